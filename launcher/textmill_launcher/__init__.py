@@ -1,0 +1,1 @@
+"""Settings, model files and processes: start, watch, stop. Never imports torch."""

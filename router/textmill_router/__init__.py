@@ -1,0 +1,1 @@
+"""The HTTP router: validation, text, queue, scheduling and streaming. Never imports torch."""

@@ -1,0 +1,1 @@
+"""HTTP routes: parse a dialect, run a generation, encode its events."""

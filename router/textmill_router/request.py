@@ -1,0 +1,120 @@
+"""A generation request as the scheduler sees it: ids and numbers, no text."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NewType
+
+RequestId = NewType("RequestId", int)
+Slot = NewType("Slot", int)
+BlockId = NewType("BlockId", int)
+
+
+def token_array(ids: Sequence[int]) -> "array[int]":
+    """Pack token ids as unsigned 32-bit integers, the form in which they are kept, hashed and sent."""
+    return array("I", ids)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParameters:
+    """How the next token is drawn. Ranges as in `proto` `Sampling`; checked once in `validation.py`."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0  # 1 = off
+    min_p: float = 0.0  # 0 = off
+    typical_p: float = 1.0  # 1 = off
+    repetition_penalty: float = 1.0  # 1 = off; prompt and output tokens
+    presence_penalty: float = 0.0  # output tokens
+    frequency_penalty: float = 0.0  # output tokens
+    seed: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One request, checked and tokenised; it fits the pool alone.
+
+    `len(prompt_ids) + max_new_tokens` is at most the window; `max_new_tokens` counts output tokens in all.
+    `arrival_s` is on the clock that the engine loop hands to the scheduler. `cache_salt` separates tenants of the
+    prefix cache.
+    """
+
+    request_id: RequestId
+    prompt_ids: "array[int]"
+    max_new_tokens: int
+    arrival_s: float
+    sampling: SamplingParameters = field(default_factory=SamplingParameters)
+    min_new_tokens: int = 0
+    stop_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    wants_logprobs: bool = False
+    top_n_tokens: int = 0
+    wants_prompt_logprobs: bool = False
+    prompt_top_n_tokens: int = 0
+    priority: int = 0  # smaller goes first
+    cache_salt: bytes = b""
+
+
+class FinishReason(Enum):
+    """Why a request ended, as the shard or the router's stop strings saw it."""
+
+    LENGTH = "length"
+    EOS = "eos"
+    STOP_ID = "stop_id"
+    STOP_STRING = "stop_string"
+
+
+class FailureCode(Enum):
+    """Why a request failed after admission."""
+
+    NOT_FINITE = "not_finite"  # logits held NaN or infinity
+    INTERNAL = "internal"  # an exception that concerned this request only
+    PLAN_REJECTED = "plan_rejected"  # rule 20: admitted by a plan that the shard refused
+    SUSPECT = "suspect"  # rule 22: the shard died with it alone in prefill
+    SHUTDOWN = "shutdown"  # the router is stopping
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A fault that ended one request; `message` is for the client."""
+
+    code: FailureCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TopTokens:
+    """Alternatives at one position, best first; ties at the cut are all present. Natural-log probabilities."""
+
+    ids: "array[int]"
+    logprobs: "array[float]"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Log-probabilities of prompt tokens `start`, `start + 1` ...; `top` is empty when none were asked."""
+
+    start: int
+    logprobs: "array[float]"
+    top: tuple[TopTokens, ...] = ()
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """What one step brought for one request. Only tokens that count are in here: leaving requests are filtered out.
+
+    A prefill chunk with prompt log-probabilities has no token. The last output of a request has `finish` or `failure`.
+    """
+
+    request_id: RequestId
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()  # parallel to tokens; empty unless asked
+    top_tokens: tuple[TopTokens, ...] = ()  # parallel to tokens; empty unless asked
+    prompt_logprobs: PromptLogprobs | None = None
+    finish: FinishReason | None = None
+    failure: Failure | None = None
+    num_cached_tokens: int = 0  # prompt tokens found by prefix at first admission
+    admitted_s: float = 0.0  # when the request first left the queue; the scheduler's clock

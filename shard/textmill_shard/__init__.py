@@ -1,0 +1,1 @@
+"""One tensor-parallel rank: weights, KV tensors, forward pass, sampling. Never speaks HTTP."""

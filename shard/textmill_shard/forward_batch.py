@@ -1,0 +1,35 @@
+"""The tensors of one forward pass. Built by the step loop, read by the model runner and the attention backends."""
+
+# T tokens of the step, R sequences, B blocks of the widest table, N rows whose logits are wanted,
+# V vocabulary, D width of the hidden states
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """Any mix of decode rows and prefill chunks, laid end to end. All tensors are on the model's device.
+
+    The tokens of sequence r are `query_starts[r] : query_starts[r + 1]`; they are the last ones of its context.
+    Tokens beyond `query_starts[R]` are padding: their place lies in the scratch block, what they give is not defined.
+    """
+
+    input_ids_T: torch.Tensor  # int64
+    position_ids_T: torch.Tensor  # int64, position of each token in its own sequence
+    kv_places_T: torch.Tensor  # int64: block * block_size + offset
+    query_starts: torch.Tensor  # [R + 1] int32, rising, starts with 0
+    context_lens_R: torch.Tensor  # int32: tokens of the sequence up to and including this step
+    block_tables_RB: torch.Tensor  # int32, padded with the scratch block
+    logit_rows_N: torch.Tensor  # int64: indices into T
+    max_query_len: int
+    max_context_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardOutput:
+    """What one forward pass gives."""
+
+    logits_NV: torch.Tensor  # float32, a row per entry of `logit_rows_N`
+    hidden_TD: torch.Tensor | None  # model dtype, after the last norm; only when asked for

@@ -1,0 +1,115 @@
+"""What the scheduler knows of one request: the row of its table."""
+
+from array import array
+from enum import Enum
+
+from textmill_router.request import BlockId, GenerationRequest, RequestId, Slot
+
+NEVER = 1 << 62
+
+
+class RequestStatus(Enum):
+    """Where a request is. `PREEMPTED` and `CANCELLED` are leaving: dropped, not yet acknowledged (rule 6)."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+
+
+class RequestState:
+    """One request from submit to its end. Written by the scheduler's own files only.
+
+    `num_computed_tokens` moves only by results (rule 3). `chain` holds the hashes of the first full blocks as far as
+    they were needed; it is a function of the tokens and so survives preemption and epochs.
+    """
+
+    __slots__ = (
+        "admit_plan",
+        "admitted_s",
+        "block_ids",
+        "chain",
+        "drop_plan",
+        "epoch",
+        "hold_hash",
+        "is_plain",
+        "max_places",
+        "next_prompt_logprob",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_foreign_blocks",
+        "num_indexed_blocks",
+        "num_outputs_at_epoch",
+        "num_strikes",
+        "num_tokens",
+        "order",
+        "output_ids",
+        "place_order",
+        "prefill_share",
+        "request",
+        "request_id",
+        "slot",
+        "status",
+        "watch_at",
+    )
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self.request = request
+        self.request_id: RequestId = request.request_id
+        self.output_ids: array[int] = array("I")
+        self.num_tokens = len(request.prompt_ids)
+        self.status = RequestStatus.WAITING
+        # The last token never needs a place: nothing is computed from it.
+        self.max_places = len(request.prompt_ids) + request.max_new_tokens - 1
+        self.is_plain = not (request.wants_logprobs or request.top_n_tokens)
+        self.place_order = (request.priority, request.arrival_s, request.request_id)
+        self.order = (1, *self.place_order)  # 0 first: has run before (rules 6, 22)
+
+        self.slot: Slot | None = None
+        self.admit_plan = 0  # number of the plan that seated it
+        self.drop_plan = NEVER  # number of the plan that drops it, once sent
+        self.block_ids: list[BlockId] = []
+        self.num_computed_tokens = 0
+        self.num_indexed_blocks = 0  # full blocks offered to the index
+        self.num_foreign_blocks = 0  # first blocks that others wrote, in this epoch
+        self.chain: list[bytes] = []
+        self.hold_hash: bytes | None = None  # rule 11: what it was last seen waiting for
+        self.prefill_share = 0  # tokens of its next chunk (rule 16)
+        self.watch_at = NEVER  # number of tokens at which a block is full or places run short
+        self.next_prompt_logprob = 1  # first prompt position not delivered (rule 17)
+
+        self.num_cached_tokens = 0  # at first admission, for the client
+        self.admitted_s = -1.0  # first admission; negative before
+        self.epoch = 0  # epoch of its last admission
+        self.num_outputs_at_epoch = 0  # outputs at its first admission in that epoch
+        self.num_strikes = 0  # deaths in a row without a token (rule 22)
+
+    def __repr__(self) -> str:
+        return f"RequestState({self.request_id}, {self.status.value}, slot={self.slot}, tokens={self.num_tokens})"
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether prompt log-probabilities are still to be delivered."""
+        return self.request.wants_prompt_logprobs and self.next_prompt_logprob < len(self.request.prompt_ids)
+
+    def block_bytes(self, index: int, block_size: int) -> bytes:
+        """The ids of one full block, packed, prompt and output seen as one row."""
+        start, end = index * block_size, (index + 1) * block_size
+        prompt_ids = self.request.prompt_ids
+        num_prompt = len(prompt_ids)
+        if end <= num_prompt:
+            return prompt_ids[start:end].tobytes()
+        if start >= num_prompt:
+            return self.output_ids[start - num_prompt : end - num_prompt].tobytes()
+        return prompt_ids[start:].tobytes() + self.output_ids[: end - num_prompt].tobytes()
+
+    def forget_shard(self) -> None:
+        """Back to what holds without a shard: tokens and what was delivered."""
+        self.slot = None
+        self.drop_plan = NEVER
+        self.block_ids = []
+        self.num_computed_tokens = 0
+        self.num_indexed_blocks = 0
+        self.prefill_share = 0
+        self.watch_at = NEVER
+        self.hold_hash = None

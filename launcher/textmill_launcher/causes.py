@@ -1,0 +1,75 @@
+"""Why a child ended, in words, and what to try."""
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from textmill_launcher.child_name import ChildName
+
+MEMORY_ADVICE = (
+    "less memory: --kv-cache-bytes or --memory-fraction, a smaller --max-batch-prefill-tokens, a smaller model, "
+    "or more shards (--num-shard)"
+)
+_BY_SIGNAL = {
+    signal.SIGKILL: "the kernel kills a process when memory runs out (see dmesg): " + MEMORY_ADVICE,
+    signal.SIGSEGV: "a crash in native code: check the versions against constraints.txt, then try --dtype float32",
+    signal.SIGBUS: "shared memory or a mapped file ran out: enlarge /dev/shm, check the disk",
+    signal.SIGILL: "the installed torch build uses instructions that this processor lacks",
+    signal.SIGABRT: "native code gave up: its reason stands in the last lines",
+    signal.SIGTERM: "somebody else ended it: look at what manages this machine's processes",
+}
+_BY_WORDS = (
+    ("out of memory", MEMORY_ADVICE),
+    ("can't allocate memory", MEMORY_ADVICE),
+    ("MemoryError", MEMORY_ADVICE),
+    ("address already in use", "another server holds that address: choose another --port"),
+    ("Permission denied", "the right to read the model's files, to write the cache, or to use a port below 1024"),
+    ("No space left on device", "room on the disk, or another --huggingface-hub-cache or --conversion-cache"),
+    ("unrecognized arguments", "an installation whose rooms are of one version: pip install -e . again"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a child ended."""
+
+    child: ChildName
+    code: int  # negative: number of the signal
+    phase: str  # what the service did then: "starting", "serving", ...
+    last_lines: tuple[str, ...]
+
+    @property
+    def launcher_exit_code(self) -> int:
+        """The child's own code, 128 + signal as shells have it; never 0, for it should not have ended."""
+        return 128 - self.code if self.code < 0 else self.code or 1
+
+    def describe(self) -> str:
+        """Return cause, rank, last lines and what to try, in several lines."""
+        lines = "\n".join("    " + line for line in self.last_lines) or "    (it wrote nothing)"
+        return (
+            f"{self.child} {describe_code(self.code)} while {self.phase}\n"
+            f"  its last lines:\n{lines}\n"
+            f"  what to try: {advice(self.code, self.last_lines)}"
+        )
+
+
+def describe_code(code: int) -> str:
+    """Say how a process ended: `was killed by SIGKILL`, `ended with exit code 3`."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+def advice(code: int, last_lines: Sequence[str]) -> str:
+    """Return what to try, from known words in the last lines, else from the signal."""
+    text = "\n".join(last_lines).lower()
+    for words, hint in _BY_WORDS:
+        if words.lower() in text:
+            return hint
+    for number, hint in _BY_SIGNAL.items():
+        if code == -number:
+            return hint
+    return "its last lines name the reason; LOG_LEVEL=debug shows more"

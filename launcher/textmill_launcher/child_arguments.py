@@ -1,0 +1,135 @@
+"""Command lines of the children: one table says which option goes to which child under which flag."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from textmill_launcher.settings import TOKEN_VARIABLES, Settings
+
+# option of the launcher -> flag of the router, flag of the shard (None: not for that child). Unset options are left
+# out: their defaults belong to the room that uses them.
+FORWARDED: Mapping[str, tuple[str | None, str | None]] = {
+    "hostname": ("--hostname", None),
+    "port": ("--port", None),
+    "max_concurrent_requests": ("--max-concurrent-requests", None),
+    "max_best_of": ("--max-best-of", None),
+    "max_stop_sequences": ("--max-stop-sequences", None),
+    "max_top_n_tokens": ("--max-top-n-tokens", None),
+    "max_input_tokens": ("--max-input-tokens", None),
+    "max_total_tokens": ("--max-total-tokens", None),
+    "max_batch_prefill_tokens": ("--max-batch-prefill-tokens", None),
+    "max_batch_total_tokens": (None, "--max-kv-tokens"),
+    "max_client_batch_size": ("--max-client-batch-size", None),
+    "validation_workers": ("--validation-workers", None),
+    "payload_limit": ("--payload-limit", None),
+    "cors_allow_origin": ("--cors-allow-origin", None),
+    "json_output": ("--json-output", "--json-output"),
+    "dtype": (None, "--dtype"),
+    "kv_cache_bytes": (None, "--kv-cache-bytes"),
+    "memory_fraction": (None, "--memory-fraction"),
+}
+
+# The router takes the key from its environment: a command line can be read by everybody on the machine.
+SECRET_VARIABLES = ("API_KEY", *TOKEN_VARIABLES)
+
+_PLAIN_OUTPUT = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A local folder that a shard can load."""
+
+    path: Path
+    model_id: str  # the name that clients see
+    model_sha: str | None  # commit of a hub model
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlace:
+    """What differs between the shards of one model."""
+
+    rank: int
+    world_size: int
+    socket: Path
+    master_addr: str
+    master_port: int | None  # None with one shard: nobody to meet
+
+
+def shard_command(settings: Settings, model: ModelFolder, place: ShardPlace) -> list[str]:
+    """Return the command line of one shard."""
+    meeting = (
+        []
+        if place.master_port is None
+        else ["--master-addr", place.master_addr, "--master-port", str(place.master_port)]
+    )
+    return [
+        *(sys.executable, "-m", "textmill_shard", "serve"),
+        *_model_flags(model),
+        *("--uds-path", str(place.socket)),
+        *("--rank", str(place.rank), "--world-size", str(place.world_size)),
+        *meeting,
+        *_forwarded(settings, child=1),
+    ]
+
+
+def router_command(settings: Settings, model: ModelFolder, rank0_socket: Path) -> list[str]:
+    """Return the command line of the router."""
+    return [
+        *(sys.executable, "-m", "textmill_router"),
+        *_model_flags(model),
+        *("--shard-uds-path", str(rank0_socket)),
+        *_forwarded(settings, child=0),
+    ]
+
+
+def convert_command(gguf_file: Path, cache_dir: str) -> list[str]:
+    """Return the command line that converts a GGUF file and prints the folder as its last line."""
+    return [sys.executable, "-m", "textmill_shard", "convert", "--gguf", str(gguf_file), "--cache-dir", cache_dir]
+
+
+def download_command(model_id: str, settings: Settings) -> list[str]:
+    """Return the command line that fetches a hub model and prints its folder as its last line."""
+    revision = [] if settings.revision is None else ["--revision", settings.revision]
+    cache = [] if settings.huggingface_hub_cache is None else ["--cache-dir", settings.huggingface_hub_cache]
+    return [sys.executable, "-m", "textmill_launcher.hub_download", "--model-id", model_id, *revision, *cache]
+
+
+def download_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """Return the environment of the download: with the hub's token, and HF_HUB_OFFLINE as the user has it."""
+    token = {} if settings.hub_token is None else {"HF_TOKEN": settings.hub_token}
+    return {**_without_secrets(environ), **_PLAIN_OUTPUT, **token}
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a child without secrets: its output comes at once, it never asks the hub."""
+    return {**_without_secrets(environ), **_PLAIN_OUTPUT, "HF_HUB_OFFLINE": "1"}
+
+
+def router_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """Return the router's environment: a child's, and the key that it asks for."""
+    key = {} if settings.api_key is None else {"API_KEY": settings.api_key}
+    return {**child_environment(environ), **key}
+
+
+def _without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name not in SECRET_VARIABLES}
+
+
+def _model_flags(model: ModelFolder) -> list[str]:
+    sha = [] if model.model_sha is None else ["--model-sha", model.model_sha]
+    return ["--model-dir", str(model.path), "--model-id", model.model_id, *sha]
+
+
+def _forwarded(settings: Settings, child: int) -> Iterator[str]:
+    for name, flags in FORWARDED.items():
+        flag, value = flags[child], getattr(settings, name)
+        if flag is None or value is None or value is False:
+            continue
+        if value is True:
+            yield flag
+        elif isinstance(value, tuple):
+            for item in value:
+                yield from (flag, item)
+        else:
+            yield from (flag, str(value))

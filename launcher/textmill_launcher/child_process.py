@@ -1,0 +1,145 @@
+"""One child: its own process group, its output in the log, gone when the launcher is gone."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+from textmill_launcher.child_name import ChildName
+from textmill_launcher.logs import ChildOutput
+
+NUM_LAST_LINES = 20
+MAX_LINE_BYTES = 64 * 1024  # a longer line is cut into several
+OUTPUT_END_TIMEOUT_S = 5.0  # for the rest of the output after the child has ended
+_PR_SET_PDEATHSIG = 1
+
+
+class ChildProcess:
+    """A started child. Created by `spawn`; whoever spawns it calls `stop` however it leaves."""
+
+    def __init__(self, name: ChildName, process: asyncio.subprocess.Process, output: ChildOutput) -> None:
+        self.name = name
+        self._process = process
+        self._output = output
+        self._last_lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
+        self._last_stdout_line = ""
+        assert process.stdout is not None
+        self._readers = [asyncio.create_task(self._read(process.stdout, is_stdout=True))]
+        if process.stderr is not None:
+            self._readers.append(asyncio.create_task(self._read(process.stderr, is_stdout=False)))
+        self._end = asyncio.create_task(self._wait_for_end())
+
+    @classmethod
+    async def spawn(
+        cls,
+        name: ChildName,
+        argv: Sequence[str],
+        environ: Mapping[str, str],
+        output: ChildOutput,
+        umask: int = -1,
+    ) -> "ChildProcess":
+        """Start `argv` in a process group of its own. Call from the main thread: see `_die_with_parent`."""
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            env=dict(environ),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            process_group=0,  # Ctrl-C reaches the launcher only; it stops the children in order
+            umask=umask,
+            preexec_fn=_die_with_parent(os.getpid()),
+        )
+        return cls(name, process, output)
+
+    @property
+    def pid(self) -> int:
+        """Process id, also the id of the process group."""
+        return self._process.pid
+
+    @property
+    def last_lines(self) -> tuple[str, ...]:
+        """The last lines of output, oldest first."""
+        return tuple(self._last_lines)
+
+    @property
+    def last_stdout_line(self) -> str:
+        """The last line that is not empty on standard output: the answer of a helper."""
+        return self._last_stdout_line
+
+    @property
+    def is_running(self) -> bool:
+        """True until the child has ended and its output was read."""
+        return not self._end.done()
+
+    async def wait(self) -> int:
+        """Return the exit code (negative: the signal) once all output was read. Safe to cancel."""
+        return await asyncio.shield(self._end)
+
+    async def stop(self, grace_s: float) -> int:
+        """End the child: SIGTERM, after `grace_s` SIGKILL to its whole group. Returns the exit code."""
+        if self._process.returncode is None:
+            self._signal(signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(self.wait(), grace_s)
+            self.kill()
+        return await self.wait()
+
+    def kill(self) -> None:
+        """Send SIGKILL to the whole group."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    async def _wait_for_end(self) -> int:
+        code = await self._process.wait()
+        self.kill()  # what the child itself had started must not outlive it
+        await asyncio.wait(self._readers, timeout=OUTPUT_END_TIMEOUT_S)
+        for reader in self._readers:
+            reader.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+        return code
+
+    async def _read(self, stream: asyncio.StreamReader, is_stdout: bool) -> None:
+        rest = b""
+        while piece := await stream.read(MAX_LINE_BYTES):
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                self._take(line, is_stdout)
+            if len(rest) > MAX_LINE_BYTES:
+                self._take(rest, is_stdout)
+                rest = b""
+        if rest:
+            self._take(rest, is_stdout)
+
+    def _take(self, line: bytes, is_stdout: bool) -> None:
+        text = line.decode("utf-8", errors="replace").rstrip("\r")
+        if not text.strip():
+            return
+        self._last_lines.append(text)
+        if is_stdout:
+            self._last_stdout_line = text
+        self._output.write(self.name, text)
+
+
+def _die_with_parent(parent_pid: int) -> Callable[[], None] | None:
+    """Return what the child runs before exec: ask Linux for SIGKILL when the launcher dies, however it dies.
+
+    The kernel means the *thread* that forked, so children are spawned from the main thread only. They are also spawned
+    before the launcher opens its first gRPC channel: gRPC's threads and fork do not go together.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork: the child must not import or allocate
+
+    def arrange() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent_pid:  # the launcher died between fork and prctl
+            os._exit(1)
+
+    return arrange

@@ -1,0 +1,52 @@
+"""How many shards to start."""
+
+import subprocess
+from collections.abc import Callable
+
+from textmill_launcher.errors import ConflictingSettings
+from textmill_launcher.settings import Settings
+
+
+def count_visible(visible_devices: str | None, count_all: Callable[[], int]) -> int | None:
+    """Return the number of devices that the environment names, None when it names none.
+
+    `all` and `void` ask the driver (`count_all`); an empty list counts as one device.
+    """
+    if visible_devices is None:
+        return None
+    if visible_devices.strip() in ("all", "void"):
+        return count_all()
+    return max(1, len([part for part in visible_devices.split(",") if part.strip()]))
+
+
+def num_shards(settings: Settings, count_all: Callable[[], int]) -> int:
+    """Return the number of shards; raises `ConflictingSettings` when `--sharded true` finds fewer than two."""
+    visible = count_visible(settings.visible_devices, count_all)
+    wanted = settings.num_shard
+    if settings.sharded:
+        if wanted is None:
+            if visible is None or visible <= 1:
+                found = (
+                    "no device list in CUDA_VISIBLE_DEVICES or NVIDIA_VISIBLE_DEVICES"
+                    if visible is None
+                    else "one device"
+                )
+                raise ConflictingSettings(f"--sharded true needs two devices or more, found {found}: give --num-shard")
+            return visible
+        if wanted <= 1:
+            raise ConflictingSettings(f"--sharded true needs --num-shard of 2 or more, found {wanted}")
+        return wanted
+    if wanted is not None:
+        return wanted
+    if settings.sharded is False:
+        return 1
+    return visible or 1
+
+
+def count_driver_devices(timeout_s: float = 20.0) -> int:
+    """Return the number of devices that `nvidia-smi -L` lists; raises `ConflictingSettings` when it cannot say."""
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=timeout_s, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConflictingSettings(f"cannot count the devices with nvidia-smi ({error}): give --num-shard") from error
+    return sum(1 for line in listing.stdout.splitlines() if "UUID" in line)

@@ -1,0 +1,68 @@
+"""The download child: fetch a hub model's files and print their folder as the last line.
+
+A process of its own, so that a signal ends a download at once: `python -m textmill_launcher.hub_download`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+WANTED_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+# Other formats and second copies of the weights lie in folders of the repository or under this name.
+UNWANTED_FILES = ("*/*", "consolidated*")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Download; returns 0, or 1 after one line that names the reason."""
+    parser = argparse.ArgumentParser(prog="textmill-download", allow_abbrev=False)
+    parser.add_argument("--model-id", required=True)
+    parser.add_argument("--revision")
+    parser.add_argument("--cache-dir")
+    arguments = parser.parse_args(argv)
+    try:
+        folder = snapshot_download(
+            arguments.model_id,
+            revision=arguments.revision,
+            cache_dir=arguments.cache_dir,
+            allow_patterns=list(WANTED_FILES),
+            ignore_patterns=list(UNWANTED_FILES),
+        )
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        print(f"{arguments.model_id}: {explain(error, arguments.revision)}", file=sys.stderr)
+        return 1
+    print(folder)
+    return 0
+
+
+def explain(error: Exception, revision: str | None) -> str:
+    """Return what went wrong and what to try."""
+    match error:
+        case GatedRepoError():
+            return "access is gated: accept the model's terms on the hub and set HF_TOKEN"
+        case RevisionNotFoundError():
+            return f"the hub has no revision {revision!r} of it (--revision)"
+        case RepositoryNotFoundError():
+            return "the hub has no such model, or it is private: check --model-id, set HF_TOKEN"
+        case LocalEntryNotFoundError():
+            return (
+                "it is not in the local cache and the hub cannot be asked (HF_HUB_OFFLINE, or no connection): "
+                "check --huggingface-hub-cache, or give a local folder as --model-id"
+            )
+        case HFValidationError():
+            return f"not a hub id and not a local path ({error})"
+        case _:
+            return f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

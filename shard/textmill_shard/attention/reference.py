@@ -1,0 +1,176 @@
+"""Paged attention in plain torch: gather the blocks, then scaled dot products. The oracle of the other backends."""
+
+# T tokens, R sequences, B blocks of the widest table, C places gathered, H query heads, K key/value heads,
+# G = H // K query heads per key/value head, Q queries per sequence and key/value head, D key width, E value width
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from textmill_shard.attention.base import AttentionRule
+from textmill_shard.forward_batch import ForwardBatch
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """The sequences with one query each, attended together."""
+
+    token_rows_R: torch.Tensor  # int64, row of the query in the flat batch
+    block_tables_RB: torch.Tensor  # int64, cut to the longest of these
+    positions_R1: torch.Tensor  # int64, place of the query in its own context
+    stale: torch.Tensor  # int64, of the R * C gathered places those beyond their context
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """One sequence with several queries."""
+
+    start: int  # rows start .. stop of the flat batch
+    stop: int
+    block_table_1B: torch.Tensor  # int64, cut to its own context
+    positions_Q1: torch.Tensor  # int64
+    stale: torch.Tensor  # int64, of the C gathered places those beyond the context
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceStep:
+    """The parts of a flat batch, one `attend` call each."""
+
+    decode: DecodeRows | None
+    chunks: tuple[PrefillChunk, ...]
+    num_tokens: int
+    is_whole: bool  # every row of the batch belongs to a part
+
+
+class ReferenceAttention:
+    """Exact in fp32; decode rows are gathered up to the longest context among them."""
+
+    def prepare(self, batch: ForwardBatch, *, block_size: int) -> ReferenceStep:
+        # These reads wait for the device on a GPU; no other backend does so.
+        starts = batch.query_starts.tolist()
+        context_lens = batch.context_lens_R.tolist()
+        tables_RB = batch.block_tables_RB.long()
+        query_lens = [stop - start for start, stop in pairwise(starts)]
+        device = tables_RB.device
+
+        singles = [row for row, length in enumerate(query_lens) if length == 1]
+        decode = None
+        if singles:
+            rows_R = torch.tensor(singles, device=device)
+            num_blocks = -(-max(context_lens[row] for row in singles) // block_size)
+            positions_R1 = batch.context_lens_R.long()[rows_R].unsqueeze(1) - 1
+            places_C = torch.arange(num_blocks * block_size, device=device)
+            decode = DecodeRows(
+                token_rows_R=torch.tensor([starts[row] for row in singles], device=device),
+                block_tables_RB=tables_RB[rows_R, :num_blocks],
+                positions_R1=positions_R1,
+                stale=(places_C > positions_R1).flatten().nonzero().squeeze(1),
+            )
+        chunks = tuple(
+            PrefillChunk(
+                start=starts[row],
+                stop=starts[row + 1],
+                block_table_1B=tables_RB[row : row + 1, : -(-context_lens[row] // block_size)],
+                positions_Q1=torch.arange(context_lens[row] - length, context_lens[row], device=device).unsqueeze(1),
+                stale=torch.arange(context_lens[row], -(-context_lens[row] // block_size) * block_size, device=device),
+            )
+            for row, length in enumerate(query_lens)
+            if length > 1
+        )
+        num_tokens = batch.input_ids_T.shape[0]
+        return ReferenceStep(decode=decode, chunks=chunks, num_tokens=num_tokens, is_whole=starts[-1] == num_tokens)
+
+    def attend(
+        self,
+        step: ReferenceStep,
+        query_THD: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        rule: AttentionRule,
+    ) -> torch.Tensor:
+        num_heads, num_kv_heads = query_THD.shape[1], key_pool.shape[2]
+        out_shape = (step.num_tokens, num_heads, value_pool.shape[3])
+        out_THE = query_THD.new_empty(out_shape) if step.is_whole else query_THD.new_zeros(out_shape)
+
+        if step.decode is not None:
+            rows = step.decode
+            # The query heads that share a K and V stand on the query axis: nothing is repeated.
+            query_RKGD = _group(query_THD[rows.token_rows_R], num_kv_heads)
+            key_RKCD = _gather(key_pool, rows.block_tables_RB, rows.stale)
+            value_RKCE = _gather(value_pool, rows.block_tables_RB, rows.stale)
+            mask_R11C = _may_see(rows.positions_R1, key_RKCD.shape[2], rule)[:, None, None, :]
+            sinks_KG1 = _sinks(rule, num_kv_heads, num_queries=1)
+            out = _attend(query_RKGD, key_RKCD, value_RKCE, mask_R11C, sinks_KG1, rule)
+            out_THE[rows.token_rows_R] = out.flatten(1, 2)
+
+        for chunk in step.chunks:
+            num_queries = chunk.stop - chunk.start
+            query_QKGD = _group(query_THD[chunk.start : chunk.stop], num_kv_heads)
+            query_1KQD = query_QKGD.permute(1, 2, 0, 3).flatten(1, 2).unsqueeze(0)  # Q runs over G, then queries
+            key_1KCD = _gather(key_pool, chunk.block_table_1B, chunk.stale)
+            value_1KCE = _gather(value_pool, chunk.block_table_1B, chunk.stale)
+            mask_QC = _may_see(chunk.positions_Q1, key_1KCD.shape[2], rule).repeat(num_heads // num_kv_heads, 1)
+            sinks_KQ1 = _sinks(rule, num_kv_heads, num_queries=num_queries)
+            out = _attend(query_1KQD, key_1KCD, value_1KCE, mask_QC, sinks_KQ1, rule)
+            out_KGQE = out.reshape(num_kv_heads, num_heads // num_kv_heads, num_queries, -1)
+            out_THE[chunk.start : chunk.stop] = out_KGQE.permute(2, 0, 1, 3).flatten(1, 2)
+        return out_THE
+
+
+def _group(query_QHD: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
+    """Give `[Q, K, G, D]`."""
+    num_queries, num_heads, key_dim = query_QHD.shape
+    return query_QHD.reshape(num_queries, num_kv_heads, num_heads // num_kv_heads, key_dim)
+
+
+def _gather(pool: torch.Tensor, block_tables_RB: torch.Tensor, stale: torch.Tensor) -> torch.Tensor:
+    """Give `[R, K, C, dim]` of the pool `[blocks, block_size, K, dim]`, zero at the stale places."""
+    gathered = pool.flatten(1).index_select(0, block_tables_RB.flatten())
+    # What an earlier owner left there may be NaN, and a weight of zero does not undo NaN.
+    gathered.view(-1, pool.shape[2] * pool.shape[3]).index_fill_(0, stale, 0.0)
+    num_sequences, num_blocks = block_tables_RB.shape
+    return gathered.view(num_sequences, num_blocks * pool.shape[1], pool.shape[2], pool.shape[3]).transpose(1, 2)
+
+
+def _may_see(positions_Q1: torch.Tensor, num_places: int, rule: AttentionRule) -> torch.Tensor:
+    """Give bool `[Q, C]`: which places a query at a position of its context may look at."""
+    places_C = torch.arange(num_places, device=positions_Q1.device)
+    may_see = places_C <= positions_Q1
+    if rule.window_tokens is not None:
+        may_see &= places_C > positions_Q1 - rule.window_tokens
+    if rule.chunk_tokens is not None:
+        may_see &= places_C // rule.chunk_tokens == positions_Q1 // rule.chunk_tokens
+    return may_see
+
+
+def _sinks(rule: AttentionRule, num_kv_heads: int, *, num_queries: int) -> torch.Tensor | None:
+    """Give `[K, G * queries, 1]`, a sink score per query of `_attend`."""
+    if rule.sinks_H is None:
+        return None
+    return rule.sinks_H.view(num_kv_heads, -1, 1).repeat_interleave(num_queries, dim=1)
+
+
+def _attend(
+    query_RKQD: torch.Tensor,
+    key_RKCD: torch.Tensor,
+    value_RKCE: torch.Tensor,
+    mask: torch.Tensor,
+    sinks_KQ1: torch.Tensor | None,
+    rule: AttentionRule,
+) -> torch.Tensor:
+    """Give `[R, K, Q, E]`; `mask` is bool and broadcasts to `[R, K, Q, C]`."""
+    if rule.softcap is None and sinks_KQ1 is None:
+        mask = mask.expand(query_RKQD.shape[0], 1, query_RKQD.shape[2], key_RKCD.shape[2])
+        return scaled_dot_product_attention(query_RKQD, key_RKCD, value_RKCE, attn_mask=mask, scale=rule.scaling)
+    scores = torch.matmul(query_RKQD, key_RKCD.transpose(2, 3)).float() * rule.scaling
+    if rule.softcap is not None:
+        scores = torch.tanh(scores / rule.softcap) * rule.softcap
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks_KQ1 is None:
+        weights = scores.softmax(dim=-1)
+    else:
+        sinks = sinks_KQ1.float().expand(*scores.shape[:-1], 1)
+        weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+    return torch.matmul(weights.to(value_RKCE.dtype), value_RKCE)

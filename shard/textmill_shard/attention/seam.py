@@ -1,0 +1,78 @@
+"""The seam to transformers: its attention layers call `paged_attention`, which asks the layer's own `PagedLayer`."""
+
+# T tokens of the step, H local query heads, K local key/value heads, D key width, E value width
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from textmill_shard.attention.base import AttentionBackend, AttentionRule
+from textmill_shard.forward_batch import ForwardBatch
+from textmill_shard.kv_pool import KvPool
+
+# Not a name of the mask registry: transformers then builds no mask, and no [T, T] tensor exists.
+PAGED_ATTENTION = "textmill_paged"
+_LAYER_ATTRIBUTE = "textmill_paged_layer"
+
+
+@dataclass(slots=True)
+class StepContext:
+    """What the layers need of the step under way; the model runner sets it before the forward."""
+
+    backend: AttentionBackend
+    pool: KvPool | None = None
+    kv_places_T: torch.Tensor | None = None
+    prepared: Any = None
+
+    def begin(self, batch: ForwardBatch) -> None:
+        assert self.pool is not None, "allocate_kv comes before forward"
+        self.kv_places_T = batch.kv_places_T
+        self.prepared = self.backend.prepare(batch, block_size=self.pool.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class PagedLayer:
+    """One attention layer: writes K and V to their places, then attends over the block table."""
+
+    context: StepContext
+    index: int
+    rule: AttentionRule
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Take `[1, H, T, D]`, `[1, K, T, D]`, `[1, K, T, E]`; give `[1, T, H, E]`."""
+        pool = self.context.pool
+        places_T = self.context.kv_places_T
+        assert pool is not None
+        assert places_T is not None, "begin comes before the forward"
+        key_pool, value_pool = pool.keys[self.index], pool.values[self.index]
+        key_pool.flatten(0, 1).index_copy_(0, places_T, key[0].transpose(0, 1).to(key_pool.dtype))
+        value_pool.flatten(0, 1).index_copy_(0, places_T, value[0].transpose(0, 1).to(value_pool.dtype))
+        out_THE = self.context.backend.attend(
+            self.context.prepared, query[0].transpose(0, 1), key_pool, value_pool, self.rule
+        )
+        return out_THE.unsqueeze(0)
+
+
+def paged_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """The function that transformers' layers call. The probe found what varies by layer: `kwargs` say nothing new."""
+    return getattr(module, _LAYER_ATTRIBUTE)(query, key, value), None
+
+
+def attach_layer(module: nn.Module, layer: PagedLayer) -> None:
+    """Give an attention module its place in the pool; the probe found which modules these are."""
+    setattr(module, _LAYER_ATTRIBUTE, layer)
+
+
+def register_attention() -> None:
+    """Make `PAGED_ATTENTION` known to transformers. Safe to call again."""
+    AttentionInterface.register(PAGED_ATTENTION, paged_attention)

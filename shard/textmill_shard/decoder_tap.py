@@ -1,0 +1,49 @@
+"""A tap between a causal model's decoder and its head: reads the hidden states, or hands given ones to the head."""
+
+# T tokens of the step, n rows handed in, D width of the hidden states
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class DecoderTap:
+    """Stands in for the decoder's forward, so that the head runs with all the model adds to it (scale, softcap)."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self._forward = decoder.forward
+        self._hidden_1TD: torch.Tensor | None = None
+        self._given_1nD: torch.Tensor | None = None
+        self._output_type: type[Any] | None = None
+        decoder.forward = self._call
+
+    @property
+    def was_called(self) -> bool:
+        return self._output_type is not None
+
+    def take_hidden(self) -> torch.Tensor:
+        """Give `[T, D]` of the last forward, once."""
+        assert self._hidden_1TD is not None, "no forward came before"
+        hidden_1TD, self._hidden_1TD = self._hidden_1TD, None
+        return hidden_1TD[0]
+
+    @contextmanager
+    def given(self, hidden_nD: torch.Tensor) -> Iterator[None]:
+        """Within, a forward of the model skips the decoder and gives the head these rows."""
+        self._given_1nD = hidden_nD.unsqueeze(0)
+        try:
+            yield
+        finally:
+            self._given_1nD = None
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if self._given_1nD is not None:
+            assert self._output_type is not None, "no forward came before"
+            return self._output_type(last_hidden_state=self._given_1nD)
+        output = self._forward(*args, **kwargs)
+        self._output_type = type(output)
+        self._hidden_1TD = output.last_hidden_state
+        return output

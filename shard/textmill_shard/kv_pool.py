@@ -1,0 +1,58 @@
+"""The K and V tensors of one rank. Which request owns which block is the router's business."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKvSpec:
+    """What one attention layer stores per token on this rank, and how far back it looks."""
+
+    num_local_kv_heads: int
+    key_dim: int
+    value_dim: int
+    window_tokens: int | None = None  # keys seen by a token, itself included; None = all
+    chunk_tokens: int | None = None  # attention stays inside runs of this many tokens; None = no such border
+
+    @property
+    def elements_per_token(self) -> int:
+        return self.num_local_kv_heads * (self.key_dim + self.value_dim)
+
+
+class KvPool:
+    """K and V per layer, `[num_blocks + 1, block_size, local kv heads, dim]` each; the last block is scratch."""
+
+    def __init__(
+        self,
+        *,
+        specs: Sequence[LayerKvSpec],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.keys = [
+            torch.empty(num_blocks + 1, block_size, s.num_local_kv_heads, s.key_dim, dtype=dtype, device=device)
+            for s in specs
+        ]
+        self.values = [
+            torch.empty(num_blocks + 1, block_size, s.num_local_kv_heads, s.value_dim, dtype=dtype, device=device)
+            for s in specs
+        ]
+
+    @property
+    def scratch_block(self) -> int:
+        return self.num_blocks
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+
+def kv_bytes_per_block(specs: Sequence[LayerKvSpec], *, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes that one block takes over all layers."""
+    return sum(spec.elements_per_token for spec in specs) * block_size * dtype.itemsize

@@ -75,7 +75,7 @@ class RequestState:
         self.chain: list[bytes] = []
         self.hold_hash: bytes | None = None  # rule 11: what it was last seen waiting for
         self.prefill_share = 0  # tokens of its next chunk (rule 16)
-        self.watch_at = NEVER  # number of tokens at which a block is full or places run short
+        self.watch_at = NEVER  # tokens at which a block is full or places run short; 0 = no token in this seat yet
         self.next_prompt_logprob = 1  # first prompt position not delivered (rule 17)
 
         self.num_cached_tokens = 0  # at first admission, for the client
@@ -91,6 +91,16 @@ class RequestState:
     def wants_prompt_logprobs(self) -> bool:
         """Whether prompt log-probabilities are still to be delivered."""
         return self.request.wants_prompt_logprobs and self.next_prompt_logprob < len(self.request.prompt_ids)
+
+    @property
+    def is_in_prefill(self) -> bool:
+        """Whether it sits on the shard without a token in this seat; leaving ones count."""
+        return self.slot is not None and self.watch_at == 0
+
+    @property
+    def has_token_in_epoch(self) -> bool:
+        """Whether a token has come since its first admission in the epoch of its last one."""
+        return len(self.output_ids) > self.num_outputs_at_epoch
 
     def block_bytes(self, index: int, block_size: int) -> bytes:
         """The ids of one full block, packed, prompt and output seen as one row."""

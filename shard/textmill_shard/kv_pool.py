@@ -8,13 +8,11 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class LayerKvSpec:
-    """What one attention layer stores per token on this rank, and how far back it looks."""
+    """What one attention layer stores per token on this rank."""
 
     num_local_kv_heads: int
     key_dim: int
     value_dim: int
-    window_tokens: int | None = None  # keys seen by a token, itself included; None = all
-    chunk_tokens: int | None = None  # attention stays inside runs of this many tokens; None = no such border
 
     @property
     def elements_per_token(self) -> int:

@@ -1,0 +1,74 @@
+"""Reads from a model's own mask predicate how far a layer looks back: all, a window, or a chunk."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+
+# (batch, head, query index, key index) -> may the query see the key; works on tensors of indices.
+MaskPredicate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+MAX_PROBED_TOKENS = 1 << 18  # a window wider than this cannot be told from none
+
+
+class UnknownMaskError(Exception):
+    """The predicate is neither causal, nor a window, nor a chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskPattern:
+    """Which earlier tokens a token sees; itself always."""
+
+    window_tokens: int | None = None  # the last so many, itself included
+    chunk_tokens: int | None = None  # those of its own run of so many
+
+    def first_seen(self, query: int) -> int:
+        first = 0
+        if self.window_tokens is not None:
+            first = max(first, query - self.window_tokens + 1)
+        if self.chunk_tokens is not None:
+            first = max(first, query // self.chunk_tokens * self.chunk_tokens)
+        return first
+
+
+def find_mask_pattern(predicate: MaskPredicate, *, max_tokens: int) -> MaskPattern:
+    """Ask the predicate at queries spread over `max_tokens`. Raises UnknownMaskError."""
+    num_tokens = min(max_tokens or MAX_PROBED_TOKENS, MAX_PROBED_TOKENS)
+    # Neighbours at the far end tell a window (the border moves along) from a chunk (it stands).
+    spread = {num_tokens * part // 16 for part in range(1, 16)}
+    queries = sorted({0, 1, 2, 3, *spread, *range(max(0, num_tokens - 8), num_tokens)} & set(range(num_tokens)))
+    first_seen = {query: _first_seen(predicate, query, num_tokens) for query in queries}
+
+    candidates = [MaskPattern()]
+    last = queries[-1]
+    candidates.append(MaskPattern(window_tokens=last - first_seen[last] + 1))
+    borders = gcd(*first_seen.values())
+    if borders > 1:
+        candidates.append(MaskPattern(chunk_tokens=_chunk_of(predicate, borders, num_tokens)))
+    for pattern in candidates:
+        if all(pattern.first_seen(query) == first for query, first in first_seen.items()):
+            return pattern
+    raise UnknownMaskError(f"a mask that is neither causal, window nor chunk (first keys seen: {first_seen})")
+
+
+def _first_seen(predicate: MaskPredicate, query: int, num_tokens: int) -> int:
+    """The first key that a query sees; checks that it sees all from there to itself and none behind."""
+    zero = torch.zeros(1, dtype=torch.int64)
+    keys = torch.arange(min(query + 64, num_tokens))
+    seen = predicate(zero, zero, torch.full_like(keys, query), keys).expand(keys.shape).nonzero().flatten()
+    if seen.numel() == 0 or int(seen[-1]) != query or int(seen[-1] - seen[0]) + 1 != seen.numel():
+        raise UnknownMaskError(f"token {query} sees {seen.numel()} tokens that are not one run up to itself")
+    return int(seen[0])
+
+
+def _chunk_of(predicate: MaskPredicate, borders: int, num_tokens: int) -> int:
+    """The chunk divides every border seen; the smallest query whose first key is not 0 tells it."""
+    low, high = 0, num_tokens - 1
+    while low < high:
+        middle = (low + high) // 2
+        if _first_seen(predicate, middle, num_tokens) > 0:
+            high = middle
+        else:
+            low = middle + 1
+    return low if borders % low == 0 else borders

@@ -1,0 +1,227 @@
+"""From a model folder to a runner: config, model on `meta`, index plan, this rank's runs of bytes, probe, check."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from textmill_shard.attention.base import AttentionBackend
+from textmill_shard.attention.reference import ReferenceAttention
+from textmill_shard.attention.seam import PAGED_ATTENTION, PagedLayer, StepContext, attach_layer, register_attention
+from textmill_shard.decoder_tap import DecoderTap
+from textmill_shard.index_plan import IndexPlan, build_index_plan
+from textmill_shard.model_errors import ModelError, ModelFilesError, UnsupportedModelError
+from textmill_shard.model_files import WeightFiles, find_eos_token_ids, find_tokenizer_digest, find_weight_files
+from textmill_shard.model_runner import ModelFacts, ModelRunner
+from textmill_shard.parallel import TensorParallel
+from textmill_shard.parallel_layers import divide_layer
+from textmill_shard.probe import ProbeResult, probe_model
+from textmill_shard.start_check import PROBE_TEXTS, check_against_probe
+from textmill_shard.weight_reader import check_matching, match_names, move_buffers, read_weights
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("float32", "bfloat16", "float16")
+# Names under which configs keep the longest sequence that the positions allow.
+_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+# These pick their table by the longest sequence of a forward: in a flat batch a neighbour would change the positions.
+_NEIGHBOUR_ROPES = frozenset({"dynamic", "longrope"})
+
+OnProgress = Callable[[str, float], None]  # phase ("config", "weights", "warmup"), 0 .. 1 of it
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What to load and how."""
+
+    model_dir: Path
+    dtype: str = "auto"  # "auto" or one of DTYPES
+    device: str = "cpu"  # "cpu", "cuda", "cuda:1"
+    block_size: int = 16  # tokens per block
+
+
+def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorParallel | None = None) -> ModelRunner:
+    """Give a runner that still needs `allocate_kv`. Raises ModelError with a sentence for the operator."""
+    started = time.monotonic()
+    parallel = parallel or TensorParallel()
+    on_progress("config", 0.0)
+    config = _read_config(options.model_dir)
+    device = torch.device(options.device)
+    dtype: torch.dtype = getattr(torch, pick_dtype(options.dtype, config=config, device=device))
+    files = find_weight_files(options.model_dir)
+
+    on_progress("weights", 0.0)
+    model, plan = _build_and_fill(
+        config=config,
+        files=files,
+        options=options,
+        dtype=dtype,
+        device=device,
+        parallel=parallel,
+        on_progress=lambda share: on_progress("weights", share),
+    )
+
+    on_progress("warmup", 0.0)
+    max_tokens = _max_model_tokens(config)
+    vocab_size = int(config.get_text_config().vocab_size)
+    probe_texts = tuple(torch.tensor(text, device=device) % vocab_size for text in PROBE_TEXTS)
+    probe = probe_model(model, texts=probe_texts, max_tokens=max_tokens)
+    context = StepContext(backend=_pick_backend())
+    _attach(model, probe, context)
+    tap = DecoderTap(_find_decoder(model))
+
+    facts = ModelFacts(
+        model_type=str(config.model_type),
+        dtype=str(dtype).removeprefix("torch."),
+        device=device.type,
+        vocab_size=int(probe.logits_V_by_text[0].shape[-1]),
+        eos_token_ids=find_eos_token_ids(options.model_dir),
+        max_model_tokens=max_tokens,
+        weight_bytes=_weight_bytes(model),
+        tokenizer_digest=find_tokenizer_digest(options.model_dir),
+        block_size=options.block_size,
+        kv_specs=tuple(layer.spec for layer in probe.layers),
+    )
+    runner = ModelRunner(model=model, facts=facts, context=context, tap=tap, parallel=parallel)
+    check_against_probe(runner, texts=probe_texts, expected_V_by_text=probe.logits_V_by_text)
+    on_progress("warmup", 1.0)
+    log.info(
+        "model loaded",
+        extra={
+            "model_type": facts.model_type,
+            "dtype": facts.dtype,
+            "weight_bytes": facts.weight_bytes,
+            "num_attention_layers": len(facts.kv_specs),
+            "num_divided_layers": len(plan.role_of_module),
+            "load_s": round(time.monotonic() - started, 3),
+        },
+    )
+    return runner
+
+
+def pick_dtype(asked: str, *, config: Any, device: torch.device) -> str:
+    """`auto`: on a CPU bfloat16 where it computes in it, else float32; on a GPU what the checkpoint is stored in."""
+    if asked != "auto":
+        if asked not in DTYPES:
+            raise ModelError(f"dtype is {asked}, it can be auto, {', '.join(DTYPES)}")
+        return asked
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
+    stored = str(getattr(config.get_text_config(), "dtype", None) or "").removeprefix("torch.")
+    return stored if stored in ("bfloat16", "float16") else "bfloat16"
+
+
+def _read_config(folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        # Says what the folder holds instead, if anything.
+        find_weight_files(folder)
+        raise ModelFilesError(f"{folder} has no config.json")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise UnsupportedModelError(f"{folder / 'config.json'} is not understood: {error}") from error
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    per_kind = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    unfit = {str(kind.get("rope_type")) for kind in per_kind} & _NEIGHBOUR_ROPES
+    if unfit:
+        raise UnsupportedModelError(
+            f"models with rotary positions of type {', '.join(sorted(unfit))} cannot be served yet: "
+            "their tables depend on the other requests of a step"
+        )
+    return config
+
+
+def _build_and_fill(
+    *,
+    config: Any,
+    files: WeightFiles,
+    options: LoadOptions,
+    dtype: torch.dtype,
+    device: torch.device,
+    parallel: TensorParallel,
+    on_progress: Callable[[float], None],
+) -> tuple[Any, IndexPlan]:
+    try:
+        # Parameters on `meta`, buffers computed for real: no checkpoint holds the rotary tables.
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UnsupportedModelError(f"models of type {config.model_type} do not generate text: {error}") from error
+    model.eval()
+    matching = match_names(model, files)
+    if matching.missing and parallel.world_size == 1:
+        model = _fill_by_transformers(options.model_dir, dtype=dtype, device=device)
+        return model, IndexPlan()
+    check_matching(matching, folder=options.model_dir)
+    plan = build_index_plan(model, config, parallel)
+    read_weights(model, files=files, matching=matching, plan=plan, dtype=dtype, device=device, on_progress=on_progress)
+    move_buffers(model, device)
+    _divide(model, plan, parallel)
+    return model, plan
+
+
+def _fill_by_transformers(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """For checkpoints whose names or shapes transformers converts on the way (experts stored one by one)."""
+    disable_progress_bar()
+    model, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelFilesError(f"{folder} lacks {len(missing)} tensors of the model, first {missing[0]}")
+    return model.eval().to(device)
+
+
+def _divide(model: nn.Module, plan: IndexPlan, parallel: TensorParallel) -> None:
+    for name, role in plan.role_of_module.items():
+        parent_name, _, leaf = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        layer = divide_layer(
+            model.get_submodule(name),
+            role=role,
+            run=plan.cut_of_parameter[f"{name}.weight"].run,
+            parallel=parallel,
+            vocabulary_sizes=plan.sizes_of_vocabulary,
+        )
+        setattr(parent, leaf, layer)
+
+
+def _attach(model: Any, probe: ProbeResult, context: StepContext) -> None:
+    register_attention()
+    model.set_attn_implementation(PAGED_ATTENTION)
+    for index, layer in enumerate(probe.layers):
+        attach_layer(layer.module, PagedLayer(context=context, index=index, rule=layer.rule))
+
+
+def _pick_backend() -> AttentionBackend:
+    return ReferenceAttention()
+
+
+def _find_decoder(model: Any) -> Any:
+    """The part that gives hidden states to the head."""
+    decoder = model.get_decoder()
+    if decoder is model:
+        raise UnsupportedModelError(f"models of type {model.config.model_type} have no decoder that is known")
+    return decoder
+
+
+def _max_model_tokens(config: Any) -> int:
+    text_config = config.get_text_config()
+    for name in _LENGTH_FIELDS:
+        length = getattr(text_config, name, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    return 0
+
+
+def _weight_bytes(model: nn.Module) -> int:
+    """Parameters and buffers of this rank; tied tensors count once."""
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,0 +1,142 @@
+"""The discovery forward: runs the model once on a few tokens to see what each attention layer is and does."""
+
+# L tokens of the probe, H local query heads, K local key/value heads, D key width, E value width, V vocabulary
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from textmill_shard.attention.base import AttentionRule
+from textmill_shard.kv_pool import LayerKvSpec
+from textmill_shard.mask_pattern import MaskPattern, MaskPredicate, UnknownMaskError, find_mask_pattern
+from textmill_shard.model_errors import UnsupportedModelError
+
+PROBE_ATTENTION = "textmill_probe"
+_PATTERN_ATTRIBUTE = "textmill_mask_pattern"
+# Tensors that layers hand on to the attention function and that change nothing there.
+_HARMLESS_TENSORS = frozenset({"position_ids", "cache_position"})
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFinding:
+    """What one attention layer showed."""
+
+    module: nn.Module
+    spec: LayerKvSpec
+    rule: AttentionRule
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """Layers in the order they ran, and the logits of the probe's texts."""
+
+    layers: tuple[LayerFinding, ...]
+    logits_V_by_text: tuple[torch.Tensor, ...]  # float32, of the last token of each text
+
+
+@dataclass(slots=True)
+class _Recorder:
+    """Collects while a probe forward runs."""
+
+    max_tokens: int
+    layers: list[LayerFinding] = field(default_factory=list)
+    pattern_of_predicate: dict[int, MaskPattern] = field(default_factory=dict)
+
+
+_recorder: _Recorder | None = None  # transformers calls plain functions: there is no other way to hand this on
+
+
+def probe_model(model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int) -> ProbeResult:
+    """Run each text (`[L]` int64) alone. Raises UnsupportedModelError with the reason. Not for two threads at once."""
+    global _recorder
+    AttentionInterface.register(PROBE_ATTENTION, _probe_attention)
+    AttentionMaskInterface.register(PROBE_ATTENTION, _probe_mask)
+    model_type = model.config.model_type
+    model.set_attn_implementation(PROBE_ATTENTION)
+    logits: list[torch.Tensor] = []
+    recorders: list[_Recorder] = []
+    for text_L in texts:
+        _recorder = _Recorder(max_tokens=max_tokens)
+        recorders.append(_recorder)
+        try:
+            with torch.inference_mode():
+                output = model(input_ids=text_L.unsqueeze(0), use_cache=False)
+        except (UnknownMaskError, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+            raise UnsupportedModelError(f"models of type {model_type} cannot be served: {error}") from error
+        finally:
+            _recorder = None
+        logits.append(output.logits[0, -1].float())
+    layers = tuple(recorders[0].layers)
+    if not layers:
+        raise UnsupportedModelError(
+            f"models of type {model_type} cannot be served yet: their attention does not go through "
+            "transformers' attention interface"
+        )
+    if len({id(layer.module) for layer in layers}) != len(layers):
+        raise UnsupportedModelError(
+            f"models of type {model_type} cannot be served yet: one attention layer runs several times in a step"
+        )
+    return ProbeResult(layers=layers, logits_V_by_text=tuple(logits))
+
+
+def _probe_mask(**kwargs: Any) -> torch.Tensor:
+    """Stands in the mask registry: a plain bool mask `[1, 1, L, L]` that remembers its pattern."""
+    predicate: MaskPredicate = kwargs["mask_function"]
+    assert _recorder is not None
+    mask: torch.Tensor | None = sdpa_mask(
+        **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    )
+    assert mask is not None
+    setattr(mask, _PATTERN_ATTRIBUTE, find_mask_pattern(predicate, max_tokens=_recorder.max_tokens))
+    return mask
+
+
+def _probe_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as plainly as can be, `[1, H, L, D]`, `[1, K, L, D]`, `[1, K, L, E]` -> `[1, L, H, E]`."""
+    assert _recorder is not None
+    pattern: MaskPattern | None = getattr(attention_mask, _PATTERN_ATTRIBUTE, None)
+    if attention_mask is None or pattern is None:
+        raise UnknownMaskError("an attention layer gets a mask that transformers' mask functions did not build")
+    strangers = [name for name, given in kwargs.items() if torch.is_tensor(given) and name not in _HARMLESS_TENSORS]
+    if strangers:
+        raise UnknownMaskError(f"an attention layer passes {', '.join(strangers)}, which this engine does not know")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    _recorder.layers.append(
+        LayerFinding(
+            module=module,
+            spec=LayerKvSpec(num_local_kv_heads=key.shape[1], key_dim=key.shape[3], value_dim=value.shape[3]),
+            rule=AttentionRule(
+                scaling=scaling,
+                window_tokens=pattern.window_tokens,
+                chunk_tokens=pattern.chunk_tokens,
+                softcap=softcap,
+                sinks_H=s_aux,
+            ),
+        )
+    )
+    repeats = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(repeats, dim=1).transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.float().masked_fill(~attention_mask, float("-inf"))
+    if s_aux is not None:
+        sinks = s_aux.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights = scores.softmax(dim=-1)
+    out = weights.to(value.dtype) @ value.repeat_interleave(repeats, dim=1)
+    return out.transpose(1, 2).contiguous(), None

@@ -79,8 +79,14 @@ def router_command(settings: Settings, model: ModelFolder, rank0_socket: Path) -
         *(sys.executable, "-m", "textmill_router"),
         *_model_flags(model),
         *("--shard-uds-path", str(rank0_socket)),
+        *("--drain-timeout", str(drain_timeout_s(settings.graceful_termination_timeout))),
         *_forwarded(settings, child=0),
     ]
+
+
+def drain_timeout_s(grace_s: float) -> float:
+    """Return the seconds that the router lets requests run: less than until its SIGKILL, so that it ends by itself."""
+    return max(0.1, grace_s - min(10.0, 0.1 * grace_s))
 
 
 def convert_command(gguf_file: Path, cache_dir: str) -> list[str]:

@@ -5,7 +5,9 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,20 +23,18 @@ _PR_SET_PDEATHSIG = 1
 class ChildProcess:
     """A started child. Created by `spawn`; whoever spawns it calls `stop` however it leaves."""
 
-    def __init__(self, name: ChildName, process: asyncio.subprocess.Process, output: ChildOutput) -> None:
+    def __init__(self, name: ChildName, process: "subprocess.Popen[bytes]", output: ChildOutput) -> None:
         self.name = name
         self._process = process
         self._output = output
         self._last_lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
         self._last_stdout_line = ""
-        assert process.stdout is not None
-        self._readers = [asyncio.create_task(self._read(process.stdout, is_stdout=True))]
-        if process.stderr is not None:
-            self._readers.append(asyncio.create_task(self._read(process.stderr, is_stdout=False)))
+        self._readers = [asyncio.create_task(self._read(is_stdout=flag)) for flag in (True, False)]
+        self._exit_code = _watch_exit(process)
         self._end = asyncio.create_task(self._wait_for_end())
 
     @classmethod
-    async def spawn(
+    def spawn(
         cls,
         name: ChildName,
         argv: Sequence[str],
@@ -43,12 +43,13 @@ class ChildProcess:
         umask: int = -1,
     ) -> "ChildProcess":
         """Start `argv` in a process group of its own. Call from the main thread: see `_die_with_parent`."""
-        process = await asyncio.create_subprocess_exec(
-            *argv,
+        process = subprocess.Popen(
+            list(argv),
             env=dict(environ),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
             process_group=0,  # Ctrl-C reaches the launcher only; it stops the children in order
             umask=umask,
             preexec_fn=_die_with_parent(os.getpid()),
@@ -81,7 +82,7 @@ class ChildProcess:
 
     async def stop(self, grace_s: float) -> int:
         """End the child: SIGTERM, after `grace_s` SIGKILL to its whole group. Returns the exit code."""
-        if self._process.returncode is None:
+        if not self._exit_code.done():
             self._signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 return await asyncio.wait_for(self.wait(), grace_s)
@@ -97,7 +98,7 @@ class ChildProcess:
             os.killpg(self._process.pid, number)
 
     async def _wait_for_end(self) -> int:
-        code = await self._process.wait()
+        code = await self._exit_code
         self.kill()  # what the child itself had started must not outlive it
         await asyncio.wait(self._readers, timeout=OUTPUT_END_TIMEOUT_S)
         for reader in self._readers:
@@ -105,9 +106,19 @@ class ChildProcess:
         await asyncio.gather(*self._readers, return_exceptions=True)
         return code
 
-    async def _read(self, stream: asyncio.StreamReader, is_stdout: bool) -> None:
+    async def _read(self, is_stdout: bool) -> None:
+        """Take the lines of one stream until its end, which comes when nobody holds it open any more."""
+        pipe = self._process.stdout if is_stdout else self._process.stderr
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), pipe
+        )
+        with contextlib.closing(transport):
+            await self._take_all(reader, is_stdout)
+
+    async def _take_all(self, reader: asyncio.StreamReader, is_stdout: bool) -> None:
         rest = b""
-        while piece := await stream.read(MAX_LINE_BYTES):
+        while piece := await reader.read(MAX_LINE_BYTES):
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 self._take(line, is_stdout)
@@ -125,6 +136,24 @@ class ChildProcess:
         if is_stdout:
             self._last_stdout_line = text
         self._output.write(self.name, text)
+
+
+def _watch_exit(process: "subprocess.Popen[bytes]") -> "asyncio.Future[int]":
+    """Return a future of the exit code. asyncio's own wait comes only after all pipes were closed, by whomever."""
+    loop = asyncio.get_running_loop()
+    exit_code: asyncio.Future[int] = loop.create_future()
+
+    def tell(code: int) -> None:
+        if not exit_code.done():
+            exit_code.set_result(code)
+
+    def watch() -> None:
+        code = process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            loop.call_soon_threadsafe(tell, code)
+
+    threading.Thread(target=watch, name=f"exit of {process.pid}", daemon=True).start()
+    return exit_code
 
 
 def _die_with_parent(parent_pid: int) -> Callable[[], None] | None:

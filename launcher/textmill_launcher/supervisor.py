@@ -101,18 +101,18 @@ class Supervisor:
             for rank in range(world_size):
                 place = ShardPlace(rank, world_size, sockets.of(rank), settings.master_addr, meeting_port)
                 command = shard_command(settings, model, place)
-                shards.append(await self._spawn(ChildName("shard", rank), command, environ, umask=SHARD_UMASK))
+                shards.append(self._spawn(ChildName("shard", rank), command, environ, umask=SHARD_UMASK))
             # The router binds its port at once and tells clients the phase of the shards.
             command = router_command(settings, model, sockets.of(0))
-            router = await self._spawn(ChildName("router"), command, router_environment(self._environ, settings))
+            router = self._spawn(ChildName("router"), command, router_environment(self._environ, settings))
             yield router, shards
         finally:
             await self._stop_children(router, shards)
 
-    async def _spawn(
+    def _spawn(
         self, name: ChildName, command: Sequence[str], environ: Mapping[str, str], umask: int = -1
     ) -> ChildProcess:
-        child = await ChildProcess.spawn(name, command, environ, self._output, umask)
+        child = ChildProcess.spawn(name, command, environ, self._output, umask)
         log.debug("%s: pid %d: %s", name, child.pid, " ".join(command))
         return child
 
@@ -160,7 +160,7 @@ class Supervisor:
 
     async def _run_helper(self, name: ChildName, command: Sequence[str], environ: Mapping[str, str]) -> str:
         """Run a download or a conversion; a signal ends it."""
-        helper = await self._spawn(name, command, environ)
+        helper = self._spawn(name, command, environ)
         end = asyncio.ensure_future(helper.wait())
         stop = asyncio.create_task(self._stop_wanted.wait())
         try:

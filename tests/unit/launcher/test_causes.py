@@ -1,0 +1,45 @@
+"""What the launcher says about a child that ended."""
+
+import pytest
+from textmill_launcher.causes import Ending, advice, describe_code
+from textmill_launcher.child_name import ChildName
+
+
+def ending(code: int, *last_lines: str) -> Ending:
+    return Ending(child=ChildName("shard", 1), code=code, phase="serving", last_lines=last_lines)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(-9, "was killed by SIGKILL"), (-11, "was killed by SIGSEGV"), (3, "ended with exit code 3"), (-77, "signal 77")],
+)
+def test_code_is_decoded(code: int, words: str) -> None:
+    assert words in describe_code(code)
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(3, 3), (-9, 137), (-15, 143), (0, 1)])
+def test_launcher_ends_with_the_culprits_code_and_never_with_zero(code: int, exit_code: int) -> None:
+    assert ending(code).launcher_exit_code == exit_code
+
+
+def test_message_names_rank_cause_phase_last_lines_and_a_remedy() -> None:
+    message = ending(-9, "loading", "boom").describe()
+    assert message.startswith("shard rank 1 was killed by SIGKILL while serving")
+    assert message.index("loading") < message.index("boom")
+    assert "--kv-cache-bytes" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("OSError: [Errno 98] Address already in use", "--port"),
+        ("RuntimeError: DefaultCPUAllocator: can't allocate memory", "--kv-cache-bytes"),
+        ("OSError: No space left on device", "--conversion-cache"),
+    ],
+)
+def test_known_words_choose_the_advice(line: str, hint: str) -> None:
+    assert hint in advice(1, ["first", line])
+
+
+def test_silent_child_is_said_to_be_silent() -> None:
+    assert "it wrote nothing" in ending(1).describe()

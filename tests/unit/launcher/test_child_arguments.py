@@ -1,0 +1,109 @@
+"""Command lines and environments of the children."""
+
+import dataclasses
+from pathlib import Path
+
+from textmill_launcher.child_arguments import (
+    FORWARDED,
+    ModelFolder,
+    ShardPlace,
+    child_environment,
+    download_command,
+    download_environment,
+    drain_timeout_s,
+    router_command,
+    router_environment,
+    shard_command,
+)
+from textmill_launcher.settings import Settings, load_settings
+
+MODEL = ModelFolder(path=Path("/models/m"), model_id="org/m", model_sha="a" * 40)
+ALONE = ShardPlace(rank=0, world_size=1, socket=Path("/run/s-0"), master_addr="127.0.0.1", master_port=None)
+SECRETS = {"API_KEY": "s3cret", "HF_TOKEN": "hf_1", "HF_API_TOKEN": "hf_2", "HUGGING_FACE_HUB_TOKEN": "hf_3"}
+
+
+def value_after(command: list[str], flag: str) -> str:
+    assert command.count(flag) == 1, command
+    return command[command.index(flag) + 1]
+
+
+def test_table_names_options_that_exist() -> None:
+    assert set(FORWARDED) <= {field.name for field in dataclasses.fields(Settings)}
+
+
+def test_unset_options_are_left_to_the_room_that_uses_them() -> None:
+    settings = load_settings([], {})
+    given = [argument for argument in router_command(settings, MODEL, ALONE.socket) if argument.startswith("--")]
+    assert sorted(given) == sorted(
+        ["--model-dir", "--model-id", "--model-sha", "--shard-uds-path", "--drain-timeout", "--hostname", "--port"]
+    )
+    assert "--dtype" not in shard_command(settings, MODEL, ALONE)
+
+
+def test_shard_gets_rank_socket_and_its_options() -> None:
+    settings = load_settings(["--dtype", "float32", "--kv-cache-bytes", "999", "--json-output"], {})
+    place = dataclasses.replace(ALONE, rank=1, world_size=2, socket=Path("/run/s-1"), master_port=29999)
+    command = shard_command(settings, MODEL, place)
+    assert command[1:4] == ["-m", "textmill_shard", "serve"]
+    assert value_after(command, "--rank") == "1"
+    assert value_after(command, "--world-size") == "2"
+    assert value_after(command, "--uds-path") == "/run/s-1"
+    assert value_after(command, "--master-port") == "29999"
+    assert value_after(command, "--dtype") == "float32"
+    assert value_after(command, "--kv-cache-bytes") == "999"
+    assert "--json-output" in command
+
+
+def test_single_shard_has_nobody_to_meet() -> None:
+    assert "--master-addr" not in shard_command(load_settings([], {}), MODEL, ALONE)
+
+
+def test_router_gets_limits_and_each_origin() -> None:
+    argv = ["--max-best-of", "3", "--cors-allow-origin", "https://a", "--cors-allow-origin", "https://b"]
+    command = router_command(load_settings(argv, {}), MODEL, Path("/run/s-0"))
+    assert value_after(command, "--max-best-of") == "3"
+    assert value_after(command, "--shard-uds-path") == "/run/s-0"
+    assert value_after(command, "--model-sha") == "a" * 40
+    assert [command[i + 1] for i, part in enumerate(command) if part == "--cors-allow-origin"] == [
+        "https://a",
+        "https://b",
+    ]
+
+
+def test_router_drains_a_little_shorter_than_until_its_sigkill() -> None:
+    assert drain_timeout_s(90.0) == 81.0
+    assert drain_timeout_s(1000.0) == 990.0
+    assert drain_timeout_s(0.0) > 0.0
+
+
+def test_secrets_are_on_no_command_line() -> None:
+    settings = load_settings(["--api-key", "s3cret"], SECRETS)
+    commands = [
+        router_command(settings, MODEL, ALONE.socket),
+        shard_command(settings, MODEL, ALONE),
+        download_command("org/m", settings),
+    ]
+    assert not any(secret in " ".join(command) for command in commands for secret in SECRETS.values())
+
+
+def test_each_child_gets_only_the_secret_it_needs() -> None:
+    settings = load_settings([], SECRETS)
+    environ = {**SECRETS, "PATH": "/bin"}
+    assert not set(SECRETS) & set(child_environment(environ))
+    assert {name for name in SECRETS if name in router_environment(environ, settings)} == {"API_KEY"}
+    assert {name for name in SECRETS if name in download_environment(environ, settings)} == {"HF_TOKEN"}
+    assert child_environment(environ)["PATH"] == "/bin"
+
+
+def test_children_never_ask_the_hub_but_the_download_does() -> None:
+    settings = load_settings([], {})
+    assert child_environment({})["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in download_environment({}, settings)
+    assert download_environment({"HF_HUB_OFFLINE": "1"}, settings)["HF_HUB_OFFLINE"] == "1"
+
+
+def test_download_is_told_revision_and_cache() -> None:
+    settings = load_settings(["--revision", "v2", "--huggingface-hub-cache", "/data"], {})
+    command = download_command("org/m", settings)
+    assert value_after(command, "--revision") == "v2"
+    assert value_after(command, "--cache-dir") == "/data"

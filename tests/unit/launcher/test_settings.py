@@ -1,0 +1,179 @@
+"""Settings: flags, their variables, what is refused and how the message reads."""
+
+import dataclasses
+
+import pytest
+from textmill_launcher.errors import ConflictingSettings, SettingsError
+from textmill_launcher.options import OPTIONS
+from textmill_launcher.settings import Settings, load_settings
+
+# One good value per option that differs from its default: flag text, value in the settings.
+GOOD_VALUES = {
+    "model_id": ("org/model", "org/model"),
+    "revision": ("refs/pr/3", "refs/pr/3"),
+    "sharded": ("true", True),
+    "num_shard": ("2", 2),
+    "dtype": ("bfloat16", "bfloat16"),
+    "kv_cache_bytes": ("1048576", 1_048_576),
+    "memory_fraction": ("0.5", 0.5),
+    "huggingface_hub_cache": ("/data", "/data"),
+    "conversion_cache": ("/converted", "/converted"),
+    "max_concurrent_requests": ("7", 7),
+    "max_best_of": ("3", 3),
+    "max_stop_sequences": ("0", 0),
+    "max_top_n_tokens": ("9", 9),
+    "max_input_tokens": ("100", 100),
+    "max_total_tokens": ("200", 200),
+    "max_batch_prefill_tokens": ("64", 64),
+    "max_batch_total_tokens": ("4096", 4096),
+    "max_client_batch_size": ("5", 5),
+    "validation_workers": ("1", 1),
+    "payload_limit": ("1000", 1000),
+    "hostname": ("::1", "::1"),
+    "port": ("8080", 8080),
+    "cors_allow_origin": ("https://a.example", ("https://a.example",)),
+    "api_key": ("s3cret", "s3cret"),
+    "graceful_termination_timeout": ("2.5", 2.5),
+    "json_output": ("true", True),
+    "shard_uds_path": ("/run/textmill", "/run/textmill"),
+    "master_addr": ("127.0.0.2", "127.0.0.2"),
+    "master_port": ("29501", 29501),
+}
+
+
+def arguments(name: str, text: str) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    return [flag] if name == "json_output" else [flag, text]
+
+
+def test_every_option_has_a_sample_here_and_a_field() -> None:
+    assert set(GOOD_VALUES) == {option.name for option in OPTIONS}
+    assert set(GOOD_VALUES) <= {field.name for field in dataclasses.fields(Settings)}
+
+
+@pytest.mark.parametrize("name", GOOD_VALUES)
+def test_flag_sets_its_field(name: str) -> None:
+    text, value = GOOD_VALUES[name]
+    assert getattr(load_settings(arguments(name, text), {}), name) == value
+
+
+@pytest.mark.parametrize("name", GOOD_VALUES)
+def test_variable_sets_the_field_of_its_flag(name: str) -> None:
+    text, value = GOOD_VALUES[name]
+    assert getattr(load_settings([], {name.upper(): text}), name) == value
+
+
+def test_flag_wins_over_variable() -> None:
+    assert load_settings(["--port", "4000"], {"PORT": "5000"}).port == 4000
+
+
+def test_empty_variable_counts_as_unset() -> None:
+    assert load_settings([], {"PORT": "", "MODEL_ID": ""}) == load_settings([], {})
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--port", "70000"], ("--port", "'70000'", "1 to 65535")),
+        (["--port", "http"], ("--port", "'http'", "1 to 65535")),
+        (["--num-shard", "0"], ("--num-shard", "'0'", "1 to 64")),
+        (["--max-concurrent-requests", "-1"], ("--max-concurrent-requests", "'-1'", ">= 1")),
+        (["--validation-workers", "0"], ("--validation-workers", "'0'", "1 to 256")),
+        (["--memory-fraction", "1.5"], ("--memory-fraction", "'1.5'", "above 0 and at most 1")),
+        (["--cuda-memory-fraction", "nan"], ("--cuda-memory-fraction", "'nan'", "above 0 and at most 1")),
+        (["--dtype", "int3"], ("--dtype", "'int3'", "float32")),
+        (["--sharded", "perhaps"], ("--sharded", "'perhaps'", "true or false")),
+        (["--hostname", "example.org"], ("--hostname", "'example.org'", "IP address")),
+        (["--graceful-termination-timeout", "inf"], ("--graceful-termination-timeout", "'inf'", "seconds >= 0")),
+        (["--model-id", " "], ("--model-id", "' '", "hub id")),
+        (["--shard-uds-path", "/" + "x" * 200], ("--shard-uds-path", "201 bytes", "at most 104")),
+    ],
+)
+def test_bad_value_is_refused_with_name_value_and_range(argv: list[str], words: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(argv, {})
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_bad_value_of_a_variable_names_the_variable() -> None:
+    with pytest.raises(SettingsError, match="MAX_TOP_N_TOKENS is 'many'"):
+        load_settings([], {"MAX_TOP_N_TOKENS": "many"})
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--max-input-tokens", "64", "--max-total-tokens", "64"], ("64", "must be smaller")),
+        (["--max-total-tokens", "65", "--max-batch-total-tokens", "64"], ("65", "64", "never fits")),
+        (["--max-input-tokens", "3", "--max-input-length", "4"], ("--max-input-length and --max-input-tokens",)),
+    ],
+)
+def test_values_that_exclude_each_other_are_refused(argv: list[str], words: tuple[str, ...]) -> None:
+    with pytest.raises(ConflictingSettings) as refused:
+        load_settings(argv, {})
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_max_input_length_is_the_older_name_of_max_input_tokens() -> None:
+    assert load_settings(["--max-input-length", "9"], {}).max_input_tokens == 9
+    assert load_settings([], {"MAX_INPUT_LENGTH": "9"}).max_input_tokens == 9
+
+
+def test_hostname_variable_that_names_the_machine_is_no_wish() -> None:
+    settings = load_settings([], {"HOSTNAME": "a1b2c3"})
+    assert settings.hostname == "0.0.0.0"
+    assert "a1b2c3" in settings.warnings[0]
+
+
+def test_origins_come_from_repeated_flags_and_comma_lists() -> None:
+    argv = ["--cors-allow-origin", "https://a", "--cors-allow-origin", "https://b"]
+    assert load_settings(argv, {}).cors_allow_origin == ("https://a", "https://b")
+    assert load_settings([], {"CORS_ALLOW_ORIGIN": "https://a, https://b"}).cors_allow_origin == (
+        "https://a",
+        "https://b",
+    )
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN"])
+def test_hub_token_comes_from_any_of_its_variables(variable: str) -> None:
+    assert load_settings([], {variable: "hf_x"}).hub_token == "hf_x"
+
+
+def test_description_masks_secrets() -> None:
+    shown = str(load_settings(["--api-key", "s3cret"], {"HF_TOKEN": "hf_x"}).describe())
+    assert "s3cret" not in shown
+    assert "hf_x" not in shown
+    assert "'api_key': '***'" in shown
+
+
+def test_bad_api_key_is_not_shown_in_the_message() -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(["--api-key", "  "], {})
+    assert "***" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "level"), [("trace", "DEBUG"), ("warn", "WARNING"), ("textmill=debug,info", "INFO"), ("a=b", "INFO")]
+)
+def test_log_level_takes_words_and_filters(value: str, level: str) -> None:
+    assert load_settings([], {"LOG_LEVEL": value}).log_level == level
+
+
+def test_unknown_log_level_is_refused() -> None:
+    with pytest.raises(SettingsError, match="LOG_LEVEL is 'loud'"):
+        load_settings([], {"LOG_LEVEL": "loud"})
+
+
+@pytest.mark.parametrize(("argv", "code"), [(["--help"], 0), (["--version"], 0), (["--num-shards", "2"], 2)])
+def test_help_and_version_end_well_and_an_unknown_flag_does_not(
+    argv: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load_settings(argv, {})
+    assert ended.value.code == code
+    assert capsys.readouterr() != ("", "")
+
+
+def test_conversion_cache_lies_in_the_cache_of_the_user() -> None:
+    assert load_settings([], {"XDG_CACHE_HOME": "/c"}).conversion_cache == "/c/textmill/converted"
+    assert load_settings([], {"HOME": "/home/u"}).conversion_cache == "/home/u/.cache/textmill/converted"

@@ -1,0 +1,53 @@
+"""Places of the shards' sockets."""
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+from textmill_launcher.sockets import close_to_others, free_port, socket_places
+
+
+def listen(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+def test_folder_is_private_and_gone_at_the_end() -> None:
+    with socket_places(None, num_shards=2) as places:
+        folder = places.of(0).parent
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert places.of(1) == folder / "shard-1"
+        listen(places.of(0))
+    assert not folder.exists()
+
+
+def test_folder_is_removed_after_an_error(tmp_path: Path) -> None:
+    folder = tmp_path
+    try:
+        with socket_places(None, num_shards=1) as places:
+            folder = places.of(0).parent
+            raise KeyError
+    except KeyError:
+        assert not folder.exists()
+
+
+def test_stale_sockets_of_a_prefix_are_removed_before_and_after(tmp_path: Path) -> None:
+    listen(tmp_path / "mill-1")
+    (tmp_path / "mill-0").write_text("no socket: not ours to remove")
+    with socket_places(str(tmp_path / "mill"), num_shards=2) as places:
+        assert not places.of(1).exists()
+        listen(places.of(1))
+    assert sorted(os.listdir(tmp_path)) == ["mill-0"]
+
+
+def test_socket_is_closed_to_others(tmp_path: Path) -> None:
+    listen(tmp_path / "s")
+    close_to_others(tmp_path / "s")
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
+    close_to_others(tmp_path / "gone")
+
+
+def test_free_port_can_be_bound() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", free_port("127.0.0.1")))

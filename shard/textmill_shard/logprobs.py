@@ -16,7 +16,8 @@ from torch import Tensor
 class TopTokens:
     """Alternatives at one position on the host: uint32 ids, best first (equal ones by id), and their log-probabilities.
 
-    Ties at the cut are all present, so there can be more than were asked for. Empty when the logits were not finite.
+    Ties at the cut are all present, so there can be more than were asked for. Where the logits hold a NaN, the ids
+    mean nothing and the log-probabilities are NaN.
     """
 
     ids: NDArray[np.uint32]
@@ -46,7 +47,7 @@ def top_tokens(logits_NV: Tensor, counts: Sequence[int]) -> tuple[TopTokens, ...
     cuts_N = torch.tensor([min(count, vocab_size) - 1 for count in counts], device=logits_NV.device)
     best_NK = logits_NV.topk(int(cuts_N.max()) + 1, dim=-1).values
     thresholds_N1 = best_NK.gather(-1, cuts_N.unsqueeze(-1))
-    # Row by row and ascending by id, which the stable sort below keeps among equals. A row with NaN matches nothing.
+    # Row by row and ascending by id, which the stable sort below keeps among equals.
     rows_E, ids_E = (logits_NV >= thresholds_N1).nonzero(as_tuple=True)
     logprobs_E = (logits_NV[rows_E, ids_E] - logits_NV.logsumexp(-1)[rows_E]).float().cpu().numpy()
     host_ids_E = ids_E.cpu().numpy().astype(np.uint32)

@@ -27,6 +27,8 @@ from textmill_shard.truncation import (
 )
 
 DEFAULT_NUM_CANDIDATES = 1024
+SPARE_CANDIDATES = 16  # beyond the largest top-k, so that the cut and its ties fall inside
+FULL_ROWS = 4  # rows worked out in full at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ class Sampler:
     def sample(self, logits_NV: Tensor, slots: Sequence[SlotSampling]) -> SampledRows:
         """One token per row. `logits_NV` float32 is left as it is. Slots are read only: `append` is the caller's."""
         assert len(logits_NV) == len(slots), (len(logits_NV), len(slots))
-        lowest_N, highest_N = logits_NV.aminmax(dim=-1)
-        not_finite_N = ~(torch.isfinite(lowest_N) & torch.isfinite(highest_N))
+        # NaN goes through both; two plain reductions take 0.2 ms for 32 rows of 49,152 where aminmax takes 7.
+        not_finite_N = ~(torch.isfinite(logits_NV.amin(-1)) & torch.isfinite(logits_NV.amax(-1)))
         scores_NV = process(logits_NV, slots)
         drawn = [row for row, slot in enumerate(slots) if slot.params.do_sample]
         if not drawn:
@@ -76,10 +78,15 @@ class Sampler:
             not_finite_N=not_finite_N,
         )
 
+    def _width(self, slots: Sequence[SlotSampling]) -> int:
+        """Candidates to look at: fewer when top-k bounds every row, since such rows draw the same from any number."""
+        widest = max(slot.params.top_k or self._num_candidates for slot in slots)
+        return min(self._num_candidates, widest + SPARE_CANDIDATES)
+
     def _draw(self, logits_SV: Tensor, slots: Sequence[SlotSampling]) -> Tensor:
         """[S] int64: one draw per row."""
         vocab_size = logits_SV.shape[-1]
-        num_candidates = min(self._num_candidates, vocab_size)
+        num_candidates = min(self._width(slots), vocab_size)
         is_whole = num_candidates == vocab_size
         device = logits_SV.device
         draws = _Draws(slots, device)
@@ -99,14 +106,11 @@ class Sampler:
         log_tail_S = _log_difference(totals.log_mass_R, scores_SC.logsumexp(-1))
         is_open_S = torch.tensor([not is_truncated(slot.params) for slot in slots], device=device)
         tail_wins_S = is_open_S & (log_tail_S + tail_noise_S > noisy_SC.gather(-1, winner_S).squeeze(-1))
-        # Host read: which rows (few, mostly none) are to be worked out in full.
-        unsettled = (tail_wins_S | ~(is_open_S | kept.fits_R)).nonzero().flatten().tolist()
-        for row in unsettled:
-            one = slice(row, row + 1)
-            if is_truncated(slots[row].params):
-                tokens_S[row] = _draw_full(logits_SV[one], slots[one])
-            else:
-                tokens_S[row] = _draw_beyond(logits_SV[one], ids_SC[one], slots[one])
+        # Host reads: which rows (few, mostly none) are to be worked out in full.
+        for rows in _groups((~(is_open_S | kept.fits_R)).nonzero().flatten().tolist()):
+            tokens_S[rows] = _draw_full(logits_SV[rows], [slots[row] for row in rows])
+        for rows in _groups(tail_wins_S.nonzero().flatten().tolist()):
+            tokens_S[rows] = _draw_beyond(logits_SV[rows], ids_SC[rows], [slots[row] for row in rows])
         return tokens_S
 
 
@@ -121,27 +125,32 @@ class _Draws:
         )
 
 
-def _draw_full(logits_1V: Tensor, slots: Sequence[SlotSampling]) -> Tensor:
-    """A draw from one row with all its scores sorted: for filters whose set is wider than the candidates."""
-    draws = _Draws(slots, logits_1V.device)
-    sorted_1V, ids_1V = logits_1V.sort(dim=-1, descending=True)
-    highest_11 = sorted_1V[:, :1]
-    scores_1V = ((sorted_1V - highest_11) / draws.temperature_S1).double()
-    totals = _row_totals(logits_1V, highest_11, draws, slots)
-    limits = build_limits([slot.params for slot in slots], logits_1V.device)
-    kept = truncate(scores_1V, limits, totals, is_whole=True)
-    noisy_1V = scores_1V + noise.gumbel(draws.seed_words_S2, draws.positions_S, ids_1V)
-    winner_1 = noisy_1V.masked_fill(~kept.keep_RC, -torch.inf).argmax(-1)
-    return ids_1V[0, winner_1[0]]
+def _groups(rows: list[int]) -> list[list[int]]:
+    """At most FULL_ROWS rows at a time: a full row of a large vocabulary takes some ten megabytes on its way."""
+    return [rows[start : start + FULL_ROWS] for start in range(0, len(rows), FULL_ROWS)]
 
 
-def _draw_beyond(logits_1V: Tensor, candidates_1C: Tensor, slots: Sequence[SlotSampling]) -> Tensor:
-    """A draw from what is not a candidate, given that the tail as a whole has won. Its noise is still unused."""
-    draws = _Draws(slots, logits_1V.device)
-    rest_1V = logits_1V.scatter(-1, candidates_1C, -torch.inf)
-    scores_1V = ((rest_1V - rest_1V.amax(-1, keepdim=True)) / draws.temperature_S1).double()
-    ids_1V = torch.arange(logits_1V.shape[-1], device=logits_1V.device).unsqueeze(0)
-    return (scores_1V + noise.gumbel(draws.seed_words_S2, draws.positions_S, ids_1V)).argmax()
+def _draw_full(logits_SV: Tensor, slots: Sequence[SlotSampling]) -> Tensor:
+    """[S] draws from rows with all their scores sorted: for filters whose set is wider than the candidates."""
+    draws = _Draws(slots, logits_SV.device)
+    sorted_SV, ids_SV = logits_SV.sort(dim=-1, descending=True)
+    highest_S1 = sorted_SV[:, :1]
+    scores_SV = ((sorted_SV - highest_S1) / draws.temperature_S1).double()
+    totals = _row_totals(logits_SV, highest_S1, draws, slots)
+    limits = build_limits([slot.params for slot in slots], logits_SV.device)
+    kept = truncate(scores_SV, limits, totals, is_whole=True)
+    noisy_SV = scores_SV + noise.gumbel(draws.seed_words_S2, draws.positions_S, ids_SV)
+    winner_S1 = noisy_SV.masked_fill(~kept.keep_RC, -torch.inf).argmax(-1, keepdim=True)
+    return ids_SV.gather(-1, winner_S1).squeeze(-1)
+
+
+def _draw_beyond(logits_SV: Tensor, candidates_SC: Tensor, slots: Sequence[SlotSampling]) -> Tensor:
+    """[S] draws from what is not a candidate, given that the tail as a whole has won. Their noise is unused yet."""
+    draws = _Draws(slots, logits_SV.device)
+    rest_SV = logits_SV.scatter(-1, candidates_SC, -torch.inf)
+    scores_SV = ((rest_SV - rest_SV.amax(-1, keepdim=True)) / draws.temperature_S1).double()
+    ids_SV = torch.arange(logits_SV.shape[-1], device=logits_SV.device).expand_as(logits_SV)
+    return (scores_SV + noise.gumbel(draws.seed_words_S2, draws.positions_S, ids_SV)).argmax(-1)
 
 
 def _row_totals(logits_SV: Tensor, highest_S1: Tensor, draws: _Draws, slots: Sequence[SlotSampling]) -> RowTotals:

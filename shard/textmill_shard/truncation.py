@@ -92,7 +92,7 @@ def _keep_typical(scores_RC: Tensor, keep_RC: Tensor, limits: Limits, totals: Ro
 
     Locally typical sampling: C. Meister et al., "Locally Typical Sampling" (TACL 2023).
     """
-    is_open_R = limits.needs_row_mass_R & keep_RC[:, -1]
+    is_open_R = limits.needs_row_mass_R & torch.isinf(limits.top_p_R)  # nothing left any of the row out before
     log_mass_R = totals.log_mass_R.where(is_open_R, _log_mass(scores_RC, keep_RC))
     log_probs_RC = (scores_RC - log_mass_R.unsqueeze(-1)).masked_fill(~keep_RC, -torch.inf)
     probs_RC = log_probs_RC.exp()

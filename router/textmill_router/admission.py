@@ -1,0 +1,80 @@
+"""Who may enter: one permit per sequence, and none while the server leaves."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from textmill_router.errors import Overloaded, ShuttingDown
+
+_MAX_RETRY_AFTER_S = 60
+_SPEED_WEIGHT = 0.1  # of the newest interval in the running mean
+
+
+class Admission:
+    """Counts permits. Only the event loop's thread calls it."""
+
+    def __init__(self, max_concurrent: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_concurrent = max_concurrent
+        self._clock = clock
+        self._held = 0
+        self._is_closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._last_release_s: float | None = None
+        self._release_interval_s = 1.0
+
+    @property
+    def held(self) -> int:
+        """Permits given out."""
+        return self._held
+
+    @property
+    def is_closed(self) -> bool:
+        """Nothing new is taken."""
+        return self._is_closed
+
+    def close(self) -> None:
+        """Refuse everything from now on; what runs keeps its permits."""
+        self._is_closed = True
+
+    async def wait_idle(self) -> None:
+        """Wait until no permit is out; the caller sets the limit."""
+        await self._idle.wait()
+
+    @contextmanager
+    def permits(self, count: int) -> Iterator[None]:
+        """Hold `count` permits, given back however the block is left. Raises Overloaded or ShuttingDown."""
+        self.check_open()
+        if self._held + count > self._max_concurrent:
+            raise self.overloaded(
+                f"Model is overloaded: {self._held} of {self._max_concurrent} sequences are in work and this request "
+                f"needs {count} more (--max-concurrent-requests); try again later"
+            )
+        self._held += count
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._held -= count
+            if self._held == 0:
+                self._idle.set()
+            self._note_release(count)
+
+    def check_open(self) -> None:
+        """Raise ShuttingDown once the server leaves."""
+        if self._is_closed:
+            raise ShuttingDown("the server is shutting down; try again later", retry_after_s=1)
+
+    def overloaded(self, message: str) -> Overloaded:
+        """The refusal, with the time in which half of what is in work should have left at the speed of late."""
+        expected_s = self._release_interval_s * max(1, self._held // 2)
+        return Overloaded(message, retry_after_s=max(1, min(_MAX_RETRY_AFTER_S, math.ceil(expected_s))))
+
+    def _note_release(self, count: int) -> None:
+        now = self._clock()
+        if self._last_release_s is not None:
+            interval_s = (now - self._last_release_s) / count
+            self._release_interval_s += _SPEED_WEIGHT * (interval_s - self._release_interval_s)
+        self._last_release_s = now

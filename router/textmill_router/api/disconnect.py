@@ -1,0 +1,48 @@
+"""Work that ends when its client leaves, streaming or not."""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from starlette.types import Receive
+
+from textmill_router.api.json_body import ClientLeft
+
+
+class UntilClientLeaves:
+    """`async with` around the work of one call; raises ClientLeft out of it when the client closes the connection.
+
+    The body has been read before. One task per call waits for the news; a token costs nothing.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._has_left = False
+        self._worker: asyncio.Task[object] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._worker = asyncio.current_task()
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._watcher is not None
+        assert self._worker is not None
+        self._watcher.cancel()
+        if not self._has_left:
+            return
+        # Our own cancellation ends here; one from outside (the server leaves) goes on.
+        if self._worker.uncancel() == 0 and (kind is None or kind is asyncio.CancelledError):
+            raise ClientLeft
+
+    async def _watch(self) -> None:
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._has_left = True
+                assert self._worker is not None
+                self._worker.cancel()
+                return

@@ -1,0 +1,159 @@
+"""Bodies of the native dialect, in and out. In requests `null` is an absent field; unknown fields are ignored."""
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from textmill_router.errors import ValidationFailed
+from textmill_router.validation import Wishes
+
+
+class NativeParameters(msgspec.Struct, frozen=True, gc=False):
+    """`parameters` of a generate request."""
+
+    adapter_id: str | None = None
+    best_of: int | None = None
+    decoder_input_details: bool | None = None
+    details: bool | None = None
+    do_sample: bool | None = None
+    frequency_penalty: float | None = None
+    grammar: Any = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[int, float] | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    return_full_text: bool | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_n_tokens: int | None = None
+    top_p: float | None = None
+    truncate: int | None = None
+    typical_p: float | None = None
+    watermark: bool | None = None
+
+
+class GenerateBody(msgspec.Struct, frozen=True, gc=False):
+    """Body of /generate, /generate_stream and /tokenize."""
+
+    inputs: str
+    parameters: NativeParameters | None = None
+
+
+class CompatBody(GenerateBody, frozen=True, gc=False):
+    """Body of `POST /`: `stream` picks the mode."""
+
+    stream: bool | None = None
+
+
+class Token(msgspec.Struct, frozen=True, gc=False):
+    """An output token or an alternative to one."""
+
+    id: int
+    text: str
+    logprob: float | None
+    special: bool
+
+
+class PrefillToken(msgspec.Struct, frozen=True, gc=False):
+    """A prompt token; the first one has no logprob."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+class BestOfSequence(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A sequence of best_of that was not the best."""
+
+    generated_text: str
+    finish_reason: str
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[Token]
+    top_tokens: list[list[Token]] | UnsetType = UNSET
+
+
+class Details(msgspec.Struct, frozen=True, gc=False):
+    """What `details` adds. A key that is UNSET is left out, not null."""
+
+    finish_reason: str
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[Token]
+    best_of_sequences: list[BestOfSequence] | UnsetType = UNSET
+    top_tokens: list[list[Token]] | UnsetType = UNSET
+
+
+class GenerateAnswer(msgspec.Struct, frozen=True, gc=False):
+    """Answer of /generate; `POST /` wraps it in an array of one."""
+
+    generated_text: str
+    details: Details | UnsetType = UNSET
+
+
+class StreamDetails(msgspec.Struct, frozen=True, gc=False):
+    """`details` of the last event."""
+
+    finish_reason: str
+    generated_tokens: int
+    seed: int | None
+    input_length: int
+
+
+class TokenizedToken(msgspec.Struct, frozen=True, gc=False):
+    """A token of /tokenize; offsets are bytes of the input."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+def wishes_of(parameters: NativeParameters | None, *, streams: bool) -> Wishes:
+    """The dialect-free form. Raises ValidationFailed for what is not built yet."""
+    if parameters is None:
+        return Wishes(do_sample=True, streams=streams)
+    if parameters.adapter_id is not None:
+        raise ValidationFailed(
+            f"`adapter_id` {parameters.adapter_id!r} is not loaded: this server has no adapters; leave it out",
+            field="adapter_id",
+        )
+    _refuse_unbuilt(parameters)
+    stop = parameters.stop
+    return Wishes(
+        do_sample=parameters.do_sample or False,
+        temperature=parameters.temperature,
+        top_k=parameters.top_k,
+        top_p=parameters.top_p,
+        min_p=parameters.min_p,
+        typical_p=parameters.typical_p,
+        repetition_penalty=parameters.repetition_penalty,
+        presence_penalty=parameters.presence_penalty,
+        frequency_penalty=parameters.frequency_penalty,
+        logit_bias=tuple((parameters.logit_bias or {}).items()),
+        seed=parameters.seed,
+        best_of=parameters.best_of,
+        max_new_tokens=parameters.max_new_tokens,
+        min_new_tokens=parameters.min_new_tokens,
+        ignore_eos=parameters.ignore_eos or False,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        truncate=parameters.truncate,
+        top_n_tokens=parameters.top_n_tokens,
+        wants_prompt_details=parameters.decoder_input_details or False,
+        streams=streams,
+    )
+
+
+def _refuse_unbuilt(parameters: NativeParameters) -> None:
+    if parameters.grammar is not None:
+        raise ValidationFailed("`grammar` is not supported by this server yet; leave it out", field="grammar")
+    if parameters.watermark:
+        raise ValidationFailed("`watermark` is not supported by this server yet; leave it out", field="watermark")

@@ -1,0 +1,66 @@
+"""How an answer leaves: the one place that starts HTTP responses, and the facts of a call that go with it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from starlette.types import Scope, Send
+
+from textmill_router.api.error_responses import Header, error_headers, error_kind, native_error_body
+from textmill_router.errors import RequestError
+
+_SCOPE_KEY = "textmill.call"
+
+
+@dataclass(slots=True)
+class Call:
+    """One HTTP call. Middlewares add `reply_headers`; `status` is set when the answer starts, 0 until then."""
+
+    request_id: str
+    arrival_s: float = field(default_factory=time.monotonic)
+    reply_headers: list[Header] = field(default_factory=list)
+    route: str = "other"  # path of the route, for metrics; never a client's text
+    status: int = 0
+
+
+def open_call(scope: Scope, request_id: str) -> Call:
+    """Attach a new call to the scope."""
+    call = Call(request_id)
+    scope[_SCOPE_KEY] = call
+    return call
+
+
+def call_of(scope: Scope) -> Call:
+    """The call that this scope belongs to."""
+    call: Call = scope[_SCOPE_KEY]
+    return call
+
+
+async def start_reply(scope: Scope, send: Send, status: int, headers: Sequence[Header]) -> None:
+    """Send status line and header, with what the middlewares add."""
+    call = call_of(scope)
+    call.status = status
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *call.reply_headers]})
+
+
+async def send_reply(
+    scope: Scope,
+    send: Send,
+    status: int,
+    body: bytes,
+    *,
+    content_type: bytes = b"application/json",
+    headers: Sequence[Header] = (),
+) -> None:
+    """Send a whole answer. An empty body has no content type."""
+    described: list[Header] = [(b"content-length", b"%d" % len(body))]
+    if body:
+        described.append((b"content-type", content_type))
+    await start_reply(scope, send, status, [*described, *headers])
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(scope: Scope, send: Send, error: RequestError) -> None:
+    """Send an error as a whole answer in the native dialect."""
+    status = error_kind(error).status
+    await send_reply(scope, send, status, native_error_body(error), headers=error_headers(error))

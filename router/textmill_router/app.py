@@ -1,0 +1,65 @@
+"""The routes, as one ASGI application."""
+
+from collections.abc import Mapping
+
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from textmill_router.api.generate import GenerateMode, GenerateRoute
+from textmill_router.api.replies import call_of, send_error, send_reply
+from textmill_router.api.status import HealthRoute, InfoRoute, MetricsRoute
+from textmill_router.api.tokenize import TokenizeRoute
+from textmill_router.errors import MethodNotAllowed, RouteNotFound
+from textmill_router.middleware import ApiKey, Cors, FrontDoor
+from textmill_router.service import Service
+
+
+def build_app(service: Service) -> ASGIApp:
+    """All routes of the service behind the middlewares."""
+    health = HealthRoute(service)
+    routes: dict[str, dict[str, ASGIApp]] = {
+        "/": {"GET": health, "POST": GenerateRoute(service, GenerateMode.COMPAT)},
+        "/generate": {"POST": GenerateRoute(service, GenerateMode.WHOLE)},
+        "/generate_stream": {"POST": GenerateRoute(service, GenerateMode.STREAM)},
+        "/tokenize": {"POST": TokenizeRoute(service)},
+        "/health": {"GET": health},
+        "/ping": {"GET": health},
+        "/info": {"GET": InfoRoute(service)},
+        "/metrics": {"GET": MetricsRoute(service)},
+    }
+    app: ASGIApp = Router(
+        [Route(path, _Methods(path, endpoints)) for path, endpoints in routes.items()],
+        redirect_slashes=False,
+        default=_not_found,
+    )
+    if service.settings.api_key is not None:
+        app = ApiKey(app, service.settings.api_key)
+    app = Cors(app, service.settings.cors_allow_origin)
+    return FrontDoor(app, service.metrics)
+
+
+class _Methods:
+    """One path: picks the endpoint by method. HEAD is GET without a body, OPTIONS tells the methods."""
+
+    def __init__(self, path: str, endpoints: Mapping[str, ASGIApp]) -> None:
+        self._path = path
+        self._endpoints = dict(endpoints)
+        if "GET" in endpoints:
+            self._endpoints["HEAD"] = endpoints["GET"]
+        self._allowed = (*sorted(self._endpoints), "OPTIONS")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call_of(scope).route = self._path
+        method = scope["method"]
+        endpoint = self._endpoints.get(method)
+        if endpoint is not None:
+            await endpoint(scope, receive, send)
+        elif method == "OPTIONS":
+            await send_reply(scope, send, 200, b"", headers=[(b"allow", ", ".join(self._allowed).encode())])
+        else:
+            message = f"{self._path} takes {', '.join(self._allowed)}, found {method}"
+            await send_error(scope, send, MethodNotAllowed(message, allowed=self._allowed))
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    await send_error(scope, send, RouteNotFound(f"there is no route {scope['path'][:200]!r}"))

@@ -1,0 +1,175 @@
+"""The life of the router's process: bind, load, serve, drain, exit."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from functools import partial
+
+import uvicorn
+
+from textmill_router.app import build_app
+from textmill_router.engine_loop import EngineLoop, EnginePhase
+from textmill_router.http_guard import GuardLimits, guarded_protocol
+from textmill_router.service import Service, scheduler_config
+from textmill_router.settings import Settings, SettingsError
+from textmill_router.shard_client import ShardClientOptions
+from textmill_router.tokenization import Tokenizer
+
+log = logging.getLogger(__name__)
+
+LISTEN_BACKLOG = 2048
+# After the drain: for answers whose last events wait for a slow client.
+GRACEFUL_SHUTDOWN_S = 5
+# Collections are rare after warm-up, because what a request makes dies with its last reference.
+GC_THRESHOLDS = (50_000, 20, 50)
+
+
+class BackendLost(Exception):
+    """The engine has stopped for good; the text says why."""
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: the process's signals are handled here."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+def make_server(service: Service) -> HttpServer:
+    """The HTTP server of this service, not yet serving."""
+    settings = service.settings
+    limits = GuardLimits(
+        max_header_bytes=settings.max_header_bytes,
+        max_header_fields=settings.max_header_fields,
+        header_timeout_s=settings.header_timeout,
+        body_timeout_s=settings.body_timeout,
+        stall_timeout_s=settings.stall_timeout,
+    )
+    config = uvicorn.Config(
+        build_app(service),
+        http=guarded_protocol(limits),
+        interface="asgi3",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=max(1, round(settings.keep_alive_timeout)),
+        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
+    )
+    return HttpServer(config)
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The listening socket. Raises SettingsError when the address is taken or not ours."""
+    family = socket.AF_INET6 if ":" in settings.hostname else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.hostname, settings.port))
+        listener.listen(LISTEN_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"cannot listen on {settings.hostname}:{settings.port}: {error.strerror} (--hostname, --port)"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+async def start_backend(service: Service) -> EngineLoop:
+    """Load the tokenizer, connect to the shard, wait until it is ready. Raises SettingsError or BackendLost."""
+    settings = service.settings
+    tokenizer = await asyncio.to_thread(Tokenizer.load, settings.model_dir)
+    options = ShardClientOptions(uds_path=settings.shard_uds_path)
+    engine = EngineLoop(options, partial(scheduler_config, settings), tokenizer.digest)
+    service.attach(engine, tokenizer)
+    await engine.start()
+    try:
+        status = await engine.wait_for_phase(EnginePhase.READY, EnginePhase.STOPPED)
+        if status.phase is EnginePhase.STOPPED:
+            raise BackendLost(status.error or "the engine stopped")
+        backend = service.become_ready()
+    except BaseException:
+        await engine.stop()
+        raise
+    log.info(
+        "ready",
+        extra={
+            "model_id": settings.model_id,
+            "max_input_tokens": backend.limits.max_input_tokens,
+            "max_total_tokens": backend.limits.max_total_tokens,
+            "num_slots": backend.facts.num_slots,
+            "num_blocks": backend.facts.num_blocks,
+        },
+    )
+    return engine
+
+
+def freeze_garbage() -> None:
+    """Take all that lives now out of the collector's sight: a full collection stops the loop for 70 ms."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+async def run(settings: Settings) -> None:
+    """Serve until a signal, then drain. Raises SettingsError, TokenizerError or BackendLost."""
+    service = Service(settings)
+    listener = bind(settings)
+    server = make_server(service)
+    leave = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leave.set)
+    log.info("listening", extra={"hostname": settings.hostname, "port": listener.getsockname()[1]})
+    http = asyncio.create_task(server.serve(sockets=[listener]))
+    backend = asyncio.create_task(_serve_backend(service))
+    signalled = asyncio.create_task(leave.wait())
+    try:
+        await asyncio.wait({http, backend, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        if not signalled.done():
+            return  # `finally` raises what ended it
+        leave.clear()
+        await _drain(service, leave)
+    finally:
+        backend.cancel()
+        signalled.cancel()
+        # Ends the engine, which gives those who still wait an error; then the server, which sends it.
+        [outcome] = await asyncio.gather(backend, return_exceptions=True)
+        server.should_exit = True
+        await http
+        if isinstance(outcome, Exception):
+            raise outcome
+    log.info("stopped")
+
+
+async def _serve_backend(service: Service) -> None:
+    """Run the engine until cancelled. Raises what start_backend raises, and BackendLost when it stops by itself."""
+    engine = await start_backend(service)
+    try:
+        freeze_garbage()
+        status = await engine.wait_for_phase(EnginePhase.STOPPED)
+        raise BackendLost(status.error or "the engine stopped")
+    finally:
+        await engine.stop()
+
+
+async def _drain(service: Service, hurry: asyncio.Event) -> None:
+    """Take nothing new and let what runs end, up to the deadline or a second signal."""
+    timeout_s = service.settings.drain_timeout
+    log.info("draining", extra={"num_running": service.admission.held, "timeout_s": timeout_s})
+    service.admission.close()
+    waits = {asyncio.create_task(service.admission.wait_idle()), asyncio.create_task(hurry.wait())}
+    _, unfinished = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for task in unfinished:
+        task.cancel()
+    if service.admission.held:
+        log.warning("requests are cut off", extra={"num_running": service.admission.held})

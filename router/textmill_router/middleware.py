@@ -1,0 +1,109 @@
+"""What surrounds every route: the last net for errors, request ids, CORS, the API key. No wrapper touches an event."""
+
+import hmac
+import logging
+import re
+import uuid
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from textmill_router.api.replies import call_of, open_call, send_error, send_reply
+from textmill_router.errors import InternalError, Unauthorized
+from textmill_router.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+# Monitoring works without a key.
+OPEN_PATHS = frozenset({"/health", "/ping", "/metrics"})
+CLIENT_LEFT_STATUS = 499
+KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_BEARER = re.compile(rb"bearer:?\s+(.*\S)\s*", re.IGNORECASE | re.DOTALL)
+
+
+class FrontDoor:
+    """Outermost: opens the call, answers 500 for our own mistakes, counts statuses."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http", scope["type"]  # neither websockets nor lifespan are switched on
+        given = _header(scope, b"x-request-id")
+        is_usable = given is not None and _REQUEST_ID.fullmatch(given) is not None
+        request_id = given.decode() if given is not None and is_usable else uuid.uuid4().hex
+        call = open_call(scope, request_id)
+        call.reply_headers.append((b"x-request-id", request_id.encode()))
+        try:
+            await self._app(scope, receive, send)
+        except Exception:
+            log.exception("a call failed by our own mistake", extra={"request": request_id, "route": call.route})
+            if call.status:
+                raise  # an answer has begun: uvicorn cuts the connection
+            await send_error(scope, send, InternalError(f"an internal error ended request {request_id}"))
+        finally:
+            method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
+            self._metrics.on_http(call.route, method, call.status or CLIENT_LEFT_STATUS)
+
+
+class Cors:
+    """Answers preflights and names the allowed origin on all other answers."""
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+        self._app = app
+        self._origins = frozenset(origin.encode() for origin in origins)  # empty: any
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin = _header(scope, b"origin")
+        if origin is None:
+            await self._app(scope, receive, send)
+            return
+        headers = call_of(scope).reply_headers
+        if not self._origins:
+            headers.append((b"access-control-allow-origin", b"*"))
+        else:
+            headers.append((b"vary", b"origin"))
+            if origin in self._origins:
+                headers.append((b"access-control-allow-origin", origin))
+        if scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method") is not None:
+            headers.append((b"access-control-allow-methods", b"GET,POST"))
+            headers.append((b"access-control-allow-headers", b"content-type,authorization,x-request-id"))
+            headers.append((b"access-control-max-age", b"600"))
+            await send_reply(scope, send, 200, b"")
+            return
+        await self._app(scope, receive, send)
+
+
+class ApiKey:
+    """Lets through who shows the key. Made only where there is one."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app = app
+        self._key = key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if _is_open(scope) or self._has_key(scope):
+            await self._app(scope, receive, send)
+            return
+        await send_error(
+            scope, send, Unauthorized("this server asks for its API key: send the header `Authorization: Bearer <key>`")
+        )
+
+    def _has_key(self, scope: Scope) -> bool:
+        shown = _BEARER.fullmatch(_header(scope, b"authorization") or b"")
+        return shown is not None and hmac.compare_digest(shown[1], self._key)
+
+
+def _is_open(scope: Scope) -> bool:
+    method, path = scope["method"], scope["path"]
+    is_read = method in ("GET", "HEAD")
+    return method == "OPTIONS" or (is_read and (path in OPEN_PATHS or path == "/"))
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found
+    return None

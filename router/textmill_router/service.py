@@ -1,0 +1,157 @@
+"""What all endpoints share: settings, admission, metrics and, once there is one, the engine behind them."""
+
+import time
+from dataclasses import dataclass
+
+from textmill_router.admission import Admission
+from textmill_router.engine_loop import EngineLoop, EnginePhase
+from textmill_router.errors import ModelLoading
+from textmill_router.metrics import Metrics
+from textmill_router.plan import Budget
+from textmill_router.scheduler import SchedulerConfig
+from textmill_router.settings import Settings, SettingsError
+from textmill_router.tokenization import Tokenizer
+from textmill_router.validation import Limits
+from textmill_router.wire import ShardFacts
+
+DEFAULT_PREFILL_TOKENS = 4096
+CHUNKS_PER_PREFILL = 4  # so many prompts share the prefill tokens of a step before one may take more
+_LOADING_ORDER = ("starting", "config", "weights", "kv_pool", "warmup")
+_MAX_ESTIMATE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An engine that has been ready at least once, and the limits that follow from it."""
+
+    engine: EngineLoop
+    tokenizer: Tokenizer
+    facts: ShardFacts
+    limits: Limits
+
+
+class Service:
+    """Life: made before anything is loaded; `attach` when the engine looks for its shard; `become_ready` once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.admission = Admission(settings.max_concurrent_requests)
+        self.metrics = Metrics()
+        self._started_s = time.monotonic()
+        self._engine: EngineLoop | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._backend: Backend | None = None
+
+    def attach(self, engine: EngineLoop, tokenizer: Tokenizer) -> None:
+        """Name the engine whose phase is shown while it loads."""
+        self._engine = engine
+        self._tokenizer = tokenizer
+
+    def become_ready(self) -> Backend:
+        """Fix the limits from what the shard says of itself. Raises SettingsError when they cannot be met."""
+        assert self._engine is not None
+        assert self._tokenizer is not None
+        facts = self._engine.status.facts
+        assert facts is not None
+        limits = resolve_limits(self.settings, facts, self._engine)
+        self.metrics.set_limits(max_input_tokens=limits.max_input_tokens, max_total_tokens=limits.max_total_tokens)
+        self._backend = Backend(self._engine, self._tokenizer, facts, limits)
+        return self._backend
+
+    def open_backend(self) -> Backend:
+        """The backend for a request that would generate. Raises ModelLoading or ShuttingDown."""
+        self.admission.check_open()
+        if self._backend is None:
+            estimated_s = self._estimate_s()
+            raise ModelLoading(
+                f"Model {self.settings.model_id} is loading ({self.phase}); try again later",
+                phase=self.phase,
+                estimated_s=estimated_s,
+                retry_after_s=max(1, round(estimated_s)),
+            )
+        return self._backend
+
+    @property
+    def phase(self) -> str:
+        """`draining`, the engine's phase, or `starting` while there is no engine yet."""
+        if self.admission.is_closed:
+            return "draining"
+        return EnginePhase.STARTING.value if self._engine is None else self._engine.status.phase.value
+
+    @property
+    def is_healthy(self) -> bool:
+        """Requests are taken and the shard is there."""
+        return self._backend is not None and self.phase == EnginePhase.READY.value
+
+    def expose_metrics(self) -> bytes:
+        """The text of /metrics, also while loading."""
+        if self._backend is None:
+            return self.metrics.expose(None, 0)
+        return self.metrics.expose(self._backend.engine.stats(), self._backend.facts.block_size)
+
+    def compute_type(self, facts: ShardFacts) -> str:
+        """Number and kind of devices, as x-compute-type shows it."""
+        return self.settings.compute_type or f"{facts.world_size}-{facts.device}"
+
+    def _estimate_s(self) -> float:
+        """Seconds until ready, if the rest of the phases goes at the speed of those before."""
+        status = None if self._engine is None else self._engine.status
+        phase = "starting" if status is None else status.phase.value
+        index = _LOADING_ORDER.index(phase) if phase in _LOADING_ORDER else 0
+        progress = 0.0 if status is None else min(1.0, max(0.0, status.progress))
+        done = (index + progress) / len(_LOADING_ORDER)
+        elapsed_s = time.monotonic() - self._started_s
+        estimated_s = elapsed_s * (1 - done) / max(done, 0.1)
+        return round(min(_MAX_ESTIMATE_S, max(1.0, estimated_s)), 1)
+
+
+def scheduler_config(settings: Settings, facts: ShardFacts) -> SchedulerConfig:
+    """The scheduler's settings for this shard."""
+    max_prefill = min(settings.max_batch_prefill_tokens or DEFAULT_PREFILL_TOKENS, facts.max_step_tokens)
+    return SchedulerConfig(
+        budget=Budget(
+            max_step_tokens=facts.max_step_tokens,
+            max_prefill_tokens=max_prefill,
+            max_chunk_tokens=max(1, max_prefill // CHUNKS_PER_PREFILL),
+        ),
+        max_waiting_requests=settings.max_queued_requests,
+        max_waiting_tokens=settings.max_queued_tokens,
+        prefix_caching=settings.prefix_caching,
+    )
+
+
+def resolve_limits(settings: Settings, facts: ShardFacts, engine: EngineLoop) -> Limits:
+    """Token limits as set or, where unset, as large as model and KV pool allow. Raises SettingsError."""
+    pool_tokens = _largest_fitting(engine, facts)
+    possible = min(pool_tokens, facts.max_model_tokens or pool_tokens)
+    max_total = settings.max_total_tokens or possible
+    if max_total > possible:
+        reason = f"the KV cache holds {pool_tokens} tokens of one request"
+        if possible < pool_tokens:
+            reason = f"the model's positions end at {facts.max_model_tokens}"
+        raise SettingsError(f"--max-total-tokens is {max_total}, wanted at most {possible}: {reason}")
+    if max_total < 2:
+        raise SettingsError(f"the KV cache holds {pool_tokens} tokens, wanted at least 2: give the shard more memory")
+    max_input = settings.max_input_tokens or max_total - 1
+    if max_input >= max_total:
+        raise SettingsError(
+            f"--max-input-tokens is {max_input}, wanted less than {max_total}, prompt and output together "
+            "(--max-total-tokens, or what model and KV cache allow)"
+        )
+    return Limits(
+        max_best_of=settings.max_best_of,
+        max_stop_sequences=settings.max_stop_sequences,
+        max_top_n_tokens=settings.max_top_n_tokens,
+        max_input_tokens=max_input,
+        max_total_tokens=max_total,
+        vocab_size=facts.vocab_size,
+    )
+
+
+def _largest_fitting(engine: EngineLoop, facts: ShardFacts) -> int:
+    """The longest request in tokens that fits the KV pool alone."""
+    low, high = 0, facts.num_blocks * facts.block_size
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if engine.can_ever_fit(middle) else (low, middle - 1)
+    return low

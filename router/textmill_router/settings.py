@@ -1,0 +1,203 @@
+"""Settings of the router: one frozen object from argv and environment, checked at once."""
+
+import argparse
+import ipaddress
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+LOG_LEVELS = {
+    "trace": "DEBUG",
+    "debug": "DEBUG",
+    "info": "INFO",
+    "warn": "WARNING",
+    "warning": "WARNING",
+    "error": "ERROR",
+}
+
+
+class SettingsError(Exception):
+    """A setting that cannot be: its name, what was given and what would be accepted."""
+
+
+class _BadValue(ValueError):
+    """What would have been accepted."""
+
+
+def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    wanted = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
+
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise _BadValue(wanted) from None
+        if number < low or (high is not None and number > high):
+            raise _BadValue(wanted)
+        return number
+
+    return parse
+
+
+def _seconds(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise _BadValue("a number of seconds above 0")
+    return number
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise _BadValue("some text")
+    return value
+
+
+def _truth(value: str) -> bool:
+    word = value.strip().lower()
+    if word in ("true", "1", "yes", "on"):
+        return True
+    if word in ("false", "0", "no", "off"):
+        return False
+    raise _BadValue("true or false")
+
+
+def _ip_address(value: str) -> str:
+    if value == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(value))
+    except ValueError:
+        raise _BadValue("an IP address such as 127.0.0.1 or 0.0.0.0") from None
+
+
+def _log_level(value: str) -> str:
+    """Take a level; of a filter such as `info,router=debug` the last part without a target counts."""
+    parts = [part.strip().lower() for part in value.split(",") if "=" not in part]
+    if not parts:
+        return "INFO"
+    if parts[-1] not in LOG_LEVELS:
+        raise _BadValue("one of " + ", ".join(LOG_LEVELS))
+    return LOG_LEVELS[parts[-1]]
+
+
+def _option(parse: Callable[[str], Any], text: str, default: Any = MISSING, *, kind: str = "value") -> Any:
+    """A field that is a flag: how its text is read, what `--help` says; kind is value, list, switch or secret."""
+    return field(default=default, metadata={"parse": parse, "help": text, "kind": kind})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Each field is a flag (`--max-best-of`) and an environment variable (`MAX_BEST_OF`); the flag wins."""
+
+    model_dir: str = _option(_text, "folder with config.json, tokenizer.json and the like")
+    model_id: str = _option(_text, "name under which the model is served")
+    model_sha: str | None = _option(_text, "revision hash of the model, shown in /info", None)
+    shard_uds_path: str = _option(_text, "Unix socket of the shard with rank 0")
+
+    max_concurrent_requests: int = _option(_integer(1), "sequences in work or waiting; more get 429", 128)
+    max_best_of: int = _option(_integer(1), "largest best_of of a request", 2)
+    max_stop_sequences: int = _option(_integer(0), "stop strings of a request", 4)
+    max_top_n_tokens: int = _option(_integer(0), "alternatives per token that a request may ask for", 5)
+    max_input_tokens: int | None = _option(_integer(1), "prompt tokens; without it max-total-tokens - 1", None)
+    max_total_tokens: int | None = _option(
+        _integer(2), "prompt and output tokens together; without it what model and KV cache allow", None
+    )
+    max_batch_prefill_tokens: int | None = _option(
+        _integer(1), "prompt tokens computed in one step; without it 4096 or the shard's largest step", None
+    )
+    max_client_batch_size: int = _option(_integer(1), "prompts of one call, shown in /info", 4)
+    max_queued_requests: int = _option(_integer(1), "requests that wait for a slot; more get 429", 4096)
+    max_queued_tokens: int = _option(_integer(1), "prompt tokens of all waiting requests; more get 429", 8_000_000)
+    prefix_caching: bool = _option(_truth, "reuse the KV blocks of equal prefixes (true or false)", True)
+    validation_workers: int = _option(_integer(1, 256), "threads that tokenise long prompts", 2)
+
+    hostname: str = _option(_ip_address, "address to listen on", "0.0.0.0")
+    port: int = _option(_integer(0, 65535), "port to listen on; 0 takes a free one", 3000)
+    cors_allow_origin: tuple[str, ...] = _option(
+        _text, "origin that browsers may call from; repeatable", (), kind="list"
+    )
+    api_key: str | None = _option(_text, "bearer key that callers must show", None, kind="secret")
+    payload_limit: int = _option(_integer(1), "bytes of a request body", 2_000_000)
+    max_header_bytes: int = _option(_integer(1024), "bytes of a request header", 65_536)
+    max_header_fields: int = _option(_integer(8), "fields of a request header", 100)
+    header_timeout: float = _option(_seconds, "seconds that a client has to send a header", 10.0)
+    body_timeout: float = _option(_seconds, "seconds that a client has to send a body, and one more per 16 KiB", 30.0)
+    keep_alive_timeout: float = _option(_seconds, "seconds that an idle connection stays open", 75.0)
+    stall_timeout: float = _option(_seconds, "seconds after which a client that reads nothing is cut off", 30.0)
+    drain_timeout: float = _option(_seconds, "seconds that running requests get after SIGTERM", 80.0)
+
+    compute_type: str | None = _option(_text, "value of the header x-compute-type", None)
+    json_output: bool = _option(_truth, "log lines are JSON objects", False, kind="switch")
+    log_level: str = _option(_log_level, "trace, debug, info, warn or error", "INFO")
+
+    def describe(self) -> dict[str, object]:
+        """What is set, for the log; secrets are masked."""
+        shown = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        for entry in fields(self):
+            if entry.metadata["kind"] == "secret" and shown[entry.name] is not None:
+                shown[entry.name] = "***"
+        return shown
+
+
+def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Build the settings. Raises SettingsError; `--help` and unknown flags end the process as argparse does."""
+    given = vars(_build_parser().parse_args(list(argv)))
+    values: dict[str, Any] = {}
+    for entry in fields(Settings):
+        flag = "--" + entry.name.replace("_", "-")
+        variable = entry.name.upper()
+        texts: list[str] | None = given[entry.name]
+        where = flag
+        if texts is None and environ.get(variable):
+            where, texts = variable, [environ[variable]]
+            if entry.metadata["kind"] == "list":
+                texts = texts[0].split(",")
+            if entry.name == "hostname" and not _is_ip_address(texts[0]):
+                texts = None  # shells set HOSTNAME to the machine's name: no wish to listen there
+        if texts is None:
+            if entry.default is MISSING:
+                raise SettingsError(f"{flag} is missing: wanted {entry.metadata['help']}")
+            continue
+        shown = "***" if entry.metadata["kind"] == "secret" else repr(texts[-1])
+        try:
+            parsed = [entry.metadata["parse"](text) for text in texts]
+        except _BadValue as error:
+            raise SettingsError(f"{where} is {shown}, wanted {error}") from None
+        values[entry.name] = tuple(parsed) if entry.metadata["kind"] == "list" else parsed[-1]
+    settings = Settings(**values)
+    _check_together(settings)
+    return settings
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="textmill-router", description="The HTTP side of Textmill.", allow_abbrev=False
+    )
+    for entry in fields(Settings):
+        flag = "--" + entry.name.replace("_", "-")
+        if entry.metadata["kind"] == "switch":
+            parser.add_argument(flag, action="append_const", const="true", help=entry.metadata["help"])
+        else:
+            parser.add_argument(flag, action="append", help=entry.metadata["help"])
+    return parser
+
+
+def _is_ip_address(value: str) -> bool:
+    try:
+        _ip_address(value)
+    except _BadValue:
+        return False
+    return True
+
+
+def _check_together(settings: Settings) -> None:
+    most_input, most_total = settings.max_input_tokens, settings.max_total_tokens
+    if most_input is not None and most_total is not None and most_input >= most_total:
+        raise SettingsError(
+            f"--max-input-tokens is {most_input} and --max-total-tokens is {most_total}: the first must be smaller, "
+            "a request needs room for at least one output token"
+        )

@@ -1,0 +1,117 @@
+"""A router in a thread: the real server and engine, a byte tokenizer, a fake shard behind a Unix socket."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import uvloop
+from textmill_router.lifecycle import bind, make_server, start_backend
+from textmill_router.service import Service
+from textmill_router.settings import Settings
+
+from tests.fakes.byte_tokenizer import write_byte_tokenizer
+from tests.fakes.fake_shard import FakeShard, FakeShardOptions
+
+START_TIMEOUT_S = 20.0
+WAIT_TIMEOUT_S = 10.0
+
+
+class RunningRouter:
+    """A context manager. `is_loading=True` starts it in front of a shard that is not ready."""
+
+    def __init__(
+        self, folder: Path, options: FakeShardOptions | None = None, *, is_loading: bool = False, **settings: Any
+    ) -> None:
+        socket_path = folder / "shard.sock"
+        model_dir = folder / "model"
+        write_byte_tokenizer(model_dir)
+        self.shard = FakeShard(socket_path, options)
+        if is_loading:
+            self.shard.load("weights", 0.5)
+        self._is_loading = is_loading
+        self.settings = Settings(
+            **{
+                "model_dir": str(model_dir),
+                "model_id": "fake/model",
+                "shard_uds_path": str(socket_path),
+                "hostname": "127.0.0.1",
+                "port": 0,
+                **settings,
+            }
+        )
+        self.service: Service
+        self._started: Future[int] = Future()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.shard.__enter__()
+        self._thread.start()
+        self.port = self._started.result(START_TIMEOUT_S)
+        self.url = f"http://127.0.0.1:{self.port}"
+        if not self._is_loading:
+            try:
+                self.wait_until_healthy()
+            except BaseException:
+                self.__exit__(None, None, None)
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._leave.set)
+        self._thread.join(START_TIMEOUT_S)
+        self.shard.__exit__(kind, error, trace)
+        assert not self._thread.is_alive()
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=WAIT_TIMEOUT_S, trust_env=False, **options)
+
+    def in_loop(self, ask: Callable[[], Any]) -> Any:
+        """What `ask` returns, called in the server's loop."""
+
+        async def call() -> Any:
+            return ask()
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(WAIT_TIMEOUT_S)
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Looks in the server's loop until the condition holds."""
+
+        async def watch() -> None:
+            async with asyncio.timeout(WAIT_TIMEOUT_S):
+                while not condition():  # noqa: ASYNC110 - the condition belongs to others, nobody could set an event
+                    await asyncio.sleep(0.002)
+
+        try:
+            asyncio.run_coroutine_threadsafe(watch(), self._loop).result(WAIT_TIMEOUT_S + 1)
+        except TimeoutError:
+            raise AssertionError(f"not within {WAIT_TIMEOUT_S} s: {what}") from None
+
+    def wait_until_healthy(self) -> None:
+        self.wait_until(lambda: self.service.is_healthy, "the router is ready")
+
+    def _serve(self) -> None:
+        uvloop.run(self._run())
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._leave = asyncio.Event()
+        self.service = Service(self.settings)
+        listener = bind(self.settings)
+        server = make_server(self.service)
+        http = asyncio.create_task(server.serve(sockets=[listener]))
+        backend = asyncio.create_task(start_backend(self.service))
+        self._started.set_result(listener.getsockname()[1])
+        await self._leave.wait()
+        if backend.done():
+            await backend.result().stop()
+        backend.cancel()
+        await asyncio.gather(backend, return_exceptions=True)
+        server.should_exit = True
+        await http

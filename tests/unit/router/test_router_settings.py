@@ -1,0 +1,74 @@
+"""argv and environment become settings, or a message that helps."""
+
+import pytest
+from textmill_router.settings import SettingsError, load_settings
+
+NEEDED = ["--model-dir", "/m", "--model-id", "org/m", "--shard-uds-path", "/s.sock"]
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    settings = load_settings(NEEDED, {})
+    assert (settings.max_concurrent_requests, settings.max_best_of, settings.max_stop_sequences) == (128, 2, 4)
+    assert (settings.max_top_n_tokens, settings.max_client_batch_size, settings.validation_workers) == (5, 4, 2)
+    assert (settings.payload_limit, settings.port, settings.hostname) == (2_000_000, 3000, "0.0.0.0")
+    assert settings.max_input_tokens is None
+    assert settings.max_total_tokens is None
+
+
+def test_flag_wins_over_variable() -> None:
+    environ = {"MAX_BEST_OF": "7", "MAX_STOP_SEQUENCES": "8", "PREFIX_CACHING": "0"}
+    settings = load_settings([*NEEDED, "--max-best-of", "3"], environ)
+    assert (settings.max_best_of, settings.max_stop_sequences, settings.prefix_caching) == (3, 8, False)
+
+
+def test_lists_come_from_repeated_flags_or_a_comma_list() -> None:
+    flags = ["--cors-allow-origin", "http://a", "--cors-allow-origin", "http://b"]
+    assert load_settings([*NEEDED, *flags], {}).cors_allow_origin == ("http://a", "http://b")
+    assert load_settings(NEEDED, {"CORS_ALLOW_ORIGIN": "http://a,http://b"}).cors_allow_origin == (
+        "http://a",
+        "http://b",
+    )
+
+
+def test_hostname_of_the_machine_is_not_an_address_to_listen_on() -> None:
+    assert load_settings(NEEDED, {"HOSTNAME": "box17"}).hostname == "0.0.0.0"
+    assert load_settings(NEEDED, {"HOSTNAME": "127.0.0.2"}).hostname == "127.0.0.2"
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "words"),
+    [
+        (["--port", "70000"], {}, ("--port", "70000", "65535")),
+        (["--max-best-of", "x"], {}, ("--max-best-of", "'x'", "whole number")),
+        ([], {"VALIDATION_WORKERS": "0"}, ("VALIDATION_WORKERS", "'0'", "1 to 256")),
+        (["--header-timeout", "-1"], {}, ("--header-timeout", "seconds")),
+        (["--hostname", "example.org"], {}, ("--hostname", "IP address")),
+        (["--max-input-tokens", "10", "--max-total-tokens", "10"], {}, ("--max-input-tokens", "smaller")),
+        ([], {"LOG_LEVEL": "loud"}, ("LOG_LEVEL", "loud")),
+    ],
+)
+def test_bad_value_is_named_with_what_would_do(
+    argv: list[str], environ: dict[str, str], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings([*NEEDED, *argv], environ)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_missing_flag_is_named() -> None:
+    with pytest.raises(SettingsError, match="--model-id"):
+        load_settings(["--model-dir", "/m", "--shard-uds-path", "/s"], {})
+
+
+def test_secret_is_masked() -> None:
+    settings = load_settings([*NEEDED, "--api-key", "hush"], {})
+    assert settings.api_key == "hush"
+    assert "hush" not in str(settings.describe())
+    with pytest.raises(SettingsError) as caught:
+        load_settings([*NEEDED, "--api-key", " "], {})
+    assert "'" not in str(caught.value)
+
+
+def test_log_level_of_a_filter_is_its_general_part() -> None:
+    assert load_settings(NEEDED, {"LOG_LEVEL": "warn,textmill=debug"}).log_level == "WARNING"

@@ -16,7 +16,7 @@ from textmill_proto import PROTOCOL_VERSION
 
 from textmill_router.plan import StepResult
 from textmill_router.request import Failure, FailureCode, GenerationRequest, RequestId, RequestOutput
-from textmill_router.scheduler import Scheduler, SchedulerConfig, SchedulerStats
+from textmill_router.scheduler import Scheduler, SchedulerConfig, SchedulerStats, StreamBroken
 from textmill_router.shard_client import ShardClient, ShardClientOptions
 from textmill_router.wire import PlanRejected, ShardFacts, ShardHealth, pool_of
 
@@ -64,17 +64,6 @@ class OutputSink(Protocol):
     def on_output(self, output: RequestOutput) -> None: ...
 
 
-@dataclass(slots=True)
-class EngineCounters:
-    """Sums since the start, for the metrics."""
-
-    num_steps: int = 0
-    num_epochs: int = 0
-    step_s: float = 0.0
-    device_s: float = 0.0
-    gap_s: float = 0.0
-
-
 class EngineLoop:
     """Life: `start`, then `submit` and `cancel` from the same loop, then `stop`.
 
@@ -96,9 +85,9 @@ class EngineLoop:
         self._status = EngineStatus()
         self._status_changed = asyncio.Event()
         self._is_tick_due = False
+        self._has_broken = False
         self._task: asyncio.Task[None] | None = None
         self._request_ids = itertools.count(1)
-        self.counters = EngineCounters()
 
     # ---- for the HTTP side
 
@@ -172,7 +161,6 @@ class EngineLoop:
         self._check(facts)
         if self._scheduler is None:
             self._scheduler = Scheduler(self._configure(facts))
-        self.counters.num_epochs += 1
         decision = self._scheduler.begin_epoch(pool_of(facts, epoch), self.now())
         self._client.send(decision.plans)
         self._set_status(EngineStatus(EnginePhase.READY, 1.0, facts))
@@ -181,15 +169,16 @@ class EngineLoop:
 
     def on_result(self, result: StepResult) -> None:
         assert self._scheduler is not None
-        decision = self._scheduler.on_step(result, self.now())
+        try:
+            decision = self._scheduler.on_step(result, self.now())
+        except StreamBroken as error:
+            if self._has_broken:  # and no request has finished since
+                raise
+            self._has_broken = True
+            self._client.cut(f"the shard broke a rule of the stream: {error}")
+            return
         self._client.send(decision.plans)  # first the shard, then the readers
         self._deliver(decision.outputs)
-        if result.step:
-            counters = self.counters
-            counters.num_steps += 1
-            counters.step_s += result.step_s
-            counters.device_s += result.device_s
-            counters.gap_s += result.gap_s
 
     def on_rejected(self, rejected: PlanRejected) -> None:
         assert self._scheduler is not None
@@ -231,6 +220,7 @@ class EngineLoop:
                 continue  # cancelled while the step ran
             if output.finish is not None or output.failure is not None:
                 del sinks[request_id]
+                self._has_broken = False
             try:
                 sink.on_output(output)
             except Exception:  # one reader's fault ends that reader, not the batch

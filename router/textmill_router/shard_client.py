@@ -70,6 +70,11 @@ class ShardClient:
         if self._stream is not None:
             self._stream.send(plans)
 
+    def cut(self, reason: str) -> None:
+        """Ends the live stream; `on_lost` follows and no message before it."""
+        if self._stream is not None:
+            self._stream.cut(reason)
+
     async def run(self, handler: StreamHandler) -> None:
         """Runs until cancelled or until the handler raises."""
         backoff_s = self._options.first_backoff_s
@@ -103,7 +108,7 @@ class ShardClient:
                 await stream.close()
             return True
 
-    async def _wait_until_ready(self, stub: shard_pb2_grpc.ShardAsyncStub, handler: StreamHandler) -> None:
+    async def _wait_until_ready(self, stub: "shard_pb2_grpc.ShardAsyncStub", handler: StreamHandler) -> None:
         while True:
             try:
                 report = await stub.Health(shard_pb2.HealthRequest(), timeout=self._options.health_timeout_s)
@@ -124,7 +129,7 @@ class StreamLost(Exception):
 class _Stream:
     """One bidirectional call: the caller of `read_all` reads, one task writes, one watches the time."""
 
-    def __init__(self, stub: shard_pb2_grpc.ShardAsyncStub, options: ShardClientOptions) -> None:
+    def __init__(self, stub: "shard_pb2_grpc.ShardAsyncStub", options: ShardClientOptions) -> None:
         self._options = options
         self._call = stub.Run()
         self._epoch = 0
@@ -136,13 +141,13 @@ class _Stream:
 
     async def open(self) -> tuple[ShardFacts, int]:
         """Waits for the Hello. Raises StreamLost."""
-        timer = asyncio.get_running_loop().call_later(self._options.hello_timeout_s, self._cut, "no Hello in time")
+        timer = asyncio.get_running_loop().call_later(self._options.hello_timeout_s, self.cut, "no Hello in time")
         try:
             message = await self._read()
         finally:
             timer.cancel()
         if message.WhichOneof("message") != "hello":
-            self._cut("the first message is no Hello")
+            self.cut("the first message is no Hello")
             raise StreamLost("the first message is no Hello")
         self._epoch = message.epoch
         self._tasks = [asyncio.create_task(self._write_all()), asyncio.create_task(self._watch())]
@@ -153,12 +158,18 @@ class _Stream:
         if self._outbox:
             self._outbox_filled.set()
 
+    def cut(self, reason: str) -> None:
+        self._cut_reason = reason
+        self._call.cancel()
+
     async def read_all(self, handler: StreamHandler) -> None:
         """Hands messages over until the stream ends, which raises StreamLost."""
         while True:
             message = await self._read()
+            if self._cut_reason is not None:
+                raise StreamLost(self._cut_reason)
             if message.epoch != self._epoch:
-                self._cut(f"message of epoch {message.epoch} in epoch {self._epoch}")
+                self.cut(f"message of epoch {message.epoch} in epoch {self._epoch}")
                 raise StreamLost(f"message of epoch {message.epoch} in epoch {self._epoch}")
             kind = message.WhichOneof("message")
             if kind == "result":
@@ -203,21 +214,17 @@ class _Stream:
             pass  # the call is over; the reader learns why
         except Exception:  # a plan that cannot be written is a bug, but the reader must not wait for its answer
             log.exception("cannot write to the shard")
-            self._cut("a plan could not be written")
+            self.cut("a plan could not be written")
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._options.heartbeat_s)
             silence_s = time.monotonic() - self._heard_s
             if silence_s > self._options.max_silence_s:
-                self._cut(f"nothing heard from the shard for {silence_s:.1f} s")
+                self.cut(f"nothing heard from the shard for {silence_s:.1f} s")
                 return
             self._outbox.append(None)
             self._outbox_filled.set()
-
-    def _cut(self, reason: str) -> None:
-        self._cut_reason = reason
-        self._call.cancel()
 
 
 def _channel_options() -> list[tuple[str, int]]:

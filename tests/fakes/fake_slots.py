@@ -50,7 +50,7 @@ class Seat:
         return len(self.prompt_ids) + self.num_output
 
 
-@dataclass(slots=True)
+@dataclass
 class SlotTable:
     """All seats of one epoch. `num_admitted` and `num_dropped` are for tests."""
 

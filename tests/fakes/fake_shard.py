@@ -99,6 +99,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self.history: list[SlotTable] = []  # the slot tables of all epochs, the live one last
         self.num_refused_streams = 0
         self.num_plans = 0
+        self.num_sampled = 0  # tokens of all epochs
 
     def __enter__(self) -> Self:
         options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", -1)]
@@ -298,6 +299,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             result = table.compose(epoch.num_steps)
             result.step_ns = int(self._options.step_s * 1e9)
             num_sampled += len(result.flags)
+            self.num_sampled += len(result.flags)
             epoch.outbox.put(shard_pb2.FromShard(epoch=epoch.number, result=result))
             if self._cut_after_tokens is not None and num_sampled >= self._cut_after_tokens:
                 self._cut_after_tokens = None

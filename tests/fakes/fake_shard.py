@@ -8,7 +8,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self._may_speak.set()
         self._loading: tuple[str, float] | None = None
         self._failed: str | None = None
-        self._cut_after_tokens: int | None = None
+        self._cut_condition: Callable[[SlotTable], bool] | None = None
         self._reject_next: str | None = None
         self._info_changes: dict[str, Any] = {}
         self._threads: list[threading.Thread] = []
@@ -116,7 +116,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self._may_step.set()
         self._may_speak.set()
         self._server.stop(grace=0.2).wait(5)
-        for thread in self._threads:
+        for thread in list(self._threads):
             thread.join(5)
         self._uds_path.unlink(missing_ok=True)
 
@@ -129,9 +129,9 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         if epoch is not None:
             epoch.end(grpc.StatusCode.UNAVAILABLE, reason)
 
-    def cut_after_tokens(self, num_tokens: int) -> None:
-        """Ends the stream right after the result with which so many tokens were sampled in the epoch."""
-        self._cut_after_tokens = num_tokens
+    def cut_when(self, condition: Callable[[SlotTable], bool]) -> None:
+        """Ends the stream right after the result of the first step after which the condition holds. Once."""
+        self._cut_condition = condition
 
     def pause(self) -> None:
         """Composes no further step until `resume`; plans wait, heartbeats go on."""
@@ -204,8 +204,8 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         yield shard_pb2.FromShard(epoch=epoch.number, hello=shard_pb2.Hello(info=self._info()))
         for target in (lambda: self._listen(epoch, request_iterator), lambda: self._step_all(epoch)):
             thread = threading.Thread(target=target, daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
         while True:
             try:
                 message = epoch.outbox.get(timeout=self._options.heartbeat_s)
@@ -285,7 +285,6 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
 
     def _step_all(self, epoch: _Epoch) -> None:
         table = epoch.table
-        num_sampled = 0
         next_step_s = 0.0
         while not epoch.has_ended.is_set():
             if not self._take_plans(epoch, wait=not table.is_runnable or not self._may_step.is_set()):
@@ -298,11 +297,10 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             epoch.num_steps += 1
             result = table.compose(epoch.num_steps)
             result.step_ns = int(self._options.step_s * 1e9)
-            num_sampled += len(result.flags)
             self.num_sampled += len(result.flags)
             epoch.outbox.put(shard_pb2.FromShard(epoch=epoch.number, result=result))
-            if self._cut_after_tokens is not None and num_sampled >= self._cut_after_tokens:
-                self._cut_after_tokens = None
+            if self._cut_condition is not None and self._cut_condition(table):
+                self._cut_condition = None
                 self.cut()
 
     def _take_plans(self, epoch: _Epoch, wait: bool) -> bool:

@@ -52,7 +52,7 @@ class Seat:
 
 @dataclass
 class SlotTable:
-    """All seats of one epoch. `num_admitted` and `num_dropped` are for tests."""
+    """All seats of one epoch. The sums are for tests."""
 
     num_slots: int
     num_blocks: int
@@ -67,6 +67,7 @@ class SlotTable:
     num_admitted: int = 0
     num_dropped: int = 0
     num_prefill_tokens: int = 0
+    num_sampled: int = 0
     failing_slots: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -255,6 +256,7 @@ class SlotTable:
             flags.append(flag)
             if flag:
                 self._leave(seat.slot)
+        self.num_sampled += len(slots)
         result.slots = _packed(slots)
         result.tokens = _packed(tokens)
         result.flags = bytes(flags)

@@ -207,15 +207,15 @@ def test_cancel_frees_slot_and_blocks_in_decode_in_prefill_and_in_the_queue(
 def test_rule_22_64_streams_of_long_prompts_survive_a_cut(tmp_path: Path, tokenizer: Tokenizer) -> None:
     async def body() -> None:
         async with open_bench(tmp_path / "s", tokenizer) as bench:
-            shard.cut_after_tokens(64 * 30)
+            shard.cut_when(lambda table: len(table.decodes) == 64)
             requests = [bench.request(index.to_bytes(2, "little") * 10_000, 200) for index in range(64)]
             results = await asyncio.gather(*(bench.generate(request) for request in requests))
             first, second = shard.history
-            assert (len(first.decodes), len(first.prefills), shard.epoch) == (64, 0, 2)
+            assert (first.num_admitted, len(first.decodes), shard.epoch) == (64, 64, 2)
             assert second.num_admitted == 64
             assert [result.text for result in results] == [alphabet(200)] * 64
             # Results that were on their way at the cut are sampled again and seen once.
-            assert 64 * 200 <= shard.num_sampled < 64 * (200 + 30)
+            assert 64 * 200 <= shard.num_sampled < 64 * 200 + first.num_sampled
             await bench.is_quiet()
 
     options = FakeShardOptions(num_slots=64, num_blocks=64 * 1300, max_step_tokens=65536, step_s=0.001)
@@ -541,7 +541,7 @@ def test_script_sees_the_outputs_of_a_readmitted_request(tmp_path: Path, tokeniz
     async def body() -> None:
         async with open_bench(tmp_path / "s", tokenizer) as bench:
             for num_tokens in (1, 7, 16, 33):
-                shard.cut_after_tokens(num_tokens)
+                shard.cut_when(lambda table, limit=num_tokens: table.num_sampled >= limit)
                 assert (await bench.generate()).text == alphabet(40)
             assert shard.epoch == 5
 

@@ -89,6 +89,8 @@ class Scheduler:
     apart from the token.
     """
 
+    epoch_type = Epoch  # tests plant their bugs here
+
     def __init__(self, config: SchedulerConfig) -> None:
         self._config = config
         self._queue = WaitingQueue(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
@@ -111,7 +113,7 @@ class Scheduler:
         assert self._epoch is None, "end_epoch comes first"
         self._check_pool(pool)
         self._pool = pool
-        self._epoch = self.make_epoch(pool)
+        self._epoch = self._make_epoch(pool)
         self._reader = StepReader(self._epoch)
         self._is_epoch_rejected = False
         self._counters.num_epochs += 1
@@ -125,15 +127,14 @@ class Scheduler:
                 outputs.append(self._fail(state, FailureCode.INTERNAL, f"{message}blocks of {pool.block_size}"))
         return StepDecision(self._plan(now), tuple(outputs))
 
-    def make_epoch(self, pool: ShardPool) -> Epoch:
-        """What a new stream needs; a seam for tests."""
+    def _make_epoch(self, pool: ShardPool) -> Epoch:
         config = EpochConfig(
             budget=self._config.budget,
             prefix_caching=self._config.prefix_caching,
             grant_ahead_tokens=self._config.grant_ahead_tokens,
             regrant_below_tokens=self._config.regrant_below_tokens,
         )
-        return Epoch(pool, config, self._counters)
+        return self.epoch_type(pool, config, self._counters)
 
     def end_epoch(self, now: float) -> tuple[RequestOutput, ...]:
         """The stream is lost. Holds all requests until `begin_epoch`; until then `on_tick` returns no plan.

@@ -113,7 +113,8 @@ class Supervisor:
         self, name: ChildName, command: Sequence[str], environ: Mapping[str, str], umask: int = -1
     ) -> ChildProcess:
         child = ChildProcess.spawn(name, command, environ, self._output, umask)
-        log.debug("%s: pid %d: %s", name, child.pid, " ".join(command))
+        log.info("%s: started, pid %d", name, child.pid)
+        log.debug("%s: %s", name, " ".join(command))
         return child
 
     async def _watch(self, children: Sequence[ChildProcess], goal: "asyncio.Future[Any] | None", phase: str) -> None:

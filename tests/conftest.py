@@ -1,0 +1,35 @@
+"""Fixtures that start the whole system once for all tests that ask for it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from textmill_launcher.model_files import find_demo_file
+from textmill_launcher.settings import load_settings
+
+from tests.processes import LaunchedServer, launched
+
+CONVERT_LIMIT_S = 240
+# The demo model's KV cache takes 46,080 bytes a token in fp32: 4,096 tokens.
+REAL_SERVER_KV_BYTES = 256 * 16 * 46_080
+
+
+@pytest.fixture(scope="session")
+def demo_model_folder() -> Path:
+    """The demo model as safetensors, in the cache that launchers use too (outside the repository)."""
+    cache = load_settings([], os.environ).conversion_cache
+    command = [sys.executable, "-m", "textmill_shard", "convert", "--gguf", str(find_demo_file()), "--cache-dir", cache]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=CONVERT_LIMIT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def real_server(demo_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedServer]:
+    """One launcher with the demo model in fp32, ready, for the whole session."""
+    arguments = ["--dtype", "float32", "--kv-cache-bytes", str(REAL_SERVER_KV_BYTES)]
+    with launched(arguments, tmp_path_factory.mktemp("real_server")) as server:
+        yield server.wait_ready()

@@ -1,0 +1,236 @@
+"""The launcher with real shards and a real router, on tiny models."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.fakes.tiny_models import make_tiny_llama
+from tests.processes import STOP_LIMIT_S, LaunchedServer, free_port, launched, start_launcher, wait_until
+
+KV_BYTES = str(8 * 1024 * 1024)  # plenty for a tiny model
+QUESTION = {"inputs": "Hello", "parameters": {"max_new_tokens": 4, "do_sample": False}}
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("tiny_llama"))
+
+
+@pytest.fixture
+def tiny_arguments(tiny_model: Path) -> list[str]:
+    return ["--model-id", str(tiny_model), "--dtype", "float32", "--kv-cache-bytes", KV_BYTES]
+
+
+@pytest.fixture
+def socket_folder(tmp_path: Path) -> Iterator[Path]:
+    """TMPDIR of the launcher under test: whatever it leaves there is seen."""
+    folder = tmp_path / "t"
+    folder.mkdir()
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+def process_ids(server: LaunchedServer) -> list[int]:
+    return [server.process.pid, *(child.pid for child in server.children())]
+
+
+def are_gone(pids: list[int]) -> bool:
+    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids)
+
+
+def assert_gone(pids: list[int]) -> None:
+    wait_until(lambda: are_gone(pids), STOP_LIMIT_S, f"none of {pids} lives")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_server_answers_and_leaves_nothing_behind(
+    tiny_arguments: list[str], tmp_path: Path, socket_folder: Path, number: signal.Signals
+) -> None:
+    with launched(tiny_arguments, tmp_path, TMPDIR=str(socket_folder)) as server:
+        server.wait_ready()
+        answer = httpx.post(f"{server.base_url}/generate", json=QUESTION, timeout=30, trust_env=False)
+        assert answer.status_code == 200
+        (private_folder,) = socket_folder.iterdir()
+        assert stat.S_IMODE(private_folder.stat().st_mode) == 0o700
+        (shard_socket,) = private_folder.iterdir()
+        assert stat.S_IMODE(shard_socket.stat().st_mode) == 0o600
+        pids = process_ids(server)
+        assert len(pids) == 3
+        assert server.stop(number) == 0
+        assert_gone(pids)
+
+
+def test_generate_and_health_tell_the_phase_while_loading(tiny_arguments: list[str], tmp_path: Path) -> None:
+    with launched(tiny_arguments, tmp_path) as server, httpx.Client(trust_env=False, timeout=30) as client:
+        wait_until(lambda: server.health() is not None, 60, "the router listens")
+        refused = client.post(f"{server.base_url}/generate", json=QUESTION)
+        assert refused.status_code == 503
+        body = refused.json()
+        assert body["error_type"] == "loading"
+        assert body["phase"]
+        assert "estimated_time" in body
+        health = client.get(f"{server.base_url}/health")
+        assert health.status_code == 503
+        assert health.json() == {"error": "unhealthy", "error_type": "healthcheck", "phase": health.json()["phase"]}
+        server.wait_ready()
+        assert client.post(f"{server.base_url}/generate", json=QUESTION).status_code == 200
+        log = server.log_text
+        assert "shard rank 0: ready after" in log
+        assert "router: ready after" in log
+
+
+def test_stop_while_loading_leaves_nothing_behind(
+    tiny_arguments: list[str], tmp_path: Path, socket_folder: Path
+) -> None:
+    with launched(tiny_arguments, tmp_path, TMPDIR=str(socket_folder)) as server:
+        server.wait_for_log("router: started")
+        pids = process_ids(server)
+        assert server.stop() == 0
+        assert_gone(pids)
+
+
+def test_killed_shard_stops_the_rest_and_is_named(
+    tiny_arguments: list[str], tmp_path: Path, socket_folder: Path
+) -> None:
+    with launched(tiny_arguments, tmp_path, TMPDIR=str(socket_folder)) as server:
+        server.wait_ready()
+        pids = process_ids(server)
+        (shard,) = server.children("textmill_shard")
+        shard.kill()
+        assert server.wait_exit() == 128 + signal.SIGKILL
+        assert_gone(pids)
+        log = server.log_text
+        assert "shard rank 0 was killed by SIGKILL while serving" in log
+        assert "its last lines:" in log
+        assert "what to try:" in log
+
+
+def test_killed_router_stops_the_rest_and_is_named(
+    tiny_arguments: list[str], tmp_path: Path, socket_folder: Path
+) -> None:
+    with launched(tiny_arguments, tmp_path, TMPDIR=str(socket_folder)) as server:
+        server.wait_ready()
+        pids = process_ids(server)
+        (router,) = server.children("textmill_router")
+        router.kill()
+        assert server.wait_exit() == 128 + signal.SIGKILL
+        assert_gone(pids)
+        assert "router was killed by SIGKILL while serving" in server.log_text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can signal the death of a parent")
+def test_killed_launcher_takes_its_children_along(tiny_arguments: list[str], tmp_path: Path) -> None:
+    with launched(tiny_arguments, tmp_path, TMPDIR=str(tmp_path)) as server:
+        server.wait_ready()
+        pids = process_ids(server)
+        server.process.kill()
+        server.wait_exit()
+        assert_gone(pids)
+
+
+def test_taken_port_is_named_with_the_flag(tiny_arguments: list[str], tmp_path: Path, socket_folder: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with launched(tiny_arguments, tmp_path, port=port, TMPDIR=str(socket_folder)) as server:
+            assert server.wait_exit(60) == 2
+            assert "router ended with exit code 2 while starting" in server.log_text
+            assert "--port" in server.log_text
+
+
+def test_model_that_cannot_be_loaded_is_told_with_rank_and_reason(tmp_path: Path, socket_folder: Path) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "no_such_architecture"}')
+    (folder / "model.safetensors").write_bytes(b"")
+    with launched(["--model-id", str(folder)], tmp_path, TMPDIR=str(socket_folder)) as server:
+        assert server.wait_exit(60) != 0
+        log = server.log_text
+        assert "shard rank 0" in log
+        assert "no_such_architecture" in log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "words"),
+    [
+        (["--port", "99999"], 2, ["--port", "'99999'", "from 1 to 65535"]),
+        (["--dtype", "int3"], 2, ["--dtype", "'int3'", "bfloat16"]),
+        (["--max-input-tokens", "9", "--max-total-tokens", "9"], 1, ["--max-input-tokens", "--max-total-tokens"]),
+        (["--sharded", "true", "--num-shard", "1"], 1, ["--sharded true needs"]),
+        (["--model-id", "/no/such/folder"], 1, ["/no/such/folder", "no such folder"]),
+        (["--no-such-flag"], 2, ["--no-such-flag"]),
+    ],
+)
+def test_bad_flag_ends_at_once_and_is_explained(arguments: list[str], exit_code: int, words: list[str]) -> None:
+    environ = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    done = subprocess.run(
+        [sys.executable, "-m", "textmill_launcher", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=environ,
+    )
+    assert done.returncode == exit_code
+    assert all(word in done.stdout + done.stderr for word in words)
+
+
+def test_lines_of_the_log_are_json_when_asked(tiny_arguments: list[str], tmp_path: Path) -> None:
+    with launched([*tiny_arguments, "--json-output", "--api-key", "s3cret"], tmp_path) as server:
+        server.wait_ready()
+        command_lines = " ".join(" ".join(child.cmdline()) for child in server.children())
+        assert server.stop() == 0
+        entries = [json.loads(line) for line in server.log_text.splitlines()]
+    assert {entry.get("source") for entry in entries} == {None, "shard", "router"}
+    assert {entry["rank"] for entry in entries if entry.get("source") == "shard"} == {0}
+    assert "s3cret" not in server.log_text
+    assert "s3cret" not in command_lines
+
+
+# Two conversions of the demo model, each a few seconds of work on both cores.
+@pytest.mark.slow
+def test_two_launchers_may_convert_the_same_model_at_once(tmp_path: Path) -> None:
+    arguments = ["--conversion-cache", str(tmp_path / "converted"), "--kv-cache-bytes", str(64 * 1024 * 1024)]
+    servers = [start_launcher(arguments, tmp_path, port) for port in (free_port(), free_port())]
+    try:
+        for server in servers:
+            server.wait_ready(240)
+            answer = httpx.post(f"{server.base_url}/generate", json=QUESTION, timeout=60, trust_env=False)
+            assert answer.status_code == 200
+            assert "no --model-id: serving the demo model" in server.log_text
+    finally:
+        for server in servers:
+            server.stop()
+    converted = list((tmp_path / "converted").rglob("model*.safetensors"))
+    assert len(converted) == 1
+
+
+def test_requests_that_run_when_the_signal_comes_are_finished(tiny_arguments: list[str], tmp_path: Path) -> None:
+    question = {"inputs": "Hello", "parameters": {"max_new_tokens": 300, "do_sample": False}}
+    with launched(tiny_arguments, tmp_path) as server:
+        server.wait_ready()
+        with (
+            httpx.Client(trust_env=False, timeout=60) as client,
+            client.stream("POST", f"{server.base_url}/generate_stream", json=question) as stream,
+        ):
+            lines = stream.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            began_s = time.monotonic()
+            events = [line for line in lines if line.startswith("data:")]
+        assert '"generated_text":' in events[-1]
+        assert '"generated_text":null' not in events[-1]
+        assert server.wait_exit() == 0
+        assert time.monotonic() - began_s < STOP_LIMIT_S

@@ -1,0 +1,88 @@
+"""Two shards answer what one answers, and each holds about half of the weights."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
+
+from tests.fakes.tiny_models import make_tiny_llama
+from tests.integration.reading import Answer, generate
+from tests.processes import LaunchedServer, launched
+
+PROMPTS = ("Hello", "The quick brown fox jumps over the lazy dog. " * 5, "1 2 3", "x" * 40)
+KV_BYTES = str(8 * 1024 * 1024)
+NUM_NEW_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads and KV heads divide by two; the layers weigh more than the embeddings."""
+    return make_tiny_llama(
+        tmp_path_factory.mktemp("two_ranks"), hidden=128, layers=4, heads=8, kv_heads=4, mlp=384, seed=3
+    )
+
+
+def serve(model: Path, folder: Path, num_shards: int) -> Iterator[LaunchedServer]:
+    arguments = ["--model-id", str(model), "--dtype", "float32", "--kv-cache-bytes", KV_BYTES]
+    arguments += ["--num-shard", str(num_shards), "--shard-uds-path", str(folder / "s")]
+    with launched(arguments, folder) as server:
+        yield server.wait_ready()
+
+
+@pytest.fixture(scope="module")
+def one_rank(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedServer]:
+    yield from serve(model, tmp_path_factory.mktemp("one"), num_shards=1)
+
+
+@pytest.fixture(scope="module")
+def two_rank_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(model: Path, two_rank_folder: Path) -> Iterator[LaunchedServer]:
+    yield from serve(model, two_rank_folder, num_shards=2)
+
+
+def info(socket: Path) -> shard_pb2.ShardInfo:
+    with grpc.insecure_channel(f"unix:{socket}") as channel:
+        return shard_pb2_grpc.ShardStub(channel).Info(shard_pb2.InfoRequest(), timeout=20)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("how", [{}, {"do_sample": True, "seed": 7}], ids=["greedy", "seeded"])
+def test_two_ranks_give_the_tokens_of_one(
+    one_rank: LaunchedServer, two_ranks: LaunchedServer, prompt: str, how: dict[str, object]
+) -> None:
+    def ask(server: LaunchedServer) -> Answer:
+        return generate(server, prompt, max_new_tokens=NUM_NEW_TOKENS, **how)
+
+    alone, together = ask(one_rank), ask(two_ranks)
+    assert together.ids == alone.ids
+    # fp32; the ranks' partial sums are added in another order.
+    assert together.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+def test_each_rank_holds_at_most_60_percent_of_the_weights(
+    model: Path, two_ranks: LaunchedServer, two_rank_folder: Path
+) -> None:
+    whole = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    for rank in range(2):
+        facts = info(two_rank_folder / f"s-{rank}")
+        assert (facts.rank, facts.world_size) == (rank, 2)
+        assert 0 < facts.weight_bytes <= 0.6 * whole
+
+
+def test_death_of_rank_1_is_told_as_rank_1(model: Path, tmp_path: Path) -> None:
+    for server in serve(model, tmp_path, num_shards=2):
+        (rank_1,) = [child for child in server.children("textmill_shard") if _value(child.cmdline(), "--rank") == "1"]
+        rank_1.kill()
+        assert server.wait_exit() == 137
+        assert "shard rank 1 was killed by SIGKILL while serving" in server.log_text
+        assert list(tmp_path.glob("s-*")) == []
+
+
+def _value(command: list[str], flag: str) -> str:
+    return command[command.index(flag) + 1]

@@ -1,0 +1,127 @@
+"""Real launchers for tests: started as a process, waited for, ended by pid."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import httpx
+import psutil
+from textmill_launcher.options import OPTIONS
+
+START_LIMIT_S = 120.0
+STOP_LIMIT_S = 30.0
+POLL_INTERVAL_S = 0.05
+# Variables that would change what a launcher does; tests say what they want by flags.
+_KEPT_OUT = {option.name.upper() for option in OPTIONS} | {"LOG_LEVEL", "CUDA_VISIBLE_DEVICES"}
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float, what: str) -> None:
+    """Wait until the condition holds; fail with `what` after the limit."""
+    deadline_s = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"waited {limit_s} s in vain until {what}")
+        time.sleep(POLL_INTERVAL_S)
+
+
+class LaunchedServer:
+    """One launcher process and what it started."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int, log_file: Path) -> None:
+        self.process = process
+        self.base_url = f"http://127.0.0.1:{port}"
+        self._log_file = log_file
+
+    @property
+    def log_text(self) -> str:
+        """All output of the launcher so far."""
+        return self._log_file.read_text()
+
+    def children(self, module: str = "") -> list[psutil.Process]:
+        """Living children whose command line names the module (`textmill_shard`, `textmill_router`)."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [child for child in psutil.Process(self.process.pid).children() if _names(child, module)]
+        return []
+
+    def health(self) -> int | None:
+        """Status of GET /health, None while nobody listens."""
+        try:
+            return httpx.get(f"{self.base_url}/health", timeout=5, trust_env=False).status_code
+        except httpx.TransportError:
+            return None
+
+    def wait_ready(self, limit_s: float = START_LIMIT_S) -> "LaunchedServer":
+        """Wait until the launcher says that it serves."""
+        self.wait_for_log("ready after", limit_s, last_word=" on http://")
+        return self
+
+    def wait_for_log(self, words: str, limit_s: float = START_LIMIT_S, last_word: str = "") -> None:
+        """Wait for a line of the log; a launcher that ends instead fails the test with its log."""
+
+        def is_there() -> bool:
+            if any(words in line and last_word in line for line in self.log_text.splitlines()):
+                return True
+            assert self.process.poll() is None, f"the launcher ended with {self.process.returncode}:\n{self.log_text}"
+            return False
+
+        wait_until(is_there, limit_s, f"the log says {words!r}:\n{self.log_text}")
+
+    def wait_exit(self, limit_s: float = STOP_LIMIT_S) -> int:
+        """Wait for the launcher's end; return its exit code."""
+        return self.process.wait(limit_s)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, limit_s: float = STOP_LIMIT_S) -> int:
+        """Send a signal and wait for the end."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.wait_exit(limit_s)
+
+
+def start_launcher(arguments: Sequence[str], folder: Path, port: int | None = None, **environ: str) -> LaunchedServer:
+    """Start a launcher on a free port; its log goes to `folder`. The caller ends it."""
+    port = free_port() if port is None else port
+    folder.mkdir(parents=True, exist_ok=True)
+    log_file = folder / f"launcher-{port}.log"
+    kept = {name: value for name, value in os.environ.items() if name not in _KEPT_OUT}
+    command = [sys.executable, "-m", "textmill_launcher", "--hostname", "127.0.0.1", "--port", str(port), *arguments]
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**kept, **environ})
+    return LaunchedServer(process, port, log_file)
+
+
+@contextlib.contextmanager
+def launched(
+    arguments: Sequence[str], folder: Path, port: int | None = None, **environ: str
+) -> Iterator[LaunchedServer]:
+    """Start a launcher and end it with all its children however this is left."""
+    server = start_launcher(arguments, folder, port, **environ)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.send_signal(signal.SIGTERM)
+            try:
+                server.process.wait(STOP_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                server.process.kill()  # its children die with it
+                server.process.wait(STOP_LIMIT_S)
+
+
+def _names(process: psutil.Process, module: str) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and any(module in part for part in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False

@@ -150,6 +150,8 @@ class World:
             other = rng.choice(alive)
             prompt = [*other.prompt[: rng.choice([len(other.prompt), 9, 13])], *([7] * rng.randint(0, 2))]
             salt = other.request.cache_salt
+            if rng.random() < 0.2:  # another beginning, then the same blocks: not the same prefix
+                prompt[0] = 1 + prompt[0] % 23
             self.counts.equal_prompts += 1
         else:
             prompt = [rng.randrange(1, 24) for _ in range(rng.randint(1, 20))]

@@ -84,6 +84,7 @@ class EngineLoop:
         self._sinks: dict[RequestId, OutputSink] = {}
         self._status = EngineStatus()
         self._status_changed = asyncio.Event()
+        self._held_outputs: list[RequestOutput] = []
         self._is_tick_due = False
         self._has_broken = False
         self._task: asyncio.Task[None] | None = None
@@ -177,8 +178,13 @@ class EngineLoop:
             self._has_broken = True
             self._client.cut(f"the shard broke a rule of the stream: {error}")
             return
-        self._client.send(decision.plans)  # first the shard, then the readers
-        self._deliver(decision.outputs)
+        if decision.plans:
+            # First the shard, then the readers: the stream's writer runs before what is put behind it here.
+            self._client.send(decision.plans)
+            self._held_outputs += decision.outputs
+            asyncio.get_running_loop().call_soon(self._deliver, ())
+        else:
+            self._deliver(decision.outputs)
 
     def on_rejected(self, rejected: PlanRejected) -> None:
         assert self._scheduler is not None
@@ -212,6 +218,10 @@ class EngineLoop:
             self._client.send(self._scheduler.on_tick(self.now()))
 
     def _deliver(self, outputs: Iterable[RequestOutput]) -> None:
+        """Hands outputs to their readers, what was held before the new."""
+        if self._held_outputs:
+            held, self._held_outputs = self._held_outputs, []
+            outputs = [*held, *outputs]
         sinks = self._sinks
         for output in outputs:
             request_id = output.request_id
@@ -248,6 +258,7 @@ class EngineLoop:
     def _end(self, reason: str) -> None:
         if self._status.phase is EnginePhase.STOPPED:
             return
+        self._deliver(())
         self._set_status(EngineStatus(EnginePhase.STOPPED, 0.0, self._status.facts, reason))
         failure = Failure(FailureCode.SHUTDOWN, reason)
         sinks, self._sinks = self._sinks, {}

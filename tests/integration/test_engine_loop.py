@@ -493,6 +493,27 @@ class Ignore:
         pass
 
 
+def test_plan_of_a_result_leaves_before_its_tokens_are_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    class SlowReader:
+        def on_output(self, output: RequestOutput) -> None:
+            """Holds the loop until the shard has the next request, or for so long that it never will."""
+            end_s = time.monotonic() + 5.0
+            while shard.history[-1].num_admitted < 2 and time.monotonic() < end_s:
+                time.sleep(0.001)
+            seen.append(shard.history[-1].num_admitted)
+
+    seen: list[int] = []
+
+    async def body() -> None:
+        async with open_bench(tmp_path / "s", tokenizer) as bench:
+            bench.engine.submit(bench.request(max_new_tokens=1), SlowReader())
+            await bench.generate(bench.request(b"next", 1))
+            assert seen == [2]
+
+    with FakeShard(tmp_path / "s", replace(SMALL, num_slots=1)) as shard:
+        run(body())
+
+
 def test_reader_that_raises_ends_its_own_request_only(tmp_path: Path, tokenizer: Tokenizer) -> None:
     class Faulty:
         def __init__(self) -> None:

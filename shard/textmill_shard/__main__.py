@@ -1,0 +1,41 @@
+"""`textmill-shard serve | convert`."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from textmill_shard.logs import configure_logging
+from textmill_shard.settings import ServeSettings, SettingsError, load_settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 after a fault, 2 for bad settings."""
+    try:
+        settings = load_settings(sys.argv[1:] if argv is None else argv, os.environ)
+    except SettingsError as error:
+        print(f"textmill-shard: {error}", file=sys.stderr)
+        return 2
+    rank = settings.rank if isinstance(settings, ServeSettings) else 0
+    configure_logging(rank=rank, json_output=settings.json_output, level=settings.log_level)
+    log = logging.getLogger("textmill_shard")
+    # torch and transformers take seconds to import: bad settings are told before.
+    if isinstance(settings, ServeSettings):
+        from textmill_shard.serve import serve
+
+        log.info("settings", extra=settings.describe())
+        return serve(settings)
+    from textmill_shard.gguf_convert import convert_gguf
+    from textmill_shard.model_errors import ModelError
+
+    try:
+        folder = convert_gguf(settings.gguf, settings.cache_dir, settings.dtype)
+    except (ModelError, OSError) as error:
+        log.critical("converting %s failed: %s", settings.gguf, error)
+        return 1
+    print(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

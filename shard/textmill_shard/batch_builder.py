@@ -1,0 +1,58 @@
+"""From the rows of a step to the tensors of its forward pass. The only file that copies step data to the device."""
+
+# T tokens of the step, R rows, B blocks of the widest table, N rows that sample
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from textmill_shard.forward_batch import ForwardBatch
+from textmill_shard.plan import IdArray
+from textmill_shard.slot_table import SlotTable
+from textmill_shard.step_composer import ComposedStep
+
+
+class BatchBuilder:
+    """Builds the flat batch of a step from the slot table."""
+
+    def __init__(self, *, block_size: int, device: torch.device) -> None:
+        self._block_size = block_size
+        self._device = device
+
+    def build(self, table: SlotTable, step: ComposedStep) -> ForwardBatch:
+        """Tensors of `step`; a token that the row computes stands in the table already."""
+        counts_R = step.counts_R
+        query_ends_R = np.cumsum(counts_R)
+        query_starts_R = query_ends_R - counts_R
+        rows_T = np.repeat(np.arange(len(counts_R)), counts_R)
+        position_ids_T = np.arange(int(query_ends_R[-1])) + (step.starts_R - query_starts_R)[rows_T]
+        context_lens_R = step.starts_R + counts_R
+        num_table_blocks = -(-int(context_lens_R.max()) // self._block_size)
+        block_tables_RB = table.block_tables_SB[step.slots_R, :num_table_blocks]
+        blocks_T = block_tables_RB[rows_T, position_ids_T // self._block_size].astype(np.int64)
+        return ForwardBatch(
+            input_ids_T=self._to_device(_gather_tokens(table, step, query_starts_R)),
+            position_ids_T=self._to_device(position_ids_T),
+            kv_places_T=self._to_device(blocks_T * self._block_size + position_ids_T % self._block_size),
+            query_starts=self._to_device(np.concatenate([[0], query_ends_R]).astype(np.int32)),
+            context_lens_R=self._to_device(context_lens_R.astype(np.int32)),
+            block_tables_RB=self._to_device(block_tables_RB),
+            logit_rows_N=self._to_device(query_ends_R[step.samples_R] - 1),
+            max_query_len=int(counts_R.max()),
+            max_context_len=int(context_lens_R.max()),
+        )
+
+    def _to_device(self, values: npt.NDArray[np.integer]) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+
+def _gather_tokens(table: SlotTable, step: ComposedStep, query_starts_R: IdArray) -> IdArray:
+    """Input ids of the step: the last token of rows that decode, a piece of the tokens for the others."""
+    input_ids_T = np.empty(step.num_tokens, dtype=np.int64)
+    is_decode_R = ~table.is_prefilling[step.slots_R]
+    input_ids_T[query_starts_R[is_decode_R]] = table.last_tokens[step.slots_R[is_decode_R]]
+    for row in np.flatnonzero(~is_decode_R).tolist():
+        start, count, first = int(step.starts_R[row]), int(step.counts_R[row]), int(query_starts_R[row])
+        piece = table.tokens_of(int(step.slots_R[row]), start=start, end=start + count)
+        input_ids_T[first : first + count] = piece
+    return input_ids_T

@@ -1,0 +1,113 @@
+"""The flags of the shard as tables: name, accepted values, default. Each has an environment variable of its name."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class BadValue(ValueError):
+    """`str()` is what would have been accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    flag: str
+    parse: Callable[[str], Any]
+    help: str
+    default: Any = None
+    is_required: bool = False
+    is_switch: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.flag.lstrip("-").replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        return self.name.upper()
+
+
+def text(value: str) -> str:
+    return value
+
+
+def integer(low: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise BadValue(f"a whole number >= {low}") from None
+        if number < low:
+            raise BadValue(f"a whole number >= {low}")
+        return number
+
+    return parse
+
+
+def _number(value: str, *, low: float, high: float, wanted: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not low < number <= high:
+        raise BadValue(wanted)
+    return number
+
+
+def fraction(value: str) -> float:
+    return _number(value, low=0.0, high=1.0, wanted="a number above 0 and at most 1")
+
+
+def seconds(value: str) -> float:
+    return _number(value, low=0.0, high=86_400.0, wanted="seconds, above 0 and at most a day")
+
+
+def choice(*allowed: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in allowed:
+            raise BadValue("one of " + ", ".join(allowed))
+        return value
+
+    return parse
+
+
+def boolean(value: str) -> bool:
+    known = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    if value.lower() not in known:
+        raise BadValue("true or false")
+    return known[value.lower()]
+
+
+_JSON_OUTPUT = Option("--json-output", boolean, "log one JSON object a line", default=False, is_switch=True)
+
+SERVE_OPTIONS = (
+    Option("--model-dir", Path, "folder with config.json and safetensors files", is_required=True),
+    Option("--model-id", text, "name that clients see (default: the folder's)", default=""),
+    Option("--model-sha", text, "revision hash of the checkpoint", default=""),
+    Option("--uds-path", Path, "Unix socket to serve on, created with mode 0600", is_required=True),
+    Option("--rank", integer(0), "index of this shard", default=0),
+    Option("--world-size", integer(1), "number of shards", default=1),
+    Option("--master-addr", text, "address where the ranks meet", default="127.0.0.1"),
+    Option("--master-port", integer(1), "port where the ranks meet, needed with more than one"),
+    Option("--dtype", choice(*DTYPES), "type of weights and KV", default="auto"),
+    Option("--device", text, "cpu, cuda or cuda:N", default="cpu"),
+    Option("--kv-cache-bytes", integer(1), "bytes of the KV pool of this rank (default: --memory-fraction decides)"),
+    Option("--memory-fraction", fraction, "share of the memory that this rank may use", default=0.8),
+    Option("--max-kv-tokens", integer(1), "most tokens in the KV pool, however much memory there is"),
+    Option("--block-size", integer(1), "tokens per KV block", default=16),
+    Option("--num-slots", integer(1), "requests that can run at once", default=64),
+    Option("--max-step-tokens", integer(1), "most tokens of one step", default=1024),
+    Option("--num-threads", integer(1), "threads of tensor operations (default: cores - 1 for the router, shared)"),
+    Option("--router-lease-s", seconds, "seconds of silence after which the router counts as gone", default=5.0),
+    _JSON_OUTPUT,
+)
+CONVERT_OPTIONS = (
+    Option("--gguf", Path, "GGUF file to convert", is_required=True),
+    Option("--cache-dir", Path, "where converted folders are kept", is_required=True),
+    Option("--dtype", choice(*DTYPES[1:]), "type in which weights are stored", default="bfloat16"),
+    _JSON_OUTPUT,
+)

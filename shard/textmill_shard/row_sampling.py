@@ -1,0 +1,116 @@
+"""Sampling of the rows of a step with the state of their slots; one row's fault stays that row's (rule 19)."""
+
+# N rows that sample, V vocabulary
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from textmill_shard.finish import FinishRules
+from textmill_shard.logprobs import TopTokens
+from textmill_shard.plan import FloatArray, IdArray, SlotErrorCode
+from textmill_shard.sampler import Sampler
+from textmill_shard.slot_sampling import SlotSampling
+from textmill_shard.slot_table import SlotTable
+
+
+@dataclass(frozen=True, slots=True)
+class RowFault:
+    """Why a row has no token."""
+
+    code: SlotErrorCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnRows:
+    """Tokens on the host, one entry per row. The token of a row in `faults` means nothing."""
+
+    tokens_N: IdArray
+    logprobs_N: FloatArray | None  # NaN = not asked; None when no row asked
+    top: tuple[TopTokens | None, ...]  # empty when no row asked
+    faults: dict[int, RowFault] = field(default_factory=dict)  # by row
+
+
+class RowSampler:
+    """Owns the sampling state of the slots; only rank 0 has one. State is built when a slot first samples."""
+
+    def __init__(self, *, sampler: Sampler, finish_rules: FinishRules) -> None:
+        self._sampler = sampler
+        self._finish_rules = finish_rules
+        self._samplings: dict[int, SlotSampling] = {}
+        self._request_ids: dict[int, int] = {}  # whose state it is
+
+    def draw(self, table: SlotTable, slots_N: IdArray, logits_NV: torch.Tensor) -> DrawnRows:
+        """One token per row. Waits for the device: tokens are needed on the host."""
+        slots = slots_N.tolist()
+        try:
+            return self._draw(logits_NV, [self._sampling_of(table, slot) for slot in slots])
+        except torch.AcceleratorError:
+            raise  # the device is gone for everybody
+        except Exception:
+            return self._draw_alone(table, slots, logits_NV)
+
+    def append(self, slots_N: IdArray, tokens_N: IdArray) -> None:
+        """Note the tokens that count."""
+        for slot, token in zip(slots_N.tolist(), tokens_N.tolist(), strict=True):
+            self._samplings[slot].append(token)
+
+    def forget(self, slots: Sequence[int]) -> None:
+        """Drop the state of slots that ended."""
+        for slot in slots:
+            self._samplings.pop(slot, None)
+            self._request_ids.pop(slot, None)
+
+    def reset(self) -> None:
+        """Drop all state (a new epoch)."""
+        self._samplings.clear()
+        self._request_ids.clear()
+
+    def _sampling_of(self, table: SlotTable, slot: int) -> SlotSampling:
+        admit = table.admit_of(slot)
+        sampling = self._samplings.get(slot)
+        if sampling is None or self._request_ids[slot] != admit.request_id:
+            end_ids = self._finish_rules.ending_ids(admit.stop_ids, ignore_eos=admit.ignore_eos)
+            params = replace(admit.sampling, end_ids=end_ids)
+            sampling = SlotSampling(params, admit.prompt_ids.tolist(), admit.output_ids.tolist())
+            self._samplings[slot] = sampling
+            self._request_ids[slot] = admit.request_id
+        return sampling
+
+    def _draw(self, logits_NV: torch.Tensor, samplings: Sequence[SlotSampling]) -> DrawnRows:
+        sampled = self._sampler.sample(logits_NV, samplings)
+        not_finite_N: npt.NDArray[np.bool_] = sampled.not_finite_N.cpu().numpy()
+        fault = RowFault(SlotErrorCode.NOT_FINITE, "the model gave logits that are not finite")
+        return DrawnRows(
+            tokens_N=sampled.tokens_N.cpu().numpy().astype(np.int64),
+            logprobs_N=None if sampled.logprobs_N is None else sampled.logprobs_N.cpu().numpy(),
+            top=sampled.top,
+            faults=dict.fromkeys(np.flatnonzero(not_finite_N).tolist(), fault),
+        )
+
+    def _draw_alone(self, table: SlotTable, slots: Sequence[int], logits_NV: torch.Tensor) -> DrawnRows:
+        """Each row by itself, to find whose fault it was. Draws do not depend on the neighbours."""
+        tokens_N = np.zeros(len(slots), dtype=np.int64)
+        logprobs_N = np.full(len(slots), np.nan, dtype=np.float32)
+        top: list[TopTokens | None] = [None] * len(slots)
+        faults: dict[int, RowFault] = {}
+        for row, slot in enumerate(slots):
+            try:
+                drawn = self._draw(logits_NV[row : row + 1], [self._sampling_of(table, slot)])
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:
+                faults[row] = RowFault(SlotErrorCode.INTERNAL, f"sampling failed: {type(error).__name__}: {error}")
+                continue
+            tokens_N[row] = drawn.tokens_N[0]
+            if drawn.logprobs_N is not None:
+                logprobs_N[row] = drawn.logprobs_N[0]
+            top[row] = drawn.top[0] if drawn.top else None
+            if drawn.faults:
+                faults[row] = drawn.faults[0]
+        is_asked = not np.isnan(logprobs_N).all()
+        return DrawnRows(tokens_N, logprobs_N if is_asked else None, tuple(top), faults)

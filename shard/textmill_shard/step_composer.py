@@ -1,0 +1,76 @@
+"""Which rows make up a step: a fixed rule without freedom, so that every rank composes the same step.
+
+Every running slot decodes; then one pass over the prefills in the order of admission, each at most the chunk; then
+what is left of the budget in the same order. The last chunk of a prompt samples in the same step. A slot whose places
+are used up is skipped and reported once (rule 13).
+"""
+
+# R rows of the step
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from textmill_shard.plan import Budget, IdArray
+from textmill_shard.slot_table import SlotTable
+
+
+@dataclass(frozen=True, slots=True)
+class ComposedStep:
+    """The rows of one step: decodes by slot number, then prefills by admission. Arrays are parallel unless named."""
+
+    slots_R: IdArray
+    starts_R: IdArray  # position of the first token that the row computes
+    counts_R: IdArray  # tokens that the row computes
+    samples_R: npt.NDArray[np.bool_]
+    request_ids_R: IdArray  # who sat there when the step was composed (rule 6)
+    starved_slots: IdArray  # to report now
+
+    @property
+    def is_empty(self) -> bool:
+        return not len(self.slots_R)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.counts_R.sum())
+
+
+def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
+    """Choose the rows of the next step and mark the slots reported starved. Nothing else changes."""
+    has_places = table.num_computed < table.num_places
+    starved_slots = np.flatnonzero(table.is_occupied & ~has_places & ~table.was_starved)
+    table.was_starved[starved_slots] = True
+
+    is_runnable = table.is_occupied & has_places
+    decode_slots = np.flatnonzero(is_runnable & ~table.is_prefilling)
+    prefill_slots = np.flatnonzero(is_runnable & table.is_prefilling)
+    prefill_slots = prefill_slots[np.argsort(table.order[prefill_slots], kind="stable")]
+    num_free = min(budget.max_step_tokens - len(decode_slots), budget.max_prefill_tokens)
+    counts = _share_budget(table, prefill_slots, num_free=num_free, max_chunk_tokens=budget.max_chunk_tokens)
+    has_chunk = counts > 0
+    slots_R = np.concatenate([decode_slots, prefill_slots[has_chunk]])
+    counts_R = np.concatenate([np.ones(len(decode_slots), dtype=np.int64), counts[has_chunk]])
+    starts_R = table.num_computed[slots_R]
+    return ComposedStep(
+        slots_R=slots_R,
+        starts_R=starts_R,
+        counts_R=counts_R,
+        samples_R=starts_R + counts_R == table.num_tokens[slots_R],
+        request_ids_R=table.request_ids[slots_R],
+        starved_slots=starved_slots,
+    )
+
+
+def _share_budget(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_tokens: int) -> IdArray:
+    """Tokens for each of `slots` (in order of admission): first at most a chunk each, then what is left."""
+    wanted = np.minimum(table.num_tokens[slots], table.num_places[slots]) - table.num_computed[slots]
+    counts = _take_in_order(np.minimum(wanted, max_chunk_tokens), num_free)
+    return counts + _take_in_order(wanted - counts, num_free - int(counts.sum()))
+
+
+def _take_in_order(wanted: IdArray, num_free: int) -> IdArray:
+    """Give each what it wants while the budget lasts; the one at the border gets the rest."""
+    taken_before = np.cumsum(wanted) - wanted
+    taken: IdArray = np.minimum(np.maximum(num_free - taken_before, 0), wanted)
+    return taken

@@ -35,6 +35,9 @@ SECRET_VARIABLES = ("API_KEY", *TOKEN_VARIABLES)
 
 _PLAIN_OUTPUT = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
+CONVERSION_DTYPE = "bfloat16"
+DECODE_ROOM_TOKENS = 256  # in a step beside the prefill budget: one for each slot that decodes
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
@@ -69,6 +72,7 @@ def shard_command(settings: Settings, model: ModelFolder, place: ShardPlace) -> 
         *("--uds-path", str(place.socket)),
         *("--rank", str(place.rank), "--world-size", str(place.world_size)),
         *meeting,
+        *_step_tokens(settings),
         *_forwarded(settings, child=1),
     ]
 
@@ -89,9 +93,14 @@ def drain_timeout_s(grace_s: float) -> float:
     return max(0.1, grace_s - min(10.0, 0.1 * grace_s))
 
 
-def convert_command(gguf_file: Path, cache_dir: str) -> list[str]:
+def convert_command(gguf_file: Path, settings: Settings) -> list[str]:
     """Return the command line that converts a GGUF file and prints the folder as its last line."""
-    return [sys.executable, "-m", "textmill_shard", "convert", "--gguf", str(gguf_file), "--cache-dir", cache_dir]
+    return [
+        *(sys.executable, "-m", "textmill_shard", "convert", "--gguf", str(gguf_file)),
+        # One cached folder for whatever --dtype computes in.
+        *("--cache-dir", settings.conversion_cache, "--dtype", CONVERSION_DTYPE),
+        *(["--json-output"] if settings.json_output else []),
+    ]
 
 
 def download_command(model_id: str, settings: Settings) -> list[str]:
@@ -107,19 +116,30 @@ def download_environment(environ: Mapping[str, str], settings: Settings) -> dict
     return {**_without_secrets(environ), **_PLAIN_OUTPUT, **token}
 
 
-def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+def child_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
     """Return the environment of a child without secrets: its output comes at once, it never asks the hub."""
-    return {**_without_secrets(environ), **_PLAIN_OUTPUT, "HF_HUB_OFFLINE": "1"}
+    return {
+        **_without_secrets(environ),
+        **_PLAIN_OUTPUT,
+        "HF_HUB_OFFLINE": "1",
+        "LOG_LEVEL": settings.log_level.lower(),
+    }
 
 
 def router_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
     """Return the router's environment: a child's, and the key that it asks for."""
     key = {} if settings.api_key is None else {"API_KEY": settings.api_key}
-    return {**child_environment(environ), **key}
+    return {**child_environment(environ, settings), **key}
 
 
 def _without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in SECRET_VARIABLES}
+
+
+def _step_tokens(settings: Settings) -> list[str]:
+    """Return what makes the shard's largest step fit the prefill budget. The router asks the shard for that size."""
+    prefill_tokens = settings.max_batch_prefill_tokens
+    return [] if prefill_tokens is None else ["--max-step-tokens", str(prefill_tokens + DECODE_ROOM_TOKENS)]
 
 
 def _model_flags(model: ModelFolder) -> list[str]:

@@ -129,7 +129,8 @@ class ChildProcess:
             self._take(rest, is_stdout)
 
     def _take(self, line: bytes, is_stdout: bool) -> None:
-        text = line.decode("utf-8", errors="replace").rstrip("\r")
+        # A progress bar writes itself again and again, each time after a carriage return: its last state counts.
+        text = line.decode("utf-8", errors="replace").rstrip("\r").rpartition("\r")[2]
         if not text.strip():
             return
         self._last_lines.append(text)

@@ -112,8 +112,8 @@ async def _convert(
     source: ModelSource, settings: Settings, environ: Mapping[str, str], run_helper: RunHelper
 ) -> ModelFolder:
     log.info("converting %s (quick when it was converted before)", source.path.name)
-    command = convert_command(source.path, settings.conversion_cache)
-    folder = await run_helper(ChildName("convert"), command, child_environment(environ))
+    command = convert_command(source.path, settings)
+    folder = await run_helper(ChildName("convert"), command, child_environment(environ, settings))
     return check_folder(ModelFolder(path=Path(folder), model_id=source.model_id, model_sha=None))
 
 

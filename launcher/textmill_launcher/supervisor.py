@@ -94,7 +94,7 @@ class Supervisor:
         """Start shards and router, in this order and without waiting in between; stop them however this is left."""
         settings = self._settings
         meeting_port = (settings.master_port or free_port(settings.master_addr)) if world_size > 1 else None
-        environ = child_environment(self._environ)
+        environ = child_environment(self._environ, settings)
         shards: list[ChildProcess] = []
         router: ChildProcess | None = None
         try:

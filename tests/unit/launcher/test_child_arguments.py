@@ -54,6 +54,16 @@ def test_shard_gets_rank_socket_and_its_options() -> None:
     assert "--json-output" in command
 
 
+def test_largest_step_of_the_shard_holds_the_prefill_budget_and_the_decodes() -> None:
+    command = shard_command(load_settings(["--max-batch-prefill-tokens", "8192"], {}), MODEL, ALONE)
+    assert int(value_after(command, "--max-step-tokens")) == 8192 + 256
+
+
+def test_log_level_reaches_the_children_without_its_filters() -> None:
+    settings = load_settings([], {"LOG_LEVEL": "textmill_router=debug,warn"})
+    assert child_environment({"LOG_LEVEL": "textmill_router=debug,warn"}, settings)["LOG_LEVEL"] == "warning"
+
+
 def test_single_shard_has_nobody_to_meet() -> None:
     assert "--master-addr" not in shard_command(load_settings([], {}), MODEL, ALONE)
 
@@ -89,15 +99,15 @@ def test_secrets_are_on_no_command_line() -> None:
 def test_each_child_gets_only_the_secret_it_needs() -> None:
     settings = load_settings([], SECRETS)
     environ = {**SECRETS, "PATH": "/bin"}
-    assert not set(SECRETS) & set(child_environment(environ))
+    assert not set(SECRETS) & set(child_environment(environ, settings))
     assert {name for name in SECRETS if name in router_environment(environ, settings)} == {"API_KEY"}
     assert {name for name in SECRETS if name in download_environment(environ, settings)} == {"HF_TOKEN"}
-    assert child_environment(environ)["PATH"] == "/bin"
+    assert child_environment(environ, settings)["PATH"] == "/bin"
 
 
 def test_children_never_ask_the_hub_but_the_download_does() -> None:
     settings = load_settings([], {})
-    assert child_environment({})["HF_HUB_OFFLINE"] == "1"
+    assert child_environment({}, settings)["HF_HUB_OFFLINE"] == "1"
     assert "HF_HUB_OFFLINE" not in download_environment({}, settings)
     assert download_environment({"HF_HUB_OFFLINE": "1"}, settings)["HF_HUB_OFFLINE"] == "1"
 

@@ -79,6 +79,15 @@ def test_endless_line_is_cut_and_bad_utf8_is_shown() -> None:
     run(main)
 
 
+def test_of_a_progress_bar_the_last_state_is_kept() -> None:
+    async def main(stream: io.StringIO) -> None:
+        child = spawn(stream, "print('  0 %\\r 50 %\\r100 %')")
+        await child.wait()
+        assert stream.getvalue() == f"{NAME}: 100 %\n"
+
+    run(main)
+
+
 def test_stop_ends_a_polite_child_with_sigterm() -> None:
     async def main(stream: io.StringIO) -> None:
         child = spawn(stream, "import signal; print('up'); signal.pause()")

@@ -70,6 +70,7 @@ def test_gguf_file_and_a_folder_with_one_are_converted(tmp_path: Path, names_the
     ((child, command),) = helper.calls
     assert child == ChildName("convert")
     expected = f"-m textmill_shard convert --gguf {folder / 'tiny.gguf'} --cache-dir {tmp_path / 'cache'}"
+    expected += " --dtype bfloat16"
     assert command[1:] == expected.split()
 
 

@@ -1,4 +1,4 @@
-"""`textmill-router`: the HTTP side as a process. Exits with 0 after a signal, 1 when serving failed, 2 on bad settings."""
+"""`textmill-router`: the HTTP side as a process. Exit status: 0 after a signal, 1 serving failed, 2 bad settings."""
 
 import logging
 import os

@@ -1,6 +1,8 @@
 """A router in a thread: the real server and engine, a byte tokenizer, a fake shard behind a Unix socket."""
 
 import asyncio
+import json
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -11,6 +13,7 @@ from typing import Any, Self
 import httpx
 import uvloop
 from textmill_router.lifecycle import bind, make_server, start_backend
+from textmill_router.scheduler import SchedulerStats
 from textmill_router.service import Service
 from textmill_router.settings import Settings
 
@@ -64,7 +67,7 @@ class RunningRouter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.call_soon_threadsafe(self._leave.set)
+        self.loop.call_soon_threadsafe(self._leave.set)
         self._thread.join(START_TIMEOUT_S)
         self.shard.__exit__(kind, error, trace)
         assert not self._thread.is_alive()
@@ -72,13 +75,46 @@ class RunningRouter:
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=WAIT_TIMEOUT_S, trust_env=False, **options)
 
+    def send(self, route: str, body: object) -> socket.socket:
+        """A call of which the caller holds the connection; the answer is not awaited."""
+        data = json.dumps(body).encode()
+        head = f"POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n"
+        connection = socket.create_connection(("127.0.0.1", self.port), WAIT_TIMEOUT_S)
+        connection.sendall(head.encode() + b"\r\n" + data)
+        return connection
+
+    def stats(self) -> SchedulerStats:
+        """Numbers of queue, slots and blocks; to be called in the server's loop."""
+        stats = self.service.open_backend().engine.stats()
+        assert stats is not None
+        return stats
+
+    def wait_until_counts(self, *, running: int, waiting: int) -> None:
+        """Waits until so many requests run and wait."""
+        self.wait_until(
+            lambda: (self.stats().num_running, self.stats().num_waiting) == (running, waiting),
+            f"{running} run and {waiting} wait",
+        )
+
+    def wait_until_free(self) -> None:
+        """Waits until no request, permit, slot or block is in use."""
+        self.wait_until_counts(running=0, waiting=0)
+        self.wait_until(lambda: self.service.admission.held == 0, "all permits are back")
+
+        def is_whole() -> bool:
+            stats = self.stats()
+            is_free = stats.num_free_slots == stats.num_slots
+            return is_free and stats.num_free_blocks + stats.num_cached_blocks == stats.num_blocks
+
+        self.wait_until(is_whole, "slots and blocks are free")
+
     def in_loop(self, ask: Callable[[], Any]) -> Any:
         """What `ask` returns, called in the server's loop."""
 
         async def call() -> Any:
             return ask()
 
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(WAIT_TIMEOUT_S)
+        return asyncio.run_coroutine_threadsafe(call(), self.loop).result(WAIT_TIMEOUT_S)
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
         """Looks in the server's loop until the condition holds."""
@@ -89,7 +125,7 @@ class RunningRouter:
                     await asyncio.sleep(0.002)
 
         try:
-            asyncio.run_coroutine_threadsafe(watch(), self._loop).result(WAIT_TIMEOUT_S + 1)
+            asyncio.run_coroutine_threadsafe(watch(), self.loop).result(WAIT_TIMEOUT_S + 1)
         except TimeoutError:
             raise AssertionError(f"not within {WAIT_TIMEOUT_S} s: {what}") from None
 
@@ -100,7 +136,7 @@ class RunningRouter:
         uvloop.run(self._run())
 
     async def _run(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._leave = asyncio.Event()
         self.service = Service(self.settings)
         listener = bind(self.settings)

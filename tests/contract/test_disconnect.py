@@ -1,0 +1,81 @@
+"""A client that leaves ends its request: streaming or not, while queued, in prefill, in decode."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.running_router import WAIT_TIMEOUT_S, RunningRouter
+from tests.fakes.fake_shard import FakeShardOptions
+
+# Without max_new_tokens the answer fills the window: at 5 ms a token that takes longer than any test.
+ENDLESS = {"inputs": "hi", "parameters": {}}
+
+
+@pytest.fixture(scope="module")
+def slow_router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRouter]:
+    options = FakeShardOptions(step_s=0.005, num_slots=2, num_blocks=512)
+    with RunningRouter(tmp_path_factory.mktemp("slow"), options, max_total_tokens=4096) as running:
+        yield running
+
+
+@pytest.mark.parametrize("route", ["/generate", "/generate_stream", "/"])
+def test_client_that_leaves_while_decoding_frees_its_slot(slow_router: RunningRouter, route: str) -> None:
+    connection = slow_router.send(route, ENDLESS)
+    slow_router.wait_until_counts(running=1, waiting=0)
+    if route == "/generate_stream":
+        assert connection.recv(10)
+    connection.close()
+    slow_router.wait_until_free()
+
+
+@pytest.mark.parametrize("route", ["/generate", "/generate_stream"])
+def test_client_that_leaves_while_queued_leaves_the_queue(slow_router: RunningRouter, route: str) -> None:
+    keepers = [slow_router.send("/generate", ENDLESS) for _ in range(2)]
+    slow_router.wait_until_counts(running=2, waiting=0)
+    connection = slow_router.send(route, ENDLESS)
+    slow_router.wait_until_counts(running=2, waiting=1)
+    connection.close()
+    slow_router.wait_until_counts(running=2, waiting=0)
+    for keeper in keepers:
+        keeper.close()
+    slow_router.wait_until_free()
+
+
+@pytest.mark.parametrize("route", ["/generate", "/generate_stream"])
+def test_client_that_leaves_before_the_first_token_frees_its_slot(slow_router: RunningRouter, route: str) -> None:
+    slow_router.shard.pause()
+    try:
+        connection = slow_router.send(route, ENDLESS)
+        slow_router.wait_until_counts(running=1, waiting=0)
+        connection.close()
+        slow_router.wait_until(lambda: slow_router.service.admission.held == 0, "its permit is back")
+    finally:
+        slow_router.shard.resume()
+    slow_router.wait_until_free()
+
+
+def test_all_sequences_of_best_of_end_with_the_client(slow_router: RunningRouter) -> None:
+    connection = slow_router.send("/generate", {"inputs": "hi", "parameters": {"best_of": 2, "do_sample": True}})
+    slow_router.wait_until_counts(running=2, waiting=0)
+    connection.close()
+    slow_router.wait_until_free()
+
+
+def test_client_that_sends_half_a_body_and_leaves_costs_nothing(slow_router: RunningRouter) -> None:
+    connection = socket.create_connection(("127.0.0.1", slow_router.port), WAIT_TIMEOUT_S)
+    connection.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+    connection.close()
+    slow_router.wait_until_free()
+
+
+def test_dropped_requests_are_counted(tmp_path: Path) -> None:
+    with RunningRouter(tmp_path, FakeShardOptions(step_s=0.005)) as router, router.client() as client:
+        connection = router.send("/generate", ENDLESS)
+        router.wait_until_counts(running=1, waiting=0)
+        connection.close()
+        router.wait_until_free()
+        text = client.get("/metrics").text
+        assert 'tgi_request_failure{err="dropped"} 1\n' in text
+        assert 'textmill_http_requests{route="/generate",method="POST",status="499"} 1\n' in text

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from textmill_shard.model_runner import ModelFacts, ModelRunner
 from textmill_shard.parallel import TensorParallel
 from textmill_shard.parallel_layers import divide_layer
 from textmill_shard.probe import ProbeResult, probe_model
-from textmill_shard.start_check import PROBE_TEXTS, check_against_probe
+from textmill_shard.start_check import PROBE_TEXTS, can_project, check_against_probe
 from textmill_shard.weight_reader import check_matching, match_names, move_buffers, read_weights
 
 log = logging.getLogger(__name__)
@@ -89,9 +89,11 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
         tokenizer_digest=find_tokenizer_digest(options.model_dir),
         block_size=options.block_size,
         kv_specs=tuple(layer.spec for layer in probe.layers),
+        can_project=False,
     )
     runner = ModelRunner(model=model, facts=facts, context=context, tap=tap, parallel=parallel)
     check_against_probe(runner, texts=probe_texts, expected_V_by_text=probe.logits_V_by_text)
+    runner.facts = facts = replace(facts, can_project=can_project(runner, texts=probe_texts))
     on_progress("warmup", 1.0)
     log.info(
         "model loaded",

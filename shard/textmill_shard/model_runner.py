@@ -29,8 +29,8 @@ class ModelFacts:
     tokenizer_digest: str  # hex blake2b-16 of tokenizer.json, "" without one
     block_size: int  # tokens per block
     kv_specs: tuple[LayerKvSpec, ...]  # per attention layer, of this rank
+    can_project: bool  # prompt logprobs can be given
     layout: str = "flat"
-    can_project: bool = True  # prompt logprobs can be given
 
 
 class ModelRunner:
@@ -88,7 +88,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
-        """Give float32 logits `[n, V]` of rows of `hidden_TD` through the model's own head; needs `can_project`."""
+        """Give float32 logits `[n, V]` of rows of `hidden_TD` through the model's own head (for prompt logprobs)."""
         with self._tap.given(hidden_nD):
             output = self._model(
                 input_ids=torch.zeros(1, hidden_nD.shape[0], dtype=torch.int64, device=self.device), use_cache=False

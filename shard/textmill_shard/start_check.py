@@ -40,7 +40,7 @@ def check_against_probe(
     blocks_per_text = -(-max(len(text) for text in texts) // runner.facts.block_size)
     runner.allocate_kv(blocks_per_text * len(texts))
     for parts in _STEPS:
-        output = runner.forward(_build_batch(runner, parts, texts, blocks_per_text), wants_hidden=True)
+        output = runner.forward(_build_batch(runner, parts, texts, blocks_per_text))
     tolerance = TOLERANCE[runner.facts.dtype]
     for part, logits_V in zip(_STEPS[-1], output.logits_NV, strict=True):
         expected_V = expected_V_by_text[part.text]
@@ -51,19 +51,17 @@ def check_against_probe(
                 f"text's logits differ from those computed alone by {difference:.2g} of their size "
                 f"(at most {tolerance:.2g} is rounding)"
             )
-    _check_projection(runner, output.hidden_TD, output.logits_NV)
 
 
-def _check_projection(runner: ModelRunner, hidden_TD: torch.Tensor | None, logits_NV: torch.Tensor) -> None:
-    assert hidden_TD is not None
-    parts = _STEPS[-1]
-    lengths = [part.stop - part.start for part in parts]
-    rows = [sum(lengths[: index + 1]) - 1 for index in range(len(parts))]
-    difference = ((runner.project(hidden_TD[rows]) - logits_NV).abs().max() / logits_NV.abs().max()).item()
-    if not difference <= TOLERANCE[runner.facts.dtype]:
-        raise UnsupportedModelError(
-            f"models of type {runner.facts.model_type} cannot be served yet: their head does not follow their decoder"
-        )
+def can_project(runner: ModelRunner, *, texts: tuple[torch.Tensor, ...]) -> bool:
+    """Does the head, given the hidden states of a step, give the logits of that step? Run after the check above."""
+    blocks_per_text = -(-max(len(text) for text in texts) // runner.facts.block_size)
+    batch = _build_batch(runner, _STEPS[0], texts, blocks_per_text)
+    output = runner.forward(batch, wants_hidden=True)
+    assert output.hidden_TD is not None
+    projected_NV = runner.project(output.hidden_TD[batch.logit_rows_N])
+    difference = ((projected_NV - output.logits_NV).abs().max() / output.logits_NV.abs().max()).item()
+    return difference <= TOLERANCE[runner.facts.dtype]
 
 
 def _build_batch(

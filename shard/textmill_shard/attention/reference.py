@@ -12,6 +12,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.forward_batch import ForwardBatch
 
+# A longer chunk is attended in pieces: a mask has queries x context elements.
+MAX_PIECE_QUERIES = 256
+
 
 @dataclass(frozen=True, slots=True)
 class DecodeRows:
@@ -24,14 +27,14 @@ class DecodeRows:
 
 
 @dataclass(frozen=True, slots=True)
-class PrefillChunk:
-    """One sequence with several queries."""
+class PrefillPiece:
+    """Some queries of one sequence that follow each other."""
 
     start: int  # rows start .. stop of the flat batch
     stop: int
-    block_table_1B: torch.Tensor  # int64, cut to its own context
+    block_table_1B: torch.Tensor  # int64, cut to what the last of these queries sees
     positions_Q1: torch.Tensor  # int64
-    stale: torch.Tensor  # int64, of the C gathered places those beyond the context
+    stale: torch.Tensor  # int64, of the C gathered places those beyond that
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class ReferenceStep:
     """The parts of a flat batch, one `attend` call each."""
 
     decode: DecodeRows | None
-    chunks: tuple[PrefillChunk, ...]
+    pieces: tuple[PrefillPiece, ...]
     num_tokens: int
     is_whole: bool  # every row of the batch belongs to a part
 
@@ -68,19 +71,28 @@ class ReferenceAttention:
                 positions_R1=positions_R1,
                 stale=(places_C > positions_R1).flatten().nonzero().squeeze(1),
             )
-        chunks = tuple(
-            PrefillChunk(
-                start=starts[row],
-                stop=starts[row + 1],
-                block_table_1B=tables_RB[row : row + 1, : -(-context_lens[row] // block_size)],
-                positions_Q1=torch.arange(context_lens[row] - length, context_lens[row], device=device).unsqueeze(1),
-                stale=torch.arange(context_lens[row], -(-context_lens[row] // block_size) * block_size, device=device),
-            )
-            for row, length in enumerate(query_lens)
-            if length > 1
-        )
+        pieces = []
+        for row, length in enumerate(query_lens):
+            if length <= 1:
+                continue
+            first_position = context_lens[row] - length
+            for offset in range(0, length, MAX_PIECE_QUERIES):
+                stop = min(offset + MAX_PIECE_QUERIES, length)
+                num_seen = first_position + stop
+                num_blocks = -(-num_seen // block_size)
+                pieces.append(
+                    PrefillPiece(
+                        start=starts[row] + offset,
+                        stop=starts[row] + stop,
+                        block_table_1B=tables_RB[row : row + 1, :num_blocks],
+                        positions_Q1=torch.arange(first_position + offset, num_seen, device=device).unsqueeze(1),
+                        stale=torch.arange(num_seen, num_blocks * block_size, device=device),
+                    )
+                )
         num_tokens = batch.input_ids_T.shape[0]
-        return ReferenceStep(decode=decode, chunks=chunks, num_tokens=num_tokens, is_whole=starts[-1] == num_tokens)
+        return ReferenceStep(
+            decode=decode, pieces=tuple(pieces), num_tokens=num_tokens, is_whole=starts[-1] == num_tokens
+        )
 
     def attend(
         self,
@@ -105,17 +117,17 @@ class ReferenceAttention:
             out = _attend(query_RKGD, key_RKCD, value_RKCE, mask_R11C, sinks_KG1, rule)
             out_THE[rows.token_rows_R] = out.flatten(1, 2)
 
-        for chunk in step.chunks:
-            num_queries = chunk.stop - chunk.start
-            query_QKGD = _group(query_THD[chunk.start : chunk.stop], num_kv_heads)
+        for piece in step.pieces:
+            num_queries = piece.stop - piece.start
+            query_QKGD = _group(query_THD[piece.start : piece.stop], num_kv_heads)
             query_1KQD = query_QKGD.permute(1, 2, 0, 3).flatten(1, 2).unsqueeze(0)  # Q runs over G, then queries
-            key_1KCD = _gather(key_pool, chunk.block_table_1B, chunk.stale)
-            value_1KCE = _gather(value_pool, chunk.block_table_1B, chunk.stale)
-            mask_QC = _may_see(chunk.positions_Q1, key_1KCD.shape[2], rule).repeat(num_heads // num_kv_heads, 1)
+            key_1KCD = _gather(key_pool, piece.block_table_1B, piece.stale)
+            value_1KCE = _gather(value_pool, piece.block_table_1B, piece.stale)
+            mask_QC = _may_see(piece.positions_Q1, key_1KCD.shape[2], rule).repeat(num_heads // num_kv_heads, 1)
             sinks_KQ1 = _sinks(rule, num_kv_heads, num_queries=num_queries)
             out = _attend(query_1KQD, key_1KCD, value_1KCE, mask_QC, sinks_KQ1, rule)
             out_KGQE = out.reshape(num_kv_heads, num_heads // num_kv_heads, num_queries, -1)
-            out_THE[chunk.start : chunk.stop] = out_KGQE.permute(2, 0, 1, 3).flatten(1, 2)
+            out_THE[piece.start : piece.stop] = out_KGQE.permute(2, 0, 1, 3).flatten(1, 2)
         return out_THE
 
 

@@ -6,6 +6,7 @@ Written on asyncio's protocol interface: the client shares two cores with what i
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -43,8 +44,7 @@ class _EventStream(asyncio.Protocol):
         self._now_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(self._request)
+        cast(asyncio.Transport, transport).write(self._request)  # uvloop's transports do not inherit from asyncio's
 
     def data_received(self, data: bytes) -> None:
         self._now_s = time.perf_counter()

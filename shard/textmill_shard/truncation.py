@@ -103,13 +103,10 @@ def _keep_typical(scores_RC: Tensor, keep_RC: Tensor, limits: Limits, totals: Ro
     mass_RC = probs_RC.gather(-1, order_RC).cumsum(-1)
     num_short_R = (mass_RC < limits.typical_p_R.unsqueeze(-1)).sum(-1)
     widest_R1 = near_RC.gather(-1, num_short_R.clamp(max=near_RC.shape[-1] - 1).unsqueeze(-1))
-    uses_R = torch.isfinite(limits.typical_p_R)
-    keep_RC &= (distance_RC <= widest_R1) | ~uses_R.unsqueeze(-1)
-    # In an open row all that is not here is less likely than the last score here. When that one is already on the far
-    # side of the entropy and not needed, nothing beyond it is needed either.
-    last_R = distance_RC[:, -1]
-    is_enough_R = (-log_probs_RC[:, -1] >= entropy_R1.squeeze(-1)) & (widest_R1.squeeze(-1) < last_R)
-    return is_open_R & uses_R & is_enough_R
+    keep_RC &= distance_RC <= widest_R1
+    # In an open row all that is not here is less likely than the last score here. When that one is farther from the
+    # entropy than the set is wide, it lies on the unlikely side (else it would be the nearest), as do all beyond it.
+    return is_open_R & (widest_R1.squeeze(-1) < distance_RC[:, -1])
 
 
 def _log_mass(scores_RC: Tensor, keep_RC: Tensor) -> Tensor:

@@ -35,6 +35,13 @@ def test_ties_at_the_cut_are_all_present():
     assert second.ids.tolist() == [0]
 
 
+def test_many_ties_come_in_the_order_of_their_ids():
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 7::3] = 1.0
+    (found,) = top_tokens(logits, [2])
+    assert found.ids.tolist() == list(range(7, VOCAB, 3))
+
+
 def test_a_row_with_nan_says_so_and_spoils_no_other():
     logits = random_logits(2)
     alone = top_tokens(logits[1:], [4])[0]

@@ -1,0 +1,162 @@
+"""The router as a process: binds at once, drains on SIGTERM, ends with a status and a reason."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.fakes.byte_tokenizer import write_byte_tokenizer
+from tests.fakes.fake_shard import FakeShard, FakeShardOptions
+
+LIMIT_S = 30.0
+
+
+class RouterProcess:
+    """`textmill-router` with JSON logs; `lines` are those read so far."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        write_byte_tokenizer(folder / "model")
+        self.lines: list[dict[str, Any]] = []
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "textmill_router", "--json-output", "--hostname", "127.0.0.1", "--port", "0"),
+                *("--model-dir", str(folder / "model"), "--model-id", "fake/model"),
+                *("--shard-uds-path", str(folder / "shard.sock"), "--api-key", "Sesame-1", *flags),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        self._timer = threading.Timer(LIMIT_S, self._process.kill)
+        self._timer.start()
+
+    def wait_for(self, message: str) -> dict[str, Any]:
+        """Reads on until a line with this message."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.lines.append(json.loads(line))
+            if self.lines[-1]["message"] == message:
+                return self.lines[-1]
+        raise AssertionError(f"the log ended without {message!r}: {self.lines}")
+
+    def terminate(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+
+    def exit_status(self) -> int:
+        """Waits for the end, reading what is left of the log."""
+        assert self._process.stdout is not None
+        self.lines += [json.loads(line) for line in self._process.stdout]
+        status = self._process.wait()
+        self._timer.cancel()
+        return status
+
+    def close(self) -> None:
+        self._timer.cancel()
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+@contextmanager
+def router_process(folder: Path, *flags: str) -> Iterator[RouterProcess]:
+    process = RouterProcess(folder, *flags)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def client_of(port: int) -> httpx.Client:
+    headers = {"authorization": "Bearer Sesame-1"}
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=LIMIT_S, trust_env=False)
+
+
+def test_life_of_a_process(tmp_path: Path) -> None:
+    with router_process(tmp_path) as process:
+        port = process.wait_for("listening")["port"]
+        with client_of(port) as client:
+            # Nobody listens on the shard's socket yet.
+            answer = client.post("/generate", json={"inputs": "hi"})
+            assert (answer.status_code, answer.json()["error_type"]) == (503, "loading")
+            with FakeShard(tmp_path / "shard.sock", FakeShardOptions(step_s=0.005)):
+                process.wait_for("ready")
+                body = {"inputs": "hi", "parameters": {"max_new_tokens": 100}}
+                with client.stream("POST", "/generate_stream", json=body) as stream:
+                    lines = stream.iter_lines()
+                    next(lines)
+                    process.terminate()
+                    process.wait_for("draining")
+                    with client_of(port) as other:
+                        answer = other.post("/generate", json=body)
+                        assert (answer.status_code, answer.json()["error_type"]) == (503, "shutting_down")
+                    last = [line for line in lines if line][-1]
+                assert json.loads(last.removeprefix("data: "))["index"] == 100
+                assert process.exit_status() == 0
+        assert "Sesame" not in json.dumps(process.lines)
+        assert {"timestamp", "level", "message", "target"} <= set(process.lines[0])
+        assert process.lines[-1]["message"] == "stopped"
+
+
+def test_drain_has_an_end_and_tells_those_who_still_wait(tmp_path: Path) -> None:
+    flags = ("--drain-timeout", "0.2")
+    with (
+        FakeShard(tmp_path / "shard.sock", FakeShardOptions(step_s=0.005)),
+        router_process(tmp_path, *flags) as process,
+    ):
+        port = process.wait_for("listening")["port"]
+        process.wait_for("ready")
+        with client_of(port) as client, client.stream("POST", "/generate_stream", json={"inputs": "hi"}) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            process.terminate()
+            last = json.loads([line for line in lines if line][-1].removeprefix("data: "))
+            assert last["error_type"] == "shutting_down"
+        assert process.exit_status() == 0
+
+
+def test_shard_that_does_not_fit_ends_the_process_with_the_reason(tmp_path: Path) -> None:
+    with FakeShard(tmp_path / "shard.sock", FakeShardOptions(protocol_version=99)), router_process(tmp_path) as process:
+        assert process.exit_status() == 1
+        assert "protocol 99" in process.lines[-1]["message"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--max-total-tokens", "999999"), ("--max-total-tokens", "999999", "32768")),
+        (("--max-input-tokens", "32768"), ("--max-input-tokens", "32768")),
+    ],
+)
+def test_limits_that_the_shard_cannot_keep_end_the_process(
+    tmp_path: Path, flags: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    options = FakeShardOptions(max_model_tokens=32768)
+    with FakeShard(tmp_path / "shard.sock", options), router_process(tmp_path, *flags) as process:
+        assert process.exit_status() == 2
+        assert all(word in process.lines[-1]["message"] for word in words)
+
+
+def test_taken_port_ends_the_process(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    with router_process(tmp_path / "first") as first:
+        port = first.wait_for("listening")["port"]
+        with router_process(tmp_path / "second", "--port", str(port)) as second:
+            assert second.exit_status() == 2
+            assert f"127.0.0.1:{port}" in second.lines[-1]["message"]
+
+
+def test_folder_without_a_tokenizer_ends_the_process(tmp_path: Path) -> None:
+    with router_process(tmp_path, "--model-dir", str(tmp_path)) as process:
+        assert process.exit_status() == 1
+        assert "tokenizer.json" in process.lines[-1]["message"]

@@ -1,0 +1,219 @@
+"""Health, info, tokenize, metrics; API key; CORS."""
+
+import re
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import httpx
+import pytest
+
+from tests.contract.running_router import RunningRouter
+from tests.fakes.fake_shard import FakeShardOptions
+
+BODY = {"inputs": "hi", "parameters": {"max_new_tokens": 2}}
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ping"])
+def test_health_is_200_without_a_body(client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert client.head(path).status_code == 200
+
+
+def test_info_has_the_fields_of_both_versions(client: httpx.Client) -> None:
+    assert client.get("/info").json() == {
+        "model_id": "fake/model",
+        "model_sha": "cafe",
+        "model_pipeline_tag": "text-generation",
+        "max_concurrent_requests": 128,
+        "max_best_of": 2,
+        "max_stop_sequences": 4,
+        "max_input_tokens": 1500,
+        "max_total_tokens": 2048,
+        "validation_workers": 2,
+        "max_client_batch_size": 4,
+        "router": "textmill-router",
+        "version": version("textmill"),
+        "sha": None,
+        "docker_label": None,
+        "max_input_length": 1500,
+        "model_dtype": "torch.float32",
+        "model_device_type": "cpu",
+        "max_batch_total_tokens": 512 * 16,
+        "max_batch_size": 8,
+        "max_waiting_tokens": 0,
+        "waiting_served_ratio": 0.0,
+    }
+
+
+def test_limits_unset_are_what_model_and_cache_allow(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for options, expected in (
+        (FakeShardOptions(max_model_tokens=100), 100),
+        (FakeShardOptions(max_model_tokens=0, num_blocks=10), 160),
+    ):
+        with RunningRouter(tmp_path_factory.mktemp("limits"), options) as router, router.client() as client:
+            info = client.get("/info").json()
+            engine = router.service.open_backend().engine
+            assert info["max_total_tokens"] <= expected
+            assert router.in_loop(lambda: engine.can_ever_fit(info["max_total_tokens"]))  # noqa: B023 - called at once
+            assert info["max_input_tokens"] == info["max_total_tokens"] - 1
+            answer = client.post("/generate", json={"inputs": "x"})
+            assert len(answer.json()["generated_text"]) == info["max_total_tokens"] - 2
+
+
+def test_tokens_stand_at_bytes_of_the_input(client: httpx.Client) -> None:
+    text = "aé漢😀b"
+    tokens = client.post("/tokenize", json={"inputs": text, "parameters": {"truncate": 1}}).json()
+    assert tokens[0] == {"id": 256, "text": "", "start": 0, "stop": 0}
+    assert [token["id"] for token in tokens[1:]] == list(text.encode())
+    data = text.encode()
+    for token in tokens[1:]:
+        assert set(token) == {"id", "text", "start", "stop"}
+        assert data[token["start"] : token["stop"]].decode() == token["text"]
+    # A byte of a character stands for the whole character.
+    assert [(token["start"], token["stop"]) for token in tokens[1:]] == [
+        *[(0, 1)],
+        *[(1, 3)] * 2,
+        *[(3, 6)] * 3,
+        *[(6, 10)] * 4,
+        *[(10, 11)],
+    ]
+
+
+def test_long_text_is_tokenised_too(client: httpx.Client) -> None:
+    tokens = client.post("/tokenize", json={"inputs": "é" * 5000}).json()
+    assert len(tokens) == 10_001
+    assert tokens[-1] == {"id": 0xA9, "text": "é", "start": 9998, "stop": 10_000}
+
+
+def metric(text: str, name: str) -> float:
+    match = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    assert match is not None, name
+    return float(match[1])
+
+
+def test_metrics_of_a_known_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    options = FakeShardOptions(num_slots=4, num_blocks=64)
+    with RunningRouter(tmp_path_factory.mktemp("metrics"), options) as router, router.client() as client:
+        for _ in range(3):
+            client.post("/generate", json={"inputs": "x" * 40, "parameters": {"max_new_tokens": 5}})
+        client.post("/generate_stream", json={"inputs": "hi", "parameters": {"max_new_tokens": 4, "stop": "ab"}})
+        client.post(
+            "/generate", json={"inputs": "hi", "parameters": {"do_sample": True, "best_of": 2, **{"max_new_tokens": 1}}}
+        )
+        client.post("/generate", json={"inputs": "hi", "parameters": {"top_k": 0}})
+        client.get("/nope/secret")
+        client.request("PROPFIND", "/health")
+        router.wait_until_free()
+        text = client.get("/metrics").text
+    assert metric(text, "tgi_request_count") == 6
+    assert metric(text, "tgi_request_success") == 5
+    assert metric(text, 'tgi_request_failure{err="validation"}') == 1
+    assert metric(text, "tgi_request_generated_tokens_count") == 5
+    assert metric(text, "tgi_request_generated_tokens_sum") == 3 * 5 + 2 + 1
+    assert metric(text, "tgi_request_input_length_sum") == 3 * 41 + 3 + 3
+    assert metric(text, "tgi_request_max_new_tokens_sum") == 3 * 5 + 4 + 1
+    assert metric(text, 'tgi_request_duration_bucket{le="+Inf"}') == 5
+    assert metric(text, "tgi_queue_size") == 0
+    assert metric(text, "tgi_batch_current_size") == 0
+    assert metric(text, "tgi_batch_current_max_tokens") == 0
+    assert metric(text, "textmill_time_to_first_token_seconds_count") == 5
+    assert metric(text, 'textmill_request_finish{reason="length"}') == 4
+    assert metric(text, 'textmill_request_finish{reason="stop_string"}') == 1
+    # 41 prompt tokens fill two blocks of 16; the second and third find them.
+    assert metric(text, "textmill_prefix_cache_hit_tokens") == 2 * 32
+    assert metric(text, "textmill_preemptions") == 0
+    assert metric(text, "textmill_slots_free") == 4
+    blocks = [metric(text, f'textmill_kv_blocks{{state="{state}"}}') for state in ("free", "cached", "held")]
+    assert sum(blocks) == metric(text, "textmill_kv_blocks_size") == 64
+    assert metric(text, 'textmill_http_requests{route="/generate",method="POST",status="200"}') == 4
+    assert metric(text, 'textmill_http_requests{route="other",method="GET",status="404"}') == 1
+    assert metric(text, 'textmill_http_requests{route="/health",method="other",status="405"}') == 1
+    assert "secret" not in text
+    assert "PROPFIND" not in text
+
+
+def test_metric_lines_agree_in_name(client: httpx.Client) -> None:
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    name, kind = "", ""
+    for line in answer.text.splitlines():
+        if line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+        elif not line.startswith("#"):
+            sample = re.split(r"[{ ]", line)[0]
+            suffixes = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+            assert sample in [name + suffix for suffix in suffixes], line
+    assert "# TYPE tgi_request_count counter\n" in answer.text
+    assert "tgi_request_count_total" not in answer.text
+    assert 'tgi_request_duration_bucket{le="0.00015"}' in answer.text
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    folder = tmp_path_factory.mktemp("locked")
+    origins = ("http://app.example", "http://b.example")
+    with RunningRouter(folder, api_key="Sesame-1", cors_allow_origin=origins) as router, router.client() as client:
+        yield client
+
+
+@pytest.mark.parametrize("value", ["Bearer Sesame-1", "bearer Sesame-1", "Bearer: Sesame-1", "Bearer   Sesame-1"])
+def test_key_opens(locked: httpx.Client, value: str) -> None:
+    assert locked.post("/generate", json=BODY, headers={"authorization": value}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "value", [None, "", "Sesame-1", "Bearer sesame-1", "Bearer Sesame-1x", "Bearer", "Basic Sesame-1"]
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", path) for path in ("/", "/generate", "/generate_stream", "/tokenize")]
+    + [("GET", "/info"), ("GET", "/nope"), ("POST", "/health")],
+)
+def test_without_the_key_401(locked: httpx.Client, value: str | None, method: str, path: str) -> None:
+    headers = {} if value is None else {"authorization": value}
+    answer = locked.request(method, path, content=b"not even json", headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["error_type"] == "unauthorized"
+    assert set(answer.json()) == {"error", "error_type"}
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ping", "/metrics"])
+def test_monitoring_needs_no_key(locked: httpx.Client, path: str) -> None:
+    assert locked.get(path).status_code == 200
+    assert locked.options("/generate").status_code == 200
+
+
+def preflight(client: httpx.Client, origin: str) -> httpx.Headers:
+    headers = {
+        "origin": origin,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
+    answer = client.options("/generate", headers=headers)
+    assert answer.status_code == 200
+    return answer.headers
+
+
+def test_browser_may_call_from_anywhere_with_a_key(client: httpx.Client) -> None:
+    headers = preflight(client, "http://any.example")
+    assert headers["access-control-allow-origin"] == "*"
+    assert "POST" in headers["access-control-allow-methods"]
+    assert {"authorization", "content-type"} <= set(headers["access-control-allow-headers"].split(","))
+    assert client.get("/health", headers={"origin": "http://a"}).headers["access-control-allow-origin"] == "*"
+    assert "access-control-allow-origin" not in client.get("/health").headers
+
+
+def test_browser_may_call_from_listed_origins_only(locked: httpx.Client) -> None:
+    assert preflight(locked, "http://b.example")["access-control-allow-origin"] == "http://b.example"
+    assert "access-control-allow-origin" not in preflight(locked, "http://evil.example")
+    # A refusal is readable for the page too.
+    answer = locked.post("/generate", json=BODY, headers={"origin": "http://app.example"})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (401, "http://app.example")
+    assert answer.headers["vary"] == "origin"
+
+
+def test_options_tells_the_methods(client: httpx.Client) -> None:
+    answer = client.options("/")
+    assert (answer.status_code, answer.headers["allow"]) == (200, "GET, HEAD, POST, OPTIONS")

@@ -1,0 +1,220 @@
+"""Connections that cost too much are answered and closed; what the guard relies on in the pinned uvicorn."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from textmill_router.http_guard import GuardLimits, guarded_protocol
+
+LIMITS = GuardLimits(
+    max_header_bytes=4096, max_header_fields=20, header_timeout_s=5.0, body_timeout_s=5.0, stall_timeout_s=5.0
+)
+LIMIT_S = 10.0
+Exchange = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def echo_length(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the number of bytes of the body; `/flood` with more than any buffer holds."""
+    num_bytes, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        num_bytes += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    if scope["path"] == "/flood":
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+    await send({"type": "http.response.body", "body": b"%d" % num_bytes})
+
+
+def talk(exchange: Exchange, limits: GuardLimits = LIMITS) -> uvicorn.Server:
+    """Runs the exchange on a connection to a guarded server and returns the server after its end."""
+
+    async def scenario() -> uvicorn.Server:
+        config = uvicorn.Config(
+            echo_length,
+            port=0,
+            http=guarded_protocol(limits),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            ws="none",
+            timeout_graceful_shutdown=1,
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server._serve())
+        while not server.started:  # noqa: ASYNC110 - uvicorn sets no event
+            await asyncio.sleep(0.001)
+        reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                await exchange(reader, writer)
+        finally:
+            writer.close()
+            server.should_exit = True
+            await serving
+        return server
+
+    return asyncio.run(scenario())
+
+
+async def write_for_ever(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(b"a" * 65536)
+        await writer.drain()
+        await asyncio.sleep(0)
+
+
+async def refusal(reader: asyncio.StreamReader) -> tuple[int, str]:
+    """Status and `error_type` of an answer after which the connection ends."""
+    data = await reader.read()
+    head, _, body = data.partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    assert b"content-type: application/json" in head
+    error = json.loads(body)
+    assert set(error) == {"error", "error_type"}
+    return int(head.split()[1]), error["error_type"]
+
+
+def test_normal_requests_pass_on_one_connection() -> None:
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for size in (0, 5, 100_000):
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size + b"b" * size)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            length = int(await reader.readline(), 16)
+            assert await reader.readexactly(length) == b"%d" % size
+            assert await reader.readexactly(7) == b"\r\n0\r\n\r\n"
+
+    talk(exchange)
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"GET / HTTP/1.1\r\nx: " + b"a" * 5000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 5000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 21 + b"\r\n",
+    ],
+    ids=["bytes", "path", "fields"],
+)
+def test_large_header_is_431(header: bytes, is_split: bool) -> None:
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for part in (header[:100], header[100:]) if is_split else (header,):
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert await refusal(reader) == (431, "header_too_large")
+
+    talk(exchange)
+
+
+def test_header_without_end_is_cut_off() -> None:
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"GET / HTTP/1.1\r\nx: ")
+        with pytest.raises(ConnectionError):
+            await write_for_ever(writer)
+
+    talk(exchange)
+
+
+def test_further_request_on_a_connection_has_its_own_count() -> None:
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(5):
+            writer.write(b"GET / HTTP/1.1\r\nx: " + b"a" * 2000 + b"\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            await reader.readuntil(b"\r\n0\r\n\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nx: " + b"a" * 5000 + b"\r\n\r\n")
+        assert await refusal(reader) == (431, "header_too_large")
+
+    talk(exchange)
+
+
+def test_half_a_header_is_408_after_the_deadline() -> None:
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        started_s = time.monotonic()
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n")
+        assert await refusal(reader) == (408, "request_timeout")
+        assert time.monotonic() - started_s > 0.05
+
+    talk(exchange, replace(LIMITS, header_timeout_s=0.1))
+
+
+def test_half_a_header_of_a_further_request_is_408_too() -> None:
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n0\r\n\r\n")
+        writer.write(b"GET / HT")
+        assert await refusal(reader) == (408, "request_timeout")
+
+    talk(exchange, replace(LIMITS, header_timeout_s=0.1))
+
+
+def test_connection_that_says_nothing_is_closed_without_a_word() -> None:
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.read() == b""
+
+    talk(exchange, replace(LIMITS, header_timeout_s=0.1))
+
+
+def test_half_a_body_is_408_after_the_deadline() -> None:
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc")
+        assert await refusal(reader) == (408, "request_timeout")
+
+    server = talk(exchange, replace(LIMITS, body_timeout_s=0.1))
+    assert not server.server_state.tasks
+
+
+def test_body_that_trickles_is_408_and_one_that_flows_is_not() -> None:
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n")
+        answer = asyncio.create_task(refusal(reader))
+        while not answer.done():
+            writer.write(b"a")
+            await asyncio.wait({answer}, timeout=0.01)
+        assert answer.result() == (408, "request_timeout")
+
+    async def flow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # Ten pieces of 8 KiB in half a second: over the deadline, but each piece buys another half second.
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 81920\r\n\r\n")
+        for _ in range(10):
+            writer.write(b"a" * 8192)
+            await asyncio.sleep(0.05)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+    limits = replace(LIMITS, body_timeout_s=0.2)
+    talk(trickle, limits)
+    talk(flow, limits)
+
+
+def test_what_is_not_http_is_400_in_json() -> None:
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\x16\x03\x01 hello\r\n\r\n")
+        assert await refusal(reader) == (400, "invalid_http")
+
+    talk(exchange)
+
+
+def test_client_that_does_not_read_is_cut_off() -> None:
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"GET /flood HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readexactly(1)
+        await asyncio.sleep(0.5)  # longer than the stall limit: the one thing under test is that time passes
+        num_bytes = 0
+        try:
+            while data := await reader.read(1 << 20):
+                num_bytes += len(data)
+        except ConnectionError:
+            pass
+        assert num_bytes < 20_000_000  # of 100 million
+
+    talk(exchange, replace(LIMITS, stall_timeout_s=0.1))

@@ -33,12 +33,6 @@ _READ_BYTES = 1 << 22
 DIGIT_SPLITTING = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
 
 
-def default_cache_dir(environment: dict[str, str]) -> Path:
-    """Where converted models lie unless told otherwise: `$XDG_CACHE_HOME/textmill` or `~/.cache/textmill`."""
-    root = environment.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "textmill"
-
-
 def convert_gguf(gguf_file: Path, cache_dir: Path, dtype: str = "bfloat16") -> Path:
     """Give the converted folder; converts only when the cache lacks it. Safe when several start at once.
 

@@ -99,6 +99,8 @@ def check_folder(model: ModelFolder) -> ModelFolder:
     """Return the folder when it has what a shard needs; raises `ModelFilesError` that names what is missing."""
     if not (model.path / "config.json").is_file():
         raise ModelFilesError(f"{model.path} holds no config.json: not a model folder")
+    if not (model.path / "tokenizer.json").is_file():
+        raise ModelFilesError(f"{model.path} holds no tokenizer.json: save the model's fast tokenizer there")
     if not any(model.path.glob("*.safetensors")):
         others = sorted(
             file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in model.path.glob(pattern)

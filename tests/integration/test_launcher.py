@@ -151,10 +151,8 @@ def test_taken_port_is_named_with_the_flag(tiny_arguments: list[str], tmp_path: 
 
 
 def test_model_that_cannot_be_loaded_is_told_with_rank_and_reason(tmp_path: Path, socket_folder: Path) -> None:
-    folder = tmp_path / "broken"
-    folder.mkdir()
+    folder = make_tiny_llama(tmp_path / "broken")
     (folder / "config.json").write_text('{"model_type": "no_such_architecture"}')
-    (folder / "model.safetensors").write_bytes(b"")
     with launched(["--model-id", str(folder)], tmp_path, TMPDIR=str(socket_folder)) as server:
         assert server.wait_exit(60) != 0
         log = server.log_text

@@ -18,7 +18,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def make_model_folder(folder: Path, *names: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names or ("config.json", "model.safetensors"):
+    for name in names or ("config.json", "tokenizer.json", "model.safetensors"):
         (folder / name).write_bytes(b"{}")
     return folder
 
@@ -49,8 +49,9 @@ def test_local_folder_is_used_as_it_is(tmp_path: Path) -> None:
     ("names", "words"),
     [
         (["model.safetensors"], "holds no config.json"),
-        (["config.json", "pytorch_model.bin"], "found: pytorch_model.bin"),
-        (["config.json"], "found: no weights"),
+        (["config.json", "model.safetensors"], "holds no tokenizer.json"),
+        (["config.json", "tokenizer.json", "pytorch_model.bin"], "found: pytorch_model.bin"),
+        (["config.json", "tokenizer.json"], "found: no weights"),
     ],
 )
 def test_folder_that_lacks_something_is_refused(tmp_path: Path, names: list[str], words: str) -> None:
@@ -82,7 +83,7 @@ def test_hub_id_is_downloaded_and_its_commit_is_known(tmp_path: Path) -> None:
 
 
 def test_download_without_safetensors_is_refused(tmp_path: Path) -> None:
-    helper = Helper(make_model_folder(tmp_path / COMMIT, "config.json"))
+    helper = Helper(make_model_folder(tmp_path / COMMIT, "config.json", "tokenizer.json"))
     with pytest.raises(ModelFilesError, match=r"no \*.safetensors"):
         asyncio.run(find_model(load_settings(["--model-id", "org/model"], {}), {}, helper))
 

@@ -13,7 +13,7 @@ from typing import Any
 import uvloop
 
 from bench.dialects import GenerationWish, TgiDialect
-from bench.http_stream import stream_once
+from bench.http_stream import StreamRecord, stream_once
 from bench.prompts import PromptMaker
 from bench.servers import Server, free_port
 
@@ -23,7 +23,7 @@ OUTPUT_TOKENS = 4
 
 def first_token_s(url: str, prompt: str) -> float:
     """Seconds from sending to the first token. Raises RuntimeError when the server refuses."""
-    record = uvloop.run(stream_once(url, TgiDialect(), GenerationWish(prompt, OUTPUT_TOKENS)))
+    record: StreamRecord = uvloop.run(stream_once(url, TgiDialect(), GenerationWish(prompt, OUTPUT_TOKENS)))
     if record.error is not None:
         raise RuntimeError(record.error)
     return record.token_times_s[0] - record.sent_s

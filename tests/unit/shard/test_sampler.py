@@ -66,11 +66,15 @@ def assert_follows(tokens: torch.Tensor, probs_V: torch.Tensor, *, num_bins: int
         (SamplingParams(do_sample=True, top_k=25), [TopKLogitsWarper(25)]),
         (SamplingParams(do_sample=True, top_p=0.8), [TopPLogitsWarper(0.8)]),
         (
+            SamplingParams(do_sample=True, temperature=0.6, typical_p=0.7),
+            [TemperatureLogitsWarper(0.6), TypicalLogitsWarper(0.7)],
+        ),
+        (
             SamplingParams(do_sample=True, temperature=1.4, top_k=200, top_p=0.95, typical_p=0.9),
             [TemperatureLogitsWarper(1.4), TopKLogitsWarper(200), TopPLogitsWarper(0.95), TypicalLogitsWarper(0.9)],
         ),
     ],
-    ids=["temperature", "top-k", "top-p", "all"],
+    ids=["temperature", "top-k", "top-p", "typical-p", "all"],
 )
 def test_draws_follow_the_distribution_that_transformers_makes(params, warpers, num_candidates, num_draws):
     logits_V = random_logits(1, width=1.5)[0]

@@ -4,6 +4,7 @@ A turn: take in what arrived, tell the other ranks, compose, launch, collect. La
 (tokens on the host, ends, result) are two halves, so that a step can be launched before the one before is collected.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from textmill_shard.session import EndReason, Session
 from textmill_shard.status import ShardStatus
 from textmill_shard.step_composer import ComposedStep
 from textmill_shard.step_executor import StepExecutor
+
+log = logging.getLogger(__name__)
 
 IDLE_TURN_S = 0.5  # how often an idle loop looks at the lease and shows the other ranks that it lives
 
@@ -162,6 +165,7 @@ class Engine:
         session = event.session
         if isinstance(event, _SessionOpened):
             self._begin_epoch(session)
+            log.info("epoch begins", extra={"epoch": session.epoch})
         elif session is not self._session:
             return  # of a stream that is over
         elif isinstance(event, _SessionClosed):
@@ -186,6 +190,7 @@ class Engine:
         session = self._session
         if session is None:
             return
+        log.info("epoch ends", extra={"epoch": session.epoch, "reason": reason.value, "detail": message})
         session.finish(reason, message)
         self._begin_epoch(session)
         self._session = None

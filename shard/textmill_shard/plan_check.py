@@ -131,6 +131,8 @@ class _PlanCheck:
         self._require(fits, "admits.max_new_tokens", message, slot)
         first = admit.prompt_logprobs_from
         if first is not None:
+            can_rate = "prompt_logprobs" in facts.features
+            self._require(can_rate, "admits.prompt_logprobs_from", "this model has no prompt log-probabilities", slot)
             is_computed_here = admit.num_cached_tokens < first <= num_prompt
             message = (
                 f"wanted {admit.num_cached_tokens + 1} .. {num_prompt} (the cached prompt has no logits), got {first}"

@@ -1,5 +1,6 @@
 """One rank from start to end: socket first, then the model, then the step loop until a signal or a fault."""
 
+import gc
 import logging
 import os
 import signal
@@ -77,6 +78,8 @@ def serve(settings: ServeSettings) -> int:
             loop = _LoopThread(engine.run)
         else:
             loop = _LoopThread(Follower(executor=executor, channel=channel, status=status).run)
+        gc.collect()
+        gc.freeze()  # what was loaded stays: later collections need not walk through it
         service.set_loaded(LoadedShard(facts=facts, engine=engine))
         log.info("ready", extra={"num_blocks": facts.num_blocks, "num_slots": facts.num_slots})
         loop.done.wait()

@@ -1,4 +1,4 @@
-"""The real engine over a model that can be checked by eye: its next token is a formula of the tokens in its KV places.
+"""The real step loop over a model that can be checked by eye: its next token is a formula of the tokens in its KV places.
 
 The pool of `PrefixRunner` keeps the token written to each place. A logit row reads its whole context back through the
 block table, so a wrong block, place, position or order gives another token than `next_token`.
@@ -31,7 +31,7 @@ from textmill_shard.sampler import Sampler
 from textmill_shard.sampling_params import SamplingParams
 from textmill_shard.session import Outgoing, Session, StreamEnd
 from textmill_shard.status import ShardStatus
-from textmill_shard.step_executor import StepExecutor
+from textmill_shard.step_executor import Runner, StepExecutor
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 32
@@ -111,23 +111,27 @@ class PrefixRunner:
 
 
 class Shard:
-    """An engine in its thread and one session: plans in, results out. Use as a context manager."""
+    """An engine in its thread and one session: plans in, results out. Use as a context manager.
+
+    The model is a `PrefixRunner` (`.runner`) unless another one is given.
+    """
 
     def __init__(
         self,
         *,
         gate: threading.Semaphore | None = None,
         facts: ShardFacts = FACTS,
+        runner: Runner | None = None,
         channel: RankChannel | None = None,
         sampler: Sampler | None = None,
         lease_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.gate = gate
-        self.runner = PrefixRunner(gate=gate)
+        self.runner = PrefixRunner(num_blocks=facts.num_blocks, gate=gate)
         self.status = ShardStatus()
         finish_rules = FinishRules(facts.eos_token_ids)
-        self.executor = StepExecutor(runner=self.runner, facts=facts)
+        self.executor = StepExecutor(runner=runner or self.runner, facts=facts)
         self.engine = Engine(
             executor=self.executor,
             row_sampler=RowSampler(sampler=sampler or Sampler(), finish_rules=finish_rules),

@@ -1,4 +1,4 @@
-"""The real step loop over a model that can be checked by eye: its next token is a formula of the tokens in its KV places.
+"""The real step loop over a model to be checked by eye: its next token is a formula of the tokens in its KV places.
 
 The pool of `PrefixRunner` keeps the token written to each place. A logit row reads its whole context back through the
 block table, so a wrong block, place, position or order gives another token than `next_token`.

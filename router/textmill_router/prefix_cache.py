@@ -8,6 +8,7 @@ from textmill_router.request import BlockId
 from textmill_router.request_state import RequestState
 
 HASH_BYTES = 16
+_LOOKUP_BLOCKS = 16  # hashed at a time
 _ROOT_PERSON = b"textmill-prefix"  # at most 16 bytes; keeps roots apart from block hashes
 
 
@@ -45,8 +46,10 @@ class PrefixCache:
         chain = state.chain
         if len(chain) < num_blocks:
             parent = chain[-1] if chain else root_hash(state.request.cache_salt)
-            for index in range(len(chain), num_blocks):
-                parent = block_hash(parent, state.block_bytes(index, self.block_size))
+            packed = state.packed_ids(len(chain) * self.block_size, num_blocks * self.block_size)
+            block_bytes = len(packed) // (num_blocks - len(chain))
+            for start in range(0, len(packed), block_bytes):
+                parent = block_hash(parent, packed[start : start + block_bytes])
                 chain.append(parent)
         return chain
 
@@ -55,20 +58,25 @@ class PrefixCache:
         if not self.is_enabled:
             return []
         max_hits = (state.num_tokens - 1) // self.block_size
-        found = []
-        for digest in self.chain_of(state, max_hits)[:max_hits]:
-            block = self._blocks.get(digest)
-            if block is None:
-                break
-            found.append(block)
+        found: list[BlockId] = []
+        while len(found) < max_hits:
+            # In runs of blocks: a request that finds nothing, or is held, is not hashed to its end.
+            num_known = len(found)
+            num_wanted = min(num_known + _LOOKUP_BLOCKS, max_hits)
+            for digest in self.chain_of(state, num_wanted)[num_known:num_wanted]:
+                block = self._blocks.get(digest)
+                if block is None:
+                    return found
+                found.append(block)
         return found
 
     def hold_hash(self, state: RequestState, num_hits: int) -> bytes | None:
         """The hash to wait for when the two blocks after the hits are being written by a running request (rule 11)."""
         if not self.is_enabled or num_hits + 2 > (state.num_tokens - 1) // self.block_size:
             return None
-        second = state.chain[num_hits + 1]
-        return second if second in self._writers and state.chain[num_hits] in self._writers else None
+        chain = self.chain_of(state, num_hits + 2)
+        second = chain[num_hits + 1]
+        return second if second in self._writers and chain[num_hits] in self._writers else None
 
     def is_being_written(self, digest: bytes) -> bool:
         """Whether a running request is about to fill the block of this hash."""

@@ -102,9 +102,8 @@ class RequestState:
         """Whether a token has come since its first admission in the epoch of its last one."""
         return len(self.output_ids) > self.num_outputs_at_epoch
 
-    def block_bytes(self, index: int, block_size: int) -> bytes:
-        """The ids of one full block, packed, prompt and output seen as one row."""
-        start, end = index * block_size, (index + 1) * block_size
+    def packed_ids(self, start: int, end: int) -> bytes:
+        """The ids of tokens `start` .. `end` - 1 as bytes, prompt and output seen as one row."""
         prompt_ids = self.request.prompt_ids
         num_prompt = len(prompt_ids)
         if end <= num_prompt:

@@ -58,6 +58,15 @@ def imported_names(path: Path) -> Iterator[str]:
             yield node.module or ""
 
 
+def imports_among(path: Path, modules: set[str]) -> set[str]:
+    """The modules that a file imports, by `import m`, `from m import x` or `from package import m`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return (found | set(imported_names(path))) & modules
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_room_imports_only_itself_and_the_wire(room: str) -> None:
     allowed = {f"textmill_{room}", "textmill_proto"}
@@ -68,6 +77,18 @@ def test_room_imports_only_itself_and_the_wire(room: str) -> None:
         if name.startswith("textmill_") and name.partition(".")[0] not in allowed
     }
     assert strangers == set()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_inside_a_room_point_one_way(room: str) -> None:
+    names = set(module_names(room))
+    waiting = {
+        name: imports_among(path, names) - {name}
+        for name, path in zip(module_names(room), source_files(room), strict=True)
+    }
+    while ready := {name for name, needed in waiting.items() if not needed & set(waiting)}:
+        waiting = {name: needed for name, needed in waiting.items() if name not in ready}
+    assert waiting == {}, "these import each other"
 
 
 @pytest.mark.parametrize("room", ROOMS)

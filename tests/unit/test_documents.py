@@ -1,0 +1,43 @@
+"""What the documents point at exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+from textmill_launcher.options import OPTIONS
+
+REPOSITORY = Path(__file__).parents[2]
+FOLDERS = (".", "docs", "docs/decisions", "proto", "router", "shard", "launcher", "tests", "bench", "deploy")
+DOCUMENTS = [path for folder in FOLDERS for path in sorted((REPOSITORY / folder).glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_of_a_document_lead_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (document.parent / target).exists()] == []
+
+
+def test_tests_named_by_the_compatibility_page_exist() -> None:
+    text = (REPOSITORY / "docs" / "compatibility.md").read_text()
+    named = set(re.findall(r"`((?:contract|integration|unit/\w+)/[\w.]*)`", text))
+    assert len(named) > 15
+    assert sorted(name for name in named if not (REPOSITORY / "tests" / name).exists()) == []
+
+
+def test_files_named_by_the_architecture_page_exist() -> None:
+    text = (REPOSITORY / "ARCHITECTURE.md").read_text()
+    named = set(re.findall(r"`([\w/]+\.py)`", text))
+    known = {path.as_posix() for room in ("router", "shard", "launcher", "tests") for path in room_files(room)}
+    assert len(named) > 40
+    assert sorted(name for name in named if not any(path.endswith("/" + name) for path in known)) == []
+
+
+def room_files(room: str) -> list[Path]:
+    return list((REPOSITORY / room).rglob("*.py"))
+
+
+def test_every_flag_in_the_readme_is_one_of_the_launcher() -> None:
+    flags = {name for option in OPTIONS for name in (option.flag, *option.aliases)} | {"--help"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (REPOSITORY / "README.md").read_text()))
+    assert named - flags == set()

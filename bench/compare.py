@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import uvloop
 
 from bench.dialects import Dialect, GenerationWish, OpenAiDialect, TgiDialect
+from bench.machine import busy_s, tree_s
 from bench.prompts import PromptMaker
 from bench.servers import Server, free_port
 from bench.summary import summarise
@@ -66,16 +69,25 @@ def measure(contestant: Contestant, port: int, arguments: argparse.Namespace, fo
             ]
             warm = [GenerationWish(maker.text(arguments.input_len), 8) for _ in range(min(streams, 8))]
             uvloop.run(closed_loop(url, contestant.dialect, warm, concurrency=len(warm)))
+            before_s, start_s = _foreign_s(server.pid), time.perf_counter()
             records = uvloop.run(closed_loop(url, contestant.dialect, wishes, concurrency=streams))
-            results.append({"server": contestant.name, "streams": streams} | summarise(records))
+            foreign_cores = (_foreign_s(server.pid) - before_s) / (time.perf_counter() - start_s)
+            result = {"server": contestant.name, "streams": streams, "foreign_cores": round(foreign_cores, 2)}
+            results.append(result | summarise(records))
     return results
+
+
+def _foreign_s(server_pid: int) -> float:
+    """CPU seconds of what is neither the server nor this client: a busy neighbour makes a run worthless."""
+    own = os.times()
+    return busy_s() - tree_s(server_pid) - own.user - own.system
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """Figures and the ratio textmill / peer in Markdown."""
     lines = [
-        "| streams | | tokens/s | TTFT p50 ms | ITL p50 ms | failed |",
-        "|---|---|---|---|---|---|",
+        "| streams | | tokens/s | TTFT p50 ms | ITL p50 ms | failed | foreign cores |",
+        "|---|---|---|---|---|---|---|",
     ]
     for streams in sorted({result["streams"] for result in results}):
         rows = {}
@@ -85,11 +97,13 @@ def table(results: list[dict[str, Any]]) -> str:
                 figures += [(result[name] or {}).get("p50", float("nan")) for name in ("ttft_ms", "itl_ms")]
                 rows[result["server"]] = figures
                 cells = " | ".join(f"{figure:.1f}" for figure in figures)
-                lines.append(f"| {streams} | {result['server']} | {cells} | {result['num_failed']} |")
+                lines.append(
+                    f"| {streams} | {result['server']} | {cells} | {result['num_failed']} | {result['foreign_cores']} |"
+                )
         if len(rows) == 2:
             ours, peers = rows["textmill"], rows["transformers"]
             cells = " | ".join(f"{own / other:.2f}" for own, other in zip(ours, peers, strict=True))
-            lines.append(f"| {streams} | ratio | {cells} | |")
+            lines.append(f"| {streams} | ratio | {cells} | | |")
     return "\n".join(lines)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bench.machine import process_s
+
 STOP_TIMEOUT_S = 20.0
 POLL_S = 0.1
 
@@ -63,9 +65,7 @@ class Server:
 
     def cpu_s(self) -> float:
         """User and system time of the process, all its threads, without its children."""
-        # After the name in brackets: state is field 3 of the file, utime and stime are 14 and 15.
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return process_s(self.pid)
 
     def wait_for_http(self, url: str, timeout_s: float) -> None:
         """Returns when `url` answers 200."""

@@ -1,0 +1,48 @@
+"""How quiet the machine is: CPU time of everything, and of one process with its descendants. Linux only."""
+
+import os
+from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def busy_s() -> float:
+    """CPU seconds that all processes of the machine have used since it started."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields[:7])
+    return (user + nice + system + irq + softirq) / _TICKS_PER_S
+
+
+def process_s(pid: int) -> float:
+    """CPU seconds of one process, all its threads, without its children."""
+    fields = _stat_fields(pid)
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def tree_s(pid: int) -> float:
+    """CPU seconds of a process and of its descendants that still live."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int(_stat_fields(int(entry.name))[1])
+            except OSError:
+                continue  # it ended while we looked
+    family = {pid}
+    while True:
+        children = {child for child, parent in parents.items() if parent in family} - family
+        if not children:
+            break
+        family |= children
+    total_s = 0.0
+    for member in family:
+        try:
+            total_s += process_s(member)
+        except OSError:
+            continue
+    return total_s
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """/proc/<pid>/stat from field 3, the state, on: the name before it may hold spaces and brackets."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -5,6 +5,7 @@ The engine pushes (`on_output`), the HTTP side pulls (`next_events` or `result`)
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -100,6 +101,10 @@ class GenerationFailed(Exception):
         self.failure = failure
 
 
+# Takes events at once, in the engine's turn of the loop, and says whether it did; must not block or raise.
+FastReader = Callable[[list[TokenEvent]], bool]
+
+
 class Generation:
     """Made by `start_generation`; an async context manager. Leaving it cancels what still runs.
 
@@ -112,6 +117,7 @@ class Generation:
         "_engine",
         "_events",
         "_failure",
+        "_fast_reader",
         "_first_token_s",
         "_makes_events",
         "_num_cached_tokens",
@@ -146,6 +152,7 @@ class Generation:
         self._result: GenerationResult | None = None
         self._failure: Failure | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._fast_reader: FastReader | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -163,6 +170,10 @@ class Generation:
         """Ends the request if it still runs; its slot and blocks come back with the next plan."""
         if self._result is None and self._failure is None:
             self._engine.cancel(self._request.request_id)
+
+    def read_fast(self, reader: FastReader) -> None:
+        """While `next_events` waits, all events but the last go to `reader`; what it does not take wakes the task."""
+        self._fast_reader = reader
 
     async def next_events(self) -> list[TokenEvent]:
         """All events since the last call, at least one. Raises GenerationFailed; not to be called after the last."""
@@ -208,9 +219,15 @@ class Generation:
             if is_stopped:
                 break
         self._failure = output.failure
-        has_news = self._events or self._result is not None or self._failure is not None
-        if has_news and self._waiter is not None and not self._waiter.done():
+        if self._waiter is None or self._waiter.done():
+            return
+        if self._result is not None or self._failure is not None:
             self._waiter.set_result(None)
+        elif self._events:
+            if self._fast_reader is not None and self._fast_reader(self._events):
+                self._events = []
+            else:
+                self._waiter.set_result(None)
 
     def _add_token(self, output: RequestOutput, index: int, token_id: int, finish: FinishReason | None) -> bool:
         """Adds one token; returns whether a stop string ended the request with it."""

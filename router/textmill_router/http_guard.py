@@ -7,10 +7,13 @@ import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from textmill_router.api.error_responses import error_headers, error_kind, native_error_body
+from textmill_router.api.replies import offer_flow
 from textmill_router.errors import BadHttp, HeaderTooLarge, RequestError, RequestTimedOut
 
 # A body must come faster than this once its first deadline has passed.
@@ -79,6 +82,7 @@ class _GuardedProtocol(HttpToolsProtocol):
         self._is_in_header = True
         self._header_fields = 0
         super().on_message_begin()
+        offer_flow(cast(Scope, self.scope), self.flow)
         self._field_bytes = 0
 
     def on_url(self, url: bytes) -> None:

@@ -18,7 +18,15 @@ from textmill_router.api.native_types import CompatBody, GenerateBody, NativePar
 from textmill_router.api.replies import Call, call_of, send_error, send_reply
 from textmill_router.engine_loop import EngineUnavailable
 from textmill_router.errors import ModelLoading, RequestError, ShuttingDown
-from textmill_router.generation import Generation, GenerationFailed, GenerationResult, TextOptions, start_generation
+from textmill_router.generation import (
+    Generation,
+    GenerationFailed,
+    GenerationResult,
+    TextOptions,
+    TokenEvent,
+    start_generation,
+)
+from textmill_router.metrics import Metrics
 from textmill_router.request import GenerationRequest
 from textmill_router.service import Backend, Service
 from textmill_router.validation import CheckedParameters, check_parameters
@@ -116,19 +124,26 @@ class _Work:
             wants_details=self._wants_details,
             wants_top_tokens=self._checked.top_n_tokens > 0,
         )
-        metrics = self._service.metrics
         options = TextOptions(self._checked.stop, keep_tokens=False)
         stream = EventStream(scope, send, self._stream_headers())
+        gaps = _TokenGaps(self._service.metrics)
+
+        def write_now(events: list[TokenEvent]) -> bool:
+            if not stream.can_write_now:
+                return False
+            gaps.note(len(events))
+            stream.write_now(writer.encode(events))
+            return True
+
         try:
             async with start_generation(self._backend.engine, self._backend.tokenizer, request, options) as generation:
+                generation.read_fast(write_now)
                 events = await generation.next_events()
-                last_s = time.monotonic()
+                gaps.start()
                 while events[-1].result is None:
                     await stream.write(writer.encode(events))
                     events = await generation.next_events()
-                    now = time.monotonic()
-                    metrics.on_token_gap((now - last_s) / len(events))
-                    last_s = now
+                    gaps.note(len(events))
                 result = events[-1].result
                 self._note_success(request, result)
                 await stream.end(writer.encode(events))
@@ -136,7 +151,7 @@ class _Work:
             if not stream.is_started:
                 raise
             error = generation_error(failed.failure)
-            metrics.on_failure(_failure_label(error))
+            self._service.metrics.on_failure(_failure_label(error))
             await stream.end(b"data: " + native_error_body(error) + b"\n\n")
         finally:
             stream.close()
@@ -222,6 +237,24 @@ class _Work:
             (b"x-generated-tokens", b"%d" % result.num_output_tokens),
             (b"x-cached-prompt-tokens", b"%d" % result.num_cached_tokens),
         ]
+
+
+class _TokenGaps:
+    """Measures the time between the tokens of one stream."""
+
+    __slots__ = ("_last_s", "_metrics")
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._last_s = 0.0
+
+    def start(self) -> None:
+        self._last_s = time.monotonic()
+
+    def note(self, num_events: int) -> None:
+        now = time.monotonic()
+        self._metrics.on_token_gap((now - self._last_s) / num_events)
+        self._last_s = now
 
 
 def _shown_seed(request: GenerationRequest) -> int | None:

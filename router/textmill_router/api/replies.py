@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from starlette.types import Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
 
 from textmill_router.api.error_responses import Header, error_headers, error_kind, native_error_body
 from textmill_router.errors import RequestError
 
 _SCOPE_KEY = "textmill.call"
+_FLOW_KEY = "textmill.flow"
 
 
 @dataclass(slots=True)
@@ -34,6 +36,17 @@ def call_of(scope: Scope) -> Call:
     """The call that this scope belongs to."""
     call: Call = scope[_SCOPE_KEY]
     return call
+
+
+def offer_flow(scope: Scope, flow: FlowControl) -> None:
+    """Called by the connection: lets an event stream ask whether it can write."""
+    scope["extensions"] = {_FLOW_KEY: {"flow": flow}}
+
+
+def flow_of(scope: Scope) -> FlowControl | None:
+    """The connection's flow control: while `write_paused` is false, `send` writes without suspending."""
+    offered: FlowControl | None = scope.get("extensions", {}).get(_FLOW_KEY, {}).get("flow")
+    return offered
 
 
 async def start_reply(scope: Scope, send: Send, status: int, headers: Sequence[Header]) -> None:

@@ -1,5 +1,6 @@
 """A client that leaves ends its request: streaming or not, while queued, in prefill, in decode."""
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,3 +80,26 @@ def test_dropped_requests_are_counted(tmp_path: Path) -> None:
         text = client.get("/metrics").text
         assert 'tgi_request_failure{err="dropped"} 1\n' in text
         assert 'textmill_http_requests{route="/generate",method="POST",status="499"} 1\n' in text
+
+
+def test_reader_that_pauses_misses_nothing(tmp_path: Path) -> None:
+    """The connection's buffers fill, writing pauses, and what came meanwhile follows in order."""
+    num_tokens = 6000
+    with RunningRouter(tmp_path, max_total_tokens=8192) as router:
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        connection.settimeout(WAIT_TIMEOUT_S)
+        connection.connect(("127.0.0.1", router.port))
+        body = json.dumps({"inputs": "hi", "parameters": {"max_new_tokens": num_tokens, "details": True}}).encode()
+        head = b"POST /generate_stream HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(
+            body
+        )
+        connection.sendall(head + body)
+        router.wait_until(lambda: router.stats().num_output_tokens_total > num_tokens // 2, "the shard is far ahead")
+        data = b""
+        while part := connection.recv(1 << 20):
+            data += part
+        connection.close()
+    events = [json.loads(line[6:]) for line in data.split(b"\n") if line.startswith(b"data: ")]
+    assert [event["index"] for event in events] == list(range(1, num_tokens + 1))
+    assert events[-1]["generated_text"] == "".join(event["token"]["text"] for event in events)

@@ -10,6 +10,9 @@ from text_generation.errors import ValidationError
 
 from tests.processes import LaunchedServer
 
+# text_generation is written for pydantic 1 and says so at each call.
+pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
+
 PROMPT = "The capital of France is"
 MAX_NEW_TOKENS = 12
 TIMEOUT_S = 60

@@ -1,7 +1,7 @@
 """The table of contract §3: how `--sharded` and `--num-shard` make a number of shards."""
 
 import pytest
-from textmill_launcher.devices import num_shards
+from textmill_launcher.devices import count_visible, num_shards
 from textmill_launcher.errors import ConflictingSettings
 from textmill_launcher.settings import load_settings
 
@@ -28,6 +28,11 @@ def test_number_of_shards(argv: str, devices: str, expected: int) -> None:
 
 def test_without_a_device_list_there_is_one_shard() -> None:
     assert count(num_driver_devices=8) == 1
+
+
+@pytest.mark.parametrize(("devices", "expected"), [(None, None), ("", 1), (" , ", 1), ("3", 1), ("GPU-a,GPU-b", 2)])
+def test_devices_named_by_the_environment(devices: str | None, expected: int | None) -> None:
+    assert count_visible(devices, count_all=lambda: 8) == expected
 
 
 @pytest.mark.parametrize("word", ["all", "void"])

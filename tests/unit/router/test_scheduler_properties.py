@@ -20,24 +20,25 @@ from textmill_router.slots import SlotTable
 from tests.fakes.model_shard import ModelShard, PlanRefused, Row
 from tests.fakes.scheduler_world import World, WorldCounts
 
-NUM_FIXED_RUNS = 150
+NUM_FIXED_RUNS = 50  # for each of three first seeds
 NUM_BUG_RUNS = 60
 
 
-def test_thousands_of_arrivals_get_their_undisturbed_text():
+@pytest.mark.parametrize("first_seed", [0, 100, 200])
+def test_thousands_of_arrivals_get_their_undisturbed_text(first_seed: int):
     counts = WorldCounts()
-    for seed in range(NUM_FIXED_RUNS):
+    for seed in range(first_seed, first_seed + NUM_FIXED_RUNS):
         counts.add(World(seed).run())
     # The runs were not quiet: each kind of trouble has come up often.
-    assert counts.arrivals > 4000
-    assert counts.follow_ups > 800
-    assert counts.equal_prompts > 800
-    assert counts.cancels > 400
-    assert counts.deaths > 40
-    assert counts.preemptions > 100
-    assert counts.starvations > 500
-    assert counts.hit_tokens > 5000
-    assert counts.passes > 20
+    assert counts.arrivals > 1400
+    assert counts.follow_ups > 250
+    assert counts.equal_prompts > 250
+    assert counts.cancels > 120
+    assert counts.deaths > 12
+    assert counts.preemptions > 30
+    assert counts.starvations > 150
+    assert counts.hit_tokens > 1500
+    assert counts.passes > 5
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

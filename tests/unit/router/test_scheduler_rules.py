@@ -389,9 +389,12 @@ def test_rule_16_prefills_are_admitted_up_to_two_steps_of_budget():
     assert [hand.is_admitted(request_id) for request_id in ids] == [True] * 4 + [False] * 4
     hand.step(prefills=[(hand.admit_of(ids[0]).slot, 18)])  # 2 left: 17 in all
     assert not hand.is_admitted(ids[4])
-    hand.step([(hand.admit_of(ids[0]).slot, 1, 0)])
-    assert hand.is_admitted(ids[4])
+    hand.step([(hand.admit_of(ids[0]).slot, 1, 0)])  # 15: a token, no chunk
+    assert hand.is_admitted(ids[4])  # 20
     assert not hand.is_admitted(ids[5])
+    hand.step(prefills=[(hand.admit_of(ids[1]).slot, 19), (hand.admit_of(ids[2]).slot, 19)])  # 1 + 1 + 5 + 5
+    assert hand.is_admitted(ids[5])  # 17
+    assert not hand.is_admitted(ids[6])
 
 
 def test_rule_16_slots_and_step_sizes_are_checked_at_start():

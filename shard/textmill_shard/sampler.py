@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from textmill_shard import noise
+from textmill_shard.candidates import best_scores
 from textmill_shard.logits_processors import process
 from textmill_shard.logprobs import TopTokens, chosen_logprobs, top_tokens
 from textmill_shard.slot_sampling import SlotSampling
@@ -28,6 +29,7 @@ from textmill_shard.truncation import (
 
 DEFAULT_NUM_CANDIDATES = 1024
 SPARE_CANDIDATES = 16  # beyond the largest top-k, so that the cut and its ties fall inside
+LEAST_SCORE = -1e4  # its exponential is 0 in float32
 FULL_ROWS = 4  # rows worked out in full at once
 
 
@@ -90,7 +92,7 @@ class Sampler:
         is_whole = num_candidates == vocab_size
         device = logits_SV.device
         draws = _Draws(slots, device)
-        best_SC, ids_SC = logits_SV.topk(num_candidates, dim=-1)
+        best_SC, ids_SC = best_scores(logits_SV, num_candidates)
         highest_S1 = best_SC[:, :1]
         scores_SC = ((best_SC - highest_S1) / draws.temperature_S1).double()
         totals = _row_totals(logits_SV, highest_S1, draws, slots)
@@ -162,13 +164,16 @@ def _row_totals(logits_SV: Tensor, highest_S1: Tensor, draws: _Draws, slots: Seq
         return RowTotals(log_mass_R=log_mass_S, entropy_R=entropy_S)
     is_all = len(needed) == len(slots)
     rows_SV = logits_SV if is_all else logits_SV[needed]
-    scores_SV = (rows_SV - highest_S1[needed]) / draws.temperature_S1[needed]
-    weights_SV = scores_SV.exp()
-    mass_S = weights_SV.sum(-1, dtype=torch.float64)
+    # In place from the second step on: fresh memory for [S, V] costs more than the arithmetic.
+    scores_SV = rows_SV - highest_S1[needed]
+    scores_SV /= draws.temperature_S1[needed]
+    needs_entropy = any(slots[row].params.typical_p < 1.0 for row in needed)
+    weights_SV = scores_SV.exp() if needs_entropy else scores_SV.exp_()
+    mass_S = weights_SV.sum(-1).double()
     log_mass_S[needed] = mass_S.log()
-    if any(slots[row].params.typical_p < 1.0 for row in needed):
+    if needs_entropy:
         # A weight of 0 has a score of minus infinity at most; the product is to be 0.
-        mean_score_S = (weights_SV * scores_SV.nan_to_num(neginf=0.0)).sum(-1, dtype=torch.float64) / mass_S
+        mean_score_S = weights_SV.mul_(scores_SV.clamp_(min=LEAST_SCORE)).sum(-1).double() / mass_S
         entropy_S[needed] = mass_S.log() - mean_score_S
     return RowTotals(log_mass_R=log_mass_S, entropy_R=entropy_S)
 

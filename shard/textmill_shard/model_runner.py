@@ -2,7 +2,7 @@
 
 # T tokens of the step, N rows whose logits are wanted, V vocabulary, D width of the hidden states, n rows handed in
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -69,9 +69,9 @@ class ModelRunner:
             device=self.device,
         )
 
-    def weights(self) -> Sequence[tuple[str, torch.Tensor]]:
-        """Name and tensor of each parameter that this rank holds."""
-        return list(self._model.named_parameters())
+    def modules(self) -> Iterator[nn.Module]:
+        """The layers of the model, to look at."""
+        return self._model.modules()
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:

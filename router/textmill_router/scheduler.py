@@ -7,6 +7,7 @@ from textmill_router.epoch import Counters, Epoch, EpochConfig
 from textmill_router.plan import Budget, Plan, ShardPool, StepResult
 from textmill_router.request import FailureCode, GenerationRequest, RequestId, RequestOutput
 from textmill_router.request_state import RequestState, RequestStatus
+from textmill_router.scheduler_stats import SchedulerStats, collect_stats
 from textmill_router.step_reader import StepReader, StreamBroken, failed
 from textmill_router.suspects import Suspects
 from textmill_router.waiting_queue import QueueFull, WaitingQueue
@@ -42,30 +43,6 @@ class StepDecision:
 
     plans: tuple[Plan, ...]
     outputs: tuple[RequestOutput, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStats:
-    """Plain numbers for metrics. Block and slot counts are 0 while no epoch is live; `num_*_total` only grow."""
-
-    num_running: int
-    num_waiting: int
-    num_waiting_tokens: int
-    num_leaving: int
-    num_free_blocks: int
-    num_held_blocks: int
-    num_cached_blocks: int  # evictable: indexed and held by nobody
-    num_blocks: int
-    num_free_slots: int
-    num_slots: int
-    num_preemptions_total: int
-    num_starvations_total: int
-    num_prefix_hit_tokens_total: int
-    num_prefix_lookup_tokens_total: int
-    num_prompt_tokens_computed_total: int
-    num_output_tokens_total: int
-    num_steps_total: int
-    num_epochs_total: int
 
 
 class PoolMismatch(Exception):
@@ -242,30 +219,7 @@ class Scheduler:
 
     def stats(self) -> SchedulerStats:
         """The numbers of this moment."""
-        epoch, counters = self._epoch, self._counters
-        slots = epoch.slots if epoch else None
-        blocks = epoch.cache.pool if epoch else None
-        num_running = epoch.num_running if epoch else 0
-        return SchedulerStats(
-            num_running=num_running,
-            num_waiting=len(self._queue),
-            num_waiting_tokens=self._queue.num_tokens,
-            num_leaving=slots.num_slots - slots.num_free - num_running if slots else 0,
-            num_free_blocks=blocks.num_free if blocks else 0,
-            num_held_blocks=blocks.num_held if blocks else 0,
-            num_cached_blocks=blocks.num_cached if blocks else 0,
-            num_blocks=blocks.num_blocks if blocks else 0,
-            num_free_slots=slots.num_free if slots else 0,
-            num_slots=slots.num_slots if slots else 0,
-            num_preemptions_total=counters.num_preemptions,
-            num_starvations_total=counters.num_starvations,
-            num_prefix_hit_tokens_total=counters.num_prefix_hit_tokens,
-            num_prefix_lookup_tokens_total=counters.num_prefix_lookup_tokens,
-            num_prompt_tokens_computed_total=counters.num_prefill_tokens,
-            num_output_tokens_total=counters.num_output_tokens,
-            num_steps_total=counters.num_steps,
-            num_epochs_total=counters.num_epochs,
-        )
+        return collect_stats(self._epoch, self._queue, self._counters)
 
     def check(self) -> None:
         """Assert that no block is lost or in two states; for tests. Costs time in proportion to the pool."""

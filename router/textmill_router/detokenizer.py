@@ -58,15 +58,15 @@ class TableDetokenizer:
         if text is not None:
             if not self._held or not text:
                 return text
-            self._held = b""  # whole characters follow, so what was held can never be completed
-            return REPLACEMENT + text
+            return self.flush() + text  # whole characters follow, so what was held can never be completed
         data = self._held + self._fragments[token_id]
         text, used = utf_8_decode(data, "replace", False)
         self._held = data[used:]
         return text
 
     def flush(self) -> str:
-        text = REPLACEMENT if self._held else ""
+        # Mostly one U+FFFD; two for the beginning of a surrogate, which the codec holds back although it is invalid.
+        text = self._held.decode(errors="replace")
         self._held = b""
         return text
 

@@ -65,6 +65,7 @@ class SlotTable:
     decodes: dict[int, Seat] = field(default_factory=dict)
     plan_applied: int = 0
     num_admitted: int = 0
+    num_admitting_plans: int = 0
     num_dropped: int = 0
     num_prefill_tokens: int = 0
     num_sampled: int = 0
@@ -90,6 +91,7 @@ class SlotTable:
                 seat.is_starved = False
         for admit in plan.admits:
             self._seat(admit)
+        self.num_admitting_plans += bool(plan.admits)
         if plan.HasField("budget"):
             self._max_step_tokens = plan.budget.max_step_tokens
             self._max_prefill_tokens = plan.budget.max_prefill_tokens

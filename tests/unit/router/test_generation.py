@@ -145,6 +145,16 @@ def test_held_text_and_incomplete_character_come_with_the_last_event(tokenizer: 
     run_with(tokenizer, TextOptions(stop_strings=("END",), keep_stop_match=False), body)
 
 
+def test_held_text_comes_with_a_last_token_that_has_none(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, *b"xEN", END_ID, finish=FinishReason.EOS)
+        events = await generation.next_events()
+        assert [e.released_text for e in events] == ["x", "", "", "EN"]
+        assert (await generation.result()).text == "xEN"
+
+    run_with(tokenizer, TextOptions(stop_strings=("END",), keep_stop_match=False), body)
+
+
 def test_stop_string_on_the_last_allowed_token_wins_over_length(tokenizer: Tokenizer) -> None:
     async def body(engine: HandEngine, generation: Generation) -> None:
         push(generation, *b"x.", finish=FinishReason.LENGTH)
@@ -161,6 +171,8 @@ def test_result_without_details_keeps_no_tokens(tokenizer: Tokenizer) -> None:
         push(generation, *b"abc", finish=FinishReason.LENGTH)
         result = await reader
         assert (result.text, result.num_output_tokens, result.tokens) == ("abc", 3, [])
+        with pytest.raises(AssertionError):  # no events were made
+            await generation.next_events()
 
     run_with(tokenizer, TextOptions(keep_tokens=False), body)
 

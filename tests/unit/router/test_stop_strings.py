@@ -58,6 +58,7 @@ def test_only_a_possible_prefix_is_held_back() -> None:
 def test_shorter_prefix_stays_held_when_a_longer_one_fails() -> None:
     stops = StopStrings(("aab",), keep_match=False)
     assert feed(stops, ["a", "a", "a", "c"]) == ["", "", "a", "aac", ""]
+    assert feed(StopStrings(("abac",), keep_match=False), ["aab", "x"]) == ["a", "abx", ""]
 
 
 def test_held_text_comes_out_at_the_end() -> None:

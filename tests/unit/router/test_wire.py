@@ -176,13 +176,13 @@ def test_prompt_logprobs_are_cut_by_their_counts() -> None:
         request_id=2,
         start=5,
         logprobs=struct.pack("<2f", -1, -2),
-        top_counts=struct.pack("<2I", 1, 2),
+        top_counts=struct.pack("<2I", 2, 1),
         top_ids=struct.pack("<3I", 7, 8, 9),
         top_logprobs=struct.pack("<3f", -0.5, -1, -1.5),
     )
     (found,) = result_from_proto(shard_pb2.StepResult(prompt_logprobs=[message])).prompt_logprobs
     assert (found.slot, found.request_id, found.piece.start, list(found.piece.logprobs)) == (1, 2, 5, [-1, -2])
-    assert [(list(top.ids), list(top.logprobs)) for top in found.piece.top] == [([7], [-0.5]), ([8, 9], [-1, -1.5])]
+    assert [(list(top.ids), list(top.logprobs)) for top in found.piece.top] == [([7, 8], [-0.5, -1]), ([9], [-1.5])]
 
 
 @pytest.mark.parametrize(

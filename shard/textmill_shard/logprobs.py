@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from textmill_shard.candidates import best_scores
+
+SPARE_FOR_TIES = 16  # candidates beyond those asked for, so that the cut mostly falls inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,31 +38,35 @@ class PromptLogprobs:
     top: tuple[TopTokens, ...]
 
 
-def chosen_logprobs(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
-    """[N] float32: log-softmax at the given ids, without building the other V - 1 columns."""
-    chosen_N = logits_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1)
-    return (chosen_N - logits_NV.logsumexp(-1)).float()
+def chosen_logprobs(logits_NV: Tensor, tokens_N: Tensor, log_mass_N: Tensor) -> Tensor:
+    """[N] float32: log-softmax at the given ids. `log_mass_N` is the logsumexp of each row."""
+    return (logits_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1) - log_mass_N).float()
 
 
-def top_tokens(logits_NV: Tensor, counts: Sequence[int]) -> tuple[TopTokens, ...]:
+def top_tokens(logits_NV: Tensor, counts: Sequence[int], log_mass_N: Tensor) -> tuple[TopTokens, ...]:
     """The `counts[row]` (>= 1) best ids of each row with their log-probabilities. Copies to the host."""
-    num_rows, vocab_size = logits_NV.shape
-    cuts_N = torch.tensor([min(count, vocab_size) - 1 for count in counts], device=logits_NV.device)
-    best_NK = logits_NV.topk(int(cuts_N.max()) + 1, dim=-1).values
-    thresholds_N1 = best_NK.gather(-1, cuts_N.unsqueeze(-1))
-    # Row by row and ascending by id, which the stable sort below keeps among equals.
-    rows_E, ids_E = (logits_NV >= thresholds_N1).nonzero(as_tuple=True)
-    logprobs_E = (logits_NV[rows_E, ids_E] - logits_NV.logsumexp(-1)[rows_E]).float().cpu().numpy()
-    host_ids_E = ids_E.cpu().numpy().astype(np.uint32)
-    sizes = torch.bincount(rows_E, minlength=num_rows).tolist()
+    vocab_size = logits_NV.shape[-1]
+    num_best = min(max(counts) + SPARE_FOR_TIES, vocab_size)
+    values_NK, ids_NK = best_scores(logits_NV, num_best)
+    logprobs_NK = (values_NK - log_mass_N.unsqueeze(-1)).float().cpu().numpy()
+    values_NK, ids_NK = values_NK.cpu(), ids_NK.cpu()
     found = []
-    start = 0
-    for size in sizes:
-        row_logprobs = logprobs_E[start : start + size]
-        order = np.argsort(-row_logprobs, kind="stable")
-        found.append(TopTokens(ids=host_ids_E[start : start + size][order], logprobs=row_logprobs[order]))
-        start += size
+    for row, count in enumerate(counts):
+        is_in_K = values_NK[row] >= values_NK[row, min(count, vocab_size) - 1]
+        if bool(is_in_K[-1]) and num_best < vocab_size:  # more ties than spare places: look at the whole row
+            ids_E = (logits_NV[row] >= values_NK[row, count - 1].to(logits_NV.device)).nonzero().flatten()
+            logprobs_E = (logits_NV[row, ids_E] - log_mass_N[row]).float().cpu().numpy()
+            found.append(_in_order(ids_E.cpu().numpy(), logprobs_E))
+        else:
+            size = int(is_in_K.sum())
+            found.append(_in_order(ids_NK[row, :size].numpy(), logprobs_NK[row, :size]))
     return tuple(found)
+
+
+def _in_order(ids_E: NDArray[np.int64], logprobs_E: NDArray[np.float32]) -> TopTokens:
+    """Sort by falling log-probability, equal ones by rising id."""
+    order = np.lexsort((ids_E, -logprobs_E))
+    return TopTokens(ids=ids_E[order].astype(np.uint32), logprobs=logprobs_E[order])
 
 
 def prompt_logprobs(
@@ -80,8 +87,9 @@ def prompt_logprobs(
     for start in range(0, len(targets_T), slice_tokens):
         part = slice(start, start + slice_tokens)
         logits_nV = project(hidden_TD[part])
-        logprobs.append(chosen_logprobs(logits_nV, targets_T[part]).cpu().numpy())
+        log_mass_n = logits_nV.logsumexp(-1)
+        logprobs.append(chosen_logprobs(logits_nV, targets_T[part], log_mass_n).cpu().numpy())
         if top_n > 0:
-            top.extend(top_tokens(logits_nV, [top_n] * len(logits_nV)))
+            top.extend(top_tokens(logits_nV, [top_n] * len(logits_nV), log_mass_n))
     joined = np.concatenate(logprobs) if logprobs else np.zeros(0, dtype=np.float32)
     return PromptLogprobs(logprobs=joined, top=tuple(top))

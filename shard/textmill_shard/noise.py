@@ -24,17 +24,17 @@ _ROUNDS = 10
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four random words for four counter words and two key words: int64 tensors that broadcast, values 0 .. 2**32-1."""
     word_0, word_1, word_2, word_3 = counter
-    key_0, key_1 = key
-    for _ in range(_ROUNDS):
+    rounds = torch.arange(_ROUNDS, device=word_0.device)
+    keys_0 = ((key[0].unsqueeze(-1) + rounds * _KEY_STEP_0) & _MASK).unbind(-1)
+    keys_1 = ((key[1].unsqueeze(-1) + rounds * _KEY_STEP_1) & _MASK).unbind(-1)
+    for key_0, key_1 in zip(keys_0, keys_1, strict=True):
         product_0 = word_0 * _MULTIPLIER_0
         product_1 = word_2 * _MULTIPLIER_1
         # The shift drags the sign along; the mask takes it off.
-        word_0 = ((product_1 >> 32) & _MASK) ^ word_1 ^ key_0
-        word_2 = ((product_0 >> 32) & _MASK) ^ word_3 ^ key_1
+        word_0 = ((product_1 >> 32) ^ word_1 ^ key_0) & _MASK
+        word_2 = ((product_0 >> 32) ^ word_3 ^ key_1) & _MASK
         word_1 = product_1 & _MASK
         word_3 = product_0 & _MASK
-        key_0 = (key_0 + _KEY_STEP_0) & _MASK
-        key_1 = (key_1 + _KEY_STEP_1) & _MASK
     return word_0, word_1, word_2, word_3
 
 

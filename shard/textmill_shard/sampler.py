@@ -73,10 +73,13 @@ class Sampler:
             tokens_N[greedy] = scores_NV[greedy].argmax(-1)
             tokens_N[drawn] = self._draw(scores_NV[drawn], [slots[row] for row in drawn])
         tokens_N = tokens_N.masked_fill(not_finite_N, 0)
+        if not any(slot.params.wants_logprobs or slot.params.top_n_tokens > 0 for slot in slots):
+            return SampledRows(tokens_N=tokens_N, logprobs_N=None, top=(), not_finite_N=not_finite_N)
+        log_mass_N = logits_NV.logsumexp(-1)
         return SampledRows(
             tokens_N=tokens_N,
-            logprobs_N=_chosen(logits_NV, tokens_N, slots),
-            top=_alternatives(logits_NV, slots),
+            logprobs_N=_chosen(logits_NV, tokens_N, log_mass_N, slots),
+            top=_alternatives(logits_NV, log_mass_N, slots),
             not_finite_N=not_finite_N,
         )
 
@@ -183,24 +186,22 @@ def _log_difference(log_whole_S: Tensor, log_part_S: Tensor) -> Tensor:
     return log_whole_S + torch.log1p(-(log_part_S - log_whole_S).clamp(max=0.0).exp())
 
 
-def _chosen(logits_NV: Tensor, tokens_N: Tensor, slots: Sequence[SlotSampling]) -> Tensor | None:
+def _chosen(logits_NV: Tensor, tokens_N: Tensor, log_mass_N: Tensor, slots: Sequence[SlotSampling]) -> Tensor | None:
     """[N] float32 log-probabilities of the drawn ids, NaN for rows that did not ask; None when no row did."""
-    asked = [row for row, slot in enumerate(slots) if slot.params.wants_logprobs]
-    if not asked:
+    asked = [slot.params.wants_logprobs for slot in slots]
+    if not any(asked):
         return None
-    if len(asked) == len(slots):
-        return chosen_logprobs(logits_NV, tokens_N)
-    logprobs_N = torch.full((len(slots),), torch.nan, device=logits_NV.device)
-    logprobs_N[asked] = chosen_logprobs(logits_NV[asked], tokens_N[asked])
-    return logprobs_N
+    logprobs_N = chosen_logprobs(logits_NV, tokens_N, log_mass_N)
+    return logprobs_N.where(torch.tensor(asked, device=logits_NV.device), torch.nan)
 
 
-def _alternatives(logits_NV: Tensor, slots: Sequence[SlotSampling]) -> tuple[TopTokens | None, ...]:
+def _alternatives(logits_NV: Tensor, log_mass_N: Tensor, slots: Sequence[SlotSampling]) -> tuple[TopTokens | None, ...]:
     """Per row the alternatives it asked for; empty when no row did."""
     asked = [row for row, slot in enumerate(slots) if slot.params.top_n_tokens > 0]
     if not asked:
         return ()
-    found = dict(
-        zip(asked, top_tokens(logits_NV[asked], [slots[row].params.top_n_tokens for row in asked]), strict=True)
-    )
+    counts = [slots[row].params.top_n_tokens for row in asked]
+    is_all = len(asked) == len(slots)
+    tops = top_tokens(logits_NV if is_all else logits_NV[asked], counts, log_mass_N if is_all else log_mass_N[asked])
+    found = dict(zip(asked, tops, strict=True))
     return tuple(found.get(row) for row in range(len(slots)))

@@ -2,7 +2,8 @@
 
 import numpy as np
 import torch
-from textmill_shard.logprobs import chosen_logprobs, prompt_logprobs, top_tokens
+from textmill_shard import logprobs
+from textmill_shard.logprobs import TopTokens, prompt_logprobs
 
 VOCAB = 300
 
@@ -11,11 +12,15 @@ def random_logits(num_rows: int) -> torch.Tensor:
     return torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(5)) * 3
 
 
+def top_tokens(logits: torch.Tensor, counts: list[int]) -> tuple[TopTokens, ...]:
+    return logprobs.top_tokens(logits, counts, logits.logsumexp(-1))
+
+
 def test_chosen_is_log_softmax_at_the_token():
     logits = random_logits(4)
     tokens = torch.tensor([0, 299, 17, 17])
     expected = logits.log_softmax(-1)[torch.arange(4), tokens]
-    torch.testing.assert_close(chosen_logprobs(logits, tokens), expected)
+    torch.testing.assert_close(logprobs.chosen_logprobs(logits, tokens, logits.logsumexp(-1)), expected)
 
 
 def test_top_tokens_are_the_best_of_each_row():

@@ -1,0 +1,90 @@
+"""Compiles the native kernels once with the system compiler into a private cache, and loads them.
+
+Nothing happens at import. Without a compiler, or when it fails, there is one log line and no library; the callers then
+use the plain torch paths.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+SOURCE_FOLDER = Path(__file__).parent
+FLAGS = (
+    *("-O3", "-march=native", "-std=gnu11", "-D_GNU_SOURCE", "-fno-math-errno", "-Wno-psabi"),
+    *("-fPIC", "-shared", "-fvisibility=hidden", "-pthread"),
+)
+COMPILERS = ("cc", "gcc", "clang")
+COMPILE_TIMEOUT_S = 120.0
+
+
+def load_library(cache_folder: Path, *, flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL | None:
+    """Give the library, from the cache or freshly compiled; None when that cannot be done. Calls release the GIL."""
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        log.warning("no C compiler found: native kernels are off", extra={"wanted": ", ".join(COMPILERS)})
+        return None
+    try:
+        built = cache_folder / f"textmill-{_digest(compiler, flags)}.so"
+        if not _is_ours(built):
+            _compile(compiler, flags, built)
+        return ctypes.CDLL(str(built))
+    except subprocess.CalledProcessError as error:
+        message = error.stderr.decode(errors="replace").strip().splitlines()[:3]
+        log.warning("native kernels did not compile and are off", extra={"compiler": compiler, "error": message})
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("native kernels cannot be built and are off", extra={"compiler": compiler, "error": str(error)})
+    return None
+
+
+def _digest(compiler: str, flags: tuple[str, ...]) -> str:
+    """What the machine code depends on: the sources, the compiler, its flags and what `native` means here."""
+    digest = hashlib.blake2b(digest_size=16)
+    for source in sorted([*SOURCE_FOLDER.glob("*.c"), *SOURCE_FOLDER.glob("*.h")]):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_TIMEOUT_S)
+    digest.update(version.stdout + "\0".join((compiler, *flags)).encode() + _processor().encode())
+    return digest.hexdigest()
+
+
+def _processor() -> str:
+    """The features of the processor: a cache on a shared home may be read by another machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
+
+
+def _is_ours(built: Path) -> bool:
+    """Only load what this user wrote and nobody else can write."""
+    try:
+        status = built.stat()
+    except FileNotFoundError:
+        return False
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def _compile(compiler: str, flags: tuple[str, ...], built: Path) -> None:
+    """Write the library under another name and rename it: two processes may do this at once."""
+    built.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    built.parent.chmod(0o700)
+    with tempfile.TemporaryDirectory(dir=built.parent) as folder:
+        fresh = Path(folder) / built.name
+        source = SOURCE_FOLDER / "textmill.c"
+        subprocess.run(
+            [compiler, *flags, "-o", str(fresh), str(source), "-lm"],
+            capture_output=True,
+            check=True,
+            timeout=COMPILE_TIMEOUT_S,
+        )
+        fresh.chmod(0o700)
+        fresh.replace(built)

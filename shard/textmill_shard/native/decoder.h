@@ -1,0 +1,50 @@
+// A whole step of a llama-type decoder: embedding, layers, last norm and head, in one run of the team.
+
+typedef struct {
+  const void *qkv, *attention_out, *gate_up, *down;  // packed; gate_up: panels of 16 gate and 16 up outputs
+  const float *qkv_bias, *attention_out_bias, *gate_up_bias, *down_bias;  // NULL or padded to whole panels
+  const float *attention_norm, *mlp_norm;
+  const float *query_norm, *key_norm;  // [head_dim] or NULL
+  const float *sinks;
+  void *keys, *values;
+  int64_t window, chunk;
+  int64_t has_rope;
+  float scaling, softcap;
+} decoder_layer;
+
+typedef struct {
+  int64_t num_layers, hidden, heads, kv_heads, head_dim, mlp, vocabulary, rotary_dim, block_size, is_bf16;
+  const decoder_layer *layers;
+  const void *head;       // packed
+  const float *head_bias;
+  const void *embedding;  // [vocabulary, hidden], or NULL: rows are read from the packed head
+  const float *last_norm;
+  const float *inverse_frequencies;  // [rotary_dim / 2]
+  float norm_epsilon, rope_factor;
+} decoder;
+
+typedef struct {
+  int64_t num_tokens, num_sequences, num_rows, table_stride;
+  const int64_t *input_ids, *positions, *kv_places, *logit_rows;
+  const int32_t *query_starts, *context_lens, *block_tables;
+  float *logits;  // [num_rows, vocabulary]
+  void *hidden;   // elements [num_tokens, hidden] or NULL
+} decoder_step;
+
+typedef struct {
+  team *team;
+  const decoder *model;
+  const decoder_step *step;
+  int64_t num_items;
+  attention_item *items;
+  atomic_long *next_item;  // one per layer
+  int64_t hidden_stride, normed_words, qkv_stride, query_stride, attended_words, act_words;
+  float *residual, *kept_residual, *qkv, *rope;
+  uint32_t *normed, *attended, *kept_attended, *act;
+  char *attention_scratch;
+  int64_t attention_scratch_bytes, private_normed_words;
+  uint32_t *private_normed;
+} decoder_run;
+
+// With few tokens every thread norms all of them for itself: cheaper than meeting once more.
+#define PRIVATE_NORM_TOKENS 4

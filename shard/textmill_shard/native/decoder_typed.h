@@ -1,0 +1,205 @@
+// Included once per element type, after element.h.
+
+INLINE void NAME(norm_row)(const float *x, const float *weight, float epsilon, int64_t width, element *to) {
+  v16f squares = splat(0.0f);
+  int64_t i = 0;
+  for (; i + 16 <= width; i += 16) squares += load_f(x + i) * load_f(x + i);
+  float sum = sum_lanes(squares);
+  for (; i < width; i++) sum += x[i] * x[i];
+  const float scale = 1.0f / sqrtf(sum / (float)width + epsilon);
+  for (i = 0; i + 16 <= width; i += 16) narrow(to + i, load_f(x + i) * splat(scale) * load_f(weight + i));
+  if (i < width) {
+    float part[16] = {0};
+    element cut[16];
+    for (int64_t j = i; j < width; j++) part[j - i] = x[j] * scale * weight[j];
+    narrow(cut, load_f(part));
+    memcpy(to + i, cut, (size_t)(width - i) * sizeof(element));
+  }
+}
+
+static void NAME(embed)(const decoder *m, int64_t id, float *to) {
+  if (m->embedding) {
+    const element *row = (const element *)m->embedding + id * m->hidden;
+    int64_t i = 0;
+    for (; i + 16 <= m->hidden; i += 16) store_f(to + i, widen(row + i));
+    for (; i < m->hidden; i++) {
+      element part[16] = {row[i]};
+      float wide[16];
+      store_f(wide, widen(part));
+      to[i] = wide[0];
+    }
+    return;
+  }
+  const int64_t words = m->hidden / PER_WORD;
+  const uint32_t *word = (const uint32_t *)m->head + id / LANES * words * LANES + id % LANES;
+  for (int64_t k = 0; k < words; k++) {
+    const uint32_t bits = word[k * LANES];
+#if BFLOAT16
+    const uint32_t low = bits << 16, high = bits & 0xffff0000u;
+    memcpy(to + 2 * k, &low, 4);
+    memcpy(to + 2 * k + 1, &high, 4);
+#else
+    memcpy(to + k, &bits, 4);
+#endif
+  }
+}
+
+// Norm over a head (optional), then rotation of its first dims: x[i] with x[i + rotary / 2].
+static void NAME(turn_head)(const decoder *m, const float *norm, const float *rope, float *x) {
+  if (norm) {
+    float sum = 0.0f;
+    for (int64_t i = 0; i < m->head_dim; i++) sum += x[i] * x[i];
+    const float scale = 1.0f / sqrtf(sum / (float)m->head_dim + m->norm_epsilon);
+    for (int64_t i = 0; i < m->head_dim; i++) x[i] = x[i] * scale * norm[i];
+  }
+  if (!rope) return;
+  const int64_t half = m->rotary_dim / 2;
+  const float *cosine = rope, *sine = rope + half;
+  for (int64_t i = 0; i < half; i++) {
+    const float a = x[i], b = x[i + half];
+    x[i] = a * cosine[i] - b * sine[i];
+    x[i + half] = b * cosine[i] + a * sine[i];
+  }
+}
+
+INLINE void NAME(narrow_run)(element *to, const float *from, int64_t count) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) narrow(to + i, load_f(from + i));
+  if (i < count) {
+    float part[16] = {0};
+    element cut[16];
+    memcpy(part, from + i, (size_t)(count - i) * sizeof(float));
+    narrow(cut, load_f(part));
+    memcpy(to + i, cut, (size_t)(count - i) * sizeof(element));
+  }
+}
+
+static void NAME(place_token)(const decoder_run *r, const decoder_layer *layer, int64_t token) {
+  const decoder *m = r->model;
+  float *x = r->qkv + token * r->qkv_stride;
+  const float *rope = layer->has_rope ? r->rope + token * m->rotary_dim : NULL;
+  for (int64_t head = 0; head < m->heads; head++) NAME(turn_head)(m, layer->query_norm, rope, x + head * m->head_dim);
+  for (int64_t head = m->heads; head < m->heads + m->kv_heads; head++)
+    NAME(turn_head)(m, layer->key_norm, rope, x + head * m->head_dim);
+  const int64_t query_width = m->heads * m->head_dim, kv_width = m->kv_heads * m->head_dim;
+  const int64_t place = r->step->kv_places[token];
+  NAME(narrow_run)((element *)layer->keys + place * kv_width, x + query_width, kv_width);
+  NAME(narrow_run)((element *)layer->values + place * kv_width, x + query_width + kv_width, kv_width);
+#if BFLOAT16
+  NAME(narrow_run)((element *)x, x, query_width);  // in place: the writer never overtakes the reader
+#endif
+}
+
+// Gives where the normed rows of this thread's products stand.
+static const uint32_t *NAME(norm)(const decoder_run *r, int member, const float *residual, const float *weight, int64_t tokens) {
+  const decoder *m = r->model;
+  const int is_private = tokens <= PRIVATE_NORM_TOKENS;
+  uint32_t *to = is_private ? r->private_normed + member * r->private_normed_words : r->normed;
+  const int64_t from = is_private ? 0 : share(tokens, member, r->team->size);
+  const int64_t until = is_private ? tokens : share(tokens, member + 1, r->team->size);
+  for (int64_t i = from; i < until; i++)
+    NAME(norm_row)(residual + i * r->hidden_stride, weight, m->norm_epsilon, m->hidden, (element *)(to + i * r->normed_words));
+  if (!is_private) team_barrier(r->team);
+  return to;
+}
+
+static void NAME(product)(const decoder_run *r, int member, gemm g) {
+  const int64_t panels = (g.num_outputs + LANES - 1) / LANES;
+  NAME(run_gemm)(&g, share(panels, member, r->team->size), share(panels, member + 1, r->team->size));
+}
+
+static void NAME(attend)(const decoder_run *r, int member, int64_t index) {
+  const decoder *m = r->model;
+  const decoder_layer *layer = m->layers + index;
+  const attention a = {
+      .query = r->qkv, .query_token_stride = r->qkv_stride * 4 / (int64_t)sizeof(element), .query_head_stride = m->head_dim,
+      .keys = layer->keys, .values = layer->values, .out = r->attended,
+      .out_token_stride = r->attended_words * PER_WORD, .out_head_stride = m->head_dim,
+      .heads = m->heads, .kv_heads = m->kv_heads, .key_dim = m->head_dim, .value_dim = m->head_dim,
+      .block_size = m->block_size, .block_tables = r->step->block_tables, .query_starts = r->step->query_starts,
+      .context_lens = r->step->context_lens, .table_stride = r->step->table_stride,
+      .num_sequences = r->step->num_sequences, .scaling = layer->scaling, .softcap = layer->softcap,
+      .window = layer->window, .chunk = layer->chunk, .sinks = layer->sinks};
+  char *scratch = r->attention_scratch + member * r->attention_scratch_bytes;
+  for (;;) {
+    const int64_t item = atomic_fetch_add_explicit(r->next_item + index, 1, memory_order_relaxed);
+    if (item >= r->num_items * m->kv_heads) return;
+    NAME(attend_item)(&a, r->items[item / m->kv_heads], item % m->kv_heads, scratch);
+  }
+}
+
+static void NAME(decode)(void *argument, int member) {
+  const decoder_run *r = argument;
+  const decoder *m = r->model;
+  const decoder_step *s = r->step;
+  const int size = r->team->size;
+  int64_t tokens = s->num_tokens;
+  float *residual = r->residual;
+  const uint32_t *attended = r->attended;
+
+  for (int64_t i = share(tokens, member, size); i < share(tokens, member + 1, size); i++) {
+    NAME(embed)(m, s->input_ids[i], residual + i * r->hidden_stride);
+    float *cosine = r->rope + i * m->rotary_dim, *sine = cosine + m->rotary_dim / 2;
+    for (int64_t j = 0; j < m->rotary_dim / 2; j++) {
+      const float angle = (float)s->positions[i] * m->inverse_frequencies[j];
+      cosine[j] = cosf(angle) * m->rope_factor;
+      sine[j] = sinf(angle) * m->rope_factor;
+    }
+  }
+  team_barrier(r->team);
+
+  for (int64_t index = 0; index < m->num_layers; index++) {
+    const decoder_layer *layer = m->layers + index;
+    const uint32_t *normed = NAME(norm)(r, member, residual, layer->attention_norm, tokens);
+    NAME(product)(r, member, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->qkv,
+                                    .inner_words = m->hidden / PER_WORD, .num_rows = tokens,
+                                    .num_outputs = (m->heads + 2 * m->kv_heads) * m->head_dim, .bias = layer->qkv_bias,
+                                    .out = r->qkv, .out_stride = r->qkv_stride, .end = STORE});
+    team_barrier(r->team);
+    for (int64_t i = share(tokens, member, size); i < share(tokens, member + 1, size); i++)
+      NAME(place_token)(r, layer, i);
+    team_barrier(r->team);
+    if (index == m->num_layers - 1 && !s->hidden && !s->num_rows) return;  // all K and V are written
+    NAME(attend)(r, member, index);
+    team_barrier(r->team);
+    if (index == m->num_layers - 1 && !s->hidden) {  // only rows that give logits go on
+      tokens = s->num_rows;
+      for (int64_t i = share(tokens, member, size); i < share(tokens, member + 1, size); i++) {
+        memcpy(r->kept_residual + i * r->hidden_stride, residual + s->logit_rows[i] * r->hidden_stride, (size_t)r->hidden_stride * 4);
+        memcpy(r->kept_attended + i * r->attended_words, attended + s->logit_rows[i] * r->attended_words, (size_t)r->attended_words * 4);
+      }
+      residual = r->kept_residual;
+      attended = r->kept_attended;
+      team_barrier(r->team);
+    }
+    NAME(product)(r, member, (gemm){.rows = attended, .row_words = r->attended_words, .panels = layer->attention_out,
+                                    .inner_words = m->heads * m->head_dim / PER_WORD, .num_rows = tokens,
+                                    .num_outputs = m->hidden, .bias = layer->attention_out_bias, .out = residual,
+                                    .out_stride = r->hidden_stride, .end = ADD});
+    team_barrier(r->team);
+    normed = NAME(norm)(r, member, residual, layer->mlp_norm, tokens);
+    NAME(product)(r, member, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->gate_up,
+                                    .inner_words = m->hidden / PER_WORD, .num_rows = tokens, .num_outputs = 2 * round_up(m->mlp, 16),
+                                    .bias = layer->gate_up_bias, .out = r->act, .out_stride = r->act_words * PER_WORD, .end = GATE});
+    team_barrier(r->team);
+    NAME(product)(r, member, (gemm){.rows = r->act, .row_words = r->act_words, .panels = layer->down,
+                                    .inner_words = m->mlp / PER_WORD, .num_rows = tokens, .num_outputs = m->hidden,
+                                    .bias = layer->down_bias, .out = residual, .out_stride = r->hidden_stride, .end = ADD});
+    team_barrier(r->team);
+  }
+
+  const uint32_t *normed = NAME(norm)(r, member, residual, m->last_norm, tokens);
+  if (s->hidden) {
+    const int64_t words = m->hidden / PER_WORD;
+    for (int64_t i = share(tokens, member, size); i < share(tokens, member + 1, size); i++)
+      memcpy((uint32_t *)s->hidden + i * words, normed + i * r->normed_words, (size_t)words * 4);
+    tokens = s->num_rows;
+    for (int64_t i = share(tokens, member, size); i < share(tokens, member + 1, size); i++)
+      memcpy(r->kept_attended + i * r->normed_words, normed + s->logit_rows[i] * r->normed_words, (size_t)r->normed_words * 4);
+    normed = r->kept_attended;
+    team_barrier(r->team);
+  }
+  NAME(product)(r, member, (gemm){.rows = normed, .row_words = r->normed_words, .panels = m->head,
+                                  .inner_words = m->hidden / PER_WORD, .num_rows = tokens, .num_outputs = m->vocabulary,
+                                  .bias = m->head_bias, .out = s->logits, .out_stride = m->vocabulary, .end = STORE});
+}

@@ -1,0 +1,183 @@
+// The shard's native kernels: packed linears, paged attention, a whole decoder step. See build.py for how it is built.
+#include "simd.h"
+#include "team.h"
+#include "gemm.h"
+#include "attention.h"
+#include "decoder.h"
+
+#define BFLOAT16 1
+#include "element.h"
+#include "gemm_typed.h"
+#include "attention_typed.h"
+#include "decoder_typed.h"
+#undef BFLOAT16
+#define BFLOAT16 0
+#include "element.h"
+#include "gemm_typed.h"
+#include "attention_typed.h"
+#include "decoder_typed.h"
+
+#include <sys/mman.h>
+#define EXPORT __attribute__((visibility("default")))
+
+EXPORT const char *textmill_features(void) {
+#if defined(__AVX512BF16__)
+  return "avx512_bf16";
+#elif defined(__AVX512F__)
+  return "avx512";
+#elif defined(__AVX2__)
+  return "avx2";
+#else
+  return "plain";
+#endif
+}
+
+EXPORT team *textmill_team_new(int size) { return team_new(size); }
+EXPORT void textmill_team_free(team *t) { team_free(t); }
+
+// Fewer page-table walks while the weights stream by. A wish: the system may not grant it.
+EXPORT void textmill_want_huge_pages(void *memory, int64_t num_bytes) {
+#if defined(MADV_HUGEPAGE)
+  const uintptr_t start = ((uintptr_t)memory + 4095) & ~(uintptr_t)4095;
+  const uintptr_t end = ((uintptr_t)memory + (uintptr_t)num_bytes) & ~(uintptr_t)4095;
+  if (end > start) madvise((void *)start, end - start, MADV_HUGEPAGE);
+#endif
+}
+
+typedef struct {
+  team *team;
+  const void *weights;
+  int64_t num_outputs, inner, is_gate_up, is_bf16;
+  uint32_t *panels;
+} packing;
+
+static void pack(void *argument, int member) {
+  const packing *p = argument;
+  const int64_t half = p->num_outputs / 2;
+  const int64_t panels = p->is_gate_up ? (half + 15) / 16 : (p->num_outputs + LANES - 1) / LANES;
+  const int64_t panel_words = p->inner / (p->is_bf16 ? 2 : 1) * LANES;
+  for (int64_t panel = share(panels, member, p->team->size); panel < share(panels, member + 1, p->team->size); panel++) {
+    int64_t rows[LANES];
+    for (int64_t lane = 0; lane < LANES; lane++) {
+      const int64_t row = p->is_gate_up ? panel * 16 + lane % 16 : panel * LANES + lane;
+      rows[lane] = row >= (p->is_gate_up ? half : p->num_outputs) ? -1 : p->is_gate_up && lane >= 16 ? half + row : row;
+    }
+    if (p->is_bf16)
+      pack_panel_bf16(p->weights, p->inner, rows, p->panels + panel * panel_words);
+    else
+      pack_panel_f32(p->weights, p->inner, rows, p->panels + panel * panel_words);
+  }
+}
+
+// `weights` [num_outputs, inner], contiguous. With is_gate_up the first half of the outputs is the gate.
+EXPORT void textmill_pack(team *t, const void *weights, int64_t num_outputs, int64_t inner, int64_t is_gate_up,
+                          int64_t is_bf16, uint32_t *panels) {
+  packing p = {t, weights, num_outputs, inner, is_gate_up, is_bf16, panels};
+  team_run(t, pack, &p);
+}
+
+typedef struct {
+  team *team;
+  gemm product;
+  int64_t num_panels, is_bf16;
+} linear_run;
+
+static void linear(void *argument, int member) {
+  const linear_run *r = argument;
+  const int64_t from = share(r->num_panels, member, r->team->size), to = share(r->num_panels, member + 1, r->team->size);
+  if (r->is_bf16)
+    run_gemm_bf16(&r->product, from, to);
+  else
+    run_gemm_f32(&r->product, from, to);
+}
+
+// out [num_rows, num_outputs] float = rows [num_rows, inner] x panels (+ bias, padded to whole panels)
+EXPORT void textmill_linear(team *t, const void *rows, int64_t num_rows, int64_t inner, const uint32_t *panels,
+                            int64_t num_outputs, const float *bias, int64_t is_bf16, float *out) {
+  const int64_t words = inner / (is_bf16 ? 2 : 1);
+  linear_run r = {.team = t, .num_panels = (num_outputs + LANES - 1) / LANES, .is_bf16 = is_bf16,
+                  .product = {.rows = rows, .row_words = words, .panels = panels, .inner_words = words,
+                              .num_rows = num_rows, .num_outputs = num_outputs, .bias = bias, .out = out,
+                              .out_stride = num_outputs, .end = STORE}};
+  team_run(t, linear, &r);
+}
+
+typedef struct {
+  const attention *attention;
+  const attention_item *items;
+  int64_t num_items, is_bf16, scratch_bytes;
+  char *scratch;
+  atomic_long next_item;
+} attention_run;
+
+static void attend_all(void *argument, int member) {
+  attention_run *r = argument;
+  const attention *a = r->attention;
+  for (;;) {
+    const int64_t item = atomic_fetch_add_explicit(&r->next_item, 1, memory_order_relaxed);
+    if (item >= r->num_items * a->kv_heads) return;
+    void *scratch = r->scratch + member * r->scratch_bytes;
+    if (r->is_bf16)
+      attend_item_bf16(a, r->items[item / a->kv_heads], item % a->kv_heads, scratch);
+    else
+      attend_item_f32(a, r->items[item / a->kv_heads], item % a->kv_heads, scratch);
+  }
+}
+
+// 0, or -1 when memory is short.
+EXPORT int textmill_attention(team *t, const attention *a, int64_t num_tokens, int64_t is_bf16) {
+  attention_run r = {.attention = a, .is_bf16 = is_bf16};
+  r.scratch_bytes = round_up(attention_scratch_bytes(a->heads, a->kv_heads, a->key_dim, a->value_dim), 64);
+  const int64_t item_bytes = round_up((num_tokens + a->num_sequences) * (int64_t)sizeof(attention_item), 64);
+  char *memory = team_scratch(t, item_bytes + r.scratch_bytes * t->size);
+  if (!memory) return -1;
+  attention_item *items = (attention_item *)memory;
+  r.num_items = list_items(a->query_starts, a->num_sequences, queries_per_item(a->heads, a->kv_heads), items);
+  r.items = items;
+  r.scratch = memory + item_bytes;
+  team_run(t, attend_all, &r);
+  return 0;
+}
+
+// 0, or -1 when memory is short.
+EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
+  const int64_t per_word = m->is_bf16 ? 2 : 1, tokens = s->num_tokens, rows = s->num_rows;
+  const int64_t kept = rows > 0 ? rows : 1;
+  decoder_run r = {.team = t, .model = m, .step = s};
+  // Rows of the products are 16 words longer than needed: rows a power of two apart would fight for cache places.
+  r.hidden_stride = round_up(m->hidden, LANES);
+  r.normed_words = round_up(m->hidden / per_word, 16) + 16;
+  r.qkv_stride = round_up((m->heads + 2 * m->kv_heads) * m->head_dim, LANES);
+  r.attended_words = round_up(m->heads * m->head_dim / per_word, 16) + 16;
+  r.act_words = round_up(round_up(m->mlp, 16) / per_word, 16) + 16;
+  r.private_normed_words = PRIVATE_NORM_TOKENS * r.normed_words;
+  r.attention_scratch_bytes = round_up(attention_scratch_bytes(m->heads, m->kv_heads, m->head_dim, m->head_dim), 64);
+  const int64_t kept_words = r.attended_words > r.normed_words ? r.attended_words : r.normed_words;
+  const int64_t sizes[] = {  // in bytes
+      4 * tokens * r.hidden_stride, 4 * kept * r.hidden_stride, 4 * tokens * r.qkv_stride, 4 * tokens * m->rotary_dim,
+      4 * tokens * r.normed_words, 4 * tokens * r.attended_words, 4 * kept * kept_words, 4 * tokens * r.act_words,
+      t->size * r.attention_scratch_bytes, 4 * t->size * r.private_normed_words,
+      (tokens + s->num_sequences) * (int64_t)sizeof(attention_item), m->num_layers * (int64_t)sizeof(atomic_long)};
+  char *parts[sizeof sizes / sizeof *sizes];
+  int64_t total = 0;
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) total += round_up(sizes[i], 64);
+  char *memory = team_scratch(t, total), *next = memory;
+  if (!memory) return -1;
+  for (size_t i = 0; i < sizeof sizes / sizeof *sizes; next += round_up(sizes[i], 64), i++) parts[i] = next;
+  r.residual = (float *)parts[0];
+  r.kept_residual = (float *)parts[1];
+  r.qkv = (float *)parts[2];
+  r.rope = (float *)parts[3];
+  r.normed = (uint32_t *)parts[4];
+  r.attended = (uint32_t *)parts[5];
+  r.kept_attended = (uint32_t *)parts[6];
+  r.act = (uint32_t *)parts[7];
+  r.attention_scratch = parts[8];
+  r.private_normed = (uint32_t *)parts[9];
+  r.items = (attention_item *)parts[10];
+  r.next_item = (atomic_long *)parts[11];
+  for (int64_t i = 0; i < m->num_layers; i++) atomic_init(r.next_item + i, 0);
+  r.num_items = list_items(s->query_starts, s->num_sequences, queries_per_item(m->heads, m->kv_heads), r.items);
+  team_run(t, m->is_bf16 ? decode_bf16 : decode_f32, &r);
+  return 0;
+}

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import TypeAlias
 
 import numpy as np
 
+from textmill_shard.engine_events import EngineEvent, PlanArrived, SessionClosed, SessionOpened, Stop
 from textmill_shard.finish import FinishRules
 from textmill_shard.forward_batch import ForwardOutput
 from textmill_shard.plan import FLAG_FINISHED, NO_IDS, IdArray, Plan, SlotError
@@ -29,33 +29,6 @@ from textmill_shard.step_executor import StepExecutor
 log = logging.getLogger(__name__)
 
 IDLE_TURN_S = 0.5  # how often an idle loop looks at the lease and shows the other ranks that it lives
-
-
-@dataclass(frozen=True, slots=True)
-class _SessionOpened:
-    session: Session
-
-
-@dataclass(frozen=True, slots=True)
-class _SessionClosed:
-    session: Session
-    reason: EndReason
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class _PlanArrived:
-    session: Session
-    plan: Plan | PlanRejected  # rejected already when it could not be read
-    data: bytes  # serialised, for the other ranks
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    pass
-
-
-_Event: TypeAlias = _SessionOpened | _SessionClosed | _PlanArrived | _Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +66,7 @@ class Engine:
         self._status = status
         self._lease_s = lease_s
         self._clock = clock
-        self._inbox: SimpleQueue[_Event] = SimpleQueue()
+        self._inbox: SimpleQueue[EngineEvent] = SimpleQueue()
         self._lock = threading.Lock()  # guards the two below
         self._live: Session | None = None  # the stream that a second one would collide with
         self._epoch = 0
@@ -114,21 +87,21 @@ class Engine:
                 return None
             self._epoch += 1
             session = self._live = Session(self._epoch, self._clock)
-        self._inbox.put(_SessionOpened(session))
+        self._inbox.put(SessionOpened(session))
         return session
 
     def close_session(self, session: Session, reason: EndReason, message: str) -> None:
         """The stream of `session` is over: its epoch ends at the next step boundary. May be called twice."""
         self._release(session)
-        self._inbox.put(_SessionClosed(session, reason, message))
+        self._inbox.put(SessionClosed(session, reason, message))
 
     def submit_plan(self, session: Session, plan: Plan | PlanRejected, data: bytes) -> None:
         """Hand over a plan, or the reason why it could not be read. `data` may be empty when no rank follows."""
-        self._inbox.put(_PlanArrived(session, plan, data))
+        self._inbox.put(PlanArrived(session, plan, data))
 
     def stop(self) -> None:
         """Let `run` return at the next step boundary."""
-        self._inbox.put(_Stop())
+        self._inbox.put(Stop())
 
     @property
     def needs_plan_bytes(self) -> bool:
@@ -154,21 +127,21 @@ class Engine:
         """Handle what arrived, all of it; False when told to stop."""
         try:
             event = self._inbox.get(timeout=min(IDLE_TURN_S, self._lease_s / 4)) if wait else self._inbox.get_nowait()
-            while not isinstance(event, _Stop):
+            while not isinstance(event, Stop):
                 self._handle(event)
                 event = self._inbox.get_nowait()
         except Empty:
             return True
         return False
 
-    def _handle(self, event: _SessionOpened | _SessionClosed | _PlanArrived) -> None:
+    def _handle(self, event: SessionOpened | SessionClosed | PlanArrived) -> None:
         session = event.session
-        if isinstance(event, _SessionOpened):
+        if isinstance(event, SessionOpened):
             self._begin_epoch(session)
             log.info("epoch begins", extra={"epoch": session.epoch})
         elif session is not self._session:
             return  # of a stream that is over
-        elif isinstance(event, _SessionClosed):
+        elif isinstance(event, SessionClosed):
             self._end_epoch(event.reason, event.message)
         else:
             self._take_plan(session, event)
@@ -201,7 +174,7 @@ class Engine:
             if self._live is session:
                 self._live = None
 
-    def _take_plan(self, session: Session, event: _PlanArrived) -> None:
+    def _take_plan(self, session: Session, event: PlanArrived) -> None:
         """Apply a plan whole, or nothing of it (rules 1 and 20)."""
         try:
             if isinstance(event.plan, PlanRejected):

@@ -38,12 +38,12 @@ class _PlanCheck:
         self._require(plan.number == last_number + 1, "number", f"plan {last_number + 1} comes next, got {plan.number}")
         dropped = self._check_drops()
         self._check_extends(dropped)
-        seated: set[int] = set()
+        seated: dict[int, int] = {}
         for admit in plan.admits:
-            self._check_seat(admit, dropped=dropped, seated=seated)
             self._check_tokens(admit)
             self._check_sampling(admit)
-            seated.add(admit.slot)
+            self._check_seat(admit, dropped=dropped, seated=seated)
+            seated[admit.slot] = admit.request_id
         if plan.budget is not None:
             self._check_budget(plan.budget)
 
@@ -68,14 +68,15 @@ class _PlanCheck:
             if self._table.is_occupant(slot, extend.request_id) and slot not in dropped:
                 self._check_fresh("extends.block_ids", slot, extend.block_ids)
 
-    def _check_seat(self, admit: Admit, *, dropped: set[int], seated: set[int]) -> None:
+    def _check_seat(self, admit: Admit, *, dropped: set[int], seated: dict[int, int]) -> None:
+        """`seated` holds the earlier admits of this plan, request by slot."""
         slot, table = admit.slot, self._table
         self._check_slot("admits.slot", slot)
         is_free = (not table.is_occupied[slot] or slot in dropped) and slot not in seated
         self._require(is_free, "admits.slot", "the slot must be free, it is taken", slot)
-        seats = [seat for seat in np.flatnonzero(table.request_ids == admit.request_id).tolist() if seat not in dropped]
-        taken = seats or [other.slot for other in self._plan.admits if other.request_id == admit.request_id][1:]
-        self._require(not taken, "admits.request_id", f"request {admit.request_id} has a seat already", slot)
+        seats = set(np.flatnonzero(table.is_occupied & (table.request_ids == admit.request_id)).tolist()) - dropped
+        is_new = not seats and admit.request_id not in seated.values()
+        self._require(is_new, "admits.request_id", f"request {admit.request_id} has a seat already", slot)
 
         self._check_block_ids("admits.block_ids", slot, admit.block_ids)
         block_size, num_cached = self._facts.block_size, admit.num_cached_tokens

@@ -27,7 +27,7 @@ class SlotTable:
     def reset(self) -> None:
         """Free every slot (a new epoch)."""
         num_slots = self.num_slots
-        self.request_ids = np.full(num_slots, NOBODY, dtype=np.int64)
+        self.request_ids = np.zeros(num_slots, dtype=np.uint64)  # of free slots: 0, which means nothing
         self.is_occupied = np.zeros(num_slots, dtype=bool)
         self.is_prefilling = np.zeros(num_slots, dtype=bool)  # no token sampled since admission
         self.order = np.zeros(num_slots, dtype=np.int64)  # rank in the order of admission
@@ -103,7 +103,7 @@ class SlotTable:
         self.block_tables_SB[slot, : len(blocks)] = self._scratch_block
         for row in (self.num_tokens, self.num_computed, self.num_places, self.last_tokens):
             row[slot] = 0
-        self.request_ids[slot] = NOBODY
+        self.request_ids[slot] = 0
         self.is_occupied[slot] = self.is_prefilling[slot] = self.was_starved[slot] = False
         self._tokens[slot] = None
         self._admits[slot] = None
@@ -122,7 +122,7 @@ class SlotTable:
 
     def is_occupant(self, slot: int, request_id: int) -> bool:
         """Whether this request has this seat now."""
-        return bool(self.request_ids[slot] == request_id)
+        return bool(self.is_occupied[slot] and self.request_ids[slot] == request_id)
 
     def admit_of(self, slot: int) -> Admit:
         """The message that seated the occupant."""

@@ -24,7 +24,6 @@ class ComposedStep:
     starts_R: IdArray  # position of the first token that the row computes
     counts_R: IdArray  # tokens that the row computes
     samples_R: npt.NDArray[np.bool_]
-    request_ids_R: IdArray  # who sat there when the step was composed (rule 6)
     starved_slots: IdArray  # to report now
 
     @property
@@ -57,7 +56,6 @@ def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
         starts_R=starts_R,
         counts_R=counts_R,
         samples_R=starts_R + counts_R == table.num_tokens[slots_R],
-        request_ids_R=table.request_ids[slots_R],
         starved_slots=starved_slots,
     )
 

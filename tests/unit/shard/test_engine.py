@@ -56,6 +56,15 @@ def test_batched_requests_give_the_tokens_that_they_give_alone() -> None:
         assert shard.run_to_end(0, 1, 2, 3) == {slot: greedy(prompt, 8) for slot, prompt in enumerate(prompts)}
 
 
+def test_request_ids_use_all_64_bits() -> None:
+    largest = 2**64 - 1
+    with Shard() as shard:
+        shard.runner.spoil = lambda tokens: len(tokens) == 6
+        shard.send(admits=[admit(0, PROMPT, request_id=largest), admit(1, [1, 2], request_id=0, max_new=1)])
+        shard.run_to_end(0, 1)
+        assert [error.request_id for result in shard.results for error in result.errors] == [largest]
+
+
 def test_rule_01_drops_come_before_admits_of_the_same_plan() -> None:
     with gated() as shard:
         shard.send(admits=[admit(0, PROMPT)])

@@ -1,0 +1,201 @@
+"""Rule 20: a plan that breaks a rule is named by plan, slot and field, and none of it is applied."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from textmill_shard.plan import Admit, Budget, Drop, Extend, Plan
+from textmill_shard.plan_check import PlanRejected, check_plan
+from textmill_shard.sampling_params import SamplingParams
+from textmill_shard.slot_table import SlotTable
+
+from tests.unit.shard.step_harness import BLOCK_SIZE, FACTS, NUM_BLOCKS, NUM_SLOTS, VOCAB_SIZE, admit, drop, extend, ids
+
+
+def make_table() -> SlotTable:
+    """Slot 0 holds blocks 0 .. 2, block 0 computed; slot 3 is free."""
+    table = SlotTable(num_slots=NUM_SLOTS, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS)
+    table.admit(admit(0, [1] * 6, blocks=[0, 1, 2]))
+    table.advance(ids([0]), ids([5]))
+    return table
+
+
+def check(plan: Plan, table: SlotTable | None = None) -> None:
+    check_plan(plan, last_number=plan.number - 1, table=table or make_table(), facts=FACTS)
+
+
+def plan_of(
+    *, drops: tuple[Drop, ...] = (), extends: tuple[Extend, ...] = (), admits: tuple[Admit, ...] = (), **rest: Budget
+) -> Plan:
+    return Plan(5, drops, extends, admits, **rest)  # type: ignore[arg-type]
+
+
+def sampled(**changes: float) -> Admit:
+    return admit(1, [1, 2], sampling=SamplingParams(**changes))  # type: ignore[arg-type]
+
+
+BAD_PLANS: dict[str, tuple[Callable[[], Plan], int, str]] = {
+    "drop beyond the slots": (lambda: plan_of(drops=(drop(NUM_SLOTS),)), NUM_SLOTS, "drops.slot"),
+    "extend beyond the slots": (lambda: plan_of(extends=(extend(9, [20]),)), 9, "extends.slot"),
+    "extend with the scratch block": (lambda: plan_of(extends=(extend(0, [NUM_BLOCKS]),)), 0, "extends.block_ids"),
+    "extend names a block twice": (lambda: plan_of(extends=(extend(0, [20, 20]),)), 0, "extends.block_ids"),
+    "extend with its own block": (lambda: plan_of(extends=(extend(0, [1]),)), 0, "extends.block_ids"),
+    "admit to a taken slot": (lambda: plan_of(admits=(admit(0, [1], request_id=1),)), 0, "admits.slot"),
+    "two admits to one slot": (
+        lambda: plan_of(admits=(admit(1, [1]), admit(1, [1], request_id=9, blocks=[30]))),
+        1,
+        "admits.slot",
+    ),
+    "a request seated twice": (lambda: plan_of(admits=(admit(1, [1], request_id=100),)), 1, "admits.request_id"),
+    "a request twice in a plan": (
+        lambda: plan_of(admits=(admit(1, [1], request_id=9), admit(2, [1], request_id=9))),
+        2,
+        "admits.request_id",
+    ),
+    "admit with a held block": (lambda: plan_of(admits=(admit(1, [1], blocks=[2]),)), 1, "admits.block_ids"),
+    "one block for two admits": (
+        lambda: plan_of(admits=(admit(1, [1], blocks=[20]), admit(2, [1], blocks=[20]))),
+        2,
+        "admits.block_ids",
+    ),
+    "cached tokens are no whole blocks": (
+        lambda: plan_of(admits=(admit(1, [1] * 6, cached=3, blocks=[20, 21]),)),
+        1,
+        "admits.num_cached_tokens",
+    ),
+    "all tokens cached": (
+        lambda: plan_of(admits=(admit(1, [1] * 4, cached=4, blocks=[20, 21]),)),
+        1,
+        "admits.num_cached_tokens",
+    ),
+    "cached block still being written": (
+        lambda: plan_of(admits=(admit(1, [1] * 9, cached=8, blocks=[0, 1, 21]),)),
+        1,
+        "admits.num_cached_tokens",
+    ),
+    "cached block of the same plan": (
+        lambda: plan_of(admits=(admit(1, [1] * 6, blocks=[20, 21]), admit(2, [1] * 6, cached=4, blocks=[20, 22]))),
+        2,
+        "admits.num_cached_tokens",
+    ),
+    "fewer blocks than cached": (
+        lambda: plan_of(admits=(admit(1, [1] * 10, cached=8, blocks=[0]),)),
+        1,
+        "admits.block_ids",
+    ),
+    "no prompt": (lambda: plan_of(admits=(admit(1, []),)), 1, "admits.prompt_ids"),
+    "prompt beyond the vocabulary": (lambda: plan_of(admits=(admit(1, [VOCAB_SIZE]),)), 1, "admits.prompt_ids"),
+    "output beyond the vocabulary": (
+        lambda: plan_of(admits=(admit(1, [1], output=[VOCAB_SIZE]),)),
+        1,
+        "admits.output_ids",
+    ),
+    "stop id beyond the vocabulary": (
+        lambda: plan_of(admits=(admit(1, [1], stop_ids=[VOCAB_SIZE]),)),
+        1,
+        "admits.stop_ids",
+    ),
+    "no output left": (lambda: plan_of(admits=(admit(1, [1], output=[2], max_new=1),)), 1, "admits.max_new_tokens"),
+    "longer than the positions": (
+        lambda: plan_of(admits=(admit(1, [1], max_new=100, blocks=[20]),)),
+        1,
+        "admits.max_new_tokens",
+    ),
+    "prompt logprobs of a cached token": (
+        lambda: plan_of(admits=(admit(1, [1] * 9, cached=4, blocks=[0, 20, 21], prompt_logprobs_from=4),)),
+        1,
+        "admits.prompt_logprobs_from",
+    ),
+    "prompt logprobs beyond the prompt": (
+        lambda: plan_of(admits=(admit(1, [1] * 3, prompt_logprobs_from=4),)),
+        1,
+        "admits.prompt_logprobs_from",
+    ),
+    "temperature 0": (lambda: plan_of(admits=(sampled(temperature=0.0),)), 1, "admits.sampling.temperature"),
+    "top_p 0": (lambda: plan_of(admits=(sampled(top_p=0.0),)), 1, "admits.sampling.top_p"),
+    "min_p 1": (lambda: plan_of(admits=(sampled(min_p=1.0),)), 1, "admits.sampling.min_p"),
+    "typical_p above 1": (lambda: plan_of(admits=(sampled(typical_p=1.5),)), 1, "admits.sampling.typical_p"),
+    "repetition_penalty 0": (
+        lambda: plan_of(admits=(sampled(repetition_penalty=0.0),)),
+        1,
+        "admits.sampling.repetition_penalty",
+    ),
+    "a penalty that is no number": (
+        lambda: plan_of(admits=(sampled(presence_penalty=float("nan")),)),
+        1,
+        "admits.sampling",
+    ),
+    "bias beyond the vocabulary": (
+        lambda: plan_of(admits=(admit(1, [1], sampling=SamplingParams(logit_bias=((VOCAB_SIZE, 1.0),))),)),
+        1,
+        "admits.sampling.logit_bias_ids",
+    ),
+    "budget below the slots": (lambda: plan_of(budget=Budget(3, 3, 3)), 0, "budget.max_step_tokens"),
+    "budget above the memory": (lambda: plan_of(budget=Budget(65, 3, 3)), 0, "budget.max_step_tokens"),
+    "no prefill budget": (lambda: plan_of(budget=Budget(8, 0, 3)), 0, "budget.max_prefill_tokens"),
+    "no chunk": (lambda: plan_of(budget=Budget(8, 3, 0)), 0, "budget.max_chunk_tokens"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PLANS)
+def test_rule_20_a_plan_that_breaks_a_rule_is_named(case: str) -> None:
+    build, slot, field = BAD_PLANS[case]
+    with pytest.raises(PlanRejected) as rejected:
+        check(build())
+    rejection = rejected.value.rejection
+    assert (rejection.plan, rejection.slot, rejection.field) == (5, slot, field)
+    assert rejection.message
+
+
+@pytest.mark.parametrize("number", [4, 6, 0])
+def test_rule_01_plans_are_numbered_without_gaps(number: int) -> None:
+    with pytest.raises(PlanRejected, match="plan 5 comes next"):
+        check_plan(Plan(number), last_number=4, table=make_table(), facts=FACTS)
+
+
+GOOD_PLANS: dict[str, Callable[[], Plan]] = {
+    "empty": plan_of,
+    "rule 5: drop of a gone occupant": lambda: plan_of(drops=(drop(1), drop(0, request_id=9))),
+    "rule 5: extend of a gone occupant with a block of another": lambda: plan_of(extends=(extend(1, [2]),)),
+    "rule 8: the blocks of a drop go to an admit": lambda: plan_of(
+        drops=(drop(0),), admits=(admit(0, [1] * 5, blocks=[2, 1, 0], request_id=9),)
+    ),
+    "rule 8: the blocks of a drop go to an extend": lambda: plan_of(drops=(drop(0),), extends=(extend(1, [1]),)),
+    "rule 10: a full block is shared with its writer": lambda: plan_of(
+        admits=(admit(1, [1] * 6, cached=4, blocks=[0, 20]),)
+    ),
+    "rule 10: two requests share a full block": lambda: plan_of(
+        admits=(admit(1, [1] * 6, cached=4, blocks=[0, 20]), admit(2, [1] * 6, cached=4, blocks=[0, 21]))
+    ),
+    "a cached block that nobody holds": lambda: plan_of(admits=(admit(1, [1] * 6, cached=4, blocks=[9, 20]),)),
+    "no places yet": lambda: plan_of(admits=(admit(1, [1] * 6, blocks=[]),)),
+    "prompt logprobs behind the cache": lambda: plan_of(
+        admits=(admit(1, [1] * 9, cached=4, blocks=[0, 20, 21], prompt_logprobs_from=5),)
+    ),
+    "the whole window": lambda: plan_of(admits=(admit(1, [1], max_new=99, blocks=[20]),)),
+    "the widest budget": lambda: plan_of(budget=Budget(64, 64, 64)),
+}
+
+
+@pytest.mark.parametrize("case", GOOD_PLANS)
+def test_a_plan_that_keeps_the_rules_passes_and_changes_nothing(case: str) -> None:
+    table = make_table()
+    before = (table.num_holders.copy(), table.writers.copy(), table.request_ids.copy())
+    check(GOOD_PLANS[case](), table)
+    for array, copy in zip((table.num_holders, table.writers, table.request_ids), before, strict=True):
+        assert array.tolist() == copy.tolist()
+
+
+def test_prompt_logprobs_of_a_model_without_them_are_rejected() -> None:
+    plan = plan_of(admits=(admit(1, [1, 2], prompt_logprobs_from=1),))
+    with pytest.raises(PlanRejected, match="no prompt log-probabilities"):
+        check_plan(plan, last_number=4, table=make_table(), facts=replace(FACTS, features=("prefix_cache",)))
+
+
+def test_a_sharer_that_outlives_the_writer_keeps_its_block() -> None:
+    table = make_table()
+    table.admit(admit(1, [1] * 6, cached=4, blocks=[0, 20]))
+    table.end(0)
+    with pytest.raises(PlanRejected, match=r"blocks \[0\] are held"):
+        check(plan_of(admits=(admit(2, [1] * 3, blocks=[0]),)), table)
+    check(plan_of(admits=(admit(2, [1] * 6, cached=4, blocks=[0, 1]),)), table)

@@ -1,0 +1,144 @@
+"""Rule 24: followers execute what rank 0 sends, over real process groups (two threads) and over a queue."""
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+import numpy as np
+import pytest
+from textmill_proto.v1 import shard_pb2 as pb
+from textmill_shard.follower import Follower
+from textmill_shard.plan import IdArray
+from textmill_shard.rank_channel import RankEntry, pack_payload, unpack_payload
+from textmill_shard.session import EndReason
+from textmill_shard.status import ShardStatus
+from textmill_shard.step_executor import StepExecutor
+from textmill_shard.wire import plan_from_wire
+
+from tests.unit.shard.step_harness import FACTS, WAIT_S, PrefixRunner, Shard, greedy
+
+
+class QueueChannel:
+    """Two ends in one process; keeps every entry for the test."""
+
+    needs_plans = True
+
+    def __init__(self) -> None:
+        self.entries: list[RankEntry] = []
+        self._queue: SimpleQueue[RankEntry | IdArray] = SimpleQueue()
+        self.is_follower: Callable[[], bool] = lambda: threading.current_thread().name == "follower"
+
+    def send(self, entry: RankEntry) -> None:
+        self.entries.append(entry)
+        self._queue.put(entry)
+
+    def receive(self) -> RankEntry:
+        entry = self._queue.get(timeout=WAIT_S)
+        assert isinstance(entry, RankEntry)
+        return entry
+
+    def share_tokens(self, tokens_N: IdArray) -> IdArray:
+        if not self.is_follower():
+            self._queue.put(tokens_N.copy())
+            return tokens_N
+        tokens = self._queue.get(timeout=WAIT_S)
+        assert not isinstance(tokens, RankEntry)
+        assert len(tokens) == len(tokens_N)
+        return tokens
+
+
+def test_payload_of_an_entry_survives_the_way() -> None:
+    for ended, plans in (([], ()), ([3, 1], ()), ([], (b"", b"abc")), ([7], (b"x" * 1000, b"y"))):
+        payload = pack_payload(np.array(ended, dtype=np.int64), plans)
+        found_ended, found_plans = unpack_payload(payload, len(ended))
+        assert (found_ended.tolist(), found_plans) == (ended, plans)
+
+
+def admit(slot: int, prompt: list[int], *, request_id: int, max_new: int, num_blocks: int = 6) -> pb.Admit:
+    def pack(values: list[int]) -> bytes:
+        return np.array(values, dtype="<u4").tobytes()
+
+    return pb.Admit(
+        request_id=request_id,
+        slot=slot,
+        prompt_ids=pack(prompt),
+        block_ids=[pack(list(range(8 * slot, 8 * slot + num_blocks)))],
+        max_new_tokens=max_new,
+        ignore_eos=True,
+        prompt_logprobs_from=1,
+        sampling=pb.Sampling(temperature=1.0, top_p=1.0, typical_p=1.0, repetition_penalty=1.0),
+    )
+
+
+def test_rule_24_a_follower_composes_the_steps_of_rank_0() -> None:
+    channel = QueueChannel()
+    runner = PrefixRunner()
+    status = ShardStatus()
+    follower = Follower(executor=StepExecutor(runner=runner, facts=FACTS), channel=channel, status=status)
+    errors: list[Exception] = []
+
+    def follow() -> None:
+        try:
+            follower.run()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=follow, name="follower")
+    with Shard(channel=channel) as shard:
+        thread.start()
+
+        def send(message: pb.Plan) -> None:
+            shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
+
+        budget = pb.Budget(max_step_tokens=8, max_prefill_tokens=8, max_chunk_tokens=3)
+        starving = admit(1, [4] * 9, request_id=2, max_new=30, num_blocks=3)
+        send(pb.Plan(number=1, admits=[admit(0, [1, 2], request_id=1, max_new=5), starving], budget=budget))
+        tokens = shard.run_to_end(0)
+        assert tokens[0] == greedy([1, 2], 5)
+        # The same slot again, a request that only a drop ends, and a new epoch.
+        send(pb.Plan(number=2, drops=[pb.Drop(slot=1, request_id=2)], admits=[admit(0, [6], request_id=3, max_new=3)]))
+        shard.results.clear()
+        assert shard.run_to_end(0)[0] == greedy([6], 3)
+        shard.engine.close_session(shard.session, EndReason.ROUTER_LEFT, "left")
+        shard.connect()
+        send(pb.Plan(number=1, admits=[admit(0, [9, 9], request_id=4, max_new=4)]))
+        assert shard.run_to_end(0)[0] == greedy([9, 9], 4)
+        last_step = shard.results[-1].step
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    assert not errors
+    own = shard.runner.batches
+    assert len(runner.batches) == len(own)
+    for mine, theirs in zip(own, runner.batches, strict=True):
+        for name in ("input_ids_T", "position_ids_T", "kv_places_T", "query_starts", "block_tables_RB", "logit_rows_N"):
+            assert getattr(mine, name).tolist() == getattr(theirs, name).tolist()
+    assert status.snapshot.last_step == last_step
+    assert channel.entries[-1].is_stop
+    assert [entry.is_new_epoch for entry in channel.entries].count(True) >= 2
+
+
+def test_rule_24_ended_slots_are_told_before_the_plans_that_reuse_them() -> None:
+    channel = QueueChannel()
+    with Shard(channel=channel) as shard:
+        message = pb.Plan(number=1, admits=[admit(0, [1, 2], request_id=1, max_new=2)])
+        shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
+        shard.run_to_end(0)
+    ended = [entry.ended_slots.tolist() for entry in channel.entries if len(entry.ended_slots)]
+    assert ended == [[0]]
+
+
+@pytest.mark.parametrize("num_plans", [1, 3])
+def test_rule_24_plans_of_one_boundary_travel_in_order(num_plans: int) -> None:
+    gate = threading.Semaphore(0)
+    channel = QueueChannel()
+    with Shard(channel=channel, gate=gate) as shard:
+        plans = [pb.Plan(number=1, admits=[admit(0, [1, 2], request_id=1, max_new=9)])]
+        plans += [pb.Plan(number=2 + index, drops=[pb.Drop(slot=3, request_id=index)]) for index in range(num_plans)]
+        shard.engine.submit_plan(shard.session, plan_from_wire(plans[0]), plans[0].SerializeToString())
+        shard.hold()
+        for plan in plans[1:]:
+            shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())
+        shard.step()
+        shard.step()
+        carried = [entry.plans for entry in channel.entries if entry.plans]
+        assert carried[-1] == tuple(plan.SerializeToString() for plan in plans[1:])

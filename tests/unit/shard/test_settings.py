@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+from textmill_shard.options import CONVERT_OPTIONS, SERVE_OPTIONS
+from textmill_shard.settings import ConvertSettings, ServeSettings, SettingsError, default_num_threads, load_settings
+
+SERVE = ["serve", "--model-dir", "/models/tiny", "--uds-path", "/run/shard-0"]
+
+
+def serve(*flags: str, **environ: str) -> ServeSettings:
+    settings = load_settings([*SERVE, *flags], environ)
+    assert isinstance(settings, ServeSettings)
+    return settings
+
+
+def test_defaults() -> None:
+    settings = serve("--num-threads", "3")
+    assert settings.model_id == "tiny"
+    assert (settings.rank, settings.world_size, settings.master_port) == (0, 1, None)
+    assert (settings.dtype, settings.device, settings.block_size) == ("auto", "cpu", 16)
+    assert (settings.num_slots, settings.max_step_tokens, settings.num_threads) == (64, 1024, 3)
+    assert (settings.kv_cache_bytes, settings.max_kv_tokens, settings.memory_fraction) == (None, None, 0.8)
+    assert settings.router_lease_s == 5.0
+    assert (settings.json_output, settings.log_level) == (False, "INFO")
+
+
+EXAMPLES = {
+    "model_dir": ("/m", Path("/m")),
+    "model_id": ("name", "name"),
+    "model_sha": ("abc", "abc"),
+    "uds_path": ("/s", Path("/s")),
+    "rank": ("1", 1),
+    "world_size": ("3", 3),
+    "master_addr": ("::1", "::1"),
+    "master_port": ("29500", 29500),
+    "dtype": ("bfloat16", "bfloat16"),
+    "device": ("cuda:1", "cuda:1"),
+    "kv_cache_bytes": ("1000000", 1_000_000),
+    "memory_fraction": ("0.5", 0.5),
+    "max_kv_tokens": ("4096", 4096),
+    "block_size": ("32", 32),
+    "num_slots": ("8", 8),
+    "max_step_tokens": ("99", 99),
+    "num_threads": ("2", 2),
+    "router_lease_s": ("0.5", 0.5),
+    "json_output": ("true", True),
+}
+
+
+def test_every_flag_has_a_variable_and_the_flag_wins() -> None:
+    assert {option.name for option in SERVE_OPTIONS} == set(EXAMPLES)
+    environ = {option.variable: EXAMPLES[option.name][0] for option in SERVE_OPTIONS}
+    settings = load_settings(["serve"], environ)
+    for option in SERVE_OPTIONS:
+        assert option.variable == option.flag[2:].replace("-", "_").upper()
+        assert getattr(settings, option.name) == EXAMPLES[option.name][1], option.name
+    settings = load_settings(["serve", "--num-slots", "5"], environ)
+    assert isinstance(settings, ServeSettings)
+    assert settings.num_slots == 5
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    assert serve(NUM_SLOTS="").num_slots == 64
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "message"),
+    [
+        (["--num-slots", "0"], {}, r"--num-slots is '0', wanted a whole number >= 1"),
+        ([], {"NUM_SLOTS": "many"}, r"NUM_SLOTS is 'many', wanted a whole number >= 1"),
+        (["--memory-fraction", "1.5"], {}, "--memory-fraction is '1.5', wanted a number above 0 and at most 1"),
+        (["--memory-fraction", "nan"], {}, "--memory-fraction"),
+        (["--dtype", "int8"], {}, "wanted one of auto, float32, bfloat16, float16"),
+        (["--router-lease-s", "0"], {}, "--router-lease-s"),
+        ([], {"JSON_OUTPUT": "maybe"}, "JSON_OUTPUT is 'maybe', wanted true or false"),
+        ([], {"LOG_LEVEL": "loud"}, "LOG_LEVEL"),
+        (["--rank", "1"], {}, "--rank is 1, with --world-size 1"),
+        (["--world-size", "2"], {}, "--master-port is missing"),
+        (["--num-slots", "65", "--max-step-tokens", "64"], {}, "slots <= tokens per step"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_accepted(flags: list[str], environ: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_settings([*SERVE, *flags], environ)
+
+
+@pytest.mark.parametrize("missing", ["--model-dir", "--uds-path"])
+def test_a_required_flag_that_is_missing_is_named(missing: str) -> None:
+    at = SERVE.index(missing)
+    with pytest.raises(SettingsError, match=f"{missing} is missing"):
+        load_settings(SERVE[:at] + SERVE[at + 2 :], {})
+
+
+def test_an_unknown_flag_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load_settings([*SERVE, "--watermark"], {})
+    assert ended.value.code == 2
+    assert "unrecognized arguments: --watermark" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "world_size", "expected"), [(1, 1, 1), (2, 1, 1), (8, 1, 7), (8, 2, 3), (2, 4, 1)]
+)
+def test_one_core_is_left_to_the_router(num_cores: int, world_size: int, expected: int) -> None:
+    assert default_num_threads(num_cores, world_size) == expected
+
+
+def test_convert_has_its_own_flags() -> None:
+    settings = load_settings(["convert", "--gguf", "/m.gguf"], {"CACHE_DIR": "/cache"})
+    assert settings == ConvertSettings(
+        gguf=Path("/m.gguf"), cache_dir=Path("/cache"), dtype="bfloat16", json_output=False, log_level="INFO"
+    )
+    assert {option.name for option in CONVERT_OPTIONS} == {"gguf", "cache_dir", "dtype", "json_output"}
+    with pytest.raises(SettingsError, match="--dtype is 'auto'"):
+        load_settings(["convert", "--gguf", "/m.gguf", "--cache-dir", "/c", "--dtype", "auto"], {})

@@ -78,7 +78,7 @@ class Scheduler:
         self._reader: StepReader | None = None
         self._pool: ShardPool | None = None  # of the last epoch, live or not
         self._has_rejection = False  # a plan was rejected, and no request has finished since
-        self._is_epoch_rejected = False
+        self._is_epoch_condemned = False  # a rule was broken, by us or the shard: only `end_epoch` may follow
         self._undelivered: list[RequestOutput] = []
 
     def begin_epoch(self, pool: ShardPool, now: float) -> StepDecision:
@@ -92,7 +92,7 @@ class Scheduler:
         self._pool = pool
         self._epoch = self._make_epoch(pool)
         self._reader = StepReader(self._epoch)
-        self._is_epoch_rejected = False
+        self._is_epoch_condemned = False
         self._counters.num_epochs += 1
         outputs = []
         for state in list(self._queue):
@@ -129,8 +129,8 @@ class Scheduler:
         for state in occupants:
             if state.status is RequestStatus.CANCELLED:
                 continue
-            # A refused plan is not a death: nobody is blamed for it.
-            if not self._is_epoch_rejected and self._suspects.is_guilty(state):
+            # A broken rule is not a death: nobody is blamed for it.
+            if not self._is_epoch_condemned and self._suspects.is_guilty(state):
                 message = (
                     "the model server stopped twice or more while it read this prompt, at last with no other beside it"
                 )
@@ -171,16 +171,20 @@ class Scheduler:
     def on_step(self, result: StepResult, now: float) -> StepDecision:
         """Read one result, in the order of arrival. Raises `StreamBroken` when it breaks a rule of the stream.
 
-        After `StreamBroken` call `end_epoch`, which returns what this result had said before it broke the rule.
+        After `StreamBroken` call `end_epoch`, which returns what this result had said before it broke the rule. Until
+        then further results are not read and nothing is planned.
         """
         assert self._reader is not None, "no epoch"
-        for state in self._reader.acknowledge(result):
-            if state.status is RequestStatus.PREEMPTED:
-                self._put_back(state)
+        if self._is_epoch_condemned:
+            return StepDecision((), ())
         outputs: list[RequestOutput] = []
         try:
+            for state in self._reader.acknowledge(result):
+                if state.status is RequestStatus.PREEMPTED:
+                    self._put_back(state)
             self._reader.read(result, outputs)
         except StreamBroken:
+            self._is_epoch_condemned = True
             self._undelivered = outputs
             raise
         finally:
@@ -203,7 +207,7 @@ class Scheduler:
         if self._has_rejection:
             raise PlanRejectedTwice(f"plan {plan_number} was refused: {message}")
         self._has_rejection = True
-        self._is_epoch_rejected = True
+        self._is_epoch_condemned = True
         outputs = []
         for state in self._epoch.slots.occupants():
             if state.admit_plan == plan_number and state.request_id in self._requests:
@@ -228,7 +232,7 @@ class Scheduler:
 
     def _plan(self, now: float) -> tuple[Plan, ...]:
         epoch = self._epoch
-        if epoch is None or self._is_epoch_rejected:
+        if epoch is None or self._is_epoch_condemned:
             return ()
         epoch.extend_short()
         admit_waiting(self._queue, epoch, self._suspects, now)

@@ -597,6 +597,10 @@ def test_a_broken_result_delivers_what_it_said_before():
     admit = hand.admit([1, 2, 3])
     with pytest.raises(StreamBroken):
         hand.step([(admit.slot, 7, 0), (Slot(3), 8, 0)])
+    late = hand.submit([4])
+    assert hand.tick() == ()
+    assert hand.step([(admit.slot, 8, 0)]).outputs == ()  # nothing is read any more
+    assert not hand.is_admitted(late)
     assert [output.tokens for output in hand.die()] == [(7,)]
     hand.begin()
     assert list(hand.admit_of(admit.request_id).output_ids) == [7]

@@ -76,6 +76,13 @@ def probe_model(model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int)
             f"models of type {model_type} cannot be served yet: their attention does not go through "
             "transformers' attention interface"
         )
+    # Such layers would read the neighbours of a flat batch as their own past. With small weights no number shows it.
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or len(layers)
+    if len(layers) < num_layers or getattr(model, "_is_stateful", False):
+        raise UnsupportedModelError(
+            f"models of type {model_type} cannot be served yet: they have layers other than attention that carry "
+            f"state from token to token ({len(layers)} attention layers of {num_layers})"
+        )
     if len({id(layer.module) for layer in layers}) != len(layers):
         raise UnsupportedModelError(
             f"models of type {model_type} cannot be served yet: one attention layer runs several times in a step"

@@ -14,7 +14,7 @@ from textmill_shard.model_runner import ModelRunner
 PROBE_TEXTS = ((11, 7, 202, 45, 98, 7, 13, 150), (64, 3, 77, 12, 190))
 # Largest difference of a logit, relative to the largest logit. Half precision rounds in another order for other
 # shapes: 2 % were measured on a 135M model in bfloat16; layers that mix neighbours give tens of per cent.
-TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
+TOLERANCE = {"float32": 1e-4, "float16": 3e-2, "bfloat16": 1e-1}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,211 @@
+"""What a model folder must hold, and what is said when it does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from textmill_shard.model_errors import ModelError, ModelFilesError, UnsupportedModelError
+from textmill_shard.model_files import find_eos_token_ids, find_tokenizer_digest
+from textmill_shard.model_loader import LoadOptions, load_model
+from textmill_shard.model_runner import ModelRunner
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
+from tests.fakes.tiny_models import make_tiny_llama, make_tiny_model
+
+WEIGHTS = "model.safetensors"
+
+
+def load(folder: Path, dtype: str = "float32") -> ModelRunner:
+    return load_model(LoadOptions(model_dir=folder, dtype=dtype), lambda phase, share: None)
+
+
+def change_json(path: Path, **fields: object) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **fields}))
+
+
+def parameters(runner: ModelRunner) -> dict[str, torch.Tensor]:
+    model = next(iter(runner.modules()))
+    return dict(model.named_parameters())
+
+
+def test_facts_come_from_the_folder(tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "llama", eos=[END_ID, 5], vocab=300, max_position_embeddings=128)
+    facts = load(folder).facts
+    assert (facts.model_type, facts.dtype, facts.device, facts.vocab_size) == ("llama", "float32", "cpu", 300)
+    assert (facts.eos_token_ids, facts.max_model_tokens, facts.block_size) == ((END_ID, 5), 128, 16)
+    stored = load_file(folder / WEIGHTS)
+    rotary_bytes = 2 * 8 * 4  # two tables of half the head dimension
+    assert facts.weight_bytes == sum(tensor.nbytes for tensor in stored.values()) + rotary_bytes
+    assert len(facts.tokenizer_digest) == 32
+    assert facts.tokenizer_digest == find_tokenizer_digest(folder)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_cast(tmp_path: Path, dtype: str) -> None:
+    folder = make_tiny_llama(tmp_path / "llama")
+    runner = load(folder, dtype)
+    stored = load_file(folder / WEIGHTS)
+    for name, parameter in parameters(runner).items():
+        assert torch.equal(parameter, stored[name].to(getattr(torch, dtype)))
+
+
+def test_progress_ends_with_each_phase(tmp_path: Path) -> None:
+    seen: list[tuple[str, float]] = []
+    folder = make_tiny_llama(tmp_path / "llama")
+    load_model(LoadOptions(model_dir=folder, dtype="float32"), lambda phase, share: seen.append((phase, share)))
+    assert list(dict.fromkeys(phase for phase, _ in seen)) == ["config", "weights", "warmup"]
+    assert ("weights", 1.0) in seen
+    assert seen[-1] == ("warmup", 1.0)
+
+
+def test_sharded_index_names_the_files(tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "llama", tie=True)
+    expected = parameters(load(folder))
+    stored = load_file(folder / WEIGHTS)
+    names = sorted(stored)
+    halves = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, half in halves.items():
+        save_file({name: stored[name] for name in half}, folder / file)
+    weight_map = {name: file for file, half in halves.items() for name in half}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / WEIGHTS).unlink()
+    for name, parameter in parameters(load(folder)).items():
+        assert torch.equal(parameter, expected[name])
+
+    (folder / "model-2.safetensors").unlink()
+    with pytest.raises(ModelFilesError, match=r"names 1 files that are not there, first model-2\.safetensors"):
+        load(folder)
+
+
+def test_tied_weights_are_one_tensor_whichever_name_is_stored(tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "llama", tie=True)
+    stored = load_file(folder / WEIGHTS)
+    assert "lm_head.weight" not in stored
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        renamed = {key: tensor for key, tensor in stored.items() if key != "model.embed_tokens.weight"}
+        save_file({**renamed, name: stored["model.embed_tokens.weight"]}, folder / WEIGHTS)
+        model = next(iter(load(folder).modules()))
+        assert model.get_parameter("lm_head.weight") is model.get_parameter("model.embed_tokens.weight")
+
+
+def test_checkpoint_of_the_base_model_alone_is_read(tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "llama", tie=True)
+    expected = parameters(load(folder))
+    stored = load_file(folder / WEIGHTS)
+    save_file({name.removeprefix("model."): tensor for name, tensor in stored.items()}, folder / WEIGHTS)
+    for name, parameter in parameters(load(folder)).items():
+        assert torch.equal(parameter, expected[name])
+
+
+def test_missing_tensor_is_named(tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "llama")
+    stored = load_file(folder / WEIGHTS)
+    del stored["model.layers.1.mlp.up_proj.weight"]
+    save_file(stored, folder / WEIGHTS)
+    with pytest.raises(ModelFilesError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(folder)
+
+
+def test_unexpected_tensor_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_tiny_llama(tmp_path / "llama")
+    stored = load_file(folder / WEIGHTS)
+    save_file({**stored, "model.layers.0.spare": torch.zeros(1)}, folder / WEIGHTS)
+    load(folder)
+    assert "model.layers.0.spare" in caplog.text
+
+
+def test_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "llama")
+    change_json(folder / "config.json", intermediate_size=95)
+    with pytest.raises(ModelFilesError, match=r"has shape \[.*96.*\] in the files, config\.json asks for \[.*95.*\]"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pytorch_model.bin", "refused.*save_pretrained"),
+        ("model.gguf", "textmill-shard convert --gguf"),
+        (None, r"holds no weights: model\.safetensors or model\.safetensors\.index\.json is wanted"),
+    ],
+)
+def test_folder_without_safetensors_says_what_to_do(tmp_path: Path, name: str | None, message: str) -> None:
+    folder = make_tiny_llama(tmp_path / "llama")
+    (folder / WEIGHTS).unlink()
+    if name is not None:
+        (folder / name).write_bytes(b"")
+    with pytest.raises(ModelFilesError, match=message):
+        load(folder)
+
+
+def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "llama")
+    change_json(folder / "config.json", model_type="abacus")
+    with pytest.raises(UnsupportedModelError, match="abacus"):
+        load(folder)
+
+
+def test_unknown_dtype_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="dtype is int4, it can be auto, float32"):
+        load(make_tiny_llama(tmp_path / "llama"), "int4")
+
+
+def make_small(folder: Path, model_type: str, **fields: object) -> Path:
+    config = AutoConfig.for_model(model_type, **fields)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_architecture_with_its_own_attention_code_is_refused(tmp_path: Path) -> None:
+    folder = make_small(tmp_path / "bloom", "bloom", vocab_size=300, hidden_size=32, n_layer=2, n_head=4)
+    with pytest.raises(UnsupportedModelError, match="models of type bloom cannot be served yet"):
+        load(folder)
+
+
+def test_layers_that_carry_state_from_token_to_token_are_refused(tmp_path: Path) -> None:
+    folder = make_small(
+        tmp_path / "lfm2",
+        "lfm2",
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention"],
+    )
+    with pytest.raises(UnsupportedModelError, match="carry state from token to token"):
+        load(folder)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_rotary_tables_that_depend_on_neighbours_are_refused(tmp_path: Path, rope_type: str) -> None:
+    extra = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 64}
+    rope = {"rope_type": rope_type, "rope_theta": 1000.0, "factor": 2.0}
+    folder = make_tiny_model(tmp_path / "llama", "llama")
+    change_json(folder / "config.json", rope_parameters={**rope, **(extra if rope_type == "longrope" else {})})
+    with pytest.raises(UnsupportedModelError, match=f"rotary positions of type {rope_type}"):
+        load(folder)
+
+
+def test_eos_ids_fall_back_from_generation_config_to_config_to_tokenizer(tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "llama", eos=[7, END_ID, 7])
+    assert find_eos_token_ids(folder) == (7, END_ID)
+    change_json(folder / "generation_config.json", eos_token_id=9)
+    assert find_eos_token_ids(folder) == (9,)
+    change_json(folder / "generation_config.json", eos_token_id=None)
+    change_json(folder / "config.json", eos_token_id=11)
+    assert find_eos_token_ids(folder) == (11,)
+    (folder / "generation_config.json").unlink()
+    assert find_eos_token_ids(folder) == (11,)
+    change_json(folder / "config.json", eos_token_id=None)
+    assert find_eos_token_ids(folder) == (END_ID,)
+    change_json(folder / "tokenizer_config.json", eos_token={"content": "<|begin|>"})
+    assert find_eos_token_ids(folder) == (BEGIN_ID,)
+    (folder / "tokenizer_config.json").unlink()
+    assert find_eos_token_ids(folder) == ()

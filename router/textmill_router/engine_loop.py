@@ -8,6 +8,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -237,7 +238,8 @@ class EngineLoop:
                 log.exception("reader of a request failed", extra={"request_id": request_id})
                 self.cancel(request_id)
                 failure = Failure(FailureCode.INTERNAL, "the text of this request could not be made")
-                sink.on_output(RequestOutput(request_id, failure=failure))
+                with suppress(Exception):  # a reader that raises again was logged above
+                    sink.on_output(RequestOutput(request_id, failure=failure))
 
     def _check(self, facts: ShardFacts) -> None:
         """Rule 22: the same model as before, and the tokenizer of this router."""

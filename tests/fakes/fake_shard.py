@@ -93,6 +93,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self._loading: tuple[str, float] | None = None
         self._failed: str | None = None
         self._cut_condition: Callable[[SlotTable], bool] | None = None
+        self._adds_stray_row = False
         self._reject_next: str | None = None
         self._info_changes: dict[str, Any] = {}
         self._threads: list[threading.Thread] = []
@@ -155,6 +156,10 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
     def reject_next_admission(self, message: str = "scripted rejection") -> None:
         """Refuses the next plan that admits something (rule 20)."""
         self._reject_next = message
+
+    def break_rule(self) -> None:
+        """The next step that samples also reports a row for a slot in which nobody sits (rule 6)."""
+        self._adds_stray_row = True
 
     def load(self, phase: str | None, progress: float = 0.0) -> None:
         """Reports a phase of loading; None = ready. A shard that loads serves no stream."""
@@ -296,6 +301,12 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
                 time.sleep(next_step_s - now)
             epoch.num_steps += 1
             result = table.compose(epoch.num_steps)
+            if self._adds_stray_row and result.flags:
+                self._adds_stray_row = False
+                free_slot = next(slot for slot in range(table.num_slots) if slot not in table.seats)
+                result.slots += free_slot.to_bytes(4, "little")
+                result.tokens += bytes(4)
+                result.flags += b"\0"
             result.step_ns = int(self._options.step_s * 1e9)
             self.num_sampled += len(result.flags)
             epoch.outbox.put(shard_pb2.FromShard(epoch=epoch.number, result=result))

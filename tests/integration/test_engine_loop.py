@@ -400,6 +400,28 @@ def test_rule_20_second_rejection_in_a_row_stops_the_engine(tmp_path: Path, toke
         run(body())
 
 
+def test_result_that_breaks_a_rule_begins_a_new_epoch_and_a_second_one_stops(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    async def body() -> None:
+        async with open_bench(tmp_path / "s", tokenizer) as bench:
+            for epoch in (2, 3):  # a request that finishes in between forgives
+                shard.break_rule()
+                assert (await bench.generate()).text == alphabet(40)
+                assert shard.epoch == epoch
+            shard.break_rule()
+            task = asyncio.create_task(bench.generate(bench.request(max_new_tokens=5000)))
+            await until(lambda: shard.epoch == 4)
+            shard.break_rule()
+            status = await bench.engine.wait_for_phase(EnginePhase.STOPPED)
+            assert "nobody sits" in (status.error or "")
+            with pytest.raises(GenerationFailed):
+                await task
+
+    with FakeShard(tmp_path / "s", replace(SMALL, step_s=0.001)) as shard:
+        run(body())
+
+
 def test_rule_19_error_of_a_slot_ends_that_request_only(tmp_path: Path, tokenizer: Tokenizer) -> None:
     async def body() -> None:
         async with open_bench(tmp_path / "s", tokenizer) as bench:
@@ -518,8 +540,7 @@ def test_reader_that_raises_ends_its_own_request_only(tmp_path: Path, tokenizer:
 
         def on_output(self, output: RequestOutput) -> None:
             self.outputs.append(output)
-            if len(self.outputs) == 1:
-                raise KeyError("fault in the reader")
+            raise KeyError("fault in the reader")
 
     async def body() -> None:
         async with open_bench(tmp_path / "s", tokenizer) as bench:
@@ -530,6 +551,28 @@ def test_reader_that_raises_ends_its_own_request_only(tmp_path: Path, tokenizer:
             assert failure is not None
             assert failure.code is FailureCode.INTERNAL
             assert len(faulty.outputs) == 2
+            await bench.is_quiet()
+
+    with FakeShard(tmp_path / "s", SMALL):
+        run(body())
+
+
+def test_reader_may_cancel_another_request(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    class Canceller:
+        def on_output(self, output: RequestOutput) -> None:
+            bench_of[0].engine.cancel(other_of[0].request_id)
+
+    bench_of: list[Bench] = []
+    other_of: list[GenerationRequest] = []
+
+    async def body() -> None:
+        async with open_bench(tmp_path / "s", tokenizer) as bench:
+            bench_of.append(bench)
+            canceller = bench.request(b"canceller")
+            other_of.append(bench.request(b"other"))
+            bench.engine.submit(canceller, Canceller())
+            bench.engine.submit(other_of[0], NoReader())  # same step, behind the canceller
+            assert (await bench.generate()).text == alphabet(40)  # and this one behind both
             await bench.is_quiet()
 
     with FakeShard(tmp_path / "s", SMALL):

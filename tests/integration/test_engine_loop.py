@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import uvloop
 from textmill_router.engine_loop import EngineLoop, EnginePhase, EngineUnavailable
 from textmill_router.generation import GenerationFailed, GenerationResult, TextOptions, start_generation
 from textmill_router.plan import Budget
@@ -100,7 +101,7 @@ def run(body: Awaitable[None]) -> None:
     async def main() -> None:
         await asyncio.wait_for(body, LIMIT_S)
 
-    asyncio.run(main())
+    uvloop.run(main())  # the loop that the router runs on
 
 
 def alphabet(length: int) -> str:

@@ -5,7 +5,7 @@ import torch
 from textmill_shard.candidates import GROUP_IDS, best_scores
 
 
-@pytest.mark.parametrize("vocab", [2048, 2051, 100])
+@pytest.mark.parametrize("vocab", [2048, 2051, 104, 100])
 @pytest.mark.parametrize("num_candidates", [1, 7, 100])
 def test_best_scores_are_those_of_topk(vocab, num_candidates):
     scores = torch.randn(5, vocab, generator=torch.Generator().manual_seed(vocab))

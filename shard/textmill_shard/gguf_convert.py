@@ -13,19 +13,18 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from gguf import GGUFReader
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
+from textmill_shard.gguf_header import GGUF_MAGIC, read_text_value
 from textmill_shard.model_errors import ModelFilesError
-from textmill_shard.model_files import find_eos_token_ids, find_weight_files
+from textmill_shard.model_files import find_weight_files
 
 log = logging.getLogger(__name__)
 
 # Part of the cache's key: raise it when the same file would convert to something else.
 CONVERTER_VERSION = 1
-GGUF_MAGIC = b"GGUF"
 _READ_BYTES = 1 << 22
 
 # Names of `tokenizer.ggml.pre` whose tokenizers split digits one by one before the byte-level step.
@@ -48,7 +47,7 @@ def convert_gguf(gguf_file: Path, cache_dir: Path, dtype: str = "bfloat16") -> P
         folder = Path(scratch) / "model"
         folder.mkdir()
         _write_model(gguf_file, folder, dtype=getattr(torch, dtype))
-        _write_tokenizer(gguf_file, folder)
+        write_tokenizer(gguf_file, folder)
         for path in folder.iterdir():
             _flush(path)
         try:
@@ -102,11 +101,12 @@ def _write_model(gguf_file: Path, folder: Path, *, dtype: torch.dtype) -> None:
     fresh.save_pretrained(folder)
 
 
-def _write_tokenizer(gguf_file: Path, folder: Path) -> None:
+def write_tokenizer(gguf_file: Path, folder: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json and the chat template of a GGUF file into a folder."""
     tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"
-    if _pre_tokenizer_name(gguf_file) in DIGIT_SPLITTING:
+    if read_text_value(gguf_file, "tokenizer.ggml.pre") in DIGIT_SPLITTING:
         backend = Tokenizer.from_file(str(path))
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -119,12 +119,6 @@ def _write_tokenizer(gguf_file: Path, folder: Path) -> None:
     for of_this_machine in ("name_or_path", "is_local", "local_files_only", "vocab_file"):
         config.pop(of_this_machine, None)
     config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
-    assert find_eos_token_ids(folder), folder
-
-
-def _pre_tokenizer_name(gguf_file: Path) -> str | None:
-    field = GGUFReader(gguf_file).get_field("tokenizer.ggml.pre")
-    return None if field is None else str(field.contents())
 
 
 def _flush(path: Path) -> None:

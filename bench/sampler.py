@@ -1,0 +1,56 @@
+"""Milliseconds of CPU that the sampler takes per step, by number of rows and kind of request, as a Markdown table."""
+
+import argparse
+import time
+
+import torch
+from textmill_shard.sampler import Sampler
+from textmill_shard.sampling_params import SamplingParams
+from textmill_shard.slot_sampling import SlotSampling
+
+KINDS = {
+    "greedy": SamplingParams(),
+    "greedy, logprobs, top 5": SamplingParams(wants_logprobs=True, top_n_tokens=5),
+    "greedy, repetition penalty": SamplingParams(repetition_penalty=1.2),
+    "temperature": SamplingParams(do_sample=True, temperature=0.8),
+    "top-k 50, top-p": SamplingParams(do_sample=True, top_k=50, top_p=0.9),
+    "top-p": SamplingParams(do_sample=True, temperature=0.8, top_p=0.9),
+    "typical-p": SamplingParams(do_sample=True, temperature=0.8, typical_p=0.5),
+}
+
+
+def peaked_logits(num_rows: int, vocab_size: int) -> torch.Tensor:
+    """[rows, V] float32: a hundred likely ids above a wide floor, so that little mass lies beyond 1,024 candidates."""
+    logits = torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(0)) * 1.5
+    logits[:, :: vocab_size // 100] += 9.0
+    return logits
+
+
+def step_ms(logits: torch.Tensor, params: SamplingParams, repeats: int) -> float:
+    """CPU time of the process, which neighbours on the machine disturb less than the clock on the wall."""
+    slots = [SlotSampling(params, range(1000)) for _ in range(len(logits))]
+    sampler = Sampler()
+    sampler.sample(logits, slots)
+    start_s = time.process_time()
+    for _ in range(repeats):
+        sampler.sample(logits, slots)
+    return (time.process_time() - start_s) / repeats * 1000
+
+
+def main() -> None:
+    """Prints one row per kind of request."""
+    parser = argparse.ArgumentParser(prog="python -m bench.sampler", description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--vocab-size", type=int, default=49152)
+    parser.add_argument("--repeats", type=int, default=20)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| request | " + " | ".join(f"{rows} rows" for rows in arguments.rows) + " |")
+    print("|---" * (len(arguments.rows) + 1) + "|")
+    for name, params in KINDS.items():
+        logits = [peaked_logits(rows, arguments.vocab_size) for rows in arguments.rows]
+        print(f"| {name} | " + " | ".join(f"{step_ms(rows, params, arguments.repeats):.2f}" for rows in logits) + " |")
+
+
+if __name__ == "__main__":
+    main()

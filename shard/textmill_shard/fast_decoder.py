@@ -8,6 +8,7 @@ the probe's, so that a model that looks alike but computes otherwise is left to 
 # n rows handed in, O outputs, I inputs of a linear
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,9 +59,17 @@ def why_not_fast(model: Any, rules: Sequence[AttentionRule]) -> str | None:
         norms = [layer.input_layernorm, layer.post_attention_layernorm]
         if any(not hasattr(norm, "variance_epsilon") for norm in norms):
             return "a norm is not a plain RMSNorm"
+        if not _turns_halves(attention):
+            return "the rotation of positions does not pair the two halves of a head"
         if hasattr(attention, "q_norm") and attention.q_norm.weight.shape[0] != attention.head_dim:
             return "a query norm does not go over one head"
     return None
+
+
+def _turns_halves(attention: nn.Module) -> bool:
+    """Ask the modelling code's own helper how it pairs dimensions."""
+    rotate = getattr(sys.modules[type(attention).__module__], "rotate_half", None)
+    return rotate is not None and rotate(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [-3.0, -4.0, 1.0, 2.0]
 
 
 def _parts(module: nn.Module) -> set[str]:
@@ -76,6 +85,7 @@ class FastDecoder:
         first = decoder.layers[0].self_attn
         self._kernels = kernels
         self._held: list[torch.Tensor] = []  # what the structures point to
+        self._pool: KvPool | None = None
         self.dtype: torch.dtype = decoder.embed_tokens.weight.dtype
         self.vocab_size: int = model.lm_head.weight.shape[0]
         self.hidden_size: int = decoder.embed_tokens.weight.shape[1]
@@ -119,8 +129,11 @@ class FastDecoder:
         """Bytes of all weights held."""
         return sum(tensor.nbytes for tensor in self._held)
 
-    def bind(self, pool: KvPool) -> None:
-        """Use these K and V tensors from now on."""
+    def bind(self, pool: KvPool | None) -> None:
+        """Read and write these K and V tensors from now on; None: forget the last ones."""
+        self._pool = pool
+        if pool is None:
+            return
         for fields, keys, values in zip(self._layers, pool.keys, pool.values, strict=True):
             assert keys.is_contiguous()
             assert values.is_contiguous()
@@ -130,6 +143,7 @@ class FastDecoder:
 
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
         """Compute all tokens of the batch and write their K and V; needs a bound pool."""
+        assert self._pool is not None, "bind comes before forward"
         num_tokens, num_rows = batch.input_ids_T.shape[0], batch.logit_rows_N.shape[0]
         logits_NV = torch.empty(num_rows, self.vocab_size)
         hidden_TD = torch.empty(num_tokens, self.hidden_size, dtype=self.dtype) if wants_hidden else None

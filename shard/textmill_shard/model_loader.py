@@ -14,17 +14,22 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from textmill_shard.attention.base import AttentionBackend
+from textmill_shard.attention.cpu import CpuAttention
 from textmill_shard.attention.reference import ReferenceAttention
 from textmill_shard.attention.seam import PAGED_ATTENTION, PagedLayer, StepContext, attach_layer, register_attention
 from textmill_shard.decoder_tap import DecoderTap
+from textmill_shard.fast_decoder import FastDecoder, why_not_fast
 from textmill_shard.index_plan import IndexPlan, build_index_plan
 from textmill_shard.model_errors import ModelError, ModelFilesError, UnsupportedModelError
 from textmill_shard.model_files import WeightFiles, find_eos_token_ids, find_tokenizer_digest, find_weight_files
-from textmill_shard.model_runner import ModelFacts, ModelRunner
+from textmill_shard.model_runner import ModelFacts, ModelRunner, StepDecoder
+from textmill_shard.native.kernels import DTYPES as NATIVE_DTYPES
+from textmill_shard.native.kernels import Kernels, load_kernels
 from textmill_shard.parallel import TensorParallel
 from textmill_shard.parallel_layers import divide_layer
 from textmill_shard.probe import ProbeResult, probe_model
 from textmill_shard.start_check import PROBE_TEXTS, can_project, check_against_probe
+from textmill_shard.transformers_decoder import TransformersDecoder
 from textmill_shard.weight_reader import check_matching, match_names, move_buffers, read_weights
 
 log = logging.getLogger(__name__)
@@ -46,12 +51,27 @@ class LoadOptions:
     dtype: str = "auto"  # "auto" or one of DTYPES
     device: str = "cpu"  # "cpu", "cuda", "cuda:1"
     block_size: int = 16  # tokens per block
+    native_cache_dir: Path | None = None  # where compiled kernels are kept; None = plain torch only
+    num_threads: int = 1  # of the native kernels
+    fast_decoder: bool = True  # a native call per step for llama-type models; needs the native kernels
+
+
+class _FastDecoderDiffers(Exception):
+    """The native decoder does not compute what the model computes; its weights are gone by then."""
 
 
 def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorParallel | None = None) -> ModelRunner:
     """Give a runner that still needs `allocate_kv`. Raises ModelError with a sentence for the operator."""
-    started = time.monotonic()
     parallel = parallel or TensorParallel()
+    try:
+        return _load(options, on_progress, parallel)
+    except _FastDecoderDiffers as difference:
+        log.warning("the native decoder does not fit: loading again without it", extra={"reason": str(difference)})
+        return _load(replace(options, fast_decoder=False), on_progress, parallel)
+
+
+def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParallel) -> ModelRunner:
+    started = time.monotonic()
     on_progress("config", 0.0)
     config = _read_config(options.model_dir)
     device = torch.device(options.device)
@@ -74,9 +94,16 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
     vocab_size = int(config.get_text_config().vocab_size)
     probe_texts = tuple(torch.tensor(text, device=device) % vocab_size for text in PROBE_TEXTS)
     probe = probe_model(model, texts=probe_texts, max_tokens=max_tokens)
-    context = StepContext(backend=_pick_backend())
-    _attach(model, probe, context)
-    tap = DecoderTap(_find_decoder(model))
+    kernels = _load_kernels(options, dtype=dtype, device=device)
+    reason = _why_not_fast(model, probe, options=options, kernels=kernels, parallel=parallel)
+    decoder: StepDecoder
+    if kernels is not None and reason is None:
+        decoder = fast = FastDecoder(model, [layer.rule for layer in probe.layers], kernels)
+        weight_bytes = fast.num_bytes
+    else:
+        backend = ReferenceAttention() if kernels is None else CpuAttention(kernels)
+        decoder = _attach(model, probe, backend, device)
+        weight_bytes = _weight_bytes(model)
 
     facts = ModelFacts(
         model_type=str(config.model_type),
@@ -85,14 +112,19 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
         vocab_size=int(probe.logits_V_by_text[0].shape[-1]),
         eos_token_ids=find_eos_token_ids(options.model_dir),
         max_model_tokens=max_tokens,
-        weight_bytes=_weight_bytes(model),
+        weight_bytes=weight_bytes,
         tokenizer_digest=find_tokenizer_digest(options.model_dir),
         block_size=options.block_size,
         kv_specs=tuple(layer.spec for layer in probe.layers),
         can_project=False,
     )
-    runner = ModelRunner(model=model, facts=facts, context=context, tap=tap, parallel=parallel)
-    check_against_probe(runner, texts=probe_texts, expected_V_by_text=probe.logits_V_by_text)
+    runner = ModelRunner(model=model, decoder=decoder, facts=facts, parallel=parallel)
+    try:
+        check_against_probe(runner, texts=probe_texts, expected_V_by_text=probe.logits_V_by_text)
+    except UnsupportedModelError as error:
+        if reason is None:
+            raise _FastDecoderDiffers(str(error)) from error
+        raise
     runner.facts = facts = replace(facts, can_project=can_project(runner, texts=probe_texts))
     on_progress("warmup", 1.0)
     log.info(
@@ -103,6 +135,8 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
             "weight_bytes": facts.weight_bytes,
             "num_attention_layers": len(facts.kv_specs),
             "num_divided_layers": len(plan.role_of_module),
+            "native_kernels": None if kernels is None else kernels.features,
+            "native_decoder": "yes" if reason is None else f"no: {reason}",
             "load_s": round(time.monotonic() - started, 3),
         },
     )
@@ -195,15 +229,32 @@ def _divide(model: nn.Module, plan: IndexPlan, parallel: TensorParallel) -> None
         setattr(parent, leaf, layer)
 
 
-def _attach(model: Any, probe: ProbeResult, context: StepContext) -> None:
+def _attach(model: Any, probe: ProbeResult, backend: AttentionBackend, device: torch.device) -> TransformersDecoder:
+    context = StepContext(backend=backend)
     register_attention()
     model.set_attn_implementation(PAGED_ATTENTION)
     for index, layer in enumerate(probe.layers):
         attach_layer(layer.module, PagedLayer(context=context, index=index, rule=layer.rule))
+    return TransformersDecoder(model, context, DecoderTap(_find_decoder(model)), device=device)
 
 
-def _pick_backend() -> AttentionBackend:
-    return ReferenceAttention()
+def _load_kernels(options: LoadOptions, *, dtype: torch.dtype, device: torch.device) -> Kernels | None:
+    if options.native_cache_dir is None or device.type != "cpu" or dtype not in NATIVE_DTYPES:
+        return None
+    return load_kernels(options.native_cache_dir, num_threads=options.num_threads)
+
+
+def _why_not_fast(
+    model: Any, probe: ProbeResult, *, options: LoadOptions, kernels: Kernels | None, parallel: TensorParallel
+) -> str | None:
+    """Give why transformers' code runs this model; None: the native decoder does."""
+    if kernels is None:
+        return "there are no native kernels"
+    if not options.fast_decoder:
+        return "it is switched off"
+    if parallel.world_size > 1:
+        return "the model is divided among ranks"
+    return why_not_fast(model, [layer.rule for layer in probe.layers])
 
 
 def _find_decoder(model: Any) -> Any:

@@ -4,12 +4,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from textmill_shard.attention.seam import StepContext
-from textmill_shard.decoder_tap import DecoderTap
 from textmill_shard.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.kv_pool import KvPool, LayerKvSpec, kv_bytes_per_block
 from textmill_shard.parallel import TensorParallel
@@ -33,26 +32,36 @@ class ModelFacts:
     layout: str = "flat"
 
 
+class StepDecoder(Protocol):
+    """What computes a step: transformers' code (`transformers_decoder`) or the native one (`fast_decoder`)."""
+
+    def bind(self, pool: KvPool | None) -> None:
+        """Read and write these K and V tensors from now on; None: forget the last ones."""
+        ...
+
+    def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput: ...
+
+    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor: ...
+
+
 class ModelRunner:
     """Owns the weights and the KV pool of this rank. One thread calls it.
 
     With more than one rank, `forward` and `project` are called on every rank with equal arguments.
     """
 
-    def __init__(
-        self, *, model: nn.Module, facts: ModelFacts, context: StepContext, tap: DecoderTap, parallel: TensorParallel
-    ) -> None:
+    def __init__(self, *, model: nn.Module, decoder: StepDecoder, facts: ModelFacts, parallel: TensorParallel) -> None:
         self.facts = facts
         self.parallel = parallel
         self.dtype: torch.dtype = getattr(torch, facts.dtype)
         self.device = torch.device(facts.device)
         self._model = model
-        self._context = context
-        self._tap = tap
+        self._decoder = decoder
+        self._pool: KvPool | None = None
 
     @property
     def kv_pool(self) -> KvPool | None:
-        return self._context.pool
+        return self._pool
 
     def kv_bytes_per_block(self) -> int:
         """Bytes of K and V that one block takes on this rank, all layers."""
@@ -60,14 +69,16 @@ class ModelRunner:
 
     def allocate_kv(self, num_blocks: int) -> None:
         """Make the pool anew with `num_blocks` blocks and one scratch block more; what stood in it is lost."""
-        self._context.pool = None  # the old one goes before the new one comes
-        self._context.pool = KvPool(
+        self._decoder.bind(None)  # the old one goes before the new one comes
+        self._pool = None
+        self._pool = KvPool(
             specs=self.facts.kv_specs,
             num_blocks=num_blocks,
             block_size=self.facts.block_size,
             dtype=self.dtype,
             device=self.device,
         )
+        self._decoder.bind(self._pool)
 
     def modules(self) -> Iterator[nn.Module]:
         """The layers of the model, to look at."""
@@ -76,22 +87,9 @@ class ModelRunner:
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
         """Compute all tokens of the batch and write their K and V. Logits only for `logit_rows_N`."""
-        self._context.begin(batch)
-        output = self._model(
-            input_ids=batch.input_ids_T.unsqueeze(0),
-            position_ids=batch.position_ids_T.unsqueeze(0),
-            use_cache=False,
-            logits_to_keep=batch.logit_rows_N,
-        )
-        hidden_TD = self._tap.take_hidden() if wants_hidden else None
-        return ForwardOutput(logits_NV=output.logits[0].float(), hidden_TD=hidden_TD)
+        return self._decoder.forward(batch, wants_hidden)
 
     @torch.inference_mode()
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
         """Give float32 logits `[n, V]` of rows of `hidden_TD` through the model's own head (for prompt logprobs)."""
-        with self._tap.given(hidden_nD):
-            output = self._model(
-                input_ids=torch.zeros(1, hidden_nD.shape[0], dtype=torch.int64, device=self.device), use_cache=False
-            )
-        logits_nV: torch.Tensor = output.logits[0].float()
-        return logits_nV
+        return self._decoder.project(hidden_nD)

@@ -14,11 +14,16 @@ from textmill_shard.forward_batch import ForwardBatch
 from textmill_shard.native.kernels import Kernels, load_kernels
 
 
+def native_cache_folder() -> Path:
+    """The user's own: the library is compiled once and not once per run of the tests."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "textmill" / "native"
+
+
 @cache
 def native_kernels(num_threads: int = 2) -> Kernels:
     """The kernels from the user's cache, or a skip where there is no compiler."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    kernels = load_kernels(home / "textmill" / "native", num_threads=num_threads)
+    kernels = load_kernels(native_cache_folder(), num_threads=num_threads)
     if kernels is None:
         pytest.skip("there is no C compiler")
     return kernels

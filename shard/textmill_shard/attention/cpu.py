@@ -1,0 +1,57 @@
+"""Paged attention by the native kernel: no gather, any mix of decode rows and chunks in one call per layer."""
+
+# T tokens, H query heads, D key width, E value width
+
+from dataclasses import dataclass
+
+import torch
+
+from textmill_shard.attention.base import AttentionRule
+from textmill_shard.forward_batch import ForwardBatch
+from textmill_shard.native.kernels import Kernels
+
+
+@dataclass(frozen=True, slots=True)
+class CpuStep:
+    """The int32 tensors of the batch, contiguous."""
+
+    block_tables_RB: torch.Tensor
+    query_starts: torch.Tensor
+    context_lens_R: torch.Tensor
+
+
+class CpuAttention:
+    """For bfloat16 and float32 pools on a CPU. Rows beyond the last sequence come out as zeros."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def prepare(self, batch: ForwardBatch, *, block_size: int) -> CpuStep:
+        return CpuStep(
+            block_tables_RB=batch.block_tables_RB.contiguous(),
+            query_starts=batch.query_starts.contiguous(),
+            context_lens_R=batch.context_lens_R.contiguous(),
+        )
+
+    def attend(
+        self,
+        step: CpuStep,
+        query_THD: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        rule: AttentionRule,
+    ) -> torch.Tensor:
+        out_THE = self._kernels.attention(
+            query_THD.to(key_pool.dtype),
+            key_pool,
+            value_pool,
+            block_tables_RB=step.block_tables_RB,
+            query_starts=step.query_starts,
+            context_lens_R=step.context_lens_R,
+            scaling=rule.scaling,
+            window_tokens=rule.window_tokens,
+            chunk_tokens=rule.chunk_tokens,
+            softcap=rule.softcap,
+            sinks_H=None if rule.sinks_H is None else rule.sinks_H.float().contiguous(),
+        )
+        return out_THE.to(query_THD.dtype)

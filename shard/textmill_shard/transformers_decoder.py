@@ -1,0 +1,44 @@
+"""Runs transformers' modelling code on flat batches: any architecture whose attention goes through the seam."""
+
+# T tokens of the step, N rows whose logits are wanted, V vocabulary, D width of the hidden states, n rows handed in
+
+from typing import Any
+
+import torch
+
+from textmill_shard.attention.seam import StepContext
+from textmill_shard.decoder_tap import DecoderTap
+from textmill_shard.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.kv_pool import KvPool
+
+
+class TransformersDecoder:
+    """A model whose attention layers stand attached to `context` and whose hidden states pass `tap`."""
+
+    def __init__(self, model: Any, context: StepContext, tap: DecoderTap, *, device: torch.device) -> None:
+        self._model = model
+        self._context = context
+        self._tap = tap
+        self._device = device
+
+    def bind(self, pool: KvPool | None) -> None:
+        self._context.pool = pool
+
+    def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
+        self._context.begin(batch)
+        output = self._model(
+            input_ids=batch.input_ids_T.unsqueeze(0),
+            position_ids=batch.position_ids_T.unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=batch.logit_rows_N,
+        )
+        hidden_TD = self._tap.take_hidden() if wants_hidden else None
+        return ForwardOutput(logits_NV=output.logits[0].float(), hidden_TD=hidden_TD)
+
+    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
+        with self._tap.given(hidden_nD):
+            output = self._model(
+                input_ids=torch.zeros(1, hidden_nD.shape[0], dtype=torch.int64, device=self._device), use_cache=False
+            )
+        logits_nV: torch.Tensor = output.logits[0].float()
+        return logits_nV

@@ -1,0 +1,47 @@
+"""The number of KV blocks follows from what the operator allows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from textmill_shard.memory import KvMemoryOptions, plan_kv_memory, total_memory_bytes
+from textmill_shard.model_errors import ModelError
+from textmill_shard.model_loader import LoadOptions, load_model
+from textmill_shard.model_runner import ModelRunner
+
+from tests.fakes.tiny_models import make_tiny_llama
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> ModelRunner:
+    folder = make_tiny_llama(tmp_path / "llama", max_position_embeddings=24)
+    return load_model(LoadOptions(model_dir=folder, dtype="float32", block_size=4), lambda phase, share: None)
+
+
+def test_given_bytes_are_divided_into_blocks_and_one_for_scratch(runner: ModelRunner) -> None:
+    budget = 10 * runner.kv_bytes_per_block() + 7
+    plan = plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=4, kv_cache_bytes=budget))
+    assert plan.num_blocks == 9
+    assert plan.kv_bytes == 10 * runner.kv_bytes_per_block() <= budget
+
+
+def test_share_of_memory_leaves_room_for_weights_and_the_largest_step(runner: ModelRunner) -> None:
+    plan = plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=4, memory_fraction=0.01))
+    allowed = total_memory_bytes(torch.device("cpu")) * 0.01
+    assert plan.weight_bytes + plan.step_bytes + plan.kv_bytes <= allowed
+    assert plan.num_blocks > 0
+    # Logits of every slot: model dtype, float32 and a float32 copy.
+    assert plan.step_bytes >= 4 * runner.facts.vocab_size * 12
+
+
+def test_token_limit_caps_the_blocks(runner: ModelRunner) -> None:
+    options = KvMemoryOptions(max_step_tokens=64, num_slots=4, memory_fraction=0.01, max_kv_tokens=41)
+    assert plan_kv_memory(runner, options).num_blocks == 11
+
+
+def test_too_little_memory_says_what_two_blocks_take(runner: ModelRunner) -> None:
+    budget = 2 * runner.kv_bytes_per_block() - 1
+    with pytest.raises(
+        ModelError, match=rf"--kv-cache-bytes {budget} leaves {budget} bytes.*two blocks take {budget + 1}"
+    ):
+        plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=4, kv_cache_bytes=budget))

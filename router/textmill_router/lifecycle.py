@@ -87,7 +87,7 @@ def bind(settings: Settings) -> socket.socket:
 async def start_backend(service: Service) -> EngineLoop:
     """Load the tokenizer, connect to the shard, wait until it is ready. Raises SettingsError or BackendLost."""
     settings = service.settings
-    tokenizer = await asyncio.to_thread(Tokenizer.load, settings.model_dir)
+    tokenizer = await asyncio.to_thread(Tokenizer.load, settings.model_dir, settings.validation_workers)
     options = ShardClientOptions(uds_path=settings.shard_uds_path)
     engine = EngineLoop(options, partial(scheduler_config, settings), tokenizer.digest)
     service.attach(engine, tokenizer)

@@ -57,7 +57,12 @@ class Tokenizer:
     """A `tokenizers.Tokenizer` that is never changed after load, and the tables made from it."""
 
     def __init__(
-        self, library: tokenizers.Tokenizer, digest: str, bos_token: str | None, eos_token: str | None
+        self,
+        library: tokenizers.Tokenizer,
+        digest: str,
+        bos_token: str | None,
+        eos_token: str | None,
+        num_threads: int | None = None,
     ) -> None:
         self._library = library
         self.digest = digest  # hex blake2b-16 of tokenizer.json
@@ -71,11 +76,15 @@ class Tokenizer:
         self._table = build_piece_table(library, self.special_ids)
         self.longest_token_bytes = _longest_token_bytes(library)
         # Two or more texts are encoded side by side; the library gives the GIL back while it works.
-        self._pool = ThreadPoolExecutor(min(MAX_THREADS, max(1, (os.cpu_count() or 1) // 2)), "tokenize")
+        default_threads = min(MAX_THREADS, max(1, (os.cpu_count() or 1) // 2))
+        self._pool = ThreadPoolExecutor(num_threads or default_threads, "tokenize")
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        """Reads tokenizer.json and, where it is there, tokenizer_config.json. Raises TokenizerError. Takes a second."""
+    def load(cls, folder: str | Path, num_threads: int | None = None) -> Self:
+        """Reads tokenizer.json and, where it is there, tokenizer_config.json. Raises TokenizerError. Takes a second.
+
+        `num_threads` encode long texts; without it half the cores, at most four.
+        """
         # A batch of one needs no second pool of threads inside the library, which reads this at each call.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         path = Path(folder) / "tokenizer.json"
@@ -95,7 +104,7 @@ class Tokenizer:
         eos_token = _token_text(config.get("eos_token"))
         _fit_post_processor(library, config, bos_token, eos_token)
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        return cls(library, digest, bos_token, eos_token)
+        return cls(library, digest, bos_token, eos_token, num_threads)
 
     def close(self) -> None:
         """Ends the threads; texts that still wait there are not encoded."""

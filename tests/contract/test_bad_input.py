@@ -1,10 +1,13 @@
 """Every way to ask wrongly gets its status, its `error_type` and a JSON body, streamed or not; the server stays up."""
 
 import json
+import socket
 from typing import Any
 
 import httpx
 import pytest
+
+from tests.contract.running_router import RunningRouter
 
 ROUTES = ("/generate", "/generate_stream", "/")
 LONG = "x" * 3000  # 3,001 tokens, over every limit
@@ -200,6 +203,23 @@ def test_ten_megabytes_are_413(client: httpx.Client, route: str, is_chunked: boo
     answer = client.post(route, content=content, headers={"content-type": "application/json"})
     assert "2000000" in assert_error(answer, 413, "payload_too_large")
     assert_serves(client)
+
+
+def test_client_that_writes_before_it_reads_sees_the_413(router: RunningRouter) -> None:
+    connection = router.send("/generate", {"inputs": "x" * 10_000_000})
+    data = b""
+    while part := connection.recv(65536):
+        data += part
+    connection.close()
+    assert data.startswith(b"HTTP/1.1 413 ")
+    assert b"payload_too_large" in data
+
+
+def test_client_that_asks_first_is_refused_without_sending(router: RunningRouter) -> None:
+    connection = socket.create_connection(("127.0.0.1", router.port), 10)
+    connection.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9999999\r\n\r\n")
+    assert connection.recv(13) == b"HTTP/1.1 413 "
+    connection.close()
 
 
 def test_too_large_comes_before_the_content_type_and_that_before_syntax(client: httpx.Client) -> None:

@@ -1,5 +1,7 @@
 """POST /tokenize: the tokens of a text and where they stand in it."""
 
+import asyncio
+
 import msgspec
 from starlette.types import Receive, Scope, Send
 
@@ -8,6 +10,7 @@ from textmill_router.api.native_types import GenerateBody, TokenizedToken
 from textmill_router.api.replies import send_error, send_reply
 from textmill_router.errors import RequestError
 from textmill_router.service import Service
+from textmill_router.tokenization import INLINE_CHARACTERS, Encoding
 
 _DECODER = msgspec.json.Decoder(GenerateBody)
 
@@ -23,13 +26,21 @@ class TokenizeRoute:
             backend = self._service.open_backend()
             body = await read_json(scope, receive, _DECODER, self._service.settings.payload_limit)
             encoding = await backend.tokenizer.encode(body.inputs, wants_offsets=True)
-            data = body.inputs.encode()
-            tokens = [
-                TokenizedToken(token_id, data[start:stop].decode("utf-8", "replace"), start, stop)
-                for token_id, (start, stop) in zip(encoding.ids, encoding.byte_offsets, strict=True)
-            ]
-            await send_reply(scope, send, 200, msgspec.json.encode(tokens))
+            if len(body.inputs) <= INLINE_CHARACTERS:
+                answer = _encode_answer(body.inputs, encoding)
+            else:
+                answer = await asyncio.to_thread(_encode_answer, body.inputs, encoding)
+            await send_reply(scope, send, 200, answer)
         except ClientLeft:
             return
         except RequestError as error:
             await send_error(scope, send, error)
+
+
+def _encode_answer(text: str, encoding: Encoding) -> bytes:
+    data = text.encode()
+    tokens = [
+        TokenizedToken(token_id, data[start:stop].decode("utf-8", "replace"), start, stop)
+        for token_id, (start, stop) in zip(encoding.ids, encoding.byte_offsets, strict=True)
+    ]
+    return msgspec.json.encode(tokens)

@@ -1,6 +1,7 @@
 """Connections that cost too much are answered and closed; what the guard relies on in the pinned uvicorn."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -58,6 +59,8 @@ def talk(exchange: Exchange, limits: GuardLimits = LIMITS) -> uvicorn.Server:
                 await exchange(reader, writer)
         finally:
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
             server.should_exit = True
             await serving
         return server
@@ -66,7 +69,8 @@ def talk(exchange: Exchange, limits: GuardLimits = LIMITS) -> uvicorn.Server:
 
 
 async def write_for_ever(writer: asyncio.StreamWriter) -> None:
-    while True:
+    """Ends when the connection does; a server that keeps what it reads fails here."""
+    for _ in range(1000):
         writer.write(b"a" * 65536)
         await writer.drain()
         await asyncio.sleep(0)
@@ -123,7 +127,7 @@ def test_header_without_end_is_cut_off() -> None:
         with pytest.raises(ConnectionError):
             await write_for_ever(writer)
 
-    talk(exchange)
+    talk(exchange, replace(LIMITS, header_timeout_s=60.0))
 
 
 def test_further_request_on_a_connection_has_its_own_count() -> None:
@@ -180,7 +184,7 @@ def test_body_that_trickles_is_408_and_one_that_flows_is_not() -> None:
         answer = asyncio.create_task(refusal(reader))
         while not answer.done():
             writer.write(b"a")
-            await asyncio.wait({answer}, timeout=0.01)
+            await asyncio.wait({answer}, timeout=0.05)
         assert answer.result() == (408, "request_timeout")
 
     async def flow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -149,7 +149,6 @@ class Engine:
     def _begin_epoch(self, session: Session) -> None:
         self._session = session
         self._executor.begin_epoch()
-        self._row_sampler.reset()
         self._status.begin_epoch()
         self._step_number = 0
         self._last_end_ns = 0
@@ -275,7 +274,6 @@ class Engine:
     def _end_slots(self, slots: list[int]) -> None:
         """Free slots by the shard's own decision; the other ranks hear of it in the next entry."""
         self._executor.end(slots)
-        self._row_sampler.forget(slots)
         self._entry_ended += slots
 
     def _send_entry(self, *, is_stop: bool = False) -> None:

@@ -101,7 +101,10 @@ SERVE_OPTIONS = (
     Option("--block-size", integer(1), "tokens per KV block", default=16),
     Option("--num-slots", integer(1), "requests that can run at once", default=64),
     Option("--max-step-tokens", integer(1), "most tokens of one step", default=1024),
-    Option("--num-threads", integer(1), "threads of tensor operations (default: cores - 1 for the router, shared)"),
+    Option("--num-threads", integer(1), "threads of a step (default: the cores, from 3 on less one for the router)"),
+    Option("--native-cache-dir", Path, "where compiled CPU kernels are kept (default: ~/.cache/textmill/native)"),
+    Option("--no-native-kernels", boolean, "compute by torch alone, for bisection", default=False, is_switch=True),
+    Option("--no-fast-decoder", boolean, "llama-type models by transformers' code", default=False, is_switch=True),
     Option("--router-lease-s", seconds, "seconds of silence after which the router counts as gone", default=5.0),
     _JSON_OUTPUT,
 )

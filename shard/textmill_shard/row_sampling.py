@@ -11,7 +11,7 @@ import torch
 
 from textmill_shard.finish import FinishRules
 from textmill_shard.logprobs import TopTokens
-from textmill_shard.plan import FloatArray, IdArray, SlotErrorCode
+from textmill_shard.plan import Admit, FloatArray, IdArray, SlotErrorCode
 from textmill_shard.sampler import Sampler
 from textmill_shard.slot_sampling import SlotSampling
 from textmill_shard.slot_table import SlotTable
@@ -36,13 +36,17 @@ class DrawnRows:
 
 
 class RowSampler:
-    """Owns the sampling state of the slots; only rank 0 has one. State is built when a slot first samples."""
+    """Owns the sampling state of the slots; only rank 0 has one.
+
+    State is built when a slot first samples and belongs to the Admit that seated the request (rule 18): the next
+    occupant, or the same request admitted again, gets a new one.
+    """
 
     def __init__(self, *, sampler: Sampler, finish_rules: FinishRules) -> None:
         self._sampler = sampler
         self._finish_rules = finish_rules
-        self._samplings: dict[int, SlotSampling] = {}
-        self._request_ids: dict[int, int] = {}  # whose state it is
+        self._samplings: dict[int, SlotSampling] = {}  # by slot
+        self._admits: dict[int, Admit] = {}  # whose state that is
 
     def draw(self, table: SlotTable, slots_N: IdArray, logits_NV: torch.Tensor) -> DrawnRows:
         """One token per row. Waits for the device: tokens are needed on the host."""
@@ -59,27 +63,14 @@ class RowSampler:
         for slot, token in zip(slots_N.tolist(), tokens_N.tolist(), strict=True):
             self._samplings[slot].append(token)
 
-    def forget(self, slots: Sequence[int]) -> None:
-        """Drop the state of slots that ended."""
-        for slot in slots:
-            self._samplings.pop(slot, None)
-            self._request_ids.pop(slot, None)
-
-    def reset(self) -> None:
-        """Drop all state (a new epoch)."""
-        self._samplings.clear()
-        self._request_ids.clear()
-
     def _sampling_of(self, table: SlotTable, slot: int) -> SlotSampling:
         admit = table.admit_of(slot)
-        sampling = self._samplings.get(slot)
-        if sampling is None or self._request_ids[slot] != admit.request_id:
+        if self._admits.get(slot) is not admit:
             end_ids = self._finish_rules.ending_ids(admit.stop_ids, ignore_eos=admit.ignore_eos)
             params = replace(admit.sampling, end_ids=end_ids)
-            sampling = SlotSampling(params, admit.prompt_ids.tolist(), admit.output_ids.tolist())
-            self._samplings[slot] = sampling
-            self._request_ids[slot] = admit.request_id
-        return sampling
+            self._samplings[slot] = SlotSampling(params, admit.prompt_ids.tolist(), admit.output_ids.tolist())
+            self._admits[slot] = admit
+        return self._samplings[slot]
 
     def _draw(self, logits_NV: torch.Tensor, samplings: Sequence[SlotSampling]) -> DrawnRows:
         sampled = self._sampler.sample(logits_NV, samplings)

@@ -128,7 +128,13 @@ def _join_ranks(settings: ServeSettings) -> TensorParallel:
 
 def _load(settings: ServeSettings, parallel: TensorParallel, status: ShardStatus) -> tuple[ModelRunner, ShardFacts]:
     options = LoadOptions(
-        model_dir=settings.model_dir, dtype=settings.dtype, device=settings.device, block_size=settings.block_size
+        model_dir=settings.model_dir,
+        dtype=settings.dtype,
+        device=settings.device,
+        block_size=settings.block_size,
+        native_cache_dir=None if settings.no_native_kernels else settings.native_cache_dir,
+        num_threads=settings.num_threads,
+        fast_decoder=not settings.no_fast_decoder,
     )
     runner = load_model(options, status.report_loading, parallel)
     status.report_loading("kv_pool", 0.0)

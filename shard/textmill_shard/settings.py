@@ -41,6 +41,9 @@ class ServeSettings:
     num_slots: int
     max_step_tokens: int
     num_threads: int
+    native_cache_dir: Path
+    no_native_kernels: bool
+    no_fast_decoder: bool
     router_lease_s: float
     json_output: bool
     log_level: str
@@ -73,14 +76,22 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ServeSetti
     values["model_id"] = values["model_id"] or values["model_dir"].name
     if values["num_threads"] is None:
         values["num_threads"] = default_num_threads(len(os.sched_getaffinity(0)), values["world_size"])
+    values["native_cache_dir"] = values["native_cache_dir"] or _user_cache_dir(environ) / "textmill" / "native"
     settings = ServeSettings(**values)
     _check_together(settings)
     return settings
 
 
 def default_num_threads(num_cores: int, world_size: int) -> int:
-    """Threads of one rank's tensor operations: one core is left to the router, the ranks share the others."""
-    return max(1, (num_cores - 1) // world_size)
+    """Threads of one rank's steps. From 3 cores on one is left to the router; of 2, half would be too dear for that:
+    the router needs a few hundredths of a core per stream, and waiting threads give way to it.
+    """
+    return max(1, (num_cores - 1 if num_cores > 2 else num_cores) // world_size)
+
+
+def _user_cache_dir(environ: Mapping[str, str]) -> Path:
+    given = environ.get("XDG_CACHE_HOME", "")
+    return Path(given) if given.startswith("/") else Path.home() / ".cache"
 
 
 def _check_together(settings: ServeSettings) -> None:

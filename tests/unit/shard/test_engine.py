@@ -13,6 +13,7 @@ from textmill_shard.plan import (
     FLAG_LENGTH,
     FLAG_STOP_ID,
     Budget,
+    Plan,
     SlotErrorCode,
 )
 from textmill_shard.sampler import SampledRows, Sampler
@@ -153,6 +154,18 @@ def test_rule_05_drop_of_a_former_occupant_leaves_the_present_one() -> None:
         shard.send(drops=[drop(0)], extends=[extend(0, [22])])
         shard.results.clear()
         assert shard.run_to_end(0) == {0: greedy([1, 2, 3], 4)}
+
+
+def test_rule_05_extend_for_a_former_occupant_gives_the_present_one_nothing() -> None:
+    with gated() as shard:
+        shard.send(admits=[admit(0, PROMPT, max_new=1)])
+        shard.step()
+        shard.send(admits=[admit(0, [1, 2, 3], blocks=[20, 21], request_id=8)])
+        shard.hold()
+        shard.send(extends=[extend(0, [22])])
+        assert shard.step().plan_applied == 2
+        assert shard.step().plan_applied == 3
+        assert shard.executor.table.blocks_of(0).tolist() == [20, 21]
 
 
 def test_rule_06_nothing_names_an_occupant_after_its_finished_row() -> None:
@@ -337,6 +350,32 @@ def test_rule_18_a_readmitted_request_goes_on_as_if_undisturbed() -> None:
             assert shard.run_to_end(2)[2] == undisturbed[cut:]
 
 
+@pytest.mark.parametrize("is_new_epoch", [False, True])
+def test_rule_18_a_request_admitted_again_to_its_slot_is_built_from_the_new_admit(is_new_epoch: bool) -> None:
+    sampling = SamplingParams(do_sample=True, seed=5, temperature=30.0)
+    request = admit(0, PROMPT, max_new=9, sampling=sampling, ignore_eos=True)
+    with Shard() as shard:
+        shard.send(admits=[request])
+        undisturbed = shard.run_to_end(0)[0]
+    with gated() as shard:
+        shard.send(admits=[request])
+        for _ in range(5):
+            shard.step()
+        shard.hold()
+        # As if only two of the tokens so far had reached the router.
+        again = replace(request, output_ids=np.array(undisturbed[:2]))
+        if is_new_epoch:
+            shard.engine.close_session(shard.session, EndReason.ROUTER_LEFT, "left")
+            shard.connect()
+            shard.send(admits=[again])
+        else:
+            shard.send(drops=[drop(0)], admits=[again])
+        shard.gate.release(100)
+        while not shard.results or shard.results[-1].slots.tolist() != [0] or not shard.results[-1].flags[0]:
+            shard.next_result()
+        assert tokens_by_slot(shard.results)[0][-7:] == undisturbed[2:]
+
+
 def test_rule_18_a_slot_keeps_nothing_of_its_former_occupant() -> None:
     sampling = SamplingParams(repetition_penalty=9.0, frequency_penalty=3.0)
     with Shard() as shard:
@@ -440,6 +479,17 @@ def test_rule_21_results_of_an_ended_epoch_do_not_reach_the_next_stream() -> Non
         shard.gate.release()
         shard.send(drops=[drop(0)])
         assert shard.next_result().step == 0
+
+
+def test_rule_21_a_late_plan_of_an_ended_epoch_is_thrown_away() -> None:
+    with Shard() as shard:
+        former = shard.session
+        shard.engine.close_session(former, EndReason.ROUTER_LEFT, "left")
+        shard.connect()
+        shard.engine.submit_plan(former, Plan(1, admits=(admit(0, PROMPT),)), b"")
+        shard.engine.close_session(former, EndReason.ROUTER_LEFT, "left")
+        shard.send(admits=[admit(0, [1, 2])])
+        assert shard.run_to_end(0) == {0: greedy([1, 2], 4)}
 
 
 def test_rule_21_silence_of_the_router_ends_the_epoch() -> None:

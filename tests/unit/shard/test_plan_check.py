@@ -78,6 +78,17 @@ BAD_PLANS: dict[str, tuple[Callable[[], Plan], int, str]] = {
         2,
         "admits.num_cached_tokens",
     ),
+    "cached block that the next occupant of a dropped slot will write": (
+        lambda: plan_of(
+            drops=(drop(0),),
+            admits=(
+                admit(0, [1] * 6, blocks=[20, 21], request_id=9),
+                admit(2, [1] * 6, cached=4, blocks=[20, 22]),
+            ),
+        ),
+        2,
+        "admits.num_cached_tokens",
+    ),
     "fewer blocks than cached": (
         lambda: plan_of(admits=(admit(1, [1] * 10, cached=8, blocks=[0]),)),
         1,

@@ -42,6 +42,9 @@ EXAMPLES = {
     "num_slots": ("8", 8),
     "max_step_tokens": ("99", 99),
     "num_threads": ("2", 2),
+    "native_cache_dir": ("/c", Path("/c")),
+    "no_native_kernels": ("true", True),
+    "no_fast_decoder": ("true", True),
     "router_lease_s": ("0.5", 0.5),
     "json_output": ("true", True),
 }
@@ -99,10 +102,22 @@ def test_an_unknown_flag_ends_with_code_2(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("num_cores", "world_size", "expected"), [(1, 1, 1), (2, 1, 1), (8, 1, 7), (8, 2, 3), (2, 4, 1)]
+    ("num_cores", "world_size", "expected"), [(1, 1, 1), (2, 1, 2), (3, 1, 2), (8, 1, 7), (8, 2, 3), (2, 4, 1)]
 )
-def test_one_core_is_left_to_the_router(num_cores: int, world_size: int, expected: int) -> None:
+def test_one_core_of_many_is_left_to_the_router(num_cores: int, world_size: int, expected: int) -> None:
     assert default_num_threads(num_cores, world_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"XDG_CACHE_HOME": "/x"}, Path("/x/textmill/native")),
+        ({}, Path.home() / ".cache/textmill/native"),
+        ({"XDG_CACHE_HOME": "relative"}, Path.home() / ".cache/textmill/native"),
+    ],
+)
+def test_kernels_are_kept_in_the_users_cache(environ: dict[str, str], expected: Path) -> None:
+    assert serve(**environ).native_cache_dir == expected
 
 
 def test_convert_has_its_own_flags() -> None:

@@ -83,9 +83,9 @@ def test_order_of_admission_outlasts_the_reuse_of_a_slot() -> None:
     assert compose_step(table, WIDE).slots_R.tolist() == [1, 0]
 
 
-def test_a_prefill_takes_no_more_than_its_places_and_starves_when_they_are_used_up() -> None:
+def test_rule_13_a_prefill_takes_no_more_than_its_places_and_starves_when_they_are_used_up() -> None:
     table = make_table()
-    table.admit(admit(0, [5] * 9, blocks=[4, 5]))
+    table.admit(admit(0, [5] * 9, blocks=[4, 5], max_new=9))
     step = compose_step(table, WIDE)
     assert rows(step) == [[0, 0, 8]]
     assert step.samples_R.tolist() == [False]
@@ -94,7 +94,12 @@ def test_a_prefill_takes_no_more_than_its_places_and_starves_when_they_are_used_
     assert (step.is_empty, step.starved_slots.tolist()) == (True, [0])
     assert compose_step(table, WIDE).starved_slots.tolist() == []
     table.grant(0, ids([6]))
-    assert rows(compose_step(table, WIDE)) == [[0, 8, 1]]
+    for _ in range(4):
+        step = compose_step(table, WIDE)
+        assert step.starved_slots.tolist() == []
+        finish(table, step)
+    assert table.num_computed[0] == 12
+    assert compose_step(table, WIDE).starved_slots.tolist() == [0]  # reported anew
 
 
 @settings(max_examples=60, deadline=None)

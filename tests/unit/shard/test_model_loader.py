@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from textmill_shard.model_errors import ModelError, ModelFilesError, UnsupportedModelError
-from textmill_shard.model_files import find_eos_token_ids, find_tokenizer_digest
+from textmill_shard.model_files import WeightFiles, find_eos_token_ids, find_tokenizer_digest
 from textmill_shard.model_loader import LoadOptions, load_model
 from textmill_shard.model_runner import ModelRunner
+from textmill_shard.weight_reader import match_names
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
@@ -99,6 +100,17 @@ def test_checkpoint_of_the_base_model_alone_is_read(tmp_path: Path) -> None:
     save_file({name.removeprefix("model."): tensor for name, tensor in stored.items()}, folder / WEIGHTS)
     for name, parameter in parameters(load(folder)).items():
         assert torch.equal(parameter, expected[name])
+
+
+def test_names_match_with_and_without_the_prefix_of_the_base_model(tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "llama")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    names = list(model.state_dict())
+    shorter = {name: name.removeprefix("model.") for name in names}
+    files = WeightFiles(dict.fromkeys(shorter.values(), folder / WEIGHTS))
+    matching = match_names(model, files)
+    assert matching.tensor_of_name == shorter
+    assert (matching.missing, matching.unexpected) == ((), ())
 
 
 def test_missing_tensor_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from textmill_shard.index_plan import Heads, Run, even_run
 from textmill_shard.model_errors import UnsupportedModelError
 from textmill_shard.model_loader import LoadOptions, load_model
 from textmill_shard.parallel import TensorParallel
@@ -40,6 +41,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         make_tiny_llama(root / "small-table", vocab=258, mlp=4096),
         make_tiny_model(root / "qwen2", "qwen2"),
         make_tiny_model(root / "qwen3", "qwen3"),
+        make_tiny_model(root / "biases", "llama", attention_bias=True, mlp_bias=True),
     ]
     return {folder.name: folder for folder in made}
 
@@ -72,7 +74,7 @@ def ranks(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 
 @needs_ranks
-@pytest.mark.parametrize("name", ["llama", "tied", "one-kv-head", "small-table", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "tied", "one-kv-head", "small-table", "qwen2", "qwen3", "biases"])
 def test_two_ranks_give_the_logits_of_one(
     folders: Mapping[str, Path], ranks: list[Mapping[str, RankSight]], name: str
 ) -> None:
@@ -103,6 +105,18 @@ def test_small_embedding_stands_whole_on_every_rank(ranks: list[Mapping[str, Ran
 def test_rank_with_least_memory_decides_the_number_of_blocks(ranks: list[Mapping[str, RankSight]]) -> None:
     # Rank 0 may have 20 blocks and rank 1 21; one of them is scratch.
     assert [rank["llama"].num_blocks for rank in ranks] == [19, 19]
+
+
+def test_ranks_beyond_the_key_value_heads_share_them_in_order() -> None:
+    heads = Heads(num_heads=8, num_kv_heads=2)
+    runs = [heads.kv_run(TensorParallel(rank, 4)) for rank in range(4)]
+    assert runs == [Run(0, 1), Run(0, 1), Run(1, 2), Run(1, 2)]
+    assert [size for size in range(1, 9) if heads.fits(size)] == [1, 2, 4, 8]
+
+
+def test_uneven_sizes_are_covered_without_gaps() -> None:
+    runs = [even_run(10, TensorParallel(rank, 3)) for rank in range(3)]
+    assert runs == [Run(0, 3), Run(3, 6), Run(6, 10)]
 
 
 def refusal(folder: Path, world_size: int) -> str:

@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 PORT ?= 3000
+# Room for 46,000 tokens of the demo model; without a number the launcher fills a share of the memory.
+KV_BYTES := 1073741824
 BIN := .venv/bin
 STAMP := .venv/.installed
 ROOMS := proto router launcher shard
@@ -13,7 +15,7 @@ help: ## Show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(STAMP) ## Serve the demo model on 127.0.0.1:3000 (PORT=... for another port); Ctrl-C ends it
-	@$(BIN)/launcher --hostname 127.0.0.1 --port $(PORT)
+	@$(BIN)/launcher --hostname 127.0.0.1 --port $(PORT) --kv-cache-bytes $(KV_BYTES)
 
 test: $(STAMP) ## Run all tests that need no GPU
 	@$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""Rule 24: followers execute what rank 0 sends, over real process groups (two threads) and over a queue."""
+"""Rule 24: followers execute what rank 0 sends, here over a queue; `test_shard_process.py` has the real groups."""
 
 import threading
 from collections.abc import Callable

@@ -44,6 +44,10 @@ def reference(demo_model_folder: Path) -> dict[str, tuple[list[int], list[float]
     return found
 
 
+def test_launcher_says_that_it_serves_the_demo_model(real_server: LaunchedServer) -> None:
+    assert "no --model-id: serving the demo model SmolLM2-135M-Instruct" in real_server.log_text
+
+
 def test_capital_of_france_is_paris(real_server: LaunchedServer) -> None:
     assert generate(real_server, "The capital of France is", max_new_tokens=8).text.startswith(" Paris")
 

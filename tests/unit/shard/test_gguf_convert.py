@@ -192,10 +192,13 @@ def test_demo_model_tokenizes_as_its_own_vocabulary_says(tmp_path: Path) -> None
         "北京和東京 は 20 の街です",
         "a party 🎉👩‍👩‍👧‍👦 with 7 guests",
         "def f(x):\n    return x ** 2  # 10 %\n\n\tprint(f'{f(12)!r}')",
+        # White space before a number: without the digit step its last blank joins the number.
+        "table = [\n    12,   345,\n\n    6\n]",
     ]
     for text in texts:
         ids = converted.encode(text).ids
         assert ids == by_hand.encode(text).ids
         assert converted.decode(ids) == text
     assert [words[token_id] for token_id in converted.encode("x 2024").ids] == ["x", "Ġ", "2", "0", "2", "4"]
+    assert [words[token_id] for token_id in converted.encode("x   2").ids] == ["x", "ĠĠĠ", "2"]
     assert converted.encode("<|im_start|>user\n").ids[0] == words.index("<|im_start|>")

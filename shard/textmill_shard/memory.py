@@ -15,6 +15,8 @@ from textmill_shard.model_runner import ModelRunner
 log = logging.getLogger(__name__)
 
 MAX_TRIAL_TOKENS_ON_CPU = 512
+# A GPU is ours alone; a machine's RAM also serves the router, the page cache and whoever else works there.
+DEFAULT_MEMORY_FRACTIONS = {"cpu": 0.4, "cuda": 0.8}
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _CGROUP_USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
@@ -27,7 +29,7 @@ class KvMemoryOptions:
     max_step_tokens: int  # largest step
     num_slots: int  # requests that sample in it
     kv_cache_bytes: int | None = None  # of this rank; None = by memory_fraction
-    memory_fraction: float = 0.8  # of the whole RAM or device memory, everything of ours included
+    memory_fraction: float | None = None  # of the whole RAM or device memory, everything of ours included
     max_kv_tokens: int | None = None  # never more places than this in all
 
 
@@ -56,9 +58,10 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
     else:
         # Ranks on one CPU share its memory; each rank has a GPU of its own.
         num_sharing = runner.parallel.world_size if runner.device.type == "cpu" else 1
-        allowed = int(memory_bytes * options.memory_fraction) // num_sharing - runner.facts.weight_bytes - step_bytes
+        fraction = options.memory_fraction or DEFAULT_MEMORY_FRACTIONS[runner.device.type]
+        allowed = int(memory_bytes * fraction) // num_sharing - runner.facts.weight_bytes - step_bytes
         kv_bytes = min(allowed, _free_bytes(runner.device) // num_sharing - step_bytes)
-        source = f"--memory-fraction {options.memory_fraction} of {memory_bytes} bytes"
+        source = f"--memory-fraction {fraction} of {memory_bytes} bytes"
     num_blocks = (kv_bytes // bytes_per_block) - 1  # one is scratch
     if options.max_kv_tokens is not None:
         num_blocks = min(num_blocks, -(-options.max_kv_tokens // block_size))

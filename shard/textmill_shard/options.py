@@ -96,7 +96,9 @@ SERVE_OPTIONS = (
     Option("--dtype", choice(*DTYPES), "type of weights and KV", default="auto"),
     Option("--device", text, "cpu, cuda or cuda:N", default="cpu"),
     Option("--kv-cache-bytes", integer(1), "bytes of the KV pool of this rank (default: --memory-fraction decides)"),
-    Option("--memory-fraction", fraction, "share of the memory that this rank may use", default=0.8),
+    Option(
+        "--memory-fraction", fraction, "share of memory to fill (default: 0.4 of a CPU's RAM, 0.8 of a GPU's memory)"
+    ),
     Option("--max-kv-tokens", integer(1), "most tokens in the KV pool, however much memory there is"),
     Option("--block-size", integer(1), "tokens per KV block", default=16),
     Option("--num-slots", integer(1), "requests that can run at once", default=64),

@@ -19,7 +19,7 @@ def test_defaults() -> None:
     assert (settings.rank, settings.world_size, settings.master_port) == (0, 1, None)
     assert (settings.dtype, settings.device, settings.block_size) == ("auto", "cpu", 16)
     assert (settings.num_slots, settings.max_step_tokens, settings.num_threads) == (64, 1024, 3)
-    assert (settings.kv_cache_bytes, settings.max_kv_tokens, settings.memory_fraction) == (None, None, 0.8)
+    assert (settings.kv_cache_bytes, settings.max_kv_tokens, settings.memory_fraction) == (None, None, None)
     assert settings.router_lease_s == 5.0
     assert (settings.json_output, settings.log_level) == (False, "INFO")
 

@@ -54,11 +54,32 @@ class ValidationFailed(RequestError):
 
 
 class OverBudget(ValidationFailed):
-    """The prompt, or prompt and new tokens together, are longer than the window. `max_tokens` is the limit broken."""
+    """The prompt, or prompt and new tokens together, are longer than the window.
 
-    def __init__(self, message: str, *, field: str, max_tokens: int) -> None:
+    `max_tokens` is the limit broken, `window_tokens` the limit of both together; `found` says what was asked for.
+    """
+
+    def __init__(self, message: str, *, field: str, max_tokens: int, window_tokens: int, found: str) -> None:
         super().__init__(message, field=field)
         self.max_tokens = max_tokens
+        self.window_tokens = window_tokens
+        self.found = found
+
+
+class TemplateFailed(RequestError):
+    """There is no chat template, or it does not take this conversation."""
+
+
+class ToolError(RequestError):
+    """A tool is not declared, or tools stand beside something that they exclude. `field` is the name to blame."""
+
+    def __init__(self, message: str, *, field: str = "tools") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class ModelNotFound(RequestError):
+    """No model of this name is served."""
 
 
 class RetryLater(RequestError):

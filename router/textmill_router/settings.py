@@ -65,6 +65,16 @@ def _truth(value: str) -> bool:
     raise _BadValue("true or false")
 
 
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        word = value.strip().lower()
+        if word not in words:
+            raise _BadValue("one of " + ", ".join(words))
+        return word
+
+    return parse
+
+
 def _ip_address(value: str) -> str:
     if value == "localhost":
         return "127.0.0.1"
@@ -129,6 +139,13 @@ class Settings:
     keep_alive_timeout: float = _option(_seconds, "seconds that an idle connection stays open", 75.0)
     stall_timeout: float = _option(_seconds, "seconds after which a client that reads nothing is cut off", 30.0)
     drain_timeout: float = _option(_seconds, "seconds that running requests get after SIGTERM", 80.0)
+
+    tokenizer_config_path: str | None = _option(
+        _text, "tokenizer_config.json whose chat template and special tokens win over the model's", None
+    )
+    max_n: int = _option(_integer(1), "largest n of a chat or completion", 16)
+    v1_errors: str = _option(_one_of("mixed", "openai", "tgi"), "form of errors on /v1: mixed, openai or tgi", "mixed")
+    strict_model: bool = _option(_truth, "404 for names of models that are not served", False, kind="switch")
 
     compute_type: str | None = _option(_text, "value of the header x-compute-type", None)
     json_output: bool = _option(_truth, "log lines are JSON objects", False, kind="switch")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from array import array
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class Tokenizer:
             token_id: token.content for token_id, token in library.get_added_tokens_decoder().items() if token.special
         }
         self.special_ids = frozenset(self._special_texts)
+        self._newline_lead = _newline_lead(library)
         self._table = build_piece_table(library, self.special_ids)
         self.longest_token_bytes = _longest_token_bytes(library)
         # Two or more texts are encoded side by side; the library gives the GIL back while it works.
@@ -124,6 +126,44 @@ class Tokenizer:
         encoding = encode([text], add_special_tokens=add_special_tokens)[0]
         return Encoding(token_array(encoding.ids), text, encoding if wants_offsets else None)
 
+    async def encode_pieces(self, pieces: Sequence[str]) -> "array[int]":
+        """Ids of texts that follow one another without a token across a joint; nothing is added at either end."""
+        [first, *others] = pieces
+        ids = (await self.encode(first, add_special_tokens=False)).ids
+        if others:
+            loop = asyncio.get_running_loop()
+            ids = ids + await loop.run_in_executor(self._pool, self._encode_followers, others)
+        return ids
+
+    def _encode_followers(self, pieces: Sequence[str]) -> "array[int]":
+        """Texts that begin inside a line: where the tokenizer puts a space before a text, it must not do so here."""
+        lead = self._newline_lead or []
+        encode = self._library.encode_batch_fast
+        ids = token_array(())
+        after_newline = encode(["\n" * bool(lead) + piece for piece in pieces], add_special_tokens=False)
+        for piece, encoding in zip(pieces, after_newline, strict=True):
+            if encoding.ids[: len(lead)] == lead:
+                ids.extend(encoding.ids[len(lead) :])
+            else:  # the line break has become one token with what follows
+                ids.extend(encode([piece], add_special_tokens=False)[0].ids)
+        return ids
+
+    @property
+    def special_texts(self) -> frozenset[str]:
+        """Texts that are read as special tokens wherever they stand in a prompt."""
+        return frozenset(self._special_texts.values())
+
+    def normalize(self, text: str) -> str:
+        """The text as it is searched for those special tokens that are not searched for in the text itself."""
+        normalizer = self._library.normalizer
+        return text if normalizer is None else normalizer.normalize_str(text)
+
+    @property
+    def has_normalized_specials(self) -> bool:
+        """Whether some special tokens are searched for in the normalised text."""
+        added = self._library.get_added_tokens_decoder().values()
+        return self._library.normalizer is not None and any(token.special and token.normalized for token in added)
+
     def cannot_fit(self, text: str, max_tokens: int) -> bool:
         """Whether the text is longer than `max_tokens` of the longest token, known without encoding it."""
         if self.longest_token_bytes is None:
@@ -143,6 +183,12 @@ class Tokenizer:
             return self._library.decode([token_id], skip_special_tokens=False)
         text = self._table.texts[token_id] if token_id < len(self._table.texts) else ""
         return self._table.fragments[token_id].decode(errors="replace") if text is None else text
+
+    def id_to_bytes(self, token_id: int) -> bytes:
+        """UTF-8 bytes of the token alone, parts of characters too."""
+        if self._table is not None and token_id in self._table.fragments:
+            return self._table.fragments[token_id]
+        return self.id_to_text(token_id).encode("utf-8", "replace")
 
     def token_to_id(self, token: str) -> int | None:
         return self._library.token_to_id(token)
@@ -204,6 +250,14 @@ def _fit_post_processor(
     library.post_processor = TemplateProcessing(
         single=template, special_tokens=[(token, library.token_to_id(token)) for token in dict.fromkeys(edges)]
     )
+
+
+def _newline_lead(library: tokenizers.Tokenizer) -> list[int] | None:
+    """Ids of a line break, where the start of a text is encoded otherwise than its middle; None where it is not."""
+    newline: list[int] = library.encode("\n", add_special_tokens=False).ids
+    alone: list[int] = library.encode("a", add_special_tokens=False).ids
+    after: list[int] = library.encode("\na", add_special_tokens=False).ids
+    return newline if after[: len(newline)] == newline and after[len(newline) :] != alone else None
 
 
 def _longest_token_bytes(library: tokenizers.Tokenizer) -> int | None:

@@ -152,6 +152,8 @@ def check_budget(num_prompt_tokens: int, max_new_tokens: int | None, limits: Lim
             f"has {num_prompt_tokens} tokens and {new_tokens}; shorten `inputs`, set `truncate` or ask for less",
             field="max_new_tokens",
             max_tokens=limits.max_total_tokens,
+            window_tokens=limits.max_total_tokens,
+            found=f"the prompt has {num_prompt_tokens} tokens and {new_tokens}",
         )
     if num_prompt_tokens > limits.max_input_tokens:
         raise prompt_too_long(f"{num_prompt_tokens}", limits)
@@ -165,6 +167,8 @@ def prompt_too_long(shown_tokens: str, limits: Limits) -> OverBudget:
         f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}; shorten `inputs` or set `truncate`",
         field="inputs",
         max_tokens=limits.max_input_tokens,
+        window_tokens=limits.max_total_tokens,
+        found=f"the prompt has {shown_tokens} tokens, the limit of a prompt is {limits.max_input_tokens}",
     )
 
 

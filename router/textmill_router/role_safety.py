@@ -1,0 +1,106 @@
+"""Keeps text of users and tools from becoming special tokens, whatever a chat template does with it.
+
+Before rendering, a mark is put into each special token's text that a message holds, and at the ends of texts that could
+become one together with what the template puts beside them. After rendering, the prompt is cut at the marks that stand
+inside a special token's text; the pieces are encoded one by one. What holds no such text passes unchanged.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Mapping
+from itertools import pairwise
+from typing import Any
+
+# A code point that Unicode reserves for inside use; removed from a conversation's own text where marks are needed.
+MARK = "\ufdd0"
+
+
+class RoleSafety:
+    """For one vocabulary: the texts that its tokenizer reads as special tokens."""
+
+    def __init__(self, special_texts: Collection[str], normalize: Callable[[str], str] | None = None) -> None:
+        """`normalize` is what the tokenizer does to a text before it looks for special tokens; None: nothing."""
+        texts = sorted({text for text in special_texts if text}, key=len, reverse=True)
+        self._texts = tuple(texts)
+        self._pattern = re.compile("|".join(map(re.escape, texts)) or "(?!)")
+        self._beginnings = frozenset(text[:end] for text in texts for end in range(1, len(text)))
+        self._endings = frozenset(text[start:] for text in texts for start in range(1, len(text)))
+        self._longest = len(texts[0]) if texts else 0
+        self._normalize = normalize
+
+    def forges(self, role: str) -> bool:
+        """Whether a role's name holds or completes a special token's text: templates write `<|` + role + `|>`."""
+        return any(role in text or text in role for text in self._texts)
+
+    def guard(self, value: Any) -> Any:
+        """A JSON value with marks in its strings; the value itself when it needs none."""
+        if not self._needs_marks(value):
+            return value
+        return self._marked(value)
+
+    def cut(self, rendered: str) -> tuple[str, ...]:
+        """The pieces to encode one by one; joined they are the prompt. One piece when nothing was forged."""
+        if MARK not in rendered:
+            return (rendered,)
+        parts = rendered.split(MARK)
+        joints: list[int] = []
+        end = 0
+        for part in parts[:-1]:
+            end += len(part)
+            joints.append(end)
+        text = "".join(parts)
+        cuts: list[int] = []
+        for start, stop in self._occurrences(text):
+            first = bisect_right(joints, start)
+            if first < len(joints) and joints[first] < stop:
+                cuts.append(joints[first])
+        edges = [0, *sorted(set(cuts)), len(text)]
+        return tuple(text[start:stop] for start, stop in pairwise(edges))
+
+    def _needs_marks(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return self._pattern.search(self._seen(value)) is not None or any(self._open_ends(value))
+        if isinstance(value, Mapping):
+            return any(map(self._needs_marks, value)) or any(map(self._needs_marks, value.values()))
+        return isinstance(value, list) and any(map(self._needs_marks, value))
+
+    def _marked(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._marked_text(value.replace(MARK, ""))
+        if isinstance(value, Mapping):
+            return {self._marked(key): self._marked(entry) for key, entry in value.items()}
+        return [self._marked(entry) for entry in value] if isinstance(value, list) else value
+
+    def _marked_text(self, text: str) -> str:
+        seen = self._seen(text)
+        if seen is not text and self._pattern.search(seen) is not None:
+            text = seen
+        parts = []
+        done = 0
+        for start, _ in self._occurrences(text):
+            parts.append(text[done : start + 1])
+            done = start + 1
+        parts.append(text[done:])
+        opens, closes = self._open_ends(text)
+        return (MARK if opens else "") + MARK.join(parts) + (MARK if closes else "")
+
+    def _seen(self, text: str) -> str:
+        """The text as the tokenizer searches it."""
+        return text if self._normalize is None else self._normalize(text)
+
+    def _occurrences(self, text: str) -> "list[tuple[int, int]]":
+        """(start, stop) of special tokens' texts, those that overlap too; from each start the longest."""
+        found = []
+        match = self._pattern.search(text)
+        while match is not None:
+            found.append(match.span())
+            match = self._pattern.search(text, match.start() + 1)
+        return found
+
+    def _open_ends(self, text: str) -> "tuple[bool, bool]":
+        """Whether the start could end a special token's text, and whether the end could begin one."""
+        longest = min(self._longest, len(text) + 1)
+        return (
+            any(text[:size] in self._endings for size in range(1, longest)),
+            any(text[-size:] in self._beginnings for size in range(1, longest)),
+        )

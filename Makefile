@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types proto wire bench clean
+.PHONY: help run test check format lint types proto wire metrics-page bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -12,7 +12,7 @@ ROOMS := proto router launcher shard
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 help: ## Show these lines
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(STAMP) ## Serve the demo model on 127.0.0.1:3000 (PORT=... for another port); Ctrl-C ends it
 	@$(BIN)/launcher --hostname 127.0.0.1 --port $(PORT) --kv-cache-bytes $(KV_BYTES)
@@ -42,6 +42,9 @@ proto: $(STAMP) ## Regenerate the stubs of proto/textmill_proto/v1/shard.proto
 
 wire: $(STAMP) ## Compare the committed stubs with the .proto
 	@$(BIN)/python -m pytest --quiet --no-header -p no:cacheprovider tests/unit/proto
+
+metrics-page: $(STAMP) ## Write docs/metrics.md from the table of metrics
+	@$(BIN)/python -m textmill_router.metrics_page > docs/metrics.md
 
 bench: $(STAMP) ## Measure; ARGS=... goes to the load generator
 	@$(BIN)/python -m bench $(ARGS)

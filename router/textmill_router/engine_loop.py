@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,10 +15,12 @@ from typing import Protocol
 
 from textmill_proto import PROTOCOL_VERSION
 
+from textmill_router.epoch import Counters
 from textmill_router.plan import StepResult
 from textmill_router.request import Failure, FailureCode, GenerationRequest, RequestId, RequestOutput
 from textmill_router.scheduler import Scheduler, SchedulerConfig, SchedulerStats, StreamBroken
 from textmill_router.shard_client import ShardClient, ShardClientOptions
+from textmill_router.step_metrics import Method, StepMetrics
 from textmill_router.wire import PlanRejected, ShardFacts, ShardHealth, pool_of
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,16 @@ class OutputSink(Protocol):
     def on_output(self, output: RequestOutput) -> None: ...
 
 
+class _Reader:
+    """The sink of one request, and when its last token came (0 before the first)."""
+
+    __slots__ = ("last_token_s", "sink")
+
+    def __init__(self, sink: OutputSink) -> None:
+        self.sink = sink
+        self.last_token_s = 0.0
+
+
 class EngineLoop:
     """Life: `start`, then `submit` and `cancel` from the same loop, then `stop`.
 
@@ -82,7 +94,8 @@ class EngineLoop:
         self._tokenizer_digest = tokenizer_digest
         self._client = ShardClient(client_options)
         self._scheduler: Scheduler | None = None
-        self._sinks: dict[RequestId, OutputSink] = {}
+        self._readers: dict[RequestId, _Reader] = {}
+        self.steps = StepMetrics()
         self._status = EngineStatus()
         self._status_changed = asyncio.Event()
         self._held_outputs: list[RequestOutput] = []
@@ -107,6 +120,11 @@ class EngineLoop:
     def stats(self) -> SchedulerStats | None:
         """Numbers of queue, slots and blocks; None before the first epoch."""
         return None if self._scheduler is None else self._scheduler.stats()
+
+    @property
+    def counters(self) -> Counters | None:
+        """Numbers that only grow, over all epochs; None before the first. To be read, not written."""
+        return None if self._scheduler is None else self._scheduler.counters
 
     def can_ever_fit(self, num_tokens: int) -> bool:
         """Whether a request of so many tokens, prompt and output, fits the KV pool alone."""
@@ -136,12 +154,12 @@ class EngineLoop:
         if self._scheduler is None or self._status.phase is EnginePhase.STOPPED:
             raise EngineUnavailable(self._status)
         self._scheduler.on_submit(request, self.now())
-        self._sinks[request.request_id] = sink
+        self._readers[request.request_id] = _Reader(sink)
         self._tick_soon()
 
     def cancel(self, request_id: RequestId) -> None:
         """Ends a request; its sink hears nothing more. Does nothing when it has ended."""
-        if self._sinks.pop(request_id, None) is None:
+        if self._readers.pop(request_id, None) is None:
             return
         assert self._scheduler is not None
         self._scheduler.on_cancel(request_id)
@@ -163,29 +181,42 @@ class EngineLoop:
         self._check(facts)
         if self._scheduler is None:
             self._scheduler = Scheduler(self._configure(facts))
+        began_s = time.perf_counter()
         decision = self._scheduler.begin_epoch(pool_of(facts, epoch), self.now())
+        self.steps.on_plans(decision.plans, self._scheduler.num_running, time.perf_counter() - began_s)
         self._client.send(decision.plans)
         self._set_status(EngineStatus(EnginePhase.READY, 1.0, facts))
         self._deliver(decision.outputs)
         log.info("epoch begins", extra={"epoch": epoch, "num_slots": facts.num_slots, "num_blocks": facts.num_blocks})
 
     def on_result(self, result: StepResult) -> None:
-        assert self._scheduler is not None
+        scheduler = self._scheduler
+        assert scheduler is not None
+        began_s = time.perf_counter()
+        num_prefill_tokens = scheduler.counters.num_prefill_tokens
+        has_prefill = bool(result.errors) and scheduler.is_any_in_prefill  # a prompt that failed computed nothing
         try:
-            decision = self._scheduler.on_step(result, self.now())
+            decision = scheduler.on_step(result, self.now())
         except StreamBroken as error:
             if self._has_broken:  # and no request has finished since
                 raise
             self._has_broken = True
             self._client.cut(f"the shard broke a rule of the stream: {error}")
             return
+        has_prefill = has_prefill or scheduler.counters.num_prefill_tokens > num_prefill_tokens
+        method = Method.PREFILL if has_prefill else Method.DECODE
         if decision.plans:
             # First the shard, then the readers: the stream's writer runs before what is put behind it here.
             self._client.send(decision.plans)
             self._held_outputs += decision.outputs
-            asyncio.get_running_loop().call_soon(self._deliver, ())
+            asyncio.get_running_loop().call_soon(self._deliver_timed, (), method)
+            planning_s = time.perf_counter() - began_s
+            self.steps.on_plans(decision.plans, scheduler.num_running, planning_s)
         else:
-            self._deliver(decision.outputs)
+            planning_s = time.perf_counter() - began_s
+            self._deliver_timed(decision.outputs, method)
+        if result.step:
+            self.steps.on_step(method, result, planning_s)
 
     def on_rejected(self, rejected: PlanRejected) -> None:
         assert self._scheduler is not None
@@ -194,6 +225,8 @@ class EngineLoop:
 
     def on_lost(self, reason: str) -> None:
         assert self._scheduler is not None
+        if self._scheduler.num_running:
+            self.steps.on_lost_step(Method.PREFILL if self._scheduler.is_any_in_prefill else Method.DECODE)
         self._set_status(EngineStatus(EnginePhase.LOST, 0.0, self._status.facts, reason))
         self._deliver(self._scheduler.end_epoch(self.now()))
 
@@ -216,21 +249,41 @@ class EngineLoop:
     def _tick(self) -> None:
         self._is_tick_due = False
         if self._scheduler is not None and self._status.phase is not EnginePhase.STOPPED:
-            self._client.send(self._scheduler.on_tick(self.now()))
+            began_s = time.perf_counter()
+            plans = self._scheduler.on_tick(self.now())
+            self._client.send(plans)
+            self.steps.on_plans(plans, self._scheduler.num_running, time.perf_counter() - began_s)
+
+    def _deliver_timed(self, outputs: Sequence[RequestOutput], method: Method) -> None:
+        """`_deliver` for the outputs of a step."""
+        if not outputs and not self._held_outputs:
+            return
+        began_s = time.perf_counter()
+        self._deliver(outputs)
+        self.steps.on_text(method, time.perf_counter() - began_s)
 
     def _deliver(self, outputs: Iterable[RequestOutput]) -> None:
         """Hands outputs to their readers, what was held before the new."""
         if self._held_outputs:
             held, self._held_outputs = self._held_outputs, []
             outputs = [*held, *outputs]
-        sinks = self._sinks
+        readers = self._readers
+        now_s = self.now()
+        num_by_skipped, inter_token = self.steps.num_outputs_by_skipped, self.steps.inter_token
         for output in outputs:
             request_id = output.request_id
-            sink = sinks.get(request_id)
-            if sink is None:
+            reader = readers.get(request_id)
+            if reader is None:
                 continue  # cancelled while the step ran
+            sink = reader.sink
+            num_tokens = len(output.tokens)
+            if num_tokens:
+                num_by_skipped[num_tokens - 1] += 1
+                if reader.last_token_s:
+                    inter_token.observe((now_s - reader.last_token_s) / num_tokens, num_tokens)
+                reader.last_token_s = now_s
             if output.finish is not None or output.failure is not None:
-                del sinks[request_id]
+                del readers[request_id]
                 self._has_broken = False
             try:
                 sink.on_output(output)
@@ -263,9 +316,9 @@ class EngineLoop:
         self._deliver(())
         self._set_status(EngineStatus(EnginePhase.STOPPED, 0.0, self._status.facts, reason))
         failure = Failure(FailureCode.SHUTDOWN, reason)
-        sinks, self._sinks = self._sinks, {}
-        for request_id, sink in sinks.items():
-            sink.on_output(RequestOutput(request_id, failure=failure))
+        readers, self._readers = self._readers, {}
+        for request_id, reader in readers.items():
+            reader.sink.on_output(RequestOutput(request_id, failure=failure))
 
     def _set_status(self, status: EngineStatus) -> None:
         self._status = status

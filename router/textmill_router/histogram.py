@@ -4,8 +4,6 @@ import itertools
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from prometheus_client.core import HistogramMetricFamily
-
 # 35 geometric steps from 0.15 ms to 145.6 s.
 DURATION_BOUNDS_S = tuple(0.0001 * 1.5**k for k in range(1, 36))
 NUM_LINEAR_STEPS = 100
@@ -26,13 +24,18 @@ class Histogram:
         self._counts = [0] * (len(self._bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count one observation."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count an observation, or several of the same value."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
-    def family(self, name: str, text: str) -> HistogramMetricFamily:
-        """The state of now, for a scrape."""
+    @property
+    def sum(self) -> float:
+        """Sum of all observations."""
+        return self._sum
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Each bound as text with the number of observations at or below it; the last, `+Inf`, counts all."""
         totals = itertools.accumulate(self._counts)
         names = [*(f"{bound:.12g}" for bound in self._bounds), "+Inf"]
-        return HistogramMetricFamily(name, text, buckets=list(zip(names, totals, strict=True)), sum_value=self._sum)
+        return list(zip(names, totals, strict=True))

@@ -13,7 +13,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from textmill_router.api.error_responses import error_headers, error_kind, native_error_body
-from textmill_router.api.replies import offer_flow
+from textmill_router.api.replies import note_refusal, offer_flow
 from textmill_router.errors import BadHttp, HeaderTooLarge, RequestError, RequestTimedOut
 
 # A body must come faster than this once its first deadline has passed.
@@ -34,15 +34,19 @@ class GuardLimits:
     stall_timeout_s: float
 
 
-def guarded_protocol(limits: GuardLimits) -> type[HttpToolsProtocol]:
-    """The protocol class with these limits, as uvicorn wants it: a class without further arguments."""
-    return type("GuardedHttpProtocol", (_GuardedProtocol,), {"limits": limits})
+def guarded_protocol(limits: GuardLimits, on_refused: Callable[[int], None]) -> type[HttpToolsProtocol]:
+    """The protocol class with these limits, as uvicorn wants it: a class without further arguments.
+
+    `on_refused` is called with the status of each refusal that no call of the application stands for.
+    """
+    return type("GuardedHttpProtocol", (_GuardedProtocol,), {"limits": limits, "on_refused": staticmethod(on_refused)})
 
 
 class _GuardedProtocol(HttpToolsProtocol):
     """A connection is idle, in a header, in a body, or working; one deadline runs in the header and in the body."""
 
     limits: GuardLimits
+    on_refused: Callable[[int], None]
     _deadline: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
     _is_in_header = True
@@ -171,7 +175,12 @@ class _GuardedProtocol(HttpToolsProtocol):
                 (b"connection", b"close"),
             ]
             lines = [b"%b: %b\r\n" % header for header in headers]
-            self.transport.write(b"".join([STATUS_LINE[error_kind(error).status], *lines, b"\r\n", body]))
+            status = error_kind(error).status
+            self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+            if self.cycle is not None and not self.cycle.response_complete:
+                note_refusal(cast(Scope, self.scope), status)  # the application counts its call with this status
+            else:
+                self.on_refused(status)
         self.transport.close()
 
     def _start_deadline(self, delay_s: float, callback: Callable[[], None]) -> None:

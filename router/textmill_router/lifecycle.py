@@ -8,10 +8,12 @@ import signal
 import socket
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import uvicorn
 
 from textmill_router.app import build_app
+from textmill_router.chat_template_files import load_chat_templates
 from textmill_router.engine_loop import EngineLoop, EnginePhase
 from textmill_router.http_guard import GuardLimits, guarded_protocol
 from textmill_router.service import Service, scheduler_config
@@ -53,7 +55,7 @@ def make_server(service: Service) -> HttpServer:
     )
     config = uvicorn.Config(
         build_app(service),
-        http=guarded_protocol(limits),
+        http=guarded_protocol(limits, service.metrics.on_refused_connection),
         interface="asgi3",
         ws="none",
         lifespan="off",
@@ -88,9 +90,11 @@ async def start_backend(service: Service) -> EngineLoop:
     """Load the tokenizer, connect to the shard, wait until it is ready. Raises SettingsError or BackendLost."""
     settings = service.settings
     tokenizer = await asyncio.to_thread(Tokenizer.load, settings.model_dir, settings.validation_workers)
+    config_path = None if settings.tokenizer_config_path is None else Path(settings.tokenizer_config_path)
+    chat_templates = await asyncio.to_thread(load_chat_templates, Path(settings.model_dir), config_path)
     options = ShardClientOptions(uds_path=settings.shard_uds_path)
     engine = EngineLoop(options, partial(scheduler_config, settings), tokenizer.digest)
-    service.attach(engine, tokenizer)
+    service.attach(engine, tokenizer, chat_templates)
     await engine.start()
     try:
         status = await engine.wait_for_phase(EnginePhase.READY, EnginePhase.STOPPED)

@@ -7,12 +7,14 @@ import uuid
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from textmill_router.api.replies import call_of, open_call, send_error, send_reply
+from textmill_router.api.error_responses import ErrorStyle
+from textmill_router.api.replies import call_of, open_call, refusal_of, send_error, send_reply
 from textmill_router.errors import InternalError, Unauthorized
 from textmill_router.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+OPENAI_PREFIX = "/v1/"
 # Monitoring works without a key.
 OPEN_PATHS = frozenset({"/health", "/ping", "/metrics"})
 CLIENT_LEFT_STATUS = 499
@@ -24,9 +26,10 @@ _BEARER = re.compile(rb"bearer:?\s+(.*\S)\s*", re.IGNORECASE | re.DOTALL)
 class FrontDoor:
     """Outermost: opens the call, answers 500 for our own mistakes, counts statuses."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, v1_errors: ErrorStyle = ErrorStyle.MIXED) -> None:
         self._app = app
         self._metrics = metrics
+        self._v1_errors = v1_errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]  # neither websockets nor lifespan are switched on
@@ -34,6 +37,8 @@ class FrontDoor:
         is_usable = given is not None and _REQUEST_ID.fullmatch(given) is not None
         request_id = given.decode() if given is not None and is_usable else uuid.uuid4().hex
         call = open_call(scope, request_id)
+        if scope["path"].startswith(OPENAI_PREFIX):
+            call.error_style = self._v1_errors
         call.reply_headers.append((b"x-request-id", request_id.encode()))
         try:
             await self._app(scope, receive, send)
@@ -44,7 +49,7 @@ class FrontDoor:
             await send_error(scope, send, InternalError(f"an internal error ended request {request_id}"))
         finally:
             method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
-            self._metrics.on_http(call.route, method, call.status or CLIENT_LEFT_STATUS)
+            self._metrics.on_http(call.route, method, call.status or refusal_of(scope) or CLIENT_LEFT_STATUS)
 
 
 class Cors:

@@ -221,6 +221,21 @@ class Scheduler:
         pool = self._pool
         return pool is None or num_tokens <= pool.num_blocks * pool.block_size
 
+    @property
+    def counters(self) -> Counters:
+        """Numbers that only grow; to be read, not written."""
+        return self._counters
+
+    @property
+    def num_running(self) -> int:
+        """Requests that have a seat and were not told to leave it."""
+        return self._epoch.num_running if self._epoch else 0
+
+    @property
+    def is_any_in_prefill(self) -> bool:
+        """Whether a running request has no token yet in this epoch."""
+        return self._epoch is not None and self._epoch.slots.is_any_in_prefill()
+
     def stats(self) -> SchedulerStats:
         """The numbers of this moment."""
         return collect_stats(self._epoch, self._queue, self._counters)

@@ -4,10 +4,12 @@ import time
 from dataclasses import dataclass
 
 from textmill_router.admission import Admission
+from textmill_router.chat_template import ChatTemplates
 from textmill_router.engine_loop import EngineLoop, EnginePhase
 from textmill_router.errors import ModelLoading
-from textmill_router.metrics import Metrics
+from textmill_router.metrics import EngineNumbers, Metrics
 from textmill_router.plan import Budget
+from textmill_router.role_safety import RoleSafety
 from textmill_router.scheduler import SchedulerConfig
 from textmill_router.settings import Settings, SettingsError
 from textmill_router.tokenization import Tokenizer
@@ -28,6 +30,8 @@ class Backend:
     tokenizer: Tokenizer
     facts: ShardFacts
     limits: Limits
+    chat_templates: ChatTemplates
+    role_safety: RoleSafety
 
 
 class Service:
@@ -40,22 +44,35 @@ class Service:
         self._started_s = time.monotonic()
         self._engine: EngineLoop | None = None
         self._tokenizer: Tokenizer | None = None
+        self._chat_templates: ChatTemplates | None = None
+        self.created_s = int(time.time())  # of the model, as /v1/models shows it
         self._backend: Backend | None = None
 
-    def attach(self, engine: EngineLoop, tokenizer: Tokenizer) -> None:
-        """Name the engine whose phase is shown while it loads."""
+    def attach(self, engine: EngineLoop, tokenizer: Tokenizer, chat_templates: ChatTemplates) -> None:
+        """Name the engine whose phase is shown while it loads, and what has been read of the model's files."""
         self._engine = engine
         self._tokenizer = tokenizer
+        self._chat_templates = chat_templates
 
     def become_ready(self) -> Backend:
         """Fix the limits from what the shard says of itself. Raises SettingsError when they cannot be met."""
         assert self._engine is not None
         assert self._tokenizer is not None
+        assert self._chat_templates is not None
         facts = self._engine.status.facts
         assert facts is not None
         limits = resolve_limits(self.settings, facts, self._engine)
         self.metrics.set_limits(max_input_tokens=limits.max_input_tokens, max_total_tokens=limits.max_total_tokens)
-        self._backend = Backend(self._engine, self._tokenizer, facts, limits)
+        tokenizer = self._tokenizer
+        normalize = tokenizer.normalize if tokenizer.has_normalized_specials else None
+        self._backend = Backend(
+            self._engine,
+            tokenizer,
+            facts,
+            limits,
+            self._chat_templates,
+            RoleSafety(tokenizer.special_texts, normalize),
+        )
         return self._backend
 
     def open_backend(self) -> Backend:
@@ -85,9 +102,13 @@ class Service:
 
     def expose_metrics(self) -> bytes:
         """The text of /metrics, also while loading."""
-        if self._backend is None:
-            return self.metrics.expose(None, 0)
-        return self.metrics.expose(self._backend.engine.stats(), self._backend.facts.block_size)
+        backend = self._backend
+        stats = None if backend is None else backend.engine.stats()
+        numbers = None
+        if backend is not None and stats is not None:
+            is_up = backend.engine.status.phase is EnginePhase.READY
+            numbers = EngineNumbers(stats, backend.engine.steps, backend.facts.block_size, is_up)
+        return self.metrics.expose(numbers, num_in_flight=self.admission.held)
 
     def compute_type(self, facts: ShardFacts) -> str:
         """Number and kind of devices, as x-compute-type shows it."""

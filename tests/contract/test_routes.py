@@ -1,6 +1,5 @@
 """Health, info, tokenize, metrics; API key; CORS."""
 
-import re
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -84,69 +83,6 @@ def test_long_text_is_tokenised_too(client: httpx.Client) -> None:
     tokens = client.post("/tokenize", json={"inputs": "é" * 5000}).json()
     assert len(tokens) == 10_001
     assert tokens[-1] == {"id": 0xA9, "text": "é", "start": 9998, "stop": 10_000}
-
-
-def metric(text: str, name: str) -> float:
-    match = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
-    assert match is not None, name
-    return float(match[1])
-
-
-def test_metrics_of_a_known_run(tmp_path_factory: pytest.TempPathFactory) -> None:
-    options = FakeShardOptions(num_slots=4, num_blocks=64)
-    with RunningRouter(tmp_path_factory.mktemp("metrics"), options) as router, router.client() as client:
-        for _ in range(3):
-            client.post("/generate", json={"inputs": "x" * 40, "parameters": {"max_new_tokens": 5}})
-        client.post("/generate_stream", json={"inputs": "hi", "parameters": {"max_new_tokens": 4, "stop": "ab"}})
-        client.post(
-            "/generate", json={"inputs": "hi", "parameters": {"do_sample": True, "best_of": 2, **{"max_new_tokens": 1}}}
-        )
-        client.post("/generate", json={"inputs": "hi", "parameters": {"top_k": 0}})
-        client.get("/nope/secret")
-        client.request("PROPFIND", "/health")
-        router.wait_until_free()
-        text = client.get("/metrics").text
-    assert metric(text, "tgi_request_count") == 6
-    assert metric(text, "tgi_request_success") == 5
-    assert metric(text, 'tgi_request_failure{err="validation"}') == 1
-    assert metric(text, "tgi_request_generated_tokens_count") == 5
-    assert metric(text, "tgi_request_generated_tokens_sum") == 3 * 5 + 2 + 1
-    assert metric(text, "tgi_request_input_length_sum") == 3 * 41 + 3 + 3
-    assert metric(text, "tgi_request_max_new_tokens_sum") == 3 * 5 + 4 + 1
-    assert metric(text, 'tgi_request_duration_bucket{le="+Inf"}') == 5
-    assert metric(text, "tgi_queue_size") == 0
-    assert metric(text, "tgi_batch_current_size") == 0
-    assert metric(text, "tgi_batch_current_max_tokens") == 0
-    assert metric(text, "textmill_time_to_first_token_seconds_count") == 5
-    assert metric(text, 'textmill_request_finish{reason="length"}') == 4
-    assert metric(text, 'textmill_request_finish{reason="stop_string"}') == 1
-    # 41 prompt tokens fill two blocks of 16; the second and third find them.
-    assert metric(text, "textmill_prefix_cache_hit_tokens") == 2 * 32
-    assert metric(text, "textmill_preemptions") == 0
-    assert metric(text, "textmill_slots_free") == 4
-    blocks = [metric(text, f'textmill_kv_blocks{{state="{state}"}}') for state in ("free", "cached", "held")]
-    assert sum(blocks) == metric(text, "textmill_kv_blocks_size") == 64
-    assert metric(text, 'textmill_http_requests{route="/generate",method="POST",status="200"}') == 4
-    assert metric(text, 'textmill_http_requests{route="other",method="GET",status="404"}') == 1
-    assert metric(text, 'textmill_http_requests{route="/health",method="other",status="405"}') == 1
-    assert "secret" not in text
-    assert "PROPFIND" not in text
-
-
-def test_metric_lines_agree_in_name(client: httpx.Client) -> None:
-    answer = client.get("/metrics")
-    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    name, kind = "", ""
-    for line in answer.text.splitlines():
-        if line.startswith("# TYPE "):
-            _, _, name, kind = line.split(" ")
-        elif not line.startswith("#"):
-            sample = re.split(r"[{ ]", line)[0]
-            suffixes = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
-            assert sample in [name + suffix for suffix in suffixes], line
-    assert "# TYPE tgi_request_count counter\n" in answer.text
-    assert "tgi_request_count_total" not in answer.text
-    assert 'tgi_request_duration_bucket{le="0.00015"}' in answer.text
 
 
 @pytest.fixture(scope="module")

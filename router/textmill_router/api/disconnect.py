@@ -1,6 +1,7 @@
 """Work that ends when its client leaves, streaming or not."""
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -12,11 +13,13 @@ from textmill_router.api.json_body import ClientLeft
 class UntilClientLeaves:
     """`async with` around the work of one call; raises ClientLeft out of it when the client closes the connection.
 
-    The body has been read before. One task per call waits for the news; a token costs nothing.
+    The body has been read before. One task per call waits for the news; a token costs nothing. `on_abort` is called
+    once when the client has left.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, on_abort: Callable[[], None]) -> None:
         self._receive = receive
+        self._on_abort = on_abort
         self._has_left = False
         self._worker: asyncio.Task[object] | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -43,6 +46,7 @@ class UntilClientLeaves:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self._has_left = True
+                self._on_abort()
                 assert self._worker is not None
                 self._worker.cancel()
                 return

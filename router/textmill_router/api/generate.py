@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from enum import Enum
 
@@ -26,7 +27,6 @@ from textmill_router.generation import (
     TokenEvent,
     start_generation,
 )
-from textmill_router.metrics import Metrics
 from textmill_router.request import GenerationRequest
 from textmill_router.service import Backend, Service
 from textmill_router.validation import CheckedParameters, check_parameters
@@ -72,7 +72,7 @@ class GenerateRoute:
         body = await read_json(scope, receive, self._decoder, service.settings.payload_limit)
         streams = self._mode is GenerateMode.STREAM or (isinstance(body, CompatBody) and bool(body.stream))
         checked = check_parameters(wishes_of(body.parameters, streams=streams), backend.limits)
-        async with UntilClientLeaves(receive):
+        async with UntilClientLeaves(receive, service.metrics.on_abort):
             with service.admission.permits(checked.best_of):
                 work = _Work(service, backend, call_of(scope), body, checked, self._mode)
                 try:
@@ -126,12 +126,10 @@ class _Work:
         )
         options = TextOptions(self._checked.stop, keep_tokens=False)
         stream = EventStream(scope, send, self._stream_headers())
-        gaps = _TokenGaps(self._service.metrics)
 
         def write_now(events: list[TokenEvent]) -> bool:
             if not stream.can_write_now:
                 return False
-            gaps.note(len(events))
             stream.write_now(writer.encode(events))
             return True
 
@@ -139,11 +137,9 @@ class _Work:
             async with start_generation(self._backend.engine, self._backend.tokenizer, request, options) as generation:
                 generation.read_fast(write_now)
                 events = await generation.next_events()
-                gaps.start()
                 while events[-1].result is None:
                     await stream.write(writer.encode(events))
                     events = await generation.next_events()
-                    gaps.note(len(events))
                 result = events[-1].result
                 self._note_success(request, result)
                 await stream.end(writer.encode(events))
@@ -175,7 +171,8 @@ class _Work:
             wants_details=self._wants_details,
             wants_top_tokens=self._checked.top_n_tokens > 0,
         )
-        self._note_success(requests[results.index(best)], best)
+        chosen = results.index(best)
+        self._note_success(requests[chosen], best, [*results[:chosen], *results[chosen + 1 :]])
         shown = [answer] if self._mode is GenerateMode.COMPAT else answer
         await send_reply(scope, send, 200, msgspec.json.encode(shown), headers=self._whole_headers(best))
 
@@ -196,9 +193,11 @@ class _Work:
             for sampling in samplings(self._checked)
         ]
 
-    def _note_success(self, request: GenerationRequest, result: GenerationResult) -> None:
+    def _note_success(
+        self, request: GenerationRequest, result: GenerationResult, others: Sequence[GenerationResult] = ()
+    ) -> None:
         total_s = time.monotonic() - self._call.arrival_s
-        self._service.metrics.on_success(result, validation_s=self._validation_s, total_s=total_s)
+        self._service.metrics.on_success(result, validation_s=self._validation_s, total_s=total_s, others=others)
         log.info(
             "Success",
             extra={
@@ -237,24 +236,6 @@ class _Work:
             (b"x-generated-tokens", b"%d" % result.num_output_tokens),
             (b"x-cached-prompt-tokens", b"%d" % result.num_cached_tokens),
         ]
-
-
-class _TokenGaps:
-    """Measures the time between the tokens of one stream."""
-
-    __slots__ = ("_last_s", "_metrics")
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._last_s = 0.0
-
-    def start(self) -> None:
-        self._last_s = time.monotonic()
-
-    def note(self, num_events: int) -> None:
-        now = time.monotonic()
-        self._metrics.on_token_gap((now - self._last_s) / num_events)
-        self._last_s = now
 
 
 def _shown_seed(request: GenerationRequest) -> int | None:

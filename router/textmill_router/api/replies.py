@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from starlette.types import Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from textmill_router.api.error_responses import Header, error_headers, error_kind, native_error_body
+from textmill_router.api.error_responses import ErrorStyle, Header, error_body, error_headers, error_status
 from textmill_router.errors import RequestError
 
 _SCOPE_KEY = "textmill.call"
 _FLOW_KEY = "textmill.flow"
+_REFUSAL_KEY = "textmill.refusal"
 
 
 @dataclass(slots=True)
@@ -23,6 +24,7 @@ class Call:
     reply_headers: list[Header] = field(default_factory=list)
     route: str = "other"  # path of the route, for metrics; never a client's text
     status: int = 0
+    error_style: ErrorStyle = ErrorStyle.NATIVE
 
 
 def open_call(scope: Scope, request_id: str) -> Call:
@@ -41,6 +43,17 @@ def call_of(scope: Scope) -> Call:
 def offer_flow(scope: Scope, flow: FlowControl) -> None:
     """Called by the connection: lets an event stream ask whether it can write."""
     scope["extensions"] = {_FLOW_KEY: {"flow": flow}}
+
+
+def note_refusal(scope: Scope, status: int) -> None:
+    """Called by the connection: it has answered this call itself, before the application did."""
+    scope.setdefault("extensions", {})[_REFUSAL_KEY] = {"status": status}
+
+
+def refusal_of(scope: Scope) -> int:
+    """The status with which the connection refused this call, 0 if it did not."""
+    status: int = scope.get("extensions", {}).get(_REFUSAL_KEY, {}).get("status", 0)
+    return status
 
 
 def flow_of(scope: Scope) -> FlowControl | None:
@@ -74,6 +87,6 @@ async def send_reply(
 
 
 async def send_error(scope: Scope, send: Send, error: RequestError) -> None:
-    """Send an error as a whole answer in the native dialect."""
-    status = error_kind(error).status
-    await send_reply(scope, send, status, native_error_body(error), headers=error_headers(error))
+    """Send an error as a whole answer, in the form that the call's dialect has."""
+    style = call_of(scope).error_style
+    await send_reply(scope, send, error_status(error, style), error_body(error, style), headers=error_headers(error))

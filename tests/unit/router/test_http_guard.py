@@ -42,7 +42,7 @@ def talk(exchange: Exchange, limits: GuardLimits = LIMITS) -> uvicorn.Server:
         config = uvicorn.Config(
             echo_length,
             port=0,
-            http=guarded_protocol(limits),
+            http=guarded_protocol(limits, lambda status: None),
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -1,0 +1,190 @@
+"""What each metric is called, means and is labelled with. `docs/metrics.md` is made from this table.
+
+TGI's names stay (`tgi_...`), so that its dashboards work; what TGI has no name for starts with `textmill_`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class MetricKind(StrEnum):
+    """The types of the Prometheus text format."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+    SUMMARY = "summary"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """One metric; `buckets` is the name of a set of bounds in `BUCKET_SETS`, empty for all but histograms."""
+
+    name: str
+    kind: MetricKind
+    text: str
+    labels: tuple[str, ...] = ()
+    buckets: str = ""
+
+
+BUCKET_SETS = {
+    "D": "35 bounds from 0.00015 s to 145.6 s, each 1.5 times the one before",
+    "I": "100 equal steps up to the longest prompt (`--max-input-tokens`)",
+    "T": "100 equal steps up to the window (`--max-total-tokens`)",
+    "B": "1, 2, 3 ... 1024",
+}
+SPECS: list[MetricSpec] = []  # in the order of the page
+
+
+def _spec(name: str, kind: MetricKind, text: str, *, labels: tuple[str, ...] = (), buckets: str = "") -> MetricSpec:
+    spec = MetricSpec(name, kind, text, labels, buckets)
+    SPECS.append(spec)
+    return spec
+
+
+_COUNTER, _GAUGE, _HISTOGRAM = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
+_METHOD = ("method",)
+
+REQUEST_COUNT = _spec("tgi_request_count", _COUNTER, "Calls that ask for generation; each counts once")
+REQUEST_SUCCESS = _spec("tgi_request_success", _COUNTER, "Calls whose generation completed")
+REQUEST_FAILURE = _spec(
+    "tgi_request_failure",
+    _COUNTER,
+    "Calls that ended without their result: overloaded, validation, template, incomplete (a mistake of the server), "
+    "generation (the shard failed it), dropped (the client left), loading, shutting_down",
+    labels=("err",),
+)
+REQUEST_DURATION = _spec("tgi_request_duration", _HISTOGRAM, "Seconds from arrival to the end", buckets="D")
+VALIDATION_DURATION = _spec(
+    "tgi_request_validation_duration", _HISTOGRAM, "Seconds from arrival to the queue", buckets="D"
+)
+QUEUE_DURATION = _spec("tgi_request_queue_duration", _HISTOGRAM, "Seconds in the queue", buckets="D")
+INFERENCE_DURATION = _spec(
+    "tgi_request_inference_duration", _HISTOGRAM, "Seconds from leaving the queue to the end", buckets="D"
+)
+MEAN_TIME_PER_TOKEN = _spec(
+    "tgi_request_mean_time_per_token_duration",
+    _HISTOGRAM,
+    "Inference seconds divided by output tokens, prefill included",
+    buckets="D",
+)
+GENERATED_TOKENS = _spec(
+    "tgi_request_generated_tokens", _HISTOGRAM, "Output tokens of each completed sequence", buckets="T"
+)
+INPUT_LENGTH = _spec("tgi_request_input_length", _HISTOGRAM, "Prompt tokens of each validated prompt", buckets="I")
+MAX_NEW_TOKENS = _spec(
+    "tgi_request_max_new_tokens", _HISTOGRAM, "Output tokens that each validated prompt may get", buckets="T"
+)
+SKIPPED_TOKENS = _spec(
+    "tgi_request_skipped_tokens",
+    MetricKind.SUMMARY,
+    "Tokens that a step brought to a request beyond the first; 0 without speculation",
+)
+QUEUE_SIZE = _spec("tgi_queue_size", _GAUGE, "Requests that wait for a slot")
+BATCH_NEXT_SIZE = _spec("tgi_batch_next_size", _HISTOGRAM, "Requests that entered the batch together", buckets="B")
+BATCH_CURRENT_SIZE = _spec("tgi_batch_current_size", _GAUGE, "Requests that run; 0 when idle")
+BATCH_CURRENT_MAX_TOKENS = _spec(
+    "tgi_batch_current_max_tokens", _GAUGE, "Tokens for which KV blocks are held; 0 when idle"
+)
+BATCH_MAX_TOTAL_TOKENS = _spec("tgi_batch_max_total_tokens", _GAUGE, "Tokens that the KV cache holds in all")
+BATCH_CONCAT = _spec(
+    "tgi_batch_concat",
+    _COUNTER,
+    "Times that new requests joined running ones; reason is always chunking: prompts are computed in chunks beside "
+    "running requests and wait for nothing",
+    labels=("reason",),
+)
+BATCH_CONCAT_DURATION = _spec(
+    "tgi_batch_concat_duration",
+    _HISTOGRAM,
+    "Seconds to choose and seat new requests beside running ones; they enter by prefill",
+    labels=_METHOD,
+    buckets="D",
+)
+BATCH_INFERENCE_COUNT = _spec(
+    "tgi_batch_inference_count",
+    _COUNTER,
+    "Steps of the shard; method is prefill when the step computed prompt tokens, else decode",
+    labels=_METHOD,
+)
+BATCH_INFERENCE_SUCCESS = _spec("tgi_batch_inference_success", _COUNTER, "Steps that failed no request", labels=_METHOD)
+BATCH_INFERENCE_FAILURE = _spec(
+    "tgi_batch_inference_failure",
+    _COUNTER,
+    "Steps that failed a request, or that were lost with the shard while requests ran",
+    labels=_METHOD,
+)
+BATCH_INFERENCE_DURATION = _spec(
+    "tgi_batch_inference_duration",
+    _HISTOGRAM,
+    "Seconds of a step on the shard, from composing it to its tokens on the host",
+    labels=_METHOD,
+    buckets="D",
+)
+BATCH_FORWARD_DURATION = _spec(
+    "tgi_batch_forward_duration", _HISTOGRAM, "Seconds of a step's forward pass", labels=_METHOD, buckets="D"
+)
+BATCH_DECODE_DURATION = _spec(
+    "tgi_batch_decode_duration",
+    _HISTOGRAM,
+    "Seconds to make text of a step's tokens, look for stop strings and hand it to the answers",
+    labels=_METHOD,
+    buckets="D",
+)
+BATCH_FILTER_DURATION = _spec(
+    "tgi_batch_filter_duration",
+    _HISTOGRAM,
+    "Seconds to read a step's result, take out what has ended and plan what follows",
+    labels=_METHOD,
+    buckets="D",
+)
+
+TIME_TO_FIRST_TOKEN = _spec(
+    "textmill_time_to_first_token_seconds",
+    _HISTOGRAM,
+    "Seconds from arrival to the first token, of completed calls, streamed or not",
+    buckets="D",
+)
+INTER_TOKEN = _spec(
+    "textmill_inter_token_seconds",
+    _HISTOGRAM,
+    "Seconds between two tokens of a request at the engine, streamed or not",
+    buckets="D",
+)
+REQUESTS_IN_FLIGHT = _spec("textmill_requests_in_flight", _GAUGE, "Sequences that hold a permit")
+REQUESTS_RUNNING = _spec("textmill_requests_running", _GAUGE, "Requests that run")
+REQUESTS_WAITING = _spec("textmill_requests_waiting", _GAUGE, "Requests that wait for a slot")
+WAITING_TOKENS = _spec("textmill_waiting_tokens", _GAUGE, "Tokens of the requests that wait")
+REQUEST_ABORTS = _spec("textmill_request_aborts", _COUNTER, "Admitted calls whose client left before the end")
+REQUEST_FINISH = _spec(
+    "textmill_request_finish",
+    _COUNTER,
+    "Completed sequences by reason: length, eos, stop_id, stop_string",
+    labels=("reason",),
+)
+PROMPT_TOKENS = _spec("textmill_prompt_tokens", _COUNTER, "Prompt tokens of validated prompts")
+PROMPT_TOKENS_COMPUTED = _spec("textmill_prompt_tokens_computed", _COUNTER, "Prompt tokens computed by the shard")
+OUTPUT_TOKENS = _spec("textmill_output_tokens", _COUNTER, "Tokens sampled")
+PREFIX_HIT_TOKENS = _spec("textmill_prefix_cache_hit_tokens", _COUNTER, "Prompt tokens found in the prefix cache")
+PREFIX_LOOKUP_TOKENS = _spec(
+    "textmill_prefix_cache_lookup_tokens", _COUNTER, "Prompt tokens looked for in the prefix cache"
+)
+PREEMPTIONS = _spec("textmill_preemptions", _COUNTER, "Requests put back into the queue for want of KV blocks")
+STARVATIONS = _spec("textmill_starvations", _COUNTER, "Steps that a slot missed for want of blocks")
+KV_BLOCKS = _spec(
+    "textmill_kv_blocks", _GAUGE, "KV blocks by state: free, cached (kept for their prefix), held", labels=("state",)
+)
+KV_BLOCKS_SIZE = _spec("textmill_kv_blocks_size", _GAUGE, "KV blocks in all")
+KV_USAGE = _spec("textmill_kv_usage_ratio", _GAUGE, "Held KV blocks divided by all, 0 to 1")
+SLOTS_FREE = _spec("textmill_slots_free", _GAUGE, "Free slots of the shard")
+SLOTS_SIZE = _spec("textmill_slots_size", _GAUGE, "Slots of the shard")
+STEPS = _spec("textmill_steps", _COUNTER, "Steps of the shard")
+EPOCHS = _spec("textmill_epochs", _COUNTER, "Times a shard began with an empty KV pool")
+SHARD_UP = _spec("textmill_shard_up", _GAUGE, "1 while the shard serves, else 0")
+HTTP_REQUESTS = _spec(
+    "textmill_http_requests",
+    _COUNTER,
+    "HTTP calls; route is the path of a known route or other, status 499 a client that left before the answer began",
+    labels=("route", "method", "status"),
+)
+BUILD_INFO = _spec("textmill_build_info", _GAUGE, "Always 1; the label tells the version", labels=("version",))

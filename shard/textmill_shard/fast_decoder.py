@@ -139,6 +139,8 @@ class FastDecoder:
             assert values.is_contiguous()
             assert keys.dtype == self.dtype
             fields.keys, fields.values = keys.data_ptr(), values.data_ptr()
+            self._kernels.want_huge_pages(keys)
+            self._kernels.want_huge_pages(values)
         self._decoder.block_size = pool.block_size
 
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:

@@ -63,6 +63,25 @@ INLINE int64_t first_seen(const attention *a, int64_t position) {
   return first;
 }
 
+// Where the places of a tile stand in the pools, counted in tokens. -1: before `first` or from `end` on; what stands
+// there is another's and may be NaN.
+static void find_places(const attention *a, const int32_t *table, int64_t start, int64_t first, int64_t end,
+                        int64_t offsets[TILE_PLACES]) {
+  int64_t block = start / a->block_size, offset = start % a->block_size;
+  for (int64_t i = 0; i < TILE_PLACES; i++) {
+    offsets[i] = start + i >= first && start + i < end ? (int64_t)table[block] * a->block_size + offset : -1;
+    if (++offset == a->block_size) {
+      offset = 0;
+      block++;
+    }
+  }
+}
+
+// Rows lie apart: the processor does not foresee which one comes next.
+INLINE void fetch_row(const void *row, int64_t num_bytes) {
+  for (int64_t byte = 0; byte < num_bytes; byte += 64) __builtin_prefetch((const char *)row + byte);
+}
+
 // 16 rows of 16 words become 16 columns, written `stride` words apart.
 INLINE void transpose_words(const uint32_t *const rows[16], int64_t at, int64_t width, uint32_t *to, int64_t stride) {
 #if defined(__AVX512F__)

@@ -10,33 +10,38 @@ static void NAME(pack_keys)(const uint32_t *const rows[TILE_PLACES], int64_t num
     }
 }
 
+// The next place (two of bfloat16) of up to 32 dims as 32 words; rows may be NULL.
+INLINE void NAME(pack_value_words)(const element *const *rows, int64_t column, int64_t width, uint32_t *to) {
+#if BFLOAT16 && defined(__AVX512BW__)
+  static const uint16_t low[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                   8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __mmask32 mask = width >= 32 ? 0xffffffffu : (1u << width) - 1;
+  const __m512i even = rows[0] ? _mm512_maskz_loadu_epi16(mask, rows[0] + column) : _mm512_setzero_si512();
+  const __m512i odd = rows[1] ? _mm512_maskz_loadu_epi16(mask, rows[1] + column) : _mm512_setzero_si512();
+  const __m512i first = _mm512_loadu_si512(low), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+  store_u(to, (v16u)_mm512_permutex2var_epi16(even, first, odd));
+  store_u(to + 16, (v16u)_mm512_permutex2var_epi16(even, second, odd));
+#else
+  element *lanes = (element *)to;  // bfloat16: low half, high half; a word otherwise
+  for (int64_t lane = 0; lane < LANES; lane++)
+    for (int i = 0; i < PER_WORD; i++) {
+      element *half = lanes + lane * PER_WORD + i;
+      if (rows[i] && lane < width)
+        *half = rows[i][column + lane];
+      else
+        *half = 0;
+    }
+#endif
+}
+
 // Values of a tile as panels for the product with the weights: [dims / 32][place words][32 dims].
 static void NAME(pack_values)(const element *const rows[TILE_PLACES], int64_t num_places, int64_t dim, uint32_t *to) {
-  static const element nothing[16];
-  element cut[PER_WORD][16];
   const int64_t words = num_places / PER_WORD;
-  for (int64_t column = 0; column < round_up(dim, LANES); column += 16) {
-    uint32_t *half = to + (column / LANES) * words * LANES + column % LANES;
-    for (int64_t k = 0; k < words; k++) {
-      const element *from[PER_WORD];
-      for (int i = 0; i < PER_WORD; i++) {
-        const element *row = rows[k * PER_WORD + i];
-        from[i] = row && column < dim ? row + column : nothing;
-        if (column < dim && column + 16 > dim) {
-          memset(cut[i], 0, sizeof cut[i]);
-          if (row) memcpy(cut[i], row + column, (size_t)(dim - column) * sizeof(element));
-          from[i] = cut[i];
-        }
-      }
-#if BFLOAT16
-      const v16u even = __builtin_convertvector((v16h) * (const v16h_any *)from[0], v16u);
-      const v16u odd = __builtin_convertvector((v16h) * (const v16h_any *)from[1], v16u);
-      store_u(half + k * LANES, even | odd << 16);
-#else
-      store_u(half + k * LANES, (v16u)load_f(from[0]));
-#endif
+  for (int64_t k = 0; k < words; k++)
+    for (int64_t column = 0; column < dim; column += LANES) {
+      const int64_t width = dim - column < LANES ? dim - column : LANES;
+      NAME(pack_value_words)(rows + k * PER_WORD, column, width, to + column * words + k * LANES);
     }
-  }
 }
 
 // One row of scores becomes weights; gives the factor by which the row's earlier output shrinks.
@@ -103,21 +108,23 @@ static void NAME(attend_item)(const attention *a, attention_item item, int64_t k
   }
   memset(out, 0, (size_t)(num_rows * columns) * sizeof(float));
 
-  const int64_t first_place = first_seen(a, first_position);
-  for (int64_t start = first_place / TILE_PLACES * TILE_PLACES; start <= last_position; start += TILE_PLACES) {
-    const int64_t stop = last_position + 1 - start < TILE_PLACES ? last_position + 1 - start : TILE_PLACES;
+  const int64_t first_place = first_seen(a, first_position), end = last_position + 1;
+  const element *keys = (const element *)a->keys + kv_head * a->key_dim;
+  const element *values = (const element *)a->values + kv_head * a->value_dim;
+  const int64_t key_stride = a->kv_heads * a->key_dim, value_stride = a->kv_heads * a->value_dim;
+  int64_t offsets[TILE_PLACES], next_offsets[TILE_PLACES];
+  find_places(a, table, first_place / TILE_PLACES * TILE_PLACES, first_place, end, next_offsets);
+  for (int64_t start = first_place / TILE_PLACES * TILE_PLACES; start < end; start += TILE_PLACES) {
+    const int64_t stop = end - start < TILE_PLACES ? end - start : TILE_PLACES;
     const int64_t num_places = round_up(stop, LANES);
     const element *key_rows[TILE_PLACES], *value_rows[TILE_PLACES];
+    memcpy(offsets, next_offsets, sizeof offsets);
     for (int64_t i = 0; i < num_places; i++) {
-      const int64_t position = start + i;
-      if (i >= stop || position < first_place) {
-        key_rows[i] = value_rows[i] = NULL;  // what stands there is another's, and may be NaN
-        continue;
-      }
-      const int64_t place = (int64_t)table[position / a->block_size] * a->block_size + position % a->block_size;
-      key_rows[i] = (const element *)a->keys + (place * a->kv_heads + kv_head) * a->key_dim;
-      value_rows[i] = (const element *)a->values + (place * a->kv_heads + kv_head) * a->value_dim;
+      key_rows[i] = offsets[i] < 0 ? NULL : keys + offsets[i] * key_stride;
+      value_rows[i] = offsets[i] < 0 ? NULL : values + offsets[i] * value_stride;
+      fetch_row(value_rows[i], a->value_dim * (int64_t)sizeof(element));
     }
+    if (start + TILE_PLACES < end) find_places(a, table, start + TILE_PLACES, first_place, end, next_offsets);
     NAME(pack_keys)((const uint32_t *const *)key_rows, num_places, words, padded_words, key_panels);
     const gemm score = {.rows = query, .row_words = padded_words, .panels = key_panels, .inner_words = padded_words,
                         .num_rows = num_rows, .num_outputs = num_places, .out = scores, .out_stride = TILE_PLACES, .end = STORE};
@@ -129,6 +136,8 @@ static void NAME(attend_item)(const attention *a, attention_item item, int64_t k
         for (int64_t i = 0; i < columns; i += 16)
           store_f(out + row * columns + i, load_f(out + row * columns + i) * splat(shrink));
     }
+    for (int64_t i = 0; start + TILE_PLACES + i < end && i < TILE_PLACES; i++)
+      fetch_row(keys + next_offsets[i] * key_stride, a->key_dim * (int64_t)sizeof(element));
     NAME(pack_values)(value_rows, num_places, a->value_dim, value_panels);
     const gemm mix = {.rows = (const uint32_t *)weights, .row_words = TILE_PLACES / PER_WORD, .panels = value_panels,
                       .inner_words = num_places / PER_WORD, .num_rows = num_rows, .num_outputs = columns, .out = out,

@@ -37,7 +37,7 @@ typedef struct {
   const decoder_step *step;
   int64_t num_items;
   attention_item *items;
-  atomic_long *next_item;  // one per layer
+  atomic_long *next;  // of each phase that threads share out among them: the first thing nobody has taken
   int64_t hidden_stride, normed_words, qkv_stride, query_stride, attended_words, act_words;
   float *residual, *kept_residual, *qkv, *rope;
   uint32_t *normed, *attended, *kept_attended, *act;
@@ -45,6 +45,10 @@ typedef struct {
   int64_t attention_scratch_bytes, private_normed_words;
   uint32_t *private_normed;
 } decoder_run;
+
+// The phases of a layer whose work is taken piece by piece: a thread that another program holds up takes less.
+enum { PHASE_QKV, PHASE_ATTEND, PHASE_ATTENTION_OUT, PHASE_GATE_UP, PHASE_DOWN, NUM_PHASES };
+#define PIECES_PER_MEMBER 8
 
 // With few tokens every thread norms all of them for itself: cheaper than meeting once more.
 #define PRIVATE_NORM_TOKENS 4

@@ -103,9 +103,16 @@ static const uint32_t *NAME(norm)(const decoder_run *r, int member, const float 
   return to;
 }
 
-static void NAME(product)(const decoder_run *r, int member, gemm g) {
+static void NAME(product)(const decoder_run *r, atomic_long *next, gemm g) {
   const int64_t panels = (g.num_outputs + LANES - 1) / LANES;
-  NAME(run_gemm)(&g, share(panels, member, r->team->size), share(panels, member + 1, r->team->size));
+  const int64_t least = g.num_rows <= 3 ? 3 : 1;  // few rows are computed several panels at a time
+  int64_t piece = panels / (PIECES_PER_MEMBER * r->team->size);
+  if (piece < least) piece = least;
+  for (;;) {
+    const int64_t from = atomic_fetch_add_explicit(next, piece, memory_order_relaxed);
+    if (from >= panels) return;
+    NAME(run_gemm)(&g, from, from + piece < panels ? from + piece : panels);
+  }
 }
 
 static void NAME(attend)(const decoder_run *r, int member, int64_t index) {
@@ -121,10 +128,13 @@ static void NAME(attend)(const decoder_run *r, int member, int64_t index) {
       .num_sequences = r->step->num_sequences, .scaling = layer->scaling, .softcap = layer->softcap,
       .window = layer->window, .chunk = layer->chunk, .sinks = layer->sinks};
   char *scratch = r->attention_scratch + member * r->attention_scratch_bytes;
+  // The heads of a token lie side by side: one thread takes them all when there are enough items for everybody.
+  const int64_t at_once = r->num_items >= 4 * r->team->size ? m->kv_heads : 1;
   for (;;) {
-    const int64_t item = atomic_fetch_add_explicit(r->next_item + index, 1, memory_order_relaxed);
+    const int64_t item = atomic_fetch_add_explicit(r->next + index * NUM_PHASES + PHASE_ATTEND, at_once, memory_order_relaxed);
     if (item >= r->num_items * m->kv_heads) return;
-    NAME(attend_item)(&a, r->items[item / m->kv_heads], item % m->kv_heads, scratch);
+    for (int64_t i = item; i < item + at_once; i++)
+      NAME(attend_item)(&a, r->items[i / m->kv_heads], i % m->kv_heads, scratch);
   }
 }
 
@@ -150,8 +160,9 @@ static void NAME(decode)(void *argument, int member) {
 
   for (int64_t index = 0; index < m->num_layers; index++) {
     const decoder_layer *layer = m->layers + index;
+    atomic_long *next = r->next + index * NUM_PHASES;
     const uint32_t *normed = NAME(norm)(r, member, residual, layer->attention_norm, tokens);
-    NAME(product)(r, member, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->qkv,
+    NAME(product)(r, next + PHASE_QKV, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->qkv,
                                     .inner_words = m->hidden / PER_WORD, .num_rows = tokens,
                                     .num_outputs = (m->heads + 2 * m->kv_heads) * m->head_dim, .bias = layer->qkv_bias,
                                     .out = r->qkv, .out_stride = r->qkv_stride, .end = STORE});
@@ -172,17 +183,17 @@ static void NAME(decode)(void *argument, int member) {
       attended = r->kept_attended;
       team_barrier(r->team);
     }
-    NAME(product)(r, member, (gemm){.rows = attended, .row_words = r->attended_words, .panels = layer->attention_out,
+    NAME(product)(r, next + PHASE_ATTENTION_OUT, (gemm){.rows = attended, .row_words = r->attended_words, .panels = layer->attention_out,
                                     .inner_words = m->heads * m->head_dim / PER_WORD, .num_rows = tokens,
                                     .num_outputs = m->hidden, .bias = layer->attention_out_bias, .out = residual,
                                     .out_stride = r->hidden_stride, .end = ADD});
     team_barrier(r->team);
     normed = NAME(norm)(r, member, residual, layer->mlp_norm, tokens);
-    NAME(product)(r, member, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->gate_up,
+    NAME(product)(r, next + PHASE_GATE_UP, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->gate_up,
                                     .inner_words = m->hidden / PER_WORD, .num_rows = tokens, .num_outputs = 2 * round_up(m->mlp, 16),
                                     .bias = layer->gate_up_bias, .out = r->act, .out_stride = r->act_words * PER_WORD, .end = GATE});
     team_barrier(r->team);
-    NAME(product)(r, member, (gemm){.rows = r->act, .row_words = r->act_words, .panels = layer->down,
+    NAME(product)(r, next + PHASE_DOWN, (gemm){.rows = r->act, .row_words = r->act_words, .panels = layer->down,
                                     .inner_words = m->mlp / PER_WORD, .num_rows = tokens, .num_outputs = m->hidden,
                                     .bias = layer->down_bias, .out = residual, .out_stride = r->hidden_stride, .end = ADD});
     team_barrier(r->team);
@@ -199,7 +210,7 @@ static void NAME(decode)(void *argument, int member) {
     normed = r->kept_attended;
     team_barrier(r->team);
   }
-  NAME(product)(r, member, (gemm){.rows = normed, .row_words = r->normed_words, .panels = m->head,
+  NAME(product)(r, r->next + m->num_layers * NUM_PHASES, (gemm){.rows = normed, .row_words = r->normed_words, .panels = m->head,
                                   .inner_words = m->hidden / PER_WORD, .num_rows = tokens, .num_outputs = m->vocabulary,
                                   .bias = m->head_bias, .out = s->logits, .out_stride = m->vocabulary, .end = STORE});
 }

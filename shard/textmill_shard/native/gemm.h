@@ -9,7 +9,6 @@
 #define MAX_TILE 3
 #endif
 #define BLOCK_ROWS 120  // rows that stay in the second-level cache while the panels pass by
-#define PREFETCH_WORDS 512
 
 typedef enum { STORE, ADD, GATE } gemm_end;  // out = x; out += x; out = silu(first 16) * last 16, narrowed
 

@@ -44,8 +44,6 @@ INLINE void NAME(tile)(const gemm *g, int64_t row, int64_t panel, const int tile
       const uint32_t *at = w + (j * words + k) * LANES;
       lanes[2 * j] = load_u(at);
       lanes[2 * j + 1] = load_u(at + 16);
-      __builtin_prefetch(at + PREFETCH_WORDS);
-      __builtin_prefetch(at + PREFETCH_WORDS + 16);
     }
 #pragma GCC unroll 12
     for (int i = 0; i < tile; i++)
@@ -85,7 +83,7 @@ static void NAME(run_gemm)(const gemm *g, int64_t from, int64_t to) {
     const int64_t rows = g->num_rows - first < BLOCK_ROWS ? g->num_rows - first : BLOCK_ROWS;
 #if MAX_TILE == 12
     if (rows == 1) {
-      NAME(few_rows)(g, first, from, to, 1, 4);
+      NAME(few_rows)(g, first, from, to, 1, 3);
       continue;
     }
     if (rows <= 3) {

@@ -122,8 +122,12 @@ class Kernels:
         whole = torch.empty(num_bytes + _HUGE_PAGE_BYTES, dtype=torch.uint8)
         skipped = -whole.data_ptr() % (_HUGE_PAGE_BYTES if num_bytes >= _HUGE_PAGE_BYTES else 64)
         memory = whole[skipped : skipped + num_bytes]
-        self._library.textmill_want_huge_pages(memory.data_ptr(), num_bytes)
+        self.want_huge_pages(memory)
         return memory
+
+    def want_huge_pages(self, tensor: torch.Tensor) -> None:
+        """Ask for large pages where a tensor that nobody wrote to yet will stand. Only a wish."""
+        self._library.textmill_want_huge_pages(tensor.data_ptr(), tensor.nbytes)
 
     def packed_bytes(self, weight_OI: torch.Tensor, *, is_gate_up: bool = False) -> int:
         """Bytes of the packed form; with `is_gate_up` O counts both halves."""

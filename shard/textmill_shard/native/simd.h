@@ -29,11 +29,15 @@ INLINE v16f larger(v16f a, v16f b) { return pick(a > b, a, b); }
 
 // Fixed order, so that a row gives the same sum in any batch.
 INLINE float sum_lanes(v16f x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
   float lane[16];
   store_f(lane, x);
   for (int width = 8; width; width >>= 1)
     for (int i = 0; i < width; i++) lane[i] += lane[i + width];
   return lane[0];
+#endif
 }
 INLINE float max_lanes(v16f x) {
 #if defined(__AVX512F__)

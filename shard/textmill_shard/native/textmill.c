@@ -157,7 +157,7 @@ EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
       4 * tokens * r.hidden_stride, 4 * kept * r.hidden_stride, 4 * tokens * r.qkv_stride, 4 * tokens * m->rotary_dim,
       4 * tokens * r.normed_words, 4 * tokens * r.attended_words, 4 * kept * kept_words, 4 * tokens * r.act_words,
       t->size * r.attention_scratch_bytes, 4 * t->size * r.private_normed_words,
-      (tokens + s->num_sequences) * (int64_t)sizeof(attention_item), m->num_layers * (int64_t)sizeof(atomic_long)};
+      (tokens + s->num_sequences) * (int64_t)sizeof(attention_item), (m->num_layers * NUM_PHASES + 1) * (int64_t)sizeof(atomic_long)};
   char *parts[sizeof sizes / sizeof *sizes];
   int64_t total = 0;
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) total += round_up(sizes[i], 64);
@@ -175,8 +175,8 @@ EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
   r.attention_scratch = parts[8];
   r.private_normed = (uint32_t *)parts[9];
   r.items = (attention_item *)parts[10];
-  r.next_item = (atomic_long *)parts[11];
-  for (int64_t i = 0; i < m->num_layers; i++) atomic_init(r.next_item + i, 0);
+  r.next = (atomic_long *)parts[11];
+  for (int64_t i = 0; i <= m->num_layers * NUM_PHASES; i++) atomic_init(r.next + i, 0);
   r.num_items = list_items(s->query_starts, s->num_sequences, queries_per_item(m->heads, m->kv_heads), r.items);
   team_run(t, m->is_bf16 ? decode_bf16 : decode_f32, &r);
   return 0;

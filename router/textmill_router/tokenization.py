@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +173,10 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special_texts
+
+    def special_ids_of(self, texts: Collection[str]) -> frozenset[int]:
+        """Ids of the special tokens among these texts; what is no special token is left out."""
+        return frozenset(token_id for token_id, text in self._special_texts.items() if text in texts)
 
     def id_to_text(self, token_id: int) -> str:
         """Text of the token alone: special tokens literally, parts of characters as U+FFFD, unknown ids as ""."""

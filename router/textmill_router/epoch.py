@@ -114,6 +114,8 @@ class Epoch:
                 top_n_tokens=request.top_n_tokens,
                 prompt_logprobs_from=state.next_prompt_logprob if state.wants_prompt_logprobs else None,
                 prompt_top_n_tokens=request.prompt_top_n_tokens,
+                grammar=request.grammar,
+                watermark=request.watermark,
             )
         )
 

@@ -3,7 +3,16 @@
 from array import array
 from dataclasses import dataclass
 
-from textmill_router.request import BlockId, FailureCode, PromptLogprobs, RequestId, SamplingParameters, Slot, TopTokens
+from textmill_router.request import (
+    BlockId,
+    FailureCode,
+    Grammar,
+    PromptLogprobs,
+    RequestId,
+    SamplingParameters,
+    Slot,
+    TopTokens,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,8 @@ class Admit:
     top_n_tokens: int = 0
     prompt_logprobs_from: int | None = None  # first prompt position wanted; None = none (rule 17)
     prompt_top_n_tokens: int = 0
+    grammar: Grammar | None = None
+    watermark: bool = False
 
 
 @dataclass(frozen=True, slots=True)

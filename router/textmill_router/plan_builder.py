@@ -10,6 +10,7 @@ _ADMIT_BYTES = 256
 _BUDGET_BYTES = 32
 _ITEM_BYTES = 4  # a token id, a block id
 _BIAS_BYTES = 8  # an id and a value
+_CHARACTER_BYTES = 4  # at most, in UTF-8
 
 
 def _size_bytes(change: Drop | Extend | Admit) -> int:
@@ -18,7 +19,9 @@ def _size_bytes(change: Drop | Extend | Admit) -> int:
     if isinstance(change, Extend):
         return _EXTEND_BYTES + _ITEM_BYTES * len(change.block_ids)
     num_items = len(change.prompt_ids) + len(change.output_ids) + len(change.block_ids) + len(change.stop_ids)
-    return _ADMIT_BYTES + _ITEM_BYTES * num_items + _BIAS_BYTES * len(change.sampling.logit_bias)
+    num_characters = 0 if change.grammar is None else len(change.grammar.text)
+    grammar_bytes = _CHARACTER_BYTES * num_characters
+    return _ADMIT_BYTES + _ITEM_BYTES * num_items + _BIAS_BYTES * len(change.sampling.logit_bias) + grammar_bytes
 
 
 class PlanBuilder:

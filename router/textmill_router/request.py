@@ -33,6 +33,22 @@ class SamplingParameters:
     logit_bias: tuple[tuple[int, float], ...] = ()
 
 
+class GrammarKind(Enum):
+    """The language that a grammar is written in."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"  # llguidance's dialect
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the whole output of a request must match. Made by `grammar_compiler.py`, which has compiled the text."""
+
+    kind: GrammarKind
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One request, checked and tokenised; it fits the pool alone.
@@ -54,6 +70,8 @@ class GenerationRequest:
     top_n_tokens: int = 0
     wants_prompt_logprobs: bool = False
     prompt_top_n_tokens: int = 0
+    grammar: Grammar | None = None
+    watermark: bool = False
     priority: int = 0  # smaller goes first
     cache_salt: bytes = b""
 

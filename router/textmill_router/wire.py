@@ -17,12 +17,27 @@ from textmill_router.plan import (
     SlotPromptLogprobs,
     StepResult,
 )
-from textmill_router.request import FailureCode, PromptLogprobs, RequestId, SamplingParameters, Slot, TopTokens
+from textmill_router.request import (
+    FailureCode,
+    Grammar,
+    GrammarKind,
+    PromptLogprobs,
+    RequestId,
+    SamplingParameters,
+    Slot,
+    TopTokens,
+)
 
 _IS_BIG_ENDIAN = sys.byteorder == "big"
 _FAILURE_CODES = {
     shard_pb2.SLOT_ERROR_CODE_NOT_FINITE: FailureCode.NOT_FINITE,
     shard_pb2.SLOT_ERROR_CODE_INTERNAL: FailureCode.INTERNAL,
+}
+
+_GRAMMAR_KINDS = {
+    GrammarKind.JSON_SCHEMA: shard_pb2.GRAMMAR_KIND_JSON_SCHEMA,
+    GrammarKind.REGEX: shard_pb2.GRAMMAR_KIND_REGEX,
+    GrammarKind.LARK: shard_pb2.GRAMMAR_KIND_LARK,
 }
 
 
@@ -244,7 +259,13 @@ def _admit_to_proto(admit: Admit) -> shard_pb2.Admit:
         top_n_tokens=admit.top_n_tokens,
         prompt_logprobs_from=admit.prompt_logprobs_from,
         prompt_top_n_tokens=admit.prompt_top_n_tokens,
+        grammar=None if admit.grammar is None else _grammar_to_proto(admit.grammar),
+        watermark=admit.watermark,
     )
+
+
+def _grammar_to_proto(grammar: Grammar) -> shard_pb2.Grammar:
+    return shard_pb2.Grammar(kind=_GRAMMAR_KINDS[grammar.kind], text=grammar.text)
 
 
 def _sampling_to_proto(sampling: SamplingParameters) -> shard_pb2.Sampling:

@@ -7,15 +7,16 @@ A turn: take in what arrived, tell the other ranks, compose, launch, collect. La
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import numpy as np
 
-from textmill_shard.engine_events import EngineEvent, PlanArrived, SessionClosed, SessionOpened, Stop
+from textmill_shard.engine_events import EngineEvent, GrammarCompiled, PlanArrived, SessionClosed, SessionOpened, Stop
 from textmill_shard.finish import FinishRules
 from textmill_shard.forward_batch import ForwardOutput
+from textmill_shard.grammar_slots import GrammarSlots
 from textmill_shard.plan import FLAG_FINISHED, NO_IDS, IdArray, Plan, SlotError
 from textmill_shard.plan_check import PlanRejected
 from textmill_shard.rank_channel import RankChannel, RankEntry
@@ -53,6 +54,7 @@ class Engine:
         *,
         executor: StepExecutor,
         row_sampler: RowSampler,
+        grammars: GrammarSlots,
         finish_rules: FinishRules,
         channel: RankChannel,
         status: ShardStatus,
@@ -61,6 +63,7 @@ class Engine:
     ) -> None:
         self._executor = executor
         self._row_sampler = row_sampler
+        self._grammars = grammars
         self._finish_rules = finish_rules
         self._channel = channel
         self._status = status
@@ -103,6 +106,9 @@ class Engine:
         """Let `run` return at the next step boundary."""
         self._inbox.put(Stop())
 
+    def _on_grammar_compiled(self) -> None:
+        self._inbox.put(GrammarCompiled())
+
     @property
     def needs_plan_bytes(self) -> bool:
         return self._channel.needs_plans
@@ -134,7 +140,9 @@ class Engine:
             return True
         return False
 
-    def _handle(self, event: SessionOpened | SessionClosed | PlanArrived) -> None:
+    def _handle(self, event: SessionOpened | SessionClosed | PlanArrived | GrammarCompiled) -> None:
+        if isinstance(event, GrammarCompiled):
+            return  # it has woken the loop, which looks for itself
         session = event.session
         if isinstance(event, SessionOpened):
             self._begin_epoch(session)
@@ -149,6 +157,7 @@ class Engine:
     def _begin_epoch(self, session: Session) -> None:
         self._session = session
         self._executor.begin_epoch()
+        self._grammars.reset()
         self._status.begin_epoch()
         self._step_number = 0
         self._last_end_ns = 0
@@ -184,6 +193,9 @@ class Engine:
             self._end_epoch(EndReason.PLAN_REJECTED, str(rejected))
             return
         self._executor.apply(event.plan)
+        for admit in event.plan.admits:
+            if admit.grammar is not None:
+                self._grammars.begin(admit, self._on_grammar_compiled)
         self._status.report_plan(event.plan.number)
         self._is_plan_unacknowledged = True
         if self._channel.needs_plans:
@@ -197,7 +209,9 @@ class Engine:
     def _turn(self) -> bool:
         """Compose and run one step. False when nothing is runnable: then the loop waits (rule 2)."""
         composed_ns = time.monotonic_ns()
-        self._send_entry()
+        released = self._grammars.take_compiled(self._executor.table)
+        self._executor.release(released)
+        self._send_entry(released=released)
         step = self._executor.compose()
         session = self._session
         if session is None:
@@ -219,6 +233,7 @@ class Engine:
         self._step_number += 1
         self._is_plan_unacknowledged = False
         forward_ns = time.monotonic_ns()
+        self._row_sampler.prepare(self._executor.table, step.slots_R[step.samples_R])
         output = self._executor.forward(step)
         return _LaunchedStep(
             number=self._step_number,
@@ -276,7 +291,7 @@ class Engine:
         self._executor.end(slots)
         self._entry_ended += slots
 
-    def _send_entry(self, *, is_stop: bool = False) -> None:
+    def _send_entry(self, *, released: Sequence[int] = (), is_stop: bool = False) -> None:
         """Tell the other ranks what this rank is about to execute (rule 24)."""
         self._channel.send(
             RankEntry(
@@ -285,6 +300,7 @@ class Engine:
                 is_stop=is_stop,
                 ended_slots=np.array(self._entry_ended, dtype=np.int64),
                 plans=tuple(self._entry_plans),
+                released_slots=np.array(released, dtype=np.int64),
             )
         )
         self._is_entry_epoch_new = False

@@ -34,8 +34,13 @@ class PlanArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class GrammarCompiled:
+    """A compilation has ended: the loop is to look which slot may go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The loop is to return."""
 
 
-EngineEvent: TypeAlias = SessionOpened | SessionClosed | PlanArrived | Stop
+EngineEvent: TypeAlias = SessionOpened | SessionClosed | PlanArrived | GrammarCompiled | Stop

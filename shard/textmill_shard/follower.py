@@ -33,6 +33,7 @@ class Follower:
         executor.end(entry.ended_slots.tolist())
         for data in entry.plans:
             executor.apply(plan_from_wire(pb.Plan.FromString(data)))
+        executor.release(entry.released_slots.tolist())
         step = executor.compose()
         if step.is_empty:
             return

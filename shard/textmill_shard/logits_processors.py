@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from textmill_shard.slot_sampling import SlotSampling
+from textmill_shard.watermark import DEFAULT_KEY, WatermarkKey, is_green
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +45,36 @@ def apply_mask(logits_NV: Tensor, entries: Entries) -> None:
     logits_NV[entries.rows_E, entries.ids_E] = -torch.inf
 
 
-def process(logits_NV: Tensor, slots: Sequence[SlotSampling]) -> Tensor:
+def apply_grammar(logits_NV: Tensor, rows: Sequence[int], allowed: Sequence[NDArray[np.bool_]]) -> None:
+    """Make impossible what a row's grammar does not let follow. A grammar's mask knows of `min_new_tokens`."""
+    allowed_GV = torch.from_numpy(np.stack(allowed)).to(logits_NV.device)
+    logits_NV[rows] = logits_NV[rows].masked_fill(~allowed_GV, -torch.inf)
+
+
+def apply_watermark(logits_NV: Tensor, rows: Sequence[int], last_tokens_G: Tensor, watermark: WatermarkKey) -> None:
+    """Raise the green list of each row."""
+    ids_1V = torch.arange(logits_NV.shape[-1], device=logits_NV.device).unsqueeze(0)
+    green_GV = is_green(last_tokens_G.unsqueeze(-1), ids_1V, watermark.gamma)
+    logits_NV[rows] += green_GV * watermark.delta
+
+
+def process(logits_NV: Tensor, slots: Sequence[SlotSampling], watermark: WatermarkKey = DEFAULT_KEY) -> Tensor:
     """Scores [N, V] float32 after penalties, bias and masked ends. `logits_NV` itself when no row asks for a change,
     else an edited copy.
 
-    Order: repetition, presence and frequency, bias, masked end ids.
+    Order: repetition, presence and frequency, bias, masked end ids, grammar, watermark.
     """
     repeated = [(row, slot.params, slot.seen) for row, slot in enumerate(slots) if slot.seen is not None]
     counted = [(row, slot.params, slot.output) for row, slot in enumerate(slots) if slot.output is not None]
     biased = [(row, slot.params) for row, slot in enumerate(slots) if slot.params.logit_bias]
     early = [
-        (row, slot.params) for row, slot in enumerate(slots) if slot.num_output_tokens < slot.params.min_new_tokens
+        (row, slot.params)
+        for row, slot in enumerate(slots)
+        if slot.num_output_tokens < slot.params.min_new_tokens and slot.allowed_V is None
     ]
-    if not (repeated or counted or biased or early):
+    matched = [(row, slot.allowed_V) for row, slot in enumerate(slots) if slot.allowed_V is not None]
+    marked = [(row, slot.last_token) for row, slot in enumerate(slots) if slot.params.watermark]
+    if not (repeated or counted or biased or early or matched or marked):
         return logits_NV
     scores_NV = logits_NV.clone()
     device = logits_NV.device
@@ -77,6 +95,11 @@ def process(logits_NV: Tensor, slots: Sequence[SlotSampling]) -> Tensor:
         )
     if early:
         apply_mask(scores_NV, _entries([(row, params.end_ids) for row, params in early], device))
+    if matched:
+        apply_grammar(scores_NV, [row for row, _ in matched], [allowed_V for _, allowed_V in matched])
+    if marked:
+        last_tokens = torch.tensor([token for _, token in marked], device=device)
+        apply_watermark(scores_NV, [row for row, _ in marked], last_tokens, watermark)
     return scores_NV
 
 

@@ -62,6 +62,18 @@ def fraction(value: str) -> float:
     return _number(value, low=0.0, high=1.0, wanted="a number above 0 and at most 1")
 
 
+def share(value: str) -> float:
+    wanted = "a number above 0 and below 1"
+    number = _number(value, low=0.0, high=1.0, wanted=wanted)
+    if number == 1.0:
+        raise BadValue(wanted)
+    return number
+
+
+def finite(value: str) -> float:
+    return _number(value, low=-100.000001, high=100.0, wanted="a number from -100 to 100")
+
+
 def seconds(value: str) -> float:
     return _number(value, low=0.0, high=86_400.0, wanted="seconds, above 0 and at most a day")
 
@@ -107,6 +119,8 @@ SERVE_OPTIONS = (
     Option("--native-cache-dir", Path, "where compiled CPU kernels are kept (default: ~/.cache/textmill/native)"),
     Option("--no-native-kernels", boolean, "compute by torch alone, for bisection", default=False, is_switch=True),
     Option("--no-fast-decoder", boolean, "llama-type models by transformers' code", default=False, is_switch=True),
+    Option("--watermark-gamma", share, "part of the vocabulary that is green for the watermark", default=0.5),
+    Option("--watermark-delta", finite, "what the watermark adds to the logits of green tokens", default=2.0),
     Option("--router-lease-s", seconds, "seconds of silence after which the router counts as gone", default=5.0),
     _JSON_OUTPUT,
 )

@@ -34,6 +34,22 @@ class Extend:
     block_ids: IdArray
 
 
+class GrammarKind(Enum):
+    """The language that a grammar is written in."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"  # llguidance's dialect
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the whole output of a request must match, as text."""
+
+    kind: GrammarKind
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Admit:
     """Seats a request. All state of the slot is a function of this message (rule 18)."""
@@ -50,6 +66,7 @@ class Admit:
     ignore_eos: bool = False
     prompt_logprobs_from: int | None = None  # first prompt position wanted; None = none (rule 17)
     prompt_top_n_tokens: int = 0
+    grammar: Grammar | None = None
 
     @property
     def num_tokens(self) -> int:

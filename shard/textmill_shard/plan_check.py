@@ -41,6 +41,7 @@ class _PlanCheck:
         seated: dict[int, int] = {}
         for admit in plan.admits:
             self._check_tokens(admit)
+            self._check_grammar(admit)
             self._check_sampling(admit)
             self._check_seat(admit, dropped=dropped, seated=seated)
             seated[admit.slot] = admit.request_id
@@ -139,6 +140,10 @@ class _PlanCheck:
                 f"wanted {admit.num_cached_tokens + 1} .. {num_prompt} (the cached prompt has no logits), got {first}"
             )
             self._require(is_computed_here, "admits.prompt_logprobs_from", message, slot)
+
+    def _check_grammar(self, admit: Admit) -> None:
+        is_known = admit.grammar is None or "grammar" in self._facts.features
+        self._require(is_known, "admits.grammar", "this model's tokenizer allows no grammars", admit.slot)
 
     def _check_sampling(self, admit: Admit) -> None:
         slot, params = admit.slot, admit.sampling

@@ -18,18 +18,19 @@ import torch.distributed as dist
 from textmill_shard.plan import NO_IDS, IdArray
 
 CHANNEL_TIMEOUT_S = 600.0  # rank 0 sends an entry at least every second; a dead rank closes its connection at once
-_HEADER_INTS = 5
+_HEADER_INTS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class RankEntry:
-    """What the ranks execute, in this order: new epoch, ended slots, plans, then one composed step."""
+    """What the ranks execute, in this order: new epoch, ended slots, plans, released slots, then one composed step."""
 
     step: int  # number of the step, should there be rows for one
     is_new_epoch: bool = False
     is_stop: bool = False  # the last entry: leave
     ended_slots: IdArray = field(default_factory=lambda: NO_IDS)
     plans: tuple[bytes, ...] = ()  # serialised `Plan` messages, in order
+    released_slots: IdArray = field(default_factory=lambda: NO_IDS)  # may sample from now on: their grammar is ready
 
 
 class RankChannel(Protocol):
@@ -77,9 +78,10 @@ class GlooChannel:
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=CHANNEL_TIMEOUT_S))
 
     def send(self, entry: RankEntry) -> None:
-        payload = pack_payload(entry.ended_slots, entry.plans)
+        payload = pack_payload(np.concatenate([entry.ended_slots, entry.released_slots]), entry.plans)
         flags = (entry.is_new_epoch, entry.is_stop)
-        header = torch.tensor([entry.step, *flags, len(entry.ended_slots), len(payload)], dtype=torch.int64)
+        counts = (len(entry.ended_slots), len(entry.released_slots), len(payload))
+        header = torch.tensor([entry.step, *flags, *counts], dtype=torch.int64)
         dist.broadcast(header, src=0, group=self._group)
         if payload:
             dist.broadcast(torch.frombuffer(bytearray(payload), dtype=torch.uint8), src=0, group=self._group)
@@ -87,17 +89,18 @@ class GlooChannel:
     def receive(self) -> RankEntry:
         header = torch.zeros(_HEADER_INTS, dtype=torch.int64)
         dist.broadcast(header, src=0, group=self._group)
-        step, is_new_epoch, is_stop, num_ended, num_bytes = header.tolist()
+        step, is_new_epoch, is_stop, num_ended, num_released, num_bytes = header.tolist()
         payload = torch.empty(num_bytes, dtype=torch.uint8)
         if num_bytes:
             dist.broadcast(payload, src=0, group=self._group)
-        ended_slots, plans = unpack_payload(payload.numpy().tobytes(), num_ended)
+        slots, plans = unpack_payload(payload.numpy().tobytes(), num_ended + num_released)
         return RankEntry(
             step=step,
             is_new_epoch=bool(is_new_epoch),
             is_stop=bool(is_stop),
-            ended_slots=ended_slots,
+            ended_slots=slots[:num_ended],
             plans=plans,
+            released_slots=slots[num_ended:],
         )
 
     def share_tokens(self, tokens_N: IdArray) -> IdArray:
@@ -108,21 +111,21 @@ class GlooChannel:
         return tokens.numpy()
 
 
-def pack_payload(ended_slots: IdArray, plans: Sequence[bytes]) -> bytes:
+def pack_payload(slots: IdArray, plans: Sequence[bytes]) -> bytes:
     """Slots as u32, then each plan behind its length as u32."""
-    parts = [ended_slots.astype("<u4").tobytes()]
+    parts = [slots.astype("<u4").tobytes()]
     for plan in plans:
         parts += [struct.pack("<I", len(plan)), plan]
     return b"".join(parts)
 
 
-def unpack_payload(payload: bytes, num_ended: int) -> tuple[IdArray, tuple[bytes, ...]]:
+def unpack_payload(payload: bytes, num_slots: int) -> tuple[IdArray, tuple[bytes, ...]]:
     """The inverse of `pack_payload`."""
-    place = 4 * num_ended
-    ended_slots = np.frombuffer(payload[:place], dtype="<u4").astype(np.int64)
+    place = 4 * num_slots
+    slots = np.frombuffer(payload[:place], dtype="<u4").astype(np.int64)
     plans = []
     while place < len(payload):
         (length,) = struct.unpack_from("<I", payload, place)
         plans.append(payload[place + 4 : place + 4 + length])
         place += 4 + length
-    return ended_slots, tuple(plans)
+    return slots, tuple(plans)

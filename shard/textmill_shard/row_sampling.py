@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 
 from textmill_shard.finish import FinishRules
+from textmill_shard.grammar_matcher import GrammarFault
+from textmill_shard.grammar_slots import GrammarSlots
 from textmill_shard.logprobs import TopTokens
 from textmill_shard.plan import Admit, FloatArray, IdArray, SlotErrorCode
 from textmill_shard.sampler import Sampler
@@ -42,26 +44,44 @@ class RowSampler:
     occupant, or the same request admitted again, gets a new one.
     """
 
-    def __init__(self, *, sampler: Sampler, finish_rules: FinishRules) -> None:
+    def __init__(self, *, sampler: Sampler, finish_rules: FinishRules, grammars: GrammarSlots) -> None:
         self._sampler = sampler
+        self._grammars = grammars
         self._finish_rules = finish_rules
         self._samplings: dict[int, SlotSampling] = {}  # by slot
         self._admits: dict[int, Admit] = {}  # whose state that is
 
+    def prepare(self, table: SlotTable, slots_N: IdArray) -> None:
+        """Begin what can be done beside the forward pass of the rows that are to sample."""
+        self._grammars.start_masks(table, slots_N)
+
     def draw(self, table: SlotTable, slots_N: IdArray, logits_NV: torch.Tensor) -> DrawnRows:
         """One token per row. Waits for the device: tokens are needed on the host."""
         slots = slots_N.tolist()
+        grammar_faults = self._take_masks(table, slots)
         try:
-            return self._draw(logits_NV, [self._sampling_of(table, slot) for slot in slots])
+            drawn = self._draw(logits_NV, [self._sampling_of(table, slot) for slot in slots])
         except torch.AcceleratorError:
             raise  # the device is gone for everybody
         except Exception:
-            return self._draw_alone(table, slots, logits_NV)
+            drawn = self._draw_alone(table, slots, logits_NV)
+        return replace(drawn, faults={**drawn.faults, **grammar_faults}) if grammar_faults else drawn
 
     def append(self, slots_N: IdArray, tokens_N: IdArray) -> None:
         """Note the tokens that count."""
         for slot, token in zip(slots_N.tolist(), tokens_N.tolist(), strict=True):
             self._samplings[slot].append(token)
+        self._grammars.append(slots_N.tolist(), tokens_N.tolist())
+
+    def _take_masks(self, table: SlotTable, slots: Sequence[int]) -> dict[int, RowFault]:
+        """Give each row the ids that its grammar lets follow; rows whose matcher failed are named."""
+        faults: dict[int, RowFault] = {}
+        for row, slot in enumerate(slots):
+            try:
+                self._sampling_of(table, slot).allowed_V = self._grammars.mask(table, slot)
+            except GrammarFault as fault:
+                faults[row] = RowFault(SlotErrorCode.INTERNAL, str(fault))
+        return faults
 
     def _sampling_of(self, table: SlotTable, slot: int) -> SlotSampling:
         admit = table.admit_of(slot)

@@ -26,3 +26,4 @@ class SamplingParams:
     end_ids: tuple[int, ...] = ()
     wants_logprobs: bool = False
     top_n_tokens: int = 0
+    watermark: bool = False  # raise the green list of each step (watermark.py)

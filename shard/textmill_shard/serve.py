@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 
 import torch
@@ -14,6 +15,8 @@ import torch
 from textmill_shard.engine import Engine
 from textmill_shard.finish import FinishRules
 from textmill_shard.follower import Follower
+from textmill_shard.grammar_matcher import MatcherFactory, load_matcher_factory
+from textmill_shard.grammar_slots import GrammarSlots
 from textmill_shard.memory import KvMemoryOptions, plan_kv_memory
 from textmill_shard.model_loader import LoadOptions, load_model
 from textmill_shard.model_runner import ModelRunner
@@ -26,6 +29,7 @@ from textmill_shard.server import LoadedShard, ShardService, start_server
 from textmill_shard.settings import ServeSettings
 from textmill_shard.status import ShardStatus
 from textmill_shard.step_executor import StepExecutor
+from textmill_shard.watermark import WatermarkKey
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +75,15 @@ def serve(settings: ServeSettings) -> int:
         torch.set_num_threads(settings.num_threads)
         parallel = _join_ranks(settings)
         runner, facts = _load(settings, parallel, status)
+        matchers = _load_matchers(settings, facts) if settings.rank == 0 else None
+        if matchers is not None:
+            facts = replace(facts, features=(*facts.features, "grammar"))
         executor = StepExecutor(runner=runner, facts=facts)
         channel: RankChannel = SoloChannel() if settings.world_size == 1 else GlooChannel()
         if settings.rank == 0:
-            engine = _build_engine(settings, executor=executor, facts=facts, channel=channel, status=status)
+            engine = _build_engine(
+                settings, executor=executor, facts=facts, channel=channel, status=status, matchers=matchers
+            )
             loop = _LoopThread(engine.run)
         else:
             loop = _LoopThread(Follower(executor=executor, channel=channel, status=status).run)
@@ -174,6 +183,15 @@ def _load(settings: ServeSettings, parallel: TensorParallel, status: ShardStatus
     )
 
 
+def _load_matchers(settings: ServeSettings, facts: ShardFacts) -> MatcherFactory | None:
+    matchers, reason = load_matcher_factory(
+        settings.model_dir, vocab_size=facts.vocab_size, eos_token_ids=facts.eos_token_ids
+    )
+    if matchers is None:
+        log.warning("requests can have no grammar", extra={"reason": reason})
+    return matchers
+
+
 def _build_engine(
     settings: ServeSettings,
     *,
@@ -181,11 +199,15 @@ def _build_engine(
     facts: ShardFacts,
     channel: RankChannel,
     status: ShardStatus,
+    matchers: MatcherFactory | None,
 ) -> Engine:
     finish_rules = FinishRules(facts.eos_token_ids)
+    grammars = GrammarSlots(matchers, finish_rules)
+    watermark = WatermarkKey(gamma=settings.watermark_gamma, delta=settings.watermark_delta)
     return Engine(
         executor=executor,
-        row_sampler=RowSampler(sampler=Sampler(), finish_rules=finish_rules),
+        row_sampler=RowSampler(sampler=Sampler(watermark=watermark), finish_rules=finish_rules, grammars=grammars),
+        grammars=grammars,
         finish_rules=finish_rules,
         channel=channel,
         status=status,

@@ -44,6 +44,8 @@ class ServeSettings:
     native_cache_dir: Path
     no_native_kernels: bool
     no_fast_decoder: bool
+    watermark_gamma: float
+    watermark_delta: float
     router_lease_s: float
     json_output: bool
     log_level: str

@@ -59,11 +59,13 @@ class SlotSampling:
     for presence and frequency.
     """
 
-    __slots__ = ("num_output_tokens", "output", "params", "seen")
+    __slots__ = ("allowed_V", "last_token", "num_output_tokens", "output", "params", "seen")
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], output_ids: Sequence[int] = ()) -> None:
         self.params = params
         self.num_output_tokens = len(output_ids)
+        self.last_token = [*prompt_ids[-1:], *output_ids[-1:]][-1]  # the watermark's key
+        self.allowed_V: NDArray[np.bool_] | None = None  # ids that the grammar lets follow; set before each draw
         self.seen: TokenCounts | None = None
         self.output: TokenCounts | None = None
         if params.repetition_penalty != 1.0:
@@ -74,6 +76,8 @@ class SlotSampling:
     def append(self, token: int) -> None:
         """Take in the token that was sampled last; the next draw is for the position after it."""
         self.num_output_tokens += 1
+        self.last_token = token
+        self.allowed_V = None
         if self.seen is not None:
             self.seen.add(token)
         if self.output is not None:

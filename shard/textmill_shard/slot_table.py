@@ -6,6 +6,8 @@ holds no sampling state and decides nothing: it answers what each slot still has
 
 # S slots, B blocks of the widest table
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from textmill_shard.plan import Admit, IdArray
@@ -30,6 +32,7 @@ class SlotTable:
         self.request_ids = np.zeros(num_slots, dtype=np.uint64)  # of free slots: 0, which means nothing
         self.is_occupied = np.zeros(num_slots, dtype=bool)
         self.is_prefilling = np.zeros(num_slots, dtype=bool)  # no token sampled since admission
+        self.is_held = np.zeros(num_slots, dtype=bool)  # must not sample yet: its grammar compiles (rule 19)
         self.order = np.zeros(num_slots, dtype=np.int64)  # rank in the order of admission
         self.num_prompt = np.zeros(num_slots, dtype=np.int64)  # tokens
         self.num_tokens = np.zeros(num_slots, dtype=np.int64)  # prompt and output
@@ -64,6 +67,7 @@ class SlotTable:
         self.request_ids[slot] = admit.request_id
         self.is_occupied[slot] = True
         self.is_prefilling[slot] = True
+        self.is_held[slot] = admit.grammar is not None
         self._num_admitted += 1
         self.order[slot] = self._num_admitted
         self.num_prompt[slot] = num_prompt
@@ -71,9 +75,11 @@ class SlotTable:
         self.num_computed[slot] = admit.num_cached_tokens
         self.num_places[slot] = 0
         self.max_tokens[slot] = max_tokens
-        self.min_tokens[slot] = num_prompt + admit.sampling.min_new_tokens
+        # A grammar's mask lets an end through only where it is due: what it lets through ends the request.
+        has_grammar = admit.grammar is not None
+        self.min_tokens[slot] = num_prompt + (0 if has_grammar else admit.sampling.min_new_tokens)
         self.last_tokens[slot] = tokens[num_tokens - 1]
-        self.ignores_eos[slot] = admit.ignore_eos
+        self.ignores_eos[slot] = admit.ignore_eos and not has_grammar
         self.has_stop_ids[slot] = bool(admit.stop_ids)
         self.was_starved[slot] = False
         self.grant(slot, admit.block_ids)
@@ -104,9 +110,14 @@ class SlotTable:
         for row in (self.num_tokens, self.num_computed, self.num_places, self.last_tokens):
             row[slot] = 0
         self.request_ids[slot] = 0
-        self.is_occupied[slot] = self.is_prefilling[slot] = self.was_starved[slot] = False
+        for mark in (self.is_occupied, self.is_prefilling, self.is_held, self.was_starved):
+            mark[slot] = False
         self._tokens[slot] = None
         self._admits[slot] = None
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Let held slots sample."""
+        self.is_held[list(slots)] = False
 
     def advance(self, slots: IdArray, counts: IdArray) -> None:
         """Note that K and V of the next `counts` tokens of `slots` are stored."""

@@ -2,7 +2,8 @@
 
 Every running slot decodes; then one pass over the prefills in the order of admission, each at most the chunk; then
 what is left of the budget in the same order. The last chunk of a prompt samples in the same step. A slot whose places
-are used up is skipped and reported once (rule 13).
+are used up is skipped and reported once (rule 13). A slot whose grammar is not compiled yet leaves the last token of
+its prompt for later (rule 19).
 """
 
 # R rows of the step
@@ -62,7 +63,8 @@ def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
 
 def _share_budget(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_tokens: int) -> IdArray:
     """Tokens for each of `slots` (in order of admission): first at most a chunk each, then what is left."""
-    wanted = np.minimum(table.num_tokens[slots], table.num_places[slots]) - table.num_computed[slots]
+    num_wanted_tokens = table.num_tokens[slots] - table.is_held[slots]
+    wanted = np.maximum(np.minimum(num_wanted_tokens, table.num_places[slots]) - table.num_computed[slots], 0)
     counts = _take_in_order(np.minimum(wanted, max_chunk_tokens), num_free)
     return counts + _take_in_order(wanted - counts, num_free - int(counts.sum()))
 

@@ -85,6 +85,10 @@ class StepExecutor:
         for slot in slots:
             self.table.end(slot)
 
+    def release(self, slots: Sequence[int]) -> None:
+        """Let slots sample whose grammar is ready."""
+        self.table.release(slots)
+
     def compose(self) -> ComposedStep:
         return compose_step(self.table, self._budget)
 

@@ -15,6 +15,8 @@ from textmill_shard.plan import (
     Drop,
     Extend,
     FloatArray,
+    Grammar,
+    GrammarKind,
     Heartbeat,
     IdArray,
     Plan,
@@ -34,6 +36,12 @@ NUM_KV_GROUPS = 1
 _ERROR_CODES = {
     SlotErrorCode.NOT_FINITE: pb.SLOT_ERROR_CODE_NOT_FINITE,
     SlotErrorCode.INTERNAL: pb.SLOT_ERROR_CODE_INTERNAL,
+}
+
+_GRAMMAR_KINDS = {
+    pb.GRAMMAR_KIND_JSON_SCHEMA: GrammarKind.JSON_SCHEMA,
+    pb.GRAMMAR_KIND_REGEX: GrammarKind.REGEX,
+    pb.GRAMMAR_KIND_LARK: GrammarKind.LARK,
 }
 
 
@@ -111,12 +119,23 @@ def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
             min_new_tokens=admit.min_new_tokens,
             wants_logprobs=admit.logprobs,
             top_n_tokens=admit.top_n_tokens,
+            watermark=admit.watermark,
         ),
         stop_ids=tuple(ids("stop_ids", admit.stop_ids).tolist()),
         ignore_eos=admit.ignore_eos,
         prompt_logprobs_from=admit.prompt_logprobs_from if admit.HasField("prompt_logprobs_from") else None,
         prompt_top_n_tokens=admit.prompt_top_n_tokens,
+        grammar=_grammar_from_wire(plan, admit.slot, admit.grammar) if admit.HasField("grammar") else None,
     )
+
+
+def _grammar_from_wire(plan: int, slot: int, grammar: pb.Grammar) -> Grammar:
+    kind = _GRAMMAR_KINDS.get(grammar.kind)
+    if kind is None:
+        raise _rejected(
+            plan, slot, "admits.grammar.kind", f"wanted one of {sorted(_GRAMMAR_KINDS)}, got {grammar.kind}"
+        )
+    return Grammar(kind, grammar.text)
 
 
 def _blocks_from_wire(plan: int, field: str, slot: int, groups: Sequence[bytes]) -> IdArray:

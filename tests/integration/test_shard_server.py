@@ -16,6 +16,7 @@ from textmill_proto.v1 import shard_pb2 as pb
 from textmill_proto.v1 import shard_pb2_grpc
 from textmill_shard.engine import Engine
 from textmill_shard.finish import FinishRules
+from textmill_shard.grammar_slots import GrammarSlots
 from textmill_shard.plan import ShardFacts
 from textmill_shard.rank_channel import SoloChannel
 from textmill_shard.row_sampling import RowSampler
@@ -41,9 +42,11 @@ class Served:
         self.service = ShardService(self.status)
         self.runner = PrefixRunner(num_blocks=facts.num_blocks, gate=gate)
         finish_rules = FinishRules(facts.eos_token_ids)
+        grammars = GrammarSlots(None, finish_rules)
         self.engine = Engine(
             executor=StepExecutor(runner=self.runner, facts=facts),
-            row_sampler=RowSampler(sampler=Sampler(), finish_rules=finish_rules),
+            row_sampler=RowSampler(sampler=Sampler(), finish_rules=finish_rules, grammars=grammars),
+            grammars=grammars,
             finish_rules=finish_rules,
             channel=SoloChannel(),
             status=self.status,

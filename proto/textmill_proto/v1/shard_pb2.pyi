@@ -45,6 +45,31 @@ SHARD_STATE_READY: ShardState.ValueType  # 2
 SHARD_STATE_FAILED: ShardState.ValueType  # 3
 Global___ShardState: _TypeAlias = ShardState  # noqa: Y015
 
+class _GrammarKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GrammarKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GrammarKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GRAMMAR_KIND_UNSPECIFIED: _GrammarKind.ValueType  # 0
+    GRAMMAR_KIND_JSON_SCHEMA: _GrammarKind.ValueType  # 1
+    """text is a JSON schema"""
+    GRAMMAR_KIND_REGEX: _GrammarKind.ValueType  # 2
+    """text is a regular expression that the whole output matches"""
+    GRAMMAR_KIND_LARK: _GrammarKind.ValueType  # 3
+    """text is a grammar in llguidance's dialect of Lark"""
+
+class GrammarKind(_GrammarKind, metaclass=_GrammarKindEnumTypeWrapper): ...
+
+GRAMMAR_KIND_UNSPECIFIED: GrammarKind.ValueType  # 0
+GRAMMAR_KIND_JSON_SCHEMA: GrammarKind.ValueType  # 1
+"""text is a JSON schema"""
+GRAMMAR_KIND_REGEX: GrammarKind.ValueType  # 2
+"""text is a regular expression that the whole output matches"""
+GRAMMAR_KIND_LARK: GrammarKind.ValueType  # 3
+"""text is a grammar in llguidance's dialect of Lark"""
+Global___GrammarKind: _TypeAlias = GrammarKind  # noqa: Y015
+
 class _SlotErrorCode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -416,6 +441,8 @@ class Admit(_message.Message):
     TOP_N_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FROM_FIELD_NUMBER: _builtins.int
     PROMPT_TOP_N_TOKENS_FIELD_NUMBER: _builtins.int
+    GRAMMAR_FIELD_NUMBER: _builtins.int
+    WATERMARK_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """unique in the life of the router"""
     slot: _builtins.int
@@ -442,12 +469,18 @@ class Admit(_message.Message):
     """absent = none; else first prompt position (>= 1) to report"""
     prompt_top_n_tokens: _builtins.int
     """alternatives reported per prompt token, 0 = none"""
+    watermark: _builtins.bool
+    """bias the green list of each step (shard flags: gamma, delta)"""
     @_builtins.property
     def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """per KV group (one today): u32[] the block table, in order"""
 
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
+    @_builtins.property
+    def grammar(self) -> Global___Grammar:
+        """absent = none"""
+
     def __init__(
         self,
         *,
@@ -466,16 +499,43 @@ class Admit(_message.Message):
         top_n_tokens: _builtins.int = ...,
         prompt_logprobs_from: _builtins.int | None = ...,
         prompt_top_n_tokens: _builtins.int = ...,
+        grammar: Global___Grammar | None = ...,
+        watermark: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs_from", b"_prompt_logprobs_from", "prompt_logprobs_from", b"prompt_logprobs_from", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs_from", b"_prompt_logprobs_from", "grammar", b"grammar", "prompt_logprobs_from", b"prompt_logprobs_from", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs_from", b"_prompt_logprobs_from", "block_ids", b"block_ids", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs_from", b"_prompt_logprobs_from", "block_ids", b"block_ids", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prompt_logprobs_from: _TypeAlias = _typing.Literal["prompt_logprobs_from"]  # noqa: Y015
     _WhichOneofArgType__prompt_logprobs_from: _TypeAlias = _typing.Literal["_prompt_logprobs_from", b"_prompt_logprobs_from"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs_from) -> _WhichOneofReturnType__prompt_logprobs_from | None: ...
 
 Global___Admit: _TypeAlias = Admit  # noqa: Y015
+
+@_typing.final
+class Grammar(_message.Message):
+    """What the output must match, compiled by the router before (rule 19). EOS is possible only where it may end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    kind: Global___GrammarKind.ValueType
+    text: _builtins.str
+    """UTF-8"""
+    def __init__(
+        self,
+        *,
+        kind: Global___GrammarKind.ValueType = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Grammar: _TypeAlias = Grammar  # noqa: Y015
 
 @_typing.final
 class Sampling(_message.Message):

@@ -14,12 +14,15 @@ import torch
 from textmill_shard.engine import Engine
 from textmill_shard.finish import FinishRules
 from textmill_shard.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.grammar_matcher import MatcherFactory
+from textmill_shard.grammar_slots import GrammarSlots
 from textmill_shard.plan import (
     FLAG_FINISHED,
     Admit,
     Budget,
     Drop,
     Extend,
+    Grammar,
     Plan,
     PlanRejection,
     ShardFacts,
@@ -124,6 +127,7 @@ class Shard:
         runner: Runner | None = None,
         channel: RankChannel | None = None,
         sampler: Sampler | None = None,
+        matchers: MatcherFactory | None = None,
         lease_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -131,10 +135,12 @@ class Shard:
         self.runner = PrefixRunner(num_blocks=facts.num_blocks, gate=gate)
         self.status = ShardStatus()
         finish_rules = FinishRules(facts.eos_token_ids)
+        grammars = GrammarSlots(matchers, finish_rules)
         self.executor = StepExecutor(runner=runner or self.runner, facts=facts)
         self.engine = Engine(
             executor=self.executor,
-            row_sampler=RowSampler(sampler=sampler or Sampler(), finish_rules=finish_rules),
+            row_sampler=RowSampler(sampler=sampler or Sampler(), finish_rules=finish_rules, grammars=grammars),
+            grammars=grammars,
             finish_rules=finish_rules,
             channel=channel or SoloChannel(),
             status=self.status,
@@ -276,6 +282,7 @@ def admit(
     ignore_eos: bool = False,
     prompt_logprobs_from: int | None = None,
     prompt_top_n: int = 0,
+    grammar: Grammar | None = None,
 ) -> Admit:
     """A request with room for all its tokens, unless `blocks` says otherwise; slot s has blocks 8 s .. 8 s + 7."""
     if blocks is None:
@@ -294,6 +301,7 @@ def admit(
         ignore_eos=ignore_eos,
         prompt_logprobs_from=prompt_logprobs_from,
         prompt_top_n_tokens=prompt_top_n,
+        grammar=grammar,
     )
 
 

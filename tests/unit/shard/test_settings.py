@@ -45,6 +45,8 @@ EXAMPLES = {
     "native_cache_dir": ("/c", Path("/c")),
     "no_native_kernels": ("true", True),
     "no_fast_decoder": ("true", True),
+    "watermark_gamma": ("0.25", 0.25),
+    "watermark_delta": ("-1.5", -1.5),
     "router_lease_s": ("0.5", 0.5),
     "json_output": ("true", True),
 }
@@ -74,6 +76,8 @@ def test_an_empty_variable_counts_as_unset() -> None:
         (["--memory-fraction", "1.5"], {}, "--memory-fraction is '1.5', wanted a number above 0 and at most 1"),
         (["--memory-fraction", "nan"], {}, "--memory-fraction"),
         (["--dtype", "int8"], {}, "wanted one of auto, float32, bfloat16, float16"),
+        (["--watermark-gamma", "1"], {}, "--watermark-gamma is '1', wanted a number above 0 and below 1"),
+        (["--watermark-delta", "inf"], {}, "--watermark-delta is 'inf', wanted a number from -100 to 100"),
         (["--router-lease-s", "0"], {}, "--router-lease-s"),
         ([], {"JSON_OUTPUT": "maybe"}, "JSON_OUTPUT is 'maybe', wanted true or false"),
         ([], {"LOG_LEVEL": "loud"}, "LOG_LEVEL"),

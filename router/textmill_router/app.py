@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from textmill_router.api.chat import ChatRoute
+from textmill_router.api.error_responses import ErrorStyle
 from textmill_router.api.generate import GenerateMode, GenerateRoute
 from textmill_router.api.replies import call_of, send_error, send_reply
 from textmill_router.api.status import HealthRoute, InfoRoute, MetricsRoute
@@ -21,6 +23,7 @@ def build_app(service: Service) -> ASGIApp:
         "/": {"GET": health, "POST": GenerateRoute(service, GenerateMode.COMPAT)},
         "/generate": {"POST": GenerateRoute(service, GenerateMode.WHOLE)},
         "/generate_stream": {"POST": GenerateRoute(service, GenerateMode.STREAM)},
+        "/v1/chat/completions": {"POST": ChatRoute(service)},
         "/tokenize": {"POST": TokenizeRoute(service)},
         "/health": {"GET": health},
         "/ping": {"GET": health},
@@ -35,7 +38,7 @@ def build_app(service: Service) -> ASGIApp:
     if service.settings.api_key is not None:
         app = ApiKey(app, service.settings.api_key)
     app = Cors(app, service.settings.cors_allow_origin)
-    return FrontDoor(app, service.metrics)
+    return FrontDoor(app, service.metrics, ErrorStyle(service.settings.v1_errors))
 
 
 class _Methods:

@@ -36,11 +36,13 @@ class TextOptions:
     """`keep_stop_match`: the text ends after a stop string (native) or before it, nothing of it being sent (/v1).
 
     `keep_tokens`: the result lists all tokens (details). Without it `result()` makes no object per token.
+    `shown_specials`: special tokens whose text counts as output text, for parsers that look for them.
     """
 
     stop_strings: tuple[str, ...] = ()
     keep_stop_match: bool = True
     keep_tokens: bool = True
+    shown_specials: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,11 @@ class Generation:
         events, self._events = self._events, []
         return events
 
+    def take_events(self) -> list[TokenEvent]:
+        """All events since the last call, possibly none, without waiting."""
+        events, self._events = self._events, []
+        return events
+
     async def result(self) -> GenerationResult:
         """The whole answer once it is complete. Raises GenerationFailed."""
         self._makes_events = self._options.keep_tokens
@@ -233,6 +240,8 @@ class Generation:
         """Adds one token; returns whether a stop string ended the request with it."""
         self._num_tokens += 1
         text = self._detokenizer.step(token_id)
+        if token_id in self._options.shown_specials:
+            text += self._detokenizer.flush() + self._tokenizer.id_to_text(token_id)
         if finish is not None:
             text += self._detokenizer.flush()
         released = text

@@ -228,7 +228,7 @@ def test_too_large_comes_before_the_content_type_and_that_before_syntax(client: 
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
-@pytest.mark.parametrize("path", ["/nope", "/generate/", "/v1/nothing", "/%2e%2e/etc/passwd", "/health//"])
+@pytest.mark.parametrize("path", ["/nope", "/generate/", "/%2e%2e/etc/passwd", "/health//"])
 def test_unknown_route_is_404(client: httpx.Client, method: str, path: str) -> None:
     assert_error(client.request(method, path), 404, "not_found")
 

@@ -2,11 +2,19 @@
 
 import time
 from array import array
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from textmill_router.request import GenerationRequest, SamplingParameters
 from textmill_router.service import Backend
-from textmill_router.validation import CheckedParameters, check_budget, check_text, prompt_too_long, with_drawn_seed
+from textmill_router.validation import (
+    MAX_U64,
+    CheckedParameters,
+    check_budget,
+    check_text,
+    prompt_too_long,
+    with_drawn_seed,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,17 @@ async def take_prompt(
         raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
     encoding = await backend.tokenizer.encode(text, add_special_tokens)
     prompt_ids = encoding.ids if checked.truncate is None else encoding.ids[-checked.truncate :]
+    return Intake(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, limits))
+
+
+async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedParameters) -> Intake:
+    """The same for a prompt in pieces that already has its special tokens (chat). Raises ValidationFailed."""
+    limits = backend.limits
+    text = pieces[0] if len(pieces) == 1 else "".join(pieces)
+    check_text(text)
+    if backend.tokenizer.cannot_fit(text, limits.max_input_tokens):
+        raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
+    prompt_ids = await backend.tokenizer.encode_pieces(pieces)
     return Intake(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, limits))
 
 
@@ -54,7 +73,16 @@ def make_request(
     )
 
 
-def samplings(checked: CheckedParameters) -> list[SamplingParameters]:
-    """One way to sample for each sequence of the call: they differ in the seed."""
-    further = [with_drawn_seed(checked.sampling) for _ in range(checked.best_of - 1)]
-    return [checked.sampling, *further]
+def samplings(checked: CheckedParameters, count: int | None = None) -> list[SamplingParameters]:
+    """One way to sample for each sequence of a prompt, `best_of` if not told: they differ in the seed."""
+    sampling = checked.sampling
+    further = range(1, checked.best_of if count is None else count)
+    if checked.is_seeded:
+        return [sampling, *(with_next_seed(sampling, distance) for distance in further)]
+    return [sampling, *(with_drawn_seed(sampling) for _ in further)]
+
+
+def choice_samplings(checked: CheckedParameters, num_choices: int) -> list[SamplingParameters]:
+    """The same for the choices of /v1, where a seed may be given: it fixes all of them, each by another seed."""
+    sampling = checked.sampling
+    return [replace(sampling, seed=(sampling.seed + index) & MAX_U64) for index in range(num_choices)]

@@ -1,0 +1,270 @@
+"""POST /v1/chat/completions: from a conversation to an answer, whole or in chunks."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from textmill_router.api.accounting import Account
+from textmill_router.api.chat_answers import (
+    DONE,
+    ChatChunks,
+    Choice,
+    Envelope,
+    PlainReader,
+    ShownLogprobs,
+    TextReader,
+    usage_chunk,
+    whole_answer,
+)
+from textmill_router.api.chat_messages import chat_wishes
+from textmill_router.api.chat_types import ChatBody
+from textmill_router.api.error_responses import error_event, generation_error
+from textmill_router.api.event_stream import EventStream
+from textmill_router.api.intake import choice_samplings, make_request, take_pieces
+from textmill_router.api.json_body import read_json
+from textmill_router.api.model_names import check_model
+from textmill_router.api.openai_types import check_n, in_openai_words, sampling_wishes, usage_of
+from textmill_router.api.replies import call_of, send_reply
+from textmill_router.api.serving import admitted, failure_label, serve
+from textmill_router.chat_parsing.deltas import collect
+from textmill_router.chat_prompt import ChatPrompt, ChatWishes, make_prompt
+from textmill_router.errors import RequestError, ValidationFailed
+from textmill_router.generation import (
+    Generation,
+    GenerationFailed,
+    GenerationResult,
+    TextOptions,
+    TokenEvent,
+    start_generation,
+)
+from textmill_router.request import GenerationRequest
+from textmill_router.service import Backend, Service
+from textmill_router.validation import CheckedParameters, check_parameters
+
+MAX_TOP_LOGPROBS = 20
+# Conversations up to this many characters are rendered on the event loop, in about 0.2 ms; longer ones in a thread.
+INLINE_CHARACTERS = 4000
+# What the fields are called here.
+_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "top_n_tokens": "top_logprobs",
+    "best_of": "n",
+    "inputs": "messages",
+}
+_DECODER = msgspec.json.Decoder(ChatBody)
+
+
+class ChatRoute:
+    """An ASGI endpoint."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await serve(self._service, scope, send, lambda: self._answer(scope, receive, send))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service = self._service
+        backend = service.open_backend()
+        body = await read_json(scope, receive, _DECODER, service.settings.payload_limit)
+        check_model(body.model, service.settings)
+        asked = _check(body, service, backend)
+        async with admitted(service, receive, asked.checked.best_of):
+            work = _Work(service, backend, Account(service, backend, call_of(scope)), asked)
+            if body.stream:
+                await work.stream(scope, send)
+            else:
+                await work.answer_whole(scope, send)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A body whose fields obey the rules; nothing is rendered yet."""
+
+    body: ChatBody
+    checked: CheckedParameters  # `best_of` is the number of choices
+    wishes: ChatWishes
+
+
+def _check(body: ChatBody, service: Service, backend: Backend) -> _Asked:
+    limits = backend.limits
+    limits = replace(limits, max_top_n_tokens=max(limits.max_top_n_tokens, MAX_TOP_LOGPROBS))
+    num_choices = check_n(body.n, service.settings.max_n)
+    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    wishes = sampling_wishes(body, max_new_tokens=max_tokens, top_n_tokens=body.top_logprobs)
+    try:
+        checked = check_parameters(wishes, limits)
+    except ValidationFailed as error:
+        raise in_openai_words(error, _NAMES) from None
+    return _Asked(body, replace(checked, best_of=num_choices), chat_wishes(body, body.tools))
+
+
+async def render(backend: Backend, wishes: ChatWishes) -> ChatPrompt:
+    """The prompt of a conversation. Raises ValidationFailed or TemplateFailed."""
+    template = backend.chat_templates.pick(has_tools=wishes.tools is not None)
+    num_characters = sum(len(str(message)) for message in wishes.messages)
+    if num_characters <= INLINE_CHARACTERS:
+        return make_prompt(template, wishes, backend.role_safety)
+    return await asyncio.to_thread(make_prompt, template, wishes, backend.role_safety)
+
+
+class _Work:
+    """One admitted call."""
+
+    def __init__(self, service: Service, backend: Backend, account: Account, asked: _Asked) -> None:
+        self._service = service
+        self._backend = backend
+        self._account = account
+        self._body = asked.body
+        self._checked = asked.checked
+        self._wishes = asked.wishes
+        self._wants_logprobs = bool(asked.body.logprobs)
+        self._shown_specials: frozenset[int] = frozenset()
+        self._envelope = new_envelope(service, "chatcmpl-")
+
+    async def stream(self, scope: Scope, send: Send) -> None:
+        """Chunks of all choices as they come; an error after the first of them is an event."""
+        requests = await self._requests()
+        stream = EventStream(scope, send, self._account.stream_headers())
+        try:
+            async with AsyncExitStack() as stack:
+                generations = await self._start(stack, requests, keep_tokens=False)
+                results = await _stream_all(stream, generations, [self._chunks(i) for i in range(len(requests))])
+                self._account.note_success(results)
+                tail = DONE
+                if self._body.wants_usage_event:
+                    tail = usage_chunk(self._envelope, usage_of(results)) + tail
+                await stream.end(tail)
+        except (GenerationFailed, RequestError) as failed:
+            if not stream.is_started:
+                raise
+            error = failed if isinstance(failed, RequestError) else generation_error(failed.failure)
+            self._service.metrics.on_failure(failure_label(error))
+            await stream.end(error_event(error, call_of(scope).error_style) + DONE)
+        finally:
+            stream.close()
+
+    async def answer_whole(self, scope: Scope, send: Send) -> None:
+        """One answer when all choices are complete."""
+        requests = await self._requests()
+        async with AsyncExitStack() as stack:
+            generations = await self._start(stack, requests, keep_tokens=self._wants_logprobs)
+            results = [await generation.result() for generation in generations]
+        usage = usage_of(results)
+        answer = whole_answer(self._envelope, [self._choice(result) for result in results], usage)
+        self._account.note_success(results)
+        headers = self._account.whole_headers(results, usage.prompt_tokens)
+        await send_reply(scope, send, 200, answer, headers=headers)
+
+    async def _requests(self) -> list[GenerationRequest]:
+        """Render, tokenise, check the budget: the last step in which the call can be refused for what it says."""
+        prompt = await render(self._backend, self._wishes)
+        try:
+            intake = await take_pieces(self._backend, prompt.pieces, self._checked)
+        except ValidationFailed as error:
+            raise in_openai_words(error, _NAMES) from None
+        self._account.note_validated(sum(map(len, prompt.pieces)), [intake])
+        return [
+            make_request(
+                self._backend,
+                intake,
+                self._checked,
+                sampling,
+                wants_logprobs=self._wants_logprobs,
+                wants_prompt_logprobs=False,
+            )
+            for sampling in choice_samplings(self._checked, self._checked.best_of)
+        ]
+
+    async def _start(
+        self, stack: AsyncExitStack, requests: Sequence[GenerationRequest], *, keep_tokens: bool
+    ) -> list[Generation]:
+        """Submit all choices in one turn, so that the first computes the prompt for all."""
+        options = TextOptions(self._checked.stop, False, keep_tokens, self._shown_specials)
+        return [
+            await stack.enter_async_context(
+                start_generation(self._backend.engine, self._backend.tokenizer, request, options)
+            )
+            for request in requests
+        ]
+
+    def _chunks(self, index: int) -> ChatChunks:
+        return ChatChunks(self._envelope, index, self._new_reader(), self._new_logprobs())
+
+    def _choice(self, result: GenerationResult) -> Choice:
+        reader = self._new_reader()
+        message = collect([*reader.push(result.text), *reader.finish()])
+        logprobs = self._new_logprobs()
+        return Choice(message, None if logprobs is None else logprobs.push(result.tokens), result)
+
+    def _new_reader(self) -> TextReader:
+        return PlainReader()
+
+    def _new_logprobs(self) -> ShownLogprobs | None:
+        if not self._wants_logprobs:
+            return None
+        return ShownLogprobs(self._backend.tokenizer, self._shown_specials, self._checked.top_n_tokens > 0)
+
+
+def new_envelope(service: Service, prefix: str) -> Envelope:
+    """A new id, the time, the name of what answers."""
+    return Envelope(
+        id=f"{prefix}{uuid.uuid4().hex}",
+        created=int(time.time()),
+        model=service.settings.model_id,
+        system_fingerprint=f"{version('textmill')}-native",
+    )
+
+
+async def _stream_all(
+    stream: EventStream, generations: Sequence[Generation], writers: Sequence[ChatChunks]
+) -> list[GenerationResult]:
+    """Write all choices side by side; returns their results in order."""
+    if len(generations) == 1:
+        return [await _stream_choice(stream, generations[0], writers[0], asyncio.Lock())]
+    lock = asyncio.Lock()
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(_stream_choice(stream, generation, writer, lock))
+                for generation, writer in zip(generations, writers, strict=True)
+            ]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _stream_choice(
+    stream: EventStream, generation: Generation, writer: ChatChunks, lock: asyncio.Lock
+) -> GenerationResult:
+    """Write one choice until its last token. What comes while the client does not read is merged into one chunk."""
+
+    def write_now(events: list[TokenEvent]) -> bool:
+        if not stream.can_write_now:
+            return False
+        data = writer.encode(events)
+        if data:
+            stream.write_now(data)
+        return True
+
+    generation.read_fast(write_now)
+    while True:
+        events = await generation.next_events()
+        async with lock:
+            # More may have come while another choice was writing.
+            if events[-1].result is None:
+                events += generation.take_events()
+            data = writer.encode(events)
+            if data:
+                await stream.write(data)
+        result = events[-1].result
+        if result is not None:
+            return result

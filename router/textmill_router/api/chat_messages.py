@@ -1,0 +1,76 @@
+"""Messages and tools of a chat body as chat templates take them: plain JSON values, no nulls, content one text."""
+
+from typing import Any
+
+import msgspec
+
+from textmill_router.api.chat_types import CalledTool, ChatBody, ChatMessage, ContentPart
+from textmill_router.chat_prompt import ChatWishes
+from textmill_router.chat_template import Message
+from textmill_router.errors import ValidationFailed
+
+TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", None})
+
+
+def chat_wishes(body: ChatBody, tools: list[dict[str, Any]] | None) -> ChatWishes:
+    """`tools` are those that the template shall show. Raises ValidationFailed."""
+    return ChatWishes(
+        messages=[_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)],
+        tools=tools,
+        documents=body.documents,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        variables=body.chat_template_kwargs or {},
+    )
+
+
+def _message(message: ChatMessage, path: str) -> Message:
+    shown: Message = {"role": message.role}
+    content = _content(message.content, f"{path}.content")
+    if content is not None or not message.tool_calls:
+        shown["content"] = content or ""
+    if message.name is not None:
+        shown["name"] = message.name
+    if message.tool_calls:
+        shown["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        shown["tool_call_id"] = message.tool_call_id
+    reasoning = message.reasoning_content if message.reasoning_content is not None else message.reasoning
+    if reasoning is not None:
+        shown["reasoning_content"] = shown["thinking"] = reasoning
+    return shown
+
+
+def _content(content: str | list[str | ContentPart] | None, path: str) -> str | None:
+    """The parts put together with nothing between them, as TGI does."""
+    if content is None or isinstance(content, str):
+        return content
+    texts = []
+    for index, part in enumerate(content):
+        if isinstance(part, str):
+            texts.append(part)
+        elif part.type not in TEXT_PARTS:
+            raise ValidationFailed(
+                f"`{path}[{index}]` has type {part.type!r}: this model takes text only; leave the part out",
+                field=f"{path}[{index}]",
+            )
+        elif part.text is None and part.refusal is None:
+            raise ValidationFailed(f"`{path}[{index}]` has no `text`", field=f"{path}[{index}]")
+        else:
+            texts.append(part.text or part.refusal or "")
+    return "".join(texts)
+
+
+def _tool_call(call: CalledTool) -> dict[str, Any]:
+    """Arguments as an object, the form that templates are written for; text that is no object stays text."""
+    arguments = call.function.arguments if call.function.arguments is not None else call.function.parameters
+    if isinstance(arguments, str):
+        try:
+            parsed = msgspec.json.decode(arguments)
+        except (msgspec.DecodeError, RecursionError):
+            parsed = None
+        if isinstance(parsed, dict):
+            arguments = parsed
+    function = {"name": call.function.name, "arguments": {} if arguments is None else arguments}
+    shown: dict[str, Any] = {"type": call.type or "function", "function": function}
+    return {"id": call.id, **shown} if call.id is not None else shown

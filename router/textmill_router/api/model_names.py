@@ -1,0 +1,16 @@
+"""Which names of a model a call may use."""
+
+from textmill_router.errors import ModelNotFound
+from textmill_router.settings import Settings
+
+
+def check_model(name: str | None, settings: Settings) -> None:
+    """While no adapters are loaded every name means the one model, unless --strict-model. Raises ModelNotFound."""
+    if settings.strict_model and name is not None and name != settings.model_id:
+        raise model_not_found(name, settings)
+
+
+def model_not_found(name: str, settings: Settings) -> ModelNotFound:
+    return ModelNotFound(
+        f"The model {name[:200]!r} does not exist: this server serves {settings.model_id!r}; see GET /v1/models"
+    )

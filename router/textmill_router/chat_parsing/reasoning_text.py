@@ -49,16 +49,14 @@ class ReasoningReader:
                     else:
                         self._state = _State.OUTSIDE
                 case _State.OUTSIDE:
-                    self.num_steps += len(text) - position
-                    self._out.append(ContentText(text[position:]))
-                    position = len(text)
+                    position = self._read_outside(text, position)
         out, self._out = self._out, []
         return out
 
     def finish(self, was_cut: bool) -> list[Delta]:
         """What was held back. The beginning of a tag is dropped when the answer was cut."""
         mark = "" if was_cut else self._mark
-        if self._state is _State.START and not self._is_inside:
+        if self._state is _State.OUTSIDE or (self._state is _State.START and not self._is_inside):
             text = "".join(self._spaces) + mark
             if text:
                 self._out.append(ContentText(text))
@@ -115,6 +113,29 @@ class ReasoningReader:
         if found < 0:
             return end
         self._mark = closing[0]
+        return end + 1
+
+    def _read_outside(self, text: str, position: int) -> int:
+        """Tags are text here, held back only so that a cut answer does not end in half of one."""
+        if self._mark:
+            self.num_steps += 1
+            mark = self._mark + text[position]
+            tags = self._tags
+            is_whole = mark in (tags.opening, tags.closing)
+            if not is_whole and (tags.opening.startswith(mark) or tags.closing.startswith(mark)):
+                self._mark = mark
+                return position + 1
+            self._out.append(ContentText(mark if is_whole else self._mark))
+            self._mark = ""
+            return position + is_whole
+        found = text.find(self._tags.opening[0], position)
+        end = len(text) if found < 0 else found
+        self.num_steps += end - position + 1
+        if end > position:
+            self._out.append(ContentText(text[position:end]))
+        if found < 0:
+            return end
+        self._mark = text[end]
         return end + 1
 
     def _add_reasoning(self, text: str) -> None:

@@ -158,14 +158,17 @@ class ToolReader:
 
     def _read_opening(self, text: str, position: int) -> int:
         self.num_steps += 1
+        rules = self._rules
         mark = self._mark + text[position]
-        if not self._rules.opening.startswith(mark):
+        if not rules.opening.startswith(mark) and not rules.closing.startswith(mark):
             self._give_up()
             return position
         self._mark = mark
         self._pending.append(text[position])
-        if mark == self._rules.opening:
+        if mark == rules.opening:
             self._begin_head()
+        elif mark == rules.closing:
+            self._give_up()  # closes nothing; held back only so that a cut answer does not end in half of it
         return position + 1
 
     def _begin_head(self) -> None:

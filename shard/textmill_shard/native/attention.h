@@ -48,7 +48,7 @@ static int64_t list_items(const int32_t *query_starts, int64_t num_sequences, in
 
 static int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-// Bytes of scratch that one thread needs for `attend_item`.
+// Bytes of scratch that one thread needs for `attend_heads`.
 static int64_t attention_scratch_bytes(int64_t heads, int64_t kv_heads, int64_t key_dim, int64_t value_dim) {
   const int64_t group = heads / kv_heads;
   const int64_t rows = group >= TARGET_ROWS ? group : TARGET_ROWS;
@@ -77,9 +77,9 @@ static void find_places(const attention *a, const int32_t *table, int64_t start,
   }
 }
 
-// Rows lie apart: the processor does not foresee which one comes next.
+// Into the second-level cache: blocks lie apart, and the processor does not foresee which one comes next.
 INLINE void fetch_row(const void *row, int64_t num_bytes) {
-  for (int64_t byte = 0; byte < num_bytes; byte += 64) __builtin_prefetch((const char *)row + byte);
+  for (int64_t byte = 0; byte < num_bytes; byte += 64) __builtin_prefetch((const char *)row + byte, 0, 2);
 }
 
 // 16 rows of 16 words become 16 columns, written `stride` words apart.

@@ -79,28 +79,44 @@ INLINE float NAME(soften)(const attention *a, float *scores, element *weights, i
   return shrink;
 }
 
-static void NAME(attend_item)(const attention *a, attention_item item, int64_t kv_head, void *scratch) {
-  const int64_t group = a->heads / a->kv_heads, num_rows = item.num_queries * group;
+// `num_kv_heads` heads of one item, side by side, so that the rows of a tile are read as they lie.
+static void NAME(attend_heads)(const attention *a, attention_item item, int64_t kv_head, int64_t num_kv_heads, void *scratch) {
+  const int64_t group = a->heads / a->kv_heads, head_rows = item.num_queries * group, num_rows = head_rows * num_kv_heads;
   const int64_t words = a->key_dim / PER_WORD, padded_words = round_up(words, 16);
   const int64_t columns = round_up(a->value_dim, LANES);
   const int64_t context = a->context_lens[item.sequence];
   const int64_t query_row = a->query_starts[item.sequence] + item.first_query;
   const int64_t length = a->query_starts[item.sequence + 1] - a->query_starts[item.sequence];
   const int64_t first_position = context - length + item.first_query;
-  const int64_t last_position = first_position + item.num_queries - 1;
+  const int64_t first_place = first_seen(a, first_position), end = first_position + item.num_queries;
   const int32_t *table = a->block_tables + item.sequence * a->table_stride;
+  const element *keys = (const element *)a->keys + kv_head * a->key_dim;
+  const element *values = (const element *)a->values + kv_head * a->value_dim;
+  const int64_t key_stride = a->kv_heads * a->key_dim, value_stride = a->kv_heads * a->value_dim;
+  const int64_t key_bytes = num_kv_heads * a->key_dim * (int64_t)sizeof(element);
+  const int64_t value_bytes = num_kv_heads * a->value_dim * (int64_t)sizeof(element);
 
-  uint32_t *query = scratch;  // all parts are multiples of 64 bytes but the last
+  int64_t offsets[TILE_PLACES], next_offsets[TILE_PLACES];
+  const int64_t first_tile = first_place / TILE_PLACES * TILE_PLACES;
+  find_places(a, table, first_tile, first_place, end, next_offsets);
+  for (int i = 0; i < TILE_PLACES; i++) {
+    if (next_offsets[i] < 0) continue;
+    fetch_row(keys + next_offsets[i] * key_stride, key_bytes);
+    fetch_row(values + next_offsets[i] * value_stride, value_bytes);
+  }
+
+  uint32_t *query = scratch;  // rows of the first head, then of the next
   uint32_t *key_panels = query + round_up(num_rows * padded_words, 16);
   uint32_t *value_panels = key_panels + TILE_PLACES * padded_words;
   float *scores = (float *)(value_panels + TILE_PLACES * columns);
-  element *weights = (element *)(scores + num_rows * TILE_PLACES);
-  float *out = (float *)(weights + num_rows * TILE_PLACES);
+  element *weights = (element *)(scores + head_rows * TILE_PLACES);
+  float *out = (float *)(weights + head_rows * TILE_PLACES);
   float *peak = out + num_rows * columns, *total = peak + num_rows;
 
   for (int64_t row = 0; row < num_rows; row++) {
-    const int64_t head = kv_head * group + row % group;
-    const element *from = (const element *)a->query + (query_row + row / group) * a->query_token_stride + head * a->query_head_stride;
+    const int64_t token = query_row + row % head_rows / group;
+    const int64_t head = (kv_head + row / head_rows) * group + row % group;
+    const element *from = (const element *)a->query + token * a->query_token_stride + head * a->query_head_stride;
     memcpy(query + row * padded_words, from, (size_t)a->key_dim * sizeof(element));
     memset(query + row * padded_words + words, 0, (size_t)(padded_words - words) * 4);
     peak[row] = a->sinks ? a->sinks[head] : NO_SCORE;
@@ -108,45 +124,50 @@ static void NAME(attend_item)(const attention *a, attention_item item, int64_t k
   }
   memset(out, 0, (size_t)(num_rows * columns) * sizeof(float));
 
-  const int64_t first_place = first_seen(a, first_position), end = last_position + 1;
-  const element *keys = (const element *)a->keys + kv_head * a->key_dim;
-  const element *values = (const element *)a->values + kv_head * a->value_dim;
-  const int64_t key_stride = a->kv_heads * a->key_dim, value_stride = a->kv_heads * a->value_dim;
-  int64_t offsets[TILE_PLACES], next_offsets[TILE_PLACES];
-  find_places(a, table, first_place / TILE_PLACES * TILE_PLACES, first_place, end, next_offsets);
-  for (int64_t start = first_place / TILE_PLACES * TILE_PLACES; start < end; start += TILE_PLACES) {
+  for (int64_t start = first_tile; start < end; start += TILE_PLACES) {
     const int64_t stop = end - start < TILE_PLACES ? end - start : TILE_PLACES;
     const int64_t num_places = round_up(stop, LANES);
-    const element *key_rows[TILE_PLACES], *value_rows[TILE_PLACES];
+    const int has_next = start + TILE_PLACES < end;
     memcpy(offsets, next_offsets, sizeof offsets);
-    for (int64_t i = 0; i < num_places; i++) {
-      key_rows[i] = offsets[i] < 0 ? NULL : keys + offsets[i] * key_stride;
-      value_rows[i] = offsets[i] < 0 ? NULL : values + offsets[i] * value_stride;
-      fetch_row(value_rows[i], a->value_dim * (int64_t)sizeof(element));
+    if (has_next) find_places(a, table, start + TILE_PLACES, first_place, end, next_offsets);
+    for (int64_t h = 0; h < num_kv_heads; h++) {
+      const element *key_rows[TILE_PLACES], *value_rows[TILE_PLACES];
+      for (int64_t i = 0; i < num_places; i++) {
+        key_rows[i] = offsets[i] < 0 ? NULL : keys + offsets[i] * key_stride + h * a->key_dim;
+        value_rows[i] = offsets[i] < 0 ? NULL : values + offsets[i] * value_stride + h * a->value_dim;
+      }
+      if (has_next)  // a part of the next tile with each head
+        for (int64_t i = share(TILE_PLACES, h, num_kv_heads); i < share(TILE_PLACES, h + 1, num_kv_heads); i++) {
+          if (next_offsets[i] < 0) continue;
+          fetch_row(keys + next_offsets[i] * key_stride, key_bytes);
+          fetch_row(values + next_offsets[i] * value_stride, value_bytes);
+        }
+      NAME(pack_keys)((const uint32_t *const *)key_rows, num_places, words, padded_words, key_panels);
+      const gemm score = {.rows = query + h * head_rows * padded_words, .row_words = padded_words, .panels = key_panels,
+                          .inner_words = padded_words, .num_rows = head_rows, .num_outputs = num_places, .out = scores,
+                          .out_stride = TILE_PLACES, .end = STORE};
+      NAME(run_gemm)(&score, 0, num_places / LANES);
+      float *head_out = out + h * head_rows * columns;
+      for (int64_t row = 0; row < head_rows; row++) {
+        const float shrink = NAME(soften)(a, scores + row * TILE_PLACES, weights + row * TILE_PLACES, num_places, start,
+                                          first_position + row / group, (kv_head + h) * group + row % group,
+                                          peak + h * head_rows + row, total + h * head_rows + row);
+        if (shrink != 1.0f)
+          for (int64_t i = 0; i < columns; i += 16)
+            store_f(head_out + row * columns + i, load_f(head_out + row * columns + i) * splat(shrink));
+      }
+      NAME(pack_values)(value_rows, num_places, a->value_dim, value_panels);
+      const gemm mix = {.rows = (const uint32_t *)weights, .row_words = TILE_PLACES / PER_WORD, .panels = value_panels,
+                        .inner_words = num_places / PER_WORD, .num_rows = head_rows, .num_outputs = columns,
+                        .out = head_out, .out_stride = columns, .end = ADD};
+      NAME(run_gemm)(&mix, 0, columns / LANES);
     }
-    if (start + TILE_PLACES < end) find_places(a, table, start + TILE_PLACES, first_place, end, next_offsets);
-    NAME(pack_keys)((const uint32_t *const *)key_rows, num_places, words, padded_words, key_panels);
-    const gemm score = {.rows = query, .row_words = padded_words, .panels = key_panels, .inner_words = padded_words,
-                        .num_rows = num_rows, .num_outputs = num_places, .out = scores, .out_stride = TILE_PLACES, .end = STORE};
-    NAME(run_gemm)(&score, 0, num_places / LANES);
-    for (int64_t row = 0; row < num_rows; row++) {
-      const float shrink = NAME(soften)(a, scores + row * TILE_PLACES, weights + row * TILE_PLACES, num_places, start,
-                                        first_position + row / group, kv_head * group + row % group, peak + row, total + row);
-      if (shrink != 1.0f)
-        for (int64_t i = 0; i < columns; i += 16)
-          store_f(out + row * columns + i, load_f(out + row * columns + i) * splat(shrink));
-    }
-    for (int64_t i = 0; start + TILE_PLACES + i < end && i < TILE_PLACES; i++)
-      fetch_row(keys + next_offsets[i] * key_stride, a->key_dim * (int64_t)sizeof(element));
-    NAME(pack_values)(value_rows, num_places, a->value_dim, value_panels);
-    const gemm mix = {.rows = (const uint32_t *)weights, .row_words = TILE_PLACES / PER_WORD, .panels = value_panels,
-                      .inner_words = num_places / PER_WORD, .num_rows = num_rows, .num_outputs = columns, .out = out,
-                      .out_stride = columns, .end = ADD};
-    NAME(run_gemm)(&mix, 0, columns / LANES);
   }
 
   for (int64_t row = 0; row < num_rows; row++) {
-    element *to = (element *)a->out + (query_row + row / group) * a->out_token_stride + (kv_head * group + row % group) * a->out_head_stride;
+    const int64_t token = query_row + row % head_rows / group;
+    const int64_t head = (kv_head + row / head_rows) * group + row % group;
+    element *to = (element *)a->out + token * a->out_token_stride + head * a->out_head_stride;
     const v16f factor = splat(1.0f / total[row]);
     for (int64_t i = 0; i < a->value_dim; i += 16) {
       element part[16];
@@ -154,5 +175,23 @@ static void NAME(attend_item)(const attention *a, attention_item item, int64_t k
       const int64_t width = a->value_dim - i < 16 ? a->value_dim - i : 16;
       memcpy(to + i, part, (size_t)width * sizeof(element));
     }
+  }
+}
+
+// Takes items from the common counter until there are none.
+static void NAME(attend_items)(const attention *a, const attention_item *items, int64_t num_items, int64_t team_size,
+                               atomic_long *next, void *scratch) {
+  // With few items their heads are shared out; with many, one thread takes all heads of an item.
+  const int64_t at_once = num_items >= 2 * team_size ? a->kv_heads : (a->kv_heads + team_size - 1) / team_size;
+  const int64_t parts = (a->kv_heads + at_once - 1) / at_once;
+  for (;;) {
+    const int64_t taken = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
+    if (taken >= num_items * parts) return;
+    const attention_item item = items[taken / parts];
+    const int64_t first = taken % parts * at_once, end = first + at_once < a->kv_heads ? first + at_once : a->kv_heads;
+    const int64_t fitting = TARGET_ROWS / (item.num_queries * (a->heads / a->kv_heads));
+    const int64_t step = fitting > 1 ? fitting : 1;
+    for (int64_t head = first; head < end; head += step)
+      NAME(attend_heads)(a, item, head, end - head < step ? end - head : step, scratch);
   }
 }

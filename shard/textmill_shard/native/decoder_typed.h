@@ -127,15 +127,8 @@ static void NAME(attend)(const decoder_run *r, int member, int64_t index) {
       .context_lens = r->step->context_lens, .table_stride = r->step->table_stride,
       .num_sequences = r->step->num_sequences, .scaling = layer->scaling, .softcap = layer->softcap,
       .window = layer->window, .chunk = layer->chunk, .sinks = layer->sinks};
-  char *scratch = r->attention_scratch + member * r->attention_scratch_bytes;
-  // The heads of a token lie side by side: one thread takes them all when there are enough items for everybody.
-  const int64_t at_once = r->num_items >= 4 * r->team->size ? m->kv_heads : 1;
-  for (;;) {
-    const int64_t item = atomic_fetch_add_explicit(r->next + index * NUM_PHASES + PHASE_ATTEND, at_once, memory_order_relaxed);
-    if (item >= r->num_items * m->kv_heads) return;
-    for (int64_t i = item; i < item + at_once; i++)
-      NAME(attend_item)(&a, r->items[i / m->kv_heads], i % m->kv_heads, scratch);
-  }
+  NAME(attend_items)(&a, r->items, r->num_items, r->team->size, r->next + index * NUM_PHASES + PHASE_ATTEND,
+                     r->attention_scratch + member * r->attention_scratch_bytes);
 }
 
 static void NAME(decode)(void *argument, int member) {

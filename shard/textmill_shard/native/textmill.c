@@ -35,6 +35,9 @@ EXPORT const char *textmill_features(void) {
 EXPORT team *textmill_team_new(int size) { return team_new(size); }
 EXPORT void textmill_team_free(team *t) { team_free(t); }
 
+// From now on runs take place in the threads of that runtime. Not for textmill_decode, which needs barriers.
+EXPORT void textmill_team_lend(team *t, const lent_threads *threads) { t->lent = *threads; }
+
 // Fewer page-table walks while the weights stream by. A wish: the system may not grant it.
 EXPORT void textmill_want_huge_pages(void *memory, int64_t num_bytes) {
 #if defined(MADV_HUGEPAGE)
@@ -105,28 +108,23 @@ EXPORT void textmill_linear(team *t, const void *rows, int64_t num_rows, int64_t
 typedef struct {
   const attention *attention;
   const attention_item *items;
-  int64_t num_items, is_bf16, scratch_bytes;
+  int64_t num_items, team_size, is_bf16, scratch_bytes;
   char *scratch;
-  atomic_long next_item;
+  atomic_long next;
 } attention_run;
 
 static void attend_all(void *argument, int member) {
   attention_run *r = argument;
-  const attention *a = r->attention;
-  for (;;) {
-    const int64_t item = atomic_fetch_add_explicit(&r->next_item, 1, memory_order_relaxed);
-    if (item >= r->num_items * a->kv_heads) return;
-    void *scratch = r->scratch + member * r->scratch_bytes;
-    if (r->is_bf16)
-      attend_item_bf16(a, r->items[item / a->kv_heads], item % a->kv_heads, scratch);
-    else
-      attend_item_f32(a, r->items[item / a->kv_heads], item % a->kv_heads, scratch);
-  }
+  char *scratch = r->scratch + member * r->scratch_bytes;
+  if (r->is_bf16)
+    attend_items_bf16(r->attention, r->items, r->num_items, r->team_size, &r->next, scratch);
+  else
+    attend_items_f32(r->attention, r->items, r->num_items, r->team_size, &r->next, scratch);
 }
 
 // 0, or -1 when memory is short.
 EXPORT int textmill_attention(team *t, const attention *a, int64_t num_tokens, int64_t is_bf16) {
-  attention_run r = {.attention = a, .is_bf16 = is_bf16};
+  attention_run r = {.attention = a, .team_size = t->size, .is_bf16 = is_bf16};
   r.scratch_bytes = round_up(attention_scratch_bytes(a->heads, a->kv_heads, a->key_dim, a->value_dim), 64);
   const int64_t item_bytes = round_up((num_tokens + a->num_sequences) * (int64_t)sizeof(attention_item), 64);
   char *memory = team_scratch(t, item_bytes + r.scratch_bytes * t->size);
@@ -139,8 +137,9 @@ EXPORT int textmill_attention(team *t, const attention *a, int64_t num_tokens, i
   return 0;
 }
 
-// 0, or -1 when memory is short.
+// 0, or -1 when memory is short or the team's threads are lent.
 EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
+  if (t->lent.parallel) return -1;
   const int64_t per_word = m->is_bf16 ? 2 : 1, tokens = s->num_tokens, rows = s->num_rows;
   const int64_t kept = rows > 0 ? rows : 1;
   decoder_run r = {.team = t, .model = m, .step = s};

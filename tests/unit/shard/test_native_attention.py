@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 from textmill_shard.forward_batch import ForwardBatch
+from textmill_shard.native.kernels import Kernels, load_kernels
 
-from tests.unit.shard.native_cases import Piece, make_batch, native_kernels, plain_attention
+from tests.unit.shard.native_cases import Piece, make_batch, native_cache_folder, native_kernels, plain_attention
 
 # Decode rows and chunks, contexts on both sides of block, panel and tile borders.
 MIXED = (
@@ -32,7 +33,7 @@ def run_both(
     key_dim: int = 64,
     value_dim: int = 64,
     block_size: int = 16,
-    num_threads: int = 2,
+    kernels: Kernels | None = None,
     **rule: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The kernel's result and the plain one, `[T, H, E]`."""
@@ -53,7 +54,7 @@ def run_both(
         value_pool.flatten(0, 1)[places] = value_CKE
         start = int(batch.query_starts[row])
         expected.append(plain_attention(query_THD[start : start + piece.count], key_CKD, value_CKE, **rule))
-    out_THE = native_kernels(num_threads).attention(
+    out_THE = (kernels or native_kernels()).attention(
         query_THD,
         key_pool,
         value_pool,
@@ -122,7 +123,16 @@ def test_block_sizes_that_do_not_divide_the_tile(block_size: int) -> None:
 
 
 def test_one_thread_gives_the_same_as_three() -> None:
-    assert torch.equal(run_both(num_threads=1)[0], run_both(num_threads=3)[0])
+    assert torch.equal(run_both(kernels=native_kernels(1))[0], run_both(kernels=native_kernels(3))[0])
+
+
+def test_threads_of_torch_give_the_same_as_own_ones() -> None:
+    borrowing = load_kernels(native_cache_folder(), num_threads=3)
+    assert borrowing is not None
+    if not borrowing.use_torch_threads():
+        pytest.skip("torch is not built with GNU OpenMP")
+    assert torch.equal(run_both(kernels=borrowing)[0], run_both()[0])
+    borrowing.close()
 
 
 def test_large_scores_do_not_overflow() -> None:

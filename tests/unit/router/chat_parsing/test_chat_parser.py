@@ -82,8 +82,9 @@ def test_output_cut_anywhere_shows_no_half_tag(case: Case) -> None:
         text = output.text[:cut]
         message = parse_pieces(case, [text], was_cut=True)
         assert parse_pieces(case, list(text), was_cut=True) == message, text
-        is_thought = bool(message.reasoning_content) and not message.content  # where tool tags are but text
-        markers = markers_of(None if is_thought else tools, reasoning)
+        markers = markers_of(tools, reasoning)
+        if reasoning is not None and message.reasoning_content and not message.content:
+            markers = frozenset({reasoning.tags.closing})  # inside the reasoning all others are text
         halves = [marker[:size] for marker in markers for size in range(1, len(marker)) if text.endswith(marker[:size])]
         before = text.removesuffix(max(halves, key=len, default=""))
         assert shown(message) in [shown(parse_pieces(case, [before], was_cut)) for was_cut in (True, False)], text

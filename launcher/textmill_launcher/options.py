@@ -45,6 +45,24 @@ def fraction(value: str) -> float:
     return number
 
 
+def open_share(value: str) -> float:
+    """Take a part of a whole that is neither nothing nor all."""
+    if fraction(value) == 1.0:
+        raise BadValue("a number above 0 and below 1")
+    return float(value)
+
+
+def logit(value: str) -> float:
+    """Take an amount that can be added to a logit."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not -100.0 <= number <= 100.0:
+        raise BadValue("a number from -100 to 100")
+    return number
+
+
 def seconds(value: str) -> float:
     """Take a duration of zero or more seconds."""
     try:
@@ -106,6 +124,7 @@ class Option:
     is_secret: bool = False
     short: str | None = None
     aliases: tuple[str, ...] = ()  # further flags, each with its own environment variable
+    platform_variables: tuple[str, ...] = ()  # set by a hosting platform; they win over the option's own variable
 
     @property
     def flag(self) -> str:
@@ -146,11 +165,24 @@ OPTIONS: tuple[Option, ...] = (
     Option("max_batch_prefill_tokens", integer(1), "prompt tokens computed in one step"),
     Option("max_batch_total_tokens", integer(1), "tokens that the KV cache holds; without it what memory allows"),
     Option("max_client_batch_size", integer(1), "prompts of one call"),
+    Option("response_cache_bytes", integer(0), "bytes of answers kept for equal greedy or seeded requests; 0: none"),
+    Option("wait_for_model_timeout", seconds, "seconds that a call with x-wait-for-model waits for the model"),
     Option("validation_workers", integer(1, 256), "threads that tokenise long prompts"),
     Option("payload_limit", integer(1), "bytes of a request's body"),
+    # Sampling
+    Option("disable_grammar_support", boolean, "refuse requests with a grammar", default=False, is_switch=True),
+    Option("watermark_gamma", open_share, "part of the vocabulary that is green for the watermark"),
+    Option("watermark_delta", logit, "what the watermark adds to the logits of green tokens"),
     # Serving
     Option("hostname", ip_address, "address to listen on", default="0.0.0.0"),
-    Option("port", integer(1, 65535), "port to listen on", default=3000, short="-p"),
+    Option(
+        "port",
+        integer(1, 65535),
+        "port to listen on",
+        default=3000,
+        short="-p",
+        platform_variables=("AIP_HTTP_PORT",),
+    ),
     Option("cors_allow_origin", word_list, "origin that browsers may call from; repeatable", is_repeatable=True),
     Option("api_key", text, "bearer key that generate routes ask for", is_secret=True),
     Option(

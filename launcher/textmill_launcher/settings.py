@@ -38,8 +38,13 @@ class Settings:
     max_batch_prefill_tokens: int | None
     max_batch_total_tokens: int | None
     max_client_batch_size: int | None
+    response_cache_bytes: int | None
+    wait_for_model_timeout: float | None  # seconds
     validation_workers: int | None
     payload_limit: int | None
+    disable_grammar_support: bool
+    watermark_gamma: float | None
+    watermark_delta: float | None
     hostname: str
     port: int
     cors_allow_origin: tuple[str, ...]
@@ -135,7 +140,8 @@ class _Remember(argparse.Action):
 def _value_of(option: Option, flags: list[_Given] | None, environ: Mapping[str, str], warnings: list[str]) -> object:
     """Return the checked value of one option."""
     variables = [name.lstrip("-").replace("-", "_").upper() for name in (option.flag, *option.aliases)]
-    given = flags or [_Given(name, environ[name]) for name in variables if environ.get(name)]
+    platform = [_Given(name, environ[name]) for name in option.platform_variables if environ.get(name)]
+    given = flags or platform or [_Given(name, environ[name]) for name in variables if environ.get(name)]
     if not given:
         return option.default
     if len({entry.where for entry in given}) > 1 and not option.is_repeatable:

@@ -15,15 +15,21 @@ _SPEED_WEIGHT = 0.1  # of the newest interval in the running mean
 class Admission:
     """Counts permits. Only the event loop's thread calls it."""
 
-    def __init__(self, max_concurrent: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_concurrent: int,
+        clock: Callable[[], float] = time.monotonic,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
         self._max_concurrent = max_concurrent
         self._clock = clock
+        self._on_close = on_close
         self._held = 0
         self._is_closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._last_release_s: float | None = None
-        self._release_interval_s = 1.0
+        self._last_change_s = 0.0  # when a permit last came back, or the first was given out
+        self._release_interval_s: float | None = None  # mean of late; None before the first
 
     @property
     def held(self) -> int:
@@ -38,6 +44,7 @@ class Admission:
     def close(self) -> None:
         """Refuse everything from now on; what runs keeps its permits."""
         self._is_closed = True
+        self._on_close()
 
     async def wait_idle(self) -> None:
         """Wait until no permit is out; the caller sets the limit."""
@@ -52,6 +59,8 @@ class Admission:
                 f"Model is overloaded: {self._held} of {self._max_concurrent} sequences are in work and this request "
                 f"needs {count} more (--max-concurrent-requests); try again later"
             )
+        if self._held == 0:
+            self._last_change_s = self._clock()  # the time in which nothing ran says nothing of the speed
         self._held += count
         self._idle.clear()
         try:
@@ -65,16 +74,26 @@ class Admission:
     def check_open(self) -> None:
         """Raise ShuttingDown once the server leaves."""
         if self._is_closed:
-            raise ShuttingDown("the server is shutting down; try again later", retry_after_s=1)
+            raise ShuttingDown(
+                "the server is shutting down; try again later", retry_after_s=self._time_to_free(self._held)
+            )
 
     def overloaded(self, message: str) -> Overloaded:
         """The refusal, with the time in which half of what is in work should have left at the speed of late."""
-        expected_s = self._release_interval_s * max(1, self._held // 2)
-        return Overloaded(message, retry_after_s=max(1, min(_MAX_RETRY_AFTER_S, math.ceil(expected_s))))
+        return Overloaded(message, retry_after_s=self._time_to_free(max(1, self._held // 2)))
+
+    def _time_to_free(self, count: int) -> int:
+        """Whole seconds in which so many permits should come back; at least 1."""
+        waited_s = self._clock() - self._last_change_s if self._held else 0.0
+        # Before the first has come back, and when they stop coming, the time waited so far is the best guess.
+        expected_s = max(waited_s, (self._release_interval_s or 0.0) * count)
+        return max(1, min(_MAX_RETRY_AFTER_S, math.ceil(expected_s)))
 
     def _note_release(self, count: int) -> None:
         now = self._clock()
-        if self._last_release_s is not None:
-            interval_s = (now - self._last_release_s) / count
+        interval_s = (now - self._last_change_s) / count
+        if self._release_interval_s is None:
+            self._release_interval_s = interval_s
+        else:
             self._release_interval_s += _SPEED_WEIGHT * (interval_s - self._release_interval_s)
-        self._last_release_s = now
+        self._last_change_s = now

@@ -6,8 +6,11 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.api.chat import ChatRoute
+from textmill_router.api.chat_tokenize import ChatTokenizeRoute
 from textmill_router.api.error_responses import ErrorStyle
-from textmill_router.api.generate import GenerateMode, GenerateRoute
+from textmill_router.api.generate import GenerateRoute
+from textmill_router.api.native_work import GenerateMode
+from textmill_router.api.models import ModelsRoute
 from textmill_router.api.replies import call_of, send_error, send_reply
 from textmill_router.api.status import HealthRoute, InfoRoute, MetricsRoute
 from textmill_router.api.tokenize import TokenizeRoute
@@ -19,11 +22,15 @@ from textmill_router.service import Service
 def build_app(service: Service) -> ASGIApp:
     """All routes of the service behind the middlewares."""
     health = HealthRoute(service)
+    models = ModelsRoute(service)
     routes: dict[str, dict[str, ASGIApp]] = {
         "/": {"GET": health, "POST": GenerateRoute(service, GenerateMode.COMPAT)},
         "/generate": {"POST": GenerateRoute(service, GenerateMode.WHOLE)},
         "/generate_stream": {"POST": GenerateRoute(service, GenerateMode.STREAM)},
         "/v1/chat/completions": {"POST": ChatRoute(service)},
+        "/v1/models": {"GET": models},
+        "/v1/models/{model:path}": {"GET": models},
+        "/chat_tokenize": {"POST": ChatTokenizeRoute(service)},
         "/tokenize": {"POST": TokenizeRoute(service)},
         "/health": {"GET": health},
         "/ping": {"GET": health},

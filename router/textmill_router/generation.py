@@ -37,12 +37,15 @@ class TextOptions:
 
     `keep_tokens`: the result lists all tokens (details). Without it `result()` makes no object per token.
     `shown_specials`: special tokens whose text counts as output text, for parsers that look for them.
+    `deadline_s`: on the clock of `time.monotonic`; `result()` ends then with what there is, a stream with the first
+    token after it, because its last event is one of a token.
     """
 
     stop_strings: tuple[str, ...] = ()
     keep_stop_match: bool = True
     keep_tokens: bool = True
     shown_specials: frozenset[int] = frozenset()
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +198,19 @@ class Generation:
     async def result(self) -> GenerationResult:
         """The whole answer once it is complete. Raises GenerationFailed."""
         self._makes_events = self._options.keep_tokens
-        while self._result is None:
-            if self._failure is not None:
-                raise GenerationFailed(self._failure)
-            await self._wait()
+        deadline_s = self._options.deadline_s
+        timer = None
+        if deadline_s is not None:
+            delay_s = max(0.0, deadline_s - time.monotonic())
+            timer = asyncio.get_running_loop().call_later(delay_s, self._on_deadline)
+        try:
+            while self._result is None:
+                if self._failure is not None:
+                    raise GenerationFailed(self._failure)
+                await self._wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
         return self._result
 
     async def _wait(self) -> None:
@@ -208,6 +220,21 @@ class Generation:
             await self._waiter
         finally:
             self._waiter = None
+
+    def _on_deadline(self) -> None:
+        if self._result is not None or self._failure is not None:
+            return
+        self._engine.cancel(self._request.request_id)
+        text = self._detokenizer.flush()
+        if self._stops is not None:
+            text = self._stops.push(text)
+            text += "" if self._stops.is_matched else self._stops.flush()
+        self._text.append(text)
+        if not self._num_tokens:  # it may still be in the queue
+            self._admitted_s = self._first_token_s = time.monotonic()
+        self._finish(FinishReason.LENGTH)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     # ---- called by the engine
 
@@ -237,12 +264,15 @@ class Generation:
                 self._waiter.set_result(None)
 
     def _add_token(self, output: RequestOutput, index: int, token_id: int, finish: FinishReason | None) -> bool:
-        """Adds one token; returns whether a stop string ended the request with it."""
+        """Adds one token; returns whether a stop string or the deadline ended the request with it."""
         self._num_tokens += 1
+        deadline_s = self._options.deadline_s
+        is_late = deadline_s is not None and finish is None and time.monotonic() >= deadline_s
+        is_last = is_late or finish is not None
         text = self._detokenizer.step(token_id)
         if token_id in self._options.shown_specials:
             text += self._detokenizer.flush() + self._tokenizer.id_to_text(token_id)
-        if finish is not None:
+        if is_last:
             text += self._detokenizer.flush()
         released = text
         is_stopped = False
@@ -250,20 +280,20 @@ class Generation:
         if stops is not None:
             released = stops.push(text)
             is_stopped = stops.is_matched
-            if finish is not None and not is_stopped:
+            if is_last and not is_stopped:
                 released += stops.flush()
         if released:
             self._text.append(released)
         event = None
         if self._makes_events:
             event = self._new_event(output, index, token_id, text, released)
-        if is_stopped or finish is not None:
+        if is_stopped or is_last:
             if finish is None:
                 self._engine.cancel(self._request.request_id)
             self._finish(FinishReason.STOP_STRING if is_stopped else finish or FinishReason.LENGTH)
             if event is not None:
                 event.result = self._result
-        return is_stopped
+        return is_stopped or is_late
 
     def _new_event(self, output: RequestOutput, index: int, token_id: int, text: str, released: str) -> TokenEvent:
         is_special = self._tokenizer.is_special(token_id)

@@ -46,7 +46,9 @@ _COUNTER, _GAUGE, _HISTOGRAM = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.
 _METHOD = ("method",)
 
 REQUEST_COUNT = _spec("tgi_request_count", _COUNTER, "Calls that ask for generation; each counts once")
-REQUEST_SUCCESS = _spec("tgi_request_success", _COUNTER, "Calls whose generation completed")
+REQUEST_SUCCESS = _spec(
+    "tgi_request_success", _COUNTER, "Calls whose generation completed, or that the response cache answered"
+)
 REQUEST_FAILURE = _spec(
     "tgi_request_failure",
     _COUNTER,
@@ -181,6 +183,11 @@ SLOTS_SIZE = _spec("textmill_slots_size", _GAUGE, "Slots of the shard")
 STEPS = _spec("textmill_steps", _COUNTER, "Steps of the shard")
 EPOCHS = _spec("textmill_epochs", _COUNTER, "Times a shard began with an empty KV pool")
 SHARD_UP = _spec("textmill_shard_up", _GAUGE, "1 while the shard serves, else 0")
+CACHE_HITS = _spec("textmill_response_cache_hits", _COUNTER, "Calls answered from the response cache")
+CACHE_MISSES = _spec(
+    "textmill_response_cache_misses", _COUNTER, "Calls that the response cache could have answered and did not hold"
+)
+CACHE_BYTES = _spec("textmill_response_cache_bytes", _GAUGE, "Bytes that the response cache holds")
 HTTP_REQUESTS = _spec(
     "textmill_http_requests",
     _COUNTER,

@@ -17,6 +17,7 @@ from textmill_router.generation import GenerationResult
 from textmill_router.histogram import DURATION_BOUNDS_S, Histogram, linear_bounds
 from textmill_router.metric_specs import MetricKind, MetricSpec
 from textmill_router.request import FinishReason
+from textmill_router.response_cache import ResponseCache
 from textmill_router.scheduler import SchedulerStats
 from textmill_router.step_metrics import Method, StepMetrics
 
@@ -108,9 +109,16 @@ class Metrics:
         """A connection was refused before there was a call."""
         self._http["other", "other", status] += 1
 
-    def expose(self, engine: EngineNumbers | None, *, num_in_flight: int) -> bytes:
+    def on_cache_hit(self) -> None:
+        """A call was answered from the response cache."""
+        self._successes += 1
+
+    def expose(self, engine: EngineNumbers | None, cache: ResponseCache, *, num_in_flight: int) -> bytes:
         """The text of /metrics. `engine` is None before the first epoch."""
         families = [*self._own_families(num_in_flight), *(_engine_families(engine) if engine else ())]
+        families.append(_counter(specs.CACHE_HITS, cache.num_hits))
+        families.append(_counter(specs.CACHE_MISSES, cache.num_misses))
+        families.append(_gauge(specs.CACHE_BYTES, cache.num_bytes))
         families.append(_gauge(specs.SHARD_UP, engine is not None and engine.is_up))
         return write_text([*families, *self._process.collect()])
 

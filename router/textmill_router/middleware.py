@@ -18,8 +18,11 @@ OPENAI_PREFIX = "/v1/"
 # Monitoring works without a key.
 OPEN_PATHS = frozenset({"/health", "/ping", "/metrics"})
 CLIENT_LEFT_STATUS = 499
+_ALLOWED_HEADERS = b"content-type,authorization,x-request-id,traceparent,x-wait-for-model,x-use-cache"
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+# W3C trace context: version, trace id, parent id, flags. One that is malformed is no parent, as the standard says.
+_TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _BEARER = re.compile(rb"bearer:?\s+(.*\S)\s*", re.IGNORECASE | re.DOTALL)
 
 
@@ -40,6 +43,8 @@ class FrontDoor:
         if scope["path"].startswith(OPENAI_PREFIX):
             call.error_style = self._v1_errors
         call.reply_headers.append((b"x-request-id", request_id.encode()))
+        trace = _TRACE_PARENT.fullmatch(_header(scope, b"traceparent") or b"")
+        call.trace_id = None if trace is None else trace[1].decode()
         try:
             await self._app(scope, receive, send)
         except Exception:
@@ -73,7 +78,7 @@ class Cors:
                 headers.append((b"access-control-allow-origin", origin))
         if scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method") is not None:
             headers.append((b"access-control-allow-methods", b"GET,POST"))
-            headers.append((b"access-control-allow-headers", b"content-type,authorization,x-request-id"))
+            headers.append((b"access-control-allow-headers", _ALLOWED_HEADERS))
             headers.append((b"access-control-max-age", b"600"))
             await send_reply(scope, send, 200, b"")
             return

@@ -1,14 +1,18 @@
 """What all endpoints share: settings, admission, metrics and, once there is one, the engine behind them."""
 
+import asyncio
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from textmill_router.admission import Admission
 from textmill_router.chat_template import ChatTemplates
 from textmill_router.engine_loop import EngineLoop, EnginePhase
 from textmill_router.errors import ModelLoading
+from textmill_router.grammar_compiler import GrammarCompiler
 from textmill_router.metrics import EngineNumbers, Metrics
 from textmill_router.plan import Budget
+from textmill_router.response_cache import ResponseCache
 from textmill_router.role_safety import RoleSafety
 from textmill_router.scheduler import SchedulerConfig
 from textmill_router.settings import Settings, SettingsError
@@ -32,6 +36,7 @@ class Backend:
     limits: Limits
     chat_templates: ChatTemplates
     role_safety: RoleSafety
+    grammars: GrammarCompiler
 
 
 class Service:
@@ -39,13 +44,15 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.admission = Admission(settings.max_concurrent_requests)
+        self._settled = asyncio.Event()  # the model is ready, or the server leaves
+        self.admission = Admission(settings.max_concurrent_requests, on_close=self._settled.set)
+        self.response_cache = ResponseCache(settings.response_cache_bytes)
         self.metrics = Metrics()
         self._started_s = time.monotonic()
         self._engine: EngineLoop | None = None
         self._tokenizer: Tokenizer | None = None
         self._chat_templates: ChatTemplates | None = None
-        self.created_s = int(time.time())  # of the model, as /v1/models shows it
+        self.model_created_s = _model_time_s(settings.model_dir)
         self._backend: Backend | None = None
 
     def attach(self, engine: EngineLoop, tokenizer: Tokenizer, chat_templates: ChatTemplates) -> None:
@@ -72,8 +79,24 @@ class Service:
             limits,
             self._chat_templates,
             RoleSafety(tokenizer.special_texts, normalize),
+            make_grammar_compiler(self.settings, facts),
         )
+        self._settled.set()
         return self._backend
+
+    @property
+    def is_loading(self) -> bool:
+        """The shards have not been ready yet, and may be."""
+        return self._backend is None and not self.admission.is_closed
+
+    async def wait_settled(self) -> None:
+        """Wait until the model is ready or the server leaves; the caller sets the limit."""
+        await self._settled.wait()
+
+    async def close_backend(self) -> None:
+        """End the processes that belong to the backend."""
+        if self._backend is not None:
+            await self._backend.grammars.close()
 
     def open_backend(self) -> Backend:
         """The backend for a request that would generate. Raises ModelLoading or ShuttingDown."""
@@ -87,6 +110,11 @@ class Service:
                 retry_after_s=max(1, round(estimated_s)),
             )
         return self._backend
+
+    @property
+    def max_model_tokens(self) -> int | None:
+        """Prompt and output tokens of a request; None while it follows from a model that still loads."""
+        return self.settings.max_total_tokens if self._backend is None else self._backend.limits.max_total_tokens
 
     @property
     def phase(self) -> str:
@@ -108,7 +136,7 @@ class Service:
         if backend is not None and stats is not None:
             is_up = backend.engine.status.phase is EnginePhase.READY
             numbers = EngineNumbers(stats, backend.engine.steps, backend.facts.block_size, is_up)
-        return self.metrics.expose(numbers, num_in_flight=self.admission.held)
+        return self.metrics.expose(numbers, self.response_cache, num_in_flight=self.admission.held)
 
     def compute_type(self, facts: ShardFacts) -> str:
         """Number and kind of devices, as x-compute-type shows it."""
@@ -124,6 +152,29 @@ class Service:
         elapsed_s = time.monotonic() - self._started_s
         estimated_s = elapsed_s * (1 - done) / max(done, 0.1)
         return round(min(_MAX_ESTIMATE_S, max(1.0, estimated_s)), 1)
+
+
+def make_grammar_compiler(settings: Settings, facts: ShardFacts) -> GrammarCompiler:
+    """The compiler for this shard's vocabulary, or one that refuses with the reason."""
+    refusal = None
+    if settings.disable_grammar_support:
+        refusal = "this server takes none (--disable-grammar-support)"
+    elif "grammar" not in facts.features:
+        refusal = "the tokenizer of this model allows none"
+    return GrammarCompiler(
+        tokenizer_file=str(Path(settings.model_dir) / "tokenizer.json"),
+        vocab_size=facts.vocab_size,
+        eos_token_ids=facts.eos_token_ids,
+        refusal=refusal,
+    )
+
+
+def _model_time_s(folder: str) -> int:
+    """When the model's folder was filled, in seconds since 1970; now, where that cannot be told."""
+    try:
+        return int((Path(folder) / "tokenizer.json").stat().st_mtime)
+    except OSError:
+        return int(time.time())
 
 
 def scheduler_config(settings: Settings, facts: ShardFacts) -> SchedulerConfig:

@@ -123,6 +123,13 @@ class Settings:
     max_queued_requests: int = _option(_integer(1), "requests that wait for a slot; more get 429", 4096)
     max_queued_tokens: int = _option(_integer(1), "prompt tokens of all waiting requests; more get 429", 8_000_000)
     prefix_caching: bool = _option(_truth, "reuse the KV blocks of equal prefixes (true or false)", True)
+    response_cache_bytes: int = _option(
+        _integer(0), "bytes of answers kept for equal greedy or seeded requests; 0 keeps none", 0
+    )
+    wait_for_model_timeout: float = _option(
+        _seconds, "seconds that a call with x-wait-for-model waits while the model loads", 300.0
+    )
+    disable_grammar_support: bool = _option(_truth, "refuse requests with a grammar", False, kind="switch")
     validation_workers: int = _option(_integer(1, 256), "threads that tokenise long prompts", 2)
 
     hostname: str = _option(_ip_address, "address to listen on", "0.0.0.0")

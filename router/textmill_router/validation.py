@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass, replace
 
 from textmill_router.errors import OverBudget, ValidationFailed
-from textmill_router.request import SamplingParameters
+from textmill_router.request import Grammar, SamplingParameters
 
 MAX_U32 = 2**32 - 1
 MAX_U64 = 2**64 - 1
@@ -48,7 +48,10 @@ class Wishes:
     best_of: int | None = None
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
+    max_time: float | None = None  # seconds
     ignore_eos: bool = False
+    grammar: Grammar | None = None
+    watermark: bool = False
     stop: tuple[str, ...] = ()
     truncate: int | None = None
     top_n_tokens: int | None = None
@@ -64,7 +67,10 @@ class CheckedParameters:
     best_of: int
     max_new_tokens: int | None
     min_new_tokens: int
+    max_time: float | None  # seconds from arrival
     ignore_eos: bool
+    grammar: Grammar | None  # of the right shape; whether it compiles, `GrammarCompiler.check` says
+    watermark: bool
     stop: tuple[str, ...]
     truncate: int | None
     top_n_tokens: int
@@ -93,6 +99,8 @@ def check_parameters(wishes: Wishes, limits: Limits) -> CheckedParameters:
     min_new_tokens = _whole("min_new_tokens", wishes.min_new_tokens, low=0, high=MAX_U32)
     if max_new_tokens is not None and min_new_tokens > max_new_tokens:
         raise _refuse("min_new_tokens", f"must be <= `max_new_tokens` {max_new_tokens}, found {min_new_tokens}")
+    if wishes.max_time is not None and not 0 < wishes.max_time < math.inf:
+        raise _refuse("max_time", f"must be a number of seconds > 0, found {wishes.max_time:g}")
     _check_stop(wishes.stop, limits)
     if wishes.seed is not None:
         if wishes.best_of is not None and wishes.best_of > 1:
@@ -122,7 +130,10 @@ def check_parameters(wishes: Wishes, limits: Limits) -> CheckedParameters:
         best_of=wishes.best_of or 1,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
+        max_time=wishes.max_time,
         ignore_eos=wishes.ignore_eos,
+        grammar=wishes.grammar,
+        watermark=wishes.watermark,
         stop=wishes.stop,
         truncate=wishes.truncate,
         top_n_tokens=top_n_tokens,

@@ -102,7 +102,7 @@ def test_sampling_is_on_only_when_parameters_are_absent(
     client: httpx.Client, caplog: pytest.LogCaptureFixture, body: dict[str, Any], samples: bool
 ) -> None:
     """Such a call cannot ask for details, so the seed is read in the log; the answer fills the window."""
-    with caplog.at_level("INFO", "textmill_router.api.generate"):
+    with caplog.at_level("INFO", "textmill_router.api.accounting"):
         answer = client.post("/generate", json={"inputs": "x" * 1490, **body})
     assert len(answer.json()["generated_text"]) == 2048 - 1491
     [record] = [record for record in caplog.records if record.message == "Success"]

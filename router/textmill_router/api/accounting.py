@@ -1,4 +1,4 @@
-"""The facts of one admitted call on /v1 that its headers, its log line and the metrics tell."""
+"""The facts of one admitted call that its headers, its log line and the metrics tell."""
 
 import logging
 import time
@@ -8,6 +8,8 @@ from textmill_router.api.error_responses import Header
 from textmill_router.api.intake import Intake
 from textmill_router.api.native_answers import FINISH_REASONS
 from textmill_router.api.replies import Call
+from textmill_router.api.serving import failure_label
+from textmill_router.errors import RequestError
 from textmill_router.generation import GenerationResult
 from textmill_router.service import Backend, Service
 
@@ -24,6 +26,15 @@ class Account:
         self._validation_s = 0.0
         self._num_characters = 0
 
+    @property
+    def arrival_s(self) -> float:
+        """When the call came, on the clock of `time.monotonic`."""
+        return self._call.arrival_s
+
+    def note_failure(self, error: RequestError) -> None:
+        """The call failed after its answer had begun."""
+        self._service.metrics.on_failure(failure_label(error))
+
     def note_validated(self, num_characters: int, intakes: Sequence[Intake]) -> None:
         """The prompts obey all rules; `num_characters` is the length of all of them."""
         self._validation_s = time.monotonic() - self._call.arrival_s
@@ -31,8 +42,8 @@ class Account:
         for intake in intakes:
             self._service.metrics.on_validated(len(intake.prompt_ids), intake.max_new_tokens)
 
-    def note_success(self, results: Sequence[GenerationResult]) -> None:
-        """The call is complete; `results` are its sequences in order."""
+    def note_success(self, results: Sequence[GenerationResult], *, seed: int | None = None) -> None:
+        """The call is complete; `results` are its sequences in order, `seed` that of the first if it sampled."""
         total_s = time.monotonic() - self._call.arrival_s
         first = results[0]
         self._service.metrics.on_success(first, validation_s=self._validation_s, total_s=total_s, others=results[1:])
@@ -40,11 +51,13 @@ class Account:
             "Success",
             extra={
                 "request": self._call.request_id,
+                "trace": self._call.trace_id,
                 "route": self._call.route,
                 "num_prompt_tokens": first.num_prompt_tokens,
                 "num_cached_tokens": first.num_cached_tokens,
                 "num_output_tokens": sum(result.num_output_tokens for result in results),
                 "finish_reason": FINISH_REASONS[first.finish_reason],
+                "seed": seed,
                 "total_ms": round(total_s * 1000, 1),
                 "queue_ms": round(first.queue_s * 1000, 1),
                 "inference_ms": round(first.inference_s * 1000, 1),

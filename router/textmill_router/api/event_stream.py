@@ -11,7 +11,7 @@ from textmill_router.api.replies import flow_of, start_reply
 
 KEEP_ALIVE_S = 15.0
 _COMMENT = b":\n\n"
-_HEADERS: tuple[Header, ...] = (
+STREAM_HEADERS: tuple[Header, ...] = (
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
@@ -24,7 +24,7 @@ class EventStream:
     def __init__(self, scope: Scope, send: Send, headers: Sequence[Header], keep_alive_s: float = KEEP_ALIVE_S) -> None:
         self._scope = scope
         self._send = send
-        self._headers = [*_HEADERS, *headers]
+        self._headers = [*STREAM_HEADERS, *headers]
         self._keep_alive_s = keep_alive_s
         self._flow = flow_of(scope)
         self._loop = asyncio.get_running_loop()

@@ -45,7 +45,10 @@ async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedP
     check_text(text)
     if backend.tokenizer.cannot_fit(text, limits.max_input_tokens):
         raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
-    prompt_ids = await backend.tokenizer.encode_pieces(pieces)
+    encodings = await backend.tokenizer.encode_pieces(pieces)
+    prompt_ids = encodings[0].ids
+    for encoding in encodings[1:]:
+        prompt_ids = prompt_ids + encoding.ids
     return Intake(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, limits))
 
 
@@ -67,19 +70,18 @@ def make_request(
         sampling=sampling,
         min_new_tokens=min(checked.min_new_tokens, intake.max_new_tokens),
         ignore_eos=checked.ignore_eos,
+        grammar=checked.grammar,
+        watermark=checked.watermark,
         wants_logprobs=wants_logprobs,
         top_n_tokens=checked.top_n_tokens if wants_logprobs else 0,
         wants_prompt_logprobs=wants_prompt_logprobs,
     )
 
 
-def samplings(checked: CheckedParameters, count: int | None = None) -> list[SamplingParameters]:
-    """One way to sample for each sequence of a prompt, `best_of` if not told: they differ in the seed."""
-    sampling = checked.sampling
-    further = range(1, checked.best_of if count is None else count)
-    if checked.is_seeded:
-        return [sampling, *(with_next_seed(sampling, distance) for distance in further)]
-    return [sampling, *(with_drawn_seed(sampling) for _ in further)]
+def samplings(checked: CheckedParameters) -> list[SamplingParameters]:
+    """One way to sample for each sequence of the call: they differ in the seed."""
+    further = [with_drawn_seed(checked.sampling) for _ in range(checked.best_of - 1)]
+    return [checked.sampling, *further]
 
 
 def choice_samplings(checked: CheckedParameters, num_choices: int) -> list[SamplingParameters]:

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from textmill_router.api.grammar_types import native_grammar
 from textmill_router.errors import ValidationFailed
 from textmill_router.validation import Wishes
 
@@ -22,8 +23,10 @@ class NativeParameters(msgspec.Struct, frozen=True, gc=False):
     ignore_eos: bool | None = None
     logit_bias: dict[int, float] | None = None
     max_new_tokens: int | None = None
+    max_time: float | None = None
     min_new_tokens: int | None = None
     min_p: float | None = None
+    num_return_sequences: int | None = None
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
     return_full_text: bool | None = None
@@ -38,11 +41,27 @@ class NativeParameters(msgspec.Struct, frozen=True, gc=False):
     watermark: bool | None = None
 
 
+class RequestOptions(msgspec.Struct, frozen=True, gc=False):
+    """`options` of a generate request, as the Inference API has them."""
+
+    use_cache: bool | None = None
+    wait_for_model: bool | None = None
+
+
 class GenerateBody(msgspec.Struct, frozen=True, gc=False):
-    """Body of /generate, /generate_stream and /tokenize."""
+    """Body of /generate and /generate_stream. A list of inputs is answered by a list."""
+
+    inputs: str | list[str]
+    parameters: NativeParameters | None = None
+    options: RequestOptions | None = None
+
+
+class TokenizeBody(msgspec.Struct, frozen=True, gc=False):
+    """Body of /tokenize: a generate body of which only `inputs` counts."""
 
     inputs: str
     parameters: NativeParameters | None = None
+    options: RequestOptions | None = None
 
 
 class CompatBody(GenerateBody, frozen=True, gc=False):
@@ -118,7 +137,7 @@ class TokenizedToken(msgspec.Struct, frozen=True, gc=False):
 
 
 def wishes_of(parameters: NativeParameters | None, *, streams: bool) -> Wishes:
-    """The dialect-free form. Raises ValidationFailed for what is not built yet."""
+    """The dialect-free form. Raises ValidationFailed for a grammar of no known shape and for what is not built yet."""
     if parameters is None:
         return Wishes(do_sample=True, streams=streams)
     if parameters.adapter_id is not None:
@@ -126,7 +145,6 @@ def wishes_of(parameters: NativeParameters | None, *, streams: bool) -> Wishes:
             f"`adapter_id` {parameters.adapter_id!r} is not loaded: this server has no adapters; leave it out",
             field="adapter_id",
         )
-    _refuse_unbuilt(parameters)
     stop = parameters.stop
     return Wishes(
         do_sample=parameters.do_sample or False,
@@ -142,18 +160,14 @@ def wishes_of(parameters: NativeParameters | None, *, streams: bool) -> Wishes:
         seed=parameters.seed,
         best_of=parameters.best_of,
         max_new_tokens=parameters.max_new_tokens,
+        max_time=parameters.max_time,
         min_new_tokens=parameters.min_new_tokens,
         ignore_eos=parameters.ignore_eos or False,
+        grammar=native_grammar(parameters.grammar),
+        watermark=parameters.watermark or False,
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         truncate=parameters.truncate,
         top_n_tokens=parameters.top_n_tokens,
         wants_prompt_details=parameters.decoder_input_details or False,
         streams=streams,
     )
-
-
-def _refuse_unbuilt(parameters: NativeParameters) -> None:
-    if parameters.grammar is not None:
-        raise ValidationFailed("`grammar` is not supported by this server yet; leave it out", field="grammar")
-    if parameters.watermark:
-        raise ValidationFailed("`watermark` is not supported by this server yet; leave it out", field="watermark")

@@ -23,6 +23,7 @@ class Call:
     arrival_s: float = field(default_factory=time.monotonic)
     reply_headers: list[Header] = field(default_factory=list)
     route: str = "other"  # path of the route, for metrics; never a client's text
+    trace_id: str | None = None  # of the caller's `traceparent`, for the log
     status: int = 0
     error_style: ErrorStyle = ErrorStyle.NATIVE
 

@@ -12,6 +12,7 @@ from textmill_router.api.replies import send_error
 from textmill_router.engine_loop import EngineUnavailable
 from textmill_router.errors import ModelLoading, RequestError, ShuttingDown, TemplateFailed
 from textmill_router.generation import GenerationFailed
+from textmill_router.request import Grammar
 from textmill_router.service import Service
 from textmill_router.waiting_queue import QueueFull
 
@@ -29,9 +30,16 @@ async def serve(service: Service, scope: Scope, send: Send, answer: Callable[[],
 
 
 @asynccontextmanager
-async def admitted(service: Service, receive: Receive, num_sequences: int) -> AsyncIterator[None]:
-    """Hold the permits of a call while its client stays. Raises ClientLeft; failures of the engine as RequestError."""
+async def admitted(
+    service: Service, receive: Receive, num_sequences: int, *, grammar: Grammar | None = None
+) -> AsyncIterator[None]:
+    """Hold the permits of a call while its client stays; a grammar that cannot be used gets none.
+
+    Raises ClientLeft, ValidationFailed and Overloaded; failures of the engine as RequestError.
+    """
     async with UntilClientLeaves(receive, service.metrics.on_abort):
+        if grammar is not None:
+            await service.open_backend().grammars.check(grammar)
         with service.admission.permits(num_sequences):
             try:
                 yield

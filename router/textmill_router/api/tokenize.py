@@ -5,14 +5,15 @@ import asyncio
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from textmill_router.api.call_options import ready_backend
 from textmill_router.api.json_body import ClientLeft, read_json
-from textmill_router.api.native_types import GenerateBody, TokenizedToken
+from textmill_router.api.native_types import TokenizeBody, TokenizedToken
 from textmill_router.api.replies import send_error, send_reply
 from textmill_router.errors import RequestError
 from textmill_router.service import Service
 from textmill_router.tokenization import INLINE_CHARACTERS, Encoding
 
-_DECODER = msgspec.json.Decoder(GenerateBody)
+_DECODER = msgspec.json.Decoder(TokenizeBody)
 
 
 class TokenizeRoute:
@@ -23,8 +24,8 @@ class TokenizeRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            backend = self._service.open_backend()
             body = await read_json(scope, receive, _DECODER, self._service.settings.payload_limit)
+            backend = await ready_backend(self._service, scope, receive, body.options)
             encoding = await backend.tokenizer.encode(body.inputs, wants_offsets=True)
             if len(body.inputs) <= INLINE_CHARACTERS:
                 answer = _encode_answer(body.inputs, encoding)

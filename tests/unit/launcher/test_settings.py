@@ -27,8 +27,13 @@ GOOD_VALUES = {
     "max_batch_prefill_tokens": ("64", 64),
     "max_batch_total_tokens": ("4096", 4096),
     "max_client_batch_size": ("5", 5),
+    "response_cache_bytes": ("0", 0),
+    "wait_for_model_timeout": ("2.5", 2.5),
     "validation_workers": ("1", 1),
     "payload_limit": ("1000", 1000),
+    "disable_grammar_support": ("true", True),
+    "watermark_gamma": ("0.25", 0.25),
+    "watermark_delta": ("-1.5", -1.5),
     "hostname": ("::1", "::1"),
     "port": ("8080", 8080),
     "cors_allow_origin": ("https://a.example", ("https://a.example",)),
@@ -43,7 +48,7 @@ GOOD_VALUES = {
 
 def arguments(name: str, text: str) -> list[str]:
     flag = "--" + name.replace("_", "-")
-    return [flag] if name == "json_output" else [flag, text]
+    return [flag] if name in ("json_output", "disable_grammar_support") else [flag, text]
 
 
 def test_every_option_has_a_sample_here_and_a_field() -> None:
@@ -65,6 +70,8 @@ def test_variable_sets_the_field_of_its_flag(name: str) -> None:
 
 def test_flag_wins_over_variable() -> None:
     assert load_settings(["--port", "4000"], {"PORT": "5000"}).port == 4000
+    assert load_settings([], {"PORT": "5000", "AIP_HTTP_PORT": "6000"}).port == 6000
+    assert load_settings(["--port", "4000"], {"AIP_HTTP_PORT": "6000"}).port == 4000
 
 
 def test_empty_variable_counts_as_unset() -> None:
@@ -81,6 +88,8 @@ def test_empty_variable_counts_as_unset() -> None:
         (["--validation-workers", "0"], ("--validation-workers", "'0'", "1 to 256")),
         (["--memory-fraction", "1.5"], ("--memory-fraction", "'1.5'", "above 0 and at most 1")),
         (["--cuda-memory-fraction", "nan"], ("--cuda-memory-fraction", "'nan'", "above 0 and at most 1")),
+        (["--watermark-gamma", "1"], ("--watermark-gamma", "'1'", "above 0 and below 1")),
+        (["--watermark-delta", "nan"], ("--watermark-delta", "'nan'", "-100 to 100")),
         (["--dtype", "int3"], ("--dtype", "'int3'", "float32")),
         (["--sharded", "perhaps"], ("--sharded", "'perhaps'", "true or false")),
         (["--hostname", "example.org"], ("--hostname", "'example.org'", "IP address")),

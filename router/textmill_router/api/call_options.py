@@ -1,0 +1,58 @@
+"""Wishes about how a call is served: to wait for the model, to use the response cache. A header wins over the body."""
+
+import asyncio
+
+from starlette.types import Receive, Scope
+
+from textmill_router.api.disconnect import UntilClientLeaves
+from textmill_router.api.native_types import RequestOptions
+from textmill_router.errors import ValidationFailed
+from textmill_router.service import Backend, Service
+
+_TRUE, _FALSE = frozenset({b"true", b"1"}), frozenset({b"false", b"0"})
+
+
+def wants_cache(scope: Scope, options: RequestOptions | None) -> bool:
+    """`x-use-cache`, `options.use_cache`; true without them."""
+    asked = _header_truth(scope, b"x-use-cache")
+    if asked is None and options is not None:
+        asked = options.use_cache
+    return asked is not False
+
+
+async def ready_backend(
+    service: Service, scope: Scope, receive: Receive, options: RequestOptions | None = None
+) -> Backend:
+    """The backend, waited for while it loads if the call wants that. The body has been read before.
+
+    Raises ModelLoading, ShuttingDown, Overloaded when too many wait, ClientLeft.
+    """
+    asked = _header_truth(scope, b"x-wait-for-model")
+    if asked is None and options is not None:
+        asked = options.wait_for_model
+    if asked and service.is_loading:
+        async with UntilClientLeaves(receive, service.metrics.on_abort):
+            with service.admission.permits(1):
+                await _wait(service)
+    return service.open_backend()
+
+
+async def _wait(service: Service) -> None:
+    try:
+        async with asyncio.timeout(service.settings.wait_for_model_timeout):
+            await service.wait_settled()
+    except TimeoutError:
+        return  # the caller finds the model still loading
+
+
+def _header_truth(scope: Scope, name: bytes) -> bool | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            word = value.strip().lower()
+            if word in _TRUE or word in _FALSE:
+                return word in _TRUE
+            raise ValidationFailed(
+                f"the header {name.decode()} must be true or false, found {word.decode('latin-1')!r}",
+                field=name.decode(),
+            )
+    return None

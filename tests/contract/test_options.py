@@ -1,0 +1,327 @@
+"""Beyond TGI: several prompts or sequences per call, `max_time`, waiting for the model, the response cache."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.contract.running_router import RunningRouter
+from tests.fakes.fake_shard import FakeShardOptions
+
+BODY = {"inputs": "hi", "parameters": {"max_new_tokens": 3}}
+
+
+def post(
+    client: httpx.Client, route: str, inputs: Any, headers: dict[str, str] | None = None, **parameters: Any
+) -> Any:
+    parameters = {"max_new_tokens": 2, **parameters}
+    answer = client.post(route, json={"inputs": inputs, "parameters": parameters}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+# ---- several results
+
+
+def test_list_of_inputs_gives_a_flat_list(client: httpx.Client) -> None:
+    texts = [{"generated_text": "xab"}, {"generated_text": "yab"}]
+    assert post(client, "/generate", ["x", "y"], return_full_text=True) == texts
+    assert post(client, "/", ["x", "y"]) == texts
+    assert post(client, "/generate", ["x"], return_full_text=True) == texts[:1]
+
+
+def test_sequences_stand_input_by_input(client: httpx.Client) -> None:
+    answers = post(client, "/generate", ["x", "y"], num_return_sequences=2, return_full_text=True, details=True)
+    assert [answer["generated_text"] for answer in answers] == ["xab", "xab", "yab", "yab"]
+    assert all("best_of_sequences" not in answer["details"] for answer in answers)
+    assert len(post(client, "/", "x", num_return_sequences=3)) == 3
+    assert post(client, "/generate", "x", num_return_sequences=1) == {"generated_text": "ab"}
+
+
+def test_sequences_have_seeds_of_their_own(client: httpx.Client) -> None:
+    answers = post(client, "/generate", ["x", "y"], num_return_sequences=3, do_sample=True, seed=7, details=True)
+    assert [answer["details"]["seed"] for answer in answers] == [7, 8, 9, 7, 8, 9]
+    drawn = post(client, "/generate", "x", num_return_sequences=2, do_sample=True, details=True)
+    assert drawn[0]["details"]["seed"] != drawn[1]["details"]["seed"]
+
+
+def test_headers_of_several_results_are_sums(client: httpx.Client) -> None:
+    answer = client.post("/generate", json={"inputs": ["x", "yyy"], "parameters": {"max_new_tokens": 2}})
+    assert answer.headers["x-compute-characters"] == "4"
+    assert answer.headers["x-prompt-tokens"] == "6"
+    assert answer.headers["x-generated-tokens"] == "4"
+
+
+@pytest.mark.parametrize("asked", [{"inputs": ["x", "y"]}, {"inputs": "x", "parameters": {"num_return_sequences": 2}}])
+@pytest.mark.parametrize(
+    ("route", "more", "word"),
+    [
+        ("/generate_stream", {}, "streamed"),
+        ("/", {"stream": True}, "streamed"),
+        ("/generate", {"parameters": {"best_of": 2, "do_sample": True}}, "best_of"),
+    ],
+)
+def test_several_results_exclude_streams_and_best_of(
+    client: httpx.Client, route: str, asked: dict[str, Any], more: dict[str, Any], word: str
+) -> None:
+    parameters = {**asked.get("parameters", {}), **more.get("parameters", {})}
+    answer = client.post(route, json={**asked, **more, "parameters": parameters})
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    assert word in answer.json()["error"]
+
+
+@pytest.mark.parametrize("route", ["/", "/generate"])
+@pytest.mark.parametrize(
+    ("inputs", "count"), [(["a"] * 5, None), ([], None), ("a", 5), ("a", 0), ("a", -1), (["a", ""], None)]
+)
+def test_batch_over_the_limit_is_422(client: httpx.Client, route: str, inputs: Any, count: int | None) -> None:
+    answer = client.post(route, json={"inputs": inputs, "parameters": {"num_return_sequences": count}})
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    if inputs != ["a", ""]:
+        assert "--max-client-batch-size" in answer.json()["error"]
+
+
+def test_each_sequence_takes_a_permit(tmp_path: Path) -> None:
+    with RunningRouter(tmp_path, max_concurrent_requests=5) as router, router.client() as client:
+        body = {"inputs": ["a", "b", "c"], "parameters": {"num_return_sequences": 2, "max_new_tokens": 1}}
+        assert client.post("/generate", json=body).status_code == 429
+        body["inputs"] = ["a", "b"]
+        assert len(client.post("/generate", json=body).json()) == 4
+
+
+@pytest.mark.parametrize("parameters", [{"best_of": 4}, {"num_return_sequences": 4}], ids=str)
+def test_sequences_of_one_prompt_share_one_prefill(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    with RunningRouter(tmp_path, max_best_of=4) as router, router.client() as client:
+        # 161 tokens: ten blocks of 16 are shared, the last token is computed by each for its own logits
+        body = {"inputs": "x" * 160, "parameters": {"do_sample": True, "max_new_tokens": 2, **parameters}}
+        assert client.post("/generate", json=body).status_code == 200
+        assert router.stats().num_prompt_tokens_computed_total == 161 + 3
+
+
+# ---- max_time
+
+
+def test_max_time_ends_with_what_there_is(tmp_path: Path) -> None:
+    with RunningRouter(tmp_path, FakeShardOptions(step_s=0.005)) as router, router.client() as client:
+        answer = post(client, "/generate", "hi", max_time=0.15, max_new_tokens=1000, details=True)
+        num_tokens = answer["details"]["generated_tokens"]
+        assert 0 < num_tokens < 100
+        assert len(answer["generated_text"]) == num_tokens
+        assert answer["details"]["finish_reason"] == "length"
+        router.wait_until_free()
+        router.shard.pause()
+        empty = post(client, "/generate", "hi", max_time=0.05, details=True)
+        assert (empty["generated_text"], empty["details"]["finish_reason"]) == ("", "length")
+        router.shard.resume()
+        router.wait_until_free()
+
+
+def test_max_time_ends_a_stream_with_a_last_event(tmp_path: Path) -> None:
+    with RunningRouter(tmp_path, FakeShardOptions(step_s=0.005)) as router, router.client() as client:
+        body = {"inputs": "hi", "parameters": {"max_time": 0.1, "max_new_tokens": 1000, "details": True}}
+        lines = client.post("/generate_stream", json=body).text.split("\n\n")[:-1]
+        events = [json.loads(line.removeprefix("data: ")) for line in lines]
+        assert 0 < len(events) < 100
+        assert events[-1]["details"]["finish_reason"] == "length"
+        assert len(events[-1]["generated_text"]) == len(events)
+        router.wait_until_free()
+
+
+@pytest.mark.parametrize("max_time", [0, -1, 1e400])
+def test_max_time_is_a_number_of_seconds(client: httpx.Client, max_time: float) -> None:
+    content = json.dumps({"inputs": "hi", "parameters": {"max_time": 0}}).replace(
+        '"max_time": 0', f'"max_time": {max_time}'
+    )
+    answer = client.post(
+        "/generate", content=content.replace("inf", "1e400"), headers={"content-type": "application/json"}
+    )
+    assert answer.status_code in (400, 422)
+    if max_time <= 0:
+        assert "max_time" in answer.json()["error"]
+
+
+# ---- waiting for the model
+
+
+@pytest.mark.parametrize(
+    ("headers", "options"),
+    [
+        ({"x-wait-for-model": "true"}, None),
+        ({"x-wait-for-model": "1"}, {"wait_for_model": False}),
+        ({}, {"wait_for_model": True}),
+    ],
+)
+@pytest.mark.parametrize("route", ["/", "/generate", "/generate_stream", "/tokenize"])
+def test_call_waits_while_the_model_loads(
+    tmp_path: Path, route: str, headers: dict[str, str], options: dict[str, Any] | None
+) -> None:
+    with RunningRouter(tmp_path, is_loading=True) as router, router.client() as client:
+        answers: list[httpx.Response] = []
+
+        def call() -> None:
+            answers.append(client.post(route, json={**BODY, "options": options}, headers=headers))
+
+        caller = threading.Thread(target=call)
+        caller.start()
+        router.wait_until(lambda: router.service.admission.held == 1, "the call waits")
+        router.shard.load(None)
+        caller.join(10)
+        assert answers[0].status_code == 200
+
+
+def test_wait_has_an_end(tmp_path: Path) -> None:
+    with RunningRouter(tmp_path, is_loading=True, wait_for_model_timeout=0.1) as router, router.client() as client:
+        answer = client.post("/generate", json=BODY, headers={"x-wait-for-model": "true"})
+        assert answer.status_code == 503
+        body = answer.json()
+        assert body["error_type"] == "loading"
+        assert body["estimated_time"] > 0
+        assert int(answer.headers["retry-after"]) >= 1
+        # The header wins over the body.
+        answer = client.post(
+            "/generate", json={**BODY, "options": {"wait_for_model": True}}, headers={"x-wait-for-model": "false"}
+        )
+        assert answer.status_code == 503
+
+
+def test_those_who_wait_are_bounded_and_may_leave(tmp_path: Path) -> None:
+    with RunningRouter(tmp_path, is_loading=True, max_concurrent_requests=1) as router, router.client() as client:
+        waiting = router.send("/generate", {**BODY, "options": {"wait_for_model": True}})
+        router.wait_until(lambda: router.service.admission.held == 1, "one waits")
+        assert client.post("/generate", json=BODY, headers={"x-wait-for-model": "true"}).status_code == 429
+        waiting.close()
+        router.wait_until(lambda: router.service.admission.held == 0, "nobody waits")
+
+
+def test_those_who_wait_are_told_when_the_server_leaves(tmp_path: Path) -> None:
+    with RunningRouter(tmp_path, is_loading=True) as router:
+        waiting = router.send("/generate", {**BODY, "options": {"wait_for_model": True}})
+        router.wait_until(lambda: router.service.admission.held == 1, "one waits")
+        router.in_loop(router.service.admission.close)
+        assert waiting.recv(13) == b"HTTP/1.1 503 "
+        waiting.close()
+
+
+@pytest.mark.parametrize("name", ["x-wait-for-model", "x-use-cache"])
+def test_header_that_is_no_truth_is_422(tmp_path: Path, name: str) -> None:
+    with RunningRouter(tmp_path, response_cache_bytes=1000) as router, router.client() as client:
+        answer = client.post("/generate", json=BODY, headers={name: "maybe"})
+        assert answer.status_code == 422
+        assert name in answer.json()["error"]
+
+
+# ---- the response cache
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRouter]:
+    with RunningRouter(tmp_path_factory.mktemp("cached"), response_cache_bytes=100_000) as router:
+        yield router
+
+
+def is_hit(router: RunningRouter, route: str, body: dict[str, Any], **headers: str) -> bool:
+    """Whether the cache answered; if so, nothing was sampled."""
+    before = router.shard.num_sampled
+    with router.client() as client:
+        answer = client.post(route, json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    is_cached = answer.headers.get("x-cache") == "hit"
+    assert is_cached == (router.shard.num_sampled == before)
+    return is_cached
+
+
+@pytest.mark.parametrize("route", ["/", "/generate", "/generate_stream"])
+def test_equal_greedy_call_is_answered_from_the_cache(cached: RunningRouter, route: str) -> None:
+    body = {"inputs": f"one {route}", "parameters": {"max_new_tokens": 3, "details": True}}
+    with cached.client() as client:
+        first, second = (client.post(route, json=body) for _ in range(2))
+    assert "x-cache" not in first.headers
+    assert second.headers["x-cache"] == "hit"
+    assert second.content == first.content
+    assert second.headers["content-type"] == first.headers["content-type"]
+    for name in ("x-compute-type", "x-compute-characters", "x-prompt-tokens", "x-generated-tokens"):
+        assert second.headers.get(name) == first.headers.get(name)
+    assert set(first.headers) - {"transfer-encoding"} <= set(second.headers)
+
+
+def test_calls_that_differ_are_not_equal(cached: RunningRouter) -> None:
+    base: dict[str, Any] = {"inputs": "two", "parameters": {"max_new_tokens": 3}}
+    others = [
+        {"inputs": "two!", "parameters": {"max_new_tokens": 3}},
+        {"inputs": ["two"], "parameters": {"max_new_tokens": 3}},
+        {"inputs": "two", "parameters": {"max_new_tokens": 4}},
+        {"inputs": "two", "parameters": {"max_new_tokens": 3, "details": True}},
+        {"inputs": "two", "parameters": {"max_new_tokens": 3, "do_sample": True, "seed": 1}},
+        {"inputs": "two", "parameters": {"max_new_tokens": 3, "do_sample": True, "seed": 2}},
+    ]
+    assert not is_hit(cached, "/generate", base)
+    for other in others:
+        assert not is_hit(cached, "/generate", other)
+    for route in ("/", "/generate_stream"):
+        assert not is_hit(cached, route, base)
+    assert not is_hit(cached, "/generate", base, authorization="Bearer other")
+    assert all(is_hit(cached, "/generate", body) for body in (base, *others))
+    # Fields that are unknown or absent do not make a difference.
+    assert is_hit(cached, "/generate", {**base, "new": 1, "options": {"use_cache": True}})
+
+
+def test_sampled_call_without_a_seed_is_never_kept(cached: RunningRouter) -> None:
+    body = {"inputs": "three", "parameters": {"max_new_tokens": 3, "do_sample": True}}
+    assert [is_hit(cached, "/generate", body) for _ in range(2)] == [False, False]
+    timed = {"inputs": "three", "parameters": {"max_new_tokens": 3, "max_time": 5}}
+    assert [is_hit(cached, "/generate", timed) for _ in range(2)] == [False, False]
+
+
+def test_cache_can_be_declined(cached: RunningRouter) -> None:
+    body = {"inputs": "four", "parameters": {"max_new_tokens": 3}}
+    assert not is_hit(cached, "/generate", body)
+    assert is_hit(cached, "/generate", body)
+    assert not is_hit(cached, "/generate", body, **{"x-use-cache": "false"})
+    assert not is_hit(cached, "/generate", {**body, "options": {"use_cache": False}})
+    assert is_hit(cached, "/generate", {**body, "options": {"use_cache": False}}, **{"x-use-cache": "true"})
+
+
+def test_failed_answer_is_not_kept(cached: RunningRouter) -> None:
+    body = {"inputs": "five", "parameters": {"max_new_tokens": 3}}
+    cached.shard.reject_next_admission()
+    with cached.client() as client:
+        assert client.post("/generate", json=body).status_code == 500
+    cached.wait_until_healthy()
+    assert not is_hit(cached, "/generate", body)
+
+
+def test_cache_is_off_by_default(router: RunningRouter) -> None:
+    assert [is_hit(router, "/generate", BODY) for _ in range(2)] == [False, False]
+
+
+# ---- tracing
+
+
+def test_trace_parent_is_taken_and_logged(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    with caplog.at_level("INFO", "textmill_router.api.accounting"):
+        for parent in (f"00-{trace}-00f067aa0ba902b7-01", "nonsense", f"00-{'0' * 32}-00f067aa0ba902b7-01"):
+            assert client.post("/generate", json=BODY, headers={"traceparent": parent}).status_code == 200
+    found = [vars(record)["trace"] for record in caplog.records if record.message == "Success"]
+    assert found == [trace, None, None]
+
+
+def test_raw_connection_gets_retry_after_in_whole_seconds(tmp_path: Path) -> None:
+    with RunningRouter(tmp_path, max_concurrent_requests=1) as router, router.client() as client:
+        router.shard.pause()
+        holder: socket.socket = router.send("/generate", BODY)
+        router.wait_until(lambda: router.service.admission.held == 1, "one holds the permit")
+        answer = client.post("/generate", json=BODY)
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"].isdigit()
+        router.in_loop(router.service.admission.close)
+        answer = client.post("/generate", json=BODY)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"].isdigit()
+        router.shard.resume()
+        holder.close()

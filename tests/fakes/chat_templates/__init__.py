@@ -1,0 +1,41 @@
+"""Chat templates in the published formats, written from the formats, and a byte tokenizer that has their tokens."""
+
+from pathlib import Path
+
+import tokenizers
+
+from tests.fakes.byte_tokenizer import make_byte_tokenizer
+
+FOLDER = Path(__file__).parent
+NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.jinja")))
+# Joined bytes, so that a prompt encoded in pieces differs from the whole one where it is cut in the wrong place.
+MERGES = ((b"i", b"n"), (b"<", b"|"), (b"|", b">"), (b"\n", b"\n"), (b" ", b"t"), (b":", b" "), (b"e", b"r"))
+BEGIN, END = "<s>", "</s>"
+_FAMILY_TOKENS = {
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"),
+    "qwen2_5": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    "qwen3": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    "smollm2": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    "mistral": ("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]"),
+    "gemma2": ("<start_of_turn>", "<end_of_turn>"),
+    "gemma3": ("<start_of_turn>", "<end_of_turn>", "<start_of_image>"),
+    "phi3": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+    "zephyr": ("<|system|>", "<|user|>", "<|assistant|>"),
+    "helpers": (),
+}
+
+
+def template_source(name: str) -> str:
+    return (FOLDER / f"{name}.jinja").read_text()
+
+
+def special_texts(name: str) -> tuple[str, ...]:
+    """The special tokens of the family's vocabulary."""
+    return (BEGIN, END, *_FAMILY_TOKENS[name])
+
+
+def make_family_tokenizer(name: str) -> tokenizers.Tokenizer:
+    """Byte-level with some merges and the family's special tokens; nothing is added to a text."""
+    tokenizer = make_byte_tokenizer(MERGES, add_begin=False)
+    tokenizer.add_special_tokens(list(special_texts(name)))
+    return tokenizer

@@ -40,12 +40,15 @@ class Encoding:
     ids: "array[int]"
     _text: str
     _library: tokenizers.Encoding | None
+    _num_lead_tokens: int = 0  # of a line break that was put before the text to encode it
 
     @property
     def byte_offsets(self) -> list[tuple[int, int]]:
         """(start, stop) of each token in bytes of the text; (0, 0) for tokens that the tokenizer added."""
         assert self._library is not None, "encode with wants_offsets=True"
         offsets: list[tuple[int, int]] = self._library.offsets
+        if self._num_lead_tokens:
+            offsets = [(start - 1, stop - 1) for start, stop in offsets[self._num_lead_tokens :]]
         if self._text.isascii():
             return offsets
         byte_of = [0]
@@ -126,27 +129,28 @@ class Tokenizer:
         encoding = encode([text], add_special_tokens=add_special_tokens)[0]
         return Encoding(token_array(encoding.ids), text, encoding if wants_offsets else None)
 
-    async def encode_pieces(self, pieces: Sequence[str]) -> "array[int]":
-        """Ids of texts that follow one another without a token across a joint; nothing is added at either end."""
+    async def encode_pieces(self, pieces: Sequence[str], wants_offsets: bool = False) -> list[Encoding]:
+        """Texts that follow one another without a token across a joint; nothing is added at either end."""
         [first, *others] = pieces
-        ids = (await self.encode(first, add_special_tokens=False)).ids
+        encodings = [await self.encode(first, add_special_tokens=False, wants_offsets=wants_offsets)]
         if others:
             loop = asyncio.get_running_loop()
-            ids = ids + await loop.run_in_executor(self._pool, self._encode_followers, others)
-        return ids
+            encodings += await loop.run_in_executor(self._pool, self._encode_followers, others)
+        return encodings
 
-    def _encode_followers(self, pieces: Sequence[str]) -> "array[int]":
+    def _encode_followers(self, pieces: Sequence[str]) -> list[Encoding]:
         """Texts that begin inside a line: where the tokenizer puts a space before a text, it must not do so here."""
         lead = self._newline_lead or []
-        encode = self._library.encode_batch_fast
-        ids = token_array(())
+        encode = self._library.encode_batch
+        encodings = []
         after_newline = encode(["\n" * bool(lead) + piece for piece in pieces], add_special_tokens=False)
-        for piece, encoding in zip(pieces, after_newline, strict=True):
-            if encoding.ids[: len(lead)] == lead:
-                ids.extend(encoding.ids[len(lead) :])
+        for piece, found in zip(pieces, after_newline, strict=True):
+            if found.ids[: len(lead)] == lead:
+                encodings.append(Encoding(token_array(found.ids[len(lead) :]), piece, found, len(lead)))
             else:  # the line break has become one token with what follows
-                ids.extend(encode([piece], add_special_tokens=False)[0].ids)
-        return ids
+                [found] = encode([piece], add_special_tokens=False)
+                encodings.append(Encoding(token_array(found.ids), piece, found))
+        return encodings
 
     @property
     def special_texts(self) -> frozenset[str]:

@@ -79,6 +79,8 @@ def _parts(module: nn.Module) -> set[str]:
 class FastDecoder:
     """Holds the packed weights, takes flat batches, gives what the model runner gives. One thread calls it."""
 
+    has_own_threads = True
+
     def __init__(self, model: Any, rules: Sequence[AttentionRule], kernels: Kernels) -> None:
         """Pack the weights of a model that fits (`why_not_fast`); its own are emptied one by one."""
         decoder = model.model

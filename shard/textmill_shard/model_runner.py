@@ -35,6 +35,8 @@ class ModelFacts:
 class StepDecoder(Protocol):
     """What computes a step: transformers' code (`transformers_decoder`) or the native one (`fast_decoder`)."""
 
+    has_own_threads: bool  # computes in threads that are not torch's
+
     def bind(self, pool: KvPool | None) -> None:
         """Read and write these K and V tensors from now on; None: forget the last ones."""
         ...
@@ -62,6 +64,11 @@ class ModelRunner:
     @property
     def kv_pool(self) -> KvPool | None:
         return self._pool
+
+    @property
+    def has_own_threads(self) -> bool:
+        """Steps run in threads of their own: torch's would wait for work on the same cores, and slow them down."""
+        return self._decoder.has_own_threads
 
     def kv_bytes_per_block(self) -> int:
         """Bytes of K and V that one block takes on this rank, all layers."""

@@ -146,6 +146,10 @@ def _load(settings: ServeSettings, parallel: TensorParallel, status: ShardStatus
         fast_decoder=not settings.no_fast_decoder,
     )
     runner = load_model(options, status.report_loading, parallel)
+    if runner.has_own_threads:
+        # With a 135M model on 2 cores torch's second thread, waiting awake after each operation of the sampler, costs
+        # a step 3 ms and more, and saves the sampler 0.6 ms at 8 rows and 3 ms at 32.
+        torch.set_num_threads(1)
     status.report_loading("kv_pool", 0.0)
     memory = plan_kv_memory(
         runner,
@@ -180,6 +184,7 @@ def _load(settings: ServeSettings, parallel: TensorParallel, status: ShardStatus
         tokenizer_digest=facts.tokenizer_digest,
         weight_bytes=facts.weight_bytes,
         kv_bytes=memory.kv_bytes,
+        rope_border=facts.rope_border or 0,
     )
 
 

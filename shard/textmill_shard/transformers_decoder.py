@@ -15,6 +15,8 @@ from textmill_shard.kv_pool import KvPool
 class TransformersDecoder:
     """A model whose attention layers stand attached to `context` and whose hidden states pass `tap`."""
 
+    has_own_threads = False
+
     def __init__(self, model: Any, context: StepContext, tap: DecoderTap, *, device: torch.device) -> None:
         self._model = model
         self._context = context

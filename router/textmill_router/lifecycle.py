@@ -164,6 +164,7 @@ async def _serve_backend(service: Service) -> None:
         raise BackendLost(status.error or "the engine stopped")
     finally:
         await engine.stop()
+        await service.close_backend()
 
 
 async def _drain(service: Service, hurry: asyncio.Event) -> None:

@@ -147,6 +147,7 @@ class RunningRouter:
         await self._leave.wait()
         if backend.done():
             await backend.result().stop()
+            await self.service.close_backend()
         backend.cancel()
         await asyncio.gather(backend, return_exceptions=True)
         server.should_exit = True

@@ -7,7 +7,7 @@ from array import array
 import pytest
 from textmill_proto.v1 import shard_pb2
 from textmill_router.plan import Admit, Budget, Drop, Extend, Plan, ShardPool, StepResult
-from textmill_router.request import BlockId, FailureCode, RequestId, SamplingParameters, Slot
+from textmill_router.request import BlockId, FailureCode, Grammar, GrammarKind, RequestId, SamplingParameters, Slot
 from textmill_router.wire import (
     WireError,
     facts_from_proto,
@@ -54,6 +54,8 @@ def test_plan_carries_every_field() -> None:
         top_n_tokens=4,
         prompt_logprobs_from=1,
         prompt_top_n_tokens=2,
+        grammar=Grammar(GrammarKind.REGEX, "[ä]+"),
+        watermark=True,
     )
     plan = Plan(
         number=9,
@@ -99,6 +101,8 @@ def test_plan_carries_every_field() -> None:
                     top_n_tokens=4,
                     prompt_logprobs_from=1,
                     prompt_top_n_tokens=2,
+                    grammar=shard_pb2.Grammar(kind=shard_pb2.GRAMMAR_KIND_REGEX, text="[ä]+"),
+                    watermark=True,
                 )
             ],
             budget=shard_pb2.Budget(max_step_tokens=100, max_prefill_tokens=80, max_chunk_tokens=40),

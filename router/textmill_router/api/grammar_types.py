@@ -1,0 +1,76 @@
+"""The shapes in which a request says what its output must match, of both dialects."""
+
+import json
+from typing import Any
+
+from textmill_router.errors import ValidationFailed
+from textmill_router.request import Grammar, GrammarKind
+
+ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type":"object"}')
+_WANTED = "`json`, `json_object`, `json_schema` or `regex`"
+
+
+def native_grammar(value: object) -> Grammar | None:
+    """`{"type", "value"}` of `parameters.grammar`; None for null. Raises ValidationFailed for another shape."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise _refuse("grammar", f'must be an object {{"type", "value"}}, found {_kind(value)}')
+    kind, text = value.get("type"), value.get("value")
+    if kind == "json_object" and text is None:
+        return ANY_OBJECT
+    if kind not in ("json", "json_object", "json_schema", "regex"):
+        raise _refuse("grammar.type", f"must be {_WANTED}, found {_shown(kind)}")
+    if text is None:
+        raise _refuse("grammar.value", f"is missing: `{kind}` needs one")
+    if kind == "regex":
+        return regex_grammar(text, field="grammar.value")
+    if kind == "json_schema":
+        if not isinstance(text, dict) or text.get("schema") is None:
+            raise _refuse("grammar.value", 'must be an object {"name", "schema"} for the type `json_schema`')
+        return schema_grammar(text["schema"], field="grammar.value.schema")
+    return schema_grammar(text, field="grammar.value")
+
+
+def schema_grammar(schema: object, *, field: str) -> Grammar:
+    """A JSON schema, as object, true or false, or as a string that holds one. Raises ValidationFailed.
+
+    Equal schemas give equal texts as long as their keys come in the same order, which is the order of the output.
+    """
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except ValueError as error:
+            raise _refuse(field, f"must be a JSON schema, found a string that is not JSON: {error}") from None
+        except RecursionError:
+            raise _refuse(field, "must be a JSON schema, found one that is nested too deeply") from None
+    if schema is True:
+        schema = {}
+    if schema is False:
+        raise _refuse(field, "must be a JSON schema that something matches, found false")
+    if not isinstance(schema, dict):
+        raise _refuse(field, f"must be a JSON schema, found {_kind(schema)}")
+    try:
+        return Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema, separators=(",", ":")))
+    except RecursionError:
+        raise _refuse(field, "must be a JSON schema, found one that is nested too deeply") from None
+
+
+def regex_grammar(regex: object, *, field: str) -> Grammar:
+    """A regular expression that the whole output matches. Raises ValidationFailed."""
+    if not isinstance(regex, str):
+        raise _refuse(field, f"must be a regular expression as a string, found {_kind(regex)}")
+    return Grammar(GrammarKind.REGEX, regex)
+
+
+def _kind(value: object) -> str:
+    names: dict[type[Any], str] = {str: "a string", list: "an array", bool: "a boolean", dict: "an object"}
+    return "null" if value is None else names.get(type(value), "a number")
+
+
+def _shown(value: object) -> str:
+    return f"`{value}`" if isinstance(value, str) else _kind(value)
+
+
+def _refuse(field: str, message: str) -> ValidationFailed:
+    return ValidationFailed(f"`{field}` {message}", field=field)

@@ -7,15 +7,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.api.chat import ChatRoute
 from textmill_router.api.chat_tokenize import ChatTokenizeRoute
+from textmill_router.api.detokenize import DetokenizeRoute
 from textmill_router.api.error_responses import ErrorStyle
 from textmill_router.api.generate import GenerateRoute
-from textmill_router.api.native_work import GenerateMode
+from textmill_router.api.invocations import InvocationsRoute
 from textmill_router.api.models import ModelsRoute
+from textmill_router.api.native_work import GenerateMode
 from textmill_router.api.replies import call_of, send_error, send_reply
 from textmill_router.api.status import HealthRoute, InfoRoute, MetricsRoute
 from textmill_router.api.tokenize import TokenizeRoute
+from textmill_router.api.vertex import VertexRoute
 from textmill_router.errors import MethodNotAllowed, RouteNotFound
-from textmill_router.middleware import ApiKey, Cors, FrontDoor
+from textmill_router.middleware import OPEN_PATHS, ApiKey, Cors, FrontDoor
 from textmill_router.service import Service
 
 
@@ -32,20 +35,34 @@ def build_app(service: Service) -> ASGIApp:
         "/v1/models/{model:path}": {"GET": models},
         "/chat_tokenize": {"POST": ChatTokenizeRoute(service)},
         "/tokenize": {"POST": TokenizeRoute(service)},
+        "/detokenize": {"POST": DetokenizeRoute(service)},
         "/health": {"GET": health},
         "/ping": {"GET": health},
         "/info": {"GET": InfoRoute(service)},
         "/metrics": {"GET": MetricsRoute(service)},
     }
+    shapes = {"inputs": "/", "messages": "/v1/chat/completions", "prompt": "/v1/completions"}
+    by_shape = {name: routes[path]["POST"] for name, path in shapes.items() if path in routes}
+    routes["/invocations"] = {"POST": InvocationsRoute(service, by_shape)}
+    vertex = VertexRoute(service, generate=routes["/generate"]["POST"], chat=by_shape["messages"])
+    settings = service.settings
+    for path, method, endpoint in (
+        ("/vertex", "POST", vertex),
+        (settings.aip_predict_route, "POST", vertex),
+        (settings.aip_health_route, "GET", health),
+    ):
+        if path is not None:
+            routes[path] = {**routes.get(path, {}), method: endpoint}
     app: ASGIApp = Router(
         [Route(path, _Methods(path, endpoints)) for path, endpoints in routes.items()],
         redirect_slashes=False,
         default=_not_found,
     )
-    if service.settings.api_key is not None:
-        app = ApiKey(app, service.settings.api_key)
-    app = Cors(app, service.settings.cors_allow_origin)
-    return FrontDoor(app, service.metrics, ErrorStyle(service.settings.v1_errors))
+    if settings.api_key is not None:
+        open_paths = OPEN_PATHS if settings.aip_health_route is None else OPEN_PATHS | {settings.aip_health_route}
+        app = ApiKey(app, settings.api_key, open_paths)
+    app = Cors(app, settings.cors_allow_origin)
+    return FrontDoor(app, service.metrics, ErrorStyle(settings.v1_errors))
 
 
 class _Methods:

@@ -4,6 +4,7 @@ import hmac
 import logging
 import re
 import uuid
+from collections.abc import Set
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -88,27 +89,27 @@ class Cors:
 class ApiKey:
     """Lets through who shows the key. Made only where there is one."""
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, key: str, open_paths: Set[str] = OPEN_PATHS) -> None:
         self._app = app
         self._key = key.encode()
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if _is_open(scope) or self._has_key(scope):
+        if self._is_open(scope) or self._has_key(scope):
             await self._app(scope, receive, send)
             return
         await send_error(
             scope, send, Unauthorized("this server asks for its API key: send the header `Authorization: Bearer <key>`")
         )
 
+    def _is_open(self, scope: Scope) -> bool:
+        method, path = scope["method"], scope["path"]
+        is_read = method in ("GET", "HEAD")
+        return method == "OPTIONS" or (is_read and (path in self._open_paths or path == "/"))
+
     def _has_key(self, scope: Scope) -> bool:
         shown = _BEARER.fullmatch(_header(scope, b"authorization") or b"")
         return shown is not None and hmac.compare_digest(shown[1], self._key)
-
-
-def _is_open(scope: Scope) -> bool:
-    method, path = scope["method"], scope["path"]
-    is_read = method in ("GET", "HEAD")
-    return method == "OPTIONS" or (is_read and (path in OPEN_PATHS or path == "/"))
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

@@ -3,9 +3,12 @@
 import argparse
 import ipaddress
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
+
+from textmill_router.chat_parsing.formats import ReasoningFormat, ToolFormat
 
 LOG_LEVELS = {
     "trace": "DEBUG",
@@ -53,6 +56,12 @@ def _seconds(value: str) -> float:
 def _text(value: str) -> str:
     if not value.strip():
         raise _BadValue("some text")
+    return value
+
+
+def _path(value: str) -> str:
+    if not re.fullmatch(r"/[\w./~:@!$&'()*+,;=%-]*", value):
+        raise _BadValue("a path that begins with a slash, such as /predict")
     return value
 
 
@@ -151,9 +160,17 @@ class Settings:
         _text, "tokenizer_config.json whose chat template and special tokens win over the model's", None
     )
     max_n: int = _option(_integer(1), "largest n of a chat or completion", 16)
+    tool_call_parser: str | None = _option(
+        _one_of(*(entry.value for entry in ToolFormat)), "format of tool calls; without it the template tells", None
+    )
+    reasoning_parser: str | None = _option(
+        _one_of(*(entry.value for entry in ReasoningFormat)), "format of reasoning; without it the template tells", None
+    )
     v1_errors: str = _option(_one_of("mixed", "openai", "tgi"), "form of errors on /v1: mixed, openai or tgi", "mixed")
     strict_model: bool = _option(_truth, "404 for names of models that are not served", False, kind="switch")
 
+    aip_predict_route: str | None = _option(_path, "further path of POST /vertex; Vertex AI sets the variable", None)
+    aip_health_route: str | None = _option(_path, "further path of GET /health; Vertex AI sets the variable", None)
     compute_type: str | None = _option(_text, "value of the header x-compute-type", None)
     json_output: bool = _option(_truth, "log lines are JSON objects", False, kind="switch")
     log_level: str = _option(_log_level, "trace, debug, info, warn or error", "INFO")

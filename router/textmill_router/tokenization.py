@@ -198,6 +198,10 @@ class Tokenizer:
             return self._table.fragments[token_id]
         return self.id_to_text(token_id).encode("utf-8", "replace")
 
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """The text of the ids as one text, as the library joins them."""
+        return self._library.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
     def token_to_id(self, token: str) -> int | None:
         return self._library.token_to_id(token)
 

@@ -24,12 +24,17 @@ class ClientLeft(Exception):
 
 async def read_json(scope: Scope, receive: Receive, decoder: msgspec.json.Decoder[Struct], max_bytes: int) -> Struct:
     """The body as a struct. Raises PayloadTooLarge, UnsupportedMediaType, InvalidJson, ValidationFailed, ClientLeft."""
-    body = await _read_body(scope, receive, max_bytes)
+    return decode_json(await read_body(scope, receive, max_bytes), decoder)
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """The bytes of a body that says it is JSON. Raises PayloadTooLarge, UnsupportedMediaType, ClientLeft."""
+    body = await _read_bytes(scope, receive, max_bytes)
     content_type = _header(scope, b"content-type")
     if content_type is None or not _JSON_TYPE.fullmatch(content_type):
         found = "none" if content_type is None else repr(content_type.decode("latin-1"))
         raise UnsupportedMediaType(f"the header content-type must be application/json, found {found}")
-    return decode_json(body, decoder)
+    return body
 
 
 def decode_json(body: bytes, decoder: msgspec.json.Decoder[Struct]) -> Struct:
@@ -63,7 +68,7 @@ def _shape_error(text: str) -> RequestError:
     return ValidationFailed(f"`{path}`: {what}" if path else what, field=path)
 
 
-async def _read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+async def _read_bytes(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     """The whole body, counted while it comes."""
     declared = _header(scope, b"content-length")
     is_too_large = declared is not None and int(declared) > max_bytes

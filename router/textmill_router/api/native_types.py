@@ -70,6 +70,31 @@ class CompatBody(GenerateBody, frozen=True, gc=False):
     stream: bool | None = None
 
 
+class DetokenizeBody(msgspec.Struct, frozen=True, gc=False):
+    """Body of /detokenize."""
+
+    ids: list[int]
+    skip_special_tokens: bool | None = None  # true unless said otherwise
+
+
+class DetokenizeAnswer(msgspec.Struct, frozen=True, gc=False):
+    """Answer of /detokenize."""
+
+    text: str
+
+
+class VertexBody(msgspec.Struct, frozen=True, gc=False):
+    """Body of /vertex: each instance is a generate body or a chat body."""
+
+    instances: list[dict[str, Any]]
+
+
+class VertexAnswer(msgspec.Struct, frozen=True, gc=False):
+    """Answer of /vertex: one text for each instance, in order."""
+
+    predictions: list[Any]
+
+
 class Token(msgspec.Struct, frozen=True, gc=False):
     """An output token or an alternative to one."""
 

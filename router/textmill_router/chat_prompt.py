@@ -1,7 +1,7 @@
 """From a conversation to the prompt: roles that the template knows, a final message to go on with, forged tokens."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from textmill_router.chat_template import ChatTemplate, Conversation, Message
@@ -99,10 +99,3 @@ def _cut_open(rendered: str) -> str:
         raise TemplateFailed("the template leaves the final message out, so it cannot be continued")
     prompt = rendered[:end]
     return prompt if rendered.startswith(_GOES_ON, end) else prompt.rstrip()
-
-
-def with_tool_prompt(wishes: ChatWishes, text: str) -> ChatWishes:
-    """The same with a text after the last message's, for templates that take no tools."""
-    last = wishes.messages[-1]
-    content = last.get("content") or ""
-    return replace(wishes, tools=None, messages=[*wishes.messages[:-1], {**last, "content": f"{content}\n\n{text}"}])

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -21,9 +21,18 @@ from textmill_router.api.chat_answers import (
     ShownLogprobs,
     TextReader,
     usage_chunk,
+    was_cut,
     whole_answer,
 )
 from textmill_router.api.chat_messages import chat_wishes
+from textmill_router.api.chat_tools import (
+    PLAIN_FORM,
+    ToolWishes,
+    answer_form,
+    for_template,
+    grammar_for,
+    tool_wishes,
+)
 from textmill_router.api.chat_types import ChatBody
 from textmill_router.api.error_responses import error_event, generation_error
 from textmill_router.api.event_stream import EventStream
@@ -32,10 +41,12 @@ from textmill_router.api.json_body import read_json
 from textmill_router.api.model_names import check_model
 from textmill_router.api.openai_types import check_n, in_openai_words, sampling_wishes, usage_of
 from textmill_router.api.replies import call_of, send_reply
+from textmill_router.api.response_format import check_answer, grammar_of, in_format_words
 from textmill_router.api.serving import admitted, failure_label, serve
 from textmill_router.chat_parsing.deltas import collect
 from textmill_router.chat_prompt import ChatPrompt, ChatWishes, make_prompt
-from textmill_router.errors import RequestError, ValidationFailed
+from textmill_router.chat_template import ChatTemplate
+from textmill_router.errors import RequestError, ToolError, ValidationFailed
 from textmill_router.generation import (
     Generation,
     GenerationFailed,
@@ -44,7 +55,7 @@ from textmill_router.generation import (
     TokenEvent,
     start_generation,
 )
-from textmill_router.request import GenerationRequest
+from textmill_router.request import GenerationRequest, Grammar
 from textmill_router.service import Backend, Service
 from textmill_router.validation import CheckedParameters, check_parameters
 
@@ -59,6 +70,7 @@ _NAMES = {
     "best_of": "n",
     "inputs": "messages",
 }
+ResultCheck = Callable[[GenerationResult], None]
 _DECODER = msgspec.json.Decoder(ChatBody)
 
 
@@ -92,6 +104,8 @@ class _Asked:
     body: ChatBody
     checked: CheckedParameters  # `best_of` is the number of choices
     wishes: ChatWishes
+    tools: ToolWishes | None
+    grammar: Grammar | None  # of the response format
 
 
 def _check(body: ChatBody, service: Service, backend: Backend) -> _Asked:
@@ -104,16 +118,24 @@ def _check(body: ChatBody, service: Service, backend: Backend) -> _Asked:
         checked = check_parameters(wishes, limits)
     except ValidationFailed as error:
         raise in_openai_words(error, _NAMES) from None
-    return _Asked(body, replace(checked, best_of=num_choices), chat_wishes(body, body.tools))
+    tools = tool_wishes(body)
+    grammar = grammar_of(body.response_format)
+    if tools is not None and grammar is not None:
+        raise ToolError(
+            "`response_format` and `tools` exclude each other: leave one out, or set `tool_choice` to `none`",
+            field="response_format",
+        )
+    return _Asked(body, replace(checked, best_of=num_choices), chat_wishes(body), tools, grammar)
 
 
-async def render(backend: Backend, wishes: ChatWishes) -> ChatPrompt:
+async def render(backend: Backend, wishes: ChatWishes, tools: ToolWishes | None) -> tuple[ChatTemplate, ChatPrompt]:
     """The prompt of a conversation. Raises ValidationFailed or TemplateFailed."""
-    template = backend.chat_templates.pick(has_tools=wishes.tools is not None)
-    num_characters = sum(len(str(message)) for message in wishes.messages)
+    template = backend.chat_templates.pick(has_tools=tools is not None)
+    shown = for_template(template, wishes, tools)
+    num_characters = sum(len(str(message)) for message in shown.messages)
     if num_characters <= INLINE_CHARACTERS:
-        return make_prompt(template, wishes, backend.role_safety)
-    return await asyncio.to_thread(make_prompt, template, wishes, backend.role_safety)
+        return template, make_prompt(template, shown, backend.role_safety)
+    return template, await asyncio.to_thread(make_prompt, template, shown, backend.role_safety)
 
 
 class _Work:
@@ -125,7 +147,9 @@ class _Work:
         self._account = account
         self._body = asked.body
         self._checked = asked.checked
-        self._wishes = asked.wishes
+        self._asked = asked
+        self._form = PLAIN_FORM
+        self._grammar = asked.grammar
         self._wants_logprobs = bool(asked.body.logprobs)
         self._shown_specials: frozenset[int] = frozenset()
         self._envelope = new_envelope(service, "chatcmpl-")
@@ -137,7 +161,8 @@ class _Work:
         try:
             async with AsyncExitStack() as stack:
                 generations = await self._start(stack, requests, keep_tokens=False)
-                results = await _stream_all(stream, generations, [self._chunks(i) for i in range(len(requests))])
+                writers = [self._chunks(index) for index in range(len(requests))]
+                results = await _stream_all(stream, generations, writers, self._check)
                 self._account.note_success(results)
                 tail = DONE
                 if self._body.wants_usage_event:
@@ -158,6 +183,8 @@ class _Work:
         async with AsyncExitStack() as stack:
             generations = await self._start(stack, requests, keep_tokens=self._wants_logprobs)
             results = [await generation.result() for generation in generations]
+        for result in results:
+            self._check(result)
         usage = usage_of(results)
         answer = whole_answer(self._envelope, [self._choice(result) for result in results], usage)
         self._account.note_success(results)
@@ -166,23 +193,38 @@ class _Work:
 
     async def _requests(self) -> list[GenerationRequest]:
         """Render, tokenise, check the budget: the last step in which the call can be refused for what it says."""
-        prompt = await render(self._backend, self._wishes)
+        asked, backend = self._asked, self._backend
+        template, prompt = await render(backend, asked.wishes, asked.tools)
         try:
-            intake = await take_pieces(self._backend, prompt.pieces, self._checked)
+            intake = await take_pieces(backend, prompt.pieces, self._checked)
         except ValidationFailed as error:
             raise in_openai_words(error, _NAMES) from None
+        await self._prepare_answer(template, prompt)
         self._account.note_validated(sum(map(len, prompt.pieces)), [intake])
         return [
             make_request(
-                self._backend,
+                backend,
                 intake,
-                self._checked,
+                replace(self._checked, grammar=self._grammar),
                 sampling,
                 wants_logprobs=self._wants_logprobs,
                 wants_prompt_logprobs=False,
             )
             for sampling in choice_samplings(self._checked, self._checked.best_of)
         ]
+
+    async def _prepare_answer(self, template: ChatTemplate, prompt: ChatPrompt) -> None:
+        """How the answers are written and read, and what is enforced. Raises ValidationFailed."""
+        asked, backend = self._asked, self._backend
+        if asked.grammar is None:
+            self._form = answer_form(template, prompt.text, asked.tools, self._service.settings)
+            self._grammar = grammar_for(asked.tools, self._form, backend.tokenizer)
+            self._shown_specials = backend.tokenizer.special_ids_of(self._form.markers)
+        if self._grammar is not None:
+            try:
+                await backend.grammars.check(self._grammar)
+            except ValidationFailed as error:
+                raise in_format_words(error, is_format=asked.grammar is not None) from None
 
     async def _start(
         self, stack: AsyncExitStack, requests: Sequence[GenerationRequest], *, keep_tokens: bool
@@ -201,12 +243,17 @@ class _Work:
 
     def _choice(self, result: GenerationResult) -> Choice:
         reader = self._new_reader()
-        message = collect([*reader.push(result.text), *reader.finish()])
+        message = collect([*reader.push(result.text), *reader.finish(was_cut(result))])
         logprobs = self._new_logprobs()
         return Choice(message, None if logprobs is None else logprobs.push(result.tokens), result)
 
     def _new_reader(self) -> TextReader:
-        return PlainReader()
+        return PlainReader() if self._form.is_plain else self._form.new_reader()
+
+    def _check(self, result: GenerationResult) -> None:
+        """What ended by itself matches the response format. Raises GenerationBroke."""
+        if self._asked.grammar is not None and not was_cut(result):
+            check_answer(result.text, self._asked.grammar)
 
     def _new_logprobs(self) -> ShownLogprobs | None:
         if not self._wants_logprobs:
@@ -225,16 +272,16 @@ def new_envelope(service: Service, prefix: str) -> Envelope:
 
 
 async def _stream_all(
-    stream: EventStream, generations: Sequence[Generation], writers: Sequence[ChatChunks]
+    stream: EventStream, generations: Sequence[Generation], writers: Sequence[ChatChunks], check: ResultCheck
 ) -> list[GenerationResult]:
-    """Write all choices side by side; returns their results in order."""
+    """Write all choices side by side, the last chunk of each once `check` has passed; returns the results in order."""
     if len(generations) == 1:
-        return [await _stream_choice(stream, generations[0], writers[0], asyncio.Lock())]
+        return [await _stream_choice(stream, generations[0], writers[0], check, asyncio.Lock())]
     lock = asyncio.Lock()
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(_stream_choice(stream, generation, writer, lock))
+                group.create_task(_stream_choice(stream, generation, writer, check, lock))
                 for generation, writer in zip(generations, writers, strict=True)
             ]
     except ExceptionGroup as failed:
@@ -243,7 +290,7 @@ async def _stream_all(
 
 
 async def _stream_choice(
-    stream: EventStream, generation: Generation, writer: ChatChunks, lock: asyncio.Lock
+    stream: EventStream, generation: Generation, writer: ChatChunks, check: ResultCheck, lock: asyncio.Lock
 ) -> GenerationResult:
     """Write one choice until its last token. What comes while the client does not read is merged into one chunk."""
 
@@ -262,9 +309,11 @@ async def _stream_choice(
             # More may have come while another choice was writing.
             if events[-1].result is None:
                 events += generation.take_events()
+            result = events[-1].result
+            if result is not None:
+                check(result)
             data = writer.encode(events)
             if data:
                 await stream.write(data)
-        result = events[-1].result
         if result is not None:
             return result

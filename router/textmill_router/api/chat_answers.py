@@ -33,7 +33,7 @@ class TextReader(Protocol):
     """Tells reasoning, content and tool calls apart in the text of one choice."""
 
     def push(self, text: str) -> list[Delta]: ...
-    def finish(self) -> list[Delta]: ...
+    def finish(self, was_cut: bool) -> list[Delta]: ...
 
 
 class PlainReader:
@@ -42,7 +42,7 @@ class PlainReader:
     def push(self, text: str) -> list[Delta]:
         return [ContentText(text)] if text else []
 
-    def finish(self) -> list[Delta]:
+    def finish(self, was_cut: bool) -> list[Delta]:
         return []
 
 
@@ -124,7 +124,7 @@ class ChatChunks:
         deltas = self._reader.push(text) if text else []
         result = events[-1].result
         if result is not None:
-            deltas = [*deltas, *self._reader.finish()]
+            deltas = [*deltas, *self._reader.finish(was_cut(result))]
         entries = [] if self._logprobs is None else self._logprobs.push(events)
         if not deltas and not entries and result is None:
             return b""
@@ -192,6 +192,11 @@ def whole_answer(envelope: Envelope, choices: Sequence[Choice], usage: Usage) ->
         for index, choice in enumerate(choices)
     ]
     return msgspec.json.encode({**_envelope(envelope, "chat.completion"), "choices": shown, "usage": usage})
+
+
+def was_cut(result: GenerationResult) -> bool:
+    """The limit or a stop string ended the answer, not the model."""
+    return result.finish_reason in (FinishReason.LENGTH, FinishReason.STOP_STRING)
 
 
 def finish_reason(result: GenerationResult, *, has_tool_calls: bool) -> str:

@@ -12,11 +12,10 @@ from textmill_router.errors import ValidationFailed
 TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", None})
 
 
-def chat_wishes(body: ChatBody, tools: list[dict[str, Any]] | None) -> ChatWishes:
-    """`tools` are those that the template shall show. Raises ValidationFailed."""
+def chat_wishes(body: ChatBody) -> ChatWishes:
+    """The conversation without its tools. Raises ValidationFailed."""
     return ChatWishes(
         messages=[_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)],
-        tools=tools,
         documents=body.documents,
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,

@@ -8,6 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from textmill_router.api.chat import render
 from textmill_router.api.chat_messages import chat_wishes
+from textmill_router.api.chat_tools import tool_wishes
 from textmill_router.api.chat_types import ChatBody
 from textmill_router.api.json_body import ClientLeft, read_json
 from textmill_router.api.native_types import TokenizedToken
@@ -29,7 +30,7 @@ class ChatTokenizeRoute:
         try:
             backend = self._service.open_backend()
             body = await read_json(scope, receive, _DECODER, self._service.settings.payload_limit)
-            prompt = await render(backend, chat_wishes(body, body.tools))
+            _, prompt = await render(backend, chat_wishes(body), tool_wishes(body))
             encodings = await backend.tokenizer.encode_pieces(prompt.pieces, wants_offsets=True)
             answer = await asyncio.to_thread(_encode_answer, prompt.pieces, encodings)
             await send_reply(scope, send, 200, answer)

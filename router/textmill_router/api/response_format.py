@@ -1,0 +1,72 @@
+"""`response_format` of /v1: OpenAI's shapes and TGI's; and whether what came out is what was asked for."""
+
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+from jsonschema.protocols import Validator
+from jsonschema.validators import extend, validator_for
+from jsonschema_specifications import REGISTRY
+from referencing.exceptions import Unresolvable
+
+from textmill_router.api.grammar_types import ANY_OBJECT, native_grammar, schema_grammar
+from textmill_router.errors import GenerationBroke, ValidationFailed
+from textmill_router.request import Grammar, GrammarKind
+
+_FIELD = "response_format"
+
+
+def grammar_of(response_format: dict[str, Any] | None) -> Grammar | None:
+    """What the answer must match; None where it is free. Raises ValidationFailed for a shape that is none."""
+    if response_format is None or response_format.get("type") == "text":
+        return None
+    asked = response_format.get("json_schema")
+    try:
+        if response_format.get("type") != "json_schema" or asked is None:
+            return native_grammar(response_format)
+        if not isinstance(asked, dict):
+            raise ValidationFailed("`grammar.json_schema` must be an object", field="grammar.json_schema")
+        if asked.get("schema") is None:
+            return ANY_OBJECT
+        return schema_grammar(asked["schema"], field="grammar.json_schema.schema")
+    except ValidationFailed as error:
+        raise in_format_words(error) from None
+
+
+def in_format_words(error: ValidationFailed, *, is_format: bool = True) -> ValidationFailed:
+    """A refusal of a grammar, with the name of what it comes from in this body: the format or the tools."""
+    name = _FIELD if is_format else "tools"
+    message = str(error).replace("`grammar", f"`{name}")
+    return ValidationFailed(message, field=error.field.replace("grammar", name, 1))
+
+
+def check_answer(text: str, grammar: Grammar) -> None:
+    """Whether an answer that ended by itself is the JSON that was asked for. Raises GenerationBroke."""
+    if grammar.kind is not GrammarKind.JSON_SCHEMA:
+        return
+    try:
+        value = msgspec.json.decode(text)
+        _validator(grammar.text).validate(value)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise GenerationBroke(f"the answer is not JSON ({error}); try again") from None
+    except ValidationError as error:
+        raise GenerationBroke(f"the answer does not match the schema at {error.json_path}; try again") from None
+    except Unresolvable:
+        return  # a reference that the grammar knows how to read
+
+
+@lru_cache(maxsize=64)
+def _validator(schema_text: str) -> Validator:
+    """Fetches nothing. Patterns are left to the grammar: Python's engine can take for ever over a client's pattern."""
+    schema = msgspec.json.decode(schema_text)
+    if "patternProperties" in schema_text:
+        schema = {} if schema is True or schema.get("type") != "object" else {"type": "object"}
+    kind = extend(validator_for(schema, default=Draft202012Validator), {"pattern": _no_check})
+    validator: Validator = kind(schema, registry=REGISTRY)
+    return validator
+
+
+def _no_check(*_: Any) -> None:
+    return None

@@ -1,4 +1,4 @@
-"""Textmill beside `transformers serve`: same model, same prompts, same client, one after the other in one run."""
+"""Textmill beside its peers: same model, same prompts, same client, one server after the other in one run."""
 
 import argparse
 import json
@@ -6,74 +6,69 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
-from bench.dialects import Dialect, GenerationWish, OpenAiDialect, TgiDialect
+from bench.contestants import Contestant, chosen
+from bench.dialects import GenerationWish
 from bench.machine import busy_s, tree_s
 from bench.prompts import PromptMaker
 from bench.servers import Server, free_port
 from bench.summary import summarise
 from bench.traffic import closed_loop
+from bench.workloads import Workload, cached_prefix, first_token, shared_at_once, streams
 
-START_TIMEOUT_S = 300.0
-STREAM_TIMES = 2  # requests per stream at least
-
-
-@dataclass(frozen=True, slots=True)
-class Contestant:
-    """A server of the comparison: how it is started, when it is ready, how it is spoken to."""
-
-    name: str
-    command: tuple[str, ...]
-    ready_path: str
-    dialect: Dialect
-    environment: dict[str, str]
+START_TIMEOUT_S = 600.0  # one peer compiles for minutes
+NUM_ROUNDS = {1: 6, 8: 3}  # requests per stream; 2 for more streams
+OURS = "textmill"
 
 
-def textmill(arguments: argparse.Namespace, port: int) -> Contestant:
-    """Our launcher, from the environment that runs this."""
-    command = [
-        *(str(Path(sys.executable).parent / "launcher"), "--model-id", str(arguments.model)),
-        *("--hostname", "127.0.0.1", "--port", str(port), "--dtype", arguments.dtype),
-        *arguments.launcher_args,
+def workloads(arguments: argparse.Namespace) -> list[Workload]:
+    """In the order in which every server gets them."""
+    listed = [
+        streams(
+            count,
+            input_len=arguments.input_len,
+            output_len=arguments.output_len,
+            num_requests=count * NUM_ROUNDS.get(count, 2),
+        )
+        for count in arguments.streams
     ]
-    return Contestant("textmill", tuple(command), "/health", TgiDialect(), {})
-
-
-def transformers_serve(arguments: argparse.Namespace, port: int) -> Contestant:
-    """The peer, from its own virtual environment; it batches continuously and runs on the CPU."""
-    command = [
-        *(str(arguments.peer_venv / "bin" / "transformers"), "serve", str(arguments.model)),
-        *("--host", "127.0.0.1", "--port", str(port), "--device", arguments.device, "--dtype", arguments.dtype),
-        "--continuous-batching",
-    ]
-    environment = {"HF_HUB_OFFLINE": "1"}
-    return Contestant("transformers", tuple(command), "/health", OpenAiDialect(str(arguments.model)), environment)
+    return [*listed, first_token(128), first_token(1024), cached_prefix(), shared_at_once()]
 
 
 def measure(contestant: Contestant, port: int, arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Figures for each number of streams, in order. Every number gets prompts of its own."""
+    """One entry per workload, in order. Every workload gets prompts of its own, the same for every server."""
     url = f"http://127.0.0.1:{port}"
     results = []
     with Server(contestant.command, folder / f"{contestant.name}.log", contestant.environment) as server:
         server.wait_for_http(url + contestant.ready_path, START_TIMEOUT_S)
-        for streams in arguments.streams:
-            maker = PromptMaker(arguments.model, seed=arguments.seed + streams)
-            num_requests = max(arguments.min_requests, STREAM_TIMES * streams)
-            wishes = [
-                GenerationWish(text, arguments.output_len) for text in maker.texts(num_requests, arguments.input_len)
+        for number, workload in enumerate(workloads(arguments)):
+            maker = PromptMaker(arguments.model, seed=1000 * arguments.seed + number)
+            warm = [
+                GenerationWish(maker.text(arguments.input_len), 8, ignore_eos=True)
+                for _ in range(min(workload.concurrency, 8))
             ]
-            warm = [GenerationWish(maker.text(arguments.input_len), 8) for _ in range(min(streams, 8))]
+            wishes = workload.make(maker)
             uvloop.run(closed_loop(url, contestant.dialect, warm, concurrency=len(warm)))
+            uvloop.run(closed_loop(url, contestant.dialect, wishes[: workload.num_first], concurrency=1))
             before_s, start_s = _foreign_s(server.pid), time.perf_counter()
-            records = uvloop.run(closed_loop(url, contestant.dialect, wishes, concurrency=streams))
+            counted = wishes[workload.num_first :]
+            records = uvloop.run(closed_loop(url, contestant.dialect, counted, concurrency=workload.concurrency))
             foreign_cores = (_foreign_s(server.pid) - before_s) / (time.perf_counter() - start_s)
-            result = {"server": contestant.name, "streams": streams, "foreign_cores": round(foreign_cores, 2)}
-            results.append(result | summarise(records))
+            summary = summarise(records)
+            entry = {
+                "workload": workload.name,
+                "unit": workload.unit,
+                "is_rate": workload.is_rate,
+                "server": contestant.name,
+                "figure": round(workload.figure(summary), 3) if summary["num_failed"] == 0 else None,
+                "foreign_cores": round(foreign_cores, 2),
+            }
+            print(json.dumps(entry), file=sys.stderr, flush=True)
+            results.append(entry | summary)
     return results
 
 
@@ -84,50 +79,55 @@ def _foreign_s(server_pid: int) -> float:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Figures and the ratio textmill / peer in Markdown."""
+    """One line per workload in Markdown: every figure, and how many times better ours is than the best peer's."""
+    servers = list(dict.fromkeys(result["server"] for result in results))
     lines = [
-        "| streams | | tokens/s | TTFT p50 ms | ITL p50 ms | failed | foreign cores |",
-        "|---|---|---|---|---|---|---|",
+        "| | unit | " + " | ".join(servers) + " | ours against the best peer | foreign cores, at most |",
+        "|---" * (len(servers) + 4) + "|",
     ]
-    for streams in sorted({result["streams"] for result in results}):
-        rows = {}
-        for result in results:
-            if result["streams"] == streams and "output_tokens_per_s" in result:
-                figures = [result["output_tokens_per_s"]]
-                figures += [(result[name] or {}).get("p50", float("nan")) for name in ("ttft_ms", "itl_ms")]
-                rows[result["server"]] = figures
-                cells = " | ".join(f"{figure:.1f}" for figure in figures)
-                lines.append(
-                    f"| {streams} | {result['server']} | {cells} | {result['num_failed']} | {result['foreign_cores']} |"
-                )
-        if len(rows) == 2:
-            ours, peers = rows["textmill"], rows["transformers"]
-            cells = " | ".join(f"{own / other:.2f}" for own, other in zip(ours, peers, strict=True))
-            lines.append(f"| {streams} | ratio | {cells} | | |")
+    for name in dict.fromkeys(result["workload"] for result in results):
+        rows = {result["server"]: result for result in results if result["workload"] == name}
+        first = next(iter(rows.values()))
+        figures = {server: rows[server]["figure"] if server in rows else None for server in servers}
+        cells = " | ".join("failed" if figure is None else f"{figure:.1f}" for figure in figures.values())
+        foreign = max(row["foreign_cores"] for row in rows.values())
+        lines.append(f"| {name} | {first['unit']} | {cells} | {_advantage(figures, first['is_rate'])} | {foreign} |")
     return "\n".join(lines)
+
+
+def _advantage(figures: dict[str, float | None], is_rate: bool) -> str:
+    """Above 1: ours is better, by rate or by time."""
+    ours = figures.get(OURS)
+    peers = [figure for server, figure in figures.items() if server != OURS and figure is not None]
+    if ours is None or not peers:
+        return "-"
+    return f"{ours / max(peers):.2f}" if is_rate else f"{min(peers) / ours:.2f}"
 
 
 def main() -> None:
     """Exit code 1 when a request failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder in Hugging Face layout")
-    parser.add_argument("--peer-venv", type=Path, help="virtual environment of the peer; without it, Textmill alone")
+    parser.add_argument("--transformers-venv", type=Path, help="virtual environment with transformers[serving]")
+    parser.add_argument("--vllm-venv", type=Path, help="virtual environment with vLLM's CPU build")
+    parser.add_argument("--llama-server", type=Path, help="llama.cpp's server, with --llama-gguf")
+    parser.add_argument("--llama-gguf", type=Path, help="the same weights as a GGUF file")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--min-requests", type=int, default=6, help="requests per measurement, at least 2 a stream")
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device", default="cpu", help="of the peer; Textmill picks its own")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the peers that must be told")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-dir", type=Path, help="keep the servers' logs here")
     parser.add_argument("--output", type=Path, help="write all figures as JSON here")
     parser.add_argument("launcher_args", nargs="*", help="after --: further flags of the launcher")
     arguments = parser.parse_args()
+    if (arguments.llama_server is None) != (arguments.llama_gguf is None):
+        parser.error("--llama-server and --llama-gguf go together")
     results = []
     with tempfile.TemporaryDirectory(prefix="textmill-bench-") as scratch:
         folder = arguments.log_dir or Path(scratch)
-        makers = [textmill] if arguments.peer_venv is None else [textmill, transformers_serve]
-        for make in makers:
+        for make in chosen(arguments):
             port = free_port()
             results += measure(make(arguments, port), port, arguments, folder)
     if arguments.output is not None:

@@ -101,10 +101,7 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
         decoder = fast = FastDecoder(model, [layer.rule for layer in probe.layers], kernels)
         weight_bytes = fast.num_bytes
     else:
-        backend: AttentionBackend = ReferenceAttention()
-        if kernels is not None:
-            kernels.use_torch_threads()
-            backend = CpuAttention(kernels)
+        backend: AttentionBackend = ReferenceAttention() if kernels is None else CpuAttention(kernels)
         decoder = _attach(model, probe, backend, device)
         weight_bytes = _weight_bytes(model)
 

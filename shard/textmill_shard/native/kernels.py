@@ -73,12 +73,6 @@ class DecoderStep(ctypes.Structure):
     )
 
 
-class _LentThreads(ctypes.Structure):
-    """`lent_threads` of team.h."""
-
-    _fields_ = _fields(_PTR, "parallel", "thread_number", "num_threads")
-
-
 class PackedWeight:
     """A weight `[O, I]` in panels of 32 outputs; the last one is filled with zeros."""
 
@@ -106,7 +100,6 @@ class Kernels:
         library.textmill_team_new.restype = _PTR
         library.textmill_team_new.argtypes = [_I32]
         library.textmill_team_free.argtypes = [_PTR]
-        library.textmill_team_lend.argtypes = [_PTR, _PTR]
         library.textmill_want_huge_pages.argtypes = [_PTR, _I64]
         library.textmill_pack.argtypes = [_PTR, _PTR, _I64, _I64, _I64, _I64, _PTR]
         library.textmill_linear.argtypes = [_PTR, _PTR, _I64, _I64, _PTR, _I64, _PTR, _I64, _PTR]
@@ -123,22 +116,6 @@ class Kernels:
         if self._team:
             self._library.textmill_team_free(self._team)
             self._team = None
-
-    def use_torch_threads(self) -> bool:
-        """Run in torch's own threads from now on, where torch is built with GNU OpenMP; else nothing changes.
-
-        For kernels called between torch's operations: two sets of threads would wait for each other's cores.
-        `decode` needs its own ones.
-        """
-        found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-        if not found:
-            return False
-        runtime = ctypes.CDLL(str(found[0]))  # the one that torch loaded: same file, same state
-        functions = (runtime.GOMP_parallel, runtime.omp_get_thread_num, runtime.omp_get_num_threads)
-        parallel, thread_number, num_threads = (ctypes.cast(function, _PTR) for function in functions)
-        lent = _LentThreads(parallel=parallel, thread_number=thread_number, num_threads=num_threads)
-        self._library.textmill_team_lend(self._team, ctypes.byref(lent))
-        return True
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
         """Give bytes aligned to 64 on large pages where the system grants them; nothing is touched yet."""

@@ -13,13 +13,6 @@
 typedef struct team team;
 typedef void (*team_work)(void *argument, int member);
 
-// Threads of another runtime (GNU OpenMP, which torch brings along): its parallel region, and who is who in it.
-typedef struct {
-  void (*parallel)(void (*function)(void *), void *argument, unsigned num_threads, unsigned flags);
-  int (*thread_number)(void);
-  int (*num_threads)(void);
-} lent_threads;
-
 typedef struct {
   team *owner;
   int member;
@@ -31,7 +24,6 @@ struct team {
   team_member *members;  // 1 .. size - 1; the caller of team_run is member 0
   team_work work;
   void *argument;
-  lent_threads lent;  // used instead of the members when given; there are no barriers then
   pthread_mutex_t lock;
   pthread_cond_t wake;
   int num_asleep;
@@ -97,21 +89,8 @@ static void team_start_run(team *t) {
   pthread_mutex_unlock(&t->lock);
 }
 
-// In a thread of the other runtime. There may be fewer of them than asked for.
-static void team_lent_main(void *argument) {
-  team *t = argument;
-  for (int member = t->lent.thread_number(); member < t->size; member += t->lent.num_threads())
-    t->work(t->argument, member);
-}
-
 // One caller at a time; comes back when all members are done.
 static void team_run(team *t, team_work work, void *argument) {
-  if (t->lent.parallel) {
-    t->work = work;
-    t->argument = argument;
-    t->lent.parallel(team_lent_main, t, (unsigned)t->size, 0);
-    return;
-  }
   if (t->size > 1) {
     t->work = work;
     t->argument = argument;

@@ -35,9 +35,6 @@ EXPORT const char *textmill_features(void) {
 EXPORT team *textmill_team_new(int size) { return team_new(size); }
 EXPORT void textmill_team_free(team *t) { team_free(t); }
 
-// From now on runs take place in the threads of that runtime. Not for textmill_decode, which needs barriers.
-EXPORT void textmill_team_lend(team *t, const lent_threads *threads) { t->lent = *threads; }
-
 // Fewer page-table walks while the weights stream by. A wish: the system may not grant it.
 EXPORT void textmill_want_huge_pages(void *memory, int64_t num_bytes) {
 #if defined(MADV_HUGEPAGE)
@@ -122,6 +119,9 @@ static void attend_all(void *argument, int member) {
     attend_items_f32(r->attention, r->items, r->num_items, r->team_size, &r->next, scratch);
 }
 
+// About a microsecond each: waking the others takes longer than so many.
+#define ALONE_TILES 64
+
 // 0, or -1 when memory is short.
 EXPORT int textmill_attention(team *t, const attention *a, int64_t num_tokens, int64_t is_bf16) {
   attention_run r = {.attention = a, .team_size = t->size, .is_bf16 = is_bf16};
@@ -133,13 +133,20 @@ EXPORT int textmill_attention(team *t, const attention *a, int64_t num_tokens, i
   r.num_items = list_items(a->query_starts, a->num_sequences, queries_per_item(a->heads, a->kv_heads), items);
   r.items = items;
   r.scratch = memory + item_bytes;
-  team_run(t, attend_all, &r);
+  int64_t num_tiles = 0;
+  for (int64_t i = 0; i < r.num_items; i++)
+    num_tiles += (a->context_lens[items[i].sequence] / TILE_PLACES + 1) * a->kv_heads;
+  if (num_tiles <= ALONE_TILES) {
+    r.team_size = 1;
+    attend_all(&r, 0);
+  } else {
+    team_run(t, attend_all, &r);
+  }
   return 0;
 }
 
-// 0, or -1 when memory is short or the team's threads are lent.
+// 0, or -1 when memory is short.
 EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
-  if (t->lent.parallel) return -1;
   const int64_t per_word = m->is_bf16 ? 2 : 1, tokens = s->num_tokens, rows = s->num_rows;
   const int64_t kept = rows > 0 ? rows : 1;
   decoder_run r = {.team = t, .model = m, .step = s};

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 from textmill_shard.forward_batch import ForwardBatch
-from textmill_shard.native.kernels import Kernels, load_kernels
+from textmill_shard.native.kernels import Kernels
 
-from tests.unit.shard.native_cases import Piece, make_batch, native_cache_folder, native_kernels, plain_attention
+from tests.unit.shard.native_cases import Piece, make_batch, native_kernels, plain_attention
 
 # Decode rows and chunks, contexts on both sides of block, panel and tile borders.
 MIXED = (
@@ -123,16 +123,10 @@ def test_block_sizes_that_do_not_divide_the_tile(block_size: int) -> None:
 
 
 def test_one_thread_gives_the_same_as_three() -> None:
-    assert torch.equal(run_both(kernels=native_kernels(1))[0], run_both(kernels=native_kernels(3))[0])
-
-
-def test_threads_of_torch_give_the_same_as_own_ones() -> None:
-    borrowing = load_kernels(native_cache_folder(), num_threads=3)
-    assert borrowing is not None
-    if not borrowing.use_torch_threads():
-        pytest.skip("torch is not built with GNU OpenMP")
-    assert torch.equal(run_both(kernels=borrowing)[0], run_both()[0])
-    borrowing.close()
+    large = (Piece(300, 200), Piece(900, 1))  # enough that the others are woken
+    both = run_both(pieces=large, kernels=native_kernels(3))
+    assert_close(both)
+    assert torch.equal(run_both(pieces=large, kernels=native_kernels(1))[0], both[0])
 
 
 def test_large_scores_do_not_overflow() -> None:

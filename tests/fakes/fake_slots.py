@@ -70,6 +70,7 @@ class SlotTable:
     num_prefill_tokens: int = 0
     num_sampled: int = 0
     failing_slots: set[int] = field(default_factory=set)
+    last_admit: shard_pb2.Admit = field(default_factory=shard_pb2.Admit)
 
     def __post_init__(self) -> None:
         self._max_step_tokens = self._max_prefill_tokens = self._max_chunk_tokens = self.max_step_tokens
@@ -91,6 +92,7 @@ class SlotTable:
                 seat.is_starved = False
         for admit in plan.admits:
             self._seat(admit)
+            self.last_admit = admit
         self.num_admitting_plans += bool(plan.admits)
         if plan.HasField("budget"):
             self._max_step_tokens = plan.budget.max_step_tokens

@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types proto wire metrics-page bench clean
+.PHONY: help run test check format lint types proto wire metrics-page models-page bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -45,6 +45,9 @@ wire: $(STAMP) ## Compare the committed stubs with the .proto
 
 metrics-page: $(STAMP) ## Write docs/metrics.md from the table of metrics
 	@$(BIN)/python -m textmill_router.metrics_page > docs/metrics.md
+
+models-page: $(STAMP) ## Write docs/models.md from a run of the architecture zoo
+	@$(BIN)/python -m tests.zoo.page > docs/models.md
 
 bench: $(STAMP) ## Measure; ARGS=... goes to the load generator
 	@$(BIN)/python -m bench $(ARGS)

@@ -44,7 +44,10 @@ class Epoch:
         self.counters = counters
         self.slots = SlotTable(pool.num_slots)
         self.cache = PrefixCache(
-            num_blocks=pool.num_blocks, block_size=pool.block_size, is_enabled=config.prefix_caching
+            num_blocks=pool.num_blocks,
+            block_size=pool.block_size,
+            is_enabled=config.prefix_caching and pool.can_share_prefixes,
+            rope_border=pool.rope_border,
         )
         self.grants = Grants(
             self.cache,
@@ -116,6 +119,7 @@ class Epoch:
                 prompt_top_n_tokens=request.prompt_top_n_tokens,
                 grammar=request.grammar,
                 watermark=request.watermark,
+                is_long_rope=request.takes_long_rope(self.pool.rope_border),
             )
         )
 

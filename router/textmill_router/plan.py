@@ -53,6 +53,7 @@ class Admit:
     prompt_top_n_tokens: int = 0
     grammar: Grammar | None = None
     watermark: bool = False
+    is_long_rope: bool = False  # it takes the long rotary table (ShardPool.rope_border)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +135,5 @@ class ShardPool:
     num_blocks: int
     block_size: int  # tokens
     max_step_tokens: int
+    rope_border: int = 0  # requests of more tokens, prompt and output, take the long rotary table; 0 = there is one
+    can_share_prefixes: bool = True  # False: what blocks hold is not all that a request's past is (state rows)

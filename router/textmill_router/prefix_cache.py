@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from textmill_router.kv_blocks import BlockPool
-from textmill_router.request import BlockId
+from textmill_router.request import BlockId, GenerationRequest
 from textmill_router.request_state import RequestState
 
 HASH_BYTES = 16
 _LOOKUP_BLOCKS = 16  # hashed at a time
+_LONG_ROPE = b"long rope"  # at most 16 bytes
 _ROOT_PERSON = b"textmill-prefix"  # at most 16 bytes; keeps roots apart from block hashes
 
 
-def root_hash(cache_salt: bytes) -> bytes:
+def root_hash(cache_salt: bytes, *, is_long_rope: bool = False) -> bytes:
     """The parent of a first block: everything besides ids that decides K and V, or who may share them."""
-    return blake2b(cache_salt, digest_size=HASH_BYTES, person=_ROOT_PERSON).digest()
+    side = _LONG_ROPE if is_long_rope else b""
+    return blake2b(cache_salt, digest_size=HASH_BYTES, person=_ROOT_PERSON, salt=side).digest()
 
 
 def block_hash(parent: bytes, packed_ids: bytes) -> bytes:
@@ -29,10 +31,11 @@ class PrefixCache:
     hash too (`writing`): who would read two or more of them had better wait (rule 11).
     """
 
-    def __init__(self, *, num_blocks: int, block_size: int, is_enabled: bool = True) -> None:
+    def __init__(self, *, num_blocks: int, block_size: int, is_enabled: bool = True, rope_border: int = 0) -> None:
         self.is_enabled = is_enabled  # False: nothing is ever found, so nothing is indexed
         self.pool = BlockPool(num_blocks, on_evict=self._forget_block)
         self.block_size = block_size
+        self._rope_border = rope_border
         self._blocks: dict[bytes, BlockId] = {}
         self._hashes: dict[BlockId, bytes] = {}
         self._parents: dict[bytes, bytes | None] = {}  # of indexed hashes; None = first block
@@ -45,13 +48,16 @@ class PrefixCache:
         """The request's hash chain, made at least `num_blocks` long. Its tokens must fill as many blocks."""
         chain = state.chain
         if len(chain) < num_blocks:
-            parent = chain[-1] if chain else root_hash(state.request.cache_salt)
+            parent = chain[-1] if chain else self._root_of(state.request)
             packed = state.packed_ids(len(chain) * self.block_size, num_blocks * self.block_size)
             block_bytes = len(packed) // (num_blocks - len(chain))
             for start in range(0, len(packed), block_bytes):
                 parent = block_hash(parent, packed[start : start + block_bytes])
                 chain.append(parent)
         return chain
+
+    def _root_of(self, request: GenerationRequest) -> bytes:
+        return root_hash(request.cache_salt, is_long_rope=request.takes_long_rope(self._rope_border))
 
     def lookup(self, state: RequestState) -> list[BlockId]:
         """The blocks that hold the request's prefix, in order; leaves at least one token to compute (rule 10)."""

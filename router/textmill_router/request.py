@@ -75,6 +75,13 @@ class GenerationRequest:
     priority: int = 0  # smaller goes first
     cache_salt: bytes = b""
 
+    def takes_long_rope(self, rope_border: int) -> bool:
+        """Whether its positions come from the long rotary table of a model that has two (0 = it has one).
+
+        Decided by what it may become, not by what it is: a table may not change under a text.
+        """
+        return 0 < rope_border < len(self.prompt_ids) + self.max_new_tokens
+
 
 class FinishReason(Enum):
     """Why a request ended, as the shard or the router's stop strings saw it."""

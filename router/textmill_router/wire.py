@@ -28,6 +28,8 @@ from textmill_router.request import (
     TopTokens,
 )
 
+PREFIX_FEATURE = "prefix_cache"  # of ShardInfo.features: equal prefixes may share blocks
+
 _IS_BIG_ENDIAN = sys.byteorder == "big"
 _FAILURE_CODES = {
     shard_pb2.SLOT_ERROR_CODE_NOT_FINITE: FailureCode.NOT_FINITE,
@@ -69,6 +71,7 @@ class ShardFacts:
     max_model_tokens: int
     weight_bytes: int
     kv_bytes: int
+    rope_border: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,7 @@ def facts_from_proto(info: shard_pb2.ShardInfo) -> ShardFacts:
         max_model_tokens=info.max_model_tokens,
         weight_bytes=info.weight_bytes,
         kv_bytes=info.kv_bytes,
+        rope_border=info.rope_border,
     )
 
 
@@ -179,6 +183,8 @@ def pool_of(facts: ShardFacts, epoch: int) -> ShardPool:
         num_blocks=facts.num_blocks,
         block_size=facts.block_size,
         max_step_tokens=facts.max_step_tokens,
+        rope_border=facts.rope_border,
+        can_share_prefixes=PREFIX_FEATURE in facts.features,
     )
 
 
@@ -261,6 +267,7 @@ def _admit_to_proto(admit: Admit) -> shard_pb2.Admit:
         prompt_top_n_tokens=admit.prompt_top_n_tokens,
         grammar=None if admit.grammar is None else _grammar_to_proto(admit.grammar),
         watermark=admit.watermark,
+        long_rope=admit.is_long_rope,
     )
 
 

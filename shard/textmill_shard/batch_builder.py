@@ -15,8 +15,9 @@ from textmill_shard.step_composer import ComposedStep
 class BatchBuilder:
     """Builds the flat batch of a step from the slot table."""
 
-    def __init__(self, *, block_size: int, device: torch.device) -> None:
+    def __init__(self, *, block_size: int, device: torch.device, has_two_rope_tables: bool = False) -> None:
         self._block_size = block_size
+        self._has_two_rope_tables = has_two_rope_tables
         self._device = device
 
     def build(self, table: SlotTable, step: ComposedStep) -> ForwardBatch:
@@ -40,9 +41,12 @@ class BatchBuilder:
             logit_rows_N=self._to_device(query_ends_R[step.samples_R] - 1),
             max_query_len=int(counts_R.max()),
             max_context_len=int(context_lens_R.max()),
+            is_long_rope_T=(
+                self._to_device(table.is_long_rope[step.slots_R][rows_T]) if self._has_two_rope_tables else None
+            ),
         )
 
-    def _to_device(self, values: npt.NDArray[np.integer]) -> torch.Tensor:
+    def _to_device(self, values: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> torch.Tensor:
         return torch.from_numpy(values).to(self._device)
 
 

@@ -25,6 +25,7 @@ class ForwardBatch:
     logit_rows_N: torch.Tensor  # int64: indices into T
     max_query_len: int
     max_context_len: int
+    is_long_rope_T: torch.Tensor | None = None  # bool; None where the model has one rotary table (rope_tables.py)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from textmill_shard.attention.base import AttentionBackend
@@ -28,6 +28,12 @@ from textmill_shard.native.kernels import Kernels, load_kernels
 from textmill_shard.parallel import TensorParallel
 from textmill_shard.parallel_layers import divide_layer
 from textmill_shard.probe import ProbeResult, probe_model
+from textmill_shard.rope_tables import (
+    choose_long_tables_by_token,
+    find_rope_border,
+    fix_dynamic_tables,
+    longest_dynamic_total,
+)
 from textmill_shard.start_check import PROBE_TEXTS, can_project, check_against_probe
 from textmill_shard.transformers_decoder import TransformersDecoder
 from textmill_shard.weight_reader import check_matching, match_names, move_buffers, read_weights
@@ -37,8 +43,6 @@ log = logging.getLogger(__name__)
 DTYPES = ("float32", "bfloat16", "float16")
 # Names under which configs keep the longest sequence that the positions allow.
 _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
-# These pick their table by the longest sequence of a forward: in a flat batch a neighbour would change the positions.
-_NEIGHBOUR_ROPES = frozenset({"dynamic", "longrope"})
 
 OnProgress = Callable[[str, float], None]  # phase ("config", "weights", "warmup"), 0 .. 1 of it
 
@@ -90,19 +94,21 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
     )
 
     on_progress("warmup", 0.0)
-    max_tokens = _max_model_tokens(config)
+    max_tokens = longest_dynamic_total(config) or _max_model_tokens(config)
+    fix_dynamic_tables(model, max_tokens=max_tokens)
+    rope_border = find_rope_border(config)
     vocab_size = int(config.get_text_config().vocab_size)
     probe_texts = tuple(torch.tensor(text, device=device) % vocab_size for text in PROBE_TEXTS)
     probe = probe_model(model, texts=probe_texts, max_tokens=max_tokens)
     kernels = _load_kernels(options, dtype=dtype, device=device)
-    reason = _why_not_fast(model, probe, options=options, kernels=kernels, parallel=parallel)
+    reason = _why_not_fast(model, probe, options=options, kernels=kernels, parallel=parallel, rope_border=rope_border)
     decoder: StepDecoder
     if kernels is not None and reason is None:
         decoder = fast = FastDecoder(model, [layer.rule for layer in probe.layers], kernels)
         weight_bytes = fast.num_bytes
     else:
         backend: AttentionBackend = ReferenceAttention() if kernels is None else CpuAttention(kernels)
-        decoder = _attach(model, probe, backend, device)
+        decoder = _attach(model, probe, backend, device, rope_border=rope_border)
         weight_bytes = _weight_bytes(model)
 
     facts = ModelFacts(
@@ -117,6 +123,7 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
         block_size=options.block_size,
         kv_specs=tuple(layer.spec for layer in probe.layers),
         can_project=False,
+        rope_border=rope_border,
     )
     runner = ModelRunner(model=model, decoder=decoder, facts=facts, parallel=parallel)
     try:
@@ -162,18 +169,9 @@ def _read_config(folder: Path) -> Any:
         find_weight_files(folder)
         raise ModelFilesError(f"{folder} has no config.json")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder)
     except (ValueError, KeyError, OSError) as error:
         raise UnsupportedModelError(f"{folder / 'config.json'} is not understood: {error}") from error
-    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    per_kind = [value for value in rope.values() if isinstance(value, dict)] or [rope]
-    unfit = {str(kind.get("rope_type")) for kind in per_kind} & _NEIGHBOUR_ROPES
-    if unfit:
-        raise UnsupportedModelError(
-            f"models with rotary positions of type {', '.join(sorted(unfit))} cannot be served yet: "
-            "their tables depend on the other requests of a step"
-        )
-    return config
 
 
 def _build_and_fill(
@@ -229,8 +227,12 @@ def _divide(model: nn.Module, plan: IndexPlan, parallel: TensorParallel) -> None
         setattr(parent, leaf, layer)
 
 
-def _attach(model: Any, probe: ProbeResult, backend: AttentionBackend, device: torch.device) -> TransformersDecoder:
+def _attach(
+    model: Any, probe: ProbeResult, backend: AttentionBackend, device: torch.device, *, rope_border: int | None
+) -> TransformersDecoder:
     context = StepContext(backend=backend)
+    if rope_border is not None:
+        choose_long_tables_by_token(model, context, border=rope_border)
     register_attention()
     model.set_attn_implementation(PAGED_ATTENTION)
     for index, layer in enumerate(probe.layers):
@@ -245,7 +247,13 @@ def _load_kernels(options: LoadOptions, *, dtype: torch.dtype, device: torch.dev
 
 
 def _why_not_fast(
-    model: Any, probe: ProbeResult, *, options: LoadOptions, kernels: Kernels | None, parallel: TensorParallel
+    model: Any,
+    probe: ProbeResult,
+    *,
+    options: LoadOptions,
+    kernels: Kernels | None,
+    parallel: TensorParallel,
+    rope_border: int | None,
 ) -> str | None:
     """Give why transformers' code runs this model; None: the native decoder does."""
     if kernels is None:
@@ -254,15 +262,21 @@ def _why_not_fast(
         return "it is switched off"
     if parallel.world_size > 1:
         return "the model is divided among ranks"
+    if rope_border is not None:
+        return "there is a rotary table per request"
     return why_not_fast(model, [layer.rule for layer in probe.layers])
 
 
 def _find_decoder(model: Any) -> Any:
     """The part that gives hidden states to the head."""
     decoder = model.get_decoder()
-    if decoder is model:
+    if decoder is not model:
+        return decoder
+    # Wrappers whose names transformers does not know: the one part that is a model of its own.
+    parts = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    if len(parts) != 1:
         raise UnsupportedModelError(f"models of type {model.config.model_type} have no decoder that is known")
-    return decoder
+    return parts[0]
 
 
 def _max_model_tokens(config: Any) -> int:

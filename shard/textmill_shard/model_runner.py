@@ -30,6 +30,7 @@ class ModelFacts:
     kv_specs: tuple[LayerKvSpec, ...]  # per attention layer, of this rank
     can_project: bool  # prompt logprobs can be given
     layout: str = "flat"
+    rope_border: int | None = None  # requests of more tokens take the long rotary table; None = there is one table
 
 
 class StepDecoder(Protocol):

@@ -67,6 +67,7 @@ class Admit:
     prompt_logprobs_from: int | None = None  # first prompt position wanted; None = none (rule 17)
     prompt_top_n_tokens: int = 0
     grammar: Grammar | None = None
+    is_long_rope: bool = False  # it takes the long rotary table (ShardFacts.rope_border)
 
     @property
     def num_tokens(self) -> int:
@@ -208,6 +209,7 @@ class ShardFacts:
     tokenizer_digest: str = ""
     weight_bytes: int = 0
     kv_bytes: int = 0
+    rope_border: int = 0  # requests of more tokens, prompt and output, take the long rotary table; 0 = there is one
 
     @property
     def scratch_block(self) -> int:

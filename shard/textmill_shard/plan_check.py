@@ -43,6 +43,7 @@ class _PlanCheck:
             self._check_tokens(admit)
             self._check_grammar(admit)
             self._check_sampling(admit)
+            self._check_rope(admit)
             self._check_seat(admit, dropped=dropped, seated=seated)
             seated[admit.slot] = admit.request_id
         if plan.budget is not None:
@@ -109,6 +110,12 @@ class _PlanCheck:
         self._require(not len(held), field, f"blocks {held.tolist()} are held by another request or twice", slot)
         self._num_holders[blocks] += 1
         self._writers[blocks] = slot
+
+    def _check_rope(self, admit: Admit) -> None:
+        """Both sides must agree on the table: blocks computed with the one are no prefix for the other."""
+        border, num_tokens = self._facts.rope_border, len(admit.prompt_ids) + admit.max_new_tokens
+        message = f"{num_tokens} tokens with a border of {border}, got {admit.is_long_rope}"
+        self._require(admit.is_long_rope == (0 < border < num_tokens), "admits.long_rope", message, admit.slot)
 
     def _check_block_ids(self, field: str, slot: int, blocks: IdArray) -> None:
         num_blocks = self._facts.num_blocks

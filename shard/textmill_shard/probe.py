@@ -16,7 +16,7 @@ from textmill_shard.mask_pattern import MaskPattern, MaskPredicate, UnknownMaskE
 from textmill_shard.model_errors import UnsupportedModelError
 
 PROBE_ATTENTION = "textmill_probe"
-_PATTERN_ATTRIBUTE = "textmill_mask_pattern"
+_PREDICATE_ATTRIBUTE = "textmill_mask_predicate"
 # Tensors that layers hand on to the attention function and that change nothing there.
 _HARMLESS_TENSORS = frozenset({"position_ids", "cache_position"})
 
@@ -44,7 +44,13 @@ class _Recorder:
 
     max_tokens: int
     layers: list[LayerFinding] = field(default_factory=list)
-    pattern_of_predicate: dict[int, MaskPattern] = field(default_factory=dict)
+    _patterns: dict[MaskPredicate, MaskPattern] = field(default_factory=dict)
+
+    def pattern_of(self, predicate: MaskPredicate) -> MaskPattern:
+        """Asked once per predicate: layers share their masks."""
+        if predicate not in self._patterns:
+            self._patterns[predicate] = find_mask_pattern(predicate, max_tokens=self.max_tokens)
+        return self._patterns[predicate]
 
 
 _recorder: _Recorder | None = None  # transformers calls plain functions: there is no other way to hand this on
@@ -91,14 +97,15 @@ def probe_model(model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int)
 
 
 def _probe_mask(**kwargs: Any) -> torch.Tensor:
-    """Stands in the mask registry: a plain bool mask `[1, 1, L, L]` that remembers its pattern."""
-    predicate: MaskPredicate = kwargs["mask_function"]
-    assert _recorder is not None
+    """Stands in the mask registry: a plain bool mask `[1, 1, L, L]` that remembers what it was made from.
+
+    Which layers use it, if any, shows when they attend: some models build masks that none of their layers takes.
+    """
     mask: torch.Tensor | None = sdpa_mask(
         **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     )
     assert mask is not None
-    setattr(mask, _PATTERN_ATTRIBUTE, find_mask_pattern(predicate, max_tokens=_recorder.max_tokens))
+    setattr(mask, _PREDICATE_ATTRIBUTE, kwargs["mask_function"])
     return mask
 
 
@@ -115,12 +122,13 @@ def _probe_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention as plainly as can be, `[1, H, L, D]`, `[1, K, L, D]`, `[1, K, L, E]` -> `[1, L, H, E]`."""
     assert _recorder is not None
-    pattern: MaskPattern | None = getattr(attention_mask, _PATTERN_ATTRIBUTE, None)
-    if attention_mask is None or pattern is None:
+    predicate: MaskPredicate | None = getattr(attention_mask, _PREDICATE_ATTRIBUTE, None)
+    if attention_mask is None or predicate is None:
         raise UnknownMaskError("an attention layer gets a mask that transformers' mask functions did not build")
     strangers = [name for name, given in kwargs.items() if torch.is_tensor(given) and name not in _HARMLESS_TENSORS]
     if strangers:
         raise UnknownMaskError(f"an attention layer passes {', '.join(strangers)}, which this engine does not know")
+    pattern = _recorder.pattern_of(predicate)
     scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     _recorder.layers.append(
         LayerFinding(

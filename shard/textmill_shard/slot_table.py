@@ -43,6 +43,7 @@ class SlotTable:
         self.last_tokens = np.zeros(num_slots, dtype=np.int64)
         self.ignores_eos = np.zeros(num_slots, dtype=bool)
         self.has_stop_ids = np.zeros(num_slots, dtype=bool)
+        self.is_long_rope = np.zeros(num_slots, dtype=bool)
         self.was_starved = np.zeros(num_slots, dtype=bool)  # reported since the last grant (rule 13)
         self.block_tables_SB = np.full((num_slots, _FIRST_TABLE_BLOCKS), self._scratch_block, dtype=np.int32)
         self.num_holders = np.zeros(self.num_blocks, dtype=np.int32)  # tables that name a block
@@ -81,6 +82,7 @@ class SlotTable:
         self.last_tokens[slot] = tokens[num_tokens - 1]
         self.ignores_eos[slot] = admit.ignore_eos and not has_grammar
         self.has_stop_ids[slot] = bool(admit.stop_ids)
+        self.is_long_rope[slot] = admit.is_long_rope
         self.was_starved[slot] = False
         self.grant(slot, admit.block_ids)
 

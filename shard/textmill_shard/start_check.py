@@ -87,4 +87,15 @@ def _build_batch(
         logit_rows_N=(starts[1:] - 1).to(device),
         max_query_len=int(lengths.max()),
         max_context_len=max(part.stop for part in parts),
+        is_long_rope_T=_is_long_rope(runner, parts, texts),
     )
+
+
+def _is_long_rope(
+    runner: ModelRunner, parts: tuple[_Part, ...], texts: tuple[torch.Tensor, ...]
+) -> torch.Tensor | None:
+    border = runner.facts.rope_border
+    if border is None:
+        return None
+    is_long = [len(texts[part.text]) > border for part in parts for _ in range(part.start, part.stop)]
+    return torch.tensor(is_long, device=runner.device)

@@ -49,7 +49,9 @@ class StepExecutor:
     def __init__(self, *, runner: Runner, facts: ShardFacts) -> None:
         self._facts = facts
         self._runner = runner
-        self._builder = BatchBuilder(block_size=facts.block_size, device=runner.device)
+        self._builder = BatchBuilder(
+            block_size=facts.block_size, device=runner.device, has_two_rope_tables=facts.rope_border > 0
+        )
         self._widest = Budget(facts.max_step_tokens, facts.max_step_tokens, facts.max_step_tokens)
         self._budget = self._widest
         self.table = SlotTable(num_slots=facts.num_slots, block_size=facts.block_size, num_blocks=facts.num_blocks)

@@ -10,6 +10,7 @@ from textmill_shard.attention.seam import StepContext
 from textmill_shard.decoder_tap import DecoderTap
 from textmill_shard.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.kv_pool import KvPool
+from textmill_shard.position_cache import PositionCache
 
 
 class TransformersDecoder:
@@ -31,6 +32,7 @@ class TransformersDecoder:
         output = self._model(
             input_ids=batch.input_ids_T.unsqueeze(0),
             position_ids=batch.position_ids_T.unsqueeze(0),
+            past_key_values=PositionCache(batch.position_ids_T),
             use_cache=False,
             logits_to_keep=batch.logit_rows_N,
         )

@@ -125,6 +125,7 @@ def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
         ignore_eos=admit.ignore_eos,
         prompt_logprobs_from=admit.prompt_logprobs_from if admit.HasField("prompt_logprobs_from") else None,
         prompt_top_n_tokens=admit.prompt_top_n_tokens,
+        is_long_rope=admit.long_rope,
         grammar=_grammar_from_wire(plan, admit.slot, admit.grammar) if admit.HasField("grammar") else None,
     )
 
@@ -176,6 +177,7 @@ def facts_to_wire(facts: ShardFacts) -> pb.ShardInfo:
         max_model_tokens=facts.max_model_tokens,
         weight_bytes=facts.weight_bytes,
         kv_bytes=facts.kv_bytes,
+        rope_border=facts.rope_border,
     )
 
 

@@ -25,11 +25,13 @@ class StepContext:
     backend: AttentionBackend
     pool: KvPool | None = None
     kv_places_T: torch.Tensor | None = None
+    is_long_rope_T: torch.Tensor | None = None  # bool; None where the model has one rotary table
     prepared: Any = None
 
     def begin(self, batch: ForwardBatch) -> None:
         assert self.pool is not None, "allocate_kv comes before forward"
         self.kv_places_T = batch.kv_places_T
+        self.is_long_rope_T = batch.is_long_rope_T
         self.prepared = self.backend.prepare(batch, block_size=self.pool.block_size)
 
 

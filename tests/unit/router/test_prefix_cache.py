@@ -46,6 +46,16 @@ def test_rule_12_a_chain_runs_through_prompt_and_output_as_one_row():
         assert cache.chain_of(make_state(ids[:cut], outputs=ids[cut:]), 3) == whole
 
 
+def test_rule_12_a_prefix_computed_with_the_long_rotary_table_is_another_prefix():
+    cache = PrefixCache(num_blocks=8, block_size=2, rope_border=12)
+    at_border, beyond = make_state([1, 2, 3, 4]), make_state([1, 2, 3, 4, 5])  # 8 output tokens each
+    compute(cache, at_border, 4)
+    assert cache.lookup(beyond) == []
+    compute(cache, beyond, 4)
+    assert cache.lookup(make_state([1, 2, 3, 4, 5, 6])) == beyond.block_ids[:2]
+    assert cache.lookup(make_state([1, 2, 3])) == at_border.block_ids[:1]
+
+
 def test_rule_09_a_block_is_found_once_all_its_places_are_computed():
     cache = make_cache()
     writer, reader = make_state([1, 2, 3, 4, 5]), make_state([1, 2, 3, 4, 5])

@@ -3,6 +3,7 @@
 import math
 import struct
 from array import array
+from dataclasses import replace
 
 import pytest
 from textmill_proto.v1 import shard_pb2
@@ -56,6 +57,7 @@ def test_plan_carries_every_field() -> None:
         prompt_top_n_tokens=2,
         grammar=Grammar(GrammarKind.REGEX, "[ä]+"),
         watermark=True,
+        is_long_rope=True,
     )
     plan = Plan(
         number=9,
@@ -103,6 +105,7 @@ def test_plan_carries_every_field() -> None:
                     prompt_top_n_tokens=2,
                     grammar=shard_pb2.Grammar(kind=shard_pb2.GRAMMAR_KIND_REGEX, text="[ä]+"),
                     watermark=True,
+                    long_rope=True,
                 )
             ],
             budget=shard_pb2.Budget(max_step_tokens=100, max_prefill_tokens=80, max_chunk_tokens=40),
@@ -221,11 +224,14 @@ def test_facts_pool_health_and_rejection() -> None:
         features=["prefix_cache"],
         tokenizer_digest="ab",
         kv_bytes=2**40,
+        rope_border=4096,
     )
     facts = facts_from_proto(info)
     assert (facts.model_id, facts.eos_token_ids, facts.features) == ("org/m", (2, 5), ("prefix_cache",))
     assert (facts.tokenizer_digest, facts.kv_bytes) == ("ab", 2**40)
-    assert pool_of(facts, epoch=3) == ShardPool(3, num_slots=8, num_blocks=100, block_size=16, max_step_tokens=512)
+    pool = ShardPool(3, num_slots=8, num_blocks=100, block_size=16, max_step_tokens=512, rope_border=4096)
+    assert pool_of(facts, epoch=3) == pool
+    assert pool_of(replace(facts, features=()), epoch=3) == replace(pool, can_share_prefixes=False)
     loading = shard_pb2.HealthReport(state=shard_pb2.SHARD_STATE_LOADING, phase="weights", progress=0.5)
     health = health_from_proto(loading)
     assert (health.is_ready, health.has_failed, health.phase, health.progress) == (False, False, "weights", 0.5)

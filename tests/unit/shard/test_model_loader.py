@@ -195,13 +195,27 @@ def test_layers_that_carry_state_from_token_to_token_are_refused(tmp_path: Path)
         load(folder)
 
 
-@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
-def test_rotary_tables_that_depend_on_neighbours_are_refused(tmp_path: Path, rope_type: str) -> None:
-    extra = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "original_max_position_embeddings": 64}
-    rope = {"rope_type": rope_type, "rope_theta": 1000.0, "factor": 2.0}
-    folder = make_tiny_model(tmp_path / "llama", "llama")
-    change_json(folder / "config.json", rope_parameters={**rope, **(extra if rope_type == "longrope" else {})})
-    with pytest.raises(UnsupportedModelError, match=f"rotary positions of type {rope_type}"):
+def test_dynamic_rotary_tables_are_fixed_for_the_longest_text(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "llama", "llama", max_position_embeddings=64)
+    rope = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 4.0}
+    change_json(folder / "config.json", rope_parameters=rope)
+    runner = load(folder)
+    assert runner.facts.max_model_tokens == 256
+    # NTK scaling as transformers documents it, for 256 tokens of a head of 16.
+    base = 1000.0 * (4.0 * 256 / 64 - 3.0) ** (16 / 14)
+    frequencies = base ** (-torch.arange(0, 16, 2) / 16)
+    tables = [module.inv_freq for module in runner.modules() if hasattr(module, "inv_freq")]
+    assert len(tables) == 1
+    torch.testing.assert_close(tables[0], frequencies)
+
+
+def test_rotary_tables_with_two_borders_are_refused(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "gemma", "gemma3_text")
+    kind = {"rope_type": "longrope", "rope_theta": 1000.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    borders = {"sliding_attention": 64, "full_attention": 128}
+    rope = {layer: {**kind, "original_max_position_embeddings": border} for layer, border in borders.items()}
+    change_json(folder / "config.json", rope_parameters=rope)
+    with pytest.raises(UnsupportedModelError, match=r"several borders \(\[64, 128\]\)"):
         load(folder)
 
 

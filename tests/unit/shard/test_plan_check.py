@@ -1,6 +1,7 @@
 """Rule 20: a plan that breaks a rule is named by plan, slot and field, and none of it is applied."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -210,3 +211,16 @@ def test_a_sharer_that_outlives_the_writer_keeps_its_block() -> None:
     with pytest.raises(PlanRejected, match=r"blocks \[0\] are held"):
         check(plan_of(admits=(admit(2, [1] * 3, blocks=[0]),)), table)
     check(plan_of(admits=(admit(2, [1] * 6, cached=4, blocks=[0, 1]),)), table)
+
+
+@pytest.mark.parametrize(("num_prompt", "is_long", "is_right"), [(6, False, True), (6, True, False), (7, True, True)])
+def test_the_rope_side_is_that_of_prompt_and_output_together(num_prompt: int, is_long: bool, is_right: bool) -> None:
+    facts = replace(FACTS, rope_border=10)
+    plan = plan_of(admits=(replace(admit(1, [1] * num_prompt, max_new=4), is_long_rope=is_long),))
+    with nullcontext() if is_right else pytest.raises(PlanRejected, match=r"admits\.long_rope"):
+        check_plan(plan, last_number=plan.number - 1, table=make_table(), facts=facts)
+
+
+def test_a_model_with_one_rotary_table_has_no_long_side() -> None:
+    with pytest.raises(PlanRejected, match=r"admits\.long_rope"):
+        check(plan_of(admits=(replace(admit(1, [1] * 6), is_long_rope=True),)))

@@ -74,6 +74,7 @@ def test_every_field_of_an_admit_is_read() -> None:
         top_n_tokens=3,
         prompt_logprobs_from=1,
         prompt_top_n_tokens=2,
+        long_rope=True,
     )
     (admit,) = plan_from_wire(pb.Plan(number=1, admits=[message])).admits
     assert admit.request_id == 2**63
@@ -87,6 +88,7 @@ def test_every_field_of_an_admit_is_read() -> None:
     assert admit.ignore_eos
     assert admit.prompt_logprobs_from == 1
     assert admit.prompt_top_n_tokens == 2
+    assert admit.is_long_rope
     assert admit.sampling == SamplingParams(
         do_sample=True,
         temperature=0.5,
@@ -225,7 +227,7 @@ def test_heartbeat_rejection_and_hello_are_written() -> None:
 
 
 def test_the_facts_are_written() -> None:
-    facts = replace(FACTS, model_sha="abc", tokenizer_digest="ff", weight_bytes=2**40, kv_bytes=2**35)
+    facts = replace(FACTS, model_sha="abc", tokenizer_digest="ff", weight_bytes=2**40, kv_bytes=2**35, rope_border=4096)
     assert facts_to_wire(facts) == pb.ShardInfo(
         protocol_version=1,
         model_id="prefix",
@@ -247,4 +249,5 @@ def test_the_facts_are_written() -> None:
         max_model_tokens=100,
         weight_bytes=2**40,
         kv_bytes=2**35,
+        rope_border=4096,
     )

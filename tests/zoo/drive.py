@@ -1,0 +1,188 @@
+"""Runs one architecture of the zoo through the real step loop and through transformers, and compares the logits."""
+
+# T tokens of a text, V vocabulary
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from textmill_shard.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.model_loader import LoadOptions, load_model
+from textmill_shard.model_runner import ModelRunner
+from textmill_shard.plan import Admit, Budget, ShardFacts
+from textmill_shard.sampling_params import SamplingParams
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.fakes.byte_tokenizer import write_byte_tokenizer
+from tests.unit.shard.step_harness import Shard, ids
+from tests.zoo.table import VOCAB_SIZE, ZooEntry
+
+BLOCK_SIZE = 4
+NUM_BLOCKS = 64
+NUM_SLOTS = 4
+NUM_NEW = 5
+# The first two arrive together, the others when these have begun; no prompt but the second fits one chunk.
+PROMPT_LENGTHS = (37, 5, 50, 21)
+NUM_FIRST = 2
+CHUNK_TOKENS = 11
+BUDGET = Budget(max_step_tokens=NUM_SLOTS + 20, max_prefill_tokens=20, max_chunk_tokens=CHUNK_TOKENS)
+
+
+@dataclass(slots=True)
+class RecordingRunner:
+    """The model as the step loop sees it; keeps the logits by first block and position."""
+
+    runner: ModelRunner
+    before_step: Callable[[int], None] = lambda number: None
+    logits: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    num_steps: int = 0
+    num_mixed_steps: int = 0  # a chunk beside a decode
+
+    @property
+    def device(self) -> torch.device:
+        return self.runner.device
+
+    def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
+        self.num_steps += 1
+        self.before_step(self.num_steps)
+        output = self.runner.forward(batch, wants_hidden)
+        lengths = batch.query_starts.diff()
+        self.num_mixed_steps += int(bool((lengths == 1).any() and (lengths > 1).any()))
+        sequences = torch.searchsorted(batch.query_starts[1:], batch.logit_rows_N.int(), right=True)
+        for sequence, row, logits_V in zip(sequences.tolist(), batch.logit_rows_N, output.logits_NV, strict=True):
+            first_block = int(batch.block_tables_RB[sequence, 0])
+            self.logits[first_block, int(batch.position_ids_T[row])] = logits_V
+        return output
+
+    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
+        return self.runner.project(hidden_nD)
+
+
+@dataclass(frozen=True, slots=True)
+class ZooModel:
+    """A tiny model on disk, and the same in memory as transformers runs it without any of ours."""
+
+    folder: Path
+    reference: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ZooResult:
+    """How far the engine was from transformers."""
+
+    layout: str
+    difference: float  # largest of a logit, relative to the largest logit
+    num_steps: int
+    num_mixed_steps: int
+
+
+def make_zoo_model(entry: ZooEntry, folder: Path, *, seed: int = 0) -> ZooModel:
+    config = AutoConfig.for_model(entry.type_of_config, **entry.config)
+    write_byte_tokenizer(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+        )
+        # Biases and norm weights start as zeros and ones: a mixed-up one would go unnoticed.
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(folder)
+    if entry.longest_text is not None:
+        reference_logits(model, [0] * entry.longest_text)
+    return ZooModel(folder=folder, reference=model.eval())
+
+
+def load_zoo_model(model: ZooModel, *, native_cache_dir: Path | None) -> ModelRunner:
+    options = LoadOptions(
+        model_dir=model.folder, dtype="float32", block_size=BLOCK_SIZE, native_cache_dir=native_cache_dir
+    )
+    return load_model(options, lambda phase, share: None)
+
+
+def run_zoo_model(model: ZooModel, runner: ModelRunner) -> ZooResult:
+    """Four requests through the engine; every sampled row is compared with the uncached forward of its text."""
+    runner.allocate_kv(NUM_BLOCKS)
+    recorder = RecordingRunner(runner)
+    random = np.random.default_rng(5)
+    prompts = [random.integers(0, VOCAB_SIZE, length).tolist() for length in PROMPT_LENGTHS]
+    admits = _admits(prompts, random.permutation(NUM_BLOCKS), rope_border=runner.facts.rope_border or 0)
+    with Shard(facts=_facts(runner), runner=recorder) as shard:
+
+        def admit_others(step: int) -> None:
+            if step == 2:
+                shard.send(admits=admits[NUM_FIRST:])
+
+        recorder.before_step = admit_others
+        shard.send(admits=admits[:NUM_FIRST], budget=BUDGET)
+        outputs = shard.run_to_end(*range(len(prompts)))
+        assert shard.error is None, shard.error
+    difference = 0.0
+    for admit, prompt in zip(admits, prompts, strict=True):
+        expected_TV = reference_logits(model.reference, [*prompt, *outputs[admit.slot][:-1]])
+        for position in range(len(prompt) - 1, len(prompt) + NUM_NEW - 1):
+            found_V = recorder.logits[int(admit.block_ids[0]), position]
+            assert int(found_V.argmax()) == outputs[admit.slot][position - len(prompt) + 1]
+            error = (found_V - expected_TV[position]).abs().max() / expected_TV.abs().max()
+            difference = max(difference, float(error)) if torch.isfinite(error) else float("inf")
+    return ZooResult(
+        layout=runner.facts.layout,
+        difference=difference,
+        num_steps=recorder.num_steps,
+        num_mixed_steps=recorder.num_mixed_steps,
+    )
+
+
+def reference_logits(reference: Any, tokens: Sequence[int]) -> torch.Tensor:
+    """`[T, V]` of the whole text in one forward without a cache."""
+    with torch.inference_mode():
+        logits: torch.Tensor = reference(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+    return logits.float()
+
+
+def _admits(prompts: Sequence[Sequence[int]], free_blocks: Any, *, rope_border: int) -> list[Admit]:
+    admits = []
+    taken = 0
+    for slot, prompt in enumerate(prompts):
+        num_blocks = -(-(len(prompt) + NUM_NEW) // BLOCK_SIZE)
+        admits.append(
+            Admit(
+                request_id=100 + slot,
+                slot=slot,
+                prompt_ids=ids(prompt),
+                output_ids=ids([]),
+                num_cached_tokens=0,
+                block_ids=free_blocks[taken : taken + num_blocks],
+                max_new_tokens=NUM_NEW,
+                sampling=SamplingParams(),
+                ignore_eos=True,
+                is_long_rope=0 < rope_border < len(prompt) + NUM_NEW,
+            )
+        )
+        taken += num_blocks
+    return admits
+
+
+def _facts(runner: ModelRunner) -> ShardFacts:
+    return ShardFacts(
+        model_id="zoo",
+        model_sha="",
+        model_type=runner.facts.model_type,
+        dtype="float32",
+        device="cpu",
+        rank=0,
+        world_size=1,
+        block_size=BLOCK_SIZE,
+        num_blocks=NUM_BLOCKS,
+        num_slots=NUM_SLOTS,
+        max_step_tokens=BUDGET.max_step_tokens,
+        vocab_size=runner.facts.vocab_size,
+        eos_token_ids=(),
+        max_model_tokens=runner.facts.max_model_tokens,
+        layout=runner.facts.layout,
+        rope_border=runner.facts.rope_border or 0,
+    )

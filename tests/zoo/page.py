@@ -1,0 +1,58 @@
+"""Writes docs/models.md: runs the zoo and prints its table. `python -m tests.zoo.page > docs/models.md`."""
+
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from transformers.utils.logging import disable_progress_bar
+
+from tests.unit.shard.native_cases import native_cache_folder
+from tests.zoo.drive import load_zoo_model, make_zoo_model, run_zoo_model
+from tests.zoo.table import ZOO, ZooEntry
+
+HEAD = """# Models
+
+The table is generated (`make models-page`) from the architecture zoo, `tests/zoo`: for each architecture a tiny random
+model runs four requests of uneven lengths through the real step loop, prompts in chunks beside decodes of others, over
+shuffled blocks, with the native kernels. Each logit is compared with transformers' own uncached eager forward in fp32.
+*Difference* is the largest one, relative to the largest logit; *bound* is what the test allows (2e-05 unless the row
+says why it is more). A model type that is not listed here is loaded too when its attention goes through transformers'
+attention interface; at start its first steps are compared with a forward of transformers' code alone, and it is refused
+with the reason when they differ or when it cannot run.
+
+"""
+LAYOUTS = """
+Layouts: *flat* runs all tokens of a step as one row, attention reads the paged KV cache; everything works.
+"""
+
+
+def describe(entry: ZooEntry) -> str:
+    """The cells of a row that do not depend on a run."""
+    bound = f"{entry.tolerance:.0e}" + (f": {entry.reason}" if entry.reason else "")
+    return f"| {entry.name} | `{entry.type_of_config}` | {entry.layout} | {entry.known_for} | {bound} |"
+
+
+def render(entries: Sequence[ZooEntry], differences: Iterable[float]) -> str:
+    rows = [f"{describe(entry)} {difference:.0e} |" for entry, difference in zip(entries, differences, strict=True)]
+    head = ["| architecture | model_type | layout | exercised | bound | difference |", "|---|---|---|---|---|---|"]
+    made_with = f"Measured with transformers {transformers.__version__} and torch {torch.__version__}.\n"
+    return HEAD + made_with + LAYOUTS + "\n" + "\n".join([*head, *rows]) + "\n"
+
+
+def measure(entry: ZooEntry) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_zoo_model(entry, Path(folder))
+        return run_zoo_model(model, load_zoo_model(model, native_cache_dir=native_cache_folder())).difference
+
+
+def main() -> None:
+    disable_progress_bar()
+    torch.set_num_threads(1)
+    sys.stdout.write(render(ZOO, [measure(entry) for entry in ZOO]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Every architecture of the zoo through the real step loop, against transformers' uncached eager forward in fp32."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from tests.unit.shard.native_cases import native_cache_folder
+from tests.zoo.drive import load_zoo_model, make_zoo_model, run_zoo_model
+from tests.zoo.table import TOLERANCE, ZOO, ZooEntry
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    disable_progress_bar()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
+def test_engine_gives_the_uncached_logits_of_transformers(entry: ZooEntry, tmp_path: Path) -> None:
+    model = make_zoo_model(entry, tmp_path)
+    for native_cache_dir in (native_cache_folder(), None):
+        runner = load_zoo_model(model, native_cache_dir=native_cache_dir)
+        assert runner.facts.layout == entry.layout
+        assert runner.facts.rope_border == entry.rope_border
+        result = run_zoo_model(model, runner)
+        assert result.num_mixed_steps >= 3
+        assert result.difference <= entry.tolerance
+
+
+def test_a_looser_tolerance_has_a_reason() -> None:
+    assert [entry.name for entry in ZOO if (entry.tolerance > TOLERANCE) != bool(entry.reason)] == []
+
+
+def test_names_in_the_table_are_not_repeated() -> None:
+    assert len({entry.name for entry in ZOO}) == len(ZOO)

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from textmill_router.api.chat import ChatRoute
 from textmill_router.api.chat_tokenize import ChatTokenizeRoute
 from textmill_router.api.detokenize import DetokenizeRoute
+from textmill_router.api.docs import DocsRoute, OpenApiRoute
 from textmill_router.api.error_responses import ErrorStyle
 from textmill_router.api.generate import GenerateRoute
 from textmill_router.api.invocations import InvocationsRoute
@@ -26,6 +27,7 @@ def build_app(service: Service) -> ASGIApp:
     """All routes of the service behind the middlewares."""
     health = HealthRoute(service)
     models = ModelsRoute(service)
+    openapi = OpenApiRoute()
     routes: dict[str, dict[str, ASGIApp]] = {
         "/": {"GET": health, "POST": GenerateRoute(service, GenerateMode.COMPAT)},
         "/generate": {"POST": GenerateRoute(service, GenerateMode.WHOLE)},
@@ -40,6 +42,9 @@ def build_app(service: Service) -> ASGIApp:
         "/ping": {"GET": health},
         "/info": {"GET": InfoRoute(service)},
         "/metrics": {"GET": MetricsRoute(service)},
+        "/docs": {"GET": DocsRoute()},
+        "/openapi.json": {"GET": openapi},
+        "/api-doc/openapi.json": {"GET": openapi},
     }
     shapes = {"inputs": "/", "messages": "/v1/chat/completions", "prompt": "/v1/completions"}
     by_shape = {name: routes[path]["POST"] for name, path in shapes.items() if path in routes}

@@ -9,6 +9,7 @@ from textmill_router.api.native_types import (
     BestOfSequence,
     Details,
     GenerateAnswer,
+    NativeFinish,
     PrefillToken,
     StreamDetails,
     Token,
@@ -16,7 +17,7 @@ from textmill_router.api.native_types import (
 from textmill_router.generation import GenerationResult, TokenEvent, TopToken
 from textmill_router.request import FinishReason
 
-FINISH_REASONS = {
+FINISH_REASONS: dict[FinishReason, NativeFinish] = {
     FinishReason.LENGTH: "length",
     FinishReason.EOS: "eos_token",
     FinishReason.STOP_ID: "eos_token",

@@ -1,6 +1,6 @@
 """Bodies of the native dialect, in and out. In requests `null` is an absent field; unknown fields are ignored."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -8,6 +8,8 @@ from msgspec import UNSET, UnsetType
 from textmill_router.api.grammar_types import native_grammar
 from textmill_router.errors import ValidationFailed
 from textmill_router.validation import Wishes
+
+NativeFinish = Literal["length", "eos_token", "stop_sequence"]
 
 
 class NativeParameters(msgspec.Struct, frozen=True, gc=False):
@@ -70,6 +72,33 @@ class CompatBody(GenerateBody, frozen=True, gc=False):
     stream: bool | None = None
 
 
+class InfoAnswer(msgspec.Struct, frozen=True, gc=False):
+    """Answer of /info: the fields of TGI 3, then those of TGI 2."""
+
+    model_id: str
+    model_sha: str | None
+    model_pipeline_tag: str | None
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_input_tokens: int
+    max_total_tokens: int
+    validation_workers: int
+    max_client_batch_size: int
+    router: str
+    version: str
+    sha: str | None
+    docker_label: str | None
+    max_input_length: int
+    model_dtype: str
+    model_device_type: str
+    max_batch_total_tokens: int
+    max_batch_size: int | None
+    # Neither holds anything back here: new prompts join the running batch at the next step.
+    max_waiting_tokens: int = 0
+    waiting_served_ratio: float = 0.0
+
+
 class DetokenizeBody(msgspec.Struct, frozen=True, gc=False):
     """Body of /detokenize."""
 
@@ -116,7 +145,7 @@ class BestOfSequence(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A sequence of best_of that was not the best."""
 
     generated_text: str
-    finish_reason: str
+    finish_reason: NativeFinish
     generated_tokens: int
     seed: int | None
     prefill: list[PrefillToken]
@@ -127,7 +156,7 @@ class BestOfSequence(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 class Details(msgspec.Struct, frozen=True, gc=False):
     """What `details` adds. A key that is UNSET is left out, not null."""
 
-    finish_reason: str
+    finish_reason: NativeFinish
     generated_tokens: int
     seed: int | None
     prefill: list[PrefillToken]
@@ -146,7 +175,7 @@ class GenerateAnswer(msgspec.Struct, frozen=True, gc=False):
 class StreamDetails(msgspec.Struct, frozen=True, gc=False):
     """`details` of the last event."""
 
-    finish_reason: str
+    finish_reason: NativeFinish
     generated_tokens: int
     seed: int | None
     input_length: int

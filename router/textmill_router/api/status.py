@@ -5,6 +5,7 @@ from importlib.metadata import version
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from textmill_router.api.native_types import InfoAnswer
 from textmill_router.api.replies import send_error, send_reply
 from textmill_router.errors import RequestError
 from textmill_router.metrics import CONTENT_TYPE
@@ -37,34 +38,30 @@ class InfoRoute:
         except RequestError as error:
             await send_error(scope, send, error)
 
-    def _facts(self) -> dict[str, object]:
+    def _facts(self) -> InfoAnswer:
         backend = self._service.open_backend()
         settings, facts, limits = self._service.settings, backend.facts, backend.limits
-        return {
-            "model_id": settings.model_id,
-            "model_sha": settings.model_sha or facts.model_sha or None,
-            "model_pipeline_tag": "text-generation",
-            "max_concurrent_requests": settings.max_concurrent_requests,
-            "max_best_of": limits.max_best_of,
-            "max_stop_sequences": limits.max_stop_sequences,
-            "max_input_tokens": limits.max_input_tokens,
-            "max_total_tokens": limits.max_total_tokens,
-            "validation_workers": settings.validation_workers,
-            "max_client_batch_size": settings.max_client_batch_size,
-            "router": "textmill-router",
-            "version": version("textmill"),
-            "sha": None,
-            "docker_label": None,
-            # TGI 2
-            "max_input_length": limits.max_input_tokens,
-            "model_dtype": f"torch.{facts.dtype}",
-            "model_device_type": facts.device,
-            "max_batch_total_tokens": facts.num_blocks * facts.block_size,
-            "max_batch_size": facts.num_slots,
-            # Neither holds anything back here: new prompts join the running batch at the next step.
-            "max_waiting_tokens": 0,
-            "waiting_served_ratio": 0.0,
-        }
+        return InfoAnswer(
+            model_id=settings.model_id,
+            model_sha=settings.model_sha or facts.model_sha or None,
+            model_pipeline_tag="text-generation",
+            max_concurrent_requests=settings.max_concurrent_requests,
+            max_best_of=limits.max_best_of,
+            max_stop_sequences=limits.max_stop_sequences,
+            max_input_tokens=limits.max_input_tokens,
+            max_total_tokens=limits.max_total_tokens,
+            validation_workers=settings.validation_workers,
+            max_client_batch_size=settings.max_client_batch_size,
+            router="textmill-router",
+            version=version("textmill"),
+            sha=None,
+            docker_label=None,
+            max_input_length=limits.max_input_tokens,
+            model_dtype=f"torch.{facts.dtype}",
+            model_device_type=facts.device,
+            max_batch_total_tokens=facts.num_blocks * facts.block_size,
+            max_batch_size=facts.num_slots,
+        )
 
 
 class MetricsRoute:

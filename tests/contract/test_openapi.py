@@ -1,0 +1,180 @@
+"""/openapi.json against TGI's published document, field by field; /docs without a network.
+
+`data/tgi_api_facts.json` tells of TGI 3.3.6's document: paths, bodies, answers, and of each schema the fields, types
+and enums.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from textmill_router.api.openapi import build_document
+
+FACTS = json.loads((Path(__file__).parent / "data" / "tgi_api_facts.json").read_text())
+DOCUMENT = build_document()
+SCHEMAS = DOCUMENT["components"]["schemas"]
+
+# What TGI's document has and ours has under another name, or not: the reason. docs/compatibility.md tells users.
+NOT_YET = {"/v1/completions"}
+DIFFERENCES = {
+    "FinishReason": "an enum, written where it is used",
+    "GrammarType": "three schemas in `GenerateParameters.grammar`: JsonGrammar, RegexGrammar, JsonSchemaGrammar",
+    "Prompt": "written where it is used",
+    "TokenizeResponse": "a list, written where it is used",
+    "MessageBody": "fields of Message",
+    "MessageContent": "the type of Message.content",
+    "SagemakerRequest": "a union, written where it is used",
+    "SagemakerResponse": "a union, written where it is used",
+    "SagemakerStreamResponse": "a union, written where it is used",
+    "TextMessage": "fields of OutputMessage and ChatCompletionDelta",
+    "ToolCallDelta": "fields of ChatCompletionDelta",
+    "ToolCallMessage": "fields of OutputMessage",
+    "ToolChoice": "any JSON in the schema: a word or an object",
+    "FunctionName": "inside tool_choice",
+    "Url": "images are not built yet",
+    "MessageChunk.image_url": "images are not built yet",
+    "ChatCompletionDelta.tool_call_id": "never sent by TGI either",
+    "OutputMessage.tool_call_id": "never sent by TGI either",
+    **dict.fromkeys(
+        ("Chunk", "Completion", "CompletionComplete", "CompletionFinal", "CompletionRequest"),
+        "/v1/completions is not built yet",
+    ),
+}
+
+
+def resolve(schema: dict[str, Any]) -> dict[str, Any]:
+    reference = schema.get("$ref")
+    return SCHEMAS[reference.rpartition("/")[2]] if reference else schema
+
+
+def types_of(schema: dict[str, Any]) -> set[str]:
+    """JSON types that a schema lets through; `any` where it says nothing."""
+    schema = resolve(schema)
+    if "anyOf" in schema:
+        return set().union(*(types_of(one) for one in schema["anyOf"]))
+    if "enum" in schema and "type" not in schema:
+        return {{str: "string", type(None): "null"}[type(value)] for value in schema["enum"]}
+    kinds = schema.get("type", "any")
+    return set(kinds) if isinstance(kinds, list) else {kinds}
+
+
+def enum_of(schema: dict[str, Any]) -> set[Any]:
+    schema = resolve(schema)
+    found = set(schema.get("enum", ()))
+    for one in schema.get("anyOf", ()):
+        found |= enum_of(one)
+    return found
+
+
+def fits(wanted: set[str], found: set[str]) -> bool:
+    if "any" in found:
+        return True
+    wanted = wanted - {"null"} if "null" not in found else wanted
+    return all(kind in found or (kind == "integer" and "number" in found) for kind in wanted - {"any"})
+
+
+def compare_schema(name: str) -> list[str]:
+    """What ours lacks of one schema of TGI."""
+    facts = FACTS["schemas"][name]
+    ours = SCHEMAS.get(name)
+    if ours is None:
+        return [name]
+    missing = []
+    for field, fact in facts.get("fields", {}).items():
+        found = ours.get("properties", {}).get(field)
+        label = f"{name}.{field}"
+        if found is None:
+            missing.append(label)
+            continue
+        if not fits(set(fact["types"]), types_of(found)):
+            missing.append(f"{label} has types {sorted(types_of(found))}, TGI {fact['types']}")
+        values = enum_of(found)
+        if values and not set(fact.get("enum", ())) <= values:
+            missing.append(f"{label} has values {sorted(values)}, TGI {fact['enum']}")
+    return missing
+
+
+@pytest.mark.parametrize("name", sorted(FACTS["schemas"]))
+def test_schema_has_every_field_type_and_value_of_tgi(name: str) -> None:
+    assert [one for one in compare_schema(name) if one not in DIFFERENCES] == []
+
+
+def test_differences_are_real() -> None:
+    found = {one for name in FACTS["schemas"] for one in compare_schema(name)}
+    assert set(DIFFERENCES) - found == set()
+
+
+def test_paths_that_are_not_built_are_listed() -> None:
+    assert set(FACTS["paths"]) - set(DOCUMENT["paths"]) == NOT_YET
+
+
+@pytest.mark.parametrize("path", sorted(set(FACTS["paths"]) - NOT_YET))
+def test_path_has_every_method_status_and_media_type_of_tgi(path: str) -> None:
+    for method, fact in FACTS["paths"][path].items():
+        operation = DOCUMENT["paths"][path][method]
+        assert set(fact["responses"]) <= set(operation["responses"])
+        for status, media in fact["responses"].items():
+            if status == "200":
+                assert set(media) <= set(operation["responses"][status].get("content", {}))
+            else:
+                # An error before the stream is JSON on every route.
+                assert set(operation["responses"][status].get("content", {})) == (
+                    {"application/json"} if media else set()
+                )
+        if "body" in fact:
+            body = operation["requestBody"]["content"]["application/json"]["schema"]
+            names = {one.get("$ref", "").rpartition("/")[2] for one in body.get("anyOf", [body])}
+            wanted = {"SagemakerRequest": "CompatGenerateRequest", "GenerateRequest": ""}.get(
+                fact["body"], fact["body"]
+            )
+            assert wanted in names or (
+                fact["body"] == "GenerateRequest" and names <= {"GenerateRequest", "TokenizeRequest"}
+            )
+
+
+def test_finish_reasons_and_grammars_have_tgis_values() -> None:
+    for name in ("Details", "BestOfSequence", "StreamDetails"):
+        assert enum_of(SCHEMAS[name]["properties"]["finish_reason"]) == set(FACTS["schemas"]["FinishReason"]["enum"])
+    grammar = SCHEMAS["GenerateParameters"]["properties"]["grammar"]
+    kinds = set().union(*(enum_of(resolve(one)["properties"]["type"]) for one in grammar["anyOf"] if "$ref" in one))
+    assert {"json", "regex", "json_schema"} <= kinds
+
+
+def test_every_reference_leads_somewhere() -> None:
+    names = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(DOCUMENT)))
+    assert names <= set(SCHEMAS)
+    ids = [operation["operationId"] for methods in DOCUMENT["paths"].values() for operation in methods.values()]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/api-doc/openapi.json"])
+def test_document_is_served(client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == DOCUMENT
+
+
+def test_every_described_route_is_there_and_every_route_is_described(client: httpx.Client) -> None:
+    for path, methods in DOCUMENT["paths"].items():
+        allowed = client.options(path.replace("{model}", "fake/model")).headers["allow"].split(", ")
+        assert {method.upper() for method in methods} == set(allowed) - {"HEAD", "OPTIONS"}, path
+
+
+def test_examples_are_taken(client: httpx.Client) -> None:
+    for path, methods in DOCUMENT["paths"].items():
+        for method, operation in methods.items():
+            if "requestBody" in operation:
+                example = operation["requestBody"]["content"]["application/json"]["example"]
+                answer = client.request(method, path, json=example)
+                assert answer.status_code == 200, (path, answer.text)
+
+
+def test_page_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
+    answer = client.get("/docs")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert re.findall(r"https?://|src=|//cdn", answer.text) == []
+    assert 'fetch("openapi.json")' in answer.text

@@ -77,7 +77,14 @@ def greedy(prompt: Sequence[int], num_new: int) -> list[int]:
 class PrefixRunner:
     """See the module. `gate`, when given, lets one forward through per release; `say` overrides next tokens."""
 
-    def __init__(self, *, num_blocks: int = NUM_BLOCKS, gate: threading.Semaphore | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        num_blocks: int = NUM_BLOCKS,
+        vocab_size: int = VOCAB_SIZE,
+        gate: threading.Semaphore | None = None,
+    ) -> None:
+        self._vocab_size = vocab_size
         self.device = torch.device("cpu")
         self.pool = [[-1] * BLOCK_SIZE for _ in range(num_blocks + 1)]
         self.batches: list[ForwardBatch] = []
@@ -94,7 +101,7 @@ class PrefixRunner:
             raise self.raises
         for token, place in zip(batch.input_ids_T.tolist(), batch.kv_places_T.tolist(), strict=True):
             self.pool[place // BLOCK_SIZE][place % BLOCK_SIZE] = token
-        logits_TV = torch.zeros(len(batch.input_ids_T), VOCAB_SIZE)
+        logits_TV = torch.zeros(len(batch.input_ids_T), self._vocab_size)
         starts = batch.query_starts.tolist()
         for row, context_len in enumerate(batch.context_lens_R.tolist()):
             blocks = batch.block_tables_RB[row].tolist()

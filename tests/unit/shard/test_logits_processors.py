@@ -1,10 +1,12 @@
 """Score changes against transformers' processors, or against the contract's formula in plain Python."""
 
+import numpy as np
 import pytest
 import torch
 from textmill_shard.logits_processors import process
 from textmill_shard.sampling_params import SamplingParams
 from textmill_shard.slot_sampling import SlotSampling
+from textmill_shard.watermark import WatermarkKey, is_green
 from transformers import MinNewTokensLengthLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 VOCAB = 50
@@ -110,3 +112,30 @@ def test_rows_that_ask_for_nothing_cost_no_copy():
     assert torch.equal(logits, before)
     assert torch.equal(changed[:2], before[:2])
     assert not torch.equal(changed[2], before[2])
+
+
+def test_a_grammars_mask_is_final_and_replaces_that_of_min_new_tokens():
+    logits = torch.tensor([[2.0, -2.0, 1.0, 0.5], [1.0, 2.0, 3.0, 4.0]])
+    params = SamplingParams(logit_bias=((1, 100.0), (3, 1.0)), min_new_tokens=5, end_ids=(3,))
+    matched = SlotSampling(params, [0], [1])
+    matched.allowed_V = np.array([True, False, False, True])
+    plain = SlotSampling(SamplingParams(), [0])
+    assert process(logits, [matched, plain]).tolist() == [[2.0, -torch.inf, -torch.inf, 1.5], [1.0, 2.0, 3.0, 4.0]]
+
+
+def test_the_watermark_raises_the_green_list_of_the_last_token():
+    logits = random_logits(4)
+    key = WatermarkKey(gamma=0.25, delta=1.5)
+    marked = SamplingParams(watermark=True)
+    slots = [
+        SlotSampling(marked, [7, 3]),
+        SlotSampling(SamplingParams(), [7, 3]),
+        SlotSampling(marked, [7], [3]),
+        SlotSampling(marked, [3, 7], [5]),
+    ]
+    slots[3].append(9)
+    expected = logits.clone()
+    for row, last in ((0, 3), (2, 3), (3, 9)):
+        for token in range(logits.shape[1]):
+            expected[row, token] += 1.5 * bool(is_green(torch.tensor(last), torch.tensor(token), 0.25))
+    torch.testing.assert_close(process(logits, slots, key), expected)

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
-from textmill_shard.plan import Admit, Budget, Drop, Extend, Plan
+from textmill_shard.plan import Admit, Budget, Drop, Extend, Grammar, GrammarKind, Plan
 from textmill_shard.plan_check import PlanRejected, check_plan
 from textmill_shard.sampling_params import SamplingParams
 from textmill_shard.slot_table import SlotTable
@@ -224,3 +224,11 @@ def test_the_rope_side_is_that_of_prompt_and_output_together(num_prompt: int, is
 def test_a_model_with_one_rotary_table_has_no_long_side() -> None:
     with pytest.raises(PlanRejected, match=r"admits\.long_rope"):
         check(plan_of(admits=(replace(admit(1, [1] * 6), is_long_rope=True),)))
+
+
+def test_rule_20_a_grammar_for_a_model_that_allows_none_is_rejected() -> None:
+    plan = plan_of(admits=(admit(1, [1, 2], grammar=Grammar(GrammarKind.REGEX, "a")),))
+    with pytest.raises(PlanRejected, match="allows no grammars"):
+        check(plan, make_table())
+    facts = replace(FACTS, features=("grammar",))
+    check_plan(plan, last_number=4, table=make_table(), facts=facts)

@@ -2,12 +2,15 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
 import pytest
 from textmill_proto.v1 import shard_pb2 as pb
 from textmill_shard.follower import Follower
+from textmill_shard.grammar_matcher import MatcherFactory
 from textmill_shard.plan import IdArray
 from textmill_shard.rank_channel import RankEntry, pack_payload, unpack_payload
 from textmill_shard.session import EndReason
@@ -15,6 +18,7 @@ from textmill_shard.status import ShardStatus
 from textmill_shard.step_executor import StepExecutor
 from textmill_shard.wire import plan_from_wire
 
+from tests.fakes.byte_tokenizer import END_ID, write_byte_tokenizer
 from tests.unit.shard.step_harness import FACTS, WAIT_S, PrefixRunner, Shard, greedy
 
 
@@ -123,8 +127,15 @@ def test_rule_24_ended_slots_are_told_before_the_plans_that_reuse_them() -> None
         message = pb.Plan(number=1, admits=[admit(0, [1, 2], request_id=1, max_new=2)])
         shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
         shard.run_to_end(0)
-    ended = [entry.ended_slots.tolist() for entry in channel.entries if len(entry.ended_slots)]
-    assert ended == [[0]]
+        # The loop is still to come by and tell of the end; stopped before that, it would tell nobody.
+        message = pb.Plan(number=2, admits=[admit(0, [3], request_id=2, max_new=1)])
+        shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
+        shard.results.clear()
+        shard.run_to_end(0)
+    told = [(entry.ended_slots.tolist(), len(entry.plans)) for entry in channel.entries]
+    ends = [index for index, (ended, _) in enumerate(told) if ended == [0]]
+    second_plan = [index for index, (_, num_plans) in enumerate(told) if num_plans][1]
+    assert ends[0] <= second_plan
 
 
 @pytest.mark.parametrize("num_plans", [1, 3])
@@ -142,3 +153,42 @@ def test_rule_24_plans_of_one_boundary_travel_in_order(num_plans: int) -> None:
         shard.step()
         carried = [entry.plans for entry in channel.entries if entry.plans]
         assert carried[-1] == tuple(plan.SerializeToString() for plan in plans[1:])
+
+
+def test_rule_24_a_follower_holds_and_releases_the_slots_of_rank_0(tmp_path: Path) -> None:
+    folder = write_byte_tokenizer(tmp_path)
+    text = (folder / "tokenizer.json").read_text()
+    matchers = MatcherFactory(text, vocab_size=320, eos_token_ids=(END_ID,))
+    facts = replace(FACTS, vocab_size=320, eos_token_ids=(END_ID,), features=("grammar", "prompt_logprobs"))
+    channel = QueueChannel()
+    runner, leader_runner = PrefixRunner(vocab_size=320), PrefixRunner(vocab_size=320)
+    follower = Follower(executor=StepExecutor(runner=runner, facts=facts), channel=channel, status=ShardStatus())
+    thread = threading.Thread(target=follower.run, name="follower")
+    with Shard(channel=channel, facts=facts, matchers=matchers, runner=leader_runner) as shard:
+        thread.start()
+        admits = [admit(slot, [4] * (3 + slot), request_id=slot, max_new=12) for slot in range(4)]
+        for message in admits:
+            message.ClearField("ignore_eos")
+        admits[1].grammar.CopyFrom(pb.Grammar(kind=pb.GRAMMAR_KIND_REGEX, text="[ab]{3}"))
+        admits[2].grammar.CopyFrom(pb.Grammar(kind=pb.GRAMMAR_KIND_REGEX, text="("))  # fails on rank 0
+        plan = pb.Plan(number=1, admits=admits)
+        shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())
+        tokens = shard.run_to_end(0, 1, 2, 3)
+        # The seats of the two that ended serve again, one with a grammar that is compiled already.
+        again = [admit(slot, [5, 6], request_id=20 + slot, max_new=12) for slot in (1, 2)]
+        again[1].grammar.CopyFrom(pb.Grammar(kind=pb.GRAMMAR_KIND_REGEX, text="[ab]{3}"))
+        plan = pb.Plan(number=2, admits=again)
+        shard.results.clear()
+        shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())
+        tokens_again = shard.run_to_end(1, 2)
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    assert len(tokens[1]) == len(tokens_again[2]) == 4
+    assert tokens[1][-1] == END_ID
+    assert 2 not in tokens
+    released = [entry.released_slots.tolist() for entry in channel.entries if len(entry.released_slots)]
+    assert sorted(slot for slots in released for slot in slots) == [1, 2, 2]
+    assert len(runner.batches) == len(leader_runner.batches)
+    for mine, theirs in zip(leader_runner.batches, runner.batches, strict=True):
+        assert mine.input_ids_T.tolist() == theirs.input_ids_T.tolist()
+        assert mine.kv_places_T.tolist() == theirs.kv_places_T.tolist()

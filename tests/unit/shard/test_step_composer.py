@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textmill_shard.batch_builder import BatchBuilder
-from textmill_shard.plan import Budget
+from textmill_shard.plan import Budget, Grammar, GrammarKind
 from textmill_shard.slot_table import SlotTable
 from textmill_shard.step_composer import ComposedStep, compose_step
 
@@ -178,3 +178,34 @@ def test_a_slot_is_a_function_of_its_admit(max_new: int) -> None:
     assert (table.num_tokens[1], table.num_computed[1], table.last_tokens[1]) == (4, 0, 6)
     assert table.max_tokens[1] == 4 + max_new
     assert table.is_prefilling[1]
+
+
+@pytest.mark.parametrize("chunk", [2, 64])
+def test_rule_19_a_slot_whose_grammar_is_not_ready_leaves_the_last_token_of_its_prompt(chunk: int) -> None:
+    table = make_table()
+    table.admit(admit(0, [1, 2, 3], output=[4, 5], grammar=Grammar(GrammarKind.REGEX, "a")))
+    table.admit(admit(1, [9]))
+    budget = Budget(max_step_tokens=64, max_prefill_tokens=64, max_chunk_tokens=chunk)
+    step = compose_step(table, budget)
+    assert rows(step) == [[0, 0, 4], [1, 0, 1]]
+    assert step.samples_R.tolist() == [False, True]
+    finish(table, step)
+    step = compose_step(table, budget)
+    assert rows(step) == [[1, 1, 1]]  # it waits; the other one decodes
+    assert step.starved_slots.tolist() == []
+    finish(table, step)
+    table.release([0])
+    step = compose_step(table, budget)
+    assert rows(step) == [[1, 2, 1], [0, 4, 1]]
+    assert step.samples_R.tolist() == [True, True]
+
+
+def test_rule_19_a_prompt_of_one_token_waits_whole() -> None:
+    table = make_table()
+    table.admit(admit(0, [1], grammar=Grammar(GrammarKind.REGEX, "a")))
+    assert compose_step(table, WIDE).is_empty
+    table.release([0])
+    assert rows(compose_step(table, WIDE)) == [[0, 0, 1]]
+    table.end(0)
+    table.admit(admit(0, [1, 2], request_id=5))  # the next occupant has no grammar
+    assert rows(compose_step(table, WIDE)) == [[0, 0, 2]]

@@ -1,0 +1,242 @@
+"""Tools and response formats in chat completions, on a shard that says what a model of each format would say."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.contract.running_router import RunningRouter
+from tests.contract.test_chat_answers import answer_of, ask, chunks_of, stream
+from tests.contract.test_chat_errors import error_of
+from tests.fakes.byte_tokenizer import END_ID
+from tests.fakes.chat_templates import template_source
+from tests.fakes.fake_shard import FakeShardOptions, text_script
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "description": "The weather.", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "get_time"}},
+]
+ARGUMENTS = '{"city": "東京"}'
+OUTPUTS = {
+    "qwen2_5": (
+        f'Let me see.\n<tool_call>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
+    ),
+    "llama3": f'{{"name": "get_weather", "parameters": {ARGUMENTS}}}; {{"name": "get_time", "parameters": {{}}}}',
+    "mistral": (
+        f'[TOOL_CALLS] [{{"name": "get_weather", "arguments": {ARGUMENTS}}}, {{"name": "get_time", "arguments": {{}}}}]'
+    ),
+    None: (
+        f'Let me see.\n{{"name": "get_weather", "parameters": {ARGUMENTS}}}\n{{"name": "get_time", "parameters": {{}}}}'
+    ),
+}
+
+
+@contextmanager
+def speaking_router(folder: Path, text: str, template: str | None = None, **settings: Any) -> Iterator[RunningRouter]:
+    """A router whose shard says `text` whatever it is asked."""
+    if template is not None:
+        config = {"chat_template": template_source(template), "bos_token": "<|begin|>", "eos_token": "<|end|>"}
+        path = folder / "config.json"
+        path.write_text(json.dumps(config))
+        settings["tokenizer_config_path"] = str(path)
+    options = FakeShardOptions(script=text_script(text, END_ID), num_blocks=1024)
+    with RunningRouter(folder, options, **settings) as router:
+        yield router
+
+
+@contextmanager
+def speaking(folder: Path, text: str, template: str | None = None) -> Iterator[httpx.Client]:
+    """A client of such a router."""
+    with speaking_router(folder, text, template) as router, router.client() as client:
+        yield client
+
+
+def calls_of(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The calls that a stream makes, put together as clients do."""
+    calls: list[dict[str, Any]] = []
+    for chunk in chunks:
+        for delta in chunk["choices"][0]["delta"].get("tool_calls", []):
+            if "id" in delta:
+                assert delta["index"] == len(calls)
+                assert delta["type"] == "function"
+                calls.append({"id": delta["id"], "type": "function", "function": dict(delta["function"])})
+            else:
+                assert set(delta["function"]) == {"arguments"}
+                calls[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
+    return calls
+
+
+@pytest.mark.parametrize("template", OUTPUTS)
+def test_calls_of_each_format(tmp_path: Path, template: str | None) -> None:
+    with speaking(tmp_path, OUTPUTS[template], template) as client:
+        [choice] = answer_of(client, tools=TOOLS, max_tokens=300)["choices"]
+        calls = choice["message"]["tool_calls"]
+        assert choice["finish_reason"] == "tool_calls"
+        assert [call["function"]["name"] for call in calls] == ["get_weather", "get_time"]
+        assert [json.loads(call["function"]["arguments"]) for call in calls] == [{"city": "東京"}, {}]
+        assert len({call["id"] for call in calls}) == 2
+        content = choice["message"]["content"]
+        assert content is None or content.strip() == "Let me see."
+        chunks = stream(client, tools=TOOLS, max_tokens=300)
+        streamed = calls_of(chunks)
+        assert [call["function"] for call in streamed] == [call["function"] for call in calls]
+        assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+        text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
+        assert text == (content or "")
+        [choice] = answer_of(client, tools=TOOLS, max_tokens=300, parallel_tool_calls=False)["choices"]
+        assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["get_weather"]
+
+
+def test_choice_none_and_no_tools_leave_the_text_alone(tmp_path: Path) -> None:
+    with speaking(tmp_path, OUTPUTS[None]) as client:
+        for fields in ({"tools": TOOLS, "tool_choice": "none"}, {"tools": []}, {}, {"tool_choice": "required"}):
+            [choice] = answer_of(client, max_tokens=300, **fields)["choices"]
+            assert choice["message"]["content"] == OUTPUTS[None]
+            assert "tool_calls" not in choice["message"]
+            assert choice["finish_reason"] == "stop"
+
+
+def test_auto_may_answer_in_text(tmp_path: Path) -> None:
+    with speaking(tmp_path, "It rains { in Paris }.", "qwen2_5") as client:
+        [choice] = answer_of(client, tools=TOOLS, max_tokens=300)["choices"]
+        assert choice["message"] == {"role": "assistant", "content": "It rains { in Paris }."}
+        assert choice["finish_reason"] == "stop"
+
+
+def test_cut_call_is_length_with_what_there_is(tmp_path: Path) -> None:
+    with speaking(tmp_path, OUTPUTS["qwen2_5"], "qwen2_5") as client:
+        num_tokens = OUTPUTS["qwen2_5"].index("city") + 2
+        [choice] = answer_of(client, tools=TOOLS, max_tokens=num_tokens)["choices"]
+        assert choice["finish_reason"] == "length"
+        assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"ci'
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "required",
+        "get_weather",
+        {"type": "function", "function": {"name": "get_weather"}},
+        {"function": {"name": "get_weather"}},
+        {"FunctionName": "get_weather"},
+    ],
+)
+def test_enforced_calls_have_a_grammar(tmp_path: Path, choice: object) -> None:
+    """The fake shard enforces nothing: that a grammar reaches it is what is seen here."""
+    text = f'<tool_call>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n</tool_call>'
+    with speaking_router(tmp_path, text, "qwen2_5") as router, router.client() as client:
+        [answer] = answer_of(client, tools=TOOLS, tool_choice=choice, max_tokens=200)["choices"]
+        assert answer["finish_reason"] == "tool_calls"
+        assert answer["message"]["tool_calls"][0]["function"]["name"] == "get_weather"
+        grammar = router.shard.history[-1].last_admit.grammar.text
+        assert "get_weather" in grammar
+        assert ("get_time" in grammar) == (choice == "required")
+        answer_of(client, tools=TOOLS, max_tokens=200)
+        assert not router.shard.history[-1].last_admit.HasField("grammar")
+
+
+def test_conversation_with_calls_and_answers_is_shown(tmp_path: Path) -> None:
+    with speaking(tmp_path, OUTPUTS["qwen2_5"], "qwen2_5") as client:
+        message = answer_of(client, tools=TOOLS, max_tokens=300)["choices"][0]["message"]
+        messages = [
+            {"role": "user", "content": "hi"},
+            message,
+            *({"role": "tool", "tool_call_id": call["id"], "content": "rain"} for call in message["tool_calls"]),
+        ]
+        shown = client.post("/chat_tokenize", json={"messages": messages, "tools": TOOLS}).json()["templated_text"]
+        assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "東京"}}\n</tool_call>' in shown
+        assert shown.count("<tool_response>\nrain\n</tool_response>") == 2
+        assert json.dumps(TOOLS[0], ensure_ascii=False) in shown
+        answer_of(client, messages=messages, tools=TOOLS, max_tokens=300)
+
+
+def test_template_without_tools_gets_them_in_words(client: httpx.Client) -> None:
+    def shown(**fields: Any) -> str:
+        body = {"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS, **fields}
+        text: str = client.post("/chat_tokenize", json=body).json()["templated_text"]
+        return text
+
+    assert "get_weather" in shown()
+    assert '"city"' in shown()
+    assert "Do it well." in shown(tool_prompt="Do it well.")
+    assert "get_weather" not in shown(tool_choice="none")
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "done"},
+    ]
+    text = shown(messages=messages, tools=None)
+    assert 'assistant: {"name": "f", "parameters": {"a": 1}}\ntool: done\n' in text
+
+
+def test_tool_shapes_of_tgi_are_taken(client: httpx.Client) -> None:
+    for tool in (
+        {"function": {"name": "f", "arguments": SCHEMA}},
+        {"type": None, "function": {"name": "f", "description": None}},
+        {"type": "function", "function": {"name": "f", "parameters": SCHEMA, "strict": False, "x": 1}},
+    ):
+        assert ask(client, tools=[tool]).status_code == 200
+
+
+def test_reasoning_stands_apart(tmp_path: Path) -> None:
+    with speaking(tmp_path, "<think>\nHm, 東京.\n</think>\n\nYes.", "qwen3") as client:
+        [choice] = answer_of(client, max_tokens=100)["choices"]
+        assert choice["message"]["content"] == "Yes."
+        assert choice["message"]["reasoning_content"].strip() == "Hm, 東京."
+        chunks = stream(client, max_tokens=100)
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+        assert "".join(delta.get("content") or "" for delta in deltas) == "Yes."
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas).strip() == "Hm, 東京."
+        assert "role" in deltas[0]
+        assert sum("role" in delta for delta in deltas) == 1
+
+
+FORMATS: list[dict[str, Any]] = [
+    {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}},
+    {"type": "json_schema", "value": {"name": "x", "schema": SCHEMA}},
+    {"type": "json", "value": SCHEMA},
+    {"type": "json_object", "value": SCHEMA},
+    {"type": "json", "value": json.dumps(SCHEMA)},
+]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_response_formats_reach_the_shard(tmp_path: Path, form: dict[str, Any]) -> None:
+    with speaking_router(tmp_path, ARGUMENTS) as router, router.client() as client:
+        [choice] = answer_of(client, response_format=form, max_tokens=100)["choices"]
+        assert choice["message"]["content"] == ARGUMENTS
+        assert json.loads(router.shard.history[-1].last_admit.grammar.text) == SCHEMA
+
+
+@pytest.mark.parametrize("text", ['{"city": 5}', "{}", "no JSON"])
+def test_what_ends_by_itself_must_match_the_schema(tmp_path: Path, text: str) -> None:
+    """The fake shard enforces nothing, so wrong answers come through to the check."""
+    form = FORMATS[0]
+    with speaking(tmp_path, text) as client:
+        assert error_of(ask(client, response_format=form, max_tokens=100), 424)["type"] == "server_error"
+        streamed = chunks_of(ask(client, response_format=form, max_tokens=100, stream=True))
+        assert streamed[-1]["error_type"] == "generation"
+        assert all(chunk["choices"][0]["finish_reason"] is None for chunk in streamed[:-1])
+        # Cut answers are not checked: their finish reason tells.
+        [choice] = answer_of(client, response_format=form, max_tokens=1)["choices"]
+        assert choice["finish_reason"] == "length"
+        [choice] = answer_of(client, response_format=form, stop=text[1])["choices"]
+        assert choice["finish_reason"] == "stop"
+
+
+def test_json_object_is_any_object(tmp_path: Path) -> None:
+    with speaking(tmp_path, '{"any": [1, {"thing": null}]}') as client:
+        assert ask(client, response_format={"type": "json_object"}, max_tokens=99).status_code == 200
+        assert ask(client, response_format={"type": "text"}, max_tokens=99).status_code == 200
+        assert ask(client, response_format=None, max_tokens=99).status_code == 200
+        assert ask(client, response_format={"type": "regex", "value": "a+"}, max_tokens=99).status_code == 200
+        error = error_of(ask(client, response_format={"type": "regex", "value": "(("}), 422)
+        assert error["param"] == "response_format"
+        assert "`response_format` does not compile" in error["message"]

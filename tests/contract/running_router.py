@@ -48,6 +48,7 @@ class RunningRouter:
             }
         )
         self.service: Service
+        self.holders: list[socket.socket] = []  # connections that a test keeps and closes itself
         self._started: Future[int] = Future()
         self._thread = threading.Thread(target=self._serve, daemon=True)
 

@@ -39,8 +39,7 @@ DIFFERENCES = {
     "ChatCompletionDelta.tool_call_id": "never sent by TGI either",
     "OutputMessage.tool_call_id": "never sent by TGI either",
     **dict.fromkeys(
-        ("Chunk", "Completion", "CompletionComplete", "CompletionFinal", "CompletionRequest"),
-        "/v1/completions is not built yet",
+        ("Chunk", "Completion", "CompletionComplete", "CompletionFinal", "CompletionRequest"), "not built yet"
     ),
 }
 

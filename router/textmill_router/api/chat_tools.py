@@ -205,7 +205,7 @@ def _call_as_text(message: Message) -> Message:
 
 def _with_last_text(wishes: ChatWishes, text: str) -> ChatWishes:
     """The text after the last message that is not the assistant's."""
-    messages = list(wishes.messages)
+    messages = list(wishes.messages) or [{"role": "user", "content": ""}]
     places = [index for index, message in enumerate(messages) if message["role"] != "assistant"]
     index = places[-1] if places else len(messages) - 1
     content = messages[index].get("content") or ""

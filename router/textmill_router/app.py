@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.api.chat import ChatRoute
 from textmill_router.api.chat_tokenize import ChatTokenizeRoute
+from textmill_router.api.completions import CompletionsRoute
 from textmill_router.api.detokenize import DetokenizeRoute
 from textmill_router.api.docs import DocsRoute, OpenApiRoute
 from textmill_router.api.error_responses import ErrorStyle
@@ -33,6 +34,7 @@ def build_app(service: Service) -> ASGIApp:
         "/generate": {"POST": GenerateRoute(service, GenerateMode.WHOLE)},
         "/generate_stream": {"POST": GenerateRoute(service, GenerateMode.STREAM)},
         "/v1/chat/completions": {"POST": ChatRoute(service)},
+        "/v1/completions": {"POST": CompletionsRoute(service)},
         "/v1/models": {"GET": models},
         "/v1/models/{model:path}": {"GET": models},
         "/chat_tokenize": {"POST": ChatTokenizeRoute(service)},

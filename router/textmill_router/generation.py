@@ -171,6 +171,10 @@ class Generation:
     def request(self) -> GenerationRequest:
         return self._request
 
+    def prompt_tokens(self) -> list[PromptToken]:
+        """The prompt with its log-probabilities, complete once an output token has come."""
+        return self._prompt_tokens()
+
     def cancel(self) -> None:
         """Ends the request if it still runs; its slot and blocks come back with the next plan."""
         if self._result is None and self._failure is None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -34,6 +34,7 @@ from textmill_router.api.chat_tools import (
     tool_wishes,
 )
 from textmill_router.api.chat_types import ChatBody
+from textmill_router.api.choice_streams import stream_choices
 from textmill_router.api.error_responses import error_event, generation_error
 from textmill_router.api.event_stream import EventStream
 from textmill_router.api.intake import choice_samplings, make_request, take_pieces
@@ -52,7 +53,6 @@ from textmill_router.generation import (
     GenerationFailed,
     GenerationResult,
     TextOptions,
-    TokenEvent,
     start_generation,
 )
 from textmill_router.request import GenerationRequest, Grammar
@@ -70,7 +70,6 @@ _NAMES = {
     "best_of": "n",
     "inputs": "messages",
 }
-ResultCheck = Callable[[GenerationResult], None]
 _DECODER = msgspec.json.Decoder(ChatBody)
 
 
@@ -162,7 +161,7 @@ class _Work:
             async with AsyncExitStack() as stack:
                 generations = await self._start(stack, requests, keep_tokens=False)
                 writers = [self._chunks(index) for index in range(len(requests))]
-                results = await _stream_all(stream, generations, writers, self._check)
+                results = await stream_choices(stream, generations, writers, self._check)
                 self._account.note_success(results)
                 tail = DONE
                 if self._body.wants_usage_event:
@@ -269,51 +268,3 @@ def new_envelope(service: Service, prefix: str) -> Envelope:
         model=service.settings.model_id,
         system_fingerprint=f"{version('textmill')}-native",
     )
-
-
-async def _stream_all(
-    stream: EventStream, generations: Sequence[Generation], writers: Sequence[ChatChunks], check: ResultCheck
-) -> list[GenerationResult]:
-    """Write all choices side by side, the last chunk of each once `check` has passed; returns the results in order."""
-    if len(generations) == 1:
-        return [await _stream_choice(stream, generations[0], writers[0], check, asyncio.Lock())]
-    lock = asyncio.Lock()
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(_stream_choice(stream, generation, writer, check, lock))
-                for generation, writer in zip(generations, writers, strict=True)
-            ]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
-async def _stream_choice(
-    stream: EventStream, generation: Generation, writer: ChatChunks, check: ResultCheck, lock: asyncio.Lock
-) -> GenerationResult:
-    """Write one choice until its last token. What comes while the client does not read is merged into one chunk."""
-
-    def write_now(events: list[TokenEvent]) -> bool:
-        if not stream.can_write_now:
-            return False
-        data = writer.encode(events)
-        if data:
-            stream.write_now(data)
-        return True
-
-    generation.read_fast(write_now)
-    while True:
-        events = await generation.next_events()
-        async with lock:
-            # More may have come while another choice was writing.
-            if events[-1].result is None:
-                events += generation.take_events()
-            result = events[-1].result
-            if result is not None:
-                check(result)
-            data = writer.encode(events)
-            if data:
-                await stream.write(data)
-        if result is not None:
-            return result

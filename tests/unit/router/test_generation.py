@@ -254,3 +254,16 @@ def test_leaving_the_context_cancels_what_still_runs(tokenizer: Tokenizer) -> No
         push(generation, 97)
 
     assert run_with(tokenizer, TextOptions(), body).cancelled == [RequestId(7)]
+
+
+def test_shown_special_token_stands_in_the_text_after_a_broken_character(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, 0xC3, END_ID, 65, finish=FinishReason.LENGTH)
+        events = await generation.next_events()
+        assert [event.released_text for event in events] == ["", "\N{REPLACEMENT CHARACTER}" + END, "A"]
+        assert events[-1].result is not None
+        assert events[-1].result.text == "\N{REPLACEMENT CHARACTER}" + END + "A"
+
+    shown = tokenizer.special_ids_of({END, "no token"})
+    assert shown == {END_ID}
+    run_with(tokenizer, TextOptions(shown_specials=shown), body)

@@ -1,0 +1,87 @@
+"""The prompts of a completion: token ids for the engine, text and offsets for `echo`."""
+
+from array import array
+from dataclasses import dataclass
+
+from textmill_router.api.completion_types import PromptSource
+from textmill_router.api.fill_in_middle import find_middle_tokens
+from textmill_router.api.intake import Intake
+from textmill_router.errors import ValidationFailed
+from textmill_router.service import Backend
+from textmill_router.tokenization import Encoding, Tokenizer
+from textmill_router.validation import CheckedParameters, check_budget, prompt_too_long
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionPrompt:
+    """A prompt that fits. `offsets` are in characters of `text`, one for each id; empty unless asked for."""
+
+    intake: Intake
+    text: str  # as `echo` shows it
+    offsets: list[int]
+
+
+def with_suffix(sources: list[PromptSource], suffix: str, tokenizer: Tokenizer) -> list[PromptSource]:
+    """The prompts that ask for what stands between them and `suffix`. Raises ValidationFailed."""
+    tokens = find_middle_tokens(tokenizer.token_to_id)
+    if tokens is None:
+        raise _refuse_suffix("this model has no fill-in-the-middle tokens; leave it out")
+    joined = []
+    for source in sources:
+        if source.text is None:
+            raise _refuse_suffix("needs prompts that are text, found token ids")
+        joined.append(PromptSource(text=tokens.join(source.text, suffix)))
+    return joined
+
+
+async def take_completion_prompt(
+    backend: Backend, source: PromptSource, checked: CheckedParameters, *, wants_offsets: bool
+) -> CompletionPrompt:
+    """Tokenise and check the budget. Raises ValidationFailed."""
+    limits, tokenizer = backend.limits, backend.tokenizer
+    if source.text is None:
+        assert source.ids is not None
+        text, offsets = spell_out(tokenizer, source.ids)
+        return CompletionPrompt(_fit(source.ids, checked, backend), text, offsets)
+    if tokenizer.cannot_fit(source.text, limits.max_input_tokens):
+        raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
+    encoding = await tokenizer.encode(source.text, wants_offsets=wants_offsets)
+    offsets = _character_offsets(source.text, encoding) if wants_offsets else []
+    return CompletionPrompt(_fit(encoding.ids, checked, backend), source.text, offsets)
+
+
+def spell_out(tokenizer: Tokenizer, ids: "array[int]") -> tuple[str, list[int]]:
+    """The text of token ids, special tokens literally, and where in it each of them begins."""
+    detokenizer = tokenizer.new_detokenizer(ids[:0])
+    pieces: list[str] = []
+    offsets: list[int] = []
+    length = 0
+    for token_id in ids:
+        offsets.append(length)
+        piece = detokenizer.step(token_id)
+        if tokenizer.is_special(token_id):
+            piece += detokenizer.flush() + tokenizer.id_to_text(token_id)
+        pieces.append(piece)
+        length += len(piece)
+    pieces.append(detokenizer.flush())
+    return "".join(pieces), offsets
+
+
+def _fit(ids: "array[int]", checked: CheckedParameters, backend: Backend) -> Intake:
+    return Intake(ids, check_budget(len(ids), checked.max_new_tokens, backend.limits))
+
+
+def _character_offsets(text: str, encoding: Encoding) -> list[int]:
+    """Starts of the tokens; those that the tokenizer added stand at the start of the text or at its end."""
+    starts = [start for start, _ in encoding.byte_offsets]
+    if text.isascii():
+        return starts
+    places = array("L", bytes(0))
+    for place, character in enumerate(text):
+        places.extend([place] * len(character.encode("utf-8", "surrogatepass")))
+    places.append(len(text))
+    return [places[start] for start in starts]
+
+
+def _refuse_suffix(message: str) -> ValidationFailed:
+    return ValidationFailed(f"`suffix` {message}", field="suffix")

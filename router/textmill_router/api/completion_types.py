@@ -1,0 +1,70 @@
+"""Body of a completion request. `null` is an absent field; unknown fields are ignored."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from textmill_router.api.openai_types import OpenAIBody
+from textmill_router.errors import ValidationFailed
+from textmill_router.request import token_array
+
+
+class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
+    """Body of /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+    best_of: int | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
+    suffix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSource:
+    """One prompt of a body: a text, or token ids that are taken as they are."""
+
+    text: str | None = None
+    ids: "array[int] | None" = None
+
+
+def prompts_of(body: CompletionBody, *, max_prompts: int, vocab_size: int) -> list[PromptSource]:
+    """The prompts in order. Raises ValidationFailed."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [_text("prompt", prompt)]
+    if not prompt:
+        raise _refuse("prompt", "must not be empty, found an empty array")
+    if len({type(entry) for entry in prompt}) > 1:
+        raise _refuse("prompt", "must hold strings only, token ids only or arrays of token ids only")
+    if isinstance(prompt[0], int):
+        return [_ids("prompt", prompt, vocab_size)]
+    if len(prompt) > max_prompts:
+        raise _refuse(
+            "prompt", f"must hold at most {max_prompts} prompts (--max-client-batch-size), found {len(prompt)}"
+        )
+    return [
+        _text(f"prompt[{index}]", entry)
+        if isinstance(entry, str)
+        else _ids(f"prompt[{index}]", entry if isinstance(entry, list) else [entry], vocab_size)
+        for index, entry in enumerate(prompt)
+    ]
+
+
+def _text(name: str, text: str) -> PromptSource:
+    if not text:
+        raise _refuse(name, "must not be empty, found an empty string; send at least one character")
+    return PromptSource(text=text)
+
+
+def _ids(name: str, ids: Sequence[object], vocab_size: int) -> PromptSource:
+    if not ids:
+        raise _refuse(name, "must not be empty, found an empty array; send at least one token id")
+    checked = [token_id for token_id in ids if isinstance(token_id, int) and 0 <= token_id < vocab_size]
+    if len(checked) < len(ids):
+        wrong = next(token_id for token_id in ids if not (isinstance(token_id, int) and 0 <= token_id < vocab_size))
+        raise _refuse(name, f"token ids must be 0 to {vocab_size - 1} (the vocabulary), found {wrong}")
+    return PromptSource(ids=token_array(checked))
+
+
+def _refuse(name: str, message: str) -> ValidationFailed:
+    return ValidationFailed(f"`{name}` {message}", field=name)

@@ -1,0 +1,278 @@
+"""POST /v1/completions: texts continued as they are, without a chat template."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from textmill_router.api.accounting import Account
+from textmill_router.api.chat import MAX_TOP_LOGPROBS, new_envelope
+from textmill_router.api.chat_answers import DONE
+from textmill_router.api.choice_streams import stream_choices
+from textmill_router.api.completion_answers import (
+    ChoiceForm,
+    ChoiceLogprobs,
+    CompletionChoice,
+    CompletionChunks,
+    completion,
+    whole_choice,
+)
+from textmill_router.api.completion_prompts import CompletionPrompt, take_completion_prompt, with_suffix
+from textmill_router.api.completion_types import CompletionBody, PromptSource, prompts_of
+from textmill_router.api.error_responses import error_event, generation_error
+from textmill_router.api.event_stream import EventStream
+from textmill_router.api.intake import choice_samplings, make_request
+from textmill_router.api.json_body import read_json
+from textmill_router.api.model_names import check_model
+from textmill_router.api.native_answers import mean_logprob
+from textmill_router.api.openai_types import check_n, in_openai_words, sampling_wishes, usage_of
+from textmill_router.api.replies import call_of, send_reply
+from textmill_router.api.serving import admitted, serve
+from textmill_router.errors import RequestError, ValidationFailed
+from textmill_router.generation import Generation, GenerationFailed, GenerationResult, TextOptions, start_generation
+from textmill_router.request import GenerationRequest
+from textmill_router.service import Backend, Service
+from textmill_router.tokenization import Tokenizer
+from textmill_router.validation import CheckedParameters, check_parameters
+
+# Answers that show more tokens than this with their log-probabilities are put together in a thread.
+INLINE_TOKENS = 2000
+# What the fields are called here.
+_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "top_n_tokens": "logprobs",
+    "inputs": "prompt",
+}
+_DECODER = msgspec.json.Decoder(CompletionBody)
+
+
+class CompletionsRoute:
+    """An ASGI endpoint."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await serve(self._service, scope, send, lambda: self._answer(scope, receive, send))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service = self._service
+        backend = service.open_backend()
+        body = await read_json(scope, receive, _DECODER, service.settings.payload_limit)
+        check_model(body.model, service.settings)
+        asked = _check(body, service, backend)
+        async with admitted(service, receive, len(asked.sources) * asked.best_of):
+            work = _Work(service, backend, Account(service, backend, call_of(scope)), asked)
+            if body.stream:
+                await work.stream(scope, send)
+            else:
+                await work.answer_whole(scope, send)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A body whose fields obey the rules; nothing is tokenised yet."""
+
+    body: CompletionBody
+    checked: CheckedParameters  # at least one new token, also where none is shown
+    sources: list[PromptSource]
+    n: int  # choices of a prompt
+    best_of: int  # sequences of a prompt
+
+    @property
+    def echoes(self) -> bool:
+        return bool(self.body.echo)
+
+    @property
+    def has_output(self) -> bool:
+        return self.body.max_tokens != 0
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.body.logprobs is not None
+
+
+def _check(body: CompletionBody, service: Service, backend: Backend) -> _Asked:
+    settings, limits = service.settings, backend.limits
+    sources = prompts_of(body, max_prompts=settings.max_client_batch_size, vocab_size=limits.vocab_size)
+    limits = replace(limits, max_top_n_tokens=max(limits.max_top_n_tokens, MAX_TOP_LOGPROBS))
+    n = check_n(body.n, settings.max_n)
+    best_of = _check_best_of(body, n, settings.max_best_of)
+    max_tokens = body.max_tokens
+    if max_tokens == 0:
+        if not body.echo:
+            raise ValidationFailed("`max_tokens` may be 0 only with `echo`: there would be no text", field="max_tokens")
+        max_tokens = 1  # the engine computes a prompt for the sake of a token; this one is not shown
+    if body.repetition_penalty == 0:
+        body = msgspec.structs.replace(body, repetition_penalty=None)
+    try:
+        checked = check_parameters(sampling_wishes(body, max_new_tokens=max_tokens, top_n_tokens=body.logprobs), limits)
+    except ValidationFailed as error:
+        raise in_openai_words(error, _NAMES) from None
+    if body.suffix:
+        if body.echo:
+            raise ValidationFailed("`echo` must be false with `suffix`", field="echo")
+        sources = with_suffix(sources, body.suffix, backend.tokenizer)
+    return _Asked(body, checked, sources, n, best_of)
+
+
+def _check_best_of(body: CompletionBody, n: int, max_best_of: int) -> int:
+    best_of = body.best_of
+    if best_of is None or best_of == n:
+        return n
+    if best_of < n:
+        raise ValidationFailed(f"`best_of` must be at least `n` {n}, found {best_of}", field="best_of")
+    if body.stream:
+        raise ValidationFailed(
+            f"`best_of` must not be more than `n` {n} when streaming: the best is known at the end", field="best_of"
+        )
+    if best_of > max_best_of:
+        raise ValidationFailed(
+            f"`best_of` must be at most {max_best_of} (--max-best-of), found {best_of}", field="best_of"
+        )
+    return best_of
+
+
+class _Work:
+    """One admitted call. Sequences stand prompt by prompt, `best_of` of each."""
+
+    def __init__(self, service: Service, backend: Backend, account: Account, asked: _Asked) -> None:
+        self._service = service
+        self._backend = backend
+        self._account = account
+        self._asked = asked
+        self._envelope = new_envelope(service, "cmpl-")
+
+    async def stream(self, scope: Scope, send: Send) -> None:
+        """Chunks of all choices as they come; an error after the first of them is an event."""
+        prompts = await self._prompts()
+        stream = EventStream(scope, send, self._account.stream_headers())
+        try:
+            async with AsyncExitStack() as stack:
+                generations = await self._start(stack, self._requests(prompts), keep_tokens=False)
+                results = await stream_choices(stream, generations, self._writers(prompts, generations))
+                self._account.note_success(results)
+                tail = DONE
+                if self._asked.body.wants_usage_event:
+                    usage = usage_of(self._counted(results), len(prompts))
+                    tail = b"data: " + completion(self._envelope, [], usage) + b"\n\n" + tail
+                await stream.end(tail)
+        except (GenerationFailed, RequestError) as failed:
+            if not stream.is_started:
+                raise
+            error = failed if isinstance(failed, RequestError) else generation_error(failed.failure)
+            self._account.note_failure(error)
+            await stream.end(error_event(error, call_of(scope).error_style) + DONE)
+        finally:
+            stream.close()
+
+    async def answer_whole(self, scope: Scope, send: Send) -> None:
+        """One answer when all sequences are complete, choices in the order of the prompts."""
+        asked = self._asked
+        prompts = await self._prompts()
+        is_compared = asked.best_of > asked.n
+        async with AsyncExitStack() as stack:
+            requests = self._requests(prompts)
+            generations = await self._start(stack, requests, keep_tokens=asked.wants_logprobs or is_compared)
+            results = [await generation.result() for generation in generations]
+        num_tokens = sum(len(result.tokens) + len(result.prompt_tokens) for result in results)
+        if num_tokens <= INLINE_TOKENS:
+            choices = self._choices(prompts, results)
+        else:
+            choices = await asyncio.to_thread(self._choices, prompts, results)
+        usage = usage_of(self._counted(results), len(prompts))
+        self._account.note_success(results)
+        headers = self._account.whole_headers(results, usage.prompt_tokens)
+        await send_reply(scope, send, 200, completion(self._envelope, choices, usage), headers=headers)
+
+    async def _prompts(self) -> list[CompletionPrompt]:
+        """Tokenise, check the budgets: the last step in which the call can be refused for what it says."""
+        asked = self._asked
+        wants_offsets = asked.echoes and asked.wants_logprobs
+        try:
+            prompts = [
+                await take_completion_prompt(self._backend, source, asked.checked, wants_offsets=wants_offsets)
+                for source in asked.sources
+            ]
+        except ValidationFailed as error:
+            raise in_openai_words(error, _NAMES) from None
+        self._account.note_validated(sum(len(prompt.text) for prompt in prompts), [prompt.intake for prompt in prompts])
+        return prompts
+
+    def _requests(self, prompts: Sequence[CompletionPrompt]) -> list[GenerationRequest]:
+        """The first sequence of a prompt brings the prompt's log-probabilities for all; in a stream each its own."""
+        asked = self._asked
+        streams = bool(asked.body.stream)
+        wants_prompt = asked.echoes and asked.wants_logprobs
+        requests = []
+        for prompt in prompts:
+            for index, sampling in enumerate(choice_samplings(asked.checked, asked.best_of)):
+                request = make_request(
+                    self._backend,
+                    prompt.intake,
+                    asked.checked,
+                    sampling,
+                    wants_logprobs=asked.wants_logprobs or asked.best_of > asked.n,
+                    wants_prompt_logprobs=wants_prompt and (index == 0 or streams),
+                )
+                if request.wants_prompt_logprobs:
+                    request = replace(request, prompt_top_n_tokens=asked.checked.top_n_tokens)
+                requests.append(request)
+        return requests
+
+    async def _start(
+        self, stack: AsyncExitStack, requests: Sequence[GenerationRequest], *, keep_tokens: bool
+    ) -> list[Generation]:
+        """Submit all in one turn, so that the first of a prompt computes it for its further sequences."""
+        options = TextOptions(self._asked.checked.stop, keep_stop_match=False, keep_tokens=keep_tokens)
+        return [
+            await stack.enter_async_context(
+                start_generation(self._backend.engine, self._backend.tokenizer, request, options)
+            )
+            for request in requests
+        ]
+
+    def _choices(self, prompts: Sequence[CompletionPrompt], results: list[GenerationResult]) -> list[CompletionChoice]:
+        asked = self._asked
+        choices: list[CompletionChoice] = []
+        for number, prompt in enumerate(prompts):
+            own = results[number * asked.best_of : (number + 1) * asked.best_of]
+            prompt_tokens = own[0].prompt_tokens
+            if asked.best_of > asked.n:
+                own = sorted(own, key=mean_logprob, reverse=True)[: asked.n]
+            form = self._form(prompt)
+            for result in own:
+                choices.append(whole_choice(len(choices), form, result, prompt_tokens))
+        return choices
+
+    def _writers(
+        self, prompts: Sequence[CompletionPrompt], generations: Sequence[Generation]
+    ) -> list[CompletionChunks]:
+        n = self._asked.n
+        return [
+            CompletionChunks(self._envelope, index, self._form(prompts[index // n]), generation.prompt_tokens)
+            for index, generation in enumerate(generations)
+        ]
+
+    def _form(self, prompt: CompletionPrompt) -> ChoiceForm:
+        asked = self._asked
+        new_logprobs = None
+        if asked.wants_logprobs:
+            tokenizer: Tokenizer = self._backend.tokenizer
+            wants_top = asked.checked.top_n_tokens > 0
+            echoed = len(prompt.text) if asked.echoes else 0
+
+            def new_logprobs() -> ChoiceLogprobs:
+                return ChoiceLogprobs(tokenizer, wants_top=wants_top, echoed_characters=echoed)
+
+        return ChoiceForm(prompt, asked.echoes, asked.has_output, new_logprobs)
+
+    def _counted(self, results: list[GenerationResult]) -> list[GenerationResult]:
+        """The results as usage counts them: a token that is not shown is none."""
+        if self._asked.has_output:
+            return results
+        return [replace(result, num_output_tokens=0) for result in results]

@@ -17,9 +17,9 @@ DEFAULT_GAMMA = 0.5
 DEFAULT_DELTA = 2.0
 # Fixed for good: texts are to be recognised later.
 _KEY = 0x7E87_313D
-_MULTIPLIER_1 = 0x7FEB352D
-_MULTIPLIER_2 = 0x846CA68B
-_MASK = 0xFFFFFFFF
+_ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32))  # shift, multiplier as a signed word
+_LAST_SHIFT = 16
+_SIGN = -(2**31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,10 @@ class WatermarkEvidence:
 
 def is_green(previous: Tensor, ids: Tensor, gamma: float) -> Tensor:
     """Whether each of `ids` is green behind `previous`: bool, int64 tensors that broadcast. On any device."""
-    mixed = _mix(ids + 1) ^ _mix(previous ^ _KEY)
-    return _mix(mixed) < int(gamma * 2.0**32)
+    id_words = _mix((ids + 1).to(torch.int32))
+    previous_words = _mix((previous ^ _KEY).to(torch.int32))
+    # Without its sign bit a signed word compares as an unsigned one of 2**31 more.
+    return _mix(id_words ^ previous_words).bitwise_xor_(_SIGN) < int(gamma * 2.0**32) + _SIGN
 
 
 def detect_watermark(
@@ -78,13 +80,16 @@ def detect_watermark(
 
 
 def _mix(words: Tensor) -> Tensor:
-    """Spread 32-bit words evenly and one to one (int64 tensors that hold 0 .. 2**32-1).
+    """Spread 32-bit words evenly and one to one: int32, changed in place; products wrap.
 
-    Two rounds of "shift, xor, multiply"; the constants are C. Wellons', found by a search for the least bias.
+    Rounds of "shift, xor, multiply"; the constants are C. Wellons', found by a search for the least bias. 20 rows
+    of 49,152 take 10 ms on one core; in 64 bits, with fresh memory for each operation, 36.
     """
-    words = words & _MASK
-    words = words ^ (words >> 16)
-    words = (words * _MULTIPLIER_1) & _MASK
-    words = words ^ (words >> 15)
-    words = (words * _MULTIPLIER_2) & _MASK
-    return words ^ (words >> 16)
+    for shift, multiplier in _ROUNDS:
+        words.bitwise_xor_(_shifted(words, shift)).mul_(multiplier)
+    return words.bitwise_xor_(_shifted(words, _LAST_SHIFT))
+
+
+def _shifted(words: Tensor, shift: int) -> Tensor:
+    """Shift right without dragging the sign along."""
+    return (words >> shift).bitwise_and_((1 << (32 - shift)) - 1)

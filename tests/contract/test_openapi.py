@@ -18,7 +18,7 @@ DOCUMENT = build_document()
 SCHEMAS = DOCUMENT["components"]["schemas"]
 
 # What TGI's document has and ours has under another name, or not: the reason. docs/compatibility.md tells users.
-NOT_YET = {"/v1/completions"}
+NOT_YET: set[str] = set()
 DIFFERENCES = {
     "FinishReason": "an enum, written where it is used",
     "GrammarType": "three schemas in `GenerateParameters.grammar`: JsonGrammar, RegexGrammar, JsonSchemaGrammar",
@@ -38,9 +38,8 @@ DIFFERENCES = {
     "MessageChunk.image_url": "images are not built yet",
     "ChatCompletionDelta.tool_call_id": "never sent by TGI either",
     "OutputMessage.tool_call_id": "never sent by TGI either",
-    **dict.fromkeys(
-        ("Chunk", "Completion", "CompletionComplete", "CompletionFinal", "CompletionRequest"), "not built yet"
-    ),
+    "Completion": "CompletionFinal and Chunk",
+    "CompletionComplete.logprobs has types ['null', 'object'], TGI ['array', 'null']": "OpenAI's legacy object",
 }
 
 

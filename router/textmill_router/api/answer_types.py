@@ -5,6 +5,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from textmill_router.api.completion_answers import LegacyLogprobs
 from textmill_router.api.native_types import StreamDetails, Token, TokenizedToken
 from textmill_router.api.openai_types import TokenLogprob, Usage
 
@@ -167,6 +168,27 @@ class ChatCompletionChunk(msgspec.Struct):
     model: str
     system_fingerprint: str
     choices: list[ChatCompletionChoice]
+    usage: Usage | None
+
+
+class CompletionChunkChoice(msgspec.Struct):
+    """A choice of a chunk."""
+
+    index: int
+    text: str
+    logprobs: LegacyLogprobs | None
+    finish_reason: OpenAIFinish | None
+
+
+class CompletionChunk(msgspec.Struct):
+    """One event of a stream of /v1/completions."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChunkChoice]
     usage: Usage | None
 
 

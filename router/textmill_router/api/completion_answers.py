@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring
+from typing import Literal
 
 import msgspec
 
@@ -40,7 +41,7 @@ class Completion(msgspec.Struct, frozen=True, gc=False):
     """The answer that is not streamed; also, without choices, the last chunk of a stream that was asked for usage."""
 
     id: str
-    object: str
+    object: Literal["text_completion"]
     created: int
     model: str
     system_fingerprint: str

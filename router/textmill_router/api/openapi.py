@@ -8,6 +8,8 @@ import msgspec
 
 from textmill_router.api import answer_types as answers
 from textmill_router.api.chat_types import ChatBody, DeclaredTool
+from textmill_router.api.completion_answers import Completion
+from textmill_router.api.completion_types import CompletionBody
 from textmill_router.api.native_types import (
     CompatBody,
     DetokenizeAnswer,
@@ -28,6 +30,10 @@ COMPONENT_NAMES = {
     "ChatBody": "ChatRequest",
     "ChatMessage": "Message",
     "CompatBody": "CompatGenerateRequest",
+    "Completion": "CompletionFinal",
+    "CompletionBody": "CompletionRequest",
+    "CompletionChoice": "CompletionComplete",
+    "CompletionChunk": "Chunk",
     "ContentPart": "MessageChunk",
     "DeclaredFunction": "FunctionDefinition",
     "DeclaredTool": "Tool",
@@ -134,6 +140,18 @@ OPERATIONS: list[Operation] = [
         operation_id="chat_completions",
     ),
     Operation(
+        path="/v1/completions",
+        method="post",
+        summary="Continue texts",
+        body=CompletionBody,
+        answer=Completion,
+        events=answers.CompletionChunk,
+        errors=(*_GENERATE_ERRORS, 404),
+        error=answers.OpenAIErrorResponse,
+        example={"prompt": "What is deep learning?", "max_tokens": 20},
+        operation_id="completions",
+    ),
+    Operation(
         path="/v1/models",
         method="get",
         summary="The models that are served",
@@ -185,10 +203,10 @@ OPERATIONS: list[Operation] = [
     Operation(
         path="/invocations",
         method="post",
-        summary="SageMaker: generate by `inputs`, or chat by `messages`",
-        body=(CompatBody, ChatBody),
-        answer=(list[GenerateAnswer], answers.ChatCompletion),
-        events=(answers.StreamResponse, answers.ChatCompletionChunk),
+        summary="SageMaker: generate by `inputs`, chat by `messages`, or continue a `prompt`",
+        body=(CompatBody, ChatBody, CompletionBody),
+        answer=(list[GenerateAnswer], answers.ChatCompletion, Completion),
+        events=(answers.StreamResponse, answers.ChatCompletionChunk, answers.CompletionChunk),
         errors=(*_GENERATE_ERRORS, 404),
         error=(answers.ErrorResponse, answers.OpenAIErrorResponse),
         example=_EXAMPLE,

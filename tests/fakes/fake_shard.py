@@ -100,6 +100,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self.history: list[SlotTable] = []  # the slot tables of all epochs, the live one last
         self.num_refused_streams = 0
         self.num_plans = 0
+        self.last_admit: shard_pb2.Admit | None = None  # as it came
         self.num_sampled = 0  # tokens of all epochs
 
     def __enter__(self) -> Self:
@@ -282,6 +283,8 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
                     epoch.end(grpc.StatusCode.INVALID_ARGUMENT, f"epoch {message.epoch}, live is {epoch.number}")
                 elif message.WhichOneof("message") == "plan":
                     self.num_plans += 1
+                    for admit in message.plan.admits:
+                        self.last_admit = admit
                     epoch.plans.put(message.plan)
         except grpc.RpcError:
             pass  # gRPC tells the end of a broken stream by raising

@@ -1,5 +1,6 @@
 """Two shards answer what one answers, and each holds about half of the weights."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.processes import LaunchedServer, launched
 PROMPTS = ("Hello", "The quick brown fox jumps over the lazy dog. " * 5, "1 2 3", "x" * 40)
 KV_BYTES = str(8 * 1024 * 1024)
 NUM_NEW_TOKENS = 24
+DIGITS = {"type": "regex", "value": "([0-9]{2}:){4,6}[a-f]{3}"}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,11 @@ def info(socket: Path) -> shard_pb2.ShardInfo:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("how", [{}, {"do_sample": True, "seed": 7}], ids=["greedy", "seeded"])
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"do_sample": True, "seed": 7}, {"do_sample": True, "seed": 7, "watermark": True, "grammar": DIGITS}],
+    ids=["greedy", "seeded", "grammar"],
+)
 def test_two_ranks_give_the_tokens_of_one(
     one_rank: LaunchedServer, two_ranks: LaunchedServer, prompt: str, how: dict[str, object]
 ) -> None:
@@ -61,6 +67,8 @@ def test_two_ranks_give_the_tokens_of_one(
 
     alone, together = ask(one_rank), ask(two_ranks)
     assert together.ids == alone.ids
+    if "grammar" in how:
+        assert re.fullmatch(DIGITS["value"], together.text)
     # fp32; the ranks' partial sums are added in another order.
     assert together.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
 

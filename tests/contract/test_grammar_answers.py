@@ -1,0 +1,100 @@
+"""Grammars and watermarks over HTTP: what reaches the shard, and what is refused before a permit is taken."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from textmill_proto.v1 import shard_pb2
+
+from tests.contract.running_router import RunningRouter
+from tests.fakes.fake_shard import FakeShardOptions
+
+ROUTES = {"whole": "/generate", "stream": "/generate_stream", "compat": "/"}
+REFUSED: dict[str, tuple[Any, str]] = {
+    "not an object": ("a+", "`grammar` must be an object"),
+    "no type": ({"value": {}}, "`grammar.type` must be `json`"),
+    "unknown type": ({"type": "ebnf", "value": "x"}, "found `ebnf`"),
+    "no value": ({"type": "json"}, "`grammar.value` is missing"),
+    "json of a number": ({"type": "json", "value": 5}, "must be a JSON schema, found a number"),
+    "a string that is not JSON": ({"type": "json", "value": "{"}, "not JSON"),
+    "json_schema without schema": ({"type": "json_schema", "value": {"name": "x"}}, '"schema"'),
+    "a schema of the wrong type": ({"type": "json", "value": {"type": 7}}, "type must be a string"),
+    "what the compiler cannot do": ({"type": "json", "value": {"not": {"type": "null"}}}, "Unimplemented keys"),
+    "what nothing matches": ({"type": "json", "value": {"enum": []}}, "Unsatisfiable"),
+    "an open group": ({"type": "regex", "value": "(a"}, "unclosed group"),
+    "a look-ahead": ({"type": "regex", "value": "(?=a)b"}, "look-around"),
+    "too long": ({"type": "regex", "value": "a" * 140_000}, "at most 131072 bytes"),
+}
+
+
+def ask(client: httpx.Client, route: str, **parameters: Any) -> httpx.Response:
+    body: dict[str, Any] = {"inputs": "hi", "parameters": {"max_new_tokens": 2, **parameters}}
+    if route == "/":
+        body["stream"] = True
+    return client.post(route, content=json.dumps(body), headers={"content-type": "application/json"})
+
+
+@pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_grammar_that_cannot_be_used_is_a_422_with_the_reason(client: httpx.Client, route: str, case: str) -> None:
+    grammar, words = REFUSED[case]
+    reply = ask(client, route, grammar=grammar)
+    assert reply.status_code == 422
+    assert reply.headers["content-type"].startswith("application/json")
+    assert reply.json()["error_type"] == "validation"
+    assert reply.json()["error"].startswith("Input validation error: ")
+    assert words in reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("grammar", "kind", "text"),
+    [
+        ({"type": "json", "value": {"type": "null"}}, shard_pb2.GRAMMAR_KIND_JSON_SCHEMA, '{"type":"null"}'),
+        ({"type": "json", "value": '{"type":"null"}'}, shard_pb2.GRAMMAR_KIND_JSON_SCHEMA, '{"type":"null"}'),
+        ({"type": "json_object", "value": {}}, shard_pb2.GRAMMAR_KIND_JSON_SCHEMA, "{}"),
+        ({"type": "json_object"}, shard_pb2.GRAMMAR_KIND_JSON_SCHEMA, '{"type":"object"}'),
+        (
+            {"type": "json_schema", "value": {"name": "n", "schema": {"type": "array"}}},
+            shard_pb2.GRAMMAR_KIND_JSON_SCHEMA,
+            '{"type":"array"}',
+        ),
+        ({"type": "regex", "value": "ä+"}, shard_pb2.GRAMMAR_KIND_REGEX, "ä+"),
+    ],
+)
+@pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
+def test_a_grammar_reaches_the_shard(
+    router: RunningRouter, client: httpx.Client, route: str, grammar: Any, kind: int, text: str
+) -> None:
+    assert ask(client, route, grammar=grammar, watermark=True).status_code == 200
+    sent = router.shard.last_admit
+    assert sent is not None
+    assert (sent.grammar.kind, sent.grammar.text) == (kind, text)
+    assert sent.watermark
+
+
+def test_null_is_no_grammar_and_no_watermark(router: RunningRouter, client: httpx.Client) -> None:
+    assert ask(client, "/generate", grammar=None, watermark=None).status_code == 200
+    sent = router.shard.last_admit
+    assert sent is not None
+    assert not sent.HasField("grammar")
+    assert not sent.watermark
+
+
+def test_a_bad_grammar_is_told_on_a_full_server_and_takes_no_permit(tmp_path: Path) -> None:
+    options = FakeShardOptions(step_s=0.01)
+    with RunningRouter(tmp_path, options, max_concurrent_requests=1) as router, router.client() as client:
+        with router.send("/generate", {"inputs": "x", "parameters": {"max_new_tokens": 500}}):
+            router.wait_until_counts(running=1, waiting=0)
+            assert ask(client, "/generate", grammar={"type": "regex", "value": "("}).status_code == 422
+            assert ask(client, "/generate", grammar={"type": "regex", "value": "a"}).status_code == 429
+        router.wait_until_free()
+
+
+def test_a_server_without_grammar_support_says_so(tmp_path: Path) -> None:
+    with RunningRouter(tmp_path, disable_grammar_support=True) as router, router.client() as client:
+        reply = ask(client, "/generate", grammar={"type": "regex", "value": "a"})
+        assert (reply.status_code, reply.json()["error_type"]) == (422, "validation")
+        assert "--disable-grammar-support" in reply.json()["error"]
+        assert ask(client, "/generate").status_code == 200

@@ -125,7 +125,7 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
         can_project=False,
         rope_border=rope_border,
     )
-    runner = ModelRunner(model=model, decoder=decoder, facts=facts, parallel=parallel)
+    runner = ModelRunner(model=model, decoder=decoder, facts=facts, parallel=parallel, kernels=kernels)
     try:
         check_against_probe(runner, texts=probe_texts, expected_V_by_text=probe.logits_V_by_text)
     except UnsupportedModelError as error:

@@ -11,6 +11,7 @@ from torch import nn
 
 from textmill_shard.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.kv_pool import KvPool, LayerKvSpec, kv_bytes_per_block
+from textmill_shard.native.kernels import Kernels
 from textmill_shard.parallel import TensorParallel
 
 
@@ -53,7 +54,16 @@ class ModelRunner:
     With more than one rank, `forward` and `project` are called on every rank with equal arguments.
     """
 
-    def __init__(self, *, model: nn.Module, decoder: StepDecoder, facts: ModelFacts, parallel: TensorParallel) -> None:
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        decoder: StepDecoder,
+        facts: ModelFacts,
+        parallel: TensorParallel,
+        kernels: Kernels | None = None,
+    ) -> None:
+        self.kernels = kernels  # the native ones, for the thread that runs the steps; None = there are none
         self.facts = facts
         self.parallel = parallel
         self.dtype: torch.dtype = getattr(torch, facts.dtype)

@@ -19,11 +19,13 @@ from textmill_shard.grammar_matcher import MatcherFactory, load_matcher_factory
 from textmill_shard.grammar_slots import GrammarSlots
 from textmill_shard.memory import KvMemoryOptions, plan_kv_memory
 from textmill_shard.model_loader import LoadOptions, load_model
-from textmill_shard.model_runner import ModelRunner
+from textmill_shard.model_runner import ModelFacts, ModelRunner
+from textmill_shard.native.kernels import Kernels
 from textmill_shard.parallel import TensorParallel
 from textmill_shard.plan import ShardFacts
 from textmill_shard.rank_channel import GlooChannel, RankChannel, SoloChannel
 from textmill_shard.row_sampling import RowSampler
+from textmill_shard.row_scan import NativeRowScanner
 from textmill_shard.sampler import Sampler
 from textmill_shard.server import LoadedShard, ShardService, start_server
 from textmill_shard.settings import ServeSettings
@@ -82,7 +84,13 @@ def serve(settings: ServeSettings) -> int:
         channel: RankChannel = SoloChannel() if settings.world_size == 1 else GlooChannel()
         if settings.rank == 0:
             engine = _build_engine(
-                settings, executor=executor, facts=facts, channel=channel, status=status, matchers=matchers
+                settings,
+                executor=executor,
+                facts=facts,
+                channel=channel,
+                status=status,
+                matchers=matchers,
+                kernels=runner.kernels,
             )
             loop = _LoopThread(engine.run)
         else:
@@ -211,10 +219,12 @@ def _build_engine(
     watermark = WatermarkKey(gamma=settings.watermark_gamma, delta=settings.watermark_delta)
     return Engine(
         executor=executor,
-        row_sampler=RowSampler(sampler=Sampler(watermark=watermark), finish_rules=finish_rules, grammars=grammars),
+        row_sampler=RowSampler(sampler=sampler, finish_rules=finish_rules, grammars=grammars),
+    kernels: Kernels | None,
         grammars=grammars,
         finish_rules=finish_rules,
         channel=channel,
         status=status,
+    sampler = Sampler(watermark=watermark, scanner=None if kernels is None else NativeRowScanner(kernels))
         lease_s=settings.router_lease_s,
     )

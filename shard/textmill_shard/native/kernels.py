@@ -1,6 +1,7 @@
-"""The native kernels as Python calls: packing, linears, paged attention, whole decoder steps."""
+"""The native kernels as Python calls: packing, linears, paged attention, whole decoder steps, scans of scores."""
 
-# T tokens, R sequences, O outputs, I inner width, H query heads, K key/value heads, D key width, E value width
+# T tokens, R sequences, O outputs, I inner width, H query heads, K key/value heads, D key width, E value width,
+# N rows of scores, V vocabulary
 
 import ctypes
 from collections.abc import Sequence
@@ -105,6 +106,7 @@ class Kernels:
         library.textmill_linear.argtypes = [_PTR, _PTR, _I64, _I64, _PTR, _I64, _PTR, _I64, _PTR]
         library.textmill_attention.argtypes = [_PTR, _PTR, _I64, _I64]
         library.textmill_decode.argtypes = [_PTR, _PTR, _PTR]
+        library.textmill_scan_rows.argtypes = [_PTR, _PTR, _I64, _I64, _I64, _PTR, _PTR, _PTR]
         self.features: str = library.textmill_features().decode()
         self.num_threads = num_threads
         self._team = library.textmill_team_new(num_threads)
@@ -224,6 +226,29 @@ class Kernels:
         """Run a whole step; the pointers in both must stay valid meanwhile."""
         if self._library.textmill_decode(self._team, ctypes.byref(decoder), ctypes.byref(step)):
             raise MemoryError(f"no memory for a step of {step.num_tokens} tokens")
+
+    def scan_rows(
+        self, scores_NV: torch.Tensor, *, wants_mass: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Of float32 rows: the first largest id `[N]`, bool `[N]` not finite, and log(sum(exp)) `[N]` if wanted."""
+        assert scores_NV.dtype == torch.float32, scores_NV.dtype
+        if scores_NV.stride(1) != 1:
+            scores_NV = scores_NV.contiguous()
+        num_rows, width = scores_NV.shape
+        best_N = torch.empty(num_rows, dtype=torch.int64)
+        not_finite_N = torch.empty(num_rows, dtype=torch.bool)
+        log_mass_N = torch.empty(num_rows) if wants_mass else None
+        self._library.textmill_scan_rows(
+            self._team,
+            scores_NV.data_ptr(),
+            num_rows,
+            width,
+            scores_NV.stride(0),
+            best_N.data_ptr(),
+            not_finite_N.data_ptr(),
+            address_of(log_mass_N),
+        )
+        return best_N, not_finite_N, log_mass_N
 
 
 def load_kernels(cache_folder: Path, *, num_threads: int, flags: Sequence[str] = FLAGS) -> Kernels | None:

@@ -1,9 +1,10 @@
-// The shard's native kernels: packed linears, paged attention, a whole decoder step. See build.py for how it is built.
+// The shard's native kernels: packed linears, paged attention, a whole decoder step, scans of scores. See build.py for how it is built.
 #include "simd.h"
 #include "team.h"
 #include "gemm.h"
 #include "attention.h"
 #include "decoder.h"
+#include "rows.h"
 
 #define BFLOAT16 1
 #include "element.h"
@@ -186,4 +187,26 @@ EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
   r.num_items = list_items(s->query_starts, s->num_sequences, queries_per_item(m->heads, m->kv_heads), r.items);
   team_run(t, m->is_bf16 ? decode_bf16 : decode_f32, &r);
   return 0;
+}
+
+typedef struct {
+  team *team;
+  row_scan rows;
+} scan_run;
+
+static void scan(void *argument, int member) {
+  const scan_run *r = argument;
+  scan_share(&r->rows, member, r->team->size);
+}
+
+// A row of 50,000 takes some ten microseconds: waking the others takes longer than so few.
+#define ALONE_ROWS 4
+
+EXPORT void textmill_scan_rows(team *t, const float *scores, int64_t num_rows, int64_t width, int64_t row_stride,
+                               int64_t *best, uint8_t *not_finite, float *log_mass) {
+  scan_run r = {t, {scores, num_rows, width, row_stride, best, not_finite, log_mass}};
+  if (num_rows < ALONE_ROWS)
+    scan_share(&r.rows, 0, 1);
+  else
+    team_run(t, scan, &r);
 }

@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types proto wire metrics-page models-page bench clean
+.PHONY: help run test check format lint types proto wire metrics-page models-page test-clients bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -19,6 +19,11 @@ run: $(STAMP) ## Serve the demo model on 127.0.0.1:3000 (PORT=... for another po
 
 test: $(STAMP) ## Run all tests that need no GPU
 	@$(BIN)/python -m pytest
+
+test-clients: $(STAMP) ## Try the heavy clients, in a venv of their own, against the demo model
+	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	@.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	@$(BIN)/python -m tests.clients.run
 
 check: $(STAMP) ## Check format, lint, types and that the committed stubs fit the .proto
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,25 @@
+"""Starts the demo model and runs each client of this folder against it: `python -m tests.clients.run`."""
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.processes import launched
+
+FOLDER = Path(__file__).parent
+CLIENTS_PYTHON = FOLDER.parents[1] / ".venv-clients" / "bin" / "python"
+KV_BYTES = 256 * 16 * 46_080  # 4,096 tokens of the demo model in fp32
+LIMIT_S = 300
+
+
+def main() -> None:
+    """Exit with an exception at the first client that fails; each prints what it did."""
+    arguments = ["--dtype", "float32", "--kv-cache-bytes", str(KV_BYTES)]
+    with tempfile.TemporaryDirectory() as folder, launched(arguments, Path(folder)) as server:
+        server.wait_ready()
+        for script in sorted(FOLDER.glob("check_*.py")):
+            subprocess.run([str(CLIENTS_PYTHON), str(script), server.base_url], check=True, timeout=LIMIT_S)
+
+
+if __name__ == "__main__":
+    main()

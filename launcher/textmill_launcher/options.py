@@ -137,6 +137,9 @@ class Option:
         return "TEXT" if self.parse in (text, ip_address, word_list) else "true|false" if self.parse is boolean else "N"
 
 
+V1_ERRORS = ("mixed", "openai", "tgi")
+TOOL_FORMATS = ("hermes", "llama3_json", "mistral", "json")
+REASONING_FORMATS = ("think", "mistral")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 OPTIONS: tuple[Option, ...] = (
@@ -164,11 +167,18 @@ OPTIONS: tuple[Option, ...] = (
     Option("max_total_tokens", integer(2), "prompt and output tokens of a request"),
     Option("max_batch_prefill_tokens", integer(1), "prompt tokens computed in one step"),
     Option("max_batch_total_tokens", integer(1), "tokens that the KV cache holds; without it what memory allows"),
+    Option("max_n", integer(1), "largest n of a chat or completion"),
     Option("max_client_batch_size", integer(1), "prompts of one call"),
     Option("response_cache_bytes", integer(0), "bytes of answers kept for equal greedy or seeded requests; 0: none"),
     Option("wait_for_model_timeout", seconds, "seconds that a call with x-wait-for-model waits for the model"),
     Option("validation_workers", integer(1, 256), "threads that tokenise long prompts"),
     Option("payload_limit", integer(1), "bytes of a request's body"),
+    # OpenAI dialect
+    Option("tokenizer_config_path", text, "tokenizer_config.json whose chat template wins over the model's"),
+    Option("v1_errors", choice(*V1_ERRORS), "form of errors on /v1: " + ", ".join(V1_ERRORS)),
+    Option("strict_model", boolean, "404 for names of models that are not served", default=False, is_switch=True),
+    Option("tool_call_parser", choice(*TOOL_FORMATS), "format of tool calls: " + ", ".join(TOOL_FORMATS)),
+    Option("reasoning_parser", choice(*REASONING_FORMATS), "format of reasoning: " + ", ".join(REASONING_FORMATS)),
     # Sampling
     Option("disable_grammar_support", boolean, "refuse requests with a grammar", default=False, is_switch=True),
     Option("watermark_gamma", open_share, "part of the vocabulary that is green for the watermark"),

@@ -37,11 +37,17 @@ class Settings:
     max_total_tokens: int | None
     max_batch_prefill_tokens: int | None
     max_batch_total_tokens: int | None
+    max_n: int | None
     max_client_batch_size: int | None
     response_cache_bytes: int | None
     wait_for_model_timeout: float | None  # seconds
     validation_workers: int | None
     payload_limit: int | None
+    tokenizer_config_path: str | None
+    v1_errors: str | None
+    strict_model: bool
+    tool_call_parser: str | None
+    reasoning_parser: str | None
     disable_grammar_support: bool
     watermark_gamma: float | None
     watermark_delta: float | None

@@ -27,6 +27,12 @@ GOOD_VALUES = {
     "max_batch_prefill_tokens": ("64", 64),
     "max_batch_total_tokens": ("4096", 4096),
     "max_client_batch_size": ("5", 5),
+    "max_n": ("3", 3),
+    "tokenizer_config_path": ("t.json", "t.json"),
+    "v1_errors": ("openai", "openai"),
+    "strict_model": ("true", True),
+    "tool_call_parser": ("hermes", "hermes"),
+    "reasoning_parser": ("think", "think"),
     "response_cache_bytes": ("0", 0),
     "wait_for_model_timeout": ("2.5", 2.5),
     "validation_workers": ("1", 1),
@@ -48,7 +54,7 @@ GOOD_VALUES = {
 
 def arguments(name: str, text: str) -> list[str]:
     flag = "--" + name.replace("_", "-")
-    return [flag] if name in ("json_output", "disable_grammar_support") else [flag, text]
+    return [flag] if name in ("json_output", "disable_grammar_support", "strict_model") else [flag, text]
 
 
 def test_every_option_has_a_sample_here_and_a_field() -> None:

@@ -41,6 +41,7 @@ class BatchBuilder:
             logit_rows_N=self._to_device(query_ends_R[step.samples_R] - 1),
             max_query_len=int(counts_R.max()),
             max_context_len=int(context_lens_R.max()),
+            slots_R=self._to_device(step.slots_R),
             is_long_rope_T=(
                 self._to_device(table.is_long_rope[step.slots_R][rows_T]) if self._has_two_rope_tables else None
             ),

@@ -1,6 +1,6 @@
 """A tap between a causal model's decoder and its head: reads the hidden states, or hands given ones to the head."""
 
-# T tokens of the step, n rows handed in, D width of the hidden states
+# T = B * n tokens of the last forward, n rows handed in, D width of the hidden states
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ class DecoderTap:
 
     def __init__(self, decoder: nn.Module) -> None:
         self._forward = decoder.forward
-        self._hidden_1TD: torch.Tensor | None = None
+        self._hidden_BnD: torch.Tensor | None = None
         self._given_1nD: torch.Tensor | None = None
         self._output_type: type[Any] | None = None
         decoder.forward = self._call
@@ -26,9 +26,9 @@ class DecoderTap:
 
     def take_hidden(self) -> torch.Tensor:
         """Give `[T, D]` of the last forward, once."""
-        assert self._hidden_1TD is not None, "no forward came before"
-        hidden_1TD, self._hidden_1TD = self._hidden_1TD, None
-        return hidden_1TD[0]
+        assert self._hidden_BnD is not None, "no forward came before"
+        hidden_BnD, self._hidden_BnD = self._hidden_BnD, None
+        return hidden_BnD.flatten(0, 1)
 
     @contextmanager
     def given(self, hidden_nD: torch.Tensor) -> Iterator[None]:
@@ -45,5 +45,5 @@ class DecoderTap:
             return self._output_type(last_hidden_state=self._given_1nD)
         output = self._forward(*args, **kwargs)
         self._output_type = type(output)
-        self._hidden_1TD = output.last_hidden_state
+        self._hidden_BnD = output.last_hidden_state
         return output

@@ -25,6 +25,7 @@ class ForwardBatch:
     logit_rows_N: torch.Tensor  # int64: indices into T
     max_query_len: int
     max_context_len: int
+    slots_R: torch.Tensor | None = None  # int64, seat of each sequence; None where only the sizes matter (memory.py)
     is_long_rope_T: torch.Tensor | None = None  # bool; None where the model has one rotary table (rope_tables.py)
 
 

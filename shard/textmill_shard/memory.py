@@ -15,6 +15,7 @@ from textmill_shard.model_runner import ModelRunner
 log = logging.getLogger(__name__)
 
 MAX_TRIAL_TOKENS_ON_CPU = 512
+UNBOUNDED_TOKENS = 1 << 16  # longest request of a model whose positions have no end and take no memory
 # A GPU is ours alone; a machine's RAM also serves the router, the page cache and whoever else works there.
 DEFAULT_MEMORY_FRACTIONS = {"cpu": 0.4, "cuda": 0.8}
 
@@ -59,10 +60,18 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
         # Ranks on one CPU share its memory; each rank has a GPU of its own.
         num_sharing = runner.parallel.world_size if runner.device.type == "cpu" else 1
         fraction = options.memory_fraction or DEFAULT_MEMORY_FRACTIONS[runner.device.type]
-        allowed = int(memory_bytes * fraction) // num_sharing - runner.facts.weight_bytes - step_bytes
+        allowed = (
+            int(memory_bytes * fraction) // num_sharing
+            - runner.facts.weight_bytes
+            - runner.facts.state_bytes
+            - step_bytes
+        )
         kv_bytes = min(allowed, _free_bytes(runner.device) // num_sharing - step_bytes)
         source = f"--memory-fraction {fraction} of {memory_bytes} bytes"
-    num_blocks = (kv_bytes // bytes_per_block) - 1  # one is scratch
+    if bytes_per_block:
+        num_blocks = (kv_bytes // bytes_per_block) - 1  # one is scratch
+    else:  # no layer keeps K and V: blocks only count tokens
+        num_blocks = options.num_slots * -(-(runner.facts.max_model_tokens or UNBOUNDED_TOKENS) // block_size)
     if options.max_kv_tokens is not None:
         num_blocks = min(num_blocks, -(-options.max_kv_tokens // block_size))
     num_blocks = runner.parallel.min_int(num_blocks, runner.device)

@@ -19,6 +19,7 @@ from textmill_shard.attention.reference import ReferenceAttention
 from textmill_shard.attention.seam import PAGED_ATTENTION, PagedLayer, StepContext, attach_layer, register_attention
 from textmill_shard.decoder_tap import DecoderTap
 from textmill_shard.fast_decoder import FastDecoder, why_not_fast
+from textmill_shard.heap import trim_heap
 from textmill_shard.index_plan import IndexPlan, build_index_plan
 from textmill_shard.model_errors import ModelError, ModelFilesError, UnsupportedModelError
 from textmill_shard.model_files import WeightFiles, find_eos_token_ids, find_tokenizer_digest, find_weight_files
@@ -35,6 +36,8 @@ from textmill_shard.rope_tables import (
     longest_dynamic_total,
 )
 from textmill_shard.start_check import PROBE_TEXTS, can_project, check_against_probe
+from textmill_shard.state_decoder import StateDecoder
+from textmill_shard.state_rows import StateRows, carries_state
 from textmill_shard.transformers_decoder import TransformersDecoder
 from textmill_shard.weight_reader import check_matching, match_names, move_buffers, read_weights
 
@@ -57,6 +60,7 @@ class LoadOptions:
     block_size: int = 16  # tokens per block
     native_cache_dir: Path | None = None  # where compiled kernels are kept; None = plain torch only
     num_threads: int = 1  # of the native kernels
+    num_slots: int = 8  # requests that can run at once: layers with a state keep a row for each
     fast_decoder: bool = True  # a native call per step for llama-type models; needs the native kernels
 
 
@@ -81,6 +85,11 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
     device = torch.device(options.device)
     dtype: torch.dtype = getattr(torch, pick_dtype(options.dtype, config=config, device=device))
     files = find_weight_files(options.model_dir)
+    if parallel.world_size > 1 and carries_state(config):
+        raise UnsupportedModelError(
+            f"models of type {config.model_type} have layers that carry state from token to token and cannot be "
+            "divided among shards yet; use --num-shard 1"
+        )
 
     on_progress("weights", 0.0)
     model, plan = _build_and_fill(
@@ -103,12 +112,19 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
     kernels = _load_kernels(options, dtype=dtype, device=device)
     reason = _why_not_fast(model, probe, options=options, kernels=kernels, parallel=parallel, rope_border=rope_border)
     decoder: StepDecoder
+    layout, state_bytes = "flat", 0
     if kernels is not None and reason is None:
         decoder = fast = FastDecoder(model, [layer.rule for layer in probe.layers], kernels)
         weight_bytes = fast.num_bytes
     else:
         backend: AttentionBackend = ReferenceAttention() if kernels is None else CpuAttention(kernels)
-        decoder = _attach(model, probe, backend, device, rope_border=rope_border)
+        context, tap = _attach(model, probe, backend, rope_border=rope_border)
+        if probe.states:
+            state_rows = StateRows(probe.states, num_slots=options.num_slots, device=device)
+            decoder = StateDecoder(model, context, tap, rows=state_rows, device=device)
+            layout, state_bytes = "state", state_rows.num_bytes
+        else:
+            decoder = TransformersDecoder(model, context, tap, device=device)
         weight_bytes = _weight_bytes(model)
 
     facts = ModelFacts(
@@ -123,6 +139,8 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
         block_size=options.block_size,
         kv_specs=tuple(layer.spec for layer in probe.layers),
         can_project=False,
+        layout=layout,
+        state_bytes=state_bytes,
         rope_border=rope_border,
     )
     runner = ModelRunner(model=model, decoder=decoder, facts=facts, parallel=parallel, kernels=kernels)
@@ -133,6 +151,7 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
             raise _FastDecoderDiffers(str(error)) from error
         raise
     runner.facts = facts = replace(facts, can_project=can_project(runner, texts=probe_texts))
+    trim_heap()
     on_progress("warmup", 1.0)
     log.info(
         "model loaded",
@@ -228,8 +247,9 @@ def _divide(model: nn.Module, plan: IndexPlan, parallel: TensorParallel) -> None
 
 
 def _attach(
-    model: Any, probe: ProbeResult, backend: AttentionBackend, device: torch.device, *, rope_border: int | None
-) -> TransformersDecoder:
+    model: Any, probe: ProbeResult, backend: AttentionBackend, *, rope_border: int | None
+) -> tuple[StepContext, DecoderTap]:
+    """Let the model's attention layers read the paged pool, and its hidden states be tapped."""
     context = StepContext(backend=backend)
     if rope_border is not None:
         choose_long_tables_by_token(model, context, border=rope_border)
@@ -237,7 +257,7 @@ def _attach(
     model.set_attn_implementation(PAGED_ATTENTION)
     for index, layer in enumerate(probe.layers):
         attach_layer(layer.module, PagedLayer(context=context, index=index, rule=layer.rule))
-    return TransformersDecoder(model, context, DecoderTap(_find_decoder(model)), device=device)
+    return context, DecoderTap(_find_decoder(model))
 
 
 def _load_kernels(options: LoadOptions, *, dtype: torch.dtype, device: torch.device) -> Kernels | None:
@@ -264,6 +284,8 @@ def _why_not_fast(
         return "the model is divided among ranks"
     if rope_border is not None:
         return "there is a rotary table per request"
+    if probe.states:
+        return "layers carry state from token to token"
     return why_not_fast(model, [layer.rule for layer in probe.layers])
 
 

@@ -31,6 +31,7 @@ class ModelFacts:
     kv_specs: tuple[LayerKvSpec, ...]  # per attention layer, of this rank
     can_project: bool  # prompt logprobs can be given
     layout: str = "flat"
+    state_bytes: int = 0  # of the rows that layers other than attention keep per slot
     rope_border: int | None = None  # requests of more tokens take the long rotary table; None = there is one table
 
 

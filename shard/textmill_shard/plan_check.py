@@ -89,6 +89,9 @@ class _PlanCheck:
         has_room = len(admit.block_ids) >= num_cached_blocks
         message = f"{num_cached} cached tokens need {num_cached_blocks} blocks, got {len(admit.block_ids)}"
         self._require(has_room, "admits.block_ids", message, slot)
+        has_whole_past = num_cached == 0 or self._facts.layout != "state"
+        message = f"a model with state rows computes every token of a request, got {num_cached} cached ones"
+        self._require(has_whole_past, "admits.num_cached_tokens", message, slot)
         self._check_cached(slot, admit.block_ids[:num_cached_blocks])
         self._check_fresh("admits.block_ids", slot, admit.block_ids[num_cached_blocks:])
 

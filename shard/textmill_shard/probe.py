@@ -14,6 +14,7 @@ from textmill_shard.attention.base import AttentionRule
 from textmill_shard.kv_pool import LayerKvSpec
 from textmill_shard.mask_pattern import MaskPattern, MaskPredicate, UnknownMaskError, find_mask_pattern
 from textmill_shard.model_errors import UnsupportedModelError
+from textmill_shard.state_rows import StateSpec, find_states
 
 PROBE_ATTENTION = "textmill_probe"
 _PREDICATE_ATTRIBUTE = "textmill_mask_predicate"
@@ -35,6 +36,7 @@ class ProbeResult:
     """Layers in the order they ran, and the logits of the probe's texts."""
 
     layers: tuple[LayerFinding, ...]
+    states: tuple[StateSpec, ...]  # of layers that carry state from token to token
     logits_V_by_text: tuple[torch.Tensor, ...]  # float32, of the last token of each text
 
 
@@ -77,23 +79,36 @@ def probe_model(model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int)
             _recorder = None
         logits.append(output.logits[0, -1].float())
     layers = tuple(recorders[0].layers)
-    if not layers:
+    # Such layers would read the neighbours of a flat batch as their own past. With small weights no number shows it.
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or len(layers)
+    states: tuple[StateSpec, ...] = ()
+    if len(layers) < num_layers or getattr(model, "_is_stateful", False):
+        states = _look_for_states(model, texts[0], max_tokens=max_tokens)
+    if not layers and not states:
         raise UnsupportedModelError(
             f"models of type {model_type} cannot be served yet: their attention does not go through "
             "transformers' attention interface"
         )
-    # Such layers would read the neighbours of a flat batch as their own past. With small weights no number shows it.
-    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or len(layers)
-    if len(layers) < num_layers or getattr(model, "_is_stateful", False):
+    num_with_state = len({*(spec.layer for spec in states)})
+    if len(layers) + num_with_state < num_layers:
         raise UnsupportedModelError(
-            f"models of type {model_type} cannot be served yet: they have layers other than attention that carry "
-            f"state from token to token ({len(layers)} attention layers of {num_layers})"
+            f"models of type {model_type} cannot be served yet: of {num_layers} layers {len(layers)} are attention and "
+            f"{num_with_state} keep a state that this engine knows; what the others keep is not known"
         )
     if len({id(layer.module) for layer in layers}) != len(layers):
         raise UnsupportedModelError(
             f"models of type {model_type} cannot be served yet: one attention layer runs several times in a step"
         )
-    return ProbeResult(layers=layers, logits_V_by_text=tuple(logits))
+    return ProbeResult(layers=layers, states=states, logits_V_by_text=tuple(logits))
+
+
+def _look_for_states(model: Any, text_L: torch.Tensor, *, max_tokens: int) -> tuple[StateSpec, ...]:
+    global _recorder
+    _recorder = _Recorder(max_tokens=max_tokens)  # its findings are those of the texts once more
+    try:
+        return find_states(model, text_L.unsqueeze(0))
+    finally:
+        _recorder = None
 
 
 def _probe_mask(**kwargs: Any) -> torch.Tensor:

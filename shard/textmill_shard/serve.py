@@ -17,6 +17,7 @@ from textmill_shard.finish import FinishRules
 from textmill_shard.follower import Follower
 from textmill_shard.grammar_matcher import MatcherFactory, load_matcher_factory
 from textmill_shard.grammar_slots import GrammarSlots
+from textmill_shard.heap import trim_heap
 from textmill_shard.memory import KvMemoryOptions, plan_kv_memory
 from textmill_shard.model_loader import LoadOptions, load_model
 from textmill_shard.model_runner import ModelFacts, ModelRunner
@@ -96,6 +97,7 @@ def serve(settings: ServeSettings) -> int:
         else:
             loop = _LoopThread(Follower(executor=executor, channel=channel, status=status).run)
         gc.collect()
+        trim_heap()
         gc.freeze()  # what was loaded stays: later collections need not walk through it
         service.set_loaded(LoadedShard(facts=facts, engine=engine))
         log.info("ready", extra={"num_blocks": facts.num_blocks, "num_slots": facts.num_slots})
@@ -149,6 +151,7 @@ def _load(settings: ServeSettings, parallel: TensorParallel, status: ShardStatus
         dtype=settings.dtype,
         device=settings.device,
         block_size=settings.block_size,
+        num_slots=settings.num_slots,
         native_cache_dir=None if settings.no_native_kernels else settings.native_cache_dir,
         num_threads=settings.num_threads,
         fast_decoder=not settings.no_fast_decoder,
@@ -188,12 +191,18 @@ def _load(settings: ServeSettings, parallel: TensorParallel, status: ShardStatus
         eos_token_ids=facts.eos_token_ids,
         max_model_tokens=facts.max_model_tokens,
         layout=facts.layout,
-        features=("prefix_cache", "prompt_logprobs") if facts.can_project else ("prefix_cache",),
+        features=_features(facts),
         tokenizer_digest=facts.tokenizer_digest,
         weight_bytes=facts.weight_bytes,
         kv_bytes=memory.kv_bytes,
         rope_border=facts.rope_border or 0,
     )
+
+
+def _features(facts: ModelFacts) -> tuple[str, ...]:
+    # What a prefix leaves in state rows is not in its blocks: it cannot be shared.
+    prefix = () if facts.layout == "state" else ("prefix_cache",)
+    return (*prefix, *(("prompt_logprobs",) if facts.can_project else ()))
 
 
 def _load_matchers(settings: ServeSettings, facts: ShardFacts) -> MatcherFactory | None:
@@ -213,18 +222,18 @@ def _build_engine(
     channel: RankChannel,
     status: ShardStatus,
     matchers: MatcherFactory | None,
+    kernels: Kernels | None,
 ) -> Engine:
     finish_rules = FinishRules(facts.eos_token_ids)
     grammars = GrammarSlots(matchers, finish_rules)
     watermark = WatermarkKey(gamma=settings.watermark_gamma, delta=settings.watermark_delta)
+    sampler = Sampler(watermark=watermark, scanner=None if kernels is None else NativeRowScanner(kernels))
     return Engine(
         executor=executor,
         row_sampler=RowSampler(sampler=sampler, finish_rules=finish_rules, grammars=grammars),
-    kernels: Kernels | None,
         grammars=grammars,
         finish_rules=finish_rules,
         channel=channel,
         status=status,
-    sampler = Sampler(watermark=watermark, scanner=None if kernels is None else NativeRowScanner(kernels))
         lease_s=settings.router_lease_s,
     )

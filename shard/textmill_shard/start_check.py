@@ -87,6 +87,7 @@ def _build_batch(
         logit_rows_N=(starts[1:] - 1).to(device),
         max_query_len=int(lengths.max()),
         max_context_len=max(part.stop for part in parts),
+        slots_R=torch.tensor([part.text for part in parts], device=device),
         is_long_rope_T=_is_long_rope(runner, parts, texts),
     )
 

@@ -110,8 +110,8 @@ def run_zoo_model(model: ZooModel, runner: ModelRunner) -> ZooResult:
     recorder = RecordingRunner(runner)
     random = np.random.default_rng(5)
     prompts = [random.integers(0, VOCAB_SIZE, length).tolist() for length in PROMPT_LENGTHS]
-    admits = _admits(prompts, random.permutation(NUM_BLOCKS), rope_border=runner.facts.rope_border or 0)
-    with Shard(facts=_facts(runner), runner=recorder) as shard:
+    admits = _admits(prompts, random.permutation(NUM_BLOCKS), rope_border=runner.facts.rope_border)
+    with Shard(facts=zoo_facts(runner), runner=recorder) as shard:
 
         def admit_others(step: int) -> None:
             if step == 2:
@@ -144,30 +144,36 @@ def reference_logits(reference: Any, tokens: Sequence[int]) -> torch.Tensor:
     return logits.float()
 
 
-def _admits(prompts: Sequence[Sequence[int]], free_blocks: Any, *, rope_border: int) -> list[Admit]:
+def make_admit(
+    slot: int, prompt: Sequence[int], block_ids: Any, *, output: Sequence[int] = (), rope_border: int | None = None
+) -> Admit:
+    """A request of NUM_NEW greedy tokens."""
+    return Admit(
+        request_id=100 + slot,
+        slot=slot,
+        prompt_ids=ids(prompt),
+        output_ids=ids(output),
+        num_cached_tokens=0,
+        block_ids=ids(block_ids),
+        max_new_tokens=NUM_NEW,
+        sampling=SamplingParams(),
+        ignore_eos=True,
+        is_long_rope=0 < (rope_border or 0) < len(prompt) + NUM_NEW,
+    )
+
+
+def _admits(prompts: Sequence[Sequence[int]], free_blocks: Any, *, rope_border: int | None) -> list[Admit]:
     admits = []
     taken = 0
     for slot, prompt in enumerate(prompts):
         num_blocks = -(-(len(prompt) + NUM_NEW) // BLOCK_SIZE)
-        admits.append(
-            Admit(
-                request_id=100 + slot,
-                slot=slot,
-                prompt_ids=ids(prompt),
-                output_ids=ids([]),
-                num_cached_tokens=0,
-                block_ids=free_blocks[taken : taken + num_blocks],
-                max_new_tokens=NUM_NEW,
-                sampling=SamplingParams(),
-                ignore_eos=True,
-                is_long_rope=0 < rope_border < len(prompt) + NUM_NEW,
-            )
-        )
+        blocks = free_blocks[taken : taken + num_blocks]
+        admits.append(make_admit(slot, prompt, blocks, rope_border=rope_border))
         taken += num_blocks
     return admits
 
 
-def _facts(runner: ModelRunner) -> ShardFacts:
+def zoo_facts(runner: ModelRunner) -> ShardFacts:
     return ShardFacts(
         model_id="zoo",
         model_sha="",

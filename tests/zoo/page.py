@@ -25,7 +25,10 @@ with the reason when they differ or when it cannot run.
 
 """
 LAYOUTS = """
-Layouts: *flat* runs all tokens of a step as one row, attention reads the paged KV cache; everything works.
+Layouts: *flat* runs all tokens of a step as one row, attention reads the paged KV cache; everything works. *state*
+models have layers that carry a state from token to token, kept in a row per slot: the tokens of a step that decode run
+together, each chunk of a prompt on its own; there is no prefix cache, a preempted request computes its prompt again,
+and the model is not divided among shards.
 """
 
 

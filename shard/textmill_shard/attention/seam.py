@@ -44,18 +44,21 @@ class PagedLayer:
     rule: AttentionRule
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Take `[1, H, T, D]`, `[1, K, T, D]`, `[1, K, T, E]`; give `[1, T, H, E]`."""
+        """Take `[B, H, n, D]`, `[B, K, n, D]`, `[B, K, n, E]` of T = B * n tokens; give `[B, n, H, E]`.
+
+        A flat batch has B = 1; state rows have n = 1 where they decode.
+        """
         pool = self.context.pool
         places_T = self.context.kv_places_T
         assert pool is not None
         assert places_T is not None, "begin comes before the forward"
         key_pool, value_pool = pool.keys[self.index], pool.values[self.index]
-        key_pool.flatten(0, 1).index_copy_(0, places_T, key[0].transpose(0, 1).to(key_pool.dtype))
-        value_pool.flatten(0, 1).index_copy_(0, places_T, value[0].transpose(0, 1).to(value_pool.dtype))
-        out_THE = self.context.backend.attend(
-            self.context.prepared, query[0].transpose(0, 1), key_pool, value_pool, self.rule
-        )
-        return out_THE.unsqueeze(0)
+        key_THD, value_THE = key.transpose(1, 2).flatten(0, 1), value.transpose(1, 2).flatten(0, 1)
+        key_pool.flatten(0, 1).index_copy_(0, places_T, key_THD.to(key_pool.dtype))
+        value_pool.flatten(0, 1).index_copy_(0, places_T, value_THE.to(value_pool.dtype))
+        query_THD = query.transpose(1, 2).flatten(0, 1)
+        out_THE = self.context.backend.attend(self.context.prepared, query_THD, key_pool, value_pool, self.rule)
+        return out_THE.view(query.shape[0], query.shape[2], *out_THE.shape[1:])
 
 
 def paged_attention(

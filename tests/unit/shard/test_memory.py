@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from textmill_shard.memory import KvMemoryOptions, plan_kv_memory, total_memory_bytes
+from textmill_shard.memory import UNBOUNDED_TOKENS, KvMemoryOptions, plan_kv_memory, total_memory_bytes
 from textmill_shard.model_errors import ModelError
 from textmill_shard.model_loader import LoadOptions, load_model
 from textmill_shard.model_runner import ModelRunner
 
 from tests.fakes.tiny_models import make_tiny_llama
+from tests.zoo.drive import make_zoo_model
+from tests.zoo.table import STATE
 
 
 @pytest.fixture
@@ -45,3 +47,13 @@ def test_too_little_memory_says_what_two_blocks_take(runner: ModelRunner) -> Non
         ModelError, match=rf"--kv-cache-bytes {budget} leaves {budget} bytes.*two blocks take {budget + 1}"
     ):
         plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=4, kv_cache_bytes=budget))
+
+
+def test_a_model_without_keys_and_values_has_blocks_that_only_count_tokens(tmp_path: Path) -> None:
+    make_zoo_model(next(entry for entry in STATE if entry.name == "mamba"), tmp_path)
+    options = LoadOptions(model_dir=tmp_path, dtype="float32", block_size=4, num_slots=3)
+    runner = load_model(options, lambda phase, share: None)
+    assert runner.facts.state_bytes > 0
+    plan = plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=3, memory_fraction=0.01))
+    assert plan.num_blocks == 3 * -(-(runner.facts.max_model_tokens or UNBOUNDED_TOKENS) // 4)
+    assert plan.kv_bytes == 0

@@ -10,6 +10,7 @@ from textmill_shard.model_errors import ModelError, ModelFilesError, Unsupported
 from textmill_shard.model_files import WeightFiles, find_eos_token_ids, find_tokenizer_digest
 from textmill_shard.model_loader import LoadOptions, load_model
 from textmill_shard.model_runner import ModelRunner
+from textmill_shard.parallel import TensorParallel
 from textmill_shard.weight_reader import match_names
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -179,8 +180,9 @@ def test_architecture_with_its_own_attention_code_is_refused(tmp_path: Path) -> 
         load(folder)
 
 
-def test_layers_that_carry_state_from_token_to_token_are_refused(tmp_path: Path) -> None:
-    folder = make_small(
+@pytest.fixture
+def lfm2(tmp_path: Path) -> Path:
+    return make_small(
         tmp_path / "lfm2",
         "lfm2",
         vocab_size=300,
@@ -191,8 +193,18 @@ def test_layers_that_carry_state_from_token_to_token_are_refused(tmp_path: Path)
         num_key_value_heads=2,
         layer_types=["conv", "full_attention"],
     )
-    with pytest.raises(UnsupportedModelError, match="carry state from token to token"):
-        load(folder)
+
+
+def test_rows_of_layers_that_carry_state_are_counted(lfm2: Path) -> None:
+    runner = load_model(LoadOptions(model_dir=lfm2, dtype="float32", num_slots=5), lambda phase, share: None)
+    assert runner.facts.layout == "state"
+    assert len(runner.facts.kv_specs) == 1
+    assert runner.facts.state_bytes == (5 + 1) * 32 * 3 * 4  # slots and scratch, channels, width, float32
+
+
+def test_layers_that_carry_state_are_not_divided_among_shards(lfm2: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="--num-shard 1"):
+        load_model(LoadOptions(model_dir=lfm2), lambda phase, share: None, TensorParallel(rank=0, world_size=2))
 
 
 def test_dynamic_rotary_tables_are_fixed_for_the_longest_text(tmp_path: Path) -> None:

@@ -232,3 +232,11 @@ def test_rule_20_a_grammar_for_a_model_that_allows_none_is_rejected() -> None:
         check(plan, make_table())
     facts = replace(FACTS, features=("grammar",))
     check_plan(plan, last_number=4, table=make_table(), facts=facts)
+
+
+def test_rule_15_state_rows_share_no_prefix() -> None:
+    facts = replace(FACTS, layout="state")
+    plan = plan_of(admits=(admit(1, [1] * 6, blocks=[0, 20, 21], cached=4),))
+    with pytest.raises(PlanRejected, match=r"admits\.num_cached_tokens"):
+        check_plan(plan, last_number=plan.number - 1, table=make_table(), facts=facts)
+    check_plan(plan, last_number=plan.number - 1, table=make_table(), facts=FACTS)

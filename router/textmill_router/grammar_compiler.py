@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections import OrderedDict
@@ -21,6 +22,7 @@ MAX_WAITING = 64  # grammars in work or before it; more get 429
 MAX_KEPT_VERDICTS = 1024
 WORKER_MEMORY_BYTES = 4 << 30  # address space, most of it never touched
 START_TIMEOUT_S = 60.0
+SECRET_VARIABLES = ("API_KEY",)  # what compiles users' text has no business with
 
 
 class _WorkerDied(Exception):
@@ -37,7 +39,10 @@ class _Worker:
     def __init__(self) -> None:
         # Not by the event loop: its way to start a process forks, and gRPC's threads complain of every fork.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "textmill_router.grammar_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-m", "textmill_router.grammar_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES},
         )
 
     def ask(self, line: bytes) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from textmill_router.api.grammar_types import native_grammar
 from textmill_router.errors import Overloaded, ShuttingDown, ValidationFailed
@@ -153,6 +154,23 @@ def test_closing_ends_those_that_wait(tmp_path: Path) -> None:
             await compiler.check(regex("a"))
 
     run(tmp_path, scenario)
+
+
+def test_workers_do_not_get_the_api_key_and_end_with_the_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(compiler: GrammarCompiler) -> None:
+        await compiler.check(regex("a"))
+        found = [process for process in psutil.Process().children() if "grammar_worker" in str(process.cmdline())]
+        assert len(found) == 1
+        assert "API_KEY" not in found[0].environ()
+        assert "PATH" in found[0].environ()
+        workers.extend(found)
+
+    workers: list[psutil.Process] = []
+    monkeypatch.setenv("API_KEY", "s3cret")
+    run(tmp_path, scenario)
+    assert not workers[0].is_running()
 
 
 def test_a_server_without_grammars_says_so(tmp_path: Path) -> None:

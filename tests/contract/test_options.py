@@ -174,6 +174,32 @@ def test_call_waits_while_the_model_loads(
         assert answers[0].status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}),
+        ("/v1/completions", {"prompt": "hi", "max_tokens": 2}),
+        ("/chat_tokenize", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("/detokenize", {"ids": [104]}),
+        ("/invocations", {"inputs": "hi", "parameters": {"max_new_tokens": 2}}),
+        ("/vertex", {"instances": [{"inputs": "hi", "parameters": {"max_new_tokens": 2}}]}),
+    ],
+)
+def test_header_counts_on_the_other_routes(tmp_path: Path, route: str, body: dict[str, Any]) -> None:
+    with RunningRouter(tmp_path, is_loading=True) as router, router.client() as client:
+        answers: list[httpx.Response] = []
+
+        def call() -> None:
+            answers.append(client.post(route, json=body, headers={"x-wait-for-model": "true"}))
+
+        caller = threading.Thread(target=call)
+        caller.start()
+        router.wait_until(lambda: router.service.admission.held == 1, "the call waits")
+        router.shard.load(None)
+        caller.join(10)
+        assert answers[0].status_code == 200, answers[0].text
+
+
 def test_wait_has_an_end(tmp_path: Path) -> None:
     with RunningRouter(tmp_path, is_loading=True, wait_for_model_timeout=0.1) as router, router.client() as client:
         answer = client.post("/generate", json=BODY, headers={"x-wait-for-model": "true"})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from textmill_router.api.call_options import ready_backend
 from textmill_router.api.chat import render
 from textmill_router.api.chat_messages import chat_wishes
 from textmill_router.api.chat_tools import tool_wishes
@@ -28,8 +29,8 @@ class ChatTokenizeRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            backend = self._service.open_backend()
             body = await read_json(scope, receive, _DECODER, self._service.settings.payload_limit)
+            backend = await ready_backend(self._service, scope, receive)
             _, prompt = await render(backend, chat_wishes(body), tool_wishes(body))
             encodings = await backend.tokenizer.encode_pieces(prompt.pieces, wants_offsets=True)
             answer = await asyncio.to_thread(_encode_answer, prompt.pieces, encodings)

@@ -9,6 +9,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from textmill_router.api.accounting import Account
+from textmill_router.api.call_options import ready_backend
 from textmill_router.api.chat import MAX_TOP_LOGPROBS, new_envelope
 from textmill_router.api.chat_answers import DONE
 from textmill_router.api.choice_streams import stream_choices
@@ -61,9 +62,10 @@ class CompletionsRoute:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
-        backend = service.open_backend()
+        service.admission.check_open()
         body = await read_json(scope, receive, _DECODER, service.settings.payload_limit)
         check_model(body.model, service.settings)
+        backend = await ready_backend(service, scope, receive)
         asked = _check(body, service, backend)
         async with admitted(service, receive, len(asked.sources) * asked.best_of):
             work = _Work(service, backend, Account(service, backend, call_of(scope)), asked)

@@ -21,6 +21,17 @@ def process_s(pid: int) -> float:
 
 def tree_s(pid: int) -> float:
     """CPU seconds of a process and of its descendants that still live."""
+    total_s = 0.0
+    for member in family(pid):
+        try:
+            total_s += process_s(member)
+        except OSError:
+            continue
+    return total_s
+
+
+def family(pid: int) -> set[int]:
+    """A process and its descendants that still live."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -28,19 +39,12 @@ def tree_s(pid: int) -> float:
                 parents[int(entry.name)] = int(_stat_fields(int(entry.name))[1])
             except OSError:
                 continue  # it ended while we looked
-    family = {pid}
+    found = {pid}
     while True:
-        children = {child for child, parent in parents.items() if parent in family} - family
+        children = {child for child, parent in parents.items() if parent in found} - found
         if not children:
-            break
-        family |= children
-    total_s = 0.0
-    for member in family:
-        try:
-            total_s += process_s(member)
-        except OSError:
-            continue
-    return total_s
+            return found
+        found |= children
 
 
 def _stat_fields(pid: int) -> list[str]:

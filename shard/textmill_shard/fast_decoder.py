@@ -17,6 +17,7 @@ from torch import nn
 
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.heap import trim_heap
 from textmill_shard.kv_pool import KvPool
 from textmill_shard.native.kernels import (
     DTYPES,
@@ -99,6 +100,7 @@ class FastDecoder:
         self._norm_epsilon = float(decoder.norm.variance_epsilon)
         for fields, layer, rule in zip(self._layers, decoder.layers, rules, strict=True):
             self._fill_layer(fields, layer, rule)
+            trim_heap()  # a layer's originals go before the next one is packed
         is_tied = model.lm_head.weight.data_ptr() == decoder.embed_tokens.weight.data_ptr()
         head = self._pack(model.lm_head.weight)
         embedding = None if is_tied else self._hold(decoder.embed_tokens.weight.detach())

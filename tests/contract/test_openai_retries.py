@@ -1,0 +1,60 @@
+"""The openai client waits as `Retry-After` says, and tells each refusal by its class."""
+
+import threading
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.contract.running_router import RunningRouter
+from tests.contract.test_chat_answers import USER
+from tests.fakes.fake_shard import FakeShardOptions
+
+
+def test_refused_call_is_retried_when_there_is_room(tmp_path: Path) -> None:
+    statuses: list[int] = []
+    options = FakeShardOptions(step_s=0.005)
+    with RunningRouter(tmp_path, options, max_concurrent_requests=1) as router:
+        holder = router.send("/v1/chat/completions", {"messages": [USER], "max_tokens": 5000, "stream": True})
+        router.wait_until_counts(running=1, waiting=0)
+
+        def note(answer: httpx.Response) -> None:
+            statuses.append(answer.status_code)
+            if answer.status_code == 429:
+                assert int(answer.headers["retry-after"]) >= 1
+                threading.Thread(target=holder.close).start()
+
+        http = httpx.Client(trust_env=False, event_hooks={"response": [note]})
+        with openai.OpenAI(base_url=f"{router.url}/v1", api_key="x", max_retries=3, http_client=http) as client:
+            answer = client.chat.completions.create(model="tgi", messages=[USER], max_tokens=3)
+        assert answer.choices[0].message.content == "abc"
+        assert statuses == [429, 200]
+
+
+def test_wrong_key_is_an_authentication_error(tmp_path: Path) -> None:
+    http = httpx.Client(trust_env=False)
+    with (
+        RunningRouter(tmp_path, api_key="secret") as router,
+        openai.OpenAI(base_url=f"{router.url}/v1", api_key="wrong", max_retries=0, http_client=http) as client,
+    ):
+        with pytest.raises(openai.AuthenticationError) as refused:
+            client.chat.completions.create(model="tgi", messages=[USER])
+        assert refused.value.code == "invalid_api_key"
+        assert client.with_options(api_key="secret").models.list().data
+
+
+@pytest.mark.parametrize(
+    ("style", "kind"), [("mixed", openai.UnprocessableEntityError), ("openai", openai.BadRequestError)]
+)
+def test_style_decides_the_class_of_a_bad_request(
+    tmp_path: Path, style: str, kind: type[openai.APIStatusError]
+) -> None:
+    http = httpx.Client(trust_env=False)
+    with (
+        RunningRouter(tmp_path, v1_errors=style) as router,
+        openai.OpenAI(base_url=f"{router.url}/v1", api_key="x", max_retries=0, http_client=http) as client,
+        pytest.raises(kind) as refused,
+    ):
+        client.chat.completions.create(model="tgi", messages=[USER], temperature=-1)
+    assert refused.value.param == "temperature"

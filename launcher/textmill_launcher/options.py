@@ -167,6 +167,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("max_total_tokens", integer(2), "prompt and output tokens of a request"),
     Option("max_batch_prefill_tokens", integer(1), "prompt tokens computed in one step"),
     Option("max_batch_total_tokens", integer(1), "tokens that the KV cache holds; without it what memory allows"),
+    Option(
+        "enable_prefill_logprobs",
+        boolean,
+        "taken for TGI's sake, without effect: prompt log-probabilities need no flag",
+        default=False,
+        is_switch=True,
+    ),
     Option("max_n", integer(1), "largest n of a chat or completion"),
     Option("max_client_batch_size", integer(1), "prompts of one call"),
     Option("response_cache_bytes", integer(0), "bytes of answers kept for equal greedy or seeded requests; 0: none"),

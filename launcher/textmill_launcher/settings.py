@@ -39,6 +39,7 @@ class Settings:
     max_batch_total_tokens: int | None
     max_n: int | None
     max_client_batch_size: int | None
+    enable_prefill_logprobs: bool  # changes nothing
     response_cache_bytes: int | None
     wait_for_model_timeout: float | None  # seconds
     validation_workers: int | None

@@ -33,6 +33,7 @@ GOOD_VALUES = {
     "strict_model": ("true", True),
     "tool_call_parser": ("hermes", "hermes"),
     "reasoning_parser": ("think", "think"),
+    "enable_prefill_logprobs": ("true", True),
     "response_cache_bytes": ("0", 0),
     "wait_for_model_timeout": ("2.5", 2.5),
     "validation_workers": ("1", 1),
@@ -54,7 +55,8 @@ GOOD_VALUES = {
 
 def arguments(name: str, text: str) -> list[str]:
     flag = "--" + name.replace("_", "-")
-    return [flag] if name in ("json_output", "disable_grammar_support", "strict_model") else [flag, text]
+    switches = ("json_output", "disable_grammar_support", "strict_model", "enable_prefill_logprobs")
+    return [flag] if name in switches else [flag, text]
 
 
 def test_every_option_has_a_sample_here_and_a_field() -> None:

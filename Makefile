@@ -23,6 +23,7 @@ test: $(STAMP) ## Run all tests that need no GPU
 test-clients: $(STAMP) ## Try the heavy clients, in a venv of their own, against the demo model
 	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
 	@.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	@if command -v npm >/dev/null; then npm --prefix tests/clients/javascript ci --silent --no-audit --no-fund; fi
 	@$(BIN)/python -m tests.clients.run
 
 check: $(STAMP) ## Check format, lint, types and that the committed stubs fit the .proto

@@ -8,6 +8,7 @@ from tests.processes import launched
 
 FOLDER = Path(__file__).parent
 CLIENTS_PYTHON = FOLDER.parents[1] / ".venv-clients" / "bin" / "python"
+JAVASCRIPT = FOLDER / "javascript"  # its packages are there where npm is
 KV_BYTES = 256 * 16 * 46_080  # 4,096 tokens of the demo model in fp32
 LIMIT_S = 300
 
@@ -19,6 +20,8 @@ def main() -> None:
         server.wait_ready()
         for script in sorted(FOLDER.glob("check_*.py")):
             subprocess.run([str(CLIENTS_PYTHON), str(script), server.base_url], check=True, timeout=LIMIT_S)
+        if (JAVASCRIPT / "node_modules").is_dir():
+            subprocess.run(["node", "check_clients.mjs", server.base_url], cwd=JAVASCRIPT, check=True, timeout=LIMIT_S)
 
 
 if __name__ == "__main__":

@@ -296,10 +296,13 @@ class GatedFactory:
     def __init__(self, factory: MatcherFactory) -> None:
         self._factory = factory
         self.gate = threading.Event()
+        self.second_gate = threading.Event()
 
     def build(self, grammar: Grammar, output_ids: Sequence[int] = ()) -> Matcher:
         if grammar.text.startswith("slow|"):
             assert self.gate.wait(WAIT_S)
+        if grammar.text.startswith("slower|"):
+            assert self.second_gate.wait(WAIT_S)
         return self._factory.build(grammar, output_ids)
 
 
@@ -333,13 +336,14 @@ def test_a_request_that_leaves_while_its_grammar_compiles_frees_its_slot(
         shard.send(admits=[request(0, of_regex("slow|x"))])
         while not shard.next_result().prefill_slots.tolist():
             pass
-        next_one = replace(request(0, of_regex("[ef]{4}")), request_id=77)
+        next_one = replace(request(0, of_regex("slower|[ef]{4}")), request_id=77)
         shard.send(drops=[Drop(0, 1000)], admits=[next_one])
-        shard.results.clear()
-        tokens = shard.run_to_end(0)[0]
-        assert re.fullmatch("[ef]{4}", text_of(tokens))
+        while not shard.next_result().prefill_slots.tolist():
+            pass
         gated.gate.set()
-        assert shard.is_silent()  # what was compiled for the one who left wakes nobody
+        assert shard.is_silent()  # what was compiled for the one who left lets nobody go on
+        gated.second_gate.set()
+        assert re.fullmatch("slower|[ef]{4}", text_of(shard.run_to_end(0)[0]))
 
 
 class FaultyFactory:

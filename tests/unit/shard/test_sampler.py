@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from textmill_shard import noise
 from textmill_shard.sampler import Sampler
 from textmill_shard.sampling_params import SamplingParams
 from textmill_shard.slot_sampling import SlotSampling
@@ -260,8 +261,10 @@ def test_rounding_lets_nothing_through_that_a_grammar_forbids() -> None:
     # The noise of the tail with this seed is 17.8, as it is once in 60 million draws: a tail of 3e-8 would win.
     params = SamplingParams(do_sample=True, temperature=0.9, seed=13_328_519)
     logits_NV = random_logits(200, width=1.0)
+    words_12 = noise.seed_words([params.seed], torch.device("cpu"))
+    noise_V = noise.gumbel(words_12, torch.zeros(1, dtype=torch.int64), torch.arange(VOCAB)[None])[0]
     allowed_V = torch.zeros(VOCAB, dtype=torch.bool)
-    allowed_V[:7] = True
+    allowed_V[noise_V.argsort()[:7]] = True  # tokens with little noise of their own
     slots = [slot(params) for _ in range(len(logits_NV))]
     for state in slots:
         state.allowed_V = allowed_V.numpy()

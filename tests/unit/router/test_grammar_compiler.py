@@ -161,13 +161,14 @@ def test_workers_do_not_get_the_api_key_and_end_with_the_compiler(
 ) -> None:
     async def scenario(compiler: GrammarCompiler) -> None:
         await compiler.check(regex("a"))
-        found = [process for process in psutil.Process().children() if "grammar_worker" in str(process.cmdline())]
+        found = [process for process in psutil.Process().children() if process not in before]
         assert len(found) == 1
         assert "API_KEY" not in found[0].environ()
         assert "PATH" in found[0].environ()
         workers.extend(found)
 
     workers: list[psutil.Process] = []
+    before = psutil.Process().children()
     monkeypatch.setenv("API_KEY", "s3cret")
     run(tmp_path, scenario)
     assert not workers[0].is_running()

@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from textmill_router.request import GenerationRequest, SamplingParameters
+from textmill_router.request import GenerationRequest, SamplingParameters, token_array
 from textmill_router.service import Backend
 from textmill_router.validation import (
     MAX_U64,
@@ -46,9 +46,9 @@ async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedP
     if backend.tokenizer.cannot_fit(text, limits.max_input_tokens):
         raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
     encodings = await backend.tokenizer.encode_pieces(pieces)
-    prompt_ids = encodings[0].ids
-    for encoding in encodings[1:]:
-        prompt_ids = prompt_ids + encoding.ids
+    prompt_ids = token_array(())
+    for encoding in encodings:
+        prompt_ids.extend(encoding.ids)
     return Intake(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, limits))
 
 

@@ -338,3 +338,14 @@ def test_sources_are_taken_in_order(tmp_path: Path) -> None:
     assert make_prompt(template, ChatWishes(messages=[USER]), RoleSafety([])).text == "given <s>"
     with pytest.raises(TokenizerError, match=r"missing\.json"):
         load_chat_templates(tmp_path, tmp_path / "missing.json")
+
+
+def test_a_megabyte_of_forgeries_is_marked_in_one_pass() -> None:
+    """Many special tokens begin alike; one text is nothing but that beginning, one nothing but forgeries."""
+    safety = RoleSafety([f"<|reserved_{number}|>" for number in range(250)] + ["<|end|>", "<|end|>x", "|>"])
+    assert safety.cut(safety.guard("<|" * 300_000)) == ("<|" * 300_000,)
+    text = "<|end|>" * 50_000
+    pieces = safety.cut(safety.guard(text))
+    assert "".join(pieces) == text
+    assert not any(special in piece for piece in pieces[:50] for special in ("<|end|>", "|>"))
+    assert safety.cut(safety.guard("a<|end|>xb"))[0] == "a<"

@@ -9,7 +9,7 @@ import pytest
 TOKEN_A = {"id": 97, "text": "a", "logprob": -0.5, "special": False}
 TOKEN_B = {"id": 98, "text": "b", "logprob": -0.5, "special": False}
 
-# All eighteen parameters of the published API page at once; what is not built yet is null or false.
+# All parameters of the published API page at once, with its example values.
 PUBLISHED_PARAMETERS = {
     "adapter_id": None,
     "best_of": 1,
@@ -29,7 +29,7 @@ PUBLISHED_PARAMETERS = {
     "top_p": 0.95,
     "truncate": None,
     "typical_p": 0.95,
-    "watermark": False,
+    "watermark": True,
 }
 
 

@@ -39,6 +39,11 @@ FORWARDED: Mapping[str, tuple[str | None, str | None]] = {
     "dtype": (None, "--dtype"),
     "kv_cache_bytes": (None, "--kv-cache-bytes"),
     "memory_fraction": (None, "--memory-fraction"),
+    "num_threads": (None, "--num-threads"),
+    "native_cache_dir": (None, "--native-cache-dir"),
+    "no_native_kernels": (None, "--no-native-kernels"),
+    "no_fast_decoder": (None, "--no-fast-decoder"),
+    "disable_swaps": (None, "--disable-swaps"),
 }
 
 # The router takes the key from its environment: a command line can be read by everybody on the machine.

@@ -156,6 +156,11 @@ OPTIONS: tuple[Option, ...] = (
         "share of the memory that a shard may fill",
         aliases=("--cuda-memory-fraction",),
     ),
+    Option("num_threads", integer(1), "threads of a shard's steps; without it the cores, from 3 on less one"),
+    Option("native_cache_dir", text, "folder of compiled CPU kernels"),
+    Option("no_native_kernels", boolean, "compute by torch alone, for bisection", default=False, is_switch=True),
+    Option("no_fast_decoder", boolean, "llama-type models by transformers' code", default=False, is_switch=True),
+    Option("disable_swaps", text, "comma-separated: qkv, gate_up, packed_linear, rms_norm; for bisection"),
     Option("huggingface_hub_cache", text, "folder of downloaded hub models"),
     Option("conversion_cache", text, "folder of models converted from GGUF"),
     # Limits

@@ -27,6 +27,11 @@ class Settings:
     dtype: str | None
     kv_cache_bytes: int | None
     memory_fraction: float | None
+    num_threads: int | None
+    native_cache_dir: str | None
+    no_native_kernels: bool
+    no_fast_decoder: bool
+    disable_swaps: str | None
     huggingface_hub_cache: str | None
     conversion_cache: str
     max_concurrent_requests: int | None

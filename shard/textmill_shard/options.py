@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SWAPS = ("qkv", "gate_up", "packed_linear", "rms_norm")  # see module_swaps.py
 
 
 class BadValue(ValueError):
@@ -87,6 +88,16 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def words(*allowed: str) -> Callable[[str], tuple[str, ...]]:
+    def parse(value: str) -> tuple[str, ...]:
+        given = tuple(part.strip() for part in value.split(",") if part.strip())
+        if not set(given) <= set(allowed):
+            raise BadValue("a comma-separated list of " + ", ".join(allowed))
+        return given
+
+    return parse
+
+
 def boolean(value: str) -> bool:
     known = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
     if value.lower() not in known:
@@ -119,6 +130,12 @@ SERVE_OPTIONS = (
     Option("--native-cache-dir", Path, "where compiled CPU kernels are kept (default: ~/.cache/textmill/native)"),
     Option("--no-native-kernels", boolean, "compute by torch alone, for bisection", default=False, is_switch=True),
     Option("--no-fast-decoder", boolean, "llama-type models by transformers' code", default=False, is_switch=True),
+    Option(
+        "--disable-swaps",
+        words(*SWAPS),
+        f"layers of transformers' code that stay as they are, for bisection; from {','.join(SWAPS)}",
+        default=(),
+    ),
     Option("--watermark-gamma", share, "part of the vocabulary that is green for the watermark", default=0.5),
     Option("--watermark-delta", finite, "what the watermark adds to the logits of green tokens", default=2.0),
     Option("--router-lease-s", seconds, "seconds of silence after which the router counts as gone", default=5.0),

@@ -44,6 +44,7 @@ class ServeSettings:
     native_cache_dir: Path
     no_native_kernels: bool
     no_fast_decoder: bool
+    disable_swaps: tuple[str, ...]
     watermark_gamma: float
     watermark_delta: float
     router_lease_s: float
@@ -52,7 +53,7 @@ class ServeSettings:
 
     def describe(self) -> dict[str, object]:
         """What the log shows; there are no secrets."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
+        return {name: value for name, value in asdict(self).items() if value not in (None, "", ())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def _build_parser() -> argparse.ArgumentParser:
             if option.is_switch:
                 sub_parser.add_argument(option.flag, dest=option.name, action="store_true", help=option.help)
             else:
-                shown = "" if option.default in (None, "") else f" (default: {option.default})"
+                shown = "" if option.default in (None, "", ()) else f" (default: {option.default})"
                 metavar = option.name.upper()
                 sub_parser.add_argument(option.flag, dest=option.name, metavar=metavar, help=option.help + shown)
     return parser

@@ -16,9 +16,10 @@ from textmill_shard.position_cache import PositionCache
 class TransformersDecoder:
     """A model whose attention layers stand attached to `context` and whose hidden states pass `tap`."""
 
-    has_own_threads = False
-
-    def __init__(self, model: Any, context: StepContext, tap: DecoderTap, *, device: torch.device) -> None:
+    def __init__(
+        self, model: Any, context: StepContext, tap: DecoderTap, *, device: torch.device, has_own_threads: bool = False
+    ) -> None:
+        self.has_own_threads = has_own_threads
         self._model = model
         self._context = context
         self._tap = tap

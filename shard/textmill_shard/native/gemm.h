@@ -10,7 +10,8 @@
 #endif
 #define BLOCK_ROWS 120  // rows that stay in the second-level cache while the panels pass by
 
-typedef enum { STORE, ADD, GATE } gemm_end;  // out = x; out += x; out = silu(first 16) * last 16, narrowed
+// out = x; x, narrowed; out += x; silu(first 16) * last 16, narrowed
+typedef enum { STORE, NARROW, ADD, GATE } gemm_end;
 
 typedef struct {
   const uint32_t *rows;  // [num_rows, row_words] elements
@@ -18,9 +19,9 @@ typedef struct {
   const uint32_t *panels;
   int64_t inner_words;
   int64_t num_rows;
-  int64_t num_outputs;  // columns beyond are not written (STORE); the last panel is filled with zeros
+  int64_t num_outputs;  // columns beyond are not written (STORE, NARROW); the last panel is filled with zeros
   const float *bias;    // NULL or one per output, padded to whole panels
-  void *out;            // float [num_rows, out_stride]; GATE: elements [num_rows, out_stride], 16 per panel
+  void *out;            // float [num_rows, out_stride]; NARROW, GATE: elements; GATE: 16 per panel
   int64_t out_stride;
   gemm_end end;
 } gemm;

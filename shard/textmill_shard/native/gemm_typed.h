@@ -11,6 +11,14 @@ INLINE void NAME(end_row)(const gemm *g, int64_t row, int64_t panel, v16f first,
     narrow((element *)g->out + row * g->out_stride + panel * 16, gate * second);
     return;
   }
+  if (g->end == NARROW) {
+    element both[LANES];
+    const int64_t columns = g->num_outputs - column < LANES ? g->num_outputs - column : LANES;
+    narrow(both, first);
+    narrow(both + 16, second);
+    memcpy((element *)g->out + row * g->out_stride + column, both, (size_t)columns * sizeof(element));
+    return;
+  }
   float *to = (float *)g->out + row * g->out_stride + column;
   if (g->end == ADD) {
     first += load_f(to);

@@ -103,7 +103,8 @@ class Kernels:
         library.textmill_team_free.argtypes = [_PTR]
         library.textmill_want_huge_pages.argtypes = [_PTR, _I64]
         library.textmill_pack.argtypes = [_PTR, _PTR, _I64, _I64, _I64, _I64, _PTR]
-        library.textmill_linear.argtypes = [_PTR, _PTR, _I64, _I64, _PTR, _I64, _PTR, _I64, _PTR]
+        library.textmill_linear.argtypes = [_PTR, _PTR, _I64, _I64, _PTR, _I64, _PTR, _I64, _I64, _PTR]
+        library.textmill_rms_norm.argtypes = [_PTR, _PTR, _I64, _I64, _PTR, _F32, _I64, _PTR]
         library.textmill_attention.argtypes = [_PTR, _PTR, _I64, _I64]
         library.textmill_decode.argtypes = [_PTR, _PTR, _PTR]
         library.textmill_scan_rows.argtypes = [_PTR, _PTR, _I64, _I64, _I64, _PTR, _PTR, _PTR]
@@ -152,10 +153,14 @@ class Kernels:
         )
         return PackedWeight(into, num_outputs=num_outputs, inner=inner, dtype=weight_OI.dtype)
 
-    def linear(self, x_TI: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """Give float32 `[T, O]`; `bias` comes from `pad_bias`."""
+    def linear(
+        self, x_TI: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None, *, is_narrow: bool = False
+    ) -> torch.Tensor:
+        """Give float32 `[T, O]`, with `is_narrow` in the dtype of x; `bias` comes from `pad_bias`."""
         x_TI = x_TI.contiguous()
-        out_TO = torch.empty(x_TI.shape[0], weight.num_outputs)
+        assert x_TI.shape[1] == weight.inner, (x_TI.shape, weight.inner)
+        assert x_TI.dtype == weight.dtype, (x_TI.dtype, weight.dtype)
+        out_TO = torch.empty(x_TI.shape[0], weight.num_outputs, dtype=x_TI.dtype if is_narrow else torch.float32)
         self._library.textmill_linear(
             self._team,
             x_TI.data_ptr(),
@@ -165,9 +170,28 @@ class Kernels:
             weight.num_outputs,
             None if bias is None else bias.data_ptr(),
             _is_bf16(x_TI),
+            is_narrow,
             out_TO.data_ptr(),
         )
         return out_TO
+
+    def rms_norm(self, x_TI: torch.Tensor, weight_I: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Give `[T, I]` in the dtype of x, rounded once; the weight is float32."""
+        x_TI = x_TI.contiguous()
+        assert weight_I.dtype == torch.float32, weight_I.dtype
+        assert x_TI.shape[1] == weight_I.shape[0], (x_TI.shape, weight_I.shape)
+        out_TI = torch.empty_like(x_TI)
+        self._library.textmill_rms_norm(
+            self._team,
+            x_TI.data_ptr(),
+            x_TI.shape[0],
+            x_TI.shape[1],
+            weight_I.data_ptr(),
+            epsilon,
+            _is_bf16(x_TI),
+            out_TI.data_ptr(),
+        )
+        return out_TI
 
     def attention(
         self,

@@ -11,12 +11,14 @@
 #include "gemm_typed.h"
 #include "attention_typed.h"
 #include "decoder_typed.h"
+#include "norm_typed.h"
 #undef BFLOAT16
 #define BFLOAT16 0
 #include "element.h"
 #include "gemm_typed.h"
 #include "attention_typed.h"
 #include "decoder_typed.h"
+#include "norm_typed.h"
 
 #include <sys/mman.h>
 #define EXPORT __attribute__((visibility("default")))
@@ -92,14 +94,14 @@ static void linear(void *argument, int member) {
     run_gemm_f32(&r->product, from, to);
 }
 
-// out [num_rows, num_outputs] float = rows [num_rows, inner] x panels (+ bias, padded to whole panels)
+// out [num_rows, num_outputs] = rows [num_rows, inner] x panels (+ bias, padded to whole panels); float, or as the rows
 EXPORT void textmill_linear(team *t, const void *rows, int64_t num_rows, int64_t inner, const uint32_t *panels,
-                            int64_t num_outputs, const float *bias, int64_t is_bf16, float *out) {
+                            int64_t num_outputs, const float *bias, int64_t is_bf16, int64_t is_narrow, void *out) {
   const int64_t words = inner / (is_bf16 ? 2 : 1);
   linear_run r = {.team = t, .num_panels = (num_outputs + LANES - 1) / LANES, .is_bf16 = is_bf16,
                   .product = {.rows = rows, .row_words = words, .panels = panels, .inner_words = words,
                               .num_rows = num_rows, .num_outputs = num_outputs, .bias = bias, .out = out,
-                              .out_stride = num_outputs, .end = STORE}};
+                              .out_stride = num_outputs, .end = is_narrow ? NARROW : STORE}};
   team_run(t, linear, &r);
 }
 
@@ -209,4 +211,43 @@ EXPORT void textmill_scan_rows(team *t, const float *scores, int64_t num_rows, i
     scan_share(&r.rows, 0, 1);
   else
     team_run(t, scan, &r);
+}
+
+typedef struct {
+  team *team;
+  const char *rows;
+  int64_t num_rows, width, is_bf16;
+  const float *weight;
+  float epsilon;
+  char *out;
+} norm_run;
+
+static void rms_norm_share(const norm_run *r, int64_t member, int64_t size) {
+  const int64_t row_bytes = r->width * (r->is_bf16 ? 2 : 4);
+  for (int64_t row = share(r->num_rows, member, size); row < share(r->num_rows, member + 1, size); row++) {
+    const void *from = r->rows + row * row_bytes;
+    void *to = r->out + row * row_bytes;
+    if (r->is_bf16)
+      rms_row_bf16(from, r->weight, r->epsilon, r->width, to);
+    else
+      rms_row_f32(from, r->weight, r->epsilon, r->width, to);
+  }
+}
+
+static void rms_norm(void *argument, int member) {
+  const norm_run *r = argument;
+  rms_norm_share(r, member, r->team->size);
+}
+
+// About ten microseconds: waking the others takes longer than so many.
+#define ALONE_ELEMENTS 65536
+
+// `rows` and `out` [num_rows, width] elements, contiguous.
+EXPORT void textmill_rms_norm(team *t, const void *rows, int64_t num_rows, int64_t width, const float *weight,
+                              float epsilon, int64_t is_bf16, void *out) {
+  norm_run r = {t, rows, num_rows, width, is_bf16, weight, epsilon, out};
+  if (num_rows * width <= ALONE_ELEMENTS)
+    rms_norm_share(&r, 0, 1);
+  else
+    team_run(t, rms_norm, &r);
 }

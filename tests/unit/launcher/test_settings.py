@@ -16,6 +16,11 @@ GOOD_VALUES = {
     "dtype": ("bfloat16", "bfloat16"),
     "kv_cache_bytes": ("1048576", 1_048_576),
     "memory_fraction": ("0.5", 0.5),
+    "num_threads": ("2", 2),
+    "native_cache_dir": ("/kernels", "/kernels"),
+    "no_native_kernels": ("true", True),
+    "no_fast_decoder": ("true", True),
+    "disable_swaps": ("qkv,rms_norm", "qkv,rms_norm"),
     "huggingface_hub_cache": ("/data", "/data"),
     "conversion_cache": ("/converted", "/converted"),
     "max_concurrent_requests": ("7", 7),
@@ -55,7 +60,7 @@ GOOD_VALUES = {
 
 def arguments(name: str, text: str) -> list[str]:
     flag = "--" + name.replace("_", "-")
-    switches = ("json_output", "disable_grammar_support", "strict_model", "enable_prefill_logprobs")
+    switches = {option.name for option in OPTIONS if option.is_switch}
     return [flag] if name in switches else [flag, text]
 
 

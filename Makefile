@@ -20,9 +20,11 @@ run: $(STAMP) ## Serve the demo model on 127.0.0.1:3000 (PORT=... for another po
 test: $(STAMP) ## Run all tests that need no GPU
 	@$(BIN)/python -m pytest
 
-test-clients: $(STAMP) ## Try the heavy clients, in a venv of their own, against the demo model
+test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against the demo model
 	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
 	@.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	@test -x .venv-lm-eval/bin/python || $(PYTHON) -m venv .venv-lm-eval
+	@.venv-lm-eval/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/lm_eval/requirements.txt
 	@if command -v npm >/dev/null; then npm --prefix tests/clients/javascript ci --silent --no-audit --no-fund; fi
 	@$(BIN)/python -m tests.clients.run
 

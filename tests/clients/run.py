@@ -1,9 +1,15 @@
 """Starts the demo model and runs each client of this folder against it: `python -m tests.clients.run`."""
 
+import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+from textmill_launcher.model_files import find_demo_file
+from textmill_launcher.settings import load_settings
+
+from tests.clients.lm_eval.compare import compare
 from tests.processes import launched
 
 FOLDER = Path(__file__).parent
@@ -20,8 +26,17 @@ def main() -> None:
         server.wait_ready()
         for script in sorted(FOLDER.glob("check_*.py")):
             subprocess.run([str(CLIENTS_PYTHON), str(script), server.base_url], check=True, timeout=LIMIT_S)
+        compare(server.base_url, _model_folder())
         if (JAVASCRIPT / "node_modules").is_dir():
             subprocess.run(["node", "check_clients.mjs", server.base_url], cwd=JAVASCRIPT, check=True, timeout=LIMIT_S)
+
+
+def _model_folder() -> Path:
+    """The demo model as the server has converted it."""
+    cache = load_settings([], os.environ).conversion_cache
+    command = [sys.executable, "-m", "textmill_shard", "convert", "--gguf", str(find_demo_file()), "--cache-dir", cache]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    return Path(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against 
 	@.venv-lm-eval/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/lm_eval/requirements.txt
 	@if command -v npm >/dev/null; then npm --prefix tests/clients/javascript ci --silent --no-audit --no-fund; fi
 	@$(BIN)/python -m tests.clients.run
+	@if command -v npm >/dev/null; then $(BIN)/python -m pytest --quiet -m javascript tests/integration; fi
 
 check: $(STAMP) ## Check format, lint, types and that the committed stubs fit the .proto
 	@$(BIN)/ruff format --check .

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +43,7 @@ def test_python_snippets_print_the_answer(real_server: LaunchedServer) -> None:
     assert [text for text in printed if "Paris" not in text] == []
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
-@pytest.mark.skipif(not (JAVASCRIPT / "node_modules").is_dir(), reason="run `make test-clients` or `npm ci` first")
+@pytest.mark.javascript
 @pytest.mark.parametrize("snippet", snippets("javascript"), ids=lambda text: text.partition('from "')[2].split('"')[0])
 def test_javascript_snippet_prints_the_answer(real_server: LaunchedServer, snippet: str) -> None:
     program = snippet.replace(SHOWN_URL, real_server.base_url)

@@ -64,10 +64,10 @@ def make_model(dtype: torch.dtype) -> Any:
     return model
 
 
-def make_batch(num_sequences: int, before: int, count: int) -> ForwardBatch:
+def make_batch(num_sequences: int, before: int, count: int, *, num_blocks: int = POOL_BLOCKS) -> ForwardBatch:
     length = before + count
     blocks = -(-length // BLOCK_SIZE)
-    tables_RB = torch.randperm(POOL_BLOCKS)[: num_sequences * blocks].view(num_sequences, blocks)
+    tables_RB = torch.randperm(num_blocks)[: num_sequences * blocks].view(num_sequences, blocks)
     position_C = torch.arange(before, length)
     places_RC = tables_RB[:, position_C // BLOCK_SIZE] * BLOCK_SIZE + position_C % BLOCK_SIZE
     starts = torch.arange(num_sequences + 1) * count

@@ -1,0 +1,81 @@
+"""Times steps of transformers' code with and without module swaps: ms of CPU per step, no server.
+
+One thread and its CPU time unless told otherwise: neighbours on the machine disturb that less than the clock.
+
+python -m bench.module_swaps --model M                      # without, with each alone, with all
+"""
+
+import argparse
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from textmill_shard.model_loader import LoadOptions, load_model
+from textmill_shard.model_runner import ModelRunner
+from textmill_shard.options import SWAPS
+
+from bench.kernels import BLOCK_SIZE, make_batch
+
+POOL_BLOCKS = 1024
+STORED_TOKENS = 159
+
+
+def load(folder: Path, *, dtype: str, num_threads: int, disabled: tuple[str, ...]) -> ModelRunner:
+    """Never by the native decoder of whole steps, which has no use for swaps."""
+    cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "textmill" / "native"
+    options = LoadOptions(
+        model_dir=folder,
+        dtype=dtype,
+        block_size=BLOCK_SIZE,
+        native_cache_dir=cache_folder,
+        num_threads=num_threads,
+        fast_decoder=False,
+        disabled_swaps=disabled,
+    )
+    torch.set_num_threads(num_threads)
+    runner = load_model(options, lambda phase, share: None)
+    if runner.has_own_threads:  # as the shard does
+        torch.set_num_threads(1)
+    runner.allocate_kv(POOL_BLOCKS)
+    return runner
+
+
+def step_ms(runner: ModelRunner, case: tuple[int, int, int], seconds: float) -> tuple[float, float]:
+    """Least and median CPU time of a step."""
+    torch.manual_seed(0)
+    batch = make_batch(*case, num_blocks=POOL_BLOCKS)
+    runner.forward(batch)
+    times = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.process_time()
+        runner.forward(batch)
+        times.append((time.process_time() - started) * 1e3)
+    return min(times), statistics.median(times)
+
+
+def main() -> None:
+    """Prints one Markdown row per choice of swaps: least ms (median)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder in Hugging Face layout")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=3.0, help="per case")
+    given = parser.parse_args()
+    cases = {f"decode {count}": (count, STORED_TOKENS, 1) for count in (1, 8, 32)} | {"prefill 128": (1, 0, 128)}
+    print("| swaps | " + " | ".join(cases) + " |")
+    print("|---" * (len(cases) + 1) + "|")
+    for enabled in ((), *((name,) for name in SWAPS), SWAPS):
+        disabled = tuple(name for name in SWAPS if name not in enabled)
+        runner = load(given.model, dtype=given.dtype, num_threads=given.threads, disabled=disabled)
+        figures = [step_ms(runner, case, given.seconds) for case in cases.values()]
+        name = "all" if enabled == SWAPS else ", ".join(enabled) or "none"
+        print(
+            f"| {name} | " + " | ".join(f"{least:.1f} ({median:.1f})" for least, median in figures) + " |", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()

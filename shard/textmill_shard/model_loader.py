@@ -10,35 +10,27 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from textmill_shard.attention.base import AttentionBackend
-from textmill_shard.attention.cpu import CpuAttention
-from textmill_shard.attention.reference import ReferenceAttention
-from textmill_shard.attention.seam import PAGED_ATTENTION, PagedLayer, StepContext, attach_layer, register_attention
-from textmill_shard.decoder_tap import DecoderTap
-from textmill_shard.fast_decoder import FastDecoder, why_not_fast
 from textmill_shard.heap import trim_heap
 from textmill_shard.index_plan import IndexPlan, build_index_plan
+from textmill_shard.layouts import Layout, LayoutRequest, arrange, arrange_padded
 from textmill_shard.model_errors import ModelError, ModelFilesError, UnsupportedModelError
 from textmill_shard.model_files import WeightFiles, find_eos_token_ids, find_tokenizer_digest, find_weight_files
-from textmill_shard.model_runner import ModelFacts, ModelRunner, StepDecoder
+from textmill_shard.model_runner import ModelFacts, ModelRunner
 from textmill_shard.native.kernels import DTYPES as NATIVE_DTYPES
 from textmill_shard.native.kernels import Kernels, load_kernels
+from textmill_shard.options import SWAPS
 from textmill_shard.parallel import TensorParallel
 from textmill_shard.parallel_layers import divide_layer
-from textmill_shard.probe import ProbeResult, probe_model
 from textmill_shard.rope_tables import (
-    choose_long_tables_by_token,
     find_rope_border,
     fix_dynamic_tables,
     longest_dynamic_total,
 )
 from textmill_shard.start_check import PROBE_TEXTS, can_project, check_against_probe
-from textmill_shard.state_decoder import StateDecoder
-from textmill_shard.state_rows import StateRows, carries_state
-from textmill_shard.transformers_decoder import TransformersDecoder
+from textmill_shard.state_rows import carries_state
 from textmill_shard.weight_reader import check_matching, match_names, move_buffers, read_weights
 
 log = logging.getLogger(__name__)
@@ -62,6 +54,11 @@ class LoadOptions:
     num_threads: int = 1  # of the native kernels
     num_slots: int = 8  # requests that can run at once: layers with a state keep a row for each
     fast_decoder: bool = True  # a native call per step for llama-type models; needs the native kernels
+    disabled_swaps: tuple[str, ...] = ()  # of module_swaps.SWAPS: layers of transformers' code that stay as they are
+
+
+class _SwapsDiffer(Exception):
+    """With swapped layers the model does not compute what it did before; their originals are gone by then."""
 
 
 class _FastDecoderDiffers(Exception):
@@ -75,7 +72,18 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
         return _load(options, on_progress, parallel)
     except _FastDecoderDiffers as difference:
         log.warning("the native decoder does not fit: loading again without it", extra={"reason": str(difference)})
-        return _load(replace(options, fast_decoder=False), on_progress, parallel)
+        options = replace(options, fast_decoder=False)
+    except _SwapsDiffer as difference:
+        options = _without_swaps(options, difference)
+    try:
+        return _load(options, on_progress, parallel)
+    except _SwapsDiffer as difference:
+        return _load(_without_swaps(options, difference), on_progress, parallel)
+
+
+def _without_swaps(options: LoadOptions, difference: _SwapsDiffer) -> LoadOptions:
+    log.warning("module swaps do not fit: loading again without them", extra={"reason": str(difference)})
+    return replace(options, disabled_swaps=SWAPS)
 
 
 def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParallel) -> ModelRunner:
@@ -85,6 +93,11 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
     device = torch.device(options.device)
     dtype: torch.dtype = getattr(torch, pick_dtype(options.dtype, config=config, device=device))
     files = find_weight_files(options.model_dir)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"models of type {config.model_type} read their input with an encoder and cannot be served yet: "
+            "this engine runs decoders"
+        )
     if parallel.world_size > 1 and carries_state(config):
         raise UnsupportedModelError(
             f"models of type {config.model_type} have layers that carry state from token to token and cannot be "
@@ -108,48 +121,52 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
     rope_border = find_rope_border(config)
     vocab_size = int(config.get_text_config().vocab_size)
     probe_texts = tuple(torch.tensor(text, device=device) % vocab_size for text in PROBE_TEXTS)
-    probe = probe_model(model, texts=probe_texts, max_tokens=max_tokens)
     kernels = _load_kernels(options, dtype=dtype, device=device)
-    reason = _why_not_fast(model, probe, options=options, kernels=kernels, parallel=parallel, rope_border=rope_border)
-    decoder: StepDecoder
-    layout, state_bytes = "flat", 0
-    if kernels is not None and reason is None:
-        decoder = fast = FastDecoder(model, [layer.rule for layer in probe.layers], kernels)
-        weight_bytes = fast.num_bytes
-    else:
-        backend: AttentionBackend = ReferenceAttention() if kernels is None else CpuAttention(kernels)
-        context, tap = _attach(model, probe, backend, rope_border=rope_border)
-        if probe.states:
-            state_rows = StateRows(probe.states, num_slots=options.num_slots, device=device)
-            decoder = StateDecoder(model, context, tap, rows=state_rows, device=device)
-            layout, state_bytes = "state", state_rows.num_bytes
-        else:
-            decoder = TransformersDecoder(model, context, tap, device=device)
-        weight_bytes = _weight_bytes(model)
-
-    facts = ModelFacts(
-        model_type=str(config.model_type),
-        dtype=str(dtype).removeprefix("torch."),
-        device=device.type,
-        vocab_size=int(probe.logits_V_by_text[0].shape[-1]),
-        eos_token_ids=find_eos_token_ids(options.model_dir),
-        max_model_tokens=max_tokens,
-        weight_bytes=weight_bytes,
-        tokenizer_digest=find_tokenizer_digest(options.model_dir),
-        block_size=options.block_size,
-        kv_specs=tuple(layer.spec for layer in probe.layers),
-        can_project=False,
-        layout=layout,
-        state_bytes=state_bytes,
+    request = LayoutRequest(
+        model=model,
+        texts=probe_texts,
+        device=device,
+        max_tokens=max_tokens,
         rope_border=rope_border,
+        num_slots=options.num_slots,
+        num_ranks=parallel.world_size,
+        kernels=kernels,
+        wants_native_decoder=options.fast_decoder,
+        disabled_swaps=options.disabled_swaps,
     )
-    runner = ModelRunner(model=model, decoder=decoder, facts=facts, parallel=parallel, kernels=kernels)
+
+    def runner_of(layout: Layout) -> ModelRunner:
+        facts = ModelFacts(
+            model_type=str(config.model_type),
+            dtype=str(dtype).removeprefix("torch."),
+            device=device.type,
+            vocab_size=int(layout.logits_V_by_text[0].shape[-1]),
+            eos_token_ids=find_eos_token_ids(options.model_dir),
+            max_model_tokens=max_tokens,
+            weight_bytes=layout.weight_bytes,
+            tokenizer_digest=find_tokenizer_digest(options.model_dir),
+            block_size=options.block_size,
+            kv_specs=layout.kv_specs,
+            can_project=False,
+            layout=layout.name,
+            state_bytes=layout.state_bytes,
+            rope_border=rope_border,
+        )
+        runner = ModelRunner(model=model, decoder=layout.decoder, facts=facts, parallel=parallel, kernels=kernels)
+        check_against_probe(runner, texts=probe_texts, expected_V_by_text=layout.logits_V_by_text)
+        return runner
+
+    layout: Layout | None = None
     try:
-        check_against_probe(runner, texts=probe_texts, expected_V_by_text=probe.logits_V_by_text)
-    except UnsupportedModelError as error:
-        if reason is None:
-            raise _FastDecoderDiffers(str(error)) from error
-        raise
+        layout = arrange(request)
+        runner = runner_of(layout)
+    except UnsupportedModelError as reason:
+        if layout is not None and layout.is_native:
+            raise _FastDecoderDiffers(str(reason)) from reason
+        if layout is not None and layout.swaps:
+            raise _SwapsDiffer(str(reason)) from reason
+        layout, runner = _arrange_padded(request, runner_of, reason)
+    facts = runner.facts
     runner.facts = facts = replace(facts, can_project=can_project(runner, texts=probe_texts))
     trim_heap()
     on_progress("warmup", 1.0)
@@ -162,7 +179,9 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
             "num_attention_layers": len(facts.kv_specs),
             "num_divided_layers": len(plan.role_of_module),
             "native_kernels": None if kernels is None else kernels.features,
-            "native_decoder": "yes" if reason is None else f"no: {reason}",
+            "layout": facts.layout,
+            "native_decoder": "yes" if layout.is_native else f"no: {layout.why_not_native}",
+            "module_swaps": ", ".join(f"{name} {count}" for name, count in layout.swaps.items()) or "none",
             "load_s": round(time.monotonic() - started, 3),
         },
     )
@@ -246,59 +265,21 @@ def _divide(model: nn.Module, plan: IndexPlan, parallel: TensorParallel) -> None
         setattr(parent, leaf, layer)
 
 
-def _attach(
-    model: Any, probe: ProbeResult, backend: AttentionBackend, *, rope_border: int | None
-) -> tuple[StepContext, DecoderTap]:
-    """Let the model's attention layers read the paged pool, and its hidden states be tapped."""
-    context = StepContext(backend=backend)
-    if rope_border is not None:
-        choose_long_tables_by_token(model, context, border=rope_border)
-    register_attention()
-    model.set_attn_implementation(PAGED_ATTENTION)
-    for index, layer in enumerate(probe.layers):
-        attach_layer(layer.module, PagedLayer(context=context, index=index, rule=layer.rule))
-    return context, DecoderTap(_find_decoder(model))
+def _arrange_padded(
+    request: LayoutRequest, runner_of: Callable[[Layout], ModelRunner], reason: UnsupportedModelError
+) -> tuple[Layout, ModelRunner]:
+    """The last resort. Raises UnsupportedModelError with both reasons."""
+    try:
+        layout = arrange_padded(request)
+        return layout, runner_of(layout)
+    except UnsupportedModelError as second:
+        raise UnsupportedModelError(f"{reason}; nor by the model's own attention code: {second}") from second
 
 
 def _load_kernels(options: LoadOptions, *, dtype: torch.dtype, device: torch.device) -> Kernels | None:
     if options.native_cache_dir is None or device.type != "cpu" or dtype not in NATIVE_DTYPES:
         return None
     return load_kernels(options.native_cache_dir, num_threads=options.num_threads)
-
-
-def _why_not_fast(
-    model: Any,
-    probe: ProbeResult,
-    *,
-    options: LoadOptions,
-    kernels: Kernels | None,
-    parallel: TensorParallel,
-    rope_border: int | None,
-) -> str | None:
-    """Give why transformers' code runs this model; None: the native decoder does."""
-    if kernels is None:
-        return "there are no native kernels"
-    if not options.fast_decoder:
-        return "it is switched off"
-    if parallel.world_size > 1:
-        return "the model is divided among ranks"
-    if rope_border is not None:
-        return "there is a rotary table per request"
-    if probe.states:
-        return "layers carry state from token to token"
-    return why_not_fast(model, [layer.rule for layer in probe.layers])
-
-
-def _find_decoder(model: Any) -> Any:
-    """The part that gives hidden states to the head."""
-    decoder = model.get_decoder()
-    if decoder is not model:
-        return decoder
-    # Wrappers whose names transformers does not know: the one part that is a model of its own.
-    parts = [child for child in model.children() if isinstance(child, PreTrainedModel)]
-    if len(parts) != 1:
-        raise UnsupportedModelError(f"models of type {model.config.model_type} have no decoder that is known")
-    return parts[0]
 
 
 def _max_model_tokens(config: Any) -> int:
@@ -308,9 +289,3 @@ def _max_model_tokens(config: Any) -> int:
         if isinstance(length, int) and length > 0:
             return length
     return 0
-
-
-def _weight_bytes(model: nn.Module) -> int:
-    """Parameters and buffers of this rank; tied tensors count once."""
-    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return sum(tensor.nbytes for tensor in tensors.values())

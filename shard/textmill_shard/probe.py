@@ -107,6 +107,10 @@ def _look_for_states(model: Any, text_L: torch.Tensor, *, max_tokens: int) -> tu
     _recorder = _Recorder(max_tokens=max_tokens)  # its findings are those of the texts once more
     try:
         return find_states(model, text_L.unsqueeze(0))
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise UnsupportedModelError(
+            f"models of type {model.config.model_type} cannot be served: with transformers' own cache: {error}"
+        ) from error
     finally:
         _recorder = None
 

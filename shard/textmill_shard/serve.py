@@ -155,6 +155,7 @@ def _load(settings: ServeSettings, parallel: TensorParallel, status: ShardStatus
         native_cache_dir=None if settings.no_native_kernels else settings.native_cache_dir,
         num_threads=settings.num_threads,
         fast_decoder=not settings.no_fast_decoder,
+        disabled_swaps=settings.disable_swaps,
     )
     runner = load_model(options, status.report_loading, parallel)
     if runner.has_own_threads:

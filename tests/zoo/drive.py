@@ -85,7 +85,7 @@ def make_zoo_model(entry: ZooEntry, folder: Path, *, seed: int = 0) -> ZooModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+            config, dtype=torch.float32, attn_implementation=entry.attention, experts_implementation="eager"
         )
         # Biases and norm weights start as zeros and ones: a mixed-up one would go unnoticed.
         for parameter in model.parameters():

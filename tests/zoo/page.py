@@ -28,7 +28,12 @@ LAYOUTS = """
 Layouts: *flat* runs all tokens of a step as one row, attention reads the paged KV cache; everything works. *state*
 models have layers that carry a state from token to token, kept in a row per slot: the tokens of a step that decode run
 together, each chunk of a prompt on its own; there is no prefix cache, a preempted request computes its prompt again,
-and the model is not divided among shards.
+and the model is not divided among shards. *padded* models have attention code of their own: it is given whole contexts,
+gathered from the paged cache and padded on the left; slower, the prefix cache works, not divided among shards.
+
+Not served, and refused at start with the reason: models with an encoder (T5, BART and their kin), models whose past is
+kept elsewhere than in transformers' cache of keys and values or states (openai-gpt, RWKV, xLSTM, MiniMax-Text-01,
+RecurrentGemma), and models whose attention needs more than queries, keys and values (sparse indices of DeepSeek-V3.2).
 """
 
 

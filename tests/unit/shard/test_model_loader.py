@@ -174,9 +174,44 @@ def make_small(folder: Path, model_type: str, **fields: object) -> Path:
     return folder
 
 
-def test_architecture_with_its_own_attention_code_is_refused(tmp_path: Path) -> None:
-    folder = make_small(tmp_path / "bloom", "bloom", vocab_size=300, hidden_size=32, n_layer=2, n_head=4)
-    with pytest.raises(UnsupportedModelError, match="models of type bloom cannot be served yet"):
+def test_model_without_keys_and_values_in_a_cache_is_refused(tmp_path: Path) -> None:
+    folder = make_small(tmp_path / "gpt", "openai-gpt", vocab_size=300, n_embd=32, n_layer=2, n_head=4)
+    with pytest.raises(UnsupportedModelError, match=r"openai-gpt cannot be served yet.* only 0 keep keys and values"):
+        load(folder)
+
+
+def test_model_that_counts_the_padding_of_a_batch_is_refused(tmp_path: Path) -> None:
+    # A decoder whose positions come from the length of the cache: right alone, wrong beside a longer text.
+    folder = make_small(
+        tmp_path / "git",
+        "git",
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        initializer_range=0.25,
+    )
+    with pytest.raises(UnsupportedModelError, match="logits differ from those computed alone"):
+        load(folder)
+
+
+def test_model_with_an_encoder_is_refused(tmp_path: Path) -> None:
+    folder = make_small(
+        tmp_path / "bart",
+        "bart",
+        vocab_size=300,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+    )
+    change_json(folder / "config.json", is_encoder_decoder=True)
+    with pytest.raises(UnsupportedModelError, match="read their input with an encoder"):
         load(folder)
 
 

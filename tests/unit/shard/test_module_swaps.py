@@ -77,6 +77,8 @@ def test_originals_are_freed_and_tied_embeddings_stay(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "llama", "llama", tie_word_embeddings=True)
     swapped, plain = load(folder), load(folder, disabled=SWAPS)
     head = next(module for module in plain.modules() if isinstance(module, nn.Embedding)).weight.nbytes
+    packed = [module.out_features for module in swapped.modules() if isinstance(module, PackedLinear)]
+    assert VOCAB_SIZE in packed
     # Panels are filled up to 32 outputs, so a little more than the head; doubled weights would be far more.
     assert plain.facts.weight_bytes <= swapped.facts.weight_bytes < plain.facts.weight_bytes * 1.1 + head
 

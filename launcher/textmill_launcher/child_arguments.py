@@ -44,6 +44,7 @@ FORWARDED: Mapping[str, tuple[str | None, str | None]] = {
     "no_native_kernels": (None, "--no-native-kernels"),
     "no_fast_decoder": (None, "--no-fast-decoder"),
     "disable_swaps": (None, "--disable-swaps"),
+    "trust_remote_code": (None, "--trust-remote-code"),
 }
 
 # The router takes the key from its environment: a command line can be read by everybody on the machine.
@@ -123,7 +124,8 @@ def download_command(model_id: str, settings: Settings) -> list[str]:
     """Return the command line that fetches a hub model and prints its folder as its last line."""
     revision = [] if settings.revision is None else ["--revision", settings.revision]
     cache = [] if settings.huggingface_hub_cache is None else ["--cache-dir", settings.huggingface_hub_cache]
-    return [sys.executable, "-m", "textmill_launcher.hub_download", "--model-id", model_id, *revision, *cache]
+    code = ["--with-code"] if settings.trust_remote_code else []
+    return [sys.executable, "-m", "textmill_launcher.hub_download", "--model-id", model_id, *revision, *cache, *code]
 
 
 def download_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:

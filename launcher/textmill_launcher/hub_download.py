@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 WANTED_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+CODE_FILES = ("*.py",)  # of a model that brings its own modelling code
 # Other formats and second copies of the weights lie in folders of the repository or under this name.
 UNWANTED_FILES = ("*/*", "consolidated*")
 
@@ -28,13 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model-id", required=True)
     parser.add_argument("--revision")
     parser.add_argument("--cache-dir")
+    parser.add_argument("--with-code", action="store_true")
     arguments = parser.parse_args(argv)
     try:
         folder = snapshot_download(
             arguments.model_id,
             revision=arguments.revision,
             cache_dir=arguments.cache_dir,
-            allow_patterns=list(WANTED_FILES),
+            allow_patterns=[*WANTED_FILES, *(CODE_FILES if arguments.with_code else ())],
             ignore_patterns=list(UNWANTED_FILES),
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -160,6 +160,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("native_cache_dir", text, "folder of compiled CPU kernels"),
     Option("no_native_kernels", boolean, "compute by torch alone, for bisection", default=False, is_switch=True),
     Option("no_fast_decoder", boolean, "llama-type models by transformers' code", default=False, is_switch=True),
+    Option(
+        "trust_remote_code",
+        boolean,
+        "run the modelling code that the model brings, with all the rights of the shard",
+        default=False,
+        is_switch=True,
+    ),
     Option("disable_swaps", text, "comma-separated: qkv, gate_up, packed_linear, rms_norm; for bisection"),
     Option("huggingface_hub_cache", text, "folder of downloaded hub models"),
     Option("conversion_cache", text, "folder of models converted from GGUF"),

@@ -32,6 +32,7 @@ class Settings:
     no_native_kernels: bool
     no_fast_decoder: bool
     disable_swaps: str | None
+    trust_remote_code: bool
     huggingface_hub_cache: str | None
     conversion_cache: str
     max_concurrent_requests: int | None

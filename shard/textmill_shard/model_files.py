@@ -26,7 +26,7 @@ def find_weight_files(folder: Path) -> WeightFiles:
     """Read the index or the headers of the safetensors files; no weights yet. Raises ModelFilesError."""
     index = folder / INDEX_FILE
     if index.is_file():
-        weight_map = _read_json(index)["weight_map"]
+        weight_map = read_json(index)["weight_map"]
         absent = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
         if absent:
             raise ModelFilesError(f"{index} names {len(absent)} files that are not there, first {absent[0]}")
@@ -44,7 +44,7 @@ def find_eos_token_ids(folder: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         if not (folder / name).is_file():
             continue
-        config = _read_json(folder / name)
+        config = read_json(folder / name)
         found = config.get("eos_token_id")
         if found is None:
             found = (config.get("text_config") or {}).get("eos_token_id")
@@ -65,9 +65,9 @@ def _eos_of_tokenizer(folder: Path) -> int | None:
     config_path, tokenizer_path = folder / "tokenizer_config.json", folder / "tokenizer.json"
     if not (config_path.is_file() and tokenizer_path.is_file()):
         return None
-    token = _read_json(config_path).get("eos_token")
+    token = read_json(config_path).get("eos_token")
     text = token.get("content") if isinstance(token, dict) else token
-    for added in _read_json(tokenizer_path).get("added_tokens", []):
+    for added in read_json(tokenizer_path).get("added_tokens", []):
         if added["content"] == text:
             return int(added["id"])
     return None
@@ -99,7 +99,7 @@ def _tensors_of(path: Path) -> dict[str, Path]:
         return dict.fromkeys(opened.keys(), path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

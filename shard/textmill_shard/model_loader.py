@@ -17,7 +17,13 @@ from textmill_shard.heap import trim_heap
 from textmill_shard.index_plan import IndexPlan, build_index_plan
 from textmill_shard.layouts import Layout, LayoutRequest, arrange, arrange_padded
 from textmill_shard.model_errors import ModelError, ModelFilesError, UnsupportedModelError
-from textmill_shard.model_files import WeightFiles, find_eos_token_ids, find_tokenizer_digest, find_weight_files
+from textmill_shard.model_files import (
+    WeightFiles,
+    find_eos_token_ids,
+    find_tokenizer_digest,
+    find_weight_files,
+    read_json,
+)
 from textmill_shard.model_runner import ModelFacts, ModelRunner
 from textmill_shard.native.kernels import DTYPES as NATIVE_DTYPES
 from textmill_shard.native.kernels import Kernels, load_kernels
@@ -54,6 +60,7 @@ class LoadOptions:
     num_threads: int = 1  # of the native kernels
     num_slots: int = 8  # requests that can run at once: layers with a state keep a row for each
     fast_decoder: bool = True  # a native call per step for llama-type models; needs the native kernels
+    trust_remote_code: bool = False  # run modelling code that lies in the folder
     disabled_swaps: tuple[str, ...] = ()  # of module_swaps.SWAPS: layers of transformers' code that stay as they are
 
 
@@ -89,7 +96,7 @@ def _without_swaps(options: LoadOptions, difference: _SwapsDiffer) -> LoadOption
 def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParallel) -> ModelRunner:
     started = time.monotonic()
     on_progress("config", 0.0)
-    config = _read_config(options.model_dir)
+    config = _read_config(options.model_dir, trust_remote_code=options.trust_remote_code)
     device = torch.device(options.device)
     dtype: torch.dtype = getattr(torch, pick_dtype(options.dtype, config=config, device=device))
     files = find_weight_files(options.model_dir)
@@ -201,14 +208,21 @@ def pick_dtype(asked: str, *, config: Any, device: torch.device) -> str:
     return stored if stored in ("bfloat16", "float16") else "bfloat16"
 
 
-def _read_config(folder: Path) -> Any:
+def _read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     if not (folder / "config.json").is_file():
         # Says what the folder holds instead, if anything.
         find_weight_files(folder)
         raise ModelFilesError(f"{folder} has no config.json")
+    own_code = sorted(set((read_json(folder / "config.json").get("auto_map") or {}).values()))
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
+        # Never None: transformers would ask on the terminal.
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        if own_code and not trust_remote_code:
+            raise UnsupportedModelError(
+                f"{folder} brings modelling code of its own ({', '.join(map(str, own_code))}), which runs with all the "
+                "rights of the shard; read it, and give --trust-remote-code if you trust it"
+            ) from error
         raise UnsupportedModelError(f"{folder / 'config.json'} is not understood: {error}") from error
 
 
@@ -225,13 +239,15 @@ def _build_and_fill(
     try:
         # Parameters on `meta`, buffers computed for real: no checkpoint holds the rotary tables.
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=options.trust_remote_code
+            )
     except (ValueError, KeyError, AttributeError) as error:
         raise UnsupportedModelError(f"models of type {config.model_type} do not generate text: {error}") from error
     model.eval()
     matching = match_names(model, files)
     if matching.missing and parallel.world_size == 1:
-        model = _fill_by_transformers(options.model_dir, dtype=dtype, device=device)
+        model = _fill_by_transformers(options, dtype=dtype, device=device)
         return model, IndexPlan()
     check_matching(matching, folder=options.model_dir)
     plan = build_index_plan(model, config, parallel)
@@ -241,10 +257,17 @@ def _build_and_fill(
     return model, plan
 
 
-def _fill_by_transformers(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
+def _fill_by_transformers(options: LoadOptions, *, dtype: torch.dtype, device: torch.device) -> Any:
     """For checkpoints whose names or shapes transformers converts on the way (experts stored one by one)."""
     disable_progress_bar()
-    model, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    folder = options.model_dir
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        output_loading_info=True,
+        use_safetensors=True,
+        trust_remote_code=options.trust_remote_code,
+    )
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelFilesError(f"{folder} lacks {len(missing)} tensors of the model, first {missing[0]}")

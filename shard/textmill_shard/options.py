@@ -136,6 +136,13 @@ SERVE_OPTIONS = (
         f"layers of transformers' code that stay as they are, for bisection; from {','.join(SWAPS)}",
         default=(),
     ),
+    Option(
+        "--trust-remote-code",
+        boolean,
+        "run the modelling code that the model's folder holds, with all the rights of this process",
+        default=False,
+        is_switch=True,
+    ),
     Option("--watermark-gamma", share, "part of the vocabulary that is green for the watermark", default=0.5),
     Option("--watermark-delta", finite, "what the watermark adds to the logits of green tokens", default=2.0),
     Option("--router-lease-s", seconds, "seconds of silence after which the router counts as gone", default=5.0),

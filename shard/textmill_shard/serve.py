@@ -156,6 +156,7 @@ def _load(settings: ServeSettings, parallel: TensorParallel, status: ShardStatus
         num_threads=settings.num_threads,
         fast_decoder=not settings.no_fast_decoder,
         disabled_swaps=settings.disable_swaps,
+        trust_remote_code=settings.trust_remote_code,
     )
     runner = load_model(options, status.report_loading, parallel)
     if runner.has_own_threads:

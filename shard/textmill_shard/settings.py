@@ -45,6 +45,7 @@ class ServeSettings:
     no_native_kernels: bool
     no_fast_decoder: bool
     disable_swaps: tuple[str, ...]
+    trust_remote_code: bool
     watermark_gamma: float
     watermark_delta: float
     router_lease_s: float

@@ -50,9 +50,3 @@ def test_a_preempted_request_computes_its_state_again_in_another_slot(tmp_path: 
             again = make_admit(2, FIRST, range(12), output=undisturbed[:num_before])
             shard.send(admits=[make_admit(1, SECOND, range(20, 32)), again], budget=BUDGET)
             assert shard.run_to_end(1, 2) == {1: greedy(model.reference, SECOND), 2: undisturbed[num_before:]}
-
-
-def test_hidden_states_of_runs_come_back_in_the_order_of_the_batch(tmp_path: Path) -> None:
-    model = make_zoo_model(ENTRIES["jamba"], tmp_path)
-    runner = load_zoo_model(model, native_cache_dir=None)
-    assert runner.facts.can_project

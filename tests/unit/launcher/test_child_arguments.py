@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
 from textmill_launcher.child_arguments import (
     FORWARDED,
     ModelFolder,
@@ -110,6 +111,13 @@ def test_children_never_ask_the_hub_but_the_download_does() -> None:
     assert child_environment({}, settings)["HF_HUB_OFFLINE"] == "1"
     assert "HF_HUB_OFFLINE" not in download_environment({}, settings)
     assert download_environment({"HF_HUB_OFFLINE": "1"}, settings)["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_code_of_the_model_is_fetched_and_run_together(is_trusted: bool) -> None:
+    settings = load_settings(["--trust-remote-code"] if is_trusted else [], {})
+    assert ("--with-code" in download_command("org/m", settings)) == is_trusted
+    assert ("--trust-remote-code" in shard_command(settings, MODEL, ALONE)) == is_trusted
 
 
 def test_download_is_told_revision_and_cache() -> None:

@@ -22,6 +22,7 @@ FILES = {
     "pytorch_model.bin": b"pickle",
     "original/model.safetensors": b"another copy",
     "README.md": b"words",
+    "modeling_own.py": b"code",
 }
 WANTED = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
 
@@ -117,6 +118,13 @@ def test_only_what_a_shard_and_a_router_read_is_fetched(hub: Hub, tmp_path: Path
     assert folder.name == COMMIT
     assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == WANTED
     assert (folder / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_code_is_fetched_only_when_it_is_trusted(hub: Hub, tmp_path: Path) -> None:
+    done = download(hub.url, tmp_path, "--model-id", "org/open", "--with-code")
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    assert {path.name for path in folder.iterdir()} == {*WANTED, "modeling_own.py"}
 
 
 def test_second_download_needs_no_hub(hub: Hub, tmp_path: Path) -> None:

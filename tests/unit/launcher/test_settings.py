@@ -20,6 +20,7 @@ GOOD_VALUES = {
     "native_cache_dir": ("/kernels", "/kernels"),
     "no_native_kernels": ("true", True),
     "no_fast_decoder": ("true", True),
+    "trust_remote_code": ("true", True),
     "disable_swaps": ("qkv,rms_norm", "qkv,rms_norm"),
     "huggingface_hub_cache": ("/data", "/data"),
     "conversion_cache": ("/converted", "/converted"),

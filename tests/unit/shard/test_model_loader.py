@@ -282,3 +282,38 @@ def test_eos_ids_fall_back_from_generation_config_to_config_to_tokenizer(tmp_pat
     assert find_eos_token_ids(folder) == (BEGIN_ID,)
     (folder / "tokenizer_config.json").unlink()
     assert find_eos_token_ids(folder) == ()
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class HouseConfig(LlamaConfig):
+    model_type = "house_of_cards"
+
+class HouseForCausalLM(LlamaForCausalLM):
+    config_class = HouseConfig
+"""
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A llama whose code lies in its folder."""
+    folder = make_tiny_llama(tmp_path / "house")
+    (folder / "house.py").write_text(OWN_CODE)
+    code = {"AutoConfig": "house.HouseConfig", "AutoModelForCausalLM": "house.HouseForCausalLM"}
+    change_json(folder / "config.json", model_type="house_of_cards", auto_map=code)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return folder
+
+
+def test_code_of_the_folder_runs_only_when_it_is_trusted(house: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"brings modelling code.*house\.HouseConfig.*--trust-remote-code"):
+        load(house)
+    options = LoadOptions(model_dir=house, dtype="float32", trust_remote_code=True)
+    runner = load_model(options, lambda phase, share: None)
+    assert runner.facts.model_type == "house_of_cards"
+
+
+def test_known_model_type_needs_no_trust_in_the_code_beside_it(house: Path) -> None:
+    change_json(house / "config.json", model_type="llama")
+    assert load(house).facts.model_type == "llama"

@@ -45,6 +45,7 @@ EXAMPLES = {
     "native_cache_dir": ("/c", Path("/c")),
     "no_native_kernels": ("true", True),
     "no_fast_decoder": ("true", True),
+    "trust_remote_code": ("true", True),
     "disable_swaps": ("qkv, rms_norm", ("qkv", "rms_norm")),
     "watermark_gamma": ("0.25", 0.25),
     "watermark_delta": ("-1.5", -1.5),

@@ -233,6 +233,14 @@ def test_a_seeded_request_is_the_same_alone_and_among_eight_others(shard: Shard,
     assert run(shard, *others[:4], mine, *others[4:])[4] == alone
 
 
+def test_rule_25_a_mask_counts_the_token_of_the_step_before(shard: Shard) -> None:
+    """Each token decides alone what may follow: a mask that is one token late lets the wrong half through."""
+    regex = "(ab|cd|ef|gh){20}"
+    tokens = run(shard, request(0, of_regex(regex)), request(1, None), request(2, of_regex(regex)))
+    for slot in (0, 2):
+        assert re.fullmatch(regex, text_of(tokens[slot]))
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_chunked_prefill_changes_nothing(shard: Shard, chunk: int) -> None:
     mine = request(0, of_schema(PERSON), prompt=range(40))

@@ -40,7 +40,8 @@ def transformers_serve(arguments: argparse.Namespace, port: int) -> Contestant:
         "--continuous-batching",
     ]
     environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(arguments.threads)}
-    return Contestant("transformers", tuple(command), "/health", OpenAiDialect(str(arguments.model)), environment)
+    dialect = OpenAiDialect(str(arguments.model), knows_ignore_eos=False)
+    return Contestant("transformers", tuple(command), "/health", dialect, environment)
 
 
 def vllm(arguments: argparse.Namespace, port: int) -> Contestant:

@@ -74,11 +74,12 @@ class OpenAiDialect:
 
     path = "/v1/completions"
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, knows_ignore_eos: bool = True) -> None:
         self._model = model
+        self._knows_ignore_eos = knows_ignore_eos
 
     def body(self, wish: GenerationWish) -> bytes:
-        """`ignore_eos` is an extension that vLLM and llama.cpp know."""
+        """`ignore_eos` is an extension that vLLM and llama.cpp know; `transformers serve` refuses it."""
         message: dict[str, Any] = {
             "model": self._model,
             "prompt": wish.prompt,
@@ -87,7 +88,7 @@ class OpenAiDialect:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if wish.ignore_eos:
+        if wish.ignore_eos and self._knows_ignore_eos:
             message["ignore_eos"] = True
         return json.dumps(message).encode()
 

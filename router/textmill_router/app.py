@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from textmill_router.api.chat import ChatRoute
+from textmill_router.api.chat import chat_route
 from textmill_router.api.chat_tokenize import ChatTokenizeRoute
-from textmill_router.api.completions import CompletionsRoute
+from textmill_router.api.completions import completions_route
 from textmill_router.api.detokenize import DetokenizeRoute
 from textmill_router.api.docs import DocsRoute, OpenApiRoute
 from textmill_router.api.error_responses import ErrorStyle
@@ -33,8 +33,8 @@ def build_app(service: Service) -> ASGIApp:
         "/": {"GET": health, "POST": GenerateRoute(service, GenerateMode.COMPAT)},
         "/generate": {"POST": GenerateRoute(service, GenerateMode.WHOLE)},
         "/generate_stream": {"POST": GenerateRoute(service, GenerateMode.STREAM)},
-        "/v1/chat/completions": {"POST": ChatRoute(service)},
-        "/v1/completions": {"POST": CompletionsRoute(service)},
+        "/v1/chat/completions": {"POST": chat_route(service)},
+        "/v1/completions": {"POST": completions_route(service)},
         "/v1/models": {"GET": models},
         "/v1/models/{model:path}": {"GET": models},
         "/chat_tokenize": {"POST": ChatTokenizeRoute(service)},

@@ -1,23 +1,17 @@
 """POST /v1/chat/completions: from a conversation to an answer, whole or in chunks."""
 
 import asyncio
-import time
-import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 
 import msgspec
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope, Send
 
 from textmill_router.api.accounting import Account
-from textmill_router.api.call_options import ready_backend
 from textmill_router.api.chat_answers import (
-    DONE,
     ChatChunks,
     Choice,
-    Envelope,
     PlainReader,
     ShownLogprobs,
     TextReader,
@@ -36,31 +30,27 @@ from textmill_router.api.chat_tools import (
 )
 from textmill_router.api.chat_types import ChatBody
 from textmill_router.api.choice_streams import stream_choices
-from textmill_router.api.error_responses import error_event, generation_error
 from textmill_router.api.event_stream import EventStream
 from textmill_router.api.intake import choice_samplings, make_request, take_pieces
-from textmill_router.api.json_body import read_json
-from textmill_router.api.model_names import check_model
-from textmill_router.api.openai_types import check_n, in_openai_words, sampling_wishes, usage_of
-from textmill_router.api.replies import call_of, send_reply
+from textmill_router.api.openai_route import (
+    OpenAIRoute,
+    checked_parameters,
+    new_envelope,
+    start_all,
+    stream_answer,
+)
+from textmill_router.api.openai_types import check_n, in_openai_words, usage_of
+from textmill_router.api.replies import send_reply
 from textmill_router.api.response_format import check_answer, grammar_of, in_format_words
-from textmill_router.api.serving import admitted, failure_label, serve
 from textmill_router.chat_parsing.deltas import collect
 from textmill_router.chat_prompt import ChatPrompt, ChatWishes, make_prompt
 from textmill_router.chat_template import ChatTemplate
-from textmill_router.errors import RequestError, ToolError, ValidationFailed
-from textmill_router.generation import (
-    Generation,
-    GenerationFailed,
-    GenerationResult,
-    TextOptions,
-    start_generation,
-)
+from textmill_router.errors import ToolError, ValidationFailed
+from textmill_router.generation import Generation, GenerationResult, TextOptions
 from textmill_router.request import GenerationRequest, Grammar
 from textmill_router.service import Backend, Service
-from textmill_router.validation import CheckedParameters, check_parameters
+from textmill_router.validation import CheckedParameters
 
-MAX_TOP_LOGPROBS = 20
 # Conversations up to this many characters are rendered on the event loop, in about 0.2 ms; longer ones in a thread.
 INLINE_CHARACTERS = 4000
 # What the fields are called here.
@@ -71,31 +61,11 @@ _NAMES = {
     "best_of": "n",
     "inputs": "messages",
 }
-_DECODER = msgspec.json.Decoder(ChatBody)
 
 
-class ChatRoute:
+def chat_route(service: Service) -> OpenAIRoute[ChatBody]:
     """An ASGI endpoint."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await serve(self._service, scope, send, lambda: self._answer(scope, receive, send))
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service = self._service
-        service.admission.check_open()
-        body = await read_json(scope, receive, _DECODER, service.settings.payload_limit)
-        check_model(body.model, service.settings)
-        backend = await ready_backend(service, scope, receive)
-        asked = _check(body, service, backend)
-        async with admitted(service, receive, asked.checked.best_of):
-            work = _Work(service, backend, Account(service, backend, call_of(scope)), asked)
-            if body.stream:
-                await work.stream(scope, send)
-            else:
-                await work.answer_whole(scope, send)
+    return OpenAIRoute(service, msgspec.json.Decoder(ChatBody), _prepare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +79,10 @@ class _Asked:
     grammar: Grammar | None  # of the response format
 
 
-def _check(body: ChatBody, service: Service, backend: Backend) -> _Asked:
-    limits = backend.limits
-    limits = replace(limits, max_top_n_tokens=max(limits.max_top_n_tokens, MAX_TOP_LOGPROBS))
+def _prepare(body: ChatBody, service: Service, backend: Backend, account: Account) -> "_Work":
     num_choices = check_n(body.n, service.settings.max_n)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    wishes = sampling_wishes(body, max_new_tokens=max_tokens, top_n_tokens=body.top_logprobs)
-    try:
-        checked = check_parameters(wishes, limits)
-    except ValidationFailed as error:
-        raise in_openai_words(error, _NAMES) from None
+    checked = checked_parameters(body, backend, _NAMES, max_new_tokens=max_tokens, top_n_tokens=body.top_logprobs)
     tools = tool_wishes(body)
     grammar = grammar_of(body.response_format)
     if tools is not None and grammar is not None:
@@ -126,7 +90,8 @@ def _check(body: ChatBody, service: Service, backend: Backend) -> _Asked:
             "`response_format` and `tools` exclude each other: leave one out, or set `tool_choice` to `none`",
             field="response_format",
         )
-    return _Asked(body, replace(checked, best_of=num_choices), chat_wishes(body), tools, grammar)
+    asked = _Asked(body, replace(checked, best_of=num_choices), chat_wishes(body), tools, grammar)
+    return _Work(service, backend, account, asked)
 
 
 async def render(backend: Backend, wishes: ChatWishes, tools: ToolWishes | None) -> tuple[ChatTemplate, ChatPrompt]:
@@ -140,7 +105,7 @@ async def render(backend: Backend, wishes: ChatWishes, tools: ToolWishes | None)
 
 
 class _Work:
-    """One admitted call."""
+    """One call."""
 
     def __init__(self, service: Service, backend: Backend, account: Account, asked: _Asked) -> None:
         self._service = service
@@ -155,28 +120,22 @@ class _Work:
         self._shown_specials: frozenset[int] = frozenset()
         self._envelope = new_envelope(service, "chatcmpl-")
 
+    @property
+    def num_sequences(self) -> int:
+        return self._checked.best_of
+
     async def stream(self, scope: Scope, send: Send) -> None:
-        """Chunks of all choices as they come; an error after the first of them is an event."""
+        """Chunks of all choices as they come."""
         requests = await self._requests()
-        stream = EventStream(scope, send, self._account.stream_headers())
-        try:
-            async with AsyncExitStack() as stack:
-                generations = await self._start(stack, requests, keep_tokens=False)
-                writers = [self._chunks(index) for index in range(len(requests))]
-                results = await stream_choices(stream, generations, writers, self._check)
-                self._account.note_success(results)
-                tail = DONE
-                if self._body.wants_usage_event:
-                    tail = usage_chunk(self._envelope, usage_of(results)) + tail
-                await stream.end(tail)
-        except (GenerationFailed, RequestError) as failed:
-            if not stream.is_started:
-                raise
-            error = failed if isinstance(failed, RequestError) else generation_error(failed.failure)
-            self._service.metrics.on_failure(failure_label(error))
-            await stream.end(error_event(error, call_of(scope).error_style) + DONE)
-        finally:
-            stream.close()
+        await stream_answer(scope, send, self._account, lambda stream: self._write(stream, requests))
+
+    async def _write(self, stream: EventStream, requests: Sequence[GenerationRequest]) -> bytes:
+        async with AsyncExitStack() as stack:
+            generations = await self._start(stack, requests, keep_tokens=False)
+            writers = [self._chunks(index) for index in range(len(requests))]
+            results = await stream_choices(stream, generations, writers, self._check)
+            self._account.note_success(results)
+        return usage_chunk(self._envelope, usage_of(results)) if self._body.wants_usage_event else b""
 
     async def answer_whole(self, scope: Scope, send: Send) -> None:
         """One answer when all choices are complete."""
@@ -230,14 +189,8 @@ class _Work:
     async def _start(
         self, stack: AsyncExitStack, requests: Sequence[GenerationRequest], *, keep_tokens: bool
     ) -> list[Generation]:
-        """Submit all choices in one turn, so that the first computes the prompt for all."""
         options = TextOptions(self._checked.stop, False, keep_tokens, self._shown_specials)
-        return [
-            await stack.enter_async_context(
-                start_generation(self._backend.engine, self._backend.tokenizer, request, options)
-            )
-            for request in requests
-        ]
+        return await start_all(stack, self._backend, requests, options)
 
     def _chunks(self, index: int) -> ChatChunks:
         return ChatChunks(self._envelope, index, self._new_reader(), self._new_logprobs())
@@ -260,13 +213,3 @@ class _Work:
         if not self._wants_logprobs:
             return None
         return ShownLogprobs(self._backend.tokenizer, self._shown_specials, self._checked.top_n_tokens > 0)
-
-
-def new_envelope(service: Service, prefix: str) -> Envelope:
-    """A new id, the time, the name of what answers."""
-    return Envelope(
-        id=f"{prefix}{uuid.uuid4().hex}",
-        created=int(time.time()),
-        model=service.settings.model_id,
-        system_fingerprint=f"{version('textmill')}-native",
-    )

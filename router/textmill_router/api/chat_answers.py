@@ -22,7 +22,6 @@ from textmill_router.generation import GenerationResult, TokenEvent
 from textmill_router.request import FinishReason
 from textmill_router.tokenization import Tokenizer
 
-DONE = b"data: [DONE]\n\n"
 # JSON has no infinity; OpenAI's least.
 LEAST_LOGPROB = -9999.0
 # Text to a JSON string, not escaping what UTF-8 can carry; the C function behind `json.dumps`.

@@ -6,12 +6,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import msgspec
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope, Send
 
 from textmill_router.api.accounting import Account
-from textmill_router.api.call_options import ready_backend
-from textmill_router.api.chat import MAX_TOP_LOGPROBS, new_envelope
-from textmill_router.api.chat_answers import DONE
 from textmill_router.api.choice_streams import stream_choices
 from textmill_router.api.completion_answers import (
     ChoiceForm,
@@ -23,21 +20,24 @@ from textmill_router.api.completion_answers import (
 )
 from textmill_router.api.completion_prompts import CompletionPrompt, take_completion_prompt, with_suffix
 from textmill_router.api.completion_types import CompletionBody, PromptSource, prompts_of
-from textmill_router.api.error_responses import error_event, generation_error
 from textmill_router.api.event_stream import EventStream
 from textmill_router.api.intake import choice_samplings, make_request
-from textmill_router.api.json_body import read_json
-from textmill_router.api.model_names import check_model
 from textmill_router.api.native_answers import mean_logprob
-from textmill_router.api.openai_types import check_n, in_openai_words, sampling_wishes, usage_of
-from textmill_router.api.replies import call_of, send_reply
-from textmill_router.api.serving import admitted, serve
-from textmill_router.errors import RequestError, ValidationFailed
-from textmill_router.generation import Generation, GenerationFailed, GenerationResult, TextOptions, start_generation
+from textmill_router.api.openai_route import (
+    OpenAIRoute,
+    checked_parameters,
+    new_envelope,
+    start_all,
+    stream_answer,
+)
+from textmill_router.api.openai_types import check_n, in_openai_words, usage_of
+from textmill_router.api.replies import send_reply
+from textmill_router.errors import ValidationFailed
+from textmill_router.generation import Generation, GenerationResult, TextOptions
 from textmill_router.request import GenerationRequest
 from textmill_router.service import Backend, Service
 from textmill_router.tokenization import Tokenizer
-from textmill_router.validation import CheckedParameters, check_parameters
+from textmill_router.validation import CheckedParameters
 
 # Answers that show more tokens than this with their log-probabilities are put together in a thread.
 INLINE_TOKENS = 2000
@@ -48,31 +48,11 @@ _NAMES = {
     "top_n_tokens": "logprobs",
     "inputs": "prompt",
 }
-_DECODER = msgspec.json.Decoder(CompletionBody)
 
 
-class CompletionsRoute:
+def completions_route(service: Service) -> OpenAIRoute[CompletionBody]:
     """An ASGI endpoint."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await serve(self._service, scope, send, lambda: self._answer(scope, receive, send))
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service = self._service
-        service.admission.check_open()
-        body = await read_json(scope, receive, _DECODER, service.settings.payload_limit)
-        check_model(body.model, service.settings)
-        backend = await ready_backend(service, scope, receive)
-        asked = _check(body, service, backend)
-        async with admitted(service, receive, len(asked.sources) * asked.best_of):
-            work = _Work(service, backend, Account(service, backend, call_of(scope)), asked)
-            if body.stream:
-                await work.stream(scope, send)
-            else:
-                await work.answer_whole(scope, send)
+    return OpenAIRoute(service, msgspec.json.Decoder(CompletionBody), _prepare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +78,9 @@ class _Asked:
         return self.body.logprobs is not None
 
 
-def _check(body: CompletionBody, service: Service, backend: Backend) -> _Asked:
-    settings, limits = service.settings, backend.limits
-    sources = prompts_of(body, max_prompts=settings.max_client_batch_size, vocab_size=limits.vocab_size)
-    limits = replace(limits, max_top_n_tokens=max(limits.max_top_n_tokens, MAX_TOP_LOGPROBS))
+def _prepare(body: CompletionBody, service: Service, backend: Backend, account: Account) -> "_Work":
+    settings = service.settings
+    sources = prompts_of(body, max_prompts=settings.max_client_batch_size, vocab_size=backend.limits.vocab_size)
     n = check_n(body.n, settings.max_n)
     best_of = _check_best_of(body, n, settings.max_best_of)
     max_tokens = body.max_tokens
@@ -111,15 +90,12 @@ def _check(body: CompletionBody, service: Service, backend: Backend) -> _Asked:
         max_tokens = 1  # the engine computes a prompt for the sake of a token; this one is not shown
     if body.repetition_penalty == 0:
         body = msgspec.structs.replace(body, repetition_penalty=None)
-    try:
-        checked = check_parameters(sampling_wishes(body, max_new_tokens=max_tokens, top_n_tokens=body.logprobs), limits)
-    except ValidationFailed as error:
-        raise in_openai_words(error, _NAMES) from None
+    checked = checked_parameters(body, backend, _NAMES, max_new_tokens=max_tokens, top_n_tokens=body.logprobs)
     if body.suffix:
         if body.echo:
             raise ValidationFailed("`echo` must be false with `suffix`", field="echo")
         sources = with_suffix(sources, body.suffix, backend.tokenizer)
-    return _Asked(body, checked, sources, n, best_of)
+    return _Work(service, backend, account, _Asked(body, checked, sources, n, best_of))
 
 
 def _check_best_of(body: CompletionBody, n: int, max_best_of: int) -> int:
@@ -140,7 +116,7 @@ def _check_best_of(body: CompletionBody, n: int, max_best_of: int) -> int:
 
 
 class _Work:
-    """One admitted call. Sequences stand prompt by prompt, `best_of` of each."""
+    """One call. Sequences stand prompt by prompt, `best_of` of each."""
 
     def __init__(self, service: Service, backend: Backend, account: Account, asked: _Asked) -> None:
         self._service = service
@@ -149,28 +125,24 @@ class _Work:
         self._asked = asked
         self._envelope = new_envelope(service, "cmpl-")
 
+    @property
+    def num_sequences(self) -> int:
+        return len(self._asked.sources) * self._asked.best_of
+
     async def stream(self, scope: Scope, send: Send) -> None:
-        """Chunks of all choices as they come; an error after the first of them is an event."""
+        """Chunks of all choices as they come."""
         prompts = await self._prompts()
-        stream = EventStream(scope, send, self._account.stream_headers())
-        try:
-            async with AsyncExitStack() as stack:
-                generations = await self._start(stack, self._requests(prompts), keep_tokens=False)
-                results = await stream_choices(stream, generations, self._writers(prompts, generations))
-                self._account.note_success(results)
-                tail = DONE
-                if self._asked.body.wants_usage_event:
-                    usage = usage_of(self._counted(results), len(prompts))
-                    tail = b"data: " + completion(self._envelope, [], usage) + b"\n\n" + tail
-                await stream.end(tail)
-        except (GenerationFailed, RequestError) as failed:
-            if not stream.is_started:
-                raise
-            error = failed if isinstance(failed, RequestError) else generation_error(failed.failure)
-            self._account.note_failure(error)
-            await stream.end(error_event(error, call_of(scope).error_style) + DONE)
-        finally:
-            stream.close()
+        await stream_answer(scope, send, self._account, lambda stream: self._write(stream, prompts))
+
+    async def _write(self, stream: EventStream, prompts: Sequence[CompletionPrompt]) -> bytes:
+        async with AsyncExitStack() as stack:
+            generations = await self._start(stack, self._requests(prompts), keep_tokens=False)
+            results = await stream_choices(stream, generations, self._writers(prompts, generations))
+            self._account.note_success(results)
+        if not self._asked.body.wants_usage_event:
+            return b""
+        usage = usage_of(self._counted(results), len(prompts))
+        return b"data: " + completion(self._envelope, [], usage) + b"\n\n"
 
     async def answer_whole(self, scope: Scope, send: Send) -> None:
         """One answer when all sequences are complete, choices in the order of the prompts."""
@@ -229,14 +201,8 @@ class _Work:
     async def _start(
         self, stack: AsyncExitStack, requests: Sequence[GenerationRequest], *, keep_tokens: bool
     ) -> list[Generation]:
-        """Submit all in one turn, so that the first of a prompt computes it for its further sequences."""
         options = TextOptions(self._asked.checked.stop, keep_stop_match=False, keep_tokens=keep_tokens)
-        return [
-            await stack.enter_async_context(
-                start_generation(self._backend.engine, self._backend.tokenizer, request, options)
-            )
-            for request in requests
-        ]
+        return await start_all(stack, self._backend, requests, options)
 
     def _choices(self, prompts: Sequence[CompletionPrompt], results: list[GenerationResult]) -> list[CompletionChoice]:
         asked = self._asked

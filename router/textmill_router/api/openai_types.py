@@ -1,5 +1,6 @@
 """What bodies of /v1 share: sampling fields, stream options, usage. `null` is absent; unknown fields are ignored."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -119,7 +120,7 @@ def check_n(n: int | None, max_n: int) -> int:
     return n
 
 
-def in_openai_words(error: ValidationFailed, names: dict[str, str]) -> ValidationFailed:
+def in_openai_words(error: ValidationFailed, names: Mapping[str, str]) -> ValidationFailed:
     """The same refusal with the names that the fields have in this body."""
     if isinstance(error, OverBudget):
         found = _renamed(error.found, names)
@@ -153,7 +154,7 @@ def _logit_bias(bias: dict[int, float] | list[float] | None) -> tuple[tuple[int,
     return tuple((token_id, value) for token_id, value in entries if value)
 
 
-def _renamed(text: str, names: dict[str, str]) -> str:
+def _renamed(text: str, names: Mapping[str, str]) -> str:
     for name, openai_name in names.items():
         text = text.replace(f"`{name}`", f"`{openai_name}`")
     return text

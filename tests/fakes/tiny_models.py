@@ -9,85 +9,42 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID, write_byte_tokenizer
+from tests.zoo.dense import DENSE
+from tests.zoo.entry import SMALL, VOCAB_SIZE
+from tests.zoo.experts import EXPERTS
 
-VOCAB_SIZE = 320  # 256 bytes, two special tokens, the rest is never written by the tokenizer
-# Larger than the usual 0.02: small random models answer with nearly flat logits otherwise, and hide differences.
-WEIGHT_SPREAD = 0.25
+__all__ = ["ARCHITECTURES", "SMALL", "VOCAB_SIZE", "make_random_model", "make_tiny_llama", "make_tiny_model"]
 
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": BEGIN_ID,
-    "eos_token_id": END_ID,
-    "pad_token_id": END_ID,
-    "initializer_range": WEIGHT_SPREAD,
-}
-SMALL_GPT: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "n_embd": 64,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 512,
-    "bos_token_id": BEGIN_ID,
-    "eos_token_id": END_ID,
-    "initializer_range": WEIGHT_SPREAD,
-}
-MULTI_HEAD = {**SMALL, "num_key_value_heads": 4}
-
-# What each architecture is known for is switched on: windows are shorter than the prompts of the tests, caps bite.
-ARCHITECTURES: Mapping[str, dict[str, Any]] = {
-    "llama": {**SMALL, "rope_theta": 1000.0},
-    "mistral": {**SMALL, "sliding_window": 12},
-    "qwen2": SMALL,
-    "qwen3": {**SMALL, "head_dim": 24},
-    "gpt2": SMALL_GPT,
-    "gpt_neox": {**MULTI_HEAD, "rotary_pct": 0.5},
-    "opt": {**MULTI_HEAD, "ffn_dim": 96, "word_embed_proj_dim": 48, "init_std": WEIGHT_SPREAD},
-    "phi": {**SMALL, "partial_rotary_factor": 0.5},
-    "phi3": SMALL,
-    "gemma2": {
-        **SMALL,
-        "head_dim": 16,
-        "num_hidden_layers": 3,
-        "sliding_window": 12,
-        "query_pre_attn_scalar": 24,
-        "attn_logit_softcapping": 2.0,
-        "final_logit_softcapping": 5.0,
-    },
-    "gemma3_text": {
-        **SMALL,
-        "head_dim": 16,
-        "num_hidden_layers": 3,
-        "sliding_window": 12,
-        "query_pre_attn_scalar": 24,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-    },
-    "stablelm": MULTI_HEAD,
-    "starcoder2": {**SMALL, "sliding_window": 12},
-    "cohere": {**SMALL, "logit_scale": 0.5},
-    "granite": {**SMALL, "logits_scaling": 3.0, "attention_multiplier": 0.2, "embedding_multiplier": 2.0},
-    "olmo2": SMALL,
-    "mixtral": {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2},
+# Some rows of the zoo, for tests that need no more than one model of each kind.
+ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
+    entry.type_of_config: entry.config
+    for entry in (*DENSE, *EXPERTS)
+    if entry.name
+    in (
+        *("llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt2", "gpt_neox", "opt", "phi", "phi3", "gemma2"),
+        *("gemma3", "stablelm", "starcoder2", "cohere", "granite", "olmo2", "mixtral"),
+    )
 }
 
 
-def make_tiny_model(folder: Path, model_type: str, *, seed: int = 0, **changes: Any) -> Path:
-    """Writes a model of `ARCHITECTURES[model_type]` with the given config fields changed; gives the folder."""
-    config = AutoConfig.for_model(model_type, **{**ARCHITECTURES[model_type], **changes})
+def make_random_model(config: Any, folder: Path, *, seed: int = 0, **how: Any) -> Any:
+    """Writes a random float32 model with a byte-level tokenizer; gives the model. `how` goes to transformers."""
     write_byte_tokenizer(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **how)
         # Biases and norm weights start as zeros and ones: a mixed-up one would go unnoticed.
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
     model.save_pretrained(folder)
+    return model.eval()
+
+
+def make_tiny_model(folder: Path, model_type: str, *, seed: int = 0, **changes: Any) -> Path:
+    """Writes a model of `ARCHITECTURES[model_type]` with the given config fields changed; gives the folder."""
+    config = AutoConfig.for_model(model_type, **{**ARCHITECTURES[model_type], **changes})
+    make_random_model(config, folder, seed=seed)
     return folder
 
 

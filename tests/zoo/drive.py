@@ -14,11 +14,11 @@ from textmill_shard.model_loader import LoadOptions, load_model
 from textmill_shard.model_runner import ModelRunner
 from textmill_shard.plan import Admit, Budget, ShardFacts
 from textmill_shard.sampling_params import SamplingParams
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from tests.fakes.byte_tokenizer import write_byte_tokenizer
+from tests.fakes.tiny_models import make_random_model
 from tests.unit.shard.step_harness import Shard, ids
-from tests.zoo.table import VOCAB_SIZE, ZooEntry
+from tests.zoo.entry import VOCAB_SIZE, ZooEntry
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 64
@@ -81,20 +81,11 @@ class ZooResult:
 
 def make_zoo_model(entry: ZooEntry, folder: Path, *, seed: int = 0) -> ZooModel:
     config = AutoConfig.for_model(entry.type_of_config, **entry.config)
-    write_byte_tokenizer(folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=entry.attention, experts_implementation="eager"
-        )
-        # Biases and norm weights start as zeros and ones: a mixed-up one would go unnoticed.
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
-    model.save_pretrained(folder)
+    how = {"attn_implementation": entry.attention, "experts_implementation": "eager"}
+    model = make_random_model(config, folder, seed=seed, **how)
     if entry.longest_text is not None:
         reference_logits(model, [0] * entry.longest_text)
-    return ZooModel(folder=folder, reference=model.eval())
+    return ZooModel(folder=folder, reference=model)
 
 
 def load_zoo_model(model: ZooModel, *, native_cache_dir: Path | None) -> ModelRunner:

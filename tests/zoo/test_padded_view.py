@@ -8,7 +8,8 @@ from textmill_shard.model_runner import ModelRunner
 
 from tests.fakes.paged_driver import PagedDriver
 from tests.zoo.drive import ZooModel, load_zoo_model, make_zoo_model, reference_logits
-from tests.zoo.table import PADDED, TOLERANCE
+from tests.zoo.entry import TOLERANCE
+from tests.zoo.padded import PADDED
 
 LONG = [(7 * index + 3) % 256 for index in range(30)]
 SHORT = [(5 * index + 1) % 256 for index in range(6)]

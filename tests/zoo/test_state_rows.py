@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.shard.step_harness import Shard
 from tests.zoo.drive import BUDGET, NUM_NEW, load_zoo_model, make_admit, make_zoo_model, reference_logits, zoo_facts
-from tests.zoo.table import STATE
+from tests.zoo.states import STATE
 
 ENTRIES = {entry.name: entry for entry in STATE}
 FIRST = [(7 * index + 3) % 256 for index in range(29)]

@@ -11,7 +11,7 @@ from textmill_shard.model_runner import ModelRunner
 
 from tests.fakes.tiny_models import make_tiny_llama
 from tests.zoo.drive import make_zoo_model
-from tests.zoo.table import STATE
+from tests.zoo.states import STATE
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.fakes.tiny_models import ARCHITECTURES, VOCAB_SIZE, make_tiny_model
 from tests.unit.shard.native_cases import native_cache_folder, native_kernels
 
 TOLERANCE = 2e-5  # relative to the largest logit: fp32 sums in another order
-FAST = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+FAST = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 
 
 def load(folder: Path, *, fast_decoder: bool = True, dtype: str = "float32") -> ModelRunner:

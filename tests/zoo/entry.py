@@ -1,0 +1,62 @@
+"""What a row of the zoo says, and what the tiny configs share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
+
+VOCAB_SIZE = 320
+WINDOW = 12  # tokens; the longest prompts are four times that
+CHUNK = 16  # tokens, of chunked attention
+# Logits relative to the largest one, fp32: sums are taken in another order.
+TOLERANCE = 2e-5
+# Larger than the usual 0.02: small random models answer with nearly flat logits otherwise, and hide differences.
+WEIGHT_SPREAD = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class ZooEntry:
+    """One architecture. `config` are the fields of its tiny model."""
+
+    name: str
+    config: Mapping[str, Any]
+    known_for: str  # what the tiny config has switched on
+    model_type: str = ""  # of config.json; the name when empty
+    layout: str = "flat"
+    tolerance: float = TOLERANCE
+    reason: str = ""  # why the tolerance is looser than TOLERANCE
+    rope_border: int | None = None  # tokens; requests of more take the long rotary table
+    attention: str = "eager"  # transformers' implementation that the reference runs with
+    longest_text: int | None = None  # tokens; the reference sees one first, so that its dynamic table is that of it
+
+    @property
+    def type_of_config(self) -> str:
+        return self.model_type or self.name
+
+
+SMALL: Mapping[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": BEGIN_ID,
+    "eos_token_id": END_ID,
+    "pad_token_id": END_ID,
+    "initializer_range": WEIGHT_SPREAD,
+}
+MULTI_HEAD = {**SMALL, "num_key_value_heads": 4}
+SMALL_GPT: Mapping[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 512,
+    "bos_token_id": BEGIN_ID,
+    "eos_token_id": END_ID,
+    "pad_token_id": END_ID,
+    "initializer_range": WEIGHT_SPREAD,
+}

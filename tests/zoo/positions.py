@@ -1,0 +1,50 @@
+"""Flat rows whose rotary tables depend on how long a text is."""
+
+from tests.zoo.entry import SMALL, ZooEntry
+
+BORDER = 30  # tokens, prompt and output: two of the four requests lie on each side
+LONG_ROPE = {
+    "max_position_embeddings": 512,
+    "original_max_position_embeddings": BORDER,
+    "rope_scaling": {
+        "rope_type": "longrope",
+        "rope_theta": 1000.0,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+        "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+        "original_max_position_embeddings": BORDER,
+    },
+}
+
+LONG_POSITIONS = (
+    ZooEntry(
+        "phi3, long context",
+        {**SMALL, **LONG_ROPE},
+        "longrope: requests on both sides of the border in one batch",
+        model_type="phi3",
+        rope_border=BORDER,
+    ),
+    ZooEntry(
+        "phimoe, long context",
+        {
+            **SMALL,
+            **LONG_ROPE,
+            "rope_scaling": {**LONG_ROPE["rope_scaling"], "short_mscale": 1.1, "long_mscale": 1.4},
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+        "longrope with a scale per side",
+        model_type="phimoe",
+        rope_border=BORDER,
+    ),
+    ZooEntry(
+        "llama, dynamic positions",
+        {
+            **SMALL,
+            "max_position_embeddings": 4,
+            "rope_scaling": {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 32.0},
+        },
+        "a rotary table stretched to the longest text",
+        model_type="llama",
+        longest_text=128,
+    ),
+)

@@ -37,6 +37,7 @@ FORWARDED: Mapping[str, tuple[str | None, str | None]] = {
     "cors_allow_origin": ("--cors-allow-origin", None),
     "json_output": ("--json-output", "--json-output"),
     "dtype": (None, "--dtype"),
+    "device": (None, "--device"),
     "kv_cache_bytes": (None, "--kv-cache-bytes"),
     "memory_fraction": (None, "--memory-fraction"),
     "num_threads": (None, "--num-threads"),

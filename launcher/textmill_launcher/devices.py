@@ -21,7 +21,8 @@ def count_visible(visible_devices: str | None, count_all: Callable[[], int]) -> 
 
 def num_shards(settings: Settings, count_all: Callable[[], int]) -> int:
     """Return the number of shards; raises `ConflictingSettings` when `--sharded true` finds fewer than two."""
-    visible = count_visible(settings.visible_devices, count_all)
+    # On the CPU the list of GPUs says nothing.
+    visible = None if settings.device == "cpu" else count_visible(settings.visible_devices, count_all)
     wanted = settings.num_shard
     if settings.sharded:
         if wanted is None:

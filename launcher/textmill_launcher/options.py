@@ -140,6 +140,7 @@ class Option:
 V1_ERRORS = ("mixed", "openai", "tgi")
 TOOL_FORMATS = ("hermes", "llama3_json", "mistral", "json")
 REASONING_FORMATS = ("think", "mistral")
+DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 OPTIONS: tuple[Option, ...] = (
@@ -149,6 +150,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("sharded", boolean, "true: one shard per visible device; false: one shard"),
     Option("num_shard", integer(1, 64), "number of shards, one process each"),
     Option("dtype", choice(*DTYPES), "type of weights and KV cache: " + ", ".join(DTYPES)),
+    Option("device", choice(*DEVICES), "where to compute: auto (a GPU when there is one), cpu, cuda"),
     Option("kv_cache_bytes", integer(1), "bytes of the KV cache of each shard; without it a share of memory"),
     Option(
         "memory_fraction",

@@ -25,6 +25,7 @@ class Settings:
     sharded: bool | None
     num_shard: int | None
     dtype: str | None
+    device: str | None
     kv_cache_bytes: int | None
     memory_fraction: float | None
     num_threads: int | None

@@ -1,6 +1,7 @@
 """The flags of the shard as tables: name, accepted values, default. Each has an environment variable of its name."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,12 @@ def choice(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
+        raise BadValue("auto, cpu, cuda or cuda:N")
+    return value
+
+
 def words(*allowed: str) -> Callable[[str], tuple[str, ...]]:
     def parse(value: str) -> tuple[str, ...]:
         given = tuple(part.strip() for part in value.split(",") if part.strip())
@@ -117,7 +124,12 @@ SERVE_OPTIONS = (
     Option("--master-addr", text, "address where the ranks meet", default="127.0.0.1"),
     Option("--master-port", integer(1), "port where the ranks meet, needed with more than one"),
     Option("--dtype", choice(*DTYPES), "type of weights and KV", default="auto"),
-    Option("--device", text, "cpu, cuda or cuda:N", default="cpu"),
+    Option(
+        "--device",
+        device,
+        "auto, cpu, cuda or cuda:N; cuda is the GPU of the rank's number, auto that when torch sees a GPU, else cpu",
+        default="auto",
+    ),
     Option("--kv-cache-bytes", integer(1), "bytes of the KV pool of this rank (default: --memory-fraction decides)"),
     Option(
         "--memory-fraction", fraction, "share of memory to fill (default: 0.4 of a CPU's RAM, 0.8 of a GPU's memory)"

@@ -12,6 +12,7 @@ from types import FrameType
 
 import torch
 
+from textmill_shard.device import pick_device
 from textmill_shard.engine import Engine
 from textmill_shard.finish import FinishRules
 from textmill_shard.follower import Follower
@@ -76,8 +77,10 @@ def serve(settings: ServeSettings) -> int:
     code = 0
     try:
         torch.set_num_threads(settings.num_threads)
-        parallel = _join_ranks(settings)
-        runner, facts = _load(settings, parallel, status)
+        device = pick_device(settings.device, rank=settings.rank, world_size=settings.world_size)
+        log.info("computing", extra={"device": device})
+        parallel = _join_ranks(settings, device)
+        runner, facts = _load(settings, device, parallel, status)
         matchers = _load_matchers(settings, facts) if settings.rank == 0 else None
         if matchers is not None:
             facts = replace(facts, features=(*facts.features, "grammar"))
@@ -132,7 +135,7 @@ def _raise_stopped(number: int, frame: FrameType | None) -> None:
     raise _Stopped
 
 
-def _join_ranks(settings: ServeSettings) -> TensorParallel:
+def _join_ranks(settings: ServeSettings, device: str) -> TensorParallel:
     if settings.world_size == 1:
         return TensorParallel()
     assert settings.master_port is not None
@@ -141,15 +144,17 @@ def _join_ranks(settings: ServeSettings) -> TensorParallel:
         world_size=settings.world_size,
         master_addr=settings.master_addr,
         master_port=settings.master_port,
-        device=settings.device,
+        device=device,
     )
 
 
-def _load(settings: ServeSettings, parallel: TensorParallel, status: ShardStatus) -> tuple[ModelRunner, ShardFacts]:
+def _load(
+    settings: ServeSettings, device: str, parallel: TensorParallel, status: ShardStatus
+) -> tuple[ModelRunner, ShardFacts]:
     options = LoadOptions(
         model_dir=settings.model_dir,
         dtype=settings.dtype,
-        device=settings.device,
+        device=device,
         block_size=settings.block_size,
         num_slots=settings.num_slots,
         native_cache_dir=None if settings.no_native_kernels else settings.native_cache_dir,

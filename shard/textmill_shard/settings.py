@@ -33,7 +33,7 @@ class ServeSettings:
     master_addr: str
     master_port: int | None  # needed with more than one rank
     dtype: str
-    device: str
+    device: str  # "auto", "cpu", "cuda", "cuda:N": see device.py
     kv_cache_bytes: int | None  # None = memory_fraction decides
     memory_fraction: float | None  # None = by device, see memory.py
     max_kv_tokens: int | None  # None = as many as fit

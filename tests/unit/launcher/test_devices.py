@@ -20,6 +20,9 @@ def count(argv: str = "", num_driver_devices: int = 0, **environ: str) -> int:
         ("", "0,1", 2),
         ("", "", 1),
         ("--num-shard 4", "0,1", 4),
+        ("--device cuda", "0,1", 2),
+        ("--device cpu", "0,1", 1),
+        ("--device cpu --num-shard 2", "0,1,2", 2),
     ],
 )
 def test_number_of_shards(argv: str, devices: str, expected: int) -> None:
@@ -50,6 +53,7 @@ def test_cuda_list_wins_over_the_container_list() -> None:
         ("--sharded true", {}),
         ("--sharded true", {"CUDA_VISIBLE_DEVICES": "0"}),
         ("--sharded true --num-shard 1", {"CUDA_VISIBLE_DEVICES": "0,1"}),
+        ("--sharded true --device cpu", {"CUDA_VISIBLE_DEVICES": "0,1"}),
     ],
 )
 def test_sharded_needs_two(argv: str, environ: dict[str, str]) -> None:

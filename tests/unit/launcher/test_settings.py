@@ -14,6 +14,7 @@ GOOD_VALUES = {
     "sharded": ("true", True),
     "num_shard": ("2", 2),
     "dtype": ("bfloat16", "bfloat16"),
+    "device": ("cpu", "cpu"),
     "kv_cache_bytes": ("1048576", 1_048_576),
     "memory_fraction": ("0.5", 0.5),
     "num_threads": ("2", 2),

@@ -17,7 +17,7 @@ def test_defaults() -> None:
     settings = serve("--num-threads", "3")
     assert settings.model_id == "tiny"
     assert (settings.rank, settings.world_size, settings.master_port) == (0, 1, None)
-    assert (settings.dtype, settings.device, settings.block_size) == ("auto", "cpu", 16)
+    assert (settings.dtype, settings.device, settings.block_size) == ("auto", "auto", 16)
     assert (settings.num_slots, settings.max_step_tokens, settings.num_threads) == (64, 1024, 3)
     assert (settings.kv_cache_bytes, settings.max_kv_tokens, settings.memory_fraction) == (None, None, None)
     assert settings.router_lease_s == 5.0
@@ -78,6 +78,8 @@ def test_an_empty_variable_counts_as_unset() -> None:
         (["--memory-fraction", "1.5"], {}, "--memory-fraction is '1.5', wanted a number above 0 and at most 1"),
         (["--memory-fraction", "nan"], {}, "--memory-fraction"),
         (["--dtype", "int8"], {}, "wanted one of auto, float32, bfloat16, float16"),
+        (["--device", "gpu"], {}, "--device is 'gpu', wanted auto, cpu, cuda or cuda:N"),
+        (["--device", "cuda:"], {}, "--device is 'cuda:'"),
         (["--watermark-gamma", "1"], {}, "--watermark-gamma is '1', wanted a number above 0 and below 1"),
         (["--watermark-delta", "inf"], {}, "--watermark-delta is 'inf', wanted a number from -100 to 100"),
         (["--router-lease-s", "0"], {}, "--router-lease-s"),

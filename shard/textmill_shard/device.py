@@ -1,0 +1,29 @@
+"""Which device a rank computes on."""
+
+import torch
+
+
+class DeviceError(Exception):
+    """The device that was asked for is not there; says what to try."""
+
+
+def pick_device(asked: str, *, rank: int, world_size: int) -> str:
+    """Return `cpu` or `cuda:N` for what `--device` says, and make a CUDA device this process's own.
+
+    `auto` is `cuda` when torch sees a GPU, else `cpu`; `cuda` is the GPU of the rank's number, `cuda:N` that very one.
+    Raises DeviceError. All ranks of a model decide alike: what is seen on one machine is the same for each.
+    """
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    num_seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if ":" in asked:
+        index, num_wanted = int(asked.partition(":")[2]), int(asked.partition(":")[2]) + 1
+    else:
+        index, num_wanted = rank, world_size
+    if num_seen < num_wanted:
+        raise DeviceError(
+            f"--device {asked} with {world_size} shard(s) needs {num_wanted} CUDA device(s), torch sees {num_seen}: "
+            "fewer shards (--num-shard), more devices (CUDA_VISIBLE_DEVICES), or --device cpu"
+        )
+    torch.cuda.set_device(index)  # NCCL and allocations without a device go to the current one
+    return f"cuda:{index}"

@@ -1,0 +1,57 @@
+"""The device of a rank, with a torch that says what GPUs it sees. None of this has run on a GPU."""
+
+import pytest
+import torch
+from textmill_shard.device import DeviceError, pick_device
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The devices that became this process's own."""
+    devices: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    return devices
+
+
+def see(monkeypatch: pytest.MonkeyPatch, num_gpus: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_gpus", "expected"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda:1"),
+        ("auto", 8, "cuda:1"),
+        ("cpu", 8, "cpu"),
+        ("cuda", 2, "cuda:1"),
+        ("cuda:0", 2, "cuda:0"),
+        ("cuda:7", 8, "cuda:7"),
+    ],
+)
+def test_device_of_the_second_of_two_ranks(
+    asked: str, num_gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch, chosen: list[int]
+) -> None:
+    see(monkeypatch, num_gpus)
+    assert pick_device(asked, rank=1, world_size=2) == expected
+    assert chosen == ([] if expected == "cpu" else [int(expected[-1])])
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_gpus", "message"),
+    [
+        ("auto", 1, r"--device auto with 2 shard\(s\) needs 2 CUDA .* sees 1: .*--num-shard.*--device cpu"),
+        ("cuda", 0, "--device cuda .* torch sees 0"),
+        ("cuda", 1, "needs 2 .* torch sees 1"),
+        ("cuda:2", 2, "--device cuda:2 .* needs 3 .* torch sees 2"),
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 1])  # rank 0 must not start where rank 1 cannot
+def test_a_device_that_is_not_there_ends_the_start(
+    asked: str, num_gpus: int, message: str, rank: int, monkeypatch: pytest.MonkeyPatch, chosen: list[int]
+) -> None:
+    see(monkeypatch, num_gpus)
+    with pytest.raises(DeviceError, match=message):
+        pick_device(asked, rank=rank, world_size=2)
+    assert chosen == []

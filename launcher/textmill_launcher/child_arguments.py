@@ -46,6 +46,7 @@ FORWARDED: Mapping[str, tuple[str | None, str | None]] = {
     "no_fast_decoder": (None, "--no-fast-decoder"),
     "disable_swaps": (None, "--disable-swaps"),
     "trust_remote_code": (None, "--trust-remote-code"),
+    "allow_pickle": (None, "--allow-pickle"),
 }
 
 # The router takes the key from its environment: a command line can be read by everybody on the machine.
@@ -126,7 +127,9 @@ def download_command(model_id: str, settings: Settings) -> list[str]:
     revision = [] if settings.revision is None else ["--revision", settings.revision]
     cache = [] if settings.huggingface_hub_cache is None else ["--cache-dir", settings.huggingface_hub_cache]
     code = ["--with-code"] if settings.trust_remote_code else []
-    return [sys.executable, "-m", "textmill_launcher.hub_download", "--model-id", model_id, *revision, *cache, *code]
+    pickles = ["--or-pickled"] if settings.allow_pickle else []
+    options = [*revision, *cache, *code, *pickles]
+    return [sys.executable, "-m", "textmill_launcher.hub_download", "--model-id", model_id, *options]
 
 
 def download_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:

@@ -6,6 +6,7 @@ A process of its own, so that a signal ends a download at once: `python -m textm
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -18,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 WANTED_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+PICKLED_FILES = ("pytorch_model*.bin",)  # of a model without safetensors
 CODE_FILES = ("*.py",)  # of a model that brings its own modelling code
 # Other formats and second copies of the weights lie in folders of the repository or under this name.
 UNWANTED_FILES = ("*/*", "consolidated*")
@@ -30,20 +32,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--revision")
     parser.add_argument("--cache-dir")
     parser.add_argument("--with-code", action="store_true")
+    parser.add_argument("--or-pickled", action="store_true", help="fetch *.bin where there are no safetensors")
     arguments = parser.parse_args(argv)
+    wanted = [*WANTED_FILES, *(CODE_FILES if arguments.with_code else ())]
     try:
-        folder = snapshot_download(
-            arguments.model_id,
-            revision=arguments.revision,
-            cache_dir=arguments.cache_dir,
-            allow_patterns=[*WANTED_FILES, *(CODE_FILES if arguments.with_code else ())],
-            ignore_patterns=list(UNWANTED_FILES),
-        )
+        folder = _fetch(arguments, wanted)
+        if arguments.or_pickled and not any(Path(folder).glob("*.safetensors")):
+            folder = _fetch(arguments, [*wanted, *PICKLED_FILES])
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         print(f"{arguments.model_id}: {explain(error, arguments.revision)}", file=sys.stderr)
         return 1
     print(folder)
     return 0
+
+
+def _fetch(arguments: argparse.Namespace, patterns: list[str]) -> str:
+    folder: str = snapshot_download(
+        arguments.model_id,
+        revision=arguments.revision,
+        cache_dir=arguments.cache_dir,
+        allow_patterns=patterns,
+        ignore_patterns=list(UNWANTED_FILES),
+    )
+    return folder
 
 
 def explain(error: Exception, revision: str | None) -> str:

@@ -55,7 +55,10 @@ async def find_model(settings: Settings, environ: Mapping[str, str], run_helper:
     source = locate_model(settings.model_id)
     match source.kind:
         case SourceKind.FOLDER:
-            return check_folder(ModelFolder(path=source.path, model_id=source.model_id, model_sha=None))
+            return check_folder(
+                ModelFolder(path=source.path, model_id=source.model_id, model_sha=None),
+                allow_pickle=settings.allow_pickle,
+            )
         case SourceKind.GGUF:
             return await _convert(source, settings, environ, run_helper)
         case SourceKind.HUB:
@@ -95,18 +98,23 @@ def find_demo_file() -> Path:
     return files[0]
 
 
-def check_folder(model: ModelFolder) -> ModelFolder:
+def check_folder(model: ModelFolder, *, allow_pickle: bool = False) -> ModelFolder:
     """Return the folder when it has what a shard needs; raises `ModelFilesError` that names what is missing."""
     if not (model.path / "config.json").is_file():
         raise ModelFilesError(f"{model.path} holds no config.json: not a model folder")
     if not (model.path / "tokenizer.json").is_file():
         raise ModelFilesError(f"{model.path} holds no tokenizer.json: save the model's fast tokenizer there")
-    if not any(model.path.glob("*.safetensors")):
+    patterns = ("*.safetensors", "*.bin") if allow_pickle else ("*.safetensors",)
+    if not any(file for pattern in patterns for file in model.path.glob(pattern)):
         others = sorted(
             file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in model.path.glob(pattern)
         )
         found = ", ".join(others[:5]) or "no weights"
-        raise ModelFilesError(f"{model.path} holds no *.safetensors (found: {found}): convert the weights first")
+        raise ModelFilesError(
+            f"{model.path} holds no *.safetensors (found: {found}): convert the weights first "
+            "(`AutoModelForCausalLM.from_pretrained(MODEL).save_pretrained(NEW_FOLDER)` writes safetensors)"
+            + ("" if allow_pickle else ", or serve pickled ones (*.bin) that you trust with --allow-pickle")
+        )
     return model
 
 
@@ -126,4 +134,6 @@ async def _download(
     command = download_command(source.model_id, settings)
     folder = Path(await run_helper(ChildName("download"), command, download_environment(environ, settings)))
     sha = folder.name if _COMMIT.fullmatch(folder.name) else None
-    return check_folder(ModelFolder(path=folder, model_id=source.model_id, model_sha=sha))
+    return check_folder(
+        ModelFolder(path=folder, model_id=source.model_id, model_sha=sha), allow_pickle=settings.allow_pickle
+    )

@@ -169,6 +169,13 @@ OPTIONS: tuple[Option, ...] = (
         default=False,
         is_switch=True,
     ),
+    Option(
+        "allow_pickle",
+        boolean,
+        "serve pickled weights (*.bin) where there are no safetensors",
+        default=False,
+        is_switch=True,
+    ),
     Option("disable_swaps", text, "comma-separated: qkv, gate_up, packed_linear, rms_norm; for bisection"),
     Option("huggingface_hub_cache", text, "folder of downloaded hub models"),
     Option("conversion_cache", text, "folder of models converted from GGUF"),

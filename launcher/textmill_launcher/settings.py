@@ -34,6 +34,7 @@ class Settings:
     no_fast_decoder: bool
     disable_swaps: str | None
     trust_remote_code: bool
+    allow_pickle: bool
     huggingface_hub_cache: str | None
     conversion_cache: str
     max_concurrent_requests: int | None

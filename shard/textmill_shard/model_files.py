@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from textmill_shard.model_errors import ModelFilesError
+from textmill_shard.tensor_files import SAFETENSORS_SUFFIX, names_of_tensors
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
+PICKLED_SINGLE_FILE = "pytorch_model.bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,22 +22,37 @@ class WeightFiles:
 
     file_of_tensor: Mapping[str, Path]
 
+    @property
+    def are_pickled(self) -> bool:
+        return any(path.suffix != SAFETENSORS_SUFFIX for path in self.file_of_tensor.values())
 
-def find_weight_files(folder: Path) -> WeightFiles:
-    """Read the index or the headers of the safetensors files; no weights yet. Raises ModelFilesError."""
-    index = folder / INDEX_FILE
-    if index.is_file():
-        weight_map = read_json(index)["weight_map"]
+
+def find_weight_files(folder: Path, *, allow_pickle: bool = False) -> WeightFiles:
+    """Read the index or the headers of the files; no weights yet. Pickles only where there is nothing else.
+
+    Raises ModelFilesError.
+    """
+    found = _find_files(folder, index=INDEX_FILE, single=SINGLE_FILE, suffix=SAFETENSORS_SUFFIX)
+    if found is None and allow_pickle:
+        found = _find_files(folder, index=PICKLED_INDEX_FILE, single=PICKLED_SINGLE_FILE, suffix=".bin")
+    if found is None:
+        num_safetensors = len(list(folder.glob(f"*{SAFETENSORS_SUFFIX}")))
+        raise ModelFilesError(_why_no_weights(folder, num_safetensors=num_safetensors, allow_pickle=allow_pickle))
+    return found
+
+
+def _find_files(folder: Path, *, index: str, single: str, suffix: str) -> WeightFiles | None:
+    if (folder / index).is_file():
+        weight_map = read_json(folder / index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ModelFilesError(f"{folder / index} has no weight_map that says which tensor is in which file")
         absent = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
         if absent:
-            raise ModelFilesError(f"{index} names {len(absent)} files that are not there, first {absent[0]}")
+            raise ModelFilesError(f"{folder / index} names {len(absent)} files that are not there, first {absent[0]}")
         return WeightFiles({tensor: folder / name for tensor, name in weight_map.items()})
-    if (folder / SINGLE_FILE).is_file():
-        return WeightFiles(_tensors_of(folder / SINGLE_FILE))
-    others = sorted(folder.glob("*.safetensors"))
-    if len(others) == 1:
-        return WeightFiles(_tensors_of(others[0]))
-    raise ModelFilesError(_why_no_weights(folder, num_safetensors=len(others)))
+    others = sorted(folder.glob(f"*{suffix}"))
+    path = folder / single if (folder / single).is_file() else others[0] if len(others) == 1 else None
+    return None if path is None else WeightFiles(dict.fromkeys(names_of_tensors(path), path))
 
 
 def find_eos_token_ids(folder: Path) -> tuple[int, ...]:
@@ -73,7 +89,7 @@ def _eos_of_tokenizer(folder: Path) -> int | None:
     return None
 
 
-def _why_no_weights(folder: Path, *, num_safetensors: int) -> str:
+def _why_no_weights(folder: Path, *, num_safetensors: int, allow_pickle: bool) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder"
     if num_safetensors > 1:
@@ -85,18 +101,16 @@ def _why_no_weights(folder: Path, *, num_safetensors: int) -> str:
             f"`textmill-shard convert --gguf {gguf_files[0]} --cache-dir DIR` and serve the folder it prints"
         )
     pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+    if pickles and allow_pickle:
+        return f"{folder} holds {pickles[0].name} but neither {PICKLED_SINGLE_FILE} nor {PICKLED_INDEX_FILE}"
     if pickles:
         return (
             f"{folder} holds {pickles[0].name} but no safetensors; pickled weights can run code when they are read and "
-            "are refused. Where you trust them, convert: `AutoModelForCausalLM.from_pretrained(FOLDER)"
-            ".save_pretrained(NEW_FOLDER)` writes safetensors"
+            "are refused. Convert them where it is safe to: `AutoModelForCausalLM.from_pretrained(FOLDER)"
+            ".save_pretrained(NEW_FOLDER)` writes safetensors; or give --allow-pickle, which reads tensors and "
+            "refuses files that ask for more"
         )
     return f"{folder} holds no weights: {SINGLE_FILE} or {INDEX_FILE} is wanted"
-
-
-def _tensors_of(path: Path) -> dict[str, Path]:
-    with safe_open(path, framework="pt") as opened:
-        return dict.fromkeys(opened.keys(), path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class LoadOptions:
     num_slots: int = 8  # requests that can run at once: layers with a state keep a row for each
     fast_decoder: bool = True  # a native call per step for llama-type models; needs the native kernels
     trust_remote_code: bool = False  # run modelling code that lies in the folder
+    allow_pickle: bool = False  # read *.bin where there are no safetensors
     disabled_swaps: tuple[str, ...] = ()  # of module_swaps.SWAPS: layers of transformers' code that stay as they are
 
 
@@ -99,7 +100,7 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
     config = _read_config(options.model_dir, trust_remote_code=options.trust_remote_code)
     device = torch.device(options.device)
     dtype: torch.dtype = getattr(torch, pick_dtype(options.dtype, config=config, device=device))
-    files = find_weight_files(options.model_dir)
+    files = find_weight_files(options.model_dir, allow_pickle=options.allow_pickle)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"models of type {config.model_type} read their input with an encoder and cannot be served yet: "
@@ -247,7 +248,7 @@ def _build_and_fill(
     model.eval()
     matching = match_names(model, files)
     if matching.missing and parallel.world_size == 1:
-        model = _fill_by_transformers(options, dtype=dtype, device=device)
+        model = _fill_by_transformers(options, files, dtype=dtype, device=device)
         return model, IndexPlan()
     check_matching(matching, folder=options.model_dir)
     plan = build_index_plan(model, config, parallel)
@@ -257,7 +258,7 @@ def _build_and_fill(
     return model, plan
 
 
-def _fill_by_transformers(options: LoadOptions, *, dtype: torch.dtype, device: torch.device) -> Any:
+def _fill_by_transformers(options: LoadOptions, files: WeightFiles, *, dtype: torch.dtype, device: torch.device) -> Any:
     """For checkpoints whose names or shapes transformers converts on the way (experts stored one by one)."""
     disable_progress_bar()
     folder = options.model_dir
@@ -265,7 +266,8 @@ def _fill_by_transformers(options: LoadOptions, *, dtype: torch.dtype, device: t
         folder,
         dtype=dtype,
         output_loading_info=True,
-        use_safetensors=True,
+        use_safetensors=not files.are_pickled,
+        weights_only=True,
         trust_remote_code=options.trust_remote_code,
     )
     missing = sorted(loading["missing_keys"])

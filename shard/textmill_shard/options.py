@@ -155,6 +155,13 @@ SERVE_OPTIONS = (
         default=False,
         is_switch=True,
     ),
+    Option(
+        "--allow-pickle",
+        boolean,
+        "read *.bin where there are no safetensors; files that ask for more than tensors are refused",
+        default=False,
+        is_switch=True,
+    ),
     Option("--watermark-gamma", share, "part of the vocabulary that is green for the watermark", default=0.5),
     Option("--watermark-delta", finite, "what the watermark adds to the logits of green tokens", default=2.0),
     Option("--router-lease-s", seconds, "seconds of silence after which the router counts as gone", default=5.0),

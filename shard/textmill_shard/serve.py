@@ -162,6 +162,7 @@ def _load(
         fast_decoder=not settings.no_fast_decoder,
         disabled_swaps=settings.disable_swaps,
         trust_remote_code=settings.trust_remote_code,
+        allow_pickle=settings.allow_pickle,
     )
     runner = load_model(options, status.report_loading, parallel)
     if runner.has_own_threads:

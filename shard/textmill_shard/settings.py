@@ -46,6 +46,7 @@ class ServeSettings:
     no_fast_decoder: bool
     disable_swaps: tuple[str, ...]
     trust_remote_code: bool
+    allow_pickle: bool
     watermark_gamma: float
     watermark_delta: float
     router_lease_s: float

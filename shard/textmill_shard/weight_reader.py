@@ -1,4 +1,4 @@
-"""Fills a model that stands on `meta` from safetensors: only the runs this rank owns, cast on the way."""
+"""Fills a model that stands on `meta` from files of weights: only the runs this rank owns, cast on the way."""
 
 import logging
 import re
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from textmill_shard.index_plan import Cut, IndexPlan
 from textmill_shard.model_errors import ModelFilesError
 from textmill_shard.model_files import WeightFiles
+from textmill_shard.tensor_files import open_tensors
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +83,13 @@ def read_weights(
         names_by_file.setdefault(files.file_of_tensor[stored_name], []).append(name)
     num_read = 0
     for path, names in sorted(names_by_file.items()):
-        with safe_open(path, framework="pt") as opened:
+        with open_tensors(path) as opened:
             for name in names:
                 tensor = _read_run(opened, matching.tensor_of_name[name], plan.cut_of_parameter.get(name))
                 wanted = tensor.dtype if not tensor.is_floating_point() else dtype
                 if any(pattern.search(name) for pattern in keep_in_fp32):
                     wanted = torch.float32
-                # A copy always: what safetensors gives may lie in the mapped file.
+                # A copy always: what is given may lie in the mapped file.
                 _put(model, name, tensor.to(device=device, dtype=wanted, copy=True).contiguous(), plan)
                 num_read += 1
                 on_progress(num_read / len(matching.tensor_of_name))

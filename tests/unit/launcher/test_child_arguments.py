@@ -120,6 +120,13 @@ def test_code_of_the_model_is_fetched_and_run_together(is_trusted: bool) -> None
     assert ("--trust-remote-code" in shard_command(settings, MODEL, ALONE)) == is_trusted
 
 
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_pickled_weights_are_fetched_and_read_together(is_allowed: bool) -> None:
+    settings = load_settings(["--allow-pickle"] if is_allowed else [], {})
+    assert ("--or-pickled" in download_command("org/m", settings)) == is_allowed
+    assert ("--allow-pickle" in shard_command(settings, MODEL, ALONE)) == is_allowed
+
+
 def test_download_is_told_revision_and_cache() -> None:
     settings = load_settings(["--revision", "v2", "--huggingface-hub-cache", "/data"], {})
     command = download_command("org/m", settings)

@@ -24,11 +24,17 @@ FILES = {
     "README.md": b"words",
     "modeling_own.py": b"code",
 }
+PICKLED = {name: body for name, body in FILES.items() if not name.endswith(".safetensors")} | {
+    "pytorch_model.bin.index.json": b"{}",
+    "training_args.bin": b"pickle",
+}
 WANTED = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
 
 
 class Hub(ThreadingHTTPServer):
-    """Knows `org/open` and, with the right token, `org/secret`; notes each Authorization header."""
+    """Knows `org/open`, `org/pickled` without safetensors and, with the right token, `org/secret`; notes each
+    Authorization header.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), HubHandler)
@@ -47,6 +53,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         token = self.headers.get("Authorization")
+        files = PICKLED if "org/pickled" in self.path else FILES
         self.server.tokens.add(token)
         path = self.path.partition("?")[0]
         if "org/secret" in path and token != "Bearer hf_right":
@@ -56,15 +63,15 @@ class HubHandler(BaseHTTPRequestHandler):
                 self.reply(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "no such revision"})
             elif "/tree/" in path:
                 tree = [
-                    {"type": "file", "path": name, "size": len(body), "oid": oid(body)} for name, body in FILES.items()
+                    {"type": "file", "path": name, "size": len(body), "oid": oid(body)} for name, body in files.items()
                 ]
                 self.reply(200, json.dumps(tree).encode())
             else:
-                siblings = [{"rfilename": name} for name in FILES]
+                siblings = [{"rfilename": name} for name in files]
                 info = {"id": path.split("/revision")[0][12:], "sha": COMMIT, "siblings": siblings}
                 self.reply(200, json.dumps(info).encode())
-        elif "/resolve/" in path and path.split(f"/resolve/{COMMIT}/")[-1] in FILES:
-            body = FILES[path.split(f"/resolve/{COMMIT}/")[-1]]
+        elif "/resolve/" in path and path.split(f"/resolve/{COMMIT}/")[-1] in files:
+            body = files[path.split(f"/resolve/{COMMIT}/")[-1]]
             self.reply(200, body, {"ETag": f'"{oid(body)}"', "X-Repo-Commit": COMMIT})
         else:
             self.reply(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such model"})
@@ -125,6 +132,23 @@ def test_code_is_fetched_only_when_it_is_trusted(hub: Hub, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.splitlines()[-1])
     assert {path.name for path in folder.iterdir()} == {*WANTED, "modeling_own.py"}
+
+
+@pytest.mark.parametrize(
+    ("model_id", "allowed", "weights"),
+    [
+        ("org/pickled", True, {"pytorch_model.bin", "pytorch_model.bin.index.json"}),
+        ("org/pickled", False, {"pytorch_model.bin.index.json"}),
+        ("org/open", True, {"model.safetensors"}),
+    ],
+)
+def test_pickled_weights_are_fetched_only_when_allowed_and_nothing_else_is_there(
+    hub: Hub, tmp_path: Path, model_id: str, allowed: bool, weights: set[str]
+) -> None:
+    done = download(hub.url, tmp_path, "--model-id", model_id, *(["--or-pickled"] if allowed else []))
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    assert {path.name for path in folder.iterdir()} == {*WANTED - {"model.safetensors"}, *weights}
 
 
 def test_second_download_needs_no_hub(hub: Hub, tmp_path: Path) -> None:

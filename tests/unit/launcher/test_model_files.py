@@ -50,7 +50,10 @@ def test_local_folder_is_used_as_it_is(tmp_path: Path) -> None:
     [
         (["model.safetensors"], "holds no config.json"),
         (["config.json", "model.safetensors"], "holds no tokenizer.json"),
-        (["config.json", "tokenizer.json", "pytorch_model.bin"], "found: pytorch_model.bin"),
+        (
+            ["config.json", "tokenizer.json", "pytorch_model.bin"],
+            r"found: pytorch_model\.bin.*save_pretrained.*--allow-pickle",
+        ),
         (["config.json", "tokenizer.json"], "found: no weights"),
     ],
 )
@@ -58,6 +61,18 @@ def test_folder_that_lacks_something_is_refused(tmp_path: Path, names: list[str]
     folder = make_model_folder(tmp_path / "model", *names)
     with pytest.raises(ModelFilesError, match=words):
         asyncio.run(find_model(load_settings(["--model-id", str(folder)], {}), {}, no_helper))
+
+
+def test_pickled_weights_are_taken_only_when_they_are_allowed(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / "model", "config.json", "tokenizer.json", "pytorch_model.bin")
+    settings = load_settings(["--model-id", str(folder), "--allow-pickle"], {})
+    assert asyncio.run(find_model(settings, {}, no_helper)).path == folder
+    (folder / "pytorch_model.bin").rename(folder / "model.pth")
+    with pytest.raises(ModelFilesError, match=r"found: model\.pth"):
+        asyncio.run(find_model(settings, {}, no_helper))
+    downloaded = Helper(make_model_folder(tmp_path / COMMIT, "config.json", "tokenizer.json", "pytorch_model.bin"))
+    settings = load_settings(["--model-id", "org/model", "--allow-pickle"], {})
+    assert asyncio.run(find_model(settings, {}, downloaded)).path == downloaded.answer
 
 
 @pytest.mark.parametrize("names_the_folder", [True, False])

@@ -22,6 +22,7 @@ GOOD_VALUES = {
     "no_native_kernels": ("true", True),
     "no_fast_decoder": ("true", True),
     "trust_remote_code": ("true", True),
+    "allow_pickle": ("true", True),
     "disable_swaps": ("qkv,rms_norm", "qkv,rms_norm"),
     "huggingface_hub_cache": ("/data", "/data"),
     "conversion_cache": ("/converted", "/converted"),

@@ -46,6 +46,7 @@ EXAMPLES = {
     "no_native_kernels": ("true", True),
     "no_fast_decoder": ("true", True),
     "trust_remote_code": ("true", True),
+    "allow_pickle": ("true", True),
     "disable_swaps": ("qkv, rms_norm", ("qkv", "rms_norm")),
     "watermark_gamma": ("0.25", 0.25),
     "watermark_delta": ("-1.5", -1.5),

@@ -256,9 +256,10 @@ class Engine:
         slots_N = step.slots_R[step.samples_R]
         flags_N: IdArray = NO_IDS
         drawn = None
+        ended: list[int] = []
         row_errors: list[SlotError] = []
         if len(slots_N):
-            drawn = self._row_sampler.draw(table, slots_N, launched.output.logits_NV)
+            drawn = self._row_sampler.draw(table, slots_N, launched.output)
             row_errors = [
                 SlotError(int(slots_N[row]), int(table.request_ids[slots_N[row]]), fault.code, fault.message)
                 for row, fault in drawn.faults.items()
@@ -266,9 +267,10 @@ class Engine:
             executor.append(slots_N, self._channel.share_tokens(drawn.tokens_N))
             flags_N = self._finish_rules.flags(table, slots_N, drawn.tokens_N)
         errors = {error.slot: error for error in (*prompt_errors, *row_errors)}
-        is_fine_N = ~np.isin(slots_N, list(errors))
         if drawn is not None:
+            is_fine_N = ~np.isin(slots_N, list(errors)) if errors else np.ones(len(slots_N), dtype=bool)
             self._row_sampler.append(slots_N[is_fine_N], drawn.tokens_N[is_fine_N])
+            ended = slots_N[is_fine_N & (flags_N & FLAG_FINISHED > 0)].tolist()
         now_ns = time.monotonic_ns()
         result = build_result(
             step=launched.number,
@@ -284,7 +286,7 @@ class Engine:
         )
         session.send(result)
         self._last_end_ns = now_ns
-        self._end_slots([*errors, *slots_N[is_fine_N & (flags_N & FLAG_FINISHED > 0)].tolist()])
+        self._end_slots([*errors, *ended])
 
     def _end_slots(self, slots: list[int]) -> None:
         """Free slots by the shard's own decision; the other ranks hear of it in the next entry."""

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from textmill_shard.attention.base import AttentionRule
-from textmill_shard.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.forward_batch import ForwardBatch, ForwardOutput, RowScan
 from textmill_shard.heap import trim_heap
 from textmill_shard.kv_pool import KvPool
 from textmill_shard.native.kernels import (
@@ -154,6 +154,11 @@ class FastDecoder:
         logits_NV = torch.empty(num_rows, self.vocab_size)
         hidden_TD = torch.empty(num_tokens, self.hidden_size, dtype=self.dtype) if wants_hidden else None
         block_tables_RB = batch.block_tables_RB.contiguous()
+        scan = RowScan(
+            best_N=torch.empty(num_rows, dtype=torch.int64),
+            not_finite_N=torch.empty(num_rows, dtype=torch.bool),
+            log_mass_N=torch.empty(num_rows),
+        )
         step = DecoderStep(
             num_tokens=num_tokens,
             num_sequences=block_tables_RB.shape[0],
@@ -168,9 +173,12 @@ class FastDecoder:
             block_tables=block_tables_RB.data_ptr(),
             logits=logits_NV.data_ptr(),
             hidden=address_of(hidden_TD),
+            best=scan.best_N.data_ptr(),
+            not_finite=scan.not_finite_N.data_ptr(),
+            log_mass=address_of(scan.log_mass_N),
         )
         self._kernels.decode(self._decoder, step)
-        return ForwardOutput(logits_NV=logits_NV, hidden_TD=hidden_TD)
+        return ForwardOutput(logits_NV=logits_NV, hidden_TD=hidden_TD, scan=scan)
 
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
         """Give float32 logits `[n, V]` of rows of `hidden_TD`."""

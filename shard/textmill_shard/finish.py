@@ -14,6 +14,7 @@ class FinishRules:
     """Knows the model's EOS ids; the rest of what ends a request stands in its row."""
 
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
+        self._eos_set = frozenset(eos_token_ids)
         self._eos_ids = np.array(sorted(eos_token_ids), dtype=np.int64)
 
     def flags(self, table: SlotTable, slots_N: IdArray, tokens_N: IdArray) -> IdArray:
@@ -23,8 +24,11 @@ class FinishRules:
         request before `min_new_tokens`; the sampler has masked them, so this only guards against a wrong mask.
         """
         num_tokens_N = table.num_tokens[slots_N]
-        may_end_N = num_tokens_N > table.min_tokens[slots_N]
         is_long_N = num_tokens_N >= table.max_tokens[slots_N]
+        may_be_eos = not self._eos_set.isdisjoint(tokens_N.tolist())
+        if not (may_be_eos or is_long_N.any() or table.has_stop_ids[slots_N].any()):
+            return np.zeros(len(slots_N), dtype=np.int64)
+        may_end_N = num_tokens_N > table.min_tokens[slots_N]
         is_eos_N = np.isin(tokens_N, self._eos_ids) & ~table.ignores_eos[slots_N] & may_end_N
         is_stop_N = np.zeros(len(slots_N), dtype=bool)
         for row in np.flatnonzero(table.has_stop_ids[slots_N] & may_end_N).tolist():

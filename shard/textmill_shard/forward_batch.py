@@ -30,8 +30,18 @@ class ForwardBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class RowScan:
+    """What is asked of every row of scores, on their device. The best of a row with NaN means nothing."""
+
+    best_N: torch.Tensor  # int64: the first among equal ones
+    not_finite_N: torch.Tensor  # bool: holds NaN or an infinity
+    log_mass_N: torch.Tensor | None  # float32: logsumexp; None = not asked
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardOutput:
     """What one forward pass gives."""
 
     logits_NV: torch.Tensor  # float32, a row per entry of `logit_rows_N`
     hidden_TD: torch.Tensor | None  # model dtype, after the last norm; only when asked for
+    scan: RowScan | None = None  # of the logits, where the forward pass has looked at them already

@@ -39,7 +39,7 @@ def build_result(
 ) -> StepResult:
     """One result. Slots in `errors` (by slot) appear there and nowhere else (rule 6)."""
     errors = errors or {}
-    is_fine_R = ~np.isin(composed.slots_R, list(errors))
+    is_fine_R = ~np.isin(composed.slots_R, list(errors)) if errors else np.ones(len(composed.slots_R), dtype=bool)
     is_prefill_R = ~composed.samples_R & is_fine_R
     is_fine_N = is_fine_R[composed.samples_R]
     tokens, logprobs, top_tokens = _sampled_rows(drawn, is_fine_N)

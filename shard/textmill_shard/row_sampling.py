@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from textmill_shard.finish import FinishRules
+from textmill_shard.forward_batch import ForwardOutput, RowScan
 from textmill_shard.grammar_matcher import GrammarFault
 from textmill_shard.grammar_slots import GrammarSlots
 from textmill_shard.logprobs import TopTokens
@@ -55,12 +56,17 @@ class RowSampler:
         """Begin what can be done beside the forward pass of the rows that are to sample."""
         self._grammars.start_masks(table, slots_N)
 
-    def draw(self, table: SlotTable, slots_N: IdArray, logits_NV: torch.Tensor) -> DrawnRows:
-        """One token per row. Waits for the device: tokens are needed on the host."""
+    def draw(self, table: SlotTable, slots_N: IdArray, output: ForwardOutput) -> DrawnRows:
+        """One token per row of the logits. Waits for the device: tokens are needed on the host."""
         slots = slots_N.tolist()
         grammar_faults = self._take_masks(table, slots)
+        samplings = [self._sampling_of(table, slot) for slot in slots]
+        logits_NV = output.logits_NV
         try:
-            drawn = self._draw(logits_NV, [self._sampling_of(table, slot) for slot in slots])
+            if output.scan is not None and all(one.takes_best and one.allowed_V is None for one in samplings):
+                drawn = _take_best(logits_NV, output.scan, samplings)
+            else:
+                drawn = self._draw(logits_NV, samplings, output.scan)
         except torch.AcceleratorError:
             raise  # the device is gone for everybody
         except Exception:
@@ -92,15 +98,16 @@ class RowSampler:
             self._admits[slot] = admit
         return self._samplings[slot]
 
-    def _draw(self, logits_NV: torch.Tensor, samplings: Sequence[SlotSampling]) -> DrawnRows:
-        sampled = self._sampler.sample(logits_NV, samplings)
+    def _draw(
+        self, logits_NV: torch.Tensor, samplings: Sequence[SlotSampling], scan: RowScan | None = None
+    ) -> DrawnRows:
+        sampled = self._sampler.sample(logits_NV, samplings, scan)
         not_finite_N: npt.NDArray[np.bool_] = sampled.not_finite_N.cpu().numpy()
-        fault = RowFault(SlotErrorCode.NOT_FINITE, "the model gave logits that are not finite")
         return DrawnRows(
             tokens_N=sampled.tokens_N.cpu().numpy().astype(np.int64),
             logprobs_N=None if sampled.logprobs_N is None else sampled.logprobs_N.cpu().numpy(),
             top=sampled.top,
-            faults=dict.fromkeys(np.flatnonzero(not_finite_N).tolist(), fault),
+            faults=_not_finite_faults(not_finite_N),
         )
 
     def _draw_alone(self, table: SlotTable, slots: Sequence[int], logits_NV: torch.Tensor) -> DrawnRows:
@@ -125,3 +132,26 @@ class RowSampler:
                 faults[row] = drawn.faults[0]
         is_asked = not np.isnan(logprobs_N).all()
         return DrawnRows(tokens_N, logprobs_N if is_asked else None, tuple(top), faults)
+
+
+def _take_best(logits_NV: torch.Tensor, scan: RowScan, samplings: Sequence[SlotSampling]) -> DrawnRows:
+    """What `Sampler` gives for rows that all take the best id, straight from the scan. Logits are on the host."""
+    tokens_N: IdArray = scan.best_N.numpy()
+    not_finite_N: npt.NDArray[np.bool_] = scan.not_finite_N.numpy()
+    faults = {}
+    if not_finite_N.any():
+        faults = _not_finite_faults(not_finite_N)
+        tokens_N = np.where(not_finite_N, 0, tokens_N)
+    asked = [sampling.params.wants_logprobs for sampling in samplings]
+    logprobs_N = None
+    if any(asked):
+        assert scan.log_mass_N is not None
+        logprobs_N = logits_NV.numpy()[np.arange(len(tokens_N)), tokens_N] - scan.log_mass_N.numpy()
+        if not all(asked):
+            logprobs_N[~np.array(asked)] = np.nan
+    return DrawnRows(tokens_N=tokens_N, logprobs_N=logprobs_N, top=(), faults=faults)
+
+
+def _not_finite_faults(not_finite_N: npt.NDArray[np.bool_]) -> dict[int, RowFault]:
+    fault = RowFault(SlotErrorCode.NOT_FINITE, "the model gave logits that are not finite")
+    return dict.fromkeys(np.flatnonzero(not_finite_N).tolist(), fault)

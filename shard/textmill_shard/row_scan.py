@@ -2,22 +2,13 @@
 
 # N rows, V vocabulary
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from textmill_shard.forward_batch import RowScan
 from textmill_shard.native.kernels import Kernels
-
-
-@dataclass(frozen=True, slots=True)
-class RowScan:
-    """On the device of the scores. The best of a row with NaN means nothing."""
-
-    best_N: Tensor  # int64: the first among equal ones
-    not_finite_N: Tensor  # bool: holds NaN or an infinity
-    log_mass_N: Tensor | None  # float32: logsumexp; None = not asked
 
 
 class RowScanner(Protocol):

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from textmill_shard import noise
 from textmill_shard.candidates import best_scores
+from textmill_shard.forward_batch import RowScan
 from textmill_shard.logits_processors import process
 from textmill_shard.logprobs import TopTokens, chosen_logprobs, top_tokens
-from textmill_shard.row_scan import RowScan, RowScanner, TorchRowScanner
+from textmill_shard.row_scan import RowScanner, TorchRowScanner
 from textmill_shard.slot_sampling import SlotSampling
 from textmill_shard.truncation import (
     RowTotals,
@@ -66,16 +67,21 @@ class Sampler:
         self._num_candidates = num_candidates
         self._watermark = watermark
 
-    def sample(self, logits_NV: Tensor, slots: Sequence[SlotSampling]) -> SampledRows:
-        """One token per row. `logits_NV` float32 is left as it is. Slots are read only: `append` is the caller's."""
+    def sample(self, logits_NV: Tensor, slots: Sequence[SlotSampling], scan: RowScan | None = None) -> SampledRows:
+        """One token per row. `logits_NV` float32 is left as it is. Slots are read only: `append` is the caller's.
+
+        `scan` is that of the logits, with the normaliser, where it is known.
+        """
         assert len(logits_NV) == len(slots), (len(logits_NV), len(slots))
         wants_mass = any(slot.params.wants_logprobs or slot.params.top_n_tokens > 0 for slot in slots)
-        scan = self._scanner.scan(logits_NV, wants_mass=wants_mass)
+        if scan is None:
+            scan = self._scanner.scan(logits_NV, wants_mass=wants_mass)
         scores_NV = process(logits_NV, slots, self._watermark)
         tokens_N = self._choose(scores_NV, slots, scan if scores_NV is logits_NV else None)
         tokens_N = tokens_N.masked_fill(scan.not_finite_N, 0)
-        if scan.log_mass_N is None:
+        if not wants_mass:
             return SampledRows(tokens_N=tokens_N, logprobs_N=None, top=(), not_finite_N=scan.not_finite_N)
+        assert scan.log_mass_N is not None
         return SampledRows(
             tokens_N=tokens_N,
             logprobs_N=_chosen(logits_NV, tokens_N, scan.log_mass_N, slots),

@@ -59,7 +59,7 @@ class SlotSampling:
     for presence and frequency.
     """
 
-    __slots__ = ("allowed_V", "last_token", "num_output_tokens", "output", "params", "seen")
+    __slots__ = ("allowed_V", "last_token", "num_output_tokens", "output", "params", "seen", "takes_best")
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], output_ids: Sequence[int] = ()) -> None:
         self.params = params
@@ -72,6 +72,13 @@ class SlotSampling:
             self.seen = TokenCounts([*prompt_ids, *output_ids])
         if params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
             self.output = TokenCounts(output_ids)
+        # The best id of the model's own scores, while no grammar stands in the way; no list of alternatives.
+        self.takes_best = (
+            not (params.do_sample or params.logit_bias or params.min_new_tokens or params.watermark)
+            and not params.top_n_tokens
+            and self.seen is None
+            and self.output is None
+        )
 
     def append(self, token: int) -> None:
         """Take in the token that was sampled last; the next draw is for the position after it."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from textmill_shard.plan import Budget, IdArray
+from textmill_shard.plan import NO_IDS, Budget, IdArray
 from textmill_shard.slot_table import SlotTable
 
 
@@ -26,6 +26,7 @@ class ComposedStep:
     counts_R: IdArray  # tokens that the row computes
     samples_R: npt.NDArray[np.bool_]
     starved_slots: IdArray  # to report now
+    is_decode: bool  # every row computes the token sampled last, and samples
 
     @property
     def is_empty(self) -> bool:
@@ -39,10 +40,13 @@ class ComposedStep:
 def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
     """Choose the rows of the next step and mark the slots reported starved. Nothing else changes."""
     has_places = table.num_computed < table.num_places
-    starved_slots = np.flatnonzero(table.is_occupied & ~has_places & ~table.was_starved)
-    table.was_starved[starved_slots] = True
-
     is_runnable = table.is_occupied & has_places
+    starved_slots = NO_IDS
+    if np.count_nonzero(is_runnable) < np.count_nonzero(table.is_occupied):
+        starved_slots = np.flatnonzero(table.is_occupied & ~has_places & ~table.was_starved)
+        table.was_starved[starved_slots] = True
+    if not np.any(is_runnable & table.is_prefilling):
+        return _decode_step(table, np.flatnonzero(is_runnable), starved_slots)
     decode_slots = np.flatnonzero(is_runnable & ~table.is_prefilling)
     prefill_slots = np.flatnonzero(is_runnable & table.is_prefilling)
     prefill_slots = prefill_slots[np.argsort(table.order[prefill_slots], kind="stable")]
@@ -58,6 +62,19 @@ def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
         counts_R=counts_R,
         samples_R=starts_R + counts_R == table.num_tokens[slots_R],
         starved_slots=starved_slots,
+        is_decode=False,
+    )
+
+
+def _decode_step(table: SlotTable, slots_R: IdArray, starved_slots: IdArray) -> ComposedStep:
+    """Most steps: nothing to share out. Python between two forward passes leaves the cores idle, so it is short."""
+    return ComposedStep(
+        slots_R=slots_R,
+        starts_R=table.num_computed[slots_R],
+        counts_R=np.ones(len(slots_R), dtype=np.int64),
+        samples_R=np.ones(len(slots_R), dtype=bool),
+        starved_slots=starved_slots,
+        is_decode=True,
     )
 
 

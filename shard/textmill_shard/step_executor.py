@@ -140,5 +140,7 @@ class StepExecutor:
         self.table.append(slots_N, tokens_N)
 
     def _wants_hidden(self, step: ComposedStep) -> bool:
+        if step.is_decode:
+            return False
         prefills = step.slots_R[self.table.is_prefilling[step.slots_R]].tolist()
         return any(self.table.admit_of(slot).prompt_logprobs_from is not None for slot in prefills)

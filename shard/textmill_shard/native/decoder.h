@@ -29,6 +29,10 @@ typedef struct {
   const int32_t *query_starts, *context_lens, *block_tables;
   float *logits;  // [num_rows, vocabulary]
   void *hidden;   // elements [num_tokens, hidden] or NULL
+  // What is asked of every row of the logits, while they are near: see rows.h. [num_rows] each, NULL: not wanted.
+  int64_t *best;
+  uint8_t *not_finite;
+  float *log_mass;
 } decoder_step;
 
 typedef struct {

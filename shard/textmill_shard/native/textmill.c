@@ -148,6 +148,22 @@ EXPORT int textmill_attention(team *t, const attention *a, int64_t num_tokens, i
   return 0;
 }
 
+typedef struct {
+  decoder_run run;
+  row_scan scan;
+} step_run;
+
+static void run_step(void *argument, int member) {
+  const step_run *s = argument;
+  if (s->run.model->is_bf16)
+    decode_bf16((void *)&s->run, member);
+  else
+    decode_f32((void *)&s->run, member);
+  if (!s->scan.best || !s->scan.num_rows) return;
+  team_barrier(s->run.team);
+  scan_share(&s->scan, member, s->run.team->size);
+}
+
 // 0, or -1 when memory is short.
 EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
   const int64_t per_word = m->is_bf16 ? 2 : 1, tokens = s->num_tokens, rows = s->num_rows;
@@ -187,7 +203,8 @@ EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
   r.next = (atomic_long *)parts[11];
   for (int64_t i = 0; i <= m->num_layers * NUM_PHASES; i++) atomic_init(r.next + i, 0);
   r.num_items = list_items(s->query_starts, s->num_sequences, queries_per_item(m->heads, m->kv_heads), r.items);
-  team_run(t, m->is_bf16 ? decode_bf16 : decode_f32, &r);
+  step_run both = {r, {s->logits, rows, m->vocabulary, m->vocabulary, s->best, s->not_finite, s->log_mass}};
+  team_run(t, run_step, &both);
   return 0;
 }
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from textmill_shard.forward_batch import RowScan
 from textmill_shard.plan import (
     FLAG_EOS,
     FLAG_FINISHED,
@@ -400,10 +401,12 @@ def test_rule_19_logits_that_are_not_finite_end_only_their_slot() -> None:
 class _FailingSampler(Sampler):
     """Breaks whenever a row with this seed is among those to sample."""
 
-    def sample(self, logits_NV: torch.Tensor, slots: Sequence[SlotSampling]) -> SampledRows:
+    def sample(
+        self, logits_NV: torch.Tensor, slots: Sequence[SlotSampling], scan: RowScan | None = None
+    ) -> SampledRows:
         if any(slot.params.seed == 666 and slot.num_output_tokens == 1 for slot in slots):
             raise RuntimeError("a bad row")
-        return super().sample(logits_NV, slots)
+        return super().sample(logits_NV, slots, scan)
 
 
 def test_rule_19_an_exception_of_one_row_ends_only_its_slot() -> None:

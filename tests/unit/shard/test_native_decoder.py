@@ -6,7 +6,9 @@ import pytest
 import torch
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.fast_decoder import FastDecoder, why_not_fast
+from textmill_shard.forward_batch import ForwardOutput
 from textmill_shard.kv_pool import KvPool, LayerKvSpec
+from textmill_shard.row_scan import TorchRowScanner
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.fakes.tiny_models import ARCHITECTURES, SMALL
@@ -124,12 +126,24 @@ def run_in_steps(
             | {"block_tables_RB": tables_RB, "kv_places_T": places_T}
         )
         output = fast.forward(step, wants_hidden=wants_hidden)
+        check_scan(output)
         assert (output.hidden_TD is not None) == wants_hidden
         for index, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
             done[row] += piece.count
             last[row] = output.logits_NV[index]
         turn += 1
     return [last[row] for row in range(len(contexts))]
+
+
+def check_scan(output: ForwardOutput) -> None:
+    """What the step says of its logits is what torch finds in them."""
+    expected = TorchRowScanner().scan(output.logits_NV, wants_mass=True)
+    assert output.scan is not None
+    assert torch.equal(output.scan.best_N, expected.best_N)
+    assert torch.equal(output.scan.not_finite_N, expected.not_finite_N)
+    assert output.scan.log_mass_N is not None
+    assert expected.log_mass_N is not None
+    assert torch.allclose(output.scan.log_mass_N, expected.log_mass_N, rtol=4e-6, atol=4e-6)
 
 
 def relative_error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

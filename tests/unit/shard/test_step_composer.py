@@ -150,6 +150,32 @@ def test_tensors_of_a_mixed_step() -> None:
     assert batch.query_starts.dtype == batch.context_lens_R.dtype == batch.block_tables_RB.dtype == torch.int32
 
 
+def test_tensors_of_a_step_in_which_all_decode() -> None:
+    table = make_table()
+    table.admit(admit(2, [11, 12, 13, 14], blocks=[9, 3], max_new=4))
+    table.admit(admit(0, [31], blocks=[5], max_new=4))
+    builder = BatchBuilder(block_size=BLOCK_SIZE, device=torch.device("cpu"))
+    for turn in range(3):
+        step = compose_step(table, WIDE)
+        assert step.is_decode == (turn > 0)
+        batch = builder.build(table, step)
+        finish(table, step)
+    assert rows(step) == [[0, 2, 1], [2, 5, 1]]
+    assert step.samples_R.tolist() == [True, True]
+    assert batch.input_ids_T.tolist() == [7, 7]
+    assert batch.position_ids_T.tolist() == [2, 5]
+    assert batch.kv_places_T.tolist() == [5 * 4 + 2, 3 * 4 + 1]
+    assert batch.query_starts.tolist() == [0, 1, 2]
+    assert batch.context_lens_R.tolist() == [3, 6]
+    assert batch.block_tables_RB.tolist() == [[5, NUM_BLOCKS], [9, 3]]
+    assert batch.logit_rows_N.tolist() == [0, 1]
+    assert batch.slots_R is not None
+    assert batch.slots_R.tolist() == [0, 2]
+    assert (batch.max_query_len, batch.max_context_len) == (1, 6)
+    assert batch.input_ids_T.dtype == batch.position_ids_T.dtype == batch.kv_places_T.dtype == torch.int64
+    assert batch.query_starts.dtype == batch.context_lens_R.dtype == batch.block_tables_RB.dtype == torch.int32
+
+
 def test_rule_15_tables_are_padded_with_the_scratch_block() -> None:
     table = make_table()
     table.admit(admit(0, [1] * 10, blocks=[1, 2, 3]))

@@ -120,12 +120,15 @@ class Epoch:
                 grammar=request.grammar,
                 watermark=request.watermark,
                 is_long_rope=request.takes_long_rope(self.pool.rope_border),
+                num_encoder_tokens=request.num_encoder_tokens,
             )
         )
 
     def note_prefill(self, state: RequestState) -> None:
         """Its prefill has moved: count the tokens of its next chunk."""
-        share = min(state.num_tokens - state.num_computed_tokens, self._max_chunk_tokens)
+        # What an encoder reads is one chunk, however long.
+        least = max(state.request.num_encoder_tokens - state.num_computed_tokens, 0)
+        share = max(min(state.num_tokens - state.num_computed_tokens, self._max_chunk_tokens), least)
         self._prefill_backlog += share - state.prefill_share
         state.prefill_share = share
 

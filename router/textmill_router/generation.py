@@ -143,7 +143,7 @@ class Generation:
         self._tokenizer = tokenizer
         self._request = request
         self._options = options
-        self._detokenizer = tokenizer.new_detokenizer(request.prompt_ids)
+        self._detokenizer = tokenizer.new_detokenizer(request.text_ids)
         self._stops = StopStrings(options.stop_strings, options.keep_stop_match) if options.stop_strings else None
         self._events: list[TokenEvent] = []  # not yet pulled
         self._tokens: list[TokenEvent] = []  # all, for the result
@@ -321,7 +321,7 @@ class Generation:
         self._result = GenerationResult(
             text="".join(self._text),
             finish_reason=reason,
-            num_prompt_tokens=len(self._request.prompt_ids),
+            num_prompt_tokens=self._request.num_input_tokens,
             num_output_tokens=self._num_tokens,
             tokens=self._tokens,
             prompt_tokens=self._prompt_tokens() if self._request.wants_prompt_logprobs else [],
@@ -339,7 +339,7 @@ class Generation:
         )
 
     def _prompt_tokens(self) -> list[PromptToken]:
-        """Position 0 has no probability; neither has one that no piece covers."""
+        """Position 0 has no probability; neither has one that no piece covers, as the decoder's own first tokens."""
         logprobs: dict[int, float] = {}
         top: dict[int, TopTokens] = {}
         for piece in self._prompt_logprobs:
@@ -352,7 +352,7 @@ class Generation:
                 logprobs.get(position),
                 self._top_tokens(top[position]) if position in top else (),
             )
-            for position, token_id in enumerate(self._request.prompt_ids)
+            for position, token_id in enumerate(self._request.text_ids)
         ]
 
 

@@ -54,6 +54,7 @@ class Admit:
     grammar: Grammar | None = None
     watermark: bool = False
     is_long_rope: bool = False  # it takes the long rotary table (ShardPool.rope_border)
+    num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class GenerationRequest:
 
     `len(prompt_ids) + max_new_tokens` is at most the window; `max_new_tokens` counts output tokens in all.
     `arrival_s` is on the clock that the engine loop hands to the scheduler. `cache_salt` separates tenants of the
-    prefix cache.
+    prefix cache. Where a model has an encoder, `prompt_ids` are what that reads, then the decoder's own first tokens.
     """
 
     request_id: RequestId
@@ -74,6 +74,17 @@ class GenerationRequest:
     watermark: bool = False
     priority: int = 0  # smaller goes first
     cache_salt: bytes = b""
+    num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
+
+    @property
+    def num_input_tokens(self) -> int:
+        """Tokens of what the client sent: those of the decoder's own beginning are not counted."""
+        return self.num_encoder_tokens or len(self.prompt_ids)
+
+    @property
+    def text_ids(self) -> "array[int]":
+        """The part of the prompt that the output continues."""
+        return self.prompt_ids[self.num_encoder_tokens :] if self.num_encoder_tokens else self.prompt_ids
 
     def takes_long_rope(self, rope_border: int) -> bool:
         """Whether its positions come from the long rotary table of a model that has two (0 = it has one).

@@ -90,7 +90,10 @@ class RequestState:
     @property
     def wants_prompt_logprobs(self) -> bool:
         """Whether prompt log-probabilities are still to be delivered."""
-        return self.request.wants_prompt_logprobs and self.next_prompt_logprob < len(self.request.prompt_ids)
+        request = self.request
+        can_be_rated = not request.num_encoder_tokens  # nothing comes after what an encoder reads
+        is_owed = self.next_prompt_logprob < len(request.prompt_ids)
+        return request.wants_prompt_logprobs and can_be_rated and is_owed
 
     @property
     def is_in_prefill(self) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from textmill_router.admission import Admission
@@ -179,7 +179,7 @@ def _model_time_s(folder: str) -> int:
 
 def scheduler_config(settings: Settings, facts: ShardFacts) -> SchedulerConfig:
     """The scheduler's settings for this shard."""
-    max_prefill = min(settings.max_batch_prefill_tokens or DEFAULT_PREFILL_TOKENS, facts.max_step_tokens)
+    max_prefill = _max_prefill_tokens(settings, facts)
     return SchedulerConfig(
         budget=Budget(
             max_step_tokens=facts.max_step_tokens,
@@ -192,15 +192,22 @@ def scheduler_config(settings: Settings, facts: ShardFacts) -> SchedulerConfig:
     )
 
 
+def _max_prefill_tokens(settings: Settings, facts: ShardFacts) -> int:
+    return min(settings.max_batch_prefill_tokens or DEFAULT_PREFILL_TOKENS, facts.max_step_tokens)
+
+
 def resolve_limits(settings: Settings, facts: ShardFacts, engine: EngineLoop) -> Limits:
-    """Token limits as set or, where unset, as large as model and KV pool allow. Raises SettingsError."""
-    pool_tokens = _largest_fitting(engine, facts)
-    possible = min(pool_tokens, facts.max_model_tokens or pool_tokens)
+    """Token limits as set or, where unset, as large as model and KV pool allow. Raises SettingsError.
+
+    Where a model has an encoder its own positions bound the prompt, those of the decoder the output.
+    """
+    pool_tokens = _largest_fitting(engine, facts) - len(facts.decoder_prompt_ids)
+    possible = min(pool_tokens, _longest_by_positions(facts) or pool_tokens)
     max_total = settings.max_total_tokens or possible
     if max_total > possible:
         reason = f"the KV cache holds {pool_tokens} tokens of one request"
         if possible < pool_tokens:
-            reason = f"the model's positions end at {facts.max_model_tokens}"
+            reason = f"the model's positions end at {possible}"
         raise SettingsError(f"--max-total-tokens is {max_total}, wanted at most {possible}: {reason}")
     if max_total < 2:
         raise SettingsError(f"the KV cache holds {pool_tokens} tokens, wanted at least 2: give the shard more memory")
@@ -210,7 +217,7 @@ def resolve_limits(settings: Settings, facts: ShardFacts, engine: EngineLoop) ->
             f"--max-input-tokens is {max_input}, wanted less than {max_total}, prompt and output together "
             "(--max-total-tokens, or what model and KV cache allow)"
         )
-    return Limits(
+    limits = Limits(
         max_best_of=settings.max_best_of,
         max_stop_sequences=settings.max_stop_sequences,
         max_top_n_tokens=settings.max_top_n_tokens,
@@ -218,6 +225,35 @@ def resolve_limits(settings: Settings, facts: ShardFacts, engine: EngineLoop) ->
         max_total_tokens=max_total,
         vocab_size=facts.vocab_size,
     )
+    return _encoder_limits(limits, settings, facts) if facts.has_encoder else limits
+
+
+def _longest_by_positions(facts: ShardFacts) -> int:
+    """The most tokens of prompt and output that the model has positions for, 0 = no bound."""
+    if not facts.has_encoder:
+        return facts.max_model_tokens
+    if not (facts.max_encoder_tokens and facts.max_model_tokens):
+        return 0
+    return facts.max_encoder_tokens + facts.max_model_tokens - len(facts.decoder_prompt_ids)
+
+
+def _encoder_limits(limits: Limits, settings: Settings, facts: ShardFacts) -> Limits:
+    """The same for a model that reads a prompt whole, in one step beside a token of every other slot (rule 16)."""
+    most = min(_max_prefill_tokens(settings, facts), facts.max_step_tokens - facts.num_slots)
+    reason = "--max-batch-prefill-tokens: the encoder reads a prompt in one step"
+    if 0 < facts.max_encoder_tokens < most:
+        most, reason = facts.max_encoder_tokens, "where the positions of the encoder end"
+    if most < 1:
+        raise SettingsError(
+            f"{facts.num_slots} slots leave a step of {facts.max_step_tokens} tokens no room for a prompt"
+        )
+    if settings.max_input_tokens is not None and settings.max_input_tokens > most:
+        raise SettingsError(f"--max-input-tokens is {settings.max_input_tokens}, wanted at most {most} ({reason})")
+    if facts.max_model_tokens:
+        limits = replace(limits, max_output_tokens=facts.max_model_tokens - len(facts.decoder_prompt_ids))
+    if limits.max_input_tokens <= most:
+        return limits
+    return replace(limits, max_input_tokens=most, input_limit=reason)
 
 
 def _largest_fitting(engine: EngineLoop, facts: ShardFacts) -> int:

@@ -28,6 +28,8 @@ class Limits:
     max_input_tokens: int
     max_total_tokens: int
     vocab_size: int
+    max_output_tokens: int | None = None  # where the positions of a decoder end before the window does
+    input_limit: str = "--max-input-tokens"  # what `max_input_tokens` follows from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,13 +170,28 @@ def check_budget(num_prompt_tokens: int, max_new_tokens: int | None, limits: Lim
         )
     if num_prompt_tokens > limits.max_input_tokens:
         raise prompt_too_long(f"{num_prompt_tokens}", limits)
+    if limits.max_output_tokens is not None:
+        _check_output(max_new_tokens, limits.max_output_tokens, limits)
+        room = min(room, limits.max_output_tokens)
     return min(wanted, room)
+
+
+def _check_output(max_new_tokens: int | None, max_output_tokens: int, limits: Limits) -> None:
+    if max_new_tokens is None or min(max_new_tokens, CHECKED_NEW_TOKENS) <= max_output_tokens:
+        return
+    raise OverBudget(
+        f"`max_new_tokens` must be <= {max_output_tokens} (the positions of the decoder), found {max_new_tokens}",
+        field="max_new_tokens",
+        max_tokens=max_output_tokens,
+        window_tokens=limits.max_total_tokens,
+        found=f"`max_new_tokens` is {max_new_tokens}, the decoder has positions for {max_output_tokens}",
+    )
 
 
 def prompt_too_long(shown_tokens: str, limits: Limits) -> OverBudget:
     """The refusal of a prompt that is longer than the limit, whether its tokens were counted or not."""
     return OverBudget(
-        f"the prompt has {shown_tokens} tokens, the limit is {limits.max_input_tokens} (--max-input-tokens), and "
+        f"the prompt has {shown_tokens} tokens, the limit is {limits.max_input_tokens} ({limits.input_limit}), and "
         f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}; shorten `inputs` or set `truncate`",
         field="inputs",
         max_tokens=limits.max_input_tokens,

@@ -72,6 +72,13 @@ class ShardFacts:
     weight_bytes: int
     kv_bytes: int
     rope_border: int = 0
+    decoder_prompt_ids: tuple[int, ...] = ()
+    max_encoder_tokens: int = 0
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads the prompt, and a decoder writes what follows its own first tokens."""
+        return bool(self.decoder_prompt_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +180,8 @@ def facts_from_proto(info: shard_pb2.ShardInfo) -> ShardFacts:
         weight_bytes=info.weight_bytes,
         kv_bytes=info.kv_bytes,
         rope_border=info.rope_border,
+        decoder_prompt_ids=tuple(info.decoder_prompt_ids),
+        max_encoder_tokens=info.max_encoder_tokens,
     )
 
 
@@ -268,6 +277,7 @@ def _admit_to_proto(admit: Admit) -> shard_pb2.Admit:
         grammar=None if admit.grammar is None else _grammar_to_proto(admit.grammar),
         watermark=admit.watermark,
         long_rope=admit.is_long_rope,
+        num_encoder_tokens=admit.num_encoder_tokens,
     )
 
 

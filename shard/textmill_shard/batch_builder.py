@@ -15,9 +15,12 @@ from textmill_shard.step_composer import ComposedStep
 class BatchBuilder:
     """Builds the flat batch of a step from the slot table."""
 
-    def __init__(self, *, block_size: int, device: torch.device, has_two_rope_tables: bool = False) -> None:
+    def __init__(
+        self, *, block_size: int, device: torch.device, has_two_rope_tables: bool = False, has_encoder: bool = False
+    ) -> None:
         self._block_size = block_size
         self._has_two_rope_tables = has_two_rope_tables
+        self._has_encoder = has_encoder
         self._device = device
         self._row_numbers = np.arange(1)  # grows; what is taken of them is read only
         self._row_numbers_i32 = self._row_numbers.astype(np.int32)
@@ -49,6 +52,7 @@ class BatchBuilder:
             is_long_rope_T=(
                 self._to_device(table.is_long_rope[step.slots_R][rows_T]) if self._has_two_rope_tables else None
             ),
+            encoder_lens_R=self._to_device(table.num_encoder[step.slots_R]) if self._has_encoder else None,
         )
 
     def _build_decode(self, table: SlotTable, step: ComposedStep) -> ForwardBatch:

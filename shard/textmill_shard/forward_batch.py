@@ -27,6 +27,7 @@ class ForwardBatch:
     max_context_len: int
     slots_R: torch.Tensor | None = None  # int64, seat of each sequence; None where only the sizes matter (memory.py)
     is_long_rope_T: torch.Tensor | None = None  # bool; None where the model has one rotary table (rope_tables.py)
+    encoder_lens_R: torch.Tensor | None = None  # int64, first tokens of each that the encoder reads; None without one
 
 
 @dataclass(frozen=True, slots=True)

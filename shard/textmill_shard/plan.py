@@ -68,11 +68,17 @@ class Admit:
     prompt_top_n_tokens: int = 0
     grammar: Grammar | None = None
     is_long_rope: bool = False  # it takes the long rotary table (ShardFacts.rope_border)
+    num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
 
     @property
     def num_tokens(self) -> int:
         """Prompt and output tokens known at admission."""
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def text_ids(self) -> IdArray:
+        """The part of the prompt that the output continues: not what an encoder reads."""
+        return self.prompt_ids[self.num_encoder_tokens :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +209,15 @@ class ShardFacts:
     max_step_tokens: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
-    max_model_tokens: int  # 0 = unbounded
+    max_model_tokens: int  # longest sequence that the positions (of the decoder) allow, 0 = unbounded
     layout: str = "flat"
     features: tuple[str, ...] = ("prefix_cache", "prompt_logprobs")
     tokenizer_digest: str = ""
     weight_bytes: int = 0
     kv_bytes: int = 0
     rope_border: int = 0  # requests of more tokens, prompt and output, take the long rotary table; 0 = there is one
+    decoder_prompt_ids: tuple[int, ...] = ()  # ids that the decoder begins with; empty = the model has no encoder
+    max_encoder_tokens: int = 0  # longest text that the positions of the encoder allow, 0 = unbounded
 
     @property
     def scratch_block(self) -> int:

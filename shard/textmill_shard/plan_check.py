@@ -8,6 +8,9 @@ import numpy as np
 from textmill_shard.plan import Admit, Budget, IdArray, Plan, PlanRejection, ShardFacts
 from textmill_shard.slot_table import NOBODY, SlotTable
 
+# What the blocks of these hold is not all of a request's past, or means something to that request alone.
+LAYOUTS_WITHOUT_PREFIXES = ("state", "encoder_decoder")
+
 
 class PlanRejected(Exception):
     """Names plan, slot and field; `rejection` is what the router is told."""
@@ -44,6 +47,7 @@ class _PlanCheck:
             self._check_grammar(admit)
             self._check_sampling(admit)
             self._check_rope(admit)
+            self._check_encoder(admit)
             self._check_seat(admit, dropped=dropped, seated=seated)
             seated[admit.slot] = admit.request_id
         if plan.budget is not None:
@@ -89,8 +93,8 @@ class _PlanCheck:
         has_room = len(admit.block_ids) >= num_cached_blocks
         message = f"{num_cached} cached tokens need {num_cached_blocks} blocks, got {len(admit.block_ids)}"
         self._require(has_room, "admits.block_ids", message, slot)
-        has_whole_past = num_cached == 0 or self._facts.layout != "state"
-        message = f"a model with state rows computes every token of a request, got {num_cached} cached ones"
+        has_whole_past = num_cached == 0 or self._facts.layout not in LAYOUTS_WITHOUT_PREFIXES
+        message = f"a model of layout {self._facts.layout} computes every token, got {num_cached} cached ones"
         self._require(has_whole_past, "admits.num_cached_tokens", message, slot)
         self._check_cached(slot, admit.block_ids[:num_cached_blocks])
         self._check_fresh("admits.block_ids", slot, admit.block_ids[num_cached_blocks:])
@@ -120,6 +124,17 @@ class _PlanCheck:
         message = f"{num_tokens} tokens with a border of {border}, got {admit.is_long_rope}"
         self._require(admit.is_long_rope == (0 < border < num_tokens), "admits.long_rope", message, admit.slot)
 
+    def _check_encoder(self, admit: Admit) -> None:
+        """An encoder reads its part whole: a decoder token follows it, and one step must hold it (rule 16)."""
+        facts, num_encoder = self._facts, admit.num_encoder_tokens
+        least = most = 0
+        if facts.decoder_prompt_ids:
+            positions = facts.max_encoder_tokens or facts.max_step_tokens
+            least, most = 1, min(len(admit.prompt_ids) - 1, facts.max_step_tokens, positions)
+        is_right = least <= num_encoder <= most
+        message = f"wanted {least} .. {most} tokens for the encoder, got {num_encoder}"
+        self._require(is_right, "admits.num_encoder_tokens", message, admit.slot)
+
     def _check_block_ids(self, field: str, slot: int, blocks: IdArray) -> None:
         num_blocks = self._facts.num_blocks
         outside = blocks[blocks >= num_blocks]
@@ -137,7 +152,7 @@ class _PlanCheck:
         has_length = admit.max_new_tokens > num_output
         message = f"wanted more than the {num_output} output tokens there are, got {admit.max_new_tokens}"
         self._require(has_length, "admits.max_new_tokens", message, slot)
-        num_total = num_prompt + admit.max_new_tokens
+        num_total = num_prompt - admit.num_encoder_tokens + admit.max_new_tokens
         fits = facts.max_model_tokens == 0 or num_total <= facts.max_model_tokens
         message = f"the model takes {facts.max_model_tokens} tokens, prompt and max_new_tokens come to {num_total}"
         self._require(fits, "admits.max_new_tokens", message, slot)

@@ -94,7 +94,7 @@ class RowSampler:
         if self._admits.get(slot) is not admit:
             end_ids = self._finish_rules.ending_ids(admit.stop_ids, ignore_eos=admit.ignore_eos)
             params = replace(admit.sampling, end_ids=end_ids)
-            self._samplings[slot] = SlotSampling(params, admit.prompt_ids.tolist(), admit.output_ids.tolist())
+            self._samplings[slot] = SlotSampling(params, admit.text_ids.tolist(), admit.output_ids.tolist())
             self._admits[slot] = admit
         return self._samplings[slot]
 

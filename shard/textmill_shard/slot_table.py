@@ -35,6 +35,7 @@ class SlotTable:
         self.is_held = np.zeros(num_slots, dtype=bool)  # must not sample yet: its grammar compiles (rule 19)
         self.order = np.zeros(num_slots, dtype=np.int64)  # rank in the order of admission
         self.num_prompt = np.zeros(num_slots, dtype=np.int64)  # tokens
+        self.num_encoder = np.zeros(num_slots, dtype=np.int64)  # first tokens of the prompt, for the encoder
         self.num_tokens = np.zeros(num_slots, dtype=np.int64)  # prompt and output
         self.num_computed = np.zeros(num_slots, dtype=np.int64)  # tokens whose K and V are stored
         self.num_places = np.zeros(num_slots, dtype=np.int64)  # tokens that the granted blocks have room for
@@ -72,6 +73,7 @@ class SlotTable:
         self._num_admitted += 1
         self.order[slot] = self._num_admitted
         self.num_prompt[slot] = num_prompt
+        self.num_encoder[slot] = admit.num_encoder_tokens
         self.num_tokens[slot] = num_tokens
         self.num_computed[slot] = admit.num_cached_tokens
         self.num_places[slot] = 0

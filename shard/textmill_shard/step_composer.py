@@ -3,7 +3,7 @@
 Every running slot decodes; then one pass over the prefills in the order of admission, each at most the chunk; then
 what is left of the budget in the same order. The last chunk of a prompt samples in the same step. A slot whose places
 are used up is skipped and reported once (rule 13). A slot whose grammar is not compiled yet leaves the last token of
-its prompt for later (rule 19).
+its prompt for later (rule 19). What an encoder reads is not cut: it is in one step, or waits for the next (rule 16).
 """
 
 # R rows of the step
@@ -51,7 +51,8 @@ def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
     prefill_slots = np.flatnonzero(is_runnable & table.is_prefilling)
     prefill_slots = prefill_slots[np.argsort(table.order[prefill_slots], kind="stable")]
     num_free = min(budget.max_step_tokens - len(decode_slots), budget.max_prefill_tokens)
-    counts = _share_budget(table, prefill_slots, num_free=num_free, max_chunk_tokens=budget.max_chunk_tokens)
+    share = _share_whole if table.num_encoder[prefill_slots].any() else _share_budget
+    counts = share(table, prefill_slots, num_free=num_free, max_chunk_tokens=budget.max_chunk_tokens)
     has_chunk = counts > 0
     slots_R = np.concatenate([decode_slots, prefill_slots[has_chunk]])
     counts_R = np.concatenate([np.ones(len(decode_slots), dtype=np.int64), counts[has_chunk]])
@@ -80,10 +81,33 @@ def _decode_step(table: SlotTable, slots_R: IdArray, starved_slots: IdArray) -> 
 
 def _share_budget(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_tokens: int) -> IdArray:
     """Tokens for each of `slots` (in order of admission): first at most a chunk each, then what is left."""
-    num_wanted_tokens = table.num_tokens[slots] - table.is_held[slots]
-    wanted = np.maximum(np.minimum(num_wanted_tokens, table.num_places[slots]) - table.num_computed[slots], 0)
+    wanted = _wanted(table, slots)
     counts = _take_in_order(np.minimum(wanted, max_chunk_tokens), num_free)
     return counts + _take_in_order(wanted - counts, num_free - int(counts.sum()))
+
+
+def _share_whole(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_tokens: int) -> IdArray:
+    """The same where encoders read: a slot gets at least what its encoder has not read yet, or nothing.
+
+    The first in order always gets it: a text that no step can hold is not admitted.
+    """
+    wanted = _wanted(table, slots)
+    least = np.maximum(table.num_encoder[slots] - table.num_computed[slots], 0)
+    counts = np.zeros(len(slots), dtype=np.int64)
+    for most in (np.maximum(np.minimum(wanted, max_chunk_tokens), least), wanted):
+        for row in range(len(slots)):
+            count = min(int(most[row] - counts[row]), num_free)
+            if counts[row] + count >= least[row]:
+                counts[row] += count
+                num_free -= count
+    return counts
+
+
+def _wanted(table: SlotTable, slots: IdArray) -> IdArray:
+    """Tokens that a slot could compute now, as far as its places go."""
+    num_tokens = table.num_tokens[slots] - table.is_held[slots]
+    wanted: IdArray = np.maximum(np.minimum(num_tokens, table.num_places[slots]) - table.num_computed[slots], 0)
+    return wanted
 
 
 def _take_in_order(wanted: IdArray, num_free: int) -> IdArray:

@@ -50,7 +50,10 @@ class StepExecutor:
         self._facts = facts
         self._runner = runner
         self._builder = BatchBuilder(
-            block_size=facts.block_size, device=runner.device, has_two_rope_tables=facts.rope_border > 0
+            block_size=facts.block_size,
+            device=runner.device,
+            has_two_rope_tables=facts.rope_border > 0,
+            has_encoder=bool(facts.decoder_prompt_ids),
         )
         self._widest = Budget(facts.max_step_tokens, facts.max_step_tokens, facts.max_step_tokens)
         self._budget = self._widest

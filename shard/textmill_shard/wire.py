@@ -126,6 +126,7 @@ def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
         prompt_logprobs_from=admit.prompt_logprobs_from if admit.HasField("prompt_logprobs_from") else None,
         prompt_top_n_tokens=admit.prompt_top_n_tokens,
         is_long_rope=admit.long_rope,
+        num_encoder_tokens=admit.num_encoder_tokens,
         grammar=_grammar_from_wire(plan, admit.slot, admit.grammar) if admit.HasField("grammar") else None,
     )
 
@@ -178,6 +179,8 @@ def facts_to_wire(facts: ShardFacts) -> pb.ShardInfo:
         weight_bytes=facts.weight_bytes,
         kv_bytes=facts.kv_bytes,
         rope_border=facts.rope_border,
+        decoder_prompt_ids=facts.decoder_prompt_ids,
+        max_encoder_tokens=facts.max_encoder_tokens,
     )
 
 

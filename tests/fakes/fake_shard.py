@@ -52,6 +52,8 @@ class FakeShardOptions:
     model_id: str = "fake"
     dtype: str = "float32"
     tokenizer_digest: str = ""
+    decoder_prompt_ids: tuple[int, ...] = ()  # not empty: an encoder reads the prompts
+    max_encoder_tokens: int = 0
     protocol_version: int = PROTOCOL_VERSION
     lease_s: float = 5.0
     heartbeat_s: float = 1.0
@@ -246,6 +248,8 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             features=["prefix_cache", "prompt_logprobs", "grammar"],
             tokenizer_digest=options.tokenizer_digest,
             max_model_tokens=options.max_model_tokens,
+            decoder_prompt_ids=options.decoder_prompt_ids,
+            max_encoder_tokens=options.max_encoder_tokens,
         )
         for name, value in self._info_changes.items():
             setattr(info, name, value)

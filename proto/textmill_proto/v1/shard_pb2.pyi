@@ -131,6 +131,8 @@ class ShardInfo(_message.Message):
     WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
     KV_BYTES_FIELD_NUMBER: _builtins.int
     ROPE_BORDER_FIELD_NUMBER: _builtins.int
+    DECODER_PROMPT_IDS_FIELD_NUMBER: _builtins.int
+    MAX_ENCODER_TOKENS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """count; router and shard must agree exactly"""
     model_id: _builtins.str
@@ -158,17 +160,19 @@ class ShardInfo(_message.Message):
     vocab_size: _builtins.int
     """ids the logits cover: 0 .. vocab_size-1"""
     layout: _builtins.str
-    """"flat", "state" or "padded" """
+    """"flat", "state", "padded" or "encoder_decoder" """
     tokenizer_digest: _builtins.str
     """hex blake2b-16 of tokenizer.json, empty when the folder has none"""
     max_model_tokens: _builtins.int
-    """longest sequence the positions allow (tokens), 0 = unbounded"""
+    """longest sequence the positions (of the decoder) allow (tokens), 0 = unbounded"""
     weight_bytes: _builtins.int
     """bytes of parameters that this rank holds"""
     kv_bytes: _builtins.int
     """bytes of the KV pool of this rank"""
     rope_border: _builtins.int
     """requests of more tokens (prompt + max_new) take the long rotary table; 0 = one table"""
+    max_encoder_tokens: _builtins.int
+    """longest text the positions of the encoder allow (tokens), 0 = unbounded"""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """ids that end a request unless ignore_eos"""
@@ -176,6 +180,10 @@ class ShardInfo(_message.Message):
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """e.g. "prefix_cache", "prompt_logprobs" """
+
+    @_builtins.property
+    def decoder_prompt_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """ids that the decoder of an encoder-decoder begins with; empty = no encoder"""
 
     def __init__(
         self,
@@ -201,10 +209,12 @@ class ShardInfo(_message.Message):
         weight_bytes: _builtins.int = ...,
         kv_bytes: _builtins.int = ...,
         rope_border: _builtins.int = ...,
+        decoder_prompt_ids: _abc.Iterable[_builtins.int] | None = ...,
+        max_encoder_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "features", b"features", "kv_bytes", b"kv_bytes", "layout", b"layout", "max_model_tokens", b"max_model_tokens", "max_step_tokens", b"max_step_tokens", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_blocks", b"num_blocks", "num_slots", b"num_slots", "protocol_version", b"protocol_version", "rank", b"rank", "rope_border", b"rope_border", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "decoder_prompt_ids", b"decoder_prompt_ids", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "features", b"features", "kv_bytes", b"kv_bytes", "layout", b"layout", "max_encoder_tokens", b"max_encoder_tokens", "max_model_tokens", b"max_model_tokens", "max_step_tokens", b"max_step_tokens", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_blocks", b"num_blocks", "num_slots", b"num_slots", "protocol_version", b"protocol_version", "rank", b"rank", "rope_border", b"rope_border", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -448,6 +458,7 @@ class Admit(_message.Message):
     GRAMMAR_FIELD_NUMBER: _builtins.int
     LONG_ROPE_FIELD_NUMBER: _builtins.int
     WATERMARK_FIELD_NUMBER: _builtins.int
+    NUM_ENCODER_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """unique in the life of the router"""
     slot: _builtins.int
@@ -478,6 +489,8 @@ class Admit(_message.Message):
     """prompt + max_new_tokens > rope_border of ShardInfo (0 = never)"""
     watermark: _builtins.bool
     """bias the green list of each step (shard flags: gamma, delta)"""
+    num_encoder_tokens: _builtins.int
+    """first tokens of the prompt, read by the encoder in one step; 0 = no encoder"""
     @_builtins.property
     def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """per KV group (one today): u32[] the block table, in order"""
@@ -509,10 +522,11 @@ class Admit(_message.Message):
         grammar: Global___Grammar | None = ...,
         long_rope: _builtins.bool = ...,
         watermark: _builtins.bool = ...,
+        num_encoder_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs_from", b"_prompt_logprobs_from", "grammar", b"grammar", "prompt_logprobs_from", b"prompt_logprobs_from", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs_from", b"_prompt_logprobs_from", "block_ids", b"block_ids", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs_from", b"_prompt_logprobs_from", "block_ids", b"block_ids", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "num_encoder_tokens", b"num_encoder_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__prompt_logprobs_from: _TypeAlias = _typing.Literal["prompt_logprobs_from"]  # noqa: Y015
     _WhichOneofArgType__prompt_logprobs_from: _TypeAlias = _typing.Literal["_prompt_logprobs_from", b"_prompt_logprobs_from"]  # noqa: Y015

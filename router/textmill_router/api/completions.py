@@ -91,6 +91,11 @@ def _prepare(body: CompletionBody, service: Service, backend: Backend, account: 
     if body.repetition_penalty == 0:
         body = msgspec.structs.replace(body, repetition_penalty=None)
     checked = checked_parameters(body, backend, _NAMES, max_new_tokens=max_tokens, top_n_tokens=body.logprobs)
+    if body.echo and body.logprobs is not None and backend.facts.has_encoder:
+        raise ValidationFailed(
+            "`logprobs` must not be set with `echo`: this model reads prompts with an encoder, which rates no tokens",
+            field="logprobs",
+        )
     if body.suffix:
         if body.echo:
             raise ValidationFailed("`echo` must be false with `suffix`", field="echo")

@@ -61,10 +61,15 @@ def make_request(
     wants_logprobs: bool,
     wants_prompt_logprobs: bool,
 ) -> GenerationRequest:
-    """One sequence of the call."""
+    """One sequence of the call. What an encoder reads is followed by the decoder's own first tokens."""
+    prompt_ids, num_encoder_tokens = intake.prompt_ids, 0
+    if backend.facts.has_encoder:
+        num_encoder_tokens = len(prompt_ids)
+        prompt_ids = prompt_ids + token_array(backend.facts.decoder_prompt_ids)
     return GenerationRequest(
         request_id=backend.engine.next_request_id(),
-        prompt_ids=intake.prompt_ids,
+        prompt_ids=prompt_ids,
+        num_encoder_tokens=num_encoder_tokens,
         max_new_tokens=intake.max_new_tokens,
         arrival_s=time.monotonic(),
         sampling=sampling,

@@ -73,7 +73,9 @@ class NativeWork:
         self._num_returned = parameters.num_return_sequences or 1
         self._is_array = mode is GenerateMode.COMPAT or isinstance(body.inputs, list) or self._num_returned > 1
         wants_full_text = parameters.return_full_text
-        self._wants_full_text = mode is GenerateMode.COMPAT if wants_full_text is None else wants_full_text
+        # Only what continues a text is told with it by default, as where TGI knows the model's task.
+        is_told_whole = mode is GenerateMode.COMPAT and not backend.facts.has_encoder
+        self._wants_full_text = is_told_whole if wants_full_text is None else wants_full_text
         self._wants_prompt_details = bool(parameters.decoder_input_details)
         self._wants_details = bool(parameters.details) or self._wants_prompt_details
         self._deadline_s = None if checked.max_time is None else account.arrival_s + checked.max_time

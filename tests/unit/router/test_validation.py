@@ -1,6 +1,7 @@
 """Rules of parameters and budget; limits are small enough to check by eye."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -204,6 +205,16 @@ def test_checked_slice_is_1024_tokens() -> None:
     assert check_budget(3072, 100_000, narrow) == 1024
     with pytest.raises(OverBudget):
         check_budget(3073, 100_000, narrow)
+
+
+def test_the_positions_of_a_decoder_bound_the_output_alone() -> None:
+    limits = replace(LIMITS, max_output_tokens=500)
+    assert check_budget(3000, None, limits) == 500
+    assert check_budget(3000, 500, limits) == 500
+    with pytest.raises(OverBudget, match=r"`max_new_tokens` must be <= 500 .*found 501") as caught:
+        check_budget(10, 501, limits)
+    assert caught.value.field == "max_new_tokens"
+    assert check_budget(10, 5000, replace(LIMITS, max_output_tokens=1500)) == 1500  # as with the window: 1024 fit
 
 
 def test_empty_text_is_refused() -> None:

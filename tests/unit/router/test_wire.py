@@ -58,6 +58,7 @@ def test_plan_carries_every_field() -> None:
         grammar=Grammar(GrammarKind.REGEX, "[ä]+"),
         watermark=True,
         is_long_rope=True,
+        num_encoder_tokens=1,
     )
     plan = Plan(
         number=9,
@@ -106,6 +107,7 @@ def test_plan_carries_every_field() -> None:
                     grammar=shard_pb2.Grammar(kind=shard_pb2.GRAMMAR_KIND_REGEX, text="[ä]+"),
                     watermark=True,
                     long_rope=True,
+                    num_encoder_tokens=1,
                 )
             ],
             budget=shard_pb2.Budget(max_step_tokens=100, max_prefill_tokens=80, max_chunk_tokens=40),
@@ -225,6 +227,8 @@ def test_facts_pool_health_and_rejection() -> None:
         tokenizer_digest="ab",
         kv_bytes=2**40,
         rope_border=4096,
+        decoder_prompt_ids=[2, 0],
+        max_encoder_tokens=1024,
     )
     facts = facts_from_proto(info)
     assert (facts.model_id, facts.eos_token_ids, facts.features) == ("org/m", (2, 5), ("prefix_cache",))

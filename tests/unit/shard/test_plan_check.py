@@ -226,6 +226,36 @@ def test_a_model_with_one_rotary_table_has_no_long_side() -> None:
         check(plan_of(admits=(replace(admit(1, [1] * 6), is_long_rope=True),)))
 
 
+@pytest.mark.parametrize(("num_encoder", "is_right"), [(0, False), (1, True), (5, True), (6, False)])
+def test_rule_16_an_encoder_reads_at_least_a_token_and_leaves_one(num_encoder: int, is_right: bool) -> None:
+    facts = replace(FACTS, layout="encoder_decoder", decoder_prompt_ids=(1,))
+    plan = plan_of(admits=(replace(admit(1, [1] * 6), num_encoder_tokens=num_encoder),))
+    with nullcontext() if is_right else pytest.raises(PlanRejected, match=r"admits\.num_encoder_tokens"):
+        check_plan(plan, last_number=plan.number - 1, table=make_table(), facts=facts)
+
+
+@pytest.mark.parametrize("changes", [{"max_step_tokens": 4}, {"max_encoder_tokens": 4}])
+def test_rule_16_what_no_step_or_position_holds_is_rejected(changes: dict[str, int]) -> None:
+    facts = replace(FACTS, layout="encoder_decoder", decoder_prompt_ids=(1,), **changes)
+    for num_encoder, is_right in ((4, True), (5, False)):
+        plan = plan_of(admits=(replace(admit(1, [1] * 6), num_encoder_tokens=num_encoder),))
+        with nullcontext() if is_right else pytest.raises(PlanRejected, match=r"admits\.num_encoder_tokens"):
+            check_plan(plan, last_number=plan.number - 1, table=make_table(), facts=facts)
+
+
+def test_positions_of_a_decoder_begin_behind_what_the_encoder_reads() -> None:
+    facts = replace(FACTS, layout="encoder_decoder", decoder_prompt_ids=(1,), max_model_tokens=6)
+    for max_new, is_right in ((5, True), (6, False)):
+        plan = plan_of(admits=(replace(admit(1, [1] * 9, max_new=max_new), num_encoder_tokens=8),))
+        with nullcontext() if is_right else pytest.raises(PlanRejected, match=r"admits\.max_new_tokens"):
+            check_plan(plan, last_number=plan.number - 1, table=make_table(), facts=facts)
+
+
+def test_a_model_without_an_encoder_has_no_tokens_for_one() -> None:
+    with pytest.raises(PlanRejected, match=r"admits\.num_encoder_tokens"):
+        check(plan_of(admits=(replace(admit(1, [1] * 6), num_encoder_tokens=3),)))
+
+
 def test_rule_20_a_grammar_for_a_model_that_allows_none_is_rejected() -> None:
     plan = plan_of(admits=(admit(1, [1, 2], grammar=Grammar(GrammarKind.REGEX, "a")),))
     with pytest.raises(PlanRejected, match="allows no grammars"):
@@ -234,9 +264,12 @@ def test_rule_20_a_grammar_for_a_model_that_allows_none_is_rejected() -> None:
     check_plan(plan, last_number=4, table=make_table(), facts=facts)
 
 
-def test_rule_15_state_rows_share_no_prefix() -> None:
-    facts = replace(FACTS, layout="state")
-    plan = plan_of(admits=(admit(1, [1] * 6, blocks=[0, 20, 21], cached=4),))
+@pytest.mark.parametrize(("layout", "num_encoder"), [("state", 0), ("encoder_decoder", 5)])
+def test_rule_15_some_layouts_share_no_prefix(layout: str, num_encoder: int) -> None:
+    facts = replace(FACTS, layout=layout, decoder_prompt_ids=(1,) * bool(num_encoder))
+    request = replace(admit(1, [1] * 6, blocks=[0, 20, 21], cached=4), num_encoder_tokens=num_encoder)
+    plan = plan_of(admits=(request,))
     with pytest.raises(PlanRejected, match=r"admits\.num_cached_tokens"):
         check_plan(plan, last_number=plan.number - 1, table=make_table(), facts=facts)
+    plan = plan_of(admits=(replace(request, num_encoder_tokens=0),))
     check_plan(plan, last_number=plan.number - 1, table=make_table(), facts=FACTS)

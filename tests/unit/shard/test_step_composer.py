@@ -1,6 +1,7 @@
 """The fixed rule of composition, and the tensors that follow from it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -224,6 +225,56 @@ def test_rule_19_a_slot_whose_grammar_is_not_ready_leaves_the_last_token_of_its_
     step = compose_step(table, budget)
     assert rows(step) == [[1, 2, 1], [0, 4, 1]]
     assert step.samples_R.tolist() == [True, True]
+
+
+def encoder_table(*prompts: tuple[int, int]) -> SlotTable:
+    """Slots 0, 1 ... with (tokens for the encoder, tokens for the decoder)."""
+    table = make_table()
+    for slot, (num_encoder, num_decoder) in enumerate(prompts):
+        request = admit(slot, [5] * (num_encoder + num_decoder), max_new=2)
+        table.admit(replace(request, num_encoder_tokens=num_encoder))
+    return table
+
+
+def test_rule_16_what_an_encoder_reads_is_in_one_step_however_small_the_chunks() -> None:
+    table = encoder_table((9, 1), (3, 5))
+    narrow = Budget(max_step_tokens=14, max_prefill_tokens=13, max_chunk_tokens=2)
+    step = compose_step(table, narrow)
+    assert rows(step) == [[0, 0, 10], [1, 0, 3]]  # 9 and 3 whole, then what is left in order
+    assert step.samples_R.tolist() == [True, False]
+    finish(table, step)
+    assert rows(compose_step(table, narrow)) == [[0, 10, 1], [1, 3, 5]]
+
+
+def test_rule_16_what_does_not_fit_waits_and_others_use_the_rest() -> None:
+    table = encoder_table((6, 1), (9, 1), (2, 1))
+    budget = Budget(max_step_tokens=10, max_prefill_tokens=10, max_chunk_tokens=4)
+    step = compose_step(table, budget)
+    assert rows(step) == [[0, 0, 7], [2, 0, 3]]
+    finish(table, step)
+    # Slot 1 is first among the prefills now, but the tokens of the other two leave it no room until one has ended.
+    step = compose_step(table, budget)
+    assert rows(step) == [[0, 7, 1], [2, 3, 1]]
+    finish(table, step)
+    table.end(0)
+    assert rows(compose_step(table, budget)) == [[2, 4, 1], [1, 0, 9]]
+
+
+def test_rule_19_a_slot_whose_grammar_is_not_ready_has_its_encoder_read() -> None:
+    table = make_table()
+    request = admit(0, [5] * 6, grammar=Grammar(GrammarKind.REGEX, "a"))
+    table.admit(replace(request, num_encoder_tokens=5))
+    step = compose_step(table, WIDE)
+    assert rows(step) == [[0, 0, 5]]
+    assert not step.samples_R.any()
+
+
+def test_tensors_name_what_the_encoder_reads() -> None:
+    table = encoder_table((3, 1), (5, 2))
+    builder = BatchBuilder(block_size=BLOCK_SIZE, device=torch.device("cpu"), has_encoder=True)
+    batch = builder.build(table, compose_step(table, WIDE))
+    assert batch.encoder_lens_R is not None
+    assert batch.encoder_lens_R.tolist() == [3, 5]
 
 
 def test_rule_19_a_prompt_of_one_token_waits_whole() -> None:

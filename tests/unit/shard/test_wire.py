@@ -77,6 +77,7 @@ def test_every_field_of_an_admit_is_read() -> None:
         prompt_logprobs_from=1,
         prompt_top_n_tokens=2,
         long_rope=True,
+        num_encoder_tokens=1,
     )
     (admit,) = plan_from_wire(pb.Plan(number=1, admits=[message])).admits
     assert admit.request_id == 2**63
@@ -91,6 +92,7 @@ def test_every_field_of_an_admit_is_read() -> None:
     assert admit.prompt_logprobs_from == 1
     assert admit.prompt_top_n_tokens == 2
     assert admit.is_long_rope
+    assert admit.num_encoder_tokens == 1
     assert admit.sampling == SamplingParams(
         do_sample=True,
         temperature=0.5,
@@ -231,6 +233,7 @@ def test_heartbeat_rejection_and_hello_are_written() -> None:
 
 def test_the_facts_are_written() -> None:
     facts = replace(FACTS, model_sha="abc", tokenizer_digest="ff", weight_bytes=2**40, kv_bytes=2**35, rope_border=4096)
+    facts = replace(facts, decoder_prompt_ids=(2, 0), max_encoder_tokens=1024)
     assert facts_to_wire(facts) == pb.ShardInfo(
         protocol_version=1,
         model_id="prefix",
@@ -253,6 +256,8 @@ def test_the_facts_are_written() -> None:
         weight_bytes=2**40,
         kv_bytes=2**35,
         rope_border=4096,
+        decoder_prompt_ids=[2, 0],
+        max_encoder_tokens=1024,
     )
 
 

@@ -6,10 +6,14 @@ from typing import Any
 
 from textmill_router.chat_template import ChatTemplate, Conversation, Message
 from textmill_router.errors import TemplateFailed, ValidationFailed
+from textmill_router.message_content import fit_content, with_more_text
 from textmill_router.role_safety import RoleSafety
 
 # Roles that templates and clients are made for; others must not look like a part of a special token.
 KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"})
+# Whose texts may hold the model's own markup: the model's, and those that tell it what to do.
+_MARKUP_ROLES = frozenset({"assistant", "model", "system", "developer"})
+_MARKUP_FIELDS = ("content", "reasoning_content", "thinking")
 # Put behind the message that the model goes on with. Its trailing space tells whether the template trims.
 _GOES_ON = "\ufdd1goes-on\ufdd1 "
 
@@ -18,7 +22,7 @@ _GOES_ON = "\ufdd1goes-on\ufdd1 "
 class ChatWishes:
     """What a chat request says of its prompt. None: the default, see `goes_on`."""
 
-    messages: list[Message]  # as templates take them: no nulls, content is text
+    messages: list[Message]  # as templates take them: no nulls, content is text or text parts
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
@@ -31,7 +35,7 @@ class ChatWishes:
         if self.continue_final_message is not None:
             return self.continue_final_message
         last = self.messages[-1]
-        return last["role"] == "assistant" and isinstance(last.get("content"), str) and not self.add_generation_prompt
+        return last["role"] == "assistant" and "content" in last and not self.add_generation_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +62,14 @@ def make_prompt(template: ChatTemplate, wishes: ChatWishes, safety: RoleSafety) 
         )
     for index, message in enumerate(wishes.messages):
         _check_role(message["role"], index, safety)
-    guarded = safety.guard([wishes.messages, wishes.tools, wishes.documents, dict(wishes.variables)])
-    messages, tools, documents, variables = guarded
-    messages = [_known_role(template, message) for message in messages]
+    messages = [_guarded(message, safety) for message in wishes.messages]
+    tools, documents, variables = safety.guard([wishes.tools, wishes.documents, dict(wishes.variables)])
+    messages = [_known_to(template, message) for message in messages]
     if goes_on:
         last = messages[-1]
-        if not isinstance(last.get("content"), str):
+        if "content" not in last:
             raise ValidationFailed("the last message has no text to go on with", field="continue_final_message")
-        messages[-1] = {**last, "content": last["content"] + _GOES_ON}
+        messages[-1] = {**last, "content": with_more_text(last["content"], _GOES_ON)}
     conversation = Conversation(
         messages=messages,
         tools=tools,
@@ -85,11 +89,27 @@ def _check_role(role: str, index: int, safety: RoleSafety) -> None:
         )
 
 
-def _known_role(template: ChatTemplate, message: Message) -> Message:
-    """`developer` is `system` where the template knows no other."""
-    if message["role"] == "developer" and not template.mentions("developer"):
-        return {**message, "role": "system"}
-    return message
+def _guarded(message: Message, safety: RoleSafety) -> Message:
+    if message["role"] not in _MARKUP_ROLES:
+        guarded: Message = safety.guard(message)
+        return guarded
+    own = {name: value for name, value in message.items() if name in _MARKUP_FIELDS}
+    others = {name: value for name, value in message.items() if name not in _MARKUP_FIELDS}
+    # In the order of the message, which templates may show.
+    both = {**safety.guard(others), **safety.guard(own, keeps_markup=True)}
+    return {name: both[name] for name in message}
+
+
+def _known_to(template: ChatTemplate, message: Message) -> Message:
+    """`developer` is `system` where the template knows no other; content as the template reads it."""
+    role = message["role"]
+    if role == "developer" and not template.mentions("developer"):
+        role = "system"
+    fitted = {**message, "role": role}
+    if "content" in message:
+        form = template.content_form
+        fitted["content"] = fit_content(message["content"], takes_text=form.takes_text, takes_parts=form.takes_parts)
+    return fitted
 
 
 def _cut_open(rendered: str) -> str:

@@ -9,6 +9,7 @@ import jinja2
 from jinja2 import meta, nodes
 
 from textmill_router.chat_sandbox import ChatSandbox
+from textmill_router.content_form import content_form
 from textmill_router.errors import TemplateFailed
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class ChatTemplate:
         constants = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
         attributes = {node.attr for node in tree.find_all(nodes.Getattr)}
         self._mentioned = constants | attributes
+        self.content_form = content_form(tree)
 
     def mentions(self, name: str) -> bool:
         """Whether the template knows a role or a message's field of this name."""
@@ -91,6 +93,11 @@ class ChatTemplates:
             except TemplateFailed as error:
                 log.warning("a chat template cannot be used", extra={"template": name, "reason": str(error)})
                 self._templates[name] = error
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Of those that can be used."""
+        return tuple(template.source for template in self._templates.values() if isinstance(template, ChatTemplate))
 
     def pick(self, *, has_tools: bool) -> ChatTemplate:
         """`tool_use` for conversations with tools where there is one, else `default`. Raises TemplateFailed."""

@@ -14,11 +14,9 @@ from typing import Any, TextIO
 
 import llguidance
 
+from textmill_router.lark import JSON_OPTIONS
 from textmill_router.request import Grammar, GrammarKind
 
-# Nothing, one space, or a new line and its indentation: a small model that is free to write blanks may never stop.
-# The shard makes the same of the same text.
-JSON_BLANKS = r"( |\n[ \t]{0,32})?"
 # Tighter than the library's own, so that the threads of the shard that compile the same again are never held for long.
 MAX_LEXER_STATES = 100_000
 MAX_GRAMMAR_SIZE = 200_000  # symbols in productions
@@ -51,7 +49,7 @@ class Compiler:
     def refuse(self, grammar: Grammar) -> str | None:
         """Why the grammar cannot be used, None when it can. The first mask, often the dearest, is worked out too."""
         try:
-            text = _library_grammar(grammar)
+            text = library_grammar(grammar)
         except ValueError as error:
             return str(error)
         matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
@@ -62,10 +60,10 @@ class Compiler:
         return _readable(matcher.get_error()) or None
 
 
-def _library_grammar(grammar: Grammar) -> str:
+def library_grammar(grammar: Grammar) -> str:
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
-            options: Any = {"whitespace_pattern": JSON_BLANKS, "lenient": False}
+            options: Any = JSON_OPTIONS
             return llguidance.LLMatcher.grammar_from_json_schema(grammar.text, overrides=options)
         case GrammarKind.REGEX:
             return llguidance.LLMatcher.grammar_from_regex(grammar.text)

@@ -10,6 +10,7 @@ from textmill_router.chat_template import ChatTemplates
 from textmill_router.engine_loop import EngineLoop, EnginePhase
 from textmill_router.errors import ModelLoading
 from textmill_router.grammar_compiler import GrammarCompiler
+from textmill_router.markup_tokens import markup_texts
 from textmill_router.metrics import EngineNumbers, Metrics
 from textmill_router.plan import Budget
 from textmill_router.response_cache import ResponseCache
@@ -71,14 +72,13 @@ class Service:
         limits = resolve_limits(self.settings, facts, self._engine)
         self.metrics.set_limits(max_input_tokens=limits.max_input_tokens, max_total_tokens=limits.max_total_tokens)
         tokenizer = self._tokenizer
-        normalize = tokenizer.normalize if tokenizer.has_normalized_specials else None
         self._backend = Backend(
             self._engine,
             tokenizer,
             facts,
             limits,
             self._chat_templates,
-            RoleSafety(tokenizer.special_texts, normalize),
+            make_role_safety(tokenizer, self._chat_templates),
             make_grammar_compiler(self.settings, facts),
         )
         self._settled.set()
@@ -152,6 +152,13 @@ class Service:
         elapsed_s = time.monotonic() - self._started_s
         estimated_s = elapsed_s * (1 - done) / max(done, 0.1)
         return round(min(_MAX_ESTIMATE_S, max(1.0, estimated_s)), 1)
+
+
+def make_role_safety(tokenizer: Tokenizer, templates: ChatTemplates) -> RoleSafety:
+    """What users' texts must not become, for this vocabulary and these templates."""
+    markup = markup_texts(tokenizer.plain_added_texts, templates.sources)
+    normalizes = tokenizer.normalizes(tokenizer.special_texts | markup)
+    return RoleSafety(tokenizer.special_texts, markup, normalize=tokenizer.normalize if normalizes else None)
 
 
 def make_grammar_compiler(settings: Settings, facts: ShardFacts) -> GrammarCompiler:

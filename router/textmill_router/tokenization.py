@@ -157,16 +157,23 @@ class Tokenizer:
         """Texts that are read as special tokens wherever they stand in a prompt."""
         return frozenset(self._special_texts.values())
 
+    @property
+    def plain_added_texts(self) -> frozenset[str]:
+        """Texts that are read as one token wherever they stand in a prompt, and are not special."""
+        added = self._library.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if not token.special)
+
     def normalize(self, text: str) -> str:
-        """The text as it is searched for those special tokens that are not searched for in the text itself."""
+        """The text as it is searched for those added tokens that are not searched for in the text itself."""
         normalizer = self._library.normalizer
         return text if normalizer is None else normalizer.normalize_str(text)
 
-    @property
-    def has_normalized_specials(self) -> bool:
-        """Whether some special tokens are searched for in the normalised text."""
+    def normalizes(self, texts: Collection[str]) -> bool:
+        """Whether some of these added tokens are searched for in the normalised text."""
         added = self._library.get_added_tokens_decoder().values()
-        return self._library.normalizer is not None and any(token.special and token.normalized for token in added)
+        return self._library.normalizer is not None and any(
+            token.normalized and token.content in texts for token in added
+        )
 
     def cannot_fit(self, text: str, max_tokens: int) -> bool:
         """Whether the text is longer than `max_tokens` of the longest token, known without encoding it."""
@@ -234,6 +241,8 @@ def _token_text(token: object) -> str | None:
 def _add_special_tokens(library: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
     """Marks as special what only the config calls so. Tokens that the vocabulary lacks are left out."""
     named = [_token_text(config.get(key)) for key in SPECIAL_TOKEN_KEYS]
+    more = config.get("additional_special_tokens") or []
+    named += [_token_text(token) for token in more if isinstance(more, list)]
     for entry in (config.get("added_tokens_decoder") or {}).values():
         if isinstance(entry, dict) and entry.get("special"):
             named.append(_token_text(entry))

@@ -1,18 +1,16 @@
 """The grammar that makes a model call tools as it is asked to, in its own format; in the dialect of llguidance."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from textmill_router.chat_parsing.formats import ReasoningFormat, ToolFormat
+from textmill_router.chat_parsing.formats import ToolFormat
 from textmill_router.errors import ValidationFailed
+from textmill_router.lark import ANY_TEXT, SPACES, escape, json_rule, literal, marked, text_without
+from textmill_router.reasoning_grammar import ReasoningForm, reasoning_parts
 from textmill_router.request import Grammar, GrammarKind
 
-# As in `grammar_worker.py`: a small model that is free to write blanks may never stop.
-_SCHEMA_OPTIONS = {"whitespace_pattern": r"( |\n[ \t]{0,32})?", "lenient": False}
-_ANY_TEXT = "(?s:.*)"
-_SPACES = r"/[ \t\r\n]*/"
 _WS = r"[ \t\r\n]*"
 # How a call may begin where no tag says so; `json_call.py` takes nothing else. NAMES stands for the tools' names.
 _ANY_CALL = (
@@ -31,12 +29,11 @@ class ToolSpec:
 
 @dataclass(frozen=True, slots=True)
 class OutputForm:
-    """How the model writes. `marker_ids`: ids of the added tokens among `markers_of(tools, reasoning)`."""
+    """How the model writes. `marker_ids`: ids of the added tokens among the markers of the format."""
 
     tools: ToolFormat
     marker_ids: Mapping[str, int]
-    reasoning: ReasoningFormat | None = None
-    is_reasoning: bool = False  # the prompt has opened the reasoning
+    reasoning: ReasoningForm | None = None  # None: it does not think, or has done so
 
 
 def tool_grammar(
@@ -99,13 +96,12 @@ class _Writer:
         number = len(self._calls)
         shape = self._shape
         schema = _object_schema(tool) if keeps_schema else {"type": "object"}
-        schema = {**schema, "x-guidance": _SCHEMA_OPTIONS}
         # A bare name is written as it is; inside JSON its quotes and backslashes are escaped.
         name = json.dumps(tool.name, ensure_ascii=False)[1:-1] if shape.first else tool.name
-        self._rules.append(f"arguments{number}: %json {json.dumps(schema)}")
-        self._rules.append(f"tail{number}: arguments{number}{_literal(shape.last)}")
+        self._rules.append(f"arguments{number}: {json_rule(json.dumps(schema))}")
+        self._rules.append(f"tail{number}: arguments{number}{literal(shape.last)}")
         middle = self._marked(shape.middle)
-        self._rules.append(f"call{number}:{_literal(shape.first + name)} {middle} tail{number}")
+        self._rules.append(f"call{number}:{literal(shape.first + name)} {middle} tail{number}")
         self._calls.append(f"call{number}")
         self._names.append(tool.name)
         self._tails.append((shape.first + name + shape.middle, f"tail{number}"))
@@ -116,7 +112,7 @@ class _Writer:
 
     def _calls_after_tag(self, is_parallel: bool) -> str:
         shape = self._shape
-        between = _literal(shape.between)
+        between = literal(shape.between)
         opening, closing = self._marked(shape.opening), self._marked(shape.closing)
         self._rules.append(f"call: {' | '.join(self._calls)}")
         if shape.array:
@@ -131,12 +127,12 @@ class _Writer:
         if self._shape.opening:
             return self._free_before_tag(self._calls_after_tag(is_parallel))
         # No tag: nothing may begin as the parser takes calls to begin, but in the spelling that leads to a tool's rule.
-        names = "|".join(_escape(json.dumps(name)) for name in self._names)
+        names = "|".join(escape(json.dumps(name)) for name in self._names)
         begin = _ANY_CALL.replace("NAMES", names)
-        self._rules.append(f"REST: /{_ANY_TEXT}/ & ~/{_ANY_TEXT}{begin}{_ANY_TEXT}/")
+        self._rules.append(f"REST: /{ANY_TEXT}/ & ~/{ANY_TEXT}{begin}{ANY_TEXT}/")
         for number, (text, _) in enumerate(self._tails):
-            start = f"{_ANY_TEXT}{_escape(text)}"
-            self._rules.append(f"START{number}: /{start}/ & ~/{_ANY_TEXT}{begin}{start}/")
+            start = f"{ANY_TEXT}{escape(text)}"
+            self._rules.append(f"START{number}: /{start}/ & ~/{ANY_TEXT}{begin}{start}/")
             self._rules.append(f"start{number}[lazy]: START{number}")
         options = " | ".join(f"start{number} {tail}" for number, (_, tail) in enumerate(self._tails))
         self._rules.append(f"text_and_call: {options}")
@@ -144,35 +140,20 @@ class _Writer:
 
     def _free_before_tag(self, calls: str) -> str:
         opening = self._shape.opening
-        self._rules.append(f"REST: /{_ANY_TEXT}/ & ~/{_ANY_TEXT}{_escape(opening)}{_ANY_TEXT}/")
+        self._rules.append(f"REST: {text_without(opening)}")
         if opening in self._form.marker_ids:
             # A regular expression does not match a marker that is a token: text ends before it.
-            return f"REST | REST {self._marked(opening)} {calls} {_SPACES}"
-        self._rules.append(f"before[lazy]: /{_ANY_TEXT}{_escape(opening)}/")
-        return f"REST | before {calls} {_SPACES}"
+            return f"REST | REST {self._marked(opening)} {calls} {SPACES}"
+        self._rules.append(f"before[lazy]: /{ANY_TEXT}{escape(opening)}/")
+        return f"REST | before {calls} {SPACES}"
 
     def finish(self, answer: str) -> str:
         """All rules; reasoning, where the model writes any, stands free before the answer."""
-        return "\n".join([f"start: {self._reasoning()}answer", f"answer: {answer}", *self._rules])
-
-    def _reasoning(self) -> str:
-        reasoning = self._form.reasoning
-        if reasoning is None:
-            return ""
-        closing = reasoning.tags.closing
-        if closing in self._form.marker_ids:
-            self._rules.append(f"thought: /{_ANY_TEXT}/ {self._marked(closing)} {_SPACES}")
-        else:
-            self._rules.append(f"until_closing[lazy]: /{_ANY_TEXT}{_escape(closing)}/")
-            self._rules.append(f"thought: until_closing {_SPACES}")
-        if self._form.is_reasoning:
-            return "thought "
-        return f"({self._marked(reasoning.tags.opening)} thought)? "
+        thought = reasoning_parts(self._form.reasoning)
+        return "\n".join([f"start: {thought.prefix}answer", f"answer: {answer}", *thought.rules, *self._rules])
 
     def _marked(self, text: str) -> str:
-        """A tag as the token that it is, or as text."""
-        token_id = self._form.marker_ids.get(text)
-        return _literal(text) if token_id is None else f"<[{token_id}]>"
+        return marked(text, self._form.marker_ids)
 
 
 def _object_schema(tool: ToolSpec) -> dict[str, Any]:
@@ -183,22 +164,3 @@ def _object_schema(tool: ToolSpec) -> dict[str, Any]:
             field="tools",
         )
     return schema
-
-
-def _literal(text: str) -> str:
-    return f" {json.dumps(text, ensure_ascii=False)}" if text else ""
-
-
-def _escape(text: str) -> str:
-    """The text as part of a regular expression between slashes."""
-    return "".join(_escaped_characters(text))
-
-
-def _escaped_characters(text: str) -> Iterator[str]:
-    for char in text:
-        if char.isalnum() or char in " _":
-            yield char
-        elif char == "\n":
-            yield r"\n"
-        else:
-            yield f"\\x{{{ord(char):x}}}"

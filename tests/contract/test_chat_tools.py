@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from textmill_proto.v1 import shard_pb2
 
 from tests.contract.running_router import RunningRouter
 from tests.contract.test_chat_answers import answer_of, ask, chunks_of, stream
@@ -229,6 +230,30 @@ def test_what_ends_by_itself_must_match_the_schema(tmp_path: Path, text: str) ->
         assert choice["finish_reason"] == "length"
         [choice] = answer_of(client, response_format=form, stop=text[1])["choices"]
         assert choice["finish_reason"] == "stop"
+
+
+def test_format_is_that_of_the_content_behind_the_reasoning(tmp_path: Path) -> None:
+    """What is thought matches nothing and need not; the grammar lets it be."""
+    form = FORMATS[0]
+    text = f"<think>\nHm {{.\n</think>\n\n{ARGUMENTS}"
+    with speaking_router(tmp_path, text, "qwen3") as router, router.client() as client:
+        [choice] = answer_of(client, response_format=form, max_tokens=100)["choices"]
+        assert choice["message"]["content"] == ARGUMENTS
+        assert choice["message"]["reasoning_content"] == "Hm {."
+        admit = router.shard.history[-1].last_admit
+        assert admit.grammar.kind == shard_pb2.GRAMMAR_KIND_LARK
+        assert "think" in admit.grammar.text
+        chunks = stream(client, response_format=form, max_tokens=100)
+        assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+        # A prompt that closes the reasoning leaves none to come.
+        off = {"chat_template_kwargs": {"enable_thinking": False}}
+        answer_of(client, response_format=form, max_tokens=100, **off)
+        assert json.loads(router.shard.history[-1].last_admit.grammar.text) == SCHEMA
+    (tmp_path / "wrong").mkdir()
+    with speaking(tmp_path / "wrong", f'<think>{ARGUMENTS}</think>{{"city": 5}}', "qwen3") as client:
+        assert error_of(ask(client, response_format=form, max_tokens=100), 424)["type"] == "server_error"
+        streamed = chunks_of(ask(client, response_format=form, max_tokens=100, stream=True))
+        assert streamed[-1]["error_type"] == "generation"
 
 
 def test_json_object_is_any_object(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ from textmill_router.chat_prompt import ChatPrompt, ChatWishes, make_prompt
 from textmill_router.chat_template import ChatTemplate
 from textmill_router.errors import ToolError, ValidationFailed
 from textmill_router.generation import Generation, GenerationResult, TextOptions
+from textmill_router.reasoning_grammar import after_reasoning
 from textmill_router.request import GenerationRequest, Grammar
 from textmill_router.service import Backend, Service
 from textmill_router.validation import CheckedParameters
@@ -115,7 +116,7 @@ class _Work:
         self._checked = asked.checked
         self._asked = asked
         self._form = PLAIN_FORM
-        self._grammar = asked.grammar
+        self._grammar: Grammar | None = None
         self._wants_logprobs = bool(asked.body.logprobs)
         self._shown_specials: frozenset[int] = frozenset()
         self._envelope = new_envelope(service, "chatcmpl-")
@@ -176,10 +177,13 @@ class _Work:
     async def _prepare_answer(self, template: ChatTemplate, prompt: ChatPrompt) -> None:
         """How the answers are written and read, and what is enforced. Raises ValidationFailed."""
         asked, backend = self._asked, self._backend
+        tokenizer = backend.tokenizer
+        self._form = answer_form(template, prompt.text, asked.tools, self._service.settings)
+        self._shown_specials = tokenizer.special_ids_of(self._form.markers)
         if asked.grammar is None:
-            self._form = answer_form(template, prompt.text, asked.tools, self._service.settings)
-            self._grammar = grammar_for(asked.tools, self._form, backend.tokenizer)
-            self._shown_specials = backend.tokenizer.special_ids_of(self._form.markers)
+            self._grammar = grammar_for(asked.tools, self._form, tokenizer)
+        else:
+            self._grammar = after_reasoning(asked.grammar, self._form.thought(tokenizer))
         if self._grammar is not None:
             try:
                 await backend.grammars.check(self._grammar)
@@ -207,7 +211,9 @@ class _Work:
     def _check(self, result: GenerationResult) -> None:
         """What ended by itself matches the response format. Raises GenerationBroke."""
         if self._asked.grammar is not None and not was_cut(result):
-            check_answer(result.text, self._asked.grammar)
+            reader = self._new_reader()
+            message = collect([*reader.push(result.text), *reader.finish(was_cut=False)])
+            check_answer(message.content or "", self._asked.grammar)
 
     def _new_logprobs(self) -> ShownLogprobs | None:
         if not self._wants_logprobs:

@@ -1,4 +1,4 @@
-"""Messages and tools of a chat body as chat templates take them: plain JSON values, no nulls, content one text."""
+"""Messages and tools of a chat body as chat templates take them: plain JSON values, no nulls, content text or parts."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from textmill_router.api.chat_types import CalledTool, ChatBody, ChatMessage, Co
 from textmill_router.chat_prompt import ChatWishes
 from textmill_router.chat_template import Message
 from textmill_router.errors import ValidationFailed
+from textmill_router.message_content import Content
 
 TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", None})
 
@@ -27,7 +28,7 @@ def _message(message: ChatMessage, path: str) -> Message:
     shown: Message = {"role": message.role}
     content = _content(message.content, f"{path}.content")
     if content is not None or not message.tool_calls:
-        shown["content"] = content or ""
+        shown["content"] = content if content is not None else ""
     if message.name is not None:
         shown["name"] = message.name
     if message.tool_calls:
@@ -40,11 +41,11 @@ def _message(message: ChatMessage, path: str) -> Message:
     return shown
 
 
-def _content(content: str | list[str | ContentPart] | None, path: str) -> str | None:
-    """The parts put together with nothing between them, as TGI does."""
+def _content(content: str | list[str | ContentPart] | None, path: str) -> Content | None:
+    """Of parts their text; a refusal is what the assistant said."""
     if content is None or isinstance(content, str):
         return content
-    texts = []
+    texts: list[str] = []
     for index, part in enumerate(content):
         if isinstance(part, str):
             texts.append(part)
@@ -57,7 +58,7 @@ def _content(content: str | list[str | ContentPart] | None, path: str) -> str | 
             raise ValidationFailed(f"`{path}[{index}]` has no `text`", field=f"{path}[{index}]")
         else:
             texts.append(part.text or part.refusal or "")
-    return "".join(texts)
+    return [{"type": "text", "text": text} for text in texts]
 
 
 def _tool_call(call: CalledTool) -> dict[str, Any]:

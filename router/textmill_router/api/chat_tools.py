@@ -12,6 +12,7 @@ from textmill_router.chat_parsing.deltas import Delta, ToolArguments, ToolCallSt
 from textmill_router.chat_parsing.formats import (
     ReasoningFormat,
     ToolFormat,
+    has_ended_reasoning,
     markers_of,
     reasoning_format_of,
     starts_in_reasoning,
@@ -20,6 +21,8 @@ from textmill_router.chat_parsing.formats import (
 from textmill_router.chat_prompt import ChatWishes
 from textmill_router.chat_template import ChatTemplate, Message
 from textmill_router.errors import ToolError, ValidationFailed
+from textmill_router.message_content import text_of, with_more_text
+from textmill_router.reasoning_grammar import ReasoningForm
 from textmill_router.request import Grammar
 from textmill_router.settings import Settings
 from textmill_router.tokenization import Tokenizer
@@ -86,7 +89,8 @@ class AnswerForm:
 
     tools: ToolFormat | None
     reasoning: ReasoningFormat | None
-    is_reasoning: bool
+    is_reasoning: bool  # the prompt has opened it
+    has_reasoned: bool = False  # and closed it
     tool_names: tuple[str, ...] = ()
     is_parallel: bool = True
 
@@ -102,6 +106,17 @@ class AnswerForm:
     def new_reader(self) -> "AnswerReader":
         parser = ChatParser(self.tools, self.reasoning, self.tool_names, is_reasoning=self.is_reasoning)
         return AnswerReader(parser, self.is_parallel)
+
+    def marker_ids(self, tokenizer: Tokenizer) -> dict[str, int]:
+        """Of the markers that are tokens."""
+        ids = {marker: tokenizer.token_to_id(marker) for marker in self.markers}
+        return {marker: token_id for marker, token_id in ids.items() if token_id is not None}
+
+    def thought(self, tokenizer: Tokenizer) -> ReasoningForm | None:
+        """The reasoning that may stand before the answer, as grammars see it."""
+        if self.reasoning is None or self.has_reasoned:
+            return None
+        return ReasoningForm(self.reasoning, self.marker_ids(tokenizer), self.is_reasoning)
 
 
 PLAIN_FORM = AnswerForm(None, None, False)
@@ -132,27 +147,21 @@ def answer_form(template: ChatTemplate, prompt: str, tools: ToolWishes | None, s
     if settings.reasoning_parser is not None:
         reasoning = ReasoningFormat(settings.reasoning_parser)
     is_reasoning = starts_in_reasoning(prompt, reasoning)
+    has_reasoned = has_ended_reasoning(prompt, reasoning)
     if tools is None:
-        return AnswerForm(None, reasoning, is_reasoning)
+        return AnswerForm(None, reasoning, is_reasoning, has_reasoned)
     form = tool_format_of(template.source) if template.takes_tools else ToolFormat.JSON
     if settings.tool_call_parser is not None:
         form = ToolFormat(settings.tool_call_parser)
-    return AnswerForm(
-        form, reasoning, is_reasoning, tuple(spec.name for spec in tools.specs), is_parallel=tools.is_parallel
-    )
+    names = tuple(spec.name for spec in tools.specs)
+    return AnswerForm(form, reasoning, is_reasoning, has_reasoned, names, is_parallel=tools.is_parallel)
 
 
 def grammar_for(tools: ToolWishes | None, form: AnswerForm, tokenizer: Tokenizer) -> Grammar | None:
     """What makes the model call as it must; None where it is free. Raises ValidationFailed."""
     if tools is None or form.tools is None:
         return None
-    ids = {marker: tokenizer.token_to_id(marker) for marker in form.markers}
-    output_form = OutputForm(
-        form.tools,
-        {marker: token_id for marker, token_id in ids.items() if token_id is not None},
-        form.reasoning,
-        form.is_reasoning,
-    )
+    output_form = OutputForm(form.tools, form.marker_ids(tokenizer), form.thought(tokenizer))
     return tool_grammar(tools.specs, output_form, is_required=tools.is_required, is_parallel=tools.is_parallel)
 
 
@@ -195,7 +204,8 @@ def _call_as_text(message: Message) -> Message:
     """An assistant's calls as the text in which the tool prompt asks for them."""
     if "tool_calls" not in message:
         return message
-    lines = [message["content"]] if message.get("content") else []
+    said = text_of(message.get("content", ""))
+    lines = [said] if said else []
     for call in message["tool_calls"]:
         function = call["function"]
         called = {"name": function["name"], "parameters": function["arguments"]}
@@ -208,8 +218,8 @@ def _with_last_text(wishes: ChatWishes, text: str) -> ChatWishes:
     messages = list(wishes.messages) or [{"role": "user", "content": ""}]
     places = [index for index, message in enumerate(messages) if message["role"] != "assistant"]
     index = places[-1] if places else len(messages) - 1
-    content = messages[index].get("content") or ""
-    messages[index] = {**messages[index], "content": content + text}
+    content = messages[index].get("content", "")
+    messages[index] = {**messages[index], "content": with_more_text(content, text)}
     return replace(wishes, messages=messages)
 
 

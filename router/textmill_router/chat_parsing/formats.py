@@ -49,6 +49,12 @@ _TOOL_MARKERS = {
 }
 
 
+ALL_MARKERS = frozenset(
+    [marker for markers in _TOOL_MARKERS.values() for marker in markers]
+    + [tag for tags in _REASONING_TAGS.values() for tag in (tags.opening, tags.closing)]
+)
+
+
 def markers_of(tools: ToolFormat | None, reasoning: ReasoningFormat | None) -> frozenset[str]:
     """Texts of tokens that must be shown to the parser even where they are special tokens."""
     marks = set(_TOOL_MARKERS[tools]) if tools is not None else set()
@@ -79,6 +85,11 @@ def reasoning_format_of(template: str) -> ReasoningFormat | None:
         if reasoning.tags.closing in template:
             return reasoning
     return None
+
+
+def has_ended_reasoning(prompt: str, reasoning: ReasoningFormat | None) -> bool:
+    """Whether a rendered prompt has opened and closed the reasoning: the model shall not think."""
+    return reasoning is not None and prompt.rstrip().endswith(reasoning.tags.closing)
 
 
 def starts_in_reasoning(prompt: str, reasoning: ReasoningFormat | None) -> bool:

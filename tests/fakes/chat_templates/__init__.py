@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import tokenizers
+from tokenizers import AddedToken
 
 from tests.fakes.byte_tokenizer import make_byte_tokenizer
 
@@ -15,6 +16,7 @@ _FAMILY_TOKENS = {
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"),
     "qwen2_5": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "qwen3": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    "qwen2_vl": ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"),
     "smollm2": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "mistral": ("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]"),
     "gemma2": ("<start_of_turn>", "<end_of_turn>"),
@@ -23,6 +25,15 @@ _FAMILY_TOKENS = {
     "zephyr": ("<|system|>", "<|user|>", "<|assistant|>"),
     "helpers": (),
 }
+# Added tokens that are not marked as special, as the published vocabularies have them.
+_TOOL_TAGS = ("<tool_call>", "</tool_call>", "<|fim_prefix|>")
+_MARKUP_TOKENS = {
+    "qwen2_5": _TOOL_TAGS,
+    "qwen3": (*_TOOL_TAGS, "<tool_response>", "</tool_response>", "<think>", "</think>"),
+    "llama3": ("<|reserved_special_token_0|>",),
+}
+# Added tokens that stand for ordinary text.
+ORDINARY_TOKENS = ("<b>", "</b>", "\n\n\n", "    ")
 
 
 def template_source(name: str) -> str:
@@ -34,8 +45,14 @@ def special_texts(name: str) -> tuple[str, ...]:
     return (BEGIN, END, *_FAMILY_TOKENS[name])
 
 
+def markup_texts(name: str) -> tuple[str, ...]:
+    """The tokens of the family's vocabulary that are markup and not special."""
+    return _MARKUP_TOKENS.get(name, ())
+
+
 def make_family_tokenizer(name: str) -> tokenizers.Tokenizer:
-    """Byte-level with some merges and the family's special tokens; nothing is added to a text."""
+    """Byte-level with some merges and the family's added tokens; nothing is added to a text."""
     tokenizer = make_byte_tokenizer(MERGES, add_begin=False)
     tokenizer.add_special_tokens(list(special_texts(name)))
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*markup_texts(name), *ORDINARY_TOKENS)])
     return tokenizer

@@ -12,11 +12,21 @@ from textmill_router.chat_sandbox import ChatSandbox
 from textmill_router.chat_template import ChatTemplate, ChatTemplates
 from textmill_router.chat_template_files import load_chat_templates
 from textmill_router.errors import TemplateFailed, ValidationFailed
+from textmill_router.markup_tokens import markup_texts as markup_of
 from textmill_router.role_safety import RoleSafety
-from textmill_router.tokenization import TokenizerError
+from textmill_router.service import make_role_safety
+from textmill_router.tokenization import Tokenizer, TokenizerError
 from transformers import PreTrainedTokenizerFast
 
-from tests.fakes.chat_templates import BEGIN, END, NAMES, make_family_tokenizer, special_texts, template_source
+from tests.fakes.chat_templates import (
+    BEGIN,
+    END,
+    NAMES,
+    make_family_tokenizer,
+    markup_texts,
+    special_texts,
+    template_source,
+)
 
 USER = {"role": "user", "content": "What is the weather in Paris?"}
 SYSTEM = {"role": "system", "content": "  You are terse.\n"}
@@ -71,6 +81,15 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
     "named": {"messages": [{"role": "user", "content": "stop", "name": "Ann"}, USER]},
     "skip and stop": {"messages": [{"role": "user", "content": "skip"}, USER, {"role": "user", "content": "stop"}]},
     "goes on": {"messages": [USER, {"role": "assistant", "content": "It is"}], "continue_final_message": True},
+    "tags of the model": {
+        "messages": [
+            {"role": "system", "content": "Think inside <think></think>, call with <tool_call>."},
+            USER,
+            {"role": "assistant", "content": "<think>\n\nHm."},
+        ],
+        "continue_final_message": True,
+    },
+    "ordinary tokens": {"messages": [{"role": "user", "content": "<b>x</b>\n\n\ny    z"}]},
     "goes on after a space": {
         "messages": [USER, {"role": "assistant", "content": "It is "}],
         "continue_final_message": True,
@@ -86,8 +105,11 @@ class Family:
         self.reference = PreTrainedTokenizerFast(
             tokenizer_object=self.library, bos_token=BEGIN, eos_token=END, chat_template=template_source(name)
         )
-        self.template = ChatTemplate(ChatSandbox(), template_source(name), {"bos_token": BEGIN, "eos_token": END})
-        self.safety = RoleSafety([token.content for token in self.library.get_added_tokens_decoder().values()])
+        templates = ChatTemplates({"default": template_source(name)}, {"bos_token": BEGIN, "eos_token": END})
+        self.template = templates.pick(has_tools=False)
+        tokenizer = Tokenizer(self.library, "", BEGIN, END)
+        self.safety = make_role_safety(tokenizer, templates)
+        tokenizer.close()
 
     def pieces(self, **wishes: Any) -> tuple[str, ...]:
         return make_prompt(self.template, ChatWishes(**wishes), self.safety).pieces
@@ -132,6 +154,81 @@ def test_prompt_is_that_of_transformers(families: dict[str, Family], name: str, 
         return
     assert "".join(family.pieces(**wishes)) == expected
     assert family.ids(**wishes) == family.reference_prompt(tokenize=True, **wishes)
+
+
+def parts(*texts: str) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+PART_MESSAGES = [
+    {"role": "system", "content": parts(" Be terse. ")},
+    {"role": "user", "content": parts("What is ", " this? ")},
+    {"role": "assistant", "content": parts("A bird.")},
+    {"role": "user", "content": parts("And ", "that 東京?")},
+]
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_are_given_to_templates_that_read_them(families: dict[str, Family], name: str, goes_on: bool) -> None:
+    """As transformers gives them; templates that read one text get the parts joined, which transformers does not."""
+    family = families[name]
+    messages = [*PART_MESSAGES, {"role": "assistant", "content": parts("It", " is")}] if goes_on else PART_MESSAGES
+    reads_parts = name in ("gemma3", "qwen2_vl")
+    wishes = {"messages": messages, "continue_final_message": goes_on}
+    joined = [{**message, "content": "".join(part["text"] for part in message["content"])} for message in messages]
+    try:
+        expected = family.reference_prompt(
+            tokenize=False, **{**wishes, "messages": messages if reads_parts else joined}
+        )
+    except jinja2.TemplateError as error:
+        with pytest.raises(TemplateFailed, match=str(error)):
+            family.pieces(**wishes)
+        return
+    assert "".join(family.pieces(**wishes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "takes_text", "takes_parts"),
+    [
+        ("{{ m.content }}", True, False),
+        ("{% for line in m.content.split('\n') %}{{ line }}{% endfor %}", True, False),
+        ("{% for call in m.tool_calls %}{% if call is string %}{% endif %}{% endfor %}", True, False),
+        ("{% for part in m['content'] %}{{ part.text }}{% endfor %}", False, True),
+        ("{% for part in m.content | selectattr('type', 'equalto', 'text') %}{{ part.text }}{% endfor %}", False, True),
+        ("{% if m.content is string %}{% else %}{% for p in m.content %}{{ p }}{% endfor %}{% endif %}", True, True),
+        ("{% if m.content is not string %}{% for p in m.content %}{{ p }}{% endfor %}{% endif %}", True, True),
+        ("{% set c = m['content'] %}{% if c is string %}{% endif %}{% for p in c %}{{ p }}{% endfor %}", True, True),
+        ("{% set c = m['content'] %}{% if x is string %}{% endif %}{% for p in c %}{{ p }}{% endfor %}", False, True),
+        (
+            "{% macro show(c) %}{% if c is string %}{{ c }}{% else %}{% for p in c %}{{ p }}{% endfor %}{% endif %}"
+            "{% endmacro %}{{ show(m.content) }}",
+            True,
+            True,
+        ),
+    ],
+)
+def test_template_tells_the_form_of_contents(source: str, takes_text: bool, takes_parts: bool) -> None:
+    form = ChatTemplate(ChatSandbox(), source, {}).content_form
+    assert (form.takes_text, form.takes_parts) == (takes_text, takes_parts)
+
+
+def test_text_is_a_part_for_templates_that_read_nothing_else() -> None:
+    source = (
+        "{% for m in messages %}{% for part in m.content %}[{{ part.type }}:{{ part.text }}]{% endfor %}{% endfor %}"
+    )
+    template = ChatTemplate(ChatSandbox(), source, {})
+    for content in ("What?", parts("What?")):
+        wishes = ChatWishes(messages=[{"role": "user", "content": content}])
+        assert make_prompt(template, wishes, RoleSafety([])).text == "[text:What?]"
+    final = {"role": "assistant", "content": "It is"}
+    assert make_prompt(template, ChatWishes(messages=[USER, final]), RoleSafety([])).text.endswith("[text:It is")
+
+
+def test_markup_is_what_template_and_formats_write() -> None:
+    added = {"<think>", "<|fim|>", "<｜User｜>", "<b>", "<tool>", "  ", "\n", "user", "[ARGS]", "[note]", "<a b>"}
+    source = "{% if tools %}<tool>{% endif %}user\n  <a b>"
+    assert markup_of(added, [source]) == {"<think>", "<|fim|>", "<｜User｜>", "<tool>", "[ARGS]"}
 
 
 def test_most_conversations_render(families: dict[str, Family]) -> None:
@@ -189,6 +286,8 @@ def test_texts_forge_no_special_token(families: dict[str, Family], name: str, pl
     """The special ids are those of the same conversation with harmless text, in the same order."""
     family = families[name]
     texts = special_texts(name)
+    if place != "system":  # where the operator names the model's tags to have them used
+        texts += markup_texts(name)
     special = {family.library.token_to_id(text) for text in (*texts, "<|begin|>", "<|end|>")}
     try:
         harmless = family.ids(**forged(place, "harmless"))

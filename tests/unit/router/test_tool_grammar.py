@@ -1,7 +1,7 @@
 """What the grammars let a model write, judged by the library that enforces them, and that the parser reads it back."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import llguidance
 import pytest
@@ -9,6 +9,7 @@ import tokenizers
 from textmill_router.chat_parsing.chat_parser import ChatParser, parse_whole
 from textmill_router.chat_parsing.formats import ReasoningFormat, ToolFormat
 from textmill_router.errors import ValidationFailed
+from textmill_router.reasoning_grammar import ReasoningForm, after_reasoning
 from textmill_router.request import Grammar, GrammarKind
 from textmill_router.tool_grammar import OutputForm, ToolSpec, tool_grammar
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -42,8 +43,8 @@ class Judge:
         self.library = make_library(MARKERS)
         self._letters = make_library(())
 
-    def matcher(self, form: OutputForm, grammar: Grammar) -> llguidance.LLMatcher:
-        library = self.library if form.marker_ids else self._letters
+    def matcher(self, marker_ids: Mapping[str, int], grammar: Grammar) -> llguidance.LLMatcher:
+        library = self.library if marker_ids else self._letters
         vocabulary = llguidance.LLTokenizer(
             library.to_str(), n_vocab=library.get_vocab_size(with_added_tokens=True), eos_token=[END_ID]
         )
@@ -55,9 +56,13 @@ class Judge:
     def accepts(self, form: OutputForm, text: str, *, is_required: bool, is_parallel: bool = True) -> bool:
         grammar = tool_grammar(TOOLS, form, is_required=is_required, is_parallel=is_parallel)
         assert grammar is not None
+        return self.follows(form.marker_ids, grammar, text)
+
+    def follows(self, marker_ids: Mapping[str, int], grammar: Grammar, text: str) -> bool:
+        """Whether each token of the text is allowed where it stands, and the text may end there."""
         assert grammar.kind is GrammarKind.LARK
-        matcher = self.matcher(form, grammar)
-        library = self.library if form.marker_ids else self._letters
+        matcher = self.matcher(marker_ids, grammar)
+        library = self.library if marker_ids else self._letters
         for token_id in library.encode(text).ids:
             allowed = matcher.compute_bitmask()
             if not allowed[token_id // 8] >> token_id % 8 & 1:
@@ -181,7 +186,7 @@ def test_answer_that_is_json_but_no_call_is_free(judge: Judge) -> None:
 def test_tag_in_letters_does_not_get_past_a_tag_that_is_a_token(judge: Judge) -> None:
     grammar = tool_grammar(TOOLS, HERMES_TOKENS, is_required=False, is_parallel=True)
     assert grammar is not None
-    matcher = judge.matcher(HERMES_TOKENS, grammar)
+    matcher = judge.matcher(HERMES_TOKENS.marker_ids, grammar)
     letters = [token_id for char in "so <tool_call>" for token_id in judge.library.encode(char).ids]
     assert matcher.consume_tokens(letters[:-1])
     assert not matcher.consume_token(letters[-1])
@@ -190,13 +195,74 @@ def test_tag_in_letters_does_not_get_past_a_tag_that_is_a_token(judge: Judge) ->
 @pytest.mark.parametrize("marker_ids", [{}, ids_of("<think>", "</think>")], ids=["letters", "tokens"])
 def test_reasoning_stands_free_before_calls(judge: Judge, marker_ids: dict[str, int]) -> None:
     call = f'{{"name": "weather", "parameters": {WEATHER}}}'
-    form = OutputForm(ToolFormat.JSON, marker_ids, ReasoningFormat.THINK)
+    form = OutputForm(ToolFormat.JSON, marker_ids, ReasoningForm(ReasoningFormat.THINK, marker_ids))
     assert judge.accepts(form, f'<think>\nIs it {{"name": "weather", 1}}?\n</think>\n\n{call}', is_required=True)
     assert judge.accepts(form, call, is_required=True)
     assert not judge.accepts(form, f"Is it? {call}", is_required=True)
-    inside = OutputForm(ToolFormat.JSON, marker_ids, ReasoningFormat.THINK, is_reasoning=True)
+    inside = OutputForm(ToolFormat.JSON, marker_ids, ReasoningForm(ReasoningFormat.THINK, marker_ids, is_open=True))
     assert judge.accepts(inside, f"Is it?\n</think>\n\n{call}", is_required=True)
     assert not judge.accepts(inside, call, is_required=True)
+
+
+@pytest.mark.parametrize("marker_ids", [{}, ids_of("<think>", "</think>")], ids=["letters", "tokens"])
+def test_format_holds_for_what_follows_the_reasoning(judge: Judge, marker_ids: dict[str, int]) -> None:
+    """And only for that; the blanks of JSON are bounded as in a grammar without reasoning."""
+    schema = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(CITY))
+    either = after_reasoning(schema, ReasoningForm(ReasoningFormat.THINK, marker_ids))
+    inside = after_reasoning(schema, ReasoningForm(ReasoningFormat.THINK, marker_ids, is_open=True))
+    for thought in ("", "\n", "Is it 5? {} /\n[1]\n"):
+        assert judge.follows(marker_ids, either, f"<think>{thought}</think>\n\n{WEATHER}")
+        assert judge.follows(marker_ids, inside, f"{thought}</think>{WEATHER}")
+        assert not judge.follows(marker_ids, either, f"<think>{thought}</think>\n\n{WRONG}")
+        assert not judge.follows(marker_ids, inside, f"{thought}</think>Hm{WEATHER}")
+    assert judge.follows(marker_ids, either, WEATHER)
+    assert not judge.follows(marker_ids, inside, WEATHER)
+    assert not judge.follows(marker_ids, either, f"<think>{WEATHER}")
+    assert not judge.follows(marker_ids, either, f"<think>a</think>b</think>{WEATHER}")
+    assert not judge.follows(marker_ids, either, '{  "city": "Oslo"}')
+    assert not judge.follows(marker_ids, inside, "</think>{\n" + " " * 33 + '"city": "Oslo"}')
+    assert after_reasoning(schema, None) is schema
+
+
+@pytest.mark.parametrize(
+    ("expression", "match", "other"),
+    [
+        (r"\d+/[/\d]+", "12/3/4", "12/a"),
+        (r"a\/b", "a/b", r"a\/b"),
+        (r"a\\/b", r"a\/b", "a/b"),
+        ('a\nb|"', "a\nb", "a b"),
+        ("a\\\nb", "a\nb", "anb"),
+        ("", "", "a"),
+    ],
+)
+def test_expression_means_the_same_behind_reasoning(judge: Judge, expression: str, match: str, other: str) -> None:
+    """As it does alone."""
+    alone = llguidance.LLMatcher.grammar_from_regex(expression)
+    vocabulary = llguidance.LLTokenizer(judge.library.to_str(), eos_token=[END_ID])
+    for text, matches in ((match, True), (other, False)):
+        matcher = llguidance.LLMatcher(vocabulary, alone, log_level=0)
+        assert (matcher.consume_tokens(judge.library.encode(text).ids) and matcher.is_accepting()) is matches
+        grammar = after_reasoning(Grammar(GrammarKind.REGEX, expression), ReasoningForm(ReasoningFormat.THINK, {}))
+        assert judge.follows({}, grammar, text) is matches
+        assert judge.follows({}, grammar, f"<think>so /</think>{text}") is matches
+
+
+def test_closing_tag_in_letters_ends_no_reasoning_that_ends_with_a_token(judge: Judge) -> None:
+    marker_ids = ids_of("<think>", "</think>")
+    form = ReasoningForm(ReasoningFormat.THINK, marker_ids, is_open=True)
+    matcher = judge.matcher(marker_ids, after_reasoning(Grammar(GrammarKind.REGEX, "a"), form))
+    letters = [token_id for char in "so </think>" for token_id in judge.library.encode(char).ids]
+    assert matcher.consume_tokens(letters[:-1])
+    assert not matcher.consume_token(letters[-1])
+
+
+def test_request_does_not_set_the_options_of_its_schema(judge: Judge) -> None:
+    schema = {"type": "object", "x-guidance": {"whitespace_pattern": "[ ]*"}}
+    form = ReasoningForm(ReasoningFormat.THINK, {})
+    grammar = after_reasoning(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)), form)
+    assert judge.follows({}, grammar, '{"a": 1}')
+    assert not judge.follows({}, grammar, '{   "a": 1}')
+    assert not judge.accepts(JSON, '{"name": "say", "parameters": {   "a": 1}}', is_required=True)
 
 
 def test_nothing_is_enforced_without_need() -> None:
@@ -215,7 +281,7 @@ def test_names_with_quotes_and_signs_stay_themselves(judge: Judge) -> None:
     for is_required in (True, False):
         grammar = tool_grammar([ToolSpec(name, None, True)], JSON, is_required=is_required, is_parallel=False)
         assert grammar is not None
-        matcher = judge.matcher(JSON, grammar)
+        matcher = judge.matcher({}, grammar)
         text = json.dumps({"name": name, "parameters": {}})
         assert matcher.consume_tokens(judge.library.encode(text).ids), matcher.get_error()
         assert matcher.is_accepting()

@@ -1,0 +1,56 @@
+"""Tells from a chat template's syntax tree whether it reads a message's content as one text, as parts, or as both."""
+
+from dataclasses import dataclass
+
+from jinja2 import nodes
+
+_CONTENT = "content"
+
+
+@dataclass(frozen=True, slots=True)
+class ContentForm:
+    """The forms that a template reads; at least one."""
+
+    takes_text: bool
+    takes_parts: bool
+
+
+def content_form(tree: nodes.Template) -> ContentForm:
+    """Parts are read by a loop over the content; a text beside them, where the template asks what it has before it."""
+    names = _content_names(tree)
+    takes_parts = any(_is_content(_without_filters(loop.iter), names) for loop in tree.find_all(nodes.For))
+    asks = any(test.name == "string" and _is_content(test.node, names) for test in tree.find_all(nodes.Test))
+    return ContentForm(takes_text=asks or not takes_parts, takes_parts=takes_parts)
+
+
+def _content_names(tree: nodes.Template) -> frozenset[str]:
+    """Variables that hold a content: by their name, set to one, or parameters of macros that are given one."""
+    names = {_CONTENT}
+    for assign in tree.find_all(nodes.Assign):
+        if isinstance(assign.target, nodes.Name) and _is_content(assign.node, frozenset()):
+            names.add(assign.target.name)
+    parameters = {macro.name: [argument.name for argument in macro.args] for macro in tree.find_all(nodes.Macro)}
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Name) and call.node.name in parameters:
+            given = zip(parameters[call.node.name], call.args, strict=False)
+            names |= {name for name, value in given if _is_content(value, frozenset())}
+    return frozenset(names)
+
+
+def _is_content(node: nodes.Node, names: frozenset[str]) -> bool:
+    """`message.content`, `message['content']`, or a variable that holds it."""
+    match node:
+        case nodes.Getattr(attr=name):
+            return bool(name == _CONTENT)
+        case nodes.Getitem(arg=nodes.Const(value=name)):
+            return bool(name == _CONTENT)
+        case nodes.Name(name=name):
+            return name in names
+    return False
+
+
+def _without_filters(node: nodes.Node) -> nodes.Node:
+    """What `content | selectattr(...)` is made from."""
+    while isinstance(node, nodes.Filter) and node.node is not None:
+        node = node.node
+    return node

@@ -1,0 +1,69 @@
+"""Pieces of text for grammars in llguidance's dialect of Lark."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Nothing, one space, or a new line and its indentation: a small model that is free to write blanks may never stop.
+# The shard makes the same of the same schema.
+JSON_BLANKS = r"( |\n[ \t]{0,32})?"
+JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": JSON_BLANKS, "lenient": False}
+ANY_TEXT = "(?s:.*)"
+SPACES = r"/[ \t\r\n]*/"
+
+
+def json_rule(schema_text: str) -> str:
+    """What a JSON value of this schema is; the text is that of an object."""
+    assert schema_text.startswith("{"), schema_text[:20]
+    comma = "" if schema_text == "{}" else ","
+    # Of two keys of one name the library reads the last: a request does not set its own options.
+    return f'%json {schema_text[:-1]}{comma}"x-guidance":{json.dumps(JSON_OPTIONS)}}}'
+
+
+def regex_rule(expression: str) -> str:
+    """What a regular expression matches."""
+    return f"/{''.join(_between_slashes(expression))}/"
+
+
+def text_without(marker: str) -> str:
+    """Any text in which the marker does not stand; for the name of a terminal, in capitals."""
+    return f"/{ANY_TEXT}/ & ~/{ANY_TEXT}{escape(marker)}{ANY_TEXT}/"
+
+
+def literal(text: str) -> str:
+    """Exactly this text."""
+    return f" {json.dumps(text, ensure_ascii=False)}" if text else ""
+
+
+def marked(text: str, marker_ids: Mapping[str, int]) -> str:
+    """A tag as the token that it is, or as text."""
+    token_id = marker_ids.get(text)
+    return literal(text) if token_id is None else f"<[{token_id}]>"
+
+
+def escape(text: str) -> str:
+    """The text as part of a regular expression between slashes."""
+    return "".join(_escaped_characters(text))
+
+
+def _escaped_characters(text: str) -> Iterator[str]:
+    for char in text:
+        if char.isalnum() or char in " _":
+            yield char
+        elif char == "\n":
+            yield r"\n"
+        else:
+            yield f"\\x{{{ord(char):x}}}"
+
+
+def _between_slashes(expression: str) -> Iterator[str]:
+    """The characters of an expression; those that a rule cannot hold, escaped."""
+    is_escaped = False
+    for char in expression:
+        if char == "\n":
+            yield "n" if is_escaped else r"\n"
+        elif char == "/" and not is_escaped:
+            yield r"\/"
+        else:
+            yield char
+        is_escaped = char == "\\" and not is_escaped

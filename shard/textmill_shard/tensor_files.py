@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from textmill_shard.model_errors import ModelFilesError
 
@@ -18,7 +18,7 @@ SAFETENSORS_SUFFIX = ".safetensors"
 def open_tensors(path: Path) -> Iterator[Any]:
     """Give what `safe_open` gives: `keys()`, `get_tensor(name)`, `get_slice(name)[...]`. Raises ModelFilesError."""
     if path.suffix == SAFETENSORS_SUFFIX:
-        with safe_open(path, framework="pt") as opened:
+        with _open_safetensors(path) as opened:
             yield opened
     else:
         yield _PickledTensors(_read_pickle(path))
@@ -28,6 +28,16 @@ def names_of_tensors(path: Path) -> tuple[str, ...]:
     """The names alone; the bytes stay in the file where its format allows that."""
     with open_tensors(path) as opened:
         return tuple(opened.keys())
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelFilesError(
+            f"{path} cannot be read as safetensors ({error}): its size is {path.stat().st_size} bytes; an interrupted "
+            "download or copy leaves such files, fetch it again"
+        ) from error
 
 
 class _PickledTensors:

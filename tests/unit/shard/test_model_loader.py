@@ -155,6 +155,19 @@ def test_folder_without_safetensors_says_what_to_do(tmp_path: Path, name: str | 
         load(folder)
 
 
+@pytest.mark.parametrize("has_index", [False, True])
+@pytest.mark.parametrize("num_bytes", [0, 50, 100_000])  # nothing, half a header, half the tensors
+def test_a_file_that_was_cut_short_is_named(num_bytes: int, has_index: bool, tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path)
+    names = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:num_bytes])
+    if has_index:
+        index = {"weight_map": dict.fromkeys(names, WEIGHTS)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelFilesError, match=rf"{WEIGHTS} cannot be read .* {num_bytes} bytes; .*fetch it again"):
+        load(folder)
+
+
 def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
     folder = make_tiny_llama(tmp_path / "llama")
     change_json(folder / "config.json", model_type="abacus")

@@ -4,6 +4,7 @@ Builds on the protocol class of the pinned uvicorn; `tests/unit/router/test_http
 """
 
 import asyncio
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ LEAST_BODY_BYTES_PER_S = 16_384
 # What a client that stops reading can make us hold: the kernel's buffer and ours.
 SEND_BUFFER_BYTES = 65_536
 WRITE_HIGH_WATER_BYTES = 32_768
+
+_HEADER_END = b"\r\n\r\n"
+_UPGRADE = re.compile(rb"(?<=\n)upgrade(?=:)", re.IGNORECASE)
+_NO_UPGRADE = b"x-offer"  # as long as the name it stands for
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ class _GuardedProtocol(HttpToolsProtocol):
             self._header_bytes += len(data)
             if self._deadline is None:  # the first bytes of a further request on this connection
                 self._start_deadline(self.limits.header_timeout_s, self._on_header_deadline)
+            data = _without_upgrade(data)
         super().data_received(data)
         # A header that ended inside `data` was counted by its fields.
         if self._is_in_header and self._header_bytes > self.limits.max_header_bytes and self._refusal is None:
@@ -195,3 +201,13 @@ class _GuardedProtocol(HttpToolsProtocol):
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Hide the offer to speak another protocol, which a server may ignore (RFC 9110, 7.8).
+
+    The parser would drop the body behind it. Java's own client offers h2c with each first request.
+    """
+    header_end = data.find(_HEADER_END)
+    found = _UPGRADE.search(data, 0, len(data) if header_end < 0 else header_end)
+    return data if found is None else data[: found.start()] + _NO_UPGRADE + data[found.end() :]

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from textmill_router.api.chat_types import CalledTool, ChatBody, ChatMessage, ContentPart
+from textmill_router.api.json_depth import is_too_deep
 from textmill_router.chat_prompt import ChatWishes
 from textmill_router.chat_template import Message
 from textmill_router.errors import ValidationFailed
@@ -66,8 +67,8 @@ def _tool_call(call: CalledTool) -> dict[str, Any]:
     arguments = call.function.arguments if call.function.arguments is not None else call.function.parameters
     if isinstance(arguments, str):
         try:
-            parsed = msgspec.json.decode(arguments)
-        except (msgspec.DecodeError, RecursionError):
+            parsed = None if is_too_deep(arguments.encode()) else msgspec.json.decode(arguments)
+        except msgspec.DecodeError:
             parsed = None
         if isinstance(parsed, dict):
             arguments = parsed

@@ -6,6 +6,7 @@ from typing import TypeVar
 import msgspec
 from starlette.types import Receive, Scope
 
+from textmill_router.api.json_depth import MAX_JSON_DEPTH, is_too_deep
 from textmill_router.errors import InvalidJson, PayloadTooLarge, RequestError, UnsupportedMediaType, ValidationFailed
 
 # A refused body is read to its end up to this many times the limit: a client that writes before it reads must get to
@@ -39,6 +40,8 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
 
 def decode_json(body: bytes, decoder: msgspec.json.Decoder[Struct]) -> Struct:
     """Raises InvalidJson for what is not JSON, ValidationFailed, with the path, for what has the wrong shape."""
+    if is_too_deep(body):
+        raise InvalidJson(f"the body is nested too deep: more than {MAX_JSON_DEPTH} levels")
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -46,8 +49,6 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[Struct]) -> Struct:
         raise _shape_error(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidJson(f"the body is not JSON: {error}") from None
-    except RecursionError:
-        raise InvalidJson("the body is not JSON that we read: it is nested too deep") from None
 
 
 def _check_syntax(body: bytes) -> None:
@@ -55,8 +56,6 @@ def _check_syntax(body: bytes) -> None:
         msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidJson(f"the body is not JSON: {error}") from None
-    except RecursionError:
-        raise InvalidJson("the body is not JSON that we read: it is nested too deep") from None
 
 
 def _shape_error(text: str) -> RequestError:

@@ -130,6 +130,33 @@ def test_header_without_end_is_cut_off() -> None:
     talk(exchange, replace(LIMITS, header_timeout_s=60.0))
 
 
+@pytest.mark.parametrize("is_split", [False, True])
+@pytest.mark.parametrize(
+    "offer",
+    [
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n",  # Java's HttpClient
+        b"Connection: upgrade\r\nUPGRADE: websocket\r\n",
+    ],
+    ids=["h2c", "websocket"],
+)
+def test_offer_of_another_protocol_is_passed_over_and_the_body_read(offer: bytes, is_split: bool) -> None:
+    body = b"0123456789\r\nupgrade: 3"
+    header = b"POST / HTTP/1.1\r\nhost: x\r\n" + offer + b"content-length: %d\r\n\r\n" % len(body)
+
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):  # the connection serves on
+            writer.write(header if is_split else header + body)
+            if is_split:
+                await writer.drain()
+                await asyncio.sleep(0)
+                writer.write(body)
+            answer = await reader.readuntil(b"0\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert b"\r\n%d\r\n" % len(body) in answer
+
+    talk(exchange)
+
+
 def test_further_request_on_a_connection_has_its_own_count() -> None:
     async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(5):

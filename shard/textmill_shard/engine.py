@@ -17,7 +17,7 @@ from textmill_shard.engine_events import EngineEvent, GrammarCompiled, PlanArriv
 from textmill_shard.finish import FinishRules
 from textmill_shard.forward_batch import ForwardOutput
 from textmill_shard.grammar_slots import GrammarSlots
-from textmill_shard.plan import FLAG_FINISHED, NO_IDS, IdArray, Plan, SlotError
+from textmill_shard.plan import FLAG_FINISHED, NO_IDS, IdArray, Plan, SlotError, StepResult
 from textmill_shard.plan_check import PlanRejected
 from textmill_shard.rank_channel import RankChannel, RankEntry
 from textmill_shard.result_builder import build_result, rate_prompts
@@ -77,6 +77,7 @@ class Engine:
         self._step_number = 0
         self._last_end_ns = 0  # when the last step ended, 0 after idling
         self._is_plan_unacknowledged = False
+        self._held_result: StepResult | None = None  # of the last step, not sent yet
         self._entry_plans: list[bytes] = []
         self._entry_ended: list[int] = []
         self._is_entry_epoch_new = False
@@ -161,6 +162,7 @@ class Engine:
         self._status.begin_epoch()
         self._step_number = 0
         self._last_end_ns = 0
+        self._held_result = None
         self._is_plan_unacknowledged = False
         self._entry_plans.clear()
         self._entry_ended.clear()
@@ -171,6 +173,7 @@ class Engine:
         session = self._session
         if session is None:
             return
+        self._send_held()
         log.info("epoch ends", extra={"epoch": session.epoch, "reason": reason.value, "detail": message})
         session.finish(reason, message)
         self._begin_epoch(session)
@@ -189,6 +192,7 @@ class Engine:
                 raise event.plan
             self._executor.check(event.plan)
         except PlanRejected as rejected:
+            self._send_held()
             session.send(rejected.rejection)
             self._end_epoch(EndReason.PLAN_REJECTED, str(rejected))
             return
@@ -217,6 +221,7 @@ class Engine:
         if session is None:
             return False
         if step.is_empty:
+            self._send_held()
             self._last_end_ns = 0
             if self._is_plan_unacknowledged or len(step.starved_slots):
                 self._is_plan_unacknowledged = False
@@ -234,7 +239,9 @@ class Engine:
         self._is_plan_unacknowledged = False
         forward_ns = time.monotonic_ns()
         self._row_sampler.prepare(self._executor.table, step.slots_R[step.samples_R])
-        output = self._executor.forward(step)
+        batch = self._executor.build(step)
+        self._send_held()
+        output = self._executor.forward(step, batch)
         return _LaunchedStep(
             number=self._step_number,
             plan_applied=self._executor.plan_applied,
@@ -284,9 +291,19 @@ class Engine:
             device_ns=launched.device_ns,
             gap_ns=launched.gap_ns,
         )
-        session.send(result)
+        self._held_result = result
         self._last_end_ns = now_ns
         self._end_slots([*errors, *ended])
+
+    def _send_held(self) -> None:
+        """Hand the last result to the writer of the stream.
+
+        That wakes the writer, which takes the GIL with the first call that gives it away: so it is done when the next
+        step is ready to compute, or when there is none. Rule 1's order is kept: whatever else is sent comes after it.
+        """
+        if self._held_result is not None and self._session is not None:
+            self._session.send(self._held_result)
+        self._held_result = None
 
     def _end_slots(self, slots: list[int]) -> None:
         """Free slots by the shard's own decision; the other ranks hear of it in the next entry."""

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from textmill_shard.attention.base import AttentionRule
-from textmill_shard.forward_batch import ForwardBatch, ForwardOutput, RowScan
+from textmill_shard.forward_batch import ForwardBatch, ForwardOutput, HostScan
 from textmill_shard.heap import trim_heap
 from textmill_shard.kv_pool import KvPool
 from textmill_shard.native.kernels import (
@@ -151,13 +153,15 @@ class FastDecoder:
         """Compute all tokens of the batch and write their K and V; needs a bound pool."""
         assert self._pool is not None, "bind comes before forward"
         num_tokens, num_rows = batch.input_ids_T.shape[0], batch.logit_rows_N.shape[0]
-        logits_NV = torch.empty(num_rows, self.vocab_size)
+        # numpy's: a call of torch would give the GIL away, and the writer of the last result would hold up this step.
+        logits_NV = _aligned_floats(num_rows, self.vocab_size)
         hidden_TD = torch.empty(num_tokens, self.hidden_size, dtype=self.dtype) if wants_hidden else None
         block_tables_RB = batch.block_tables_RB.contiguous()
-        scan = RowScan(
-            best_N=torch.empty(num_rows, dtype=torch.int64),
-            not_finite_N=torch.empty(num_rows, dtype=torch.bool),
-            log_mass_N=torch.empty(num_rows),
+        scan = HostScan(
+            best_N=np.empty(num_rows, dtype=np.int64),
+            best_scores_N=np.empty(num_rows, dtype=np.float32),
+            not_finite_N=np.empty(num_rows, dtype=np.bool_),
+            log_mass_N=np.empty(num_rows, dtype=np.float32),
         )
         step = DecoderStep(
             num_tokens=num_tokens,
@@ -171,14 +175,15 @@ class FastDecoder:
             query_starts=batch.query_starts.data_ptr(),
             context_lens=batch.context_lens_R.data_ptr(),
             block_tables=block_tables_RB.data_ptr(),
-            logits=logits_NV.data_ptr(),
+            logits=logits_NV.ctypes.data,
             hidden=address_of(hidden_TD),
-            best=scan.best_N.data_ptr(),
-            not_finite=scan.not_finite_N.data_ptr(),
-            log_mass=address_of(scan.log_mass_N),
+            best=scan.best_N.ctypes.data,
+            best_score=scan.best_scores_N.ctypes.data,
+            not_finite=scan.not_finite_N.ctypes.data,
+            log_mass=scan.log_mass_N.ctypes.data,
         )
         self._kernels.decode(self._decoder, step)
-        return ForwardOutput(logits_NV=logits_NV, hidden_TD=hidden_TD, scan=scan)
+        return ForwardOutput(logits_NV=torch.from_numpy(logits_NV), hidden_TD=hidden_TD, scan=scan)
 
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
         """Give float32 logits `[n, V]` of rows of `hidden_TD`."""
@@ -245,3 +250,10 @@ class FastDecoder:
 def _empty(parameter: torch.Tensor) -> None:
     """Give its memory back; the packed form is the only one from now on."""
     parameter.data = torch.empty(0, dtype=parameter.dtype)
+
+
+def _aligned_floats(num_rows: int, width: int) -> npt.NDArray[np.float32]:
+    """`[num_rows, width]`, at a multiple of 64 bytes; what it holds is not defined."""
+    whole = np.empty(num_rows * width + 16, dtype=np.float32)
+    skipped = -whole.ctypes.data % 64 // 4
+    return whole[skipped : skipped + num_rows * width].reshape(num_rows, width)

@@ -38,7 +38,7 @@ class Follower:
         if step.is_empty:
             return
         with self._status.step_under_way():
-            output = executor.forward(step)
+            output = executor.forward(step, executor.build(step))
             for stretch in executor.prompt_stretches(step, output.hidden_TD):
                 # Rank 0 needs this rank's part of the head: the same calls in the same order, the result is its own.
                 prompt_logprobs(executor.project, stretch.hidden_TD, stretch.targets_T)

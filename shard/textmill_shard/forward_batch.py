@@ -5,6 +5,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 
@@ -40,9 +42,27 @@ class RowScan:
 
 
 @dataclass(frozen=True, slots=True)
+class HostScan:
+    """The same of logits that a step on the host has looked at itself, with their best score."""
+
+    best_N: npt.NDArray[np.int64]
+    best_scores_N: npt.NDArray[np.float32]
+    not_finite_N: npt.NDArray[np.bool_]
+    log_mass_N: npt.NDArray[np.float32]
+
+    def as_row_scan(self) -> RowScan:
+        """As tensors over the same memory."""
+        return RowScan(
+            best_N=torch.from_numpy(self.best_N),
+            not_finite_N=torch.from_numpy(self.not_finite_N),
+            log_mass_N=torch.from_numpy(self.log_mass_N),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardOutput:
     """What one forward pass gives."""
 
     logits_NV: torch.Tensor  # float32, a row per entry of `logit_rows_N`
     hidden_TD: torch.Tensor | None  # model dtype, after the last norm; only when asked for
-    scan: RowScan | None = None  # of the logits, where the forward pass has looked at them already
+    scan: HostScan | None = None  # of the logits, where the forward pass has looked at them already

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from textmill_shard.finish import FinishRules
-from textmill_shard.forward_batch import ForwardOutput, RowScan
+from textmill_shard.forward_batch import ForwardOutput, HostScan, RowScan
 from textmill_shard.grammar_matcher import GrammarFault
 from textmill_shard.grammar_slots import GrammarSlots
 from textmill_shard.logprobs import TopTokens
@@ -64,9 +64,9 @@ class RowSampler:
         logits_NV = output.logits_NV
         try:
             if output.scan is not None and all(one.takes_best and one.allowed_V is None for one in samplings):
-                drawn = _take_best(logits_NV, output.scan, samplings)
+                drawn = _take_best(output.scan, samplings)
             else:
-                drawn = self._draw(logits_NV, samplings, output.scan)
+                drawn = self._draw(logits_NV, samplings, None if output.scan is None else output.scan.as_row_scan())
         except torch.AcceleratorError:
             raise  # the device is gone for everybody
         except Exception:
@@ -134,10 +134,9 @@ class RowSampler:
         return DrawnRows(tokens_N, logprobs_N if is_asked else None, tuple(top), faults)
 
 
-def _take_best(logits_NV: torch.Tensor, scan: RowScan, samplings: Sequence[SlotSampling]) -> DrawnRows:
-    """What `Sampler` gives for rows that all take the best id, straight from the scan. Logits are on the host."""
-    tokens_N: IdArray = scan.best_N.numpy()
-    not_finite_N: npt.NDArray[np.bool_] = scan.not_finite_N.numpy()
+def _take_best(scan: HostScan, samplings: Sequence[SlotSampling]) -> DrawnRows:
+    """What `Sampler` gives for rows that all take the best id, straight from the scan."""
+    tokens_N, not_finite_N = scan.best_N, scan.not_finite_N
     faults = {}
     if not_finite_N.any():
         faults = _not_finite_faults(not_finite_N)
@@ -145,8 +144,7 @@ def _take_best(logits_NV: torch.Tensor, scan: RowScan, samplings: Sequence[SlotS
     asked = [sampling.params.wants_logprobs for sampling in samplings]
     logprobs_N = None
     if any(asked):
-        assert scan.log_mass_N is not None
-        logprobs_N = logits_NV.numpy()[np.arange(len(tokens_N)), tokens_N] - scan.log_mass_N.numpy()
+        logprobs_N = scan.best_scores_N - scan.log_mass_N
         if not all(asked):
             logprobs_N[~np.array(asked)] = np.nan
     return DrawnRows(tokens_N=tokens_N, logprobs_N=logprobs_N, top=(), faults=faults)

@@ -97,9 +97,12 @@ class StepExecutor:
     def compose(self) -> ComposedStep:
         return compose_step(self.table, self._budget)
 
-    def forward(self, step: ComposedStep) -> ForwardOutput:
+    def build(self, step: ComposedStep) -> ForwardBatch:
+        """The tensors of a step."""
+        return self._builder.build(self.table, step)
+
+    def forward(self, step: ComposedStep, batch: ForwardBatch) -> ForwardOutput:
         """Run the model on the step; afterwards K and V of its tokens count as stored."""
-        batch = self._builder.build(self.table, step)
         output = self._runner.forward(batch, wants_hidden=self._wants_hidden(step))
         self.table.advance(step.slots_R, step.counts_R)
         return output

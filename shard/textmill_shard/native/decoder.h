@@ -32,7 +32,7 @@ typedef struct {
   // What is asked of every row of the logits, while they are near: see rows.h. [num_rows] each, NULL: not wanted.
   int64_t *best;
   uint8_t *not_finite;
-  float *log_mass;
+  float *log_mass, *best_score;
 } decoder_step;
 
 typedef struct {

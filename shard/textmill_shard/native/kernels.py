@@ -71,7 +71,7 @@ class DecoderStep(ctypes.Structure):
         *_fields(_I64, "num_tokens", "num_sequences", "num_rows", "table_stride"),
         *_fields(_PTR, "input_ids", "positions", "kv_places", "logit_rows"),
         *_fields(_PTR, "query_starts", "context_lens", "block_tables", "logits", "hidden"),
-        *_fields(_PTR, "best", "not_finite", "log_mass"),
+        *_fields(_PTR, "best", "not_finite", "log_mass", "best_score"),
     )
 
 

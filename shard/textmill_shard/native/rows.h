@@ -6,6 +6,7 @@ typedef struct {
   int64_t *best;       // first id among equal ones; a NaN is passed over
   uint8_t *not_finite;
   float *log_mass;     // NULL: not wanted; NaN where a row is not finite
+  float *best_score;   // NULL: not wanted
 } row_scan;
 
 static void scan_row(const row_scan *s, int64_t row) {
@@ -39,6 +40,7 @@ static void scan_row(const row_scan *s, int64_t row) {
   }
   s->best[row] = first < s->width ? first : 0;
   s->not_finite[row] = (uint8_t)is_bad;
+  if (s->best_score) s->best_score[row] = highest;
   if (!s->log_mass) return;
   v16f sums = splat(0.0f);
   for (i = 0; i + 16 <= s->width; i += 16) sums += exp_v(load_f(x + i) - splat(highest));

@@ -203,7 +203,7 @@ EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
   r.next = (atomic_long *)parts[11];
   for (int64_t i = 0; i <= m->num_layers * NUM_PHASES; i++) atomic_init(r.next + i, 0);
   r.num_items = list_items(s->query_starts, s->num_sequences, queries_per_item(m->heads, m->kv_heads), r.items);
-  step_run both = {r, {s->logits, rows, m->vocabulary, m->vocabulary, s->best, s->not_finite, s->log_mass}};
+  step_run both = {r, {s->logits, rows, m->vocabulary, m->vocabulary, s->best, s->not_finite, s->log_mass, s->best_score}};
   team_run(t, run_step, &both);
   return 0;
 }
@@ -223,7 +223,7 @@ static void scan(void *argument, int member) {
 
 EXPORT void textmill_scan_rows(team *t, const float *scores, int64_t num_rows, int64_t width, int64_t row_stride,
                                int64_t *best, uint8_t *not_finite, float *log_mass) {
-  scan_run r = {t, {scores, num_rows, width, row_stride, best, not_finite, log_mass}};
+  scan_run r = {t, {scores, num_rows, width, row_stride, best, not_finite, log_mass, NULL}};
   if (num_rows < ALONE_ROWS)
     scan_share(&r.rows, 0, 1);
   else

@@ -15,6 +15,7 @@ from textmill_shard.plan import (
     FLAG_STOP_ID,
     Budget,
     Plan,
+    PlanRejection,
     SlotErrorCode,
 )
 from textmill_shard.sampler import SampledRows, Sampler
@@ -432,6 +433,22 @@ def test_rule_19_prompt_logprobs_that_are_not_finite_are_an_error() -> None:
         shard.run_to_end(0)
         assert [error.code for error in shard.results[0].errors] == [SlotErrorCode.NOT_FINITE]
         assert len(shard.results[0].slots) == 0
+
+
+@pytest.mark.parametrize("is_rejected", [True, False])
+def test_a_step_that_ran_is_told_before_the_stream_ends(is_rejected: bool) -> None:
+    with gated() as shard:
+        shard.send(admits=[admit(0, [1, 2], max_new=9)])
+        shard.step()
+        shard.hold()
+        if is_rejected:
+            shard.send(number=9)
+        else:
+            shard.engine.stop()
+        assert shard.gate is not None
+        shard.gate.release()
+        assert shard.next_result().step == 2
+        assert isinstance(shard.next_item(), PlanRejection if is_rejected else StreamEnd)
 
 
 def test_rule_20_a_rejected_plan_changes_nothing_and_ends_the_stream() -> None:

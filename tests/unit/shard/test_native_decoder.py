@@ -137,13 +137,15 @@ def run_in_steps(
 
 def check_scan(output: ForwardOutput) -> None:
     """What the step says of its logits is what torch finds in them."""
-    expected = TorchRowScanner().scan(output.logits_NV, wants_mass=True)
     assert output.scan is not None
-    assert torch.equal(output.scan.best_N, expected.best_N)
-    assert torch.equal(output.scan.not_finite_N, expected.not_finite_N)
-    assert output.scan.log_mass_N is not None
+    found = output.scan.as_row_scan()
+    expected = TorchRowScanner().scan(output.logits_NV, wants_mass=True)
+    assert torch.equal(found.best_N, expected.best_N)
+    assert torch.equal(found.not_finite_N, expected.not_finite_N)
+    assert found.log_mass_N is not None
     assert expected.log_mass_N is not None
-    assert torch.allclose(output.scan.log_mass_N, expected.log_mass_N, rtol=4e-6, atol=4e-6)
+    assert torch.allclose(found.log_mass_N, expected.log_mass_N, rtol=4e-6, atol=4e-6)
+    assert output.scan.best_scores_N.tolist() == output.logits_NV.amax(-1).tolist()
 
 
 def relative_error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

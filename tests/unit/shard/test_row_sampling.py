@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from textmill_shard.finish import FinishRules
-from textmill_shard.forward_batch import ForwardOutput
+from textmill_shard.forward_batch import ForwardOutput, HostScan
 from textmill_shard.grammar_slots import GrammarSlots
 from textmill_shard.row_sampling import DrawnRows, RowSampler
-from textmill_shard.row_scan import TorchRowScanner
 from textmill_shard.sampler import Sampler
 from textmill_shard.sampling_params import SamplingParams
 from textmill_shard.slot_sampling import SlotSampling
@@ -46,9 +45,17 @@ def draw(params: Sequence[SamplingParams], logits_NV: torch.Tensor, sampler: Sam
         table.admit(replace(admit(slot, [1, 2], max_new=4), sampling=one))
     rules = FinishRules([0])
     rows = RowSampler(sampler=sampler, finish_rules=rules, grammars=GrammarSlots(None, rules))
-    scan = TorchRowScanner().scan(logits_NV, wants_mass=True) if has_scan else None
-    output = ForwardOutput(logits_NV=logits_NV, hidden_TD=None, scan=scan)
+    output = ForwardOutput(logits_NV=logits_NV, hidden_TD=None, scan=scan_of(logits_NV) if has_scan else None)
     return rows.draw(table, np.arange(len(params)), output)
+
+
+def scan_of(logits_NV: torch.Tensor) -> HostScan:
+    return HostScan(
+        best_N=logits_NV.argmax(-1).numpy(),
+        best_scores_N=logits_NV.amax(-1).numpy(),
+        not_finite_N=(~logits_NV.isfinite().all(-1)).numpy(),
+        log_mass_N=logits_NV.logsumexp(-1).numpy(),
+    )
 
 
 def random_logits(num_rows: int) -> torch.Tensor:

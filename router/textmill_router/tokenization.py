@@ -152,6 +152,13 @@ class Tokenizer:
                 encodings.append(Encoding(token_array(found.ids), piece, found))
         return encodings
 
+    def edge_ids(self) -> tuple["array[int]", "array[int]"]:
+        """What is put before a prompt and behind it."""
+        plain: list[int] = self._library.encode("a", add_special_tokens=False).ids
+        whole: list[int] = self._library.encode("a").ids
+        start = next(start for start in range(len(whole)) if whole[start : start + len(plain)] == plain)
+        return token_array(whole[:start]), token_array(whole[start + len(plain) :])
+
     @property
     def special_texts(self) -> frozenset[str]:
         """Texts that are read as special tokens wherever they stand in a prompt."""

@@ -25,15 +25,24 @@ WAIT_TIMEOUT_S = 10.0
 
 
 class RunningRouter:
-    """A context manager. `is_loading=True` starts it in front of a shard that is not ready."""
+    """A context manager. `is_loading=True` starts it in front of a shard that is not ready.
+
+    A `model` folder is used as it is; `make_shard` makes another shard than the fake one, of a socket and that folder.
+    """
 
     def __init__(
-        self, folder: Path, options: FakeShardOptions | None = None, *, is_loading: bool = False, **settings: Any
+        self,
+        folder: Path,
+        options: FakeShardOptions | None = None,
+        *,
+        is_loading: bool = False,
+        model: Path | None = None,
+        make_shard: Callable[[Path, Path], Any] | None = None,
+        **settings: Any,
     ) -> None:
         socket_path = folder / "shard.sock"
-        model_dir = folder / "model"
-        write_byte_tokenizer(model_dir)
-        self.shard = FakeShard(socket_path, options)
+        model_dir = write_byte_tokenizer(folder / "model") if model is None else model
+        self.shard = FakeShard(socket_path, options) if make_shard is None else make_shard(socket_path, model_dir)
         if is_loading:
             self.shard.load("weights", 0.5)
         self._is_loading = is_loading

@@ -4,7 +4,7 @@ from array import array
 from dataclasses import dataclass
 
 from textmill_router.api.completion_types import PromptSource
-from textmill_router.api.fill_in_middle import find_middle_tokens
+from textmill_router.api.fill_in_middle import MiddleTokens, find_middle_tokens
 from textmill_router.api.intake import Intake
 from textmill_router.errors import ValidationFailed
 from textmill_router.service import Backend
@@ -21,17 +21,27 @@ class CompletionPrompt:
     offsets: list[int]
 
 
-def with_suffix(sources: list[PromptSource], suffix: str, tokenizer: Tokenizer) -> list[PromptSource]:
-    """The prompts that ask for what stands between them and `suffix`. Raises ValidationFailed."""
+def middle_tokens_for(sources: list[PromptSource], tokenizer: Tokenizer) -> MiddleTokens:
+    """How this model is asked for what stands between the prompts and a suffix. Raises ValidationFailed."""
     tokens = find_middle_tokens(tokenizer.token_to_id)
     if tokens is None:
         raise _refuse_suffix("this model has no fill-in-the-middle tokens; leave it out")
-    joined = []
-    for source in sources:
-        if source.text is None:
-            raise _refuse_suffix("needs prompts that are text, found token ids")
-        joined.append(PromptSource(text=tokens.join(source.text, suffix)))
-    return joined
+    if any(source.text is None for source in sources):
+        raise _refuse_suffix("needs prompts that are text, found token ids")
+    return tokens
+
+
+async def take_middle_prompt(
+    backend: Backend, prefix: str, suffix: str, tokens: MiddleTokens, checked: CheckedParameters
+) -> CompletionPrompt:
+    """The two texts encoded apart, the suffix as text inside a line. Raises ValidationFailed."""
+    limits, tokenizer = backend.limits, backend.tokenizer
+    if tokenizer.cannot_fit(prefix + suffix, limits.max_input_tokens):
+        raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
+    encoded_prefix, encoded_suffix = await tokenizer.encode_pieces([prefix, suffix])
+    before, after = tokenizer.edge_ids()
+    ids = before + tokens.join(encoded_prefix.ids, encoded_suffix.ids) + after
+    return CompletionPrompt(_fit(ids, checked, backend), prefix + suffix, [])
 
 
 async def take_completion_prompt(

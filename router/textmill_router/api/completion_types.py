@@ -30,8 +30,9 @@ class PromptSource:
 def prompts_of(body: CompletionBody, *, max_prompts: int, vocab_size: int) -> list[PromptSource]:
     """The prompts in order. Raises ValidationFailed."""
     prompt = body.prompt
+    is_alone = not body.suffix  # before a suffix there may be nothing
     if isinstance(prompt, str):
-        return [_text("prompt", prompt)]
+        return [_text("prompt", prompt, is_alone)]
     if not prompt:
         raise _refuse("prompt", "must not be empty, found an empty array")
     if len({type(entry) for entry in prompt}) > 1:
@@ -43,15 +44,15 @@ def prompts_of(body: CompletionBody, *, max_prompts: int, vocab_size: int) -> li
             "prompt", f"must hold at most {max_prompts} prompts (--max-client-batch-size), found {len(prompt)}"
         )
     return [
-        _text(f"prompt[{index}]", entry)
+        _text(f"prompt[{index}]", entry, is_alone)
         if isinstance(entry, str)
         else _ids(f"prompt[{index}]", entry if isinstance(entry, list) else [entry], vocab_size)
         for index, entry in enumerate(prompt)
     ]
 
 
-def _text(name: str, text: str) -> PromptSource:
-    if not text:
+def _text(name: str, text: str, is_alone: bool) -> PromptSource:
+    if not text and is_alone:
         raise _refuse(name, "must not be empty, found an empty string; send at least one character")
     return PromptSource(text=text)
 

@@ -18,9 +18,15 @@ from textmill_router.api.completion_answers import (
     completion,
     whole_choice,
 )
-from textmill_router.api.completion_prompts import CompletionPrompt, take_completion_prompt, with_suffix
+from textmill_router.api.completion_prompts import (
+    CompletionPrompt,
+    middle_tokens_for,
+    take_completion_prompt,
+    take_middle_prompt,
+)
 from textmill_router.api.completion_types import CompletionBody, PromptSource, prompts_of
 from textmill_router.api.event_stream import EventStream
+from textmill_router.api.fill_in_middle import MiddleTokens
 from textmill_router.api.intake import choice_samplings, make_request
 from textmill_router.api.native_answers import mean_logprob
 from textmill_router.api.openai_route import (
@@ -64,6 +70,7 @@ class _Asked:
     sources: list[PromptSource]
     n: int  # choices of a prompt
     best_of: int  # sequences of a prompt
+    middle: MiddleTokens | None  # where there is a suffix
 
     @property
     def echoes(self) -> bool:
@@ -96,11 +103,12 @@ def _prepare(body: CompletionBody, service: Service, backend: Backend, account: 
             "`logprobs` must not be set with `echo`: this model reads prompts with an encoder, which rates no tokens",
             field="logprobs",
         )
+    middle = None
     if body.suffix:
         if body.echo:
             raise ValidationFailed("`echo` must be false with `suffix`", field="echo")
-        sources = with_suffix(sources, body.suffix, backend.tokenizer)
-    return _Work(service, backend, account, _Asked(body, checked, sources, n, best_of))
+        middle = middle_tokens_for(sources, backend.tokenizer)
+    return _Work(service, backend, account, _Asked(body, checked, sources, n, best_of, middle))
 
 
 def _check_best_of(body: CompletionBody, n: int, max_best_of: int) -> int:
@@ -170,17 +178,21 @@ class _Work:
 
     async def _prompts(self) -> list[CompletionPrompt]:
         """Tokenise, check the budgets: the last step in which the call can be refused for what it says."""
-        asked = self._asked
-        wants_offsets = asked.echoes and asked.wants_logprobs
         try:
-            prompts = [
-                await take_completion_prompt(self._backend, source, asked.checked, wants_offsets=wants_offsets)
-                for source in asked.sources
-            ]
+            prompts = [await self._prompt(source) for source in self._asked.sources]
         except ValidationFailed as error:
             raise in_openai_words(error, _NAMES) from None
         self._account.note_validated(sum(len(prompt.text) for prompt in prompts), [prompt.intake for prompt in prompts])
         return prompts
+
+    async def _prompt(self, source: PromptSource) -> CompletionPrompt:
+        asked = self._asked
+        if asked.middle is not None:
+            assert source.text is not None
+            assert asked.body.suffix is not None
+            return await take_middle_prompt(self._backend, source.text, asked.body.suffix, asked.middle, asked.checked)
+        wants_offsets = asked.echoes and asked.wants_logprobs
+        return await take_completion_prompt(self._backend, source, asked.checked, wants_offsets=wants_offsets)
 
     def _requests(self, prompts: Sequence[CompletionPrompt]) -> list[GenerationRequest]:
         """The first sequence of a prompt brings the prompt's log-probabilities for all; in a stream each its own."""
@@ -200,6 +212,8 @@ class _Work:
                 )
                 if request.wants_prompt_logprobs:
                     request = replace(request, prompt_top_n_tokens=asked.checked.top_n_tokens)
+                if asked.middle is not None and not asked.checked.ignore_eos:
+                    request = replace(request, stop_ids=asked.middle.end_ids)
                 requests.append(request)
         return requests
 

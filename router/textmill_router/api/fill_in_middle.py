@@ -1,39 +1,64 @@
 """Fill-in-the-middle prompts: a text before and a text after, between the tokens that a model was taught for it."""
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from textmill_router.request import token_array
+
 
 @dataclass(frozen=True, slots=True)
-class MiddleTokens:
-    """Tokens in the order in which the prompt has them; `suffix_first` where the text after comes before."""
+class _Form:
+    """The tokens of a published vocabulary, in the order in which a prompt has them; `ends` end what is filled in."""
 
     first: str
     second: str
     last: str = ""
     suffix_first: bool = False
-
-    def join(self, prefix: str, suffix: str) -> str:
-        """The prompt; special tokens in it are to be parsed."""
-        one, two = (suffix, prefix) if self.suffix_first else (prefix, suffix)
-        return f"{self.first}{one}{self.second}{two}{self.last}"
+    ends: tuple[str, ...] = ()
 
 
-# Published vocabularies: Qwen coder and CodeGemma; StarCoder and its kin; DeepSeek coder; Code Llama; Codestral.
-_KNOWN = (
-    MiddleTokens("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
-    MiddleTokens("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
-    MiddleTokens("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
-    MiddleTokens("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
-    MiddleTokens("▁<PRE>", "▁<SUF>", "▁<MID>"),
-    MiddleTokens("[SUFFIX]", "[PREFIX]", suffix_first=True),
+@dataclass(frozen=True, slots=True)
+class MiddleTokens:
+    """Token ids of the form that a model knows. `suffix_first`: the text after comes before."""
+
+    first: int
+    second: int
+    last: int | None
+    suffix_first: bool
+    end_ids: tuple[int, ...]
+
+    def join(self, prefix_ids: "array[int]", suffix_ids: "array[int]") -> "array[int]":
+        """The ids of a prompt, without what a tokenizer puts at its ends."""
+        one, two = (suffix_ids, prefix_ids) if self.suffix_first else (prefix_ids, suffix_ids)
+        last = () if self.last is None else (self.last,)
+        return token_array((self.first, *one, self.second, *two, *last))
+
+
+# Qwen coder, Granite 4 and CodeGemma; StarCoder and its kin; SantaCoder; DeepSeek coder; Code Llama; Codestral.
+_FORMS = (
+    _Form(
+        "<|fim_prefix|>",
+        "<|fim_suffix|>",
+        "<|fim_middle|>",
+        ends=("<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<|file_separator|>", "<|endoftext|>"),
+    ),
+    _Form("<fim_prefix>", "<fim_suffix>", "<fim_middle>", ends=("<fim_pad>", "<file_sep>", "<|endoftext|>")),
+    _Form("<fim-prefix>", "<fim-suffix>", "<fim-middle>", ends=("<fim-pad>", "<|endoftext|>")),
+    _Form("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
+    _Form("▁<PRE>", "▁<SUF>", "▁<MID>", ends=("▁<EOT>",)),
+    _Form("[SUFFIX]", "[PREFIX]", suffix_first=True),
 )
 
 
 def find_middle_tokens(token_to_id: Callable[[str], int | None]) -> MiddleTokens | None:
-    """The tokens that this vocabulary has, None where it has none."""
-    for tokens in _KNOWN:
-        texts = [text for text in (tokens.first, tokens.second, tokens.last) if text]
-        if all(token_to_id(text) is not None for text in texts):
-            return tokens
+    """The tokens of the first form that this vocabulary has whole, None where it has none."""
+    for form in _FORMS:
+        first, second = token_to_id(form.first), token_to_id(form.second)
+        last = token_to_id(form.last) if form.last else None
+        if first is None or second is None or (form.last and last is None):
+            continue
+        own = (first, second) if last is None else (first, second, last)
+        ends = [token_id for token_id in map(token_to_id, form.ends) if token_id is not None]
+        return MiddleTokens(first, second, last, form.suffix_first, (*own, *ends))
     return None

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.contract.running_router import RunningRouter
@@ -231,6 +232,12 @@ def test_best_of_gives_the_best_n(client: httpx.Client) -> None:
         ({"suffix": "b"}, "suffix", "fill-in-the-middle"),
         ({"repetition_penalty": -1}, "repetition_penalty", "> 0"),
         ({"stop": [""]}, "stop", "empty"),
+        ({"adapter_id": "org/lora"}, "adapter_id", "not loaded"),
+        ({"truncate": 0}, "truncate", "1 to 1500"),
+        ({"truncate": 2, "echo": True, "logprobs": 0}, "truncate", "`echo`"),
+        ({"truncate": 2, "suffix": "b"}, "truncate", "`suffix`"),
+        ({"grammar": {"type": "xml"}}, "grammar.type", "regex"),
+        ({"grammar": {"type": "regex", "value": "("}}, "grammar", "regex"),
     ],
 )
 def test_refusals_name_the_field(client: httpx.Client, fields: dict[str, Any], param: str, words: str) -> None:
@@ -265,3 +272,49 @@ def test_end_token_stops_and_has_an_entry_but_no_text(tmp_path: Path) -> None:
         assert (choice["text"], choice["finish_reason"]) == ("ok", "stop")
         assert choice["logprobs"]["tokens"] == ["o", "k", "<|end|>"]
         assert choice["logprobs"]["text_offset"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "do_sample"),
+    [
+        ({}, True),
+        ({"temperature": 0}, False),
+        ({"do_sample": False}, False),
+        ({"do_sample": None}, True),
+        ({"do_sample": True, "temperature": 0}, False),
+        ({"do_sample": False, "temperature": 0.7}, True),
+        ({"do_sample": False, "top_k": 5}, True),
+    ],
+    ids=str,
+)
+def test_do_sample_means_what_it_means_on_native_routes(
+    client: httpx.Client, router: RunningRouter, fields: dict[str, Any], do_sample: bool
+) -> None:
+    complete(client, **fields)
+    assert router.shard.last_admit.sampling.do_sample is do_sample
+
+
+def test_full_text_is_echo_where_echo_is_not_said(client: httpx.Client) -> None:
+    assert complete(client, return_full_text=True)["choices"][0]["text"] == "hiab"
+    assert complete(client, return_full_text=True, echo=False)["choices"][0]["text"] == "ab"
+    assert complete(client, return_full_text=True, max_tokens=0)["choices"][0]["text"] == "hi"
+
+
+@pytest.mark.parametrize("prompt", ["hello", list(b"hello")], ids=["text", "ids"])
+def test_truncate_keeps_the_last_tokens(client: httpx.Client, router: RunningRouter, prompt: Any) -> None:
+    answer = complete(client, prompt, truncate=3, echo=True)
+    assert answer["usage"]["prompt_tokens"] == 3
+    assert prompt_ids(router) == list(b"llo")
+    assert answer["choices"][0]["text"] == "helloab"
+    assert complete(client, "x" * 5000, truncate=3)["usage"]["prompt_tokens"] == 3
+
+
+def test_watermark_and_grammar_reach_the_shard(client: httpx.Client, router: RunningRouter) -> None:
+    complete(client, watermark=True, grammar={"type": "regex", "value": "[a-z]+"})
+    admit = router.shard.last_admit
+    assert admit.watermark
+    assert admit.grammar.text == "[a-z]+"
+
+
+def prompt_ids(router: RunningRouter) -> list[int]:
+    return np.frombuffer(router.shard.last_admit.prompt_ids, "<u4").tolist()

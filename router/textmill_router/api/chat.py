@@ -39,7 +39,7 @@ from textmill_router.api.openai_route import (
     start_all,
     stream_answer,
 )
-from textmill_router.api.openai_types import check_n, in_openai_words, usage_of
+from textmill_router.api.openai_types import check_n, in_openai_words, sampling_wishes, usage_of
 from textmill_router.api.replies import send_reply
 from textmill_router.api.response_format import check_answer, grammar_of, in_format_words
 from textmill_router.chat_parsing.deltas import collect
@@ -83,7 +83,8 @@ class _Asked:
 def _prepare(body: ChatBody, service: Service, backend: Backend, account: Account) -> "_Work":
     num_choices = check_n(body.n, service.settings.max_n)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    checked = checked_parameters(body, backend, _NAMES, max_new_tokens=max_tokens, top_n_tokens=body.top_logprobs)
+    wishes = sampling_wishes(body, max_new_tokens=max_tokens, top_n_tokens=body.top_logprobs)
+    checked = checked_parameters(wishes, backend, _NAMES)
     tools = tool_wishes(body)
     grammar = grammar_of(body.response_format)
     if tools is not None and grammar is not None:

@@ -53,7 +53,7 @@ async def take_completion_prompt(
         assert source.ids is not None
         text, offsets = spell_out(tokenizer, source.ids)
         return CompletionPrompt(_fit(source.ids, checked, backend), text, offsets)
-    if tokenizer.cannot_fit(source.text, limits.max_input_tokens):
+    if checked.truncate is None and tokenizer.cannot_fit(source.text, limits.max_input_tokens):
         raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
     encoding = await tokenizer.encode(source.text, wants_offsets=wants_offsets)
     offsets = _character_offsets(source.text, encoding) if wants_offsets else []
@@ -78,6 +78,8 @@ def spell_out(tokenizer: Tokenizer, ids: "array[int]") -> tuple[str, list[int]]:
 
 
 def _fit(ids: "array[int]", checked: CheckedParameters, backend: Backend) -> Intake:
+    if checked.truncate is not None:
+        ids = ids[-checked.truncate :]
     return Intake(ids, check_budget(len(ids), checked.max_new_tokens, backend.limits))
 
 

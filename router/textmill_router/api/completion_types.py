@@ -2,21 +2,61 @@
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from textmill_router.api.openai_types import OpenAIBody
+from textmill_router.api.grammar_types import native_grammar
+from textmill_router.api.native_types import check_adapter
+from textmill_router.api.openai_types import OpenAIBody, sampling_wishes
 from textmill_router.errors import ValidationFailed
 from textmill_router.request import token_array
+from textmill_router.validation import Wishes
 
 
 class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
-    """Body of /v1/completions."""
+    """Body of /v1/completions. The last block are native parameters, which @huggingface/inference sends here."""
 
     prompt: str | list[str | int | list[int]]
     best_of: int | None = None
     echo: bool | None = None
     logprobs: int | None = None
     suffix: str | None = None
+
+    adapter_id: str | None = None
+    do_sample: bool | None = None
+    grammar: Any = None
+    return_full_text: bool | None = None
+    truncate: int | None = None
+    watermark: bool | None = None
+
+    @property
+    def echoes(self) -> bool:
+        return bool(self.return_full_text if self.echo is None else self.echo)
+
+    @property
+    def has_output(self) -> bool:
+        return self.max_tokens != 0
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.logprobs is not None
+
+
+def completion_wishes(body: CompletionBody) -> Wishes:
+    """The dialect-free form. Raises ValidationFailed for a grammar of no known shape and for adapters."""
+    check_adapter(body.adapter_id)
+    # The engine computes a prompt for the sake of a token; with `max_tokens: 0` that one is not shown.
+    wishes = sampling_wishes(
+        body, max_new_tokens=1 if body.max_tokens == 0 else body.max_tokens, top_n_tokens=body.logprobs
+    )
+    return replace(
+        wishes,
+        do_sample=wishes.do_sample if body.do_sample is None else body.do_sample,
+        repetition_penalty=body.repetition_penalty or None,  # 0 is off, as in TGI's example
+        grammar=native_grammar(body.grammar),
+        watermark=body.watermark or False,
+        truncate=body.truncate,
+    )
 
 
 @dataclass(frozen=True, slots=True)

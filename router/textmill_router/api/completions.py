@@ -24,7 +24,7 @@ from textmill_router.api.completion_prompts import (
     take_completion_prompt,
     take_middle_prompt,
 )
-from textmill_router.api.completion_types import CompletionBody, PromptSource, prompts_of
+from textmill_router.api.completion_types import CompletionBody, PromptSource, completion_wishes, prompts_of
 from textmill_router.api.event_stream import EventStream
 from textmill_router.api.fill_in_middle import MiddleTokens
 from textmill_router.api.intake import choice_samplings, make_request
@@ -72,40 +72,27 @@ class _Asked:
     best_of: int  # sequences of a prompt
     middle: MiddleTokens | None  # where there is a suffix
 
-    @property
-    def echoes(self) -> bool:
-        return bool(self.body.echo)
-
-    @property
-    def has_output(self) -> bool:
-        return self.body.max_tokens != 0
-
-    @property
-    def wants_logprobs(self) -> bool:
-        return self.body.logprobs is not None
-
 
 def _prepare(body: CompletionBody, service: Service, backend: Backend, account: Account) -> "_Work":
     settings = service.settings
     sources = prompts_of(body, max_prompts=settings.max_client_batch_size, vocab_size=backend.limits.vocab_size)
     n = check_n(body.n, settings.max_n)
     best_of = _check_best_of(body, n, settings.max_best_of)
-    max_tokens = body.max_tokens
-    if max_tokens == 0:
-        if not body.echo:
-            raise ValidationFailed("`max_tokens` may be 0 only with `echo`: there would be no text", field="max_tokens")
-        max_tokens = 1  # the engine computes a prompt for the sake of a token; this one is not shown
-    if body.repetition_penalty == 0:
-        body = msgspec.structs.replace(body, repetition_penalty=None)
-    checked = checked_parameters(body, backend, _NAMES, max_new_tokens=max_tokens, top_n_tokens=body.logprobs)
-    if body.echo and body.logprobs is not None and backend.facts.has_encoder:
+    if not body.has_output and not body.echoes:
+        raise ValidationFailed("`max_tokens` may be 0 only with `echo`: there would be no text", field="max_tokens")
+    checked = checked_parameters(completion_wishes(body), backend, _NAMES)
+    if body.echoes and body.wants_logprobs and backend.facts.has_encoder:
         raise ValidationFailed(
             "`logprobs` must not be set with `echo`: this model reads prompts with an encoder, which rates no tokens",
             field="logprobs",
         )
+    if body.truncate is not None and (body.suffix or (body.echoes and body.wants_logprobs)):
+        raise ValidationFailed(
+            "`truncate` must not be set with `suffix`, nor with `echo` and `logprobs`", field="truncate"
+        )
     middle = None
     if body.suffix:
-        if body.echo:
+        if body.echoes:
             raise ValidationFailed("`echo` must be false with `suffix`", field="echo")
         middle = middle_tokens_for(sources, backend.tokenizer)
     return _Work(service, backend, account, _Asked(body, checked, sources, n, best_of, middle))
@@ -164,7 +151,7 @@ class _Work:
         is_compared = asked.best_of > asked.n
         async with AsyncExitStack() as stack:
             requests = self._requests(prompts)
-            generations = await self._start(stack, requests, keep_tokens=asked.wants_logprobs or is_compared)
+            generations = await self._start(stack, requests, keep_tokens=asked.body.wants_logprobs or is_compared)
             results = [await generation.result() for generation in generations]
         num_tokens = sum(len(result.tokens) + len(result.prompt_tokens) for result in results)
         if num_tokens <= INLINE_TOKENS:
@@ -178,8 +165,11 @@ class _Work:
 
     async def _prompts(self) -> list[CompletionPrompt]:
         """Tokenise, check the budgets: the last step in which the call can be refused for what it says."""
+        asked = self._asked
+        if asked.checked.grammar is not None:
+            await self._backend.grammars.check(asked.checked.grammar)
         try:
-            prompts = [await self._prompt(source) for source in self._asked.sources]
+            prompts = [await self._prompt(source) for source in asked.sources]
         except ValidationFailed as error:
             raise in_openai_words(error, _NAMES) from None
         self._account.note_validated(sum(len(prompt.text) for prompt in prompts), [prompt.intake for prompt in prompts])
@@ -191,14 +181,14 @@ class _Work:
             assert source.text is not None
             assert asked.body.suffix is not None
             return await take_middle_prompt(self._backend, source.text, asked.body.suffix, asked.middle, asked.checked)
-        wants_offsets = asked.echoes and asked.wants_logprobs
+        wants_offsets = asked.body.echoes and asked.body.wants_logprobs
         return await take_completion_prompt(self._backend, source, asked.checked, wants_offsets=wants_offsets)
 
     def _requests(self, prompts: Sequence[CompletionPrompt]) -> list[GenerationRequest]:
         """The first sequence of a prompt brings the prompt's log-probabilities for all; in a stream each its own."""
         asked = self._asked
         streams = bool(asked.body.stream)
-        wants_prompt = asked.echoes and asked.wants_logprobs
+        wants_prompt = asked.body.echoes and asked.body.wants_logprobs
         requests = []
         for prompt in prompts:
             for index, sampling in enumerate(choice_samplings(asked.checked, asked.best_of)):
@@ -207,7 +197,7 @@ class _Work:
                     prompt.intake,
                     asked.checked,
                     sampling,
-                    wants_logprobs=asked.wants_logprobs or asked.best_of > asked.n,
+                    wants_logprobs=asked.body.wants_logprobs or asked.best_of > asked.n,
                     wants_prompt_logprobs=wants_prompt and (index == 0 or streams),
                 )
                 if request.wants_prompt_logprobs:
@@ -248,18 +238,18 @@ class _Work:
     def _form(self, prompt: CompletionPrompt) -> ChoiceForm:
         asked = self._asked
         new_logprobs = None
-        if asked.wants_logprobs:
+        if asked.body.wants_logprobs:
             tokenizer: Tokenizer = self._backend.tokenizer
             wants_top = asked.checked.top_n_tokens > 0
-            echoed = len(prompt.text) if asked.echoes else 0
+            echoed = len(prompt.text) if asked.body.echoes else 0
 
             def new_logprobs() -> ChoiceLogprobs:
                 return ChoiceLogprobs(tokenizer, wants_top=wants_top, echoed_characters=echoed)
 
-        return ChoiceForm(prompt, asked.echoes, asked.has_output, new_logprobs)
+        return ChoiceForm(prompt, asked.body.echoes, asked.body.has_output, new_logprobs)
 
     def _counted(self, results: list[GenerationResult]) -> list[GenerationResult]:
         """The results as usage counts them: a token that is not shown is none."""
-        if self._asked.has_output:
+        if self._asked.body.has_output:
             return results
         return [replace(result, num_output_tokens=0) for result in results]

@@ -194,11 +194,7 @@ def wishes_of(parameters: NativeParameters | None, *, streams: bool) -> Wishes:
     """The dialect-free form. Raises ValidationFailed for a grammar of no known shape and for what is not built yet."""
     if parameters is None:
         return Wishes(do_sample=True, streams=streams)
-    if parameters.adapter_id is not None:
-        raise ValidationFailed(
-            f"`adapter_id` {parameters.adapter_id!r} is not loaded: this server has no adapters; leave it out",
-            field="adapter_id",
-        )
+    check_adapter(parameters.adapter_id)
     stop = parameters.stop
     return Wishes(
         do_sample=parameters.do_sample or False,
@@ -225,3 +221,11 @@ def wishes_of(parameters: NativeParameters | None, *, streams: bool) -> Wishes:
         wants_prompt_details=parameters.decoder_input_details or False,
         streams=streams,
     )
+
+
+def check_adapter(adapter_id: str | None) -> None:
+    """Raise ValidationFailed for an adapter: none is loaded."""
+    if adapter_id is not None:
+        raise ValidationFailed(
+            f"`adapter_id` {adapter_id!r} is not loaded: this server has no adapters; leave it out", field="adapter_id"
+        )

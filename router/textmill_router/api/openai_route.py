@@ -18,14 +18,14 @@ from textmill_router.api.error_responses import error_event, generation_error
 from textmill_router.api.event_stream import EventStream
 from textmill_router.api.json_body import read_json
 from textmill_router.api.model_names import check_model
-from textmill_router.api.openai_types import OpenAIBody, in_openai_words, sampling_wishes
+from textmill_router.api.openai_types import OpenAIBody, in_openai_words
 from textmill_router.api.replies import call_of
 from textmill_router.api.serving import admitted, serve
 from textmill_router.errors import RequestError, ValidationFailed
 from textmill_router.generation import Generation, GenerationFailed, TextOptions, start_generation
 from textmill_router.request import GenerationRequest
 from textmill_router.service import Backend, Service
-from textmill_router.validation import CheckedParameters, check_parameters
+from textmill_router.validation import CheckedParameters, Wishes, check_parameters
 
 MAX_TOP_LOGPROBS = 20
 _DONE = b"data: [DONE]\n\n"
@@ -72,18 +72,10 @@ class OpenAIRoute(Generic[_Body]):
                 await work.answer_whole(scope, send)
 
 
-def checked_parameters(
-    body: OpenAIBody,
-    backend: Backend,
-    names: Mapping[str, str],
-    *,
-    max_new_tokens: int | None,
-    top_n_tokens: int | None,
-) -> CheckedParameters:
+def checked_parameters(wishes: Wishes, backend: Backend, names: Mapping[str, str]) -> CheckedParameters:
     """Raises ValidationFailed with `names`, those that the fields have in this body."""
     limits = backend.limits
     limits = replace(limits, max_top_n_tokens=max(limits.max_top_n_tokens, MAX_TOP_LOGPROBS))
-    wishes = sampling_wishes(body, max_new_tokens=max_new_tokens, top_n_tokens=top_n_tokens)
     try:
         return check_parameters(wishes, limits)
     except ValidationFailed as error:

@@ -25,7 +25,8 @@ test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against 
 	@.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
 	@test -x .venv-lm-eval/bin/python || $(PYTHON) -m venv .venv-lm-eval
 	@.venv-lm-eval/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/lm_eval/requirements.txt
-	@if command -v npm >/dev/null; then npm --prefix tests/clients/javascript ci --silent --no-audit --no-fund; fi
+	@if command -v npm >/dev/null; then npm --prefix tests/clients/javascript ci --silent --no-audit --no-fund; \
+		else echo "test-clients: there is no npm, the JavaScript clients are left out"; fi
 	@$(BIN)/python -m tests.clients.run
 	@if command -v npm >/dev/null; then $(BIN)/python -m pytest --quiet -m javascript tests/integration; fi
 

@@ -1,11 +1,10 @@
-"""The openai client waits as `Retry-After` says, and tells each refusal by its class."""
+"""The openai client waits as `Retry-After` says."""
 
 import threading
 from pathlib import Path
 
 import httpx
 import openai
-import pytest
 
 from tests.contract.running_router import RunningRouter
 from tests.contract.test_chat_answers import USER
@@ -30,31 +29,3 @@ def test_refused_call_is_retried_when_there_is_room(tmp_path: Path) -> None:
             answer = client.chat.completions.create(model="tgi", messages=[USER], max_tokens=3)
         assert answer.choices[0].message.content == "abc"
         assert statuses == [429, 200]
-
-
-def test_wrong_key_is_an_authentication_error(tmp_path: Path) -> None:
-    http = httpx.Client(trust_env=False)
-    with (
-        RunningRouter(tmp_path, api_key="secret") as router,
-        openai.OpenAI(base_url=f"{router.url}/v1", api_key="wrong", max_retries=0, http_client=http) as client,
-    ):
-        with pytest.raises(openai.AuthenticationError) as refused:
-            client.chat.completions.create(model="tgi", messages=[USER])
-        assert refused.value.code == "invalid_api_key"
-        assert client.with_options(api_key="secret").models.list().data
-
-
-@pytest.mark.parametrize(
-    ("style", "kind"), [("mixed", openai.UnprocessableEntityError), ("openai", openai.BadRequestError)]
-)
-def test_style_decides_the_class_of_a_bad_request(
-    tmp_path: Path, style: str, kind: type[openai.APIStatusError]
-) -> None:
-    http = httpx.Client(trust_env=False)
-    with (
-        RunningRouter(tmp_path, v1_errors=style) as router,
-        openai.OpenAI(base_url=f"{router.url}/v1", api_key="x", max_retries=0, http_client=http) as client,
-        pytest.raises(kind) as refused,
-    ):
-        client.chat.completions.create(model="tgi", messages=[USER], temperature=-1)
-    assert refused.value.param == "temperature"

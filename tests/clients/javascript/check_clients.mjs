@@ -96,11 +96,22 @@ async function checkHuggingFace() {
     text += chunk.choices[0]?.delta.content ?? "";
   }
   assert.equal(text, whole.choices[0].message.content);
-  const generated = await client.textGeneration({
-    inputs: "The capital of France is",
-    parameters: { max_new_tokens: 4, temperature: 0 },
-  });
+  const inputs = "The capital of France is";
+  const greedy = { max_new_tokens: 4, do_sample: false };
+  const generated = await client.textGeneration({ inputs, parameters: greedy });
   assert.match(generated.generated_text, /Paris/);
+  const again = await client.textGeneration({ inputs, parameters: { ...greedy, return_full_text: true } });
+  assert.equal(again.generated_text, inputs + generated.generated_text);
+  const grammar = { type: "regex", value: "[0-9]{3}" };
+  const number = await client.textGeneration({ inputs, parameters: { ...greedy, grammar } });
+  assert.match(number.generated_text, /^[0-9]{3}$/);
+  text = "";
+  for await (const chunk of client.textGenerationStream({ inputs, parameters: greedy })) text += chunk.choices[0].text;
+  assert.equal(text, generated.generated_text);
+  await assert.rejects(client.textGeneration({ inputs, parameters: { top_p: 7 } }), (error) => {
+    assert.equal(error.httpResponse.status, 422);
+    return error.httpResponse.body.error.param === "top_p";
+  });
 }
 
 for (const check of [checkOpenAI, checkAiSdk, checkHuggingFace]) {

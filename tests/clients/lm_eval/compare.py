@@ -1,7 +1,9 @@
-"""lm-eval's `local-completions` on a local task, against transformers in fp32: same accuracy, same log-likelihoods."""
+"""The lm-eval command of docs/clients.md on a local task, against transformers in fp32: same accuracy, same scores."""
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import tempfile
 from pathlib import Path
@@ -12,7 +14,10 @@ from tests.integration.multiple_choice import make_items
 from tests.integration.test_completions_real import MAX_DIFFERENCE, accuracy_of, pairs_of, score_by_transformers
 
 FOLDER = Path(__file__).parent
-HARNESS = FOLDER.parents[2] / ".venv-lm-eval" / "bin" / "lm_eval"
+REPOSITORY = FOLDER.parents[2]
+HARNESS = REPOSITORY / ".venv-lm-eval" / "bin" / "lm_eval"
+# What stands in the documented command for those of its reader.
+SHOWN_URL, SHOWN_MODEL, SHOWN_TASK = "http://127.0.0.1:3000", "/models/my-model", "arc_easy"
 LIMIT_S = 300
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
@@ -45,16 +50,8 @@ def _run_harness(base_url: str, model_folder: Path, folder: Path) -> dict[int, d
     ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "facts.yaml").write_text((FOLDER / "facts.yaml").read_text().replace("DATA", str(data)))
-    model_args = {
-        "model": "tgi",
-        "base_url": f"{base_url}/v1/completions",
-        "tokenizer": str(model_folder),
-        "tokenizer_backend": "huggingface",
-        "num_concurrent": 1,
-    }
-    command = [str(HARNESS), "run", "--model", "local-completions", "--tasks", "facts", "--include_path", str(folder)]
-    command += ["--model_args", ",".join(f"{name}={value}" for name, value in model_args.items())]
-    command += ["--batch_size", "4", "--log_samples", "--output_path", str(folder / "out")]
+    command = _documented_command({SHOWN_URL: base_url, SHOWN_MODEL: str(model_folder), SHOWN_TASK: "facts"})
+    command += ["--include_path", str(folder), "--log_samples", "--output_path", str(folder / "out")]
     done = subprocess.run(
         command, env=os.environ | OFFLINE, capture_output=True, text=True, timeout=LIMIT_S, check=False, cwd=folder
     )
@@ -62,3 +59,12 @@ def _run_harness(base_url: str, model_folder: Path, folder: Path) -> dict[int, d
     [written] = (folder / "out").rglob("samples_facts_*.jsonl")
     found = [json.loads(line) for line in written.read_text().splitlines()]
     return {sample["doc_id"]: sample for sample in found}
+
+
+def _documented_command(own: dict[str, str]) -> list[str]:
+    """The command of docs/clients.md with other names in the place of those shown."""
+    [snippet] = re.findall(r"```shell\n(lm_eval .*?)```", (REPOSITORY / "docs" / "clients.md").read_text(), re.DOTALL)
+    for shown, name in own.items():
+        assert snippet.count(shown) == 1, shown
+        snippet = snippet.replace(shown, name)
+    return [str(HARNESS), *shlex.split(snippet.replace("\\\n", ""))[1:]]

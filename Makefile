@@ -56,8 +56,9 @@ wire: $(STAMP) ## Compare the committed stubs with the .proto
 metrics-page: $(STAMP) ## Write docs/metrics.md from the table of metrics
 	@$(BIN)/python -m textmill_router.metrics_page > docs/metrics.md
 
-models-page: $(STAMP) ## Write docs/models.md from a run of the architecture zoo
+models-page: $(STAMP) ## Write docs/models.md and docs/other_models.md from runs of tiny models
 	@$(BIN)/python -m tests.zoo.page > docs/models.md
+	@$(BIN)/python -m tests.zoo.survey > docs/other_models.md
 
 bench: $(STAMP) ## Measure; ARGS=... goes to the load generator
 	@$(BIN)/python -m bench $(ARGS)

@@ -35,7 +35,7 @@ from textmill_shard.rope_tables import (
     fix_dynamic_tables,
     longest_dynamic_total,
 )
-from textmill_shard.start_check import PROBE_TEXTS, can_project, check_against_probe
+from textmill_shard.start_check import CALL_ERRORS, PROBE_TEXTS, can_project, check_against_probe
 from textmill_shard.state_rows import carries_state
 from textmill_shard.weight_reader import check_matching, match_names, move_buffers, read_weights
 
@@ -243,8 +243,8 @@ def _build_and_fill(
             model = AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, trust_remote_code=options.trust_remote_code
             )
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UnsupportedModelError(f"models of type {config.model_type} do not generate text: {error}") from error
+    except (*CALL_ERRORS, ImportError) as error:
+        raise UnsupportedModelError(_why_not_built(config, error)) from error
     model.eval()
     matching = match_names(model, files)
     if matching.missing and parallel.world_size == 1:
@@ -256,6 +256,14 @@ def _build_and_fill(
     move_buffers(model, device)
     _divide(model, plan, parallel)
     return model, plan
+
+
+def _why_not_built(config: Any, error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    if first_line.startswith("Unrecognized configuration class"):
+        return f"models of type {config.model_type} do not generate text: transformers has no causal model of that kind"
+    what = f"{type(error).__name__}: {first_line}"
+    return f"a model of type {config.model_type} cannot be built from its config.json: {what}"
 
 
 def _fill_by_transformers(options: LoadOptions, files: WeightFiles, *, dtype: torch.dtype, device: torch.device) -> Any:

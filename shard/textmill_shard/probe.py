@@ -14,7 +14,7 @@ from textmill_shard.attention.base import AttentionRule
 from textmill_shard.kv_pool import LayerKvSpec
 from textmill_shard.mask_pattern import MaskPattern, MaskPredicate, UnknownMaskError, find_mask_pattern
 from textmill_shard.model_errors import UnsupportedModelError
-from textmill_shard.state_rows import StateSpec, find_states
+from textmill_shard.state_rows import StateSpec, find_states, layers_without_past
 
 PROBE_ATTENTION = "textmill_probe"
 _PREDICATE_ATTRIBUTE = "textmill_mask_predicate"
@@ -90,7 +90,9 @@ def probe_model(model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int)
             "transformers' attention interface"
         )
     num_with_state = len({*(spec.layer for spec in states)})
-    if len(layers) + num_with_state < num_layers:
+    that_attend = {getattr(layer.module, "layer_idx", None) for layer in layers}
+    num_without = len(layers_without_past(model.config) - that_attend)
+    if len(layers) + num_with_state + num_without < num_layers:
         raise UnsupportedModelError(
             f"models of type {model_type} cannot be served yet: of {num_layers} layers {len(layers)} are attention and "
             f"{num_with_state} keep a state that this engine knows; what the others keep is not known"

@@ -46,6 +46,8 @@ def check_against_probe(
     try:
         for parts in _STEPS:
             output = runner.forward(_build_batch(runner, parts, texts, blocks_per_text))
+            if output.logits_NV.shape[0] != len(parts):
+                raise ValueError(f"{len(parts)} rows of logits were asked for, {output.logits_NV.shape[0]} came")
     except CALL_ERRORS as error:
         raise UnsupportedModelError(
             f"models of type {runner.facts.model_type} cannot be served yet: beside others in chunks their code fails "
@@ -72,6 +74,8 @@ def can_project(runner: ModelRunner, *, texts: tuple[torch.Tensor, ...]) -> bool
         assert output.hidden_TD is not None
         projected_NV = runner.project(output.hidden_TD[batch.logit_rows_N])
     except CALL_ERRORS:  # a head that cannot be called alone
+        return False
+    if projected_NV.shape != output.logits_NV.shape:
         return False
     difference = ((projected_NV - output.logits_NV).abs().max() / output.logits_NV.abs().max()).item()
     return difference <= TOLERANCE[runner.facts.dtype]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.cache_utils import DummyLayer, LinearAttentionCacheLayerMixin
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,14 @@ def carries_state(config: Any) -> bool:
     """Whether transformers' own cache for this model holds more than keys and values."""
     cache = DynamicCache(config=config.get_text_config(decoder=True))
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def layers_without_past(config: Any) -> frozenset[int]:
+    """The layers that store nothing by what transformers knows of the model: MLPs and experts between the others,
+    and attention that reads what another layer stored.
+    """
+    cache = DynamicCache(config=config.get_text_config(decoder=True))
+    return frozenset(index for index, layer in enumerate(cache.layers) if isinstance(layer, DummyLayer))
 
 
 def find_states(model: Any, text_1L: torch.Tensor) -> tuple[StateSpec, ...]:

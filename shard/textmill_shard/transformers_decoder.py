@@ -2,6 +2,7 @@
 
 # T tokens of the step, N rows whose logits are wanted, V vocabulary, D width of the hidden states, n rows handed in
 
+import inspect
 from typing import Any
 
 import torch
@@ -24,21 +25,26 @@ class TransformersDecoder:
         self._context = context
         self._tap = tap
         self._device = device
+        self._can_choose_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def bind(self, pool: KvPool | None) -> None:
         self._context.pool = pool
 
     def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
         self._context.begin(batch)
+        choice = {"logits_to_keep": batch.logit_rows_N} if self._can_choose_logits else {}
         output = self._model(
             input_ids=batch.input_ids_T.unsqueeze(0),
             position_ids=batch.position_ids_T.unsqueeze(0),
             past_key_values=PositionCache(batch.position_ids_T),
             use_cache=False,
-            logits_to_keep=batch.logit_rows_N,
+            **choice,
         )
+        logits_NV: torch.Tensor = output.logits[0]
+        if not self._can_choose_logits:
+            logits_NV = logits_NV.index_select(0, batch.logit_rows_N)
         hidden_TD = self._tap.take_hidden() if wants_hidden else None
-        return ForwardOutput(logits_NV=output.logits[0].float(), hidden_TD=hidden_TD)
+        return ForwardOutput(logits_NV=logits_NV.float(), hidden_TD=hidden_TD)
 
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
         with self._tap.given(hidden_nD):

@@ -1,17 +1,38 @@
 """Flat rows without experts."""
 
-from tests.zoo.entry import MULTI_HEAD, SMALL, SMALL_GPT, VOCAB_SIZE, WEIGHT_SPREAD, WINDOW, ZooEntry
+from tests.zoo.entry import (
+    ALL_ROTATES,
+    MULTI_HEAD,
+    NO_WINDOW,
+    SMALL,
+    SMALL_GPT,
+    VOCAB_SIZE,
+    WEIGHT_SPREAD,
+    WINDOW,
+    ZooEntry,
+)
 
 MIXED_LAYERS = {
     "num_hidden_layers": 3,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "sliding_window": WINDOW,
 }
+ONE_ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}
 
 DENSE = (
     ZooEntry("llama", {**SMALL, "rope_theta": 1000.0}, "grouped queries"),
-    ZooEntry("mistral", {**SMALL, "sliding_window": WINDOW}, "a window on every layer"),
-    ZooEntry("ministral", {**SMALL, **MIXED_LAYERS, "head_dim": 16}, "windows on some layers"),
+    ZooEntry(
+        "mistral",
+        {**SMALL, "sliding_window": WINDOW},
+        "a window on every layer",
+        neutral=(NO_WINDOW,),
+    ),
+    ZooEntry(
+        "ministral",
+        {**SMALL, **MIXED_LAYERS, "head_dim": 16},
+        "windows on some layers",
+        neutral=(NO_WINDOW,),
+    ),
     ZooEntry("qwen2", SMALL, "biases of query, key and value"),
     ZooEntry("qwen3", {**SMALL, "head_dim": 24}, "norms of query and key, heads of a width of their own"),
     ZooEntry("gemma", {**SMALL, "head_dim": 24}, "scaled embedding"),
@@ -27,12 +48,14 @@ DENSE = (
             "final_logit_softcapping": 5.0,
         },
         "caps on scores and logits, windows on every other layer",
+        neutral=(NO_WINDOW, {"attn_logit_softcapping": None}, {"final_logit_softcapping": None}),
     ),
     ZooEntry(
         "gemma3",
         {**SMALL, **MIXED_LAYERS, "head_dim": 16, "query_pre_attn_scalar": 24},
         "windows with rotary positions of their own",
         model_type="gemma3_text",
+        neutral=(NO_WINDOW, {"rope_parameters": dict.fromkeys(("sliding_attention", "full_attention"), ONE_ROPE)}),
     ),
     ZooEntry(
         "gemma3n",
@@ -52,6 +75,8 @@ DENSE = (
         },
         "layers that share K and V, per-layer embeddings",
         model_type="gemma3n_text",
+        neutral=(NO_WINDOW, {"final_logit_softcapping": 1e4}, {"activation_sparsity_pattern": [0.0] * 6}),
+        num_layers_sharing_kv=2,
     ),
     ZooEntry(
         "granite",
@@ -63,10 +88,26 @@ DENSE = (
             "residual_multiplier": 0.7,
         },
         "multipliers",
+        neutral=(
+            {"logits_scaling": 1.0},
+            {"attention_multiplier": 1.0},
+            {"embedding_multiplier": 1.0},
+            {"residual_multiplier": 1.0},
+        ),
     ),
-    ZooEntry("glm4", {**SMALL, "head_dim": 16, "partial_rotary_factor": 0.5}, "half of each head rotates"),
+    ZooEntry(
+        "glm4",
+        {**SMALL, "head_dim": 16, "partial_rotary_factor": 0.5},
+        "half of each head rotates",
+        neutral=(ALL_ROTATES,),
+    ),
     ZooEntry("gpt2", SMALL_GPT, "learned positions"),
-    ZooEntry("gpt_neox", {**MULTI_HEAD, "rotary_pct": 0.5}, "parallel residual, part of each head rotates"),
+    ZooEntry(
+        "gpt_neox",
+        {**MULTI_HEAD, "rotary_pct": 0.5},
+        "parallel residual, part of each head rotates",
+        neutral=({"rotary_pct": 1.0}, {"use_parallel_residual": False}),
+    ),
     ZooEntry("gpt_bigcode", {**SMALL_GPT, "multi_query": True}, "one key/value head"),
     ZooEntry(
         "opt",
@@ -74,32 +115,61 @@ DENSE = (
         "shifted positions, projected embedding",
     ),
     ZooEntry("biogpt", MULTI_HEAD, "shifted positions"),
-    ZooEntry("phi", {**SMALL, "partial_rotary_factor": 0.5}, "part of each head rotates"),
-    ZooEntry("phi3", {**SMALL, "sliding_window": WINDOW}, "fused query, key and value; a window"),
-    ZooEntry("starcoder2", {**SMALL, "sliding_window": WINDOW}, "a window"),
+    ZooEntry(
+        "phi",
+        {**SMALL, "partial_rotary_factor": 0.5},
+        "part of each head rotates",
+        neutral=(ALL_ROTATES,),
+    ),
+    ZooEntry(
+        "phi3",
+        {**SMALL, "sliding_window": WINDOW},
+        "fused query, key and value; a window",
+        neutral=(NO_WINDOW,),
+    ),
+    ZooEntry(
+        "starcoder2",
+        {**SMALL, "sliding_window": WINDOW},
+        "a window",
+        neutral=(NO_WINDOW,),
+    ),
     ZooEntry(
         "stablelm",
         {**MULTI_HEAD, "qk_layernorm": True, "use_parallel_residual": True, "partial_rotary_factor": 0.5},
         "norms per head",
+        neutral=(ALL_ROTATES,),
     ),
     ZooEntry("persimmon", {**MULTI_HEAD, "qk_layernorm": True}, "query, key and value interleaved by head"),
-    ZooEntry("cohere", {**SMALL, "logit_scale": 0.5, "use_qk_norm": True}, "parallel block, neighbouring pairs rotate"),
+    ZooEntry(
+        "cohere",
+        {**SMALL, "logit_scale": 0.5, "use_qk_norm": True},
+        "parallel block, neighbouring pairs rotate",
+        neutral=({"logit_scale": 1.0},),
+    ),
     ZooEntry(
         "cohere2",
         {**SMALL, **MIXED_LAYERS, "head_dim": 16, "logit_scale": 0.5},
         "windows with positions, whole layers without",
+        neutral=(NO_WINDOW,),
     ),
     ZooEntry("olmo2", SMALL, "norms after the layers and over all heads"),
-    ZooEntry("nemotron", {**SMALL, "partial_rotary_factor": 0.5}, "squared ReLU, norms around one"),
+    ZooEntry(
+        "nemotron",
+        {**SMALL, "partial_rotary_factor": 0.5},
+        "squared ReLU, norms around one",
+        neutral=(ALL_ROTATES,),
+    ),
     ZooEntry(
         "exaone4",
         {**SMALL, **MIXED_LAYERS, "head_dim": 16},
         "windows with positions, whole layers without",
+        neutral=(NO_WINDOW,),
     ),
     ZooEntry(
         "smollm3",
         {**SMALL, "num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 0]},
         "layers without positions",
+        neutral=({"no_rope_layers": [1, 1, 1, 1]},),
     ),
     ZooEntry("ernie4_5", {**SMALL, "head_dim": 16, "use_bias": True}, "neighbouring pairs rotate"),
     ZooEntry("seed_oss", {**SMALL, "head_dim": 24}, "biases, heads of a width of their own"),

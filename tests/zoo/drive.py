@@ -40,6 +40,7 @@ class RecordingRunner:
     logits: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
     num_steps: int = 0
     num_mixed_steps: int = 0  # a chunk beside a decode
+    num_two_sided_steps: int = 0  # texts on both sides of the border of rotary tables
 
     @property
     def device(self) -> torch.device:
@@ -51,6 +52,8 @@ class RecordingRunner:
         output = self.runner.forward(batch, wants_hidden)
         lengths = batch.query_starts.diff()
         self.num_mixed_steps += int(bool((lengths == 1).any() and (lengths > 1).any()))
+        is_long_T = batch.is_long_rope_T
+        self.num_two_sided_steps += int(is_long_T is not None and bool(is_long_T.any() and (~is_long_T).any()))
         sequences = torch.searchsorted(batch.query_starts[1:], batch.logit_rows_N.int(), right=True)
         for sequence, row, logits_V in zip(sequences.tolist(), batch.logit_rows_N, output.logits_NV, strict=True):
             first_block = int(batch.block_tables_RB[sequence, 0])
@@ -77,6 +80,7 @@ class ZooResult:
     difference: float  # largest of a logit, relative to the largest logit
     num_steps: int
     num_mixed_steps: int
+    num_two_sided_steps: int
 
 
 def make_zoo_model(entry: ZooEntry, folder: Path, *, seed: int = 0) -> ZooModel:
@@ -99,9 +103,9 @@ def run_zoo_model(model: ZooModel, runner: ModelRunner) -> ZooResult:
     """Four requests through the engine; every sampled row is compared with the uncached forward of its text."""
     runner.allocate_kv(NUM_BLOCKS)
     recorder = RecordingRunner(runner)
-    random = np.random.default_rng(5)
-    prompts = [random.integers(0, VOCAB_SIZE, length).tolist() for length in PROMPT_LENGTHS]
-    admits = _admits(prompts, random.permutation(NUM_BLOCKS), rope_border=runner.facts.rope_border)
+    prompts = prompts_of_zoo()
+    shuffled = np.random.default_rng(6).permutation(NUM_BLOCKS)
+    admits = _admits(prompts, shuffled, rope_border=runner.facts.rope_border)
     with Shard(facts=zoo_facts(runner), runner=recorder) as shard:
 
         def admit_others(step: int) -> None:
@@ -125,7 +129,14 @@ def run_zoo_model(model: ZooModel, runner: ModelRunner) -> ZooResult:
         difference=difference,
         num_steps=recorder.num_steps,
         num_mixed_steps=recorder.num_mixed_steps,
+        num_two_sided_steps=recorder.num_two_sided_steps,
     )
+
+
+def prompts_of_zoo() -> list[list[int]]:
+    """The same for every row."""
+    random = np.random.default_rng(5)
+    return [random.integers(0, VOCAB_SIZE, length).tolist() for length in PROMPT_LENGTHS]
 
 
 def reference_logits(reference: Any, tokens: Sequence[int]) -> torch.Tensor:

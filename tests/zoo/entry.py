@@ -29,6 +29,12 @@ class ZooEntry:
     rope_border: int | None = None  # tokens; requests of more take the long rotary table
     attention: str = "eager"  # transformers' implementation that the reference runs with
     longest_text: int | None = None  # tokens; the reference sees one first, so that its dynamic table is that of it
+    # What of `known_for` can be switched off: each of these changes of the config must change the logits.
+    neutral: tuple[Mapping[str, Any], ...] = ()
+    has_experts: bool = False  # each request goes to several in every layer of experts
+    is_hybrid: bool = False  # layers with a state and layers with keys and values
+    num_layers_sharing_kv: int = 0  # layers that read what another one stored
+    has_uneven_widths: bool = False  # keys are wider than values
 
     @property
     def type_of_config(self) -> str:
@@ -48,6 +54,8 @@ SMALL: Mapping[str, Any] = {
     "pad_token_id": END_ID,
     "initializer_range": WEIGHT_SPREAD,
 }
+NO_WINDOW: Mapping[str, Any] = {"sliding_window": 512}
+ALL_ROTATES: Mapping[str, Any] = {"partial_rotary_factor": 1.0}
 MULTI_HEAD = {**SMALL, "num_key_value_heads": 4}
 SMALL_GPT: Mapping[str, Any] = {
     "vocab_size": VOCAB_SIZE,

@@ -1,6 +1,6 @@
 """Flat rows whose tokens go to some of several experts."""
 
-from tests.zoo.entry import CHUNK, MULTI_HEAD, SMALL, WINDOW, ZooEntry
+from tests.zoo.entry import ALL_ROTATES, CHUNK, MULTI_HEAD, NO_WINDOW, SMALL, WINDOW, ZooEntry
 
 MANY_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
 DEEPSEEK = {
@@ -20,9 +20,15 @@ DEEPSEEK = {
     "v_head_dim": 24,
     "head_dim": 16,
 }
+ONE_GROUP = {"n_group": 1, "topk_group": 1}
 
 EXPERTS = (
-    ZooEntry("mixtral", {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}, "experts"),
+    ZooEntry(
+        "mixtral",
+        {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2},
+        "experts",
+        has_experts=True,
+    ),
     ZooEntry(
         "qwen2_moe",
         {
@@ -33,17 +39,27 @@ EXPERTS = (
             "mlp_only_layers": [1],
         },
         "experts and a shared one, a dense layer between",
+        has_experts=True,
     ),
-    ZooEntry("qwen3_moe", {**SMALL, **MANY_EXPERTS, "head_dim": 24, "num_hidden_layers": 3}, "experts, head norms"),
+    ZooEntry(
+        "qwen3_moe",
+        {**SMALL, **MANY_EXPERTS, "head_dim": 24, "num_hidden_layers": 3},
+        "experts, head norms",
+        has_experts=True,
+    ),
     ZooEntry(
         "olmoe",
         {**SMALL, "num_experts": 8, "num_experts_per_tok": 2, "clip_qkv": 3.0},
         "experts, clipped query, key and value",
+        neutral=({"clip_qkv": None},),
+        has_experts=True,
     ),
     ZooEntry(
         "granitemoe",
         {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2, "attention_multiplier": 0.2},
         "experts, multipliers",
+        neutral=({"attention_multiplier": 1.0},),
+        has_experts=True,
     ),
     ZooEntry(
         "glm4_moe",
@@ -61,11 +77,14 @@ EXPERTS = (
             "use_qk_norm": True,
         },
         "groups of experts after a dense layer",
+        neutral=(ALL_ROTATES, ONE_GROUP),
+        has_experts=True,
     ),
     ZooEntry(
         "minimax_m2",
         {**SMALL, "num_local_experts": 8, "num_experts_per_tok": 2, "head_dim": 24, "rotary_dim": 8},
         "experts, norms over all heads",
+        has_experts=True,
     ),
     ZooEntry(
         "gpt_oss",
@@ -78,6 +97,8 @@ EXPERTS = (
             "sliding_window": WINDOW,
         },
         "sinks, windows, experts with biases",
+        neutral=(NO_WINDOW,),
+        has_experts=True,
     ),
     ZooEntry(
         "phimoe",
@@ -90,9 +111,25 @@ EXPERTS = (
             "lm_head_bias": True,
         },
         "a window that only the mask knows, experts",
+        neutral=(NO_WINDOW,),
+        has_experts=True,
     ),
-    ZooEntry("deepseek_v2", {**DEEPSEEK, "topk_method": "group_limited_greedy"}, "latent keys and values, experts"),
-    ZooEntry("deepseek_v3", DEEPSEEK, "latent keys and values of different width, groups of experts"),
+    ZooEntry(
+        "deepseek_v2",
+        {**DEEPSEEK, "topk_method": "group_limited_greedy"},
+        "latent keys and values, experts",
+        neutral=(ONE_GROUP,),
+        has_experts=True,
+        has_uneven_widths=True,
+    ),
+    ZooEntry(
+        "deepseek_v3",
+        DEEPSEEK,
+        "latent keys and values of different width, groups of experts",
+        neutral=(ONE_GROUP,),
+        has_experts=True,
+        has_uneven_widths=True,
+    ),
     ZooEntry(
         "llama4",
         {
@@ -112,5 +149,7 @@ EXPERTS = (
         },
         "chunked layers, whole ones without positions whose scale grows with the position",
         model_type="llama4_text",
+        neutral=({"attention_chunk_size": 512}, {"attn_temperature_tuning": False}, {"no_rope_layers": [1, 1, 1, 1]}),
+        has_experts=True,
     ),
 )

@@ -28,6 +28,7 @@ PADDED = (
         model_type="falcon",
         layout="padded",
         attention="sdpa",  # the eager one of transformers 5.23 adds alibi twice, in the mask and in the scores
+        neutral=({"alibi": False},),
     ),
     ZooEntry(
         "gptj", {**SMALL_GPT, "rotary_dim": 8}, "neighbouring pairs of a part of each head rotate", layout="padded"
@@ -43,6 +44,7 @@ PADDED = (
         },
         "windows by a mask of its own",
         layout="padded",
+        neutral=({"attention_types": [[["global", "global"], 1]]},),
     ),
     ZooEntry("codegen", {**SMALL_GPT, "rotary_dim": 8}, "query, key and value interleaved", layout="padded"),
     ZooEntry(

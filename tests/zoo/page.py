@@ -22,7 +22,8 @@ shuffled blocks, with the native kernels. Each logit is compared with transforme
 *Difference* is the largest one, relative to the largest logit; *bound* is what the test allows (2e-05 unless the row
 says why it is more). A model type that is not listed here is loaded too when its attention goes through transformers'
 attention interface; at start its first steps are compared with a forward of transformers' code alone, and it is refused
-with the reason when they differ or when it cannot run.
+with the reason when they differ or when it cannot run. What became of every other type that transformers knows is in
+[other_models.md](other_models.md).
 
 """
 LAYOUTS = """

@@ -1,9 +1,12 @@
 """Flat rows whose rotary tables depend on how long a text is."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from tests.zoo.entry import SMALL, ZooEntry
 
 BORDER = 30  # tokens, prompt and output: two of the four requests lie on each side
-LONG_ROPE = {
+LONG_ROPE: Mapping[str, Any] = {
     "max_position_embeddings": 512,
     "original_max_position_embeddings": BORDER,
     "rope_scaling": {
@@ -14,6 +17,16 @@ LONG_ROPE = {
         "original_max_position_embeddings": BORDER,
     },
 }
+PHIMOE_ROPE = {**LONG_ROPE["rope_scaling"], "short_mscale": 1.1, "long_mscale": 1.4}
+
+
+def one_table(rope: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The long table for all, then the short one for all: the first changes short texts, the second long ones."""
+    return tuple(
+        {"rope_scaling": {**rope, "short_factor": factor, "long_factor": factor}}
+        for factor in (rope["long_factor"], rope["short_factor"])
+    )
+
 
 LONG_POSITIONS = (
     ZooEntry(
@@ -22,19 +35,25 @@ LONG_POSITIONS = (
         "longrope: requests on both sides of the border in one batch",
         model_type="phi3",
         rope_border=BORDER,
+        neutral=one_table(LONG_ROPE["rope_scaling"]),
     ),
     ZooEntry(
         "phimoe, long context",
         {
             **SMALL,
             **LONG_ROPE,
-            "rope_scaling": {**LONG_ROPE["rope_scaling"], "short_mscale": 1.1, "long_mscale": 1.4},
+            "rope_scaling": PHIMOE_ROPE,
             "num_local_experts": 4,
             "num_experts_per_tok": 2,
         },
         "longrope with a scale per side",
         model_type="phimoe",
         rope_border=BORDER,
+        # Its code takes one table for all texts; the sides differ by their scale alone.
+        neutral=tuple(
+            {"rope_scaling": {**PHIMOE_ROPE, **same}} for same in ({"long_mscale": 1.1}, {"short_mscale": 1.4})
+        ),
+        has_experts=True,
     ),
     ZooEntry(
         "llama, dynamic positions",
@@ -46,5 +65,6 @@ LONG_POSITIONS = (
         "a rotary table stretched to the longest text",
         model_type="llama",
         longest_text=128,
+        neutral=({"rope_scaling": {"rope_type": "default", "rope_theta": 1000.0}},),
     ),
 )

@@ -32,6 +32,8 @@ STATE = (
         },
         "gated delta rule and attention, experts",
         layout="state",
+        is_hybrid=True,
+        has_experts=True,
     ),
     ZooEntry(
         "qwen3_5",
@@ -50,6 +52,7 @@ STATE = (
         layout="state",
         tolerance=5e-5,
         reason="the delta rule in chunks and token by token rounds differently, in transformers' cached forward too",
+        is_hybrid=True,
     ),
     ZooEntry(
         "jamba",
@@ -67,6 +70,8 @@ STATE = (
         },
         "a selective scan and attention, experts",
         layout="state",
+        is_hybrid=True,
+        has_experts=True,
     ),
     ZooEntry(
         "bamba",
@@ -82,6 +87,7 @@ STATE = (
         },
         "a scan in chunks and attention",
         layout="state",
+        is_hybrid=True,
     ),
     ZooEntry(
         "falcon_h1",
@@ -97,6 +103,7 @@ STATE = (
         },
         "scan and attention side by side in every layer",
         layout="state",
+        is_hybrid=True,
     ),
     ZooEntry(
         "granitemoehybrid",
@@ -116,12 +123,16 @@ STATE = (
         },
         "a scan in chunks and attention, experts",
         layout="state",
+        is_hybrid=True,
+        has_experts=True,
+        neutral=({"attention_multiplier": 1.0},),
     ),
     ZooEntry(
         "lfm2",
         {**SMALL, "num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2, "conv_L_cache": 3},
         "short convolutions and attention",
         layout="state",
+        is_hybrid=True,
     ),
     ZooEntry(
         "olmo_hybrid",
@@ -136,5 +147,6 @@ STATE = (
         },
         "gated delta rule and attention",
         layout="state",
+        is_hybrid=True,
     ),
 )

@@ -29,8 +29,12 @@ def test_engine_gives_the_uncached_logits_of_transformers(entry: ZooEntry, tmp_p
         runner = load_zoo_model(model, native_cache_dir=native_cache_dir)
         assert runner.facts.layout == entry.layout
         assert runner.facts.rope_border == entry.rope_border
+        specs = runner.facts.kv_specs
+        assert bool(specs and runner.facts.state_bytes) == entry.is_hybrid
+        assert any(spec.key_dim > spec.value_dim for spec in specs) == entry.has_uneven_widths
         result = run_zoo_model(model, runner)
         assert result.num_mixed_steps >= 3
+        assert (result.num_two_sided_steps >= 3) == (entry.rope_border is not None)
         assert result.difference <= entry.tolerance
 
 

@@ -2,6 +2,7 @@
 
 # V vocabulary of the logits, W words of 32 bits that hold one bit per token
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -61,7 +62,9 @@ class MatcherFactory:
 
     def __init__(self, tokenizer_json: str, *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         """Raises ValueError for a tokenizer that the library cannot read. Takes half a second."""
-        self._tokenizer = llguidance.LLTokenizer(tokenizer_json, n_vocab=vocab_size, eos_token=list(eos_token_ids))
+        self._tokenizer = llguidance.LLTokenizer(
+            without_special_texts(tokenizer_json), n_vocab=vocab_size, eos_token=list(eos_token_ids)
+        )
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
@@ -96,6 +99,31 @@ class MatcherFactory:
         matcher = Matcher(library, self._vocab_size)
         matcher.allowed()  # the first mask of a large grammar is the dear one: copies inherit what it worked out
         return matcher
+
+
+def without_special_texts(tokenizer_json: str) -> str:
+    """The tokenizer with special tokens that no text names. Raises ValueError for what is no tokenizer.
+
+    The library reads `<|end|>` in a schema's constant or a tool's name as the token, so that the answer would end
+    there. The router does the same.
+    """
+    try:
+        parts = json.loads(tokenizer_json)
+        special = [token for token in parts["added_tokens"] if token["special"]]
+        names = {token["content"]: f"\ufdd2{token['id']}\ufdd2" for token in special}
+        for token in special:
+            token["content"] = names[token["content"]]
+        model = parts["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {names.get(text, text): token_id for text, token_id in model["vocab"].items()}
+        else:
+            model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
+        if model.get("unk_token") is not None:
+            model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no tokenizer: {error!r}") from error
+    parts["post_processor"] = None  # it names them too, and is not used
+    return json.dumps(parts)
 
 
 def library_grammar(grammar: Grammar) -> str:

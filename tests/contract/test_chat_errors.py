@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.contract.running_router import RunningRouter
-from tests.contract.test_chat_answers import USER, ask, chunks_of
+from tests.contract.test_chat_answers import USER, answer_of, ask, chunks_of
 from tests.fakes.fake_shard import FakeShardOptions
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -52,10 +52,14 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"logit_bias": {"258": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": "x"}}, "logit_bias[...]"),
+        ({"logit_bias": ["x"]}, "logit_bias[0]"),
         ({"min_tokens": 9}, "min_tokens"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),
         ({"tools": [TOOL], "tool_choice": 5}, "tool_choice"),
         ({"tools": [{"function": {"name": "f", "parameters": "x"}}]}, "tools[0].function.parameters"),
+        ({"tools": [TOOL, {"function": {"name": ""}}]}, "tools[1].function.name"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json"}}, "response_format.value"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
@@ -97,7 +101,8 @@ def test_tool_errors(client: httpx.Client) -> None:
     answer = ask(client, tools=[TOOL], response_format={"type": "json_object"})
     assert error_of(answer, 422)["param"] == "response_format"
     assert ask(client, tools=[TOOL], response_format={"type": "text"}).status_code == 200
-    assert ask(client, tools=[], response_format={"type": "json_object"}).status_code in (200, 424)
+    for fields in ({"tools": []}, {"tools": [TOOL], "tool_choice": "none"}, {"tools": None, "tool_choice": "required"}):
+        answer_of(client, response_format={"type": "regex", "value": "[a-z]+"}, **fields)
 
 
 def test_http_errors_have_the_object_too(client: httpx.Client) -> None:

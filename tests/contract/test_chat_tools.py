@@ -90,8 +90,10 @@ def test_calls_of_each_format(tmp_path: Path, template: str | None) -> None:
         assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
         text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
         assert text == (content or "")
-        [choice] = answer_of(client, tools=TOOLS, max_tokens=300, parallel_tool_calls=False)["choices"]
+        one_call = {"tools": TOOLS, "max_tokens": 300, "parallel_tool_calls": False}
+        [choice] = answer_of(client, **one_call)["choices"]
         assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["get_weather"]
+        assert [call["function"] for call in calls_of(stream(client, **one_call))] == [calls[0]["function"]]
 
 
 def test_choice_none_and_no_tools_leave_the_text_alone(tmp_path: Path) -> None:
@@ -116,6 +118,53 @@ def test_cut_call_is_length_with_what_there_is(tmp_path: Path) -> None:
         [choice] = answer_of(client, tools=TOOLS, max_tokens=num_tokens)["choices"]
         assert choice["finish_reason"] == "length"
         assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"ci'
+        chunks = stream(client, tools=TOOLS, max_tokens=num_tokens)
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+        assert [call["function"]["arguments"] for call in calls_of(chunks)] == ['{"ci']
+
+
+@pytest.mark.parametrize("template", ["qwen2_5", "llama3", "mistral", None])
+def test_stop_string_inside_a_call_ends_it_there(tmp_path: Path, template: str | None) -> None:
+    """The arguments are no JSON then, so there is nothing to call; a stop string behind a call changes nothing."""
+    with speaking(tmp_path, OUTPUTS[template], template) as client:
+        for stop, arguments, reason in (("東", '{"city": "', "stop"), ("get_time", ARGUMENTS, "tool_calls")):
+            fields = {"tools": TOOLS, "max_tokens": 300, "stop": stop}
+            [choice] = answer_of(client, **fields)["choices"]
+            chunks = stream(client, **fields)
+            for calls in (choice["message"]["tool_calls"], calls_of(chunks)):
+                assert [call["function"]["arguments"] for call in calls] == [arguments]
+            assert choice["finish_reason"] == chunks[-1]["choices"][0]["finish_reason"] == reason
+
+
+def test_strict_tool_has_a_grammar_though_the_choice_is_free(tmp_path: Path) -> None:
+    strict = {"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}
+    with speaking_router(tmp_path, OUTPUTS["qwen2_5"], "qwen2_5") as router, router.client() as client:
+        for fields in ({}, {"tool_choice": "auto"}):
+            [choice] = answer_of(client, tools=[strict, TOOLS[1]], max_tokens=300, **fields)["choices"]
+            assert len(choice["message"]["tool_calls"]) == 2
+            grammar = router.shard.history[-1].last_admit.grammar.text
+            assert json.dumps(SCHEMA["properties"])[1:-1] in grammar
+            assert "get_time" in grammar
+        answer_of(client, tools=[strict], tool_choice="none", max_tokens=300)
+        assert not router.shard.history[-1].last_admit.HasField("grammar")
+
+
+@pytest.mark.parametrize(("flag", "template"), [("hermes", None), ("mistral", "qwen2_5"), ("llama3_json", "mistral")])
+def test_flag_tells_the_format_of_calls(tmp_path: Path, flag: str, template: str | None) -> None:
+    """Whatever the template teaches."""
+    text = OUTPUTS[{"hermes": "qwen2_5", "mistral": "mistral", "llama3_json": "llama3"}[flag]]
+    with speaking_router(tmp_path, text, template, tool_call_parser=flag) as router, router.client() as client:
+        [choice] = answer_of(client, tools=TOOLS, max_tokens=300)["choices"]
+        assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["get_weather", "get_time"]
+
+
+@pytest.mark.parametrize(("flag", "tag"), [("think", "think"), ("mistral", "THINK")])
+def test_flag_tells_the_format_of_reasoning(tmp_path: Path, flag: str, tag: str) -> None:
+    opening, closing = (f"<{tag}>", f"</{tag}>") if flag == "think" else (f"[{tag}]", f"[/{tag}]")
+    text = f"{opening}Hm.{closing}Yes."
+    with speaking_router(tmp_path, text, reasoning_parser=flag) as router, router.client() as client:
+        message = answer_of(client, max_tokens=100)["choices"][0]["message"]
+        assert (message["reasoning_content"], message["content"]) == ("Hm.", "Yes.")
 
 
 @pytest.mark.parametrize(
@@ -155,6 +204,31 @@ def test_conversation_with_calls_and_answers_is_shown(tmp_path: Path) -> None:
         assert shown.count("<tool_response>\nrain\n</tool_response>") == 2
         assert json.dumps(TOOLS[0], ensure_ascii=False) in shown
         answer_of(client, messages=messages, tools=TOOLS, max_tokens=300)
+
+
+def test_ids_names_and_thoughts_of_messages_reach_the_template(tmp_path: Path) -> None:
+    source = (
+        "{% for m in messages %}{{ [m.role, m.name, m.tool_call_id, m.reasoning_content, m.content] | join('|') }}"
+        "{% for c in m.tool_calls %}|{{ [c.id, c.type, c.function.name, c.function.arguments.a] | join(',') }}"
+        "{% endfor %};{% endfor %}"
+    )
+    path = tmp_path / "given.json"
+    path.write_text(json.dumps({"chat_template": source}))
+    with RunningRouter(tmp_path, tokenizer_config_path=str(path)) as router, router.client() as client:
+        call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 5}'}}
+        shape_of_tgi = {"id": "c2", "function": {"name": "g", "parameters": {"a": 6}, "description": None}}
+        messages = [
+            {"role": "user", "content": "hi", "name": "Ann"},
+            {"role": "assistant", "content": None, "tool_calls": [call, shape_of_tgi], "reasoning_content": "Hm."},
+            {"role": "tool", "content": [{"type": "text", "text": "ok"}], "tool_call_id": "c1", "name": "f"},
+        ]
+        shown = client.post("/chat_tokenize", json={"messages": messages, "add_generation_prompt": False})
+        assert shown.json()["templated_text"].split(";") == [
+            "user|Ann|||hi",
+            "assistant|||Hm.||c1,function,f,5|c2,function,g,6",
+            "tool|f|c1||ok",
+            "",
+        ]
 
 
 def test_template_without_tools_gets_them_in_words(client: httpx.Client) -> None:

@@ -1,6 +1,7 @@
 """The `openai` Python client against a running server with the demo model."""
 
 import json
+import math
 import time
 from collections.abc import Iterator
 
@@ -97,6 +98,19 @@ def test_logprobs(client: openai.OpenAI) -> None:
         assert bytes(entry.bytes).decode() == entry.token
         assert entry.logprob == pytest.approx(entry.top_logprobs[0].logprob, abs=1e-5)
         assert len(entry.top_logprobs) >= 3
+
+
+def test_twenty_alternatives_are_the_most_likely_ones(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="tgi", messages=QUESTION, max_tokens=2, temperature=0, logprobs=True, top_logprobs=20
+    )
+    for entry in answer.choices[0].logprobs.content:
+        assert len({tuple(top.bytes) for top in entry.top_logprobs}) == 20
+        logprobs = [top.logprob for top in entry.top_logprobs]
+        assert logprobs == sorted(logprobs, reverse=True)
+        assert entry.top_logprobs[0].token == entry.token
+        assert entry.logprob == pytest.approx(logprobs[0])
+        assert 0.5 < sum(map(math.exp, logprobs)) <= 1.0001
 
 
 def test_choices_differ_and_a_seed_repeats_them(client: openai.OpenAI) -> None:

@@ -1,11 +1,23 @@
 """Router and shard read a grammar's text alike: what the router has compiled is what the shard matches."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+import tokenizers
+from textmill_router.grammar_worker import Compiler, WorkerSetup
 from textmill_router.grammar_worker import library_grammar as router_grammar
+from textmill_router.grammar_worker import without_special_texts as router_tokenizer
 from textmill_router.request import Grammar, GrammarKind
+from textmill_shard.grammar_matcher import MatcherFactory
 from textmill_shard.grammar_matcher import library_grammar as shard_grammar
+from textmill_shard.grammar_matcher import without_special_texts as shard_tokenizer
 from textmill_shard.plan import Grammar as ShardGrammar
 from textmill_shard.plan import GrammarKind as ShardGrammarKind
+from tokenizers import models
+
+from tests.fakes.byte_tokenizer import END, END_ID, write_byte_tokenizer
 
 TEXTS = {
     GrammarKind.JSON_SCHEMA: '{"type":"object","properties":{"a":{"type":"integer"}}}',
@@ -18,3 +30,48 @@ TEXTS = {
 def test_both_rooms_hand_the_same_to_the_library(kind: GrammarKind) -> None:
     text = TEXTS[kind]
     assert router_grammar(Grammar(kind, text)) == shard_grammar(ShardGrammar(ShardGrammarKind[kind.name], text))
+
+
+def unknown_json() -> str:
+    """A vocabulary whose special token stands for unknown characters too."""
+    library = tokenizers.Tokenizer(models.BPE(vocab={"a": 0, "b": 1, END: 2}, merges=[], unk_token=END))
+    library.add_special_tokens([END])
+    return library.to_str()
+
+
+def unigram_json() -> str:
+    library = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), (END, -2.0)], unk_id=0))
+    library.add_special_tokens([END])
+    return library.to_str()
+
+
+@pytest.mark.parametrize("rename", [router_tokenizer, shard_tokenizer])
+def test_tokenizers_keep_their_ids_without_the_texts_of_special_tokens(
+    tmp_path: Path, rename: Callable[[str], str]
+) -> None:
+    text = (write_byte_tokenizer(tmp_path) / "tokenizer.json").read_text()
+    assert tokenizers.Tokenizer.from_str(rename(unknown_json())).encode("axb").ids == [0, 2, 1]
+    for before, end_id in ((text, END_ID), (unigram_json(), 2)):
+        library = tokenizers.Tokenizer.from_str(rename(before))
+        assert library.get_vocab_size() == tokenizers.Tokenizer.from_str(before).get_vocab_size()
+        assert end_id not in library.encode(f"a{END}").ids
+        assert library.get_added_tokens_decoder()[end_id].special
+    for bad in ("[]", "{}", '{"added_tokens": [], "model": {"vocab": 5}}'):
+        with pytest.raises(ValueError, match="no tokenizer"):
+            rename(bad)
+
+
+def test_texts_of_special_tokens_in_a_grammar_are_letters(tmp_path: Path) -> None:
+    """The answer does not end in the middle of a constant that holds them."""
+    folder = write_byte_tokenizer(tmp_path)
+    text = json.dumps({"const": f"a{END}b"})
+    matchers = MatcherFactory((folder / "tokenizer.json").read_text(), vocab_size=258, eos_token_ids=(END_ID,))
+    matcher = matchers.build(ShardGrammar(ShardGrammarKind.JSON_SCHEMA, text))
+    for byte in json.dumps(f"a{END}b").encode():
+        allowed = matcher.allowed()
+        assert allowed[byte]
+        assert not allowed[END_ID]
+        matcher.consume([byte])
+    assert matcher.allowed()[END_ID]
+    setup = WorkerSetup(str(folder / "tokenizer.json"), 258, (END_ID,), cpu_s=1, memory_bytes=1)
+    assert Compiler(setup).refuse(Grammar(GrammarKind.JSON_SCHEMA, text)) is None

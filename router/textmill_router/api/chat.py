@@ -204,7 +204,8 @@ class _Work:
         reader = self._new_reader()
         message = collect([*reader.push(result.text), *reader.finish(was_cut(result))])
         logprobs = self._new_logprobs()
-        return Choice(message, None if logprobs is None else logprobs.push(result.tokens), result)
+        entries = None if logprobs is None else logprobs.push(result.tokens)
+        return Choice(message, reader.is_in_call, entries, result)
 
     def _new_reader(self) -> TextReader:
         return PlainReader() if self._form.is_plain else self._form.new_reader()

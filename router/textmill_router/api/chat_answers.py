@@ -34,6 +34,9 @@ class TextReader(Protocol):
     def push(self, text: str) -> list[Delta]: ...
     def finish(self, was_cut: bool) -> list[Delta]: ...
 
+    @property
+    def is_in_call(self) -> bool: ...
+
 
 class PlainReader:
     """All text is content."""
@@ -43,6 +46,10 @@ class PlainReader:
 
     def finish(self, was_cut: bool) -> list[Delta]:
         return []
+
+    @property
+    def is_in_call(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +168,7 @@ class ChatChunks:
         return f'{{{role}"content":""}}' if role else "{}"
 
     def _finish_reason(self, result: GenerationResult) -> str:
-        return finish_reason(result, has_tool_calls=self._has_tool_calls)
+        return finish_reason(result, has_tool_calls=self._has_tool_calls, is_in_call=self._reader.is_in_call)
 
 
 def usage_chunk(envelope: Envelope, usage: Usage) -> bytes:
@@ -172,9 +179,10 @@ def usage_chunk(envelope: Envelope, usage: Usage) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One complete choice. `logprobs` is None unless asked for."""
+    """One complete choice. `logprobs` is None unless asked for; `is_in_call`: it ended inside the last call."""
 
     message: ParsedMessage
+    is_in_call: bool
     logprobs: list[TokenLogprob] | None
     result: GenerationResult
 
@@ -186,7 +194,9 @@ def whole_answer(envelope: Envelope, choices: Sequence[Choice], usage: Usage) ->
             "index": index,
             "message": _message(choice.message),
             "logprobs": None if choice.logprobs is None else {"content": choice.logprobs, "refusal": None},
-            "finish_reason": finish_reason(choice.result, has_tool_calls=bool(choice.message.tool_calls)),
+            "finish_reason": finish_reason(
+                choice.result, has_tool_calls=bool(choice.message.tool_calls), is_in_call=choice.is_in_call
+            ),
         }
         for index, choice in enumerate(choices)
     ]
@@ -198,10 +208,11 @@ def was_cut(result: GenerationResult) -> bool:
     return result.finish_reason in (FinishReason.LENGTH, FinishReason.STOP_STRING)
 
 
-def finish_reason(result: GenerationResult, *, has_tool_calls: bool) -> str:
-    """`tool_calls` where the answer ended by itself with calls; `length` stays when it was cut."""
+def finish_reason(result: GenerationResult, *, has_tool_calls: bool, is_in_call: bool) -> str:
+    """`tool_calls` where the answer has calls to make; `length`, or `stop` by a stop string, when one was cut."""
     reason = FINISH_REASONS[result.finish_reason]
-    return "tool_calls" if has_tool_calls and reason == "stop" else reason
+    is_cut_call = is_in_call and result.finish_reason is FinishReason.STOP_STRING
+    return "tool_calls" if has_tool_calls and reason == "stop" and not is_cut_call else reason
 
 
 def _envelope(envelope: Envelope, kind: str) -> dict[str, Any]:

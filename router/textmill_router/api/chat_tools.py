@@ -135,6 +135,10 @@ class AnswerReader:
     def finish(self, was_cut: bool) -> list[Delta]:
         return self._allowed(self._parser.finish(was_cut))
 
+    @property
+    def is_in_call(self) -> bool:
+        return self._parser.is_in_call
+
     def _allowed(self, deltas: list[Delta]) -> list[Delta]:
         if self._is_parallel:
             return deltas
@@ -184,6 +188,9 @@ def _choice(choice: object) -> str:
 
 
 def _spec(function: DeclaredFunction, index: int) -> ToolSpec:
+    if not function.name:
+        path = f"tools[{index}].function.name"
+        raise ValidationFailed(f"`{path}` must not be empty", field=path)
     schema = function.parameters if function.parameters is not None else function.arguments
     if schema is not None and not isinstance(schema, dict):
         path = f"tools[{index}].function.parameters"

@@ -14,7 +14,7 @@ from textmill_router.errors import InvalidJson, PayloadTooLarge, RequestError, U
 DISCARD_FACTOR = 16
 
 _JSON_TYPE = re.compile(rb"\s*application/([\w.!#$&^+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
-_PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?$", re.DOTALL)
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
 
 Struct = TypeVar("Struct")
 
@@ -63,6 +63,7 @@ def _shape_error(text: str) -> RequestError:
     match = _PATH.match(text)
     assert match is not None, text
     what = match["what"][:1].lower() + match["what"][1:].replace(" | null", "")
+    what += " as a key" if match["key"] else ""
     path = (match["path"] or "").removeprefix(".")
     return ValidationFailed(f"`{path}`: {what}" if path else what, field=path)
 

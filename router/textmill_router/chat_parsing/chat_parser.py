@@ -61,6 +61,11 @@ class ChatParser:
         return merge(deltas)
 
     @property
+    def is_in_call(self) -> bool:
+        """A call has begun and its arguments have not ended."""
+        return self._tools is not None and self._tools.is_in_call
+
+    @property
     def num_steps(self) -> int:
         """Characters looked at so far, each look counted: at most a few for each character pushed."""
         return sum(reader.num_steps for reader in (self._reasoning, self._tools) if reader is not None)

@@ -129,6 +129,11 @@ class ToolReader:
         out, self._out = self._out, []
         return out
 
+    @property
+    def is_in_call(self) -> bool:
+        """A call has begun and its arguments have not ended."""
+        return self._state is _State.NAMED_ARGUMENTS or (self._state is _State.CALL and self._call.has_started)
+
     # ---- states: each takes a character or more, or goes to another state
 
     def _read_text(self, text: str, position: int) -> int:

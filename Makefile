@@ -28,7 +28,7 @@ test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against 
 	@if command -v npm >/dev/null; then npm --prefix tests/clients/javascript ci --silent --no-audit --no-fund; \
 		else echo "test-clients: there is no npm, the JavaScript clients are left out"; fi
 	@$(BIN)/python -m tests.clients.run
-	@if command -v npm >/dev/null; then $(BIN)/python -m pytest --quiet -m javascript tests/integration; fi
+	@if command -v npm >/dev/null; then $(BIN)/python -m pytest --quiet -m javascript tests/integration tests/contract/test_agents.py; fi
 
 check: $(STAMP) ## Check format, lint, types and that the committed stubs fit the .proto
 	@$(BIN)/ruff format --check .

@@ -4,10 +4,12 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel, ConfigDict
 from transformers import AutoTokenizer
 
 from tests.processes import LaunchedServer
@@ -163,6 +165,27 @@ def test_response_format_is_valid_json(client: openai.OpenAI) -> None:
     )
     found = json.loads(answer.choices[0].message.content)
     assert isinstance(found["age"], int)
+
+
+class Person(BaseModel):
+    """Few values and no further ones: a small model left to itself writes without end."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Literal["Ann", "Bob"]
+    age: Literal[7, 70]
+
+
+def test_parse_gives_a_model(client: openai.OpenAI) -> None:
+    messages = [{"role": "user", "content": "Ann is 7 years old."}]
+    options = {"model": "tgi", "messages": messages, "max_tokens": 80, "temperature": 0}
+    [choice] = client.chat.completions.parse(response_format=Person, **options).choices
+    assert isinstance(choice.message.parsed, Person)
+    with client.chat.completions.stream(response_format=Person, **options) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == choice.message.parsed
+    tools = [openai.pydantic_function_tool(Person)]
+    [choice] = client.chat.completions.parse(tools=tools, tool_choice="required", **options).choices
+    assert isinstance(choice.message.tool_calls[0].function.parsed_arguments, Person)
 
 
 @pytest.mark.parametrize(

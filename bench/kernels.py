@@ -2,6 +2,7 @@
 
     python -m bench.kernels                      # every case, 1 and 2 threads
     python -m bench.kernels --threads 2 --dtype float32 --cases decode-1,decode-8
+    python -m bench.kernels --profile            # and where the time goes, part by part
 
 The least of many tries is the figure for the machine; the median shows how busy it was meanwhile.
 """
@@ -11,6 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +24,35 @@ from textmill_shard.kv_pool import KvPool, LayerKvSpec
 from textmill_shard.native.kernels import load_kernels
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench.kernel_profile import DecoderShape, gflop_of_parts, measure_parts, num_pairs, profile_lines
+
 BLOCK_SIZE = 16
 POOL_BLOCKS = 6144  # as in service: much larger than what one step reads
-NUM_LAYERS, NUM_KV_HEADS, HEAD_DIM, VOCAB_SIZE = 30, 3, 64, 49152
-# Name -> sequences, tokens stored before the step, tokens of the step.
-CASES = {
-    "decode-1": (1, 159, 1),
-    "decode-8": (8, 159, 1),
-    "decode-32": (32, 159, 1),
-    "decode-32-long": (32, 1023, 1),
-    "mixed": (16, 159, 9),
-    "prefill-128": (1, 0, 128),
-    "prefill-512": (1, 0, 512),
-    "prefill-1024": (1, 0, 1024),
-    "cached-1500": (1, 1500, 32),
+SHAPE = DecoderShape(num_layers=30, hidden=576, heads=9, kv_heads=3, head_dim=64, mlp=1536, vocabulary=49152)
+# Name -> groups of equal sequences: how many, tokens stored before the step, tokens of the step.
+CASES: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "decode-1": ((1, 159, 1),),
+    "decode-8": ((8, 159, 1),),
+    "decode-32": ((32, 159, 1),),
+    "decode-32-long": ((32, 1023, 1),),
+    "mixed": ((16, 159, 9),),
+    "mixed-32": ((31, 159, 1), (1, 0, 128)),
+    "prefill-128": ((1, 0, 128),),
+    "prefill-4x128": ((4, 0, 128),),
+    "prefill-512": ((1, 0, 512),),
+    "prefill-1024": ((1, 0, 1024),),
+    "cached-1500": ((1, 1500, 32),),
 }
 
 
 def make_model(dtype: torch.dtype) -> Any:
     config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=NUM_LAYERS,
-        num_attention_heads=9,
-        num_key_value_heads=NUM_KV_HEADS,
+        vocab_size=SHAPE.vocabulary,
+        hidden_size=SHAPE.hidden,
+        intermediate_size=SHAPE.mlp,
+        num_hidden_layers=SHAPE.num_layers,
+        num_attention_heads=SHAPE.heads,
+        num_key_value_heads=SHAPE.kv_heads,
         tie_word_embeddings=True,
         max_position_embeddings=8192,
     )
@@ -59,38 +65,62 @@ def make_model(dtype: torch.dtype) -> Any:
     model.tie_weights()
     rotary = model.model.rotary_emb
     for name in buffers:
-        exponents = torch.arange(0, HEAD_DIM, 2) / HEAD_DIM
+        exponents = torch.arange(0, SHAPE.head_dim, 2) / SHAPE.head_dim
         setattr(rotary, name.rpartition(".")[2], 1.0 / 10000.0**exponents)
     return model
 
 
-def make_batch(num_sequences: int, before: int, count: int, *, num_blocks: int = POOL_BLOCKS) -> ForwardBatch:
-    length = before + count
-    blocks = -(-length // BLOCK_SIZE)
-    tables_RB = torch.randperm(num_blocks)[: num_sequences * blocks].view(num_sequences, blocks)
-    position_C = torch.arange(before, length)
-    places_RC = tables_RB[:, position_C // BLOCK_SIZE] * BLOCK_SIZE + position_C % BLOCK_SIZE
-    starts = torch.arange(num_sequences + 1) * count
+def make_batch(groups: tuple[tuple[int, int, int], ...], *, num_blocks: int = POOL_BLOCKS) -> ForwardBatch:
+    """A step over shuffled blocks; each group is (sequences, tokens stored before, tokens of the step)."""
+    pieces = [(before, count) for sequences, before, count in groups for _ in range(sequences)]
+    lengths = [before + count for before, count in pieces]
+    widest = -(-max(lengths) // BLOCK_SIZE)
+    tables_RB = torch.randperm(num_blocks)[: len(pieces) * widest].view(len(pieces), widest)
+    positions = [torch.arange(before, before + count) for before, count in pieces]
+    places = [
+        table_B[position_C // BLOCK_SIZE] * BLOCK_SIZE + position_C % BLOCK_SIZE
+        for table_B, position_C in zip(tables_RB, positions, strict=True)
+    ]
+    starts = torch.tensor([0, *accumulate(count for _, count in pieces)])
     return ForwardBatch(
-        input_ids_T=torch.randint(0, VOCAB_SIZE, (num_sequences * count,)),
-        position_ids_T=position_C.repeat(num_sequences),
-        kv_places_T=places_RC.flatten().contiguous(),
+        input_ids_T=torch.randint(0, SHAPE.vocabulary, (int(starts[-1]),)),
+        position_ids_T=torch.cat(positions),
+        kv_places_T=torch.cat(places),
         query_starts=starts.int(),
-        context_lens_R=torch.full((num_sequences,), length, dtype=torch.int32),
+        context_lens_R=torch.tensor(lengths, dtype=torch.int32),
         block_tables_RB=tables_RB.int(),
         logit_rows_N=starts[1:] - 1,
-        max_query_len=count,
-        max_context_len=length,
+        max_query_len=max(count for _, count in pieces),
+        max_context_len=max(lengths),
     )
 
 
 def step_times_ms(decoder: FastDecoder, batch: ForwardBatch, seconds: float) -> Iterator[float]:
+    """At least three tries, also where the machine is too slow for the time given."""
     end = time.perf_counter() + seconds
     decoder.forward(batch)
-    while time.perf_counter() < end:
+    tries = 0
+    while tries < 3 or time.perf_counter() < end:
         started = time.perf_counter()
         decoder.forward(batch)
         yield (time.perf_counter() - started) * 1e3
+        tries += 1
+
+
+def profile_of(decoder: FastDecoder, batch: ForwardBatch, name: str, tries: int) -> list[str]:
+    gflop = gflop_of_parts(
+        SHAPE,
+        num_tokens=batch.input_ids_T.shape[0],
+        num_rows=batch.logit_rows_N.shape[0],
+        pairs=num_pairs(CASES[name]),
+    )
+    parts = measure_parts(
+        lambda part_ns: decoder.forward(batch, part_ns=part_ns),
+        tries=tries,
+        num_layers=SHAPE.num_layers,
+        gflop=gflop,
+    )
+    return profile_lines(parts)
 
 
 def main() -> None:
@@ -99,12 +129,13 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--seconds", type=float, default=3.0, help="per case")
+    parser.add_argument("--profile", action="store_true", help="also print the parts of a step")
     given = parser.parse_args()
     torch.set_num_threads(1)
     dtype: torch.dtype = getattr(torch, given.dtype)
     cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "textmill" / "native"
-    specs = [LayerKvSpec(NUM_KV_HEADS, HEAD_DIM, HEAD_DIM)] * NUM_LAYERS
-    rules = [AttentionRule(scaling=HEAD_DIM**-0.5)] * NUM_LAYERS
+    specs = [LayerKvSpec(SHAPE.kv_heads, SHAPE.head_dim, SHAPE.head_dim)] * SHAPE.num_layers
+    rules = [AttentionRule(scaling=SHAPE.head_dim**-0.5)] * SHAPE.num_layers
     print(f"{'threads':>7} {'case':<16} {'least ms':>9} {'median ms':>10} {'tries':>6}")
     for num_threads in map(int, given.threads.split(",")):
         kernels = load_kernels(cache_folder, num_threads=num_threads)
@@ -119,11 +150,14 @@ def main() -> None:
             tensor.normal_()
         for name in given.cases.split(","):
             torch.manual_seed(0)
-            times = list(step_times_ms(decoder, make_batch(*CASES[name]), given.seconds))
+            batch = make_batch(CASES[name])
+            times = list(step_times_ms(decoder, batch, given.seconds))
             print(
                 f"{num_threads:>7} {name:<16} {min(times):>9.2f} {statistics.median(times):>10.2f} {len(times):>6}",
                 flush=True,
             )
+            if given.profile:
+                print("\n".join(profile_of(decoder, batch, name, len(times))), flush=True)
         kernels.close()
 
 

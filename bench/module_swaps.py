@@ -45,7 +45,7 @@ def load(folder: Path, *, dtype: str, num_threads: int, disabled: tuple[str, ...
 def step_ms(runner: ModelRunner, case: tuple[int, int, int], seconds: float) -> tuple[float, float]:
     """Least and median CPU time of a step."""
     torch.manual_seed(0)
-    batch = make_batch(*case, num_blocks=POOL_BLOCKS)
+    batch = make_batch((case,), num_blocks=POOL_BLOCKS)
     runner.forward(batch)
     times = []
     end = time.perf_counter() + seconds

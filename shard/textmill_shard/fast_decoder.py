@@ -149,8 +149,13 @@ class FastDecoder:
             self._kernels.want_huge_pages(values)
         self._decoder.block_size = pool.block_size
 
-    def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
-        """Compute all tokens of the batch and write their K and V; needs a bound pool."""
+    def forward(
+        self, batch: ForwardBatch, wants_hidden: bool = False, *, part_ns: torch.Tensor | None = None
+    ) -> ForwardOutput:
+        """Compute all tokens of the batch and write their K and V; needs a bound pool.
+
+        `part_ns` int64 `[layers * LAYER_PARTS + PARTS_AROUND]` gets the nanoseconds of each part (for profiles).
+        """
         assert self._pool is not None, "bind comes before forward"
         num_tokens, num_rows = batch.input_ids_T.shape[0], batch.logit_rows_N.shape[0]
         # numpy's: a call of torch would give the GIL away, and the writer of the last result would hold up this step.
@@ -181,6 +186,7 @@ class FastDecoder:
             best_score=scan.best_scores_N.ctypes.data,
             not_finite=scan.not_finite_N.ctypes.data,
             log_mass=scan.log_mass_N.ctypes.data,
+            part_ns=address_of(part_ns),
         )
         self._kernels.decode(self._decoder, step)
         return ForwardOutput(logits_NV=torch.from_numpy(logits_NV), hidden_TD=hidden_TD, scan=scan)

@@ -33,6 +33,7 @@ typedef struct {
   int64_t *best;
   uint8_t *not_finite;
   float *log_mass, *best_score;
+  int64_t *part_ns;  // [num_layers, NUM_PARTS] and then NUM_PARTS_AROUND, or NULL: what each part took, waits included
 } decoder_step;
 
 typedef struct {
@@ -53,6 +54,26 @@ typedef struct {
 // The phases of a layer whose work is taken piece by piece: a thread that another program holds up takes less.
 enum { PHASE_QKV, PHASE_ATTEND, PHASE_ATTENTION_OUT, PHASE_GATE_UP, PHASE_DOWN, NUM_PHASES };
 #define PIECES_PER_MEMBER 8
+
+// The parts of a step that a profile tells apart, in each layer and around the layers.
+enum { PART_ATTENTION_NORM, PART_QKV, PART_PLACE, PART_ATTEND, PART_ATTENTION_OUT, PART_MLP_NORM, PART_GATE_UP, PART_DOWN, NUM_PARTS };
+enum { PART_EMBED, PART_LAST_NORM, PART_HEAD, NUM_PARTS_AROUND };
+
+// Alone, a thread reads its own time, in which other programs on its core do not show; several threads wait for each
+// other, so that only the common clock tells what a part takes.
+static int64_t clock_ns(const decoder_run *r) {
+  struct timespec now;
+  clock_gettime(r->team->size == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &now);
+  return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+// Notes what passed since the last part ended; the first member speaks for all, since they meet at the end of each part.
+INLINE void end_part(const decoder_run *r, int member, int64_t part, int64_t *last_ns) {
+  if (!r->step->part_ns || member) return;
+  const int64_t now = clock_ns(r);
+  r->step->part_ns[part] = now - *last_ns;
+  *last_ns = now;
+}
 
 // With few tokens every thread norms all of them for itself: cheaper than meeting once more.
 #define PRIVATE_NORM_TOKENS 4

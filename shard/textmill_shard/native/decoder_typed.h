@@ -139,6 +139,8 @@ static void NAME(decode)(void *argument, int member) {
   int64_t tokens = s->num_tokens;
   float *residual = r->residual;
   const uint32_t *attended = r->attended;
+  const int64_t around = m->num_layers * NUM_PARTS;
+  int64_t last_ns = s->part_ns && !member ? clock_ns(r) : 0;
 
   for (int64_t i = share(tokens, member, size); i < share(tokens, member + 1, size); i++) {
     NAME(embed)(m, s->input_ids[i], residual + i * r->hidden_stride);
@@ -150,22 +152,28 @@ static void NAME(decode)(void *argument, int member) {
     }
   }
   team_barrier(r->team);
+  end_part(r, member, around + PART_EMBED, &last_ns);
 
   for (int64_t index = 0; index < m->num_layers; index++) {
     const decoder_layer *layer = m->layers + index;
     atomic_long *next = r->next + index * NUM_PHASES;
+    const int64_t part = index * NUM_PARTS;
     const uint32_t *normed = NAME(norm)(r, member, residual, layer->attention_norm, tokens);
+    end_part(r, member, part + PART_ATTENTION_NORM, &last_ns);
     NAME(product)(r, next + PHASE_QKV, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->qkv,
                                     .inner_words = m->hidden / PER_WORD, .num_rows = tokens,
                                     .num_outputs = (m->heads + 2 * m->kv_heads) * m->head_dim, .bias = layer->qkv_bias,
                                     .out = r->qkv, .out_stride = r->qkv_stride, .end = STORE});
     team_barrier(r->team);
+    end_part(r, member, part + PART_QKV, &last_ns);
     for (int64_t i = share(tokens, member, size); i < share(tokens, member + 1, size); i++)
       NAME(place_token)(r, layer, i);
     team_barrier(r->team);
+    end_part(r, member, part + PART_PLACE, &last_ns);
     if (index == m->num_layers - 1 && !s->hidden && !s->num_rows) return;  // all K and V are written
     NAME(attend)(r, member, index);
     team_barrier(r->team);
+    end_part(r, member, part + PART_ATTEND, &last_ns);
     if (index == m->num_layers - 1 && !s->hidden) {  // only rows that give logits go on
       tokens = s->num_rows;
       for (int64_t i = share(tokens, member, size); i < share(tokens, member + 1, size); i++) {
@@ -181,15 +189,19 @@ static void NAME(decode)(void *argument, int member) {
                                     .num_outputs = m->hidden, .bias = layer->attention_out_bias, .out = residual,
                                     .out_stride = r->hidden_stride, .end = ADD});
     team_barrier(r->team);
+    end_part(r, member, part + PART_ATTENTION_OUT, &last_ns);
     normed = NAME(norm)(r, member, residual, layer->mlp_norm, tokens);
+    end_part(r, member, part + PART_MLP_NORM, &last_ns);
     NAME(product)(r, next + PHASE_GATE_UP, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->gate_up,
                                     .inner_words = m->hidden / PER_WORD, .num_rows = tokens, .num_outputs = 2 * round_up(m->mlp, 16),
                                     .bias = layer->gate_up_bias, .out = r->act, .out_stride = r->act_words * PER_WORD, .end = GATE});
     team_barrier(r->team);
+    end_part(r, member, part + PART_GATE_UP, &last_ns);
     NAME(product)(r, next + PHASE_DOWN, (gemm){.rows = r->act, .row_words = r->act_words, .panels = layer->down,
                                     .inner_words = m->mlp / PER_WORD, .num_rows = tokens, .num_outputs = m->hidden,
                                     .bias = layer->down_bias, .out = residual, .out_stride = r->hidden_stride, .end = ADD});
     team_barrier(r->team);
+    end_part(r, member, part + PART_DOWN, &last_ns);
   }
 
   const uint32_t *normed = NAME(norm)(r, member, residual, m->last_norm, tokens);
@@ -203,7 +215,10 @@ static void NAME(decode)(void *argument, int member) {
     normed = r->kept_attended;
     team_barrier(r->team);
   }
+  end_part(r, member, around + PART_LAST_NORM, &last_ns);
   NAME(product)(r, r->next + m->num_layers * NUM_PHASES, (gemm){.rows = normed, .row_words = r->normed_words, .panels = m->head,
                                   .inner_words = m->hidden / PER_WORD, .num_rows = tokens, .num_outputs = m->vocabulary,
                                   .bias = m->head_bias, .out = s->logits, .out_stride = m->vocabulary, .end = STORE});
+  if (s->part_ns) team_barrier(r->team);
+  end_part(r, member, around + PART_HEAD, &last_ns);
 }

@@ -71,8 +71,13 @@ class DecoderStep(ctypes.Structure):
         *_fields(_I64, "num_tokens", "num_sequences", "num_rows", "table_stride"),
         *_fields(_PTR, "input_ids", "positions", "kv_places", "logit_rows"),
         *_fields(_PTR, "query_starts", "context_lens", "block_tables", "logits", "hidden"),
-        *_fields(_PTR, "best", "not_finite", "log_mass", "best_score"),
+        *_fields(_PTR, "best", "not_finite", "log_mass", "best_score", "part_ns"),
     )
+
+
+# The parts that `DecoderStep.part_ns` tells apart, in the order of decoder.h: of each layer, and around the layers.
+LAYER_PARTS = ("attention_norm", "qkv", "place", "attend", "attention_out", "mlp_norm", "gate_up", "down")
+PARTS_AROUND = ("embed", "last_norm", "head")
 
 
 class PackedWeight:

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define SPINS_BEFORE_YIELD 2000  // about 30 us: longer than a phase is uneven, shorter than a time slice
 #define SPINS_BEFORE_SLEEP 4000  // idle members give the core away between steps

@@ -1,5 +1,6 @@
 """The fast decoder against transformers' own models: tiny random ones of each family, in chunks and mixed batches."""
 
+import time
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from textmill_shard.attention.base import AttentionRule
 from textmill_shard.fast_decoder import FastDecoder, why_not_fast
 from textmill_shard.forward_batch import ForwardOutput
 from textmill_shard.kv_pool import KvPool, LayerKvSpec
+from textmill_shard.native.kernels import LAYER_PARTS, PARTS_AROUND
 from textmill_shard.row_scan import TorchRowScanner
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -207,6 +209,22 @@ def test_hidden_states_give_the_logits_of_each_position(dtype: torch.dtype) -> N
     tolerance = FLOAT32_TOLERANCE if dtype == torch.float32 else 0.05
     assert float((projected - expected).abs().max() / expected.abs().max()) < tolerance
     assert torch.equal(projected[-1], output.logits_NV[0])
+    assert torch.equal(output.logits_NV, fast.forward(batch).logits_NV)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_profile_tells_the_time_of_each_part_of_each_layer(num_threads: int) -> None:
+    model = make_model("llama")
+    context = make_contexts(model)[2]
+    fast = FastDecoder(model, rules_of(model), native_kernels(num_threads))
+    fast.bind(make_pool(model, num_blocks_of([context])))
+    batch, _ = make_batch([Piece(0, len(context))], ids=[context], block_size=BLOCK_SIZE)
+    part_ns = torch.full((len(model.model.layers) * len(LAYER_PARTS) + len(PARTS_AROUND),), -1)
+    started = time.perf_counter_ns()
+    output = fast.forward(batch, part_ns=part_ns)
+    assert int(part_ns.sum()) <= time.perf_counter_ns() - started
+    assert bool((part_ns >= 0).all())
+    assert int((part_ns > 0).sum()) > 0.9 * len(part_ns)
     assert torch.equal(output.logits_NV, fast.forward(batch).logits_NV)
 
 

@@ -103,15 +103,20 @@ static const uint32_t *NAME(norm)(const decoder_run *r, int member, const float 
   return to;
 }
 
+// A piece is some panels of one block of rows. The pieces of a block follow each other, so that the threads read the same
+// rows at a time.
 static void NAME(product)(const decoder_run *r, atomic_long *next, gemm g) {
-  const int64_t panels = (g.num_outputs + LANES - 1) / LANES;
-  const int64_t least = g.num_rows <= 3 ? 3 : 1;  // few rows are computed several panels at a time
-  int64_t piece = panels / (PIECES_PER_MEMBER * r->team->size);
-  if (piece < least) piece = least;
+  const int64_t panels = num_panels(&g), blocks = num_row_blocks(&g), wanted = PIECES_PER_MEMBER * r->team->size;
+  const int64_t least = panels_at_once(g.num_rows);
+  int64_t width = panels * blocks / wanted;
+  if (width > panels / 2) width = panels / 2;
+  if (width < least) width = least;
+  const int64_t per_block = (panels + width - 1) / width;
   for (;;) {
-    const int64_t from = atomic_fetch_add_explicit(next, piece, memory_order_relaxed);
-    if (from >= panels) return;
-    NAME(run_gemm)(&g, from, from + piece < panels ? from + piece : panels);
+    const int64_t piece = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
+    if (piece >= blocks * per_block) return;
+    const int64_t from = piece % per_block * width;
+    NAME(run_block)(&g, piece / per_block, blocks, from, from + width < panels ? from + width : panels);
   }
 }
 

@@ -3,12 +3,15 @@
 // Packed layout: panels of 32 outputs, in a panel one after the other the words of the inner axis, 32 of each.
 
 #define LANES 32
+#define NOT_INLINE static __attribute__((noinline))
 #if defined(__AVX512F__)
-#define MAX_TILE 12  // rows by 32 outputs in 24 of 32 registers
+#define MAX_TILE 12  // rows by 32 outputs: 24 of 32 registers hold sums, and each load of 64 bytes serves 12 products
 #else
 #define MAX_TILE 3
 #endif
-#define BLOCK_ROWS 120  // rows that stay in the second-level cache while the panels pass by
+// Rows whose inputs stay in the second-level cache while all panels pass by: 120 of a 576-wide model are 146 KB.
+#define BLOCK_ROWS 120
+#define BLOCK_BYTES (512 << 10)
 
 // out = x; x, narrowed; out += x; silu(first 16) * last 16, narrowed
 typedef enum { STORE, NARROW, ADD, GATE } gemm_end;
@@ -25,3 +28,22 @@ typedef struct {
   int64_t out_stride;
   gemm_end end;
 } gemm;
+
+// Rows are computed in blocks of about equal size.
+INLINE int64_t num_row_blocks(const gemm *g) {
+  int64_t most = BLOCK_BYTES / (g->row_words * 4) / MAX_TILE * MAX_TILE;
+  if (most > BLOCK_ROWS) most = BLOCK_ROWS;
+  if (most < 2 * MAX_TILE) most = 2 * MAX_TILE;
+  return (g->num_rows + most - 1) / most;
+}
+
+// Few rows need several panels at a time, else the sums wait for each other.
+INLINE int64_t panels_at_once(int64_t rows) {
+#if MAX_TILE == 12
+  return rows == 1 ? 3 : rows <= 6 ? 2 : 1;
+#else
+  return 1;
+#endif
+}
+
+INLINE int64_t num_panels(const gemm *g) { return (g->num_outputs + LANES - 1) / LANES; }

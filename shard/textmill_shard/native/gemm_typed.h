@@ -35,80 +35,88 @@ INLINE void NAME(end_row)(const gemm *g, int64_t row, int64_t panel, v16f first,
   }
 }
 
-// `tile` rows by `width` panels; both are constants where this is inlined.
-INLINE void NAME(tile)(const gemm *g, int64_t row, int64_t panel, const int tile, const int width) {
-  v16f sums[12][8];
+// The sums of `tile` rows by `width` panels; both are constants where this is inlined. Every instance below is a function
+// of its own that does nothing else, since compilers that see more around it put some of the sums into memory.
+INLINE void NAME(tile_sums)(const gemm *g, int64_t row, int64_t panel, float *to, const int tile, const int width) {
+  v16f sums[MAX_TILE][8];
   const int64_t words = g->inner_words, stride = g->row_words;
-  const uint32_t *x = g->rows + row * stride;
-  const uint32_t *w = g->panels + panel * words * LANES;
+  const uint32_t *w = g->panels + panel * words * LANES, *end = w + words * LANES;
+  const uint32_t *x[(MAX_TILE + 2) / 3];  // of every third row: fewer addresses than rows
+#pragma GCC unroll 4
+  for (int i = 0; i < tile; i += 3) x[i / 3] = g->rows + (row + i) * stride;
 #pragma GCC unroll 12
   for (int i = 0; i < tile; i++)
 #pragma GCC unroll 8
     for (int j = 0; j < 2 * width; j++) sums[i][j] = splat(0.0f);
-  for (int64_t k = 0; k < words; k++) {
+  for (; w < end; w += LANES) {
     v16u lanes[8];
 #pragma GCC unroll 4
     for (int j = 0; j < width; j++) {
-      const uint32_t *at = w + (j * words + k) * LANES;
-      lanes[2 * j] = load_u(at);
-      lanes[2 * j + 1] = load_u(at + 16);
+      lanes[2 * j] = load_u(w + j * words * LANES);
+      lanes[2 * j + 1] = load_u(w + j * words * LANES + 16);
     }
 #pragma GCC unroll 12
     for (int i = 0; i < tile; i++)
 #pragma GCC unroll 8
-      for (int j = 0; j < 2 * width; j++) sums[i][j] = dot(sums[i][j], lanes[j], x[i * stride + k]);
+      for (int j = 0; j < 2 * width; j++) sums[i][j] = dot(sums[i][j], lanes[j], x[i / 3][i % 3 * stride]);
+#pragma GCC unroll 4
+    for (int i = 0; i < tile; i += 3) x[i / 3]++;
   }
 #pragma GCC unroll 12
   for (int i = 0; i < tile; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < width; j++) NAME(end_row)(g, row + i, panel + j, sums[i][2 * j], sums[i][2 * j + 1]);
+#pragma GCC unroll 8
+    for (int j = 0; j < 2 * width; j++) store_f(to + (i * 2 * width + j) * 16, sums[i][j]);
 }
 
-// One row needs several panels at a time, else the sums wait for each other.
-INLINE void NAME(few_rows)(const gemm *g, int64_t row, int64_t from, int64_t to, const int tile, const int width) {
-  int64_t panel = from;
-  for (; panel + width <= to; panel += width) NAME(tile)(g, row, panel, tile, width);
-  for (; panel < to; panel++) NAME(tile)(g, row, panel, tile, 1);
-}
-
-static void NAME(row_tile)(const gemm *g, int64_t row, int64_t panel, int tile) {
-  switch (tile) {
-#define CASE(n) \
-  case n: \
-    NAME(tile)(g, row, panel, n, 1); \
-    break;
-    CASE(1) CASE(2) CASE(3)
+#define TILE(tile, width) \
+  NOT_INLINE void NAME(sums_##tile##x##width)(const gemm *g, int64_t row, int64_t panel, float *to) { \
+    NAME(tile_sums)(g, row, panel, to, tile, width); \
+  }
+TILE(1, 1) TILE(2, 1) TILE(3, 1)
 #if MAX_TILE == 12
-    CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+TILE(4, 1) TILE(5, 1) TILE(6, 1) TILE(7, 1) TILE(8, 1) TILE(9, 1) TILE(10, 1) TILE(11, 1) TILE(12, 1)
+TILE(1, 3) TILE(2, 2) TILE(3, 2) TILE(4, 2) TILE(5, 2) TILE(6, 2)
+#endif
+#undef TILE
+
+static void NAME(run_tile)(const gemm *g, int64_t row, int64_t panel, int64_t tile, int64_t width) {
+  _Alignas(64) float sums[MAX_TILE * LANES];
+  switch (tile * 4 + width) {
+#define CASE(tile, width) \
+  case tile * 4 + width: \
+    NAME(sums_##tile##x##width)(g, row, panel, sums); \
+    break;
+    CASE(1, 1) CASE(2, 1) CASE(3, 1)
+#if MAX_TILE == 12
+    CASE(4, 1) CASE(5, 1) CASE(6, 1) CASE(7, 1) CASE(8, 1) CASE(9, 1) CASE(10, 1) CASE(11, 1) CASE(12, 1)
+    CASE(1, 3) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2) CASE(6, 2)
 #endif
 #undef CASE
+  }
+  for (int64_t i = 0; i < tile; i++)
+    for (int64_t j = 0; j < width; j++) {
+      const float *sum = sums + (i * width + j) * LANES;
+      NAME(end_row)(g, row + i, panel + j, load_f(sum), load_f(sum + 16));
+    }
+}
+
+// Panels `from` .. `to` of the rows of a block.
+static void NAME(run_block)(const gemm *g, int64_t block, int64_t num_blocks, int64_t from, int64_t to) {
+  const int64_t first = share(g->num_rows, block, num_blocks), rows = share(g->num_rows, block + 1, num_blocks) - first;
+  const int64_t num_tiles = (rows + MAX_TILE - 1) / MAX_TILE, at_once = panels_at_once(rows);
+  for (int64_t panel = from, width; panel < to; panel += width) {
+    width = panel + at_once <= to ? at_once : 1;
+    for (int64_t tile = 0; tile < num_tiles; tile++) {
+      const int64_t start = share(rows, tile, num_tiles), stop = share(rows, tile + 1, num_tiles);
+      NAME(run_tile)(g, first + start, panel, stop - start, width);
+    }
   }
 }
 
 // Panels `from` .. `to` of all rows.
 static void NAME(run_gemm)(const gemm *g, int64_t from, int64_t to) {
-  for (int64_t first = 0; first < g->num_rows; first += BLOCK_ROWS) {
-    const int64_t rows = g->num_rows - first < BLOCK_ROWS ? g->num_rows - first : BLOCK_ROWS;
-#if MAX_TILE == 12
-    if (rows == 1) {
-      NAME(few_rows)(g, first, from, to, 1, 3);
-      continue;
-    }
-    if (rows <= 3) {
-      if (rows == 2)
-        NAME(few_rows)(g, first, from, to, 2, 2);
-      else
-        NAME(few_rows)(g, first, from, to, 3, 2);
-      continue;
-    }
-#endif
-    const int64_t num_tiles = (rows + MAX_TILE - 1) / MAX_TILE;
-    for (int64_t panel = from; panel < to; panel++)
-      for (int64_t tile = 0; tile < num_tiles; tile++) {
-        const int64_t start = share(rows, tile, num_tiles), stop = share(rows, tile + 1, num_tiles);
-        NAME(row_tile)(g, first + start, panel, (int)(stop - start));
-      }
-  }
+  const int64_t num_blocks = num_row_blocks(g);
+  for (int64_t block = 0; block < num_blocks; block++) NAME(run_block)(g, block, num_blocks, from, to);
 }
 
 // Packs rows `weights[output_of_lane]` of `[outputs, inner]`; the caller says which output stands in which lane.

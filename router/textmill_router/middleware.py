@@ -20,6 +20,7 @@ OPENAI_PREFIX = "/v1/"
 OPEN_PATHS = frozenset({"/health", "/ping", "/metrics"})
 CLIENT_LEFT_STATUS = 499
 _ALLOWED_HEADERS = b"content-type,authorization,x-request-id,traceparent,x-wait-for-model,x-use-cache"
+_HEADER_NAMES = re.compile(rb"[\w!#$%&'*+.^`|~, -]{1,4096}", re.ASCII)
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 # W3C trace context: version, trace id, parent id, flags. One that is malformed is no parent, as the standard says.
@@ -79,11 +80,18 @@ class Cors:
                 headers.append((b"access-control-allow-origin", origin))
         if scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method") is not None:
             headers.append((b"access-control-allow-methods", b"GET,POST"))
-            headers.append((b"access-control-allow-headers", _ALLOWED_HEADERS))
+            headers.append((b"access-control-allow-headers", _allowed_headers(scope)))
             headers.append((b"access-control-max-age", b"600"))
             await send_reply(scope, send, 200, b"")
             return
+        headers.append((b"access-control-expose-headers", b"*"))  # Retry-After, x-request-id
         await self._app(scope, receive, send)
+
+
+def _allowed_headers(scope: Scope) -> bytes:
+    """Ours and those that the page wants to send: SDKs in browsers add headers of their own, which no route reads."""
+    wanted = _header(scope, b"access-control-request-headers") or b""
+    return b",".join([_ALLOWED_HEADERS, wanted]) if _HEADER_NAMES.fullmatch(wanted) else _ALLOWED_HEADERS
 
 
 class ApiKey:

@@ -141,6 +141,28 @@ def test_browser_may_call_from_anywhere_with_a_key(client: httpx.Client) -> None
     assert "access-control-allow-origin" not in client.get("/health").headers
 
 
+def test_browser_may_send_what_its_client_adds_and_read_what_comes(client: httpx.Client) -> None:
+    """The openai client sends ten headers of its own from a page, and waits as Retry-After says."""
+    asked = {"origin": "http://a", "access-control-request-method": "POST"}
+
+    def allowed(wanted: str) -> set[str]:
+        answer = client.options("/v1/completions", headers={**asked, "access-control-request-headers": wanted})
+        assert answer.status_code == 200
+        return {name.strip() for name in answer.headers["access-control-allow-headers"].split(",")}
+
+    assert {"x-stainless-os", "openai-organization", "authorization"} <= allowed("x-stainless-os, openai-organization")
+    assert allowed("x-one(") == allowed("") >= {"authorization", "content-type", "x-wait-for-model"}
+    body = {"prompt": "hi", "max_tokens": 1}
+    for answer in (
+        client.post("/v1/completions", json=body, headers={"origin": "http://a"}),
+        client.post("/v1/completions", json={**body, "stream": True}, headers={"origin": "http://a"}),
+        client.post("/v1/completions", json={**body, "n": 0}, headers={"origin": "http://a"}),
+        client.get("/v1/models/none", headers={"origin": "http://a"}),
+    ):
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert answer.headers["access-control-expose-headers"] == "*"
+
+
 def test_browser_may_call_from_listed_origins_only(locked: httpx.Client) -> None:
     assert preflight(locked, "http://b.example")["access-control-allow-origin"] == "http://b.example"
     assert "access-control-allow-origin" not in preflight(locked, "http://evil.example")

@@ -25,7 +25,7 @@ def middle_tokens_for(sources: list[PromptSource], tokenizer: Tokenizer) -> Midd
     """How this model is asked for what stands between the prompts and a suffix. Raises ValidationFailed."""
     tokens = find_middle_tokens(tokenizer.token_to_id)
     if tokens is None:
-        raise _refuse_suffix("this model has no fill-in-the-middle tokens; leave it out")
+        raise _refuse_suffix("must not be set: this model has no fill-in-the-middle tokens")
     if any(source.text is None for source in sources):
         raise _refuse_suffix("needs prompts that are text, found token ids")
     return tokens

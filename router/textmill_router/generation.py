@@ -124,6 +124,7 @@ class Generation:
         "_failure",
         "_fast_reader",
         "_first_token_s",
+        "_has_plain_text",
         "_makes_events",
         "_num_cached_tokens",
         "_num_tokens",
@@ -144,6 +145,8 @@ class Generation:
         self._request = request
         self._options = options
         self._detokenizer = tokenizer.new_detokenizer(request.text_ids)
+        # Nothing but the tokens themselves decides about text and end.
+        self._has_plain_text = not (options.stop_strings or options.shown_specials or options.deadline_s is not None)
         self._stops = StopStrings(options.stop_strings, options.keep_stop_match) if options.stop_strings else None
         self._events: list[TokenEvent] = []  # not yet pulled
         self._tokens: list[TokenEvent] = []  # all, for the result
@@ -270,6 +273,13 @@ class Generation:
     def _add_token(self, output: RequestOutput, index: int, token_id: int, finish: FinishReason | None) -> bool:
         """Adds one token; returns whether a stop string or the deadline ended the request with it."""
         self._num_tokens += 1
+        if self._has_plain_text and finish is None:  # most tokens
+            text = self._detokenizer.step(token_id)
+            if text:
+                self._text.append(text)
+            if self._makes_events:
+                self._new_event(output, index, token_id, text, text)
+            return False
         deadline_s = self._options.deadline_s
         is_late = deadline_s is not None and finish is None and time.monotonic() >= deadline_s
         is_last = is_late or finish is not None

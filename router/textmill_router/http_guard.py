@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from textmill_router.api.error_responses import error_headers, error_kind, native_error_body
-from textmill_router.api.replies import note_refusal, offer_flow
+from textmill_router.api.replies import note_refusal, offer_writer
 from textmill_router.errors import BadHttp, HeaderTooLarge, RequestError, RequestTimedOut
 
 # A body must come faster than this once its first deadline has passed.
@@ -45,6 +45,28 @@ def guarded_protocol(limits: GuardLimits, on_refused: Callable[[int], None]) -> 
     `on_refused` is called with the status of each refusal that no call of the application stands for.
     """
     return type("GuardedHttpProtocol", (_GuardedProtocol,), {"limits": limits, "on_refused": staticmethod(on_refused)})
+
+
+class _ChunkWriter:
+    """What uvicorn's `send` does with a piece of a chunked body, without a message and a coroutine for each."""
+
+    __slots__ = ("_cycle", "_flow", "_transport", "send")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._flow = cycle.flow
+        self._transport = cycle.transport
+        self.send = cast(Send, cycle.send)
+
+    @property
+    def is_open(self) -> bool:
+        cycle = self._cycle  # `chunked_encoding` is None until the answer has begun
+        return bool(cycle.chunked_encoding) and not (
+            self._flow.write_paused or cycle.response_complete or cycle.disconnected
+        )
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 class _GuardedProtocol(HttpToolsProtocol):
@@ -92,7 +114,6 @@ class _GuardedProtocol(HttpToolsProtocol):
         self._is_in_header = True
         self._header_fields = 0
         super().on_message_begin()
-        offer_flow(cast(Scope, self.scope), self.flow)
         self._field_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -112,6 +133,10 @@ class _GuardedProtocol(HttpToolsProtocol):
         self._body_started_s = self.loop.time()
         self._start_deadline(self.limits.body_timeout_s, self._on_body_deadline)
         super().on_headers_complete()
+        # Its task has not run yet; with several requests under way each has a cycle of its own.
+        cycle = self.cycle
+        if cycle is not None and cycle.scope is self.scope:
+            offer_writer(cast(Scope, self.scope), _ChunkWriter(cycle))
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)

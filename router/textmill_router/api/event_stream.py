@@ -1,13 +1,12 @@
 """Server-sent events of one answer: begun with the first event, kept alive by comments, ended in one write."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 from starlette.types import Scope, Send
 
 from textmill_router.api.error_responses import Header
-from textmill_router.api.replies import flow_of, start_reply
+from textmill_router.api.replies import start_reply, writer_of
 
 KEEP_ALIVE_S = 15.0
 _COMMENT = b":\n\n"
@@ -26,7 +25,7 @@ class EventStream:
         self._send = send
         self._headers = [*STREAM_HEADERS, *headers]
         self._keep_alive_s = keep_alive_s
-        self._flow = flow_of(scope)
+        self._writer = writer_of(scope, send)
         self._loop = asyncio.get_running_loop()
         self._last_write_s = self._loop.time()
         self._timer = self._loop.call_later(keep_alive_s, self._on_timer)
@@ -36,20 +35,13 @@ class EventStream:
     @property
     def can_write_now(self) -> bool:
         """Begun, and nothing is in the way of a write: the client reads, no comment is being sent."""
-        return self.is_started and self._comment is None and self._flow is not None and not self._flow.write_paused
+        return self.is_started and self._comment is None and self._writer is not None and self._writer.is_open
 
     def write_now(self, data: bytes) -> None:
         """Send events without a task switch; only while `can_write_now`."""
+        assert self._writer is not None
         self._last_write_s = self._loop.time()
-        # `send` is a coroutine that suspends only while writing is paused: one push runs it to its end.
-        writing = cast(
-            Coroutine[None, None, None], self._send({"type": "http.response.body", "body": data, "more_body": True})
-        )
-        try:
-            writing.send(None)
-        except StopIteration:
-            return
-        raise AssertionError("send was suspended on a connection that can be written")
+        self._writer.write(data)
 
     async def write(self, data: bytes) -> None:
         """Send events; waits while the client does not read."""

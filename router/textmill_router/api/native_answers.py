@@ -40,6 +40,8 @@ class NativeEvents:
 
     def encode(self, events: list[TokenEvent]) -> bytes:
         """All events in one piece, one `data:` line and one blank line each."""
+        if len(events) == 1:
+            return self._encode_one(events[0]).encode("utf-8", "replace")
         return "".join([self._encode_one(event) for event in events]).encode("utf-8", "replace")
 
     def _encode_one(self, event: TokenEvent) -> str:

@@ -94,11 +94,12 @@ class NativeWork:
         stream = EventStream(scope, send, self._account.stream_headers())
         written: list[bytes] = []
 
-        def encode(events: list[TokenEvent]) -> bytes:
+        def encode_kept(events: list[TokenEvent]) -> bytes:
             data = writer.encode(events)
-            if slot is not None:
-                written.append(data)
+            written.append(data)
             return data
+
+        encode = writer.encode if slot is None else encode_kept
 
         def write_now(events: list[TokenEvent]) -> bool:
             if not stream.can_write_now:

@@ -3,15 +3,15 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from starlette.types import Scope, Send
-from uvicorn.protocols.http.flow_control import FlowControl
 
 from textmill_router.api.error_responses import ErrorStyle, Header, error_body, error_headers, error_status
 from textmill_router.errors import RequestError
 
 _SCOPE_KEY = "textmill.call"
-_FLOW_KEY = "textmill.flow"
+_WRITER_KEY = "textmill.writer"
 _REFUSAL_KEY = "textmill.refusal"
 
 
@@ -41,9 +41,24 @@ def call_of(scope: Scope) -> Call:
     return call
 
 
-def offer_flow(scope: Scope, flow: FlowControl) -> None:
-    """Called by the connection: lets an event stream ask whether it can write."""
-    scope["extensions"] = {_FLOW_KEY: {"flow": flow}}
+class BodyWriter(Protocol):
+    """A connection's short way for pieces of an answer that has begun; `send` is the long way that it stands for."""
+
+    send: Send
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a piece can be written now: the answer goes by chunks, the client is there and reads."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Write one piece, not empty; only while `is_open`."""
+        ...
+
+
+def offer_writer(scope: Scope, writer: BodyWriter) -> None:
+    """Called by the connection: lets an event stream write without a task switch."""
+    scope.setdefault("extensions", {})[_WRITER_KEY] = {"writer": writer}
 
 
 def note_refusal(scope: Scope, status: int) -> None:
@@ -57,10 +72,10 @@ def refusal_of(scope: Scope) -> int:
     return status
 
 
-def flow_of(scope: Scope) -> FlowControl | None:
-    """The connection's flow control: while `write_paused` is false, `send` writes without suspending."""
-    offered: FlowControl | None = scope.get("extensions", {}).get(_FLOW_KEY, {}).get("flow")
-    return offered
+def writer_of(scope: Scope, send: Send) -> BodyWriter | None:
+    """The connection's writer; None where something stands between `send` and the connection."""
+    offered: BodyWriter | None = scope.get("extensions", {}).get(_WRITER_KEY, {}).get("writer")
+    return offered if offered is not None and offered.send == send else None
 
 
 async def start_reply(scope: Scope, send: Send, status: int, headers: Sequence[Header]) -> None:

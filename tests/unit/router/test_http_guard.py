@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from textmill_router.api.replies import writer_of
 from textmill_router.http_guard import GuardLimits, guarded_protocol
 
 LIMITS = GuardLimits(
@@ -35,12 +37,12 @@ async def echo_length(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"%d" % num_bytes})
 
 
-def talk(exchange: Exchange, limits: GuardLimits = LIMITS) -> uvicorn.Server:
+def talk(exchange: Exchange, limits: GuardLimits = LIMITS, app: ASGIApp = echo_length) -> uvicorn.Server:
     """Runs the exchange on a connection to a guarded server and returns the server after its end."""
 
     async def scenario() -> uvicorn.Server:
         config = uvicorn.Config(
-            echo_length,
+            app,
             port=0,
             http=guarded_protocol(limits, lambda status: None),
             lifespan="off",
@@ -249,3 +251,88 @@ def test_client_that_does_not_read_is_cut_off() -> None:
         assert num_bytes < 20_000_000  # of 100 million
 
     talk(exchange, replace(LIMITS, stall_timeout_s=0.1))
+
+
+class Pieces:
+    """Answers with its path in pieces; with `is_short` by the connection's writer instead of `send`."""
+
+    def __init__(self, *, is_short: bool) -> None:
+        self.is_short = is_short
+        self.open: list[bool] = []  # the writer before the answer, in it, after it
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writer = writer_of(scope, send)
+        assert writer is not None
+        self.open.append(writer.is_open)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        self.open.append(writer.is_open)
+        for piece in (scope["path"].encode(), b"x" * 1000, b"\r\n"):
+            if self.is_short:
+                writer.write(piece)
+            else:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"end"})
+        self.open.append(writer.is_open)
+
+
+def test_short_way_writes_what_send_writes_also_to_pipelined_requests() -> None:
+    said: list[bytes] = []
+
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"GET /one HTTP/1.1\r\nhost: x\r\n\r\nGET /two HTTP/1.1\r\nhost: x\r\n\r\n")
+        said.append(await reader.readuntil(b"0\r\n\r\n") + await reader.readuntil(b"0\r\n\r\n"))
+
+    for is_short in (False, True):
+        app = Pieces(is_short=is_short)
+        talk(exchange, app=app)
+        assert app.open == [False, True, False] * 2
+    plain, short = (re.sub(rb"date: [^\r]*\r\n", b"", data) for data in said)
+    assert short == plain
+    assert plain.index(b"/one") < plain.index(b"/two")
+
+
+def test_no_short_way_where_something_stands_before_send_or_the_length_is_told() -> None:
+    found: list[bool] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def changed(message: Message) -> None:
+            await send(message)
+
+        writer = writer_of(scope, send)
+        assert writer is not None
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        found.extend([writer_of(scope, changed) is None, writer.is_open])
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"ok")
+
+    talk(exchange, app=app)
+    assert found == [True, False]
+
+
+def test_short_way_closes_while_the_client_does_not_read_and_when_it_leaves() -> None:
+    seen: list[str] = []
+    has_left = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        writer = writer_of(scope, send)
+        assert writer is not None
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):  # more than any buffer holds
+            if not writer.is_open:
+                seen.append("paused")
+                break
+            writer.write(b"x" * 100_000)
+        has_left.set()
+        await receive()
+        seen.append("open" if writer.is_open else "closed")
+
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await has_left.wait()
+
+    talk(exchange, app=app)
+    assert seen == ["paused", "closed"]

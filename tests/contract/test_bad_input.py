@@ -204,16 +204,6 @@ def test_values_that_nest_deep_are_400(client: httpx.Client, fields: dict[str, A
     assert "nested too deep: more than 128 levels" in answer.json()["error"]["message"]
 
 
-def test_arguments_of_a_call_that_nest_deep_are_text_and_only_too_long(client: httpx.Client) -> None:
-    arguments = json.dumps({"x": nested(900)})
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
-    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [call]}]
-    messages.append({"role": "tool", "tool_call_id": "1", "content": "x"})
-    answer = client.post("/v1/chat/completions", json={"model": "m", "messages": messages, "max_tokens": 1})
-    assert answer.status_code == 422
-    assert answer.json()["error"]["code"] == "context_length_exceeded"
-
-
 @pytest.mark.parametrize("route", [*ROUTES, "/tokenize"])
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
 def test_other_content_type_is_415(client: httpx.Client, route: str, content_type: str | None) -> None:

@@ -1,0 +1,28 @@
+"""What a chat template is shown of the messages of a body."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from textmill_router.api.chat_messages import chat_wishes
+from textmill_router.api.chat_types import ChatBody
+
+
+def shown_arguments(arguments: str) -> Any:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    body = {"model": "m", "messages": [{"role": "assistant", "tool_calls": [call]}]}
+    (message,) = chat_wishes(msgspec.convert(body, ChatBody)).messages
+    return message["tool_calls"][0]["function"]["arguments"]
+
+
+def test_arguments_of_a_call_become_the_object_that_they_hold() -> None:
+    assert shown_arguments('{"city": "Rome", "days": [1, 2]}') == {"city": "Rome", "days": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["not json", "[1]", '{"x": ' + "[" * 500 + "]" * 500 + "}", '{"x": ' + "[" * 100_000],
+    ids=lambda a: a[:9],
+)
+def test_arguments_that_hold_no_object_or_nest_too_deep_stay_text(arguments: str) -> None:
+    assert shown_arguments(arguments) == arguments

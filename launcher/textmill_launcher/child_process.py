@@ -17,6 +17,7 @@ from textmill_launcher.logs import ChildOutput
 NUM_LAST_LINES = 20
 MAX_LINE_BYTES = 64 * 1024  # a longer line is cut into several
 OUTPUT_END_TIMEOUT_S = 5.0  # for the rest of the output after the child has ended
+URGE_INTERVAL_S = 0.5  # signals that come faster than they are read count as one
 _PR_SET_PDEATHSIG = 1
 
 
@@ -88,6 +89,15 @@ class ChildProcess:
                 return await asyncio.wait_for(self.wait(), grace_s)
             self.kill()
         return await self.wait()
+
+    async def urge(self, grace_s: float) -> int:
+        """As `stop`, with SIGTERM again and again: a router then gives those who still wait an error."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while not self._exit_code.done():
+                    self._signal(signal.SIGTERM)
+                    await asyncio.wait([self._exit_code], timeout=URGE_INTERVAL_S)
+        return await self.stop(0.0)
 
     def kill(self) -> None:
         """Send SIGKILL to the whole group."""

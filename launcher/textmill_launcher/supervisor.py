@@ -30,7 +30,7 @@ from textmill_launcher.sockets import SocketPlaces, free_port, socket_places
 
 SHARD_GRACE_S = 10.0  # with the router gone a shard has nothing left to finish
 HELPER_GRACE_S = 5.0
-ROUTER_GRACE_WITHOUT_SHARDS_S = 3.0  # its requests cannot end any more
+URGED_ROUTER_GRACE_S = 3.0  # to tell its clients that their requests cannot, or shall not, end any more
 SHARD_UMASK = 0o077  # nobody else reaches a shard's socket, from the first moment on
 
 log = logging.getLogger(__name__)
@@ -140,24 +140,31 @@ class Supervisor:
 
     async def _stop_children(self, router: ChildProcess | None, shards: Sequence[ChildProcess]) -> None:
         """Stop the router, which lets running requests end, then all shards at once."""
-        if router is not None:
-            lacks_shards = not all(shard.is_running for shard in shards)
-            patience_s = self._settings.graceful_termination_timeout
-            grace_s = min(patience_s, ROUTER_GRACE_WITHOUT_SHARDS_S) if lacks_shards else patience_s
-            await self._stop(router, grace_s)
-        await asyncio.gather(*(self._stop(shard, SHARD_GRACE_S) for shard in shards))
+        if router is not None and router.is_running:
+            await self._stop_router(router, can_finish=all(shard.is_running for shard in shards))
+        await asyncio.gather(*(self._stop_shard(shard) for shard in shards if shard.is_running))
 
-    async def _stop(self, child: ChildProcess, grace_s: float) -> None:
-        """End one child within `grace_s`, at once after a second signal."""
-        if not child.is_running:
-            return
+    async def _stop_router(self, router: ChildProcess, *, can_finish: bool) -> None:
+        """Wait for its requests while they can end and no second signal comes, then let it tell them."""
+        if can_finish:
+            hurry = asyncio.create_task(self._stop_at_once.wait())
+            patient = asyncio.create_task(router.stop(self._settings.graceful_termination_timeout))
+            await asyncio.wait({hurry, patient}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (hurry, patient):
+                task.cancel()
+            await asyncio.gather(hurry, patient, return_exceptions=True)
+        code = await router.urge(min(self._settings.graceful_termination_timeout, URGED_ROUTER_GRACE_S))
+        log.info("%s %s", router.name, describe_code(code))
+
+    async def _stop_shard(self, shard: ChildProcess) -> None:
+        """End a shard, at once after a second signal."""
         hurry = asyncio.create_task(self._stop_at_once.wait())
-        hurry.add_done_callback(lambda task: None if task.cancelled() else child.kill())
+        hurry.add_done_callback(lambda task: None if task.cancelled() else shard.kill())
         try:
-            code = await child.stop(grace_s)
+            code = await shard.stop(SHARD_GRACE_S)
         finally:
             hurry.cancel()
-        log.info("%s %s", child.name, describe_code(code))
+        log.info("%s %s", shard.name, describe_code(code))
 
     async def _run_helper(self, name: ChildName, command: Sequence[str], environ: Mapping[str, str]) -> str:
         """Run a download or a conversion; a signal ends it."""

@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -25,7 +25,7 @@ QUESTION = {"inputs": "Hello", "parameters": {"max_new_tokens": 4, "do_sample": 
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_llama(tmp_path_factory.mktemp("tiny_llama"))
+    return make_tiny_llama(tmp_path_factory.mktemp("tiny_llama"), max_position_embeddings=32_768)
 
 
 @pytest.fixture
@@ -101,6 +101,19 @@ def test_stop_while_loading_leaves_nothing_behind(
         assert_gone(pids)
 
 
+def events_after_the_first(server: LaunchedServer, then: Callable[[], None]) -> list[str]:
+    """Read a long stream; call `then` after its first event. The events; a stream that is cut off fails the test."""
+    question = {"inputs": "Hello", "parameters": {"max_new_tokens": 20_000, "ignore_eos": True}}
+    with (
+        httpx.Client(trust_env=False, timeout=STOP_LIMIT_S) as client,
+        client.stream("POST", f"{server.base_url}/generate_stream", json=question) as stream,
+    ):
+        lines = stream.iter_lines()
+        first = next(lines)
+        then()
+        return [first, *(line for line in lines if line.startswith("data:"))]
+
+
 def test_killed_shard_stops_the_rest_and_is_named(
     tiny_arguments: list[str], tmp_path: Path, socket_folder: Path
 ) -> None:
@@ -108,13 +121,31 @@ def test_killed_shard_stops_the_rest_and_is_named(
         server.wait_ready()
         pids = process_ids(server)
         (shard,) = server.children("textmill_shard")
-        shard.kill()
+        events = events_after_the_first(server, then=shard.kill)
+        assert '"error_type":"shutting_down"' in events[-1]
         assert server.wait_exit() == 128 + signal.SIGKILL
         assert_gone(pids)
         log = server.log_text
         assert "shard rank 0 was killed by SIGKILL while serving" in log
         assert "its last lines:" in log
         assert "what to try:" in log
+
+
+def test_second_signal_gives_running_requests_an_error(tiny_arguments: list[str], tmp_path: Path) -> None:
+    with launched(tiny_arguments, tmp_path) as server:
+        server.wait_ready()
+        pids = process_ids(server)
+
+        def signal_twice() -> None:
+            server.process.terminate()
+            server.wait_for_log("draining")
+            server.process.terminate()
+
+        events = events_after_the_first(server, then=signal_twice)
+        assert '"error_type":"shutting_down"' in events[-1]
+        assert server.wait_exit() == 0
+        assert_gone(pids)
+        assert "SIGTERM again" in server.log_text
 
 
 def test_killed_router_stops_the_rest_and_is_named(

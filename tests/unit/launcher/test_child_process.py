@@ -99,6 +99,35 @@ def test_stop_ends_a_polite_child_with_sigterm() -> None:
     run(main)
 
 
+def test_urging_signals_again_until_the_child_ends() -> None:
+    async def main(stream: io.StringIO) -> None:
+        child = spawn(
+            stream,
+            """
+            import signal, sys, time
+            signals = []
+            signal.signal(signal.SIGTERM, lambda *_: signals.append(1) or len(signals) > 1 and sys.exit(7))
+            print("ready")
+            while True: time.sleep(0.01)
+            """,
+        )
+        await wait_for_line(stream, "ready")
+        assert await child.urge(grace_s=LIMIT_S) == 7
+        assert await child.urge(grace_s=LIMIT_S) == 7  # has ended already
+
+    run(main)
+
+
+def test_urging_kills_in_the_end() -> None:
+    async def main(stream: io.StringIO) -> None:
+        program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready'); time.sleep(100)"
+        child = spawn(stream, program)
+        await wait_for_line(stream, "ready")
+        assert await child.urge(grace_s=0.1) == -signal.SIGKILL
+
+    run(main)
+
+
 def test_stop_kills_a_stubborn_child_and_what_it_started() -> None:
     async def main(stream: io.StringIO) -> None:
         program = """

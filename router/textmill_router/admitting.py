@@ -8,7 +8,8 @@ from textmill_router.waiting_queue import WaitingQueue
 def admit_waiting(queue: WaitingQueue, epoch: Epoch, suspects: Suspects, now: float) -> None:
     """Seat waiting requests in order until one does not fit.
 
-    Nobody passes a request that lacks room; only one that is held for its prefix may be passed (rule 11).
+    Nobody passes a request that lacks room; only one that is held for its prefix, or for the sequence that computes its
+    prompt, may be passed (rule 11).
     """
     if not len(queue):
         return
@@ -18,6 +19,8 @@ def admit_waiting(queue: WaitingQueue, epoch: Epoch, suspects: Suspects, now: fl
             break
         if suspects.is_suspect(state) and epoch.slots.is_any_in_prefill():
             break
+        if state.waits_for_leader:
+            continue
         if state.hold_hash is not None and epoch.cache.is_being_written(state.hold_hash):
             continue
         hits = epoch.find_hits(state)

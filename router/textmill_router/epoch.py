@@ -77,7 +77,8 @@ class Epoch:
     def seat(self, state: RequestState, hits: list[BlockId], now: float) -> None:
         """Admit a request with the blocks found for it. Ask slots and grants first."""
         request = state.request
-        num_cached_tokens = len(hits) * self.pool.block_size
+        copied_block_id, num_copied_tokens = self._find_copy(state, hits)
+        num_cached_tokens = len(hits) * self.pool.block_size + num_copied_tokens
         if not state.wants_prompt_logprobs:
             self.counters.num_prefix_lookup_tokens += state.num_tokens
             self.counters.num_prefix_hit_tokens += num_cached_tokens
@@ -91,6 +92,7 @@ class Epoch:
             state.num_cached_tokens = num_cached_tokens
         state.status = RequestStatus.RUNNING
         state.hold_hash = None
+        state.leader = None
         state.num_computed_tokens = num_cached_tokens
         state.num_indexed_blocks = len(hits)
         state.watch_at = 0  # look at it when its first token comes
@@ -121,8 +123,29 @@ class Epoch:
                 watermark=request.watermark,
                 is_long_rope=request.takes_long_rope(self.pool.rope_border),
                 num_encoder_tokens=request.num_encoder_tokens,
+                copied_block_id=copied_block_id,
             )
         )
+
+    def _find_copy(self, state: RequestState, hits: list[BlockId]) -> tuple[BlockId | None, int]:
+        """The block of the prompt's end at the sequence that has computed it, and how many places to copy (rule 10).
+
+        One token is left to compute, to have logits.
+        """
+        leader = state.leader
+        num_whole, num_copied = divmod(len(state.request.prompt_ids) - 1, self.pool.block_size)
+        if (
+            leader is None
+            or state.wants_prompt_logprobs
+            or leader.status is not RequestStatus.RUNNING
+            or leader.slot is None
+            or leader.num_computed_tokens < len(state.request.prompt_ids)
+            or not self.cache.is_enabled
+            or num_whole != len(hits)
+            or num_copied == 0
+        ):
+            return None, 0
+        return leader.block_ids[num_whole], num_copied
 
     def note_prefill(self, state: RequestState) -> None:
         """Its prefill has moved: count the tokens of its next chunk."""

@@ -40,7 +40,7 @@ class Admit:
     slot: Slot
     prompt_ids: "array[int]"
     output_ids: "array[int]"  # sampled before, on re-admission
-    num_cached_tokens: int  # multiple of the block size, smaller than prompt + output
+    num_cached_tokens: int  # smaller than prompt + output; multiple of the block size unless places are copied
     block_ids: tuple[BlockId, ...]
     max_new_tokens: int  # output tokens in all, output_ids included
     sampling: SamplingParameters
@@ -55,6 +55,7 @@ class Admit:
     watermark: bool = False
     is_long_rope: bool = False  # it takes the long rotary table (ShardPool.rope_border)
     num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
+    copied_block_id: BlockId | None = None  # has the places of the last cached tokens, which do not fill a block
 
 
 @dataclass(frozen=True, slots=True)

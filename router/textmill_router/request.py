@@ -75,6 +75,7 @@ class GenerationRequest:
     priority: int = 0  # smaller goes first
     cache_salt: bytes = b""
     num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
+    shares_prompt_of: RequestId | None = None  # it waits until that one has computed the prompt, or has ended
 
     @property
     def num_input_tokens(self) -> int:

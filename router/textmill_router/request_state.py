@@ -33,6 +33,7 @@ class RequestState:
         "epoch",
         "hold_hash",
         "is_plain",
+        "leader",
         "max_places",
         "next_prompt_logprob",
         "num_cached_tokens",
@@ -73,6 +74,7 @@ class RequestState:
         self.num_indexed_blocks = 0  # full blocks offered to the index
         self.num_foreign_blocks = 0  # first blocks that others wrote, in this epoch
         self.chain: list[bytes] = []
+        self.leader: RequestState | None = None  # who computes its prompt; None from its first admission on
         self.hold_hash: bytes | None = None  # rule 11: what it was last seen waiting for
         self.prefill_share = 0  # tokens of its next chunk (rule 16)
         self.watch_at = NEVER  # tokens at which a block is full or places run short; 0 = no token in this seat yet
@@ -86,6 +88,17 @@ class RequestState:
 
     def __repr__(self) -> str:
         return f"RequestState({self.request_id}, {self.status.value}, slot={self.slot}, tokens={self.num_tokens})"
+
+    @property
+    def waits_for_leader(self) -> bool:
+        """Whether another request is still to compute its prompt."""
+        leader = self.leader
+        return leader is not None and not leader.output_ids and not leader.has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was cancelled, or its last row or error has come."""
+        return self.status is RequestStatus.CANCELLED or (self.status is RequestStatus.RUNNING and self.slot is None)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

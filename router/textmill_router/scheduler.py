@@ -153,6 +153,9 @@ class Scheduler:
             raise DoesNotFit(f"prompt has {num_prompt} tokens, with max_new_tokens {num_total}: more than the KV pool")
         self._queue.check_room(num_prompt)
         state = RequestState(request)
+        if request.shares_prompt_of is not None:
+            state.leader = self._requests.get(request.shares_prompt_of)
+            assert state.leader is None or _has_same_places(request, state.leader.request), request.request_id
         self._requests[request.request_id] = state
         self._queue.push(state)
 
@@ -275,3 +278,12 @@ class Scheduler:
             raise PoolMismatch(f"{pool.num_slots} slots do not fit a step of {max_step_tokens} tokens (rule 16)")
         if self._pool is not None and self._pool.block_size != pool.block_size:
             raise PoolMismatch(f"blocks had {self._pool.block_size} tokens, now they have {pool.block_size} (rule 22)")
+
+
+def _has_same_places(one: GenerationRequest, other: GenerationRequest) -> bool:
+    """Whether the K and V of one prompt are those of the other, for whoever may share them (rule 12)."""
+    return (one.prompt_ids, one.max_new_tokens, one.cache_salt) == (
+        other.prompt_ids,
+        other.max_new_tokens,
+        other.cache_salt,
+    )

@@ -278,6 +278,7 @@ def _admit_to_proto(admit: Admit) -> shard_pb2.Admit:
         watermark=admit.watermark,
         long_rope=admit.is_long_rope,
         num_encoder_tokens=admit.num_encoder_tokens,
+        copied_block_id=admit.copied_block_id,
     )
 
 

@@ -109,6 +109,13 @@ class ModelRunner:
         return self._decoder.forward(batch, wants_hidden)
 
     @torch.inference_mode()
+    def copy_places(self, *, source_block: int, target_block: int, num_places: int) -> None:
+        """Copy K and V of the first places of a block, all layers, behind the steps launched so far (rule 10)."""
+        assert self._pool is not None
+        for tensor in (*self._pool.keys, *self._pool.values):
+            tensor[target_block, :num_places] = tensor[source_block, :num_places]
+
+    @torch.inference_mode()
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
         """Give float32 logits `[n, V]` of rows of `hidden_TD` through the model's own head (for prompt logprobs)."""
         return self._decoder.project(hidden_nD)

@@ -58,7 +58,7 @@ class Admit:
     slot: int
     prompt_ids: IdArray
     output_ids: IdArray  # sampled before, on re-admission
-    num_cached_tokens: int  # multiple of the block size, smaller than prompt + output
+    num_cached_tokens: int  # smaller than prompt + output; multiple of the block size unless places are copied
     block_ids: IdArray
     max_new_tokens: int  # output tokens in all, output_ids included
     sampling: SamplingParams  # `end_ids` are still empty: the model's EOS ids are not on the wire
@@ -69,6 +69,7 @@ class Admit:
     grammar: Grammar | None = None
     is_long_rope: bool = False  # it takes the long rotary table (ShardFacts.rope_border)
     num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
+    copied_block_id: int | None = None  # has the places of the last cached tokens, which do not fill a block
 
     @property
     def num_tokens(self) -> int:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 
 from textmill_shard.plan import Admit, Budget, IdArray, Plan, PlanRejection, ShardFacts
 from textmill_shard.slot_table import NOBODY, SlotTable
@@ -86,30 +87,46 @@ class _PlanCheck:
 
         self._check_block_ids("admits.block_ids", slot, admit.block_ids)
         block_size, num_cached = self._facts.block_size, admit.num_cached_tokens
-        is_whole = num_cached % block_size == 0 and num_cached < admit.num_tokens
-        message = f"wanted a multiple of {block_size} below {admit.num_tokens} tokens, got {num_cached}"
-        self._require(is_whole, "admits.num_cached_tokens", message, slot)
-        num_cached_blocks = num_cached // block_size
-        has_room = len(admit.block_ids) >= num_cached_blocks
-        message = f"{num_cached} cached tokens need {num_cached_blocks} blocks, got {len(admit.block_ids)}"
+        num_cached_blocks, num_copied = divmod(num_cached, block_size)
+        is_right = (num_copied > 0) == (admit.copied_block_id is not None) and num_cached < admit.num_tokens
+        message = (
+            f"wanted a multiple of {block_size} (if and only if nothing is copied) below {admit.num_tokens} tokens, "
+            f"got {num_cached}"
+        )
+        self._require(is_right, "admits.num_cached_tokens", message, slot)
+        has_room = len(admit.block_ids) * block_size >= num_cached
+        message = f"{num_cached} cached tokens need {-(-num_cached // block_size)} blocks, got {len(admit.block_ids)}"
         self._require(has_room, "admits.block_ids", message, slot)
         has_whole_past = num_cached == 0 or self._facts.layout not in LAYOUTS_WITHOUT_PREFIXES
         message = f"a model of layout {self._facts.layout} computes every token, got {num_cached} cached ones"
         self._require(has_whole_past, "admits.num_cached_tokens", message, slot)
+        if admit.copied_block_id is not None:
+            self._check_copied(slot, admit.copied_block_id, num_copied)
         self._check_cached(slot, admit.block_ids[:num_cached_blocks])
         self._check_fresh("admits.block_ids", slot, admit.block_ids[num_cached_blocks:])
+
+    def _check_copied(self, slot: int, block: int, num_places: int) -> None:
+        """Whoever writes the block now has computed the places to be copied (rule 10)."""
+        field, blocks = "admits.copied_block_id", np.array([block])
+        self._check_block_ids(field, slot, blocks)
+        is_computed = bool(self._has_computed(blocks, num_places).all())
+        self._require(is_computed, field, f"{num_places} places of block {block} are still being written", slot)
 
     def _check_cached(self, slot: int, blocks: IdArray) -> None:
         """A block found by prefix is full: whoever writes it now has computed all its places (rules 9 and 10)."""
         self._num_holders[blocks] += 1
-        written = blocks[self._writers[blocks] != NOBODY]
-        needed = (self._table.write_indices[written] + 1) * self._facts.block_size
-        # A writer of this very plan is not in the table yet: it has computed nothing.
-        writers = self._writers[written]
-        has_computed = self._table.num_computed[writers] >= needed
-        is_full = has_computed & (self._table.writers[written] == writers)
-        message = f"cached blocks must be full, {written[~is_full].tolist()} are still being written"
+        is_full = self._has_computed(blocks, self._facts.block_size)
+        message = f"cached blocks must be full, {blocks[~is_full].tolist()} are still being written"
         self._require(bool(is_full.all()), "admits.num_cached_tokens", message, slot)
+
+    def _has_computed(self, blocks: IdArray, num_places: int) -> npt.NDArray[np.bool_]:
+        """Of each block: nobody writes it, or its writer has computed so many places of it."""
+        writers = self._writers[blocks]
+        needed = self._table.write_indices[blocks] * self._facts.block_size + num_places
+        # A writer of this very plan is not in the table yet: it has computed nothing.
+        has_computed = (self._table.num_computed[writers] >= needed) & (self._table.writers[blocks] == writers)
+        is_right: npt.NDArray[np.bool_] = (writers == NOBODY) | has_computed
+        return is_right
 
     def _check_fresh(self, field: str, slot: int, blocks: IdArray) -> None:
         """A block to write to is in no other table: two writers would destroy each other's tokens (rule 8)."""

@@ -30,6 +30,8 @@ class Runner(Protocol):
 
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor: ...
 
+    def copy_places(self, *, source_block: int, target_block: int, num_places: int) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class PromptStretch:
@@ -81,6 +83,13 @@ class StepExecutor:
                 table.grant(extend.slot, extend.block_ids)
         for admit in plan.admits:
             table.admit(admit)
+            if admit.copied_block_id is not None:
+                num_blocks, num_places = divmod(admit.num_cached_tokens, self._facts.block_size)
+                self._runner.copy_places(
+                    source_block=admit.copied_block_id,
+                    target_block=int(admit.block_ids[num_blocks]),
+                    num_places=num_places,
+                )
         if plan.budget is not None:
             self._budget = plan.budget
         self.plan_applied = plan.number

@@ -127,6 +127,7 @@ def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
         prompt_top_n_tokens=admit.prompt_top_n_tokens,
         is_long_rope=admit.long_rope,
         num_encoder_tokens=admit.num_encoder_tokens,
+        copied_block_id=admit.copied_block_id if admit.HasField("copied_block_id") else None,
         grammar=_grammar_from_wire(plan, admit.slot, admit.grammar) if admit.HasField("grammar") else None,
     )
 

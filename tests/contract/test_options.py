@@ -94,13 +94,49 @@ def test_each_sequence_takes_a_permit(tmp_path: Path) -> None:
         assert len(client.post("/generate", json=body).json()) == 4
 
 
-@pytest.mark.parametrize("parameters", [{"best_of": 4}, {"num_return_sequences": 4}], ids=str)
-def test_sequences_of_one_prompt_share_one_prefill(tmp_path: Path, parameters: dict[str, Any]) -> None:
-    with RunningRouter(tmp_path, max_best_of=4) as router, router.client() as client:
-        # 161 tokens: ten blocks of 16 are shared, the last token is computed by each for its own logits
-        body = {"inputs": "x" * 160, "parameters": {"do_sample": True, "max_new_tokens": 2, **parameters}}
-        assert client.post("/generate", json=body).status_code == 200
-        assert router.stats().num_prompt_tokens_computed_total == 161 + 3
+LENGTHS = (1, 5, 16, 40, 160, 2000)  # characters: less than a block, some blocks, several chunks
+
+
+@pytest.mark.parametrize(
+    ("route", "more", "lengths"),
+    [
+        ("/generate", {"best_of": 4}, LENGTHS),
+        ("/generate", {"num_return_sequences": 4}, LENGTHS),
+        ("/generate", {"best_of": 4, "decoder_input_details": True}, LENGTHS),
+        ("/v1/completions", {"n": 4}, LENGTHS),
+        ("/v1/completions", {"n": 4, "stream": True, "echo": True, "logprobs": 2}, LENGTHS),
+        ("/v1/chat/completions", {"n": 4, "stream": True}, LENGTHS[-1:]),
+    ],
+    ids=str,
+)
+def test_sequences_of_one_prompt_share_one_prefill(
+    tmp_path: Path, route: str, more: dict[str, Any], lengths: tuple[int, ...]
+) -> None:
+    """The prompt is computed once; its last token again by each further sequence, for logits of its own."""
+    with RunningRouter(tmp_path, max_best_of=4, max_total_tokens=4096) as router, router.client() as client:
+        num_before = 0
+        for length in lengths:
+            text = chr(96 + length % 26) * length
+            body: dict[str, Any] = {"prompt": text, "max_tokens": 2, **more}
+            if route == "/generate":
+                body = {"inputs": text, "parameters": {"do_sample": True, "max_new_tokens": 2, **more}}
+            elif "chat" in route:
+                body = {"messages": [{"role": "user", "content": text}], "max_tokens": 2, **more}
+            answer = client.post(route, json=body)
+            assert answer.status_code == 200, answer.text
+            sent = router.shard.last_admit
+            assert sent is not None
+            num_computed = router.stats().num_prompt_tokens_computed_total - num_before
+            assert num_computed == len(sent.prompt_ids) // 4 + 3, length
+            num_before += num_computed
+            if more.get("decoder_input_details"):
+                details = answer.json()["details"]
+                assert [token["logprob"] for token in details["prefill"]] == [None] + [-1.0] * length
+                assert all(other["prefill"] == details["prefill"] for other in details["best_of_sequences"])
+            if more.get("echo"):
+                chunks = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")]
+                rated = [chunk["choices"][0]["logprobs"]["token_logprobs"] for chunk in chunks]
+                assert sum(logprobs[1 : length + 1] == [-1.0] * length for logprobs in rated) == 4
 
 
 # ---- max_time

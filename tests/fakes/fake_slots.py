@@ -112,7 +112,9 @@ class SlotTable:
                 raise BadPlan(admit.slot, "admits.slot", "wanted a free slot")
             taken.add(admit.slot)
             num_tokens = (len(admit.prompt_ids) + len(admit.output_ids)) // 4
-            if admit.num_cached_tokens % self.block_size or admit.num_cached_tokens >= num_tokens:
+            is_copied = admit.HasField("copied_block_id")
+            is_part = admit.num_cached_tokens % self.block_size > 0
+            if is_part != is_copied or admit.num_cached_tokens >= num_tokens:
                 raise BadPlan(admit.slot, "admits.num_cached_tokens", f"found {admit.num_cached_tokens}")
             if len(admit.output_ids) // 4 >= admit.max_new_tokens:
                 raise BadPlan(admit.slot, "admits.max_new_tokens", f"found {admit.max_new_tokens}")

@@ -200,9 +200,20 @@ class ModelShard:
             else:
                 for admit in plan.admits:
                     self._seats[admit.slot] = self._occupant_of(admit)
+                    self._copy_places(admit)
         if plan.budget is not None:
             self._budget = plan.budget
         self._plan_applied = plan.number
+
+    def _copy_places(self, admit: Admit) -> None:
+        """Rule 10: behind the steps launched so far. A place that was never written is copied as such."""
+        if admit.copied_block_id is None:
+            return
+        num_whole, num_copied = divmod(admit.num_cached_tokens, self.pool.block_size)
+        for place in range(num_copied):
+            content = self._places.get((admit.copied_block_id, place))
+            if content is not None:
+                self._places[admit.block_ids[num_whole], place] = content
 
     def _occupant_of(self, admit: Admit) -> Occupant:
         tokens = [*admit.prompt_ids, *admit.output_ids]
@@ -260,7 +271,9 @@ class ModelShard:
                         raise refuse(slot, "admits.slot", "not a free slot")
                     if admit.request_id in ids.values():
                         raise refuse(slot, "admits.request_id", "sits already")
-                    if admit.num_cached_tokens % block_size or not 0 <= admit.num_cached_tokens < num_tokens:
+                    is_part = admit.num_cached_tokens % block_size > 0
+                    is_copied = admit.copied_block_id is not None
+                    if is_part != is_copied or not 0 <= admit.num_cached_tokens < num_tokens:
                         raise refuse(slot, "admits.num_cached_tokens", f"{admit.num_cached_tokens} of {num_tokens}")
                     if len(admit.output_ids) >= admit.max_new_tokens:
                         raise refuse(slot, "admits.max_new_tokens", "nothing is left to sample")
@@ -271,7 +284,7 @@ class ModelShard:
                             slot, "admits.num_cached_tokens", "prompt log-probabilities need all tokens computed"
                         )
                     num_shared = admit.num_cached_tokens // block_size
-                    if num_shared > len(admit.block_ids):
+                    if admit.num_cached_tokens > len(admit.block_ids) * block_size:
                         raise refuse(slot, "admits.block_ids", "fewer blocks than cached tokens")
                     grant(slot, "admits.block_ids", list(admit.block_ids[num_shared:]))
                     ids[slot] = admit.request_id

@@ -42,6 +42,8 @@ class WorldCounts:
     arrivals: int = 0
     follow_ups: int = 0
     equal_prompts: int = 0
+    followers: int = 0
+    copies: int = 0
     cancels: int = 0
     deaths: int = 0
     refused: int = 0
@@ -166,6 +168,11 @@ class World:
         stop_ids = (rng.randrange(1, 24),) if rng.random() < 0.3 else ()
         ignore_eos = rng.random() < 0.6
         wants_prompt_logprobs = rng.random() < 0.15
+        leader = rng.choice(alive) if alive and rng.random() < 0.15 else None
+        if leader is not None:  # a further sequence of its prompt
+            prompt, max_new, salt = leader.prompt, leader.request.max_new_tokens, leader.request.cache_salt
+            is_poisoned = False
+            self.counts.followers += 1
         request = GenerationRequest(
             request_id=RequestId(request_id),
             prompt_ids=token_array(prompt),
@@ -175,6 +182,7 @@ class World:
             ignore_eos=ignore_eos,
             wants_prompt_logprobs=wants_prompt_logprobs,
             cache_salt=salt,
+            shares_prompt_of=None if leader is None else leader.request.request_id,
         )
         client = Client(
             request,
@@ -214,6 +222,7 @@ class World:
     def _check_nobody_is_passed(self, plan: Plan) -> None:
         """First admissions go in the order of arrival, but for those that share two full blocks with a running one."""
         for admit in plan.admits:
+            self.counts.copies += admit.copied_block_id is not None
             newcomer = self.clients[admit.request_id]
             if newcomer.is_admitted:
                 continue
@@ -225,6 +234,9 @@ class World:
                 assert self._may_be_held(client), f"{admit.request_id} passes {client.request.request_id}"
 
     def _may_be_held(self, client: Client) -> bool:
+        leader = self.clients.get(client.request.shares_prompt_of or 0)
+        if leader is not None and not leader.tokens and not leader.is_over:
+            return True
         head = (client.request.cache_salt, client.prompt[: 2 * BLOCK_SIZE])
         return len(client.prompt) > 2 * BLOCK_SIZE and any(
             other.is_admitted

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 
 from tests.fakes.tiny_models import make_tiny_llama
-from tests.integration.reading import Answer, generate
+from tests.integration.reading import Answer, generate, metric
 from tests.processes import LaunchedServer, launched
 
 PROMPTS = ("Hello", "The quick brown fox jumps over the lazy dog. " * 5, "1 2 3", "x" * 40)
@@ -71,6 +72,19 @@ def test_two_ranks_give_the_tokens_of_one(
         assert re.fullmatch(DIGITS["value"], together.text)
     # fp32; the ranks' partial sums are added in another order.
     assert together.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+def test_two_ranks_copy_a_prompt_to_its_further_sequences(two_ranks: LaunchedServer) -> None:
+    """20 tokens: a block is shared, three places are copied on both ranks, one token is computed."""
+    how = {"max_new_tokens": NUM_NEW_TOKENS, "do_sample": True, "details": True}
+    prompt = "Some twenty tokens."
+    before = metric(two_ranks, "textmill_prompt_tokens_computed")
+    body = {"inputs": prompt, "parameters": {**how, "seed": 7, "num_return_sequences": 3}}
+    answers = httpx.post(f"{two_ranks.base_url}/generate", json=body, timeout=60, trust_env=False).json()
+    assert metric(two_ranks, "textmill_prompt_tokens_computed") - before == 20 + 2
+    alone = [generate(two_ranks, prompt, **{**how, "seed": seed}).text for seed in (7, 8, 9)]
+    assert [answer["generated_text"] for answer in answers] == alone
+    assert len(set(alone)) == 3
 
 
 def test_each_rank_holds_at_most_60_percent_of_the_weights(

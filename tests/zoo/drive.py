@@ -63,6 +63,9 @@ class RecordingRunner:
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
         return self.runner.project(hidden_nD)
 
+    def copy_places(self, *, source_block: int, target_block: int, num_places: int) -> None:
+        self.runner.copy_places(source_block=source_block, target_block=target_block, num_places=num_places)
+
 
 @dataclass(frozen=True, slots=True)
 class ZooModel:

@@ -459,6 +459,7 @@ class Admit(_message.Message):
     LONG_ROPE_FIELD_NUMBER: _builtins.int
     WATERMARK_FIELD_NUMBER: _builtins.int
     NUM_ENCODER_TOKENS_FIELD_NUMBER: _builtins.int
+    COPIED_BLOCK_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """unique in the life of the router"""
     slot: _builtins.int
@@ -468,7 +469,7 @@ class Admit(_message.Message):
     output_ids: _builtins.bytes
     """u32[] token ids sampled before (re-admission), else empty"""
     num_cached_tokens: _builtins.int
-    """tokens whose K and V stand in the first blocks; multiple of block_size, < tokens"""
+    """tokens whose K and V are there, < tokens; multiple of block_size unless 22 is set"""
     max_new_tokens: _builtins.int
     """output tokens in all, output_ids included"""
     min_new_tokens: _builtins.int
@@ -491,6 +492,8 @@ class Admit(_message.Message):
     """bias the green list of each step (shard flags: gamma, delta)"""
     num_encoder_tokens: _builtins.int
     """first tokens of the prompt, read by the encoder in one step; 0 = no encoder"""
+    copied_block_id: _builtins.int
+    """block whose first num_cached_tokens % block_size (> 0) places are copied"""
     @_builtins.property
     def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """per KV group (one today): u32[] the block table, in order"""
@@ -523,13 +526,19 @@ class Admit(_message.Message):
         long_rope: _builtins.bool = ...,
         watermark: _builtins.bool = ...,
         num_encoder_tokens: _builtins.int = ...,
+        copied_block_id: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs_from", b"_prompt_logprobs_from", "grammar", b"grammar", "prompt_logprobs_from", b"prompt_logprobs_from", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "prompt_logprobs_from", b"prompt_logprobs_from", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_logprobs_from", b"_prompt_logprobs_from", "block_ids", b"block_ids", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "num_encoder_tokens", b"num_encoder_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "block_ids", b"block_ids", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "num_encoder_tokens", b"num_encoder_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__copied_block_id: _TypeAlias = _typing.Literal["copied_block_id"]  # noqa: Y015
+    _WhichOneofArgType__copied_block_id: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id"]  # noqa: Y015
     _WhichOneofReturnType__prompt_logprobs_from: _TypeAlias = _typing.Literal["prompt_logprobs_from"]  # noqa: Y015
     _WhichOneofArgType__prompt_logprobs_from: _TypeAlias = _typing.Literal["_prompt_logprobs_from", b"_prompt_logprobs_from"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__copied_block_id) -> _WhichOneofReturnType__copied_block_id | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs_from) -> _WhichOneofReturnType__prompt_logprobs_from | None: ...
 
 Global___Admit: _TypeAlias = Admit  # noqa: Y015

@@ -31,7 +31,7 @@ from textmill_router.api.chat_tools import (
 from textmill_router.api.chat_types import ChatBody
 from textmill_router.api.choice_streams import stream_choices
 from textmill_router.api.event_stream import EventStream
-from textmill_router.api.intake import choice_samplings, make_request, take_pieces
+from textmill_router.api.intake import choice_samplings, make_request, share_prompt, take_pieces
 from textmill_router.api.openai_route import (
     OpenAIRoute,
     checked_parameters,
@@ -163,17 +163,19 @@ class _Work:
             raise in_openai_words(error, _NAMES) from None
         await self._prepare_answer(template, prompt)
         self._account.note_validated(sum(map(len, prompt.pieces)), [intake])
-        return [
-            make_request(
-                backend,
-                intake,
-                replace(self._checked, grammar=self._grammar),
-                sampling,
-                wants_logprobs=self._wants_logprobs,
-                wants_prompt_logprobs=False,
-            )
-            for sampling in choice_samplings(self._checked, self._checked.best_of)
-        ]
+        return share_prompt(
+            [
+                make_request(
+                    backend,
+                    intake,
+                    replace(self._checked, grammar=self._grammar),
+                    sampling,
+                    wants_logprobs=self._wants_logprobs,
+                    wants_prompt_logprobs=False,
+                )
+                for sampling in choice_samplings(self._checked, self._checked.best_of)
+            ]
+        )
 
     async def _prepare_answer(self, template: ChatTemplate, prompt: ChatPrompt) -> None:
         """How the answers are written and read, and what is enforced. Raises ValidationFailed."""

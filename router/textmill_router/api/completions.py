@@ -27,7 +27,7 @@ from textmill_router.api.completion_prompts import (
 from textmill_router.api.completion_types import CompletionBody, PromptSource, completion_wishes, prompts_of
 from textmill_router.api.event_stream import EventStream
 from textmill_router.api.fill_in_middle import MiddleTokens
-from textmill_router.api.intake import choice_samplings, make_request
+from textmill_router.api.intake import choice_samplings, make_request, share_prompt
 from textmill_router.api.native_answers import mean_logprob
 from textmill_router.api.openai_route import (
     OpenAIRoute,
@@ -185,26 +185,27 @@ class _Work:
         return await take_completion_prompt(self._backend, source, asked.checked, wants_offsets=wants_offsets)
 
     def _requests(self, prompts: Sequence[CompletionPrompt]) -> list[GenerationRequest]:
-        """The first sequence of a prompt brings the prompt's log-probabilities for all; in a stream each its own."""
+        """The first sequence of a prompt brings the prompt's log-probabilities for all."""
         asked = self._asked
-        streams = bool(asked.body.stream)
         wants_prompt = asked.body.echoes and asked.body.wants_logprobs
         requests = []
         for prompt in prompts:
-            for index, sampling in enumerate(choice_samplings(asked.checked, asked.best_of)):
-                request = make_request(
+            sequences = [
+                make_request(
                     self._backend,
                     prompt.intake,
                     asked.checked,
                     sampling,
                     wants_logprobs=asked.body.wants_logprobs or asked.best_of > asked.n,
-                    wants_prompt_logprobs=wants_prompt and (index == 0 or streams),
+                    wants_prompt_logprobs=wants_prompt,
                 )
-                if request.wants_prompt_logprobs:
-                    request = replace(request, prompt_top_n_tokens=asked.checked.top_n_tokens)
-                if asked.middle is not None and not asked.checked.ignore_eos:
-                    request = replace(request, stop_ids=asked.middle.end_ids)
-                requests.append(request)
+                for sampling in choice_samplings(asked.checked, asked.best_of)
+            ]
+            if wants_prompt:
+                sequences[0] = replace(sequences[0], prompt_top_n_tokens=asked.checked.top_n_tokens)
+            if asked.middle is not None and not asked.checked.ignore_eos:
+                sequences = [replace(sequence, stop_ids=asked.middle.end_ids) for sequence in sequences]
+            requests += share_prompt(sequences)
         return requests
 
     async def _start(
@@ -231,8 +232,11 @@ class _Work:
     ) -> list[CompletionChunks]:
         n = self._asked.n
         return [
-            CompletionChunks(self._envelope, index, self._form(prompts[index // n]), generation.prompt_tokens)
-            for index, generation in enumerate(generations)
+            # The first sequence of a prompt has its log-probabilities before any other has a token.
+            CompletionChunks(
+                self._envelope, index, self._form(prompts[index // n]), generations[index - index % n].prompt_tokens
+            )
+            for index in range(len(generations))
         ]
 
     def _form(self, prompt: CompletionPrompt) -> ChoiceForm:

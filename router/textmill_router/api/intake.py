@@ -83,6 +83,18 @@ def make_request(
     )
 
 
+def share_prompt(sequences: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+    """The sequences of one prompt, not empty: the first computes the prompt and its log-probabilities for all."""
+    first, *others = sequences
+    return [
+        first,
+        *(
+            replace(other, shares_prompt_of=first.request_id, wants_prompt_logprobs=False, prompt_top_n_tokens=0)
+            for other in others
+        ),
+    ]
+
+
 def samplings(checked: CheckedParameters) -> list[SamplingParameters]:
     """One way to sample for each sequence of the call: they differ in the seed."""
     further = [with_drawn_seed(checked.sampling) for _ in range(checked.best_of - 1)]

@@ -9,7 +9,14 @@ from starlette.types import Scope, Send
 from textmill_router.api.accounting import Account
 from textmill_router.api.error_responses import generation_error, native_error_body
 from textmill_router.api.event_stream import EventStream
-from textmill_router.api.intake import Intake, choice_samplings, make_request, samplings, take_prompt
+from textmill_router.api.intake import (
+    Intake,
+    choice_samplings,
+    make_request,
+    samplings,
+    share_prompt,
+    take_prompt,
+)
 from textmill_router.api.native_answers import NativeEvents, mean_logprob, whole_answer
 from textmill_router.api.native_types import GenerateAnswer, GenerateBody, NativeParameters
 from textmill_router.api.replies import send_reply
@@ -142,6 +149,9 @@ class NativeWork:
                 for of_prompt in requests
             ]
             results = [[await generation.result() for generation in of_prompt] for of_prompt in generations]
+        for rated, *further in results:
+            for one in further:
+                one.prompt_tokens = rated.prompt_tokens
         answers: list[GenerateAnswer] = []
         for text, of_prompt, asked in zip(self._texts, results, requests, strict=True):
             seeds = [_shown_seed(request) for request in asked]
@@ -172,17 +182,19 @@ class NativeWork:
         ways: list[SamplingParameters] = samplings(self._checked)
         if self._num_returned > 1:
             ways = choice_samplings(self._checked, self._num_returned)
-        return [
-            make_request(
-                self._backend,
-                intake,
-                self._checked,
-                sampling,
-                wants_logprobs=wants_logprobs,
-                wants_prompt_logprobs=self._wants_prompt_details,
-            )
-            for sampling in ways
-        ]
+        return share_prompt(
+            [
+                make_request(
+                    self._backend,
+                    intake,
+                    self._checked,
+                    sampling,
+                    wants_logprobs=wants_logprobs,
+                    wants_prompt_logprobs=self._wants_prompt_details,
+                )
+                for sampling in ways
+            ]
+        )
 
     def _start(self, request: GenerationRequest, *, keep_tokens: bool) -> Generation:
         options = TextOptions(self._checked.stop, keep_tokens=keep_tokens, deadline_s=self._deadline_s)

@@ -1,4 +1,4 @@
-"""The scheduler against the model shard: thousands of arrivals, and five planted bugs that must not go unseen.
+"""The scheduler against the model shard: thousands of arrivals, and six planted bugs that must not go unseen.
 
 What each run holds (see `World`): every text equals the undisturbed one; free + held + cached == all blocks after each
 call; nobody is lost, answered twice, or passed by a later arrival unless held for a shared prefix; everybody is over
@@ -13,6 +13,7 @@ from textmill_router.epoch import Counters, Epoch, EpochConfig
 from textmill_router.grants import Grants
 from textmill_router.plan import ShardPool
 from textmill_router.prefix_cache import PrefixCache
+from textmill_router.request import BlockId
 from textmill_router.request_state import RequestState, RequestStatus
 from textmill_router.scheduler import Scheduler, StreamBroken
 from textmill_router.slots import SlotTable
@@ -39,6 +40,8 @@ def test_thousands_of_arrivals_get_their_undisturbed_text(first_seed: int):
     assert counts.starvations > 150
     assert counts.hit_tokens > 1500
     assert counts.passes > 5
+    assert counts.followers > 40
+    assert counts.copies > 10
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -166,10 +169,36 @@ class WrongOrderWorld(World):
     shard_type = AdmitsBeforeDrops
 
 
+class CopiesWrongBlockEpoch(Epoch):
+    """Copies places of the first block of a prompt instead of the last."""
+
+    def _find_copy(self, state: RequestState, hits: list[BlockId]) -> tuple[BlockId | None, int]:
+        leader = state.leader
+        block, num_places = super()._find_copy(state, hits)
+        return (None if block is None or leader is None else leader.block_ids[0]), num_places
+
+
+class WrongCopyScheduler(Scheduler):
+    epoch_type = CopiesWrongBlockEpoch
+
+
+class WrongCopyWorld(World):
+    scheduler_type = WrongCopyScheduler
+
+
+# The first seed only saves time: so many runs find each bug wherever they begin.
 @pytest.mark.parametrize(
-    "world_type", [EarlyReadmissionWorld, EarlySlotWorld, EarlyIndexWorld, VainRowWorld, WrongOrderWorld]
+    ("world_type", "first_seed"),
+    [
+        (EarlyReadmissionWorld, 0),
+        (EarlySlotWorld, 0),
+        (EarlyIndexWorld, 30),
+        (VainRowWorld, 0),
+        (WrongOrderWorld, 0),
+        (WrongCopyWorld, 0),
+    ],
 )
-def test_planted_bug_makes_the_property_run_fail(world_type: type[World]):
+def test_planted_bug_makes_the_property_run_fail(world_type: type[World], first_seed: int):
     with pytest.raises((AssertionError, StreamBroken, PlanRefused)):  # noqa: PT012 - one of the runs must fail
-        for seed in range(NUM_BUG_RUNS):
+        for seed in range(first_seed, first_seed + NUM_BUG_RUNS):
             world_type(seed).run()

@@ -59,6 +59,7 @@ def test_plan_carries_every_field() -> None:
         watermark=True,
         is_long_rope=True,
         num_encoder_tokens=1,
+        copied_block_id=BlockId(0),
     )
     plan = Plan(
         number=9,
@@ -108,6 +109,7 @@ def test_plan_carries_every_field() -> None:
                     watermark=True,
                     long_rope=True,
                     num_encoder_tokens=1,
+                    copied_block_id=0,
                 )
             ],
             budget=shard_pb2.Budget(max_step_tokens=100, max_prefill_tokens=80, max_chunk_tokens=40),

@@ -119,6 +119,9 @@ class PrefixRunner:
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
         return hidden_nD / 2.0
 
+    def copy_places(self, *, source_block: int, target_block: int, num_places: int) -> None:
+        self.pool[target_block][:num_places] = self.pool[source_block][:num_places]
+
 
 class Shard:
     """An engine in its thread and one session: plans in, results out. Use as a context manager.
@@ -290,6 +293,7 @@ def admit(
     prompt_logprobs_from: int | None = None,
     prompt_top_n: int = 0,
     grammar: Grammar | None = None,
+    copied: int | None = None,
 ) -> Admit:
     """A request with room for all its tokens, unless `blocks` says otherwise; slot s has blocks 8 s .. 8 s + 7."""
     if blocks is None:
@@ -309,6 +313,7 @@ def admit(
         prompt_logprobs_from=prompt_logprobs_from,
         prompt_top_n_tokens=prompt_top_n,
         grammar=grammar,
+        copied_block_id=copied,
     )
 
 

@@ -258,6 +258,21 @@ def test_rule_10_a_cached_prefix_is_read_and_never_written() -> None:
         assert shard.runner.batches[0].input_ids_T.tolist() == [7, 7]
 
 
+@pytest.mark.parametrize("num_copied", [1, 2, 3])
+def test_rule_10_copied_places_are_those_of_the_prompt(num_copied: int) -> None:
+    """The harness computes from what stands at the places: a token too many or too few is another text."""
+    prompt = [5, 3, 8, 1, *range(2, 3 + num_copied)]  # a full block of four, so many places, and one token to compute
+    with gated() as shard:
+        shard.send(admits=[admit(0, prompt, max_new=8, blocks=range(4))])
+        first = shard.step()
+        shard.send(admits=[admit(1, prompt, max_new=4, blocks=[0, 9, 10], cached=4 + num_copied, copied=1)])
+        results = [first, *(shard.step() for _ in range(6))]
+        tokens = tokens_by_slot(results)
+        assert tokens[1] == tokens[0][: len(tokens[1])]
+        assert tokens[1] == greedy(prompt, 4)
+        assert all(batch.input_ids_T.numel() <= 2 for batch in shard.runner.batches[1:])
+
+
 def test_rule_13_a_starved_slot_is_reported_once_and_goes_on_after_its_extend() -> None:
     with Shard() as shard:
         shard.send(

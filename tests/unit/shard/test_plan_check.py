@@ -64,6 +64,38 @@ BAD_PLANS: dict[str, tuple[Callable[[], Plan], int, str]] = {
         1,
         "admits.num_cached_tokens",
     ),
+    "places to copy but no block": (
+        lambda: plan_of(admits=(admit(1, [1] * 7, cached=5, blocks=[0, 20]),)),
+        1,
+        "admits.num_cached_tokens",
+    ),
+    "a block to copy but no places": (
+        lambda: plan_of(admits=(admit(1, [1] * 7, cached=4, blocks=[0, 20], copied=1),)),
+        1,
+        "admits.num_cached_tokens",
+    ),
+    "copies from beyond the blocks": (
+        lambda: plan_of(admits=(admit(1, [1] * 7, cached=5, blocks=[0, 20], copied=NUM_BLOCKS),)),
+        1,
+        "admits.copied_block_id",
+    ),
+    "copies a place still being written": (
+        lambda: plan_of(admits=(admit(1, [1] * 7, cached=6, blocks=[0, 20], copied=1),)),
+        1,
+        "admits.copied_block_id",
+    ),
+    "copies from an admit of the same plan": (
+        lambda: plan_of(
+            admits=(admit(1, [1] * 3, blocks=[20]), admit(2, [1] * 3, cached=1, blocks=[21], copied=20)),
+        ),
+        2,
+        "admits.copied_block_id",
+    ),
+    "no block for the copied places": (
+        lambda: plan_of(admits=(admit(1, [1] * 7, cached=5, blocks=[0], copied=1),)),
+        1,
+        "admits.block_ids",
+    ),
     "all tokens cached": (
         lambda: plan_of(admits=(admit(1, [1] * 4, cached=4, blocks=[20, 21]),)),
         1,
@@ -180,6 +212,12 @@ GOOD_PLANS: dict[str, Callable[[], Plan]] = {
         admits=(admit(1, [1] * 6, cached=4, blocks=[0, 20]), admit(2, [1] * 6, cached=4, blocks=[0, 21]))
     ),
     "a cached block that nobody holds": lambda: plan_of(admits=(admit(1, [1] * 6, cached=4, blocks=[9, 20]),)),
+    "rule 10: computed places are copied": lambda: plan_of(
+        admits=(admit(1, [1] * 7, cached=5, blocks=[0, 20], copied=1),)
+    ),
+    "rule 10: places of a block that nobody writes are copied": lambda: plan_of(
+        admits=(admit(1, [1] * 4, cached=3, blocks=[20], copied=9),)
+    ),
     "no places yet": lambda: plan_of(admits=(admit(1, [1] * 6, blocks=[]),)),
     "prompt logprobs behind the cache": lambda: plan_of(
         admits=(admit(1, [1] * 9, cached=4, blocks=[0, 20, 21], prompt_logprobs_from=5),)

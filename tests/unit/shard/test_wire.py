@@ -66,6 +66,7 @@ def test_every_field_of_an_admit_is_read() -> None:
         prompt_ids=u32(1, 2**20),
         output_ids=u32(9),
         num_cached_tokens=4,
+        copied_block_id=0,
         block_ids=[u32(7, 8)],
         max_new_tokens=20,
         min_new_tokens=5,
@@ -85,6 +86,7 @@ def test_every_field_of_an_admit_is_read() -> None:
     assert admit.prompt_ids.tolist() == [1, 2**20]
     assert admit.output_ids.tolist() == [9]
     assert admit.num_cached_tokens == 4
+    assert admit.copied_block_id == 0
     assert admit.block_ids.tolist() == [7, 8]
     assert admit.max_new_tokens == 20
     assert admit.stop_ids == (6, 7)

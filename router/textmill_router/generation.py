@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -37,8 +38,9 @@ class TextOptions:
 
     `keep_tokens`: the result lists all tokens (details). Without it `result()` makes no object per token.
     `shown_specials`: special tokens whose text counts as output text, for parsers that look for them.
-    `deadline_s`: on the clock of `time.monotonic`; `result()` ends then with what there is, a stream with the first
-    token after it, because its last event is one of a token.
+    `deadline_s`: on the clock of `time.monotonic`. `result()` ends then with what there is, and so does a stream that
+    has no token yet; one that has some ends with the next, if that comes soon. A stream that no token ends has a last
+    event with an empty one, of the id `closing_id`: it counts nowhere.
     """
 
     stop_strings: tuple[str, ...] = ()
@@ -46,6 +48,7 @@ class TextOptions:
     keep_tokens: bool = True
     shown_specials: frozenset[int] = frozenset()
     deadline_s: float | None = None
+    closing_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ class GenerationFailed(Exception):
         self.failure = failure
 
 
+# After its deadline a stream that has tokens waits so long for one more, so that it ends with a token.
+LAST_TOKEN_GRACE_S = 0.2
 # Takes events at once, in the engine's turn of the loop, and says whether it did; must not block or raise.
 FastReader = Callable[[list[TokenEvent]], bool]
 
@@ -125,6 +130,7 @@ class Generation:
         "_fast_reader",
         "_first_token_s",
         "_has_plain_text",
+        "_is_whole",
         "_makes_events",
         "_num_cached_tokens",
         "_num_tokens",
@@ -134,6 +140,7 @@ class Generation:
         "_result",
         "_stops",
         "_text",
+        "_timer",
         "_tokenizer",
         "_tokens",
         "_waiter",
@@ -157,17 +164,24 @@ class Generation:
         self._admitted_s = 0.0
         self._first_token_s = 0.0
         self._makes_events = True
+        self._is_whole = False  # `result` is wanted, not events
+        self._timer: asyncio.TimerHandle | None = None
         self._result: GenerationResult | None = None
         self._failure: Failure | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._fast_reader: FastReader | None = None
 
     async def __aenter__(self) -> Self:
+        if self._options.deadline_s is not None:
+            delay_s = max(0.0, self._options.deadline_s - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_deadline)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self.cancel()
 
     @property
@@ -205,19 +219,13 @@ class Generation:
     async def result(self) -> GenerationResult:
         """The whole answer once it is complete. Raises GenerationFailed."""
         self._makes_events = self._options.keep_tokens
-        deadline_s = self._options.deadline_s
-        timer = None
-        if deadline_s is not None:
-            delay_s = max(0.0, deadline_s - time.monotonic())
-            timer = asyncio.get_running_loop().call_later(delay_s, self._on_deadline)
-        try:
-            while self._result is None:
-                if self._failure is not None:
-                    raise GenerationFailed(self._failure)
-                await self._wait()
-        finally:
-            if timer is not None:
-                timer.cancel()
+        self._is_whole = True
+        if self._is_over_time():
+            self._on_deadline()
+        while self._result is None:
+            if self._failure is not None:
+                raise GenerationFailed(self._failure)
+            await self._wait()
         return self._result
 
     async def _wait(self) -> None:
@@ -228,8 +236,15 @@ class Generation:
         finally:
             self._waiter = None
 
-    def _on_deadline(self) -> None:
+    def _is_over_time(self) -> bool:
+        return self._options.deadline_s is not None and time.monotonic() >= self._options.deadline_s
+
+    def _on_deadline(self, *, is_last_call: bool = False) -> None:
         if self._result is not None or self._failure is not None:
+            return
+        if self._num_tokens and not self._is_whole and not is_last_call:
+            later = partial(self._on_deadline, is_last_call=True)
+            self._timer = asyncio.get_running_loop().call_later(LAST_TOKEN_GRACE_S, later)
             return
         self._engine.cancel(self._request.request_id)
         text = self._detokenizer.flush()
@@ -240,6 +255,10 @@ class Generation:
         if not self._num_tokens:  # it may still be in the queue
             self._admitted_s = self._first_token_s = time.monotonic()
         self._finish(FinishReason.LENGTH)
+        if not self._events:
+            closing_id, index = self._options.closing_id, self._num_tokens + 1
+            self._events.append(TokenEvent(index, closing_id, "", float("nan"), True, (), text))
+        self._events[-1].result = self._result
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -280,8 +299,7 @@ class Generation:
             if self._makes_events:
                 self._new_event(output, index, token_id, text, text)
             return False
-        deadline_s = self._options.deadline_s
-        is_late = deadline_s is not None and finish is None and time.monotonic() >= deadline_s
+        is_late = finish is None and self._is_over_time()
         is_last = is_late or finish is not None
         text = self._detokenizer.step(token_id)
         if token_id in self._options.shown_specials:

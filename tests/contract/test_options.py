@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,39 @@ def test_max_time_ends_a_stream_with_a_last_event(tmp_path: Path) -> None:
         assert 0 < len(events) < 100
         assert events[-1]["details"]["finish_reason"] == "length"
         assert len(events[-1]["generated_text"]) == len(events)
+        router.wait_until_free()
+
+
+@pytest.mark.parametrize("how", ["queued", "prefill", "stalled"])
+def test_max_time_ends_a_stream_for_which_no_token_comes(tmp_path: Path, how: str) -> None:
+    """From arrival, also in the queue: the last event holds what there is, and a token that is none."""
+    with RunningRouter(tmp_path, FakeShardOptions(step_s=0.005, num_slots=1)) as router, router.client() as client:
+        holder = router.send("/generate", {"inputs": "x"}) if how == "queued" else None
+        if holder is not None:
+            router.wait_until_counts(running=1, waiting=0)
+        elif how == "prefill":
+            router.shard.pause()
+        body = {"inputs": "hi", "parameters": {"max_time": 0.3, "max_new_tokens": 1500, "details": True}}
+        began_s = time.monotonic()
+        with client.stream("POST", "/generate_stream", json=body) as stream:
+            assert stream.status_code == 200
+            events = []
+            for line in stream.iter_lines():
+                if line:
+                    events.append(json.loads(line.removeprefix("data: ")))
+                    router.shard.pause()  # none but the first tokens come
+        assert 0.3 <= time.monotonic() - began_s < 3
+        num_tokens = len(events) - 1
+        assert (num_tokens > 0) == (how == "stalled")
+        assert events[-1] == {
+            "index": num_tokens + 1,
+            "token": {"id": 257, "text": "", "logprob": None, "special": True},
+            "generated_text": "".join(event["token"]["text"] for event in events),
+            "details": {"finish_reason": "length", "generated_tokens": num_tokens, "seed": None, "input_length": 3},
+        }
+        if holder is not None:
+            holder.close()
+        router.shard.resume()
         router.wait_until_free()
 
 

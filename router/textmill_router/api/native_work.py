@@ -197,7 +197,12 @@ class NativeWork:
         )
 
     def _start(self, request: GenerationRequest, *, keep_tokens: bool) -> Generation:
-        options = TextOptions(self._checked.stop, keep_tokens=keep_tokens, deadline_s=self._deadline_s)
+        options = TextOptions(
+            self._checked.stop,
+            keep_tokens=keep_tokens,
+            deadline_s=self._deadline_s,
+            closing_id=next(iter(self._backend.facts.eos_token_ids), 0),
+        )
         return start_generation(self._backend.engine, self._backend.tokenizer, request, options)
 
     def _answer(self, text: str, results: list[GenerationResult], seeds: list[int | None]) -> GenerateAnswer:

@@ -78,6 +78,7 @@ class BatchBuilder:
             max_context_len=max_context_len,
             slots_R=self._to_device(slots_R),
             is_long_rope_T=self._to_device(table.is_long_rope[slots_R]) if self._has_two_rope_tables else None,
+            encoder_lens_R=self._to_device(table.num_encoder[slots_R]) if self._has_encoder else None,
         )
 
     def _to_device(self, values: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> torch.Tensor:

@@ -23,12 +23,16 @@ class Run:
 
 
 def cut_into_runs(batch: ForwardBatch) -> list[Run]:
-    """Single tokens together first, then each chunk alone."""
+    """Single tokens together first, then each chunk alone. What begins with an encoder's text is a chunk always."""
     # These reads wait for the device on a GPU: such models are driven from the host.
     starts = batch.query_starts.tolist()
     wanted = batch.logit_rows_N.tolist()
-    singles = [row for row, (start, stop) in enumerate(pairwise(starts)) if stop - start == 1]
-    chunks = [row for row, (start, stop) in enumerate(pairwise(starts)) if stop - start > 1]
+    lengths = [stop - start for start, stop in pairwise(starts)]
+    is_fresh = [False] * len(lengths)
+    if batch.encoder_lens_R is not None:
+        is_fresh = [context == length for context, length in zip(batch.context_lens_R.tolist(), lengths, strict=True)]
+    singles = [row for row, length in enumerate(lengths) if length == 1 and not is_fresh[row]]
+    chunks = [row for row, length in enumerate(lengths) if length > 1 or (length == 1 and is_fresh[row])]
     groups = ([singles] if singles else []) + [[row] for row in chunks]
     return [_cut(batch, rows, starts, wanted) for rows in groups]
 
@@ -57,6 +61,7 @@ def _cut(batch: ForwardBatch, rows: Sequence[int], starts: Sequence[int], wanted
             max_context_len=batch.max_context_len,
             is_long_rope_T=None if is_long_T is None else is_long_T[tokens],
             slots_R=None if batch.slots_R is None else batch.slots_R[rows_B],
+            encoder_lens_R=None if batch.encoder_lens_R is None else batch.encoder_lens_R[rows_B],
         ),
         num_sequences=len(rows),
         tokens=tokens,

@@ -13,6 +13,7 @@ from textmill_shard.attention.reference import ReferenceAttention
 from textmill_shard.attention.seam import PAGED_ATTENTION, PagedLayer, StepContext, attach_layer, register_attention
 from textmill_shard.call_observer import CallObserver
 from textmill_shard.decoder_tap import DecoderTap
+from textmill_shard.encoder_decoder import EncoderDecoder, probe_encoder_decoder
 from textmill_shard.fast_decoder import FastDecoder, why_not_fast
 from textmill_shard.kv_pool import LayerKvSpec
 from textmill_shard.model_errors import UnsupportedModelError
@@ -22,7 +23,9 @@ from textmill_shard.native.kernels import Kernels
 from textmill_shard.padded_view import PaddedCaller, probe_padded
 from textmill_shard.probe import ProbeResult, probe_model
 from textmill_shard.rope_tables import choose_long_tables_by_token
+from textmill_shard.row_positions import RowPositions
 from textmill_shard.run_decoder import RunDecoder
+from textmill_shard.start_check import CALL_ERRORS, PROBE_ENCODER_LENS
 from textmill_shard.state_caller import StateCaller
 from textmill_shard.state_rows import StateRows
 from textmill_shard.transformers_decoder import TransformersDecoder
@@ -48,7 +51,7 @@ class LayoutRequest:
 class Layout:
     """What computes a step, and what the model itself says to the texts."""
 
-    name: str  # "flat", "state" or "padded"
+    name: str  # "flat", "state", "padded" or "encoder_decoder"
     decoder: StepDecoder
     kv_specs: tuple[LayerKvSpec, ...]
     logits_V_by_text: tuple[torch.Tensor, ...]
@@ -109,6 +112,44 @@ def arrange_padded(request: LayoutRequest) -> Layout:
     return Layout(
         "padded", decoder, finding.specs, finding.logits_V_by_text, _weight_bytes(model), why_not_native=reason
     )
+
+
+def arrange_encoder_decoder(request: LayoutRequest) -> Layout:
+    """Each text through the encoder alone, decoders in one batch. Raises UnsupportedModelError with the reason."""
+    model = request.model
+    _check_reads_alone(model.config)
+    finding = probe_encoder_decoder(model, texts=request.texts, encoder_lens=PROBE_ENCODER_LENS)
+    pad_id = getattr(model.config, "pad_token_id", None)
+    try:
+        positions = RowPositions(
+            model.get_decoder(),
+            num_positions=request.max_tokens,
+            text_id=next(token_id for token_id in range(2) if token_id != pad_id),
+            device=request.device,
+        )
+    except CALL_ERRORS as error:
+        raise UnsupportedModelError(
+            f"models of type {model.config.model_type} cannot be served yet: the positions of their decoders cannot be "
+            f"told ({type(error).__name__}: {error})"
+        ) from error
+    decoder = EncoderDecoder(model, positions, num_layers=len(finding.specs), device=request.device)
+    return Layout(
+        "encoder_decoder",
+        decoder,
+        finding.specs,
+        finding.logits_V_by_text,
+        _weight_bytes(model),
+        why_not_native="there is an encoder",
+    )
+
+
+def _check_reads_alone(config: Any) -> None:
+    """Short texts, as the start check runs, would not show this. Raises UnsupportedModelError."""
+    if getattr(config, "attention_type", None) == "block_sparse":
+        raise UnsupportedModelError(
+            f"models of type {config.model_type} with block-sparse attention cannot be served: a short text switches "
+            "their encoders to full attention for all that come after it; `attention_type` can be `original_full`"
+        )
 
 
 def _swap(request: LayoutRequest, probe: ProbeResult, calls: CallObserver) -> dict[str, int]:

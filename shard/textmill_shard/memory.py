@@ -122,24 +122,46 @@ def _free_bytes(device: torch.device) -> int:
 def _measure_largest_step(runner: ModelRunner, options: KvMemoryOptions) -> int:
     """Bytes that a step of all tokens, with a logits row per slot, takes at its peak. Uses a pool of scratch alone."""
     runner.allocate_kv(0)
+    # Model dtype, float32, and a float32 copy of the sampler's.
+    logits_bytes = options.num_slots * runner.facts.vocab_size * (runner.dtype.itemsize + 8)
+    if runner.facts.decoder_prompt_ids:
+        return _measure_longest_text(runner, options) + logits_bytes
+    if runner.device.type == "cuda":
+        return _peak_bytes(runner, _largest_batch(runner, options.max_step_tokens, options.num_slots))
+    # A CPU takes seconds for a large step: a smaller one is run, and what it took is scaled up. The logits come on top.
+    num_tokens = min(options.max_step_tokens, MAX_TRIAL_TOKENS_ON_CPU)
+    measured = _peak_bytes(runner, _largest_batch(runner, num_tokens, 1))
+    return measured * -(-options.max_step_tokens // num_tokens) + logits_bytes
+
+
+def _measure_longest_text(runner: ModelRunner, options: KvMemoryOptions) -> int:
+    """The same without the logits where an encoder reads: texts run one by one, then the decoders of all slots."""
+    facts = runner.facts
+    longest = min(facts.max_encoder_tokens or options.max_step_tokens, options.max_step_tokens)
+    num_tokens = longest if runner.device.type == "cuda" else min(longest, MAX_TRIAL_TOKENS_ON_CPU)
+    encoding_bytes = _peak_bytes(runner, _longest_text(runner, num_tokens))
+    # Scores and relative positions grow with the square of the length.
+    encoding_bytes *= (-(-longest // num_tokens)) ** 2
+    # One layer's K and V of every slot, gathered as long as the longest, and as its attention lays them out again.
+    per_token = max(spec.elements_per_token for spec in facts.kv_specs)
+    decoding_bytes = 2 * options.num_slots * longest * per_token * runner.dtype.itemsize
+    return max(encoding_bytes, decoding_bytes)
+
+
+def _peak_bytes(runner: ModelRunner, batch: ForwardBatch) -> int:
+    """What a forward takes at most beside what is there already."""
     device = runner.device
     if device.type == "cuda":
-        batch = _largest_batch(runner, options.max_step_tokens, options.num_slots)
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         runner.forward(batch)
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device) - before)
-    # A CPU takes seconds for a large step: a smaller one is run, and what it took is scaled up. The logits come on top.
-    num_tokens = min(options.max_step_tokens, MAX_TRIAL_TOKENS_ON_CPU)
     _reset_peak()
     before = _status_bytes("VmRSS")
-    runner.forward(_largest_batch(runner, num_tokens, 1))
-    measured = max(0, _status_bytes("VmHWM") - before)
-    # Model dtype, float32, and a float32 copy of the sampler's.
-    logits_bytes = options.num_slots * runner.facts.vocab_size * (runner.dtype.itemsize + 8)
-    return measured * -(-options.max_step_tokens // num_tokens) + logits_bytes
+    runner.forward(batch)
+    return max(0, _status_bytes("VmHWM") - before)
 
 
 def _reset_peak() -> None:
@@ -172,6 +194,24 @@ def _largest_batch(runner: ModelRunner, num_tokens: int, num_logit_rows: int) ->
         logit_rows_N=torch.arange(num_tokens - num_rows, num_tokens, device=device),
         max_query_len=chunk,
         max_context_len=chunk,
+    )
+
+
+def _longest_text(runner: ModelRunner, num_tokens: int) -> ForwardBatch:
+    """So many tokens for the encoder and one for the decoder, in the scratch block."""
+    device = runner.device
+    places = torch.zeros(num_tokens + 1, dtype=torch.int64, device=device)
+    return ForwardBatch(
+        input_ids_T=torch.zeros(num_tokens + 1, dtype=torch.int64, device=device),
+        position_ids_T=torch.arange(num_tokens + 1, device=device),
+        kv_places_T=places,
+        query_starts=torch.tensor([0, num_tokens + 1], dtype=torch.int32, device=device),
+        context_lens_R=torch.tensor([num_tokens + 1], dtype=torch.int32, device=device),
+        block_tables_RB=torch.zeros(1, num_tokens // runner.facts.block_size + 1, dtype=torch.int32, device=device),
+        logit_rows_N=torch.tensor([num_tokens], device=device),
+        max_query_len=num_tokens + 1,
+        max_context_len=num_tokens + 1,
+        encoder_lens_R=torch.tensor([num_tokens], device=device),
     )
 
 

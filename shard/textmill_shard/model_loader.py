@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils.logging import disable_progress_bar
 
+from textmill_shard.encoder_facts import find_encoder_facts, reads_with_encoder
 from textmill_shard.heap import trim_heap
 from textmill_shard.index_plan import IndexPlan, build_index_plan
-from textmill_shard.layouts import Layout, LayoutRequest, arrange, arrange_padded
+from textmill_shard.layouts import Layout, LayoutRequest, arrange, arrange_encoder_decoder, arrange_padded
 from textmill_shard.model_errors import ModelError, ModelFilesError, UnsupportedModelError
 from textmill_shard.model_files import (
     WeightFiles,
@@ -101,16 +102,8 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
     device = torch.device(options.device)
     dtype: torch.dtype = getattr(torch, pick_dtype(options.dtype, config=config, device=device))
     files = find_weight_files(options.model_dir, allow_pickle=options.allow_pickle)
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"models of type {config.model_type} read their input with an encoder and cannot be served yet: "
-            "this engine runs decoders"
-        )
-    if parallel.world_size > 1 and carries_state(config):
-        raise UnsupportedModelError(
-            f"models of type {config.model_type} have layers that carry state from token to token and cannot be "
-            "divided among shards yet; use --num-shard 1"
-        )
+    if parallel.world_size > 1:
+        _check_divisible(config)
 
     on_progress("weights", 0.0)
     model, plan = _build_and_fill(
@@ -124,7 +117,10 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
     )
 
     on_progress("warmup", 0.0)
+    encoder = find_encoder_facts(options.model_dir, config, model) if reads_with_encoder(config) else None
     max_tokens = longest_dynamic_total(config) or _max_model_tokens(config)
+    if encoder is not None:
+        max_tokens = encoder.max_decoder_tokens
     fix_dynamic_tables(model, max_tokens=max_tokens)
     rope_border = find_rope_border(config)
     vocab_size = int(config.get_text_config().vocab_size)
@@ -159,6 +155,8 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
             layout=layout.name,
             state_bytes=layout.state_bytes,
             rope_border=rope_border,
+            decoder_prompt_ids=() if encoder is None else encoder.decoder_prompt_ids,
+            max_encoder_tokens=0 if encoder is None else encoder.max_encoder_tokens,
         )
         runner = ModelRunner(model=model, decoder=layout.decoder, facts=facts, parallel=parallel, kernels=kernels)
         check_against_probe(runner, texts=probe_texts, expected_V_by_text=layout.logits_V_by_text)
@@ -166,9 +164,11 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
 
     layout: Layout | None = None
     try:
-        layout = arrange(request)
+        layout = arrange(request) if encoder is None else arrange_encoder_decoder(request)
         runner = runner_of(layout)
     except UnsupportedModelError as reason:
+        if encoder is not None:
+            raise
         if layout is not None and layout.is_native:
             raise _FastDecoderDiffers(str(reason)) from reason
         if layout is not None and layout.swaps:
@@ -194,6 +194,23 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
         },
     )
     return runner
+
+
+def _auto_class(config: Any) -> Any:
+    return AutoModelForSeq2SeqLM if reads_with_encoder(config) else AutoModelForCausalLM
+
+
+def _check_divisible(config: Any) -> None:
+    """Raises UnsupportedModelError for what only one shard can serve."""
+    reason = None
+    if reads_with_encoder(config):
+        reason = "read their input with an encoder"
+    elif carries_state(config):
+        reason = "have layers that carry state from token to token"
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"models of type {config.model_type} {reason} and cannot be divided among shards yet; use --num-shard 1"
+        )
 
 
 def pick_dtype(asked: str, *, config: Any, device: torch.device) -> str:
@@ -240,7 +257,7 @@ def _build_and_fill(
     try:
         # Parameters on `meta`, buffers computed for real: no checkpoint holds the rotary tables.
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
+            model = _auto_class(config).from_config(
                 config, dtype=torch.float32, trust_remote_code=options.trust_remote_code
             )
     except (*CALL_ERRORS, ImportError) as error:
@@ -248,7 +265,7 @@ def _build_and_fill(
     model.eval()
     matching = match_names(model, files)
     if matching.missing and parallel.world_size == 1:
-        model = _fill_by_transformers(options, files, dtype=dtype, device=device)
+        model = _fill_by_transformers(_auto_class(config), options, files, dtype=dtype, device=device)
         return model, IndexPlan()
     check_matching(matching, folder=options.model_dir)
     plan = build_index_plan(model, config, parallel)
@@ -261,16 +278,19 @@ def _build_and_fill(
 def _why_not_built(config: Any, error: Exception) -> str:
     first_line = (str(error).strip().splitlines() or [""])[0]
     if first_line.startswith("Unrecognized configuration class"):
-        return f"models of type {config.model_type} do not generate text: transformers has no causal model of that kind"
+        kind = "text-to-text" if reads_with_encoder(config) else "causal"
+        return f"models of type {config.model_type} do not generate text: transformers has no {kind} model of that kind"
     what = f"{type(error).__name__}: {first_line}"
     return f"a model of type {config.model_type} cannot be built from its config.json: {what}"
 
 
-def _fill_by_transformers(options: LoadOptions, files: WeightFiles, *, dtype: torch.dtype, device: torch.device) -> Any:
+def _fill_by_transformers(
+    auto_class: Any, options: LoadOptions, files: WeightFiles, *, dtype: torch.dtype, device: torch.device
+) -> Any:
     """For checkpoints whose names or shapes transformers converts on the way (experts stored one by one)."""
     disable_progress_bar()
     folder = options.model_dir
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    model, loading = auto_class.from_pretrained(
         folder,
         dtype=dtype,
         output_loading_info=True,

@@ -24,7 +24,7 @@ class ModelFacts:
     device: str  # "cpu", "cuda"
     vocab_size: int  # ids the logits cover: 0 .. vocab_size - 1
     eos_token_ids: tuple[int, ...]
-    max_model_tokens: int  # longest sequence the positions allow, 0 = unbounded
+    max_model_tokens: int  # longest sequence the positions (of the decoder) allow, 0 = unbounded
     weight_bytes: int  # bytes of parameters and buffers that this rank holds
     tokenizer_digest: str  # hex blake2b-16 of tokenizer.json, "" without one
     block_size: int  # tokens per block
@@ -33,6 +33,8 @@ class ModelFacts:
     layout: str = "flat"
     state_bytes: int = 0  # of the rows that layers other than attention keep per slot
     rope_border: int | None = None  # requests of more tokens take the long rotary table; None = there is one table
+    decoder_prompt_ids: tuple[int, ...] = ()  # ids that the decoder begins with; empty = the model has no encoder
+    max_encoder_tokens: int = 0  # longest text that the positions of the encoder allow, 0 = unbounded
 
 
 class StepDecoder(Protocol):

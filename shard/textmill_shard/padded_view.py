@@ -10,6 +10,7 @@ import torch
 from transformers import Cache, DynamicCache
 
 from textmill_shard.batch_runs import Run
+from textmill_shard.forward_batch import ForwardBatch
 from textmill_shard.kv_pool import KvPool, LayerKvSpec
 from textmill_shard.model_errors import UnsupportedModelError
 
@@ -52,19 +53,32 @@ def probe_padded(model: Any, *, texts: tuple[torch.Tensor, ...]) -> PaddedFindin
 class PaddedView(Cache):  # type: ignore[misc]
     """Stands in for transformers' cache during one run: `update` stores in the pool and gives whole contexts."""
 
-    def __init__(self, run: Run, pool: KvPool, pool_index_of_layer: dict[int, int]) -> None:
+    def __init__(
+        self,
+        batch: ForwardBatch,
+        pool: KvPool,
+        pool_index_of_layer: dict[int, int],
+        *,
+        skipped_B: torch.Tensor | None = None,
+    ) -> None:
+        """The sequences of `batch` have equally many tokens. Each begins `skipped_B` places (int64) into its table.
+
+        Those count as tokens of its context in `batch`.
+        """
         super().__init__(layers=[])
-        batch, block_size = run.batch, pool.block_size
+        block_size = pool.block_size
         self._pool = pool
         self._index_of_layer = pool_index_of_layer
         self._new_places_T = batch.kv_places_T
         self._num_new = batch.max_query_len
         contexts_B1 = batch.context_lens_R.long().unsqueeze(1)
+        skipped_B1 = torch.zeros_like(contexts_B1) if skipped_B is None else skipped_B.unsqueeze(1)
+        contexts_B1 = contexts_B1 - skipped_B1
         self._num_keys = int(contexts_B1.max())
         positions_BC = torch.arange(self._num_keys, device=contexts_B1.device) - (self._num_keys - contexts_B1)
         self._is_padding_BC = positions_BC < 0
         self._has_padding = bool(self._is_padding_BC.any())
-        positions_BC = positions_BC.clamp_(min=0)
+        positions_BC = positions_BC.clamp_(min=0) + skipped_B1
         blocks_BC = batch.block_tables_RB.long().gather(1, positions_BC // block_size)
         self._places_BC = blocks_BC * block_size + positions_BC % block_size
 
@@ -116,7 +130,7 @@ class PaddedCaller:
 
     def call(self, run: Run, **inputs: Any) -> Any:
         assert self._pool is not None, "allocate_kv comes before forward"
-        view = PaddedView(run, self._pool, self._index_of_layer)
+        view = PaddedView(run.batch, self._pool, self._index_of_layer)
         if self._has_positions:
             inputs["position_ids"] = run.batch.position_ids_T.view(run.num_sequences, -1)
         return self._model(

@@ -25,6 +25,7 @@ from textmill_shard.model_runner import ModelFacts, ModelRunner
 from textmill_shard.native.kernels import Kernels
 from textmill_shard.parallel import TensorParallel
 from textmill_shard.plan import ShardFacts
+from textmill_shard.plan_check import LAYOUTS_WITHOUT_PREFIXES
 from textmill_shard.rank_channel import GlooChannel, RankChannel, SoloChannel
 from textmill_shard.row_sampling import RowSampler
 from textmill_shard.row_scan import NativeRowScanner
@@ -204,12 +205,14 @@ def _load(
         weight_bytes=facts.weight_bytes,
         kv_bytes=memory.kv_bytes,
         rope_border=facts.rope_border or 0,
+        decoder_prompt_ids=facts.decoder_prompt_ids,
+        max_encoder_tokens=facts.max_encoder_tokens,
     )
 
 
 def _features(facts: ModelFacts) -> tuple[str, ...]:
-    # What a prefix leaves in state rows is not in its blocks: it cannot be shared.
-    prefix = () if facts.layout == "state" else ("prefix_cache",)
+    # What a prefix leaves in state rows is not in its blocks, and an encoder looks at what comes after a prefix too.
+    prefix = () if facts.layout in LAYOUTS_WITHOUT_PREFIXES else ("prefix_cache",)
     return (*prefix, *(("prompt_logprobs",) if facts.can_project else ()))
 
 

@@ -27,12 +27,14 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def make_random_model(config: Any, folder: Path, *, seed: int = 0, **how: Any) -> Any:
+def make_random_model(
+    config: Any, folder: Path, *, seed: int = 0, auto_class: Any = AutoModelForCausalLM, **how: Any
+) -> Any:
     """Writes a random float32 model with a byte-level tokenizer; gives the model. `how` goes to transformers."""
     write_byte_tokenizer(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **how)
+        model = auto_class.from_config(config, dtype=torch.float32, **how)
         # Biases and norm weights start as zeros and ones: a mixed-up one would go unnoticed.
         for parameter in model.parameters():
             if parameter.dim() == 1:

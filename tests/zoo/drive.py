@@ -3,7 +3,7 @@
 # T tokens of a text, V vocabulary
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from textmill_shard.model_loader import LoadOptions, load_model
 from textmill_shard.model_runner import ModelRunner
 from textmill_shard.plan import Admit, Budget, ShardFacts
 from textmill_shard.sampling_params import SamplingParams
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from tests.fakes.tiny_models import make_random_model
 from tests.unit.shard.step_harness import Shard, ids
@@ -29,6 +29,9 @@ PROMPT_LENGTHS = (37, 5, 50, 21)
 NUM_FIRST = 2
 CHUNK_TOKENS = 11
 BUDGET = Budget(max_step_tokens=NUM_SLOTS + 20, max_prefill_tokens=20, max_chunk_tokens=CHUNK_TOKENS)
+# Of each prompt, where there is an encoder; it reads its part in one step. The third fills one: the rest comes later.
+ENCODER_LENGTHS = (30, 4, 44, 20)
+ENCODER_BUDGET = Budget(max_step_tokens=NUM_SLOTS + 44, max_prefill_tokens=44, max_chunk_tokens=CHUNK_TOKENS)
 
 
 @dataclass(slots=True)
@@ -89,7 +92,8 @@ class ZooResult:
 def make_zoo_model(entry: ZooEntry, folder: Path, *, seed: int = 0) -> ZooModel:
     config = AutoConfig.for_model(entry.type_of_config, **entry.config)
     how = {"attn_implementation": entry.attention, "experts_implementation": "eager"}
-    model = make_random_model(config, folder, seed=seed, **how)
+    auto_class = AutoModelForSeq2SeqLM if entry.layout == "encoder_decoder" else AutoModelForCausalLM
+    model = make_random_model(config, folder, seed=seed, auto_class=auto_class, **how)
     if entry.longest_text is not None:
         reference_logits(model, [0] * entry.longest_text)
     return ZooModel(folder=folder, reference=model)
@@ -108,7 +112,13 @@ def run_zoo_model(model: ZooModel, runner: ModelRunner) -> ZooResult:
     recorder = RecordingRunner(runner)
     prompts = prompts_of_zoo()
     shuffled = np.random.default_rng(6).permutation(NUM_BLOCKS)
-    admits = _admits(prompts, shuffled, rope_border=runner.facts.rope_border)
+    encoder_lengths = ENCODER_LENGTHS if runner.facts.decoder_prompt_ids else (0,) * len(prompts)
+    admits = [
+        replace(admit, num_encoder_tokens=length)
+        for admit, length in zip(
+            _admits(prompts, shuffled, rope_border=runner.facts.rope_border), encoder_lengths, strict=True
+        )
+    ]
     with Shard(facts=zoo_facts(runner), runner=recorder) as shard:
 
         def admit_others(step: int) -> None:
@@ -116,16 +126,17 @@ def run_zoo_model(model: ZooModel, runner: ModelRunner) -> ZooResult:
                 shard.send(admits=admits[NUM_FIRST:])
 
         recorder.before_step = admit_others
-        shard.send(admits=admits[:NUM_FIRST], budget=BUDGET)
+        shard.send(admits=admits[:NUM_FIRST], budget=budget_of(runner))
         outputs = shard.run_to_end(*range(len(prompts)))
         assert shard.error is None, shard.error
     difference = 0.0
     for admit, prompt in zip(admits, prompts, strict=True):
-        expected_TV = reference_logits(model.reference, [*prompt, *outputs[admit.slot][:-1]])
+        num_read = admit.num_encoder_tokens
+        expected_TV = reference_logits(model.reference, [*prompt, *outputs[admit.slot][:-1]], num_read=num_read)
         for position in range(len(prompt) - 1, len(prompt) + NUM_NEW - 1):
             found_V = recorder.logits[int(admit.block_ids[0]), position]
             assert int(found_V.argmax()) == outputs[admit.slot][position - len(prompt) + 1]
-            error = (found_V - expected_TV[position]).abs().max() / expected_TV.abs().max()
+            error = (found_V - expected_TV[position - num_read]).abs().max() / expected_TV.abs().max()
             difference = max(difference, float(error)) if torch.isfinite(error) else float("inf")
     return ZooResult(
         layout=runner.facts.layout,
@@ -142,10 +153,18 @@ def prompts_of_zoo() -> list[list[int]]:
     return [random.integers(0, VOCAB_SIZE, length).tolist() for length in PROMPT_LENGTHS]
 
 
-def reference_logits(reference: Any, tokens: Sequence[int]) -> torch.Tensor:
-    """`[T, V]` of the whole text in one forward without a cache."""
+def budget_of(runner: ModelRunner) -> Budget:
+    return ENCODER_BUDGET if runner.facts.decoder_prompt_ids else BUDGET
+
+
+def reference_logits(reference: Any, tokens: Sequence[int], *, num_read: int = 0) -> torch.Tensor:
+    """`[T, V]` of the whole text in one forward without a cache; behind the `num_read` tokens for an encoder."""
+    text = torch.tensor([tokens])
+    inputs = (
+        {"input_ids": text[:, :num_read], "decoder_input_ids": text[:, num_read:]} if num_read else {"input_ids": text}
+    )
     with torch.inference_mode():
-        logits: torch.Tensor = reference(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+        logits: torch.Tensor = reference(**inputs, use_cache=False).logits[0]
     return logits.float()
 
 
@@ -190,10 +209,12 @@ def zoo_facts(runner: ModelRunner) -> ShardFacts:
         block_size=BLOCK_SIZE,
         num_blocks=NUM_BLOCKS,
         num_slots=NUM_SLOTS,
-        max_step_tokens=BUDGET.max_step_tokens,
+        max_step_tokens=budget_of(runner).max_step_tokens,
         vocab_size=runner.facts.vocab_size,
         eos_token_ids=(),
         max_model_tokens=runner.facts.max_model_tokens,
         layout=runner.facts.layout,
         rope_border=runner.facts.rope_border or 0,
+        decoder_prompt_ids=runner.facts.decoder_prompt_ids,
+        max_encoder_tokens=runner.facts.max_encoder_tokens,
     )

@@ -32,10 +32,16 @@ models have layers that carry a state from token to token, kept in a row per slo
 together, each chunk of a prompt on its own; there is no prefix cache, a preempted request computes its prompt again,
 and the model is not divided among shards. *padded* models have attention code of their own: it is given whole contexts,
 gathered from the paged cache and padded on the left; slower, the prefix cache works, not divided among shards.
+*encoder_decoder* models read a prompt with an encoder: each prompt whole and on its own, once; what their decoders look
+back at is kept in the paged cache, and the decoders of all requests run together, their contexts gathered and padded.
+The output is what the decoder writes, without the prompt. There is no prefix cache, no log-probability of the prompt
+and no native layer; a preempted request is read again; not divided among shards.
 
-Not served, and refused at start with the reason: models with an encoder (T5, BART and their kin), models whose past is
-kept elsewhere than in transformers' cache of keys and values or states (openai-gpt, RWKV, xLSTM, MiniMax-Text-01,
-RecurrentGemma), and models whose attention needs more than queries, keys and values (sparse indices of DeepSeek-V3.2).
+Not served, and refused at start with the reason: encoders whose decoders another position or cache would confuse (LED,
+FSMT, ProphetNet), that share out experts by batch (Switch Transformers, NLLB-MoE) or remember short texts (block-sparse
+BigBird-Pegasus), models whose past is kept elsewhere than in transformers' cache of keys and values or states
+(openai-gpt, RWKV, xLSTM, MiniMax-Text-01, RecurrentGemma), and models whose attention needs more than queries, keys and
+values (sparse indices of DeepSeek-V3.2).
 """
 
 

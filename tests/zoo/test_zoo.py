@@ -33,7 +33,8 @@ def test_engine_gives_the_uncached_logits_of_transformers(entry: ZooEntry, tmp_p
         assert bool(specs and runner.facts.state_bytes) == entry.is_hybrid
         assert any(spec.key_dim > spec.value_dim for spec in specs) == entry.has_uneven_widths
         result = run_zoo_model(model, runner)
-        assert result.num_mixed_steps >= 3
+        # An encoder's part is not cut: the prompts are through in fewer steps.
+        assert result.num_mixed_steps >= (2 if entry.layout == "encoder_decoder" else 3)
         assert (result.num_two_sided_steps >= 3) == (entry.rope_border is not None)
         assert result.difference <= entry.tolerance
 

@@ -1,5 +1,6 @@
 """The number of KV blocks follows from what the operator allows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from textmill_shard.model_runner import ModelRunner
 
 from tests.fakes.tiny_models import make_tiny_llama
 from tests.zoo.drive import make_zoo_model
+from tests.zoo.encoders import ENCODERS
 from tests.zoo.states import STATE
 
 
@@ -47,6 +49,20 @@ def test_too_little_memory_says_what_two_blocks_take(runner: ModelRunner) -> Non
         ModelError, match=rf"--kv-cache-bytes {budget} leaves {budget} bytes.*two blocks take {budget + 1}"
     ):
         plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=4, kv_cache_bytes=budget))
+
+
+@pytest.mark.parametrize(("name", "longest"), [("t5", 64), ("bart", 40)])
+def test_an_encoder_needs_room_for_its_longest_text_beside_every_slot(name: str, longest: int, tmp_path: Path) -> None:
+    entry = next(entry for entry in ENCODERS if entry.name == name)
+    make_zoo_model(replace(entry, config={**entry.config, "max_position_embeddings": 40}), tmp_path)
+    options = LoadOptions(model_dir=tmp_path, dtype="float32", block_size=4, num_slots=3)
+    runner = load_model(options, lambda phase, share: None)
+    plan = plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=300, memory_fraction=0.02))
+    # One layer's keys and values of all slots, twice, and their logits.
+    width = runner.facts.kv_specs[0].elements_per_token
+    assert plan.step_bytes >= 300 * (2 * longest * width * 4 + runner.facts.vocab_size * 12)
+    assert plan.step_bytes < 1.5 * 300 * (2 * 64 * width * 4 + runner.facts.vocab_size * 12)
+    assert plan.num_blocks > 0
 
 
 def test_a_model_without_keys_and_values_has_blocks_that_only_count_tokens(tmp_path: Path) -> None:

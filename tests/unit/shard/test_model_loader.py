@@ -210,24 +210,6 @@ def test_model_that_counts_the_padding_of_a_batch_is_refused(tmp_path: Path) -> 
         load(folder)
 
 
-def test_model_with_an_encoder_is_refused(tmp_path: Path) -> None:
-    folder = make_small(
-        tmp_path / "bart",
-        "bart",
-        vocab_size=300,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-    )
-    change_json(folder / "config.json", is_encoder_decoder=True)
-    with pytest.raises(UnsupportedModelError, match="read their input with an encoder"):
-        load(folder)
-
-
 @pytest.fixture
 def lfm2(tmp_path: Path) -> Path:
     return make_small(

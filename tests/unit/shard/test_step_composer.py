@@ -272,9 +272,12 @@ def test_rule_19_a_slot_whose_grammar_is_not_ready_has_its_encoder_read() -> Non
 def test_tensors_name_what_the_encoder_reads() -> None:
     table = encoder_table((3, 1), (5, 2))
     builder = BatchBuilder(block_size=BLOCK_SIZE, device=torch.device("cpu"), has_encoder=True)
-    batch = builder.build(table, compose_step(table, WIDE))
-    assert batch.encoder_lens_R is not None
-    assert batch.encoder_lens_R.tolist() == [3, 5]
+    for _ in range(2):  # a prefill, then a decode
+        step = compose_step(table, WIDE)
+        batch = builder.build(table, step)
+        assert batch.encoder_lens_R is not None
+        assert batch.encoder_lens_R.tolist() == [3, 5]
+        finish(table, step)
 
 
 def test_rule_19_a_prompt_of_one_token_waits_whole() -> None:

@@ -40,7 +40,7 @@ class Compiler:
         """Raises OSError or ValueError for a tokenizer that cannot be read. Takes half a second."""
         with open(setup.tokenizer_file, encoding="utf-8") as file:
             self._tokenizer = llguidance.LLTokenizer(
-                without_special_texts(file.read()), n_vocab=setup.vocab_size, eos_token=list(setup.eos_token_ids)
+                file.read(), n_vocab=setup.vocab_size, eos_token=list(setup.eos_token_ids)
             )
         self._limits = llguidance.LLParserLimits(
             max_lexer_states=MAX_LEXER_STATES, max_grammar_size=MAX_GRAMMAR_SIZE, verbose_errors=False
@@ -58,31 +58,6 @@ class Compiler:
             if not matcher.get_error() and not any(mask):
                 return "no text matches it"
         return _readable(matcher.get_error()) or None
-
-
-def without_special_texts(tokenizer_json: str) -> str:
-    """The tokenizer with special tokens that no text names. Raises ValueError for what is no tokenizer.
-
-    The library reads `<|end|>` in a schema's constant or a tool's name as the token, so that the answer would end
-    there. The shard does the same.
-    """
-    try:
-        parts = json.loads(tokenizer_json)
-        special = [token for token in parts["added_tokens"] if token["special"]]
-        names = {token["content"]: f"\ufdd2{token['id']}\ufdd2" for token in special}
-        for token in special:
-            token["content"] = names[token["content"]]
-        model = parts["model"]
-        if isinstance(model["vocab"], dict):
-            model["vocab"] = {names.get(text, text): token_id for text, token_id in model["vocab"].items()}
-        else:
-            model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
-        if model.get("unk_token") is not None:
-            model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"no tokenizer: {error!r}") from error
-    parts["post_processor"] = None  # it names them too, and is not used
-    return json.dumps(parts)
 
 
 def library_grammar(grammar: Grammar) -> str:

@@ -105,7 +105,7 @@ def without_special_texts(tokenizer_json: str) -> str:
     """The tokenizer with special tokens that no text names. Raises ValueError for what is no tokenizer.
 
     The library reads `<|end|>` in a schema's constant or a tool's name as the token, so that the answer would end
-    there. The router does the same.
+    there.
     """
     try:
         parts = json.loads(tokenizer_json)

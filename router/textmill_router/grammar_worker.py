@@ -6,6 +6,7 @@ each, and answers each with a line: `{"reason": null}` when it compiles, else th
 
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -20,6 +21,8 @@ from textmill_router.request import Grammar, GrammarKind
 # Tighter than the library's own, so that the threads of the shard that compile the same again are never held for long.
 MAX_LEXER_STATES = 100_000
 MAX_GRAMMAR_SIZE = 200_000  # symbols in productions
+_PLACE = re.compile(r"^at \d+\(\d+\): ")
+_LISTING = re.compile(r"\s*\d+ \| ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,15 @@ def library_grammar(grammar: Grammar) -> str:
 
 
 def _readable(error: str) -> str:
-    """The library's message without its marks."""
-    return error.replace("<non-verbose/>", "").strip()
+    """The library's message without its marks, and without the lines of a grammar that the client did not write."""
+    lines = []
+    is_listing = False
+    for line in _PLACE.sub("", error.replace("<non-verbose/>", "").strip()).split("\n"):
+        is_caret = is_listing and line.strip() == "^"
+        is_listing = _LISTING.match(line) is not None
+        if not (is_listing or is_caret):
+            lines.append(line)
+    return "\n".join(lines).strip()
 
 
 def run(requests: TextIO, answers: TextIO) -> None:

@@ -1,11 +1,13 @@
 """Chat completions: shapes, fields and streams of plain conversations, on a shard that answers abcdef..."""
 
 import json
+from array import array
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from textmill_proto.v1 import shard_pb2
 
 from tests.contract.running_router import RunningRouter
 from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
@@ -164,6 +166,21 @@ def test_several_choices_share_a_prefill(router: RunningRouter, client: httpx.Cl
     assert router.stats().num_prompt_tokens_computed_total - before <= num_prompt_tokens + 3 * 16
 
 
+def test_cached_tokens_are_told_once_for_all_choices(client: httpx.Client) -> None:
+    messages = [{"role": "user", "content": "told before " * 20}]
+    num_prompt_tokens = answer_of(client, messages=messages)["usage"]["prompt_tokens"]
+    for num_choices in (1, 4):
+        usage = answer_of(client, messages=messages, n=num_choices)["usage"]
+        # All full blocks but the one that the model must see a token of.
+        assert usage["prompt_tokens_details"]["cached_tokens"] == (num_prompt_tokens - 1) // 16 * 16
+
+
+def test_each_choice_has_its_own_seed(router: RunningRouter, client: httpx.Client) -> None:
+    answer_of(client, n=4, seed=11)
+    assert router.shard.last_admit is not None
+    assert router.shard.last_admit.sampling.seed == 14
+
+
 def test_several_choices_are_streamed_side_by_side(client: httpx.Client) -> None:
     chunks = stream(client, n=3, stream_options={"include_usage": True})
     assert [text_of(chunks, index) for index in range(3)] == ["abc"] * 3
@@ -180,6 +197,11 @@ def test_several_choices_are_streamed_side_by_side(client: httpx.Client) -> None
 def test_last_field_of_the_two_limits_wins(client: httpx.Client) -> None:
     assert answer_of(client, max_tokens=9, max_completion_tokens=2)["usage"]["completion_tokens"] == 2
     assert answer_of(client, max_tokens=4, max_completion_tokens=None)["usage"]["completion_tokens"] == 4
+
+
+def biases(sampling: shard_pb2.Sampling) -> dict[int, float]:
+    ids, values = array("I", sampling.logit_bias_ids), array("f", sampling.logit_bias_values)
+    return dict(zip(ids, values, strict=True))
 
 
 def test_every_field_reaches_the_shard(router: RunningRouter, client: httpx.Client) -> None:
@@ -203,8 +225,15 @@ def test_every_field_reaches_the_shard(router: RunningRouter, client: httpx.Clie
     assert (sampling.top_k, sampling.seed, admit.min_new_tokens, admit.ignore_eos) == (7, 11, 2, True)
     for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
         assert getattr(sampling, name) == pytest.approx(fields[name])
+    assert biases(sampling) == {97: 1.5, 5: -100}
+    answer_of(client)
+    sampling = router.shard.history[-1].last_admit.sampling
+    assert sampling.do_sample  # as at OpenAI, unless the temperature is 0
+    assert biases(sampling) == {}
     answer_of(client, temperature=0, logit_bias=[1, 0, 2])
-    assert not router.shard.history[-1].last_admit.sampling.do_sample
+    sampling = router.shard.history[-1].last_admit.sampling
+    assert not sampling.do_sample
+    assert biases(sampling) == {0: 1, 2: 2}
 
 
 @pytest.mark.parametrize(

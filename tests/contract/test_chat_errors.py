@@ -175,6 +175,7 @@ def test_failure_in_a_stream_is_an_event_and_done(tmp_path: Path, style: str, nu
             assert last["error"]["type"] == "server_error"
             assert last["error_type"] == "generation"
         router.wait_until_free()
+        assert 'tgi_request_failure{err="generation"} 1\n' in client.get("/metrics").text
 
 
 def test_failure_before_the_first_chunk_has_its_status(router: RunningRouter, client: httpx.Client) -> None:

@@ -210,7 +210,7 @@ def test_ids_names_and_thoughts_of_messages_reach_the_template(tmp_path: Path) -
     source = (
         "{% for m in messages %}{{ [m.role, m.name, m.tool_call_id, m.reasoning_content, m.content] | join('|') }}"
         "{% for c in m.tool_calls %}|{{ [c.id, c.type, c.function.name, c.function.arguments.a] | join(',') }}"
-        "{% endfor %};{% endfor %}"
+        "{% endfor %};{% endfor %}{{ documents[0].title }}{{ style }}"
     )
     path = tmp_path / "given.json"
     path.write_text(json.dumps({"chat_template": source}))
@@ -221,13 +221,22 @@ def test_ids_names_and_thoughts_of_messages_reach_the_template(tmp_path: Path) -
             {"role": "user", "content": "hi", "name": "Ann"},
             {"role": "assistant", "content": None, "tool_calls": [call, shape_of_tgi], "reasoning_content": "Hm."},
             {"role": "tool", "content": [{"type": "text", "text": "ok"}], "tool_call_id": "c1", "name": "f"},
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}], "reasoning": "Bad."},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{**call, "function": {"name": "h", "arguments": "[1]"}}],
+            },
         ]
-        shown = client.post("/chat_tokenize", json={"messages": messages, "add_generation_prompt": False})
+        told = {"documents": [{"title": "T"}], "chat_template_kwargs": {"style": "S"}, "add_generation_prompt": False}
+        shown = client.post("/chat_tokenize", json={"messages": messages, "continue_final_message": False, **told})
         assert shown.json()["templated_text"].split(";") == [
             "user|Ann|||hi",
             "assistant|||Hm.||c1,function,f,5|c2,function,g,6",
             "tool|f|c1||ok",
-            "",
+            "assistant|||Bad.|no",
+            "assistant|||||c1,function,h,",
+            "TS",
         ]
 
 

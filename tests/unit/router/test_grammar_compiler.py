@@ -73,6 +73,14 @@ def test_what_the_library_can_do_passes_and_the_rest_is_refused_with_its_reason(
             (Grammar(GrammarKind.LARK, "start: nobody"), "nobody"),
         ):
             assert words in await reason(compiler, grammar), grammar
+        # The rules that a response format or a tool was put into are not the client's.
+        lines = 'start: "a" answer\nanswer: %json {"type": "wat"}\nother: "b"'
+        assert await reason(compiler, Grammar(GrammarKind.LARK, lines)) == (
+            "`grammar` does not compile: failed to compile JSON schema: Invalid type: wat"
+        )
+        told = await reason(compiler, Grammar(GrammarKind.LARK, "start: answer\nanswer: /((/"))
+        assert "unclosed group" in told
+        assert "start" not in told
 
     run(tmp_path, scenario)
 

@@ -66,6 +66,14 @@ class OverBudget(ValidationFailed):
         self.found = found
 
 
+class TooManyPrompts(ValidationFailed):
+    """A call of /v1/completions has more prompts than --max-client-batch-size."""
+
+
+class SuffixRefused(ValidationFailed):
+    """The model cannot fill in before a suffix."""
+
+
 class TemplateFailed(RequestError):
     """There is no chat template, or it does not take this conversation."""
 

@@ -52,10 +52,10 @@ def joined(events: list[Any]) -> dict[int, str]:
     return texts
 
 
-def refusal(client: httpx.Client, **fields: Any) -> Any:
+def refusal(client: httpx.Client, error_type: str = "validation", **fields: Any) -> Any:
     answer = client.post("/v1/completions", json={"prompt": "hi", "max_tokens": 2, **fields})
     assert answer.status_code == 422, answer.text
-    assert answer.json()["error_type"] == "validation"
+    assert answer.json()["error_type"] == error_type
     return answer.json()["error"]
 
 
@@ -218,7 +218,6 @@ def test_best_of_gives_the_best_n(client: httpx.Client) -> None:
         ({"prompt": [1, "a"]}, "prompt", "only"),
         ({"prompt": [1, 258]}, "prompt", "258"),
         ({"prompt": [-1]}, "prompt", "-1"),
-        ({"prompt": ["a"] * 5}, "prompt", "--max-client-batch-size"),
         ({"prompt": 5}, "prompt", "expected"),
         ({"max_tokens": 0}, "max_tokens", "echo"),
         ({"max_tokens": -1}, "max_tokens", "`max_tokens`"),
@@ -229,7 +228,6 @@ def test_best_of_gives_the_best_n(client: httpx.Client) -> None:
         ({"best_of": 2, "stream": True}, "best_of", "streaming"),
         ({"logprobs": 21}, "logprobs", "20"),
         ({"logprobs": -1}, "logprobs", "`logprobs`"),
-        ({"suffix": "b"}, "suffix", "fill-in-the-middle"),
         ({"repetition_penalty": -1}, "repetition_penalty", "> 0"),
         ({"stop": [""]}, "stop", "empty"),
         ({"adapter_id": "org/lora"}, "adapter_id", "not loaded"),
@@ -245,6 +243,22 @@ def test_refusals_name_the_field(client: httpx.Client, fields: dict[str, Any], p
     assert error["param"] == param
     assert words in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("error_type", "fields", "param", "words"),
+    [
+        ("batch size exceeded", {"prompt": ["a"] * 5}, "prompt", "--max-client-batch-size"),
+        ("batch size exceeded", {"prompt": [[1]] * 5}, "prompt", "at most 4 prompts"),
+        ("suffix not supported", {"suffix": "b"}, "suffix", "fill-in-the-middle"),
+    ],
+)
+def test_refusals_that_have_a_type_of_their_own(
+    client: httpx.Client, error_type: str, fields: dict[str, Any], param: str, words: str
+) -> None:
+    error = refusal(client, error_type, **fields)
+    assert (error["param"], error["code"], error["type"]) == (param, None, "invalid_request_error")
+    assert words in error["message"]
 
 
 def test_too_long_a_prompt_says_it_in_openai_words(client: httpx.Client) -> None:
@@ -272,6 +286,20 @@ def test_end_token_stops_and_has_an_entry_but_no_text(tmp_path: Path) -> None:
         assert (choice["text"], choice["finish_reason"]) == ("ok", "stop")
         assert choice["logprobs"]["tokens"] == ["o", "k", "<|end|>"]
         assert choice["logprobs"]["text_offset"] == [0, 1, 2]
+
+
+def test_special_tokens_inside_have_entries_and_no_width(tmp_path: Path) -> None:
+    """The text does not show them; what follows stands where the text goes on."""
+
+    def script(prompt_ids: object, num_output: int) -> int:
+        return (97, 257, 98, 99)[num_output]
+
+    with RunningRouter(tmp_path, FakeShardOptions(script=script)) as router, router.client() as client:
+        for fields, base in (({}, 0), ({"echo": True}, 2)):
+            [choice] = complete(client, "hi", max_tokens=4, logprobs=0, ignore_eos=True, **fields)["choices"]
+            assert choice["text"] == "hi"[:base] + "abc"
+            assert choice["logprobs"]["tokens"][-4:] == ["a", "<|end|>", "b", "c"]
+            assert choice["logprobs"]["text_offset"][-4:] == [base, base + 1, base + 1, base + 2]
 
 
 @pytest.mark.parametrize(

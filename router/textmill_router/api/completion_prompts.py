@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from textmill_router.api.completion_types import PromptSource
 from textmill_router.api.fill_in_middle import MiddleTokens, find_middle_tokens
 from textmill_router.api.intake import Intake
-from textmill_router.errors import ValidationFailed
+from textmill_router.errors import SuffixRefused, ValidationFailed
 from textmill_router.service import Backend
 from textmill_router.tokenization import Encoding, Tokenizer
 from textmill_router.validation import CheckedParameters, check_budget, prompt_too_long
@@ -25,9 +25,9 @@ def middle_tokens_for(sources: list[PromptSource], tokenizer: Tokenizer) -> Midd
     """How this model is asked for what stands between the prompts and a suffix. Raises ValidationFailed."""
     tokens = find_middle_tokens(tokenizer.token_to_id)
     if tokens is None:
-        raise _refuse_suffix("must not be set: this model has no fill-in-the-middle tokens")
+        raise SuffixRefused("`suffix` must not be set: this model has no fill-in-the-middle tokens", field="suffix")
     if any(source.text is None for source in sources):
-        raise _refuse_suffix("needs prompts that are text, found token ids")
+        raise ValidationFailed("`suffix` needs prompts that are text, found token ids", field="suffix")
     return tokens
 
 
@@ -93,7 +93,3 @@ def _character_offsets(text: str, encoding: Encoding) -> list[int]:
         places.extend([place] * len(character.encode("utf-8", "surrogatepass")))
     places.append(len(text))
     return [places[start] for start in starts]
-
-
-def _refuse_suffix(message: str) -> ValidationFailed:
-    return ValidationFailed(f"`suffix` {message}", field="suffix")

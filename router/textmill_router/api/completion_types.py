@@ -8,7 +8,7 @@ from typing import Any
 from textmill_router.api.grammar_types import native_grammar
 from textmill_router.api.native_types import check_adapter
 from textmill_router.api.openai_types import OpenAIBody, sampling_wishes
-from textmill_router.errors import ValidationFailed
+from textmill_router.errors import TooManyPrompts, ValidationFailed
 from textmill_router.request import token_array
 from textmill_router.validation import Wishes
 
@@ -80,8 +80,9 @@ def prompts_of(body: CompletionBody, *, max_prompts: int, vocab_size: int) -> li
     if isinstance(prompt[0], int):
         return [_ids("prompt", prompt, vocab_size)]
     if len(prompt) > max_prompts:
-        raise _refuse(
-            "prompt", f"must hold at most {max_prompts} prompts (--max-client-batch-size), found {len(prompt)}"
+        raise TooManyPrompts(
+            f"`prompt` must hold at most {max_prompts} prompts (--max-client-batch-size), found {len(prompt)}",
+            field="prompt",
         )
     return [
         _text(f"prompt[{index}]", entry, is_alone)

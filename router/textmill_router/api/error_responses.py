@@ -23,8 +23,10 @@ from textmill_router.errors import (
     RetryLater,
     RouteNotFound,
     ShuttingDown,
+    SuffixRefused,
     TemplateFailed,
     ToolError,
+    TooManyPrompts,
     Unauthorized,
     UnsupportedMediaType,
     ValidationFailed,
@@ -53,6 +55,8 @@ _KINDS: dict[type[RequestError], ErrorKind] = {
     PayloadTooLarge: ErrorKind(413, "payload_too_large"),
     UnsupportedMediaType: ErrorKind(415, "unsupported_media_type"),
     ValidationFailed: ErrorKind(422, "validation"),
+    SuffixRefused: ErrorKind(422, "suffix not supported"),
+    TooManyPrompts: ErrorKind(422, "batch size exceeded"),
     TemplateFailed: ErrorKind(422, "template_error"),
     ToolError: ErrorKind(422, "tool_error"),
     GenerationBroke: ErrorKind(424, "generation"),
@@ -87,6 +91,10 @@ _OPENAI_CODES: dict[type[RequestError], tuple[str, str]] = {
     OverBudget: ("invalid_request_error", "context_length_exceeded"),
     Overloaded: ("rate_limit_error", "rate_limit_exceeded"),
 }
+# These say no more than status and parameter do.
+_NO_CODES = frozenset(
+    {"validation", "unsupported_media_type", "invalid_json", "suffix not supported", "batch size exceeded"}
+)
 _OPENAI_STATUSES = {422: 400, 424: 500}
 
 
@@ -138,7 +146,7 @@ def _openai_error_body(error: RequestError) -> bytes:
     general = "invalid_request_error" if kind.status < 500 and kind.status != 424 else "server_error"
     code: str | None
     error_type, code = _OPENAI_CODES.get(type(error), (general, kind.error_type))
-    if code in ("validation", "unsupported_media_type", "invalid_json"):
+    if code in _NO_CODES:
         code = None
     field = getattr(error, "field", "") or None
     body: dict[str, Any] = {

@@ -139,12 +139,14 @@ def test_stop_string_ends_the_text_before_the_match(client: httpx.Client, stream
 
 def test_logprobs_are_of_the_shown_tokens(client: httpx.Client) -> None:
     [choice] = answer_of(client, logprobs=True, top_logprobs=2, stop="cd", max_tokens=9)["choices"]
+    assert set(choice["logprobs"]) == {"content", "refusal"}
     entries = choice["logprobs"]["content"]
     assert [entry["token"] for entry in entries] == ["a", "b"]
     assert entries[0]["bytes"] == [97]
     assert [top["token"] for top in entries[0]["top_logprobs"]] == ["a", "b"]
     assert set(entries[0]["top_logprobs"][0]) == {"token", "logprob", "bytes"}
     chunks = stream(client, logprobs=True, top_logprobs=2, stop="cd", max_tokens=9)
+    assert all(set(chunk["choices"][0]["logprobs"] or choice["logprobs"]) == {"content", "refusal"} for chunk in chunks)
     streamed = [entry for chunk in chunks for entry in (chunk["choices"][0]["logprobs"] or {"content": []})["content"]]
     assert streamed == entries
     [choice] = answer_of(client, logprobs=True)["choices"]

@@ -79,6 +79,14 @@ def test_each_kind_of_delta_is_a_chunk_and_the_last_has_the_reason() -> None:
     assert [chunk["choices"][0]["finish_reason"] for chunk in found] == [None, None, None, "tool_calls"]
 
 
+def test_answer_that_is_a_call_has_no_content() -> None:
+    parser = ChatParser(ToolFormat.HERMES, None, ("f",), new_id=lambda: "call_1")
+    writer = ChatChunks(ENVELOPE, 0, parser, None)
+    [chunk, _] = chunks(writer.encode([event(97, '<tool_call>{"name": "f"}</tool_call>', None, FinishReason.EOS)]))
+    delta = chunk["choices"][0]["delta"]
+    assert (delta["role"], delta["content"], len(delta["tool_calls"])) == ("assistant", None, 1)
+
+
 @pytest.mark.parametrize("wants_top", [False, True])
 def test_logprobs_wait_for_their_text(tmp_path_factory: pytest.TempPathFactory, wants_top: bool) -> None:
     """Tokens whose text is held back as a possible stop string come later, those of the match never."""
@@ -93,6 +101,7 @@ def test_logprobs_wait_for_their_text(tmp_path_factory: pytest.TempPathFactory, 
     assert tokens(event(97, "a")) == "a"
     assert tokens(event(98, "b", "")) == ""  # may begin a stop string
     assert tokens(event(99, "c", "bc")) == "bc"
+    assert tokens(event(END_ID, "<|end|>", "")) == "<|end|>"  # of no text, so it waits for none
     assert tokens(event(98, "b", "")) == ""
     assert tokens(event(120, "x", "", FinishReason.STOP_STRING)) == ""
     tokenizer.close()

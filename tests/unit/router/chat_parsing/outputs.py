@@ -1,6 +1,6 @@
 """Outputs as models write them, from the published formats, and the messages that they are. Written by hand."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from textmill_router.chat_parsing.formats import ReasoningFormat, ToolFormat
 
@@ -281,10 +281,25 @@ THINK = [
     Output("", None, (), None, True),
 ]
 
+
+def _in_mistral_tags(text: str) -> str:
+    return text.replace("<think>", "[THINK]").replace("</think>", "[/THINK]")
+
+
+MISTRAL_THINK = [
+    replace(
+        output,
+        text=_in_mistral_tags(output.text),
+        content=None if output.content is None else _in_mistral_tags(output.content),
+    )
+    for output in THINK
+]
+
 ALL: list[tuple[ToolFormat, ReasoningFormat | None, Output]] = [
     *((ToolFormat.HERMES, None, output) for output in HERMES),
     *((ToolFormat.LLAMA3_JSON, None, output) for output in LLAMA3_JSON),
     *((ToolFormat.MISTRAL, None, output) for output in MISTRAL),
     *((ToolFormat.JSON, None, output) for output in JSON),
     *((ToolFormat.HERMES, ReasoningFormat.THINK, output) for output in THINK),
+    *((ToolFormat.HERMES, ReasoningFormat.MISTRAL, output) for output in MISTRAL_THINK),
 ]

@@ -7,7 +7,7 @@ from textmill_router.plan import Admit, Budget, Drop, Plan, ShardPool
 from textmill_router.plan_builder import PlanBuilder
 from textmill_router.prefix_cache import PrefixCache
 from textmill_router.request import BlockId
-from textmill_router.request_state import NEVER, RequestState, RequestStatus
+from textmill_router.request_state import RequestState, RequestStatus
 from textmill_router.slots import SlotTable
 
 
@@ -181,7 +181,7 @@ class Epoch:
     def build_plans(self) -> tuple[Plan, ...]:
         """Number and return what has changed since the last call."""
         for state in self._to_drop:
-            if state.slot is not None and state.drop_plan == NEVER:
+            if state.slot is not None:  # it may have ended since
                 self._builder.drop(Drop(slot=state.slot, request_id=state.request_id))
         self._to_drop.clear()
         plans = self._builder.build()

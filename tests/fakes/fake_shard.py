@@ -85,6 +85,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
     def __init__(self, uds_path: Path, options: FakeShardOptions | None = None) -> None:
         self._uds_path = uds_path
         self._options = options or FakeShardOptions()
+        self.step_s = self._options.step_s  # may be changed at any time
         self._lock = threading.Lock()
         self._epochs = itertools.count(1)
         self._live: _Epoch | None = None
@@ -303,7 +304,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
                 continue
             now = time.monotonic()
             # A steady beat: the time to build a result is part of the step, as on a device.
-            next_step_s = max(next_step_s + self._options.step_s, now)
+            next_step_s = max(next_step_s + self.step_s, now)
             if next_step_s > now:
                 time.sleep(next_step_s - now)
             epoch.num_steps += 1
@@ -314,7 +315,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
                 result.slots += free_slot.to_bytes(4, "little")
                 result.tokens += bytes(4)
                 result.flags += b"\0"
-            result.step_ns = int(self._options.step_s * 1e9)
+            result.step_ns = int(self.step_s * 1e9)
             self.num_sampled += len(result.flags)
             epoch.outbox.put(shard_pb2.FromShard(epoch=epoch.number, result=result))
             if self._cut_condition is not None and self._cut_condition(table):

@@ -8,18 +8,26 @@ from pathlib import Path
 import pytest
 from textmill_router.engine_loop import EngineLoop, EnginePhase, EngineUnavailable
 from textmill_router.generation import GenerationFailed
-from textmill_router.request import FailureCode
+from textmill_router.request import FailureCode, SamplingParameters
 from textmill_router.shard_client import ShardClientOptions
 from textmill_router.tokenization import Tokenizer
 
 from tests.fakes.fake_shard import FakeShard, FakeShardOptions, alphabet_script
+from tests.fakes.fake_slots import SlotTable
 from tests.integration.engine_bench import SMALL, Bench, NoReader, alphabet, configure, open_bench, run, until
 
 
 def test_rule_22_64_streams_of_long_prompts_survive_a_cut(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    def all_decode(table: SlotTable) -> bool:
+        """Steps are slow until then, or the first streams would end while a busy machine still sends prompts."""
+        if len(table.decodes) < 64:
+            return False
+        shard.step_s = 0.001
+        return True
+
     async def body() -> None:
-        async with open_bench(tmp_path / "s", tokenizer) as bench:
-            shard.cut_when(lambda table: len(table.decodes) == 64)
+        async with open_bench(tmp_path / "s", tokenizer, max_silence_s=30.0) as bench:
+            shard.cut_when(all_decode)
             requests = [bench.request(index.to_bytes(2, "little") * 10_000, 200) for index in range(64)]
             results = await asyncio.gather(*(bench.generate(request) for request in requests))
             first, second = shard.history
@@ -30,7 +38,7 @@ def test_rule_22_64_streams_of_long_prompts_survive_a_cut(tmp_path: Path, tokeni
             assert 64 * 200 <= shard.num_sampled < 64 * 200 + first.num_sampled
             await bench.is_quiet()
 
-    options = FakeShardOptions(num_slots=64, num_blocks=64 * 1300, max_step_tokens=65536, step_s=0.001)
+    options = FakeShardOptions(num_slots=64, num_blocks=64 * 1300, max_step_tokens=65536, step_s=0.02, lease_s=30.0)
     with FakeShard(tmp_path / "s", options) as shard:
         run(body())
 
@@ -107,9 +115,9 @@ def test_rule_21_second_router_is_refused_while_the_first_lives(tmp_path: Path, 
     async def body() -> None:
         async with (
             open_bench(tmp_path / "s", tokenizer) as first,
-            open_bench(tmp_path / "s", tokenizer, is_ready=False) as second,
+            open_bench(tmp_path / "s", tokenizer, is_ready=False, first_backoff_s=0.01, max_backoff_s=0.02) as second,
         ):
-            await until(lambda: shard.num_refused_streams >= 2)
+            await until(lambda: shard.num_refused_streams >= 13)  # the waits between stop growing
             assert (await first.generate()).text == alphabet(40)
             with pytest.raises(EngineUnavailable):
                 second.engine.submit(second.request(), NoReader())
@@ -207,6 +215,21 @@ def test_rule_20_second_rejection_in_a_row_stops_the_engine(tmp_path: Path, toke
             assert "again" in (status.error or "")
 
     with FakeShard(tmp_path / "s", SMALL) as shard:
+        run(body())
+
+
+def test_plan_that_cannot_be_written_costs_its_request_and_no_other(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def body() -> None:
+        async with open_bench(tmp_path / "s", tokenizer, first_backoff_s=0.01) as bench:
+            unwritable = bench.request(sampling=SamplingParameters(seed=1 << 64))  # validation lets none through
+            others = [asyncio.create_task(bench.generate(bench.request(b"other", 40))) for _ in range(2)]
+            with pytest.raises(GenerationFailed) as failed:
+                await bench.generate(unwritable)
+            assert failed.value.failure.code is FailureCode.SUSPECT
+            assert [(await other).text for other in others] == [alphabet(40)] * 2
+            await bench.is_quiet()
+
+    with FakeShard(tmp_path / "s", SMALL):
         run(body())
 
 

@@ -8,6 +8,7 @@ from textmill_router.plan import (
     FLAG_LENGTH,
     Admit,
     Budget,
+    Drop,
     Plan,
     ShardPool,
     SlotError,
@@ -177,3 +178,16 @@ def make_error(admit: Admit) -> SlotError:
 
 def make_piece(admit: Admit, start: int, logprobs: Sequence[float]) -> SlotPromptLogprobs:
     return SlotPromptLogprobs(admit.slot, admit.request_id, PromptLogprobs(start=start, logprobs=array("d", logprobs)))
+
+
+def preempted(hand: Hand) -> tuple[int, int]:
+    """Two requests; the second loses its blocks in the plan that extends the first. Returns their ids."""
+    first = hand.admit([1, 2, 3, 4], max_new=20)
+    second = hand.admit([5, 6, 7, 8], max_new=20)
+    for token in range(10, 30):
+        decision = hand.step([(first.slot, token, 0), (second.slot, token, 0)])
+        drops = [drop for plan in decision.plans for drop in plan.drops]
+        if drops:
+            assert drops == [Drop(second.slot, second.request_id)]
+            return int(first.request_id), int(second.request_id)
+    raise AssertionError("nobody was preempted")

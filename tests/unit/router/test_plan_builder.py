@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 from textmill_router.plan import Admit, Budget, Drop, Extend
 from textmill_router.plan_builder import MAX_PLAN_BYTES, PlanBuilder
-from textmill_router.request import BlockId, RequestId, SamplingParameters, Slot, token_array
+from textmill_router.request import BlockId, Grammar, GrammarKind, RequestId, SamplingParameters, Slot, token_array
 from textmill_router.wire import plan_to_proto
 
 BUDGET = Budget(8, 8, 8)
@@ -79,3 +81,13 @@ def test_rule_04_the_encoded_plan_is_under_one_mebibyte():
     assert len(plans) > 1
     for plan in plans:
         assert len(plan_to_proto(plan, 2**40).SerializeToString()) <= MAX_PLAN_BYTES
+
+
+def test_rule_04_a_grammar_counts_with_its_encoded_length():
+    builder = PlanBuilder(BUDGET)
+    grammar = Grammar(GrammarKind.LARK, "\N{GRINNING FACE}" * 100_000)
+    for request_id in (1, 2, 3):
+        builder.admit(replace(make_admit(request_id, 4), grammar=grammar))
+    sizes_bytes = [plan_to_proto(plan, 1).ByteSize() for plan in builder.build()]
+    assert len(sizes_bytes) == 2
+    assert max(sizes_bytes) <= MAX_PLAN_BYTES

@@ -136,3 +136,30 @@ def test_a_cache_that_is_switched_off_finds_and_holds_nothing():
     assert cache.lookup(make_state([1, 2, 3, 4, 5])) == []
     assert cache.hold_hash(make_state([1, 2, 3, 4, 5]), 0) is None
     assert len(cache) == 0
+
+
+def test_rule_11_nobody_waits_for_a_block_whose_parent_nobody_writes():
+    cache = make_cache()
+    writer = make_state([1, 2, 3, 4, 5])
+    cache.start_writing(writer)
+    compute(cache, writer, 2)
+    cache.forget(writer.chain[:1])
+    assert cache.is_being_written(writer.chain[1])
+    assert cache.hold_hash(make_state([1, 2, 3, 4, 5]), 0) is None
+
+
+def test_rule_11_the_writer_stays_known_when_one_who_writes_the_same_leaves():
+    cache = make_cache()
+    first, second = make_state([1, 2, 3, 4, 5]), make_state([1, 2, 3, 4, 5])
+    cache.start_writing(first)
+    cache.start_writing(second)
+    cache.stop_writing(second)
+    assert cache.is_being_written(first.chain[0])
+    cache.stop_writing(first)
+    assert not cache.is_being_written(first.chain[0])
+
+
+def test_a_lookup_that_finds_nothing_hashes_the_beginning_only():
+    state = make_state(list(range(1000)))
+    assert make_cache().lookup(state) == []
+    assert len(state.chain) == 16

@@ -37,6 +37,15 @@ def test_rule_09_the_last_sampled_token_is_not_computed():
     assert hand.admit([9, 2, 3, 4, 5]).num_cached_tokens == 4
 
 
+@pytest.mark.parametrize("num_computed", [3, 5])
+def test_rule_09_a_chunk_neither_goes_back_nor_takes_the_last_token(num_computed: int):
+    hand = Hand()
+    admit = hand.admit([1, 2, 3, 4, 5])
+    hand.step(prefills=[(admit.slot, 4)])
+    with pytest.raises(StreamBroken):
+        hand.step(prefills=[(admit.slot, num_computed)])
+
+
 def test_rule_09_a_leaving_request_indexes_nothing_more():
     hand = Hand()
     first = hand.admit([1, 2, 3, 4, 5])
@@ -167,6 +176,17 @@ def test_rule_14_victim_is_the_last_in_priority_and_arrival_even_the_one_in_need
     assert hand.scheduler.stats().num_preemptions_total == 1
 
 
+def test_rule_14_running_requests_are_extended_before_waiting_ones_are_admitted():
+    hand = Hand(num_blocks=6, ahead=8, regrant_below=4)
+    running = hand.admit([1, 2, 3, 4], max_new=20)  # 3 blocks
+    for token in range(4):
+        hand.step([(running.slot, token, 0)])
+    hand.submit([9], max_new=1)  # one block, and one to leave for the running request: there are 3
+    (plan,) = hand.step([(running.slot, 4, 0)]).plans
+    assert [len(extend.block_ids) for extend in plan.extends] == [2]
+    assert plan.admits == ()
+
+
 def test_rule_14_nobody_passes_a_request_that_lacks_room():
     hand = Hand(num_blocks=6)
     hand.admit([1] * 12, max_new=4)
@@ -207,6 +227,13 @@ def test_rule_16_prefills_are_admitted_up_to_two_steps_of_budget():
     assert not hand.is_admitted(ids[6])
 
 
+def test_rule_16_two_steps_of_budget_are_enough():
+    hand = Hand(num_blocks=100, num_slots=8, budget=Budget(64, 8, 4))
+    ids = [hand.submit([number] * 20) for number in range(6)]
+    hand.tick()
+    assert [hand.is_admitted(request_id) for request_id in ids] == [True] * 4 + [False] * 2  # 16 tokens
+
+
 def test_rule_16_slots_and_step_sizes_are_checked_at_start():
     config = SchedulerConfig(budget=Budget(8, 8, 8), max_waiting_requests=1, max_waiting_tokens=1)
     with pytest.raises(PoolMismatch, match="9 slots"):
@@ -225,6 +252,13 @@ def test_rule_17_prompt_logprobs_look_nothing_up_and_index_their_blocks():
     second = hand.admit([1, 2, 3, 4, 5], wants_prompt_logprobs=True)
     assert second.num_cached_tokens == 0
     assert hand.admit([1, 2, 3, 4, 5]).num_cached_tokens == 4
+
+
+def test_rule_17_nobody_waits_for_a_prefix_that_he_cannot_use():
+    hand = Hand()
+    prompt = list(range(1, 14))
+    hand.admit(prompt)
+    assert hand.admit(prompt, wants_prompt_logprobs=True).num_cached_tokens == 0
 
 
 def test_rule_17_a_readmitted_request_asks_for_what_was_not_delivered():

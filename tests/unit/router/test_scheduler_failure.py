@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from textmill_router.request import FailureCode, SamplingParameters, Slot
+from textmill_router.request import FailureCode, Grammar, GrammarKind, SamplingParameters, Slot
 from textmill_router.scheduler import (
     PlanRejectedTwice,
     PoolMismatch,
@@ -11,7 +11,7 @@ from textmill_router.scheduler import (
     StreamBroken,
 )
 
-from tests.unit.router.scheduler_hand import ENDED, Hand, make_error, make_pool
+from tests.unit.router.scheduler_hand import ENDED, Hand, make_error, make_pool, preempted
 
 
 def test_rule_18_a_readmit_carries_all_that_the_slot_needs():
@@ -29,6 +29,24 @@ def test_rule_18_a_readmit_carries_all_that_the_slot_needs():
     assert list(first.output_ids) == []  # what was sent does not change behind the wire's back
 
 
+def test_rule_18_an_admit_says_all_that_was_asked():
+    sampling = SamplingParameters(do_sample=True, temperature=0.5, seed=7)
+    wishes = {
+        "stop_ids": (9,),
+        "ignore_eos": True,
+        "min_new_tokens": 2,
+        "wants_logprobs": True,
+        "top_n_tokens": 3,
+        "prompt_top_n_tokens": 4,
+        "grammar": Grammar(GrammarKind.REGEX, "a+"),
+        "watermark": True,
+        "sampling": sampling,
+    }
+    admit = Hand().admit([1, 2, 3], max_new=5, **wishes)
+    assert {name: getattr(admit, name) for name in wishes} == wishes
+    assert (list(admit.prompt_ids), admit.max_new_tokens) == ([1, 2, 3], 5)
+
+
 def test_rule_19_an_error_ends_its_request_and_unindexes_what_it_wrote():
     hand = Hand()
     first = hand.admit([1, 2, 3, 4])
@@ -43,6 +61,16 @@ def test_rule_19_an_error_ends_its_request_and_unindexes_what_it_wrote():
     # The first block was written by a healthy request and stays.
     assert hand.admit([1, 2, 3, 4, 5, 6, 7, 8, 9]).num_cached_tokens == 4
     assert hand.scheduler.stats().num_running == 2
+
+
+def test_rule_19_blocks_that_a_readmitted_request_wrote_before_are_its_own():
+    hand = Hand(num_blocks=7)
+    first, second = preempted(hand)
+    hand.step([(hand.admit_of(first).slot, 40, ENDED)])
+    again = hand.admit_of(second)
+    assert again.num_cached_tokens > 0
+    hand.step(errors=[make_error(again)])
+    assert hand.admit([5, 6, 7, 8, 9]).num_cached_tokens == 0
 
 
 def test_rule_20_requests_of_a_refused_plan_fail_and_the_rest_go_on():

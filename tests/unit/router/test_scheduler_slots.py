@@ -7,7 +7,7 @@ from textmill_router.scheduler import (
     StreamBroken,
 )
 
-from tests.unit.router.scheduler_hand import BUDGET, ENDED, Hand
+from tests.unit.router.scheduler_hand import BUDGET, ENDED, Hand, preempted
 
 
 def test_rule_01_plans_are_numbered_from_one_in_each_epoch_and_the_first_holds_the_budget():
@@ -118,19 +118,6 @@ def test_rule_06_slot_is_free_after_the_finished_row():
     assert decision.plans[0].admits[0].request_id == second
     with pytest.raises(StreamBroken):  # the vain row must be swallowed
         hand.step([(first.slot, 8, 0)], applied=2)
-
-
-def preempted(hand: Hand) -> tuple[int, int]:
-    """Two requests; the second loses its blocks in the plan that extends the first. Returns their ids."""
-    first = hand.admit([1, 2, 3, 4], max_new=20)
-    second = hand.admit([5, 6, 7, 8], max_new=20)
-    for token in range(10, 30):
-        decision = hand.step([(first.slot, token, 0), (second.slot, token, 0)])
-        drops = [drop for plan in decision.plans for drop in plan.drops]
-        if drops:
-            assert drops == [Drop(second.slot, second.request_id)]
-            return int(first.request_id), int(second.request_id)
-    raise AssertionError("nobody was preempted")
 
 
 def test_rule_06_tokens_after_a_preemption_count_and_only_the_acknowledgement_requeues():

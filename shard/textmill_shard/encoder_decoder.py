@@ -78,6 +78,7 @@ class EncoderDecoder:
     def bind(self, pool: KvPool | None) -> None:
         self._pool = pool
 
+    @torch.inference_mode()
     def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
         """Hidden states are never handed out: there are no prompt log-probabilities."""
         runs = cut_into_runs(batch)

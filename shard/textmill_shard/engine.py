@@ -227,9 +227,9 @@ class Engine:
                 self._is_plan_unacknowledged = False
                 session.send(build_result(step=0, plan_applied=self._executor.plan_applied, composed=step))
             return False
-        with self._status.step_under_way():
-            launched = self._launch(step, composed_ns)
-            self._collect(launched, session)
+        self._status.begin_step()
+        launched = self._launch(step, composed_ns)
+        self._collect(launched, session)
         self._status.finish_step(launched.number, launched.plan_applied)
         return True
 

@@ -10,6 +10,7 @@ the probe's, so that a model that looks alike but computes otherwise is left to 
 import ctypes
 import sys
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -158,16 +159,10 @@ class FastDecoder:
         """
         assert self._pool is not None, "bind comes before forward"
         num_tokens, num_rows = batch.input_ids_T.shape[0], batch.logit_rows_N.shape[0]
-        # numpy's: a call of torch would give the GIL away, and the writer of the last result would hold up this step.
-        logits_NV = _aligned_floats(num_rows, self.vocab_size)
+        rows = _Rows(num_rows, self.vocab_size)
+        logits, best, best_score, log_mass, not_finite = rows.addresses
         hidden_TD = torch.empty(num_tokens, self.hidden_size, dtype=self.dtype) if wants_hidden else None
         block_tables_RB = batch.block_tables_RB.contiguous()
-        scan = HostScan(
-            best_N=np.empty(num_rows, dtype=np.int64),
-            best_scores_N=np.empty(num_rows, dtype=np.float32),
-            not_finite_N=np.empty(num_rows, dtype=np.bool_),
-            log_mass_N=np.empty(num_rows, dtype=np.float32),
-        )
         step = DecoderStep(
             num_tokens=num_tokens,
             num_sequences=block_tables_RB.shape[0],
@@ -180,16 +175,16 @@ class FastDecoder:
             query_starts=batch.query_starts.data_ptr(),
             context_lens=batch.context_lens_R.data_ptr(),
             block_tables=block_tables_RB.data_ptr(),
-            logits=logits_NV.ctypes.data,
+            logits=logits,
             hidden=address_of(hidden_TD),
-            best=scan.best_N.ctypes.data,
-            best_score=scan.best_scores_N.ctypes.data,
-            not_finite=scan.not_finite_N.ctypes.data,
-            log_mass=scan.log_mass_N.ctypes.data,
+            best=best,
+            best_score=best_score,
+            not_finite=not_finite,
+            log_mass=log_mass,
             part_ns=address_of(part_ns),
         )
         self._kernels.decode(self._decoder, step)
-        return ForwardOutput(logits_NV=torch.from_numpy(logits_NV), hidden_TD=hidden_TD, scan=scan)
+        return ForwardOutput(logits_NV=rows.logits(), hidden_TD=hidden_TD, scan=rows.scan())
 
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
         """Give float32 logits `[n, V]` of rows of `hidden_TD`."""
@@ -258,8 +253,35 @@ def _empty(parameter: torch.Tensor) -> None:
     parameter.data = torch.empty(0, dtype=parameter.dtype)
 
 
-def _aligned_floats(num_rows: int, width: int) -> npt.NDArray[np.float32]:
-    """`[num_rows, width]`, at a multiple of 64 bytes; what it holds is not defined."""
-    whole = np.empty(num_rows * width + 16, dtype=np.float32)
-    skipped = -whole.ctypes.data % 64 // 4
-    return whole[skipped : skipped + num_rows * width].reshape(num_rows, width)
+class _Rows:
+    """Memory for what a step says of its rows, in one piece: what it holds at first is not defined."""
+
+    def __init__(self, num_rows: int, vocab_size: int) -> None:
+        # numpy's: a call of torch would give the GIL away, and the writer of the last result would hold up the step.
+        self._shape = (num_rows, vocab_size)
+        logit_bytes = -(-4 * num_rows * vocab_size // 8) * 8  # so that ids stand at multiples of 8
+        per_id, per_float = 8 * num_rows, 4 * num_rows
+        whole = np.empty(logit_bytes + per_id + 2 * per_float + num_rows + 64, dtype=np.uint8)
+        address: int = whole.ctypes.data
+        start = -address % 64
+        self._whole = whole
+        self._ends = tuple(accumulate((start, logit_bytes, per_id, per_float, per_float, num_rows)))
+        # Of logits, best ids, their scores, normalisers, marks of rows that are not finite.
+        self.addresses = tuple(address + end for end in self._ends[:-1])
+
+    def logits(self) -> torch.Tensor:
+        """`[num_rows, V]` float32."""
+        num_rows, vocab_size = self._shape
+        flat = self._part(0).view(np.float32)[: num_rows * vocab_size]
+        return torch.from_numpy(flat.reshape(num_rows, vocab_size))
+
+    def scan(self) -> HostScan:
+        return HostScan(
+            best_N=self._part(1).view(np.int64),
+            best_scores_N=self._part(2).view(np.float32),
+            log_mass_N=self._part(3).view(np.float32),
+            not_finite_N=self._part(4).view(np.bool_),
+        )
+
+    def _part(self, number: int) -> npt.NDArray[np.uint8]:
+        return self._whole[self._ends[number] : self._ends[number + 1]]

@@ -37,11 +37,11 @@ class Follower:
         step = executor.compose()
         if step.is_empty:
             return
-        with self._status.step_under_way():
-            output = executor.forward(step, executor.build(step))
-            for stretch in executor.prompt_stretches(step, output.hidden_TD):
-                # Rank 0 needs this rank's part of the head: the same calls in the same order, the result is its own.
-                prompt_logprobs(executor.project, stretch.hidden_TD, stretch.targets_T)
-            slots_N = step.slots_R[step.samples_R]
-            executor.append(slots_N, self._channel.share_tokens(NO_IDS if not len(slots_N) else slots_N.copy()))
+        self._status.begin_step()
+        output = executor.forward(step, executor.build(step))
+        for stretch in executor.prompt_stretches(step, output.hidden_TD):
+            # Rank 0 needs this rank's part of the head: the same calls in the same order, the result is its own.
+            prompt_logprobs(executor.project, stretch.hidden_TD, stretch.targets_T)
+        slots_N = step.slots_R[step.samples_R]
+        executor.append(slots_N, self._channel.share_tokens(NO_IDS if not len(slots_N) else slots_N.copy()))
         self._status.finish_step(entry.step, executor.plan_applied)

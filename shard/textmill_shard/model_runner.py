@@ -46,7 +46,9 @@ class StepDecoder(Protocol):
         """Read and write these K and V tensors from now on; None: forget the last ones."""
         ...
 
-    def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput: ...
+    def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
+        """In torch's inference mode where torch computes."""
+        ...
 
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor: ...
 
@@ -105,7 +107,6 @@ class ModelRunner:
         """The layers of the model, to look at."""
         return self._model.modules()
 
-    @torch.inference_mode()
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
         """Compute all tokens of the batch and write their K and V. Logits only for `logit_rows_N`."""
         return self._decoder.forward(batch, wants_hidden)

@@ -39,6 +39,19 @@ def build_result(
 ) -> StepResult:
     """One result. Slots in `errors` (by slot) appear there and nowhere else (rule 6)."""
     errors = errors or {}
+    if composed.is_decode and drawn is not None and not (errors or drawn.top):  # most steps: a token for each row
+        return StepResult(
+            step=step,
+            plan_applied=plan_applied,
+            slots=composed.slots_R,
+            tokens=drawn.tokens_N,
+            flags=flags_N,
+            starved_slots=composed.starved_slots,
+            logprobs=drawn.logprobs_N,
+            step_ns=step_ns,
+            device_ns=device_ns,
+            gap_ns=gap_ns,
+        )
     is_fine_R = ~np.isin(composed.slots_R, list(errors)) if errors else np.ones(len(composed.slots_R), dtype=bool)
     is_prefill_R = ~composed.samples_R & is_fine_R
     is_fine_N = is_fine_R[composed.samples_R]

@@ -40,6 +40,7 @@ class RunDecoder:
     def bind(self, pool: KvPool | None) -> None:
         self._caller.bind(pool)
 
+    @torch.inference_mode()
     def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
         runs = cut_into_runs(batch)
         logits: list[torch.Tensor] = []

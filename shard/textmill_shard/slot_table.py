@@ -53,6 +53,7 @@ class SlotTable:
         self._tokens: list[IdArray | None] = [None] * num_slots
         self._admits: list[Admit | None] = [None] * num_slots
         self._num_admitted = 0
+        self.num_occupied = 0
 
     def admit(self, admit: Admit) -> None:
         """Seat a request in a free slot. Checked before (plan_check.py)."""
@@ -68,6 +69,7 @@ class SlotTable:
         self._admits[slot] = admit
         self.request_ids[slot] = admit.request_id
         self.is_occupied[slot] = True
+        self.num_occupied += 1
         self.is_prefilling[slot] = True
         self.is_held[slot] = admit.grammar is not None
         self._num_admitted += 1
@@ -107,6 +109,7 @@ class SlotTable:
     def end(self, slot: int) -> None:
         """Free a slot."""
         assert self.is_occupied[slot], slot
+        self.num_occupied -= 1
         blocks = self.blocks_of(slot)
         self.num_holders[blocks] -= 1
         self.writers[blocks[self.writers[blocks] == slot]] = NOBODY

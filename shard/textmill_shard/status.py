@@ -1,8 +1,7 @@
 """What Health tells: written by the loader and the step loop, read by other threads at any time."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -58,19 +57,14 @@ class ShardStatus:
     def report_plan(self, plan_applied: int) -> None:
         self._snapshot = replace(self._snapshot, plan_applied=plan_applied)
 
+    def begin_step(self) -> None:
+        """Busy until `finish_step`; a step that breaks ends the process."""
+        self._snapshot = replace(self._snapshot, is_busy=True)
+
     def finish_step(self, step: int, plan_applied: int) -> None:
         self._snapshot = replace(
             self._snapshot, last_step=step, last_step_s=self._clock(), plan_applied=plan_applied, is_busy=False
         )
-
-    @contextmanager
-    def step_under_way(self) -> Iterator[None]:
-        """Marks the shard busy."""
-        self._snapshot = replace(self._snapshot, is_busy=True)
-        try:
-            yield
-        finally:
-            self._snapshot = replace(self._snapshot, is_busy=False)
 
     def heartbeat(self) -> Heartbeat:
         """The life sign for the router."""

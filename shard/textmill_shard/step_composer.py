@@ -9,6 +9,7 @@ its prompt for later (rule 19). What an encoder reads is not cut: it is in one s
 # R rows of the step
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -42,11 +43,12 @@ def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
     has_places = table.num_computed < table.num_places
     is_runnable = table.is_occupied & has_places
     starved_slots = NO_IDS
-    if np.count_nonzero(is_runnable) < np.count_nonzero(table.is_occupied):
+    runnable_slots = np.flatnonzero(is_runnable)
+    if len(runnable_slots) < table.num_occupied:
         starved_slots = np.flatnonzero(table.is_occupied & ~has_places & ~table.was_starved)
         table.was_starved[starved_slots] = True
-    if not np.any(is_runnable & table.is_prefilling):
-        return _decode_step(table, np.flatnonzero(is_runnable), starved_slots)
+    if not table.is_prefilling[runnable_slots].any():
+        return _decode_step(table, runnable_slots, starved_slots)
     decode_slots = np.flatnonzero(is_runnable & ~table.is_prefilling)
     prefill_slots = np.flatnonzero(is_runnable & table.is_prefilling)
     prefill_slots = prefill_slots[np.argsort(table.order[prefill_slots], kind="stable")]
@@ -69,14 +71,23 @@ def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
 
 def _decode_step(table: SlotTable, slots_R: IdArray, starved_slots: IdArray) -> ComposedStep:
     """Most steps: nothing to share out. Python between two forward passes leaves the cores idle, so it is short."""
+    counts_R, samples_R = _all_ones(len(slots_R))
     return ComposedStep(
         slots_R=slots_R,
         starts_R=table.num_computed[slots_R],
-        counts_R=np.ones(len(slots_R), dtype=np.int64),
-        samples_R=np.ones(len(slots_R), dtype=bool),
+        counts_R=counts_R,
+        samples_R=samples_R,
         starved_slots=starved_slots,
         is_decode=True,
     )
+
+
+@cache
+def _all_ones(num_rows: int) -> tuple[IdArray, npt.NDArray[np.bool_]]:
+    """Counts and marks of a step of so many rows in which all decode. To be read only."""
+    counts_R, samples_R = np.ones(num_rows, dtype=np.int64), np.ones(num_rows, dtype=bool)
+    counts_R.flags.writeable = samples_R.flags.writeable = False
+    return counts_R, samples_R
 
 
 def _share_budget(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_tokens: int) -> IdArray:

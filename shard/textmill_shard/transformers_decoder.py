@@ -30,6 +30,7 @@ class TransformersDecoder:
     def bind(self, pool: KvPool | None) -> None:
         self._context.pool = pool
 
+    @torch.inference_mode()
     def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
         self._context.begin(batch)
         choice = {"logits_to_keep": batch.logit_rows_N} if self._can_choose_logits else {}

@@ -1,10 +1,15 @@
 """Whole answers of the native dialect, field by field: shapes, null against omitted keys, defaults, headers."""
 
 import json
+import struct
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from tests.contract.running_router import RunningRouter
+from tests.fakes.fake_shard import FakeShardOptions
 
 TOKEN_A = {"id": 97, "text": "a", "logprob": -0.5, "special": False}
 TOKEN_B = {"id": 98, "text": "b", "logprob": -0.5, "special": False}
@@ -107,6 +112,52 @@ def test_sampling_is_on_only_when_parameters_are_absent(
     assert len(answer.json()["generated_text"]) == 2048 - 1491
     [record] = [record for record in caplog.records if record.message == "Success"]
     assert (vars(record)["seed"] is not None) == samples
+
+
+def test_every_parameter_reaches_the_shard(router: RunningRouter, client: httpx.Client) -> None:
+    wanted = {
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": 0.75,
+        "min_p": 0.125,
+        "typical_p": 0.875,
+        "repetition_penalty": 1.25,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "seed": 2**63,
+    }
+    more = {"ignore_eos": True, "min_new_tokens": 3, "watermark": True, "top_n_tokens": 4, "logit_bias": {"5": 1.5}}
+    generate(client, max_new_tokens=9, details=True, **wanted, **more)
+    sent = router.shard.last_admit
+    assert sent is not None
+    assert {name: getattr(sent.sampling, name) for name in wanted} == wanted
+    assert sent.sampling.do_sample
+    assert (sent.ignore_eos, sent.min_new_tokens, sent.max_new_tokens, sent.watermark) == (True, 3, 9, True)
+    assert (sent.logprobs, sent.top_n_tokens) == (True, 4)
+    assert sent.sampling.logit_bias_ids == b"\x05\0\0\0"
+    assert sent.sampling.logit_bias_values == struct.pack("<f", 1.5)
+    generate(client, max_new_tokens=1)
+    plain = router.shard.last_admit
+    assert plain is not None
+    assert (plain.sampling.do_sample, plain.ignore_eos, plain.min_new_tokens, plain.watermark) == (False,) * 4
+    assert not plain.logprobs
+
+
+def test_headers_of_best_of_tell_of_the_answer_only(client: httpx.Client) -> None:
+    body = {"inputs": "hi", "parameters": {"max_new_tokens": 2, "best_of": 2, "do_sample": True}}
+    assert client.post("/generate", json=body).headers["x-generated-tokens"] == "2"
+
+
+def test_the_best_sequence_is_the_one_that_the_log_tells_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The second sequence is the better one here."""
+    options = FakeShardOptions(logprob_of=lambda request_id: -1.0 / request_id)
+    with RunningRouter(tmp_path, options) as router, router.client() as client:
+        with caplog.at_level("INFO", "textmill_router.api.accounting"):
+            details = generate(client, details=True, best_of=2, do_sample=True)["details"]
+        assert [token["logprob"] for token in details["tokens"]] == [-0.5, -0.5]
+        assert [token["logprob"] for token in details["best_of_sequences"][0]["tokens"]] == [-1.0, -1.0]
+        [record] = [record for record in caplog.records if record.message == "Success"]
+        assert vars(record)["seed"] == details["seed"]
 
 
 def test_null_is_an_absent_field(client: httpx.Client) -> None:

@@ -366,6 +366,18 @@ def test_calls_that_differ_are_not_equal(cached: RunningRouter) -> None:
     assert is_hit(cached, "/generate", {**base, "new": 1, "options": {"use_cache": True}})
 
 
+def test_answer_from_the_cache_counts_as_a_request_that_succeeds(tmp_path: Path) -> None:
+    with RunningRouter(tmp_path, response_cache_bytes=10_000) as router, router.client() as client:
+        for _ in range(3):
+            assert client.post("/generate", json=BODY).status_code == 200
+        text = client.get("/metrics").text
+        for line in ("tgi_request_count 3", "tgi_request_success 3", "textmill_response_cache_hits 2"):
+            assert f"\n{line}\n" in text
+        # Nothing was generated for it: tokens and times are those of the first.
+        assert "\ntgi_request_duration_count 1\n" in text
+        assert "\ntextmill_output_tokens 3\n" in text
+
+
 def test_sampled_call_without_a_seed_is_never_kept(cached: RunningRouter) -> None:
     body = {"inputs": "three", "parameters": {"max_new_tokens": 3, "do_sample": True}}
     assert [is_hit(cached, "/generate", body) for _ in range(2)] == [False, False]

@@ -92,7 +92,7 @@ def test_spliced_event_is_the_json_it_stands_for() -> None:
     """Texts and numbers that a template could break; logprobs as 32-bit floats come over the wire."""
     writer = NativeEvents(prompt='"p', seed=None, wants_details=False, wants_top_tokens=True)
     for text in ('"', "\\", "\n\r\t\0\x1f", "é😀\u2028", "%s{}", ""):
-        for logprob in (-0.12, 0.0, -1e-9, -103.25, math.nan, -math.inf):
+        for logprob in (-0.12, -1.2345678, 0.0, -1e-9, -103.25, math.nan, -math.inf):
             narrow = array("f", [logprob])[0]
             top = TopToken(5, text, narrow, True)
             event = TokenEvent(3, 9, text, narrow, False, (top,), text)

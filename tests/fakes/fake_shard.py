@@ -41,6 +41,7 @@ class FakeShardOptions:
     """What the shard says of itself and how it behaves when nothing goes wrong."""
 
     script: Script = alphabet_script
+    logprob_of: Callable[[int], float] = lambda request_id: -0.5
     step_s: float = 0.0  # simulated time of a step
     num_slots: int = 64
     num_blocks: int = 4096
@@ -265,6 +266,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             max_step_tokens=info.max_step_tokens,
             eos_token_ids=frozenset(info.eos_token_ids),
             script=self._options.script,
+            logprob_of=self._options.logprob_of,
         )
         self.history.append(table)
         return _Epoch(next(self._epochs), table)

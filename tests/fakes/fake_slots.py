@@ -3,6 +3,7 @@
 Written from the rules alone. Token ids come from a script; nothing is remembered of K and V.
 """
 
+import math
 import struct
 from array import array
 from collections.abc import Callable
@@ -60,6 +61,7 @@ class SlotTable:
     max_step_tokens: int
     eos_token_ids: frozenset[int]
     script: Script
+    logprob_of: Callable[[int], float] = lambda request_id: -0.5  # of each output token of a request
     seats: dict[int, Seat] = field(default_factory=dict)  # by slot, in the order of admission
     prefills: dict[int, Seat] = field(default_factory=dict)
     decodes: dict[int, Seat] = field(default_factory=dict)
@@ -267,7 +269,9 @@ class SlotTable:
         result.tokens = _packed(tokens)
         result.flags = bytes(flags)
         if wants_logprobs:
-            result.logprobs = _packed_floats([-0.5 if seat.wants_logprobs else float("nan") for seat in seats])
+            result.logprobs = _packed_floats(
+                [self.logprob_of(seat.request_id) if seat.wants_logprobs else math.nan for seat in seats]
+            )
 
     def _report_top(self, result: shard_pb2.StepResult, row: int, token_id: int, top_n: int) -> None:
         if top_n:

@@ -13,6 +13,7 @@ from textmill_router.validation import (
     check_budget,
     check_parameters,
     check_text,
+    draw_seed,
     with_drawn_seed,
 )
 
@@ -191,6 +192,12 @@ def test_budget_over_the_window_is_refused(num_prompt_tokens: int, max_new_token
     assert caught.value.max_tokens == max_tokens
     assert "`inputs` tokens + `max_new_tokens` must be <= 4096" in str(caught.value)
     assert str(num_prompt_tokens) in str(caught.value)
+
+
+def test_drawn_seeds_survive_clients_that_read_numbers_as_doubles() -> None:
+    seeds = [draw_seed() for _ in range(100)]
+    assert all(seed == int(float(seed)) and 0 <= seed < 2**53 for seed in seeds)
+    assert len(set(seeds)) == 100
 
 
 def test_checked_slice_is_1024_tokens() -> None:

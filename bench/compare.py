@@ -25,9 +25,12 @@ NUM_ROUNDS = {1: 6, 8: 3}  # requests per stream; 2 for more streams
 OURS = "textmill"
 
 
-def workloads(arguments: argparse.Namespace) -> list[Workload]:
-    """In the order in which every server gets them."""
-    listed = [
+KINDS = ("streams", "ttft-128", "ttft-1024", "cached-prefix", "shared-at-once")  # of workloads, in order
+
+
+def workloads(arguments: argparse.Namespace) -> list[tuple[int, Workload]]:
+    """Those chosen, in the order in which every server gets them, each with the number that seeds its prompts."""
+    of_streams = [
         streams(
             count,
             input_len=arguments.input_len,
@@ -36,7 +39,9 @@ def workloads(arguments: argparse.Namespace) -> list[Workload]:
         )
         for count in arguments.streams
     ]
-    return [*listed, first_token(128), first_token(1024), cached_prefix(), shared_at_once()]
+    others = dict(zip(KINDS[1:], (first_token(128), first_token(1024), cached_prefix(), shared_at_once()), strict=True))
+    listed = [*(("streams", one) for one in of_streams), *others.items()]
+    return [(number, one) for number, (kind, one) in enumerate(listed) if kind in arguments.workloads]
 
 
 def measure(contestant: Contestant, port: int, arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
@@ -45,7 +50,7 @@ def measure(contestant: Contestant, port: int, arguments: argparse.Namespace, fo
     results = []
     with Server(contestant.command, folder / f"{contestant.name}.log", contestant.environment) as server:
         server.wait_for_http(url + contestant.ready_path, START_TIMEOUT_S)
-        for number, workload in enumerate(workloads(arguments)):
+        for number, workload in workloads(arguments):
             maker = PromptMaker(arguments.model, seed=1000 * arguments.seed + number)
             warm = [
                 GenerationWish(maker.text(arguments.input_len), 8, ignore_eos=True)
@@ -113,6 +118,7 @@ def main() -> None:
     parser.add_argument("--llama-server", type=Path, help="llama.cpp's server, with --llama-gguf")
     parser.add_argument("--llama-gguf", type=Path, help="the same weights as a GGUF file")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--workloads", nargs="+", choices=KINDS, default=KINDS, help="default: all")
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)
     parser.add_argument("--dtype", default="bfloat16")

@@ -1,6 +1,8 @@
 """The comparison's table: figures of a run, and how ours stands to the best peer."""
 
-from bench.compare import table
+from argparse import Namespace
+
+from bench.compare import KINDS, table, workloads
 
 
 def _entry(server: str, figure: float | None, *, is_rate: bool, workload: str = "w", foreign: float = 0.0) -> dict:
@@ -35,3 +37,16 @@ def test_failed_peer_is_left_out_of_the_ratio():
 
 def test_no_ratio_without_a_peer():
     assert "| - |" in table([_entry("textmill", 8.0, is_rate=True)])
+
+
+def _chosen(*kinds: str) -> list[tuple[int, str]]:
+    arguments = Namespace(streams=[1, 8], input_len=4, output_len=2, workloads=kinds)
+    return [(number, workload.name) for number, workload in workloads(arguments)]
+
+
+def test_a_chosen_workload_keeps_the_prompts_that_it_has_among_all():
+    every = _chosen(*KINDS)
+    assert [number for number, _ in every] == list(range(6))
+    assert _chosen("ttft-1024", "streams") == [every[0], every[1], every[3]]
+    assert every[3][1] == "TTFT of 1024 tokens"
+    assert _chosen("shared-at-once") == every[5:]

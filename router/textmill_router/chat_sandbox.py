@@ -1,9 +1,11 @@
 """The Jinja environment of chat templates: what a template may use, and how long and large it may get."""
 
+import functools
 import json
+import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -15,10 +17,15 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from textmill_router.role_safety import MARK
+
 MAX_RENDER_S = 5.0
 MAX_RENDERED_CHARACTERS = 32_000_000
 MAX_REPEATED_ITEMS = 1_000_000  # of `text * number`
 MAX_EXPONENT = 64
+# A width of seven digits, or one that stands elsewhere: `%*d`, `{:{width}}`.
+_WIDE_FORMAT = re.compile(r"[%{][^%{}]*\d{7}|%[-+ #0-9]*\.?\*|\{[^{}]*:[^{}]*\{")
+_NOT_ASCII = re.compile(f"[^\\x00-\\x7f{MARK}]+")
 
 
 class RenderBudget(threading.local):
@@ -61,18 +68,33 @@ class _Clock(Extension):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Nothing of Python's inside can be reached, no value can be changed, no operator makes something huge."""
+    """Nothing of Python's inside can be reached, no value can be changed, no operation makes something huge at once."""
 
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"*", "**", "%"})
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
             for value, count in ((left, right), (right, left)):
                 if isinstance(value, str | list | tuple) and isinstance(count, int):
                     _check_size(len(value) * count)
+        elif operator == "%":
+            _check_format(left)
         elif isinstance(right, int | float):
             _check_exponent(right)
         return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """Methods of a text such as `ljust` take widths."""
+        if isinstance(getattr(__obj, "__self__", None), str):
+            _check_widths((*args, *kwargs.values()))
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """`format` of a text, which the library has wrapped."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            _check_format(value.__self__)
+        return wrapped
 
 
 class ChatSandbox:
@@ -83,6 +105,8 @@ class ChatSandbox:
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, _Clock, loopcontrols], autoescape=False
         )
         environment.filters["tojson"] = to_json
+        for name, check in _LENGTHENING_FILTERS.items():
+            environment.filters[name] = _checked_filter(environment.filters[name], check)
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = strftime_now
         del environment.globals["lipsum"]
@@ -133,7 +157,44 @@ def to_json(
     sort_keys: bool = False,
 ) -> str:
     """JSON as models were trained on: nothing is escaped for HTML, as Jinja's own filter would."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    if not ensure_ascii:
+        return text
+    # Marks stay what they are: they are no part of the text.
+    return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def _checked_filter(apply: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
+    """A filter that makes its text longer, as far as it may."""
+
+    @functools.wraps(apply)
+    def checked(text: Any, *args: Any, **kwargs: Any) -> Any:
+        check(text, *args, *kwargs.values())
+        return apply(text, *args, **kwargs)
+
+    return checked
+
+
+def _check_widths(values: Iterable[Any]) -> None:
+    for value in values:
+        if isinstance(value, int):
+            _check_size(value)
+
+
+def _check_format(text: Any, *_: Any) -> None:
+    if isinstance(text, str) and _WIDE_FORMAT.search(text):
+        raise SecurityError("the template formats to a width of seven digits or more, or to one that it does not name")
+
+
+def _check_filter_widths(_: Any, *values: Any) -> None:
+    _check_widths(values)
+
+
+_LENGTHENING_FILTERS: Mapping[str, Callable[..., None]] = {
+    "center": _check_filter_widths,
+    "indent": _check_filter_widths,
+    "format": _check_format,
+}
 
 
 def _check_size(num_items: int) -> None:

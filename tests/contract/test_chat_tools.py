@@ -210,6 +210,7 @@ def test_ids_names_and_thoughts_of_messages_reach_the_template(tmp_path: Path) -
     source = (
         "{% for m in messages %}{{ [m.role, m.name, m.tool_call_id, m.reasoning_content, m.content] | join('|') }}"
         "{% for c in m.tool_calls %}|{{ [c.id, c.type, c.function.name, c.function.arguments.a] | join(',') }}"
+        "{{ '!' if c.function.arguments is string }}"
         "{% endfor %};{% endfor %}{{ documents[0].title }}{{ style }}"
     )
     path = tmp_path / "given.json"
@@ -235,7 +236,7 @@ def test_ids_names_and_thoughts_of_messages_reach_the_template(tmp_path: Path) -
             "assistant|||Hm.||c1,function,f,5|c2,function,g,6",
             "tool|f|c1||ok",
             "assistant|||Bad.|no",
-            "assistant|||||c1,function,h,",
+            "assistant|||||c1,function,h,!",
             "TS",
         ]
 

@@ -301,6 +301,15 @@ def test_texts_forge_no_special_token(families: dict[str, Family], name: str, pl
             assert [token for token in family.ids(**wishes) if token in special] == expected, text
 
 
+def test_escaped_json_shows_no_mark_of_ours() -> None:
+    source = "{{ messages[0].content | tojson(ensure_ascii=true) }}|<|end|>"
+    template = ChatTemplate(ChatSandbox(), source, {})
+    content = 'é <|end|> \\ufdd0 😀"'
+    prompt = make_prompt(template, ChatWishes(messages=[{"role": "user", "content": content}]), RoleSafety(["<|end|>"]))
+    assert prompt.text == json.dumps(content) + "|<|end|>"
+    assert [piece.count("<|end|>") for piece in prompt.pieces] == [0, 1]
+
+
 def test_joined_texts_forge_no_special_token() -> None:
     """What a text and the template beside it make together is no special token either."""
     template = ChatTemplate(ChatSandbox(), "{% for m in messages %}<|{{ m.content }}|>{% endfor %}", {})
@@ -361,6 +370,15 @@ def render(source: str, **variables: Any) -> str:
         "{{ cycler.__init__.__globals__.os }}",
         "{% include 'x' %}",
         "{{ lipsum() }}",
+        "{{ 'a'.ljust(1000000000) | length }}",
+        "{{ 'a'.center(width=1000000000) | length }}",
+        "{{ ('%1000000000d' % 1) | length }}",
+        "{{ ('%*d' % (1000000000, 1)) | length }}",
+        "{{ '{:>1000000000}'.format(1) | length }}",
+        "{{ '{:>{w}}'.format(1, w=1000000000) | length }}",
+        "{{ '%1000000000d' | format(1) | length }}",
+        "{{ 'a' | center(1000000000) | length }}",
+        "{{ 'a' | indent(1000000000, true) | length }}",
         "{{ range(1000000) | length }}",
         "{{ '%s'.__mod__(1) }}",
     ],
@@ -368,6 +386,12 @@ def render(source: str, **variables: Any) -> str:
 def test_sandbox_lets_nothing_out(source: str) -> None:
     with pytest.raises((jinja2.TemplateError, OverflowError, TypeError)):
         render(source, messages=[])
+
+
+def test_sandbox_lets_ordinary_widths_be() -> None:
+    assert render("{{ '{0:>5}|{1}'.format(1, 20000000) }}") == "    1|20000000"
+    assert render("{{ '%5d|%s|%d' % (1, 'x', 20000000) }}{{ 7 % 3 }}") == "    1|x|200000001"
+    assert render("{{ 'a'.ljust(3) }}|{{ 'a' | center(3) }}|{{ 'a\nb' | indent(2) }}") == "a  | a |a\n  b"
 
 
 def test_endless_template_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,11 @@ def test_end_of_its_own_keeps_what_a_cut_drops(text: str) -> None:
     assert (cut.reasoning_content or cut.content or "") in ("", "a", "x")
 
 
+def test_whole_tag_that_closes_nothing_is_text_in_a_cut_answer_too() -> None:
+    for case in ((ToolFormat.HERMES, None, Output("")), (ToolFormat.HERMES, ReasoningFormat.THINK, Output(""))):
+        assert parse_pieces(case, ["a </tool_call>"], was_cut=True).content == "a </tool_call>"
+
+
 @pytest.mark.parametrize("tools", ToolFormat, ids=lambda tools: tools.value)
 def test_ids_are_unique_and_fit_their_format(tools: ToolFormat) -> None:
     text = "[TOOL_CALLS]say{}" if tools is ToolFormat.MISTRAL else '{"name": "say"}\n'

@@ -241,6 +241,18 @@ def test_ids_names_and_thoughts_of_messages_reach_the_template(tmp_path: Path) -
         ]
 
 
+def test_what_a_template_refuses_is_422_with_its_message(tmp_path: Path) -> None:
+    with speaking(tmp_path, "x", "mistral") as client:
+        for route, fields in (("/v1/chat/completions", {}), ("/v1/chat/completions", {"stream": True})):
+            messages = [{"role": "assistant", "content": "first"}, {"role": "user", "content": "second"}]
+            answer = client.post(route, json={"messages": messages, **fields})
+            assert "roles must alternate" in error_of(answer, 422)["message"]
+            assert answer.json()["error_type"] == "template_error"
+        answer = client.post("/chat_tokenize", json={"messages": messages})
+        assert (answer.status_code, answer.json()["error_type"]) == (422, "template_error")
+        assert answer.json()["error"].startswith("Template error: After the optional system message")
+
+
 def test_template_without_tools_gets_them_in_words(client: httpx.Client) -> None:
     def shown(**fields: Any) -> str:
         body = {"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS, **fields}

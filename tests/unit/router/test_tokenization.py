@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textmill_router.tokenization import INLINE_CHARACTERS, Tokenizer, TokenizerError
@@ -72,8 +73,17 @@ def test_special_tokens(folder: Path) -> None:
     assert (tokenizer.bos_token, tokenizer.eos_token) == (BEGIN, END)
 
 
-def test_token_that_only_the_config_calls_special(folder: Path) -> None:
-    change_config(folder, eos_token={"content": "abc", "__type": "AddedToken"}, pad_token="not in the vocabulary")
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eos_token": {"content": "abc", "__type": "AddedToken"}, "pad_token": "not in the vocabulary"},
+        {"additional_special_tokens": ["nowhere", "abc"]},
+        {"additional_special_tokens": [{"content": "abc"}]},
+        {"added_tokens_decoder": {"259": {"content": "abc", "special": True}}},
+    ],
+)
+def test_token_that_only_the_config_calls_special(folder: Path, config: dict[str, Any]) -> None:
+    change_config(folder, **config)
     tokenizer = Tokenizer.load(folder)
     abc = tokenizer.token_to_id("abc")
     assert abc is not None

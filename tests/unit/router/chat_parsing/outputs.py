@@ -254,6 +254,7 @@ JSON = [
     Output('{"name": "add", "arguments": [1]}', '{"name": "add", "arguments": [1]}'),
     Output('{"name": "add" "arguments": {}}', '{"name": "add" "arguments": {}}'),
     Output("[[{{", "[[{{"),
+    Output('{"name": "add", "arguments": {}} ] so', "] so", (("add", "{}"),)),
     Output('[{"name": "add", "arguments": {}}, {"x": 1}]', ', {"x": 1}]', (("add", "{}"),)),
 ]
 

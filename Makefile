@@ -33,7 +33,7 @@ test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against 
 check: $(STAMP) ## Check format, lint, types and that the committed stubs fit the .proto
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy $(ROOMS)
+	@$(BIN)/mypy $(ROOMS) bench
 	@$(MAKE) --no-print-directory wire
 
 format: $(STAMP) ## Format the code and sort imports
@@ -44,7 +44,7 @@ lint: $(STAMP) ## Look for mistakes that need no types
 	@$(BIN)/ruff check .
 
 types: $(STAMP) ## Check types
-	@$(BIN)/mypy $(ROOMS)
+	@$(BIN)/mypy $(ROOMS) bench
 
 proto: $(STAMP) ## Regenerate the stubs of proto/textmill_proto/v1/shard.proto
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m grpc_tools.protoc -I proto --python_out=proto --grpc_python_out=proto \

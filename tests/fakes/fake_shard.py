@@ -211,6 +211,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, "a stream is live")
             epoch = self._live = self._new_epoch()
         context.add_callback(lambda: self._forget(epoch))
+        self._may_speak.wait()
         yield shard_pb2.FromShard(epoch=epoch.number, hello=shard_pb2.Hello(info=self._info()))
         for target in (lambda: self._listen(epoch, request_iterator), lambda: self._step_all(epoch)):
             thread = threading.Thread(target=target, daemon=True)

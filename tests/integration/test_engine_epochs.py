@@ -99,6 +99,21 @@ def test_rule_21_silent_shard_is_given_up_and_found_again(tmp_path: Path, tokeni
         run(body())
 
 
+def test_shard_that_says_no_hello_is_asked_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def body() -> None:
+        async with open_bench(
+            tmp_path / "s", tokenizer, is_ready=False, hello_timeout_s=0.05, first_backoff_s=0.01
+        ) as bench:
+            await until(lambda: len(shard.history) + shard.num_refused_streams >= 2)
+            shard.answer_again()
+            await bench.engine.wait_for_phase(EnginePhase.READY)
+            assert (await bench.generate()).text == alphabet(40)
+
+    with FakeShard(tmp_path / "s", SMALL) as shard:
+        shard.stop_answering()
+        run(body())
+
+
 def test_heartbeats_keep_an_idle_stream_beyond_lease_and_silence(tmp_path: Path, tokenizer: Tokenizer) -> None:
     async def body() -> None:
         async with open_bench(tmp_path / "s", tokenizer, heartbeat_s=0.02, max_silence_s=0.4) as bench:

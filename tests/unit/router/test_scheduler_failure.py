@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from textmill_router.request import FailureCode, Grammar, GrammarKind, SamplingParameters, Slot
+from textmill_router.request import FailureCode, Grammar, GrammarKind, RequestId, SamplingParameters, Slot
 from textmill_router.scheduler import (
     PlanRejectedTwice,
     PoolMismatch,
@@ -73,6 +73,13 @@ def test_rule_19_blocks_that_a_readmitted_request_wrote_before_are_its_own():
     assert hand.admit([5, 6, 7, 8, 9]).num_cached_tokens == 0
 
 
+def test_rule_19_an_error_of_another_occupant_breaks_the_stream():
+    hand = Hand()
+    error = make_error(hand.admit([1, 2, 3]))
+    with pytest.raises(StreamBroken, match="error for request 99"):
+        hand.step(errors=[dataclasses.replace(error, request_id=RequestId(99))])
+
+
 def test_rule_20_requests_of_a_refused_plan_fail_and_the_rest_go_on():
     hand = Hand()
     first = hand.admit([1, 2, 3])
@@ -131,9 +138,9 @@ def test_rule_22_running_requests_come_back_oldest_first_before_waiting_ones():
 
 def test_rule_22_a_request_that_does_not_fit_the_smaller_pool_fails():
     hand = Hand(num_blocks=16)
-    admit = hand.admit([1, 2, 3], max_new=40)
+    admit = hand.admit([1, 2, 3], max_new=30)
     hand.die()
-    decision = hand.begin(num_blocks=8)
+    decision = hand.begin(num_blocks=8)  # 32 places: one too few
     assert [output.request_id for output in decision.outputs] == [admit.request_id]
     assert decision.outputs[0].failure is not None
     assert decision.outputs[0].failure.code is FailureCode.INTERNAL

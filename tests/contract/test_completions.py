@@ -346,3 +346,13 @@ def test_watermark_and_grammar_reach_the_shard(client: httpx.Client, router: Run
 
 def prompt_ids(router: RunningRouter) -> list[int]:
     return np.frombuffer(router.shard.last_admit.prompt_ids, "<u4").tolist()
+
+
+def test_stream_has_no_chunk_that_says_nothing(tmp_path: Path) -> None:
+    """Of a character in parts only the last part makes a chunk; what may be a stop string waits."""
+    options = FakeShardOptions(script=text_script("é€ab", 257))
+    with RunningRouter(tmp_path, options) as router, router.client() as client:
+        events = chunks(client, max_tokens=20, stop="abc")
+        assert joined(events) == {0: "é€ab"}
+        assert [event["choices"][0]["text"] for event in events[:2]] == ["é", "€"]
+        assert all(event["choices"][0]["text"] or event["choices"][0]["finish_reason"] for event in events)

@@ -64,11 +64,19 @@ def test_all_sequences_of_best_of_end_with_the_client(slow_router: RunningRouter
     slow_router.wait_until_free()
 
 
-def test_client_that_sends_half_a_body_and_leaves_costs_nothing(slow_router: RunningRouter) -> None:
-    connection = socket.create_connection(("127.0.0.1", slow_router.port), WAIT_TIMEOUT_S)
-    connection.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
-    connection.close()
-    slow_router.wait_until_free()
+def test_client_that_sends_half_a_body_and_leaves_costs_nothing(tmp_path: Path) -> None:
+    with RunningRouter(tmp_path) as router, router.client() as client:
+        connection = socket.create_connection(("127.0.0.1", router.port), WAIT_TIMEOUT_S)
+        connection.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        router.wait_until(lambda: router.service.metrics.num_requests == 1, "the router reads the body")
+        connection.close()
+        left = 'textmill_http_requests{route="/generate",method="POST",status="499"} 1'
+        router.wait_until(lambda: left in router.service.expose_metrics().decode(), "the call has ended")
+        router.wait_until_free()
+        text = client.get("/metrics").text
+        assert "\ntgi_request_count 1\n" in text
+        assert '\ntgi_request_failure{err="dropped"} 1\n' in text
+        assert "\ntextmill_output_tokens 0\n" in text
 
 
 def test_dropped_requests_are_counted(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The clients that people have: huggingface_hub's and text_generation's, against a running server."""
 
 import asyncio
+import inspect
 import json
 import subprocess
 from collections.abc import Coroutine
@@ -121,6 +122,14 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, TIMEOUT_S))
 
 
+def test_every_argument_of_the_hub_client_is_tried() -> None:
+    """`stop_sequences` is the old name of `stop`; `details`, `stream` and `model` are chosen by each test."""
+    for client in (InferenceClient, AsyncInferenceClient):
+        arguments = set(inspect.signature(client.text_generation).parameters)
+        chosen = {"self", "prompt", "details", "stream", "model", "adapter_id", "stop_sequences"}
+        assert arguments - chosen == set(EVERYTHING)
+
+
 def test_hub_client_passes_every_argument(real_server: LaunchedServer, hub_client: InferenceClient) -> None:
     wanted = ask(real_server, EVERYTHING)
     answer = hub_client.text_generation(PROMPT, details=True, **EVERYTHING)
@@ -162,6 +171,17 @@ def test_async_hub_client_does_the_same(real_server: LaunchedServer) -> None:
     run(work())
 
 
+def test_hub_client_gets_the_best_of_two_and_the_other(hub_client: InferenceClient) -> None:
+    """Without a seed, which excludes it."""
+    asked = {**EVERYTHING, "best_of": 2, "seed": None, "max_new_tokens": 4}
+    details = hub_client.text_generation(PROMPT, details=True, **asked).details
+    [other] = details.best_of_sequences
+    assert [token.id for token in details.prefill] == [token.id for token in other.prefill]
+    assert details.seed != other.seed
+    means = [sum(token.logprob for token in one.tokens) / len(one.tokens) for one in (details, other)]
+    assert means[0] >= means[1]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_hub_client_raises_its_validation_error(hub_client: InferenceClient, stream: bool) -> None:
     with pytest.raises(hub_errors.ValidationError, match="Input validation error: `top_p`"):
@@ -179,6 +199,16 @@ def test_clients_raise_their_overloaded_error(tmp_path: Path, stream: bool) -> N
         client = Client(router.url, timeout=TIMEOUT_S)
         with pytest.raises(OverloadedError):
             list(client.generate_stream("hi") if stream else client.generate("hi"))
+
+        async def ask_all() -> None:
+            async with AsyncInferenceClient(base_url=router.url, timeout=TIMEOUT_S) as hub:
+                with pytest.raises(hub_errors.OverloadedError):
+                    await hub.text_generation("hi", stream=stream)
+            client = AsyncClient(router.url, timeout=TIMEOUT_S)
+            with pytest.raises(OverloadedError):
+                await (anext(client.generate_stream("hi")) if stream else client.generate("hi"))
+
+        run(ask_all())
         holder.close()
         router.shard.resume()
 

@@ -25,6 +25,8 @@ from textmill_router.wire import PlanRejected, ShardFacts, ShardHealth, pool_of
 
 log = logging.getLogger(__name__)
 
+STALL_WARNING_S = 30.0
+
 
 class EnginePhase(StrEnum):
     """Where the way to tokens stands; the first five before the first epoch."""
@@ -101,6 +103,7 @@ class EngineLoop:
         self._held_outputs: list[RequestOutput] = []
         self._is_tick_due = False
         self._has_broken = False
+        self._moved_s = 0.0  # when a step last ended, or nothing ran, or the log said that neither is so
         self._task: asyncio.Task[None] | None = None
         self._request_ids = itertools.count(1)
 
@@ -182,7 +185,8 @@ class EngineLoop:
         if self._scheduler is None:
             self._scheduler = Scheduler(self._configure(facts))
         began_s = time.perf_counter()
-        decision = self._scheduler.begin_epoch(pool_of(facts, epoch), self.now())
+        self._moved_s = self.now()
+        decision = self._scheduler.begin_epoch(pool_of(facts, epoch), self._moved_s)
         self.steps.on_plans(decision.plans, self._scheduler.num_running, time.perf_counter() - began_s)
         self._client.send(decision.plans)
         self._set_status(EngineStatus(EnginePhase.READY, 1.0, facts))
@@ -196,7 +200,8 @@ class EngineLoop:
         num_prefill_tokens = scheduler.counters.num_prefill_tokens
         has_prefill = bool(result.errors) and scheduler.is_any_in_prefill  # a prompt that failed computed nothing
         try:
-            decision = scheduler.on_step(result, self.now())
+            self._moved_s = self.now()
+            decision = scheduler.on_step(result, self._moved_s)
         except StreamBroken as error:
             if self._has_broken:  # and no request has finished since
                 raise
@@ -222,6 +227,20 @@ class EngineLoop:
         assert self._scheduler is not None
         log.error("plan rejected", extra={"plan": rejected.plan_number, "reason": rejected.message})
         self._deliver(self._scheduler.on_plan_rejected(rejected.plan_number, rejected.message, self.now()))
+
+    def on_heartbeat(self) -> None:
+        """The shard lives; says so when that is all it does. Nothing is ended: large steps may take minutes."""
+        now_s = self.now()
+        num_running = 0 if self._scheduler is None else self._scheduler.num_running
+        if not num_running:
+            self._moved_s = now_s
+        elif now_s - self._moved_s >= STALL_WARNING_S:
+            self._moved_s = now_s
+            log.warning(
+                "no step has ended for %.0f s: a very large step, or a rank that hangs",
+                STALL_WARNING_S,
+                extra={"num_running": num_running},
+            )
 
     def on_lost(self, reason: str) -> None:
         assert self._scheduler is not None

@@ -54,6 +54,7 @@ class StreamHandler(Protocol):
     def on_hello(self, facts: ShardFacts, epoch: int) -> None: ...
     def on_result(self, result: StepResult) -> None: ...
     def on_rejected(self, rejected: PlanRejected) -> None: ...
+    def on_heartbeat(self) -> None: ...
     def on_lost(self, reason: str) -> None:
         """The stream of an epoch that had a Hello has ended."""
 
@@ -176,6 +177,8 @@ class _Stream:
                 handler.on_result(result_from_proto(message.result))
             elif kind == "rejected":
                 handler.on_rejected(rejected_from_proto(message.rejected))
+            elif kind == "heartbeat":
+                handler.on_heartbeat()
 
     async def close(self) -> None:
         self._call.cancel()

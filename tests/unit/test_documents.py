@@ -45,3 +45,13 @@ def test_every_flag_that_a_page_names_is_one_of_the_launcher(page: str) -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text))
     assert len(named) > 3
     assert named - flags == set()
+
+
+def test_every_bench_that_can_be_run_is_in_its_readme() -> None:
+    folder = REPOSITORY / "bench"
+    runnable = {path.stem for path in folder.glob("*.py") if '__name__ == "__main__"' in path.read_text()} - {
+        "__main__"
+    }
+    assert len(runnable) > 5
+    named = set(re.findall(r"bench\.(\w+)", (folder / "README.md").read_text()))
+    assert sorted(runnable - named) == []

@@ -1,6 +1,7 @@
 """The engine loop alone, its handler called by hand: the order in which readers hear of what steps brought."""
 
 import asyncio
+import logging
 from array import array
 from collections.abc import Awaitable
 
@@ -54,9 +55,9 @@ class Reader:
 class Loop:
     """An engine in its first epoch, without a stream: plans go nowhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine_type: type[EngineLoop] = EngineLoop) -> None:
         config = SchedulerConfig(Budget(64, 64, 64), max_waiting_requests=9, max_waiting_tokens=999)
-        self.engine = EngineLoop(ShardClientOptions("/nowhere"), lambda facts: config, "")
+        self.engine = engine_type(ShardClientOptions("/nowhere"), lambda facts: config, "")
         self.engine.on_hello(FACTS, 1)
 
     def submit(self) -> Reader:
@@ -112,3 +113,37 @@ def test_nothing_is_taken_after_the_stop() -> None:
             loop.submit()
 
     run(body())
+
+
+class _ClockedEngine(EngineLoop):
+    now_s = 0.0
+
+    def now(self) -> float:
+        return self.now_s
+
+
+def test_steps_that_do_not_end_are_told_each_half_minute(caplog: pytest.LogCaptureFixture) -> None:
+    async def body() -> None:
+        loop = Loop(_ClockedEngine)
+        engine = loop.engine
+        assert isinstance(engine, _ClockedEngine)
+
+        def num_warnings_at(now_s: float) -> int:
+            engine.now_s = now_s
+            engine.on_heartbeat()
+            return caplog.text.count("no step has ended for 30 s")
+
+        assert num_warnings_at(100.0) == 0  # nothing runs
+        loop.submit()
+        await asyncio.sleep(0)
+        assert num_warnings_at(129.0) == 0
+        assert num_warnings_at(130.0) == 1
+        assert num_warnings_at(140.0) == 1
+        assert num_warnings_at(160.0) == 2
+        engine.now_s = 180.0
+        engine.on_result(loop.result(5))
+        assert num_warnings_at(200.0) == 2
+        assert num_warnings_at(210.0) == 3
+
+    with caplog.at_level(logging.WARNING):
+        run(body())

@@ -291,6 +291,18 @@ def test_chat_tokenize_shows_tokens_with_offsets_and_forges_nothing(client: http
     )
 
 
+def test_prompts_that_callers_render_hold_special_tokens(router: RunningRouter, client: httpx.Client) -> None:
+    """Routes without a template take them from whoever wrote the prompt."""
+    prompt = "a<|end|>b"
+    for route, body in (
+        ("/v1/completions", {"prompt": prompt, "max_tokens": 1}),
+        ("/generate", {"inputs": prompt, "parameters": {"max_new_tokens": 1}}),
+    ):
+        assert client.post(route, json=body).status_code == 200
+        assert router.shard.last_admit is not None
+        assert list(array("I", router.shard.last_admit.prompt_ids)) == [BEGIN_ID, ord("a"), END_ID, ord("b")]
+
+
 def test_models(client: httpx.Client) -> None:
     listed = client.get("/v1/models").json()
     assert listed["object"] == "list"

@@ -166,6 +166,44 @@ def test_end_of_its_own_keeps_what_a_cut_drops(text: str) -> None:
     assert (cut.reasoning_content or cut.content or "") in ("", "a", "x")
 
 
+@pytest.mark.parametrize(
+    ("tools", "form"),
+    [
+        (ToolFormat.MISTRAL, "[TOOL_CALLS]{}{{}}"),
+        (ToolFormat.HERMES, '<tool_call>{{"name": "{}", "arguments": {{}}}}</tool_call>'),
+        (ToolFormat.HERMES, '<tool_call>{{"{}": 1, "name": "add", "arguments": {{}}}}</tool_call>'),
+    ],
+)
+def test_names_and_keys_longer_than_any_are_text(tools: ToolFormat, form: str) -> None:
+    """So that what is held back stays small."""
+    for num_characters, is_call in ((60, True), (300, False)):
+        text = form.format("a" * num_characters)
+        message = parse_whole(ChatParser(tools, None, TOOL_NAMES), text, was_cut=False)
+        assert bool(message.tool_calls) is is_call
+        assert (message.content == text) is not is_call
+
+
+@pytest.mark.parametrize(
+    ("tools", "text", "is_in_call"),
+    [
+        (ToolFormat.MISTRAL, '[TOOL_CALLS]add{"a": 1', True),
+        (ToolFormat.MISTRAL, '[TOOL_CALLS]add{"a": 1}', False),
+        (ToolFormat.MISTRAL, "[TOOL_CALLS]add", False),
+        (ToolFormat.HERMES, '<tool_call>{"name": "add", "arguments": {', True),
+        (ToolFormat.HERMES, '<tool_call>{"name": "add", "argu', False),
+        (ToolFormat.HERMES, '<tool_call>{"name": "add", "arguments": {}}', False),
+        (None, '{"name": "add", "arguments": {', False),
+    ],
+)
+def test_parser_tells_whether_a_call_has_begun_and_not_ended(
+    tools: ToolFormat | None, text: str, is_in_call: bool
+) -> None:
+    parser = ChatParser(tools, None, TOOL_NAMES)
+    parser.push(text)
+    parser.finish(was_cut=True)
+    assert parser.is_in_call is is_in_call
+
+
 def test_whole_tag_that_closes_nothing_is_text_in_a_cut_answer_too() -> None:
     for case in ((ToolFormat.HERMES, None, Output("")), (ToolFormat.HERMES, ReasoningFormat.THINK, Output(""))):
         assert parse_pieces(case, ["a </tool_call>"], was_cut=True).content == "a </tool_call>"

@@ -90,14 +90,13 @@ def _check_role(role: str, index: int, safety: RoleSafety) -> None:
 
 
 def _guarded(message: Message, safety: RoleSafety) -> Message:
-    if message["role"] not in _MARKUP_ROLES:
-        guarded: Message = safety.guard(message)
-        return guarded
-    own = {name: value for name, value in message.items() if name in _MARKUP_FIELDS}
-    others = {name: value for name, value in message.items() if name not in _MARKUP_FIELDS}
-    # In the order of the message, which templates may show.
-    both = {**safety.guard(others), **safety.guard(own, keeps_markup=True)}
-    return {name: both[name] for name in message}
+    """The names of fields are ours, and so are the known roles; all else may forge."""
+    role = message["role"]
+    guarded = {"role": role if role in KNOWN_ROLES else safety.guard(role)}
+    for name, value in message.items():
+        if name != "role":
+            guarded[name] = safety.guard(value, keeps_markup=role in _MARKUP_ROLES and name in _MARKUP_FIELDS)
+    return guarded
 
 
 def _known_to(template: ChatTemplate, message: Message) -> Message:

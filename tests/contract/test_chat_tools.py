@@ -136,6 +136,26 @@ def test_stop_string_inside_a_call_ends_it_there(tmp_path: Path, template: str |
             assert choice["finish_reason"] == chunks[-1]["choices"][0]["finish_reason"] == reason
 
 
+def test_named_tool_is_one_call_unless_several_are_asked_for(tmp_path: Path) -> None:
+    call = f'<tool_call>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n</tool_call>'
+    choice = {"type": "function", "function": {"name": "get_weather"}}
+    with speaking(tmp_path, f"{call}\n{call}", "qwen2_5") as client:
+        for fields, num_calls in (({}, 1), ({"parallel_tool_calls": False}, 1), ({"parallel_tool_calls": True}, 2)):
+            [answer] = answer_of(client, tools=TOOLS, tool_choice=choice, max_tokens=300, **fields)["choices"]
+            assert len(answer["message"]["tool_calls"]) == num_calls
+        [answer] = answer_of(client, tools=TOOLS, tool_choice="required", max_tokens=300)["choices"]
+        assert len(answer["message"]["tool_calls"]) == 2
+
+
+def test_template_that_takes_no_tools_teaches_no_format(tmp_path: Path) -> None:
+    """What it writes of calls is not what the tool prompt asks for."""
+    path = tmp_path / "given.json"
+    path.write_text(json.dumps({"chat_template": "{# [TOOL_CALLS] #}{{ messages[0].content }}"}))
+    with speaking_router(tmp_path, OUTPUTS[None], tokenizer_config_path=str(path)) as router, router.client() as client:
+        [choice] = answer_of(client, tools=TOOLS, max_tokens=300)["choices"]
+        assert len(choice["message"]["tool_calls"]) == 2
+
+
 def test_strict_tool_has_a_grammar_though_the_choice_is_free(tmp_path: Path) -> None:
     strict = {"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}
     with speaking_router(tmp_path, OUTPUTS["qwen2_5"], "qwen2_5") as router, router.client() as client:

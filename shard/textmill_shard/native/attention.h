@@ -48,14 +48,6 @@ static int64_t list_items(const int32_t *query_starts, int64_t num_sequences, in
 
 static int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-// Bytes of scratch that one thread needs for `attend_heads`.
-static int64_t attention_scratch_bytes(int64_t heads, int64_t kv_heads, int64_t key_dim, int64_t value_dim) {
-  const int64_t group = heads / kv_heads;
-  const int64_t rows = group >= TARGET_ROWS ? group : TARGET_ROWS;
-  const int64_t key_words = round_up(key_dim, 32), value_columns = round_up(value_dim, 32);
-  return 4 * (rows * (key_words + TILE_PLACES * 2 + value_columns + 2) + TILE_PLACES * (key_words + value_columns)) + 64 * 8;
-}
-
 INLINE int64_t first_seen(const attention *a, int64_t position) {
   int64_t first = 0;
   if (a->window && position - a->window + 1 > first) first = position - a->window + 1;
@@ -63,23 +55,120 @@ INLINE int64_t first_seen(const attention *a, int64_t position) {
   return first;
 }
 
-// Where the places of a tile stand in the pools, counted in tokens. -1: before `first` or from `end` on; what stands
-// there is another's and may be NaN.
-static void find_places(const attention *a, const int32_t *table, int64_t start, int64_t first, int64_t end,
-                        int64_t offsets[TILE_PLACES]) {
+// An item for some of its key/value heads, side by side, so that the rows of a tile are read as they lie.
+typedef struct {
+  attention_item item;
+  int64_t kv_head, num_kv_heads;
+  int64_t query_row, first_position;  // of the first query: in the batch, in its sequence
+  int64_t first_place, end;           // what its queries see
+} attention_task;
+
+// Where the rows of keys and values of a tile of places stand, in tokens. -1: before `first_place` or from `end` on; what
+// stands there is another's and may be NaN.
+typedef struct {
+  const char *keys, *values;  // of the task's first head
+  int64_t key_stride, value_stride, key_bytes, value_bytes;
+  int64_t start, offsets[TILE_PLACES];
+} place_tile;
+
+static place_tile find_places(const attention *a, const attention_task *t, int64_t start, int64_t element_bytes) {
+  place_tile tile = {
+      .keys = (const char *)a->keys + t->kv_head * a->key_dim * element_bytes,
+      .values = (const char *)a->values + t->kv_head * a->value_dim * element_bytes,
+      .key_stride = a->kv_heads * a->key_dim * element_bytes, .value_stride = a->kv_heads * a->value_dim * element_bytes,
+      .key_bytes = t->num_kv_heads * a->key_dim * element_bytes, .value_bytes = t->num_kv_heads * a->value_dim * element_bytes,
+      .start = start};
+  const int32_t *table = a->block_tables + t->item.sequence * a->table_stride;
   int64_t block = start / a->block_size, offset = start % a->block_size;
   for (int64_t i = 0; i < TILE_PLACES; i++) {
-    offsets[i] = start + i >= first && start + i < end ? (int64_t)table[block] * a->block_size + offset : -1;
+    const int is_seen = start + i >= t->first_place && start + i < t->end;
+    tile.offsets[i] = is_seen ? (int64_t)table[block] * a->block_size + offset : -1;
     if (++offset == a->block_size) {
       offset = 0;
       block++;
     }
   }
+  return tile;
 }
 
-// Into the second-level cache: blocks lie apart, and the processor does not foresee which one comes next.
-INLINE void fetch_row(const void *row, int64_t num_bytes) {
-  for (int64_t byte = 0; byte < num_bytes; byte += 64) __builtin_prefetch((const char *)row + byte, 0, 2);
+// Into the second-level cache: blocks lie apart, and the processor does not foresee which one comes next. `part` of
+// `parts` of the rows: all at once they would keep the processor from computing meanwhile. Inline, since compilers leave
+// out calls of a function that only prefetches.
+INLINE void fetch_places(const place_tile *tile, int64_t part, int64_t parts) {
+  for (int64_t i = share(TILE_PLACES, part, parts); i < share(TILE_PLACES, part + 1, parts); i++) {
+    if (tile->offsets[i] < 0) continue;
+    const char *key = tile->keys + tile->offsets[i] * tile->key_stride;
+    const char *value = tile->values + tile->offsets[i] * tile->value_stride;
+    for (int64_t byte = 0; byte < tile->key_bytes; byte += 64) __builtin_prefetch(key + byte, 0, 2);
+    for (int64_t byte = 0; byte < tile->value_bytes; byte += 64) __builtin_prefetch(value + byte, 0, 2);
+  }
+}
+
+// The tasks of one thread; the threads take items from a common counter.
+typedef struct {
+  const attention *attention;
+  const attention_item *items;
+  int64_t num_items, heads_at_once, parts;
+  atomic_long *next;
+  attention_item item;
+  int64_t head, end_head;
+} attention_queue;
+
+static attention_queue open_queue(const attention *a, const attention_item *items, int64_t num_items, int64_t team_size, atomic_long *next) {
+  // With few items their heads are shared out; with many, one thread takes all heads of an item.
+  const int64_t at_once = num_items >= 2 * team_size ? a->kv_heads : (a->kv_heads + team_size - 1) / team_size;
+  return (attention_queue){.attention = a, .items = items, .num_items = num_items, .heads_at_once = at_once,
+                           .parts = (a->kv_heads + at_once - 1) / at_once, .next = next};
+}
+
+static int take_task(attention_queue *q, attention_task *task) {
+  const attention *a = q->attention;
+  if (q->head == q->end_head) {
+    const int64_t taken = atomic_fetch_add_explicit(q->next, 1, memory_order_relaxed);
+    if (taken >= q->num_items * q->parts) return 0;
+    q->item = q->items[taken / q->parts];
+    q->head = taken % q->parts * q->heads_at_once;
+    q->end_head = q->head + q->heads_at_once < a->kv_heads ? q->head + q->heads_at_once : a->kv_heads;
+  }
+  const int64_t fitting = TARGET_ROWS / (q->item.num_queries * (a->heads / a->kv_heads)), left = q->end_head - q->head;
+  const int64_t heads = fitting < 1 ? 1 : fitting < left ? fitting : left;
+  const int64_t begin = a->query_starts[q->item.sequence], length = a->query_starts[q->item.sequence + 1] - begin;
+  const int64_t position = a->context_lens[q->item.sequence] - length + q->item.first_query;
+  *task = (attention_task){q->item, q->head, heads, begin + q->item.first_query, position, first_seen(a, position),
+                           position + q->item.num_queries};
+  q->head += heads;
+  return 1;
+}
+
+// Working memory of one thread. Rows are queries times heads of their group, for one key/value head after the other.
+typedef struct {
+  uint32_t *query;       // [rows][padded key words]
+  uint32_t *key_panels;  // [2 panels][padded key words][32 places]
+  uint32_t *value_panels;
+  float *scores;         // of one tile of rows, as `sum_panels` leaves them
+  void *weights;         // [MAX_TILE][TILE_PLACES] elements
+  float *out;            // tile of rows by tile of rows, each as `sum_panels` leaves it
+  float *totals;         // [rows][16], added up at the end
+  float *peaks;          // [rows]
+} attention_memory;
+
+// Bytes that `attend_items` needs; with `scratch` it also says what stands where.
+static int64_t attention_scratch_bytes(int64_t heads, int64_t kv_heads, int64_t key_dim, int64_t value_dim, void *scratch,
+                                       attention_memory *memory) {
+  const int64_t group = heads / kv_heads, rows = group >= TARGET_ROWS ? group : TARGET_ROWS;
+  const int64_t key_words = round_up(key_dim, 32), columns = round_up(value_dim, 32);
+  const int64_t words[] = {rows * key_words, TILE_PLACES * key_words, TILE_PLACES * columns, MAX_TILE * TILE_PLACES,
+                           MAX_TILE * TILE_PLACES, rows * columns, rows * 16, round_up(rows, 16)};
+  char *at[8];
+  int64_t total = 0;
+  for (int i = 0; i < 8; i++) {
+    at[i] = (char *)scratch + total;
+    total += 4 * words[i];
+  }
+  if (memory)
+    *memory = (attention_memory){(uint32_t *)at[0], (uint32_t *)at[1], (uint32_t *)at[2], (float *)at[3], at[4],
+                                 (float *)at[5], (float *)at[6], (float *)at[7]};
+  return total;
 }
 
 // 16 rows of 16 words become 16 columns, written `stride` words apart.

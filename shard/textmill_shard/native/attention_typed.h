@@ -44,23 +44,24 @@ static void NAME(pack_values)(const element *const rows[TILE_PLACES], int64_t nu
     }
 }
 
-// One row of scores becomes weights; gives the factor by which the row's earlier output shrinks.
-INLINE float NAME(soften)(const attention *a, float *scores, element *weights, int64_t num_places, int64_t tile_start,
-                          int64_t position, int64_t head, float *peak, float *total) {
+// One row of scores, 32 of each panel, becomes weights; gives the factor by which the row's earlier output shrinks.
+// `is_plain`: 64 places, all of them seen, no softcap and no slopes; known where this is inlined.
+INLINE float NAME(soften)(const attention *a, const float *const scores[2], element *weights, int64_t num_places, int64_t low,
+                          int64_t high, int64_t head, const int is_plain, float *peak, float *totals) {
   const v16i step = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const int64_t low = first_seen(a, position) - tile_start, high = position - tile_start;
-  const int whole = low <= 0 && high >= num_places - 1;
+  const int count = is_plain ? TILE_PLACES / 16 : (int)(num_places / 16);
   const v16f scaling = splat(a->scaling);
   v16f x[TILE_PLACES / 16], top = splat(NO_SCORE);
-  const int count = (int)(num_places / 16);
 #pragma GCC unroll 4
   for (int i = 0; i < TILE_PLACES / 16; i++) {
     if (i >= count) break;
-    x[i] = load_f(scores + 16 * i) * scaling;
-    const v16i place = step + 16 * i;
-    if (a->softcap != 0.0f) x[i] = splat(a->softcap) * tanh_v(x[i] * splat(1.0f / a->softcap));
-    if (a->slopes) x[i] += splat(a->slopes[head]) * __builtin_convertvector(place - (int32_t)high, v16f);
-    if (!whole) x[i] = pick((place >= (int32_t)(low > 0 ? low : 0)) & (place <= (int32_t)high), x[i], splat(-INFINITY));
+    x[i] = load_f(scores[i / 2] + i % 2 * 16) * scaling;
+    if (!is_plain) {
+      const v16i place = step + 16 * i;
+      if (a->softcap != 0.0f) x[i] = splat(a->softcap) * tanh_v(x[i] * splat(1.0f / a->softcap));
+      if (a->slopes) x[i] += splat(a->slopes[head]) * __builtin_convertvector(place - (int32_t)high, v16f);
+      x[i] = pick((place >= (int32_t)(low > 0 ? low : 0)) & (place <= (int32_t)high), x[i], splat(-INFINITY));
+    }
     top = larger(x[i], top);
   }
   const float highest = max_lanes(top);
@@ -74,124 +75,133 @@ INLINE float NAME(soften)(const attention *a, float *scores, element *weights, i
     narrow(weights + 16 * i, weight);
     sum += weight;
   }
-  *total = *total * shrink + sum_lanes(sum);
+  store_f(totals, load_f(totals) * splat(shrink) + sum);
   *peak = now;
   return shrink;
 }
 
-// `num_kv_heads` heads of one item, side by side, so that the rows of a tile are read as they lie.
-static void NAME(attend_heads)(const attention *a, attention_item item, int64_t kv_head, int64_t num_kv_heads, void *scratch) {
-  const int64_t group = a->heads / a->kv_heads, head_rows = item.num_queries * group, num_rows = head_rows * num_kv_heads;
-  const int64_t words = a->key_dim / PER_WORD, padded_words = round_up(words, 16);
-  const int64_t columns = round_up(a->value_dim, LANES);
-  const int64_t context = a->context_lens[item.sequence];
-  const int64_t query_row = a->query_starts[item.sequence] + item.first_query;
-  const int64_t length = a->query_starts[item.sequence + 1] - a->query_starts[item.sequence];
-  const int64_t first_position = context - length + item.first_query;
-  const int64_t first_place = first_seen(a, first_position), end = first_position + item.num_queries;
-  const int32_t *table = a->block_tables + item.sequence * a->table_stride;
-  const element *keys = (const element *)a->keys + kv_head * a->key_dim;
-  const element *values = (const element *)a->values + kv_head * a->value_dim;
-  const int64_t key_stride = a->kv_heads * a->key_dim, value_stride = a->kv_heads * a->value_dim;
-  const int64_t key_bytes = num_kv_heads * a->key_dim * (int64_t)sizeof(element);
-  const int64_t value_bytes = num_kv_heads * a->value_dim * (int64_t)sizeof(element);
-
-  int64_t offsets[TILE_PLACES], next_offsets[TILE_PLACES];
-  const int64_t first_tile = first_place / TILE_PLACES * TILE_PLACES;
-  find_places(a, table, first_tile, first_place, end, next_offsets);
-  for (int i = 0; i < TILE_PLACES; i++) {
-    if (next_offsets[i] < 0) continue;
-    fetch_row(keys + next_offsets[i] * key_stride, key_bytes);
-    fetch_row(values + next_offsets[i] * value_stride, value_bytes);
+// Rows `row` .. `row + tile` of head `h` of the task over one tile of places. Panels of keys and values (16 KB of
+// bfloat16 heads of 64), scores, weights and sums stay in the first-level cache meanwhile.
+static void NAME(attend_rows)(const attention *a, const attention_task *t, const attention_memory *memory, int64_t h,
+                              int64_t row, int64_t tile, int64_t start, int64_t num_places) {
+  const int64_t group = a->heads / a->kv_heads, first_row = h * t->item.num_queries * group + row;
+  const int64_t key_words = round_up(a->key_dim / PER_WORD, 16), columns = round_up(a->value_dim, LANES);
+  const int64_t key_panels = num_places / LANES, value_panels = columns / LANES;
+  const gemm score = {.rows = memory->query, .row_words = key_words, .panels = memory->key_panels, .inner_words = key_words};
+  NAME(sum_panels)(&score, first_row, tile, key_panels, 0, memory->scores);
+  float *out = memory->out + first_row * columns;
+  for (int64_t i = 0; i < tile; i++) {
+    const float *const scores[2] = {memory->scores + sum_place(tile, key_panels, i, 0),
+                                    memory->scores + sum_place(tile, key_panels, i, key_panels - 1)};
+    const int64_t position = t->first_position + (row + i) / group, head = (t->kv_head + h) * group + (row + i) % group;
+    const int64_t low = first_seen(a, position) - start, high = position - start;
+    element *weights = (element *)memory->weights + i * TILE_PLACES;
+    float *peak = memory->peaks + first_row + i, *totals = memory->totals + (first_row + i) * 16;
+    float shrink;
+    if (low <= 0 && high >= TILE_PLACES - 1 && a->softcap == 0.0f && !a->slopes)
+      shrink = NAME(soften)(a, scores, weights, TILE_PLACES, low, high, head, 1, peak, totals);
+    else
+      shrink = NAME(soften)(a, scores, weights, num_places, low, high, head, 0, peak, totals);
+    if (shrink != 1.0f)
+      for (int64_t panel = 0; panel < value_panels; panel++) {
+        float *sums = out + sum_place(tile, value_panels, i, panel);
+        store_f(sums, load_f(sums) * splat(shrink));
+        store_f(sums + 16, load_f(sums + 16) * splat(shrink));
+      }
   }
+  const gemm mix = {.rows = memory->weights, .row_words = TILE_PLACES / PER_WORD, .panels = memory->value_panels,
+                    .inner_words = num_places / PER_WORD};
+  NAME(sum_panels)(&mix, 0, tile, value_panels, 1, out);
+}
 
-  uint32_t *query = scratch;  // rows of the first head, then of the next
-  uint32_t *key_panels = query + round_up(num_rows * padded_words, 16);
-  uint32_t *value_panels = key_panels + TILE_PLACES * padded_words;
-  float *scores = (float *)(value_panels + TILE_PLACES * columns);
-  element *weights = (element *)(scores + head_rows * TILE_PLACES);
-  float *out = (float *)(weights + head_rows * TILE_PLACES);
-  float *peak = out + num_rows * columns, *total = peak + num_rows;
-
+static void NAME(begin_rows)(const attention *a, const attention_task *t, const attention_memory *memory, int64_t num_rows) {
+  const int64_t group = a->heads / a->kv_heads, head_rows = t->item.num_queries * group;
+  const int64_t words = a->key_dim / PER_WORD, key_words = round_up(words, 16);
   for (int64_t row = 0; row < num_rows; row++) {
-    const int64_t token = query_row + row % head_rows / group;
-    const int64_t head = (kv_head + row / head_rows) * group + row % group;
+    const int64_t token = t->query_row + row % head_rows / group;
+    const int64_t head = (t->kv_head + row / head_rows) * group + row % group;
     const element *from = (const element *)a->query + token * a->query_token_stride + head * a->query_head_stride;
-    memcpy(query + row * padded_words, from, (size_t)a->key_dim * sizeof(element));
-    memset(query + row * padded_words + words, 0, (size_t)(padded_words - words) * 4);
-    peak[row] = a->sinks ? a->sinks[head] : NO_SCORE;
-    total[row] = a->sinks ? 1.0f : 0.0f;
+    memcpy(memory->query + row * key_words, from, (size_t)a->key_dim * sizeof(element));
+    memset(memory->query + row * key_words + words, 0, (size_t)(key_words - words) * 4);
+    memory->peaks[row] = a->sinks ? a->sinks[head] : NO_SCORE;
+    store_f(memory->totals + row * 16, splat(0.0f));
+    if (a->sinks) memory->totals[row * 16] = 1.0f;
   }
-  memset(out, 0, (size_t)(num_rows * columns) * sizeof(float));
+  memset(memory->out, 0, (size_t)(num_rows * round_up(a->value_dim, LANES)) * sizeof(float));
+}
 
-  for (int64_t start = first_tile; start < end; start += TILE_PLACES) {
-    const int64_t stop = end - start < TILE_PLACES ? end - start : TILE_PLACES;
-    const int64_t num_places = round_up(stop, LANES);
-    const int has_next = start + TILE_PLACES < end;
-    memcpy(offsets, next_offsets, sizeof offsets);
-    if (has_next) find_places(a, table, start + TILE_PLACES, first_place, end, next_offsets);
-    for (int64_t h = 0; h < num_kv_heads; h++) {
+// Rows `row` .. `row + tile` of head `h`: divided by their totals, to where they are wanted.
+static void NAME(end_rows)(const attention *a, const attention_task *t, const attention_memory *memory, int64_t h, int64_t row,
+                           int64_t tile) {
+  const int64_t group = a->heads / a->kv_heads, first_row = h * t->item.num_queries * group + row;
+  const int64_t columns = round_up(a->value_dim, LANES), panels = columns / LANES;
+  for (int64_t i = 0; i < tile; i++) {
+    const int64_t token = t->query_row + (row + i) / group, head = (t->kv_head + h) * group + (row + i) % group;
+    element *to = (element *)a->out + token * a->out_token_stride + head * a->out_head_stride;
+    const v16f factor = splat(1.0f / sum_lanes(load_f(memory->totals + (first_row + i) * 16)));
+    for (int64_t column = 0; column < a->value_dim; column += 16) {
+      const float *sums = memory->out + first_row * columns + sum_place(tile, panels, i, column / LANES) + column % LANES;
+      const int64_t width = a->value_dim - column < 16 ? a->value_dim - column : 16;
+      element part[16];
+      narrow(part, load_f(sums) * factor);
+      memcpy(to + column, part, (size_t)width * sizeof(element));
+    }
+  }
+}
+
+// While a tile is computed, the next one is fetched; after the last, the first one of the thread's next task (or NULL).
+static void NAME(attend_task)(const attention *a, const attention_task *t, const attention_task *upcoming,
+                              const attention_memory *memory, place_tile *now) {
+  const int64_t head_rows = t->item.num_queries * (a->heads / a->kv_heads);
+  const int64_t num_tiles = (head_rows + MAX_TILE - 1) / MAX_TILE;
+  const int64_t words = a->key_dim / PER_WORD, key_words = round_up(words, 16);
+  NAME(begin_rows)(a, t, memory, head_rows * t->num_kv_heads);
+  for (int has_more = 1; has_more;) {
+    place_tile next;
+    has_more = now->start + TILE_PLACES < t->end;
+    const int has_next = has_more || upcoming;
+    if (has_more)
+      next = find_places(a, t, now->start + TILE_PLACES, sizeof(element));
+    else if (upcoming)
+      next = find_places(a, upcoming, upcoming->first_place / TILE_PLACES * TILE_PLACES, sizeof(element));
+    int64_t part = 0;
+    const int64_t parts = 4 * t->num_kv_heads;  // of the next tile, fetched a part at a time
+    const int64_t left = t->end - now->start, num_places = round_up(left < TILE_PLACES ? left : TILE_PLACES, LANES);
+    for (int64_t h = 0; h < t->num_kv_heads; h++) {
       const element *key_rows[TILE_PLACES], *value_rows[TILE_PLACES];
       for (int64_t i = 0; i < num_places; i++) {
-        key_rows[i] = offsets[i] < 0 ? NULL : keys + offsets[i] * key_stride + h * a->key_dim;
-        value_rows[i] = offsets[i] < 0 ? NULL : values + offsets[i] * value_stride + h * a->value_dim;
+        const int64_t offset = now->offsets[i];
+        key_rows[i] = offset < 0 ? NULL : (const element *)(now->keys + offset * now->key_stride) + h * a->key_dim;
+        value_rows[i] = offset < 0 ? NULL : (const element *)(now->values + offset * now->value_stride) + h * a->value_dim;
       }
-      if (has_next)  // a part of the next tile with each head
-        for (int64_t i = share(TILE_PLACES, h, num_kv_heads); i < share(TILE_PLACES, h + 1, num_kv_heads); i++) {
-          if (next_offsets[i] < 0) continue;
-          fetch_row(keys + next_offsets[i] * key_stride, key_bytes);
-          fetch_row(values + next_offsets[i] * value_stride, value_bytes);
-        }
-      NAME(pack_keys)((const uint32_t *const *)key_rows, num_places, words, padded_words, key_panels);
-      const gemm score = {.rows = query + h * head_rows * padded_words, .row_words = padded_words, .panels = key_panels,
-                          .inner_words = padded_words, .num_rows = head_rows, .num_outputs = num_places, .out = scores,
-                          .out_stride = TILE_PLACES, .end = STORE};
-      NAME(run_gemm)(&score, 0, num_places / LANES);
-      float *head_out = out + h * head_rows * columns;
-      for (int64_t row = 0; row < head_rows; row++) {
-        const float shrink = NAME(soften)(a, scores + row * TILE_PLACES, weights + row * TILE_PLACES, num_places, start,
-                                          first_position + row / group, (kv_head + h) * group + row % group,
-                                          peak + h * head_rows + row, total + h * head_rows + row);
-        if (shrink != 1.0f)
-          for (int64_t i = 0; i < columns; i += 16)
-            store_f(head_out + row * columns + i, load_f(head_out + row * columns + i) * splat(shrink));
+      if (has_next) fetch_places(&next, part++, parts);
+      NAME(pack_keys)((const uint32_t *const *)key_rows, num_places, words, key_words, memory->key_panels);
+      if (has_next) fetch_places(&next, part++, parts);
+      NAME(pack_values)(value_rows, num_places, a->value_dim, memory->value_panels);
+      for (int64_t tile = 0; tile < num_tiles; tile++) {
+        const int64_t row = share(head_rows, tile, num_tiles), end = share(head_rows, tile + 1, num_tiles);
+        if (has_next && !tile) fetch_places(&next, part++, parts);
+        NAME(attend_rows)(a, t, memory, h, row, end - row, now->start, num_places);
+        if (has_next && !tile) fetch_places(&next, part++, parts);
+        if (!has_more) NAME(end_rows)(a, t, memory, h, row, end - row);
       }
-      NAME(pack_values)(value_rows, num_places, a->value_dim, value_panels);
-      const gemm mix = {.rows = (const uint32_t *)weights, .row_words = TILE_PLACES / PER_WORD, .panels = value_panels,
-                        .inner_words = num_places / PER_WORD, .num_rows = head_rows, .num_outputs = columns,
-                        .out = head_out, .out_stride = columns, .end = ADD};
-      NAME(run_gemm)(&mix, 0, columns / LANES);
     }
-  }
-
-  for (int64_t row = 0; row < num_rows; row++) {
-    const int64_t token = query_row + row % head_rows / group;
-    const int64_t head = (kv_head + row / head_rows) * group + row % group;
-    element *to = (element *)a->out + token * a->out_token_stride + head * a->out_head_stride;
-    const v16f factor = splat(1.0f / total[row]);
-    for (int64_t i = 0; i < a->value_dim; i += 16) {
-      element part[16];
-      narrow(part, load_f(out + row * columns + i) * factor);
-      const int64_t width = a->value_dim - i < 16 ? a->value_dim - i : 16;
-      memcpy(to + i, part, (size_t)width * sizeof(element));
-    }
+    if (has_next) *now = next;
   }
 }
 
 // Takes items from the common counter until there are none.
 static void NAME(attend_items)(const attention *a, const attention_item *items, int64_t num_items, int64_t team_size,
                                atomic_long *next, void *scratch) {
-  // With few items their heads are shared out; with many, one thread takes all heads of an item.
-  const int64_t at_once = num_items >= 2 * team_size ? a->kv_heads : (a->kv_heads + team_size - 1) / team_size;
-  const int64_t parts = (a->kv_heads + at_once - 1) / at_once;
-  for (;;) {
-    const int64_t taken = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
-    if (taken >= num_items * parts) return;
-    const attention_item item = items[taken / parts];
-    const int64_t first = taken % parts * at_once, end = first + at_once < a->kv_heads ? first + at_once : a->kv_heads;
-    const int64_t fitting = TARGET_ROWS / (item.num_queries * (a->heads / a->kv_heads));
-    const int64_t step = fitting > 1 ? fitting : 1;
-    for (int64_t head = first; head < end; head += step)
-      NAME(attend_heads)(a, item, head, end - head < step ? end - head : step, scratch);
+  attention_queue queue = open_queue(a, items, num_items, team_size, next);
+  attention_memory memory;
+  attention_scratch_bytes(a->heads, a->kv_heads, a->key_dim, a->value_dim, scratch, &memory);
+  attention_task task, upcoming;
+  if (!take_task(&queue, &task)) return;
+  place_tile tile = find_places(a, &task, task.first_place / TILE_PLACES * TILE_PLACES, sizeof(element));
+  fetch_places(&tile, 0, 1);
+  for (int has_task = 1; has_task; task = upcoming) {
+    has_task = take_task(&queue, &upcoming);
+    NAME(attend_task)(a, &task, has_task ? &upcoming : NULL, &memory, &tile);
   }
 }

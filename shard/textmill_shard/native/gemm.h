@@ -47,3 +47,9 @@ INLINE int64_t panels_at_once(int64_t rows) {
 }
 
 INLINE int64_t num_panels(const gemm *g) { return (g->num_outputs + LANES - 1) / LANES; }
+
+// Where the 32 sums of a row and a panel begin in what `sum_panels` wrote.
+INLINE int64_t sum_place(int64_t tile, int64_t panels, int64_t row, int64_t panel) {
+  const int64_t at_once = panels_at_once(tile), width = panel < panels / at_once * at_once ? at_once : 1;
+  return (panel / width * width * tile + row * width + panel % width) * LANES;
+}

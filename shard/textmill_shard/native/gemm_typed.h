@@ -35,9 +35,10 @@ INLINE void NAME(end_row)(const gemm *g, int64_t row, int64_t panel, v16f first,
   }
 }
 
-// The sums of `tile` rows by `width` panels; both are constants where this is inlined. Every instance below is a function
+// The sums of `tile` rows by `width` panels, [tile][width * 32], added to what stands there if `is_more`. Tile and width are
+// constants where this is inlined. Every instance below is a function
 // of its own that does nothing else, since compilers that see more around it put some of the sums into memory.
-INLINE void NAME(tile_sums)(const gemm *g, int64_t row, int64_t panel, float *to, const int tile, const int width) {
+INLINE void NAME(tile_sums)(const gemm *g, int64_t row, int64_t panel, int is_more, float *to, const int tile, const int width) {
   v16f sums[MAX_TILE][8];
   const int64_t words = g->inner_words, stride = g->row_words;
   const uint32_t *w = g->panels + panel * words * LANES, *end = w + words * LANES;
@@ -47,7 +48,7 @@ INLINE void NAME(tile_sums)(const gemm *g, int64_t row, int64_t panel, float *to
 #pragma GCC unroll 12
   for (int i = 0; i < tile; i++)
 #pragma GCC unroll 8
-    for (int j = 0; j < 2 * width; j++) sums[i][j] = splat(0.0f);
+    for (int j = 0; j < 2 * width; j++) sums[i][j] = is_more ? load_f(to + (i * 2 * width + j) * 16) : splat(0.0f);
   for (; w < end; w += LANES) {
     v16u lanes[8];
 #pragma GCC unroll 4
@@ -69,8 +70,8 @@ INLINE void NAME(tile_sums)(const gemm *g, int64_t row, int64_t panel, float *to
 }
 
 #define TILE(tile, width) \
-  NOT_INLINE void NAME(sums_##tile##x##width)(const gemm *g, int64_t row, int64_t panel, float *to) { \
-    NAME(tile_sums)(g, row, panel, to, tile, width); \
+  NOT_INLINE void NAME(sums_##tile##x##width)(const gemm *g, int64_t row, int64_t panel, int is_more, float *to) { \
+    NAME(tile_sums)(g, row, panel, is_more, to, tile, width); \
   }
 TILE(1, 1) TILE(2, 1) TILE(3, 1)
 #if MAX_TILE == 12
@@ -79,12 +80,11 @@ TILE(1, 3) TILE(2, 2) TILE(3, 2) TILE(4, 2) TILE(5, 2) TILE(6, 2)
 #endif
 #undef TILE
 
-static void NAME(run_tile)(const gemm *g, int64_t row, int64_t panel, int64_t tile, int64_t width) {
-  _Alignas(64) float sums[MAX_TILE * LANES];
+static void NAME(sum_tile)(const gemm *g, int64_t row, int64_t panel, int64_t tile, int64_t width, int is_more, float *to) {
   switch (tile * 4 + width) {
 #define CASE(tile, width) \
   case tile * 4 + width: \
-    NAME(sums_##tile##x##width)(g, row, panel, sums); \
+    NAME(sums_##tile##x##width)(g, row, panel, is_more, to); \
     break;
     CASE(1, 1) CASE(2, 1) CASE(3, 1)
 #if MAX_TILE == 12
@@ -93,11 +93,25 @@ static void NAME(run_tile)(const gemm *g, int64_t row, int64_t panel, int64_t ti
 #endif
 #undef CASE
   }
+}
+
+static void NAME(run_tile)(const gemm *g, int64_t row, int64_t panel, int64_t tile, int64_t width) {
+  _Alignas(64) float sums[MAX_TILE * LANES];
+  NAME(sum_tile)(g, row, panel, tile, width, 0, sums);
   for (int64_t i = 0; i < tile; i++)
     for (int64_t j = 0; j < width; j++) {
       const float *sum = sums + (i * width + j) * LANES;
       NAME(end_row)(g, row + i, panel + j, load_f(sum), load_f(sum + 16));
     }
+}
+
+// Sums alone, of `tile` rows by `panels` panels: where a sum then stands in `to` says `sum_place`.
+static void NAME(sum_panels)(const gemm *g, int64_t row, int64_t tile, int64_t panels, int is_more, float *to) {
+  const int64_t at_once = panels_at_once(tile);
+  for (int64_t panel = 0, width; panel < panels; panel += width) {
+    width = panel + at_once <= panels ? at_once : 1;
+    NAME(sum_tile)(g, row, panel, tile, width, is_more, to + panel * tile * LANES);
+  }
 }
 
 // Panels `from` .. `to` of the rows of a block.

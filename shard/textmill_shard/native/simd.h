@@ -25,7 +25,13 @@ INLINE v16f splat(float x) { return (v16f){x, x, x, x, x, x, x, x, x, x, x, x, x
 INLINE v16f pick(v16i is_first, v16f first, v16f second) {
   return (v16f)(((v16i)first & is_first) | ((v16i)second & ~is_first));
 }
-INLINE v16f larger(v16f a, v16f b) { return pick(a > b, a, b); }
+INLINE v16f larger(v16f a, v16f b) {
+#if defined(__AVX512F__)
+  return (v16f)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return pick(a > b, a, b);
+#endif
+}
 
 // Fixed order, so that a row gives the same sum in any batch.
 INLINE float sum_lanes(v16f x) {
@@ -53,8 +59,13 @@ INLINE float max_lanes(v16f x) {
 // e^x within 2 units in the last place; 0 below -87, the largest finite power above 88.
 INLINE v16f exp_v(v16f x) {
   const v16f low = splat(-87.0f), high = splat(88.0f), shift = splat(12582912.0f);
+#if defined(__AVX512F__)
+  const __mmask16 not_zero = _mm512_cmp_ps_mask((__m512)x, (__m512)low, _CMP_NLT_UQ);
+  x = (v16f)_mm512_min_ps((__m512)high, (__m512)x);  // in this order a NaN stays one
+#else
   const v16i is_zero = x < low;
   x = pick(x > high, high, pick(is_zero, low, x));
+#endif
   const v16f shifted = x * splat(1.44269504f) + shift;  // the rounded exponent stands in the low bits
   const v16f exponent = shifted - shift;
   v16f r = x - exponent * splat(0.693359375f);
@@ -66,8 +77,12 @@ INLINE v16f exp_v(v16f x) {
   p = p * r + splat(1.6666665459e-1f);
   p = p * r + splat(5.0000001201e-1f);
   p = p * r * r + r + splat(1.0f);
+#if defined(__AVX512F__)
+  return (v16f)_mm512_maskz_scalef_ps(not_zero, (__m512)p, (__m512)exponent);
+#else
   const v16i scaled = (v16i)p + (((v16i)shifted - (v16i)shift) << 23);
   return pick(is_zero, splat(0.0f), (v16f)scaled);
+#endif
 }
 INLINE v16f tanh_v(v16f x) {  // through e^2|x|; near 0 the odd series keeps the relative error small
   const v16i is_negative = x < splat(0.0f);

@@ -128,7 +128,7 @@ static void attend_all(void *argument, int member) {
 // 0, or -1 when memory is short.
 EXPORT int textmill_attention(team *t, const attention *a, int64_t num_tokens, int64_t is_bf16) {
   attention_run r = {.attention = a, .team_size = t->size, .is_bf16 = is_bf16};
-  r.scratch_bytes = round_up(attention_scratch_bytes(a->heads, a->kv_heads, a->key_dim, a->value_dim), 64);
+  r.scratch_bytes = round_up(attention_scratch_bytes(a->heads, a->kv_heads, a->key_dim, a->value_dim, NULL, NULL), 64);
   const int64_t item_bytes = round_up((num_tokens + a->num_sequences) * (int64_t)sizeof(attention_item), 64);
   char *memory = team_scratch(t, item_bytes + r.scratch_bytes * t->size);
   if (!memory) return -1;
@@ -176,7 +176,7 @@ EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
   r.attended_words = round_up(m->heads * m->head_dim / per_word, 16) + 16;
   r.act_words = round_up(round_up(m->mlp, 16) / per_word, 16) + 16;
   r.private_normed_words = PRIVATE_NORM_TOKENS * r.normed_words;
-  r.attention_scratch_bytes = round_up(attention_scratch_bytes(m->heads, m->kv_heads, m->head_dim, m->head_dim), 64);
+  r.attention_scratch_bytes = round_up(attention_scratch_bytes(m->heads, m->kv_heads, m->head_dim, m->head_dim, NULL, NULL), 64);
   const int64_t kept_words = r.attended_words > r.normed_words ? r.attended_words : r.normed_words;
   const int64_t sizes[] = {  // in bytes
       4 * tokens * r.hidden_stride, 4 * kept * r.hidden_stride, 4 * tokens * r.qkv_stride, 4 * tokens * m->rotary_dim,

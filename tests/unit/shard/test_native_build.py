@@ -10,7 +10,8 @@ from textmill_shard.native import build
 from textmill_shard.native.build import FLAGS, load_library
 from textmill_shard.native.kernels import load_kernels
 
-from tests.unit.shard.native_cases import native_kernels
+from tests.unit.shard.native_cases import Piece, native_kernels
+from tests.unit.shard.test_native_attention import assert_close, run_both
 
 
 @pytest.fixture(autouse=True)
@@ -71,4 +72,5 @@ def test_code_for_lesser_processors_gives_the_same(tmp_path: Path, march: str) -
         out = kernels.linear(x, kernels.pack(weight))
         expected = x.double() @ weight.double().T
         assert (out - expected).abs().max() / expected.abs().max() < 1e-5
+        assert_close(run_both(dtype=dtype, kernels=kernels, pieces=(Piece(130, 1), Piece(37, 33))), dtype)
     kernels.close()

@@ -43,7 +43,7 @@ class Compiler:
         """Raises OSError or ValueError for a tokenizer that cannot be read. Takes half a second."""
         with open(setup.tokenizer_file, encoding="utf-8") as file:
             self._tokenizer = llguidance.LLTokenizer(
-                file.read(), n_vocab=setup.vocab_size, eos_token=list(setup.eos_token_ids)
+                with_readable_decoder(file.read()), n_vocab=setup.vocab_size, eos_token=list(setup.eos_token_ids)
             )
         self._limits = llguidance.LLParserLimits(
             max_lexer_states=MAX_LEXER_STATES, max_grammar_size=MAX_GRAMMAR_SIZE, verbose_errors=False
@@ -61,6 +61,17 @@ class Compiler:
             if not matcher.get_error() and not any(mask):
                 return "no text matches it"
         return _readable(matcher.get_error()) or None
+
+
+def with_readable_decoder(tokenizer_json: str) -> str:
+    """The tokenizer with marks of spaces undone in a form that the library reads: of Metaspace it knows nothing."""
+    parts = json.loads(tokenizer_json)
+    decoder = parts.get("decoder") if isinstance(parts, dict) else None
+    if not isinstance(decoder, dict) or decoder.get("type") != "Metaspace":
+        return tokenizer_json
+    mark = {"type": "Replace", "pattern": {"String": decoder["replacement"]}, "content": " "}
+    parts["decoder"] = {"type": "Sequence", "decoders": [mark, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    return json.dumps(parts)
 
 
 def library_grammar(grammar: Grammar) -> str:

@@ -63,7 +63,9 @@ class MatcherFactory:
     def __init__(self, tokenizer_json: str, *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         """Raises ValueError for a tokenizer that the library cannot read. Takes half a second."""
         self._tokenizer = llguidance.LLTokenizer(
-            without_special_texts(tokenizer_json), n_vocab=vocab_size, eos_token=list(eos_token_ids)
+            with_readable_decoder(without_special_texts(tokenizer_json)),
+            n_vocab=vocab_size,
+            eos_token=list(eos_token_ids),
         )
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
         self._vocab_size = vocab_size
@@ -99,6 +101,17 @@ class MatcherFactory:
         matcher = Matcher(library, self._vocab_size)
         matcher.allowed()  # the first mask of a large grammar is the dear one: copies inherit what it worked out
         return matcher
+
+
+def with_readable_decoder(tokenizer_json: str) -> str:
+    """The tokenizer with marks of spaces undone in a form that the library reads: of Metaspace it knows nothing."""
+    parts = json.loads(tokenizer_json)
+    decoder = parts.get("decoder") if isinstance(parts, dict) else None
+    if not isinstance(decoder, dict) or decoder.get("type") != "Metaspace":
+        return tokenizer_json
+    mark = {"type": "Replace", "pattern": {"String": decoder["replacement"]}, "content": " "}
+    parts["decoder"] = {"type": "Sequence", "decoders": [mark, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    return json.dumps(parts)
 
 
 def without_special_texts(tokenizer_json: str) -> str:

@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 import tokenizers
 from textmill_router.grammar_worker import library_grammar as router_grammar
+from textmill_router.grammar_worker import with_readable_decoder as router_decoder
 from textmill_router.request import Grammar, GrammarKind
 from textmill_shard.grammar_matcher import MatcherFactory, without_special_texts
 from textmill_shard.grammar_matcher import library_grammar as shard_grammar
+from textmill_shard.grammar_matcher import with_readable_decoder as shard_decoder
 from textmill_shard.plan import Grammar as ShardGrammar
 from textmill_shard.plan import GrammarKind as ShardGrammarKind
 from tokenizers import models
 
 from tests.fakes.byte_tokenizer import END, END_ID, write_byte_tokenizer
+from tests.fakes.tiny_encoders import PIECES, T5_END_ID, make_tiny_t5
 
 TEXTS = {
     GrammarKind.JSON_SCHEMA: '{"type":"object","properties":{"a":{"type":"integer"}}}',
@@ -52,6 +55,18 @@ def test_tokenizers_keep_their_ids_without_the_texts_of_special_tokens(tmp_path:
     for bad in ("[]", "{}", '{"added_tokens": [], "model": {"vocab": 5}}'):
         with pytest.raises(ValueError, match="no tokenizer"):
             without_special_texts(bad)
+
+
+def test_both_rooms_read_marks_of_spaces_as_spaces(tmp_path: Path) -> None:
+    folder = make_tiny_t5(tmp_path)
+    text = (folder / "tokenizer.json").read_text()
+    assert router_decoder(text) == shard_decoder(text)
+    plain = (write_byte_tokenizer(tmp_path / "bytes") / "tokenizer.json").read_text()
+    assert router_decoder(plain) == shard_decoder(plain) == plain
+    factory = MatcherFactory(text, vocab_size=len(PIECES), eos_token_ids=[T5_END_ID])
+    matcher = factory.build(ShardGrammar(ShardGrammarKind.REGEX, "(the| quick)!"))
+    allowed = {PIECES[token_id] for token_id in matcher.allowed().nonzero()[0]}
+    assert allowed == {"t", "▁", "▁quick"}
 
 
 def test_texts_of_special_tokens_in_a_grammar_are_letters(tmp_path: Path) -> None:

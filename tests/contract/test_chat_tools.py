@@ -282,6 +282,9 @@ def test_template_without_tools_gets_them_in_words(client: httpx.Client) -> None
     assert "get_weather" in shown()
     assert '"city"' in shown()
     assert "Do it well." in shown(tool_prompt="Do it well.")
+    shape_of_tgi = {"type": None, "function": {"name": "f", "description": None, "arguments": SCHEMA}}
+    wanted = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+    assert json.dumps([wanted]) in shown(tools=[shape_of_tgi])
     assert "get_weather" not in shown(tool_choice="none")
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     messages = [

@@ -282,6 +282,11 @@ def test_template_without_tools_gets_them_in_words(client: httpx.Client) -> None
     assert "get_weather" in shown()
     assert '"city"' in shown()
     assert "Do it well." in shown(tool_prompt="Do it well.")
+    # Behind the last message that is not the answer to go on with.
+    begun = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Sure,"}]
+    text = shown(messages=begun)
+    assert "get_weather" in text
+    assert text.endswith("\nassistant: Sure,")
     shape_of_tgi = {"type": None, "function": {"name": "f", "description": None, "arguments": SCHEMA}}
     wanted = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
     assert json.dumps([wanted]) in shown(tools=[shape_of_tgi])

@@ -321,6 +321,13 @@ def test_joined_texts_forge_no_special_token() -> None:
     assert len(pieces) == 2
 
 
+def test_markup_of_users_is_cut_where_nothing_special_stands_before_it() -> None:
+    safety = RoleSafety(["<s>"], ["<think>"])
+    assert safety.cut(safety.guard("a<think>b")) == ("a<", "think>b")
+    assert safety.cut(safety.guard("a<think>b", keeps_markup=True)) == ("a<think>b",)
+    assert safety.cut(safety.guard("a<s>b", keeps_markup=True)) == ("a<", "s>b")
+
+
 def test_role_cannot_complete_a_special_token(families: dict[str, Family]) -> None:
     with pytest.raises(ValidationFailed, match="special token"):
         families["phi3"].pieces(messages=[USER, {"role": "end", "content": "x"}])
@@ -421,6 +428,11 @@ def test_failures_of_a_template_are_told() -> None:
             make_prompt(template, ChatWishes(messages=[USER]), RoleSafety([]))
     with pytest.raises(TemplateFailed, match="line 2"):
         ChatTemplate(ChatSandbox(), "a\n{% if %}", {})
+
+
+def test_huge_template_is_refused() -> None:
+    with pytest.raises(TemplateFailed, match="1000001 characters"):
+        ChatTemplate(ChatSandbox(), "a" * 1_000_001, {})
 
 
 def test_tool_use_template_is_taken_when_there_are_tools() -> None:

@@ -1,6 +1,7 @@
 """When an answer begins, what keeps it alive, how it ends."""
 
 import asyncio
+import inspect
 from typing import Any
 
 from starlette.types import Message
@@ -74,6 +75,10 @@ def test_silence_is_filled_with_comments_also_before_the_first_event() -> None:
         assert len(wire.sent) == num_messages
 
     asyncio.run(scenario())
+
+
+def test_comments_come_after_15_seconds_unless_told_otherwise() -> None:
+    assert inspect.signature(EventStream).parameters["keep_alive_s"].default == 15.0
 
 
 def test_stream_that_flows_has_no_comments() -> None:

@@ -23,14 +23,14 @@ BLOCKS_PER_SLOT = 14
 PROMPT = "The history of the town begins"
 
 
-@pytest.mark.slow  # 40 texts of 200 tokens by the real model, in one batch: 30 s on two free cores
+@pytest.mark.slow  # 40 texts of 200 tokens by the real model, in one batch, with the weights as they are served
 def test_watermarked_text_is_told_from_plain_text(demo_model_folder: Path) -> None:
     torch.set_num_threads(2)
     settings = load_settings(["serve", "--model-dir", str(demo_model_folder), "--uds-path", "unused"], {})
     assert isinstance(settings, ServeSettings)
     options = LoadOptions(
         model_dir=demo_model_folder,
-        dtype="float32",
+        dtype="bfloat16",
         block_size=BLOCK_SIZE,
         native_cache_dir=settings.native_cache_dir,
         num_threads=2,

@@ -28,12 +28,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float, what: str) -> None:
-    """Wait until the condition holds; fail with `what` after the limit."""
+def wait_until(condition: Callable[[], bool], limit_s: float, what: str, seen: Callable[[], str] = lambda: "") -> None:
+    """Wait until the condition holds; fail with `what` after the limit, and with what is `seen` then."""
     deadline_s = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() > deadline_s:
-            raise AssertionError(f"waited {limit_s} s in vain until {what}")
+            raise AssertionError(f"waited {limit_s} s in vain until {what}\n{seen()}")
         time.sleep(POLL_INTERVAL_S)
 
 
@@ -77,7 +77,7 @@ class LaunchedServer:
             assert self.process.poll() is None, f"the launcher ended with {self.process.returncode}:\n{self.log_text}"
             return False
 
-        wait_until(is_there, limit_s, f"the log says {words!r}:\n{self.log_text}")
+        wait_until(is_there, limit_s, f"the log says {words!r}:", lambda: self.log_text)
 
     def wait_exit(self, limit_s: float = STOP_LIMIT_S) -> int:
         """Wait for the launcher's end; return its exit code."""

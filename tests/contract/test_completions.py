@@ -135,9 +135,9 @@ def test_logprobs_are_the_legacy_object(client: httpx.Client) -> None:
 
 
 def test_echoed_logprobs_begin_with_null(client: httpx.Client) -> None:
-    logprobs = complete(client, "hé", echo=True, logprobs=1)["choices"][0]["logprobs"]
-    assert logprobs["tokens"] == ["<|begin|>", "h", "bytes:\\xc3", "bytes:\\xa9", "a", "b"]
-    assert logprobs["text_offset"] == [0, 0, 1, 1, 2, 3]
+    logprobs = complete(client, "héx", echo=True, logprobs=1)["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["<|begin|>", "h", "bytes:\\xc3", "bytes:\\xa9", "x", "a", "b"]
+    assert logprobs["text_offset"] == [0, 0, 1, 1, 2, 3, 4]  # characters, not bytes
     assert logprobs["token_logprobs"][0] is None
     assert all(isinstance(logprob, float) for logprob in logprobs["token_logprobs"][1:])
     assert logprobs["top_logprobs"][0] is None
@@ -334,7 +334,7 @@ def test_truncate_keeps_the_last_tokens(client: httpx.Client, router: RunningRou
     assert answer["usage"]["prompt_tokens"] == 3
     assert prompt_ids(router) == list(b"llo")
     assert answer["choices"][0]["text"] == "helloab"
-    assert complete(client, "x" * 5000, truncate=3)["usage"]["prompt_tokens"] == 3
+    assert complete(client, "x" * 50_000, truncate=3)["usage"]["prompt_tokens"] == 3
 
 
 def test_watermark_and_grammar_reach_the_shard(client: httpx.Client, router: RunningRouter) -> None:
@@ -363,3 +363,10 @@ def test_each_sequence_takes_a_permit(tmp_path: Path) -> None:
         body = {"prompt": ["a", "b"], "max_tokens": 1}
         for fields, status in (({}, 200), ({"n": 2}, 429), ({"best_of": 2}, 429), ({"prompt": "a", "n": 3}, 200)):
             assert client.post("/v1/completions", json={**body, **fields}).status_code == status
+
+
+def test_alternatives_of_prompt_tokens_are_asked_for_an_echo(client: httpx.Client, router: RunningRouter) -> None:
+    for fields, expected in (({"logprobs": 3, "echo": True}, 3), ({"logprobs": 3}, 0), ({"echo": True}, 0)):
+        complete(client, **fields)
+        assert router.shard.last_admit.prompt_top_n_tokens == expected
+        assert router.shard.last_admit.HasField("prompt_logprobs_from") is (expected > 0)

@@ -1,5 +1,6 @@
 """How a step runs through a model: natively, as one flat row, over state rows, or through a padded view of the pool."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +80,8 @@ def arrange(request: LayoutRequest) -> Layout:
     backend: AttentionBackend = ReferenceAttention() if kernels is None else CpuAttention(kernels)
     context = _attach(model, probe, backend, rope_border=request.rope_border)
     tap = DecoderTap(_find_decoder(model))
+    swaps = _swap(request, {layer.module for layer in probe.layers}, calls)
     if not probe.states:
-        swaps = _swap(request, probe, calls)
         flat = TransformersDecoder(model, context, tap, device=request.device, has_own_threads=bool(swaps))
         return Layout(
             "flat", flat, specs, probe.logits_V_by_text, _weight_bytes(model), why_not_native=reason, swaps=swaps
@@ -95,6 +96,7 @@ def arrange(request: LayoutRequest) -> Layout:
         _weight_bytes(model),
         state_bytes=rows.num_bytes,
         why_not_native=reason,
+        swaps=swaps,
     )
 
 
@@ -105,12 +107,20 @@ def arrange_padded(request: LayoutRequest) -> Layout:
     if request.rope_border is not None:
         raise UnsupportedModelError("its rotary tables would depend on the other requests of a step")
     model = request.model
-    finding = probe_padded(model, texts=request.texts)
+    with CallObserver(model) as calls:
+        finding = probe_padded(model, texts=request.texts)
     tap = DecoderTap(_find_decoder(model))
-    decoder = RunDecoder(model, PaddedCaller(model, finding.layers), tap, device=request.device)
-    reason = "attention is the model's own code"
+    swaps = _swap(request, (), calls)
+    caller = PaddedCaller(model, finding.layers)
+    decoder = RunDecoder(model, caller, tap, device=request.device)
     return Layout(
-        "padded", decoder, finding.specs, finding.logits_V_by_text, _weight_bytes(model), why_not_native=reason
+        "padded",
+        decoder,
+        finding.specs,
+        finding.logits_V_by_text,
+        _weight_bytes(model),
+        why_not_native="attention is the model's own code",
+        swaps=swaps,
     )
 
 
@@ -152,11 +162,10 @@ def _check_reads_alone(config: Any) -> None:
         )
 
 
-def _swap(request: LayoutRequest, probe: ProbeResult, calls: CallObserver) -> dict[str, int]:
+def _swap(request: LayoutRequest, attention_modules: Collection[nn.Module], calls: CallObserver) -> dict[str, int]:
     """Let native layers stand in for what the probe saw; give how many, by swap."""
-    if request.kernels is None or request.num_ranks > 1:
+    if request.kernels is None:
         return {}
-    attention_modules = {layer.module for layer in probe.layers}
     return swap_modules(request.model, calls, attention_modules, request.kernels, disabled=request.disabled_swaps)
 
 

@@ -43,6 +43,7 @@ from textmill_shard.weight_reader import check_matching, match_names, move_buffe
 log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
+_BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")  # as torch names them; the last one on ARM
 # Names under which configs keep the longest sequence that the positions allow.
 _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 
@@ -221,7 +222,7 @@ def pick_dtype(asked: str, *, config: Any, device: torch.device) -> str:
         return asked
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
-        return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
+        return "bfloat16" if any(capabilities.get(name) for name in _BF16_CAPABILITIES) else "float32"
     stored = str(getattr(config.get_text_config(), "dtype", None) or "").removeprefix("torch.")
     return stored if stored in ("bfloat16", "float16") else "bfloat16"
 
@@ -322,10 +323,13 @@ def _arrange_padded(
     request: LayoutRequest, runner_of: Callable[[Layout], ModelRunner], reason: UnsupportedModelError
 ) -> tuple[Layout, ModelRunner]:
     """The last resort. Raises UnsupportedModelError with both reasons."""
+    layout: Layout | None = None
     try:
         layout = arrange_padded(request)
         return layout, runner_of(layout)
     except UnsupportedModelError as second:
+        if layout is not None and layout.swaps:
+            raise _SwapsDiffer(str(second)) from second
         raise UnsupportedModelError(f"{reason}; nor by the model's own attention code: {second}") from second
 
 

@@ -17,10 +17,18 @@ from textmill_shard.call_observer import CallObserver
 from textmill_shard.heap import trim_heap
 from textmill_shard.native.kernels import DTYPES, Kernels
 from textmill_shard.options import SWAPS
-from textmill_shard.swapped_layers import FusedLinear, FusedLinears, NativeRmsNorm, PackedLinear, empty_layer
+from textmill_shard.swapped_layers import (
+    LINEARS,
+    FusedLinear,
+    FusedLinears,
+    NativeRmsNorm,
+    PackedLinear,
+    empty_layer,
+    weight_of,
+)
 
-# Largest difference from the formula, relative to the largest value: a norm may round twice.
-_NORM_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+# Largest difference from the formula, relative to the largest value: layers may round twice.
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def swap_modules(
@@ -31,16 +39,20 @@ def swap_modules(
     *,
     disabled: Collection[str] = (),
 ) -> dict[str, int]:
-    """Swap what can be swapped; `calls` has watched a forward. Give how many layers each swap replaced."""
+    """Swap what can be swapped; `calls` has watched a forward. Give how many layers each swap replaced.
+
+    Attention that goes through transformers' interface is known (`attention_modules`); three linears of one input and
+    more are taken for a query, a key and a value elsewhere.
+    """
     unknown = set(disabled) - set(SWAPS)
     assert not unknown, unknown
     shared = _weights_of_several(model)
     num_swapped: Counter[str] = Counter()
     for parent in list(model.modules()):
         before = num_swapped.total()
-        kind = "qkv" if parent in attention_modules else "gate_up"
-        if kind not in disabled:
-            for names in _groups(parent, calls, shared):
+        for names in _groups(parent, calls, shared):
+            kind = "qkv" if parent in attention_modules or len(names) > 2 else "gate_up"
+            if kind not in disabled:
                 _fuse(parent, names, kernels)
                 num_swapped[kind] += len(names)
         for name, child in list(parent.named_children()):
@@ -65,9 +77,23 @@ def _weights_of_several(model: nn.Module) -> set[int]:
 
 def _can_pack(layer: nn.Module, calls: CallObserver) -> bool:
     """A plain linear of a dtype and width that the kernels know, called with nothing but its input."""
-    if type(layer) is not nn.Linear or calls.inputs_of(layer) is None or layer._forward_hooks:
+    inputs = calls.inputs_of(layer)
+    if not isinstance(layer, LINEARS) or inputs is None or layer._forward_hooks:
         return False
-    return layer.weight.dtype in DTYPES and layer.in_features * layer.weight.dtype.itemsize % 4 == 0
+    weight_OI = weight_of(layer)
+    if weight_OI.dtype not in DTYPES or weight_OI.shape[1] * weight_OI.dtype.itemsize % 4:
+        return False
+    return type(layer) in LINEARS or (isinstance(layer, nn.Linear) and _is_plain_product(layer, inputs[0]))
+
+
+def _is_plain_product(layer: nn.Linear, x: torch.Tensor) -> bool:
+    """Whether a linear with a forward of its own computes what the plain one does; routers give more than that."""
+    with torch.inference_mode():
+        expected, found = nn.functional.linear(x, layer.weight, layer.bias), layer(x)
+    if not torch.is_tensor(found) or found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    difference: float = ((found.float() - expected.float()).abs().max() / expected.float().abs().max()).item()
+    return difference <= _TOLERANCE[layer.weight.dtype]
 
 
 def _groups(parent: nn.Module, calls: CallObserver, shared: Collection[int]) -> list[list[str]]:
@@ -83,8 +109,8 @@ def _groups(parent: nn.Module, calls: CallObserver, shared: Collection[int]) -> 
 
 
 def _fuse(parent: nn.Module, names: Sequence[str], kernels: Kernels) -> None:
-    linears: list[nn.Linear] = [getattr(parent, name) for name in names]
-    in_features = linears[0].in_features
+    linears: list[nn.Module] = [getattr(parent, name) for name in names]
+    in_features = weight_of(linears[0]).shape[1]
     fused = FusedLinears(linears, kernels)
     for index, name in enumerate(names):
         setattr(parent, name, FusedLinear(fused, index, in_features=in_features))
@@ -103,7 +129,7 @@ def _native_norm(layer: nn.Module, calls: CallObserver, kernels: Kernels) -> Nat
     if any(tensor.dtype != weight_I.dtype or tensor.shape[-1] != weight_I.shape[0] for tensor in inputs):
         return None
     for factor_I in (weight_I.float(), 1.0 + weight_I.float()):
-        norm = NativeRmsNorm(factor_I, epsilon, kernels)
+        norm = NativeRmsNorm(factor_I, epsilon, kernels, dtype=weight_I.dtype)
         if _computes_the_same(layer, norm, weight_I):
             return norm
     return None
@@ -121,4 +147,4 @@ def _computes_the_same(layer: nn.Module, norm: NativeRmsNorm, weight_I: torch.Te
         return False
     largest = expected.float().abs().amax(1, keepdim=True)
     difference: float = ((found.float() - expected.float()).abs() / largest).max().item()
-    return difference <= _NORM_TOLERANCE[weight_I.dtype]
+    return difference <= _TOLERANCE[weight_I.dtype]

@@ -18,6 +18,14 @@ class ColumnParallelLinear(nn.Module):
         self.weight = weight_OI
         self.bias = bias_O
 
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self.weight, self.bias)
 
@@ -27,12 +35,12 @@ class RowParallelLinear(nn.Module):
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, parallel: TensorParallel) -> None:
         super().__init__()
-        self.weight = weight_OI
+        self.local = ColumnParallelLinear(weight_OI, None)
         self.bias = bias_O
         self._parallel = parallel
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self._parallel.all_reduce(functional.linear(x, self.weight))
+        out = self._parallel.all_reduce(self.local(x))
         return out if self.bias is None else out + self.bias
 
 
@@ -47,13 +55,12 @@ class VocabularyParallelHead(nn.Module):
         sizes: tuple[int, ...],
     ) -> None:
         super().__init__()
-        self.weight = weight_OI
-        self.bias = bias_O
+        self.local = ColumnParallelLinear(weight_OI, bias_O)
         self._parallel = parallel
         self._sizes = sizes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._parallel.all_gather(functional.linear(x, self.weight, self.bias), self._sizes)
+        return self._parallel.all_gather(self.local(x), self._sizes)
 
 
 class VocabularyParallelEmbedding(nn.Module):

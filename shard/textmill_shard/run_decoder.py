@@ -27,7 +27,7 @@ class RunCaller(Protocol):
 class RunDecoder:
     """All single tokens of a step are one run, each chunk another."""
 
-    has_own_threads = False
+    has_own_threads = False  # scans, convolutions and the models' own attention are torch's work
 
     def __init__(self, model: Any, caller: RunCaller, tap: DecoderTap, *, device: torch.device) -> None:
         self._model = model

@@ -3,20 +3,31 @@
 # T rows (all leading dims), O outputs, I inputs
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from textmill_shard.native.kernels import Kernels, PackedWeight, pad_bias
+from textmill_shard.parallel_layers import ColumnParallelLinear
+
+LINEARS = (nn.Linear, ColumnParallelLinear, Conv1D)  # what the layers below can stand in for
+
+
+def weight_of(linear: Any) -> torch.Tensor:
+    """Give `[O, I]` of one of `LINEARS`; GPT-2's holds it the other way round."""
+    weight: torch.Tensor = linear.weight.detach()
+    return weight.T if isinstance(linear, Conv1D) else weight
 
 
 class PackedLinear(nn.Module):
     """A linear with a packed weight."""
 
-    def __init__(self, linear: nn.Linear, kernels: Kernels, *, keeps_original: bool) -> None:
+    def __init__(self, linear: nn.Module, kernels: Kernels, *, keeps_original: bool) -> None:
         """Pack the weight; the linear's own is emptied unless something else needs it."""
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.out_features, self.in_features = weight_of(linear).shape
         self._product = _Product([linear], kernels)
         self.register_buffer("panels", self._product.weight.panels, persistent=False)
         self.register_buffer("padded_bias", self._product.bias, persistent=False)
@@ -33,10 +44,10 @@ class PackedLinear(nn.Module):
 class FusedLinears:
     """Linears of one input as one product. The first that is called computes it for all."""
 
-    def __init__(self, linears: Sequence[nn.Linear], kernels: Kernels) -> None:
+    def __init__(self, linears: Sequence[nn.Module], kernels: Kernels) -> None:
         """Pack the weights behind one another; the linears' own are emptied."""
+        self.sizes = [weight_of(linear).shape[0] for linear in linears]
         self.product = _Product(linears, kernels)
-        self.sizes = [linear.out_features for linear in linears]
         for linear in linears:
             empty_layer(linear)
         self._x: torch.Tensor | None = None
@@ -77,10 +88,11 @@ class NativeRmsNorm(nn.Module):
 
     factor: torch.Tensor
 
-    def __init__(self, factor_I: torch.Tensor, epsilon: float, kernels: Kernels) -> None:
+    def __init__(self, factor_I: torch.Tensor, epsilon: float, kernels: Kernels, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.register_buffer("factor", factor_I.detach().float().contiguous(), persistent=False)
         self.variance_epsilon = epsilon
+        self.weight = torch.empty(0, dtype=dtype)  # modelling code asks it for its dtype
         self._kernels = kernels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -90,15 +102,15 @@ class NativeRmsNorm(nn.Module):
 class _Product:
     """The weights and biases of some linears behind one another."""
 
-    def __init__(self, linears: Sequence[nn.Linear], kernels: Kernels) -> None:
-        weights = [linear.weight.detach() for linear in linears]
+    def __init__(self, linears: Sequence[Any], kernels: Kernels) -> None:
+        weights = [weight_of(linear) for linear in linears]
         self._kernels = kernels
         self.weight: PackedWeight = kernels.pack(weights[0] if len(weights) == 1 else torch.cat(weights))
         self.bias: torch.Tensor | None = None
         if any(linear.bias is not None for linear in linears):
             biases = [
-                torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach().float()
-                for linear in linears
+                torch.zeros(weight_OI.shape[0]) if linear.bias is None else linear.bias.detach().float()
+                for linear, weight_OI in zip(linears, weights, strict=True)
             ]
             self.bias = pad_bias(torch.cat(biases))
 

@@ -23,16 +23,19 @@ FLAGS = (
 )
 COMPILERS = ("cc", "gcc", "clang")
 COMPILE_TIMEOUT_S = 120.0
+CPU_INFO = Path("/proc/cpuinfo")
 
 
-def load_library(cache_folder: Path, *, flags: tuple[str, ...] = FLAGS) -> ctypes.CDLL | None:
+def load_library(
+    cache_folder: Path, *, flags: tuple[str, ...] = FLAGS, cpu_info: Path = CPU_INFO
+) -> ctypes.CDLL | None:
     """Give the library, from the cache or freshly compiled; None when that cannot be done. Calls release the GIL."""
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         log.warning("no C compiler found: native kernels are off", extra={"wanted": ", ".join(COMPILERS)})
         return None
     try:
-        built = cache_folder / f"textmill-{_digest(compiler, flags)}.so"
+        built = cache_folder / f"textmill-{_digest(compiler, flags, cpu_info)}.so"
         if not _is_ours(built):
             _compile(compiler, flags, built)
         return ctypes.CDLL(str(built))
@@ -44,20 +47,20 @@ def load_library(cache_folder: Path, *, flags: tuple[str, ...] = FLAGS) -> ctype
     return None
 
 
-def _digest(compiler: str, flags: tuple[str, ...]) -> str:
+def _digest(compiler: str, flags: tuple[str, ...], cpu_info: Path) -> str:
     """What the machine code depends on: the sources, the compiler, its flags and what `native` means here."""
     digest = hashlib.blake2b(digest_size=16)
     for source in sorted([*SOURCE_FOLDER.glob("*.c"), *SOURCE_FOLDER.glob("*.h")]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_TIMEOUT_S)
-    digest.update(version.stdout + "\0".join((compiler, *flags)).encode() + _processor().encode())
+    digest.update(version.stdout + "\0".join((compiler, *flags)).encode() + _processor(cpu_info).encode())
     return digest.hexdigest()
 
 
-def _processor() -> str:
+def _processor(cpu_info: Path) -> str:
     """The features of the processor: a cache on a shared home may be read by another machine."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = cpu_info.read_text().splitlines()
     except OSError:
         return platform.processor()
     wanted = ("model name", "flags", "Features", "CPU part")

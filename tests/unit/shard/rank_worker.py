@@ -9,8 +9,10 @@ import torch
 from textmill_shard.memory import KvMemoryOptions, plan_kv_memory
 from textmill_shard.model_loader import LoadOptions, load_model
 from textmill_shard.parallel import TensorParallel
+from textmill_shard.swapped_layers import FusedLinear, PackedLinear
 
 from tests.fakes.paged_driver import PagedDriver
+from tests.unit.shard.native_cases import native_cache_folder
 
 
 @dataclass(slots=True)
@@ -24,10 +26,16 @@ class RankSight:
     num_blocks: int
     num_local_kv_heads: int
     layer_kinds: set[str]
+    num_packed: int  # linears with packed weights
 
 
-def look(folder: Path, parallel: TensorParallel) -> RankSight:
-    options = LoadOptions(model_dir=folder, dtype="float32", block_size=4)
+NATIVE = ", native"  # behind the name of a model that is looked at with native kernels
+NATIVE_MODELS = ("llama", "tied", "biases")
+
+
+def look(folder: Path, parallel: TensorParallel, *, is_native: bool = False) -> RankSight:
+    cache = native_cache_folder() if is_native else None
+    options = LoadOptions(model_dir=folder, dtype="float32", block_size=4, native_cache_dir=cache)
     runner = load_model(options, lambda phase, share: None, parallel)
     # The ranks ask for different sizes: the smallest decides.
     kv_cache_bytes = (20 + parallel.rank) * runner.kv_bytes_per_block()
@@ -48,6 +56,7 @@ def look(folder: Path, parallel: TensorParallel) -> RankSight:
         num_blocks=plan.num_blocks,
         num_local_kv_heads=runner.facts.kv_specs[0].num_local_kv_heads,
         layer_kinds={type(module).__name__ for module in runner.modules()},
+        num_packed=sum(isinstance(module, (PackedLinear, FusedLinear)) for module in runner.modules()),
     )
 
 
@@ -64,5 +73,10 @@ def main() -> None:
     parallel = TensorParallel.join(
         rank=rank, world_size=world_size, master_addr="127.0.0.1", master_port=port, device="cpu"
     )
-    torch.save({Path(folder).name: look(Path(folder), parallel) for folder in folders}, out)
+    sights = {}
+    for folder in map(Path, folders):
+        sights[folder.name] = look(folder, parallel)
+        if folder.name in NATIVE_MODELS:
+            sights[folder.name + NATIVE] = look(folder, parallel, is_native=True)
+    torch.save(sights, out)
     parallel.leave()

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from textmill_shard.model_errors import ModelError, ModelFilesError, UnsupportedModelError
 from textmill_shard.model_files import WeightFiles, find_eos_token_ids, find_tokenizer_digest
-from textmill_shard.model_loader import LoadOptions, load_model
+from textmill_shard.model_loader import LoadOptions, load_model, pick_dtype
 from textmill_shard.model_runner import ModelRunner
 from textmill_shard.parallel import TensorParallel
 from textmill_shard.weight_reader import match_names
@@ -178,6 +178,26 @@ def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
 def test_unknown_dtype_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="dtype is int4, it can be auto, float32"):
         load(make_tiny_llama(tmp_path / "llama"), "int4")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "asked", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "auto", "bfloat16"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "auto", "bfloat16"),
+        ({"bf16": True}, "auto", "bfloat16"),
+        ({"avx512_f": True, "avx512_bf16": False}, "auto", "float32"),
+        ({}, "auto", "float32"),
+        ({}, "bfloat16", "bfloat16"),
+        ({"avx512_bf16": True}, "float32", "float32"),
+    ],
+)
+def test_processor_decides_the_dtype_unless_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], asked: str, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    config = AutoConfig.for_model("llama", dtype="float16")
+    assert pick_dtype(asked, config=config, device=torch.device("cpu")) == expected
 
 
 def make_small(folder: Path, model_type: str, **fields: object) -> Path:

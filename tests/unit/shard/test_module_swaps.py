@@ -15,10 +15,13 @@ from textmill_shard.module_swaps import swap_modules
 from textmill_shard.options import SWAPS
 from textmill_shard.swapped_layers import FusedLinear, NativeRmsNorm, PackedLinear
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tests.fakes.paged_driver import PagedDriver
 from tests.fakes.tiny_models import ARCHITECTURES, VOCAB_SIZE, make_tiny_model
 from tests.unit.shard.native_cases import native_cache_folder, native_kernels
+from tests.zoo.drive import make_zoo_model
+from tests.zoo.table import ZOO
 
 TOLERANCE = 2e-5  # relative to the largest logit: fp32 sums in another order
 SWAPPED_BY = {"qkv": FusedLinear, "gate_up": FusedLinear, "packed_linear": PackedLinear, "rms_norm": NativeRmsNorm}
@@ -59,6 +62,28 @@ def test_logits_equal_those_without_swaps(tmp_path: Path, model_type: str) -> No
     assert not any(isinstance(module, tuple(SWAPPED_BY.values())) for module in plain.modules())
     expected = logits_of(plain)
     assert (logits_of(swapped) - expected).abs().max() / expected.abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "swaps"),
+    [
+        ("gpt2", "flat", "packed_linear 9"),  # its linears hold their weights the other way round
+        ("mamba", "state", "packed_linear 7, rms_norm 3"),
+        ("jamba", "state", "qkv 6, gate_up 4, packed_linear 11, rms_norm 15"),
+        ("falcon", "padded", "packed_linear 9"),  # its linears have a forward of their own
+        ("gptj", "padded", "qkv 6, packed_linear 7"),
+    ],
+)
+def test_every_layout_has_its_layers_swapped_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, layout: str, swaps: str
+) -> None:
+    """That the logits are right is the zoo's to say, which runs with them."""
+    model = make_zoo_model(next(entry for entry in ZOO if entry.name == name), tmp_path)
+    with caplog.at_level(logging.INFO, "textmill_shard"):
+        runner = load(model.folder)
+    assert runner.facts.layout == layout
+    ours = [record for record in caplog.records if record.name.startswith("textmill")]
+    assert [getattr(record, "module_swaps", record.message) for record in ours] == [swaps]
 
 
 @pytest.mark.parametrize("name", SWAPS)
@@ -120,6 +145,68 @@ def test_only_the_very_same_input_is_fused(num_rows: int) -> None:
         other = torch.randn(num_rows, 8)
         first = model.first(x)
         assert torch.allclose(model.second(other) + first, model.first(x) + model.second(other), atol=1e-6)
+
+
+class _Doubled(nn.Linear):
+    """Computes something else than its kind promises."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+class _Named(nn.Linear):
+    """Computes what its kind does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T + self.bias
+
+
+class _Router(nn.Linear):
+    """Gives more than a product."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        scores = super().forward(x)
+        return scores.argmax(-1), scores
+
+
+class _Routed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.out = _Router(8, 4), _Named(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.router(x)[1] + self.out(x)
+
+
+def test_linear_with_a_forward_of_its_own_is_packed_where_that_computes_the_same() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(_Doubled(8, 8), Conv1D(6, 8), nn.Linear(6, 8), _Routed()).eval()
+    x = torch.randn(5, 8)
+    with torch.inference_mode(), CallObserver(model) as calls:
+        expected = model(x)
+    assert swap_modules(model, calls, (), native_kernels()) == {"packed_linear": 3}
+    assert isinstance(model[0], _Doubled)
+    with torch.inference_mode():
+        assert torch.allclose(model(x), expected, atol=1e-5)
+
+
+def test_padded_model_whose_layers_cannot_be_swapped_runs_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.gptj import modeling_gptj
+
+    original = modeling_gptj.GPTJMLP.forward
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return original(self, x) * (len(self.fc_out.weight) / 64)
+
+    monkeypatch.setattr(modeling_gptj.GPTJMLP, "forward", forward)
+    model = make_zoo_model(next(entry for entry in ZOO if entry.name == "gptj"), tmp_path)
+    with caplog.at_level(logging.WARNING, "textmill_shard"):
+        runner = load(model.folder)
+    ours = [record.message for record in caplog.records if record.name.startswith("textmill")]
+    assert ours == ["module swaps do not fit: loading again without them"]
+    assert not any(isinstance(module, PackedLinear) for module in runner.modules())
 
 
 def test_model_that_reads_its_weights_directly_runs_without_swaps(

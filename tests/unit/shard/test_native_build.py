@@ -2,6 +2,7 @@
 
 import logging
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,30 @@ def test_missing_compiler_gives_none_and_one_line(
     with caplog.at_level(logging.WARNING):
         assert load_library(tmp_path / "cache") is None
     assert [record.message for record in caplog.records] == ["no C compiler found: native kernels are off"]
+
+
+def test_folder_that_cannot_be_made_gives_none_and_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING):
+        assert load_library(tmp_path / "file" / "cache") is None
+    assert [record.message for record in caplog.records] == ["native kernels cannot be built and are off"]
+
+
+def test_shards_that_start_together_all_get_the_library(tmp_path: Path) -> None:
+    folder, flags = tmp_path / "cache", ("-O0", *FLAGS[1:])
+    with ThreadPoolExecutor(3) as threads:
+        libraries = list(threads.map(lambda _: load_library(folder, flags=flags), range(3)))
+    assert all(library is not None and library.textmill_features is not None for library in libraries)
+    assert len(list(folder.iterdir())) == 1  # nothing is left of the attempts that came second
+
+
+def test_another_processor_gets_code_of_its_own(tmp_path: Path) -> None:
+    folder, flags = tmp_path / "cache", ("-O0", *FLAGS[1:])
+    for number, features in enumerate(("sse2 avx2", "sse2 avx2 avx512f", "sse2 avx2")):
+        cpu_info = tmp_path / f"cpuinfo-{number}"
+        cpu_info.write_text(f"processor : {number}\nflags : {features}\ncpu MHz : {number}\n")
+        assert load_library(folder, flags=flags, cpu_info=cpu_info) is not None
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_library_that_others_could_write_is_made_anew(tmp_path: Path) -> None:

@@ -70,6 +70,19 @@ def test_fast_decoder_can_be_left_out(tmp_path: Path, model_type: str) -> None:
     assert_uncached_logits(runner, folder)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [("olmo2", "no: a layer is not norm, attention, norm and gated MLP"), ("qwen3", "yes")],
+)
+def test_one_line_says_whether_the_fast_decoder_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, model_type: str, reason: str
+) -> None:
+    folder = make_tiny_model(tmp_path / model_type, model_type)
+    with caplog.at_level(logging.INFO, "textmill_shard"):
+        load(folder)
+    assert [getattr(record, "native_decoder", record.message) for record in caplog.records] == [reason]
+
+
 def test_model_that_only_looks_like_a_llama_runs_by_transformers(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,7 +14,8 @@ from textmill_shard.model_loader import LoadOptions, load_model
 from textmill_shard.parallel import TensorParallel
 
 from tests.fakes.tiny_models import make_tiny_llama, make_tiny_model
-from tests.unit.shard.rank_worker import RankSight, look
+from tests.unit.shard.native_cases import native_kernels
+from tests.unit.shard.rank_worker import NATIVE, NATIVE_MODELS, RankSight, look
 
 REPOSITORY = Path(__file__).parents[3]
 RANKS_TIMEOUT_S = 240
@@ -86,6 +87,25 @@ def test_two_ranks_give_the_logits_of_one(
         assert ((rank[name].projected - alone.projected).abs().max() / scale).item() <= TOLERANCE
         assert rank[name].weight_bytes <= 0.6 * alone.weight_bytes
         assert {"ColumnParallelLinear", "RowParallelLinear"} <= rank[name].layer_kinds
+
+
+@needs_ranks
+@pytest.mark.parametrize("name", NATIVE_MODELS)
+def test_two_ranks_with_packed_weights_give_the_logits_of_one_without(
+    folders: Mapping[str, Path], ranks: list[Mapping[str, RankSight]], name: str
+) -> None:
+    native_kernels()
+    alone = look(folders[name], TensorParallel())
+    scale = alone.logits.abs().max()
+    for rank in ranks:
+        swapped = rank[name + NATIVE]
+        assert swapped.num_packed == 2 * 7 + 1  # of each layer and the head
+        assert swapped.tokens == alone.tokens
+        assert ((swapped.logits - alone.logits).abs().max() / scale).item() <= TOLERANCE
+        assert ((swapped.projected - alone.projected).abs().max() / scale).item() <= TOLERANCE
+        # Held once, in panels of 32 outputs; a tied head is held beside its look-up table.
+        tied_bytes = folders[name].name == "tied" and 4 * 64 * 350
+        assert swapped.weight_bytes <= 1.35 * rank[name].weight_bytes + tied_bytes
 
 
 @needs_ranks

@@ -1,0 +1,55 @@
+"""The flat path by native kernels: no operation of a step waits for a tensor's values, none gathers contexts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from textmill_shard.model_runner import ModelRunner
+
+from tests.fakes.paged_driver import PagedDriver
+from tests.unit.shard.native_cases import native_cache_folder, native_kernels
+from tests.zoo.drive import ZooModel, load_zoo_model, make_zoo_model, prompts_of_zoo
+from tests.zoo.entry import ZooEntry
+from tests.zoo.flat_ops import FlatOps
+from tests.zoo.table import FLAT
+
+# Modelling code that waits for values itself; on a GPU these cost a wait per layer or step.
+KNOWN_HOST_READS = {
+    "gemma3n": "layers with sparse activations make a torch.distributions.Normal, which checks its arguments",
+    "gpt2": "transformers looks for padding in the ids, to warn of a missing mask",
+    "phimoe, long context": "its rotary layer compares the longest position with a number",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def watch(runner: ModelRunner) -> FlatOps:
+    """A step of one chunk and one decode, its operations noted."""
+    driver = PagedDriver(runner, num_blocks=32)
+    _, short, long, _ = prompts_of_zoo()
+    chunked, decoding = driver.start(long, max_new_tokens=1), driver.start(short, max_new_tokens=1)
+    driver.step([(chunked, 20), (decoding, 4)])
+    batch = driver.build([(decoding, 1), (chunked, 20)])
+    pool = runner.kv_pool
+    assert pool is not None
+    with torch.inference_mode(), FlatOps([*pool.keys, *pool.values]) as seen:
+        runner.forward(batch)
+    return seen
+
+
+@pytest.mark.parametrize("entry", FLAT, ids=lambda entry: entry.name)
+def test_step_waits_for_no_values_and_gathers_no_contexts(entry: ZooEntry, tmp_path: Path) -> None:
+    native_kernels()
+    seen = watch(load_zoo_model(make_zoo_model(entry, tmp_path), native_cache_dir=native_cache_folder()))
+    assert seen.pool_reads == []
+    assert bool(seen.host_reads) == (entry.name in KNOWN_HOST_READS), seen.host_reads
+
+
+def test_reference_attention_is_seen_to_gather(tmp_path: Path) -> None:
+    model: ZooModel = make_zoo_model(FLAT[0], tmp_path)
+    seen = watch(load_zoo_model(model, native_cache_dir=None))
+    assert "index_select" in seen.pool_reads
+    assert "nonzero" in seen.host_reads

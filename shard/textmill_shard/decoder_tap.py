@@ -20,10 +20,6 @@ class DecoderTap:
         self._output_type: type[Any] | None = None
         decoder.forward = self._call
 
-    @property
-    def was_called(self) -> bool:
-        return self._output_type is not None
-
     def take_hidden(self) -> torch.Tensor:
         """Give `[T, D]` of the last forward, once."""
         assert self._hidden_BnD is not None, "no forward came before"

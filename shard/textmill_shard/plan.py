@@ -219,8 +219,3 @@ class ShardFacts:
     rope_border: int = 0  # requests of more tokens, prompt and output, take the long rotary table; 0 = there is one
     decoder_prompt_ids: tuple[int, ...] = ()  # ids that the decoder begins with; empty = the model has no encoder
     max_encoder_tokens: int = 0  # longest text that the positions of the encoder allow, 0 = unbounded
-
-    @property
-    def scratch_block(self) -> int:
-        """The block beyond those that the router may grant; padding and vain writes go there (rule 15)."""
-        return self.num_blocks

@@ -20,10 +20,6 @@ _SCAN = "mamba_selective_scan"
 _running: StateCache | None = None  # modelling code calls plain functions: there is no other way to hand this on
 
 
-def has_stateless_scan(model: nn.Module) -> bool:
-    return bool(_modules_with_scan(model))
-
-
 def begin_scans_in_a_state(model: nn.Module) -> None:
     """Replace the function in the modelling code; outside `scanning` it does what it did."""
     for code in _modules_with_scan(model):

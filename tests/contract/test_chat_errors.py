@@ -74,6 +74,11 @@ def test_bad_field_is_422_with_its_name(client: httpx.Client, fields: dict[str, 
         assert "max_new_tokens" not in error["message"]
 
 
+def test_wrong_key_is_told_as_one(client: httpx.Client) -> None:
+    message = error_of(ask(client, logit_bias={"a": 1}), 422)["message"]
+    assert message == "`logit_bias`: expected `int`, got `str` as a key"
+
+
 def test_image_is_422_that_says_text_only(client: httpx.Client) -> None:
     parts = [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]
     error = error_of(ask(client, messages=[{"role": "user", "content": parts}]), 422)

@@ -1,6 +1,7 @@
 """Which shapes of `response_format` mean what, and what an answer that ended by itself is checked for."""
 
 import json
+import socket
 import time
 from typing import Any
 
@@ -88,4 +89,13 @@ def test_references_are_not_fetched() -> None:
     check('{"a": 1}', local)
     with pytest.raises(GenerationBroke):
         check('{"a": "1"}', local)
-    check('{"a": 1}', {"properties": {"a": {"$ref": "http://127.0.0.1:9/none"}}})
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        nobody.setblocking(False)
+        port = nobody.getsockname()[1]
+        socket.setdefaulttimeout(1)  # for whoever asks there
+        try:
+            check('{"a": 1}', {"properties": {"a": {"$ref": f"http://127.0.0.1:{port}/schema"}}})
+        finally:
+            socket.setdefaulttimeout(None)
+        with pytest.raises(BlockingIOError):
+            nobody.accept()

@@ -163,3 +163,14 @@ def test_a_lookup_that_finds_nothing_hashes_the_beginning_only():
     state = make_state(list(range(1000)))
     assert make_cache().lookup(state) == []
     assert len(state.chain) == 16
+
+
+def test_rule_19_what_was_computed_after_a_bad_block_is_forgotten_to_the_last():
+    cache = make_cache()
+    bad = make_state([1, 2, 3, 4, 5, 6, 7])
+    compute(cache, bad, 6)
+    cache.forget(bad.chain[:1])
+    assert len(cache) == 0
+    healthy = make_state([1, 2, 3, 4])
+    compute(cache, healthy, 4)
+    assert cache.lookup(make_state([1, 2, 3, 4, 5, 6, 7])) == healthy.block_ids

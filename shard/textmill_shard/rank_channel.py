@@ -78,30 +78,18 @@ class GlooChannel:
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=CHANNEL_TIMEOUT_S))
 
     def send(self, entry: RankEntry) -> None:
-        payload = pack_payload(np.concatenate([entry.ended_slots, entry.released_slots]), entry.plans)
-        flags = (entry.is_new_epoch, entry.is_stop)
-        counts = (len(entry.ended_slots), len(entry.released_slots), len(payload))
-        header = torch.tensor([entry.step, *flags, *counts], dtype=torch.int64)
-        dist.broadcast(header, src=0, group=self._group)
+        header, payload = pack_entry(entry)
+        dist.broadcast(torch.tensor(header, dtype=torch.int64), src=0, group=self._group)
         if payload:
             dist.broadcast(torch.frombuffer(bytearray(payload), dtype=torch.uint8), src=0, group=self._group)
 
     def receive(self) -> RankEntry:
         header = torch.zeros(_HEADER_INTS, dtype=torch.int64)
         dist.broadcast(header, src=0, group=self._group)
-        step, is_new_epoch, is_stop, num_ended, num_released, num_bytes = header.tolist()
-        payload = torch.empty(num_bytes, dtype=torch.uint8)
-        if num_bytes:
+        payload = torch.empty(int(header[-1]), dtype=torch.uint8)
+        if len(payload):
             dist.broadcast(payload, src=0, group=self._group)
-        slots, plans = unpack_payload(payload.numpy().tobytes(), num_ended + num_released)
-        return RankEntry(
-            step=step,
-            is_new_epoch=bool(is_new_epoch),
-            is_stop=bool(is_stop),
-            ended_slots=slots[:num_ended],
-            plans=plans,
-            released_slots=slots[num_ended:],
-        )
+        return unpack_entry(header.tolist(), payload.numpy().tobytes())
 
     def share_tokens(self, tokens_N: IdArray) -> IdArray:
         if not len(tokens_N):
@@ -111,21 +99,31 @@ class GlooChannel:
         return tokens.numpy()
 
 
-def pack_payload(slots: IdArray, plans: Sequence[bytes]) -> bytes:
-    """Slots as u32, then each plan behind its length as u32."""
-    parts = [slots.astype("<u4").tobytes()]
-    for plan in plans:
+def pack_entry(entry: RankEntry) -> tuple[list[int], bytes]:
+    """The header, whose last number is the length of the payload; slots as u32, then plans behind their lengths."""
+    parts = [np.concatenate([entry.ended_slots, entry.released_slots]).astype("<u4").tobytes()]
+    for plan in entry.plans:
         parts += [struct.pack("<I", len(plan)), plan]
-    return b"".join(parts)
+    payload = b"".join(parts)
+    flags = (int(entry.is_new_epoch), int(entry.is_stop))
+    return [entry.step, *flags, len(entry.ended_slots), len(entry.released_slots), len(payload)], payload
 
 
-def unpack_payload(payload: bytes, num_slots: int) -> tuple[IdArray, tuple[bytes, ...]]:
-    """The inverse of `pack_payload`."""
-    place = 4 * num_slots
+def unpack_entry(header: Sequence[int], payload: bytes) -> RankEntry:
+    """The inverse of `pack_entry`."""
+    step, is_new_epoch, is_stop, num_ended, num_released, _ = header
+    place = 4 * (num_ended + num_released)
     slots = np.frombuffer(payload[:place], dtype="<u4").astype(np.int64)
     plans = []
     while place < len(payload):
         (length,) = struct.unpack_from("<I", payload, place)
         plans.append(payload[place + 4 : place + 4 + length])
         place += 4 + length
-    return slots, tuple(plans)
+    return RankEntry(
+        step=step,
+        is_new_epoch=bool(is_new_epoch),
+        is_stop=bool(is_stop),
+        ended_slots=slots[:num_ended],
+        plans=tuple(plans),
+        released_slots=slots[num_ended:],
+    )

@@ -163,7 +163,15 @@ def test_rule_22_shard_that_does_not_fit_stops_the_engine(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"dtype": "bfloat16"}, {"model_id": "other"}, {"tokenizer_digest": "00"}, {"block_size": 32}]
+    "changes",
+    [
+        {"dtype": "bfloat16"},
+        {"model_id": "other"},
+        {"model_sha": "f00"},
+        {"vocab_size": 259},
+        {"tokenizer_digest": "00"},
+        {"block_size": 32},
+    ],
 )
 def test_rule_22_new_epoch_with_another_model_stops_the_engine(
     tmp_path: Path, tokenizer: Tokenizer, changes: dict[str, object]

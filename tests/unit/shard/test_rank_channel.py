@@ -12,7 +12,7 @@ from textmill_proto.v1 import shard_pb2 as pb
 from textmill_shard.follower import Follower
 from textmill_shard.grammar_matcher import MatcherFactory
 from textmill_shard.plan import IdArray
-from textmill_shard.rank_channel import RankEntry, pack_payload, unpack_payload
+from textmill_shard.rank_channel import RankEntry, pack_entry, unpack_entry
 from textmill_shard.session import EndReason
 from textmill_shard.status import ShardStatus
 from textmill_shard.step_executor import StepExecutor
@@ -51,11 +51,28 @@ class QueueChannel:
         return tokens
 
 
-def test_payload_of_an_entry_survives_the_way() -> None:
-    for ended, plans in (([], ()), ([3, 1], ()), ([], (b"", b"abc")), ([7], (b"x" * 1000, b"y"))):
-        payload = pack_payload(np.array(ended, dtype=np.int64), plans)
-        found_ended, found_plans = unpack_payload(payload, len(ended))
-        assert (found_ended.tolist(), found_plans) == (ended, plans)
+@pytest.mark.parametrize("is_new_epoch", [False, True])
+@pytest.mark.parametrize("is_stop", [False, True])
+@pytest.mark.parametrize(
+    ("ended", "released", "plans"),
+    [([], [], ()), ([3, 1], [], ()), ([], [2], (b"", b"abc")), ([7], [5, 6, 9], (b"x" * 1000, b"y"))],
+)
+def test_an_entry_survives_the_way(
+    ended: list[int], released: list[int], plans: tuple[bytes, ...], is_new_epoch: bool, is_stop: bool
+) -> None:
+    sent = RankEntry(
+        step=2**40,
+        is_new_epoch=is_new_epoch,
+        is_stop=is_stop,
+        ended_slots=np.array(ended, dtype=np.int64),
+        plans=plans,
+        released_slots=np.array(released, dtype=np.int64),
+    )
+    header, payload = pack_entry(sent)
+    assert header[-1] == len(payload)
+    found = unpack_entry(header, payload)
+    assert (found.step, found.is_new_epoch, found.is_stop) == (2**40, is_new_epoch, is_stop)
+    assert (found.ended_slots.tolist(), found.released_slots.tolist(), found.plans) == (ended, released, plans)
 
 
 def admit(slot: int, prompt: list[int], *, request_id: int, max_new: int, num_blocks: int = 6) -> pb.Admit:

@@ -55,7 +55,7 @@ def test_positions_end_where_there_is_a_table_of_them(tmp_path: Path) -> None:
     facts = load(tmp_path / "bart").facts
     assert (facts.max_encoder_tokens, facts.max_model_tokens) == (64, 64)
     make_zoo_model(entry_of("t5"), tmp_path / "t5")
-    write_json(tmp_path / "t5" / "config.json", n_positions=512)  # as in checkpoints; relative ones have no end
+    write_json(tmp_path / "t5" / "config.json", n_positions=512, max_position_embeddings=512)
     facts = load(tmp_path / "t5").facts
     assert (facts.max_encoder_tokens, facts.max_model_tokens) == (0, 0)
     assert not facts.can_project

@@ -176,6 +176,17 @@ def test_rule_14_victim_is_the_last_in_priority_and_arrival_even_the_one_in_need
     assert hand.scheduler.stats().num_preemptions_total == 1
 
 
+def test_rule_13_after_an_extend_none_comes_until_places_run_short_again():
+    hand = Hand(num_blocks=100, ahead=8, regrant_below=4)
+    admit = hand.admit([1, 2, 3, 4], max_new=40)  # 12 places
+    num_tokens_at_extend = []
+    for token in range(20):
+        plans = hand.step([(admit.slot, token, 0)]).plans
+        if any(plan.extends for plan in plans):
+            num_tokens_at_extend.append(5 + token)
+    assert num_tokens_at_extend == [9, 17]  # with less than 4 places left of 12, then of 20; next at 25
+
+
 def test_rule_14_running_requests_are_extended_before_waiting_ones_are_admitted():
     hand = Hand(num_blocks=6, ahead=8, regrant_below=4)
     running = hand.admit([1, 2, 3, 4], max_new=20)  # 3 blocks
@@ -232,6 +243,15 @@ def test_rule_16_two_steps_of_budget_are_enough():
     ids = [hand.submit([number] * 20) for number in range(6)]
     hand.tick()
     assert [hand.is_admitted(request_id) for request_id in ids] == [True] * 4 + [False] * 2  # 16 tokens
+
+
+def test_rule_16_a_prefill_that_leaves_makes_room_for_another():
+    hand = Hand(num_blocks=100, num_slots=8, budget=Budget(64, 8, 4))
+    ids = [hand.submit([number] * 20) for number in range(6)]
+    hand.tick()
+    hand.scheduler.on_cancel(hand.admit_of(ids[0]).request_id)
+    hand.tick()
+    assert [hand.is_admitted(request_id) for request_id in ids] == [True] * 5 + [False]
 
 
 def test_rule_16_slots_and_step_sizes_are_checked_at_start():

@@ -255,6 +255,12 @@ JSON = [
     Output('{"name": "add" "arguments": {}}', '{"name": "add" "arguments": {}}'),
     Output("[[{{", "[[{{"),
     Output('{"name": "add", "arguments": {}} ] so', "] so", (("add", "{}"),)),
+    # halves of a surrogate pair that stand alone
+    Output(
+        r'{"name": "say", "arguments": "{\"text\": \"\ud83dx\ude00\ud83d\""}',
+        None,
+        (("say", '{"text": "\ufffdx\ufffd\ufffd"'),),
+    ),
     Output('{"function": {"function": {"name": "add"}}}', '{"function": {"function": {"name": "add"}}}'),
     Output('{"name": "say", "arguments": " \\n {\\"text\\": 1}"}', None, (("say", '{"text": 1}'),)),
     Output('[{"name": "add", "arguments": {}}, {"x": 1}]', ', {"x": 1}]', (("add", "{}"),)),

@@ -207,6 +207,8 @@ def test_parser_tells_whether_a_call_has_begun_and_not_ended(
 def test_whole_tag_that_closes_nothing_is_text_in_a_cut_answer_too() -> None:
     for case in ((ToolFormat.HERMES, None, Output("")), (ToolFormat.HERMES, ReasoningFormat.THINK, Output(""))):
         assert parse_pieces(case, ["a </tool_call>"], was_cut=True).content == "a </tool_call>"
+    for tag in ("<think>", "</think>"):
+        assert parse_pieces(case, [f"a {tag}"], was_cut=True).content == f"a {tag}"
 
 
 @pytest.mark.parametrize("tools", ToolFormat, ids=lambda tools: tools.value)

@@ -126,7 +126,7 @@ class Settings:
         _integer(2), "prompt and output tokens together; without it what model and KV cache allow", None
     )
     max_batch_prefill_tokens: int | None = _option(
-        _integer(1), "prompt tokens computed in one step; without it 4096 or the shard's largest step", None
+        _integer(1), "prompt tokens computed in one step; without it the shard's largest step, at most 4096", None
     )
     max_client_batch_size: int = _option(_integer(1), "prompts of one call, shown in /info", 4)
     max_queued_requests: int = _option(_integer(1), "requests that wait for a slot; more get 429", 4096)

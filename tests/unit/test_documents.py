@@ -1,6 +1,7 @@
 """What the documents point at exists."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from textmill_launcher.options import OPTIONS
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDERS = (".", "docs", "docs/decisions", "proto", "router", "shard", "launcher", "tests", "bench", "deploy")
+NAMED_TEST = r"`((?:contract|integration|unit(?:/\w+)?)/\w+\.py)`"
 DOCUMENTS = [path for folder in FOLDERS for path in sorted((REPOSITORY / folder).glob("*.md"))]
 
 
@@ -20,9 +22,23 @@ def test_links_of_a_document_lead_somewhere(document: Path) -> None:
 
 def test_tests_named_by_the_compatibility_page_exist() -> None:
     text = (REPOSITORY / "docs" / "compatibility.md").read_text()
-    named = set(re.findall(r"`((?:contract|integration|unit/\w+)/[\w.]*)`", text))
+    named = set(re.findall(NAMED_TEST, text))
     assert len(named) > 15
     assert sorted(name for name in named if not (REPOSITORY / "tests" / name).exists()) == []
+
+
+def test_every_difference_names_the_test_that_holds_it() -> None:
+    text = (REPOSITORY / "docs" / "compatibility.md").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ") and not line.startswith("| TGI")]
+    assert len(rows) > 50
+    assert [row[0] for row in rows if re.search(NAMED_TEST, row[-1]) is None] == []
+
+
+def test_executables_named_by_the_compatibility_page_are_installed() -> None:
+    text = (REPOSITORY / "docs" / "compatibility.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| executables "))
+    scripts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
+    assert set(re.findall(r"`([\w-]+)`", row.split(" | ")[1])) == set(scripts)
 
 
 def test_files_named_by_the_architecture_page_exist() -> None:

@@ -69,6 +69,27 @@ def test_both_rooms_read_marks_of_spaces_as_spaces(tmp_path: Path) -> None:
     assert allowed == {"t", "▁", "▁quick"}
 
 
+def test_blanks_between_the_tokens_of_json_are_bounded(tmp_path: Path) -> None:
+    """Nothing, one space, or a new line with up to 32 blanks: small models would write them until the limit."""
+    folder = write_byte_tokenizer(tmp_path)
+    matchers = MatcherFactory((folder / "tokenizer.json").read_text(), vocab_size=258, eos_token_ids=(END_ID,))
+    grammar = ShardGrammar(ShardGrammarKind.JSON_SCHEMA, '{"type": "array", "items": {"type": "null"}}')
+
+    def takes(text: str) -> bool:
+        matcher = matchers.build(grammar)
+        for byte in text.encode():
+            if not matcher.allowed()[byte]:
+                return False
+            matcher.consume([byte])
+        return bool(matcher.allowed()[END_ID])
+
+    for blanks in ("", " ", "\n", "\n" + " " * 32, "\n\t \t"):
+        assert takes(f"[{blanks}null{blanks},{blanks}null{blanks}]"), blanks
+    for blanks in ("  ", "\t", "\r\n", "\n\n", "\n" + " " * 33):
+        assert not takes(f"[{blanks}null]"), blanks
+        assert not takes(f"[null,{blanks}null]"), blanks
+
+
 def test_texts_of_special_tokens_in_a_grammar_are_letters(tmp_path: Path) -> None:
     """The answer does not end in the middle of a constant that holds them."""
     folder = write_byte_tokenizer(tmp_path)

@@ -60,6 +60,11 @@ def test_largest_step_of_the_shard_holds_the_prefill_budget_and_the_decodes() ->
     assert int(value_after(command, "--max-step-tokens")) == 8192 + 256
 
 
+def test_tokens_of_all_requests_together_bound_the_kv_cache() -> None:
+    command = shard_command(load_settings(["--max-batch-total-tokens", "4096"], {}), MODEL, ALONE)
+    assert value_after(command, "--max-kv-tokens") == "4096"
+
+
 def test_log_level_reaches_the_children_without_its_filters() -> None:
     settings = load_settings([], {"LOG_LEVEL": "textmill_router=debug,warn"})
     assert child_environment({"LOG_LEVEL": "textmill_router=debug,warn"}, settings)["LOG_LEVEL"] == "warning"

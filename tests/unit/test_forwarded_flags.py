@@ -1,0 +1,70 @@
+"""What the launcher forwards its children take, with the meaning that it had."""
+
+from pathlib import Path
+
+import pytest
+from textmill_launcher.child_arguments import FORWARDED, ModelFolder, ShardPlace, router_command, shard_command
+from textmill_launcher.options import DTYPES, OPTIONS, REASONING_FORMATS, TOOL_FORMATS, V1_ERRORS
+from textmill_launcher.settings import load_settings
+from textmill_router.api.error_responses import ErrorStyle
+from textmill_router.chat_parsing.formats import ReasoningFormat, ToolFormat
+from textmill_router.settings import load_settings as load_router_settings
+from textmill_shard.options import DTYPES as SHARD_DTYPES
+from textmill_shard.options import SWAPS
+from textmill_shard.settings import load_settings as load_shard_settings
+
+from tests.unit.launcher.test_settings import GOOD_VALUES, arguments
+
+MODEL = ModelFolder(path=Path("/models/m"), model_id="org/m", model_sha=None)
+PLACE = ShardPlace(rank=0, world_size=1, socket=Path("/run/s-0"), master_addr="127.0.0.1", master_port=None)
+# What the launcher does itself, and what it hands on in the environment or as a part of something else.
+OWN = {
+    "api_key",
+    "conversion_cache",
+    "enable_prefill_logprobs",
+    "graceful_termination_timeout",
+    "huggingface_hub_cache",
+    "master_addr",
+    "master_port",
+    "model_id",
+    "num_shard",
+    "revision",
+    "shard_uds_path",
+    "sharded",
+}
+
+
+def as_text(value: object) -> str:
+    """Rooms keep lists and paths in types of their own."""
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def field_of(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def test_every_option_is_the_launchers_own_or_reaches_a_child() -> None:
+    assert {option.name for option in OPTIONS} - OWN == set(FORWARDED)
+
+
+@pytest.mark.parametrize("name", FORWARDED)
+def test_children_read_the_value_that_the_launcher_was_given(name: str) -> None:
+    text, value = GOOD_VALUES[name]
+    settings = load_settings(arguments(name, text), {})
+    router_flag, shard_flag = FORWARDED[name]
+    assert router_flag or shard_flag
+    if router_flag is not None:
+        router = load_router_settings(router_command(settings, MODEL, PLACE.socket)[3:], {})
+        assert as_text(getattr(router, field_of(router_flag))) == as_text(value)
+    if shard_flag is not None:
+        shard = load_shard_settings(shard_command(settings, MODEL, PLACE)[3:], {})
+        assert as_text(getattr(shard, field_of(shard_flag))) == as_text(value)
+
+
+def test_words_that_the_launcher_takes_are_those_of_its_children() -> None:
+    assert [entry.value for entry in ToolFormat] == list(TOOL_FORMATS)
+    assert [entry.value for entry in ReasoningFormat] == list(REASONING_FORMATS)
+    assert [entry.value for entry in ErrorStyle if entry is not ErrorStyle.NATIVE] == list(V1_ERRORS)
+    assert DTYPES == SHARD_DTYPES
+    [about_swaps] = [option.help for option in OPTIONS if option.name == "disable_swaps"]
+    assert [name for name in SWAPS if name not in about_swaps] == []

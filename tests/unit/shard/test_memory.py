@@ -38,6 +38,12 @@ def test_share_of_memory_leaves_room_for_weights_and_the_largest_step(runner: Mo
     assert plan.step_bytes >= 4 * runner.facts.vocab_size * 12
 
 
+def test_two_fifths_of_the_ram_are_filled_at_most_unless_told_otherwise(runner: ModelRunner) -> None:
+    plan = plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=4))
+    used = plan.weight_bytes + plan.step_bytes + plan.kv_bytes
+    assert 0 < used <= 0.4 * total_memory_bytes(torch.device("cpu"))
+
+
 def test_token_limit_caps_the_blocks(runner: ModelRunner) -> None:
     options = KvMemoryOptions(max_step_tokens=64, num_slots=4, memory_fraction=0.01, max_kv_tokens=41)
     assert plan_kv_memory(runner, options).num_blocks == 11

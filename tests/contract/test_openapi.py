@@ -38,6 +38,8 @@ DIFFERENCES = {
     "MessageChunk.image_url": "images are not built yet",
     "ChatCompletionDelta.tool_call_id": "never sent by TGI either",
     "OutputMessage.tool_call_id": "never sent by TGI either",
+    "ChatRequest.tool_choice has values [], TGI ['auto', 'none', 'required']": "a word, a tool's name or an object",
+    "MessageChunk.type has values [], TGI ['text']": "a part that is no text gets a 422 with a sentence of its own",
     "Completion": "CompletionFinal and Chunk",
     "CompletionComplete.logprobs has types ['null', 'object'], TGI ['array', 'null']": "OpenAI's legacy object",
 }

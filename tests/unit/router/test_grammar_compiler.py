@@ -87,7 +87,7 @@ def test_what_the_library_can_do_passes_and_the_rest_is_refused_with_its_reason(
 
 def test_a_grammar_without_end_is_refused_in_time_and_holds_up_nobody(tmp_path: Path) -> None:
     async def scenario(compiler: GrammarCompiler) -> None:
-        await compiler.check(regex("a"))  # one worker is up
+        await asyncio.gather(compiler.check(regex("a")), compiler.check(regex("aa")))  # both workers are up
         started_s = time.monotonic()
         endless = asyncio.create_task(reason(compiler, schema(ENDLESS)))
         longest_pause_s = 0.0
@@ -100,7 +100,7 @@ def test_a_grammar_without_end_is_refused_in_time_and_holds_up_nobody(tmp_path: 
                 checked.add("b")
                 assert not endless.done()
         assert "takes more than 1.5 s or too much memory" in await endless
-        assert longest_pause_s < 0.5  # the event loop went on
+        assert longest_pause_s < 1.0  # the event loop went on
         await compiler.check(regex("c"))
 
     checked: set[str] = set()

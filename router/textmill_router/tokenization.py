@@ -73,6 +73,8 @@ class Tokenizer:
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.vocab_size: int = library.get_vocab_size(with_added_tokens=True)
+        # One more than the largest id; some ids may be nobody's, so that there are fewer tokens.
+        self.num_ids = max(library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._special_texts: dict[int, str] = {
             token_id: token.content for token_id, token in library.get_added_tokens_decoder().items() if token.special
         }

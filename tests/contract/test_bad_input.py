@@ -2,12 +2,15 @@
 
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.contract.running_router import RunningRouter
+from tests.fakes.byte_tokenizer import END, END_ID
+from tests.fakes.fake_shard import FakeShardOptions
 
 ROUTES = ("/generate", "/generate_stream", "/")
 LONG = "x" * 3000  # 3,001 tokens, over every limit
@@ -273,6 +276,20 @@ def test_wrong_method_is_405_with_those_allowed(client: httpx.Client, method: st
     answer = client.request(method, path)
     assert_error(answer, 405, "method_not_allowed")
     assert answer.headers["allow"] == allowed
+
+
+def test_a_token_that_the_model_lacks_is_422(tmp_path: Path) -> None:
+    """Some tokenizers have more ids than their model; the shard would refuse the plan, and all requests begin anew."""
+    with RunningRouter(tmp_path, FakeShardOptions(vocab_size=END_ID)) as router, router.client() as client:
+        message = assert_error(client.post("/generate", json={"inputs": f"hi{END}"}), 422, "validation")
+        assert f"`inputs` must not hold `{END}`: it is token {END_ID}" in message
+        for fields in ({}, {"echo": True, "logprobs": 1}, {"prompt": ["hi", f"{END}hi"]}):
+            answer = client.post("/v1/completions", json={"prompt": f"hi{END}", "max_tokens": 2, **fields})
+            assert answer.status_code == 422, answer.text
+            assert answer.json()["error"]["param"] == "prompt"
+        said = {"messages": [{"role": "user", "content": f"hi{END}"}], "max_tokens": 2}
+        assert client.post("/v1/chat/completions", json=said).status_code == 200  # there it is spelt in letters
+        assert_serves(client)
 
 
 def test_first_failure_wins(client: httpx.Client) -> None:

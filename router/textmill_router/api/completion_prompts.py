@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from textmill_router.api.completion_types import PromptSource
 from textmill_router.api.fill_in_middle import MiddleTokens, find_middle_tokens
-from textmill_router.api.intake import Intake
+from textmill_router.api.intake import Intake, fit
 from textmill_router.errors import SuffixRefused, ValidationFailed
 from textmill_router.service import Backend
 from textmill_router.tokenization import Encoding, Tokenizer
-from textmill_router.validation import CheckedParameters, check_budget, prompt_too_long
+from textmill_router.validation import CheckedParameters, prompt_too_long
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def spell_out(tokenizer: Tokenizer, ids: "array[int]") -> tuple[str, list[int]]:
 def _fit(ids: "array[int]", checked: CheckedParameters, backend: Backend) -> Intake:
     if checked.truncate is not None:
         ids = ids[-checked.truncate :]
-    return Intake(ids, check_budget(len(ids), checked.max_new_tokens, backend.limits))
+    return fit(backend, ids, checked)
 
 
 def _character_offsets(text: str, encoding: Encoding) -> list[int]:

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from textmill_router.errors import ValidationFailed
 from textmill_router.request import GenerationRequest, SamplingParameters, token_array
 from textmill_router.service import Backend
 from textmill_router.validation import (
@@ -35,7 +36,7 @@ async def take_prompt(
         raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
     encoding = await backend.tokenizer.encode(text, add_special_tokens)
     prompt_ids = encoding.ids if checked.truncate is None else encoding.ids[-checked.truncate :]
-    return Intake(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, limits))
+    return fit(backend, prompt_ids, checked)
 
 
 async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedParameters) -> Intake:
@@ -49,7 +50,21 @@ async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedP
     prompt_ids = token_array(())
     for encoding in encodings:
         prompt_ids.extend(encoding.ids)
-    return Intake(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, limits))
+    return fit(backend, prompt_ids, checked)
+
+
+def fit(backend: Backend, prompt_ids: "array[int]", checked: CheckedParameters) -> Intake:
+    """A prompt within the window, of tokens that the model has. Raises ValidationFailed."""
+    tokenizer, num_known = backend.tokenizer, backend.limits.vocab_size
+    intake = Intake(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, backend.limits))
+    # Few tokenizers have ids that their model lacks (placeholders of images); the shard would refuse the whole plan.
+    if tokenizer.num_ids > num_known and (largest := max(prompt_ids, default=0)) >= num_known:
+        raise ValidationFailed(
+            f"`inputs` must not hold `{tokenizer.id_to_text(largest)}`: it is token {largest} of the tokenizer, and "
+            f"this model knows the tokens 0 to {num_known - 1}",
+            field="inputs",
+        )
+    return intake
 
 
 def make_request(

@@ -97,8 +97,9 @@ class RequestState:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it was cancelled, or its last row or error has come."""
-        return self.status is RequestStatus.CANCELLED or (self.status is RequestStatus.RUNNING and self.slot is None)
+        """Whether it was cancelled, or its last row or error has come, also behind a preemption (rule 6)."""
+        is_waiting = self.status is RequestStatus.WAITING
+        return self.status is RequestStatus.CANCELLED or (self.slot is None and not is_waiting)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

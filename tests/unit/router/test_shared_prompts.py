@@ -65,6 +65,20 @@ def test_a_follower_computes_the_prompt_when_the_first_has_left_without_a_token(
     assert (admit.num_cached_tokens, admit.copied_block_id) == (0, None)
 
 
+def test_nobody_waits_for_a_first_that_failed_while_it_left() -> None:
+    """It was preempted in its prefill; its error comes before the shard knows of the drop (rule 6)."""
+    hand = Hand(num_blocks=7)
+    other = hand.admit([1, 2, 3, 4], max_new=20)
+    leader = hand.admit(PROMPT[:4], max_new=20)
+    follower = follow(hand, leader, PROMPT[:4], max_new=20)
+    while not hand.plans[-1].drops:
+        hand.step([(other.slot, 40, 0)])
+    assert hand.plans[-1].drops[0].request_id == leader.request_id
+    hand.step([(other.slot, 40, 0)], errors=[make_error(leader)], applied=hand.last_plan - 1)
+    hand.step([(other.slot, 40, ENDED)])
+    assert hand.is_admitted(follower)
+
+
 def test_the_blocks_of_one_that_has_ended_are_not_copied() -> None:
     hand = Hand()
     leader = hand.admit(PROMPT, max_new=1)

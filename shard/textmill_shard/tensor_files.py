@@ -1,6 +1,7 @@
 """Opens files of weights: safetensors, and pickles by torch's reader that runs no code of theirs."""
 
 import pickle
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,11 @@ from safetensors import SafetensorError, safe_open
 from textmill_shard.model_errors import ModelFilesError
 
 SAFETENSORS_SUFFIX = ".safetensors"
+# What torch's reader of pickles raises at a file that was cut short or changed, besides its own error.
+_DAMAGES = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    struct.error,
+)
 
 
 @contextmanager
@@ -67,8 +73,8 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
             f"{path} holds more than tensors, or is damaged, and is refused: what it asks for would run code "
             f"({first_line})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ModelFilesError(f"{path} cannot be read: {error}") from error
+    except _DAMAGES as error:
+        raise ModelFilesError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
     is_flat = isinstance(content, dict) and all(
         isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()
     )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from textmill_shard.model_errors import ModelFilesError
 from textmill_shard.model_loader import LoadOptions, load_model
 from textmill_shard.model_runner import ModelRunner
+from textmill_shard.tensor_files import names_of_tensors
 from transformers import AutoModelForCausalLM
 
 from tests.fakes.tiny_models import make_tiny_llama, make_tiny_model
@@ -133,3 +134,15 @@ def test_damaged_file_is_refused(tmp_path: Path, stored: dict[str, torch.Tensor]
     (tmp_path / PICKLE).write_bytes(content)
     with pytest.raises(ModelFilesError, match=r"pytorch_model\.bin"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_file_that_was_cut_short_anywhere_is_refused(tmp_path: Path, is_zip: bool) -> None:
+    path = tmp_path / PICKLE
+    torch.save({"a": torch.ones(3), "b": torch.ones(2)}, path, _use_new_zipfile_serialization=is_zip)
+    data = path.read_bytes()
+    assert names_of_tensors(path) == ("a", "b")
+    for num_bytes in range(len(data)):
+        path.write_bytes(data[:num_bytes])
+        with pytest.raises(ModelFilesError, match=r"pytorch_model\.bin"):
+            names_of_tensors(path)

@@ -49,6 +49,7 @@ def why_not_fast(model: Any, rules: Sequence[AttentionRule]) -> str | None:
         return f"there are no kernels for {decoder.embed_tokens.weight.dtype}"
     if len(rules) != len(decoder.layers):
         return "layers without attention of their own"
+    sizes = set()
     for layer in decoder.layers:
         if _parts(layer) != _LAYER_PARTS or _parts(layer.mlp) != _MLP_PARTS:
             return "a layer is not norm, attention, norm and gated MLP"
@@ -67,7 +68,9 @@ def why_not_fast(model: Any, rules: Sequence[AttentionRule]) -> str | None:
             return "the rotation of positions does not pair the two halves of a head"
         if hasattr(attention, "q_norm") and attention.q_norm.weight.shape[0] != attention.head_dim:
             return "a query norm does not go over one head"
-    return None
+        sizes.add((attention.head_dim, *(linear.weight.shape for linear in linears)))
+    # The native step has one set of sizes for all layers: it would read and write beyond the smaller ones.
+    return None if len(sizes) == 1 else "layers are not of one size"
 
 
 def _turns_halves(attention: nn.Module) -> bool:

@@ -243,3 +243,17 @@ def test_other_architectures_are_left_alone(model_type: str) -> None:
     config = AutoConfig.for_model(model_type, **ARCHITECTURES[model_type])
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     assert why_not_fast(model, [AttentionRule(scaling=1.0)] * config.num_hidden_layers) is not None
+
+
+@pytest.mark.parametrize(("first", "second"), [(48, 96), (96, 48)])
+def test_layers_of_different_sizes_are_left_alone(first: int, second: int) -> None:
+    """The native step takes the sizes of all layers from the first."""
+    sizes = {**ARCHITECTURES["llama"], "num_hidden_layers": 1}
+    model, other = (
+        AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **{**sizes, "intermediate_size": size}))
+        for size in (first, second)
+    )
+    model.model.layers.append(other.model.layers[0])
+    assert why_not_fast(model, [AttentionRule(scaling=1.0)] * 2) == "layers are not of one size"
+    del model.model.layers[1]
+    assert why_not_fast(model, [AttentionRule(scaling=1.0)]) is None

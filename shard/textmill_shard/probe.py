@@ -90,9 +90,11 @@ def probe_model(model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int)
             "transformers' attention interface"
         )
     num_with_state = len({*(spec.layer for spec in states)})
-    that_attend = {getattr(layer.module, "layer_idx", None) for layer in layers}
-    num_without = len(layers_without_past(model.config) - that_attend)
-    if len(layers) + num_with_state + num_without < num_layers:
+    num_known = len(layers) + num_with_state
+    if num_known < num_layers:  # else transformers' cache is not asked: it refuses configs of models with own code
+        that_attend = {getattr(layer.module, "layer_idx", None) for layer in layers}
+        num_known += len(layers_without_past(model.config) - that_attend)
+    if num_known < num_layers:
         raise UnsupportedModelError(
             f"models of type {model_type} cannot be served yet: of {num_layers} layers {len(layers)} are attention and "
             f"{num_with_state} keep a state that this engine knows; what the others keep is not known"

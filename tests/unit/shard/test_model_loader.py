@@ -11,8 +11,9 @@ from textmill_shard.model_files import WeightFiles, find_eos_token_ids, find_tok
 from textmill_shard.model_loader import LoadOptions, load_model, pick_dtype
 from textmill_shard.model_runner import ModelRunner
 from textmill_shard.parallel import TensorParallel
+from textmill_shard.probe import probe_model
 from textmill_shard.weight_reader import match_names
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
 from tests.fakes.tiny_models import make_tiny_llama, make_tiny_model
@@ -205,6 +206,16 @@ def make_small(folder: Path, model_type: str, **fields: object) -> Path:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
+
+
+def test_kinds_of_layers_that_transformers_cache_does_not_know_are_no_hindrance(tmp_path: Path) -> None:
+    """A model's own code may name them; where all of them attend, nothing is to be asked of that cache."""
+    make_tiny_llama(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    model.config.layer_types = ["of_our_own"] * 2
+    with pytest.raises(KeyError):
+        DynamicCache(config=model.config)
+    assert len(probe_model(model, texts=(torch.tensor([5, 6, 7]),), max_tokens=512).layers) == 2
 
 
 def test_model_without_keys_and_values_in_a_cache_is_refused(tmp_path: Path) -> None:

@@ -136,7 +136,8 @@ class RowSampler:
 
 def _take_best(scan: HostScan, samplings: Sequence[SlotSampling]) -> DrawnRows:
     """What `Sampler` gives for rows that all take the best id, straight from the scan."""
-    tokens_N, not_finite_N = scan.best_N, scan.not_finite_N
+    # A copy: the scan lies in one piece with the logits, which a result that waits to be sent would keep alive.
+    tokens_N, not_finite_N = scan.best_N.copy(), scan.not_finite_N
     faults = {}
     if not_finite_N.any():
         faults = _not_finite_faults(not_finite_N)

@@ -75,6 +75,7 @@ def test_greedy_rows_bring_what_the_sampler_says(wants_logprobs: tuple[bool, boo
         assert np.allclose(found.logprobs_N, expected.logprobs_N, rtol=0, atol=1e-6, equal_nan=True)
         assert np.isnan(found.logprobs_N).tolist() == [not wants for wants in wants_logprobs]
     assert not found.faults
+    assert found.tokens_N.flags.owndata  # a result that waits does not keep the logits, which lie beside the scan
 
 
 @pytest.mark.parametrize("stranger", [torch.nan, torch.inf])

@@ -25,7 +25,7 @@ KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPT
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 # W3C trace context: version, trace id, parent id, flags. One that is malformed is no parent, as the standard says.
 _TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
-_BEARER = re.compile(rb"bearer:?\s+(.*\S)\s*", re.IGNORECASE | re.DOTALL)
+_BEARER = re.compile(rb"bearer:?\s+(\S.*)", re.IGNORECASE | re.DOTALL)  # of a value without spaces at its ends
 
 
 class FrontDoor:
@@ -116,7 +116,7 @@ class ApiKey:
         return method == "OPTIONS" or (is_read and (path in self._open_paths or path == "/"))
 
     def _has_key(self, scope: Scope) -> bool:
-        shown = _BEARER.fullmatch(_header(scope, b"authorization") or b"")
+        shown = _BEARER.fullmatch((_header(scope, b"authorization") or b"").strip())
         return shown is not None and hmac.compare_digest(shown[1], self._key)
 
 

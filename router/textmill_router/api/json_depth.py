@@ -4,7 +4,8 @@ import re
 
 MAX_JSON_DEPTH = 128  # far deeper than schemas and messages are, far less than Python's stack
 
-_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# One that does not end reaches to the end of the text: looked for again at each of its quotes, it would take for ever.
+_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _BRACKETS = re.compile(rb"[\[\]{}]")
 
 

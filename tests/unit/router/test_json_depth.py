@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 from textmill_router.api.json_depth import MAX_JSON_DEPTH, is_too_deep
@@ -26,3 +27,10 @@ def test_levels_are_counted_whatever_they_are_made_of(opening: str, closing: str
 )
 def test_brackets_of_texts_and_neighbours_do_not_count(value: object) -> None:
     assert not is_too_deep(json.dumps(value).encode())
+
+
+def test_string_without_an_end_is_looked_at_once() -> None:
+    """Looked for again at each quote in it, this one would take five seconds, one of 2 MB hours."""
+    begin_s = time.monotonic()
+    assert not is_too_deep(b'["' + b"[" * 200 + b'\\"' * 20_000)
+    assert time.monotonic() - begin_s < 1

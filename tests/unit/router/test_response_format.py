@@ -99,3 +99,40 @@ def test_references_are_not_fetched() -> None:
             socket.setdefaulttimeout(None)
         with pytest.raises(BlockingIOError):
             nobody.accept()
+
+
+def doubling(depth: int) -> dict[str, Any]:
+    """A schema whose definitions refer to the next one twice; the last suits no number."""
+    definitions: dict[str, Any] = {"d0": {"type": "string"}}
+    for level in range(1, depth + 1):
+        reference = {"$ref": f"#/$defs/d{level - 1}"}
+        definitions[f"d{level}"] = {"anyOf": [reference, reference]}
+    either = {"anyOf": [{"$ref": f"#/$defs/d{depth}"}, {"type": "integer"}]}
+    return {"type": "object", "properties": {"x": either}, "required": ["x"], "$defs": definitions}
+
+
+def test_check_that_would_take_for_ever_is_left_to_the_grammar() -> None:
+    check('{"x": 1}', doubling(4))
+    with pytest.raises(GenerationBroke):
+        check('{"x": null}', doubling(4))
+    begin_s = time.monotonic()
+    check('{"x": 1}', doubling(18))
+    check(json.dumps(list(range(500))), {"items": {"enum": list(range(-5000, 500))}})
+    assert time.monotonic() - begin_s < 5
+
+
+def test_large_answers_are_checked_to_their_end() -> None:
+    fields = {f"field{index}": {"type": "integer"} for index in range(10)}
+    schema = {"items": {"type": "object", "properties": fields, "required": list(fields)}}
+    rows: list[dict[str, Any]] = [dict.fromkeys(fields, 1) for _ in range(500)]
+    check(json.dumps(rows), schema)
+    rows[-1]["field9"] = "1"
+    with pytest.raises(GenerationBroke, match=r"\$\[499\]\.field9"):
+        check(json.dumps(rows), schema)
+
+
+def test_what_only_the_grammar_can_read_is_left_to_it() -> None:
+    check('{"a": 1}', {"type": "object", "$schema": []})
+    check('{"a": 1}', {"type": "object", "$id": 5})
+    tree = {"type": "object", "properties": {"a": {"$ref": "#"}}}
+    check('{"a": ' * 300 + "{}" + "}" * 300, tree)

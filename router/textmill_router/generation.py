@@ -301,7 +301,8 @@ class Generation:
             return False
         is_late = finish is None and self._is_over_time()
         is_last = is_late or finish is not None
-        text = self._detokenizer.step(token_id)
+        # A stop id is no text though its token may not be special: in some vocabularies those around gaps are not.
+        text = "" if finish is FinishReason.STOP_ID else self._detokenizer.step(token_id)
         if token_id in self._options.shown_specials:
             text += self._detokenizer.flush() + self._tokenizer.id_to_text(token_id)
         if is_last:

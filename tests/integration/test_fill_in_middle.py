@@ -36,11 +36,16 @@ class Family:
 
 
 def byte_family(
-    tokens: list[str], form: Callable[[list[int], list[int], list[int]], list[int]], *, begins: bool, end: str
+    tokens: list[str],
+    form: Callable[[list[int], list[int], list[int]], list[int]],
+    *,
+    begins: bool,
+    end: str,
+    special: bool = True,
 ) -> Family:
-    """Texts are bytes; the tokens of the format come behind the two special ones."""
+    """Texts are bytes; the tokens of the format come behind the two special ones, special themselves or not."""
     tokenizer = make_byte_tokenizer(add_begin=begins)
-    tokenizer.add_special_tokens(tokens)
+    tokenizer.add_tokens([tokenizers.AddedToken(token, special=special, normalized=False) for token in tokens])
     ids = list(range(END_ID + 1, END_ID + 1 + len(tokens)))
 
     def prompt_ids(prefix: str, suffix: str) -> list[int]:
@@ -82,6 +87,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
         prefix_suffix_middle,
         begins=False,
         end="<|file_sep|>",
+        special=False,
     ),
     "starcoder": lambda: byte_family(
         ["<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>"],

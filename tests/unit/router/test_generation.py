@@ -164,6 +164,16 @@ def test_stop_string_on_the_last_allowed_token_wins_over_length(tokenizer: Token
     run_with(tokenizer, TextOptions(stop_strings=(".",)), body)
 
 
+def test_stop_id_is_no_text_though_its_token_is_not_special(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, 104, 0xC3, 65, finish=FinishReason.STOP_ID)
+        events = await generation.next_events()
+        assert [(e.text, e.released_text) for e in events] == [("h", "h"), ("", ""), ("\ufffd", "\ufffd")]
+        assert (await generation.result()).text == "h\ufffd"
+
+    run_with(tokenizer, TextOptions(), body)
+
+
 def test_result_without_details_keeps_no_tokens(tokenizer: Tokenizer) -> None:
     async def body(engine: HandEngine, generation: Generation) -> None:
         reader = asyncio.create_task(generation.result())

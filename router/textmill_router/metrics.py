@@ -90,8 +90,9 @@ class Metrics:
         self._validation_duration.observe(validation_s)
         self._queue_duration.observe(result.queue_s)
         self._inference_duration.observe(result.inference_s)
-        self._mean_time_per_token.observe(result.inference_s / max(1, result.num_output_tokens))
-        self._time_to_first_token.observe(validation_s + result.first_token_s)
+        if result.num_output_tokens:  # `max_time` may end a call before its first
+            self._mean_time_per_token.observe(result.inference_s / result.num_output_tokens)
+            self._time_to_first_token.observe(validation_s + result.first_token_s)
 
     def on_failure(self, err: str) -> None:
         """A call ended without a result; `err` is one of the values in `metric_specs.REQUEST_FAILURE`."""

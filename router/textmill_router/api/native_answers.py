@@ -110,8 +110,8 @@ def whole_answer(
 
 
 def mean_logprob(result: GenerationResult) -> float:
-    """What best_of compares; 0 for a result whose tokens were not kept."""
-    return sum(token.logprob for token in result.tokens) / len(result.tokens) if result.tokens else 0.0
+    """What best_of compares; least for a result without tokens, which `max_time` ended."""
+    return sum(token.logprob for token in result.tokens) / len(result.tokens) if result.tokens else -math.inf
 
 
 def shown_logprob(logprob: float | None) -> float | None:

@@ -14,9 +14,9 @@ from textmill_router.service import Backend, Service
 
 
 def cache_key(scope: Scope, *facts: object) -> bytes:
-    """A digest of the caller's key and of all facts that the answer depends on."""
+    """A digest of the caller's key and of all facts that the answer depends on; in JSON a number may have any size."""
     authorization = b"".join(value for name, value in scope["headers"] if name == b"authorization")
-    return hashlib.blake2b(msgspec.msgpack.encode((authorization, *facts)), digest_size=32).digest()
+    return hashlib.blake2b(msgspec.json.encode((authorization, *facts)), digest_size=32).digest()
 
 
 class CacheSlot:

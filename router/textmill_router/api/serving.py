@@ -27,6 +27,9 @@ async def serve(service: Service, scope: Scope, send: Send, answer: Callable[[],
     except RequestError as error:
         service.metrics.on_failure(failure_label(error))
         await send_error(scope, send, error)
+    except Exception:  # a mistake of ours, which the front door answers
+        service.metrics.on_failure("incomplete")
+        raise
 
 
 @asynccontextmanager

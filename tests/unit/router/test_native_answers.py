@@ -42,3 +42,13 @@ def test_ends_have_the_words_of_the_dialect() -> None:
         "stop_id": "eos_token",
         "stop_string": "stop_sequence",
     }
+
+
+def test_sequence_that_time_ended_before_its_first_token_is_never_the_best() -> None:
+    results = [make_result("", []), make_result("text", [-9.0])]
+    assert max(results, key=mean_logprob) is results[1]
+    answer = whole_answer(results, [1, 2], prompt="", wants_details=True, wants_top_tokens=False)
+    assert answer.generated_text == "text"
+    assert answer.details
+    assert answer.details.best_of_sequences
+    assert [other.seed for other in answer.details.best_of_sequences] == [1]

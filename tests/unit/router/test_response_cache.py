@@ -1,5 +1,7 @@
 """The cache keeps the answers used last, within its bytes."""
 
+from textmill_router.api.native_types import NativeParameters
+from textmill_router.api.reply_cache import cache_key
 from textmill_router.response_cache import ENTRY_OVERHEAD_BYTES, CachedAnswer, ResponseCache
 
 
@@ -35,3 +37,12 @@ def test_answer_larger_than_the_cache_is_not_kept() -> None:
 
 def test_no_bytes_is_off() -> None:
     assert not ResponseCache(0).is_on
+
+
+def test_keys_tell_numbers_of_any_size_apart() -> None:
+    def key(most: int) -> bytes:
+        grammar = {"type": "json", "value": {"type": "integer", "maximum": most}}
+        return cache_key({"headers": []}, "model", "generate", False, "hi", NativeParameters(grammar=grammar))
+
+    assert key(10**30) == key(10**30)
+    assert len({key(10**30), key(10**30 + 1), key(5)}) == 3

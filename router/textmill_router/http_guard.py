@@ -50,13 +50,12 @@ def guarded_protocol(limits: GuardLimits, on_refused: Callable[[int], None]) -> 
 class _ChunkWriter:
     """What uvicorn's `send` does with a piece of a chunked body, without a message and a coroutine for each."""
 
-    __slots__ = ("_cycle", "_flow", "_transport", "send")
+    __slots__ = ("_cycle", "_flow", "_transport")
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
         self._flow = cycle.flow
         self._transport = cycle.transport
-        self.send = cast(Send, cycle.send)
 
     @property
     def is_open(self) -> bool:
@@ -67,6 +66,11 @@ class _ChunkWriter:
 
     def write(self, data: bytes) -> None:
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+def _writer_for(send: Send) -> _ChunkWriter | None:
+    cycle = getattr(send, "__self__", None)
+    return _ChunkWriter(cycle) if isinstance(cycle, RequestResponseCycle) else None
 
 
 class _GuardedProtocol(HttpToolsProtocol):
@@ -114,6 +118,7 @@ class _GuardedProtocol(HttpToolsProtocol):
         self._is_in_header = True
         self._header_fields = 0
         super().on_message_begin()
+        offer_writer(cast(Scope, self.scope), _writer_for)
         self._field_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -133,10 +138,6 @@ class _GuardedProtocol(HttpToolsProtocol):
         self._body_started_s = self.loop.time()
         self._start_deadline(self.limits.body_timeout_s, self._on_body_deadline)
         super().on_headers_complete()
-        # Its task has not run yet; with several requests under way each has a cycle of its own.
-        cycle = self.cycle
-        if cycle is not None and cycle.scope is self.scope:
-            offer_writer(cast(Scope, self.scope), _ChunkWriter(cycle))
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -146,6 +147,10 @@ class _GuardedProtocol(HttpToolsProtocol):
         self._is_in_header = True
         self._stop_deadline()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._body_started_s = self.loop.time()  # a request that waited behind this answer is read from now on
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn when parsing failed, be it by an exception of the callbacks above."""
@@ -183,6 +188,9 @@ class _GuardedProtocol(HttpToolsProtocol):
 
     def _on_body_deadline(self) -> None:
         self._deadline = None
+        if self.pipeline:  # it waits behind an answer, and we read nothing of it until then
+            self._start_deadline(self.limits.body_timeout_s, self._on_body_deadline)
+            return
         allowed_s = self.limits.body_timeout_s + self._body_bytes / LEAST_BODY_BYTES_PER_S
         left_s = self._body_started_s + allowed_s - self.loop.time()
         if left_s > 0:
@@ -196,7 +204,8 @@ class _GuardedProtocol(HttpToolsProtocol):
         self._stop_deadline()
         if self.transport.is_closing():
             return
-        has_open_answer = self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started
+        is_open = self.cycle is not None and not self.cycle.response_complete
+        has_open_answer = bool(self.pipeline) or (is_open and self.cycle.response_started)
         if not has_open_answer:
             body = native_error_body(error)
             headers = [

@@ -62,8 +62,11 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     def close(self) -> None:
-        """Send no more comments. May be called twice."""
+        """Send no more comments. May be called twice. A stream that has not begun does not begin any more by itself."""
         self._timer.cancel()
+        if self._comment is not None and not self.is_started:
+            self._comment.cancel()
+            self._comment = None
 
     async def _start(self) -> None:
         self.is_started = True

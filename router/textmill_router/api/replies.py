@@ -1,7 +1,7 @@
 """How an answer leaves: the one place that starts HTTP responses, and the facts of a call that go with it."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -42,9 +42,7 @@ def call_of(scope: Scope) -> Call:
 
 
 class BodyWriter(Protocol):
-    """A connection's short way for pieces of an answer that has begun; `send` is the long way that it stands for."""
-
-    send: Send
+    """A connection's short way for pieces of an answer that has begun."""
 
     @property
     def is_open(self) -> bool:
@@ -56,9 +54,16 @@ class BodyWriter(Protocol):
         ...
 
 
-def offer_writer(scope: Scope, writer: BodyWriter) -> None:
-    """Called by the connection: lets an event stream write without a task switch."""
-    scope.setdefault("extensions", {})[_WRITER_KEY] = {"writer": writer}
+# The writer that stands for a `send`, None where that is not the connection's own.
+WriterFor = Callable[[Send], BodyWriter | None]
+
+
+def offer_writer(scope: Scope, writer_for: WriterFor) -> None:
+    """Called by the connection: lets an event stream write without a task switch.
+
+    The scope holds no writer: with one each call would be a circle, which only the garbage collector frees.
+    """
+    scope.setdefault("extensions", {})[_WRITER_KEY] = {"writer_for": writer_for}
 
 
 def note_refusal(scope: Scope, status: int) -> None:
@@ -74,8 +79,8 @@ def refusal_of(scope: Scope) -> int:
 
 def writer_of(scope: Scope, send: Send) -> BodyWriter | None:
     """The connection's writer; None where something stands between `send` and the connection."""
-    offered: BodyWriter | None = scope.get("extensions", {}).get(_WRITER_KEY, {}).get("writer")
-    return offered if offered is not None and offered.send == send else None
+    writer_for: WriterFor | None = scope.get("extensions", {}).get(_WRITER_KEY, {}).get("writer_for")
+    return None if writer_for is None else writer_for(send)
 
 
 async def start_reply(scope: Scope, send: Send, status: int, headers: Sequence[Header]) -> None:

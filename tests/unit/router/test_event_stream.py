@@ -108,3 +108,21 @@ def test_comment_that_waits_for_a_slow_reader_goes_before_the_next_event() -> No
         assert wire.bodies() == [b"one", b":\n\n", b"two"]
 
     asyncio.run(scenario())
+
+
+def test_stream_closed_before_it_began_does_not_begin() -> None:
+    """The error that closed it has its own status, also when a comment was due in the same turn of the loop."""
+
+    async def scenario() -> None:
+        wire = Wire()
+        stream = make_stream(wire, 0.0)
+        for _ in range(2):  # the timer has run, its comment has not
+            await asyncio.sleep(0)
+        assert not stream.is_started
+        stream.close()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert wire.sent == []
+        assert not stream.is_started
+
+    asyncio.run(scenario())

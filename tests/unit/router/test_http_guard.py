@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import re
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -289,6 +291,71 @@ def test_short_way_writes_what_send_writes_also_to_pipelined_requests() -> None:
     plain, short = (re.sub(rb"date: [^\r]*\r\n", b"", data) for data in said)
     assert short == plain
     assert plain.index(b"/one") < plain.index(b"/two")
+
+
+def test_calls_leave_nothing_to_the_garbage_collector() -> None:
+    """Collections are rare in a router that serves."""
+    cycles: list[weakref.ref[object]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        writer = writer_of(scope, send)
+        assert writer is not None
+        cycles.append(weakref.ref(send.__self__))  # type: ignore[attr-defined]
+        await echo_length(scope, receive, send)
+
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        gc.disable()
+        try:
+            for _ in range(3):
+                writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+                await reader.readuntil(b"0\r\n\r\n")
+            assert [cycle() is None for cycle in cycles] == [True, True, False]  # the last one is the connection's
+        finally:
+            gc.enable()
+
+    talk(exchange, app=app)
+
+
+def test_request_that_waits_behind_an_answer_has_its_deadline_afterwards() -> None:
+    """Nothing of it is read meanwhile; its refusal would stand in the midst of the answer."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/slow":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await asyncio.sleep(0.5)  # more than two deadlines: the one thing under test is that time passes
+            await send({"type": "http.response.body", "body": b"done"})
+        else:
+            await echo_length(scope, receive, send)
+
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\nPOST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nab")
+        answer = await reader.readuntil(b"0\r\n\r\n")
+        assert b"408" not in answer
+        assert answer.endswith(b"4\r\ndone\r\n0\r\n\r\n")
+        writer.write(b"cde")
+        assert b"\r\n5\r\n" in await reader.readuntil(b"0\r\n\r\n")
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc")
+        assert await refusal(reader) == (408, "request_timeout")
+
+    talk(exchange, replace(LIMITS, body_timeout_s=0.2), app)
+
+
+def test_refusal_is_not_written_into_an_answer() -> None:
+    goes_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"part", "more_body": True})
+        await goes_on.wait()
+
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"GET /one HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"4\r\npart\r\n")
+        writer.write(b"GET /two HTTP/1.1\r\nhost: x\r\n\r\nno HTTP\r\n\r\n")
+        assert await reader.read() == b""
+        goes_on.set()
+
+    talk(exchange, app=app)
 
 
 def test_no_short_way_where_something_stands_before_send_or_the_length_is_told() -> None:

@@ -95,7 +95,13 @@ def _guarded(message: Message, safety: RoleSafety) -> Message:
     guarded = {"role": role if role in KNOWN_ROLES else safety.guard(role)}
     for name, value in message.items():
         if name != "role":
-            guarded[name] = safety.guard(value, keeps_markup=role in _MARKUP_ROLES and name in _MARKUP_FIELDS)
+            keeps_markup = role in _MARKUP_ROLES and name in _MARKUP_FIELDS
+            if name == "content" and isinstance(value, list):
+                guarded[name] = [
+                    {**part, "text": safety.guard(part["text"], keeps_markup=keeps_markup)} for part in value
+                ]
+            else:
+                guarded[name] = safety.guard(value, keeps_markup=keeps_markup)
     return guarded
 
 

@@ -103,6 +103,7 @@ async def render(backend: Backend, wishes: ChatWishes, tools: ToolWishes | None)
     template = backend.chat_templates.pick(has_tools=tools is not None)
     shown = for_template(template, wishes, tools)
     num_characters = sum(CHARACTERS_OF_A_MESSAGE + len(str(message)) for message in shown.messages)
+    num_characters += sum(len(str(more)) for more in (shown.tools, shown.documents, shown.variables) if more)
     if num_characters <= INLINE_CHARACTERS:
         return template, make_prompt(template, shown, backend.role_safety)
     return template, await asyncio.to_thread(make_prompt, template, shown, backend.role_safety)

@@ -51,13 +51,13 @@ async def take_completion_prompt(
     limits, tokenizer = backend.limits, backend.tokenizer
     if source.text is None:
         assert source.ids is not None
-        text, offsets = spell_out(tokenizer, source.ids)
-        return CompletionPrompt(_fit(source.ids, checked, backend), text, offsets)
+        intake = _fit(source.ids, checked, backend)  # before they are spelt out: that takes a microsecond each
+        return CompletionPrompt(intake, *spell_out(tokenizer, source.ids))
     if checked.truncate is None and tokenizer.cannot_fit(source.text, limits.max_input_tokens):
         raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
     encoding = await tokenizer.encode(source.text, wants_offsets=wants_offsets)
-    offsets = _character_offsets(source.text, encoding) if wants_offsets else []
-    return CompletionPrompt(_fit(encoding.ids, checked, backend), source.text, offsets)
+    intake = _fit(encoding.ids, checked, backend)
+    return CompletionPrompt(intake, source.text, _character_offsets(source.text, encoding) if wants_offsets else [])
 
 
 def spell_out(tokenizer: Tokenizer, ids: "array[int]") -> tuple[str, list[int]]:

@@ -225,6 +225,9 @@ def test_text_is_a_part_for_templates_that_read_nothing_else() -> None:
         assert make_prompt(template, wishes, RoleSafety([])).text == "[text:What?]"
     final = {"role": "assistant", "content": "It is"}
     assert make_prompt(template, ChatWishes(messages=[USER, final]), RoleSafety([])).text.endswith("[text:It is")
+    # The names in a part are ours, also where special tokens are words that could begin or end in them.
+    wishes = ChatWishes(messages=[{"role": "user", "content": parts("What?", "e")}])
+    assert make_prompt(template, wishes, RoleSafety(["tr_TR", "en_XX"])).text == "[text:What?][text:e]"
 
 
 def test_markup_is_what_template_and_formats_write() -> None:

@@ -39,6 +39,11 @@ def make_random_model(
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+        # So do buffers that checkpoints hold: biases of logits (Marian) and of the choice of experts.
+        stored = model.state_dict().keys()
+        for name, buffer in model.named_buffers():
+            if name in stored and buffer.is_floating_point():
+                buffer.add_(torch.randn_like(buffer), alpha=0.1)
     model.save_pretrained(folder)
     return model.eval()
 

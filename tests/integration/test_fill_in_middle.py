@@ -188,3 +188,17 @@ def test_suffix_needs_text_and_no_echo(tmp_path: Path) -> None:
             assert (answer.status_code, answer.json()["error"]["param"]) == (422, field)
         answer = client.post("/v1/completions", json={"prompt": "a" * 3000, "suffix": "b" * 30000})
         assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_ends_that_the_model_lacks_do_not_reach_the_shard(tmp_path: Path) -> None:
+    """Its plan check would refuse them, and the whole plan with them."""
+    family = FAMILIES["starcoder"]()
+    family.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    end_id = family.tokenizer.token_to_id(family.end)
+    for num_known in (end_id, end_id + 1):
+        options = FakeShardOptions(vocab_size=num_known)
+        with RunningRouter(tmp_path, options, model=tmp_path) as router, router.client() as client:
+            client.post("/v1/completions", json={"prompt": "a", "suffix": "b", "max_tokens": 1}).raise_for_status()
+            stop_ids = np.frombuffer(router.shard.last_admit.stop_ids, "<u4").tolist()
+        assert (end_id in stop_ids) == (end_id < num_known)
+        assert END_ID + 1 in stop_ids

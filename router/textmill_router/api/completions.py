@@ -204,7 +204,9 @@ class _Work:
             if wants_prompt:
                 sequences[0] = replace(sequences[0], prompt_top_n_tokens=asked.checked.top_n_tokens)
             if asked.middle is not None and not asked.checked.ignore_eos:
-                sequences = [replace(sequence, stop_ids=asked.middle.end_ids) for sequence in sequences]
+                num_known = self._backend.limits.vocab_size  # a tokenizer may have more
+                stop_ids = tuple(token_id for token_id in asked.middle.end_ids if token_id < num_known)
+                sequences = [replace(sequence, stop_ids=stop_ids) for sequence in sequences]
             requests += share_prompt(sequences)
         return requests
 

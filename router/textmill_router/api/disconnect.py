@@ -32,13 +32,16 @@ class UntilClientLeaves:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._watcher is not None
-        assert self._worker is not None
-        self._watcher.cancel()
+        # Forgotten here: a task that was cancelled keeps its frames, which know us.
+        watcher, self._watcher = self._watcher, None
+        worker, self._worker = self._worker, None
+        assert watcher is not None
+        assert worker is not None
+        watcher.cancel()
         if not self._has_left:
             return
         # Our own cancellation ends here; one from outside (the server leaves) goes on.
-        if self._worker.uncancel() == 0 and (kind is None or kind is asyncio.CancelledError):
+        if worker.uncancel() == 0 and (kind is None or kind is asyncio.CancelledError):
             raise ClientLeft
 
     async def _watch(self) -> None:

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from typing import Generic, Protocol, TypeVar
 
@@ -116,5 +117,10 @@ def new_envelope(service: Service, prefix: str) -> Envelope:
         id=f"{prefix}{uuid.uuid4().hex}",
         created=int(time.time()),
         model=service.settings.model_id,
-        system_fingerprint=f"{version('textmill')}-native",
+        system_fingerprint=_fingerprint(),
     )
+
+
+@cache
+def _fingerprint() -> str:
+    return f"{version('textmill')}-native"  # read from a file

@@ -223,6 +223,8 @@ class CallReader:
             text.encode()
         except ValueError:
             return self._break()
+        if self._known_names is not None and raw not in _spellings(text):
+            return self._break()
         if self._state is _State.IN_KEY:
             if self._known_names is not None and text not in _CALL_KEYS:
                 return self._break()
@@ -296,3 +298,8 @@ class CallReader:
     def _break(self) -> bool:
         self.status = CallStatus.BROKEN
         return False
+
+
+def _spellings(text: str) -> tuple[str, str]:
+    """How a name that begins a call without a tag may be written: grammars of strict tools know no other escapes."""
+    return json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]

@@ -179,6 +179,20 @@ def test_no_other_spelling_of_a_strict_call_gets_past(judge: Judge, text: str) -
     assert not judge.accepts(JSON, f'{text} {{"name": "weather", "parameters": {WEATHER}}}', is_required=False)
 
 
+@pytest.mark.parametrize("name", ["weather", "été", 'a"b\\'])
+def test_strict_tool_is_held_in_each_spelling_that_is_a_call(judge: Judge, name: str) -> None:
+    grammar = tool_grammar([ToolSpec(name, CITY, is_strict=True)], JSON, is_required=False, is_parallel=True)
+    assert grammar is not None
+    plain, ascii_only = json.dumps(name, ensure_ascii=False), json.dumps(name)
+    in_numbers = '"' + "".join(f"\\u{ord(char):04x}" for char in name) + '"'
+    for key, spelt in (('"name"', plain), ('"name"', ascii_only), ('"name"', in_numbers), ('"n\\u0061me"', plain)):
+        text = f'{{{key}: {spelt}, "parameters": {WRONG}}}'
+        message = parse_whole(ChatParser(ToolFormat.JSON, None, [name]), text, was_cut=False)
+        assert bool(message.tool_calls) == (key == '"name"' and spelt in (plain, ascii_only))
+        assert not (message.tool_calls and judge.follows({}, grammar, text))
+    assert judge.follows({}, grammar, f'{{"name": {plain}, "parameters": {WEATHER}}}')
+
+
 def test_answer_that_is_json_but_no_call_is_free(judge: Judge) -> None:
     assert judge.accepts(JSON, '{"name": "Ada", "city": "London"}', is_required=False)
 

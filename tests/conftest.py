@@ -1,5 +1,6 @@
 """Fixtures that start the whole system once for all tests that ask for it."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -15,6 +16,19 @@ from tests.processes import LaunchedServer, launched
 CONVERT_LIMIT_S = 240
 # The demo model's KV cache takes 46,080 bytes a token in fp32: 4,096 tokens.
 REAL_SERVER_KV_BYTES = 256 * 16 * 46_080
+
+# Else litellm looks for its list of prices on the network when it is imported.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+
+@pytest.fixture
+def thread_loop() -> Iterator[None]:
+    """An event loop for a library that asks for the thread's own and never closes the one that it then gets."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 @pytest.fixture(scope="session")

@@ -141,6 +141,7 @@ def test_langchain_runs_the_loop(agent: RunningRouter, streams: bool) -> None:
     assert ask(messages).content == FINAL
 
 
+@pytest.mark.usefixtures("thread_loop")
 def test_litellm_runs_the_loop(agent: RunningRouter) -> None:
     options: Any = {"model": "openai/tgi", "api_base": f"{agent.url}/v1", "api_key": "none", "timeout": LIMIT_S}
     messages: list[Any] = [QUESTION]

@@ -94,6 +94,7 @@ def test_langchain_gives_structured_output(url: str, method: Any) -> None:
     assert isinstance(model.invoke("Ann is 7 years old."), Person)
 
 
+@pytest.mark.usefixtures("thread_loop")
 def test_litellm_chats_and_knows_the_window(url: str) -> None:
     options: Any = {"model": "openai/tgi", "api_base": url, "api_key": "none", "timeout": TIMEOUT_S}
     answer = litellm.completion(messages=QUESTION, max_tokens=16, temperature=0, **options)

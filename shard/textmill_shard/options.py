@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEFAULT_STEP_TOKENS = 1024
 SWAPS = ("qkv", "gate_up", "packed_linear", "rms_norm")  # see module_swaps.py
 
 
@@ -137,7 +138,11 @@ SERVE_OPTIONS = (
     Option("--max-kv-tokens", integer(1), "most tokens in the KV pool, however much memory there is"),
     Option("--block-size", integer(1), "tokens per KV block", default=16),
     Option("--num-slots", integer(1), "requests that can run at once", default=64),
-    Option("--max-step-tokens", integer(1), "most tokens of one step", default=1024),
+    Option(
+        "--max-step-tokens",
+        integer(1),
+        f"most tokens of one step (default: {DEFAULT_STEP_TOKENS}, with an encoder as many more as there are slots)",
+    ),
     Option("--num-threads", integer(1), "threads of a step (default: the cores, from 3 on less one for the router)"),
     Option("--native-cache-dir", Path, "where compiled CPU kernels are kept (default: ~/.cache/textmill/native)"),
     Option("--no-native-kernels", boolean, "compute by torch alone, for bisection", default=False, is_switch=True),

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from textmill_shard.options import CONVERT_OPTIONS, SERVE_OPTIONS, BadValue, Option
+from textmill_shard.options import CONVERT_OPTIONS, DEFAULT_STEP_TOKENS, SERVE_OPTIONS, BadValue, Option
 
 LOG_LEVELS = ("trace", "debug", "info", "warning", "warn", "error")
 
@@ -39,7 +39,7 @@ class ServeSettings:
     max_kv_tokens: int | None  # None = as many as fit
     block_size: int
     num_slots: int
-    max_step_tokens: int
+    max_step_tokens: int | None  # None: see step_tokens
     num_threads: int
     native_cache_dir: Path
     no_native_kernels: bool
@@ -52,6 +52,12 @@ class ServeSettings:
     router_lease_s: float
     json_output: bool
     log_level: str
+
+    def step_tokens(self, *, has_encoder: bool) -> int:
+        """Tokens of the largest step. A text for an encoder goes in one whole, beside a token of each other slot."""
+        if self.max_step_tokens is not None:
+            return self.max_step_tokens
+        return DEFAULT_STEP_TOKENS + (self.num_slots if has_encoder else 0)
 
     def describe(self) -> dict[str, object]:
         """What the log shows; there are no secrets."""
@@ -104,9 +110,10 @@ def _check_together(settings: ServeSettings) -> None:
         raise SettingsError(f"--rank is {settings.rank}, with --world-size {settings.world_size} it is below that")
     if settings.world_size > 1 and settings.master_port is None:
         raise SettingsError("--master-port is missing: with more than one rank they must meet somewhere")
-    if settings.num_slots > settings.max_step_tokens:
+    num_step_tokens = settings.step_tokens(has_encoder=False)
+    if settings.num_slots > num_step_tokens:
         raise SettingsError(
-            f"--num-slots is {settings.num_slots}, --max-step-tokens {settings.max_step_tokens}: "
+            f"--num-slots is {settings.num_slots}, --max-step-tokens {num_step_tokens}: "
             "every slot must be able to decode in one step, so slots <= tokens per step"
         )
 

@@ -18,10 +18,18 @@ def test_defaults() -> None:
     assert settings.model_id == "tiny"
     assert (settings.rank, settings.world_size, settings.master_port) == (0, 1, None)
     assert (settings.dtype, settings.device, settings.block_size) == ("auto", "auto", 16)
-    assert (settings.num_slots, settings.max_step_tokens, settings.num_threads) == (64, 1024, 3)
+    assert (settings.num_slots, settings.max_step_tokens, settings.num_threads) == (64, None, 3)
     assert (settings.kv_cache_bytes, settings.max_kv_tokens, settings.memory_fraction) == (None, None, None)
     assert settings.router_lease_s == 5.0
     assert (settings.json_output, settings.log_level) == (False, "INFO")
+
+
+def test_a_text_of_1024_tokens_fits_a_step_beside_all_other_slots() -> None:
+    """BART and its kin read so many at once."""
+    assert serve().step_tokens(has_encoder=False) == 1024
+    assert serve("--num-slots", "7").step_tokens(has_encoder=True) == 1024 + 7
+    for has_encoder in (False, True):
+        assert serve("--max-step-tokens", "99", "--num-slots", "7").step_tokens(has_encoder=has_encoder) == 99
 
 
 EXAMPLES = {

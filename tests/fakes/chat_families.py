@@ -1,0 +1,44 @@
+"""The chat templates of known families beside transformers' rendering of them."""
+
+from typing import Any
+
+from textmill_router.chat_prompt import ChatWishes, make_prompt
+from textmill_router.chat_template import ChatTemplates
+from textmill_router.service import make_role_safety
+from textmill_router.tokenization import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from tests.fakes.chat_templates import BEGIN, END, make_family_tokenizer, template_source
+
+
+class Family:
+    """A template with its vocabulary, here and in transformers."""
+
+    def __init__(self, name: str) -> None:
+        self.library = make_family_tokenizer(name)
+        self.reference = PreTrainedTokenizerFast(
+            tokenizer_object=self.library, bos_token=BEGIN, eos_token=END, chat_template=template_source(name)
+        )
+        templates = ChatTemplates({"default": template_source(name)}, {"bos_token": BEGIN, "eos_token": END})
+        self.template = templates.pick(has_tools=False)
+        tokenizer = Tokenizer(self.library, "", BEGIN, END)
+        self.safety = make_role_safety(tokenizer, templates)
+        tokenizer.close()
+
+    def pieces(self, **wishes: Any) -> tuple[str, ...]:
+        return make_prompt(self.template, ChatWishes(**wishes), self.safety).pieces
+
+    def ids(self, **wishes: Any) -> list[int]:
+        return [token for piece in self.pieces(**wishes) for token in self.library.encode(piece).ids]
+
+    def reference_prompt(self, *, tokenize: bool, **wishes: Any) -> Any:
+        goes_on = wishes.get("continue_final_message", False)
+        return self.reference.apply_chat_template(
+            wishes["messages"],
+            tools=wishes.get("tools"),
+            add_generation_prompt=not goes_on and wishes.get("add_generation_prompt", True),
+            continue_final_message=goes_on,
+            tokenize=tokenize,
+            return_dict=False,
+            **wishes.get("variables", {}),
+        )

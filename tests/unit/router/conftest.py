@@ -1,0 +1,11 @@
+"""What the chat's tests share: one vocabulary per family for the whole run."""
+
+import pytest
+
+from tests.fakes.chat_families import Family
+from tests.fakes.chat_templates import NAMES
+
+
+@pytest.fixture(scope="session")
+def families() -> dict[str, Family]:
+    return {name: Family(name) for name in NAMES}

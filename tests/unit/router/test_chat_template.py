@@ -1,4 +1,4 @@
-"""Prompts equal transformers' `apply_chat_template`, text and ids; which template is taken; how its failures are told."""
+"""Prompts equal transformers' `apply_chat_template`, text and ids; which template is taken; how failures are told."""
 
 import json
 from pathlib import Path

@@ -25,18 +25,16 @@ from textmill_router.scheduler import Scheduler, SchedulerConfig
 from textmill_router.wire import plan_to_proto, result_from_proto
 from textmill_shard.grammar_matcher import MatcherFactory
 from textmill_shard.model_loader import LoadOptions, load_model
-from textmill_shard.plan import ShardFacts
 from textmill_shard.session import EndReason
 from textmill_shard.wire import plan_from_wire, result_to_wire
 
 from tests.fakes.byte_tokenizer import END_ID
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_llama
-from tests.unit.shard.step_harness import Shard
+from tests.unit.shard.step_harness import BLOCK_SIZE, FACTS, Shard
 
-BLOCK_SIZE = 4
 NUM_BLOCKS = 36  # 144 tokens; a request wants up to 85
 NUM_SLOTS = 8
-MAX_STEP_TOKENS = 64
+MAX_STEP_TOKENS = FACTS.max_step_tokens
 NUM_NEW_TOKENS = 70
 PERSON = {
     "type": "object",
@@ -124,18 +122,12 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shard]:
     runner = load_model(LoadOptions(model_dir=folder, dtype="float32", block_size=BLOCK_SIZE), lambda phase, part: None)
     runner.allocate_kv(NUM_BLOCKS)
     matchers = MatcherFactory((folder / "tokenizer.json").read_text(), vocab_size=VOCAB_SIZE, eos_token_ids=(END_ID,))
-    facts = ShardFacts(
+    facts = replace(
+        FACTS,
         model_id="tiny",
-        model_sha="",
         model_type="llama",
-        dtype="float32",
-        device="cpu",
-        rank=0,
-        world_size=1,
-        block_size=BLOCK_SIZE,
         num_blocks=NUM_BLOCKS,
         num_slots=NUM_SLOTS,
-        max_step_tokens=MAX_STEP_TOKENS,
         vocab_size=VOCAB_SIZE,
         eos_token_ids=(END_ID,),
         max_model_tokens=512,

@@ -85,15 +85,16 @@ def boolean(value: str) -> bool:
             raise BadValue("true or false")
 
 
-def choice(*allowed: str) -> Parse:
-    """Take one of a few words."""
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Takes one of a few words."""
 
-    def parse(value: str) -> str:
-        if value not in allowed:
-            raise BadValue("one of " + ", ".join(allowed))
+    allowed: tuple[str, ...]
+
+    def __call__(self, value: str) -> str:
+        if value not in self.allowed:
+            raise BadValue("one of " + ", ".join(self.allowed))
         return value
-
-    return parse
 
 
 def ip_address(value: str) -> str:
@@ -134,7 +135,11 @@ class Option:
     @property
     def metavar(self) -> str:
         """How the value is shown in the help text."""
-        return "TEXT" if self.parse in (text, ip_address, word_list) else "true|false" if self.parse is boolean else "N"
+        if isinstance(self.parse, Choice):
+            return "|".join(self.parse.allowed)
+        if self.parse is boolean:
+            return "true|false"
+        return "TEXT" if self.parse in (text, ip_address, word_list) else "N"
 
 
 V1_ERRORS = ("mixed", "openai", "tgi")
@@ -149,8 +154,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("revision", text, "commit, branch or tag of the hub model"),
     Option("sharded", boolean, "true: one shard per visible device; false: one shard"),
     Option("num_shard", integer(1, 64), "number of shards, one process each"),
-    Option("dtype", choice(*DTYPES), "type of weights and KV cache: " + ", ".join(DTYPES)),
-    Option("device", choice(*DEVICES), "where to compute: auto (a GPU when there is one), cpu, cuda"),
+    Option("dtype", Choice(DTYPES), "type of weights and KV cache: " + ", ".join(DTYPES)),
+    Option("device", Choice(DEVICES), "where to compute: auto (a GPU when there is one), cpu, cuda"),
     Option("kv_cache_bytes", integer(1), "bytes of the KV cache of each shard; without it a share of memory"),
     Option(
         "memory_fraction",
@@ -203,10 +208,10 @@ OPTIONS: tuple[Option, ...] = (
     Option("payload_limit", integer(1), "bytes of a request's body"),
     # OpenAI dialect
     Option("tokenizer_config_path", text, "tokenizer_config.json whose chat template wins over the model's"),
-    Option("v1_errors", choice(*V1_ERRORS), "form of errors on /v1: " + ", ".join(V1_ERRORS)),
+    Option("v1_errors", Choice(V1_ERRORS), "form of errors on /v1: " + ", ".join(V1_ERRORS)),
     Option("strict_model", boolean, "404 for names of models that are not served", default=False, is_switch=True),
-    Option("tool_call_parser", choice(*TOOL_FORMATS), "format of tool calls: " + ", ".join(TOOL_FORMATS)),
-    Option("reasoning_parser", choice(*REASONING_FORMATS), "format of reasoning: " + ", ".join(REASONING_FORMATS)),
+    Option("tool_call_parser", Choice(TOOL_FORMATS), "format of tool calls: " + ", ".join(TOOL_FORMATS)),
+    Option("reasoning_parser", Choice(REASONING_FORMATS), "format of reasoning: " + ", ".join(REASONING_FORMATS)),
     # Sampling
     Option("disable_grammar_support", boolean, "refuse requests with a grammar", default=False, is_switch=True),
     Option("watermark_gamma", open_share, "part of the vocabulary that is green for the watermark"),

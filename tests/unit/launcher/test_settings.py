@@ -189,6 +189,14 @@ def test_unknown_log_level_is_refused() -> None:
         load_settings([], {"LOG_LEVEL": "loud"})
 
 
+def test_help_shows_the_words_that_a_flag_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load_settings(["--help"], {})
+    shown = capsys.readouterr().out
+    for words in ("--device auto|cpu|cuda", "--v1-errors mixed|openai|tgi", "--sharded true|false", "--port N"):
+        assert words in shown
+
+
 @pytest.mark.parametrize(("argv", "code"), [(["--help"], 0), (["--version"], 0), (["--num-shards", "2"], 2)])
 def test_help_and_version_end_well_and_an_unknown_flag_does_not(
     argv: list[str], code: int, capsys: pytest.CaptureFixture[str]

@@ -69,7 +69,7 @@ def build_app(service: Service) -> ASGIApp:
         open_paths = OPEN_PATHS if settings.aip_health_route is None else OPEN_PATHS | {settings.aip_health_route}
         app = ApiKey(app, settings.api_key, open_paths)
     app = Cors(app, settings.cors_allow_origin)
-    return FrontDoor(app, service.metrics, ErrorStyle(settings.v1_errors))
+    return FrontDoor(app, service.metrics.on_http, ErrorStyle(settings.v1_errors))
 
 
 class _Methods:

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 from textmill_proto import PROTOCOL_VERSION
 
 from textmill_router.epoch import Counters
 from textmill_router.plan import StepResult
-from textmill_router.request import Failure, FailureCode, GenerationRequest, RequestId, RequestOutput
+from textmill_router.request import Failure, FailureCode, GenerationRequest, OutputSink, RequestId, RequestOutput
 from textmill_router.scheduler import Scheduler, SchedulerConfig, SchedulerStats, StreamBroken
 from textmill_router.shard_client import ShardClient, ShardClientOptions
 from textmill_router.step_metrics import Method, StepMetrics
@@ -61,12 +60,6 @@ class EngineUnavailable(Exception):
 
 class ShardMismatch(Exception):
     """The shard behind a Hello does not fit this router; the text says what was wanted and what was found."""
-
-
-class OutputSink(Protocol):
-    """Reader of one request's tokens; called in the loop's thread, must not block. If it raises, it gets a failure."""
-
-    def on_output(self, output: RequestOutput) -> None: ...
 
 
 class _Reader:

@@ -11,11 +11,11 @@ from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
-from textmill_router.engine_loop import OutputSink
 from textmill_router.request import (
     Failure,
     FinishReason,
     GenerationRequest,
+    OutputSink,
     PromptLogprobs,
     RequestId,
     RequestOutput,

@@ -17,7 +17,6 @@ from textmill_router.generation import GenerationResult
 from textmill_router.histogram import DURATION_BOUNDS_S, Histogram, linear_bounds
 from textmill_router.metric_specs import MetricKind, MetricSpec
 from textmill_router.request import FinishReason
-from textmill_router.response_cache import ResponseCache
 from textmill_router.scheduler import SchedulerStats
 from textmill_router.step_metrics import Method, StepMetrics
 
@@ -34,6 +33,15 @@ class EngineNumbers:
     steps: StepMetrics
     block_size: int
     is_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CacheNumbers:
+    """What the response cache has done, counted since the start, and how much it holds."""
+
+    num_hits: int
+    num_misses: int
+    num_bytes: int
 
 
 class Metrics:
@@ -114,7 +122,7 @@ class Metrics:
         """A call was answered from the response cache."""
         self._successes += 1
 
-    def expose(self, engine: EngineNumbers | None, cache: ResponseCache, *, num_in_flight: int) -> bytes:
+    def expose(self, engine: EngineNumbers | None, cache: CacheNumbers, *, num_in_flight: int) -> bytes:
         """The text of /metrics. `engine` is None before the first epoch."""
         families = [*self._own_families(num_in_flight), *(_engine_families(engine) if engine else ())]
         families.append(_counter(specs.CACHE_HITS, cache.num_hits))

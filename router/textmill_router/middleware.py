@@ -4,14 +4,13 @@ import hmac
 import logging
 import re
 import uuid
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.api.error_responses import ErrorStyle
 from textmill_router.api.replies import call_of, open_call, refusal_of, send_error, send_reply
 from textmill_router.errors import InternalError, Unauthorized
-from textmill_router.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +28,16 @@ _BEARER = re.compile(rb"bearer:?\s+(\S.*)", re.IGNORECASE | re.DOTALL)  # of a v
 
 
 class FrontDoor:
-    """Outermost: opens the call, answers 500 for our own mistakes, counts statuses."""
+    """Outermost: opens the call, answers 500 for our own mistakes, counts statuses.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, v1_errors: ErrorStyle = ErrorStyle.MIXED) -> None:
+    `on_answer` is told route, method and status of each call that has ended.
+    """
+
+    def __init__(
+        self, app: ASGIApp, on_answer: Callable[[str, str, int], None], v1_errors: ErrorStyle = ErrorStyle.MIXED
+    ) -> None:
         self._app = app
-        self._metrics = metrics
+        self._on_answer = on_answer
         self._v1_errors = v1_errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,7 +60,7 @@ class FrontDoor:
             await send_error(scope, send, InternalError(f"an internal error ended request {request_id}"))
         finally:
             method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
-            self._metrics.on_http(call.route, method, call.status or refusal_of(scope) or CLIENT_LEFT_STATUS)
+            self._on_answer(call.route, method, call.status or refusal_of(scope) or CLIENT_LEFT_STATUS)
 
 
 class Cors:

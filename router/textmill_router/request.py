@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NewType
+from typing import NewType, Protocol
 
 RequestId = NewType("RequestId", int)
 Slot = NewType("Slot", int)
@@ -155,3 +155,12 @@ class RequestOutput:
     failure: Failure | None = None
     num_cached_tokens: int = 0  # prompt tokens found by prefix at first admission
     admitted_s: float = 0.0  # when the request first left the queue; the scheduler's clock
+
+
+class OutputSink(Protocol):
+    """Reader of one request's tokens; called in the engine loop's thread, must not block.
+
+    A reader that raises gets a failure instead of further outputs.
+    """
+
+    def on_output(self, output: RequestOutput) -> None: ...

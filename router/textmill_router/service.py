@@ -11,7 +11,7 @@ from textmill_router.engine_loop import EngineLoop, EnginePhase
 from textmill_router.errors import ModelLoading
 from textmill_router.grammar_compiler import GrammarCompiler
 from textmill_router.markup_tokens import markup_texts
-from textmill_router.metrics import EngineNumbers, Metrics
+from textmill_router.metrics import CacheNumbers, EngineNumbers, Metrics
 from textmill_router.plan import Budget
 from textmill_router.response_cache import ResponseCache
 from textmill_router.role_safety import RoleSafety
@@ -136,7 +136,9 @@ class Service:
         if backend is not None and stats is not None:
             is_up = backend.engine.status.phase is EnginePhase.READY
             numbers = EngineNumbers(stats, backend.engine.steps, backend.facts.block_size, is_up)
-        return self.metrics.expose(numbers, self.response_cache, num_in_flight=self.admission.held)
+        kept = self.response_cache
+        cache = CacheNumbers(num_hits=kept.num_hits, num_misses=kept.num_misses, num_bytes=kept.num_bytes)
+        return self.metrics.expose(numbers, cache, num_in_flight=self.admission.held)
 
     def compute_type(self, facts: ShardFacts) -> str:
         """Number and kind of devices, as x-compute-type shows it."""

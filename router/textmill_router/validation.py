@@ -206,6 +206,12 @@ def check_text(text: str) -> None:
         raise _refuse("inputs", "must not be empty, found an empty string; send at least one character")
 
 
+def check_adapter(adapter_id: str | None) -> None:
+    """Raise ValidationFailed for an adapter: none is loaded."""
+    if adapter_id is not None:
+        raise _refuse("adapter_id", f"{adapter_id!r} is not loaded: this server has no adapters; leave it out")
+
+
 def _check_best_of(wishes: Wishes, limits: Limits) -> None:
     best_of = wishes.best_of
     if wishes.streams and best_of is not None and best_of != 1:

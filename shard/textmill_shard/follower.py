@@ -1,22 +1,32 @@
 """The step loop of a rank other than 0: executes what rank 0 sends and decides nothing (rule 24)."""
 
-from textmill_proto.v1 import shard_pb2 as pb
+from collections.abc import Callable
 
 from textmill_shard.logprobs import prompt_logprobs
-from textmill_shard.plan import NO_IDS
+from textmill_shard.plan import NO_IDS, Plan
 from textmill_shard.rank_channel import RankChannel, RankEntry
 from textmill_shard.status import ShardStatus
 from textmill_shard.step_executor import StepExecutor
-from textmill_shard.wire import plan_from_wire
 
 
 class Follower:
-    """Runs in a thread of its own until rank 0 says stop. A dead rank 0 or model fault raises out of `run`."""
+    """Runs in a thread of its own until rank 0 says stop. A dead rank 0 or model fault raises out of `run`.
 
-    def __init__(self, *, executor: StepExecutor, channel: RankChannel, status: ShardStatus) -> None:
+    `read_plan` makes a plan from the bytes that an entry carries.
+    """
+
+    def __init__(
+        self,
+        *,
+        executor: StepExecutor,
+        channel: RankChannel,
+        status: ShardStatus,
+        read_plan: Callable[[bytes], Plan],
+    ) -> None:
         self._executor = executor
         self._channel = channel
         self._status = status
+        self._read_plan = read_plan
 
     def run(self) -> None:
         """Execute entries until the last one."""
@@ -32,7 +42,7 @@ class Follower:
             executor.begin_epoch()
         executor.end(entry.ended_slots.tolist())
         for data in entry.plans:
-            executor.apply(plan_from_wire(pb.Plan.FromString(data)))
+            executor.apply(self._read_plan(data))
         executor.release(entry.released_slots.tolist())
         step = executor.compose()
         if step.is_empty:

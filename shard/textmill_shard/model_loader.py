@@ -37,7 +37,7 @@ from textmill_shard.rope_tables import (
     longest_dynamic_total,
 )
 from textmill_shard.start_check import CALL_ERRORS, PROBE_TEXTS, can_project, check_against_probe
-from textmill_shard.state_rows import carries_state
+from textmill_shard.state_probe import carries_state
 from textmill_shard.weight_reader import check_matching, match_names, move_buffers, read_weights
 
 log = logging.getLogger(__name__)

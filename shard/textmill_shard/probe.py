@@ -14,7 +14,7 @@ from textmill_shard.attention.base import AttentionRule
 from textmill_shard.kv_pool import LayerKvSpec
 from textmill_shard.mask_pattern import MaskPattern, MaskPredicate, UnknownMaskError, find_mask_pattern
 from textmill_shard.model_errors import UnsupportedModelError
-from textmill_shard.state_rows import StateSpec, find_states, layers_without_past
+from textmill_shard.state_probe import StateSpec, find_states, layers_without_past
 
 PROBE_ATTENTION = "textmill_probe"
 _PREDICATE_ATTRIBUTE = "textmill_mask_predicate"

@@ -35,6 +35,7 @@ from textmill_shard.settings import ServeSettings
 from textmill_shard.status import ShardStatus
 from textmill_shard.step_executor import StepExecutor
 from textmill_shard.watermark import WatermarkKey
+from textmill_shard.wire import plan_from_bytes
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,9 @@ def serve(settings: ServeSettings) -> int:
             )
             loop = _LoopThread(engine.run)
         else:
-            loop = _LoopThread(Follower(executor=executor, channel=channel, status=status).run)
+            loop = _LoopThread(
+                Follower(executor=executor, channel=channel, status=status, read_plan=plan_from_bytes).run
+            )
         gc.collect()
         trim_heap()
         gc.freeze()  # what was loaded stays: later collections need not walk through it

@@ -11,7 +11,8 @@ from textmill_shard.batch_runs import Run
 from textmill_shard.kv_pool import KvPool
 from textmill_shard.selective_scan import begin_scans_in_a_state, scanning
 from textmill_shard.state_cache import StateCache
-from textmill_shard.state_rows import StateRows, call_with_cache
+from textmill_shard.state_probe import call_with_cache
+from textmill_shard.state_rows import StateRows
 
 
 class StateCaller:

@@ -86,6 +86,11 @@ def plan_from_wire(message: pb.Plan) -> Plan:
     )
 
 
+def plan_from_bytes(data: bytes) -> Plan:
+    """The plan that a rank's entry carries as a serialised message."""
+    return plan_from_wire(pb.Plan.FromString(data))
+
+
 def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
     def ids(field: str, data: bytes) -> IdArray:
         return _ids_from_wire(plan, f"admits.{field}", admit.slot, data)

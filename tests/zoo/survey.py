@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from textmill_shard.model_errors import ModelError
-from textmill_shard.state_rows import call_with_cache
+from textmill_shard.state_probe import call_with_cache
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from textmill_router.api.error_responses import Header
 from textmill_router.api.intake import Intake
-from textmill_router.api.native_answers import FINISH_REASONS
 from textmill_router.api.replies import Call
 from textmill_router.api.serving import failure_label
 from textmill_router.errors import RequestError
@@ -56,7 +55,7 @@ class Account:
                 "num_prompt_tokens": first.num_prompt_tokens,
                 "num_cached_tokens": first.num_cached_tokens,
                 "num_output_tokens": sum(result.num_output_tokens for result in results),
-                "finish_reason": FINISH_REASONS[first.finish_reason],
+                "finish_reason": first.finish_reason.value,
                 "seed": seed,
                 "total_ms": round(total_s * 1000, 1),
                 "queue_ms": round(first.queue_s * 1000, 1),

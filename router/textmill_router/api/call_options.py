@@ -5,32 +5,29 @@ import asyncio
 from starlette.types import Receive, Scope
 
 from textmill_router.api.disconnect import UntilClientLeaves
-from textmill_router.api.native_types import RequestOptions
 from textmill_router.errors import ValidationFailed
 from textmill_router.service import Backend, Service
 
 _TRUE, _FALSE = frozenset({b"true", b"1"}), frozenset({b"false", b"0"})
 
 
-def wants_cache(scope: Scope, options: RequestOptions | None) -> bool:
-    """`x-use-cache`, `options.use_cache`; true without them."""
+def wants_cache(scope: Scope, use_cache: bool | None) -> bool:
+    """The header `x-use-cache`, else what the body says (`use_cache`); true without both."""
     asked = _header_truth(scope, b"x-use-cache")
-    if asked is None and options is not None:
-        asked = options.use_cache
-    return asked is not False
+    return (use_cache if asked is None else asked) is not False
 
 
 async def ready_backend(
-    service: Service, scope: Scope, receive: Receive, options: RequestOptions | None = None
+    service: Service, scope: Scope, receive: Receive, *, wait_for_model: bool | None = None
 ) -> Backend:
-    """The backend, waited for while it loads if the call wants that. The body has been read before.
+    """The backend, waited for while it loads if the header `x-wait-for-model`, else the body, wants that.
+
+    The body has been read before.
 
     Raises ModelLoading, ShuttingDown, Overloaded when too many wait, ClientLeft.
     """
     asked = _header_truth(scope, b"x-wait-for-model")
-    if asked is None and options is not None:
-        asked = options.wait_for_model
-    if asked and service.is_loading:
+    if (wait_for_model if asked is None else asked) and service.is_loading:
         async with UntilClientLeaves(receive, service.metrics.on_abort):
             with service.admission.permits(1):
                 await _wait(service)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from textmill_router.api.native_answers import shown_logprob
+from textmill_router.api.logprobs import shown_logprob
 from textmill_router.api.openai_types import FINISH_REASONS, TokenLogprob, TopLogprob, Usage
 from textmill_router.chat_parsing.deltas import (
     ContentText,

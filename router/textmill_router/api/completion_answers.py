@@ -9,7 +9,7 @@ import msgspec
 
 from textmill_router.api.chat_answers import LEAST_LOGPROB, Envelope
 from textmill_router.api.completion_prompts import CompletionPrompt
-from textmill_router.api.native_answers import shown_logprob
+from textmill_router.api.logprobs import shown_logprob
 from textmill_router.api.openai_types import FINISH_REASONS, Usage
 from textmill_router.generation import GenerationResult, PromptToken, TokenEvent, TopToken
 from textmill_router.request import FinishReason

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from textmill_router.api.grammar_types import native_grammar
-from textmill_router.api.native_types import check_adapter
 from textmill_router.api.openai_types import OpenAIBody, sampling_wishes
 from textmill_router.errors import TooManyPrompts, ValidationFailed
 from textmill_router.request import token_array
-from textmill_router.validation import Wishes
+from textmill_router.validation import Wishes, check_adapter
 
 
 class CompletionBody(OpenAIBody, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ from textmill_router.api.completion_types import CompletionBody, PromptSource, c
 from textmill_router.api.event_stream import EventStream
 from textmill_router.api.fill_in_middle import MiddleTokens
 from textmill_router.api.intake import choice_samplings, make_request, share_prompt
-from textmill_router.api.native_answers import mean_logprob
+from textmill_router.api.logprobs import mean_logprob
 from textmill_router.api.openai_route import (
     OpenAIRoute,
     checked_parameters,

@@ -31,7 +31,6 @@ from textmill_router.errors import (
     UnsupportedMediaType,
     ValidationFailed,
 )
-from textmill_router.request import Failure, FailureCode
 
 Header = tuple[bytes, bytes]
 
@@ -171,14 +170,3 @@ def error_headers(error: RequestError) -> list[Header]:
     if isinstance(error, ShuttingDown | PayloadTooLarge):
         headers.append((b"connection", b"close"))
     return headers
-
-
-def generation_error(failure: Failure) -> RequestError:
-    """The error that a failure after admission is to its client."""
-    match failure.code:
-        case FailureCode.SHUTDOWN:
-            return ShuttingDown(failure.message, retry_after_s=1)
-        case FailureCode.PLAN_REJECTED:
-            return InternalError(failure.message)
-        case FailureCode.NOT_FINITE | FailureCode.INTERNAL | FailureCode.SUSPECT:
-            return GenerationBroke(failure.message)

@@ -6,7 +6,7 @@ from starlette.types import Receive, Scope, Send
 from textmill_router.api.accounting import Account
 from textmill_router.api.call_options import ready_backend, wants_cache
 from textmill_router.api.json_body import read_json
-from textmill_router.api.native_types import CompatBody, GenerateBody, wishes_of
+from textmill_router.api.native_types import NO_OPTIONS, CompatBody, GenerateBody, wishes_of
 from textmill_router.api.native_work import GenerateMode, NativeWork, check_batch
 from textmill_router.api.replies import call_of
 from textmill_router.api.reply_cache import CacheSlot, cache_key, send_cached
@@ -32,7 +32,9 @@ class GenerateRoute:
         service = self._service
         service.admission.check_open()
         body = await read_json(scope, receive, self._decoder, service.settings.payload_limit)
-        backend = await ready_backend(service, scope, receive, body.options)
+        backend = await ready_backend(
+            service, scope, receive, wait_for_model=(body.options or NO_OPTIONS).wait_for_model
+        )
         streams = self._mode is GenerateMode.STREAM or (isinstance(body, CompatBody) and bool(body.stream))
         checked = check_parameters(wishes_of(body.parameters, streams=streams), backend.limits)
         num_sequences = check_batch(body, checked, streams=streams, limit=service.settings.max_client_batch_size)
@@ -53,7 +55,7 @@ class GenerateRoute:
     ) -> CacheSlot | None:
         """Where the answer may be kept: only one that would be the same again."""
         service = self._service
-        if not service.response_cache.is_on or not wants_cache(scope, body.options):
+        if not service.response_cache.is_on or not wants_cache(scope, (body.options or NO_OPTIONS).use_cache):
             return None
         is_seeded = body.parameters is not None and body.parameters.seed is not None
         if (checked.sampling.do_sample and not is_seeded) or checked.max_time is not None:

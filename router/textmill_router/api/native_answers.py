@@ -1,10 +1,10 @@
 """Tokens and results as the native dialect writes them: whole answers, and events of a stream."""
 
-import math
 from json.encoder import encode_basestring
 
 import msgspec
 
+from textmill_router.api.logprobs import mean_logprob, shown_logprob
 from textmill_router.api.native_types import (
     BestOfSequence,
     Details,
@@ -107,16 +107,6 @@ def whole_answer(
         top_tokens=_top_tokens(result) if wants_top_tokens else msgspec.UNSET,
     )
     return GenerateAnswer(answer_text, details)
-
-
-def mean_logprob(result: GenerationResult) -> float:
-    """What best_of compares; least for a result without tokens, which `max_time` ended."""
-    return sum(token.logprob for token in result.tokens) / len(result.tokens) if result.tokens else -math.inf
-
-
-def shown_logprob(logprob: float | None) -> float | None:
-    """Eight digits, as many as a 32-bit float has; null for what JSON cannot say."""
-    return None if logprob is None or not math.isfinite(logprob) else float(f"{logprob:.8g}")
 
 
 def _prefill(result: GenerationResult) -> list[PrefillToken]:

@@ -6,8 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from textmill_router.api.grammar_types import native_grammar
-from textmill_router.errors import ValidationFailed
-from textmill_router.validation import Wishes
+from textmill_router.validation import Wishes, check_adapter
 
 NativeFinish = Literal["length", "eos_token", "stop_sequence"]
 
@@ -48,6 +47,9 @@ class RequestOptions(msgspec.Struct, frozen=True, gc=False):
 
     use_cache: bool | None = None
     wait_for_model: bool | None = None
+
+
+NO_OPTIONS = RequestOptions()
 
 
 class GenerateBody(msgspec.Struct, frozen=True, gc=False):
@@ -221,11 +223,3 @@ def wishes_of(parameters: NativeParameters | None, *, streams: bool) -> Wishes:
         wants_prompt_details=parameters.decoder_input_details or False,
         streams=streams,
     )
-
-
-def check_adapter(adapter_id: str | None) -> None:
-    """Raise ValidationFailed for an adapter: none is loaded."""
-    if adapter_id is not None:
-        raise ValidationFailed(
-            f"`adapter_id` {adapter_id!r} is not loaded: this server has no adapters; leave it out", field="adapter_id"
-        )

@@ -7,8 +7,9 @@ import msgspec
 from starlette.types import Scope, Send
 
 from textmill_router.api.accounting import Account
-from textmill_router.api.error_responses import generation_error, native_error_body
+from textmill_router.api.error_responses import native_error_body
 from textmill_router.api.event_stream import EventStream
+from textmill_router.api.failures import generation_error
 from textmill_router.api.intake import (
     Intake,
     choice_samplings,
@@ -17,7 +18,8 @@ from textmill_router.api.intake import (
     share_prompt,
     take_prompt,
 )
-from textmill_router.api.native_answers import NativeEvents, mean_logprob, whole_answer
+from textmill_router.api.logprobs import mean_logprob
+from textmill_router.api.native_answers import NativeEvents, whole_answer
 from textmill_router.api.native_types import GenerateAnswer, GenerateBody, NativeParameters
 from textmill_router.api.replies import send_reply
 from textmill_router.api.reply_cache import CacheSlot

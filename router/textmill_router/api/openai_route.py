@@ -15,8 +15,9 @@ from starlette.types import Receive, Scope, Send
 from textmill_router.api.accounting import Account
 from textmill_router.api.call_options import ready_backend
 from textmill_router.api.chat_answers import Envelope
-from textmill_router.api.error_responses import error_event, generation_error
+from textmill_router.api.error_responses import error_event
 from textmill_router.api.event_stream import EventStream
+from textmill_router.api.failures import generation_error
 from textmill_router.api.json_body import read_json
 from textmill_router.api.model_names import check_model
 from textmill_router.api.openai_types import OpenAIBody, in_openai_words

@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 from starlette.types import Receive, Scope, Send
 
 from textmill_router.api.disconnect import UntilClientLeaves
-from textmill_router.api.error_responses import error_kind, generation_error
+from textmill_router.api.error_responses import error_kind
+from textmill_router.api.failures import generation_error
 from textmill_router.api.json_body import ClientLeft
 from textmill_router.api.replies import send_error
 from textmill_router.engine_loop import EngineUnavailable

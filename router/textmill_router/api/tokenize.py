@@ -7,7 +7,7 @@ from starlette.types import Receive, Scope, Send
 
 from textmill_router.api.call_options import ready_backend
 from textmill_router.api.json_body import ClientLeft, read_json
-from textmill_router.api.native_types import TokenizeBody, TokenizedToken
+from textmill_router.api.native_types import NO_OPTIONS, TokenizeBody, TokenizedToken
 from textmill_router.api.replies import send_error, send_reply
 from textmill_router.errors import RequestError
 from textmill_router.service import Service
@@ -25,7 +25,9 @@ class TokenizeRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             body = await read_json(scope, receive, _DECODER, self._service.settings.payload_limit)
-            backend = await ready_backend(self._service, scope, receive, body.options)
+            backend = await ready_backend(
+                self._service, scope, receive, wait_for_model=(body.options or NO_OPTIONS).wait_for_model
+            )
             encoding = await backend.tokenizer.encode(body.inputs, wants_offsets=True)
             if len(body.inputs) <= INLINE_CHARACTERS:
                 answer = _encode_answer(body.inputs, encoding)

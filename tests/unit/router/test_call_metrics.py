@@ -8,13 +8,12 @@ import pytest
 from starlette.types import Message
 from textmill_router.api.serving import serve
 from textmill_router.generation import GenerationResult
-from textmill_router.metrics import Metrics
+from textmill_router.metrics import CacheNumbers, Metrics
 from textmill_router.request import FinishReason
-from textmill_router.response_cache import ResponseCache
 
 
 def shown(metrics: Metrics) -> list[str]:
-    return metrics.expose(None, ResponseCache(0), num_in_flight=0).decode().splitlines()
+    return metrics.expose(None, CacheNumbers(0, 0, 0), num_in_flight=0).decode().splitlines()
 
 
 def test_call_that_time_ended_before_its_first_token_has_no_time_of_one() -> None:

@@ -11,9 +11,9 @@ from textmill_router.api.error_responses import (
     error_headers,
     error_kind,
     error_status,
-    generation_error,
     native_error_body,
 )
+from textmill_router.api.failures import generation_error
 from textmill_router.request import Failure, FailureCode
 
 STATUSES = {

@@ -1,7 +1,8 @@
 """Results as whole answers: which of several is the best, and in which words it ended."""
 
 import pytest
-from textmill_router.api.native_answers import FINISH_REASONS, mean_logprob, whole_answer
+from textmill_router.api.logprobs import mean_logprob
+from textmill_router.api.native_answers import FINISH_REASONS, whole_answer
 from textmill_router.generation import GenerationResult, TokenEvent
 from textmill_router.request import FinishReason
 

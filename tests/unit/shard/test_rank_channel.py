@@ -16,7 +16,7 @@ from textmill_shard.rank_channel import RankEntry, pack_entry, unpack_entry
 from textmill_shard.session import EndReason
 from textmill_shard.status import ShardStatus
 from textmill_shard.step_executor import StepExecutor
-from textmill_shard.wire import plan_from_wire
+from textmill_shard.wire import plan_from_bytes, plan_from_wire
 
 from tests.fakes.byte_tokenizer import END_ID, write_byte_tokenizer
 from tests.unit.shard.step_harness import FACTS, WAIT_S, PrefixRunner, Shard, greedy
@@ -95,7 +95,9 @@ def test_rule_24_a_follower_composes_the_steps_of_rank_0() -> None:
     channel = QueueChannel()
     runner = PrefixRunner()
     status = ShardStatus()
-    follower = Follower(executor=StepExecutor(runner=runner, facts=FACTS), channel=channel, status=status)
+    follower = Follower(
+        executor=StepExecutor(runner=runner, facts=FACTS), channel=channel, status=status, read_plan=plan_from_bytes
+    )
     errors: list[Exception] = []
 
     def follow() -> None:
@@ -179,7 +181,12 @@ def test_rule_24_a_follower_holds_and_releases_the_slots_of_rank_0(tmp_path: Pat
     facts = replace(FACTS, vocab_size=320, eos_token_ids=(END_ID,), features=("grammar", "prompt_logprobs"))
     channel = QueueChannel()
     runner, leader_runner = PrefixRunner(vocab_size=320), PrefixRunner(vocab_size=320)
-    follower = Follower(executor=StepExecutor(runner=runner, facts=facts), channel=channel, status=ShardStatus())
+    follower = Follower(
+        executor=StepExecutor(runner=runner, facts=facts),
+        channel=channel,
+        status=ShardStatus(),
+        read_plan=plan_from_bytes,
+    )
     thread = threading.Thread(target=follower.run, name="follower")
     with Shard(channel=channel, facts=facts, matchers=matchers, runner=leader_runner) as shard:
         thread.start()

@@ -54,7 +54,7 @@ wire: $(STAMP) ## Compare the committed stubs with the .proto
 	@$(BIN)/python -m pytest --quiet --no-header -p no:cacheprovider tests/unit/proto
 
 metrics-page: $(STAMP) ## Write docs/metrics.md from the table of metrics
-	@$(BIN)/python -m textmill_router.metrics_page > docs/metrics.md
+	@$(BIN)/python -m textmill_router.metrics.page > docs/metrics.md
 
 models-page: $(STAMP) ## Write docs/models.md and docs/other_models.md from runs of tiny models
 	@$(BIN)/python -m tests.zoo.page > docs/models.md

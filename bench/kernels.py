@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from textmill_shard.attention.base import AttentionRule
-from textmill_shard.fast_decoder import FastDecoder
-from textmill_shard.forward_batch import ForwardBatch
-from textmill_shard.kv_pool import KvPool, LayerKvSpec
+from textmill_shard.layouts.native_decoder import FastDecoder
+from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
 from textmill_shard.native.kernels import load_kernels
 from transformers import LlamaConfig, LlamaForCausalLM
 

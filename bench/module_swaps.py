@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import torch
-from textmill_shard.model_loader import LoadOptions, load_model
-from textmill_shard.model_runner import ModelRunner
+from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.model.runner import ModelRunner
 from textmill_shard.options import SWAPS
 
 from bench.kernels import BLOCK_SIZE, make_batch

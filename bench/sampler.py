@@ -4,9 +4,9 @@ import argparse
 import time
 
 import torch
-from textmill_shard.sampler import Sampler
-from textmill_shard.sampling_params import SamplingParams
-from textmill_shard.slot_sampling import SlotSampling
+from textmill_shard.sampling.sampler import Sampler
+from textmill_shard.sampling.slot_sampling import SlotSampling
+from textmill_shard.slots.sampling_params import SamplingParams
 
 KINDS = {
     "greedy": SamplingParams(),

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import uvicorn
 
-from textmill_router.app import build_app
-from textmill_router.chat_template_files import load_chat_templates
-from textmill_router.engine_loop import EngineLoop, EnginePhase
-from textmill_router.http_guard import GuardLimits, guarded_protocol
-from textmill_router.service import Service, scheduler_config
+from textmill_router.api.routes import build_app
+from textmill_router.chat.template_files import load_chat_templates
+from textmill_router.engine.engine_loop import EngineLoop, EnginePhase
+from textmill_router.engine.shard_client import ShardClientOptions
+from textmill_router.http.guard import GuardLimits, guarded_protocol
+from textmill_router.serving.service import Service, scheduler_config
 from textmill_router.settings import Settings, SettingsError
-from textmill_router.shard_client import ShardClientOptions
-from textmill_router.tokenization import Tokenizer
+from textmill_router.text.tokenization import Tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ def token_array(ids: Sequence[int]) -> "array[int]":
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """How the next token is drawn. Ranges as in `proto` `Sampling`; checked once in `validation.py`."""
+    """How the next token is drawn. Ranges as in `proto` `Sampling`; checked once in `serving/validation.py`."""
 
     do_sample: bool = False
     temperature: float = 1.0
@@ -43,7 +43,7 @@ class GrammarKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What the whole output of a request must match. Made by `grammar_compiler.py`, which has compiled the text."""
+    """What the whole output of a request must match. Made by `grammar/compiler.py`, which has compiled the text."""
 
     kind: GrammarKind
     text: str

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from textmill_router.chat_parsing.formats import ReasoningFormat, ToolFormat
+from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
 
 LOG_LEVELS = {
     "trace": "DEBUG",

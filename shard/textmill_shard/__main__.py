@@ -21,12 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = logging.getLogger("textmill_shard")
     # torch and transformers take seconds to import: bad settings are told before.
     if isinstance(settings, ServeSettings):
-        from textmill_shard.serve import serve
+        from textmill_shard.lifecycle import serve
 
         log.info("settings", extra=settings.describe())
         return serve(settings)
-    from textmill_shard.gguf_convert import convert_gguf
-    from textmill_shard.model_errors import ModelError
+    from textmill_shard.errors import ModelError
+    from textmill_shard.loader.gguf_convert import convert_gguf
 
     try:
         folder = convert_gguf(settings.gguf, settings.cache_dir, settings.dtype)

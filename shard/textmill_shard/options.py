@@ -9,7 +9,7 @@ from typing import Any
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_STEP_TOKENS = 1024
-SWAPS = ("qkv", "gate_up", "packed_linear", "rms_norm")  # see module_swaps.py
+SWAPS = ("qkv", "gate_up", "packed_linear", "rms_norm")  # see layers/module_swaps.py
 
 
 class BadValue(ValueError):

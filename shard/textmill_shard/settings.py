@@ -35,7 +35,7 @@ class ServeSettings:
     dtype: str
     device: str  # "auto", "cpu", "cuda", "cuda:N": see device.py
     kv_cache_bytes: int | None  # None = memory_fraction decides
-    memory_fraction: float | None  # None = by device, see memory.py
+    memory_fraction: float | None  # None = by device, see model/memory.py
     max_kv_tokens: int | None  # None = as many as fit
     block_size: int
     num_slots: int

@@ -13,8 +13,8 @@ from typing import Any, Self
 import httpx
 import uvloop
 from textmill_router.lifecycle import bind, make_server, start_backend
-from textmill_router.scheduler import SchedulerStats
-from textmill_router.service import Service
+from textmill_router.scheduler.scheduler import SchedulerStats
+from textmill_router.serving.service import Service
 from textmill_router.settings import Settings
 
 from tests.fakes.byte_tokenizer import write_byte_tokenizer

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from textmill_router.metric_specs import SPECS, MetricKind
-from textmill_router.metrics_page import write_page
+from textmill_router.metrics.page import write_page
+from textmill_router.metrics.specs import SPECS, MetricKind
 
 from tests.contract.running_router import RunningRouter
 from tests.fakes.fake_shard import FakeShardOptions

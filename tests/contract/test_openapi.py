@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from textmill_router.api.openapi import build_document
+from textmill_router.api.openapi.document import build_document
 
 FACTS = json.loads((Path(__file__).parent / "data" / "tgi_api_facts.json").read_text())
 DOCUMENT = build_document()

@@ -412,7 +412,7 @@ def test_cache_is_off_by_default(router: RunningRouter) -> None:
 
 def test_trace_parent_is_taken_and_logged(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-    with caplog.at_level("INFO", "textmill_router.api.accounting"):
+    with caplog.at_level("INFO", "textmill_router.serving.accounting"):
         for parent in (f"00-{trace}-00f067aa0ba902b7-01", "nonsense", f"00-{'0' * 32}-00f067aa0ba902b7-01"):
             assert client.post("/generate", json=BODY, headers={"traceparent": parent}).status_code == 200
     found = [vars(record)["trace"] for record in caplog.records if record.message == "Success"]

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from textmill_router.api.openapi import build_document
+from textmill_router.api.openapi.document import build_document
 
 from tests.contract.running_router import RunningRouter
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from textmill_router.chat_prompt import ChatWishes, make_prompt
-from textmill_router.chat_template import ChatTemplates
-from textmill_router.service import make_role_safety
-from textmill_router.tokenization import Tokenizer
+from textmill_router.chat.prompt import ChatWishes, make_prompt
+from textmill_router.chat.template import ChatTemplates
+from textmill_router.serving.service import make_role_safety
+from textmill_router.text.tokenization import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tests.fakes.chat_templates import BEGIN, END, make_family_tokenizer, template_source

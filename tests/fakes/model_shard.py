@@ -9,7 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from random import Random
 
-from textmill_router.plan import (
+from textmill_router.request import FailureCode, PromptLogprobs
+from textmill_router.scheduler.plan import (
     FLAG_EOS,
     FLAG_FINISHED,
     FLAG_LENGTH,
@@ -22,7 +23,6 @@ from textmill_router.plan import (
     SlotPromptLogprobs,
     StepResult,
 )
-from textmill_router.request import FailureCode, PromptLogprobs
 
 EOS_ID = 0
 VOCAB_SIZE = 24

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from textmill_shard.forward_batch import ForwardBatch
-from textmill_shard.model_runner import ModelRunner
+from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.runner import ModelRunner
 
 
 @dataclass(slots=True)

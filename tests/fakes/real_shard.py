@@ -6,17 +6,17 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from textmill_shard.engine import Engine
-from textmill_shard.finish import FinishRules
-from textmill_shard.grammar_slots import GrammarSlots
-from textmill_shard.model_loader import LoadOptions, load_model
-from textmill_shard.plan import ShardFacts
-from textmill_shard.rank_channel import SoloChannel
-from textmill_shard.row_sampling import RowSampler
-from textmill_shard.sampler import Sampler
-from textmill_shard.server import LoadedShard, ShardService, start_server
-from textmill_shard.status import ShardStatus
-from textmill_shard.step_executor import StepExecutor
+from textmill_shard.engine.engine import Engine
+from textmill_shard.engine.rank_channel import SoloChannel
+from textmill_shard.engine.row_sampling import RowSampler
+from textmill_shard.engine.status import ShardStatus
+from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.grammar.slots import GrammarSlots
+from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.sampling.sampler import Sampler
+from textmill_shard.server.server import LoadedShard, ShardService, start_server
+from textmill_shard.slots.finish_rules import FinishRules
+from textmill_shard.slots.plan import ShardFacts
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 128

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from random import Random
 
-from textmill_router.plan import Budget, Plan, ShardPool
 from textmill_router.request import FailureCode, FinishReason, GenerationRequest, RequestId, RequestOutput, token_array
-from textmill_router.scheduler import QueueFull, Scheduler, SchedulerConfig
+from textmill_router.scheduler.plan import Budget, Plan, ShardPool
+from textmill_router.scheduler.scheduler import QueueFull, Scheduler, SchedulerConfig
 
 from tests.fakes.model_shard import ModelShard, prompt_logprob, undisturbed_text
 from tests.fakes.model_shard import digest_of as digest_of_prefix

@@ -1,7 +1,7 @@
 """Fixtures of the tests with real processes and sockets."""
 
 import pytest
-from textmill_router.tokenization import Tokenizer
+from textmill_router.text.tokenization import Tokenizer
 
 from tests.fakes.byte_tokenizer import write_byte_tokenizer
 

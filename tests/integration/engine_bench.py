@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import uvloop
-from textmill_router.engine_loop import EngineLoop, EnginePhase
-from textmill_router.generation import GenerationResult, TextOptions, start_generation
-from textmill_router.plan import Budget
+from textmill_router.engine.engine_loop import EngineLoop, EnginePhase
+from textmill_router.engine.shard_client import ShardClientOptions
+from textmill_router.engine.wire import ShardFacts
 from textmill_router.request import GenerationRequest, RequestOutput
-from textmill_router.scheduler import SchedulerConfig
-from textmill_router.shard_client import ShardClientOptions
-from textmill_router.tokenization import Tokenizer
-from textmill_router.wire import ShardFacts
+from textmill_router.scheduler.plan import Budget
+from textmill_router.scheduler.scheduler import SchedulerConfig
+from textmill_router.text.generation import GenerationResult, TextOptions, start_generation
+from textmill_router.text.tokenization import Tokenizer
 
 from tests.fakes.fake_shard import FakeShardOptions
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from textmill_router.generation import GenerationFailed, TextOptions, start_generation
 from textmill_router.request import FailureCode, FinishReason, GenerationRequest, RequestId, RequestOutput
-from textmill_router.scheduler import QueueFull
-from textmill_router.tokenization import Tokenizer
+from textmill_router.scheduler.scheduler import QueueFull
+from textmill_router.text.generation import GenerationFailed, TextOptions, start_generation
+from textmill_router.text.tokenization import Tokenizer
 
 from tests.fakes.byte_tokenizer import END_ID
 from tests.fakes.fake_shard import FakeShard, text_script

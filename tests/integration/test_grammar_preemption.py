@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from jsonschema import Draft202012Validator
-from textmill_router.plan import Budget, Plan, ShardPool
+from textmill_router.engine.wire import plan_to_proto, result_from_proto
 from textmill_router.request import (
     FinishReason,
     GenerationRequest,
@@ -21,16 +21,16 @@ from textmill_router.request import (
     SamplingParameters,
     token_array,
 )
-from textmill_router.scheduler import Scheduler, SchedulerConfig
-from textmill_router.wire import plan_to_proto, result_from_proto
-from textmill_shard.grammar_matcher import MatcherFactory
-from textmill_shard.model_loader import LoadOptions, load_model
-from textmill_shard.session import EndReason
-from textmill_shard.wire import plan_from_wire, result_to_wire
+from textmill_router.scheduler.plan import Budget, Plan, ShardPool
+from textmill_router.scheduler.scheduler import Scheduler, SchedulerConfig
+from textmill_shard.engine.session import EndReason
+from textmill_shard.grammar.matcher import MatcherFactory
+from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.server.wire import plan_from_wire, result_to_wire
 
 from tests.fakes.byte_tokenizer import END_ID
+from tests.fakes.step_harness import BLOCK_SIZE, FACTS, Shard
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_llama
-from tests.unit.shard.step_harness import BLOCK_SIZE, FACTS, Shard
 
 NUM_BLOCKS = 36  # 144 tokens; a request wants up to 85
 NUM_SLOTS = 8

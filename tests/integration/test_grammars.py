@@ -15,10 +15,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from textmill_shard.grammar_matcher import GrammarFault, Matcher, MatcherFactory
-from textmill_shard.model_loader import LoadOptions, load_model
-from textmill_shard.model_runner import ModelRunner
-from textmill_shard.plan import (
+from textmill_shard.grammar.matcher import GrammarFault, Matcher, MatcherFactory
+from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.model.runner import ModelRunner
+from textmill_shard.slots.plan import (
     FLAG_EOS,
     FLAG_LENGTH,
     FLAG_STOP_ID,
@@ -30,12 +30,12 @@ from textmill_shard.plan import (
     ShardFacts,
     SlotErrorCode,
 )
-from textmill_shard.sampling_params import SamplingParams
+from textmill_shard.slots.sampling_params import SamplingParams
 
 from tests.fakes.byte_tokenizer import END_ID
 from tests.fakes.random_schemas import Schema, schemas
+from tests.fakes.step_harness import WAIT_S, Shard, flags_of, ids
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_llama
-from tests.unit.shard.step_harness import WAIT_S, Shard, flags_of, ids
 
 BLOCK_SIZE = 4
 NUM_SLOTS = 9

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from textmill_shard.model_loader import LoadOptions, load_model
-from textmill_shard.model_runner import ModelRunner
-from textmill_shard.plan import Admit, Budget, ShardFacts, StepResult
-from textmill_shard.sampling_params import SamplingParams
+from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.model.runner import ModelRunner
+from textmill_shard.slots.plan import Admit, Budget, ShardFacts, StepResult
+from textmill_shard.slots.sampling_params import SamplingParams
 from transformers import AutoModelForCausalLM
 
+from tests.fakes.step_harness import Shard, ids
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_llama
-from tests.unit.shard.step_harness import Shard, ids
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 512

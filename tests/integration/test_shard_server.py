@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from textmill_proto.v1 import shard_pb2 as pb
 from textmill_proto.v1 import shard_pb2_grpc
-from textmill_shard.engine import Engine
-from textmill_shard.finish import FinishRules
-from textmill_shard.grammar_slots import GrammarSlots
-from textmill_shard.plan import ShardFacts
-from textmill_shard.rank_channel import SoloChannel
-from textmill_shard.row_sampling import RowSampler
-from textmill_shard.sampler import Sampler
-from textmill_shard.server import LoadedShard, ShardService, start_server
-from textmill_shard.status import ShardStatus
-from textmill_shard.step_executor import StepExecutor
+from textmill_shard.engine.engine import Engine
+from textmill_shard.engine.rank_channel import SoloChannel
+from textmill_shard.engine.row_sampling import RowSampler
+from textmill_shard.engine.status import ShardStatus
+from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.grammar.slots import GrammarSlots
+from textmill_shard.sampling.sampler import Sampler
+from textmill_shard.server.server import LoadedShard, ShardService, start_server
+from textmill_shard.slots.finish_rules import FinishRules
+from textmill_shard.slots.plan import ShardFacts
 
-from tests.unit.shard.step_harness import FACTS, PrefixRunner, greedy
+from tests.fakes.step_harness import FACTS, PrefixRunner, greedy
 
 WAIT_S = 10.0
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024

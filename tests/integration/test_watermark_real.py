@@ -7,14 +7,14 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
-from textmill_shard.model_loader import LoadOptions, load_model
-from textmill_shard.plan import Admit, ShardFacts
-from textmill_shard.sampling_params import SamplingParams
+from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.sampling.watermark import detect_watermark
 from textmill_shard.settings import ServeSettings, load_settings
-from textmill_shard.watermark import detect_watermark
+from textmill_shard.slots.plan import Admit, ShardFacts
+from textmill_shard.slots.sampling_params import SamplingParams
 from tokenizers import Tokenizer
 
-from tests.unit.shard.step_harness import Shard, ids
+from tests.fakes.step_harness import Shard, ids
 
 NUM_SEEDS = 20
 NUM_NEW_TOKENS = 200

@@ -6,8 +6,8 @@ import pytest
 from textmill_launcher.child_arguments import FORWARDED, ModelFolder, ShardPlace, router_command, shard_command
 from textmill_launcher.options import DTYPES, OPTIONS, REASONING_FORMATS, TOOL_FORMATS, V1_ERRORS
 from textmill_launcher.settings import load_settings
-from textmill_router.api.error_responses import ErrorStyle
-from textmill_router.chat_parsing.formats import ReasoningFormat, ToolFormat
+from textmill_router.http.error_responses import ErrorStyle
+from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
 from textmill_router.settings import load_settings as load_router_settings
 from textmill_shard.options import DTYPES as SHARD_DTYPES
 from textmill_shard.options import SWAPS

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from textmill_router.grammar_worker import library_grammar as router_grammar
-from textmill_router.grammar_worker import with_readable_decoder as router_decoder
+from textmill_router.grammar.worker import library_grammar as router_grammar
+from textmill_router.grammar.worker import with_readable_decoder as router_decoder
 from textmill_router.request import Grammar, GrammarKind
-from textmill_shard.grammar_matcher import MatcherFactory, without_special_texts
-from textmill_shard.grammar_matcher import library_grammar as shard_grammar
-from textmill_shard.grammar_matcher import with_readable_decoder as shard_decoder
-from textmill_shard.plan import Grammar as ShardGrammar
-from textmill_shard.plan import GrammarKind as ShardGrammarKind
+from textmill_shard.grammar.matcher import MatcherFactory, without_special_texts
+from textmill_shard.grammar.matcher import library_grammar as shard_grammar
+from textmill_shard.grammar.matcher import with_readable_decoder as shard_decoder
+from textmill_shard.slots.plan import Grammar as ShardGrammar
+from textmill_shard.slots.plan import GrammarKind as ShardGrammarKind
 from tokenizers import models
 
 from tests.fakes.byte_tokenizer import END, END_ID, write_byte_tokenizer

@@ -1,12 +1,25 @@
-"""Rooms meet on the wire only: no imports between them, no torch outside the shard, nothing happens on import."""
+"""Rooms meet on the wire only: no imports between them, no torch outside the shard, nothing happens on import.
+
+Inside a room folders import only what `room_tables.py` allows.
+"""
 
 import ast
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.unit.room_tables import (
+    DIALECT_BRIDGES,
+    DIALECTS,
+    EVERYTHING,
+    FOLDERS,
+    FORBIDDEN_STANDARD,
+    LIBRARIES,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 ROOMS = {room: REPOSITORY / room / f"textmill_{room}" for room in ("proto", "router", "launcher", "shard")}
@@ -89,6 +102,98 @@ def test_imports_inside_a_room_point_one_way(room: str) -> None:
     while ready := {name for name, needed in waiting.items() if not needed & set(waiting)}:
         waiting = {name: needed for name, needed in waiting.items() if name not in ready}
     assert waiting == {}, "these import each other"
+
+
+def owner_of(relative: Path) -> str:
+    """The row of the tables to which a file of a room belongs: its folder, or its own name in the root."""
+    folder = relative.parent.as_posix()
+    return relative.stem if folder == "." else folder
+
+
+def broken_rules(package: Path, room: str) -> list[str]:
+    """Each import of a package that the tables do not allow, as a sentence with the file and both names."""
+    prefix = f"textmill_{room}."
+    folders, libraries = FOLDERS[room], LIBRARIES[room]
+    forbidden = FORBIDDEN_STANDARD[room]
+    modules = {path.relative_to(package).with_suffix("").as_posix() for path in package.rglob("*.py")}
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        relative = path.relative_to(package)
+        owner = owner_of(relative)
+        if owner == "__init__":
+            continue
+        if owner not in folders:
+            found.append(f"{relative}: the folder {owner} is in no table")
+            continue
+        for name in sorted(set(imported_names(path)) | imports_with_names(path, prefix, modules)):
+            if name.startswith(prefix):
+                target = name.removeprefix(prefix).replace(".", "/")
+                if target not in modules:
+                    continue  # a name of a module that stands in this list too
+                to = owner_of(Path(target + ".py"))
+                is_allowed = to == owner or folders[owner] is EVERYTHING or to in folders[owner]
+                if to in DIALECTS and owner in DIALECTS and to != owner:
+                    is_allowed = (relative.as_posix(), to) in DIALECT_BRIDGES
+                if not is_allowed:
+                    found.append(f"{relative}: {owner} may not import {to}")
+            elif name.partition(".")[0] in sys.stdlib_module_names:
+                if name.partition(".")[0] in forbidden.get(owner, ()):
+                    found.append(f"{relative}: {owner} may not use {name}")
+            elif name != prefix[:-1] and name.partition(".")[0] not in libraries.get(owner, ()):
+                found.append(f"{relative}: {owner} may not use {name}")
+    return found
+
+
+def imports_with_names(path: Path, prefix: str, modules: set[str]) -> set[str]:
+    """Modules of the room that come as `from package import module`."""
+    return imports_among(path, {prefix + module.replace("/", ".") for module in modules})
+
+
+@pytest.mark.parametrize("room", FOLDERS)
+def test_folders_import_only_what_the_tables_allow(room: str) -> None:
+    assert broken_rules(ROOMS[room], room) == []
+
+
+@pytest.mark.parametrize("room", FOLDERS)
+def test_rows_of_the_tables_stand_above_those_that_name_them(room: str) -> None:
+    above: set[str] = set()
+    for row, allowed in FOLDERS[room].items():
+        assert allowed is EVERYTHING or allowed <= above, row
+        above.add(row)
+
+
+@pytest.mark.parametrize("room", FOLDERS)
+def test_every_row_of_the_tables_is_a_folder_or_a_file(room: str) -> None:
+    owners = {owner_of(path.relative_to(ROOMS[room])) for path in source_files(room)} - {"__init__"}
+    assert set(FOLDERS[room]) == owners
+    assert set(LIBRARIES[room]) <= owners
+    assert set(FORBIDDEN_STANDARD[room]) <= owners
+
+
+@pytest.mark.parametrize(
+    ("room", "file", "line", "both"),
+    [
+        ("router", "scheduler/grants.py", "import asyncio", ("scheduler", "asyncio")),
+        ("router", "scheduler/grants.py", "from textmill_router.engine import wire", ("scheduler", "engine")),
+        ("router", "parsers/deltas.py", "from time import monotonic", ("parsers", "time")),
+        ("router", "text/stop_strings.py", "import jinja2.sandbox", ("text", "jinja2.sandbox")),
+        ("router", "api/openai/models.py", "import textmill_router.api.tgi.types", ("api/openai", "api/tgi")),
+        ("router", "api/tgi/work.py", "from textmill_router.api.openai.types import Usage", ("api/tgi", "api/openai")),
+        ("shard", "slots/plan.py", "import torch", ("slots", "torch")),
+        ("shard", "engine/engine.py", "from textmill_shard.server import wire", ("engine", "server")),
+        ("shard", "engine/engine.py", "import transformers", ("engine", "transformers")),
+    ],
+)
+def test_a_planted_import_fails_with_both_names(
+    room: str, file: str, line: str, both: tuple[str, str], tmp_path: Path
+) -> None:
+    package = tmp_path / f"textmill_{room}"
+    shutil.copytree(ROOMS[room], package, ignore=shutil.ignore_patterns("__pycache__"))
+    planted = package / file
+    planted.write_text(planted.read_text() + f"\n{line}\n")
+    [sentence] = broken_rules(package, room)
+    assert sentence.startswith(f"{file}: ")
+    assert all(name in sentence for name in both)
 
 
 @pytest.mark.parametrize("room", ROOMS)

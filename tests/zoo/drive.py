@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from textmill_shard.forward_batch import ForwardBatch, ForwardOutput
-from textmill_shard.model_loader import LoadOptions, load_model
-from textmill_shard.model_runner import ModelRunner
-from textmill_shard.plan import Admit, Budget, ShardFacts
-from textmill_shard.sampling_params import SamplingParams
+from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.model.runner import ModelRunner
+from textmill_shard.slots.plan import Admit, Budget, ShardFacts
+from textmill_shard.slots.sampling_params import SamplingParams
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from tests.fakes.step_harness import Shard, ids
 from tests.fakes.tiny_models import make_random_model
-from tests.unit.shard.step_harness import Shard, ids
 from tests.zoo.entry import VOCAB_SIZE, ZooEntry
 
 BLOCK_SIZE = 4

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers.utils.logging import disable_progress_bar
 
-from tests.unit.shard.native_cases import native_cache_folder
+from tests.fakes.native_cases import native_cache_folder
 from tests.zoo.drive import load_zoo_model, make_zoo_model, run_zoo_model
 from tests.zoo.entry import ZooEntry
 from tests.zoo.table import ZOO

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 import transformers
-from textmill_shard.model_errors import ModelError
-from textmill_shard.state_probe import call_with_cache
+from textmill_shard.errors import ModelError
+from textmill_shard.probing.state_probe import call_with_cache
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from tests.fakes.native_cases import native_cache_folder
 from tests.fakes.tiny_models import make_random_model
-from tests.unit.shard.native_cases import native_cache_folder
 from tests.zoo.drive import ZooModel, load_zoo_model, reference_logits, run_zoo_model
 from tests.zoo.entry import VOCAB_SIZE
 from tests.zoo.shrink import tiny_config

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from textmill_shard.model_runner import ModelRunner
+from textmill_shard.model.runner import ModelRunner
 
+from tests.fakes.native_cases import native_cache_folder, native_kernels
 from tests.fakes.paged_driver import PagedDriver
-from tests.unit.shard.native_cases import native_cache_folder, native_kernels
 from tests.zoo.drive import ZooModel, load_zoo_model, make_zoo_model, prompts_of_zoo
 from tests.zoo.entry import ZooEntry
 from tests.zoo.flat_ops import FlatOps

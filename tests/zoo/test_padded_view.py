@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from textmill_shard.model_runner import ModelRunner
+from textmill_shard.model.runner import ModelRunner
 
 from tests.fakes.paged_driver import PagedDriver
 from tests.zoo.drive import ZooModel, load_zoo_model, make_zoo_model, reference_logits

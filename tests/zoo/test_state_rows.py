@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.shard.step_harness import Shard
+from tests.fakes.step_harness import Shard
 from tests.zoo.drive import BUDGET, NUM_NEW, load_zoo_model, make_admit, make_zoo_model, reference_logits, zoo_facts
 from tests.zoo.states import STATE
 

@@ -1,1 +1,1 @@
-"""HTTP routes: parse a dialect, run a generation, encode its events."""
+"""The routes; each dialect has a folder."""

@@ -5,11 +5,11 @@ from importlib.metadata import version
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from textmill_router.api.native_types import InfoAnswer
-from textmill_router.api.replies import send_error, send_reply
+from textmill_router.api.tgi.types import InfoAnswer
 from textmill_router.errors import RequestError
-from textmill_router.metrics import CONTENT_TYPE
-from textmill_router.service import Service
+from textmill_router.http.replies import send_error, send_reply
+from textmill_router.metrics.metrics import CONTENT_TYPE
+from textmill_router.serving.service import Service
 
 
 class HealthRoute:

@@ -1,1 +1,1 @@
-"""Attention over the block table: the seam to transformers' modelling code and its backends."""
+"""The seam to transformers' attention, and the backends behind it."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from textmill_shard.forward_batch import ForwardBatch
+from textmill_shard.model.forward_batch import ForwardBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from textmill_shard.attention.base import AttentionRule
-from textmill_shard.forward_batch import ForwardBatch
+from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.native.kernels import Kernels
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from textmill_shard.attention.base import AttentionRule
-from textmill_shard.forward_batch import ForwardBatch
+from textmill_shard.model.forward_batch import ForwardBatch
 
 # A longer chunk is attended in pieces: a mask has queries x context elements.
 MAX_PIECE_QUERIES = 256

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import AttentionInterface
 
 from textmill_shard.attention.base import AttentionBackend, AttentionRule
-from textmill_shard.forward_batch import ForwardBatch
-from textmill_shard.kv_pool import KvPool
+from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.kv_pool import KvPool
 
 # Not a name of the mask registry: transformers then builds no mask, and no [T, T] tensor exists.
 PAGED_ATTENTION = "textmill_paged"

@@ -1,1 +1,1 @@
-"""Kernels in C for CPUs, and how they are built and called."""
+"""Kernels in C."""

@@ -1,0 +1,1 @@
+"""The dialect of OpenAI: everything under /v1."""

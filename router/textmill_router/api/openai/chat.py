@@ -1,0 +1,228 @@
+"""POST /v1/chat/completions: from a conversation to an answer, whole or in chunks."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+import msgspec
+from starlette.types import Scope, Send
+
+from textmill_router.api.openai.chat_answers import (
+    ChatChunks,
+    Choice,
+    PlainReader,
+    ShownLogprobs,
+    TextReader,
+    usage_chunk,
+    was_cut,
+    whole_answer,
+)
+from textmill_router.api.openai.chat_messages import chat_wishes
+from textmill_router.api.openai.chat_tools import (
+    PLAIN_FORM,
+    ToolWishes,
+    answer_form,
+    for_template,
+    grammar_for,
+    tool_wishes,
+)
+from textmill_router.api.openai.chat_types import ChatBody
+from textmill_router.api.openai.response_format import check_answer, grammar_of, in_format_words
+from textmill_router.api.openai.route import (
+    OpenAIRoute,
+    checked_parameters,
+    new_envelope,
+    start_all,
+    stream_answer,
+)
+from textmill_router.api.openai.types import check_n, in_openai_words, sampling_wishes, usage_of
+from textmill_router.chat.prompt import ChatPrompt, ChatWishes, make_prompt
+from textmill_router.chat.template import ChatTemplate
+from textmill_router.errors import ToolError, ValidationFailed
+from textmill_router.grammar.reasoning_grammar import after_reasoning
+from textmill_router.http.event_stream import EventStream
+from textmill_router.http.replies import send_reply
+from textmill_router.parsers.deltas import collect
+from textmill_router.request import GenerationRequest, Grammar
+from textmill_router.serving.accounting import Account
+from textmill_router.serving.choice_streams import stream_choices
+from textmill_router.serving.intake import choice_samplings, make_request, share_prompt, take_pieces
+from textmill_router.serving.service import Backend, Service
+from textmill_router.serving.validation import CheckedParameters
+from textmill_router.text.generation import Generation, GenerationResult, TextOptions
+
+# Conversations up to this many characters, where each message counts for some more, are rendered on the event loop,
+# in about 0.5 ms at most; longer ones in a thread.
+INLINE_CHARACTERS = 4000
+CHARACTERS_OF_A_MESSAGE = 150
+# What the fields are called here.
+_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "top_n_tokens": "top_logprobs",
+    "best_of": "n",
+    "inputs": "messages",
+}
+
+
+def chat_route(service: Service) -> OpenAIRoute[ChatBody]:
+    """An ASGI endpoint."""
+    return OpenAIRoute(service, msgspec.json.Decoder(ChatBody), _prepare)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A body whose fields obey the rules; nothing is rendered yet."""
+
+    body: ChatBody
+    checked: CheckedParameters  # `best_of` is the number of choices
+    wishes: ChatWishes
+    tools: ToolWishes | None
+    grammar: Grammar | None  # of the response format
+
+
+def _prepare(body: ChatBody, service: Service, backend: Backend, account: Account) -> "_Work":
+    num_choices = check_n(body.n, service.settings.max_n)
+    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    wishes = sampling_wishes(body, max_new_tokens=max_tokens, top_n_tokens=body.top_logprobs)
+    checked = checked_parameters(wishes, backend, _NAMES)
+    tools = tool_wishes(body)
+    grammar = grammar_of(body.response_format)
+    if tools is not None and grammar is not None:
+        raise ToolError(
+            "`response_format` and `tools` exclude each other: leave one out, or set `tool_choice` to `none`",
+            field="response_format",
+        )
+    asked = _Asked(body, replace(checked, best_of=num_choices), chat_wishes(body), tools, grammar)
+    return _Work(service, backend, account, asked)
+
+
+async def render(backend: Backend, wishes: ChatWishes, tools: ToolWishes | None) -> tuple[ChatTemplate, ChatPrompt]:
+    """The prompt of a conversation. Raises ValidationFailed or TemplateFailed."""
+    template = backend.chat_templates.pick(has_tools=tools is not None)
+    shown = for_template(template, wishes, tools)
+    num_characters = sum(CHARACTERS_OF_A_MESSAGE + len(str(message)) for message in shown.messages)
+    num_characters += sum(len(str(more)) for more in (shown.tools, shown.documents, shown.variables) if more)
+    if num_characters <= INLINE_CHARACTERS:
+        return template, make_prompt(template, shown, backend.role_safety)
+    return template, await asyncio.to_thread(make_prompt, template, shown, backend.role_safety)
+
+
+class _Work:
+    """One call."""
+
+    def __init__(self, service: Service, backend: Backend, account: Account, asked: _Asked) -> None:
+        self._service = service
+        self._backend = backend
+        self._account = account
+        self._body = asked.body
+        self._checked = asked.checked
+        self._asked = asked
+        self._form = PLAIN_FORM
+        self._grammar: Grammar | None = None
+        self._wants_logprobs = bool(asked.body.logprobs)
+        self._shown_specials: frozenset[int] = frozenset()
+        self._envelope = new_envelope(service, "chatcmpl-")
+
+    @property
+    def num_sequences(self) -> int:
+        return self._checked.best_of
+
+    async def stream(self, scope: Scope, send: Send) -> None:
+        """Chunks of all choices as they come."""
+        requests = await self._requests()
+        await stream_answer(scope, send, self._account, lambda stream: self._write(stream, requests))
+
+    async def _write(self, stream: EventStream, requests: Sequence[GenerationRequest]) -> bytes:
+        async with AsyncExitStack() as stack:
+            generations = await self._start(stack, requests, keep_tokens=False)
+            writers = [self._chunks(index) for index in range(len(requests))]
+            results = await stream_choices(stream, generations, writers, self._check)
+            self._account.note_success(results)
+        return usage_chunk(self._envelope, usage_of(results)) if self._body.wants_usage_event else b""
+
+    async def answer_whole(self, scope: Scope, send: Send) -> None:
+        """One answer when all choices are complete."""
+        requests = await self._requests()
+        async with AsyncExitStack() as stack:
+            generations = await self._start(stack, requests, keep_tokens=self._wants_logprobs)
+            results = [await generation.result() for generation in generations]
+        for result in results:
+            self._check(result)
+        usage = usage_of(results)
+        answer = whole_answer(self._envelope, [self._choice(result) for result in results], usage)
+        self._account.note_success(results)
+        headers = self._account.whole_headers(results, usage.prompt_tokens)
+        await send_reply(scope, send, 200, answer, headers=headers)
+
+    async def _requests(self) -> list[GenerationRequest]:
+        """Render, tokenise, check the budget: the last step in which the call can be refused for what it says."""
+        asked, backend = self._asked, self._backend
+        template, prompt = await render(backend, asked.wishes, asked.tools)
+        try:
+            intake = await take_pieces(backend, prompt.pieces, self._checked)
+        except ValidationFailed as error:
+            raise in_openai_words(error, _NAMES) from None
+        await self._prepare_answer(template, prompt)
+        self._account.note_validated(sum(map(len, prompt.pieces)), [intake])
+        return share_prompt(
+            [
+                make_request(
+                    backend,
+                    intake,
+                    replace(self._checked, grammar=self._grammar),
+                    sampling,
+                    wants_logprobs=self._wants_logprobs,
+                    wants_prompt_logprobs=False,
+                )
+                for sampling in choice_samplings(self._checked, self._checked.best_of)
+            ]
+        )
+
+    async def _prepare_answer(self, template: ChatTemplate, prompt: ChatPrompt) -> None:
+        """How the answers are written and read, and what is enforced. Raises ValidationFailed."""
+        asked, backend = self._asked, self._backend
+        tokenizer = backend.tokenizer
+        self._form = answer_form(template, prompt.text, asked.tools, self._service.settings)
+        self._shown_specials = tokenizer.special_ids_of(self._form.markers)
+        if asked.grammar is None:
+            self._grammar = grammar_for(asked.tools, self._form, tokenizer)
+        else:
+            self._grammar = after_reasoning(asked.grammar, self._form.thought(tokenizer))
+        if self._grammar is not None:
+            try:
+                await backend.grammars.check(self._grammar)
+            except ValidationFailed as error:
+                raise in_format_words(error, is_format=asked.grammar is not None) from None
+
+    async def _start(
+        self, stack: AsyncExitStack, requests: Sequence[GenerationRequest], *, keep_tokens: bool
+    ) -> list[Generation]:
+        options = TextOptions(self._checked.stop, False, keep_tokens, self._shown_specials)
+        return await start_all(stack, self._backend, requests, options)
+
+    def _chunks(self, index: int) -> ChatChunks:
+        return ChatChunks(self._envelope, index, self._new_reader(), self._new_logprobs())
+
+    def _choice(self, result: GenerationResult) -> Choice:
+        reader = self._new_reader()
+        message = collect([*reader.push(result.text), *reader.finish(was_cut(result))])
+        logprobs = self._new_logprobs()
+        entries = None if logprobs is None else logprobs.push(result.tokens)
+        return Choice(message, reader.is_in_call, entries, result)
+
+    def _new_reader(self) -> TextReader:
+        return PlainReader() if self._form.is_plain else self._form.new_reader()
+
+    def _check(self, result: GenerationResult) -> None:
+        """What ended by itself matches the response format. Raises GenerationBroke."""
+        if self._asked.grammar is not None and not was_cut(result):
+            reader = self._new_reader()
+            message = collect([*reader.push(result.text), *reader.finish(was_cut=False)])
+            check_answer(message.content or "", self._asked.grammar)
+
+    def _new_logprobs(self) -> ShownLogprobs | None:
+        if not self._wants_logprobs:
+            return None
+        return ShownLogprobs(self._backend.tokenizer, self._shown_specials, self._checked.top_n_tokens > 0)

@@ -1,0 +1,245 @@
+"""Chat answers as /v1 writes them: whole, and as the chunks of a stream."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from json.encoder import encode_basestring
+from typing import Any, Protocol
+
+import msgspec
+
+from textmill_router.api.openai.types import FINISH_REASONS, TokenLogprob, TopLogprob, Usage
+from textmill_router.parsers.deltas import (
+    ContentText,
+    Delta,
+    ParsedMessage,
+    ReasoningText,
+    ToolArguments,
+    ToolCallStart,
+    merge,
+)
+from textmill_router.request import FinishReason
+from textmill_router.serving.logprobs import shown_logprob
+from textmill_router.text.generation import GenerationResult, TokenEvent
+from textmill_router.text.tokenization import Tokenizer
+
+# JSON has no infinity; OpenAI's least.
+LEAST_LOGPROB = -9999.0
+# Text to a JSON string, not escaping what UTF-8 can carry; the C function behind `json.dumps`.
+_quote = encode_basestring
+
+
+class TextReader(Protocol):
+    """Tells reasoning, content and tool calls apart in the text of one choice."""
+
+    def push(self, text: str) -> list[Delta]: ...
+    def finish(self, was_cut: bool) -> list[Delta]: ...
+
+    @property
+    def is_in_call(self) -> bool: ...
+
+
+class PlainReader:
+    """All text is content."""
+
+    def push(self, text: str) -> list[Delta]:
+        return [ContentText(text)] if text else []
+
+    def finish(self, was_cut: bool) -> list[Delta]:
+        return []
+
+    @property
+    def is_in_call(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What all chunks of an answer, or the whole answer, say of it."""
+
+    id: str
+    created: int  # seconds since 1970
+    model: str
+    system_fingerprint: str
+
+
+class ShownLogprobs:
+    """The entries of `logprobs` of one choice: of the tokens whose text is shown, none of a stop string or the end."""
+
+    def __init__(self, tokenizer: Tokenizer, shown_specials: frozenset[int], wants_top: bool) -> None:
+        self._tokenizer = tokenizer
+        self._shown_specials = shown_specials
+        self._wants_top = wants_top
+        self._held: list[tuple[int, TokenEvent]] = []  # with the place in the text where each begins
+        self._num_seen = 0  # characters of all tokens
+        self._num_released = 0
+
+    def push(self, events: Sequence[TokenEvent]) -> list[TokenLogprob]:
+        """Entries that these events set free, in order."""
+        result = None
+        for event in events:
+            self._held.append((self._num_seen, event))
+            if not event.is_special or event.id in self._shown_specials:
+                self._num_seen += len(event.text)
+            self._num_released += len(event.released_text)
+            result = event.result
+        if result is not None:
+            return self._finish(result.finish_reason)
+        free = []
+        while self._held and self._end_of(0) <= self._num_released:
+            free.append(self._entry(self._held.pop(0)[1]))
+        return free
+
+    def _finish(self, reason: FinishReason) -> list[TokenLogprob]:
+        if reason in (FinishReason.EOS, FinishReason.STOP_ID):
+            self._held.pop()
+        held, self._held = self._held, []
+        if reason is FinishReason.STOP_STRING:
+            held = [(start, event) for start, event in held if start < self._num_released]
+        return [self._entry(event) for _, event in held]
+
+    def _end_of(self, index: int) -> int:
+        return self._held[index + 1][0] if index + 1 < len(self._held) else self._num_seen
+
+    def _entry(self, event: TokenEvent) -> TokenLogprob:
+        top: Any = []
+        if self._wants_top:
+            top = [TopLogprob(token.text, _finite(token.logprob), self._bytes(token.id)) for token in event.top_tokens]
+        return TokenLogprob(self._tokenizer.id_to_text(event.id), _finite(event.logprob), self._bytes(event.id), top)
+
+    def _bytes(self, token_id: int) -> list[int]:
+        return list(self._tokenizer.id_to_bytes(token_id))
+
+
+class ChatChunks:
+    """Writes the chunks of one choice. Only what changes is encoded per token."""
+
+    def __init__(self, envelope: Envelope, index: int, reader: TextReader, logprobs: ShownLogprobs | None) -> None:
+        self._head = (
+            f'data: {{"id":{_quote(envelope.id)},"object":"chat.completion.chunk","created":{envelope.created},'
+            f'"model":{_quote(envelope.model)},"system_fingerprint":{_quote(envelope.system_fingerprint)},'
+            f'"choices":[{{"index":{index},"delta":'
+        )
+        self._reader = reader
+        self._logprobs = logprobs
+        self._role = '"role":"assistant",'  # "" once it has been sent
+        self._has_tool_calls = False
+
+    def encode(self, events: list[TokenEvent]) -> bytes:
+        """The chunks that these events make, possibly none; with the last event the finish reason."""
+        text = "".join([event.released_text for event in events])
+        deltas = self._reader.push(text) if text else []
+        result = events[-1].result
+        if result is not None:
+            deltas = [*deltas, *self._reader.finish(was_cut(result))]
+        entries = [] if self._logprobs is None else self._logprobs.push(events)
+        if not deltas and not entries and result is None:
+            return b""
+        bodies = [self._delta(delta) for delta in merge(deltas)] or [self._empty_delta()]
+        chunks = [self._chunk(body, [], "null") for body in bodies[:-1]]
+        reason = "null" if result is None else f'"{self._finish_reason(result)}"'
+        chunks.append(self._chunk(bodies[-1], entries, reason))
+        return "".join(chunks).encode("utf-8", "replace")
+
+    def _chunk(self, delta: str, entries: list[TokenLogprob], reason: str) -> str:
+        logprobs = "null"
+        if entries:
+            logprobs = f'{{"content":{msgspec.json.encode(entries).decode()},"refusal":null}}'
+        return f'{self._head}{delta},"logprobs":{logprobs},"finish_reason":{reason}}}],"usage":null}}\n\n'
+
+    def _delta(self, delta: Delta) -> str:
+        role, self._role = self._role, ""
+        match delta:
+            case ContentText(text):
+                return f'{{{role}"content":{_quote(text)}}}'
+            case ReasoningText(text):
+                return f'{{{role}"reasoning_content":{_quote(text)}}}'
+            case ToolCallStart(index, call_id, name):
+                self._has_tool_calls = True
+                content = '"content":null,' if role else ""
+                return (
+                    f'{{{role}{content}"tool_calls":[{{"index":{index},"id":{_quote(call_id)},"type":"function",'
+                    f'"function":{{"name":{_quote(name)},"arguments":""}}}}]}}'
+                )
+            case ToolArguments(index, text):
+                return f'{{"tool_calls":[{{"index":{index},"function":{{"arguments":{_quote(text)}}}}}]}}'
+
+    def _empty_delta(self) -> str:
+        role, self._role = self._role, ""
+        return f'{{{role}"content":""}}' if role else "{}"
+
+    def _finish_reason(self, result: GenerationResult) -> str:
+        return finish_reason(result, has_tool_calls=self._has_tool_calls, is_in_call=self._reader.is_in_call)
+
+
+def usage_chunk(envelope: Envelope, usage: Usage) -> bytes:
+    """The chunk that ends a stream with `include_usage`."""
+    chunk = {**_envelope(envelope, "chat.completion.chunk"), "choices": [], "usage": usage}
+    return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One complete choice. `logprobs` is None unless asked for; `is_in_call`: it ended inside the last call."""
+
+    message: ParsedMessage
+    is_in_call: bool
+    logprobs: list[TokenLogprob] | None
+    result: GenerationResult
+
+
+def whole_answer(envelope: Envelope, choices: Sequence[Choice], usage: Usage) -> bytes:
+    """The answer that is not streamed."""
+    shown = [
+        {
+            "index": index,
+            "message": _message(choice.message),
+            "logprobs": None if choice.logprobs is None else {"content": choice.logprobs, "refusal": None},
+            "finish_reason": finish_reason(
+                choice.result, has_tool_calls=bool(choice.message.tool_calls), is_in_call=choice.is_in_call
+            ),
+        }
+        for index, choice in enumerate(choices)
+    ]
+    return msgspec.json.encode({**_envelope(envelope, "chat.completion"), "choices": shown, "usage": usage})
+
+
+def was_cut(result: GenerationResult) -> bool:
+    """The limit or a stop string ended the answer, not the model."""
+    return result.finish_reason in (FinishReason.LENGTH, FinishReason.STOP_STRING)
+
+
+def finish_reason(result: GenerationResult, *, has_tool_calls: bool, is_in_call: bool) -> str:
+    """`tool_calls` where the answer has calls to make; `length`, or `stop` by a stop string, when one was cut."""
+    reason = FINISH_REASONS[result.finish_reason]
+    is_cut_call = is_in_call and result.finish_reason is FinishReason.STOP_STRING
+    return "tool_calls" if has_tool_calls and reason == "stop" and not is_cut_call else reason
+
+
+def _envelope(envelope: Envelope, kind: str) -> dict[str, Any]:
+    return {
+        "id": envelope.id,
+        "object": kind,
+        "created": envelope.created,
+        "model": envelope.model,
+        "system_fingerprint": envelope.system_fingerprint,
+    }
+
+
+def _message(message: ParsedMessage) -> dict[str, Any]:
+    content = message.content
+    if content is None and not message.tool_calls:
+        content = ""
+    shown: dict[str, Any] = {"role": "assistant", "content": content}
+    if message.reasoning_content is not None:
+        shown["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        shown["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    return shown
+
+
+def _finite(logprob: float) -> float:
+    shown = shown_logprob(logprob)
+    return LEAST_LOGPROB if shown is None else shown

@@ -1,0 +1,77 @@
+"""Messages and tools of a chat body as chat templates take them: plain JSON values, no nulls, content text or parts."""
+
+from typing import Any
+
+import msgspec
+
+from textmill_router.api.openai.chat_types import CalledTool, ChatBody, ChatMessage, ContentPart
+from textmill_router.chat.message_content import Content
+from textmill_router.chat.prompt import ChatWishes
+from textmill_router.chat.template import Message
+from textmill_router.errors import ValidationFailed
+from textmill_router.http.json_depth import is_too_deep
+
+TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", None})
+
+
+def chat_wishes(body: ChatBody) -> ChatWishes:
+    """The conversation without its tools. Raises ValidationFailed."""
+    return ChatWishes(
+        messages=[_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)],
+        documents=body.documents,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        variables=body.chat_template_kwargs or {},
+    )
+
+
+def _message(message: ChatMessage, path: str) -> Message:
+    shown: Message = {"role": message.role}
+    content = _content(message.content, f"{path}.content")
+    if content is not None or not message.tool_calls:
+        shown["content"] = content if content is not None else ""
+    if message.name is not None:
+        shown["name"] = message.name
+    if message.tool_calls:
+        shown["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        shown["tool_call_id"] = message.tool_call_id
+    reasoning = message.reasoning_content if message.reasoning_content is not None else message.reasoning
+    if reasoning is not None:
+        shown["reasoning_content"] = shown["thinking"] = reasoning
+    return shown
+
+
+def _content(content: str | list[str | ContentPart] | None, path: str) -> Content | None:
+    """Of parts their text; a refusal is what the assistant said."""
+    if content is None or isinstance(content, str):
+        return content
+    texts: list[str] = []
+    for index, part in enumerate(content):
+        if isinstance(part, str):
+            texts.append(part)
+        elif part.type not in TEXT_PARTS:
+            raise ValidationFailed(
+                f"`{path}[{index}]` has type {part.type!r}: this model takes text only; leave the part out",
+                field=f"{path}[{index}]",
+            )
+        elif part.text is None and part.refusal is None:
+            raise ValidationFailed(f"`{path}[{index}]` has no `text`", field=f"{path}[{index}]")
+        else:
+            texts.append(part.text or part.refusal or "")
+    return [{"type": "text", "text": text} for text in texts]
+
+
+def _tool_call(call: CalledTool) -> dict[str, Any]:
+    """Arguments as an object, the form that templates are written for; text that is no object stays text."""
+    arguments = call.function.arguments if call.function.arguments is not None else call.function.parameters
+    if isinstance(arguments, str):
+        try:
+            parsed = None if is_too_deep(arguments.encode()) else msgspec.json.decode(arguments)
+        except msgspec.DecodeError:
+            parsed = None
+        if isinstance(parsed, dict):
+            arguments = parsed
+    function = {"name": call.function.name, "arguments": {} if arguments is None else arguments}
+    shown: dict[str, Any] = {"type": call.type or "function", "function": function}
+    return {"id": call.id, **shown} if call.id is not None else shown

@@ -1,0 +1,79 @@
+"""Body of a chat request. `null` is an absent field; unknown fields are ignored."""
+
+from typing import Any
+
+import msgspec
+
+from textmill_router.api.openai.types import OpenAIBody
+
+
+class ContentPart(msgspec.Struct, frozen=True, gc=False):
+    """A part of a message's content."""
+
+    type: str | None = None
+    text: str | None = None
+    refusal: str | None = None
+
+
+class CalledFunction(msgspec.Struct, frozen=True):
+    """What an assistant message called. `arguments` is JSON text; objects and `parameters` are TGI's shape."""
+
+    name: str
+    arguments: Any = None
+    parameters: Any = None
+
+
+class CalledTool(msgspec.Struct, frozen=True):
+    """A tool call of an assistant message."""
+
+    function: CalledFunction
+    id: str | None = None
+    type: str | None = None
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    """A message of the conversation; an answer of ours can be sent back as it is."""
+
+    role: str
+    content: str | list[str | ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[CalledTool] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class DeclaredFunction(msgspec.Struct, frozen=True):
+    """A function that the model may call; the schema stands under `parameters` or `arguments`, or is absent."""
+
+    name: str
+    description: str | None = None
+    parameters: Any = None
+    arguments: Any = None
+    strict: bool | None = None
+
+
+class DeclaredTool(msgspec.Struct, frozen=True):
+    """A tool that the model may call."""
+
+    function: DeclaredFunction
+    type: str | None = None
+
+
+class ChatBody(OpenAIBody, frozen=True, kw_only=True):
+    """Body of /v1/chat/completions and /chat_tokenize."""
+
+    messages: list[ChatMessage]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    tool_prompt: str | None = None
+    parallel_tool_calls: bool | None = None
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None

@@ -1,0 +1,222 @@
+"""Completions as /v1 writes them: whole, and as the chunks of a stream."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from json.encoder import encode_basestring
+from typing import Literal
+
+import msgspec
+
+from textmill_router.api.openai.chat_answers import LEAST_LOGPROB, Envelope
+from textmill_router.api.openai.completion_prompts import CompletionPrompt
+from textmill_router.api.openai.types import FINISH_REASONS, Usage
+from textmill_router.request import FinishReason
+from textmill_router.serving.logprobs import shown_logprob
+from textmill_router.text.generation import GenerationResult, PromptToken, TokenEvent, TopToken
+from textmill_router.text.tokenization import Tokenizer
+
+# Text to a JSON string, not escaping what UTF-8 can carry; the C function behind `json.dumps`.
+_quote = encode_basestring
+
+
+class LegacyLogprobs(msgspec.Struct, frozen=True, gc=False):
+    """`logprobs` of a completion. Offsets are in characters of the choice's text; the lists are parallel."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(msgspec.Struct, frozen=True, gc=False):
+    """One choice of a whole answer."""
+
+    index: int
+    text: str
+    logprobs: LegacyLogprobs | None
+    finish_reason: str
+
+
+class Completion(msgspec.Struct, frozen=True, gc=False):
+    """The answer that is not streamed; also, without choices, the last chunk of a stream that was asked for usage."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | None
+
+
+def completion(envelope: Envelope, choices: list[CompletionChoice], usage: Usage) -> bytes:
+    """JSON of a whole answer, or of a stream's chunk of usage."""
+    return msgspec.json.encode(
+        Completion(
+            envelope.id,
+            "text_completion",
+            envelope.created,
+            envelope.model,
+            envelope.system_fingerprint,
+            choices,
+            usage,
+        )
+    )
+
+
+@dataclass(slots=True)
+class _Entries:
+    """Tokens of a legacy object while it grows."""
+
+    wants_top: bool
+    tokens: list[str] = field(default_factory=list)
+    logprobs: list[float | None] = field(default_factory=list)
+    top: list[dict[str, float] | None] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+
+    def take(self) -> LegacyLogprobs:
+        """What has been added since the last call."""
+        taken = LegacyLogprobs(self.tokens, self.logprobs, self.top if self.wants_top else None, self.offsets)
+        self.tokens, self.logprobs, self.top, self.offsets = [], [], [], []
+        return taken
+
+
+class ChoiceLogprobs:
+    """The legacy object of one choice. A token is given out when its text is; of a stop string none is."""
+
+    def __init__(self, tokenizer: Tokenizer, *, wants_top: bool, echoed_characters: int) -> None:
+        self._tokenizer = tokenizer
+        self._entries = _Entries(wants_top)
+        self._base = echoed_characters
+        self._held: list[tuple[int, TokenEvent]] = []  # with the place in the output text where each begins
+        self._num_seen = 0  # characters of all output tokens
+        self._num_released = 0
+
+    def add_prompt(self, tokens: Sequence[PromptToken], offsets: Sequence[int]) -> None:
+        """The prompt's tokens come before all others."""
+        for token, offset in zip(tokens, offsets, strict=True):
+            self._add(token.id, token.logprob, token.top_tokens, offset)
+
+    def add_output(self, events: Sequence[TokenEvent]) -> None:
+        """Events in order."""
+        for event in events:
+            self._held.append((self._num_seen, event))
+            self._num_seen += 0 if event.is_special else len(event.text)
+            self._num_released += len(event.released_text)
+        result = events[-1].result if events else None
+        if result is None:
+            self._release(self._num_released)
+        else:
+            is_stopped = result.finish_reason is FinishReason.STOP_STRING
+            self._release(self._num_released if is_stopped else self._num_seen, also_empty=not is_stopped)
+
+    def take(self) -> LegacyLogprobs:
+        """What has come since the last call."""
+        return self._entries.take()
+
+    def _release(self, end: int, *, also_empty: bool = False) -> None:
+        """Give out the tokens that begin before `end`; at it only those of no text that end the answer."""
+        while self._held and (self._held[0][0] < end or also_empty):
+            start, event = self._held.pop(0)
+            self._add(event.id, event.logprob, event.top_tokens, self._base + min(start, self._num_released))
+
+    def _add(self, token_id: int, logprob: float | None, top: Sequence[TopToken], offset: int) -> None:
+        entries = self._entries
+        name = self._name(token_id)
+        entries.tokens.append(name)
+        entries.logprobs.append(None if logprob is None else _finite(logprob))
+        entries.offsets.append(offset)
+        if not entries.wants_top:
+            return
+        if logprob is None:
+            entries.top.append(None)
+            return
+        shown = {name: _finite(logprob)}
+        for token in top:
+            other = self._name(token.id)
+            shown[other] = max(shown.get(other, LEAST_LOGPROB), _finite(token.logprob))
+        entries.top.append(shown)
+
+    def _name(self, token_id: int) -> str:
+        """A token's text; its bytes where they are part of a character, so that no two tokens look the same."""
+        data = self._tokenizer.id_to_bytes(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceForm:
+    """What a choice shows. `has_output` is false for `max_tokens: 0`: the prompt alone."""
+
+    prompt: CompletionPrompt
+    echoes: bool
+    has_output: bool
+    new_logprobs: Callable[[], ChoiceLogprobs] | None
+
+
+def whole_choice(
+    index: int, form: ChoiceForm, result: GenerationResult, prompt_tokens: Sequence[PromptToken]
+) -> CompletionChoice:
+    """`prompt_tokens` are wanted where the prompt is echoed with its log-probabilities."""
+    text = form.prompt.text if form.echoes else ""
+    reason = "length"
+    if form.has_output:
+        text += result.text
+        reason = FINISH_REASONS[result.finish_reason]
+    shown = None
+    if form.new_logprobs is not None:
+        logprobs = form.new_logprobs()
+        if form.echoes:
+            logprobs.add_prompt(prompt_tokens, form.prompt.offsets)
+        if form.has_output:
+            logprobs.add_output(result.tokens)
+        shown = logprobs.take()
+    return CompletionChoice(index, text, shown, reason)
+
+
+class CompletionChunks:
+    """Writes the chunks of one choice. Only what changes is encoded per token."""
+
+    def __init__(
+        self, envelope: Envelope, index: int, form: ChoiceForm, prompt_tokens: Callable[[], Sequence[PromptToken]]
+    ) -> None:
+        self._head = (
+            f'data: {{"id":{_quote(envelope.id)},"object":"text_completion","created":{envelope.created},'
+            f'"model":{_quote(envelope.model)},"system_fingerprint":{_quote(envelope.system_fingerprint)},'
+            f'"choices":[{{"index":{index},"text":'
+        )
+        self._form = form
+        self._prompt_tokens = prompt_tokens  # to be asked once a token has come
+        self._logprobs = None if form.new_logprobs is None else form.new_logprobs()
+        self._is_first = True
+
+    def encode(self, events: list[TokenEvent]) -> bytes:
+        """The chunk that these events make, possibly none; with the last event the finish reason."""
+        form = self._form
+        text = "".join([event.released_text for event in events]) if form.has_output else ""
+        if self._is_first and form.echoes:
+            text = form.prompt.text + text
+            if self._logprobs is not None:
+                self._logprobs.add_prompt(self._prompt_tokens(), form.prompt.offsets)
+        self._is_first = False
+        shown = "null"
+        if self._logprobs is not None:
+            if form.has_output:
+                self._logprobs.add_output(events)
+            entries = self._logprobs.take()
+            shown = msgspec.json.encode(entries).decode() if entries.tokens else "null"
+        result = events[-1].result
+        if not text and shown == "null" and result is None:
+            return b""
+        reason = "null"
+        if result is not None:
+            reason = f'"{FINISH_REASONS[result.finish_reason] if form.has_output else "length"}"'
+        chunk = f'{self._head}{_quote(text)},"logprobs":{shown},"finish_reason":{reason}}}],"usage":null}}\n\n'
+        return chunk.encode("utf-8", "replace")
+
+
+def _finite(logprob: float) -> float:
+    shown = shown_logprob(logprob)
+    return LEAST_LOGPROB if shown is None else shown

@@ -1,0 +1,95 @@
+"""The prompts of a completion: token ids for the engine, text and offsets for `echo`."""
+
+from array import array
+from dataclasses import dataclass
+
+from textmill_router.api.openai.completion_types import PromptSource
+from textmill_router.errors import SuffixRefused, ValidationFailed
+from textmill_router.serving.intake import Intake, fit
+from textmill_router.serving.service import Backend
+from textmill_router.serving.validation import CheckedParameters, prompt_too_long
+from textmill_router.text.fill_in_middle import MiddleTokens, find_middle_tokens
+from textmill_router.text.tokenization import Encoding, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionPrompt:
+    """A prompt that fits. `offsets` are in characters of `text`, one for each id; empty unless asked for."""
+
+    intake: Intake
+    text: str  # as `echo` shows it
+    offsets: list[int]
+
+
+def middle_tokens_for(sources: list[PromptSource], tokenizer: Tokenizer) -> MiddleTokens:
+    """How this model is asked for what stands between the prompts and a suffix. Raises ValidationFailed."""
+    tokens = find_middle_tokens(tokenizer.token_to_id)
+    if tokens is None:
+        raise SuffixRefused("`suffix` must not be set: this model has no fill-in-the-middle tokens", field="suffix")
+    if any(source.text is None for source in sources):
+        raise ValidationFailed("`suffix` needs prompts that are text, found token ids", field="suffix")
+    return tokens
+
+
+async def take_middle_prompt(
+    backend: Backend, prefix: str, suffix: str, tokens: MiddleTokens, checked: CheckedParameters
+) -> CompletionPrompt:
+    """The two texts encoded apart, the suffix as text inside a line. Raises ValidationFailed."""
+    limits, tokenizer = backend.limits, backend.tokenizer
+    if tokenizer.cannot_fit(prefix + suffix, limits.max_input_tokens):
+        raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
+    encoded_prefix, encoded_suffix = await tokenizer.encode_pieces([prefix, suffix])
+    before, after = tokenizer.edge_ids()
+    ids = before + tokens.join(encoded_prefix.ids, encoded_suffix.ids) + after
+    return CompletionPrompt(_fit(ids, checked, backend), prefix + suffix, [])
+
+
+async def take_completion_prompt(
+    backend: Backend, source: PromptSource, checked: CheckedParameters, *, wants_offsets: bool
+) -> CompletionPrompt:
+    """Tokenise and check the budget. Raises ValidationFailed."""
+    limits, tokenizer = backend.limits, backend.tokenizer
+    if source.text is None:
+        assert source.ids is not None
+        intake = _fit(source.ids, checked, backend)  # before they are spelt out: that takes a microsecond each
+        return CompletionPrompt(intake, *spell_out(tokenizer, source.ids))
+    if checked.truncate is None and tokenizer.cannot_fit(source.text, limits.max_input_tokens):
+        raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
+    encoding = await tokenizer.encode(source.text, wants_offsets=wants_offsets)
+    intake = _fit(encoding.ids, checked, backend)
+    return CompletionPrompt(intake, source.text, _character_offsets(source.text, encoding) if wants_offsets else [])
+
+
+def spell_out(tokenizer: Tokenizer, ids: "array[int]") -> tuple[str, list[int]]:
+    """The text of token ids, special tokens literally, and where in it each of them begins."""
+    detokenizer = tokenizer.new_detokenizer(ids[:0])
+    pieces: list[str] = []
+    offsets: list[int] = []
+    length = 0
+    for token_id in ids:
+        offsets.append(length)
+        piece = detokenizer.step(token_id)
+        if tokenizer.is_special(token_id):
+            piece += detokenizer.flush() + tokenizer.id_to_text(token_id)
+        pieces.append(piece)
+        length += len(piece)
+    pieces.append(detokenizer.flush())
+    return "".join(pieces), offsets
+
+
+def _fit(ids: "array[int]", checked: CheckedParameters, backend: Backend) -> Intake:
+    if checked.truncate is not None:
+        ids = ids[-checked.truncate :]
+    return fit(backend, ids, checked)
+
+
+def _character_offsets(text: str, encoding: Encoding) -> list[int]:
+    """Starts of the tokens; those that the tokenizer added stand at the start of the text or at its end."""
+    starts = [start for start, _ in encoding.byte_offsets]
+    if text.isascii():
+        return starts
+    places = array("L", bytes(0))
+    for place, character in enumerate(text):
+        places.extend([place] * len(character.encode("utf-8", "surrogatepass")))
+    places.append(len(text))
+    return [places[start] for start in starts]

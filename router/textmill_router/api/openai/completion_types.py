@@ -1,0 +1,111 @@
+"""Body of a completion request. `null` is an absent field; unknown fields are ignored."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from textmill_router.api.openai.types import OpenAIBody, sampling_wishes
+from textmill_router.errors import TooManyPrompts, ValidationFailed
+from textmill_router.grammar.request_forms import native_grammar
+from textmill_router.request import token_array
+from textmill_router.serving.validation import Wishes, check_adapter
+
+
+class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
+    """Body of /v1/completions. The last block are native parameters, which @huggingface/inference sends here."""
+
+    prompt: str | list[str | int | list[int]]
+    best_of: int | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
+    suffix: str | None = None
+
+    adapter_id: str | None = None
+    do_sample: bool | None = None
+    grammar: Any = None
+    return_full_text: bool | None = None
+    truncate: int | None = None
+    watermark: bool | None = None
+
+    @property
+    def echoes(self) -> bool:
+        return bool(self.return_full_text if self.echo is None else self.echo)
+
+    @property
+    def has_output(self) -> bool:
+        return self.max_tokens != 0
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.logprobs is not None
+
+
+def completion_wishes(body: CompletionBody) -> Wishes:
+    """The dialect-free form. Raises ValidationFailed for a grammar of no known shape and for adapters."""
+    check_adapter(body.adapter_id)
+    # The engine computes a prompt for the sake of a token; with `max_tokens: 0` that one is not shown.
+    wishes = sampling_wishes(
+        body, max_new_tokens=1 if body.max_tokens == 0 else body.max_tokens, top_n_tokens=body.logprobs
+    )
+    return replace(
+        wishes,
+        do_sample=wishes.do_sample if body.do_sample is None else body.do_sample,
+        repetition_penalty=body.repetition_penalty or None,  # 0 is off, as in TGI's example
+        grammar=native_grammar(body.grammar),
+        watermark=body.watermark or False,
+        truncate=body.truncate,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSource:
+    """One prompt of a body: a text, or token ids that are taken as they are."""
+
+    text: str | None = None
+    ids: "array[int] | None" = None
+
+
+def prompts_of(body: CompletionBody, *, max_prompts: int, vocab_size: int) -> list[PromptSource]:
+    """The prompts in order. Raises ValidationFailed."""
+    prompt = body.prompt
+    is_alone = not body.suffix  # before a suffix there may be nothing
+    if isinstance(prompt, str):
+        return [_text("prompt", prompt, is_alone)]
+    if not prompt:
+        raise _refuse("prompt", "must not be empty, found an empty array")
+    if len({type(entry) for entry in prompt}) > 1:
+        raise _refuse("prompt", "must hold strings only, token ids only or arrays of token ids only")
+    if isinstance(prompt[0], int):
+        return [_ids("prompt", prompt, vocab_size)]
+    if len(prompt) > max_prompts:
+        raise TooManyPrompts(
+            f"`prompt` must hold at most {max_prompts} prompts (--max-client-batch-size), found {len(prompt)}",
+            field="prompt",
+        )
+    return [
+        _text(f"prompt[{index}]", entry, is_alone)
+        if isinstance(entry, str)
+        else _ids(f"prompt[{index}]", entry if isinstance(entry, list) else [entry], vocab_size)
+        for index, entry in enumerate(prompt)
+    ]
+
+
+def _text(name: str, text: str, is_alone: bool) -> PromptSource:
+    if not text and is_alone:
+        raise _refuse(name, "must not be empty, found an empty string; send at least one character")
+    return PromptSource(text=text)
+
+
+def _ids(name: str, ids: Sequence[object], vocab_size: int) -> PromptSource:
+    if not ids:
+        raise _refuse(name, "must not be empty, found an empty array; send at least one token id")
+    checked = [token_id for token_id in ids if isinstance(token_id, int) and 0 <= token_id < vocab_size]
+    if len(checked) < len(ids):
+        wrong = next(token_id for token_id in ids if not (isinstance(token_id, int) and 0 <= token_id < vocab_size))
+        raise _refuse(name, f"token ids must be 0 to {vocab_size - 1} (the vocabulary), found {wrong}")
+    return PromptSource(ids=token_array(checked))
+
+
+def _refuse(name: str, message: str) -> ValidationFailed:
+    return ValidationFailed(f"`{name}` {message}", field=name)

@@ -1,0 +1,261 @@
+"""POST /v1/completions: texts continued as they are, without a chat template."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+import msgspec
+from starlette.types import Scope, Send
+
+from textmill_router.api.openai.completion_answers import (
+    ChoiceForm,
+    ChoiceLogprobs,
+    CompletionChoice,
+    CompletionChunks,
+    completion,
+    whole_choice,
+)
+from textmill_router.api.openai.completion_prompts import (
+    CompletionPrompt,
+    middle_tokens_for,
+    take_completion_prompt,
+    take_middle_prompt,
+)
+from textmill_router.api.openai.completion_types import CompletionBody, PromptSource, completion_wishes, prompts_of
+from textmill_router.api.openai.route import (
+    OpenAIRoute,
+    checked_parameters,
+    new_envelope,
+    start_all,
+    stream_answer,
+)
+from textmill_router.api.openai.types import check_n, in_openai_words, usage_of
+from textmill_router.errors import ValidationFailed
+from textmill_router.http.event_stream import EventStream
+from textmill_router.http.replies import send_reply
+from textmill_router.request import GenerationRequest
+from textmill_router.serving.accounting import Account
+from textmill_router.serving.choice_streams import stream_choices
+from textmill_router.serving.intake import choice_samplings, make_request, share_prompt
+from textmill_router.serving.logprobs import mean_logprob
+from textmill_router.serving.service import Backend, Service
+from textmill_router.serving.validation import CheckedParameters
+from textmill_router.text.fill_in_middle import MiddleTokens
+from textmill_router.text.generation import Generation, GenerationResult, TextOptions
+from textmill_router.text.tokenization import Tokenizer
+
+# Answers that show more tokens than this with their log-probabilities are put together in a thread.
+INLINE_TOKENS = 2000
+# What the fields are called here.
+_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "top_n_tokens": "logprobs",
+    "inputs": "prompt",
+}
+
+
+def completions_route(service: Service) -> OpenAIRoute[CompletionBody]:
+    """An ASGI endpoint."""
+    return OpenAIRoute(service, msgspec.json.Decoder(CompletionBody), _prepare)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A body whose fields obey the rules; nothing is tokenised yet."""
+
+    body: CompletionBody
+    checked: CheckedParameters  # at least one new token, also where none is shown
+    sources: list[PromptSource]
+    n: int  # choices of a prompt
+    best_of: int  # sequences of a prompt
+    middle: MiddleTokens | None  # where there is a suffix
+
+
+def _prepare(body: CompletionBody, service: Service, backend: Backend, account: Account) -> "_Work":
+    settings = service.settings
+    sources = prompts_of(body, max_prompts=settings.max_client_batch_size, vocab_size=backend.limits.vocab_size)
+    n = check_n(body.n, settings.max_n)
+    best_of = _check_best_of(body, n, settings.max_best_of)
+    if not body.has_output and not body.echoes:
+        raise ValidationFailed("`max_tokens` may be 0 only with `echo`: there would be no text", field="max_tokens")
+    checked = checked_parameters(completion_wishes(body), backend, _NAMES)
+    if body.echoes and body.wants_logprobs and backend.facts.has_encoder:
+        raise ValidationFailed(
+            "`logprobs` must not be set with `echo`: this model reads prompts with an encoder, which rates no tokens",
+            field="logprobs",
+        )
+    if body.truncate is not None and (body.suffix or (body.echoes and body.wants_logprobs)):
+        raise ValidationFailed(
+            "`truncate` must not be set with `suffix`, nor with `echo` and `logprobs`", field="truncate"
+        )
+    middle = None
+    if body.suffix:
+        if body.echoes:
+            raise ValidationFailed("`echo` must be false with `suffix`", field="echo")
+        middle = middle_tokens_for(sources, backend.tokenizer)
+    return _Work(service, backend, account, _Asked(body, checked, sources, n, best_of, middle))
+
+
+def _check_best_of(body: CompletionBody, n: int, max_best_of: int) -> int:
+    best_of = body.best_of
+    if best_of is None or best_of == n:
+        return n
+    if best_of < n:
+        raise ValidationFailed(f"`best_of` must be at least `n` {n}, found {best_of}", field="best_of")
+    if body.stream:
+        raise ValidationFailed(
+            f"`best_of` must not be more than `n` {n} when streaming: the best is known at the end", field="best_of"
+        )
+    if best_of > max_best_of:
+        raise ValidationFailed(
+            f"`best_of` must be at most {max_best_of} (--max-best-of), found {best_of}", field="best_of"
+        )
+    return best_of
+
+
+class _Work:
+    """One call. Sequences stand prompt by prompt, `best_of` of each."""
+
+    def __init__(self, service: Service, backend: Backend, account: Account, asked: _Asked) -> None:
+        self._service = service
+        self._backend = backend
+        self._account = account
+        self._asked = asked
+        self._envelope = new_envelope(service, "cmpl-")
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self._asked.sources) * self._asked.best_of
+
+    async def stream(self, scope: Scope, send: Send) -> None:
+        """Chunks of all choices as they come."""
+        prompts = await self._prompts()
+        await stream_answer(scope, send, self._account, lambda stream: self._write(stream, prompts))
+
+    async def _write(self, stream: EventStream, prompts: Sequence[CompletionPrompt]) -> bytes:
+        async with AsyncExitStack() as stack:
+            generations = await self._start(stack, self._requests(prompts), keep_tokens=False)
+            results = await stream_choices(stream, generations, self._writers(prompts, generations))
+            self._account.note_success(results)
+        if not self._asked.body.wants_usage_event:
+            return b""
+        usage = usage_of(self._counted(results), len(prompts))
+        return b"data: " + completion(self._envelope, [], usage) + b"\n\n"
+
+    async def answer_whole(self, scope: Scope, send: Send) -> None:
+        """One answer when all sequences are complete, choices in the order of the prompts."""
+        asked = self._asked
+        prompts = await self._prompts()
+        is_compared = asked.best_of > asked.n
+        async with AsyncExitStack() as stack:
+            requests = self._requests(prompts)
+            generations = await self._start(stack, requests, keep_tokens=asked.body.wants_logprobs or is_compared)
+            results = [await generation.result() for generation in generations]
+        num_tokens = sum(len(result.tokens) + len(result.prompt_tokens) for result in results)
+        if num_tokens <= INLINE_TOKENS:
+            choices = self._choices(prompts, results)
+        else:
+            choices = await asyncio.to_thread(self._choices, prompts, results)
+        usage = usage_of(self._counted(results), len(prompts))
+        self._account.note_success(results)
+        headers = self._account.whole_headers(results, usage.prompt_tokens)
+        await send_reply(scope, send, 200, completion(self._envelope, choices, usage), headers=headers)
+
+    async def _prompts(self) -> list[CompletionPrompt]:
+        """Tokenise, check the budgets: the last step in which the call can be refused for what it says."""
+        asked = self._asked
+        if asked.checked.grammar is not None:
+            await self._backend.grammars.check(asked.checked.grammar)
+        try:
+            prompts = [await self._prompt(source) for source in asked.sources]
+        except ValidationFailed as error:
+            raise in_openai_words(error, _NAMES) from None
+        self._account.note_validated(sum(len(prompt.text) for prompt in prompts), [prompt.intake for prompt in prompts])
+        return prompts
+
+    async def _prompt(self, source: PromptSource) -> CompletionPrompt:
+        asked = self._asked
+        if asked.middle is not None:
+            assert source.text is not None
+            assert asked.body.suffix is not None
+            return await take_middle_prompt(self._backend, source.text, asked.body.suffix, asked.middle, asked.checked)
+        wants_offsets = asked.body.echoes and asked.body.wants_logprobs
+        return await take_completion_prompt(self._backend, source, asked.checked, wants_offsets=wants_offsets)
+
+    def _requests(self, prompts: Sequence[CompletionPrompt]) -> list[GenerationRequest]:
+        """The first sequence of a prompt brings the prompt's log-probabilities for all."""
+        asked = self._asked
+        wants_prompt = asked.body.echoes and asked.body.wants_logprobs
+        requests = []
+        for prompt in prompts:
+            sequences = [
+                make_request(
+                    self._backend,
+                    prompt.intake,
+                    asked.checked,
+                    sampling,
+                    wants_logprobs=asked.body.wants_logprobs or asked.best_of > asked.n,
+                    wants_prompt_logprobs=wants_prompt,
+                )
+                for sampling in choice_samplings(asked.checked, asked.best_of)
+            ]
+            if wants_prompt:
+                sequences[0] = replace(sequences[0], prompt_top_n_tokens=asked.checked.top_n_tokens)
+            if asked.middle is not None and not asked.checked.ignore_eos:
+                num_known = self._backend.limits.vocab_size  # a tokenizer may have more
+                stop_ids = tuple(token_id for token_id in asked.middle.end_ids if token_id < num_known)
+                sequences = [replace(sequence, stop_ids=stop_ids) for sequence in sequences]
+            requests += share_prompt(sequences)
+        return requests
+
+    async def _start(
+        self, stack: AsyncExitStack, requests: Sequence[GenerationRequest], *, keep_tokens: bool
+    ) -> list[Generation]:
+        options = TextOptions(self._asked.checked.stop, keep_stop_match=False, keep_tokens=keep_tokens)
+        return await start_all(stack, self._backend, requests, options)
+
+    def _choices(self, prompts: Sequence[CompletionPrompt], results: list[GenerationResult]) -> list[CompletionChoice]:
+        asked = self._asked
+        choices: list[CompletionChoice] = []
+        for number, prompt in enumerate(prompts):
+            own = results[number * asked.best_of : (number + 1) * asked.best_of]
+            prompt_tokens = own[0].prompt_tokens
+            if asked.best_of > asked.n:
+                own = sorted(own, key=mean_logprob, reverse=True)[: asked.n]
+            form = self._form(prompt)
+            for result in own:
+                choices.append(whole_choice(len(choices), form, result, prompt_tokens))
+        return choices
+
+    def _writers(
+        self, prompts: Sequence[CompletionPrompt], generations: Sequence[Generation]
+    ) -> list[CompletionChunks]:
+        n = self._asked.n
+        return [
+            # The first sequence of a prompt has its log-probabilities before any other has a token.
+            CompletionChunks(
+                self._envelope, index, self._form(prompts[index // n]), generations[index - index % n].prompt_tokens
+            )
+            for index in range(len(generations))
+        ]
+
+    def _form(self, prompt: CompletionPrompt) -> ChoiceForm:
+        asked = self._asked
+        new_logprobs = None
+        if asked.body.wants_logprobs:
+            tokenizer: Tokenizer = self._backend.tokenizer
+            wants_top = asked.checked.top_n_tokens > 0
+            echoed = len(prompt.text) if asked.body.echoes else 0
+
+            def new_logprobs() -> ChoiceLogprobs:
+                return ChoiceLogprobs(tokenizer, wants_top=wants_top, echoed_characters=echoed)
+
+        return ChoiceForm(prompt, asked.body.echoes, asked.body.has_output, new_logprobs)
+
+    def _counted(self, results: list[GenerationResult]) -> list[GenerationResult]:
+        """The results as usage counts them: a token that is not shown is none."""
+        if self._asked.body.has_output:
+            return results
+        return [replace(result, num_output_tokens=0) for result in results]

@@ -1,0 +1,39 @@
+"""GET /v1/models and /v1/models/{id}: what is served, also while it loads."""
+
+from typing import Any
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from textmill_router.api.openai.model_names import model_not_found
+from textmill_router.http.replies import send_error, send_reply
+from textmill_router.serving.service import Service
+
+
+class ModelsRoute:
+    """An ASGI endpoint: the list, or with a name in the path one model. Names may hold slashes."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name: str | None = scope.get("path_params", {}).get("model")
+        if name is None:
+            await send_reply(scope, send, 200, msgspec.json.encode({"object": "list", "data": [self._model()]}))
+        elif name == self._service.settings.model_id:
+            await send_reply(scope, send, 200, msgspec.json.encode(self._model()))
+        else:
+            await send_error(scope, send, model_not_found(name, self._service.settings))
+
+    def _model(self) -> dict[str, Any]:
+        service = self._service
+        model_id = service.settings.model_id
+        return {
+            "id": model_id,
+            "object": "model",
+            "created": service.model_created_s,
+            "owned_by": model_id.partition("/")[0] if "/" in model_id else "textmill",
+            "root": model_id,
+            "parent": None,
+            "max_model_len": service.max_model_tokens,
+        }

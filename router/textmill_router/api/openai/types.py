@@ -1,0 +1,160 @@
+"""What bodies of /v1 share: sampling fields, stream options, usage. `null` is absent; unknown fields are ignored."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from textmill_router.errors import OverBudget, ValidationFailed
+from textmill_router.request import FinishReason
+from textmill_router.serving.validation import Wishes
+from textmill_router.text.generation import GenerationResult
+
+FINISH_REASONS = {
+    FinishReason.LENGTH: "length",
+    FinishReason.EOS: "stop",
+    FinishReason.STOP_ID: "stop",
+    FinishReason.STOP_STRING: "stop",
+}
+
+
+class StreamOptions(msgspec.Struct, frozen=True, gc=False):
+    """`stream_options` of a request."""
+
+    include_usage: bool | None = None
+
+
+class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields that mean the same in chat and completions; the last block are extensions."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[int, float] | list[float] | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: Any = None
+
+    repetition_penalty: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+
+    @property
+    def wants_usage_event(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True, gc=False):
+    """How much of the prompt was found in the prefix cache."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Tokens of a call: each prompt once, the output of all choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(msgspec.Struct, frozen=True, gc=False):
+    """An alternative to a token of chat `logprobs`."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
+    """A token of chat `logprobs`."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob] | UnsetType = UNSET
+
+
+def sampling_wishes(body: OpenAIBody, *, max_new_tokens: int | None, top_n_tokens: int | None) -> Wishes:
+    """The dialect-free form. Temperature 0 is greedy, everything else samples, as at OpenAI."""
+    top_k = body.top_k
+    stop = body.stop
+    return Wishes(
+        do_sample=body.temperature != 0,
+        temperature=body.temperature,
+        top_k=None if top_k in (0, -1) else top_k,
+        top_p=body.top_p,
+        min_p=body.min_p,
+        typical_p=body.typical_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=_logit_bias(body.logit_bias),
+        seed=body.seed,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=body.min_tokens,
+        ignore_eos=body.ignore_eos or False,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        top_n_tokens=top_n_tokens,
+        streams=bool(body.stream),
+    )
+
+
+def check_n(n: int | None, max_n: int) -> int:
+    """Number of choices. Raises ValidationFailed."""
+    if n is None:
+        return 1
+    if not 1 <= n <= max_n:
+        raise ValidationFailed(f"`n` must be 1 to {max_n} (--max-n), found {n}", field="n")
+    return n
+
+
+def in_openai_words(error: ValidationFailed, names: Mapping[str, str]) -> ValidationFailed:
+    """The same refusal with the names that the fields have in this body."""
+    if isinstance(error, OverBudget):
+        found = _renamed(error.found, names)
+        return OverBudget(
+            f"This model's maximum context length is {error.window_tokens} tokens. However, {found}. Please shorten "
+            "the prompt or ask for fewer tokens. (context_length_exceeded)",
+            field=names.get(error.field, error.field),
+            max_tokens=error.max_tokens,
+            window_tokens=error.window_tokens,
+            found=found,
+        )
+    return ValidationFailed(_renamed(str(error), names), field=names.get(error.field, error.field))
+
+
+def usage_of(results: list[GenerationResult], num_prompts: int = 1) -> Usage:
+    """`results` of all choices, those of one prompt side by side."""
+    firsts = results[:: len(results) // num_prompts]
+    num_prompt_tokens = sum(result.num_prompt_tokens for result in firsts)
+    num_output_tokens = sum(result.num_output_tokens for result in results)
+    return Usage(
+        prompt_tokens=num_prompt_tokens,
+        completion_tokens=num_output_tokens,
+        total_tokens=num_prompt_tokens + num_output_tokens,
+        prompt_tokens_details=PromptTokensDetails(sum(result.num_cached_tokens for result in firsts)),
+    )
+
+
+def _logit_bias(bias: dict[int, float] | list[float] | None) -> tuple[tuple[int, float], ...]:
+    """A map of ids, or TGI's array, whose values belong to the ids 0, 1 and so on. Zeros change nothing."""
+    entries = enumerate(bias) if isinstance(bias, list) else (bias or {}).items()
+    return tuple((token_id, value) for token_id, value in entries if value)
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    for name, openai_name in names.items():
+        text = text.replace(f"`{name}`", f"`{openai_name}`")
+    return text

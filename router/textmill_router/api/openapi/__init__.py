@@ -1,0 +1,1 @@
+"""The description of all routes, and the page on which they can be tried."""

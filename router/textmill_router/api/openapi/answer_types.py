@@ -1,0 +1,220 @@
+"""Answers as `/openapi.json` describes them, where the code that writes them has no struct of its own."""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from textmill_router.api.openai.completion_answers import LegacyLogprobs
+from textmill_router.api.openai.types import TokenLogprob, Usage
+from textmill_router.api.tgi.types import StreamDetails, Token, TokenizedToken
+
+OpenAIFinish = Literal["stop", "length", "tool_calls"]
+
+
+class ErrorResponse(msgspec.Struct):
+    """An error of the native dialect."""
+
+    error: str
+    error_type: str
+    phase: str | UnsetType = UNSET  # while loading
+    estimated_time: float | UnsetType = UNSET  # seconds until the model is ready
+
+
+class OpenAIErrorBody(msgspec.Struct):
+    """What OpenAI's clients read of an error."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIErrorResponse(msgspec.Struct):
+    """An error on /v1, unless `--v1-errors tgi` is set."""
+
+    error: OpenAIErrorBody
+    error_type: str
+
+
+class StreamResponse(msgspec.Struct):
+    """One event of a native stream."""
+
+    index: int
+    token: Token
+    generated_text: str | None
+    details: StreamDetails | None
+    top_tokens: list[Token] | UnsetType = UNSET
+
+
+class ChatTokenizeResponse(msgspec.Struct):
+    """Answer of /chat_tokenize."""
+
+    tokenize_response: list[TokenizedToken]
+    templated_text: str
+
+
+class ModelInfo(msgspec.Struct):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: str | None
+    max_model_len: int | None
+
+
+class ModelList(msgspec.Struct):
+    """Answer of GET /v1/models."""
+
+    object: Literal["list"]
+    data: list[ModelInfo]
+
+
+class Function(msgspec.Struct):
+    """A call as the model made it; `arguments` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+class OutputToolCall(msgspec.Struct):
+    """A tool that the model calls."""
+
+    id: str
+    type: Literal["function"]
+    function: Function
+
+
+class OutputMessage(msgspec.Struct):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str | None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[OutputToolCall] | UnsetType = UNSET
+
+
+class ChatCompletionLogprobs(msgspec.Struct):
+    """Log-probabilities of a choice."""
+
+    content: list[TokenLogprob]
+    refusal: Any = None
+
+
+class ChatCompletionComplete(msgspec.Struct):
+    """A complete choice."""
+
+    index: int
+    message: OutputMessage
+    logprobs: ChatCompletionLogprobs | None
+    finish_reason: OpenAIFinish
+
+
+class ChatCompletion(msgspec.Struct):
+    """Answer of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatCompletionComplete]
+    usage: Usage
+
+
+class DeltaFunction(msgspec.Struct):
+    """A part of a call: the name comes first, then pieces of the arguments."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class DeltaToolCall(msgspec.Struct):
+    """A part of a tool call."""
+
+    index: int
+    function: DeltaFunction
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
+class ChatCompletionDelta(msgspec.Struct):
+    """What a chunk adds to its choice."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[DeltaToolCall] | UnsetType = UNSET
+
+
+class ChatCompletionChoice(msgspec.Struct):
+    """A choice of a chunk."""
+
+    index: int
+    delta: ChatCompletionDelta
+    logprobs: ChatCompletionLogprobs | None
+    finish_reason: OpenAIFinish | None
+
+
+class ChatCompletionChunk(msgspec.Struct):
+    """One event of a chat stream."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatCompletionChoice]
+    usage: Usage | None
+
+
+class CompletionChunkChoice(msgspec.Struct):
+    """A choice of a chunk."""
+
+    index: int
+    text: str
+    logprobs: LegacyLogprobs | None
+    finish_reason: OpenAIFinish | None
+
+
+class CompletionChunk(msgspec.Struct):
+    """One event of a stream of /v1/completions."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None
+
+
+class JsonSchemaConfig(msgspec.Struct):
+    """A schema with a name, which counts for nothing."""
+
+    schema: dict[str, Any] | bool | str
+    name: str | None = None
+
+
+class JsonGrammar(msgspec.Struct):
+    """The output matches a JSON schema, given as object or as a string that holds one."""
+
+    type: Literal["json", "json_object"]
+    value: dict[str, Any] | bool | str | None = None
+
+
+class RegexGrammar(msgspec.Struct):
+    """The whole output matches a regular expression."""
+
+    type: Literal["regex"]
+    value: str
+
+
+class JsonSchemaGrammar(msgspec.Struct):
+    """The output matches a JSON schema."""
+
+    type: Literal["json_schema"]
+    value: JsonSchemaConfig

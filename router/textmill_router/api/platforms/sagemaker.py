@@ -1,0 +1,67 @@
+"""POST /invocations: SageMaker's one route, handed on by the shape of the body."""
+
+from collections.abc import Mapping
+
+import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from textmill_router.errors import RequestError, ValidationFailed
+from textmill_router.http.error_responses import ErrorStyle
+from textmill_router.http.json_body import ClientLeft, decode_json, read_body
+from textmill_router.http.replies import call_of, send_error
+from textmill_router.serving.service import Service
+
+_ABSENT = msgspec.Raw(b"null")
+
+
+class _Shape(msgspec.Struct, gc=False):
+    """The fields that tell the dialect; the first that is there decides."""
+
+    inputs: msgspec.Raw = _ABSENT
+    messages: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
+
+
+_DECODER = msgspec.json.Decoder(_Shape)
+
+
+class InvocationsRoute:
+    """An ASGI endpoint. `endpoints` are those for `inputs`, `messages` and `prompt`, as far as there are any."""
+
+    def __init__(self, service: Service, endpoints: Mapping[str, ASGIApp]) -> None:
+        self._service = service
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_body(scope, receive, self._service.settings.payload_limit)
+            name = self._pick(decode_json(body, _DECODER))
+        except ClientLeft:
+            return
+        except RequestError as error:
+            await send_error(scope, send, error)
+            return
+        if name != "inputs":
+            call_of(scope).error_style = ErrorStyle(self._service.settings.v1_errors)
+        await self._endpoints[name](scope, replay(body, receive), send)
+
+    def _pick(self, shape: _Shape) -> str:
+        for name in self._endpoints:
+            if bytes(getattr(shape, name)).strip() != b"null":
+                return name
+        wanted = ", ".join(f"`{name}`" for name in self._endpoints)
+        raise ValidationFailed(f"the body must have one of the fields {wanted}")
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that was read before, then what comes after it."""
+    is_given = False
+
+    async def again() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

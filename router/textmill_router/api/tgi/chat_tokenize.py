@@ -1,0 +1,54 @@
+"""POST /chat_tokenize: the prompt that a chat body makes, and its tokens."""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from textmill_router.api.openai.chat import render
+from textmill_router.api.openai.chat_messages import chat_wishes
+from textmill_router.api.openai.chat_tools import tool_wishes
+from textmill_router.api.openai.chat_types import ChatBody
+from textmill_router.api.tgi.types import TokenizedToken
+from textmill_router.errors import RequestError
+from textmill_router.http.json_body import ClientLeft, read_json
+from textmill_router.http.replies import send_error, send_reply
+from textmill_router.serving.call_options import ready_backend
+from textmill_router.serving.service import Service
+from textmill_router.text.tokenization import Encoding
+
+_DECODER = msgspec.json.Decoder(ChatBody)
+
+
+class ChatTokenizeRoute:
+    """An ASGI endpoint. Takes a chat body, of which what makes the prompt counts."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_json(scope, receive, _DECODER, self._service.settings.payload_limit)
+            backend = await ready_backend(self._service, scope, receive)
+            _, prompt = await render(backend, chat_wishes(body), tool_wishes(body))
+            encodings = await backend.tokenizer.encode_pieces(prompt.pieces, wants_offsets=True)
+            answer = await asyncio.to_thread(_encode_answer, prompt.pieces, encodings)
+            await send_reply(scope, send, 200, answer)
+        except ClientLeft:
+            return
+        except RequestError as error:
+            await send_error(scope, send, error)
+
+
+def _encode_answer(pieces: Sequence[str], encodings: Sequence[Encoding]) -> bytes:
+    """Offsets are bytes of the whole prompt."""
+    tokens = []
+    base = 0
+    for piece, encoding in zip(pieces, encodings, strict=True):
+        data = piece.encode("utf-8", "replace")
+        for token_id, (start, stop) in zip(encoding.ids, encoding.byte_offsets, strict=True):
+            text = data[start:stop].decode("utf-8", "replace")
+            tokens.append(TokenizedToken(token_id, text, base + start, base + stop))
+        base += len(data)
+    return msgspec.json.encode({"tokenize_response": tokens, "templated_text": "".join(pieces)})

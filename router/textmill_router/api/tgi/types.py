@@ -1,0 +1,225 @@
+"""Bodies of the native dialect, in and out. In requests `null` is an absent field; unknown fields are ignored."""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from textmill_router.grammar.request_forms import native_grammar
+from textmill_router.serving.validation import Wishes, check_adapter
+
+NativeFinish = Literal["length", "eos_token", "stop_sequence"]
+
+
+class NativeParameters(msgspec.Struct, frozen=True, gc=False):
+    """`parameters` of a generate request."""
+
+    adapter_id: str | None = None
+    best_of: int | None = None
+    decoder_input_details: bool | None = None
+    details: bool | None = None
+    do_sample: bool | None = None
+    frequency_penalty: float | None = None
+    grammar: Any = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[int, float] | None = None
+    max_new_tokens: int | None = None
+    max_time: float | None = None
+    min_new_tokens: int | None = None
+    min_p: float | None = None
+    num_return_sequences: int | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    return_full_text: bool | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_n_tokens: int | None = None
+    top_p: float | None = None
+    truncate: int | None = None
+    typical_p: float | None = None
+    watermark: bool | None = None
+
+
+class RequestOptions(msgspec.Struct, frozen=True, gc=False):
+    """`options` of a generate request, as the Inference API has them."""
+
+    use_cache: bool | None = None
+    wait_for_model: bool | None = None
+
+
+NO_OPTIONS = RequestOptions()
+
+
+class GenerateBody(msgspec.Struct, frozen=True, gc=False):
+    """Body of /generate and /generate_stream. A list of inputs is answered by a list."""
+
+    inputs: str | list[str]
+    parameters: NativeParameters | None = None
+    options: RequestOptions | None = None
+
+
+class TokenizeBody(msgspec.Struct, frozen=True, gc=False):
+    """Body of /tokenize: a generate body of which only `inputs` counts."""
+
+    inputs: str
+    parameters: NativeParameters | None = None
+    options: RequestOptions | None = None
+
+
+class CompatBody(GenerateBody, frozen=True, gc=False):
+    """Body of `POST /`: `stream` picks the mode."""
+
+    stream: bool | None = None
+
+
+class InfoAnswer(msgspec.Struct, frozen=True, gc=False):
+    """Answer of /info: the fields of TGI 3, then those of TGI 2."""
+
+    model_id: str
+    model_sha: str | None
+    model_pipeline_tag: str | None
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_input_tokens: int
+    max_total_tokens: int
+    validation_workers: int
+    max_client_batch_size: int
+    router: str
+    version: str
+    sha: str | None
+    docker_label: str | None
+    max_input_length: int
+    model_dtype: str
+    model_device_type: str
+    max_batch_total_tokens: int
+    max_batch_size: int | None
+    # Neither holds anything back here: new prompts join the running batch at the next step.
+    max_waiting_tokens: int = 0
+    waiting_served_ratio: float = 0.0
+
+
+class DetokenizeBody(msgspec.Struct, frozen=True, gc=False):
+    """Body of /detokenize."""
+
+    ids: list[int]
+    skip_special_tokens: bool | None = None  # true unless said otherwise
+
+
+class DetokenizeAnswer(msgspec.Struct, frozen=True, gc=False):
+    """Answer of /detokenize."""
+
+    text: str
+
+
+class VertexBody(msgspec.Struct, frozen=True, gc=False):
+    """Body of /vertex: each instance is a generate body or a chat body."""
+
+    instances: list[dict[str, Any]]
+
+
+class VertexAnswer(msgspec.Struct, frozen=True, gc=False):
+    """Answer of /vertex: one text for each instance, in order."""
+
+    predictions: list[Any]
+
+
+class Token(msgspec.Struct, frozen=True, gc=False):
+    """An output token or an alternative to one."""
+
+    id: int
+    text: str
+    logprob: float | None
+    special: bool
+
+
+class PrefillToken(msgspec.Struct, frozen=True, gc=False):
+    """A prompt token; the first one has no logprob."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+class BestOfSequence(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A sequence of best_of that was not the best."""
+
+    generated_text: str
+    finish_reason: NativeFinish
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[Token]
+    top_tokens: list[list[Token]] | UnsetType = UNSET
+
+
+class Details(msgspec.Struct, frozen=True, gc=False):
+    """What `details` adds. A key that is UNSET is left out, not null."""
+
+    finish_reason: NativeFinish
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[Token]
+    best_of_sequences: list[BestOfSequence] | UnsetType = UNSET
+    top_tokens: list[list[Token]] | UnsetType = UNSET
+
+
+class GenerateAnswer(msgspec.Struct, frozen=True, gc=False):
+    """Answer of /generate; `POST /` wraps it in an array of one."""
+
+    generated_text: str
+    details: Details | UnsetType = UNSET
+
+
+class StreamDetails(msgspec.Struct, frozen=True, gc=False):
+    """`details` of the last event."""
+
+    finish_reason: NativeFinish
+    generated_tokens: int
+    seed: int | None
+    input_length: int
+
+
+class TokenizedToken(msgspec.Struct, frozen=True, gc=False):
+    """A token of /tokenize; offsets are bytes of the input."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+def wishes_of(parameters: NativeParameters | None, *, streams: bool) -> Wishes:
+    """The dialect-free form. Raises ValidationFailed for a grammar of no known shape and for what is not built yet."""
+    if parameters is None:
+        return Wishes(do_sample=True, streams=streams)
+    check_adapter(parameters.adapter_id)
+    stop = parameters.stop
+    return Wishes(
+        do_sample=parameters.do_sample or False,
+        temperature=parameters.temperature,
+        top_k=parameters.top_k,
+        top_p=parameters.top_p,
+        min_p=parameters.min_p,
+        typical_p=parameters.typical_p,
+        repetition_penalty=parameters.repetition_penalty,
+        presence_penalty=parameters.presence_penalty,
+        frequency_penalty=parameters.frequency_penalty,
+        logit_bias=tuple((parameters.logit_bias or {}).items()),
+        seed=parameters.seed,
+        best_of=parameters.best_of,
+        max_new_tokens=parameters.max_new_tokens,
+        max_time=parameters.max_time,
+        min_new_tokens=parameters.min_new_tokens,
+        ignore_eos=parameters.ignore_eos or False,
+        grammar=native_grammar(parameters.grammar),
+        watermark=parameters.watermark or False,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        truncate=parameters.truncate,
+        top_n_tokens=parameters.top_n_tokens,
+        wants_prompt_details=parameters.decoder_input_details or False,
+        streams=streams,
+    )

@@ -1,0 +1,232 @@
+"""One admitted call of the native dialect: prompts to requests, results to an answer or to events."""
+
+from contextlib import AsyncExitStack
+from enum import Enum
+
+import msgspec
+from starlette.types import Scope, Send
+
+from textmill_router.api.tgi.answers import NativeEvents, whole_answer
+from textmill_router.api.tgi.types import GenerateAnswer, GenerateBody, NativeParameters
+from textmill_router.errors import ValidationFailed
+from textmill_router.http.error_responses import native_error_body
+from textmill_router.http.event_stream import EventStream
+from textmill_router.http.replies import send_reply
+from textmill_router.request import GenerationRequest, SamplingParameters
+from textmill_router.serving.accounting import Account
+from textmill_router.serving.failures import generation_error
+from textmill_router.serving.intake import (
+    Intake,
+    choice_samplings,
+    make_request,
+    samplings,
+    share_prompt,
+    take_prompt,
+)
+from textmill_router.serving.logprobs import mean_logprob
+from textmill_router.serving.reply_cache import CacheSlot
+from textmill_router.serving.response_cache import CachedAnswer
+from textmill_router.serving.service import Backend
+from textmill_router.serving.validation import CheckedParameters
+from textmill_router.text.generation import (
+    Generation,
+    GenerationFailed,
+    GenerationResult,
+    TextOptions,
+    TokenEvent,
+    start_generation,
+)
+
+_NO_PARAMETERS = NativeParameters()
+
+
+class GenerateMode(Enum):
+    """Which of the three routes: shape of the answer and defaults differ."""
+
+    WHOLE = "generate"
+    STREAM = "generate_stream"
+    COMPAT = "compat"  # the body says which; the answer is an array; the prompt is given back by default
+
+
+def check_batch(body: GenerateBody, checked: CheckedParameters, *, streams: bool, limit: int) -> int:
+    """The number of sequences that the call computes. Raises ValidationFailed for what cannot go together."""
+    num_returned = body.parameters.num_return_sequences if body.parameters else None
+    has_list = isinstance(body.inputs, list)
+    num_prompts = len(body.inputs) if has_list else 1
+    for name, count, is_asked in (
+        ("inputs", num_prompts, has_list),
+        ("num_return_sequences", num_returned or 0, num_returned is not None),
+    ):
+        if is_asked and not 1 <= count <= limit:
+            what = "must hold" if name == "inputs" else "must be"
+            raise ValidationFailed(f"`{name}` {what} 1 to {limit} (--max-client-batch-size), found {count}", field=name)
+        if is_asked and (has_list if name == "inputs" else count > 1):
+            if streams:
+                raise ValidationFailed(f"`{name}` asks for several results, which cannot be streamed", field=name)
+            if checked.best_of > 1:
+                raise ValidationFailed(f"`{name}` asks for several results: `best_of` must be 1", field=name)
+    return num_prompts * max(checked.best_of, num_returned or 1)
+
+
+class NativeWork:
+    """Made once per call, after admission."""
+
+    def __init__(
+        self, account: Account, backend: Backend, body: GenerateBody, checked: CheckedParameters, mode: GenerateMode
+    ) -> None:
+        parameters = body.parameters or _NO_PARAMETERS
+        self._account = account
+        self._backend = backend
+        self._texts = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+        self._checked = checked
+        self._num_returned = parameters.num_return_sequences or 1
+        self._is_array = mode is GenerateMode.COMPAT or isinstance(body.inputs, list) or self._num_returned > 1
+        wants_full_text = parameters.return_full_text
+        # Only what continues a text is told with it by default, as where TGI knows the model's task.
+        is_told_whole = mode is GenerateMode.COMPAT and not backend.facts.has_encoder
+        self._wants_full_text = is_told_whole if wants_full_text is None else wants_full_text
+        self._wants_prompt_details = bool(parameters.decoder_input_details)
+        self._wants_details = bool(parameters.details) or self._wants_prompt_details
+        self._deadline_s = None if checked.max_time is None else account.arrival_s + checked.max_time
+
+    async def stream(self, scope: Scope, send: Send, slot: CacheSlot | None) -> None:
+        """Events until the last token; an error after the first of them is an event."""
+        [intake] = await self._take_prompts()
+        [request] = self._requests(intake, wants_logprobs=True)
+        [text] = self._texts
+        writer = NativeEvents(
+            prompt=self._prefix(text),
+            seed=_shown_seed(request),
+            wants_details=self._wants_details,
+            wants_top_tokens=self._checked.top_n_tokens > 0,
+        )
+        stream = EventStream(scope, send, self._account.stream_headers())
+        written: list[bytes] = []
+
+        def encode_kept(events: list[TokenEvent]) -> bytes:
+            data = writer.encode(events)
+            written.append(data)
+            return data
+
+        encode = writer.encode if slot is None else encode_kept
+
+        def write_now(events: list[TokenEvent]) -> bool:
+            if not stream.can_write_now:
+                return False
+            stream.write_now(encode(events))
+            return True
+
+        try:
+            async with self._start(request, keep_tokens=False) as generation:
+                generation.read_fast(write_now)
+                events = await generation.next_events()
+                while events[-1].result is None:
+                    await stream.write(encode(events))
+                    events = await generation.next_events()
+                result = events[-1].result
+                self._account.note_success([result], seed=_shown_seed(request))
+                await stream.end(encode(events))
+        except GenerationFailed as failed:
+            if not stream.is_started:
+                raise
+            error = generation_error(failed.failure)
+            self._account.note_failure(error)
+            await stream.end(b"data: " + native_error_body(error) + b"\n\n")
+            return
+        finally:
+            stream.close()
+        if slot is not None:
+            slot.keep(self._cached(b"".join(written), [intake], [result]))
+
+    async def answer_whole(self, scope: Scope, send: Send, slot: CacheSlot | None) -> None:
+        """One answer when all sequences are complete."""
+        is_compared = self._checked.best_of > 1
+        intakes = await self._take_prompts()
+        wants_logprobs = self._wants_details or is_compared
+        requests = [self._requests(intake, wants_logprobs=wants_logprobs) for intake in intakes]
+        async with AsyncExitStack() as stack:
+            # All are submitted in one turn, so that the first computes a prompt for all that share it.
+            generations = [
+                [await stack.enter_async_context(self._start(one, keep_tokens=wants_logprobs)) for one in of_prompt]
+                for of_prompt in requests
+            ]
+            results = [[await generation.result() for generation in of_prompt] for of_prompt in generations]
+        for rated, *further in results:
+            for one in further:
+                one.prompt_tokens = rated.prompt_tokens
+        answers: list[GenerateAnswer] = []
+        for text, of_prompt, asked in zip(self._texts, results, requests, strict=True):
+            seeds = [_shown_seed(request) for request in asked]
+            if is_compared:
+                answers.append(self._answer(text, of_prompt, seeds))
+            else:
+                answers += [self._answer(text, [one], [seed]) for one, seed in zip(of_prompt, seeds, strict=True)]
+        first = results[0]
+        chosen = max(first, key=mean_logprob) if is_compared else first[0]
+        others = [one for of_prompt in results for one in of_prompt if one is not chosen]
+        self._account.note_success([chosen, *others], seed=_shown_seed(requests[0][first.index(chosen)]))
+        data = msgspec.json.encode(answers if self._is_array else answers[0])
+        # Of best_of only the sequence that is the answer counts in the headers.
+        told = [chosen] if is_compared else [chosen, *others]
+        num_prompt_tokens = sum(len(intake.prompt_ids) for intake in intakes)
+        if slot is not None:
+            slot.keep(self._cached(data, intakes, told))
+        await send_reply(scope, send, 200, data, headers=self._account.whole_headers(told, num_prompt_tokens))
+
+    async def _take_prompts(self) -> list[Intake]:
+        """Tokenise and check the budget: the last step in which the call can be refused for what it says."""
+        intakes = [await take_prompt(self._backend, text, self._checked) for text in self._texts]
+        self._account.note_validated(sum(map(len, self._texts)), intakes)
+        return intakes
+
+    def _requests(self, intake: Intake, *, wants_logprobs: bool) -> list[GenerationRequest]:
+        """The sequences of one prompt."""
+        ways: list[SamplingParameters] = samplings(self._checked)
+        if self._num_returned > 1:
+            ways = choice_samplings(self._checked, self._num_returned)
+        return share_prompt(
+            [
+                make_request(
+                    self._backend,
+                    intake,
+                    self._checked,
+                    sampling,
+                    wants_logprobs=wants_logprobs,
+                    wants_prompt_logprobs=self._wants_prompt_details,
+                )
+                for sampling in ways
+            ]
+        )
+
+    def _start(self, request: GenerationRequest, *, keep_tokens: bool) -> Generation:
+        options = TextOptions(
+            self._checked.stop,
+            keep_tokens=keep_tokens,
+            deadline_s=self._deadline_s,
+            closing_id=next(iter(self._backend.facts.eos_token_ids), 0),
+        )
+        return start_generation(self._backend.engine, self._backend.tokenizer, request, options)
+
+    def _answer(self, text: str, results: list[GenerationResult], seeds: list[int | None]) -> GenerateAnswer:
+        return whole_answer(
+            results,
+            seeds,
+            prompt=self._prefix(text),
+            wants_details=self._wants_details,
+            wants_top_tokens=self._checked.top_n_tokens > 0,
+        )
+
+    def _prefix(self, text: str) -> str:
+        return text if self._wants_full_text else ""
+
+    def _cached(self, body: bytes, intakes: list[Intake], results: list[GenerationResult]) -> CachedAnswer:
+        return CachedAnswer(
+            body,
+            num_characters=sum(map(len, self._texts)),
+            num_prompt_tokens=sum(len(intake.prompt_ids) for intake in intakes),
+            num_output_tokens=sum(result.num_output_tokens for result in results),
+        )
+
+
+def _shown_seed(request: GenerationRequest) -> int | None:
+    return request.sampling.seed if request.sampling.do_sample else None

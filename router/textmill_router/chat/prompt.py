@@ -1,0 +1,126 @@
+"""From a conversation to the prompt: roles that the template knows, a final message to go on with, forged tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from textmill_router.chat.message_content import fit_content, with_more_text
+from textmill_router.chat.role_safety import RoleSafety
+from textmill_router.chat.template import ChatTemplate, Conversation, Message
+from textmill_router.errors import TemplateFailed, ValidationFailed
+
+# Roles that templates and clients are made for; others must not look like a part of a special token.
+KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"})
+# Whose texts may hold the model's own markup: the model's, and those that tell it what to do.
+_MARKUP_ROLES = frozenset({"assistant", "model", "system", "developer"})
+_MARKUP_FIELDS = ("content", "reasoning_content", "thinking")
+# Put behind the message that the model goes on with. Its trailing space tells whether the template trims.
+_GOES_ON = "\ufdd1goes-on\ufdd1 "
+
+
+@dataclass(frozen=True, slots=True)
+class ChatWishes:
+    """What a chat request says of its prompt. None: the default, see `goes_on`."""
+
+    messages: list[Message]  # as templates take them: no nulls, content is text or text parts
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the final message is continued: asked for, or it is the assistant's and nothing else was asked."""
+        if self.continue_final_message is not None:
+            return self.continue_final_message
+        last = self.messages[-1]
+        return last["role"] == "assistant" and "content" in last and not self.add_generation_prompt
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A rendered prompt; `pieces` are encoded one by one."""
+
+    pieces: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+def make_prompt(template: ChatTemplate, wishes: ChatWishes, safety: RoleSafety) -> ChatPrompt:
+    """Raises ValidationFailed for what contradicts itself, TemplateFailed for what the template does not take."""
+    if not wishes.messages:
+        raise ValidationFailed("`messages` must not be empty", field="messages")
+    goes_on = wishes.goes_on
+    if goes_on and wishes.add_generation_prompt:
+        raise ValidationFailed(
+            "`continue_final_message` and `add_generation_prompt` exclude each other: one goes on with the last "
+            "message, the other begins a new one",
+            field="continue_final_message",
+        )
+    for index, message in enumerate(wishes.messages):
+        _check_role(message["role"], index, safety)
+    messages = [_guarded(message, safety) for message in wishes.messages]
+    tools, documents, variables = safety.guard([wishes.tools, wishes.documents, dict(wishes.variables)])
+    messages = [_known_to(template, message) for message in messages]
+    if goes_on:
+        last = messages[-1]
+        if "content" not in last:
+            raise ValidationFailed("the last message has no text to go on with", field="continue_final_message")
+        messages[-1] = {**last, "content": with_more_text(last["content"], _GOES_ON)}
+    conversation = Conversation(
+        messages=messages,
+        tools=tools,
+        documents=documents,
+        add_generation_prompt=not goes_on and wishes.add_generation_prompt is not False,
+        variables=variables,
+    )
+    rendered = template.render(conversation)
+    return ChatPrompt(safety.cut(_cut_open(rendered) if goes_on else rendered))
+
+
+def _check_role(role: str, index: int, safety: RoleSafety) -> None:
+    if role not in KNOWN_ROLES and safety.forges(role):
+        raise ValidationFailed(
+            f"`messages[{index}].role` {role!r} is part of a special token's text: it could end the message",
+            field=f"messages[{index}].role",
+        )
+
+
+def _guarded(message: Message, safety: RoleSafety) -> Message:
+    """The names of fields are ours, and so are the known roles; all else may forge."""
+    role = message["role"]
+    guarded = {"role": role if role in KNOWN_ROLES else safety.guard(role)}
+    for name, value in message.items():
+        if name != "role":
+            keeps_markup = role in _MARKUP_ROLES and name in _MARKUP_FIELDS
+            if name == "content" and isinstance(value, list):
+                guarded[name] = [
+                    {**part, "text": safety.guard(part["text"], keeps_markup=keeps_markup)} for part in value
+                ]
+            else:
+                guarded[name] = safety.guard(value, keeps_markup=keeps_markup)
+    return guarded
+
+
+def _known_to(template: ChatTemplate, message: Message) -> Message:
+    """`developer` is `system` where the template knows no other; content as the template reads it."""
+    role = message["role"]
+    if role == "developer" and not template.mentions("developer"):
+        role = "system"
+    fitted = {**message, "role": role}
+    if "content" in message:
+        form = template.content_form
+        fitted["content"] = fit_content(message["content"], takes_text=form.takes_text, takes_parts=form.takes_parts)
+    return fitted
+
+
+def _cut_open(rendered: str) -> str:
+    """The prompt up to the end of the final message; without its trailing space where the template trims."""
+    end = rendered.rfind(_GOES_ON.rstrip())
+    if end < 0:
+        raise TemplateFailed("the template leaves the final message out, so it cannot be continued")
+    prompt = rendered[:end]
+    return prompt if rendered.startswith(_GOES_ON, end) else prompt.rstrip()

@@ -1,0 +1,1 @@
+"""The loop around the scheduler, and the stream to the shard."""

@@ -1,0 +1,340 @@
+"""Joins requests, scheduler and shard: the only owner of the scheduler and of the stream.
+
+Everything runs in one asyncio loop. A result is answered with plans first, then handed to the readers of its tokens.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+
+from textmill_proto import PROTOCOL_VERSION
+
+from textmill_router.engine.shard_client import ShardClient, ShardClientOptions
+from textmill_router.engine.wire import PlanRejected, ShardFacts, ShardHealth, pool_of
+from textmill_router.metrics.step_metrics import Method, StepMetrics
+from textmill_router.request import Failure, FailureCode, GenerationRequest, OutputSink, RequestId, RequestOutput
+from textmill_router.scheduler.epoch import Counters
+from textmill_router.scheduler.plan import StepResult
+from textmill_router.scheduler.scheduler import Scheduler, SchedulerConfig, SchedulerStats, StreamBroken
+
+log = logging.getLogger(__name__)
+
+STALL_WARNING_S = 30.0
+
+
+class EnginePhase(StrEnum):
+    """Where the way to tokens stands; the first five before the first epoch."""
+
+    STARTING = "starting"  # the shard does not answer yet
+    CONFIG = "config"
+    WEIGHTS = "weights"
+    KV_POOL = "kv_pool"
+    WARMUP = "warmup"
+    READY = "ready"
+    LOST = "lost"  # between two epochs: requests are taken and held
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """`progress` is 0 .. 1 of the phase; `facts` are those of the last Hello; `error` says why it stopped or hangs."""
+
+    phase: EnginePhase = EnginePhase.STARTING
+    progress: float = 0.0
+    facts: ShardFacts | None = None
+    error: str | None = None
+
+
+class EngineUnavailable(Exception):
+    """A request came before the first epoch or after the stop; `status` says which."""
+
+    def __init__(self, status: EngineStatus) -> None:
+        super().__init__(status.error or status.phase.value)
+        self.status = status
+
+
+class ShardMismatch(Exception):
+    """The shard behind a Hello does not fit this router; the text says what was wanted and what was found."""
+
+
+class _Reader:
+    """The sink of one request, and when its last token came (0 before the first)."""
+
+    __slots__ = ("last_token_s", "sink")
+
+    def __init__(self, sink: OutputSink) -> None:
+        self.sink = sink
+        self.last_token_s = 0.0
+
+
+class EngineLoop:
+    """Life: `start`, then `submit` and `cancel` from the same loop, then `stop`.
+
+    `configure` makes the scheduler's settings from the facts of the first Hello. `tokenizer_digest` is that of the
+    router's own tokenizer; a shard that has another one is refused.
+    """
+
+    def __init__(
+        self,
+        client_options: ShardClientOptions,
+        configure: Callable[[ShardFacts], SchedulerConfig],
+        tokenizer_digest: str,
+    ) -> None:
+        self._configure = configure
+        self._tokenizer_digest = tokenizer_digest
+        self._client = ShardClient(client_options)
+        self._scheduler: Scheduler | None = None
+        self._readers: dict[RequestId, _Reader] = {}
+        self.steps = StepMetrics()
+        self._status = EngineStatus()
+        self._status_changed = asyncio.Event()
+        self._held_outputs: list[RequestOutput] = []
+        self._is_tick_due = False
+        self._has_broken = False
+        self._moved_s = 0.0  # when a step last ended, or nothing ran, or the log said that neither is so
+        self._task: asyncio.Task[None] | None = None
+        self._request_ids = itertools.count(1)
+
+    # ---- for the HTTP side
+
+    @property
+    def status(self) -> EngineStatus:
+        return self._status
+
+    def now(self) -> float:
+        """The clock of `GenerationRequest.arrival_s`, in seconds."""
+        return time.monotonic()
+
+    def next_request_id(self) -> RequestId:
+        return RequestId(next(self._request_ids))
+
+    def stats(self) -> SchedulerStats | None:
+        """Numbers of queue, slots and blocks; None before the first epoch."""
+        return None if self._scheduler is None else self._scheduler.stats()
+
+    @property
+    def counters(self) -> Counters | None:
+        """Numbers that only grow, over all epochs; None before the first. To be read, not written."""
+        return None if self._scheduler is None else self._scheduler.counters
+
+    def can_ever_fit(self, num_tokens: int) -> bool:
+        """Whether a request of so many tokens, prompt and output, fits the KV pool alone."""
+        return self._scheduler is None or self._scheduler.can_ever_fit(num_tokens)
+
+    async def start(self) -> None:
+        """Begins to look for the shard and returns at once."""
+        assert self._task is None
+        self._task = asyncio.create_task(self._run())
+
+    async def wait_for_phase(self, *phases: EnginePhase) -> EngineStatus:
+        """Waits until the status has one of these phases; the caller sets the limit."""
+        while self._status.phase not in phases:
+            self._status_changed.clear()
+            await self._status_changed.wait()
+        return self._status
+
+    async def stop(self) -> None:
+        """Ends the stream; what still runs fails with SHUTDOWN."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._end("the router is stopping")
+
+    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
+        """Takes a request. Raises EngineUnavailable, or QueueFull of the scheduler."""
+        if self._scheduler is None or self._status.phase is EnginePhase.STOPPED:
+            raise EngineUnavailable(self._status)
+        self._scheduler.on_submit(request, self.now())
+        self._readers[request.request_id] = _Reader(sink)
+        self._tick_soon()
+
+    def cancel(self, request_id: RequestId) -> None:
+        """Ends a request; its sink hears nothing more. Does nothing when it has ended."""
+        if self._readers.pop(request_id, None) is None:
+            return
+        assert self._scheduler is not None
+        self._scheduler.on_cancel(request_id)
+        self._tick_soon()
+
+    # ---- for the stream (StreamHandler)
+
+    def on_health(self, health: ShardHealth) -> None:
+        if self._scheduler is not None or health.is_ready:
+            return
+        phase = EnginePhase.STARTING
+        if health.phase in _LOADING_PHASES:
+            phase = EnginePhase(health.phase)
+        self._set_status(
+            EngineStatus(phase, health.progress, error=health.detail or None if health.has_failed else None)
+        )
+
+    def on_hello(self, facts: ShardFacts, epoch: int) -> None:
+        self._check(facts)
+        if self._scheduler is None:
+            self._scheduler = Scheduler(self._configure(facts))
+        began_s = time.perf_counter()
+        self._moved_s = self.now()
+        decision = self._scheduler.begin_epoch(pool_of(facts, epoch), self._moved_s)
+        self.steps.on_plans(decision.plans, self._scheduler.num_running, time.perf_counter() - began_s)
+        self._client.send(decision.plans)
+        self._set_status(EngineStatus(EnginePhase.READY, 1.0, facts))
+        self._deliver(decision.outputs)
+        log.info("epoch begins", extra={"epoch": epoch, "num_slots": facts.num_slots, "num_blocks": facts.num_blocks})
+
+    def on_result(self, result: StepResult) -> None:
+        scheduler = self._scheduler
+        assert scheduler is not None
+        began_s = time.perf_counter()
+        num_prefill_tokens = scheduler.counters.num_prefill_tokens
+        has_prefill = bool(result.errors) and scheduler.is_any_in_prefill  # a prompt that failed computed nothing
+        try:
+            self._moved_s = self.now()
+            decision = scheduler.on_step(result, self._moved_s)
+        except StreamBroken as error:
+            if self._has_broken:  # and no request has finished since
+                raise
+            self._has_broken = True
+            self._client.cut(f"the shard broke a rule of the stream: {error}")
+            return
+        has_prefill = has_prefill or scheduler.counters.num_prefill_tokens > num_prefill_tokens
+        method = Method.PREFILL if has_prefill else Method.DECODE
+        if decision.plans:
+            # First the shard, then the readers: the stream's writer runs before what is put behind it here.
+            self._client.send(decision.plans)
+            self._held_outputs += decision.outputs
+            asyncio.get_running_loop().call_soon(self._deliver_timed, (), method)
+            planning_s = time.perf_counter() - began_s
+            self.steps.on_plans(decision.plans, scheduler.num_running, planning_s)
+        else:
+            planning_s = time.perf_counter() - began_s
+            self._deliver_timed(decision.outputs, method)
+        if result.step:
+            self.steps.on_step(method, result, planning_s)
+
+    def on_rejected(self, rejected: PlanRejected) -> None:
+        assert self._scheduler is not None
+        log.error("plan rejected", extra={"plan": rejected.plan_number, "reason": rejected.message})
+        self._deliver(self._scheduler.on_plan_rejected(rejected.plan_number, rejected.message, self.now()))
+
+    def on_heartbeat(self) -> None:
+        """The shard lives; says so when that is all it does. Nothing is ended: large steps may take minutes."""
+        now_s = self.now()
+        num_running = 0 if self._scheduler is None else self._scheduler.num_running
+        if not num_running:
+            self._moved_s = now_s
+        elif now_s - self._moved_s >= STALL_WARNING_S:
+            self._moved_s = now_s
+            log.warning(
+                "no step has ended for %.0f s: a very large step, or a rank that hangs",
+                STALL_WARNING_S,
+                extra={"num_running": num_running},
+            )
+
+    def on_lost(self, reason: str) -> None:
+        assert self._scheduler is not None
+        if self._scheduler.num_running:
+            self.steps.on_lost_step(Method.PREFILL if self._scheduler.is_any_in_prefill else Method.DECODE)
+        self._set_status(EngineStatus(EnginePhase.LOST, 0.0, self._status.facts, reason))
+        self._deliver(self._scheduler.end_epoch(self.now()))
+
+    # ---- inside
+
+    async def _run(self) -> None:
+        try:
+            await self._client.run(self)
+        except Exception as error:
+            # Nothing can be served any more; the supervisor of this process decides what to do about it.
+            log.critical("engine stopped", exc_info=not isinstance(error, ShardMismatch), extra={"reason": str(error)})
+            self._end(str(error) or type(error).__name__)
+
+    def _tick_soon(self) -> None:
+        """One plan for everything that is submitted or cancelled in this turn of the loop (rule 4)."""
+        if not self._is_tick_due:
+            self._is_tick_due = True
+            asyncio.get_running_loop().call_soon(self._tick)
+
+    def _tick(self) -> None:
+        self._is_tick_due = False
+        if self._scheduler is not None and self._status.phase is not EnginePhase.STOPPED:
+            began_s = time.perf_counter()
+            plans = self._scheduler.on_tick(self.now())
+            self._client.send(plans)
+            self.steps.on_plans(plans, self._scheduler.num_running, time.perf_counter() - began_s)
+
+    def _deliver_timed(self, outputs: Sequence[RequestOutput], method: Method) -> None:
+        """`_deliver` for the outputs of a step."""
+        if not outputs and not self._held_outputs:
+            return
+        began_s = time.perf_counter()
+        self._deliver(outputs)
+        self.steps.on_text(method, time.perf_counter() - began_s)
+
+    def _deliver(self, outputs: Iterable[RequestOutput]) -> None:
+        """Hands outputs to their readers, what was held before the new."""
+        if self._held_outputs:
+            held, self._held_outputs = self._held_outputs, []
+            outputs = [*held, *outputs]
+        readers = self._readers
+        now_s = self.now()
+        num_by_skipped, inter_token = self.steps.num_outputs_by_skipped, self.steps.inter_token
+        for output in outputs:
+            request_id = output.request_id
+            reader = readers.get(request_id)
+            if reader is None:
+                continue  # cancelled while the step ran
+            sink = reader.sink
+            num_tokens = len(output.tokens)
+            if num_tokens:
+                num_by_skipped[num_tokens - 1] += 1
+                if reader.last_token_s:
+                    inter_token.observe((now_s - reader.last_token_s) / num_tokens, num_tokens)
+                reader.last_token_s = now_s
+            if output.finish is not None or output.failure is not None:
+                del readers[request_id]
+                self._has_broken = False
+            try:
+                sink.on_output(output)
+            except Exception:  # one reader's fault ends that reader, not the batch
+                log.exception("reader of a request failed", extra={"request_id": request_id})
+                self.cancel(request_id)
+                failure = Failure(FailureCode.INTERNAL, "the text of this request could not be made")
+                with suppress(Exception):  # a reader that raises again was logged above
+                    sink.on_output(RequestOutput(request_id, failure=failure))
+
+    def _check(self, facts: ShardFacts) -> None:
+        """Rule 22: the same model as before, and the tokenizer of this router."""
+        if facts.protocol_version != PROTOCOL_VERSION:
+            raise ShardMismatch(f"shard speaks protocol {facts.protocol_version}, router {PROTOCOL_VERSION}")
+        if facts.tokenizer_digest and facts.tokenizer_digest != self._tokenizer_digest:
+            raise ShardMismatch(
+                f"shard has tokenizer {facts.tokenizer_digest}, router {self._tokenizer_digest}: "
+                "start both with the same model folder"
+            )
+        before = self._status.facts
+        if before is None:
+            return
+        for name in ("model_id", "model_sha", "model_type", "dtype", "vocab_size", "tokenizer_digest", "block_size"):
+            if getattr(before, name) != getattr(facts, name):
+                raise ShardMismatch(f"{name} of the new epoch is {getattr(facts, name)}, was {getattr(before, name)}")
+
+    def _end(self, reason: str) -> None:
+        if self._status.phase is EnginePhase.STOPPED:
+            return
+        self._deliver(())
+        self._set_status(EngineStatus(EnginePhase.STOPPED, 0.0, self._status.facts, reason))
+        failure = Failure(FailureCode.SHUTDOWN, reason)
+        readers, self._readers = self._readers, {}
+        for request_id, reader in readers.items():
+            reader.sink.on_output(RequestOutput(request_id, failure=failure))
+
+    def _set_status(self, status: EngineStatus) -> None:
+        self._status = status
+        self._status_changed.set()
+
+
+_LOADING_PHASES = ("config", "weights", "kv_pool", "warmup")

@@ -1,0 +1,330 @@
+"""Between the router's own types and the messages of `textmill_proto`. Packed arrays are little-endian on the wire."""
+
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from textmill_proto.v1 import shard_pb2
+
+from textmill_router.request import (
+    FailureCode,
+    Grammar,
+    GrammarKind,
+    PromptLogprobs,
+    RequestId,
+    SamplingParameters,
+    Slot,
+    TopTokens,
+)
+from textmill_router.scheduler.plan import (
+    Admit,
+    Budget,
+    Extend,
+    Plan,
+    ShardPool,
+    SlotError,
+    SlotPromptLogprobs,
+    StepResult,
+)
+
+PREFIX_FEATURE = "prefix_cache"  # of ShardInfo.features: equal prefixes may share blocks
+
+_IS_BIG_ENDIAN = sys.byteorder == "big"
+_FAILURE_CODES = {
+    shard_pb2.SLOT_ERROR_CODE_NOT_FINITE: FailureCode.NOT_FINITE,
+    shard_pb2.SLOT_ERROR_CODE_INTERNAL: FailureCode.INTERNAL,
+}
+
+_GRAMMAR_KINDS = {
+    GrammarKind.JSON_SCHEMA: shard_pb2.GRAMMAR_KIND_JSON_SCHEMA,
+    GrammarKind.REGEX: shard_pb2.GRAMMAR_KIND_REGEX,
+    GrammarKind.LARK: shard_pb2.GRAMMAR_KIND_LARK,
+}
+
+
+class WireError(Exception):
+    """The shard sent something that the contract does not allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFacts:
+    """What a shard says of itself; fields and units as in `ShardInfo` of shard.proto."""
+
+    protocol_version: int
+    model_id: str
+    model_sha: str
+    model_type: str
+    dtype: str
+    device: str
+    rank: int
+    world_size: int
+    block_size: int
+    num_blocks: int
+    num_slots: int
+    max_step_tokens: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    layout: str
+    features: tuple[str, ...]
+    tokenizer_digest: str
+    max_model_tokens: int
+    weight_bytes: int
+    kv_bytes: int
+    rope_border: int = 0
+    decoder_prompt_ids: tuple[int, ...] = ()
+    max_encoder_tokens: int = 0
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads the prompt, and a decoder writes what follows its own first tokens."""
+        return bool(self.decoder_prompt_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardHealth:
+    """Answer to Health: `phase` and `progress` (0 .. 1) while loading, `detail` when failed."""
+
+    is_ready: bool
+    has_failed: bool
+    phase: str
+    progress: float
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRejected:
+    """The shard refused a plan and ends the stream (rule 20)."""
+
+    plan_number: int
+    message: str
+
+
+def plan_to_proto(plan: Plan, epoch: int) -> shard_pb2.ToShard:
+    """One message of the stream; at most 1 MiB unless a single admit is longer (rule 4, seen to by the scheduler)."""
+    message = shard_pb2.Plan(
+        number=plan.number,
+        drops=[shard_pb2.Drop(slot=drop.slot, request_id=drop.request_id) for drop in plan.drops],
+        extends=[_extend_to_proto(extend) for extend in plan.extends],
+        admits=[_admit_to_proto(admit) for admit in plan.admits],
+        budget=None if plan.budget is None else _budget_to_proto(plan.budget),
+    )
+    return shard_pb2.ToShard(epoch=epoch, plan=message)
+
+
+def heartbeat_to_proto(epoch: int) -> shard_pb2.ToShard:
+    return shard_pb2.ToShard(epoch=epoch, heartbeat=shard_pb2.Heartbeat())
+
+
+def result_from_proto(message: shard_pb2.StepResult) -> StepResult:
+    """Raises WireError where parallel arrays differ in length."""
+    slots = unpack_ids(message.slots)
+    tokens = unpack_ids(message.tokens)
+    flags = message.flags
+    prefill_slots = unpack_ids(message.prefill_slots)
+    prefill_computed = unpack_ids(message.prefill_computed)
+    if not len(slots) == len(tokens) == len(flags):
+        raise WireError(f"step {message.step}: {len(slots)} slots, {len(tokens)} tokens, {len(flags)} flags")
+    if len(prefill_slots) != len(prefill_computed):
+        raise WireError(f"step {message.step}: {len(prefill_slots)} prefill slots, {len(prefill_computed)} counts")
+    logprobs = unpack_floats(message.logprobs) if message.logprobs else None
+    if logprobs is not None and len(logprobs) != len(slots):
+        raise WireError(f"step {message.step}: {len(slots)} slots, {len(logprobs)} logprobs")
+    return StepResult(
+        step=message.step,
+        plan_applied=message.plan_applied,
+        slots=slots,
+        tokens=tokens,
+        flags=flags,
+        prefill_slots=prefill_slots,
+        prefill_computed=prefill_computed,
+        starved_slots=unpack_ids(message.starved_slots),
+        errors=tuple(_slot_error_from_proto(error) for error in message.errors),
+        logprobs=logprobs,
+        top_tokens=(
+            {top.row: _top_tokens(unpack_ids(top.ids), unpack_floats(top.logprobs)) for top in message.top_tokens}
+            if message.top_tokens
+            else None
+        ),
+        prompt_logprobs=tuple(_prompt_logprobs_from_proto(piece) for piece in message.prompt_logprobs),
+        step_s=message.step_ns * 1e-9,
+        device_s=message.device_ns * 1e-9,
+        gap_s=message.gap_ns * 1e-9,
+    )
+
+
+def rejected_from_proto(message: shard_pb2.PlanRejected) -> PlanRejected:
+    return PlanRejected(message.plan, f"slot {message.slot}, {message.field}: {message.message}")
+
+
+def facts_from_proto(info: shard_pb2.ShardInfo) -> ShardFacts:
+    return ShardFacts(
+        protocol_version=info.protocol_version,
+        model_id=info.model_id,
+        model_sha=info.model_sha,
+        model_type=info.model_type,
+        dtype=info.dtype,
+        device=info.device,
+        rank=info.rank,
+        world_size=info.world_size,
+        block_size=info.block_size,
+        num_blocks=info.num_blocks,
+        num_slots=info.num_slots,
+        max_step_tokens=info.max_step_tokens,
+        vocab_size=info.vocab_size,
+        eos_token_ids=tuple(info.eos_token_ids),
+        layout=info.layout,
+        features=tuple(info.features),
+        tokenizer_digest=info.tokenizer_digest,
+        max_model_tokens=info.max_model_tokens,
+        weight_bytes=info.weight_bytes,
+        kv_bytes=info.kv_bytes,
+        rope_border=info.rope_border,
+        decoder_prompt_ids=tuple(info.decoder_prompt_ids),
+        max_encoder_tokens=info.max_encoder_tokens,
+    )
+
+
+def pool_of(facts: ShardFacts, epoch: int) -> ShardPool:
+    return ShardPool(
+        epoch=epoch,
+        num_slots=facts.num_slots,
+        num_blocks=facts.num_blocks,
+        block_size=facts.block_size,
+        max_step_tokens=facts.max_step_tokens,
+        rope_border=facts.rope_border,
+        can_share_prefixes=PREFIX_FEATURE in facts.features,
+    )
+
+
+def health_from_proto(report: shard_pb2.HealthReport) -> ShardHealth:
+    return ShardHealth(
+        is_ready=report.state == shard_pb2.SHARD_STATE_READY,
+        has_failed=report.state == shard_pb2.SHARD_STATE_FAILED,
+        phase=report.phase,
+        progress=report.progress,
+        detail=report.detail,
+    )
+
+
+def pack_ids(ids: Sequence[int]) -> bytes:
+    """u32[] as it travels."""
+    packed = array("I", ids)
+    if _IS_BIG_ENDIAN:
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def pack_floats(values: Iterable[float]) -> bytes:
+    """f32[] as it travels."""
+    packed = array("f", values)
+    if _IS_BIG_ENDIAN:
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack_ids(data: bytes) -> "array[int]":
+    packed = array("I")
+    packed.frombytes(_whole(data))
+    if _IS_BIG_ENDIAN:
+        packed.byteswap()
+    return packed
+
+
+def unpack_floats(data: bytes) -> "array[float]":
+    packed = array("f")
+    packed.frombytes(_whole(data))
+    if _IS_BIG_ENDIAN:
+        packed.byteswap()
+    return packed
+
+
+def _whole(data: bytes) -> bytes:
+    if len(data) % 4:
+        raise WireError(f"packed array of {len(data)} bytes, wanted a multiple of 4")
+    return data
+
+
+def _extend_to_proto(extend: Extend) -> shard_pb2.Extend:
+    return shard_pb2.Extend(slot=extend.slot, request_id=extend.request_id, block_ids=[pack_ids(extend.block_ids)])
+
+
+def _budget_to_proto(budget: Budget) -> shard_pb2.Budget:
+    return shard_pb2.Budget(
+        max_step_tokens=budget.max_step_tokens,
+        max_prefill_tokens=budget.max_prefill_tokens,
+        max_chunk_tokens=budget.max_chunk_tokens,
+    )
+
+
+def _admit_to_proto(admit: Admit) -> shard_pb2.Admit:
+    return shard_pb2.Admit(
+        request_id=admit.request_id,
+        slot=admit.slot,
+        prompt_ids=pack_ids(admit.prompt_ids),
+        output_ids=pack_ids(admit.output_ids),
+        num_cached_tokens=admit.num_cached_tokens,
+        block_ids=[pack_ids(admit.block_ids)],
+        max_new_tokens=admit.max_new_tokens,
+        min_new_tokens=admit.min_new_tokens,
+        stop_ids=pack_ids(admit.stop_ids),
+        ignore_eos=admit.ignore_eos,
+        sampling=_sampling_to_proto(admit.sampling),
+        logprobs=admit.wants_logprobs,
+        top_n_tokens=admit.top_n_tokens,
+        prompt_logprobs_from=admit.prompt_logprobs_from,
+        prompt_top_n_tokens=admit.prompt_top_n_tokens,
+        grammar=None if admit.grammar is None else _grammar_to_proto(admit.grammar),
+        watermark=admit.watermark,
+        long_rope=admit.is_long_rope,
+        num_encoder_tokens=admit.num_encoder_tokens,
+        copied_block_id=admit.copied_block_id,
+    )
+
+
+def _grammar_to_proto(grammar: Grammar) -> shard_pb2.Grammar:
+    return shard_pb2.Grammar(kind=_GRAMMAR_KINDS[grammar.kind], text=grammar.text)
+
+
+def _sampling_to_proto(sampling: SamplingParameters) -> shard_pb2.Sampling:
+    return shard_pb2.Sampling(
+        do_sample=sampling.do_sample,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        typical_p=sampling.typical_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        seed=sampling.seed,
+        logit_bias_ids=pack_ids([token_id for token_id, _ in sampling.logit_bias]),
+        logit_bias_values=pack_floats(value for _, value in sampling.logit_bias),
+    )
+
+
+def _slot_error_from_proto(error: shard_pb2.SlotError) -> SlotError:
+    code = _FAILURE_CODES.get(error.code, FailureCode.INTERNAL)
+    return SlotError(Slot(error.slot), RequestId(error.request_id), code, error.message)
+
+
+def _top_tokens(ids: "array[int]", logprobs: "array[float]") -> TopTokens:
+    if len(ids) != len(logprobs):
+        raise WireError(f"{len(ids)} top tokens, {len(logprobs)} logprobs")
+    return TopTokens(ids, logprobs)
+
+
+def _prompt_logprobs_from_proto(message: shard_pb2.PromptLogprobs) -> SlotPromptLogprobs:
+    logprobs = unpack_floats(message.logprobs)
+    counts = unpack_ids(message.top_counts)
+    ids = unpack_ids(message.top_ids)
+    values = unpack_floats(message.top_logprobs)
+    if len(counts) not in (0, len(logprobs)) or sum(counts) != len(ids):
+        raise WireError(f"{len(logprobs)} prompt positions, {len(counts)} counts for {len(ids)} alternatives")
+    top: list[TopTokens] = []
+    start = 0
+    for count in counts:
+        top.append(_top_tokens(ids[start : start + count], values[start : start + count]))
+        start += count
+    piece = PromptLogprobs(message.start, logprobs, tuple(top))
+    return SlotPromptLogprobs(Slot(message.slot), RequestId(message.request_id), piece)

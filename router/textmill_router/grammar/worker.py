@@ -1,0 +1,141 @@
+"""A process of its own that compiles grammars: what runs away in it can be killed.
+
+`python -m textmill_router.grammar.worker` reads one JSON object first (`WorkerSetup`), then one per grammar, a line
+each, and answers each with a line: `{"reason": null}` when it compiles, else the reason. It ends with its input.
+"""
+
+import json
+import os
+import re
+import resource
+import signal
+import sys
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import llguidance
+
+from textmill_router.grammar.lark import JSON_OPTIONS
+from textmill_router.request import Grammar, GrammarKind
+
+# Tighter than the library's own, so that the threads of the shard that compile the same again are never held for long.
+MAX_LEXER_STATES = 100_000
+MAX_GRAMMAR_SIZE = 200_000  # symbols in productions
+_PLACE = re.compile(r"^at \d+\(\d+\): ")
+_LISTING = re.compile(r"\s*\d+ \| ")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """What a worker needs once. `cpu_s` is per grammar, in whole seconds."""
+
+    tokenizer_file: str
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    cpu_s: int
+    memory_bytes: int
+
+
+class Compiler:
+    """Compiles for one vocabulary under limits."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        """Raises OSError or ValueError for a tokenizer that cannot be read. Takes half a second."""
+        with open(setup.tokenizer_file, encoding="utf-8") as file:
+            self._tokenizer = llguidance.LLTokenizer(
+                with_readable_decoder(file.read()), n_vocab=setup.vocab_size, eos_token=list(setup.eos_token_ids)
+            )
+        self._limits = llguidance.LLParserLimits(
+            max_lexer_states=MAX_LEXER_STATES, max_grammar_size=MAX_GRAMMAR_SIZE, verbose_errors=False
+        )
+
+    def refuse(self, grammar: Grammar) -> str | None:
+        """Why the grammar cannot be used, None when it can. The first mask, often the dearest, is worked out too."""
+        try:
+            text = library_grammar(grammar)
+        except ValueError as error:
+            return str(error)
+        matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
+        if not matcher.get_error():
+            mask = matcher.compute_bitmask()
+            if not matcher.get_error() and not any(mask):
+                return "no text matches it"
+        return _readable(matcher.get_error()) or None
+
+
+def with_readable_decoder(tokenizer_json: str) -> str:
+    """The tokenizer with marks of spaces undone in a form that the library reads: of Metaspace it knows nothing."""
+    parts = json.loads(tokenizer_json)
+    decoder = parts.get("decoder") if isinstance(parts, dict) else None
+    if not isinstance(decoder, dict) or decoder.get("type") != "Metaspace":
+        return tokenizer_json
+    mark = {"type": "Replace", "pattern": {"String": decoder["replacement"]}, "content": " "}
+    parts["decoder"] = {"type": "Sequence", "decoders": [mark, {"type": "ByteFallback"}, {"type": "Fuse"}]}
+    return json.dumps(parts)
+
+
+def library_grammar(grammar: Grammar) -> str:
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            options: Any = JSON_OPTIONS
+            return llguidance.LLMatcher.grammar_from_json_schema(grammar.text, overrides=options)
+        case GrammarKind.REGEX:
+            return llguidance.LLMatcher.grammar_from_regex(grammar.text)
+        case GrammarKind.LARK:
+            return llguidance.LLMatcher.grammar_from_lark(grammar.text)
+
+
+def _readable(error: str) -> str:
+    """The library's message without its marks, and without the lines of a grammar that the client did not write."""
+    lines = []
+    is_listing = False
+    for line in _PLACE.sub("", error.replace("<non-verbose/>", "").strip()).split("\n"):
+        is_caret = is_listing and line.strip() == "^"
+        is_listing = _LISTING.match(line) is not None
+        if not (is_listing or is_caret):
+            lines.append(line)
+    return "\n".join(lines).strip()
+
+
+def run(requests: TextIO, answers: TextIO) -> None:
+    """Serve until the input ends."""
+    fields = json.loads(requests.readline())
+    setup = WorkerSetup(**{**fields, "eos_token_ids": tuple(fields["eos_token_ids"])})
+    try:
+        compiler = Compiler(setup)
+    except (OSError, ValueError) as error:
+        _answer(answers, f"the tokenizer cannot be read: {error}")
+        return
+    _limit(resource.RLIMIT_AS, setup.memory_bytes)
+    _answer(answers, None)
+    for line in requests:
+        fields = json.loads(line)
+        grammar = Grammar(GrammarKind(fields["kind"]), fields["text"])
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + setup.cpu_s)
+        _answer(answers, compiler.refuse(grammar))
+
+
+def _limit(which: int, most: int) -> None:
+    """Set a soft limit of this process; breaking it ends the process."""
+    _, hard = resource.getrlimit(which)
+    resource.setrlimit(which, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _answer(answers: TextIO, reason: str | None) -> None:
+    answers.write(json.dumps({"reason": reason}) + "\n")
+    answers.flush()
+
+
+def main() -> None:
+    """Leave signals of the terminal to the router: the end of the input is the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _limit(resource.RLIMIT_CORE, 0)
+    # The library writes warnings to the standard output of the process; answers go where nothing else does.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    run(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""HTTP without a dialect: the connection, bodies, answers, event streams."""

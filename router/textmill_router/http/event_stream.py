@@ -1,0 +1,94 @@
+"""Server-sent events of one answer: begun with the first event, kept alive by comments, ended in one write."""
+
+import asyncio
+from collections.abc import Sequence
+
+from starlette.types import Scope, Send
+
+from textmill_router.http.error_responses import Header
+from textmill_router.http.replies import start_reply, writer_of
+
+KEEP_ALIVE_S = 15.0
+_COMMENT = b":\n\n"
+STREAM_HEADERS: tuple[Header, ...] = (
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class EventStream:
+    """Nothing is sent before the first write, so that an error until then has its own status."""
+
+    def __init__(self, scope: Scope, send: Send, headers: Sequence[Header], keep_alive_s: float = KEEP_ALIVE_S) -> None:
+        self._scope = scope
+        self._send = send
+        self._headers = [*STREAM_HEADERS, *headers]
+        self._keep_alive_s = keep_alive_s
+        self._writer = writer_of(scope, send)
+        self._loop = asyncio.get_running_loop()
+        self._last_write_s = self._loop.time()
+        self._timer = self._loop.call_later(keep_alive_s, self._on_timer)
+        self._comment: asyncio.Task[None] | None = None
+        self.is_started = False
+
+    @property
+    def can_write_now(self) -> bool:
+        """Begun, and nothing is in the way of a write: the client reads, no comment is being sent."""
+        return self.is_started and self._comment is None and self._writer is not None and self._writer.is_open
+
+    def write_now(self, data: bytes) -> None:
+        """Send events without a task switch; only while `can_write_now`."""
+        assert self._writer is not None
+        self._last_write_s = self._loop.time()
+        self._writer.write(data)
+
+    async def write(self, data: bytes) -> None:
+        """Send events; waits while the client does not read."""
+        if self._comment is not None:
+            await self._finish_comment()
+        if not self.is_started:
+            await self._start()
+        self._last_write_s = self._loop.time()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes) -> None:
+        """Send the last events and end the answer in the same write."""
+        self.close()
+        if self._comment is not None:
+            await self._finish_comment()
+        if not self.is_started:
+            await self._start()
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    def close(self) -> None:
+        """Send no more comments. May be called twice. A stream that has not begun does not begin any more by itself."""
+        self._timer.cancel()
+        if self._comment is not None and not self.is_started:
+            self._comment.cancel()
+            self._comment = None
+
+    async def _start(self) -> None:
+        self.is_started = True
+        await start_reply(self._scope, self._send, 200, self._headers)
+
+    async def _finish_comment(self) -> None:
+        comment, self._comment = self._comment, None
+        assert comment is not None
+        await comment
+
+    def _on_timer(self) -> None:
+        idle_s = self._loop.time() - self._last_write_s
+        wait_s = self._keep_alive_s - idle_s
+        if wait_s <= 0:
+            wait_s = self._keep_alive_s
+            self._last_write_s = self._loop.time()
+            # A comment that still waits for the client to read needs no second one.
+            if self._comment is None or self._comment.done():
+                self._comment = self._loop.create_task(self._write_comment())
+        self._timer = self._loop.call_later(wait_s, self._on_timer)
+
+    async def _write_comment(self) -> None:
+        if not self.is_started:
+            await self._start()
+        await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})

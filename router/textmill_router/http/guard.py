@@ -1,0 +1,247 @@
+"""Closes what uvicorn leaves open: header size, header and body deadlines, clients that do not read.
+
+Builds on the protocol class of the pinned uvicorn; `tests/unit/router/http/test_guard.py` holds what it relies on.
+"""
+
+import asyncio
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from starlette.types import Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from textmill_router.errors import BadHttp, HeaderTooLarge, RequestError, RequestTimedOut
+from textmill_router.http.error_responses import error_headers, error_kind, native_error_body
+from textmill_router.http.replies import note_refusal, offer_writer
+
+# A body must come faster than this once its first deadline has passed.
+LEAST_BODY_BYTES_PER_S = 16_384
+# What a client that stops reading can make us hold: the kernel's buffer and ours.
+SEND_BUFFER_BYTES = 65_536
+WRITE_HIGH_WATER_BYTES = 32_768
+
+_HEADER_END = b"\r\n\r\n"
+_UPGRADE = re.compile(rb"(?<=\n)upgrade(?=:)", re.IGNORECASE)
+_NO_UPGRADE = b"x-offer"  # as long as the name it stands for
+
+
+@dataclass(frozen=True, slots=True)
+class GuardLimits:
+    """What a connection may cost."""
+
+    max_header_bytes: int
+    max_header_fields: int
+    header_timeout_s: float
+    body_timeout_s: float
+    stall_timeout_s: float
+
+
+def guarded_protocol(limits: GuardLimits, on_refused: Callable[[int], None]) -> type[HttpToolsProtocol]:
+    """The protocol class with these limits, as uvicorn wants it: a class without further arguments.
+
+    `on_refused` is called with the status of each refusal that no call of the application stands for.
+    """
+    return type("GuardedHttpProtocol", (_GuardedProtocol,), {"limits": limits, "on_refused": staticmethod(on_refused)})
+
+
+class _ChunkWriter:
+    """What uvicorn's `send` does with a piece of a chunked body, without a message and a coroutine for each."""
+
+    __slots__ = ("_cycle", "_flow", "_transport")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._flow = cycle.flow
+        self._transport = cycle.transport
+
+    @property
+    def is_open(self) -> bool:
+        cycle = self._cycle  # `chunked_encoding` is None until the answer has begun
+        return bool(cycle.chunked_encoding) and not (
+            self._flow.write_paused or cycle.response_complete or cycle.disconnected
+        )
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+def _writer_for(send: Send) -> _ChunkWriter | None:
+    cycle = getattr(send, "__self__", None)
+    return _ChunkWriter(cycle) if isinstance(cycle, RequestResponseCycle) else None
+
+
+class _GuardedProtocol(HttpToolsProtocol):
+    """A connection is idle, in a header, in a body, or working; one deadline runs in the header and in the body."""
+
+    limits: GuardLimits
+    on_refused: Callable[[int], None]
+    _deadline: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
+    _is_in_header = True
+    _header_bytes = 0
+    _header_fields = 0
+    _field_bytes = 0
+    _body_bytes = 0
+    _body_started_s = 0.0
+    _refusal: RequestError | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
+        connection: socket.socket | None = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self._start_deadline(self.limits.header_timeout_s, self._on_header_deadline)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_deadline()
+        self._stop_stall()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None:
+            return
+        if self._is_in_header:
+            self._header_bytes += len(data)
+            if self._deadline is None:  # the first bytes of a further request on this connection
+                self._start_deadline(self.limits.header_timeout_s, self._on_header_deadline)
+            data = _without_upgrade(data)
+        super().data_received(data)
+        # A header that ended inside `data` was counted by its fields.
+        if self._is_in_header and self._header_bytes > self.limits.max_header_bytes and self._refusal is None:
+            self._refuse(self._header_too_large())
+
+    def on_message_begin(self) -> None:
+        self._is_in_header = True
+        self._header_fields = 0
+        super().on_message_begin()
+        offer_writer(cast(Scope, self.scope), _writer_for)
+        self._field_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._count_header(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_fields += 1
+        self._count_header(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._is_in_header = False
+        self._header_bytes = 0
+        self._stop_deadline()
+        self._body_bytes = 0
+        self._body_started_s = self.loop.time()
+        self._start_deadline(self.limits.body_timeout_s, self._on_body_deadline)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_in_header = True
+        self._stop_deadline()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._body_started_s = self.loop.time()  # a request that waited behind this answer is read from now on
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called by uvicorn when parsing failed, be it by an exception of the callbacks above."""
+        if self._refusal is None:
+            self._refuse(BadHttp(f"the bytes sent are not an HTTP request: {msg}"))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall = self.loop.call_later(self.limits.stall_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_stall()
+
+    def _count_header(self, num_bytes: int) -> None:
+        self._field_bytes += num_bytes
+        is_over = self._field_bytes > self.limits.max_header_bytes
+        if is_over or self._header_fields > self.limits.max_header_fields:
+            self._refuse(self._header_too_large())
+            raise ValueError("header too large")  # stops the parser
+
+    def _header_too_large(self) -> HeaderTooLarge:
+        return HeaderTooLarge(
+            f"the request header must have at most {self.limits.max_header_bytes} bytes in "
+            f"{self.limits.max_header_fields} fields (--max-header-bytes, --max-header-fields)"
+        )
+
+    def _on_header_deadline(self) -> None:
+        self._deadline = None
+        if self._header_bytes == 0:
+            self._refusal = RequestTimedOut("")
+            self.transport.close()  # nothing was asked, so nothing is answered
+            return
+        self._refuse(RequestTimedOut(f"the header did not end within {self.limits.header_timeout_s:g} s"))
+
+    def _on_body_deadline(self) -> None:
+        self._deadline = None
+        if self.pipeline:  # it waits behind an answer, and we read nothing of it until then
+            self._start_deadline(self.limits.body_timeout_s, self._on_body_deadline)
+            return
+        allowed_s = self.limits.body_timeout_s + self._body_bytes / LEAST_BODY_BYTES_PER_S
+        left_s = self._body_started_s + allowed_s - self.loop.time()
+        if left_s > 0:
+            self._start_deadline(left_s, self._on_body_deadline)
+            return
+        self._refuse(RequestTimedOut(f"the body did not end within {allowed_s:.0f} s: {self._body_bytes} bytes came"))
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer, unless an answer has begun, and close."""
+        self._refusal = error
+        self._stop_deadline()
+        if self.transport.is_closing():
+            return
+        is_open = self.cycle is not None and not self.cycle.response_complete
+        has_open_answer = bool(self.pipeline) or (is_open and self.cycle.response_started)
+        if not has_open_answer:
+            body = native_error_body(error)
+            headers = [
+                *error_headers(error),
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                (b"connection", b"close"),
+            ]
+            lines = [b"%b: %b\r\n" % header for header in headers]
+            status = error_kind(error).status
+            self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+            if self.cycle is not None and not self.cycle.response_complete:
+                note_refusal(cast(Scope, self.scope), status)  # the application counts its call with this status
+            else:
+                self.on_refused(status)
+        self.transport.close()
+
+    def _start_deadline(self, delay_s: float, callback: Callable[[], None]) -> None:
+        self._deadline = self.loop.call_later(delay_s, callback)
+
+    def _stop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _stop_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Hide the offer to speak another protocol, which a server may ignore (RFC 9110, 7.8).
+
+    The parser would drop the body behind it. Java's own client offers h2c with each first request.
+    """
+    header_end = data.find(_HEADER_END)
+    found = _UPGRADE.search(data, 0, len(data) if header_end < 0 else header_end)
+    return data if found is None else data[: found.start()] + _NO_UPGRADE + data[found.end() :]

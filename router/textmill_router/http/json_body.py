@@ -1,0 +1,106 @@
+"""Reading a JSON body: type, length, syntax, shape, in this order. Both dialects come through here."""
+
+import re
+from typing import TypeVar
+
+import msgspec
+from starlette.types import Receive, Scope
+
+from textmill_router.errors import InvalidJson, PayloadTooLarge, RequestError, UnsupportedMediaType, ValidationFailed
+from textmill_router.http.json_depth import MAX_JSON_DEPTH, is_too_deep
+
+# A refused body is read to its end up to this many times the limit: a client that writes before it reads must get to
+# see the answer instead of a reset connection.
+DISCARD_FACTOR = 16
+
+_JSON_TYPE = re.compile(rb"\s*application/([\w.!#$&^+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
+
+Struct = TypeVar("Struct")
+
+
+class ClientLeft(Exception):
+    """The client closed the connection: nobody is there to answer."""
+
+
+async def read_json(scope: Scope, receive: Receive, decoder: msgspec.json.Decoder[Struct], max_bytes: int) -> Struct:
+    """The body as a struct. Raises PayloadTooLarge, UnsupportedMediaType, InvalidJson, ValidationFailed, ClientLeft."""
+    return decode_json(await read_body(scope, receive, max_bytes), decoder)
+
+
+async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """The bytes of a body that says it is JSON. Raises PayloadTooLarge, UnsupportedMediaType, ClientLeft."""
+    body = await _read_bytes(scope, receive, max_bytes)
+    content_type = _header(scope, b"content-type")
+    if content_type is None or not _JSON_TYPE.fullmatch(content_type):
+        found = "none" if content_type is None else repr(content_type.decode("latin-1"))
+        raise UnsupportedMediaType(f"the header content-type must be application/json, found {found}")
+    return body
+
+
+def decode_json(body: bytes, decoder: msgspec.json.Decoder[Struct]) -> Struct:
+    """Raises InvalidJson for what is not JSON, ValidationFailed, with the path, for what has the wrong shape."""
+    if is_too_deep(body):
+        raise InvalidJson(f"the body is nested too deep: more than {MAX_JSON_DEPTH} levels")
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        _check_syntax(body)  # syntax comes before shape, wherever each fault stands
+        raise _shape_error(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidJson(f"the body is not JSON: {error}") from None
+
+
+def _check_syntax(body: bytes) -> None:
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidJson(f"the body is not JSON: {error}") from None
+
+
+def _shape_error(text: str) -> RequestError:
+    """Say the path first: `parameters.stop[0]`: expected `str`, got `int`."""
+    match = _PATH.match(text)
+    assert match is not None, text
+    what = match["what"][:1].lower() + match["what"][1:].replace(" | null", "")
+    what += " as a key" if match["key"] else ""
+    path = (match["path"] or "").removeprefix(".")
+    return ValidationFailed(f"`{path}`: {what}" if path else what, field=path)
+
+
+async def _read_bytes(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+    """The whole body, counted while it comes."""
+    declared = _header(scope, b"content-length")
+    is_too_large = declared is not None and int(declared) > max_bytes
+    if is_too_large and _header(scope, b"expect") is not None:
+        raise _too_large(max_bytes)  # the client asks before it sends
+    parts: list[bytes] = []
+    num_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        part: bytes = message.get("body", b"")
+        num_bytes += len(part)
+        is_too_large = is_too_large or num_bytes > max_bytes
+        if is_too_large:
+            parts.clear()
+        else:
+            parts.append(part)
+        if not message.get("more_body", False) or num_bytes > DISCARD_FACTOR * max_bytes:
+            break
+    if is_too_large:
+        raise _too_large(max_bytes)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body must have at most {max_bytes} bytes (--payload-limit); send a shorter prompt")
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found
+    return None

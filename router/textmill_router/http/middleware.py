@@ -1,0 +1,132 @@
+"""What surrounds every route: the last net for errors, request ids, CORS, the API key. No wrapper touches an event."""
+
+import hmac
+import logging
+import re
+import uuid
+from collections.abc import Callable, Set
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from textmill_router.errors import InternalError, Unauthorized
+from textmill_router.http.error_responses import ErrorStyle
+from textmill_router.http.replies import call_of, open_call, refusal_of, send_error, send_reply
+
+log = logging.getLogger(__name__)
+
+OPENAI_PREFIX = "/v1/"
+# Monitoring works without a key.
+OPEN_PATHS = frozenset({"/health", "/ping", "/metrics"})
+CLIENT_LEFT_STATUS = 499
+_ALLOWED_HEADERS = b"content-type,authorization,x-request-id,traceparent,x-wait-for-model,x-use-cache"
+_HEADER_NAMES = re.compile(rb"[\w!#$%&'*+.^`|~, -]{1,4096}", re.ASCII)
+KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+# W3C trace context: version, trace id, parent id, flags. One that is malformed is no parent, as the standard says.
+_TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+_BEARER = re.compile(rb"bearer:?\s+(\S.*)", re.IGNORECASE | re.DOTALL)  # of a value without spaces at its ends
+
+
+class FrontDoor:
+    """Outermost: opens the call, answers 500 for our own mistakes, counts statuses.
+
+    `on_answer` is told route, method and status of each call that has ended.
+    """
+
+    def __init__(
+        self, app: ASGIApp, on_answer: Callable[[str, str, int], None], v1_errors: ErrorStyle = ErrorStyle.MIXED
+    ) -> None:
+        self._app = app
+        self._on_answer = on_answer
+        self._v1_errors = v1_errors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http", scope["type"]  # neither websockets nor lifespan are switched on
+        given = _header(scope, b"x-request-id")
+        is_usable = given is not None and _REQUEST_ID.fullmatch(given) is not None
+        request_id = given.decode() if given is not None and is_usable else uuid.uuid4().hex
+        call = open_call(scope, request_id)
+        if scope["path"].startswith(OPENAI_PREFIX):
+            call.error_style = self._v1_errors
+        call.reply_headers.append((b"x-request-id", request_id.encode()))
+        trace = _TRACE_PARENT.fullmatch(_header(scope, b"traceparent") or b"")
+        call.trace_id = None if trace is None else trace[1].decode()
+        try:
+            await self._app(scope, receive, send)
+        except Exception:
+            log.exception("a call failed by our own mistake", extra={"request": request_id, "route": call.route})
+            if call.status:
+                raise  # an answer has begun: uvicorn cuts the connection
+            await send_error(scope, send, InternalError(f"an internal error ended request {request_id}"))
+        finally:
+            method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
+            self._on_answer(call.route, method, call.status or refusal_of(scope) or CLIENT_LEFT_STATUS)
+
+
+class Cors:
+    """Answers preflights and names the allowed origin on all other answers."""
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+        self._app = app
+        self._origins = frozenset(origin.encode() for origin in origins)  # empty: any
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin = _header(scope, b"origin")
+        if origin is None:
+            await self._app(scope, receive, send)
+            return
+        headers = call_of(scope).reply_headers
+        if not self._origins:
+            headers.append((b"access-control-allow-origin", b"*"))
+        else:
+            headers.append((b"vary", b"origin"))
+            if origin in self._origins:
+                headers.append((b"access-control-allow-origin", origin))
+        if scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method") is not None:
+            headers.append((b"access-control-allow-methods", b"GET,POST"))
+            headers.append((b"access-control-allow-headers", _allowed_headers(scope)))
+            headers.append((b"access-control-max-age", b"600"))
+            await send_reply(scope, send, 200, b"")
+            return
+        headers.append((b"access-control-expose-headers", b"*"))  # Retry-After, x-request-id
+        await self._app(scope, receive, send)
+
+
+def _allowed_headers(scope: Scope) -> bytes:
+    """Ours and those that the page wants to send: SDKs in browsers add headers of their own, which no route reads."""
+    wanted = _header(scope, b"access-control-request-headers") or b""
+    return b",".join([_ALLOWED_HEADERS, wanted]) if _HEADER_NAMES.fullmatch(wanted) else _ALLOWED_HEADERS
+
+
+class ApiKey:
+    """Lets through who shows the key. Made only where there is one."""
+
+    def __init__(self, app: ASGIApp, key: str, open_paths: Set[str] = OPEN_PATHS) -> None:
+        self._app = app
+        self._key = key.encode()
+        self._open_paths = open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._is_open(scope) or self._has_key(scope):
+            await self._app(scope, receive, send)
+            return
+        await send_error(
+            scope, send, Unauthorized("this server asks for its API key: send the header `Authorization: Bearer <key>`")
+        )
+
+    def _is_open(self, scope: Scope) -> bool:
+        method, path = scope["method"], scope["path"]
+        is_read = method in ("GET", "HEAD")
+        return method == "OPTIONS" or (is_read and (path in self._open_paths or path == "/"))
+
+    def _has_key(self, scope: Scope) -> bool:
+        shown = _BEARER.fullmatch((_header(scope, b"authorization") or b"").strip())
+        return shown is not None and hmac.compare_digest(shown[1], self._key)
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found
+    return None

@@ -1,0 +1,1 @@
+"""Reads what an answer says: reasoning, text, tool calls."""

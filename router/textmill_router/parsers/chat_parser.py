@@ -1,0 +1,100 @@
+"""Output text to what a chat message holds: one machine for reasoning, tool calls and text, streamed or whole.
+
+It is fed with `TokenEvent.released_text`, where stop strings have been cut out and only whole characters stand
+(`text/generation.py`). So a stop string ends the text before this file sees it, in reasoning and arguments too, and no
+delta ever holds part of a character. Markers that are special tokens must be shown: `TextOptions.shown_specials`.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+
+from textmill_router.parsers.deltas import ContentText, Delta, ParsedMessage, collect, merge
+from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
+from textmill_router.parsers.reasoning_text import ReasoningReader
+from textmill_router.parsers.tool_text import ToolReader
+
+_ID_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_MISTRAL_ID_CHARACTERS = 9  # its templates refuse ids of another length
+
+
+class ChatParser:
+    """Reads one answer: `push` for each piece of text, `finish` once. The deltas do not depend on the pieces.
+
+    `tools` None: no calls are looked for (no tools in the request, or the choice is none); `reasoning` None likewise.
+    `tool_names` are the names in the request. `is_reasoning`: the prompt has opened the reasoning already.
+    """
+
+    __slots__ = ("_reasoning", "_tools")
+
+    def __init__(
+        self,
+        tools: ToolFormat | None,
+        reasoning: ReasoningFormat | None,
+        tool_names: Sequence[str] = (),
+        *,
+        is_reasoning: bool = False,
+        new_id: Callable[[], str] | None = None,
+    ) -> None:
+        self._reasoning = None if reasoning is None else ReasoningReader(reasoning.tags, is_reasoning)
+        self._tools = None
+        if tools is not None:
+            self._tools = ToolReader(tools, frozenset(tool_names), new_id or id_maker(tools))
+
+    def push(self, text: str) -> list[Delta]:
+        """What this piece of text sets free; empty while it may still become a tag or a call."""
+        if self._reasoning is None:
+            deltas: list[Delta] = [ContentText(text)] if text else []
+        else:
+            deltas = self._reasoning.push(text)
+        return merge(self._read_tools(deltas))
+
+    def finish(self, was_cut: bool) -> list[Delta]:
+        """What was held back. `was_cut`: the limit or a stop string ended the answer, not the model itself.
+
+        The unfinished beginning of a tag, or of a call in a tag, is dropped from a cut answer; the model's own end
+        makes it text.
+        """
+        deltas = [] if self._reasoning is None else self._reasoning.finish(was_cut)
+        deltas = self._read_tools(deltas)
+        if self._tools is not None:
+            deltas += self._tools.finish(was_cut)
+        return merge(deltas)
+
+    @property
+    def is_in_call(self) -> bool:
+        """A call has begun and its arguments have not ended."""
+        return self._tools is not None and self._tools.is_in_call
+
+    @property
+    def num_steps(self) -> int:
+        """Characters looked at so far, each look counted: at most a few for each character pushed."""
+        return sum(reader.num_steps for reader in (self._reasoning, self._tools) if reader is not None)
+
+    def _read_tools(self, deltas: list[Delta]) -> list[Delta]:
+        if self._tools is None:
+            return deltas
+        read: list[Delta] = []
+        for delta in deltas:
+            if isinstance(delta, ContentText):
+                read += self._tools.push(delta.text)
+            else:
+                read.append(delta)
+        return read
+
+
+def parse_whole(parser: ChatParser, text: str, was_cut: bool) -> ParsedMessage:
+    """The message of a whole answer, by a parser that has read nothing yet."""
+    return collect([*parser.push(text), *parser.finish(was_cut)])
+
+
+def id_maker(tools: ToolFormat) -> Callable[[], str]:
+    """Ids for the calls of a format."""
+    return _mistral_id if tools is ToolFormat.MISTRAL else _call_id
+
+
+def _call_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
+def _mistral_id() -> str:
+    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(_MISTRAL_ID_CHARACTERS))

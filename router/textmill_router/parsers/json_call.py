@@ -1,0 +1,305 @@
+"""Reads one tool call written as a JSON object: the name, then the arguments as they come."""
+
+import json
+from collections.abc import Set
+from enum import Enum
+from typing import Protocol
+
+from textmill_router.parsers.json_value import StringDecoder, ValueScanner
+
+SPACES = " \t\r\n"
+MAX_KEY_CHARACTERS = 64
+MAX_NAME_CHARACTERS = 256
+_SCALAR_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzE0123456789+-.")
+_ARGUMENT_KEYS = ("arguments", "parameters")
+# Where no tag says that a call follows, an object with any other key is no call.
+_CALL_KEYS = frozenset({"name", "type", "id", "function", *_ARGUMENT_KEYS})
+
+
+class CallSink(Protocol):
+    """Who is told of the call. `on_start` comes first and once."""
+
+    def on_start(self, name: str) -> None: ...
+    def on_arguments(self, text: str) -> None: ...
+
+
+class CallStatus(Enum):
+    """OPEN takes more. DONE: the object has ended. BROKEN: the next character cannot be part of a call."""
+
+    OPEN = 0
+    DONE = 1
+    BROKEN = 2
+
+
+class _State(Enum):
+    OBJECT = 0
+    FIRST_KEY = 1
+    NEXT_KEY = 2
+    IN_KEY = 3
+    COLON = 4
+    VALUE = 5
+    IN_NAME = 6
+    ARGUMENTS = 7  # an object, given on as it is
+    ARGUMENT_STRING = 8  # an object inside a string, given on decoded
+    SKIP = 9
+    SCALAR = 10
+    AFTER_VALUE = 11
+    IN_TAG = 12
+
+
+class CallReader:
+    """`{"name": ..., "arguments" or "parameters": {...}}`, keys in any order, also one level down under `function`.
+
+    The call starts when the name is known and the arguments have begun to be an object. Before that nothing has been
+    told, so that a broken one can be shown as text. `known_names`: a call by another name is broken; None takes any.
+    `closing_tag` ends the call also inside its arguments, outside strings.
+    """
+
+    __slots__ = (
+        "_arguments_key",
+        "_closing_tag",
+        "_decoder",
+        "_held",
+        "_held_arguments",
+        "_is_escaped",
+        "_is_wrapped",
+        "_key",
+        "_known_names",
+        "_name",
+        "_scanner",
+        "_sink",
+        "_state",
+        "ended_by_tag",
+        "has_started",
+        "num_steps",
+        "status",
+    )
+
+    def __init__(self, sink: CallSink, known_names: Set[str] | None, closing_tag: str) -> None:
+        self._sink = sink
+        self._known_names = known_names
+        self._closing_tag = closing_tag
+        self._state = _State.OBJECT
+        self._key = ""
+        self._held: list[str] = []  # characters of the key, name, scalar or tag being read
+        self._is_escaped = False  # the next character of a key or name
+        self._name = ""
+        self._arguments_key = ""  # the key under which the arguments stand, once it has come
+        self._held_arguments: list[str] = []  # came before the name
+        self._is_wrapped = False  # inside the object under `function`
+        self._scanner = ValueScanner()
+        self._decoder = StringDecoder()
+        self.status = CallStatus.OPEN
+        self.has_started = False
+        self.ended_by_tag = False
+        self.num_steps = 0  # characters looked at, each look counted
+
+    def read(self, text: str, position: int) -> int:
+        """Takes characters while the call is open; returns the position of the first that was not taken."""
+        while position < len(text) and self.status is CallStatus.OPEN:
+            if self._state in (_State.ARGUMENTS, _State.SKIP):
+                position = self._scan(text, position)
+            else:
+                self.num_steps += 1
+                if self._feed(text[position]):
+                    position += 1
+        return position
+
+    def finish(self, was_cut: bool) -> None:
+        """Nothing more comes. The beginning of a tag inside the arguments is dropped when the answer was cut."""
+        if self._state is _State.IN_TAG and not was_cut:
+            self._give_arguments("".join(self._held))
+
+    def _scan(self, text: str, position: int) -> int:
+        end = self._scanner.scan(text, position)
+        self.num_steps += end - position + 1
+        is_argument = self._state is _State.ARGUMENTS
+        if is_argument and end > position:
+            self._give_arguments(text[position:end])
+        if self._scanner.is_done:
+            self._state = _State.AFTER_VALUE
+        elif end < len(text):
+            self._state = _State.IN_TAG
+            self._held.clear()
+        return end
+
+    def _feed(self, char: str) -> bool:
+        """Whether the character was taken. What was not either breaks the call or belongs to the next state."""
+        match self._state:
+            case _State.IN_KEY | _State.IN_NAME:
+                return self._feed_string(char)
+            case _State.ARGUMENT_STRING:
+                return self._feed_argument_string(char)
+            case _State.IN_TAG:
+                return self._feed_tag(char)
+            case _State.SCALAR:
+                return self._feed_scalar(char)
+            case _:
+                return char in SPACES or self._feed_structure(char)
+
+    def _feed_structure(self, char: str) -> bool:
+        match self._state, char:
+            case _State.OBJECT, "{":
+                self._state = _State.FIRST_KEY
+            case ((_State.FIRST_KEY | _State.NEXT_KEY), '"'):
+                self._state = _State.IN_KEY
+                self._held.clear()
+            case ((_State.FIRST_KEY | _State.AFTER_VALUE), "}"):
+                return self._end_object()
+            case _State.COLON, ":":
+                self._state = _State.VALUE
+            case _State.AFTER_VALUE, ",":
+                self._state = _State.NEXT_KEY
+            case _State.VALUE, _:
+                return self._begin_value(char)
+            case _:
+                return self._break()
+        return True
+
+    def _begin_value(self, char: str) -> bool:
+        key = self._key
+        is_name = key == "name" or (key == "function" and char == '"')
+        if is_name and not self._name:
+            self._state = _State.IN_NAME
+            self._held.clear()
+            return char == '"' or self._break()
+        if key == "function" and char == "{" and not self._is_wrapped and not self._arguments_key:
+            self._is_wrapped = True
+            self._state = _State.FIRST_KEY
+            return True
+        if key in _ARGUMENT_KEYS and not self._arguments_key:
+            return self._begin_arguments(char)
+        if char in '{["':
+            self._scanner = ValueScanner()
+            self._state = _State.SKIP
+            return False
+        return self._begin_scalar(char)
+
+    def _begin_arguments(self, char: str) -> bool:
+        if char == "{":
+            self._arguments_key = self._key
+            self._scanner = ValueScanner(stops_at_tag=bool(self._closing_tag))
+            self._state = _State.ARGUMENTS
+            return False
+        if char == '"':
+            self._arguments_key = self._key
+            self._decoder = StringDecoder()
+            self._state = _State.ARGUMENT_STRING
+            return True
+        return self._begin_scalar(char) if char == "n" else self._break()
+
+    def _begin_scalar(self, char: str) -> bool:
+        if char not in _SCALAR_CHARACTERS:
+            return self._break()
+        self._held.clear()
+        self._state = _State.SCALAR
+        return False
+
+    def _feed_scalar(self, char: str) -> bool:
+        if char in _SCALAR_CHARACTERS and len(self._held) < MAX_KEY_CHARACTERS:
+            self._held.append(char)
+            return True
+        # Arguments that are null are none.
+        if self._key in _ARGUMENT_KEYS and not self._arguments_key and "".join(self._held) != "null":
+            return self._break()
+        self._state = _State.AFTER_VALUE
+        return False
+
+    def _feed_string(self, char: str) -> bool:
+        """Keys and names: collected with their escapes, decoded at the quote."""
+        held = self._held
+        if char != '"' or self._is_escaped:
+            self._is_escaped = char == "\\" and not self._is_escaped
+            limit = MAX_KEY_CHARACTERS if self._state is _State.IN_KEY else MAX_NAME_CHARACTERS
+            if len(held) >= limit:
+                return self._break()
+            held.append(char)
+            return True
+        return self._end_string("".join(held))
+
+    def _end_string(self, raw: str) -> bool:
+        try:
+            text: str = json.loads(f'"{raw}"')
+            text.encode()
+        except ValueError:
+            return self._break()
+        if self._known_names is not None and raw not in _spellings(text):
+            return self._break()
+        if self._state is _State.IN_KEY:
+            if self._known_names is not None and text not in _CALL_KEYS:
+                return self._break()
+            self._key = text
+            self._state = _State.COLON
+            return True
+        if not text or (self._known_names is not None and text not in self._known_names):
+            return self._break()
+        self._name = text
+        self._state = _State.AFTER_VALUE
+        if self._held_arguments:
+            self._start()
+        return True
+
+    def _feed_argument_string(self, char: str) -> bool:
+        text = self._decoder.feed(char)
+        if self._decoder.is_broken:
+            return self._break()
+        is_begun = self.has_started or bool(self._held_arguments)
+        if not is_begun:
+            text = text.lstrip(SPACES)
+            if text and not text.startswith("{"):
+                return self._break()
+        if text:
+            self._give_arguments(text)
+        if self._decoder.is_done:
+            self._state = _State.AFTER_VALUE
+        return True
+
+    def _feed_tag(self, char: str) -> bool:
+        seen = "".join(self._held) + char
+        if self._closing_tag.startswith(seen):
+            self._held.append(char)
+            if seen == self._closing_tag:
+                self.ended_by_tag = True
+                self.status = CallStatus.DONE
+            return True
+        # No tag. The first character cannot begin another one; the next may.
+        self._state = _State.ARGUMENTS
+        self._give_arguments("".join(self._held))
+        return False
+
+    def _give_arguments(self, text: str) -> None:
+        if not self._name:
+            self._held_arguments.append(text)
+            return
+        if not self.has_started:
+            self._start()
+        self._sink.on_arguments(text)
+
+    def _start(self) -> None:
+        self.has_started = True
+        self._sink.on_start(self._name)
+        if self._held_arguments:
+            self._sink.on_arguments("".join(self._held_arguments))
+            self._held_arguments.clear()
+
+    def _end_object(self) -> bool:
+        if self._is_wrapped:
+            self._is_wrapped = False
+            self._state = _State.AFTER_VALUE
+            return True
+        if not self._name:
+            return self._break()
+        if not self.has_started:
+            self._start()
+            self._sink.on_arguments("{}")
+        self.status = CallStatus.DONE
+        return True
+
+    def _break(self) -> bool:
+        self.status = CallStatus.BROKEN
+        return False
+
+
+def _spellings(text: str) -> tuple[str, str]:
+    """How a name that begins a call without a tag may be written: grammars of strict tools know no other escapes."""
+    return json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]

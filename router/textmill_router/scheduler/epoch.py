@@ -1,0 +1,212 @@
+"""What the router holds while one stream lives: seats, blocks, prefix index, plan numbers. A new epoch is a new one."""
+
+from dataclasses import dataclass
+
+from textmill_router.request import BlockId
+from textmill_router.scheduler.grants import Grants
+from textmill_router.scheduler.plan import Admit, Budget, Drop, Plan, ShardPool
+from textmill_router.scheduler.plan_builder import PlanBuilder
+from textmill_router.scheduler.prefix_cache import PrefixCache
+from textmill_router.scheduler.request_state import RequestState, RequestStatus
+from textmill_router.scheduler.slots import SlotTable
+
+
+@dataclass(slots=True)
+class Counters:
+    """Numbers that only grow, over all epochs."""
+
+    num_preemptions: int = 0
+    num_starvations: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_prefix_lookup_tokens: int = 0
+    num_prefill_tokens: int = 0
+    num_output_tokens: int = 0
+    num_steps: int = 0
+    num_epochs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EpochConfig:
+    """The part of the scheduler's configuration that an epoch needs."""
+
+    budget: Budget
+    prefix_caching: bool
+    grant_ahead_tokens: int
+    regrant_below_tokens: int
+
+
+class Epoch:
+    """Seats and unseats requests, and writes each change into the next plan."""
+
+    def __init__(self, pool: ShardPool, config: EpochConfig, counters: Counters) -> None:
+        self.pool = pool
+        self.number = pool.epoch
+        self.counters = counters
+        self.slots = SlotTable(pool.num_slots)
+        self.cache = PrefixCache(
+            num_blocks=pool.num_blocks,
+            block_size=pool.block_size,
+            is_enabled=config.prefix_caching and pool.can_share_prefixes,
+            rope_border=pool.rope_border,
+        )
+        self.grants = Grants(
+            self.cache,
+            ahead_tokens=config.grant_ahead_tokens,
+            regrant_below_tokens=config.regrant_below_tokens,
+        )
+        self.num_running = 0
+        self._builder = PlanBuilder(config.budget)
+        self._max_chunk_tokens = config.budget.max_chunk_tokens
+        self._step_prefill_tokens = min(config.budget.max_prefill_tokens, config.budget.max_step_tokens)
+        self._prefill_backlog = 0  # tokens of the next chunks of all prefills
+        self._to_drop: list[RequestState] = []
+
+    @property
+    def num_plans(self) -> int:
+        """Number of the last plan sent."""
+        return self._builder.num_plans
+
+    def wants_prefill(self) -> bool:
+        """Whether the next chunks of those admitted come to less than two steps' budget (rule 16)."""
+        return self._prefill_backlog < 2 * self._step_prefill_tokens
+
+    def find_hits(self, state: RequestState) -> list[BlockId]:
+        """The blocks a request could share. None while prompt log-probabilities are to be delivered (rule 17)."""
+        return [] if state.wants_prompt_logprobs else self.cache.lookup(state)
+
+    def seat(self, state: RequestState, hits: list[BlockId], now: float) -> None:
+        """Admit a request with the blocks found for it. Ask slots and grants first."""
+        request = state.request
+        copied_block_id, num_copied_tokens = self._find_copy(state, hits)
+        num_cached_tokens = len(hits) * self.pool.block_size + num_copied_tokens
+        if not state.wants_prompt_logprobs:
+            self.counters.num_prefix_lookup_tokens += state.num_tokens
+            self.counters.num_prefix_hit_tokens += num_cached_tokens
+        is_first_here = state.epoch != self.number
+        if is_first_here:
+            state.epoch = self.number
+            state.num_outputs_at_epoch = len(state.output_ids)
+        state.num_foreign_blocks = len(hits) if is_first_here else min(len(hits), state.num_foreign_blocks)
+        if state.admitted_s < 0.0:
+            state.admitted_s = now
+            state.num_cached_tokens = num_cached_tokens
+        state.status = RequestStatus.RUNNING
+        state.hold_hash = None
+        state.leader = None
+        state.num_computed_tokens = num_cached_tokens
+        state.num_indexed_blocks = len(hits)
+        state.watch_at = 0  # look at it when its first token comes
+        self.slots.seat(state)
+        self.grants.admit(state, hits)
+        self.cache.start_writing(state)
+        self.num_running += 1
+        self.note_prefill(state)
+        assert state.slot is not None
+        self._builder.admit(
+            Admit(
+                request_id=state.request_id,
+                slot=state.slot,
+                prompt_ids=request.prompt_ids,
+                output_ids=state.output_ids[:],
+                num_cached_tokens=num_cached_tokens,
+                block_ids=tuple(state.block_ids),
+                max_new_tokens=request.max_new_tokens,
+                sampling=request.sampling,
+                min_new_tokens=request.min_new_tokens,
+                stop_ids=request.stop_ids,
+                ignore_eos=request.ignore_eos,
+                wants_logprobs=request.wants_logprobs,
+                top_n_tokens=request.top_n_tokens,
+                prompt_logprobs_from=state.next_prompt_logprob if state.wants_prompt_logprobs else None,
+                prompt_top_n_tokens=request.prompt_top_n_tokens,
+                grammar=request.grammar,
+                watermark=request.watermark,
+                is_long_rope=request.takes_long_rope(self.pool.rope_border),
+                num_encoder_tokens=request.num_encoder_tokens,
+                copied_block_id=copied_block_id,
+            )
+        )
+
+    def _find_copy(self, state: RequestState, hits: list[BlockId]) -> tuple[BlockId | None, int]:
+        """The block of the prompt's end at the sequence that has computed it, and how many places to copy (rule 10).
+
+        One token is left to compute, to have logits.
+        """
+        leader = state.leader
+        num_whole, num_copied = divmod(len(state.request.prompt_ids) - 1, self.pool.block_size)
+        if (
+            leader is None
+            or state.wants_prompt_logprobs
+            or leader.status is not RequestStatus.RUNNING
+            or leader.slot is None
+            or leader.num_computed_tokens < len(state.request.prompt_ids)
+            or not self.cache.is_enabled
+            or num_whole != len(hits)
+            or num_copied == 0
+        ):
+            return None, 0
+        return leader.block_ids[num_whole], num_copied
+
+    def note_prefill(self, state: RequestState) -> None:
+        """Its prefill has moved: count the tokens of its next chunk."""
+        # What an encoder reads is one chunk, however long.
+        least = max(state.request.num_encoder_tokens - state.num_computed_tokens, 0)
+        share = max(min(state.num_tokens - state.num_computed_tokens, self._max_chunk_tokens), least)
+        self._prefill_backlog += share - state.prefill_share
+        state.prefill_share = share
+
+    def end_prefill(self, state: RequestState) -> None:
+        """It has a token, or leaves: no further chunk."""
+        self._prefill_backlog -= state.prefill_share
+        state.prefill_share = 0
+
+    def leave(self, state: RequestState, status: RequestStatus) -> None:
+        """Make a running request leave: its blocks are free at once, its slot when the drop is known (rules 6, 8)."""
+        assert state.status is RequestStatus.RUNNING, state
+        self._give_back(state)
+        state.status = status
+        self._to_drop.append(state)
+
+    def end(self, state: RequestState) -> None:
+        """The shard has ended the slot: nothing is left of this occupant (rule 6)."""
+        if state.status is RequestStatus.RUNNING:
+            self._give_back(state)
+        self.slots.free(state)
+
+    def extend_short(self) -> None:
+        """Serve those that run short of places; may preempt (rule 14)."""
+        for extend in self.grants.extend_short(self.slots.running, self._preempt):
+            self._builder.extend(extend)
+
+    def build_plans(self) -> tuple[Plan, ...]:
+        """Number and return what has changed since the last call."""
+        for state in self._to_drop:
+            if state.slot is not None:  # it may have ended since
+                self._builder.drop(Drop(slot=state.slot, request_id=state.request_id))
+        self._to_drop.clear()
+        plans = self._builder.build()
+        seats = self.slots.seats
+        for plan in plans:
+            for drop in plan.drops:
+                leaving = seats[drop.slot]
+                assert leaving is not None
+                self.slots.drop_sent(leaving, plan.number)
+            for admit in plan.admits:
+                seated = seats[admit.slot]
+                assert seated is not None
+                seated.admit_plan = plan.number
+        return plans
+
+    def check(self) -> None:
+        """Compare blocks and tables; for tests and after a doubt."""
+        self.cache.pool.check(state.block_ids for state in self.slots.occupants())
+
+    def _preempt(self, state: RequestState) -> None:
+        self.counters.num_preemptions += 1
+        self.leave(state, RequestStatus.PREEMPTED)
+
+    def _give_back(self, state: RequestState) -> None:
+        self.num_running -= 1
+        self.end_prefill(state)
+        self.cache.stop_writing(state)
+        self.grants.release(state)

@@ -1,0 +1,92 @@
+"""How many blocks a request gets, when it gets more, and who makes room (rules 13 and 14 in docs/wire.md)."""
+
+from collections.abc import Callable, Sequence
+
+from textmill_router.request import BlockId
+from textmill_router.scheduler.plan import Extend
+from textmill_router.scheduler.prefix_cache import PrefixCache
+from textmill_router.scheduler.request_state import RequestState, RequestStatus
+
+# A slot with fewer places left than steps that may be under way would starve before its extend arrives.
+PREEMPT_BELOW_PLACES = 2
+
+
+class Grants:
+    """Grants ahead of the tokens, in blocks. Grants are the flow control: no slot passes its places (rule 3)."""
+
+    def __init__(self, cache: PrefixCache, *, ahead_tokens: int, regrant_below_tokens: int) -> None:
+        assert 1 <= regrant_below_tokens <= ahead_tokens, (regrant_below_tokens, ahead_tokens)
+        self._cache = cache
+        self._pool = cache.pool
+        self._block_size = cache.block_size
+        self._ahead_tokens = ahead_tokens
+        self._regrant_below_tokens = regrant_below_tokens
+        self._short: set[RequestState] = set()
+
+    def can_admit(self, state: RequestState, hits: Sequence[BlockId], num_running: int) -> bool:
+        """Whether its first grant leaves one free or evictable block for each running request (rule 14)."""
+        num_new = self._num_blocks_wanted(state) - len(hits)
+        return self._pool.can_allocate(num_new + num_running + self._pool.num_evictable_of(hits))
+
+    def admit(self, state: RequestState, hits: Sequence[BlockId]) -> None:
+        """Give the first grant: the blocks found, then new ones. Ask first."""
+        self._pool.share(hits)
+        state.block_ids = [*hits, *self._pool.allocate(self._num_blocks_wanted(state) - len(hits))]
+
+    def release(self, state: RequestState) -> None:
+        """Take all blocks back: the request leaves, or has ended (rule 8)."""
+        self._short.discard(state)
+        self._pool.release(state.block_ids)
+        state.block_ids = []
+
+    def watch(self, state: RequestState) -> None:
+        """Note a request that runs short, and set the number of tokens at which to look at it again."""
+        num_places = len(state.block_ids) * self._block_size
+        watch_at = state.max_places + 2  # one token more than it may ever have
+        if num_places < state.max_places:
+            regrant_at = num_places - self._regrant_below_tokens + 1
+            watch_at = min(watch_at, regrant_at)
+            if state.num_tokens >= regrant_at:
+                self._short.add(state)
+        if self._cache.is_enabled:
+            watch_at = min(watch_at, (state.num_indexed_blocks + 1) * self._block_size + 1)
+        state.watch_at = watch_at
+
+    def extend_short(
+        self, running: Callable[[], list[RequestState]], preempt: Callable[[RequestState], None]
+    ) -> list[Extend]:
+        """Give blocks to those that run short, in the order (priority, arrival).
+
+        When there are none and a request is about to starve, the last in that order is preempted, which may be the one
+        in need; cost decides nothing.
+        """
+        if not self._short:
+            return []
+        extends = []
+        for state in sorted(self._short, key=_place_order):
+            while self._is_about_to_starve(state) and not self._pool.can_allocate(1):
+                preempt(max(running(), key=_place_order))
+            if state.status is not RequestStatus.RUNNING:
+                continue
+            count = min(self._num_blocks_wanted(state) - len(state.block_ids), self._pool.num_available)
+            if count == 0:
+                continue
+            granted = self._pool.allocate(count)
+            state.block_ids.extend(granted)
+            assert state.slot is not None
+            extends.append(Extend(slot=state.slot, request_id=state.request_id, block_ids=tuple(granted)))
+            self._short.discard(state)
+            self.watch(state)
+        return extends
+
+    def _num_blocks_wanted(self, state: RequestState) -> int:
+        num_places = min(state.num_tokens + self._ahead_tokens, state.max_places)
+        return -(-num_places // self._block_size)
+
+    def _is_about_to_starve(self, state: RequestState) -> bool:
+        num_left = len(state.block_ids) * self._block_size - state.num_tokens
+        return state.status is RequestStatus.RUNNING and num_left < PREEMPT_BELOW_PLACES
+
+
+def _place_order(state: RequestState) -> tuple[int, float, int]:
+    return state.place_order

@@ -1,0 +1,107 @@
+"""Collects the changes of one turn and packs them into plans (rules 1 and 4 in docs/wire.md)."""
+
+from textmill_router.scheduler.plan import Admit, Budget, Drop, Extend, Plan
+
+MAX_PLAN_BYTES = 1 << 20
+# Upper bounds of the encoded size besides packed arrays: tags, lengths, varints; sampling parameters of an admit.
+_DROP_BYTES = 24
+_EXTEND_BYTES = 40
+_ADMIT_BYTES = 256
+_BUDGET_BYTES = 32
+_ITEM_BYTES = 4  # a token id, a block id
+_BIAS_BYTES = 8  # an id and a value
+_CHARACTER_BYTES = 4  # at most, in UTF-8
+
+
+def _size_bytes(change: Drop | Extend | Admit) -> int:
+    if isinstance(change, Drop):
+        return _DROP_BYTES
+    if isinstance(change, Extend):
+        return _EXTEND_BYTES + _ITEM_BYTES * len(change.block_ids)
+    num_items = len(change.prompt_ids) + len(change.output_ids) + len(change.block_ids) + len(change.stop_ids)
+    num_characters = 0 if change.grammar is None else len(change.grammar.text)
+    grammar_bytes = _CHARACTER_BYTES * num_characters
+    return _ADMIT_BYTES + _ITEM_BYTES * num_items + _BIAS_BYTES * len(change.sampling.logit_bias) + grammar_bytes
+
+
+class PlanBuilder:
+    """The changes since the last plan. Numbers plans 1, 2, 3 ... from its making: one builder per epoch.
+
+    Order across and inside plans: drops, extends, admits. The budget travels in the first plan, so that the shard
+    composes no step without it.
+    """
+
+    def __init__(self, budget: Budget, max_plan_bytes: int = MAX_PLAN_BYTES) -> None:
+        self._budget: Budget | None = budget
+        self._max_plan_bytes = max_plan_bytes
+        self._num_plans = 0
+        self._drops: list[Drop] = []
+        self._extends: list[Extend] = []
+        self._admits: list[Admit] = []
+
+    @property
+    def num_plans(self) -> int:
+        """Number of the last plan built, 0 = none yet."""
+        return self._num_plans
+
+    def drop(self, drop: Drop) -> None:
+        """Add the end of a slot."""
+        self._drops.append(drop)
+
+    def extend(self, extend: Extend) -> None:
+        """Add blocks for a slot that no drop of this turn names."""
+        self._extends.append(extend)
+
+    def admit(self, admit: Admit) -> None:
+        """Add a request."""
+        self._admits.append(admit)
+
+    def build(self) -> tuple[Plan, ...]:
+        """The plans of this turn, at most 1 MiB each unless one admit is longer; empty when nothing has changed."""
+        if not (self._drops or self._extends or self._admits or self._budget):
+            return ()
+        plans = []
+        part = _PlanPart(self._budget)
+        changes: list[Drop | Extend | Admit] = [*self._drops, *self._extends, *self._admits]
+        for change in changes:
+            size = _size_bytes(change)
+            if part.num_changes and part.size_bytes + size > self._max_plan_bytes:
+                plans.append(self._number(part))
+                part = _PlanPart(None)
+            part.add(change, size)
+        plans.append(self._number(part))
+        self._budget = None
+        self._drops, self._extends, self._admits = [], [], []
+        return tuple(plans)
+
+    def _number(self, part: "_PlanPart") -> Plan:
+        self._num_plans += 1
+        return Plan(
+            number=self._num_plans,
+            drops=tuple(part.drops),
+            extends=tuple(part.extends),
+            admits=tuple(part.admits),
+            budget=part.budget,
+        )
+
+
+class _PlanPart:
+    """One plan in the making."""
+
+    def __init__(self, budget: Budget | None) -> None:
+        self.budget = budget
+        self.size_bytes = _BUDGET_BYTES
+        self.num_changes = 0
+        self.drops: list[Drop] = []
+        self.extends: list[Extend] = []
+        self.admits: list[Admit] = []
+
+    def add(self, change: Drop | Extend | Admit, size_bytes: int) -> None:
+        self.size_bytes += size_bytes
+        self.num_changes += 1
+        if isinstance(change, Drop):
+            self.drops.append(change)
+        elif isinstance(change, Extend):
+            self.extends.append(change)
+        else:
+            self.admits.append(change)

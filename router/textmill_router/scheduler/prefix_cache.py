@@ -1,0 +1,140 @@
+"""Finds blocks that already hold a prefix (rules 9 to 12 in docs/wire.md)."""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from textmill_router.request import BlockId, GenerationRequest
+from textmill_router.scheduler.kv_blocks import BlockPool
+from textmill_router.scheduler.request_state import RequestState
+
+HASH_BYTES = 16
+_LOOKUP_BLOCKS = 16  # hashed at a time
+_LONG_ROPE = b"long rope"  # at most 16 bytes
+_ROOT_PERSON = b"textmill-prefix"  # at most 16 bytes; keeps roots apart from block hashes
+
+
+def root_hash(cache_salt: bytes, *, is_long_rope: bool = False) -> bytes:
+    """The parent of a first block: everything besides ids that decides K and V, or who may share them."""
+    side = _LONG_ROPE if is_long_rope else b""
+    return blake2b(cache_salt, digest_size=HASH_BYTES, person=_ROOT_PERSON, salt=side).digest()
+
+
+def block_hash(parent: bytes, packed_ids: bytes) -> bytes:
+    """The hash of a full block: chained, so it names the whole prefix up to the block's end."""
+    return blake2b(parent + packed_ids, digest_size=HASH_BYTES).digest()
+
+
+class PrefixCache:
+    """The index from block hash to block, of one epoch. Decides what may be shared; `BlockPool` counts.
+
+    A block is offered once all its places are computed. Blocks that running requests are about to fill are known by
+    hash too (`writing`): who would read two or more of them had better wait (rule 11).
+    """
+
+    def __init__(self, *, num_blocks: int, block_size: int, is_enabled: bool = True, rope_border: int = 0) -> None:
+        self.is_enabled = is_enabled  # False: nothing is ever found, so nothing is indexed
+        self.pool = BlockPool(num_blocks, on_evict=self._forget_block)
+        self.block_size = block_size
+        self._rope_border = rope_border
+        self._blocks: dict[bytes, BlockId] = {}
+        self._hashes: dict[BlockId, bytes] = {}
+        self._parents: dict[bytes, bytes | None] = {}  # of indexed hashes; None = first block
+        self._writers: dict[bytes, RequestState] = {}
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def chain_of(self, state: RequestState, num_blocks: int) -> list[bytes]:
+        """The request's hash chain, made at least `num_blocks` long. Its tokens must fill as many blocks."""
+        chain = state.chain
+        if len(chain) < num_blocks:
+            parent = chain[-1] if chain else self._root_of(state.request)
+            packed = state.packed_ids(len(chain) * self.block_size, num_blocks * self.block_size)
+            block_bytes = len(packed) // (num_blocks - len(chain))
+            for start in range(0, len(packed), block_bytes):
+                parent = block_hash(parent, packed[start : start + block_bytes])
+                chain.append(parent)
+        return chain
+
+    def _root_of(self, request: GenerationRequest) -> bytes:
+        return root_hash(request.cache_salt, is_long_rope=request.takes_long_rope(self._rope_border))
+
+    def lookup(self, state: RequestState) -> list[BlockId]:
+        """The blocks that hold the request's prefix, in order; leaves at least one token to compute (rule 10)."""
+        if not self.is_enabled:
+            return []
+        max_hits = (state.num_tokens - 1) // self.block_size
+        found: list[BlockId] = []
+        while len(found) < max_hits:
+            # In runs of blocks: a request that finds nothing, or is held, is not hashed to its end.
+            num_known = len(found)
+            num_wanted = min(num_known + _LOOKUP_BLOCKS, max_hits)
+            for digest in self.chain_of(state, num_wanted)[num_known:num_wanted]:
+                block = self._blocks.get(digest)
+                if block is None:
+                    return found
+                found.append(block)
+        return found
+
+    def hold_hash(self, state: RequestState, num_hits: int) -> bytes | None:
+        """The hash to wait for when the two blocks after the hits are being written by a running request (rule 11)."""
+        if not self.is_enabled or num_hits + 2 > (state.num_tokens - 1) // self.block_size:
+            return None
+        chain = self.chain_of(state, num_hits + 2)
+        second = chain[num_hits + 1]
+        return second if second in self._writers and chain[num_hits] in self._writers else None
+
+    def is_being_written(self, digest: bytes) -> bool:
+        """Whether a running request is about to fill the block of this hash."""
+        return digest in self._writers
+
+    def start_writing(self, state: RequestState) -> None:
+        """Make known which full blocks an admitted request will compute."""
+        if not self.is_enabled:
+            return
+        num_full = state.num_tokens // self.block_size
+        for digest in self.chain_of(state, num_full)[state.num_indexed_blocks : num_full]:
+            if digest not in self._blocks:
+                self._writers.setdefault(digest, state)
+
+    def stop_writing(self, state: RequestState) -> None:
+        """The request leaves: what it has not indexed by now, it never will."""
+        for digest in state.chain[state.num_indexed_blocks :]:
+            if self._writers.get(digest) is state:
+                del self._writers[digest]
+
+    def index_computed(self, state: RequestState) -> None:
+        """Offer each block whose places are all computed (rule 9). Of two equal ones the first stays."""
+        if not self.is_enabled:
+            return
+        num_full = state.num_computed_tokens // self.block_size
+        chain = self.chain_of(state, num_full)
+        for index in range(state.num_indexed_blocks, num_full):
+            digest = chain[index]
+            self._writers.pop(digest, None)
+            if digest not in self._blocks:
+                block = state.block_ids[index]
+                self._blocks[digest] = block
+                self._hashes[block] = digest
+                self._parents[digest] = chain[index - 1] if index else None
+                self.pool.mark_indexed(block)
+        state.num_indexed_blocks = num_full
+
+    def forget(self, digests: Sequence[bytes]) -> None:
+        """Take blocks with a bad content out of the index, and all that was computed after them (rule 19)."""
+        bad = set(digests)
+        grows = True
+        while grows:
+            children = {child for child, parent in self._parents.items() if parent in bad and child not in bad}
+            bad |= children
+            grows = bool(children)
+        for digest in bad:
+            block = self._blocks.get(digest)
+            if block is not None:
+                self._forget_block(block)
+                self.pool.unmark_indexed(block)
+
+    def _forget_block(self, block: BlockId) -> None:
+        digest = self._hashes.pop(block)
+        del self._blocks[digest]
+        del self._parents[digest]

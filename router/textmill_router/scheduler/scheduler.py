@@ -1,0 +1,289 @@
+"""Chooses who runs: the pure, synchronous heart of the router (rules in docs/wire.md)."""
+
+from dataclasses import dataclass
+
+from textmill_router.request import FailureCode, GenerationRequest, RequestId, RequestOutput
+from textmill_router.scheduler.epoch import Counters, Epoch, EpochConfig
+from textmill_router.scheduler.plan import Budget, Plan, ShardPool, StepResult
+from textmill_router.scheduler.request_state import RequestState, RequestStatus
+from textmill_router.scheduler.seating import admit_waiting
+from textmill_router.scheduler.stats import SchedulerStats, collect_stats
+from textmill_router.scheduler.step_reader import StepReader, StreamBroken, failed
+from textmill_router.scheduler.suspects import Suspects
+from textmill_router.scheduler.waiting_queue import QueueFull, WaitingQueue
+
+__all__ = [
+    "DoesNotFit",
+    "PlanRejectedTwice",
+    "PoolMismatch",
+    "QueueFull",
+    "Scheduler",
+    "SchedulerConfig",
+    "SchedulerStats",
+    "StepDecision",
+    "StreamBroken",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """What the operator decides. Bounds concern waiting requests only; `*_tokens` are tokens."""
+
+    budget: Budget
+    max_waiting_requests: int
+    max_waiting_tokens: int
+    prefix_caching: bool = True
+    grant_ahead_tokens: int = 64
+    regrant_below_tokens: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class StepDecision:
+    """`plans` go to the shard first, in order; `outputs` then to the readers. More than one plan only by rule 4."""
+
+    plans: tuple[Plan, ...]
+    outputs: tuple[RequestOutput, ...]
+
+
+class PoolMismatch(Exception):
+    """The shard of a new epoch cannot go on where the last one stopped, or was never fit for this configuration."""
+
+
+class DoesNotFit(ValueError):
+    """A request that the pool could not hold even alone; validation should have refused it."""
+
+
+class PlanRejectedTwice(Exception):
+    """The shard refused two plans and no request finished between them: a bug that a new epoch does not cure."""
+
+
+class Scheduler:
+    """Owner of queue, slots, blocks and prefix index. One thread calls it; it never waits and has no clock of its own.
+
+    Life: `begin_epoch` - `on_tick` / `on_step` ... - `end_epoch` - `begin_epoch` ... `on_submit` and `on_cancel` may
+    come at any time, also while no epoch is live. Every request gets outputs until one has `finish` or `failure`; after
+    `on_cancel` it gets none at all. One step may give a request two outputs: prompt log-probabilities come first and
+    apart from the token.
+    """
+
+    epoch_type = Epoch  # tests plant their bugs here
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        self._queue = WaitingQueue(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
+        self._requests: dict[RequestId, RequestState] = {}  # all that are owed an output
+        self._suspects = Suspects()
+        self._counters = Counters()
+        self._epoch: Epoch | None = None
+        self._reader: StepReader | None = None
+        self._pool: ShardPool | None = None  # of the last epoch, live or not
+        self._has_rejection = False  # a plan was rejected, and no request has finished since
+        self._is_epoch_condemned = False  # a rule was broken, by us or the shard: only `end_epoch` may follow
+        self._undelivered: list[RequestOutput] = []
+
+    def begin_epoch(self, pool: ShardPool, now: float) -> StepDecision:
+        """A Hello came. Re-admits what was running, oldest first (rule 22); the first plan always holds the budget.
+
+        Outputs: failures of requests that do not fit a pool that became smaller. Raises `PoolMismatch` when slots
+        exceed the tokens of a step (rule 16) or the block size has changed.
+        """
+        assert self._epoch is None, "end_epoch comes first"
+        self._check_pool(pool)
+        self._pool = pool
+        self._epoch = self._make_epoch(pool)
+        self._reader = StepReader(self._epoch)
+        self._is_epoch_condemned = False
+        self._counters.num_epochs += 1
+        outputs = []
+        for state in list(self._queue):
+            if not self.can_ever_fit(state.max_places + 1):
+                self._queue.remove(state)
+                message = (
+                    f"{state.max_places + 1} tokens do not fit the restarted shard, which holds {pool.num_blocks} "
+                )
+                outputs.append(self._fail(state, FailureCode.INTERNAL, f"{message}blocks of {pool.block_size}"))
+        return StepDecision(self._plan(now), tuple(outputs))
+
+    def _make_epoch(self, pool: ShardPool) -> Epoch:
+        config = EpochConfig(
+            budget=self._config.budget,
+            prefix_caching=self._config.prefix_caching,
+            grant_ahead_tokens=self._config.grant_ahead_tokens,
+            regrant_below_tokens=self._config.regrant_below_tokens,
+        )
+        return self.epoch_type(pool, config, self._counters)
+
+    def end_epoch(self, now: float) -> tuple[RequestOutput, ...]:
+        """The stream is lost. Holds all requests until `begin_epoch`; until then `on_tick` returns no plan.
+
+        Returns the failure of the suspect that was alone in prefill, if there was one (rule 22), and the first part of
+        a result that broke the stream. Without an epoch: nothing happens.
+        """
+        if self._epoch is None:
+            return ()
+        outputs = self._undelivered
+        self._undelivered = []
+        occupants = list(self._epoch.slots.occupants())
+        self._epoch = None
+        self._reader = None
+        for state in occupants:
+            if state.status is RequestStatus.CANCELLED:
+                continue
+            # A broken rule is not a death: nobody is blamed for it.
+            if not self._is_epoch_condemned and self._suspects.is_guilty(state):
+                message = (
+                    "the model server stopped twice or more while it read this prompt, at last with no other beside it"
+                )
+                outputs.append(self._fail(state, FailureCode.SUSPECT, message))
+            else:
+                self._put_back(state)
+        self._suspects.end_epoch()
+        return tuple(outputs)
+
+    def on_submit(self, request: GenerationRequest, now: float) -> None:
+        """Put a request into the queue; it is in the plan of the next `on_tick` or `on_step`.
+
+        Raises `QueueFull`, or `DoesNotFit` when the pool could not hold it even alone.
+        """
+        assert request.request_id not in self._requests, request.request_id
+        num_prompt, num_total = len(request.prompt_ids), len(request.prompt_ids) + request.max_new_tokens
+        assert num_prompt > 0, request.request_id
+        assert request.max_new_tokens > 0, request.request_id
+        if not self.can_ever_fit(num_total):
+            raise DoesNotFit(f"prompt has {num_prompt} tokens, with max_new_tokens {num_total}: more than the KV pool")
+        self._queue.check_room(num_prompt)
+        state = RequestState(request)
+        if request.shares_prompt_of is not None:
+            state.leader = self._requests.get(request.shares_prompt_of)
+            assert state.leader is None or _has_same_places(request, state.leader.request), request.request_id
+        self._requests[request.request_id] = state
+        self._queue.push(state)
+
+    def on_cancel(self, request_id: RequestId) -> None:
+        """End a request wherever it is; unknown or ended ids are ignored. It gets no output from now on."""
+        state = self._requests.pop(request_id, None)
+        if state is None:
+            return
+        if state.status is RequestStatus.WAITING:
+            self._queue.remove(state)
+        elif state.status is RequestStatus.RUNNING:
+            assert self._epoch is not None
+            self._epoch.leave(state, RequestStatus.CANCELLED)
+        state.status = RequestStatus.CANCELLED
+
+    def on_step(self, result: StepResult, now: float) -> StepDecision:
+        """Read one result, in the order of arrival. Raises `StreamBroken` when it breaks a rule of the stream.
+
+        After `StreamBroken` call `end_epoch`, which returns what this result had said before it broke the rule. Until
+        then further results are not read and nothing is planned.
+        """
+        assert self._reader is not None, "no epoch"
+        if self._is_epoch_condemned:
+            return StepDecision((), ())
+        outputs: list[RequestOutput] = []
+        try:
+            for state in self._reader.acknowledge(result):
+                if state.status is RequestStatus.PREEMPTED:
+                    self._put_back(state)
+            self._reader.read(result, outputs)
+        except StreamBroken:
+            self._is_epoch_condemned = True
+            self._undelivered = outputs
+            raise
+        finally:
+            for output in outputs:
+                if output.finish is not None or output.failure is not None:
+                    del self._requests[output.request_id]
+                    self._has_rejection = False
+        return StepDecision(self._plan(now), tuple(outputs))
+
+    def on_tick(self, now: float) -> tuple[Plan, ...]:
+        """The plans for what was submitted and cancelled since; call once per loop turn."""
+        return self._plan(now)
+
+    def on_plan_rejected(self, plan_number: int, message: str, now: float) -> tuple[RequestOutput, ...]:
+        """Rule 20: fail the requests that this plan admitted. Call `end_epoch` next; the rest goes on in a new epoch.
+
+        Raises `PlanRejectedTwice` when no request has finished since the rejection before this one.
+        """
+        assert self._epoch is not None, "no epoch"
+        if self._has_rejection:
+            raise PlanRejectedTwice(f"plan {plan_number} was refused: {message}")
+        self._has_rejection = True
+        self._is_epoch_condemned = True
+        outputs = []
+        for state in self._epoch.slots.occupants():
+            if state.admit_plan == plan_number and state.request_id in self._requests:
+                outputs.append(
+                    self._fail(state, FailureCode.PLAN_REJECTED, f"the model server refused the plan: {message}")
+                )
+        return tuple(outputs)
+
+    def can_ever_fit(self, num_tokens: int) -> bool:
+        """Whether a request of so many tokens, prompt and output, fits the pool alone. True while no epoch was live."""
+        pool = self._pool
+        return pool is None or num_tokens <= pool.num_blocks * pool.block_size
+
+    @property
+    def counters(self) -> Counters:
+        """Numbers that only grow; to be read, not written."""
+        return self._counters
+
+    @property
+    def num_running(self) -> int:
+        """Requests that have a seat and were not told to leave it."""
+        return self._epoch.num_running if self._epoch else 0
+
+    @property
+    def is_any_in_prefill(self) -> bool:
+        """Whether a running request has no token yet in this epoch."""
+        return self._epoch is not None and self._epoch.slots.is_any_in_prefill()
+
+    def stats(self) -> SchedulerStats:
+        """The numbers of this moment."""
+        return collect_stats(self._epoch, self._queue, self._counters)
+
+    def check(self) -> None:
+        """Assert that no block is lost or in two states; for tests. Costs time in proportion to the pool."""
+        if self._epoch is not None:
+            self._epoch.check()
+
+    def _plan(self, now: float) -> tuple[Plan, ...]:
+        epoch = self._epoch
+        if epoch is None or self._is_epoch_condemned:
+            return ()
+        epoch.extend_short()
+        admit_waiting(self._queue, epoch, self._suspects, now)
+        return epoch.build_plans()
+
+    def _put_back(self, state: RequestState) -> None:
+        """To the head of the queue, with its tokens: the shard knows nothing of it any more."""
+        state.forget_shard()
+        state.status = RequestStatus.WAITING
+        state.order = (0, *state.place_order)
+        self._queue.push(state)
+
+    def _fail(self, state: RequestState, code: FailureCode, message: str) -> RequestOutput:
+        del self._requests[state.request_id]
+        state.status = RequestStatus.CANCELLED
+        return failed(state, code, message)
+
+    def _check_pool(self, pool: ShardPool) -> None:
+        max_step_tokens = self._config.budget.max_step_tokens
+        if max_step_tokens > pool.max_step_tokens:
+            raise PoolMismatch(
+                f"a step may have {max_step_tokens} tokens, the shard has room for {pool.max_step_tokens} (rule 16)"
+            )
+        if pool.num_slots > max_step_tokens:
+            raise PoolMismatch(f"{pool.num_slots} slots do not fit a step of {max_step_tokens} tokens (rule 16)")
+        if self._pool is not None and self._pool.block_size != pool.block_size:
+            raise PoolMismatch(f"blocks had {self._pool.block_size} tokens, now they have {pool.block_size} (rule 22)")
+
+
+def _has_same_places(one: GenerationRequest, other: GenerationRequest) -> bool:
+    """Whether the K and V of one prompt are those of the other, for whoever may share them (rule 12)."""
+    return (one.prompt_ids, one.max_new_tokens, one.cache_salt) == (
+        other.prompt_ids,
+        other.max_new_tokens,
+        other.cache_salt,
+    )

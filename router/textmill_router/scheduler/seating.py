@@ -1,0 +1,38 @@
+"""Chooses which waiting requests enter the shard now (rules 11, 14, 16, 22 in docs/wire.md)."""
+
+from textmill_router.scheduler.epoch import Epoch
+from textmill_router.scheduler.suspects import Suspects
+from textmill_router.scheduler.waiting_queue import WaitingQueue
+
+
+def admit_waiting(queue: WaitingQueue, epoch: Epoch, suspects: Suspects, now: float) -> None:
+    """Seat waiting requests in order until one does not fit.
+
+    Nobody passes a request that lacks room; only one that is held for its prefix, or for the sequence that computes its
+    prompt, may be passed (rule 11).
+    """
+    if not len(queue):
+        return
+    admitted = []
+    for state in queue:
+        if not epoch.slots.can_seat() or not epoch.wants_prefill() or suspects.is_prefill_closed():
+            break
+        if suspects.is_suspect(state) and epoch.slots.is_any_in_prefill():
+            break
+        if state.waits_for_leader:
+            continue
+        if state.hold_hash is not None and epoch.cache.is_being_written(state.hold_hash):
+            continue
+        hits = epoch.find_hits(state)
+        if not state.wants_prompt_logprobs:
+            state.hold_hash = epoch.cache.hold_hash(state, len(hits))
+            if state.hold_hash is not None:
+                continue
+        if not epoch.grants.can_admit(state, hits, epoch.num_running):
+            break
+        epoch.seat(state, hits, now)
+        if suspects.is_suspect(state):
+            suspects.enter(state)
+        admitted.append(state)
+    for state in admitted:
+        queue.remove(state)

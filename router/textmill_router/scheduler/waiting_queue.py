@@ -1,0 +1,71 @@
+"""Requests that wait for a slot, in order, within bounds."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from operator import attrgetter
+
+from textmill_router.scheduler.request_state import RequestState
+
+_order = attrgetter("order")
+
+
+class QueueFull(Exception):
+    """The queue holds as much as it may; the caller answers 429."""
+
+    def __init__(self, *, num_requests: int, max_requests: int, num_tokens: int, max_tokens: int) -> None:
+        super().__init__(
+            f"the queue holds {num_requests} requests of at most {max_requests} "
+            f"and {num_tokens} tokens of at most {max_tokens}"
+        )
+        self.num_requests = num_requests
+        self.max_requests = max_requests
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+
+
+class WaitingQueue:
+    """Order: those that ran before, then priority, then arrival (`RequestState.order`).
+
+    The bounds count what waits, but only new requests are refused by them. A request longer than `max_tokens` enters an
+    empty queue: refusing it would refuse it for ever.
+    """
+
+    def __init__(self, *, max_requests: int, max_tokens: int) -> None:
+        self._max_requests = max_requests
+        self._max_tokens = max_tokens
+        self._requests: list[RequestState] = []
+        self._num_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def __iter__(self) -> Iterator[RequestState]:
+        return iter(self._requests)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all waiting requests, prompts and outputs so far."""
+        return self._num_tokens
+
+    def check_room(self, num_tokens: int) -> None:
+        """Raise `QueueFull` when a new request of so many prompt tokens may not enter."""
+        is_over_tokens = bool(self._requests) and self._num_tokens + num_tokens > self._max_tokens
+        if len(self._requests) >= self._max_requests or is_over_tokens:
+            raise QueueFull(
+                num_requests=len(self._requests),
+                max_requests=self._max_requests,
+                num_tokens=self._num_tokens,
+                max_tokens=self._max_tokens,
+            )
+
+    def push(self, state: RequestState) -> None:
+        """Put a request at its place. Never refuses: what has run once has been let in."""
+        insort(self._requests, state, key=_order)
+        self._num_tokens += state.num_tokens
+
+    def remove(self, state: RequestState) -> None:
+        """Take out a request that waits."""
+        at = bisect_left(self._requests, state.order, key=_order)
+        assert self._requests[at] is state, state.request_id
+        del self._requests[at]
+        self._num_tokens -= state.num_tokens

@@ -1,0 +1,90 @@
+"""The facts of one admitted call that its headers, its log line and the metrics tell."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from textmill_router.errors import RequestError
+from textmill_router.http.error_responses import Header
+from textmill_router.http.replies import Call
+from textmill_router.serving.call import failure_label
+from textmill_router.serving.intake import Intake
+from textmill_router.serving.service import Backend, Service
+from textmill_router.text.generation import GenerationResult
+
+log = logging.getLogger(__name__)
+
+
+class Account:
+    """Kept from admission to the last token."""
+
+    def __init__(self, service: Service, backend: Backend, call: Call) -> None:
+        self._service = service
+        self._backend = backend
+        self._call = call
+        self._validation_s = 0.0
+        self._num_characters = 0
+
+    @property
+    def arrival_s(self) -> float:
+        """When the call came, on the clock of `time.monotonic`."""
+        return self._call.arrival_s
+
+    def note_failure(self, error: RequestError) -> None:
+        """The call failed after its answer had begun."""
+        self._service.metrics.on_failure(failure_label(error))
+
+    def note_validated(self, num_characters: int, intakes: Sequence[Intake]) -> None:
+        """The prompts obey all rules; `num_characters` is the length of all of them."""
+        self._validation_s = time.monotonic() - self._call.arrival_s
+        self._num_characters = num_characters
+        for intake in intakes:
+            self._service.metrics.on_validated(len(intake.prompt_ids), intake.max_new_tokens)
+
+    def note_success(self, results: Sequence[GenerationResult], *, seed: int | None = None) -> None:
+        """The call is complete; `results` are its sequences in order, `seed` that of the first if it sampled."""
+        total_s = time.monotonic() - self._call.arrival_s
+        first = results[0]
+        self._service.metrics.on_success(first, validation_s=self._validation_s, total_s=total_s, others=results[1:])
+        log.info(
+            "Success",
+            extra={
+                "request": self._call.request_id,
+                "trace": self._call.trace_id,
+                "route": self._call.route,
+                "num_prompt_tokens": first.num_prompt_tokens,
+                "num_cached_tokens": first.num_cached_tokens,
+                "num_output_tokens": sum(result.num_output_tokens for result in results),
+                "finish_reason": first.finish_reason.value,
+                "seed": seed,
+                "total_ms": round(total_s * 1000, 1),
+                "queue_ms": round(first.queue_s * 1000, 1),
+                "inference_ms": round(first.inference_s * 1000, 1),
+            },
+        )
+
+    def stream_headers(self) -> list[Header]:
+        """What is known when a stream begins."""
+        return [
+            (b"x-compute-type", self._service.compute_type(self._backend.facts).encode("latin-1", "replace")),
+            (b"x-compute-characters", b"%d" % self._num_characters),
+        ]
+
+    def whole_headers(self, results: Sequence[GenerationResult], num_prompt_tokens: int) -> list[Header]:
+        """Times in whole milliseconds, but x-compute-time in seconds; of several sequences the longest."""
+        total_s = time.monotonic() - self._call.arrival_s
+        inference_s = max(result.inference_s for result in results)
+        num_output_tokens = sum(result.num_output_tokens for result in results)
+        per_token_s = max(result.inference_s / max(1, result.num_output_tokens) for result in results)
+        return [
+            *self.stream_headers(),
+            (b"x-compute-time", b"%.6f" % total_s),
+            (b"x-total-time", b"%d" % (total_s * 1000)),
+            (b"x-validation-time", b"%d" % (self._validation_s * 1000)),
+            (b"x-queue-time", b"%d" % (max(result.queue_s for result in results) * 1000)),
+            (b"x-inference-time", b"%d" % (inference_s * 1000)),
+            (b"x-time-per-token", b"%d" % (per_token_s * 1000)),
+            (b"x-prompt-tokens", b"%d" % num_prompt_tokens),
+            (b"x-generated-tokens", b"%d" % num_output_tokens),
+            (b"x-cached-prompt-tokens", b"%d" % results[0].num_cached_tokens),
+        ]

@@ -1,0 +1,67 @@
+"""What surrounds the work of each call that generates: metrics, the client's leaving, permits, errors."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from starlette.types import Receive, Scope, Send
+
+from textmill_router.engine.engine_loop import EngineUnavailable
+from textmill_router.errors import ModelLoading, RequestError, ShuttingDown, TemplateFailed
+from textmill_router.http.disconnect import UntilClientLeaves
+from textmill_router.http.error_responses import error_kind
+from textmill_router.http.json_body import ClientLeft
+from textmill_router.http.replies import send_error
+from textmill_router.request import Grammar
+from textmill_router.scheduler.waiting_queue import QueueFull
+from textmill_router.serving.failures import generation_error
+from textmill_router.serving.service import Service
+from textmill_router.text.generation import GenerationFailed
+
+
+async def serve(service: Service, scope: Scope, send: Send, answer: Callable[[], Awaitable[None]]) -> None:
+    """Run `answer`; an error that it raises before it has sent anything becomes the answer."""
+    service.metrics.num_requests += 1
+    try:
+        await answer()
+    except ClientLeft:
+        service.metrics.on_failure("dropped")
+    except RequestError as error:
+        service.metrics.on_failure(failure_label(error))
+        await send_error(scope, send, error)
+    except Exception:  # a mistake of ours, which the front door answers
+        service.metrics.on_failure("incomplete")
+        raise
+
+
+@asynccontextmanager
+async def admitted(
+    service: Service, receive: Receive, num_sequences: int, *, grammar: Grammar | None = None
+) -> AsyncIterator[None]:
+    """Hold the permits of a call while its client stays; a grammar that cannot be used gets none.
+
+    Raises ClientLeft, ValidationFailed and Overloaded; failures of the engine as RequestError.
+    """
+    async with UntilClientLeaves(receive, service.metrics.on_abort):
+        if grammar is not None:
+            await service.open_backend().grammars.check(grammar)
+        with service.admission.permits(num_sequences):
+            try:
+                yield
+            except GenerationFailed as error:
+                raise generation_error(error.failure) from error
+            except QueueFull as error:
+                raise service.admission.overloaded(f"Model is overloaded: {error}; try again later") from error
+            except EngineUnavailable as error:
+                raise ShuttingDown(f"the engine has stopped: {error}", retry_after_s=1) from error
+
+
+def failure_label(error: RequestError) -> str:
+    """Value of the label `err`: of few values, those of TGI where it has one."""
+    if isinstance(error, ModelLoading):
+        return "loading"
+    if isinstance(error, ShuttingDown):
+        return "shutting_down"
+    if isinstance(error, TemplateFailed):
+        return "template"
+    status = error_kind(error).status
+    return {424: "generation", 429: "overloaded", 500: "incomplete"}.get(status, "validation")

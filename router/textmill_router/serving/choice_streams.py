@@ -1,0 +1,73 @@
+"""Several sequences written side by side to one event stream."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from textmill_router.http.event_stream import EventStream
+from textmill_router.text.generation import Generation, GenerationResult, TokenEvent
+
+
+class ChoiceWriter(Protocol):
+    """Turns events of one sequence into chunks."""
+
+    def encode(self, events: list[TokenEvent]) -> bytes:
+        """Chunks in one piece; empty while there is nothing to show."""
+
+
+# Raises for a result that may not be shown as it is.
+ResultCheck = Callable[[GenerationResult], None]
+
+
+async def stream_choices(
+    stream: EventStream,
+    generations: Sequence[Generation],
+    writers: Sequence[ChoiceWriter],
+    check: ResultCheck = lambda result: None,
+) -> list[GenerationResult]:
+    """Write all, the last chunk of each once `check` has passed; returns the results in order.
+
+    Raises GenerationFailed and what `check` raises.
+    """
+    if len(generations) == 1:
+        return [await _stream_one(stream, generations[0], writers[0], check, asyncio.Lock())]
+    lock = asyncio.Lock()
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(_stream_one(stream, generation, writer, check, lock))
+                for generation, writer in zip(generations, writers, strict=True)
+            ]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _stream_one(
+    stream: EventStream, generation: Generation, writer: ChoiceWriter, check: ResultCheck, lock: asyncio.Lock
+) -> GenerationResult:
+    """What comes while the client does not read is merged into one chunk."""
+
+    def write_now(events: list[TokenEvent]) -> bool:
+        if not stream.can_write_now:
+            return False
+        data = writer.encode(events)
+        if data:
+            stream.write_now(data)
+        return True
+
+    generation.read_fast(write_now)
+    while True:
+        events = await generation.next_events()
+        async with lock:
+            # More may have come while another sequence was writing.
+            if events[-1].result is None:
+                events += generation.take_events()
+            result = events[-1].result
+            if result is not None:
+                check(result)
+            data = writer.encode(events)
+            if data:
+                await stream.write(data)
+        if result is not None:
+            return result

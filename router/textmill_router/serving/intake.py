@@ -1,0 +1,122 @@
+"""From checked parameters and a text to requests that the engine takes: tokens, budget, seeds."""
+
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from textmill_router.errors import ValidationFailed
+from textmill_router.request import GenerationRequest, SamplingParameters, token_array
+from textmill_router.serving.service import Backend
+from textmill_router.serving.validation import (
+    MAX_U64,
+    CheckedParameters,
+    check_budget,
+    check_text,
+    prompt_too_long,
+    with_drawn_seed,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """A prompt that fits, and how many tokens may follow it."""
+
+    prompt_ids: "array[int]"
+    max_new_tokens: int
+
+
+async def take_prompt(
+    backend: Backend, text: str, checked: CheckedParameters, *, add_special_tokens: bool = True
+) -> Intake:
+    """Tokenise, truncate to the last tokens, check the budget. Raises ValidationFailed."""
+    check_text(text)
+    limits = backend.limits
+    if checked.truncate is None and backend.tokenizer.cannot_fit(text, limits.max_input_tokens):
+        raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
+    encoding = await backend.tokenizer.encode(text, add_special_tokens)
+    prompt_ids = encoding.ids if checked.truncate is None else encoding.ids[-checked.truncate :]
+    return fit(backend, prompt_ids, checked)
+
+
+async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedParameters) -> Intake:
+    """The same for a prompt in pieces that already has its special tokens (chat). Raises ValidationFailed."""
+    limits = backend.limits
+    text = pieces[0] if len(pieces) == 1 else "".join(pieces)
+    check_text(text)
+    if backend.tokenizer.cannot_fit(text, limits.max_input_tokens):
+        raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
+    encodings = await backend.tokenizer.encode_pieces(pieces)
+    prompt_ids = token_array(())
+    for encoding in encodings:
+        prompt_ids.extend(encoding.ids)
+    return fit(backend, prompt_ids, checked)
+
+
+def fit(backend: Backend, prompt_ids: "array[int]", checked: CheckedParameters) -> Intake:
+    """A prompt within the window, of tokens that the model has. Raises ValidationFailed."""
+    tokenizer, num_known = backend.tokenizer, backend.limits.vocab_size
+    intake = Intake(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, backend.limits))
+    # Few tokenizers have ids that their model lacks (placeholders of images); the shard would refuse the whole plan.
+    if tokenizer.num_ids > num_known and (largest := max(prompt_ids, default=0)) >= num_known:
+        raise ValidationFailed(
+            f"`inputs` must not hold `{tokenizer.id_to_text(largest)}`: it is token {largest} of the tokenizer, and "
+            f"this model knows the tokens 0 to {num_known - 1}",
+            field="inputs",
+        )
+    return intake
+
+
+def make_request(
+    backend: Backend,
+    intake: Intake,
+    checked: CheckedParameters,
+    sampling: SamplingParameters,
+    *,
+    wants_logprobs: bool,
+    wants_prompt_logprobs: bool,
+) -> GenerationRequest:
+    """One sequence of the call. What an encoder reads is followed by the decoder's own first tokens."""
+    prompt_ids, num_encoder_tokens = intake.prompt_ids, 0
+    if backend.facts.has_encoder:
+        num_encoder_tokens = len(prompt_ids)
+        prompt_ids = prompt_ids + token_array(backend.facts.decoder_prompt_ids)
+    return GenerationRequest(
+        request_id=backend.engine.next_request_id(),
+        prompt_ids=prompt_ids,
+        num_encoder_tokens=num_encoder_tokens,
+        max_new_tokens=intake.max_new_tokens,
+        arrival_s=time.monotonic(),
+        sampling=sampling,
+        min_new_tokens=min(checked.min_new_tokens, intake.max_new_tokens),
+        ignore_eos=checked.ignore_eos,
+        grammar=checked.grammar,
+        watermark=checked.watermark,
+        wants_logprobs=wants_logprobs,
+        top_n_tokens=checked.top_n_tokens if wants_logprobs else 0,
+        wants_prompt_logprobs=wants_prompt_logprobs,
+    )
+
+
+def share_prompt(sequences: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+    """The sequences of one prompt, not empty: the first computes the prompt and its log-probabilities for all."""
+    first, *others = sequences
+    return [
+        first,
+        *(
+            replace(other, shares_prompt_of=first.request_id, wants_prompt_logprobs=False, prompt_top_n_tokens=0)
+            for other in others
+        ),
+    ]
+
+
+def samplings(checked: CheckedParameters) -> list[SamplingParameters]:
+    """One way to sample for each sequence of the call: they differ in the seed."""
+    further = [with_drawn_seed(checked.sampling) for _ in range(checked.best_of - 1)]
+    return [checked.sampling, *further]
+
+
+def choice_samplings(checked: CheckedParameters, num_choices: int) -> list[SamplingParameters]:
+    """The same for the choices of /v1, where a seed may be given: it fixes all of them, each by another seed."""
+    sampling = checked.sampling
+    return [replace(sampling, seed=(sampling.seed + index) & MAX_U64) for index in range(num_choices)]

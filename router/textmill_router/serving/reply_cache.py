@@ -1,0 +1,64 @@
+"""Between a native call and the response cache: what makes two calls equal, and how a kept answer leaves."""
+
+import hashlib
+import time
+
+import msgspec
+from starlette.types import Scope, Send
+
+from textmill_router.http.error_responses import Header
+from textmill_router.http.event_stream import STREAM_HEADERS
+from textmill_router.http.replies import call_of, send_reply
+from textmill_router.serving.response_cache import CachedAnswer, ResponseCache
+from textmill_router.serving.service import Backend, Service
+
+
+def cache_key(scope: Scope, *facts: object) -> bytes:
+    """A digest of the caller's key and of all facts that the answer depends on; in JSON a number may have any size."""
+    authorization = b"".join(value for name, value in scope["headers"] if name == b"authorization")
+    return hashlib.blake2b(msgspec.json.encode((authorization, *facts)), digest_size=32).digest()
+
+
+class CacheSlot:
+    """The place of one call in the cache."""
+
+    def __init__(self, cache: ResponseCache, key: bytes) -> None:
+        self._cache = cache
+        self._key = key
+
+    def find(self) -> CachedAnswer | None:
+        """The answer of an equal call before."""
+        return self._cache.get(self._key)
+
+    def keep(self, answer: CachedAnswer) -> None:
+        """Keep a complete answer for equal calls to come."""
+        self._cache.put(self._key, answer)
+
+
+async def send_cached(
+    service: Service, backend: Backend, scope: Scope, send: Send, answer: CachedAnswer, *, streams: bool
+) -> None:
+    """Send a kept answer; nothing was queued or computed for it, and its headers say so."""
+    service.metrics.on_cache_hit()
+    headers: list[Header] = [
+        (b"x-cache", b"hit"),
+        (b"x-compute-type", service.compute_type(backend.facts).encode("latin-1", "replace")),
+        (b"x-compute-characters", b"%d" % answer.num_characters),
+    ]
+    if streams:
+        event_type, *further = STREAM_HEADERS
+        await send_reply(scope, send, 200, answer.body, content_type=event_type[1], headers=[*headers, *further])
+        return
+    total_s = time.monotonic() - call_of(scope).arrival_s
+    headers += [
+        (b"x-compute-time", b"%.6f" % total_s),
+        (b"x-total-time", b"%d" % (total_s * 1000)),
+        (b"x-validation-time", b"%d" % (total_s * 1000)),
+        (b"x-queue-time", b"0"),
+        (b"x-inference-time", b"0"),
+        (b"x-time-per-token", b"0"),
+        (b"x-prompt-tokens", b"%d" % answer.num_prompt_tokens),
+        (b"x-generated-tokens", b"%d" % answer.num_output_tokens),
+        (b"x-cached-prompt-tokens", b"%d" % answer.num_prompt_tokens),
+    ]
+    await send_reply(scope, send, 200, answer.body, headers=headers)

@@ -1,0 +1,274 @@
+"""What all endpoints share: settings, admission, metrics and, once there is one, the engine behind them."""
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from textmill_router.chat.markup_tokens import markup_texts
+from textmill_router.chat.role_safety import RoleSafety
+from textmill_router.chat.template import ChatTemplates
+from textmill_router.engine.engine_loop import EngineLoop, EnginePhase
+from textmill_router.engine.wire import ShardFacts
+from textmill_router.errors import ModelLoading
+from textmill_router.grammar.compiler import GrammarCompiler
+from textmill_router.metrics.metrics import CacheNumbers, EngineNumbers, Metrics
+from textmill_router.scheduler.plan import Budget
+from textmill_router.scheduler.scheduler import SchedulerConfig
+from textmill_router.serving.admission import Admission
+from textmill_router.serving.response_cache import ResponseCache
+from textmill_router.serving.validation import Limits
+from textmill_router.settings import Settings, SettingsError
+from textmill_router.text.tokenization import Tokenizer
+
+DEFAULT_PREFILL_TOKENS = 4096
+CHUNKS_PER_PREFILL = 4  # so many prompts share the prefill tokens of a step before one may take more
+_LOADING_ORDER = ("starting", "config", "weights", "kv_pool", "warmup")
+_MAX_ESTIMATE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An engine that has been ready at least once, and the limits that follow from it."""
+
+    engine: EngineLoop
+    tokenizer: Tokenizer
+    facts: ShardFacts
+    limits: Limits
+    chat_templates: ChatTemplates
+    role_safety: RoleSafety
+    grammars: GrammarCompiler
+
+
+class Service:
+    """Life: made before anything is loaded; `attach` when the engine looks for its shard; `become_ready` once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._settled = asyncio.Event()  # the model is ready, or the server leaves
+        self.admission = Admission(settings.max_concurrent_requests, on_close=self._settled.set)
+        self.response_cache = ResponseCache(settings.response_cache_bytes)
+        self.metrics = Metrics()
+        self._started_s = time.monotonic()
+        self._engine: EngineLoop | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._chat_templates: ChatTemplates | None = None
+        self.model_created_s = _model_time_s(settings.model_dir)
+        self._backend: Backend | None = None
+
+    def attach(self, engine: EngineLoop, tokenizer: Tokenizer, chat_templates: ChatTemplates) -> None:
+        """Name the engine whose phase is shown while it loads, and what has been read of the model's files."""
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._chat_templates = chat_templates
+
+    def become_ready(self) -> Backend:
+        """Fix the limits from what the shard says of itself. Raises SettingsError when they cannot be met."""
+        assert self._engine is not None
+        assert self._tokenizer is not None
+        assert self._chat_templates is not None
+        facts = self._engine.status.facts
+        assert facts is not None
+        limits = resolve_limits(self.settings, facts, self._engine)
+        self.metrics.set_limits(max_input_tokens=limits.max_input_tokens, max_total_tokens=limits.max_total_tokens)
+        tokenizer = self._tokenizer
+        self._backend = Backend(
+            self._engine,
+            tokenizer,
+            facts,
+            limits,
+            self._chat_templates,
+            make_role_safety(tokenizer, self._chat_templates),
+            make_grammar_compiler(self.settings, facts),
+        )
+        self._settled.set()
+        return self._backend
+
+    @property
+    def is_loading(self) -> bool:
+        """The shards have not been ready yet, and may be."""
+        return self._backend is None and not self.admission.is_closed
+
+    async def wait_settled(self) -> None:
+        """Wait until the model is ready or the server leaves; the caller sets the limit."""
+        await self._settled.wait()
+
+    async def close_backend(self) -> None:
+        """End the processes that belong to the backend."""
+        if self._backend is not None:
+            await self._backend.grammars.close()
+
+    def open_backend(self) -> Backend:
+        """The backend for a request that would generate. Raises ModelLoading or ShuttingDown."""
+        self.admission.check_open()
+        if self._backend is None:
+            estimated_s = self._estimate_s()
+            raise ModelLoading(
+                f"Model {self.settings.model_id} is loading ({self.phase}); try again later",
+                phase=self.phase,
+                estimated_s=estimated_s,
+                retry_after_s=max(1, round(estimated_s)),
+            )
+        return self._backend
+
+    @property
+    def max_model_tokens(self) -> int | None:
+        """Prompt and output tokens of a request; None while it follows from a model that still loads."""
+        return self.settings.max_total_tokens if self._backend is None else self._backend.limits.max_total_tokens
+
+    @property
+    def phase(self) -> str:
+        """`draining`, the engine's phase, or `starting` while there is no engine yet."""
+        if self.admission.is_closed:
+            return "draining"
+        return EnginePhase.STARTING.value if self._engine is None else self._engine.status.phase.value
+
+    @property
+    def is_healthy(self) -> bool:
+        """Requests are taken and the shard is there."""
+        return self._backend is not None and self.phase == EnginePhase.READY.value
+
+    def expose_metrics(self) -> bytes:
+        """The text of /metrics, also while loading."""
+        backend = self._backend
+        stats = None if backend is None else backend.engine.stats()
+        numbers = None
+        if backend is not None and stats is not None:
+            is_up = backend.engine.status.phase is EnginePhase.READY
+            numbers = EngineNumbers(stats, backend.engine.steps, backend.facts.block_size, is_up)
+        kept = self.response_cache
+        cache = CacheNumbers(num_hits=kept.num_hits, num_misses=kept.num_misses, num_bytes=kept.num_bytes)
+        return self.metrics.expose(numbers, cache, num_in_flight=self.admission.held)
+
+    def compute_type(self, facts: ShardFacts) -> str:
+        """Number and kind of devices, as x-compute-type shows it."""
+        return self.settings.compute_type or f"{facts.world_size}-{facts.device}"
+
+    def _estimate_s(self) -> float:
+        """Seconds until ready, if the rest of the phases goes at the speed of those before."""
+        status = None if self._engine is None else self._engine.status
+        phase = "starting" if status is None else status.phase.value
+        index = _LOADING_ORDER.index(phase) if phase in _LOADING_ORDER else 0
+        progress = 0.0 if status is None else min(1.0, max(0.0, status.progress))
+        done = (index + progress) / len(_LOADING_ORDER)
+        elapsed_s = time.monotonic() - self._started_s
+        estimated_s = elapsed_s * (1 - done) / max(done, 0.1)
+        return round(min(_MAX_ESTIMATE_S, max(1.0, estimated_s)), 1)
+
+
+def make_role_safety(tokenizer: Tokenizer, templates: ChatTemplates) -> RoleSafety:
+    """What users' texts must not become, for this vocabulary and these templates."""
+    markup = markup_texts(tokenizer.plain_added_texts, templates.sources)
+    normalizes = tokenizer.normalizes(tokenizer.special_texts | markup)
+    return RoleSafety(tokenizer.special_texts, markup, normalize=tokenizer.normalize if normalizes else None)
+
+
+def make_grammar_compiler(settings: Settings, facts: ShardFacts) -> GrammarCompiler:
+    """The compiler for this shard's vocabulary, or one that refuses with the reason."""
+    refusal = None
+    if settings.disable_grammar_support:
+        refusal = "this server takes none (--disable-grammar-support)"
+    elif "grammar" not in facts.features:
+        refusal = "the tokenizer of this model allows none"
+    return GrammarCompiler(
+        tokenizer_file=str(Path(settings.model_dir) / "tokenizer.json"),
+        vocab_size=facts.vocab_size,
+        eos_token_ids=facts.eos_token_ids,
+        refusal=refusal,
+    )
+
+
+def _model_time_s(folder: str) -> int:
+    """When the model's folder was filled, in seconds since 1970; now, where that cannot be told."""
+    try:
+        return int((Path(folder) / "tokenizer.json").stat().st_mtime)
+    except OSError:
+        return int(time.time())
+
+
+def scheduler_config(settings: Settings, facts: ShardFacts) -> SchedulerConfig:
+    """The scheduler's settings for this shard."""
+    max_prefill = _max_prefill_tokens(settings, facts)
+    return SchedulerConfig(
+        budget=Budget(
+            max_step_tokens=facts.max_step_tokens,
+            max_prefill_tokens=max_prefill,
+            max_chunk_tokens=max(1, max_prefill // CHUNKS_PER_PREFILL),
+        ),
+        max_waiting_requests=settings.max_queued_requests,
+        max_waiting_tokens=settings.max_queued_tokens,
+        prefix_caching=settings.prefix_caching,
+    )
+
+
+def _max_prefill_tokens(settings: Settings, facts: ShardFacts) -> int:
+    return min(settings.max_batch_prefill_tokens or DEFAULT_PREFILL_TOKENS, facts.max_step_tokens)
+
+
+def resolve_limits(settings: Settings, facts: ShardFacts, engine: EngineLoop) -> Limits:
+    """Token limits as set or, where unset, as large as model and KV pool allow. Raises SettingsError.
+
+    Where a model has an encoder its own positions bound the prompt, those of the decoder the output.
+    """
+    pool_tokens = _largest_fitting(engine, facts) - len(facts.decoder_prompt_ids)
+    possible = min(pool_tokens, _longest_by_positions(facts) or pool_tokens)
+    max_total = settings.max_total_tokens or possible
+    if max_total > possible:
+        reason = f"the KV cache holds {pool_tokens} tokens of one request"
+        if possible < pool_tokens:
+            reason = f"the model's positions end at {possible}"
+        raise SettingsError(f"--max-total-tokens is {max_total}, wanted at most {possible}: {reason}")
+    if max_total < 2:
+        raise SettingsError(f"the KV cache holds {pool_tokens} tokens, wanted at least 2: give the shard more memory")
+    max_input = settings.max_input_tokens or max_total - 1
+    if max_input >= max_total:
+        raise SettingsError(
+            f"--max-input-tokens is {max_input}, wanted less than {max_total}, prompt and output together "
+            "(--max-total-tokens, or what model and KV cache allow)"
+        )
+    limits = Limits(
+        max_best_of=settings.max_best_of,
+        max_stop_sequences=settings.max_stop_sequences,
+        max_top_n_tokens=settings.max_top_n_tokens,
+        max_input_tokens=max_input,
+        max_total_tokens=max_total,
+        vocab_size=facts.vocab_size,
+    )
+    return _encoder_limits(limits, settings, facts) if facts.has_encoder else limits
+
+
+def _longest_by_positions(facts: ShardFacts) -> int:
+    """The most tokens of prompt and output that the model has positions for, 0 = no bound."""
+    if not facts.has_encoder:
+        return facts.max_model_tokens
+    if not (facts.max_encoder_tokens and facts.max_model_tokens):
+        return 0
+    return facts.max_encoder_tokens + facts.max_model_tokens - len(facts.decoder_prompt_ids)
+
+
+def _encoder_limits(limits: Limits, settings: Settings, facts: ShardFacts) -> Limits:
+    """The same for a model that reads a prompt whole, in one step beside a token of every other slot (rule 16)."""
+    most = min(_max_prefill_tokens(settings, facts), facts.max_step_tokens - facts.num_slots)
+    reason = "--max-batch-prefill-tokens: the encoder reads a prompt in one step"
+    if 0 < facts.max_encoder_tokens < most:
+        most, reason = facts.max_encoder_tokens, "where the positions of the encoder end"
+    if most < 1:
+        raise SettingsError(
+            f"{facts.num_slots} slots leave a step of {facts.max_step_tokens} tokens no room for a prompt"
+        )
+    if settings.max_input_tokens is not None and settings.max_input_tokens > most:
+        raise SettingsError(f"--max-input-tokens is {settings.max_input_tokens}, wanted at most {most} ({reason})")
+    if facts.max_model_tokens:
+        limits = replace(limits, max_output_tokens=facts.max_model_tokens - len(facts.decoder_prompt_ids))
+    if limits.max_input_tokens <= most:
+        return limits
+    return replace(limits, max_input_tokens=most, input_limit=reason)
+
+
+def _largest_fitting(engine: EngineLoop, facts: ShardFacts) -> int:
+    """The longest request in tokens that fits the KV pool alone."""
+    low, high = 0, facts.num_blocks * facts.block_size
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if engine.can_ever_fit(middle) else (low, middle - 1)
+    return low

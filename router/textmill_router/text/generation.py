@@ -1,0 +1,394 @@
+"""One request's tokens as text: output ids -> text, stop strings, events, result.
+
+The engine pushes (`on_output`), the HTTP side pulls (`next_events` or `result`); between them is a list and a future.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Protocol, Self
+
+from textmill_router.request import (
+    Failure,
+    FinishReason,
+    GenerationRequest,
+    OutputSink,
+    PromptLogprobs,
+    RequestId,
+    RequestOutput,
+    TopTokens,
+)
+from textmill_router.text.stop_strings import StopStrings
+from textmill_router.text.tokenization import Tokenizer
+
+
+class Engine(Protocol):
+    """What a generation needs of the engine loop."""
+
+    def submit(self, request: GenerationRequest, sink: OutputSink) -> None: ...
+    def cancel(self, request_id: RequestId) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """`keep_stop_match`: the text ends after a stop string (native) or before it, nothing of it being sent (/v1).
+
+    `keep_tokens`: the result lists all tokens (details). Without it `result()` makes no object per token.
+    `shown_specials`: special tokens whose text counts as output text, for parsers that look for them.
+    `deadline_s`: on the clock of `time.monotonic`. `result()` ends then with what there is, and so does a stream that
+    has no token yet; one that has some ends with the next, if that comes soon. A stream that no token ends has a last
+    event with an empty one, of the id `closing_id`: it counts nowhere.
+    """
+
+    stop_strings: tuple[str, ...] = ()
+    keep_stop_match: bool = True
+    keep_tokens: bool = True
+    shown_specials: frozenset[int] = frozenset()
+    deadline_s: float | None = None
+    closing_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TopToken:
+    """An alternative; natural-log probability."""
+
+    id: int
+    text: str
+    logprob: float
+    is_special: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PromptToken:
+    """A prompt token; the first one has no probability."""
+
+    id: int
+    text: str
+    logprob: float | None
+    top_tokens: tuple[TopToken, ...] = ()
+
+
+@dataclass(slots=True)
+class TokenEvent:
+    """One output token. `text` is the whole text of the token; `released_text` what may be shown because of it."""
+
+    index: int  # from 1
+    id: int
+    text: str  # "" while a character is incomplete; special tokens literally
+    logprob: float  # NaN when the request did not ask
+    is_special: bool
+    top_tokens: tuple[TopToken, ...]
+    released_text: str
+    result: "GenerationResult | None" = None  # in the last event
+
+
+@dataclass(slots=True)
+class GenerationResult:
+    """The whole answer. Times in seconds."""
+
+    text: str
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    num_output_tokens: int
+    tokens: list[TokenEvent]  # empty unless `keep_tokens`
+    prompt_tokens: list[PromptToken]  # empty unless `wants_prompt_logprobs`
+    num_cached_tokens: int
+    queue_s: float  # arrival until the request first left the queue
+    inference_s: float  # from there to the last token
+    first_token_s: float  # arrival until the first token
+
+
+class GenerationFailed(Exception):
+    """The request ended without a result."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+# After its deadline a stream that has tokens waits so long for one more, so that it ends with a token.
+LAST_TOKEN_GRACE_S = 0.2
+# Takes events at once, in the engine's turn of the loop, and says whether it did; must not block or raise.
+FastReader = Callable[[list[TokenEvent]], bool]
+
+
+class Generation:
+    """Made by `start_generation`; an async context manager. Leaving it cancels what still runs.
+
+    One task reads it, either with `next_events` or with `result`.
+    """
+
+    __slots__ = (
+        "_admitted_s",
+        "_detokenizer",
+        "_engine",
+        "_events",
+        "_failure",
+        "_fast_reader",
+        "_first_token_s",
+        "_has_plain_text",
+        "_is_whole",
+        "_makes_events",
+        "_num_cached_tokens",
+        "_num_tokens",
+        "_options",
+        "_prompt_logprobs",
+        "_request",
+        "_result",
+        "_stops",
+        "_text",
+        "_timer",
+        "_tokenizer",
+        "_tokens",
+        "_waiter",
+    )
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, request: GenerationRequest, options: TextOptions) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._request = request
+        self._options = options
+        self._detokenizer = tokenizer.new_detokenizer(request.text_ids)
+        # Nothing but the tokens themselves decides about text and end.
+        self._has_plain_text = not (options.stop_strings or options.shown_specials or options.deadline_s is not None)
+        self._stops = StopStrings(options.stop_strings, options.keep_stop_match) if options.stop_strings else None
+        self._events: list[TokenEvent] = []  # not yet pulled
+        self._tokens: list[TokenEvent] = []  # all, for the result
+        self._text: list[str] = []
+        self._prompt_logprobs: list[PromptLogprobs] = []
+        self._num_tokens = 0
+        self._num_cached_tokens = 0
+        self._admitted_s = 0.0
+        self._first_token_s = 0.0
+        self._makes_events = True
+        self._is_whole = False  # `result` is wanted, not events
+        self._timer: asyncio.TimerHandle | None = None
+        self._result: GenerationResult | None = None
+        self._failure: Failure | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._fast_reader: FastReader | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._options.deadline_s is not None:
+            delay_s = max(0.0, self._options.deadline_s - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_deadline)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.cancel()
+
+    @property
+    def request(self) -> GenerationRequest:
+        return self._request
+
+    def prompt_tokens(self) -> list[PromptToken]:
+        """The prompt with its log-probabilities, complete once an output token has come."""
+        return self._prompt_tokens()
+
+    def cancel(self) -> None:
+        """Ends the request if it still runs; its slot and blocks come back with the next plan."""
+        if self._result is None and self._failure is None:
+            self._engine.cancel(self._request.request_id)
+
+    def read_fast(self, reader: FastReader) -> None:
+        """While `next_events` waits, all events but the last go to `reader`; what it does not take wakes the task."""
+        self._fast_reader = reader
+
+    async def next_events(self) -> list[TokenEvent]:
+        """All events since the last call, at least one. Raises GenerationFailed; not to be called after the last."""
+        while not self._events:
+            if self._failure is not None:
+                raise GenerationFailed(self._failure)
+            assert self._result is None, "the last event has been given out"
+            await self._wait()
+        events, self._events = self._events, []
+        return events
+
+    def take_events(self) -> list[TokenEvent]:
+        """All events since the last call, possibly none, without waiting."""
+        events, self._events = self._events, []
+        return events
+
+    async def result(self) -> GenerationResult:
+        """The whole answer once it is complete. Raises GenerationFailed."""
+        self._makes_events = self._options.keep_tokens
+        self._is_whole = True
+        if self._is_over_time():
+            self._on_deadline()
+        while self._result is None:
+            if self._failure is not None:
+                raise GenerationFailed(self._failure)
+            await self._wait()
+        return self._result
+
+    async def _wait(self) -> None:
+        assert self._waiter is None, "one reader at a time"
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _is_over_time(self) -> bool:
+        return self._options.deadline_s is not None and time.monotonic() >= self._options.deadline_s
+
+    def _on_deadline(self, *, is_last_call: bool = False) -> None:
+        if self._result is not None or self._failure is not None:
+            return
+        if self._num_tokens and not self._is_whole and not is_last_call:
+            later = partial(self._on_deadline, is_last_call=True)
+            self._timer = asyncio.get_running_loop().call_later(LAST_TOKEN_GRACE_S, later)
+            return
+        self._engine.cancel(self._request.request_id)
+        text = self._detokenizer.flush()
+        if self._stops is not None:
+            text = self._stops.push(text)
+            text += "" if self._stops.is_matched else self._stops.flush()
+        self._text.append(text)
+        if not self._num_tokens:  # it may still be in the queue
+            self._admitted_s = self._first_token_s = time.monotonic()
+        self._finish(FinishReason.LENGTH)
+        if not self._events:
+            closing_id, index = self._options.closing_id, self._num_tokens + 1
+            self._events.append(TokenEvent(index, closing_id, "", float("nan"), True, (), text))
+        self._events[-1].result = self._result
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # ---- called by the engine
+
+    def on_output(self, output: RequestOutput) -> None:
+        tokens = output.tokens
+        finish = output.finish
+        if output.prompt_logprobs is not None:
+            self._prompt_logprobs.append(output.prompt_logprobs)
+        if tokens and not self._num_tokens:
+            self._num_cached_tokens = output.num_cached_tokens
+            self._admitted_s = output.admitted_s
+            self._first_token_s = time.monotonic()
+        last = len(tokens) - 1
+        for index, token_id in enumerate(tokens):
+            is_stopped = self._add_token(output, index, token_id, finish if index == last else None)
+            if is_stopped:
+                break
+        self._failure = output.failure
+        if self._waiter is None or self._waiter.done():
+            return
+        if self._result is not None or self._failure is not None:
+            self._waiter.set_result(None)
+        elif self._events:
+            if self._fast_reader is not None and self._fast_reader(self._events):
+                self._events = []
+            else:
+                self._waiter.set_result(None)
+
+    def _add_token(self, output: RequestOutput, index: int, token_id: int, finish: FinishReason | None) -> bool:
+        """Adds one token; returns whether a stop string or the deadline ended the request with it."""
+        self._num_tokens += 1
+        if self._has_plain_text and finish is None:  # most tokens
+            text = self._detokenizer.step(token_id)
+            if text:
+                self._text.append(text)
+            if self._makes_events:
+                self._new_event(output, index, token_id, text, text)
+            return False
+        is_late = finish is None and self._is_over_time()
+        is_last = is_late or finish is not None
+        # A stop id is no text though its token may not be special: in some vocabularies those around gaps are not.
+        text = "" if finish is FinishReason.STOP_ID else self._detokenizer.step(token_id)
+        if token_id in self._options.shown_specials:
+            text += self._detokenizer.flush() + self._tokenizer.id_to_text(token_id)
+        if is_last:
+            text += self._detokenizer.flush()
+        released = text
+        is_stopped = False
+        stops = self._stops
+        if stops is not None:
+            released = stops.push(text)
+            is_stopped = stops.is_matched
+            if is_last and not is_stopped:
+                released += stops.flush()
+        if released:
+            self._text.append(released)
+        event = None
+        if self._makes_events:
+            event = self._new_event(output, index, token_id, text, released)
+        if is_stopped or is_last:
+            if finish is None:
+                self._engine.cancel(self._request.request_id)
+            self._finish(FinishReason.STOP_STRING if is_stopped else finish or FinishReason.LENGTH)
+            if event is not None:
+                event.result = self._result
+        return is_stopped or is_late
+
+    def _new_event(self, output: RequestOutput, index: int, token_id: int, text: str, released: str) -> TokenEvent:
+        is_special = self._tokenizer.is_special(token_id)
+        event = TokenEvent(
+            self._num_tokens,
+            token_id,
+            self._tokenizer.id_to_text(token_id) if is_special else text,
+            output.logprobs[index] if output.logprobs else float("nan"),
+            is_special,
+            self._top_tokens(output.top_tokens[index]) if output.top_tokens else (),
+            released,
+        )
+        self._events.append(event)
+        if self._options.keep_tokens:
+            self._tokens.append(event)
+        return event
+
+    def _finish(self, reason: FinishReason) -> None:
+        now = time.monotonic()
+        arrival_s = self._request.arrival_s
+        self._result = GenerationResult(
+            text="".join(self._text),
+            finish_reason=reason,
+            num_prompt_tokens=self._request.num_input_tokens,
+            num_output_tokens=self._num_tokens,
+            tokens=self._tokens,
+            prompt_tokens=self._prompt_tokens() if self._request.wants_prompt_logprobs else [],
+            num_cached_tokens=self._num_cached_tokens,
+            queue_s=self._admitted_s - arrival_s,
+            inference_s=now - self._admitted_s,
+            first_token_s=self._first_token_s - arrival_s,
+        )
+
+    def _top_tokens(self, top: TopTokens) -> tuple[TopToken, ...]:
+        tokenizer = self._tokenizer
+        return tuple(
+            TopToken(token_id, tokenizer.id_to_text(token_id), logprob, tokenizer.is_special(token_id))
+            for token_id, logprob in zip(top.ids, top.logprobs, strict=True)
+        )
+
+    def _prompt_tokens(self) -> list[PromptToken]:
+        """Position 0 has no probability; neither has one that no piece covers, as the decoder's own first tokens."""
+        logprobs: dict[int, float] = {}
+        top: dict[int, TopTokens] = {}
+        for piece in self._prompt_logprobs:
+            logprobs.update(enumerate(piece.logprobs, piece.start))
+            top.update(enumerate(piece.top, piece.start))
+        return [
+            PromptToken(
+                token_id,
+                self._tokenizer.id_to_text(token_id),
+                logprobs.get(position),
+                self._top_tokens(top[position]) if position in top else (),
+            )
+            for position, token_id in enumerate(self._request.text_ids)
+        ]
+
+
+def start_generation(
+    engine: Engine, tokenizer: Tokenizer, request: GenerationRequest, options: TextOptions
+) -> Generation:
+    """Submits the request. Raises what `EngineLoop.submit` raises. Use the result with `async with` at once."""
+    generation = Generation(engine, tokenizer, request, options)
+    engine.submit(request, generation)
+    return generation

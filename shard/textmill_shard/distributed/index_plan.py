@@ -1,0 +1,173 @@
+"""Which rows and columns of which tensor a rank owns, and which modules change their kind for that."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from textmill_shard.distributed.parallel import TensorParallel
+from textmill_shard.errors import UnsupportedModelError
+
+# An embedding table below this share of the model stands on every rank: cutting it costs an all-reduce per step.
+MAX_REPLICATED_EMBEDDING_SHARE = 0.05
+
+# Rules of transformers' plan that ask nothing of us: the module is whole on every rank.
+_WHOLE_RULES = frozenset({"replicate", "replicated_with_grad_allreduce"})
+_QUERY_LAYERS = frozenset({"q_proj", "o_proj"})
+_KEY_VALUE_LAYERS = frozenset({"k_proj", "v_proj"})
+
+
+class Role(Enum):
+    """What a module becomes."""
+
+    COLUMN = "column"  # a linear whose outputs are divided
+    ROW = "row"  # a linear whose inputs are divided; the ranks add up
+    VOCABULARY_HEAD = "vocabulary head"  # divided by ids; the ranks lay their logits side by side
+    VOCABULARY_EMBEDDING = "vocabulary embedding"  # divided by ids; the ranks add up
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Indices start .. stop - 1 of a dimension."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The part of one tensor that this rank reads."""
+
+    dim: int
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class IndexPlan:
+    """Empty for a single rank: nothing is cut and no module changes."""
+
+    cut_of_parameter: Mapping[str, Cut] = field(default_factory=dict)
+    role_of_module: Mapping[str, Role] = field(default_factory=dict)
+    sizes_of_vocabulary: tuple[int, ...] = ()  # ids per rank, of head and embedding
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Attention heads of the whole model."""
+
+    num_heads: int
+    num_kv_heads: int
+
+    def fits(self, world_size: int) -> bool:
+        divides_kv = self.num_kv_heads % world_size == 0 or world_size % self.num_kv_heads == 0
+        return self.num_heads % world_size == 0 and divides_kv
+
+    def kv_run(self, parallel: TensorParallel) -> Run:
+        """The key/value heads of this rank; with fewer heads than ranks, several ranks hold the same one."""
+        if self.num_kv_heads >= parallel.world_size:
+            return even_run(self.num_kv_heads, parallel)
+        head = parallel.rank * self.num_kv_heads // parallel.world_size
+        return Run(head, head + 1)
+
+
+def even_run(size: int, parallel: TensorParallel) -> Run:
+    """The part of this rank; parts differ by at most one."""
+    return Run(size * parallel.rank // parallel.world_size, size * (parallel.rank + 1) // parallel.world_size)
+
+
+def build_index_plan(model: nn.Module, config: Any, parallel: TensorParallel) -> IndexPlan:
+    """Follow the plan that transformers has for the model (`model.tp_plan`). Raises UnsupportedModelError."""
+    if parallel.world_size == 1:
+        return IndexPlan()
+    rules: dict[str, str] = dict(getattr(model, "tp_plan", None) or {})
+    if not rules:
+        raise UnsupportedModelError(
+            f"models of type {config.model_type} cannot be divided among {parallel.world_size} shards; "
+            "use --num-shard 1"
+        )
+    heads = _heads_of(config)
+    if not heads.fits(parallel.world_size):
+        working = [str(size) for size in range(1, heads.num_heads + 1) if heads.fits(size)]
+        raise UnsupportedModelError(
+            f"{heads.num_heads} attention heads with {heads.num_kv_heads} key/value heads cannot be divided among "
+            f"{parallel.world_size} shards; --num-shard can be {', '.join(working)}"
+        )
+
+    cuts: dict[str, Cut] = {}
+    roles: dict[str, Role] = {}
+    vocabulary = config.get_text_config().vocab_size
+    cuts_embedding = _embedding_share(model) > MAX_REPLICATED_EMBEDDING_SHARE
+    for name, module in model.named_modules():
+        rule = next((rule for pattern, rule in rules.items() if _matches(pattern, name)), None)
+        if rule is None or rule in _WHOLE_RULES:
+            continue
+        if rule == "embedding_rowwise" and type(module) is nn.Embedding:
+            if cuts_embedding:
+                roles[name] = Role.VOCABULARY_EMBEDDING
+                cuts[f"{name}.weight"] = Cut(0, even_run(vocabulary, parallel))
+        elif rule == "colwise_gather_output" and name == "lm_head" and type(module) is nn.Linear:
+            # A head tied to a whole embedding stays whole too: it is the same tensor.
+            if cuts_embedding or module.weight is not _embedding_weight(model):
+                roles[name] = Role.VOCABULARY_HEAD
+                _cut_outputs(cuts, name, module, even_run(vocabulary, parallel))
+        elif rule == "colwise" and type(module) is nn.Linear:
+            roles[name] = Role.COLUMN
+            _cut_outputs(cuts, name, module, _unit_run(name, module.out_features, heads, parallel))
+        elif rule == "rowwise" and type(module) is nn.Linear:
+            roles[name] = Role.ROW
+            cuts[f"{name}.weight"] = Cut(1, _unit_run(name, module.in_features, heads, parallel))
+        else:
+            raise UnsupportedModelError(
+                f"models of type {config.model_type} cannot be divided among shards yet (rule {rule} of {name}); "
+                "use --num-shard 1"
+            )
+    sizes = tuple(len(even_run(vocabulary, TensorParallel(rank, parallel.world_size))) for rank in _ranks(parallel))
+    return IndexPlan(cut_of_parameter=cuts, role_of_module=roles, sizes_of_vocabulary=sizes)
+
+
+def _ranks(parallel: TensorParallel) -> range:
+    return range(parallel.world_size)
+
+
+def _heads_of(config: Any) -> Heads:
+    text_config = config.get_text_config()
+    num_heads = int(text_config.num_attention_heads)
+    return Heads(num_heads=num_heads, num_kv_heads=int(getattr(text_config, "num_key_value_heads", None) or num_heads))
+
+
+def _unit_run(name: str, size: int, heads: Heads, parallel: TensorParallel) -> Run:
+    """The part of this rank, never through the middle of an attention head."""
+    last = name.rpartition(".")[2]
+    if last in _KEY_VALUE_LAYERS:
+        width, run = size // heads.num_kv_heads, heads.kv_run(parallel)
+    elif last in _QUERY_LAYERS:
+        width, run = size // heads.num_heads, even_run(heads.num_heads, parallel)
+    else:
+        return even_run(size, parallel)
+    return Run(run.start * width, run.stop * width)
+
+
+def _cut_outputs(cuts: dict[str, Cut], name: str, module: nn.Linear, run: Run) -> None:
+    cuts[f"{name}.weight"] = Cut(0, run)
+    if module.bias is not None:
+        cuts[f"{name}.bias"] = Cut(0, run)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """`*` in a rule stands for one part of the name, which in these models is a layer's number."""
+    return fnmatchcase(name, pattern) and pattern.count(".") == name.count(".")
+
+
+def _embedding_weight(model: nn.Module) -> Any:
+    return model.get_input_embeddings().weight  # type: ignore[operator]
+
+
+def _embedding_share(model: nn.Module) -> float:
+    """Share of the model's parameters that the input embedding is; tied tensors count once."""
+    return float(_embedding_weight(model).numel() / sum(parameter.numel() for parameter in model.parameters()))

@@ -1,0 +1,97 @@
+"""From the rows of a step to the tensors of its forward pass. The only file that copies step data to the device."""
+
+# T tokens of the step, R rows, B blocks of the widest table, N rows that sample
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.slots.plan import IdArray
+from textmill_shard.slots.slot_table import SlotTable
+from textmill_shard.slots.step_composer import ComposedStep
+
+
+class BatchBuilder:
+    """Builds the flat batch of a step from the slot table."""
+
+    def __init__(
+        self, *, block_size: int, device: torch.device, has_two_rope_tables: bool = False, has_encoder: bool = False
+    ) -> None:
+        self._block_size = block_size
+        self._has_two_rope_tables = has_two_rope_tables
+        self._has_encoder = has_encoder
+        self._device = device
+        self._row_numbers = np.arange(1)  # grows; what is taken of them is read only
+        self._row_numbers_i32 = self._row_numbers.astype(np.int32)
+
+    def build(self, table: SlotTable, step: ComposedStep) -> ForwardBatch:
+        """Tensors of `step`; a token that the row computes stands in the table already."""
+        if step.is_decode:
+            return self._build_decode(table, step)
+        counts_R = step.counts_R
+        query_ends_R = np.cumsum(counts_R)
+        query_starts_R = query_ends_R - counts_R
+        rows_T = np.repeat(np.arange(len(counts_R)), counts_R)
+        position_ids_T = np.arange(int(query_ends_R[-1])) + (step.starts_R - query_starts_R)[rows_T]
+        context_lens_R = step.starts_R + counts_R
+        num_table_blocks = -(-int(context_lens_R.max()) // self._block_size)
+        block_tables_RB = table.block_tables_SB[step.slots_R, :num_table_blocks]
+        blocks_T = block_tables_RB[rows_T, position_ids_T // self._block_size].astype(np.int64)
+        return ForwardBatch(
+            input_ids_T=self._to_device(_gather_tokens(table, step, query_starts_R)),
+            position_ids_T=self._to_device(position_ids_T),
+            kv_places_T=self._to_device(blocks_T * self._block_size + position_ids_T % self._block_size),
+            query_starts=self._to_device(np.concatenate([[0], query_ends_R]).astype(np.int32)),
+            context_lens_R=self._to_device(context_lens_R.astype(np.int32)),
+            block_tables_RB=self._to_device(block_tables_RB),
+            logit_rows_N=self._to_device(query_ends_R[step.samples_R] - 1),
+            max_query_len=int(counts_R.max()),
+            max_context_len=int(context_lens_R.max()),
+            slots_R=self._to_device(step.slots_R),
+            is_long_rope_T=(
+                self._to_device(table.is_long_rope[step.slots_R][rows_T]) if self._has_two_rope_tables else None
+            ),
+            encoder_lens_R=self._to_device(table.num_encoder[step.slots_R]) if self._has_encoder else None,
+        )
+
+    def _build_decode(self, table: SlotTable, step: ComposedStep) -> ForwardBatch:
+        """The same for a step of one token per row, in fewer operations."""
+        slots_R, starts_R = step.slots_R, step.starts_R
+        num_rows, block_size = len(slots_R), self._block_size
+        if len(self._row_numbers) <= num_rows:
+            self._row_numbers = np.arange(2 * num_rows + 1)
+            self._row_numbers_i32 = self._row_numbers.astype(np.int32)
+        rows_R = self._row_numbers[:num_rows]
+        block_R, offset_R = np.divmod(starts_R, block_size)
+        max_context_len = int(starts_R.max()) + 1
+        block_tables_RB = table.block_tables_SB[slots_R, : -(-max_context_len // block_size)]
+        return ForwardBatch(
+            input_ids_T=self._to_device(table.last_tokens[slots_R]),
+            position_ids_T=self._to_device(starts_R),
+            kv_places_T=self._to_device(block_tables_RB[rows_R, block_R] * np.int64(block_size) + offset_R),
+            query_starts=self._to_device(self._row_numbers_i32[: num_rows + 1]),
+            context_lens_R=self._to_device((starts_R + 1).astype(np.int32)),
+            block_tables_RB=self._to_device(block_tables_RB),
+            logit_rows_N=self._to_device(rows_R),
+            max_query_len=1,
+            max_context_len=max_context_len,
+            slots_R=self._to_device(slots_R),
+            is_long_rope_T=self._to_device(table.is_long_rope[slots_R]) if self._has_two_rope_tables else None,
+            encoder_lens_R=self._to_device(table.num_encoder[slots_R]) if self._has_encoder else None,
+        )
+
+    def _to_device(self, values: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> torch.Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+
+def _gather_tokens(table: SlotTable, step: ComposedStep, query_starts_R: IdArray) -> IdArray:
+    """Input ids of the step: the last token of rows that decode, a piece of the tokens for the others."""
+    input_ids_T = np.empty(step.num_tokens, dtype=np.int64)
+    is_decode_R = ~table.is_prefilling[step.slots_R]
+    input_ids_T[query_starts_R[is_decode_R]] = table.last_tokens[step.slots_R[is_decode_R]]
+    for row in np.flatnonzero(~is_decode_R).tolist():
+        start, count, first = int(step.starts_R[row]), int(step.counts_R[row]), int(query_starts_R[row])
+        piece = table.tokens_of(int(step.slots_R[row]), start=start, end=start + count)
+        input_ids_T[first : first + count] = piece
+    return input_ids_T

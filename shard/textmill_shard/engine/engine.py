@@ -1,0 +1,327 @@
+"""The step loop of rank 0, in a thread of its own: plans in, one result per step out.
+
+A turn: take in what arrived, tell the other ranks, compose, launch, collect. Launching (forward) and collecting
+(tokens on the host, ends, result) are two halves, so that a step can be launched before the one before is collected.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+
+import numpy as np
+
+from textmill_shard.engine.events import EngineEvent, GrammarCompiled, PlanArrived, SessionClosed, SessionOpened, Stop
+from textmill_shard.engine.rank_channel import RankChannel, RankEntry
+from textmill_shard.engine.result_builder import build_result, rate_prompts
+from textmill_shard.engine.row_sampling import RowSampler
+from textmill_shard.engine.session import EndReason, Session
+from textmill_shard.engine.status import ShardStatus
+from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.grammar.slots import GrammarSlots
+from textmill_shard.model.forward_batch import ForwardOutput
+from textmill_shard.slots.finish_rules import FinishRules
+from textmill_shard.slots.plan import FLAG_FINISHED, NO_IDS, IdArray, Plan, SlotError, StepResult
+from textmill_shard.slots.plan_check import PlanRejected
+from textmill_shard.slots.step_composer import ComposedStep
+
+log = logging.getLogger(__name__)
+
+IDLE_TURN_S = 0.5  # how often an idle loop looks at the lease and shows the other ranks that it lives
+
+
+@dataclass(frozen=True, slots=True)
+class _LaunchedStep:
+    """A step whose forward runs or ran. Times are in nanoseconds of the monotonic clock."""
+
+    number: int
+    plan_applied: int
+    step: ComposedStep
+    output: ForwardOutput
+    composed_ns: int
+    device_ns: int
+    gap_ns: int
+
+
+class Engine:
+    """Owner of the epoch and of the slots. `open_session`, `close_session`, `submit_plan` and `stop` may be called by
+    any thread; the rest runs in the thread of `run`."""
+
+    def __init__(
+        self,
+        *,
+        executor: StepExecutor,
+        row_sampler: RowSampler,
+        grammars: GrammarSlots,
+        finish_rules: FinishRules,
+        channel: RankChannel,
+        status: ShardStatus,
+        lease_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._executor = executor
+        self._row_sampler = row_sampler
+        self._grammars = grammars
+        self._finish_rules = finish_rules
+        self._channel = channel
+        self._status = status
+        self._lease_s = lease_s
+        self._clock = clock
+        self._inbox: SimpleQueue[EngineEvent] = SimpleQueue()
+        self._lock = threading.Lock()  # guards the two below
+        self._live: Session | None = None  # the stream that a second one would collide with
+        self._epoch = 0
+        self._session: Session | None = None  # whose epoch the slots belong to
+        self._step_number = 0
+        self._last_end_ns = 0  # when the last step ended, 0 after idling
+        self._is_plan_unacknowledged = False
+        self._held_result: StepResult | None = None  # of the last step, not sent yet
+        self._entry_plans: list[bytes] = []
+        self._entry_ended: list[int] = []
+        self._is_entry_epoch_new = False
+
+    # ------------------------------------------------------------ other threads
+
+    def open_session(self) -> Session | None:
+        """Begin an epoch for a new stream; None while another stream is live (rule 21)."""
+        with self._lock:
+            if self._live is not None:
+                return None
+            self._epoch += 1
+            session = self._live = Session(self._epoch, self._clock)
+        self._inbox.put(SessionOpened(session))
+        return session
+
+    def close_session(self, session: Session, reason: EndReason, message: str) -> None:
+        """The stream of `session` is over: its epoch ends at the next step boundary. May be called twice."""
+        self._release(session)
+        self._inbox.put(SessionClosed(session, reason, message))
+
+    def submit_plan(self, session: Session, plan: Plan | PlanRejected, data: bytes) -> None:
+        """Hand over a plan, or the reason why it could not be read. `data` may be empty when no rank follows."""
+        self._inbox.put(PlanArrived(session, plan, data))
+
+    def stop(self) -> None:
+        """Let `run` return at the next step boundary."""
+        self._inbox.put(Stop())
+
+    def _on_grammar_compiled(self) -> None:
+        self._inbox.put(GrammarCompiled())
+
+    @property
+    def needs_plan_bytes(self) -> bool:
+        return self._channel.needs_plans
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Step until `stop`. A fault of model or device raises, after the stream was told."""
+        try:
+            is_runnable = False
+            while self._take_events(wait=not is_runnable):
+                self._watch_lease()
+                is_runnable = self._turn()
+        except Exception as error:
+            # The other ranks see the connection close when this process ends.
+            self._end_epoch(EndReason.FAILED, f"the step loop broke: {type(error).__name__}: {error}")
+            raise
+        self._end_epoch(EndReason.STOPPING, "the shard is stopping")
+        self._send_entry(is_stop=True)
+
+    def _take_events(self, *, wait: bool) -> bool:
+        """Handle what arrived, all of it; False when told to stop."""
+        try:
+            event = self._inbox.get(timeout=min(IDLE_TURN_S, self._lease_s / 4)) if wait else self._inbox.get_nowait()
+            while not isinstance(event, Stop):
+                self._handle(event)
+                event = self._inbox.get_nowait()
+        except Empty:
+            return True
+        return False
+
+    def _handle(self, event: SessionOpened | SessionClosed | PlanArrived | GrammarCompiled) -> None:
+        if isinstance(event, GrammarCompiled):
+            return  # it has woken the loop, which looks for itself
+        session = event.session
+        if isinstance(event, SessionOpened):
+            self._begin_epoch(session)
+            log.info("epoch begins", extra={"epoch": session.epoch})
+        elif session is not self._session:
+            return  # of a stream that is over
+        elif isinstance(event, SessionClosed):
+            self._end_epoch(event.reason, event.message)
+        else:
+            self._take_plan(session, event)
+
+    def _begin_epoch(self, session: Session) -> None:
+        self._session = session
+        self._executor.begin_epoch()
+        self._grammars.reset()
+        self._status.begin_epoch()
+        self._step_number = 0
+        self._last_end_ns = 0
+        self._held_result = None
+        self._is_plan_unacknowledged = False
+        self._entry_plans.clear()
+        self._entry_ended.clear()
+        self._is_entry_epoch_new = True
+
+    def _end_epoch(self, reason: EndReason, message: str) -> None:
+        """Drop all slots, keep the weights, wait for the next stream (rule 21)."""
+        session = self._session
+        if session is None:
+            return
+        self._send_held()
+        log.info("epoch ends", extra={"epoch": session.epoch, "reason": reason.value, "detail": message})
+        session.finish(reason, message)
+        self._begin_epoch(session)
+        self._session = None
+        self._release(session)
+
+    def _release(self, session: Session) -> None:
+        with self._lock:
+            if self._live is session:
+                self._live = None
+
+    def _take_plan(self, session: Session, event: PlanArrived) -> None:
+        """Apply a plan whole, or nothing of it (rules 1 and 20)."""
+        try:
+            if isinstance(event.plan, PlanRejected):
+                raise event.plan
+            self._executor.check(event.plan)
+        except PlanRejected as rejected:
+            self._send_held()
+            session.send(rejected.rejection)
+            self._end_epoch(EndReason.PLAN_REJECTED, str(rejected))
+            return
+        self._executor.apply(event.plan)
+        for admit in event.plan.admits:
+            if admit.grammar is not None:
+                self._grammars.begin(admit, self._on_grammar_compiled)
+        self._status.report_plan(event.plan.number)
+        self._is_plan_unacknowledged = True
+        if self._channel.needs_plans:
+            self._entry_plans.append(event.data)
+
+    def _watch_lease(self) -> None:
+        session = self._session
+        if session is not None and session.silence_s() > self._lease_s:
+            self._end_epoch(EndReason.LEASE, f"nothing heard from the router for {self._lease_s:g} s")
+
+    def _turn(self) -> bool:
+        """Compose and run one step. False when nothing is runnable: then the loop waits (rule 2)."""
+        composed_ns = time.monotonic_ns()
+        released = self._grammars.take_compiled(self._executor.table)
+        self._executor.release(released)
+        self._send_entry(released=released)
+        step = self._executor.compose()
+        session = self._session
+        if session is None:
+            return False
+        if step.is_empty:
+            self._send_held()
+            self._last_end_ns = 0
+            if self._is_plan_unacknowledged or len(step.starved_slots):
+                self._is_plan_unacknowledged = False
+                session.send(build_result(step=0, plan_applied=self._executor.plan_applied, composed=step))
+            return False
+        self._status.begin_step()
+        launched = self._launch(step, composed_ns)
+        self._collect(launched, session)
+        self._status.finish_step(launched.number, launched.plan_applied)
+        return True
+
+    def _launch(self, step: ComposedStep, composed_ns: int) -> _LaunchedStep:
+        """Start the forward pass of a composed step."""
+        self._step_number += 1
+        self._is_plan_unacknowledged = False
+        forward_ns = time.monotonic_ns()
+        self._row_sampler.prepare(self._executor.table, step.slots_R[step.samples_R])
+        batch = self._executor.build(step)
+        self._send_held()
+        output = self._executor.forward(step, batch)
+        return _LaunchedStep(
+            number=self._step_number,
+            plan_applied=self._executor.plan_applied,
+            step=step,
+            output=output,
+            composed_ns=composed_ns,
+            device_ns=time.monotonic_ns() - forward_ns,
+            gap_ns=composed_ns - self._last_end_ns if self._last_end_ns else 0,
+        )
+
+    def _collect(self, launched: _LaunchedStep, session: Session) -> None:
+        """Bring the tokens of a step to the host, end what ended and send the result."""
+        executor, table, step = self._executor, self._executor.table, launched.step
+        pieces, prompt_errors = rate_prompts(
+            executor.prompt_stretches(step, launched.output.hidden_TD),
+            executor.project,
+            is_alone=not self._channel.needs_plans,
+        )
+        slots_N = step.slots_R[step.samples_R]
+        flags_N: IdArray = NO_IDS
+        drawn = None
+        ended: list[int] = []
+        row_errors: list[SlotError] = []
+        if len(slots_N):
+            drawn = self._row_sampler.draw(table, slots_N, launched.output)
+            row_errors = [
+                SlotError(int(slots_N[row]), int(table.request_ids[slots_N[row]]), fault.code, fault.message)
+                for row, fault in drawn.faults.items()
+            ]
+            executor.append(slots_N, self._channel.share_tokens(drawn.tokens_N))
+            flags_N = self._finish_rules.flags(table, slots_N, drawn.tokens_N)
+        errors = {error.slot: error for error in (*prompt_errors, *row_errors)}
+        if drawn is not None:
+            is_fine_N = ~np.isin(slots_N, list(errors)) if errors else np.ones(len(slots_N), dtype=bool)
+            self._row_sampler.append(slots_N[is_fine_N], drawn.tokens_N[is_fine_N])
+            ended = slots_N[is_fine_N & (flags_N & FLAG_FINISHED > 0)].tolist()
+        now_ns = time.monotonic_ns()
+        result = build_result(
+            step=launched.number,
+            plan_applied=launched.plan_applied,
+            composed=step,
+            drawn=drawn,
+            flags_N=flags_N,
+            errors=errors,
+            prompt_logprobs=pieces,
+            step_ns=now_ns - launched.composed_ns,
+            device_ns=launched.device_ns,
+            gap_ns=launched.gap_ns,
+        )
+        self._held_result = result
+        self._last_end_ns = now_ns
+        self._end_slots([*errors, *ended])
+
+    def _send_held(self) -> None:
+        """Hand the last result to the writer of the stream.
+
+        That wakes the writer, which takes the GIL with the first call that gives it away: so it is done when the next
+        step is ready to compute, or when there is none. Rule 1's order is kept: whatever else is sent comes after it.
+        """
+        if self._held_result is not None and self._session is not None:
+            self._session.send(self._held_result)
+        self._held_result = None
+
+    def _end_slots(self, slots: list[int]) -> None:
+        """Free slots by the shard's own decision; the other ranks hear of it in the next entry."""
+        self._executor.end(slots)
+        self._entry_ended += slots
+
+    def _send_entry(self, *, released: Sequence[int] = (), is_stop: bool = False) -> None:
+        """Tell the other ranks what this rank is about to execute (rule 24)."""
+        self._channel.send(
+            RankEntry(
+                step=self._step_number + 1,
+                is_new_epoch=self._is_entry_epoch_new,
+                is_stop=is_stop,
+                ended_slots=np.array(self._entry_ended, dtype=np.int64),
+                plans=tuple(self._entry_plans),
+                released_slots=np.array(released, dtype=np.int64),
+            )
+        )
+        self._is_entry_epoch_new = False
+        self._entry_ended.clear()
+        self._entry_plans.clear()

@@ -1,0 +1,57 @@
+"""The step loop of a rank other than 0: executes what rank 0 sends and decides nothing (rule 24)."""
+
+from collections.abc import Callable
+
+from textmill_shard.engine.rank_channel import RankChannel, RankEntry
+from textmill_shard.engine.status import ShardStatus
+from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.sampling.logprobs import prompt_logprobs
+from textmill_shard.slots.plan import NO_IDS, Plan
+
+
+class Follower:
+    """Runs in a thread of its own until rank 0 says stop. A dead rank 0 or model fault raises out of `run`.
+
+    `read_plan` makes a plan from the bytes that an entry carries.
+    """
+
+    def __init__(
+        self,
+        *,
+        executor: StepExecutor,
+        channel: RankChannel,
+        status: ShardStatus,
+        read_plan: Callable[[bytes], Plan],
+    ) -> None:
+        self._executor = executor
+        self._channel = channel
+        self._status = status
+        self._read_plan = read_plan
+
+    def run(self) -> None:
+        """Execute entries until the last one."""
+        while True:
+            entry = self._channel.receive()
+            if entry.is_stop:
+                return
+            self._execute(entry)
+
+    def _execute(self, entry: RankEntry) -> None:
+        executor = self._executor
+        if entry.is_new_epoch:
+            executor.begin_epoch()
+        executor.end(entry.ended_slots.tolist())
+        for data in entry.plans:
+            executor.apply(self._read_plan(data))
+        executor.release(entry.released_slots.tolist())
+        step = executor.compose()
+        if step.is_empty:
+            return
+        self._status.begin_step()
+        output = executor.forward(step, executor.build(step))
+        for stretch in executor.prompt_stretches(step, output.hidden_TD):
+            # Rank 0 needs this rank's part of the head: the same calls in the same order, the result is its own.
+            prompt_logprobs(executor.project, stretch.hidden_TD, stretch.targets_T)
+        slots_N = step.slots_R[step.samples_R]
+        executor.append(slots_N, self._channel.share_tokens(NO_IDS if not len(slots_N) else slots_N.copy()))
+        self._status.finish_step(entry.step, executor.plan_applied)

@@ -1,0 +1,161 @@
+"""Executes plans and steps on the state of one rank: state + plan -> state, the same on every rank.
+
+It decides nothing that the plans and the composition rule leave open. Rank 0 drives it from `engine.py`, the other
+ranks from `follower.py`.
+"""
+
+# T tokens of the step, R rows, N rows that sample, V vocabulary, D width of the hidden states
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from textmill_shard.engine.batch_builder import BatchBuilder
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.slots.plan import Budget, IdArray, Plan, ShardFacts
+from textmill_shard.slots.plan_check import check_plan
+from textmill_shard.slots.slot_table import SlotTable
+from textmill_shard.slots.step_composer import ComposedStep, compose_step
+
+
+class Runner(Protocol):
+    """The model as the step loop sees it (`model_runner.ModelRunner`)."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput: ...
+
+    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor: ...
+
+    def copy_places(self, *, source_block: int, target_block: int, num_places: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PromptStretch:
+    """Prompt positions of one row whose hidden states came out of a step and whose next tokens are to be rated."""
+
+    slot: int
+    request_id: int
+    start: int  # prompt position of the first rated token
+    targets_T: torch.Tensor  # int64, the rated tokens
+    hidden_TD: torch.Tensor
+    top_n: int
+
+
+class StepExecutor:
+    """Slot table, budget and model of one rank. One thread calls it."""
+
+    def __init__(self, *, runner: Runner, facts: ShardFacts) -> None:
+        self._facts = facts
+        self._runner = runner
+        self._builder = BatchBuilder(
+            block_size=facts.block_size,
+            device=runner.device,
+            has_two_rope_tables=facts.rope_border > 0,
+            has_encoder=bool(facts.decoder_prompt_ids),
+        )
+        self._widest = Budget(facts.max_step_tokens, facts.max_step_tokens, facts.max_step_tokens)
+        self._budget = self._widest
+        self.table = SlotTable(num_slots=facts.num_slots, block_size=facts.block_size, num_blocks=facts.num_blocks)
+        self.plan_applied = 0
+
+    def begin_epoch(self) -> None:
+        """Free all slots and forget the plans; weights stay (rule 21)."""
+        self.table.reset()
+        self._budget = self._widest
+        self.plan_applied = 0
+
+    def check(self, plan: Plan) -> None:
+        """Raise PlanRejected unless the plan may be applied now (rule 20)."""
+        check_plan(plan, last_number=self.plan_applied, table=self.table, facts=self._facts)
+
+    def apply(self, plan: Plan) -> None:
+        """Apply a checked plan: drops, extends, admits, budget (rule 1); gone occupants are passed over (rule 5)."""
+        table = self.table
+        for drop in plan.drops:
+            if table.is_occupant(drop.slot, drop.request_id):
+                table.end(drop.slot)
+        for extend in plan.extends:
+            if table.is_occupant(extend.slot, extend.request_id):
+                table.grant(extend.slot, extend.block_ids)
+        for admit in plan.admits:
+            table.admit(admit)
+            if admit.copied_block_id is not None:
+                num_blocks, num_places = divmod(admit.num_cached_tokens, self._facts.block_size)
+                self._runner.copy_places(
+                    source_block=admit.copied_block_id,
+                    target_block=int(admit.block_ids[num_blocks]),
+                    num_places=num_places,
+                )
+        if plan.budget is not None:
+            self._budget = plan.budget
+        self.plan_applied = plan.number
+
+    def end(self, slots: Sequence[int]) -> None:
+        """Free slots that finished or failed."""
+        for slot in slots:
+            self.table.end(slot)
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Let slots sample whose grammar is ready."""
+        self.table.release(slots)
+
+    def compose(self) -> ComposedStep:
+        return compose_step(self.table, self._budget)
+
+    def build(self, step: ComposedStep) -> ForwardBatch:
+        """The tensors of a step."""
+        return self._builder.build(self.table, step)
+
+    def forward(self, step: ComposedStep, batch: ForwardBatch) -> ForwardOutput:
+        """Run the model on the step; afterwards K and V of its tokens count as stored."""
+        output = self._runner.forward(batch, wants_hidden=self._wants_hidden(step))
+        self.table.advance(step.slots_R, step.counts_R)
+        return output
+
+    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
+        """Logits of hidden states, for prompt log-probabilities. With several ranks all of them must call it."""
+        return self._runner.project(hidden_nD)
+
+    def prompt_stretches(self, step: ComposedStep, hidden_TD: torch.Tensor | None) -> list[PromptStretch]:
+        """The prompt positions of this step whose log-probabilities were asked for (rule 17), in row order."""
+        if hidden_TD is None:
+            return []
+        stretches = []
+        query_start = 0
+        for slot, start, count in zip(
+            step.slots_R.tolist(), step.starts_R.tolist(), step.counts_R.tolist(), strict=True
+        ):
+            admit = self.table.admit_of(slot)
+            if admit.prompt_logprobs_from is not None:
+                # The hidden state at position p rates the token at p + 1; that of the last prompt token rates none.
+                first = max(start, admit.prompt_logprobs_from - 1)
+                end = min(start + count, len(admit.prompt_ids) - 1)
+                if first < end:
+                    rows = slice(query_start + first - start, query_start + end - start)
+                    targets = torch.from_numpy(admit.prompt_ids[first + 1 : end + 1])
+                    stretches.append(
+                        PromptStretch(
+                            slot=slot,
+                            request_id=admit.request_id,
+                            start=first + 1,
+                            targets_T=targets.to(hidden_TD.device),
+                            hidden_TD=hidden_TD[rows],
+                            top_n=admit.prompt_top_n_tokens,
+                        )
+                    )
+            query_start += count
+        return stretches
+
+    def append(self, slots_N: IdArray, tokens_N: IdArray) -> None:
+        """Take in the tokens that rank 0 sampled."""
+        self.table.append(slots_N, tokens_N)
+
+    def _wants_hidden(self, step: ComposedStep) -> bool:
+        if step.is_decode:
+            return False
+        prefills = step.slots_R[self.table.is_prefilling[step.slots_R]].tolist()
+        return any(self.table.admit_of(slot).prompt_logprobs_from is not None for slot in prefills)

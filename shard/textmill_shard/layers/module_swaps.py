@@ -1,0 +1,150 @@
+"""Replaces layers of transformers' code by native ones, by what a forward shows of them and never by a model's name.
+
+Linears of one parent that were given the very same tensor become one product; other linears are packed alone; a norm
+is replaced when it computes what a formula computes. Originals are freed layer by layer.
+"""
+
+# I width of a norm
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from textmill_shard.heap import trim_heap
+from textmill_shard.layers.swapped_layers import (
+    LINEARS,
+    FusedLinear,
+    FusedLinears,
+    NativeRmsNorm,
+    PackedLinear,
+    empty_layer,
+    weight_of,
+)
+from textmill_shard.native.kernels import DTYPES, Kernels
+from textmill_shard.options import SWAPS
+from textmill_shard.probing.call_observer import CallObserver
+
+# Largest difference from the formula, relative to the largest value: layers may round twice.
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+def swap_modules(
+    model: Any,
+    calls: CallObserver,
+    attention_modules: Collection[nn.Module],
+    kernels: Kernels,
+    *,
+    disabled: Collection[str] = (),
+) -> dict[str, int]:
+    """Swap what can be swapped; `calls` has watched a forward. Give how many layers each swap replaced.
+
+    Attention that goes through transformers' interface is known (`attention_modules`); three linears of one input and
+    more are taken for a query, a key and a value elsewhere.
+    """
+    unknown = set(disabled) - set(SWAPS)
+    assert not unknown, unknown
+    shared = _weights_of_several(model)
+    num_swapped: Counter[str] = Counter()
+    for parent in list(model.modules()):
+        before = num_swapped.total()
+        for names in _groups(parent, calls, shared):
+            kind = "qkv" if parent in attention_modules or len(names) > 2 else "gate_up"
+            if kind not in disabled:
+                _fuse(parent, names, kernels)
+                num_swapped[kind] += len(names)
+        for name, child in list(parent.named_children()):
+            if "packed_linear" not in disabled and _can_pack(child, calls):
+                setattr(parent, name, PackedLinear(child, kernels, keeps_original=id(child.weight) in shared))
+                num_swapped["packed_linear"] += 1
+            elif "rms_norm" not in disabled and (norm := _native_norm(child, calls, kernels)) is not None:
+                setattr(parent, name, norm)
+                empty_layer(child)
+                num_swapped["rms_norm"] += 1
+        if num_swapped.total() > before:
+            trim_heap()
+    calls.forget()
+    return {name: num_swapped[name] for name in SWAPS if num_swapped[name]}
+
+
+def _weights_of_several(model: nn.Module) -> set[int]:
+    """Ids of the parameters that more than one module holds: tied embeddings keep their look-up table."""
+    holders = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
+    return {parameter for parameter, count in holders.items() if count > 1}
+
+
+def _can_pack(layer: nn.Module, calls: CallObserver) -> bool:
+    """A plain linear of a dtype and width that the kernels know, called with nothing but its input."""
+    inputs = calls.inputs_of(layer)
+    if not isinstance(layer, LINEARS) or inputs is None or layer._forward_hooks:
+        return False
+    weight_OI = weight_of(layer)
+    if weight_OI.dtype not in DTYPES or weight_OI.shape[1] * weight_OI.dtype.itemsize % 4:
+        return False
+    return type(layer) in LINEARS or (isinstance(layer, nn.Linear) and _is_plain_product(layer, inputs[0]))
+
+
+def _is_plain_product(layer: nn.Linear, x: torch.Tensor) -> bool:
+    """Whether a linear with a forward of its own computes what the plain one does; routers give more than that."""
+    with torch.inference_mode():
+        expected, found = nn.functional.linear(x, layer.weight, layer.bias), layer(x)
+    if not torch.is_tensor(found) or found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    difference: float = ((found.float() - expected.float()).abs().max() / expected.float().abs().max()).item()
+    return difference <= _TOLERANCE[layer.weight.dtype]
+
+
+def _groups(parent: nn.Module, calls: CallObserver, shared: Collection[int]) -> list[list[str]]:
+    """Names of children that were given the very same tensors, two or more, in the order of the model."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, child in parent.named_children():
+        inputs = calls.inputs_of(child)
+        if inputs is None or not _can_pack(child, calls) or id(child.weight) in shared:
+            continue
+        same = (*(id(tensor) for tensor in inputs), hash(child.weight.dtype))  # alive: the observer holds them
+        groups.setdefault(same, []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _fuse(parent: nn.Module, names: Sequence[str], kernels: Kernels) -> None:
+    linears: list[nn.Module] = [getattr(parent, name) for name in names]
+    in_features = weight_of(linears[0]).shape[1]
+    fused = FusedLinears(linears, kernels)
+    for index, name in enumerate(names):
+        setattr(parent, name, FusedLinear(fused, index, in_features=in_features))
+
+
+def _native_norm(layer: nn.Module, calls: CallObserver, kernels: Kernels) -> NativeRmsNorm | None:
+    """Give the native norm that computes what this layer computes, or None."""
+    inputs = calls.inputs_of(layer)
+    epsilon = getattr(layer, "variance_epsilon", getattr(layer, "eps", None))
+    parameters = dict(layer.named_parameters())
+    if inputs is None or not isinstance(epsilon, float) or set(parameters) != {"weight"} or any(layer.buffers()):
+        return None
+    weight_I = parameters["weight"]
+    if weight_I.dim() != 1 or weight_I.dtype not in DTYPES or layer._forward_hooks:
+        return None
+    if any(tensor.dtype != weight_I.dtype or tensor.shape[-1] != weight_I.shape[0] for tensor in inputs):
+        return None
+    for factor_I in (weight_I.float(), 1.0 + weight_I.float()):
+        norm = NativeRmsNorm(factor_I, epsilon, kernels, dtype=weight_I.dtype)
+        if _computes_the_same(layer, norm, weight_I):
+            return norm
+    return None
+
+
+def _computes_the_same(layer: nn.Module, norm: NativeRmsNorm, weight_I: torch.Tensor) -> bool:
+    """Compare on rows with a mean and of very different size, where the epsilon shows."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(6, weight_I.shape[0], generator=generator) + 0.5
+    rows *= torch.tensor([1e-3, 3e-3, 1e-2, 0.1, 1.0, 30.0]).unsqueeze(1)
+    x = rows.to(weight_I.dtype)
+    with torch.inference_mode():
+        expected, found = layer(x), norm(x)
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return False
+    largest = expected.float().abs().amax(1, keepdim=True)
+    difference: float = ((found.float() - expected.float()).abs() / largest).max().item()
+    return difference <= _TOLERANCE[weight_I.dtype]

@@ -1,0 +1,92 @@
+"""The layers whose weights are divided among the ranks. Each stands where transformers had a plain one."""
+
+# ... any leading dimensions, I inputs, O outputs, V vocabulary
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from textmill_shard.distributed.index_plan import Role, Run
+from textmill_shard.distributed.parallel import TensorParallel
+
+
+class ColumnParallelLinear(nn.Module):
+    """Holds some of the output rows; gives some of the outputs."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> None:
+        super().__init__()
+        self.weight = weight_OI
+        self.bias = bias_O
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+
+class RowParallelLinear(nn.Module):
+    """Holds some of the input columns; the ranks' sums are added, then the bias once."""
+
+    def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, parallel: TensorParallel) -> None:
+        super().__init__()
+        self.local = ColumnParallelLinear(weight_OI, None)
+        self.bias = bias_O
+        self._parallel = parallel
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self._parallel.all_reduce(self.local(x))
+        return out if self.bias is None else out + self.bias
+
+
+class VocabularyParallelHead(nn.Module):
+    """Holds the rows of some ids; gives the logits of all of them on every rank."""
+
+    def __init__(
+        self,
+        weight_OI: torch.Tensor,
+        bias_O: torch.Tensor | None,
+        parallel: TensorParallel,
+        sizes: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.local = ColumnParallelLinear(weight_OI, bias_O)
+        self._parallel = parallel
+        self._sizes = sizes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._parallel.all_gather(self.local(x), self._sizes)
+
+
+class VocabularyParallelEmbedding(nn.Module):
+    """Holds the rows of some ids; the others come from the other ranks."""
+
+    def __init__(self, weight_VI: torch.Tensor, parallel: TensorParallel, run: Run) -> None:
+        super().__init__()
+        self.weight = weight_VI
+        self._parallel = parallel
+        self._run = run
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        is_elsewhere = (ids < self._run.start) | (ids >= self._run.stop)
+        rows = functional.embedding((ids - self._run.start).masked_fill(is_elsewhere, 0), self.weight)
+        return self._parallel.all_reduce(rows.masked_fill(is_elsewhere.unsqueeze(-1), 0.0))
+
+
+def divide_layer(
+    module: nn.Module, *, role: Role, run: Run, parallel: TensorParallel, vocabulary_sizes: tuple[int, ...]
+) -> nn.Module:
+    """Give the divided stand-in for a plain layer. It takes over the parameters, which are loaded later."""
+    if isinstance(module, nn.Embedding):
+        return VocabularyParallelEmbedding(module.weight, parallel, run)
+    assert isinstance(module, nn.Linear), module
+    if role is Role.COLUMN:
+        return ColumnParallelLinear(module.weight, module.bias)
+    if role is Role.ROW:
+        return RowParallelLinear(module.weight, module.bias, parallel)
+    return VocabularyParallelHead(module.weight, module.bias, parallel, vocabulary_sizes)

@@ -1,0 +1,144 @@
+"""Runs models that read their input with an encoder: each new text alone, then the decoders of all in one batch."""
+
+# T tokens of the step, L tokens of a probe's text, B sequences of a run, n tokens of each, N rows whose logits are
+# wanted, E tokens that an encoder reads, C tokens of the longest decoder context, V vocabulary
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from textmill_shard.errors import UnsupportedModelError
+from textmill_shard.layouts.cross_view import CrossStore, CrossView, DecoderCache
+from textmill_shard.layouts.padded_view import PaddedView
+from textmill_shard.layouts.row_positions import RowPositions
+from textmill_shard.layouts.sub_batches import Run, cut_into_runs
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFinding:
+    """What transformers' own caches held after a text, and what the model says to each."""
+
+    specs: tuple[LayerKvSpec, ...]  # per layer of the decoder: of its own tokens and of the encoder's alike
+    logits_V_by_text: tuple[torch.Tensor, ...]  # float32, of the last token of each text
+
+
+def probe_encoder_decoder(
+    model: Any, *, texts: tuple[torch.Tensor, ...], encoder_lens: tuple[int, ...]
+) -> EncoderFinding:
+    """Run each text (`[L]` int64) alone and without a cache: its first tokens are the encoder's, the others the
+    decoder's. Raises UnsupportedModelError with the reason."""
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    logits = []
+    try:
+        with torch.inference_mode():
+            for text_L, num_read in zip(texts, encoder_lens, strict=True):
+                ids = {"input_ids": text_L[None, :num_read], "decoder_input_ids": text_L[None, num_read:]}
+                logits.append(model(**ids, use_cache=False).logits[0, -1].float())
+            model(**ids, past_key_values=cache, use_cache=False)
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError) as error:
+        raise UnsupportedModelError(f"models of type {model.config.model_type} cannot be served: {error}") from error
+    own, cross = _specs(cache.self_attention_cache), _specs(cache.cross_attention_cache)
+    if not own or own != cross:
+        raise UnsupportedModelError(
+            f"models of type {model.config.model_type} cannot be served yet: their decoders keep other keys and values "
+            "of what the encoder read than of their own tokens"
+        )
+    return EncoderFinding(specs=own, logits_V_by_text=tuple(logits))
+
+
+def _specs(cache: DynamicCache) -> tuple[LayerKvSpec, ...]:
+    specs = []
+    for layer in cache.layers:
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if not (torch.is_tensor(keys) and torch.is_tensor(values) and keys.dim() == values.dim() == 4):
+            return ()
+        specs.append(LayerKvSpec(num_local_kv_heads=keys.shape[1], key_dim=keys.shape[3], value_dim=values.shape[3]))
+    return tuple(specs)
+
+
+class EncoderDecoder:
+    """A step is one run per text that an encoder reads, one for all single tokens, and one per further chunk."""
+
+    has_own_threads = False
+
+    def __init__(self, model: Any, positions: RowPositions, *, num_layers: int, device: torch.device) -> None:
+        self._model = model
+        self._positions = positions
+        self._num_layers = num_layers
+        self._device = device
+        self._index_of_layer = {layer: layer for layer in range(num_layers)}
+        self._pool: KvPool | None = None
+        self._width = int(model.config.hidden_size)
+
+    def bind(self, pool: KvPool | None) -> None:
+        self._pool = pool
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
+        """Hidden states are never handed out: there are no prompt log-probabilities."""
+        runs = cut_into_runs(batch)
+        found_NV = torch.cat([self._encode(run) if bool(run.is_fresh_B[0]) else self._decode(run) for run in runs])
+        order_N = torch.tensor([row for run in runs for row in run.logit_rows], dtype=torch.int64, device=self._device)
+        logits_NV = torch.empty_like(found_NV).index_copy_(0, order_N, found_NV)
+        return ForwardOutput(logits_NV=logits_NV, hidden_TD=None)
+
+    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("no hidden states were handed out")
+
+    def _encode(self, run: Run) -> torch.Tensor:
+        """Read one text, keep what the decoder's layers make of it, and compute the decoder's tokens of this run."""
+        batch, pool = run.batch, self._pool
+        assert pool is not None, "allocate_kv comes before forward"
+        assert batch.encoder_lens_R is not None
+        num_read = int(batch.encoder_lens_R[0])
+        num_decoded = batch.max_query_len - num_read
+        ids_1n = batch.input_ids_T[None, num_read:]
+        if num_decoded:
+            own = replace(
+                batch,
+                input_ids_T=batch.input_ids_T[num_read:],
+                kv_places_T=batch.kv_places_T[num_read:],
+                max_query_len=num_decoded,
+            )
+            own_cache = PaddedView(own, pool, self._index_of_layer, skipped_B=batch.encoder_lens_R)
+        else:
+            # The layers make K and V of the encoder's text when a decoder's token comes by: one that is forgotten.
+            ids_1n, own_cache = batch.input_ids_T[None, :1], DynamicCache()
+        store = CrossStore(pool, batch.kv_places_T[:num_read])
+        with self._positions.given(torch.arange(ids_1n.shape[1], device=self._device).unsqueeze(0)):
+            output = self._model(
+                input_ids=batch.input_ids_T[None, :num_read],
+                decoder_input_ids=ids_1n,
+                past_key_values=DecoderCache(own_cache, store, num_layers=self._num_layers, has_cross=False),
+                use_cache=False,
+            )
+        logits_nV: torch.Tensor = output.logits[0].index_select(0, batch.logit_rows_N - num_read)
+        return logits_nV.float()
+
+    def _decode(self, run: Run) -> torch.Tensor:
+        """Give `[rows, V]` float32, in the order of `run.logit_rows`."""
+        batch, pool, num_rows = run.batch, self._pool, run.num_sequences
+        assert pool is not None, "allocate_kv comes before forward"
+        lens_B = batch.encoder_lens_R
+        assert lens_B is not None
+        own = PaddedView(batch, pool, self._index_of_layer, skipped_B=lens_B)
+        dtype = self._model.dtype
+        cross = CrossView(pool, batch.block_tables_RB, lens_B, dtype)
+        # Only its shape counts: what the layers made of it is in the cache.
+        read_BED = torch.zeros((), dtype=dtype, device=self._device).expand(*cross.mask_BE.shape, self._width)
+        with self._positions.given(batch.position_ids_T.view(num_rows, -1) - lens_B.unsqueeze(1)):
+            output = self._model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=read_BED),
+                attention_mask=cross.mask_BE,
+                decoder_input_ids=batch.input_ids_T.view(num_rows, -1),
+                decoder_attention_mask=own.mask_BC,
+                past_key_values=DecoderCache(own, cross, num_layers=self._num_layers, has_cross=True),
+                use_cache=False,
+            )
+        logits_TV: torch.Tensor = output.logits.flatten(0, 1)
+        return logits_TV.index_select(0, batch.logit_rows_N).float()

@@ -1,0 +1,56 @@
+"""Runs transformers' modelling code on flat batches: any architecture whose attention goes through the seam."""
+
+# T tokens of the step, N rows whose logits are wanted, V vocabulary, D width of the hidden states, n rows handed in
+
+import inspect
+from typing import Any
+
+import torch
+
+from textmill_shard.attention.seam import StepContext
+from textmill_shard.layouts.decoder_tap import DecoderTap
+from textmill_shard.layouts.position_cache import PositionCache
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.model.kv_pool import KvPool
+
+
+class TransformersDecoder:
+    """A model whose attention layers stand attached to `context` and whose hidden states pass `tap`."""
+
+    def __init__(
+        self, model: Any, context: StepContext, tap: DecoderTap, *, device: torch.device, has_own_threads: bool = False
+    ) -> None:
+        self.has_own_threads = has_own_threads
+        self._model = model
+        self._context = context
+        self._tap = tap
+        self._device = device
+        self._can_choose_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def bind(self, pool: KvPool | None) -> None:
+        self._context.pool = pool
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
+        self._context.begin(batch)
+        choice = {"logits_to_keep": batch.logit_rows_N} if self._can_choose_logits else {}
+        output = self._model(
+            input_ids=batch.input_ids_T.unsqueeze(0),
+            position_ids=batch.position_ids_T.unsqueeze(0),
+            past_key_values=PositionCache(batch.position_ids_T),
+            use_cache=False,
+            **choice,
+        )
+        logits_NV: torch.Tensor = output.logits[0]
+        if not self._can_choose_logits:
+            logits_NV = logits_NV.index_select(0, batch.logit_rows_N)
+        hidden_TD = self._tap.take_hidden() if wants_hidden else None
+        return ForwardOutput(logits_NV=logits_NV.float(), hidden_TD=hidden_TD)
+
+    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
+        with self._tap.given(hidden_nD):
+            output = self._model(
+                input_ids=torch.zeros(1, hidden_nD.shape[0], dtype=torch.int64, device=self._device), use_cache=False
+            )
+        logits_nV: torch.Tensor = output.logits[0].float()
+        return logits_nV

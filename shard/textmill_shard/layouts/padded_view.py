@@ -1,0 +1,141 @@
+"""Keys and values for models with attention code of their own: gathered from the paged pool, padded on the left."""
+
+# B sequences of a run, n tokens of each, C tokens of the longest context, K key/value heads, D key or value width
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache
+
+from textmill_shard.errors import UnsupportedModelError
+from textmill_shard.layouts.sub_batches import Run
+from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedFinding:
+    """What transformers' own cache held after a text."""
+
+    layers: tuple[int, ...]  # as the model numbers them, in the order of the specs
+    specs: tuple[LayerKvSpec, ...]
+    logits_V_by_text: tuple[torch.Tensor, ...]  # float32, of the last token of each text
+
+
+def probe_padded(model: Any, *, texts: tuple[torch.Tensor, ...]) -> PaddedFinding:
+    """Run each text (`[L]` int64) alone by the model's own attention. Raises UnsupportedModelError with the reason."""
+    config = model.config.get_text_config(decoder=True)
+    model.set_attn_implementation("eager")
+    try:
+        cache = DynamicCache(config=config)
+        with torch.inference_mode():
+            model(input_ids=texts[0].unsqueeze(0), past_key_values=cache, use_cache=True)
+            logits = [model(input_ids=text_L.unsqueeze(0), use_cache=False).logits[0, -1].float() for text_L in texts]
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError) as error:
+        raise UnsupportedModelError(f"its own attention fails with transformers' cache: {error}") from error
+    specs = {}
+    for index, layer in enumerate(cache.layers):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if torch.is_tensor(keys) and torch.is_tensor(values) and keys.dim() == values.dim() == 4 and keys.numel():
+            specs[index] = LayerKvSpec(
+                num_local_kv_heads=keys.shape[1], key_dim=keys.shape[3], value_dim=values.shape[3]
+            )
+    num_layers = getattr(config, "num_hidden_layers", None) or len(cache.layers)
+    if not specs or len(specs) < num_layers:
+        raise UnsupportedModelError(
+            f"of {num_layers} layers only {len(specs)} keep keys and values in transformers' cache"
+        )
+    return PaddedFinding(layers=tuple(specs), specs=tuple(specs.values()), logits_V_by_text=tuple(logits))
+
+
+class PaddedView(Cache):  # type: ignore[misc]
+    """Stands in for transformers' cache during one run: `update` stores in the pool and gives whole contexts."""
+
+    def __init__(
+        self,
+        batch: ForwardBatch,
+        pool: KvPool,
+        pool_index_of_layer: dict[int, int],
+        *,
+        skipped_B: torch.Tensor | None = None,
+    ) -> None:
+        """The sequences of `batch` have equally many tokens. Each begins `skipped_B` places (int64) into its table.
+
+        Those count as tokens of its context in `batch`.
+        """
+        super().__init__(layers=[])
+        block_size = pool.block_size
+        self._pool = pool
+        self._index_of_layer = pool_index_of_layer
+        self._new_places_T = batch.kv_places_T
+        self._num_new = batch.max_query_len
+        contexts_B1 = batch.context_lens_R.long().unsqueeze(1)
+        skipped_B1 = torch.zeros_like(contexts_B1) if skipped_B is None else skipped_B.unsqueeze(1)
+        contexts_B1 = contexts_B1 - skipped_B1
+        self._num_keys = int(contexts_B1.max())
+        positions_BC = torch.arange(self._num_keys, device=contexts_B1.device) - (self._num_keys - contexts_B1)
+        self._is_padding_BC = positions_BC < 0
+        self._has_padding = bool(self._is_padding_BC.any())
+        positions_BC = positions_BC.clamp_(min=0) + skipped_B1
+        blocks_BC = batch.block_tables_RB.long().gather(1, positions_BC // block_size)
+        self._places_BC = blocks_BC * block_size + positions_BC % block_size
+
+    @property
+    def mask_BC(self) -> torch.Tensor:
+        """1 for each key, 0 for padding, int64."""
+        return (~self._is_padding_BC).long()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take `[B, K, n, D]`, give `[B, K, C, D]`."""
+        index = self._index_of_layer[layer_idx]
+        keys, values = self._pool.keys[index], self._pool.values[index]
+        return self._store_and_gather(keys, key_states), self._store_and_gather(values, value_states)
+
+    def get_seq_length(self, layer_idx: int | None = None) -> int:
+        return self._num_keys - self._num_new
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._num_keys, 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self._num_keys - self._num_new
+
+    def _store_and_gather(self, pool: torch.Tensor, new_BKnD: torch.Tensor) -> torch.Tensor:
+        places = pool.flatten(0, 1)
+        places.index_copy_(0, self._new_places_T, new_BKnD.transpose(1, 2).flatten(0, 1).to(pool.dtype))
+        gathered_BCKD = places.index_select(0, self._places_BC.flatten()).view(
+            *self._places_BC.shape, *places.shape[1:]
+        )
+        if self._has_padding:
+            # What stands at the place of another token may be NaN by now: a mask does not undo that.
+            gathered_BCKD.masked_fill_(self._is_padding_BC[:, :, None, None], 0.0)
+        return gathered_BCKD.transpose(1, 2).to(new_BKnD.dtype)
+
+
+class PaddedCaller:
+    """Lends the model a padded view per run."""
+
+    def __init__(self, model: Any, layers: tuple[int, ...]) -> None:
+        self._model = model
+        self._index_of_layer = {layer: index for index, layer in enumerate(layers)}
+        self._has_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._pool: KvPool | None = None
+
+    def bind(self, pool: KvPool | None) -> None:
+        self._pool = pool
+
+    def call(self, run: Run, **inputs: Any) -> Any:
+        assert self._pool is not None, "allocate_kv comes before forward"
+        view = PaddedView(run.batch, self._pool, self._index_of_layer)
+        if self._has_positions:
+            inputs["position_ids"] = run.batch.position_ids_T.view(run.num_sequences, -1)
+        return self._model(
+            input_ids=run.batch.input_ids_T.view(run.num_sequences, -1),
+            attention_mask=view.mask_BC,
+            past_key_values=view,
+            **inputs,
+        )

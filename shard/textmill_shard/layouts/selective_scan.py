@@ -1,0 +1,93 @@
+"""Lets the scan of Mamba layers begin in a state: transformers' own begins every chunk with an empty past.
+
+Found by the function's name in the modelling code of the layers, which is what transformers' kernels replace too.
+"""
+
+# B sequences, I channels, N width of the state, n tokens
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from textmill_shard.layouts.state_cache import StateCache
+
+_SCAN = "mamba_selective_scan"
+_running: StateCache | None = None  # modelling code calls plain functions: there is no other way to hand this on
+
+
+def begin_scans_in_a_state(model: nn.Module) -> None:
+    """Replace the function in the modelling code; outside `scanning` it does what it did."""
+    for code in _modules_with_scan(model):
+        scan = getattr(code, _SCAN)
+        if not isinstance(scan, _ScanFromState):
+            setattr(code, _SCAN, _ScanFromState(scan))
+
+
+@contextmanager
+def scanning(cache: StateCache) -> Iterator[None]:
+    """Within, scans begin in the state that the cache has given the layer. Not for two threads at once."""
+    global _running
+    _running = cache
+    try:
+        yield
+    finally:
+        _running = None
+
+
+class _ScanFromState:
+    """The scan is linear in its state: what the past adds decays on its own, beside what the tokens bring."""
+
+    def __init__(self, scan: Any) -> None:
+        self._scan = scan
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,
+        dt: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None = None,
+        z: torch.Tensor | None = None,
+        delta_bias: torch.Tensor | None = None,
+        delta_softplus: bool = False,
+        return_last_state: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """`hidden_states`, `dt` and `z` are `[B, I, n]`, `A` is `[I, N]`, `B` and `C` are `[B, N, n]`."""
+        given = self._scan(
+            hidden_states,
+            dt,
+            A,
+            B,
+            C,
+            D=D,
+            z=z,
+            delta_bias=delta_bias,
+            delta_softplus=delta_softplus,
+            return_last_state=return_last_state,
+            **kwargs,
+        )
+        if _running is None or _running.last_recurrent is None or not return_last_state:
+            return given
+        out_BIn, last_BIN = given
+        before_BIN = _running.last_recurrent.float()
+        steps_BIn = dt if delta_bias is None else dt + delta_bias.to(dt.dtype)[..., None]
+        steps_BIn = functional.softplus(steps_BIn) if delta_softplus else steps_BIn
+        # Negative sums: the factors lie between 0 and 1.
+        decay_BInN = torch.exp(steps_BIn.float().cumsum(-1)[..., None] * A[None, :, None, :])
+        past_BInN = decay_BInN * before_BIN[:, :, None, :]
+        added_BIn = torch.einsum("bisn,bns->bis", past_BInN, C.float())
+        if z is not None:
+            added_BIn = added_BIn * functional.silu(z.float())
+        return out_BIn + added_BIn.to(out_BIn.dtype), last_BIN + past_BInN[:, :, -1].to(last_BIN.dtype)
+
+
+def _modules_with_scan(model: nn.Module) -> list[Any]:
+    names = {type(module).__module__ for module in model.modules()}
+    return [sys.modules[name] for name in sorted(names) if hasattr(sys.modules.get(name), _SCAN)]

@@ -1,0 +1,78 @@
+"""Runs a step as several forwards of transformers' code, for models that a flat batch would confuse."""
+
+# T tokens of the step, B sequences of a run, n tokens of each, N rows whose logits are wanted, V vocabulary,
+# D width of the hidden states
+
+import inspect
+from typing import Any, Protocol
+
+import torch
+
+from textmill_shard.layouts.decoder_tap import DecoderTap
+from textmill_shard.layouts.sub_batches import Run, cut_into_runs
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.model.kv_pool import KvPool
+
+
+class RunCaller(Protocol):
+    """Lends the model a cache for one run."""
+
+    def bind(self, pool: KvPool | None) -> None: ...
+
+    def call(self, run: Run, **inputs: Any) -> Any:
+        """Give what the model gives for `[B, n]` tokens; `inputs` go to its forward as they are."""
+        ...
+
+
+class RunDecoder:
+    """All single tokens of a step are one run, each chunk another."""
+
+    has_own_threads = False  # scans, convolutions and the models' own attention are torch's work
+
+    def __init__(self, model: Any, caller: RunCaller, tap: DecoderTap, *, device: torch.device) -> None:
+        self._model = model
+        self._caller = caller
+        self._tap = tap
+        self._device = device
+        self._first = torch.zeros(1, dtype=torch.int64, device=device)
+        self._can_choose_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def bind(self, pool: KvPool | None) -> None:
+        self._caller.bind(pool)
+
+    @torch.inference_mode()
+    def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
+        runs = cut_into_runs(batch)
+        logits: list[torch.Tensor] = []
+        hidden: list[torch.Tensor] = []
+        for run in runs:
+            logits.append(self._run(run))
+            if wants_hidden:
+                hidden.append(self._tap.take_hidden())
+        order_N = torch.tensor([row for run in runs for row in run.logit_rows], dtype=torch.int64, device=self._device)
+        found_NV = torch.cat(logits)
+        logits_NV = torch.empty_like(found_NV).index_copy_(0, order_N, found_NV)
+        if not wants_hidden:
+            return ForwardOutput(logits_NV=logits_NV, hidden_TD=None)
+        found_TD = torch.cat(hidden)
+        hidden_TD = found_TD.new_zeros(batch.input_ids_T.shape[0], found_TD.shape[1])
+        hidden_TD.index_copy_(0, torch.cat([run.tokens for run in runs]), found_TD)
+        return ForwardOutput(logits_NV=logits_NV, hidden_TD=hidden_TD)
+
+    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
+        with self._tap.given(hidden_nD):
+            ids = torch.zeros(1, hidden_nD.shape[0], dtype=torch.int64, device=self._device)
+            logits_nV: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
+        return logits_nV.float()
+
+    def _run(self, run: Run) -> torch.Tensor:
+        """Give `[rows, V]` float32, in the order of `run.logit_rows`."""
+        is_single = run.batch.max_query_len == 1
+        rows = run.batch.logit_rows_N
+        choice = {"logits_to_keep": self._first if is_single else rows} if self._can_choose_logits else {}
+        output = self._caller.call(run, use_cache=False, **choice)
+        if is_single:
+            logits_nV: torch.Tensor = output.logits[:, 0].index_select(0, rows)
+        else:
+            logits_nV = output.logits[0] if self._can_choose_logits else output.logits[0].index_select(0, rows)
+        return logits_nV.float()

@@ -1,0 +1,80 @@
+"""Stands in for transformers' cache during one run: layers read and write the rows of the run's slots."""
+
+# B sequences of the run
+
+from typing import Any
+
+import torch
+from transformers import Cache
+
+from textmill_shard.layouts.state_rows import StateRows
+
+
+class StateCache(Cache):  # type: ignore[misc]
+    """Gathers what a layer asks for, lets it change that in place, and writes it back in `finish`.
+
+    K and V go to the pool in the attention function. A new text has rows of zeros, which is what its first tokens
+    would be padded with: so every text counts as one that goes on.
+    """
+
+    def __init__(self, rows: StateRows, slots_B: torch.Tensor) -> None:
+        super().__init__(layers=[])
+        self._rows = rows
+        self._slots_B = slots_B
+        self._conv: dict[tuple[int, int], torch.Tensor] = {}
+        self._recurrent: dict[tuple[int, int], torch.Tensor] = {}
+        self.last_recurrent: torch.Tensor | None = None  # what the layer that runs now was given
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int | None = None) -> int:
+        return 0
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        return True
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        return False
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor:
+        at = (layer_idx, state_idx)
+        self._conv[at] = self._rows.conv(*at).index_select(0, self._slots_B)
+        return self._conv[at]
+
+    def update_conv_state(
+        self, conv_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
+    ) -> torch.Tensor:
+        """Give the past and the new inputs `[B, channels, width + n]`; keep the last `width`."""
+        at = (layer_idx, state_idx)
+        before = self._conv.get(at)
+        if before is None:
+            before = self.get_conv_state(*at)
+        whole = torch.cat([before, conv_states.to(before.dtype)], dim=-1)
+        self._conv[at] = whole[..., -before.shape[-1] :]
+        return whole
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        at = (layer_idx, state_idx)
+        rows = self._rows.recurrent(*at)
+        if rows is None:
+            return None
+        self._recurrent[at] = self.last_recurrent = rows.index_select(0, self._slots_B)
+        return self.last_recurrent
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
+    ) -> torch.Tensor:
+        self._recurrent[layer_idx, state_idx] = recurrent_states
+        return recurrent_states
+
+    def finish(self) -> None:
+        """Write the rows back, those too that a kernel has changed in place."""
+        for at, conv in self._conv.items():
+            self._rows.conv(*at).index_copy_(0, self._slots_B, conv)
+        for at, recurrent in self._recurrent.items():
+            rows = self._rows.recurrent(*at)
+            assert rows is not None, at
+            rows.index_copy_(0, self._slots_B, recurrent.to(rows.dtype))

@@ -1,0 +1,48 @@
+"""Lends models whose layers carry state the rows of a run's slots; their attention layers read the paged pool."""
+
+# B sequences of a run, n tokens of each
+
+from typing import Any
+
+import torch
+
+from textmill_shard.attention.seam import StepContext
+from textmill_shard.layouts.selective_scan import begin_scans_in_a_state, scanning
+from textmill_shard.layouts.state_cache import StateCache
+from textmill_shard.layouts.state_rows import StateRows
+from textmill_shard.layouts.sub_batches import Run
+from textmill_shard.model.kv_pool import KvPool
+from textmill_shard.probing.state_probe import call_with_cache
+
+
+class StateCaller:
+    """A row belongs to a slot; it is cleared when the first tokens of a text come."""
+
+    def __init__(self, model: Any, context: StepContext, rows: StateRows, *, device: torch.device) -> None:
+        self._model = model
+        self._context = context
+        self._rows = rows
+        self._device = device
+        begin_scans_in_a_state(model)
+
+    def bind(self, pool: KvPool | None) -> None:
+        self._context.pool = pool
+
+    def call(self, run: Run, **inputs: Any) -> Any:
+        batch = run.batch
+        slots_B = batch.slots_R
+        if slots_B is None:  # sizes only (model/memory.py)
+            slots_B = torch.full((run.num_sequences,), self._rows.scratch_row, device=self._device)
+        self._rows.clear(slots_B[run.is_fresh_B])
+        self._context.begin(batch)
+        cache = StateCache(self._rows, slots_B)
+        with scanning(cache):
+            output = call_with_cache(
+                self._model,
+                cache,
+                input_ids=batch.input_ids_T.view(run.num_sequences, -1),
+                position_ids=batch.position_ids_T.view(run.num_sequences, -1),
+                **inputs,
+            )
+        cache.finish()
+        return output

@@ -1,0 +1,58 @@
+"""What config and model say of an encoder-decoder: the first tokens of its decoder, and where its positions end."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from textmill_shard.errors import UnsupportedModelError
+from textmill_shard.loader.model_files import read_json
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFacts:
+    """Lengths in tokens, 0 = unbounded."""
+
+    decoder_prompt_ids: tuple[int, ...]
+    max_encoder_tokens: int
+    max_decoder_tokens: int
+
+
+def reads_with_encoder(config: Any) -> bool:
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def find_encoder_facts(folder: Path, config: Any, model: Any) -> EncoderFacts:
+    """Raises UnsupportedModelError where nothing says what the decoder begins with."""
+    # Encoders and decoders of relative positions have no such layer, and no end.
+    shared = getattr(config, "max_position_embeddings", None)
+    ends = {
+        part: getattr(config, f"max_{name}_position_embeddings", None) or shared
+        for part, name in ((model.get_encoder(), "encoder"), (model.get_decoder(), "decoder"))
+        if hasattr(part, "embed_positions")
+    }
+    return EncoderFacts(
+        decoder_prompt_ids=_decoder_prompt_ids(folder, config),
+        max_encoder_tokens=int(ends.get(model.get_encoder()) or 0),
+        max_decoder_tokens=int(ends.get(model.get_decoder()) or 0),
+    )
+
+
+def _decoder_prompt_ids(folder: Path, config: Any) -> tuple[int, ...]:
+    """The start token and, where the model always says the same first (a language, a begin of text), that."""
+    path = folder / "generation_config.json"
+    # Folders from before there was such a file say it in the other.
+    generation = read_json(path if path.is_file() else folder / "config.json")
+    starts = (
+        generation.get("decoder_start_token_id"),
+        getattr(config, "decoder_start_token_id", None),
+        generation.get("bos_token_id"),
+        getattr(config, "bos_token_id", None),
+    )
+    start = next((token_id for token_id in starts if token_id is not None), None)
+    if start is None:
+        raise UnsupportedModelError(
+            f"models of type {config.model_type} read their input with an encoder; neither config.json nor "
+            "generation_config.json says what the decoder begins with (decoder_start_token_id)"
+        )
+    forced = generation.get("forced_bos_token_id")
+    return (int(start),) if forced is None else (int(start), int(forced))

@@ -1,0 +1,123 @@
+"""What stands in a model folder besides the weights' bytes: which file holds which tensor, end-of-text ids, digests."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from textmill_shard.errors import ModelFilesError
+from textmill_shard.loader.tensor_files import SAFETENSORS_SUFFIX, names_of_tensors
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
+PICKLED_SINGLE_FILE = "pytorch_model.bin"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """Where each tensor of the checkpoint lies."""
+
+    file_of_tensor: Mapping[str, Path]
+
+    @property
+    def are_pickled(self) -> bool:
+        return any(path.suffix != SAFETENSORS_SUFFIX for path in self.file_of_tensor.values())
+
+
+def find_weight_files(folder: Path, *, allow_pickle: bool = False) -> WeightFiles:
+    """Read the index or the headers of the files; no weights yet. Pickles only where there is nothing else.
+
+    Raises ModelFilesError.
+    """
+    found = _find_files(folder, index=INDEX_FILE, single=SINGLE_FILE, suffix=SAFETENSORS_SUFFIX)
+    if found is None and allow_pickle:
+        found = _find_files(folder, index=PICKLED_INDEX_FILE, single=PICKLED_SINGLE_FILE, suffix=".bin")
+    if found is None:
+        num_safetensors = len(list(folder.glob(f"*{SAFETENSORS_SUFFIX}")))
+        raise ModelFilesError(_why_no_weights(folder, num_safetensors=num_safetensors, allow_pickle=allow_pickle))
+    return found
+
+
+def _find_files(folder: Path, *, index: str, single: str, suffix: str) -> WeightFiles | None:
+    if (folder / index).is_file():
+        weight_map = read_json(folder / index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ModelFilesError(f"{folder / index} has no weight_map that says which tensor is in which file")
+        absent = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
+        if absent:
+            raise ModelFilesError(f"{folder / index} names {len(absent)} files that are not there, first {absent[0]}")
+        return WeightFiles({tensor: folder / name for tensor, name in weight_map.items()})
+    others = sorted(folder.glob(f"*{suffix}"))
+    path = folder / single if (folder / single).is_file() else others[0] if len(others) == 1 else None
+    return None if path is None else WeightFiles(dict.fromkeys(names_of_tensors(path), path))
+
+
+def find_eos_token_ids(folder: Path) -> tuple[int, ...]:
+    """The ids that end a text: of generation_config.json, else config.json, else the tokenizer's."""
+    for name in ("generation_config.json", "config.json"):
+        if not (folder / name).is_file():
+            continue
+        config = read_json(folder / name)
+        found = config.get("eos_token_id")
+        if found is None:
+            found = (config.get("text_config") or {}).get("eos_token_id")
+        if found is not None:
+            ids = found if isinstance(found, list) else [found]
+            return tuple(dict.fromkeys(int(token_id) for token_id in ids))
+    token_id = _eos_of_tokenizer(folder)
+    return () if token_id is None else (token_id,)
+
+
+def find_tokenizer_digest(folder: Path) -> str:
+    """Hex blake2b of 16 bytes over tokenizer.json; empty when the folder has none."""
+    path = folder / "tokenizer.json"
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""
+
+
+def _eos_of_tokenizer(folder: Path) -> int | None:
+    config_path, tokenizer_path = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    if not (config_path.is_file() and tokenizer_path.is_file()):
+        return None
+    token = read_json(config_path).get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    for added in read_json(tokenizer_path).get("added_tokens", []):
+        if added["content"] == text:
+            return int(added["id"])
+    return None
+
+
+def _why_no_weights(folder: Path, *, num_safetensors: int, allow_pickle: bool) -> str:
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    if num_safetensors > 1:
+        return f"{folder} holds {num_safetensors} safetensors files but no {INDEX_FILE} that says which tensor is where"
+    gguf_files = sorted(folder.glob("*.gguf"))
+    if gguf_files:
+        return (
+            f"{folder} holds GGUF files but no safetensors; convert one with "
+            f"`textmill-shard convert --gguf {gguf_files[0]} --cache-dir DIR` and serve the folder it prints"
+        )
+    pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+    if pickles and allow_pickle:
+        return f"{folder} holds {pickles[0].name} but neither {PICKLED_SINGLE_FILE} nor {PICKLED_INDEX_FILE}"
+    if pickles:
+        return (
+            f"{folder} holds {pickles[0].name} but no safetensors; pickled weights can run code when they are read and "
+            "are refused. Convert them where it is safe to: `AutoModelForCausalLM.from_pretrained(FOLDER)"
+            ".save_pretrained(NEW_FOLDER)` writes safetensors; or give --allow-pickle, which reads tensors and "
+            "refuses files that ask for more"
+        )
+    return f"{folder} holds no weights: {SINGLE_FILE} or {INDEX_FILE} is wanted"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelFilesError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelFilesError(f"{path} does not hold an object")
+    return content

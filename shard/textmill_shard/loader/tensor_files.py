@@ -1,0 +1,89 @@
+"""Opens files of weights: safetensors, and pickles by torch's reader that runs no code of theirs."""
+
+import pickle
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from textmill_shard.errors import ModelFilesError
+
+SAFETENSORS_SUFFIX = ".safetensors"
+# What torch's reader of pickles raises at a file that was cut short or changed, besides its own error.
+_DAMAGES = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    struct.error,
+)
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Give what `safe_open` gives: `keys()`, `get_tensor(name)`, `get_slice(name)[...]`. Raises ModelFilesError."""
+    if path.suffix == SAFETENSORS_SUFFIX:
+        with _open_safetensors(path) as opened:
+            yield opened
+    else:
+        yield _PickledTensors(_read_pickle(path))
+
+
+def names_of_tensors(path: Path) -> tuple[str, ...]:
+    """The names alone; the bytes stay in the file where its format allows that."""
+    with open_tensors(path) as opened:
+        return tuple(opened.keys())
+
+
+def _open_safetensors(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelFilesError(
+            f"{path} cannot be read as safetensors ({error}): its size is {path.stat().st_size} bytes; an interrupted "
+            "download or copy leaves such files, fetch it again"
+        ) from error
+
+
+class _PickledTensors:
+    """Tensors of a pickle under the verbs of an open safetensors file."""
+
+    def __init__(self, tensor_of_name: Mapping[str, torch.Tensor]) -> None:
+        self._tensor_of_name = tensor_of_name
+
+    def keys(self) -> list[str]:
+        return list(self._tensor_of_name)
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        return self._tensor_of_name[name]
+
+    def get_slice(self, name: str) -> torch.Tensor:
+        return self._tensor_of_name[name]
+
+
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """Mapped into memory where the file is a zip archive, as torch has written them since 2020."""
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
+    try:
+        content = torch.load(path, mmap=_is_zip(path), **options)
+    except pickle.UnpicklingError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ModelFilesError(
+            f"{path} holds more than tensors, or is damaged, and is refused: what it asks for would run code "
+            f"({first_line})"
+        ) from error
+    except _DAMAGES as error:
+        raise ModelFilesError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+    is_flat = isinstance(content, dict) and all(
+        isinstance(name, str) and torch.is_tensor(value) for name, value in content.items()
+    )
+    if not is_flat:
+        raise ModelFilesError(f"{path} is not a plain list of named tensors: save the model's state_dict() there")
+    tensors: dict[str, torch.Tensor] = content
+    return tensors
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"

@@ -1,0 +1,167 @@
+"""Fills a model that stands on `meta` from files of weights: only the runs this rank owns, cast on the way."""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from textmill_shard.distributed.index_plan import Cut, IndexPlan
+from textmill_shard.errors import ModelFilesError
+from textmill_shard.loader.model_files import WeightFiles
+from textmill_shard.loader.tensor_files import open_tensors
+
+log = logging.getLogger(__name__)
+
+MAX_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """Which tensor of the checkpoint fills which name of the model."""
+
+    tensor_of_name: dict[str, str]
+    missing: tuple[str, ...]  # names of the model without a tensor
+    unexpected: tuple[str, ...]  # tensors without a name in the model
+
+
+def match_names(model: nn.Module, files: WeightFiles) -> Matching:
+    """Names agree, or differ by the prefix of the base model (a checkpoint saved without its head, or the reverse)."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    available = set(files.file_of_tensor)
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    tensor_of_name: dict[str, str] = {}
+    missing: list[str] = []
+    for name in model.state_dict():
+        candidates = [name, name.removeprefix(prefix), prefix + name]
+        found = next((candidate for candidate in candidates if candidate in available), None)
+        if found is not None:
+            tensor_of_name[name] = found
+        else:
+            missing.append(name)
+    # One of two tied names is enough, whichever it is.
+    partners = {**tied, **{source: target for target, source in tied.items()}}
+    missing = [name for name in missing if partners.get(name) not in tensor_of_name]
+    ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    temporary = {name for name, _ in model.named_buffers()} - set(model.state_dict())
+    unexpected = [
+        tensor
+        for tensor in sorted(available - set(tensor_of_name.values()))
+        if not any(pattern.search(tensor) for pattern in ignored)
+        and tensor not in temporary
+        and not tensor.endswith("rotary_emb.inv_freq")
+    ]
+    return Matching(tensor_of_name=tensor_of_name, missing=tuple(missing), unexpected=tuple(unexpected))
+
+
+def check_matching(matching: Matching, *, folder: Path) -> None:
+    """Raises ModelFilesError that names what is missing; what is left over is only logged."""
+    if matching.missing:
+        raise ModelFilesError(f"{folder} lacks {_names(matching.missing)}; left over: {_names(matching.unexpected)}")
+    if matching.unexpected:
+        log.warning("the checkpoint holds tensors that the model has no place for: %s", _names(matching.unexpected))
+
+
+def read_weights(
+    model: nn.Module,
+    *,
+    files: WeightFiles,
+    matching: Matching,
+    plan: IndexPlan,
+    dtype: torch.dtype,
+    device: torch.device,
+    on_progress: Callable[[float], None],
+) -> None:
+    """Replace each parameter and persistent buffer by what the files hold, file by file."""
+    keep_in_fp32 = _fp32_patterns(model)
+    names_by_file: dict[Path, list[str]] = {}
+    for name, stored_name in matching.tensor_of_name.items():
+        names_by_file.setdefault(files.file_of_tensor[stored_name], []).append(name)
+    num_read = 0
+    for path, names in sorted(names_by_file.items()):
+        with open_tensors(path) as opened:
+            for name in names:
+                tensor = _read_run(opened, matching.tensor_of_name[name], plan.cut_of_parameter.get(name))
+                wanted = tensor.dtype if not tensor.is_floating_point() else dtype
+                if any(pattern.search(name) for pattern in keep_in_fp32):
+                    wanted = torch.float32
+                # A copy always: what is given may lie in the mapped file.
+                _put(model, name, tensor.to(device=device, dtype=wanted, copy=True).contiguous(), plan)
+                num_read += 1
+                on_progress(num_read / len(matching.tensor_of_name))
+    _tie(model, matching)
+
+
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Take the buffers that no checkpoint holds (rotary tables) to the device; they were computed while building."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                assert not buffer.is_meta, name
+                module._buffers[name] = buffer.to(device)
+
+
+def _read_run(opened: Any, tensor: str, cut: Cut | None) -> torch.Tensor:
+    read: torch.Tensor
+    if cut is None:
+        read = opened.get_tensor(tensor)
+    elif cut.dim == 0:
+        read = opened.get_slice(tensor)[cut.run.start : cut.run.stop]
+    else:
+        read = opened.get_slice(tensor)[:, cut.run.start : cut.run.stop]
+    return read
+
+
+def _put(model: nn.Module, name: str, tensor: torch.Tensor, plan: IndexPlan) -> None:
+    module_name, _, leaf = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    old = getattr(module, leaf)
+    cut = plan.cut_of_parameter.get(name)
+    wanted = list(old.shape)
+    if cut is not None:
+        wanted[cut.dim] = len(cut.run)
+    if list(tensor.shape) != wanted:
+        raise ModelFilesError(f"{name} has shape {list(tensor.shape)} in the files, config.json asks for {wanted}")
+    if leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        module._buffers[leaf] = tensor
+
+
+def _tie(model: nn.Module, matching: Matching) -> None:
+    """Make tied names one tensor. Checkpoints that hold two different ones keep both, as transformers does."""
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for target, source in tied.items():
+        has_target, has_source = target in matching.tensor_of_name, source in matching.tensor_of_name
+        if has_target and has_source and not torch.equal(_get(model, target), _get(model, source)):
+            log.warning("%s and %s should be tied but differ in the checkpoint: both are kept", target, source)
+            continue
+        kept, other = (source, target) if has_source else (target, source)
+        module_name, _, leaf = other.rpartition(".")
+        model.get_submodule(module_name)._parameters[leaf] = _get(model, kept)
+
+
+def _get(model: nn.Module, name: str) -> nn.Parameter:
+    module_name, _, leaf = name.rpartition(".")
+    parameter = model.get_submodule(module_name)._parameters[leaf]
+    assert parameter is not None, name
+    return parameter
+
+
+def _fp32_patterns(model: nn.Module) -> list[re.Pattern[str]]:
+    """Modules that transformers keeps in fp32 whatever the dtype."""
+    names = {
+        *(getattr(model, "_keep_in_fp32_modules", None) or ()),
+        *(getattr(model, "_keep_in_fp32_modules_strict", None) or ()),
+    }
+    return [re.compile(rf"(^|\.){re.escape(name)}(\.|$)") for name in sorted(names)]
+
+
+def _names(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:MAX_NAMES_SHOWN])
+    more = len(names) - MAX_NAMES_SHOWN
+    return (shown or "nothing") + (f" and {more} more" if more > 0 else "")

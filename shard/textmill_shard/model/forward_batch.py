@@ -1,0 +1,68 @@
+"""The tensors of one forward pass. Built by the step loop, read by the model runner and the attention backends."""
+
+# T tokens of the step, R sequences, B blocks of the widest table, N rows whose logits are wanted,
+# V vocabulary, D width of the hidden states
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """Any mix of decode rows and prefill chunks, laid end to end. All tensors are on the model's device.
+
+    The tokens of sequence r are `query_starts[r] : query_starts[r + 1]`; they are the last ones of its context.
+    Tokens beyond `query_starts[R]` are padding: their place lies in the scratch block, what they give is not defined.
+    """
+
+    input_ids_T: torch.Tensor  # int64
+    position_ids_T: torch.Tensor  # int64, position of each token in its own sequence
+    kv_places_T: torch.Tensor  # int64: block * block_size + offset
+    query_starts: torch.Tensor  # [R + 1] int32, rising, starts with 0
+    context_lens_R: torch.Tensor  # int32: tokens of the sequence up to and including this step
+    block_tables_RB: torch.Tensor  # int32, padded with the scratch block
+    logit_rows_N: torch.Tensor  # int64: indices into T
+    max_query_len: int
+    max_context_len: int
+    slots_R: torch.Tensor | None = None  # int64, seat of each sequence; None where only the sizes matter (model/memory.py)
+    is_long_rope_T: torch.Tensor | None = None  # bool; None where the model has one rotary table (layouts/rope_tables.py)
+    encoder_lens_R: torch.Tensor | None = None  # int64, first tokens of each that the encoder reads; None without one
+
+
+@dataclass(frozen=True, slots=True)
+class RowScan:
+    """What is asked of every row of scores, on their device. The best of a row with NaN means nothing."""
+
+    best_N: torch.Tensor  # int64: the first among equal ones
+    not_finite_N: torch.Tensor  # bool: holds NaN or an infinity
+    log_mass_N: torch.Tensor | None  # float32: logsumexp; None = not asked
+
+
+@dataclass(frozen=True, slots=True)
+class HostScan:
+    """The same of logits that a step on the host has looked at itself, with their best score."""
+
+    best_N: npt.NDArray[np.int64]
+    best_scores_N: npt.NDArray[np.float32]
+    not_finite_N: npt.NDArray[np.bool_]
+    log_mass_N: npt.NDArray[np.float32]
+
+    def as_row_scan(self) -> RowScan:
+        """As tensors over the same memory."""
+        return RowScan(
+            best_N=torch.from_numpy(self.best_N),
+            not_finite_N=torch.from_numpy(self.not_finite_N),
+            log_mass_N=torch.from_numpy(self.log_mass_N),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardOutput:
+    """What one forward pass gives."""
+
+    logits_NV: torch.Tensor  # float32, a row per entry of `logit_rows_N`
+    hidden_TD: torch.Tensor | None  # model dtype, after the last norm; only when asked for
+    scan: HostScan | None = None  # of the logits, where the forward pass has looked at them already

@@ -1,0 +1,235 @@
+"""How many KV blocks fit: a fixed number of bytes, or a share of the memory less what the largest step needs."""
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from textmill_shard.errors import ModelError
+from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.runner import ModelRunner
+
+log = logging.getLogger(__name__)
+
+MAX_TRIAL_TOKENS_ON_CPU = 512
+UNBOUNDED_TOKENS = 1 << 16  # longest request of a model whose positions have no end and take no memory
+# A GPU is ours alone; a machine's RAM also serves the router, the page cache and whoever else works there.
+DEFAULT_MEMORY_FRACTIONS = {"cpu": 0.4, "cuda": 0.8}
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_CGROUP_USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
+
+
+@dataclass(frozen=True, slots=True)
+class KvMemoryOptions:
+    """What the operator allows."""
+
+    max_step_tokens: int  # largest step
+    num_slots: int  # requests that sample in it
+    kv_cache_bytes: int | None = None  # of this rank; None = by memory_fraction
+    memory_fraction: float | None = None  # of the whole RAM or device memory, everything of ours included
+    max_kv_tokens: int | None = None  # never more places than this in all
+
+
+@dataclass(frozen=True, slots=True)
+class KvMemoryPlan:
+    """What memory goes to, in bytes of this rank; the number of blocks is the same on every rank."""
+
+    num_blocks: int
+    weight_bytes: int
+    step_bytes: int  # most that the largest step took beside the weights
+    kv_bytes: int
+    memory_bytes: int  # of the machine or device
+
+
+def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPlan:
+    """Run the largest step once, then divide; leaves a pool of scratch only. Every rank calls it.
+
+    Raises ModelError when not even one block fits.
+    """
+    block_size = runner.facts.block_size
+    bytes_per_block = runner.kv_bytes_per_block()
+    memory_bytes = total_memory_bytes(runner.device)
+    step_bytes = _measure_largest_step(runner, options)
+    if options.kv_cache_bytes is not None:
+        kv_bytes, source = options.kv_cache_bytes, f"--kv-cache-bytes {options.kv_cache_bytes}"
+    else:
+        # Ranks on one CPU share its memory; each rank has a GPU of its own.
+        num_sharing = runner.parallel.world_size if runner.device.type == "cpu" else 1
+        fraction = options.memory_fraction or DEFAULT_MEMORY_FRACTIONS[runner.device.type]
+        allowed = (
+            int(memory_bytes * fraction) // num_sharing
+            - runner.facts.weight_bytes
+            - runner.facts.state_bytes
+            - step_bytes
+        )
+        kv_bytes = min(allowed, _free_bytes(runner.device) // num_sharing - step_bytes)
+        source = f"--memory-fraction {fraction} of {memory_bytes} bytes"
+    if bytes_per_block:
+        num_blocks = (kv_bytes // bytes_per_block) - 1  # one is scratch
+    else:  # no layer keeps K and V: blocks only count tokens
+        num_blocks = options.num_slots * -(-(runner.facts.max_model_tokens or UNBOUNDED_TOKENS) // block_size)
+    if options.max_kv_tokens is not None:
+        num_blocks = min(num_blocks, -(-options.max_kv_tokens // block_size))
+    num_blocks = runner.parallel.min_int(num_blocks, runner.device)
+    if num_blocks < 1:
+        raise ModelError(
+            f"{source} leaves {max(kv_bytes, 0)} bytes for the KV cache, two blocks take {2 * bytes_per_block} "
+            f"(weights {runner.facts.weight_bytes}, a step of {options.max_step_tokens} tokens {step_bytes})"
+        )
+    plan = KvMemoryPlan(
+        num_blocks=num_blocks,
+        weight_bytes=runner.facts.weight_bytes,
+        step_bytes=step_bytes,
+        kv_bytes=(num_blocks + 1) * bytes_per_block,
+        memory_bytes=memory_bytes,
+    )
+    log.info(
+        "memory planned",
+        extra={
+            "num_blocks": plan.num_blocks,
+            "num_kv_tokens": plan.num_blocks * block_size,
+            "weight_bytes": plan.weight_bytes,
+            "step_bytes": plan.step_bytes,
+            "kv_bytes": plan.kv_bytes,
+        },
+    )
+    return plan
+
+
+def total_memory_bytes(device: torch.device) -> int:
+    """Of the device; on a CPU the RAM or the limit of the container, whichever is less."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    ram = _meminfo("MemTotal")
+    limit = _first_number(_CGROUP_LIMITS)
+    return ram if limit is None else min(ram, limit)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What the allocator holds without using it can be used for the pool.
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    free = _meminfo("MemAvailable")
+    limit, used = _first_number(_CGROUP_LIMITS), _first_number(_CGROUP_USED)
+    return free if limit is None or used is None else min(free, limit - used)
+
+
+def _measure_largest_step(runner: ModelRunner, options: KvMemoryOptions) -> int:
+    """Bytes that a step of all tokens, with a logits row per slot, takes at its peak. Uses a pool of scratch alone."""
+    runner.allocate_kv(0)
+    # Model dtype, float32, and a float32 copy of the sampler's.
+    logits_bytes = options.num_slots * runner.facts.vocab_size * (runner.dtype.itemsize + 8)
+    if runner.facts.decoder_prompt_ids:
+        return _measure_longest_text(runner, options) + logits_bytes
+    if runner.device.type == "cuda":
+        return _peak_bytes(runner, _largest_batch(runner, options.max_step_tokens, options.num_slots))
+    # A CPU takes seconds for a large step: a smaller one is run, and what it took is scaled up. The logits come on top.
+    num_tokens = min(options.max_step_tokens, MAX_TRIAL_TOKENS_ON_CPU)
+    measured = _peak_bytes(runner, _largest_batch(runner, num_tokens, 1))
+    return measured * -(-options.max_step_tokens // num_tokens) + logits_bytes
+
+
+def _measure_longest_text(runner: ModelRunner, options: KvMemoryOptions) -> int:
+    """The same without the logits where an encoder reads: texts run one by one, then the decoders of all slots."""
+    facts = runner.facts
+    longest = min(facts.max_encoder_tokens or options.max_step_tokens, options.max_step_tokens)
+    num_tokens = longest if runner.device.type == "cuda" else min(longest, MAX_TRIAL_TOKENS_ON_CPU)
+    encoding_bytes = _peak_bytes(runner, _longest_text(runner, num_tokens))
+    # Scores and relative positions grow with the square of the length.
+    encoding_bytes *= (-(-longest // num_tokens)) ** 2
+    # One layer's K and V of every slot, gathered as long as the longest, and as its attention lays them out again.
+    per_token = max(spec.elements_per_token for spec in facts.kv_specs)
+    decoding_bytes = 2 * options.num_slots * longest * per_token * runner.dtype.itemsize
+    return max(encoding_bytes, decoding_bytes)
+
+
+def _peak_bytes(runner: ModelRunner, batch: ForwardBatch) -> int:
+    """What a forward takes at most beside what is there already."""
+    device = runner.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        runner.forward(batch)
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    _reset_peak()
+    before = _status_bytes("VmRSS")
+    runner.forward(batch)
+    return max(0, _status_bytes("VmHWM") - before)
+
+
+def _reset_peak() -> None:
+    """Let VmHWM start again from VmRSS; where that is not allowed it stays high, and the step looks larger."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _status_bytes(name: str) -> int:
+    return _kib_field(Path("/proc/self/status"), name)
+
+
+def _largest_batch(runner: ModelRunner, num_tokens: int, num_logit_rows: int) -> ForwardBatch:
+    """All tokens of a step as one chunk in the scratch block: numbers without meaning, sizes of the real thing."""
+    device = runner.device
+    limit = runner.facts.max_model_tokens or num_tokens
+    block_size = runner.facts.block_size
+    num_rows = min(num_logit_rows, num_tokens)
+    chunk = min(num_tokens, limit)
+    starts = [*range(0, num_tokens, chunk), num_tokens]
+    lens = [stop - start for start, stop in pairwise(starts)]
+    positions = torch.cat([torch.arange(length) for length in lens])
+    return ForwardBatch(
+        input_ids_T=torch.zeros(num_tokens, dtype=torch.int64, device=device),
+        position_ids_T=positions.to(device),
+        kv_places_T=torch.zeros(num_tokens, dtype=torch.int64, device=device),
+        query_starts=torch.tensor(starts, dtype=torch.int32, device=device),
+        context_lens_R=torch.tensor(lens, dtype=torch.int32, device=device),
+        block_tables_RB=torch.zeros(len(lens), -(-chunk // block_size), dtype=torch.int32, device=device),
+        logit_rows_N=torch.arange(num_tokens - num_rows, num_tokens, device=device),
+        max_query_len=chunk,
+        max_context_len=chunk,
+    )
+
+
+def _longest_text(runner: ModelRunner, num_tokens: int) -> ForwardBatch:
+    """So many tokens for the encoder and one for the decoder, in the scratch block."""
+    device = runner.device
+    places = torch.zeros(num_tokens + 1, dtype=torch.int64, device=device)
+    return ForwardBatch(
+        input_ids_T=torch.zeros(num_tokens + 1, dtype=torch.int64, device=device),
+        position_ids_T=torch.arange(num_tokens + 1, device=device),
+        kv_places_T=places,
+        query_starts=torch.tensor([0, num_tokens + 1], dtype=torch.int32, device=device),
+        context_lens_R=torch.tensor([num_tokens + 1], dtype=torch.int32, device=device),
+        block_tables_RB=torch.zeros(1, num_tokens // runner.facts.block_size + 1, dtype=torch.int32, device=device),
+        logit_rows_N=torch.tensor([num_tokens], device=device),
+        max_query_len=num_tokens + 1,
+        max_context_len=num_tokens + 1,
+        encoder_lens_R=torch.tensor([num_tokens], device=device),
+    )
+
+
+def _meminfo(name: str) -> int:
+    return _kib_field(Path("/proc/meminfo"), name)
+
+
+def _kib_field(path: Path, name: str) -> int:
+    for line in path.read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise ModelError(f"{path} has no {name}: this system's memory cannot be read")
+
+
+def _first_number(paths: tuple[Path, ...]) -> int | None:
+    """The content of the first file that is there; None when there is none or it says `max`."""
+    for path in paths:
+        if path.is_file():
+            text = path.read_text(encoding="ascii").strip()
+            return int(text) if text.isdigit() else None
+    return None

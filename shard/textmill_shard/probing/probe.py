@@ -1,0 +1,180 @@
+"""The discovery forward: runs the model once on a few tokens to see what each attention layer is and does."""
+
+# L tokens of the probe, H local query heads, K local key/value heads, D key width, E value width, V vocabulary
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from textmill_shard.attention.base import AttentionRule
+from textmill_shard.errors import UnsupportedModelError
+from textmill_shard.model.kv_pool import LayerKvSpec
+from textmill_shard.probing.mask_pattern import MaskPattern, MaskPredicate, UnknownMaskError, find_mask_pattern
+from textmill_shard.probing.state_probe import StateSpec, find_states, layers_without_past
+
+PROBE_ATTENTION = "textmill_probe"
+_PREDICATE_ATTRIBUTE = "textmill_mask_predicate"
+# Tensors that layers hand on to the attention function and that change nothing there.
+_HARMLESS_TENSORS = frozenset({"position_ids", "cache_position"})
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFinding:
+    """What one attention layer showed."""
+
+    module: nn.Module
+    spec: LayerKvSpec
+    rule: AttentionRule
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """Layers in the order they ran, and the logits of the probe's texts."""
+
+    layers: tuple[LayerFinding, ...]
+    states: tuple[StateSpec, ...]  # of layers that carry state from token to token
+    logits_V_by_text: tuple[torch.Tensor, ...]  # float32, of the last token of each text
+
+
+@dataclass(slots=True)
+class _Recorder:
+    """Collects while a probe forward runs."""
+
+    max_tokens: int
+    layers: list[LayerFinding] = field(default_factory=list)
+    _patterns: dict[MaskPredicate, MaskPattern] = field(default_factory=dict)
+
+    def pattern_of(self, predicate: MaskPredicate) -> MaskPattern:
+        """Asked once per predicate: layers share their masks."""
+        if predicate not in self._patterns:
+            self._patterns[predicate] = find_mask_pattern(predicate, max_tokens=self.max_tokens)
+        return self._patterns[predicate]
+
+
+_recorder: _Recorder | None = None  # transformers calls plain functions: there is no other way to hand this on
+
+
+def probe_model(model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int) -> ProbeResult:
+    """Run each text (`[L]` int64) alone. Raises UnsupportedModelError with the reason. Not for two threads at once."""
+    global _recorder
+    AttentionInterface.register(PROBE_ATTENTION, _probe_attention)
+    AttentionMaskInterface.register(PROBE_ATTENTION, _probe_mask)
+    model_type = model.config.model_type
+    model.set_attn_implementation(PROBE_ATTENTION)
+    logits: list[torch.Tensor] = []
+    recorders: list[_Recorder] = []
+    for text_L in texts:
+        _recorder = _Recorder(max_tokens=max_tokens)
+        recorders.append(_recorder)
+        try:
+            with torch.inference_mode():
+                output = model(input_ids=text_L.unsqueeze(0), use_cache=False)
+        except (UnknownMaskError, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+            raise UnsupportedModelError(f"models of type {model_type} cannot be served: {error}") from error
+        finally:
+            _recorder = None
+        logits.append(output.logits[0, -1].float())
+    layers = tuple(recorders[0].layers)
+    # Such layers would read the neighbours of a flat batch as their own past. With small weights no number shows it.
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or len(layers)
+    states: tuple[StateSpec, ...] = ()
+    if len(layers) < num_layers or getattr(model, "_is_stateful", False):
+        states = _look_for_states(model, texts[0], max_tokens=max_tokens)
+    if not layers and not states:
+        raise UnsupportedModelError(
+            f"models of type {model_type} cannot be served yet: their attention does not go through "
+            "transformers' attention interface"
+        )
+    num_with_state = len({*(spec.layer for spec in states)})
+    num_known = len(layers) + num_with_state
+    if num_known < num_layers:  # else transformers' cache is not asked: it refuses configs of models with own code
+        that_attend = {getattr(layer.module, "layer_idx", None) for layer in layers}
+        num_known += len(layers_without_past(model.config) - that_attend)
+    if num_known < num_layers:
+        raise UnsupportedModelError(
+            f"models of type {model_type} cannot be served yet: of {num_layers} layers {len(layers)} are attention and "
+            f"{num_with_state} keep a state that this engine knows; what the others keep is not known"
+        )
+    if len({id(layer.module) for layer in layers}) != len(layers):
+        raise UnsupportedModelError(
+            f"models of type {model_type} cannot be served yet: one attention layer runs several times in a step"
+        )
+    return ProbeResult(layers=layers, states=states, logits_V_by_text=tuple(logits))
+
+
+def _look_for_states(model: Any, text_L: torch.Tensor, *, max_tokens: int) -> tuple[StateSpec, ...]:
+    global _recorder
+    _recorder = _Recorder(max_tokens=max_tokens)  # its findings are those of the texts once more
+    try:
+        return find_states(model, text_L.unsqueeze(0))
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise UnsupportedModelError(
+            f"models of type {model.config.model_type} cannot be served: with transformers' own cache: {error}"
+        ) from error
+    finally:
+        _recorder = None
+
+
+def _probe_mask(**kwargs: Any) -> torch.Tensor:
+    """Stands in the mask registry: a plain bool mask `[1, 1, L, L]` that remembers what it was made from.
+
+    Which layers use it, if any, shows when they attend: some models build masks that none of their layers takes.
+    """
+    mask: torch.Tensor | None = sdpa_mask(
+        **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    )
+    assert mask is not None
+    setattr(mask, _PREDICATE_ATTRIBUTE, kwargs["mask_function"])
+    return mask
+
+
+def _probe_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as plainly as can be, `[1, H, L, D]`, `[1, K, L, D]`, `[1, K, L, E]` -> `[1, L, H, E]`."""
+    assert _recorder is not None
+    predicate: MaskPredicate | None = getattr(attention_mask, _PREDICATE_ATTRIBUTE, None)
+    if attention_mask is None or predicate is None:
+        raise UnknownMaskError("an attention layer gets a mask that transformers' mask functions did not build")
+    strangers = [name for name, given in kwargs.items() if torch.is_tensor(given) and name not in _HARMLESS_TENSORS]
+    if strangers:
+        raise UnknownMaskError(f"an attention layer passes {', '.join(strangers)}, which this engine does not know")
+    pattern = _recorder.pattern_of(predicate)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    _recorder.layers.append(
+        LayerFinding(
+            module=module,
+            spec=LayerKvSpec(num_local_kv_heads=key.shape[1], key_dim=key.shape[3], value_dim=value.shape[3]),
+            rule=AttentionRule(
+                scaling=scaling,
+                window_tokens=pattern.window_tokens,
+                chunk_tokens=pattern.chunk_tokens,
+                softcap=softcap,
+                sinks_H=s_aux,
+            ),
+        )
+    )
+    repeats = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(repeats, dim=1).transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.float().masked_fill(~attention_mask, float("-inf"))
+    if s_aux is not None:
+        sinks = s_aux.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights = scores.softmax(dim=-1)
+    out = weights.to(value.dtype) @ value.repeat_interleave(repeats, dim=1)
+    return out.transpose(1, 2).contiguous(), None

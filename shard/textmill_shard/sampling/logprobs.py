@@ -1,0 +1,95 @@
+"""Log-probabilities of the model's own logits, before penalties, bias, masks and temperature.
+
+N rows, T prompt positions, D hidden width, V vocabulary. Natural logarithm, float32.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textmill_shard.sampling.candidates import best_scores
+
+SPARE_FOR_TIES = 16  # candidates beyond those asked for, so that the cut mostly falls inside
+
+
+@dataclass(frozen=True, slots=True)
+class TopTokens:
+    """Alternatives at one position on the host: uint32 ids, best first (equal ones by id), and their log-probabilities.
+
+    Ties at the cut are all present, so there can be more than were asked for. Where the logits hold a NaN, the ids
+    mean nothing and the log-probabilities are NaN.
+    """
+
+    ids: NDArray[np.uint32]
+    logprobs: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """`logprobs[i]` is log p(targets[i] | all before it), float32 [T] on the host; NaN where logits were not finite.
+
+    `top` has one entry per position, or none at all when no alternatives were asked for.
+    """
+
+    logprobs: NDArray[np.float32]
+    top: tuple[TopTokens, ...]
+
+
+def chosen_logprobs(logits_NV: Tensor, tokens_N: Tensor, log_mass_N: Tensor) -> Tensor:
+    """[N] float32: log-softmax at the given ids. `log_mass_N` is the logsumexp of each row."""
+    return (logits_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1) - log_mass_N).float()
+
+
+def top_tokens(logits_NV: Tensor, counts: Sequence[int], log_mass_N: Tensor) -> tuple[TopTokens, ...]:
+    """The `counts[row]` (>= 1) best ids of each row with their log-probabilities. Copies to the host."""
+    vocab_size = logits_NV.shape[-1]
+    num_best = min(max(counts) + SPARE_FOR_TIES, vocab_size)
+    values_NK, ids_NK = best_scores(logits_NV, num_best)
+    logprobs_NK = (values_NK - log_mass_N.unsqueeze(-1)).float().cpu().numpy()
+    values_NK, ids_NK = values_NK.cpu(), ids_NK.cpu()
+    found = []
+    for row, count in enumerate(counts):
+        is_in_K = values_NK[row] >= values_NK[row, min(count, vocab_size) - 1]
+        if bool(is_in_K[-1]) and num_best < vocab_size:  # more ties than spare places: look at the whole row
+            ids_E = (logits_NV[row] >= values_NK[row, count - 1].to(logits_NV.device)).nonzero().flatten()
+            logprobs_E = (logits_NV[row, ids_E] - log_mass_N[row]).float().cpu().numpy()
+            found.append(_in_order(ids_E.cpu().numpy(), logprobs_E))
+        else:
+            size = int(is_in_K.sum())
+            found.append(_in_order(ids_NK[row, :size].numpy(), logprobs_NK[row, :size]))
+    return tuple(found)
+
+
+def _in_order(ids_E: NDArray[np.int64], logprobs_E: NDArray[np.float32]) -> TopTokens:
+    """Sort by falling log-probability, equal ones by rising id."""
+    order = np.lexsort((ids_E, -logprobs_E))
+    return TopTokens(ids=ids_E[order].astype(np.uint32), logprobs=logprobs_E[order])
+
+
+def prompt_logprobs(
+    project: Callable[[Tensor], Tensor],
+    hidden_TD: Tensor,
+    targets_T: Tensor,
+    top_n: int = 0,
+    *,
+    slice_tokens: int = 256,
+) -> PromptLogprobs:
+    """Log-probabilities of `targets_T` (int64), the ids that follow the positions of `hidden_TD`.
+
+    `project` turns hidden states [n, D] into logits [n, V] float32; it is called with at most `slice_tokens` rows, so
+    no [T, V] tensor exists.
+    """
+    logprobs: list[NDArray[np.float32]] = []
+    top: list[TopTokens] = []
+    for start in range(0, len(targets_T), slice_tokens):
+        part = slice(start, start + slice_tokens)
+        logits_nV = project(hidden_TD[part])
+        log_mass_n = logits_nV.logsumexp(-1)
+        logprobs.append(chosen_logprobs(logits_nV, targets_T[part], log_mass_n).cpu().numpy())
+        if top_n > 0:
+            top.extend(top_tokens(logits_nV, [top_n] * len(logits_nV), log_mass_n))
+    joined = np.concatenate(logprobs) if logprobs else np.zeros(0, dtype=np.float32)
+    return PromptLogprobs(logprobs=joined, top=tuple(top))

@@ -1,0 +1,119 @@
+"""Which of a row's best scores may be drawn: min-p, top-k, top-p, typical-p, in that order.
+
+R rows, C scores per row in falling order. Each filter sees the distribution that the one before it left, renormalised.
+Scores are logits divided by temperature, minus their row's maximum.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from textmill_shard.slots.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The filters of R rows on the device; an unused one is a value that lets everything pass."""
+
+    min_score_R: Tensor  # float64: log of min-p
+    top_k_R: Tensor  # int64; off = more than any vocabulary
+    top_p_R: Tensor  # float64; off = infinity
+    typical_p_R: Tensor  # float64; off = infinity
+    needs_row_mass_R: Tensor  # bool: neither min-p nor top-k, so the first normaliser is that of the full row
+    uses_typical_p: bool
+    uses_top_p: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """`keep_RC` bool; `fits_R` bool: no score beyond the C could have been kept."""
+
+    keep_RC: Tensor
+    fits_R: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RowTotals:
+    """Of the full rows, float64 [R]: log of the summed exponentials, and entropy in nats (0 where not needed)."""
+
+    log_mass_R: Tensor
+    entropy_R: Tensor
+
+
+def is_truncated(params: SamplingParams) -> bool:
+    """Does a filter of this request leave tokens out?"""
+    return params.top_k > 0 or params.min_p > 0.0 or params.top_p < 1.0 or params.typical_p < 1.0
+
+
+def needs_row_mass(params: SamplingParams) -> bool:
+    """Must the row's own total be known? min-p and top-k cut by rank or ratio, after which the rest is counted anew."""
+    return params.top_k == 0 and params.min_p == 0.0
+
+
+def build_limits(rows: Sequence[SamplingParams], device: torch.device) -> Limits:
+    """Copy the filters of some rows to the device."""
+    off_k = torch.iinfo(torch.int64).max
+    return Limits(
+        min_score_R=torch.tensor([row.min_p for row in rows], dtype=torch.float64, device=device).log(),
+        top_k_R=torch.tensor([row.top_k or off_k for row in rows], device=device),
+        top_p_R=_shares([row.top_p for row in rows], device),
+        typical_p_R=_shares([row.typical_p for row in rows], device),
+        needs_row_mass_R=torch.tensor([needs_row_mass(row) for row in rows], device=device),
+        uses_typical_p=any(row.typical_p < 1.0 for row in rows),
+        uses_top_p=any(row.top_p < 1.0 for row in rows),
+    )
+
+
+def truncate(scores_RC: Tensor, limits: Limits, totals: RowTotals, *, is_whole: bool) -> Kept:
+    """Apply the filters. `scores_RC` float64, falling, first column 0. `is_whole`: the C scores are the whole row."""
+    num_columns = scores_RC.shape[-1]
+    keep_RC = scores_RC >= limits.min_score_R.unsqueeze(-1)
+    kth_R1 = scores_RC.gather(-1, (limits.top_k_R - 1).clamp(max=num_columns - 1).unsqueeze(-1))
+    has_kth_R1 = (limits.top_k_R <= num_columns).unsqueeze(-1)
+    keep_RC &= (scores_RC >= kth_R1) | ~has_kth_R1  # ties with the k-th stay
+    is_cut_R = ~keep_RC[:, -1]  # by rank or ratio, and inside: all further scores are below the last one here
+    log_mass_R = totals.log_mass_R.where(limits.needs_row_mass_R, _log_mass(scores_RC, keep_RC))
+    if limits.uses_top_p:
+        probs_RC = (scores_RC - log_mass_R.unsqueeze(-1)).exp() * keep_RC
+        mass_before_RC = probs_RC.cumsum(-1) - probs_RC
+        keep_RC &= mass_before_RC < limits.top_p_R.unsqueeze(-1)
+    # The kept ones of a row that counts anew are known only if min-p or top-k ended inside; else so may top-p.
+    fits_R = is_cut_R | (limits.needs_row_mass_R & ~keep_RC[:, -1])
+    if limits.uses_typical_p:
+        fits_R |= _keep_typical(scores_RC, keep_RC, limits, totals)
+    return Kept(keep_RC=keep_RC, fits_R=torch.ones_like(fits_R) if is_whole else fits_R)
+
+
+def _keep_typical(scores_RC: Tensor, keep_RC: Tensor, limits: Limits, totals: RowTotals) -> Tensor:
+    """Narrow `keep_RC` in place to the ids whose surprise is nearest to the entropy. Returns, as bool [R], which rows
+    that were not cut before are now settled without the scores beyond the C.
+
+    Locally typical sampling: C. Meister et al., "Locally Typical Sampling" (TACL 2023).
+    """
+    is_open_R = limits.needs_row_mass_R & torch.isinf(limits.top_p_R)  # nothing left any of the row out before
+    log_mass_R = totals.log_mass_R.where(is_open_R, _log_mass(scores_RC, keep_RC))
+    log_probs_RC = (scores_RC - log_mass_R.unsqueeze(-1)).masked_fill(~keep_RC, -torch.inf)
+    probs_RC = log_probs_RC.exp()
+    entropy_R = -(probs_RC * log_probs_RC).nansum(-1)
+    entropy_R1 = totals.entropy_R.where(is_open_R, entropy_R).unsqueeze(-1)
+    distance_RC = (-log_probs_RC - entropy_R1).abs()
+    near_RC, order_RC = distance_RC.sort(dim=-1, stable=True)
+    mass_RC = probs_RC.gather(-1, order_RC).cumsum(-1)
+    num_short_R = (mass_RC < limits.typical_p_R.unsqueeze(-1)).sum(-1)
+    widest_R1 = near_RC.gather(-1, num_short_R.clamp(max=near_RC.shape[-1] - 1).unsqueeze(-1))
+    keep_RC &= distance_RC <= widest_R1
+    # In an open row all that is not here is less likely than the last score here. When that one is farther from the
+    # entropy than the set is wide, it lies on the unlikely side (else it would be the nearest), as do all beyond it.
+    return is_open_R & (widest_R1.squeeze(-1) < distance_RC[:, -1])
+
+
+def _log_mass(scores_RC: Tensor, keep_RC: Tensor) -> Tensor:
+    """[R] log of the summed exponentials of the kept scores."""
+    return scores_RC.masked_fill(~keep_RC, -torch.inf).logsumexp(-1)
+
+
+def _shares(values: Sequence[float], device: torch.device) -> Tensor:
+    """Probability masses to reach; 1 means off and becomes infinity, which no sum reaches."""
+    return torch.tensor([value if value < 1.0 else torch.inf for value in values], dtype=torch.float64, device=device)

@@ -1,0 +1,1 @@
+"""The shard's gRPC service, and its messages."""

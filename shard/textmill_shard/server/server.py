@@ -1,0 +1,177 @@
+"""The gRPC side of a shard: Info, Health, and on rank 0 the one live stream.
+
+The step loop is never called from here: the reader of the stream puts plans into its inbox, the writer takes results
+out of the session. Health and Info have threads of their own.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import grpc
+from textmill_proto.v1 import shard_pb2 as pb
+from textmill_proto.v1 import shard_pb2_grpc
+
+from textmill_shard.engine.engine import Engine
+from textmill_shard.engine.session import EndReason, Session, StreamEnd
+from textmill_shard.engine.status import ShardState, ShardStatus
+from textmill_shard.server.wire import (
+    facts_to_wire,
+    heartbeat_to_wire,
+    hello_to_wire,
+    plan_from_wire,
+    rejection_to_wire,
+    result_to_wire,
+)
+from textmill_shard.slots.plan import PlanRejection, ShardFacts, StepResult
+from textmill_shard.slots.plan_check import PlanRejected
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # rule 4
+HEARTBEAT_S = 1.0
+NUM_THREADS = 8  # one writes the stream, the others answer Health, Info and refused streams
+_STATES = {
+    ShardState.LOADING: pb.SHARD_STATE_LOADING,
+    ShardState.READY: pb.SHARD_STATE_READY,
+    ShardState.FAILED: pb.SHARD_STATE_FAILED,
+}
+_END_CODES = {
+    EndReason.LEASE: grpc.StatusCode.DEADLINE_EXCEEDED,
+    EndReason.PLAN_REJECTED: grpc.StatusCode.INVALID_ARGUMENT,
+    EndReason.WRONG_EPOCH: grpc.StatusCode.FAILED_PRECONDITION,
+    EndReason.STOPPING: grpc.StatusCode.UNAVAILABLE,
+    EndReason.FAILED: grpc.StatusCode.INTERNAL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedShard:
+    """What there is to serve once the model is loaded. Only rank 0 has an engine."""
+
+    facts: ShardFacts
+    engine: Engine | None
+
+
+class ShardService(shard_pb2_grpc.ShardServicer):
+    """Answers from the start; `loaded` is given once, when the model is ready."""
+
+    def __init__(self, status: ShardStatus) -> None:
+        self._status = status
+        self._loaded: LoadedShard | None = None
+
+    def set_loaded(self, loaded: LoadedShard) -> None:
+        self._loaded = loaded
+        self._status.report_ready()
+
+    def Info(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.ShardInfo:
+        return facts_to_wire(self._require_loaded(context).facts)
+
+    def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthReport:
+        snapshot = self._status.snapshot
+        return pb.HealthReport(
+            state=_STATES[snapshot.state],
+            phase=snapshot.phase,
+            progress=snapshot.progress,
+            last_step=snapshot.last_step,
+            last_step_age_ms=self._status.last_step_age_ms(),
+            is_busy=snapshot.is_busy,
+            detail=snapshot.detail,
+        )
+
+    def Run(self, request_iterator: Iterator[pb.ToShard], context: grpc.ServicerContext) -> Iterator[pb.FromShard]:
+        loaded = self._require_loaded(context)
+        engine = loaded.engine
+        if engine is None:
+            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, f"rank {loaded.facts.rank} has no stream, rank 0 has")
+        session = engine.open_session()
+        if session is None:
+            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, "another stream is live")
+
+        def leave() -> None:
+            engine.close_session(session, EndReason.ROUTER_LEFT, "the router left")
+
+        if not context.add_callback(leave):
+            leave()
+        reader = threading.Thread(
+            target=_read, args=(request_iterator, engine, session), name=f"reader-{session.epoch}", daemon=True
+        )
+        reader.start()
+        yield hello_to_wire(session.epoch, loaded.facts)
+        yield from self._write(session, context)
+
+    def _write(self, session: Session, context: grpc.ServicerContext) -> Iterator[pb.FromShard]:
+        """What the step loop sends, and a heartbeat each second, until the session ends."""
+        epoch = session.epoch
+        next_beat_s = time.monotonic() + HEARTBEAT_S
+        while True:
+            item = session.next_item(next_beat_s - time.monotonic())
+            match item:
+                case StepResult():
+                    yield result_to_wire(epoch, item)
+                case PlanRejection():
+                    yield rejection_to_wire(epoch, item)
+                case StreamEnd():
+                    code = _END_CODES.get(item.reason)
+                    if code is None:
+                        return
+                    _abort(context, code, item.message)
+            if time.monotonic() >= next_beat_s:
+                next_beat_s = time.monotonic() + HEARTBEAT_S
+                yield heartbeat_to_wire(epoch, self._status.heartbeat())
+
+    def _require_loaded(self, context: grpc.ServicerContext) -> LoadedShard:
+        if self._loaded is None:
+            _abort(context, grpc.StatusCode.UNAVAILABLE, f"loading: {self._status.snapshot.phase}")
+        return self._loaded
+
+
+def _read(messages: Iterator[pb.ToShard], engine: Engine, session: Session) -> None:
+    """Hand the router's messages to the step loop until its side of the stream ends."""
+    try:
+        for message in messages:
+            session.hear()
+            if message.epoch != session.epoch:
+                text = f"the epoch is {session.epoch}, got a message of epoch {message.epoch}"
+                engine.close_session(session, EndReason.WRONG_EPOCH, text)
+                return
+            if message.HasField("plan"):
+                data = message.plan.SerializeToString() if engine.needs_plan_bytes else b""
+                try:
+                    engine.submit_plan(session, plan_from_wire(message.plan), data)
+                except PlanRejected as rejected:
+                    engine.submit_plan(session, rejected, data)
+    except grpc.RpcError:
+        pass  # broken off; the callback of the stream says so as well
+    engine.close_session(session, EndReason.ROUTER_LEFT, "the router closed its side of the stream")
+
+
+def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
+    context.abort(code, message)
+    raise AssertionError("abort raises")
+
+
+def start_server(service: ShardService, socket_path: Path) -> grpc.Server:
+    """Serve on a Unix socket that only this user may open. Raises OSError when the path cannot be bound."""
+    server = grpc.server(
+        ThreadPoolExecutor(max_workers=NUM_THREADS, thread_name_prefix="grpc"),
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ],
+    )
+    shard_pb2_grpc.add_ShardServicer_to_server(service, server)
+    previous_mask = os.umask(0o177)  # the socket is born with mode 0600
+    try:
+        bound = server.add_insecure_port(f"unix:{socket_path}")
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {socket_path}: {error}") from error
+    finally:
+        os.umask(previous_mask)
+    if not bound:
+        raise OSError(f"cannot listen on {socket_path}")
+    server.start()
+    return server

@@ -1,0 +1,252 @@
+"""Between the messages of `textmill_proto` and the shard's own types. Nothing else in the shard knows the wire.
+
+Packed arrays are little-endian: u32 for ids and counts, f32 for log-probabilities, u8 for flags.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from textmill_proto.v1 import shard_pb2 as pb
+
+from textmill_shard.slots.plan import (
+    NO_IDS,
+    Admit,
+    Budget,
+    Drop,
+    Extend,
+    FloatArray,
+    Grammar,
+    GrammarKind,
+    Heartbeat,
+    IdArray,
+    Plan,
+    PlanRejection,
+    ShardFacts,
+    SlotError,
+    SlotErrorCode,
+    SlotPromptLogprobs,
+    StepResult,
+    TopTokens,
+)
+from textmill_shard.slots.plan_check import PlanRejected
+from textmill_shard.slots.sampling_params import SamplingParams
+
+PROTOCOL_VERSION = 1
+NUM_KV_GROUPS = 1
+_ERROR_CODES = {
+    SlotErrorCode.NOT_FINITE: pb.SLOT_ERROR_CODE_NOT_FINITE,
+    SlotErrorCode.INTERNAL: pb.SLOT_ERROR_CODE_INTERNAL,
+}
+
+_GRAMMAR_KINDS = {
+    pb.GRAMMAR_KIND_JSON_SCHEMA: GrammarKind.JSON_SCHEMA,
+    pb.GRAMMAR_KIND_REGEX: GrammarKind.REGEX,
+    pb.GRAMMAR_KIND_LARK: GrammarKind.LARK,
+}
+
+
+def pack_u32(values: IdArray) -> bytes:
+    return values.astype("<u4").tobytes()
+
+
+def pack_f32(values: FloatArray) -> bytes:
+    return values.astype("<f4").tobytes()
+
+
+def unpack_u32(data: bytes) -> IdArray:
+    return np.frombuffer(data, dtype="<u4").astype(np.int64)
+
+
+def unpack_f32(data: bytes) -> FloatArray:
+    return np.frombuffer(data, dtype="<f4").astype(np.float32)
+
+
+def plan_from_wire(message: pb.Plan) -> Plan:
+    """Raises PlanRejected when the bytes of a field cannot be what the field says."""
+    budget = message.budget
+    return Plan(
+        number=message.number,
+        drops=tuple(Drop(slot=drop.slot, request_id=drop.request_id) for drop in message.drops),
+        extends=tuple(
+            Extend(
+                slot=extend.slot,
+                request_id=extend.request_id,
+                block_ids=_blocks_from_wire(message.number, "extends.block_ids", extend.slot, extend.block_ids),
+            )
+            for extend in message.extends
+        ),
+        admits=tuple(_admit_from_wire(message.number, admit) for admit in message.admits),
+        budget=None
+        if not message.HasField("budget")
+        else Budget(
+            max_step_tokens=budget.max_step_tokens,
+            max_prefill_tokens=budget.max_prefill_tokens,
+            max_chunk_tokens=budget.max_chunk_tokens,
+        ),
+    )
+
+
+def plan_from_bytes(data: bytes) -> Plan:
+    """The plan that a rank's entry carries as a serialised message."""
+    return plan_from_wire(pb.Plan.FromString(data))
+
+
+def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
+    def ids(field: str, data: bytes) -> IdArray:
+        return _ids_from_wire(plan, f"admits.{field}", admit.slot, data)
+
+    sampling = admit.sampling
+    bias_ids = ids("sampling.logit_bias_ids", sampling.logit_bias_ids).tolist()
+    bias_values = sampling.logit_bias_values
+    if len(bias_values) != 4 * len(bias_ids):
+        message = f"wanted one value of 4 bytes per id ({len(bias_ids)}), got {len(bias_values)} bytes"
+        raise _rejected(plan, admit.slot, "admits.sampling.logit_bias_values", message)
+    return Admit(
+        request_id=admit.request_id,
+        slot=admit.slot,
+        prompt_ids=ids("prompt_ids", admit.prompt_ids),
+        output_ids=ids("output_ids", admit.output_ids),
+        num_cached_tokens=admit.num_cached_tokens,
+        block_ids=_blocks_from_wire(plan, "admits.block_ids", admit.slot, admit.block_ids),
+        max_new_tokens=admit.max_new_tokens,
+        sampling=SamplingParams(
+            do_sample=sampling.do_sample,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            typical_p=sampling.typical_p,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            seed=sampling.seed,
+            logit_bias=tuple(zip(bias_ids, unpack_f32(bias_values).tolist(), strict=True)),
+            min_new_tokens=admit.min_new_tokens,
+            wants_logprobs=admit.logprobs,
+            top_n_tokens=admit.top_n_tokens,
+            watermark=admit.watermark,
+        ),
+        stop_ids=tuple(ids("stop_ids", admit.stop_ids).tolist()),
+        ignore_eos=admit.ignore_eos,
+        prompt_logprobs_from=admit.prompt_logprobs_from if admit.HasField("prompt_logprobs_from") else None,
+        prompt_top_n_tokens=admit.prompt_top_n_tokens,
+        is_long_rope=admit.long_rope,
+        num_encoder_tokens=admit.num_encoder_tokens,
+        copied_block_id=admit.copied_block_id if admit.HasField("copied_block_id") else None,
+        grammar=_grammar_from_wire(plan, admit.slot, admit.grammar) if admit.HasField("grammar") else None,
+    )
+
+
+def _grammar_from_wire(plan: int, slot: int, grammar: pb.Grammar) -> Grammar:
+    kind = _GRAMMAR_KINDS.get(grammar.kind)
+    if kind is None:
+        raise _rejected(
+            plan, slot, "admits.grammar.kind", f"wanted one of {sorted(_GRAMMAR_KINDS)}, got {grammar.kind}"
+        )
+    return Grammar(kind, grammar.text)
+
+
+def _blocks_from_wire(plan: int, field: str, slot: int, groups: Sequence[bytes]) -> IdArray:
+    if len(groups) > NUM_KV_GROUPS:
+        raise _rejected(plan, slot, field, f"this model has {NUM_KV_GROUPS} KV group, got {len(groups)}")
+    return _ids_from_wire(plan, field, slot, groups[0]) if groups else NO_IDS
+
+
+def _ids_from_wire(plan: int, field: str, slot: int, data: bytes) -> IdArray:
+    if len(data) % 4:
+        raise _rejected(plan, slot, field, f"wanted 4 bytes per id, got {len(data)} bytes")
+    return unpack_u32(data)
+
+
+def _rejected(plan: int, slot: int, field: str, message: str) -> PlanRejected:
+    return PlanRejected(PlanRejection(plan=plan, slot=slot, field=field, message=message))
+
+
+def facts_to_wire(facts: ShardFacts) -> pb.ShardInfo:
+    return pb.ShardInfo(
+        protocol_version=PROTOCOL_VERSION,
+        model_id=facts.model_id,
+        model_sha=facts.model_sha,
+        model_type=facts.model_type,
+        dtype=facts.dtype,
+        device=facts.device,
+        rank=facts.rank,
+        world_size=facts.world_size,
+        block_size=facts.block_size,
+        num_blocks=facts.num_blocks,
+        num_slots=facts.num_slots,
+        max_step_tokens=facts.max_step_tokens,
+        vocab_size=facts.vocab_size,
+        eos_token_ids=facts.eos_token_ids,
+        layout=facts.layout,
+        features=facts.features,
+        tokenizer_digest=facts.tokenizer_digest,
+        max_model_tokens=facts.max_model_tokens,
+        weight_bytes=facts.weight_bytes,
+        kv_bytes=facts.kv_bytes,
+        rope_border=facts.rope_border,
+        decoder_prompt_ids=facts.decoder_prompt_ids,
+        max_encoder_tokens=facts.max_encoder_tokens,
+    )
+
+
+def hello_to_wire(epoch: int, facts: ShardFacts) -> pb.FromShard:
+    return pb.FromShard(epoch=epoch, hello=pb.Hello(info=facts_to_wire(facts)))
+
+
+def heartbeat_to_wire(epoch: int, beat: Heartbeat) -> pb.FromShard:
+    return pb.FromShard(
+        epoch=epoch,
+        heartbeat=pb.Heartbeat(
+            last_step=beat.last_step, last_step_age_ms=beat.last_step_age_ms, plan_applied=beat.plan_applied
+        ),
+    )
+
+
+def rejection_to_wire(epoch: int, rejection: PlanRejection) -> pb.FromShard:
+    rejected = pb.PlanRejected(
+        plan=rejection.plan, slot=rejection.slot, field=rejection.field, message=rejection.message
+    )
+    return pb.FromShard(epoch=epoch, rejected=rejected)
+
+
+def result_to_wire(epoch: int, result: StepResult) -> pb.FromShard:
+    message = pb.StepResult(
+        step=result.step,
+        plan_applied=result.plan_applied,
+        slots=pack_u32(result.slots),
+        tokens=pack_u32(result.tokens),
+        flags=result.flags.astype(np.uint8).tobytes(),
+        prefill_slots=pack_u32(result.prefill_slots),
+        prefill_computed=pack_u32(result.prefill_computed),
+        starved_slots=pack_u32(result.starved_slots),
+        errors=[_error_to_wire(error) for error in result.errors],
+        logprobs=b"" if result.logprobs is None else pack_f32(result.logprobs),
+        top_tokens=[_top_to_wire(top) for top in result.top_tokens],
+        prompt_logprobs=[_prompt_logprobs_to_wire(piece) for piece in result.prompt_logprobs],
+        step_ns=result.step_ns,
+        device_ns=result.device_ns,
+        gap_ns=result.gap_ns,
+    )
+    return pb.FromShard(epoch=epoch, result=message)
+
+
+def _error_to_wire(error: SlotError) -> pb.SlotError:
+    code = _ERROR_CODES[error.code]
+    return pb.SlotError(slot=error.slot, request_id=error.request_id, code=code, message=error.message)
+
+
+def _top_to_wire(top: TopTokens) -> pb.TopTokens:
+    return pb.TopTokens(row=top.row, ids=pack_u32(top.ids), logprobs=pack_f32(top.logprobs))
+
+
+def _prompt_logprobs_to_wire(piece: SlotPromptLogprobs) -> pb.PromptLogprobs:
+    return pb.PromptLogprobs(
+        slot=piece.slot,
+        request_id=piece.request_id,
+        start=piece.start,
+        logprobs=pack_f32(piece.logprobs),
+        top_counts=pack_u32(piece.top_counts),
+        top_ids=pack_u32(piece.top_ids),
+        top_logprobs=pack_f32(piece.top_logprobs),
+    )

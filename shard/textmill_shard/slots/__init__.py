@@ -1,0 +1,1 @@
+"""Plans, the rows that they seat, and which rows make up a step: numbers, no tensors."""

@@ -1,0 +1,224 @@
+"""Checks a plan whole before any of it is applied (rule 20). A plan that breaks a rule is a bug of the router."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from textmill_shard.slots.plan import Admit, Budget, IdArray, Plan, PlanRejection, ShardFacts
+from textmill_shard.slots.slot_table import NOBODY, SlotTable
+
+# What the blocks of these hold is not all of a request's past, or means something to that request alone.
+LAYOUTS_WITHOUT_PREFIXES = ("state", "encoder_decoder")
+
+
+class PlanRejected(Exception):
+    """Names plan, slot and field; `rejection` is what the router is told."""
+
+    def __init__(self, rejection: PlanRejection) -> None:
+        super().__init__(f"plan {rejection.plan}, slot {rejection.slot}, {rejection.field}: {rejection.message}")
+        self.rejection = rejection
+
+
+def check_plan(plan: Plan, *, last_number: int, table: SlotTable, facts: ShardFacts) -> None:
+    """Raise PlanRejected unless `plan` may be applied to `table` now. Changes nothing."""
+    _PlanCheck(plan, table=table, facts=facts).run(last_number)
+
+
+class _PlanCheck:
+    """One plan against one table; `_num_holders` and `_writers` foresee what the plan does to blocks, in its order."""
+
+    def __init__(self, plan: Plan, *, table: SlotTable, facts: ShardFacts) -> None:
+        self._plan = plan
+        self._table = table
+        self._facts = facts
+        self._has_grants = bool(plan.admits or plan.extends)
+        self._num_holders = table.num_holders.copy() if self._has_grants else table.num_holders
+        self._writers = table.writers.copy() if self._has_grants else table.writers
+
+    def run(self, last_number: int) -> None:
+        plan = self._plan
+        self._require(plan.number == last_number + 1, "number", f"plan {last_number + 1} comes next, got {plan.number}")
+        dropped = self._check_drops()
+        self._check_extends(dropped)
+        seated: dict[int, int] = {}
+        for admit in plan.admits:
+            self._check_tokens(admit)
+            self._check_grammar(admit)
+            self._check_sampling(admit)
+            self._check_rope(admit)
+            self._check_encoder(admit)
+            self._check_seat(admit, dropped=dropped, seated=seated)
+            seated[admit.slot] = admit.request_id
+        if plan.budget is not None:
+            self._check_budget(plan.budget)
+
+    def _check_drops(self) -> set[int]:
+        """Slots that are free once the drops are applied."""
+        dropped: set[int] = set()
+        for drop in self._plan.drops:
+            self._check_slot("drops.slot", drop.slot)
+            if self._table.is_occupant(drop.slot, drop.request_id) and drop.slot not in dropped:
+                dropped.add(drop.slot)
+                if self._has_grants:
+                    blocks = self._table.blocks_of(drop.slot)
+                    self._num_holders[blocks] -= 1
+                    self._writers[blocks[self._writers[blocks] == drop.slot]] = NOBODY
+        return dropped
+
+    def _check_extends(self, dropped: set[int]) -> None:
+        for extend in self._plan.extends:
+            slot = extend.slot
+            self._check_slot("extends.slot", slot)
+            self._check_block_ids("extends.block_ids", slot, extend.block_ids)
+            if self._table.is_occupant(slot, extend.request_id) and slot not in dropped:
+                self._check_fresh("extends.block_ids", slot, extend.block_ids)
+
+    def _check_seat(self, admit: Admit, *, dropped: set[int], seated: dict[int, int]) -> None:
+        """`seated` holds the earlier admits of this plan, request by slot."""
+        slot, table = admit.slot, self._table
+        self._check_slot("admits.slot", slot)
+        is_free = (not table.is_occupied[slot] or slot in dropped) and slot not in seated
+        self._require(is_free, "admits.slot", "the slot must be free, it is taken", slot)
+        seats = set(np.flatnonzero(table.is_occupied & (table.request_ids == admit.request_id)).tolist()) - dropped
+        is_new = not seats and admit.request_id not in seated.values()
+        self._require(is_new, "admits.request_id", f"request {admit.request_id} has a seat already", slot)
+
+        self._check_block_ids("admits.block_ids", slot, admit.block_ids)
+        block_size, num_cached = self._facts.block_size, admit.num_cached_tokens
+        num_cached_blocks, num_copied = divmod(num_cached, block_size)
+        is_right = (num_copied > 0) == (admit.copied_block_id is not None) and num_cached < admit.num_tokens
+        message = (
+            f"wanted a multiple of {block_size} (if and only if nothing is copied) below {admit.num_tokens} tokens, "
+            f"got {num_cached}"
+        )
+        self._require(is_right, "admits.num_cached_tokens", message, slot)
+        has_room = len(admit.block_ids) * block_size >= num_cached
+        message = f"{num_cached} cached tokens need {-(-num_cached // block_size)} blocks, got {len(admit.block_ids)}"
+        self._require(has_room, "admits.block_ids", message, slot)
+        has_whole_past = num_cached == 0 or self._facts.layout not in LAYOUTS_WITHOUT_PREFIXES
+        message = f"a model of layout {self._facts.layout} computes every token, got {num_cached} cached ones"
+        self._require(has_whole_past, "admits.num_cached_tokens", message, slot)
+        if admit.copied_block_id is not None:
+            self._check_copied(slot, admit.copied_block_id, num_copied)
+        self._check_cached(slot, admit.block_ids[:num_cached_blocks])
+        self._check_fresh("admits.block_ids", slot, admit.block_ids[num_cached_blocks:])
+
+    def _check_copied(self, slot: int, block: int, num_places: int) -> None:
+        """Whoever writes the block now has computed the places to be copied (rule 10)."""
+        field, blocks = "admits.copied_block_id", np.array([block])
+        self._check_block_ids(field, slot, blocks)
+        is_computed = bool(self._has_computed(blocks, num_places).all())
+        self._require(is_computed, field, f"{num_places} places of block {block} are still being written", slot)
+
+    def _check_cached(self, slot: int, blocks: IdArray) -> None:
+        """A block found by prefix is full: whoever writes it now has computed all its places (rules 9 and 10)."""
+        self._num_holders[blocks] += 1
+        is_full = self._has_computed(blocks, self._facts.block_size)
+        message = f"cached blocks must be full, {blocks[~is_full].tolist()} are still being written"
+        self._require(bool(is_full.all()), "admits.num_cached_tokens", message, slot)
+
+    def _has_computed(self, blocks: IdArray, num_places: int) -> npt.NDArray[np.bool_]:
+        """Of each block: nobody writes it, or its writer has computed so many places of it."""
+        writers = self._writers[blocks]
+        needed = self._table.write_indices[blocks] * self._facts.block_size + num_places
+        # A writer of this very plan is not in the table yet: it has computed nothing.
+        has_computed = (self._table.num_computed[writers] >= needed) & (self._table.writers[blocks] == writers)
+        is_right: npt.NDArray[np.bool_] = (writers == NOBODY) | has_computed
+        return is_right
+
+    def _check_fresh(self, field: str, slot: int, blocks: IdArray) -> None:
+        """A block to write to is in no other table: two writers would destroy each other's tokens (rule 8)."""
+        held = blocks[self._num_holders[blocks] > 0]
+        self._require(not len(held), field, f"blocks {held.tolist()} are held by another request or twice", slot)
+        self._num_holders[blocks] += 1
+        self._writers[blocks] = slot
+
+    def _check_rope(self, admit: Admit) -> None:
+        """Both sides must agree on the table: blocks computed with the one are no prefix for the other."""
+        border, num_tokens = self._facts.rope_border, len(admit.prompt_ids) + admit.max_new_tokens
+        message = f"{num_tokens} tokens with a border of {border}, got {admit.is_long_rope}"
+        self._require(admit.is_long_rope == (0 < border < num_tokens), "admits.long_rope", message, admit.slot)
+
+    def _check_encoder(self, admit: Admit) -> None:
+        """An encoder reads its part whole: a decoder token follows it, and one step must hold it (rule 16)."""
+        facts, num_encoder = self._facts, admit.num_encoder_tokens
+        least = most = 0
+        if facts.decoder_prompt_ids:
+            positions = facts.max_encoder_tokens or facts.max_step_tokens
+            least, most = 1, min(len(admit.prompt_ids) - 1, facts.max_step_tokens, positions)
+        is_right = least <= num_encoder <= most
+        message = f"wanted {least} .. {most} tokens for the encoder, got {num_encoder}"
+        self._require(is_right, "admits.num_encoder_tokens", message, admit.slot)
+
+    def _check_block_ids(self, field: str, slot: int, blocks: IdArray) -> None:
+        num_blocks = self._facts.num_blocks
+        outside = blocks[blocks >= num_blocks]
+        self._require(not len(outside), field, f"blocks are 0 .. {num_blocks - 1}, got {outside.tolist()}", slot)
+        is_unique = len(np.unique(blocks)) == len(blocks)
+        self._require(is_unique, field, "a block is named twice", slot)
+
+    def _check_tokens(self, admit: Admit) -> None:
+        slot, facts = admit.slot, self._facts
+        num_prompt, num_output = len(admit.prompt_ids), len(admit.output_ids)
+        self._require(num_prompt > 0, "admits.prompt_ids", "a prompt has at least one token, got none", slot)
+        self._check_vocabulary("admits.prompt_ids", slot, admit.prompt_ids.tolist())
+        self._check_vocabulary("admits.output_ids", slot, admit.output_ids.tolist())
+        self._check_vocabulary("admits.stop_ids", slot, admit.stop_ids)
+        has_length = admit.max_new_tokens > num_output
+        message = f"wanted more than the {num_output} output tokens there are, got {admit.max_new_tokens}"
+        self._require(has_length, "admits.max_new_tokens", message, slot)
+        num_total = num_prompt - admit.num_encoder_tokens + admit.max_new_tokens
+        fits = facts.max_model_tokens == 0 or num_total <= facts.max_model_tokens
+        message = f"the model takes {facts.max_model_tokens} tokens, prompt and max_new_tokens come to {num_total}"
+        self._require(fits, "admits.max_new_tokens", message, slot)
+        first = admit.prompt_logprobs_from
+        if first is not None:
+            can_rate = "prompt_logprobs" in facts.features
+            self._require(can_rate, "admits.prompt_logprobs_from", "this model has no prompt log-probabilities", slot)
+            is_computed_here = admit.num_cached_tokens < first <= num_prompt
+            message = (
+                f"wanted {admit.num_cached_tokens + 1} .. {num_prompt} (the cached prompt has no logits), got {first}"
+            )
+            self._require(is_computed_here, "admits.prompt_logprobs_from", message, slot)
+
+    def _check_grammar(self, admit: Admit) -> None:
+        is_known = admit.grammar is None or "grammar" in self._facts.features
+        self._require(is_known, "admits.grammar", "this model's tokenizer allows no grammars", admit.slot)
+
+    def _check_sampling(self, admit: Admit) -> None:
+        slot, params = admit.slot, admit.sampling
+        numbers = (params.temperature, params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+        is_finite = all(math.isfinite(number) for number in numbers)
+        self._require(is_finite, "admits.sampling", f"wanted finite numbers, got {numbers}", slot)
+        for name, is_right, wanted, found in (
+            ("temperature", params.temperature > 0, "more than 0", params.temperature),
+            ("repetition_penalty", params.repetition_penalty > 0, "more than 0", params.repetition_penalty),
+            ("top_p", 0 < params.top_p <= 1, "above 0 and at most 1", params.top_p),
+            ("min_p", 0 <= params.min_p < 1, "at least 0 and below 1", params.min_p),
+            ("typical_p", 0 < params.typical_p <= 1, "above 0 and at most 1", params.typical_p),
+        ):
+            self._require(is_right, f"admits.sampling.{name}", f"wanted {wanted}, got {found}", slot)
+        self._check_vocabulary("admits.sampling.logit_bias_ids", slot, [token for token, _ in params.logit_bias])
+
+    def _check_vocabulary(self, field: str, slot: int, ids: Iterable[int]) -> None:
+        largest = max(ids, default=0)
+        message = f"token ids are 0 .. {self._facts.vocab_size - 1}, got {largest}"
+        self._require(largest < self._facts.vocab_size, field, message, slot)
+
+    def _check_budget(self, budget: Budget) -> None:
+        facts = self._facts
+        is_right = facts.num_slots <= budget.max_step_tokens <= facts.max_step_tokens
+        message = f"wanted {facts.num_slots} (slots) .. {facts.max_step_tokens} tokens, got {budget.max_step_tokens}"
+        self._require(is_right, "budget.max_step_tokens", message)
+        self._require(budget.max_prefill_tokens > 0, "budget.max_prefill_tokens", "wanted at least 1, got 0")
+        self._require(budget.max_chunk_tokens > 0, "budget.max_chunk_tokens", "wanted at least 1, got 0")
+
+    def _check_slot(self, field: str, slot: int) -> None:
+        num_slots = self._facts.num_slots
+        self._require(slot < num_slots, field, f"slots are 0 .. {num_slots - 1}, got {slot}", slot)
+
+    def _require(self, is_right: bool, field: str, message: str, slot: int = 0) -> None:
+        if not is_right:
+            raise PlanRejected(PlanRejection(plan=self._plan.number, slot=slot, field=field, message=message))

@@ -1,0 +1,174 @@
+"""The rows of the requests that have a seat: one row per slot, in numpy arrays.
+
+A row is a function of its Admit, of the blocks granted since and of the tokens sampled since (rule 18). The table
+holds no sampling state and decides nothing: it answers what each slot still has to compute and where.
+"""
+
+# S slots, B blocks of the widest table
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from textmill_shard.slots.plan import Admit, IdArray
+
+NOBODY = -1
+_FIRST_TABLE_BLOCKS = 16
+
+
+class SlotTable:
+    """Seats of the shard. Arrays are indexed by slot; rows of free slots hold zeros. Only the executor writes."""
+
+    def __init__(self, *, num_slots: int, block_size: int, num_blocks: int) -> None:
+        self.num_slots = num_slots
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self._scratch_block = num_blocks
+        self.reset()
+
+    def reset(self) -> None:
+        """Free every slot (a new epoch)."""
+        num_slots = self.num_slots
+        self.request_ids = np.zeros(num_slots, dtype=np.uint64)  # of free slots: 0, which means nothing
+        self.is_occupied = np.zeros(num_slots, dtype=bool)
+        self.is_prefilling = np.zeros(num_slots, dtype=bool)  # no token sampled since admission
+        self.is_held = np.zeros(num_slots, dtype=bool)  # must not sample yet: its grammar compiles (rule 19)
+        self.order = np.zeros(num_slots, dtype=np.int64)  # rank in the order of admission
+        self.num_prompt = np.zeros(num_slots, dtype=np.int64)  # tokens
+        self.num_encoder = np.zeros(num_slots, dtype=np.int64)  # first tokens of the prompt, for the encoder
+        self.num_tokens = np.zeros(num_slots, dtype=np.int64)  # prompt and output
+        self.num_computed = np.zeros(num_slots, dtype=np.int64)  # tokens whose K and V are stored
+        self.num_places = np.zeros(num_slots, dtype=np.int64)  # tokens that the granted blocks have room for
+        self.max_tokens = np.zeros(num_slots, dtype=np.int64)  # prompt and output; reaching it is the end by length
+        self.min_tokens = np.zeros(num_slots, dtype=np.int64)  # before which EOS and stop ids do not end it
+        self.last_tokens = np.zeros(num_slots, dtype=np.int64)
+        self.ignores_eos = np.zeros(num_slots, dtype=bool)
+        self.has_stop_ids = np.zeros(num_slots, dtype=bool)
+        self.is_long_rope = np.zeros(num_slots, dtype=bool)
+        self.was_starved = np.zeros(num_slots, dtype=bool)  # reported since the last grant (rule 13)
+        self.block_tables_SB = np.full((num_slots, _FIRST_TABLE_BLOCKS), self._scratch_block, dtype=np.int32)
+        self.num_holders = np.zeros(self.num_blocks, dtype=np.int32)  # tables that name a block
+        self.writers = np.full(self.num_blocks, NOBODY, dtype=np.int64)  # slot that writes or wrote a block
+        self.write_indices = np.zeros(self.num_blocks, dtype=np.int64)  # index of the block in its writer's table
+        self._tokens: list[IdArray | None] = [None] * num_slots
+        self._admits: list[Admit | None] = [None] * num_slots
+        self._num_admitted = 0
+        self.num_occupied = 0
+
+    def admit(self, admit: Admit) -> None:
+        """Seat a request in a free slot. Checked before (plan_check.py)."""
+        slot = admit.slot
+        assert not self.is_occupied[slot], slot
+        num_prompt = len(admit.prompt_ids)
+        num_tokens = admit.num_tokens
+        max_tokens = num_prompt + admit.max_new_tokens
+        tokens = np.empty(max_tokens, dtype=np.int64)
+        tokens[:num_prompt] = admit.prompt_ids
+        tokens[num_prompt:num_tokens] = admit.output_ids
+        self._tokens[slot] = tokens
+        self._admits[slot] = admit
+        self.request_ids[slot] = admit.request_id
+        self.is_occupied[slot] = True
+        self.num_occupied += 1
+        self.is_prefilling[slot] = True
+        self.is_held[slot] = admit.grammar is not None
+        self._num_admitted += 1
+        self.order[slot] = self._num_admitted
+        self.num_prompt[slot] = num_prompt
+        self.num_encoder[slot] = admit.num_encoder_tokens
+        self.num_tokens[slot] = num_tokens
+        self.num_computed[slot] = admit.num_cached_tokens
+        self.num_places[slot] = 0
+        self.max_tokens[slot] = max_tokens
+        # A grammar's mask lets an end through only where it is due: what it lets through ends the request.
+        has_grammar = admit.grammar is not None
+        self.min_tokens[slot] = num_prompt + (0 if has_grammar else admit.sampling.min_new_tokens)
+        self.last_tokens[slot] = tokens[num_tokens - 1]
+        self.ignores_eos[slot] = admit.ignore_eos and not has_grammar
+        self.has_stop_ids[slot] = bool(admit.stop_ids)
+        self.is_long_rope[slot] = admit.is_long_rope
+        self.was_starved[slot] = False
+        self.grant(slot, admit.block_ids)
+
+    def grant(self, slot: int, block_ids: IdArray) -> None:
+        """Append blocks to the slot's table. A starved slot goes on when it gained places (rule 13)."""
+        if not len(block_ids):
+            return
+        start = int(self.num_places[slot]) // self.block_size
+        end = start + len(block_ids)
+        self._widen(end)
+        self.block_tables_SB[slot, start:end] = block_ids
+        self.num_places[slot] = end * self.block_size
+        self.was_starved[slot] = False
+        self.num_holders[block_ids] += 1
+        num_cached = self.admit_of(slot).num_cached_tokens // self.block_size
+        written = block_ids[max(num_cached - start, 0) :]  # cached blocks stay those of who wrote them
+        self.writers[written] = slot
+        self.write_indices[written] = np.arange(end - len(written), end)
+
+    def end(self, slot: int) -> None:
+        """Free a slot."""
+        assert self.is_occupied[slot], slot
+        self.num_occupied -= 1
+        blocks = self.blocks_of(slot)
+        self.num_holders[blocks] -= 1
+        self.writers[blocks[self.writers[blocks] == slot]] = NOBODY
+        self.block_tables_SB[slot, : len(blocks)] = self._scratch_block
+        for row in (self.num_tokens, self.num_computed, self.num_places, self.last_tokens):
+            row[slot] = 0
+        self.request_ids[slot] = 0
+        for mark in (self.is_occupied, self.is_prefilling, self.is_held, self.was_starved):
+            mark[slot] = False
+        self._tokens[slot] = None
+        self._admits[slot] = None
+
+    def release(self, slots: Sequence[int]) -> None:
+        """Let held slots sample."""
+        self.is_held[list(slots)] = False
+
+    def advance(self, slots: IdArray, counts: IdArray) -> None:
+        """Note that K and V of the next `counts` tokens of `slots` are stored."""
+        self.num_computed[slots] += counts
+
+    def append(self, slots: IdArray, tokens: IdArray) -> None:
+        """Append one sampled token to each of `slots`."""
+        for slot, index, token in zip(slots.tolist(), self.num_tokens[slots].tolist(), tokens.tolist(), strict=True):
+            self._row(slot)[index] = token
+        self.num_tokens[slots] += 1
+        self.last_tokens[slots] = tokens
+        self.is_prefilling[slots] = False
+
+    def is_occupant(self, slot: int, request_id: int) -> bool:
+        """Whether this request has this seat now."""
+        return bool(self.is_occupied[slot] and self.request_ids[slot] == request_id)
+
+    def admit_of(self, slot: int) -> Admit:
+        """The message that seated the occupant."""
+        admit = self._admits[slot]
+        assert admit is not None, slot
+        return admit
+
+    def tokens_of(self, slot: int, *, start: int = 0, end: int) -> IdArray:
+        """Tokens `start` .. `end` of the occupant, a view."""
+        return self._row(slot)[start:end]
+
+    def blocks_of(self, slot: int) -> IdArray:
+        """The granted blocks in order."""
+        return self.block_tables_SB[slot, : int(self.num_places[slot]) // self.block_size].astype(np.int64)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.is_occupied.any()
+
+    def _row(self, slot: int) -> IdArray:
+        tokens = self._tokens[slot]
+        assert tokens is not None, slot
+        return tokens
+
+    def _widen(self, num_blocks: int) -> None:
+        width = self.block_tables_SB.shape[1]
+        if num_blocks <= width:
+            return
+        wider_SB = np.full((self.num_slots, max(num_blocks, 2 * width)), self._scratch_block, dtype=np.int32)
+        wider_SB[:, :width] = self.block_tables_SB
+        self.block_tables_SB = wider_SB

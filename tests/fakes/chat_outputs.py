@@ -1,0 +1,314 @@
+"""Outputs as models write them, from the published formats, and the messages that they are. Written by hand."""
+
+from dataclasses import dataclass, replace
+
+from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
+
+
+@dataclass(frozen=True)
+class Output:
+    """`calls` are (name, arguments). `is_reasoning`: the prompt has opened the reasoning."""
+
+    text: str
+    content: str | None = None
+    calls: tuple[tuple[str, str], ...] = ()
+    reasoning: str | None = None
+    is_reasoning: bool = False
+
+
+TOOL_NAMES = ("weather", "add", "say")
+
+HERMES = [
+    Output(
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>',
+        None,
+        (("weather", '{"city": "Oslo"}'),),
+    ),
+    Output(
+        'I will look.\n\n<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>\nOne moment.',
+        "I will look.\nOne moment.",
+        (("weather", '{"city": "Oslo"}'),),
+    ),
+    Output(
+        '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call>'
+        '<tool_call>{"name":"say","arguments":{}}</tool_call>',
+        None,
+        (("add", '{"a": 1}'), ("add", '{"a": 2}'), ("say", "{}")),
+    ),
+    Output(
+        '<tool_call>{"name": "add", "arguments": {"a": {"b": [1, {"c": []}, "}]"]}, "d": {}}}</tool_call>',
+        None,
+        (("add", '{"a": {"b": [1, {"c": []}, "}]"]}, "d": {}}'),),
+    ),
+    Output(
+        r'<tool_call>{"name": "say", '
+        r'"arguments": {"text": "a \"quoted\" \\ back\\slash\n </tool_call> <tool_call>"}}</tool_call>',
+        None,
+        (("say", r'{"text": "a \"quoted\" \\ back\\slash\n </tool_call> <tool_call>"}'),),
+    ),
+    Output(
+        '<tool_call>{"name": "say", '
+        '"arguments": {"text": "東京 \N{GRINNING FACE} é", "k\u00fc": "\\u00e9\\ud83d\\ude00"}}</tool_call> 終わり',
+        "終わり",
+        (("say", '{"text": "東京 \N{GRINNING FACE} é", "k\u00fc": "\\u00e9\\ud83d\\ude00"}'),),
+    ),
+    # arguments first; further keys; the name with an escape
+    Output(
+        '<tool_call>{"id": 7, "arguments": {"x": null}, "extra": [{"name": "no"}], "name": "s\\u0061y"}</tool_call>',
+        None,
+        (("say", '{"x": null}'),),
+    ),
+    # arguments as a string that holds the object, as the protocol writes them
+    Output(
+        r'<tool_call>{"name": "say", "arguments": "{\"text\": \"\\u00e9 \ud83d\ude00\\n\"}"}</tool_call>',
+        None,
+        (("say", '{"text": "\\u00e9 \N{GRINNING FACE}\\n"}'),),
+    ),
+    Output('<tool_call>{"name": "say"}</tool_call>', None, (("say", "{}"),)),
+    Output('<tool_call>{"name": "say", "arguments": null}</tool_call>', None, (("say", "{}"),)),
+    Output(
+        '<tool_call>{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}</tool_call>',
+        None,
+        (("add", '{"a": 1}'),),
+    ),
+    Output('<tool_call>{"name": "unknown", "arguments": {}}</tool_call>', None, (("unknown", "{}"),)),
+    Output(
+        '<tool_call>[{"name": "add", "arguments": {}}, {"name": "say", "arguments": {}}]</tool_call>',
+        None,
+        (("add", "{}"), ("say", "{}")),
+    ),
+    # the model forgets or doubles something
+    Output('<tool_call>{"name": "add", "arguments": {"a": 1}\n</tool_call>', None, (("add", '{"a": 1}'),)),
+    Output('<tool_call>{"name": "add", "arguments": {"a": 1}}}\n</tool_call>', None, (("add", '{"a": 1}'),)),
+    Output('<tool_call>{"name": "add", "arguments": {"a": 1</tool_call> so', "so", (("add", '{"a": 1'),)),
+    Output('<tool_call>{"name": "add", "arguments": {"a": 1}}', None, (("add", '{"a": 1}'),)),
+    Output(
+        '<tool_call>{"name": "add", "arguments": {"a": 1}}<tool_call>{"name": "say", "arguments": {}}</tool_call>',
+        None,
+        (("add", '{"a": 1}'), ("say", "{}")),
+    ),
+    # no calls: everything is text, character for character
+    Output(
+        '  Just <b>text</b>, 1 < 2 and {"name": "add", "arguments": {}} <tool_calls> \n',
+        '  Just <b>text</b>, 1 < 2 and {"name": "add", "arguments": {}} <tool_calls> \n',
+    ),
+    Output("<tool_call>\nadd(1, 2)\n</tool_call>", "<tool_call>\nadd(1, 2)\n</tool_call>"),
+    Output('<tool_call>{"nome": "add"}</tool_call>', '<tool_call>{"nome": "add"}</tool_call>'),
+    Output(
+        '<tool_call>{"name": 5, "arguments": {}}</tool_call>', '<tool_call>{"name": 5, "arguments": {}}</tool_call>'
+    ),
+    Output(
+        '<tool_call>{"name": "add", "arguments": [1, 2]}</tool_call>',
+        '<tool_call>{"name": "add", "arguments": [1, 2]}</tool_call>',
+    ),
+    Output(
+        '<tool_call>{"name": "add", "arguments": "no object"}</tool_call>',
+        '<tool_call>{"name": "add", "arguments": "no object"}</tool_call>',
+    ),
+    Output(
+        '<tool_call>{"name <tool_call>{<<tool_call>{"name": "add", "arguments": {}}</tool_call>',
+        '<tool_call>{"name <tool_call>{<<tool_call>{"name": "add", "arguments": {}}</tool_call>',
+    ),
+    Output('<<tool_call><tool_call>{"name": "add", "arguments": {}}</tool_call>', "<<tool_call>", (("add", "{}"),)),
+]
+
+LLAMA3_JSON = [
+    Output('{"name": "weather", "parameters": {"city": "Oslo"}}', None, (("weather", '{"city": "Oslo"}'),)),
+    Output(
+        '<|python_tag|>{"name": "weather", "parameters": {"city": "Oslo"}}', None, (("weather", '{"city": "Oslo"}'),)
+    ),
+    Output(
+        '\n\n{"type": "function", "name": "weather", "parameters": {"city": "Oslo"}}\n',
+        None,
+        (("weather", '{"city": "Oslo"}'),),
+    ),
+    Output(
+        '{"name": "add", "parameters": {"a": 1}}; {"name": "say", "parameters": {"text": "x;y"}}',
+        None,
+        (("add", '{"a": 1}'), ("say", '{"text": "x;y"}')),
+    ),
+    Output(
+        '<|python_tag|>{"name": "add", "parameters": {}};\n<|python_tag|>{"name": "say", "parameters": {}}',
+        None,
+        (("add", "{}"), ("say", "{}")),
+    ),
+    Output(
+        'Let me see: {"name": "add", "parameters": {"a": [{}, {"b": "}"}]}} There.',
+        "Let me see: There.",
+        (("add", '{"a": [{}, {"b": "}"}]}'),),
+    ),
+    Output(
+        r'{"name": "say", "parameters": {"text": "\"\\\" {\u007d <|python_tag|>"}}',
+        None,
+        (("say", r'{"text": "\"\\\" {\u007d <|python_tag|>"}'),),
+    ),
+    Output(
+        '{"name": "say", "parameters": {"text": "Ελλάδα \N{THUMBS UP SIGN}"}}',
+        None,
+        (("say", '{"text": "Ελλάδα \N{THUMBS UP SIGN}"}'),),
+    ),
+    Output('{"parameters": {"a": 2}, "name": "add"}', None, (("add", '{"a": 2}'),)),
+    Output('{"type": "function", "function": {"name": "add", "parameters": {"a": 1}}}', None, (("add", '{"a": 1}'),)),
+    Output('{"function": "add", "parameters": {"a": 1}}', None, (("add", '{"a": 1}'),)),
+    Output('<|python_tag|>{"name": "unknown", "parameters": {}}', None, (("unknown", "{}"),)),
+    # answers that are JSON, but no call
+    Output('{"name": "Ada", "parameters": {"city": "Oslo"}}', '{"name": "Ada", "parameters": {"city": "Oslo"}}'),
+    Output('{"name": "weather", "description": "of today"}', '{"name": "weather", "description": "of today"}'),
+    Output(' {"answer": {"name": 1}} {} {{', ' {"answer": {"name": 1}} {} {{'),
+    Output("<|python_tag|>import os; os.getcwd()", "<|python_tag|>import os; os.getcwd()"),
+    Output('{"name": "add", "parameters": 5}', '{"name": "add", "parameters": 5}'),
+    Output('{"name": "add", "parameters": {"a": 1}} ; and so on', "; and so on", (("add", '{"a": 1}'),)),
+    Output("text only; a < b; <|python_ta|>", "text only; a < b; <|python_ta|>"),
+]
+
+MISTRAL = [
+    Output(
+        '[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Oslo"}}]', None, (("weather", '{"city": "Oslo"}'),)
+    ),
+    Output(
+        '[TOOL_CALLS][{"name": "add", "arguments": {"a": 1}}, '
+        '{"name": "say", "arguments": {"text": "x"}, "id": "abcdefghi"}]',
+        None,
+        (("add", '{"a": 1}'), ("say", '{"text": "x"}')),
+    ),
+    Output('[TOOL_CALLS]weather{"city": "Oslo"}', None, (("weather", '{"city": "Oslo"}'),)),
+    Output(
+        '[TOOL_CALLS]add{"a": 1}[TOOL_CALLS]say{"text": "[TOOL_CALLS]"}',
+        None,
+        (("add", '{"a": 1}'), ("say", '{"text": "[TOOL_CALLS]"}')),
+    ),
+    Output('[TOOL_CALLS]add[ARGS]{"a": {"b": [1, [2]]}}', None, (("add", '{"a": {"b": [1, [2]]}}'),)),
+    Output(
+        '[TOOL_CALLS]add[CALL_ID]a1B2c3D4e[ARGS]{"a": 1}[TOOL_CALLS]say[CALL_ID]123456789[ARGS]{}',
+        None,
+        (("add", '{"a": 1}'), ("say", "{}")),
+    ),
+    Output(
+        'I look [1] and see.\n[TOOL_CALLS] [{"name": "add", "arguments": {}}] Done.',
+        "I look [1] and see. Done.",
+        (("add", "{}"),),
+    ),
+    Output('Both: [TOOL_CALLS]add{"a": 1}\nafter', "Both:\nafter", (("add", '{"a": 1}'),)),
+    Output(r'[TOOL_CALLS]say{"text": "\"}\\\"{ \u00e9"}', None, (("say", r'{"text": "\"}\\\"{ \u00e9"}'),)),
+    Output(
+        '[TOOL_CALLS][{"name": "say", "arguments": {"text": "日本 \N{GRINNING FACE}"}}]',
+        None,
+        (("say", '{"text": "日本 \N{GRINNING FACE}"}'),),
+    ),
+    Output('[TOOL_CALLS]{"name": "add", "arguments": {"a": 1}}', None, (("add", '{"a": 1}'),)),
+    Output(
+        '[TOOL_CALLS][{"arguments": {"a": 1}, "name": "add"},{"name": "say", "arguments": "{\\"text\\": 1}"}]',
+        None,
+        (("add", '{"a": 1}'), ("say", '{"text": 1}')),
+    ),
+    Output('[TOOL_CALLS] add {"a": 1}', None, (("add", '{"a": 1}'),)),
+    # malformed
+    Output("[TOOL_CALLS] I call add now", "[TOOL_CALLS] I call add now"),
+    Output("[TOOL_CALLS]add(1)", "[TOOL_CALLS]add(1)"),
+    Output('[TOOL_CALLS]add[TOOL_CALLS]say{"a": 1}', "[TOOL_CALLS]add", (("say", '{"a": 1}'),)),
+    Output('[TOOL_CALLS]add[OTHER]{"a": 1}', '[TOOL_CALLS]add[OTHER]{"a": 1}'),
+    Output('[TOOL_CALLS][{"nome": "add"}]', '[TOOL_CALLS][{"nome": "add"}]'),
+    Output('[TOOL_CALLS][{"name": "add", "arguments": {}}, 5]', ", 5]", (("add", "{}"),)),
+    Output('[[TOOL_CALLS]add{"a": 1}', "[", (("add", '{"a": 1}'),)),
+    Output("a[0] = [TOOL] [", "a[0] = [TOOL] ["),
+]
+
+JSON = [
+    Output('{"name": "weather", "arguments": {"city": "Oslo"}}', None, (("weather", '{"city": "Oslo"}'),)),
+    Output('{"name": "weather", "parameters": {"city": "Oslo"}}', None, (("weather", '{"city": "Oslo"}'),)),
+    Output(
+        '[{"name": "add", "arguments": {"a": 1}}, {"name": "say", "arguments": {"text": "x"}}]',
+        None,
+        (("add", '{"a": 1}'), ("say", '{"text": "x"}')),
+    ),
+    Output(
+        '{"name": "add", "arguments": {"a": 1}}\n{"name": "say", "arguments": {}}',
+        None,
+        (("add", '{"a": 1}'), ("say", "{}")),
+    ),
+    Output(
+        'Sure! See [1].\n\n[ {"name": "add", "arguments": {"a": [[]]}} ]\n\nDone.',
+        "Sure! See [1].\n\nDone.",
+        (("add", '{"a": [[]]}'),),
+    ),
+    Output('{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}', None, (("add", '{"a": 1}'),)),
+    Output(
+        '[{"id": "x", "type": "function", "function": {"name": "add", "arguments": "{\\"a\\": 1}"}}]',
+        None,
+        (("add", '{"a": 1}'),),
+    ),
+    Output(r'{"name": "say", "arguments": {"text": "\\\"{[\u2603"}}', None, (("say", r'{"text": "\\\"{[\u2603"}'),)),
+    Output(
+        '{"name": "say", "arguments": {"text": "नमस्ते \N{THUMBS UP SIGN}"}}',
+        None,
+        (("say", '{"text": "नमस्ते \N{THUMBS UP SIGN}"}'),),
+    ),
+    Output('```json\n{"name": "add", "arguments": {"a": 1}}\n```', "```json\n```", (("add", '{"a": 1}'),)),
+    Output('{"arguments": {"a": {"name": "say"}}, "name": "add"}', None, (("add", '{"a": {"name": "say"}}'),)),
+    Output('{"name": "add"}', None, (("add", "{}"),)),
+    # no calls
+    Output('{"name": "Ada", "arguments": {}}', '{"name": "Ada", "arguments": {}}'),
+    Output('[1, 2, {"name": "add"}', "[1, 2,", (("add", "{}"),)),
+    Output('{"title": "add", "name": "add"}', '{"title": "add", "name": "add"}'),
+    Output('{"name": "add", "arguments": [1]}', '{"name": "add", "arguments": [1]}'),
+    Output('{"name": "add" "arguments": {}}', '{"name": "add" "arguments": {}}'),
+    Output("[[{{", "[[{{"),
+    Output('{"name": "add", "arguments": {}} ] so', "] so", (("add", "{}"),)),
+    # halves of a surrogate pair that stand alone
+    Output(
+        r'{"name": "say", "arguments": "{\"text\": \"\ud83dx\ude00\ud83d\""}',
+        None,
+        (("say", '{"text": "\ufffdx\ufffd\ufffd"'),),
+    ),
+    Output('{"function": {"function": {"name": "add"}}}', '{"function": {"function": {"name": "add"}}}'),
+    Output('{"name": "say", "arguments": " \\n {\\"text\\": 1}"}', None, (("say", '{"text": 1}'),)),
+    Output('[{"name": "add", "arguments": {}}, {"x": 1}]', ', {"x": 1}]', (("add", "{}"),)),
+]
+
+# With the tools of HERMES.
+THINK = [
+    Output("<think>\nIt rains.\n</think>\n\nTake a coat.", "Take a coat.", (), "It rains."),
+    Output("It rains.\n\nStill.\n</think>\n\nTake a coat.", "Take a coat.", (), "It rains.\n\nStill.", True),
+    Output("<think>It rains.</think>Take a coat.", "Take a coat.", (), "It rains.", True),
+    Output("<think>\n\n</think>\n\nNo thoughts.", "No thoughts."),
+    Output("</think>\nNo thoughts.", "No thoughts.", (), None, True),
+    Output(
+        '<think>call <tool_call>{"name": "add"}</tool_call>?</think>\n'
+        '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>',
+        None,
+        (("add", '{"a": 1}'),),
+        'call <tool_call>{"name": "add"}</tool_call>?',
+    ),
+    Output("<think>a < b </ c </thin d</think>x", "x", (), "a < b </ c </thin d"),
+    Output(" \n<think>never ends < ", None, (), "never ends <"),
+    Output("  plain <think>later</think> text ", "  plain <think>later</think> text "),
+    Output("<thinking>other</thinking>", "<thinking>other</thinking>"),
+    Output('<tool_call>{"name": "add", "arguments": {}}</tool_call>', None, (("add", "{}"),)),
+    Output("<think>東京 \N{GRINNING FACE}\n\n</think> \n é", "é", (), "東京 \N{GRINNING FACE}"),
+    Output("<think>a</think>b</think>c<think>d", "b</think>c<think>d", (), "a"),
+    Output("", None, (), None, True),
+]
+
+
+def _in_mistral_tags(text: str) -> str:
+    return text.replace("<think>", "[THINK]").replace("</think>", "[/THINK]")
+
+
+MISTRAL_THINK = [
+    replace(
+        output,
+        text=_in_mistral_tags(output.text),
+        content=None if output.content is None else _in_mistral_tags(output.content),
+    )
+    for output in THINK
+]
+
+ALL: list[tuple[ToolFormat, ReasoningFormat | None, Output]] = [
+    *((ToolFormat.HERMES, None, output) for output in HERMES),
+    *((ToolFormat.LLAMA3_JSON, None, output) for output in LLAMA3_JSON),
+    *((ToolFormat.MISTRAL, None, output) for output in MISTRAL),
+    *((ToolFormat.JSON, None, output) for output in JSON),
+    *((ToolFormat.HERMES, ReasoningFormat.THINK, output) for output in THINK),
+    *((ToolFormat.HERMES, ReasoningFormat.MISTRAL, output) for output in MISTRAL_THINK),
+]

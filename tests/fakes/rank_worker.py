@@ -1,0 +1,82 @@
+"""One of several ranks: loads models, runs two prompts through each, tells what it saw. Starting a process is dear,
+so one pair of ranks goes through all the models of a test file."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from textmill_shard.distributed.parallel import TensorParallel
+from textmill_shard.layers.swapped_layers import FusedLinear, PackedLinear
+from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.model.memory import KvMemoryOptions, plan_kv_memory
+
+from tests.fakes.native_cases import native_cache_folder
+from tests.fakes.paged_driver import PagedDriver
+
+
+@dataclass(slots=True)
+class RankSight:
+    """What one rank saw of one model."""
+
+    tokens: list[int]
+    logits: torch.Tensor  # [steps, V]
+    projected: torch.Tensor  # [1, V]
+    weight_bytes: int
+    num_blocks: int
+    num_local_kv_heads: int
+    layer_kinds: set[str]
+    num_packed: int  # linears with packed weights
+
+
+NATIVE = ", native"  # behind the name of a model that is looked at with native kernels
+NATIVE_MODELS = ("llama", "tied", "biases")
+
+
+def look(folder: Path, parallel: TensorParallel, *, is_native: bool = False) -> RankSight:
+    cache = native_cache_folder() if is_native else None
+    options = LoadOptions(model_dir=folder, dtype="float32", block_size=4, native_cache_dir=cache)
+    runner = load_model(options, lambda phase, share: None, parallel)
+    # The ranks ask for different sizes: the smallest decides.
+    kv_cache_bytes = (20 + parallel.rank) * runner.kv_bytes_per_block()
+    plan = plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=32, num_slots=4, kv_cache_bytes=kv_cache_bytes))
+    driver = PagedDriver(runner, num_blocks=plan.num_blocks)
+    sequence = driver.start([5, 99, 31, 7, 250, 12, 64, 3, 118, 77, 201], max_new_tokens=6)
+    neighbour = driver.start([9, 8, 7], max_new_tokens=6)
+    driver.step([(sequence, 6), (neighbour, 3)])
+    driver.step([(sequence, 5)])
+    driver.decode_greedily([sequence, neighbour], 6)
+    hidden_TD = runner.forward(driver.build([(sequence, 1)]), wants_hidden=True).hidden_TD
+    assert hidden_TD is not None
+    return RankSight(
+        tokens=sequence.tokens,
+        logits=torch.stack([sequence.logits[position] for position in sorted(sequence.logits)]),
+        projected=runner.project(hidden_TD),
+        weight_bytes=runner.facts.weight_bytes,
+        num_blocks=plan.num_blocks,
+        num_local_kv_heads=runner.facts.kv_specs[0].num_local_kv_heads,
+        layer_kinds={type(module).__name__ for module in runner.modules()},
+        num_packed=sum(isinstance(module, (PackedLinear, FusedLinear)) for module in runner.modules()),
+    )
+
+
+def main() -> None:
+    """Arguments: rank, world size, port, file for what was seen, model folders."""
+    rank, world_size, port, out, folders = (
+        int(sys.argv[1]),
+        int(sys.argv[2]),
+        int(sys.argv[3]),
+        sys.argv[4],
+        sys.argv[5:],
+    )
+    torch.set_num_threads(1)
+    parallel = TensorParallel.join(
+        rank=rank, world_size=world_size, master_addr="127.0.0.1", master_port=port, device="cpu"
+    )
+    sights = {}
+    for folder in map(Path, folders):
+        sights[folder.name] = look(folder, parallel)
+        if folder.name in NATIVE_MODELS:
+            sights[folder.name + NATIVE] = look(folder, parallel, is_native=True)
+    torch.save(sights, out)
+    parallel.leave()

@@ -1,0 +1,325 @@
+"""The real step loop over a model to be checked by eye: its next token is a formula of the tokens in its KV places.
+
+The pool of `PrefixRunner` keeps the token written to each place. A logit row reads its whole context back through the
+block table, so a wrong block, place, position or order gives another token than `next_token`.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import numpy as np
+import torch
+from textmill_shard.engine.engine import Engine
+from textmill_shard.engine.rank_channel import RankChannel, SoloChannel
+from textmill_shard.engine.row_sampling import RowSampler
+from textmill_shard.engine.session import Outgoing, Session, StreamEnd
+from textmill_shard.engine.status import ShardStatus
+from textmill_shard.engine.step_executor import Runner, StepExecutor
+from textmill_shard.grammar.matcher import MatcherFactory
+from textmill_shard.grammar.slots import GrammarSlots
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.sampling.sampler import Sampler
+from textmill_shard.slots.finish_rules import FinishRules
+from textmill_shard.slots.plan import (
+    FLAG_FINISHED,
+    Admit,
+    Budget,
+    Drop,
+    Extend,
+    Grammar,
+    Plan,
+    PlanRejection,
+    ShardFacts,
+    StepResult,
+)
+from textmill_shard.slots.sampling_params import SamplingParams
+
+BLOCK_SIZE = 4
+NUM_BLOCKS = 32
+NUM_SLOTS = 4
+VOCAB_SIZE = 50
+EOS_ID = 49
+WAIT_S = 10.0
+
+FACTS = ShardFacts(
+    model_id="prefix",
+    model_sha="",
+    model_type="prefix",
+    dtype="float32",
+    device="cpu",
+    rank=0,
+    world_size=1,
+    block_size=BLOCK_SIZE,
+    num_blocks=NUM_BLOCKS,
+    num_slots=NUM_SLOTS,
+    max_step_tokens=64,
+    vocab_size=VOCAB_SIZE,
+    eos_token_ids=(EOS_ID,),
+    max_model_tokens=100,
+)
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    """What the model says after `tokens`: never EOS (49)."""
+    return (sum((index + 1) * token for index, token in enumerate(tokens)) + 7 * len(tokens) + 3) % (VOCAB_SIZE - 1)
+
+
+def greedy(prompt: Sequence[int], num_new: int) -> list[int]:
+    """The undisturbed output."""
+    tokens = list(prompt)
+    for _ in range(num_new):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+class PrefixRunner:
+    """See the module. `gate`, when given, lets one forward through per release; `say` overrides next tokens."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = NUM_BLOCKS,
+        vocab_size: int = VOCAB_SIZE,
+        gate: threading.Semaphore | None = None,
+    ) -> None:
+        self._vocab_size = vocab_size
+        self.device = torch.device("cpu")
+        self.pool = [[-1] * BLOCK_SIZE for _ in range(num_blocks + 1)]
+        self.batches: list[ForwardBatch] = []
+        self.say: Callable[[Sequence[int]], int] = next_token
+        self.spoil: Callable[[Sequence[int]], bool] = lambda tokens: False  # rows whose logits become NaN
+        self.raises: Exception | None = None
+        self._gate = gate
+
+    def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
+        self.batches.append(batch)
+        if self._gate is not None:
+            assert self._gate.acquire(timeout=WAIT_S)
+        if self.raises is not None:
+            raise self.raises
+        for token, place in zip(batch.input_ids_T.tolist(), batch.kv_places_T.tolist(), strict=True):
+            self.pool[place // BLOCK_SIZE][place % BLOCK_SIZE] = token
+        logits_TV = torch.zeros(len(batch.input_ids_T), self._vocab_size)
+        starts = batch.query_starts.tolist()
+        for row, context_len in enumerate(batch.context_lens_R.tolist()):
+            blocks = batch.block_tables_RB[row].tolist()
+            context = [self.pool[blocks[at // BLOCK_SIZE]][at % BLOCK_SIZE] for at in range(context_len)]
+            for index in range(starts[row], starts[row + 1]):
+                position = int(batch.position_ids_T[index])
+                seen = context[: position + 1]
+                logits_TV[index, self.say(seen)] = 5.0
+                if self.spoil(seen):
+                    logits_TV[index] = torch.nan
+        return ForwardOutput(
+            logits_NV=logits_TV[batch.logit_rows_N], hidden_TD=2.0 * logits_TV if wants_hidden else None
+        )
+
+    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
+        return hidden_nD / 2.0
+
+    def copy_places(self, *, source_block: int, target_block: int, num_places: int) -> None:
+        self.pool[target_block][:num_places] = self.pool[source_block][:num_places]
+
+
+class Shard:
+    """An engine in its thread and one session: plans in, results out. Use as a context manager.
+
+    The model is a `PrefixRunner` (`.runner`) unless another one is given.
+    """
+
+    def __init__(
+        self,
+        *,
+        gate: threading.Semaphore | None = None,
+        facts: ShardFacts = FACTS,
+        runner: Runner | None = None,
+        channel: RankChannel | None = None,
+        sampler: Sampler | None = None,
+        matchers: MatcherFactory | None = None,
+        lease_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.gate = gate
+        self.runner = PrefixRunner(num_blocks=facts.num_blocks, gate=gate)
+        self.status = ShardStatus()
+        finish_rules = FinishRules(facts.eos_token_ids)
+        grammars = GrammarSlots(matchers, finish_rules)
+        self.executor = StepExecutor(runner=runner or self.runner, facts=facts)
+        self.engine = Engine(
+            executor=self.executor,
+            row_sampler=RowSampler(sampler=sampler or Sampler(), finish_rules=finish_rules, grammars=grammars),
+            grammars=grammars,
+            finish_rules=finish_rules,
+            channel=channel or SoloChannel(),
+            status=self.status,
+            lease_s=lease_s,
+            clock=clock,
+        )
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run)
+        self.session = self.connect()
+        self.results: list[StepResult] = []
+        self._number = 0
+        self._num_stepped = 0
+
+    def _run(self) -> None:
+        try:
+            self.engine.run()
+        except Exception as error:
+            self.error = error
+
+    def __enter__(self) -> "Shard":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.gate is not None:
+            self.gate.release(1000)
+        self.engine.stop()
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive()
+
+    def connect(self) -> Session:
+        session = self.engine.open_session()
+        assert session is not None
+        self.session, self._number, self.results = session, 0, []
+        return session
+
+    def send(
+        self,
+        *,
+        drops: Sequence[Drop] = (),
+        extends: Sequence[Extend] = (),
+        admits: Sequence[Admit] = (),
+        budget: Budget | None = None,
+        number: int | None = None,
+    ) -> int:
+        """Send the next plan; gives its number."""
+        self._number += 1
+        plan = Plan(number or self._number, tuple(drops), tuple(extends), tuple(admits), budget)
+        self.engine.submit_plan(self.session, plan, b"")
+        return plan.number
+
+    def next_item(self) -> Outgoing:
+        item = self.session.next_item(WAIT_S)
+        assert item is not None, "the shard says nothing"
+        return item
+
+    def next_result(self) -> StepResult:
+        item = self.next_item()
+        assert isinstance(item, StepResult), item
+        self.results.append(item)
+        return item
+
+    def hold(self) -> None:
+        """Wait until the next step is composed and stands at the gate: what is sent now comes after it."""
+        deadline_s = time.monotonic() + WAIT_S
+        while len(self.runner.batches) == self._num_stepped:
+            assert time.monotonic() < deadline_s, "no step was composed"
+            time.sleep(0.0005)
+
+    def step(self) -> StepResult:
+        """Let one gated forward through and give its result."""
+        assert self.gate is not None
+        self.hold()
+        self._num_stepped += 1
+        self.gate.release()
+        return self.next_result()
+
+    def is_silent(self, for_s: float = 0.05) -> bool:
+        """Whether nothing comes, for the few tests in which nothing is to come."""
+        return self.session.next_item(for_s) is None
+
+    def rejection(self) -> PlanRejection:
+        """The rejection that comes next; the end of the stream follows it."""
+        item = self.next_item()
+        while isinstance(item, StepResult):
+            item = self.next_item()
+        assert isinstance(item, PlanRejection), item
+        assert isinstance(self.next_item(), StreamEnd)
+        return item
+
+    def run_to_end(self, *slots: int) -> dict[int, list[int]]:
+        """Read results until each of `slots` finished; gives the tokens by slot, those read before included."""
+        while not all(slot in finished_slots(self.results) for slot in slots):
+            self.next_result()
+        return tokens_by_slot(self.results)
+
+
+def tokens_by_slot(results: Sequence[StepResult]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    for result in results:
+        for slot, token in zip(result.slots.tolist(), result.tokens.tolist(), strict=True):
+            found.setdefault(slot, []).append(token)
+    return found
+
+
+def flags_of(results: Sequence[StepResult], slot: int) -> list[int]:
+    return [
+        flag
+        for result in results
+        for at, flag in zip(result.slots.tolist(), result.flags.tolist(), strict=True)
+        if at == slot
+    ]
+
+
+def finished_slots(results: Sequence[StepResult]) -> set[int]:
+    return {
+        slot
+        for result in results
+        for slot, flag in zip(result.slots.tolist(), result.flags.tolist(), strict=True)
+        if flag & FLAG_FINISHED
+    } | {error.slot for result in results for error in result.errors}
+
+
+def ids(values: Sequence[int]) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    return np.array(values, dtype=np.int64)
+
+
+def admit(
+    slot: int,
+    prompt: Sequence[int],
+    *,
+    blocks: Sequence[int] | None = None,
+    request_id: int | None = None,
+    output: Sequence[int] = (),
+    max_new: int = 4,
+    cached: int = 0,
+    sampling: SamplingParams | None = None,
+    stop_ids: Sequence[int] = (),
+    ignore_eos: bool = False,
+    prompt_logprobs_from: int | None = None,
+    prompt_top_n: int = 0,
+    grammar: Grammar | None = None,
+    copied: int | None = None,
+) -> Admit:
+    """A request with room for all its tokens, unless `blocks` says otherwise; slot s has blocks 8 s .. 8 s + 7."""
+    if blocks is None:
+        num_blocks = -(-(len(prompt) + max_new) // BLOCK_SIZE)
+        blocks = range(8 * slot, 8 * slot + num_blocks)
+    return Admit(
+        request_id=100 + slot if request_id is None else request_id,
+        slot=slot,
+        prompt_ids=ids(prompt),
+        output_ids=ids(output),
+        num_cached_tokens=cached,
+        block_ids=ids(list(blocks)),
+        max_new_tokens=max_new,
+        sampling=sampling or SamplingParams(),
+        stop_ids=tuple(stop_ids),
+        ignore_eos=ignore_eos,
+        prompt_logprobs_from=prompt_logprobs_from,
+        prompt_top_n_tokens=prompt_top_n,
+        grammar=grammar,
+        copied_block_id=copied,
+    )
+
+
+def extend(slot: int, blocks: Sequence[int], *, request_id: int | None = None) -> Extend:
+    return Extend(slot=slot, request_id=100 + slot if request_id is None else request_id, block_ids=ids(blocks))
+
+
+def drop(slot: int, *, request_id: int | None = None) -> Drop:
+    return Drop(slot=slot, request_id=100 + slot if request_id is None else request_id)

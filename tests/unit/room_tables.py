@@ -1,0 +1,112 @@
+"""Which folder of a room may import which, and which libraries each may use: the tables that `test_rooms.py` holds.
+
+A file in the root of a room stands here under its own name. `EVERYTHING` marks the files that put the room together.
+Folders of the same room that a row does not name, and libraries that it does not name, fail the test.
+"""
+
+EVERYTHING = frozenset({"*"})
+
+
+def names(text: str) -> frozenset[str]:
+    """The words of a row."""
+    return frozenset(text.split())
+
+
+# From the bottom up: a row names only rows above it.
+ROUTER_FOLDERS = {
+    "errors": names(""),
+    "request": names(""),
+    "logs": names(""),
+    "scheduler": names("request"),
+    "parsers": names("errors request"),
+    "settings": names("parsers"),
+    "text": names("errors request"),
+    "grammar": names("errors request parsers"),
+    "chat": names("errors request parsers grammar text"),
+    "metrics": names("request scheduler text"),
+    "engine": names("errors request scheduler metrics"),
+    "http": names("errors"),
+    "serving": names("errors request settings scheduler parsers text grammar chat metrics engine http"),
+    "api/openai": names("errors request settings parsers text grammar chat http serving"),
+    "api/tgi": names("errors request text grammar chat http serving api/openai"),  # openai: `chat_tokenize` alone
+    "api/platforms": names("errors http serving api/tgi"),
+    "api/openapi": names("http api/tgi api/openai api/platforms"),
+    "api": names("errors metrics http serving api/tgi api/openai api/platforms api/openapi"),
+    "lifecycle": EVERYTHING,
+    "__main__": EVERYTHING,
+}
+
+ROUTER_LIBRARIES = {
+    "scheduler": names(""),
+    "parsers": names(""),
+    "text": names("tokenizers"),
+    "grammar": names("llguidance"),
+    "chat": names("jinja2"),
+    "metrics": names("prometheus_client"),
+    "engine": names("grpc textmill_proto"),
+    "http": names("starlette uvicorn msgspec"),
+    "serving": names("starlette msgspec"),
+    "api/openai": names("starlette msgspec jsonschema jsonschema_specifications referencing"),
+    "api/tgi": names("starlette msgspec"),
+    "api/platforms": names("starlette msgspec"),
+    "api/openapi": names("starlette msgspec"),
+    "api": names("starlette msgspec"),
+    "lifecycle": names("uvicorn"),
+    "__main__": names("uvloop"),
+}
+
+# The one file of a dialect that may import another dialect.
+DIALECTS = names("api/openai api/tgi api/platforms")
+DIALECT_BRIDGES = {("api/tgi/chat_tokenize.py", "api/openai"), ("api/platforms/vertex.py", "api/tgi")}
+
+SHARD_FOLDERS = {
+    "errors": names(""),
+    "logs": names(""),
+    "device": names(""),
+    "heap": names(""),
+    "options": names(""),
+    "settings": names("options"),
+    "native": names(""),
+    "slots": names(""),
+    "distributed": names("errors"),
+    "model": names("errors distributed native"),
+    "attention": names("model native"),
+    "probing": names("errors attention model"),
+    "layers": names("heap options probing distributed native"),
+    "layouts": names("errors heap attention layers model probing native"),
+    "loader": names("errors heap options layouts layers probing attention model distributed native"),
+    "grammar": names("slots"),
+    "sampling": names("slots model native"),
+    "engine": names("slots sampling grammar model"),
+    "server": names("engine slots"),
+    "lifecycle": EVERYTHING,
+    "__main__": EVERYTHING,
+}
+
+SHARD_LIBRARIES = {
+    "device": names("torch"),
+    "native": names("torch"),
+    "slots": names("numpy"),
+    "distributed": names("torch"),
+    "model": names("torch numpy"),
+    "attention": names("torch transformers"),
+    "probing": names("torch transformers"),
+    "layers": names("torch transformers"),
+    "layouts": names("torch numpy transformers"),
+    "loader": names("torch numpy transformers accelerate safetensors tokenizers gguf"),
+    "grammar": names("numpy llguidance"),
+    "sampling": names("torch numpy"),
+    "engine": names("torch numpy"),
+    "server": names("grpc numpy textmill_proto"),
+    "lifecycle": names("torch"),
+}
+
+FOLDERS = {"router": ROUTER_FOLDERS, "shard": SHARD_FOLDERS}
+LIBRARIES = {"router": ROUTER_LIBRARIES, "shard": SHARD_LIBRARIES}
+
+# Pure folders use no part of the standard library that waits, asks a clock, or reaches out of the process.
+OUTSIDE = names("asyncio time datetime socket threading multiprocessing subprocess os pathlib random logging")
+FORBIDDEN_STANDARD = {
+    "router": {"scheduler": OUTSIDE | {"json"}, "parsers": OUTSIDE},
+    "shard": {"slots": OUTSIDE | {"json"}},
+}

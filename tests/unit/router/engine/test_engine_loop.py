@@ -1,0 +1,149 @@
+"""The engine loop alone, its handler called by hand: the order in which readers hear of what steps brought."""
+
+import asyncio
+import logging
+from array import array
+from collections.abc import Awaitable
+
+import pytest
+from textmill_proto import PROTOCOL_VERSION
+from textmill_router.engine.engine_loop import EngineLoop, EngineUnavailable
+from textmill_router.engine.shard_client import ShardClientOptions
+from textmill_router.engine.wire import ShardFacts
+from textmill_router.request import FailureCode, GenerationRequest, RequestOutput
+from textmill_router.scheduler.plan import Budget, StepResult
+from textmill_router.scheduler.scheduler import SchedulerConfig
+
+from tests.fakes.scheduler_hand import make_result
+
+FACTS = ShardFacts(
+    protocol_version=PROTOCOL_VERSION,
+    model_id="m",
+    model_sha="",
+    model_type="t",
+    dtype="float32",
+    device="cpu",
+    rank=0,
+    world_size=1,
+    block_size=4,
+    num_blocks=64,
+    num_slots=4,
+    max_step_tokens=64,
+    vocab_size=100,
+    eos_token_ids=(),
+    layout="flat",
+    features=("prefix_cache",),
+    tokenizer_digest="",
+    max_model_tokens=0,
+    weight_bytes=0,
+    kv_bytes=0,
+)
+
+
+class Reader:
+    """What one request's reader heard: tokens, and the code of a failure."""
+
+    def __init__(self) -> None:
+        self.heard: list[int | FailureCode] = []
+
+    def on_output(self, output: RequestOutput) -> None:
+        self.heard += output.tokens
+        if output.failure is not None:
+            self.heard.append(output.failure.code)
+
+
+class Loop:
+    """An engine in its first epoch, without a stream: plans go nowhere."""
+
+    def __init__(self, engine_type: type[EngineLoop] = EngineLoop) -> None:
+        config = SchedulerConfig(Budget(64, 64, 64), max_waiting_requests=9, max_waiting_tokens=999)
+        self.engine = engine_type(ShardClientOptions("/nowhere"), lambda facts: config, "")
+        self.engine.on_hello(FACTS, 1)
+
+    def submit(self) -> Reader:
+        reader = Reader()
+        request = GenerationRequest(self.engine.next_request_id(), array("I", [1, 2]), 40, self.engine.now())
+        self.engine.submit(request, reader)
+        return reader
+
+    def result(self, token: int) -> StepResult:
+        """A token of the first slot, by a step that knew the plan before the last."""
+        return make_result(applied=2, rows=[(0, token, 0)])
+
+
+def run(body: Awaitable[None]) -> None:
+    async def main() -> None:
+        await asyncio.wait_for(body, 10)
+
+    asyncio.run(main())
+
+
+def test_tokens_held_back_for_a_plan_come_before_those_of_the_next_step() -> None:
+    async def body() -> None:
+        loop = Loop()
+        reader = loop.submit()
+        await asyncio.sleep(0)  # plan 2 admits it
+        loop.submit()
+        loop.engine.on_result(loop.result(5))  # answered by a plan with the second request: readers wait
+        assert reader.heard == []
+        loop.engine.on_result(loop.result(6))
+        assert reader.heard == [5, 6]
+
+    run(body())
+
+
+def test_tokens_held_back_for_a_plan_come_before_the_end() -> None:
+    async def body() -> None:
+        loop = Loop()
+        reader = loop.submit()
+        await asyncio.sleep(0)
+        loop.submit()
+        loop.engine.on_result(loop.result(5))
+        await loop.engine.stop()
+        assert reader.heard == [5, FailureCode.SHUTDOWN]
+
+    run(body())
+
+
+def test_nothing_is_taken_after_the_stop() -> None:
+    async def body() -> None:
+        loop = Loop()
+        await loop.engine.stop()
+        with pytest.raises(EngineUnavailable, match="the router is stopping"):
+            loop.submit()
+
+    run(body())
+
+
+class _ClockedEngine(EngineLoop):
+    now_s = 0.0
+
+    def now(self) -> float:
+        return self.now_s
+
+
+def test_steps_that_do_not_end_are_told_each_half_minute(caplog: pytest.LogCaptureFixture) -> None:
+    async def body() -> None:
+        loop = Loop(_ClockedEngine)
+        engine = loop.engine
+        assert isinstance(engine, _ClockedEngine)
+
+        def num_warnings_at(now_s: float) -> int:
+            engine.now_s = now_s
+            engine.on_heartbeat()
+            return caplog.text.count("no step has ended for 30 s")
+
+        assert num_warnings_at(100.0) == 0  # nothing runs
+        loop.submit()
+        await asyncio.sleep(0)
+        assert num_warnings_at(129.0) == 0
+        assert num_warnings_at(130.0) == 1
+        assert num_warnings_at(140.0) == 1
+        assert num_warnings_at(160.0) == 2
+        engine.now_s = 180.0
+        engine.on_result(loop.result(5))
+        assert num_warnings_at(200.0) == 2
+        assert num_warnings_at(210.0) == 3
+
+    with caplog.at_level(logging.WARNING):
+        run(body())

@@ -1,0 +1,246 @@
+"""What compiles, what is refused with which reason, and what becomes of a grammar that would never be done."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from textmill_router.errors import Overloaded, ShuttingDown, ValidationFailed
+from textmill_router.grammar.compiler import MAX_WAITING, GrammarCompiler
+from textmill_router.grammar.request_forms import native_grammar
+from textmill_router.request import Grammar, GrammarKind
+
+from tests.fakes.byte_tokenizer import END_ID, write_byte_tokenizer
+
+ENDLESS = '{"type":"integer","multipleOf":99999989}'  # an automaton with a state for each remainder
+
+
+def run(folder: Path, scenario: Callable[[GrammarCompiler], Awaitable[None]], **options: Any) -> None:
+    async def with_compiler() -> None:
+        write_byte_tokenizer(folder)
+        compiler = GrammarCompiler(
+            **{
+                "tokenizer_file": str(folder / "tokenizer.json"),
+                "vocab_size": 320,
+                "eos_token_ids": (END_ID,),
+                **options,
+            }
+        )
+        try:
+            await scenario(compiler)
+        finally:
+            await compiler.close()
+
+    asyncio.run(with_compiler())
+
+
+async def reason(compiler: GrammarCompiler, grammar: Grammar) -> str:
+    with pytest.raises(ValidationFailed) as refused:
+        await compiler.check(grammar)
+    assert refused.value.field == "grammar"
+    return str(refused.value)
+
+
+def schema(text: str) -> Grammar:
+    return Grammar(GrammarKind.JSON_SCHEMA, text)
+
+
+def regex(text: str) -> Grammar:
+    return Grammar(GrammarKind.REGEX, text)
+
+
+def test_what_the_library_can_do_passes_and_the_rest_is_refused_with_its_reason(tmp_path: Path) -> None:
+    async def scenario(compiler: GrammarCompiler) -> None:
+        for text in ("{}", '{"type":"integer"}', '{"enum":[1,"a"]}', '{"type":"object","required":["z"]}'):
+            await compiler.check(schema(text))
+        for text in ("[a-c]+", "", "^a|b$", r"\p{L}{3}"):
+            await compiler.check(regex(text))
+        await compiler.check(Grammar(GrammarKind.LARK, 'start: "a" start | "b"'))
+        for grammar, words in (
+            (schema('{"not":{"type":"string"}}'), 'Unimplemented keys: ["not"]'),
+            (schema('{"type":5}'), "type must be a string or array of strings"),
+            (schema('{"type":"integer","minimum":5,"maximum":1}'), "Unsatisfiable"),
+            (schema('{"$ref":"http://127.0.0.1/x"}'), "http://127.0.0.1/x"),
+            (schema('{"x-guidance":{"lenient":true},"not":{}}'), "Unimplemented"),
+            (schema("{"), ""),
+            (regex("(a"), "unclosed group"),
+            (regex("(?=a)b"), "look-around"),
+            (regex(r"[^\s\S]"), ""),
+            (regex("a\ud800"), "half a surrogate pair at character 1"),
+            (Grammar(GrammarKind.LARK, "start: nobody"), "nobody"),
+        ):
+            assert words in await reason(compiler, grammar), grammar
+        # The rules that a response format or a tool was put into are not the client's.
+        lines = 'start: "a" answer\nanswer: %json {"type": "wat"}\nother: "b"'
+        assert await reason(compiler, Grammar(GrammarKind.LARK, lines)) == (
+            "`grammar` does not compile: failed to compile JSON schema: Invalid type: wat"
+        )
+        told = await reason(compiler, Grammar(GrammarKind.LARK, "start: answer\nanswer: /((/"))
+        assert "unclosed group" in told
+        assert "start" not in told
+
+    run(tmp_path, scenario)
+
+
+def test_a_grammar_without_end_is_refused_in_time_and_holds_up_nobody(tmp_path: Path) -> None:
+    async def scenario(compiler: GrammarCompiler) -> None:
+        await asyncio.gather(compiler.check(regex("a")), compiler.check(regex("aa")))  # both workers are up
+        started_s = time.monotonic()
+        endless = asyncio.create_task(reason(compiler, schema(ENDLESS)))
+        longest_pause_s = 0.0
+        while not endless.done():
+            before_s = time.monotonic()
+            await asyncio.wait({endless}, timeout=0.005)
+            longest_pause_s = max(longest_pause_s, time.monotonic() - before_s)
+            if time.monotonic() - started_s > 0.1 and "b" not in checked:
+                await compiler.check(regex("b"))  # by the second worker
+                checked.add("b")
+                assert not endless.done()
+        assert "takes more than 1.5 s or too much memory" in await endless
+        assert longest_pause_s < 1.0  # the event loop went on
+        await compiler.check(regex("c"))
+
+    checked: set[str] = set()
+    run(tmp_path, scenario, timeout_s=1.5)
+
+
+def test_a_text_over_the_limit_is_refused_without_work(tmp_path: Path) -> None:
+    async def scenario(compiler: GrammarCompiler) -> None:
+        assert "at most 10 bytes, found 11" in await reason(compiler, regex("ä" * 5 + "a"))
+        await compiler.check(regex("ä" * 5))
+
+    run(tmp_path, scenario, max_bytes=10)
+
+
+def test_equal_grammars_are_compiled_once(tmp_path: Path) -> None:
+    async def scenario(compiler: GrammarCompiler) -> None:
+        await compiler.check(regex("[ab]{3}"))
+        tokenizer_file.unlink()  # a new worker could not start
+        await asyncio.gather(*(compiler.check(regex("[ab]{3}")) for _ in range(5)))
+        assert "unclosed" in await reason(compiler, regex("("))
+        assert "unclosed" in await reason(compiler, regex("("))
+
+    tokenizer_file = tmp_path / "tokenizer.json"
+    run(tmp_path, scenario)
+
+
+def test_too_many_that_wait_are_sent_away(tmp_path: Path) -> None:
+    async def scenario(compiler: GrammarCompiler) -> None:
+        tasks = [asyncio.create_task(compiler.check(regex(f"a{{{n}}}"))) for n in range(1, MAX_WAITING + 1)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await compiler.check(regex("b"))
+        await asyncio.gather(*tasks)
+        await compiler.check(regex("b"))
+
+    run(tmp_path, scenario)
+
+
+def test_a_caller_that_leaves_does_not_stop_the_others(tmp_path: Path) -> None:
+    async def scenario(compiler: GrammarCompiler) -> None:
+        leaving = asyncio.create_task(compiler.check(regex("x{4}")))
+        staying = asyncio.create_task(compiler.check(regex("x{4}")))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await staying
+        assert leaving.cancelled()
+
+    run(tmp_path, scenario)
+
+
+def test_closing_ends_those_that_wait(tmp_path: Path) -> None:
+    async def scenario(compiler: GrammarCompiler) -> None:
+        waiting = asyncio.create_task(compiler.check(schema(ENDLESS)))
+        await asyncio.sleep(0)
+        await compiler.close()
+        with pytest.raises(ShuttingDown):
+            await waiting
+        with pytest.raises(ShuttingDown):
+            await compiler.check(regex("a"))
+
+    run(tmp_path, scenario)
+
+
+def test_workers_do_not_get_the_api_key_and_end_with_the_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(compiler: GrammarCompiler) -> None:
+        await compiler.check(regex("a"))
+        found = [process for process in psutil.Process().children() if process not in before]
+        assert len(found) == 1
+        assert "API_KEY" not in found[0].environ()
+        assert "PATH" in found[0].environ()
+        workers.extend(found)
+
+    workers: list[psutil.Process] = []
+    before = psutil.Process().children()
+    monkeypatch.setenv("API_KEY", "s3cret")
+    run(tmp_path, scenario)
+    assert not workers[0].is_running()
+
+
+def test_a_server_without_grammars_says_so(tmp_path: Path) -> None:
+    async def scenario(compiler: GrammarCompiler) -> None:
+        assert "cannot be used: because" in await reason(compiler, regex("a"))
+
+    run(tmp_path, scenario, refusal="because")
+
+
+def test_a_tokenizer_that_suits_no_grammar_is_named(tmp_path: Path) -> None:
+    async def scenario(compiler: GrammarCompiler) -> None:
+        assert "tokenizer cannot be read" in await reason(compiler, regex("a"))
+
+    (tmp_path / "broken.json").write_text("{}")
+    run(tmp_path, scenario, tokenizer_file=str(tmp_path / "broken.json"))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        ({"type": "json", "value": {"type": "integer"}}, GrammarKind.JSON_SCHEMA, '{"type":"integer"}'),
+        ({"type": "json", "value": ' {"type": "integer"}'}, GrammarKind.JSON_SCHEMA, '{"type":"integer"}'),
+        ({"type": "json_object", "value": {"b": 1, "a": 2}}, GrammarKind.JSON_SCHEMA, '{"b":1,"a":2}'),
+        ({"type": "json_object"}, GrammarKind.JSON_SCHEMA, '{"type":"object"}'),
+        ({"type": "json", "value": True}, GrammarKind.JSON_SCHEMA, "{}"),
+        (
+            {"type": "json_schema", "value": {"name": "n", "schema": {"type": "null"}, "strict": True}},
+            GrammarKind.JSON_SCHEMA,
+            '{"type":"null"}',
+        ),
+        ({"type": "json_schema", "value": {"schema": {}}}, GrammarKind.JSON_SCHEMA, "{}"),
+        ({"type": "regex", "value": "a+"}, GrammarKind.REGEX, "a+"),
+    ],
+)
+def test_shapes_of_the_native_dialect(value: object, kind: GrammarKind, text: str) -> None:
+    assert native_grammar(value) == Grammar(kind, text)
+
+
+@pytest.mark.parametrize(
+    ("value", "field", "words"),
+    [
+        ("a+", "grammar", "found a string"),
+        ([], "grammar", "found an array"),
+        ({"value": "a"}, "grammar.type", "found null"),
+        ({"type": "lark", "value": "start: A"}, "grammar.type", "found `lark`"),
+        ({"type": "json"}, "grammar.value", "is missing"),
+        ({"type": "regex", "value": None}, "grammar.value", "is missing"),
+        ({"type": "regex", "value": {}}, "grammar.value", "found an object"),
+        ({"type": "json", "value": "{"}, "grammar.value", "not JSON"),
+        ({"type": "json", "value": "3"}, "grammar.value", "found a number"),
+        ({"type": "json", "value": False}, "grammar.value", "found false"),
+        ({"type": "json", "value": "[" * 100_000}, "grammar.value", "nested too deeply"),
+        ({"type": "json_schema", "value": {"name": "n"}}, "grammar.value", '"schema"'),
+        ({"type": "json_schema", "value": {"schema": 5}}, "grammar.value.schema", "found a number"),
+    ],
+)
+def test_other_shapes_are_refused_by_path(value: object, field: str, words: str) -> None:
+    with pytest.raises(ValidationFailed, match=words) as refused:
+        native_grammar(value)
+    assert refused.value.field == field
+
+
+def test_null_is_no_grammar() -> None:
+    assert native_grammar(None) is None

@@ -1,0 +1,301 @@
+"""What the grammars let a model write, judged by the library that enforces them, and that the parser reads it back."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import llguidance
+import pytest
+import tokenizers
+from textmill_router.errors import ValidationFailed
+from textmill_router.grammar.reasoning_grammar import ReasoningForm, after_reasoning
+from textmill_router.grammar.tool_grammar import OutputForm, ToolSpec, tool_grammar
+from textmill_router.parsers.chat_parser import ChatParser, parse_whole
+from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
+from textmill_router.request import Grammar, GrammarKind
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+END_ID = 256
+MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<think>", "</think>", "[ARGS]")
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+TOOLS = [ToolSpec("weather", CITY, is_strict=True), ToolSpec("say")]
+
+
+def make_library(markers: Sequence[str]) -> tokenizers.Tokenizer:
+    """One token a byte; then the end and the markers."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = tokenizers.Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken("<end>", special=True)])
+    made.add_tokens([AddedToken(marker, special=marker.startswith("[")) for marker in markers])
+    return made
+
+
+class Judge:
+    """Walks texts through a grammar."""
+
+    def __init__(self) -> None:
+        self.library = make_library(MARKERS)
+        self._letters = make_library(())
+
+    def matcher(self, marker_ids: Mapping[str, int], grammar: Grammar) -> llguidance.LLMatcher:
+        library = self.library if marker_ids else self._letters
+        vocabulary = llguidance.LLTokenizer(
+            library.to_str(), n_vocab=library.get_vocab_size(with_added_tokens=True), eos_token=[END_ID]
+        )
+        text = llguidance.LLMatcher.grammar_from_lark(grammar.text)
+        matcher = llguidance.LLMatcher(vocabulary, text, log_level=0)
+        assert not matcher.get_error(), matcher.get_error()
+        return matcher
+
+    def accepts(self, form: OutputForm, text: str, *, is_required: bool, is_parallel: bool = True) -> bool:
+        grammar = tool_grammar(TOOLS, form, is_required=is_required, is_parallel=is_parallel)
+        assert grammar is not None
+        return self.follows(form.marker_ids, grammar, text)
+
+    def follows(self, marker_ids: Mapping[str, int], grammar: Grammar, text: str) -> bool:
+        """Whether each token of the text is allowed where it stands, and the text may end there."""
+        assert grammar.kind is GrammarKind.LARK
+        matcher = self.matcher(marker_ids, grammar)
+        library = self.library if marker_ids else self._letters
+        for token_id in library.encode(text).ids:
+            allowed = matcher.compute_bitmask()
+            if not allowed[token_id // 8] >> token_id % 8 & 1:
+                return False
+            assert matcher.consume_token(token_id)
+        return matcher.is_accepting()
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge()
+
+
+def ids_of(*markers: str) -> dict[str, int]:
+    return {marker: END_ID + 1 + MARKERS.index(marker) for marker in markers}
+
+
+HERMES = OutputForm(ToolFormat.HERMES, {})
+HERMES_TOKENS = OutputForm(ToolFormat.HERMES, ids_of("<tool_call>", "</tool_call>"))
+LLAMA = OutputForm(ToolFormat.LLAMA3_JSON, {})
+MISTRAL = OutputForm(ToolFormat.MISTRAL, ids_of("[TOOL_CALLS]"))
+MISTRAL_NAMES = OutputForm(ToolFormat.MISTRAL, ids_of("[TOOL_CALLS]", "[ARGS]"))
+JSON = OutputForm(ToolFormat.JSON, {})
+WEATHER, SAY, WRONG = '{"city": "Oslo"}', '{"text": [1, {"a": null}]}', '{"town": "Oslo"}'
+
+# Form, one call, two calls, a call whose arguments break the schema.
+FORMS = [
+    (
+        form,
+        f'<tool_call>\n{{"name": "weather", "arguments": {WEATHER}}}\n</tool_call>',
+        f'<tool_call>\n{{"name": "weather", "arguments": {WEATHER}}}\n</tool_call>\n'
+        f'<tool_call>\n{{"name": "say", "arguments": {SAY}}}\n</tool_call>',
+        f'<tool_call>\n{{"name": "weather", "arguments": {WRONG}}}\n</tool_call>',
+    )
+    for form in (HERMES, HERMES_TOKENS)
+] + [
+    (
+        LLAMA,
+        f'{{"name": "weather", "parameters": {WEATHER}}}',
+        f'{{"name": "weather", "parameters": {WEATHER}}}; {{"name": "say", "parameters": {SAY}}}',
+        f'{{"name": "weather", "parameters": {WRONG}}}',
+    ),
+    (
+        MISTRAL,
+        f'[TOOL_CALLS][{{"name": "weather", "arguments": {WEATHER}}}]',
+        f'[TOOL_CALLS][{{"name": "weather", "arguments": {WEATHER}}}, {{"name": "say", "arguments": {SAY}}}]',
+        f'[TOOL_CALLS][{{"name": "weather", "arguments": {WRONG}}}]',
+    ),
+    (
+        MISTRAL_NAMES,
+        f"[TOOL_CALLS]weather[ARGS]{WEATHER}",
+        f"[TOOL_CALLS]weather[ARGS]{WEATHER}[TOOL_CALLS]say[ARGS]{SAY}",
+        f"[TOOL_CALLS]weather[ARGS]{WRONG}",
+    ),
+    (
+        JSON,
+        f'{{"name": "weather", "parameters": {WEATHER}}}',
+        f'{{"name": "weather", "parameters": {WEATHER}}}\n{{"name": "say", "parameters": {SAY}}}',
+        f'{{"name": "weather", "parameters": {WRONG}}}',
+    ),
+]
+each_form = pytest.mark.parametrize(
+    ("form", "one", "two", "wrong"), FORMS, ids=lambda value: value.tools.value if isinstance(value, OutputForm) else ""
+)
+
+
+@each_form
+def test_required_calls_are_the_only_output(judge: Judge, form: OutputForm, one: str, two: str, wrong: str) -> None:
+    assert judge.accepts(form, one, is_required=True)
+    assert judge.accepts(form, two, is_required=True)
+    assert not judge.accepts(form, two, is_required=True, is_parallel=False)
+    assert not judge.accepts(form, wrong, is_required=True)
+    assert not judge.accepts(form, "It rains.", is_required=True)
+    assert not judge.accepts(form, "", is_required=True)
+    assert not judge.accepts(form, one[:-1], is_required=True)
+
+
+@each_form
+def test_strict_tools_leave_text_free(judge: Judge, form: OutputForm, one: str, two: str, wrong: str) -> None:
+    assert judge.accepts(form, "It rains.\n{} [1] <b>", is_required=False)
+    assert judge.accepts(form, "", is_required=False)
+    assert judge.accepts(form, one, is_required=False)
+    assert judge.accepts(form, f"I will look.\n{two}", is_required=False)
+    assert not judge.accepts(form, wrong, is_required=False)
+    assert not judge.accepts(form, f"I will look.\n{wrong}", is_required=False)
+
+
+@each_form
+def test_parser_reads_what_the_grammar_makes(form: OutputForm, one: str, two: str, wrong: str) -> None:
+    names = [tool.name for tool in TOOLS]
+    for text, calls in (
+        (one, [("weather", WEATHER)]),
+        (two, [("weather", WEATHER), ("say", SAY)]),
+    ):
+        message = parse_whole(ChatParser(form.tools, None, names), text, was_cut=False)
+        assert message.content is None
+        assert [(call.name, call.arguments) for call in message.tool_calls] == calls
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name":"weather","parameters": {}}',
+        '{ "name" : "weather"}',
+        '{"parameters": {"town": 1}, "name": "weather"}',
+        '{"function": {"name": "weather"}}',
+        '{"type": "function", "name": "weather"}',
+    ],
+)
+def test_no_other_spelling_of_a_strict_call_gets_past(judge: Judge, text: str) -> None:
+    """Each of them would be a call to the parser."""
+    assert parse_whole(ChatParser(ToolFormat.JSON, None, ["weather"]), text, was_cut=False).tool_calls
+    assert not judge.accepts(JSON, text, is_required=False)
+    assert not judge.accepts(JSON, f'{text} {{"name": "weather", "parameters": {WEATHER}}}', is_required=False)
+
+
+@pytest.mark.parametrize("name", ["weather", "été", 'a"b\\'])
+def test_strict_tool_is_held_in_each_spelling_that_is_a_call(judge: Judge, name: str) -> None:
+    grammar = tool_grammar([ToolSpec(name, CITY, is_strict=True)], JSON, is_required=False, is_parallel=True)
+    assert grammar is not None
+    plain, ascii_only = json.dumps(name, ensure_ascii=False), json.dumps(name)
+    in_numbers = '"' + "".join(f"\\u{ord(char):04x}" for char in name) + '"'
+    for key, spelt in (('"name"', plain), ('"name"', ascii_only), ('"name"', in_numbers), ('"n\\u0061me"', plain)):
+        text = f'{{{key}: {spelt}, "parameters": {WRONG}}}'
+        message = parse_whole(ChatParser(ToolFormat.JSON, None, [name]), text, was_cut=False)
+        assert bool(message.tool_calls) == (key == '"name"' and spelt in (plain, ascii_only))
+        assert not (message.tool_calls and judge.follows({}, grammar, text))
+    assert judge.follows({}, grammar, f'{{"name": {plain}, "parameters": {WEATHER}}}')
+
+
+def test_answer_that_is_json_but_no_call_is_free(judge: Judge) -> None:
+    assert judge.accepts(JSON, '{"name": "Ada", "city": "London"}', is_required=False)
+
+
+def test_tag_in_letters_does_not_get_past_a_tag_that_is_a_token(judge: Judge) -> None:
+    grammar = tool_grammar(TOOLS, HERMES_TOKENS, is_required=False, is_parallel=True)
+    assert grammar is not None
+    matcher = judge.matcher(HERMES_TOKENS.marker_ids, grammar)
+    letters = [token_id for char in "so <tool_call>" for token_id in judge.library.encode(char).ids]
+    assert matcher.consume_tokens(letters[:-1])
+    assert not matcher.consume_token(letters[-1])
+
+
+@pytest.mark.parametrize("marker_ids", [{}, ids_of("<think>", "</think>")], ids=["letters", "tokens"])
+def test_reasoning_stands_free_before_calls(judge: Judge, marker_ids: dict[str, int]) -> None:
+    call = f'{{"name": "weather", "parameters": {WEATHER}}}'
+    form = OutputForm(ToolFormat.JSON, marker_ids, ReasoningForm(ReasoningFormat.THINK, marker_ids))
+    assert judge.accepts(form, f'<think>\nIs it {{"name": "weather", 1}}?\n</think>\n\n{call}', is_required=True)
+    assert judge.accepts(form, call, is_required=True)
+    assert not judge.accepts(form, f"Is it? {call}", is_required=True)
+    inside = OutputForm(ToolFormat.JSON, marker_ids, ReasoningForm(ReasoningFormat.THINK, marker_ids, is_open=True))
+    assert judge.accepts(inside, f"Is it?\n</think>\n\n{call}", is_required=True)
+    assert not judge.accepts(inside, call, is_required=True)
+
+
+@pytest.mark.parametrize("marker_ids", [{}, ids_of("<think>", "</think>")], ids=["letters", "tokens"])
+def test_format_holds_for_what_follows_the_reasoning(judge: Judge, marker_ids: dict[str, int]) -> None:
+    """And only for that; the blanks of JSON are bounded as in a grammar without reasoning."""
+    schema = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(CITY))
+    either = after_reasoning(schema, ReasoningForm(ReasoningFormat.THINK, marker_ids))
+    inside = after_reasoning(schema, ReasoningForm(ReasoningFormat.THINK, marker_ids, is_open=True))
+    for thought in ("", "\n", "Is it 5? {} /\n[1]\n"):
+        assert judge.follows(marker_ids, either, f"<think>{thought}</think>\n\n{WEATHER}")
+        assert judge.follows(marker_ids, inside, f"{thought}</think>{WEATHER}")
+        assert not judge.follows(marker_ids, either, f"<think>{thought}</think>\n\n{WRONG}")
+        assert not judge.follows(marker_ids, inside, f"{thought}</think>Hm{WEATHER}")
+    assert judge.follows(marker_ids, either, WEATHER)
+    assert not judge.follows(marker_ids, inside, WEATHER)
+    assert not judge.follows(marker_ids, either, f"<think>{WEATHER}")
+    assert not judge.follows(marker_ids, either, f"<think>a</think>b</think>{WEATHER}")
+    assert not judge.follows(marker_ids, either, '{  "city": "Oslo"}')
+    assert not judge.follows(marker_ids, inside, "</think>{\n" + " " * 33 + '"city": "Oslo"}')
+    assert after_reasoning(schema, None) is schema
+
+
+@pytest.mark.parametrize(
+    ("expression", "match", "other"),
+    [
+        (r"\d+/[/\d]+", "12/3/4", "12/a"),
+        (r"a\/b", "a/b", r"a\/b"),
+        (r"a\\/b", r"a\/b", "a/b"),
+        ('a\nb|"', "a\nb", "a b"),
+        ("a\\\nb", "a\nb", "anb"),
+        ("", "", "a"),
+    ],
+)
+def test_expression_means_the_same_behind_reasoning(judge: Judge, expression: str, match: str, other: str) -> None:
+    """As it does alone."""
+    alone = llguidance.LLMatcher.grammar_from_regex(expression)
+    vocabulary = llguidance.LLTokenizer(judge.library.to_str(), eos_token=[END_ID])
+    for text, matches in ((match, True), (other, False)):
+        matcher = llguidance.LLMatcher(vocabulary, alone, log_level=0)
+        assert (matcher.consume_tokens(judge.library.encode(text).ids) and matcher.is_accepting()) is matches
+        grammar = after_reasoning(Grammar(GrammarKind.REGEX, expression), ReasoningForm(ReasoningFormat.THINK, {}))
+        assert judge.follows({}, grammar, text) is matches
+        assert judge.follows({}, grammar, f"<think>so /</think>{text}") is matches
+
+
+def test_closing_tag_in_letters_ends_no_reasoning_that_ends_with_a_token(judge: Judge) -> None:
+    marker_ids = ids_of("<think>", "</think>")
+    form = ReasoningForm(ReasoningFormat.THINK, marker_ids, is_open=True)
+    matcher = judge.matcher(marker_ids, after_reasoning(Grammar(GrammarKind.REGEX, "a"), form))
+    letters = [token_id for char in "so </think>" for token_id in judge.library.encode(char).ids]
+    assert matcher.consume_tokens(letters[:-1])
+    assert not matcher.consume_token(letters[-1])
+
+
+def test_request_does_not_set_the_options_of_its_schema(judge: Judge) -> None:
+    schema = {"type": "object", "x-guidance": {"whitespace_pattern": "[ ]*"}}
+    form = ReasoningForm(ReasoningFormat.THINK, {})
+    grammar = after_reasoning(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)), form)
+    assert judge.follows({}, grammar, '{"a": 1}')
+    assert not judge.follows({}, grammar, '{   "a": 1}')
+    assert not judge.accepts(JSON, '{"name": "say", "parameters": {   "a": 1}}', is_required=True)
+
+
+def test_nothing_is_enforced_without_need() -> None:
+    free = [ToolSpec("say"), ToolSpec("weather", CITY)]
+    assert tool_grammar(free, JSON, is_required=False, is_parallel=True) is None
+    assert tool_grammar([], JSON, is_required=True, is_parallel=True) is None
+
+
+def test_arguments_must_be_an_object() -> None:
+    with pytest.raises(ValidationFailed, match=r"`sum`.*'array'"):
+        tool_grammar([ToolSpec("sum", {"type": "array"})], JSON, is_required=True, is_parallel=True)
+
+
+def test_names_with_quotes_and_signs_stay_themselves(judge: Judge) -> None:
+    name = 'a"b/c.*\\'
+    for is_required in (True, False):
+        grammar = tool_grammar([ToolSpec(name, None, True)], JSON, is_required=is_required, is_parallel=False)
+        assert grammar is not None
+        matcher = judge.matcher({}, grammar)
+        text = json.dumps({"name": name, "parameters": {}})
+        assert matcher.consume_tokens(judge.library.encode(text).ids), matcher.get_error()
+        assert matcher.is_accepting()

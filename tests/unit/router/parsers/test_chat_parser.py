@@ -1,0 +1,283 @@
+"""Every output gives its message, however it is cut into pieces; a cut one gives no half tag; time is linear."""
+
+import itertools
+import random
+import re
+from collections.abc import Sequence
+
+import pytest
+from textmill_router.parsers.chat_parser import ChatParser, parse_whole
+from textmill_router.parsers.deltas import (
+    ContentText,
+    Delta,
+    ParsedMessage,
+    ReasoningText,
+    ToolArguments,
+    ToolCall,
+    ToolCallStart,
+    collect,
+)
+from textmill_router.parsers.formats import ReasoningFormat, ToolFormat, markers_of
+
+from tests.fakes.chat_outputs import ALL, TOOL_NAMES, Output
+
+NUM_RANDOM_SPLITS = 200
+ADVERSARIAL_CHARACTERS = 1_000_000
+MAX_STEPS_A_CHARACTER = 6  # two readers; each looks at a character and may look again, at it and behind a piece
+
+Case = tuple[ToolFormat, ReasoningFormat | None, Output]
+each_output = pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case[0].value}-{case[2].text[:40]!r}")
+
+
+def new_parser(case: Case) -> ChatParser:
+    counter = itertools.count()
+    tools, reasoning, output = case
+    return ChatParser(
+        tools, reasoning, TOOL_NAMES, is_reasoning=output.is_reasoning, new_id=lambda: f"call_{next(counter)}"
+    )
+
+
+def parse_pieces(case: Case, pieces: Sequence[str], was_cut: bool = False) -> ParsedMessage:
+    parser = new_parser(case)
+    deltas: list[Delta] = []
+    for piece in pieces:
+        deltas += parser.push(piece)
+    return collect(deltas + parser.finish(was_cut))
+
+
+def shown(message: ParsedMessage) -> tuple[str, str]:
+    """Texts without the spaces at their end, which may wait for what follows."""
+    return (message.content or "").rstrip(), (message.reasoning_content or "").rstrip()
+
+
+def wanted(output: Output) -> ParsedMessage:
+    calls = [ToolCall(f"call_{index}", name, text) for index, (name, text) in enumerate(output.calls)]
+    return ParsedMessage(output.content, output.reasoning, tuple(calls))
+
+
+@each_output
+def test_whole_output_gives_its_message(case: Case) -> None:
+    assert parse_whole(new_parser(case), case[2].text, was_cut=False) == wanted(case[2])
+
+
+@each_output
+def test_pieces_of_any_size_give_the_same_message(case: Case) -> None:
+    text = case[2].text
+    message = wanted(case[2])
+    assert parse_pieces(case, list(text)) == message
+    for cut in range(len(text) + 1):
+        assert parse_pieces(case, [text[:cut], text[cut:]]) == message, cut
+    random_source = random.Random(7)
+    for _ in range(NUM_RANDOM_SPLITS):
+        num_cuts = random_source.randint(1, max(1, len(text) // 3))
+        cuts = sorted(random_source.choices(range(len(text) + 1), k=num_cuts))
+        pieces = [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
+        assert parse_pieces(case, pieces) == message, cuts
+
+
+@each_output
+def test_output_cut_anywhere_shows_no_half_tag(case: Case) -> None:
+    tools, reasoning, output = case
+    for cut in range(len(output.text)):
+        text = output.text[:cut]
+        message = parse_pieces(case, [text], was_cut=True)
+        assert parse_pieces(case, list(text), was_cut=True) == message, text
+        markers = markers_of(tools, reasoning)
+        if reasoning is not None and message.reasoning_content and not message.content:
+            markers = frozenset({reasoning.tags.closing})  # inside the reasoning all others are text
+        halves = [marker[:size] for marker in markers for size in range(1, len(marker)) if text.endswith(marker[:size])]
+        before = text.removesuffix(max(halves, key=len, default=""))
+        assert shown(message) in [shown(parse_pieces(case, [before], was_cut)) for was_cut in (True, False)], text
+        # What has been shown before the end is never taken back.
+        whole = wanted(output)
+        assert (whole.reasoning_content or "").startswith((message.reasoning_content or "").rstrip()), text
+        assert len(message.tool_calls) <= len(whole.tool_calls), text
+        for call, whole_call in zip(message.tool_calls, whole.tool_calls, strict=False):
+            assert (call.id, call.name) == (whole_call.id, whole_call.name)
+            assert whole_call.arguments.startswith(call.arguments), text
+
+
+@each_output
+def test_output_that_ends_by_itself_anywhere_loses_nothing(case: Case) -> None:
+    """All letters and digits of the text are in the message, but for the call's own keys, tags and ids."""
+    output = case[2]
+    if output.calls or output.reasoning or case[1] is not None:
+        return
+    for cut in range(len(output.text)):
+        message = parse_pieces(case, [output.text[:cut]])
+        if not message.tool_calls:
+            assert (message.content or "") == output.text[:cut]
+
+
+@each_output
+def test_deltas_come_in_order_and_are_never_empty(case: Case) -> None:
+    parser = new_parser(case)
+    deltas: list[Delta] = []
+    for char in case[2].text:
+        deltas += parser.push(char)
+    deltas += parser.finish(was_cut=False)
+    num_calls = 0
+    for delta in deltas:
+        match delta:
+            case ToolCallStart(index):
+                assert index == num_calls
+                num_calls += 1
+            case ToolArguments(index, text):
+                assert index == num_calls - 1
+                assert text
+            case ContentText(text) | ReasoningText(text):
+                assert text
+
+
+def test_arguments_are_streamed_as_they_come() -> None:
+    parser = ChatParser(ToolFormat.HERMES, None, TOOL_NAMES, new_id=lambda: "call_x")
+    assert parser.push('<tool_call>{"name": "say", "arguments"') == []
+    assert parser.push(': {"te') == [ToolCallStart(0, "call_x", "say"), ToolArguments(0, '{"te')]
+    assert parser.push('xt": "<') == [ToolArguments(0, 'xt": "<')]
+    assert parser.push('/tool_call>"') == [ToolArguments(0, '/tool_call>"')]
+    assert parser.push("}}</tool") == [ToolArguments(0, "}")]
+    assert parser.finish(was_cut=True) == []
+
+
+def test_text_is_held_back_only_while_it_may_be_a_tag() -> None:
+    parser = ChatParser(ToolFormat.HERMES, ReasoningFormat.THINK, TOOL_NAMES)
+    assert parser.push("<thi") == []
+    assert parser.push("s") == [ContentText("<this")]
+    assert parser.push(" is") == [ContentText(" is")]
+    assert parser.push(" ") == []
+    assert parser.push("a <to") == [ContentText(" a")]
+    assert parser.push("y>") == [ContentText(" <toy>")]
+
+
+def test_without_tools_and_reasoning_text_passes_through() -> None:
+    parser = ChatParser(None, None)
+    text = ' <think>a</think> <tool_call>{"name": "add"}</tool_call> [TOOL_CALLS]'
+    assert parser.push(text) == [ContentText(text)]
+    assert parser.push("") == []
+    assert parser.finish(was_cut=True) == []
+
+
+@pytest.mark.parametrize("text", ["<", "a <tool_cal", "<tool_call", '<tool_call>{"na', "<thi", "<think>x</thin"])
+def test_end_of_its_own_keeps_what_a_cut_drops(text: str) -> None:
+    case = (ToolFormat.HERMES, ReasoningFormat.THINK, Output(""))
+    ended = parse_pieces(case, [text])
+    assert (ended.reasoning_content or "") + (ended.content or "") == text.removeprefix("<think>")
+    cut = parse_pieces(case, [text], was_cut=True)
+    assert (cut.reasoning_content or cut.content or "") in ("", "a", "x")
+
+
+@pytest.mark.parametrize(
+    ("tools", "form"),
+    [
+        (ToolFormat.MISTRAL, "[TOOL_CALLS]{}{{}}"),
+        (ToolFormat.HERMES, '<tool_call>{{"name": "{}", "arguments": {{}}}}</tool_call>'),
+        (ToolFormat.HERMES, '<tool_call>{{"{}": 1, "name": "add", "arguments": {{}}}}</tool_call>'),
+    ],
+)
+def test_names_and_keys_longer_than_any_are_text(tools: ToolFormat, form: str) -> None:
+    """So that what is held back stays small."""
+    for num_characters, is_call in ((60, True), (300, False)):
+        text = form.format("a" * num_characters)
+        message = parse_whole(ChatParser(tools, None, TOOL_NAMES), text, was_cut=False)
+        assert bool(message.tool_calls) is is_call
+        assert (message.content == text) is not is_call
+
+
+@pytest.mark.parametrize(
+    ("tools", "text", "is_in_call"),
+    [
+        (ToolFormat.MISTRAL, '[TOOL_CALLS]add{"a": 1', True),
+        (ToolFormat.MISTRAL, '[TOOL_CALLS]add{"a": 1}', False),
+        (ToolFormat.MISTRAL, "[TOOL_CALLS]add", False),
+        (ToolFormat.HERMES, '<tool_call>{"name": "add", "arguments": {', True),
+        (ToolFormat.HERMES, '<tool_call>{"name": "add", "argu', False),
+        (ToolFormat.HERMES, '<tool_call>{"name": "add", "arguments": {}}', False),
+        (None, '{"name": "add", "arguments": {', False),
+    ],
+)
+def test_parser_tells_whether_a_call_has_begun_and_not_ended(
+    tools: ToolFormat | None, text: str, is_in_call: bool
+) -> None:
+    parser = ChatParser(tools, None, TOOL_NAMES)
+    parser.push(text)
+    parser.finish(was_cut=True)
+    assert parser.is_in_call is is_in_call
+
+
+def test_whole_tag_that_closes_nothing_is_text_in_a_cut_answer_too() -> None:
+    for case in ((ToolFormat.HERMES, None, Output("")), (ToolFormat.HERMES, ReasoningFormat.THINK, Output(""))):
+        assert parse_pieces(case, ["a </tool_call>"], was_cut=True).content == "a </tool_call>"
+    for tag in ("<think>", "</think>"):
+        assert parse_pieces(case, [f"a {tag}"], was_cut=True).content == f"a {tag}"
+
+
+@pytest.mark.parametrize("tools", ToolFormat, ids=lambda tools: tools.value)
+def test_ids_are_unique_and_fit_their_format(tools: ToolFormat) -> None:
+    text = "[TOOL_CALLS]say{}" if tools is ToolFormat.MISTRAL else '{"name": "say"}\n'
+    if tools is ToolFormat.HERMES:
+        text = f"<tool_call>{text}</tool_call>"
+    messages = [parse_whole(ChatParser(tools, None, TOOL_NAMES), text * 3, was_cut=False) for _ in range(50)]
+    ids = [call.id for message in messages for call in message.tool_calls]
+    assert len(ids) == len(set(ids)) == 150
+    # Mistral's published templates refuse ids that are not nine letters and digits.
+    pattern = r"[0-9a-zA-Z]{9}" if tools is ToolFormat.MISTRAL else r"call_[0-9a-f]{24}"
+    assert all(re.fullmatch(pattern, call_id) for call_id in ids)
+
+
+ADVERSARIAL = [
+    "<",
+    "<tool_call",
+    "<tool_call>",
+    '<tool_call>{"name": ',
+    '<tool_call>{"name": "add", "arguments": {"a": ',
+    '<tool_call>{"name": "add", "arguments": {<</tool_cal',
+    "<think>",
+    "</think",
+    "[TOOL_CALLS]",
+    "[TOOL_CALLS]a[",
+    "[TOOL_CALLS][{",
+    "[TOOL_CALLS]add[CALL_ID]a[ARGS]",
+    "[TOOL_CALLS]a{[",
+    "<|python_tag|>{",
+    '{"name": "add", ',
+    '{"name":"add","arguments":{',
+    "[[{",
+    "{",
+    '{"',
+    "\\",
+    '"\\',
+    " ",
+    " \n;}",
+    "[ ",
+    '[{"name": "add"}, ',
+    "{\"name\": \"add\", \"arguments\": \"{\\\"a",
+    "\N{GRINNING FACE}<",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", ADVERSARIAL, ids=repr)
+@pytest.mark.parametrize("tools", ToolFormat, ids=lambda tools: tools.value)
+def test_adversarial_text_takes_steps_in_proportion_to_its_length(tools: ToolFormat, unit: str) -> None:
+    size = 20_000
+    # The reader of reasoning hands its text on in pieces; without it the other one gets the whole.
+    for piece_size, reasoning in ((1, ReasoningFormat.THINK), (7, None), (size, ReasoningFormat.THINK), (size, None)):
+        parser = ChatParser(tools, reasoning, TOOL_NAMES)
+        text = (unit * (size // len(unit) + 1))[:size]
+        for start in range(0, size, piece_size):
+            parser.push(text[start : start + piece_size])
+        parser.finish(was_cut=False)
+        assert parser.num_steps <= MAX_STEPS_A_CHARACTER * size
+
+
+@pytest.mark.parametrize("tools", ToolFormat, ids=lambda tools: tools.value)
+def test_a_megabyte_of_mixed_adversarial_text_takes_steps_in_proportion(tools: ToolFormat) -> None:
+    random_source = random.Random(11)
+    units: list[str] = []
+    while sum(map(len, units)) < ADVERSARIAL_CHARACTERS:
+        units.append(random_source.choice(ADVERSARIAL) * random_source.randint(1, 5000))
+    text = "".join(units)[:ADVERSARIAL_CHARACTERS]
+    parser = ChatParser(tools, ReasoningFormat.THINK, TOOL_NAMES)
+    for start in range(0, len(text), 5):
+        parser.push(text[start : start + 5])
+    parser.finish(was_cut=False)
+    assert parser.num_steps <= MAX_STEPS_A_CHARACTER * len(text)

@@ -1,0 +1,66 @@
+"""Which format a template teaches; what is shown; where the answer begins."""
+
+import pytest
+from textmill_router.parsers.formats import (
+    ReasoningFormat,
+    ToolFormat,
+    markers_of,
+    reasoning_format_of,
+    starts_in_reasoning,
+    takes_tools,
+    tool_format_of,
+)
+
+# The parts of published templates that tell the format.
+QWEN = "{%- if tools %}<tools>...</tools> ... <tool_call></tool_call> ... {{- '<think>\\n\\n</think>\\n\\n' }}"
+LLAMA = "{%- if builtin_tools is defined or tools is not none %}<|start_header_id|>ipython ... tools"
+LLAMA_31 = '<|start_header_id|> "<|python_tag|>" + tool_call.name + ".call("'
+MISTRAL = '{%- if tools is not none %}[AVAILABLE_TOOLS]{% endif %} "[TOOL_CALLS] ["'
+PLAIN_LLAMA = "{% for message in messages %}<|start_header_id|>{{ message.role }}{% endfor %}"
+ZEPHYR = "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "tools"),
+    [
+        (QWEN, ToolFormat.HERMES),
+        (LLAMA, ToolFormat.LLAMA3_JSON),
+        (LLAMA_31, ToolFormat.LLAMA3_JSON),
+        (MISTRAL, ToolFormat.MISTRAL),
+        (PLAIN_LLAMA, ToolFormat.JSON),
+        (ZEPHYR, ToolFormat.JSON),
+    ],
+)
+def test_template_tells_the_format_of_calls(template: str, tools: ToolFormat) -> None:
+    assert tool_format_of(template) is tools
+
+
+def test_template_tells_the_format_of_reasoning() -> None:
+    assert reasoning_format_of(QWEN) is ReasoningFormat.THINK
+    assert reasoning_format_of("[THINK]{{ chunk.thinking }}[/THINK]") is ReasoningFormat.MISTRAL
+    assert reasoning_format_of(LLAMA) is None
+
+
+def test_template_takes_tools_if_it_speaks_of_them() -> None:
+    assert takes_tools(QWEN)
+    assert takes_tools(LLAMA)
+    assert not takes_tools(ZEPHYR)
+    assert not takes_tools("{{ my_toolset }}")
+
+
+def test_prompt_that_opened_the_reasoning_starts_in_it() -> None:
+    assert starts_in_reasoning("<|im_start|>assistant\n<think>\n", ReasoningFormat.THINK)
+    assert not starts_in_reasoning("<|im_start|>assistant\n<think>\n\n</think>\n\n", ReasoningFormat.THINK)
+    assert not starts_in_reasoning("<|im_start|>assistant\n<think>\n", None)
+    assert not starts_in_reasoning("<|im_start|>assistant\n", ReasoningFormat.THINK)
+
+
+def test_markers_are_those_of_both_formats() -> None:
+    assert markers_of(None, None) == frozenset()
+    assert markers_of(ToolFormat.MISTRAL, ReasoningFormat.MISTRAL) == {
+        "[TOOL_CALLS]",
+        "[CALL_ID]",
+        "[ARGS]",
+        "[THINK]",
+        "[/THINK]",
+    }

@@ -1,0 +1,176 @@
+from hashlib import blake2b
+
+from textmill_router.request import GenerationRequest, RequestId, token_array
+from textmill_router.scheduler.prefix_cache import PrefixCache, block_hash, root_hash
+from textmill_router.scheduler.request_state import RequestState
+
+
+def make_state(ids: list[int], *, outputs: list[int] | None = None, salt: bytes = b"") -> RequestState:
+    request = GenerationRequest(
+        request_id=RequestId(1), prompt_ids=token_array(ids), max_new_tokens=8, arrival_s=0.0, cache_salt=salt
+    )
+    state = RequestState(request)
+    for token in outputs or []:
+        state.output_ids.append(token)
+        state.num_tokens += 1
+    return state
+
+
+def make_cache(num_blocks: int = 8) -> PrefixCache:
+    return PrefixCache(num_blocks=num_blocks, block_size=2)
+
+
+def compute(cache: PrefixCache, state: RequestState, num_computed: int) -> None:
+    """As if a result had shown so many tokens computed."""
+    missing = -(-num_computed // 2) - len(state.block_ids)
+    state.block_ids.extend(cache.pool.allocate(max(missing, 0)))
+    state.num_computed_tokens = num_computed
+    cache.index_computed(state)
+
+
+def test_rule_12_hashes_are_chained_blake2b_of_sixteen_bytes_over_salt_and_ids():
+    root = root_hash(b"tenant")
+    assert len(root) == 16
+    assert root != root_hash(b"")
+    ids = b"\x01\x00\x00\x00\x02\x00\x00\x00"
+    assert block_hash(root, ids) == blake2b(root + ids, digest_size=16).digest()
+    chain = make_cache().chain_of(make_state([1, 2, 1, 2], salt=b"tenant"), 2)
+    assert chain == [block_hash(root, ids), block_hash(block_hash(root, ids), ids)]
+
+
+def test_rule_12_a_chain_runs_through_prompt_and_output_as_one_row():
+    cache = make_cache()
+    whole = cache.chain_of(make_state([1, 2, 3, 4, 5, 6]), 3)
+    for cut in range(1, 6):
+        ids = [1, 2, 3, 4, 5, 6]
+        assert cache.chain_of(make_state(ids[:cut], outputs=ids[cut:]), 3) == whole
+
+
+def test_rule_12_a_prefix_computed_with_the_long_rotary_table_is_another_prefix():
+    cache = PrefixCache(num_blocks=8, block_size=2, rope_border=12)
+    at_border, beyond = make_state([1, 2, 3, 4]), make_state([1, 2, 3, 4, 5])  # 8 output tokens each
+    compute(cache, at_border, 4)
+    assert cache.lookup(beyond) == []
+    compute(cache, beyond, 4)
+    assert cache.lookup(make_state([1, 2, 3, 4, 5, 6])) == beyond.block_ids[:2]
+    assert cache.lookup(make_state([1, 2, 3])) == at_border.block_ids[:1]
+
+
+def test_rule_09_a_block_is_found_once_all_its_places_are_computed():
+    cache = make_cache()
+    writer, reader = make_state([1, 2, 3, 4, 5]), make_state([1, 2, 3, 4, 5])
+    compute(cache, writer, 3)
+    assert cache.lookup(reader) == writer.block_ids[:1]
+    compute(cache, writer, 4)
+    assert cache.lookup(reader) == writer.block_ids[:2]
+
+
+def test_rule_10_a_lookup_leaves_one_token():
+    cache = make_cache()
+    compute(cache, make_state([1, 2, 3, 4]), 4)
+    assert len(cache.lookup(make_state([1, 2, 3, 4]))) == 1
+    assert len(cache.lookup(make_state([1, 2, 3, 4, 5]))) == 2
+
+
+def test_rule_09_of_two_equal_blocks_the_second_stays_private():
+    cache = make_cache()
+    first, second = make_state([1, 2, 3]), make_state([1, 2, 3])
+    compute(cache, first, 2)
+    compute(cache, second, 2)
+    assert cache.lookup(make_state([1, 2, 3])) == first.block_ids
+    cache.pool.release(second.block_ids)
+    assert cache.pool.num_cached == 0
+
+
+def test_rule_11_two_blocks_in_writing_are_worth_waiting_for_and_one_is_not():
+    cache = make_cache()
+    writer = make_state([1, 2, 3, 4, 5])
+    cache.start_writing(writer)
+    waiting = make_state([1, 2, 3, 4, 5])
+    assert cache.lookup(waiting) == []
+    held_for = cache.hold_hash(waiting, 0)
+    assert held_for is not None
+    assert cache.is_being_written(held_for)
+    short = make_state([1, 2, 3, 4])  # could share one block only
+    cache.lookup(short)
+    assert cache.hold_hash(short, 0) is None
+    compute(cache, writer, 2)
+    assert cache.hold_hash(waiting, 1) is None
+    cache.stop_writing(writer)
+    assert not cache.is_being_written(held_for)
+
+
+def test_rule_19_forgotten_blocks_and_what_follows_them_are_not_found():
+    cache = make_cache()
+    bad = make_state([1, 2, 3, 4, 5])
+    compute(cache, bad, 4)
+    follower = make_state([1, 2, 3, 4, 5, 6, 7])
+    follower.num_indexed_blocks = 2
+    follower.block_ids = list(bad.block_ids)
+    cache.pool.share(bad.block_ids)
+    compute(cache, follower, 6)
+    assert len(cache.lookup(make_state([1, 2, 3, 4, 5, 6, 7]))) == 3
+    cache.forget(bad.chain[1:2])
+    assert len(cache) == 1
+    again = make_state([1, 2, 3, 4, 5, 6, 7])
+    compute(cache, again, 4)
+    assert len(cache.lookup(make_state([1, 2, 3, 4, 5, 6, 7]))) == 2
+    cache.pool.check([bad.block_ids, follower.block_ids, again.block_ids])
+
+
+def test_an_evicted_block_is_not_found():
+    cache = make_cache(num_blocks=2)
+    writer = make_state([1, 2, 3])
+    compute(cache, writer, 2)
+    cache.pool.release(writer.block_ids)
+    cache.pool.allocate(2)
+    assert cache.lookup(make_state([1, 2, 3])) == []
+    assert len(cache) == 0
+
+
+def test_a_cache_that_is_switched_off_finds_and_holds_nothing():
+    cache = PrefixCache(num_blocks=8, block_size=2, is_enabled=False)
+    writer = make_state([1, 2, 3, 4, 5])
+    cache.start_writing(writer)
+    compute(cache, writer, 4)
+    assert cache.lookup(make_state([1, 2, 3, 4, 5])) == []
+    assert cache.hold_hash(make_state([1, 2, 3, 4, 5]), 0) is None
+    assert len(cache) == 0
+
+
+def test_rule_11_nobody_waits_for_a_block_whose_parent_nobody_writes():
+    cache = make_cache()
+    writer = make_state([1, 2, 3, 4, 5])
+    cache.start_writing(writer)
+    compute(cache, writer, 2)
+    cache.forget(writer.chain[:1])
+    assert cache.is_being_written(writer.chain[1])
+    assert cache.hold_hash(make_state([1, 2, 3, 4, 5]), 0) is None
+
+
+def test_rule_11_the_writer_stays_known_when_one_who_writes_the_same_leaves():
+    cache = make_cache()
+    first, second = make_state([1, 2, 3, 4, 5]), make_state([1, 2, 3, 4, 5])
+    cache.start_writing(first)
+    cache.start_writing(second)
+    cache.stop_writing(second)
+    assert cache.is_being_written(first.chain[0])
+    cache.stop_writing(first)
+    assert not cache.is_being_written(first.chain[0])
+
+
+def test_a_lookup_that_finds_nothing_hashes_the_beginning_only():
+    state = make_state(list(range(1000)))
+    assert make_cache().lookup(state) == []
+    assert len(state.chain) == 16
+
+
+def test_rule_19_what_was_computed_after_a_bad_block_is_forgotten_to_the_last():
+    cache = make_cache()
+    bad = make_state([1, 2, 3, 4, 5, 6, 7])
+    compute(cache, bad, 6)
+    cache.forget(bad.chain[:1])
+    assert len(cache) == 0
+    healthy = make_state([1, 2, 3, 4])
+    compute(cache, healthy, 4)
+    assert cache.lookup(make_state([1, 2, 3, 4, 5, 6, 7])) == healthy.block_ids

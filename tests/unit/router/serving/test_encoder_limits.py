@@ -1,0 +1,79 @@
+"""Token limits of a model whose encoder reads the prompt and whose decoder has positions of its own."""
+
+from typing import Any
+
+import pytest
+from textmill_proto.v1 import shard_pb2
+from textmill_router.engine.wire import facts_from_proto
+from textmill_router.serving.service import resolve_limits
+from textmill_router.serving.validation import Limits
+from textmill_router.settings import Settings, SettingsError
+
+
+class Pool:
+    """Stands in for the engine: a KV cache of so many tokens."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+
+    def can_ever_fit(self, num_tokens: int) -> bool:
+        return num_tokens <= self._num_tokens
+
+
+def limits(settings: dict[str, Any] | None = None, *, pool: int = 400, **info: Any) -> Limits:
+    """Of a pool of 16-token blocks, steps of 100 tokens, 8 slots, a decoder that begins with two tokens."""
+    facts = facts_from_proto(
+        shard_pb2.ShardInfo(
+            **{
+                "block_size": 16,
+                "num_blocks": 100,
+                "num_slots": 8,
+                "max_step_tokens": 100,
+                "decoder_prompt_ids": [1, 2],
+                **info,
+            }
+        )
+    )
+    chosen = Settings(model_dir="m", model_id="m", shard_uds_path="s", **(settings or {}))
+    return resolve_limits(chosen, facts, Pool(pool))  # type: ignore[arg-type]
+
+
+def test_a_prompt_fits_one_step_beside_a_token_of_every_slot() -> None:
+    found = limits()
+    assert (found.max_input_tokens, found.max_total_tokens, found.max_output_tokens) == (92, 398, None)
+    assert "one step" in found.input_limit
+    assert limits({"max_batch_prefill_tokens": 50}).max_input_tokens == 50
+
+
+def test_positions_bound_prompt_and_output_apart() -> None:
+    found = limits(max_encoder_tokens=40, max_model_tokens=30)
+    assert (found.max_input_tokens, found.max_total_tokens, found.max_output_tokens) == (40, 68, 28)
+    assert "positions of the encoder" in found.input_limit
+
+
+def test_a_small_pool_bounds_both_together() -> None:
+    found = limits(pool=34, max_encoder_tokens=40, max_model_tokens=30)
+    assert (found.max_input_tokens, found.max_total_tokens, found.max_output_tokens) == (31, 32, 28)
+
+
+def test_what_the_operator_asks_for_counts_when_it_is_possible() -> None:
+    found = limits({"max_input_tokens": 20, "max_total_tokens": 60})
+    assert (found.max_input_tokens, found.max_total_tokens, found.input_limit) == (20, 60, "--max-input-tokens")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_input_tokens": 93}, "--max-input-tokens is 93, wanted at most 92 .*one step"),
+        ({"max_total_tokens": 69}, "--max-total-tokens is 69, wanted at most 68: .*positions end at 68"),
+    ],
+)
+def test_what_is_not_possible_stops_the_start(settings: dict[str, Any], words: str) -> None:
+    positions = {"max_encoder_tokens": 40, "max_model_tokens": 30} if "max_total_tokens" in settings else {}
+    with pytest.raises(SettingsError, match=words):
+        limits(settings, **positions)
+
+
+def test_slots_that_fill_a_step_leave_no_room_for_a_prompt() -> None:
+    with pytest.raises(SettingsError, match="no room for a prompt"):
+        limits(num_slots=100)

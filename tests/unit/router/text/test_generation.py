@@ -1,0 +1,279 @@
+"""From outputs of the scheduler to text, events and result; the engine is played by hand."""
+
+import asyncio
+import math
+from array import array
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from textmill_router.engine.engine_loop import OutputSink
+from textmill_router.request import (
+    Failure,
+    FailureCode,
+    FinishReason,
+    GenerationRequest,
+    PromptLogprobs,
+    RequestId,
+    RequestOutput,
+    TopTokens,
+)
+from textmill_router.text.generation import Generation, GenerationFailed, TextOptions, TokenEvent, start_generation
+from textmill_router.text.tokenization import Tokenizer
+
+from tests.fakes.byte_tokenizer import BEGIN_ID, END, END_ID, write_byte_tokenizer
+
+
+class HandEngine:
+    """Remembers what a generation asks of the engine."""
+
+    def __init__(self) -> None:
+        self.submitted: list[GenerationRequest] = []
+        self.cancelled: list[RequestId] = []
+
+    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
+        self.submitted.append(request)
+
+    def cancel(self, request_id: RequestId) -> None:
+        self.cancelled.append(request_id)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder: Path = tmp_path_factory.mktemp("model")
+    return Tokenizer.load(write_byte_tokenizer(folder, merges=[(b"a", b"b"), (b"ab", b"c")]))
+
+
+def make_request(**changes: object) -> GenerationRequest:
+    values = {"request_id": RequestId(7), "prompt_ids": array("I", [BEGIN_ID, 65, 66]), "max_new_tokens": 100}
+    return GenerationRequest(**(values | {"arrival_s": 1.0} | changes))  # type: ignore[arg-type]
+
+
+def run_with(
+    tokenizer: Tokenizer,
+    options: TextOptions,
+    body: Callable[[HandEngine, Generation], Awaitable[None]],
+    **changes: object,
+) -> HandEngine:
+    engine = HandEngine()
+
+    async def main() -> None:
+        async with start_generation(engine, tokenizer, make_request(**changes), options) as generation:
+            await body(engine, generation)
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+    return engine
+
+
+def push(generation: Generation, *ids: int, finish: FinishReason | None = None) -> None:
+    """One step per id; the last one may finish."""
+    for number, token_id in enumerate(ids, 1):
+        last = finish if number == len(ids) else None
+        generation.on_output(RequestOutput(RequestId(7), tokens=(token_id,), finish=last))
+
+
+def test_events_carry_text_of_tokens_and_the_last_one_the_result(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, 104, *"é".encode(), END_ID, finish=FinishReason.EOS)
+        events = await generation.next_events()
+        assert [(e.index, e.id, e.text, e.is_special, e.released_text) for e in events] == [
+            (1, 104, "h", False, "h"),
+            (2, 0xC3, "", False, ""),
+            (3, 0xA9, "é", False, "é"),
+            (4, END_ID, END, True, ""),
+        ]
+        assert [e.result is None for e in events] == [True, True, True, False]
+        result = await generation.result()
+        assert result is events[-1].result
+        assert (result.text, result.finish_reason) == ("hé", FinishReason.EOS)
+        assert (result.num_prompt_tokens, result.num_output_tokens) == (3, 4)
+        assert result.tokens == events
+
+    engine = run_with(tokenizer, TextOptions(), body)
+    assert engine.cancelled == []
+
+
+def test_reader_that_waits_is_woken_and_gets_all_tokens_since(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        reader = asyncio.create_task(generation.next_events())
+        await asyncio.sleep(0)
+        push(generation, 97, 98)
+        assert [e.text for e in await reader] == ["a", "b"]
+        push(generation, 99)
+        assert [e.text for e in await generation.next_events()] == ["c"]
+
+    run_with(tokenizer, TextOptions(), body)
+
+
+@pytest.mark.parametrize(("keep", "text"), [(True, "one ab"), (False, "one ")])
+def test_stop_string_inside_a_token_ends_the_request(tokenizer: Tokenizer, keep: bool, text: str) -> None:
+    abc = tokenizer.token_to_id("abc")
+    assert abc is not None
+
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, *b"one ", abc)
+        assert engine.cancelled == [RequestId(7)]
+        events = await generation.next_events()
+        assert events[-1].text == "abc"  # a token keeps its whole text
+        assert "".join(e.released_text for e in events) == text
+        result = await generation.result()
+        assert (result.text, result.finish_reason) == (text, FinishReason.STOP_STRING)
+        assert result.num_output_tokens == 5
+
+    engine = run_with(tokenizer, TextOptions(stop_strings=("ab",), keep_stop_match=keep), body)
+    assert engine.cancelled == [RequestId(7)]
+
+
+def test_tokens_after_a_stop_string_in_the_same_output_do_not_count(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        output = RequestOutput(RequestId(7), tokens=(120, 46, 121), finish=FinishReason.LENGTH)
+        generation.on_output(output)
+        result = await generation.result()
+        assert (result.text, result.num_output_tokens) == ("x.", 2)
+        assert result.finish_reason is FinishReason.STOP_STRING
+
+    run_with(tokenizer, TextOptions(stop_strings=(".",)), body)
+
+
+def test_held_text_and_incomplete_character_come_with_the_last_event(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, *b"xE", 0xC3, finish=FinishReason.LENGTH)
+        events = await generation.next_events()
+        assert [e.released_text for e in events] == ["x", "", "E\ufffd"]
+        assert (await generation.result()).text == "xE\ufffd"
+
+    run_with(tokenizer, TextOptions(stop_strings=("END",), keep_stop_match=False), body)
+
+
+def test_held_text_comes_with_a_last_token_that_has_none(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, *b"xEN", END_ID, finish=FinishReason.EOS)
+        events = await generation.next_events()
+        assert [e.released_text for e in events] == ["x", "", "", "EN"]
+        assert (await generation.result()).text == "xEN"
+
+    run_with(tokenizer, TextOptions(stop_strings=("END",), keep_stop_match=False), body)
+
+
+def test_stop_string_on_the_last_allowed_token_wins_over_length(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, *b"x.", finish=FinishReason.LENGTH)
+        assert (await generation.result()).finish_reason is FinishReason.STOP_STRING
+        assert engine.cancelled == []  # it has ended in the shard already
+
+    run_with(tokenizer, TextOptions(stop_strings=(".",)), body)
+
+
+def test_stop_id_is_no_text_though_its_token_is_not_special(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, 104, 0xC3, 65, finish=FinishReason.STOP_ID)
+        events = await generation.next_events()
+        assert [(e.text, e.released_text) for e in events] == [("h", "h"), ("", ""), ("\ufffd", "\ufffd")]
+        assert (await generation.result()).text == "h\ufffd"
+
+    run_with(tokenizer, TextOptions(), body)
+
+
+def test_result_without_details_keeps_no_tokens(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        reader = asyncio.create_task(generation.result())
+        await asyncio.sleep(0)
+        push(generation, *b"abc", finish=FinishReason.LENGTH)
+        result = await reader
+        assert (result.text, result.num_output_tokens, result.tokens) == ("abc", 3, [])
+        with pytest.raises(AssertionError):  # no events were made
+            await generation.next_events()
+
+    run_with(tokenizer, TextOptions(keep_tokens=False), body)
+
+
+def test_logprobs_top_tokens_and_prompt_tokens(tokenizer: Tokenizer) -> None:
+    def top(*ids: int) -> TopTokens:
+        return TopTokens(array("I", ids), array("f", [-float(i) for i in range(len(ids))]))
+
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        first = PromptLogprobs(1, array("f", [-0.25]), (top(65, END_ID),))
+        generation.on_output(RequestOutput(RequestId(7), prompt_logprobs=first))
+        last = RequestOutput(
+            RequestId(7),
+            tokens=(97,),
+            logprobs=(-0.5,),
+            top_tokens=(top(97, 98),),
+            prompt_logprobs=PromptLogprobs(2, array("f", [-0.75]), (top(66),)),
+            finish=FinishReason.LENGTH,
+            num_cached_tokens=16,
+            admitted_s=3.0,
+        )
+        generation.on_output(last)
+        result = await generation.result()
+        (event,) = result.tokens
+        assert event.logprob == -0.5
+        assert [(t.id, t.text, t.logprob, t.is_special) for t in event.top_tokens] == [
+            (97, "a", 0.0, False),
+            (98, "b", -1.0, False),
+        ]
+        assert [(p.id, p.text, p.logprob) for p in result.prompt_tokens] == [
+            (BEGIN_ID, "<|begin|>", None),
+            (65, "A", -0.25),
+            (66, "B", -0.75),
+        ]
+        assert [t.text for t in result.prompt_tokens[1].top_tokens] == ["A", END]
+        assert (result.num_cached_tokens, result.queue_s) == (16, 2.0)
+
+    run_with(tokenizer, TextOptions(), body, wants_logprobs=True, top_n_tokens=2, wants_prompt_logprobs=True)
+
+
+def test_logprob_that_nobody_asked_for_is_nan(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, 97)
+        (event,) = await generation.next_events()
+        assert math.isnan(event.logprob)
+
+    run_with(tokenizer, TextOptions(), body)
+
+
+def test_failure_comes_after_the_tokens_before_it(tokenizer: Tokenizer) -> None:
+    failure = Failure(FailureCode.NOT_FINITE, "logits are not finite")
+
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, 97)
+        generation.on_output(RequestOutput(RequestId(7), failure=failure))
+        assert [e.text for e in await generation.next_events()] == ["a"]
+        for wait in (generation.next_events, generation.result):
+            with pytest.raises(GenerationFailed, match="not finite") as caught:
+                await wait()
+            assert caught.value.failure is failure
+
+    engine = run_with(tokenizer, TextOptions(), body)
+    assert engine.cancelled == []
+
+
+def test_failure_wakes_a_waiting_reader(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        reader: asyncio.Task[list[TokenEvent]] = asyncio.create_task(generation.next_events())
+        await asyncio.sleep(0)
+        generation.on_output(RequestOutput(RequestId(7), failure=Failure(FailureCode.SHUTDOWN, "stopping")))
+        with pytest.raises(GenerationFailed):
+            await reader
+
+    run_with(tokenizer, TextOptions(), body)
+
+
+def test_leaving_the_context_cancels_what_still_runs(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, 97)
+
+    assert run_with(tokenizer, TextOptions(), body).cancelled == [RequestId(7)]
+
+
+def test_shown_special_token_stands_in_the_text_after_a_broken_character(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, 0xC3, END_ID, 65, finish=FinishReason.LENGTH)
+        events = await generation.next_events()
+        assert [event.released_text for event in events] == ["", "\N{REPLACEMENT CHARACTER}" + END, "A"]
+        assert events[-1].result is not None
+        assert events[-1].result.text == "\N{REPLACEMENT CHARACTER}" + END + "A"
+
+    shown = tokenizer.special_ids_of({END, "no token"})
+    assert shown == {END_ID}
+    run_with(tokenizer, TextOptions(shown_specials=shown), body)

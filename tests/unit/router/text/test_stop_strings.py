@@ -1,0 +1,69 @@
+"""Stop strings against a formula on the whole text: the first end of any match, whatever the pieces."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from textmill_router.text.stop_strings import StopStrings
+
+
+def feed(stops: StopStrings, pieces: list[str]) -> list[str]:
+    """What each piece releases, until a match; then the flush."""
+    released = []
+    for piece in pieces:
+        released.append(stops.push(piece))
+        if stops.is_matched:
+            return released
+    return [*released, stops.flush()]
+
+
+def expected_text(text: str, stops: tuple[str, ...], keep_match: bool) -> str:
+    """Character by character: the first moment at which the text ends with a stop string, the longest of them."""
+    for end in range(1, len(text) + 1):
+        matches = [stop for stop in stops if text[:end].endswith(stop)]
+        if matches:
+            return text[:end] if keep_match else text[: end - max(map(len, matches))]
+    return text
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.text("abc", max_size=4), max_size=12),
+    st.lists(st.text("abc", min_size=1, max_size=5), min_size=1, max_size=4),
+    st.booleans(),
+)
+def test_text_does_not_depend_on_the_cut_into_tokens(pieces: list[str], stops: list[str], keep_match: bool) -> None:
+    found = "".join(feed(StopStrings(stops, keep_match), pieces))
+    assert found == expected_text("".join(pieces), tuple(stops), keep_match)
+
+
+@pytest.mark.parametrize(("keep_match", "text"), [(True, "one STOP"), (False, "one ")])
+def test_match_inside_a_token(keep_match: bool, text: str) -> None:
+    stops = StopStrings(("STOP",), keep_match)
+    assert feed(stops, ["one ", "STOPPED"]) == ["one ", text[4:]]
+    assert stops.is_matched
+
+
+@pytest.mark.parametrize(
+    ("keep_match", "released"), [(True, ["one S", "TO", "P"]), (False, ["one ", "", ""])], ids=["native", "v1"]
+)
+def test_match_across_tokens(keep_match: bool, released: list[str]) -> None:
+    assert feed(StopStrings(("STOP",), keep_match), ["one S", "TO", "Px"]) == released
+
+
+def test_only_a_possible_prefix_is_held_back() -> None:
+    stops = StopStrings(("\n\nUser:",), keep_match=False)
+    assert feed(stops, ["hello\n", "\nUse", "ful"]) == ["hello", "", "\n\nUseful", ""]
+
+
+def test_shorter_prefix_stays_held_when_a_longer_one_fails() -> None:
+    stops = StopStrings(("aab",), keep_match=False)
+    assert feed(stops, ["a", "a", "a", "c"]) == ["", "", "a", "aac", ""]
+    assert feed(StopStrings(("abac",), keep_match=False), ["aab", "x"]) == ["a", "abx", ""]
+
+
+def test_held_text_comes_out_at_the_end() -> None:
+    assert feed(StopStrings(("END",), keep_match=False), ["the E", "N"]) == ["the ", "", "EN"]
+
+
+def test_native_holds_nothing_back() -> None:
+    assert feed(StopStrings(("END",), keep_match=True), ["the E", "N"]) == ["the E", "N", ""]

@@ -1,0 +1,158 @@
+"""Two gloo ranks against one: same logits, each holding its part of the weights."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from textmill_shard.distributed.index_plan import Heads, Run, even_run
+from textmill_shard.distributed.parallel import TensorParallel
+from textmill_shard.errors import UnsupportedModelError
+from textmill_shard.loader.model_loader import LoadOptions, load_model
+
+from tests.fakes.native_cases import native_kernels
+from tests.fakes.rank_worker import NATIVE, NATIVE_MODELS, RankSight, look
+from tests.fakes.tiny_models import make_tiny_llama, make_tiny_model
+
+REPOSITORY = Path(__file__).parents[4]
+RANKS_TIMEOUT_S = 240
+# Of the largest logit; the ranks' sums are added in another order than one rank adds them.
+TOLERANCE = 1e-5
+
+# Starts two processes that import torch: 10 s and more on a busy machine.
+needs_ranks = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    root = tmp_path_factory.mktemp("divided")
+    made = [
+        make_tiny_llama(root / "llama", mlp=256, vocab=321),
+        make_tiny_llama(root / "tied", vocab=700, tie=True),
+        make_tiny_llama(root / "one-kv-head", kv_heads=1),
+        make_tiny_llama(root / "small-table", vocab=258, mlp=4096),
+        make_tiny_model(root / "qwen2", "qwen2"),
+        make_tiny_model(root / "qwen3", "qwen3"),
+        make_tiny_model(root / "biases", "llama", attention_bias=True, mlp_bias=True),
+    ]
+    return {folder.name: folder for folder in made}
+
+
+@pytest.fixture(scope="module")
+def ranks(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Mapping[str, RankSight]]:
+    """What each of two ranks saw, by model."""
+    port, scratch = free_port(), tmp_path_factory.mktemp("sights")
+    outs = [scratch / f"{rank}.pt" for rank in range(2)]
+    # Not `-m`: what it saves must carry the module's name, not `__main__`.
+    command = [sys.executable, "-c", "from tests.fakes.rank_worker import main; main()"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), "2", str(port), str(out), *map(str, folders.values())],
+            cwd=REPOSITORY,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, out in enumerate(outs)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=RANKS_TIMEOUT_S)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    return [torch.load(out, weights_only=False) for out in outs]
+
+
+@needs_ranks
+@pytest.mark.parametrize("name", ["llama", "tied", "one-kv-head", "small-table", "qwen2", "qwen3", "biases"])
+def test_two_ranks_give_the_logits_of_one(
+    folders: Mapping[str, Path], ranks: list[Mapping[str, RankSight]], name: str
+) -> None:
+    alone = look(folders[name], TensorParallel())
+    scale = alone.logits.abs().max()
+    for rank in ranks:
+        assert rank[name].tokens == alone.tokens
+        assert ((rank[name].logits - alone.logits).abs().max() / scale).item() <= TOLERANCE
+        assert ((rank[name].projected - alone.projected).abs().max() / scale).item() <= TOLERANCE
+        assert rank[name].weight_bytes <= 0.6 * alone.weight_bytes
+        assert {"ColumnParallelLinear", "RowParallelLinear"} <= rank[name].layer_kinds
+
+
+@needs_ranks
+@pytest.mark.parametrize("name", NATIVE_MODELS)
+def test_two_ranks_with_packed_weights_give_the_logits_of_one_without(
+    folders: Mapping[str, Path], ranks: list[Mapping[str, RankSight]], name: str
+) -> None:
+    native_kernels()
+    alone = look(folders[name], TensorParallel())
+    scale = alone.logits.abs().max()
+    for rank in ranks:
+        swapped = rank[name + NATIVE]
+        assert swapped.num_packed == 2 * 7 + 1  # of each layer and the head
+        assert swapped.tokens == alone.tokens
+        assert ((swapped.logits - alone.logits).abs().max() / scale).item() <= TOLERANCE
+        assert ((swapped.projected - alone.projected).abs().max() / scale).item() <= TOLERANCE
+        # Held once, in panels of 32 outputs; a tied head is held beside its look-up table.
+        tied_bytes = folders[name].name == "tied" and 4 * 64 * 350
+        assert swapped.weight_bytes <= 1.35 * rank[name].weight_bytes + tied_bytes
+
+
+@needs_ranks
+def test_key_value_heads_are_divided_or_held_several_times(ranks: list[Mapping[str, RankSight]]) -> None:
+    assert [rank["llama"].num_local_kv_heads for rank in ranks] == [1, 1]
+    assert [rank["one-kv-head"].num_local_kv_heads for rank in ranks] == [1, 1]
+
+
+@needs_ranks
+def test_small_embedding_stands_whole_on_every_rank(ranks: list[Mapping[str, RankSight]]) -> None:
+    for rank in ranks:
+        assert "VocabularyParallelEmbedding" in rank["llama"].layer_kinds
+        assert "VocabularyParallelEmbedding" not in rank["small-table"].layer_kinds
+
+
+@needs_ranks
+def test_rank_with_least_memory_decides_the_number_of_blocks(ranks: list[Mapping[str, RankSight]]) -> None:
+    # Rank 0 may have 20 blocks and rank 1 21; one of them is scratch.
+    assert [rank["llama"].num_blocks for rank in ranks] == [19, 19]
+
+
+def test_ranks_beyond_the_key_value_heads_share_them_in_order() -> None:
+    heads = Heads(num_heads=8, num_kv_heads=2)
+    runs = [heads.kv_run(TensorParallel(rank, 4)) for rank in range(4)]
+    assert runs == [Run(0, 1), Run(0, 1), Run(1, 2), Run(1, 2)]
+    assert [size for size in range(1, 9) if heads.fits(size)] == [1, 2, 4, 8]
+
+
+def test_uneven_sizes_are_covered_without_gaps() -> None:
+    runs = [even_run(10, TensorParallel(rank, 3)) for rank in range(3)]
+    assert runs == [Run(0, 3), Run(3, 6), Run(6, 10)]
+
+
+def refusal(folder: Path, world_size: int) -> str:
+    parallel = TensorParallel(rank=0, world_size=world_size)
+    with pytest.raises(UnsupportedModelError) as refused:
+        load_model(LoadOptions(model_dir=folder, dtype="float32"), lambda phase, share: None, parallel)
+    return str(refused.value)
+
+
+def test_heads_that_do_not_divide_name_the_sizes_that_work(tmp_path: Path) -> None:
+    folder = make_tiny_llama(tmp_path / "nine", hidden=36, heads=9, kv_heads=3)
+    assert refusal(folder, 2) == (
+        "9 attention heads with 3 key/value heads cannot be divided among 2 shards; --num-shard can be 1, 3, 9"
+    )
+
+
+def test_architecture_without_a_rule_is_refused(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "gpt2", "gpt2")
+    assert refusal(folder, 2) == "models of type gpt2 cannot be divided among 2 shards; use --num-shard 1"

@@ -1,0 +1,247 @@
+"""Rules 18 to 21 of docs/wire.md as the step loop obeys them: state, errors, streams that end."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from textmill_shard.engine.session import EndReason, StreamEnd
+from textmill_shard.model.forward_batch import RowScan
+from textmill_shard.sampling.sampler import SampledRows, Sampler
+from textmill_shard.sampling.slot_sampling import SlotSampling
+from textmill_shard.slots.plan import (
+    Plan,
+    PlanRejection,
+    SlotErrorCode,
+)
+from textmill_shard.slots.sampling_params import SamplingParams
+
+from tests.fakes.step_harness import (
+    Shard,
+    admit,
+    drop,
+    extend,
+    greedy,
+    tokens_by_slot,
+)
+
+PROMPT = [5, 3, 8, 1, 9]
+
+
+def gated() -> Shard:
+    """A shard whose steps the test lets through one by one."""
+    return Shard(gate=threading.Semaphore(0))
+
+
+def test_rule_18_a_readmitted_request_goes_on_as_if_undisturbed() -> None:
+    sampling = SamplingParams(do_sample=True, seed=11, temperature=30.0, repetition_penalty=1.3, frequency_penalty=0.4)
+    request = admit(0, PROMPT, max_new=12, sampling=sampling)
+    with Shard() as shard:
+        shard.send(admits=[request])
+        undisturbed = shard.run_to_end(0)[0]
+    assert undisturbed != greedy(PROMPT, 12)
+    for cut in (1, 5, 11):
+        with Shard() as shard:
+            again = replace(request, slot=2, output_ids=np.array(undisturbed[:cut]), block_ids=np.arange(16, 24))
+            shard.send(admits=[admit(1, [4, 4], max_new=8), again])
+            assert shard.run_to_end(2)[2] == undisturbed[cut:]
+
+
+@pytest.mark.parametrize("is_new_epoch", [False, True])
+def test_rule_18_a_request_admitted_again_to_its_slot_is_built_from_the_new_admit(is_new_epoch: bool) -> None:
+    sampling = SamplingParams(do_sample=True, seed=5, temperature=30.0)
+    request = admit(0, PROMPT, max_new=9, sampling=sampling, ignore_eos=True)
+    with Shard() as shard:
+        shard.send(admits=[request])
+        undisturbed = shard.run_to_end(0)[0]
+    with gated() as shard:
+        shard.send(admits=[request])
+        for _ in range(5):
+            shard.step()
+        shard.hold()
+        # As if only two of the tokens so far had reached the router.
+        again = replace(request, output_ids=np.array(undisturbed[:2]))
+        if is_new_epoch:
+            shard.engine.close_session(shard.session, EndReason.ROUTER_LEFT, "left")
+            shard.connect()
+            shard.send(admits=[again])
+        else:
+            shard.send(drops=[drop(0)], admits=[again])
+        shard.gate.release(100)
+        while not shard.results or shard.results[-1].slots.tolist() != [0] or not shard.results[-1].flags[0]:
+            shard.next_result()
+        assert tokens_by_slot(shard.results)[0][-7:] == undisturbed[2:]
+
+
+def test_rule_18_a_slot_keeps_nothing_of_its_former_occupant() -> None:
+    sampling = SamplingParams(repetition_penalty=9.0, frequency_penalty=3.0)
+    with Shard() as shard:
+        shard.send(admits=[admit(0, PROMPT, sampling=sampling)])
+        shard.run_to_end(0)
+        shard.send(admits=[admit(0, [1, 2, 3], blocks=[20, 21], request_id=5)])
+        shard.results.clear()
+        assert shard.run_to_end(0) == {0: greedy([1, 2, 3], 4)}
+
+
+def test_rule_19_logits_that_are_not_finite_end_only_their_slot() -> None:
+    with Shard() as shard:
+        shard.runner.spoil = lambda tokens: tokens[0] == 6 and len(tokens) == 4
+        shard.send(admits=[admit(0, PROMPT, max_new=6), admit(1, [6, 2], max_new=6)])
+        tokens = shard.run_to_end(0, 1)
+        errors = [error for result in shard.results for error in result.errors]
+        assert [(error.slot, error.request_id, error.code) for error in errors] == [(1, 101, SlotErrorCode.NOT_FINITE)]
+        assert tokens == {0: greedy(PROMPT, 6), 1: greedy([6, 2], 2)}
+        assert not shard.executor.table.is_occupied.any()
+
+
+class _FailingSampler(Sampler):
+    """Breaks whenever a row with this seed is among those to sample."""
+
+    def sample(
+        self, logits_NV: torch.Tensor, slots: Sequence[SlotSampling], scan: RowScan | None = None
+    ) -> SampledRows:
+        if any(slot.params.seed == 666 and slot.num_output_tokens == 1 for slot in slots):
+            raise RuntimeError("a bad row")
+        return super().sample(logits_NV, slots, scan)
+
+
+def test_rule_19_an_exception_of_one_row_ends_only_its_slot() -> None:
+    with Shard(sampler=_FailingSampler()) as shard:
+        bad = SamplingParams(seed=666)
+        asks = SamplingParams(wants_logprobs=True, top_n_tokens=2)
+        shard.send(admits=[admit(1, [6, 2], max_new=6, sampling=bad), admit(2, PROMPT, max_new=6, sampling=asks)])
+        tokens = shard.run_to_end(1, 2)
+        errors = [error for result in shard.results for error in result.errors]
+        assert [(error.slot, error.code) for error in errors] == [(1, SlotErrorCode.INTERNAL)]
+        assert "a bad row" in errors[0].message
+        assert tokens == {1: greedy([6, 2], 1), 2: greedy(PROMPT, 6)}
+        for result in shard.results:
+            assert result.logprobs is not None
+            assert len(result.logprobs) == len(result.slots)
+            assert [top.row for top in result.top_tokens] == [result.slots.tolist().index(2)]
+
+
+def test_rule_19_prompt_logprobs_that_are_not_finite_are_an_error() -> None:
+    with Shard() as shard:
+        shard.runner.spoil = lambda tokens: len(tokens) == 2
+        shard.send(admits=[admit(0, PROMPT, prompt_logprobs_from=1)])
+        shard.run_to_end(0)
+        assert [error.code for error in shard.results[0].errors] == [SlotErrorCode.NOT_FINITE]
+        assert len(shard.results[0].slots) == 0
+
+
+@pytest.mark.parametrize("is_rejected", [True, False])
+def test_a_step_that_ran_is_told_before_the_stream_ends(is_rejected: bool) -> None:
+    with gated() as shard:
+        shard.send(admits=[admit(0, [1, 2], max_new=9)])
+        shard.step()
+        shard.hold()
+        if is_rejected:
+            shard.send(number=9)
+        else:
+            shard.engine.stop()
+        assert shard.gate is not None
+        shard.gate.release()
+        assert shard.next_result().step == 2
+        assert isinstance(shard.next_item(), PlanRejection if is_rejected else StreamEnd)
+
+
+def test_rule_20_a_rejected_plan_changes_nothing_and_ends_the_stream() -> None:
+    with Shard() as shard:
+        shard.send(admits=[admit(0, PROMPT, blocks=[0, 1], max_new=20)])
+        while not len(shard.next_result().starved_slots):
+            pass
+        shard.send(extends=[extend(0, [2])], admits=[admit(1, [1, 2], cached=3)])
+        rejection = shard.rejection()
+        assert (rejection.plan, rejection.slot, rejection.field) == (2, 1, "admits.num_cached_tokens")
+        assert shard.runner.pool[2] == [-1] * 4  # the extend of that plan was not applied
+        assert shard.executor.table.is_empty
+        shard.connect()
+        shard.send(admits=[admit(0, PROMPT)])
+        assert shard.run_to_end(0) == {0: greedy(PROMPT, 4)}
+
+
+def test_rule_21_a_second_stream_is_refused_while_one_is_live() -> None:
+    with Shard() as shard:
+        assert shard.engine.open_session() is None
+        first = shard.session
+        shard.engine.close_session(first, EndReason.ROUTER_LEFT, "left")
+        second = shard.engine.open_session()
+        assert second is not None
+        assert second.epoch == first.epoch + 1
+
+
+def test_rule_21_a_broken_stream_drops_all_slots_and_the_next_starts_empty() -> None:
+    with gated() as shard:
+        shard.send(admits=[admit(0, PROMPT, max_new=20)])
+        shard.step()
+        former = shard.session
+        shard.engine.close_session(former, EndReason.ROUTER_LEFT, "left")
+        shard.connect()
+        shard.send(admits=[admit(0, [1, 2], blocks=[0, 1])])
+        shard.gate.release(10)
+        assert shard.run_to_end(0) == {0: greedy([1, 2], 4)}
+        assert [result.step for result in shard.results] == [1, 2, 3, 4]
+        assert shard.results[-1].plan_applied == 1
+
+
+def test_rule_21_results_of_an_ended_epoch_do_not_reach_the_next_stream() -> None:
+    with gated() as shard:
+        shard.send(admits=[admit(0, PROMPT, max_new=20)])
+        shard.hold()
+        shard.engine.close_session(shard.session, EndReason.ROUTER_LEFT, "left")
+        shard.connect()
+        shard.gate.release()
+        shard.send(drops=[drop(0)])
+        assert shard.next_result().step == 0
+
+
+def test_rule_21_a_late_plan_of_an_ended_epoch_is_thrown_away() -> None:
+    with Shard() as shard:
+        former = shard.session
+        shard.engine.close_session(former, EndReason.ROUTER_LEFT, "left")
+        shard.connect()
+        shard.engine.submit_plan(former, Plan(1, admits=(admit(0, PROMPT),)), b"")
+        shard.engine.close_session(former, EndReason.ROUTER_LEFT, "left")
+        shard.send(admits=[admit(0, [1, 2])])
+        assert shard.run_to_end(0) == {0: greedy([1, 2], 4)}
+
+
+def test_rule_21_silence_of_the_router_ends_the_epoch() -> None:
+    now = [0.0]
+    with Shard(lease_s=5.0, clock=lambda: now[0]) as shard:
+        shard.send(admits=[admit(0, PROMPT, blocks=[0, 1], max_new=20)])
+        while not len(shard.next_result().starved_slots):
+            pass
+        now[0] = 4.9
+        assert shard.is_silent()
+        now[0] = 5.1
+        item = shard.next_item()
+        assert isinstance(item, StreamEnd)
+        assert item.reason is EndReason.LEASE
+        assert shard.executor.table.is_empty
+        assert shard.engine.open_session() is not None
+
+
+def test_rule_21_any_message_renews_the_lease() -> None:
+    now = [0.0]
+    with Shard(lease_s=5.0, clock=lambda: now[0]) as shard:
+        for _ in range(4):
+            now[0] += 4.0
+            shard.session.hear()
+            assert shard.session.silence_s() == 0.0
+        shard.send(drops=[drop(0)])
+        assert shard.next_result().plan_applied == 1
+
+
+def test_a_fault_of_the_model_ends_the_loop_and_tells_the_stream() -> None:
+    with Shard() as shard:
+        shard.runner.raises = RuntimeError("device lost")
+        shard.send(admits=[admit(0, PROMPT)])
+        item = shard.next_item()
+        assert isinstance(item, StreamEnd)
+        assert item.reason is EndReason.FAILED
+        assert "device lost" in item.message
+    assert isinstance(shard.error, RuntimeError)

@@ -1,0 +1,218 @@
+"""Rule 24: followers execute what rank 0 sends, here over a queue; `test_shard_process.py` has the real groups."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import pytest
+from textmill_proto.v1 import shard_pb2 as pb
+from textmill_shard.engine.follower import Follower
+from textmill_shard.engine.rank_channel import RankEntry, pack_entry, unpack_entry
+from textmill_shard.engine.session import EndReason
+from textmill_shard.engine.status import ShardStatus
+from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.grammar.matcher import MatcherFactory
+from textmill_shard.server.wire import plan_from_bytes, plan_from_wire
+from textmill_shard.slots.plan import IdArray
+
+from tests.fakes.byte_tokenizer import END_ID, write_byte_tokenizer
+from tests.fakes.step_harness import FACTS, WAIT_S, PrefixRunner, Shard, greedy
+
+
+class QueueChannel:
+    """Two ends in one process; keeps every entry for the test."""
+
+    needs_plans = True
+
+    def __init__(self) -> None:
+        self.entries: list[RankEntry] = []
+        self._queue: SimpleQueue[RankEntry | IdArray] = SimpleQueue()
+        self.is_follower: Callable[[], bool] = lambda: threading.current_thread().name == "follower"
+
+    def send(self, entry: RankEntry) -> None:
+        self.entries.append(entry)
+        self._queue.put(entry)
+
+    def receive(self) -> RankEntry:
+        entry = self._queue.get(timeout=WAIT_S)
+        assert isinstance(entry, RankEntry)
+        return entry
+
+    def share_tokens(self, tokens_N: IdArray) -> IdArray:
+        if not self.is_follower():
+            self._queue.put(tokens_N.copy())
+            return tokens_N
+        tokens = self._queue.get(timeout=WAIT_S)
+        assert not isinstance(tokens, RankEntry)
+        assert len(tokens) == len(tokens_N)
+        return tokens
+
+
+@pytest.mark.parametrize("is_new_epoch", [False, True])
+@pytest.mark.parametrize("is_stop", [False, True])
+@pytest.mark.parametrize(
+    ("ended", "released", "plans"),
+    [([], [], ()), ([3, 1], [], ()), ([], [2], (b"", b"abc")), ([7], [5, 6, 9], (b"x" * 1000, b"y"))],
+)
+def test_an_entry_survives_the_way(
+    ended: list[int], released: list[int], plans: tuple[bytes, ...], is_new_epoch: bool, is_stop: bool
+) -> None:
+    sent = RankEntry(
+        step=2**40,
+        is_new_epoch=is_new_epoch,
+        is_stop=is_stop,
+        ended_slots=np.array(ended, dtype=np.int64),
+        plans=plans,
+        released_slots=np.array(released, dtype=np.int64),
+    )
+    header, payload = pack_entry(sent)
+    assert header[-1] == len(payload)
+    found = unpack_entry(header, payload)
+    assert (found.step, found.is_new_epoch, found.is_stop) == (2**40, is_new_epoch, is_stop)
+    assert (found.ended_slots.tolist(), found.released_slots.tolist(), found.plans) == (ended, released, plans)
+
+
+def admit(slot: int, prompt: list[int], *, request_id: int, max_new: int, num_blocks: int = 6) -> pb.Admit:
+    def pack(values: list[int]) -> bytes:
+        return np.array(values, dtype="<u4").tobytes()
+
+    return pb.Admit(
+        request_id=request_id,
+        slot=slot,
+        prompt_ids=pack(prompt),
+        block_ids=[pack(list(range(8 * slot, 8 * slot + num_blocks)))],
+        max_new_tokens=max_new,
+        ignore_eos=True,
+        prompt_logprobs_from=1,
+        sampling=pb.Sampling(temperature=1.0, top_p=1.0, typical_p=1.0, repetition_penalty=1.0),
+    )
+
+
+def test_rule_24_a_follower_composes_the_steps_of_rank_0() -> None:
+    channel = QueueChannel()
+    runner = PrefixRunner()
+    status = ShardStatus()
+    follower = Follower(
+        executor=StepExecutor(runner=runner, facts=FACTS), channel=channel, status=status, read_plan=plan_from_bytes
+    )
+    errors: list[Exception] = []
+
+    def follow() -> None:
+        try:
+            follower.run()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=follow, name="follower")
+    with Shard(channel=channel) as shard:
+        thread.start()
+
+        def send(message: pb.Plan) -> None:
+            shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
+
+        budget = pb.Budget(max_step_tokens=8, max_prefill_tokens=8, max_chunk_tokens=3)
+        starving = admit(1, [4] * 9, request_id=2, max_new=30, num_blocks=3)
+        send(pb.Plan(number=1, admits=[admit(0, [1, 2], request_id=1, max_new=5), starving], budget=budget))
+        tokens = shard.run_to_end(0)
+        assert tokens[0] == greedy([1, 2], 5)
+        # The same slot again, a request that only a drop ends, and a new epoch.
+        send(pb.Plan(number=2, drops=[pb.Drop(slot=1, request_id=2)], admits=[admit(0, [6], request_id=3, max_new=3)]))
+        shard.results.clear()
+        assert shard.run_to_end(0)[0] == greedy([6], 3)
+        shard.engine.close_session(shard.session, EndReason.ROUTER_LEFT, "left")
+        shard.connect()
+        send(pb.Plan(number=1, admits=[admit(0, [9, 9], request_id=4, max_new=4)]))
+        assert shard.run_to_end(0)[0] == greedy([9, 9], 4)
+        last_step = shard.results[-1].step
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    assert not errors
+    own = shard.runner.batches
+    assert len(runner.batches) == len(own)
+    for mine, theirs in zip(own, runner.batches, strict=True):
+        for name in ("input_ids_T", "position_ids_T", "kv_places_T", "query_starts", "block_tables_RB", "logit_rows_N"):
+            assert getattr(mine, name).tolist() == getattr(theirs, name).tolist()
+    assert status.snapshot.last_step == last_step
+    assert channel.entries[-1].is_stop
+    assert [entry.is_new_epoch for entry in channel.entries].count(True) >= 2
+
+
+def test_rule_24_ended_slots_are_told_before_the_plans_that_reuse_them() -> None:
+    channel = QueueChannel()
+    with Shard(channel=channel) as shard:
+        message = pb.Plan(number=1, admits=[admit(0, [1, 2], request_id=1, max_new=2)])
+        shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
+        shard.run_to_end(0)
+        # The loop is still to come by and tell of the end; stopped before that, it would tell nobody.
+        message = pb.Plan(number=2, admits=[admit(0, [3], request_id=2, max_new=1)])
+        shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
+        shard.results.clear()
+        shard.run_to_end(0)
+    told = [(entry.ended_slots.tolist(), len(entry.plans)) for entry in channel.entries]
+    ends = [index for index, (ended, _) in enumerate(told) if ended == [0]]
+    second_plan = [index for index, (_, num_plans) in enumerate(told) if num_plans][1]
+    assert ends[0] <= second_plan
+
+
+@pytest.mark.parametrize("num_plans", [1, 3])
+def test_rule_24_plans_of_one_boundary_travel_in_order(num_plans: int) -> None:
+    gate = threading.Semaphore(0)
+    channel = QueueChannel()
+    with Shard(channel=channel, gate=gate) as shard:
+        plans = [pb.Plan(number=1, admits=[admit(0, [1, 2], request_id=1, max_new=9)])]
+        plans += [pb.Plan(number=2 + index, drops=[pb.Drop(slot=3, request_id=index)]) for index in range(num_plans)]
+        shard.engine.submit_plan(shard.session, plan_from_wire(plans[0]), plans[0].SerializeToString())
+        shard.hold()
+        for plan in plans[1:]:
+            shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())
+        shard.step()
+        shard.step()
+        carried = [entry.plans for entry in channel.entries if entry.plans]
+        assert carried[-1] == tuple(plan.SerializeToString() for plan in plans[1:])
+
+
+def test_rule_24_a_follower_holds_and_releases_the_slots_of_rank_0(tmp_path: Path) -> None:
+    folder = write_byte_tokenizer(tmp_path)
+    text = (folder / "tokenizer.json").read_text()
+    matchers = MatcherFactory(text, vocab_size=320, eos_token_ids=(END_ID,))
+    facts = replace(FACTS, vocab_size=320, eos_token_ids=(END_ID,), features=("grammar", "prompt_logprobs"))
+    channel = QueueChannel()
+    runner, leader_runner = PrefixRunner(vocab_size=320), PrefixRunner(vocab_size=320)
+    follower = Follower(
+        executor=StepExecutor(runner=runner, facts=facts),
+        channel=channel,
+        status=ShardStatus(),
+        read_plan=plan_from_bytes,
+    )
+    thread = threading.Thread(target=follower.run, name="follower")
+    with Shard(channel=channel, facts=facts, matchers=matchers, runner=leader_runner) as shard:
+        thread.start()
+        admits = [admit(slot, [4] * (3 + slot), request_id=slot, max_new=12) for slot in range(4)]
+        for message in admits:
+            message.ClearField("ignore_eos")
+        admits[1].grammar.CopyFrom(pb.Grammar(kind=pb.GRAMMAR_KIND_REGEX, text="[ab]{3}"))
+        admits[2].grammar.CopyFrom(pb.Grammar(kind=pb.GRAMMAR_KIND_REGEX, text="("))  # fails on rank 0
+        plan = pb.Plan(number=1, admits=admits)
+        shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())
+        tokens = shard.run_to_end(0, 1, 2, 3)
+        # The seats of the two that ended serve again, one with a grammar that is compiled already.
+        again = [admit(slot, [5, 6], request_id=20 + slot, max_new=12) for slot in (1, 2)]
+        again[1].grammar.CopyFrom(pb.Grammar(kind=pb.GRAMMAR_KIND_REGEX, text="[ab]{3}"))
+        plan = pb.Plan(number=2, admits=again)
+        shard.results.clear()
+        shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())
+        tokens_again = shard.run_to_end(1, 2)
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    assert len(tokens[1]) == len(tokens_again[2]) == 4
+    assert tokens[1][-1] == END_ID
+    assert 2 not in tokens
+    released = [entry.released_slots.tolist() for entry in channel.entries if len(entry.released_slots)]
+    assert sorted(slot for slots in released for slot in slots) == [1, 2, 2]
+    assert len(runner.batches) == len(leader_runner.batches)
+    for mine, theirs in zip(leader_runner.batches, runner.batches, strict=True):
+        assert mine.input_ids_T.tolist() == theirs.input_ids_T.tolist()
+        assert mine.kv_places_T.tolist() == theirs.kv_places_T.tolist()

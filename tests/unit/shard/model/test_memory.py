@@ -1,0 +1,81 @@
+"""The number of KV blocks follows from what the operator allows."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from textmill_shard.errors import ModelError
+from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.model.memory import UNBOUNDED_TOKENS, KvMemoryOptions, plan_kv_memory, total_memory_bytes
+from textmill_shard.model.runner import ModelRunner
+
+from tests.fakes.tiny_models import make_tiny_llama
+from tests.zoo.drive import make_zoo_model
+from tests.zoo.encoders import ENCODERS
+from tests.zoo.states import STATE
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> ModelRunner:
+    folder = make_tiny_llama(tmp_path / "llama", max_position_embeddings=24)
+    return load_model(LoadOptions(model_dir=folder, dtype="float32", block_size=4), lambda phase, share: None)
+
+
+def test_given_bytes_are_divided_into_blocks_and_one_for_scratch(runner: ModelRunner) -> None:
+    budget = 10 * runner.kv_bytes_per_block() + 7
+    plan = plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=4, kv_cache_bytes=budget))
+    assert plan.num_blocks == 9
+    assert plan.kv_bytes == 10 * runner.kv_bytes_per_block() <= budget
+
+
+def test_share_of_memory_leaves_room_for_weights_and_the_largest_step(runner: ModelRunner) -> None:
+    plan = plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=4, memory_fraction=0.01))
+    allowed = total_memory_bytes(torch.device("cpu")) * 0.01
+    assert plan.weight_bytes + plan.step_bytes + plan.kv_bytes <= allowed
+    assert plan.num_blocks > 0
+    # Logits of every slot: model dtype, float32 and a float32 copy.
+    assert plan.step_bytes >= 4 * runner.facts.vocab_size * 12
+
+
+def test_two_fifths_of_the_ram_are_filled_at_most_unless_told_otherwise(runner: ModelRunner) -> None:
+    plan = plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=4))
+    used = plan.weight_bytes + plan.step_bytes + plan.kv_bytes
+    assert 0 < used <= 0.4 * total_memory_bytes(torch.device("cpu"))
+
+
+def test_token_limit_caps_the_blocks(runner: ModelRunner) -> None:
+    options = KvMemoryOptions(max_step_tokens=64, num_slots=4, memory_fraction=0.01, max_kv_tokens=41)
+    assert plan_kv_memory(runner, options).num_blocks == 11
+
+
+def test_too_little_memory_says_what_two_blocks_take(runner: ModelRunner) -> None:
+    budget = 2 * runner.kv_bytes_per_block() - 1
+    with pytest.raises(
+        ModelError, match=rf"--kv-cache-bytes {budget} leaves {budget} bytes.*two blocks take {budget + 1}"
+    ):
+        plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=4, kv_cache_bytes=budget))
+
+
+@pytest.mark.parametrize(("name", "longest"), [("t5", 64), ("bart", 40)])
+def test_an_encoder_needs_room_for_its_longest_text_beside_every_slot(name: str, longest: int, tmp_path: Path) -> None:
+    entry = next(entry for entry in ENCODERS if entry.name == name)
+    make_zoo_model(replace(entry, config={**entry.config, "max_position_embeddings": 40}), tmp_path)
+    options = LoadOptions(model_dir=tmp_path, dtype="float32", block_size=4, num_slots=3)
+    runner = load_model(options, lambda phase, share: None)
+    plan = plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=300, memory_fraction=0.02))
+    # One layer's keys and values of all slots, twice, and their logits.
+    width = runner.facts.kv_specs[0].elements_per_token
+    assert plan.step_bytes >= 300 * (2 * longest * width * 4 + runner.facts.vocab_size * 12)
+    assert plan.step_bytes < 1.5 * 300 * (2 * 64 * width * 4 + runner.facts.vocab_size * 12)
+    assert plan.num_blocks > 0
+
+
+def test_a_model_without_keys_and_values_has_blocks_that_only_count_tokens(tmp_path: Path) -> None:
+    make_zoo_model(next(entry for entry in STATE if entry.name == "mamba"), tmp_path)
+    options = LoadOptions(model_dir=tmp_path, dtype="float32", block_size=4, num_slots=3)
+    runner = load_model(options, lambda phase, share: None)
+    assert runner.facts.state_bytes > 0
+    plan = plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=3, memory_fraction=0.01))
+    assert plan.num_blocks == 3 * -(-(runner.facts.max_model_tokens or UNBOUNDED_TOKENS) // 4)
+    assert plan.kv_bytes == 0

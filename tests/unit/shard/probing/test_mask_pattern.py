@@ -1,0 +1,52 @@
+"""Windows and chunks found by asking transformers' own predicates."""
+
+import pytest
+import torch
+from textmill_shard.probing.mask_pattern import MaskPattern, UnknownMaskError, find_mask_pattern
+from transformers.masking_utils import (
+    and_masks,
+    causal_mask_function,
+    chunked_causal_mask_function,
+    sliding_window_causal_mask_function,
+)
+
+
+def test_causal() -> None:
+    assert find_mask_pattern(causal_mask_function, max_tokens=512) == MaskPattern()
+
+
+@pytest.mark.parametrize("window", [1, 2, 12, 128, 511])
+def test_window(window: int) -> None:
+    predicate = sliding_window_causal_mask_function(window)
+    assert find_mask_pattern(predicate, max_tokens=512) == MaskPattern(window_tokens=window)
+
+
+@pytest.mark.parametrize("chunk", [2, 12, 100, 128, 300])
+def test_chunk(chunk: int) -> None:
+    predicate = chunked_causal_mask_function(chunk, torch.zeros(1, dtype=torch.int64))
+    assert find_mask_pattern(predicate, max_tokens=512) == MaskPattern(chunk_tokens=chunk)
+
+
+@pytest.mark.parametrize("predicate", [sliding_window_causal_mask_function(600), causal_mask_function])
+def test_window_beyond_the_longest_text_is_none(predicate: object) -> None:
+    assert find_mask_pattern(predicate, max_tokens=512) == MaskPattern()  # type: ignore[arg-type]
+
+
+def every_third(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    return (query - key) % 3 == 0
+
+
+def ahead(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    return key <= query + 2
+
+
+def growing(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    return key >= query // 2
+
+
+@pytest.mark.parametrize(
+    "predicate", [and_masks(causal_mask_function, every_third), ahead, and_masks(causal_mask_function, growing)]
+)
+def test_anything_else_is_not_guessed(predicate: object) -> None:
+    with pytest.raises(UnknownMaskError):
+        find_mask_pattern(predicate, max_tokens=512)  # type: ignore[arg-type]

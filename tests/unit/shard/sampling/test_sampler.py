@@ -1,0 +1,272 @@
+"""The drawn tokens: their distribution, and that neighbours in the batch cannot change them."""
+
+import math
+
+import pytest
+import torch
+from textmill_shard.sampling import noise
+from textmill_shard.sampling.sampler import Sampler
+from textmill_shard.sampling.slot_sampling import SlotSampling
+from textmill_shard.slots.sampling_params import SamplingParams
+from transformers import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+VOCAB = 300
+
+
+def random_logits(num_rows: int, *, vocab: int = VOCAB, width: float = 3.0, seed: int = 0) -> torch.Tensor:
+    return torch.randn(num_rows, vocab, generator=torch.Generator().manual_seed(seed)) * width
+
+
+def slot(params: SamplingParams, *, num_output: int = 0) -> SlotSampling:
+    return SlotSampling(params, [1, 2, 3], list(range(num_output)))
+
+
+def draw_many(sampler: Sampler, logits_V: torch.Tensor, params: SamplingParams, num_draws: int) -> torch.Tensor:
+    """[num_draws] tokens of one request at as many positions, in batches."""
+    tokens = []
+    positions = [slot(params) for _ in range(200)]
+    for number, state in enumerate(positions):
+        state.num_output_tokens = number
+    for _ in range(num_draws // len(positions)):
+        tokens.append(sampler.sample(logits_V.expand(len(positions), -1), positions).tokens_N)
+        for state in positions:
+            state.num_output_tokens += len(positions)
+    return torch.cat(tokens)
+
+
+def assert_follows(tokens: torch.Tensor, probs_V: torch.Tensor, *, num_bins: int = 40) -> None:
+    """Chi-square over bins of about equal expected mass, rank by rank; nothing of probability 0 may be drawn."""
+    assert bool((probs_V[tokens] > 0).all())
+    order = probs_V.argsort(descending=True)
+    before = probs_V[order].cumsum(0) - probs_V[order]
+    bin_of_token = torch.empty_like(order)
+    bin_of_token[order] = (before * num_bins).long().clamp(max=num_bins - 1)
+    expected = torch.zeros(num_bins, dtype=torch.float64).index_add_(0, bin_of_token, probs_V.double())
+    counts = torch.bincount(bin_of_token[tokens], minlength=num_bins).double()
+    used = expected > 0
+    expected = expected[used] * len(tokens)
+    assert float(expected.min()) >= 5
+    statistic = float(((counts[used] - expected) ** 2 / expected).sum())
+    freedom = len(expected) - 1
+    # Wilson-Hilferty: the cube root of chi-square over its freedom is nearly normal. 3.7 deviations: p = 1e-4.
+    spread = 2 / (9 * freedom)
+    deviation = ((statistic / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
+    assert deviation < 3.7, (statistic, freedom)
+
+
+@pytest.mark.parametrize(("num_candidates", "num_draws"), [(32, 4000), (1024, 20_000)])
+@pytest.mark.parametrize(
+    ("params", "warpers"),
+    [
+        (SamplingParams(do_sample=True, temperature=0.7), [TemperatureLogitsWarper(0.7)]),
+        (SamplingParams(do_sample=True, top_k=25), [TopKLogitsWarper(25)]),
+        (SamplingParams(do_sample=True, top_p=0.8), [TopPLogitsWarper(0.8)]),
+        (
+            SamplingParams(do_sample=True, temperature=0.6, typical_p=0.7),
+            [TemperatureLogitsWarper(0.6), TypicalLogitsWarper(0.7)],
+        ),
+        (
+            SamplingParams(do_sample=True, temperature=1.4, top_k=200, top_p=0.95, typical_p=0.9),
+            [TemperatureLogitsWarper(1.4), TopKLogitsWarper(200), TopPLogitsWarper(0.95), TypicalLogitsWarper(0.9)],
+        ),
+    ],
+    ids=["temperature", "top-k", "top-p", "typical-p", "all"],
+)
+def test_draws_follow_the_distribution_that_transformers_makes(params, warpers, num_candidates, num_draws):
+    logits_V = random_logits(1, width=1.5)[0]
+    tokens = draw_many(Sampler(num_candidates=num_candidates), logits_V, params, num_draws)
+    scores = logits_V.unsqueeze(0)
+    for warper in warpers:
+        scores = warper(None, scores)
+    assert_follows(tokens, scores.softmax(-1)[0])
+
+
+def test_draws_from_a_flat_row_reach_the_tail_by_its_mass():
+    # 2,048 ids at temperature 2 with 64 candidates: most of the mass lies outside.
+    logits_V = random_logits(1, vocab=2048, width=1.0)[0]
+    probs_V = (logits_V / 2).softmax(-1)
+    tokens = draw_many(
+        Sampler(num_candidates=64), logits_V, SamplingParams(do_sample=True, temperature=2.0, seed=4), 20_000
+    )
+    assert float(probs_V.topk(64).values.sum()) < 0.2
+    assert_follows(tokens, probs_V)
+
+
+def test_draws_from_a_full_vocabulary_follow_softmax():
+    logits_V = random_logits(1, vocab=49_152, width=4.0, seed=1)[0]
+    probs_V = (logits_V / 2).softmax(-1)
+    outside = 1 - float(probs_V.topk(1024).values.sum())
+    assert 0.2 < outside < 0.8
+    tokens = draw_many(Sampler(), logits_V, SamplingParams(do_sample=True, temperature=2.0, seed=5), 1000)
+    assert_follows(tokens, probs_V)
+
+
+MIXED = [
+    SamplingParams(),
+    SamplingParams(do_sample=True, seed=1),
+    SamplingParams(do_sample=True, temperature=2.0, seed=2),
+    SamplingParams(do_sample=True, temperature=0.5, top_k=10, seed=3),
+    SamplingParams(do_sample=True, top_p=0.9, seed=4),
+    SamplingParams(do_sample=True, temperature=3.0, top_p=0.99, seed=5),  # wider than the candidates
+    SamplingParams(do_sample=True, min_p=0.05, seed=6),
+    SamplingParams(do_sample=True, typical_p=0.5, seed=7),
+    SamplingParams(do_sample=True, temperature=3.0, typical_p=0.95, seed=8),  # wider than the candidates
+    SamplingParams(do_sample=True, top_k=40, top_p=0.9, repetition_penalty=1.3, seed=9),
+    SamplingParams(repetition_penalty=1.3, frequency_penalty=0.5),
+    SamplingParams(do_sample=True, presence_penalty=1.0, frequency_penalty=0.5, seed=1 << 63),
+    SamplingParams(do_sample=True, logit_bias=((5, 4.0), (6, -4.0)), seed=(1 << 64) - 1),
+    SamplingParams(do_sample=True, min_new_tokens=50, end_ids=(0, 1), seed=12),
+    SamplingParams(do_sample=True, top_k=200, seed=13),
+    SamplingParams(do_sample=True, top_k=1, seed=14),
+    SamplingParams(do_sample=True, min_p=0.001, top_p=0.99, typical_p=0.9, temperature=2.0, seed=15),
+]
+
+
+def test_a_row_draws_the_same_alone_among_others_and_in_any_order():
+    sampler = Sampler(num_candidates=64)
+    generator = torch.Generator().manual_seed(2)
+    states = [slot(params, num_output=number) for number, params in enumerate(MIXED)]
+    for step in range(12):
+        logits = random_logits(len(MIXED), width=2.0, seed=step)
+        together = sampler.sample(logits, states).tokens_N
+        alone = [sampler.sample(logits[row : row + 1], states[row : row + 1]).tokens_N[0] for row in range(len(MIXED))]
+        assert together.tolist() == [int(token) for token in alone]
+        order = torch.randperm(len(MIXED), generator=generator)
+        mixed = sampler.sample(logits[order], [states[row] for row in order.tolist()]).tokens_N
+        assert torch.equal(mixed, together[order])
+        for state, token in zip(states, together.tolist(), strict=True):
+            state.append(token)
+
+
+def test_a_draw_depends_on_seed_and_position():
+    logits = torch.zeros(64, VOCAB)
+    positions = [slot(SamplingParams(do_sample=True, seed=1), num_output=number) for number in range(64)]
+    seeds = [slot(SamplingParams(do_sample=True, seed=number)) for number in range(64)]
+    for states in (positions, seeds):
+        assert len(set(Sampler().sample(logits, states).tokens_N.tolist())) > 40
+
+
+def test_greedy_takes_the_first_of_the_best():
+    logits = torch.tensor([[0.0, 5.0, 1.0, 5.0], [2.0, 2.0, 2.0, 2.0], [-9.0, -8.0, -7.0, -1.0]])
+    assert Sampler().sample(logits, [slot(SamplingParams())] * 3).tokens_N.tolist() == [1, 0, 3]
+
+
+def test_greedy_rows_among_drawn_ones_take_the_best_of_the_changed_scores():
+    logits = random_logits(3)
+    best = int(logits[1].argmax())
+    states = [
+        slot(SamplingParams(do_sample=True, seed=1)),
+        slot(SamplingParams(logit_bias=((best, -100.0),))),
+        slot(SamplingParams(do_sample=True, seed=2)),
+    ]
+    assert int(Sampler().sample(logits, states).tokens_N[1]) == int(logits[1].topk(2).indices[1])
+
+
+def test_a_tiny_temperature_is_greedy():
+    logits = random_logits(4)
+    states = [slot(SamplingParams(do_sample=True, temperature=1e-30, seed=seed)) for seed in range(4)]
+    assert torch.equal(Sampler(num_candidates=16).sample(logits, states).tokens_N, logits.argmax(-1))
+
+
+def test_masked_ends_are_never_drawn():
+    logits = torch.zeros(1, 8)
+    logits[0, :4] = 20.0
+    state = slot(SamplingParams(do_sample=True, min_new_tokens=100, end_ids=(0, 1, 2, 3), seed=3))
+    for _ in range(100):
+        token = int(Sampler(num_candidates=4).sample(logits, [state]).tokens_N[0])
+        assert token >= 4
+        state.append(token)
+    assert int(Sampler().sample(logits, [state]).tokens_N[0]) < 4
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("num_candidates", [16, 1024])
+def test_a_row_that_is_not_finite_is_reported_and_others_are_undisturbed(bad, num_candidates):
+    sampler = Sampler(num_candidates=num_candidates)
+    logits = random_logits(len(MIXED))
+    states = [slot(params) for params in MIXED]
+    before = sampler.sample(logits, states)
+    assert not bool(before.not_finite_N.any())
+    broken = [0, 2, 5, 9]
+    spoiled = logits.clone()
+    spoiled[broken, 7] = bad
+    after = sampler.sample(spoiled, states)
+    assert after.not_finite_N.nonzero().flatten().tolist() == broken
+    assert torch.equal(after.tokens_N[~after.not_finite_N], before.tokens_N[~after.not_finite_N])
+    assert after.tokens_N[broken].tolist() == [0] * len(broken)
+
+
+def test_logprobs_are_those_of_the_models_own_logits():
+    logits = random_logits(3)
+    before = logits.clone()
+    changed = SamplingParams(
+        do_sample=True,
+        temperature=0.3,
+        top_k=3,
+        repetition_penalty=2.0,
+        logit_bias=((4, 9.0),),
+        wants_logprobs=True,
+        top_n_tokens=2,
+    )
+    states = [slot(SamplingParams()), slot(changed), slot(SamplingParams(wants_logprobs=True))]
+    found = Sampler().sample(logits, states)
+    assert torch.equal(logits, before)
+    expected = before.log_softmax(-1).gather(-1, found.tokens_N.unsqueeze(-1)).squeeze(-1)
+    assert found.logprobs_N is not None
+    torch.testing.assert_close(found.logprobs_N[1:], expected[1:])
+    assert bool(found.logprobs_N[0].isnan())
+    assert [entry is None for entry in found.top] == [True, False, True]
+    assert found.top[1] is not None
+    assert found.top[1].ids.tolist() == before[1].topk(2).indices.tolist()
+
+
+def test_nobody_asks_for_logprobs():
+    found = Sampler().sample(random_logits(2), [slot(SamplingParams())] * 2)
+    assert (found.logprobs_N, found.top) == (None, ())
+
+
+@pytest.mark.parametrize("num_candidates", [4, 1024])
+@pytest.mark.parametrize(
+    "filters", [{}, {"top_p": 0.9}, {"typical_p": 0.9}, {"top_k": 3}, {"min_p": 0.05}], ids=lambda f: "-".join(f) or "-"
+)
+def test_draws_under_a_grammar_follow_the_masked_distribution(num_candidates: int, filters: dict[str, float]) -> None:
+    logits_V = random_logits(1, seed=4)[0]
+    allowed_V = torch.zeros(VOCAB, dtype=torch.bool)
+    allowed_V[torch.randperm(VOCAB, generator=torch.Generator().manual_seed(1))[:9]] = True
+    masked_V = logits_V.masked_fill(~allowed_V, -torch.inf)
+    params = SamplingParams(do_sample=True, seed=3, **filters)  # type: ignore[arg-type]
+    slots = [slot(params, num_output=number) for number in range(400)]
+    for state in slots:
+        state.allowed_V = allowed_V.numpy()
+    sampler = Sampler(num_candidates=num_candidates)
+    tokens = sampler.sample(logits_V.expand(400, -1), slots).tokens_N
+    warpers = {"top_p": TopPLogitsWarper, "typical_p": TypicalLogitsWarper, "top_k": TopKLogitsWarper}
+    scores = masked_V[None]
+    for name, value in filters.items():
+        scores = warpers[name](value)(torch.zeros(1, 1), scores) if name in warpers else min_p(scores, value)
+    assert_follows(tokens, scores.softmax(-1)[0], num_bins=4)
+
+
+def min_p(scores: torch.Tensor, least: float) -> torch.Tensor:
+    probs = scores.softmax(-1)
+    return scores.masked_fill(probs < least * probs.max(), -torch.inf)
+
+
+def test_rounding_lets_nothing_through_that_a_grammar_forbids() -> None:
+    # The noise of the tail with this seed is 17.8, as it is once in 60 million draws: a tail of 3e-8 would win.
+    params = SamplingParams(do_sample=True, temperature=0.9, seed=13_328_519)
+    logits_NV = random_logits(200, width=1.0)
+    words_12 = noise.seed_words([params.seed], torch.device("cpu"))
+    noise_V = noise.gumbel(words_12, torch.zeros(1, dtype=torch.int64), torch.arange(VOCAB)[None])[0]
+    allowed_V = torch.zeros(VOCAB, dtype=torch.bool)
+    allowed_V[noise_V.argsort()[:7]] = True  # tokens with little noise of their own
+    slots = [slot(params) for _ in range(len(logits_NV))]
+    for state in slots:
+        state.allowed_V = allowed_V.numpy()
+    tokens_N = Sampler(num_candidates=16).sample(logits_NV, slots).tokens_N
+    assert bool(allowed_V[tokens_N].all())

@@ -1,0 +1,291 @@
+"""The fixed rule of composition, and the tensors that follow from it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from textmill_shard.engine.batch_builder import BatchBuilder
+from textmill_shard.slots.plan import Budget, Grammar, GrammarKind
+from textmill_shard.slots.slot_table import SlotTable
+from textmill_shard.slots.step_composer import ComposedStep, compose_step
+
+from tests.fakes.step_harness import BLOCK_SIZE, NUM_BLOCKS, NUM_SLOTS, admit, ids
+
+WIDE = Budget(max_step_tokens=64, max_prefill_tokens=64, max_chunk_tokens=64)
+
+
+def make_table() -> SlotTable:
+    return SlotTable(num_slots=NUM_SLOTS, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS)
+
+
+def decoding_table(*slots: int) -> SlotTable:
+    """These slots have sampled their first token after a prompt of two."""
+    table = make_table()
+    for slot in slots:
+        table.admit(admit(slot, [1, 2], max_new=20))
+    finish(table, compose_step(table, WIDE))
+    return table
+
+
+def finish(table: SlotTable, step: ComposedStep) -> None:
+    """As after the forward pass: token 7 for each row that samples."""
+    table.advance(step.slots_R, step.counts_R)
+    slots = step.slots_R[step.samples_R]
+    table.append(slots, np.full(len(slots), 7))
+
+
+def rows(step: ComposedStep) -> list[list[int]]:
+    """[slot, start, count] of each row."""
+    return np.stack([step.slots_R, step.starts_R, step.counts_R], axis=1).tolist()
+
+
+def test_running_slots_decode_before_any_prefill() -> None:
+    table = decoding_table(3, 1)
+    table.admit(admit(0, [5] * 6))
+    step = compose_step(table, Budget(max_step_tokens=4, max_prefill_tokens=4, max_chunk_tokens=4))
+    assert rows(step) == [[1, 2, 1], [3, 2, 1], [0, 0, 2]]
+    assert step.samples_R.tolist() == [True, True, False]
+
+
+def test_decodes_may_leave_nothing_for_prefills() -> None:
+    table = decoding_table(1, 2, 3)
+    table.admit(admit(0, [5] * 6))
+    step = compose_step(table, Budget(max_step_tokens=3, max_prefill_tokens=9, max_chunk_tokens=9))
+    assert rows(step) == [[1, 2, 1], [2, 2, 1], [3, 2, 1]]
+
+
+def test_prefills_share_the_budget_in_two_passes() -> None:
+    table = make_table()
+    for slot, length in ((2, 12), (0, 2), (3, 9)):
+        table.admit(admit(slot, [5] * length, max_new=2))
+    # First pass, at most 4 each: 4, 2, 4; the 3 left go to the first again.
+    step = compose_step(table, Budget(max_step_tokens=13, max_prefill_tokens=20, max_chunk_tokens=4))
+    assert rows(step) == [[2, 0, 7], [0, 0, 2], [3, 0, 4]]
+    assert step.samples_R.tolist() == [False, True, False]
+
+
+def test_the_prefill_budget_limits_apart_from_the_step_budget() -> None:
+    table = decoding_table(1)
+    table.admit(admit(0, [5] * 9))
+    step = compose_step(table, Budget(max_step_tokens=20, max_prefill_tokens=3, max_chunk_tokens=8))
+    assert rows(step) == [[1, 2, 1], [0, 0, 3]]
+
+
+def test_order_of_admission_outlasts_the_reuse_of_a_slot() -> None:
+    table = make_table()
+    table.admit(admit(0, [5] * 3))
+    table.admit(admit(1, [5] * 3))
+    table.end(0)
+    table.admit(admit(0, [5] * 3))
+    assert compose_step(table, WIDE).slots_R.tolist() == [1, 0]
+
+
+def test_rule_13_a_prefill_takes_no_more_than_its_places_and_starves_when_they_are_used_up() -> None:
+    table = make_table()
+    table.admit(admit(0, [5] * 9, blocks=[4, 5], max_new=9))
+    step = compose_step(table, WIDE)
+    assert rows(step) == [[0, 0, 8]]
+    assert step.samples_R.tolist() == [False]
+    finish(table, step)
+    step = compose_step(table, WIDE)
+    assert (step.is_empty, step.starved_slots.tolist()) == (True, [0])
+    assert compose_step(table, WIDE).starved_slots.tolist() == []
+    table.grant(0, ids([6]))
+    for _ in range(4):
+        step = compose_step(table, WIDE)
+        assert step.starved_slots.tolist() == []
+        finish(table, step)
+    assert table.num_computed[0] == 12
+    assert compose_step(table, WIDE).starved_slots.tolist() == [0]  # reported anew
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=NUM_SLOTS),
+    num_decoding=st.integers(0, 2),
+    step_tokens=st.integers(4, 30),
+    prefill_tokens=st.integers(1, 30),
+    chunk=st.integers(1, 12),
+)
+def test_a_step_keeps_to_its_budget_and_wastes_none_of_it(
+    lengths: Sequence[int], num_decoding: int, step_tokens: int, prefill_tokens: int, chunk: int
+) -> None:
+    num_decoding = min(num_decoding, NUM_SLOTS - 1)
+    table = decoding_table(*range(num_decoding))
+    lengths = lengths[: NUM_SLOTS - num_decoding]
+    for slot, length in enumerate(lengths, start=num_decoding):
+        table.admit(admit(slot, [5] * length))
+    step = compose_step(table, Budget(step_tokens, prefill_tokens, chunk))
+    wanted = min(prefill_tokens, step_tokens - num_decoding, sum(lengths))
+    assert step.num_tokens == num_decoding + wanted
+    taken = dict(zip(step.slots_R.tolist(), step.counts_R.tolist(), strict=True))
+    chunks = [taken.get(slot, 0) for slot in range(num_decoding, num_decoding + len(lengths))]
+    # Nobody gets more than a chunk while one after it, in the order of admission, has less than its own.
+    for index, count in enumerate(chunks):
+        if count > chunk:
+            assert all(chunks[after] >= min(chunk, lengths[after]) for after in range(index + 1, len(chunks)))
+
+
+def test_tensors_of_a_mixed_step() -> None:
+    table = make_table()
+    table.admit(admit(2, [11, 12, 13, 14], blocks=[9, 3], max_new=4))
+    finish(table, compose_step(table, WIDE))
+    table.admit(admit(1, [21, 22, 23, 24, 25, 26], blocks=[5, 7, 6]))
+    table.admit(admit(0, [31, 32, 33, 34, 35, 36, 37], blocks=[4, 8], cached=4))
+    step = compose_step(table, Budget(max_step_tokens=64, max_prefill_tokens=6, max_chunk_tokens=5))
+    batch = BatchBuilder(block_size=BLOCK_SIZE, device=torch.device("cpu")).build(table, step)
+    # Slot 2 decodes its sampled 7 at position 4; slot 1 gets a chunk of 5, slot 0 the one token left.
+    assert batch.input_ids_T.tolist() == [7, 21, 22, 23, 24, 25, 35]
+    assert batch.position_ids_T.tolist() == [4, 0, 1, 2, 3, 4, 4]
+    assert batch.kv_places_T.tolist() == [3 * 4, 20, 21, 22, 23, 28, 8 * 4]
+    assert batch.query_starts.tolist() == [0, 1, 6, 7]
+    assert batch.context_lens_R.tolist() == [5, 5, 5]
+    assert batch.block_tables_RB.tolist() == [[9, 3], [5, 7], [4, 8]]
+    assert batch.logit_rows_N.tolist() == [0]
+    assert (batch.max_query_len, batch.max_context_len) == (5, 5)
+    assert batch.input_ids_T.dtype == batch.position_ids_T.dtype == batch.kv_places_T.dtype == torch.int64
+    assert batch.query_starts.dtype == batch.context_lens_R.dtype == batch.block_tables_RB.dtype == torch.int32
+
+
+def test_tensors_of_a_step_in_which_all_decode() -> None:
+    table = make_table()
+    table.admit(admit(2, [11, 12, 13, 14], blocks=[9, 3], max_new=4))
+    table.admit(admit(0, [31], blocks=[5], max_new=4))
+    builder = BatchBuilder(block_size=BLOCK_SIZE, device=torch.device("cpu"))
+    for turn in range(3):
+        step = compose_step(table, WIDE)
+        assert step.is_decode == (turn > 0)
+        batch = builder.build(table, step)
+        finish(table, step)
+    assert rows(step) == [[0, 2, 1], [2, 5, 1]]
+    assert step.samples_R.tolist() == [True, True]
+    assert batch.input_ids_T.tolist() == [7, 7]
+    assert batch.position_ids_T.tolist() == [2, 5]
+    assert batch.kv_places_T.tolist() == [5 * 4 + 2, 3 * 4 + 1]
+    assert batch.query_starts.tolist() == [0, 1, 2]
+    assert batch.context_lens_R.tolist() == [3, 6]
+    assert batch.block_tables_RB.tolist() == [[5, NUM_BLOCKS], [9, 3]]
+    assert batch.logit_rows_N.tolist() == [0, 1]
+    assert batch.slots_R is not None
+    assert batch.slots_R.tolist() == [0, 2]
+    assert (batch.max_query_len, batch.max_context_len) == (1, 6)
+    assert batch.input_ids_T.dtype == batch.position_ids_T.dtype == batch.kv_places_T.dtype == torch.int64
+    assert batch.query_starts.dtype == batch.context_lens_R.dtype == batch.block_tables_RB.dtype == torch.int32
+
+
+def test_rule_15_tables_are_padded_with_the_scratch_block() -> None:
+    table = make_table()
+    table.admit(admit(0, [1] * 10, blocks=[1, 2, 3]))
+    table.admit(admit(1, [1, 2], blocks=[4]))
+    batch = BatchBuilder(block_size=BLOCK_SIZE, device=torch.device("cpu")).build(table, compose_step(table, WIDE))
+    assert batch.block_tables_RB.tolist() == [[1, 2, 3], [4, NUM_BLOCKS, NUM_BLOCKS]]
+
+
+def test_a_table_wider_than_at_first_keeps_its_blocks() -> None:
+    table = make_table()
+    table.admit(admit(1, [3] * 80, blocks=range(2, 22), max_new=1))
+    assert table.blocks_of(1).tolist() == list(range(2, 22))
+    table.grant(1, ids([30, 31]))
+    assert table.blocks_of(1).tolist() == [*range(2, 22), 30, 31]
+    table.end(1)
+    assert table.is_empty
+    assert set(table.block_tables_SB.flatten().tolist()) == {NUM_BLOCKS}
+    assert table.num_holders.tolist() == [0] * NUM_BLOCKS
+
+
+@pytest.mark.parametrize("max_new", [1, 5])
+def test_a_slot_is_a_function_of_its_admit(max_new: int) -> None:
+    table = make_table()
+    table.admit(admit(1, [3, 4, 5], output=[6], max_new=1 + max_new))
+    assert table.tokens_of(1, end=4).tolist() == [3, 4, 5, 6]
+    assert (table.num_tokens[1], table.num_computed[1], table.last_tokens[1]) == (4, 0, 6)
+    assert table.max_tokens[1] == 4 + max_new
+    assert table.is_prefilling[1]
+
+
+@pytest.mark.parametrize("chunk", [2, 64])
+def test_rule_19_a_slot_whose_grammar_is_not_ready_leaves_the_last_token_of_its_prompt(chunk: int) -> None:
+    table = make_table()
+    table.admit(admit(0, [1, 2, 3], output=[4, 5], grammar=Grammar(GrammarKind.REGEX, "a")))
+    table.admit(admit(1, [9]))
+    budget = Budget(max_step_tokens=64, max_prefill_tokens=64, max_chunk_tokens=chunk)
+    step = compose_step(table, budget)
+    assert rows(step) == [[0, 0, 4], [1, 0, 1]]
+    assert step.samples_R.tolist() == [False, True]
+    finish(table, step)
+    step = compose_step(table, budget)
+    assert rows(step) == [[1, 1, 1]]  # it waits; the other one decodes
+    assert step.starved_slots.tolist() == []
+    finish(table, step)
+    table.release([0])
+    step = compose_step(table, budget)
+    assert rows(step) == [[1, 2, 1], [0, 4, 1]]
+    assert step.samples_R.tolist() == [True, True]
+
+
+def encoder_table(*prompts: tuple[int, int]) -> SlotTable:
+    """Slots 0, 1 ... with (tokens for the encoder, tokens for the decoder)."""
+    table = make_table()
+    for slot, (num_encoder, num_decoder) in enumerate(prompts):
+        request = admit(slot, [5] * (num_encoder + num_decoder), max_new=2)
+        table.admit(replace(request, num_encoder_tokens=num_encoder))
+    return table
+
+
+def test_rule_16_what_an_encoder_reads_is_in_one_step_however_small_the_chunks() -> None:
+    table = encoder_table((9, 1), (3, 5))
+    narrow = Budget(max_step_tokens=14, max_prefill_tokens=13, max_chunk_tokens=2)
+    step = compose_step(table, narrow)
+    assert rows(step) == [[0, 0, 10], [1, 0, 3]]  # 9 and 3 whole, then what is left in order
+    assert step.samples_R.tolist() == [True, False]
+    finish(table, step)
+    assert rows(compose_step(table, narrow)) == [[0, 10, 1], [1, 3, 5]]
+
+
+def test_rule_16_what_does_not_fit_waits_and_others_use_the_rest() -> None:
+    table = encoder_table((6, 1), (9, 1), (2, 1))
+    budget = Budget(max_step_tokens=10, max_prefill_tokens=10, max_chunk_tokens=4)
+    step = compose_step(table, budget)
+    assert rows(step) == [[0, 0, 7], [2, 0, 3]]
+    finish(table, step)
+    # Slot 1 is first among the prefills now, but the tokens of the other two leave it no room until one has ended.
+    step = compose_step(table, budget)
+    assert rows(step) == [[0, 7, 1], [2, 3, 1]]
+    finish(table, step)
+    table.end(0)
+    assert rows(compose_step(table, budget)) == [[2, 4, 1], [1, 0, 9]]
+
+
+def test_rule_19_a_slot_whose_grammar_is_not_ready_has_its_encoder_read() -> None:
+    table = make_table()
+    request = admit(0, [5] * 6, grammar=Grammar(GrammarKind.REGEX, "a"))
+    table.admit(replace(request, num_encoder_tokens=5))
+    step = compose_step(table, WIDE)
+    assert rows(step) == [[0, 0, 5]]
+    assert not step.samples_R.any()
+
+
+def test_tensors_name_what_the_encoder_reads() -> None:
+    table = encoder_table((3, 1), (5, 2))
+    builder = BatchBuilder(block_size=BLOCK_SIZE, device=torch.device("cpu"), has_encoder=True)
+    for _ in range(2):  # a prefill, then a decode
+        step = compose_step(table, WIDE)
+        batch = builder.build(table, step)
+        assert batch.encoder_lens_R is not None
+        assert batch.encoder_lens_R.tolist() == [3, 5]
+        finish(table, step)
+
+
+def test_rule_19_a_prompt_of_one_token_waits_whole() -> None:
+    table = make_table()
+    table.admit(admit(0, [1], grammar=Grammar(GrammarKind.REGEX, "a")))
+    assert compose_step(table, WIDE).is_empty
+    table.release([0])
+    assert rows(compose_step(table, WIDE)) == [[0, 0, 1]]
+    table.end(0)
+    table.admit(admit(0, [1, 2], request_id=5))  # the next occupant has no grammar
+    assert rows(compose_step(table, WIDE)) == [[0, 0, 2]]

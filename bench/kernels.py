@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from textmill_shard.attention.base import AttentionRule
-from textmill_shard.layouts.native_decoder import FastDecoder
+from textmill_shard.layouts.native_decoder import NativeDecoder
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
 from textmill_shard.native.kernels import load_kernels
@@ -95,7 +95,7 @@ def make_batch(groups: tuple[tuple[int, int, int], ...], *, num_blocks: int = PO
     )
 
 
-def step_times_ms(decoder: FastDecoder, batch: ForwardBatch, seconds: float) -> Iterator[float]:
+def step_times_ms(decoder: NativeDecoder, batch: ForwardBatch, seconds: float) -> Iterator[float]:
     """At least three tries, also where the machine is too slow for the time given."""
     end = time.perf_counter() + seconds
     decoder.forward(batch)
@@ -107,7 +107,7 @@ def step_times_ms(decoder: FastDecoder, batch: ForwardBatch, seconds: float) -> 
         tries += 1
 
 
-def profile_of(decoder: FastDecoder, batch: ForwardBatch, name: str, tries: int) -> list[str]:
+def profile_of(decoder: NativeDecoder, batch: ForwardBatch, name: str, tries: int) -> list[str]:
     gflop = gflop_of_parts(
         SHAPE,
         num_tokens=batch.input_ids_T.shape[0],
@@ -141,7 +141,7 @@ def main() -> None:
         kernels = load_kernels(cache_folder, num_threads=num_threads)
         if kernels is None:
             raise SystemExit("the native kernels cannot be built here")
-        decoder = FastDecoder(make_model(dtype), rules, kernels)
+        decoder = NativeDecoder(make_model(dtype), rules, kernels)
         pool = KvPool(
             specs=specs, num_blocks=POOL_BLOCKS, block_size=BLOCK_SIZE, dtype=dtype, device=torch.device("cpu")
         )

@@ -31,7 +31,7 @@ def load(folder: Path, *, dtype: str, num_threads: int, disabled: tuple[str, ...
         block_size=BLOCK_SIZE,
         native_cache_dir=cache_folder,
         num_threads=num_threads,
-        fast_decoder=False,
+        native_decoder=False,
         disabled_swaps=disabled,
     )
     torch.set_num_threads(num_threads)

@@ -43,7 +43,7 @@ FORWARDED: Mapping[str, tuple[str | None, str | None]] = {
     "num_threads": (None, "--num-threads"),
     "native_cache_dir": (None, "--native-cache-dir"),
     "no_native_kernels": (None, "--no-native-kernels"),
-    "no_fast_decoder": (None, "--no-fast-decoder"),
+    "no_native_decoder": (None, "--no-native-decoder"),
     "disable_swaps": (None, "--disable-swaps"),
     "trust_remote_code": (None, "--trust-remote-code"),
     "allow_pickle": (None, "--allow-pickle"),

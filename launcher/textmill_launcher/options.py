@@ -166,7 +166,14 @@ OPTIONS: tuple[Option, ...] = (
     Option("num_threads", integer(1), "threads of a shard's steps; without it the cores, from 3 on less one"),
     Option("native_cache_dir", text, "folder of compiled CPU kernels"),
     Option("no_native_kernels", boolean, "compute by torch alone, for bisection", default=False, is_switch=True),
-    Option("no_fast_decoder", boolean, "llama-type models by transformers' code", default=False, is_switch=True),
+    Option(
+        "no_native_decoder",
+        boolean,
+        "llama-type models by transformers' code",
+        default=False,
+        is_switch=True,
+        aliases=("--no-fast-decoder",),
+    ),
     Option(
         "trust_remote_code",
         boolean,

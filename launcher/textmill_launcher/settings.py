@@ -31,7 +31,7 @@ class Settings:
     num_threads: int | None
     native_cache_dir: str | None
     no_native_kernels: bool
-    no_fast_decoder: bool
+    no_native_decoder: bool
     disable_swaps: str | None
     trust_remote_code: bool
     allow_pickle: bool

@@ -170,11 +170,11 @@ async def _serve_backend(service: Service) -> None:
 async def _drain(service: Service, hurry: asyncio.Event) -> None:
     """Take nothing new and let what runs end, up to the deadline or a second signal."""
     timeout_s = service.settings.drain_timeout
-    log.info("draining", extra={"num_running": service.admission.held, "timeout_s": timeout_s})
-    service.admission.close()
-    waits = {asyncio.create_task(service.admission.wait_idle()), asyncio.create_task(hurry.wait())}
+    log.info("draining", extra={"num_running": service.permits.held, "timeout_s": timeout_s})
+    service.permits.close()
+    waits = {asyncio.create_task(service.permits.wait_idle()), asyncio.create_task(hurry.wait())}
     _, unfinished = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for task in unfinished:
         task.cancel()
-    if service.admission.held:
-        log.warning("requests are cut off", extra={"num_running": service.admission.held})
+    if service.permits.held:
+        log.warning("requests are cut off", extra={"num_running": service.permits.held})

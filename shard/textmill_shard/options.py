@@ -24,14 +24,16 @@ class Option:
     default: Any = None
     is_required: bool = False
     is_switch: bool = False
+    aliases: tuple[str, ...] = ()  # further flags of the same meaning, each with its own environment variable
 
     @property
     def name(self) -> str:
         return self.flag.lstrip("-").replace("-", "_")
 
     @property
-    def variable(self) -> str:
-        return self.name.upper()
+    def variables(self) -> tuple[str, ...]:
+        """Environment variables of the flag and of its aliases, in this order."""
+        return tuple(flag.lstrip("-").replace("-", "_").upper() for flag in (self.flag, *self.aliases))
 
 
 def text(value: str) -> str:
@@ -146,7 +148,14 @@ SERVE_OPTIONS = (
     Option("--num-threads", integer(1), "threads of a step (default: the cores, from 3 on less one for the router)"),
     Option("--native-cache-dir", Path, "where compiled CPU kernels are kept (default: ~/.cache/textmill/native)"),
     Option("--no-native-kernels", boolean, "compute by torch alone, for bisection", default=False, is_switch=True),
-    Option("--no-fast-decoder", boolean, "llama-type models by transformers' code", default=False, is_switch=True),
+    Option(
+        "--no-native-decoder",
+        boolean,
+        "llama-type models by transformers' code",
+        default=False,
+        is_switch=True,
+        aliases=("--no-fast-decoder",),
+    ),
     Option(
         "--disable-swaps",
         words(*SWAPS),

@@ -43,7 +43,7 @@ class ServeSettings:
     num_threads: int
     native_cache_dir: Path
     no_native_kernels: bool
-    no_fast_decoder: bool
+    no_native_decoder: bool
     disable_swaps: tuple[str, ...]
     trust_remote_code: bool
     allow_pickle: bool
@@ -123,10 +123,11 @@ def _value_of(option: Option, given: str | bool | None, environ: Mapping[str, st
     if given not in (None, False):
         where, value = option.flag, "true" if given is True else str(given)
     else:
-        where, value = option.variable, environ.get(option.variable, "")
+        where = next((name for name in option.variables if environ.get(name)), option.variables[0])
+        value = environ.get(where, "")
     if not value:
         if option.is_required:
-            raise SettingsError(f"{option.flag} is missing (or the variable {option.variable})")
+            raise SettingsError(f"{option.flag} is missing (or the variable {option.variables[0]})")
         return option.default
     try:
         return option.parse(value)
@@ -150,10 +151,11 @@ def _build_parser() -> argparse.ArgumentParser:
         epilog = "Each flag can be given as an environment variable, e.g. --block-size as BLOCK_SIZE."
         sub_parser = commands.add_parser(command, help=text, description=text, epilog=epilog, allow_abbrev=False)
         for option in options:
+            flags = (option.flag, *option.aliases)
             if option.is_switch:
-                sub_parser.add_argument(option.flag, dest=option.name, action="store_true", help=option.help)
+                sub_parser.add_argument(*flags, dest=option.name, action="store_true", help=option.help)
             else:
                 shown = "" if option.default in (None, "", ()) else f" (default: {option.default})"
                 metavar = option.name.upper()
-                sub_parser.add_argument(option.flag, dest=option.name, metavar=metavar, help=option.help + shown)
+                sub_parser.add_argument(*flags, dest=option.name, metavar=metavar, help=option.help + shown)
     return parser

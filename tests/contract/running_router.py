@@ -109,7 +109,7 @@ class RunningRouter:
     def wait_until_free(self) -> None:
         """Waits until no request, permit, slot or block is in use."""
         self.wait_until_counts(running=0, waiting=0)
-        self.wait_until(lambda: self.service.admission.held == 0, "all permits are back")
+        self.wait_until(lambda: self.service.permits.held == 0, "all permits are back")
 
         def is_whole() -> bool:
             stats = self.stats()

@@ -45,7 +45,7 @@ def test_no_permit_is_429_but_bad_parameters_are_told_first(tmp_path: Path) -> N
     with RunningRouter(tmp_path, max_concurrent_requests=2) as router, router.client() as client:
         router.shard.pause()
         holder = router.send("/generate", {**BODY, "parameters": {"do_sample": True, "best_of": 2}})
-        router.wait_until(lambda: router.service.admission.held == 2, "best_of holds two permits")
+        router.wait_until(lambda: router.service.permits.held == 2, "best_of holds two permits")
         for route in GENERATE_ROUTES:
             answer = client.post(route, json={**BODY, "stream": True})
             assert answer.status_code == 429
@@ -129,7 +129,7 @@ def test_leaving_server_takes_nothing_new_and_says_so(tmp_path: Path) -> None:
         ) as s:
             lines = s.iter_lines()
             next(lines)
-            router.in_loop(router.service.admission.close)
+            router.in_loop(router.service.permits.close)
             with router.client() as other:
                 answer = other.post("/generate", json=BODY)
                 assert answer.status_code == 503
@@ -137,5 +137,5 @@ def test_leaving_server_takes_nothing_new_and_says_so(tmp_path: Path) -> None:
                 assert answer.headers["connection"] == "close"
                 assert other.get("/health").json()["phase"] == "draining"
             assert json.loads([line for line in lines if line][-1].removeprefix("data: "))["index"] == 80
-        idle = asyncio.run_coroutine_threadsafe(router.service.admission.wait_idle(), router.loop)
+        idle = asyncio.run_coroutine_threadsafe(router.service.permits.wait_idle(), router.loop)
         idle.result(WAIT_TIMEOUT_S)

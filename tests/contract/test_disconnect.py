@@ -51,7 +51,7 @@ def test_client_that_leaves_before_the_first_token_frees_its_slot(slow_router: R
         connection = slow_router.send(route, ENDLESS)
         slow_router.wait_until_counts(running=1, waiting=0)
         connection.close()
-        slow_router.wait_until(lambda: slow_router.service.admission.held == 0, "its permit is back")
+        slow_router.wait_until(lambda: slow_router.service.permits.held == 0, "its permit is back")
     finally:
         slow_router.shard.resume()
     slow_router.wait_until_free()

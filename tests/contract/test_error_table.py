@@ -41,7 +41,7 @@ class Row:
 def take_all_permits(router: RunningRouter) -> None:
     router.shard.pause()
     router.holders.append(router.send("/generate", BODY))
-    router.wait_until(lambda: router.service.admission.held == 1, "the permit is taken")
+    router.wait_until(lambda: router.service.permits.held == 1, "the permit is taken")
 
 
 def fail_soon(router: RunningRouter) -> None:
@@ -75,7 +75,7 @@ ROWS = [
     Row(
         503,
         "shutting_down",
-        before=lambda router: router.in_loop(router.service.admission.close),
+        before=lambda router: router.in_loop(router.service.permits.close),
         reply_headers=("retry-after", "connection"),
     ),
 ]

@@ -107,7 +107,7 @@ def test_sampling_is_on_only_when_parameters_are_absent(
     client: httpx.Client, caplog: pytest.LogCaptureFixture, body: dict[str, Any], samples: bool
 ) -> None:
     """Such a call cannot ask for details, so the seed is read in the log; the answer fills the window."""
-    with caplog.at_level("INFO", "textmill_router.serving.accounting"):
+    with caplog.at_level("INFO", "textmill_router.serving.call_record"):
         answer = client.post("/generate", json={"inputs": "x" * 1490, **body})
     assert len(answer.json()["generated_text"]) == 2048 - 1491
     [record] = [record for record in caplog.records if record.message == "Success"]
@@ -152,7 +152,7 @@ def test_the_best_sequence_is_the_one_that_the_log_tells_of(tmp_path: Path, capl
     """The second sequence is the better one here."""
     options = FakeShardOptions(logprob_of=lambda request_id: -1.0 / request_id)
     with RunningRouter(tmp_path, options) as router, router.client() as client:
-        with caplog.at_level("INFO", "textmill_router.serving.accounting"):
+        with caplog.at_level("INFO", "textmill_router.serving.call_record"):
             details = generate(client, details=True, best_of=2, do_sample=True)["details"]
         assert [token["logprob"] for token in details["tokens"]] == [-0.5, -0.5]
         assert [token["logprob"] for token in details["best_of_sequences"][0]["tokens"]] == [-1.0, -1.0]

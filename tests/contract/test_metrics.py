@@ -58,9 +58,9 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         router.shard.pause()
         leaving = [router.send("/generate_stream", X40)]
         router.wait_until_counts(running=1, waiting=0)
-        router.in_loop(lambda: setattr(router.service.admission, "_held", router.service.admission._held + 3))
+        router.in_loop(lambda: setattr(router.service.permits, "_held", router.service.permits._held + 3))
         assert client.post("/generate", json=X40).status_code == 429
-        router.in_loop(lambda: setattr(router.service.admission, "_held", router.service.admission._held - 3))
+        router.in_loop(lambda: setattr(router.service.permits, "_held", router.service.permits._held - 3))
         leaving[0].close()
         router.wait_until_counts(running=0, waiting=0)
         router.shard.resume()

@@ -37,7 +37,7 @@ class Refusal:
 def take_the_permit(router: RunningRouter) -> None:
     router.shard.pause()
     router.holders.append(router.send("/v1/chat/completions", HELD))
-    router.wait_until(lambda: router.service.admission.held == 1, "the permit is taken")
+    router.wait_until(lambda: router.service.permits.held == 1, "the permit is taken")
 
 
 REFUSALS = [
@@ -152,7 +152,7 @@ REFUSALS = [
         "the server is shutting down",
         "server_error",
         "shutting_down",
-        before=lambda router: router.in_loop(router.service.admission.close),
+        before=lambda router: router.in_loop(router.service.permits.close),
     ),
 ]
 

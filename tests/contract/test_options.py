@@ -238,7 +238,7 @@ def test_call_waits_while_the_model_loads(
 
         caller = threading.Thread(target=call)
         caller.start()
-        router.wait_until(lambda: router.service.admission.held == 1, "the call waits")
+        router.wait_until(lambda: router.service.permits.held == 1, "the call waits")
         router.shard.load(None)
         caller.join(10)
         assert answers[0].status_code == 200
@@ -264,7 +264,7 @@ def test_header_counts_on_the_other_routes(tmp_path: Path, route: str, body: dic
 
         caller = threading.Thread(target=call)
         caller.start()
-        router.wait_until(lambda: router.service.admission.held == 1, "the call waits")
+        router.wait_until(lambda: router.service.permits.held == 1, "the call waits")
         router.shard.load(None)
         caller.join(10)
         assert answers[0].status_code == 200, answers[0].text
@@ -288,17 +288,17 @@ def test_wait_has_an_end(tmp_path: Path) -> None:
 def test_those_who_wait_are_bounded_and_may_leave(tmp_path: Path) -> None:
     with RunningRouter(tmp_path, is_loading=True, max_concurrent_requests=1) as router, router.client() as client:
         waiting = router.send("/generate", {**BODY, "options": {"wait_for_model": True}})
-        router.wait_until(lambda: router.service.admission.held == 1, "one waits")
+        router.wait_until(lambda: router.service.permits.held == 1, "one waits")
         assert client.post("/generate", json=BODY, headers={"x-wait-for-model": "true"}).status_code == 429
         waiting.close()
-        router.wait_until(lambda: router.service.admission.held == 0, "nobody waits")
+        router.wait_until(lambda: router.service.permits.held == 0, "nobody waits")
 
 
 def test_those_who_wait_are_told_when_the_server_leaves(tmp_path: Path) -> None:
     with RunningRouter(tmp_path, is_loading=True) as router:
         waiting = router.send("/generate", {**BODY, "options": {"wait_for_model": True}})
-        router.wait_until(lambda: router.service.admission.held == 1, "one waits")
-        router.in_loop(router.service.admission.close)
+        router.wait_until(lambda: router.service.permits.held == 1, "one waits")
+        router.in_loop(router.service.permits.close)
         assert waiting.recv(13) == b"HTTP/1.1 503 "
         waiting.close()
 
@@ -412,7 +412,7 @@ def test_cache_is_off_by_default(router: RunningRouter) -> None:
 
 def test_trace_parent_is_taken_and_logged(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-    with caplog.at_level("INFO", "textmill_router.serving.accounting"):
+    with caplog.at_level("INFO", "textmill_router.serving.call_record"):
         for parent in (f"00-{trace}-00f067aa0ba902b7-01", "nonsense", f"00-{'0' * 32}-00f067aa0ba902b7-01"):
             assert client.post("/generate", json=BODY, headers={"traceparent": parent}).status_code == 200
     found = [vars(record)["trace"] for record in caplog.records if record.message == "Success"]
@@ -423,11 +423,11 @@ def test_raw_connection_gets_retry_after_in_whole_seconds(tmp_path: Path) -> Non
     with RunningRouter(tmp_path, max_concurrent_requests=1) as router, router.client() as client:
         router.shard.pause()
         holder: socket.socket = router.send("/generate", BODY)
-        router.wait_until(lambda: router.service.admission.held == 1, "one holds the permit")
+        router.wait_until(lambda: router.service.permits.held == 1, "one holds the permit")
         answer = client.post("/generate", json=BODY)
         assert answer.status_code == 429
         assert answer.headers["retry-after"].isdigit()
-        router.in_loop(router.service.admission.close)
+        router.in_loop(router.service.permits.close)
         answer = client.post("/generate", json=BODY)
         assert answer.status_code == 503
         assert answer.headers["retry-after"].isdigit()

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from textmill_router.api.tgi.answers import NativeEvents
+from textmill_router.api.tgi.answers import TgiEvents
 from textmill_router.text.generation import TokenEvent, TopToken
 
 from tests.contract.running_router import RunningRouter
@@ -90,7 +90,7 @@ def test_seed_of_a_sampled_stream(client: httpx.Client, seed: int | None) -> Non
 
 def test_spliced_event_is_the_json_it_stands_for() -> None:
     """Texts and numbers that a template could break; logprobs as 32-bit floats come over the wire."""
-    writer = NativeEvents(prompt='"p', seed=None, wants_details=False, wants_top_tokens=True)
+    writer = TgiEvents(prompt='"p', seed=None, wants_details=False, wants_top_tokens=True)
     for text in ('"', "\\", "\n\r\t\0\x1f", "é😀\u2028", "%s{}", ""):
         for logprob in (-0.12, -1.2345678, 0.0, -1e-9, -103.25, math.nan, -math.inf):
             narrow = array("f", [logprob])[0]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from textmill_router.chat.prompt import ChatWishes, make_prompt
+from textmill_router.chat.prompt import ChatRequest, make_prompt
 from textmill_router.chat.template import ChatTemplates
 from textmill_router.serving.service import make_role_safety
 from textmill_router.text.tokenization import Tokenizer
@@ -25,20 +25,20 @@ class Family:
         self.safety = make_role_safety(tokenizer, templates)
         tokenizer.close()
 
-    def pieces(self, **wishes: Any) -> tuple[str, ...]:
-        return make_prompt(self.template, ChatWishes(**wishes), self.safety).pieces
+    def pieces(self, **chat: Any) -> tuple[str, ...]:
+        return make_prompt(self.template, ChatRequest(**chat), self.safety).pieces
 
-    def ids(self, **wishes: Any) -> list[int]:
-        return [token for piece in self.pieces(**wishes) for token in self.library.encode(piece).ids]
+    def ids(self, **chat: Any) -> list[int]:
+        return [token for piece in self.pieces(**chat) for token in self.library.encode(piece).ids]
 
-    def reference_prompt(self, *, tokenize: bool, **wishes: Any) -> Any:
-        goes_on = wishes.get("continue_final_message", False)
+    def reference_prompt(self, *, tokenize: bool, **chat: Any) -> Any:
+        goes_on = chat.get("continue_final_message", False)
         return self.reference.apply_chat_template(
-            wishes["messages"],
-            tools=wishes.get("tools"),
-            add_generation_prompt=not goes_on and wishes.get("add_generation_prompt", True),
+            chat["messages"],
+            tools=chat.get("tools"),
+            add_generation_prompt=not goes_on and chat.get("add_generation_prompt", True),
             continue_final_message=goes_on,
             tokenize=tokenize,
             return_dict=False,
-            **wishes.get("variables", {}),
+            **chat.get("variables", {}),
         )

@@ -193,7 +193,7 @@ def test_clients_raise_their_overloaded_error(tmp_path: Path, stream: bool) -> N
     with RunningRouter(tmp_path, max_concurrent_requests=1) as router:
         router.shard.pause()
         holder = router.send("/generate", {"inputs": "hi"})
-        router.wait_until(lambda: router.service.admission.held == 1, "the permit is taken")
+        router.wait_until(lambda: router.service.permits.held == 1, "the permit is taken")
         with pytest.raises(hub_errors.OverloadedError, match="overloaded"):
             list(InferenceClient(base_url=router.url, timeout=TIMEOUT_S).text_generation("hi", stream=stream))
         client = Client(router.url, timeout=TIMEOUT_S)

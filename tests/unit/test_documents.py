@@ -9,7 +9,7 @@ from textmill_launcher.options import OPTIONS
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDERS = (".", "docs", "docs/decisions", "proto", "router", "shard", "launcher", "tests", "bench", "deploy")
-NAMED_TEST = r"`((?:contract|integration|unit(?:/\w+)?)/\w+\.py)`"
+NAMED_TEST = r"`((?:contract|integration|unit(?:/\w+)*)/\w+\.py)`"
 DOCUMENTS = [path for folder in FOLDERS for path in sorted((REPOSITORY / folder).glob("*.md"))]
 
 

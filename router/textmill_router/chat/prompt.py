@@ -19,7 +19,7 @@ _GOES_ON = "\ufdd1goes-on\ufdd1 "
 
 
 @dataclass(frozen=True, slots=True)
-class ChatWishes:
+class ChatRequest:
     """What a chat request says of its prompt. None: the default, see `goes_on`."""
 
     messages: list[Message]  # as templates take them: no nulls, content is text or text parts
@@ -49,21 +49,21 @@ class ChatPrompt:
         return "".join(self.pieces)
 
 
-def make_prompt(template: ChatTemplate, wishes: ChatWishes, safety: RoleSafety) -> ChatPrompt:
+def make_prompt(template: ChatTemplate, chat: ChatRequest, safety: RoleSafety) -> ChatPrompt:
     """Raises ValidationFailed for what contradicts itself, TemplateFailed for what the template does not take."""
-    if not wishes.messages:
+    if not chat.messages:
         raise ValidationFailed("`messages` must not be empty", field="messages")
-    goes_on = wishes.goes_on
-    if goes_on and wishes.add_generation_prompt:
+    goes_on = chat.goes_on
+    if goes_on and chat.add_generation_prompt:
         raise ValidationFailed(
             "`continue_final_message` and `add_generation_prompt` exclude each other: one goes on with the last "
             "message, the other begins a new one",
             field="continue_final_message",
         )
-    for index, message in enumerate(wishes.messages):
+    for index, message in enumerate(chat.messages):
         _check_role(message["role"], index, safety)
-    messages = [_guarded(message, safety) for message in wishes.messages]
-    tools, documents, variables = safety.guard([wishes.tools, wishes.documents, dict(wishes.variables)])
+    messages = [_guarded(message, safety) for message in chat.messages]
+    tools, documents, variables = safety.guard([chat.tools, chat.documents, dict(chat.variables)])
     messages = [_known_to(template, message) for message in messages]
     if goes_on:
         last = messages[-1]
@@ -74,7 +74,7 @@ def make_prompt(template: ChatTemplate, wishes: ChatWishes, safety: RoleSafety) 
         messages=messages,
         tools=tools,
         documents=documents,
-        add_generation_prompt=not goes_on and wishes.add_generation_prompt is not False,
+        add_generation_prompt=not goes_on and chat.add_generation_prompt is not False,
         variables=variables,
     )
     rendered = template.render(conversation)

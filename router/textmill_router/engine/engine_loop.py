@@ -16,7 +16,7 @@ from textmill_proto import PROTOCOL_VERSION
 
 from textmill_router.engine.shard_client import ShardClient, ShardClientOptions
 from textmill_router.engine.wire import PlanRejected, ShardFacts, ShardHealth, pool_of
-from textmill_router.metrics.step_metrics import Method, StepMetrics
+from textmill_router.metrics.step_metrics import StepKind, StepMetrics
 from textmill_router.request import Failure, FailureCode, GenerationRequest, OutputSink, RequestId, RequestOutput
 from textmill_router.scheduler.epoch import Counters
 from textmill_router.scheduler.plan import StepResult
@@ -202,19 +202,19 @@ class EngineLoop:
             self._client.cut(f"the shard broke a rule of the stream: {error}")
             return
         has_prefill = has_prefill or scheduler.counters.num_prefill_tokens > num_prefill_tokens
-        method = Method.PREFILL if has_prefill else Method.DECODE
+        kind = StepKind.PREFILL if has_prefill else StepKind.DECODE
         if decision.plans:
             # First the shard, then the readers: the stream's writer runs before what is put behind it here.
             self._client.send(decision.plans)
             self._held_outputs += decision.outputs
-            asyncio.get_running_loop().call_soon(self._deliver_timed, (), method)
+            asyncio.get_running_loop().call_soon(self._deliver_timed, (), kind)
             planning_s = time.perf_counter() - began_s
             self.steps.on_plans(decision.plans, scheduler.num_running, planning_s)
         else:
             planning_s = time.perf_counter() - began_s
-            self._deliver_timed(decision.outputs, method)
+            self._deliver_timed(decision.outputs, kind)
         if result.step:
-            self.steps.on_step(method, result, planning_s)
+            self.steps.on_step(kind, result, planning_s)
 
     def on_rejected(self, rejected: PlanRejected) -> None:
         assert self._scheduler is not None
@@ -238,7 +238,7 @@ class EngineLoop:
     def on_lost(self, reason: str) -> None:
         assert self._scheduler is not None
         if self._scheduler.num_running:
-            self.steps.on_lost_step(Method.PREFILL if self._scheduler.is_any_in_prefill else Method.DECODE)
+            self.steps.on_lost_step(StepKind.PREFILL if self._scheduler.is_any_in_prefill else StepKind.DECODE)
         self._set_status(EngineStatus(EnginePhase.LOST, 0.0, self._status.facts, reason))
         self._deliver(self._scheduler.end_epoch(self.now()))
 
@@ -266,13 +266,13 @@ class EngineLoop:
             self._client.send(plans)
             self.steps.on_plans(plans, self._scheduler.num_running, time.perf_counter() - began_s)
 
-    def _deliver_timed(self, outputs: Sequence[RequestOutput], method: Method) -> None:
+    def _deliver_timed(self, outputs: Sequence[RequestOutput], kind: StepKind) -> None:
         """`_deliver` for the outputs of a step."""
         if not outputs and not self._held_outputs:
             return
         began_s = time.perf_counter()
         self._deliver(outputs)
-        self.steps.on_text(method, time.perf_counter() - began_s)
+        self.steps.on_text(kind, time.perf_counter() - began_s)
 
     def _deliver(self, outputs: Iterable[RequestOutput]) -> None:
         """Hands outputs to their readers, what was held before the new."""

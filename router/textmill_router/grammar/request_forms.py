@@ -10,7 +10,7 @@ ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type":"object"}')
 _WANTED = "`json`, `json_object`, `json_schema` or `regex`"
 
 
-def native_grammar(value: object) -> Grammar | None:
+def tgi_grammar(value: object) -> Grammar | None:
     """`{"type", "value"}` of `parameters.grammar`; None for null. Raises ValidationFailed for another shape."""
     if value is None:
         return None

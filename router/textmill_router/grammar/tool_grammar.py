@@ -12,7 +12,7 @@ from textmill_router.parsers.formats import ToolFormat
 from textmill_router.request import Grammar, GrammarKind
 
 _WS = r"[ \t\r\n]*"
-# How a call may begin where no tag says so; `parsers/json_call.py` takes nothing else. NAMES stands for the tools' names.
+# How a call may begin where no tag says so; `parsers/json_call.py` takes nothing else. NAMES: the tools' names.
 _ANY_CALL = (
     rf"\{{{_WS}(\x{{22}}name\x{{22}}{_WS}:{_WS}(NAMES)|\x{{22}}(arguments|parameters|function|id|type)\x{{22}}{_WS}:)"
 )

@@ -105,7 +105,7 @@ def error_kind(error: RequestError) -> ErrorKind:
     raise AssertionError(f"no row for {type(error).__name__}")
 
 
-def native_error_body(error: RequestError) -> bytes:
+def tgi_error_body(error: RequestError) -> bytes:
     """`{"error", "error_type"}`, with the phase while loading."""
     kind = error_kind(error)
     body: dict[str, str | float] = {
@@ -127,7 +127,7 @@ def error_status(error: RequestError, style: ErrorStyle) -> int:
 def error_body(error: RequestError, style: ErrorStyle) -> bytes:
     """JSON of an answer that is an error."""
     if style in (ErrorStyle.NATIVE, ErrorStyle.TGI):
-        return native_error_body(error)
+        return tgi_error_body(error)
     return _openai_error_body(error)
 
 

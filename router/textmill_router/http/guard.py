@@ -14,7 +14,7 @@ from starlette.types import Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from textmill_router.errors import BadHttp, HeaderTooLarge, RequestError, RequestTimedOut
-from textmill_router.http.error_responses import error_headers, error_kind, native_error_body
+from textmill_router.http.error_responses import error_headers, error_kind, tgi_error_body
 from textmill_router.http.replies import note_refusal, offer_writer
 
 # A body must come faster than this once its first deadline has passed.
@@ -207,7 +207,7 @@ class _GuardedProtocol(HttpToolsProtocol):
         is_open = self.cycle is not None and not self.cycle.response_complete
         has_open_answer = bool(self.pipeline) or (is_open and self.cycle.response_started)
         if not has_open_answer:
-            body = native_error_body(error)
+            body = tgi_error_body(error)
             headers = [
                 *error_headers(error),
                 (b"content-type", b"application/json"),

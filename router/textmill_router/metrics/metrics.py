@@ -15,7 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 from textmill_router.metrics import specs
 from textmill_router.metrics.histogram import DURATION_BOUNDS_S, Histogram, linear_bounds
 from textmill_router.metrics.specs import MetricKind, MetricSpec
-from textmill_router.metrics.step_metrics import Method, StepMetrics
+from textmill_router.metrics.step_metrics import StepKind, StepMetrics
 from textmill_router.request import FinishReason
 from textmill_router.scheduler.scheduler import SchedulerStats
 from textmill_router.text.generation import GenerationResult
@@ -264,7 +264,7 @@ def _histogram(spec: MetricSpec, histogram: Histogram) -> Metric:
     return HistogramMetricFamily(spec.name, spec.text, buckets=histogram.buckets(), sum_value=histogram.sum)
 
 
-def _histograms(spec: MetricSpec, histograms: dict[Method, Histogram]) -> Metric:
+def _histograms(spec: MetricSpec, histograms: dict[StepKind, Histogram]) -> Metric:
     family = HistogramMetricFamily(spec.name, spec.text, labels=spec.labels)
     for method, histogram in histograms.items():
         family.add_metric([method.value], histogram.buckets(), histogram.sum)

@@ -8,7 +8,7 @@ from textmill_router.scheduler.plan import Admit, Budget, Drop, Plan, ShardPool
 from textmill_router.scheduler.plan_builder import PlanBuilder
 from textmill_router.scheduler.prefix_cache import PrefixCache
 from textmill_router.scheduler.request_state import RequestState, RequestStatus
-from textmill_router.scheduler.slots import SlotTable
+from textmill_router.scheduler.slots import Seats
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class Epoch:
         self.pool = pool
         self.number = pool.epoch
         self.counters = counters
-        self.slots = SlotTable(pool.num_slots)
+        self.slots = Seats(pool.num_slots)
         self.cache = PrefixCache(
             num_blocks=pool.num_blocks,
             block_size=pool.block_size,

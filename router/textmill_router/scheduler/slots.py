@@ -7,7 +7,7 @@ from textmill_router.request import Slot
 from textmill_router.scheduler.request_state import RequestState, RequestStatus
 
 
-class SlotTable:
+class Seats:
     """A seat is freed by its occupant's last row, or by a result that knows the drop; nothing else frees it."""
 
     def __init__(self, num_slots: int) -> None:

@@ -44,13 +44,13 @@ async def admitted(
     async with UntilClientLeaves(receive, service.metrics.on_abort):
         if grammar is not None:
             await service.open_backend().grammars.check(grammar)
-        with service.admission.permits(num_sequences):
+        with service.permits.hold(num_sequences):
             try:
                 yield
             except GenerationFailed as error:
                 raise generation_error(error.failure) from error
             except QueueFull as error:
-                raise service.admission.overloaded(f"Model is overloaded: {error}; try again later") from error
+                raise service.permits.overloaded(f"Model is overloaded: {error}; try again later") from error
             except EngineUnavailable as error:
                 raise ShuttingDown(f"the engine has stopped: {error}", retry_after_s=1) from error
 

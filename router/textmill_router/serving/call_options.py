@@ -1,4 +1,4 @@
-"""Wishes about how a call is served: to wait for the model, to use the response cache. A header wins over the body."""
+"""How a call wants to be served: wait for the model, use the response cache. A header wins over the body."""
 
 import asyncio
 
@@ -29,7 +29,7 @@ async def ready_backend(
     asked = _header_truth(scope, b"x-wait-for-model")
     if (wait_for_model if asked is None else asked) and service.is_loading:
         async with UntilClientLeaves(receive, service.metrics.on_abort):
-            with service.admission.permits(1):
+            with service.permits.hold(1):
                 await _wait(service)
     return service.open_backend()
 

@@ -56,7 +56,7 @@ async def _stream_one(
             stream.write_now(data)
         return True
 
-    generation.read_fast(write_now)
+    generation.push_to(write_now)
     while True:
         events = await generation.next_events()
         async with lock:

@@ -15,7 +15,7 @@ from textmill_router.grammar.compiler import GrammarCompiler
 from textmill_router.metrics.metrics import CacheNumbers, EngineNumbers, Metrics
 from textmill_router.scheduler.plan import Budget
 from textmill_router.scheduler.scheduler import SchedulerConfig
-from textmill_router.serving.admission import Admission
+from textmill_router.serving.permits import Permits
 from textmill_router.serving.response_cache import ResponseCache
 from textmill_router.serving.validation import Limits
 from textmill_router.settings import Settings, SettingsError
@@ -46,7 +46,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._settled = asyncio.Event()  # the model is ready, or the server leaves
-        self.admission = Admission(settings.max_concurrent_requests, on_close=self._settled.set)
+        self.permits = Permits(settings.max_concurrent_requests, on_close=self._settled.set)
         self.response_cache = ResponseCache(settings.response_cache_bytes)
         self.metrics = Metrics()
         self._started_s = time.monotonic()
@@ -87,7 +87,7 @@ class Service:
     @property
     def is_loading(self) -> bool:
         """The shards have not been ready yet, and may be."""
-        return self._backend is None and not self.admission.is_closed
+        return self._backend is None and not self.permits.is_closed
 
     async def wait_settled(self) -> None:
         """Wait until the model is ready or the server leaves; the caller sets the limit."""
@@ -100,7 +100,7 @@ class Service:
 
     def open_backend(self) -> Backend:
         """The backend for a request that would generate. Raises ModelLoading or ShuttingDown."""
-        self.admission.check_open()
+        self.permits.check_open()
         if self._backend is None:
             estimated_s = self._estimate_s()
             raise ModelLoading(
@@ -119,7 +119,7 @@ class Service:
     @property
     def phase(self) -> str:
         """`draining`, the engine's phase, or `starting` while there is no engine yet."""
-        if self.admission.is_closed:
+        if self.permits.is_closed:
             return "draining"
         return EnginePhase.STARTING.value if self._engine is None else self._engine.status.phase.value
 
@@ -138,7 +138,7 @@ class Service:
             numbers = EngineNumbers(stats, backend.engine.steps, backend.facts.block_size, is_up)
         kept = self.response_cache
         cache = CacheNumbers(num_hits=kept.num_hits, num_misses=kept.num_misses, num_bytes=kept.num_bytes)
-        return self.metrics.expose(numbers, cache, num_in_flight=self.admission.held)
+        return self.metrics.expose(numbers, cache, num_in_flight=self.permits.held)
 
     def compute_type(self, facts: ShardFacts) -> str:
         """Number and kind of devices, as x-compute-type shows it."""

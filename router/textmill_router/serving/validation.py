@@ -33,7 +33,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class RequestedParameters:
     """Parameters as asked for, of the right types, None where absent."""
 
     do_sample: bool = False
@@ -78,41 +78,41 @@ class CheckedParameters:
     top_n_tokens: int
 
 
-def check_parameters(wishes: Wishes, limits: Limits) -> CheckedParameters:
+def check_parameters(requested: RequestedParameters, limits: Limits) -> CheckedParameters:
     """Check in the order of the contract; the first broken rule raises ValidationFailed."""
-    _check_best_of(wishes, limits)
-    temperature = _float32("temperature", wishes.temperature, 1.0)
+    _check_best_of(requested, limits)
+    temperature = _float32("temperature", requested.temperature, 1.0)
     if temperature < 0:
         raise _refuse("temperature", f"must be >= 0 (0 is greedy), found {temperature:g}")
-    repetition_penalty = _float32("repetition_penalty", wishes.repetition_penalty, 1.0)
+    repetition_penalty = _float32("repetition_penalty", requested.repetition_penalty, 1.0)
     if repetition_penalty <= 0:
         raise _refuse("repetition_penalty", f"must be > 0 (1 is off), found {repetition_penalty:g}")
-    frequency_penalty = _penalty("frequency_penalty", wishes.frequency_penalty)
-    presence_penalty = _penalty("presence_penalty", wishes.presence_penalty)
-    top_p = _mass("top_p", wishes.top_p)
-    typical_p = _mass("typical_p", wishes.typical_p)
-    top_k = _whole("top_k", wishes.top_k, low=1, high=MAX_U32, off=0)
-    min_p = _float32("min_p", wishes.min_p, 0.0)
+    frequency_penalty = _penalty("frequency_penalty", requested.frequency_penalty)
+    presence_penalty = _penalty("presence_penalty", requested.presence_penalty)
+    top_p = _mass("top_p", requested.top_p)
+    typical_p = _mass("typical_p", requested.typical_p)
+    top_k = _whole("top_k", requested.top_k, low=1, high=MAX_U32, off=0)
+    min_p = _float32("min_p", requested.min_p, 0.0)
     if not 0 <= min_p < 1:
         raise _refuse("min_p", f"must be >= 0 and < 1 (0 is off), found {min_p:g}")
-    max_new_tokens = wishes.max_new_tokens
+    max_new_tokens = requested.max_new_tokens
     if max_new_tokens is not None:
         _whole("max_new_tokens", max_new_tokens, low=1, high=MAX_U32)
-    min_new_tokens = _whole("min_new_tokens", wishes.min_new_tokens, low=0, high=MAX_U32)
+    min_new_tokens = _whole("min_new_tokens", requested.min_new_tokens, low=0, high=MAX_U32)
     if max_new_tokens is not None and min_new_tokens > max_new_tokens:
         raise _refuse("min_new_tokens", f"must be <= `max_new_tokens` {max_new_tokens}, found {min_new_tokens}")
-    if wishes.max_time is not None and not 0 < wishes.max_time < math.inf:
-        raise _refuse("max_time", f"must be a number of seconds > 0, found {wishes.max_time:g}")
-    _check_stop(wishes.stop, limits)
-    if wishes.seed is not None:
-        if wishes.best_of is not None and wishes.best_of > 1:
+    if requested.max_time is not None and not 0 < requested.max_time < math.inf:
+        raise _refuse("max_time", f"must be a number of seconds > 0, found {requested.max_time:g}")
+    _check_stop(requested.stop, limits)
+    if requested.seed is not None:
+        if requested.best_of is not None and requested.best_of > 1:
             raise _refuse("seed", "must not be set when `best_of` > 1: equal seeds give equal sequences; leave one out")
-        _whole("seed", wishes.seed, low=0, high=MAX_U64)
-    top_n_tokens = _whole("top_n_tokens", wishes.top_n_tokens, low=0, high=limits.max_top_n_tokens)
-    logit_bias = _check_logit_bias(wishes.logit_bias, limits)
-    if wishes.truncate is not None:
-        _whole("truncate", wishes.truncate, low=1, high=limits.max_input_tokens)
-    asks_to_sample = wishes.do_sample or temperature != 1.0 or top_k > 0 or top_p < 1.0 or typical_p < 1.0
+        _whole("seed", requested.seed, low=0, high=MAX_U64)
+    top_n_tokens = _whole("top_n_tokens", requested.top_n_tokens, low=0, high=limits.max_top_n_tokens)
+    logit_bias = _check_logit_bias(requested.logit_bias, limits)
+    if requested.truncate is not None:
+        _whole("truncate", requested.truncate, low=1, high=limits.max_input_tokens)
+    asks_to_sample = requested.do_sample or temperature != 1.0 or top_k > 0 or top_p < 1.0 or typical_p < 1.0
     do_sample = asks_to_sample and temperature >= LEAST_TEMPERATURE
     sampling = SamplingParameters(
         do_sample=do_sample,
@@ -124,20 +124,20 @@ def check_parameters(wishes: Wishes, limits: Limits) -> CheckedParameters:
         repetition_penalty=repetition_penalty,
         presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty,
-        seed=(draw_seed() if wishes.seed is None else wishes.seed) if do_sample else 0,
+        seed=(draw_seed() if requested.seed is None else requested.seed) if do_sample else 0,
         logit_bias=logit_bias,
     )
     return CheckedParameters(
         sampling=sampling,
-        best_of=wishes.best_of or 1,
+        best_of=requested.best_of or 1,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
-        max_time=wishes.max_time,
-        ignore_eos=wishes.ignore_eos,
-        grammar=wishes.grammar,
-        watermark=wishes.watermark,
-        stop=wishes.stop,
-        truncate=wishes.truncate,
+        max_time=requested.max_time,
+        ignore_eos=requested.ignore_eos,
+        grammar=requested.grammar,
+        watermark=requested.watermark,
+        stop=requested.stop,
+        truncate=requested.truncate,
         top_n_tokens=top_n_tokens,
     )
 
@@ -212,17 +212,17 @@ def check_adapter(adapter_id: str | None) -> None:
         raise _refuse("adapter_id", f"{adapter_id!r} is not loaded: this server has no adapters; leave it out")
 
 
-def _check_best_of(wishes: Wishes, limits: Limits) -> None:
-    best_of = wishes.best_of
-    if wishes.streams and best_of is not None and best_of != 1:
+def _check_best_of(requested: RequestedParameters, limits: Limits) -> None:
+    best_of = requested.best_of
+    if requested.streams and best_of is not None and best_of != 1:
         raise _refuse("best_of", f"must be 1 when streaming, found {best_of}; leave it out or do not stream")
-    if wishes.streams and wishes.wants_prompt_details:
+    if requested.streams and requested.wants_prompt_details:
         raise _refuse("decoder_input_details", "must be false when streaming; prompt tokens are never streamed")
     if best_of is None:
         return
     _whole("best_of", best_of, low=1, high=limits.max_best_of, flag=" (--max-best-of)")
-    given = (wishes.temperature, wishes.top_k, wishes.top_p, wishes.typical_p)
-    samples = (wishes.do_sample or any(wish is not None for wish in given)) and wishes.temperature != 0
+    given = (requested.temperature, requested.top_k, requested.top_p, requested.typical_p)
+    samples = (requested.do_sample or any(wish is not None for wish in given)) and requested.temperature != 0
     if best_of > 1 and not samples:
         raise _refuse(
             "best_of",

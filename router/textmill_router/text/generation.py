@@ -40,7 +40,7 @@ class TextOptions:
     `shown_specials`: special tokens whose text counts as output text, for parsers that look for them.
     `deadline_s`: on the clock of `time.monotonic`. `result()` ends then with what there is, and so does a stream that
     has no token yet; one that has some ends with the next, if that comes soon. A stream that no token ends has a last
-    event with an empty one, of the id `closing_id`: it counts nowhere.
+    event with an empty one, of the id `padding_token_id`: it counts nowhere.
     """
 
     stop_strings: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class TextOptions:
     keep_tokens: bool = True
     shown_specials: frozenset[int] = frozenset()
     deadline_s: float | None = None
-    closing_id: int = 0
+    padding_token_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class GenerationFailed(Exception):
 # After its deadline a stream that has tokens waits so long for one more, so that it ends with a token.
 LAST_TOKEN_GRACE_S = 0.2
 # Takes events at once, in the engine's turn of the loop, and says whether it did; must not block or raise.
-FastReader = Callable[[list[TokenEvent]], bool]
+EventPush = Callable[[list[TokenEvent]], bool]
 
 
 class Generation:
@@ -169,7 +169,7 @@ class Generation:
         self._result: GenerationResult | None = None
         self._failure: Failure | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._fast_reader: FastReader | None = None
+        self._fast_reader: EventPush | None = None
 
     async def __aenter__(self) -> Self:
         if self._options.deadline_s is not None:
@@ -197,7 +197,7 @@ class Generation:
         if self._result is None and self._failure is None:
             self._engine.cancel(self._request.request_id)
 
-    def read_fast(self, reader: FastReader) -> None:
+    def push_to(self, reader: EventPush) -> None:
         """While `next_events` waits, all events but the last go to `reader`; what it does not take wakes the task."""
         self._fast_reader = reader
 
@@ -256,8 +256,8 @@ class Generation:
             self._admitted_s = self._first_token_s = time.monotonic()
         self._finish(FinishReason.LENGTH)
         if not self._events:
-            closing_id, index = self._options.closing_id, self._num_tokens + 1
-            self._events.append(TokenEvent(index, closing_id, "", float("nan"), True, (), text))
+            padding_token_id, index = self._options.padding_token_id, self._num_tokens + 1
+            self._events.append(TokenEvent(index, padding_token_id, "", float("nan"), True, (), text))
         self._events[-1].result = self._result
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)

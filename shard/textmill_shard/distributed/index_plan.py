@@ -30,7 +30,7 @@ class Role(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class IndexRange:
     """Indices start .. stop - 1 of a dimension."""
 
     start: int
@@ -45,7 +45,7 @@ class Cut:
     """The part of one tensor that this rank reads."""
 
     dim: int
-    run: Run
+    indices: IndexRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +68,17 @@ class Heads:
         divides_kv = self.num_kv_heads % world_size == 0 or world_size % self.num_kv_heads == 0
         return self.num_heads % world_size == 0 and divides_kv
 
-    def kv_run(self, parallel: TensorParallel) -> Run:
+    def kv_range(self, parallel: TensorParallel) -> IndexRange:
         """The key/value heads of this rank; with fewer heads than ranks, several ranks hold the same one."""
         if self.num_kv_heads >= parallel.world_size:
-            return even_run(self.num_kv_heads, parallel)
+            return even_range(self.num_kv_heads, parallel)
         head = parallel.rank * self.num_kv_heads // parallel.world_size
-        return Run(head, head + 1)
+        return IndexRange(head, head + 1)
 
 
-def even_run(size: int, parallel: TensorParallel) -> Run:
+def even_range(size: int, parallel: TensorParallel) -> IndexRange:
     """The part of this rank; parts differ by at most one."""
-    return Run(size * parallel.rank // parallel.world_size, size * (parallel.rank + 1) // parallel.world_size)
+    return IndexRange(size * parallel.rank // parallel.world_size, size * (parallel.rank + 1) // parallel.world_size)
 
 
 def build_index_plan(model: nn.Module, config: Any, parallel: TensorParallel) -> IndexPlan:
@@ -110,24 +110,24 @@ def build_index_plan(model: nn.Module, config: Any, parallel: TensorParallel) ->
         if rule == "embedding_rowwise" and type(module) is nn.Embedding:
             if cuts_embedding:
                 roles[name] = Role.VOCABULARY_EMBEDDING
-                cuts[f"{name}.weight"] = Cut(0, even_run(vocabulary, parallel))
+                cuts[f"{name}.weight"] = Cut(0, even_range(vocabulary, parallel))
         elif rule == "colwise_gather_output" and name == "lm_head" and type(module) is nn.Linear:
             # A head tied to a whole embedding stays whole too: it is the same tensor.
             if cuts_embedding or module.weight is not _embedding_weight(model):
                 roles[name] = Role.VOCABULARY_HEAD
-                _cut_outputs(cuts, name, module, even_run(vocabulary, parallel))
+                _cut_outputs(cuts, name, module, even_range(vocabulary, parallel))
         elif rule == "colwise" and type(module) is nn.Linear:
             roles[name] = Role.COLUMN
-            _cut_outputs(cuts, name, module, _unit_run(name, module.out_features, heads, parallel))
+            _cut_outputs(cuts, name, module, _unit_range(name, module.out_features, heads, parallel))
         elif rule == "rowwise" and type(module) is nn.Linear:
             roles[name] = Role.ROW
-            cuts[f"{name}.weight"] = Cut(1, _unit_run(name, module.in_features, heads, parallel))
+            cuts[f"{name}.weight"] = Cut(1, _unit_range(name, module.in_features, heads, parallel))
         else:
             raise UnsupportedModelError(
                 f"models of type {config.model_type} cannot be divided among shards yet (rule {rule} of {name}); "
                 "use --num-shard 1"
             )
-    sizes = tuple(len(even_run(vocabulary, TensorParallel(rank, parallel.world_size))) for rank in _ranks(parallel))
+    sizes = tuple(len(even_range(vocabulary, TensorParallel(rank, parallel.world_size))) for rank in _ranks(parallel))
     return IndexPlan(cut_of_parameter=cuts, role_of_module=roles, sizes_of_vocabulary=sizes)
 
 
@@ -141,22 +141,22 @@ def _heads_of(config: Any) -> Heads:
     return Heads(num_heads=num_heads, num_kv_heads=int(getattr(text_config, "num_key_value_heads", None) or num_heads))
 
 
-def _unit_run(name: str, size: int, heads: Heads, parallel: TensorParallel) -> Run:
+def _unit_range(name: str, size: int, heads: Heads, parallel: TensorParallel) -> IndexRange:
     """The part of this rank, never through the middle of an attention head."""
     last = name.rpartition(".")[2]
     if last in _KEY_VALUE_LAYERS:
-        width, run = size // heads.num_kv_heads, heads.kv_run(parallel)
+        width, indices = size // heads.num_kv_heads, heads.kv_range(parallel)
     elif last in _QUERY_LAYERS:
-        width, run = size // heads.num_heads, even_run(heads.num_heads, parallel)
+        width, indices = size // heads.num_heads, even_range(heads.num_heads, parallel)
     else:
-        return even_run(size, parallel)
-    return Run(run.start * width, run.stop * width)
+        return even_range(size, parallel)
+    return IndexRange(indices.start * width, indices.stop * width)
 
 
-def _cut_outputs(cuts: dict[str, Cut], name: str, module: nn.Linear, run: Run) -> None:
-    cuts[f"{name}.weight"] = Cut(0, run)
+def _cut_outputs(cuts: dict[str, Cut], name: str, module: nn.Linear, indices: IndexRange) -> None:
+    cuts[f"{name}.weight"] = Cut(0, indices)
     if module.bias is not None:
-        cuts[f"{name}.bias"] = Cut(0, run)
+        cuts[f"{name}.bias"] = Cut(0, indices)
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from textmill_shard.distributed.index_plan import Role, Run
+from textmill_shard.distributed.index_plan import IndexRange, Role
 from textmill_shard.distributed.parallel import TensorParallel
 
 
@@ -66,24 +66,24 @@ class VocabularyParallelHead(nn.Module):
 class VocabularyParallelEmbedding(nn.Module):
     """Holds the rows of some ids; the others come from the other ranks."""
 
-    def __init__(self, weight_VI: torch.Tensor, parallel: TensorParallel, run: Run) -> None:
+    def __init__(self, weight_VI: torch.Tensor, parallel: TensorParallel, indices: IndexRange) -> None:
         super().__init__()
         self.weight = weight_VI
         self._parallel = parallel
-        self._run = run
+        self._indices = indices
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        is_elsewhere = (ids < self._run.start) | (ids >= self._run.stop)
-        rows = functional.embedding((ids - self._run.start).masked_fill(is_elsewhere, 0), self.weight)
+        is_elsewhere = (ids < self._indices.start) | (ids >= self._indices.stop)
+        rows = functional.embedding((ids - self._indices.start).masked_fill(is_elsewhere, 0), self.weight)
         return self._parallel.all_reduce(rows.masked_fill(is_elsewhere.unsqueeze(-1), 0.0))
 
 
 def divide_layer(
-    module: nn.Module, *, role: Role, run: Run, parallel: TensorParallel, vocabulary_sizes: tuple[int, ...]
+    module: nn.Module, *, role: Role, indices: IndexRange, parallel: TensorParallel, vocabulary_sizes: tuple[int, ...]
 ) -> nn.Module:
     """Give the divided stand-in for a plain layer. It takes over the parameters, which are loaded later."""
     if isinstance(module, nn.Embedding):
-        return VocabularyParallelEmbedding(module.weight, parallel, run)
+        return VocabularyParallelEmbedding(module.weight, parallel, indices)
     assert isinstance(module, nn.Linear), module
     if role is Role.COLUMN:
         return ColumnParallelLinear(module.weight, module.bias)

@@ -17,7 +17,7 @@ from textmill_shard.layers.module_swaps import swap_modules
 from textmill_shard.layouts.decoder_tap import DecoderTap
 from textmill_shard.layouts.encoder_decoder import EncoderDecoder, probe_encoder_decoder
 from textmill_shard.layouts.flat_decoder import TransformersDecoder
-from textmill_shard.layouts.native_decoder import FastDecoder, why_not_fast
+from textmill_shard.layouts.native_decoder import NativeDecoder, why_not_native
 from textmill_shard.layouts.padded_view import PaddedCaller, probe_padded
 from textmill_shard.layouts.rope_tables import choose_long_tables_by_token
 from textmill_shard.layouts.row_positions import RowPositions
@@ -75,7 +75,7 @@ def arrange(request: LayoutRequest) -> Layout:
     reason = _why_not_native(request, probe)
     if reason is None:
         assert kernels is not None
-        native = FastDecoder(model, [layer.rule for layer in probe.layers], kernels)
+        native = NativeDecoder(model, [layer.rule for layer in probe.layers], kernels)
         return Layout("flat", native, specs, probe.logits_V_by_text, native.num_bytes)
     backend: AttentionBackend = ReferenceAttention() if kernels is None else CpuAttention(kernels)
     context = _attach(model, probe, backend, rope_border=request.rope_border)
@@ -193,7 +193,7 @@ def _why_not_native(request: LayoutRequest, probe: ProbeResult) -> str | None:
         return "there is a rotary table per request"
     if probe.states:
         return "layers carry state from token to token"
-    return why_not_fast(request.model, [layer.rule for layer in probe.layers])
+    return why_not_native(request.model, [layer.rule for layer in probe.layers])
 
 
 def _find_decoder(model: Any) -> Any:

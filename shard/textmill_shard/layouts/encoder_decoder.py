@@ -1,7 +1,7 @@
 """Runs models that read their input with an encoder: each new text alone, then the decoders of all in one batch."""
 
-# T tokens of the step, L tokens of a probe's text, B sequences of a run, n tokens of each, N rows whose logits are
-# wanted, E tokens that an encoder reads, C tokens of the longest decoder context, V vocabulary
+# T tokens of the step, L tokens of a probe's text, B sequences of a sub-batch, n tokens of each, N rows whose
+# logits are wanted, E tokens that an encoder reads, C tokens of the longest decoder context, V vocabulary
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,7 @@ from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.layouts.cross_view import CrossStore, CrossView, DecoderCache
 from textmill_shard.layouts.padded_view import PaddedView
 from textmill_shard.layouts.row_positions import RowPositions
-from textmill_shard.layouts.sub_batches import Run, cut_into_runs
+from textmill_shard.layouts.sub_batches import SubBatch, cut_into_sub_batches
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
 
@@ -62,7 +62,7 @@ def _specs(cache: DynamicCache) -> tuple[LayerKvSpec, ...]:
 
 
 class EncoderDecoder:
-    """A step is one run per text that an encoder reads, one for all single tokens, and one per further chunk."""
+    """A step is one sub-batch per text that an encoder reads, one for all single tokens, and one per further chunk."""
 
     has_own_threads = False
 
@@ -81,18 +81,25 @@ class EncoderDecoder:
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
         """Hidden states are never handed out: there are no prompt log-probabilities."""
-        runs = cut_into_runs(batch)
-        found_NV = torch.cat([self._encode(run) if bool(run.is_fresh_B[0]) else self._decode(run) for run in runs])
-        order_N = torch.tensor([row for run in runs for row in run.logit_rows], dtype=torch.int64, device=self._device)
+        sub_batches = cut_into_sub_batches(batch)
+        found_NV = torch.cat(
+            [
+                self._encode(sub_batch) if bool(sub_batch.is_fresh_B[0]) else self._decode(sub_batch)
+                for sub_batch in sub_batches
+            ]
+        )
+        order_N = torch.tensor(
+            [row for sub_batch in sub_batches for row in sub_batch.logit_rows], dtype=torch.int64, device=self._device
+        )
         logits_NV = torch.empty_like(found_NV).index_copy_(0, order_N, found_NV)
         return ForwardOutput(logits_NV=logits_NV, hidden_TD=None)
 
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
         raise AssertionError("no hidden states were handed out")
 
-    def _encode(self, run: Run) -> torch.Tensor:
-        """Read one text, keep what the decoder's layers make of it, and compute the decoder's tokens of this run."""
-        batch, pool = run.batch, self._pool
+    def _encode(self, sub_batch: SubBatch) -> torch.Tensor:
+        """Read one text, keep what the decoder's layers make of it, and compute the decoder's tokens of it."""
+        batch, pool = sub_batch.batch, self._pool
         assert pool is not None, "allocate_kv comes before forward"
         assert batch.encoder_lens_R is not None
         num_read = int(batch.encoder_lens_R[0])
@@ -120,9 +127,9 @@ class EncoderDecoder:
         logits_nV: torch.Tensor = output.logits[0].index_select(0, batch.logit_rows_N - num_read)
         return logits_nV.float()
 
-    def _decode(self, run: Run) -> torch.Tensor:
-        """Give `[rows, V]` float32, in the order of `run.logit_rows`."""
-        batch, pool, num_rows = run.batch, self._pool, run.num_sequences
+    def _decode(self, sub_batch: SubBatch) -> torch.Tensor:
+        """Give `[rows, V]` float32, in the order of `sub_batch.logit_rows`."""
+        batch, pool, num_rows = sub_batch.batch, self._pool, sub_batch.num_sequences
         assert pool is not None, "allocate_kv comes before forward"
         lens_B = batch.encoder_lens_R
         assert lens_B is not None

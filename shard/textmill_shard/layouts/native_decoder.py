@@ -40,7 +40,7 @@ _ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 
 
-def why_not_fast(model: Any, rules: Sequence[AttentionRule]) -> str | None:
+def why_not_native(model: Any, rules: Sequence[AttentionRule]) -> str | None:
     """Give the reason why a model does not have the shape of a llama-type decoder; None when it has."""
     decoder = getattr(model, "model", None)
     if decoder is None or _parts(model) != {"model", "lm_head"} or _parts(decoder) != _DECODER_PARTS:
@@ -83,13 +83,13 @@ def _parts(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_children()}
 
 
-class FastDecoder:
+class NativeDecoder:
     """Holds the packed weights, takes flat batches, gives what the model runner gives. One thread calls it."""
 
     has_own_threads = True
 
     def __init__(self, model: Any, rules: Sequence[AttentionRule], kernels: Kernels) -> None:
-        """Pack the weights of a model that fits (`why_not_fast`); its own are emptied one by one."""
+        """Pack the weights of a model that fits (`why_not_native`); its own are emptied one by one."""
         decoder = model.model
         first = decoder.layers[0].self_attn
         self._kernels = kernels

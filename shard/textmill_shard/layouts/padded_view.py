@@ -1,6 +1,6 @@
 """Keys and values for models with attention code of their own: gathered from the paged pool, padded on the left."""
 
-# B sequences of a run, n tokens of each, C tokens of the longest context, K key/value heads, D key or value width
+# B sequences of a sub-batch, n tokens of each, C tokens of the longest context, K key/value heads, D key or value width
 
 import inspect
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from transformers import Cache, DynamicCache
 
 from textmill_shard.errors import UnsupportedModelError
-from textmill_shard.layouts.sub_batches import Run
+from textmill_shard.layouts.sub_batches import SubBatch
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
 
@@ -51,7 +51,7 @@ def probe_padded(model: Any, *, texts: tuple[torch.Tensor, ...]) -> PaddedFindin
 
 
 class PaddedView(Cache):  # type: ignore[misc]
-    """Stands in for transformers' cache during one run: `update` stores in the pool and gives whole contexts."""
+    """Stands in for transformers' cache during one sub-batch: `update` stores in the pool and gives whole contexts."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class PaddedView(Cache):  # type: ignore[misc]
 
 
 class PaddedCaller:
-    """Lends the model a padded view per run."""
+    """Lends the model a padded view per sub-batch."""
 
     def __init__(self, model: Any, layers: tuple[int, ...]) -> None:
         self._model = model
@@ -128,13 +128,13 @@ class PaddedCaller:
     def bind(self, pool: KvPool | None) -> None:
         self._pool = pool
 
-    def call(self, run: Run, **inputs: Any) -> Any:
+    def call(self, sub_batch: SubBatch, **inputs: Any) -> Any:
         assert self._pool is not None, "allocate_kv comes before forward"
-        view = PaddedView(run.batch, self._pool, self._index_of_layer)
+        view = PaddedView(sub_batch.batch, self._pool, self._index_of_layer)
         if self._has_positions:
-            inputs["position_ids"] = run.batch.position_ids_T.view(run.num_sequences, -1)
+            inputs["position_ids"] = sub_batch.batch.position_ids_T.view(sub_batch.num_sequences, -1)
         return self._model(
-            input_ids=run.batch.input_ids_T.view(run.num_sequences, -1),
+            input_ids=sub_batch.batch.input_ids_T.view(sub_batch.num_sequences, -1),
             attention_mask=view.mask_BC,
             past_key_values=view,
             **inputs,

@@ -1,6 +1,6 @@
 """Runs a step as several forwards of transformers' code, for models that a flat batch would confuse."""
 
-# T tokens of the step, B sequences of a run, n tokens of each, N rows whose logits are wanted, V vocabulary,
+# T tokens of the step, B sequences of a sub-batch, n tokens of each, N rows whose logits are wanted, V vocabulary,
 # D width of the hidden states
 
 import inspect
@@ -9,23 +9,23 @@ from typing import Any, Protocol
 import torch
 
 from textmill_shard.layouts.decoder_tap import DecoderTap
-from textmill_shard.layouts.sub_batches import Run, cut_into_runs
+from textmill_shard.layouts.sub_batches import SubBatch, cut_into_sub_batches
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.kv_pool import KvPool
 
 
 class RunCaller(Protocol):
-    """Lends the model a cache for one run."""
+    """Lends the model a cache for one sub-batch."""
 
     def bind(self, pool: KvPool | None) -> None: ...
 
-    def call(self, run: Run, **inputs: Any) -> Any:
+    def call(self, sub_batch: SubBatch, **inputs: Any) -> Any:
         """Give what the model gives for `[B, n]` tokens; `inputs` go to its forward as they are."""
         ...
 
 
 class RunDecoder:
-    """All single tokens of a step are one run, each chunk another."""
+    """All single tokens of a step are one sub-batch, each chunk another."""
 
     has_own_threads = False  # scans, convolutions and the models' own attention are torch's work
 
@@ -42,21 +42,23 @@ class RunDecoder:
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
-        runs = cut_into_runs(batch)
+        sub_batches = cut_into_sub_batches(batch)
         logits: list[torch.Tensor] = []
         hidden: list[torch.Tensor] = []
-        for run in runs:
-            logits.append(self._run(run))
+        for sub_batch in sub_batches:
+            logits.append(self._run(sub_batch))
             if wants_hidden:
                 hidden.append(self._tap.take_hidden())
-        order_N = torch.tensor([row for run in runs for row in run.logit_rows], dtype=torch.int64, device=self._device)
+        order_N = torch.tensor(
+            [row for sub_batch in sub_batches for row in sub_batch.logit_rows], dtype=torch.int64, device=self._device
+        )
         found_NV = torch.cat(logits)
         logits_NV = torch.empty_like(found_NV).index_copy_(0, order_N, found_NV)
         if not wants_hidden:
             return ForwardOutput(logits_NV=logits_NV, hidden_TD=None)
         found_TD = torch.cat(hidden)
         hidden_TD = found_TD.new_zeros(batch.input_ids_T.shape[0], found_TD.shape[1])
-        hidden_TD.index_copy_(0, torch.cat([run.tokens for run in runs]), found_TD)
+        hidden_TD.index_copy_(0, torch.cat([sub_batch.tokens for sub_batch in sub_batches]), found_TD)
         return ForwardOutput(logits_NV=logits_NV, hidden_TD=hidden_TD)
 
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
@@ -65,12 +67,12 @@ class RunDecoder:
             logits_nV: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
         return logits_nV.float()
 
-    def _run(self, run: Run) -> torch.Tensor:
-        """Give `[rows, V]` float32, in the order of `run.logit_rows`."""
-        is_single = run.batch.max_query_len == 1
-        rows = run.batch.logit_rows_N
+    def _run(self, sub_batch: SubBatch) -> torch.Tensor:
+        """Give `[rows, V]` float32, in the order of `sub_batch.logit_rows`."""
+        is_single = sub_batch.batch.max_query_len == 1
+        rows = sub_batch.batch.logit_rows_N
         choice = {"logits_to_keep": self._first if is_single else rows} if self._can_choose_logits else {}
-        output = self._caller.call(run, use_cache=False, **choice)
+        output = self._caller.call(sub_batch, use_cache=False, **choice)
         if is_single:
             logits_nV: torch.Tensor = output.logits[:, 0].index_select(0, rows)
         else:

@@ -1,6 +1,6 @@
-"""Stands in for transformers' cache during one run: layers read and write the rows of the run's slots."""
+"""Stands in for transformers' cache during one sub-batch: layers read and write the rows of the sub-batch's slots."""
 
-# B sequences of the run
+# B sequences of the sub-batch
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class StateCache(Cache):  # type: ignore[misc]
         self._slots_B = slots_B
         self._conv: dict[tuple[int, int], torch.Tensor] = {}
         self._recurrent: dict[tuple[int, int], torch.Tensor] = {}
-        self.last_recurrent: torch.Tensor | None = None  # what the layer that runs now was given
+        self.last_recurrent: torch.Tensor | None = None  # what the layer that sub_batches now was given
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

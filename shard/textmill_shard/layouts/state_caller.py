@@ -1,6 +1,6 @@
-"""Lends models whose layers carry state the rows of a run's slots; their attention layers read the paged pool."""
+"""Lends models whose layers carry state the rows of a sub-batch's slots; their attention layers read the paged pool."""
 
-# B sequences of a run, n tokens of each
+# B sequences of a sub-batch, n tokens of each
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from textmill_shard.attention.seam import StepContext
 from textmill_shard.layouts.selective_scan import begin_scans_in_a_state, scanning
 from textmill_shard.layouts.state_cache import StateCache
 from textmill_shard.layouts.state_rows import StateRows
-from textmill_shard.layouts.sub_batches import Run
+from textmill_shard.layouts.sub_batches import SubBatch
 from textmill_shard.model.kv_pool import KvPool
 from textmill_shard.probing.state_probe import call_with_cache
 
@@ -28,20 +28,20 @@ class StateCaller:
     def bind(self, pool: KvPool | None) -> None:
         self._context.pool = pool
 
-    def call(self, run: Run, **inputs: Any) -> Any:
-        batch = run.batch
+    def call(self, sub_batch: SubBatch, **inputs: Any) -> Any:
+        batch = sub_batch.batch
         slots_B = batch.slots_R
         if slots_B is None:  # sizes only (model/memory.py)
-            slots_B = torch.full((run.num_sequences,), self._rows.scratch_row, device=self._device)
-        self._rows.clear(slots_B[run.is_fresh_B])
+            slots_B = torch.full((sub_batch.num_sequences,), self._rows.scratch_row, device=self._device)
+        self._rows.clear(slots_B[sub_batch.is_fresh_B])
         self._context.begin(batch)
         cache = StateCache(self._rows, slots_B)
         with scanning(cache):
             output = call_with_cache(
                 self._model,
                 cache,
-                input_ids=batch.input_ids_T.view(run.num_sequences, -1),
-                position_ids=batch.position_ids_T.view(run.num_sequences, -1),
+                input_ids=batch.input_ids_T.view(sub_batch.num_sequences, -1),
+                position_ids=batch.position_ids_T.view(sub_batch.num_sequences, -1),
                 **inputs,
             )
         cache.finish()

@@ -1,6 +1,6 @@
-"""Cuts the flat batch of a step into runs, for models that must see one text, or one token of each, at a time."""
+"""Cuts the flat batch of a step, for models that must see one text, or one token of each text, at a time."""
 
-# T tokens of the step, R sequences, B sequences of a run, n tokens of each of them, N rows whose logits are wanted
+# T tokens of the step, R sequences, B sequences of a sub-batch, n tokens of each, N rows whose logits are wanted
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from textmill_shard.model.forward_batch import ForwardBatch
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class SubBatch:
     """Sequences with equally many tokens: all that decode, or one chunk of a prompt."""
 
     batch: ForwardBatch  # of these sequences alone
     num_sequences: int
     tokens: torch.Tensor  # [B * n] int64, where they stand in the flat batch
-    logit_rows: tuple[int, ...]  # which of the N rows of the step this run gives
+    logit_rows: tuple[int, ...]  # which of the N rows of the step this sub-batch gives
     is_fresh_B: torch.Tensor  # bool: nothing of the sequence was computed before
 
 
-def cut_into_runs(batch: ForwardBatch) -> list[Run]:
+def cut_into_sub_batches(batch: ForwardBatch) -> list[SubBatch]:
     """Single tokens together first, then each chunk alone. What begins with an encoder's text is a chunk always."""
     # These reads wait for the device on a GPU: such models are driven from the host.
     starts = batch.query_starts.tolist()
@@ -37,7 +37,7 @@ def cut_into_runs(batch: ForwardBatch) -> list[Run]:
     return [_cut(batch, rows, starts, wanted) for rows in groups]
 
 
-def _cut(batch: ForwardBatch, rows: Sequence[int], starts: Sequence[int], wanted: Sequence[int]) -> Run:
+def _cut(batch: ForwardBatch, rows: Sequence[int], starts: Sequence[int], wanted: Sequence[int]) -> SubBatch:
     device = batch.input_ids_T.device
     lengths = [starts[row + 1] - starts[row] for row in rows]
     places = [token for row in rows for token in range(starts[row], starts[row + 1])]
@@ -48,7 +48,7 @@ def _cut(batch: ForwardBatch, rows: Sequence[int], starts: Sequence[int], wanted
     query_starts = torch.tensor([0, *lengths], dtype=torch.int32, device=device).cumsum(0).int()
     context_lens_B = batch.context_lens_R[rows_B]
     is_long_T = batch.is_long_rope_T
-    return Run(
+    return SubBatch(
         batch=ForwardBatch(
             input_ids_T=batch.input_ids_T[tokens],
             position_ids_T=batch.position_ids_T[tokens],

@@ -61,7 +61,7 @@ class LoadOptions:
     native_cache_dir: Path | None = None  # where compiled kernels are kept; None = plain torch only
     num_threads: int = 1  # of the native kernels
     num_slots: int = 8  # requests that can run at once: layers with a state keep a row for each
-    fast_decoder: bool = True  # a native call per step for llama-type models; needs the native kernels
+    native_decoder: bool = True  # a native call per step for llama-type models; needs the native kernels
     trust_remote_code: bool = False  # run modelling code that lies in the folder
     allow_pickle: bool = False  # read *.bin where there are no safetensors
     disabled_swaps: tuple[str, ...] = ()  # of module_swaps.SWAPS: layers of transformers' code that stay as they are
@@ -71,7 +71,7 @@ class _SwapsDiffer(Exception):
     """With swapped layers the model does not compute what it did before; their originals are gone by then."""
 
 
-class _FastDecoderDiffers(Exception):
+class _NativeDecoderDiffers(Exception):
     """The native decoder does not compute what the model computes; its weights are gone by then."""
 
 
@@ -80,9 +80,9 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
     parallel = parallel or TensorParallel()
     try:
         return _load(options, on_progress, parallel)
-    except _FastDecoderDiffers as difference:
+    except _NativeDecoderDiffers as difference:
         log.warning("the native decoder does not fit: loading again without it", extra={"reason": str(difference)})
-        options = replace(options, fast_decoder=False)
+        options = replace(options, native_decoder=False)
     except _SwapsDiffer as difference:
         options = _without_swaps(options, difference)
     try:
@@ -136,7 +136,7 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
         num_slots=options.num_slots,
         num_ranks=parallel.world_size,
         kernels=kernels,
-        wants_native_decoder=options.fast_decoder,
+        wants_native_decoder=options.native_decoder,
         disabled_swaps=options.disabled_swaps,
     )
 
@@ -171,7 +171,7 @@ def _load(options: LoadOptions, on_progress: OnProgress, parallel: TensorParalle
         if encoder is not None:
             raise
         if layout is not None and layout.is_native:
-            raise _FastDecoderDiffers(str(reason)) from reason
+            raise _NativeDecoderDiffers(str(reason)) from reason
         if layout is not None and layout.swaps:
             raise _SwapsDiffer(str(reason)) from reason
         layout, runner = _arrange_padded(request, runner_of, reason)
@@ -312,7 +312,7 @@ def _divide(model: nn.Module, plan: IndexPlan, parallel: TensorParallel) -> None
         layer = divide_layer(
             model.get_submodule(name),
             role=role,
-            run=plan.cut_of_parameter[f"{name}.weight"].run,
+            indices=plan.cut_of_parameter[f"{name}.weight"].indices,
             parallel=parallel,
             vocabulary_sizes=plan.sizes_of_vocabulary,
         )

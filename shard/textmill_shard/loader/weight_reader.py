@@ -110,9 +110,9 @@ def _read_run(opened: Any, tensor: str, cut: Cut | None) -> torch.Tensor:
     if cut is None:
         read = opened.get_tensor(tensor)
     elif cut.dim == 0:
-        read = opened.get_slice(tensor)[cut.run.start : cut.run.stop]
+        read = opened.get_slice(tensor)[cut.indices.start : cut.indices.stop]
     else:
-        read = opened.get_slice(tensor)[:, cut.run.start : cut.run.stop]
+        read = opened.get_slice(tensor)[:, cut.indices.start : cut.indices.stop]
     return read
 
 
@@ -123,7 +123,7 @@ def _put(model: nn.Module, name: str, tensor: torch.Tensor, plan: IndexPlan) -> 
     cut = plan.cut_of_parameter.get(name)
     wanted = list(old.shape)
     if cut is not None:
-        wanted[cut.dim] = len(cut.run)
+        wanted[cut.dim] = len(cut.indices)
     if list(tensor.shape) != wanted:
         raise ModelFilesError(f"{name} has shape {list(tensor.shape)} in the files, config.json asks for {wanted}")
     if leaf in module._parameters:

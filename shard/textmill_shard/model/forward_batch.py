@@ -27,8 +27,8 @@ class ForwardBatch:
     logit_rows_N: torch.Tensor  # int64: indices into T
     max_query_len: int
     max_context_len: int
-    slots_R: torch.Tensor | None = None  # int64, seat of each sequence; None where only the sizes matter (model/memory.py)
-    is_long_rope_T: torch.Tensor | None = None  # bool; None where the model has one rotary table (layouts/rope_tables.py)
+    slots_R: torch.Tensor | None = None  # int64, seat of each sequence; None where only sizes matter (model/memory.py)
+    is_long_rope_T: torch.Tensor | None = None  # bool; None where there is one table (layouts/rope_tables.py)
     encoder_lens_R: torch.Tensor | None = None  # int64, first tokens of each that the encoder reads; None without one
 
 

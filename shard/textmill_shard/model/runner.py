@@ -38,7 +38,7 @@ class ModelFacts:
 
 
 class StepDecoder(Protocol):
-    """What computes a step: transformers' code (`transformers_decoder`) or the native one (`fast_decoder`)."""
+    """What computes a step: transformers' code (`transformers_decoder`) or the native one (`native_decoder`)."""
 
     has_own_threads: bool  # computes in threads that are not torch's
 

@@ -20,7 +20,7 @@ GOOD_VALUES = {
     "num_threads": ("2", 2),
     "native_cache_dir": ("/kernels", "/kernels"),
     "no_native_kernels": ("true", True),
-    "no_fast_decoder": ("true", True),
+    "no_native_decoder": ("true", True),
     "trust_remote_code": ("true", True),
     "allow_pickle": ("true", True),
     "disable_swaps": ("qkv,rms_norm", "qkv,rms_norm"),

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from textmill_shard.options import CONVERT_OPTIONS, SERVE_OPTIONS
+from textmill_shard.options import CONVERT_OPTIONS, SERVE_OPTIONS, Option
 from textmill_shard.settings import ConvertSettings, ServeSettings, SettingsError, default_num_threads, load_settings
 
 SERVE = ["serve", "--model-dir", "/models/tiny", "--uds-path", "/run/shard-0"]
@@ -52,7 +52,7 @@ EXAMPLES = {
     "num_threads": ("2", 2),
     "native_cache_dir": ("/c", Path("/c")),
     "no_native_kernels": ("true", True),
-    "no_fast_decoder": ("true", True),
+    "no_native_decoder": ("true", True),
     "trust_remote_code": ("true", True),
     "allow_pickle": ("true", True),
     "disable_swaps": ("qkv, rms_norm", ("qkv", "rms_norm")),
@@ -65,10 +65,10 @@ EXAMPLES = {
 
 def test_every_flag_has_a_variable_and_the_flag_wins() -> None:
     assert {option.name for option in SERVE_OPTIONS} == set(EXAMPLES)
-    environ = {option.variable: EXAMPLES[option.name][0] for option in SERVE_OPTIONS}
+    environ = {option.variables[0]: EXAMPLES[option.name][0] for option in SERVE_OPTIONS}
     settings = load_settings(["serve"], environ)
     for option in SERVE_OPTIONS:
-        assert option.variable == option.flag[2:].replace("-", "_").upper()
+        assert option.variables[0] == option.flag[2:].replace("-", "_").upper()
         assert getattr(settings, option.name) == EXAMPLES[option.name][1], option.name
     settings = load_settings(["serve", "--num-slots", "5"], environ)
     assert isinstance(settings, ServeSettings)
@@ -145,3 +145,17 @@ def test_convert_has_its_own_flags() -> None:
     assert {option.name for option in CONVERT_OPTIONS} == {"gguf", "cache_dir", "dtype", "json_output"}
     with pytest.raises(SettingsError, match="--dtype is 'auto'"):
         load_settings(["convert", "--gguf", "/m.gguf", "--cache-dir", "/c", "--dtype", "auto"], {})
+
+
+@pytest.mark.parametrize(
+    "option", [option for option in SERVE_OPTIONS if option.aliases], ids=lambda option: option.flag
+)
+def test_an_alias_means_what_its_option_means(option: Option) -> None:
+    example, value = EXAMPLES[option.name]
+    needed = [word for one in SERVE_OPTIONS if one.is_required for word in (one.flag, EXAMPLES[one.name][0])]
+    for alias, variable in zip(option.aliases, option.variables[1:], strict=True):
+        flag = [alias] if option.is_switch else [alias, example]
+        by_flag = load_settings(["serve", *needed, *flag], {})
+        by_variable = load_settings(["serve", *needed], {variable: example})
+        assert getattr(by_flag, option.name) == getattr(by_variable, option.name) == value
+        assert getattr(load_settings(["serve", *needed], {}), option.name) != value

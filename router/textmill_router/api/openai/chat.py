@@ -18,14 +18,14 @@ from textmill_router.api.openai.chat_answers import (
     was_cut,
     whole_answer,
 )
-from textmill_router.api.openai.chat_messages import chat_wishes
+from textmill_router.api.openai.chat_messages import chat_request
 from textmill_router.api.openai.chat_tools import (
     PLAIN_FORM,
-    ToolWishes,
+    ToolChoice,
     answer_form,
     for_template,
     grammar_for,
-    tool_wishes,
+    tool_choice_of,
 )
 from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.openai.response_format import check_answer, grammar_of, in_format_words
@@ -36,8 +36,8 @@ from textmill_router.api.openai.route import (
     start_all,
     stream_answer,
 )
-from textmill_router.api.openai.types import check_n, in_openai_words, sampling_wishes, usage_of
-from textmill_router.chat.prompt import ChatPrompt, ChatWishes, make_prompt
+from textmill_router.api.openai.types import check_n, in_openai_words, requested_sampling, usage_of
+from textmill_router.chat.prompt import ChatPrompt, ChatRequest, make_prompt
 from textmill_router.chat.template import ChatTemplate
 from textmill_router.errors import ToolError, ValidationFailed
 from textmill_router.grammar.reasoning_grammar import after_reasoning
@@ -45,9 +45,9 @@ from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.parsers.deltas import collect
 from textmill_router.request import GenerationRequest, Grammar
-from textmill_router.serving.accounting import Account
+from textmill_router.serving.call_record import CallRecord
 from textmill_router.serving.choice_streams import stream_choices
-from textmill_router.serving.intake import choice_samplings, make_request, share_prompt, take_pieces
+from textmill_router.serving.prompts import choice_samplings, make_request, share_prompt, take_pieces
 from textmill_router.serving.service import Backend, Service
 from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.generation import Generation, GenerationResult, TextOptions
@@ -77,28 +77,28 @@ class _Asked:
 
     body: ChatBody
     checked: CheckedParameters  # `best_of` is the number of choices
-    wishes: ChatWishes
-    tools: ToolWishes | None
+    wishes: ChatRequest
+    tools: ToolChoice | None
     grammar: Grammar | None  # of the response format
 
 
-def _prepare(body: ChatBody, service: Service, backend: Backend, account: Account) -> "_Work":
+def _prepare(body: ChatBody, service: Service, backend: Backend, account: CallRecord) -> "_Work":
     num_choices = check_n(body.n, service.settings.max_n)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    wishes = sampling_wishes(body, max_new_tokens=max_tokens, top_n_tokens=body.top_logprobs)
+    wishes = requested_sampling(body, max_new_tokens=max_tokens, top_n_tokens=body.top_logprobs)
     checked = checked_parameters(wishes, backend, _NAMES)
-    tools = tool_wishes(body)
+    tools = tool_choice_of(body)
     grammar = grammar_of(body.response_format)
     if tools is not None and grammar is not None:
         raise ToolError(
             "`response_format` and `tools` exclude each other: leave one out, or set `tool_choice` to `none`",
             field="response_format",
         )
-    asked = _Asked(body, replace(checked, best_of=num_choices), chat_wishes(body), tools, grammar)
+    asked = _Asked(body, replace(checked, best_of=num_choices), chat_request(body), tools, grammar)
     return _Work(service, backend, account, asked)
 
 
-async def render(backend: Backend, wishes: ChatWishes, tools: ToolWishes | None) -> tuple[ChatTemplate, ChatPrompt]:
+async def render(backend: Backend, wishes: ChatRequest, tools: ToolChoice | None) -> tuple[ChatTemplate, ChatPrompt]:
     """The prompt of a conversation. Raises ValidationFailed or TemplateFailed."""
     template = backend.chat_templates.pick(has_tools=tools is not None)
     shown = for_template(template, wishes, tools)
@@ -112,7 +112,7 @@ async def render(backend: Backend, wishes: ChatWishes, tools: ToolWishes | None)
 class _Work:
     """One call."""
 
-    def __init__(self, service: Service, backend: Backend, account: Account, asked: _Asked) -> None:
+    def __init__(self, service: Service, backend: Backend, account: CallRecord, asked: _Asked) -> None:
         self._service = service
         self._backend = backend
         self._account = account

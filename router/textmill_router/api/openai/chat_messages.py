@@ -6,7 +6,7 @@ import msgspec
 
 from textmill_router.api.openai.chat_types import CalledTool, ChatBody, ChatMessage, ContentPart
 from textmill_router.chat.message_content import Content
-from textmill_router.chat.prompt import ChatWishes
+from textmill_router.chat.prompt import ChatRequest
 from textmill_router.chat.template import Message
 from textmill_router.errors import ValidationFailed
 from textmill_router.http.json_depth import is_too_deep
@@ -14,9 +14,9 @@ from textmill_router.http.json_depth import is_too_deep
 TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", None})
 
 
-def chat_wishes(body: ChatBody) -> ChatWishes:
+def chat_request(body: ChatBody) -> ChatRequest:
     """The conversation without its tools. Raises ValidationFailed."""
-    return ChatWishes(
+    return ChatRequest(
         messages=[_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)],
         documents=body.documents,
         add_generation_prompt=body.add_generation_prompt,

@@ -8,7 +8,7 @@ import msgspec
 
 from textmill_router.api.openai.chat_types import ChatBody, DeclaredFunction, DeclaredTool
 from textmill_router.chat.message_content import text_of, with_more_text
-from textmill_router.chat.prompt import ChatWishes
+from textmill_router.chat.prompt import ChatRequest
 from textmill_router.chat.template import ChatTemplate, Message
 from textmill_router.chat.tool_prompt import tool_words
 from textmill_router.errors import ToolError, ValidationFailed
@@ -33,7 +33,7 @@ _TOOLS = list[DeclaredTool]
 
 
 @dataclass(frozen=True, slots=True)
-class ToolWishes:
+class ToolChoice:
     """Tools that may be called; none when the choice is `none`."""
 
     shown: list[dict[str, Any]]  # as templates take them
@@ -44,7 +44,7 @@ class ToolWishes:
     prompt: str | None = None  # the request's own
 
 
-def tool_wishes(body: ChatBody) -> ToolWishes | None:
+def tool_choice_of(body: ChatBody) -> ToolChoice | None:
     """None where no tool may be called. Raises ValidationFailed for a wrong shape, ToolError for an unknown name."""
     if not body.tools:
         return None
@@ -60,7 +60,7 @@ def tool_wishes(body: ChatBody) -> ToolWishes | None:
     if named is not None and named not in {spec.name for spec in specs}:
         known = ", ".join(spec.name for spec in specs)
         raise ToolError(f"`tool_choice` names {named!r}, which is none of the tools: {known}", field="tool_choice")
-    return ToolWishes(
+    return ToolChoice(
         shown=[_shown(raw, spec) for raw, spec in zip(body.tools, specs, strict=True)],
         specs=specs if named is None else tuple(spec for spec in specs if spec.name == named)[:1],
         chosen=named,
@@ -71,16 +71,16 @@ def tool_wishes(body: ChatBody) -> ToolWishes | None:
     )
 
 
-def for_template(template: ChatTemplate, wishes: ChatWishes, tools: ToolWishes | None) -> ChatWishes:
+def for_template(template: ChatTemplate, chat: ChatRequest, tools: ToolChoice | None) -> ChatRequest:
     """The conversation as this template can show it: one that knows no tools or calls gets them as text."""
     if not template.mentions("tool_calls"):
-        wishes = replace(wishes, messages=[_call_as_text(message) for message in wishes.messages])
+        chat = replace(chat, messages=[_call_as_text(message) for message in chat.messages])
     if tools is None:
-        return wishes
+        return chat
     text = tool_words(tools.shown, tools.prompt, template_takes_tools=template.takes_tools)
     if text:
-        wishes = _with_last_text(wishes, text)
-    return replace(wishes, tools=tools.shown) if template.takes_tools else wishes
+        chat = _with_last_text(chat, text)
+    return replace(chat, tools=tools.shown) if template.takes_tools else chat
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class AnswerReader:
         return [delta for delta in deltas if not isinstance(delta, ToolCallStart | ToolArguments) or delta.index == 0]
 
 
-def answer_form(template: ChatTemplate, prompt: str, tools: ToolWishes | None, settings: Settings) -> AnswerForm:
+def answer_form(template: ChatTemplate, prompt: str, tools: ToolChoice | None, settings: Settings) -> AnswerForm:
     """By flags, else by what the template teaches."""
     reasoning = reasoning_format_of(template.source)
     if settings.reasoning_parser is not None:
@@ -161,7 +161,7 @@ def answer_form(template: ChatTemplate, prompt: str, tools: ToolWishes | None, s
     return AnswerForm(form, reasoning, is_reasoning, has_reasoned, names, is_parallel=tools.is_parallel)
 
 
-def grammar_for(tools: ToolWishes | None, form: AnswerForm, tokenizer: Tokenizer) -> Grammar | None:
+def grammar_for(tools: ToolChoice | None, form: AnswerForm, tokenizer: Tokenizer) -> Grammar | None:
     """What makes the model call as it must; None where it is free. Raises ValidationFailed."""
     if tools is None or form.tools is None:
         return None
@@ -220,14 +220,14 @@ def _call_as_text(message: Message) -> Message:
     return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": "\n".join(lines)}
 
 
-def _with_last_text(wishes: ChatWishes, text: str) -> ChatWishes:
+def _with_last_text(chat: ChatRequest, text: str) -> ChatRequest:
     """The text after the last message that is not the assistant's."""
-    messages = list(wishes.messages) or [{"role": "user", "content": ""}]
+    messages = list(chat.messages) or [{"role": "user", "content": ""}]
     places = [index for index, message in enumerate(messages) if message["role"] != "assistant"]
     index = places[-1] if places else len(messages) - 1
     content = messages[index].get("content", "")
     messages[index] = {**messages[index], "content": with_more_text(content, text)}
-    return replace(wishes, messages=messages)
+    return replace(chat, messages=messages)
 
 
 def _shape_error(text: str) -> ValidationFailed:

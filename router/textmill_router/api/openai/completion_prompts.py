@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from textmill_router.api.openai.completion_types import PromptSource
 from textmill_router.errors import SuffixRefused, ValidationFailed
-from textmill_router.serving.intake import Intake, fit
+from textmill_router.serving.prompts import TokenizedPrompt, fit
 from textmill_router.serving.service import Backend
 from textmill_router.serving.validation import CheckedParameters, prompt_too_long
 from textmill_router.text.fill_in_middle import MiddleTokens, find_middle_tokens
@@ -16,7 +16,7 @@ from textmill_router.text.tokenization import Encoding, Tokenizer
 class CompletionPrompt:
     """A prompt that fits. `offsets` are in characters of `text`, one for each id; empty unless asked for."""
 
-    intake: Intake
+    intake: TokenizedPrompt
     text: str  # as `echo` shows it
     offsets: list[int]
 
@@ -77,7 +77,7 @@ def spell_out(tokenizer: Tokenizer, ids: "array[int]") -> tuple[str, list[int]]:
     return "".join(pieces), offsets
 
 
-def _fit(ids: "array[int]", checked: CheckedParameters, backend: Backend) -> Intake:
+def _fit(ids: "array[int]", checked: CheckedParameters, backend: Backend) -> TokenizedPrompt:
     if checked.truncate is not None:
         ids = ids[-checked.truncate :]
     return fit(backend, ids, checked)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from textmill_router.api.openai.types import OpenAIBody, sampling_wishes
+from textmill_router.api.openai.types import OpenAIBody, requested_sampling
 from textmill_router.errors import TooManyPrompts, ValidationFailed
-from textmill_router.grammar.request_forms import native_grammar
+from textmill_router.grammar.request_forms import tgi_grammar
 from textmill_router.request import token_array
-from textmill_router.serving.validation import Wishes, check_adapter
+from textmill_router.serving.validation import RequestedParameters, check_adapter
 
 
 class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
@@ -41,18 +41,18 @@ class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
         return self.logprobs is not None
 
 
-def completion_wishes(body: CompletionBody) -> Wishes:
+def requested_completion(body: CompletionBody) -> RequestedParameters:
     """The dialect-free form. Raises ValidationFailed for a grammar of no known shape and for adapters."""
     check_adapter(body.adapter_id)
     # The engine computes a prompt for the sake of a token; with `max_tokens: 0` that one is not shown.
-    wishes = sampling_wishes(
+    requested = requested_sampling(
         body, max_new_tokens=1 if body.max_tokens == 0 else body.max_tokens, top_n_tokens=body.logprobs
     )
     return replace(
-        wishes,
-        do_sample=wishes.do_sample if body.do_sample is None else body.do_sample,
+        requested,
+        do_sample=requested.do_sample if body.do_sample is None else body.do_sample,
         repetition_penalty=body.repetition_penalty or None,  # 0 is off, as in TGI's example
-        grammar=native_grammar(body.grammar),
+        grammar=tgi_grammar(body.grammar),
         watermark=body.watermark or False,
         truncate=body.truncate,
     )

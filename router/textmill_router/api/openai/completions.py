@@ -22,7 +22,7 @@ from textmill_router.api.openai.completion_prompts import (
     take_completion_prompt,
     take_middle_prompt,
 )
-from textmill_router.api.openai.completion_types import CompletionBody, PromptSource, completion_wishes, prompts_of
+from textmill_router.api.openai.completion_types import CompletionBody, PromptSource, prompts_of, requested_completion
 from textmill_router.api.openai.route import (
     OpenAIRoute,
     checked_parameters,
@@ -35,10 +35,10 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.request import GenerationRequest
-from textmill_router.serving.accounting import Account
+from textmill_router.serving.call_record import CallRecord
 from textmill_router.serving.choice_streams import stream_choices
-from textmill_router.serving.intake import choice_samplings, make_request, share_prompt
 from textmill_router.serving.logprobs import mean_logprob
+from textmill_router.serving.prompts import choice_samplings, make_request, share_prompt
 from textmill_router.serving.service import Backend, Service
 from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.fill_in_middle import MiddleTokens
@@ -73,14 +73,14 @@ class _Asked:
     middle: MiddleTokens | None  # where there is a suffix
 
 
-def _prepare(body: CompletionBody, service: Service, backend: Backend, account: Account) -> "_Work":
+def _prepare(body: CompletionBody, service: Service, backend: Backend, account: CallRecord) -> "_Work":
     settings = service.settings
     sources = prompts_of(body, max_prompts=settings.max_client_batch_size, vocab_size=backend.limits.vocab_size)
     n = check_n(body.n, settings.max_n)
     best_of = _check_best_of(body, n, settings.max_best_of)
     if not body.has_output and not body.echoes:
         raise ValidationFailed("`max_tokens` may be 0 only with `echo`: there would be no text", field="max_tokens")
-    checked = checked_parameters(completion_wishes(body), backend, _NAMES)
+    checked = checked_parameters(requested_completion(body), backend, _NAMES)
     if body.echoes and body.wants_logprobs and backend.facts.has_encoder:
         raise ValidationFailed(
             "`logprobs` must not be set with `echo`: this model reads prompts with an encoder, which rates no tokens",
@@ -118,7 +118,7 @@ def _check_best_of(body: CompletionBody, n: int, max_best_of: int) -> int:
 class _Work:
     """One call. Sequences stand prompt by prompt, `best_of` of each."""
 
-    def __init__(self, service: Service, backend: Backend, account: Account, asked: _Asked) -> None:
+    def __init__(self, service: Service, backend: Backend, account: CallRecord, asked: _Asked) -> None:
         self._service = service
         self._backend = backend
         self._account = account

@@ -13,7 +13,7 @@ from jsonschema_specifications import REGISTRY
 from referencing.exceptions import Unresolvable
 
 from textmill_router.errors import GenerationBroke, ValidationFailed
-from textmill_router.grammar.request_forms import ANY_OBJECT, native_grammar, schema_grammar
+from textmill_router.grammar.request_forms import ANY_OBJECT, schema_grammar, tgi_grammar
 from textmill_router.request import Grammar, GrammarKind
 
 # Keywords of a schema, and the entries under them, looked at in one check: so many take the event loop 0.4 s. A short
@@ -31,7 +31,7 @@ def grammar_of(response_format: dict[str, Any] | None) -> Grammar | None:
     asked = response_format.get("json_schema")
     try:
         if response_format.get("type") != "json_schema" or asked is None:
-            return native_grammar(response_format)
+            return tgi_grammar(response_format)
         if not isinstance(asked, dict):
             raise ValidationFailed("`grammar.json_schema` must be an object", field="grammar.json_schema")
         if asked.get("schema") is None:

@@ -21,12 +21,12 @@ from textmill_router.http.event_stream import EventStream
 from textmill_router.http.json_body import read_json
 from textmill_router.http.replies import call_of
 from textmill_router.request import GenerationRequest
-from textmill_router.serving.accounting import Account
 from textmill_router.serving.call import admitted, serve
 from textmill_router.serving.call_options import ready_backend
+from textmill_router.serving.call_record import CallRecord
 from textmill_router.serving.failures import generation_error
 from textmill_router.serving.service import Backend, Service
-from textmill_router.serving.validation import CheckedParameters, Wishes, check_parameters
+from textmill_router.serving.validation import CheckedParameters, RequestedParameters, check_parameters
 from textmill_router.text.generation import Generation, GenerationFailed, TextOptions, start_generation
 
 MAX_TOP_LOGPROBS = 20
@@ -51,7 +51,7 @@ class OpenAIRoute(Generic[_Body]):
         self,
         service: Service,
         decoder: "msgspec.json.Decoder[_Body]",
-        prepare: Callable[[_Body, Service, Backend, Account], OpenAIWork],
+        prepare: Callable[[_Body, Service, Backend, CallRecord], OpenAIWork],
     ) -> None:
         self._service = service
         self._decoder = decoder
@@ -62,11 +62,11 @@ class OpenAIRoute(Generic[_Body]):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
-        service.admission.check_open()
+        service.permits.check_open()
         body = await read_json(scope, receive, self._decoder, service.settings.payload_limit)
         check_model(body.model, service.settings)
         backend = await ready_backend(service, scope, receive)
-        work = self._prepare(body, service, backend, Account(service, backend, call_of(scope)))
+        work = self._prepare(body, service, backend, CallRecord(service, backend, call_of(scope)))
         async with admitted(service, receive, work.num_sequences):
             if body.stream:
                 await work.stream(scope, send)
@@ -74,12 +74,12 @@ class OpenAIRoute(Generic[_Body]):
                 await work.answer_whole(scope, send)
 
 
-def checked_parameters(wishes: Wishes, backend: Backend, names: Mapping[str, str]) -> CheckedParameters:
+def checked_parameters(requested: RequestedParameters, backend: Backend, names: Mapping[str, str]) -> CheckedParameters:
     """Raises ValidationFailed with `names`, those that the fields have in this body."""
     limits = backend.limits
     limits = replace(limits, max_top_n_tokens=max(limits.max_top_n_tokens, MAX_TOP_LOGPROBS))
     try:
-        return check_parameters(wishes, limits)
+        return check_parameters(requested, limits)
     except ValidationFailed as error:
         raise in_openai_words(error, names) from None
 
@@ -95,7 +95,7 @@ async def start_all(
 
 
 async def stream_answer(
-    scope: Scope, send: Send, account: Account, write: Callable[[EventStream], Awaitable[bytes]]
+    scope: Scope, send: Send, account: CallRecord, write: Callable[[EventStream], Awaitable[bytes]]
 ) -> None:
     """`write` sends chunks and returns those that end the stream; an error after the first of them is an event."""
     stream = EventStream(scope, send, account.stream_headers())

@@ -8,7 +8,7 @@ from msgspec import UNSET, UnsetType
 
 from textmill_router.errors import OverBudget, ValidationFailed
 from textmill_router.request import FinishReason
-from textmill_router.serving.validation import Wishes
+from textmill_router.serving.validation import RequestedParameters
 from textmill_router.text.generation import GenerationResult
 
 FINISH_REASONS = {
@@ -86,11 +86,13 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     top_logprobs: list[TopLogprob] | UnsetType = UNSET
 
 
-def sampling_wishes(body: OpenAIBody, *, max_new_tokens: int | None, top_n_tokens: int | None) -> Wishes:
+def requested_sampling(
+    body: OpenAIBody, *, max_new_tokens: int | None, top_n_tokens: int | None
+) -> RequestedParameters:
     """The dialect-free form. Temperature 0 is greedy, everything else samples, as at OpenAI."""
     top_k = body.top_k
     stop = body.stop
-    return Wishes(
+    return RequestedParameters(
         do_sample=body.temperature != 0,
         temperature=body.temperature,
         top_k=None if top_k in (0, -1) else top_k,

@@ -42,7 +42,7 @@ COMPONENT_NAMES = {
     "GenerateAnswer": "GenerateResponse",
     "GenerateBody": "GenerateRequest",
     "InfoAnswer": "Info",
-    "NativeParameters": "GenerateParameters",
+    "TgiParameters": "GenerateParameters",
     "TokenLogprob": "ChatCompletionLogprob",
     "TokenizeBody": "TokenizeRequest",
     "TokenizedToken": "SimpleToken",
@@ -247,7 +247,7 @@ def build_document() -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation, schema_of)
-    components["NativeParameters"]["properties"]["grammar"] = {
+    components["TgiParameters"]["properties"]["grammar"] = {
         "anyOf": [*({"$ref": _REF.format(name=kind.__name__)} for kind in _GRAMMARS), {"type": "null"}],
         "default": None,
     }

@@ -8,16 +8,16 @@ from textmill_router.api.tgi.types import (
     BestOfSequence,
     Details,
     GenerateAnswer,
-    NativeFinish,
     PrefillToken,
     StreamDetails,
+    TgiFinish,
     Token,
 )
 from textmill_router.request import FinishReason
 from textmill_router.serving.logprobs import mean_logprob, shown_logprob
 from textmill_router.text.generation import GenerationResult, TokenEvent, TopToken
 
-FINISH_REASONS: dict[FinishReason, NativeFinish] = {
+FINISH_REASONS: dict[FinishReason, TgiFinish] = {
     FinishReason.LENGTH: "length",
     FinishReason.EOS: "eos_token",
     FinishReason.STOP_ID: "eos_token",
@@ -27,7 +27,7 @@ FINISH_REASONS: dict[FinishReason, NativeFinish] = {
 _quote = encode_basestring
 
 
-class NativeEvents:
+class TgiEvents:
     """Writes the events of one stream. Only text, ids and numbers are encoded per token; the rest stands ready."""
 
     __slots__ = ("_prompt", "_seed", "_wants_details", "_wants_top_tokens")

@@ -3,13 +3,13 @@
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from textmill_router.api.tgi.types import NO_OPTIONS, CompatBody, GenerateBody, wishes_of
-from textmill_router.api.tgi.work import GenerateMode, NativeWork, check_batch
+from textmill_router.api.tgi.types import NO_OPTIONS, CompatBody, GenerateBody, requested_parameters
+from textmill_router.api.tgi.work import GenerateMode, TgiWork, check_batch
 from textmill_router.http.json_body import read_json
 from textmill_router.http.replies import call_of
-from textmill_router.serving.accounting import Account
 from textmill_router.serving.call import admitted, serve
 from textmill_router.serving.call_options import ready_backend, wants_cache
+from textmill_router.serving.call_record import CallRecord
 from textmill_router.serving.reply_cache import CacheSlot, cache_key, send_cached
 from textmill_router.serving.service import Service
 from textmill_router.serving.validation import CheckedParameters, check_parameters
@@ -30,13 +30,13 @@ class GenerateRoute:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
-        service.admission.check_open()
+        service.permits.check_open()
         body = await read_json(scope, receive, self._decoder, service.settings.payload_limit)
         backend = await ready_backend(
             service, scope, receive, wait_for_model=(body.options or NO_OPTIONS).wait_for_model
         )
         streams = self._mode is GenerateMode.STREAM or (isinstance(body, CompatBody) and bool(body.stream))
-        checked = check_parameters(wishes_of(body.parameters, streams=streams), backend.limits)
+        checked = check_parameters(requested_parameters(body.parameters, streams=streams), backend.limits)
         num_sequences = check_batch(body, checked, streams=streams, limit=service.settings.max_client_batch_size)
         slot = self._cache_slot(scope, body, checked, streams=streams)
         hit = None if slot is None else slot.find()
@@ -44,7 +44,7 @@ class GenerateRoute:
             await send_cached(service, backend, scope, send, hit, streams=streams)
             return
         async with admitted(service, receive, num_sequences, grammar=checked.grammar):
-            work = NativeWork(Account(service, backend, call_of(scope)), backend, body, checked, self._mode)
+            work = TgiWork(CallRecord(service, backend, call_of(scope)), backend, body, checked, self._mode)
             if streams:
                 await work.stream(scope, send, slot)
             else:

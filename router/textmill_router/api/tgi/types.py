@@ -5,13 +5,13 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from textmill_router.grammar.request_forms import native_grammar
-from textmill_router.serving.validation import Wishes, check_adapter
+from textmill_router.grammar.request_forms import tgi_grammar
+from textmill_router.serving.validation import RequestedParameters, check_adapter
 
-NativeFinish = Literal["length", "eos_token", "stop_sequence"]
+TgiFinish = Literal["length", "eos_token", "stop_sequence"]
 
 
-class NativeParameters(msgspec.Struct, frozen=True, gc=False):
+class TgiParameters(msgspec.Struct, frozen=True, gc=False):
     """`parameters` of a generate request."""
 
     adapter_id: str | None = None
@@ -56,7 +56,7 @@ class GenerateBody(msgspec.Struct, frozen=True, gc=False):
     """Body of /generate and /generate_stream. A list of inputs is answered by a list."""
 
     inputs: str | list[str]
-    parameters: NativeParameters | None = None
+    parameters: TgiParameters | None = None
     options: RequestOptions | None = None
 
 
@@ -64,7 +64,7 @@ class TokenizeBody(msgspec.Struct, frozen=True, gc=False):
     """Body of /tokenize: a generate body of which only `inputs` counts."""
 
     inputs: str
-    parameters: NativeParameters | None = None
+    parameters: TgiParameters | None = None
     options: RequestOptions | None = None
 
 
@@ -147,7 +147,7 @@ class BestOfSequence(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A sequence of best_of that was not the best."""
 
     generated_text: str
-    finish_reason: NativeFinish
+    finish_reason: TgiFinish
     generated_tokens: int
     seed: int | None
     prefill: list[PrefillToken]
@@ -158,7 +158,7 @@ class BestOfSequence(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 class Details(msgspec.Struct, frozen=True, gc=False):
     """What `details` adds. A key that is UNSET is left out, not null."""
 
-    finish_reason: NativeFinish
+    finish_reason: TgiFinish
     generated_tokens: int
     seed: int | None
     prefill: list[PrefillToken]
@@ -177,7 +177,7 @@ class GenerateAnswer(msgspec.Struct, frozen=True, gc=False):
 class StreamDetails(msgspec.Struct, frozen=True, gc=False):
     """`details` of the last event."""
 
-    finish_reason: NativeFinish
+    finish_reason: TgiFinish
     generated_tokens: int
     seed: int | None
     input_length: int
@@ -192,13 +192,13 @@ class TokenizedToken(msgspec.Struct, frozen=True, gc=False):
     stop: int
 
 
-def wishes_of(parameters: NativeParameters | None, *, streams: bool) -> Wishes:
+def requested_parameters(parameters: TgiParameters | None, *, streams: bool) -> RequestedParameters:
     """The dialect-free form. Raises ValidationFailed for a grammar of no known shape and for what is not built yet."""
     if parameters is None:
-        return Wishes(do_sample=True, streams=streams)
+        return RequestedParameters(do_sample=True, streams=streams)
     check_adapter(parameters.adapter_id)
     stop = parameters.stop
-    return Wishes(
+    return RequestedParameters(
         do_sample=parameters.do_sample or False,
         temperature=parameters.temperature,
         top_k=parameters.top_k,
@@ -215,7 +215,7 @@ def wishes_of(parameters: NativeParameters | None, *, streams: bool) -> Wishes:
         max_time=parameters.max_time,
         min_new_tokens=parameters.min_new_tokens,
         ignore_eos=parameters.ignore_eos or False,
-        grammar=native_grammar(parameters.grammar),
+        grammar=tgi_grammar(parameters.grammar),
         watermark=parameters.watermark or False,
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         truncate=parameters.truncate,

@@ -6,24 +6,24 @@ from enum import Enum
 import msgspec
 from starlette.types import Scope, Send
 
-from textmill_router.api.tgi.answers import NativeEvents, whole_answer
-from textmill_router.api.tgi.types import GenerateAnswer, GenerateBody, NativeParameters
+from textmill_router.api.tgi.answers import TgiEvents, whole_answer
+from textmill_router.api.tgi.types import GenerateAnswer, GenerateBody, TgiParameters
 from textmill_router.errors import ValidationFailed
-from textmill_router.http.error_responses import native_error_body
+from textmill_router.http.error_responses import tgi_error_body
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.request import GenerationRequest, SamplingParameters
-from textmill_router.serving.accounting import Account
+from textmill_router.serving.call_record import CallRecord
 from textmill_router.serving.failures import generation_error
-from textmill_router.serving.intake import (
-    Intake,
+from textmill_router.serving.logprobs import mean_logprob
+from textmill_router.serving.prompts import (
+    TokenizedPrompt,
     choice_samplings,
     make_request,
     samplings,
     share_prompt,
     take_prompt,
 )
-from textmill_router.serving.logprobs import mean_logprob
 from textmill_router.serving.reply_cache import CacheSlot
 from textmill_router.serving.response_cache import CachedAnswer
 from textmill_router.serving.service import Backend
@@ -37,7 +37,7 @@ from textmill_router.text.generation import (
     start_generation,
 )
 
-_NO_PARAMETERS = NativeParameters()
+_NO_PARAMETERS = TgiParameters()
 
 
 class GenerateMode(Enum):
@@ -68,11 +68,11 @@ def check_batch(body: GenerateBody, checked: CheckedParameters, *, streams: bool
     return num_prompts * max(checked.best_of, num_returned or 1)
 
 
-class NativeWork:
+class TgiWork:
     """Made once per call, after admission."""
 
     def __init__(
-        self, account: Account, backend: Backend, body: GenerateBody, checked: CheckedParameters, mode: GenerateMode
+        self, account: CallRecord, backend: Backend, body: GenerateBody, checked: CheckedParameters, mode: GenerateMode
     ) -> None:
         parameters = body.parameters or _NO_PARAMETERS
         self._account = account
@@ -94,7 +94,7 @@ class NativeWork:
         [intake] = await self._take_prompts()
         [request] = self._requests(intake, wants_logprobs=True)
         [text] = self._texts
-        writer = NativeEvents(
+        writer = TgiEvents(
             prompt=self._prefix(text),
             seed=_shown_seed(request),
             wants_details=self._wants_details,
@@ -118,7 +118,7 @@ class NativeWork:
 
         try:
             async with self._start(request, keep_tokens=False) as generation:
-                generation.read_fast(write_now)
+                generation.push_to(write_now)
                 events = await generation.next_events()
                 while events[-1].result is None:
                     await stream.write(encode(events))
@@ -131,7 +131,7 @@ class NativeWork:
                 raise
             error = generation_error(failed.failure)
             self._account.note_failure(error)
-            await stream.end(b"data: " + native_error_body(error) + b"\n\n")
+            await stream.end(b"data: " + tgi_error_body(error) + b"\n\n")
             return
         finally:
             stream.close()
@@ -173,13 +173,13 @@ class NativeWork:
             slot.keep(self._cached(data, intakes, told))
         await send_reply(scope, send, 200, data, headers=self._account.whole_headers(told, num_prompt_tokens))
 
-    async def _take_prompts(self) -> list[Intake]:
+    async def _take_prompts(self) -> list[TokenizedPrompt]:
         """Tokenise and check the budget: the last step in which the call can be refused for what it says."""
         intakes = [await take_prompt(self._backend, text, self._checked) for text in self._texts]
         self._account.note_validated(sum(map(len, self._texts)), intakes)
         return intakes
 
-    def _requests(self, intake: Intake, *, wants_logprobs: bool) -> list[GenerationRequest]:
+    def _requests(self, intake: TokenizedPrompt, *, wants_logprobs: bool) -> list[GenerationRequest]:
         """The sequences of one prompt."""
         ways: list[SamplingParameters] = samplings(self._checked)
         if self._num_returned > 1:
@@ -203,7 +203,7 @@ class NativeWork:
             self._checked.stop,
             keep_tokens=keep_tokens,
             deadline_s=self._deadline_s,
-            closing_id=next(iter(self._backend.facts.eos_token_ids), 0),
+            padding_token_id=next(iter(self._backend.facts.eos_token_ids), 0),
         )
         return start_generation(self._backend.engine, self._backend.tokenizer, request, options)
 
@@ -219,7 +219,7 @@ class NativeWork:
     def _prefix(self, text: str) -> str:
         return text if self._wants_full_text else ""
 
-    def _cached(self, body: bytes, intakes: list[Intake], results: list[GenerationResult]) -> CachedAnswer:
+    def _cached(self, body: bytes, intakes: list[TokenizedPrompt], results: list[GenerationResult]) -> CachedAnswer:
         return CachedAnswer(
             body,
             num_characters=sum(map(len, self._texts)),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from textmill_router.chat.markup_tokens import markup_texts as markup_of
-from textmill_router.chat.prompt import ChatWishes, make_prompt
+from textmill_router.chat.prompt import ChatRequest, make_prompt
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.sandbox import ChatSandbox
 from textmill_router.chat.template import ChatTemplate, ChatTemplates
@@ -74,15 +74,17 @@ def test_texts_forge_no_special_token(families: dict[str, Family], name: str, pl
     for first in texts:
         for form in FORGERIES:
             text = form.format(first, texts[-1])
-            wishes = forged(place, text)
-            assert [token for token in family.ids(**wishes) if token in special] == expected, text
+            chat = forged(place, text)
+            assert [token for token in family.ids(**chat) if token in special] == expected, text
 
 
 def test_escaped_json_shows_no_mark_of_ours() -> None:
     source = "{{ messages[0].content | tojson(ensure_ascii=true) }}|<|end|>"
     template = ChatTemplate(ChatSandbox(), source, {})
     content = 'é <|end|> \\ufdd0 😀"'
-    prompt = make_prompt(template, ChatWishes(messages=[{"role": "user", "content": content}]), RoleSafety(["<|end|>"]))
+    prompt = make_prompt(
+        template, ChatRequest(messages=[{"role": "user", "content": content}]), RoleSafety(["<|end|>"])
+    )
     assert prompt.text == json.dumps(content) + "|<|end|>"
     assert [piece.count("<|end|>") for piece in prompt.pieces] == [0, 1]
 
@@ -91,9 +93,9 @@ def test_joined_texts_forge_no_special_token() -> None:
     """What a text and the template beside it make together is no special token either."""
     template = ChatTemplate(ChatSandbox(), "{% for m in messages %}<|{{ m.content }}|>{% endfor %}", {})
     safety = RoleSafety(["<|end|>"])
-    [*pieces] = make_prompt(template, ChatWishes(messages=[{"role": "user", "content": "end|"}]), safety).pieces
+    [*pieces] = make_prompt(template, ChatRequest(messages=[{"role": "user", "content": "end|"}]), safety).pieces
     assert pieces == ["<|end||>"]
-    [*pieces] = make_prompt(template, ChatWishes(messages=[{"role": "user", "content": "a<|end"}]), safety).pieces
+    [*pieces] = make_prompt(template, ChatRequest(messages=[{"role": "user", "content": "a<|end"}]), safety).pieces
     assert "".join(pieces) == "<|a<|end|>"
     assert len(pieces) == 2
 
@@ -117,8 +119,8 @@ def test_tokens_that_are_looked_for_in_the_normalised_text_are_not_forged(is_spe
     tokenizer.close()
     for forged in ("<|turn|>", "a<|TURN|>b", "<|Turn|>"):
         assert turn_id in library.encode(forged).ids
-        wishes = ChatWishes(messages=[{"role": "user", "content": forged}])
-        pieces = make_prompt(templates.pick(has_tools=False), wishes, safety).pieces
+        chat = ChatRequest(messages=[{"role": "user", "content": forged}])
+        pieces = make_prompt(templates.pick(has_tools=False), chat, safety).pieces
         ids = [token for piece in pieces for token in library.encode(piece).ids]
         assert [place for place, token in enumerate(ids) if token == turn_id] == [0]
 

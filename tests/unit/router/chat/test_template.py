@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 import pytest
-from textmill_router.chat.prompt import ChatWishes, make_prompt
+from textmill_router.chat.prompt import ChatRequest, make_prompt
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.sandbox import ChatSandbox
 from textmill_router.chat.template import ChatTemplate, ChatTemplates
@@ -92,21 +92,21 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", NAMES)
 def test_prompt_is_that_of_transformers(families: dict[str, Family], name: str, conversation: str) -> None:
     """Text and ids; and where transformers' rendering fails, ours fails with the same message."""
-    family, wishes = families[name], CONVERSATIONS[conversation]
+    family, chat = families[name], CONVERSATIONS[conversation]
     refusal = None
     try:
-        expected = family.reference_prompt(tokenize=False, **wishes)
+        expected = family.reference_prompt(tokenize=False, **chat)
     except (jinja2.TemplateError, TypeError) as error:
         refusal = str(error)
     except ValueError:  # the template leaves the message out that shall go on
         refusal = "final message"
     if refusal is not None:
         with pytest.raises(TemplateFailed) as failed:
-            family.pieces(**wishes)
+            family.pieces(**chat)
         assert refusal in str(failed.value)
         return
-    assert "".join(family.pieces(**wishes)) == expected
-    assert family.ids(**wishes) == family.reference_prompt(tokenize=True, **wishes)
+    assert "".join(family.pieces(**chat)) == expected
+    assert family.ids(**chat) == family.reference_prompt(tokenize=True, **chat)
 
 
 def parts(*texts: str) -> list[dict[str, Any]]:
@@ -128,17 +128,15 @@ def test_parts_are_given_to_templates_that_read_them(families: dict[str, Family]
     family = families[name]
     messages = [*PART_MESSAGES, {"role": "assistant", "content": parts("It", " is")}] if goes_on else PART_MESSAGES
     reads_parts = name in ("gemma3", "qwen2_vl")
-    wishes = {"messages": messages, "continue_final_message": goes_on}
+    chat = {"messages": messages, "continue_final_message": goes_on}
     joined = [{**message, "content": "".join(part["text"] for part in message["content"])} for message in messages]
     try:
-        expected = family.reference_prompt(
-            tokenize=False, **{**wishes, "messages": messages if reads_parts else joined}
-        )
+        expected = family.reference_prompt(tokenize=False, **{**chat, "messages": messages if reads_parts else joined})
     except jinja2.TemplateError as error:
         with pytest.raises(TemplateFailed, match=str(error)):
-            family.pieces(**wishes)
+            family.pieces(**chat)
         return
-    assert "".join(family.pieces(**wishes)) == expected
+    assert "".join(family.pieces(**chat)) == expected
 
 
 @pytest.mark.parametrize(
@@ -172,22 +170,22 @@ def test_text_is_a_part_for_templates_that_read_nothing_else() -> None:
     )
     template = ChatTemplate(ChatSandbox(), source, {})
     for content in ("What?", parts("What?")):
-        wishes = ChatWishes(messages=[{"role": "user", "content": content}])
-        assert make_prompt(template, wishes, RoleSafety([])).text == "[text:What?]"
+        chat = ChatRequest(messages=[{"role": "user", "content": content}])
+        assert make_prompt(template, chat, RoleSafety([])).text == "[text:What?]"
     final = {"role": "assistant", "content": "It is"}
-    assert make_prompt(template, ChatWishes(messages=[USER, final]), RoleSafety([])).text.endswith("[text:It is")
+    assert make_prompt(template, ChatRequest(messages=[USER, final]), RoleSafety([])).text.endswith("[text:It is")
     # The names in a part are ours, also where special tokens are words that could begin or end in them.
-    wishes = ChatWishes(messages=[{"role": "user", "content": parts("What?", "e")}])
-    assert make_prompt(template, wishes, RoleSafety(["tr_TR", "en_XX"])).text == "[text:What?][text:e]"
+    chat = ChatRequest(messages=[{"role": "user", "content": parts("What?", "e")}])
+    assert make_prompt(template, chat, RoleSafety(["tr_TR", "en_XX"])).text == "[text:What?][text:e]"
 
 
 def test_most_conversations_render(families: dict[str, Family]) -> None:
     """The table above compares prompts, not only failures."""
     rendered = 0
     for family in families.values():
-        for wishes in CONVERSATIONS.values():
+        for chat in CONVERSATIONS.values():
             try:
-                family.pieces(**wishes)
+                family.pieces(**chat)
             except TemplateFailed:
                 continue
             rendered += 1
@@ -199,7 +197,7 @@ def test_developer_is_system_where_the_template_knows_no_other(families: dict[st
     [prompt] = families["qwen2_5"].pieces(messages=[developer, USER])
     assert prompt.startswith("<|im_start|>system\nBe terse.<|im_end|>")
     knows = ChatTemplate(ChatSandbox(), "{% if messages[0].role == 'developer' %}D{% endif %}", {})
-    assert make_prompt(knows, ChatWishes(messages=[developer]), RoleSafety([])).text == "D"
+    assert make_prompt(knows, ChatRequest(messages=[developer]), RoleSafety([])).text == "D"
 
 
 def test_final_assistant_message_goes_on_unless_told_otherwise(families: dict[str, Family]) -> None:
@@ -214,7 +212,7 @@ def test_final_assistant_message_goes_on_unless_told_otherwise(families: dict[st
     with pytest.raises(ValidationFailed, match="exclude"):
         family.pieces(messages=messages, add_generation_prompt=True, continue_final_message=True)
     with pytest.raises(TemplateFailed, match="final message"):
-        make_prompt(ChatTemplate(ChatSandbox(), "nothing", {}), ChatWishes(messages=messages), RoleSafety([]))
+        make_prompt(ChatTemplate(ChatSandbox(), "nothing", {}), ChatRequest(messages=messages), RoleSafety([]))
 
 
 def test_failures_of_a_template_are_told() -> None:
@@ -226,7 +224,7 @@ def test_failures_of_a_template_are_told() -> None:
     ):
         template = ChatTemplate(ChatSandbox(), source, {})
         with pytest.raises(TemplateFailed, match=message):
-            make_prompt(template, ChatWishes(messages=[USER]), RoleSafety([]))
+            make_prompt(template, ChatRequest(messages=[USER]), RoleSafety([]))
     with pytest.raises(TemplateFailed, match="line 2"):
         ChatTemplate(ChatSandbox(), "a\n{% if %}", {})
 
@@ -271,6 +269,6 @@ def test_sources_are_taken_in_order(tmp_path: Path) -> None:
     given = tmp_path / "given.json"
     given.write_text(json.dumps({"chat_template": "given {{ bos_token }}", "bos_token": {"content": "<s>"}}))
     template = load_chat_templates(tmp_path, given).pick(has_tools=False)
-    assert make_prompt(template, ChatWishes(messages=[USER]), RoleSafety([])).text == "given <s>"
+    assert make_prompt(template, ChatRequest(messages=[USER]), RoleSafety([])).text == "given <s>"
     with pytest.raises(TokenizerError, match=r"missing\.json"):
         load_chat_templates(tmp_path, tmp_path / "missing.json")

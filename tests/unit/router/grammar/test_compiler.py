@@ -10,7 +10,7 @@ import psutil
 import pytest
 from textmill_router.errors import Overloaded, ShuttingDown, ValidationFailed
 from textmill_router.grammar.compiler import MAX_WAITING, GrammarCompiler
-from textmill_router.grammar.request_forms import native_grammar
+from textmill_router.grammar.request_forms import tgi_grammar
 from textmill_router.request import Grammar, GrammarKind
 
 from tests.fakes.byte_tokenizer import END_ID, write_byte_tokenizer
@@ -215,7 +215,7 @@ def test_a_tokenizer_that_suits_no_grammar_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_shapes_of_the_native_dialect(value: object, kind: GrammarKind, text: str) -> None:
-    assert native_grammar(value) == Grammar(kind, text)
+    assert tgi_grammar(value) == Grammar(kind, text)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +238,9 @@ def test_shapes_of_the_native_dialect(value: object, kind: GrammarKind, text: st
 )
 def test_other_shapes_are_refused_by_path(value: object, field: str, words: str) -> None:
     with pytest.raises(ValidationFailed, match=words) as refused:
-        native_grammar(value)
+        tgi_grammar(value)
     assert refused.value.field == field
 
 
 def test_null_is_no_grammar() -> None:
-    assert native_grammar(None) is None
+    assert tgi_grammar(None) is None

@@ -11,7 +11,7 @@ from textmill_router.http.error_responses import (
     error_headers,
     error_kind,
     error_status,
-    native_error_body,
+    tgi_error_body,
 )
 from textmill_router.request import Failure, FailureCode
 from textmill_router.serving.failures import generation_error
@@ -30,7 +30,7 @@ def test_each_failure_has_its_status_and_keeps_its_message(code: FailureCode) ->
     error = generation_error(Failure(code, "because"))
     kind = error_kind(error)
     assert (kind.status, kind.error_type) == STATUSES[code]
-    assert json.loads(native_error_body(error))["error"].endswith("because")
+    assert json.loads(tgi_error_body(error))["error"].endswith("because")
     assert (b"retry-after" in dict(error_headers(error))) == (kind.status == 503)
 
 

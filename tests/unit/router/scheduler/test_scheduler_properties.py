@@ -16,7 +16,7 @@ from textmill_router.scheduler.plan import ShardPool
 from textmill_router.scheduler.prefix_cache import PrefixCache
 from textmill_router.scheduler.request_state import RequestState, RequestStatus
 from textmill_router.scheduler.scheduler import Scheduler, StreamBroken
-from textmill_router.scheduler.slots import SlotTable
+from textmill_router.scheduler.slots import Seats
 
 from tests.fakes.model_shard import ModelShard, PlanRefused, Row
 from tests.fakes.scheduler_world import World, WorldCounts
@@ -53,7 +53,7 @@ def test_any_world_ends_well(seed: int, death_rate: float):
 # ---- planted bugs
 
 
-class ReadmitsBeforeAcknowledgement(SlotTable):
+class ReadmitsBeforeAcknowledgement(Seats):
     """A preempted request goes back to the queue with the next result, whatever plan that one knows."""
 
     def __init__(self, num_slots: int) -> None:
@@ -72,7 +72,7 @@ class ReadmitsBeforeAcknowledgement(SlotTable):
         return [*gone, *early]
 
 
-class ReusesSlotEarly(SlotTable):
+class ReusesSlotEarly(Seats):
     """A cancelled request's slot is free as soon as its drop is sent."""
 
     def drop_sent(self, state: RequestState, plan_number: int) -> None:

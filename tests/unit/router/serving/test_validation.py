@@ -9,7 +9,7 @@ from textmill_router.errors import OverBudget, ValidationFailed
 from textmill_router.serving.validation import (
     SEED_BITS,
     Limits,
-    Wishes,
+    RequestedParameters,
     check_budget,
     check_parameters,
     check_text,
@@ -27,12 +27,12 @@ LIMITS = Limits(
 )
 
 
-def check(**wishes: Any) -> Any:
-    return check_parameters(Wishes(**wishes), LIMITS)
+def check(**requested: Any) -> Any:
+    return check_parameters(RequestedParameters(**requested), LIMITS)
 
 
 @pytest.mark.parametrize(
-    ("wishes", "field"),
+    ("requested", "field"),
     [
         ({"streams": True, "best_of": 2}, "best_of"),
         ({"streams": True, "best_of": 0}, "best_of"),
@@ -80,15 +80,15 @@ def check(**wishes: Any) -> Any:
         ({"truncate": 3001}, "truncate"),
     ],
 )
-def test_broken_rule_is_refused_with_its_field(wishes: dict[str, Any], field: str) -> None:
+def test_broken_rule_is_refused_with_its_field(requested: dict[str, Any], field: str) -> None:
     with pytest.raises(ValidationFailed) as caught:
-        check(**wishes)
+        check(**requested)
     assert caught.value.field == field
     assert f"`{field}`" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "wishes",
+    "requested",
     [
         {"best_of": 3, "do_sample": True},
         {"best_of": 2, "temperature": 0.7},
@@ -107,8 +107,8 @@ def test_broken_rule_is_refused_with_its_field(wishes: dict[str, Any], field: st
         {"logit_bias": ((99, -100.0), (0, 100.0))},
     ],
 )
-def test_values_at_the_edge_are_taken(wishes: dict[str, Any]) -> None:
-    check(**wishes)
+def test_values_at_the_edge_are_taken(requested: dict[str, Any]) -> None:
+    check(**requested)
 
 
 def test_first_broken_rule_wins() -> None:
@@ -121,14 +121,14 @@ def test_first_broken_rule_wins() -> None:
 
 
 @pytest.mark.parametrize(
-    "wishes", [{"do_sample": True}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}, {"typical_p": 0.5}]
+    "requested", [{"do_sample": True}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}, {"typical_p": 0.5}]
 )
-def test_each_sampling_parameter_turns_sampling_on(wishes: dict[str, Any]) -> None:
-    assert check(**wishes).sampling.do_sample
+def test_each_sampling_parameter_turns_sampling_on(requested: dict[str, Any]) -> None:
+    assert check(**requested).sampling.do_sample
 
 
 @pytest.mark.parametrize(
-    "wishes",
+    "requested",
     [
         {},
         {"temperature": 1.0},
@@ -140,8 +140,8 @@ def test_each_sampling_parameter_turns_sampling_on(wishes: dict[str, Any]) -> No
         {"repetition_penalty": 1.2},
     ],
 )
-def test_greedy_otherwise(wishes: dict[str, Any]) -> None:
-    sampling = check(**wishes).sampling
+def test_greedy_otherwise(requested: dict[str, Any]) -> None:
+    sampling = check(**requested).sampling
     assert not sampling.do_sample
     assert sampling.temperature == 1.0
 

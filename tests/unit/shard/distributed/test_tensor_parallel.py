@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from textmill_shard.distributed.index_plan import Heads, Run, even_run
+from textmill_shard.distributed.index_plan import Heads, IndexRange, even_range
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.loader.model_loader import LoadOptions, load_model
@@ -129,14 +129,14 @@ def test_rank_with_least_memory_decides_the_number_of_blocks(ranks: list[Mapping
 
 def test_ranks_beyond_the_key_value_heads_share_them_in_order() -> None:
     heads = Heads(num_heads=8, num_kv_heads=2)
-    runs = [heads.kv_run(TensorParallel(rank, 4)) for rank in range(4)]
-    assert runs == [Run(0, 1), Run(0, 1), Run(1, 2), Run(1, 2)]
+    ranges = [heads.kv_range(TensorParallel(rank, 4)) for rank in range(4)]
+    assert ranges == [IndexRange(0, 1), IndexRange(0, 1), IndexRange(1, 2), IndexRange(1, 2)]
     assert [size for size in range(1, 9) if heads.fits(size)] == [1, 2, 4, 8]
 
 
 def test_uneven_sizes_are_covered_without_gaps() -> None:
-    runs = [even_run(10, TensorParallel(rank, 3)) for rank in range(3)]
-    assert runs == [Run(0, 3), Run(3, 6), Run(6, 10)]
+    ranges = [even_range(10, TensorParallel(rank, 3)) for rank in range(3)]
+    assert ranges == [IndexRange(0, 3), IndexRange(3, 6), IndexRange(6, 10)]
 
 
 def refusal(folder: Path, world_size: int) -> str:

@@ -35,7 +35,7 @@ def load(folder: Path, *, disabled: tuple[str, ...] = (), dtype: str = "float32"
         block_size=4,
         native_cache_dir=native_cache_folder(),
         num_threads=2,
-        fast_decoder=False,
+        native_decoder=False,
         disabled_swaps=disabled,
     )
     return load_model(options, lambda phase, share: None)

@@ -1,4 +1,4 @@
-"""The fast decoder against transformers' own models: tiny random ones of each family, in chunks and mixed batches."""
+"""The native decoder against transformers' own models: tiny random ones of each family, in chunks and mixed batches."""
 
 import time
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from textmill_shard.attention.base import AttentionRule
-from textmill_shard.layouts.native_decoder import FastDecoder, why_not_fast
+from textmill_shard.layouts.native_decoder import NativeDecoder, why_not_native
 from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
 from textmill_shard.native.kernels import LAYER_PARTS, PARTS_AROUND
@@ -64,11 +64,11 @@ def rules_of(model: Any) -> list[AttentionRule]:
     return [AttentionRule(layer.self_attn.scaling, window_tokens=window) for layer in model.model.layers]
 
 
-def make_fast(model: Any) -> FastDecoder:
+def make_native(model: Any) -> NativeDecoder:
     """Takes the model's weights: compute what is expected of it before."""
     rules = rules_of(model)
-    assert why_not_fast(model, rules) is None
-    return FastDecoder(model, rules, native_kernels())
+    assert why_not_native(model, rules) is None
+    return NativeDecoder(model, rules, native_kernels())
 
 
 def make_pool(model: Any, num_blocks: int) -> KvPool:
@@ -99,7 +99,7 @@ def expected_logits(model: Any, contexts: list[torch.Tensor]) -> list[torch.Tens
 
 
 def run_in_steps(
-    fast: FastDecoder, pool: KvPool, contexts: list[torch.Tensor], *, chunk: int, wants_hidden: bool = False
+    fast: NativeDecoder, pool: KvPool, contexts: list[torch.Tensor], *, chunk: int, wants_hidden: bool = False
 ) -> list[torch.Tensor]:
     """The last logits of each context; prompts go in by uneven chunks while the others decode their tail."""
     done = [0] * len(contexts)
@@ -164,7 +164,7 @@ def test_logits_equal_transformers_in_float32(family: str, chunk: int) -> None:
     model = make_model(family)
     contexts = make_contexts(model)
     expected = [logits[-1] for logits in expected_logits(model, contexts)]
-    fast, pool = make_fast(model), make_pool(model, num_blocks_of(contexts))
+    fast, pool = make_native(model), make_pool(model, num_blocks_of(contexts))
     fast.bind(pool)
     assert relative_error(run_in_steps(fast, pool, contexts, chunk=chunk), expected) < FLOAT32_TOLERANCE
 
@@ -175,7 +175,7 @@ def test_bfloat16_is_as_near_to_float32_as_transformers(family: str) -> None:
     contexts = make_contexts(model)
     theirs = [logits[-1] for logits in expected_logits(model, contexts)]
     exact = [logits[-1] for logits in expected_logits(make_model(family, torch.bfloat16).float(), contexts)]
-    fast, pool = make_fast(model), make_pool(model, num_blocks_of(contexts))
+    fast, pool = make_native(model), make_pool(model, num_blocks_of(contexts))
     fast.bind(pool)
     ours = run_in_steps(fast, pool, contexts, chunk=9)
     assert relative_error(ours, exact) < 1.1 * relative_error(theirs, exact)
@@ -185,7 +185,7 @@ def test_bfloat16_is_as_near_to_float32_as_transformers(family: str) -> None:
 def test_a_request_gives_the_same_bits_alone_whole_or_in_chunks(dtype: torch.dtype) -> None:
     model = make_model("llama", dtype)
     contexts = make_contexts(model)
-    fast, pool = make_fast(model), make_pool(model, num_blocks_of(contexts))
+    fast, pool = make_native(model), make_pool(model, num_blocks_of(contexts))
     fast.bind(pool)
     whole = run_in_steps(fast, pool, contexts, chunk=200)
     chunked = run_in_steps(fast, pool, contexts, chunk=5)
@@ -199,7 +199,7 @@ def test_hidden_states_give_the_logits_of_each_position(dtype: torch.dtype) -> N
     model = make_model("qwen3", dtype)
     context = make_contexts(model)[2]
     expected = expected_logits(model, [context])[0]
-    fast, pool = make_fast(model), make_pool(model, num_blocks_of([context]))
+    fast, pool = make_native(model), make_pool(model, num_blocks_of([context]))
     fast.bind(pool)
     batch, _ = make_batch([Piece(0, len(context))], ids=[context], block_size=BLOCK_SIZE)
     output = fast.forward(batch, wants_hidden=True)
@@ -216,7 +216,7 @@ def test_hidden_states_give_the_logits_of_each_position(dtype: torch.dtype) -> N
 def test_profile_tells_the_time_of_each_part_of_each_layer(num_threads: int) -> None:
     model = make_model("llama")
     context = make_contexts(model)[2]
-    fast = FastDecoder(model, rules_of(model), native_kernels(num_threads))
+    fast = NativeDecoder(model, rules_of(model), native_kernels(num_threads))
     fast.bind(make_pool(model, num_blocks_of([context])))
     batch, _ = make_batch([Piece(0, len(context))], ids=[context], block_size=BLOCK_SIZE)
     part_ns = torch.full((len(model.model.layers) * len(LAYER_PARTS) + len(PARTS_AROUND),), -1)
@@ -231,7 +231,7 @@ def test_profile_tells_the_time_of_each_part_of_each_layer(num_threads: int) -> 
 def test_weights_are_held_once() -> None:
     model = make_model("llama tied, odd sizes")
     num_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    fast = make_fast(model)
+    fast = make_native(model)
     assert sum(parameter.nbytes for parameter in model.parameters() if parameter.dim() > 1) == 0
     assert fast.num_bytes < 1.35 * num_bytes  # panels are filled up to 32 outputs: much for a tiny model
 
@@ -242,7 +242,7 @@ def test_weights_are_held_once() -> None:
 def test_other_architectures_are_left_alone(model_type: str) -> None:
     config = AutoConfig.for_model(model_type, **ARCHITECTURES[model_type])
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    assert why_not_fast(model, [AttentionRule(scaling=1.0)] * config.num_hidden_layers) is not None
+    assert why_not_native(model, [AttentionRule(scaling=1.0)] * config.num_hidden_layers) is not None
 
 
 @pytest.mark.parametrize(("first", "second"), [(48, 96), (96, 48)])
@@ -254,6 +254,6 @@ def test_layers_of_different_sizes_are_left_alone(first: int, second: int) -> No
         for size in (first, second)
     )
     model.model.layers.append(other.model.layers[0])
-    assert why_not_fast(model, [AttentionRule(scaling=1.0)] * 2) == "layers are not of one size"
+    assert why_not_native(model, [AttentionRule(scaling=1.0)] * 2) == "layers are not of one size"
     del model.model.layers[1]
-    assert why_not_fast(model, [AttentionRule(scaling=1.0)]) is None
+    assert why_not_native(model, [AttentionRule(scaling=1.0)]) is None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from textmill_shard.layouts.flat_decoder import TransformersDecoder
-from textmill_shard.layouts.native_decoder import FastDecoder
+from textmill_shard.layouts.native_decoder import NativeDecoder
 from textmill_shard.loader.model_loader import LoadOptions, load_model
 from textmill_shard.model.runner import ModelRunner
 from transformers import AutoModelForCausalLM
@@ -19,7 +19,7 @@ TOLERANCE = 2e-5  # relative to the largest logit: fp32 sums in another order
 FAST = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 
 
-def load(folder: Path, *, fast_decoder: bool = True, dtype: str = "float32") -> ModelRunner:
+def load(folder: Path, *, native_decoder: bool = True, dtype: str = "float32") -> ModelRunner:
     native_kernels()
     options = LoadOptions(
         model_dir=folder,
@@ -27,7 +27,7 @@ def load(folder: Path, *, fast_decoder: bool = True, dtype: str = "float32") -> 
         block_size=4,
         native_cache_dir=native_cache_folder(),
         num_threads=2,
-        fast_decoder=fast_decoder,
+        native_decoder=native_decoder,
     )
     return load_model(options, lambda phase, share: None)
 
@@ -58,14 +58,14 @@ def assert_uncached_logits(runner: ModelRunner, folder: Path) -> None:
 def test_logits_with_native_kernels(tmp_path: Path, model_type: str) -> None:
     folder = make_tiny_model(tmp_path / model_type, model_type)
     runner = load(folder)
-    assert isinstance(runner._decoder, FastDecoder) == (model_type in FAST)
+    assert isinstance(runner._decoder, NativeDecoder) == (model_type in FAST)
     assert_uncached_logits(runner, folder)
 
 
 @pytest.mark.parametrize("model_type", sorted(FAST))
-def test_fast_decoder_can_be_left_out(tmp_path: Path, model_type: str) -> None:
+def test_native_decoder_can_be_left_out(tmp_path: Path, model_type: str) -> None:
     folder = make_tiny_model(tmp_path / model_type, model_type)
-    runner = load(folder, fast_decoder=False)
+    runner = load(folder, native_decoder=False)
     assert isinstance(runner._decoder, TransformersDecoder)
     assert_uncached_logits(runner, folder)
 
@@ -74,7 +74,7 @@ def test_fast_decoder_can_be_left_out(tmp_path: Path, model_type: str) -> None:
     ("model_type", "reason"),
     [("olmo2", "no: a layer is not norm, attention, norm and gated MLP"), ("qwen3", "yes")],
 )
-def test_one_line_says_whether_the_fast_decoder_is_taken(
+def test_one_line_says_whether_the_native_decoder_is_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, model_type: str, reason: str
 ) -> None:
     folder = make_tiny_model(tmp_path / model_type, model_type)

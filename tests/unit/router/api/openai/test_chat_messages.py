@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 from textmill_router.api.openai.chat import render
-from textmill_router.api.openai.chat_messages import chat_wishes
-from textmill_router.api.openai.chat_tools import ToolWishes
+from textmill_router.api.openai.chat_messages import chat_request
+from textmill_router.api.openai.chat_tools import ToolChoice
 from textmill_router.api.openai.chat_types import ChatBody
-from textmill_router.chat.prompt import ChatWishes
+from textmill_router.chat.prompt import ChatRequest
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplates
 
@@ -19,7 +19,7 @@ from textmill_router.chat.template import ChatTemplates
 def shown_arguments(arguments: str) -> Any:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
     body = {"model": "m", "messages": [{"role": "assistant", "tool_calls": [call]}]}
-    (message,) = chat_wishes(msgspec.convert(body, ChatBody)).messages
+    (message,) = chat_request(msgspec.convert(body, ChatBody)).messages
     return message["tool_calls"][0]["function"]["arguments"]
 
 
@@ -48,7 +48,7 @@ def test_many_tools_are_rendered_off_the_event_loop(is_long: bool) -> None:
     templates = ChatTemplates({"default": "{{ messages[0].content }}{{ tools | tojson }}"}, {})
     backend: Any = SimpleNamespace(chat_templates=templates, role_safety=Watched([]))
     tool = {"type": "function", "function": {"name": "look", "description": "x" * 200}}
-    wishes = ChatWishes(messages=[{"role": "user", "content": "hi"}])
-    tools = ToolWishes(shown=[tool] * (50 if is_long else 2), specs=())
-    asyncio.run(render(backend, wishes, tools))
+    chat = ChatRequest(messages=[{"role": "user", "content": "hi"}])
+    tools = ToolChoice(shown=[tool] * (50 if is_long else 2), specs=())
+    asyncio.run(render(backend, chat, tools))
     assert (threads == {threading.current_thread()}) == (not is_long)

@@ -9,7 +9,7 @@ from textmill_router.api.openai.completion_prompts import take_completion_prompt
 from textmill_router.api.openai.completion_types import PromptSource
 from textmill_router.errors import OverBudget
 from textmill_router.request import token_array
-from textmill_router.serving.validation import Limits, Wishes, check_parameters
+from textmill_router.serving.validation import Limits, RequestedParameters, check_parameters
 
 LIMITS = Limits(
     max_best_of=1,
@@ -25,4 +25,8 @@ def test_ids_that_do_not_fit_are_not_spelt_out() -> None:
     backend: Any = SimpleNamespace(limits=LIMITS, tokenizer=None)  # nothing may be asked of it
     source = PromptSource(ids=token_array([1] * 11))
     with pytest.raises(OverBudget, match="11 tokens"):
-        asyncio.run(take_completion_prompt(backend, source, check_parameters(Wishes(), LIMITS), wants_offsets=False))
+        asyncio.run(
+            take_completion_prompt(
+                backend, source, check_parameters(RequestedParameters(), LIMITS), wants_offsets=False
+            )
+        )

@@ -19,7 +19,7 @@ from textmill_router.serving.validation import (
 
 
 @dataclass(frozen=True, slots=True)
-class Intake:
+class TokenizedPrompt:
     """A prompt that fits, and how many tokens may follow it."""
 
     prompt_ids: "array[int]"
@@ -28,7 +28,7 @@ class Intake:
 
 async def take_prompt(
     backend: Backend, text: str, checked: CheckedParameters, *, add_special_tokens: bool = True
-) -> Intake:
+) -> TokenizedPrompt:
     """Tokenise, truncate to the last tokens, check the budget. Raises ValidationFailed."""
     check_text(text)
     limits = backend.limits
@@ -39,7 +39,7 @@ async def take_prompt(
     return fit(backend, prompt_ids, checked)
 
 
-async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedParameters) -> Intake:
+async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedParameters) -> TokenizedPrompt:
     """The same for a prompt in pieces that already has its special tokens (chat). Raises ValidationFailed."""
     limits = backend.limits
     text = pieces[0] if len(pieces) == 1 else "".join(pieces)
@@ -53,10 +53,10 @@ async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedP
     return fit(backend, prompt_ids, checked)
 
 
-def fit(backend: Backend, prompt_ids: "array[int]", checked: CheckedParameters) -> Intake:
+def fit(backend: Backend, prompt_ids: "array[int]", checked: CheckedParameters) -> TokenizedPrompt:
     """A prompt within the window, of tokens that the model has. Raises ValidationFailed."""
     tokenizer, num_known = backend.tokenizer, backend.limits.vocab_size
-    intake = Intake(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, backend.limits))
+    intake = TokenizedPrompt(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, backend.limits))
     # Few tokenizers have ids that their model lacks (placeholders of images); the shard would refuse the whole plan.
     if tokenizer.num_ids > num_known and (largest := max(prompt_ids, default=0)) >= num_known:
         raise ValidationFailed(
@@ -69,7 +69,7 @@ def fit(backend: Backend, prompt_ids: "array[int]", checked: CheckedParameters) 
 
 def make_request(
     backend: Backend,
-    intake: Intake,
+    intake: TokenizedPrompt,
     checked: CheckedParameters,
     sampling: SamplingParameters,
     *,

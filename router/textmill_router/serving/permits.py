@@ -12,7 +12,7 @@ _MAX_RETRY_AFTER_S = 60
 _SPEED_WEIGHT = 0.1  # of the newest interval in the running mean
 
 
-class Admission:
+class Permits:
     """Counts permits. Only the event loop's thread calls it."""
 
     def __init__(
@@ -51,7 +51,7 @@ class Admission:
         await self._idle.wait()
 
     @contextmanager
-    def permits(self, count: int) -> Iterator[None]:
+    def hold(self, count: int) -> Iterator[None]:
         """Hold `count` permits, given back however the block is left. Raises Overloaded or ShuttingDown."""
         self.check_open()
         if self._held + count > self._max_concurrent:

@@ -8,14 +8,14 @@ from textmill_router.errors import RequestError
 from textmill_router.http.error_responses import Header
 from textmill_router.http.replies import Call
 from textmill_router.serving.call import failure_label
-from textmill_router.serving.intake import Intake
+from textmill_router.serving.prompts import TokenizedPrompt
 from textmill_router.serving.service import Backend, Service
 from textmill_router.text.generation import GenerationResult
 
 log = logging.getLogger(__name__)
 
 
-class Account:
+class CallRecord:
     """Kept from admission to the last token."""
 
     def __init__(self, service: Service, backend: Backend, call: Call) -> None:
@@ -34,7 +34,7 @@ class Account:
         """The call failed after its answer had begun."""
         self._service.metrics.on_failure(failure_label(error))
 
-    def note_validated(self, num_characters: int, intakes: Sequence[Intake]) -> None:
+    def note_validated(self, num_characters: int, intakes: Sequence[TokenizedPrompt]) -> None:
         """The prompts obey all rules; `num_characters` is the length of all of them."""
         self._validation_s = time.monotonic() - self._call.arrival_s
         self._num_characters = num_characters

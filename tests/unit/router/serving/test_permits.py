@@ -1,0 +1,89 @@
+"""Permits are counted, given back, and refused while the server leaves."""
+
+import asyncio
+
+import pytest
+from textmill_router.errors import Overloaded, ShuttingDown
+from textmill_router.serving.permits import Permits
+
+
+def test_one_permit_per_sequence() -> None:
+    permits = Permits(3)
+    with permits.hold(2), permits.hold(1):
+        assert permits.held == 3
+        with pytest.raises(Overloaded), permits.hold(1):
+            pass
+    assert permits.held == 0
+
+
+def test_permit_comes_back_after_an_error() -> None:
+    permits = Permits(1)
+    with pytest.raises(RuntimeError), permits.hold(1):
+        raise RuntimeError
+    assert permits.held == 0
+
+
+def test_more_sequences_than_permits_never_enter() -> None:
+    with pytest.raises(Overloaded, match="--max-concurrent-requests"), Permits(1).hold(2):
+        pass
+
+
+def test_closed_admission_takes_nothing_and_waits_for_what_runs() -> None:
+    async def scenario() -> None:
+        permits = Permits(2)
+        with permits.hold(1):
+            permits.close()
+            with pytest.raises(ShuttingDown), permits.hold(1):
+                pass
+            waiter = asyncio.ensure_future(permits.wait_idle())
+            await asyncio.sleep(0)
+            assert not waiter.done()
+        await asyncio.wait_for(waiter, 1)
+
+    asyncio.run(scenario())
+
+
+def test_retry_after_follows_the_speed_at_which_requests_leave() -> None:
+    now = [0.0]
+    permits = Permits(8, clock=lambda: now[0])
+    for _ in range(100):  # one leaves every 4 s
+        with permits.hold(1):
+            now[0] += 4.0
+    with permits.hold(8):
+        error = permits.overloaded("full")
+    assert error.retry_after_s == 16  # half of 8 leave in 4 x 4 s
+    assert Permits(8).overloaded("full").retry_after_s == 1
+
+
+def test_time_in_which_nothing_ran_says_nothing_of_the_speed() -> None:
+    now = [0.0]
+    permits = Permits(8, clock=lambda: now[0])
+    for _ in range(50):
+        now[0] += 100.0  # idle
+        with permits.hold(1):
+            now[0] += 2.0
+    with permits.hold(8):
+        assert permits.overloaded("full").retry_after_s == 8  # half of 8 leave in 4 x 2 s
+
+
+def test_before_the_first_release_and_in_a_stall_the_time_waited_is_the_guess() -> None:
+    now = [0.0]
+    permits = Permits(4, clock=lambda: now[0])
+    with permits.hold(4):
+        now[0] += 7.0
+        assert permits.overloaded("full").retry_after_s == 7
+        now[0] += 1000.0
+        assert permits.overloaded("full").retry_after_s == 60
+
+
+def test_leaving_server_names_the_time_in_which_all_have_left() -> None:
+    now = [0.0]
+    permits = Permits(8, clock=lambda: now[0])
+    for _ in range(100):
+        with permits.hold(1):
+            now[0] += 3.0
+    with permits.hold(5):
+        permits.close()
+        with pytest.raises(ShuttingDown) as refused:
+            permits.check_open()
+    assert refused.value.retry_after_s == 15

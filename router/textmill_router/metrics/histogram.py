@@ -1,4 +1,4 @@
-"""Histograms as plain numbers: an observation costs a bisect and two additions."""
+"""Histograms as plain numbers, because an observation must cost no more than a bisect and two additions."""
 
 import itertools
 from bisect import bisect_left
@@ -25,7 +25,7 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Count an observation, or several of the same value."""
+        """Count `times` observations of one value."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._sum += value * times
 

@@ -1,4 +1,4 @@
-"""What the engine loop measures of steps and tokens: plain numbers and histograms, read at scrape."""
+"""Numbers and histograms of steps and tokens. The engine loop writes them; a scrape reads them."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,14 +11,14 @@ _BATCH_SIZES = tuple(float(size) for size in range(1, 1025))
 
 
 class StepKind(StrEnum):
-    """A step that computed prompt tokens is a prefill, whatever else it did."""
+    """A step that computed prompt tokens is a prefill, also when other rows of it decoded."""
 
     PREFILL = "prefill"
     DECODE = "decode"
 
 
 class StepMetrics:
-    """One owner, the engine loop. Durations in seconds; a kind that was never seen has no entry."""
+    """Only the engine loop writes here. Durations are in seconds; a kind of step that never ran has no entry."""
 
     def __init__(self) -> None:
         self.num_steps: Counter[StepKind] = Counter()
@@ -34,7 +34,7 @@ class StepMetrics:
         self.concat_s: dict[StepKind, Histogram] = {}
 
     def on_step(self, kind: StepKind, result: StepResult, planning_s: float) -> None:
-        """A result was read and answered with plans."""
+        """Count a result that was read and answered with plans."""
         self.num_steps[kind] += 1
         _observe(self.planning_s, kind, planning_s)
         if result.errors:
@@ -44,12 +44,12 @@ class StepMetrics:
         _observe(self.forward_s, kind, result.device_s)
 
     def on_lost_step(self, kind: StepKind) -> None:
-        """The stream ended while requests ran: the step in work is lost."""
+        """Count the step that was lost because the stream ended while requests ran."""
         self.num_steps[kind] += 1
         self.num_failed_steps[kind] += 1
 
     def on_plans(self, plans: Iterable[Plan], num_running: int, planning_s: float) -> None:
-        """Plans were made; `num_running` counts those that they admit too."""
+        """Count the admissions of new plans; `num_running` includes the requests that these plans admit."""
         num_admitted = sum(len(plan.admits) for plan in plans)
         if not num_admitted:
             return
@@ -59,7 +59,7 @@ class StepMetrics:
             _observe(self.concat_s, StepKind.PREFILL, planning_s)
 
     def on_text(self, kind: StepKind, text_s: float) -> None:
-        """The outputs of a step are with their readers."""
+        """Note how long the readers took for the outputs of a step."""
         _observe(self.text_s, kind, text_s)
 
 

@@ -1,4 +1,4 @@
-"""How many blocks a request gets, when it gets more, and who makes room (rules 13 and 14 in docs/wire.md)."""
+"""Decides how many blocks a request gets, when it gets more, and which request makes room (rules 13 and 14)."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,7 +12,10 @@ PREEMPT_BELOW_PLACES = 2
 
 
 class Grants:
-    """Grants ahead of the tokens, in blocks. Grants are the flow control: no slot passes its places (rule 3)."""
+    """Gives blocks to requests before their tokens need them.
+
+    Grants are the flow control of the stream, because the shard never computes past the granted places (rule 3).
+    """
 
     def __init__(self, cache: PrefixCache, *, ahead_tokens: int, regrant_below_tokens: int) -> None:
         assert 1 <= regrant_below_tokens <= ahead_tokens, (regrant_below_tokens, ahead_tokens)
@@ -24,23 +27,23 @@ class Grants:
         self._short: set[RequestState] = set()
 
     def can_admit(self, state: RequestState, hits: Sequence[BlockId], num_running: int) -> bool:
-        """Whether its first grant leaves one free or evictable block for each running request (rule 14)."""
+        """Whether the first grant of a request leaves one free or evictable block per running request (rule 14)."""
         num_new = self._num_blocks_wanted(state) - len(hits)
         return self._pool.can_allocate(num_new + num_running + self._pool.num_evictable_of(hits))
 
     def admit(self, state: RequestState, hits: Sequence[BlockId]) -> None:
-        """Give the first grant: the blocks found, then new ones. Ask first."""
+        """Give the first grant: the blocks of the prefix that was found, then new ones. Call only if `can_admit`."""
         self._pool.share(hits)
         state.block_ids = [*hits, *self._pool.allocate(self._num_blocks_wanted(state) - len(hits))]
 
     def release(self, state: RequestState) -> None:
-        """Take all blocks back: the request leaves, or has ended (rule 8)."""
+        """Take all blocks of a request back, because it leaves or has ended (rule 8)."""
         self._short.discard(state)
         self._pool.release(state.block_ids)
         state.block_ids = []
 
     def watch(self, state: RequestState) -> None:
-        """Note a request that runs short, and set the number of tokens at which to look at it again."""
+        """Set the number of tokens at which to look at a request again, and note a request whose places run short."""
         num_places = len(state.block_ids) * self._block_size
         watch_at = state.max_places + 2  # one token more than it may ever have
         if num_places < state.max_places:
@@ -55,10 +58,10 @@ class Grants:
     def extend_short(
         self, running: Callable[[], list[RequestState]], preempt: Callable[[RequestState], None]
     ) -> list[Extend]:
-        """Give blocks to those that run short, in the order (priority, arrival).
+        """Give blocks to the requests whose places run short, in the order (priority, arrival).
 
-        When there are none and a request is about to starve, the last in that order is preempted, which may be the one
-        in need; cost decides nothing.
+        When no block is free and a request is about to starve, the last running request in that order is preempted.
+        The victim may be the starving request itself. The cost of computing the victim again plays no part.
         """
         if not self._short:
             return []

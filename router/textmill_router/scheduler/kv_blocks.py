@@ -1,4 +1,4 @@
-"""The pool of KV blocks: who holds them, which are free, which may be evicted. Blocks are only numbers here."""
+"""The pool of KV blocks: which are free, held, or evictable. The shard has the tensors."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -7,9 +7,10 @@ from textmill_router.request import BlockId
 
 
 class BlockPool:
-    """Each block is free, held (by one or more requests) or cached (indexed, held by nobody, evictable in LRU order).
+    """Each block is free, held by one or more requests, or cached: in the prefix index and held by no request.
 
-    free + held + cached == total, always. `on_evict` tells the owner of the index that a block loses its content.
+    Cached blocks are evicted in LRU order. free + held + cached == total at all times. The pool calls `on_evict` when
+    a cached block is given away, so that the owner of the index forgets the block.
     """
 
     def __init__(self, num_blocks: int, on_evict: Callable[[BlockId], None]) -> None:
@@ -22,22 +23,22 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks without content worth keeping."""
+        """Number of blocks that hold nothing worth keeping."""
         return len(self._free)
 
     @property
     def num_cached(self) -> int:
-        """Blocks kept for their content only."""
+        """Number of blocks that no request holds and that are kept for their content."""
         return len(self._evictable)
 
     @property
     def num_held(self) -> int:
-        """Blocks in the table of at least one request."""
+        """Number of blocks in the table of at least one request."""
         return self.num_blocks - len(self._free) - len(self._evictable)
 
     @property
     def num_available(self) -> int:
-        """Blocks that `allocate` could give: free or evictable."""
+        """Number of blocks that `allocate` could give: free or cached."""
         return len(self._free) + len(self._evictable)
 
     def can_allocate(self, count: int) -> bool:
@@ -45,7 +46,10 @@ class BlockPool:
         return count <= self.num_available
 
     def allocate(self, count: int) -> list[BlockId]:
-        """Take blocks for one writer: free ones first, then the least recently used of the cached. Ask first."""
+        """Take blocks for one writer: free blocks first, then the least recently used of the cached.
+
+        Call only if `can_allocate`.
+        """
         assert self.can_allocate(count), (count, self.num_available)
         taken = []
         for _ in range(count):
@@ -60,7 +64,7 @@ class BlockPool:
         return taken
 
     def num_evictable_of(self, blocks: Iterable[BlockId]) -> int:
-        """How many of these blocks nobody holds: sharing them takes them from `num_available`."""
+        """How many of these blocks are cached. Sharing a cached block takes it from `num_available`."""
         return sum(1 for block in blocks if not self._ref_counts[block])
 
     def share(self, blocks: Iterable[BlockId]) -> None:
@@ -72,7 +76,7 @@ class BlockPool:
             self._ref_counts[block] += 1
 
     def release(self, blocks: Sequence[BlockId]) -> None:
-        """Take one holder from each block of a table, tail first, so that the LRU drops no parent before its child."""
+        """Take one holder from each block of a table, tail first, so that the LRU evicts children before parents."""
         for block in reversed(blocks):
             count = self._ref_counts[block] - 1
             assert count >= 0, block
@@ -85,12 +89,12 @@ class BlockPool:
                 self._free.append(block)
 
     def mark_indexed(self, block: BlockId) -> None:
-        """The content of this held block can be found from now on."""
+        """Note that this held block is in the prefix index from now on."""
         assert self._ref_counts[block] > 0, block
         self._is_indexed[block] = 1
 
     def unmark_indexed(self, block: BlockId) -> None:
-        """The content of this block cannot be found any more; it is free as soon as nobody holds it."""
+        """Note that this block left the prefix index. The block is free as soon as no request holds it."""
         assert self._is_indexed[block], block
         self._is_indexed[block] = 0
         if not self._ref_counts[block]:
@@ -98,7 +102,7 @@ class BlockPool:
             self._free.append(block)
 
     def check(self, tables: Iterable[Sequence[BlockId]]) -> None:
-        """Compare the pool with the block tables of all requests that hold any; a difference is a bug of ours."""
+        """Assert that the pool agrees with the block tables of all requests. For tests."""
         counts = [0] * self.num_blocks
         for table in tables:
             for block in table:

@@ -1,9 +1,9 @@
-"""Collects the changes of one turn and packs them into plans (rules 1 and 4 in docs/wire.md)."""
+"""Collects the changes of one loop turn and packs them into plans (rules 1 and 4 in docs/wire.md)."""
 
 from textmill_router.scheduler.plan import Admit, Budget, Drop, Extend, Plan
 
 MAX_PLAN_BYTES = 1 << 20
-# Upper bounds of the encoded size besides packed arrays: tags, lengths, varints; sampling parameters of an admit.
+# Upper bounds of the encoded size without packed arrays: tags, lengths, varints, the sampling parameters of an admit.
 _DROP_BYTES = 24
 _EXTEND_BYTES = 40
 _ADMIT_BYTES = 256
@@ -25,10 +25,10 @@ def _size_bytes(change: Drop | Extend | Admit) -> int:
 
 
 class PlanBuilder:
-    """The changes since the last plan. Numbers plans 1, 2, 3 ... from its making: one builder per epoch.
+    """Holds the changes since the last plan. Each epoch has a builder of its own, which numbers its plans 1, 2, 3 ...
 
-    Order across and inside plans: drops, extends, admits. The budget travels in the first plan, so that the shard
-    composes no step without it.
+    Across plans and inside a plan the order is drops, extends, admits. The budget travels in the first plan, because
+    the shard composes no step without a budget.
     """
 
     def __init__(self, budget: Budget, max_plan_bytes: int = MAX_PLAN_BYTES) -> None:
@@ -41,19 +41,19 @@ class PlanBuilder:
 
     @property
     def num_plans(self) -> int:
-        """Number of the last plan built, 0 = none yet."""
+        """The number of the last plan that was built; 0 = none yet."""
         return self._num_plans
 
     def drop(self, drop: Drop) -> None:
-        """Add the end of a slot."""
+        """Add the drop of a slot's occupant."""
         self._drops.append(drop)
 
     def extend(self, extend: Extend) -> None:
-        """Add blocks for a slot that no drop of this turn names."""
+        """Add blocks for a slot. No drop of the same turn may name that slot."""
         self._extends.append(extend)
 
     def admit(self, admit: Admit) -> None:
-        """Add a request."""
+        """Add the admission of a request."""
         self._admits.append(admit)
 
     def build(self) -> tuple[Plan, ...]:

@@ -1,4 +1,4 @@
-"""Finds blocks that already hold a prefix (rules 9 to 12 in docs/wire.md)."""
+"""Finds blocks that already hold the K and V of a prompt's prefix (rules 9 to 12 in docs/wire.md)."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -14,21 +14,21 @@ _ROOT_PERSON = b"textmill-prefix"  # at most 16 bytes; keeps roots apart from bl
 
 
 def root_hash(cache_salt: bytes, *, is_long_rope: bool = False) -> bytes:
-    """The parent of a first block: everything besides ids that decides K and V, or who may share them."""
+    """The parent hash of a first block: everything besides token ids that decides K and V, or who may share them."""
     side = _LONG_ROPE if is_long_rope else b""
     return blake2b(cache_salt, digest_size=HASH_BYTES, person=_ROOT_PERSON, salt=side).digest()
 
 
 def block_hash(parent: bytes, packed_ids: bytes) -> bytes:
-    """The hash of a full block: chained, so it names the whole prefix up to the block's end."""
+    """The hash of a full block and of all blocks before it, because the parent's hash goes into it."""
     return blake2b(parent + packed_ids, digest_size=HASH_BYTES).digest()
 
 
 class PrefixCache:
-    """The index from block hash to block, of one epoch. Decides what may be shared; `BlockPool` counts.
+    """The index of one epoch from block hash to block. It decides which blocks may be shared; `BlockPool` counts.
 
-    A block is offered once all its places are computed. Blocks that running requests are about to fill are known by
-    hash too (`writing`): who would read two or more of them had better wait (rule 11).
+    A block enters the index once all its places are computed. The index also knows the hashes of blocks that running
+    requests are about to fill, because a request that would read two or more of them should wait (rule 11).
     """
 
     def __init__(self, *, num_blocks: int, block_size: int, is_enabled: bool = True, rope_border: int = 0) -> None:
@@ -45,7 +45,7 @@ class PrefixCache:
         return len(self._blocks)
 
     def chain_of(self, state: RequestState, num_blocks: int) -> list[bytes]:
-        """The request's hash chain, made at least `num_blocks` long. Its tokens must fill as many blocks."""
+        """The request's chain of block hashes, at least `num_blocks` long. The tokens must fill that many blocks."""
         chain = state.chain
         if len(chain) < num_blocks:
             parent = chain[-1] if chain else self._root_of(state.request)
@@ -60,13 +60,13 @@ class PrefixCache:
         return root_hash(request.cache_salt, is_long_rope=request.takes_long_rope(self._rope_border))
 
     def lookup(self, state: RequestState) -> list[BlockId]:
-        """The blocks that hold the request's prefix, in order; leaves at least one token to compute (rule 10)."""
+        """The blocks that hold the request's prefix, in order. At least one token is left to compute (rule 10)."""
         if not self.is_enabled:
             return []
         max_hits = (state.num_tokens - 1) // self.block_size
         found: list[BlockId] = []
         while len(found) < max_hits:
-            # In runs of blocks: a request that finds nothing, or is held, is not hashed to its end.
+            # Hash some blocks at a time: a request that finds nothing, or is held, need not be hashed to its end.
             num_known = len(found)
             num_wanted = min(num_known + _LOOKUP_BLOCKS, max_hits)
             for digest in self.chain_of(state, num_wanted)[num_known:num_wanted]:
@@ -77,7 +77,7 @@ class PrefixCache:
         return found
 
     def hold_hash(self, state: RequestState, num_hits: int) -> bytes | None:
-        """The hash to wait for when the two blocks after the hits are being written by a running request (rule 11)."""
+        """The hash that a request waits for, if running requests write the two blocks after its hits (rule 11)."""
         if not self.is_enabled or num_hits + 2 > (state.num_tokens - 1) // self.block_size:
             return None
         chain = self.chain_of(state, num_hits + 2)
@@ -89,7 +89,7 @@ class PrefixCache:
         return digest in self._writers
 
     def start_writing(self, state: RequestState) -> None:
-        """Make known which full blocks an admitted request will compute."""
+        """Note the hashes of the full blocks that an admitted request will compute."""
         if not self.is_enabled:
             return
         num_full = state.num_tokens // self.block_size
@@ -98,13 +98,13 @@ class PrefixCache:
                 self._writers.setdefault(digest, state)
 
     def stop_writing(self, state: RequestState) -> None:
-        """The request leaves: what it has not indexed by now, it never will."""
+        """Forget the blocks that a leaving request was about to compute, because it will never index them."""
         for digest in state.chain[state.num_indexed_blocks :]:
             if self._writers.get(digest) is state:
                 del self._writers[digest]
 
     def index_computed(self, state: RequestState) -> None:
-        """Offer each block whose places are all computed (rule 9). Of two equal ones the first stays."""
+        """Index each block whose places are all computed (rule 9). Of two blocks with equal content the first stays."""
         if not self.is_enabled:
             return
         num_full = state.num_computed_tokens // self.block_size
@@ -121,7 +121,7 @@ class PrefixCache:
         state.num_indexed_blocks = num_full
 
     def forget(self, digests: Sequence[bytes]) -> None:
-        """Take blocks with a bad content out of the index, and all that was computed after them (rule 19)."""
+        """Take blocks with bad content out of the index, and all blocks whose prefix contains them (rule 19)."""
         bad = set(digests)
         grows = True
         while grows:

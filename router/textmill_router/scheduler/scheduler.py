@@ -1,4 +1,4 @@
-"""Chooses who runs: the pure, synchronous heart of the router (rules in docs/wire.md)."""
+"""The scheduler chooses which requests run. Pure and synchronous; docs/wire.md holds the rules that it keeps."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """What the operator decides. Bounds concern waiting requests only; `*_tokens` are tokens."""
+    """What the operator decides. The two `max_waiting` bounds count waiting requests only, not running ones."""
 
     budget: Budget
     max_waiting_requests: int
@@ -39,31 +39,34 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class StepDecision:
-    """`plans` go to the shard first, in order; `outputs` then to the readers. More than one plan only by rule 4."""
+    """The caller sends `plans` to the shard first, in order, then hands `outputs` to the readers.
+
+    There is more than one plan only where one message would be too long (rule 4).
+    """
 
     plans: tuple[Plan, ...]
     outputs: tuple[RequestOutput, ...]
 
 
 class PoolMismatch(Exception):
-    """The shard of a new epoch cannot go on where the last one stopped, or was never fit for this configuration."""
+    """The shard of a new epoch does not fit this configuration, or cannot continue the requests of the last epoch."""
 
 
 class DoesNotFit(ValueError):
-    """A request that the pool could not hold even alone; validation should have refused it."""
+    """The request is larger than the whole pool; validation should have refused the request."""
 
 
 class PlanRejectedTwice(Exception):
-    """The shard refused two plans and no request finished between them: a bug that a new epoch does not cure."""
+    """The shard refused two plans, and no request finished between them. A new epoch does not cure such a bug."""
 
 
 class Scheduler:
     """Owner of queue, slots, blocks and prefix index. One thread calls it; it never waits and has no clock of its own.
 
-    Life: `begin_epoch` - `on_tick` / `on_step` ... - `end_epoch` - `begin_epoch` ... `on_submit` and `on_cancel` may
-    come at any time, also while no epoch is live. Every request gets outputs until one has `finish` or `failure`; after
-    `on_cancel` it gets none at all. One step may give a request two outputs: prompt log-probabilities come first and
-    apart from the token.
+    The caller calls `begin_epoch`, then `on_tick` and `on_step` many times, then `end_epoch`, and so on with the next
+    epoch. `on_submit` and `on_cancel` may be called at any time, also while no epoch is live. A request gets outputs
+    until one of them has `finish` or `failure`; a cancelled request gets no output after `on_cancel`. One step may give
+    a request two outputs, because prompt log-probabilities come apart from the token and before it.
     """
 
     epoch_type = Epoch  # tests plant their bugs here
@@ -71,7 +74,7 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig) -> None:
         self._config = config
         self._queue = WaitingQueue(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
-        self._requests: dict[RequestId, RequestState] = {}  # all that are owed an output
+        self._requests: dict[RequestId, RequestState] = {}  # every request that still expects an output
         self._suspects = Suspects()
         self._counters = Counters()
         self._epoch: Epoch | None = None
@@ -82,10 +85,11 @@ class Scheduler:
         self._undelivered: list[RequestOutput] = []
 
     def begin_epoch(self, pool: ShardPool, now: float) -> StepDecision:
-        """A Hello came. Re-admits what was running, oldest first (rule 22); the first plan always holds the budget.
+        """Begin the epoch of a Hello: re-admit the requests that ran before, oldest first (rule 22).
 
-        Outputs: failures of requests that do not fit a pool that became smaller. Raises `PoolMismatch` when slots
-        exceed the tokens of a step (rule 16) or the block size has changed.
+        The first plan always holds the budget. The outputs are the failures of requests that do not fit the new pool,
+        if the pool became smaller. Raises `PoolMismatch` when there are more slots than tokens in a step (rule 16), or
+        when the block size has changed.
         """
         assert self._epoch is None, "end_epoch comes first"
         self._check_pool(pool)
@@ -114,10 +118,10 @@ class Scheduler:
         return self.epoch_type(pool, config, self._counters)
 
     def end_epoch(self, now: float) -> tuple[RequestOutput, ...]:
-        """The stream is lost. Holds all requests until `begin_epoch`; until then `on_tick` returns no plan.
+        """End the epoch because the stream is lost. The requests wait in the queue until `begin_epoch`.
 
-        Returns the failure of the suspect that was alone in prefill, if there was one (rule 22), and the first part of
-        a result that broke the stream. Without an epoch: nothing happens.
+        Returns the failure of the suspect that was alone in prefill, if there was one (rule 22), and the outputs that
+        a result had given before that result broke the stream. Does nothing while no epoch is live.
         """
         if self._epoch is None:
             return ()
@@ -160,7 +164,7 @@ class Scheduler:
         self._queue.push(state)
 
     def on_cancel(self, request_id: RequestId) -> None:
-        """End a request wherever it is; unknown or ended ids are ignored. It gets no output from now on."""
+        """End a waiting or running request, which gets no output from now on. Unknown and ended ids are ignored."""
         state = self._requests.pop(request_id, None)
         if state is None:
             return
@@ -172,10 +176,10 @@ class Scheduler:
         state.status = RequestStatus.CANCELLED
 
     def on_step(self, result: StepResult, now: float) -> StepDecision:
-        """Read one result, in the order of arrival. Raises `StreamBroken` when it breaks a rule of the stream.
+        """Read one result; call in the order of arrival. Raises `StreamBroken` when the result breaks a rule.
 
-        After `StreamBroken` call `end_epoch`, which returns what this result had said before it broke the rule. Until
-        then further results are not read and nothing is planned.
+        After `StreamBroken` call `end_epoch`, which returns the outputs that this result had given before it broke the
+        rule. Between the two calls further results are ignored and no plan is made.
         """
         assert self._reader is not None, "no epoch"
         if self._is_epoch_condemned:
@@ -198,11 +202,11 @@ class Scheduler:
         return StepDecision(self._plan(now), tuple(outputs))
 
     def on_tick(self, now: float) -> tuple[Plan, ...]:
-        """The plans for what was submitted and cancelled since; call once per loop turn."""
+        """The plans for the requests that were submitted or cancelled since the last plan; call once per loop turn."""
         return self._plan(now)
 
     def on_plan_rejected(self, plan_number: int, message: str, now: float) -> tuple[RequestOutput, ...]:
-        """Rule 20: fail the requests that this plan admitted. Call `end_epoch` next; the rest goes on in a new epoch.
+        """Fail the requests that this plan admitted (rule 20). Call `end_epoch` next; the others go on in a new epoch.
 
         Raises `PlanRejectedTwice` when no request has finished since the rejection before this one.
         """
@@ -226,12 +230,12 @@ class Scheduler:
 
     @property
     def counters(self) -> Counters:
-        """Numbers that only grow; to be read, not written."""
+        """Numbers that only grow. The caller reads them and never writes them."""
         return self._counters
 
     @property
     def num_running(self) -> int:
-        """Requests that have a seat and were not told to leave it."""
+        """Number of requests that have a slot and are not leaving."""
         return self._epoch.num_running if self._epoch else 0
 
     @property
@@ -257,7 +261,7 @@ class Scheduler:
         return epoch.build_plans()
 
     def _put_back(self, state: RequestState) -> None:
-        """To the head of the queue, with its tokens: the shard knows nothing of it any more."""
+        """Put a request at the head of the queue with its tokens, because the shard holds nothing of it now."""
         state.forget_shard()
         state.status = RequestStatus.WAITING
         state.order = (0, *state.place_order)
@@ -281,7 +285,7 @@ class Scheduler:
 
 
 def _has_same_places(one: GenerationRequest, other: GenerationRequest) -> bool:
-    """Whether the K and V of one prompt are those of the other, for whoever may share them (rule 12)."""
+    """Whether both prompts have the same K and V, and the same tenant may share them (rule 12)."""
     return (one.prompt_ids, one.max_new_tokens, one.cache_salt) == (
         other.prompt_ids,
         other.max_new_tokens,

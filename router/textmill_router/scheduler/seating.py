@@ -1,4 +1,4 @@
-"""Chooses which waiting requests enter the shard now (rules 11, 14, 16, 22 in docs/wire.md)."""
+"""Chooses which waiting requests get a slot now (rules 11, 14, 16, 22 in docs/wire.md)."""
 
 from textmill_router.scheduler.epoch import Epoch
 from textmill_router.scheduler.suspects import Suspects
@@ -6,10 +6,10 @@ from textmill_router.scheduler.waiting_queue import WaitingQueue
 
 
 def admit_waiting(queue: WaitingQueue, epoch: Epoch, suspects: Suspects, now: float) -> None:
-    """Seat waiting requests in order until one does not fit.
+    """Seat waiting requests in order, until one of them does not fit.
 
-    Nobody passes a request that lacks room; only one that is held for its prefix, or for the sequence that computes its
-    prompt, may be passed (rule 11).
+    No request overtakes a request that lacks room. A request that is held may be overtaken (rule 11): it waits for a
+    running request to compute its prefix, or for the sequence that computes its prompt.
     """
     if not len(queue):
         return

@@ -1,4 +1,4 @@
-"""The seats of the shard as the router sees them: free, taken, leaving (rules 5 and 6 in docs/wire.md)."""
+"""The router's view of the shard's slots: free, taken, or leaving (rules 5 and 6 in docs/wire.md)."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -8,7 +8,10 @@ from textmill_router.scheduler.request_state import RequestState, RequestStatus
 
 
 class Seats:
-    """A seat is freed by its occupant's last row, or by a result that knows the drop; nothing else frees it."""
+    """The slots and their occupants.
+
+    A slot becomes free with its occupant's last row, or with a result that has applied the drop, and never otherwise.
+    """
 
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
@@ -18,39 +21,39 @@ class Seats:
 
     @property
     def num_free(self) -> int:
-        """Seats that may be given at once."""
+        """Number of free slots."""
         return len(self._free)
 
     def occupants(self) -> Iterator[RequestState]:
-        """Everyone seated, leaving ones included."""
+        """All requests that have a slot, also those that are leaving."""
         return (state for state in self.seats if state is not None)
 
     def running(self) -> list[RequestState]:
-        """Everyone seated who is not leaving."""
+        """All requests that have a slot and are not leaving."""
         return [state for state in self.seats if state is not None and state.status is RequestStatus.RUNNING]
 
     def is_any_in_prefill(self) -> bool:
-        """Whether anyone seated has no token yet in this seat."""
+        """Whether a request that has a slot has no token yet in that slot."""
         return any(state.is_in_prefill for state in self.occupants())
 
     def can_seat(self) -> bool:
-        """Whether a seat is free."""
+        """Whether a slot is free."""
         return bool(self._free)
 
     def seat(self, state: RequestState) -> None:
-        """Give a free seat. Ask first."""
+        """Give the request a free slot. Call only if `can_seat`."""
         assert self._free, "no free slot"
         state.slot = self._free.pop()
         self.seats[state.slot] = state
 
     def drop_sent(self, state: RequestState, plan_number: int) -> None:
-        """The plan of this number drops the occupant; its seat is free once a result has applied that plan."""
+        """Note which plan drops the occupant. The slot is free once a result has applied that plan."""
         assert not self._dropped or self._dropped[-1].drop_plan <= plan_number, plan_number
         state.drop_plan = plan_number
         self._dropped.append(state)
 
     def free(self, state: RequestState) -> None:
-        """The occupant's last row has come, or its drop is acknowledged."""
+        """Free a slot: the occupant's last row has come, or its drop is acknowledged."""
         slot = state.slot
         assert slot is not None, state
         assert self.seats[slot] is state, state
@@ -59,7 +62,10 @@ class Seats:
         state.slot = None
 
     def acknowledge(self, plan_applied: int) -> list[RequestState]:
-        """Free the seats of those whose drop was applied; returns them. Earlier finishers are skipped (rule 5)."""
+        """Free the slots whose drop was applied, and return their occupants.
+
+        A request that had finished before its drop was applied is not among them (rule 5).
+        """
         gone = []
         while self._dropped and self._dropped[0].drop_plan <= plan_applied:
             state = self._dropped.popleft()

@@ -1,4 +1,4 @@
-"""The scheduler's numbers for metrics."""
+"""The scheduler's numbers, for metrics."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from textmill_router.scheduler.waiting_queue import WaitingQueue
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStats:
-    """Plain numbers for metrics. Block and slot counts are 0 while no epoch is live; `num_*_total` only grow."""
+    """Numbers at one moment. Counts of blocks and slots are 0 while no epoch is live; `num_*_total` only grow."""
 
     num_running: int
     num_waiting: int
@@ -16,7 +16,7 @@ class SchedulerStats:
     num_leaving: int
     num_free_blocks: int
     num_held_blocks: int
-    num_cached_blocks: int  # evictable: indexed and held by nobody
+    num_cached_blocks: int  # in the prefix index, held by no request
     num_blocks: int
     num_free_slots: int
     num_slots: int

@@ -1,4 +1,4 @@
-"""Turns a step result into outputs, and moves what it says has moved (rules 3, 6, 7, 9, 13, 17, 19 in docs/wire.md)."""
+"""Turns a step result into outputs, and advances the requests that it names (rules 3, 6, 7, 9, 13, 17, 19)."""
 
 from textmill_router.request import Failure, FailureCode, FinishReason, RequestOutput
 from textmill_router.scheduler.epoch import Epoch
@@ -14,7 +14,7 @@ from textmill_router.scheduler.request_state import NEVER, RequestState, Request
 
 
 class StreamBroken(Exception):
-    """A result says what no shard that keeps the rules can say. The engine ends the stream and begins a new epoch."""
+    """A result breaks a rule of docs/wire.md. The engine loop ends the stream and begins a new epoch."""
 
 
 class StepReader:
@@ -26,9 +26,9 @@ class StepReader:
         self._plan_applied = 0
 
     def acknowledge(self, result: StepResult) -> list[RequestState]:
-        """Free the slots whose drop this result knows; returns their occupants. Call before `read`.
+        """Free the slots whose drop the shard had applied before this step; return their occupants. Call before `read`.
 
-        The step was composed after those drops, so none of its rows is theirs (rule 2).
+        No row of the result belongs to these occupants, because the step was composed after their drops (rule 2).
         """
         applied = result.plan_applied
         if not self._plan_applied <= applied <= self._epoch.num_plans:
@@ -39,9 +39,9 @@ class StepReader:
         return self._epoch.slots.acknowledge(applied)
 
     def read(self, result: StepResult, outputs: list[RequestOutput]) -> None:
-        """Append the outputs of one result. Tokens of cancelled requests are thrown away, of preempted ones they count.
+        """Append the outputs of one result. Tokens of cancelled requests are dropped, those of preempted ones count.
 
-        On `StreamBroken`, `outputs` holds what was read before it.
+        When `StreamBroken` is raised, `outputs` holds the outputs that were read before the broken rule.
         """
         if result.step:
             self._counters.num_steps += 1
@@ -51,7 +51,7 @@ class StepReader:
         self._read_rows(result, outputs)
         self._read_prefills(result)
         for slot in result.starved_slots:
-            self._occupant(slot)  # grants go by our own numbers; this one is only counted
+            self._occupant(slot)  # only counted: grants follow from the router's own numbers
             self._counters.num_starvations += 1
         for error in result.errors:
             self._read_error(error, outputs)
@@ -90,7 +90,7 @@ class StepReader:
         self._counters.num_output_tokens += len(outputs) - num_before
 
     def _look_at(self, state: RequestState, num_computed: int) -> None:
-        """The rare part of a row: first token of a seat, a block is full, places run short."""
+        """Do the rare work of a row: the first token in a slot, a full block, places that run short."""
         if state.is_in_prefill:
             self._counters.num_prefill_tokens += num_computed - state.num_computed_tokens
             self._epoch.end_prefill(state)
@@ -126,7 +126,7 @@ class StepReader:
                 self._epoch.note_prefill(state)
 
     def _read_error(self, error: SlotError, outputs: list[RequestOutput]) -> None:
-        """A slot has failed: its occupant is gone, and what it wrote is nobody's prefix (rule 19)."""
+        """End the occupant of a slot that failed. The blocks that it wrote leave the prefix index (rule 19)."""
         state = self._occupant(error.slot)
         if state.request_id != error.request_id:
             raise StreamBroken(f"error for request {error.request_id} in slot {error.slot} of {state.request_id}")

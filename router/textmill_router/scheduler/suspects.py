@@ -1,4 +1,4 @@
-"""Who may have killed the shard (rule 22 in docs/wire.md)."""
+"""Finds the request that may have killed the shard (rule 22 in docs/wire.md)."""
 
 from textmill_router.scheduler.request_state import RequestState
 
@@ -6,17 +6,21 @@ QUARANTINE_AT_STRIKES = 2
 
 
 class Suspects:
-    """A strike is a death without a token in that epoch. Two running mean: alone in prefill until a token comes."""
+    """A request gets a strike when the shard dies before the request has a token in that epoch.
+
+    A request with two strikes running is a suspect. It is admitted alone, and stays alone in prefill until its first
+    token.
+    """
 
     def __init__(self) -> None:
         self._alone: RequestState | None = None
 
     def is_suspect(self, state: RequestState) -> bool:
-        """Whether it may enter only alone."""
+        """Whether this request may be admitted only alone."""
         return state.num_strikes >= QUARANTINE_AT_STRIKES
 
     def is_prefill_closed(self) -> bool:
-        """Whether a suspect is on the shard without a token: nobody else may enter."""
+        """Whether a suspect has a slot and no token yet, so that no other request may be admitted."""
         alone = self._alone
         if alone is None:
             return False
@@ -28,12 +32,12 @@ class Suspects:
         return False
 
     def enter(self, state: RequestState) -> None:
-        """A suspect was admitted."""
+        """Note that a suspect was admitted."""
         assert not self.is_prefill_closed()
         self._alone = state
 
     def is_guilty(self, state: RequestState) -> bool:
-        """The shard died with this request on it: whether it was the suspect alone in prefill. Counts strikes."""
+        """Count the death of the shard against this request; return whether it was the suspect alone in prefill."""
         is_alone = self._alone is state
         if state.has_token_in_epoch:
             state.num_strikes = 0
@@ -42,5 +46,5 @@ class Suspects:
         return is_alone
 
     def end_epoch(self) -> None:
-        """Nobody is on the shard any more."""
+        """Note that no request has a slot any more."""
         self._alone = None

@@ -1,4 +1,4 @@
-"""Requests that wait for a slot, in order, within bounds."""
+"""The queue of requests that wait for a slot."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _order = attrgetter("order")
 
 
 class QueueFull(Exception):
-    """The queue holds as much as it may; the caller answers 429."""
+    """The queue is full; the caller answers 429."""
 
     def __init__(self, *, num_requests: int, max_requests: int, num_tokens: int, max_tokens: int) -> None:
         super().__init__(
@@ -24,10 +24,10 @@ class QueueFull(Exception):
 
 
 class WaitingQueue:
-    """Order: those that ran before, then priority, then arrival (`RequestState.order`).
+    """Requests that ran before come first, then the order is priority, then arrival (`RequestState.order`).
 
-    The bounds count what waits, but only new requests are refused by them. A request longer than `max_tokens` enters an
-    empty queue: refusing it would refuse it for ever.
+    The bounds count all waiting requests, but only new requests are refused. A request that alone is longer than
+    `max_tokens` may enter an empty queue, because otherwise it could never enter.
     """
 
     def __init__(self, *, max_requests: int, max_tokens: int) -> None:
@@ -59,12 +59,12 @@ class WaitingQueue:
             )
 
     def push(self, state: RequestState) -> None:
-        """Put a request at its place. Never refuses: what has run once has been let in."""
+        """Put a request at its place in the order. Never refuses, because a request that has run was let in before."""
         insort(self._requests, state, key=_order)
         self._num_tokens += state.num_tokens
 
     def remove(self, state: RequestState) -> None:
-        """Take out a request that waits."""
+        """Take a waiting request out of the queue."""
         at = bisect_left(self._requests, state.order, key=_order)
         assert self._requests[at] is state, state.request_id
         del self._requests[at]

@@ -9,7 +9,7 @@ import uvloop
 from textmill_router.lifecycle import BackendLost, run
 from textmill_router.logs import configure_logging
 from textmill_router.settings import SettingsError, load_settings
-from textmill_router.text.tokenization import TokenizerError
+from textmill_router.text.tokenizer_files import TokenizerError
 
 log = logging.getLogger("textmill_router")
 

@@ -14,8 +14,9 @@ import uvicorn
 
 from textmill_router.api.routes import build_app
 from textmill_router.chat.template_files import load_chat_templates
-from textmill_router.engine.engine_loop import EngineLoop, EnginePhase
+from textmill_router.engine.engine_loop import EngineLoop
 from textmill_router.engine.shard_client import ShardClientOptions
+from textmill_router.engine.status import EnginePhase
 from textmill_router.http.guard import GuardLimits, guarded_protocol
 from textmill_router.serving.service import Service, scheduler_config
 from textmill_router.settings import Settings, SettingsError

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from textmill_router.api.tgi.answers import TgiEvents
-from textmill_router.text.generation import TokenEvent, TopToken
+from textmill_router.text.events import TokenEvent, TopToken
 
 from tests.contract.running_router import RunningRouter
 

@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import uvloop
-from textmill_router.engine.engine_loop import EngineLoop, EnginePhase
+from textmill_router.engine.engine_loop import EngineLoop
 from textmill_router.engine.shard_client import ShardClientOptions
-from textmill_router.engine.wire import ShardFacts
+from textmill_router.engine.shard_facts import ShardFacts
+from textmill_router.engine.status import EnginePhase
 from textmill_router.request import GenerationRequest, RequestOutput
 from textmill_router.scheduler.plan import Budget
 from textmill_router.scheduler.scheduler import SchedulerConfig
-from textmill_router.text.generation import GenerationResult, TextOptions, start_generation
+from textmill_router.text.events import GenerationResult, TextOptions
+from textmill_router.text.generation import start_generation
 from textmill_router.text.tokenization import Tokenizer
 
 from tests.fakes.fake_shard import FakeShardOptions

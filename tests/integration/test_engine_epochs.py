@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from textmill_router.engine.engine_loop import EngineLoop, EnginePhase, EngineUnavailable
+from textmill_router.engine.engine_loop import EngineLoop
 from textmill_router.engine.shard_client import ShardClientOptions
+from textmill_router.engine.status import EnginePhase, EngineUnavailable
 from textmill_router.request import FailureCode, SamplingParameters
-from textmill_router.text.generation import GenerationFailed
+from textmill_router.text.events import GenerationFailed
 from textmill_router.text.tokenization import Tokenizer
 
 from tests.fakes.fake_shard import FakeShard, FakeShardOptions, alphabet_script

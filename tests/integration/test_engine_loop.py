@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from textmill_router.request import FailureCode, FinishReason, GenerationRequest, RequestId, RequestOutput
 from textmill_router.scheduler.scheduler import QueueFull
-from textmill_router.text.generation import GenerationFailed, TextOptions, start_generation
+from textmill_router.text.events import GenerationFailed, TextOptions
+from textmill_router.text.generation import start_generation
 from textmill_router.text.tokenization import Tokenizer
 
 from tests.fakes.byte_tokenizer import END_ID

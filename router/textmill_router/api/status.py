@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 from textmill_router.api.tgi.types import InfoAnswer
 from textmill_router.errors import RequestError
 from textmill_router.http.replies import send_error, send_reply
-from textmill_router.metrics.metrics import CONTENT_TYPE
+from textmill_router.metrics.exposition import CONTENT_TYPE
 from textmill_router.serving.service import Service
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from textmill_router.chat.template import DEFAULT_NAME, ChatTemplates
-from textmill_router.text.tokenization import SPECIAL_TOKEN_KEYS, TokenizerError
+from textmill_router.text.tokenizer_files import SPECIAL_TOKEN_KEYS, TokenizerError
 
 MORE_SPECIAL_TOKEN_KEYS = ("mask_token",)
 CONFIG_NAME = "tokenizer_config.json"

@@ -9,13 +9,13 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
 
 from textmill_proto import PROTOCOL_VERSION
 
 from textmill_router.engine.shard_client import ShardClient, ShardClientOptions
-from textmill_router.engine.wire import PlanRejected, ShardFacts, ShardHealth, pool_of
+from textmill_router.engine.shard_facts import ShardFacts, ShardHealth, pool_of
+from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineStatus, EngineUnavailable
+from textmill_router.engine.wire import PlanRejected
 from textmill_router.metrics.step_metrics import StepKind, StepMetrics
 from textmill_router.request import Failure, FailureCode, GenerationRequest, OutputSink, RequestId, RequestOutput
 from textmill_router.scheduler.epoch import Counters
@@ -25,37 +25,6 @@ from textmill_router.scheduler.scheduler import Scheduler, SchedulerConfig, Sche
 log = logging.getLogger(__name__)
 
 STALL_WARNING_S = 30.0
-
-
-class EnginePhase(StrEnum):
-    """Where the way to tokens stands; the first five before the first epoch."""
-
-    STARTING = "starting"  # the shard does not answer yet
-    CONFIG = "config"
-    WEIGHTS = "weights"
-    KV_POOL = "kv_pool"
-    WARMUP = "warmup"
-    READY = "ready"
-    LOST = "lost"  # between two epochs: requests are taken and held
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStatus:
-    """`progress` is 0 .. 1 of the phase; `facts` are those of the last Hello; `error` says why it stopped or hangs."""
-
-    phase: EnginePhase = EnginePhase.STARTING
-    progress: float = 0.0
-    facts: ShardFacts | None = None
-    error: str | None = None
-
-
-class EngineUnavailable(Exception):
-    """A request came before the first epoch or after the stop; `status` says which."""
-
-    def __init__(self, status: EngineStatus) -> None:
-        super().__init__(status.error or status.phase.value)
-        self.status = status
 
 
 class ShardMismatch(Exception):
@@ -166,9 +135,7 @@ class EngineLoop:
     def on_health(self, health: ShardHealth) -> None:
         if self._scheduler is not None or health.is_ready:
             return
-        phase = EnginePhase.STARTING
-        if health.phase in _LOADING_PHASES:
-            phase = EnginePhase(health.phase)
+        phase = EnginePhase(health.phase) if health.phase in LOADING_PHASES else EnginePhase.STARTING
         self._set_status(
             EngineStatus(phase, health.progress, error=health.detail or None if health.has_failed else None)
         )
@@ -335,6 +302,3 @@ class EngineLoop:
     def _set_status(self, status: EngineStatus) -> None:
         self._status = status
         self._status_changed.set()
-
-
-_LOADING_PHASES = ("config", "weights", "kv_pool", "warmup")

@@ -15,12 +15,9 @@ import grpc
 import grpc.aio
 from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 
+from textmill_router.engine.shard_facts import ShardFacts, ShardHealth, facts_from_proto, health_from_proto
 from textmill_router.engine.wire import (
     PlanRejected,
-    ShardFacts,
-    ShardHealth,
-    facts_from_proto,
-    health_from_proto,
     heartbeat_to_proto,
     plan_to_proto,
     rejected_from_proto,

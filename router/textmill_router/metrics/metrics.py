@@ -1,27 +1,33 @@
-"""What the router counts. Plain numbers while serving; prometheus families are made at scrape.
+"""The numbers that the router counts while it serves, and which of them a scrape shows.
 
-Names and meanings stand in `specs.py`.
+Names and meanings stand in `specs.py`; `exposition.py` makes the families and their text at the scrape.
 """
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.process_collector import ProcessCollector
 
 from textmill_router.metrics import specs
+from textmill_router.metrics.exposition import (
+    counter_family,
+    gauge_family,
+    histogram_family,
+    histograms_by_kind,
+    labelled_counters,
+    labelled_gauges,
+    summary_family,
+    write_text,
+)
 from textmill_router.metrics.histogram import DURATION_BOUNDS_S, Histogram, linear_bounds
-from textmill_router.metrics.specs import MetricKind, MetricSpec
-from textmill_router.metrics.step_metrics import StepKind, StepMetrics
+from textmill_router.metrics.step_metrics import StepMetrics
 from textmill_router.request import FinishReason
 from textmill_router.scheduler.scheduler import SchedulerStats
-from textmill_router.text.generation import GenerationResult
+from textmill_router.text.events import GenerationResult
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-QUANTILES = (0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
 _CONCAT_REASON = "chunking"
 
 
@@ -125,16 +131,18 @@ class Metrics:
     def expose(self, engine: EngineNumbers | None, cache: CacheNumbers, *, num_in_flight: int) -> bytes:
         """The text of /metrics. `engine` is None before the first epoch."""
         families = [*self._own_families(num_in_flight), *(_engine_families(engine) if engine else ())]
-        families.append(_counter(specs.CACHE_HITS, cache.num_hits))
-        families.append(_counter(specs.CACHE_MISSES, cache.num_misses))
-        families.append(_gauge(specs.CACHE_BYTES, cache.num_bytes))
-        families.append(_gauge(specs.SHARD_UP, engine is not None and engine.is_up))
+        families.append(counter_family(specs.CACHE_HITS, cache.num_hits))
+        families.append(counter_family(specs.CACHE_MISSES, cache.num_misses))
+        families.append(gauge_family(specs.CACHE_BYTES, cache.num_bytes))
+        families.append(gauge_family(specs.SHARD_UP, engine is not None and engine.is_up))
         return write_text([*families, *self._process.collect()])
 
     def _own_families(self, num_in_flight: int) -> Iterator[Metric]:
-        yield _counter(specs.REQUEST_COUNT, self.num_requests)
-        yield _counter(specs.REQUEST_SUCCESS, self._successes)
-        yield _counters(specs.REQUEST_FAILURE, [((err,), count) for err, count in sorted(self._failures.items())])
+        yield counter_family(specs.REQUEST_COUNT, self.num_requests)
+        yield counter_family(specs.REQUEST_SUCCESS, self._successes)
+        yield labelled_counters(
+            specs.REQUEST_FAILURE, [((err,), count) for err, count in sorted(self._failures.items())]
+        )
         for spec, histogram in (
             (specs.REQUEST_DURATION, self._request_duration),
             (specs.VALIDATION_DURATION, self._validation_duration),
@@ -147,30 +155,32 @@ class Metrics:
             (specs.TIME_TO_FIRST_TOKEN, self._time_to_first_token),
         ):
             if histogram is not None:
-                yield _histogram(spec, histogram)
-        yield _gauge(specs.REQUESTS_IN_FLIGHT, num_in_flight)
-        yield _counter(specs.REQUEST_ABORTS, self._aborts)
-        yield _counters(specs.REQUEST_FINISH, [((reason.value,), count) for reason, count in self._finishes.items()])
-        yield _counter(specs.PROMPT_TOKENS, self._prompt_tokens)
-        yield _counters(
+                yield histogram_family(spec, histogram)
+        yield gauge_family(specs.REQUESTS_IN_FLIGHT, num_in_flight)
+        yield counter_family(specs.REQUEST_ABORTS, self._aborts)
+        yield labelled_counters(
+            specs.REQUEST_FINISH, [((reason.value,), count) for reason, count in self._finishes.items()]
+        )
+        yield counter_family(specs.PROMPT_TOKENS, self._prompt_tokens)
+        yield labelled_counters(
             specs.HTTP_REQUESTS,
             [((route, method, str(status)), count) for (route, method, status), count in sorted(self._http.items())],
         )
-        build = GaugeMetricFamily(specs.BUILD_INFO.name, specs.BUILD_INFO.text, labels=specs.BUILD_INFO.labels)
-        build.add_metric([version("textmill")], 1)
-        yield build
+        yield labelled_gauges(specs.BUILD_INFO, [((version("textmill"),), 1)])
 
 
 def _engine_families(engine: EngineNumbers) -> Iterator[Metric]:
     yield from _stats_families(engine.stats, engine.block_size)
     steps = engine.steps
-    yield _summary(specs.SKIPPED_TOKENS, steps.num_outputs_by_skipped)
-    yield _histogram(specs.BATCH_NEXT_SIZE, steps.next_size)
-    yield _histogram(specs.INTER_TOKEN, steps.inter_token)
+    yield summary_family(specs.SKIPPED_TOKENS, steps.num_outputs_by_skipped)
+    yield histogram_family(specs.BATCH_NEXT_SIZE, steps.next_size)
+    yield histogram_family(specs.INTER_TOKEN, steps.inter_token)
     if steps.num_concats:
-        yield _counters(specs.BATCH_CONCAT, [((_CONCAT_REASON,), steps.num_concats)])
-    yield _counters(specs.BATCH_INFERENCE_COUNT, [((method,), count) for method, count in steps.num_steps.items()])
-    yield _counters(
+        yield labelled_counters(specs.BATCH_CONCAT, [((_CONCAT_REASON,), steps.num_concats)])
+    yield labelled_counters(
+        specs.BATCH_INFERENCE_COUNT, [((method,), count) for method, count in steps.num_steps.items()]
+    )
+    yield labelled_counters(
         specs.BATCH_INFERENCE_SUCCESS,
         [
             ((method,), count - steps.num_failed_steps[method])
@@ -178,7 +188,7 @@ def _engine_families(engine: EngineNumbers) -> Iterator[Metric]:
             if count > steps.num_failed_steps[method]
         ],
     )
-    yield _counters(
+    yield labelled_counters(
         specs.BATCH_INFERENCE_FAILURE, [((method,), count) for method, count in steps.num_failed_steps.items() if count]
     )
     for spec, histograms in (
@@ -188,7 +198,7 @@ def _engine_families(engine: EngineNumbers) -> Iterator[Metric]:
         (specs.BATCH_DECODE_DURATION, steps.text_s),
         (specs.BATCH_FILTER_DURATION, steps.planning_s),
     ):
-        yield _histograms(spec, histograms)
+        yield histograms_by_kind(spec, histograms)
 
 
 def _stats_families(stats: SchedulerStats, block_size: int) -> Iterator[Metric]:
@@ -205,12 +215,15 @@ def _stats_families(stats: SchedulerStats, block_size: int) -> Iterator[Metric]:
         (specs.SLOTS_FREE, stats.num_free_slots),
         (specs.SLOTS_SIZE, stats.num_slots),
     ):
-        yield _gauge(spec, value)
-    blocks = GaugeMetricFamily(specs.KV_BLOCKS.name, specs.KV_BLOCKS.text, labels=specs.KV_BLOCKS.labels)
-    blocks.add_metric(["free"], stats.num_free_blocks)
-    blocks.add_metric(["cached"], stats.num_cached_blocks)
-    blocks.add_metric(["held"], stats.num_held_blocks)
-    yield blocks
+        yield gauge_family(spec, value)
+    yield labelled_gauges(
+        specs.KV_BLOCKS,
+        [
+            (("free",), stats.num_free_blocks),
+            (("cached",), stats.num_cached_blocks),
+            (("held",), stats.num_held_blocks),
+        ],
+    )
     for spec, total in (
         (specs.PREEMPTIONS, stats.num_preemptions_total),
         (specs.STARVATIONS, stats.num_starvations_total),
@@ -221,82 +234,4 @@ def _stats_families(stats: SchedulerStats, block_size: int) -> Iterator[Metric]:
         (specs.STEPS, stats.num_steps_total),
         (specs.EPOCHS, stats.num_epochs_total),
     ):
-        yield _counter(spec, total)
-
-
-def write_text(families: Iterable[Metric]) -> bytes:
-    """Prometheus text format. HELP and TYPE carry the name of the samples, also for counters."""
-    lines = []
-    for family in families:
-        if not family.samples:
-            continue
-        # The library calls a counter's samples `<name>_total`; ours are renamed, its own keep it.
-        name = family.samples[0].name if family.type == "counter" else family.name
-        lines.append(f"# HELP {name} {_escape(family.documentation)}")
-        lines.append(f"# TYPE {name} {family.type}")
-        for sample in family.samples:
-            labels = ",".join(f'{key}="{_escape(value, quote=True)}"' for key, value in sample.labels.items())
-            shown = f"{sample.name}{{{labels}}}" if labels else sample.name
-            lines.append(f"{shown} {_number(sample.value)}")
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _gauge(spec: MetricSpec, value: float) -> Metric:
-    assert spec.kind is MetricKind.GAUGE, spec
-    return GaugeMetricFamily(spec.name, spec.text, value=value)
-
-
-def _counter(spec: MetricSpec, value: float) -> Metric:
-    return _counters(spec, [((), value)])
-
-
-def _counters(spec: MetricSpec, rows: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
-    """One sample for each row of label values."""
-    assert spec.kind is MetricKind.COUNTER, spec
-    family = CounterMetricFamily(spec.name, spec.text)
-    for values, value in rows:
-        family.add_sample(spec.name, dict(zip(spec.labels, values, strict=True)), value)
-    return family
-
-
-def _histogram(spec: MetricSpec, histogram: Histogram) -> Metric:
-    assert spec.kind is MetricKind.HISTOGRAM, spec
-    return HistogramMetricFamily(spec.name, spec.text, buckets=histogram.buckets(), sum_value=histogram.sum)
-
-
-def _histograms(spec: MetricSpec, histograms: dict[StepKind, Histogram]) -> Metric:
-    family = HistogramMetricFamily(spec.name, spec.text, labels=spec.labels)
-    for method, histogram in histograms.items():
-        family.add_metric([method.value], histogram.buckets(), histogram.sum)
-    return family
-
-
-def _summary(spec: MetricSpec, counts: Counter[int]) -> Metric:
-    """Exact quantiles of whole numbers that were counted by value; nothing before the first."""
-    family = Metric(spec.name, spec.text, spec.kind.value)
-    total = sum(counts.values())
-    if not total:
-        return family
-    ordered = sorted(counts.items())
-    for quantile in QUANTILES:
-        rank, seen, found = quantile * (total - 1), 0, 0
-        for value, count in ordered:
-            found = value
-            seen += count
-            if seen > rank:
-                break
-        family.add_sample(spec.name, {"quantile": f"{quantile:g}"}, found)
-    family.add_sample(spec.name + "_sum", {}, sum(value * count for value, count in ordered))
-    family.add_sample(spec.name + "_count", {}, total)
-    return family
-
-
-def _number(value: float) -> str:
-    if math.isfinite(value):
-        return repr(int(value)) if value == int(value) and abs(value) < 2**53 else repr(value)
-    return "NaN" if math.isnan(value) else ("+Inf" if value > 0 else "-Inf")
-
-
-def _escape(text: str, *, quote: bool = False) -> str:
-    escaped = text.replace("\\", "\\\\").replace("\n", "\\n")
-    return escaped.replace('"', '\\"') if quote else escaped
+        yield counter_family(spec, total)

@@ -2,7 +2,7 @@
 
 import sys
 
-from textmill_router.metrics.metrics import QUANTILES
+from textmill_router.metrics.exposition import QUANTILES
 from textmill_router.metrics.specs import BUCKET_SETS, SPECS, MetricSpec
 
 _HEAD = """# Metrics

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from starlette.types import Receive, Scope, Send
 
-from textmill_router.engine.engine_loop import EngineUnavailable
+from textmill_router.engine.status import EngineUnavailable
 from textmill_router.errors import ModelLoading, RequestError, ShuttingDown, TemplateFailed
 from textmill_router.http.disconnect import UntilClientLeaves
 from textmill_router.http.error_responses import error_kind
@@ -15,7 +15,7 @@ from textmill_router.request import Grammar
 from textmill_router.scheduler.waiting_queue import QueueFull
 from textmill_router.serving.failures import generation_error
 from textmill_router.serving.service import Service
-from textmill_router.text.generation import GenerationFailed
+from textmill_router.text.events import GenerationFailed
 
 
 async def serve(service: Service, scope: Scope, send: Send, answer: Callable[[], Awaitable[None]]) -> None:

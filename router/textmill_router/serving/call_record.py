@@ -10,7 +10,7 @@ from textmill_router.http.replies import Call
 from textmill_router.serving.call import failure_label
 from textmill_router.serving.prompts import TokenizedPrompt
 from textmill_router.serving.service import Backend, Service
-from textmill_router.text.generation import GenerationResult
+from textmill_router.text.events import GenerationResult
 
 log = logging.getLogger(__name__)
 

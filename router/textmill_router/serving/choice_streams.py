@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from textmill_router.http.event_stream import EventStream
-from textmill_router.text.generation import Generation, GenerationResult, TokenEvent
+from textmill_router.text.events import GenerationResult, TokenEvent
+from textmill_router.text.generation import Generation
 
 
 class ChoiceWriter(Protocol):

@@ -2,7 +2,7 @@
 
 import math
 
-from textmill_router.text.generation import GenerationResult
+from textmill_router.text.events import GenerationResult
 
 
 def mean_logprob(result: GenerationResult) -> float:

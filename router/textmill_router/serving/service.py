@@ -2,28 +2,27 @@
 
 import asyncio
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from textmill_router.chat.markup_tokens import markup_texts
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplates
-from textmill_router.engine.engine_loop import EngineLoop, EnginePhase
-from textmill_router.engine.wire import ShardFacts
+from textmill_router.engine.engine_loop import EngineLoop
+from textmill_router.engine.shard_facts import ShardFacts
+from textmill_router.engine.status import LOADING_PHASES, EnginePhase
 from textmill_router.errors import ModelLoading
 from textmill_router.grammar.compiler import GrammarCompiler
 from textmill_router.metrics.metrics import CacheNumbers, EngineNumbers, Metrics
 from textmill_router.scheduler.plan import Budget
 from textmill_router.scheduler.scheduler import SchedulerConfig
+from textmill_router.serving.limits import Limits, max_prefill_tokens, resolve_limits
 from textmill_router.serving.permits import Permits
 from textmill_router.serving.response_cache import ResponseCache
-from textmill_router.serving.validation import Limits
-from textmill_router.settings import Settings, SettingsError
+from textmill_router.settings import Settings
 from textmill_router.text.tokenization import Tokenizer
 
-DEFAULT_PREFILL_TOKENS = 4096
 CHUNKS_PER_PREFILL = 4  # so many prompts share the prefill tokens of a step before one may take more
-_LOADING_ORDER = ("starting", "config", "weights", "kv_pool", "warmup")
 _MAX_ESTIMATE_S = 600.0
 
 
@@ -147,10 +146,10 @@ class Service:
     def _estimate_s(self) -> float:
         """Seconds until ready, if the rest of the phases goes at the speed of those before."""
         status = None if self._engine is None else self._engine.status
-        phase = "starting" if status is None else status.phase.value
-        index = _LOADING_ORDER.index(phase) if phase in _LOADING_ORDER else 0
+        phase = EnginePhase.STARTING if status is None else status.phase
+        index = LOADING_PHASES.index(phase) if phase in LOADING_PHASES else 0
         progress = 0.0 if status is None else min(1.0, max(0.0, status.progress))
-        done = (index + progress) / len(_LOADING_ORDER)
+        done = (index + progress) / len(LOADING_PHASES)
         elapsed_s = time.monotonic() - self._started_s
         estimated_s = elapsed_s * (1 - done) / max(done, 0.1)
         return round(min(_MAX_ESTIMATE_S, max(1.0, estimated_s)), 1)
@@ -188,7 +187,7 @@ def _model_time_s(folder: str) -> int:
 
 def scheduler_config(settings: Settings, facts: ShardFacts) -> SchedulerConfig:
     """The scheduler's settings for this shard."""
-    max_prefill = _max_prefill_tokens(settings, facts)
+    max_prefill = max_prefill_tokens(settings, facts)
     return SchedulerConfig(
         budget=Budget(
             max_step_tokens=facts.max_step_tokens,
@@ -199,76 +198,3 @@ def scheduler_config(settings: Settings, facts: ShardFacts) -> SchedulerConfig:
         max_waiting_tokens=settings.max_queued_tokens,
         prefix_caching=settings.prefix_caching,
     )
-
-
-def _max_prefill_tokens(settings: Settings, facts: ShardFacts) -> int:
-    return min(settings.max_batch_prefill_tokens or DEFAULT_PREFILL_TOKENS, facts.max_step_tokens)
-
-
-def resolve_limits(settings: Settings, facts: ShardFacts, engine: EngineLoop) -> Limits:
-    """Token limits as set or, where unset, as large as model and KV pool allow. Raises SettingsError.
-
-    Where a model has an encoder its own positions bound the prompt, those of the decoder the output.
-    """
-    pool_tokens = _largest_fitting(engine, facts) - len(facts.decoder_prompt_ids)
-    possible = min(pool_tokens, _longest_by_positions(facts) or pool_tokens)
-    max_total = settings.max_total_tokens or possible
-    if max_total > possible:
-        reason = f"the KV cache holds {pool_tokens} tokens of one request"
-        if possible < pool_tokens:
-            reason = f"the model's positions end at {possible}"
-        raise SettingsError(f"--max-total-tokens is {max_total}, wanted at most {possible}: {reason}")
-    if max_total < 2:
-        raise SettingsError(f"the KV cache holds {pool_tokens} tokens, wanted at least 2: give the shard more memory")
-    max_input = settings.max_input_tokens or max_total - 1
-    if max_input >= max_total:
-        raise SettingsError(
-            f"--max-input-tokens is {max_input}, wanted less than {max_total}, prompt and output together "
-            "(--max-total-tokens, or what model and KV cache allow)"
-        )
-    limits = Limits(
-        max_best_of=settings.max_best_of,
-        max_stop_sequences=settings.max_stop_sequences,
-        max_top_n_tokens=settings.max_top_n_tokens,
-        max_input_tokens=max_input,
-        max_total_tokens=max_total,
-        vocab_size=facts.vocab_size,
-    )
-    return _encoder_limits(limits, settings, facts) if facts.has_encoder else limits
-
-
-def _longest_by_positions(facts: ShardFacts) -> int:
-    """The most tokens of prompt and output that the model has positions for, 0 = no bound."""
-    if not facts.has_encoder:
-        return facts.max_model_tokens
-    if not (facts.max_encoder_tokens and facts.max_model_tokens):
-        return 0
-    return facts.max_encoder_tokens + facts.max_model_tokens - len(facts.decoder_prompt_ids)
-
-
-def _encoder_limits(limits: Limits, settings: Settings, facts: ShardFacts) -> Limits:
-    """The same for a model that reads a prompt whole, in one step beside a token of every other slot (rule 16)."""
-    most = min(_max_prefill_tokens(settings, facts), facts.max_step_tokens - facts.num_slots)
-    reason = "--max-batch-prefill-tokens: the encoder reads a prompt in one step"
-    if 0 < facts.max_encoder_tokens < most:
-        most, reason = facts.max_encoder_tokens, "where the positions of the encoder end"
-    if most < 1:
-        raise SettingsError(
-            f"{facts.num_slots} slots leave a step of {facts.max_step_tokens} tokens no room for a prompt"
-        )
-    if settings.max_input_tokens is not None and settings.max_input_tokens > most:
-        raise SettingsError(f"--max-input-tokens is {settings.max_input_tokens}, wanted at most {most} ({reason})")
-    if facts.max_model_tokens:
-        limits = replace(limits, max_output_tokens=facts.max_model_tokens - len(facts.decoder_prompt_ids))
-    if limits.max_input_tokens <= most:
-        return limits
-    return replace(limits, max_input_tokens=most, input_limit=reason)
-
-
-def _largest_fitting(engine: EngineLoop, facts: ShardFacts) -> int:
-    """The longest request in tokens that fits the KV pool alone."""
-    low, high = 0, facts.num_blocks * facts.block_size
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if engine.can_ever_fit(middle) else (low, middle - 1)
-    return low

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from textmill_router.errors import OverBudget, ValidationFailed
 from textmill_router.request import Grammar, SamplingParameters
+from textmill_router.serving.limits import Limits
 
 MAX_U32 = 2**32 - 1
 MAX_U64 = 2**64 - 1
@@ -16,20 +17,6 @@ CHECKED_NEW_TOKENS = 1024
 LEAST_TEMPERATURE = 1e-6
 # Random seeds are small enough to survive clients that read numbers as doubles.
 SEED_BITS = 53
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a request may ask for, in tokens and counts; known once the shard is ready."""
-
-    max_best_of: int
-    max_stop_sequences: int
-    max_top_n_tokens: int
-    max_input_tokens: int
-    max_total_tokens: int
-    vocab_size: int
-    max_output_tokens: int | None = None  # where the positions of a decoder end before the window does
-    input_limit: str = "--max-input-tokens"  # what `max_input_tokens` follows from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ The engine pushes (`on_output`), the HTTP side pulls (`next_events` or `result`)
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
@@ -21,6 +20,14 @@ from textmill_router.request import (
     RequestOutput,
     TopTokens,
 )
+from textmill_router.text.events import (
+    GenerationFailed,
+    GenerationResult,
+    PromptToken,
+    TextOptions,
+    TokenEvent,
+    TopToken,
+)
 from textmill_router.text.stop_strings import StopStrings
 from textmill_router.text.tokenization import Tokenizer
 
@@ -30,83 +37,6 @@ class Engine(Protocol):
 
     def submit(self, request: GenerationRequest, sink: OutputSink) -> None: ...
     def cancel(self, request_id: RequestId) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class TextOptions:
-    """`keep_stop_match`: the text ends after a stop string (native) or before it, nothing of it being sent (/v1).
-
-    `keep_tokens`: the result lists all tokens (details). Without it `result()` makes no object per token.
-    `shown_specials`: special tokens whose text counts as output text, for parsers that look for them.
-    `deadline_s`: on the clock of `time.monotonic`. `result()` ends then with what there is, and so does a stream that
-    has no token yet; one that has some ends with the next, if that comes soon. A stream that no token ends has a last
-    event with an empty one, of the id `padding_token_id`: it counts nowhere.
-    """
-
-    stop_strings: tuple[str, ...] = ()
-    keep_stop_match: bool = True
-    keep_tokens: bool = True
-    shown_specials: frozenset[int] = frozenset()
-    deadline_s: float | None = None
-    padding_token_id: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TopToken:
-    """An alternative; natural-log probability."""
-
-    id: int
-    text: str
-    logprob: float
-    is_special: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PromptToken:
-    """A prompt token; the first one has no probability."""
-
-    id: int
-    text: str
-    logprob: float | None
-    top_tokens: tuple[TopToken, ...] = ()
-
-
-@dataclass(slots=True)
-class TokenEvent:
-    """One output token. `text` is the whole text of the token; `released_text` what may be shown because of it."""
-
-    index: int  # from 1
-    id: int
-    text: str  # "" while a character is incomplete; special tokens literally
-    logprob: float  # NaN when the request did not ask
-    is_special: bool
-    top_tokens: tuple[TopToken, ...]
-    released_text: str
-    result: "GenerationResult | None" = None  # in the last event
-
-
-@dataclass(slots=True)
-class GenerationResult:
-    """The whole answer. Times in seconds."""
-
-    text: str
-    finish_reason: FinishReason
-    num_prompt_tokens: int
-    num_output_tokens: int
-    tokens: list[TokenEvent]  # empty unless `keep_tokens`
-    prompt_tokens: list[PromptToken]  # empty unless `wants_prompt_logprobs`
-    num_cached_tokens: int
-    queue_s: float  # arrival until the request first left the queue
-    inference_s: float  # from there to the last token
-    first_token_s: float  # arrival until the first token
-
-
-class GenerationFailed(Exception):
-    """The request ended without a result."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
 
 
 # After its deadline a stream that has tokens waits so long for one more, so that it ends with a token.

@@ -50,7 +50,8 @@ from textmill_router.serving.choice_streams import stream_choices
 from textmill_router.serving.prompts import choice_samplings, make_request, share_prompt, take_pieces
 from textmill_router.serving.service import Backend, Service
 from textmill_router.serving.validation import CheckedParameters
-from textmill_router.text.generation import Generation, GenerationResult, TextOptions
+from textmill_router.text.events import GenerationResult, TextOptions
+from textmill_router.text.generation import Generation
 
 # Conversations up to this many characters, where each message counts for some more, are rendered on the event loop,
 # in about 0.5 ms at most; longer ones in a thread.

@@ -19,7 +19,7 @@ from textmill_router.parsers.deltas import (
 )
 from textmill_router.request import FinishReason
 from textmill_router.serving.logprobs import shown_logprob
-from textmill_router.text.generation import GenerationResult, TokenEvent
+from textmill_router.text.events import GenerationResult, TokenEvent
 from textmill_router.text.tokenization import Tokenizer
 
 # JSON has no infinity; OpenAI's least.

@@ -12,7 +12,7 @@ from textmill_router.api.openai.completion_prompts import CompletionPrompt
 from textmill_router.api.openai.types import FINISH_REASONS, Usage
 from textmill_router.request import FinishReason
 from textmill_router.serving.logprobs import shown_logprob
-from textmill_router.text.generation import GenerationResult, PromptToken, TokenEvent, TopToken
+from textmill_router.text.events import GenerationResult, PromptToken, TokenEvent, TopToken
 from textmill_router.text.tokenization import Tokenizer
 
 # Text to a JSON string, not escaping what UTF-8 can carry; the C function behind `json.dumps`.

@@ -41,8 +41,9 @@ from textmill_router.serving.logprobs import mean_logprob
 from textmill_router.serving.prompts import choice_samplings, make_request, share_prompt
 from textmill_router.serving.service import Backend, Service
 from textmill_router.serving.validation import CheckedParameters
+from textmill_router.text.events import GenerationResult, TextOptions
 from textmill_router.text.fill_in_middle import MiddleTokens
-from textmill_router.text.generation import Generation, GenerationResult, TextOptions
+from textmill_router.text.generation import Generation
 from textmill_router.text.tokenization import Tokenizer
 
 # Answers that show more tokens than this with their log-probabilities are put together in a thread.

@@ -27,7 +27,8 @@ from textmill_router.serving.call_record import CallRecord
 from textmill_router.serving.failures import generation_error
 from textmill_router.serving.service import Backend, Service
 from textmill_router.serving.validation import CheckedParameters, RequestedParameters, check_parameters
-from textmill_router.text.generation import Generation, GenerationFailed, TextOptions, start_generation
+from textmill_router.text.events import GenerationFailed, TextOptions
+from textmill_router.text.generation import Generation, start_generation
 
 MAX_TOP_LOGPROBS = 20
 _DONE = b"data: [DONE]\n\n"

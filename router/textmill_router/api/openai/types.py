@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from textmill_router.errors import OverBudget, ValidationFailed
 from textmill_router.request import FinishReason
 from textmill_router.serving.validation import RequestedParameters
-from textmill_router.text.generation import GenerationResult
+from textmill_router.text.events import GenerationResult
 
 FINISH_REASONS = {
     FinishReason.LENGTH: "length",

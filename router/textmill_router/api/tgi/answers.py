@@ -15,7 +15,7 @@ from textmill_router.api.tgi.types import (
 )
 from textmill_router.request import FinishReason
 from textmill_router.serving.logprobs import mean_logprob, shown_logprob
-from textmill_router.text.generation import GenerationResult, TokenEvent, TopToken
+from textmill_router.text.events import GenerationResult, TokenEvent, TopToken
 
 FINISH_REASONS: dict[FinishReason, TgiFinish] = {
     FinishReason.LENGTH: "length",

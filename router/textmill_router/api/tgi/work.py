@@ -28,14 +28,8 @@ from textmill_router.serving.reply_cache import CacheSlot
 from textmill_router.serving.response_cache import CachedAnswer
 from textmill_router.serving.service import Backend
 from textmill_router.serving.validation import CheckedParameters
-from textmill_router.text.generation import (
-    Generation,
-    GenerationFailed,
-    GenerationResult,
-    TextOptions,
-    TokenEvent,
-    start_generation,
-)
+from textmill_router.text.events import GenerationFailed, GenerationResult, TextOptions, TokenEvent
+from textmill_router.text.generation import Generation, start_generation
 
 _NO_PARAMETERS = TgiParameters()
 

@@ -12,7 +12,7 @@ from textmill_router.chat.sandbox import ChatSandbox
 from textmill_router.chat.template import ChatTemplate, ChatTemplates
 from textmill_router.chat.template_files import load_chat_templates
 from textmill_router.errors import TemplateFailed, ValidationFailed
-from textmill_router.text.tokenization import TokenizerError
+from textmill_router.text.tokenizer_files import TokenizerError
 
 from tests.fakes.chat_families import Family
 from tests.fakes.chat_templates import (

@@ -7,9 +7,10 @@ from collections.abc import Awaitable
 
 import pytest
 from textmill_proto import PROTOCOL_VERSION
-from textmill_router.engine.engine_loop import EngineLoop, EngineUnavailable
+from textmill_router.engine.engine_loop import EngineLoop
 from textmill_router.engine.shard_client import ShardClientOptions
-from textmill_router.engine.wire import ShardFacts
+from textmill_router.engine.shard_facts import ShardFacts
+from textmill_router.engine.status import EngineUnavailable
 from textmill_router.request import FailureCode, GenerationRequest, RequestOutput
 from textmill_router.scheduler.plan import Budget, StepResult
 from textmill_router.scheduler.scheduler import SchedulerConfig

@@ -7,13 +7,11 @@ from dataclasses import replace
 
 import pytest
 from textmill_proto.v1 import shard_pb2
+from textmill_router.engine.shard_facts import facts_from_proto, health_from_proto, pool_of
 from textmill_router.engine.wire import (
     WireError,
-    facts_from_proto,
-    health_from_proto,
     heartbeat_to_proto,
     plan_to_proto,
-    pool_of,
     rejected_from_proto,
     result_from_proto,
 )

@@ -9,7 +9,7 @@ from starlette.types import Message
 from textmill_router.metrics.metrics import CacheNumbers, Metrics
 from textmill_router.request import FinishReason
 from textmill_router.serving.call import serve
-from textmill_router.text.generation import GenerationResult
+from textmill_router.text.events import GenerationResult
 
 
 def shown(metrics: Metrics) -> list[str]:

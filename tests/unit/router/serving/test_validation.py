@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from textmill_router.errors import OverBudget, ValidationFailed
+from textmill_router.serving.limits import Limits
 from textmill_router.serving.validation import (
     SEED_BITS,
-    Limits,
     RequestedParameters,
     check_budget,
     check_parameters,

@@ -18,7 +18,8 @@ from textmill_router.request import (
     RequestOutput,
     TopTokens,
 )
-from textmill_router.text.generation import Generation, GenerationFailed, TextOptions, TokenEvent, start_generation
+from textmill_router.text.events import GenerationFailed, TextOptions, TokenEvent
+from textmill_router.text.generation import Generation, start_generation
 from textmill_router.text.tokenization import Tokenizer
 
 from tests.fakes.byte_tokenizer import BEGIN_ID, END, END_ID, write_byte_tokenizer

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textmill_router.text.tokenization import INLINE_CHARACTERS, Tokenizer, TokenizerError
+from textmill_router.text.tokenization import INLINE_CHARACTERS, Tokenizer
+from textmill_router.text.tokenizer_files import TokenizerError
 
 from tests.fakes.byte_tokenizer import BEGIN, BEGIN_ID, END, END_ID, make_byte_tokenizer, write_byte_tokenizer
 

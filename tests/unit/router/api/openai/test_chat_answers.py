@@ -8,7 +8,7 @@ from textmill_router.api.openai.chat_answers import ChatChunks, Envelope, PlainR
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
 from textmill_router.request import FinishReason
-from textmill_router.text.generation import GenerationResult, TokenEvent, TopToken
+from textmill_router.text.events import GenerationResult, TokenEvent, TopToken
 from textmill_router.text.tokenization import Tokenizer
 
 from tests.fakes.byte_tokenizer import END_ID, write_byte_tokenizer

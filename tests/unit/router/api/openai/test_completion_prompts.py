@@ -9,7 +9,8 @@ from textmill_router.api.openai.completion_prompts import take_completion_prompt
 from textmill_router.api.openai.completion_types import PromptSource
 from textmill_router.errors import OverBudget
 from textmill_router.request import token_array
-from textmill_router.serving.validation import Limits, RequestedParameters, check_parameters
+from textmill_router.serving.limits import Limits
+from textmill_router.serving.validation import RequestedParameters, check_parameters
 
 LIMITS = Limits(
     max_best_of=1,

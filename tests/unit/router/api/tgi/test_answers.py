@@ -4,7 +4,7 @@ import pytest
 from textmill_router.api.tgi.answers import FINISH_REASONS, whole_answer
 from textmill_router.request import FinishReason
 from textmill_router.serving.logprobs import mean_logprob
-from textmill_router.text.generation import GenerationResult, TokenEvent
+from textmill_router.text.events import GenerationResult, TokenEvent
 
 
 def make_result(text: str, logprobs: list[float]) -> GenerationResult:

@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 from textmill_proto.v1 import shard_pb2
-from textmill_router.engine.wire import facts_from_proto
-from textmill_router.serving.service import resolve_limits
-from textmill_router.serving.validation import Limits
+from textmill_router.engine.shard_facts import facts_from_proto
+from textmill_router.serving.limits import Limits, resolve_limits
 from textmill_router.settings import Settings, SettingsError
 
 

@@ -1,0 +1,104 @@
+"""What a shard says of itself (`Hello`) and of its way there (`Health`), read from the wire."""
+
+from dataclasses import dataclass
+
+from textmill_proto.v1 import shard_pb2
+
+from textmill_router.scheduler.plan import ShardPool
+
+PREFIX_FEATURE = "prefix_cache"  # of ShardInfo.features: equal prefixes may share blocks
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFacts:
+    """What a shard says of itself; fields and units as in `ShardInfo` of shard.proto."""
+
+    protocol_version: int
+    model_id: str
+    model_sha: str
+    model_type: str
+    dtype: str
+    device: str
+    rank: int
+    world_size: int
+    block_size: int
+    num_blocks: int
+    num_slots: int
+    max_step_tokens: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    layout: str
+    features: tuple[str, ...]
+    tokenizer_digest: str
+    max_model_tokens: int
+    weight_bytes: int
+    kv_bytes: int
+    rope_border: int = 0
+    decoder_prompt_ids: tuple[int, ...] = ()
+    max_encoder_tokens: int = 0
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads the prompt, and a decoder writes what follows its own first tokens."""
+        return bool(self.decoder_prompt_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardHealth:
+    """Answer to Health: `phase` and `progress` (0 .. 1) while loading, `detail` when failed."""
+
+    is_ready: bool
+    has_failed: bool
+    phase: str
+    progress: float
+    detail: str
+
+
+def facts_from_proto(info: shard_pb2.ShardInfo) -> ShardFacts:
+    return ShardFacts(
+        protocol_version=info.protocol_version,
+        model_id=info.model_id,
+        model_sha=info.model_sha,
+        model_type=info.model_type,
+        dtype=info.dtype,
+        device=info.device,
+        rank=info.rank,
+        world_size=info.world_size,
+        block_size=info.block_size,
+        num_blocks=info.num_blocks,
+        num_slots=info.num_slots,
+        max_step_tokens=info.max_step_tokens,
+        vocab_size=info.vocab_size,
+        eos_token_ids=tuple(info.eos_token_ids),
+        layout=info.layout,
+        features=tuple(info.features),
+        tokenizer_digest=info.tokenizer_digest,
+        max_model_tokens=info.max_model_tokens,
+        weight_bytes=info.weight_bytes,
+        kv_bytes=info.kv_bytes,
+        rope_border=info.rope_border,
+        decoder_prompt_ids=tuple(info.decoder_prompt_ids),
+        max_encoder_tokens=info.max_encoder_tokens,
+    )
+
+
+def health_from_proto(report: shard_pb2.HealthReport) -> ShardHealth:
+    return ShardHealth(
+        is_ready=report.state == shard_pb2.SHARD_STATE_READY,
+        has_failed=report.state == shard_pb2.SHARD_STATE_FAILED,
+        phase=report.phase,
+        progress=report.progress,
+        detail=report.detail,
+    )
+
+
+def pool_of(facts: ShardFacts, epoch: int) -> ShardPool:
+    return ShardPool(
+        epoch=epoch,
+        num_slots=facts.num_slots,
+        num_blocks=facts.num_blocks,
+        block_size=facts.block_size,
+        max_step_tokens=facts.max_step_tokens,
+        rope_border=facts.rope_border,
+        can_share_prefixes=PREFIX_FEATURE in facts.features,
+    )

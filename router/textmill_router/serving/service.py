@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from textmill_router.chat.answer_form import FormatFlags
 from textmill_router.chat.markup_tokens import markup_texts
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplates
@@ -44,6 +45,7 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.format_flags = FormatFlags(settings.tool_call_parser, settings.reasoning_parser)
         self._settled = asyncio.Event()  # the model is ready, or the server leaves
         self.permits = Permits(settings.max_concurrent_requests, on_close=self._settled.set)
         self.response_cache = ResponseCache(settings.response_cache_bytes)

@@ -1,6 +1,5 @@
 """POST /v1/chat/completions: from a conversation to an answer, whole or in chunks."""
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -8,25 +7,9 @@ from dataclasses import dataclass, replace
 import msgspec
 from starlette.types import Scope, Send
 
-from textmill_router.api.openai.chat_answers import (
-    ChatChunks,
-    Choice,
-    PlainReader,
-    ShownLogprobs,
-    TextReader,
-    usage_chunk,
-    was_cut,
-    whole_answer,
-)
+from textmill_router.api.openai.chat_answers import ChatChunks, Choice, ShownLogprobs, usage_chunk, whole_answer
 from textmill_router.api.openai.chat_messages import chat_request
-from textmill_router.api.openai.chat_tools import (
-    PLAIN_FORM,
-    ToolChoice,
-    answer_form,
-    for_template,
-    grammar_for,
-    tool_choice_of,
-)
+from textmill_router.api.openai.chat_tools import tool_choice_of
 from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.openai.response_format import check_answer, grammar_of, in_format_words
 from textmill_router.api.openai.route import (
@@ -37,8 +20,18 @@ from textmill_router.api.openai.route import (
     stream_answer,
 )
 from textmill_router.api.openai.types import check_n, in_openai_words, requested_sampling, usage_of
-from textmill_router.chat.prompt import ChatPrompt, ChatRequest, make_prompt
+from textmill_router.chat.answer_form import (
+    PLAIN_FORM,
+    PlainReader,
+    TextReader,
+    answer_form,
+    grammar_for,
+    was_cut,
+)
+from textmill_router.chat.prompt import ChatPrompt, ChatRequest
+from textmill_router.chat.render import render
 from textmill_router.chat.template import ChatTemplate
+from textmill_router.chat.tools import ToolChoice
 from textmill_router.errors import ToolError, ValidationFailed
 from textmill_router.grammar.reasoning_grammar import after_reasoning
 from textmill_router.http.event_stream import EventStream
@@ -53,10 +46,6 @@ from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.events import GenerationResult, TextOptions
 from textmill_router.text.generation import Generation
 
-# Conversations up to this many characters, where each message counts for some more, are rendered on the event loop,
-# in about 0.5 ms at most; longer ones in a thread.
-INLINE_CHARACTERS = 4000
-CHARACTERS_OF_A_MESSAGE = 150
 # What the fields are called here.
 _NAMES = {
     "max_new_tokens": "max_tokens",
@@ -97,17 +86,6 @@ def _prepare(body: ChatBody, service: Service, backend: Backend, account: CallRe
         )
     asked = _Asked(body, replace(checked, best_of=num_choices), chat_request(body), tools, grammar)
     return _Work(service, backend, account, asked)
-
-
-async def render(backend: Backend, wishes: ChatRequest, tools: ToolChoice | None) -> tuple[ChatTemplate, ChatPrompt]:
-    """The prompt of a conversation. Raises ValidationFailed or TemplateFailed."""
-    template = backend.chat_templates.pick(has_tools=tools is not None)
-    shown = for_template(template, wishes, tools)
-    num_characters = sum(CHARACTERS_OF_A_MESSAGE + len(str(message)) for message in shown.messages)
-    num_characters += sum(len(str(more)) for more in (shown.tools, shown.documents, shown.variables) if more)
-    if num_characters <= INLINE_CHARACTERS:
-        return template, make_prompt(template, shown, backend.role_safety)
-    return template, await asyncio.to_thread(make_prompt, template, shown, backend.role_safety)
 
 
 class _Work:
@@ -160,7 +138,7 @@ class _Work:
     async def _requests(self) -> list[GenerationRequest]:
         """Render, tokenise, check the budget: the last step in which the call can be refused for what it says."""
         asked, backend = self._asked, self._backend
-        template, prompt = await render(backend, asked.wishes, asked.tools)
+        template, prompt = await render(backend.chat_templates, backend.role_safety, asked.wishes, asked.tools)
         try:
             intake = await take_pieces(backend, prompt.pieces, self._checked)
         except ValidationFailed as error:
@@ -185,7 +163,7 @@ class _Work:
         """How the answers are written and read, and what is enforced. Raises ValidationFailed."""
         asked, backend = self._asked, self._backend
         tokenizer = backend.tokenizer
-        self._form = answer_form(template, prompt.text, asked.tools, self._service.settings)
+        self._form = answer_form(template, prompt.text, asked.tools, self._service.format_flags)
         self._shown_specials = tokenizer.special_ids_of(self._form.markers)
         if asked.grammar is None:
             self._grammar = grammar_for(asked.tools, self._form, tokenizer)

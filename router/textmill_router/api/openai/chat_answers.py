@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from textmill_router.api.openai.types import FINISH_REASONS, TokenLogprob, TopLogprob, Usage
+from textmill_router.api.openai.types import FINISH_REASONS, Envelope, TokenLogprob, TopLogprob, Usage
+from textmill_router.chat.answer_form import TextReader, was_cut
 from textmill_router.parsers.deltas import (
     ContentText,
     Delta,
@@ -26,40 +27,6 @@ from textmill_router.text.tokenization import Tokenizer
 LEAST_LOGPROB = -9999.0
 # Text to a JSON string, not escaping what UTF-8 can carry; the C function behind `json.dumps`.
 _quote = encode_basestring
-
-
-class TextReader(Protocol):
-    """Tells reasoning, content and tool calls apart in the text of one choice."""
-
-    def push(self, text: str) -> list[Delta]: ...
-    def finish(self, was_cut: bool) -> list[Delta]: ...
-
-    @property
-    def is_in_call(self) -> bool: ...
-
-
-class PlainReader:
-    """All text is content."""
-
-    def push(self, text: str) -> list[Delta]:
-        return [ContentText(text)] if text else []
-
-    def finish(self, was_cut: bool) -> list[Delta]:
-        return []
-
-    @property
-    def is_in_call(self) -> bool:
-        return False
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """What all chunks of an answer, or the whole answer, say of it."""
-
-    id: str
-    created: int  # seconds since 1970
-    model: str
-    system_fingerprint: str
 
 
 class ShownLogprobs:
@@ -201,11 +168,6 @@ def whole_answer(envelope: Envelope, choices: Sequence[Choice], usage: Usage) ->
         for index, choice in enumerate(choices)
     ]
     return msgspec.json.encode({**_envelope(envelope, "chat.completion"), "choices": shown, "usage": usage})
-
-
-def was_cut(result: GenerationResult) -> bool:
-    """The limit or a stop string ended the answer, not the model."""
-    return result.finish_reason in (FinishReason.LENGTH, FinishReason.STOP_STRING)
 
 
 def finish_reason(result: GenerationResult, *, has_tool_calls: bool, is_in_call: bool) -> str:

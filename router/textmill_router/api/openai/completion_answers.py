@@ -7,9 +7,9 @@ from typing import Literal
 
 import msgspec
 
-from textmill_router.api.openai.chat_answers import LEAST_LOGPROB, Envelope
+from textmill_router.api.openai.chat_answers import LEAST_LOGPROB
 from textmill_router.api.openai.completion_prompts import CompletionPrompt
-from textmill_router.api.openai.types import FINISH_REASONS, Usage
+from textmill_router.api.openai.types import FINISH_REASONS, Envelope, Usage
 from textmill_router.request import FinishReason
 from textmill_router.serving.logprobs import shown_logprob
 from textmill_router.text.events import GenerationResult, PromptToken, TokenEvent, TopToken

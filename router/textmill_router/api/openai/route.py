@@ -12,9 +12,8 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from textmill_router.api.openai.chat_answers import Envelope
 from textmill_router.api.openai.model_names import check_model
-from textmill_router.api.openai.types import OpenAIBody, in_openai_words
+from textmill_router.api.openai.types import Envelope, OpenAIBody, in_openai_words
 from textmill_router.errors import RequestError, ValidationFailed
 from textmill_router.http.error_responses import error_event
 from textmill_router.http.event_stream import EventStream

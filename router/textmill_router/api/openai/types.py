@@ -1,6 +1,7 @@
 """What bodies of /v1 share: sampling fields, stream options, usage. `null` is absent; unknown fields are ignored."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -84,6 +85,16 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
     logprob: float
     bytes: list[int]
     top_logprobs: list[TopLogprob] | UnsetType = UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What all chunks of an answer, or the whole answer, say of it."""
+
+    id: str
+    created: int  # seconds since 1970
+    model: str
+    system_fingerprint: str
 
 
 def requested_sampling(

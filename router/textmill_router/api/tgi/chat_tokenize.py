@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from textmill_router.api.openai.chat import render
 from textmill_router.api.openai.chat_messages import chat_request
 from textmill_router.api.openai.chat_tools import tool_choice_of
 from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.tgi.types import TokenizedToken
+from textmill_router.chat.render import render
 from textmill_router.errors import RequestError
 from textmill_router.http.json_body import ClientLeft, read_json
 from textmill_router.http.replies import send_error, send_reply
@@ -31,7 +31,9 @@ class ChatTokenizeRoute:
         try:
             body = await read_json(scope, receive, _DECODER, self._service.settings.payload_limit)
             backend = await ready_backend(self._service, scope, receive)
-            _, prompt = await render(backend, chat_request(body), tool_choice_of(body))
+            _, prompt = await render(
+                backend.chat_templates, backend.role_safety, chat_request(body), tool_choice_of(body)
+            )
             encodings = await backend.tokenizer.encode_pieces(prompt.pieces, wants_offsets=True)
             answer = await asyncio.to_thread(_encode_answer, prompt.pieces, encodings)
             await send_reply(scope, send, 200, answer)

@@ -4,7 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from textmill_router.api.openai.chat_answers import ChatChunks, Envelope, PlainReader, ShownLogprobs
+from textmill_router.api.openai.chat_answers import ChatChunks, ShownLogprobs
+from textmill_router.api.openai.types import Envelope
+from textmill_router.chat.answer_form import PlainReader
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
 from textmill_router.request import FinishReason

@@ -1,0 +1,146 @@
+"""How the answers to one conversation are written, which grammar they obey, and who reads them."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from textmill_router.chat.template import ChatTemplate
+from textmill_router.chat.tools import ToolChoice
+from textmill_router.grammar.reasoning_grammar import ReasoningForm
+from textmill_router.grammar.tool_grammar import OutputForm, tool_grammar
+from textmill_router.parsers.chat_parser import ChatParser
+from textmill_router.parsers.deltas import ContentText, Delta, ToolArguments, ToolCallStart
+from textmill_router.parsers.formats import (
+    ReasoningFormat,
+    ToolFormat,
+    has_ended_reasoning,
+    markers_of,
+    reasoning_format_of,
+    starts_in_reasoning,
+    tool_format_of,
+)
+from textmill_router.request import FinishReason, Grammar
+from textmill_router.text.events import GenerationResult
+from textmill_router.text.tokenization import Tokenizer
+
+
+class TextReader(Protocol):
+    """Tells reasoning, content and tool calls apart in the text of one choice."""
+
+    def push(self, text: str) -> list[Delta]: ...
+    def finish(self, was_cut: bool) -> list[Delta]: ...
+
+    @property
+    def is_in_call(self) -> bool: ...
+
+
+class PlainReader:
+    """All text is content."""
+
+    def push(self, text: str) -> list[Delta]:
+        return [ContentText(text)] if text else []
+
+    def finish(self, was_cut: bool) -> list[Delta]:
+        return []
+
+    @property
+    def is_in_call(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class FormatFlags:
+    """The formats that --tool-call-parser and --reasoning-parser name; None where the template decides."""
+
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """How one call's answers are written and read; made when the prompt is known."""
+
+    tools: ToolFormat | None
+    reasoning: ReasoningFormat | None
+    is_reasoning: bool  # the prompt has opened it
+    has_reasoned: bool = False  # and closed it
+    tool_names: tuple[str, ...] = ()
+    is_parallel: bool = True
+
+    @property
+    def is_plain(self) -> bool:
+        """All text is content."""
+        return self.tools is None and self.reasoning is None
+
+    @property
+    def markers(self) -> frozenset[str]:
+        return markers_of(self.tools, self.reasoning)
+
+    def new_reader(self) -> "AnswerReader":
+        parser = ChatParser(self.tools, self.reasoning, self.tool_names, is_reasoning=self.is_reasoning)
+        return AnswerReader(parser, self.is_parallel)
+
+    def marker_ids(self, tokenizer: Tokenizer) -> dict[str, int]:
+        """Of the markers that are tokens."""
+        ids = {marker: tokenizer.token_to_id(marker) for marker in self.markers}
+        return {marker: token_id for marker, token_id in ids.items() if token_id is not None}
+
+    def thought(self, tokenizer: Tokenizer) -> ReasoningForm | None:
+        """The reasoning that may stand before the answer, as grammars see it."""
+        if self.reasoning is None or self.has_reasoned:
+            return None
+        return ReasoningForm(self.reasoning, self.marker_ids(tokenizer), self.is_reasoning)
+
+
+PLAIN_FORM = AnswerForm(None, None, False)
+
+
+class AnswerReader:
+    """Reads one answer. Where calls may not be parallel, those after the first are left out."""
+
+    def __init__(self, parser: ChatParser, is_parallel: bool) -> None:
+        self._parser = parser
+        self._is_parallel = is_parallel
+
+    def push(self, text: str) -> list[Delta]:
+        return self._allowed(self._parser.push(text))
+
+    def finish(self, was_cut: bool) -> list[Delta]:
+        return self._allowed(self._parser.finish(was_cut))
+
+    @property
+    def is_in_call(self) -> bool:
+        return self._parser.is_in_call
+
+    def _allowed(self, deltas: list[Delta]) -> list[Delta]:
+        if self._is_parallel:
+            return deltas
+        return [delta for delta in deltas if not isinstance(delta, ToolCallStart | ToolArguments) or delta.index == 0]
+
+
+def answer_form(template: ChatTemplate, prompt: str, tools: ToolChoice | None, flags: FormatFlags) -> AnswerForm:
+    """By flags, else by what the template teaches."""
+    reasoning = reasoning_format_of(template.source)
+    if flags.reasoning_parser is not None:
+        reasoning = ReasoningFormat(flags.reasoning_parser)
+    is_reasoning = starts_in_reasoning(prompt, reasoning)
+    has_reasoned = has_ended_reasoning(prompt, reasoning)
+    if tools is None:
+        return AnswerForm(None, reasoning, is_reasoning, has_reasoned)
+    form = tool_format_of(template.source) if template.takes_tools else ToolFormat.JSON
+    if flags.tool_call_parser is not None:
+        form = ToolFormat(flags.tool_call_parser)
+    names = tuple(spec.name for spec in tools.specs)
+    return AnswerForm(form, reasoning, is_reasoning, has_reasoned, names, is_parallel=tools.is_parallel)
+
+
+def grammar_for(tools: ToolChoice | None, form: AnswerForm, tokenizer: Tokenizer) -> Grammar | None:
+    """What makes the model call as it must; None where it is free. Raises ValidationFailed."""
+    if tools is None or form.tools is None:
+        return None
+    output_form = OutputForm(form.tools, form.marker_ids(tokenizer), form.thought(tokenizer))
+    return tool_grammar(tools.specs, output_form, is_required=tools.is_required, is_parallel=tools.is_parallel)
+
+
+def was_cut(result: GenerationResult) -> bool:
+    """The limit or a stop string ended the answer, not the model."""
+    return result.finish_reason in (FinishReason.LENGTH, FinishReason.STOP_STRING)

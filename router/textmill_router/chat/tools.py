@@ -1,0 +1,58 @@
+"""Tools that a request declares: which may be called, and how a chat template shows them."""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from textmill_router.chat.message_content import text_of, with_more_text
+from textmill_router.chat.prompt import ChatRequest
+from textmill_router.chat.template import ChatTemplate, Message
+from textmill_router.chat.tool_prompt import tool_words
+from textmill_router.grammar.tool_grammar import ToolSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Tools that may be called; none when the choice is `none`."""
+
+    shown: list[dict[str, Any]]  # as templates take them
+    specs: tuple[ToolSpec, ...]
+    chosen: str | None = None  # the one that must be called
+    is_required: bool = False
+    is_parallel: bool = True
+    prompt: str | None = None  # the request's own
+
+
+def for_template(template: ChatTemplate, chat: ChatRequest, tools: ToolChoice | None) -> ChatRequest:
+    """The conversation as this template can show it: one that knows no tools or calls gets them as text."""
+    if not template.mentions("tool_calls"):
+        chat = replace(chat, messages=[_call_as_text(message) for message in chat.messages])
+    if tools is None:
+        return chat
+    text = tool_words(tools.shown, tools.prompt, template_takes_tools=template.takes_tools)
+    if text:
+        chat = _with_last_text(chat, text)
+    return replace(chat, tools=tools.shown) if template.takes_tools else chat
+
+
+def _call_as_text(message: Message) -> Message:
+    """An assistant's calls as the text in which the tool prompt asks for them."""
+    if "tool_calls" not in message:
+        return message
+    said = text_of(message.get("content", ""))
+    lines = [said] if said else []
+    for call in message["tool_calls"]:
+        function = call["function"]
+        called = {"name": function["name"], "parameters": function["arguments"]}
+        lines.append(json.dumps(called, ensure_ascii=False))
+    return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": "\n".join(lines)}
+
+
+def _with_last_text(chat: ChatRequest, text: str) -> ChatRequest:
+    """The text after the last message that is not the assistant's."""
+    messages = list(chat.messages) or [{"role": "user", "content": ""}]
+    places = [index for index, message in enumerate(messages) if message["role"] != "assistant"]
+    index = places[-1] if places else len(messages) - 1
+    content = messages[index].get("content", "")
+    messages[index] = {**messages[index], "content": with_more_text(content, text)}
+    return replace(chat, messages=messages)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import httpx
 import psutil
-from textmill_launcher.options import OPTIONS
+from textmill_launcher.settings import OPTIONS, WITHOUT_EFFECT
 
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 30.0
 POLL_INTERVAL_S = 0.05
 # Variables that would change what a launcher does; tests say what they want by flags.
-_KEPT_OUT = {option.name.upper() for option in OPTIONS} | {"LOG_LEVEL", "CUDA_VISIBLE_DEVICES"}
+_KEPT_OUT = {option.name.upper() for option in (*OPTIONS, *WITHOUT_EFFECT)} | {"LOG_LEVEL", "CUDA_VISIBLE_DEVICES"}
 
 
 def free_port() -> int:

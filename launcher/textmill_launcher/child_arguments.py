@@ -1,53 +1,12 @@
-"""Command lines of the children: one table says which option goes to which child under which flag."""
+"""Command lines and environments of the children. Each option says in `Settings` which child reads its value."""
 
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from textmill_launcher.settings import TOKEN_VARIABLES, Settings
-
-# option of the launcher -> flag of the router, flag of the shard (None: not for that child). Unset options are left
-# out: their defaults belong to the room that uses them.
-FORWARDED: Mapping[str, tuple[str | None, str | None]] = {
-    "hostname": ("--hostname", None),
-    "port": ("--port", None),
-    "max_concurrent_requests": ("--max-concurrent-requests", None),
-    "max_best_of": ("--max-best-of", None),
-    "max_stop_sequences": ("--max-stop-sequences", None),
-    "max_top_n_tokens": ("--max-top-n-tokens", None),
-    "max_input_tokens": ("--max-input-tokens", None),
-    "max_total_tokens": ("--max-total-tokens", None),
-    "max_batch_prefill_tokens": ("--max-batch-prefill-tokens", None),
-    "max_batch_total_tokens": (None, "--max-kv-tokens"),
-    "max_n": ("--max-n", None),
-    "tokenizer_config_path": ("--tokenizer-config-path", None),
-    "v1_errors": ("--v1-errors", None),
-    "strict_model": ("--strict-model", None),
-    "tool_call_parser": ("--tool-call-parser", None),
-    "reasoning_parser": ("--reasoning-parser", None),
-    "max_client_batch_size": ("--max-client-batch-size", None),
-    "response_cache_bytes": ("--response-cache-bytes", None),
-    "wait_for_model_timeout": ("--wait-for-model-timeout", None),
-    "validation_workers": ("--validation-workers", None),
-    "payload_limit": ("--payload-limit", None),
-    "disable_grammar_support": ("--disable-grammar-support", None),
-    "watermark_gamma": (None, "--watermark-gamma"),
-    "watermark_delta": (None, "--watermark-delta"),
-    "cors_allow_origin": ("--cors-allow-origin", None),
-    "json_output": ("--json-output", "--json-output"),
-    "dtype": (None, "--dtype"),
-    "device": (None, "--device"),
-    "kv_cache_bytes": (None, "--kv-cache-bytes"),
-    "memory_fraction": (None, "--memory-fraction"),
-    "num_threads": (None, "--num-threads"),
-    "native_cache_dir": (None, "--native-cache-dir"),
-    "no_native_kernels": (None, "--no-native-kernels"),
-    "no_native_decoder": (None, "--no-native-decoder"),
-    "disable_swaps": (None, "--disable-swaps"),
-    "trust_remote_code": (None, "--trust-remote-code"),
-    "allow_pickle": (None, "--allow-pickle"),
-}
+from textmill_launcher.options import Child
+from textmill_launcher.settings import OPTIONS, TOKEN_VARIABLES, Settings
 
 # The router takes the key from its environment: a command line can be read by everybody on the machine.
 SECRET_VARIABLES = ("API_KEY", *TOKEN_VARIABLES)
@@ -92,7 +51,7 @@ def shard_command(settings: Settings, model: ModelFolder, place: ShardPlace) -> 
         *("--rank", str(place.rank), "--world-size", str(place.world_size)),
         *meeting,
         *_step_tokens(settings),
-        *_forwarded(settings, child=1),
+        *_forwarded(settings, Child.SHARD),
     ]
 
 
@@ -103,7 +62,7 @@ def router_command(settings: Settings, model: ModelFolder, rank0_socket: Path) -
         *_model_flags(model),
         *("--shard-uds-path", str(rank0_socket)),
         *("--drain-timeout", str(drain_timeout_s(settings.graceful_termination_timeout))),
-        *_forwarded(settings, child=0),
+        *_forwarded(settings, Child.ROUTER),
     ]
 
 
@@ -169,9 +128,10 @@ def _model_flags(model: ModelFolder) -> list[str]:
     return ["--model-dir", str(model.path), "--model-id", model.model_id, *sha]
 
 
-def _forwarded(settings: Settings, child: int) -> Iterator[str]:
-    for name, flags in FORWARDED.items():
-        flag, value = flags[child], getattr(settings, name)
+def _forwarded(settings: Settings, child: Child) -> Iterator[str]:
+    """Yield flags and values for a child. Unset options are left out: their defaults belong to the child."""
+    for option in OPTIONS:
+        flag, value = option.flag_for(child), getattr(settings, option.name)
         if flag is None or value is None or value is False:
             continue
         if value is True:

@@ -1,9 +1,14 @@
-"""The launcher's flags as one table: name, meaning, accepted values. Each has an environment variable of its name."""
+"""How a flag of the launcher is declared: what its text must look like, what `--help` says, which child reads it.
 
+The flags themselves are the fields of `Settings` in `settings.py`.
+"""
+
+import enum
 import ipaddress
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any
 
 
 class BadValue(ValueError):
@@ -14,7 +19,7 @@ Parse = Callable[[str], object]
 
 
 def text(value: str) -> str:
-    """Take any non-empty text."""
+    """Take any text. The reader of the settings refuses blank text for every option."""
     return value
 
 
@@ -112,25 +117,49 @@ def word_list(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
+V1_ERRORS = ("mixed", "openai", "tgi")
+TOOL_FORMATS = ("hermes", "llama3_json", "mistral", "json")
+REASONING_FORMATS = ("think", "mistral")
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class Child(enum.Flag):
+    """The processes to which the launcher hands a value on."""
+
+    ROUTER = enum.auto()
+    SHARD = enum.auto()
+
+
+NOBODY = Child(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One flag. `default` None means: unset, the room that uses it decides."""
+    """One flag and its environment variable, which has the flag's name in upper snake case."""
 
-    name: str  # field of Settings
     parse: Parse
     help: str
-    default: object = None
+    default: object = None  # None: unset, the room that uses the value decides
     is_switch: bool = False  # a flag without a value
     is_repeatable: bool = False
     is_secret: bool = False
     short: str | None = None
     aliases: tuple[str, ...] = ()  # further flags, each with its own environment variable
     platform_variables: tuple[str, ...] = ()  # set by a hosting platform; they win over the option's own variable
+    to: Child = NOBODY  # the children whose command line carries the value
+    flag_there: str | None = None  # the flag of that command line; None: the launcher's own
+    name: str = ""  # of the field in `Settings`
 
     @property
     def flag(self) -> str:
         """The long flag."""
         return "--" + self.name.replace("_", "-")
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The environment variables of the flag and of its aliases, in this order."""
+        return tuple(flag.lstrip("-").replace("-", "_").upper() for flag in (self.flag, *self.aliases))
 
     @property
     def metavar(self) -> str:
@@ -141,110 +170,27 @@ class Option:
             return "true|false"
         return "TEXT" if self.parse in (text, ip_address, word_list) else "N"
 
+    def flag_for(self, child: Child) -> str | None:
+        """Return the flag that carries the value to a child; None where that child does not read the value."""
+        return (self.flag_there or self.flag) if child in self.to else None
 
-V1_ERRORS = ("mixed", "openai", "tgi")
-TOOL_FORMATS = ("hermes", "llama3_json", "mistral", "json")
-REASONING_FORMATS = ("think", "mistral")
-DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-OPTIONS: tuple[Option, ...] = (
-    # Model
-    Option("model_id", text, "hub id, local folder or GGUF file; without it the demo model is served"),
-    Option("revision", text, "commit, branch or tag of the hub model"),
-    Option("sharded", boolean, "true: one shard per visible device; false: one shard"),
-    Option("num_shard", integer(1, 64), "number of shards, one process each"),
-    Option("dtype", Choice(DTYPES), "type of weights and KV cache: " + ", ".join(DTYPES)),
-    Option("device", Choice(DEVICES), "where to compute: auto (a GPU when there is one), cpu, cuda"),
-    Option("kv_cache_bytes", integer(1), "bytes of the KV cache of each shard; without it a share of memory"),
-    Option(
-        "memory_fraction",
-        fraction,
-        "share of the memory that a shard may fill",
-        aliases=("--cuda-memory-fraction",),
-    ),
-    Option("num_threads", integer(1), "threads of a shard's steps; without it the cores, from 3 on less one"),
-    Option("native_cache_dir", text, "folder of compiled CPU kernels"),
-    Option("no_native_kernels", boolean, "compute by torch alone, for bisection", default=False, is_switch=True),
-    Option(
-        "no_native_decoder",
-        boolean,
-        "llama-type models by transformers' code",
-        default=False,
-        is_switch=True,
-        aliases=("--no-fast-decoder",),
-    ),
-    Option(
-        "trust_remote_code",
-        boolean,
-        "run the modelling code that the model brings, with all the rights of the shard",
-        default=False,
-        is_switch=True,
-    ),
-    Option(
-        "allow_pickle",
-        boolean,
-        "serve pickled weights (*.bin) where there are no safetensors",
-        default=False,
-        is_switch=True,
-    ),
-    Option("disable_swaps", text, "comma-separated: qkv, gate_up, packed_linear, rms_norm; for bisection"),
-    Option("huggingface_hub_cache", text, "folder of downloaded hub models"),
-    Option("conversion_cache", text, "folder of models converted from GGUF"),
-    # Limits
-    Option("max_concurrent_requests", integer(1), "requests held at once; more get 429"),
-    Option("max_best_of", integer(1), "largest best_of of a request"),
-    Option("max_stop_sequences", integer(0), "stop strings of a request"),
-    Option("max_top_n_tokens", integer(0), "alternatives per token that a request may ask for"),
-    Option("max_input_tokens", integer(1), "prompt tokens of a request", aliases=("--max-input-length",)),
-    Option("max_total_tokens", integer(2), "prompt and output tokens of a request"),
-    Option("max_batch_prefill_tokens", integer(1), "prompt tokens computed in one step"),
-    Option("max_batch_total_tokens", integer(1), "tokens that the KV cache holds; without it what memory allows"),
-    Option(
-        "enable_prefill_logprobs",
-        boolean,
-        "taken for TGI's sake, without effect: prompt log-probabilities need no flag",
-        default=False,
-        is_switch=True,
-    ),
-    Option("max_n", integer(1), "largest n of a chat or completion"),
-    Option("max_client_batch_size", integer(1), "prompts of one call"),
-    Option("response_cache_bytes", integer(0), "bytes of answers kept for equal greedy or seeded requests; 0: none"),
-    Option("wait_for_model_timeout", seconds, "seconds that a call with x-wait-for-model waits for the model"),
-    Option("validation_workers", integer(1, 256), "threads that tokenise long prompts"),
-    Option("payload_limit", integer(1), "bytes of a request's body"),
-    # OpenAI dialect
-    Option("tokenizer_config_path", text, "tokenizer_config.json whose chat template wins over the model's"),
-    Option("v1_errors", Choice(V1_ERRORS), "form of errors on /v1: " + ", ".join(V1_ERRORS)),
-    Option("strict_model", boolean, "404 for names of models that are not served", default=False, is_switch=True),
-    Option("tool_call_parser", Choice(TOOL_FORMATS), "format of tool calls: " + ", ".join(TOOL_FORMATS)),
-    Option("reasoning_parser", Choice(REASONING_FORMATS), "format of reasoning: " + ", ".join(REASONING_FORMATS)),
-    # Sampling
-    Option("disable_grammar_support", boolean, "refuse requests with a grammar", default=False, is_switch=True),
-    Option("watermark_gamma", open_share, "part of the vocabulary that is green for the watermark"),
-    Option("watermark_delta", logit, "what the watermark adds to the logits of green tokens"),
-    # Serving
-    Option("hostname", ip_address, "address to listen on", default="0.0.0.0"),
-    Option(
-        "port",
-        integer(1, 65535),
-        "port to listen on",
-        default=3000,
-        short="-p",
-        platform_variables=("AIP_HTTP_PORT",),
-    ),
-    Option("cors_allow_origin", word_list, "origin that browsers may call from; repeatable", is_repeatable=True),
-    Option("api_key", text, "bearer key that generate routes ask for", is_secret=True),
-    Option(
-        "graceful_termination_timeout",
-        seconds,
-        "seconds that running requests get after SIGTERM",
-        default=90.0,
-        short="-g",
-    ),
-    Option("json_output", boolean, "log lines are JSON objects", default=False, is_switch=True),
-    # Processes
-    Option("shard_uds_path", text, "prefix of the shards' sockets; without it a private folder"),
-    Option("master_addr", text, "address where several shards meet", default="127.0.0.1"),
-    Option("master_port", integer(1, 65535), "port where several shards meet; without it a free one"),
-)
+def option(parse: Parse, help_text: str, default: object = None, **facts: Any) -> Any:
+    """Return a dataclass field that is a flag. `facts` are further fields of `Option`."""
+    return field(default=default, metadata={"option": Option(parse, help_text, default, **facts)})
+
+
+def derived_option(parse: Parse, help_text: str, **facts: Any) -> Any:
+    """Return a field that is a flag. Where the flag is not given, `load_settings` works out the value."""
+    return field(default=MISSING, metadata={"option": Option(parse, help_text, **facts)})
+
+
+def switch(help_text: str, **facts: Any) -> Any:
+    """Return a boolean field whose flag takes no value: False without the flag, True with the flag."""
+    return option(boolean, help_text, False, is_switch=True, **facts)
+
+
+def options_of(settings_type: Any) -> tuple[Option, ...]:
+    """Return the flags among the fields of a settings class, each with its field's name, in the order of the class."""
+    declared = [entry for entry in fields(settings_type) if "option" in entry.metadata]
+    return tuple(replace(entry.metadata["option"], name=entry.name) for entry in declared)

@@ -1,74 +1,143 @@
 """Settings of the launcher: built once from argv and environment, checked, never changed."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from textmill_launcher.errors import ConflictingSettings, SettingsError
-from textmill_launcher.options import OPTIONS, BadValue, Option
+from textmill_launcher.option_reader import read_options
+from textmill_launcher.options import (
+    DEVICES,
+    DTYPES,
+    REASONING_FORMATS,
+    TOOL_FORMATS,
+    V1_ERRORS,
+    Child,
+    Choice,
+    Option,
+    boolean,
+    derived_option,
+    fraction,
+    integer,
+    ip_address,
+    logit,
+    open_share,
+    option,
+    options_of,
+    seconds,
+    switch,
+    text,
+    word_list,
+)
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")
 MAX_SOCKET_PATH_BYTES = 104  # the kernel's 108 less the terminating zero and a rank of up to two digits and its dash
 
-# A flag that the user did not give and that no variable sets stays None: its default belongs to the room that uses it.
+ROUTER, SHARD = Child.ROUTER, Child.SHARD
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the user asked for. Fields of `OPTIONS`, then what only the environment says. None = unset."""
+    """Each field with an option is a flag (`--max-best-of`) and an environment variable (`MAX_BEST_OF`); the flag wins.
 
-    model_id: str | None
-    revision: str | None
-    sharded: bool | None
-    num_shard: int | None
-    dtype: str | None
-    device: str | None
-    kv_cache_bytes: int | None
-    memory_fraction: float | None
-    num_threads: int | None
-    native_cache_dir: str | None
-    no_native_kernels: bool
-    no_native_decoder: bool
-    disable_swaps: str | None
-    trust_remote_code: bool
-    allow_pickle: bool
-    huggingface_hub_cache: str | None
-    conversion_cache: str
-    max_concurrent_requests: int | None
-    max_best_of: int | None
-    max_stop_sequences: int | None
-    max_top_n_tokens: int | None
-    max_input_tokens: int | None
-    max_total_tokens: int | None
-    max_batch_prefill_tokens: int | None
-    max_batch_total_tokens: int | None
-    max_n: int | None
-    max_client_batch_size: int | None
-    enable_prefill_logprobs: bool  # changes nothing
-    response_cache_bytes: int | None
-    wait_for_model_timeout: float | None  # seconds
-    validation_workers: int | None
-    payload_limit: int | None
-    tokenizer_config_path: str | None
-    v1_errors: str | None
-    strict_model: bool
-    tool_call_parser: str | None
-    reasoning_parser: str | None
-    disable_grammar_support: bool
-    watermark_gamma: float | None
-    watermark_delta: float | None
-    hostname: str
-    port: int
-    cors_allow_origin: tuple[str, ...]
-    api_key: str | None
-    graceful_termination_timeout: float  # seconds
-    json_output: bool
-    shard_uds_path: str | None
-    master_addr: str
-    master_port: int | None
+    None means that the user gave neither. The default then belongs to the room that uses the value, and the launcher
+    hands nothing on.
+    """
+
+    # Model
+    model_id: str | None = option(text, "hub id, local folder or GGUF file; without it the demo model is served")
+    revision: str | None = option(text, "commit, branch or tag of the hub model")
+    sharded: bool | None = option(boolean, "true: one shard per visible device; false: one shard")
+    num_shard: int | None = option(integer(1, 64), "number of shards, one process each")
+    dtype: str | None = option(Choice(DTYPES), "type of weights and KV cache: " + ", ".join(DTYPES), to=SHARD)
+    device: str | None = option(
+        Choice(DEVICES), "where to compute: auto (a GPU when there is one), cpu, cuda", to=SHARD
+    )
+    kv_cache_bytes: int | None = option(
+        integer(1), "bytes of the KV cache of each shard; without it a share of memory", to=SHARD
+    )
+    memory_fraction: float | None = option(
+        fraction, "share of the memory that a shard may fill", aliases=("--cuda-memory-fraction",), to=SHARD
+    )
+    num_threads: int | None = option(
+        integer(1), "threads of a shard's steps; without it the cores, from 3 on less one", to=SHARD
+    )
+    native_cache_dir: str | None = option(text, "folder of compiled CPU kernels", to=SHARD)
+    no_native_kernels: bool = switch("compute by torch alone, for bisection", to=SHARD)
+    no_native_decoder: bool = switch(
+        "llama-type models by transformers' code", aliases=("--no-fast-decoder",), to=SHARD
+    )
+    trust_remote_code: bool = switch(
+        "run the modelling code that the model brings, with all the rights of the shard", to=SHARD
+    )
+    allow_pickle: bool = switch("serve pickled weights (*.bin) where there are no safetensors", to=SHARD)
+    disable_swaps: str | None = option(
+        text, "comma-separated: qkv, gate_up, packed_linear, rms_norm; for bisection", to=SHARD
+    )
+    huggingface_hub_cache: str | None = option(text, "folder of downloaded hub models")
+    conversion_cache: str = derived_option(text, "folder of models converted from GGUF")
+    # Limits
+    max_concurrent_requests: int | None = option(integer(1), "requests held at once; more get 429", to=ROUTER)
+    max_best_of: int | None = option(integer(1), "largest best_of of a request", to=ROUTER)
+    max_stop_sequences: int | None = option(integer(0), "stop strings of a request", to=ROUTER)
+    max_top_n_tokens: int | None = option(integer(0), "alternatives per token that a request may ask for", to=ROUTER)
+    max_input_tokens: int | None = option(
+        integer(1), "prompt tokens of a request", aliases=("--max-input-length",), to=ROUTER
+    )
+    max_total_tokens: int | None = option(integer(2), "prompt and output tokens of a request", to=ROUTER)
+    max_batch_prefill_tokens: int | None = option(integer(1), "prompt tokens computed in one step", to=ROUTER)
+    max_batch_total_tokens: int | None = option(
+        integer(1),
+        "tokens that the KV cache holds; without it what memory allows",
+        to=SHARD,
+        flag_there="--max-kv-tokens",
+    )
+    max_n: int | None = option(integer(1), "largest n of a chat or completion", to=ROUTER)
+    max_client_batch_size: int | None = option(integer(1), "prompts of one call", to=ROUTER)
+    response_cache_bytes: int | None = option(
+        integer(0), "bytes of answers kept for equal greedy or seeded requests; 0: none", to=ROUTER
+    )
+    wait_for_model_timeout: float | None = option(
+        seconds, "seconds that a call with x-wait-for-model waits for the model", to=ROUTER
+    )
+    validation_workers: int | None = option(integer(1, 256), "threads that tokenise long prompts", to=ROUTER)
+    payload_limit: int | None = option(integer(1), "bytes of a request's body", to=ROUTER)
+    # OpenAI dialect
+    tokenizer_config_path: str | None = option(
+        text, "tokenizer_config.json whose chat template wins over the model's", to=ROUTER
+    )
+    v1_errors: str | None = option(Choice(V1_ERRORS), "form of errors on /v1: " + ", ".join(V1_ERRORS), to=ROUTER)
+    strict_model: bool = switch("404 for names of models that are not served", to=ROUTER)
+    tool_call_parser: str | None = option(
+        Choice(TOOL_FORMATS), "format of tool calls: " + ", ".join(TOOL_FORMATS), to=ROUTER
+    )
+    reasoning_parser: str | None = option(
+        Choice(REASONING_FORMATS), "format of reasoning: " + ", ".join(REASONING_FORMATS), to=ROUTER
+    )
+    # Sampling
+    disable_grammar_support: bool = switch("refuse requests with a grammar", to=ROUTER)
+    watermark_gamma: float | None = option(
+        open_share, "part of the vocabulary that is green for the watermark", to=SHARD
+    )
+    watermark_delta: float | None = option(logit, "what the watermark adds to the logits of green tokens", to=SHARD)
+    # Serving
+    hostname: str = option(ip_address, "address to listen on", "0.0.0.0", to=ROUTER)
+    port: int = option(
+        integer(1, 65535), "port to listen on", 3000, short="-p", platform_variables=("AIP_HTTP_PORT",), to=ROUTER
+    )
+    cors_allow_origin: tuple[str, ...] = option(
+        word_list, "origin that browsers may call from; repeatable", (), is_repeatable=True, to=ROUTER
+    )
+    api_key: str | None = option(text, "bearer key that generate routes ask for", is_secret=True)
+    graceful_termination_timeout: float = option(
+        seconds, "seconds that running requests get after SIGTERM", 90.0, short="-g"
+    )
+    json_output: bool = switch("log lines are JSON objects", to=ROUTER | SHARD)
+    # Processes
+    shard_uds_path: str | None = option(text, "prefix of the shards' sockets; without it a private folder")
+    master_addr: str = option(text, "address where several shards meet", "127.0.0.1")
+    master_port: int | None = option(integer(1, 65535), "port where several shards meet; without it a free one")
+    # What only the environment says
     hub_token: str | None
     log_level: str
     visible_devices: str | None  # CUDA_VISIBLE_DEVICES, else NVIDIA_VISIBLE_DEVICES; "" counts as one device
@@ -76,113 +145,48 @@ class Settings:
 
     def describe(self) -> dict[str, object]:
         """Return what was set, for the log; secrets are masked."""
-        shown = {option.name: getattr(self, option.name) for option in OPTIONS}
+        shown = {entry.name: getattr(self, entry.name) for entry in OPTIONS}
         shown["hub_token"] = self.hub_token
-        for secret in ("hub_token", *(option.name for option in OPTIONS if option.is_secret)):
+        for secret in ("hub_token", *(entry.name for entry in OPTIONS if entry.is_secret)):
             shown[secret] = "***" if shown[secret] else None
         return {name: value for name, value in shown.items() if value not in (None, ())}
 
 
-def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Build the settings: a flag wins over its variable, an empty variable counts as unset.
+OPTIONS = options_of(Settings)
 
-    Raises `SettingsError` for one bad value, `ConflictingSettings` for a bad combination. `--help`, `--version` and
-    unknown flags end the process as argparse does (0, 0, 2).
+# Flags of text-generation-inference that are read, checked and dropped: Textmill needs no flag for what they switch on.
+WITHOUT_EFFECT = (
+    Option(
+        boolean,
+        "taken for TGI's sake, without effect: prompt log-probabilities need no flag",
+        False,
+        is_switch=True,
+        name="enable_prefill_logprobs",
+    ),
+)
+
+
+def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Build the settings. Raises `SettingsError` for one bad value, `ConflictingSettings` for a bad combination.
+
+    `--help`, `--version` and unknown flags end the process as `read_options` says.
     """
-    given = vars(_build_parser().parse_args(list(argv)))
-    warnings: list[str] = []
-    values: dict[str, Any] = {}
-    for option in OPTIONS:
-        values[option.name] = _value_of(option, given[option.name], environ, warnings)
+    values, warnings = read_options((*OPTIONS, *WITHOUT_EFFECT), argv, environ)
+    for dropped in WITHOUT_EFFECT:
+        del values[dropped.name]
     if values["conversion_cache"] is None:
         base = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".cache")
         values["conversion_cache"] = str(Path(base) / "textmill" / "converted")
-    values["cors_allow_origin"] = values["cors_allow_origin"] or ()
     devices = environ.get("CUDA_VISIBLE_DEVICES")
     settings = Settings(
         **values,
         hub_token=next((environ[name] for name in TOKEN_VARIABLES if environ.get(name)), None),
         log_level=_log_level(environ.get("LOG_LEVEL") or "info"),
         visible_devices=devices if devices is not None else environ.get("NVIDIA_VISIBLE_DEVICES"),
-        warnings=tuple(warnings),
+        warnings=warnings,
     )
     _check_together(settings)
     return settings
-
-
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="launcher",
-        description="Serve a language model over HTTP: starts one shard per device and the router.",
-        epilog="Each flag can be given as an environment variable, e.g. --max-input-tokens as MAX_INPUT_TOKENS.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("-V", "--version", action="version", version=f"textmill {version('textmill')}")
-    for option in OPTIONS:
-        names = [*([option.short] if option.short else []), option.flag, *option.aliases]
-        shown_default = "" if option.default is None or option.is_switch else f" (default: {option.default})"
-        if option.is_switch:
-            switched_on = _Given(option.flag, "true")
-            parser.add_argument(*names, dest=option.name, action="append_const", const=switched_on, help=option.help)
-        else:
-            help_text = option.help + shown_default
-            parser.add_argument(*names, dest=option.name, action=_Remember, metavar=option.metavar, help=help_text)
-    return parser
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """A value and where it was written: a flag or a variable."""
-
-    where: str
-    value: str
-
-
-class _Remember(argparse.Action):
-    """Keep each value beside the flag that brought it, so that a message can name that flag."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        known = getattr(namespace, self.dest) or []
-        setattr(namespace, self.dest, [*known, _Given(option_string or self.dest, values)])
-
-
-def _value_of(option: Option, flags: list[_Given] | None, environ: Mapping[str, str], warnings: list[str]) -> object:
-    """Return the checked value of one option."""
-    variables = [name.lstrip("-").replace("-", "_").upper() for name in (option.flag, *option.aliases)]
-    platform = [_Given(name, environ[name]) for name in option.platform_variables if environ.get(name)]
-    given = flags or platform or [_Given(name, environ[name]) for name in variables if environ.get(name)]
-    if not given:
-        return option.default
-    if len({entry.where for entry in given}) > 1 and not option.is_repeatable:
-        names = " and ".join(sorted({entry.where for entry in given}))
-        raise ConflictingSettings(f"{names} mean the same: give one of them")
-    if not flags and option.name == "hostname":
-        # Shells and containers set HOSTNAME to the machine's name; that is not a wish to listen there.
-        try:
-            return option.parse(given[-1].value)
-        except BadValue:
-            warnings.append(f"HOSTNAME={given[-1].value} is not an IP address: listening on {option.default}")
-            return option.default
-    parsed = [_parse(option, entry) for entry in given]
-    if option.is_repeatable:
-        return tuple(item for entry in parsed for item in entry)  # type: ignore[attr-defined]
-    return parsed[-1]
-
-
-def _parse(option: Option, given: _Given) -> object:
-    shown = "***" if option.is_secret else repr(given.value)
-    if not given.value.strip():
-        raise SettingsError(f"{given.where} is {shown}, wanted {option.help}")
-    try:
-        return option.parse(given.value)
-    except BadValue as error:
-        raise SettingsError(f"{given.where} is {shown}, wanted {error}") from None
 
 
 def _log_level(value: str) -> str:

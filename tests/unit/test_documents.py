@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from textmill_launcher.options import OPTIONS
+from textmill_launcher.settings import OPTIONS, WITHOUT_EFFECT
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDERS = (".", "docs", "docs/decisions", "proto", "router", "shard", "launcher", "tests", "bench", "deploy")
@@ -56,7 +56,10 @@ def room_files(room: str) -> list[Path]:
 @pytest.mark.parametrize("page", ["README.md", "docs/clients.md"])
 def test_every_flag_that_a_page_names_is_one_of_the_launcher(page: str) -> None:
     """Snippets of other programs, which a language is named for, have flags of their own; so does lm-eval in words."""
-    flags = {name for option in OPTIONS for name in (option.flag, *option.aliases)} | {"--help", "--batch_size"}
+    flags = {name for option in (*OPTIONS, *WITHOUT_EFFECT) for name in (option.flag, *option.aliases)} | {
+        "--help",
+        "--batch_size",
+    }
     text = re.sub(r"^```\w+\n.*?^```", "", (REPOSITORY / page).read_text(), flags=re.DOTALL | re.MULTILINE)
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text))
     assert len(named) > 3

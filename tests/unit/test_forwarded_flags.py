@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from textmill_launcher.child_arguments import FORWARDED, ModelFolder, ShardPlace, router_command, shard_command
-from textmill_launcher.options import DTYPES, OPTIONS, REASONING_FORMATS, TOOL_FORMATS, V1_ERRORS
-from textmill_launcher.settings import load_settings
+from textmill_launcher.child_arguments import ModelFolder, ShardPlace, router_command, shard_command
+from textmill_launcher.options import DTYPES, REASONING_FORMATS, TOOL_FORMATS, V1_ERRORS, Child, Option
+from textmill_launcher.settings import OPTIONS, load_settings
 from textmill_router.http.error_responses import ErrorStyle
 from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
 from textmill_router.settings import load_settings as load_router_settings
@@ -21,7 +21,6 @@ PLACE = ShardPlace(rank=0, world_size=1, socket=Path("/run/s-0"), master_addr="1
 OWN = {
     "api_key",
     "conversion_cache",
-    "enable_prefill_logprobs",
     "graceful_termination_timeout",
     "huggingface_hub_cache",
     "master_addr",
@@ -43,16 +42,18 @@ def field_of(flag: str) -> str:
     return flag.removeprefix("--").replace("-", "_")
 
 
+FORWARDED = [option for option in OPTIONS if option.to]
+
+
 def test_every_option_is_the_launchers_own_or_reaches_a_child() -> None:
-    assert {option.name for option in OPTIONS} - OWN == set(FORWARDED)
+    assert {option.name for option in OPTIONS} - OWN == {option.name for option in FORWARDED}
 
 
-@pytest.mark.parametrize("name", FORWARDED)
-def test_children_read_the_value_that_the_launcher_was_given(name: str) -> None:
-    text, value = GOOD_VALUES[name]
-    settings = load_settings(arguments(name, text), {})
-    router_flag, shard_flag = FORWARDED[name]
-    assert router_flag or shard_flag
+@pytest.mark.parametrize("option", FORWARDED, ids=lambda option: option.name)
+def test_children_read_the_value_that_the_launcher_was_given(option: Option) -> None:
+    text, value = GOOD_VALUES[option.name]
+    settings = load_settings(arguments(option.name, text), {})
+    router_flag, shard_flag = option.flag_for(Child.ROUTER), option.flag_for(Child.SHARD)
     if router_flag is not None:
         router = load_router_settings(router_command(settings, MODEL, PLACE.socket)[3:], {})
         assert as_text(getattr(router, field_of(router_flag))) == as_text(value)

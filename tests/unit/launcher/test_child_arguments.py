@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from textmill_launcher.child_arguments import (
-    FORWARDED,
     ModelFolder,
     ShardPlace,
     child_environment,
@@ -16,7 +15,7 @@ from textmill_launcher.child_arguments import (
     router_environment,
     shard_command,
 )
-from textmill_launcher.settings import Settings, load_settings
+from textmill_launcher.settings import load_settings
 
 MODEL = ModelFolder(path=Path("/models/m"), model_id="org/m", model_sha="a" * 40)
 ALONE = ShardPlace(rank=0, world_size=1, socket=Path("/run/s-0"), master_addr="127.0.0.1", master_port=None)
@@ -26,10 +25,6 @@ SECRETS = {"API_KEY": "s3cret", "HF_TOKEN": "hf_1", "HF_API_TOKEN": "hf_2", "HUG
 def value_after(command: list[str], flag: str) -> str:
     assert command.count(flag) == 1, command
     return command[command.index(flag) + 1]
-
-
-def test_table_names_options_that_exist() -> None:
-    assert set(FORWARDED) <= {field.name for field in dataclasses.fields(Settings)}
 
 
 def test_unset_options_are_left_to_the_room_that_uses_them() -> None:

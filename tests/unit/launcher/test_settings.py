@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 from textmill_launcher.errors import ConflictingSettings, SettingsError
-from textmill_launcher.options import OPTIONS
-from textmill_launcher.settings import Settings, load_settings
+from textmill_launcher.settings import OPTIONS, WITHOUT_EFFECT, Settings, load_settings
 
 # One good value per option that differs from its default: flag text, value in the settings.
 GOOD_VALUES = {
@@ -41,7 +40,6 @@ GOOD_VALUES = {
     "strict_model": ("true", True),
     "tool_call_parser": ("hermes", "hermes"),
     "reasoning_parser": ("think", "think"),
-    "enable_prefill_logprobs": ("true", True),
     "response_cache_bytes": ("0", 0),
     "wait_for_model_timeout": ("2.5", 2.5),
     "validation_workers": ("1", 1),
@@ -67,9 +65,21 @@ def arguments(name: str, text: str) -> list[str]:
     return [flag] if name in switches else [flag, text]
 
 
-def test_every_option_has_a_sample_here_and_a_field() -> None:
+def test_every_option_has_a_sample_here() -> None:
     assert set(GOOD_VALUES) == {option.name for option in OPTIONS}
-    assert set(GOOD_VALUES) <= {field.name for field in dataclasses.fields(Settings)}
+
+
+def test_fields_without_a_flag_are_those_that_only_the_environment_says() -> None:
+    without_flag = {field.name for field in dataclasses.fields(Settings)} - set(GOOD_VALUES)
+    assert without_flag == {"hub_token", "log_level", "visible_devices", "warnings"}
+
+
+def test_flags_without_effect_are_read_checked_and_dropped() -> None:
+    assert [option.flag for option in WITHOUT_EFFECT] == ["--enable-prefill-logprobs"]
+    assert load_settings(["--enable-prefill-logprobs"], {}) == load_settings([], {})
+    assert load_settings([], {"ENABLE_PREFILL_LOGPROBS": "true"}) == load_settings([], {})
+    with pytest.raises(SettingsError, match="ENABLE_PREFILL_LOGPROBS is 'perhaps', wanted true or false"):
+        load_settings([], {"ENABLE_PREFILL_LOGPROBS": "perhaps"})
 
 
 @pytest.mark.parametrize("name", GOOD_VALUES)

@@ -12,7 +12,6 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from textmill_shard.attention.base import AttentionRule
 from textmill_shard.layouts.native_decoder import NativeDecoder
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
+from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.native.kernels import load_kernels
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -73,26 +73,13 @@ def make_model(dtype: torch.dtype) -> Any:
 def make_batch(groups: tuple[tuple[int, int, int], ...], *, num_blocks: int = POOL_BLOCKS) -> ForwardBatch:
     """A step over shuffled blocks; each group is (sequences, tokens stored before, tokens of the step)."""
     pieces = [(before, count) for sequences, before, count in groups for _ in range(sequences)]
-    lengths = [before + count for before, count in pieces]
-    widest = -(-max(lengths) // BLOCK_SIZE)
-    tables_RB = torch.randperm(num_blocks)[: len(pieces) * widest].view(len(pieces), widest)
-    positions = [torch.arange(before, before + count) for before, count in pieces]
-    places = [
-        table_B[position_C // BLOCK_SIZE] * BLOCK_SIZE + position_C % BLOCK_SIZE
-        for table_B, position_C in zip(tables_RB, positions, strict=True)
+    widest = -(-max(before + count for before, count in pieces) // BLOCK_SIZE)
+    tables = torch.randperm(num_blocks)[: len(pieces) * widest].view(len(pieces), widest).tolist()
+    rows = [
+        SyntheticRow(ids_n=torch.randint(0, SHAPE.vocabulary, (count,)), blocks=table, start=before)
+        for table, (before, count) in zip(tables, pieces, strict=True)
     ]
-    starts = torch.tensor([0, *accumulate(count for _, count in pieces)])
-    return ForwardBatch(
-        input_ids_T=torch.randint(0, SHAPE.vocabulary, (int(starts[-1]),)),
-        position_ids_T=torch.cat(positions),
-        kv_places_T=torch.cat(places),
-        query_starts=starts.int(),
-        context_lens_R=torch.tensor(lengths, dtype=torch.int32),
-        block_tables_RB=tables_RB.int(),
-        logit_rows_N=starts[1:] - 1,
-        max_query_len=max(count for _, count in pieces),
-        max_context_len=max(lengths),
-    )
+    return synthetic_batch(rows, block_size=BLOCK_SIZE)
 
 
 def step_times_ms(decoder: NativeDecoder, batch: ForwardBatch, seconds: float) -> Iterator[float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.native.kernels import Kernels, load_kernels
 
 
@@ -38,39 +39,19 @@ class Piece:
 
 
 def make_batch(
-    pieces: Sequence[Piece], *, ids: Sequence[torch.Tensor], block_size: int, seed: int = 0, num_padding: int = 0
+    pieces: Sequence[Piece], *, ids: Sequence[torch.Tensor], block_size: int, seed: int = 0
 ) -> tuple[ForwardBatch, int]:
     """Give the batch and the number of its blocks; `ids` are whole contexts. Equal seeds and ends: equal tables."""
     generator = torch.Generator().manual_seed(seed)
     counts = [-(-len(context) // block_size) for context in ids]
     scratch = sum(counts)
-    shuffled = torch.randperm(scratch, generator=generator).int()
-    widest = max(-(-(piece.before + piece.count) // block_size) for piece in pieces)
-    tables_RB = torch.full((len(pieces), widest), scratch, dtype=torch.int32)
-    tokens, positions, places, starts = [], [], [], [0]
-    for row, (piece, context) in enumerate(zip(pieces, ids, strict=True)):
-        table = shuffled[sum(counts[:row]) : sum(counts[: row + 1])]
-        used = -(-(piece.before + piece.count) // block_size)
-        tables_RB[row, :used] = table[:used]
-        position = torch.arange(piece.before, piece.before + piece.count)
-        tokens.append(context[position])
-        positions.append(position)
-        places.append(table[position // block_size].long() * block_size + position % block_size)
-        starts.append(starts[-1] + piece.count)
-    tokens.append(torch.zeros(num_padding, dtype=torch.int64))
-    positions.append(torch.zeros(num_padding, dtype=torch.int64))
-    places.append(torch.full((num_padding,), scratch * block_size))
-    batch = ForwardBatch(
-        input_ids_T=torch.cat(tokens),
-        position_ids_T=torch.cat(positions),
-        kv_places_T=torch.cat(places),
-        query_starts=torch.tensor(starts, dtype=torch.int32),
-        context_lens_R=torch.tensor([piece.before + piece.count for piece in pieces], dtype=torch.int32),
-        block_tables_RB=tables_RB,
-        logit_rows_N=torch.tensor(starts[1:]) - 1,
-        max_query_len=max(piece.count for piece in pieces),
-        max_context_len=max(piece.before + piece.count for piece in pieces),
-    )
+    tables = torch.randperm(scratch, generator=generator).split(counts)
+    rows = []
+    for piece, context, table in zip(pieces, ids, tables, strict=True):
+        end = piece.before + piece.count
+        blocks = table[: -(-end // block_size)].tolist()
+        rows.append(SyntheticRow(ids_n=context[piece.before : end], blocks=blocks, start=piece.before))
+    batch = synthetic_batch(rows, block_size=block_size, scratch_block=scratch)
     return batch, scratch
 
 

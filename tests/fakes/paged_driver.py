@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.runner import ModelRunner
+from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 
 
 @dataclass(slots=True)
@@ -25,6 +26,7 @@ class PagedDriver:
         self.runner = runner
         self.block_size = runner.facts.block_size
         runner.allocate_kv(num_blocks)
+        self._scratch_block = num_blocks
         order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(seed))
         self._free_blocks: list[int] = order.tolist()
 
@@ -49,38 +51,16 @@ class PagedDriver:
     def build(
         self, work: Sequence[tuple[DrivenSequence, int]], *, all_logits: bool = False, padding: int = 0
     ) -> ForwardBatch:
-        ids: list[int] = []
-        positions: list[int] = []
-        places: list[int] = []
-        starts = [0]
-        rows: list[int] = []
-        assert self.runner.kv_pool is not None
-        scratch = self.runner.kv_pool.scratch_block
-        for sequence, length in work:
-            for position in range(sequence.num_computed, sequence.num_computed + length):
-                ids.append(sequence.tokens[position])
-                positions.append(position)
-                block = sequence.blocks[position // self.block_size]
-                places.append(block * self.block_size + position % self.block_size)
-            rows.extend(range(starts[-1], len(ids)) if all_logits else [len(ids) - 1])
-            starts.append(len(ids))
-        ids += [0] * padding
-        positions += [0] * padding
-        places += [scratch * self.block_size] * padding
-        width = max(len(sequence.blocks) for sequence, _ in work)
-        tables = [sequence.blocks + [scratch] * (width - len(sequence.blocks)) for sequence, _ in work]
-        context_lens = [sequence.num_computed + length for sequence, length in work]
-        return ForwardBatch(
-            input_ids_T=torch.tensor(ids),
-            position_ids_T=torch.tensor(positions),
-            kv_places_T=torch.tensor(places),
-            query_starts=torch.tensor(starts, dtype=torch.int32),
-            context_lens_R=torch.tensor(context_lens, dtype=torch.int32),
-            block_tables_RB=torch.tensor(tables, dtype=torch.int32),
-            logit_rows_N=torch.tensor(rows),
-            max_query_len=max(length for _, length in work),
-            max_context_len=max(context_lens),
-        )
+        rows = [
+            SyntheticRow(
+                ids_n=torch.tensor(sequence.tokens[sequence.num_computed : sequence.num_computed + length]),
+                blocks=sequence.blocks,
+                start=sequence.num_computed,
+                num_logits=length if all_logits else 1,
+            )
+            for sequence, length in work
+        ]
+        return synthetic_batch(rows, block_size=self.block_size, scratch_block=self._scratch_block, num_padding=padding)
 
     def decode_greedily(self, sequences: Sequence[DrivenSequence], num_tokens: int) -> None:
         """Append `num_tokens` argmax tokens to each, all in one batch; the prompts are computed already."""

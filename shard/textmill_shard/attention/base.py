@@ -1,9 +1,9 @@
-"""What an attention backend is: it prepares a step once, then attends layer by layer."""
+"""What an attention backend is: it makes an object of each step, which attends layer by layer."""
 
 # T tokens of the step, H local query heads, K local key/value heads, D key width, E value width
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -21,18 +21,22 @@ class AttentionRule:
     sinks_H: torch.Tensor | None = None  # a score per head that takes weight and gives nothing
 
 
-class AttentionBackend(Protocol):
-    """`prepare` once per step, then `attend` once per layer with what it gave."""
-
-    def prepare(self, batch: ForwardBatch, *, block_size: int) -> Any: ...
+class AttentionStep(Protocol):
+    """What a backend made of the batch of one step: the indices that every layer of the step attends with."""
 
     def attend(
-        self,
-        step: Any,
-        query_THD: torch.Tensor,
-        key_pool: torch.Tensor,
-        value_pool: torch.Tensor,
-        rule: AttentionRule,
+        self, query_THD: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, rule: AttentionRule
     ) -> torch.Tensor:
-        """Give `[T, H, E]`; K and V of this step already stand in the pools `[blocks, block_size, K, D or E]`."""
+        """Give `[T, H, E]`, once per layer.
+
+        K and V of this step already stand in the pools `[blocks, block_size, K, D or E]`.
+        """
+        ...
+
+
+class AttentionBackend(Protocol):
+    """Chosen when the layout is built."""
+
+    def prepare(self, batch: ForwardBatch, *, block_size: int) -> AttentionStep:
+        """Once per step, before the first layer; `block_size` counts tokens."""
         ...

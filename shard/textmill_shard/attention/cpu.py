@@ -15,9 +15,28 @@ from textmill_shard.native.kernels import Kernels
 class CpuStep:
     """The int32 tensors of the batch, contiguous."""
 
+    kernels: Kernels
     block_tables_RB: torch.Tensor
     query_starts: torch.Tensor
     context_lens_R: torch.Tensor
+
+    def attend(
+        self, query_THD: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, rule: AttentionRule
+    ) -> torch.Tensor:
+        out_THE = self.kernels.attention(
+            query_THD.to(key_pool.dtype),
+            key_pool,
+            value_pool,
+            block_tables_RB=self.block_tables_RB,
+            query_starts=self.query_starts,
+            context_lens_R=self.context_lens_R,
+            scaling=rule.scaling,
+            window_tokens=rule.window_tokens,
+            chunk_tokens=rule.chunk_tokens,
+            softcap=rule.softcap,
+            sinks_H=None if rule.sinks_H is None else rule.sinks_H.float().contiguous(),
+        )
+        return out_THE.to(query_THD.dtype)
 
 
 class CpuAttention:
@@ -28,30 +47,8 @@ class CpuAttention:
 
     def prepare(self, batch: ForwardBatch, *, block_size: int) -> CpuStep:
         return CpuStep(
+            kernels=self._kernels,
             block_tables_RB=batch.block_tables_RB.contiguous(),
             query_starts=batch.query_starts.contiguous(),
             context_lens_R=batch.context_lens_R.contiguous(),
         )
-
-    def attend(
-        self,
-        step: CpuStep,
-        query_THD: torch.Tensor,
-        key_pool: torch.Tensor,
-        value_pool: torch.Tensor,
-        rule: AttentionRule,
-    ) -> torch.Tensor:
-        out_THE = self._kernels.attention(
-            query_THD.to(key_pool.dtype),
-            key_pool,
-            value_pool,
-            block_tables_RB=step.block_tables_RB,
-            query_starts=step.query_starts,
-            context_lens_R=step.context_lens_R,
-            scaling=rule.scaling,
-            window_tokens=rule.window_tokens,
-            chunk_tokens=rule.chunk_tokens,
-            softcap=rule.softcap,
-            sinks_H=None if rule.sinks_H is None else rule.sinks_H.float().contiguous(),
-        )
-        return out_THE.to(query_THD.dtype)

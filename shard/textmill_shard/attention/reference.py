@@ -39,12 +39,43 @@ class PrefillPiece:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceStep:
-    """The parts of a flat batch, one `attend` call each."""
+    """The parts of a flat batch, attended one after the other."""
 
     decode: DecodeRows | None
     pieces: tuple[PrefillPiece, ...]
     num_tokens: int
     is_whole: bool  # every row of the batch belongs to a part
+
+    def attend(
+        self, query_THD: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, rule: AttentionRule
+    ) -> torch.Tensor:
+        num_heads, num_kv_heads = query_THD.shape[1], key_pool.shape[2]
+        out_shape = (self.num_tokens, num_heads, value_pool.shape[3])
+        out_THE = query_THD.new_empty(out_shape) if self.is_whole else query_THD.new_zeros(out_shape)
+
+        if self.decode is not None:
+            rows = self.decode
+            # The query heads that share a K and V stand on the query axis: nothing is repeated.
+            query_RKGD = _group(query_THD[rows.token_rows_R], num_kv_heads)
+            key_RKCD = _gather(key_pool, rows.block_tables_RB, rows.stale)
+            value_RKCE = _gather(value_pool, rows.block_tables_RB, rows.stale)
+            mask_R11C = _may_see(rows.positions_R1, key_RKCD.shape[2], rule)[:, None, None, :]
+            sinks_KG1 = _sinks(rule, num_kv_heads, num_queries=1)
+            out = _attend(query_RKGD, key_RKCD, value_RKCE, mask_R11C, sinks_KG1, rule)
+            out_THE[rows.token_rows_R] = out.flatten(1, 2)
+
+        for piece in self.pieces:
+            num_queries = piece.stop - piece.start
+            query_QKGD = _group(query_THD[piece.start : piece.stop], num_kv_heads)
+            query_1KQD = query_QKGD.permute(1, 2, 0, 3).flatten(1, 2).unsqueeze(0)  # Q runs over G, then queries
+            key_1KCD = _gather(key_pool, piece.block_table_1B, piece.stale)
+            value_1KCE = _gather(value_pool, piece.block_table_1B, piece.stale)
+            mask_QC = _may_see(piece.positions_Q1, key_1KCD.shape[2], rule).repeat(num_heads // num_kv_heads, 1)
+            sinks_KQ1 = _sinks(rule, num_kv_heads, num_queries=num_queries)
+            out = _attend(query_1KQD, key_1KCD, value_1KCE, mask_QC, sinks_KQ1, rule)
+            out_KGQE = out.reshape(num_kv_heads, num_heads // num_kv_heads, num_queries, -1)
+            out_THE[piece.start : piece.stop] = out_KGQE.permute(2, 0, 1, 3).flatten(1, 2)
+        return out_THE
 
 
 class ReferenceAttention:
@@ -93,42 +124,6 @@ class ReferenceAttention:
         return ReferenceStep(
             decode=decode, pieces=tuple(pieces), num_tokens=num_tokens, is_whole=starts[-1] == num_tokens
         )
-
-    def attend(
-        self,
-        step: ReferenceStep,
-        query_THD: torch.Tensor,
-        key_pool: torch.Tensor,
-        value_pool: torch.Tensor,
-        rule: AttentionRule,
-    ) -> torch.Tensor:
-        num_heads, num_kv_heads = query_THD.shape[1], key_pool.shape[2]
-        out_shape = (step.num_tokens, num_heads, value_pool.shape[3])
-        out_THE = query_THD.new_empty(out_shape) if step.is_whole else query_THD.new_zeros(out_shape)
-
-        if step.decode is not None:
-            rows = step.decode
-            # The query heads that share a K and V stand on the query axis: nothing is repeated.
-            query_RKGD = _group(query_THD[rows.token_rows_R], num_kv_heads)
-            key_RKCD = _gather(key_pool, rows.block_tables_RB, rows.stale)
-            value_RKCE = _gather(value_pool, rows.block_tables_RB, rows.stale)
-            mask_R11C = _may_see(rows.positions_R1, key_RKCD.shape[2], rule)[:, None, None, :]
-            sinks_KG1 = _sinks(rule, num_kv_heads, num_queries=1)
-            out = _attend(query_RKGD, key_RKCD, value_RKCE, mask_R11C, sinks_KG1, rule)
-            out_THE[rows.token_rows_R] = out.flatten(1, 2)
-
-        for piece in step.pieces:
-            num_queries = piece.stop - piece.start
-            query_QKGD = _group(query_THD[piece.start : piece.stop], num_kv_heads)
-            query_1KQD = query_QKGD.permute(1, 2, 0, 3).flatten(1, 2).unsqueeze(0)  # Q runs over G, then queries
-            key_1KCD = _gather(key_pool, piece.block_table_1B, piece.stale)
-            value_1KCE = _gather(value_pool, piece.block_table_1B, piece.stale)
-            mask_QC = _may_see(piece.positions_Q1, key_1KCD.shape[2], rule).repeat(num_heads // num_kv_heads, 1)
-            sinks_KQ1 = _sinks(rule, num_kv_heads, num_queries=num_queries)
-            out = _attend(query_1KQD, key_1KCD, value_1KCE, mask_QC, sinks_KQ1, rule)
-            out_KGQE = out.reshape(num_kv_heads, num_heads // num_kv_heads, num_queries, -1)
-            out_THE[piece.start : piece.stop] = out_KGQE.permute(2, 0, 1, 3).flatten(1, 2)
-        return out_THE
 
 
 def _group(query_QHD: torch.Tensor, num_kv_heads: int) -> torch.Tensor:

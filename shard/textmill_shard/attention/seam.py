@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from textmill_shard.attention.base import AttentionBackend, AttentionRule
+from textmill_shard.attention.base import AttentionBackend, AttentionRule, AttentionStep
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import KvPool
 
@@ -26,13 +26,13 @@ class StepContext:
     pool: KvPool | None = None
     kv_places_T: torch.Tensor | None = None
     is_long_rope_T: torch.Tensor | None = None  # bool; None where the model has one rotary table
-    prepared: Any = None
+    attention: AttentionStep | None = None
 
     def begin(self, batch: ForwardBatch) -> None:
         assert self.pool is not None, "allocate_kv comes before forward"
         self.kv_places_T = batch.kv_places_T
         self.is_long_rope_T = batch.is_long_rope_T
-        self.prepared = self.backend.prepare(batch, block_size=self.pool.block_size)
+        self.attention = self.backend.prepare(batch, block_size=self.pool.block_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +48,16 @@ class PagedLayer:
 
         A flat batch has B = 1; state rows have n = 1 where they decode.
         """
-        pool = self.context.pool
-        places_T = self.context.kv_places_T
+        pool, places_T, attention = self.context.pool, self.context.kv_places_T, self.context.attention
         assert pool is not None
         assert places_T is not None, "begin comes before the forward"
+        assert attention is not None
         key_pool, value_pool = pool.keys[self.index], pool.values[self.index]
         key_THD, value_THE = key.transpose(1, 2).flatten(0, 1), value.transpose(1, 2).flatten(0, 1)
         key_pool.flatten(0, 1).index_copy_(0, places_T, key_THD.to(key_pool.dtype))
         value_pool.flatten(0, 1).index_copy_(0, places_T, value_THE.to(value_pool.dtype))
         query_THD = query.transpose(1, 2).flatten(0, 1)
-        out_THE = self.context.backend.attend(self.context.prepared, query_THD, key_pool, value_pool, self.rule)
+        out_THE = attention.attend(query_THD, key_pool, value_pool, self.rule)
         return out_THE.view(query.shape[0], query.shape[2], *out_THE.shape[1:])
 
 

@@ -1,9 +1,15 @@
-"""The tensors of one forward pass. Built by the step loop, read by the model runner and the attention backends."""
+"""The tensors of one forward pass. Built by the step loop, read by the model runner and the attention backends.
+
+A new tensor of a batch is a field here and a line in `select`; `engine/batch_builder.py` and `synthetic_batch.py`
+fill the field.
+"""
 
 # T tokens of the step, R sequences, B blocks of the widest table, N rows whose logits are wanted,
 # V vocabulary, D width of the hidden states
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +36,47 @@ class ForwardBatch:
     slots_R: torch.Tensor | None = None  # int64, seat of each sequence; None where only sizes matter (model/memory.py)
     is_long_rope_T: torch.Tensor | None = None  # bool; None where there is one table (layouts/rope_tables.py)
     encoder_lens_R: torch.Tensor | None = None  # int64, first tokens of each that the encoder reads; None without one
+
+    def select(self, rows: Sequence[int]) -> "SelectedRows":
+        """Give the batch of some of the sequences alone, in the order of `rows`, without the padding.
+
+        Reading where the sequences begin waits for the device on a GPU.
+        """
+        starts = self.query_starts.tolist()
+        wanted = self.logit_rows_N.tolist()
+        lengths = [starts[row + 1] - starts[row] for row in rows]
+        tokens_of_rows = [token for row in rows for token in range(starts[row], starts[row + 1])]
+        place_of_token = {token: place for place, token in enumerate(tokens_of_rows)}
+        logit_rows = tuple(index for index, token in enumerate(wanted) if token in place_of_token)
+        device = self.input_ids_T.device
+        tokens = torch.tensor(tokens_of_rows, dtype=torch.int64, device=device)
+        rows_R = torch.tensor(rows, dtype=torch.int64, device=device)
+        selected = ForwardBatch(
+            input_ids_T=self.input_ids_T[tokens],
+            position_ids_T=self.position_ids_T[tokens],
+            kv_places_T=self.kv_places_T[tokens],
+            query_starts=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device),
+            context_lens_R=self.context_lens_R[rows_R],
+            block_tables_RB=self.block_tables_RB[rows_R],
+            logit_rows_N=torch.tensor(
+                [place_of_token[wanted[index]] for index in logit_rows], dtype=torch.int64, device=device
+            ),
+            max_query_len=max(lengths),
+            max_context_len=self.max_context_len,
+            slots_R=None if self.slots_R is None else self.slots_R[rows_R],
+            is_long_rope_T=None if self.is_long_rope_T is None else self.is_long_rope_T[tokens],
+            encoder_lens_R=None if self.encoder_lens_R is None else self.encoder_lens_R[rows_R],
+        )
+        return SelectedRows(batch=selected, tokens=tokens, logit_rows=logit_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedRows:
+    """The batch of some sequences of a step, and where its parts stand in the step."""
+
+    batch: ForwardBatch
+    tokens: torch.Tensor  # [tokens of `batch`] int64: indices into T of the step
+    logit_rows: tuple[int, ...]  # indices into N of the step, rising; `batch` wants the logits of these and no others
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,10 +43,6 @@ class KvPool:
         ]
 
     @property
-    def scratch_block(self) -> int:
-        return self.num_blocks
-
-    @property
     def num_bytes(self) -> int:
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 

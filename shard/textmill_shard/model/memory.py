@@ -3,7 +3,6 @@
 import contextlib
 import logging
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from textmill_shard.errors import ModelError
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.runner import ModelRunner
+from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 
 log = logging.getLogger(__name__)
 
@@ -175,43 +175,33 @@ def _status_bytes(name: str) -> int:
 
 
 def _largest_batch(runner: ModelRunner, num_tokens: int, num_logit_rows: int) -> ForwardBatch:
-    """All tokens of a step as one chunk in the scratch block: numbers without meaning, sizes of the real thing."""
-    device = runner.device
-    limit = runner.facts.max_model_tokens or num_tokens
-    block_size = runner.facts.block_size
-    num_rows = min(num_logit_rows, num_tokens)
-    chunk = min(num_tokens, limit)
-    starts = [*range(0, num_tokens, chunk), num_tokens]
-    lens = [stop - start for start, stop in pairwise(starts)]
-    positions = torch.cat([torch.arange(length) for length in lens])
-    return ForwardBatch(
-        input_ids_T=torch.zeros(num_tokens, dtype=torch.int64, device=device),
-        position_ids_T=positions.to(device),
-        kv_places_T=torch.zeros(num_tokens, dtype=torch.int64, device=device),
-        query_starts=torch.tensor(starts, dtype=torch.int32, device=device),
-        context_lens_R=torch.tensor(lens, dtype=torch.int32, device=device),
-        block_tables_RB=torch.zeros(len(lens), -(-chunk // block_size), dtype=torch.int32, device=device),
-        logit_rows_N=torch.arange(num_tokens - num_rows, num_tokens, device=device),
-        max_query_len=chunk,
-        max_context_len=chunk,
-    )
+    """All tokens of a step in chunks as long as may be, in the scratch block: numbers without meaning, sizes of the
+    real step."""
+    chunk = min(num_tokens, runner.facts.max_model_tokens or num_tokens)
+    lens = [min(chunk, num_tokens - start) for start in range(0, num_tokens, chunk)]
+    rows: list[SyntheticRow] = []
+    num_wanted = num_logit_rows
+    for length in reversed(lens):
+        rows.insert(0, _scratch_row(runner, length, num_logits=min(num_wanted, length)))
+        num_wanted -= rows[0].num_logits
+    return synthetic_batch(rows, block_size=runner.facts.block_size, device=runner.device)
 
 
 def _longest_text(runner: ModelRunner, num_tokens: int) -> ForwardBatch:
     """So many tokens for the encoder and one for the decoder, in the scratch block."""
-    device = runner.device
-    places = torch.zeros(num_tokens + 1, dtype=torch.int64, device=device)
-    return ForwardBatch(
-        input_ids_T=torch.zeros(num_tokens + 1, dtype=torch.int64, device=device),
-        position_ids_T=torch.arange(num_tokens + 1, device=device),
-        kv_places_T=places,
-        query_starts=torch.tensor([0, num_tokens + 1], dtype=torch.int32, device=device),
-        context_lens_R=torch.tensor([num_tokens + 1], dtype=torch.int32, device=device),
-        block_tables_RB=torch.zeros(1, num_tokens // runner.facts.block_size + 1, dtype=torch.int32, device=device),
-        logit_rows_N=torch.tensor([num_tokens], device=device),
-        max_query_len=num_tokens + 1,
-        max_context_len=num_tokens + 1,
-        encoder_lens_R=torch.tensor([num_tokens], device=device),
+    row = _scratch_row(runner, num_tokens + 1, num_logits=1, num_encoder=num_tokens)
+    return synthetic_batch([row], block_size=runner.facts.block_size, device=runner.device)
+
+
+def _scratch_row(
+    runner: ModelRunner, num_tokens: int, *, num_logits: int, num_encoder: int | None = None
+) -> SyntheticRow:
+    """A text whose blocks are all the one block of an empty pool."""
+    return SyntheticRow(
+        ids_n=torch.zeros(num_tokens, dtype=torch.int64),
+        blocks=[0] * -(-num_tokens // runner.facts.block_size),
+        num_logits=num_logits,
+        num_encoder=num_encoder,
     )
 
 

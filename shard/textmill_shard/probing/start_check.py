@@ -9,6 +9,7 @@ import torch
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.runner import ModelRunner
+from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 
 # Two texts of uneven length (ids are taken modulo the vocabulary).
 PROBE_TEXTS = ((11, 7, 202, 45, 98, 7, 13, 150), (64, 3, 77, 12, 190))
@@ -99,46 +100,21 @@ def can_project(runner: ModelRunner, *, texts: tuple[torch.Tensor, ...]) -> bool
 def _build_batch(
     runner: ModelRunner, parts: tuple[_Part, ...], texts: tuple[torch.Tensor, ...], blocks_per_text: int
 ) -> ForwardBatch:
-    device, block_size = runner.device, runner.facts.block_size
-    lengths = torch.tensor([part.stop - part.start for part in parts])
-    starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    positions = [torch.arange(part.start, part.stop, device=device) for part in parts]
-    # What only the encoder has read says nothing yet.
-    num_read = PROBE_ENCODER_LENS if runner.facts.decoder_prompt_ids else (0,) * len(texts)
-    gives_logits = torch.tensor([part.stop > num_read[part.text] for part in parts])
-    tables = [torch.arange(blocks_per_text) + part.text * blocks_per_text for part in parts]
-    return ForwardBatch(
-        input_ids_T=torch.cat([texts[part.text][part.start : part.stop] for part in parts]),
-        position_ids_T=torch.cat(positions),
-        kv_places_T=torch.cat(
-            [
-                position + part.text * blocks_per_text * block_size
-                for part, position in zip(parts, positions, strict=True)
-            ]
-        ),
-        query_starts=starts.int().to(device),
-        context_lens_R=torch.tensor([part.stop for part in parts], dtype=torch.int32, device=device),
-        block_tables_RB=torch.stack(tables).int().to(device),
-        logit_rows_N=(starts[1:] - 1)[gives_logits].to(device),
-        max_query_len=int(lengths.max()),
-        max_context_len=max(part.stop for part in parts),
-        slots_R=torch.tensor([part.text for part in parts], device=device),
-        is_long_rope_T=_is_long_rope(runner, parts, texts),
-        encoder_lens_R=_encoder_lens(runner, parts),
-    )
-
-
-def _encoder_lens(runner: ModelRunner, parts: tuple[_Part, ...]) -> torch.Tensor | None:
-    if not runner.facts.decoder_prompt_ids:
-        return None
-    return torch.tensor([PROBE_ENCODER_LENS[part.text] for part in parts], device=runner.device)
-
-
-def _is_long_rope(
-    runner: ModelRunner, parts: tuple[_Part, ...], texts: tuple[torch.Tensor, ...]
-) -> torch.Tensor | None:
-    border = runner.facts.rope_border
-    if border is None:
-        return None
-    is_long = [len(texts[part.text]) > border for part in parts for _ in range(part.start, part.stop)]
-    return torch.tensor(is_long, device=runner.device)
+    facts = runner.facts
+    has_encoder = bool(facts.decoder_prompt_ids)
+    rows = []
+    for part in parts:
+        first_block = part.text * blocks_per_text
+        num_read = PROBE_ENCODER_LENS[part.text] if has_encoder else 0
+        rows.append(
+            SyntheticRow(
+                ids_n=texts[part.text][part.start : part.stop],
+                blocks=range(first_block, first_block + blocks_per_text),
+                start=part.start,
+                num_logits=int(part.stop > num_read),  # the tokens that an encoder reads give no logits
+                slot=part.text,
+                is_long_rope=None if facts.rope_border is None else len(texts[part.text]) > facts.rope_border,
+                num_encoder=num_read if has_encoder else None,
+            )
+        )
+    return synthetic_batch(rows, block_size=facts.block_size, device=runner.device)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.attention.reference import ReferenceAttention
-from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 
 NUM_HEADS, NUM_KV_HEADS, KEY_DIM, VALUE_DIM, BLOCK_SIZE = 6, 2, 8, 5, 4
 NUM_BLOCKS = 40
@@ -64,26 +64,15 @@ def test_each_query_sees_what_its_rule_lets_it(name: str) -> None:
             value_pool[table[place // BLOCK_SIZE], place % BLOCK_SIZE] = values[place]
         tables.append(table)
         contexts.append((keys, values))
-    width = max(map(len, tables))
-    query_lens = torch.tensor([num_queries for num_queries, _ in SEQUENCES])
-    num_tokens = int(query_lens.sum()) + 2  # two rows of padding
+    rows = [
+        SyntheticRow(ids_n=torch.zeros(count, dtype=torch.int64), blocks=table, start=length - count)
+        for table, (count, length) in zip(tables, SEQUENCES, strict=True)
+    ]
+    batch = synthetic_batch(rows, block_size=BLOCK_SIZE, scratch_block=NUM_BLOCKS, num_padding=2)
+    num_tokens = len(batch.input_ids_T)
     query_THD = torch.randn(num_tokens, NUM_HEADS, KEY_DIM, generator=random)
-    batch = ForwardBatch(
-        input_ids_T=torch.zeros(num_tokens, dtype=torch.int64),
-        position_ids_T=torch.zeros(num_tokens, dtype=torch.int64),
-        kv_places_T=torch.zeros(num_tokens, dtype=torch.int64),
-        query_starts=torch.cat([torch.zeros(1, dtype=torch.int64), query_lens.cumsum(0)]).int(),
-        context_lens_R=torch.tensor([length for _, length in SEQUENCES], dtype=torch.int32),
-        block_tables_RB=torch.tensor(
-            [table + [NUM_BLOCKS] * (width - len(table)) for table in tables], dtype=torch.int32
-        ),
-        logit_rows_N=torch.zeros(0, dtype=torch.int64),
-        max_query_len=7,
-        max_context_len=30,
-    )
-    backend = ReferenceAttention()
-    step = backend.prepare(batch, block_size=BLOCK_SIZE)
-    out_THE = backend.attend(step, query_THD, key_pool, value_pool, rule)
+    step = ReferenceAttention().prepare(batch, block_size=BLOCK_SIZE)
+    out_THE = step.attend(query_THD, key_pool, value_pool, rule)
 
     assert out_THE.shape == (num_tokens, NUM_HEADS, VALUE_DIM)
     row = 0

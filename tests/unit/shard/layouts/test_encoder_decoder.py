@@ -11,6 +11,7 @@ from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.loader.model_loader import LoadOptions, load_model
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.runner import ModelRunner
+from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 
 from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
 from tests.zoo.drive import ZooModel, make_zoo_model, reference_logits
@@ -114,22 +115,17 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> ZooModel:
 
 def batch_of(*parts: tuple[int, list[int], int, int, int], wants: tuple[bool, ...]) -> ForwardBatch:
     """Parts are (number of the text, its tokens, how many the encoder reads, from, to)."""
-    lengths = [stop - start for _, _, _, start, stop in parts]
-    starts = torch.tensor([0, *lengths]).cumsum(0)
-    positions = [torch.arange(start, stop) for _, _, _, start, stop in parts]
-    firsts = [text * BLOCKS_PER_TEXT for text, *_ in parts]
-    return ForwardBatch(
-        input_ids_T=torch.cat([torch.tensor(tokens[start:stop]) for _, tokens, _, start, stop in parts]),
-        position_ids_T=torch.cat(positions),
-        kv_places_T=torch.cat([first * BLOCK_SIZE + at for first, at in zip(firsts, positions, strict=True)]),
-        query_starts=starts.int(),
-        context_lens_R=torch.tensor([stop for *_, stop in parts], dtype=torch.int32),
-        block_tables_RB=torch.stack([torch.arange(first, first + BLOCKS_PER_TEXT) for first in firsts]).int(),
-        logit_rows_N=(starts[1:] - 1)[torch.tensor(wants)],
-        max_query_len=max(lengths),
-        max_context_len=max(stop for *_, stop in parts),
-        encoder_lens_R=torch.tensor([num_read for _, _, num_read, _, _ in parts]),
-    )
+    rows = [
+        SyntheticRow(
+            ids_n=torch.tensor(tokens[start:stop]),
+            blocks=range(text * BLOCKS_PER_TEXT, (text + 1) * BLOCKS_PER_TEXT),
+            start=start,
+            num_logits=int(is_wanted),
+            num_encoder=num_read,
+        )
+        for (text, tokens, num_read, start, stop), is_wanted in zip(parts, wants, strict=True)
+    ]
+    return synthetic_batch(rows, block_size=BLOCK_SIZE)
 
 
 def assert_close(logits_V: torch.Tensor, model: ZooModel, tokens: list[int], num_read: int) -> None:

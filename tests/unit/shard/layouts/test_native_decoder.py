@@ -9,6 +9,7 @@ from textmill_shard.attention.base import AttentionRule
 from textmill_shard.layouts.native_decoder import NativeDecoder, why_not_native
 from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
+from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.native.kernels import LAYER_PARTS, PARTS_AROUND
 from textmill_shard.sampling.row_scan import TorchRowScanner
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -105,33 +106,23 @@ def run_in_steps(
     done = [0] * len(contexts)
     last: dict[int, torch.Tensor] = {}
     turn = 0
+    counts = [-(-len(context) // BLOCK_SIZE) for context in contexts]
+    shuffled = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(0))
+    tables = [table.tolist() for table in shuffled.split(counts)]
     while any(done[row] < len(context) for row, context in enumerate(contexts)):
         rows = [row for row, context in enumerate(contexts) if done[row] < len(context)]
-        pieces = []
+        parts = []
         for row in rows:
             left = len(contexts[row]) - done[row]
             count = 1 if left <= 4 else min(left - 4, chunk + (turn + row) % 3)
-            pieces.append(Piece(done[row], count))
-        whole, _ = make_batch([Piece(0, len(c)) for c in contexts], ids=contexts, block_size=BLOCK_SIZE)
-        batch, _ = make_batch(pieces, ids=[contexts[row] for row in rows], block_size=BLOCK_SIZE, num_padding=turn % 2)
-        # The tables of all contexts are drawn once; a step takes the rows it needs.
-        tables_RB = whole.block_tables_RB[rows]
-        starts = batch.query_starts.tolist()
-        places_T = batch.kv_places_T.clone()
-        for index in range(len(rows)):
-            position = batch.position_ids_T[starts[index] : starts[index + 1]]
-            block = tables_RB[index].long()[position // BLOCK_SIZE]
-            places_T[starts[index] : starts[index + 1]] = block * BLOCK_SIZE + position % BLOCK_SIZE
-        places_T[starts[-1] :] = pool.scratch_block * BLOCK_SIZE
-        step = type(batch)(
-            **{name: getattr(batch, name) for name in batch.__dataclass_fields__}
-            | {"block_tables_RB": tables_RB, "kv_places_T": places_T}
-        )
+            ids_n = contexts[row][done[row] : done[row] + count]
+            parts.append(SyntheticRow(ids_n=ids_n, blocks=tables[row], start=done[row]))
+        step = synthetic_batch(parts, block_size=BLOCK_SIZE, scratch_block=pool.num_blocks, num_padding=turn % 2)
         output = fast.forward(step, wants_hidden=wants_hidden)
         check_scan(output)
         assert (output.hidden_TD is not None) == wants_hidden
-        for index, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
-            done[row] += piece.count
+        for index, (row, part) in enumerate(zip(rows, parts, strict=True)):
+            done[row] += len(part.ids_n)
             last[row] = output.logits_NV[index]
         turn += 1
     return [last[row] for row in range(len(contexts))]

@@ -1,0 +1,84 @@
+"""Builds the flat batch of a step by hand, without a slot table: for the checks at load, tests and benchmarks."""
+
+# n tokens of one row, T tokens of the step, R rows
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeVar
+
+import torch
+
+from textmill_shard.model.forward_batch import ForwardBatch
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticRow:
+    """What a synthetic step computes of one sequence.
+
+    The last three fields are given in all rows of a batch or in none: None leaves the tensor out of the batch.
+    """
+
+    ids_n: torch.Tensor  # int64, the tokens of the step
+    blocks: Sequence[int]  # the block table; it covers these tokens too
+    start: int = 0  # tokens of the sequence that stand in the pool already
+    num_logits: int = 1  # logits are wanted of the last so many tokens of the row
+    slot: int | None = None
+    is_long_rope: bool | None = None
+    num_encoder: int | None = None  # first tokens of the sequence that the encoder reads
+
+
+def synthetic_batch(
+    rows: Sequence[SyntheticRow],
+    *,
+    block_size: int,
+    scratch_block: int = 0,
+    num_padding: int = 0,
+    device: torch.device | None = None,
+) -> ForwardBatch:
+    """Lay the rows end to end, then `num_padding` tokens in the scratch block, which also pads the block tables.
+
+    Without a device the tensors are on the CPU.
+    """
+    lens = [len(row.ids_n) for row in rows]
+    ends = list(accumulate(lens))
+    context_lens = [row.start + length for row, length in zip(rows, lens, strict=True)]
+    width = max(len(row.blocks) for row in rows)
+    tables = [[*row.blocks, *[scratch_block] * (width - len(row.blocks))] for row in rows]
+    positions = [torch.arange(row.start, stop) for row, stop in zip(rows, context_lens, strict=True)]
+    places = [
+        torch.tensor(table)[position_n // block_size] * block_size + position_n % block_size
+        for table, position_n in zip(tables, positions, strict=True)
+    ]
+    padding = torch.zeros(num_padding, dtype=torch.int64)
+    wanted = [token for row, end in zip(rows, ends, strict=True) for token in range(end - row.num_logits, end)]
+    slots = _given([row.slot for row in rows])
+    is_long = _given([row.is_long_rope for row in rows])
+    encoder_lens = _given([row.num_encoder for row in rows])
+    return ForwardBatch(
+        input_ids_T=torch.cat([*(row.ids_n.to(device) for row in rows), padding.to(device)]),
+        position_ids_T=torch.cat([*positions, padding]).to(device),
+        kv_places_T=torch.cat([*places, padding + scratch_block * block_size]).to(device),
+        query_starts=torch.tensor([0, *ends], dtype=torch.int32, device=device),
+        context_lens_R=torch.tensor(context_lens, dtype=torch.int32, device=device),
+        block_tables_RB=torch.tensor(tables, dtype=torch.int32, device=device),
+        logit_rows_N=torch.tensor(wanted, dtype=torch.int64, device=device),
+        max_query_len=max(lens),
+        max_context_len=max(context_lens),
+        slots_R=None if slots is None else torch.tensor(slots, dtype=torch.int64, device=device),
+        is_long_rope_T=None if is_long is None else _by_token(is_long, lens, num_padding).to(device),
+        encoder_lens_R=None if encoder_lens is None else torch.tensor(encoder_lens, dtype=torch.int64, device=device),
+    )
+
+
+def _given(values: Sequence[_Value | None]) -> list[_Value] | None:
+    given = [value for value in values if value is not None]
+    assert len(given) in (0, len(values)), "a field is given in all rows or in none"
+    return given or None
+
+
+def _by_token(values_R: Sequence[bool], lens: Sequence[int], num_padding: int) -> torch.Tensor:
+    """Give bool `[T]`: the value of each token's row; False for padding."""
+    return torch.tensor([*values_R, False]).repeat_interleave(torch.tensor([*lens, num_padding]))

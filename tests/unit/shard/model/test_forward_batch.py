@@ -1,0 +1,48 @@
+"""Some sequences of a batch alone: each tensor is cut as if the step had held these sequences only."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
+
+ROWS = (
+    SyntheticRow(torch.tensor([11, 12, 13]), [6, 1], 2, num_logits=2, slot=4, is_long_rope=True, num_encoder=1),
+    SyntheticRow(torch.tensor([21]), [2, 3], 5, num_logits=0, slot=0, is_long_rope=False, num_encoder=2),
+    SyntheticRow(torch.tensor([31, 32]), [5, 0], 0, num_logits=1, slot=2, is_long_rope=True, num_encoder=0),
+)
+BLOCK_SIZE = 4
+
+
+def batch_of(*rows: int) -> ForwardBatch:
+    return synthetic_batch([ROWS[row] for row in rows], block_size=BLOCK_SIZE, num_padding=2 * (len(rows) == 3))
+
+
+@pytest.mark.parametrize("rows", [(0,), (1,), (0, 2), (2, 0)], ids=str)
+def test_every_tensor_is_that_of_the_rows_alone(rows: tuple[int, ...]) -> None:
+    selected = batch_of(0, 1, 2).select(rows).batch
+    alone = batch_of(*rows)
+    for field in fields(ForwardBatch):
+        given, expected = getattr(selected, field.name), getattr(alone, field.name)
+        if torch.is_tensor(expected):
+            assert given.dtype == expected.dtype, field.name
+            if field.name != "logit_rows_N":  # in the order of the step, and not of `rows`
+                assert given.tolist() == expected.tolist(), field.name
+    assert selected.max_query_len == alone.max_query_len
+
+
+def test_logits_and_tokens_are_found_again_in_the_step() -> None:
+    selected = batch_of(0, 1, 2).select((2, 0))
+    assert selected.tokens.tolist() == [4, 5, 0, 1, 2]
+    # The step wants tokens 1, 2 (of row 0) and 5 (of row 2).
+    assert selected.logit_rows == (0, 1, 2)
+    assert selected.batch.logit_rows_N.tolist() == [3, 4, 1]
+    assert batch_of(0, 1, 2).select((2,)).logit_rows == (2,)
+    assert batch_of(0, 1, 2).select((1,)).batch.logit_rows_N.tolist() == []
+
+
+def test_tensors_that_a_batch_lacks_stay_absent() -> None:
+    row = SyntheticRow(torch.tensor([1]), [0])
+    selected = synthetic_batch([row, row], block_size=BLOCK_SIZE).select((1,)).batch
+    assert selected.slots_R is selected.is_long_rope_T is selected.encoder_lens_R is None

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from textmill_router.parsers.chat_parser import ChatParser
+from textmill_router.parsers.deltas import ParsedMessage, collect
 from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
 
 
@@ -14,6 +16,11 @@ class Output:
     calls: tuple[tuple[str, str], ...] = ()
     reasoning: str | None = None
     is_reasoning: bool = False
+
+
+def parse_whole(parser: ChatParser, text: str, *, was_cut: bool) -> ParsedMessage:
+    """The message of a whole answer, by a parser that has read nothing yet."""
+    return collect([*parser.push(text), *parser.finish(was_cut)])
 
 
 TOOL_NAMES = ("weather", "add", "say")

@@ -11,6 +11,7 @@ from textmill_router.request import (
     RequestOutput,
     token_array,
 )
+from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import (
     FLAG_FINISHED,
     FLAG_LENGTH,
@@ -23,7 +24,7 @@ from textmill_router.scheduler.plan import (
     SlotPromptLogprobs,
     StepResult,
 )
-from textmill_router.scheduler.scheduler import Scheduler, SchedulerConfig, StepDecision
+from textmill_router.scheduler.scheduler import Scheduler, StepDecision
 
 BUDGET = Budget(max_step_tokens=64, max_prefill_tokens=64, max_chunk_tokens=64)
 ENDED = FLAG_FINISHED | FLAG_LENGTH

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from random import Random
 
 from textmill_router.request import FailureCode, FinishReason, GenerationRequest, RequestId, RequestOutput, token_array
+from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Budget, Plan, ShardPool
-from textmill_router.scheduler.scheduler import QueueFull, Scheduler, SchedulerConfig
+from textmill_router.scheduler.scheduler import QueueFull, Scheduler
 
 from tests.fakes.model_shard import ModelShard, prompt_logprob, undisturbed_text
 from tests.fakes.model_shard import digest_of as digest_of_prefix
@@ -318,7 +319,7 @@ class World:
         assert stats.num_free_blocks + stats.num_cached_blocks == stats.num_blocks, "blocks are left behind"
         if self.shard is not None:
             assert stats.num_free_slots == stats.num_slots, "slots are left behind"
-        assert stats.num_waiting == stats.num_running == stats.num_leaving == 0
+        assert stats.num_waiting == stats.num_running == 0
         self.counts.preemptions = stats.num_preemptions_total
         self.counts.starvations = stats.num_starvations_total
         self.counts.hit_tokens = stats.num_prefix_hit_tokens_total

@@ -13,8 +13,8 @@ from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.shard_facts import ShardFacts
 from textmill_router.engine.status import EnginePhase
 from textmill_router.request import GenerationRequest, RequestOutput
+from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Budget
-from textmill_router.scheduler.scheduler import SchedulerConfig
 from textmill_router.text.events import GenerationResult, TextOptions
 from textmill_router.text.generation import start_generation
 from textmill_router.text.tokenization import Tokenizer
@@ -59,7 +59,7 @@ class Bench:
             stats = self.engine.stats()
             assert stats is not None
             assert stats.num_free_blocks + stats.num_held_blocks + stats.num_cached_blocks == stats.num_blocks
-            busy = stats.num_running + stats.num_waiting + stats.num_leaving + stats.num_held_blocks
+            busy = stats.num_running + stats.num_waiting + stats.num_held_blocks
             return busy == 0 and stats.num_free_slots == stats.num_slots
 
         await until(check)

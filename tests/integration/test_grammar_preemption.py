@@ -21,8 +21,9 @@ from textmill_router.request import (
     SamplingParameters,
     token_array,
 )
+from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Budget, Plan, ShardPool
-from textmill_router.scheduler.scheduler import Scheduler, SchedulerConfig
+from textmill_router.scheduler.scheduler import Scheduler
 from textmill_shard.engine.session import EndReason
 from textmill_shard.grammar.matcher import MatcherFactory
 from textmill_shard.loader.model_loader import LoadOptions, load_model

@@ -772,7 +772,6 @@ class StepResult(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     STEP_NS_FIELD_NUMBER: _builtins.int
     DEVICE_NS_FIELD_NUMBER: _builtins.int
-    GAP_NS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """1, 2, 3 ... in an epoch; 0 for a result that only acknowledges"""
     plan_applied: _builtins.int
@@ -799,8 +798,6 @@ class StepResult(_message.Message):
     """nanoseconds from composing the step to its tokens on the host"""
     device_ns: _builtins.int
     """nanoseconds of the forward pass"""
-    gap_ns: _builtins.int
-    """nanoseconds since the previous step ended, 0 after idling"""
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotError]:
         """slots that failed; their occupants are gone"""
@@ -828,11 +825,10 @@ class StepResult(_message.Message):
         prompt_logprobs: _abc.Iterable[Global___PromptLogprobs] | None = ...,
         step_ns: _builtins.int = ...,
         device_ns: _builtins.int = ...,
-        gap_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_ns", b"device_ns", "errors", b"errors", "flags", b"flags", "gap_ns", b"gap_ns", "logprobs", b"logprobs", "plan_applied", b"plan_applied", "prefill_computed", b"prefill_computed", "prefill_slots", b"prefill_slots", "prompt_logprobs", b"prompt_logprobs", "slots", b"slots", "starved_slots", b"starved_slots", "step", b"step", "step_ns", b"step_ns", "tokens", b"tokens", "top_tokens", b"top_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_ns", b"device_ns", "errors", b"errors", "flags", b"flags", "logprobs", b"logprobs", "plan_applied", b"plan_applied", "prefill_computed", b"prefill_computed", "prefill_slots", b"prefill_slots", "prompt_logprobs", b"prompt_logprobs", "slots", b"slots", "starved_slots", b"starved_slots", "step", b"step", "step_ns", b"step_ns", "tokens", b"tokens", "top_tokens", b"top_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,9 +18,10 @@ from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineSta
 from textmill_router.engine.wire import PlanRejected
 from textmill_router.metrics.step_metrics import StepKind, StepMetrics
 from textmill_router.request import Failure, FailureCode, GenerationRequest, OutputSink, RequestId, RequestOutput
+from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.epoch import Counters
 from textmill_router.scheduler.plan import StepResult
-from textmill_router.scheduler.scheduler import Scheduler, SchedulerConfig, SchedulerStats, StreamBroken
+from textmill_router.scheduler.scheduler import Scheduler, SchedulerStats, StreamBroken
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ PREFIX_FEATURE = "prefix_cache"  # of ShardInfo.features: equal prefixes may sha
 
 @dataclass(frozen=True, slots=True)
 class ShardFacts:
-    """What a shard says of itself; fields and units as in `ShardInfo` of shard.proto."""
+    """The part of `ShardInfo` in shard.proto that the router uses; names and units are those of the message."""
 
     protocol_version: int
     model_id: str
@@ -19,7 +19,6 @@ class ShardFacts:
     model_type: str
     dtype: str
     device: str
-    rank: int
     world_size: int
     block_size: int
     num_blocks: int
@@ -27,12 +26,9 @@ class ShardFacts:
     max_step_tokens: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
-    layout: str
     features: tuple[str, ...]
     tokenizer_digest: str
     max_model_tokens: int
-    weight_bytes: int
-    kv_bytes: int
     rope_border: int = 0
     decoder_prompt_ids: tuple[int, ...] = ()
     max_encoder_tokens: int = 0
@@ -62,7 +58,6 @@ def facts_from_proto(info: shard_pb2.ShardInfo) -> ShardFacts:
         model_type=info.model_type,
         dtype=info.dtype,
         device=info.device,
-        rank=info.rank,
         world_size=info.world_size,
         block_size=info.block_size,
         num_blocks=info.num_blocks,
@@ -70,12 +65,9 @@ def facts_from_proto(info: shard_pb2.ShardInfo) -> ShardFacts:
         max_step_tokens=info.max_step_tokens,
         vocab_size=info.vocab_size,
         eos_token_ids=tuple(info.eos_token_ids),
-        layout=info.layout,
         features=tuple(info.features),
         tokenizer_digest=info.tokenizer_digest,
         max_model_tokens=info.max_model_tokens,
-        weight_bytes=info.weight_bytes,
-        kv_bytes=info.kv_bytes,
         rope_border=info.rope_border,
         decoder_prompt_ids=tuple(info.decoder_prompt_ids),
         max_encoder_tokens=info.max_encoder_tokens,

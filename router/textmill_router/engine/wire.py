@@ -101,7 +101,6 @@ def result_from_proto(message: shard_pb2.StepResult) -> StepResult:
         prompt_logprobs=tuple(_prompt_logprobs_from_proto(piece) for piece in message.prompt_logprobs),
         step_s=message.step_ns * 1e-9,
         device_s=message.device_ns * 1e-9,
-        gap_s=message.gap_ns * 1e-9,
     )
 
 

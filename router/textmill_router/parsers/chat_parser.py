@@ -8,7 +8,7 @@ delta ever holds part of a character. Markers that are special tokens must be sh
 import secrets
 from collections.abc import Callable, Sequence
 
-from textmill_router.parsers.deltas import ContentText, Delta, ParsedMessage, collect, merge
+from textmill_router.parsers.deltas import ContentText, Delta, merge
 from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
 from textmill_router.parsers.reasoning_text import ReasoningReader
 from textmill_router.parsers.tool_text import ToolReader
@@ -80,11 +80,6 @@ class ChatParser:
             else:
                 read.append(delta)
         return read
-
-
-def parse_whole(parser: ChatParser, text: str, was_cut: bool) -> ParsedMessage:
-    """The message of a whole answer, by a parser that has read nothing yet."""
-    return collect([*parser.push(text), *parser.finish(was_cut)])
 
 
 def id_maker(tools: ToolFormat) -> Callable[[], str]:

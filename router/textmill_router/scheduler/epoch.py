@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from textmill_router.request import BlockId
+from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.grants import Grants
-from textmill_router.scheduler.plan import Admit, Budget, Drop, Plan, ShardPool
+from textmill_router.scheduler.plan import Admit, Drop, Plan, ShardPool
 from textmill_router.scheduler.plan_builder import PlanBuilder
 from textmill_router.scheduler.prefix_cache import PrefixCache
 from textmill_router.scheduler.request_state import RequestState, RequestStatus
@@ -25,20 +26,10 @@ class Counters:
     num_epochs: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class EpochConfig:
-    """The part of the scheduler's configuration that an epoch needs."""
-
-    budget: Budget
-    prefix_caching: bool
-    grant_ahead_tokens: int
-    regrant_below_tokens: int
-
-
 class Epoch:
     """Seats and unseats requests, and writes each change into the next plan."""
 
-    def __init__(self, pool: ShardPool, config: EpochConfig, counters: Counters) -> None:
+    def __init__(self, pool: ShardPool, config: SchedulerConfig, counters: Counters) -> None:
         self.pool = pool
         self.number = pool.epoch
         self.counters = counters

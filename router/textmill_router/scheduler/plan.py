@@ -125,7 +125,6 @@ class StepResult:
     prompt_logprobs: tuple[SlotPromptLogprobs, ...] = ()
     step_s: float = 0.0
     device_s: float = 0.0
-    gap_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

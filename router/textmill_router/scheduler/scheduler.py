@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from textmill_router.request import FailureCode, GenerationRequest, RequestId, RequestOutput
-from textmill_router.scheduler.epoch import Counters, Epoch, EpochConfig
-from textmill_router.scheduler.plan import Budget, Plan, ShardPool, StepResult
+from textmill_router.scheduler.config import SchedulerConfig
+from textmill_router.scheduler.epoch import Counters, Epoch
+from textmill_router.scheduler.plan import Plan, ShardPool, StepResult
 from textmill_router.scheduler.request_state import RequestState, RequestStatus
 from textmill_router.scheduler.seating import admit_waiting
 from textmill_router.scheduler.stats import SchedulerStats, collect_stats
@@ -18,23 +19,10 @@ __all__ = [
     "PoolMismatch",
     "QueueFull",
     "Scheduler",
-    "SchedulerConfig",
     "SchedulerStats",
     "StepDecision",
     "StreamBroken",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    """What the operator decides. The two `max_waiting` bounds count waiting requests only, not running ones."""
-
-    budget: Budget
-    max_waiting_requests: int
-    max_waiting_tokens: int
-    prefix_caching: bool = True
-    grant_ahead_tokens: int = 64
-    regrant_below_tokens: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +82,7 @@ class Scheduler:
         assert self._epoch is None, "end_epoch comes first"
         self._check_pool(pool)
         self._pool = pool
-        self._epoch = self._make_epoch(pool)
+        self._epoch = self.epoch_type(pool, self._config, self._counters)
         self._reader = StepReader(self._epoch)
         self._is_epoch_condemned = False
         self._counters.num_epochs += 1
@@ -107,15 +95,6 @@ class Scheduler:
                 )
                 outputs.append(self._fail(state, FailureCode.INTERNAL, f"{message}blocks of {pool.block_size}"))
         return StepDecision(self._plan(now), tuple(outputs))
-
-    def _make_epoch(self, pool: ShardPool) -> Epoch:
-        config = EpochConfig(
-            budget=self._config.budget,
-            prefix_caching=self._config.prefix_caching,
-            grant_ahead_tokens=self._config.grant_ahead_tokens,
-            regrant_below_tokens=self._config.regrant_below_tokens,
-        )
-        return self.epoch_type(pool, config, self._counters)
 
     def end_epoch(self, now: float) -> tuple[RequestOutput, ...]:
         """End the epoch because the stream is lost. The requests wait in the queue until `begin_epoch`.

@@ -13,7 +13,6 @@ class SchedulerStats:
     num_running: int
     num_waiting: int
     num_waiting_tokens: int
-    num_leaving: int
     num_free_blocks: int
     num_held_blocks: int
     num_cached_blocks: int  # in the prefix index, held by no request
@@ -34,12 +33,10 @@ def collect_stats(epoch: Epoch | None, queue: WaitingQueue, counters: Counters) 
     """The numbers of this moment."""
     slots = epoch.slots if epoch else None
     blocks = epoch.cache.pool if epoch else None
-    num_running = epoch.num_running if epoch else 0
     return SchedulerStats(
-        num_running=num_running,
+        num_running=epoch.num_running if epoch else 0,
         num_waiting=len(queue),
         num_waiting_tokens=queue.num_tokens,
-        num_leaving=slots.num_slots - slots.num_free - num_running if slots else 0,
         num_free_blocks=blocks.num_free if blocks else 0,
         num_held_blocks=blocks.num_held if blocks else 0,
         num_cached_blocks=blocks.num_cached if blocks else 0,

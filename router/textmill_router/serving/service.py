@@ -15,8 +15,8 @@ from textmill_router.engine.status import LOADING_PHASES, EnginePhase
 from textmill_router.errors import ModelLoading
 from textmill_router.grammar.compiler import GrammarCompiler
 from textmill_router.metrics.metrics import CacheNumbers, EngineNumbers, Metrics
+from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Budget
-from textmill_router.scheduler.scheduler import SchedulerConfig
 from textmill_router.serving.limits import Limits, max_prefill_tokens, resolve_limits
 from textmill_router.serving.permits import Permits
 from textmill_router.serving.response_cache import ResponseCache

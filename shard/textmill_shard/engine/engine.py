@@ -42,7 +42,6 @@ class _LaunchedStep:
     output: ForwardOutput
     composed_ns: int
     device_ns: int
-    gap_ns: int
 
 
 class Engine:
@@ -75,7 +74,6 @@ class Engine:
         self._epoch = 0
         self._session: Session | None = None  # whose epoch the slots belong to
         self._step_number = 0
-        self._last_end_ns = 0  # when the last step ended, 0 after idling
         self._is_plan_unacknowledged = False
         self._held_result: StepResult | None = None  # of the last step, not sent yet
         self._entry_plans: list[bytes] = []
@@ -161,7 +159,6 @@ class Engine:
         self._grammars.reset()
         self._status.begin_epoch()
         self._step_number = 0
-        self._last_end_ns = 0
         self._held_result = None
         self._is_plan_unacknowledged = False
         self._entry_plans.clear()
@@ -222,7 +219,6 @@ class Engine:
             return False
         if step.is_empty:
             self._send_held()
-            self._last_end_ns = 0
             if self._is_plan_unacknowledged or len(step.starved_slots):
                 self._is_plan_unacknowledged = False
                 session.send(build_result(step=0, plan_applied=self._executor.plan_applied, composed=step))
@@ -249,7 +245,6 @@ class Engine:
             output=output,
             composed_ns=composed_ns,
             device_ns=time.monotonic_ns() - forward_ns,
-            gap_ns=composed_ns - self._last_end_ns if self._last_end_ns else 0,
         )
 
     def _collect(self, launched: _LaunchedStep, session: Session) -> None:
@@ -278,7 +273,6 @@ class Engine:
             is_fine_N = ~np.isin(slots_N, list(errors)) if errors else np.ones(len(slots_N), dtype=bool)
             self._row_sampler.append(slots_N[is_fine_N], drawn.tokens_N[is_fine_N])
             ended = slots_N[is_fine_N & (flags_N & FLAG_FINISHED > 0)].tolist()
-        now_ns = time.monotonic_ns()
         result = build_result(
             step=launched.number,
             plan_applied=launched.plan_applied,
@@ -287,12 +281,10 @@ class Engine:
             flags_N=flags_N,
             errors=errors,
             prompt_logprobs=pieces,
-            step_ns=now_ns - launched.composed_ns,
+            step_ns=time.monotonic_ns() - launched.composed_ns,
             device_ns=launched.device_ns,
-            gap_ns=launched.gap_ns,
         )
         self._held_result = result
-        self._last_end_ns = now_ns
         self._end_slots([*errors, *ended])
 
     def _send_held(self) -> None:

@@ -35,7 +35,6 @@ def build_result(
     prompt_logprobs: Sequence[SlotPromptLogprobs] = (),
     step_ns: int = 0,
     device_ns: int = 0,
-    gap_ns: int = 0,
 ) -> StepResult:
     """One result. Slots in `errors` (by slot) appear there and nowhere else (rule 6)."""
     errors = errors or {}
@@ -50,7 +49,6 @@ def build_result(
             logprobs=drawn.logprobs_N,
             step_ns=step_ns,
             device_ns=device_ns,
-            gap_ns=gap_ns,
         )
     is_fine_R = ~np.isin(composed.slots_R, list(errors)) if errors else np.ones(len(composed.slots_R), dtype=bool)
     is_prefill_R = ~composed.samples_R & is_fine_R
@@ -71,7 +69,6 @@ def build_result(
         prompt_logprobs=tuple(piece for piece in prompt_logprobs if piece.slot not in errors),
         step_ns=step_ns,
         device_ns=device_ns,
-        gap_ns=gap_ns,
     )
 
 

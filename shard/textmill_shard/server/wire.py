@@ -226,7 +226,6 @@ def result_to_wire(epoch: int, result: StepResult) -> pb.FromShard:
         prompt_logprobs=[_prompt_logprobs_to_wire(piece) for piece in result.prompt_logprobs],
         step_ns=result.step_ns,
         device_ns=result.device_ns,
-        gap_ns=result.gap_ns,
     )
     return pb.FromShard(epoch=epoch, result=message)
 

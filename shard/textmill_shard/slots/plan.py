@@ -171,7 +171,6 @@ class StepResult:
     prompt_logprobs: tuple[SlotPromptLogprobs, ...] = ()
     step_ns: int = 0  # composing to tokens on the host
     device_ns: int = 0  # forward pass
-    gap_ns: int = 0  # since the previous step ended, 0 after idling
 
 
 @dataclass(frozen=True, slots=True)

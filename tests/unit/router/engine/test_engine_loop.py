@@ -6,39 +6,15 @@ from array import array
 from collections.abc import Awaitable
 
 import pytest
-from textmill_proto import PROTOCOL_VERSION
 from textmill_router.engine.engine_loop import EngineLoop
 from textmill_router.engine.shard_client import ShardClientOptions
-from textmill_router.engine.shard_facts import ShardFacts
 from textmill_router.engine.status import EngineUnavailable
 from textmill_router.request import FailureCode, GenerationRequest, RequestOutput
+from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Budget, StepResult
-from textmill_router.scheduler.scheduler import SchedulerConfig
 
+from tests.fakes.router_facts import router_facts
 from tests.fakes.scheduler_hand import make_result
-
-FACTS = ShardFacts(
-    protocol_version=PROTOCOL_VERSION,
-    model_id="m",
-    model_sha="",
-    model_type="t",
-    dtype="float32",
-    device="cpu",
-    rank=0,
-    world_size=1,
-    block_size=4,
-    num_blocks=64,
-    num_slots=4,
-    max_step_tokens=64,
-    vocab_size=100,
-    eos_token_ids=(),
-    layout="flat",
-    features=("prefix_cache",),
-    tokenizer_digest="",
-    max_model_tokens=0,
-    weight_bytes=0,
-    kv_bytes=0,
-)
 
 
 class Reader:
@@ -59,7 +35,7 @@ class Loop:
     def __init__(self, engine_type: type[EngineLoop] = EngineLoop) -> None:
         config = SchedulerConfig(Budget(64, 64, 64), max_waiting_requests=9, max_waiting_tokens=999)
         self.engine = engine_type(ShardClientOptions("/nowhere"), lambda facts: config, "")
-        self.engine.on_hello(FACTS, 1)
+        self.engine.on_hello(router_facts(), 1)
 
     def submit(self) -> Reader:
         reader = Reader()

@@ -9,10 +9,12 @@ import tokenizers
 from textmill_router.errors import ValidationFailed
 from textmill_router.grammar.reasoning_grammar import ReasoningForm, after_reasoning
 from textmill_router.grammar.tool_grammar import OutputForm, ToolSpec, tool_grammar
-from textmill_router.parsers.chat_parser import ChatParser, parse_whole
+from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
 from textmill_router.request import Grammar, GrammarKind
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from tests.fakes.chat_outputs import parse_whole
 
 END_ID = 256
 MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<think>", "</think>", "[ARGS]")

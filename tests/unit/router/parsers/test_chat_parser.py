@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from textmill_router.parsers.chat_parser import ChatParser, parse_whole
+from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.deltas import (
     ContentText,
     Delta,
@@ -19,7 +19,7 @@ from textmill_router.parsers.deltas import (
 )
 from textmill_router.parsers.formats import ReasoningFormat, ToolFormat, markers_of
 
-from tests.fakes.chat_outputs import ALL, TOOL_NAMES, Output
+from tests.fakes.chat_outputs import ALL, TOOL_NAMES, Output, parse_whole
 
 NUM_RANDOM_SPLITS = 200
 ADVERSARIAL_CHARACTERS = 1_000_000

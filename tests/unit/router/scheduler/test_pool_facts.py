@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 from textmill_router.request import GenerationRequest, RequestId, token_array
+from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Admit, Budget
-from textmill_router.scheduler.scheduler import Scheduler, SchedulerConfig
+from textmill_router.scheduler.scheduler import Scheduler
 
 from tests.fakes.scheduler_hand import BUDGET, ENDED, make_pool, make_result
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textmill_router.request import BlockId
-from textmill_router.scheduler.epoch import Counters, Epoch, EpochConfig
+from textmill_router.scheduler.config import SchedulerConfig
+from textmill_router.scheduler.epoch import Counters, Epoch
 from textmill_router.scheduler.grants import Grants
 from textmill_router.scheduler.plan import ShardPool
 from textmill_router.scheduler.prefix_cache import PrefixCache
@@ -102,7 +103,7 @@ class LooksOneTokenEarly(Grants):
 
 
 class EarlyReadmissionEpoch(Epoch):
-    def __init__(self, pool: ShardPool, config: EpochConfig, counters: Counters) -> None:
+    def __init__(self, pool: ShardPool, config: SchedulerConfig, counters: Counters) -> None:
         super().__init__(pool, config, counters)
         self.slots = ReadmitsBeforeAcknowledgement(pool.num_slots)
 
@@ -116,7 +117,7 @@ class EarlyReadmissionWorld(World):
 
 
 class EarlySlotEpoch(Epoch):
-    def __init__(self, pool: ShardPool, config: EpochConfig, counters: Counters) -> None:
+    def __init__(self, pool: ShardPool, config: SchedulerConfig, counters: Counters) -> None:
         super().__init__(pool, config, counters)
         self.slots = ReusesSlotEarly(pool.num_slots)
 
@@ -130,7 +131,7 @@ class EarlySlotWorld(World):
 
 
 class EarlyIndexEpoch(Epoch):
-    def __init__(self, pool: ShardPool, config: EpochConfig, counters: Counters) -> None:
+    def __init__(self, pool: ShardPool, config: SchedulerConfig, counters: Counters) -> None:
         super().__init__(pool, config, counters)
         self.cache = IndexesLastSampledToken(
             num_blocks=pool.num_blocks, block_size=pool.block_size, is_enabled=config.prefix_caching

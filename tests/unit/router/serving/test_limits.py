@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from textmill_proto.v1 import shard_pb2
-from textmill_router.engine.shard_facts import facts_from_proto
 from textmill_router.serving.limits import Limits, resolve_limits
 from textmill_router.settings import Settings, SettingsError
+
+from tests.fakes.router_facts import router_facts
 
 
 class Pool:
@@ -21,18 +21,14 @@ class Pool:
 
 def limits(settings: dict[str, Any] | None = None, *, pool: int = 400, **info: Any) -> Limits:
     """Of a pool of 16-token blocks, steps of 100 tokens, 8 slots, a decoder that begins with two tokens."""
-    facts = facts_from_proto(
-        shard_pb2.ShardInfo(
-            **{
-                "block_size": 16,
-                "num_blocks": 100,
-                "num_slots": 8,
-                "max_step_tokens": 100,
-                "decoder_prompt_ids": [1, 2],
-                **info,
-            }
-        )
-    )
+    encoder = {
+        "block_size": 16,
+        "num_blocks": 100,
+        "num_slots": 8,
+        "max_step_tokens": 100,
+        "decoder_prompt_ids": [1, 2],
+    }
+    facts = router_facts(**{**encoder, **info})
     chosen = Settings(model_dir="m", model_id="m", shard_uds_path="s", **(settings or {}))
     return resolve_limits(chosen, facts, Pool(pool))  # type: ignore[arg-type]
 

@@ -220,7 +220,6 @@ def test_results_number_their_steps_and_time_them() -> None:
         shard.run_to_end(0)
         assert [result.step for result in shard.results] == [1, 2, 3]
         assert all(0 < result.device_ns <= result.step_ns < WAIT_S * 1e9 for result in shard.results)
-        assert [result.gap_ns > 0 for result in shard.results] == [False, True, True]
         assert shard.status.snapshot.last_step == 3
 
 

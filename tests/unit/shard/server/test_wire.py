@@ -181,7 +181,6 @@ def test_every_field_of_a_result_is_written() -> None:
         ),
         step_ns=10**12,
         device_ns=7,
-        gap_ns=8,
     )
     expected = pb.StepResult(
         step=5,
@@ -211,7 +210,6 @@ def test_every_field_of_a_result_is_written() -> None:
         ],
         step_ns=10**12,
         device_ns=7,
-        gap_ns=8,
     )
     assert result_to_wire(9, result) == pb.FromShard(epoch=9, result=expected)
 

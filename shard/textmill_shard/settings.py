@@ -11,7 +11,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from textmill_shard.options import CONVERT_OPTIONS, DEFAULT_STEP_TOKENS, SERVE_OPTIONS, BadValue, Option
+from textmill_shard.options import (
+    DEFAULT_STEP_TOKENS,
+    DTYPES,
+    SWAPS,
+    BadValue,
+    Option,
+    choice,
+    derived_option,
+    device_name,
+    finite,
+    fraction,
+    integer,
+    option,
+    options_of,
+    required_option,
+    seconds,
+    share,
+    switch,
+    text,
+    words,
+)
 
 LOG_LEVELS = ("trace", "debug", "info", "warning", "warn", "error")
 
@@ -20,38 +40,62 @@ class SettingsError(Exception):
     """Names the setting, the value and what would be accepted."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSettings:
-    """What one rank serves, and how."""
+    """Which model one rank serves, and how. Each field with an option is a flag and an environment variable.
 
-    model_dir: Path
-    model_id: str
-    model_sha: str
-    uds_path: Path
-    rank: int
-    world_size: int
-    master_addr: str
-    master_port: int | None  # needed with more than one rank
-    dtype: str
-    device: str  # "auto", "cpu", "cuda", "cuda:N": see device.py
-    kv_cache_bytes: int | None  # None = memory_fraction decides
-    memory_fraction: float | None  # None = by device, see model/memory.py
-    max_kv_tokens: int | None  # None = as many as fit
-    block_size: int
-    num_slots: int
-    max_step_tokens: int | None  # None: see step_tokens
-    num_threads: int
-    native_cache_dir: Path
-    no_native_kernels: bool
-    no_native_decoder: bool
-    disable_swaps: tuple[str, ...]
-    trust_remote_code: bool
-    allow_pickle: bool
-    watermark_gamma: float
-    watermark_delta: float
-    router_lease_s: float
-    json_output: bool
-    log_level: str
+    None means that the shard decides later: `step_tokens` here, `device.py`, or `model/memory.py`.
+    """
+
+    model_dir: Path = required_option(Path, "folder with config.json and safetensors files")
+    model_id: str = derived_option(text, "name that clients see (default: the folder's)")
+    model_sha: str = option(text, "revision hash of the checkpoint", "")
+    uds_path: Path = required_option(Path, "Unix socket to serve on, created with mode 0600")
+    rank: int = option(integer(0), "index of this shard", 0)
+    world_size: int = option(integer(1), "number of shards", 1)
+    master_addr: str = option(text, "address where the ranks meet", "127.0.0.1")
+    master_port: int | None = option(integer(1), "port where the ranks meet, needed with more than one")
+    dtype: str = option(choice(*DTYPES), "type of weights and KV", "auto")
+    device: str = option(
+        device_name,
+        "auto, cpu, cuda or cuda:N; cuda is the GPU of the rank's number, auto that when torch sees a GPU, else cpu",
+        "auto",
+    )
+    kv_cache_bytes: int | None = option(
+        integer(1), "bytes of the KV pool of this rank (default: --memory-fraction decides)"
+    )
+    memory_fraction: float | None = option(
+        fraction, "share of memory to fill (default: 0.4 of a CPU's RAM, 0.8 of a GPU's memory)"
+    )
+    max_kv_tokens: int | None = option(integer(1), "most tokens in the KV pool, however much memory there is")
+    block_size: int = option(integer(1), "tokens per KV block", 16)
+    num_slots: int = option(integer(1), "requests that can run at once", 64)
+    max_step_tokens: int | None = option(
+        integer(1),
+        f"most tokens of one step (default: {DEFAULT_STEP_TOKENS}, with an encoder as many more as there are slots)",
+    )
+    num_threads: int = derived_option(
+        integer(1), "threads of a step (default: the cores, from 3 on less one for the router)"
+    )
+    native_cache_dir: Path = derived_option(
+        Path, "where compiled CPU kernels are kept (default: ~/.cache/textmill/native)"
+    )
+    no_native_kernels: bool = switch("compute by torch alone, for bisection")
+    no_native_decoder: bool = switch("llama-type models by transformers' code", aliases=("--no-fast-decoder",))
+    disable_swaps: tuple[str, ...] = option(
+        words(*SWAPS), f"layers of transformers' code that stay as they are, for bisection; from {','.join(SWAPS)}", ()
+    )
+    trust_remote_code: bool = switch(
+        "run the modelling code that the model's folder holds, with all the rights of this process"
+    )
+    allow_pickle: bool = switch(
+        "read *.bin where there are no safetensors; files that ask for more than tensors are refused"
+    )
+    watermark_gamma: float = option(share, "part of the vocabulary that is green for the watermark", 0.5)
+    watermark_delta: float = option(finite, "what the watermark adds to the logits of green tokens", 2.0)
+    router_lease_s: float = option(seconds, "seconds of silence after which the router counts as gone", 5.0)
+    json_output: bool = switch("log one JSON object a line")
+    log_level: str  # the variable LOG_LEVEL alone
 
     def step_tokens(self, *, has_encoder: bool) -> int:
         """Tokens of the largest step. A text for an encoder goes in one whole, beside a token of each other slot."""
@@ -64,15 +108,19 @@ class ServeSettings:
         return {name: value for name, value in asdict(self).items() if value not in (None, "", ())}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertSettings:
-    """Which GGUF file becomes a model folder, and where."""
+    """Which GGUF file becomes a model folder, and in which cache the folder lies."""
 
-    gguf: Path
-    cache_dir: Path
-    dtype: str
-    json_output: bool
-    log_level: str
+    gguf: Path = required_option(Path, "GGUF file to convert")
+    cache_dir: Path = required_option(Path, "where converted folders are kept")
+    dtype: str = option(choice(*DTYPES[1:]), "type in which weights are stored", "bfloat16")
+    json_output: bool = switch("log one JSON object a line")
+    log_level: str  # the variable LOG_LEVEL alone
+
+
+SERVE_OPTIONS = options_of(ServeSettings)
+CONVERT_OPTIONS = options_of(ConvertSettings)
 
 
 def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ServeSettings | ConvertSettings:
@@ -80,7 +128,7 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ServeSetti
     given = vars(_build_parser().parse_args(list(argv)))
     is_serve = given["command"] == "serve"
     options = SERVE_OPTIONS if is_serve else CONVERT_OPTIONS
-    values = {option.name: _value_of(option, given[option.name], environ) for option in options}
+    values = {entry.name: _value_of(entry, given[entry.name], environ) for entry in options}
     values["log_level"] = _log_level(environ.get("LOG_LEVEL") or "info")
     if not is_serve:
         return ConvertSettings(**values)
@@ -118,19 +166,19 @@ def _check_together(settings: ServeSettings) -> None:
         )
 
 
-def _value_of(option: Option, given: str | bool | None, environ: Mapping[str, str]) -> Any:
-    """The flag, else the variable, else the default."""
+def _value_of(entry: Option, given: str | bool | None, environ: Mapping[str, str]) -> Any:
+    """Return the checked value of a flag, else of its variable, else the default."""
     if given not in (None, False):
-        where, value = option.flag, "true" if given is True else str(given)
+        where, value = entry.flag, "true" if given is True else str(given)
     else:
-        where = next((name for name in option.variables if environ.get(name)), option.variables[0])
+        where = next((name for name in entry.variables if environ.get(name)), entry.variables[0])
         value = environ.get(where, "")
     if not value:
-        if option.is_required:
-            raise SettingsError(f"{option.flag} is missing (or the variable {option.variables[0]})")
-        return option.default
+        if entry.is_required:
+            raise SettingsError(f"{entry.flag} is missing (or the variable {entry.variables[0]})")
+        return entry.default
     try:
-        return option.parse(value)
+        return entry.parse(value)
     except BadValue as wanted:
         raise SettingsError(f"{where} is {value!r}, wanted {wanted}") from None
 
@@ -144,18 +192,18 @@ def _log_level(value: str) -> str:
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="textmill-shard", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command, options, text in (
+    for command, options, purpose in (
         ("serve", SERVE_OPTIONS, "Serve one rank of a model over gRPC on a Unix socket."),
         ("convert", CONVERT_OPTIONS, "Convert a GGUF file; the last line of stdout is the folder."),
     ):
         epilog = "Each flag can be given as an environment variable, e.g. --block-size as BLOCK_SIZE."
-        sub_parser = commands.add_parser(command, help=text, description=text, epilog=epilog, allow_abbrev=False)
-        for option in options:
-            flags = (option.flag, *option.aliases)
-            if option.is_switch:
-                sub_parser.add_argument(*flags, dest=option.name, action="store_true", help=option.help)
+        sub_parser = commands.add_parser(command, help=purpose, description=purpose, epilog=epilog, allow_abbrev=False)
+        for entry in options:
+            flags = (entry.flag, *entry.aliases)
+            if entry.is_switch:
+                sub_parser.add_argument(*flags, dest=entry.name, action="store_true", help=entry.help)
             else:
-                shown = "" if option.default in (None, "", ()) else f" (default: {option.default})"
-                metavar = option.name.upper()
-                sub_parser.add_argument(*flags, dest=option.name, metavar=metavar, help=option.help + shown)
+                shown = "" if entry.default in (None, "", ()) else f" (default: {entry.default})"
+                metavar = entry.name.upper()
+                sub_parser.add_argument(*flags, dest=entry.name, metavar=metavar, help=entry.help + shown)
     return parser

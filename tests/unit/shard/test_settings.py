@@ -1,8 +1,16 @@
 from pathlib import Path
 
 import pytest
-from textmill_shard.options import CONVERT_OPTIONS, SERVE_OPTIONS, Option
-from textmill_shard.settings import ConvertSettings, ServeSettings, SettingsError, default_num_threads, load_settings
+from textmill_shard.options import Option
+from textmill_shard.settings import (
+    CONVERT_OPTIONS,
+    SERVE_OPTIONS,
+    ConvertSettings,
+    ServeSettings,
+    SettingsError,
+    default_num_threads,
+    load_settings,
+)
 
 SERVE = ["serve", "--model-dir", "/models/tiny", "--uds-path", "/run/shard-0"]
 

@@ -5,9 +5,10 @@ The wire between the router and the shards of Textmill.
 
 Words: a *slot* is a request's seat in the shard (0 .. num_slots-1); a *block* is a run of `block_size` KV places;
 a *place* is the room of one token's K and V inside a block. Packed arrays are little-endian and travel as `bytes`:
-"u32[]" is 4 bytes an element, "f32[]" 4 bytes IEEE 754, "u8[]" one byte. Rules of the stream: docs/wire.md.
+an element of "u32[]" has 4 bytes, an element of "f32[]" 4 bytes (IEEE 754), an element of "u8[]" one byte.
+docs/wire.md holds the rules of the stream.
 
-Fields are never renumbered or reused. Reserved numbers say what they are kept for.
+A field is never renumbered, and its number is never used again. A comment says what a reserved number is kept for.
 """
 
 from collections import abc as _abc
@@ -34,15 +35,21 @@ class _ShardStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ShardState
     DESCRIPTOR: _descriptor.EnumDescriptor
     SHARD_STATE_UNSPECIFIED: _ShardState.ValueType  # 0
     SHARD_STATE_LOADING: _ShardState.ValueType  # 1
+    """the model is not there yet"""
     SHARD_STATE_READY: _ShardState.ValueType  # 2
+    """the rank serves"""
     SHARD_STATE_FAILED: _ShardState.ValueType  # 3
+    """the rank ends, for the reason in `detail`"""
 
 class ShardState(_ShardState, metaclass=_ShardStateEnumTypeWrapper): ...
 
 SHARD_STATE_UNSPECIFIED: ShardState.ValueType  # 0
 SHARD_STATE_LOADING: ShardState.ValueType  # 1
+"""the model is not there yet"""
 SHARD_STATE_READY: ShardState.ValueType  # 2
+"""the rank serves"""
 SHARD_STATE_FAILED: ShardState.ValueType  # 3
+"""the rank ends, for the reason in `detail`"""
 Global___ShardState: _TypeAlias = ShardState  # noqa: Y015
 
 class _GrammarKind:
@@ -134,9 +141,9 @@ class ShardInfo(_message.Message):
     DECODER_PROMPT_IDS_FIELD_NUMBER: _builtins.int
     MAX_ENCODER_TOKENS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
-    """count; router and shard must agree exactly"""
+    """version number; router and shard must have the same one"""
     model_id: _builtins.str
-    """name the model was asked for by"""
+    """name under which the user asked for the model"""
     model_sha: _builtins.str
     """revision hash of the checkpoint, empty when unknown"""
     model_type: _builtins.str
@@ -148,42 +155,42 @@ class ShardInfo(_message.Message):
     rank: _builtins.int
     """index of this shard, 0 .. world_size-1"""
     world_size: _builtins.int
-    """number of shards"""
+    """number of ranks"""
     block_size: _builtins.int
     """tokens per block"""
     num_blocks: _builtins.int
-    """blocks that the router may grant (the scratch block is not counted)"""
+    """number of blocks that the router may grant (the scratch block is not counted)"""
     num_slots: _builtins.int
-    """requests that can run at once"""
+    """number of requests that can run at once"""
     max_step_tokens: _builtins.int
-    """largest step in tokens that memory was sized for"""
+    """tokens of the largest step that the memory was planned for"""
     vocab_size: _builtins.int
-    """ids the logits cover: 0 .. vocab_size-1"""
+    """number of ids that the logits cover: 0 .. vocab_size-1"""
     layout: _builtins.str
-    """"flat", "state", "padded" or "encoder_decoder" """
+    """how a step runs: "flat", "state", "padded" or "encoder_decoder" """
     tokenizer_digest: _builtins.str
     """hex blake2b-16 of tokenizer.json, empty when the folder has none"""
     max_model_tokens: _builtins.int
-    """longest sequence the positions (of the decoder) allow (tokens), 0 = unbounded"""
+    """tokens of the longest sequence that the (decoder's) positions allow, 0 = unbounded"""
     weight_bytes: _builtins.int
     """bytes of parameters that this rank holds"""
     kv_bytes: _builtins.int
     """bytes of the KV pool of this rank"""
     rope_border: _builtins.int
-    """requests of more tokens (prompt + max_new) take the long rotary table; 0 = one table"""
+    """with more tokens (prompt + max_new_tokens) a request takes the long rotary table; 0 = one table"""
     max_encoder_tokens: _builtins.int
-    """longest text the positions of the encoder allow (tokens), 0 = unbounded"""
+    """tokens of the longest text that the encoder's positions allow, 0 = unbounded"""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """ids that end a request unless ignore_eos"""
+        """token ids that end a request unless ignore_eos is set"""
 
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """e.g. "prefix_cache", "prompt_logprobs" """
+        """names of what the model can do, e.g. "prefix_cache", "prompt_logprobs" """
 
     @_builtins.property
     def decoder_prompt_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """ids that the decoder of an encoder-decoder begins with; empty = no encoder"""
+        """token ids that the decoder begins with behind an encoder; empty = no encoder"""
 
     def __init__(
         self,
@@ -247,18 +254,19 @@ class HealthReport(_message.Message):
     IS_BUSY_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     state: Global___ShardState.ValueType
+    """what the rank does"""
     phase: _builtins.str
     """while loading: "config", "weights", "kv_pool", "warmup"; else empty"""
     progress: _builtins.float
-    """0 .. 1 of the phase"""
+    """share of the phase that is done, 0 .. 1"""
     last_step: _builtins.int
     """number of the last finished step, 0 = none yet"""
     last_step_age_ms: _builtins.int
-    """milliseconds since it finished"""
+    """milliseconds since that step finished"""
     is_busy: _builtins.bool
     """a step is under way"""
     detail: _builtins.str
-    """reason when FAILED"""
+    """reason when the state is FAILED, else empty"""
     def __init__(
         self,
         *,
@@ -288,11 +296,15 @@ class ToShard(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
-    """the epoch of the Hello; anything else is refused"""
+    """number of the epoch, taken from the Hello; the shard refuses any other"""
     @_builtins.property
-    def plan(self) -> Global___Plan: ...
+    def plan(self) -> Global___Plan:
+        """changes of slots and blocks"""
+
     @_builtins.property
-    def heartbeat(self) -> Global___Heartbeat: ...
+    def heartbeat(self) -> Global___Heartbeat:
+        """a sign of life"""
+
     def __init__(
         self,
         *,
@@ -312,7 +324,7 @@ Global___ToShard: _TypeAlias = ToShard  # noqa: Y015
 
 @_typing.final
 class Plan(_message.Message):
-    """Changes, applied whole and in order at a step boundary: drops, extends, admits, budget."""
+    """Changes of slots and blocks. The shard applies a plan whole, between two steps, in the order drops, extends, admits, budget."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -322,16 +334,22 @@ class Plan(_message.Message):
     ADMITS_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     number: _builtins.int
-    """1, 2, 3 ... in an epoch"""
+    """number of the plan: 1, 2, 3 ... in an epoch"""
     @_builtins.property
-    def drops(self) -> _containers.RepeatedCompositeFieldContainer[Global___Drop]: ...
+    def drops(self) -> _containers.RepeatedCompositeFieldContainer[Global___Drop]:
+        """slots that end"""
+
     @_builtins.property
-    def extends(self) -> _containers.RepeatedCompositeFieldContainer[Global___Extend]: ...
+    def extends(self) -> _containers.RepeatedCompositeFieldContainer[Global___Extend]:
+        """slots that get further blocks"""
+
     @_builtins.property
-    def admits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Admit]: ...
+    def admits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Admit]:
+        """requests that get a slot"""
+
     @_builtins.property
     def budget(self) -> Global___Budget:
-        """absent = unchanged"""
+        """sizes of the steps from now on; absent = unchanged"""
 
     def __init__(
         self,
@@ -352,7 +370,7 @@ Global___Plan: _TypeAlias = Plan  # noqa: Y015
 
 @_typing.final
 class Drop(_message.Message):
-    """Ends a slot. A no-op when that occupant is gone."""
+    """Ends a slot. Does nothing when that occupant is gone."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -361,7 +379,7 @@ class Drop(_message.Message):
     slot: _builtins.int
     """slot number"""
     request_id: _builtins.int
-    """occupant that is meant"""
+    """id of the occupant that is meant"""
     def __init__(
         self,
         *,
@@ -378,7 +396,7 @@ Global___Drop: _TypeAlias = Drop  # noqa: Y015
 
 @_typing.final
 class Extend(_message.Message):
-    """Grants further blocks. A no-op when that occupant is gone."""
+    """Grants a slot further blocks. Does nothing when that occupant is gone."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -388,10 +406,10 @@ class Extend(_message.Message):
     slot: _builtins.int
     """slot number"""
     request_id: _builtins.int
-    """occupant that is meant"""
+    """id of the occupant that is meant"""
     @_builtins.property
     def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """per KV group (one today): u32[] appended to the block table"""
+        """per KV group (one today): u32[] block ids to append to the block table"""
 
     def __init__(
         self,
@@ -410,6 +428,8 @@ Global___Extend: _TypeAlias = Extend  # noqa: Y015
 
 @_typing.final
 class Budget(_message.Message):
+    """How many tokens a step may compute."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     MAX_STEP_TOKENS_FIELD_NUMBER: _builtins.int
@@ -438,6 +458,8 @@ Global___Budget: _TypeAlias = Budget  # noqa: Y015
 
 @_typing.final
 class Admit(_message.Message):
+    """Puts a request into a slot."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
@@ -461,21 +483,21 @@ class Admit(_message.Message):
     NUM_ENCODER_TOKENS_FIELD_NUMBER: _builtins.int
     COPIED_BLOCK_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
-    """unique in the life of the router"""
+    """id of the request, unique in the life of the router"""
     slot: _builtins.int
-    """a free slot"""
+    """number of a free slot"""
     prompt_ids: _builtins.bytes
-    """u32[] token ids"""
+    """u32[] token ids of the prompt"""
     output_ids: _builtins.bytes
-    """u32[] token ids sampled before (re-admission), else empty"""
+    """u32[] token ids that the request sampled before a re-admission, else empty"""
     num_cached_tokens: _builtins.int
-    """tokens whose K and V are there, < tokens; multiple of block_size unless 22 is set"""
+    """tokens with stored K and V, < all tokens; a multiple of block_size unless 22 is set"""
     max_new_tokens: _builtins.int
     """output tokens in all, output_ids included"""
     min_new_tokens: _builtins.int
     """output tokens before which EOS and stop ids are masked"""
     stop_ids: _builtins.bytes
-    """u32[] further ids that end the request"""
+    """u32[] further token ids that end the request"""
     ignore_eos: _builtins.bool
     """EOS ids do not end the request"""
     logprobs: _builtins.bool
@@ -483,26 +505,28 @@ class Admit(_message.Message):
     top_n_tokens: _builtins.int
     """alternatives reported per sampled token, 0 = none"""
     prompt_logprobs_from: _builtins.int
-    """absent = none; else first prompt position (>= 1) to report"""
+    """first prompt position (>= 1) whose log-probability to report; absent = none"""
     prompt_top_n_tokens: _builtins.int
     """alternatives reported per prompt token, 0 = none"""
     long_rope: _builtins.bool
-    """prompt + max_new_tokens > rope_border of ShardInfo (0 = never)"""
+    """whether prompt + max_new_tokens > rope_border of ShardInfo (never when that is 0)"""
     watermark: _builtins.bool
-    """bias the green list of each step (shard flags: gamma, delta)"""
+    """raise the logits of the green tokens (docs/watermark.md) by the shard's flags"""
     num_encoder_tokens: _builtins.int
-    """first tokens of the prompt, read by the encoder in one step; 0 = no encoder"""
+    """number of first prompt tokens that the encoder reads, in one step; 0 = no encoder"""
     copied_block_id: _builtins.int
-    """block whose first num_cached_tokens % block_size (> 0) places are copied"""
+    """id of the block whose first num_cached_tokens % block_size (> 0) places are copied"""
     @_builtins.property
     def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """per KV group (one today): u32[] the block table, in order"""
+        """per KV group (one today): u32[] block ids of the block table, in order"""
 
     @_builtins.property
-    def sampling(self) -> Global___Sampling: ...
+    def sampling(self) -> Global___Sampling:
+        """how tokens are chosen"""
+
     @_builtins.property
     def grammar(self) -> Global___Grammar:
-        """absent = none"""
+        """what the output must match; absent = anything"""
 
     def __init__(
         self,
@@ -545,7 +569,7 @@ Global___Admit: _TypeAlias = Admit  # noqa: Y015
 
 @_typing.final
 class Grammar(_message.Message):
-    """What the output must match, compiled by the router before (rule 19). EOS is possible only where it may end."""
+    """What the output must match. The router has compiled the grammar before (rule 19). EOS is possible only where the output may end."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -634,6 +658,8 @@ Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):
+    """A sign of life, sent by both sides."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LAST_STEP_FIELD_NUMBER: _builtins.int
@@ -642,9 +668,9 @@ class Heartbeat(_message.Message):
     last_step: _builtins.int
     """shard only: number of the last finished step"""
     last_step_age_ms: _builtins.int
-    """shard only: milliseconds since it finished"""
+    """shard only: milliseconds since that step finished"""
     plan_applied: _builtins.int
-    """shard only: last plan applied"""
+    """shard only: number of the last plan applied"""
     def __init__(
         self,
         *,
@@ -672,15 +698,23 @@ class FromShard(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
-    """epoch of the stream, constant in it"""
+    """number of the epoch, constant in a stream"""
     @_builtins.property
-    def hello(self) -> Global___Hello: ...
+    def hello(self) -> Global___Hello:
+        """first message of the stream"""
+
     @_builtins.property
-    def result(self) -> Global___StepResult: ...
+    def result(self) -> Global___StepResult:
+        """what a step computed"""
+
     @_builtins.property
-    def heartbeat(self) -> Global___Heartbeat: ...
+    def heartbeat(self) -> Global___Heartbeat:
+        """a sign of life"""
+
     @_builtins.property
-    def rejected(self) -> Global___PlanRejected: ...
+    def rejected(self) -> Global___PlanRejected:
+        """last message of the stream"""
+
     def __init__(
         self,
         *,
@@ -706,7 +740,9 @@ class Hello(_message.Message):
 
     INFO_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def info(self) -> Global___ShardInfo: ...
+    def info(self) -> Global___ShardInfo:
+        """as the call Info answers"""
+
     def __init__(
         self,
         *,
@@ -722,7 +758,7 @@ Global___Hello: _TypeAlias = Hello  # noqa: Y015
 
 @_typing.final
 class PlanRejected(_message.Message):
-    """A plan broke a rule: none of it was applied; the stream ends after this message."""
+    """A plan broke a rule. The shard applied none of the plan, and the stream ends after this message."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -733,9 +769,9 @@ class PlanRejected(_message.Message):
     plan: _builtins.int
     """number of the plan"""
     slot: _builtins.int
-    """slot concerned, 0 when none"""
+    """number of the slot concerned, 0 when none"""
     field: _builtins.str
-    """e.g. "admits.num_cached_tokens" """
+    """path of the field, e.g. "admits.num_cached_tokens" """
     message: _builtins.str
     """what was wanted and what was found"""
     def __init__(
@@ -773,11 +809,11 @@ class StepResult(_message.Message):
     STEP_NS_FIELD_NUMBER: _builtins.int
     DEVICE_NS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
-    """1, 2, 3 ... in an epoch; 0 for a result that only acknowledges"""
+    """number of the step: 1, 2, 3 ... in an epoch; 0 for a result that only acknowledges"""
     plan_applied: _builtins.int
-    """last plan applied before this step was composed"""
+    """number of the last plan applied before this step was composed"""
     slots: _builtins.bytes
-    """Rows that sampled, in step order. A row that sampled has K and V for all its tokens but the sampled one.
+    """Rows that sampled, in step order. After the step the K and V of all tokens of such a row are stored, but the sampled one's.
     u32[] slot numbers
     """
     tokens: _builtins.bytes
@@ -791,23 +827,25 @@ class StepResult(_message.Message):
     prefill_computed: _builtins.bytes
     """u32[] tokens of the request whose K and V are stored after this step"""
     starved_slots: _builtins.bytes
-    """u32[] slots skipped for want of places, each reported once until extended"""
+    """u32[] numbers of slots skipped for want of places, each reported once until extended"""
     logprobs: _builtins.bytes
-    """f32[] per sampled row (NaN = not asked); empty when nobody asked"""
+    """f32[] natural log per sampled row (NaN = not asked for); empty when no row asked"""
     step_ns: _builtins.int
     """nanoseconds from composing the step to its tokens on the host"""
     device_ns: _builtins.int
     """nanoseconds of the forward pass"""
     @_builtins.property
     def errors(self) -> _containers.RepeatedCompositeFieldContainer[Global___SlotError]:
-        """slots that failed; their occupants are gone"""
+        """slots whose requests failed; these requests are gone from the shard"""
 
     @_builtins.property
     def top_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopTokens]:
-        """only rows that asked"""
+        """alternatives, only of rows that asked for some"""
 
     @_builtins.property
-    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptLogprobs]: ...
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptLogprobs]:
+        """of the prompt tokens that this step computed"""
+
     def __init__(
         self,
         *,
@@ -845,10 +883,11 @@ class SlotError(_message.Message):
     slot: _builtins.int
     """slot number"""
     request_id: _builtins.int
-    """occupant"""
+    """id of the occupant"""
     code: Global___SlotErrorCode.ValueType
+    """kind of the fault"""
     message: _builtins.str
-    """for the client and the log"""
+    """sentence for the client and the log"""
     def __init__(
         self,
         *,
@@ -907,17 +946,17 @@ class PromptLogprobs(_message.Message):
     slot: _builtins.int
     """slot number"""
     request_id: _builtins.int
-    """occupant"""
+    """id of the occupant"""
     start: _builtins.int
     """prompt position of the first entry (>= 1)"""
     logprobs: _builtins.bytes
-    """f32[] log p(prompt[start+i] | before)"""
+    """f32[] natural log of p(prompt[start+i] | tokens before)"""
     top_counts: _builtins.bytes
-    """u32[] alternatives per position; empty when none were asked"""
+    """u32[] number of alternatives per position; empty when none were asked for"""
     top_ids: _builtins.bytes
-    """u32[] concatenated alternatives, best first"""
+    """u32[] token ids of the alternatives of all positions in a row, best first"""
     top_logprobs: _builtins.bytes
-    """f32[] parallel to top_ids"""
+    """f32[] natural log, parallel to top_ids"""
     def __init__(
         self,
         *,

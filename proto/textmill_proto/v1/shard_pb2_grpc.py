@@ -55,22 +55,22 @@ class ShardServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Info(self, request, context):
-        """What this rank holds. UNAVAILABLE until the model is loaded. Served by every rank.
+        """The model and the limits of this rank. UNAVAILABLE until the model is loaded. Served by every rank.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Health(self, request, context):
-        """Answered from a thread that the step loop cannot block, also while loading. Served by every rank.
+        """Answered by a thread that the step loop cannot block, also while the model loads. Served by every rank.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Run(self, request_iterator, context):
-        """The one live stream, rank 0 only. The shard speaks first (Hello). A second stream is refused with FAILED_PRECONDITION
-        while one is live. Ended by the shard with INVALID_ARGUMENT after a plan that breaks a rule.
+        """The one live stream, served by rank 0 only. The shard speaks first (Hello). While one stream is live, the shard refuses
+        a second one with FAILED_PRECONDITION. After a plan that breaks a rule the shard ends the stream with INVALID_ARGUMENT.
         Kept for later: Put(digest, bytes), LoadAdapter, UnloadAdapter (unary, answered when every rank has it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

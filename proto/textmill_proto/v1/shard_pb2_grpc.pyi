@@ -5,9 +5,10 @@ The wire between the router and the shards of Textmill.
 
 Words: a *slot* is a request's seat in the shard (0 .. num_slots-1); a *block* is a run of `block_size` KV places;
 a *place* is the room of one token's K and V inside a block. Packed arrays are little-endian and travel as `bytes`:
-"u32[]" is 4 bytes an element, "f32[]" 4 bytes IEEE 754, "u8[]" one byte. Rules of the stream: docs/wire.md.
+an element of "u32[]" has 4 bytes, an element of "f32[]" 4 bytes (IEEE 754), an element of "u8[]" one byte.
+docs/wire.md holds the rules of the stream.
 
-Fields are never renumbered or reused. Reserved numbers say what they are kept for.
+A field is never renumbered, and its number is never used again. A comment says what a reserved number is kept for.
 """
 
 from collections import abc as _abc
@@ -39,12 +40,12 @@ class ShardStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ShardAsyncStub: ...
     Info: _grpc.UnaryUnaryMultiCallable[_shard_pb2.InfoRequest, _shard_pb2.ShardInfo]
-    """What this rank holds. UNAVAILABLE until the model is loaded. Served by every rank."""
+    """The model and the limits of this rank. UNAVAILABLE until the model is loaded. Served by every rank."""
     Health: _grpc.UnaryUnaryMultiCallable[_shard_pb2.HealthRequest, _shard_pb2.HealthReport]
-    """Answered from a thread that the step loop cannot block, also while loading. Served by every rank."""
+    """Answered by a thread that the step loop cannot block, also while the model loads. Served by every rank."""
     Run: _grpc.StreamStreamMultiCallable[_shard_pb2.ToShard, _shard_pb2.FromShard]
-    """The one live stream, rank 0 only. The shard speaks first (Hello). A second stream is refused with FAILED_PRECONDITION
-    while one is live. Ended by the shard with INVALID_ARGUMENT after a plan that breaks a rule.
+    """The one live stream, served by rank 0 only. The shard speaks first (Hello). While one stream is live, the shard refuses
+    a second one with FAILED_PRECONDITION. After a plan that breaks a rule the shard ends the stream with INVALID_ARGUMENT.
     Kept for later: Put(digest, bytes), LoadAdapter, UnloadAdapter (unary, answered when every rank has it).
     """
 
@@ -52,12 +53,12 @@ class ShardStub:
 class ShardAsyncStub(ShardStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Info: _aio.UnaryUnaryMultiCallable[_shard_pb2.InfoRequest, _shard_pb2.ShardInfo]  # type: ignore[assignment]
-    """What this rank holds. UNAVAILABLE until the model is loaded. Served by every rank."""
+    """The model and the limits of this rank. UNAVAILABLE until the model is loaded. Served by every rank."""
     Health: _aio.UnaryUnaryMultiCallable[_shard_pb2.HealthRequest, _shard_pb2.HealthReport]  # type: ignore[assignment]
-    """Answered from a thread that the step loop cannot block, also while loading. Served by every rank."""
+    """Answered by a thread that the step loop cannot block, also while the model loads. Served by every rank."""
     Run: _aio.StreamStreamMultiCallable[_shard_pb2.ToShard, _shard_pb2.FromShard]  # type: ignore[assignment]
-    """The one live stream, rank 0 only. The shard speaks first (Hello). A second stream is refused with FAILED_PRECONDITION
-    while one is live. Ended by the shard with INVALID_ARGUMENT after a plan that breaks a rule.
+    """The one live stream, served by rank 0 only. The shard speaks first (Hello). While one stream is live, the shard refuses
+    a second one with FAILED_PRECONDITION. After a plan that breaks a rule the shard ends the stream with INVALID_ARGUMENT.
     Kept for later: Put(digest, bytes), LoadAdapter, UnloadAdapter (unary, answered when every rank has it).
     """
 
@@ -68,7 +69,7 @@ class ShardServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_pb2.InfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.ShardInfo, _abc.Awaitable[_shard_pb2.ShardInfo]]:
-        """What this rank holds. UNAVAILABLE until the model is loaded. Served by every rank."""
+        """The model and the limits of this rank. UNAVAILABLE until the model is loaded. Served by every rank."""
 
     @_abc_1.abstractmethod
     def Health(
@@ -76,7 +77,7 @@ class ShardServicer(metaclass=_abc_1.ABCMeta):
         request: _shard_pb2.HealthRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.HealthReport, _abc.Awaitable[_shard_pb2.HealthReport]]:
-        """Answered from a thread that the step loop cannot block, also while loading. Served by every rank."""
+        """Answered by a thread that the step loop cannot block, also while the model loads. Served by every rank."""
 
     @_abc_1.abstractmethod
     def Run(
@@ -84,8 +85,8 @@ class ShardServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_shard_pb2.ToShard],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_shard_pb2.FromShard], _abc.AsyncIterator[_shard_pb2.FromShard]]:
-        """The one live stream, rank 0 only. The shard speaks first (Hello). A second stream is refused with FAILED_PRECONDITION
-        while one is live. Ended by the shard with INVALID_ARGUMENT after a plan that breaks a rule.
+        """The one live stream, served by rank 0 only. The shard speaks first (Hello). While one stream is live, the shard refuses
+        a second one with FAILED_PRECONDITION. After a plan that breaks a rule the shard ends the stream with INVALID_ARGUMENT.
         Kept for later: Put(digest, bytes), LoadAdapter, UnloadAdapter (unary, answered when every rank has it).
         """
 

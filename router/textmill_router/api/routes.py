@@ -14,7 +14,7 @@ from textmill_router.api.platforms.vertex import VertexRoute
 from textmill_router.api.status import HealthRoute, InfoRoute, MetricsRoute
 from textmill_router.api.tgi.chat_tokenize import ChatTokenizeRoute
 from textmill_router.api.tgi.detokenize import DetokenizeRoute
-from textmill_router.api.tgi.generate import GenerateRoute
+from textmill_router.api.tgi.generate import generate_route
 from textmill_router.api.tgi.tokenize import TokenizeRoute
 from textmill_router.api.tgi.work import GenerateMode
 from textmill_router.errors import MethodNotAllowed, RouteNotFound
@@ -30,9 +30,9 @@ def build_app(service: Service) -> ASGIApp:
     models = ModelsRoute(service)
     openapi = OpenApiRoute()
     routes: dict[str, dict[str, ASGIApp]] = {
-        "/": {"GET": health, "POST": GenerateRoute(service, GenerateMode.COMPAT)},
-        "/generate": {"POST": GenerateRoute(service, GenerateMode.WHOLE)},
-        "/generate_stream": {"POST": GenerateRoute(service, GenerateMode.STREAM)},
+        "/": {"GET": health, "POST": generate_route(service, GenerateMode.COMPAT)},
+        "/generate": {"POST": generate_route(service, GenerateMode.WHOLE)},
+        "/generate_stream": {"POST": generate_route(service, GenerateMode.STREAM)},
         "/v1/chat/completions": {"POST": chat_route(service)},
         "/v1/completions": {"POST": completions_route(service)},
         "/v1/models": {"GET": models},

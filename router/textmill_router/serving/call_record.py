@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class CallRecord:
-    """Kept from admission to the last token."""
+    """Kept from the call's rules to its last token."""
 
     def __init__(self, service: Service, backend: Backend, call: Call) -> None:
         self._service = service

@@ -1,12 +1,15 @@
-"""Several sequences written side by side to one event stream."""
+"""The sequences of one call: begun together, and written side by side to one event stream."""
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import Protocol
 
 from textmill_router.http.event_stream import EventStream
-from textmill_router.text.events import GenerationResult, TokenEvent
-from textmill_router.text.generation import Generation
+from textmill_router.request import GenerationRequest
+from textmill_router.serving.service import Backend
+from textmill_router.text.events import GenerationResult, TextOptions, TokenEvent
+from textmill_router.text.generation import Generation, start_generation
 
 
 class ChoiceWriter(Protocol):
@@ -18,6 +21,16 @@ class ChoiceWriter(Protocol):
 
 # Raises for a result that may not be shown as it is.
 ResultCheck = Callable[[GenerationResult], None]
+
+
+async def start_all(
+    stack: AsyncExitStack, backend: Backend, requests: Sequence[GenerationRequest], options: TextOptions
+) -> list[Generation]:
+    """Submit all in one turn, so that the first of a prompt computes it for its further sequences."""
+    return [
+        await stack.enter_async_context(start_generation(backend.engine, backend.tokenizer, request, options))
+        for request in requests
+    ]
 
 
 async def stream_choices(

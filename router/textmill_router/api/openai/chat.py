@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-import msgspec
 from starlette.types import Scope, Send
 
 from textmill_router.api.openai.chat_answers import ChatChunks, Choice, ShownLogprobs, usage_chunk, whole_answer
@@ -12,13 +11,7 @@ from textmill_router.api.openai.chat_messages import chat_request
 from textmill_router.api.openai.chat_tools import tool_choice_of
 from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.openai.response_format import check_answer, grammar_of, in_format_words
-from textmill_router.api.openai.route import (
-    OpenAIRoute,
-    checked_parameters,
-    new_envelope,
-    start_all,
-    stream_answer,
-)
+from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
 from textmill_router.api.openai.types import check_n, in_openai_words, requested_sampling, usage_of
 from textmill_router.chat.answer_form import (
     PLAIN_FORM,
@@ -38,10 +31,11 @@ from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.parsers.deltas import collect
 from textmill_router.request import GenerationRequest, Grammar
-from textmill_router.serving.call_record import CallRecord
-from textmill_router.serving.choice_streams import stream_choices
+from textmill_router.serving.choice_streams import start_all, stream_choices
 from textmill_router.serving.prompts import choice_samplings, make_request, share_prompt, take_pieces
-from textmill_router.serving.service import Backend, Service
+from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
+from textmill_router.serving.service import Service
+from textmill_router.serving.stream_answer import stream_answer
 from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.events import GenerationResult, TextOptions
 from textmill_router.text.generation import Generation
@@ -56,9 +50,9 @@ _NAMES = {
 }
 
 
-def chat_route(service: Service) -> OpenAIRoute[ChatBody]:
+def chat_route(service: Service) -> GeneratingRoute[ChatBody]:
     """An ASGI endpoint."""
-    return OpenAIRoute(service, msgspec.json.Decoder(ChatBody), _prepare)
+    return openai_route(service, ChatBody, _prepare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +66,11 @@ class _Asked:
     grammar: Grammar | None  # of the response format
 
 
-def _prepare(body: ChatBody, service: Service, backend: Backend, account: CallRecord) -> "_Work":
-    num_choices = check_n(body.n, service.settings.max_n)
+def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
+    num_choices = check_n(body.n, call.service.settings.max_n)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     wishes = requested_sampling(body, max_new_tokens=max_tokens, top_n_tokens=body.top_logprobs)
-    checked = checked_parameters(wishes, backend, _NAMES)
+    checked = checked_parameters(wishes, call.backend, _NAMES)
     tools = tool_choice_of(body)
     grammar = grammar_of(body.response_format)
     if tools is not None and grammar is not None:
@@ -85,16 +79,16 @@ def _prepare(body: ChatBody, service: Service, backend: Backend, account: CallRe
             field="response_format",
         )
     asked = _Asked(body, replace(checked, best_of=num_choices), chat_request(body), tools, grammar)
-    return _Work(service, backend, account, asked)
+    return PreparedCall(_Work(call, asked), num_sequences=num_choices, streams=bool(body.stream))
 
 
 class _Work:
     """One call."""
 
-    def __init__(self, service: Service, backend: Backend, account: CallRecord, asked: _Asked) -> None:
-        self._service = service
-        self._backend = backend
-        self._account = account
+    def __init__(self, call: IncomingCall, asked: _Asked) -> None:
+        self._service = call.service
+        self._backend = call.backend
+        self._record = call.record
         self._body = asked.body
         self._checked = asked.checked
         self._asked = asked
@@ -102,23 +96,19 @@ class _Work:
         self._grammar: Grammar | None = None
         self._wants_logprobs = bool(asked.body.logprobs)
         self._shown_specials: frozenset[int] = frozenset()
-        self._envelope = new_envelope(service, "chatcmpl-")
-
-    @property
-    def num_sequences(self) -> int:
-        return self._checked.best_of
+        self._envelope = new_envelope(call.service, "chatcmpl-")
 
     async def stream(self, scope: Scope, send: Send) -> None:
         """Chunks of all choices as they come."""
         requests = await self._requests()
-        await stream_answer(scope, send, self._account, lambda stream: self._write(stream, requests))
+        await stream_answer(scope, send, self._record, lambda stream: self._write(stream, requests), end=DONE)
 
     async def _write(self, stream: EventStream, requests: Sequence[GenerationRequest]) -> bytes:
         async with AsyncExitStack() as stack:
             generations = await self._start(stack, requests, keep_tokens=False)
             writers = [self._chunks(index) for index in range(len(requests))]
             results = await stream_choices(stream, generations, writers, self._check)
-            self._account.note_success(results)
+            self._record.note_success(results)
         return usage_chunk(self._envelope, usage_of(results)) if self._body.wants_usage_event else b""
 
     async def answer_whole(self, scope: Scope, send: Send) -> None:
@@ -131,8 +121,8 @@ class _Work:
             self._check(result)
         usage = usage_of(results)
         answer = whole_answer(self._envelope, [self._choice(result) for result in results], usage)
-        self._account.note_success(results)
-        headers = self._account.whole_headers(results, usage.prompt_tokens)
+        self._record.note_success(results)
+        headers = self._record.whole_headers(results, usage.prompt_tokens)
         await send_reply(scope, send, 200, answer, headers=headers)
 
     async def _requests(self) -> list[GenerationRequest]:
@@ -144,7 +134,7 @@ class _Work:
         except ValidationFailed as error:
             raise in_openai_words(error, _NAMES) from None
         await self._prepare_answer(template, prompt)
-        self._account.note_validated(sum(map(len, prompt.pieces)), [intake])
+        self._record.note_validated(sum(map(len, prompt.pieces)), [intake])
         return share_prompt(
             [
                 make_request(

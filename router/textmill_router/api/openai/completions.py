@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-import msgspec
 from starlette.types import Scope, Send
 
 from textmill_router.api.openai.completion_answers import (
@@ -23,23 +22,18 @@ from textmill_router.api.openai.completion_prompts import (
     take_middle_prompt,
 )
 from textmill_router.api.openai.completion_types import CompletionBody, PromptSource, prompts_of, requested_completion
-from textmill_router.api.openai.route import (
-    OpenAIRoute,
-    checked_parameters,
-    new_envelope,
-    start_all,
-    stream_answer,
-)
+from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
 from textmill_router.api.openai.types import check_n, in_openai_words, usage_of
 from textmill_router.errors import ValidationFailed
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.request import GenerationRequest
-from textmill_router.serving.call_record import CallRecord
-from textmill_router.serving.choice_streams import stream_choices
+from textmill_router.serving.choice_streams import start_all, stream_choices
 from textmill_router.serving.logprobs import mean_logprob
 from textmill_router.serving.prompts import choice_samplings, make_request, share_prompt
-from textmill_router.serving.service import Backend, Service
+from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
+from textmill_router.serving.service import Service
+from textmill_router.serving.stream_answer import stream_answer
 from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.events import GenerationResult, TextOptions
 from textmill_router.text.fill_in_middle import MiddleTokens
@@ -57,9 +51,9 @@ _NAMES = {
 }
 
 
-def completions_route(service: Service) -> OpenAIRoute[CompletionBody]:
+def completions_route(service: Service) -> GeneratingRoute[CompletionBody]:
     """An ASGI endpoint."""
-    return OpenAIRoute(service, msgspec.json.Decoder(CompletionBody), _prepare)
+    return openai_route(service, CompletionBody, _prepare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +68,8 @@ class _Asked:
     middle: MiddleTokens | None  # where there is a suffix
 
 
-def _prepare(body: CompletionBody, service: Service, backend: Backend, account: CallRecord) -> "_Work":
-    settings = service.settings
+def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
+    settings, backend = call.service.settings, call.backend
     sources = prompts_of(body, max_prompts=settings.max_client_batch_size, vocab_size=backend.limits.vocab_size)
     n = check_n(body.n, settings.max_n)
     best_of = _check_best_of(body, n, settings.max_best_of)
@@ -96,7 +90,8 @@ def _prepare(body: CompletionBody, service: Service, backend: Backend, account: 
         if body.echoes:
             raise ValidationFailed("`echo` must be false with `suffix`", field="echo")
         middle = middle_tokens_for(sources, backend.tokenizer)
-    return _Work(service, backend, account, _Asked(body, checked, sources, n, best_of, middle))
+    work = _Work(call, _Asked(body, checked, sources, n, best_of, middle))
+    return PreparedCall(work, num_sequences=len(sources) * best_of, streams=bool(body.stream), grammar=checked.grammar)
 
 
 def _check_best_of(body: CompletionBody, n: int, max_best_of: int) -> int:
@@ -119,27 +114,22 @@ def _check_best_of(body: CompletionBody, n: int, max_best_of: int) -> int:
 class _Work:
     """One call. Sequences stand prompt by prompt, `best_of` of each."""
 
-    def __init__(self, service: Service, backend: Backend, account: CallRecord, asked: _Asked) -> None:
-        self._service = service
-        self._backend = backend
-        self._account = account
+    def __init__(self, call: IncomingCall, asked: _Asked) -> None:
+        self._backend = call.backend
+        self._record = call.record
         self._asked = asked
-        self._envelope = new_envelope(service, "cmpl-")
-
-    @property
-    def num_sequences(self) -> int:
-        return len(self._asked.sources) * self._asked.best_of
+        self._envelope = new_envelope(call.service, "cmpl-")
 
     async def stream(self, scope: Scope, send: Send) -> None:
         """Chunks of all choices as they come."""
         prompts = await self._prompts()
-        await stream_answer(scope, send, self._account, lambda stream: self._write(stream, prompts))
+        await stream_answer(scope, send, self._record, lambda stream: self._write(stream, prompts), end=DONE)
 
     async def _write(self, stream: EventStream, prompts: Sequence[CompletionPrompt]) -> bytes:
         async with AsyncExitStack() as stack:
             generations = await self._start(stack, self._requests(prompts), keep_tokens=False)
             results = await stream_choices(stream, generations, self._writers(prompts, generations))
-            self._account.note_success(results)
+            self._record.note_success(results)
         if not self._asked.body.wants_usage_event:
             return b""
         usage = usage_of(self._counted(results), len(prompts))
@@ -160,20 +150,18 @@ class _Work:
         else:
             choices = await asyncio.to_thread(self._choices, prompts, results)
         usage = usage_of(self._counted(results), len(prompts))
-        self._account.note_success(results)
-        headers = self._account.whole_headers(results, usage.prompt_tokens)
+        self._record.note_success(results)
+        headers = self._record.whole_headers(results, usage.prompt_tokens)
         await send_reply(scope, send, 200, completion(self._envelope, choices, usage), headers=headers)
 
     async def _prompts(self) -> list[CompletionPrompt]:
         """Tokenise, check the budgets: the last step in which the call can be refused for what it says."""
         asked = self._asked
-        if asked.checked.grammar is not None:
-            await self._backend.grammars.check(asked.checked.grammar)
         try:
             prompts = [await self._prompt(source) for source in asked.sources]
         except ValidationFailed as error:
             raise in_openai_words(error, _NAMES) from None
-        self._account.note_validated(sum(len(prompt.text) for prompt in prompts), [prompt.intake for prompt in prompts])
+        self._record.note_validated(sum(len(prompt.text) for prompt in prompts), [prompt.intake for prompt in prompts])
         return prompts
 
     async def _prompt(self, source: PromptSource) -> CompletionPrompt:

@@ -13,7 +13,6 @@ from textmill_router.http.error_responses import tgi_error_body
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.request import GenerationRequest, SamplingParameters
-from textmill_router.serving.call_record import CallRecord
 from textmill_router.serving.failures import generation_error
 from textmill_router.serving.logprobs import mean_logprob
 from textmill_router.serving.prompts import (
@@ -26,7 +25,7 @@ from textmill_router.serving.prompts import (
 )
 from textmill_router.serving.reply_cache import CacheSlot
 from textmill_router.serving.response_cache import CachedAnswer
-from textmill_router.serving.service import Backend
+from textmill_router.serving.route import IncomingCall
 from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.events import GenerationFailed, GenerationResult, TextOptions, TokenEvent
 from textmill_router.text.generation import Generation, start_generation
@@ -63,14 +62,20 @@ def check_batch(body: GenerateBody, checked: CheckedParameters, *, streams: bool
 
 
 class TgiWork:
-    """Made once per call, after admission."""
+    """Answers one call; the answer is kept in `slot` if there is one."""
 
     def __init__(
-        self, account: CallRecord, backend: Backend, body: GenerateBody, checked: CheckedParameters, mode: GenerateMode
+        self,
+        call: IncomingCall,
+        body: GenerateBody,
+        checked: CheckedParameters,
+        mode: GenerateMode,
+        slot: CacheSlot | None,
     ) -> None:
         parameters = body.parameters or _NO_PARAMETERS
-        self._account = account
-        self._backend = backend
+        self._record = call.record
+        self._backend = backend = call.backend
+        self._slot = slot
         self._texts = body.inputs if isinstance(body.inputs, list) else [body.inputs]
         self._checked = checked
         self._num_returned = parameters.num_return_sequences or 1
@@ -81,9 +86,9 @@ class TgiWork:
         self._wants_full_text = is_told_whole if wants_full_text is None else wants_full_text
         self._wants_prompt_details = bool(parameters.decoder_input_details)
         self._wants_details = bool(parameters.details) or self._wants_prompt_details
-        self._deadline_s = None if checked.max_time is None else account.arrival_s + checked.max_time
+        self._deadline_s = None if checked.max_time is None else call.record.arrival_s + checked.max_time
 
-    async def stream(self, scope: Scope, send: Send, slot: CacheSlot | None) -> None:
+    async def stream(self, scope: Scope, send: Send) -> None:
         """Events until the last token; an error after the first of them is an event."""
         [intake] = await self._take_prompts()
         [request] = self._requests(intake, wants_logprobs=True)
@@ -94,7 +99,7 @@ class TgiWork:
             wants_details=self._wants_details,
             wants_top_tokens=self._checked.top_n_tokens > 0,
         )
-        stream = EventStream(scope, send, self._account.stream_headers())
+        stream = EventStream(scope, send, self._record.stream_headers())
         written: list[bytes] = []
 
         def encode_kept(events: list[TokenEvent]) -> bytes:
@@ -102,7 +107,7 @@ class TgiWork:
             written.append(data)
             return data
 
-        encode = writer.encode if slot is None else encode_kept
+        encode = writer.encode if self._slot is None else encode_kept
 
         def write_now(events: list[TokenEvent]) -> bool:
             if not stream.can_write_now:
@@ -118,21 +123,21 @@ class TgiWork:
                     await stream.write(encode(events))
                     events = await generation.next_events()
                 result = events[-1].result
-                self._account.note_success([result], seed=_shown_seed(request))
+                self._record.note_success([result], seed=_shown_seed(request))
                 await stream.end(encode(events))
         except GenerationFailed as failed:
             if not stream.is_started:
                 raise
             error = generation_error(failed.failure)
-            self._account.note_failure(error)
+            self._record.note_failure(error)
             await stream.end(b"data: " + tgi_error_body(error) + b"\n\n")
             return
         finally:
             stream.close()
-        if slot is not None:
-            slot.keep(self._cached(b"".join(written), [intake], [result]))
+        if self._slot is not None:
+            self._slot.keep(self._cached(b"".join(written), [intake], [result]))
 
-    async def answer_whole(self, scope: Scope, send: Send, slot: CacheSlot | None) -> None:
+    async def answer_whole(self, scope: Scope, send: Send) -> None:
         """One answer when all sequences are complete."""
         is_compared = self._checked.best_of > 1
         intakes = await self._take_prompts()
@@ -158,19 +163,19 @@ class TgiWork:
         first = results[0]
         chosen = max(first, key=mean_logprob) if is_compared else first[0]
         others = [one for of_prompt in results for one in of_prompt if one is not chosen]
-        self._account.note_success([chosen, *others], seed=_shown_seed(requests[0][first.index(chosen)]))
+        self._record.note_success([chosen, *others], seed=_shown_seed(requests[0][first.index(chosen)]))
         data = msgspec.json.encode(answers if self._is_array else answers[0])
         # Of best_of only the sequence that is the answer counts in the headers.
         told = [chosen] if is_compared else [chosen, *others]
         num_prompt_tokens = sum(len(intake.prompt_ids) for intake in intakes)
-        if slot is not None:
-            slot.keep(self._cached(data, intakes, told))
-        await send_reply(scope, send, 200, data, headers=self._account.whole_headers(told, num_prompt_tokens))
+        if self._slot is not None:
+            self._slot.keep(self._cached(data, intakes, told))
+        await send_reply(scope, send, 200, data, headers=self._record.whole_headers(told, num_prompt_tokens))
 
     async def _take_prompts(self) -> list[TokenizedPrompt]:
         """Tokenise and check the budget: the last step in which the call can be refused for what it says."""
         intakes = [await take_prompt(self._backend, text, self._checked) for text in self._texts]
-        self._account.note_validated(sum(map(len, self._texts)), intakes)
+        self._record.note_validated(sum(map(len, self._texts)), intakes)
         return intakes
 
     def _requests(self, intake: TokenizedPrompt, *, wants_logprobs: bool) -> list[GenerationRequest]:

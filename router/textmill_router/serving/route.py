@@ -1,0 +1,95 @@
+"""The way of every call that generates, whatever its dialect: from the body to the work that answers it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from textmill_router.http.json_body import read_json
+from textmill_router.http.replies import call_of
+from textmill_router.request import Grammar
+from textmill_router.serving.call import admitted, serve
+from textmill_router.serving.call_options import ready_backend
+from textmill_router.serving.call_record import CallRecord
+from textmill_router.serving.reply_cache import CacheSlot, send_cached
+from textmill_router.serving.service import Backend, Service
+
+Body = TypeVar("Body")
+
+
+class Work(Protocol):
+    """Answers one call whose fields obey the rules; both methods run while the call's permits are held.
+
+    Both may raise RequestError and GenerationFailed as long as nothing has been sent.
+    """
+
+    async def stream(self, scope: Scope, send: Send) -> None: ...
+    async def answer_whole(self, scope: Scope, send: Send) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingCall:
+    """All that a dialect needs beside the body to prepare a call."""
+
+    service: Service
+    backend: Backend
+    record: CallRecord
+    scope: Scope
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCall:
+    """A call whose body obeys the rules, with all that is decided before its work begins."""
+
+    work: Work
+    num_sequences: int  # one permit for each
+    streams: bool
+    grammar: Grammar | None = None  # compiled before a permit is taken
+    cache_slot: CacheSlot | None = None  # a kept answer is sent in place of the work; None where answers are not kept
+
+
+class GeneratingRoute(Generic[Body]):
+    """An ASGI endpoint: shape, rules, kept answer, grammar, permits, then the work.
+
+    `prepare` applies the rules of the dialect to a body; it raises RequestError. `check_model` refuses a body whose
+    model is not served, also while the model loads. `wait_for_model` reads from a body whether the call waits for a
+    model that loads; None where the body does not say.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        decoder: "msgspec.json.Decoder[Body]",
+        prepare: Callable[[Body, IncomingCall], PreparedCall],
+        *,
+        check_model: Callable[[Body], None] = lambda body: None,
+        wait_for_model: Callable[[Body], bool | None] = lambda body: None,
+    ) -> None:
+        self._service = service
+        self._decoder = decoder
+        self._prepare = prepare
+        self._check_model = check_model
+        self._wait_for_model = wait_for_model
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await serve(self._service, scope, send, lambda: self._answer(scope, receive, send))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service = self._service
+        service.permits.check_open()
+        body = await read_json(scope, receive, self._decoder, service.settings.payload_limit)
+        self._check_model(body)
+        backend = await ready_backend(service, scope, receive, wait_for_model=self._wait_for_model(body))
+        record = CallRecord(service, backend, call_of(scope))
+        prepared = self._prepare(body, IncomingCall(service, backend, record, scope))
+        kept = None if prepared.cache_slot is None else prepared.cache_slot.find()
+        if kept is not None:
+            await send_cached(service, backend, scope, send, kept, streams=prepared.streams)
+            return
+        async with admitted(service, receive, prepared.num_sequences, grammar=prepared.grammar):
+            if prepared.streams:
+                await prepared.work.stream(scope, send)
+            else:
+                await prepared.work.answer_whole(scope, send)

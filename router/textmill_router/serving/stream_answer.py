@@ -1,0 +1,39 @@
+"""The frame of an answer that is a stream of events: its headers, its end, an error after its first event."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.types import Scope, Send
+
+from textmill_router.errors import RequestError
+from textmill_router.http.error_responses import error_event
+from textmill_router.http.event_stream import EventStream
+from textmill_router.http.replies import call_of
+from textmill_router.serving.call_record import CallRecord
+from textmill_router.serving.failures import generation_error
+from textmill_router.text.events import GenerationFailed
+
+
+async def stream_answer(
+    scope: Scope,
+    send: Send,
+    record: CallRecord,
+    write: Callable[[EventStream], Awaitable[bytes]],
+    *,
+    end: bytes = b"",
+) -> None:
+    """`write` sends events and returns those that stand before `end`; an error after the first event is an event.
+
+    Raises GenerationFailed and RequestError while nothing has been sent.
+    """
+    stream = EventStream(scope, send, record.stream_headers())
+    try:
+        last = await write(stream)
+        await stream.end(last + end)
+    except (GenerationFailed, RequestError) as failed:
+        if not stream.is_started:
+            raise
+        error = failed if isinstance(failed, RequestError) else generation_error(failed.failure)
+        record.note_failure(error)
+        await stream.end(error_event(error, call_of(scope).error_style) + end)
+    finally:
+        stream.close()

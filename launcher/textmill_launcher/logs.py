@@ -3,39 +3,12 @@
 import json
 import logging
 import sys
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TextIO
 
 from textmill_launcher.child_name import ChildName
-
-_PLAIN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-
-class JsonFormatter(logging.Formatter):
-    """`{"timestamp","level","fields":{"message",...},"target"}`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return one line of JSON; extras of the call become fields."""
-        extras = {name: value for name, value in vars(record).items() if name not in _PLAIN_FIELDS}
-        return json.dumps(
-            {
-                "timestamp": _timestamp(),
-                "level": record.levelname,
-                "fields": {"message": record.getMessage(), **extras},
-                "target": "textmill_launcher",
-            },
-            default=str,
-        )
-
-
-class TextFormatter(logging.Formatter):
-    """`<time> <level> launcher: <message> name=value ...`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line, or several when the message has several."""
-        extras = [f"{name}={value}" for name, value in vars(record).items() if name not in _PLAIN_FIELDS]
-        return " ".join([_timestamp(), f"{record.levelname:<7}", "launcher:", record.getMessage(), *extras])
+from textmill_launcher.log_lines import JsonFormatter, TextFormatter, timestamp
 
 
 class ChildOutput:
@@ -57,7 +30,11 @@ class ChildOutput:
 def configure(json_output: bool, level: str, stream: TextIO = sys.stdout) -> ChildOutput:
     """Set up the launcher's logger and return the writer for children's lines."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonFormatter() if json_output else TextFormatter())
+    handler.setFormatter(
+        JsonFormatter(lambda record: {"target": "textmill_launcher"}, nests_fields=True)
+        if json_output
+        else TextFormatter(lambda record: "launcher")
+    )
     logger = logging.getLogger("textmill_launcher")
     logger.handlers = [handler]
     logger.setLevel(level)
@@ -75,8 +52,6 @@ def _child_json(child: ChildName, line: str) -> str:
     if isinstance(entry, Mapping):
         return json.dumps({**entry, **origin})
     fields = {"message": line}
-    return json.dumps({"timestamp": _timestamp(), "level": "INFO", "fields": fields, "target": child.role, **origin})
-
-
-def _timestamp() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return json.dumps(
+        {"timestamp": timestamp(time.time()), "level": "INFO", "fields": fields, "target": child.role, **origin}
+    )

@@ -16,7 +16,8 @@ def names(text: str) -> frozenset[str]:
 ROUTER_FOLDERS = {
     "errors": names(""),
     "request": names(""),
-    "logs": names(""),
+    "log_lines": names(""),
+    "logs": names("log_lines"),
     "scheduler": names("request"),
     "parsers": names("errors request"),
     "settings": names("parsers"),
@@ -61,7 +62,8 @@ DIALECT_BRIDGES = {("api/tgi/chat_tokenize.py", "api/openai"), ("api/platforms/v
 
 SHARD_FOLDERS = {
     "errors": names(""),
-    "logs": names(""),
+    "log_lines": names(""),
+    "logs": names("log_lines"),
     "device": names(""),
     "heap": names(""),
     "options": names(""),

@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import NewType, Protocol
 
@@ -18,7 +18,7 @@ def token_array(ids: Sequence[int]) -> "array[int]":
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """How the next token is drawn. Ranges as in `proto` `Sampling`; checked once in `serving/validation.py`."""
+    """How the next token is drawn; fields and ranges as in `Sampling` of shard.proto."""
 
     do_sample: bool = False
     temperature: float = 1.0
@@ -50,6 +50,20 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationParameters:
+    """What decides which tokens a request gets: the same for its whole life, whoever serves it.
+
+    Checked once, by `check_parameters` of `serving/validation.py`; sent by `engine/wire.py`.
+    """
+
+    sampling: SamplingParameters = SamplingParameters()
+    min_new_tokens: int = 0
+    ignore_eos: bool = False
+    grammar: Grammar | None = None
+    watermark: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One request, checked and tokenised; it fits the pool alone.
 
@@ -62,16 +76,12 @@ class GenerationRequest:
     prompt_ids: "array[int]"
     max_new_tokens: int
     arrival_s: float
-    sampling: SamplingParameters = field(default_factory=SamplingParameters)
-    min_new_tokens: int = 0
+    parameters: GenerationParameters = GenerationParameters()
     stop_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
     wants_logprobs: bool = False
     top_n_tokens: int = 0
     wants_prompt_logprobs: bool = False
     prompt_top_n_tokens: int = 0
-    grammar: Grammar | None = None
-    watermark: bool = False
     priority: int = 0  # smaller goes first
     cache_salt: bytes = b""
     num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none

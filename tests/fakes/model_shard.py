@@ -91,7 +91,7 @@ class Occupant:
     @property
     def num_left(self) -> int:
         """Output tokens still to be sampled."""
-        return len(self.admit.prompt_ids) + self.admit.max_new_tokens - len(self.tokens)
+        return len(self.admit.request.prompt_ids) + self.admit.request.max_new_tokens - len(self.tokens)
 
 
 @dataclass(slots=True)
@@ -216,7 +216,7 @@ class ModelShard:
                 self._places[admit.block_ids[num_whole], place] = content
 
     def _occupant_of(self, admit: Admit) -> Occupant:
-        tokens = [*admit.prompt_ids, *admit.output_ids]
+        tokens = [*admit.request.prompt_ids, *admit.output_ids]
         digests = []
         digest = 1
         for token in tokens:
@@ -266,7 +266,7 @@ class ModelShard:
                         tables[extend.slot].extend(extend.block_ids)
             else:
                 for admit in plan.admits:
-                    slot, num_tokens = admit.slot, len(admit.prompt_ids) + len(admit.output_ids)
+                    slot, num_tokens = admit.slot, len(admit.request.prompt_ids) + len(admit.output_ids)
                     if not 0 <= slot < self.pool.num_slots or slot in ids:
                         raise refuse(slot, "admits.slot", "not a free slot")
                     if admit.request_id in ids.values():
@@ -275,7 +275,7 @@ class ModelShard:
                     is_copied = admit.copied_block_id is not None
                     if is_part != is_copied or not 0 <= admit.num_cached_tokens < num_tokens:
                         raise refuse(slot, "admits.num_cached_tokens", f"{admit.num_cached_tokens} of {num_tokens}")
-                    if len(admit.output_ids) >= admit.max_new_tokens:
+                    if len(admit.output_ids) >= admit.request.max_new_tokens:
                         raise refuse(slot, "admits.max_new_tokens", "nothing is left to sample")
                     if len(set(admit.block_ids)) != len(admit.block_ids):
                         raise refuse(slot, "admits.block_ids", "a block stands twice")
@@ -356,9 +356,9 @@ class ModelShard:
             row.token = token = next_token(occupant.digests[-1])
             occupant.tokens.append(token)
             occupant.digests.append(extend_digest(occupant.digests[-1], token))
-            if token == EOS_ID and not occupant.admit.ignore_eos:
+            if token == EOS_ID and not occupant.admit.request.parameters.ignore_eos:
                 row.flags |= FLAG_FINISHED | FLAG_EOS
-            if token in occupant.admit.stop_ids:
+            if token in occupant.admit.request.stop_ids:
                 row.flags |= FLAG_FINISHED | FLAG_STOP_ID
             if occupant.num_left == 0:
                 row.flags |= FLAG_FINISHED | FLAG_LENGTH
@@ -382,7 +382,7 @@ class ModelShard:
         start = occupant.admit.prompt_logprobs_from
         if start is None:
             return None
-        start, stop = max(first + 1, start), min(end + 1, len(occupant.admit.prompt_ids))
+        start, stop = max(first + 1, start), min(end + 1, len(occupant.admit.request.prompt_ids))
         if start >= stop:
             return None
         values = [prompt_logprob(occupant.digests[at - 1], occupant.tokens[at]) for at in range(start, stop)]

@@ -3,7 +3,15 @@
 from dataclasses import dataclass, field
 from random import Random
 
-from textmill_router.request import FailureCode, FinishReason, GenerationRequest, RequestId, RequestOutput, token_array
+from textmill_router.request import (
+    FailureCode,
+    FinishReason,
+    GenerationParameters,
+    GenerationRequest,
+    RequestId,
+    RequestOutput,
+    token_array,
+)
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Budget, Plan, ShardPool
 from textmill_router.scheduler.scheduler import QueueFull, Scheduler
@@ -180,7 +188,7 @@ class World:
             max_new_tokens=max_new,
             arrival_s=float(self.turn),
             stop_ids=stop_ids,
-            ignore_eos=ignore_eos,
+            parameters=GenerationParameters(ignore_eos=ignore_eos),
             wants_prompt_logprobs=wants_prompt_logprobs,
             cache_salt=salt,
             shares_prompt_of=None if leader is None else leader.request.request_id,

@@ -9,7 +9,7 @@ import pytest
 from textmill_router.engine.engine_loop import EngineLoop
 from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.status import EnginePhase, EngineUnavailable
-from textmill_router.request import FailureCode, SamplingParameters
+from textmill_router.request import FailureCode, GenerationParameters, SamplingParameters
 from textmill_router.text.events import GenerationFailed
 from textmill_router.text.tokenization import Tokenizer
 
@@ -245,7 +245,8 @@ def test_rule_20_second_rejection_in_a_row_stops_the_engine(tmp_path: Path, toke
 def test_plan_that_cannot_be_written_costs_its_request_and_no_other(tmp_path: Path, tokenizer: Tokenizer) -> None:
     async def body() -> None:
         async with open_bench(tmp_path / "s", tokenizer, first_backoff_s=0.01) as bench:
-            unwritable = bench.request(sampling=SamplingParameters(seed=1 << 64))  # validation lets none through
+            seeded = GenerationParameters(sampling=SamplingParameters(seed=1 << 64))  # validation lets none through
+            unwritable = bench.request(parameters=seeded)
             others = [asyncio.create_task(bench.generate(bench.request(b"other", 40))) for _ in range(2)]
             with pytest.raises(GenerationFailed) as failed:
                 await bench.generate(unwritable)

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 from textmill_router.engine.wire import plan_to_proto, result_from_proto
 from textmill_router.request import (
     FinishReason,
+    GenerationParameters,
     GenerationRequest,
     Grammar,
     GrammarKind,
@@ -105,7 +106,7 @@ class Pair:
             message = result_to_wire(self._epoch, self._shard.next_result())
             decision = self.scheduler.on_step(result_from_proto(message.result), 0.0)
             for plan in decision.plans:
-                if any(admit.grammar is not None and len(admit.output_ids) > 0 for admit in plan.admits):
+                if any(admit.request.parameters.grammar is not None and admit.output_ids for admit in plan.admits):
                     self.readmits.append(plan)
             self._send(decision.plans)
             for output in decision.outputs:
@@ -150,10 +151,12 @@ def make_requests(sampling: SamplingParameters, *, watermark: bool) -> list[Gene
                 prompt_ids=token_array(prompt),
                 max_new_tokens=NUM_NEW_TOKENS,
                 arrival_s=float(number),
-                sampling=replace(sampling, seed=number),
-                grammar=(SCHEMA, COUNTER, None)[number // 3],
-                watermark=watermark,
-                ignore_eos=number >= 6,
+                parameters=GenerationParameters(
+                    sampling=replace(sampling, seed=number),
+                    grammar=(SCHEMA, COUNTER, None)[number // 3],
+                    watermark=watermark,
+                    ignore_eos=number >= 6,
+                ),
                 shares_prompt_of=None if is_first or number >= 6 else RequestId(number - number % 3 + 1),
             )
         )

@@ -159,26 +159,27 @@ def _budget_to_proto(budget: Budget) -> shard_pb2.Budget:
 
 
 def _admit_to_proto(admit: Admit) -> shard_pb2.Admit:
+    request, parameters = admit.request, admit.request.parameters
     return shard_pb2.Admit(
-        request_id=admit.request_id,
+        request_id=request.request_id,
         slot=admit.slot,
-        prompt_ids=pack_ids(admit.prompt_ids),
+        prompt_ids=pack_ids(request.prompt_ids),
         output_ids=pack_ids(admit.output_ids),
         num_cached_tokens=admit.num_cached_tokens,
         block_ids=[pack_ids(admit.block_ids)],
-        max_new_tokens=admit.max_new_tokens,
-        min_new_tokens=admit.min_new_tokens,
-        stop_ids=pack_ids(admit.stop_ids),
-        ignore_eos=admit.ignore_eos,
-        sampling=_sampling_to_proto(admit.sampling),
-        logprobs=admit.wants_logprobs,
-        top_n_tokens=admit.top_n_tokens,
+        max_new_tokens=request.max_new_tokens,
+        min_new_tokens=parameters.min_new_tokens,
+        stop_ids=pack_ids(request.stop_ids),
+        ignore_eos=parameters.ignore_eos,
+        sampling=_sampling_to_proto(parameters.sampling),
+        logprobs=request.wants_logprobs,
+        top_n_tokens=request.top_n_tokens,
         prompt_logprobs_from=admit.prompt_logprobs_from,
-        prompt_top_n_tokens=admit.prompt_top_n_tokens,
-        grammar=None if admit.grammar is None else _grammar_to_proto(admit.grammar),
-        watermark=admit.watermark,
+        prompt_top_n_tokens=request.prompt_top_n_tokens,
+        grammar=None if parameters.grammar is None else _grammar_to_proto(parameters.grammar),
+        watermark=parameters.watermark,
         long_rope=admit.is_long_rope,
-        num_encoder_tokens=admit.num_encoder_tokens,
+        num_encoder_tokens=request.num_encoder_tokens,
         copied_block_id=admit.copied_block_id,
     )
 

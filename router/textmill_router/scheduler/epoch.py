@@ -95,25 +95,13 @@ class Epoch:
         assert state.slot is not None
         self._builder.admit(
             Admit(
-                request_id=state.request_id,
+                request=request,
                 slot=state.slot,
-                prompt_ids=request.prompt_ids,
                 output_ids=state.output_ids[:],
                 num_cached_tokens=num_cached_tokens,
                 block_ids=tuple(state.block_ids),
-                max_new_tokens=request.max_new_tokens,
-                sampling=request.sampling,
-                min_new_tokens=request.min_new_tokens,
-                stop_ids=request.stop_ids,
-                ignore_eos=request.ignore_eos,
-                wants_logprobs=request.wants_logprobs,
-                top_n_tokens=request.top_n_tokens,
                 prompt_logprobs_from=state.next_prompt_logprob if state.wants_prompt_logprobs else None,
-                prompt_top_n_tokens=request.prompt_top_n_tokens,
-                grammar=request.grammar,
-                watermark=request.watermark,
                 is_long_rope=request.takes_long_rope(self.pool.rope_border),
-                num_encoder_tokens=request.num_encoder_tokens,
                 copied_block_id=copied_block_id,
             )
         )

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from textmill_router.request import (
     BlockId,
     FailureCode,
-    Grammar,
+    GenerationRequest,
     PromptLogprobs,
     RequestId,
-    SamplingParameters,
     Slot,
     TopTokens,
 )
@@ -34,28 +33,21 @@ class Extend:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Seats a request. All state of the slot is a function of this message (rule 18)."""
+    """Seats a request; all state of the slot follows from the request and from what the epoch decides (rule 18)."""
 
-    request_id: RequestId
+    request: GenerationRequest
     slot: Slot
-    prompt_ids: "array[int]"
     output_ids: "array[int]"  # sampled before, on re-admission
     num_cached_tokens: int  # smaller than prompt + output; multiple of the block size unless places are copied
     block_ids: tuple[BlockId, ...]
-    max_new_tokens: int  # output tokens in all, output_ids included
-    sampling: SamplingParameters
-    min_new_tokens: int = 0
-    stop_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    wants_logprobs: bool = False
-    top_n_tokens: int = 0
     prompt_logprobs_from: int | None = None  # first prompt position wanted; None = none (rule 17)
-    prompt_top_n_tokens: int = 0
-    grammar: Grammar | None = None
-    watermark: bool = False
     is_long_rope: bool = False  # it takes the long rotary table (ShardPool.rope_border)
-    num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
     copied_block_id: BlockId | None = None  # has the places of the last cached tokens, which do not fill a block
+
+    @property
+    def request_id(self) -> RequestId:
+        """The occupant, as in `Drop` and `Extend`."""
+        return self.request.request_id
 
 
 @dataclass(frozen=True, slots=True)

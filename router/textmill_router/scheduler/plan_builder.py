@@ -18,10 +18,12 @@ def _size_bytes(change: Drop | Extend | Admit) -> int:
         return _DROP_BYTES
     if isinstance(change, Extend):
         return _EXTEND_BYTES + _ITEM_BYTES * len(change.block_ids)
-    num_items = len(change.prompt_ids) + len(change.output_ids) + len(change.block_ids) + len(change.stop_ids)
-    num_characters = 0 if change.grammar is None else len(change.grammar.text)
+    request, parameters = change.request, change.request.parameters
+    num_items = len(request.prompt_ids) + len(change.output_ids) + len(change.block_ids) + len(request.stop_ids)
+    num_characters = 0 if parameters.grammar is None else len(parameters.grammar.text)
     grammar_bytes = _CHARACTER_BYTES * num_characters
-    return _ADMIT_BYTES + _ITEM_BYTES * num_items + _BIAS_BYTES * len(change.sampling.logit_bias) + grammar_bytes
+    bias_bytes = _BIAS_BYTES * len(parameters.sampling.logit_bias)
+    return _ADMIT_BYTES + _ITEM_BYTES * num_items + bias_bytes + grammar_bytes
 
 
 class PlanBuilder:

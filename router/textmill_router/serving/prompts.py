@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from textmill_router.errors import ValidationFailed
-from textmill_router.request import GenerationRequest, SamplingParameters, token_array
+from textmill_router.request import GenerationParameters, GenerationRequest, token_array
 from textmill_router.serving.service import Backend
 from textmill_router.serving.validation import (
     MAX_U64,
@@ -15,6 +15,7 @@ from textmill_router.serving.validation import (
     check_text,
     prompt_too_long,
     with_drawn_seed,
+    with_seed,
 )
 
 
@@ -70,30 +71,31 @@ def fit(backend: Backend, prompt_ids: "array[int]", checked: CheckedParameters) 
 def make_request(
     backend: Backend,
     intake: TokenizedPrompt,
-    checked: CheckedParameters,
-    sampling: SamplingParameters,
+    parameters: GenerationParameters,
     *,
     wants_logprobs: bool,
     wants_prompt_logprobs: bool,
+    top_n_tokens: int,
 ) -> GenerationRequest:
-    """One sequence of the call. What an encoder reads is followed by the decoder's own first tokens."""
+    """One sequence of the call. What an encoder reads is followed by the decoder's own first tokens.
+
+    `top_n_tokens` counts only with `wants_logprobs`.
+    """
     prompt_ids, num_encoder_tokens = intake.prompt_ids, 0
     if backend.facts.has_encoder:
         num_encoder_tokens = len(prompt_ids)
         prompt_ids = prompt_ids + token_array(backend.facts.decoder_prompt_ids)
+    if parameters.min_new_tokens > intake.max_new_tokens:  # the window leaves less than was asked for
+        parameters = replace(parameters, min_new_tokens=intake.max_new_tokens)
     return GenerationRequest(
         request_id=backend.engine.next_request_id(),
         prompt_ids=prompt_ids,
         num_encoder_tokens=num_encoder_tokens,
         max_new_tokens=intake.max_new_tokens,
         arrival_s=time.monotonic(),
-        sampling=sampling,
-        min_new_tokens=min(checked.min_new_tokens, intake.max_new_tokens),
-        ignore_eos=checked.ignore_eos,
-        grammar=checked.grammar,
-        watermark=checked.watermark,
+        parameters=parameters,
         wants_logprobs=wants_logprobs,
-        top_n_tokens=checked.top_n_tokens if wants_logprobs else 0,
+        top_n_tokens=top_n_tokens if wants_logprobs else 0,
         wants_prompt_logprobs=wants_prompt_logprobs,
     )
 
@@ -110,13 +112,13 @@ def share_prompt(sequences: Sequence[GenerationRequest]) -> list[GenerationReque
     ]
 
 
-def samplings(checked: CheckedParameters) -> list[SamplingParameters]:
-    """One way to sample for each sequence of the call: they differ in the seed."""
-    further = [with_drawn_seed(checked.sampling) for _ in range(checked.best_of - 1)]
-    return [checked.sampling, *further]
+def best_of_parameters(checked: CheckedParameters) -> list[GenerationParameters]:
+    """The parameters of each sequence of best_of: they differ in the seed."""
+    first = checked.generation
+    return [first, *(with_drawn_seed(first) for _ in range(checked.best_of - 1))]
 
 
-def choice_samplings(checked: CheckedParameters, num_choices: int) -> list[SamplingParameters]:
-    """The same for the choices of /v1, where a seed may be given: it fixes all of them, each by another seed."""
-    sampling = checked.sampling
-    return [replace(sampling, seed=(sampling.seed + index) & MAX_U64) for index in range(num_choices)]
+def choice_parameters(parameters: GenerationParameters, num_choices: int) -> list[GenerationParameters]:
+    """The parameters of each choice of a call whose seed may be given: it fixes all of them, each by another seed."""
+    seed = parameters.sampling.seed
+    return [parameters, *(with_seed(parameters, (seed + index) & MAX_U64) for index in range(1, num_choices))]

@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass, replace
 
 from textmill_router.errors import OverBudget, ValidationFailed
-from textmill_router.request import Grammar, SamplingParameters
+from textmill_router.request import GenerationParameters, Grammar, SamplingParameters
 from textmill_router.serving.limits import Limits
 
 MAX_U32 = 2**32 - 1
@@ -50,16 +50,16 @@ class RequestedParameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedParameters:
-    """Parameters that obey every rule. `sampling.seed` counts only where `sampling.do_sample`."""
+    """Parameters that obey every rule: those that the shard gets, and those that only the HTTP side knows.
 
-    sampling: SamplingParameters
+    The grammar has the right shape; whether it compiles, `GrammarCompiler.check` says. The seed counts only where the
+    request samples.
+    """
+
+    generation: GenerationParameters
     best_of: int
-    max_new_tokens: int | None
-    min_new_tokens: int
+    max_new_tokens: int | None  # None: what the window leaves
     max_time: float | None  # seconds from arrival
-    ignore_eos: bool
-    grammar: Grammar | None  # of the right shape; whether it compiles, `GrammarCompiler.check` says
-    watermark: bool
     stop: tuple[str, ...]
     truncate: int | None
     top_n_tokens: int
@@ -114,15 +114,18 @@ def check_parameters(requested: RequestedParameters, limits: Limits) -> CheckedP
         seed=(draw_seed() if requested.seed is None else requested.seed) if do_sample else 0,
         logit_bias=logit_bias,
     )
-    return CheckedParameters(
+    generation = GenerationParameters(
         sampling=sampling,
-        best_of=requested.best_of or 1,
-        max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
-        max_time=requested.max_time,
         ignore_eos=requested.ignore_eos,
         grammar=requested.grammar,
         watermark=requested.watermark,
+    )
+    return CheckedParameters(
+        generation=generation,
+        best_of=requested.best_of or 1,
+        max_new_tokens=max_new_tokens,
+        max_time=requested.max_time,
         stop=requested.stop,
         truncate=requested.truncate,
         top_n_tokens=top_n_tokens,
@@ -134,9 +137,14 @@ def draw_seed() -> int:
     return random.getrandbits(SEED_BITS)
 
 
-def with_drawn_seed(sampling: SamplingParameters) -> SamplingParameters:
-    """The same way to sample with a seed of its own, for the further sequences of best_of."""
-    return replace(sampling, seed=draw_seed()) if sampling.do_sample else sampling
+def with_seed(parameters: GenerationParameters, seed: int) -> GenerationParameters:
+    """The parameters of a further sequence of a call, which differs in its seed (unsigned, 64 bits) alone."""
+    return replace(parameters, sampling=replace(parameters.sampling, seed=seed))
+
+
+def with_drawn_seed(parameters: GenerationParameters) -> GenerationParameters:
+    """The parameters of a further sequence of best_of, with a seed of its own where the request samples."""
+    return with_seed(parameters, draw_seed()) if parameters.sampling.do_sample else parameters
 
 
 def check_budget(num_prompt_tokens: int, max_new_tokens: int | None, limits: Limits) -> int:

@@ -32,7 +32,7 @@ from textmill_router.http.replies import send_reply
 from textmill_router.parsers.deltas import collect
 from textmill_router.request import GenerationRequest, Grammar
 from textmill_router.serving.choice_streams import start_all, stream_choices
-from textmill_router.serving.prompts import choice_samplings, make_request, share_prompt, take_pieces
+from textmill_router.serving.prompts import choice_parameters, make_request, share_prompt, take_pieces
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
 from textmill_router.serving.service import Service
 from textmill_router.serving.stream_answer import stream_answer
@@ -135,17 +135,18 @@ class _Work:
             raise in_openai_words(error, _NAMES) from None
         await self._prepare_answer(template, prompt)
         self._record.note_validated(sum(map(len, prompt.pieces)), [intake])
+        generation = replace(self._checked.generation, grammar=self._grammar)
         return share_prompt(
             [
                 make_request(
                     backend,
                     intake,
-                    replace(self._checked, grammar=self._grammar),
-                    sampling,
+                    parameters,
                     wants_logprobs=self._wants_logprobs,
                     wants_prompt_logprobs=False,
+                    top_n_tokens=self._checked.top_n_tokens,
                 )
-                for sampling in choice_samplings(self._checked, self._checked.best_of)
+                for parameters in choice_parameters(generation, self._checked.best_of)
             ]
         )
 

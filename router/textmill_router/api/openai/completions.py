@@ -30,7 +30,7 @@ from textmill_router.http.replies import send_reply
 from textmill_router.request import GenerationRequest
 from textmill_router.serving.choice_streams import start_all, stream_choices
 from textmill_router.serving.logprobs import mean_logprob
-from textmill_router.serving.prompts import choice_samplings, make_request, share_prompt
+from textmill_router.serving.prompts import choice_parameters, make_request, share_prompt
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
 from textmill_router.serving.service import Service
 from textmill_router.serving.stream_answer import stream_answer
@@ -91,7 +91,12 @@ def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
             raise ValidationFailed("`echo` must be false with `suffix`", field="echo")
         middle = middle_tokens_for(sources, backend.tokenizer)
     work = _Work(call, _Asked(body, checked, sources, n, best_of, middle))
-    return PreparedCall(work, num_sequences=len(sources) * best_of, streams=bool(body.stream), grammar=checked.grammar)
+    return PreparedCall(
+        work,
+        num_sequences=len(sources) * best_of,
+        streams=bool(body.stream),
+        grammar=checked.generation.grammar,
+    )
 
 
 def _check_best_of(body: CompletionBody, n: int, max_best_of: int) -> int:
@@ -183,16 +188,16 @@ class _Work:
                 make_request(
                     self._backend,
                     prompt.intake,
-                    asked.checked,
-                    sampling,
+                    parameters,
                     wants_logprobs=asked.body.wants_logprobs or asked.best_of > asked.n,
                     wants_prompt_logprobs=wants_prompt,
+                    top_n_tokens=asked.checked.top_n_tokens,
                 )
-                for sampling in choice_samplings(asked.checked, asked.best_of)
+                for parameters in choice_parameters(asked.checked.generation, asked.best_of)
             ]
             if wants_prompt:
                 sequences[0] = replace(sequences[0], prompt_top_n_tokens=asked.checked.top_n_tokens)
-            if asked.middle is not None and not asked.checked.ignore_eos:
+            if asked.middle is not None and not asked.checked.generation.ignore_eos:
                 num_known = self._backend.limits.vocab_size  # a tokenizer may have more
                 stop_ids = tuple(token_id for token_id in asked.middle.end_ids if token_id < num_known)
                 sequences = [replace(sequence, stop_ids=stop_ids) for sequence in sequences]

@@ -39,7 +39,7 @@ def _prepare(mode: GenerateMode, body: GenerateBody, call: IncomingCall) -> Prep
         TgiWork(call, body, checked, mode, slot),
         num_sequences=num_sequences,
         streams=streams,
-        grammar=checked.grammar,
+        grammar=checked.generation.grammar,
         cache_slot=slot,
     )
 
@@ -49,4 +49,4 @@ def _is_kept(service: Service, scope: Scope, body: GenerateBody, checked: Checke
     if not service.response_cache.is_on or not wants_cache(scope, (body.options or NO_OPTIONS).use_cache):
         return False
     is_seeded = body.parameters is not None and body.parameters.seed is not None
-    return (is_seeded or not checked.sampling.do_sample) and checked.max_time is None
+    return (is_seeded or not checked.generation.sampling.do_sample) and checked.max_time is None

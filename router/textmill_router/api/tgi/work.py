@@ -12,14 +12,14 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.http.error_responses import tgi_error_body
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
-from textmill_router.request import GenerationRequest, SamplingParameters
+from textmill_router.request import GenerationRequest
 from textmill_router.serving.failures import generation_error
 from textmill_router.serving.logprobs import mean_logprob
 from textmill_router.serving.prompts import (
     TokenizedPrompt,
-    choice_samplings,
+    best_of_parameters,
+    choice_parameters,
     make_request,
-    samplings,
     share_prompt,
     take_prompt,
 )
@@ -180,20 +180,22 @@ class TgiWork:
 
     def _requests(self, intake: TokenizedPrompt, *, wants_logprobs: bool) -> list[GenerationRequest]:
         """The sequences of one prompt."""
-        ways: list[SamplingParameters] = samplings(self._checked)
+        checked = self._checked
         if self._num_returned > 1:
-            ways = choice_samplings(self._checked, self._num_returned)
+            sequences = choice_parameters(checked.generation, self._num_returned)
+        else:
+            sequences = best_of_parameters(checked)
         return share_prompt(
             [
                 make_request(
                     self._backend,
                     intake,
-                    self._checked,
-                    sampling,
+                    parameters,
                     wants_logprobs=wants_logprobs,
                     wants_prompt_logprobs=self._wants_prompt_details,
+                    top_n_tokens=checked.top_n_tokens,
                 )
-                for sampling in ways
+                for parameters in sequences
             ]
         )
 
@@ -228,4 +230,5 @@ class TgiWork:
 
 
 def _shown_seed(request: GenerationRequest) -> int | None:
-    return request.sampling.seed if request.sampling.do_sample else None
+    sampling = request.parameters.sampling
+    return sampling.seed if sampling.do_sample else None

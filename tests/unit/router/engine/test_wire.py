@@ -15,7 +15,17 @@ from textmill_router.engine.wire import (
     rejected_from_proto,
     result_from_proto,
 )
-from textmill_router.request import BlockId, FailureCode, Grammar, GrammarKind, RequestId, SamplingParameters, Slot
+from textmill_router.request import (
+    BlockId,
+    FailureCode,
+    GenerationParameters,
+    GenerationRequest,
+    Grammar,
+    GrammarKind,
+    RequestId,
+    SamplingParameters,
+    Slot,
+)
 from textmill_router.scheduler.plan import Admit, Budget, Drop, Extend, Plan, ShardPool, StepResult
 
 
@@ -37,26 +47,32 @@ def test_plan_carries_every_field() -> None:
         seed=2**64 - 1,
         logit_bias=((7, -1.5), (9, 2.5)),
     )
-    admit = Admit(
+    request = GenerationRequest(
         request_id=RequestId(2**40),
-        slot=Slot(3),
         prompt_ids=array("I", [1, 2**32 - 1]),
+        max_new_tokens=20,
+        arrival_s=0.0,
+        parameters=GenerationParameters(
+            sampling=sampling,
+            min_new_tokens=2,
+            ignore_eos=True,
+            grammar=Grammar(GrammarKind.REGEX, "[ä]+"),
+            watermark=True,
+        ),
+        stop_ids=(11, 12),
+        wants_logprobs=True,
+        top_n_tokens=4,
+        prompt_top_n_tokens=2,
+        num_encoder_tokens=1,
+    )
+    admit = Admit(
+        request=request,
+        slot=Slot(3),
         output_ids=array("I", [258]),
         num_cached_tokens=0,
         block_ids=blocks(5, 6),
-        max_new_tokens=20,
-        sampling=sampling,
-        min_new_tokens=2,
-        stop_ids=(11, 12),
-        ignore_eos=True,
-        wants_logprobs=True,
-        top_n_tokens=4,
         prompt_logprobs_from=1,
-        prompt_top_n_tokens=2,
-        grammar=Grammar(GrammarKind.REGEX, "[ä]+"),
-        watermark=True,
         is_long_rope=True,
-        num_encoder_tokens=1,
         copied_block_id=BlockId(0),
     )
     plan = Plan(
@@ -117,16 +133,8 @@ def test_plan_carries_every_field() -> None:
 
 
 def test_absent_budget_and_prompt_logprobs_stay_absent() -> None:
-    admit = Admit(
-        RequestId(1),
-        Slot(0),
-        array("I", [1]),
-        array("I"),
-        0,
-        blocks(0),
-        max_new_tokens=1,
-        sampling=SamplingParameters(),
-    )
+    request = GenerationRequest(RequestId(1), array("I", [1]), max_new_tokens=1, arrival_s=0.0)
+    admit = Admit(request, Slot(0), array("I"), 0, blocks(0))
     plan = plan_to_proto(Plan(1, admits=(admit,)), epoch=1).plan
     assert not plan.HasField("budget")
     assert not plan.admits[0].HasField("prompt_logprobs_from")

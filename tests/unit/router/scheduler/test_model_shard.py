@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from textmill_router.request import BlockId, RequestId, SamplingParameters, Slot, token_array
+from textmill_router.request import BlockId, GenerationParameters, GenerationRequest, RequestId, Slot, token_array
 from textmill_router.scheduler.plan import Admit, Budget, Drop, Extend, Plan, ShardPool, StepResult
 
 from tests.fakes.model_shard import EOS_ID, ModelShard, PlanRefused, undisturbed_text
@@ -30,16 +30,19 @@ def make_admit(
     max_new: int = 9,
     ignore_eos: bool = False,
 ) -> Admit:
-    return Admit(
+    request = GenerationRequest(
         request_id=RequestId(request_id),
-        slot=Slot(slot),
         prompt_ids=token_array(prompt),
+        max_new_tokens=max_new,
+        arrival_s=0.0,
+        parameters=GenerationParameters(ignore_eos=ignore_eos),
+    )
+    return Admit(
+        request=request,
+        slot=Slot(slot),
         output_ids=token_array([]),
         num_cached_tokens=cached,
         block_ids=tuple(BlockId(block) for block in blocks),
-        max_new_tokens=max_new,
-        sampling=SamplingParameters(),
-        ignore_eos=ignore_eos,
     )
 
 

@@ -1,44 +1,59 @@
 from dataclasses import replace
 
 from textmill_router.engine.wire import plan_to_proto
-from textmill_router.request import BlockId, Grammar, GrammarKind, RequestId, SamplingParameters, Slot, token_array
+from textmill_router.request import (
+    BlockId,
+    GenerationParameters,
+    GenerationRequest,
+    Grammar,
+    GrammarKind,
+    RequestId,
+    SamplingParameters,
+    Slot,
+    token_array,
+)
 from textmill_router.scheduler.plan import Admit, Budget, Drop, Extend
 from textmill_router.scheduler.plan_builder import MAX_PLAN_BYTES, PlanBuilder
 
 BUDGET = Budget(8, 8, 8)
-PLAIN_SAMPLING = SamplingParameters()
-LONG_SAMPLING = SamplingParameters(
-    do_sample=True,
-    temperature=0.7,
-    top_k=2**31,
-    top_p=0.9,
-    min_p=0.1,
-    typical_p=0.9,
-    repetition_penalty=1.1,
-    presence_penalty=0.1,
-    frequency_penalty=0.1,
-    seed=2**63,
-    logit_bias=tuple((number, 0.5) for number in range(20)),
+PLAIN = GenerationParameters(min_new_tokens=2**31, ignore_eos=True)
+LONG = replace(
+    PLAIN,
+    sampling=SamplingParameters(
+        do_sample=True,
+        temperature=0.7,
+        top_k=2**31,
+        top_p=0.9,
+        min_p=0.1,
+        typical_p=0.9,
+        repetition_penalty=1.1,
+        presence_penalty=0.1,
+        frequency_penalty=0.1,
+        seed=2**63,
+        logit_bias=tuple((number, 0.5) for number in range(20)),
+    ),
 )
 
 
-def make_admit(request_id: int, num_tokens: int, sampling: SamplingParameters = PLAIN_SAMPLING) -> Admit:
-    return Admit(
+def make_admit(request_id: int, num_tokens: int, parameters: GenerationParameters = PLAIN) -> Admit:
+    request = GenerationRequest(
         request_id=RequestId(request_id),
-        slot=Slot(0),
         prompt_ids=token_array([1] * num_tokens),
+        max_new_tokens=2**31,
+        arrival_s=0.0,
+        parameters=parameters,
+        stop_ids=(1, 2, 3),
+        wants_logprobs=True,
+        top_n_tokens=2**31,
+        prompt_top_n_tokens=2**31,
+    )
+    return Admit(
+        request=request,
+        slot=Slot(0),
         output_ids=token_array([]),
         num_cached_tokens=0,
         block_ids=(),
-        max_new_tokens=2**31,
-        sampling=sampling,
-        min_new_tokens=2**31,
-        stop_ids=(1, 2, 3),
-        ignore_eos=True,
-        wants_logprobs=True,
-        top_n_tokens=2**31,
         prompt_logprobs_from=2**31,
-        prompt_top_n_tokens=2**31,
     )
 
 
@@ -74,7 +89,7 @@ def test_rule_04_a_long_admit_goes_alone_and_drops_stay_before_admits():
 def test_rule_04_the_encoded_plan_is_under_one_mebibyte():
     builder = PlanBuilder(BUDGET)
     for number in range(3_000):
-        builder.admit(make_admit(2**40 + number, number % 300, LONG_SAMPLING))
+        builder.admit(make_admit(2**40 + number, number % 300, LONG))
         builder.extend(Extend(Slot(70_000), RequestId(2**40), tuple(BlockId(2**31 + i) for i in range(number % 7))))
         builder.drop(Drop(Slot(70_000), RequestId(2**40)))
     plans = builder.build()
@@ -87,7 +102,7 @@ def test_rule_04_a_grammar_counts_with_its_encoded_length():
     builder = PlanBuilder(BUDGET)
     grammar = Grammar(GrammarKind.LARK, "\N{GRINNING FACE}" * 100_000)
     for request_id in (1, 2, 3):
-        builder.admit(replace(make_admit(request_id, 4), grammar=grammar))
+        builder.admit(make_admit(request_id, 4, replace(PLAIN, grammar=grammar)))
     sizes_bytes = [plan_to_proto(plan, 1).ByteSize() for plan in builder.build()]
     assert len(sizes_bytes) == 2
     assert max(sizes_bytes) <= MAX_PLAN_BYTES

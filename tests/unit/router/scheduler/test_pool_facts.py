@@ -57,7 +57,7 @@ def test_what_encoders_read_counts_whole_towards_two_steps_of_prefill():
             )
             scheduler.on_submit(request, 0.0)
         (plan,) = scheduler.on_tick(0.0)
-        assert [admit.num_encoder_tokens for admit in plan.admits] == [num_encoder_tokens] * num_admitted
+        assert [admit.request.num_encoder_tokens for admit in plan.admits] == [num_encoder_tokens] * num_admitted
 
 
 def test_an_encoder_rates_no_prompt_tokens():

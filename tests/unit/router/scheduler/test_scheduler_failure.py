@@ -3,7 +3,15 @@
 import dataclasses
 
 import pytest
-from textmill_router.request import FailureCode, Grammar, GrammarKind, RequestId, SamplingParameters, Slot
+from textmill_router.request import (
+    FailureCode,
+    GenerationParameters,
+    Grammar,
+    GrammarKind,
+    RequestId,
+    SamplingParameters,
+    Slot,
+)
 from textmill_router.scheduler.scheduler import (
     PlanRejectedTwice,
     PoolMismatch,
@@ -17,8 +25,8 @@ from tests.fakes.scheduler_hand import ENDED, Hand, make_error, make_pool, preem
 def test_rule_18_a_readmit_carries_all_that_the_slot_needs():
     hand = Hand()
     sampling = SamplingParameters(do_sample=True, temperature=0.5, seed=7)
-    wishes = {"stop_ids": (9,), "ignore_eos": True, "min_new_tokens": 2, "wants_logprobs": True}
-    first = hand.admit([1, 2, 3], sampling=sampling, **wishes)
+    parameters = GenerationParameters(sampling=sampling, ignore_eos=True, min_new_tokens=2)
+    first = hand.admit([1, 2, 3], parameters=parameters, stop_ids=(9,), wants_logprobs=True)
     hand.step([(first.slot, 8, 0)], logprobs=[-0.5])
     hand.die()
     hand.begin()
@@ -30,21 +38,18 @@ def test_rule_18_a_readmit_carries_all_that_the_slot_needs():
 
 
 def test_rule_18_an_admit_says_all_that_was_asked():
-    sampling = SamplingParameters(do_sample=True, temperature=0.5, seed=7)
-    wishes = {
-        "stop_ids": (9,),
-        "ignore_eos": True,
-        "min_new_tokens": 2,
-        "wants_logprobs": True,
-        "top_n_tokens": 3,
-        "prompt_top_n_tokens": 4,
-        "grammar": Grammar(GrammarKind.REGEX, "a+"),
-        "watermark": True,
-        "sampling": sampling,
-    }
-    admit = Hand().admit([1, 2, 3], max_new=5, **wishes)
-    assert {name: getattr(admit, name) for name in wishes} == wishes
-    assert (list(admit.prompt_ids), admit.max_new_tokens) == ([1, 2, 3], 5)
+    parameters = GenerationParameters(
+        sampling=SamplingParameters(do_sample=True, temperature=0.5, seed=7),
+        ignore_eos=True,
+        min_new_tokens=2,
+        grammar=Grammar(GrammarKind.REGEX, "a+"),
+        watermark=True,
+    )
+    wishes = {"stop_ids": (9,), "wants_logprobs": True, "top_n_tokens": 3, "prompt_top_n_tokens": 4}
+    request = Hand().admit([1, 2, 3], max_new=5, parameters=parameters, **wishes).request
+    assert {name: getattr(request, name) for name in wishes} == wishes
+    assert request.parameters == parameters
+    assert (list(request.prompt_ids), request.max_new_tokens) == ([1, 2, 3], 5)
 
 
 def test_rule_19_an_error_ends_its_request_and_unindexes_what_it_wrote():

@@ -137,7 +137,7 @@ def test_rule_06_tokens_after_a_preemption_count_and_only_the_acknowledgement_re
     hand.step([(hand.admit_of(first).slot, 42, ENDED)])
     again = hand.admit_of(second)
     assert list(again.output_ids) == hand.tokens_of(second)
-    assert again.max_new_tokens == 20
+    assert again.request.max_new_tokens == 20
 
 
 def test_rule_06_a_finish_after_a_preemption_is_a_finish():

@@ -124,7 +124,7 @@ def test_first_broken_rule_wins() -> None:
     "requested", [{"do_sample": True}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}, {"typical_p": 0.5}]
 )
 def test_each_sampling_parameter_turns_sampling_on(requested: dict[str, Any]) -> None:
-    assert check(**requested).sampling.do_sample
+    assert check(**requested).generation.sampling.do_sample
 
 
 @pytest.mark.parametrize(
@@ -141,24 +141,24 @@ def test_each_sampling_parameter_turns_sampling_on(requested: dict[str, Any]) ->
     ],
 )
 def test_greedy_otherwise(requested: dict[str, Any]) -> None:
-    sampling = check(**requested).sampling
+    sampling = check(**requested).generation.sampling
     assert not sampling.do_sample
     assert sampling.temperature == 1.0
 
 
 def test_absent_parameters_are_off() -> None:
-    sampling = check().sampling
+    sampling = check().generation.sampling
     assert (sampling.top_k, sampling.top_p, sampling.typical_p, sampling.min_p) == (0, 1.0, 1.0, 0.0)
     assert (sampling.repetition_penalty, sampling.frequency_penalty, sampling.presence_penalty) == (1.0, 0.0, 0.0)
 
 
 def test_seed_is_kept_or_drawn_anew_each_time() -> None:
-    assert check(do_sample=True, seed=2**63 + 1).sampling.seed == 2**63 + 1
-    drawn = {check(do_sample=True).sampling.seed for _ in range(20)}
+    assert check(do_sample=True, seed=2**63 + 1).generation.sampling.seed == 2**63 + 1
+    drawn = {check(do_sample=True).generation.sampling.seed for _ in range(20)}
     assert len(drawn) == 20
     assert all(0 <= seed < 2**SEED_BITS for seed in drawn)
-    first = check(do_sample=True).sampling
-    assert with_drawn_seed(first).seed != first.seed
+    first = check(do_sample=True).generation
+    assert with_drawn_seed(first).sampling.seed != first.sampling.seed
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,138 @@
+"""The two rooms' ends of the wire: each field of an Admit that the router sends is the one that the shard reads."""
+
+from array import array
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.descriptor import Descriptor
+from textmill_proto.v1 import shard_pb2
+from textmill_router.engine.wire import plan_to_proto
+from textmill_router.request import (
+    BlockId,
+    GenerationParameters,
+    GenerationRequest,
+    Grammar,
+    GrammarKind,
+    RequestId,
+    SamplingParameters,
+    Slot,
+)
+from textmill_router.scheduler.plan import Admit, Plan
+from textmill_shard.server.wire import plan_from_wire
+from textmill_shard.slots.plan import Admit as ShardAdmit
+
+# Names that both rooms give to what the message calls otherwise; two fields of the message make up `logit_bias`.
+NAMES = {"logprobs": "wants_logprobs", "long_rope": "is_long_rope"}
+BIAS = {"logit_bias_ids": 0, "logit_bias_values": 1}
+HOLDERS = {"request", "parameters", "sampling"}  # fields of the router's types that hold further fields
+# What the router decides with, and the shard is not told.
+ROUTER_ONLY = {"arrival_s", "priority", "cache_salt", "shares_prompt_of", "wants_prompt_logprobs"}
+
+
+def unlike_default(value: Any, number: int, name: str) -> Any:
+    """A value of the type of `value` that no other field has and that is exact in 32 bits."""
+    known = {
+        "grammar": Grammar(GrammarKind.LARK, f'start: "{number}"'),
+        "logit_bias": ((number, -1.5), (number + 1, 2.5)),
+        "prompt_logprobs_from": number,
+        "copied_block_id": BlockId(number),
+    }
+    if name in known:
+        return known[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return type(value)(number) if isinstance(value, int) else number + 0.25
+    assert isinstance(value, tuple), f"say here which value {name} takes"
+    return (number, number + 1)
+
+
+def filled(kind: type[Any], start: int, **known: Any) -> Any:
+    """One of `kind` whose fields, those of `known` apart, are unlike their defaults."""
+    default = kind(**{field.name: known.get(field.name) for field in fields(kind) if field.name in known})
+    values = {
+        field.name: unlike_default(getattr(default, field.name), start + number, field.name)
+        for number, field in enumerate(fields(kind))
+        if field.name not in known and field.name not in ROUTER_ONLY
+    }
+    return kind(**known, **values)
+
+
+def make_admit() -> Admit:
+    request = filled(
+        GenerationRequest,
+        100,
+        request_id=RequestId(2**40),
+        prompt_ids=array("I", [1, 2**32 - 1, 5]),
+        max_new_tokens=77,
+        arrival_s=0.0,
+        parameters=filled(GenerationParameters, 200, sampling=filled(SamplingParameters, 300)),
+    )
+    return filled(  # type: ignore[no-any-return]
+        Admit,
+        400,
+        request=request,
+        slot=Slot(3),
+        output_ids=array("I", [258]),
+        num_cached_tokens=2,
+        block_ids=(BlockId(8), BlockId(9)),
+    )
+
+
+def router_value(value: Any, name: str) -> Any:
+    """The field of that name in the router's admit, or in what the admit holds."""
+    if hasattr(value, name):
+        return getattr(value, name)
+    for holder in HOLDERS:
+        if hasattr(value, holder) and (found := router_value(getattr(value, holder), name)) is not None:
+            return found
+    return None
+
+
+def shard_value(admit: ShardAdmit, name: str) -> Any:
+    return getattr(admit, name) if hasattr(admit, name) else getattr(admit.sampling, name)
+
+
+def plain(value: Any) -> Any:
+    """Comparable across the rooms: lists of numbers, words of grammars."""
+    if isinstance(value, Grammar) or (is_dataclass(value) and hasattr(value, "text")):
+        return (value.kind.value, value.text)
+    if isinstance(value, array | np.ndarray | tuple | list):
+        return [plain(one) for one in value]
+    return value
+
+
+def names_of(message: Descriptor) -> list[str]:
+    return [field.name for field in message.fields]
+
+
+ADMIT_FIELDS = [name for name in names_of(shard_pb2.Admit.DESCRIPTOR) if name != "sampling"]
+SAMPLING_FIELDS = names_of(shard_pb2.Sampling.DESCRIPTOR)
+
+
+@pytest.mark.parametrize("name", [*ADMIT_FIELDS, *SAMPLING_FIELDS])
+def test_each_field_that_the_router_sends_is_read_by_the_shard(name: str) -> None:
+    sent = make_admit()
+    message = plan_to_proto(Plan(1, admits=(sent,)), epoch=1).plan
+    holder = message.admits[0] if name in ADMIT_FIELDS else message.admits[0].sampling
+    default = type(holder)()
+    assert getattr(holder, name) != getattr(default, name), f"engine/wire.py of the router does not send {name}"
+    (read,) = plan_from_wire(message).admits
+    if name in BIAS:
+        wanted = [pair[BIAS[name]] for pair in sent.request.parameters.sampling.logit_bias]
+        found = [pair[BIAS[name]] for pair in read.sampling.logit_bias]
+    else:
+        wanted = router_value(sent, NAMES.get(name, name))
+        found = shard_value(read, NAMES.get(name, name))
+    assert wanted is not None, f"no field of the router is called {name}"
+    assert plain(found) == plain(wanted)
+
+
+def test_each_field_of_the_router_has_one_in_the_message() -> None:
+    own = {field.name for kind in (Admit, GenerationRequest, GenerationParameters) for field in fields(kind)}
+    sent = {NAMES.get(name, name) for name in ADMIT_FIELDS}
+    assert own - HOLDERS - ROUTER_ONLY == sent
+    sampling = {field.name for field in fields(SamplingParameters)}
+    assert sampling == {"logit_bias" if name in BIAS else name for name in SAMPLING_FIELDS}

@@ -10,9 +10,10 @@ _HEAD = """# Metrics
 `GET /metrics` answers in the Prometheus text format, without an API key. This page is made from
 `router/textmill_router/metrics/specs.py` by `make metrics-page`; a test holds it up to date.
 
-Names that begin with `tgi_` and their labels are those of text-generation-inference, so that its dashboards work; where
-the reference counts a request twice or never shows a metric, ours counts once and shows it. A label value appears with
-its first event. The process's own metrics (`process_...`) stand at the end of the answer.
+The names that begin with `tgi_`, and their labels, come from text-generation-inference (TGI), so that dashboards made
+for TGI work. TGI counts some requests twice and never shows some metrics; Textmill counts each request once and shows
+each metric. A label value appears with its first event. The metrics of the process (`process_...`) stand at the end
+of the answer.
 """
 
 
@@ -23,7 +24,7 @@ def write_page() -> str:
     lines += ["", "| Buckets | Bounds |", "|---|---|"]
     lines += [f"| {name} | {bounds} |" for name, bounds in BUCKET_SETS.items()]
     quantiles = ", ".join(f"{quantile:g}" for quantile in QUANTILES)
-    lines += ["", f"The summary has the quantiles {quantiles} over all observations since the start."]
+    lines += ["", f"The summary has the quantiles {quantiles} of all observations since the start."]
     return "\n".join(lines) + "\n"
 
 

@@ -45,29 +45,34 @@ def _spec(name: str, kind: MetricKind, text: str, *, labels: tuple[str, ...] = (
 _COUNTER, _GAUGE, _HISTOGRAM = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
 _METHOD = ("method",)
 
-REQUEST_COUNT = _spec("tgi_request_count", _COUNTER, "Calls that ask for generation; each counts once")
+REQUEST_COUNT = _spec("tgi_request_count", _COUNTER, "Calls that ask for generation; each call counts once")
 REQUEST_SUCCESS = _spec(
     "tgi_request_success", _COUNTER, "Calls whose generation completed, or that the response cache answered"
 )
 REQUEST_FAILURE = _spec(
     "tgi_request_failure",
     _COUNTER,
-    "Calls that ended without their result: overloaded, validation, template, incomplete (a mistake of the server), "
-    "generation (the shard failed it), dropped (the client left), loading, shutting_down",
+    "Calls that ended without their result; err is overloaded, validation, template, incomplete (a mistake of the "
+    "server), generation (the shard failed the request), dropped (the client left), loading or shutting_down",
     labels=("err",),
 )
-REQUEST_DURATION = _spec("tgi_request_duration", _HISTOGRAM, "Seconds from arrival to the end", buckets="D")
-VALIDATION_DURATION = _spec(
-    "tgi_request_validation_duration", _HISTOGRAM, "Seconds from arrival to the queue", buckets="D"
+REQUEST_DURATION = _spec(
+    "tgi_request_duration", _HISTOGRAM, "Seconds from the arrival of a call to its end", buckets="D"
 )
-QUEUE_DURATION = _spec("tgi_request_queue_duration", _HISTOGRAM, "Seconds in the queue", buckets="D")
+VALIDATION_DURATION = _spec(
+    "tgi_request_validation_duration", _HISTOGRAM, "Seconds from the arrival of a call to the queue", buckets="D"
+)
+QUEUE_DURATION = _spec("tgi_request_queue_duration", _HISTOGRAM, "Seconds of a request in the queue", buckets="D")
 INFERENCE_DURATION = _spec(
-    "tgi_request_inference_duration", _HISTOGRAM, "Seconds from leaving the queue to the end", buckets="D"
+    "tgi_request_inference_duration",
+    _HISTOGRAM,
+    "Seconds from the moment when a request leaves the queue to its end",
+    buckets="D",
 )
 MEAN_TIME_PER_TOKEN = _spec(
     "tgi_request_mean_time_per_token_duration",
     _HISTOGRAM,
-    "Inference seconds divided by output tokens, prefill included",
+    "Inference seconds of a request, prefill included, divided by its output tokens",
     buckets="D",
 )
 GENERATED_TOKENS = _spec(
@@ -75,12 +80,12 @@ GENERATED_TOKENS = _spec(
 )
 INPUT_LENGTH = _spec("tgi_request_input_length", _HISTOGRAM, "Prompt tokens of each validated prompt", buckets="I")
 MAX_NEW_TOKENS = _spec(
-    "tgi_request_max_new_tokens", _HISTOGRAM, "Output tokens that each validated prompt may get", buckets="T"
+    "tgi_request_max_new_tokens", _HISTOGRAM, "Most output tokens that each validated prompt may get", buckets="T"
 )
 SKIPPED_TOKENS = _spec(
     "tgi_request_skipped_tokens",
     MetricKind.SUMMARY,
-    "Tokens that a step brought to a request beyond the first; 0 without speculation",
+    "Tokens that a step gave to a request beyond the first token; 0 without speculation",
 )
 QUEUE_SIZE = _spec("tgi_queue_size", _GAUGE, "Requests that wait for a slot")
 BATCH_NEXT_SIZE = _spec("tgi_batch_next_size", _HISTOGRAM, "Requests that entered the batch together", buckets="B")
@@ -92,14 +97,14 @@ BATCH_MAX_TOTAL_TOKENS = _spec("tgi_batch_max_total_tokens", _GAUGE, "Tokens tha
 BATCH_CONCAT = _spec(
     "tgi_batch_concat",
     _COUNTER,
-    "Times that new requests joined running ones; reason is always chunking: prompts are computed in chunks beside "
-    "running requests and wait for nothing",
+    "Times that new requests joined running requests; reason is always chunking, because prompts are computed in "
+    "chunks beside running requests and wait for nothing",
     labels=("reason",),
 )
 BATCH_CONCAT_DURATION = _spec(
     "tgi_batch_concat_duration",
     _HISTOGRAM,
-    "Seconds to choose and seat new requests beside running ones; they enter by prefill",
+    "Seconds to choose new requests and give them slots beside running requests; method is always prefill",
     labels=_METHOD,
     buckets="D",
 )
@@ -113,13 +118,13 @@ BATCH_INFERENCE_SUCCESS = _spec("tgi_batch_inference_success", _COUNTER, "Steps 
 BATCH_INFERENCE_FAILURE = _spec(
     "tgi_batch_inference_failure",
     _COUNTER,
-    "Steps that failed a request, or that were lost with the shard while requests ran",
+    "Steps that failed a request, and steps that were lost with the shard while requests ran",
     labels=_METHOD,
 )
 BATCH_INFERENCE_DURATION = _spec(
     "tgi_batch_inference_duration",
     _HISTOGRAM,
-    "Seconds of a step on the shard, from composing it to its tokens on the host",
+    "Seconds of a step on the shard, from the choice of its rows until its tokens are on the host",
     labels=_METHOD,
     buckets="D",
 )
@@ -129,14 +134,14 @@ BATCH_FORWARD_DURATION = _spec(
 BATCH_DECODE_DURATION = _spec(
     "tgi_batch_decode_duration",
     _HISTOGRAM,
-    "Seconds to make text of a step's tokens, look for stop strings and hand it to the answers",
+    "Seconds to turn a step's tokens into text, look for stop strings and hand the text to the answers",
     labels=_METHOD,
     buckets="D",
 )
 BATCH_FILTER_DURATION = _spec(
     "tgi_batch_filter_duration",
     _HISTOGRAM,
-    "Seconds to read a step's result, take out what has ended and plan what follows",
+    "Seconds to read a step's result, remove requests that have ended and plan the next changes",
     labels=_METHOD,
     buckets="D",
 )
@@ -144,13 +149,13 @@ BATCH_FILTER_DURATION = _spec(
 TIME_TO_FIRST_TOKEN = _spec(
     "textmill_time_to_first_token_seconds",
     _HISTOGRAM,
-    "Seconds from arrival to the first token, of completed calls, streamed or not",
+    "Seconds from the arrival of a completed call, streamed or not, to its first token",
     buckets="D",
 )
 INTER_TOKEN = _spec(
     "textmill_inter_token_seconds",
     _HISTOGRAM,
-    "Seconds between two tokens of a request at the engine, streamed or not",
+    "Seconds between two tokens of a request, streamed or not, as the router receives them from the shard",
     buckets="D",
 )
 REQUESTS_IN_FLIGHT = _spec("textmill_requests_in_flight", _GAUGE, "Sequences that hold a permit")
@@ -166,32 +171,40 @@ REQUEST_FINISH = _spec(
 )
 PROMPT_TOKENS = _spec("textmill_prompt_tokens", _COUNTER, "Prompt tokens of validated prompts")
 PROMPT_TOKENS_COMPUTED = _spec("textmill_prompt_tokens_computed", _COUNTER, "Prompt tokens computed by the shard")
-OUTPUT_TOKENS = _spec("textmill_output_tokens", _COUNTER, "Tokens sampled")
+OUTPUT_TOKENS = _spec("textmill_output_tokens", _COUNTER, "Tokens that the shard sampled")
 PREFIX_HIT_TOKENS = _spec("textmill_prefix_cache_hit_tokens", _COUNTER, "Prompt tokens found in the prefix cache")
 PREFIX_LOOKUP_TOKENS = _spec(
     "textmill_prefix_cache_lookup_tokens", _COUNTER, "Prompt tokens looked for in the prefix cache"
 )
-PREEMPTIONS = _spec("textmill_preemptions", _COUNTER, "Requests put back into the queue for want of KV blocks")
+PREEMPTIONS = _spec(
+    "textmill_preemptions", _COUNTER, "Times that a request was put back into the queue for want of KV blocks"
+)
 STARVATIONS = _spec("textmill_starvations", _COUNTER, "Steps that a slot missed for want of blocks")
 KV_BLOCKS = _spec(
-    "textmill_kv_blocks", _GAUGE, "KV blocks by state: free, cached (kept for their prefix), held", labels=("state",)
+    "textmill_kv_blocks",
+    _GAUGE,
+    "KV blocks by state: free, cached (kept for their prefix) or held (by running requests)",
+    labels=("state",),
 )
 KV_BLOCKS_SIZE = _spec("textmill_kv_blocks_size", _GAUGE, "KV blocks in all")
 KV_USAGE = _spec("textmill_kv_usage_ratio", _GAUGE, "Held KV blocks divided by all, 0 to 1")
 SLOTS_FREE = _spec("textmill_slots_free", _GAUGE, "Free slots of the shard")
 SLOTS_SIZE = _spec("textmill_slots_size", _GAUGE, "Slots of the shard")
 STEPS = _spec("textmill_steps", _COUNTER, "Steps of the shard")
-EPOCHS = _spec("textmill_epochs", _COUNTER, "Times a shard began with an empty KV pool")
+EPOCHS = _spec("textmill_epochs", _COUNTER, "Times that a shard began with an empty KV pool")
 SHARD_UP = _spec("textmill_shard_up", _GAUGE, "1 while the shard serves, else 0")
 CACHE_HITS = _spec("textmill_response_cache_hits", _COUNTER, "Calls answered from the response cache")
 CACHE_MISSES = _spec(
-    "textmill_response_cache_misses", _COUNTER, "Calls that the response cache could have answered and did not hold"
+    "textmill_response_cache_misses", _COUNTER, "Calls that the response cache could have answered, but did not hold"
 )
 CACHE_BYTES = _spec("textmill_response_cache_bytes", _GAUGE, "Bytes that the response cache holds")
 HTTP_REQUESTS = _spec(
     "textmill_http_requests",
     _COUNTER,
-    "HTTP calls; route is the path of a known route or other, status 499 a client that left before the answer began",
+    "HTTP calls; route is the path of a known route or `other`, and status 499 means that the client left before the "
+    "answer began",
     labels=("route", "method", "status"),
 )
-BUILD_INFO = _spec("textmill_build_info", _GAUGE, "Always 1; the label tells the version", labels=("version",))
+BUILD_INFO = _spec(
+    "textmill_build_info", _GAUGE, "Always 1; the label version holds the version of Textmill", labels=("version",)
+)

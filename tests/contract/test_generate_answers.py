@@ -160,6 +160,15 @@ def test_the_best_sequence_is_the_one_that_the_log_tells_of(tmp_path: Path, capl
         assert vars(record)["seed"] == details["seed"]
 
 
+def test_log_line_names_the_ids_that_the_shard_knows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with RunningRouter(tmp_path) as router, router.client() as client:
+        with caplog.at_level("INFO", "textmill_router.serving.call_record"):
+            generate(client, max_new_tokens=3)
+        [record] = [record for record in caplog.records if record.message == "Success"]
+        assert router.shard.last_admit is not None
+        assert vars(record)["request_ids"] == [router.shard.last_admit.request_id]
+
+
 def test_null_is_an_absent_field(client: httpx.Client) -> None:
     parameters = dict.fromkeys(PUBLISHED_PARAMETERS)
     answer = client.post("/", json={"inputs": "x" * 1490, "parameters": parameters, "stream": None})

@@ -52,6 +52,7 @@ class CallRecord:
                 "request": self._call.request_id,
                 "trace": self._call.trace_id,
                 "route": self._call.route,
+                "request_ids": [result.request_id for result in results],
                 "num_prompt_tokens": first.num_prompt_tokens,
                 "num_cached_tokens": first.num_cached_tokens,
                 "num_output_tokens": sum(result.num_output_tokens for result in results),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from textmill_router.request import Failure, FinishReason
+from textmill_router.request import Failure, FinishReason, RequestId
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ class GenerationResult:
     queue_s: float  # arrival until the request first left the queue
     inference_s: float  # from there to the last token
     first_token_s: float  # arrival until the first token
+    request_id: RequestId  # under which the shard knows the sequence
 
 
 class GenerationFailed(Exception):

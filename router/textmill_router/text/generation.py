@@ -288,6 +288,7 @@ class Generation:
             queue_s=self._admitted_s - arrival_s,
             inference_s=now - self._admitted_s,
             first_token_s=self._first_token_s - arrival_s,
+            request_id=self._request.request_id,
         )
 
     def _top_tokens(self, top: TopTokens) -> tuple[TopToken, ...]:

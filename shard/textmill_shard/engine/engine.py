@@ -194,6 +194,8 @@ class Engine:
             self._end_epoch(EndReason.PLAN_REJECTED, str(rejected))
             return
         self._executor.apply(event.plan)
+        if log.isEnabledFor(logging.DEBUG):
+            _log_seats(event.plan)
         for admit in event.plan.admits:
             if admit.grammar is not None:
                 self._grammars.begin(admit, self._on_grammar_compiled)
@@ -299,6 +301,10 @@ class Engine:
 
     def _end_slots(self, slots: list[int]) -> None:
         """Free slots by the shard's own decision; the other ranks hear of it in the next entry."""
+        if slots and log.isEnabledFor(logging.DEBUG):
+            for slot in slots:
+                request_id = int(self._executor.table.request_ids[slot])
+                log.debug("request ends", extra={"request_id": request_id, "slot": slot, "step": self._step_number})
         self._executor.end(slots)
         self._entry_ended += slots
 
@@ -317,3 +323,20 @@ class Engine:
         self._is_entry_epoch_new = False
         self._entry_ended.clear()
         self._entry_plans.clear()
+
+
+def _log_seats(plan: Plan) -> None:
+    """Log which requests a plan seats and drops, each with the id that the router logs too."""
+    for drop in plan.drops:
+        log.debug("request dropped", extra={"request_id": drop.request_id, "slot": drop.slot, "plan": plan.number})
+    for admit in plan.admits:
+        log.debug(
+            "request admitted",
+            extra={
+                "request_id": admit.request_id,
+                "slot": admit.slot,
+                "plan": plan.number,
+                "num_tokens": admit.num_tokens,
+                "num_cached_tokens": admit.num_cached_tokens,
+            },
+        )

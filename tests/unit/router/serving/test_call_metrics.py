@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 from textmill_router.metrics.metrics import CacheNumbers, Metrics
-from textmill_router.request import FinishReason
+from textmill_router.request import FinishReason, RequestId
 from textmill_router.serving.call import serve
 from textmill_router.text.events import GenerationResult
 
@@ -31,6 +31,7 @@ def test_call_that_time_ended_before_its_first_token_has_no_time_of_one() -> Non
             queue_s=5.0,
             inference_s=1.0,
             first_token_s=5.5,
+            request_id=RequestId(1),
         )
         metrics.on_success(result, validation_s=0.5, total_s=6.5)
     lines = shown(metrics)

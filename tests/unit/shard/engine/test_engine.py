@@ -57,6 +57,26 @@ def test_request_ids_use_all_64_bits() -> None:
         assert [error.request_id for result in shard.results for error in result.errors] == [largest]
 
 
+def test_debug_log_follows_a_request_by_the_id_of_the_wire(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", "textmill_shard.engine.engine"), gated() as shard:
+        shard.send(admits=[admit(0, PROMPT, request_id=41, max_new=2), admit(1, PROMPT, request_id=42, max_new=9)])
+        for _ in range(2):
+            shard.step()
+        shard.send(drops=[drop(1, request_id=42)])
+        shard.step()
+    seen = [
+        (record.message, vars(record)["request_id"], vars(record)["slot"])
+        for record in caplog.records
+        if record.message.startswith("request")
+    ]
+    assert seen == [
+        ("request admitted", 41, 0),
+        ("request admitted", 42, 1),
+        ("request ends", 41, 0),
+        ("request dropped", 42, 1),
+    ]
+
+
 def test_rule_01_drops_come_before_admits_of_the_same_plan() -> None:
     with gated() as shard:
         shard.send(admits=[admit(0, PROMPT)])

@@ -9,7 +9,7 @@ from textmill_router.api.openai.types import Envelope
 from textmill_router.chat.answer_form import PlainReader
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
-from textmill_router.request import FinishReason
+from textmill_router.request import FinishReason, RequestId
 from textmill_router.text.events import GenerationResult, TokenEvent, TopToken
 from textmill_router.text.tokenization import Tokenizer
 
@@ -19,7 +19,7 @@ ENVELOPE = Envelope("chatcmpl-1", 1_700_000_000, 'a "model"', "0.1-native")
 
 
 def result(reason: FinishReason, text: str = "") -> GenerationResult:
-    return GenerationResult(text, reason, 1, 1, [], [], 0, 0.0, 0.0, 0.0)
+    return GenerationResult(text, reason, 1, 1, [], [], 0, 0.0, 0.0, 0.0, RequestId(1))
 
 
 def event(token_id: int, text: str, released: str | None = None, end: FinishReason | None = None) -> TokenEvent:

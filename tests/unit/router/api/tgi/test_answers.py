@@ -2,7 +2,7 @@
 
 import pytest
 from textmill_router.api.tgi.answers import FINISH_REASONS, whole_answer
-from textmill_router.request import FinishReason
+from textmill_router.request import FinishReason, RequestId
 from textmill_router.serving.logprobs import mean_logprob
 from textmill_router.text.events import GenerationResult, TokenEvent
 
@@ -20,6 +20,7 @@ def make_result(text: str, logprobs: list[float]) -> GenerationResult:
         queue_s=0.0,
         inference_s=0.0,
         first_token_s=0.0,
+        request_id=RequestId(1),
     )
 
 

@@ -1,4 +1,7 @@
-"""What the router holds while one stream lives: seats, blocks, prefix index, plan numbers. A new epoch is a new one."""
+"""Slots, blocks, prefix index and plan numbers of one stream.
+
+An epoch is discarded when the stream ends; the next stream gets a new `Epoch`.
+"""
 
 from dataclasses import dataclass
 
@@ -14,7 +17,7 @@ from textmill_router.scheduler.slots import Seats
 
 @dataclass(slots=True)
 class Counters:
-    """Numbers that only grow, over all epochs."""
+    """Numbers of all epochs together; they only grow."""
 
     num_preemptions: int = 0
     num_starvations: int = 0
@@ -27,7 +30,7 @@ class Counters:
 
 
 class Epoch:
-    """Seats and unseats requests, and writes each change into the next plan."""
+    """Gives slots to requests and takes slots back, and writes each change into the next plan."""
 
     def __init__(self, pool: ShardPool, config: SchedulerConfig, counters: Counters) -> None:
         self.pool = pool
@@ -54,19 +57,19 @@ class Epoch:
 
     @property
     def num_plans(self) -> int:
-        """Number of the last plan sent."""
+        """The number of the last plan that was built."""
         return self._builder.num_plans
 
     def wants_prefill(self) -> bool:
-        """Whether the next chunks of those admitted come to less than two steps' budget (rule 16)."""
+        """Whether the next chunks of the admitted prefills come to less than the budget of two steps (rule 16)."""
         return self._prefill_backlog < 2 * self._step_prefill_tokens
 
     def find_hits(self, state: RequestState) -> list[BlockId]:
-        """The blocks a request could share. None while prompt log-probabilities are to be delivered (rule 17)."""
+        """The blocks that a request could share: no block while it wants prompt log-probabilities (rule 17)."""
         return [] if state.wants_prompt_logprobs else self.cache.lookup(state)
 
     def seat(self, state: RequestState, hits: list[BlockId], now: float) -> None:
-        """Admit a request with the blocks found for it. Ask slots and grants first."""
+        """Admit a request with the blocks that were found for it. Call only if a slot is free and the grant fits."""
         request = state.request
         copied_block_id, num_copied_tokens = self._find_copy(state, hits)
         num_cached_tokens = len(hits) * self.pool.block_size + num_copied_tokens
@@ -86,7 +89,7 @@ class Epoch:
         state.leader = None
         state.num_computed_tokens = num_cached_tokens
         state.num_indexed_blocks = len(hits)
-        state.watch_at = 0  # look at it when its first token comes
+        state.watch_at = 0  # look at the request when its first token comes
         self.slots.seat(state)
         self.grants.admit(state, hits)
         self.cache.start_writing(state)
@@ -107,9 +110,9 @@ class Epoch:
         )
 
     def _find_copy(self, state: RequestState, hits: list[BlockId]) -> tuple[BlockId | None, int]:
-        """The block of the prompt's end at the sequence that has computed it, and how many places to copy (rule 10).
+        """The leader's block with the end of the prompt, and how many of its places to copy (rule 10).
 
-        One token is left to compute, to have logits.
+        One token is left to compute, because the model must read a token to give logits.
         """
         leader = state.leader
         num_whole, num_copied = divmod(len(state.request.prompt_ids) - 1, self.pool.block_size)
@@ -127,40 +130,40 @@ class Epoch:
         return leader.block_ids[num_whole], num_copied
 
     def note_prefill(self, state: RequestState) -> None:
-        """Its prefill has moved: count the tokens of its next chunk."""
-        # What an encoder reads is one chunk, however long.
+        """Count the tokens of the next chunk of a request whose prefill has advanced."""
+        # The text that an encoder reads is one chunk, however long.
         least = max(state.request.num_encoder_tokens - state.num_computed_tokens, 0)
         share = max(min(state.num_tokens - state.num_computed_tokens, self._max_chunk_tokens), least)
         self._prefill_backlog += share - state.prefill_share
         state.prefill_share = share
 
     def end_prefill(self, state: RequestState) -> None:
-        """It has a token, or leaves: no further chunk."""
+        """Count no further chunk for a request that has a token or leaves."""
         self._prefill_backlog -= state.prefill_share
         state.prefill_share = 0
 
     def leave(self, state: RequestState, status: RequestStatus) -> None:
-        """Make a running request leave: its blocks are free at once, its slot when the drop is known (rules 6, 8)."""
+        """Make a running request leave: its blocks are free at once, its slot when the drop is acknowledged."""
         assert state.status is RequestStatus.RUNNING, state
         self._give_back(state)
         state.status = status
         self._to_drop.append(state)
 
     def end(self, state: RequestState) -> None:
-        """The shard has ended the slot: nothing is left of this occupant (rule 6)."""
+        """Free the slot of a request that the shard has ended (rule 6)."""
         if state.status is RequestStatus.RUNNING:
             self._give_back(state)
         self.slots.free(state)
 
     def extend_short(self) -> None:
-        """Serve those that run short of places; may preempt (rule 14)."""
+        """Grant blocks to the requests whose places run short; may preempt another request (rule 14)."""
         for extend in self.grants.extend_short(self.slots.running, self._preempt):
             self._builder.extend(extend)
 
     def build_plans(self) -> tuple[Plan, ...]:
-        """Number and return what has changed since the last call."""
+        """The changes since the last call as numbered plans."""
         for state in self._to_drop:
-            if state.slot is not None:  # it may have ended since
+            if state.slot is not None:  # the request may have ended since
                 self._builder.drop(Drop(slot=state.slot, request_id=state.request_id))
         self._to_drop.clear()
         plans = self._builder.build()
@@ -177,7 +180,7 @@ class Epoch:
         return plans
 
     def check(self) -> None:
-        """Compare blocks and tables; for tests and after a doubt."""
+        """Assert that the block pool agrees with the block tables. For tests."""
         self.cache.pool.check(state.block_ids for state in self.slots.occupants())
 
     def _preempt(self, state: RequestState) -> None:

@@ -1,4 +1,4 @@
-"""What the router tells the shard (`Plan`) and what a step brings back (`StepResult`): rules in docs/wire.md."""
+"""The router sends a `Plan` to the shard; the shard answers with a `StepResult` per step (rules in docs/wire.md)."""
 
 from array import array
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from textmill_router.request import (
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Ends a slot; a no-op when that occupant is gone (rule 5)."""
+    """Ends the occupant of a slot. Does nothing when that occupant is gone (rule 5)."""
 
     slot: Slot
     request_id: RequestId
@@ -24,7 +24,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Extend:
-    """Appends blocks to a slot's table; a no-op when that occupant is gone (rule 5)."""
+    """Appends blocks to the table of a slot. Does nothing when that occupant is gone (rule 5)."""
 
     slot: Slot
     request_id: RequestId
@@ -33,26 +33,26 @@ class Extend:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Seats a request; all state of the slot follows from the request and from what the epoch decides (rule 18)."""
+    """Gives a request a slot. All state of the slot follows from this message (rule 18)."""
 
     request: GenerationRequest
     slot: Slot
-    output_ids: "array[int]"  # sampled before, on re-admission
+    output_ids: "array[int]"  # sampled before, when the request is admitted again
     num_cached_tokens: int  # smaller than prompt + output; multiple of the block size unless places are copied
     block_ids: tuple[BlockId, ...]
-    prompt_logprobs_from: int | None = None  # first prompt position wanted; None = none (rule 17)
-    is_long_rope: bool = False  # it takes the long rotary table (ShardPool.rope_border)
-    copied_block_id: BlockId | None = None  # has the places of the last cached tokens, which do not fill a block
+    prompt_logprobs_from: int | None = None  # first prompt position to deliver; None = none (rule 17)
+    is_long_rope: bool = False  # the request takes the long rotary table (ShardPool.rope_border)
+    copied_block_id: BlockId | None = None  # block with the last cached tokens, which fill no whole block
 
     @property
     def request_id(self) -> RequestId:
-        """The occupant, as in `Drop` and `Extend`."""
+        """The id that `Drop` and `Extend` name."""
         return self.request.request_id
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits of a step, in tokens."""
+    """The limits of a step, in tokens."""
 
     max_step_tokens: int
     max_prefill_tokens: int
@@ -61,7 +61,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Changes, applied whole at a step boundary: drops, extends, admits, budget (rule 1)."""
+    """Changes that the shard applies whole between two steps: drops, extends, admits, then the budget (rule 1)."""
 
     number: int
     drops: tuple[Drop, ...] = ()
@@ -78,7 +78,7 @@ FLAG_STOP_ID = 8
 
 @dataclass(frozen=True, slots=True)
 class SlotError:
-    """A slot that failed; its occupant is gone (rule 19)."""
+    """The failure of a slot. The occupant is gone (rule 19)."""
 
     slot: Slot
     request_id: RequestId
@@ -99,8 +99,8 @@ class SlotPromptLogprobs:
 class StepResult:
     """One step as the shard reports it. `slots`, `tokens`, `flags` are parallel; so are the two prefill arrays.
 
-    `prefill_computed` counts all tokens of the request whose K and V are stored. A row that sampled has K and V for all
-    its tokens but the sampled one (rule 9). `step` is 0 for a result that only acknowledges a plan.
+    `prefill_computed` counts the tokens of the request whose K and V are stored. Where a row sampled, K and V of all
+    tokens but the sampled one are stored (rule 9). `step` is 0 in a result that only acknowledges a plan.
     """
 
     step: int
@@ -112,7 +112,7 @@ class StepResult:
     prefill_computed: "array[int]"
     starved_slots: "array[int]"
     errors: tuple[SlotError, ...] = ()
-    logprobs: "array[float] | None" = None  # parallel to slots, NaN = not asked
+    logprobs: "array[float] | None" = None  # parallel to slots; NaN = the request wants none
     top_tokens: "dict[int, TopTokens] | None" = None  # row index -> alternatives
     prompt_logprobs: tuple[SlotPromptLogprobs, ...] = ()
     step_s: float = 0.0
@@ -121,12 +121,12 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class ShardPool:
-    """What a Hello says of the seats and the memory behind an epoch."""
+    """The slots and the memory of an epoch, as the shard's Hello tells them."""
 
     epoch: int
     num_slots: int
     num_blocks: int
     block_size: int  # tokens
     max_step_tokens: int
-    rope_border: int = 0  # requests of more tokens, prompt and output, take the long rotary table; 0 = there is one
-    can_share_prefixes: bool = True  # False: what blocks hold is not all that a request's past is (state rows)
+    rope_border: int = 0  # requests of more tokens, output included, take the long rotary table; 0 = one table
+    can_share_prefixes: bool = True  # False: blocks do not hold a request's whole past (state rows)

@@ -1,4 +1,4 @@
-"""What the scheduler knows of one request: the row of its table."""
+"""All that the scheduler knows of one request."""
 
 from array import array
 from enum import Enum
@@ -9,7 +9,7 @@ NEVER = 1 << 62
 
 
 class RequestStatus(Enum):
-    """Where a request is. `PREEMPTED` and `CANCELLED` are leaving: dropped, not yet acknowledged (rule 6)."""
+    """`PREEMPTED` and `CANCELLED` requests may still be leaving: their drop is not acknowledged yet (rule 6)."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -18,10 +18,10 @@ class RequestStatus(Enum):
 
 
 class RequestState:
-    """One request from submit to its end. Written by the scheduler's own files only.
+    """One request from submit to its end. Only files of this folder write here.
 
-    `num_computed_tokens` moves only by results (rule 3). `chain` holds the hashes of the first full blocks as far as
-    they were needed; it is a function of the tokens and so survives preemption and epochs.
+    `num_computed_tokens` changes only by results (rule 3). `chain` holds the hashes of the first full blocks, as many
+    as were needed so far. The chain outlasts preemption and epochs, because it depends on the tokens alone.
     """
 
     __slots__ = (
@@ -60,67 +60,67 @@ class RequestState:
         self.output_ids: array[int] = array("I")
         self.num_tokens = len(request.prompt_ids)
         self.status = RequestStatus.WAITING
-        # The last token never needs a place: nothing is computed from it.
+        # The last token needs no place, because no further token is computed from it.
         self.max_places = len(request.prompt_ids) + request.max_new_tokens - 1
         self.is_plain = not (request.wants_logprobs or request.top_n_tokens)
         self.place_order = (request.priority, request.arrival_s, request.request_id)
-        self.order = (1, *self.place_order)  # 0 first: has run before (rules 6, 22)
+        self.order = (1, *self.place_order)  # becomes 0, and so goes first, once the request has run (rules 6, 22)
 
         self.slot: Slot | None = None
-        self.admit_plan = 0  # number of the plan that seated it
-        self.drop_plan = NEVER  # number of the plan that drops it, once sent
+        self.admit_plan = 0  # number of the plan that admitted the request
+        self.drop_plan = NEVER  # number of the plan that drops the request, once sent
         self.block_ids: list[BlockId] = []
         self.num_computed_tokens = 0
-        self.num_indexed_blocks = 0  # full blocks offered to the index
-        self.num_foreign_blocks = 0  # first blocks that others wrote, in this epoch
+        self.num_indexed_blocks = 0  # full blocks that are in the prefix index
+        self.num_foreign_blocks = 0  # blocks at the start that other requests wrote in this epoch
         self.chain: list[bytes] = []
-        self.leader: RequestState | None = None  # who computes its prompt; None from its first admission on
-        self.hold_hash: bytes | None = None  # rule 11: what it was last seen waiting for
-        self.prefill_share = 0  # tokens of its next chunk (rule 16)
-        self.watch_at = NEVER  # tokens at which a block is full or places run short; 0 = no token in this seat yet
+        self.leader: RequestState | None = None  # computes this prompt; None from the first admission on
+        self.hold_hash: bytes | None = None  # the hash that the request last waited for (rule 11)
+        self.prefill_share = 0  # tokens of the next chunk (rule 16)
+        self.watch_at = NEVER  # number of tokens at which a block is full or places run short; 0 = no token yet
         self.next_prompt_logprob = 1  # first prompt position not delivered (rule 17)
 
         self.num_cached_tokens = 0  # at first admission, for the client
-        self.admitted_s = -1.0  # first admission; negative before
-        self.epoch = 0  # epoch of its last admission
-        self.num_outputs_at_epoch = 0  # outputs at its first admission in that epoch
-        self.num_strikes = 0  # deaths in a row without a token (rule 22)
+        self.admitted_s = -1.0  # time of the first admission; negative before
+        self.epoch = 0  # epoch of the last admission
+        self.num_outputs_at_epoch = 0  # output tokens at the first admission in that epoch
+        self.num_strikes = 0  # deaths of the shard in a row without a token between them (rule 22)
 
     def __repr__(self) -> str:
         return f"RequestState({self.request_id}, {self.status.value}, slot={self.slot}, tokens={self.num_tokens})"
 
     @property
     def waits_for_leader(self) -> bool:
-        """Whether another request is still to compute its prompt."""
+        """Whether another request has yet to compute this prompt."""
         leader = self.leader
         return leader is not None and not leader.output_ids and not leader.has_ended
 
     @property
     def has_ended(self) -> bool:
-        """Whether it was cancelled, or its last row or error has come, also behind a preemption (rule 6)."""
+        """Whether the request was cancelled, or its last row or error has come, also after a preemption (rule 6)."""
         is_waiting = self.status is RequestStatus.WAITING
         return self.status is RequestStatus.CANCELLED or (self.slot is None and not is_waiting)
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Whether prompt log-probabilities are still to be delivered."""
+        """Whether prompt log-probabilities have yet to be delivered."""
         request = self.request
-        can_be_rated = not request.num_encoder_tokens  # nothing comes after what an encoder reads
+        can_be_scored = not request.num_encoder_tokens  # an encoder predicts no next token
         is_owed = self.next_prompt_logprob < len(request.prompt_ids)
-        return request.wants_prompt_logprobs and can_be_rated and is_owed
+        return request.wants_prompt_logprobs and can_be_scored and is_owed
 
     @property
     def is_in_prefill(self) -> bool:
-        """Whether it sits on the shard without a token in this seat; leaving ones count."""
+        """Whether the request has a slot and no token yet in that slot, leaving requests included."""
         return self.slot is not None and self.watch_at == 0
 
     @property
     def has_token_in_epoch(self) -> bool:
-        """Whether a token has come since its first admission in the epoch of its last one."""
+        """Whether a token has come since the first admission in the epoch of the last admission."""
         return len(self.output_ids) > self.num_outputs_at_epoch
 
     def packed_ids(self, start: int, end: int) -> bytes:
-        """The ids of tokens `start` .. `end` - 1 as bytes, prompt and output seen as one row."""
+        """The ids of tokens `start` .. `end` - 1 as bytes, where the output follows the prompt."""
         prompt_ids = self.request.prompt_ids
         num_prompt = len(prompt_ids)
         if end <= num_prompt:
@@ -130,7 +130,7 @@ class RequestState:
         return prompt_ids[start:].tobytes() + self.output_ids[: end - num_prompt].tobytes()
 
     def forget_shard(self) -> None:
-        """Back to what holds without a shard: tokens and what was delivered."""
+        """Reset the fields that describe a slot. Tokens and delivered outputs stay."""
         self.slot = None
         self.drop_plan = NEVER
         self.block_ids = []

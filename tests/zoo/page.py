@@ -16,32 +16,36 @@ from tests.zoo.table import ZOO
 
 HEAD = """# Models
 
-The table is generated (`make models-page`) from the architecture zoo, `tests/zoo`: for each architecture a tiny random
-model runs four requests of uneven lengths through the real step loop, prompts in chunks beside decodes of others, over
-shuffled blocks, with the native kernels. Each logit is compared with transformers' own uncached eager forward in fp32.
-*Difference* is the largest one, relative to the largest logit; *bound* is what the test allows (2e-05 unless the row
-says why it is more). A model type that is not listed here is loaded too when its attention goes through transformers'
-attention interface; at start its first steps are compared with a forward of transformers' code alone, and it is refused
-with the reason when they differ or when it cannot run. What became of every other type that transformers knows is in
-[other_models.md](other_models.md).
+The table is generated (`make models-page`) from the architecture zoo, `tests/zoo`. For each architecture a tiny
+random model runs four requests of uneven lengths through the real step loop, with the native kernels. Prompts are
+computed in chunks beside decodes of other requests, and the blocks of the KV cache are shuffled. Each logit is
+compared with transformers' own uncached eager forward pass in fp32. *Difference* is the largest difference of a
+logit, relative to the largest logit. *Bound* is the difference that the test allows, 2e-05 unless the row gives a
+reason for more. The shard also loads a model type that is not listed here if its attention goes through transformers'
+attention interface. At the start the shard compares the first steps of every model with a forward pass of
+transformers' code alone, and refuses the model with the reason when they differ or when the model cannot run.
+[other_models.md](other_models.md) shows the outcome for every other type that transformers knows.
 
 """
 LAYOUTS = """
-Layouts: *flat* runs all tokens of a step as one row, attention reads the paged KV cache; everything works. *state*
-models have layers that carry a state from token to token, kept in a row per slot: the tokens of a step that decode run
-together, each chunk of a prompt on its own; there is no prefix cache, a preempted request computes its prompt again,
-and the model is not divided among shards. *padded* models have attention code of their own: it is given whole contexts,
-gathered from the paged cache and padded on the left; slower, the prefix cache works, not divided among shards.
-*encoder_decoder* models read a prompt with an encoder: each prompt whole and on its own, once; what their decoders look
-back at is kept in the paged cache, and the decoders of all requests run together, their contexts gathered and padded.
-The output is what the decoder writes, without the prompt. There is no prefix cache, no log-probability of the prompt
-and no native layer; a preempted request is read again; not divided among shards.
+A layout is the way in which a step runs through a model's code:
+- *flat*: all tokens of a step run as one row, and attention reads the paged KV cache. Every feature works.
+- *state*: the model has layers that carry a state from token to token, and each slot has a row for its state. The
+  decode tokens of a step run together, each chunk of a prompt runs on its own. There is no prefix cache, a preempted
+  request computes its prompt again, and the model is not divided among shards.
+- *padded*: the model has attention code of its own. This code gets whole contexts, gathered from the paged cache and
+  padded on the left, which is slower. The prefix cache works; the model is not divided among shards.
+- *encoder_decoder*: an encoder reads each prompt whole, on its own and once. The keys and values that the decoder
+  looks back at are kept in the paged cache. The decoders of all requests run together, with gathered and padded
+  contexts. The output is the decoder's text, without the prompt. There is no prefix cache, no log-probability of the
+  prompt and no native layer; the encoder reads a preempted request again; the model is not divided among shards.
 
-Not served, and refused at start with the reason: encoders whose decoders another position or cache would confuse (LED,
-FSMT, ProphetNet), that share out experts by batch (Switch Transformers, NLLB-MoE) or remember short texts (block-sparse
-BigBird-Pegasus), models whose past is kept elsewhere than in transformers' cache of keys and values or states
-(openai-gpt, RWKV, xLSTM, MiniMax-Text-01, RecurrentGemma), and models whose attention needs more than queries, keys and
-values (sparse indices of DeepSeek-V3.2).
+The shard refuses these models at start, with the reason: encoder-decoders whose decoder would be confused by another
+position or cache (LED, FSMT, ProphetNet), encoders that share out experts by batch (Switch Transformers, NLLB-MoE),
+an encoder that computes differently after it has read a short text (block-sparse BigBird-Pegasus), models whose past
+is kept elsewhere than in transformers' cache of keys and values or states (openai-gpt, RWKV, xLSTM, MiniMax-Text-01,
+RecurrentGemma), and models whose attention needs more than queries, keys and values (sparse indices of
+DeepSeek-V3.2).
 """
 
 

@@ -33,14 +33,14 @@ MAX_WORDS = 300  # characters of a reason on the page
 
 HEAD = f"""# Other models
 
-Generated (`python -m tests.zoo.survey > docs/other_models.md`): the types of causal language models that transformers
-knows beside those of [models.md](models.md). For each a tiny random model is made by the names of its config's fields,
-loaded as `--model-id` would load it, and run like those of the architecture zoo. *Served*: the start check accepted it,
-and no logit differs from transformers' own uncached forward by more than {TOLERANCE:.0e} of the largest one, or than
-transformers' own cached forward differs.
-*Refused*: the start ended with the sentence shown (shortened). *Not tried*: no tiny model could be made this way; such
-a model meets the same start check, and what that does not notice is not known. BERT-like types are made as decoders
-(`is_decoder`); types with images or sound run on text alone.
+This page is generated (`python -m tests.zoo.survey > docs/other_models.md`). It lists the types of causal language
+models that transformers knows beside the types in [models.md](models.md). For each type a tiny random model is made
+from the names of the fields in its config, loaded as `--model-id` would load it, and run like the models of the zoo.
+*Served*: the start check accepted the model, and no logit differs from transformers' own uncached forward pass by
+more than {TOLERANCE:.0e} of the largest logit, or by more than transformers' own cached forward pass differs.
+*Refused*: the start ended with the sentence shown (shortened). *Not tried*: no tiny model could be made in this way.
+Such a model meets the same start check, and faults that this check does not notice are unknown. BERT-like types are
+made as decoders (`is_decoder`); types with images or sound run on text alone.
 """
 
 

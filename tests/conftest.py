@@ -11,7 +11,7 @@ import pytest
 from textmill_launcher.model_files import find_demo_file
 from textmill_launcher.settings import load_settings
 
-from tests.processes import LaunchedServer, launched
+from tests.fakes.processes import LaunchedServer, launched
 
 CONVERT_LIMIT_S = 240
 # The demo model's KV cache takes 46,080 bytes a token in fp32: 4,096 tokens.

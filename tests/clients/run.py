@@ -11,7 +11,7 @@ from textmill_launcher.model_files import find_demo_file
 from textmill_launcher.settings import load_settings
 
 from tests.clients.lm_eval.compare import compare
-from tests.processes import launched
+from tests.fakes.processes import launched
 
 FOLDER = Path(__file__).parent
 CLIENTS_PYTHON = FOLDER.parents[1] / ".venv-clients" / "bin" / "python"

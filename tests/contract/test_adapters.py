@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from tests.contract.running_router import RunningRouter
+from tests.fakes.running_router import RunningRouter
 
 
 @pytest.mark.parametrize("route", ["/generate", "/generate_stream", "/"])

@@ -16,11 +16,11 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
-from tests.contract.running_router import RunningRouter
-from tests.contract.test_chat_tools import OUTPUTS, TOOLS
 from tests.fakes.byte_tokenizer import END_ID
 from tests.fakes.chat_templates import template_source
 from tests.fakes.fake_shard import FakeShardOptions, text_script
+from tests.fakes.running_router import RunningRouter
+from tests.fakes.weather_tools import OUTPUTS, TOOLS
 
 # litellm's types make pydantic warn.
 pytestmark = pytest.mark.filterwarnings("ignore:.*ReadOnly:UserWarning")

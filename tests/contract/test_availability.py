@@ -4,8 +4,8 @@ import asyncio
 import json
 from pathlib import Path
 
-from tests.contract.running_router import WAIT_TIMEOUT_S, RunningRouter
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import WAIT_TIMEOUT_S, RunningRouter
 
 BODY = {"inputs": "hi", "parameters": {"max_new_tokens": 3}}
 GENERATE_ROUTES = ("/generate", "/generate_stream", "/")

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.contract.running_router import RunningRouter
 from tests.fakes.byte_tokenizer import END, END_ID
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
 
 ROUTES = ("/generate", "/generate_stream", "/")
 LONG = "x" * 3000  # 3,001 tokens, over every limit

@@ -1,6 +1,5 @@
 """Chat completions: shapes, fields and streams of plain conversations, on a shard that answers abcdef..."""
 
-import json
 from array import array
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,11 @@ import httpx
 import pytest
 from textmill_proto.v1 import shard_pb2
 
-from tests.contract.running_router import RunningRouter
 from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
+from tests.fakes.chat_calls import USER, answer_of, ask, stream, text_of
 from tests.fakes.fake_shard import FakeShardOptions, text_script
+from tests.fakes.running_router import RunningRouter
 
-USER = {"role": "user", "content": "hi"}
 PUBLISHED_EXAMPLE = {
     "frequency_penalty": 1.0,
     "logit_bias": [0],
@@ -33,40 +32,6 @@ PUBLISHED_EXAMPLE = {
     "top_logprobs": 5,
     "top_p": 0.95,
 }
-
-
-def ask(client: httpx.Client, **fields: Any) -> httpx.Response:
-    return client.post("/v1/chat/completions", json={"messages": [USER], "max_tokens": 3, **fields})
-
-
-def answer_of(client: httpx.Client, **fields: Any) -> dict[str, Any]:
-    answer = ask(client, **fields)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-def chunks_of(answer: httpx.Response) -> list[dict[str, Any]]:
-    """The chunks before `[DONE]`, after the framing was checked."""
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"] == "text/event-stream"
-    parts = answer.text.split("\n\n")
-    assert parts[-2:] == ["data: [DONE]", ""]
-    assert all(part.startswith("data: {") for part in parts[:-2])
-    return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
-
-
-def stream(client: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
-    return chunks_of(ask(client, stream=True, **fields))
-
-
-def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
-    return "".join(
-        choice["delta"].get("content") or ""
-        for chunk in chunks
-        for choice in chunk["choices"]
-        if choice["index"] == index
-    )
 
 
 def test_whole_answer(client: httpx.Client) -> None:

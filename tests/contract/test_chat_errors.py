@@ -7,22 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.contract.running_router import RunningRouter
-from tests.contract.test_chat_answers import USER, answer_of, ask, chunks_of
+from tests.fakes.chat_calls import USER, answer_of, ask, chunks_of, error_of
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-
-
-def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """The object of a mixed-style error, after its form was checked."""
-    assert answer.status_code == status, answer.text
-    body = answer.json()
-    assert isinstance(body["error_type"], str)
-    error: dict[str, Any] = body["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["message"]
-    return error
 
 
 @pytest.mark.parametrize(

@@ -10,32 +10,12 @@ import httpx
 import pytest
 from textmill_proto.v1 import shard_pb2
 
-from tests.contract.running_router import RunningRouter
-from tests.contract.test_chat_answers import answer_of, ask, chunks_of, stream
-from tests.contract.test_chat_errors import error_of
 from tests.fakes.byte_tokenizer import END_ID
+from tests.fakes.chat_calls import answer_of, ask, chunks_of, error_of, stream
 from tests.fakes.chat_templates import template_source
 from tests.fakes.fake_shard import FakeShardOptions, text_script
-
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-TOOLS = [
-    {"type": "function", "function": {"name": "get_weather", "description": "The weather.", "parameters": SCHEMA}},
-    {"type": "function", "function": {"name": "get_time"}},
-]
-ARGUMENTS = '{"city": "東京"}'
-OUTPUTS = {
-    "qwen2_5": (
-        f'Let me see.\n<tool_call>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n</tool_call>\n'
-        '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
-    ),
-    "llama3": f'{{"name": "get_weather", "parameters": {ARGUMENTS}}}; {{"name": "get_time", "parameters": {{}}}}',
-    "mistral": (
-        f'[TOOL_CALLS] [{{"name": "get_weather", "arguments": {ARGUMENTS}}}, {{"name": "get_time", "arguments": {{}}}}]'
-    ),
-    None: (
-        f'Let me see.\n{{"name": "get_weather", "parameters": {ARGUMENTS}}}\n{{"name": "get_time", "parameters": {{}}}}'
-    ),
-}
+from tests.fakes.running_router import RunningRouter
+from tests.fakes.weather_tools import ARGUMENTS, OUTPUTS, SCHEMA, TOOLS
 
 
 @contextmanager

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from textmill_router.settings import SettingsError, load_settings
 
-from tests.contract.running_router import RunningRouter
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
 

@@ -8,9 +8,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.contract.running_router import RunningRouter
 from tests.fakes.byte_tokenizer import BEGIN_ID
 from tests.fakes.fake_shard import FakeShardOptions, text_script
+from tests.fakes.running_router import RunningRouter
 
 # The body of TGI's published example.
 PUBLISHED = {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.running_router import WAIT_TIMEOUT_S, RunningRouter
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import WAIT_TIMEOUT_S, RunningRouter
 
 # Without max_new_tokens the answer fills the window: at 5 ms a token that takes longer than any test.
 ENDLESS = {"inputs": "hi", "parameters": {}}

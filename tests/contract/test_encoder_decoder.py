@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.contract.running_router import RunningRouter
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
 
 DECODER_PROMPT = (257, 256)  # <|end|><|begin|>
 INPUT = [256, *b"hi"]  # the tokenizer's own first token, then the bytes

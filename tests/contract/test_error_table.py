@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.contract.running_router import RunningRouter
+from tests.fakes.running_router import RunningRouter
 
 BODY: dict[str, Any] = {"inputs": "hi", "parameters": {"max_new_tokens": 3}}
 # route, body of the call: whole and streamed

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.running_router import WAIT_TIMEOUT_S, RunningRouter
+from tests.fakes.running_router import WAIT_TIMEOUT_S, RunningRouter
 
 NUM_CALLS = 10
 MESSAGES = [{"role": "user", "content": "hi"}]

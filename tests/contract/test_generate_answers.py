@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.contract.running_router import RunningRouter
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
 
 TOKEN_A = {"id": 97, "text": "a", "logprob": -0.5, "special": False}
 TOKEN_B = {"id": 98, "text": "b", "logprob": -0.5, "special": False}

@@ -8,8 +8,8 @@ import httpx
 import pytest
 from textmill_proto.v1 import shard_pb2
 
-from tests.contract.running_router import RunningRouter
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
 
 ROUTES = {"whole": "/generate", "stream": "/generate_stream", "compat": "/"}
 REFUSED: dict[str, tuple[Any, str]] = {

@@ -11,8 +11,8 @@ import pytest
 from textmill_router.metrics.page import write_page
 from textmill_router.metrics.specs import SPECS, MetricKind
 
-from tests.contract.running_router import RunningRouter
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
 
 REPOSITORY = Path(__file__).parents[2]
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("", "_sum", "_count")}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.contract.running_router import RunningRouter
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
 
 BLOCK_SIZE = 16
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.contract.running_router import RunningRouter
+from tests.fakes.running_router import RunningRouter
 
 SERVED = "/v1/models/fake/model"
 

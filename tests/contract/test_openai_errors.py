@@ -10,9 +10,9 @@ import httpx
 import openai
 import pytest
 
-from tests.contract.running_router import RunningRouter
-from tests.contract.test_chat_answers import USER
+from tests.fakes.chat_calls import USER
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
 
 HELD = {"messages": [USER], "max_tokens": 5}
 

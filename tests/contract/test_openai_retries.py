@@ -6,9 +6,9 @@ from pathlib import Path
 import httpx
 import openai
 
-from tests.contract.running_router import RunningRouter
-from tests.contract.test_chat_answers import USER
+from tests.fakes.chat_calls import USER
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
 
 
 def test_refused_call_is_retried_when_there_is_room(tmp_path: Path) -> None:

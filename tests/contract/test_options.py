@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.contract.running_router import RunningRouter
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
 
 BODY = {"inputs": "hi", "parameters": {"max_new_tokens": 3}}
 

@@ -6,8 +6,8 @@ from importlib.metadata import version
 import httpx
 import pytest
 
-from tests.contract.running_router import RunningRouter
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
 
 BODY = {"inputs": "hi", "parameters": {"max_new_tokens": 2}}
 

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from textmill_router.api.openapi.document import build_document
 
-from tests.contract.running_router import RunningRouter
+from tests.fakes.running_router import RunningRouter
 
 MAX_EXAMPLES = 15
 DOCUMENT = build_document()

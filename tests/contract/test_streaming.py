@@ -10,7 +10,7 @@ import pytest
 from textmill_router.api.tgi.answers import TgiEvents
 from textmill_router.text.events import TokenEvent, TopToken
 
-from tests.contract.running_router import RunningRouter
+from tests.fakes.running_router import RunningRouter
 
 
 def events_of(answer: httpx.Response) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from huggingface_hub import errors as hub_errors
 from text_generation import AsyncClient, Client
 from text_generation.errors import OverloadedError, ValidationError
 
-from tests.contract.running_router import RunningRouter
-from tests.processes import LaunchedServer
+from tests.fakes.processes import LaunchedServer
+from tests.fakes.running_router import RunningRouter
 
 # text_generation is written for pydantic 1 and says so at each call.
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import LaunchedServer
+from tests.fakes.processes import LaunchedServer
 
 REPOSITORY = Path(__file__).parents[2]
 JAVASCRIPT = REPOSITORY / "tests" / "clients" / "javascript"

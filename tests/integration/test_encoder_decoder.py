@@ -18,8 +18,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
+from tests.fakes.processes import LaunchedServer, launched
 from tests.fakes.tiny_encoders import PAD_ID, make_tiny_bart, make_tiny_t5
-from tests.processes import LaunchedServer, launched
 
 NUM_NEW = 32
 # More than the 64 places that are granted ahead: three or four such requests begin, and do not fit to their end.

@@ -13,9 +13,9 @@ from textmill_router.request import FailureCode, GenerationParameters, SamplingP
 from textmill_router.text.events import GenerationFailed
 from textmill_router.text.tokenization import Tokenizer
 
+from tests.fakes.engine_bench import SMALL, Bench, NoReader, alphabet, configure, open_bench, run, until
 from tests.fakes.fake_shard import FakeShard, FakeShardOptions, alphabet_script
 from tests.fakes.fake_slots import SlotTable
-from tests.integration.engine_bench import SMALL, Bench, NoReader, alphabet, configure, open_bench, run, until
 
 
 def test_rule_22_64_streams_of_long_prompts_survive_a_cut(tmp_path: Path, tokenizer: Tokenizer) -> None:

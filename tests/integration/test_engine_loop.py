@@ -13,8 +13,8 @@ from textmill_router.text.generation import start_generation
 from textmill_router.text.tokenization import Tokenizer
 
 from tests.fakes.byte_tokenizer import END_ID
+from tests.fakes.engine_bench import SMALL, Bench, NoReader, alphabet, open_bench, run, until
 from tests.fakes.fake_shard import FakeShard, text_script
-from tests.integration.engine_bench import SMALL, Bench, NoReader, alphabet, open_bench, run, until
 
 
 def test_text_of_many_streams_is_the_script(tmp_path: Path, tokenizer: Tokenizer) -> None:

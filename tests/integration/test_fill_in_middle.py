@@ -14,10 +14,10 @@ import torch
 from tokenizers import normalizers
 from transformers import AutoModelForCausalLM, CodeLlamaTokenizer
 
-from tests.contract.running_router import RunningRouter
 from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID, make_byte_tokenizer
 from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.real_shard import RealShard
+from tests.fakes.running_router import RunningRouter
 from tests.fakes.tiny_models import make_tiny_llama
 
 PREFIX = "def f(x):\n  "

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from tests.fakes.processes import LaunchedServer
 from tests.fakes.random_schemas import Schema, schemas
-from tests.integration.reading import TIMEOUT_S, Answer, generate
-from tests.processes import LaunchedServer
+from tests.fakes.reading import TIMEOUT_S, Answer, generate
 
 PROMPT = "Question: who lives next door? Answer in JSON: "
 PERSON: Schema = {

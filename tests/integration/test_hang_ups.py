@@ -10,8 +10,8 @@ from enum import Enum
 import httpx
 import pytest
 
-from tests.integration.reading import generate, metric
-from tests.processes import LaunchedServer, launched, wait_until
+from tests.fakes.processes import LaunchedServer, launched, wait_until
+from tests.fakes.reading import generate, metric
 
 NUM_STREAMS = 32
 SEED = 20_240_607

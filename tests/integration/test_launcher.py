@@ -15,9 +15,9 @@ import httpx
 import psutil
 import pytest
 
+from tests.fakes.processes import STOP_LIMIT_S, LaunchedServer, launched, start_launcher, wait_until
+from tests.fakes.tiny_gguf import write_tiny_gguf
 from tests.fakes.tiny_models import make_tiny_llama
-from tests.processes import STOP_LIMIT_S, LaunchedServer, launched, start_launcher, wait_until
-from tests.unit.shard.loader.test_gguf_convert import write_tiny_gguf
 
 KV_BYTES = str(8 * 1024 * 1024)  # plenty for a tiny model
 QUESTION = {"inputs": "Hello", "parameters": {"max_new_tokens": 4, "do_sample": False}}

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 from transformers import AutoTokenizer
 
-from tests.processes import LaunchedServer
+from tests.fakes.processes import LaunchedServer
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 TIMEOUT_S = 60

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, ConfigDict
 
-from tests.processes import LaunchedServer
+from tests.fakes.processes import LaunchedServer
 
 # litellm's types make pydantic warn.
 pytestmark = pytest.mark.filterwarnings("ignore:.*ReadOnly:UserWarning")

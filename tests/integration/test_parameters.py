@@ -21,8 +21,8 @@ from transformers.generation.logits_process import (
 )
 
 from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
+from tests.fakes.processes import LaunchedServer, launched
 from tests.fakes.tiny_models import make_tiny_llama
-from tests.processes import LaunchedServer, launched
 
 PROMPT = "The quick brown fox"
 PROMPT_IDS = [BEGIN_ID, *PROMPT.encode()]

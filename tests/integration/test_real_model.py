@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.integration.reading import generate, metric
-from tests.processes import LaunchedServer
+from tests.fakes.processes import LaunchedServer
+from tests.fakes.reading import generate, metric
 
 NUM_NEW_TOKENS = 32
 PROMPTS = (

@@ -9,9 +9,9 @@ import httpx
 import pytest
 from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 
+from tests.fakes.processes import LaunchedServer, launched
+from tests.fakes.reading import Answer, generate, metric
 from tests.fakes.tiny_models import make_tiny_llama
-from tests.integration.reading import Answer, generate, metric
-from tests.processes import LaunchedServer, launched
 
 PROMPTS = ("Hello", "The quick brown fox jumps over the lazy dog. " * 5, "1 2 3", "x" * 40)
 KV_BYTES = str(8 * 1024 * 1024)

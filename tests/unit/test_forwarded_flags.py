@@ -13,7 +13,7 @@ from textmill_shard.options import DTYPES as SHARD_DTYPES
 from textmill_shard.options import SWAPS
 from textmill_shard.settings import load_settings as load_shard_settings
 
-from tests.unit.launcher.test_settings import GOOD_VALUES, arguments
+from tests.fakes.launcher_flags import GOOD_VALUES, arguments
 
 MODEL = ModelFolder(path=Path("/models/m"), model_id="org/m", model_sha=None)
 PLACE = ShardPlace(rank=0, world_size=1, socket=Path("/run/s-0"), master_addr="127.0.0.1", master_port=None)

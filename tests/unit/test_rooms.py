@@ -104,6 +104,17 @@ def test_imports_inside_a_room_point_one_way(room: str) -> None:
     assert waiting == {}, "these import each other"
 
 
+def test_no_test_file_imports_another() -> None:
+    """Helpers that several test files use lie in tests/fakes."""
+    found = [
+        f"{path.relative_to(REPOSITORY)}: {name}"
+        for path in (REPOSITORY / "tests").rglob("*.py")
+        for name in imported_names(path)
+        if name.startswith("tests.") and ".test_" in name
+    ]
+    assert found == []
+
+
 def owner_of(relative: Path) -> str:
     """The row of the tables to which a file of a room belongs: its folder, or its own name in the root."""
     folder = relative.parent.as_posix()

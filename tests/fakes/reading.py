@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from tests.processes import LaunchedServer
+from tests.fakes.processes import LaunchedServer
 
 TIMEOUT_S = 120.0
 

@@ -1,0 +1,53 @@
+"""Calls of /v1/chat/completions, and their answers, streams and errors read with their framing checked."""
+
+import json
+from typing import Any
+
+import httpx
+
+USER = {"role": "user", "content": "hi"}
+
+
+def ask(client: httpx.Client, **fields: Any) -> httpx.Response:
+    return client.post("/v1/chat/completions", json={"messages": [USER], "max_tokens": 3, **fields})
+
+
+def answer_of(client: httpx.Client, **fields: Any) -> dict[str, Any]:
+    answer = ask(client, **fields)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def chunks_of(answer: httpx.Response) -> list[dict[str, Any]]:
+    """The chunks before `[DONE]`, after the framing was checked."""
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "text/event-stream"
+    parts = answer.text.split("\n\n")
+    assert parts[-2:] == ["data: [DONE]", ""]
+    assert all(part.startswith("data: {") for part in parts[:-2])
+    return [json.loads(part.removeprefix("data: ")) for part in parts[:-2]]
+
+
+def stream(client: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
+    return chunks_of(ask(client, stream=True, **fields))
+
+
+def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
+    return "".join(
+        choice["delta"].get("content") or ""
+        for chunk in chunks
+        for choice in chunk["choices"]
+        if choice["index"] == index
+    )
+
+
+def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+    """The object of a mixed-style error, after its form was checked."""
+    assert answer.status_code == status, answer.text
+    body = answer.json()
+    assert isinstance(body["error_type"], str)
+    error: dict[str, Any] = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    return error

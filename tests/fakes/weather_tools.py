@@ -1,0 +1,21 @@
+"""Two tools, and an answer in the format of each model family that calls both of them."""
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS = [
+    {"type": "function", "function": {"name": "get_weather", "description": "The weather.", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "get_time"}},
+]
+ARGUMENTS = '{"city": "東京"}'
+OUTPUTS = {
+    "qwen2_5": (
+        f'Let me see.\n<tool_call>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
+    ),
+    "llama3": f'{{"name": "get_weather", "parameters": {ARGUMENTS}}}; {{"name": "get_time", "parameters": {{}}}}',
+    "mistral": (
+        f'[TOOL_CALLS] [{{"name": "get_weather", "arguments": {ARGUMENTS}}}, {{"name": "get_time", "arguments": {{}}}}]'
+    ),
+    None: (
+        f'Let me see.\n{{"name": "get_weather", "parameters": {ARGUMENTS}}}\n{{"name": "get_time", "parameters": {{}}}}'
+    ),
+}

@@ -33,19 +33,13 @@ class SamplingParameters:
     logit_bias: tuple[tuple[int, float], ...] = ()
 
 
-class GrammarKind(Enum):
-    """The language that a grammar is written in."""
-
-    JSON_SCHEMA = "json_schema"
-    REGEX = "regex"
-    LARK = "lark"  # llguidance's dialect
-
-
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What the whole output of a request must match. Made by `grammar/compiler.py`, which has compiled the text."""
+    """What the whole output of a request must match, in llguidance's dialect of Lark.
 
-    kind: GrammarKind
+    `grammar/compiler.py` compiles the text before the request is admitted; the shard gets the text as it stands.
+    """
+
     text: str
 
 

@@ -341,7 +341,7 @@ def test_watermark_and_grammar_reach_the_shard(client: httpx.Client, router: Run
     complete(client, watermark=True, grammar={"type": "regex", "value": "[a-z]+"})
     admit = router.shard.last_admit
     assert admit.watermark
-    assert admit.grammar.text == "[a-z]+"
+    assert admit.grammar.text == "start: /[a-z]+/"
 
 
 def prompt_ids(router: RunningRouter) -> list[int]:

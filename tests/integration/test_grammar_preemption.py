@@ -12,12 +12,12 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 from textmill_router.engine.wire import plan_to_proto, result_from_proto
+from textmill_router.grammar.request_forms import schema_grammar
 from textmill_router.request import (
     FinishReason,
     GenerationParameters,
     GenerationRequest,
     Grammar,
-    GrammarKind,
     RequestId,
     SamplingParameters,
     token_array,
@@ -48,9 +48,9 @@ PERSON = {
     "required": ["name", "tags", "age"],
     "additionalProperties": False,
 }
-SCHEMA = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(PERSON))
+SCHEMA = schema_grammar(PERSON, field="schema").whole_output()
 # Each token depends on all before it: one who begins again in the middle says something else.
-COUNTER = Grammar(GrammarKind.REGEX, "".join(f"{letter}[0-9]{{2,4}}" for letter in "abcdefghij"))
+COUNTER = Grammar("start: /" + "".join(f"{letter}[0-9]{{2,4}}" for letter in "abcdefghij") + "/")
 ALL_AT_ONCE = SamplingParameters(
     do_sample=True,
     temperature=1.2,

@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from textmill_router.grammar.request_forms import regex_grammar, schema_grammar
 from textmill_shard.grammar.matcher import GrammarFault, Matcher, MatcherFactory
 from textmill_shard.loader.model_loader import LoadOptions, load_model
 from textmill_shard.model.runner import ModelRunner
@@ -26,7 +27,6 @@ from textmill_shard.slots.plan import (
     Budget,
     Drop,
     Grammar,
-    GrammarKind,
     ShardFacts,
     SlotErrorCode,
 )
@@ -87,11 +87,11 @@ ALL_AT_ONCE = SamplingParams(
 
 
 def of_schema(schema: Schema) -> Grammar:
-    return Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema))
+    return Grammar(schema_grammar(schema, field="schema").whole_output().text)
 
 
 def of_regex(regex: str) -> Grammar:
-    return Grammar(GrammarKind.REGEX, regex)
+    return Grammar(regex_grammar(regex, field="regex").whole_output().text)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_output_that_ends_by_eos_is_what_was_asked_for(shard: Shard, sampling: S
         shard,
         request(0, of_schema(PERSON), sampling=sampling),
         request(1, of_regex(r"(\d{1,3}\.){3}\d{1,3}"), sampling=sampling),
-        request(2, Grammar(GrammarKind.LARK, 'start: "<" ("a" | start)? ">"'), sampling=sampling, num_new=9),
+        request(2, Grammar('start: "<" ("a" | start)? ">"'), sampling=sampling, num_new=9),
         request(3, None, sampling=replace(sampling, watermark=False), num_new=9),
     )
     Draft202012Validator(PERSON).validate(json.loads(text_of(tokens[0])))
@@ -307,9 +307,9 @@ class GatedFactory:
         self.second_gate = threading.Event()
 
     def build(self, grammar: Grammar, output_ids: Sequence[int] = ()) -> Matcher:
-        if grammar.text.startswith("slow|"):
+        if grammar.text.startswith("start: /slow|"):
             assert self.gate.wait(WAIT_S)
-        if grammar.text.startswith("slower|"):
+        if grammar.text.startswith("start: /slower|"):
             assert self.second_gate.wait(WAIT_S)
         return self._factory.build(grammar, output_ids)
 

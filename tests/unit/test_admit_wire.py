@@ -14,7 +14,6 @@ from textmill_router.request import (
     GenerationParameters,
     GenerationRequest,
     Grammar,
-    GrammarKind,
     RequestId,
     SamplingParameters,
     Slot,
@@ -34,7 +33,7 @@ ROUTER_ONLY = {"arrival_s", "priority", "cache_salt", "shares_prompt_of", "wants
 def unlike_default(value: Any, number: int, name: str) -> Any:
     """A value of the type of `value` that no other field has and that is exact in 32 bits."""
     known = {
-        "grammar": Grammar(GrammarKind.LARK, f'start: "{number}"'),
+        "grammar": Grammar(f'start: "{number}"'),
         "logit_bias": ((number, -1.5), (number + 1, 2.5)),
         "prompt_logprobs_from": number,
         "copied_block_id": BlockId(number),
@@ -96,9 +95,9 @@ def shard_value(admit: ShardAdmit, name: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Comparable across the rooms: lists of numbers, words of grammars."""
+    """Comparable across the rooms: lists of numbers, texts of grammars."""
     if isinstance(value, Grammar) or (is_dataclass(value) and hasattr(value, "text")):
-        return (value.kind.value, value.text)
+        return value.text
     if isinstance(value, array | np.ndarray | tuple | list):
         return [plain(one) for one in value]
     return value

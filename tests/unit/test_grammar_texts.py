@@ -1,34 +1,25 @@
-"""Router and shard read a grammar's text alike: what the router has compiled is what the shard matches."""
+"""The shard matches the grammar that the router has written: both hand the same tokenizer and text to the library."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
-from textmill_router.grammar.worker import library_grammar as router_grammar
+from textmill_router.grammar.request_forms import schema_grammar
 from textmill_router.grammar.worker import with_readable_decoder as router_decoder
-from textmill_router.request import Grammar, GrammarKind
 from textmill_shard.grammar.matcher import MatcherFactory, without_special_texts
-from textmill_shard.grammar.matcher import library_grammar as shard_grammar
 from textmill_shard.grammar.matcher import with_readable_decoder as shard_decoder
-from textmill_shard.slots.plan import Grammar as ShardGrammar
-from textmill_shard.slots.plan import GrammarKind as ShardGrammarKind
+from textmill_shard.slots.plan import Grammar
 from tokenizers import models
 
 from tests.fakes.byte_tokenizer import END, END_ID, write_byte_tokenizer
 from tests.fakes.tiny_encoders import PIECES, T5_END_ID, make_tiny_t5
 
-TEXTS = {
-    GrammarKind.JSON_SCHEMA: '{"type":"object","properties":{"a":{"type":"integer"}}}',
-    GrammarKind.REGEX: r"a/[0-9]+\n",
-    GrammarKind.LARK: 'start: "a" answer\nanswer: %json {"type": "object"}',
-}
 
-
-@pytest.mark.parametrize("kind", GrammarKind)
-def test_both_rooms_hand_the_same_to_the_library(kind: GrammarKind) -> None:
-    text = TEXTS[kind]
-    assert router_grammar(Grammar(kind, text)) == shard_grammar(ShardGrammar(ShardGrammarKind[kind.name], text))
+def of_schema(schema: dict[str, Any]) -> Grammar:
+    """As the router sends it."""
+    return Grammar(schema_grammar(schema, field="schema").whole_output().text)
 
 
 def unknown_json() -> str:
@@ -64,7 +55,7 @@ def test_both_rooms_read_marks_of_spaces_as_spaces(tmp_path: Path) -> None:
     plain = (write_byte_tokenizer(tmp_path / "bytes") / "tokenizer.json").read_text()
     assert router_decoder(plain) == shard_decoder(plain) == plain
     factory = MatcherFactory(text, vocab_size=len(PIECES), eos_token_ids=[T5_END_ID])
-    matcher = factory.build(ShardGrammar(ShardGrammarKind.REGEX, "(the| quick)!"))
+    matcher = factory.build(Grammar("start: /(the| quick)!/"))
     allowed = {PIECES[token_id] for token_id in matcher.allowed().nonzero()[0]}
     assert allowed == {"t", "▁", "▁quick"}
 
@@ -73,7 +64,7 @@ def test_blanks_between_the_tokens_of_json_are_bounded(tmp_path: Path) -> None:
     """Nothing, one space, or a new line with up to 32 blanks: small models would write them until the limit."""
     folder = write_byte_tokenizer(tmp_path)
     matchers = MatcherFactory((folder / "tokenizer.json").read_text(), vocab_size=258, eos_token_ids=(END_ID,))
-    grammar = ShardGrammar(ShardGrammarKind.JSON_SCHEMA, '{"type": "array", "items": {"type": "null"}}')
+    grammar = of_schema({"type": "array", "items": {"type": "null"}})
 
     def takes(text: str) -> bool:
         matcher = matchers.build(grammar)
@@ -93,9 +84,8 @@ def test_blanks_between_the_tokens_of_json_are_bounded(tmp_path: Path) -> None:
 def test_texts_of_special_tokens_in_a_grammar_are_letters(tmp_path: Path) -> None:
     """The answer does not end in the middle of a constant that holds them."""
     folder = write_byte_tokenizer(tmp_path)
-    text = json.dumps({"const": f"a{END}b"})
     matchers = MatcherFactory((folder / "tokenizer.json").read_text(), vocab_size=258, eos_token_ids=(END_ID,))
-    matcher = matchers.build(ShardGrammar(ShardGrammarKind.JSON_SCHEMA, text))
+    matcher = matchers.build(of_schema({"const": f"a{END}b"}))
     for byte in json.dumps(f"a{END}b").encode():
         allowed = matcher.allowed()
         assert allowed[byte]

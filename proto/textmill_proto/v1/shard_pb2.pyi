@@ -52,31 +52,6 @@ SHARD_STATE_FAILED: ShardState.ValueType  # 3
 """the rank ends, for the reason in `detail`"""
 Global___ShardState: _TypeAlias = ShardState  # noqa: Y015
 
-class _GrammarKind:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _GrammarKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GrammarKind.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    GRAMMAR_KIND_UNSPECIFIED: _GrammarKind.ValueType  # 0
-    GRAMMAR_KIND_JSON_SCHEMA: _GrammarKind.ValueType  # 1
-    """text is a JSON schema"""
-    GRAMMAR_KIND_REGEX: _GrammarKind.ValueType  # 2
-    """text is a regular expression that the whole output matches"""
-    GRAMMAR_KIND_LARK: _GrammarKind.ValueType  # 3
-    """text is a grammar in llguidance's dialect of Lark"""
-
-class GrammarKind(_GrammarKind, metaclass=_GrammarKindEnumTypeWrapper): ...
-
-GRAMMAR_KIND_UNSPECIFIED: GrammarKind.ValueType  # 0
-GRAMMAR_KIND_JSON_SCHEMA: GrammarKind.ValueType  # 1
-"""text is a JSON schema"""
-GRAMMAR_KIND_REGEX: GrammarKind.ValueType  # 2
-"""text is a regular expression that the whole output matches"""
-GRAMMAR_KIND_LARK: GrammarKind.ValueType  # 3
-"""text is a grammar in llguidance's dialect of Lark"""
-Global___GrammarKind: _TypeAlias = GrammarKind  # noqa: Y015
-
 class _SlotErrorCode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -573,20 +548,17 @@ class Grammar(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    KIND_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
-    kind: Global___GrammarKind.ValueType
     text: _builtins.str
-    """UTF-8"""
+    """UTF-8; a grammar in llguidance's dialect of Lark, handed to the library as it stands"""
     def __init__(
         self,
         *,
-        kind: Global___GrammarKind.ValueType = ...,
         text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,6 @@ from textmill_proto.v1 import shard_pb2
 from textmill_router.request import (
     FailureCode,
     Grammar,
-    GrammarKind,
     PromptLogprobs,
     RequestId,
     SamplingParameters,
@@ -31,12 +30,6 @@ _IS_BIG_ENDIAN = sys.byteorder == "big"
 _FAILURE_CODES = {
     shard_pb2.SLOT_ERROR_CODE_NOT_FINITE: FailureCode.NOT_FINITE,
     shard_pb2.SLOT_ERROR_CODE_INTERNAL: FailureCode.INTERNAL,
-}
-
-_GRAMMAR_KINDS = {
-    GrammarKind.JSON_SCHEMA: shard_pb2.GRAMMAR_KIND_JSON_SCHEMA,
-    GrammarKind.REGEX: shard_pb2.GRAMMAR_KIND_REGEX,
-    GrammarKind.LARK: shard_pb2.GRAMMAR_KIND_LARK,
 }
 
 
@@ -185,7 +178,7 @@ def _admit_to_proto(admit: Admit) -> shard_pb2.Admit:
 
 
 def _grammar_to_proto(grammar: Grammar) -> shard_pb2.Grammar:
-    return shard_pb2.Grammar(kind=_GRAMMAR_KINDS[grammar.kind], text=grammar.text)
+    return shard_pb2.Grammar(text=grammar.text)
 
 
 def _sampling_to_proto(sampling: SamplingParameters) -> shard_pb2.Sampling:

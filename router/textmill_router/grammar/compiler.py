@@ -123,7 +123,7 @@ class GrammarCompiler:
         if len(text) > self._max_bytes:
             message = f"`grammar` must have at most {self._max_bytes} bytes, found {len(text)}; make it smaller"
             raise ValidationFailed(message, field="grammar")
-        key = hashlib.blake2b(text, digest_size=16, person=grammar.kind.value.encode()).digest()
+        key = hashlib.blake2b(text, digest_size=16).digest()
         if key in self._verdicts:
             self._verdicts.move_to_end(key)
             reason = self._verdicts[key]
@@ -173,7 +173,7 @@ class GrammarCompiler:
             worker = self._pool.idle.pop() if self._pool.idle else await self._start()
         except _CannotStart as error:
             return str(error), True
-        line = json.dumps({"kind": grammar.kind.value, "text": grammar.text}).encode()
+        line = json.dumps({"text": grammar.text}).encode()
         try:
             reason = await self._ask(worker, line, self._timeout_s)
         except (_WorkerDied, TimeoutError):

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 # Nothing, one space, or a new line and its indentation: a small model that is free to write blanks may never stop.
-# The shard makes the same of the same schema.
 JSON_BLANKS = r"( |\n[ \t]{0,32})?"
 JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": JSON_BLANKS, "lenient": False}
 ANY_TEXT = "(?s:.*)"

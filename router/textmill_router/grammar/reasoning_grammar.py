@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from textmill_router.grammar.lark import ANY_TEXT, SPACES, escape, json_rule, marked, regex_rule, text_without
+from textmill_router.grammar.lark import ANY_TEXT, SPACES, escape, marked, text_without
+from textmill_router.grammar.request_forms import AskedGrammar
 from textmill_router.parsers.formats import ReasoningFormat
-from textmill_router.request import Grammar, GrammarKind
+from textmill_router.request import Grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,9 @@ def reasoning_parts(form: ReasoningForm | None) -> LarkParts:
     return LarkParts(prefix, rules)
 
 
-def after_reasoning(grammar: Grammar, form: ReasoningForm | None) -> Grammar:
-    """The same grammar for what follows the reasoning; itself where the model does not think."""
+def after_reasoning(asked: AskedGrammar, form: ReasoningForm | None) -> Grammar:
+    """The grammar for the text that follows the reasoning; for the whole output where the model does not think."""
     if form is None:
-        return grammar
+        return asked.whole_output()
     parts = reasoning_parts(form)
-    if grammar.kind is GrammarKind.REGEX:
-        answer = regex_rule(grammar.text)
-    else:
-        assert grammar.kind is GrammarKind.JSON_SCHEMA, grammar.kind
-        answer = json_rule(grammar.text)
-    return Grammar(GrammarKind.LARK, "\n".join([f"start: {parts.prefix}answer", f"answer: {answer}", *parts.rules]))
+    return Grammar("\n".join([f"start: {parts.prefix}answer", f"answer: {asked.rule()}", *parts.rules]))

@@ -1,16 +1,43 @@
 """The shapes in which a request says what its output must match, of both dialects."""
 
 import json
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from textmill_router.errors import ValidationFailed
-from textmill_router.request import Grammar, GrammarKind
+from textmill_router.grammar.lark import json_rule, regex_rule
+from textmill_router.request import Grammar
 
-ANY_OBJECT = Grammar(GrammarKind.JSON_SCHEMA, '{"type":"object"}')
+
+class AskedKind(Enum):
+    """The language in which a request says what its output must match."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+
+
+@dataclass(frozen=True, slots=True)
+class AskedGrammar:
+    """What a request asks of its output, in the request's own language; `text` is a schema or an expression."""
+
+    kind: AskedKind
+    text: str
+
+    def rule(self) -> str:
+        """The right side of a Lark rule that matches it."""
+        return json_rule(self.text) if self.kind is AskedKind.JSON_SCHEMA else regex_rule(self.text)
+
+    def whole_output(self) -> Grammar:
+        """The grammar of an output that is this and nothing else."""
+        return Grammar(f"start: {self.rule()}")
+
+
+ANY_OBJECT = AskedGrammar(AskedKind.JSON_SCHEMA, '{"type":"object"}')
 _WANTED = "`json`, `json_object`, `json_schema` or `regex`"
 
 
-def tgi_grammar(value: object) -> Grammar | None:
+def tgi_grammar(value: object) -> AskedGrammar | None:
     """`{"type", "value"}` of `parameters.grammar`; None for null. Raises ValidationFailed for another shape."""
     if value is None:
         return None
@@ -32,7 +59,13 @@ def tgi_grammar(value: object) -> Grammar | None:
     return schema_grammar(text, field="grammar.value")
 
 
-def schema_grammar(schema: object, *, field: str) -> Grammar:
+def whole_output_grammar(value: object) -> Grammar | None:
+    """What `tgi_grammar` reads, as the grammar of the whole output; None for null. Raises ValidationFailed."""
+    asked = tgi_grammar(value)
+    return None if asked is None else asked.whole_output()
+
+
+def schema_grammar(schema: object, *, field: str) -> AskedGrammar:
     """A JSON schema, as object, true or false, or as a string that holds one. Raises ValidationFailed.
 
     Equal schemas give equal texts as long as their keys come in the same order, which is the order of the output.
@@ -51,16 +84,20 @@ def schema_grammar(schema: object, *, field: str) -> Grammar:
     if not isinstance(schema, dict):
         raise _refuse(field, f"must be a JSON schema, found {_kind(schema)}")
     try:
-        return Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema, separators=(",", ":")))
+        return AskedGrammar(AskedKind.JSON_SCHEMA, json.dumps(schema, separators=(",", ":")))
     except RecursionError:
         raise _refuse(field, "must be a JSON schema, found one that is nested too deeply") from None
 
 
-def regex_grammar(regex: object, *, field: str) -> Grammar:
+def regex_grammar(regex: object, *, field: str) -> AskedGrammar:
     """A regular expression that the whole output matches. Raises ValidationFailed."""
     if not isinstance(regex, str):
         raise _refuse(field, f"must be a regular expression as a string, found {_kind(regex)}")
-    return Grammar(GrammarKind.REGEX, regex)
+    try:
+        regex.encode()
+    except UnicodeEncodeError as error:
+        raise _refuse("grammar", f"must be text, found half a surrogate pair at character {error.start}") from None
+    return AskedGrammar(AskedKind.REGEX, regex)
 
 
 def _kind(value: object) -> str:

@@ -9,7 +9,7 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.grammar.lark import ANY_TEXT, SPACES, escape, json_rule, literal, marked, text_without
 from textmill_router.grammar.reasoning_grammar import ReasoningForm, reasoning_parts
 from textmill_router.parsers.formats import ToolFormat
-from textmill_router.request import Grammar, GrammarKind
+from textmill_router.request import Grammar
 
 _WS = r"[ \t\r\n]*"
 # How a call may begin where no tag says so; `parsers/json_call.py` takes nothing else. NAMES: the tools' names.
@@ -51,7 +51,7 @@ def tool_grammar(
     for tool in tools:
         writer.add_tool(tool, keeps_schema=is_required or tool.is_strict)
     answer = writer.calls(is_parallel) if is_required else writer.free_answer(is_parallel)
-    return Grammar(GrammarKind.LARK, writer.finish(answer))
+    return Grammar(writer.finish(answer))
 
 
 @dataclass(frozen=True, slots=True)

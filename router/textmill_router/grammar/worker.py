@@ -11,12 +11,11 @@ import resource
 import signal
 import sys
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
 import llguidance
 
-from textmill_router.grammar.lark import JSON_OPTIONS
-from textmill_router.request import Grammar, GrammarKind
+from textmill_router.request import Grammar
 
 # Tighter than the library's own, so that the threads of the shard that compile the same again are never held for long.
 MAX_LEXER_STATES = 100_000
@@ -51,11 +50,7 @@ class Compiler:
 
     def refuse(self, grammar: Grammar) -> str | None:
         """Why the grammar cannot be used, None when it can. The first mask, often the dearest, is worked out too."""
-        try:
-            text = library_grammar(grammar)
-        except ValueError as error:
-            return str(error)
-        matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar.text, log_level=0, limits=self._limits)
         if not matcher.get_error():
             mask = matcher.compute_bitmask()
             if not matcher.get_error() and not any(mask):
@@ -72,17 +67,6 @@ def with_readable_decoder(tokenizer_json: str) -> str:
     mark = {"type": "Replace", "pattern": {"String": decoder["replacement"]}, "content": " "}
     parts["decoder"] = {"type": "Sequence", "decoders": [mark, {"type": "ByteFallback"}, {"type": "Fuse"}]}
     return json.dumps(parts)
-
-
-def library_grammar(grammar: Grammar) -> str:
-    match grammar.kind:
-        case GrammarKind.JSON_SCHEMA:
-            options: Any = JSON_OPTIONS
-            return llguidance.LLMatcher.grammar_from_json_schema(grammar.text, overrides=options)
-        case GrammarKind.REGEX:
-            return llguidance.LLMatcher.grammar_from_regex(grammar.text)
-        case GrammarKind.LARK:
-            return llguidance.LLMatcher.grammar_from_lark(grammar.text)
 
 
 def _readable(error: str) -> str:
@@ -109,8 +93,7 @@ def run(requests: TextIO, answers: TextIO) -> None:
     _limit(resource.RLIMIT_AS, setup.memory_bytes)
     _answer(answers, None)
     for line in requests:
-        fields = json.loads(line)
-        grammar = Grammar(GrammarKind(fields["kind"]), fields["text"])
+        grammar = Grammar(json.loads(line)["text"])
         used = resource.getrusage(resource.RUSAGE_SELF)
         _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + setup.cpu_s)
         _answer(answers, compiler.refuse(grammar))

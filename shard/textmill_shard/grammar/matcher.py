@@ -12,11 +12,9 @@ import llguidance
 import numpy as np
 import numpy.typing as npt
 
-from textmill_shard.slots.plan import Grammar, GrammarKind
+from textmill_shard.slots.plan import Grammar
 
 MAX_KEPT_GRAMMARS = 64
-# Nothing, one space, or a new line and its indentation: a small model that is free to write blanks may never stop.
-JSON_BLANKS = r"( |\n[ \t]{0,32})?"
 _BITS_PER_WORD = 32
 
 
@@ -91,11 +89,7 @@ class MatcherFactory:
         return matcher
 
     def _compile(self, grammar: Grammar) -> Matcher:
-        try:
-            text = library_grammar(grammar)
-        except ValueError as error:
-            raise GrammarFault(f"the grammar cannot be read: {error}") from error
-        library = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=self._limits)
+        library = llguidance.LLMatcher(self._tokenizer, grammar.text, log_level=0, limits=self._limits)
         if library.get_error():
             raise GrammarFault(f"the grammar does not compile: {library.get_error()}")
         matcher = Matcher(library, self._vocab_size)
@@ -137,18 +131,6 @@ def without_special_texts(tokenizer_json: str) -> str:
         raise ValueError(f"no tokenizer: {error!r}") from error
     parts["post_processor"] = None  # it names them too, and is not used
     return json.dumps(parts)
-
-
-def library_grammar(grammar: Grammar) -> str:
-    """The grammar in the library's own form. Raises ValueError. The router makes the same of the same text."""
-    match grammar.kind:
-        case GrammarKind.JSON_SCHEMA:
-            options: llguidance._lib.JsonCompileOptions = {"whitespace_pattern": JSON_BLANKS, "lenient": False}
-            return llguidance.LLMatcher.grammar_from_json_schema(grammar.text, overrides=options)
-        case GrammarKind.REGEX:
-            return llguidance.LLMatcher.grammar_from_regex(grammar.text)
-        case GrammarKind.LARK:
-            return llguidance.LLMatcher.grammar_from_lark(grammar.text)
 
 
 def load_matcher_factory(

@@ -16,7 +16,6 @@ from textmill_shard.slots.plan import (
     Extend,
     FloatArray,
     Grammar,
-    GrammarKind,
     Heartbeat,
     IdArray,
     Plan,
@@ -31,17 +30,11 @@ from textmill_shard.slots.plan import (
 from textmill_shard.slots.plan_check import PlanRejected
 from textmill_shard.slots.sampling_params import SamplingParams
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 NUM_KV_GROUPS = 1
 _ERROR_CODES = {
     SlotErrorCode.NOT_FINITE: pb.SLOT_ERROR_CODE_NOT_FINITE,
     SlotErrorCode.INTERNAL: pb.SLOT_ERROR_CODE_INTERNAL,
-}
-
-_GRAMMAR_KINDS = {
-    pb.GRAMMAR_KIND_JSON_SCHEMA: GrammarKind.JSON_SCHEMA,
-    pb.GRAMMAR_KIND_REGEX: GrammarKind.REGEX,
-    pb.GRAMMAR_KIND_LARK: GrammarKind.LARK,
 }
 
 
@@ -133,17 +126,8 @@ def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
         is_long_rope=admit.long_rope,
         num_encoder_tokens=admit.num_encoder_tokens,
         copied_block_id=admit.copied_block_id if admit.HasField("copied_block_id") else None,
-        grammar=_grammar_from_wire(plan, admit.slot, admit.grammar) if admit.HasField("grammar") else None,
+        grammar=Grammar(admit.grammar.text) if admit.HasField("grammar") else None,
     )
-
-
-def _grammar_from_wire(plan: int, slot: int, grammar: pb.Grammar) -> Grammar:
-    kind = _GRAMMAR_KINDS.get(grammar.kind)
-    if kind is None:
-        raise _rejected(
-            plan, slot, "admits.grammar.kind", f"wanted one of {sorted(_GRAMMAR_KINDS)}, got {grammar.kind}"
-        )
-    return Grammar(kind, grammar.text)
 
 
 def _blocks_from_wire(plan: int, field: str, slot: int, groups: Sequence[bytes]) -> IdArray:

@@ -34,19 +34,10 @@ class Extend:
     block_ids: IdArray
 
 
-class GrammarKind(Enum):
-    """The language that a grammar is written in."""
-
-    JSON_SCHEMA = "json_schema"
-    REGEX = "regex"
-    LARK = "lark"  # llguidance's dialect
-
-
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What the whole output of a request must match, as text."""
+    """What the whole output of a request must match, in llguidance's dialect of Lark."""
 
-    kind: GrammarKind
     text: str
 
 

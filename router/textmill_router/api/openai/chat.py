@@ -27,6 +27,7 @@ from textmill_router.chat.template import ChatTemplate
 from textmill_router.chat.tools import ToolChoice
 from textmill_router.errors import ToolError, ValidationFailed
 from textmill_router.grammar.reasoning_grammar import after_reasoning
+from textmill_router.grammar.request_forms import AskedGrammar
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.parsers.deltas import collect
@@ -63,7 +64,7 @@ class _Asked:
     checked: CheckedParameters  # `best_of` is the number of choices
     wishes: ChatRequest
     tools: ToolChoice | None
-    grammar: Grammar | None  # of the response format
+    grammar: AskedGrammar | None  # of the response format
 
 
 def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:

@@ -13,8 +13,7 @@ from jsonschema_specifications import REGISTRY
 from referencing.exceptions import Unresolvable
 
 from textmill_router.errors import GenerationBroke, ValidationFailed
-from textmill_router.grammar.request_forms import ANY_OBJECT, schema_grammar, tgi_grammar
-from textmill_router.request import Grammar, GrammarKind
+from textmill_router.grammar.request_forms import ANY_OBJECT, AskedGrammar, AskedKind, schema_grammar, tgi_grammar
 
 # Keywords of a schema, and the entries under them, looked at in one check: so many take the event loop 0.4 s. A short
 # schema can have branches without end: of thirty definitions each refers to the next one twice.
@@ -24,7 +23,7 @@ _FIELD = "response_format"
 _Keyword = Callable[[Any, Any, Any, Any], Any]
 
 
-def grammar_of(response_format: dict[str, Any] | None) -> Grammar | None:
+def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
     """What the answer must match; None where it is free. Raises ValidationFailed for a shape that is none."""
     if response_format is None or response_format.get("type") == "text":
         return None
@@ -48,9 +47,9 @@ def in_format_words(error: ValidationFailed, *, is_format: bool = True) -> Valid
     return ValidationFailed(message, field=error.field.replace("grammar", name, 1))
 
 
-def check_answer(text: str, grammar: Grammar) -> None:
+def check_answer(text: str, grammar: AskedGrammar) -> None:
     """Whether an answer that ended by itself is the JSON that was asked for. Raises GenerationBroke."""
-    if grammar.kind is not GrammarKind.JSON_SCHEMA:
+    if grammar.kind is not AskedKind.JSON_SCHEMA:
         return
     try:
         value = msgspec.json.decode(text)

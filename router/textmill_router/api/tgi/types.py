@@ -5,7 +5,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from textmill_router.grammar.request_forms import tgi_grammar
+from textmill_router.grammar.request_forms import whole_output_grammar
 from textmill_router.serving.validation import RequestedParameters, check_adapter
 
 TgiFinish = Literal["length", "eos_token", "stop_sequence"]
@@ -215,7 +215,7 @@ def requested_parameters(parameters: TgiParameters | None, *, streams: bool) -> 
         max_time=parameters.max_time,
         min_new_tokens=parameters.min_new_tokens,
         ignore_eos=parameters.ignore_eos or False,
-        grammar=tgi_grammar(parameters.grammar),
+        grammar=whole_output_grammar(parameters.grammar),
         watermark=parameters.watermark or False,
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         truncate=parameters.truncate,

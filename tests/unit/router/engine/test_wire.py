@@ -21,7 +21,6 @@ from textmill_router.request import (
     GenerationParameters,
     GenerationRequest,
     Grammar,
-    GrammarKind,
     RequestId,
     SamplingParameters,
     Slot,
@@ -56,7 +55,7 @@ def test_plan_carries_every_field() -> None:
             sampling=sampling,
             min_new_tokens=2,
             ignore_eos=True,
-            grammar=Grammar(GrammarKind.REGEX, "[ä]+"),
+            grammar=Grammar("start: /[ä]+/"),
             watermark=True,
         ),
         stop_ids=(11, 12),
@@ -119,7 +118,7 @@ def test_plan_carries_every_field() -> None:
                     top_n_tokens=4,
                     prompt_logprobs_from=1,
                     prompt_top_n_tokens=2,
-                    grammar=shard_pb2.Grammar(kind=shard_pb2.GRAMMAR_KIND_REGEX, text="[ä]+"),
+                    grammar=shard_pb2.Grammar(text="start: /[ä]+/"),
                     watermark=True,
                     long_rope=True,
                     num_encoder_tokens=1,
@@ -222,7 +221,7 @@ def test_arrays_that_do_not_fit_together_are_refused(message: shard_pb2.StepResu
 
 def test_facts_pool_health_and_rejection() -> None:
     info = shard_pb2.ShardInfo(
-        protocol_version=1,
+        protocol_version=2,
         model_id="org/m",
         dtype="float32",
         block_size=16,

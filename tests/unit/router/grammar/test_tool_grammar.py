@@ -8,10 +8,11 @@ import pytest
 import tokenizers
 from textmill_router.errors import ValidationFailed
 from textmill_router.grammar.reasoning_grammar import ReasoningForm, after_reasoning
+from textmill_router.grammar.request_forms import AskedGrammar, AskedKind
 from textmill_router.grammar.tool_grammar import OutputForm, ToolSpec, tool_grammar
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
-from textmill_router.request import Grammar, GrammarKind
+from textmill_router.request import Grammar
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from tests.fakes.chat_outputs import parse_whole
@@ -50,8 +51,7 @@ class Judge:
         vocabulary = llguidance.LLTokenizer(
             library.to_str(), n_vocab=library.get_vocab_size(with_added_tokens=True), eos_token=[END_ID]
         )
-        text = llguidance.LLMatcher.grammar_from_lark(grammar.text)
-        matcher = llguidance.LLMatcher(vocabulary, text, log_level=0)
+        matcher = llguidance.LLMatcher(vocabulary, grammar.text, log_level=0)
         assert not matcher.get_error(), matcher.get_error()
         return matcher
 
@@ -62,7 +62,6 @@ class Judge:
 
     def follows(self, marker_ids: Mapping[str, int], grammar: Grammar, text: str) -> bool:
         """Whether each token of the text is allowed where it stands, and the text may end there."""
-        assert grammar.kind is GrammarKind.LARK
         matcher = self.matcher(marker_ids, grammar)
         library = self.library if marker_ids else self._letters
         for token_id in library.encode(text).ids:
@@ -223,7 +222,7 @@ def test_reasoning_stands_free_before_calls(judge: Judge, marker_ids: dict[str, 
 @pytest.mark.parametrize("marker_ids", [{}, ids_of("<think>", "</think>")], ids=["letters", "tokens"])
 def test_format_holds_for_what_follows_the_reasoning(judge: Judge, marker_ids: dict[str, int]) -> None:
     """And only for that; the blanks of JSON are bounded as in a grammar without reasoning."""
-    schema = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(CITY))
+    schema = AskedGrammar(AskedKind.JSON_SCHEMA, json.dumps(CITY))
     either = after_reasoning(schema, ReasoningForm(ReasoningFormat.THINK, marker_ids))
     inside = after_reasoning(schema, ReasoningForm(ReasoningFormat.THINK, marker_ids, is_open=True))
     for thought in ("", "\n", "Is it 5? {} /\n[1]\n"):
@@ -237,7 +236,7 @@ def test_format_holds_for_what_follows_the_reasoning(judge: Judge, marker_ids: d
     assert not judge.follows(marker_ids, either, f"<think>a</think>b</think>{WEATHER}")
     assert not judge.follows(marker_ids, either, '{  "city": "Oslo"}')
     assert not judge.follows(marker_ids, inside, "</think>{\n" + " " * 33 + '"city": "Oslo"}')
-    assert after_reasoning(schema, None) is schema
+    assert after_reasoning(schema, None) == schema.whole_output()
 
 
 @pytest.mark.parametrize(
@@ -258,7 +257,7 @@ def test_expression_means_the_same_behind_reasoning(judge: Judge, expression: st
     for text, matches in ((match, True), (other, False)):
         matcher = llguidance.LLMatcher(vocabulary, alone, log_level=0)
         assert (matcher.consume_tokens(judge.library.encode(text).ids) and matcher.is_accepting()) is matches
-        grammar = after_reasoning(Grammar(GrammarKind.REGEX, expression), ReasoningForm(ReasoningFormat.THINK, {}))
+        grammar = after_reasoning(AskedGrammar(AskedKind.REGEX, expression), ReasoningForm(ReasoningFormat.THINK, {}))
         assert judge.follows({}, grammar, text) is matches
         assert judge.follows({}, grammar, f"<think>so /</think>{text}") is matches
 
@@ -266,7 +265,7 @@ def test_expression_means_the_same_behind_reasoning(judge: Judge, expression: st
 def test_closing_tag_in_letters_ends_no_reasoning_that_ends_with_a_token(judge: Judge) -> None:
     marker_ids = ids_of("<think>", "</think>")
     form = ReasoningForm(ReasoningFormat.THINK, marker_ids, is_open=True)
-    matcher = judge.matcher(marker_ids, after_reasoning(Grammar(GrammarKind.REGEX, "a"), form))
+    matcher = judge.matcher(marker_ids, after_reasoning(AskedGrammar(AskedKind.REGEX, "a"), form))
     letters = [token_id for char in "so </think>" for token_id in judge.library.encode(char).ids]
     assert matcher.consume_tokens(letters[:-1])
     assert not matcher.consume_token(letters[-1])
@@ -275,7 +274,7 @@ def test_closing_tag_in_letters_ends_no_reasoning_that_ends_with_a_token(judge: 
 def test_request_does_not_set_the_options_of_its_schema(judge: Judge) -> None:
     schema = {"type": "object", "x-guidance": {"whitespace_pattern": "[ ]*"}}
     form = ReasoningForm(ReasoningFormat.THINK, {})
-    grammar = after_reasoning(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)), form)
+    grammar = after_reasoning(AskedGrammar(AskedKind.JSON_SCHEMA, json.dumps(schema)), form)
     assert judge.follows({}, grammar, '{"a": 1}')
     assert not judge.follows({}, grammar, '{   "a": 1}')
     assert not judge.accepts(JSON, '{"name": "say", "parameters": {   "a": 1}}', is_required=True)

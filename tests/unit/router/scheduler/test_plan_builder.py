@@ -6,7 +6,6 @@ from textmill_router.request import (
     GenerationParameters,
     GenerationRequest,
     Grammar,
-    GrammarKind,
     RequestId,
     SamplingParameters,
     Slot,
@@ -100,7 +99,7 @@ def test_rule_04_the_encoded_plan_is_under_one_mebibyte():
 
 def test_rule_04_a_grammar_counts_with_its_encoded_length():
     builder = PlanBuilder(BUDGET)
-    grammar = Grammar(GrammarKind.LARK, "\N{GRINNING FACE}" * 100_000)
+    grammar = Grammar("\N{GRINNING FACE}" * 100_000)
     for request_id in (1, 2, 3):
         builder.admit(make_admit(request_id, 4, replace(PLAIN, grammar=grammar)))
     sizes_bytes = [plan_to_proto(plan, 1).ByteSize() for plan in builder.build()]

@@ -7,7 +7,6 @@ from textmill_router.request import (
     FailureCode,
     GenerationParameters,
     Grammar,
-    GrammarKind,
     RequestId,
     SamplingParameters,
     Slot,
@@ -42,7 +41,7 @@ def test_rule_18_an_admit_says_all_that_was_asked():
         sampling=SamplingParameters(do_sample=True, temperature=0.5, seed=7),
         ignore_eos=True,
         min_new_tokens=2,
-        grammar=Grammar(GrammarKind.REGEX, "a+"),
+        grammar=Grammar("start: /a+/"),
         watermark=True,
     )
     wishes = {"stop_ids": (9,), "wants_logprobs": True, "top_n_tokens": 3, "prompt_top_n_tokens": 4}

@@ -193,14 +193,14 @@ def test_rule_24_a_follower_holds_and_releases_the_slots_of_rank_0(tmp_path: Pat
         admits = [admit(slot, [4] * (3 + slot), request_id=slot, max_new=12) for slot in range(4)]
         for message in admits:
             message.ClearField("ignore_eos")
-        admits[1].grammar.CopyFrom(pb.Grammar(kind=pb.GRAMMAR_KIND_REGEX, text="[ab]{3}"))
-        admits[2].grammar.CopyFrom(pb.Grammar(kind=pb.GRAMMAR_KIND_REGEX, text="("))  # fails on rank 0
+        admits[1].grammar.CopyFrom(pb.Grammar(text="start: /[ab]{3}/"))
+        admits[2].grammar.CopyFrom(pb.Grammar(text="start: /(/"))  # fails on rank 0
         plan = pb.Plan(number=1, admits=admits)
         shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())
         tokens = shard.run_to_end(0, 1, 2, 3)
         # The seats of the two that ended serve again, one with a grammar that is compiled already.
         again = [admit(slot, [5, 6], request_id=20 + slot, max_new=12) for slot in (1, 2)]
-        again[1].grammar.CopyFrom(pb.Grammar(kind=pb.GRAMMAR_KIND_REGEX, text="[ab]{3}"))
+        again[1].grammar.CopyFrom(pb.Grammar(text="start: /[ab]{3}/"))
         plan = pb.Plan(number=2, admits=again)
         shard.results.clear()
         shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())

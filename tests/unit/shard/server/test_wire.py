@@ -18,7 +18,6 @@ from textmill_shard.slots.plan import (
     Budget,
     Drop,
     Grammar,
-    GrammarKind,
     Heartbeat,
     PlanRejection,
     SlotError,
@@ -142,7 +141,6 @@ def test_drops_extends_and_budget_are_read() -> None:
         (pb.Admit(slot=2, output_ids=b"1"), "admits.output_ids"),
         (pb.Admit(slot=2, stop_ids=b"1"), "admits.stop_ids"),
         (pb.Admit(slot=2, block_ids=[b"1"]), "admits.block_ids"),
-        (pb.Admit(slot=2, grammar=pb.Grammar(text="a")), "admits.grammar.kind"),
         (pb.Admit(slot=2, block_ids=[u32(1), u32(2)]), "admits.block_ids"),
         (pb.Admit(slot=2, sampling=pb.Sampling(logit_bias_ids=b"1")), "admits.sampling.logit_bias_ids"),
         (pb.Admit(slot=2, sampling=pb.Sampling(logit_bias_ids=u32(1))), "admits.sampling.logit_bias_values"),
@@ -235,7 +233,7 @@ def test_the_facts_are_written() -> None:
     facts = replace(FACTS, model_sha="abc", tokenizer_digest="ff", weight_bytes=2**40, kv_bytes=2**35, rope_border=4096)
     facts = replace(facts, decoder_prompt_ids=(2, 0), max_encoder_tokens=1024)
     assert facts_to_wire(facts) == pb.ShardInfo(
-        protocol_version=1,
+        protocol_version=2,
         model_id="prefix",
         model_sha="abc",
         model_type="prefix",
@@ -261,18 +259,10 @@ def test_the_facts_are_written() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        (pb.GRAMMAR_KIND_JSON_SCHEMA, GrammarKind.JSON_SCHEMA),
-        (pb.GRAMMAR_KIND_REGEX, GrammarKind.REGEX),
-        (pb.GRAMMAR_KIND_LARK, GrammarKind.LARK),
-    ],
-)
-def test_grammar_and_watermark_are_read(kind: pb.GrammarKind.ValueType, expected: GrammarKind) -> None:
-    message = pb.Admit(prompt_ids=u32(1), grammar=pb.Grammar(kind=kind, text="ä{2}"), watermark=True)
+def test_grammar_and_watermark_are_read() -> None:
+    message = pb.Admit(prompt_ids=u32(1), grammar=pb.Grammar(text="start: /ä{2}/"), watermark=True)
     (admit,) = plan_from_wire(pb.Plan(number=1, admits=[message])).admits
-    assert admit.grammar == Grammar(expected, "ä{2}")
+    assert admit.grammar == Grammar("start: /ä{2}/")
     assert admit.sampling.watermark
     (plain,) = plan_from_wire(pb.Plan(number=1, admits=[pb.Admit(prompt_ids=u32(1))])).admits
     assert plain.grammar is None

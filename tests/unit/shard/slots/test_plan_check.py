@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
-from textmill_shard.slots.plan import Admit, Budget, Drop, Extend, Grammar, GrammarKind, Plan
+from textmill_shard.slots.plan import Admit, Budget, Drop, Extend, Grammar, Plan
 from textmill_shard.slots.plan_check import PlanRejected, check_plan
 from textmill_shard.slots.sampling_params import SamplingParams
 from textmill_shard.slots.slot_table import SlotTable
@@ -295,7 +295,7 @@ def test_a_model_without_an_encoder_has_no_tokens_for_one() -> None:
 
 
 def test_rule_20_a_grammar_for_a_model_that_allows_none_is_rejected() -> None:
-    plan = plan_of(admits=(admit(1, [1, 2], grammar=Grammar(GrammarKind.REGEX, "a")),))
+    plan = plan_of(admits=(admit(1, [1, 2], grammar=Grammar("start: /a/")),))
     with pytest.raises(PlanRejected, match="allows no grammars"):
         check(plan, make_table())
     facts = replace(FACTS, features=("grammar",))

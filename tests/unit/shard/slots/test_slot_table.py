@@ -1,13 +1,13 @@
 """The rows of the seats: what an admit, a grant and an end leave in them."""
 
 import pytest
-from textmill_shard.slots.plan import Grammar, GrammarKind
+from textmill_shard.slots.plan import Grammar
 from textmill_shard.slots.sampling_params import SamplingParams
 from textmill_shard.slots.slot_table import NOBODY, SlotTable
 
 from tests.fakes.step_harness import admit, ids
 
-GRAMMAR = Grammar(GrammarKind.REGEX, "a+")
+GRAMMAR = Grammar("start: /a+/")
 
 
 def make_table(num_blocks: int = 64) -> SlotTable:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textmill_shard.engine.batch_builder import BatchBuilder
-from textmill_shard.slots.plan import Budget, Grammar, GrammarKind
+from textmill_shard.slots.plan import Budget, Grammar
 from textmill_shard.slots.slot_table import SlotTable
 from textmill_shard.slots.step_composer import ComposedStep, compose_step
 
@@ -210,7 +210,7 @@ def test_a_slot_is_a_function_of_its_admit(max_new: int) -> None:
 @pytest.mark.parametrize("chunk", [2, 64])
 def test_rule_19_a_slot_whose_grammar_is_not_ready_leaves_the_last_token_of_its_prompt(chunk: int) -> None:
     table = make_table()
-    table.admit(admit(0, [1, 2, 3], output=[4, 5], grammar=Grammar(GrammarKind.REGEX, "a")))
+    table.admit(admit(0, [1, 2, 3], output=[4, 5], grammar=Grammar("start: /a/")))
     table.admit(admit(1, [9]))
     budget = Budget(max_step_tokens=64, max_prefill_tokens=64, max_chunk_tokens=chunk)
     step = compose_step(table, budget)
@@ -262,7 +262,7 @@ def test_rule_16_what_does_not_fit_waits_and_others_use_the_rest() -> None:
 
 def test_rule_19_a_slot_whose_grammar_is_not_ready_has_its_encoder_read() -> None:
     table = make_table()
-    request = admit(0, [5] * 6, grammar=Grammar(GrammarKind.REGEX, "a"))
+    request = admit(0, [5] * 6, grammar=Grammar("start: /a/"))
     table.admit(replace(request, num_encoder_tokens=5))
     step = compose_step(table, WIDE)
     assert rows(step) == [[0, 0, 5]]
@@ -282,7 +282,7 @@ def test_tensors_name_what_the_encoder_reads() -> None:
 
 def test_rule_19_a_prompt_of_one_token_waits_whole() -> None:
     table = make_table()
-    table.admit(admit(0, [1], grammar=Grammar(GrammarKind.REGEX, "a")))
+    table.admit(admit(0, [1], grammar=Grammar("start: /a/")))
     assert compose_step(table, WIDE).is_empty
     table.release([0])
     assert rows(compose_step(table, WIDE)) == [[0, 0, 1]]

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 from textmill_router.api.openai.response_format import check_answer, grammar_of
 from textmill_router.errors import GenerationBroke, ValidationFailed
-from textmill_router.grammar.request_forms import ANY_OBJECT
-from textmill_router.request import Grammar, GrammarKind
+from textmill_router.grammar.request_forms import ANY_OBJECT, AskedGrammar, AskedKind
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
 
 def check(text: str, schema: Any) -> None:
-    check_answer(text, Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)))
+    check_answer(text, AskedGrammar(AskedKind.JSON_SCHEMA, json.dumps(schema)))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +65,7 @@ def test_answer_must_be_json_of_the_schema() -> None:
     ):
         with pytest.raises(GenerationBroke, match=words):
             check(text, SCHEMA)
-    check_answer("no JSON", Grammar(GrammarKind.REGEX, "a+"))
+    check_answer("no JSON", AskedGrammar(AskedKind.REGEX, "a+"))
 
 
 def test_patterns_are_left_to_the_grammar() -> None:

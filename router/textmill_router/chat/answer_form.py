@@ -1,11 +1,12 @@
 """How the answers to one conversation are written, which grammar they obey, and who reads them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from textmill_router.chat.template import ChatTemplate
 from textmill_router.chat.tools import ToolChoice
-from textmill_router.grammar.reasoning_grammar import ReasoningForm
+from textmill_router.grammar.reasoning_grammar import ReasoningForm, after_reasoning
+from textmill_router.grammar.request_forms import AskedGrammar
 from textmill_router.grammar.tool_grammar import OutputForm, tool_grammar
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.deltas import ContentText, Delta, ToolArguments, ToolCallStart
@@ -57,11 +58,11 @@ class FormatFlags:
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """How one call's answers are written and read; made when the prompt is known."""
+    """How one call's answers are written and read; `behind` tells how they begin once the prompt is known."""
 
-    tools: ToolFormat | None
-    reasoning: ReasoningFormat | None
-    is_reasoning: bool  # the prompt has opened it
+    tools: ToolFormat | None = None
+    reasoning: ReasoningFormat | None = None
+    is_reasoning: bool = False  # the prompt has opened it
     has_reasoned: bool = False  # and closed it
     tool_names: tuple[str, ...] = ()
     is_parallel: bool = True
@@ -79,6 +80,18 @@ class AnswerForm:
         parser = ChatParser(self.tools, self.reasoning, self.tool_names, is_reasoning=self.is_reasoning)
         return AnswerReader(parser, self.is_parallel)
 
+    def behind(self, prompt: str) -> "AnswerForm":
+        """The form of the answers to this rendered prompt, which may have opened or closed the reasoning."""
+        return replace(
+            self,
+            is_reasoning=starts_in_reasoning(prompt, self.reasoning),
+            has_reasoned=has_ended_reasoning(prompt, self.reasoning),
+        )
+
+    def without_reasoning(self) -> "AnswerForm":
+        """The form of that part of an answer which does not depend on the prompt."""
+        return replace(self, reasoning=None)
+
     def marker_ids(self, tokenizer: Tokenizer) -> dict[str, int]:
         """Of the markers that are tokens."""
         ids = {marker: tokenizer.token_to_id(marker) for marker in self.markers}
@@ -91,7 +104,7 @@ class AnswerForm:
         return ReasoningForm(self.reasoning, self.marker_ids(tokenizer), self.is_reasoning)
 
 
-PLAIN_FORM = AnswerForm(None, None, False)
+PLAIN_FORM = AnswerForm()
 
 
 class AnswerReader:
@@ -117,27 +130,33 @@ class AnswerReader:
         return [delta for delta in deltas if not isinstance(delta, ToolCallStart | ToolArguments) or delta.index == 0]
 
 
-def answer_form(template: ChatTemplate, prompt: str, tools: ToolChoice | None, flags: FormatFlags) -> AnswerForm:
-    """By flags, else by what the template teaches."""
+def answer_form(template: ChatTemplate, tools: ToolChoice | None, flags: FormatFlags) -> AnswerForm:
+    """The formats that the flags name, else those that the template teaches; the prompt is not known yet."""
     reasoning = reasoning_format_of(template.source)
     if flags.reasoning_parser is not None:
         reasoning = ReasoningFormat(flags.reasoning_parser)
-    is_reasoning = starts_in_reasoning(prompt, reasoning)
-    has_reasoned = has_ended_reasoning(prompt, reasoning)
     if tools is None:
-        return AnswerForm(None, reasoning, is_reasoning, has_reasoned)
-    form = tool_format_of(template.source) if template.takes_tools else ToolFormat.JSON
+        return AnswerForm(reasoning=reasoning)
+    tool_format = tool_format_of(template.source) if template.takes_tools else ToolFormat.JSON
     if flags.tool_call_parser is not None:
-        form = ToolFormat(flags.tool_call_parser)
+        tool_format = ToolFormat(flags.tool_call_parser)
     names = tuple(spec.name for spec in tools.specs)
-    return AnswerForm(form, reasoning, is_reasoning, has_reasoned, names, is_parallel=tools.is_parallel)
+    return AnswerForm(tool_format, reasoning, tool_names=names, is_parallel=tools.is_parallel)
 
 
-def grammar_for(tools: ToolChoice | None, form: AnswerForm, tokenizer: Tokenizer) -> Grammar | None:
-    """What makes the model call as it must; None where it is free. Raises ValidationFailed."""
+def grammar_for(
+    content: AskedGrammar | None, tools: ToolChoice | None, form: AnswerForm, tokenizer: Tokenizer
+) -> Grammar | None:
+    """The grammar of an answer whose content must match `content`, or whose calls must be as `tools` demand.
+
+    None where the answer is free. Raises ValidationFailed for a tool whose schema is not one of objects.
+    """
+    thought = form.thought(tokenizer)
+    if content is not None:
+        return after_reasoning(content, thought)
     if tools is None or form.tools is None:
         return None
-    output_form = OutputForm(form.tools, form.marker_ids(tokenizer), form.thought(tokenizer))
+    output_form = OutputForm(form.tools, form.marker_ids(tokenizer), thought)
     return tool_grammar(tools.specs, output_form, is_required=tools.is_required, is_parallel=tools.is_parallel)
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 from textmill_router.chat.prompt import ChatPrompt, ChatRequest, make_prompt
 from textmill_router.chat.role_safety import RoleSafety
-from textmill_router.chat.template import ChatTemplate, ChatTemplates
+from textmill_router.chat.template import ChatTemplates
 from textmill_router.chat.tools import ToolChoice, for_template
 
 # Conversations up to this many characters, where each message counts for some more, are rendered on the event loop,
@@ -15,12 +15,12 @@ CHARACTERS_OF_A_MESSAGE = 150
 
 async def render(
     templates: ChatTemplates, safety: RoleSafety, chat: ChatRequest, tools: ToolChoice | None
-) -> tuple[ChatTemplate, ChatPrompt]:
-    """The template and the prompt that it makes. Raises ValidationFailed or TemplateFailed."""
+) -> ChatPrompt:
+    """The prompt. Raises ValidationFailed or TemplateFailed."""
     template = templates.pick(has_tools=tools is not None)
     shown = for_template(template, chat, tools)
     num_characters = sum(CHARACTERS_OF_A_MESSAGE + len(str(message)) for message in shown.messages)
     num_characters += sum(len(str(more)) for more in (shown.tools, shown.documents, shown.variables) if more)
     if num_characters <= INLINE_CHARACTERS:
-        return template, make_prompt(template, shown, safety)
-    return template, await asyncio.to_thread(make_prompt, template, shown, safety)
+        return make_prompt(template, shown, safety)
+    return await asyncio.to_thread(make_prompt, template, shown, safety)

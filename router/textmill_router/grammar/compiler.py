@@ -109,20 +109,23 @@ class GrammarCompiler:
         self._running: dict[bytes, asyncio.Task[str | None]] = {}
         self._is_closed = False
 
-    async def check(self, grammar: Grammar) -> None:
-        """Return when the grammar compiles. Raises ValidationFailed with the reason, Overloaded when too many wait."""
+    async def check(self, grammar: Grammar, *, field: str = "grammar") -> None:
+        """Return when the grammar compiles. `field` is the part of the body that the grammar comes from.
+
+        Raises ValidationFailed with the field and the reason, Overloaded when too many wait.
+        """
         if self._refusal is not None:
-            raise ValidationFailed(f"`grammar` cannot be used: {self._refusal}", field="grammar")
+            raise ValidationFailed(f"`{field}` cannot be used: {self._refusal}", field=field)
         if self._is_closed:
             raise ShuttingDown("the server is stopping", retry_after_s=1)
         try:
             text = grammar.text.encode()
         except UnicodeEncodeError as error:
-            message = f"`grammar` must be text, found half a surrogate pair at character {error.start}"
-            raise ValidationFailed(message, field="grammar") from None
+            message = f"`{field}` must be text, found half a surrogate pair at character {error.start}"
+            raise ValidationFailed(message, field=field) from None
         if len(text) > self._max_bytes:
-            message = f"`grammar` must have at most {self._max_bytes} bytes, found {len(text)}; make it smaller"
-            raise ValidationFailed(message, field="grammar")
+            message = f"`{field}` must have at most {self._max_bytes} bytes, found {len(text)}; make it smaller"
+            raise ValidationFailed(message, field=field)
         key = hashlib.blake2b(text, digest_size=16).digest()
         if key in self._verdicts:
             self._verdicts.move_to_end(key)
@@ -137,7 +140,7 @@ class GrammarCompiler:
                     raise
                 raise ShuttingDown("the server is stopping", retry_after_s=1) from None
         if reason is not None:
-            raise ValidationFailed(f"`grammar` does not compile: {reason}", field="grammar")
+            raise ValidationFailed(f"`{field}` does not compile: {reason}", field=field)
 
     async def close(self) -> None:
         """End the workers; whoever waits for one is told that the server stops."""

@@ -35,15 +35,22 @@ async def serve(service: Service, scope: Scope, send: Send, answer: Callable[[],
 
 @asynccontextmanager
 async def admitted(
-    service: Service, receive: Receive, num_sequences: int, *, grammar: Grammar | None = None
+    service: Service,
+    receive: Receive,
+    num_sequences: int,
+    *,
+    grammar: Grammar | None = None,
+    grammar_field: str = "grammar",
 ) -> AsyncIterator[None]:
     """Hold the permits of a call while its client stays; a grammar that cannot be used gets none.
+
+    `grammar_field` is the part of the body that the grammar comes from.
 
     Raises ClientLeft, ValidationFailed and Overloaded; failures of the engine as RequestError.
     """
     async with UntilClientLeaves(receive, service.metrics.on_abort):
         if grammar is not None:
-            await service.open_backend().grammars.check(grammar)
+            await service.open_backend().grammars.check(grammar, field=grammar_field)
         with service.permits.hold(num_sequences):
             try:
                 yield

@@ -46,7 +46,9 @@ class PreparedCall:
     work: Work
     num_sequences: int  # one permit for each
     streams: bool
-    grammar: Grammar | None = None  # compiled before a permit is taken
+    # Compiled before a permit is taken: the grammar of the answers, or that part of it which no prompt changes.
+    grammar: Grammar | None = None
+    grammar_field: str = "grammar"  # the part of the body that it comes from
     cache_slot: CacheSlot | None = None  # a kept answer is sent in place of the work; None where answers are not kept
 
 
@@ -88,7 +90,13 @@ class GeneratingRoute(Generic[Body]):
         if kept is not None:
             await send_cached(service, backend, scope, send, kept, streams=prepared.streams)
             return
-        async with admitted(service, receive, prepared.num_sequences, grammar=prepared.grammar):
+        async with admitted(
+            service,
+            receive,
+            prepared.num_sequences,
+            grammar=prepared.grammar,
+            grammar_field=prepared.grammar_field,
+        ):
             if prepared.streams:
                 await prepared.work.stream(scope, send)
             else:

@@ -10,23 +10,14 @@ from textmill_router.api.openai.chat_answers import ChatChunks, Choice, ShownLog
 from textmill_router.api.openai.chat_messages import chat_request
 from textmill_router.api.openai.chat_tools import tool_choice_of
 from textmill_router.api.openai.chat_types import ChatBody
-from textmill_router.api.openai.response_format import check_answer, grammar_of, in_format_words
+from textmill_router.api.openai.response_format import RESPONSE_FORMAT, check_answer, grammar_of
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
 from textmill_router.api.openai.types import check_n, in_openai_words, requested_sampling, usage_of
-from textmill_router.chat.answer_form import (
-    PLAIN_FORM,
-    PlainReader,
-    TextReader,
-    answer_form,
-    grammar_for,
-    was_cut,
-)
-from textmill_router.chat.prompt import ChatPrompt, ChatRequest
+from textmill_router.chat.answer_form import AnswerForm, PlainReader, TextReader, answer_form, grammar_for, was_cut
+from textmill_router.chat.prompt import ChatRequest
 from textmill_router.chat.render import render
-from textmill_router.chat.template import ChatTemplate
 from textmill_router.chat.tools import ToolChoice
 from textmill_router.errors import ToolError, ValidationFailed
-from textmill_router.grammar.reasoning_grammar import after_reasoning
 from textmill_router.grammar.request_forms import AskedGrammar
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
@@ -62,9 +53,16 @@ class _Asked:
 
     body: ChatBody
     checked: CheckedParameters  # `best_of` is the number of choices
-    wishes: ChatRequest
+    chat: ChatRequest
     tools: ToolChoice | None
-    grammar: AskedGrammar | None  # of the response format
+    content_grammar: AskedGrammar | None  # of the response format
+    form: AnswerForm  # of the answers, but for what the prompt decides
+    grammar: Grammar | None  # of the answers, but for their reasoning
+
+    @property
+    def grammar_field(self) -> str:
+        """The field from which the grammar comes."""
+        return "tools" if self.content_grammar is None else RESPONSE_FORMAT
 
 
 def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
@@ -73,14 +71,30 @@ def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
     wishes = requested_sampling(body, max_new_tokens=max_tokens, top_n_tokens=body.top_logprobs)
     checked = checked_parameters(wishes, call.backend, _NAMES)
     tools = tool_choice_of(body)
-    grammar = grammar_of(body.response_format)
-    if tools is not None and grammar is not None:
+    content_grammar = grammar_of(body.response_format)
+    if tools is not None and content_grammar is not None:
         raise ToolError(
             "`response_format` and `tools` exclude each other: leave one out, or set `tool_choice` to `none`",
             field="response_format",
         )
-    asked = _Asked(body, replace(checked, best_of=num_choices), chat_request(body), tools, grammar)
-    return PreparedCall(_Work(call, asked), num_sequences=num_choices, streams=bool(body.stream))
+    chat, backend = chat_request(body), call.backend
+    form = answer_form(backend.chat_templates.pick(has_tools=tools is not None), tools, call.service.format_flags)
+    asked = _Asked(
+        body,
+        replace(checked, best_of=num_choices),
+        chat,
+        tools,
+        content_grammar,
+        form,
+        grammar_for(content_grammar, tools, form.without_reasoning(), backend.tokenizer),
+    )
+    return PreparedCall(
+        _Work(call, asked),
+        num_sequences=num_choices,
+        streams=bool(body.stream),
+        grammar=asked.grammar,
+        grammar_field=asked.grammar_field,
+    )
 
 
 class _Work:
@@ -93,8 +107,8 @@ class _Work:
         self._body = asked.body
         self._checked = asked.checked
         self._asked = asked
-        self._form = PLAIN_FORM
-        self._grammar: Grammar | None = None
+        self._form = asked.form
+        self._grammar = asked.grammar
         self._wants_logprobs = bool(asked.body.logprobs)
         self._shown_specials: frozenset[int] = frozenset()
         self._envelope = new_envelope(call.service, "chatcmpl-")
@@ -129,12 +143,12 @@ class _Work:
     async def _requests(self) -> list[GenerationRequest]:
         """Render, tokenise, check the budget: the last step in which the call can be refused for what it says."""
         asked, backend = self._asked, self._backend
-        template, prompt = await render(backend.chat_templates, backend.role_safety, asked.wishes, asked.tools)
+        prompt = await render(backend.chat_templates, backend.role_safety, asked.chat, asked.tools)
         try:
             intake = await take_pieces(backend, prompt.pieces, self._checked)
         except ValidationFailed as error:
             raise in_openai_words(error, _NAMES) from None
-        await self._prepare_answer(template, prompt)
+        await self._read_by(prompt.text)
         self._record.note_validated(sum(map(len, prompt.pieces)), [intake])
         generation = replace(self._checked.generation, grammar=self._grammar)
         return share_prompt(
@@ -151,21 +165,16 @@ class _Work:
             ]
         )
 
-    async def _prepare_answer(self, template: ChatTemplate, prompt: ChatPrompt) -> None:
-        """How the answers are written and read, and what is enforced. Raises ValidationFailed."""
+    async def _read_by(self, prompt: str) -> None:
+        """Settle how the answers to this prompt are read, and what is enforced. Raises ValidationFailed."""
         asked, backend = self._asked, self._backend
-        tokenizer = backend.tokenizer
-        self._form = answer_form(template, prompt.text, asked.tools, self._service.format_flags)
-        self._shown_specials = tokenizer.special_ids_of(self._form.markers)
-        if asked.grammar is None:
-            self._grammar = grammar_for(asked.tools, self._form, tokenizer)
-        else:
-            self._grammar = after_reasoning(asked.grammar, self._form.thought(tokenizer))
-        if self._grammar is not None:
-            try:
-                await backend.grammars.check(self._grammar)
-            except ValidationFailed as error:
-                raise in_format_words(error, is_format=asked.grammar is not None) from None
+        self._form = asked.form.behind(prompt)
+        self._shown_specials = backend.tokenizer.special_ids_of(self._form.markers)
+        if asked.grammar is not None and asked.form.reasoning is not None:
+            grammar = grammar_for(asked.content_grammar, asked.tools, self._form, backend.tokenizer)
+            assert grammar is not None
+            await backend.grammars.check(grammar, field=asked.grammar_field)
+            self._grammar = grammar
 
     async def _start(
         self, stack: AsyncExitStack, requests: Sequence[GenerationRequest], *, keep_tokens: bool
@@ -188,10 +197,10 @@ class _Work:
 
     def _check(self, result: GenerationResult) -> None:
         """What ended by itself matches the response format. Raises GenerationBroke."""
-        if self._asked.grammar is not None and not was_cut(result):
+        if self._asked.content_grammar is not None and not was_cut(result):
             reader = self._new_reader()
             message = collect([*reader.push(result.text), *reader.finish(was_cut=False)])
-            check_answer(message.content or "", self._asked.grammar)
+            check_answer(message.content or "", self._asked.content_grammar)
 
     def _new_logprobs(self) -> ShownLogprobs | None:
         if not self._wants_logprobs:

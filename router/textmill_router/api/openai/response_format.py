@@ -19,7 +19,7 @@ from textmill_router.grammar.request_forms import ANY_OBJECT, AskedGrammar, Aske
 # schema can have branches without end: of thirty definitions each refers to the next one twice.
 MAX_CHECK_STEPS = 30_000
 
-_FIELD = "response_format"
+RESPONSE_FORMAT = "response_format"  # the field
 _Keyword = Callable[[Any, Any, Any, Any], Any]
 
 
@@ -37,14 +37,13 @@ def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
             return ANY_OBJECT
         return schema_grammar(asked["schema"], field="grammar.json_schema.schema")
     except ValidationFailed as error:
-        raise in_format_words(error) from None
+        raise _in_format_words(error) from None
 
 
-def in_format_words(error: ValidationFailed, *, is_format: bool = True) -> ValidationFailed:
-    """A refusal of a grammar, with the name of what it comes from in this body: the format or the tools."""
-    name = _FIELD if is_format else "tools"
-    message = str(error).replace("`grammar", f"`{name}")
-    return ValidationFailed(message, field=error.field.replace("grammar", name, 1))
+def _in_format_words(error: ValidationFailed) -> ValidationFailed:
+    """A refusal of a grammar's shape, with the name that the grammar has in this body."""
+    message = str(error).replace("`grammar", f"`{RESPONSE_FORMAT}")
+    return ValidationFailed(message, field=error.field.replace("grammar", RESPONSE_FORMAT, 1))
 
 
 def check_answer(text: str, grammar: AskedGrammar) -> None:

@@ -31,9 +31,7 @@ class ChatTokenizeRoute:
         try:
             body = await read_json(scope, receive, _DECODER, self._service.settings.payload_limit)
             backend = await ready_backend(self._service, scope, receive)
-            _, prompt = await render(
-                backend.chat_templates, backend.role_safety, chat_request(body), tool_choice_of(body)
-            )
+            prompt = await render(backend.chat_templates, backend.role_safety, chat_request(body), tool_choice_of(body))
             encodings = await backend.tokenizer.encode_pieces(prompt.pieces, wants_offsets=True)
             answer = await asyncio.to_thread(_encode_answer, prompt.pieces, encodings)
             await send_reply(scope, send, 200, answer)

@@ -11,17 +11,13 @@ from types import TracebackType
 
 import numpy as np
 import torch
-from textmill_shard.engine.engine import Engine
-from textmill_shard.engine.rank_channel import RankChannel, SoloChannel
-from textmill_shard.engine.row_sampling import RowSampler
+from textmill_shard.engine.rank_channel import RankChannel
 from textmill_shard.engine.session import Outgoing, Session, StreamEnd
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import Runner, StepExecutor
 from textmill_shard.grammar.matcher import MatcherFactory
-from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.sampling.sampler import Sampler
-from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import (
     FLAG_FINISHED,
     Admit,
@@ -36,6 +32,9 @@ from textmill_shard.slots.plan import (
 )
 from textmill_shard.slots.sampling_params import SamplingParams
 
+from tests.fakes.shard_facts import shard_facts
+from tests.fakes.step_engine import make_engine
+
 BLOCK_SIZE = 4
 NUM_BLOCKS = 32
 NUM_SLOTS = 4
@@ -43,14 +42,9 @@ VOCAB_SIZE = 50
 EOS_ID = 49
 WAIT_S = 10.0
 
-FACTS = ShardFacts(
+FACTS = shard_facts(
     model_id="prefix",
-    model_sha="",
     model_type="prefix",
-    dtype="float32",
-    device="cpu",
-    rank=0,
-    world_size=1,
     block_size=BLOCK_SIZE,
     num_blocks=NUM_BLOCKS,
     num_slots=NUM_SLOTS,
@@ -144,16 +138,14 @@ class Shard:
         self.gate = gate
         self.runner = PrefixRunner(num_blocks=facts.num_blocks, gate=gate)
         self.status = ShardStatus()
-        finish_rules = FinishRules(facts.eos_token_ids)
-        grammars = GrammarSlots(matchers, finish_rules)
         self.executor = StepExecutor(runner=runner or self.runner, facts=facts)
-        self.engine = Engine(
-            executor=self.executor,
-            row_sampler=RowSampler(sampler=sampler or Sampler(), finish_rules=finish_rules, grammars=grammars),
-            grammars=grammars,
-            finish_rules=finish_rules,
-            channel=channel or SoloChannel(),
+        self.engine = make_engine(
+            self.executor,
+            facts,
             status=self.status,
+            channel=channel,
+            sampler=sampler,
+            matchers=matchers,
             lease_s=lease_s,
             clock=clock,
         )

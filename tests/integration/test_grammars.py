@@ -27,34 +27,26 @@ from textmill_shard.slots.plan import (
     Budget,
     Drop,
     Grammar,
-    ShardFacts,
     SlotErrorCode,
 )
 from textmill_shard.slots.sampling_params import SamplingParams
 
 from tests.fakes.byte_tokenizer import END_ID
 from tests.fakes.random_schemas import Schema, schemas
+from tests.fakes.shard_facts import shard_facts
 from tests.fakes.step_harness import WAIT_S, Shard, flags_of, ids
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_llama
 
 BLOCK_SIZE = 4
 NUM_SLOTS = 9
 BLOCKS_PER_SLOT = 64  # 256 tokens
-FACTS = ShardFacts(
-    model_id="tiny",
-    model_sha="",
-    model_type="llama",
-    dtype="float32",
-    device="cpu",
-    rank=0,
-    world_size=1,
+FACTS = shard_facts(
     block_size=BLOCK_SIZE,
     num_blocks=NUM_SLOTS * BLOCKS_PER_SLOT,
     num_slots=NUM_SLOTS,
     max_step_tokens=256,
     vocab_size=VOCAB_SIZE,
     eos_token_ids=(END_ID,),
-    max_model_tokens=512,
     features=("prefix_cache", "prompt_logprobs", "grammar"),
 )
 PERSON: Schema = {

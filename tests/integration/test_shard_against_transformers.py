@@ -9,10 +9,11 @@ import pytest
 import torch
 from textmill_shard.loader.model_loader import LoadOptions, load_model
 from textmill_shard.model.runner import ModelRunner
-from textmill_shard.slots.plan import Admit, Budget, ShardFacts, StepResult
+from textmill_shard.slots.plan import Admit, Budget, StepResult
 from textmill_shard.slots.sampling_params import SamplingParams
 from transformers import AutoModelForCausalLM
 
+from tests.fakes.shard_facts import shard_facts
 from tests.fakes.step_harness import Shard, ids
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_llama
 
@@ -22,21 +23,12 @@ NUM_SLOTS = 17
 NUM_NEW = 12
 TOLERANCE = 1e-4  # float32, another order of summation
 
-FACTS = ShardFacts(
-    model_id="tiny",
-    model_sha="",
-    model_type="llama",
-    dtype="float32",
-    device="cpu",
-    rank=0,
-    world_size=1,
+FACTS = shard_facts(
     block_size=BLOCK_SIZE,
     num_blocks=NUM_BLOCKS,
     num_slots=NUM_SLOTS,
     max_step_tokens=256,
     vocab_size=VOCAB_SIZE,
-    eos_token_ids=(),
-    max_model_tokens=512,
 )
 
 

@@ -14,17 +14,12 @@ import numpy as np
 import pytest
 from textmill_proto.v1 import shard_pb2 as pb
 from textmill_proto.v1 import shard_pb2_grpc
-from textmill_shard.engine.engine import Engine
-from textmill_shard.engine.rank_channel import SoloChannel
-from textmill_shard.engine.row_sampling import RowSampler
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
-from textmill_shard.grammar.slots import GrammarSlots
-from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.server.server import LoadedShard, ShardService, start_server
-from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import ShardFacts
 
+from tests.fakes.step_engine import make_engine
 from tests.fakes.step_harness import FACTS, PrefixRunner, greedy
 
 WAIT_S = 10.0
@@ -41,17 +36,8 @@ class Served:
         self.status = ShardStatus()
         self.service = ShardService(self.status)
         self.runner = PrefixRunner(num_blocks=facts.num_blocks, gate=gate)
-        finish_rules = FinishRules(facts.eos_token_ids)
-        grammars = GrammarSlots(None, finish_rules)
-        self.engine = Engine(
-            executor=StepExecutor(runner=self.runner, facts=facts),
-            row_sampler=RowSampler(sampler=Sampler(), finish_rules=finish_rules, grammars=grammars),
-            grammars=grammars,
-            finish_rules=finish_rules,
-            channel=SoloChannel(),
-            status=self.status,
-            lease_s=lease_s,
-        )
+        executor = StepExecutor(runner=self.runner, facts=facts)
+        self.engine = make_engine(executor, facts, status=self.status, lease_s=lease_s)
         self.server = start_server(self.service, self.socket)
         limits = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

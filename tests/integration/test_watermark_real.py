@@ -10,10 +10,11 @@ import torch
 from textmill_shard.loader.model_loader import LoadOptions, load_model
 from textmill_shard.sampling.watermark import detect_watermark
 from textmill_shard.settings import ServeSettings, load_settings
-from textmill_shard.slots.plan import Admit, ShardFacts
+from textmill_shard.slots.plan import Admit
 from textmill_shard.slots.sampling_params import SamplingParams
 from tokenizers import Tokenizer
 
+from tests.fakes.shard_facts import facts_of
 from tests.fakes.step_harness import Shard, ids
 
 NUM_SEEDS = 20
@@ -38,21 +39,12 @@ def test_watermarked_text_is_told_from_plain_text(demo_model_folder: Path) -> No
     runner = load_model(options, lambda phase, part: None)
     num_slots = 2 * NUM_SEEDS
     runner.allocate_kv(num_slots * BLOCKS_PER_SLOT)
-    facts = ShardFacts(
-        model_id="demo",
-        model_sha="",
-        model_type=runner.facts.model_type,
-        dtype=runner.facts.dtype,
-        device="cpu",
-        rank=0,
-        world_size=1,
+    facts = facts_of(
+        runner,
         block_size=BLOCK_SIZE,
         num_blocks=num_slots * BLOCKS_PER_SLOT,
         num_slots=num_slots,
         max_step_tokens=512,
-        vocab_size=runner.facts.vocab_size,
-        eos_token_ids=runner.facts.eos_token_ids,
-        max_model_tokens=runner.facts.max_model_tokens,
     )
     prompt = Tokenizer.from_file(str(demo_model_folder / "tokenizer.json")).encode(PROMPT).ids
     plain = SamplingParams(do_sample=True, temperature=1.0)

@@ -16,6 +16,7 @@ from textmill_shard.slots.plan import Admit, Budget, ShardFacts
 from textmill_shard.slots.sampling_params import SamplingParams
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from tests.fakes.shard_facts import facts_of
 from tests.fakes.step_harness import Shard, ids
 from tests.fakes.tiny_models import make_random_model
 from tests.zoo.entry import VOCAB_SIZE, ZooEntry
@@ -198,23 +199,11 @@ def _admits(prompts: Sequence[Sequence[int]], free_blocks: Any, *, rope_border: 
 
 
 def zoo_facts(runner: ModelRunner) -> ShardFacts:
-    return ShardFacts(
-        model_id="zoo",
-        model_sha="",
-        model_type=runner.facts.model_type,
-        dtype="float32",
-        device="cpu",
-        rank=0,
-        world_size=1,
+    return facts_of(
+        runner,
         block_size=BLOCK_SIZE,
         num_blocks=NUM_BLOCKS,
         num_slots=NUM_SLOTS,
         max_step_tokens=budget_of(runner).max_step_tokens,
-        vocab_size=runner.facts.vocab_size,
         eos_token_ids=(),
-        max_model_tokens=runner.facts.max_model_tokens,
-        layout=runner.facts.layout,
-        rope_border=runner.facts.rope_border or 0,
-        decoder_prompt_ids=runner.facts.decoder_prompt_ids,
-        max_encoder_tokens=runner.facts.max_encoder_tokens,
     )

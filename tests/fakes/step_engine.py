@@ -1,0 +1,41 @@
+"""The step loop of a shard without its process: an `Engine`, with the parts that a test does not name."""
+
+import time
+from collections.abc import Callable
+
+from textmill_shard.engine.engine import Engine
+from textmill_shard.engine.rank_channel import RankChannel, SoloChannel
+from textmill_shard.engine.row_sampling import RowSampler
+from textmill_shard.engine.status import ShardStatus
+from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.grammar.matcher import MatcherFactory
+from textmill_shard.grammar.slots import GrammarSlots
+from textmill_shard.sampling.sampler import Sampler
+from textmill_shard.slots.finish_rules import FinishRules
+from textmill_shard.slots.plan import ShardFacts
+
+
+def make_engine(
+    executor: StepExecutor,
+    facts: ShardFacts,
+    *,
+    status: ShardStatus,
+    channel: RankChannel | None = None,
+    sampler: Sampler | None = None,
+    matchers: MatcherFactory | None = None,
+    lease_s: float = 60.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Engine:
+    """An engine that no thread runs yet. Without `matchers` no request can have a grammar."""
+    finish_rules = FinishRules(facts.eos_token_ids)
+    grammars = GrammarSlots(matchers, finish_rules)
+    return Engine(
+        executor=executor,
+        row_sampler=RowSampler(sampler=sampler or Sampler(), finish_rules=finish_rules, grammars=grammars),
+        grammars=grammars,
+        finish_rules=finish_rules,
+        channel=channel or SoloChannel(),
+        status=status,
+        lease_s=lease_s,
+        clock=clock,
+    )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NewType, Protocol
 
+from textmill_router.bounds import MAX_U32, real, whole
+
 RequestId = NewType("RequestId", int)
 Slot = NewType("Slot", int)
 BlockId = NewType("BlockId", int)
@@ -18,17 +20,21 @@ def token_array(ids: Sequence[int]) -> "array[int]":
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """How the next token is drawn; fields and ranges as in `Sampling` of shard.proto."""
+    """How the next token is drawn; fields as in `Sampling` of shard.proto.
+
+    A number with bounds is a row of the table of parameters: copied from the bodies that have a field of the name, and
+    checked in the order in which the rows stand here.
+    """
 
     do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0  # 0 = off
-    top_p: float = 1.0  # 1 = off
-    min_p: float = 0.0  # 0 = off
-    typical_p: float = 1.0  # 1 = off
-    repetition_penalty: float = 1.0  # 1 = off; prompt and output tokens
-    presence_penalty: float = 0.0  # output tokens
-    frequency_penalty: float = 0.0  # output tokens
+    temperature: float = real(low=0, off=1.0, note="0 is greedy", asks_to_sample=True)
+    repetition_penalty: float = real(low=0, excludes_low=True, off=1.0)  # prompt and output tokens
+    frequency_penalty: float = real(low=-2, high=2, off=0.0)  # output tokens, for each time that a token stands there
+    presence_penalty: float = real(low=-2, high=2, off=0.0)  # output tokens
+    top_p: float = real(low=0, excludes_low=True, high=1, off=1.0, asks_to_sample=True)
+    typical_p: float = real(low=0, excludes_low=True, high=1, off=1.0, asks_to_sample=True)
+    top_k: int = whole(low=1, high=MAX_U32, off=0, asks_to_sample=True)
+    min_p: float = real(low=0, high=1, excludes_high=True, off=0.0)
     seed: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
 

@@ -15,7 +15,8 @@ def names(text: str) -> frozenset[str]:
 # From the bottom up: a row names only rows above it.
 ROUTER_FOLDERS = {
     "errors": names(""),
-    "request": names(""),
+    "bounds": names("errors"),
+    "request": names("bounds"),
     "log_lines": names(""),
     "logs": names("log_lines"),
     "scheduler": names("request"),
@@ -27,7 +28,7 @@ ROUTER_FOLDERS = {
     "metrics": names("request scheduler text"),
     "engine": names("errors request scheduler metrics"),
     "http": names("errors"),
-    "serving": names("errors request settings scheduler parsers text grammar chat metrics engine http"),
+    "serving": names("bounds errors request settings scheduler parsers text grammar chat metrics engine http"),
     "api/openai": names("errors request settings parsers text grammar chat http serving"),
     "api/tgi": names("errors request text grammar chat http serving api/openai"),  # openai: `chat_tokenize` alone
     "api/platforms": names("errors http serving api/tgi"),

@@ -5,11 +5,11 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from textmill_router.bounds import MAX_U64
 from textmill_router.errors import ValidationFailed
 from textmill_router.request import GenerationParameters, GenerationRequest, token_array
 from textmill_router.serving.service import Backend
 from textmill_router.serving.validation import (
-    MAX_U64,
     CheckedParameters,
     check_budget,
     check_text,

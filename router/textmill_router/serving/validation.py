@@ -2,15 +2,15 @@
 
 import math
 import random
-from array import array
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from textmill_router.bounds import MAX_U32, MAX_U64, Bounds, bounds_of
 from textmill_router.errors import OverBudget, ValidationFailed
 from textmill_router.request import GenerationParameters, Grammar, SamplingParameters
 from textmill_router.serving.limits import Limits
 
-MAX_U32 = 2**32 - 1
-MAX_U64 = 2**64 - 1
 # A larger wish than this passes when this much fits; the answer then ends when the window is full.
 CHECKED_NEW_TOKENS = 1024
 # Below it, division of the logits by the temperature leaves the range of 32-bit floats: the draw is the best token.
@@ -19,31 +19,35 @@ LEAST_TEMPERATURE = 1e-6
 SEED_BITS = 53
 
 
+# Rows of the numbers that a call gives beside those of `SamplingParameters`.
+_CALL_BOUNDS = {
+    "max_new_tokens": Bounds(low=1, high=MAX_U32),
+    "min_new_tokens": Bounds(low=0, high=MAX_U32, off=0),
+    "seed": Bounds(low=0, high=MAX_U64),
+    "top_n_tokens": Bounds(low=0, high=MAX_U32, off=0),  # the limits of the server are narrower
+    "truncate": Bounds(low=1, high=MAX_U32),  # the limits of the server are narrower
+}
+_SAMPLING_BOUNDS = bounds_of(SamplingParameters)
+PARAMETER_BOUNDS = {**_SAMPLING_BOUNDS, **_CALL_BOUNDS}
+_BEST_OF = Bounds(low=1, high=MAX_U32, off=1, note="--max-best-of")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestedParameters:
-    """Parameters as asked for, of the right types, None where absent."""
+    """Parameters as asked for, of the right types; None where absent.
 
+    `numbers` holds those that have a row in `PARAMETER_BOUNDS`, by the names of the rows; an absent one has no entry.
+    """
+
+    numbers: Mapping[str, float] = field(default_factory=dict)
     do_sample: bool = False
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None
     best_of: int | None = None
-    max_new_tokens: int | None = None
-    min_new_tokens: int | None = None
     max_time: float | None = None  # seconds
     ignore_eos: bool = False
     grammar: Grammar | None = None
     watermark: bool = False
     stop: tuple[str, ...] = ()
-    truncate: int | None = None
-    top_n_tokens: int | None = None
     wants_prompt_details: bool = False
     streams: bool = False
 
@@ -65,55 +69,44 @@ class CheckedParameters:
     top_n_tokens: int
 
 
+def numbers_of(body: object, names: Mapping[str, str] | None = None) -> dict[str, float]:
+    """The numbers that a body gives, by the names of their rows; `names` has those that the body calls otherwise."""
+    names = names or {}
+    found = {}
+    for name in PARAMETER_BOUNDS:
+        value = getattr(body, names.get(name, name), None)
+        if value is not None:
+            found[name] = value
+    return found
+
+
 def check_parameters(requested: RequestedParameters, limits: Limits) -> CheckedParameters:
     """Check in the order of the contract; the first broken rule raises ValidationFailed."""
     _check_best_of(requested, limits)
-    temperature = _float32("temperature", requested.temperature, 1.0)
-    if temperature < 0:
-        raise _refuse("temperature", f"must be >= 0 (0 is greedy), found {temperature:g}")
-    repetition_penalty = _float32("repetition_penalty", requested.repetition_penalty, 1.0)
-    if repetition_penalty <= 0:
-        raise _refuse("repetition_penalty", f"must be > 0 (1 is off), found {repetition_penalty:g}")
-    frequency_penalty = _penalty("frequency_penalty", requested.frequency_penalty)
-    presence_penalty = _penalty("presence_penalty", requested.presence_penalty)
-    top_p = _mass("top_p", requested.top_p)
-    typical_p = _mass("typical_p", requested.typical_p)
-    top_k = _whole("top_k", requested.top_k, low=1, high=MAX_U32, off=0)
-    min_p = _float32("min_p", requested.min_p, 0.0)
-    if not 0 <= min_p < 1:
-        raise _refuse("min_p", f"must be >= 0 and < 1 (0 is off), found {min_p:g}")
-    max_new_tokens = requested.max_new_tokens
-    if max_new_tokens is not None:
-        _whole("max_new_tokens", max_new_tokens, low=1, high=MAX_U32)
-    min_new_tokens = _whole("min_new_tokens", requested.min_new_tokens, low=0, high=MAX_U32)
+    asked = requested.numbers
+    drawn: dict[str, Any] = {name: row.check(name, asked.get(name)) for name, row in _SAMPLING_BOUNDS.items()}
+    max_new_tokens = _whole("max_new_tokens", asked)
+    min_new_tokens = _whole("min_new_tokens", asked) or 0
     if max_new_tokens is not None and min_new_tokens > max_new_tokens:
         raise _refuse("min_new_tokens", f"must be <= `max_new_tokens` {max_new_tokens}, found {min_new_tokens}")
     if requested.max_time is not None and not 0 < requested.max_time < math.inf:
         raise _refuse("max_time", f"must be a number of seconds > 0, found {requested.max_time:g}")
     _check_stop(requested.stop, limits)
-    if requested.seed is not None:
-        if requested.best_of is not None and requested.best_of > 1:
-            raise _refuse("seed", "must not be set when `best_of` > 1: equal seeds give equal sequences; leave one out")
-        _whole("seed", requested.seed, low=0, high=MAX_U64)
-    top_n_tokens = _whole("top_n_tokens", requested.top_n_tokens, low=0, high=limits.max_top_n_tokens)
+    if "seed" in asked and requested.best_of is not None and requested.best_of > 1:
+        raise _refuse("seed", "must not be set when `best_of` > 1: equal seeds give equal sequences; leave one out")
+    seed = _whole("seed", asked)
+    top_n_tokens = _whole("top_n_tokens", asked, high=limits.max_top_n_tokens) or 0
     logit_bias = _check_logit_bias(requested.logit_bias, limits)
-    if requested.truncate is not None:
-        _whole("truncate", requested.truncate, low=1, high=limits.max_input_tokens)
-    asks_to_sample = requested.do_sample or temperature != 1.0 or top_k > 0 or top_p < 1.0 or typical_p < 1.0
-    do_sample = asks_to_sample and temperature >= LEAST_TEMPERATURE
-    sampling = SamplingParameters(
-        do_sample=do_sample,
-        temperature=temperature if do_sample else 1.0,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        seed=(draw_seed() if requested.seed is None else requested.seed) if do_sample else 0,
-        logit_bias=logit_bias,
+    truncate = _whole("truncate", asked, high=limits.max_input_tokens)
+    asks_to_sample = requested.do_sample or any(
+        row.asks_to_sample and drawn[name] != row.off for name, row in _SAMPLING_BOUNDS.items()
     )
+    do_sample = asks_to_sample and drawn["temperature"] >= LEAST_TEMPERATURE
+    if not do_sample:
+        drawn["temperature"], seed = 1.0, 0
+    elif seed is None:
+        seed = draw_seed()
+    sampling = SamplingParameters(do_sample=do_sample, seed=seed, logit_bias=logit_bias, **drawn)
     generation = GenerationParameters(
         sampling=sampling,
         min_new_tokens=min_new_tokens,
@@ -127,7 +120,7 @@ def check_parameters(requested: RequestedParameters, limits: Limits) -> CheckedP
         max_new_tokens=max_new_tokens,
         max_time=requested.max_time,
         stop=requested.stop,
-        truncate=requested.truncate,
+        truncate=truncate,
         top_n_tokens=top_n_tokens,
     )
 
@@ -215,9 +208,9 @@ def _check_best_of(requested: RequestedParameters, limits: Limits) -> None:
         raise _refuse("decoder_input_details", "must be false when streaming; prompt tokens are never streamed")
     if best_of is None:
         return
-    _whole("best_of", best_of, low=1, high=limits.max_best_of, flag=" (--max-best-of)")
-    given = (requested.temperature, requested.top_k, requested.top_p, requested.typical_p)
-    samples = (requested.do_sample or any(wish is not None for wish in given)) and requested.temperature != 0
+    _BEST_OF.check("best_of", best_of, high=limits.max_best_of)
+    gives_one = any(row.asks_to_sample and name in requested.numbers for name, row in _SAMPLING_BOUNDS.items())
+    samples = (requested.do_sample or gives_one) and requested.numbers.get("temperature") != 0
     if best_of > 1 and not samples:
         raise _refuse(
             "best_of",
@@ -246,40 +239,11 @@ def _check_logit_bias(bias: tuple[tuple[int, float], ...], limits: Limits) -> tu
     return tuple(checked)
 
 
-def _whole(name: str, value: int | None, *, low: int, high: int, off: int = 0, flag: str = "") -> int:
-    """The value, checked; `off` when absent."""
-    if value is None:
-        return off
-    if not low <= value <= high:
-        raise _refuse(name, f"must be {low} to {high}{flag}, found {value}")
+def _whole(name: str, asked: Mapping[str, float], *, high: int | None = None) -> int | None:
+    """A number of the call, checked; what its row says where it is absent."""
+    value = _CALL_BOUNDS[name].check(name, asked.get(name), high=high)
+    assert value is None or isinstance(value, int), name
     return value
-
-
-def _mass(name: str, value: float | None) -> float:
-    mass = _float32(name, value, 1.0)
-    if not 0 < mass <= 1:
-        raise _refuse(name, f"must be > 0 and <= 1 (1 is off), found {mass:g}")
-    return mass
-
-
-def _penalty(name: str, value: float | None) -> float:
-    penalty = _float32(name, value, 0.0)
-    if not -2 <= penalty <= 2:
-        raise _refuse(name, f"must be -2 to 2 (0 is off), found {penalty:g}")
-    return penalty
-
-
-def _float32(name: str, value: float | None, off: float) -> float:
-    """The value when it is finite in 32 bits, the width on the wire; `off` when absent."""
-    if value is None:
-        return off
-    try:
-        rounded = array("f", [value])[0]
-    except OverflowError:
-        rounded = math.inf
-    if not math.isfinite(rounded):
-        raise _refuse(name, f"must be a finite 32-bit number, found {value:g}")
-    return value if rounded else 0.0
 
 
 def _refuse(name: str, message: str) -> ValidationFailed:

@@ -9,10 +9,10 @@ from starlette.types import Scope, Send
 from textmill_router.api.openai.chat_answers import ChatChunks, Choice, ShownLogprobs, usage_chunk, whole_answer
 from textmill_router.api.openai.chat_messages import chat_request
 from textmill_router.api.openai.chat_tools import tool_choice_of
-from textmill_router.api.openai.chat_types import ChatBody
+from textmill_router.api.openai.chat_types import CHAT_NAMES, ChatBody, requested_chat
 from textmill_router.api.openai.response_format import RESPONSE_FORMAT, check_answer, grammar_of
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
-from textmill_router.api.openai.types import check_n, in_openai_words, requested_sampling, usage_of
+from textmill_router.api.openai.types import check_n, in_openai_words, usage_of
 from textmill_router.chat.answer_form import AnswerForm, PlainReader, TextReader, answer_form, grammar_for, was_cut
 from textmill_router.chat.prompt import ChatRequest
 from textmill_router.chat.render import render
@@ -31,15 +31,6 @@ from textmill_router.serving.stream_answer import stream_answer
 from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.events import GenerationResult, TextOptions
 from textmill_router.text.generation import Generation
-
-# What the fields are called here.
-_NAMES = {
-    "max_new_tokens": "max_tokens",
-    "min_new_tokens": "min_tokens",
-    "top_n_tokens": "top_logprobs",
-    "best_of": "n",
-    "inputs": "messages",
-}
 
 
 def chat_route(service: Service) -> GeneratingRoute[ChatBody]:
@@ -67,9 +58,7 @@ class _Asked:
 
 def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
     num_choices = check_n(body.n, call.service.settings.max_n)
-    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    wishes = requested_sampling(body, max_new_tokens=max_tokens, top_n_tokens=body.top_logprobs)
-    checked = checked_parameters(wishes, call.backend, _NAMES)
+    checked = checked_parameters(requested_chat(body), call.backend, CHAT_NAMES)
     tools = tool_choice_of(body)
     content_grammar = grammar_of(body.response_format)
     if tools is not None and content_grammar is not None:
@@ -147,7 +136,7 @@ class _Work:
         try:
             intake = await take_pieces(backend, prompt.pieces, self._checked)
         except ValidationFailed as error:
-            raise in_openai_words(error, _NAMES) from None
+            raise in_openai_words(error, CHAT_NAMES) from None
         await self._read_by(prompt.text)
         self._record.note_validated(sum(map(len, prompt.pieces)), [intake])
         generation = replace(self._checked.generation, grammar=self._grammar)

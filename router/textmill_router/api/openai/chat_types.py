@@ -1,10 +1,20 @@
 """Body of a chat request. `null` is an absent field; unknown fields are ignored."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from textmill_router.api.openai.types import OpenAIBody
+from textmill_router.api.openai.types import OpenAIBody, requested_sampling
+from textmill_router.serving.validation import RequestedParameters
+
+# Fields that the native dialect calls otherwise.
+CHAT_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "top_n_tokens": "top_logprobs",
+    "inputs": "messages",
+}
 
 
 class ContentPart(msgspec.Struct, frozen=True, gc=False):
@@ -77,3 +87,11 @@ class ChatBody(OpenAIBody, frozen=True, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
+
+
+def requested_chat(body: ChatBody) -> RequestedParameters:
+    """The dialect-free form of what a body says about sampling and lengths."""
+    requested = requested_sampling(body, CHAT_NAMES)
+    if body.max_completion_tokens is None:
+        return requested
+    return replace(requested, numbers={**requested.numbers, "max_new_tokens": body.max_completion_tokens})

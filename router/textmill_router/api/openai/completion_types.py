@@ -11,6 +11,14 @@ from textmill_router.grammar.request_forms import whole_output_grammar
 from textmill_router.request import token_array
 from textmill_router.serving.validation import RequestedParameters, check_adapter
 
+# Fields that the native dialect calls otherwise.
+COMPLETION_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "top_n_tokens": "logprobs",
+    "inputs": "prompt",
+}
+
 
 class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
     """Body of /v1/completions. The last block are native parameters, which @huggingface/inference sends here."""
@@ -44,17 +52,18 @@ class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
 def requested_completion(body: CompletionBody) -> RequestedParameters:
     """The dialect-free form. Raises ValidationFailed for a grammar of no known shape and for adapters."""
     check_adapter(body.adapter_id)
-    # The engine computes a prompt for the sake of a token; with `max_tokens: 0` that one is not shown.
-    requested = requested_sampling(
-        body, max_new_tokens=1 if body.max_tokens == 0 else body.max_tokens, top_n_tokens=body.logprobs
-    )
+    requested = requested_sampling(body, COMPLETION_NAMES)
+    numbers = dict(requested.numbers)
+    if body.repetition_penalty == 0:  # off, as in TGI's example
+        del numbers["repetition_penalty"]
+    if not body.has_output:
+        numbers["max_new_tokens"] = 1  # the engine computes a prompt for the sake of a token, which is not shown
     return replace(
         requested,
+        numbers=numbers,
         do_sample=requested.do_sample if body.do_sample is None else body.do_sample,
-        repetition_penalty=body.repetition_penalty or None,  # 0 is off, as in TGI's example
         grammar=whole_output_grammar(body.grammar),
         watermark=body.watermark or False,
-        truncate=body.truncate,
     )
 
 

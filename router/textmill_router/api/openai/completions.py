@@ -21,7 +21,13 @@ from textmill_router.api.openai.completion_prompts import (
     take_completion_prompt,
     take_middle_prompt,
 )
-from textmill_router.api.openai.completion_types import CompletionBody, PromptSource, prompts_of, requested_completion
+from textmill_router.api.openai.completion_types import (
+    COMPLETION_NAMES,
+    CompletionBody,
+    PromptSource,
+    prompts_of,
+    requested_completion,
+)
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
 from textmill_router.api.openai.types import check_n, in_openai_words, usage_of
 from textmill_router.errors import ValidationFailed
@@ -42,13 +48,6 @@ from textmill_router.text.tokenization import Tokenizer
 
 # Answers that show more tokens than this with their log-probabilities are put together in a thread.
 INLINE_TOKENS = 2000
-# What the fields are called here.
-_NAMES = {
-    "max_new_tokens": "max_tokens",
-    "min_new_tokens": "min_tokens",
-    "top_n_tokens": "logprobs",
-    "inputs": "prompt",
-}
 
 
 def completions_route(service: Service) -> GeneratingRoute[CompletionBody]:
@@ -75,7 +74,7 @@ def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
     best_of = _check_best_of(body, n, settings.max_best_of)
     if not body.has_output and not body.echoes:
         raise ValidationFailed("`max_tokens` may be 0 only with `echo`: there would be no text", field="max_tokens")
-    checked = checked_parameters(requested_completion(body), backend, _NAMES)
+    checked = checked_parameters(requested_completion(body), backend, COMPLETION_NAMES)
     if body.echoes and body.wants_logprobs and backend.facts.has_encoder:
         raise ValidationFailed(
             "`logprobs` must not be set with `echo`: this model reads prompts with an encoder, which rates no tokens",
@@ -165,7 +164,7 @@ class _Work:
         try:
             prompts = [await self._prompt(source) for source in asked.sources]
         except ValidationFailed as error:
-            raise in_openai_words(error, _NAMES) from None
+            raise in_openai_words(error, COMPLETION_NAMES) from None
         self._record.note_validated(sum(len(prompt.text) for prompt in prompts), [prompt.intake for prompt in prompts])
         return prompts
 

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from textmill_router.errors import OverBudget, ValidationFailed
 from textmill_router.request import FinishReason
-from textmill_router.serving.validation import RequestedParameters
+from textmill_router.serving.validation import RequestedParameters, numbers_of
 from textmill_router.text.events import GenerationResult
 
 FINISH_REASONS = {
@@ -97,29 +97,21 @@ class Envelope:
     system_fingerprint: str
 
 
-def requested_sampling(
-    body: OpenAIBody, *, max_new_tokens: int | None, top_n_tokens: int | None
-) -> RequestedParameters:
-    """The dialect-free form. Temperature 0 is greedy, everything else samples, as at OpenAI."""
-    top_k = body.top_k
+def requested_sampling(body: OpenAIBody, names: Mapping[str, str]) -> RequestedParameters:
+    """The dialect-free form; `names` has the fields of this body that the native dialect calls otherwise.
+
+    Temperature 0 is greedy, everything else samples, as at OpenAI.
+    """
+    numbers = numbers_of(body, names)
+    if numbers.get("top_k") in (0, -1):  # off
+        del numbers["top_k"]
     stop = body.stop
     return RequestedParameters(
+        numbers=numbers,
         do_sample=body.temperature != 0,
-        temperature=body.temperature,
-        top_k=None if top_k in (0, -1) else top_k,
-        top_p=body.top_p,
-        min_p=body.min_p,
-        typical_p=body.typical_p,
-        repetition_penalty=body.repetition_penalty,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
         logit_bias=_logit_bias(body.logit_bias),
-        seed=body.seed,
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=body.min_tokens,
         ignore_eos=body.ignore_eos or False,
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
-        top_n_tokens=top_n_tokens,
         streams=bool(body.stream),
     )
 

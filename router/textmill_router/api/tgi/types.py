@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from textmill_router.grammar.request_forms import whole_output_grammar
-from textmill_router.serving.validation import RequestedParameters, check_adapter
+from textmill_router.serving.validation import RequestedParameters, check_adapter, numbers_of
 
 TgiFinish = Literal["length", "eos_token", "stop_sequence"]
 
@@ -199,27 +199,15 @@ def requested_parameters(parameters: TgiParameters | None, *, streams: bool) -> 
     check_adapter(parameters.adapter_id)
     stop = parameters.stop
     return RequestedParameters(
+        numbers=numbers_of(parameters),
         do_sample=parameters.do_sample or False,
-        temperature=parameters.temperature,
-        top_k=parameters.top_k,
-        top_p=parameters.top_p,
-        min_p=parameters.min_p,
-        typical_p=parameters.typical_p,
-        repetition_penalty=parameters.repetition_penalty,
-        presence_penalty=parameters.presence_penalty,
-        frequency_penalty=parameters.frequency_penalty,
         logit_bias=tuple((parameters.logit_bias or {}).items()),
-        seed=parameters.seed,
         best_of=parameters.best_of,
-        max_new_tokens=parameters.max_new_tokens,
         max_time=parameters.max_time,
-        min_new_tokens=parameters.min_new_tokens,
         ignore_eos=parameters.ignore_eos or False,
         grammar=whole_output_grammar(parameters.grammar),
         watermark=parameters.watermark or False,
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
-        truncate=parameters.truncate,
-        top_n_tokens=parameters.top_n_tokens,
         wants_prompt_details=parameters.decoder_input_details or False,
         streams=streams,
     )

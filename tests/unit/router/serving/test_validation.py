@@ -8,6 +8,7 @@ import pytest
 from textmill_router.errors import OverBudget, ValidationFailed
 from textmill_router.serving.limits import Limits
 from textmill_router.serving.validation import (
+    PARAMETER_BOUNDS,
     SEED_BITS,
     RequestedParameters,
     check_budget,
@@ -28,7 +29,8 @@ LIMITS = Limits(
 
 
 def check(**requested: Any) -> Any:
-    return check_parameters(RequestedParameters(**requested), LIMITS)
+    numbers = {name: requested.pop(name) for name in tuple(requested) if name in PARAMETER_BOUNDS}
+    return check_parameters(RequestedParameters(numbers=numbers, **requested), LIMITS)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""The numbers that a parameter takes: a row of the table that copies parameters from bodies and checks them."""
+
+import math
+from array import array
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from textmill_router.errors import ValidationFailed
+
+MAX_U32 = 2**32 - 1
+MAX_U64 = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """From `low` to `high`, each included unless `excludes_` says otherwise.
+
+    A parameter that is absent counts as `off`. `note` stands in brackets in a refusal. A value of a parameter that
+    `asks_to_sample`, other than `off`, makes a request sample.
+    """
+
+    low: float
+    high: float
+    off: float | None = None
+    is_whole: bool = True
+    excludes_low: bool = False
+    excludes_high: bool = False
+    note: str = ""
+    asks_to_sample: bool = False
+
+    def check(self, name: str, value: float | None, *, high: float | None = None) -> float | None:
+        """The value, or `off` for None; `high` replaces the row's own. Raises ValidationFailed.
+
+        A number that is not whole must be finite in 32 bits, the width on the wire; one too small for them is 0.
+        """
+        if value is None:
+            return self.off
+        if not self.is_whole:
+            value = _finite32(name, value)
+        high = self.high if high is None else high
+        is_above = self.low < value if self.excludes_low else self.low <= value
+        is_below = value < high if self.excludes_high else value <= high
+        if not (is_above and is_below):
+            note = f" ({self.note})" if self.note else ""
+            found = f"{value}" if self.is_whole else f"{value:g}"
+            raise ValidationFailed(f"`{name}` must be {self._words(high)}{note}, found {found}", field=name)
+        return value
+
+    def _words(self, high: float) -> str:
+        low_text, high_text = _text(self.low), _text(high)
+        if not (self.excludes_low or self.excludes_high or math.isinf(high)):
+            return f"{low_text} to {high_text}"
+        above = f"{'>' if self.excludes_low else '>='} {low_text}"
+        return above if math.isinf(high) else f"{above} and {'<' if self.excludes_high else '<='} {high_text}"
+
+
+def whole(*, low: int, high: int, off: int, asks_to_sample: bool = False) -> Any:
+    """A field of a dataclass that is a row of the table, of whole numbers."""
+    return _row(Bounds(low=low, high=high, off=off, asks_to_sample=asks_to_sample))
+
+
+def real(
+    *,
+    low: float,
+    off: float,
+    high: float = math.inf,
+    excludes_low: bool = False,
+    excludes_high: bool = False,
+    note: str = "",
+    asks_to_sample: bool = False,
+) -> Any:
+    """A field of a dataclass that is a row of the table, of 32-bit numbers. `note` says what `off` is unless given."""
+    bounds = Bounds(
+        low=low,
+        high=high,
+        off=off,
+        is_whole=False,
+        excludes_low=excludes_low,
+        excludes_high=excludes_high,
+        note=note or f"{off:g} is off",
+        asks_to_sample=asks_to_sample,
+    )
+    return _row(bounds)
+
+
+def bounds_of(kind: type[Any]) -> dict[str, Bounds]:
+    """The rows among the fields of a dataclass, in their order."""
+    return {one.name: one.metadata["bounds"] for one in fields(kind) if "bounds" in one.metadata}
+
+
+def _row(bounds: Bounds) -> Any:
+    return field(default=bounds.off, metadata={"bounds": bounds})
+
+
+def _text(value: float) -> str:
+    return f"{value}" if isinstance(value, int) else f"{value:g}"
+
+
+def _finite32(name: str, value: float) -> float:
+    try:
+        rounded = array("f", [value])[0]
+    except OverflowError:
+        rounded = math.inf
+    if not math.isfinite(rounded):
+        raise ValidationFailed(f"`{name}` must be a finite 32-bit number, found {value:g}", field=name)
+    return value if rounded else 0.0

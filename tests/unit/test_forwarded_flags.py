@@ -6,7 +6,7 @@ import pytest
 from textmill_launcher.child_arguments import ModelFolder, ShardPlace, router_command, shard_command
 from textmill_launcher.options import DTYPES, REASONING_FORMATS, TOOL_FORMATS, V1_ERRORS, Child, Option
 from textmill_launcher.settings import OPTIONS, load_settings
-from textmill_router.http.error_responses import ErrorStyle
+from textmill_router.api.openai.errors import V1_ERROR_STYLES
 from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
 from textmill_router.settings import load_settings as load_router_settings
 from textmill_shard.options import DTYPES as SHARD_DTYPES
@@ -65,7 +65,7 @@ def test_children_read_the_value_that_the_launcher_was_given(option: Option) -> 
 def test_words_that_the_launcher_takes_are_those_of_its_children() -> None:
     assert [entry.value for entry in ToolFormat] == list(TOOL_FORMATS)
     assert [entry.value for entry in ReasoningFormat] == list(REASONING_FORMATS)
-    assert [entry.value for entry in ErrorStyle if entry is not ErrorStyle.NATIVE] == list(V1_ERRORS)
+    assert list(V1_ERROR_STYLES) == list(V1_ERRORS)
     assert DTYPES == SHARD_DTYPES
     [about_swaps] = [option.help for option in OPTIONS if option.name == "disable_swaps"]
     assert [name for name in SWAPS if name not in about_swaps] == []

@@ -1,6 +1,7 @@
 """The routes, as one ASGI application."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -18,9 +19,11 @@ from textmill_router.api.tgi.generate import generate_route
 from textmill_router.api.tgi.tokenize import TokenizeRoute
 from textmill_router.api.tgi.work import GenerateMode
 from textmill_router.errors import MethodNotAllowed, RouteNotFound
-from textmill_router.http.error_responses import ErrorStyle
+from textmill_router.http.call import call_of
 from textmill_router.http.middleware import OPEN_PATHS, ApiKey, Cors, FrontDoor
-from textmill_router.http.replies import call_of, send_error, send_reply
+from textmill_router.http.path_style import PathStyles
+from textmill_router.http.replies import send_error, send_reply
+from textmill_router.serving.route import GeneratingRoute
 from textmill_router.serving.service import Service
 
 
@@ -29,12 +32,14 @@ def build_app(service: Service) -> ASGIApp:
     health = HealthRoute(service)
     models = ModelsRoute(service)
     openapi = OpenApiRoute()
+    compat, generate = generate_route(service, GenerateMode.COMPAT), generate_route(service, GenerateMode.WHOLE)
+    chat, completions = chat_route(service), completions_route(service)
     routes: dict[str, dict[str, ASGIApp]] = {
-        "/": {"GET": health, "POST": generate_route(service, GenerateMode.COMPAT)},
-        "/generate": {"POST": generate_route(service, GenerateMode.WHOLE)},
+        "/": {"GET": health, "POST": compat},
+        "/generate": {"POST": generate},
         "/generate_stream": {"POST": generate_route(service, GenerateMode.STREAM)},
-        "/v1/chat/completions": {"POST": chat_route(service)},
-        "/v1/completions": {"POST": completions_route(service)},
+        "/v1/chat/completions": {"POST": chat},
+        "/v1/completions": {"POST": completions},
         "/v1/models": {"GET": models},
         "/v1/models/{model:path}": {"GET": models},
         "/chat_tokenize": {"POST": ChatTokenizeRoute(service)},
@@ -48,10 +53,9 @@ def build_app(service: Service) -> ASGIApp:
         "/openapi.json": {"GET": openapi},
         "/api-doc/openapi.json": {"GET": openapi},
     }
-    shapes = {"inputs": "/", "messages": "/v1/chat/completions", "prompt": "/v1/completions"}
-    by_shape = {name: routes[path]["POST"] for name, path in shapes.items() if path in routes}
+    by_shape: dict[str, GeneratingRoute[Any]] = {"inputs": compat, "messages": chat, "prompt": completions}
     routes["/invocations"] = {"POST": InvocationsRoute(service, by_shape)}
-    vertex = VertexRoute(service, generate=routes["/generate"]["POST"], chat=by_shape["messages"])
+    vertex = VertexRoute(service, generate=generate, chat=chat)
     settings = service.settings
     for path, method, endpoint in (
         ("/vertex", "POST", vertex),
@@ -60,6 +64,8 @@ def build_app(service: Service) -> ASGIApp:
     ):
         if path is not None:
             routes[path] = {**routes.get(path, {}), method: endpoint}
+    endpoints = [endpoint for of_path in routes.values() for endpoint in of_path.values()]
+    styles = PathStyles(endpoint.style for endpoint in endpoints if isinstance(endpoint, GeneratingRoute))
     app: ASGIApp = Router(
         [Route(path, _Methods(path, endpoints)) for path, endpoints in routes.items()],
         redirect_slashes=False,
@@ -67,9 +73,9 @@ def build_app(service: Service) -> ASGIApp:
     )
     if settings.api_key is not None:
         open_paths = OPEN_PATHS if settings.aip_health_route is None else OPEN_PATHS | {settings.aip_health_route}
-        app = ApiKey(app, settings.api_key, open_paths)
+        app = ApiKey(app, settings.api_key, styles, open_paths)
     app = Cors(app, settings.cors_allow_origin)
-    return FrontDoor(app, service.metrics.on_http, ErrorStyle(settings.v1_errors))
+    return FrontDoor(app, service.metrics.on_http, styles)
 
 
 class _Methods:

@@ -1,8 +1,7 @@
-"""Errors become statuses, headers and bodies here and nowhere else."""
+"""Errors become statuses and headers here; the style of a dialect says how their bodies look, here that of TGI."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any
 
 import msgspec
 
@@ -15,7 +14,6 @@ from textmill_router.errors import (
     MethodNotAllowed,
     ModelLoading,
     ModelNotFound,
-    OverBudget,
     Overloaded,
     PayloadTooLarge,
     RequestError,
@@ -66,35 +64,13 @@ _KINDS: dict[type[RequestError], ErrorKind] = {
     ShuttingDown: ErrorKind(503, "shutting_down"),
 }
 
-# The prefixes that clients of the native dialect know.
+# The prefixes that clients of TGI know.
 _PREFIXES = {
     "validation": "Input validation error: ",
     "generation": "Request failed during generation: ",
     "template_error": "Template error: ",
     "tool_error": "Tool error: ",
 }
-
-
-class ErrorStyle(Enum):
-    """Form of an error's body. All but NATIVE are values of --v1-errors and count on /v1 only."""
-
-    NATIVE = "native"
-    MIXED = "mixed"  # OpenAI's object with TGI's status and `error_type`
-    OPENAI = "openai"  # the same with OpenAI's statuses
-    TGI = "tgi"  # the native body; in a stream what TGI writes there
-
-
-# `type` and `code` of OpenAI's object where the class says more than the status.
-_OPENAI_CODES: dict[type[RequestError], tuple[str, str]] = {
-    Unauthorized: ("authentication_error", "invalid_api_key"),
-    OverBudget: ("invalid_request_error", "context_length_exceeded"),
-    Overloaded: ("rate_limit_error", "rate_limit_exceeded"),
-}
-# These say no more than status and parameter do.
-_NO_CODES = frozenset(
-    {"validation", "unsupported_media_type", "invalid_json", "suffix not supported", "batch size exceeded"}
-)
-_OPENAI_STATUSES = {422: 400, 424: 500}
 
 
 def error_kind(error: RequestError) -> ErrorKind:
@@ -118,44 +94,26 @@ def tgi_error_body(error: RequestError) -> bytes:
     return msgspec.json.encode(body)
 
 
-def error_status(error: RequestError, style: ErrorStyle) -> int:
-    """HTTP status of an answer that is an error."""
-    status = error_kind(error).status
-    return _OPENAI_STATUSES.get(status, status) if style is ErrorStyle.OPENAI else status
+@dataclass(frozen=True, slots=True)
+class ErrorStyle:
+    """How a dialect tells errors: the HTTP status, the body of a whole answer, the event that ends a stream."""
+
+    status_of: Callable[[RequestError], int]
+    body_of: Callable[[RequestError], bytes]
+    event_of: Callable[[RequestError], bytes]
 
 
-def error_body(error: RequestError, style: ErrorStyle) -> bytes:
-    """JSON of an answer that is an error."""
-    if style in (ErrorStyle.NATIVE, ErrorStyle.TGI):
-        return tgi_error_body(error)
-    return _openai_error_body(error)
-
-
-def error_event(error: RequestError, style: ErrorStyle) -> bytes:
-    """An event that ends a stream."""
-    if style is ErrorStyle.TGI:
-        body = msgspec.json.encode({"error": {"message": str(error), "http_status_code": 422}})
-    else:
-        body = error_body(error, style)
+def error_event(body: bytes) -> bytes:
+    """A server-sent event that holds a body."""
     return b"data: " + body + b"\n\n"
 
 
-def _openai_error_body(error: RequestError) -> bytes:
-    kind = error_kind(error)
-    general = "invalid_request_error" if kind.status < 500 and kind.status != 424 else "server_error"
-    code: str | None
-    error_type, code = _OPENAI_CODES.get(type(error), (general, kind.error_type))
-    if code in _NO_CODES:
-        code = None
-    field = getattr(error, "field", "") or None
-    body: dict[str, Any] = {
-        "error": {"message": str(error), "type": error_type, "param": field, "code": code},
-        "error_type": kind.error_type,
-    }
-    if isinstance(error, ModelLoading):
-        body["phase"] = error.phase
-        body["estimated_time"] = error.estimated_s
-    return msgspec.json.encode(body)
+# TGI's own routes, and all answers that are given before a dialect is known.
+TGI_ERRORS = ErrorStyle(
+    status_of=lambda error: error_kind(error).status,
+    body_of=tgi_error_body,
+    event_of=lambda error: error_event(tgi_error_body(error)),
+)
 
 
 def error_headers(error: RequestError) -> list[Header]:

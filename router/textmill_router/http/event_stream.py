@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from starlette.types import Scope, Send
 
+from textmill_router.http.call import writer_of
 from textmill_router.http.error_responses import Header
-from textmill_router.http.replies import start_reply, writer_of
+from textmill_router.http.replies import start_reply
 
 KEEP_ALIVE_S = 15.0
 _COMMENT = b":\n\n"

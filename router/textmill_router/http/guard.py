@@ -14,8 +14,8 @@ from starlette.types import Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from textmill_router.errors import BadHttp, HeaderTooLarge, RequestError, RequestTimedOut
+from textmill_router.http.call import note_refusal, offer_writer
 from textmill_router.http.error_responses import error_headers, error_kind, tgi_error_body
-from textmill_router.http.replies import note_refusal, offer_writer
 
 # A body must come faster than this once its first deadline has passed.
 LEAST_BODY_BYTES_PER_S = 16_384

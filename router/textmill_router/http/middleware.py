@@ -9,12 +9,12 @@ from collections.abc import Callable, Set
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.errors import InternalError, Unauthorized
-from textmill_router.http.error_responses import ErrorStyle
-from textmill_router.http.replies import call_of, open_call, refusal_of, send_error, send_reply
+from textmill_router.http.call import call_of, open_call, refusal_of
+from textmill_router.http.path_style import AUTHORIZATION, PathStyles
+from textmill_router.http.replies import send_error, send_reply
 
 log = logging.getLogger(__name__)
 
-OPENAI_PREFIX = "/v1/"
 # Monitoring works without a key.
 OPEN_PATHS = frozenset({"/health", "/ping", "/metrics"})
 CLIENT_LEFT_STATUS = 499
@@ -30,15 +30,14 @@ _BEARER = re.compile(rb"bearer:?\s+(\S.*)", re.IGNORECASE | re.DOTALL)  # of a v
 class FrontDoor:
     """Outermost: opens the call, answers 500 for our own mistakes, counts statuses.
 
-    `on_answer` is told route, method and status of each call that has ended.
+    `on_answer` is told route, method and status of each call that has ended. `styles` say how errors look on a path,
+    also where no route is found.
     """
 
-    def __init__(
-        self, app: ASGIApp, on_answer: Callable[[str, str, int], None], v1_errors: ErrorStyle = ErrorStyle.MIXED
-    ) -> None:
+    def __init__(self, app: ASGIApp, on_answer: Callable[[str, str, int], None], styles: PathStyles) -> None:
         self._app = app
         self._on_answer = on_answer
-        self._v1_errors = v1_errors
+        self._styles = styles
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]  # neither websockets nor lifespan are switched on
@@ -46,8 +45,7 @@ class FrontDoor:
         is_usable = given is not None and _REQUEST_ID.fullmatch(given) is not None
         request_id = given.decode() if given is not None and is_usable else uuid.uuid4().hex
         call = open_call(scope, request_id)
-        if scope["path"].startswith(OPENAI_PREFIX):
-            call.error_style = self._v1_errors
+        call.error_style = self._styles.of(scope["path"]).errors
         call.reply_headers.append((b"x-request-id", request_id.encode()))
         trace = _TRACE_PARENT.fullmatch(_header(scope, b"traceparent") or b"")
         call.trace_id = None if trace is None else trace[1].decode()
@@ -99,29 +97,33 @@ def _allowed_headers(scope: Scope) -> bytes:
 
 
 class ApiKey:
-    """Lets through who shows the key. Made only where there is one."""
+    """Lets through who shows the key, in the header that the path's style names. Made only where there is a key."""
 
-    def __init__(self, app: ASGIApp, key: str, open_paths: Set[str] = OPEN_PATHS) -> None:
+    def __init__(self, app: ASGIApp, key: str, styles: PathStyles, open_paths: Set[str] = OPEN_PATHS) -> None:
         self._app = app
         self._key = key.encode()
+        self._styles = styles
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._is_open(scope) or self._has_key(scope):
+        header = self._styles.of(scope["path"]).key_header
+        if self._is_open(scope) or self._has_key(scope, header):
             await self._app(scope, receive, send)
             return
-        await send_error(
-            scope, send, Unauthorized("this server asks for its API key: send the header `Authorization: Bearer <key>`")
-        )
+        wanted = "Authorization: Bearer <key>" if header == AUTHORIZATION else f"{header}: <key>"
+        await send_error(scope, send, Unauthorized(f"this server asks for its API key: send the header `{wanted}`"))
 
     def _is_open(self, scope: Scope) -> bool:
         method, path = scope["method"], scope["path"]
         is_read = method in ("GET", "HEAD")
         return method == "OPTIONS" or (is_read and (path in self._open_paths or path == "/"))
 
-    def _has_key(self, scope: Scope) -> bool:
-        shown = _BEARER.fullmatch((_header(scope, b"authorization") or b"").strip())
-        return shown is not None and hmac.compare_digest(shown[1], self._key)
+    def _has_key(self, scope: Scope, header: str) -> bool:
+        shown = (_header(scope, header.encode()) or b"").strip()
+        if header == AUTHORIZATION:
+            bearer = _BEARER.fullmatch(shown)
+            shown = b"" if bearer is None else bearer[1]
+        return bool(shown) and hmac.compare_digest(shown, self._key)
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 
 from textmill_router.errors import RequestError
+from textmill_router.http.call import Call
 from textmill_router.http.error_responses import Header
-from textmill_router.http.replies import Call
 from textmill_router.serving.call import failure_label
 from textmill_router.serving.prompts import TokenizedPrompt
 from textmill_router.serving.service import Backend, Service

@@ -6,9 +6,10 @@ import time
 import msgspec
 from starlette.types import Scope, Send
 
+from textmill_router.http.call import call_of
 from textmill_router.http.error_responses import Header
 from textmill_router.http.event_stream import STREAM_HEADERS
-from textmill_router.http.replies import call_of, send_reply
+from textmill_router.http.replies import send_reply
 from textmill_router.serving.response_cache import CachedAnswer, ResponseCache
 from textmill_router.serving.service import Backend, Service
 

@@ -7,8 +7,9 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from textmill_router.http.call import call_of
 from textmill_router.http.json_body import read_json
-from textmill_router.http.replies import call_of
+from textmill_router.http.path_style import PathStyle
 from textmill_router.request import Grammar
 from textmill_router.serving.call import admitted, serve
 from textmill_router.serving.call_options import ready_backend
@@ -55,9 +56,10 @@ class PreparedCall:
 class GeneratingRoute(Generic[Body]):
     """An ASGI endpoint: shape, rules, kept answer, grammar, permits, then the work.
 
-    `prepare` applies the rules of the dialect to a body; it raises RequestError. `check_model` refuses a body whose
-    model is not served, also while the model loads. `wait_for_model` reads from a body whether the call waits for a
-    model that loads; None where the body does not say.
+    `prepare` applies the rules of the dialect to a body; it raises RequestError. `style` is the style of the dialect's
+    paths, for the table that gives the route its path. `check_model` refuses a body whose model is not served, also
+    while the model loads. `wait_for_model` reads from a body whether the call waits for a model that loads; None where
+    the body does not say.
     """
 
     def __init__(
@@ -65,10 +67,12 @@ class GeneratingRoute(Generic[Body]):
         service: Service,
         decoder: "msgspec.json.Decoder[Body]",
         prepare: Callable[[Body, IncomingCall], PreparedCall],
+        style: PathStyle,
         *,
         check_model: Callable[[Body], None] = lambda body: None,
         wait_for_model: Callable[[Body], bool | None] = lambda body: None,
     ) -> None:
+        self.style = style
         self._service = service
         self._decoder = decoder
         self._prepare = prepare

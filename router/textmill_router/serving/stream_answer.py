@@ -5,9 +5,8 @@ from collections.abc import Awaitable, Callable
 from starlette.types import Scope, Send
 
 from textmill_router.errors import RequestError
-from textmill_router.http.error_responses import error_event
+from textmill_router.http.call import call_of
 from textmill_router.http.event_stream import EventStream
-from textmill_router.http.replies import call_of
 from textmill_router.serving.call_record import CallRecord
 from textmill_router.serving.failures import generation_error
 from textmill_router.text.events import GenerationFailed
@@ -34,6 +33,6 @@ async def stream_answer(
             raise
         error = failed if isinstance(failed, RequestError) else generation_error(failed.failure)
         record.note_failure(error)
-        await stream.end(error_event(error, call_of(scope).error_style) + end)
+        await stream.end(call_of(scope).error_style.event_of(error) + end)
     finally:
         stream.close()

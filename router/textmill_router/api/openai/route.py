@@ -10,9 +10,11 @@ from typing import TypeVar
 
 import msgspec
 
+from textmill_router.api.openai.errors import V1_ERROR_STYLES
 from textmill_router.api.openai.model_names import check_model
 from textmill_router.api.openai.types import Envelope, OpenAIBody, in_openai_words
 from textmill_router.errors import ValidationFailed
+from textmill_router.http.path_style import PathStyle
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
 from textmill_router.serving.service import Backend, Service
 from textmill_router.serving.validation import CheckedParameters, RequestedParameters, check_parameters
@@ -31,7 +33,8 @@ def openai_route(
     def check_name(body: _Body) -> None:
         check_model(body.model, service.settings)
 
-    return GeneratingRoute(service, msgspec.json.Decoder(body_type), prepare, check_model=check_name)
+    style = PathStyle("/v1/", V1_ERROR_STYLES[service.settings.v1_errors])
+    return GeneratingRoute(service, msgspec.json.Decoder(body_type), prepare, style, check_model=check_name)
 
 
 def checked_parameters(requested: RequestedParameters, backend: Backend, names: Mapping[str, str]) -> CheckedParameters:

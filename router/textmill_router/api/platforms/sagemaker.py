@@ -1,14 +1,16 @@
 """POST /invocations: SageMaker's one route, handed on by the shape of the body."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from textmill_router.errors import RequestError, ValidationFailed
-from textmill_router.http.error_responses import ErrorStyle
+from textmill_router.http.call import call_of
 from textmill_router.http.json_body import ClientLeft, decode_json, read_body
-from textmill_router.http.replies import call_of, send_error
+from textmill_router.http.replies import send_error
+from textmill_router.serving.route import GeneratingRoute
 from textmill_router.serving.service import Service
 
 _ABSENT = msgspec.Raw(b"null")
@@ -28,7 +30,7 @@ _DECODER = msgspec.json.Decoder(_Shape)
 class InvocationsRoute:
     """An ASGI endpoint. `endpoints` are those for `inputs`, `messages` and `prompt`, as far as there are any."""
 
-    def __init__(self, service: Service, endpoints: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, service: Service, endpoints: Mapping[str, GeneratingRoute[Any]]) -> None:
         self._service = service
         self._endpoints = endpoints
 
@@ -41,9 +43,9 @@ class InvocationsRoute:
         except RequestError as error:
             await send_error(scope, send, error)
             return
-        if name != "inputs":
-            call_of(scope).error_style = ErrorStyle(self._service.settings.v1_errors)
-        await self._endpoints[name](scope, replay(body, receive), send)
+        endpoint = self._endpoints[name]
+        call_of(scope).error_style = endpoint.style.errors
+        await endpoint(scope, replay(body, receive), send)
 
     def _pick(self, shape: _Shape) -> str:
         for name in self._endpoints:

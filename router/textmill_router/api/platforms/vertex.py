@@ -10,9 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from textmill_router.api.platforms.sagemaker import replay
 from textmill_router.api.tgi.types import VertexAnswer, VertexBody
 from textmill_router.errors import RequestError, ValidationFailed
+from textmill_router.http.call import call_of, open_call
 from textmill_router.http.error_responses import Header
 from textmill_router.http.json_body import ClientLeft, read_json
-from textmill_router.http.replies import call_of, open_call, send_error, send_reply
+from textmill_router.http.replies import send_error, send_reply
 from textmill_router.serving.service import Service
 
 _DECODER = msgspec.json.Decoder(VertexBody)

@@ -9,7 +9,7 @@ from starlette.types import Scope, Send
 from textmill_router.api.tgi.answers import TgiEvents, whole_answer
 from textmill_router.api.tgi.types import GenerateAnswer, GenerateBody, TgiParameters
 from textmill_router.errors import ValidationFailed
-from textmill_router.http.error_responses import tgi_error_body
+from textmill_router.http.error_responses import TGI_ERRORS
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.request import GenerationRequest
@@ -130,7 +130,7 @@ class TgiWork:
                 raise
             error = generation_error(failed.failure)
             self._record.note_failure(error)
-            await stream.end(b"data: " + tgi_error_body(error) + b"\n\n")
+            await stream.end(TGI_ERRORS.event_of(error))
             return
         finally:
             stream.close()

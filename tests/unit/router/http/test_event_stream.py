@@ -5,8 +5,8 @@ import inspect
 from typing import Any
 
 from starlette.types import Message
+from textmill_router.http.call import open_call
 from textmill_router.http.event_stream import EventStream
-from textmill_router.http.replies import open_call
 
 LIMIT_S = 5.0
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 import pytest
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from textmill_router.http.call import writer_of
 from textmill_router.http.guard import GuardLimits, guarded_protocol
-from textmill_router.http.replies import writer_of
 
 LIMITS = GuardLimits(
     max_header_bytes=4096, max_header_fields=20, header_timeout_s=5.0, body_timeout_s=5.0, stall_timeout_s=5.0

@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
+from textmill_router.http.call import open_call
+from textmill_router.http.error_responses import TGI_ERRORS
 from textmill_router.http.middleware import ApiKey
-from textmill_router.http.replies import open_call
+from textmill_router.http.path_style import PathStyle, PathStyles
+
+TOKEN_STYLE = PathStyle("/other/", TGI_ERRORS, key_header="x-api-key")
 
 
-def status_with(authorization: bytes) -> int:
+def status_with(value: bytes, name: bytes = b"authorization", path: str = "/generate") -> int:
     """What a call with this header is answered with."""
     statuses: list[int] = []
 
@@ -24,9 +28,9 @@ def status_with(authorization: bytes) -> int:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    scope: dict[str, Any] = {"method": "POST", "path": "/generate", "headers": [(b"authorization", authorization)]}
+    scope: dict[str, Any] = {"method": "POST", "path": path, "headers": [(name, value)]}
     open_call(scope, "id")
-    asyncio.run(ApiKey(app, "a key")(scope, receive, send))
+    asyncio.run(ApiKey(app, "a key", PathStyles([TOKEN_STYLE]))(scope, receive, send))
     [status] = statuses
     return status
 
@@ -47,3 +51,18 @@ def test_header_of_spaces_is_read_once() -> None:
     assert status_with(b"Bearer" + b" " * 30_000) == 401
     assert status_with(b"Bearer a" + b" " * 30_000 + b"x") == 401
     assert time.monotonic() - begin_s < 1
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "path", "status"),
+    [
+        (b"a key", b"x-api-key", "/other/route", 200),
+        (b" a key ", b"x-api-key", "/other/", 200),
+        (b"Bearer a key", b"x-api-key", "/other/route", 401),
+        (b"", b"x-api-key", "/other/route", 401),
+        (b"Bearer a key", b"authorization", "/other/route", 401),
+        (b"a key", b"x-api-key", "/generate", 401),
+    ],
+)
+def test_a_path_has_its_own_header_of_the_key(value: bytes, name: bytes, path: str, status: int) -> None:
+    assert status_with(value, name, path) == status

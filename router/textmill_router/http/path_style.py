@@ -1,0 +1,35 @@
+"""What clients expect of all paths under a prefix, with a route or without: the form of errors, the key's header."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from textmill_router.http.error_responses import TGI_ERRORS, ErrorStyle
+
+AUTHORIZATION = "authorization"
+
+
+@dataclass(frozen=True, slots=True)
+class PathStyle:
+    """`key_header` shows the API key: `authorization` as `Bearer <key>`, any other header as it is."""
+
+    prefix: str
+    errors: ErrorStyle
+    key_header: str = AUTHORIZATION
+
+
+# Of all paths that no dialect claims for itself.
+ROOT_STYLE = PathStyle("", TGI_ERRORS)
+
+
+class PathStyles:
+    """Finds the style of a path; the longest prefix counts."""
+
+    def __init__(self, styles: Iterable[PathStyle] = ()) -> None:
+        by_prefix = {ROOT_STYLE.prefix: ROOT_STYLE}
+        for style in styles:
+            known = by_prefix.setdefault(style.prefix, style)
+            assert known == style, f"two styles for the paths under {style.prefix!r}"
+        self._longest_first = sorted(by_prefix.values(), key=lambda style: len(style.prefix), reverse=True)
+
+    def of(self, path: str) -> PathStyle:
+        return next(style for style in self._longest_first if path.startswith(style.prefix))

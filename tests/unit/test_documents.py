@@ -10,6 +10,9 @@ from textmill_launcher.settings import OPTIONS, WITHOUT_EFFECT
 REPOSITORY = Path(__file__).parents[2]
 FOLDERS = (".", "docs", "docs/decisions", "proto", "router", "shard", "launcher", "tests", "bench", "deploy")
 NAMED_TEST = r"`((?:contract|integration|unit(?:/\w+)*)/\w+\.py)`"
+GUIDES = ("CONTRIBUTING.md", "docs/debugging.md", "docs/extending.md", "docs/glossary.md", "docs/style.md")
+# A path in a guide is written from the root of the repository, or from the folder of a room's package.
+ROOTS = (".", "router/textmill_router", "shard/textmill_shard", "launcher/textmill_launcher", "proto/textmill_proto")
 DOCUMENTS = [path for folder in FOLDERS for path in sorted((REPOSITORY / folder).glob("*.md"))]
 
 
@@ -18,6 +21,25 @@ def test_links_of_a_document_lead_somewhere(document: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (document.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_files_and_folders_named_by_a_guide_exist(guide: str) -> None:
+    """Names in capitals, as in `api/NAME/types.py`, stand for a name that the reader chooses."""
+    text = re.sub(r"^```.*?^```", "", (REPOSITORY / guide).read_text(), flags=re.DOTALL | re.MULTILINE)
+    files = re.findall(r"`([\w./-]+\.(?:py|md|proto|toml|txt|json|html|[ch]))`", text)
+    folders = re.findall(r"`((?:[\w-]+/)+)`", text)
+    named = {name for name in (*files, *folders) if re.search(r"\b[A-Z]{2,}/", name) is None}
+    assert len(named) > 5
+    assert sorted(name for name in named if not any((REPOSITORY / root / name).exists() for root in ROOTS)) == []
+
+
+def test_extending_lists_its_sections_in_order() -> None:
+    text = (REPOSITORY / "docs" / "extending.md").read_text()
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    [listed] = re.findall(r"^Sections: (.+?)\.$", text, re.MULTILINE | re.DOTALL)
+    links = [f"[{heading[0].lower()}{heading[1:]}](#{heading.lower().replace(' ', '-')})" for heading in headings]
+    assert re.findall(r"\[[^]]+\]\([^)]+\)", listed) == links
 
 
 def test_tests_named_by_the_compatibility_page_exist() -> None:
@@ -53,7 +75,7 @@ def room_files(room: str) -> list[Path]:
     return list((REPOSITORY / room).rglob("*.py"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/clients.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/clients.md", "docs/debugging.md"])
 def test_every_flag_that_a_page_names_is_one_of_the_launcher(page: str) -> None:
     """Snippets of other programs, which a language is named for, have flags of their own; so does lm-eval in words."""
     flags = {name for option in (*OPTIONS, *WITHOUT_EFFECT) for name in (option.flag, *option.aliases)} | {

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
+from textmill_router.parsers.formats import TOOL_FORMAT_NAMES, ReasoningFormat
 
 LOG_LEVELS = {
     "trace": "DEBUG",
@@ -161,7 +161,7 @@ class Settings:
     )
     max_n: int = _option(_integer(1), "largest n of a chat or completion", 16)
     tool_call_parser: str | None = _option(
-        _one_of(*(entry.value for entry in ToolFormat)), "format of tool calls; without it the template tells", None
+        _one_of(*TOOL_FORMAT_NAMES), "format of tool calls; without it the template tells", None
     )
     reasoning_parser: str | None = _option(
         _one_of(*(entry.value for entry in ReasoningFormat)), "format of reasoning; without it the template tells", None

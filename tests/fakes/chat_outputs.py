@@ -4,7 +4,9 @@ from dataclasses import dataclass, replace
 
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.deltas import ParsedMessage, collect
-from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
+from textmill_router.parsers.formats import ReasoningFormat
+from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral
+from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ def parse_whole(parser: ChatParser, text: str, *, was_cut: bool) -> ParsedMessag
     return collect([*parser.push(text), *parser.finish(was_cut)])
 
 
-TOOL_NAMES = ("weather", "add", "say")
+TOOLS = (ToolSpec("weather"), ToolSpec("add"), ToolSpec("say"))
 
 HERMES = [
     Output(
@@ -312,10 +314,10 @@ MISTRAL_THINK = [
 ]
 
 ALL: list[tuple[ToolFormat, ReasoningFormat | None, Output]] = [
-    *((ToolFormat.HERMES, None, output) for output in HERMES),
-    *((ToolFormat.LLAMA3_JSON, None, output) for output in LLAMA3_JSON),
-    *((ToolFormat.MISTRAL, None, output) for output in MISTRAL),
-    *((ToolFormat.JSON, None, output) for output in JSON),
-    *((ToolFormat.HERMES, ReasoningFormat.THINK, output) for output in THINK),
-    *((ToolFormat.HERMES, ReasoningFormat.MISTRAL, output) for output in MISTRAL_THINK),
+    *((hermes.HERMES, None, output) for output in HERMES),
+    *((llama3_json.LLAMA3_JSON, None, output) for output in LLAMA3_JSON),
+    *((mistral.MISTRAL, None, output) for output in MISTRAL),
+    *((generic_json.GENERIC_JSON, None, output) for output in JSON),
+    *((hermes.HERMES, ReasoningFormat.THINK, output) for output in THINK),
+    *((hermes.HERMES, ReasoningFormat.MISTRAL, output) for output in MISTRAL_THINK),
 ]

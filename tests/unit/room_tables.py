@@ -57,6 +57,9 @@ ROUTER_LIBRARIES = {
     "__main__": names("uvloop"),
 }
 
+# Folders that belong to the row of the folder above: the files of both may import each other, one way as everywhere.
+PARTS = {"parsers/tools": "parsers"}
+
 # The one file of a dialect that may import another dialect.
 DIALECTS = names("api/openai api/tgi api/platforms")
 DIALECT_BRIDGES = {("api/tgi/chat_tokenize.py", "api/openai"), ("api/platforms/vertex.py", "api/tgi")}

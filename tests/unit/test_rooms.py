@@ -19,6 +19,7 @@ from tests.unit.room_tables import (
     FOLDERS,
     FORBIDDEN_STANDARD,
     LIBRARIES,
+    PARTS,
 )
 
 REPOSITORY = Path(__file__).parents[2]
@@ -118,7 +119,7 @@ def test_no_test_file_imports_another() -> None:
 def owner_of(relative: Path) -> str:
     """The row of the tables to which a file of a room belongs: its folder, or its own name in the root."""
     folder = relative.parent.as_posix()
-    return relative.stem if folder == "." else folder
+    return relative.stem if folder == "." else PARTS.get(folder, folder)
 
 
 def broken_rules(package: Path, room: str) -> list[str]:

@@ -11,14 +11,16 @@ from textmill_router.grammar.tool_grammar import OutputForm, tool_grammar
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.deltas import ContentText, Delta, ToolArguments, ToolCallStart
 from textmill_router.parsers.formats import (
+    TOOL_FORMATS,
     ReasoningFormat,
-    ToolFormat,
     has_ended_reasoning,
     markers_of,
     reasoning_format_of,
     starts_in_reasoning,
+    tool_format_named,
     tool_format_of,
 )
+from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 from textmill_router.request import FinishReason, Grammar
 from textmill_router.text.events import GenerationResult
 from textmill_router.text.tokenization import Tokenizer
@@ -64,7 +66,7 @@ class AnswerForm:
     reasoning: ReasoningFormat | None = None
     is_reasoning: bool = False  # the prompt has opened it
     has_reasoned: bool = False  # and closed it
-    tool_names: tuple[str, ...] = ()
+    specs: tuple[ToolSpec, ...] = ()  # tools that may be called
     is_parallel: bool = True
 
     @property
@@ -77,7 +79,7 @@ class AnswerForm:
         return markers_of(self.tools, self.reasoning)
 
     def new_reader(self) -> "AnswerReader":
-        parser = ChatParser(self.tools, self.reasoning, self.tool_names, is_reasoning=self.is_reasoning)
+        parser = ChatParser(self.tools, self.reasoning, self.specs, is_reasoning=self.is_reasoning)
         return AnswerReader(parser, self.is_parallel)
 
     def behind(self, prompt: str) -> "AnswerForm":
@@ -137,11 +139,10 @@ def answer_form(template: ChatTemplate, tools: ToolChoice | None, flags: FormatF
         reasoning = ReasoningFormat(flags.reasoning_parser)
     if tools is None:
         return AnswerForm(reasoning=reasoning)
-    tool_format = tool_format_of(template.source) if template.takes_tools else ToolFormat.JSON
+    tool_format = tool_format_of(template.source) if template.takes_tools else TOOL_FORMATS[-1]
     if flags.tool_call_parser is not None:
-        tool_format = ToolFormat(flags.tool_call_parser)
-    names = tuple(spec.name for spec in tools.specs)
-    return AnswerForm(tool_format, reasoning, tool_names=names, is_parallel=tools.is_parallel)
+        tool_format = tool_format_named(flags.tool_call_parser)
+    return AnswerForm(tool_format, reasoning, specs=tools.specs, is_parallel=tools.is_parallel)
 
 
 def grammar_for(

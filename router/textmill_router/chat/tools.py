@@ -8,7 +8,7 @@ from textmill_router.chat.message_content import text_of, with_more_text
 from textmill_router.chat.prompt import ChatRequest
 from textmill_router.chat.template import ChatTemplate, Message
 from textmill_router.chat.tool_prompt import tool_words
-from textmill_router.grammar.tool_grammar import ToolSpec
+from textmill_router.parsers.tools.tool_format import ToolSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,25 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from textmill_router.errors import ValidationFailed
-from textmill_router.grammar.lark import ANY_TEXT, SPACES, escape, json_rule, literal, marked, text_without
+from textmill_router.grammar.lark import ANY_TEXT, SPACES, escape, json_rule, literal, marked, regex_rule, text_without
 from textmill_router.grammar.reasoning_grammar import ReasoningForm, reasoning_parts
-from textmill_router.parsers.formats import ToolFormat
-from textmill_router.request import Grammar
-
-_WS = r"[ \t\r\n]*"
-# How a call may begin where no tag says so; `parsers/json_call.py` takes nothing else. NAMES: the tools' names.
-_ANY_CALL = (
-    rf"\{{{_WS}(\x{{22}}name\x{{22}}{_WS}:{_WS}(NAMES)|\x{{22}}(arguments|parameters|function|id|type)\x{{22}}{_WS}:)"
+from textmill_router.parsers.tools.call_shape import (
+    InOrder,
+    JsonValue,
+    Marker,
+    Maybe,
+    OneOf,
+    Piece,
+    Repeated,
+    Text,
+    TextUntil,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ToolSpec:
-    """A tool of a request. `parameters` is the schema of its arguments, None where any object will do."""
-
-    name: str
-    parameters: Mapping[str, Any] | None = None
-    is_strict: bool = False
+from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
+from textmill_router.request import Grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,57 +50,28 @@ def tool_grammar(
     return Grammar(writer.finish(answer))
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """What stands around calls and between them, and how a call goes on after its first part."""
-
-    first: str  # before the name
-    middle: str  # between name and arguments
-    last: str  # after the arguments
-    opening: str = ""  # a tag before each call, or before the array
-    closing: str = ""
-    between: str = ""
-    array: bool = False
-
-
-_SHAPES = {
-    ToolFormat.HERMES: _Shape(
-        '{"name": "', '", "arguments": ', "}", opening="<tool_call>", closing="</tool_call>", between="\n"
-    ),
-    ToolFormat.LLAMA3_JSON: _Shape('{"name": "', '", "parameters": ', "}", between="; "),
-    ToolFormat.MISTRAL: _Shape('{"name": "', '", "arguments": ', "}", opening="[TOOL_CALLS]", between=", ", array=True),
-    ToolFormat.JSON: _Shape('{"name": "', '", "parameters": ', "}", between="\n"),
-}
-# Vocabularies that have the token [ARGS] belong to models that write a name and not an object after the tag.
-_MISTRAL_NAMES = _Shape("", "[ARGS]", "", opening="[TOOL_CALLS]")
-
-
 class _Writer:
     """Collects the rules of one grammar."""
 
     def __init__(self, form: OutputForm) -> None:
         self._form = form
-        shape = _SHAPES[form.tools]
-        has_names = form.tools is ToolFormat.MISTRAL and "[ARGS]" in form.marker_ids
-        self._shape = _MISTRAL_NAMES if has_names else shape
+        self._shape = form.tools.shape(form.marker_ids)
         self._rules: list[str] = []
+        self._num_rules = 0  # of pieces
         self._calls: list[str] = []  # rule of each tool's call, whole
         self._names: list[str] = []
-        self._tails: list[tuple[str, str]] = []  # text up to the arguments, and the rule of what follows
+        self._heads: list[str] = []  # text up to where each tool's call can be no other
 
     def add_tool(self, tool: ToolSpec, *, keeps_schema: bool) -> None:
+        """Raises ValidationFailed for a schema that the format cannot write."""
         number = len(self._calls)
-        shape = self._shape
         schema = _object_schema(tool) if keeps_schema else {"type": "object"}
-        # A bare name is written as it is; inside JSON its quotes and backslashes are escaped.
-        name = json.dumps(tool.name, ensure_ascii=False)[1:-1] if shape.first else tool.name
-        self._rules.append(f"arguments{number}: {json_rule(json.dumps(schema))}")
-        self._rules.append(f"tail{number}: arguments{number}{literal(shape.last)}")
-        middle = self._marked(shape.middle)
-        self._rules.append(f"call{number}:{literal(shape.first + name)} {middle} tail{number}")
+        call = self._shape.write_call(tool.name, schema)
+        self._rules.append(f"tail{number}: {self._lark(call.rest)}")
+        self._rules.append(f"call{number}:{literal(call.head)} tail{number}")
         self._calls.append(f"call{number}")
-        self._names.append(tool.name)
-        self._tails.append((shape.first + name + shape.middle, f"tail{number}"))
+        self._names.append(call.name)
+        self._heads.append(call.head)
 
     def calls(self, is_parallel: bool) -> str:
         """One call, or as many as the model likes."""
@@ -112,45 +79,83 @@ class _Writer:
 
     def _calls_after_tag(self, is_parallel: bool) -> str:
         shape = self._shape
-        between = literal(shape.between)
+        between, before, after = literal(shape.between), literal(shape.before), literal(shape.after)
         opening, closing = self._marked(shape.opening), self._marked(shape.closing)
         self._rules.append(f"call: {' | '.join(self._calls)}")
-        if shape.array:
+        if shape.is_list:
             further = f"({between} call)*" if is_parallel else ""
-            return f'"[" call {further} "]" {closing}'
-        line = r'"\n"' if self._form.tools is ToolFormat.HERMES else ""
-        further = f"({between} {opening} {line} call {line} {closing})*" if is_parallel else ""
-        return f"{line} call {line} {closing} {further}"
+            return f"{before} call {further} {after} {closing}"
+        further = f"({between} {opening} {before} call {after} {closing})*" if is_parallel else ""
+        return f"{before} call {after} {closing} {further}"
 
     def free_answer(self, is_parallel: bool) -> str:
         """Text, and after it calls: where one begins, it goes on as one of the tools demands."""
-        if self._shape.opening:
+        shape = self._shape
+        if shape.opening:
             return self._free_before_tag(self._calls_after_tag(is_parallel))
         # No tag: nothing may begin as the parser takes calls to begin, but in the spelling that leads to a tool's rule.
-        names = "|".join(escape(json.dumps(name)) for name in self._names)
-        begin = _ANY_CALL.replace("NAMES", names)
+        begin = shape.any_call.replace("NAMES", "|".join(map(escape, self._names)))
         self._rules.append(f"REST: /{ANY_TEXT}/ & ~/{ANY_TEXT}{begin}{ANY_TEXT}/")
-        for number, (text, _) in enumerate(self._tails):
-            start = f"{ANY_TEXT}{escape(text)}"
+        further = ""
+        if shape.is_list:
+            self._rules.append(f"call: {' | '.join(self._calls)}")
+            more = f"({literal(shape.between)} call)*" if is_parallel else ""
+            further = f" {more}{literal(shape.after)}"
+        options = []
+        for number, head in enumerate(self._heads):
+            start = f"{ANY_TEXT}{escape(shape.before + head)}"
             self._rules.append(f"START{number}: /{start}/ & ~/{ANY_TEXT}{begin}{start}/")
             self._rules.append(f"start{number}[lazy]: START{number}")
-        options = " | ".join(f"start{number} {tail}" for number, (_, tail) in enumerate(self._tails))
-        self._rules.append(f"text_and_call: {options}")
+            options.append(f"start{number} tail{number}{further}")
+        self._rules.append(f"text_and_call: {' | '.join(options)}")
         return f"text_and_call{'*' if is_parallel else '?'} REST"
 
     def _free_before_tag(self, calls: str) -> str:
-        opening = self._shape.opening
-        self._rules.append(f"REST: {text_without(opening)}")
-        if opening in self._form.marker_ids:
+        shape = self._shape
+        untagged = f" & ~/{ANY_TEXT}{shape.any_call}{ANY_TEXT}/" if shape.any_call else ""
+        self._rules.append(f"REST: {text_without(shape.opening)}{untagged}")
+        if shape.opening in self._form.marker_ids:
             # A regular expression does not match a marker that is a token: text ends before it.
-            return f"REST | REST {self._marked(opening)} {calls} {SPACES}"
-        self._rules.append(f"before[lazy]: /{ANY_TEXT}{escape(opening)}/")
+            return f"REST | REST {self._marked(shape.opening)} {calls} {SPACES}"
+        self._rules.append(f"BEFORE: /{ANY_TEXT}{escape(shape.opening)}/{untagged}")
+        self._rules.append("before[lazy]: BEFORE")
         return f"REST | before {calls} {SPACES}"
 
     def finish(self, answer: str) -> str:
         """All rules; reasoning, where the model writes any, stands free before the answer."""
         thought = reasoning_parts(self._form.reasoning)
         return "\n".join([f"start: {thought.prefix}answer", f"answer: {answer}", *thought.rules, *self._rules])
+
+    def _lark(self, piece: Piece) -> str:
+        """The piece as a part of a rule; values and long texts get rules of their own."""
+        match piece:
+            case Text(text):
+                return literal(text)
+            case Marker(text):
+                return self._marked(text)
+            case JsonValue(schema):
+                return self._rule("value", json_rule(json.dumps(schema)))
+            case TextUntil(end, expressions):
+                return self._text_until(end, expressions)
+            case InOrder(pieces):
+                return " ".join(map(self._lark, pieces))
+            case OneOf(pieces):
+                return f"({' | '.join(map(self._lark, pieces))})"
+            case Maybe(inner):
+                return f"({self._lark(inner)})?"
+            case Repeated(inner):
+                return f"({self._lark(inner)})*"
+
+    def _text_until(self, end: str, expressions: Sequence[str]) -> str:
+        self._num_rules += 1
+        shapes = [f"/{ANY_TEXT}{escape(end)}/", *(regex_rule(f"({text}){escape(end)}") for text in expressions)]
+        self._rules.append(f"UNTIL{self._num_rules}: {' & '.join(shapes)} & ~/{ANY_TEXT}{escape(end)}(?s:.+)/")
+        return self._rule("until", f"UNTIL{self._num_rules}", "[lazy]")
+
+    def _rule(self, name: str, body: str, options: str = "") -> str:
+        self._num_rules += 1
+        self._rules.append(f"{name}{self._num_rules}{options}: {body}")
+        return f"{name}{self._num_rules}"
 
     def _marked(self, text: str) -> str:
         return marked(text, self._form.marker_ids)

@@ -5,23 +5,19 @@ It is fed with `TokenEvent.released_text`, where stop strings have been cut out 
 delta ever holds part of a character. Markers that are special tokens must be shown: `TextOptions.shown_specials`.
 """
 
-import secrets
 from collections.abc import Callable, Sequence
 
 from textmill_router.parsers.deltas import ContentText, Delta, merge
-from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
+from textmill_router.parsers.formats import ReasoningFormat
 from textmill_router.parsers.reasoning_text import ReasoningReader
-from textmill_router.parsers.tool_text import ToolReader
-
-_ID_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_MISTRAL_ID_CHARACTERS = 9  # its templates refuse ids of another length
+from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 
 
 class ChatParser:
     """Reads one answer: `push` for each piece of text, `finish` once. The deltas do not depend on the pieces.
 
     `tools` None: no calls are looked for (no tools in the request, or the choice is none); `reasoning` None likewise.
-    `tool_names` are the names in the request. `is_reasoning`: the prompt has opened the reasoning already.
+    `specs` are the tools that may be called. `is_reasoning`: the prompt has opened the reasoning already.
     """
 
     __slots__ = ("_reasoning", "_tools")
@@ -30,15 +26,13 @@ class ChatParser:
         self,
         tools: ToolFormat | None,
         reasoning: ReasoningFormat | None,
-        tool_names: Sequence[str] = (),
+        specs: Sequence[ToolSpec] = (),
         *,
         is_reasoning: bool = False,
         new_id: Callable[[], str] | None = None,
     ) -> None:
         self._reasoning = None if reasoning is None else ReasoningReader(reasoning.tags, is_reasoning)
-        self._tools = None
-        if tools is not None:
-            self._tools = ToolReader(tools, frozenset(tool_names), new_id or id_maker(tools))
+        self._tools = None if tools is None else tools.new_reader(specs, new_id or tools.new_id)
 
     def push(self, text: str) -> list[Delta]:
         """What this piece of text sets free; empty while it may still become a tag or a call."""
@@ -80,16 +74,3 @@ class ChatParser:
             else:
                 read.append(delta)
         return read
-
-
-def id_maker(tools: ToolFormat) -> Callable[[], str]:
-    """Ids for the calls of a format."""
-    return _mistral_id if tools is ToolFormat.MISTRAL else _call_id
-
-
-def _call_id() -> str:
-    return f"call_{secrets.token_hex(12)}"
-
-
-def _mistral_id() -> str:
-    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(_MISTRAL_ID_CHARACTERS))

@@ -4,21 +4,21 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
+from textmill_router.parsers.tools.generic_json import GENERIC_JSON
+from textmill_router.parsers.tools.hermes import HERMES
+from textmill_router.parsers.tools.llama3_json import LLAMA3_JSON
+from textmill_router.parsers.tools.mistral import MISTRAL
+from textmill_router.parsers.tools.tool_format import ToolFormat
+
 _TOOLS_WORD = re.compile(r"\btools\b")
 
-
-class ToolFormat(Enum):
-    """How a model writes a tool call. The values are those of --tool-call-parser."""
-
-    HERMES = "hermes"  # <tool_call>{"name": ..., "arguments": {...}}</tool_call>; Qwen 2.5 and 3 too
-    LLAMA3_JSON = "llama3_json"  # {"name": ..., "parameters": {...}}, several parted by ";", or after <|python_tag|>
-    MISTRAL = "mistral"  # [TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...] or [TOOL_CALLS]name{...}
-    JSON = "json"  # an object or an array of objects as in the two above, in the midst of text
+# The first one that a template teaches is the model's. The last one is taken where the template teaches none.
+TOOL_FORMATS: tuple[ToolFormat, ...] = (MISTRAL, HERMES, LLAMA3_JSON, GENERIC_JSON)
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningTags:
-    """What stands around the reasoning at the start of an answer."""
+    """The texts around the reasoning at the start of an answer."""
 
     opening: str
     closing: str
@@ -27,8 +27,8 @@ class ReasoningTags:
 class ReasoningFormat(Enum):
     """How a model sets its reasoning apart. The values are those of --reasoning-parser."""
 
-    THINK = "think"  # <think>...</think>
-    MISTRAL = "mistral"  # [THINK]...[/THINK]
+    THINK = "think"
+    MISTRAL = "mistral"
 
     @property
     def tags(self) -> ReasoningTags:
@@ -40,24 +40,26 @@ _REASONING_TAGS = {
     ReasoningFormat.MISTRAL: ReasoningTags("[THINK]", "[/THINK]"),
 }
 
-# Texts that are special tokens in some vocabularies and yet must reach the parser.
-_TOOL_MARKERS = {
-    ToolFormat.HERMES: ("<tool_call>", "</tool_call>"),
-    ToolFormat.LLAMA3_JSON: ("<|python_tag|>",),
-    ToolFormat.MISTRAL: ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
-    ToolFormat.JSON: (),
-}
-
-
 ALL_MARKERS = frozenset(
-    [marker for markers in _TOOL_MARKERS.values() for marker in markers]
+    [marker for tools in TOOL_FORMATS for marker in tools.markers]
     + [tag for tags in _REASONING_TAGS.values() for tag in (tags.opening, tags.closing)]
 )
+
+# Words of --tool-call-parser.
+TOOL_FORMAT_NAMES = tuple(name for tools in TOOL_FORMATS for name in (tools.name, *tools.aliases))
+
+
+def tool_format_named(name: str) -> ToolFormat:
+    """The format that this word of --tool-call-parser means. Raises KeyError for another word."""
+    for tools in TOOL_FORMATS:
+        if name == tools.name or name in tools.aliases:
+            return tools
+    raise KeyError(name)
 
 
 def markers_of(tools: ToolFormat | None, reasoning: ReasoningFormat | None) -> frozenset[str]:
     """Texts of tokens that must be shown to the parser even where they are special tokens."""
-    marks = set(_TOOL_MARKERS[tools]) if tools is not None else set()
+    marks = set(tools.markers) if tools is not None else set()
     if reasoning is not None:
         marks |= {reasoning.tags.opening, reasoning.tags.closing}
     return frozenset(marks)
@@ -70,13 +72,7 @@ def takes_tools(template: str) -> bool:
 
 def tool_format_of(template: str) -> ToolFormat:
     """The format that a chat template teaches; generic JSON where it teaches none that is known."""
-    if "[TOOL_CALLS]" in template:
-        return ToolFormat.MISTRAL
-    if "<tool_call>" in template:
-        return ToolFormat.HERMES
-    if "<|python_tag|>" in template or ("<|start_header_id|>" in template and takes_tools(template)):
-        return ToolFormat.LLAMA3_JSON
-    return ToolFormat.JSON
+    return next(tools for tools in TOOL_FORMATS if tools.is_taught_by(template))
 
 
 def reasoning_format_of(template: str) -> ReasoningFormat | None:

@@ -7,7 +7,7 @@ import msgspec
 from textmill_router.api.openai.chat_types import ChatBody, DeclaredFunction, DeclaredTool
 from textmill_router.chat.tools import ToolChoice
 from textmill_router.errors import ToolError, ValidationFailed
-from textmill_router.grammar.tool_grammar import ToolSpec
+from textmill_router.parsers.tools.tool_format import ToolSpec
 
 _TOOLS = list[DeclaredTool]
 

@@ -9,9 +9,11 @@ import tokenizers
 from textmill_router.errors import ValidationFailed
 from textmill_router.grammar.reasoning_grammar import ReasoningForm, after_reasoning
 from textmill_router.grammar.request_forms import AskedGrammar, AskedKind
-from textmill_router.grammar.tool_grammar import OutputForm, ToolSpec, tool_grammar
+from textmill_router.grammar.tool_grammar import OutputForm, tool_grammar
 from textmill_router.parsers.chat_parser import ChatParser
-from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
+from textmill_router.parsers.formats import ReasoningFormat
+from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral
+from textmill_router.parsers.tools.tool_format import ToolSpec
 from textmill_router.request import Grammar
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
@@ -81,12 +83,12 @@ def ids_of(*markers: str) -> dict[str, int]:
     return {marker: END_ID + 1 + MARKERS.index(marker) for marker in markers}
 
 
-HERMES = OutputForm(ToolFormat.HERMES, {})
-HERMES_TOKENS = OutputForm(ToolFormat.HERMES, ids_of("<tool_call>", "</tool_call>"))
-LLAMA = OutputForm(ToolFormat.LLAMA3_JSON, {})
-MISTRAL = OutputForm(ToolFormat.MISTRAL, ids_of("[TOOL_CALLS]"))
-MISTRAL_NAMES = OutputForm(ToolFormat.MISTRAL, ids_of("[TOOL_CALLS]", "[ARGS]"))
-JSON = OutputForm(ToolFormat.JSON, {})
+HERMES = OutputForm(hermes.HERMES, {})
+HERMES_TOKENS = OutputForm(hermes.HERMES, ids_of("<tool_call>", "</tool_call>"))
+LLAMA = OutputForm(llama3_json.LLAMA3_JSON, {})
+MISTRAL = OutputForm(mistral.MISTRAL, ids_of("[TOOL_CALLS]"))
+MISTRAL_NAMES = OutputForm(mistral.MISTRAL, ids_of("[TOOL_CALLS]", "[ARGS]"))
+JSON = OutputForm(generic_json.GENERIC_JSON, {})
 WEATHER, SAY, WRONG = '{"city": "Oslo"}', '{"text": [1, {"a": null}]}', '{"town": "Oslo"}'
 
 # Form, one call, two calls, a call whose arguments break the schema.
@@ -126,7 +128,7 @@ FORMS = [
     ),
 ]
 each_form = pytest.mark.parametrize(
-    ("form", "one", "two", "wrong"), FORMS, ids=lambda value: value.tools.value if isinstance(value, OutputForm) else ""
+    ("form", "one", "two", "wrong"), FORMS, ids=lambda value: value.tools.name if isinstance(value, OutputForm) else ""
 )
 
 
@@ -153,12 +155,11 @@ def test_strict_tools_leave_text_free(judge: Judge, form: OutputForm, one: str, 
 
 @each_form
 def test_parser_reads_what_the_grammar_makes(form: OutputForm, one: str, two: str, wrong: str) -> None:
-    names = [tool.name for tool in TOOLS]
     for text, calls in (
         (one, [("weather", WEATHER)]),
         (two, [("weather", WEATHER), ("say", SAY)]),
     ):
-        message = parse_whole(ChatParser(form.tools, None, names), text, was_cut=False)
+        message = parse_whole(ChatParser(form.tools, None, TOOLS), text, was_cut=False)
         assert message.content is None
         assert [(call.name, call.arguments) for call in message.tool_calls] == calls
 
@@ -175,7 +176,9 @@ def test_parser_reads_what_the_grammar_makes(form: OutputForm, one: str, two: st
 )
 def test_no_other_spelling_of_a_strict_call_gets_past(judge: Judge, text: str) -> None:
     """Each of them would be a call to the parser."""
-    assert parse_whole(ChatParser(ToolFormat.JSON, None, ["weather"]), text, was_cut=False).tool_calls
+    assert parse_whole(
+        ChatParser(generic_json.GENERIC_JSON, None, [ToolSpec("weather")]), text, was_cut=False
+    ).tool_calls
     assert not judge.accepts(JSON, text, is_required=False)
     assert not judge.accepts(JSON, f'{text} {{"name": "weather", "parameters": {WEATHER}}}', is_required=False)
 
@@ -188,7 +191,7 @@ def test_strict_tool_is_held_in_each_spelling_that_is_a_call(judge: Judge, name:
     in_numbers = '"' + "".join(f"\\u{ord(char):04x}" for char in name) + '"'
     for key, spelt in (('"name"', plain), ('"name"', ascii_only), ('"name"', in_numbers), ('"n\\u0061me"', plain)):
         text = f'{{{key}: {spelt}, "parameters": {WRONG}}}'
-        message = parse_whole(ChatParser(ToolFormat.JSON, None, [name]), text, was_cut=False)
+        message = parse_whole(ChatParser(generic_json.GENERIC_JSON, None, [ToolSpec(name)]), text, was_cut=False)
         assert bool(message.tool_calls) == (key == '"name"' and spelt in (plain, ascii_only))
         assert not (message.tool_calls and judge.follows({}, grammar, text))
     assert judge.follows({}, grammar, f'{{"name": {plain}, "parameters": {WEATHER}}}')
@@ -210,11 +213,13 @@ def test_tag_in_letters_does_not_get_past_a_tag_that_is_a_token(judge: Judge) ->
 @pytest.mark.parametrize("marker_ids", [{}, ids_of("<think>", "</think>")], ids=["letters", "tokens"])
 def test_reasoning_stands_free_before_calls(judge: Judge, marker_ids: dict[str, int]) -> None:
     call = f'{{"name": "weather", "parameters": {WEATHER}}}'
-    form = OutputForm(ToolFormat.JSON, marker_ids, ReasoningForm(ReasoningFormat.THINK, marker_ids))
+    form = OutputForm(generic_json.GENERIC_JSON, marker_ids, ReasoningForm(ReasoningFormat.THINK, marker_ids))
     assert judge.accepts(form, f'<think>\nIs it {{"name": "weather", 1}}?\n</think>\n\n{call}', is_required=True)
     assert judge.accepts(form, call, is_required=True)
     assert not judge.accepts(form, f"Is it? {call}", is_required=True)
-    inside = OutputForm(ToolFormat.JSON, marker_ids, ReasoningForm(ReasoningFormat.THINK, marker_ids, is_open=True))
+    inside = OutputForm(
+        generic_json.GENERIC_JSON, marker_ids, ReasoningForm(ReasoningFormat.THINK, marker_ids, is_open=True)
+    )
     assert judge.accepts(inside, f"Is it?\n</think>\n\n{call}", is_required=True)
     assert not judge.accepts(inside, call, is_required=True)
 

@@ -17,24 +17,24 @@ from textmill_router.parsers.deltas import (
     ToolCallStart,
     collect,
 )
-from textmill_router.parsers.formats import ReasoningFormat, ToolFormat, markers_of
+from textmill_router.parsers.formats import TOOL_FORMATS, ReasoningFormat, markers_of
+from textmill_router.parsers.tools import hermes, mistral
+from textmill_router.parsers.tools.tool_format import ToolFormat
 
-from tests.fakes.chat_outputs import ALL, TOOL_NAMES, Output, parse_whole
+from tests.fakes.chat_outputs import ALL, TOOLS, Output, parse_whole
 
 NUM_RANDOM_SPLITS = 200
 ADVERSARIAL_CHARACTERS = 1_000_000
 MAX_STEPS_A_CHARACTER = 6  # two readers; each looks at a character and may look again, at it and behind a piece
 
 Case = tuple[ToolFormat, ReasoningFormat | None, Output]
-each_output = pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case[0].value}-{case[2].text[:40]!r}")
+each_output = pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case[0].name}-{case[2].text[:40]!r}")
 
 
 def new_parser(case: Case) -> ChatParser:
     counter = itertools.count()
     tools, reasoning, output = case
-    return ChatParser(
-        tools, reasoning, TOOL_NAMES, is_reasoning=output.is_reasoning, new_id=lambda: f"call_{next(counter)}"
-    )
+    return ChatParser(tools, reasoning, TOOLS, is_reasoning=output.is_reasoning, new_id=lambda: f"call_{next(counter)}")
 
 
 def parse_pieces(case: Case, pieces: Sequence[str], was_cut: bool = False) -> ParsedMessage:
@@ -130,7 +130,7 @@ def test_deltas_come_in_order_and_are_never_empty(case: Case) -> None:
 
 
 def test_arguments_are_streamed_as_they_come() -> None:
-    parser = ChatParser(ToolFormat.HERMES, None, TOOL_NAMES, new_id=lambda: "call_x")
+    parser = ChatParser(hermes.HERMES, None, TOOLS, new_id=lambda: "call_x")
     assert parser.push('<tool_call>{"name": "say", "arguments"') == []
     assert parser.push(': {"te') == [ToolCallStart(0, "call_x", "say"), ToolArguments(0, '{"te')]
     assert parser.push('xt": "<') == [ToolArguments(0, 'xt": "<')]
@@ -140,7 +140,7 @@ def test_arguments_are_streamed_as_they_come() -> None:
 
 
 def test_text_is_held_back_only_while_it_may_be_a_tag() -> None:
-    parser = ChatParser(ToolFormat.HERMES, ReasoningFormat.THINK, TOOL_NAMES)
+    parser = ChatParser(hermes.HERMES, ReasoningFormat.THINK, TOOLS)
     assert parser.push("<thi") == []
     assert parser.push("s") == [ContentText("<this")]
     assert parser.push(" is") == [ContentText(" is")]
@@ -159,7 +159,7 @@ def test_without_tools_and_reasoning_text_passes_through() -> None:
 
 @pytest.mark.parametrize("text", ["<", "a <tool_cal", "<tool_call", '<tool_call>{"na', "<thi", "<think>x</thin"])
 def test_end_of_its_own_keeps_what_a_cut_drops(text: str) -> None:
-    case = (ToolFormat.HERMES, ReasoningFormat.THINK, Output(""))
+    case = (hermes.HERMES, ReasoningFormat.THINK, Output(""))
     ended = parse_pieces(case, [text])
     assert (ended.reasoning_content or "") + (ended.content or "") == text.removeprefix("<think>")
     cut = parse_pieces(case, [text], was_cut=True)
@@ -169,16 +169,16 @@ def test_end_of_its_own_keeps_what_a_cut_drops(text: str) -> None:
 @pytest.mark.parametrize(
     ("tools", "form"),
     [
-        (ToolFormat.MISTRAL, "[TOOL_CALLS]{}{{}}"),
-        (ToolFormat.HERMES, '<tool_call>{{"name": "{}", "arguments": {{}}}}</tool_call>'),
-        (ToolFormat.HERMES, '<tool_call>{{"{}": 1, "name": "add", "arguments": {{}}}}</tool_call>'),
+        (mistral.MISTRAL, "[TOOL_CALLS]{}{{}}"),
+        (hermes.HERMES, '<tool_call>{{"name": "{}", "arguments": {{}}}}</tool_call>'),
+        (hermes.HERMES, '<tool_call>{{"{}": 1, "name": "add", "arguments": {{}}}}</tool_call>'),
     ],
 )
 def test_names_and_keys_longer_than_any_are_text(tools: ToolFormat, form: str) -> None:
     """So that what is held back stays small."""
     for num_characters, is_call in ((60, True), (300, False)):
         text = form.format("a" * num_characters)
-        message = parse_whole(ChatParser(tools, None, TOOL_NAMES), text, was_cut=False)
+        message = parse_whole(ChatParser(tools, None, TOOLS), text, was_cut=False)
         assert bool(message.tool_calls) is is_call
         assert (message.content == text) is not is_call
 
@@ -186,41 +186,41 @@ def test_names_and_keys_longer_than_any_are_text(tools: ToolFormat, form: str) -
 @pytest.mark.parametrize(
     ("tools", "text", "is_in_call"),
     [
-        (ToolFormat.MISTRAL, '[TOOL_CALLS]add{"a": 1', True),
-        (ToolFormat.MISTRAL, '[TOOL_CALLS]add{"a": 1}', False),
-        (ToolFormat.MISTRAL, "[TOOL_CALLS]add", False),
-        (ToolFormat.HERMES, '<tool_call>{"name": "add", "arguments": {', True),
-        (ToolFormat.HERMES, '<tool_call>{"name": "add", "argu', False),
-        (ToolFormat.HERMES, '<tool_call>{"name": "add", "arguments": {}}', False),
+        (mistral.MISTRAL, '[TOOL_CALLS]add{"a": 1', True),
+        (mistral.MISTRAL, '[TOOL_CALLS]add{"a": 1}', False),
+        (mistral.MISTRAL, "[TOOL_CALLS]add", False),
+        (hermes.HERMES, '<tool_call>{"name": "add", "arguments": {', True),
+        (hermes.HERMES, '<tool_call>{"name": "add", "argu', False),
+        (hermes.HERMES, '<tool_call>{"name": "add", "arguments": {}}', False),
         (None, '{"name": "add", "arguments": {', False),
     ],
 )
 def test_parser_tells_whether_a_call_has_begun_and_not_ended(
     tools: ToolFormat | None, text: str, is_in_call: bool
 ) -> None:
-    parser = ChatParser(tools, None, TOOL_NAMES)
+    parser = ChatParser(tools, None, TOOLS)
     parser.push(text)
     parser.finish(was_cut=True)
     assert parser.is_in_call is is_in_call
 
 
 def test_whole_tag_that_closes_nothing_is_text_in_a_cut_answer_too() -> None:
-    for case in ((ToolFormat.HERMES, None, Output("")), (ToolFormat.HERMES, ReasoningFormat.THINK, Output(""))):
+    for case in ((hermes.HERMES, None, Output("")), (hermes.HERMES, ReasoningFormat.THINK, Output(""))):
         assert parse_pieces(case, ["a </tool_call>"], was_cut=True).content == "a </tool_call>"
     for tag in ("<think>", "</think>"):
         assert parse_pieces(case, [f"a {tag}"], was_cut=True).content == f"a {tag}"
 
 
-@pytest.mark.parametrize("tools", ToolFormat, ids=lambda tools: tools.value)
+@pytest.mark.parametrize("tools", TOOL_FORMATS, ids=lambda tools: tools.name)
 def test_ids_are_unique_and_fit_their_format(tools: ToolFormat) -> None:
-    text = "[TOOL_CALLS]say{}" if tools is ToolFormat.MISTRAL else '{"name": "say"}\n'
-    if tools is ToolFormat.HERMES:
+    text = "[TOOL_CALLS]say{}" if tools is mistral.MISTRAL else '{"name": "say"}\n'
+    if tools is hermes.HERMES:
         text = f"<tool_call>{text}</tool_call>"
-    messages = [parse_whole(ChatParser(tools, None, TOOL_NAMES), text * 3, was_cut=False) for _ in range(50)]
+    messages = [parse_whole(ChatParser(tools, None, TOOLS), text * 3, was_cut=False) for _ in range(50)]
     ids = [call.id for message in messages for call in message.tool_calls]
     assert len(ids) == len(set(ids)) == 150
     # Mistral's published templates refuse ids that are not nine letters and digits.
-    pattern = r"[0-9a-zA-Z]{9}" if tools is ToolFormat.MISTRAL else r"call_[0-9a-f]{24}"
+    pattern = r"[0-9a-zA-Z]{9}" if tools is mistral.MISTRAL else r"call_[0-9a-f]{24}"
     assert all(re.fullmatch(pattern, call_id) for call_id in ids)
 
 
@@ -256,12 +256,12 @@ ADVERSARIAL = [
 
 
 @pytest.mark.parametrize("unit", ADVERSARIAL, ids=repr)
-@pytest.mark.parametrize("tools", ToolFormat, ids=lambda tools: tools.value)
+@pytest.mark.parametrize("tools", TOOL_FORMATS, ids=lambda tools: tools.name)
 def test_adversarial_text_takes_steps_in_proportion_to_its_length(tools: ToolFormat, unit: str) -> None:
     size = 20_000
     # The reader of reasoning hands its text on in pieces; without it the other one gets the whole.
     for piece_size, reasoning in ((1, ReasoningFormat.THINK), (7, None), (size, ReasoningFormat.THINK), (size, None)):
-        parser = ChatParser(tools, reasoning, TOOL_NAMES)
+        parser = ChatParser(tools, reasoning, TOOLS)
         text = (unit * (size // len(unit) + 1))[:size]
         for start in range(0, size, piece_size):
             parser.push(text[start : start + piece_size])
@@ -269,14 +269,14 @@ def test_adversarial_text_takes_steps_in_proportion_to_its_length(tools: ToolFor
         assert parser.num_steps <= MAX_STEPS_A_CHARACTER * size
 
 
-@pytest.mark.parametrize("tools", ToolFormat, ids=lambda tools: tools.value)
+@pytest.mark.parametrize("tools", TOOL_FORMATS, ids=lambda tools: tools.name)
 def test_a_megabyte_of_mixed_adversarial_text_takes_steps_in_proportion(tools: ToolFormat) -> None:
     random_source = random.Random(11)
     units: list[str] = []
     while sum(map(len, units)) < ADVERSARIAL_CHARACTERS:
         units.append(random_source.choice(ADVERSARIAL) * random_source.randint(1, 5000))
     text = "".join(units)[:ADVERSARIAL_CHARACTERS]
-    parser = ChatParser(tools, ReasoningFormat.THINK, TOOL_NAMES)
+    parser = ChatParser(tools, ReasoningFormat.THINK, TOOLS)
     for start in range(0, len(text), 5):
         parser.push(text[start : start + 5])
     parser.finish(was_cut=False)

@@ -3,13 +3,14 @@
 import pytest
 from textmill_router.parsers.formats import (
     ReasoningFormat,
-    ToolFormat,
     markers_of,
     reasoning_format_of,
     starts_in_reasoning,
     takes_tools,
     tool_format_of,
 )
+from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral
+from textmill_router.parsers.tools.tool_format import ToolFormat
 
 # The parts of published templates that tell the format.
 QWEN = "{%- if tools %}<tools>...</tools> ... <tool_call></tool_call> ... {{- '<think>\\n\\n</think>\\n\\n' }}"
@@ -23,12 +24,12 @@ ZEPHYR = "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}
 @pytest.mark.parametrize(
     ("template", "tools"),
     [
-        (QWEN, ToolFormat.HERMES),
-        (LLAMA, ToolFormat.LLAMA3_JSON),
-        (LLAMA_31, ToolFormat.LLAMA3_JSON),
-        (MISTRAL, ToolFormat.MISTRAL),
-        (PLAIN_LLAMA, ToolFormat.JSON),
-        (ZEPHYR, ToolFormat.JSON),
+        (QWEN, hermes.HERMES),
+        (LLAMA, llama3_json.LLAMA3_JSON),
+        (LLAMA_31, llama3_json.LLAMA3_JSON),
+        (MISTRAL, mistral.MISTRAL),
+        (PLAIN_LLAMA, generic_json.GENERIC_JSON),
+        (ZEPHYR, generic_json.GENERIC_JSON),
     ],
 )
 def test_template_tells_the_format_of_calls(template: str, tools: ToolFormat) -> None:
@@ -57,7 +58,7 @@ def test_prompt_that_opened_the_reasoning_starts_in_it() -> None:
 
 def test_markers_are_those_of_both_formats() -> None:
     assert markers_of(None, None) == frozenset()
-    assert markers_of(ToolFormat.MISTRAL, ReasoningFormat.MISTRAL) == {
+    assert markers_of(mistral.MISTRAL, ReasoningFormat.MISTRAL) == {
         "[TOOL_CALLS]",
         "[CALL_ID]",
         "[ARGS]",

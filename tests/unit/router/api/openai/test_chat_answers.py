@@ -8,7 +8,9 @@ from textmill_router.api.openai.chat_answers import ChatChunks, ShownLogprobs
 from textmill_router.api.openai.types import Envelope
 from textmill_router.chat.answer_form import PlainReader
 from textmill_router.parsers.chat_parser import ChatParser
-from textmill_router.parsers.formats import ReasoningFormat, ToolFormat
+from textmill_router.parsers.formats import ReasoningFormat
+from textmill_router.parsers.tools import hermes
+from textmill_router.parsers.tools.tool_format import ToolSpec
 from textmill_router.request import FinishReason, RequestId
 from textmill_router.text.events import GenerationResult, TokenEvent, TopToken
 from textmill_router.text.tokenization import Tokenizer
@@ -67,7 +69,7 @@ def test_nothing_is_written_while_nothing_may_be_shown() -> None:
 
 
 def test_each_kind_of_delta_is_a_chunk_and_the_last_has_the_reason() -> None:
-    parser = ChatParser(ToolFormat.HERMES, ReasoningFormat.THINK, ("f",), new_id=lambda: "call_1")
+    parser = ChatParser(hermes.HERMES, ReasoningFormat.THINK, (ToolSpec("f"),), new_id=lambda: "call_1")
     writer = ChatChunks(ENVELOPE, 0, parser, None)
     text = '<think>hm</think>Well.<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
     found = chunks(writer.encode([event(97, text, None, FinishReason.EOS)]))
@@ -82,7 +84,7 @@ def test_each_kind_of_delta_is_a_chunk_and_the_last_has_the_reason() -> None:
 
 
 def test_answer_that_is_a_call_has_no_content() -> None:
-    parser = ChatParser(ToolFormat.HERMES, None, ("f",), new_id=lambda: "call_1")
+    parser = ChatParser(hermes.HERMES, None, (ToolSpec("f"),), new_id=lambda: "call_1")
     writer = ChatChunks(ENVELOPE, 0, parser, None)
     [chunk, _] = chunks(writer.encode([event(97, '<tool_call>{"name": "f"}</tool_call>', None, FinishReason.EOS)]))
     delta = chunk["choices"][0]["delta"]

@@ -1,19 +1,30 @@
-"""Parts text from the tool calls in it, in one pass."""
+"""Parts text from calls that are written as JSON, in one pass; what such formats share, and what tells them apart."""
 
+import json
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-from textmill_router.parsers.deltas import ContentText, Delta, ToolArguments, ToolCallStart
-from textmill_router.parsers.formats import ToolFormat
-from textmill_router.parsers.json_call import MAX_NAME_CHARACTERS, SPACES, CallReader, CallStatus
+from textmill_router.parsers.answer_writer import SPACES, AnswerWriter
+from textmill_router.parsers.deltas import Delta
 from textmill_router.parsers.json_value import ValueScanner
+from textmill_router.parsers.tools.call_shape import InOrder, JsonValue, Text, WrittenCall
+from textmill_router.parsers.tools.json_call import MAX_NAME_CHARACTERS, CallReader, CallStatus
+from textmill_router.parsers.tools.tool_format import NewId, ToolReader, ToolSpec
+
+CALL_ID, ARGS = "[CALL_ID]", "[ARGS]"  # Mistral's tags behind a bare name
+_WS = r"[ \t\r\n]*"
+# How a call may begin where no tag says so; `CallReader` takes nothing else. NAMES: the tools' names.
+ANY_JSON_CALL = (
+    rf"\{{{_WS}(\x{{22}}name\x{{22}}{_WS}:{_WS}(NAMES)|\x{{22}}(arguments|parameters|function|id|type)\x{{22}}{_WS}:)"
+)
 
 
 @dataclass(frozen=True, slots=True)
-class _Rules:
-    """What is a call in a format."""
+class JsonRules:
+    """What is a call in a format. No tag has its first character twice: a broken one is text up to where it broke."""
 
     starts: re.Pattern[str]  # characters in text with which a call may begin
     opening: str = ""  # a tag before calls of any name
@@ -22,14 +33,19 @@ class _Rules:
     has_bare_names: bool = False  # name{...} after the tag
 
 
-# No tag has its first character twice, so that a broken one is text but for the character that broke it.
-_RULES = {
-    ToolFormat.HERMES: _Rules(re.compile("<"), "<tool_call>", "</tool_call>", separators="}"),
-    ToolFormat.LLAMA3_JSON: _Rules(re.compile(r"[<{]"), "<|python_tag|>", separators=";"),
-    ToolFormat.MISTRAL: _Rules(re.compile(r"\["), "[TOOL_CALLS]", has_bare_names=True),
-    ToolFormat.JSON: _Rules(re.compile(r"[\[{]"), separators=";,"),
-}
-_CALL_ID, _ARGS = "[CALL_ID]", "[ARGS]"
+def json_reader(rules: JsonRules) -> Callable[[Sequence[ToolSpec], NewId], ToolReader]:
+    """The factory of readers for a format of these rules."""
+    return lambda tools, new_id: JsonToolReader(rules, frozenset(tool.name for tool in tools), new_id)
+
+
+def json_writer(arguments_key: str) -> Callable[[str, Mapping[str, Any]], WrittenCall]:
+    """How a grammar writes a call: the name first, then the arguments under this key."""
+
+    def write(name: str, schema: Mapping[str, Any]) -> WrittenCall:
+        head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{arguments_key}": '
+        return WrittenCall(head, InOrder((JsonValue(schema), Text("}"))), json.dumps(name))
+
+    return write
 
 
 class _State(Enum):
@@ -46,48 +62,39 @@ class _State(Enum):
     CLOSING = 10
 
 
-class ToolReader:
+class JsonToolReader:
     """Fed with text, gives deltas. What may become a call is held back until it is one or cannot be.
 
     A call in an opening tag may have any name, since the client must learn of it; without a tag only the names of the
-    request's tools count, or every JSON answer would be suspect. What is no call is text, tags included. Spaces around
-    calls are dropped; text that begins after a call and has none before loses its leading spaces.
+    request's tools count, or every JSON answer would be suspect. What is no call is text, tags included.
     """
 
     __slots__ = (
         "_call",
         "_handlers",
-        "_has_text",
         "_is_in_array",
         "_is_tagged",
         "_known_names",
         "_mark",
         "_name",
-        "_new_id",
-        "_num_calls",
-        "_out",
-        "_pending",
         "_rules",
         "_scanner",
         "_state",
+        "_writer",
         "num_steps",
     )
 
-    def __init__(self, tools: ToolFormat, known_names: Set[str], new_id: Callable[[], str]) -> None:
-        self._rules = _RULES[tools]
+    def __init__(self, rules: JsonRules, known_names: Set[str], new_id: Callable[[], str]) -> None:
+        self._rules = rules
         self._known_names = known_names
-        self._new_id = new_id
+        self._writer = AnswerWriter(new_id)
         self._state = _State.TEXT
-        self._pending: list[str] = []  # held back: spaces, then what may be a call
         self._mark = ""  # the part of a tag that has been seen
         self._name: list[str] = []
         self._is_tagged = False
         self._is_in_array = False
-        self._has_text = False
-        self._num_calls = 0
-        self._call = CallReader(self, None, "")
+        self._call = CallReader(self._writer, None, "")
         self._scanner = ValueScanner()
-        self._out: list[Delta] = []
         self.num_steps = 0  # characters looked at, each look counted
         self._handlers: dict[_State, Callable[[str, int], int]] = {
             _State.TEXT: self._read_text,
@@ -108,26 +115,24 @@ class ToolReader:
         position = 0
         while position < len(text):
             position = self._handlers[self._state](text, position)
-        out, self._out = self._out, []
-        return out
+        return self._writer.take()
 
     def finish(self, was_cut: bool) -> list[Delta]:
         """What was held back. The beginning of a tag or of a call in a tag is dropped when the answer was cut."""
         match self._state:
             case _State.TEXT:
-                if not self._num_calls:
-                    self._release()
+                if not self._writer.num_calls:
+                    self._writer.release()
             case _State.CALL if self._call.has_started:
                 self._call.finish(was_cut)
             case _State.NAMED_ARGUMENTS | _State.AFTER_CALL | _State.CLOSING:
                 pass
             case _:
-                is_tagged = self._is_tagged or self._state is _State.OPENING or self._num_calls > 0
+                is_tagged = self._is_tagged or self._state is _State.OPENING or self._writer.num_calls > 0
                 if not (was_cut and is_tagged):
-                    self._pending.append(self._mark if self._state is _State.NAME_TAG else "")
-                    self._release()
-        out, self._out = self._out, []
-        return out
+                    self._writer.hold(self._mark if self._state is _State.NAME_TAG else "")
+                    self._writer.release()
+        return self._writer.take()
 
     @property
     def is_in_call(self) -> bool:
@@ -141,7 +146,7 @@ class ToolReader:
         end = found.start() if found else len(text)
         self.num_steps += end - position + 1
         if end > position:
-            self._add_text(text[position:end])
+            self._writer.add_text(text[position:end])
             return end
         char = text[position]
         if self._rules.opening.startswith(char):
@@ -151,12 +156,12 @@ class ToolReader:
             self._begin_call()
             return position
         self._is_in_array = True
-        self._pending.append(char)
+        self._writer.hold(char)
         self._state = _State.HEAD
         return position + 1
 
     def _begin_opening(self, char: str, position: int) -> int:
-        self._pending.append(char)
+        self._writer.hold(char)
         self._mark = char
         self._state = _State.OPENING
         return position + 1
@@ -169,7 +174,7 @@ class ToolReader:
             self._give_up()
             return position
         self._mark = mark
-        self._pending.append(text[position])
+        self._writer.hold(text[position])
         if mark == rules.opening:
             self._begin_head()
         elif mark == rules.closing:
@@ -196,11 +201,11 @@ class ToolReader:
         elif char not in SPACES:
             self._give_up()
             return position
-        self._pending.append(char)
+        self._writer.hold(char)
         return position + 1
 
     def _begin_call(self) -> None:
-        self._call = CallReader(self, None if self._is_tagged else self._known_names, self._rules.closing)
+        self._call = CallReader(self._writer, None if self._is_tagged else self._known_names, self._rules.closing)
         self._state = _State.CALL
 
     def _read_call(self, text: str, position: int) -> int:
@@ -209,7 +214,7 @@ class ToolReader:
         end = call.read(text, position)
         self.num_steps += call.num_steps - before
         if not call.has_started:
-            self._pending.append(text[position:end])
+            self._writer.hold(text[position:end])
         if call.status is CallStatus.BROKEN and not call.has_started:
             self._give_up()
         elif call.ended_by_tag:
@@ -226,14 +231,14 @@ class ToolReader:
             self._state = _State.NAME_END
             return position
         self._name.append(char)
-        self._pending.append(char)
+        self._writer.hold(char)
         return position + 1
 
     def _read_name_end(self, text: str, position: int) -> int:
         self.num_steps += 1
         char = text[position]
         if char == "{":
-            self.on_start("".join(self._name))
+            self._writer.start_call("".join(self._name))
             self._scanner = ValueScanner()
             self._state = _State.NAMED_ARGUMENTS
             return position
@@ -244,7 +249,7 @@ class ToolReader:
         if char not in SPACES:
             self._give_up()
             return position
-        self._pending.append(char)
+        self._writer.hold(char)
         return position + 1
 
     def _read_name_tag(self, text: str, position: int) -> int:
@@ -253,15 +258,15 @@ class ToolReader:
         mark = self._mark + text[position]
         if mark == self._rules.opening:
             self._give_up()
-            self._pending.append(mark)
+            self._writer.hold(mark)
             self._begin_head()
-        elif mark in (_CALL_ID, _ARGS):
-            self._pending.append(mark)
-            self._state = _State.CALL_ID if mark == _CALL_ID else _State.NAME_END
-        elif any(tag.startswith(mark) for tag in (_CALL_ID, _ARGS, self._rules.opening)):
+        elif mark in (CALL_ID, ARGS):
+            self._writer.hold(mark)
+            self._state = _State.CALL_ID if mark == CALL_ID else _State.NAME_END
+        elif any(tag.startswith(mark) for tag in (CALL_ID, ARGS, self._rules.opening)):
             self._mark = mark
         else:
-            self._pending.append(self._mark)
+            self._writer.hold(self._mark)
             self._give_up()
             return position
         return position + 1
@@ -271,13 +276,13 @@ class ToolReader:
         if not _is_name_character(text[position]):
             self._state = _State.NAME_END
             return position
-        self._pending.append(text[position])
+        self._writer.hold(text[position])
         return position + 1
 
     def _read_named_arguments(self, text: str, position: int) -> int:
         end = self._scanner.scan(text, position)
         self.num_steps += end - position
-        self.on_arguments(text[position:end])
+        self._writer.add_arguments(text[position:end])
         if self._scanner.is_done:
             self._state = _State.AFTER_CALL
         return end
@@ -293,13 +298,13 @@ class ToolReader:
             self._state = _State.CLOSING
         elif char == "]" and self._is_in_array:
             self._is_in_array = False
-            self._pending.clear()
+            self._writer.drop()
             return position + 1
         elif char not in SPACES and char not in self._rules.separators and not (char == "," and self._is_in_array):
             self._is_in_array = False
             self._state = _State.TEXT
             return position
-        self._pending.append(char)
+        self._writer.hold(char)
         return position + 1
 
     def _read_closing(self, text: str, position: int) -> int:
@@ -308,11 +313,11 @@ class ToolReader:
         if self._rules.closing.startswith(mark):
             self._mark = mark
             if mark == self._rules.closing:
-                self._pending.clear()
+                self._writer.drop()
                 self._is_in_array = False
                 self._state = _State.TEXT
             else:
-                self._pending.append(text[position])
+                self._writer.hold(text[position])
             return position + 1
         if self._rules.opening.startswith(self._mark):
             self._state = _State.OPENING
@@ -320,41 +325,11 @@ class ToolReader:
             self._give_up()
         return position
 
-    # ---- called by the call that is read
-
-    def on_start(self, name: str) -> None:
-        self._pending.clear()
-        self._out.append(ToolCallStart(self._num_calls, self._new_id(), name))
-        self._num_calls += 1
-
-    def on_arguments(self, text: str) -> None:
-        self._out.append(ToolArguments(self._num_calls - 1, text))
-
-    # ---- text
-
-    def _add_text(self, text: str) -> None:
-        """Spaces at the end wait: they belong to the text only if more of it follows."""
-        body = text.rstrip(SPACES)
-        if body:
-            self._pending.append(body)
-            self._release()
-        if len(body) < len(text):
-            self._pending.append(text[len(body) :])
-
     def _give_up(self) -> None:
         """What was held back is text."""
-        self._release()
+        self._writer.release()
         self._is_in_array = False
         self._state = _State.TEXT
-
-    def _release(self) -> None:
-        text = "".join(self._pending)
-        self._pending.clear()
-        if self._num_calls and not self._has_text:
-            text = text.lstrip(SPACES)
-        if text:
-            self._has_text = True
-            self._out.append(ContentText(text))
 
 
 def _is_name_character(char: str) -> bool:

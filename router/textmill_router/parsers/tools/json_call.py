@@ -3,24 +3,16 @@
 import json
 from collections.abc import Set
 from enum import Enum
-from typing import Protocol
 
+from textmill_router.parsers.answer_writer import SPACES, AnswerWriter
 from textmill_router.parsers.json_value import StringDecoder, ValueScanner
 
-SPACES = " \t\r\n"
 MAX_KEY_CHARACTERS = 64
 MAX_NAME_CHARACTERS = 256
 _SCALAR_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzE0123456789+-.")
 _ARGUMENT_KEYS = ("arguments", "parameters")
 # Where no tag says that a call follows, an object with any other key is no call.
 _CALL_KEYS = frozenset({"name", "type", "id", "function", *_ARGUMENT_KEYS})
-
-
-class CallSink(Protocol):
-    """Who is told of the call. `on_start` comes first and once."""
-
-    def on_start(self, name: str) -> None: ...
-    def on_arguments(self, text: str) -> None: ...
 
 
 class CallStatus(Enum):
@@ -67,16 +59,16 @@ class CallReader:
         "_known_names",
         "_name",
         "_scanner",
-        "_sink",
         "_state",
+        "_writer",
         "ended_by_tag",
         "has_started",
         "num_steps",
         "status",
     )
 
-    def __init__(self, sink: CallSink, known_names: Set[str] | None, closing_tag: str) -> None:
-        self._sink = sink
+    def __init__(self, writer: AnswerWriter, known_names: Set[str] | None, closing_tag: str) -> None:
+        self._writer = writer
         self._known_names = known_names
         self._closing_tag = closing_tag
         self._state = _State.OBJECT
@@ -273,13 +265,13 @@ class CallReader:
             return
         if not self.has_started:
             self._start()
-        self._sink.on_arguments(text)
+        self._writer.add_arguments(text)
 
     def _start(self) -> None:
         self.has_started = True
-        self._sink.on_start(self._name)
+        self._writer.start_call(self._name)
         if self._held_arguments:
-            self._sink.on_arguments("".join(self._held_arguments))
+            self._writer.add_arguments("".join(self._held_arguments))
             self._held_arguments.clear()
 
     def _end_object(self) -> bool:
@@ -291,7 +283,7 @@ class CallReader:
             return self._break()
         if not self.has_started:
             self._start()
-            self._sink.on_arguments("{}")
+            self._writer.add_arguments("{}")
         self.status = CallStatus.DONE
         return True
 

@@ -1,0 +1,66 @@
+"""Collects the deltas of one answer while a reader of tool calls finds them: text that waits, text, calls."""
+
+from collections.abc import Callable
+
+from textmill_router.parsers.deltas import ContentText, Delta, ToolArguments, ToolCallStart
+
+SPACES = " \t\r\n"
+
+
+class AnswerWriter:
+    """Keeps text back while it may still become a call, and numbers the calls.
+
+    Spaces around calls are dropped; text that begins after a call and has none before loses its leading spaces.
+    """
+
+    __slots__ = ("_has_text", "_held", "_new_id", "_out", "num_calls")
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        """`new_id` makes the id of the next call."""
+        self._new_id = new_id
+        self._held: list[str] = []  # spaces, then what may be a call
+        self._has_text = False
+        self._out: list[Delta] = []
+        self.num_calls = 0
+
+    def hold(self, text: str) -> None:
+        """Keep this text back until `release` or `drop`."""
+        self._held.append(text)
+
+    def add_text(self, text: str) -> None:
+        """Give this text on; spaces at its end wait, because they count only if more text follows."""
+        body = text.rstrip(SPACES)
+        if body:
+            self._held.append(body)
+            self.release()
+        if len(body) < len(text):
+            self._held.append(text[len(body) :])
+
+    def release(self) -> None:
+        """Give the text on that was kept back."""
+        text = "".join(self._held)
+        self._held.clear()
+        if self.num_calls and not self._has_text:
+            text = text.lstrip(SPACES)
+        if text:
+            self._has_text = True
+            self._out.append(ContentText(text))
+
+    def drop(self) -> None:
+        """Forget the text that was kept back: it was part of a call, or spaces beside one."""
+        self._held.clear()
+
+    def start_call(self, name: str) -> None:
+        """Begin the next call; the text that was kept back belongs to it."""
+        self._held.clear()
+        self._out.append(ToolCallStart(self.num_calls, self._new_id(), name))
+        self.num_calls += 1
+
+    def add_arguments(self, text: str) -> None:
+        """More JSON text of the arguments of the last call; the text is not empty."""
+        self._out.append(ToolArguments(self.num_calls - 1, text))
+
+    def take(self) -> list[Delta]:
+        """The deltas since the last take."""
+        out, self._out = self._out, []
+        return out

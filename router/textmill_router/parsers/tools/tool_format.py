@@ -1,0 +1,61 @@
+"""What a format of tool calls is, and how a tool is described to one."""
+
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from textmill_router.parsers.deltas import Delta
+from textmill_router.parsers.tools.call_shape import CallShape
+
+NewId = Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool of a request. `parameters` is the schema of its arguments, None where any object will do."""
+
+    name: str
+    parameters: Mapping[str, Any] | None = None
+    is_strict: bool = False
+
+
+class ToolReader(Protocol):
+    """Parts the text of one answer from the calls in it, in one pass. The deltas do not depend on the pieces."""
+
+    num_steps: int  # characters looked at, each look counted
+
+    def push(self, text: str) -> list[Delta]:
+        """The deltas that this text sets free."""
+        ...
+
+    def finish(self, was_cut: bool) -> list[Delta]:
+        """The deltas that were held back. The beginning of a tag or of a call in a tag is dropped from a cut answer."""
+        ...
+
+    @property
+    def is_in_call(self) -> bool:
+        """Whether a call has begun and its arguments have not ended."""
+        ...
+
+
+def call_id() -> str:
+    """An id as OpenAI writes them."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """All that the router knows of one way to write tool calls. `name` and `aliases` are words of --tool-call-parser.
+
+    `markers` are texts that are special tokens in some vocabularies and yet must reach the reader. `is_taught_by` is
+    asked with the source of a chat template that takes tools. `shape` is asked with the markers that are tokens.
+    """
+
+    name: str
+    is_taught_by: Callable[[str], bool]
+    new_reader: Callable[[Sequence[ToolSpec], NewId], ToolReader]
+    shape: Callable[[Collection[str]], CallShape]
+    markers: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    new_id: NewId = call_id

@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types proto wire metrics-page models-page test-clients bench clean
+.PHONY: help run test test-fast check format lint types proto wire metrics-page models-page test-clients bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -19,6 +19,9 @@ run: $(STAMP) ## Serve the demo model on 127.0.0.1:3000 (PORT=... for another po
 
 test: $(STAMP) ## Run all tests that need no GPU
 	@$(BIN)/python -m pytest
+
+test-fast: $(STAMP) ## Run the tests that start no launcher: unit, contract and zoo, some three minutes
+	@$(BIN)/python -m pytest tests/unit tests/contract tests/zoo
 
 test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against the demo model
 	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients

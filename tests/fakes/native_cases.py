@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from textmill_shard.loader.model_loader import LoadOptions, load_model
 from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.native.kernels import Kernels, load_kernels
 
@@ -28,6 +31,20 @@ def native_kernels(num_threads: int = 2) -> Kernels:
     if kernels is None:
         pytest.skip("there is no C compiler")
     return kernels
+
+
+def load_with_kernels(folder: Path, *, dtype: str = "float32", **options: Any) -> ModelRunner:
+    """The model of a folder with the native kernels, blocks of four tokens; `options` are fields of `LoadOptions`."""
+    native_kernels()
+    chosen = LoadOptions(
+        model_dir=folder,
+        dtype=dtype,
+        block_size=4,
+        native_cache_dir=native_cache_folder(),
+        num_threads=2,
+        **options,
+    )
+    return load_model(chosen, lambda phase, share: None)
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,18 @@
 """/v1/completions with the demo model: the openai client, and log-likelihoods as evaluation harnesses ask for them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
 from transformers import AutoTokenizer
 
 from tests.fakes.likelihoods import MAX_DIFFERENCE, Scored, accuracy_of, pairs_of, score_by_transformers
 from tests.fakes.multiple_choice import make_items
-from tests.fakes.processes import LaunchedServer
 
 TIMEOUT_S = 60
 PROMPT = "The capital of France is"
 ITEMS = make_items()
 PROMPTS_A_CALL = 4  # --max-client-batch-size
-
-
-@pytest.fixture
-def client(real_server: LaunchedServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{real_server.base_url}/v1",
-        api_key="none",
-        timeout=TIMEOUT_S,
-        max_retries=0,
-        http_client=httpx.Client(trust_env=False, timeout=TIMEOUT_S),
-    ) as opened:
-        yield opened
 
 
 def test_client_gets_text_reason_and_usage(client: openai.OpenAI, demo_model_folder: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from collections.abc import Iterator
 from typing import Literal
 
 import httpx
@@ -22,18 +21,6 @@ SCHEMA = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture
-def client(real_server: LaunchedServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{real_server.base_url}/v1",
-        api_key="none",
-        timeout=TIMEOUT_S,
-        max_retries=0,
-        http_client=httpx.Client(trust_env=False, timeout=TIMEOUT_S),
-    ) as opened:
-        yield opened
 
 
 def test_chat_answers_and_reports_usage(client: openai.OpenAI) -> None:

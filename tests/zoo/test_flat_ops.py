@@ -21,11 +21,6 @@ KNOWN_HOST_READS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def watch(runner: ModelRunner) -> FlatOps:
     """A step of one chunk and one decode, its operations noted."""
     driver = PagedDriver(runner, num_blocks=32)

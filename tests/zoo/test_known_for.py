@@ -3,14 +3,13 @@
 Kinds of layer, widths and sides of the border are looked at where the rows run, in `test_zoo.py`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
-from transformers.utils.logging import disable_progress_bar
 
 from tests.zoo.drive import CHUNK_TOKENS, prompts_of_zoo, reference_logits
 from tests.zoo.entry import CHUNK, TOLERANCE, WINDOW, ZooEntry
@@ -19,15 +18,6 @@ from tests.zoo.table import ZOO
 # A feature that is switched off shows this clearly, or the comparison of the zoo would hardly see it.
 CLEARLY = 100 * TOLERANCE
 PROMPTS = prompts_of_zoo()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    disable_progress_bar()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_reference(entry: ZooEntry, changes: Mapping[str, Any] | None = None) -> Any:

@@ -1,26 +1,14 @@
 """Types of models that the zoo does not list: served with the right logits, or refused with a reason."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
-from transformers.utils.logging import disable_progress_bar
 
 from tests.zoo.survey import Outcome, other_types, survey
 
 PAGE = Path(__file__).parents[2] / "docs" / "other_models.md"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    disable_progress_bar()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def outcomes_of_page() -> dict[str, str]:

@@ -1,25 +1,13 @@
 """Every architecture of the zoo through the real step loop, against transformers' uncached eager forward in fp32."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from transformers.utils.logging import disable_progress_bar
 
 from tests.fakes.native_cases import native_cache_folder
 from tests.zoo.drive import load_zoo_model, make_zoo_model, run_zoo_model
 from tests.zoo.entry import TOLERANCE, ZooEntry
 from tests.zoo.table import ZOO
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    disable_progress_bar()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)

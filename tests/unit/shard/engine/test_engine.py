@@ -1,6 +1,5 @@
 """Rules 1 to 7 of docs/wire.md as the step loop obeys them: plans in order, seats and their ends."""
 
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,17 +21,13 @@ from tests.fakes.step_harness import (
     drop,
     extend,
     flags_of,
+    gated,
     greedy,
     next_token,
     tokens_by_slot,
 )
 
 PROMPT = [5, 3, 8, 1, 9]
-
-
-def gated() -> Shard:
-    """A shard whose steps the test lets through one by one."""
-    return Shard(gate=threading.Semaphore(0))
 
 
 def test_request_alone_gives_the_tokens_of_the_formula() -> None:

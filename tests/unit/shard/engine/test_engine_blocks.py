@@ -1,6 +1,5 @@
 """Rules 8 to 17 of docs/wire.md as the step loop obeys them: places, prefixes, starvation, chunks."""
 
-import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,17 +14,13 @@ from tests.fakes.step_harness import (
     admit,
     drop,
     extend,
+    gated,
     greedy,
     next_token,
     tokens_by_slot,
 )
 
 PROMPT = [5, 3, 8, 1, 9]
-
-
-def gated() -> Shard:
-    """A shard whose steps the test lets through one by one."""
-    return Shard(gate=threading.Semaphore(0))
 
 
 def test_rule_08_a_freed_block_may_be_granted_again_in_the_same_plan() -> None:

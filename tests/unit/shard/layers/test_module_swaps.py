@@ -10,14 +10,13 @@ import pytest
 import torch
 from textmill_shard.layers.module_swaps import swap_modules
 from textmill_shard.layers.swapped_layers import FusedLinear, NativeRmsNorm, PackedLinear
-from textmill_shard.loader.model_loader import LoadOptions, load_model
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.options import SWAPS
 from textmill_shard.probing.call_observer import CallObserver
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tests.fakes.native_cases import native_cache_folder, native_kernels
+from tests.fakes.native_cases import load_with_kernels, native_kernels
 from tests.fakes.paged_driver import PagedDriver
 from tests.fakes.tiny_models import ARCHITECTURES, VOCAB_SIZE, make_tiny_model
 from tests.zoo.drive import make_zoo_model
@@ -28,17 +27,7 @@ SWAPPED_BY = {"qkv": FusedLinear, "gate_up": FusedLinear, "packed_linear": Packe
 
 
 def load(folder: Path, *, disabled: tuple[str, ...] = (), dtype: str = "float32") -> ModelRunner:
-    native_kernels()
-    options = LoadOptions(
-        model_dir=folder,
-        dtype=dtype,
-        block_size=4,
-        native_cache_dir=native_cache_folder(),
-        num_threads=2,
-        native_decoder=False,
-        disabled_swaps=disabled,
-    )
-    return load_model(options, lambda phase, share: None)
+    return load_with_kernels(folder, dtype=dtype, native_decoder=False, disabled_swaps=disabled)
 
 
 def logits_of(runner: ModelRunner) -> torch.Tensor:

@@ -7,29 +7,15 @@ import pytest
 import torch
 from textmill_shard.layouts.flat_decoder import TransformersDecoder
 from textmill_shard.layouts.native_decoder import NativeDecoder
-from textmill_shard.loader.model_loader import LoadOptions, load_model
 from textmill_shard.model.runner import ModelRunner
 from transformers import AutoModelForCausalLM
 
-from tests.fakes.native_cases import native_cache_folder, native_kernels
+from tests.fakes.native_cases import load_with_kernels
 from tests.fakes.paged_driver import PagedDriver
 from tests.fakes.tiny_models import ARCHITECTURES, VOCAB_SIZE, make_tiny_model
 
 TOLERANCE = 2e-5  # relative to the largest logit: fp32 sums in another order
 FAST = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
-
-
-def load(folder: Path, *, native_decoder: bool = True, dtype: str = "float32") -> ModelRunner:
-    native_kernels()
-    options = LoadOptions(
-        model_dir=folder,
-        dtype=dtype,
-        block_size=4,
-        native_cache_dir=native_cache_folder(),
-        num_threads=2,
-        native_decoder=native_decoder,
-    )
-    return load_model(options, lambda phase, share: None)
 
 
 def assert_uncached_logits(runner: ModelRunner, folder: Path) -> None:
@@ -57,7 +43,7 @@ def assert_uncached_logits(runner: ModelRunner, folder: Path) -> None:
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_logits_with_native_kernels(tmp_path: Path, model_type: str) -> None:
     folder = make_tiny_model(tmp_path / model_type, model_type)
-    runner = load(folder)
+    runner = load_with_kernels(folder)
     assert isinstance(runner._decoder, NativeDecoder) == (model_type in FAST)
     assert_uncached_logits(runner, folder)
 
@@ -65,7 +51,7 @@ def test_logits_with_native_kernels(tmp_path: Path, model_type: str) -> None:
 @pytest.mark.parametrize("model_type", sorted(FAST))
 def test_native_decoder_can_be_left_out(tmp_path: Path, model_type: str) -> None:
     folder = make_tiny_model(tmp_path / model_type, model_type)
-    runner = load(folder, native_decoder=False)
+    runner = load_with_kernels(folder, native_decoder=False)
     assert isinstance(runner._decoder, TransformersDecoder)
     assert_uncached_logits(runner, folder)
 
@@ -79,7 +65,7 @@ def test_one_line_says_whether_the_native_decoder_is_taken(
 ) -> None:
     folder = make_tiny_model(tmp_path / model_type, model_type)
     with caplog.at_level(logging.INFO, "textmill_shard"):
-        load(folder)
+        load_with_kernels(folder)
     assert [getattr(record, "native_decoder", record.message) for record in caplog.records] == [reason]
 
 
@@ -89,7 +75,7 @@ def test_model_that_only_looks_like_a_llama_runs_by_transformers(
     """Granite has the modules of a llama and scales what goes through them."""
     folder = make_tiny_model(tmp_path / "granite", "granite")
     with caplog.at_level(logging.WARNING):
-        runner = load(folder)
+        runner = load_with_kernels(folder)
     assert [record.message for record in caplog.records] == [
         "the native decoder does not fit: loading again without it"
     ]
@@ -99,4 +85,4 @@ def test_model_that_only_looks_like_a_llama_runs_by_transformers(
 
 def test_float16_runs_by_plain_torch(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "llama", "llama")
-    assert isinstance(load(folder, dtype="float16")._decoder, TransformersDecoder)
+    assert isinstance(load_with_kernels(folder, dtype="float16")._decoder, TransformersDecoder)

@@ -8,11 +8,30 @@ import pytest
 from textmill_launcher.settings import OPTIONS, WITHOUT_EFFECT
 
 REPOSITORY = Path(__file__).parents[2]
-FOLDERS = (".", "docs", "docs/decisions", "proto", "router", "shard", "launcher", "tests", "bench", "deploy")
+FOLDERS = (
+    ".",
+    "docs",
+    "docs/decisions",
+    "proto",
+    "router",
+    "shard",
+    "launcher",
+    "tests",
+    "tests/fakes",
+    "bench",
+    "deploy",
+)
 NAMED_TEST = r"`((?:contract|integration|unit(?:/\w+)*)/\w+\.py)`"
 GUIDES = ("CONTRIBUTING.md", "docs/debugging.md", "docs/extending.md", "docs/glossary.md", "docs/style.md")
-# A path in a guide is written from the root of the repository, or from the folder of a room's package.
-ROOTS = (".", "router/textmill_router", "shard/textmill_shard", "launcher/textmill_launcher", "proto/textmill_proto")
+# A path in a guide is written from the root of the repository, from tests, or from the folder of a room's package.
+ROOTS = (
+    ".",
+    "tests",
+    "router/textmill_router",
+    "shard/textmill_shard",
+    "launcher/textmill_launcher",
+    "proto/textmill_proto",
+)
 DOCUMENTS = [path for folder in FOLDERS for path in sorted((REPOSITORY / folder).glob("*.md"))]
 
 
@@ -47,6 +66,20 @@ def test_tests_named_by_the_compatibility_page_exist() -> None:
     named = set(re.findall(NAMED_TEST, text))
     assert len(named) > 15
     assert sorted(name for name in named if not (REPOSITORY / "tests" / name).exists()) == []
+
+
+def test_tests_that_contributors_are_told_to_run_exist() -> None:
+    section = (REPOSITORY / "CONTRIBUTING.md").read_text().partition("## What to run")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")][1:]
+    named = {name for row in rows for name in re.findall(r"(?:unit|contract|integration|zoo)\b[\w/]*(?:\.py)?", row)}
+    assert len(named) > 30
+    assert sorted(name for name in named if not (REPOSITORY / "tests" / name).exists()) == []
+
+
+def test_stand_ins_named_by_their_readme_exist_and_none_is_left_out() -> None:
+    folder = REPOSITORY / "tests" / "fakes"
+    named = set(re.findall(r"`(\w+\.py)`", (folder / "README.md").read_text())) - {"test_rooms.py"}
+    assert named == {path.name for path in folder.glob("*.py")} - {"__init__.py"}
 
 
 def test_every_difference_names_the_test_that_holds_it() -> None:

@@ -5,7 +5,7 @@ from array import array
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from textmill_router.errors import ValidationFailed
+from textmill_router.errors import RuleBroken
 
 MAX_U32 = 2**32 - 1
 MAX_U64 = 2**64 - 1
@@ -29,7 +29,7 @@ class Bounds:
     asks_to_sample: bool = False
 
     def check(self, name: str, value: float | None, *, high: float | None = None) -> float | None:
-        """The value, or `off` for None; `high` replaces the row's own. Raises ValidationFailed.
+        """The value, or `off` for None; `high` replaces the row's own. Raises RuleBroken.
 
         A number that is not whole must be finite in 32 bits, the width on the wire; one too small for them is 0.
         """
@@ -43,7 +43,7 @@ class Bounds:
         if not (is_above and is_below):
             note = f" ({self.note})" if self.note else ""
             found = f"{value}" if self.is_whole else f"{value:g}"
-            raise ValidationFailed(f"`{name}` must be {self._words(high)}{note}, found {found}", field=name)
+            raise _refuse(name, f"must be {self._words(high)}{note}", found)
         return value
 
     def _words(self, high: float) -> str:
@@ -102,5 +102,9 @@ def _finite32(name: str, value: float) -> float:
     except OverflowError:
         rounded = math.inf
     if not math.isfinite(rounded):
-        raise ValidationFailed(f"`{name}` must be a finite 32-bit number, found {value:g}", field=name)
+        raise _refuse(name, "must be a finite 32-bit number", f"{value:g}")
     return value if rounded else 0.0
+
+
+def _refuse(name: str, rule: str, found: str) -> RuleBroken:
+    return RuleBroken(f"`{{field}}` {rule}, found {found}", field=name)

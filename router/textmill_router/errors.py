@@ -1,5 +1,7 @@
 """What can go wrong with a call, as one tree. `http/error_responses.py` alone knows statuses and bodies."""
 
+from collections.abc import Mapping
+
 
 class RequestError(Exception):
     """Ends one call; the message is for the client: what was wanted, what was found, what to change."""
@@ -53,16 +55,49 @@ class ValidationFailed(RequestError):
         self.field = field
 
 
-class OverBudget(ValidationFailed):
-    """The prompt, or prompt and new tokens together, are longer than the window.
+class RuleBroken(ValidationFailed):
+    """A request breaks a rule that all dialects share; each dialect fills in its own names of the fields.
 
-    `max_tokens` is the limit broken, `window_tokens` the limit of both together; `found` says what was asked for.
+    `sentence` has names in braces: `{field}` is the field to blame, a key of `facts` is the fact, and any other name is
+    a field of the request, as the native dialect calls the field. A text of the client's may only be a fact.
     """
 
-    def __init__(self, message: str, *, field: str, max_tokens: int, window_tokens: int, found: str) -> None:
-        super().__init__(message, field=field)
+    def __init__(self, sentence: str, *, field: str, **facts: object) -> None:
+        super().__init__(sentence, field=field)
+        self._sentence = sentence
+        self._native_field = field
+        self._facts = facts
+        self._names: Mapping[str, str] = {}
+
+    def reword(self, names: Mapping[str, str], sentence: str | None = None) -> None:
+        """Say it with a dialect's names, by the native names of the fields, or with another sentence altogether."""
+        self._names = names
+        self._sentence = self._sentence if sentence is None else sentence
+        self.field = names.get(self._native_field, self._native_field)
+
+    def __str__(self) -> str:
+        return self._sentence.format_map(_Words({**self._names, **self._facts, "field": self.field}))
+
+
+class _Words(dict[str, object]):
+    """What stands for the names in braces; a field without another name has its own."""
+
+    def __missing__(self, name: str) -> str:
+        return name
+
+
+class OverBudget(RuleBroken):
+    """The prompt, or prompt and new tokens together, are longer than the window.
+
+    `max_tokens` is the limit broken, `window_tokens` the limit of both together; `found` is a sentence, with names in
+    braces, that says what was asked for.
+    """
+
+    def __init__(
+        self, sentence: str, *, field: str, max_tokens: int, window_tokens: int, found: str, **facts: object
+    ) -> None:
+        super().__init__(sentence, field=field, max_tokens=max_tokens, window_tokens=window_tokens, **facts)
         self.max_tokens = max_tokens
-        self.window_tokens = window_tokens
         self.found = found
 
 

@@ -46,7 +46,7 @@ UNREAD = {
     "ShardInfo": {"rank", "layout", "weight_bytes", "kv_bytes"},
     "HealthReport": {"last_step", "last_step_age_ms", "is_busy"},
 }
-# `test_wire.py` of both rooms looks at each field of an admitted request.
+# `test_admit_wire.py` walks the fields of an admitted request.
 WALKED_ELSEWHERE = {"Plan.admits"}
 
 FACTS = ShardFacts(

@@ -37,26 +37,29 @@ ANY_OBJECT = AskedGrammar(AskedKind.JSON_SCHEMA, '{"type":"object"}')
 _WANTED = "`json`, `json_object`, `json_schema` or `regex`"
 
 
-def tgi_grammar(value: object) -> AskedGrammar | None:
-    """`{"type", "value"}` of `parameters.grammar`; None for null. Raises ValidationFailed for another shape."""
+def tgi_grammar(value: object, *, field: str = "grammar") -> AskedGrammar | None:
+    """`{"type", "value"}` of the field, as TGI's clients write a grammar; None for null.
+
+    Raises ValidationFailed for another shape.
+    """
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise _refuse("grammar", f'must be an object {{"type", "value"}}, found {_kind(value)}')
+        raise _refuse(field, f'must be an object {{"type", "value"}}, found {_kind(value)}')
     kind, text = value.get("type"), value.get("value")
     if kind == "json_object" and text is None:
         return ANY_OBJECT
     if kind not in ("json", "json_object", "json_schema", "regex"):
-        raise _refuse("grammar.type", f"must be {_WANTED}, found {_shown(kind)}")
+        raise _refuse(f"{field}.type", f"must be {_WANTED}, found {_shown(kind)}")
     if text is None:
-        raise _refuse("grammar.value", f"is missing: `{kind}` needs one")
+        raise _refuse(f"{field}.value", f"is missing: `{kind}` needs one")
     if kind == "regex":
-        return regex_grammar(text, field="grammar.value")
+        return regex_grammar(text, field=f"{field}.value")
     if kind == "json_schema":
         if not isinstance(text, dict) or text.get("schema") is None:
-            raise _refuse("grammar.value", 'must be an object {"name", "schema"} for the type `json_schema`')
-        return schema_grammar(text["schema"], field="grammar.value.schema")
-    return schema_grammar(text, field="grammar.value")
+            raise _refuse(f"{field}.value", 'must be an object {"name", "schema"} for the type `json_schema`')
+        return schema_grammar(text["schema"], field=f"{field}.value.schema")
+    return schema_grammar(text, field=f"{field}.value")
 
 
 def whole_output_grammar(value: object) -> Grammar | None:
@@ -96,7 +99,8 @@ def regex_grammar(regex: object, *, field: str) -> AskedGrammar:
     try:
         regex.encode()
     except UnicodeEncodeError as error:
-        raise _refuse("grammar", f"must be text, found half a surrogate pair at character {error.start}") from None
+        name = field.partition(".")[0]
+        raise _refuse(name, f"must be text, found half a surrogate pair at character {error.start}") from None
     return AskedGrammar(AskedKind.REGEX, regex)
 
 

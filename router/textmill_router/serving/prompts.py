@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from textmill_router.bounds import MAX_U64
-from textmill_router.errors import ValidationFailed
+from textmill_router.errors import RuleBroken
 from textmill_router.request import GenerationParameters, GenerationRequest, token_array
+from textmill_router.serving.budget import check_budget, prompt_too_long
 from textmill_router.serving.service import Backend
 from textmill_router.serving.validation import (
     CheckedParameters,
-    check_budget,
     check_text,
-    prompt_too_long,
     with_drawn_seed,
     with_seed,
 )
@@ -30,7 +29,7 @@ class TokenizedPrompt:
 async def take_prompt(
     backend: Backend, text: str, checked: CheckedParameters, *, add_special_tokens: bool = True
 ) -> TokenizedPrompt:
-    """Tokenise, truncate to the last tokens, check the budget. Raises ValidationFailed."""
+    """Tokenise, truncate to the last tokens, check the budget. Raises RuleBroken."""
     check_text(text)
     limits = backend.limits
     if checked.truncate is None and backend.tokenizer.cannot_fit(text, limits.max_input_tokens):
@@ -41,7 +40,7 @@ async def take_prompt(
 
 
 async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedParameters) -> TokenizedPrompt:
-    """The same for a prompt in pieces that already has its special tokens (chat). Raises ValidationFailed."""
+    """The same for a prompt in pieces that already has its special tokens (chat). Raises RuleBroken."""
     limits = backend.limits
     text = pieces[0] if len(pieces) == 1 else "".join(pieces)
     check_text(text)
@@ -55,15 +54,18 @@ async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedP
 
 
 def fit(backend: Backend, prompt_ids: "array[int]", checked: CheckedParameters) -> TokenizedPrompt:
-    """A prompt within the window, of tokens that the model has. Raises ValidationFailed."""
+    """A prompt within the window, of tokens that the model has. Raises RuleBroken."""
     tokenizer, num_known = backend.tokenizer, backend.limits.vocab_size
     intake = TokenizedPrompt(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, backend.limits))
     # Few tokenizers have ids that their model lacks (placeholders of images); the shard would refuse the whole plan.
     if tokenizer.num_ids > num_known and (largest := max(prompt_ids, default=0)) >= num_known:
-        raise ValidationFailed(
-            f"`inputs` must not hold `{tokenizer.id_to_text(largest)}`: it is token {largest} of the tokenizer, and "
-            f"this model knows the tokens 0 to {num_known - 1}",
+        raise RuleBroken(
+            "`{field}` must not hold `{text}`: it is token {largest} of the tokenizer, and this model knows the tokens "
+            "0 to {last}",
             field="inputs",
+            text=tokenizer.id_to_text(largest),
+            largest=largest,
+            last=num_known - 1,
         )
     return intake
 

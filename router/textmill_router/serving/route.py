@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from textmill_router.errors import RuleBroken
 from textmill_router.http.call import call_of
 from textmill_router.http.json_body import read_json
 from textmill_router.http.path_style import PathStyle
@@ -59,7 +60,7 @@ class GeneratingRoute(Generic[Body]):
     `prepare` applies the rules of the dialect to a body; it raises RequestError. `style` is the style of the dialect's
     paths, for the table that gives the route its path. `check_model` refuses a body whose model is not served, also
     while the model loads. `wait_for_model` reads from a body whether the call waits for a model that loads; None where
-    the body does not say.
+    the body does not say. `reword` says a refusal with the names that the dialect has for its fields.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class GeneratingRoute(Generic[Body]):
         *,
         check_model: Callable[[Body], None] = lambda body: None,
         wait_for_model: Callable[[Body], bool | None] = lambda body: None,
+        reword: Callable[[RuleBroken], None] = lambda error: None,
     ) -> None:
         self.style = style
         self._service = service
@@ -78,6 +80,7 @@ class GeneratingRoute(Generic[Body]):
         self._prepare = prepare
         self._check_model = check_model
         self._wait_for_model = wait_for_model
+        self._reword = reword
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await serve(self._service, scope, send, lambda: self._answer(scope, receive, send))
@@ -88,6 +91,14 @@ class GeneratingRoute(Generic[Body]):
         body = await read_json(scope, receive, self._decoder, service.settings.payload_limit)
         self._check_model(body)
         backend = await ready_backend(service, scope, receive, wait_for_model=self._wait_for_model(body))
+        try:
+            await self._work(body, backend, scope, receive, send)
+        except RuleBroken as error:
+            self._reword(error)
+            raise
+
+    async def _work(self, body: Body, backend: Backend, scope: Scope, receive: Receive, send: Send) -> None:
+        service = self._service
         record = CallRecord(service, backend, call_of(scope))
         prepared = self._prepare(body, IncomingCall(service, backend, record, scope))
         kept = None if prepared.cache_slot is None else prepared.cache_slot.find()

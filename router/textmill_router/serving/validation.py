@@ -1,4 +1,4 @@
-"""The rules that a request's parameters and length obey, whatever the dialect it came in."""
+"""The rules that a request's parameters obey, whatever the dialect that the request came in."""
 
 import math
 import random
@@ -7,12 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from textmill_router.bounds import MAX_U32, MAX_U64, Bounds, bounds_of
-from textmill_router.errors import OverBudget, ValidationFailed
+from textmill_router.errors import RuleBroken
 from textmill_router.request import GenerationParameters, Grammar, SamplingParameters
 from textmill_router.serving.limits import Limits
 
-# A larger wish than this passes when this much fits; the answer then ends when the window is full.
-CHECKED_NEW_TOKENS = 1024
 # Below it, division of the logits by the temperature leaves the range of 32-bit floats: the draw is the best token.
 LEAST_TEMPERATURE = 1e-6
 # Random seeds are small enough to survive clients that read numbers as doubles.
@@ -81,19 +79,24 @@ def numbers_of(body: object, names: Mapping[str, str] | None = None) -> dict[str
 
 
 def check_parameters(requested: RequestedParameters, limits: Limits) -> CheckedParameters:
-    """Check in the order of the contract; the first broken rule raises ValidationFailed."""
+    """Check in the order of the contract; the first broken rule raises RuleBroken."""
     _check_best_of(requested, limits)
     asked = requested.numbers
     drawn: dict[str, Any] = {name: row.check(name, asked.get(name)) for name, row in _SAMPLING_BOUNDS.items()}
     max_new_tokens = _whole("max_new_tokens", asked)
     min_new_tokens = _whole("min_new_tokens", asked) or 0
     if max_new_tokens is not None and min_new_tokens > max_new_tokens:
-        raise _refuse("min_new_tokens", f"must be <= `max_new_tokens` {max_new_tokens}, found {min_new_tokens}")
+        raise _refuse(
+            "min_new_tokens",
+            "must be <= `{max_new_tokens}` {most}, found {found}",
+            most=max_new_tokens,
+            found=min_new_tokens,
+        )
     if requested.max_time is not None and not 0 < requested.max_time < math.inf:
         raise _refuse("max_time", f"must be a number of seconds > 0, found {requested.max_time:g}")
     _check_stop(requested.stop, limits)
     if "seed" in asked and requested.best_of is not None and requested.best_of > 1:
-        raise _refuse("seed", "must not be set when `best_of` > 1: equal seeds give equal sequences; leave one out")
+        raise _refuse("seed", "must not be set when `{best_of}` > 1: equal seeds give equal sequences; leave one out")
     seed = _whole("seed", asked)
     top_n_tokens = _whole("top_n_tokens", asked, high=limits.max_top_n_tokens) or 0
     logit_bias = _check_logit_bias(requested.logit_bias, limits)
@@ -140,64 +143,18 @@ def with_drawn_seed(parameters: GenerationParameters) -> GenerationParameters:
     return with_seed(parameters, draw_seed()) if parameters.sampling.do_sample else parameters
 
 
-def check_budget(num_prompt_tokens: int, max_new_tokens: int | None, limits: Limits) -> int:
-    """Output tokens that the request gets: what it asks for, at most the rest of the window. Raises OverBudget."""
-    room = limits.max_total_tokens - num_prompt_tokens
-    wanted = room if max_new_tokens is None else max_new_tokens
-    if num_prompt_tokens + max(0, min(wanted, CHECKED_NEW_TOKENS)) > limits.max_total_tokens:
-        new_tokens = (
-            "`max_new_tokens` is not set" if max_new_tokens is None else f"`max_new_tokens` is {max_new_tokens}"
-        )
-        raise OverBudget(
-            f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens} (--max-total-tokens): the prompt "
-            f"has {num_prompt_tokens} tokens and {new_tokens}; shorten `inputs`, set `truncate` or ask for less",
-            field="max_new_tokens",
-            max_tokens=limits.max_total_tokens,
-            window_tokens=limits.max_total_tokens,
-            found=f"the prompt has {num_prompt_tokens} tokens and {new_tokens}",
-        )
-    if num_prompt_tokens > limits.max_input_tokens:
-        raise prompt_too_long(f"{num_prompt_tokens}", limits)
-    if limits.max_output_tokens is not None:
-        _check_output(max_new_tokens, limits.max_output_tokens, limits)
-        room = min(room, limits.max_output_tokens)
-    return min(wanted, room)
-
-
-def _check_output(max_new_tokens: int | None, max_output_tokens: int, limits: Limits) -> None:
-    if max_new_tokens is None or min(max_new_tokens, CHECKED_NEW_TOKENS) <= max_output_tokens:
-        return
-    raise OverBudget(
-        f"`max_new_tokens` must be <= {max_output_tokens} (the positions of the decoder), found {max_new_tokens}",
-        field="max_new_tokens",
-        max_tokens=max_output_tokens,
-        window_tokens=limits.max_total_tokens,
-        found=f"`max_new_tokens` is {max_new_tokens}, the decoder has positions for {max_output_tokens}",
-    )
-
-
-def prompt_too_long(shown_tokens: str, limits: Limits) -> OverBudget:
-    """The refusal of a prompt that is longer than the limit, whether its tokens were counted or not."""
-    return OverBudget(
-        f"the prompt has {shown_tokens} tokens, the limit is {limits.max_input_tokens} ({limits.input_limit}), and "
-        f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}; shorten `inputs` or set `truncate`",
-        field="inputs",
-        max_tokens=limits.max_input_tokens,
-        window_tokens=limits.max_total_tokens,
-        found=f"the prompt has {shown_tokens} tokens, the limit of a prompt is {limits.max_input_tokens}",
-    )
-
-
 def check_text(text: str) -> None:
-    """A prompt that is not empty. Raises ValidationFailed."""
+    """A prompt that is not empty. Raises RuleBroken."""
     if not text:
         raise _refuse("inputs", "must not be empty, found an empty string; send at least one character")
 
 
 def check_adapter(adapter_id: str | None) -> None:
-    """Raise ValidationFailed for an adapter: none is loaded."""
+    """Raise RuleBroken for an adapter: none is loaded."""
     if adapter_id is not None:
-        raise _refuse("adapter_id", f"{adapter_id!r} is not loaded: this server has no adapters; leave it out")
+        raise _refuse(
+            "adapter_id", "{found!r} is not loaded: this server has no adapters; leave it out", found=adapter_id
+        )
 
 
 def _check_best_of(requested: RequestedParameters, limits: Limits) -> None:
@@ -246,5 +203,5 @@ def _whole(name: str, asked: Mapping[str, float], *, high: int | None = None) ->
     return value
 
 
-def _refuse(name: str, message: str) -> ValidationFailed:
-    return ValidationFailed(f"`{name}` {message}", field=name)
+def _refuse(name: str, rule: str, **facts: object) -> RuleBroken:
+    return RuleBroken(f"`{{field}}` {rule}", field=name, **facts)

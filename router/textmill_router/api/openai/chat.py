@@ -12,12 +12,12 @@ from textmill_router.api.openai.chat_tools import tool_choice_of
 from textmill_router.api.openai.chat_types import CHAT_NAMES, ChatBody, requested_chat
 from textmill_router.api.openai.response_format import RESPONSE_FORMAT, check_answer, grammar_of
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
-from textmill_router.api.openai.types import check_n, in_openai_words, usage_of
+from textmill_router.api.openai.types import check_n, usage_of
 from textmill_router.chat.answer_form import AnswerForm, PlainReader, TextReader, answer_form, grammar_for, was_cut
 from textmill_router.chat.prompt import ChatRequest
 from textmill_router.chat.render import render
 from textmill_router.chat.tools import ToolChoice
-from textmill_router.errors import ToolError, ValidationFailed
+from textmill_router.errors import ToolError
 from textmill_router.grammar.request_forms import AskedGrammar
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
@@ -35,7 +35,7 @@ from textmill_router.text.generation import Generation
 
 def chat_route(service: Service) -> GeneratingRoute[ChatBody]:
     """An ASGI endpoint."""
-    return openai_route(service, ChatBody, _prepare)
+    return openai_route(service, ChatBody, _prepare, CHAT_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class _Asked:
 
 def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
     num_choices = check_n(body.n, call.service.settings.max_n)
-    checked = checked_parameters(requested_chat(body), call.backend, CHAT_NAMES)
+    checked = checked_parameters(requested_chat(body), call.backend)
     tools = tool_choice_of(body)
     content_grammar = grammar_of(body.response_format)
     if tools is not None and content_grammar is not None:
@@ -133,10 +133,7 @@ class _Work:
         """Render, tokenise, check the budget: the last step in which the call can be refused for what it says."""
         asked, backend = self._asked, self._backend
         prompt = await render(backend.chat_templates, backend.role_safety, asked.chat, asked.tools)
-        try:
-            intake = await take_pieces(backend, prompt.pieces, self._checked)
-        except ValidationFailed as error:
-            raise in_openai_words(error, CHAT_NAMES) from None
+        intake = await take_pieces(backend, prompt.pieces, self._checked)
         await self._read_by(prompt.text)
         self._record.note_validated(sum(map(len, prompt.pieces)), [intake])
         generation = replace(self._checked.generation, grammar=self._grammar)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from textmill_router.api.openai.completion_types import PromptSource
 from textmill_router.errors import SuffixRefused, ValidationFailed
+from textmill_router.serving.budget import prompt_too_long
 from textmill_router.serving.prompts import TokenizedPrompt, fit
 from textmill_router.serving.service import Backend
-from textmill_router.serving.validation import CheckedParameters, prompt_too_long
+from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.fill_in_middle import MiddleTokens, find_middle_tokens
 from textmill_router.text.tokenization import Encoding, Tokenizer
 

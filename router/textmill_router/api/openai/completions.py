@@ -29,7 +29,7 @@ from textmill_router.api.openai.completion_types import (
     requested_completion,
 )
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
-from textmill_router.api.openai.types import check_n, in_openai_words, usage_of
+from textmill_router.api.openai.types import check_n, usage_of
 from textmill_router.errors import ValidationFailed
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
@@ -52,7 +52,7 @@ INLINE_TOKENS = 2000
 
 def completions_route(service: Service) -> GeneratingRoute[CompletionBody]:
     """An ASGI endpoint."""
-    return openai_route(service, CompletionBody, _prepare)
+    return openai_route(service, CompletionBody, _prepare, COMPLETION_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
     best_of = _check_best_of(body, n, settings.max_best_of)
     if not body.has_output and not body.echoes:
         raise ValidationFailed("`max_tokens` may be 0 only with `echo`: there would be no text", field="max_tokens")
-    checked = checked_parameters(requested_completion(body), backend, COMPLETION_NAMES)
+    checked = checked_parameters(requested_completion(body), backend)
     if body.echoes and body.wants_logprobs and backend.facts.has_encoder:
         raise ValidationFailed(
             "`logprobs` must not be set with `echo`: this model reads prompts with an encoder, which rates no tokens",
@@ -161,10 +161,7 @@ class _Work:
     async def _prompts(self) -> list[CompletionPrompt]:
         """Tokenise, check the budgets: the last step in which the call can be refused for what it says."""
         asked = self._asked
-        try:
-            prompts = [await self._prompt(source) for source in asked.sources]
-        except ValidationFailed as error:
-            raise in_openai_words(error, COMPLETION_NAMES) from None
+        prompts = [await self._prompt(source) for source in asked.sources]
         self._record.note_validated(sum(len(prompt.text) for prompt in prompts), [prompt.intake for prompt in prompts])
         return prompts
 

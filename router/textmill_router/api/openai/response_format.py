@@ -28,22 +28,14 @@ def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
     if response_format is None or response_format.get("type") == "text":
         return None
     asked = response_format.get("json_schema")
-    try:
-        if response_format.get("type") != "json_schema" or asked is None:
-            return tgi_grammar(response_format)
-        if not isinstance(asked, dict):
-            raise ValidationFailed("`grammar.json_schema` must be an object", field="grammar.json_schema")
-        if asked.get("schema") is None:
-            return ANY_OBJECT
-        return schema_grammar(asked["schema"], field="grammar.json_schema.schema")
-    except ValidationFailed as error:
-        raise _in_format_words(error) from None
-
-
-def _in_format_words(error: ValidationFailed) -> ValidationFailed:
-    """A refusal of a grammar's shape, with the name that the grammar has in this body."""
-    message = str(error).replace("`grammar", f"`{RESPONSE_FORMAT}")
-    return ValidationFailed(message, field=error.field.replace("grammar", RESPONSE_FORMAT, 1))
+    if response_format.get("type") != "json_schema" or asked is None:
+        return tgi_grammar(response_format, field=RESPONSE_FORMAT)
+    if not isinstance(asked, dict):
+        path = f"{RESPONSE_FORMAT}.json_schema"
+        raise ValidationFailed(f"`{path}` must be an object", field=path)
+    if asked.get("schema") is None:
+        return ANY_OBJECT
+    return schema_grammar(asked["schema"], field=f"{RESPONSE_FORMAT}.json_schema.schema")
 
 
 def check_answer(text: str, grammar: AskedGrammar) -> None:

@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -12,8 +12,7 @@ import msgspec
 
 from textmill_router.api.openai.errors import V1_ERROR_STYLES
 from textmill_router.api.openai.model_names import check_model
-from textmill_router.api.openai.types import Envelope, OpenAIBody, in_openai_words
-from textmill_router.errors import ValidationFailed
+from textmill_router.api.openai.types import Envelope, OpenAIBody, reword
 from textmill_router.http.path_style import PathStyle
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
 from textmill_router.serving.service import Backend, Service
@@ -26,25 +25,28 @@ _Body = TypeVar("_Body", bound=OpenAIBody)
 
 
 def openai_route(
-    service: Service, body_type: type[_Body], prepare: Callable[[_Body, IncomingCall], PreparedCall]
+    service: Service,
+    body_type: type[_Body],
+    prepare: Callable[[_Body, IncomingCall], PreparedCall],
+    names: Mapping[str, str],
 ) -> GeneratingRoute[_Body]:
-    """An ASGI endpoint. `prepare` checks the fields of a body; it raises RequestError."""
+    """An ASGI endpoint. `prepare` checks the fields of a body; it raises RequestError.
+
+    `names` has the fields of the body that the native dialect calls otherwise.
+    """
 
     def check_name(body: _Body) -> None:
         check_model(body.model, service.settings)
 
+    decoder = msgspec.json.Decoder(body_type)
     style = PathStyle("/v1/", V1_ERROR_STYLES[service.settings.v1_errors])
-    return GeneratingRoute(service, msgspec.json.Decoder(body_type), prepare, style, check_model=check_name)
+    return GeneratingRoute(service, decoder, prepare, style, check_model=check_name, reword=partial(reword, names))
 
 
-def checked_parameters(requested: RequestedParameters, backend: Backend, names: Mapping[str, str]) -> CheckedParameters:
-    """Raises ValidationFailed with `names`, those that the fields have in this body."""
+def checked_parameters(requested: RequestedParameters, backend: Backend) -> CheckedParameters:
+    """Parameters within the limits of the server, or within OpenAI's where those are wider. Raises RuleBroken."""
     limits = backend.limits
-    limits = replace(limits, max_top_n_tokens=max(limits.max_top_n_tokens, MAX_TOP_LOGPROBS))
-    try:
-        return check_parameters(requested, limits)
-    except ValidationFailed as error:
-        raise in_openai_words(error, names) from None
+    return check_parameters(requested, replace(limits, max_top_n_tokens=max(limits.max_top_n_tokens, MAX_TOP_LOGPROBS)))
 
 
 def new_envelope(service: Service, prefix: str) -> Envelope:

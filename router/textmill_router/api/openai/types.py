@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from textmill_router.errors import OverBudget, ValidationFailed
+from textmill_router.errors import OverBudget, RuleBroken, ValidationFailed
 from textmill_router.request import FinishReason
 from textmill_router.serving.validation import RequestedParameters, numbers_of
 from textmill_router.text.events import GenerationResult
@@ -125,19 +125,16 @@ def check_n(n: int | None, max_n: int) -> int:
     return n
 
 
-def in_openai_words(error: ValidationFailed, names: Mapping[str, str]) -> ValidationFailed:
-    """The same refusal with the names that the fields have in this body."""
+def reword(names: Mapping[str, str], error: RuleBroken) -> None:
+    """Say a refusal as OpenAI does; `names` has the fields of the body that the native dialect calls otherwise."""
     if isinstance(error, OverBudget):
-        found = _renamed(error.found, names)
-        return OverBudget(
-            f"This model's maximum context length is {error.window_tokens} tokens. However, {found}. Please shorten "
+        error.reword(
+            names,
+            f"This model's maximum context length is {{window_tokens}} tokens. However, {error.found}. Please shorten "
             "the prompt or ask for fewer tokens. (context_length_exceeded)",
-            field=names.get(error.field, error.field),
-            max_tokens=error.max_tokens,
-            window_tokens=error.window_tokens,
-            found=found,
         )
-    return ValidationFailed(_renamed(str(error), names), field=names.get(error.field, error.field))
+    else:
+        error.reword(names)
 
 
 def usage_of(results: list[GenerationResult], num_prompts: int = 1) -> Usage:
@@ -157,9 +154,3 @@ def _logit_bias(bias: dict[int, float] | list[float] | None) -> tuple[tuple[int,
     """A map of ids, or TGI's array, whose values belong to the ids 0, 1 and so on. Zeros change nothing."""
     entries = enumerate(bias) if isinstance(bias, list) else (bias or {}).items()
     return tuple((token_id, value) for token_id, value in entries if value)
-
-
-def _renamed(text: str, names: Mapping[str, str]) -> str:
-    for name, openai_name in names.items():
-        text = text.replace(f"`{name}`", f"`{openai_name}`")
-    return text

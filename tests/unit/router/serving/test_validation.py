@@ -1,17 +1,15 @@
 """Rules of parameters and budget; limits are small enough to check by eye."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from textmill_router.errors import OverBudget, ValidationFailed
+from textmill_router.errors import ValidationFailed
 from textmill_router.serving.limits import Limits
 from textmill_router.serving.validation import (
     PARAMETER_BOUNDS,
     SEED_BITS,
     RequestedParameters,
-    check_budget,
     check_parameters,
     check_text,
     draw_seed,
@@ -163,67 +161,10 @@ def test_seed_is_kept_or_drawn_anew_each_time() -> None:
     assert with_drawn_seed(first).sampling.seed != first.sampling.seed
 
 
-@pytest.mark.parametrize(
-    ("num_prompt_tokens", "max_new_tokens", "granted"),
-    [
-        (1, 10, 10),
-        (3000, 1024, 1024),
-        (3000, 1096, 1096),
-        (3000, 5000, 1096),  # 3000 + 1024 fit, so it passes and ends when the window is full
-        (100, None, 3996),
-        (3000, None, 1096),
-    ],
-)
-def test_budget_grants_up_to_the_window(num_prompt_tokens: int, max_new_tokens: int | None, granted: int) -> None:
-    assert check_budget(num_prompt_tokens, max_new_tokens, LIMITS) == granted
-
-
-@pytest.mark.parametrize(
-    ("num_prompt_tokens", "max_new_tokens", "max_tokens"),
-    [
-        (3001, 10, 3000),  # prompt too long
-        (3001, None, 3000),
-        (3900, 300, 4096),  # prompt too long, but the total is looked at first
-        (4097, None, 4096),
-        (4096, 1, 4096),
-    ],
-)
-def test_budget_over_the_window_is_refused(num_prompt_tokens: int, max_new_tokens: int | None, max_tokens: int) -> None:
-    with pytest.raises(OverBudget) as caught:
-        check_budget(num_prompt_tokens, max_new_tokens, LIMITS)
-    assert caught.value.max_tokens == max_tokens
-    assert "`inputs` tokens + `max_new_tokens` must be <= 4096" in str(caught.value)
-    assert str(num_prompt_tokens) in str(caught.value)
-
-
 def test_drawn_seeds_survive_clients_that_read_numbers_as_doubles() -> None:
     seeds = [draw_seed() for _ in range(100)]
     assert all(seed == int(float(seed)) and 0 <= seed < 2**53 for seed in seeds)
     assert len(set(seeds)) == 100
-
-
-def test_checked_slice_is_1024_tokens() -> None:
-    narrow = Limits(
-        max_best_of=1,
-        max_stop_sequences=1,
-        max_top_n_tokens=1,
-        max_input_tokens=3500,
-        max_total_tokens=4096,
-        vocab_size=9,
-    )
-    assert check_budget(3072, 100_000, narrow) == 1024
-    with pytest.raises(OverBudget):
-        check_budget(3073, 100_000, narrow)
-
-
-def test_the_positions_of_a_decoder_bound_the_output_alone() -> None:
-    limits = replace(LIMITS, max_output_tokens=500)
-    assert check_budget(3000, None, limits) == 500
-    assert check_budget(3000, 500, limits) == 500
-    with pytest.raises(OverBudget, match=r"`max_new_tokens` must be <= 500 .*found 501") as caught:
-        check_budget(10, 501, limits)
-    assert caught.value.field == "max_new_tokens"
-    assert check_budget(10, 5000, replace(LIMITS, max_output_tokens=1500)) == 1500  # as with the window: 1024 fit
 
 
 def test_empty_text_is_refused() -> None:

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import torch
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.options import SWAPS
 

@@ -23,7 +23,8 @@ from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.grammar.matcher import MatcherFactory, load_matcher_factory
 from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.heap import trim_heap
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.memory import KvMemoryOptions, plan_kv_memory
 from textmill_shard.model.runner import ModelFacts, ModelRunner
 from textmill_shard.native.kernels import Kernels

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch

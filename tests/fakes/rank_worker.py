@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.layers.swapped_layers import FusedLinear, PackedLinear
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.memory import KvMemoryOptions, plan_kv_memory
 
 from tests.fakes.native_cases import native_cache_folder

@@ -8,7 +8,8 @@ from typing import Self
 import torch
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.server.server import LoadedShard, ShardService, start_server
 
 from tests.fakes.shard_facts import facts_of

@@ -27,7 +27,8 @@ from textmill_router.scheduler.plan import Budget, Plan, ShardPool
 from textmill_router.scheduler.scheduler import Scheduler
 from textmill_shard.engine.session import EndReason
 from textmill_shard.grammar.matcher import MatcherFactory
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.server.wire import plan_from_wire, result_to_wire
 
 from tests.fakes.byte_tokenizer import END_ID

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from textmill_router.grammar.request_forms import regex_grammar, schema_grammar
 from textmill_shard.grammar.matcher import GrammarFault, Matcher, MatcherFactory
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.slots.plan import (
     FLAG_EOS,

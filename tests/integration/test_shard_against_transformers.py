@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.slots.plan import Admit, Budget, StepResult
 from textmill_shard.slots.sampling_params import SamplingParams

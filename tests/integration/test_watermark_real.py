@@ -7,7 +7,8 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.sampling.watermark import detect_watermark
 from textmill_shard.settings import ServeSettings, load_settings
 from textmill_shard.slots.plan import Admit

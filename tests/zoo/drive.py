@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.slots.plan import Admit, Budget, ShardFacts

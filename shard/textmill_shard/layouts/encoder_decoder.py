@@ -1,64 +1,21 @@
 """Runs models that read their input with an encoder: each new text alone, then the decoders of all in one batch."""
 
-# T tokens of the step, L tokens of a probe's text, B sequences of a sub-batch, n tokens of each, N rows whose
+# T tokens of the step, B sequences of a sub-batch, n tokens of each, N rows whose
 # logits are wanted, E tokens that an encoder reads, C tokens of the longest decoder context, V vocabulary
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.layouts.cross_view import CrossStore, CrossView, DecoderCache
 from textmill_shard.layouts.padded_view import PaddedView
 from textmill_shard.layouts.row_positions import RowPositions
 from textmill_shard.layouts.sub_batches import SubBatch, cut_into_sub_batches
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
-from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderFinding:
-    """What transformers' own caches held after a text, and what the model says to each."""
-
-    specs: tuple[LayerKvSpec, ...]  # per layer of the decoder: of its own tokens and of the encoder's alike
-    logits_V_by_text: tuple[torch.Tensor, ...]  # float32, of the last token of each text
-
-
-def probe_encoder_decoder(
-    model: Any, *, texts: tuple[torch.Tensor, ...], encoder_lens: tuple[int, ...]
-) -> EncoderFinding:
-    """Run each text (`[L]` int64) alone and without a cache: its first tokens are the encoder's, the others the
-    decoder's. Raises UnsupportedModelError with the reason."""
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    logits = []
-    try:
-        with torch.inference_mode():
-            for text_L, num_read in zip(texts, encoder_lens, strict=True):
-                ids = {"input_ids": text_L[None, :num_read], "decoder_input_ids": text_L[None, num_read:]}
-                logits.append(model(**ids, use_cache=False).logits[0, -1].float())
-            model(**ids, past_key_values=cache, use_cache=False)
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError) as error:
-        raise UnsupportedModelError(f"models of type {model.config.model_type} cannot be served: {error}") from error
-    own, cross = _specs(cache.self_attention_cache), _specs(cache.cross_attention_cache)
-    if not own or own != cross:
-        raise UnsupportedModelError(
-            f"models of type {model.config.model_type} cannot be served yet: their decoders keep other keys and values "
-            "of what the encoder read than of their own tokens"
-        )
-    return EncoderFinding(specs=own, logits_V_by_text=tuple(logits))
-
-
-def _specs(cache: DynamicCache) -> tuple[LayerKvSpec, ...]:
-    specs = []
-    for layer in cache.layers:
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if not (torch.is_tensor(keys) and torch.is_tensor(values) and keys.dim() == values.dim() == 4):
-            return ()
-        specs.append(LayerKvSpec(num_local_kv_heads=keys.shape[1], key_dim=keys.shape[3], value_dim=values.shape[3]))
-    return tuple(specs)
+from textmill_shard.model.kv_pool import KvPool
 
 
 class EncoderDecoder:

@@ -1,7 +1,7 @@
 """A llama-type decoder as one native call per step: no Python and no small parallel regions between the layers.
 
-Chosen when building, by the shape of the model's modules and not by its name; `model_loader` compares its logits with
-the probe's, so that a model that looks alike but computes otherwise is left to transformers' own code.
+Chosen when building, by the shape of the model's modules and not by its name; `layout_choice` compares its logits
+with the probe's, so that a model that looks alike but computes otherwise is left to transformers' own code.
 """
 
 # T tokens of the step, R sequences, N rows whose logits are wanted, V vocabulary, D width of the hidden states,

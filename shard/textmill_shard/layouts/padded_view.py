@@ -3,51 +3,14 @@
 # B sequences of a sub-batch, n tokens of each, C tokens of the longest context, K key/value heads, D key or value width
 
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
-from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.layouts.sub_batches import SubBatch
 from textmill_shard.model.forward_batch import ForwardBatch
-from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
-
-
-@dataclass(frozen=True, slots=True)
-class PaddedFinding:
-    """What transformers' own cache held after a text."""
-
-    layers: tuple[int, ...]  # as the model numbers them, in the order of the specs
-    specs: tuple[LayerKvSpec, ...]
-    logits_V_by_text: tuple[torch.Tensor, ...]  # float32, of the last token of each text
-
-
-def probe_padded(model: Any, *, texts: tuple[torch.Tensor, ...]) -> PaddedFinding:
-    """Run each text (`[L]` int64) alone by the model's own attention. Raises UnsupportedModelError with the reason."""
-    config = model.config.get_text_config(decoder=True)
-    model.set_attn_implementation("eager")
-    try:
-        cache = DynamicCache(config=config)
-        with torch.inference_mode():
-            model(input_ids=texts[0].unsqueeze(0), past_key_values=cache, use_cache=True)
-            logits = [model(input_ids=text_L.unsqueeze(0), use_cache=False).logits[0, -1].float() for text_L in texts]
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError) as error:
-        raise UnsupportedModelError(f"its own attention fails with transformers' cache: {error}") from error
-    specs = {}
-    for index, layer in enumerate(cache.layers):
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if torch.is_tensor(keys) and torch.is_tensor(values) and keys.dim() == values.dim() == 4 and keys.numel():
-            specs[index] = LayerKvSpec(
-                num_local_kv_heads=keys.shape[1], key_dim=keys.shape[3], value_dim=values.shape[3]
-            )
-    num_layers = getattr(config, "num_hidden_layers", None) or len(cache.layers)
-    if not specs or len(specs) < num_layers:
-        raise UnsupportedModelError(
-            f"of {num_layers} layers only {len(specs)} keep keys and values in transformers' cache"
-        )
-    return PaddedFinding(layers=tuple(specs), specs=tuple(specs.values()), logits_V_by_text=tuple(logits))
+from textmill_shard.model.kv_pool import KvPool
 
 
 class PaddedView(Cache):  # type: ignore[misc]

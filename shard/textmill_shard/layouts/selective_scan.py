@@ -17,32 +17,32 @@ from torch.nn import functional
 from textmill_shard.layouts.state_cache import StateCache
 
 _SCAN = "mamba_selective_scan"
-_running: StateCache | None = None  # modelling code calls plain functions: there is no other way to hand this on
 
 
-def begin_scans_in_a_state(model: nn.Module) -> None:
-    """Replace the function in the modelling code; outside `scanning` it does what it did."""
-    for code in _modules_with_scan(model):
-        scan = getattr(code, _SCAN)
-        if not isinstance(scan, _ScanFromState):
-            setattr(code, _SCAN, _ScanFromState(scan))
+class StateScans:
+    """The scans of a model's code, from now on able to begin in a state. The code of one model type has one scan."""
 
+    def __init__(self, model: nn.Module) -> None:
+        """Replace the functions in the modelling code; outside `running` they do what they did."""
+        self._scans = [_replace_scan(code) for code in _modules_with_scan(model)]
 
-@contextmanager
-def scanning(cache: StateCache) -> Iterator[None]:
-    """Within, scans begin in the state that the cache has given the layer. Not for two threads at once."""
-    global _running
-    _running = cache
-    try:
-        yield
-    finally:
-        _running = None
+    @contextmanager
+    def running(self, cache: StateCache) -> Iterator[None]:
+        """Within, scans begin in the state that the cache has given the layer. Not for two threads at once."""
+        for scan in self._scans:
+            scan.cache = cache
+        try:
+            yield
+        finally:
+            for scan in self._scans:
+                scan.cache = None
 
 
 class _ScanFromState:
     """The scan is linear in its state: what the past adds decays on its own, beside what the tokens bring."""
 
     def __init__(self, scan: Any) -> None:
+        self.cache: StateCache | None = None  # of the sub-batch under way; None: begin with an empty past
         self._scan = scan
 
     def __call__(
@@ -73,10 +73,10 @@ class _ScanFromState:
             return_last_state=return_last_state,
             **kwargs,
         )
-        if _running is None or _running.last_recurrent is None or not return_last_state:
+        if self.cache is None or self.cache.last_recurrent is None or not return_last_state:
             return given
         out_BIn, last_BIN = given
-        before_BIN = _running.last_recurrent.float()
+        before_BIN = self.cache.last_recurrent.float()
         steps_BIn = dt if delta_bias is None else dt + delta_bias.to(dt.dtype)[..., None]
         steps_BIn = functional.softplus(steps_BIn) if delta_softplus else steps_BIn
         # Negative sums: the factors lie between 0 and 1.
@@ -91,3 +91,12 @@ class _ScanFromState:
 def _modules_with_scan(model: nn.Module) -> list[Any]:
     names = {type(module).__module__ for module in model.modules()}
     return [sys.modules[name] for name in sorted(names) if hasattr(sys.modules.get(name), _SCAN)]
+
+
+def _replace_scan(code: Any) -> _ScanFromState:
+    """Models of one type share their code, and so the scan that stands in it."""
+    scan = getattr(code, _SCAN)
+    if not isinstance(scan, _ScanFromState):
+        scan = _ScanFromState(scan)
+        setattr(code, _SCAN, scan)
+    return scan

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from textmill_shard.attention.seam import StepContext
-from textmill_shard.layouts.selective_scan import begin_scans_in_a_state, scanning
+from textmill_shard.layouts.selective_scan import StateScans
 from textmill_shard.layouts.state_cache import StateCache
 from textmill_shard.layouts.state_rows import StateRows
 from textmill_shard.layouts.sub_batches import SubBatch
@@ -23,7 +23,7 @@ class StateCaller:
         self._context = context
         self._rows = rows
         self._device = device
-        begin_scans_in_a_state(model)
+        self._scans = StateScans(model)
 
     def bind(self, pool: KvPool | None) -> None:
         self._context.pool = pool
@@ -36,7 +36,7 @@ class StateCaller:
         self._rows.clear(slots_B[sub_batch.is_fresh_B])
         self._context.begin(batch)
         cache = StateCache(self._rows, slots_B)
-        with scanning(cache):
+        with self._scans.running(cache):
             output = call_with_cache(
                 self._model,
                 cache,

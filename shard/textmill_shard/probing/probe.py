@@ -2,8 +2,9 @@
 
 # L tokens of the probe, H local query heads, K local key/value heads, D key width, E value width, V vocabulary
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -20,6 +21,8 @@ PROBE_ATTENTION = "textmill_probe"
 _PREDICATE_ATTRIBUTE = "textmill_mask_predicate"
 # Tensors that layers hand on to the attention function and that change nothing there.
 _HARMLESS_TENSORS = frozenset({"position_ids", "cache_position"})
+# What modelling code raises when it is called in a way it was not written for.
+_CALL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,50 +43,28 @@ class ProbeResult:
     logits_V_by_text: tuple[torch.Tensor, ...]  # float32, of the last token of each text
 
 
-@dataclass(slots=True)
-class _Recorder:
-    """Collects while a probe forward runs."""
-
-    max_tokens: int
-    layers: list[LayerFinding] = field(default_factory=list)
-    _patterns: dict[MaskPredicate, MaskPattern] = field(default_factory=dict)
-
-    def pattern_of(self, predicate: MaskPredicate) -> MaskPattern:
-        """Asked once per predicate: layers share their masks."""
-        if predicate not in self._patterns:
-            self._patterns[predicate] = find_mask_pattern(predicate, max_tokens=self.max_tokens)
-        return self._patterns[predicate]
-
-
-_recorder: _Recorder | None = None  # transformers calls plain functions: there is no other way to hand this on
-
-
 def probe_model(model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int) -> ProbeResult:
     """Run each text (`[L]` int64) alone. Raises UnsupportedModelError with the reason. Not for two threads at once."""
-    global _recorder
-    AttentionInterface.register(PROBE_ATTENTION, _probe_attention)
-    AttentionMaskInterface.register(PROBE_ATTENTION, _probe_mask)
     model_type = model.config.model_type
-    model.set_attn_implementation(PROBE_ATTENTION)
     logits: list[torch.Tensor] = []
-    recorders: list[_Recorder] = []
-    for text_L in texts:
-        _recorder = _Recorder(max_tokens=max_tokens)
-        recorders.append(_recorder)
-        try:
-            with torch.inference_mode():
-                output = model(input_ids=text_L.unsqueeze(0), use_cache=False)
-        except (UnknownMaskError, RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
-            raise UnsupportedModelError(f"models of type {model_type} cannot be served: {error}") from error
-        finally:
-            _recorder = None
-        logits.append(output.logits[0, -1].float())
-    layers = tuple(recorders[0].layers)
-    # Such layers would read the neighbours of a flat batch as their own past. With small weights no number shows it.
-    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or len(layers)
-    states: tuple[StateSpec, ...] = ()
-    if len(layers) < num_layers or getattr(model, "_is_stateful", False):
-        states = _look_for_states(model, texts[0], max_tokens=max_tokens)
+    findings: list[tuple[LayerFinding, ...]] = []
+    with _Recorder(max_tokens=max_tokens) as recorder:
+        model.set_attn_implementation(PROBE_ATTENTION)
+        for text_L in texts:
+            try:
+                with torch.inference_mode():
+                    output = model(input_ids=text_L.unsqueeze(0), use_cache=False)
+            except (UnknownMaskError, *_CALL_ERRORS) as error:
+                raise UnsupportedModelError(f"models of type {model_type} cannot be served: {error}") from error
+            logits.append(output.logits[0, -1].float())
+            findings.append(recorder.take_layers())
+        layers = findings[0]
+        # Layers without attention would read the neighbours of a flat batch as their own past. With small weights no
+        # number shows that.
+        num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or len(layers)
+        states: tuple[StateSpec, ...] = ()
+        if len(layers) < num_layers or getattr(model, "_is_stateful", False):
+            states = _look_for_states(model, texts[0])
     if not layers and not states:
         raise UnsupportedModelError(
             f"models of type {model_type} cannot be served yet: their attention does not go through "
@@ -106,20 +87,97 @@ def probe_model(model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int)
     return ProbeResult(layers=layers, states=states, logits_V_by_text=tuple(logits))
 
 
-def _look_for_states(model: Any, text_L: torch.Tensor, *, max_tokens: int) -> tuple[StateSpec, ...]:
-    global _recorder
-    _recorder = _Recorder(max_tokens=max_tokens)  # its findings are those of the texts once more
+def _look_for_states(model: Any, text_L: torch.Tensor) -> tuple[StateSpec, ...]:
     try:
         return find_states(model, text_L.unsqueeze(0))
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+    except _CALL_ERRORS as error:
         raise UnsupportedModelError(
             f"models of type {model.config.model_type} cannot be served: with transformers' own cache: {error}"
         ) from error
-    finally:
-        _recorder = None
 
 
-def _probe_mask(**kwargs: Any) -> torch.Tensor:
+class _Recorder:
+    """Stands in transformers' registries of attention and masks while a model is probed; collects what layers show.
+
+    The registries keep the last recorder, which holds no layers after the probe.
+    """
+
+    def __init__(self, *, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._layers: list[LayerFinding] = []
+        self._patterns: dict[MaskPredicate, MaskPattern] = {}
+
+    def __enter__(self) -> Self:
+        AttentionInterface.register(PROBE_ATTENTION, self._attend)
+        AttentionMaskInterface.register(PROBE_ATTENTION, _make_mask)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._layers.clear()
+        self._patterns.clear()
+
+    def take_layers(self) -> tuple[LayerFinding, ...]:
+        """Give what was collected since the last call, in the order in which the layers ran."""
+        layers, self._layers = tuple(self._layers), []
+        return layers
+
+    def _pattern_of(self, predicate: MaskPredicate) -> MaskPattern:
+        """Asked once per predicate: layers share their masks."""
+        if predicate not in self._patterns:
+            self._patterns[predicate] = find_mask_pattern(predicate, max_tokens=self._max_tokens)
+        return self._patterns[predicate]
+
+    def _attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        s_aux: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Attention as plainly as can be, `[1, H, L, D]`, `[1, K, L, D]`, `[1, K, L, E]` -> `[1, L, H, E]`."""
+        predicate: MaskPredicate | None = getattr(attention_mask, _PREDICATE_ATTRIBUTE, None)
+        if attention_mask is None or predicate is None:
+            raise UnknownMaskError("an attention layer gets a mask that transformers' mask functions did not build")
+        strangers = [name for name, given in kwargs.items() if torch.is_tensor(given) and name not in _HARMLESS_TENSORS]
+        if strangers:
+            raise UnknownMaskError(f"an attention layer passes {', '.join(strangers)}, which this engine does not know")
+        pattern = self._pattern_of(predicate)
+        scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        self._layers.append(
+            LayerFinding(
+                module=module,
+                spec=LayerKvSpec(num_local_kv_heads=key.shape[1], key_dim=key.shape[3], value_dim=value.shape[3]),
+                rule=AttentionRule(
+                    scaling=scaling,
+                    window_tokens=pattern.window_tokens,
+                    chunk_tokens=pattern.chunk_tokens,
+                    softcap=softcap,
+                    sinks_H=s_aux,
+                ),
+            )
+        )
+        repeats = query.shape[1] // key.shape[1]
+        scores = query @ key.repeat_interleave(repeats, dim=1).transpose(2, 3) * scaling
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        scores = scores.float().masked_fill(~attention_mask, float("-inf"))
+        if s_aux is not None:
+            sinks = s_aux.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+            weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+        else:
+            weights = scores.softmax(dim=-1)
+        out = weights.to(value.dtype) @ value.repeat_interleave(repeats, dim=1)
+        return out.transpose(1, 2).contiguous(), None
+
+
+def _make_mask(**kwargs: Any) -> torch.Tensor:
     """Stands in the mask registry: a plain bool mask `[1, 1, L, L]` that remembers what it was made from.
 
     Which layers use it, if any, shows when they attend: some models build masks that none of their layers takes.
@@ -130,51 +188,3 @@ def _probe_mask(**kwargs: Any) -> torch.Tensor:
     assert mask is not None
     setattr(mask, _PREDICATE_ATTRIBUTE, kwargs["mask_function"])
     return mask
-
-
-def _probe_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention as plainly as can be, `[1, H, L, D]`, `[1, K, L, D]`, `[1, K, L, E]` -> `[1, L, H, E]`."""
-    assert _recorder is not None
-    predicate: MaskPredicate | None = getattr(attention_mask, _PREDICATE_ATTRIBUTE, None)
-    if attention_mask is None or predicate is None:
-        raise UnknownMaskError("an attention layer gets a mask that transformers' mask functions did not build")
-    strangers = [name for name, given in kwargs.items() if torch.is_tensor(given) and name not in _HARMLESS_TENSORS]
-    if strangers:
-        raise UnknownMaskError(f"an attention layer passes {', '.join(strangers)}, which this engine does not know")
-    pattern = _recorder.pattern_of(predicate)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    _recorder.layers.append(
-        LayerFinding(
-            module=module,
-            spec=LayerKvSpec(num_local_kv_heads=key.shape[1], key_dim=key.shape[3], value_dim=value.shape[3]),
-            rule=AttentionRule(
-                scaling=scaling,
-                window_tokens=pattern.window_tokens,
-                chunk_tokens=pattern.chunk_tokens,
-                softcap=softcap,
-                sinks_H=s_aux,
-            ),
-        )
-    )
-    repeats = query.shape[1] // key.shape[1]
-    scores = query @ key.repeat_interleave(repeats, dim=1).transpose(2, 3) * scaling
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.float().masked_fill(~attention_mask, float("-inf"))
-    if s_aux is not None:
-        sinks = s_aux.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
-        weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
-    else:
-        weights = scores.softmax(dim=-1)
-    out = weights.to(value.dtype) @ value.repeat_interleave(repeats, dim=1)
-    return out.transpose(1, 2).contiguous(), None

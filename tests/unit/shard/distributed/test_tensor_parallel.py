@@ -11,7 +11,8 @@ import torch
 from textmill_shard.distributed.index_plan import Heads, IndexRange, even_range
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import UnsupportedModelError
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 
 from tests.fakes.native_cases import native_kernels
 from tests.fakes.rank_worker import NATIVE, NATIVE_MODELS, RankSight, look

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.gguf_convert import convert_gguf, write_tokenizer
 from textmill_shard.loader.gguf_header import read_text_value
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM
 

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import ModelError, ModelFilesError, UnsupportedModelError
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_config import pick_dtype
 from textmill_shard.loader.model_files import WeightFiles, find_eos_token_ids, find_tokenizer_digest
-from textmill_shard.loader.model_loader import LoadOptions, load_model, pick_dtype
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.loader.weight_reader import match_names
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.probing.probe import probe_model

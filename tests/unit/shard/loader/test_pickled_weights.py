@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from textmill_shard.errors import ModelFilesError
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.loader.tensor_files import names_of_tensors
 from textmill_shard.model.runner import ModelRunner
 from transformers import AutoModelForCausalLM

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from textmill_shard.errors import ModelError
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.memory import UNBOUNDED_TOKENS, KvMemoryOptions, plan_kv_memory, total_memory_bytes
 from textmill_shard.model.runner import ModelRunner
 

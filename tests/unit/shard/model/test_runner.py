@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.runner import ModelRunner
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from textmill_shard.errors import UnsupportedModelError
-from textmill_shard.loader.model_loader import LoadOptions, load_model
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.probing.start_check import can_project, check_against_probe
 from torch import nn

@@ -1,0 +1,100 @@
+"""Layouts for models that call transformers' attention interface: natively, as one flat row, or over state rows."""
+
+from typing import Any
+
+from textmill_shard.attention.base import AttentionBackend
+from textmill_shard.attention.cpu import CpuAttention
+from textmill_shard.attention.reference import ReferenceAttention
+from textmill_shard.attention.seam import PAGED_ATTENTION, PagedLayer, StepContext, attach_layer, register_attention
+from textmill_shard.errors import UnsupportedModelError
+from textmill_shard.layers.module_swaps import swap_modules
+from textmill_shard.layouts.decoder_tap import DecoderTap
+from textmill_shard.layouts.flat_decoder import TransformersDecoder
+from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions, find_decoder, weight_bytes
+from textmill_shard.layouts.native_decoder import NativeDecoder, why_not_native
+from textmill_shard.layouts.rope_tables import choose_long_tables_by_token
+from textmill_shard.layouts.split_decoder import RunDecoder
+from textmill_shard.layouts.state_caller import StateCaller
+from textmill_shard.layouts.state_rows import StateRows
+from textmill_shard.probing.probe import ProbeResult
+
+
+def arrange_native(filled: FilledModel, options: LayoutOptions) -> Layout:
+    """One native call per step; packs the weights. Raises UnsupportedModelError with the reason, weights untouched."""
+    reason = _why_not_native(filled, options)
+    if reason is not None:
+        raise UnsupportedModelError(reason)
+    assert options.kernels is not None
+    probe, _ = filled.probe()
+    native = NativeDecoder(filled.model, [layer.rule for layer in probe.layers], options.kernels)
+    specs = tuple(layer.spec for layer in probe.layers)
+    return Layout("flat", native, specs, probe.logits_V_by_text, native.num_bytes, is_native=True)
+
+
+def arrange_swapped(filled: FilledModel, options: LayoutOptions) -> Layout:
+    """transformers' code with native layers in it. Raises UnsupportedModelError where no layer can be swapped."""
+    probe, calls = filled.probe()
+    if options.kernels is None:
+        raise UnsupportedModelError("there are no native kernels")
+    find_decoder(filled.model)  # what is refused is refused before a layer is swapped
+    attention_modules = {layer.module for layer in probe.layers}
+    swaps = swap_modules(filled.model, calls, attention_modules, options.kernels, disabled=options.disabled_swaps)
+    if not swaps:
+        raise UnsupportedModelError("no layer can be swapped")
+    return _arrange(filled, options, probe, swaps)
+
+
+def arrange_plain(filled: FilledModel, options: LayoutOptions) -> Layout:
+    """transformers' code alone. Raises UnsupportedModelError with the reason."""
+    probe, _ = filled.probe()
+    return _arrange(filled, options, probe, {})
+
+
+def _arrange(filled: FilledModel, options: LayoutOptions, probe: ProbeResult, swaps: dict[str, int]) -> Layout:
+    model, device = filled.model, filled.device
+    specs = tuple(layer.spec for layer in probe.layers)
+    backend: AttentionBackend = ReferenceAttention() if options.kernels is None else CpuAttention(options.kernels)
+    context = _attach(model, probe, backend, rope_border=filled.rope_border)
+    tap = DecoderTap(find_decoder(model))
+    if not probe.states:
+        flat = TransformersDecoder(model, context, tap, device=device, has_own_threads=bool(swaps))
+        return Layout("flat", flat, specs, probe.logits_V_by_text, weight_bytes(model), swaps=swaps)
+    rows = StateRows(probe.states, num_slots=options.num_slots, device=device)
+    caller = StateCaller(model, context, rows, device=device)
+    return Layout(
+        "state",
+        RunDecoder(model, caller, tap, device=device),
+        specs,
+        probe.logits_V_by_text,
+        weight_bytes(model),
+        state_bytes=rows.num_bytes,
+        swaps=swaps,
+    )
+
+
+def _attach(model: Any, probe: ProbeResult, backend: AttentionBackend, *, rope_border: int | None) -> StepContext:
+    """Let the model's attention layers read the paged pool."""
+    context = StepContext(backend=backend)
+    if rope_border is not None:
+        choose_long_tables_by_token(model, context, border=rope_border)
+    register_attention()
+    model.set_attn_implementation(PAGED_ATTENTION)
+    for index, layer in enumerate(probe.layers):
+        attach_layer(layer.module, PagedLayer(context=context, index=index, rule=layer.rule))
+    return context
+
+
+def _why_not_native(filled: FilledModel, options: LayoutOptions) -> str | None:
+    """Give why transformers' code runs this model; None: the native decoder can be tried."""
+    if options.kernels is None:
+        return "there are no native kernels"
+    if not options.wants_native_decoder:
+        return "it is switched off"
+    if options.num_ranks > 1:
+        return "the model is divided among ranks"
+    if filled.rope_border is not None:
+        return "there is a rotary table per request"
+    probe, _ = filled.probe()
+    if probe.states:
+        return "layers carry state from token to token"
+    return why_not_native(filled.model, [layer.rule for layer in probe.layers])

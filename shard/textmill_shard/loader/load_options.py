@@ -1,0 +1,24 @@
+"""What to load and how: the words of a call of `load_model`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+OnProgress = Callable[[str, float], None]  # phase ("config", "weights", "warmup"), 0 .. 1 of it
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What to load and how."""
+
+    model_dir: Path
+    dtype: str = "auto"  # "auto" or one of model_config.DTYPES
+    device: str = "cpu"  # "cpu", "cuda", "cuda:1"
+    block_size: int = 16  # tokens per block
+    native_cache_dir: Path | None = None  # where compiled kernels are kept; None = plain torch only
+    num_threads: int = 1  # of the native kernels
+    num_slots: int = 8  # requests that can run at once: layers with a state keep a row for each
+    native_decoder: bool = True  # a native call per step for llama-type models; needs the native kernels
+    trust_remote_code: bool = False  # run modelling code that lies in the folder
+    allow_pickle: bool = False  # read *.bin where there are no safetensors
+    disabled_swaps: tuple[str, ...] = ()  # of module_swaps.SWAPS: layers of transformers' code that stay as they are

@@ -1,0 +1,77 @@
+"""What config.json says of a model: whether it can be served here, in which dtype, how long its texts may be."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from textmill_shard.errors import ModelError, ModelFilesError, UnsupportedModelError
+from textmill_shard.loader.encoder_facts import reads_with_encoder
+from textmill_shard.loader.model_files import find_weight_files, read_json
+from textmill_shard.probing.state_probe import carries_state
+
+DTYPES = ("float32", "bfloat16", "float16")
+_BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "bf16")  # as torch names them; the last one on ARM
+# Names under which configs keep the longest sequence that the positions allow.
+_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+
+
+def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
+    """Raises ModelFilesError where there is none, UnsupportedModelError where transformers does not know it."""
+    if not (folder / "config.json").is_file():
+        # Says what the folder holds instead, if anything.
+        find_weight_files(folder)
+        raise ModelFilesError(f"{folder} has no config.json")
+    own_code = sorted(set((read_json(folder / "config.json").get("auto_map") or {}).values()))
+    try:
+        # Never None: transformers would ask on the terminal.
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        if own_code and not trust_remote_code:
+            raise UnsupportedModelError(
+                f"{folder} brings modelling code of its own ({', '.join(map(str, own_code))}), which runs with all the "
+                "rights of the shard; read it, and give --trust-remote-code if you trust it"
+            ) from error
+        raise UnsupportedModelError(f"{folder / 'config.json'} is not understood: {error}") from error
+
+
+def auto_class_of(config: Any) -> Any:
+    """Give the class of transformers that builds the model."""
+    return AutoModelForSeq2SeqLM if reads_with_encoder(config) else AutoModelForCausalLM
+
+
+def check_divisible(config: Any) -> None:
+    """Raises UnsupportedModelError for models that only one shard can serve."""
+    reason = None
+    if reads_with_encoder(config):
+        reason = "read their input with an encoder"
+    elif carries_state(config):
+        reason = "have layers that carry state from token to token"
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"models of type {config.model_type} {reason} and cannot be divided among shards yet; use --num-shard 1"
+        )
+
+
+def pick_dtype(asked: str, *, config: Any, device: torch.device) -> str:
+    """`auto`: on a CPU bfloat16 where it computes in it, else float32; on a GPU what the checkpoint is stored in."""
+    if asked != "auto":
+        if asked not in DTYPES:
+            raise ModelError(f"dtype is {asked}, it can be auto, {', '.join(DTYPES)}")
+        return asked
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return "bfloat16" if any(capabilities.get(name) for name in _BF16_CAPABILITIES) else "float32"
+    stored = str(getattr(config.get_text_config(), "dtype", None) or "").removeprefix("torch.")
+    return stored if stored in ("bfloat16", "float16") else "bfloat16"
+
+
+def max_model_tokens(config: Any) -> int:
+    """Give the longest sequence that the positions allow, 0 = unbounded."""
+    text_config = config.get_text_config()
+    for name in _LENGTH_FIELDS:
+        length = getattr(text_config, name, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    return 0

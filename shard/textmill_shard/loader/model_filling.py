@@ -1,0 +1,112 @@
+"""From a config to a model with this rank's weights: built on `meta`, then the index plan says which bytes are read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers.utils.logging import disable_progress_bar
+
+from textmill_shard.distributed.index_plan import IndexPlan, build_index_plan
+from textmill_shard.distributed.parallel import TensorParallel
+from textmill_shard.errors import ModelFilesError, UnsupportedModelError
+from textmill_shard.layers.parallel_layers import divide_layer
+from textmill_shard.loader.encoder_facts import reads_with_encoder
+from textmill_shard.loader.model_config import auto_class_of
+from textmill_shard.loader.model_files import WeightFiles
+from textmill_shard.loader.weight_reader import check_matching, match_names, move_buffers, read_weights
+from textmill_shard.probing.start_check import CALL_ERRORS
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What a model is made from, however often."""
+
+    folder: Path
+    config: Any  # as transformers read it
+    files: WeightFiles
+    dtype: torch.dtype
+    device: torch.device
+    parallel: TensorParallel
+    trust_remote_code: bool
+
+
+def build_model(source: ModelSource) -> Any:
+    """Give the model in eval mode, its parameters on `meta`. Raises UnsupportedModelError."""
+    config = source.config
+    try:
+        # Parameters on `meta`, buffers computed for real: no checkpoint holds the rotary tables.
+        with init_empty_weights(include_buffers=False):
+            model = auto_class_of(config).from_config(
+                config, dtype=torch.float32, trust_remote_code=source.trust_remote_code
+            )
+    except (*CALL_ERRORS, ImportError) as error:
+        raise UnsupportedModelError(_why_not_built(config, error)) from error
+    return model.eval()
+
+
+def fill_model(model: Any, source: ModelSource, on_progress: Callable[[float], None]) -> tuple[Any, int]:
+    """Give the model with its weights on the device, and how many of its layers are divided among the ranks.
+
+    Raises ModelFilesError.
+    """
+    matching = match_names(model, source.files)
+    if matching.missing and source.parallel.world_size == 1:
+        return _fill_by_transformers(source), 0
+    check_matching(matching, folder=source.folder)
+    plan = build_index_plan(model, source.config, source.parallel)
+    read_weights(
+        model,
+        files=source.files,
+        matching=matching,
+        plan=plan,
+        dtype=source.dtype,
+        device=source.device,
+        on_progress=on_progress,
+    )
+    move_buffers(model, source.device)
+    _divide(model, plan, source.parallel)
+    return model, len(plan.role_of_module)
+
+
+def _why_not_built(config: Any, error: Exception) -> str:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    if first_line.startswith("Unrecognized configuration class"):
+        kind = "text-to-text" if reads_with_encoder(config) else "causal"
+        return f"models of type {config.model_type} do not generate text: transformers has no {kind} model of that kind"
+    what = f"{type(error).__name__}: {first_line}"
+    return f"a model of type {config.model_type} cannot be built from its config.json: {what}"
+
+
+def _fill_by_transformers(source: ModelSource) -> Any:
+    """For checkpoints whose names or shapes transformers converts on the way (experts stored one by one)."""
+    disable_progress_bar()
+    model, loading = auto_class_of(source.config).from_pretrained(
+        source.folder,
+        dtype=source.dtype,
+        output_loading_info=True,
+        use_safetensors=not source.files.are_pickled,
+        weights_only=True,
+        trust_remote_code=source.trust_remote_code,
+    )
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelFilesError(f"{source.folder} lacks {len(missing)} tensors of the model, first {missing[0]}")
+    return model.eval().to(source.device)
+
+
+def _divide(model: nn.Module, plan: IndexPlan, parallel: TensorParallel) -> None:
+    for name, role in plan.role_of_module.items():
+        parent_name, _, leaf = name.rpartition(".")
+        parent = model.get_submodule(parent_name)
+        layer = divide_layer(
+            model.get_submodule(name),
+            role=role,
+            indices=plan.cut_of_parameter[f"{name}.weight"].indices,
+            parallel=parallel,
+            vocabulary_sizes=plan.sizes_of_vocabulary,
+        )
+        setattr(parent, leaf, layer)

@@ -1,4 +1,4 @@
-"""What can go wrong with a call, as one tree. `http/error_responses.py` alone knows statuses and bodies."""
+"""What can go wrong with a call, as one tree. `http/error_responses.py` knows their statuses."""
 
 from collections.abc import Mapping
 

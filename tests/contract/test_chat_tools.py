@@ -9,25 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fakes.byte_tokenizer import END_ID
 from tests.fakes.chat_calls import answer_of, ask, chunks_of, error_of, stream
-from tests.fakes.chat_templates import template_source
-from tests.fakes.fake_shard import FakeShardOptions, text_script
 from tests.fakes.running_router import RunningRouter
+from tests.fakes.speaking_router import speaking_router
 from tests.fakes.weather_tools import ARGUMENTS, OUTPUTS, SCHEMA, TOOLS
-
-
-@contextmanager
-def speaking_router(folder: Path, text: str, template: str | None = None, **settings: Any) -> Iterator[RunningRouter]:
-    """A router whose shard says `text` whatever it is asked."""
-    if template is not None:
-        config = {"chat_template": template_source(template), "bos_token": "<|begin|>", "eos_token": "<|end|>"}
-        path = folder / "config.json"
-        path.write_text(json.dumps(config))
-        settings["tokenizer_config_path"] = str(path)
-    options = FakeShardOptions(script=text_script(text, END_ID), num_blocks=1024)
-    with RunningRouter(folder, options, **settings) as router:
-        yield router
 
 
 @contextmanager

@@ -78,7 +78,10 @@ class AnswerForm:
     def markers(self) -> frozenset[str]:
         return markers_of(self.tools, self.reasoning)
 
-    def new_reader(self) -> "AnswerReader":
+    def new_reader(self) -> TextReader:
+        """A reader for one answer."""
+        if self.is_plain:
+            return PlainReader()
         parser = ChatParser(self.tools, self.reasoning, self.specs, is_reasoning=self.is_reasoning)
         return AnswerReader(parser, self.is_parallel)
 

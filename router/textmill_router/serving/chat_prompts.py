@@ -1,0 +1,72 @@
+"""From a conversation to its tokens, in the order of all calls: the grammar of its answers first, then its prompt."""
+
+from dataclasses import dataclass
+
+from textmill_router.chat.answer_form import AnswerForm, FormatFlags, answer_form, grammar_for
+from textmill_router.chat.prompt import ChatRequest
+from textmill_router.chat.render import render
+from textmill_router.chat.tools import ToolChoice
+from textmill_router.grammar.request_forms import AskedGrammar
+from textmill_router.request import Grammar
+from textmill_router.serving.prompts import TokenizedPrompt, take_pieces
+from textmill_router.serving.service import Backend
+from textmill_router.serving.validation import CheckedParameters
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedChat:
+    """A conversation that obeys the rules; no template has run yet.
+
+    `form` and `grammar` are those of the answers but for their reasoning, which the prompt may open or close.
+    `grammar_field` is the part of the body that the grammar comes from.
+    """
+
+    chat: ChatRequest
+    tools: ToolChoice | None
+    content: AskedGrammar | None  # for the content of the answers
+    grammar_field: str
+    form: AnswerForm
+    grammar: Grammar | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedChat:
+    """A rendered conversation that fits, the grammar of its answers, and how the answers are read."""
+
+    prompt: TokenizedPrompt
+    num_characters: int  # of the prompt
+    form: AnswerForm
+    grammar: Grammar | None
+    shown_specials: frozenset[int]  # ids of special tokens whose text the reader needs
+
+
+def prepare_chat(
+    backend: Backend,
+    flags: FormatFlags,
+    chat: ChatRequest,
+    *,
+    tools: ToolChoice | None = None,
+    content: AskedGrammar | None = None,
+    grammar_field: str = "grammar",
+) -> PreparedChat:
+    """At most one of `tools` and `content`. The grammar of the result is to be compiled before a permit is taken.
+
+    Raises TemplateFailed where the model has no template, ValidationFailed for a tool whose schema is not one of
+    objects.
+    """
+    form = answer_form(backend.chat_templates.pick(has_tools=tools is not None), tools, flags)
+    grammar = grammar_for(content, tools, form.without_reasoning(), backend.tokenizer)
+    return PreparedChat(chat, tools, content, grammar_field, form, grammar)
+
+
+async def take_chat(backend: Backend, prepared: PreparedChat, checked: CheckedParameters) -> TokenizedChat:
+    """Render, tokenise, check the budget. Raises ValidationFailed and TemplateFailed."""
+    prompt = await render(backend.chat_templates, backend.role_safety, prepared.chat, prepared.tools)
+    tokens = await take_pieces(backend, prompt.pieces, checked)
+    form, grammar = prepared.form.behind(prompt.text), prepared.grammar
+    if grammar is not None and form.reasoning is not None:
+        grammar = grammar_for(prepared.content, prepared.tools, form, backend.tokenizer)
+        assert grammar is not None
+        await backend.grammars.check(grammar, field=prepared.grammar_field)
+    shown_specials = backend.tokenizer.special_ids_of(form.markers)
+    return TokenizedChat(tokens, sum(map(len, prompt.pieces)), form, grammar, shown_specials)

@@ -8,7 +8,7 @@ from pathlib import Path
 from textmill_launcher.options import Child
 from textmill_launcher.settings import OPTIONS, TOKEN_VARIABLES, Settings
 
-# The router takes the key from its environment: a command line can be read by everybody on the machine.
+# The router takes the key from its environment, because everybody on the machine can read a command line.
 SECRET_VARIABLES = ("API_KEY", *TOKEN_VARIABLES)
 
 _PLAIN_OUTPUT = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -19,7 +19,7 @@ DECODE_ROOM_TOKENS = 256  # in a step beside the prefill budget: one for each sl
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A local folder that a shard can load."""
+    """A local folder with a model that a shard can load."""
 
     path: Path
     model_id: str  # the name that clients see
@@ -28,7 +28,7 @@ class ModelFolder:
 
 @dataclass(frozen=True, slots=True)
 class ShardPlace:
-    """What differs between the shards of one model."""
+    """The facts in which the shards of one model differ."""
 
     rank: int
     world_size: int
@@ -67,7 +67,10 @@ def router_command(settings: Settings, model: ModelFolder, rank0_socket: Path) -
 
 
 def drain_timeout_s(grace_s: float) -> float:
-    """Return the seconds that the router lets requests run: less than until its SIGKILL, so that it ends by itself."""
+    """Return for how many seconds the router lets requests run, which is less than the grace before its SIGKILL.
+
+    So the router ends by itself.
+    """
     return max(0.1, grace_s - min(10.0, 0.1 * grace_s))
 
 
@@ -75,7 +78,7 @@ def convert_command(gguf_file: Path, settings: Settings) -> list[str]:
     """Return the command line that converts a GGUF file and prints the folder as its last line."""
     return [
         *(sys.executable, "-m", "textmill_shard", "convert", "--gguf", str(gguf_file)),
-        # One cached folder for whatever --dtype computes in.
+        # There is one converted folder, whichever --dtype the shard computes in.
         *("--cache-dir", settings.conversion_cache, "--dtype", CONVERSION_DTYPE),
         *(["--json-output"] if settings.json_output else []),
     ]
@@ -92,13 +95,13 @@ def download_command(model_id: str, settings: Settings) -> list[str]:
 
 
 def download_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
-    """Return the environment of the download: with the hub's token, and HF_HUB_OFFLINE as the user has it."""
+    """Return the environment of the download, with the hub's token and with HF_HUB_OFFLINE as the user has set it."""
     token = {} if settings.hub_token is None else {"HF_TOKEN": settings.hub_token}
     return {**_without_secrets(environ), **_PLAIN_OUTPUT, **token}
 
 
 def child_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
-    """Return the environment of a child without secrets: its output comes at once, it never asks the hub."""
+    """Return a child's environment, without secrets. The child writes output at once and never asks the hub."""
     return {
         **_without_secrets(environ),
         **_PLAIN_OUTPUT,
@@ -108,7 +111,7 @@ def child_environment(environ: Mapping[str, str], settings: Settings) -> dict[st
 
 
 def router_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
-    """Return the router's environment: a child's, and the key that it asks for."""
+    """Return the router's environment, which is that of a child and the key that callers must show."""
     key = {} if settings.api_key is None else {"API_KEY": settings.api_key}
     return {**child_environment(environ, settings), **key}
 
@@ -118,7 +121,7 @@ def _without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _step_tokens(settings: Settings) -> list[str]:
-    """Return what makes the shard's largest step fit the prefill budget. The router asks the shard for that size."""
+    """Return the flag that makes the shard's largest step fit the prefill budget. Hello tells the router that size."""
     prefill_tokens = settings.max_batch_prefill_tokens
     return [] if prefill_tokens is None else ["--max-step-tokens", str(prefill_tokens + DECODE_ROOM_TOKENS)]
 

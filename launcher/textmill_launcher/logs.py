@@ -1,4 +1,4 @@
-"""The launcher's log and the way a child's lines appear in it: text or one JSON object a line."""
+"""The launcher's own log lines, and the lines of its children as they appear among them."""
 
 import json
 import logging

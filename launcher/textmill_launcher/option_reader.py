@@ -76,7 +76,7 @@ def _value_of(option: Option, flags: list[_Given] | None, environ: Mapping[str, 
         names = " and ".join(sorted({entry.where for entry in given}))
         raise ConflictingSettings(f"{names} mean the same: give one of them")
     if not flags and option.name == "hostname":
-        # Shells and containers set HOSTNAME to the machine's name; that is not a wish to listen there.
+        # Shells and containers set HOSTNAME to the machine's name, which is no wish to listen there.
         try:
             return option.parse(given[-1].value)
         except BadValue:

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class BadValue(ValueError):
-    """A value outside what the option accepts; `str()` is what would have been accepted."""
+    """A text that an option refuses. `str()` says which values the option accepts."""
 
 
 Parse = Callable[[str], object]
@@ -40,7 +40,7 @@ def integer(low: int, high: int | None = None) -> Parse:
 
 
 def fraction(value: str) -> float:
-    """Take a share of a whole: above 0, at most 1."""
+    """Take a share of a whole, above 0 and at most 1."""
     try:
         number = float(value)
     except ValueError:
@@ -80,7 +80,7 @@ def seconds(value: str) -> float:
 
 
 def boolean(value: str) -> bool:
-    """Take true/false in the spellings that environment files use."""
+    """Take true or false in the spellings that environment files use."""
     match value.strip().lower():
         case "true" | "1" | "yes" | "on":
             return True
@@ -92,7 +92,7 @@ def boolean(value: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Takes one of a few words."""
+    """A parser that takes one of a few words."""
 
     allowed: tuple[str, ...]
 

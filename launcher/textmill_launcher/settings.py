@@ -138,13 +138,13 @@ class Settings:
     master_addr: str = option(text, "address where several shards meet", "127.0.0.1")
     master_port: int | None = option(integer(1, 65535), "port where several shards meet; without it a free one")
     # What only the environment says
-    hub_token: str | None
+    hub_token: str | None  # of the first of TOKEN_VARIABLES that is set
     log_level: str
     visible_devices: str | None  # CUDA_VISIBLE_DEVICES, else NVIDIA_VISIBLE_DEVICES; "" counts as one device
     warnings: tuple[str, ...]  # to be logged once logging works
 
     def describe(self) -> dict[str, object]:
-        """Return what was set, for the log; secrets are masked."""
+        """Return the settings that have a value, for the log, with secrets masked."""
         shown = {entry.name: getattr(self, entry.name) for entry in OPTIONS}
         shown["hub_token"] = self.hub_token
         for secret in ("hub_token", *(entry.name for entry in OPTIONS if entry.is_secret)):
@@ -190,7 +190,7 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
 
 
 def _log_level(value: str) -> str:
-    """Return the level of LOG_LEVEL; of a filter such as `info,router=debug` the part that has no target counts."""
+    """Return a level of `logging`. In a filter such as `info,router=debug` the last part without a target counts."""
     names = {
         "trace": "DEBUG",
         "debug": "DEBUG",

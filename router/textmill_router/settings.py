@@ -21,11 +21,11 @@ LOG_LEVELS = {
 
 
 class SettingsError(Exception):
-    """A setting that cannot be: its name, what was given and what would be accepted."""
+    """A setting is missing or bad. The message has its name, the given value and the accepted values."""
 
 
 class _BadValue(ValueError):
-    """What would have been accepted."""
+    """A text that an option refuses. `str()` says which values the option accepts."""
 
 
 def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -94,7 +94,7 @@ def _ip_address(value: str) -> str:
 
 
 def _log_level(value: str) -> str:
-    """Take a level; of a filter such as `info,router=debug` the last part without a target counts."""
+    """Return a level of `logging`. In a filter such as `info,router=debug` the last part without a target counts."""
     parts = [part.strip().lower() for part in value.split(",") if "=" not in part]
     if not parts:
         return "INFO"
@@ -104,7 +104,10 @@ def _log_level(value: str) -> str:
 
 
 def _option(parse: Callable[[str], Any], text: str, default: Any = MISSING, *, kind: str = "value") -> Any:
-    """A field that is a flag: how its text is read, what `--help` says; kind is value, list, switch or secret."""
+    """Return a dataclass field that is a flag.
+
+    `parse` reads the flag's text, and `--help` shows `text`. `kind` is value, list, switch or secret.
+    """
     return field(default=default, metadata={"parse": parse, "help": text, "kind": kind})
 
 
@@ -176,7 +179,7 @@ class Settings:
     log_level: str = _option(_log_level, "trace, debug, info, warn or error", "INFO")
 
     def describe(self) -> dict[str, object]:
-        """What is set, for the log; secrets are masked."""
+        """Return all settings for the log, with secrets masked."""
         shown = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         for entry in fields(self):
             if entry.metadata["kind"] == "secret" and shown[entry.name] is not None:
@@ -198,7 +201,7 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
             if entry.metadata["kind"] == "list":
                 texts = texts[0].split(",")
             if entry.name == "hostname" and not _is_ip_address(texts[0]):
-                texts = None  # shells set HOSTNAME to the machine's name: no wish to listen there
+                texts = None  # because shells set HOSTNAME to the machine's name, which is no wish to listen there
         if texts is None:
             if entry.default is MISSING:
                 raise SettingsError(f"{flag} is missing: wanted {entry.metadata['help']}")

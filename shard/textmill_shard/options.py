@@ -15,14 +15,17 @@ SWAPS = ("qkv", "gate_up", "packed_linear", "rms_norm")  # see layers/module_swa
 
 
 class BadValue(ValueError):
-    """`str()` is what would have been accepted."""
+    """A text that an option refuses. `str()` says which values the option accepts."""
 
 
 def text(value: str) -> str:
+    """Take any text."""
     return value
 
 
 def integer(low: int) -> Callable[[str], int]:
+    """Take a whole number that is not below `low`."""
+
     def parse(value: str) -> int:
         try:
             number = int(value)
@@ -46,10 +49,12 @@ def _number(value: str, *, low: float, high: float, wanted: str) -> float:
 
 
 def fraction(value: str) -> float:
+    """Take a share of a whole, above 0 and at most 1."""
     return _number(value, low=0.0, high=1.0, wanted="a number above 0 and at most 1")
 
 
 def share(value: str) -> float:
+    """Take a part of a whole that is neither nothing nor all."""
     wanted = "a number above 0 and below 1"
     number = _number(value, low=0.0, high=1.0, wanted=wanted)
     if number == 1.0:
@@ -58,14 +63,18 @@ def share(value: str) -> float:
 
 
 def finite(value: str) -> float:
+    """Take an amount that can be added to a logit, -100 to 100."""
     return _number(value, low=-100.000001, high=100.0, wanted="a number from -100 to 100")
 
 
 def seconds(value: str) -> float:
+    """Take a duration above 0 and at most a day, in seconds."""
     return _number(value, low=0.0, high=86_400.0, wanted="seconds, above 0 and at most a day")
 
 
 def choice(*allowed: str) -> Callable[[str], str]:
+    """Take one of a few words."""
+
     def parse(value: str) -> str:
         if value not in allowed:
             raise BadValue("one of " + ", ".join(allowed))
@@ -75,12 +84,15 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
 
 def device_name(value: str) -> str:
+    """Take the name of a device, which `device.py` turns into a device of torch."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
         raise BadValue("auto, cpu, cuda or cuda:N")
     return value
 
 
 def words(*allowed: str) -> Callable[[str], tuple[str, ...]]:
+    """Take a comma-separated list of a few words."""
+
     def parse(value: str) -> tuple[str, ...]:
         given = tuple(part.strip() for part in value.split(",") if part.strip())
         if not set(given) <= set(allowed):
@@ -91,6 +103,7 @@ def words(*allowed: str) -> Callable[[str], tuple[str, ...]]:
 
 
 def boolean(value: str) -> bool:
+    """Take true or false in the spellings that environment files use."""
     known = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
     if value.lower() not in known:
         raise BadValue("true or false")

@@ -37,7 +37,7 @@ LOG_LEVELS = ("trace", "debug", "info", "warning", "warn", "error")
 
 
 class SettingsError(Exception):
-    """Names the setting, the value and what would be accepted."""
+    """A setting is missing or bad. The message has its name, the given value and the accepted values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,16 +95,16 @@ class ServeSettings:
     watermark_delta: float = option(finite, "what the watermark adds to the logits of green tokens", 2.0)
     router_lease_s: float = option(seconds, "seconds of silence after which the router counts as gone", 5.0)
     json_output: bool = switch("log one JSON object a line")
-    log_level: str  # the variable LOG_LEVEL alone
+    log_level: str  # from the variable LOG_LEVEL; there is no flag
 
     def step_tokens(self, *, has_encoder: bool) -> int:
-        """Tokens of the largest step. A text for an encoder goes in one whole, beside a token of each other slot."""
+        """Return the tokens of the largest step. An encoder's text fits whole, beside a token of each other slot."""
         if self.max_step_tokens is not None:
             return self.max_step_tokens
         return DEFAULT_STEP_TOKENS + (self.num_slots if has_encoder else 0)
 
     def describe(self) -> dict[str, object]:
-        """What the log shows; there are no secrets."""
+        """Return the settings that are not empty, for the log. None of them is a secret."""
         return {name: value for name, value in asdict(self).items() if value not in (None, "", ())}
 
 
@@ -116,7 +116,7 @@ class ConvertSettings:
     cache_dir: Path = required_option(Path, "where converted folders are kept")
     dtype: str = option(choice(*DTYPES[1:]), "type in which weights are stored", "bfloat16")
     json_output: bool = switch("log one JSON object a line")
-    log_level: str  # the variable LOG_LEVEL alone
+    log_level: str  # from the variable LOG_LEVEL; there is no flag
 
 
 SERVE_OPTIONS = options_of(ServeSettings)
@@ -124,7 +124,10 @@ CONVERT_OPTIONS = options_of(ConvertSettings)
 
 
 def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ServeSettings | ConvertSettings:
-    """Raises SettingsError for a bad value. `--help` and unknown flags end the process as argparse does (0 and 2)."""
+    """Build the settings of the command that argv names. Raises SettingsError for a bad value.
+
+    `--help` and unknown flags end the process as argparse does (0 and 2).
+    """
     given = vars(_build_parser().parse_args(list(argv)))
     is_serve = given["command"] == "serve"
     options = SERVE_OPTIONS if is_serve else CONVERT_OPTIONS
@@ -142,8 +145,10 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ServeSetti
 
 
 def default_num_threads(num_cores: int, world_size: int) -> int:
-    """Threads of one rank's steps. From 3 cores on one is left to the router; of 2, half would be too dear for that:
-    the router needs a few hundredths of a core per stream, and waiting threads give way to it.
+    """Return the number of threads of one rank's steps, at least 1.
+
+    With three or more cores, one core is left to the router. With two cores, none is left, because half of the cores is
+    too much for a router that needs a few hundredths of a core per stream; waiting threads give way to the router.
     """
     return max(1, (num_cores - 1 if num_cores > 2 else num_cores) // world_size)
 

@@ -83,7 +83,6 @@ def plain_attention(
     chunk_tokens: int | None = None,
     softcap: float | None = None,
     sinks_H: torch.Tensor | None = None,
-    slopes_H: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The last Q tokens of a context, head by head and query by query, in float64."""
     num_queries, num_heads = query_QHD.shape[:2]
@@ -100,8 +99,6 @@ def plain_attention(
             scores = keys @ query_QHD[row, head].double() * scaling
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
-            if slopes_H is not None:
-                scores = scores + slopes_H[head].double() * torch.arange(first - position, 1)
             if sinks_H is not None:
                 scores = torch.cat([scores, sinks_H[head : head + 1].double()])
             weights = scores.softmax(dim=0)[: len(keys)]

@@ -51,12 +51,6 @@ class TensorParallel:
         dist.all_gather(parts, padded)
         return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], dim=-1)
 
-    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
-        """Overwrite the tensor with that of rank `source`, in place."""
-        if self.world_size > 1:
-            dist.broadcast(tensor, src=source)
-        return tensor
-
     def min_int(self, value: int, device: torch.device) -> int:
         """The smallest value that any rank brings."""
         if self.world_size == 1:

@@ -1,9 +1,7 @@
 """How many KV blocks fit: a fixed number of bytes, or a share of the memory less what the largest step needs."""
 
-import contextlib
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -11,6 +9,7 @@ from textmill_shard.errors import ModelError
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
+from textmill_shard.model.system_memory import free_memory_bytes, peak_bytes, total_memory_bytes
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +17,6 @@ MAX_TRIAL_TOKENS_ON_CPU = 512
 UNBOUNDED_TOKENS = 1 << 16  # longest request of a model whose positions have no end and take no memory
 # A GPU is ours alone; a machine's RAM also serves the router, the page cache and whoever else works there.
 DEFAULT_MEMORY_FRACTIONS = {"cpu": 0.4, "cuda": 0.8}
-
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-_CGROUP_USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +62,7 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
             - runner.facts.state_bytes
             - step_bytes
         )
-        kv_bytes = min(allowed, _free_bytes(runner.device) // num_sharing - step_bytes)
+        kv_bytes = min(allowed, free_memory_bytes(runner.device) // num_sharing - step_bytes)
         source = f"--memory-fraction {fraction} of {memory_bytes} bytes"
     if bytes_per_block:
         num_blocks = (kv_bytes // bytes_per_block) - 1  # one is scratch
@@ -100,25 +96,6 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
     return plan
 
 
-def total_memory_bytes(device: torch.device) -> int:
-    """Of the device; on a CPU the RAM or the limit of the container, whichever is less."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    ram = _meminfo("MemTotal")
-    limit = _first_number(_CGROUP_LIMITS)
-    return ram if limit is None else min(ram, limit)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # What the allocator holds without using it can be used for the pool.
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    free = _meminfo("MemAvailable")
-    limit, used = _first_number(_CGROUP_LIMITS), _first_number(_CGROUP_USED)
-    return free if limit is None or used is None else min(free, limit - used)
-
-
 def _measure_largest_step(runner: ModelRunner, options: KvMemoryOptions) -> int:
     """Bytes that a step of all tokens, with a logits row per slot, takes at its peak. Uses a pool of scratch alone."""
     runner.allocate_kv(0)
@@ -127,10 +104,10 @@ def _measure_largest_step(runner: ModelRunner, options: KvMemoryOptions) -> int:
     if runner.facts.decoder_prompt_ids:
         return _measure_longest_text(runner, options) + logits_bytes
     if runner.device.type == "cuda":
-        return _peak_bytes(runner, _largest_batch(runner, options.max_step_tokens, options.num_slots))
+        return _bytes_of_step(runner, _largest_batch(runner, options.max_step_tokens, options.num_slots))
     # A CPU takes seconds for a large step: a smaller one is run, and what it took is scaled up. The logits come on top.
     num_tokens = min(options.max_step_tokens, MAX_TRIAL_TOKENS_ON_CPU)
-    measured = _peak_bytes(runner, _largest_batch(runner, num_tokens, 1))
+    measured = _bytes_of_step(runner, _largest_batch(runner, num_tokens, 1))
     return measured * -(-options.max_step_tokens // num_tokens) + logits_bytes
 
 
@@ -139,7 +116,7 @@ def _measure_longest_text(runner: ModelRunner, options: KvMemoryOptions) -> int:
     facts = runner.facts
     longest = min(facts.max_encoder_tokens or options.max_step_tokens, options.max_step_tokens)
     num_tokens = longest if runner.device.type == "cuda" else min(longest, MAX_TRIAL_TOKENS_ON_CPU)
-    encoding_bytes = _peak_bytes(runner, _longest_text(runner, num_tokens))
+    encoding_bytes = _bytes_of_step(runner, _longest_text(runner, num_tokens))
     # Scores and relative positions grow with the square of the length.
     encoding_bytes *= (-(-longest // num_tokens)) ** 2
     # One layer's K and V of every slot, gathered as long as the longest, and as its attention lays them out again.
@@ -148,30 +125,8 @@ def _measure_longest_text(runner: ModelRunner, options: KvMemoryOptions) -> int:
     return max(encoding_bytes, decoding_bytes)
 
 
-def _peak_bytes(runner: ModelRunner, batch: ForwardBatch) -> int:
-    """What a forward takes at most beside what is there already."""
-    device = runner.device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        runner.forward(batch)
-        torch.cuda.synchronize(device)
-        return int(torch.cuda.max_memory_allocated(device) - before)
-    _reset_peak()
-    before = _status_bytes("VmRSS")
-    runner.forward(batch)
-    return max(0, _status_bytes("VmHWM") - before)
-
-
-def _reset_peak() -> None:
-    """Let VmHWM start again from VmRSS; where that is not allowed it stays high, and the step looks larger."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def _status_bytes(name: str) -> int:
-    return _kib_field(Path("/proc/self/status"), name)
+def _bytes_of_step(runner: ModelRunner, batch: ForwardBatch) -> int:
+    return peak_bytes(runner.device, lambda: runner.forward(batch))
 
 
 def _largest_batch(runner: ModelRunner, num_tokens: int, num_logit_rows: int) -> ForwardBatch:
@@ -203,23 +158,3 @@ def _scratch_row(
         num_logits=num_logits,
         num_encoder=num_encoder,
     )
-
-
-def _meminfo(name: str) -> int:
-    return _kib_field(Path("/proc/meminfo"), name)
-
-
-def _kib_field(path: Path, name: str) -> int:
-    for line in path.read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise ModelError(f"{path} has no {name}: this system's memory cannot be read")
-
-
-def _first_number(paths: tuple[Path, ...]) -> int | None:
-    """The content of the first file that is there; None when there is none or it says `max`."""
-    for path in paths:
-        if path.is_file():
-            text = path.read_text(encoding="ascii").strip()
-            return int(text) if text.isdigit() else None
-    return None

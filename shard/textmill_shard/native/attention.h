@@ -18,7 +18,6 @@ typedef struct {
   float softcap;           // 0 = none
   int64_t window, chunk;   // 0 = none
   const float *sinks;      // [heads] or NULL
-  const float *slopes;     // alibi, [heads] or NULL: added times (key position - query position)
 } attention;
 
 // A run of queries of one sequence that are attended together, for each key/value head.

@@ -45,9 +45,9 @@ static void NAME(pack_values)(const element *const rows[TILE_PLACES], int64_t nu
 }
 
 // One row of scores, 32 of each panel, becomes weights; gives the factor by which the row's earlier output shrinks.
-// `is_plain`: 64 places, all of them seen, no softcap and no slopes; known where this is inlined.
+// `is_plain`: 64 places, all of them seen, no softcap; known where this is inlined.
 INLINE float NAME(soften)(const attention *a, const float *const scores[2], element *weights, int64_t num_places, int64_t low,
-                          int64_t high, int64_t head, const int is_plain, float *peak, float *totals) {
+                          int64_t high, const int is_plain, float *peak, float *totals) {
   const v16i step = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const int count = is_plain ? TILE_PLACES / 16 : (int)(num_places / 16);
   const v16f scaling = splat(a->scaling);
@@ -59,7 +59,6 @@ INLINE float NAME(soften)(const attention *a, const float *const scores[2], elem
     if (!is_plain) {
       const v16i place = step + 16 * i;
       if (a->softcap != 0.0f) x[i] = splat(a->softcap) * tanh_v(x[i] * splat(1.0f / a->softcap));
-      if (a->slopes) x[i] += splat(a->slopes[head]) * __builtin_convertvector(place - (int32_t)high, v16f);
       x[i] = pick((place >= (int32_t)(low > 0 ? low : 0)) & (place <= (int32_t)high), x[i], splat(-INFINITY));
     }
     top = larger(x[i], top);
@@ -93,15 +92,15 @@ static void NAME(attend_rows)(const attention *a, const attention_task *t, const
   for (int64_t i = 0; i < tile; i++) {
     const float *const scores[2] = {memory->scores + sum_place(tile, key_panels, i, 0),
                                     memory->scores + sum_place(tile, key_panels, i, key_panels - 1)};
-    const int64_t position = t->first_position + (row + i) / group, head = (t->kv_head + h) * group + (row + i) % group;
+    const int64_t position = t->first_position + (row + i) / group;
     const int64_t low = first_seen(a, position) - start, high = position - start;
     element *weights = (element *)memory->weights + i * TILE_PLACES;
     float *peak = memory->peaks + first_row + i, *totals = memory->totals + (first_row + i) * 16;
     float shrink;
-    if (low <= 0 && high >= TILE_PLACES - 1 && a->softcap == 0.0f && !a->slopes)
-      shrink = NAME(soften)(a, scores, weights, TILE_PLACES, low, high, head, 1, peak, totals);
+    if (low <= 0 && high >= TILE_PLACES - 1 && a->softcap == 0.0f)
+      shrink = NAME(soften)(a, scores, weights, TILE_PLACES, low, high, 1, peak, totals);
     else
-      shrink = NAME(soften)(a, scores, weights, num_places, low, high, head, 0, peak, totals);
+      shrink = NAME(soften)(a, scores, weights, num_places, low, high, 0, peak, totals);
     if (shrink != 1.0f)
       for (int64_t panel = 0; panel < value_panels; panel++) {
         float *sums = out + sum_place(tile, value_panels, i, panel);

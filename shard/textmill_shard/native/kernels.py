@@ -36,7 +36,7 @@ class AttentionArguments(ctypes.Structure):
         *_fields(_I64, "table_stride", "num_sequences"),
         *_fields(_F32, "scaling", "softcap"),
         *_fields(_I64, "window", "chunk"),
-        *_fields(_PTR, "sinks", "slopes"),
+        *_fields(_PTR, "sinks"),
     )
 
 
@@ -213,9 +213,8 @@ class Kernels:
         chunk_tokens: int | None = None,
         softcap: float | None = None,
         sinks_H: torch.Tensor | None = None,
-        slopes_H: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Give `[T, H, E]` in the query's dtype. Tables, starts and lengths are int32; sinks and slopes float32."""
+        """Give `[T, H, E]` in the query's dtype. Tables, starts and lengths are int32, sinks float32."""
         if query_THD.stride(2) != 1:
             query_THD = query_THD.contiguous()
         num_tokens, num_heads, key_dim = query_THD.shape
@@ -245,7 +244,6 @@ class Kernels:
             window=window_tokens or 0,
             chunk=chunk_tokens or 0,
             sinks=None if sinks_H is None else sinks_H.data_ptr(),
-            slopes=None if slopes_H is None else slopes_H.data_ptr(),
         )
         is_bf16 = _is_bf16(query_THD)
         if self._library.textmill_attention(self._team, ctypes.byref(arguments), num_tokens, is_bf16):

@@ -8,8 +8,9 @@ import torch
 from textmill_shard.errors import ModelError
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
-from textmill_shard.model.memory import UNBOUNDED_TOKENS, KvMemoryOptions, plan_kv_memory, total_memory_bytes
+from textmill_shard.model.memory import UNBOUNDED_TOKENS, KvMemoryOptions, plan_kv_memory
 from textmill_shard.model.runner import ModelRunner
+from textmill_shard.model.system_memory import total_memory_bytes
 
 from tests.fakes.tiny_models import make_tiny_llama
 from tests.zoo.drive import make_zoo_model

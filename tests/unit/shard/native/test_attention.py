@@ -25,13 +25,11 @@ def test_query_heads_share_keys_and_values(dtype: torch.dtype, heads: int, kv_he
         {"chunk_tokens": 48},
         {"softcap": 1.5},
         {"sinks_H": torch.tensor([0.5, -2.0, 3.0, 8.0, 0.0, -50.0])},
-        {"slopes_H": torch.tensor([0.5, 0.25, 0.125, 0.01, 1.0, 0.0])},
         {"scaling": 0.7},
         {
             "window_tokens": 70,
             "softcap": 3.0,
             "sinks_H": torch.tensor([0.5, -2.0, 3.0, 8.0, 0.0, -50.0]),
-            "slopes_H": torch.full((6,), 0.1),
         },
     ],
     ids=lambda rule: "+".join(rule),

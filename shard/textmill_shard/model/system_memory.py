@@ -1,0 +1,77 @@
+"""Memory of the device or of this machine: how much there is, how much is free, how much a call takes at its peak."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from textmill_shard.errors import ModelError
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_CGROUP_USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"))
+
+
+def total_memory_bytes(device: torch.device) -> int:
+    """Of the device; on a CPU the RAM or the limit of the container, whichever is less."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    ram = _meminfo("MemTotal")
+    limit = _first_number(_CGROUP_LIMITS)
+    return ram if limit is None else min(ram, limit)
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Bytes that this process could take now, of the device or of the RAM that `total_memory_bytes` counts."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What the allocator holds without using it can be used for the pool.
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    free = _meminfo("MemAvailable")
+    limit, used = _first_number(_CGROUP_LIMITS), _first_number(_CGROUP_USED)
+    return free if limit is None or used is None else min(free, limit - used)
+
+
+def peak_bytes(device: torch.device, run: Callable[[], object]) -> int:
+    """Give the most bytes that a call of `run` takes beside those that were taken before it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    _reset_peak()
+    before = _status_bytes("VmRSS")
+    run()
+    return max(0, _status_bytes("VmHWM") - before)
+
+
+def _reset_peak() -> None:
+    """Let VmHWM start again from VmRSS; where that is not allowed it stays high, and the step looks larger."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _status_bytes(name: str) -> int:
+    return _kib_field(Path("/proc/self/status"), name)
+
+
+def _meminfo(name: str) -> int:
+    return _kib_field(Path("/proc/meminfo"), name)
+
+
+def _kib_field(path: Path, name: str) -> int:
+    for line in path.read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise ModelError(f"{path} has no {name}: this system's memory cannot be read")
+
+
+def _first_number(paths: tuple[Path, ...]) -> int | None:
+    """The content of the first file that is there; None when there is none or it says `max`."""
+    for path in paths:
+        if path.is_file():
+            text = path.read_text(encoding="ascii").strip()
+            return int(text) if text.isdigit() else None
+    return None

@@ -143,6 +143,22 @@ def test_every_parameter_reaches_the_shard(router: RunningRouter, client: httpx.
     assert not plain.logprobs
 
 
+def test_the_window_bounds_the_least_output_too(router: RunningRouter, client: httpx.Client) -> None:
+    """A prompt of 1,491 tokens leaves 557."""
+    answer = client.post("/generate", json={"inputs": "x" * 1490, "parameters": {"min_new_tokens": 600}})
+    assert answer.status_code == 200, answer.text
+    sent = router.shard.last_admit
+    assert sent is not None
+    assert (sent.min_new_tokens, sent.max_new_tokens) == (557, 557)
+
+
+def test_alternatives_that_nobody_is_shown_are_not_asked_for(router: RunningRouter, client: httpx.Client) -> None:
+    generate(client, max_new_tokens=1, top_n_tokens=4)
+    sent = router.shard.last_admit
+    assert sent is not None
+    assert (sent.logprobs, sent.top_n_tokens) == (False, 0)
+
+
 def test_headers_of_best_of_tell_of_the_answer_only(client: httpx.Client) -> None:
     body = {"inputs": "hi", "parameters": {"max_new_tokens": 2, "best_of": 2, "do_sample": True}}
     assert client.post("/generate", json=body).headers["x-generated-tokens"] == "2"

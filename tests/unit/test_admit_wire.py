@@ -30,8 +30,8 @@ HOLDERS = {"request", "parameters", "sampling"}  # fields of the router's types 
 ROUTER_ONLY = {"arrival_s", "priority", "cache_salt", "shares_prompt_of", "wants_prompt_logprobs"}
 
 
-def unlike_default(value: Any, number: int, name: str) -> Any:
-    """A value of the type of `value` that no other field has and that is exact in 32 bits."""
+def unlike_default(value: Any, number: int, name: str, only: str) -> Any:
+    """A value of the type of `value` that no other field has, exact in 32 bits; a boolean changes only for `only`."""
     known = {
         "grammar": Grammar(f'start: "{number}"'),
         "logit_bias": ((number, -1.5), (number + 1, 2.5)),
@@ -41,37 +41,40 @@ def unlike_default(value: Any, number: int, name: str) -> Any:
     if name in known:
         return known[name]
     if isinstance(value, bool):
-        return not value
+        return value if name != only else not value
     if isinstance(value, int | float):
         return type(value)(number) if isinstance(value, int) else number + 0.25
     assert isinstance(value, tuple), f"say here which value {name} takes"
     return (number, number + 1)
 
 
-def filled(kind: type[Any], start: int, **known: Any) -> Any:
-    """One of `kind` whose fields, those of `known` apart, are unlike their defaults."""
+def filled(kind: type[Any], start: int, only: str, **known: Any) -> Any:
+    """One of `kind` whose fields, those of `known` apart, are unlike their defaults; of booleans the field `only`."""
     default = kind(**{field.name: known.get(field.name) for field in fields(kind) if field.name in known})
     values = {
-        field.name: unlike_default(getattr(default, field.name), start + number, field.name)
+        field.name: unlike_default(getattr(default, field.name), start + number, field.name, only)
         for number, field in enumerate(fields(kind))
         if field.name not in known and field.name not in ROUTER_ONLY
     }
     return kind(**known, **values)
 
 
-def make_admit() -> Admit:
+def make_admit(only: str) -> Admit:
+    """An admit of which each field can be told from each other field: no two booleans are set at once."""
     request = filled(
         GenerationRequest,
         100,
+        only,
         request_id=RequestId(2**40),
         prompt_ids=array("I", [1, 2**32 - 1, 5]),
         max_new_tokens=77,
         arrival_s=0.0,
-        parameters=filled(GenerationParameters, 200, sampling=filled(SamplingParameters, 300)),
+        parameters=filled(GenerationParameters, 200, only, sampling=filled(SamplingParameters, 300, only)),
     )
     return filled(  # type: ignore[no-any-return]
         Admit,
         400,
+        only,
         request=request,
         slot=Slot(3),
         output_ids=array("I", [258]),
@@ -113,7 +116,7 @@ SAMPLING_FIELDS = names_of(shard_pb2.Sampling.DESCRIPTOR)
 
 @pytest.mark.parametrize("name", [*ADMIT_FIELDS, *SAMPLING_FIELDS])
 def test_each_field_that_the_router_sends_is_read_by_the_shard(name: str) -> None:
-    sent = make_admit()
+    sent = make_admit(NAMES.get(name, name))
     message = plan_to_proto(Plan(1, admits=(sent,)), epoch=1).plan
     holder = message.admits[0] if name in ADMIT_FIELDS else message.admits[0].sampling
     default = type(holder)()

@@ -11,10 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
-from textmill_router.api.openapi.document import build_document
+from textmill_router.api.route_table import openapi_document
 
 FACTS = json.loads((Path(__file__).parent / "data" / "tgi_api_facts.json").read_text())
-DOCUMENT = build_document()
+DOCUMENT = openapi_document()
 SCHEMAS = DOCUMENT["components"]["schemas"]
 
 # What TGI's document has and ours has under another name, or not: the reason. docs/compatibility.md tells users.

@@ -17,12 +17,12 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from textmill_router.api.openapi.document import build_document
+from textmill_router.api.route_table import openapi_document
 
 from tests.fakes.running_router import RunningRouter
 
 MAX_EXAMPLES = 15
-DOCUMENT = build_document()
+DOCUMENT = openapi_document()
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 STATUSES: Counter[tuple[str, int]] = Counter()
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance]

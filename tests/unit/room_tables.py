@@ -32,7 +32,7 @@ ROUTER_FOLDERS = {
     "api/openai": names("errors request settings parsers text grammar chat http serving"),
     "api/tgi": names("errors request text grammar chat http serving api/openai"),  # openai: `chat_tokenize` alone
     "api/platforms": names("errors http serving api/tgi"),
-    "api/openapi": names("http api/tgi api/openai api/platforms"),
+    "api/openapi": names("http api/tgi api/openai"),
     "api": names("errors metrics http serving api/tgi api/openai api/platforms api/openapi"),
     "lifecycle": EVERYTHING,
     "__main__": EVERYTHING,

@@ -1,23 +1,12 @@
-"""The routes, as one ASGI application."""
+"""The table of the routes as one ASGI application."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from textmill_router.api.openai.chat import chat_route
-from textmill_router.api.openai.completions import completions_route
-from textmill_router.api.openai.models import ModelsRoute
-from textmill_router.api.openapi.page import DocsRoute, OpenApiRoute
-from textmill_router.api.platforms.sagemaker import InvocationsRoute
-from textmill_router.api.platforms.vertex import VertexRoute
-from textmill_router.api.status import HealthRoute, InfoRoute, MetricsRoute
-from textmill_router.api.tgi.chat_tokenize import ChatTokenizeRoute
-from textmill_router.api.tgi.detokenize import DetokenizeRoute
-from textmill_router.api.tgi.generate import generate_route
-from textmill_router.api.tgi.tokenize import TokenizeRoute
-from textmill_router.api.tgi.work import GenerateMode
+from textmill_router.api.route_table import ROUTES, vertex_route
+from textmill_router.api.status import HealthRoute
 from textmill_router.errors import MethodNotAllowed, RouteNotFound
 from textmill_router.http.call import call_of
 from textmill_router.http.middleware import OPEN_PATHS, ApiKey, Cors, FrontDoor
@@ -29,41 +18,14 @@ from textmill_router.serving.service import Service
 
 def build_app(service: Service) -> ASGIApp:
     """All routes of the service behind the middlewares."""
-    health = HealthRoute(service)
-    models = ModelsRoute(service)
-    openapi = OpenApiRoute()
-    compat, generate = generate_route(service, GenerateMode.COMPAT), generate_route(service, GenerateMode.WHOLE)
-    chat, completions = chat_route(service), completions_route(service)
-    routes: dict[str, dict[str, ASGIApp]] = {
-        "/": {"GET": health, "POST": compat},
-        "/generate": {"POST": generate},
-        "/generate_stream": {"POST": generate_route(service, GenerateMode.STREAM)},
-        "/v1/chat/completions": {"POST": chat},
-        "/v1/completions": {"POST": completions},
-        "/v1/models": {"GET": models},
-        "/v1/models/{model:path}": {"GET": models},
-        "/chat_tokenize": {"POST": ChatTokenizeRoute(service)},
-        "/tokenize": {"POST": TokenizeRoute(service)},
-        "/detokenize": {"POST": DetokenizeRoute(service)},
-        "/health": {"GET": health},
-        "/ping": {"GET": health},
-        "/info": {"GET": InfoRoute(service)},
-        "/metrics": {"GET": MetricsRoute(service)},
-        "/docs": {"GET": DocsRoute()},
-        "/openapi.json": {"GET": openapi},
-        "/api-doc/openapi.json": {"GET": openapi},
-    }
-    by_shape: dict[str, GeneratingRoute[Any]] = {"inputs": compat, "messages": chat, "prompt": completions}
-    routes["/invocations"] = {"POST": InvocationsRoute(service, by_shape)}
-    vertex = VertexRoute(service, generate=generate, chat=chat)
     settings = service.settings
-    for path, method, endpoint in (
-        ("/vertex", "POST", vertex),
-        (settings.aip_predict_route, "POST", vertex),
-        (settings.aip_health_route, "GET", health),
-    ):
-        if path is not None:
-            routes[path] = {**routes.get(path, {}), method: endpoint}
+    routes: dict[str, dict[str, ASGIApp]] = {}
+    for row in ROUTES:
+        routes.setdefault(row.operation.path, {})[row.operation.method.upper()] = row.make(service)
+    if settings.aip_predict_route is not None:
+        routes.setdefault(settings.aip_predict_route, {})["POST"] = vertex_route(service)
+    if settings.aip_health_route is not None:
+        routes.setdefault(settings.aip_health_route, {})["GET"] = HealthRoute(service)
     endpoints = [endpoint for of_path in routes.values() for endpoint in of_path.values()]
     styles = PathStyles(endpoint.style for endpoint in endpoints if isinstance(endpoint, GeneratingRoute))
     app: ASGIApp = Router(

@@ -1,27 +1,14 @@
-"""The OpenAPI document: made from the structs that parse requests and describe answers, and a table of the routes."""
+"""The OpenAPI document: made from the structs that parse requests and describe answers, and the table of the routes."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import msgspec
 
-from textmill_router.api.openai.chat_types import ChatBody, DeclaredTool
-from textmill_router.api.openai.completion_answers import Completion
-from textmill_router.api.openai.completion_types import CompletionBody
+from textmill_router.api.openai.chat_types import DeclaredTool
 from textmill_router.api.openapi import answer_types as answers
-from textmill_router.api.tgi.types import (
-    CompatBody,
-    DetokenizeAnswer,
-    DetokenizeBody,
-    GenerateAnswer,
-    GenerateBody,
-    InfoAnswer,
-    TokenizeBody,
-    TokenizedToken,
-    VertexAnswer,
-    VertexBody,
-)
+from textmill_router.api.openapi.operation import Operation
 
 # Names of TGI's document, for those who generate clients from it.
 COMPONENT_NAMES = {
@@ -52,8 +39,6 @@ COMPONENT_NAMES = {
 }
 _GRAMMARS = (answers.JsonGrammar, answers.RegexGrammar, answers.JsonSchemaGrammar)
 _JSON, _EVENTS, _TEXT = "application/json", "text/event-stream", "text/plain"
-_REFUSALS = (400, 401, 413, 415, 422)
-_GENERATE_ERRORS = (*_REFUSALS, 408, 424, 429, 500, 503)
 _REF = "#/components/schemas/{name}"
 _DESCRIPTIONS = {
     200: "The answer",
@@ -71,182 +56,15 @@ _DESCRIPTIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One method of one path. `events` is the type of one event of a stream, `text` says that the answer is text.
-
-    Types are what msgspec describes, or a tuple of such of which one holds.
-    """
-
-    path: str
-    method: str
-    summary: str
-    body: Any = None
-    answer: Any = None
-    events: Any = None
-    text: bool = False
-    errors: tuple[int, ...] = ()
-    example: Any = None
-    error: Any = answers.ErrorResponse
-    operation_id: str = ""
-    parameters: tuple[str, ...] = ()  # in the path
-
-
-_EXAMPLE = {"inputs": "My name is Olivier and I", "parameters": {"max_new_tokens": 20, "details": True}}
-_CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "What is deep learning?"}], "max_tokens": 20}
-
-OPERATIONS: list[Operation] = [
-    Operation(
-        path="/",
-        method="post",
-        summary="Generate tokens if `stream` is false, else a stream of tokens",
-        body=CompatBody,
-        answer=list[GenerateAnswer],
-        events=answers.StreamResponse,
-        errors=_GENERATE_ERRORS,
-        example={**_EXAMPLE, "stream": False},
-        operation_id="compat_generate",
-    ),
-    Operation(
-        path="/generate",
-        method="post",
-        summary="Generate tokens; several inputs or sequences are answered by a list",
-        body=GenerateBody,
-        answer=(GenerateAnswer, list[GenerateAnswer]),
-        errors=_GENERATE_ERRORS,
-        example=_EXAMPLE,
-        operation_id="generate",
-    ),
-    Operation(
-        path="/generate_stream",
-        method="post",
-        summary="Generate a stream of tokens",
-        body=GenerateBody,
-        events=answers.StreamResponse,
-        errors=_GENERATE_ERRORS,
-        example=_EXAMPLE,
-        operation_id="generate_stream",
-    ),
-    Operation(
-        path="/v1/chat/completions",
-        method="post",
-        summary="Answer a conversation",
-        body=ChatBody,
-        answer=answers.ChatCompletion,
-        events=answers.ChatCompletionChunk,
-        errors=(*_GENERATE_ERRORS, 404),
-        error=answers.OpenAIErrorResponse,
-        example=_CHAT_EXAMPLE,
-        operation_id="chat_completions",
-    ),
-    Operation(
-        path="/v1/completions",
-        method="post",
-        summary="Continue texts",
-        body=CompletionBody,
-        answer=Completion,
-        events=answers.CompletionChunk,
-        errors=(*_GENERATE_ERRORS, 404),
-        error=answers.OpenAIErrorResponse,
-        example={"prompt": "What is deep learning?", "max_tokens": 20},
-        operation_id="completions",
-    ),
-    Operation(
-        path="/v1/models",
-        method="get",
-        summary="The models that are served",
-        answer=answers.ModelList,
-        errors=(401, 404),
-        error=answers.OpenAIErrorResponse,
-        operation_id="openai_get_model_info",
-    ),
-    Operation(
-        path="/v1/models/{model}",
-        method="get",
-        summary="One model",
-        answer=answers.ModelInfo,
-        errors=(401, 404),
-        error=answers.OpenAIErrorResponse,
-        operation_id="openai_get_one_model",
-        parameters=("model",),
-    ),
-    Operation(
-        path="/tokenize",
-        method="post",
-        summary="Tokens of a text and the bytes where they stand",
-        body=TokenizeBody,
-        answer=list[TokenizedToken],
-        errors=(*_REFUSALS, 404, 408, 429, 503),
-        example={"inputs": "My name is Olivier and I"},
-        operation_id="tokenize",
-    ),
-    Operation(
-        path="/chat_tokenize",
-        method="post",
-        summary="The prompt that a conversation makes, and its tokens",
-        body=ChatBody,
-        answer=answers.ChatTokenizeResponse,
-        errors=(*_REFUSALS, 404, 408, 500, 503),
-        example=_CHAT_EXAMPLE,
-        operation_id="get_chat_tokenize",
-    ),
-    Operation(
-        path="/detokenize",
-        method="post",
-        summary="The text of token ids",
-        body=DetokenizeBody,
-        answer=DetokenizeAnswer,
-        errors=(*_REFUSALS, 408, 429, 503),
-        example={"ids": [1, 2, 3]},
-        operation_id="detokenize",
-    ),
-    Operation(
-        path="/invocations",
-        method="post",
-        summary="SageMaker: generate by `inputs`, chat by `messages`, or continue a `prompt`",
-        body=(CompatBody, ChatBody, CompletionBody),
-        answer=(list[GenerateAnswer], answers.ChatCompletion, Completion),
-        events=(answers.StreamResponse, answers.ChatCompletionChunk, answers.CompletionChunk),
-        errors=(*_GENERATE_ERRORS, 404),
-        error=(answers.ErrorResponse, answers.OpenAIErrorResponse),
-        example=_EXAMPLE,
-        operation_id="sagemaker_compatibility",
-    ),
-    Operation(
-        path="/vertex",
-        method="post",
-        summary="Vertex AI: one text for each instance",
-        body=VertexBody,
-        answer=VertexAnswer,
-        errors=(*_GENERATE_ERRORS, 404),
-        example={"instances": [_EXAMPLE]},
-        operation_id="vertex_compatibility",
-    ),
-    Operation(
-        path="/info",
-        method="get",
-        summary="The model and the limits",
-        answer=InfoAnswer,
-        errors=(401, 503),
-        operation_id="get_model_info",
-    ),
-    Operation(
-        path="/health", method="get", summary="200 while requests are served", errors=(503,), operation_id="health"
-    ),
-    Operation(path="/ping", method="get", summary="The same as /health", errors=(503,), operation_id="ping"),
-    Operation(path="/", method="get", summary="The same as /health", errors=(503,), operation_id="root"),
-    Operation(path="/metrics", method="get", summary="Prometheus text", text=True, operation_id="metrics"),
-]
-
-
-def build_document() -> dict[str, Any]:
-    """The whole document, OpenAPI 3.1."""
-    types = _types_of(OPERATIONS)
+def build_document(operations: Sequence[Operation]) -> dict[str, Any]:
+    """The whole document, OpenAPI 3.1, of the operations that are shown."""
+    operations = [operation for operation in operations if operation.is_shown]
+    types = _types_of(operations)
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     schema_of = _Schemas(types, schemas)
     paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method] = _operation(operation, schema_of)
+    for operation in operations:
+        paths.setdefault(operation.path.replace(":path}", "}"), {})[operation.method] = _operation(operation, schema_of)
     components["TgiParameters"]["properties"]["grammar"] = {
         "anyOf": [*({"$ref": _REF.format(name=kind.__name__)} for kind in _GRAMMARS), {"type": "null"}],
         "default": None,
@@ -286,7 +104,7 @@ class _Schemas:
         return next(schema for known, schema in self._known if known == kind)
 
 
-def _types_of(operations: list[Operation]) -> list[Any]:
+def _types_of(operations: Sequence[Operation]) -> list[Any]:
     types: list[Any] = [*_GRAMMARS, DeclaredTool]
     for operation in operations:
         for kind in (operation.body, operation.answer, operation.events, operation.error):

@@ -1,11 +1,12 @@
 """GET /docs and the OpenAPI document behind it: everything comes from this server, nothing from the network."""
 
+from collections.abc import Callable
 from importlib.resources import files
+from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from textmill_router.api.openapi.document import build_document
 from textmill_router.http.replies import send_reply
 
 # The page runs its own script and asks this server only.
@@ -28,12 +29,13 @@ class DocsRoute:
 
 
 class OpenApiRoute:
-    """An ASGI endpoint. The document is made when it is first asked for, in about 10 ms."""
+    """An ASGI endpoint. `build` makes the document when it is first asked for, in about 10 ms."""
 
-    def __init__(self) -> None:
+    def __init__(self, build: Callable[[], dict[str, Any]]) -> None:
+        self._build = build
         self._document = b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._document:
-            self._document = msgspec.json.encode(build_document())
+            self._document = msgspec.json.encode(self._build())
         await send_reply(scope, send, 200, self._document)

@@ -1,0 +1,30 @@
+"""One route as the OpenAPI document describes it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from textmill_router.api.openapi import answer_types as answers
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path. `events` is the type of one event of a stream, `text` says that the answer is text.
+
+    The path may have a parameter in braces; `{name:path}` takes slashes too. `is_shown`: the document has it.
+
+    Types are what msgspec describes, or a tuple of such of which one holds.
+    """
+
+    path: str
+    method: str
+    summary: str
+    body: Any = None
+    answer: Any = None
+    events: Any = None
+    text: bool = False
+    errors: tuple[int, ...] = ()
+    example: Any = None
+    error: Any = answers.ErrorResponse
+    operation_id: str = ""
+    parameters: tuple[str, ...] = ()  # in the path
+    is_shown: bool = True

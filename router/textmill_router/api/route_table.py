@@ -1,0 +1,283 @@
+"""The routes: for each its endpoint, and its place in the OpenAPI document."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from textmill_router.api.openai.chat import chat_route
+from textmill_router.api.openai.chat_types import ChatBody
+from textmill_router.api.openai.completion_answers import Completion
+from textmill_router.api.openai.completion_types import CompletionBody
+from textmill_router.api.openai.completions import completions_route
+from textmill_router.api.openai.models import ModelsRoute
+from textmill_router.api.openapi import answer_types as answers
+from textmill_router.api.openapi.document import build_document
+from textmill_router.api.openapi.operation import Operation
+from textmill_router.api.openapi.page import DocsRoute, OpenApiRoute
+from textmill_router.api.platforms.sagemaker import InvocationsRoute
+from textmill_router.api.platforms.vertex import VertexRoute
+from textmill_router.api.status import HealthRoute, InfoRoute, MetricsRoute
+from textmill_router.api.tgi.chat_tokenize import ChatTokenizeRoute
+from textmill_router.api.tgi.detokenize import DetokenizeRoute
+from textmill_router.api.tgi.generate import generate_route
+from textmill_router.api.tgi.tokenize import TokenizeRoute
+from textmill_router.api.tgi.types import (
+    CompatBody,
+    DetokenizeAnswer,
+    DetokenizeBody,
+    GenerateAnswer,
+    GenerateBody,
+    InfoAnswer,
+    TokenizeBody,
+    TokenizedToken,
+    VertexAnswer,
+    VertexBody,
+)
+from textmill_router.api.tgi.work import GenerateMode
+from textmill_router.serving.route import GeneratingRoute
+from textmill_router.serving.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRow:
+    """`make` makes the endpoint of the operation's path and method."""
+
+    make: Callable[[Service], ASGIApp]
+    operation: Operation
+
+
+def openapi_document() -> dict[str, Any]:
+    """The OpenAPI document of all routes."""
+    return build_document([row.operation for row in ROUTES])
+
+
+def vertex_route(service: Service) -> VertexRoute:
+    """An ASGI endpoint, also of the path that Vertex AI names."""
+    return VertexRoute(service, generate=generate_route(service, GenerateMode.WHOLE), chat=chat_route(service))
+
+
+def _invocations_route(service: Service) -> InvocationsRoute:
+    by_shape: dict[str, GeneratingRoute[Any]] = {
+        "inputs": generate_route(service, GenerateMode.COMPAT),
+        "messages": chat_route(service),
+        "prompt": completions_route(service),
+    }
+    return InvocationsRoute(service, by_shape)
+
+
+def _page_route(_: Service) -> DocsRoute:
+    return DocsRoute()
+
+
+def _document_route(_: Service) -> OpenApiRoute:
+    return OpenApiRoute(openapi_document)
+
+
+_REFUSALS = (400, 401, 413, 415, 422)
+_GENERATE_ERRORS = (*_REFUSALS, 408, 424, 429, 500, 503)
+_EXAMPLE = {"inputs": "My name is Olivier and I", "parameters": {"max_new_tokens": 20, "details": True}}
+_CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "What is deep learning?"}], "max_tokens": 20}
+
+ROUTES: tuple[RouteRow, ...] = (
+    RouteRow(
+        lambda service: generate_route(service, GenerateMode.COMPAT),
+        Operation(
+            path="/",
+            method="post",
+            summary="Generate tokens if `stream` is false, else a stream of tokens",
+            body=CompatBody,
+            answer=list[GenerateAnswer],
+            events=answers.StreamResponse,
+            errors=_GENERATE_ERRORS,
+            example={**_EXAMPLE, "stream": False},
+            operation_id="compat_generate",
+        ),
+    ),
+    RouteRow(
+        lambda service: generate_route(service, GenerateMode.WHOLE),
+        Operation(
+            path="/generate",
+            method="post",
+            summary="Generate tokens; several inputs or sequences are answered by a list",
+            body=GenerateBody,
+            answer=(GenerateAnswer, list[GenerateAnswer]),
+            errors=_GENERATE_ERRORS,
+            example=_EXAMPLE,
+            operation_id="generate",
+        ),
+    ),
+    RouteRow(
+        lambda service: generate_route(service, GenerateMode.STREAM),
+        Operation(
+            path="/generate_stream",
+            method="post",
+            summary="Generate a stream of tokens",
+            body=GenerateBody,
+            events=answers.StreamResponse,
+            errors=_GENERATE_ERRORS,
+            example=_EXAMPLE,
+            operation_id="generate_stream",
+        ),
+    ),
+    RouteRow(
+        chat_route,
+        Operation(
+            path="/v1/chat/completions",
+            method="post",
+            summary="Answer a conversation",
+            body=ChatBody,
+            answer=answers.ChatCompletion,
+            events=answers.ChatCompletionChunk,
+            errors=(*_GENERATE_ERRORS, 404),
+            error=answers.OpenAIErrorResponse,
+            example=_CHAT_EXAMPLE,
+            operation_id="chat_completions",
+        ),
+    ),
+    RouteRow(
+        completions_route,
+        Operation(
+            path="/v1/completions",
+            method="post",
+            summary="Continue texts",
+            body=CompletionBody,
+            answer=Completion,
+            events=answers.CompletionChunk,
+            errors=(*_GENERATE_ERRORS, 404),
+            error=answers.OpenAIErrorResponse,
+            example={"prompt": "What is deep learning?", "max_tokens": 20},
+            operation_id="completions",
+        ),
+    ),
+    RouteRow(
+        ModelsRoute,
+        Operation(
+            path="/v1/models",
+            method="get",
+            summary="The models that are served",
+            answer=answers.ModelList,
+            errors=(401, 404),
+            error=answers.OpenAIErrorResponse,
+            operation_id="openai_get_model_info",
+        ),
+    ),
+    RouteRow(
+        ModelsRoute,
+        Operation(
+            path="/v1/models/{model:path}",
+            method="get",
+            summary="One model",
+            answer=answers.ModelInfo,
+            errors=(401, 404),
+            error=answers.OpenAIErrorResponse,
+            operation_id="openai_get_one_model",
+            parameters=("model",),
+        ),
+    ),
+    RouteRow(
+        TokenizeRoute,
+        Operation(
+            path="/tokenize",
+            method="post",
+            summary="Tokens of a text and the bytes where they stand",
+            body=TokenizeBody,
+            answer=list[TokenizedToken],
+            errors=(*_REFUSALS, 404, 408, 429, 503),
+            example={"inputs": "My name is Olivier and I"},
+            operation_id="tokenize",
+        ),
+    ),
+    RouteRow(
+        ChatTokenizeRoute,
+        Operation(
+            path="/chat_tokenize",
+            method="post",
+            summary="The prompt that a conversation makes, and its tokens",
+            body=ChatBody,
+            answer=answers.ChatTokenizeResponse,
+            errors=(*_REFUSALS, 404, 408, 500, 503),
+            example=_CHAT_EXAMPLE,
+            operation_id="get_chat_tokenize",
+        ),
+    ),
+    RouteRow(
+        DetokenizeRoute,
+        Operation(
+            path="/detokenize",
+            method="post",
+            summary="The text of token ids",
+            body=DetokenizeBody,
+            answer=DetokenizeAnswer,
+            errors=(*_REFUSALS, 408, 429, 503),
+            example={"ids": [1, 2, 3]},
+            operation_id="detokenize",
+        ),
+    ),
+    RouteRow(
+        _invocations_route,
+        Operation(
+            path="/invocations",
+            method="post",
+            summary="SageMaker: generate by `inputs`, chat by `messages`, or continue a `prompt`",
+            body=(CompatBody, ChatBody, CompletionBody),
+            answer=(list[GenerateAnswer], answers.ChatCompletion, Completion),
+            events=(answers.StreamResponse, answers.ChatCompletionChunk, answers.CompletionChunk),
+            errors=(*_GENERATE_ERRORS, 404),
+            error=(answers.ErrorResponse, answers.OpenAIErrorResponse),
+            example=_EXAMPLE,
+            operation_id="sagemaker_compatibility",
+        ),
+    ),
+    RouteRow(
+        vertex_route,
+        Operation(
+            path="/vertex",
+            method="post",
+            summary="Vertex AI: one text for each instance",
+            body=VertexBody,
+            answer=VertexAnswer,
+            errors=(*_GENERATE_ERRORS, 404),
+            example={"instances": [_EXAMPLE]},
+            operation_id="vertex_compatibility",
+        ),
+    ),
+    RouteRow(
+        InfoRoute,
+        Operation(
+            path="/info",
+            method="get",
+            summary="The model and the limits",
+            answer=InfoAnswer,
+            errors=(401, 503),
+            operation_id="get_model_info",
+        ),
+    ),
+    RouteRow(
+        HealthRoute,
+        Operation(
+            path="/health", method="get", summary="200 while requests are served", errors=(503,), operation_id="health"
+        ),
+    ),
+    RouteRow(
+        HealthRoute,
+        Operation(path="/ping", method="get", summary="The same as /health", errors=(503,), operation_id="ping"),
+    ),
+    RouteRow(
+        HealthRoute,
+        Operation(path="/", method="get", summary="The same as /health", errors=(503,), operation_id="root"),
+    ),
+    RouteRow(
+        MetricsRoute,
+        Operation(path="/metrics", method="get", summary="Prometheus text", text=True, operation_id="metrics"),
+    ),
+    RouteRow(_page_route, Operation(path="/docs", method="get", summary="A page that sends requests", is_shown=False)),
+    RouteRow(
+        _document_route, Operation(path="/openapi.json", method="get", summary="The OpenAPI document", is_shown=False)
+    ),
+    RouteRow(
+        _document_route,
+        Operation(path="/api-doc/openapi.json", method="get", summary="The OpenAPI document", is_shown=False),
+    ),
+)

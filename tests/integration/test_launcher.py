@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.fakes.processes import STOP_LIMIT_S, LaunchedServer, launched, start_launcher, wait_until
+from tests.fakes.processes import STOP_LIMIT_S, LaunchedServer, launched, wait_until
 from tests.fakes.tiny_gguf import write_tiny_gguf
 from tests.fakes.tiny_models import make_tiny_llama
 
@@ -232,18 +232,17 @@ def test_lines_of_the_log_are_json_when_asked(tiny_arguments: list[str], tmp_pat
     assert "s3cret" not in command_lines
 
 
-def test_two_launchers_may_convert_the_same_model_at_once(tmp_path: Path) -> None:
-    gguf_file = tmp_path / "tiny.gguf"
+def test_launcher_serves_a_gguf_file_that_another_process_converts_at_once(tmp_path: Path) -> None:
+    gguf_file, cache = tmp_path / "tiny.gguf", tmp_path / "converted"
     write_tiny_gguf(gguf_file)
-    arguments = ["--model-id", str(gguf_file), "--conversion-cache", str(tmp_path / "converted")]
-    servers = [start_launcher([*arguments, "--kv-cache-bytes", KV_BYTES], tmp_path) for _ in range(2)]
-    try:
-        for server in servers:
-            server.wait_ready()
-            answer = httpx.post(f"{server.base_url}/generate", json=QUESTION, timeout=60, trust_env=False)
-            assert answer.status_code == 200
-    finally:
-        for server in servers:
-            server.stop()
-    (converted,) = (tmp_path / "converted").iterdir()
+    command = [sys.executable, "-m", "textmill_shard", "convert", "--gguf", str(gguf_file), "--cache-dir", str(cache)]
+    arguments = ["--model-id", str(gguf_file), "--conversion-cache", str(cache), "--kv-cache-bytes", KV_BYTES]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other, launched(arguments, tmp_path) as server:
+        server.wait_ready()
+        answer = httpx.post(f"{server.base_url}/generate", json=QUESTION, timeout=60, trust_env=False)
+        assert answer.status_code == 200
+        told, _ = other.communicate(timeout=60)
+    assert other.returncode == 0
+    (converted,) = cache.iterdir()
+    assert told.splitlines()[-1] == str(converted)
     assert (converted / "model.safetensors").is_file()

@@ -97,13 +97,13 @@ def test_each_rank_holds_at_most_60_percent_of_the_weights(
         assert 0 < facts.weight_bytes <= 0.6 * whole
 
 
-def test_death_of_rank_1_is_told_as_rank_1(model: Path, tmp_path: Path) -> None:
-    for server in serve(model, tmp_path, num_shards=2):
-        (rank_1,) = [child for child in server.children("textmill_shard") if _value(child.cmdline(), "--rank") == "1"]
-        rank_1.kill()
-        assert server.wait_exit() == 137
-        assert "shard rank 1 was killed by SIGKILL while serving" in server.log_text
-        assert list(tmp_path.glob("s-*")) == []
+# The last test of the file, because the server that all share ends here.
+def test_death_of_rank_1_is_told_as_rank_1(two_ranks: LaunchedServer, two_rank_folder: Path) -> None:
+    (rank_1,) = [child for child in two_ranks.children("textmill_shard") if _value(child.cmdline(), "--rank") == "1"]
+    rank_1.kill()
+    assert two_ranks.wait_exit() == 137
+    assert "shard rank 1 was killed by SIGKILL while serving" in two_ranks.log_text
+    assert list(two_rank_folder.glob("s-*")) == []
 
 
 def _value(command: list[str], flag: str) -> str:

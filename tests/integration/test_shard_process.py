@@ -141,16 +141,26 @@ def run_requests(rank0: Rank) -> tuple[dict[int, list[int]], list[float]]:
     return tokens, rated
 
 
+@pytest.fixture(scope="module")
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rank]:
+    with ranks(folder, tmp_path_factory.mktemp("alone"), 1) as (rank,):
+        yield rank
+
+
+@pytest.fixture(scope="module")
+def pair(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Rank]]:
+    with ranks(folder, tmp_path_factory.mktemp("pair"), 2) as started:
+        yield started
+
+
 @pytest.mark.slow  # three processes import torch and load a model
-def test_rule_24_two_ranks_give_the_tokens_of_one(folder: Path, tmp_path: Path) -> None:
-    with ranks(folder, tmp_path, 1) as (alone,):
-        expected_tokens, expected_rated = run_requests(alone)
+def test_rule_24_two_ranks_give_the_tokens_of_one(alone: Rank, pair: list[Rank]) -> None:
+    expected_tokens, expected_rated = run_requests(alone)
     assert {slot: len(found) for slot, found in expected_tokens.items()} == {0: 10, 1: 11, 2: 12, 4: 14}
-    with ranks(folder, tmp_path, 2) as (rank0, _):
-        for _ in range(2):  # the second time in a second epoch
-            tokens, rated = run_requests_when_free(rank0)
-            assert tokens == expected_tokens
-            assert rated == pytest.approx(expected_rated, abs=1e-4)  # float32, sums in another order
+    for _ in range(2):  # the second time in a second epoch
+        tokens, rated = run_requests_when_free(pair[0])
+        assert tokens == expected_tokens
+        assert rated == pytest.approx(expected_rated, abs=1e-4)  # float32, sums in another order
 
 
 def run_requests_when_free(rank0: Rank) -> tuple[dict[int, list[int]], list[float]]:
@@ -164,24 +174,41 @@ def run_requests_when_free(rank0: Rank) -> tuple[dict[int, list[int]], list[floa
                 raise
 
 
-@pytest.mark.slow  # two processes import torch and load a model, twice
-@pytest.mark.parametrize("victim", [0, 1])
-def test_rule_24_the_death_of_a_rank_ends_the_other_with_a_reason(folder: Path, tmp_path: Path, victim: int) -> None:
+# The tests below end processes; two of them end those that the test above uses.
+
+
+def assert_death_ends_the_other(started: list[Rank], victim: int) -> None:
+    survivor = started[1 - victim]
+    started[victim].process.kill()
+    assert survivor.process.wait(WAIT_S) == 1
+    last_line = survivor.log().strip().splitlines()[-1]
+    assert f"rank {1 - victim} of 2 ends" in last_line
+    assert not survivor.socket.exists()
+
+
+def test_rule_24_the_death_of_rank_0_ends_rank_1_with_a_reason(pair: list[Rank]) -> None:
+    assert_death_ends_the_other(pair, victim=0)
+
+
+@pytest.mark.slow  # two processes import torch and load a model
+def test_rule_24_the_death_of_rank_1_ends_rank_0_with_a_reason(folder: Path, tmp_path: Path) -> None:
     with ranks(folder, tmp_path, 2) as started:
-        survivor = started[1 - victim]
-        started[victim].process.kill()
-        assert survivor.process.wait(WAIT_S) == 1
-        last_line = survivor.log().strip().splitlines()[-1]
-        assert f"rank {1 - victim} of 2 ends" in last_line
-        assert not survivor.socket.exists()
+        assert_death_ends_the_other(started, victim=1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_shard_cleanly(folder: Path, tmp_path: Path, number: signal.Signals) -> None:
+def assert_ends_cleanly(rank: Rank, number: signal.Signals) -> None:
+    rank.process.send_signal(number)
+    assert rank.process.wait(WAIT_S) == 0, rank.log()
+    assert not rank.socket.exists()
+
+
+def test_sigterm_ends_the_shard_cleanly(alone: Rank) -> None:
+    assert_ends_cleanly(alone, signal.SIGTERM)
+
+
+def test_sigint_ends_the_shard_cleanly(folder: Path, tmp_path: Path) -> None:
     with ranks(folder, tmp_path, 1) as (rank,):
-        rank.process.send_signal(number)
-        assert rank.process.wait(WAIT_S) == 0, rank.log()
-        assert not rank.socket.exists()
+        assert_ends_cleanly(rank, signal.SIGINT)
 
 
 def test_a_folder_without_a_model_ends_with_code_1_and_the_reason(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,21 +16,24 @@ import pytest
 from textmill_proto.v1 import shard_pb2 as pb
 from textmill_proto.v1 import shard_pb2_grpc
 
+from tests.fakes.processes import free_port
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_llama
 
 START_S = 90.0
 WAIT_S = 30.0
 
+# Without these options the channel backs off for many seconds while the shard has not made its socket yet.
+QUICK_RECONNECT = [
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 50),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Rank:
@@ -55,7 +57,7 @@ class Rank:
 
     def wait_ready(self) -> None:
         deadline_s = time.monotonic() + START_S
-        with grpc.insecure_channel(f"unix:{self.socket}") as channel:
+        with grpc.insecure_channel(f"unix:{self.socket}", options=QUICK_RECONNECT) as channel:
             stub = shard_pb2_grpc.ShardStub(channel)
             while True:
                 assert self.process.poll() is None, self.log()

@@ -53,6 +53,19 @@ def test_files_and_folders_named_by_a_guide_exist(guide: str) -> None:
     assert sorted(name for name in named if not any((REPOSITORY / root / name).exists() for root in ROOTS)) == []
 
 
+@pytest.mark.parametrize("guide", GUIDES)
+def test_classes_and_constants_named_by_a_guide_exist(guide: str) -> None:
+    """`SubBatch` is a class, `GOOD_VALUES` a constant; a variable of the environment is a flag in capitals."""
+    text = re.sub(r"^```.*?^```", "", (REPOSITORY / guide).read_text(), flags=re.DOTALL | re.MULTILINE)
+    classes = set(re.findall(r"`([A-Z][a-z]+[A-Z]\w+)`", text))
+    constants = set(re.findall(r"`([A-Z]+_[A-Z_]+)`", text))
+    code = "\n".join(path.read_text() for room in (*ROOTS[1:], "tests") for path in (REPOSITORY / room).rglob("*.py"))
+    known = set(re.findall(r"^ *class (\w+)", code, re.MULTILINE))
+    known |= set(re.findall(r"^([A-Z_]+)(?::.*)? = ", code, re.MULTILINE))
+    known |= {name.upper() for name in re.findall(r"^    (\w+): .* = \w*(?:option|switch)\(", code, re.MULTILINE)}
+    assert sorted((classes | constants) - known) == []
+
+
 def test_extending_lists_its_sections_in_order() -> None:
     text = (REPOSITORY / "docs" / "extending.md").read_text()
     headings = re.findall(r"^## (.+)$", text, re.MULTILINE)

@@ -10,11 +10,12 @@ from textmill_router.api.openai.chat_answers import ChatChunks, Choice, ShownLog
 from textmill_router.api.openai.chat_messages import chat_request
 from textmill_router.api.openai.chat_tools import tool_choice_of
 from textmill_router.api.openai.chat_types import CHAT_NAMES, ChatBody, requested_chat
-from textmill_router.api.openai.response_format import RESPONSE_FORMAT, check_answer, grammar_of
+from textmill_router.api.openai.response_format import RESPONSE_FORMAT, grammar_of
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
 from textmill_router.api.openai.types import check_n, usage_of
 from textmill_router.chat.answer_form import was_cut
 from textmill_router.errors import ToolError
+from textmill_router.grammar.answer_check import check_answer
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.parsers.deltas import collect

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.fakes.chat_calls import answer_of, ask, chunks_of, error_of, stream
+from tests.fakes.chat_templates import template_source
 from tests.fakes.running_router import RunningRouter
 from tests.fakes.speaking_router import speaking_router
 from tests.fakes.weather_tools import ARGUMENTS, OUTPUTS, SCHEMA, TOOLS
@@ -140,10 +141,28 @@ def test_strict_tool_has_a_grammar_though_the_choice_is_free(tmp_path: Path) -> 
         assert not router.shard.history[-1].last_admit.HasField("grammar")
 
 
-@pytest.mark.parametrize(("flag", "template"), [("hermes", None), ("mistral", "qwen2_5"), ("llama3_json", "mistral")])
+FLAGS = {
+    "hermes": "qwen2_5",
+    "mistral": "mistral",
+    "llama3_json": "llama3",
+    "qwen3_coder": "qwen3_coder",
+    "qwen3_xml": "qwen3_coder",
+}
+
+
+@pytest.mark.parametrize(
+    ("flag", "template"),
+    [
+        ("hermes", None),
+        ("mistral", "qwen2_5"),
+        ("llama3_json", "mistral"),
+        ("qwen3_coder", None),
+        ("qwen3_xml", "qwen2_5"),
+    ],
+)
 def test_flag_tells_the_format_of_calls(tmp_path: Path, flag: str, template: str | None) -> None:
     """Whatever the template teaches."""
-    text = OUTPUTS[{"hermes": "qwen2_5", "mistral": "mistral", "llama3_json": "llama3"}[flag]]
+    text = OUTPUTS[FLAGS[flag]]
     with speaking_router(tmp_path, text, template, tool_call_parser=flag) as router, router.client() as client:
         [choice] = answer_of(client, tools=TOOLS, max_tokens=300)["choices"]
         assert [call["function"]["name"] for call in choice["message"]["tool_calls"]] == ["get_weather", "get_time"]
@@ -195,6 +214,89 @@ def test_conversation_with_calls_and_answers_is_shown(tmp_path: Path) -> None:
         assert shown.count("<tool_response>\nrain\n</tool_response>") == 2
         assert json.dumps(TOOLS[0], ensure_ascii=False) in shown
         answer_of(client, messages=messages, tools=TOOLS, max_tokens=300)
+
+
+WRITTEN_CALLS = {
+    "qwen3_coder": (
+        "<tool_call>\n<function=get_weather>\n<parameter=city>\n東京\n</parameter>\n</function>\n</tool_call>"
+    ),
+}
+ALL_TYPES = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string"},
+        "count": {"type": "integer"},
+        "flag": {"type": "boolean"},
+        "nothing": {"type": "null"},
+        "list": {"type": "array"},
+        "map": {"type": "object"},
+        "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    },
+}
+VALUES = {
+    "text": "Line \"one\"\n<b>'two'</b>\\",
+    "count": -5,
+    "flag": True,
+    "nothing": None,
+    "list": [1, "a", {"b": False}],
+    "map": {"c": [None, 2.5]},
+    "maybe": None,
+}
+
+
+@pytest.mark.parametrize("template", WRITTEN_CALLS)
+def test_calls_that_the_template_shows_are_read_as_they_were_given(tmp_path: Path, template: str) -> None:
+    """What a conversation with calls becomes in the prompt is what the model learns to write."""
+    act = {"type": "function", "function": {"name": "act", "parameters": ALL_TYPES}}
+    with speaking(tmp_path, OUTPUTS[template], template) as client:
+        message = answer_of(client, tools=TOOLS, max_tokens=300)["choices"][0]["message"]
+        given = {"id": "c", "type": "function", "function": {"name": "act", "arguments": json.dumps(VALUES)}}
+        messages = [
+            {"role": "user", "content": "hi"},
+            message,
+            *({"role": "tool", "tool_call_id": call["id"], "content": "rain"} for call in message["tool_calls"]),
+            {"role": "assistant", "content": None, "tool_calls": [given]},
+        ]
+        body = {"messages": messages, "tools": [*TOOLS, act], "add_generation_prompt": False}
+        shown = client.post("/chat_tokenize", json=body).json()["templated_text"]
+        assert WRITTEN_CALLS[template] in shown
+        written = shown[shown.rindex("assistant") + len("assistant") :].split("<|im_end|>")[0].split("<|eot")[0]
+        written = written.removeprefix("<|header_end|>")
+    (tmp_path / "again").mkdir()
+    with speaking(tmp_path / "again", written, template) as client:
+        [choice] = answer_of(client, tools=[act], max_tokens=900)["choices"]
+        [call] = choice["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"]) == VALUES
+        [streamed] = calls_of(stream(client, tools=[act], max_tokens=900))
+        assert streamed["function"] == call["function"]
+
+
+@pytest.mark.parametrize("template", WRITTEN_CALLS)
+def test_written_calls_are_enforced_behind_reasoning(tmp_path: Path, template: str) -> None:
+    """For a required, a named and a strict tool; the model may think before."""
+    text = f"<think>\nHm [.\n</think>\n\n{WRITTEN_CALLS[template]}"
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    strict = {"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}
+    config = {"chat_template": template_source(template) + "{# </think> #}"}
+    (tmp_path / "given.json").write_text(json.dumps(config))
+    with (
+        speaking_router(tmp_path, text, tokenizer_config_path=str(tmp_path / "given.json")) as router,
+        router.client() as client,
+    ):
+        for fields in ({"tool_choice": "required"}, {"tool_choice": named}, {"tools": [strict]}):
+            [choice] = answer_of(client, **{"tools": TOOLS, "max_tokens": 300, **fields})["choices"]
+            assert choice["message"]["reasoning_content"] == "Hm [."
+            assert choice["message"]["content"] is None
+            [call] = choice["message"]["tool_calls"]
+            assert call["function"] == {"name": "get_weather", "arguments": ARGUMENTS}
+            assert choice["finish_reason"] == "tool_calls"
+            grammar = router.shard.history[-1].last_admit.grammar.text
+            assert "think" in grammar
+            assert "get_weather" in grammar
+            assert ("get_time" in grammar) == (fields == {"tool_choice": "required"})
+        bad = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "minProperties": 1}}}
+        error = error_of(ask(client, tools=[bad], tool_choice="required"), 422)
+        assert (error["param"], "`minProperties`" in error["message"]) == ("tools", True)
 
 
 def test_ids_names_and_thoughts_of_messages_reach_the_template(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.deltas import ParsedMessage, collect
 from textmill_router.parsers.formats import ReasoningFormat
-from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral
+from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral, qwen3_coder
 from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 
 
@@ -25,7 +25,19 @@ def parse_whole(parser: ChatParser, text: str, *, was_cut: bool) -> ParsedMessag
     return collect([*parser.push(text), *parser.finish(was_cut)])
 
 
-TOOLS = (ToolSpec("weather"), ToolSpec("add"), ToolSpec("say"))
+# The schemas count for formats that do not say of which type a value is.
+_TYPES = {
+    "a": {"type": "integer"},
+    "flag": {"type": ["boolean", "null"]},
+    "list": {"$ref": "#/$defs/numbers"},
+    "map": {"type": "object"},
+    "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    "mixed": {"type": ["string", "integer"]},
+    "any": {},
+    "text": {"type": "string"},
+}
+_SCHEMA = {"type": "object", "properties": _TYPES, "$defs": {"numbers": {"type": "array", "items": {"type": "number"}}}}
+TOOLS = (ToolSpec("weather"), ToolSpec("add", _SCHEMA), ToolSpec("say", _SCHEMA))
 
 HERMES = [
     Output(
@@ -275,6 +287,95 @@ JSON = [
     Output('[{"name": "add", "arguments": {}}, {"x": 1}]', ', {"x": 1}]', (("add", "{}"),)),
 ]
 
+
+def _coder_call(name: str, *given: tuple[str, str]) -> str:
+    """A call between its tags, as Qwen3-Coder's template writes it."""
+    lines = [f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in given]
+    return f"<function={name}>\n{''.join(lines)}</function>"
+
+
+def _coder(*calls: str) -> str:
+    return "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in calls)
+
+
+_SAY_X = _coder_call("say", ("text", "x"))
+_SAID_X = ("say", '{"text": "x"}')
+# The text of a parameter, the key of its type in `_TYPES`, and the JSON text that it is.
+_CODER_VALUES = [
+    # lines, quotes, tags and signs of a text; one new line on each side is the format's
+    ("text", '\n if a < b:\n\tx = <b> + "', r'"\n if a < b:\n\tx = <b> + \""'),
+    ("text", "a\\n\n\n", r'"a\\n\n\n"'),
+    ("text", "", '""'),
+    ("text", "東京 \N{GRINNING FACE} </paramete </function>", '"東京 \N{GRINNING FACE} </paramete </function>"'),
+    ("text", "null", '"null"'),
+    # values by their types
+    ("a", "5", "5"),
+    ("a", " -5e3 ", "-5e3"),
+    ("flag", "True", "true"),
+    ("flag", "false", "false"),
+    ("flag", "None", "null"),
+    ("list", "[1, 2.5]", "[1, 2.5]"),
+    ("map", '{\n "a": null}', '{\n "a": null}'),
+    ("map", r'{"x": "</parameter>\"<"}', r'{"x": "</parameter>\"<"}'),
+    ("maybe", "null", "null"),
+    ("maybe", "None", "null"),
+    ("maybe", "nullable", '"nullable"'),
+    ("maybe", "nul", '"nul"'),
+    ("maybe", "", '""'),
+    ("mixed", "5", "5"),
+    ("mixed", "5 a", '"5 a"'),
+    ("mixed", "true", '"true"'),
+    ("mixed", '"5"', '"5"'),
+    ("any", "true", "true"),
+    ("any", "so", '"so"'),
+    ("other", "5", '"5"'),  # the schema says nothing of it
+    # no values of their types
+    ("a", "five", '"five"'),
+    ("a", "NaN", '"NaN"'),
+    ("list", "[1, ", '"[1, "'),
+    ("map", '{"a": "b', r'"{\"a\": \"b"'),
+]
+
+QWEN3_CODER = [
+    *(
+        Output(
+            _coder(_coder_call("add", (key, value), ("text", "x"))),
+            None,
+            (("add", f'{{"{key}": {json}, "text": "x"}}'),),
+        )
+        for key, value, json in _CODER_VALUES
+    ),
+    Output(_coder(_coder_call("weather", ("city", "Oslo"))), None, (("weather", '{"city": "Oslo"}'),)),
+    Output(_coder(_coder_call("weather", ("days", "5"))), None, (("weather", '{"days": "5"}'),)),
+    Output(
+        f"I will look.\n\n{_coder(_coder_call('add', ('a', '5'), ('flag', 'True')), _SAY_X)}\nOne moment.",
+        "I will look.\nOne moment.",
+        (("add", '{"a": 5, "flag": true}'), _SAID_X),
+    ),
+    Output(_coder("<function=say>\n<parameter=text></parameter>\n</function>"), None, (("say", '{"text": ""}'),)),
+    Output(_coder("<function=say><parameter=text>x</parameter></function>"), None, (_SAID_X,)),
+    Output(_coder("<function=say>\n</function>"), None, (("say", "{}"),)),
+    Output(_coder(_coder_call("unknown", ("k", "v"))), None, (("unknown", '{"k": "v"}'),)),
+    Output(_coder("<function=add>\n</function>\n" + _SAY_X), None, (("add", "{}"), _SAID_X)),
+    # the model forgets something
+    Output(f"{_SAY_X}\n</tool_call>", None, (_SAID_X,)),
+    Output(f"So:\n{_SAY_X} done", "So: done", (_SAID_X,)),
+    Output("<tool_call>\n<function=say>\n<parameter=text>\nx\n</parameter>\n</tool_call> so", "so", (_SAID_X,)),
+    Output("<tool_call>\n<function=say>\n<parameter=text>\nx\n</parameter>\noh <b>", "oh <b>", (_SAID_X,)),
+    Output("<tool_call><tool_call>\n<function=say></function></tool_call>", "<tool_call>", (("say", "{}"),)),
+    Output("<<tool_call>\n<<function=say></function>", "<<tool_call>\n<", (("say", "{}"),)),
+    Output("<function=say>\n<parameter=te\nxt>", "<parameter=te\nxt>", (("say", "{}"),)),
+    # no calls: everything is text, character for character
+    Output(
+        "  Just <b>text</b>, 1 < 2, <function=other> <function> <functions=say> <tool_calls> \n",
+        "  Just <b>text</b>, 1 < 2, <function=other> <function> <functions=say> <tool_calls> \n",
+    ),
+    Output("<tool_call>\nadd(1, 2)\n</tool_call>", "<tool_call>\nadd(1, 2)\n</tool_call>"),
+    Output("<tool_call>\n<function=>\n</function>", "<tool_call>\n<function=>\n</function>"),
+    Output("<tool_call>\n<function=a\nb>", "<tool_call>\n<function=a\nb>"),
+    Output("a </tool_call> <parameter=x>", "a </tool_call> <parameter=x>"),
+]
+
 # With the tools of HERMES.
 THINK = [
     Output("<think>\nIt rains.\n</think>\n\nTake a coat.", "Take a coat.", (), "It rains."),
@@ -318,6 +419,7 @@ ALL: list[tuple[ToolFormat, ReasoningFormat | None, Output]] = [
     *((llama3_json.LLAMA3_JSON, None, output) for output in LLAMA3_JSON),
     *((mistral.MISTRAL, None, output) for output in MISTRAL),
     *((generic_json.GENERIC_JSON, None, output) for output in JSON),
+    *((qwen3_coder.QWEN3_CODER, None, output) for output in QWEN3_CODER),
     *((hermes.HERMES, ReasoningFormat.THINK, output) for output in THINK),
     *((hermes.HERMES, ReasoningFormat.MISTRAL, output) for output in MISTRAL_THINK),
 ]

@@ -11,6 +11,10 @@ OUTPUTS = {
         f'Let me see.\n<tool_call>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n</tool_call>\n'
         '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
     ),
+    "qwen3_coder": (
+        "Let me see.\n<tool_call>\n<function=get_weather>\n<parameter=city>\n東京\n</parameter>\n</function>\n"
+        "</tool_call>\n<tool_call>\n<function=get_time>\n</function>\n</tool_call>"
+    ),
     "llama3": f'{{"name": "get_weather", "parameters": {ARGUMENTS}}}; {{"name": "get_time", "parameters": {{}}}}',
     "mistral": (
         f'[TOOL_CALLS] [{{"name": "get_weather", "arguments": {ARGUMENTS}}}, {{"name": "get_time", "arguments": {{}}}}]'

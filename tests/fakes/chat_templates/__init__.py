@@ -16,6 +16,7 @@ _FAMILY_TOKENS = {
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"),
     "qwen2_5": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "qwen3": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    "qwen3_coder": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "qwen2_vl": ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"),
     "smollm2": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "mistral": ("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]"),
@@ -30,6 +31,7 @@ _TOOL_TAGS = ("<tool_call>", "</tool_call>", "<|fim_prefix|>")
 _MARKUP_TOKENS = {
     "qwen2_5": _TOOL_TAGS,
     "qwen3": (*_TOOL_TAGS, "<tool_response>", "</tool_response>", "<think>", "</think>"),
+    "qwen3_coder": (*_TOOL_TAGS, "<tool_response>", "</tool_response>"),
     "llama3": ("<|reserved_special_token_0|>",),
 }
 # Added tokens that stand for ordinary text.

@@ -1,26 +1,21 @@
 """What the grammars let a model write, judged by the library that enforces them, and that the parser reads it back."""
 
 import json
-from collections.abc import Mapping, Sequence
 
 import llguidance
 import pytest
-import tokenizers
 from textmill_router.errors import ValidationFailed
 from textmill_router.grammar.reasoning_grammar import ReasoningForm, after_reasoning
 from textmill_router.grammar.request_forms import AskedGrammar, AskedKind
 from textmill_router.grammar.tool_grammar import OutputForm, tool_grammar
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.formats import ReasoningFormat
-from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral
+from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral, qwen3_coder
 from textmill_router.parsers.tools.tool_format import ToolSpec
-from textmill_router.request import Grammar
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from tests.fakes.chat_outputs import parse_whole
+from tests.fakes.grammar_judge import END_ID, Judge, ids_of
 
-END_ID = 256
-MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<think>", "</think>", "[ARGS]")
 CITY = {
     "type": "object",
     "properties": {"city": {"type": "string"}},
@@ -30,57 +25,15 @@ CITY = {
 TOOLS = [ToolSpec("weather", CITY, is_strict=True), ToolSpec("say")]
 
 
-def make_library(markers: Sequence[str]) -> tokenizers.Tokenizer:
-    """One token a byte; then the end and the markers."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = tokenizers.Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken("<end>", special=True)])
-    made.add_tokens([AddedToken(marker, special=marker.startswith("[")) for marker in markers])
-    return made
-
-
-class Judge:
-    """Walks texts through a grammar."""
-
-    def __init__(self) -> None:
-        self.library = make_library(MARKERS)
-        self._letters = make_library(())
-
-    def matcher(self, marker_ids: Mapping[str, int], grammar: Grammar) -> llguidance.LLMatcher:
-        library = self.library if marker_ids else self._letters
-        vocabulary = llguidance.LLTokenizer(
-            library.to_str(), n_vocab=library.get_vocab_size(with_added_tokens=True), eos_token=[END_ID]
-        )
-        matcher = llguidance.LLMatcher(vocabulary, grammar.text, log_level=0)
-        assert not matcher.get_error(), matcher.get_error()
-        return matcher
-
-    def accepts(self, form: OutputForm, text: str, *, is_required: bool, is_parallel: bool = True) -> bool:
-        grammar = tool_grammar(TOOLS, form, is_required=is_required, is_parallel=is_parallel)
-        assert grammar is not None
-        return self.follows(form.marker_ids, grammar, text)
-
-    def follows(self, marker_ids: Mapping[str, int], grammar: Grammar, text: str) -> bool:
-        """Whether each token of the text is allowed where it stands, and the text may end there."""
-        matcher = self.matcher(marker_ids, grammar)
-        library = self.library if marker_ids else self._letters
-        for token_id in library.encode(text).ids:
-            allowed = matcher.compute_bitmask()
-            if not allowed[token_id // 8] >> token_id % 8 & 1:
-                return False
-            assert matcher.consume_token(token_id)
-        return matcher.is_accepting()
+def accepts(judge: Judge, form: OutputForm, text: str, *, is_required: bool, is_parallel: bool = True) -> bool:
+    grammar = tool_grammar(TOOLS, form, is_required=is_required, is_parallel=is_parallel)
+    assert grammar is not None
+    return judge.follows(form.marker_ids, grammar, text)
 
 
 @pytest.fixture(scope="module")
 def judge() -> Judge:
     return Judge()
-
-
-def ids_of(*markers: str) -> dict[str, int]:
-    return {marker: END_ID + 1 + MARKERS.index(marker) for marker in markers}
 
 
 HERMES = OutputForm(hermes.HERMES, {})
@@ -89,7 +42,17 @@ LLAMA = OutputForm(llama3_json.LLAMA3_JSON, {})
 MISTRAL = OutputForm(mistral.MISTRAL, ids_of("[TOOL_CALLS]"))
 MISTRAL_NAMES = OutputForm(mistral.MISTRAL, ids_of("[TOOL_CALLS]", "[ARGS]"))
 JSON = OutputForm(generic_json.GENERIC_JSON, {})
+CODER = OutputForm(qwen3_coder.QWEN3_CODER, {})
+CODER_TOKENS = OutputForm(qwen3_coder.QWEN3_CODER, ids_of("<tool_call>", "</tool_call>"))
 WEATHER, SAY, WRONG = '{"city": "Oslo"}', '{"text": [1, {"a": null}]}', '{"town": "Oslo"}'
+
+# The arguments of `say` in the second of two calls, where the format cannot write those of the others.
+SAID = {"qwen3_coder": '{"text": "x"}'}
+
+
+def coder_call(name: str, key: str, value: str) -> str:
+    return f"<tool_call>\n<function={name}>\n<parameter={key}>\n{value}\n</parameter>\n</function>\n</tool_call>"
+
 
 # Form, one call, two calls, a call whose arguments break the schema.
 FORMS = [
@@ -120,6 +83,15 @@ FORMS = [
         f"[TOOL_CALLS]weather[ARGS]{WEATHER}[TOOL_CALLS]say[ARGS]{SAY}",
         f"[TOOL_CALLS]weather[ARGS]{WRONG}",
     ),
+    *(
+        (
+            form,
+            coder_call("weather", "city", "Oslo"),
+            f"{coder_call('weather', 'city', 'Oslo')}\n{coder_call('say', 'text', 'x')}",
+            coder_call("weather", "town", "Oslo"),
+        )
+        for form in (CODER, CODER_TOKENS)
+    ),
     (
         JSON,
         f'{{"name": "weather", "parameters": {WEATHER}}}',
@@ -134,30 +106,30 @@ each_form = pytest.mark.parametrize(
 
 @each_form
 def test_required_calls_are_the_only_output(judge: Judge, form: OutputForm, one: str, two: str, wrong: str) -> None:
-    assert judge.accepts(form, one, is_required=True)
-    assert judge.accepts(form, two, is_required=True)
-    assert not judge.accepts(form, two, is_required=True, is_parallel=False)
-    assert not judge.accepts(form, wrong, is_required=True)
-    assert not judge.accepts(form, "It rains.", is_required=True)
-    assert not judge.accepts(form, "", is_required=True)
-    assert not judge.accepts(form, one[:-1], is_required=True)
+    assert accepts(judge, form, one, is_required=True)
+    assert accepts(judge, form, two, is_required=True)
+    assert not accepts(judge, form, two, is_required=True, is_parallel=False)
+    assert not accepts(judge, form, wrong, is_required=True)
+    assert not accepts(judge, form, "It rains.", is_required=True)
+    assert not accepts(judge, form, "", is_required=True)
+    assert not accepts(judge, form, one[:-1], is_required=True)
 
 
 @each_form
 def test_strict_tools_leave_text_free(judge: Judge, form: OutputForm, one: str, two: str, wrong: str) -> None:
-    assert judge.accepts(form, "It rains.\n{} [1] <b>", is_required=False)
-    assert judge.accepts(form, "", is_required=False)
-    assert judge.accepts(form, one, is_required=False)
-    assert judge.accepts(form, f"I will look.\n{two}", is_required=False)
-    assert not judge.accepts(form, wrong, is_required=False)
-    assert not judge.accepts(form, f"I will look.\n{wrong}", is_required=False)
+    assert accepts(judge, form, "It rains.\n{} [1] <b>", is_required=False)
+    assert accepts(judge, form, "", is_required=False)
+    assert accepts(judge, form, one, is_required=False)
+    assert accepts(judge, form, f"I will look.\n{two}", is_required=False)
+    assert not accepts(judge, form, wrong, is_required=False)
+    assert not accepts(judge, form, f"I will look.\n{wrong}", is_required=False)
 
 
 @each_form
 def test_parser_reads_what_the_grammar_makes(form: OutputForm, one: str, two: str, wrong: str) -> None:
     for text, calls in (
         (one, [("weather", WEATHER)]),
-        (two, [("weather", WEATHER), ("say", SAY)]),
+        (two, [("weather", WEATHER), ("say", SAID.get(form.tools.name, SAY))]),
     ):
         message = parse_whole(ChatParser(form.tools, None, TOOLS), text, was_cut=False)
         assert message.content is None
@@ -179,8 +151,8 @@ def test_no_other_spelling_of_a_strict_call_gets_past(judge: Judge, text: str) -
     assert parse_whole(
         ChatParser(generic_json.GENERIC_JSON, None, [ToolSpec("weather")]), text, was_cut=False
     ).tool_calls
-    assert not judge.accepts(JSON, text, is_required=False)
-    assert not judge.accepts(JSON, f'{text} {{"name": "weather", "parameters": {WEATHER}}}', is_required=False)
+    assert not accepts(judge, JSON, text, is_required=False)
+    assert not accepts(judge, JSON, f'{text} {{"name": "weather", "parameters": {WEATHER}}}', is_required=False)
 
 
 @pytest.mark.parametrize("name", ["weather", "été", 'a"b\\'])
@@ -198,7 +170,7 @@ def test_strict_tool_is_held_in_each_spelling_that_is_a_call(judge: Judge, name:
 
 
 def test_answer_that_is_json_but_no_call_is_free(judge: Judge) -> None:
-    assert judge.accepts(JSON, '{"name": "Ada", "city": "London"}', is_required=False)
+    assert accepts(judge, JSON, '{"name": "Ada", "city": "London"}', is_required=False)
 
 
 def test_tag_in_letters_does_not_get_past_a_tag_that_is_a_token(judge: Judge) -> None:
@@ -214,14 +186,14 @@ def test_tag_in_letters_does_not_get_past_a_tag_that_is_a_token(judge: Judge) ->
 def test_reasoning_stands_free_before_calls(judge: Judge, marker_ids: dict[str, int]) -> None:
     call = f'{{"name": "weather", "parameters": {WEATHER}}}'
     form = OutputForm(generic_json.GENERIC_JSON, marker_ids, ReasoningForm(ReasoningFormat.THINK, marker_ids))
-    assert judge.accepts(form, f'<think>\nIs it {{"name": "weather", 1}}?\n</think>\n\n{call}', is_required=True)
-    assert judge.accepts(form, call, is_required=True)
-    assert not judge.accepts(form, f"Is it? {call}", is_required=True)
+    assert accepts(judge, form, f'<think>\nIs it {{"name": "weather", 1}}?\n</think>\n\n{call}', is_required=True)
+    assert accepts(judge, form, call, is_required=True)
+    assert not accepts(judge, form, f"Is it? {call}", is_required=True)
     inside = OutputForm(
         generic_json.GENERIC_JSON, marker_ids, ReasoningForm(ReasoningFormat.THINK, marker_ids, is_open=True)
     )
-    assert judge.accepts(inside, f"Is it?\n</think>\n\n{call}", is_required=True)
-    assert not judge.accepts(inside, call, is_required=True)
+    assert accepts(judge, inside, f"Is it?\n</think>\n\n{call}", is_required=True)
+    assert not accepts(judge, inside, call, is_required=True)
 
 
 @pytest.mark.parametrize("marker_ids", [{}, ids_of("<think>", "</think>")], ids=["letters", "tokens"])
@@ -282,7 +254,7 @@ def test_request_does_not_set_the_options_of_its_schema(judge: Judge) -> None:
     grammar = after_reasoning(AskedGrammar(AskedKind.JSON_SCHEMA, json.dumps(schema)), form)
     assert judge.follows({}, grammar, '{"a": 1}')
     assert not judge.follows({}, grammar, '{   "a": 1}')
-    assert not judge.accepts(JSON, '{"name": "say", "parameters": {   "a": 1}}', is_required=True)
+    assert not accepts(judge, JSON, '{"name": "say", "parameters": {   "a": 1}}', is_required=True)
 
 
 def test_nothing_is_enforced_without_need() -> None:

@@ -211,11 +211,18 @@ def test_whole_tag_that_closes_nothing_is_text_in_a_cut_answer_too() -> None:
         assert parse_pieces(case, [f"a {tag}"], was_cut=True).content == f"a {tag}"
 
 
+CALLS = {
+    "mistral": "[TOOL_CALLS]say{}",
+    "hermes": '<tool_call>{"name": "say"}</tool_call>',
+    "llama3_json": '{"name": "say"}\n',
+    "json": '{"name": "say"}\n',
+    "qwen3_coder": "<function=say></function>",
+}
+
+
 @pytest.mark.parametrize("tools", TOOL_FORMATS, ids=lambda tools: tools.name)
 def test_ids_are_unique_and_fit_their_format(tools: ToolFormat) -> None:
-    text = "[TOOL_CALLS]say{}" if tools is mistral.MISTRAL else '{"name": "say"}\n'
-    if tools is hermes.HERMES:
-        text = f"<tool_call>{text}</tool_call>"
+    text = CALLS[tools.name]
     messages = [parse_whole(ChatParser(tools, None, TOOLS), text * 3, was_cut=False) for _ in range(50)]
     ids = [call.id for message in messages for call in message.tool_calls]
     assert len(ids) == len(set(ids)) == 150
@@ -229,6 +236,13 @@ ADVERSARIAL = [
     "<tool_call",
     "<tool_call>",
     '<tool_call>{"name": ',
+    "<function=",
+    "<tool_call>\n<function=say>\n<parameter=",
+    "<function=say>\n<parameter=text>\n",
+    "</parameter>\n<parameter=text>\n",
+    "</parameter>\n<parameter=map>{\"",
+    "</parameter",
+    "<function=say></function>\n",
     '<tool_call>{"name": "add", "arguments": {"a": ',
     '<tool_call>{"name": "add", "arguments": {<</tool_cal',
     "<think>",

@@ -1,0 +1,160 @@
+"""Formats that write each parameter by itself: each text of their grammar is read as a call that fits the schema."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from textmill_router.errors import ValidationFailed
+from textmill_router.grammar.tool_grammar import OutputForm, tool_grammar
+from textmill_router.parsers.chat_parser import ChatParser
+from textmill_router.parsers.tools import qwen3_coder
+from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
+
+from tests.fakes.chat_outputs import parse_whole
+from tests.fakes.grammar_judge import Judge
+
+NUM_SAMPLES = 60
+MAX_BYTES = 400
+FORMATS = [qwen3_coder.QWEN3_CODER]
+each_format = pytest.mark.parametrize("tools", FORMATS, ids=lambda tools: tools.name)
+CLOSED = {"type": "object", "additionalProperties": False}
+NAME = {"type": "string", "minLength": 2, "maxLength": 4}
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "strings": {**CLOSED, "properties": {"a": {"type": "string"}, "b": NAME}, "required": ["a", "b"]},
+    "left out": {**CLOSED, "properties": {"a": {"type": "string"}, "b": {"type": "integer"}, "c": {"type": "null"}}},
+    "left out first": {**CLOSED, "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["b"]},
+    "numbers": {
+        **CLOSED,
+        "properties": {"a": {"type": "integer", "minimum": 3, "maximum": 12}, "b": {"type": "number"}},
+        "required": ["a", "b"],
+    },
+    "words": {**CLOSED, "properties": {"a": {"type": "boolean"}, "b": {"type": "null"}}, "required": ["a", "b"]},
+    "choices": {
+        **CLOSED,
+        "properties": {"a": {"enum": ["x", "null", "y z"]}, "b": {"enum": ["x", None]}, "c": {"const": 5}},
+        "required": ["a", "b", "c"],
+    },
+    "maybe text": {
+        **CLOSED,
+        "properties": {"a": {"type": ["string", "null"]}, "b": {"anyOf": [NAME, {"type": "null"}]}},
+        "required": ["a", "b"],
+    },
+    "mixed": {**CLOSED, "properties": {"a": {"type": ["string", "integer"]}, "b": {}}, "required": ["a", "b"]},
+    "nested": {
+        **CLOSED,
+        "properties": {
+            "a": {"type": "array", "items": {"type": "string", "maxLength": 3}, "maxItems": 2},
+            "b": {"$ref": "#/$defs/point"},
+        },
+        "required": ["a", "b"],
+        "$defs": {
+            "point": {
+                "type": "object",
+                "properties": {"x": {"type": "boolean"}, "y": {"type": ["null", "integer"]}},
+                "required": ["x", "y"],
+                "additionalProperties": False,
+            }
+        },
+    },
+    "pattern": {
+        **CLOSED,
+        "properties": {"a": {"type": "string", "pattern": "^[ab]+$"}, "b": {"type": "string", "pattern": "c[0-9]"}},
+        "required": ["a", "b"],
+    },
+    "none": CLOSED,
+    "any": {"type": "object"},
+}
+# What may stand in such calls, so that the samples end and try to break out.
+SNIPPETS = [
+    *("\n</parameter>\n", "</parameter>", "</function>\n</tool_call>", "<parameter=", "\n", "<", ">"),
+    *("null", "None", "true", "x", "ab", "c5", "5", "-1", '"', "\\", "'", "}", "]", ")]", ", ", "[", "{}"),
+]
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge()
+
+
+@each_format
+@pytest.mark.parametrize("case", SCHEMAS)
+def test_what_the_grammar_lets_through_is_read_as_a_call_that_fits_its_schema(
+    judge: Judge, tools: ToolFormat, case: str
+) -> None:
+    schema = SCHEMAS[case]
+    specs = [ToolSpec("act", schema, is_strict=True)]
+    grammar = tool_grammar(specs, OutputForm(tools, {}), is_required=True, is_parallel=False)
+    assert grammar is not None
+    source = random.Random(case)
+    num_read = 0
+    for _ in range(NUM_SAMPLES):
+        text = judge.sample(grammar, SNIPPETS, source, MAX_BYTES)
+        if text is None:
+            continue
+        message = parse_whole(ChatParser(tools, None, specs), text, was_cut=False)
+        [call] = message.tool_calls
+        assert (message.content, call.name) == (None, "act"), text
+        Draft202012Validator(schema).validate(json.loads(call.arguments))
+        num_read += 1
+    assert num_read > NUM_SAMPLES // 4
+
+
+REFUSED = [
+    ({"type": "object", "anyOf": [{"required": ["a"]}]}, "`anyOf`"),
+    ({"type": "object", "minProperties": 1}, "`minProperties`"),
+    ({"type": "array"}, "'array'"),
+]
+
+
+@each_format
+@pytest.mark.parametrize(("schema", "words"), REFUSED)
+def test_schema_that_cannot_be_written_is_refused(tools: ToolFormat, schema: dict[str, Any], words: str) -> None:
+    specs = [ToolSpec("act", schema)]
+    with pytest.raises(ValidationFailed, match=words):
+        tool_grammar(specs, OutputForm(tools, {}), is_required=True, is_parallel=True)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [
+        ({"type": "string", "pattern": "a$|b"}, "pattern"),
+        ({"anyOf": [NAME, {"type": "string", "minLength": 9}]}, "alternatives"),
+        ({"enum": ["a</parameter>b"]}, "no value"),
+    ],
+)
+def test_string_that_cannot_be_written_in_a_tag_is_refused(parameter: dict[str, Any], words: str) -> None:
+    specs = [ToolSpec("act", {**CLOSED, "properties": {"a": parameter}})]
+    with pytest.raises(ValidationFailed, match=words):
+        tool_grammar(specs, OutputForm(qwen3_coder.QWEN3_CODER, {}), is_required=True, is_parallel=True)
+
+
+def test_names_that_would_end_a_tag_are_refused_or_left_out() -> None:
+    form = OutputForm(qwen3_coder.QWEN3_CODER, {})
+    for spec in (ToolSpec("a>b"), ToolSpec("act", {"properties": {"x>": {}}, "required": ["x>"]})):
+        with pytest.raises(ValidationFailed, match="ends a name"):
+            tool_grammar([spec], form, is_required=True, is_parallel=True)
+    grammar = tool_grammar([ToolSpec("act", {"properties": {"x>": {}}})], form, is_required=True, is_parallel=True)
+    assert grammar is not None
+    assert "x>" not in grammar.text
+
+
+@pytest.mark.parametrize("untagged", ["<function=act>", "so <function=act>\n</function>"])
+def test_strict_call_without_its_tag_does_not_get_past(judge: Judge, untagged: str) -> None:
+    specs = [ToolSpec("act", SCHEMAS["numbers"], is_strict=True)]
+    assert parse_whole(ChatParser(qwen3_coder.QWEN3_CODER, None, specs), untagged, was_cut=False).tool_calls
+    form = OutputForm(qwen3_coder.QWEN3_CODER, {})
+    grammar = tool_grammar(specs, form, is_required=False, is_parallel=True)
+    assert grammar is not None
+    assert not judge.follows({}, grammar, untagged)
+    assert judge.follows({}, grammar, "so <function>")
+
+
+def test_values_stand_on_lines_of_their_own_as_the_template_writes_them(judge: Judge) -> None:
+    specs = [ToolSpec("act", {**CLOSED, "properties": {"a": {"type": "string"}}})]
+    grammar = tool_grammar(specs, OutputForm(qwen3_coder.QWEN3_CODER, {}), is_required=True, is_parallel=False)
+    assert grammar is not None
+    form = "<tool_call>\n<function=act>\n<parameter=a>\nx{}</parameter>\n</function>\n</tool_call>"
+    assert judge.follows({}, grammar, form.format("\n"))
+    assert not judge.follows({}, grammar, form.format(""))

@@ -13,7 +13,7 @@ MAX_U64 = 2**64 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """From `low` to `high`, each included unless `excludes_` says otherwise.
+    """The range of one parameter: from `low` to `high`, where `excludes_low` and `excludes_high` leave out the edge.
 
     A parameter that is absent counts as `off`. `note` stands in brackets in a refusal. A value of a parameter that
     `asks_to_sample`, other than `off`, makes a request sample.
@@ -31,7 +31,7 @@ class Bounds:
     def check(self, name: str, value: float | None, *, high: float | None = None) -> float | None:
         """The value, or `off` for None; `high` replaces the row's own. Raises RuleBroken.
 
-        A number that is not whole must be finite in 32 bits, the width on the wire; one too small for them is 0.
+        A number that is not whole must be finite in 32 bits, the width on the wire; a number too small for them is 0.
         """
         if value is None:
             return self.off

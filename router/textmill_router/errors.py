@@ -70,7 +70,7 @@ class RuleBroken(ValidationFailed):
         self._names: Mapping[str, str] = {}
 
     def reword(self, names: Mapping[str, str], sentence: str | None = None) -> None:
-        """Say it with a dialect's names, by the native names of the fields, or with another sentence altogether."""
+        """Put the names of a dialect into the sentence. `names` maps native names; `sentence` replaces the sentence."""
         self._names = names
         self._sentence = self._sentence if sentence is None else sentence
         self.field = names.get(self._native_field, self._native_field)
@@ -80,7 +80,7 @@ class RuleBroken(ValidationFailed):
 
 
 class _Words(dict[str, object]):
-    """What stands for the names in braces; a field without another name has its own."""
+    """What replaces the names in braces. A field that `names` does not list keeps its native name."""
 
     def __missing__(self, name: str) -> str:
         return name

@@ -51,7 +51,7 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True)
 class GenerationParameters:
-    """What decides which tokens a request gets: the same for its whole life, whoever serves it.
+    """The parameters that decide which tokens a request gets.
 
     Checked once, by `check_parameters` of `serving/validation.py`; sent by `engine/wire.py`.
     """

@@ -17,13 +17,13 @@ LEAST_TEMPERATURE = 1e-6
 SEED_BITS = 53
 
 
-# Rows of the numbers that a call gives beside those of `SamplingParameters`.
+# Rows of the numbers that a call may give beside the numbers of `SamplingParameters`.
 _CALL_BOUNDS = {
     "max_new_tokens": Bounds(low=1, high=MAX_U32),
     "min_new_tokens": Bounds(low=0, high=MAX_U32, off=0),
     "seed": Bounds(low=0, high=MAX_U64),
-    "top_n_tokens": Bounds(low=0, high=MAX_U32, off=0),  # the limits of the server are narrower
-    "truncate": Bounds(low=1, high=MAX_U32),  # the limits of the server are narrower
+    "top_n_tokens": Bounds(low=0, high=MAX_U32, off=0),  # `Limits.max_top_n_tokens` is the upper edge
+    "truncate": Bounds(low=1, high=MAX_U32),  # `Limits.max_input_tokens` is the upper edge
 }
 _SAMPLING_BOUNDS = bounds_of(SamplingParameters)
 PARAMETER_BOUNDS = {**_SAMPLING_BOUNDS, **_CALL_BOUNDS}
@@ -32,9 +32,10 @@ _BEST_OF = Bounds(low=1, high=MAX_U32, off=1, note="--max-best-of")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestedParameters:
-    """Parameters as asked for, of the right types; None where absent.
+    """Parameters as a client asked for them, of the right types; None where the client gave none.
 
-    `numbers` holds those that have a row in `PARAMETER_BOUNDS`, by the names of the rows; an absent one has no entry.
+    `numbers` holds the numbers that have a row in `PARAMETER_BOUNDS`, by the names of the rows. A number that the
+    client did not give has no entry.
     """
 
     numbers: Mapping[str, float] = field(default_factory=dict)
@@ -52,10 +53,10 @@ class RequestedParameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckedParameters:
-    """Parameters that obey every rule: those that the shard gets, and those that only the HTTP side knows.
+    """Parameters that obey every rule. `generation` goes to the shard; the other fields stay on the HTTP side.
 
-    The grammar has the right shape; whether it compiles, `GrammarCompiler.check` says. The seed counts only where the
-    request samples.
+    The grammar has the right shape, and `GrammarCompiler.check` says whether the grammar compiles. The seed counts only
+    where the request samples.
     """
 
     generation: GenerationParameters
@@ -68,7 +69,7 @@ class CheckedParameters:
 
 
 def numbers_of(body: object, names: Mapping[str, str] | None = None) -> dict[str, float]:
-    """The numbers that a body gives, by the names of their rows; `names` has those that the body calls otherwise."""
+    """The numbers that a body gives, by the names of their rows; `names` maps a row's name to the body's own name."""
     names = names or {}
     found = {}
     for name in PARAMETER_BOUNDS:

@@ -126,7 +126,7 @@ def check_n(n: int | None, max_n: int) -> int:
 
 
 def reword(names: Mapping[str, str], error: RuleBroken) -> None:
-    """Say a refusal as OpenAI does; `names` has the fields of the body that the native dialect calls otherwise."""
+    """Say a refusal in OpenAI's words. `names` maps the native name of a field to the name in the body."""
     if isinstance(error, OverBudget):
         error.reword(
             names,

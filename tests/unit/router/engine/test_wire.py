@@ -3,11 +3,9 @@
 import math
 import struct
 from array import array
-from dataclasses import replace
 
 import pytest
 from textmill_proto.v1 import shard_pb2
-from textmill_router.engine.shard_facts import facts_from_proto, health_from_proto, pool_of
 from textmill_router.engine.wire import (
     WireError,
     heartbeat_to_proto,
@@ -25,7 +23,7 @@ from textmill_router.request import (
     SamplingParameters,
     Slot,
 )
-from textmill_router.scheduler.plan import Admit, Budget, Drop, Extend, Plan, ShardPool, StepResult
+from textmill_router.scheduler.plan import Admit, Budget, Drop, Extend, Plan, StepResult
 
 
 def blocks(*ids: int) -> tuple[BlockId, ...]:
@@ -219,30 +217,6 @@ def test_arrays_that_do_not_fit_together_are_refused(message: shard_pb2.StepResu
         result_from_proto(message)
 
 
-def test_facts_pool_health_and_rejection() -> None:
-    info = shard_pb2.ShardInfo(
-        protocol_version=2,
-        model_id="org/m",
-        dtype="float32",
-        block_size=16,
-        num_blocks=100,
-        num_slots=8,
-        max_step_tokens=512,
-        eos_token_ids=[2, 5],
-        features=["prefix_cache"],
-        tokenizer_digest="ab",
-        rope_border=4096,
-        decoder_prompt_ids=[2, 0],
-        max_encoder_tokens=1024,
-    )
-    facts = facts_from_proto(info)
-    assert (facts.model_id, facts.eos_token_ids, facts.features) == ("org/m", (2, 5), ("prefix_cache",))
-    assert facts.tokenizer_digest == "ab"
-    pool = ShardPool(3, num_slots=8, num_blocks=100, block_size=16, max_step_tokens=512, rope_border=4096)
-    assert pool_of(facts, epoch=3) == pool
-    assert pool_of(replace(facts, features=()), epoch=3) == replace(pool, can_share_prefixes=False)
-    loading = shard_pb2.HealthReport(state=shard_pb2.SHARD_STATE_LOADING, phase="weights", progress=0.5)
-    health = health_from_proto(loading)
-    assert (health.is_ready, health.has_failed, health.phase, health.progress) == (False, False, "weights", 0.5)
+def test_a_rejection_names_slot_field_and_reason() -> None:
     rejected = rejected_from_proto(shard_pb2.PlanRejected(plan=4, slot=2, field="admits.slot", message="taken"))
     assert (rejected.plan_number, rejected.message) == (4, "slot 2, admits.slot: taken")

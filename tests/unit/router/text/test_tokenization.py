@@ -1,14 +1,11 @@
 """Encoding, offsets, special tokens and the early refusal."""
 
 import asyncio
-import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from textmill_router.text.tokenization import INLINE_CHARACTERS, Tokenizer
-from textmill_router.text.tokenizer_files import TokenizerError
 
 from tests.fakes.byte_tokenizer import BEGIN, BEGIN_ID, END, END_ID, make_byte_tokenizer, write_byte_tokenizer
 
@@ -20,11 +17,6 @@ def folder(tmp_path: Path) -> Path:
 
 def encode(tokenizer: Tokenizer, text: str, **options: bool) -> list[int]:
     return list(asyncio.run(tokenizer.encode(text, **options)).ids)
-
-
-def change_config(folder: Path, **changes: object) -> None:
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("length", [10, INLINE_CHARACTERS + 1000], ids=["inline", "thread"])
@@ -74,47 +66,9 @@ def test_special_tokens(folder: Path) -> None:
     assert (tokenizer.bos_token, tokenizer.eos_token) == (BEGIN, END)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"eos_token": {"content": "abc", "__type": "AddedToken"}, "pad_token": "not in the vocabulary"},
-        {"additional_special_tokens": ["nowhere", "abc"]},
-        {"additional_special_tokens": [{"content": "abc"}]},
-        {"added_tokens_decoder": {"259": {"content": "abc", "special": True}}},
-    ],
-)
-def test_token_that_only_the_config_calls_special(folder: Path, config: dict[str, Any]) -> None:
-    change_config(folder, **config)
-    tokenizer = Tokenizer.load(folder)
-    abc = tokenizer.token_to_id("abc")
-    assert abc is not None
-    assert tokenizer.is_special(abc)
-    assert tokenizer.vocab_size == 260
-
-
 def test_text_of_single_ids(folder: Path) -> None:
     tokenizer = Tokenizer.load(folder)
     assert [tokenizer.id_to_text(i) for i in (97, 0xC3, 258, 10_000)] == ["a", "\ufffd", "ab", ""]
-
-
-def test_add_bos_token_of_the_config_wins(folder: Path) -> None:
-    change_config(folder, add_bos_token=False, add_eos_token=True)
-    assert encode(Tokenizer.load(folder), "a") == [97, END_ID]
-    change_config(folder, add_bos_token=True, add_eos_token=False)
-    assert encode(Tokenizer.load(folder), "a") == [BEGIN_ID, 97]
-
-
-def test_truncation_and_padding_of_the_file_are_off(folder: Path) -> None:
-    library = make_byte_tokenizer()
-    library.enable_truncation(4)
-    library.enable_padding(length=8)
-    library.save(str(folder / "tokenizer.json"))
-    assert encode(Tokenizer.load(folder), "abcdef") == [BEGIN_ID, *b"abcdef"]
-
-
-def test_digest_is_that_of_the_file(folder: Path) -> None:
-    data = (folder / "tokenizer.json").read_bytes()
-    assert Tokenizer.load(folder).digest == hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def test_text_that_cannot_fit_is_known_before_encoding(folder: Path) -> None:
@@ -135,25 +89,3 @@ def test_no_early_refusal_where_a_token_can_swallow_any_length(folder: Path) -> 
     text = BEGIN + " " * 1000
     assert encode(tokenizer, text, add_special_tokens=False) == [BEGIN_ID]
     assert not tokenizer.cannot_fit(text, 1)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "reason"),
-    [
-        ("tokenizer.json", None, "No such file"),
-        ("tokenizer.json", "{}", "is not a tokenizer"),
-        ("tokenizer_config.json", "[", "is not JSON"),
-        ("tokenizer_config.json", "[]", "wanted an object"),
-        ("tokenizer_config.json", '{"add_bos_token": true, "bos_token": "<none>"}', "does not hold"),
-    ],
-)
-def test_unusable_folder_is_named(folder: Path, name: str, content: str | None, reason: str) -> None:
-    path = folder / name
-    path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(TokenizerError, match=reason):
-        Tokenizer.load(folder)
-
-
-def test_folder_without_config_is_enough(folder: Path) -> None:
-    (folder / "tokenizer_config.json").unlink()
-    assert encode(Tokenizer.load(folder), "a") == [BEGIN_ID, 97]

@@ -3,9 +3,11 @@
 import argparse
 import time
 
+import numpy as np
 import torch
+from textmill_shard.engine.batch_builder import build_step_rows
 from textmill_shard.sampling.sampler import Sampler
-from textmill_shard.sampling.slot_sampling import SlotSampling
+from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.sampling_params import SamplingParams
 
 KINDS = {
@@ -28,12 +30,18 @@ def peaked_logits(num_rows: int, vocab_size: int) -> torch.Tensor:
 
 def step_ms(logits: torch.Tensor, params: SamplingParams, repeats: int) -> float:
     """CPU time of the process, which neighbours on the machine disturb less than the clock on the wall."""
-    slots = [SlotSampling(params, range(1000)) for _ in range(len(logits))]
-    sampler = Sampler()
-    sampler.sample(logits, slots)
+    slots = np.arange(len(logits))
+    sampler = Sampler(num_slots=len(slots), device=logits.device)
+    for slot in slots.tolist():
+        sampler.admit(slot, params, SlotText(prompt_ids=np.arange(1000)))
+
+    def step() -> None:
+        sampler.sample(logits, build_step_rows(sampler.select(slots), logits.device))
+
+    step()
     start_s = time.process_time()
     for _ in range(repeats):
-        sampler.sample(logits, slots)
+        step()
     return (time.process_time() - start_s) / repeats * 1000
 
 

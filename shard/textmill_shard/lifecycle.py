@@ -243,7 +243,12 @@ def _build_engine(
     finish_rules = FinishRules(facts.eos_token_ids)
     grammars = GrammarSlots(matchers, finish_rules)
     watermark = WatermarkKey(gamma=settings.watermark_gamma, delta=settings.watermark_delta)
-    sampler = Sampler(watermark=watermark, scanner=None if kernels is None else NativeRowScanner(kernels))
+    sampler = Sampler(
+        num_slots=facts.num_slots,
+        device=executor.device,
+        watermark=watermark,
+        scanner=None if kernels is None else NativeRowScanner(kernels),
+    )
     return Engine(
         executor=executor,
         row_sampler=RowSampler(sampler=sampler, finish_rules=finish_rules, grammars=grammars),

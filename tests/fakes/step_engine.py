@@ -29,9 +29,10 @@ def make_engine(
     """An engine that no thread runs yet. Without `matchers` no request can have a grammar."""
     finish_rules = FinishRules(facts.eos_token_ids)
     grammars = GrammarSlots(matchers, finish_rules)
+    sampler = sampler or Sampler(num_slots=facts.num_slots, device=executor.device)
     return Engine(
         executor=executor,
-        row_sampler=RowSampler(sampler=sampler or Sampler(), finish_rules=finish_rules, grammars=grammars),
+        row_sampler=RowSampler(sampler=sampler, finish_rules=finish_rules, grammars=grammars),
         grammars=grammars,
         finish_rules=finish_rules,
         channel=channel or SoloChannel(),

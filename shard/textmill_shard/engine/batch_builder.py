@@ -1,4 +1,8 @@
-"""From the rows of a step to the tensors of its forward pass. The only file that copies step data to the device."""
+"""From the rows of a step to the tensors of its forward pass and of its sampling.
+
+What a step needs on the device is copied here. Besides this file only the stages of the sampler copy: the state of a
+slot when its request is seated, and the mask of a grammar, which does not exist before the forward pass has begun.
+"""
 
 # T tokens of the step, R rows, B blocks of the widest table, N rows that sample
 
@@ -7,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.sampling.row_selection import Selection, StageRows, StepRows
 from textmill_shard.slots.plan import IdArray
 from textmill_shard.slots.slot_table import SlotTable
 from textmill_shard.slots.step_composer import ComposedStep
@@ -39,20 +44,20 @@ class BatchBuilder:
         block_tables_RB = table.block_tables_SB[step.slots_R, :num_table_blocks]
         blocks_T = block_tables_RB[rows_T, position_ids_T // self._block_size].astype(np.int64)
         return ForwardBatch(
-            input_ids_T=self._to_device(_gather_tokens(table, step, query_starts_R)),
-            position_ids_T=self._to_device(position_ids_T),
-            kv_places_T=self._to_device(blocks_T * self._block_size + position_ids_T % self._block_size),
-            query_starts=self._to_device(np.concatenate([[0], query_ends_R]).astype(np.int32)),
-            context_lens_R=self._to_device(context_lens_R.astype(np.int32)),
-            block_tables_RB=self._to_device(block_tables_RB),
-            logit_rows_N=self._to_device(query_ends_R[step.samples_R] - 1),
+            input_ids_T=self.to_device(_gather_tokens(table, step, query_starts_R)),
+            position_ids_T=self.to_device(position_ids_T),
+            kv_places_T=self.to_device(blocks_T * self._block_size + position_ids_T % self._block_size),
+            query_starts=self.to_device(np.concatenate([[0], query_ends_R]).astype(np.int32)),
+            context_lens_R=self.to_device(context_lens_R.astype(np.int32)),
+            block_tables_RB=self.to_device(block_tables_RB),
+            logit_rows_N=self.to_device(query_ends_R[step.samples_R] - 1),
             max_query_len=int(counts_R.max()),
             max_context_len=int(context_lens_R.max()),
-            slots_R=self._to_device(step.slots_R),
+            slots_R=self.to_device(step.slots_R),
             is_long_rope_T=(
-                self._to_device(table.is_long_rope[step.slots_R][rows_T]) if self._has_two_rope_tables else None
+                self.to_device(table.is_long_rope[step.slots_R][rows_T]) if self._has_two_rope_tables else None
             ),
-            encoder_lens_R=self._to_device(table.num_encoder[step.slots_R]) if self._has_encoder else None,
+            encoder_lens_R=self.to_device(table.num_encoder[step.slots_R]) if self._has_encoder else None,
         )
 
     def _build_decode(self, table: SlotTable, step: ComposedStep) -> ForwardBatch:
@@ -67,22 +72,37 @@ class BatchBuilder:
         max_context_len = int(starts_R.max()) + 1
         block_tables_RB = table.block_tables_SB[slots_R, : -(-max_context_len // block_size)]
         return ForwardBatch(
-            input_ids_T=self._to_device(table.last_tokens[slots_R]),
-            position_ids_T=self._to_device(starts_R),
-            kv_places_T=self._to_device(block_tables_RB[rows_R, block_R] * np.int64(block_size) + offset_R),
-            query_starts=self._to_device(self._row_numbers_i32[: num_rows + 1]),
-            context_lens_R=self._to_device((starts_R + 1).astype(np.int32)),
-            block_tables_RB=self._to_device(block_tables_RB),
-            logit_rows_N=self._to_device(rows_R),
+            input_ids_T=self.to_device(table.last_tokens[slots_R]),
+            position_ids_T=self.to_device(starts_R),
+            kv_places_T=self.to_device(block_tables_RB[rows_R, block_R] * np.int64(block_size) + offset_R),
+            query_starts=self.to_device(self._row_numbers_i32[: num_rows + 1]),
+            context_lens_R=self.to_device((starts_R + 1).astype(np.int32)),
+            block_tables_RB=self.to_device(block_tables_RB),
+            logit_rows_N=self.to_device(rows_R),
             max_query_len=1,
             max_context_len=max_context_len,
-            slots_R=self._to_device(slots_R),
-            is_long_rope_T=self._to_device(table.is_long_rope[slots_R]) if self._has_two_rope_tables else None,
-            encoder_lens_R=self._to_device(table.num_encoder[slots_R]) if self._has_encoder else None,
+            slots_R=self.to_device(slots_R),
+            is_long_rope_T=self.to_device(table.is_long_rope[slots_R]) if self._has_two_rope_tables else None,
+            encoder_lens_R=self.to_device(table.num_encoder[slots_R]) if self._has_encoder else None,
         )
 
-    def _to_device(self, values: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> torch.Tensor:
+    def to_device(self, values: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> torch.Tensor:
+        """A copy of numbers of the step; on a CPU the tensor shares the memory of `values`."""
         return torch.from_numpy(values).to(self._device)
+
+
+def build_step_rows(selection: Selection, device: torch.device) -> StepRows:
+    """The rows that sample, by what they ask for, on the device of the scores."""
+    return [
+        None
+        if rows is None
+        else StageRows(
+            rows_G=torch.from_numpy(rows.rows_G).to(device),
+            slots_G=torch.from_numpy(rows.slots_G).to(device),
+            on_host=rows,
+        )
+        for rows in selection
+    ]
 
 
 def _gather_tokens(table: SlotTable, step: ComposedStep, query_starts_R: IdArray) -> IdArray:

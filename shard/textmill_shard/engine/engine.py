@@ -197,6 +197,7 @@ class Engine:
         if log.isEnabledFor(logging.DEBUG):
             _log_seats(event.plan)
         for admit in event.plan.admits:
+            self._row_sampler.admit(admit)
             if admit.grammar is not None:
                 self._grammars.begin(admit, self._on_grammar_compiled)
         self._status.report_plan(event.plan.number)

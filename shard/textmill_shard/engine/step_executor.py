@@ -62,6 +62,11 @@ class StepExecutor:
         self.table = SlotTable(num_slots=facts.num_slots, block_size=facts.block_size, num_blocks=facts.num_blocks)
         self.plan_applied = 0
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self._runner.device
+
     def begin_epoch(self) -> None:
         """Free all slots and forget the plans; weights stay (rule 21)."""
         self.table.reset()
@@ -136,13 +141,12 @@ class StepExecutor:
                 end = min(start + count, len(admit.prompt_ids) - 1)
                 if first < end:
                     rows = slice(query_start + first - start, query_start + end - start)
-                    targets = torch.from_numpy(admit.prompt_ids[first + 1 : end + 1])
                     stretches.append(
                         PromptStretch(
                             slot=slot,
                             request_id=admit.request_id,
                             start=first + 1,
-                            targets_T=targets.to(hidden_TD.device),
+                            targets_T=self._builder.to_device(admit.prompt_ids[first + 1 : end + 1]),
                             hidden_TD=hidden_TD[rows],
                             top_n=admit.prompt_top_n_tokens,
                         )

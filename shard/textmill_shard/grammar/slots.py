@@ -71,11 +71,10 @@ class GrammarSlots:
             if seat is not None and seat.fault is None and self._is_current(table, seat):
                 seat.mask = self._mask_fillers.submit(self._fill, seat)
 
-    def mask(self, table: SlotTable, slot: int) -> npt.NDArray[np.bool_] | None:
-        """[V] ids that may be sampled now; None for a slot without a grammar. Raises GrammarFault."""
-        seat = self._seats.get(slot)
-        if seat is None or not self._is_current(table, seat):
-            return None
+    def mask(self, table: SlotTable, slot: int) -> npt.NDArray[np.bool_]:
+        """[V] ids that may be sampled now in a slot whose request has a grammar. Raises GrammarFault."""
+        seat = self._seats[slot]
+        assert self._is_current(table, seat), slot
         if seat.fault is None:
             assert seat.mask is not None, slot
             try:

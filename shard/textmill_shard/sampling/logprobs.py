@@ -49,12 +49,13 @@ def top_tokens(logits_NV: Tensor, counts: Sequence[int], log_mass_N: Tensor) -> 
     num_best = min(max(counts) + SPARE_FOR_TIES, vocab_size)
     values_NK, ids_NK = best_scores(logits_NV, num_best)
     logprobs_NK = (values_NK - log_mass_N.unsqueeze(-1)).float().cpu().numpy()
+    device_values_NK = values_NK
     values_NK, ids_NK = values_NK.cpu(), ids_NK.cpu()
     found = []
     for row, count in enumerate(counts):
         is_in_K = values_NK[row] >= values_NK[row, min(count, vocab_size) - 1]
         if bool(is_in_K[-1]) and num_best < vocab_size:  # more ties than spare places: look at the whole row
-            ids_E = (logits_NV[row] >= values_NK[row, count - 1].to(logits_NV.device)).nonzero().flatten()
+            ids_E = (logits_NV[row] >= device_values_NK[row, count - 1]).nonzero().flatten()
             logprobs_E = (logits_NV[row, ids_E] - log_mass_N[row]).float().cpu().numpy()
             found.append(_in_order(ids_E.cpu().numpy(), logprobs_E))
         else:

@@ -1,16 +1,20 @@
 """Which of a row's best scores may be drawn: min-p, top-k, top-p, typical-p, in that order.
 
-R rows, C scores per row in falling order. Each filter sees the distribution that the one before it left, renormalised.
-Scores are logits divided by temperature, minus their row's maximum.
+S slots, R rows, C scores per row in falling order. Each filter sees the distribution that the one before it left,
+renormalised. Scores are logits divided by temperature, minus their row's maximum.
 """
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from textmill_shard.sampling.row_selection import StageRows
 from textmill_shard.slots.sampling_params import SamplingParams
+
+OFF_TOP_K = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class Limits:
     top_p_R: Tensor  # float64; off = infinity
     typical_p_R: Tensor  # float64; off = infinity
     needs_row_mass_R: Tensor  # bool: neither min-p nor top-k, so the first normaliser is that of the full row
+    is_truncated_R: Tensor  # bool: at least one filter is used
     uses_typical_p: bool
     uses_top_p: bool
 
@@ -52,18 +57,43 @@ def needs_row_mass(params: SamplingParams) -> bool:
     return params.top_k == 0 and params.min_p == 0.0
 
 
-def build_limits(rows: Sequence[SamplingParams], device: torch.device) -> Limits:
-    """Copy the filters of some rows to the device."""
-    off_k = torch.iinfo(torch.int64).max
-    return Limits(
-        min_score_R=torch.tensor([row.min_p for row in rows], dtype=torch.float64, device=device).log(),
-        top_k_R=torch.tensor([row.top_k or off_k for row in rows], device=device),
-        top_p_R=_shares([row.top_p for row in rows], device),
-        typical_p_R=_shares([row.typical_p for row in rows], device),
-        needs_row_mass_R=torch.tensor([needs_row_mass(row) for row in rows], device=device),
-        uses_typical_p=any(row.typical_p < 1.0 for row in rows),
-        uses_top_p=any(row.top_p < 1.0 for row in rows),
-    )
+class Filters:
+    """The filters of the slots, on the device; what must be known of them on the host, there."""
+
+    def __init__(self, *, num_slots: int, device: torch.device) -> None:
+        self._min_scores_S = torch.zeros(num_slots, dtype=torch.float64, device=device)
+        self._top_k_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._top_p_S = torch.zeros(num_slots, dtype=torch.float64, device=device)
+        self._typical_p_S = torch.zeros(num_slots, dtype=torch.float64, device=device)
+        self._needs_row_mass_S = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self._is_truncated_S = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self._has_top_p_S = np.zeros(num_slots, dtype=bool)
+        self._has_typical_p_S = np.zeros(num_slots, dtype=bool)
+
+    def admit(self, slot: int, params: SamplingParams) -> None:
+        """Note the filters of a request just seated."""
+        self._min_scores_S[slot] = torch.tensor(params.min_p, dtype=torch.float64).log()
+        self._top_k_S[slot] = params.top_k or OFF_TOP_K
+        self._top_p_S[slot] = _share(params.top_p)
+        self._typical_p_S[slot] = _share(params.typical_p)
+        self._needs_row_mass_S[slot] = needs_row_mass(params)
+        self._is_truncated_S[slot] = is_truncated(params)
+        self._has_top_p_S[slot] = params.top_p < 1.0
+        self._has_typical_p_S[slot] = params.typical_p < 1.0
+
+    def limits(self, rows: StageRows) -> Limits:
+        """The filters of some rows."""
+        slots_R, host_slots_R = rows.slots_G, rows.on_host.slots_G
+        return Limits(
+            min_score_R=self._min_scores_S[slots_R],
+            top_k_R=self._top_k_S[slots_R],
+            top_p_R=self._top_p_S[slots_R],
+            typical_p_R=self._typical_p_S[slots_R],
+            needs_row_mass_R=self._needs_row_mass_S[slots_R],
+            is_truncated_R=self._is_truncated_S[slots_R],
+            uses_typical_p=bool(self._has_typical_p_S[host_slots_R].any()),
+            uses_top_p=bool(self._has_top_p_S[host_slots_R].any()),
+        )
 
 
 def truncate(scores_RC: Tensor, limits: Limits, totals: RowTotals, *, is_whole: bool) -> Kept:
@@ -114,6 +144,6 @@ def _log_mass(scores_RC: Tensor, keep_RC: Tensor) -> Tensor:
     return scores_RC.masked_fill(~keep_RC, -torch.inf).logsumexp(-1)
 
 
-def _shares(values: Sequence[float], device: torch.device) -> Tensor:
-    """Probability masses to reach; 1 means off and becomes infinity, which no sum reaches."""
-    return torch.tensor([value if value < 1.0 else torch.inf for value in values], dtype=torch.float64, device=device)
+def _share(value: float) -> float:
+    """A probability mass to reach; 1 means off and becomes infinity, which no sum reaches."""
+    return value if value < 1.0 else math.inf

@@ -13,6 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from textmill_shard.sampling.row_selection import StageRows
+from textmill_shard.sampling.stage import SlotText
+from textmill_shard.slots.plan import NO_IDS, IdArray
+from textmill_shard.slots.sampling_params import SamplingParams
+
 DEFAULT_GAMMA = 0.5
 DEFAULT_DELTA = 2.0
 # Fixed for good: texts are to be recognised later.
@@ -31,6 +36,36 @@ class WatermarkKey:
 
 
 DEFAULT_KEY = WatermarkKey()
+
+
+class Watermark:
+    """The stage of the sampler: the green list behind a slot's last token gains logits.
+
+    Before the first output token the last token is the prompt's.
+    """
+
+    def __init__(self, *, num_slots: int, device: torch.device, key: WatermarkKey) -> None:
+        self._key = key
+        self._last_ids_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
+
+    def wants(self, params: SamplingParams) -> bool:
+        return params.watermark
+
+    def admit(self, slot: int, params: SamplingParams, tokens: SlotText) -> None:
+        self._last_ids_S[slot] = int([*tokens.prompt_ids[-1:], *tokens.output_ids[-1:]][-1])
+
+    def apply(self, scores_NV: Tensor, rows: StageRows) -> None:
+        ids_1V = torch.arange(scores_NV.shape[-1], device=scores_NV.device).unsqueeze(0)
+        last_ids_G1 = self._last_ids_S[rows.slots_G].unsqueeze(-1)
+        gain_GV = is_green(last_ids_G1, ids_1V, self._key.gamma) * self._key.delta
+        if rows.on_host.is_all:
+            scores_NV += gain_GV
+        else:
+            scores_NV[rows.rows_G] += gain_GV
+
+    def append(self, rows: StageRows, tokens_G: Tensor) -> IdArray:
+        self._last_ids_S[rows.slots_G] = tokens_G
+        return NO_IDS
 
 
 @dataclass(frozen=True, slots=True)

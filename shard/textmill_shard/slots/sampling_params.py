@@ -8,7 +8,8 @@ class SamplingParams:
     """The sampling part of an Admit. Ranges are checked by the router; "off" is the default of each field.
 
     `end_ids` are the ids that would end this request (EOS ids unless they are ignored, and its stop ids): they cannot
-    be drawn before `min_new_tokens` output tokens exist. `top_n_tokens` counts alternatives; ties at the cut are added.
+    be drawn before `min_new_tokens` output tokens exist. `end_ids` and `has_grammar` are filled in when the request is
+    seated (engine/row_sampling.py). `top_n_tokens` counts alternatives; ties at the cut are added.
     """
 
     do_sample: bool = False
@@ -27,3 +28,4 @@ class SamplingParams:
     wants_logprobs: bool = False
     top_n_tokens: int = 0
     watermark: bool = False  # raise the green list of each step (sampling/watermark.py)
+    has_grammar: bool = False

@@ -1,7 +1,6 @@
 """Rules 18 to 21 of docs/wire.md as the step loop obeys them: state, errors, streams that end."""
 
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +8,9 @@ import pytest
 import torch
 from textmill_shard.engine.session import EndReason, StreamEnd
 from textmill_shard.model.forward_batch import RowScan
+from textmill_shard.sampling.row_selection import StepRows
 from textmill_shard.sampling.sampler import SampledRows, Sampler
-from textmill_shard.sampling.slot_sampling import SlotSampling
+from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.plan import (
     Plan,
     PlanRejection,
@@ -19,6 +19,7 @@ from textmill_shard.slots.plan import (
 from textmill_shard.slots.sampling_params import SamplingParams
 
 from tests.fakes.step_harness import (
+    FACTS,
     Shard,
     admit,
     drop,
@@ -97,19 +98,34 @@ def test_rule_19_logits_that_are_not_finite_end_only_their_slot() -> None:
 
 
 class _FailingSampler(Sampler):
-    """Breaks whenever a row with this seed is among those to sample."""
+    """Breaks when the request with this seed is among those to sample for the second time."""
 
-    def sample(
-        self, logits_NV: torch.Tensor, slots: Sequence[SlotSampling], scan: RowScan | None = None
-    ) -> SampledRows:
-        if any(slot.params.seed == 666 and slot.num_output_tokens == 1 for slot in slots):
+    def __init__(self) -> None:
+        super().__init__(num_slots=FACTS.num_slots, device=torch.device("cpu"))
+        self._bad_slot = -1
+        self._num_appends = 0
+
+    def admit(self, slot: int, params: SamplingParams, tokens: SlotText) -> None:
+        super().admit(slot, params, tokens)
+        if params.seed == 666:
+            self._bad_slot = slot
+
+    def sample(self, logits_NV: torch.Tensor, rows: StepRows, scan: RowScan | None = None) -> SampledRows:
+        if self._num_appends == 1 and self._has_bad_slot(rows):
             raise RuntimeError("a bad row")
-        return super().sample(logits_NV, slots, scan)
+        return super().sample(logits_NV, rows, scan)
+
+    def append(self, rows: StepRows, tokens_N: torch.Tensor) -> None:
+        super().append(rows, tokens_N)
+        self._num_appends += self._has_bad_slot(rows)
+
+    def _has_bad_slot(self, rows: StepRows) -> bool:
+        return any(self._bad_slot in staged.on_host.slots_G for staged in rows if staged is not None)
 
 
 def test_rule_19_an_exception_of_one_row_ends_only_its_slot() -> None:
     with Shard(sampler=_FailingSampler()) as shard:
-        bad = SamplingParams(seed=666)
+        bad = SamplingParams(seed=666, logit_bias=((0, 0.0),))  # no row of its own without a wish
         asks = SamplingParams(wants_logprobs=True, top_n_tokens=2)
         shard.send(admits=[admit(1, [6, 2], max_new=6, sampling=bad), admit(2, PROMPT, max_new=6, sampling=asks)])
         tokens = shard.run_to_end(1, 2)

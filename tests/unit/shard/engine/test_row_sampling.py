@@ -12,11 +12,11 @@ from textmill_shard.engine.row_sampling import DrawnRows, RowSampler
 from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.model.forward_batch import ForwardOutput, HostScan
 from textmill_shard.sampling.sampler import Sampler
-from textmill_shard.sampling.slot_sampling import SlotSampling
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.sampling_params import SamplingParams
 from textmill_shard.slots.slot_table import SlotTable
 
+from tests.fakes.sampling_hand import CPU, Seat, seated_sampler
 from tests.fakes.step_harness import BLOCK_SIZE, NUM_BLOCKS, NUM_SLOTS, admit
 
 VOCAB_SIZE = 50
@@ -39,12 +39,22 @@ class _NoSampler(Sampler):
         raise AssertionError("these rows need no sampler")
 
 
-def draw(params: Sequence[SamplingParams], logits_NV: torch.Tensor, sampler: Sampler, *, has_scan: bool) -> DrawnRows:
+def draw(
+    params: Sequence[SamplingParams],
+    logits_NV: torch.Tensor,
+    kind: type[Sampler] = Sampler,
+    *,
+    has_scan: bool,
+) -> DrawnRows:
     table = SlotTable(num_slots=NUM_SLOTS, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS)
-    for slot, one in enumerate(params):
-        table.admit(replace(admit(slot, [1, 2], max_new=4), sampling=one))
     rules = FinishRules([0])
+    sampler = kind(num_slots=NUM_SLOTS, device=CPU)
     rows = RowSampler(sampler=sampler, finish_rules=rules, grammars=GrammarSlots(None, rules))
+    for slot, one in enumerate(params):
+        seated = replace(admit(slot, [1, 2], max_new=4), sampling=one)
+        table.admit(seated)
+        rows.admit(seated)
+    rows.prepare(table, np.arange(len(params)))
     output = ForwardOutput(logits_NV=logits_NV, hidden_TD=None, scan=scan_of(logits_NV) if has_scan else None)
     return rows.draw(table, np.arange(len(params)), output)
 
@@ -66,8 +76,8 @@ def random_logits(num_rows: int) -> torch.Tensor:
 def test_greedy_rows_bring_what_the_sampler_says(wants_logprobs: tuple[bool, bool]) -> None:
     params = [SamplingParams(wants_logprobs=wants) for wants in wants_logprobs]
     logits_NV = random_logits(2)
-    found = draw(params, logits_NV, _NoSampler(), has_scan=True)
-    expected = draw(params, logits_NV, Sampler(), has_scan=False)
+    found = draw(params, logits_NV, _NoSampler, has_scan=True)
+    expected = draw(params, logits_NV, has_scan=False)
     assert found.tokens_N.tolist() == expected.tokens_N.tolist() == logits_NV.argmax(-1).tolist()
     assert (found.logprobs_N is None) == (expected.logprobs_N is None) == (not any(wants_logprobs))
     if found.logprobs_N is not None and expected.logprobs_N is not None:
@@ -83,8 +93,8 @@ def test_a_greedy_row_that_is_not_finite_is_a_fault_of_that_row(stranger: float)
     logits_NV = random_logits(3)
     logits_NV[1, 7] = stranger
     params = [SamplingParams()] * 3
-    found = draw(params, logits_NV, _NoSampler(), has_scan=True)
-    expected = draw(params, logits_NV, Sampler(), has_scan=False)
+    found = draw(params, logits_NV, _NoSampler, has_scan=True)
+    expected = draw(params, logits_NV, has_scan=False)
     assert found.tokens_N.tolist() == expected.tokens_N.tolist()
     assert found.faults == expected.faults
     assert list(found.faults) == [1]
@@ -92,12 +102,13 @@ def test_a_greedy_row_that_is_not_finite_is_a_fault_of_that_row(stranger: float)
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_row_with_a_wish_of_its_own_is_the_samplers(change: SamplingParams) -> None:
-    assert not SlotSampling(change, [1, 2]).takes_best
+    sampler = seated_sampler([Seat(change)])
+    assert not sampler.takes_best(sampler.select(np.array([0])))
     logits_NV = random_logits(2)
     logits_NV[1, 2] = 20.0  # the prompt's last token would be the best
     params = [SamplingParams(), change]
-    found = draw(params, logits_NV, Sampler(), has_scan=True)
-    expected = draw(params, logits_NV, Sampler(), has_scan=False)
+    found = draw(params, logits_NV, has_scan=True)
+    expected = draw(params, logits_NV, has_scan=False)
     assert found.tokens_N.tolist() == expected.tokens_N.tolist()
     assert [top if top is None else top.ids.tolist() for top in found.top] == [
         top if top is None else top.ids.tolist() for top in expected.top

@@ -5,11 +5,10 @@
 import pytest
 import torch
 from textmill_shard.sampling.row_scan import NativeRowScanner, TorchRowScanner
-from textmill_shard.sampling.sampler import Sampler
-from textmill_shard.sampling.slot_sampling import SlotSampling
 from textmill_shard.slots.sampling_params import SamplingParams
 
 from tests.fakes.native_cases import native_kernels
+from tests.fakes.sampling_hand import Seat, sample
 
 MASS_TOLERANCE = 4e-6  # float32 sums in another order, and an exponential within two units in the last place
 
@@ -59,9 +58,9 @@ def test_sampler_gives_the_same_with_either_scanner() -> None:
     ]
     for chosen in (params, params[:1] + params[3:4], params[3:4]):
         rows = logits_NV[[params.index(one) for one in chosen]]
-        slots = [SlotSampling(one, [1, 2, int(rows[0].argmax())], []) for one in chosen]
-        plain = Sampler().sample(rows, slots)
-        native = Sampler(scanner=NativeRowScanner(native_kernels())).sample(rows, slots)
+        seats = [Seat(one, [1, 2, int(rows[0].argmax())]) for one in chosen]
+        plain = sample(rows, seats)
+        native = sample(rows, seats, scanner=NativeRowScanner(native_kernels()))
         assert torch.equal(native.tokens_N, plain.tokens_N)
         assert torch.equal(native.not_finite_N, plain.not_finite_N)
         assert (native.logprobs_N is None) == (plain.logprobs_N is None)

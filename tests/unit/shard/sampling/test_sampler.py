@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 from textmill_shard.sampling import noise
-from textmill_shard.sampling.sampler import Sampler
-from textmill_shard.sampling.slot_sampling import SlotSampling
 from textmill_shard.slots.sampling_params import SamplingParams
 from transformers import (
     TemperatureLogitsWarper,
@@ -15,6 +13,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from tests.fakes.sampling_hand import Seat, sample, seated_sampler, step_rows
+
 VOCAB = 300
 
 
@@ -22,20 +22,21 @@ def random_logits(num_rows: int, *, vocab: int = VOCAB, width: float = 3.0, seed
     return torch.randn(num_rows, vocab, generator=torch.Generator().manual_seed(seed)) * width
 
 
-def slot(params: SamplingParams, *, num_output: int = 0) -> SlotSampling:
-    return SlotSampling(params, [1, 2, 3], list(range(num_output)))
+def slot(params: SamplingParams, *, num_output: int = 0) -> Seat:
+    return Seat(params, [1, 2, 3], list(range(num_output)))
 
 
-def draw_many(sampler: Sampler, logits_V: torch.Tensor, params: SamplingParams, num_draws: int) -> torch.Tensor:
-    """[num_draws] tokens of one request at as many positions, in batches."""
+def draw_many(logits_V: torch.Tensor, params: SamplingParams, num_draws: int, *, num_candidates: int) -> torch.Tensor:
+    """[num_draws] tokens of one request at as many positions: 200 rows, each at a stretch of positions of its own."""
+    num_steps = num_draws // 200
+    sampler = seated_sampler(
+        [slot(params, num_output=row * num_steps) for row in range(200)], num_candidates=num_candidates
+    )
+    rows = step_rows(sampler, range(200))
     tokens = []
-    positions = [slot(params) for _ in range(200)]
-    for number, state in enumerate(positions):
-        state.num_output_tokens = number
-    for _ in range(num_draws // len(positions)):
-        tokens.append(sampler.sample(logits_V.expand(len(positions), -1), positions).tokens_N)
-        for state in positions:
-            state.num_output_tokens += len(positions)
+    for _ in range(num_steps):
+        tokens.append(sampler.sample(logits_V.expand(200, -1), rows).tokens_N)
+        sampler.append(rows, tokens[-1])
     return torch.cat(tokens)
 
 
@@ -79,7 +80,7 @@ def assert_follows(tokens: torch.Tensor, probs_V: torch.Tensor, *, num_bins: int
 )
 def test_draws_follow_the_distribution_that_transformers_makes(params, warpers, num_candidates, num_draws):
     logits_V = random_logits(1, width=1.5)[0]
-    tokens = draw_many(Sampler(num_candidates=num_candidates), logits_V, params, num_draws)
+    tokens = draw_many(logits_V, params, num_draws, num_candidates=num_candidates)
     scores = logits_V.unsqueeze(0)
     for warper in warpers:
         scores = warper(None, scores)
@@ -90,9 +91,8 @@ def test_draws_from_a_flat_row_reach_the_tail_by_its_mass():
     # 2,048 ids at temperature 2 with 64 candidates: most of the mass lies outside.
     logits_V = random_logits(1, vocab=2048, width=1.0)[0]
     probs_V = (logits_V / 2).softmax(-1)
-    tokens = draw_many(
-        Sampler(num_candidates=64), logits_V, SamplingParams(do_sample=True, temperature=2.0, seed=4), 20_000
-    )
+    params = SamplingParams(do_sample=True, temperature=2.0, seed=4)
+    tokens = draw_many(logits_V, params, 20_000, num_candidates=64)
     assert float(probs_V.topk(64).values.sum()) < 0.2
     assert_follows(tokens, probs_V)
 
@@ -102,7 +102,7 @@ def test_draws_from_a_full_vocabulary_follow_softmax():
     probs_V = (logits_V / 2).softmax(-1)
     outside = 1 - float(probs_V.topk(1024).values.sum())
     assert 0.2 < outside < 0.8
-    tokens = draw_many(Sampler(), logits_V, SamplingParams(do_sample=True, temperature=2.0, seed=5), 1000)
+    tokens = draw_many(logits_V, SamplingParams(do_sample=True, temperature=2.0, seed=5), 1000, num_candidates=1024)
     assert_follows(tokens, probs_V)
 
 
@@ -128,19 +128,21 @@ MIXED = [
 
 
 def test_a_row_draws_the_same_alone_among_others_and_in_any_order():
-    sampler = Sampler(num_candidates=64)
+    sampler = seated_sampler(
+        [slot(params, num_output=number) for number, params in enumerate(MIXED)], num_candidates=64
+    )
     generator = torch.Generator().manual_seed(2)
-    states = [slot(params, num_output=number) for number, params in enumerate(MIXED)]
+    every = list(range(len(MIXED)))
     for step in range(12):
         logits = random_logits(len(MIXED), width=2.0, seed=step)
-        together = sampler.sample(logits, states).tokens_N
-        alone = [sampler.sample(logits[row : row + 1], states[row : row + 1]).tokens_N[0] for row in range(len(MIXED))]
+        rows = step_rows(sampler, every)
+        together = sampler.sample(logits, rows).tokens_N
+        alone = [sampler.sample(logits[row : row + 1], step_rows(sampler, [row])).tokens_N[0] for row in every]
         assert together.tolist() == [int(token) for token in alone]
         order = torch.randperm(len(MIXED), generator=generator)
-        mixed = sampler.sample(logits[order], [states[row] for row in order.tolist()]).tokens_N
+        mixed = sampler.sample(logits[order], step_rows(sampler, order.tolist())).tokens_N
         assert torch.equal(mixed, together[order])
-        for state, token in zip(states, together.tolist(), strict=True):
-            state.append(token)
+        sampler.append(rows, together)
 
 
 def test_a_draw_depends_on_seed_and_position():
@@ -148,12 +150,12 @@ def test_a_draw_depends_on_seed_and_position():
     positions = [slot(SamplingParams(do_sample=True, seed=1), num_output=number) for number in range(64)]
     seeds = [slot(SamplingParams(do_sample=True, seed=number)) for number in range(64)]
     for states in (positions, seeds):
-        assert len(set(Sampler().sample(logits, states).tokens_N.tolist())) > 40
+        assert len(set(sample(logits, states).tokens_N.tolist())) > 40
 
 
 def test_greedy_takes_the_first_of_the_best():
     logits = torch.tensor([[0.0, 5.0, 1.0, 5.0], [2.0, 2.0, 2.0, 2.0], [-9.0, -8.0, -7.0, -1.0]])
-    assert Sampler().sample(logits, [slot(SamplingParams())] * 3).tokens_N.tolist() == [1, 0, 3]
+    assert sample(logits, [slot(SamplingParams())] * 3).tokens_N.tolist() == [1, 0, 3]
 
 
 def test_greedy_rows_among_drawn_ones_take_the_best_of_the_changed_scores():
@@ -164,13 +166,13 @@ def test_greedy_rows_among_drawn_ones_take_the_best_of_the_changed_scores():
         slot(SamplingParams(logit_bias=((best, -100.0),))),
         slot(SamplingParams(do_sample=True, seed=2)),
     ]
-    assert int(Sampler().sample(logits, states).tokens_N[1]) == int(logits[1].topk(2).indices[1])
+    assert int(sample(logits, states).tokens_N[1]) == int(logits[1].topk(2).indices[1])
 
 
 def test_a_tiny_temperature_is_greedy():
     logits = random_logits(4)
     states = [slot(SamplingParams(do_sample=True, temperature=1e-30, seed=seed)) for seed in range(4)]
-    assert torch.equal(Sampler(num_candidates=16).sample(logits, states).tokens_N, logits.argmax(-1))
+    assert torch.equal(sample(logits, states, num_candidates=16).tokens_N, logits.argmax(-1))
 
 
 def test_masked_ends_are_never_drawn():
@@ -178,24 +180,23 @@ def test_masked_ends_are_never_drawn():
     logits[0, :4] = 20.0
     state = slot(SamplingParams(do_sample=True, min_new_tokens=100, end_ids=(0, 1, 2, 3), seed=3))
     for _ in range(100):
-        token = int(Sampler(num_candidates=4).sample(logits, [state]).tokens_N[0])
+        token = int(sample(logits, [state], num_candidates=4).tokens_N[0])
         assert token >= 4
-        state.append(token)
-    assert int(Sampler().sample(logits, [state]).tokens_N[0]) < 4
+        state = state.with_token(token)
+    assert int(sample(logits, [state]).tokens_N[0]) < 4
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("num_candidates", [16, 1024])
 def test_a_row_that_is_not_finite_is_reported_and_others_are_undisturbed(bad, num_candidates):
-    sampler = Sampler(num_candidates=num_candidates)
     logits = random_logits(len(MIXED))
     states = [slot(params) for params in MIXED]
-    before = sampler.sample(logits, states)
+    before = sample(logits, states, num_candidates=num_candidates)
     assert not bool(before.not_finite_N.any())
     broken = [0, 2, 5, 9]
     spoiled = logits.clone()
     spoiled[broken, 7] = bad
-    after = sampler.sample(spoiled, states)
+    after = sample(spoiled, states, num_candidates=num_candidates)
     assert after.not_finite_N.nonzero().flatten().tolist() == broken
     assert torch.equal(after.tokens_N[~after.not_finite_N], before.tokens_N[~after.not_finite_N])
     assert after.tokens_N[broken].tolist() == [0] * len(broken)
@@ -214,7 +215,7 @@ def test_logprobs_are_those_of_the_models_own_logits():
         top_n_tokens=2,
     )
     states = [slot(SamplingParams()), slot(changed), slot(SamplingParams(wants_logprobs=True))]
-    found = Sampler().sample(logits, states)
+    found = sample(logits, states)
     assert torch.equal(logits, before)
     expected = before.log_softmax(-1).gather(-1, found.tokens_N.unsqueeze(-1)).squeeze(-1)
     assert found.logprobs_N is not None
@@ -226,7 +227,7 @@ def test_logprobs_are_those_of_the_models_own_logits():
 
 
 def test_nobody_asks_for_logprobs():
-    found = Sampler().sample(random_logits(2), [slot(SamplingParams())] * 2)
+    found = sample(random_logits(2), [slot(SamplingParams())] * 2)
     assert (found.logprobs_N, found.top) == (None, ())
 
 
@@ -239,12 +240,9 @@ def test_draws_under_a_grammar_follow_the_masked_distribution(num_candidates: in
     allowed_V = torch.zeros(VOCAB, dtype=torch.bool)
     allowed_V[torch.randperm(VOCAB, generator=torch.Generator().manual_seed(1))[:9]] = True
     masked_V = logits_V.masked_fill(~allowed_V, -torch.inf)
-    params = SamplingParams(do_sample=True, seed=3, **filters)  # type: ignore[arg-type]
-    slots = [slot(params, num_output=number) for number in range(400)]
-    for state in slots:
-        state.allowed_V = allowed_V.numpy()
-    sampler = Sampler(num_candidates=num_candidates)
-    tokens = sampler.sample(logits_V.expand(400, -1), slots).tokens_N
+    params = SamplingParams(do_sample=True, seed=3, has_grammar=True, **filters)  # type: ignore[arg-type]
+    seats = [Seat(params, output=list(range(number)), allowed_V=allowed_V.numpy()) for number in range(400)]
+    tokens = sample(logits_V.expand(400, -1), seats, num_candidates=num_candidates).tokens_N
     warpers = {"top_p": TopPLogitsWarper, "typical_p": TypicalLogitsWarper, "top_k": TopKLogitsWarper}
     scores = masked_V[None]
     for name, value in filters.items():
@@ -259,14 +257,12 @@ def min_p(scores: torch.Tensor, least: float) -> torch.Tensor:
 
 def test_rounding_lets_nothing_through_that_a_grammar_forbids() -> None:
     # The noise of the tail with this seed is 17.8, as it is once in 60 million draws: a tail of 3e-8 would win.
-    params = SamplingParams(do_sample=True, temperature=0.9, seed=13_328_519)
+    params = SamplingParams(do_sample=True, temperature=0.9, seed=13_328_519, has_grammar=True)
     logits_NV = random_logits(200, width=1.0)
     words_12 = noise.seed_words([params.seed], torch.device("cpu"))
     noise_V = noise.gumbel(words_12, torch.zeros(1, dtype=torch.int64), torch.arange(VOCAB)[None])[0]
     allowed_V = torch.zeros(VOCAB, dtype=torch.bool)
     allowed_V[noise_V.argsort()[:7]] = True  # tokens with little noise of their own
-    slots = [slot(params) for _ in range(len(logits_NV))]
-    for state in slots:
-        state.allowed_V = allowed_V.numpy()
-    tokens_N = Sampler(num_candidates=16).sample(logits_NV, slots).tokens_N
+    seats = [Seat(params, allowed_V=allowed_V.numpy()) for _ in range(len(logits_NV))]
+    tokens_N = sample(logits_NV, seats, num_candidates=16).tokens_N
     assert bool(allowed_V[tokens_N].all())

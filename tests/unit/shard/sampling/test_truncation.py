@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from textmill_shard.sampling.truncation import Kept, RowTotals, build_limits, truncate
+from textmill_shard.sampling.truncation import Filters, Kept, Limits, RowTotals, truncate
 from textmill_shard.slots.sampling_params import SamplingParams
 from transformers import (
     MinPLogitsWarper,
@@ -11,6 +11,8 @@ from transformers import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
+
+from tests.fakes.sampling_hand import CPU, rows_of
 
 VOCAB = 700
 NUM_ROWS = 12
@@ -42,6 +44,13 @@ def random_logits() -> torch.Tensor:
     return torch.randn(NUM_ROWS, VOCAB, generator=torch.Generator().manual_seed(9)) * widths
 
 
+def build_limits(rows: list[SamplingParams]) -> Limits:
+    filters = Filters(num_slots=len(rows), device=CPU)
+    for slot, params in enumerate(rows):
+        filters.admit(slot, params)
+    return filters.limits(rows_of(range(len(rows)), is_all=True))
+
+
 def kept_by_transformers(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
     warpers = [TemperatureLogitsWarper(params.temperature)]
     if params.min_p > 0:
@@ -69,7 +78,7 @@ def kept_by_us(logits: torch.Tensor, rows: list[SamplingParams], num_columns: in
         log_mass_R=(scaled - highest).logsumexp(-1),
         entropy_R=-(log_probs.exp() * log_probs).sum(-1),
     )
-    limits = build_limits(rows, torch.device("cpu"))
+    limits = build_limits(rows)
     scores = (best - highest)[:, :num_columns]
     kept = truncate(scores, limits, totals, is_whole=num_columns == logits.shape[-1])
     mask = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, ids[:, :num_columns], kept.keep_RC)
@@ -147,6 +156,6 @@ def test_masked_tokens_are_never_kept_by_a_filter():
         weights = (best - best[:, :1]).double()
         probs = weights.softmax(-1)
         totals = RowTotals(weights.logsumexp(-1), -(probs * probs.log()).nansum(-1))
-        kept = truncate(weights, build_limits([params] * NUM_ROWS, torch.device("cpu")), totals, is_whole=True)
+        kept = truncate(weights, build_limits([params] * NUM_ROWS), totals, is_whole=True)
         mask = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, ids, kept.keep_RC)
         assert torch.equal(mask & torch.isfinite(logits), kept_by_transformers(logits, params))

@@ -5,9 +5,14 @@ import math
 
 import pytest
 import torch
-from textmill_shard.sampling.watermark import detect_watermark, is_green
+from textmill_shard.sampling.watermark import Watermark, WatermarkKey, detect_watermark, is_green
+from textmill_shard.slots.sampling_params import SamplingParams
+
+from tests.fakes.sampling_hand import CPU, Seat, random_logits, rows_of, staged_scores
 
 VOCAB = 5000
+KEY = WatermarkKey(gamma=0.25, delta=1.5)
+MARKED = SamplingParams(watermark=True)
 
 
 def green_row(previous: int, gamma: float) -> torch.Tensor:
@@ -87,3 +92,29 @@ def test_a_gamma_that_is_no_share_is_refused(gamma: float) -> None:
 def test_a_text_without_a_pair_is_refused(tokens: list[int]) -> None:
     with pytest.raises(ValueError, match="wanted at least 2"):
         detect_watermark(tokens)
+
+
+def expected_scores(logits: torch.Tensor, last_ids: dict[int, int]) -> torch.Tensor:
+    expected = logits.clone()
+    for row, last in last_ids.items():
+        for token in range(logits.shape[1]):
+            expected[row, token] += 1.5 * bool(is_green(torch.tensor(last), torch.tensor(token), 0.25))
+    return expected
+
+
+def test_the_watermark_raises_the_green_list_of_the_last_token() -> None:
+    logits = random_logits(3)
+    seats = [Seat(MARKED, [7, 3]), Seat(SamplingParams(), [7, 3]), Seat(MARKED, [7], [3])]
+    found = staged_scores(logits, seats, Watermark(num_slots=3, device=CPU, key=KEY))
+    torch.testing.assert_close(found, expected_scores(logits, {0: 3, 2: 3}))
+
+
+def test_the_token_that_was_sampled_last_is_the_next_key() -> None:
+    logits = random_logits(2)
+    stage = Watermark(num_slots=2, device=CPU, key=KEY)
+    staged_scores(logits, [Seat(MARKED, [3, 7], [5]), Seat(MARKED, [4])], stage)
+    rows = rows_of([0, 1], is_all=True)
+    stage.append(rows, torch.tensor([9, 8]))
+    scores = logits.clone()
+    stage.apply(scores, rows)
+    torch.testing.assert_close(scores, expected_scores(logits, {0: 9, 1: 8}))

@@ -1,0 +1,33 @@
+"""Logit bias: the request names ids and what their scores gain."""
+
+import torch
+from torch import Tensor
+
+from textmill_shard.sampling.row_selection import StageRows
+from textmill_shard.sampling.slot_lists import SlotLists
+from textmill_shard.sampling.stage import SlotText
+from textmill_shard.slots.plan import NO_IDS, IdArray
+from textmill_shard.slots.sampling_params import SamplingParams
+
+
+class Bias:
+    """An id that stands twice in a request's bias gains both."""
+
+    def __init__(self, *, num_slots: int, device: torch.device) -> None:
+        self._ids = SlotLists(num_slots=num_slots, dtype=torch.int64, device=device)
+        self._amounts = SlotLists(num_slots=num_slots, dtype=torch.float32, device=device)
+
+    def wants(self, params: SamplingParams) -> bool:
+        return bool(params.logit_bias)
+
+    def admit(self, slot: int, params: SamplingParams, tokens: SlotText) -> None:
+        self._ids.write(slot, [token for token, _ in params.logit_bias])
+        self._amounts.write(slot, [amount for _, amount in params.logit_bias])
+
+    def apply(self, scores_NV: Tensor, rows: StageRows) -> None:
+        ids_GE = self._ids.of(rows)
+        places = (rows.rows_G.unsqueeze(-1).expand_as(ids_GE), ids_GE)
+        scores_NV.index_put_(places, self._amounts.of(rows), accumulate=True)
+
+    def append(self, rows: StageRows, tokens_G: Tensor) -> IdArray:
+        return NO_IDS

@@ -1,0 +1,49 @@
+"""What a request's grammar does not let follow becomes impossible. The mask knows of `min_new_tokens`."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from textmill_shard.sampling.row_selection import StageRows
+from textmill_shard.sampling.stage import SlotText
+from textmill_shard.slots.plan import NO_IDS, IdArray
+from textmill_shard.slots.sampling_params import SamplingParams
+
+
+class GrammarMask:
+    """Each draw has a mask of its own, which threads work out beside the forward pass (rule 25).
+
+    `set_allowed` must be called for each row before it is drawn; a row whose matcher failed keeps what it had.
+    """
+
+    def __init__(self, *, num_slots: int, device: torch.device) -> None:
+        self._num_slots = num_slots
+        self._device = device
+        self._forbidden_SV: Tensor | None = None  # bool; from the first mask on
+
+    def wants(self, params: SamplingParams) -> bool:
+        return params.has_grammar
+
+    def admit(self, slot: int, params: SamplingParams, tokens: SlotText) -> None:
+        if self._forbidden_SV is not None:
+            self._forbidden_SV[slot] = False
+
+    def set_allowed(self, slot: int, allowed_V: npt.NDArray[np.bool_]) -> None:
+        """The ids that may follow in the next draw of a slot. Copies to the device: no mask exists earlier."""
+        if self._forbidden_SV is None:
+            shape = (self._num_slots, len(allowed_V))
+            self._forbidden_SV = torch.zeros(shape, dtype=torch.bool, device=self._device)
+        torch.logical_not(torch.from_numpy(allowed_V).to(self._device), out=self._forbidden_SV[slot])
+
+    def apply(self, scores_NV: Tensor, rows: StageRows) -> None:
+        if self._forbidden_SV is None:
+            return
+        forbidden_GV = self._forbidden_SV[rows.slots_G]
+        if rows.on_host.is_all:
+            scores_NV.masked_fill_(forbidden_GV, -torch.inf)
+        else:
+            scores_NV[rows.rows_G] = scores_NV[rows.rows_G].masked_fill_(forbidden_GV, -torch.inf)
+
+    def append(self, rows: StageRows, tokens_G: Tensor) -> IdArray:
+        return NO_IDS

@@ -1,0 +1,25 @@
+"""The stages in their order. A new stage takes its place in this tuple."""
+
+import torch
+
+from textmill_shard.sampling.bias import Bias
+from textmill_shard.sampling.count_penalties import CountPenalties
+from textmill_shard.sampling.grammar_mask import GrammarMask
+from textmill_shard.sampling.min_new_tokens import MinNewTokens
+from textmill_shard.sampling.repetition_penalty import RepetitionPenalty
+from textmill_shard.sampling.stage import Stage
+from textmill_shard.sampling.watermark import Watermark, WatermarkKey
+
+
+def build_stages(
+    *, num_slots: int, device: torch.device, grammar_mask: GrammarMask, watermark: WatermarkKey
+) -> tuple[Stage, ...]:
+    """What comes later sees the scores that the earlier ones made: nothing but the watermark follows a mask."""
+    return (
+        RepetitionPenalty(num_slots=num_slots, device=device),
+        CountPenalties(num_slots=num_slots, device=device),
+        Bias(num_slots=num_slots, device=device),
+        MinNewTokens(num_slots=num_slots, device=device),
+        grammar_mask,
+        Watermark(num_slots=num_slots, device=device, key=watermark),
+    )

@@ -1,0 +1,55 @@
+"""The distinct ids of the texts of the slots, on the device.
+
+S slots, G rows, E entries: the distinct ids of the longest text.
+"""
+
+import torch
+from torch import Tensor
+
+from textmill_shard.sampling.row_selection import StageRows
+from textmill_shard.sampling.slot_lists import SlotLists
+from textmill_shard.slots.plan import IdArray
+
+NO_ID = -1
+RECOUNT_APPENDS = 256
+
+
+class TokenSet:
+    """A list of ids per slot. Behind the end of a list stands the first id again, or NO_ID if the text began empty."""
+
+    def __init__(self, *, num_slots: int, device: torch.device) -> None:
+        self._ids = SlotLists(num_slots=num_slots, dtype=torch.int64, device=device)
+        self._num_ids_S = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._num_appends = 0
+
+    def admit(self, slot: int, ids: IdArray) -> None:
+        """Begin with some distinct ids."""
+        self._ids.write(slot, ids, filling=int(ids[0]) if len(ids) else NO_ID)
+        self._num_ids_S[slot] = len(ids)
+
+    def width(self, rows: StageRows) -> int:
+        """Entries of the longest list among some rows, or a bound above that number."""
+        return int(self._ids.sizes_S[rows.on_host.slots_G].max())
+
+    def ids(self, rows: StageRows) -> Tensor:
+        """[G, E] int64."""
+        return self._ids.cut(rows, self.width(rows))
+
+    def append(self, rows: StageRows, tokens_G: Tensor) -> Tensor:
+        """Take in one id for each row; returns the places [G] where the ids stand in their lists.
+
+        The device alone knows whether an id is new. The host, which cuts what is read at the longest list, counts each
+        id as new and asks the device now and then how many there are.
+        """
+        sizes_S, slots_G = self._ids.sizes_S, rows.slots_G
+        sizes_S[rows.on_host.slots_G] += 1
+        self._ids.make_room(self.width(rows))
+        is_known_G, places_G = (self.ids(rows) == tokens_G.unsqueeze(-1)).byte().max(-1)
+        num_ids_G = self._num_ids_S[slots_G]
+        places_G = places_G.where(is_known_G > 0, num_ids_G)
+        self._ids.values_SE[slots_G, places_G] = tokens_G
+        self._num_ids_S[slots_G] = num_ids_G + (1 - is_known_G)
+        self._num_appends += 1
+        if self._num_appends % RECOUNT_APPENDS == 0:
+            sizes_S[:] = self._num_ids_S.cpu().numpy()
+        return places_G

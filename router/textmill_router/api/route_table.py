@@ -42,10 +42,11 @@ from textmill_router.serving.service import Service
 
 @dataclass(frozen=True, slots=True)
 class RouteRow:
-    """`make` makes the endpoint of the operation's path and method."""
+    """`make` makes the endpoint of the operation's path and method. Monitoring works without an API key."""
 
     make: Callable[[Service], ASGIApp]
     operation: Operation
+    needs_key: bool = True
 
 
 def openapi_document() -> dict[str, Any]:
@@ -259,18 +260,22 @@ ROUTES: tuple[RouteRow, ...] = (
         Operation(
             path="/health", method="get", summary="200 while requests are served", errors=(503,), operation_id="health"
         ),
+        needs_key=False,
     ),
     RouteRow(
         HealthRoute,
         Operation(path="/ping", method="get", summary="The same as /health", errors=(503,), operation_id="ping"),
+        needs_key=False,
     ),
     RouteRow(
         HealthRoute,
         Operation(path="/", method="get", summary="The same as /health", errors=(503,), operation_id="root"),
+        needs_key=False,
     ),
     RouteRow(
         MetricsRoute,
         Operation(path="/metrics", method="get", summary="Prometheus text", text=True, operation_id="metrics"),
+        needs_key=False,
     ),
     RouteRow(_page_route, Operation(path="/docs", method="get", summary="A page that sends requests", is_shown=False)),
     RouteRow(

@@ -9,7 +9,7 @@ from textmill_router.api.route_table import ROUTES, vertex_route
 from textmill_router.api.status import HealthRoute
 from textmill_router.errors import MethodNotAllowed, RouteNotFound
 from textmill_router.http.call import call_of
-from textmill_router.http.middleware import OPEN_PATHS, ApiKey, Cors, FrontDoor
+from textmill_router.http.middleware import ApiKey, Cors, FrontDoor
 from textmill_router.http.path_style import PathStyles
 from textmill_router.http.replies import send_error, send_reply
 from textmill_router.serving.route import GeneratingRoute
@@ -34,7 +34,9 @@ def build_app(service: Service) -> ASGIApp:
         default=_not_found,
     )
     if settings.api_key is not None:
-        open_paths = OPEN_PATHS if settings.aip_health_route is None else OPEN_PATHS | {settings.aip_health_route}
+        open_paths = {row.operation.path for row in ROUTES if not row.needs_key}
+        if settings.aip_health_route is not None:
+            open_paths.add(settings.aip_health_route)
         app = ApiKey(app, settings.api_key, styles, open_paths)
     app = Cors(app, settings.cors_allow_origin)
     return FrontDoor(app, service.metrics.on_http, styles)

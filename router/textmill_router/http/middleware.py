@@ -15,8 +15,6 @@ from textmill_router.http.replies import send_error, send_reply
 
 log = logging.getLogger(__name__)
 
-# Monitoring works without a key.
-OPEN_PATHS = frozenset({"/health", "/ping", "/metrics"})
 CLIENT_LEFT_STATUS = 499
 _ALLOWED_HEADERS = b"content-type,authorization,x-request-id,traceparent,x-wait-for-model,x-use-cache"
 _HEADER_NAMES = re.compile(rb"[\w!#$%&'*+.^`|~, -]{1,4096}", re.ASCII)
@@ -97,9 +95,12 @@ def _allowed_headers(scope: Scope) -> bytes:
 
 
 class ApiKey:
-    """Lets through who shows the key, in the header that the path's style names. Made only where there is a key."""
+    """Lets through who shows the key, in the header that the path's style names. Made only where there is a key.
 
-    def __init__(self, app: ASGIApp, key: str, styles: PathStyles, open_paths: Set[str] = OPEN_PATHS) -> None:
+    `open_paths` may be read without a key.
+    """
+
+    def __init__(self, app: ASGIApp, key: str, styles: PathStyles, open_paths: Set[str] = frozenset()) -> None:
         self._app = app
         self._key = key.encode()
         self._styles = styles
@@ -116,7 +117,7 @@ class ApiKey:
     def _is_open(self, scope: Scope) -> bool:
         method, path = scope["method"], scope["path"]
         is_read = method in ("GET", "HEAD")
-        return method == "OPTIONS" or (is_read and (path in self._open_paths or path == "/"))
+        return method == "OPTIONS" or (is_read and path in self._open_paths)
 
     def _has_key(self, scope: Scope, header: str) -> bool:
         shown = (_header(scope, header.encode()) or b"").strip()

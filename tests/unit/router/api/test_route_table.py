@@ -16,3 +16,8 @@ def test_the_document_has_the_routes_that_are_shown() -> None:
     assert ("/v1/models/{model}", "get") in documented
     assert {path for path, _ in documented} & {"/docs", "/openapi.json"} == set()
     assert len(documented) == sum(row.operation.is_shown for row in ROUTES)
+
+
+def test_only_monitoring_works_without_a_key() -> None:
+    free = {(row.operation.path, row.operation.method) for row in ROUTES if not row.needs_key}
+    assert free == {("/", "get"), ("/health", "get"), ("/ping", "get"), ("/metrics", "get")}

@@ -20,7 +20,7 @@ run: $(STAMP) ## Serve the demo model on 127.0.0.1:3000 (PORT=... for another po
 test: $(STAMP) ## Run all tests that need no GPU
 	@$(BIN)/python -m pytest
 
-test-fast: $(STAMP) ## Run the tests that start no launcher: unit, contract and zoo, some three minutes
+test-fast: $(STAMP) ## Run the tests that start no launcher: unit, contract and zoo
 	@$(BIN)/python -m pytest tests/unit tests/contract tests/zoo
 
 test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against the demo model

@@ -1,5 +1,6 @@
 """One admitted call of the native dialect: prompts to requests, results to an answer or to events."""
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from enum import Enum
 
@@ -9,11 +10,9 @@ from starlette.types import Scope, Send
 from textmill_router.api.tgi.answers import TgiEvents, whole_answer
 from textmill_router.api.tgi.types import GenerateAnswer, GenerateBody, TgiParameters
 from textmill_router.errors import ValidationFailed
-from textmill_router.http.error_responses import TGI_ERRORS
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.request import GenerationRequest
-from textmill_router.serving.failures import generation_error
 from textmill_router.serving.logprobs import mean_logprob
 from textmill_router.serving.prompts import (
     TokenizedPrompt,
@@ -26,8 +25,9 @@ from textmill_router.serving.prompts import (
 from textmill_router.serving.reply_cache import CacheSlot
 from textmill_router.serving.response_cache import CachedAnswer
 from textmill_router.serving.route import IncomingCall
+from textmill_router.serving.stream_answer import stream_answer
 from textmill_router.serving.validation import CheckedParameters
-from textmill_router.text.events import GenerationFailed, GenerationResult, TextOptions, TokenEvent
+from textmill_router.text.events import GenerationResult, TextOptions, TokenEvent
 from textmill_router.text.generation import Generation, start_generation
 
 _NO_PARAMETERS = TgiParameters()
@@ -99,7 +99,6 @@ class TgiWork:
             wants_details=self._wants_details,
             wants_top_tokens=self._checked.top_n_tokens > 0,
         )
-        stream = EventStream(scope, send, self._record.stream_headers())
         written: list[bytes] = []
 
         def encode_kept(events: list[TokenEvent]) -> bytes:
@@ -109,33 +108,15 @@ class TgiWork:
 
         encode = writer.encode if self._slot is None else encode_kept
 
-        def write_now(events: list[TokenEvent]) -> bool:
-            if not stream.can_write_now:
-                return False
-            stream.write_now(encode(events))
-            return True
-
-        try:
+        async def write(stream: EventStream) -> bytes:
             async with self._start(request, keep_tokens=False) as generation:
-                generation.push_to(write_now)
-                events = await generation.next_events()
-                while events[-1].result is None:
-                    await stream.write(encode(events))
-                    events = await generation.next_events()
-                result = events[-1].result
-                self._record.note_success([result], seed=_shown_seed(request))
-                await stream.end(encode(events))
-        except GenerationFailed as failed:
-            if not stream.is_started:
-                raise
-            error = generation_error(failed.failure)
-            self._record.note_failure(error)
-            await stream.end(TGI_ERRORS.event_of(error))
-            return
-        finally:
-            stream.close()
-        if self._slot is not None:
-            self._slot.keep(self._cached(b"".join(written), [intake], [result]))
+                result, last = await _write_tokens(stream, generation, encode)
+            self._record.note_success([result], seed=_shown_seed(request))
+            if self._slot is not None:
+                self._slot.keep(self._cached(b"".join(written), [intake], [result]))
+            return last
+
+        await stream_answer(scope, send, self._record, write)
 
     async def answer_whole(self, scope: Scope, send: Send) -> None:
         """One answer when all sequences are complete."""
@@ -227,6 +208,26 @@ class TgiWork:
             num_prompt_tokens=sum(len(intake.prompt_ids) for intake in intakes),
             num_output_tokens=sum(result.num_output_tokens for result in results),
         )
+
+
+async def _write_tokens(
+    stream: EventStream, generation: Generation, encode: Callable[[list[TokenEvent]], bytes]
+) -> tuple[GenerationResult, bytes]:
+    """Write each token as an event; gives the result, and the last events, which are left to the caller."""
+
+    def write_now(events: list[TokenEvent]) -> bool:
+        if not stream.can_write_now:
+            return False
+        stream.write_now(encode(events))
+        return True
+
+    generation.push_to(write_now)
+    while True:
+        events = await generation.next_events()
+        data = encode(events)
+        if events[-1].result is not None:
+            return events[-1].result, data
+        await stream.write(data)
 
 
 def _shown_seed(request: GenerationRequest) -> int | None:

@@ -16,8 +16,10 @@ from textmill_router.parsers.tools.call_shape import (
     OneOf,
     Piece,
     Repeated,
+    Shared,
     Text,
     TextUntil,
+    WrittenCall,
 )
 from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 from textmill_router.request import Grammar
@@ -58,8 +60,10 @@ class _Writer:
         self._shape = form.tools.shape(form.marker_ids)
         self._rules: list[str] = []
         self._num_rules = 0  # of pieces
+        self._shared: dict[int, str] = {}  # rules of shared pieces, by the piece's identity
         self._calls: list[str] = []  # rule of each tool's call, whole
         self._names: list[str] = []
+        self._written: list[WrittenCall] = []
         self._heads: list[str] = []  # text up to where each tool's call can be no other
 
     def add_tool(self, tool: ToolSpec, *, keeps_schema: bool) -> None:
@@ -67,6 +71,7 @@ class _Writer:
         number = len(self._calls)
         schema = _object_schema(tool) if keeps_schema else {"type": "object"}
         call = self._shape.write_call(tool.name, schema)
+        self._written.append(call)  # kept, since its pieces are known by their identity
         self._rules.append(f"tail{number}: {self._lark(call.rest)}")
         self._rules.append(f"call{number}:{literal(call.head)} tail{number}")
         self._calls.append(f"call{number}")
@@ -145,6 +150,10 @@ class _Writer:
                 return f"({self._lark(inner)})?"
             case Repeated(inner):
                 return f"({self._lark(inner)})*"
+            case Shared(inner):
+                if id(piece) not in self._shared:
+                    self._shared[id(piece)] = self._rule("shared", self._lark(inner))
+                return self._shared[id(piece)]
 
     def _text_until(self, end: str, expressions: Sequence[str]) -> str:
         self._num_rules += 1

@@ -62,7 +62,14 @@ class Repeated:
     piece: "Piece"
 
 
-Piece = Text | Marker | JsonValue | TextUntil | InOrder | OneOf | Maybe | Repeated
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A piece that stands in several places, as the same object: the grammar writes it once."""
+
+    piece: "Piece"
+
+
+Piece = Text | Marker | JsonValue | TextUntil | InOrder | OneOf | Maybe | Repeated | Shared
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ def word_list(value: str) -> tuple[str, ...]:
 
 
 V1_ERRORS = ("mixed", "openai", "tgi")
-TOOL_FORMATS = ("hermes", "llama3_json", "mistral", "qwen3_coder", "qwen3_xml", "json")
+TOOL_FORMATS = ("hermes", "llama3_json", "mistral", "qwen3_coder", "qwen3_xml", "pythonic", "llama4_pythonic", "json")
 REASONING_FORMATS = ("think", "mistral")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")

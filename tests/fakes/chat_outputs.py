@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.deltas import ParsedMessage, collect
 from textmill_router.parsers.formats import ReasoningFormat
-from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral, qwen3_coder
+from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral, pythonic, qwen3_coder
 from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 
 
@@ -376,6 +376,53 @@ QWEN3_CODER = [
     Output("a </tool_call> <parameter=x>", "a </tool_call> <parameter=x>"),
 ]
 
+
+def _pythonic(value: str, json: str) -> Output:
+    return Output(f"[add(a={value}, text='x')]", None, (("add", f'{{"a": {json}, "text": "x"}}'),))
+
+
+PYTHONIC = [
+    Output("[weather(city='Oslo')]", None, (("weather", '{"city": "Oslo"}'),)),
+    Output('<|python_start|>[weather(city="Oslo")]<|python_end|>', None, (("weather", '{"city": "Oslo"}'),)),
+    Output(
+        "[add(a=1, flag=True), say(text='x', list=[1, 2.5, None]), weather()]",
+        None,
+        (("add", '{"a": 1, "flag": true}'), ("say", '{"text": "x", "list": [1, 2.5, null]}'), ("weather", "{}")),
+    ),
+    Output("Let me look.\n\n[add(a=1)]\nDone.", "Let me look.\nDone.", (("add", '{"a": 1}'),)),
+    Output("[add(a=1)]\n[add(a=2)]", None, (("add", '{"a": 1}'), ("add", '{"a": 2}'))),
+    Output(" [ add ( a = 1 , ) , ]", None, (("add", '{"a": 1}'),)),
+    Output("<|python_start|> [unknown.tool(k='v')] <|python_end|> so", "so", (("unknown.tool", '{"k": "v"}'),)),
+    _pythonic("-5", "-5"),
+    _pythonic("1_000.50", "1000.50"),
+    _pythonic("None", "null"),
+    _pythonic(r"""'it\'s "so"\n'""", r'"it\'s \"so\"\n"'.replace(r"\'", "'")),
+    _pythonic('"東京 \N{GRINNING FACE} [weather()] ), \\\\"', '"東京 \N{GRINNING FACE} [weather()] ), \\\\"'),
+    _pythonic("''", '""'),
+    _pythonic("'''two\n'lines\"'''", '"two\\n\'lines\\""'),
+    _pythonic("{'k': [True, {}], \"l\": 'v'}", '{"k": [true, {}], "l": "v"}'),
+    _pythonic("[[], ['a',]]", '[[], ["a"]]'),
+    _pythonic("celsius", '"celsius"'),
+    _pythonic("null", "null"),
+    # the model breaks something off
+    Output("[add(a=1, b=f(2))]", "(2))]", (("add", '{"a": 1, "b": "f"'),)),
+    Output("[add(a=1), 5]", ", 5]", (("add", '{"a": 1}'),)),
+    Output("[add(a=1), other(b=2)] so", ", other(b=2)] so", (("add", '{"a": 1}'),)),
+    Output("[add(a=1), add(2)]", ", add(2)]", (("add", '{"a": 1}'),)),
+    Output("[add(a=1, 2, b=3)]", "2, b=3)]", (("add", '{"a": 1'),)),
+    Output("[add(a=1) so", "so", (("add", '{"a": 1}'),)),
+    Output("<|python_start|><|python_start|>[add()]", "<|python_start|>", (("add", "{}"),)),
+    Output("[[add()]]", "[]", (("add", "{}"),)),
+    Output("[add(a=1)]<|python_end", None, (("add", '{"a": 1}'),)),
+    # no calls: everything is text, character for character
+    Output(" [1] [add] [add](http://x) [other(a=1)] a[0] ", " [1] [add] [add](http://x) [other(a=1)] a[0] "),
+    Output("[add(1)] [add(a)] ", "[add(1)] [add(a)] "),
+    Output("add(a=1)", "add(a=1)"),
+    Output("<|python_start|>add(a=1)<|python_end|>", "<|python_start|>add(a=1)<|python_end|>"),
+    Output("[add(a==1", "[add(a==1"),
+    Output("a < b <|python_ <|python_end|>", "a < b <|python_ <|python_end|>"),
+]
+
 # With the tools of HERMES.
 THINK = [
     Output("<think>\nIt rains.\n</think>\n\nTake a coat.", "Take a coat.", (), "It rains."),
@@ -420,6 +467,7 @@ ALL: list[tuple[ToolFormat, ReasoningFormat | None, Output]] = [
     *((mistral.MISTRAL, None, output) for output in MISTRAL),
     *((generic_json.GENERIC_JSON, None, output) for output in JSON),
     *((qwen3_coder.QWEN3_CODER, None, output) for output in QWEN3_CODER),
+    *((pythonic.PYTHONIC, None, output) for output in PYTHONIC),
     *((hermes.HERMES, ReasoningFormat.THINK, output) for output in THINK),
     *((hermes.HERMES, ReasoningFormat.MISTRAL, output) for output in MISTRAL_THINK),
 ]

@@ -15,6 +15,7 @@ OUTPUTS = {
         "Let me see.\n<tool_call>\n<function=get_weather>\n<parameter=city>\n東京\n</parameter>\n</function>\n"
         "</tool_call>\n<tool_call>\n<function=get_time>\n</function>\n</tool_call>"
     ),
+    "pythonic": '[get_weather(city="東京"), get_time()]',
     "llama3": f'{{"name": "get_weather", "parameters": {ARGUMENTS}}}; {{"name": "get_time", "parameters": {{}}}}',
     "mistral": (
         f'[TOOL_CALLS] [{{"name": "get_weather", "arguments": {ARGUMENTS}}}, {{"name": "get_time", "arguments": {{}}}}]'

@@ -8,13 +8,14 @@ from textmill_router.parsers.tools.generic_json import GENERIC_JSON
 from textmill_router.parsers.tools.hermes import HERMES
 from textmill_router.parsers.tools.llama3_json import LLAMA3_JSON
 from textmill_router.parsers.tools.mistral import MISTRAL
+from textmill_router.parsers.tools.pythonic import PYTHONIC
 from textmill_router.parsers.tools.qwen3_coder import QWEN3_CODER
 from textmill_router.parsers.tools.tool_format import ToolFormat
 
 _TOOLS_WORD = re.compile(r"\btools\b")
 
 # The first one that a template teaches is the model's. The last one is taken where the template teaches none.
-TOOL_FORMATS: tuple[ToolFormat, ...] = (MISTRAL, QWEN3_CODER, HERMES, LLAMA3_JSON, GENERIC_JSON)
+TOOL_FORMATS: tuple[ToolFormat, ...] = (MISTRAL, QWEN3_CODER, HERMES, PYTHONIC, LLAMA3_JSON, GENERIC_JSON)
 
 
 @dataclass(frozen=True, slots=True)

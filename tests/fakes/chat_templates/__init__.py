@@ -17,6 +17,7 @@ _FAMILY_TOKENS = {
     "qwen2_5": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "qwen3": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "qwen3_coder": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+    "pythonic": ("<|header_start|>", "<|header_end|>", "<|eot|>", "<|python_start|>", "<|python_end|>"),
     "qwen2_vl": ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"),
     "smollm2": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "mistral": ("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]"),

@@ -10,7 +10,7 @@ from textmill_router.grammar.request_forms import AskedGrammar, AskedKind
 from textmill_router.grammar.tool_grammar import OutputForm, tool_grammar
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.formats import ReasoningFormat
-from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral, qwen3_coder
+from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral, pythonic, qwen3_coder
 from textmill_router.parsers.tools.tool_format import ToolSpec
 
 from tests.fakes.chat_outputs import parse_whole
@@ -42,12 +42,13 @@ LLAMA = OutputForm(llama3_json.LLAMA3_JSON, {})
 MISTRAL = OutputForm(mistral.MISTRAL, ids_of("[TOOL_CALLS]"))
 MISTRAL_NAMES = OutputForm(mistral.MISTRAL, ids_of("[TOOL_CALLS]", "[ARGS]"))
 JSON = OutputForm(generic_json.GENERIC_JSON, {})
+PYTHONIC = OutputForm(pythonic.PYTHONIC, {})
 CODER = OutputForm(qwen3_coder.QWEN3_CODER, {})
 CODER_TOKENS = OutputForm(qwen3_coder.QWEN3_CODER, ids_of("<tool_call>", "</tool_call>"))
 WEATHER, SAY, WRONG = '{"city": "Oslo"}', '{"text": [1, {"a": null}]}', '{"town": "Oslo"}'
 
 # The arguments of `say` in the second of two calls, where the format cannot write those of the others.
-SAID = {"qwen3_coder": '{"text": "x"}'}
+SAID = {"qwen3_coder": '{"text": "x"}', "pythonic": '{"text": "x"}'}
 
 
 def coder_call(name: str, key: str, value: str) -> str:
@@ -82,6 +83,12 @@ FORMS = [
         f"[TOOL_CALLS]weather[ARGS]{WEATHER}",
         f"[TOOL_CALLS]weather[ARGS]{WEATHER}[TOOL_CALLS]say[ARGS]{SAY}",
         f"[TOOL_CALLS]weather[ARGS]{WRONG}",
+    ),
+    (
+        PYTHONIC,
+        '[weather(city="Oslo")]',
+        '[weather(city="Oslo"), say(text="x")]',
+        '[weather(town="Oslo")]',
     ),
     *(
         (

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from textmill_router.errors import ValidationFailed
 from textmill_router.grammar.tool_grammar import OutputForm, tool_grammar
 from textmill_router.parsers.chat_parser import ChatParser
-from textmill_router.parsers.tools import qwen3_coder
+from textmill_router.parsers.tools import pythonic, qwen3_coder
 from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 
 from tests.fakes.chat_outputs import parse_whole
@@ -17,7 +17,7 @@ from tests.fakes.grammar_judge import Judge
 
 NUM_SAMPLES = 60
 MAX_BYTES = 400
-FORMATS = [qwen3_coder.QWEN3_CODER]
+FORMATS = [qwen3_coder.QWEN3_CODER, pythonic.PYTHONIC]
 each_format = pytest.mark.parametrize("tools", FORMATS, ids=lambda tools: tools.name)
 CLOSED = {"type": "object", "additionalProperties": False}
 NAME = {"type": "string", "minLength": 2, "maxLength": 4}
@@ -101,6 +101,44 @@ def test_what_the_grammar_lets_through_is_read_as_a_call_that_fits_its_schema(
     assert num_read > NUM_SAMPLES // 4
 
 
+def coder(**given: str) -> str:
+    parameters = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in given.items())
+    return f"<tool_call>\n<function=act>\n{parameters}</function>\n</tool_call>"
+
+
+def python(**given: str) -> str:
+    return f"[act({', '.join(f'{key}={value}' for key, value in given.items())})]"
+
+
+@pytest.mark.parametrize(
+    ("tools", "write", "text"),
+    [(qwen3_coder.QWEN3_CODER, coder, "x"), (pythonic.PYTHONIC, python, '"x"')],
+    ids=["qwen3_coder", "pythonic"],
+)
+def test_optional_parameters_may_be_left_out_and_required_ones_not(
+    judge: Judge, tools: ToolFormat, write: Any, text: str
+) -> None:
+    none = "None" if tools is pythonic.PYTHONIC else "null"
+
+    def accepts(case: str, **given: str) -> bool:
+        specs = [ToolSpec("act", SCHEMAS[case], is_strict=True)]
+        grammar = tool_grammar(specs, OutputForm(tools, {}), is_required=True, is_parallel=False)
+        assert grammar is not None
+        return judge.follows({}, grammar, write(**given))
+
+    for given in ({}, {"a": text}, {"b": "2"}, {"c": none}, {"a": text, "c": none}, {"a": text, "b": "2", "c": none}):
+        assert accepts("left out", **given), given
+    assert accepts("left out first", b="2")
+    assert accepts("left out first", a="1", b="2")
+    assert accepts("any", k=text, other=text)
+    assert accepts("maybe text", a=none, b=none)
+    for given in ({"b": "2", "a": text}, {"d": "1"}, {"b": "x"}, {"a": text, "b": "2", "b2": "2"}):
+        assert not accepts("left out", **given), given
+    assert not accepts("left out first", a="1")
+    assert not accepts("left out first")
+    assert not accepts("none", a="1")
+
+
 REFUSED = [
     ({"type": "object", "anyOf": [{"required": ["a"]}]}, "`anyOf`"),
     ({"type": "object", "minProperties": 1}, "`minProperties`"),
@@ -158,3 +196,31 @@ def test_values_stand_on_lines_of_their_own_as_the_template_writes_them(judge: J
     form = "<tool_call>\n<function=act>\n<parameter=a>\nx{}</parameter>\n</function>\n</tool_call>"
     assert judge.follows({}, grammar, form.format("\n"))
     assert not judge.follows({}, grammar, form.format(""))
+
+
+def test_names_that_python_does_not_have_are_refused_or_left_out() -> None:
+    form = OutputForm(pythonic.PYTHONIC, {})
+    for spec in (ToolSpec("a b"), ToolSpec("act", {"properties": {"x=": {}}, "required": ["x="]})):
+        with pytest.raises(ValidationFailed, match="no name of Python"):
+            tool_grammar([spec], form, is_required=True, is_parallel=True)
+    grammar = tool_grammar([ToolSpec("act", {"properties": {"x=": {}}})], form, is_required=True, is_parallel=True)
+    assert grammar is not None
+    assert "x=" not in grammar.text
+
+
+def test_grammar_of_many_optional_parameters_stays_short() -> None:
+    parameters = {f"parameter{index}": {"type": "integer"} for index in range(200)}
+    specs = [ToolSpec("act", {**CLOSED, "properties": parameters})]
+    grammar = tool_grammar(specs, OutputForm(pythonic.PYTHONIC, {}), is_required=True, is_parallel=True)
+    assert grammar is not None
+    assert len(grammar.text) < 128 * 1024
+
+
+@pytest.mark.parametrize("text", ["[act(a=1, b=2)]", "so [ act (a=1)]", "[act()]"])
+def test_strict_pythonic_call_does_not_get_past(judge: Judge, text: str) -> None:
+    specs = [ToolSpec("act", SCHEMAS["numbers"], is_strict=True)]
+    assert parse_whole(ChatParser(pythonic.PYTHONIC, None, specs), text, was_cut=False).tool_calls
+    grammar = tool_grammar(specs, OutputForm(pythonic.PYTHONIC, {}), is_required=False, is_parallel=True)
+    assert grammar is not None
+    assert not judge.follows({}, grammar, text)
+    assert judge.follows({}, grammar, "so [act(a=3, b=2)] [1] [act] [other(x=1)]")

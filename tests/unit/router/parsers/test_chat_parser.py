@@ -217,6 +217,7 @@ CALLS = {
     "llama3_json": '{"name": "say"}\n',
     "json": '{"name": "say"}\n',
     "qwen3_coder": "<function=say></function>",
+    "pythonic": "[say()]",
 }
 
 
@@ -252,6 +253,18 @@ ADVERSARIAL = [
     "[TOOL_CALLS][{",
     "[TOOL_CALLS]add[CALL_ID]a[ARGS]",
     "[TOOL_CALLS]a{[",
+    "[add",
+    "[add(",
+    "[add(a",
+    "[add(a=",
+    "[add(a='",
+    "[add(a='''",
+    "[add(a=[{",
+    "[add(a=\"\\u12",
+    "[add(a=1), ",
+    "'\"",
+    "<|python_start|>[",
+    "<|python_end|>",
     "<|python_tag|>{",
     '{"name": "add", ',
     '{"name":"add","arguments":{',

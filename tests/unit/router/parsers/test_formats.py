@@ -9,7 +9,7 @@ from textmill_router.parsers.formats import (
     takes_tools,
     tool_format_of,
 )
-from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral, qwen3_coder
+from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral, pythonic, qwen3_coder
 from textmill_router.parsers.tools.tool_format import ToolFormat
 
 # The parts of published templates that tell the format.
@@ -18,6 +18,7 @@ LLAMA = "{%- if builtin_tools is defined or tools is not none %}<|start_header_i
 LLAMA_31 = '<|start_header_id|> "<|python_tag|>" + tool_call.name + ".call("'
 QWEN_CODER = "{%- if tools %}<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n"
 MISTRAL = '{%- if tools is not none %}[AVAILABLE_TOOLS]{% endif %} "[TOOL_CALLS] ["'
+PYTHONIC = "{%- if tools %}put it in the format of [func_name1(params_name1=params_value1...), func_name2(params)]"
 PLAIN_LLAMA = "{% for message in messages %}<|start_header_id|>{{ message.role }}{% endfor %}"
 ZEPHYR = "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}"
 
@@ -27,6 +28,8 @@ ZEPHYR = "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}
     [
         (QWEN, hermes.HERMES),
         (QWEN_CODER, qwen3_coder.QWEN3_CODER),
+        (PYTHONIC, pythonic.PYTHONIC),
+        (LLAMA + PYTHONIC, pythonic.PYTHONIC),
         (LLAMA, llama3_json.LLAMA3_JSON),
         (LLAMA_31, llama3_json.LLAMA3_JSON),
         (MISTRAL, mistral.MISTRAL),

@@ -242,6 +242,8 @@ class Generation:
         stops = self._stops
         if stops is not None:
             released = stops.push(text)
+            if not stops.is_matched and self._is_hidden(token_id, finish):
+                released += stops.push(self._tokenizer.id_to_text(token_id), is_hidden=True)
             is_stopped = stops.is_matched
             if is_last and not is_stopped:
                 released += stops.flush()
@@ -257,6 +259,15 @@ class Generation:
             if event is not None:
                 event.result = self._result
         return is_stopped or is_late
+
+    def _is_hidden(self, token_id: int, finish: FinishReason | None) -> bool:
+        """Whether a stop string may match the token's text although the answer does not show that text.
+
+        A token that ends the request by itself keeps its own reason of finish.
+        """
+        ends_by_itself = finish is FinishReason.EOS or finish is FinishReason.STOP_ID
+        is_shown = token_id in self._options.shown_specials
+        return not ends_by_itself and not is_shown and self._tokenizer.is_special(token_id)
 
     def _new_event(self, output: RequestOutput, index: int, token_id: int, text: str, released: str) -> TokenEvent:
         is_special = self._tokenizer.is_special(token_id)

@@ -22,7 +22,7 @@ from textmill_router.text.events import GenerationFailed, TextOptions, TokenEven
 from textmill_router.text.generation import Generation, start_generation
 from textmill_router.text.tokenization import Tokenizer
 
-from tests.fakes.byte_tokenizer import BEGIN_ID, END, END_ID, write_byte_tokenizer
+from tests.fakes.byte_tokenizer import BEGIN, BEGIN_ID, END, END_ID, write_byte_tokenizer
 
 
 class HandEngine:
@@ -123,6 +123,52 @@ def test_stop_string_inside_a_token_ends_the_request(tokenizer: Tokenizer, keep:
 
     engine = run_with(tokenizer, TextOptions(stop_strings=("ab",), keep_stop_match=keep), body)
     assert engine.cancelled == [RequestId(7)]
+
+
+STOPS_AT_SPECIALS = [
+    # stop strings, whether the text keeps the match, pieces, text, number of output tokens (None: no stop)
+    ((BEGIN,), True, ["hi", BEGIN, "x"], "hi", 3),
+    ((BEGIN,), False, ["hi", BEGIN, "x"], "hi", 3),
+    (("never", BEGIN, "x"), False, ["hi", BEGIN, "x"], "hi", 3),
+    ((END,), True, ["hi", BEGIN, "x", END], "hix", 5),
+    ((f"i{BEGIN}x",), True, ["hi", BEGIN, "xy"], "hix", 4),
+    ((f"i{BEGIN}x",), False, ["hi", BEGIN, "xy"], "h", 4),
+    ((f"{BEGIN}x",), False, ["hi", BEGIN, "yz"], "hiyz", None),
+    ((f"{BEGIN}{BEGIN}",), False, ["h", BEGIN, "i", BEGIN, BEGIN], "hi", 5),
+    (("ix",), True, ["hi", BEGIN, "xy"], "hixy", None),
+]
+
+
+@pytest.mark.parametrize(("stops", "keep", "pieces", "text", "num_tokens"), STOPS_AT_SPECIALS)
+def test_stop_strings_match_special_tokens_that_answers_do_not_show(
+    tokenizer: Tokenizer, stops: tuple[str, ...], keep: bool, pieces: list[str], text: str, num_tokens: int | None
+) -> None:
+    """As text-generation-inference: matched in the text with special tokens, the answer is the text without them."""
+    special = {BEGIN: [BEGIN_ID], END: [END_ID]}
+    ids = [token_id for piece in pieces for token_id in special.get(piece, list(piece.encode()))]
+
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        for token_id in ids:
+            if not engine.cancelled:
+                push(generation, token_id)
+        if num_tokens is None:
+            assert engine.cancelled == []
+            push(generation, END_ID, finish=FinishReason.EOS)
+        result = await generation.result()
+        reason = FinishReason.EOS if num_tokens is None else FinishReason.STOP_STRING
+        assert (result.text, result.finish_reason) == (text, reason)
+        assert result.num_output_tokens == (num_tokens or len(ids) + 1)
+
+    run_with(tokenizer, TextOptions(stop_strings=stops, keep_stop_match=keep), body)
+
+
+@pytest.mark.parametrize("finish", [FinishReason.EOS, FinishReason.STOP_ID])
+def test_a_token_that_ends_the_text_by_itself_keeps_its_reason(tokenizer: Tokenizer, finish: FinishReason) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, *b"hi", END_ID, finish=finish)
+        assert (await generation.result()).finish_reason is finish
+
+    run_with(tokenizer, TextOptions(stop_strings=(END,)), body)
 
 
 def test_tokens_after_a_stop_string_in_the_same_output_do_not_count(tokenizer: Tokenizer) -> None:

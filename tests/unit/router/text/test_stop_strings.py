@@ -36,6 +36,29 @@ def test_text_does_not_depend_on_the_cut_into_tokens(pieces: list[str], stops: l
     assert found == expected_text("".join(pieces), tuple(stops), keep_match)
 
 
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.tuples(st.text("abc", max_size=4), st.booleans()), max_size=12),
+    st.lists(st.text("abc", min_size=1, max_size=5), min_size=1, max_size=4),
+    st.booleans(),
+)
+def test_hidden_pieces_are_searched_and_not_shown(
+    pieces: list[tuple[str, bool]], stops: list[str], keep_match: bool
+) -> None:
+    """The match is that of the whole text; of the text before its end only the characters of shown pieces remain."""
+    matcher = StopStrings(stops, keep_match)
+    found = ""
+    for piece, is_hidden in pieces:
+        found += matcher.push(piece, is_hidden)
+        if matcher.is_matched:
+            break
+    else:
+        found += matcher.flush()
+    whole = expected_text("".join(piece for piece, _ in pieces), tuple(stops), keep_match)
+    is_shown = [not is_hidden for piece, is_hidden in pieces for _ in piece]
+    assert found == "".join(character for character, shown in zip(whole, is_shown, strict=False) if shown)
+
+
 @pytest.mark.parametrize(("keep_match", "text"), [(True, "one STOP"), (False, "one ")])
 def test_match_inside_a_token(keep_match: bool, text: str) -> None:
     stops = StopStrings(("STOP",), keep_match)

@@ -1,6 +1,7 @@
-"""Joins requests, scheduler and shard: the only owner of the scheduler and of the stream.
+"""Joins requests, scheduler and shard. The engine loop alone owns the scheduler and the stream.
 
-Everything runs in one asyncio loop. A result is answered with plans first, then handed to the readers of its tokens.
+Everything runs in one asyncio loop. For each result, first the plans that answer the result go to the shard, then the
+result's tokens go to their readers.
 """
 
 import asyncio
@@ -29,11 +30,11 @@ STALL_WARNING_S = 30.0
 
 
 class ShardMismatch(Exception):
-    """The shard behind a Hello does not fit this router; the text says what was wanted and what was found."""
+    """The shard behind a Hello does not fit this router. The text has the value wanted and the value found."""
 
 
 class _Reader:
-    """The sink of one request, and when its last token came (0 before the first)."""
+    """The sink of one request, and the time in seconds at which the request's last token came (0 before the first)."""
 
     __slots__ = ("last_token_s", "sink")
 
@@ -43,10 +44,11 @@ class _Reader:
 
 
 class EngineLoop:
-    """Life: `start`, then `submit` and `cancel` from the same loop, then `stop`.
+    """The engine between the HTTP side and the shard.
 
-    `configure` makes the scheduler's settings from the facts of the first Hello. `tokenizer_digest` is that of the
-    router's own tokenizer; a shard that has another one is refused.
+    The owner calls `start`, then `submit` and `cancel` from the same asyncio loop, then `stop`. `configure` makes the
+    scheduler's settings from the facts of the first Hello. `tokenizer_digest` is the digest of the router's own
+    tokenizer; a shard with another digest is refused.
     """
 
     def __init__(
@@ -66,57 +68,60 @@ class EngineLoop:
         self._held_outputs: list[RequestOutput] = []
         self._is_tick_due = False
         self._has_broken = False
-        self._moved_s = 0.0  # when a step last ended, or nothing ran, or the log said that neither is so
+        self._moved_s = 0.0  # the last time that a step ended, that nothing ran, or that the log warned of a stall
         self._task: asyncio.Task[None] | None = None
         self._request_ids = itertools.count(1)
 
-    # ---- for the HTTP side
+    # ---- Calls of the HTTP side.
 
     @property
     def status(self) -> EngineStatus:
         return self._status
 
     def now(self) -> float:
-        """The clock of `GenerationRequest.arrival_s`, in seconds."""
+        """Return the time in seconds, on the clock of `GenerationRequest.arrival_s`."""
         return time.monotonic()
 
     def next_request_id(self) -> RequestId:
         return RequestId(next(self._request_ids))
 
     def stats(self) -> SchedulerStats | None:
-        """Numbers of queue, slots and blocks; None before the first epoch."""
+        """Return the numbers of queue, slots and blocks; None before the first epoch."""
         return None if self._scheduler is None else self._scheduler.stats()
 
     @property
     def counters(self) -> Counters | None:
-        """Numbers that only grow, over all epochs; None before the first. To be read, not written."""
+        """The scheduler's counters over all epochs, to be read and not written; None before the first epoch."""
         return None if self._scheduler is None else self._scheduler.counters
 
     def can_ever_fit(self, num_tokens: int) -> bool:
-        """Whether a request of so many tokens, prompt and output, fits the KV pool alone."""
+        """Whether a request whose prompt and output have so many tokens fits the KV pool alone.
+
+        True before the first epoch, because the size of the pool is not known yet.
+        """
         return self._scheduler is None or self._scheduler.can_ever_fit(num_tokens)
 
     async def start(self) -> None:
-        """Begins to look for the shard and returns at once."""
+        """Begin to look for the shard, and return at once."""
         assert self._task is None
         self._task = asyncio.create_task(self._run())
 
     async def wait_for_phase(self, *phases: EnginePhase) -> EngineStatus:
-        """Waits until the status has one of these phases; the caller sets the limit."""
+        """Wait until the status has one of these phases, and return the status. The caller limits the time."""
         while self._status.phase not in phases:
             self._status_changed.clear()
             await self._status_changed.wait()
         return self._status
 
     async def stop(self) -> None:
-        """Ends the stream; what still runs fails with SHUTDOWN."""
+        """End the stream. Requests that have not ended fail with SHUTDOWN."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._end("the router is stopping")
 
     def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
-        """Takes a request. Raises EngineUnavailable, or QueueFull of the scheduler."""
+        """Take a request, whose outputs go to the sink. Raises EngineUnavailable, and the scheduler's QueueFull."""
         if self._scheduler is None or self._status.phase is EnginePhase.STOPPED:
             raise EngineUnavailable(self._status)
         self._scheduler.on_submit(request, self.now())
@@ -124,14 +129,14 @@ class EngineLoop:
         self._tick_soon()
 
     def cancel(self, request_id: RequestId) -> None:
-        """Ends a request; its sink hears nothing more. Does nothing when it has ended."""
+        """End a request, whose sink gets no further output. Does nothing when the request has ended before."""
         if self._readers.pop(request_id, None) is None:
             return
         assert self._scheduler is not None
         self._scheduler.on_cancel(request_id)
         self._tick_soon()
 
-    # ---- for the stream (StreamHandler)
+    # ---- Calls of the stream: the methods of `StreamHandler`.
 
     def on_health(self, health: ShardHealth) -> None:
         if self._scheduler is not None or health.is_ready:
@@ -164,7 +169,7 @@ class EngineLoop:
             self._moved_s = self.now()
             decision = scheduler.on_step(result, self._moved_s)
         except StreamBroken as error:
-            if self._has_broken:  # and no request has finished since
+            if self._has_broken:  # No request has finished since the broken rule before.
                 raise
             self._has_broken = True
             self._client.cut(f"the shard broke a rule of the stream: {error}")
@@ -172,7 +177,7 @@ class EngineLoop:
         has_prefill = has_prefill or scheduler.counters.num_prefill_tokens > num_prefill_tokens
         kind = StepKind.PREFILL if has_prefill else StepKind.DECODE
         if decision.plans:
-            # First the shard, then the readers: the stream's writer runs before what is put behind it here.
+            # First the shard, then the readers: `send` wakes the stream's writer, which so runs before the delivery.
             self._client.send(decision.plans)
             self._held_outputs += decision.outputs
             asyncio.get_running_loop().call_soon(self._deliver_timed, (), kind)
@@ -190,7 +195,10 @@ class EngineLoop:
         self._deliver(self._scheduler.on_plan_rejected(rejected.plan_number, rejected.message, self.now()))
 
     def on_heartbeat(self) -> None:
-        """The shard lives; says so when that is all it does. Nothing is ended: large steps may take minutes."""
+        """Note that the shard lives. Warn when requests run and no step has ended for `STALL_WARNING_S`.
+
+        No request is ended here, because a large step may take minutes.
+        """
         now_s = self.now()
         num_running = 0 if self._scheduler is None else self._scheduler.num_running
         if not num_running:
@@ -210,18 +218,18 @@ class EngineLoop:
         self._set_status(EngineStatus(EnginePhase.LOST, 0.0, self._status.facts, reason))
         self._deliver(self._scheduler.end_epoch(self.now()))
 
-    # ---- inside
+    # ---- Inner parts.
 
     async def _run(self) -> None:
         try:
             await self._client.run(self)
         except Exception as error:
-            # Nothing can be served any more; the supervisor of this process decides what to do about it.
+            # Nothing can be served any more. The owner of this loop sees the phase STOPPED and ends the process.
             log.critical("engine stopped", exc_info=not isinstance(error, ShardMismatch), extra={"reason": str(error)})
             self._end(str(error) or type(error).__name__)
 
     def _tick_soon(self) -> None:
-        """One plan for everything that is submitted or cancelled in this turn of the loop (rule 4)."""
+        """Plan once, after this turn of the loop, for all that the turn submits or cancels (rule 4)."""
         if not self._is_tick_due:
             self._is_tick_due = True
             asyncio.get_running_loop().call_soon(self._tick)
@@ -235,7 +243,7 @@ class EngineLoop:
             self.steps.on_plans(plans, self._scheduler.num_running, time.perf_counter() - began_s)
 
     def _deliver_timed(self, outputs: Sequence[RequestOutput], kind: StepKind) -> None:
-        """`_deliver` for the outputs of a step."""
+        """Deliver the outputs of a step, and note how long the readers took."""
         if not outputs and not self._held_outputs:
             return
         began_s = time.perf_counter()
@@ -243,7 +251,7 @@ class EngineLoop:
         self.steps.on_text(kind, time.perf_counter() - began_s)
 
     def _deliver(self, outputs: Iterable[RequestOutput]) -> None:
-        """Hands outputs to their readers, what was held before the new."""
+        """Hand outputs to their readers, first the held outputs of earlier results and then these."""
         if self._held_outputs:
             held, self._held_outputs = self._held_outputs, []
             outputs = [*held, *outputs]
@@ -254,7 +262,7 @@ class EngineLoop:
             request_id = output.request_id
             reader = readers.get(request_id)
             if reader is None:
-                continue  # cancelled while the step ran
+                continue  # The request was cancelled while the step ran.
             sink = reader.sink
             num_tokens = len(output.tokens)
             if num_tokens:
@@ -267,15 +275,18 @@ class EngineLoop:
                 self._has_broken = False
             try:
                 sink.on_output(output)
-            except Exception:  # one reader's fault ends that reader, not the batch
+            except Exception:  # The fault of one reader ends that reader, not the batch.
                 log.exception("reader of a request failed", extra={"request_id": request_id})
                 self.cancel(request_id)
                 failure = Failure(FailureCode.INTERNAL, "the text of this request could not be made")
-                with suppress(Exception):  # a reader that raises again was logged above
+                with suppress(Exception):  # The log above has the fault of a reader that raises again.
                     sink.on_output(RequestOutput(request_id, failure=failure))
 
     def _check(self, facts: ShardFacts) -> None:
-        """Rule 22: the same model as before, and the tokenizer of this router."""
+        """Check the facts of a Hello (rule 22). Raises ShardMismatch.
+
+        The shard must speak this protocol, have this router's tokenizer, and serve the model of the epoch before.
+        """
         if facts.protocol_version != PROTOCOL_VERSION:
             raise ShardMismatch(f"shard speaks protocol {facts.protocol_version}, router {PROTOCOL_VERSION}")
         if facts.tokenizer_digest and facts.tokenizer_digest != self._tokenizer_digest:

@@ -1,6 +1,7 @@
-"""The router's end of the stream to rank 0: waits for the shard, keeps one stream alive, opens the next when it breaks.
+"""The router's end of the stream to rank 0.
 
-It knows messages and time, nothing of requests: what arrives is handed to a `StreamHandler` in the order of arrival.
+The client waits for the shard, keeps one stream alive, and opens the next stream when that one breaks. The client knows
+messages and times, but no requests: it hands each message to a `StreamHandler`, in the order of arrival.
 """
 
 import asyncio
@@ -32,11 +33,11 @@ MAX_MESSAGE_BYTES = 64 << 20  # rule 4
 
 @dataclass(frozen=True, slots=True)
 class ShardClientOptions:
-    """Where the shard is and how long to wait for it."""
+    """The socket of the shard, and the times to wait for the shard."""
 
     uds_path: str
     heartbeat_s: float = 1.0
-    max_silence_s: float = 5.0  # a stream on which nothing was heard for so long is cut
+    max_silence_s: float = 5.0  # a stream without a message for longer is cut
     health_poll_s: float = 0.1  # between two looks at a shard that is not ready
     health_timeout_s: float = 2.0
     hello_timeout_s: float = 5.0
@@ -45,7 +46,11 @@ class ShardClientOptions:
 
 
 class StreamHandler(Protocol):
-    """Called in the loop's thread, never at the same time; must not block. An exception ends `ShardClient.run`."""
+    """Receiver of what a shard says.
+
+    The client calls one method at a time, in the thread of the asyncio loop, so a method must not block. An exception
+    ends `ShardClient.run`.
+    """
 
     def on_health(self, health: ShardHealth) -> None: ...
     def on_hello(self, facts: ShardFacts, epoch: int) -> None: ...
@@ -53,28 +58,28 @@ class StreamHandler(Protocol):
     def on_rejected(self, rejected: PlanRejected) -> None: ...
     def on_heartbeat(self) -> None: ...
     def on_lost(self, reason: str) -> None:
-        """The stream of an epoch that had a Hello has ended."""
+        """The stream has ended after its Hello, and with the stream the epoch."""
 
 
 class ShardClient:
-    """Owns the channel and, one after the other, the streams on it."""
+    """The owner of the connection to the shard, which opens one stream after the other."""
 
     def __init__(self, options: ShardClientOptions) -> None:
         self._options = options
         self._stream: _Stream | None = None
 
     def send(self, plans: Iterable[Plan]) -> None:
-        """Queues plans for the live stream; without one they are void, as is their epoch."""
+        """Queue plans for the live stream. Without a live stream the plans are dropped, because their epoch is over."""
         if self._stream is not None:
             self._stream.send(plans)
 
     def cut(self, reason: str) -> None:
-        """Ends the live stream; `on_lost` follows and no message before it."""
+        """End the live stream. `on_lost` follows, and no message comes before `on_lost`."""
         if self._stream is not None:
             self._stream.cut(reason)
 
     async def run(self, handler: StreamHandler) -> None:
-        """Runs until cancelled or until the handler raises."""
+        """Serve stream after stream, until cancelled or until the handler raises."""
         backoff_s = self._options.first_backoff_s
         while True:
             had_hello = await self._connect_once(handler)
@@ -82,8 +87,9 @@ class ShardClient:
             await asyncio.sleep(backoff_s)
 
     async def _connect_once(self, handler: StreamHandler) -> bool:
-        """One wait for health, then one stream to its end. Returns whether the stream had a Hello."""
-        # A channel for each try: an old one would keep its own, longer back-off for a socket that came back.
+        """Wait until the shard is ready, then serve one stream to its end. Return whether the stream had a Hello."""
+        # Each try has a channel of its own, because an old channel would wait its own, longer back-off before it
+        # connects to a socket that has come back.
         async with grpc.aio.insecure_channel(f"unix:{self._options.uds_path}", _channel_options()) as channel:
             stub = cast("shard_pb2_grpc.ShardAsyncStub", shard_pb2_grpc.ShardStub(channel))
             await self._wait_until_ready(stub, handler)
@@ -125,7 +131,7 @@ class StreamLost(Exception):
 
 
 class _Stream:
-    """One bidirectional call: the caller of `read_all` reads, one task writes, one watches the time."""
+    """One bidirectional call. The caller of `read_all` reads, one task writes, and one task watches for silence."""
 
     def __init__(self, stub: "shard_pb2_grpc.ShardAsyncStub", options: ShardClientOptions) -> None:
         self._options = options
@@ -138,7 +144,7 @@ class _Stream:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> tuple[ShardFacts, int]:
-        """Waits for the Hello. Raises StreamLost."""
+        """Wait for the Hello, and return the shard's facts and the epoch. Raises StreamLost."""
         timer = asyncio.get_running_loop().call_later(self._options.hello_timeout_s, self.cut, "no Hello in time")
         try:
             message = await self._read()
@@ -161,7 +167,7 @@ class _Stream:
         self._call.cancel()
 
     async def read_all(self, handler: StreamHandler) -> None:
-        """Hands messages over until the stream ends, which raises StreamLost."""
+        """Hand each message to the handler, until the stream ends. Raises StreamLost at the end."""
         while True:
             message = await self._read()
             if self._cut_reason is not None:
@@ -189,7 +195,7 @@ class _Stream:
         except grpc.aio.AioRpcError as error:
             raise StreamLost(f"{error.code().name}: {error.details()}") from error
         except asyncio.CancelledError:
-            # gRPC answers our own cut like this; a cancelled task must still end as one.
+            # gRPC raises CancelledError after `cut` too. A task that was itself cancelled must still end as cancelled.
             task = asyncio.current_task()
             if self._cut_reason is None or (task is not None and task.cancelling()):
                 raise
@@ -211,8 +217,8 @@ class _Stream:
                         heartbeat_to_proto(self._epoch) if plan is None else plan_to_proto(plan, self._epoch)
                     )
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # the call is over; the reader learns why
-        except Exception:  # a plan that cannot be written is a bug, but the reader must not wait for its answer
+            pass  # The call is over, and the reader raises the reason.
+        except Exception:  # A plan that cannot be written is a bug, and the reader must not wait for its answer.
             log.exception("cannot write to the shard")
             self.cut("a plan could not be written")
 

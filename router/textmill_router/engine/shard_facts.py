@@ -1,4 +1,4 @@
-"""What a shard says of itself (`Hello`) and of its way there (`Health`), read from the wire."""
+"""The facts of a shard (`Hello`) and the state of its start (`Health`), read from the wire."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from textmill_proto.v1 import shard_pb2
 
 from textmill_router.scheduler.plan import ShardPool
 
-PREFIX_FEATURE = "prefix_cache"  # of ShardInfo.features: equal prefixes may share blocks
+PREFIX_FEATURE = "prefix_cache"  # an entry of `ShardInfo.features`, which says that equal prefixes may share blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,13 @@ class ShardFacts:
 
     @property
     def has_encoder(self) -> bool:
-        """Whether an encoder reads the prompt, and a decoder writes what follows its own first tokens."""
+        """Whether an encoder reads the prompt, and a decoder continues first tokens of its own."""
         return bool(self.decoder_prompt_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class ShardHealth:
-    """Answer to Health: `phase` and `progress` (0 .. 1) while loading, `detail` when failed."""
+    """The answer to Health. `phase` and `progress` (0 to 1) tell of a shard that loads, `detail` of one that failed."""
 
     is_ready: bool
     has_failed: bool
@@ -51,6 +51,7 @@ class ShardHealth:
 
 
 def facts_from_proto(info: shard_pb2.ShardInfo) -> ShardFacts:
+    """Read the facts of a Hello."""
     return ShardFacts(
         protocol_version=info.protocol_version,
         model_id=info.model_id,
@@ -75,6 +76,7 @@ def facts_from_proto(info: shard_pb2.ShardInfo) -> ShardFacts:
 
 
 def health_from_proto(report: shard_pb2.HealthReport) -> ShardHealth:
+    """Read an answer to Health."""
     return ShardHealth(
         is_ready=report.state == shard_pb2.SHARD_STATE_READY,
         has_failed=report.state == shard_pb2.SHARD_STATE_FAILED,
@@ -85,6 +87,7 @@ def health_from_proto(report: shard_pb2.HealthReport) -> ShardHealth:
 
 
 def pool_of(facts: ShardFacts, epoch: int) -> ShardPool:
+    """Return the facts that the scheduler uses in this epoch."""
     return ShardPool(
         epoch=epoch,
         num_slots=facts.num_slots,

@@ -1,4 +1,4 @@
-"""How far the engine is on its way to tokens, for those who submit requests or show the state."""
+"""Whether the engine can take requests, and how far its start has come."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from textmill_router.engine.shard_facts import ShardFacts
 
 
 class EnginePhase(StrEnum):
-    """Where the way to tokens stands; `LOADING_PHASES` come before the first epoch, in their order."""
+    """The phases of the engine's life. `LOADING_PHASES` come before the first epoch, in their order."""
 
     STARTING = "starting"  # the shard does not answer yet
     CONFIG = "config"
@@ -15,7 +15,7 @@ class EnginePhase(StrEnum):
     KV_POOL = "kv_pool"
     WARMUP = "warmup"
     READY = "ready"
-    LOST = "lost"  # between two epochs: requests are taken and held
+    LOST = "lost"  # between two epochs; requests are taken, and wait
     STOPPED = "stopped"
 
 
@@ -30,7 +30,10 @@ LOADING_PHASES = (
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """`progress` is 0 .. 1 of the phase; `facts` are those of the last Hello; `error` says why it stopped or hangs."""
+    """The phase of the engine, with its progress from 0 to 1, and the facts of the last Hello.
+
+    `error` says why the engine stopped, why the last stream ended, or why the shard's start failed.
+    """
 
     phase: EnginePhase = EnginePhase.STARTING
     progress: float = 0.0
@@ -39,7 +42,7 @@ class EngineStatus:
 
 
 class EngineUnavailable(Exception):
-    """A request came before the first epoch or after the stop; `status` says which."""
+    """A request came before the first epoch or after the stop; `status` says which of the two."""
 
     def __init__(self, status: EngineStatus) -> None:
         super().__init__(status.error or status.phase.value)

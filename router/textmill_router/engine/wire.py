@@ -1,4 +1,7 @@
-"""Between the router's own types and the messages of `textmill_proto`. Packed arrays are little-endian on the wire."""
+"""Turns the router's own types into messages of `textmill_proto`, and messages into the router's types.
+
+Packed arrays are little-endian on the wire.
+"""
 
 import sys
 from array import array
@@ -34,19 +37,22 @@ _FAILURE_CODES = {
 
 
 class WireError(Exception):
-    """The shard sent something that the contract does not allow."""
+    """The shard sent a message that the contract does not allow."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRejected:
-    """The shard refused a plan and ends the stream (rule 20)."""
+    """The shard refused a plan and ends the stream (rule 20). `message` names the slot, the field and the reason."""
 
     plan_number: int
     message: str
 
 
 def plan_to_proto(plan: Plan, epoch: int) -> shard_pb2.ToShard:
-    """One message of the stream; at most 1 MiB unless a single admit is longer (rule 4, seen to by the scheduler)."""
+    """Return the message of a plan.
+
+    The message has at most 1 MiB, unless a single admit is longer (rule 4). The scheduler's plan builder keeps to that.
+    """
     message = shard_pb2.Plan(
         number=plan.number,
         drops=[shard_pb2.Drop(slot=drop.slot, request_id=drop.request_id) for drop in plan.drops],
@@ -58,11 +64,12 @@ def plan_to_proto(plan: Plan, epoch: int) -> shard_pb2.ToShard:
 
 
 def heartbeat_to_proto(epoch: int) -> shard_pb2.ToShard:
+    """Return the message of a heartbeat."""
     return shard_pb2.ToShard(epoch=epoch, heartbeat=shard_pb2.Heartbeat())
 
 
 def result_from_proto(message: shard_pb2.StepResult) -> StepResult:
-    """Raises WireError where parallel arrays differ in length."""
+    """Read a result. Raises WireError where parallel arrays differ in length."""
     slots = unpack_ids(message.slots)
     tokens = unpack_ids(message.tokens)
     flags = message.flags
@@ -98,11 +105,12 @@ def result_from_proto(message: shard_pb2.StepResult) -> StepResult:
 
 
 def rejected_from_proto(message: shard_pb2.PlanRejected) -> PlanRejected:
+    """Read the refusal of a plan."""
     return PlanRejected(message.plan, f"slot {message.slot}, {message.field}: {message.message}")
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:
-    """u32[] as it travels."""
+    """Pack ids as unsigned 32-bit integers."""
     packed = array("I", ids)
     if _IS_BIG_ENDIAN:
         packed.byteswap()
@@ -110,7 +118,7 @@ def pack_ids(ids: Sequence[int]) -> bytes:
 
 
 def pack_floats(values: Iterable[float]) -> bytes:
-    """f32[] as it travels."""
+    """Pack numbers as 32-bit floats."""
     packed = array("f", values)
     if _IS_BIG_ENDIAN:
         packed.byteswap()
@@ -118,6 +126,7 @@ def pack_floats(values: Iterable[float]) -> bytes:
 
 
 def unpack_ids(data: bytes) -> "array[int]":
+    """Unpack unsigned 32-bit integers. Raises WireError where the bytes are no whole number of them."""
     packed = array("I")
     packed.frombytes(_whole(data))
     if _IS_BIG_ENDIAN:
@@ -126,6 +135,7 @@ def unpack_ids(data: bytes) -> "array[int]":
 
 
 def unpack_floats(data: bytes) -> "array[float]":
+    """Unpack 32-bit floats. Raises WireError where the bytes are no whole number of them."""
     packed = array("f")
     packed.frombytes(_whole(data))
     if _IS_BIG_ENDIAN:

@@ -1,4 +1,4 @@
-"""From numbers to the Prometheus text format: one family for each metric of `specs.py`, and the text of families."""
+"""Turns numbers into the Prometheus text format: one family for each metric of `specs.py`, and the text of families."""
 
 import math
 from collections import Counter
@@ -15,12 +15,16 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def write_text(families: Iterable[Metric]) -> bytes:
-    """Prometheus text format. HELP and TYPE carry the name of the samples, also for counters."""
+    """Return the families in the Prometheus text format, without the families that have no sample.
+
+    HELP and TYPE carry the name of the samples, also for counters.
+    """
     lines = []
     for family in families:
         if not family.samples:
             continue
-        # The library calls a counter's samples `<name>_total`; ours are renamed, its own keep it.
+        # The library names a counter's samples `<name>_total`. `labelled_counters` gives its samples another name,
+        # and the counters of the library's own collectors keep theirs.
         name = family.samples[0].name if family.type == "counter" else family.name
         lines.append(f"# HELP {name} {_escape(family.documentation)}")
         lines.append(f"# TYPE {name} {family.type}")
@@ -32,13 +36,13 @@ def write_text(families: Iterable[Metric]) -> bytes:
 
 
 def gauge_family(spec: MetricSpec, value: float) -> Metric:
-    """A gauge without labels."""
+    """Return a gauge without labels."""
     assert spec.kind is MetricKind.GAUGE, spec
     return GaugeMetricFamily(spec.name, spec.text, value=value)
 
 
 def labelled_gauges(spec: MetricSpec, rows: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
-    """A gauge with one sample for each row of label values."""
+    """Return a gauge with one sample for each row of label values."""
     assert spec.kind is MetricKind.GAUGE, spec
     family = GaugeMetricFamily(spec.name, spec.text, labels=spec.labels)
     for values, value in rows:
@@ -47,12 +51,12 @@ def labelled_gauges(spec: MetricSpec, rows: Iterable[tuple[tuple[str, ...], floa
 
 
 def counter_family(spec: MetricSpec, value: float) -> Metric:
-    """A counter without labels."""
+    """Return a counter without labels."""
     return labelled_counters(spec, [((), value)])
 
 
 def labelled_counters(spec: MetricSpec, rows: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
-    """A counter with one sample for each row of label values."""
+    """Return a counter with one sample for each row of label values."""
     assert spec.kind is MetricKind.COUNTER, spec
     family = CounterMetricFamily(spec.name, spec.text)
     for values, value in rows:
@@ -61,13 +65,13 @@ def labelled_counters(spec: MetricSpec, rows: Iterable[tuple[tuple[str, ...], fl
 
 
 def histogram_family(spec: MetricSpec, histogram: Histogram) -> Metric:
-    """A histogram without labels."""
+    """Return a histogram without labels."""
     assert spec.kind is MetricKind.HISTOGRAM, spec
     return HistogramMetricFamily(spec.name, spec.text, buckets=histogram.buckets(), sum_value=histogram.sum)
 
 
 def histograms_by_kind(spec: MetricSpec, histograms: dict[StepKind, Histogram]) -> Metric:
-    """A histogram for each kind of step, which is the value of the label."""
+    """Return a family with one histogram for each kind of step; the kind is the value of the label."""
     family = HistogramMetricFamily(spec.name, spec.text, labels=spec.labels)
     for kind, histogram in histograms.items():
         family.add_metric([kind.value], histogram.buckets(), histogram.sum)
@@ -75,7 +79,10 @@ def histograms_by_kind(spec: MetricSpec, histograms: dict[StepKind, Histogram]) 
 
 
 def summary_family(spec: MetricSpec, counts: Counter[int]) -> Metric:
-    """Exact quantiles of whole numbers that were counted by value; without samples while nothing was counted."""
+    """Return a summary with the exact quantiles of whole numbers that were counted by value.
+
+    The family has no sample while nothing was counted.
+    """
     family = Metric(spec.name, spec.text, spec.kind.value)
     total = sum(counts.values())
     if not total:

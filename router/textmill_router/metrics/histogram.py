@@ -10,7 +10,7 @@ NUM_LINEAR_STEPS = 100
 
 
 def linear_bounds(top: int) -> tuple[float, ...]:
-    """A hundred equal steps up to `top`."""
+    """Return the upper bounds of a hundred equal steps from 0 to `top`."""
     return tuple(top * step / NUM_LINEAR_STEPS for step in range(1, NUM_LINEAR_STEPS + 1))
 
 
@@ -31,11 +31,14 @@ class Histogram:
 
     @property
     def sum(self) -> float:
-        """Sum of all observations."""
+        """The sum of all observations."""
         return self._sum
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Each bound as text with the number of observations at or below it; the last, `+Inf`, counts all."""
+        """Return each bound as text, with the number of observations at or below the bound.
+
+        The last bound is `+Inf`, whose number is the number of all observations.
+        """
         totals = itertools.accumulate(self._counts)
         names = [*(f"{bound:.12g}" for bound in self._bounds), "+Inf"]
         return list(zip(names, totals, strict=True))

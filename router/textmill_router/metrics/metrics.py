@@ -1,6 +1,6 @@
-"""The numbers that the router counts while it serves, and which of them a scrape shows.
+"""The numbers that the router counts while it serves, and the metrics that a scrape shows.
 
-Names and meanings stand in `specs.py`; `exposition.py` makes the families and their text at the scrape.
+The names and meanings of the metrics stand in `specs.py`; `exposition.py` makes families and text at the scrape.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ _CONCAT_REASON = "chunking"
 
 @dataclass(frozen=True, slots=True)
 class EngineNumbers:
-    """What the engine knows at a scrape. `block_size` in tokens."""
+    """The engine's numbers at a scrape. `block_size` is in tokens."""
 
     stats: SchedulerStats
     steps: StepMetrics
@@ -43,7 +43,7 @@ class EngineNumbers:
 
 @dataclass(frozen=True, slots=True)
 class CacheNumbers:
-    """What the response cache has done, counted since the start, and how much it holds."""
+    """Hits and misses of the response cache since the start, and the bytes that the cache holds."""
 
     num_hits: int
     num_misses: int
@@ -51,7 +51,7 @@ class CacheNumbers:
 
 
 class Metrics:
-    """One owner for all counters of the HTTP side; the engine's own numbers are asked for at scrape."""
+    """The owner of all counters of the HTTP side. The scrape brings the engine's numbers, which the engine owns."""
 
     def __init__(self) -> None:
         self.num_requests = 0  # calls that ask for generation
@@ -73,13 +73,13 @@ class Metrics:
         self._process = ProcessCollector(registry=None)
 
     def set_limits(self, *, max_input_tokens: int, max_total_tokens: int) -> None:
-        """Token histograms have buckets up to the limits, which are known once the shard is ready."""
+        """Make the histograms of tokens, once the shard is ready, because their buckets go up to these limits."""
         self._input_length = Histogram(linear_bounds(max_input_tokens))
         self._max_new_tokens = Histogram(linear_bounds(max_total_tokens))
         self._generated_tokens = Histogram(linear_bounds(max_total_tokens))
 
     def on_validated(self, num_prompt_tokens: int, max_new_tokens: int) -> None:
-        """A prompt obeys all rules."""
+        """Count a prompt that obeys all rules."""
         assert self._input_length is not None
         assert self._max_new_tokens is not None
         self._input_length.observe(num_prompt_tokens)
@@ -94,7 +94,10 @@ class Metrics:
         total_s: float,
         others: Sequence[GenerationResult] = (),
     ) -> None:
-        """A call is complete. Times in seconds, those of `result`; `others` are the call's further sequences."""
+        """Count a call that is complete, with the times of `result`, in seconds.
+
+        `others` are the further sequences of the call.
+        """
         assert self._generated_tokens is not None
         self._successes += 1
         for sequence in (result, *others):
@@ -104,32 +107,32 @@ class Metrics:
         self._validation_duration.observe(validation_s)
         self._queue_duration.observe(result.queue_s)
         self._inference_duration.observe(result.inference_s)
-        if result.num_output_tokens:  # `max_time` may end a call before its first
+        if result.num_output_tokens:  # `max_time` may end a call before the first output token
             self._mean_time_per_token.observe(result.inference_s / result.num_output_tokens)
             self._time_to_first_token.observe(validation_s + result.first_token_s)
 
     def on_failure(self, err: str) -> None:
-        """A call ended without a result; `err` is one of the values in `specs.REQUEST_FAILURE`."""
+        """Count a call that ended without a result. The text of `specs.REQUEST_FAILURE` lists the values of `err`."""
         self._failures[err] += 1
 
     def on_abort(self) -> None:
-        """The client of an admitted call left."""
+        """Count an admitted call whose client left."""
         self._aborts += 1
 
     def on_http(self, route: str, method: str, status: int) -> None:
-        """An HTTP call is over; status 499 is a client that left before the answer began."""
+        """Count an HTTP call that is over. Status 499 means that the client left before the answer began."""
         self._http[route, method, status] += 1
 
     def on_refused_connection(self, status: int) -> None:
-        """A connection was refused before there was a call."""
+        """Count a connection that was refused before a call was read from it."""
         self._http["other", "other", status] += 1
 
     def on_cache_hit(self) -> None:
-        """A call was answered from the response cache."""
+        """Count a call that was answered from the response cache."""
         self._successes += 1
 
     def expose(self, engine: EngineNumbers | None, cache: CacheNumbers, *, num_in_flight: int) -> bytes:
-        """The text of /metrics. `engine` is None before the first epoch."""
+        """Return the body of /metrics. `engine` is None before the first epoch."""
         families = [*self._own_families(num_in_flight), *(_engine_families(engine) if engine else ())]
         families.append(counter_family(specs.CACHE_HITS, cache.num_hits))
         families.append(counter_family(specs.CACHE_MISSES, cache.num_misses))

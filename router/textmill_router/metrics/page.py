@@ -18,7 +18,7 @@ of the answer.
 
 
 def write_page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     lines = [_HEAD, "| Name | Type | Labels | Buckets | Meaning |", "|---|---|---|---|---|"]
     lines += [_row(spec) for spec in SPECS]
     lines += ["", "| Buckets | Bounds |", "|---|---|"]

@@ -1,6 +1,6 @@
-"""What each metric is called, means and is labelled with. `docs/metrics.md` is made from this table.
+"""The table of metrics: name, kind, meaning, labels and buckets. `make metrics-page` writes `docs/metrics.md` from it.
 
-TGI's names stay (`tgi_...`), so that its dashboards work; what TGI has no name for starts with `textmill_`.
+The names that TGI has stay (`tgi_...`), so that dashboards for TGI work. Metrics that TGI lacks start with `textmill_`.
 """
 
 from dataclasses import dataclass

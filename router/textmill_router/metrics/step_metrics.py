@@ -11,14 +11,17 @@ _BATCH_SIZES = tuple(float(size) for size in range(1, 1025))
 
 
 class StepKind(StrEnum):
-    """A step that computed prompt tokens is a prefill, also when other rows of it decoded."""
+    """The kind of a step. A step that computed prompt tokens is a prefill, also when other rows of the step decoded."""
 
     PREFILL = "prefill"
     DECODE = "decode"
 
 
 class StepMetrics:
-    """Only the engine loop writes here. Durations are in seconds; a kind of step that never ran has no entry."""
+    """Counters and histograms that only the engine loop writes.
+
+    Durations are in seconds. A kind of step that never ran has no entry.
+    """
 
     def __init__(self) -> None:
         self.num_steps: Counter[StepKind] = Counter()

@@ -1,1 +1,1 @@
-"""The HTTP router: validation, text, queue, scheduling and streaming. Never imports torch."""
+"""The HTTP router: validation, text, queue, scheduling and streaming. This package never imports torch."""

@@ -1,4 +1,7 @@
-"""`textmill-router`: the HTTP side as a process. Exit status: 0 after a signal, 1 serving failed, 2 bad settings."""
+"""`textmill-router`: the HTTP side as a process.
+
+The exit status is 0 after a signal, 1 when serving failed, and 2 for bad settings.
+"""
 
 import logging
 import os
@@ -15,7 +18,7 @@ log = logging.getLogger("textmill_router")
 
 
 def main() -> None:
-    """Run until a signal."""
+    """Serve until a signal."""
     try:
         settings = load_settings(sys.argv[1:], os.environ)
     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""The numbers that a parameter takes: a row of the table that copies parameters from bodies and checks them."""
+"""The range of a numeric parameter, which is one row of the table by which bodies are read and parameters checked."""
 
 import math
 from array import array
@@ -13,10 +13,10 @@ MAX_U64 = 2**64 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """The range of one parameter: from `low` to `high`, where `excludes_low` and `excludes_high` leave out the edge.
+    """The range of one parameter, from `low` to `high`; `excludes_low` and `excludes_high` leave out that edge.
 
-    A parameter that is absent counts as `off`. `note` stands in brackets in a refusal. A value of a parameter that
-    `asks_to_sample`, other than `off`, makes a request sample.
+    A parameter that is absent counts as `off`. `note` stands in brackets in a refusal. Where `asks_to_sample` is set, a
+    value other than `off` makes the request sample.
     """
 
     low: float
@@ -29,9 +29,10 @@ class Bounds:
     asks_to_sample: bool = False
 
     def check(self, name: str, value: float | None, *, high: float | None = None) -> float | None:
-        """The value, or `off` for None; `high` replaces the row's own. Raises RuleBroken.
+        """Return the value, or `off` for None. `high` replaces the upper edge of the row. Raises RuleBroken.
 
-        A number that is not whole must be finite in 32 bits, the width on the wire; a number too small for them is 0.
+        A number that is not whole must be finite in 32 bits, the width on the wire. A number too small for 32 bits
+        becomes 0.
         """
         if value is None:
             return self.off
@@ -55,7 +56,7 @@ class Bounds:
 
 
 def whole(*, low: int, high: int, off: int, asks_to_sample: bool = False) -> Any:
-    """A field of a dataclass that is a row of the table, of whole numbers."""
+    """Return a dataclass field that is a row of the table, for whole numbers."""
     return _row(Bounds(low=low, high=high, off=off, asks_to_sample=asks_to_sample))
 
 
@@ -69,7 +70,10 @@ def real(
     note: str = "",
     asks_to_sample: bool = False,
 ) -> Any:
-    """A field of a dataclass that is a row of the table, of 32-bit numbers. `note` says what `off` is unless given."""
+    """Return a dataclass field that is a row of the table, for 32-bit floats.
+
+    Without a `note`, a refusal says which value is off.
+    """
     bounds = Bounds(
         low=low,
         high=high,
@@ -84,7 +88,7 @@ def real(
 
 
 def bounds_of(kind: type[Any]) -> dict[str, Bounds]:
-    """The rows among the fields of a dataclass, in their order."""
+    """Return the fields of a dataclass that are rows of the table, by name and in their order."""
     return {one.name: one.metadata["bounds"] for one in fields(kind) if "bounds" in one.metadata}
 
 

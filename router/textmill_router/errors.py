@@ -1,10 +1,10 @@
-"""What can go wrong with a call, as one tree. `http/error_responses.py` knows their statuses."""
+"""The errors that end a call, as one tree. `http/error_responses.py` gives each error its status."""
 
 from collections.abc import Mapping
 
 
 class RequestError(Exception):
-    """Ends one call; the message is for the client: what was wanted, what was found, what to change."""
+    """An error that ends one call. The message tells the client what was wanted, what was found and what to change."""
 
 
 class Unauthorized(RequestError):
@@ -48,7 +48,10 @@ class InvalidJson(RequestError):
 
 
 class ValidationFailed(RequestError):
-    """A field has the wrong shape or breaks a rule. `field` is its path or name, empty when none is to blame."""
+    """A field has the wrong shape or breaks a rule.
+
+    `field` is the path or name of the field, or empty when no single field is to blame.
+    """
 
     def __init__(self, message: str, *, field: str = "") -> None:
         super().__init__(message)
@@ -58,8 +61,9 @@ class ValidationFailed(RequestError):
 class RuleBroken(ValidationFailed):
     """A request breaks a rule that all dialects share; each dialect fills in its own names of the fields.
 
-    `sentence` has names in braces: `{field}` is the field to blame, a key of `facts` is the fact, and any other name is
-    a field of the request, as the native dialect calls the field. A text of the client's may only be a fact.
+    `sentence` has names in braces. `{field}` is the field to blame, a key of `facts` is the value of that fact, and any
+    other name is a field of the request, under the field's name in TGI's dialect. A text that the client sent may stand
+    in a fact only, because braces in the sentence itself would be read as names.
     """
 
     def __init__(self, sentence: str, *, field: str, **facts: object) -> None:
@@ -70,7 +74,7 @@ class RuleBroken(ValidationFailed):
         self._names: Mapping[str, str] = {}
 
     def reword(self, names: Mapping[str, str], sentence: str | None = None) -> None:
-        """Put the names of a dialect into the sentence. `names` maps native names; `sentence` replaces the sentence."""
+        """Put a dialect's names into the sentence. `names` maps TGI's names; `sentence` replaces the sentence."""
         self._names = names
         self._sentence = self._sentence if sentence is None else sentence
         self.field = names.get(self._native_field, self._native_field)
@@ -80,17 +84,17 @@ class RuleBroken(ValidationFailed):
 
 
 class _Words(dict[str, object]):
-    """What replaces the names in braces. A field that `names` does not list keeps its native name."""
+    """The words that replace the names in braces. A field that `names` does not list keeps TGI's name."""
 
     def __missing__(self, name: str) -> str:
         return name
 
 
 class OverBudget(RuleBroken):
-    """The prompt, or prompt and new tokens together, are longer than the window.
+    """The prompt is longer than its limit, or prompt and new tokens together are longer than the window.
 
-    `max_tokens` is the limit broken, `window_tokens` the limit of both together; `found` is a sentence, with names in
-    braces, that says what was asked for.
+    `max_tokens` is the limit that was broken, and `window_tokens` the limit of prompt and new tokens together. `found`
+    is a sentence, with names in braces, that says how many tokens the call asked for.
     """
 
     def __init__(
@@ -114,7 +118,7 @@ class TemplateFailed(RequestError):
 
 
 class ToolError(RequestError):
-    """A tool is not declared, or tools stand beside something that they exclude. `field` is the name to blame."""
+    """A tool is not declared, or tools stand beside a field that excludes tools. `field` is the field to blame."""
 
     def __init__(self, message: str, *, field: str = "tools") -> None:
         super().__init__(message)
@@ -138,7 +142,10 @@ class Overloaded(RetryLater):
 
 
 class ModelLoading(RetryLater):
-    """The shards are not ready yet; `phase` says what they do, `estimated_s` how long it may take."""
+    """The shards are not ready yet.
+
+    `phase` says what the shards do now, and `estimated_s` is a guess of the seconds until they are ready.
+    """
 
     def __init__(self, message: str, *, phase: str, estimated_s: float, retry_after_s: int) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
@@ -147,7 +154,7 @@ class ModelLoading(RetryLater):
 
 
 class ShuttingDown(RetryLater):
-    """The server finishes what runs and takes nothing new."""
+    """The server finishes the calls that run and takes no new call."""
 
 
 class GenerationBroke(RequestError):
@@ -155,4 +162,4 @@ class GenerationBroke(RequestError):
 
 
 class InternalError(RequestError):
-    """A mistake of ours ended this call."""
+    """A mistake of the server ended this call."""

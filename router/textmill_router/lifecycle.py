@@ -25,9 +25,9 @@ from textmill_router.text.tokenization import Tokenizer
 log = logging.getLogger(__name__)
 
 LISTEN_BACKLOG = 2048
-# After the drain: for answers whose last events wait for a slow client.
+# Time after the drain, for answers whose last events wait for a slow client.
 GRACEFUL_SHUTDOWN_S = 5
-# Collections are rare after warm-up, because what a request makes dies with its last reference.
+# Collections are rare after the start, because the objects of a request die with their last reference.
 GC_THRESHOLDS = (50_000, 20, 50)
 
 
@@ -45,7 +45,7 @@ class HttpServer(uvicorn.Server):
 
 
 def make_server(service: Service) -> HttpServer:
-    """The HTTP server of this service, not yet serving."""
+    """Return the HTTP server of this service, which does not serve yet."""
     settings = service.settings
     limits = GuardLimits(
         max_header_bytes=settings.max_header_bytes,
@@ -71,7 +71,7 @@ def make_server(service: Service) -> HttpServer:
 
 
 def bind(settings: Settings) -> socket.socket:
-    """The listening socket. Raises SettingsError when the address is taken or not ours."""
+    """Return the listening socket. Raises SettingsError when the address is taken or not one of this machine."""
     family = socket.AF_INET6 if ":" in settings.hostname else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -119,7 +119,7 @@ async def start_backend(service: Service) -> EngineLoop:
 
 
 def freeze_garbage() -> None:
-    """Take all that lives now out of the collector's sight: a full collection stops the loop for 70 ms."""
+    """Exempt all objects that live now from garbage collection, because a full collection stops the loop for 70 ms."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -141,13 +141,13 @@ async def run(settings: Settings) -> None:
     try:
         await asyncio.wait({http, backend, signalled}, return_when=asyncio.FIRST_COMPLETED)
         if not signalled.done():
-            return  # `finally` raises what ended it
+            return  # `finally` raises the error that ended the backend
         leave.clear()
         await _drain(service, leave)
     finally:
         backend.cancel()
         signalled.cancel()
-        # Ends the engine, which gives those who still wait an error; then the server, which sends it.
+        # First the engine ends and gives every call that still waits an error, then the server sends the errors.
         [outcome] = await asyncio.gather(backend, return_exceptions=True)
         server.should_exit = True
         await http
@@ -157,7 +157,10 @@ async def run(settings: Settings) -> None:
 
 
 async def _serve_backend(service: Service) -> None:
-    """Run the engine until cancelled. Raises what start_backend raises, and BackendLost when it stops by itself."""
+    """Run the engine until cancelled.
+
+    Raises the errors of `start_backend`, and BackendLost when the engine stops by itself.
+    """
     engine = await start_backend(service)
     try:
         freeze_garbage()
@@ -169,7 +172,7 @@ async def _serve_backend(service: Service) -> None:
 
 
 async def _drain(service: Service, hurry: asyncio.Event) -> None:
-    """Take nothing new and let what runs end, up to the deadline or a second signal."""
+    """Take no new call, and let running requests end, up to the deadline or a second signal."""
     timeout_s = service.settings.drain_timeout
     log.info("draining", extra={"num_running": service.permits.held, "timeout_s": timeout_s})
     service.permits.close()

@@ -20,17 +20,17 @@ def token_array(ids: Sequence[int]) -> "array[int]":
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """How the next token is drawn; fields as in `Sampling` of shard.proto.
+    """How the next token is drawn. The fields are those of `Sampling` in shard.proto.
 
-    A number with bounds is a row of the table of parameters: copied from the bodies that have a field of the name, and
-    checked in the order in which the rows stand here.
+    A field with bounds is a row of the table of parameters. Its value comes from the field of that name in the bodies
+    that have one, and the rows are checked in the order in which they stand here.
     """
 
     do_sample: bool = False
     temperature: float = real(low=0, off=1.0, note="0 is greedy", asks_to_sample=True)
-    repetition_penalty: float = real(low=0, excludes_low=True, off=1.0)  # prompt and output tokens
-    frequency_penalty: float = real(low=-2, high=2, off=0.0)  # output tokens, for each time that a token stands there
-    presence_penalty: float = real(low=-2, high=2, off=0.0)  # output tokens
+    repetition_penalty: float = real(low=0, excludes_low=True, off=1.0)  # of prompt and output tokens
+    frequency_penalty: float = real(low=-2, high=2, off=0.0)  # of output tokens, for each occurrence of a token
+    presence_penalty: float = real(low=-2, high=2, off=0.0)  # of output tokens
     top_p: float = real(low=0, excludes_low=True, high=1, off=1.0, asks_to_sample=True)
     typical_p: float = real(low=0, excludes_low=True, high=1, off=1.0, asks_to_sample=True)
     top_k: int = whole(low=1, high=MAX_U32, off=0, asks_to_sample=True)
@@ -41,7 +41,7 @@ class SamplingParameters:
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What the whole output of a request must match, in llguidance's dialect of Lark.
+    """A grammar that the whole output of a request must match, in llguidance's dialect of Lark.
 
     `grammar/compiler.py` compiles the text before the request is admitted; the shard gets the text as it stands.
     """
@@ -53,7 +53,7 @@ class Grammar:
 class GenerationParameters:
     """The parameters that decide which tokens a request gets.
 
-    Checked once, by `check_parameters` of `serving/validation.py`; sent by `engine/wire.py`.
+    `check_parameters` of `serving/validation.py` checks them once, and `engine/wire.py` sends them.
     """
 
     sampling: SamplingParameters = SamplingParameters()
@@ -65,11 +65,12 @@ class GenerationParameters:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One request, checked and tokenised; it fits the pool alone.
+    """One request, checked and tokenised, which fits the KV pool alone.
 
-    `len(prompt_ids) + max_new_tokens` is at most the window; `max_new_tokens` counts output tokens in all.
-    `arrival_s` is on the clock that the engine loop hands to the scheduler. `cache_salt` separates tenants of the
-    prefix cache. Where a model has an encoder, `prompt_ids` are what that reads, then the decoder's own first tokens.
+    `max_new_tokens` is the limit of all output tokens, and `len(prompt_ids) + max_new_tokens` is at most the window.
+    `arrival_s` is on the clock that the engine loop hands to the scheduler. Requests share prefixes only with requests
+    of an equal `cache_salt`. Where a model has an encoder, `prompt_ids` holds the tokens that the encoder reads and
+    then the decoder's own first tokens.
     """
 
     request_id: RequestId
@@ -85,11 +86,11 @@ class GenerationRequest:
     priority: int = 0  # smaller goes first
     cache_salt: bytes = b""
     num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
-    shares_prompt_of: RequestId | None = None  # it waits until that one has computed the prompt, or has ended
+    shares_prompt_of: RequestId | None = None  # the leader: this request waits until the leader has a token or ends
 
     @property
     def num_input_tokens(self) -> int:
-        """Tokens of what the client sent: those of the decoder's own beginning are not counted."""
+        """The number of tokens that the client sent, without the decoder's own first tokens."""
         return self.num_encoder_tokens or len(self.prompt_ids)
 
     @property
@@ -98,15 +99,16 @@ class GenerationRequest:
         return self.prompt_ids[self.num_encoder_tokens :] if self.num_encoder_tokens else self.prompt_ids
 
     def takes_long_rope(self, rope_border: int) -> bool:
-        """Whether its positions come from the long rotary table of a model that has two (0 = it has one).
+        """Whether this request takes the long rotary table of a model that has two tables.
 
-        Decided by what it may become, not by what it is: a table may not change under a text.
+        A `rope_border` of 0 means that the model has one table. The most tokens that the request may come to decide,
+        because the table may not change while the text grows.
         """
         return 0 < rope_border < len(self.prompt_ids) + self.max_new_tokens
 
 
 class FinishReason(Enum):
-    """Why a request ended, as the shard or the router's stop strings saw it."""
+    """Why a request ended. The shard finds all reasons but the stop string, which the router finds."""
 
     LENGTH = "length"
     EOS = "eos"
@@ -119,8 +121,8 @@ class FailureCode(Enum):
 
     NOT_FINITE = "not_finite"  # logits held NaN or infinity
     INTERNAL = "internal"  # an exception that concerned this request only
-    PLAN_REJECTED = "plan_rejected"  # rule 20: admitted by a plan that the shard refused
-    SUSPECT = "suspect"  # rule 22: the shard died with it alone in prefill
+    PLAN_REJECTED = "plan_rejected"  # rule 20: the shard refused the plan that admitted the request
+    SUSPECT = "suspect"  # rule 22: the shard died while this suspect was alone in prefill
     SHUTDOWN = "shutdown"  # the router is stopping
 
 
@@ -134,7 +136,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class TopTokens:
-    """Alternatives at one position, best first; ties at the cut are all present. Natural-log probabilities."""
+    """The most probable tokens at one position, best first. Tokens that tie with the last one are all present.
+
+    `logprobs` holds natural logarithms of probabilities, parallel to `ids`.
+    """
 
     ids: "array[int]"
     logprobs: "array[float]"
@@ -142,7 +147,10 @@ class TopTokens:
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """Log-probabilities of prompt tokens `start`, `start + 1` ...; `top` is empty when none were asked."""
+    """Log-probabilities of the prompt tokens `start`, `start + 1` ...
+
+    `top` is empty when the request asked for no alternatives.
+    """
 
     start: int
     logprobs: "array[float]"
@@ -151,24 +159,24 @@ class PromptLogprobs:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """What one step brought for one request. Only tokens that count are in here: leaving requests are filtered out.
+    """The news of one step for one request. The tokens all count, because tokens of leaving requests are left out.
 
     A prefill chunk with prompt log-probabilities has no token. The last output of a request has `finish` or `failure`.
     """
 
     request_id: RequestId
     tokens: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()  # parallel to tokens; empty unless asked
-    top_tokens: tuple[TopTokens, ...] = ()  # parallel to tokens; empty unless asked
+    logprobs: tuple[float, ...] = ()  # parallel to tokens; empty unless the request asked
+    top_tokens: tuple[TopTokens, ...] = ()  # parallel to tokens; empty unless the request asked
     prompt_logprobs: PromptLogprobs | None = None
     finish: FinishReason | None = None
     failure: Failure | None = None
     num_cached_tokens: int = 0  # prompt tokens found by prefix at first admission
-    admitted_s: float = 0.0  # when the request first left the queue; the scheduler's clock
+    admitted_s: float = 0.0  # time at which the request first left the queue, on the scheduler's clock
 
 
 class OutputSink(Protocol):
-    """Reader of one request's tokens; called in the engine loop's thread, must not block.
+    """The reader of one request's tokens. The engine loop calls the reader in its own thread, so it must not block.
 
     A reader that raises gets a failure instead of further outputs.
     """

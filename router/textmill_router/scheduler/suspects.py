@@ -1,4 +1,4 @@
-"""Finds the request that may have killed the shard (rule 22 in docs/wire.md)."""
+"""Finds the request that may have killed the shard, by counting strikes (rule 22 in docs/wire.md)."""
 
 from textmill_router.scheduler.request_state import RequestState
 
@@ -6,10 +6,11 @@ QUARANTINE_AT_STRIKES = 2
 
 
 class Suspects:
-    """A request gets a strike when the shard dies before the request has a token in that epoch.
+    """The strikes of requests, and the suspect that is alone in prefill.
 
-    A request with two strikes running is a suspect. It is admitted alone, and stays alone in prefill until its first
-    token.
+    A request with a slot gets a strike when the shard dies before the request has a token in that epoch, and loses its
+    strikes when the shard dies after that. A request with two strikes is a suspect. A suspect is admitted alone, and
+    stays alone in prefill until it has a token.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,10 @@ class Suspects:
         self._alone = state
 
     def is_guilty(self, state: RequestState) -> bool:
-        """Count the death of the shard against this request; return whether it was the suspect alone in prefill."""
+        """Note the death of the shard for a request that has a slot.
+
+        Returns whether the request was the suspect alone in prefill.
+        """
         is_alone = self._alone is state
         if state.has_token_in_epoch:
             state.num_strikes = 0

@@ -15,7 +15,7 @@ def give_token(state: RequestState) -> None:
     state.output_ids.append(5)
 
 
-def test_rule_22_two_deaths_running_without_a_token_make_a_suspect():
+def test_rule_22_two_strikes_make_a_suspect():
     suspects, state = Suspects(), make_seated()
     assert not suspects.is_guilty(state)
     assert not suspects.is_suspect(state)
@@ -23,7 +23,7 @@ def test_rule_22_two_deaths_running_without_a_token_make_a_suspect():
     assert suspects.is_suspect(state)
 
 
-def test_rule_22_a_token_between_two_deaths_clears():
+def test_rule_22_a_death_after_a_token_takes_the_strikes_away():
     suspects, state = Suspects(), make_seated()
     suspects.is_guilty(state)
     give_token(state)

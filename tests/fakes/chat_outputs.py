@@ -391,6 +391,8 @@ PYTHONIC = [
     ),
     Output("Let me look.\n\n[add(a=1)]\nDone.", "Let me look.\nDone.", (("add", '{"a": 1}'),)),
     Output("[add(a=1)]\n[add(a=2)]", None, (("add", '{"a": 1}'), ("add", '{"a": 2}'))),
+    Output("[add(a=1)] [] [,]", "[] [,]", (("add", '{"a": 1}'),)),
+    Output("<|python_start|>[add(a=1)] <|python_start|>[]", "<|python_start|>[]", (("add", '{"a": 1}'),)),
     Output(" [ add ( a = 1 , ) , ]", None, (("add", '{"a": 1}'),)),
     Output("<|python_start|> [unknown.tool(k='v')] <|python_end|> so", "so", (("unknown.tool", '{"k": "v"}'),)),
     _pythonic("-5", "-5"),

@@ -69,6 +69,7 @@ class PythonicReader:
         self._word: list[str] = []  # the name or keyword that is read
         self._name = ""  # of the call that may begin
         self._is_tagged = False
+        self._has_call = False  # in the list that is read
         self._has_arguments = False
         self._value = LiteralReader()
         self.is_in_call = False
@@ -113,6 +114,7 @@ class PythonicReader:
         if found is None:
             return end
         self._is_tagged = False
+        self._has_call = False
         if found[0] == "<":
             self._mark = "<"
             self._state = _State.TAG
@@ -132,6 +134,7 @@ class PythonicReader:
             self._mark = ""
             self._writer.hold(mark)
             self._is_tagged = True
+            self._has_call = False
             self._state = _State.HEAD
         elif mark == _CLOSING:
             self._give_up()  # it closes nothing
@@ -165,7 +168,7 @@ class PythonicReader:
             case _State.AFTER_CALL, ",":
                 self._hold(char)
                 self._state = _State.LIST
-            case ((_State.AFTER_CALL | _State.LIST), "]") if self._state is _State.AFTER_CALL or self._word:
+            case ((_State.AFTER_CALL | _State.LIST), "]") if self._has_call:
                 self._writer.drop()
                 self._state = _State.AFTER_LIST
             case ((_State.LIST | _State.FIRST_KEYWORD | _State.NEXT_KEYWORD), _) if _is_word(char):
@@ -255,6 +258,7 @@ class PythonicReader:
         self._begin_call()
         self._writer.add_arguments("}")
         self.is_in_call = False
+        self._has_call = True
         self._state = _State.AFTER_CALL
 
     def _give_up(self) -> None:

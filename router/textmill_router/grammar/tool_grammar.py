@@ -157,7 +157,7 @@ class _Writer:
 
     def _text_until(self, end: str, expressions: Sequence[str]) -> str:
         self._num_rules += 1
-        shapes = [f"/{ANY_TEXT}{escape(end)}/", *(regex_rule(f"({text}){escape(end)}") for text in expressions)]
+        shapes = [regex_rule(f"({text}){escape(end)}") for text in expressions or (ANY_TEXT,)]
         self._rules.append(f"UNTIL{self._num_rules}: {' & '.join(shapes)} & ~/{ANY_TEXT}{escape(end)}(?s:.+)/")
         return self._rule("until", f"UNTIL{self._num_rules}", "[lazy]")
 

@@ -409,7 +409,7 @@ def _written_value(parameters: Parameters, parameter: Parameter, tool_name: str)
         if not words:
             raise _refusal(tool_name, f"the parameter {parameter.name!r}", "has no value that can be written")
         return OneOf(tuple(Text(f"{word}{end}") for word in words))
-    expressions = [r"(?s:.*)\n"]
+    expressions = []
     if rules.keys() & {"minLength", "maxLength"}:
         least, most = rules.get("minLength", 0), rules.get("maxLength", "")
         if not (isinstance(least, int) and (most == "" or isinstance(most, int))):
@@ -417,7 +417,7 @@ def _written_value(parameters: Parameters, parameter: Parameter, tool_name: str)
         expressions.append(rf"(?s:.{{{least},{most}}})\n")
     if "pattern" in rules:
         expressions.append(rf"{_whole_pattern(str(rules['pattern']), tool_name)}\n")
-    return TextUntil(_END_OF_PARAMETER, tuple(expressions))
+    return TextUntil(_END_OF_PARAMETER, tuple(expressions) or (r"(?s:.*)\n",))
 
 
 def _is_string(types: frozenset[str]) -> bool:

@@ -224,3 +224,18 @@ def test_strict_pythonic_call_does_not_get_past(judge: Judge, text: str) -> None
     assert grammar is not None
     assert not judge.follows({}, grammar, text)
     assert judge.follows({}, grammar, "so [act(a=3, b=2)] [1] [act] [other(x=1)]")
+
+
+@each_format
+def test_long_texts_can_be_asked_for(judge: Judge, tools: ToolFormat) -> None:
+    """The limits of the library leave room for bounds as tools have them."""
+    parameters = {
+        "a": {"type": "string", "maxLength": 20_000},
+        "b": {"type": "string", "minLength": 1, "maxLength": 300, "pattern": "^[a-z ]+$"},
+    }
+    specs = [ToolSpec("act", {**CLOSED, "properties": parameters, "required": ["a", "b"]})]
+    grammar = tool_grammar(specs, OutputForm(tools, {}), is_required=True, is_parallel=True)
+    assert grammar is not None
+    write, quote = (python, '"') if tools is pythonic.PYTHONIC else (coder, "")
+    assert judge.follows({}, grammar, write(a=f"{quote}{'x' * 500}{quote}", b=f"{quote}so it is{quote}"))
+    assert not judge.follows({}, grammar, write(a=f"{quote}x{quote}", b=f"{quote}So{quote}"))

@@ -175,8 +175,7 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     for dropped in WITHOUT_EFFECT:
         del values[dropped.name]
     if values["conversion_cache"] is None:
-        base = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".cache")
-        values["conversion_cache"] = str(Path(base) / "textmill" / "converted")
+        values["conversion_cache"] = str(_cache_folder(environ) / "textmill" / "converted")
     devices = environ.get("CUDA_VISIBLE_DEVICES")
     settings = Settings(
         **values,
@@ -187,6 +186,22 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     )
     _check_together(settings)
     return settings
+
+
+def _cache_folder(environ: Mapping[str, str]) -> Path:
+    """Return the folder in which programs keep what they can make again; raises `SettingsError` where none is known.
+
+    A container may run under a user id that has no entry in the password file, and without HOME.
+    """
+    if environ.get("XDG_CACHE_HOME"):
+        return Path(environ["XDG_CACHE_HOME"])
+    try:
+        return Path(environ.get("HOME") or "~").expanduser() / ".cache"
+    except RuntimeError:
+        raise SettingsError(
+            "HOME is not set and this user has no entry in the password file, so there is no folder for converted "
+            "models: set HOME or XDG_CACHE_HOME, or give --conversion-cache and --native-cache-dir"
+        ) from None
 
 
 def _log_level(value: str) -> str:

@@ -155,7 +155,15 @@ def default_num_threads(num_cores: int, world_size: int) -> int:
 
 def _user_cache_dir(environ: Mapping[str, str]) -> Path:
     given = environ.get("XDG_CACHE_HOME", "")
-    return Path(given) if given.startswith("/") else Path.home() / ".cache"
+    if given.startswith("/"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        raise SettingsError(
+            "HOME is not set and this user has no entry in the password file, so there is no folder for compiled "
+            "kernels: set HOME or XDG_CACHE_HOME, or give --native-cache-dir"
+        ) from None
 
 
 def _check_together(settings: ServeSettings) -> None:

@@ -136,6 +136,7 @@ EXPECTED = {
     "textmill_preemptions": 0,
     "textmill_starvations": 0,
     "textmill_kv_blocks_size": 64,
+    "textmill_kv_block_size_tokens": 16,
     "textmill_kv_usage_ratio": 0,
     "textmill_slots_free": 4,
     "textmill_slots_size": 4,

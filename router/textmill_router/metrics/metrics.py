@@ -214,6 +214,7 @@ def _stats_families(stats: SchedulerStats, block_size: int) -> Iterator[Metric]:
         (specs.REQUESTS_WAITING, stats.num_waiting),
         (specs.WAITING_TOKENS, stats.num_waiting_tokens),
         (specs.KV_BLOCKS_SIZE, stats.num_blocks),
+        (specs.KV_BLOCK_SIZE, block_size),
         (specs.KV_USAGE, stats.num_held_blocks / max(1, stats.num_blocks)),
         (specs.SLOTS_FREE, stats.num_free_slots),
         (specs.SLOTS_SIZE, stats.num_slots),

@@ -187,6 +187,9 @@ KV_BLOCKS = _spec(
     labels=("state",),
 )
 KV_BLOCKS_SIZE = _spec("textmill_kv_blocks_size", _GAUGE, "KV blocks in all")
+KV_BLOCK_SIZE = _spec(
+    "textmill_kv_block_size_tokens", _GAUGE, "Tokens whose keys and values one KV block holds; routers ask for it"
+)
 KV_USAGE = _spec("textmill_kv_usage_ratio", _GAUGE, "Held KV blocks divided by all, 0 to 1")
 SLOTS_FREE = _spec("textmill_slots_free", _GAUGE, "Free slots of the shard")
 SLOTS_SIZE = _spec("textmill_slots_size", _GAUGE, "Slots of the shard")

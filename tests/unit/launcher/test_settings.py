@@ -1,6 +1,7 @@
 """Settings: flags, their variables, what is refused and how the message reads."""
 
 import dataclasses
+import pwd
 
 import pytest
 from textmill_launcher.errors import ConflictingSettings, SettingsError
@@ -164,3 +165,16 @@ def test_help_and_version_end_well_and_an_unknown_flag_does_not(
 def test_conversion_cache_lies_in_the_cache_of_the_user() -> None:
     assert load_settings([], {"XDG_CACHE_HOME": "/c"}).conversion_cache == "/c/textmill/converted"
     assert load_settings([], {"HOME": "/home/u"}).conversion_cache == "/home/u/.cache/textmill/converted"
+
+
+def test_user_without_home_and_without_an_entry_gets_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers run under any user id. Only a folder that nothing names is missed."""
+
+    def nobody(_: int) -> pwd.struct_passwd:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME", raising=False)
+    with pytest.raises(SettingsError, match="set HOME or XDG_CACHE_HOME, or give --conversion-cache"):
+        load_settings([], {})
+    assert load_settings(["--conversion-cache", "/c"], {}).conversion_cache == "/c"

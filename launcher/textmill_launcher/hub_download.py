@@ -25,15 +25,20 @@ CODE_FILES = ("*.py",)  # of a model that brings its own modelling code
 UNWANTED_FILES = ("*/*", "consolidated*")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Download; returns 0, or 1 after one line that names the reason."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the download's flags."""
     parser = argparse.ArgumentParser(prog="textmill-download", allow_abbrev=False)
     parser.add_argument("--model-id", required=True)
     parser.add_argument("--revision")
     parser.add_argument("--cache-dir")
     parser.add_argument("--with-code", action="store_true")
     parser.add_argument("--or-pickled", action="store_true", help="fetch *.bin where there are no safetensors")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Download; returns 0, or 1 after one line that names the reason."""
+    arguments = build_parser().parse_args(argv)
     wanted = [*WANTED_FILES, *(CODE_FILES if arguments.with_code else ())]
     try:
         folder = _fetch(arguments, wanted)

@@ -23,6 +23,8 @@ PICKLED_FILES = ("pytorch_model*.bin",)  # of a model without safetensors
 CODE_FILES = ("*.py",)  # of a model that brings its own modelling code
 # Other formats and second copies of the weights lie in folders of the repository or under this name.
 UNWANTED_FILES = ("*/*", "consolidated*")
+# The one folder that is wanted: chat templates by name. The hub's patterns cannot except a folder from "*/*".
+FURTHER_TEMPLATES = ("additional_chat_templates/*.jinja",)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,9 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     wanted = [*WANTED_FILES, *(CODE_FILES if arguments.with_code else ())]
     try:
-        folder = _fetch(arguments, wanted)
+        folder = _fetch(arguments, wanted, UNWANTED_FILES)
         if arguments.or_pickled and not any(Path(folder).glob("*.safetensors")):
-            folder = _fetch(arguments, [*wanted, *PICKLED_FILES])
+            folder = _fetch(arguments, [*wanted, *PICKLED_FILES], UNWANTED_FILES)
+        arguments.revision = Path(folder).name  # the commit, so that both fetches give files of one state
+        folder = _fetch(arguments, FURTHER_TEMPLATES, ())
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         print(f"{arguments.model_id}: {explain(error, arguments.revision)}", file=sys.stderr)
         return 1
@@ -51,13 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _fetch(arguments: argparse.Namespace, patterns: list[str]) -> str:
+def _fetch(arguments: argparse.Namespace, patterns: Sequence[str], unwanted: Sequence[str]) -> str:
     folder: str = snapshot_download(
         arguments.model_id,
         revision=arguments.revision,
         cache_dir=arguments.cache_dir,
-        allow_patterns=patterns,
-        ignore_patterns=list(UNWANTED_FILES),
+        allow_patterns=list(patterns),
+        ignore_patterns=list(unwanted),
     )
     return folder
 

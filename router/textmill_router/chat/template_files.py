@@ -1,38 +1,38 @@
 """Finds a model's chat templates and the special tokens that they name, in the files that models come with."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from textmill_router.chat.template import DEFAULT_NAME, ChatTemplates
-from textmill_router.text.tokenizer_files import SPECIAL_TOKEN_KEYS, TokenizerError
+from textmill_router.text.added_tokens import named_tokens
+from textmill_router.text.tokenizer_files import CONFIG_NAME, SPECIAL_MAP_NAME, TokenizerError, read_json_object
 
-MORE_SPECIAL_TOKEN_KEYS = ("mask_token",)
-CONFIG_NAME = "tokenizer_config.json"
+FURTHER_TEMPLATES = "additional_chat_templates"
 
 
 def load_chat_templates(folder: Path, config_path: Path | None = None) -> ChatTemplates:
     """Takes the first source that has a template: `config_path` when given, chat_template.jinja,
     chat_template.json, tokenizer_config.json, processor_config.json. Raises TokenizerError for files it cannot read.
     """
-    given = {} if config_path is None else _read_object(config_path, must_exist=True)
-    config = given or _read_object(folder / CONFIG_NAME)
+    given = {} if config_path is None else read_json_object(config_path, must_exist=True)
     sources = _named(given.get("chat_template"))
     if not sources:
-        sources = _jinja_files(folder)
-    for name in ("chat_template.json", CONFIG_NAME, "processor_config.json"):
-        if not sources:
-            sources = _named(_read_object(folder / name).get("chat_template"))
-    return ChatTemplates(sources, _special_tokens(config, folder))
+        sources = _default_file(folder)
+        for name in ("chat_template.json", CONFIG_NAME, "processor_config.json"):
+            if not sources:
+                sources = _named(read_json_object(folder / name).get("chat_template"))
+        sources |= _further_files(folder)
+    return ChatTemplates(sources, _special_tokens(given, folder))
 
 
-def _jinja_files(folder: Path) -> dict[str, str]:
-    """chat_template.jinja is the default one; others lie in additional_chat_templates by name."""
-    default = folder / "chat_template.jinja"
-    if not default.is_file():
-        return {}
-    more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    return {path.stem: _read_text(path) for path in more} | {DEFAULT_NAME: _read_text(default)}
+def _default_file(folder: Path) -> dict[str, str]:
+    path = folder / "chat_template.jinja"
+    return {DEFAULT_NAME: _read_text(path)} if path.is_file() else {}
+
+
+def _further_files(folder: Path) -> dict[str, str]:
+    """Return the templates of `additional_chat_templates` by the names of their files."""
+    return {path.stem: _read_text(path) for path in sorted((folder / FURTHER_TEMPLATES).glob("*.jinja"))}
 
 
 def _named(entry: object) -> dict[str, str]:
@@ -46,28 +46,15 @@ def _named(entry: object) -> dict[str, str]:
     return {name: text for name, text in entry.items() if isinstance(name, str) and isinstance(text, str)}
 
 
-def _special_tokens(config: dict[str, Any], folder: Path) -> dict[str, str]:
-    """`bos_token` and the like, as templates name them."""
-    named = {**_read_object(folder / "special_tokens_map.json"), **config}
-    tokens = {}
-    for key in (*SPECIAL_TOKEN_KEYS, *MORE_SPECIAL_TOKEN_KEYS):
-        token = named.get(key)
-        text = token.get("content") if isinstance(token, dict) else token
-        if isinstance(text, str):
-            tokens[key] = text
-    return tokens
-
-
-def _read_object(path: Path, must_exist: bool = False) -> dict[str, Any]:
-    if not must_exist and not path.is_file():
-        return {}
+def _special_tokens(given: Mapping[str, object], folder: Path) -> dict[str, str]:
+    """Return `bos_token` and the like, as templates name them; a config that the operator gave wins."""
+    special_map = read_json_object(folder / SPECIAL_MAP_NAME)
     try:
-        found = json.loads(_read_text(path))
+        if given:
+            return named_tokens({**special_map, **given}, {}).texts
+        return named_tokens(read_json_object(folder / CONFIG_NAME), special_map).texts
     except ValueError as error:
-        raise TokenizerError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise TokenizerError(f"{path} holds {type(found).__name__}, wanted an object")
-    return found
+        raise TokenizerError(f"the tokenizer files of {folder}: {error}") from error
 
 
 def _read_text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""From the files of a model's folder to the library's tokenizer, set up as tokenizer_config.json says."""
+"""From the files of a model's folder to the library's tokenizer, as transformers 5.23 sets the tokenizer up."""
 
 import hashlib
 import json
@@ -9,7 +9,15 @@ from typing import Any
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
-SPECIAL_TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+from textmill_router.text.added_tokens import add_tokens, named_tokens
+
+CONFIG_NAME = "tokenizer_config.json"
+SPECIAL_MAP_NAME = "special_tokens_map.json"
+# transformers has classes that do without the post-processor of tokenizer.json. The class of GPT-NeoX is taken for
+# these types of models, and puts nothing at the ends; the class of Code Llama puts the BOS token before a prompt.
+_NEOX_CLASS, _CODE_LLAMA_CLASS = "GPTNeoXTokenizer", "CodeLlamaTokenizer"
+_NEOX_TYPES = frozenset({"falcon_mamba", "gpt_neox", "mamba", "mamba2", "mpt", "olmo", "olmoe", "rwkv", "xlstm"})
+_CODE_LLAMA_TYPES = frozenset({"code_llama", "llama"})
 
 
 class TokenizerError(Exception):
@@ -18,7 +26,7 @@ class TokenizerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """What tokenizer.json and tokenizer_config.json say; `digest` is the hexadecimal blake2b-16 of tokenizer.json."""
+    """A tokenizer with all tokens of its files; `digest` is the hexadecimal blake2b-16 of tokenizer.json alone."""
 
     library: tokenizers.Tokenizer
     digest: str
@@ -27,7 +35,7 @@ class TokenizerFiles:
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """Reads tokenizer.json and, where the folder has one, tokenizer_config.json. Raises TokenizerError."""
+    """Read tokenizer.json and, where the folder has them, the files beside tokenizer.json. Raises TokenizerError."""
     path = folder / "tokenizer.json"
     try:
         data = path.read_bytes()
@@ -37,66 +45,60 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
         library = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises plain Exception, with the place in the file
         raise TokenizerError(f"{path} is not a tokenizer: {error}") from error
-    config = _read_config(path.with_name("tokenizer_config.json"))
+    config = read_json_object(folder / CONFIG_NAME)
     library.no_truncation()
     library.no_padding()
-    _add_special_tokens(library, config)
-    bos_token = _token_text(config.get("bos_token"))
-    eos_token = _token_text(config.get("eos_token"))
-    _fit_post_processor(library, config, bos_token, eos_token)
-    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    return TokenizerFiles(library, digest, bos_token, eos_token)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        named = named_tokens(config, read_json_object(folder / SPECIAL_MAP_NAME))
+        add_tokens(library, config, read_json_object(folder / "added_tokens.json"), named)
+    except ValueError as error:
+        raise TokenizerError(f"the tokenizer files of {folder}: {error}") from error
+    bos_token = named.texts.get("bos_token")
+    _fit_post_processor(library, _class_with_own_ends(folder, config), bos_token)
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    return TokenizerFiles(library, digest, bos_token, named.texts.get("eos_token"))
+
+
+def read_json_object(path: Path, *, must_exist: bool = False) -> dict[str, Any]:
+    """Return the object in a JSON file, an empty one where the file is missing and may be.
+
+    Raises TokenizerError for a file that cannot be read or holds something else.
+    """
+    if not must_exist and not path.is_file():
         return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise TokenizerError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise TokenizerError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise TokenizerError(f"{path} holds {type(config).__name__}, wanted an object")
-    return config
+    if not isinstance(found, dict):
+        raise TokenizerError(f"{path} holds {type(found).__name__}, wanted an object")
+    return found
 
 
-def _token_text(token: object) -> str | None:
-    """A token of tokenizer_config.json: a string, an object with `content`, or null."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
+def _class_with_own_ends(folder: Path, config: dict[str, Any]) -> str | None:
+    """Return the name of transformers' class for this folder, where that class decides what stands at the ends."""
+    model = read_json_object(folder / "config.json")
+    model_type = model.get("model_type")
+    name = config.get("tokenizer_class") or model.get("tokenizer_class")
+    name = name.removesuffix("Fast") if isinstance(name, str) else None
+    if name in (None, _NEOX_CLASS) and model_type in _NEOX_TYPES:
+        return _NEOX_CLASS
+    if name == _NEOX_CLASS and model_type is None:
+        return _NEOX_CLASS
+    return name if name == _CODE_LLAMA_CLASS and model_type in (None, *_CODE_LLAMA_TYPES) else None
 
 
-def _add_special_tokens(library: tokenizers.Tokenizer, config: dict[str, Any]) -> None:
-    """Marks as special what only the config calls so. Tokens that the vocabulary lacks are left out."""
-    named = [_token_text(config.get(key)) for key in SPECIAL_TOKEN_KEYS]
-    more = config.get("additional_special_tokens") or []
-    named += [_token_text(token) for token in more if isinstance(more, list)]
-    for entry in (config.get("added_tokens_decoder") or {}).values():
-        if isinstance(entry, dict) and entry.get("special"):
-            named.append(_token_text(entry))
-    special = {token.content for token in library.get_added_tokens_decoder().values() if token.special}
-    for token in dict.fromkeys(named):
-        if token and token not in special and library.token_to_id(token) is not None:
-            library.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
+def _fit_post_processor(library: tokenizers.Tokenizer, class_name: str | None, bos_token: str | None) -> None:
+    """Set what is put before and behind a prompt where tokenizer.json does not decide.
 
-
-def _fit_post_processor(
-    library: tokenizers.Tokenizer, config: dict[str, Any], bos_token: str | None, eos_token: str | None
-) -> None:
-    """Where the config says `add_bos_token` or `add_eos_token`, it wins over tokenizer.json."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    first = bos_token if config.get("add_bos_token") else None
-    last = eos_token if config.get("add_eos_token") else None
-    edges = [token for token in (first, last) if token]
-    wanted = [library.token_to_id(token) for token in edges]
-    if None in wanted:
-        raise TokenizerError(f"tokenizer_config.json adds {edges}, which the vocabulary does not hold")
-    plain = library.encode("a", add_special_tokens=False).ids
-    if library.encode("a").ids == wanted[: bool(first)] + plain + wanted[bool(first) :]:
-        return
-    template = " ".join([*([first] if first else []), "$A", *([last] if last else [])])
-    library.post_processor = TemplateProcessing(
-        single=template, special_tokens=[(token, library.token_to_id(token)) for token in dict.fromkeys(edges)]
-    )
+    `add_bos_token` and `add_eos_token` of tokenizer_config.json change nothing, because transformers does not read them
+    where there is a tokenizer.json.
+    """
+    if class_name == _NEOX_CLASS:
+        library.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    elif class_name == _CODE_LLAMA_CLASS and bos_token is not None:
+        library.post_processor = TemplateProcessing(
+            single=f"{bos_token} $A", special_tokens=[(bos_token, library.token_to_id(bos_token))]
+        )

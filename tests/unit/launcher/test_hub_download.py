@@ -21,6 +21,9 @@ FILES = {
     "consolidated.safetensors": b"the same weights again",
     "pytorch_model.bin": b"pickle",
     "original/model.safetensors": b"another copy",
+    "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
+    "additional_chat_templates/rag.jinja": b"{{ documents }}",
+    "additional_chat_templates/notes.txt": b"words",
     "README.md": b"words",
     "modeling_own.py": b"code",
 }
@@ -28,6 +31,7 @@ PICKLED = {name: body for name, body in FILES.items() if not name.endswith(".saf
     "pytorch_model.bin.index.json": b"{}",
     "training_args.bin": b"pickle",
 }
+TEMPLATES = {f"additional_chat_templates/{name}.jinja" for name in ("tool_use", "rag")}
 WANTED = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
 
 
@@ -123,7 +127,7 @@ def test_only_what_a_shard_and_a_router_read_is_fetched(hub: Hub, tmp_path: Path
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.splitlines()[-1])
     assert folder.name == COMMIT
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == WANTED
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == WANTED | TEMPLATES
     assert (folder / "model.safetensors").read_bytes() == b"weights"
 
 
@@ -131,7 +135,7 @@ def test_code_is_fetched_only_when_it_is_trusted(hub: Hub, tmp_path: Path) -> No
     done = download(hub.url, tmp_path, "--model-id", "org/open", "--with-code")
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.splitlines()[-1])
-    assert {path.name for path in folder.iterdir()} == {*WANTED, "modeling_own.py"}
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {*WANTED, "modeling_own.py"}
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,8 @@ def test_pickled_weights_are_fetched_only_when_allowed_and_nothing_else_is_there
     done = download(hub.url, tmp_path, "--model-id", model_id, *(["--or-pickled"] if allowed else []))
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.splitlines()[-1])
-    assert {path.name for path in folder.iterdir()} == {*WANTED - {"model.safetensors"}, *weights}
+    found = {path.name for path in folder.iterdir() if path.is_file()}
+    assert found == {*WANTED - {"model.safetensors"}, *weights}
 
 
 def test_second_download_needs_no_hub(hub: Hub, tmp_path: Path) -> None:

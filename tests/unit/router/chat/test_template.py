@@ -263,12 +263,27 @@ def test_sources_are_taken_in_order(tmp_path: Path) -> None:
     assert source() == "json"
     (tmp_path / "chat_template.jinja").write_text("jinja")
     assert source() == "jinja"
-    (tmp_path / "additional_chat_templates").mkdir()
-    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("jinja tools")
-    assert load_chat_templates(tmp_path).pick(has_tools=True).source == "jinja tools"
+    assert load_chat_templates(tmp_path).pick(has_tools=True).source == "jinja"
     given = tmp_path / "given.json"
     given.write_text(json.dumps({"chat_template": "given {{ bos_token }}", "bos_token": {"content": "<s>"}}))
     template = load_chat_templates(tmp_path, given).pick(has_tools=False)
     assert make_prompt(template, ChatRequest(messages=[USER]), RoleSafety([])).text == "given <s>"
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<map>"}))
+    template = load_chat_templates(tmp_path, given).pick(has_tools=False)
+    assert make_prompt(template, ChatRequest(messages=[USER]), RoleSafety([])).text == "given <s>"
     with pytest.raises(TokenizerError, match=r"missing\.json"):
         load_chat_templates(tmp_path, tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("default", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+def test_further_templates_lie_beside_the_default_wherever_that_stands(tmp_path: Path, default: str) -> None:
+    content = "default" if default.endswith(".jinja") else json.dumps({"chat_template": "default"})
+    (tmp_path / default).write_text(content)
+    folder = tmp_path / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("tools")
+    (folder / "rag.jinja").write_text("rag")
+    templates = load_chat_templates(tmp_path)
+    assert templates.pick(has_tools=False).source == "default"
+    assert templates.pick(has_tools=True).source == "tools"
+    assert set(templates.sources) == {"default", "tools", "rag"}

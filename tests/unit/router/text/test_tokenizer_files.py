@@ -1,14 +1,15 @@
-"""The files of a folder: what tokenizer_config.json changes, and what is refused."""
+"""The files of a tokenizer: what is put at the ends of a prompt, and which files are refused."""
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from textmill_router.text.tokenizer_files import TokenizerError, read_tokenizer_files
+from tokenizers import processors
+from transformers import AutoTokenizer
 
-from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID, make_byte_tokenizer, write_byte_tokenizer
+from tests.fakes.byte_tokenizer import BEGIN, BEGIN_ID, END, END_ID, make_byte_tokenizer, write_byte_tokenizer
 
 
 @pytest.fixture
@@ -21,33 +22,61 @@ def encode(folder: Path, text: str) -> list[int]:
     return ids
 
 
-def change_config(folder: Path, **changes: object) -> None:
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+EDGES = {
+    "none": None,
+    "begin": processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, BEGIN_ID)]),
+    "both": processors.TemplateProcessing(
+        single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, BEGIN_ID), (END, END_ID)]
+    ),
+    "bytes": processors.ByteLevel(trim_offsets=False),
+}
+CLASSES = [
+    (None, None),
+    (None, "llama"),
+    (None, "gpt_neox"),
+    ("PreTrainedTokenizerFast", "llama"),
+    ("LlamaTokenizer", "llama"),
+    ("LlamaTokenizerFast", "mistral"),
+    ("GemmaTokenizer", "gemma"),
+    ("CohereTokenizer", "cohere"),
+    ("Qwen2Tokenizer", "qwen2"),
+    ("GPT2Tokenizer", "gpt2"),
+    ("GPTNeoXTokenizer", "gpt_neox"),
+    ("GPTNeoXTokenizerFast", "olmo"),
+    ("GPTNeoXTokenizer", None),
+    ("CodeLlamaTokenizer", "llama"),
+    ("NoSuchTokenizer", "llama"),
+]
+# add_bos_token and add_eos_token; None where the config does not say.
+FLAGS = [(None, None), (True, None), (False, True), (True, False), (False, False)]
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"eos_token": {"content": "abc", "__type": "AddedToken"}, "pad_token": "not in the vocabulary"},
-        {"additional_special_tokens": ["nowhere", "abc"]},
-        {"additional_special_tokens": [{"content": "abc"}]},
-        {"added_tokens_decoder": {"259": {"content": "abc", "special": True}}},
-    ],
-)
-def test_token_that_only_the_config_calls_special(folder: Path, config: dict[str, Any]) -> None:
-    change_config(folder, **config)
-    library = read_tokenizer_files(folder).library
-    special = {token.content for token in library.get_added_tokens_decoder().values() if token.special}
-    assert "abc" in special
-    assert library.get_vocab_size(with_added_tokens=True) == 260
-
-
-def test_add_bos_token_of_the_config_wins(folder: Path) -> None:
-    change_config(folder, add_bos_token=False, add_eos_token=True)
-    assert encode(folder, "a") == [97, END_ID]
-    change_config(folder, add_bos_token=True, add_eos_token=False)
-    assert encode(folder, "a") == [BEGIN_ID, 97]
+@pytest.mark.parametrize("edges", EDGES)
+@pytest.mark.parametrize(("class_name", "model_type"), CLASSES)
+def test_ends_of_a_prompt_are_those_of_transformers(
+    tmp_path: Path, class_name: str | None, model_type: str | None, edges: str
+) -> None:
+    """tokenizer.json decides, and two classes of transformers do; the flags of tokenizer_config.json decide nothing."""
+    library = make_byte_tokenizer(add_begin=False)
+    if EDGES[edges] is not None:
+        library.post_processor = EDGES[edges]
+    library.save(str(tmp_path / "tokenizer.json"))
+    if model_type is not None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    for begins, ends in FLAGS:
+        config = {
+            "bos_token": BEGIN,
+            "eos_token": END,
+            "unk_token": END,
+            "tokenizer_class": class_name,
+            "add_bos_token": begins,
+            "add_eos_token": ends,
+        }
+        config = {name: value for name, value in config.items() if value is not None}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        expected = AutoTokenizer.from_pretrained(tmp_path)("a").input_ids
+        found = encode(tmp_path, "a")
+        assert (found[0] == BEGIN_ID, found[-1] == END_ID) == (expected[0] == BEGIN_ID, expected[-1] == END_ID)
 
 
 def test_truncation_and_padding_of_the_file_are_off(folder: Path) -> None:
@@ -70,7 +99,6 @@ def test_digest_is_that_of_the_file(folder: Path) -> None:
         ("tokenizer.json", "{}", "is not a tokenizer"),
         ("tokenizer_config.json", "[", "is not JSON"),
         ("tokenizer_config.json", "[]", "wanted an object"),
-        ("tokenizer_config.json", '{"add_bos_token": true, "bos_token": "<none>"}', "does not hold"),
     ],
 )
 def test_unusable_folder_is_named(folder: Path, name: str, content: str | None, reason: str) -> None:

@@ -24,6 +24,7 @@ from textmill_router.parsers.tools.tool_format import ToolFormat
 from tests.fakes.chat_outputs import ALL, TOOLS, Output, parse_whole
 
 NUM_RANDOM_SPLITS = 200
+NUM_BROKEN_OUTPUTS = 400
 ADVERSARIAL_CHARACTERS = 1_000_000
 MAX_STEPS_A_CHARACTER = 6  # two readers; each looks at a character and may look again, at it and behind a piece
 
@@ -73,6 +74,31 @@ def test_pieces_of_any_size_give_the_same_message(case: Case) -> None:
         cuts = sorted(random_source.choices(range(len(text) + 1), k=num_cuts))
         pieces = [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
         assert parse_pieces(case, pieces) == message, cuts
+
+
+@pytest.mark.parametrize("tools", TOOL_FORMATS, ids=lambda tools: tools.name)
+def test_broken_outputs_give_one_message_in_any_pieces(tools: ToolFormat) -> None:
+    """Outputs with pieces of others put into them; what has been shown before a cut is never taken back."""
+    random_source = random.Random(tools.name)
+    texts = [output.text for format_of, reasoning, output in ALL if format_of is tools and reasoning is None]
+    for _ in range(NUM_BROKEN_OUTPUTS):
+        text = random_source.choice(texts)
+        for _ in range(random_source.randint(1, 3)):
+            at, other = random_source.randint(0, len(text)), random_source.choice(texts)
+            start = random_source.randint(0, len(other))
+            text = (
+                text[:at]
+                + other[start : start + random_source.randint(0, 12)]
+                + text[at + random_source.randint(0, 4) :]
+            )
+        case = (tools, None, Output(text))
+        whole = parse_pieces(case, [text])
+        assert parse_pieces(case, list(text)) == whole, text
+        cut = text[: random_source.randint(0, len(text))]
+        begun = parse_pieces(case, [cut], was_cut=True)
+        assert parse_pieces(case, list(cut), was_cut=True) == begun, cut
+        for call, whole_call in zip(begun.tool_calls, whole.tool_calls, strict=False):
+            assert (call.name, whole_call.arguments[: len(call.arguments)]) == (whole_call.name, call.arguments), text
 
 
 @each_output

@@ -1,5 +1,6 @@
 """A llama of random values as a GGUF file."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -13,7 +14,9 @@ TOKENS = [*alphabet(), "12", "<|end|>", "<|stop|>"]
 END, STOP = 257, 258
 
 
-def write_tiny_gguf(path: Path, *, pre: str = "smollm", seed: int = 0) -> dict[str, numpy.ndarray]:
+def write_tiny_gguf(
+    path: Path, *, pre: str = "smollm", seed: int = 0, further_templates: Mapping[str, str] | None = None
+) -> dict[str, numpy.ndarray]:
     """A llama of random values; gives them by the names that GGUF has for them."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(128)
@@ -34,6 +37,8 @@ def write_tiny_gguf(path: Path, *, pre: str = "smollm", seed: int = 0) -> dict[s
     writer.add_bos_token_id(END)
     writer.add_eos_token_id(STOP)
     writer.add_chat_template(TEMPLATE)
+    for name, template in (further_templates or {}).items():
+        writer.add_string(f"tokenizer.chat_template.{name}", template)
     random = numpy.random.default_rng(seed)
     shapes = {"token_embd": (len(TOKENS), HIDDEN), "output_norm": (HIDDEN,), "output": (len(TOKENS), HIDDEN)}
     for layer in range(LAYERS):

@@ -5,9 +5,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils.logging import disable_progress_bar
 
 from textmill_shard.errors import ModelFilesError
-from textmill_shard.loader.gguf_header import GGUF_MAGIC, read_text_value
+from textmill_shard.loader.gguf_header import GGUF_MAGIC, read_text_values
 from textmill_shard.loader.model_files import find_weight_files
 
 log = logging.getLogger(__name__)
 
 # Part of the cache's key: raise it when the same file would convert to something else.
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 _READ_BYTES = 1 << 22
+NAMED_TEMPLATE = "tokenizer.chat_template."
 
 # Names of `tokenizer.ggml.pre` whose tokenizers split digits one by one before the byte-level step.
 # transformers' import leaves that step out, and numbers would then get other ids than in training.
@@ -48,8 +51,9 @@ def convert_gguf(gguf_file: Path, cache_dir: Path, dtype: str = "bfloat16") -> P
         folder.mkdir()
         _write_model(gguf_file, folder, dtype=getattr(torch, dtype))
         write_tokenizer(gguf_file, folder)
-        for path in folder.iterdir():
-            _flush(path)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                _flush(path)
         try:
             os.rename(folder, target)
         except OSError as error:
@@ -102,11 +106,15 @@ def _write_model(gguf_file: Path, folder: Path, *, dtype: torch.dtype) -> None:
 
 
 def write_tokenizer(gguf_file: Path, folder: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and the chat template of a GGUF file into a folder."""
+    """Write tokenizer.json, tokenizer_config.json and the chat templates of a GGUF file into a folder.
+
+    Raises ModelFilesError for a template whose name can be no file's name.
+    """
     tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"
-    if read_text_value(gguf_file, "tokenizer.ggml.pre") in DIGIT_SPLITTING:
+    values = read_text_values(gguf_file, "tokenizer.")
+    if values.get("tokenizer.ggml.pre") in DIGIT_SPLITTING:
         backend = Tokenizer.from_file(str(path))
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -119,6 +127,19 @@ def write_tokenizer(gguf_file: Path, folder: Path) -> None:
     for of_this_machine in ("name_or_path", "is_local", "local_files_only", "vocab_file"):
         config.pop(of_this_machine, None)
     config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+    _write_further_templates(gguf_file, folder, values)
+
+
+def _write_further_templates(gguf_file: Path, folder: Path, values: Mapping[str, str]) -> None:
+    """Write `tokenizer.chat_template.NAME` where transformers keeps templates that have a name."""
+    for key, source in values.items():
+        name = key.removeprefix(NAMED_TEMPLATE)
+        if name == key:
+            continue
+        if not re.fullmatch(r"[\w-]+", name, re.ASCII):
+            raise ModelFilesError(f"{gguf_file} names a chat template {name!r}; letters, digits, `_` and `-` are known")
+        (folder / "additional_chat_templates").mkdir(exist_ok=True)
+        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(source, encoding="utf-8")
 
 
 def _flush(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reads single text values from a GGUF header. The gguf package walks every array, which takes seconds per file."""
+"""Reads text values from a GGUF header. The gguf package reads every array, which takes seconds per file."""
 
 import struct
 from pathlib import Path
@@ -13,8 +13,9 @@ _STRING, _ARRAY = 8, 9
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
-def read_text_value(gguf_file: Path, key: str) -> str | None:
-    """The value of a text key, None when the header has no such key. Raises ModelFilesError on a broken header."""
+def read_text_values(gguf_file: Path, prefix: str) -> dict[str, str]:
+    """Return the text values whose keys begin with `prefix`, by key. Raises ModelFilesError for a broken header."""
+    values = {}
     with gguf_file.open("rb") as stream:
         if stream.read(4) != GGUF_MAGIC:
             raise ModelFilesError(f"{gguf_file} is no GGUF file")
@@ -23,12 +24,13 @@ def read_text_value(gguf_file: Path, key: str) -> str | None:
             for _ in range(num_values):
                 name = _read_text(stream)
                 (kind,) = struct.unpack("<I", stream.read(4))
-                if name == key and kind == _STRING:
-                    return _read_text(stream)
-                _skip(stream, kind)
+                if kind == _STRING and name.startswith(prefix):
+                    values[name] = _read_text(stream)
+                else:
+                    _skip(stream, kind)
         except (struct.error, KeyError, UnicodeDecodeError) as error:
             raise ModelFilesError(f"{gguf_file} has a broken header: {error}") from error
-    return None
+    return values
 
 
 def _read_text(stream: BinaryIO) -> str:

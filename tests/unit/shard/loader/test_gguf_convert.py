@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.gguf_convert import convert_gguf, write_tokenizer
-from textmill_shard.loader.gguf_header import read_text_value
+from textmill_shard.loader.gguf_header import read_text_values
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from tokenizers import decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.fakes.tiny_gguf import HEADS, KV_HEADS, STOP, TEMPLATE, TOKENS, write_tiny_gguf
 
@@ -74,6 +74,19 @@ def test_digits_are_split_only_where_the_file_says_so(tmp_path: Path, pre: str, 
     assert tokenizer.encode("12<|stop|>").ids[-1] == STOP
 
 
+def test_named_chat_templates_come_over_as_transformers_keeps_them(tmp_path: Path) -> None:
+    further = {"tool_use": "{{ tools }}", "rag": "{{ documents }}"}
+    write_tiny_gguf(tmp_path / "tiny.gguf", further_templates=further)
+    folder = convert_gguf(tmp_path / "tiny.gguf", tmp_path / "cache")
+    assert AutoTokenizer.from_pretrained(folder).chat_template == {"default": TEMPLATE, **further}
+
+
+def test_a_template_named_like_a_path_is_refused(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", further_templates={"../../other": "x"})
+    with pytest.raises(ModelFilesError, match="names a chat template"):
+        write_tokenizer(tmp_path / "tiny.gguf", tmp_path)
+
+
 def test_same_content_is_converted_once_and_other_content_apart(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     for name, seed in (("one", 0), ("two", 1)):
@@ -121,7 +134,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         convert_gguf(tmp_path / "absent.gguf", tmp_path)
     (tmp_path / "cut.gguf").write_bytes(DEMO_FILE.read_bytes()[:2000])
     with pytest.raises(ModelFilesError, match="broken header"):
-        read_text_value(tmp_path / "cut.gguf", "absent")
+        read_text_values(tmp_path / "cut.gguf", "absent")
 
 
 # Reads the 100,000 words and merges of the packaged model twice.

@@ -35,8 +35,12 @@ class SamplingParameters:
     typical_p: float = real(low=0, excludes_low=True, high=1, off=1.0, asks_to_sample=True)
     top_k: int = whole(low=1, high=MAX_U32, off=0, asks_to_sample=True)
     min_p: float = real(low=0, high=1, excludes_high=True, off=0.0)
+    dry_multiplier: float = real(low=0, high=100, off=0.0)  # prompt and output tokens
+    dry_base: float = real(low=1, off=1.75, note="1.75 unless given")
+    dry_allowed_length: int = whole(low=1, high=MAX_U32, off=2)  # tokens
     seed: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    dry_breaker_ids: tuple[int, ...] = ()  # of `GenerationParameters.dry_sequence_breakers`
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class GenerationParameters:
     ignore_eos: bool = False
     grammar: Grammar | None = None
     watermark: bool = False
+    dry_sequence_breakers: tuple[str, ...] = ()  # `make_request` of `serving/prompts.py` makes ids of them
 
 
 @dataclass(frozen=True, slots=True)

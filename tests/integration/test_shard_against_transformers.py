@@ -14,6 +14,7 @@ from textmill_shard.slots.plan import Admit, Budget, StepResult
 from textmill_shard.slots.sampling_params import SamplingParams
 from transformers import AutoModelForCausalLM
 
+from tests.fakes.dry_formula import dry_losses
 from tests.fakes.shard_facts import shard_facts
 from tests.fakes.step_harness import Shard, ids
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_llama
@@ -103,6 +104,45 @@ def run(runner: ModelRunner, *admits: Admit, budget: Budget | None = None) -> di
 def test_greedy_tokens_are_those_of_transformers(runner: ModelRunner, oracle: torch.nn.Module) -> None:
     for prompt in PROMPTS:
         assert run(runner, request(0, prompt))[0] == generate(oracle, prompt)
+
+
+def generate_dry(oracle: torch.nn.Module, prompt: Sequence[int], params: SamplingParams, num_new: int) -> list[int]:
+    """Greedy tokens of transformers, whose scores lose what the definition of DRY says and gain the bias."""
+    tokens = list(prompt)
+    with torch.inference_mode():
+        for _ in range(num_new):
+            scores_V = oracle(torch.tensor([tokens])).logits[0, -1]
+            scores_V -= torch.tensor(dry_losses(tokens, params, len(scores_V)))
+            for token, bias in params.logit_bias:
+                scores_V[token] += bias
+            tokens.append(int(scores_V.argmax()))
+    return tokens[len(prompt) :]
+
+
+def test_dry_ends_the_loops_that_greedy_tokens_run_into(runner: ModelRunner, oracle: torch.nn.Module) -> None:
+    num_new = 60
+    # A random model seldom loops by itself; with one token that much likelier it says nothing else.
+    plain = SamplingParams(logit_bias=((10, 15.0),))
+    dry = replace(plain, dry_multiplier=1.0, dry_base=2.0, dry_allowed_length=2, dry_breaker_ids=(3, 4))
+    prompts = PROMPTS[:3]
+    looping, found = (
+        run(runner, *(request(slot, prompt, num_new=num_new, sampling=params) for slot, prompt in enumerate(prompts)))
+        for params in (plain, dry)
+    )
+    assert found == {slot: generate_dry(oracle, prompt, dry, num_new) for slot, prompt in enumerate(prompts)}
+    assert [longest_repetition(looping[slot]) for slot in range(3)] == [num_new - 1] * 3
+    assert all(longest_repetition(found[slot]) < 10 for slot in range(3))  # 2 ** 7 logits are more than any lead
+
+
+def longest_repetition(tokens: Sequence[int]) -> int:
+    """Tokens of the longest stretch that stands twice in a text; the two may overlap."""
+    stretches = [
+        size
+        for size in range(1, len(tokens))
+        if len({tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)})
+        < len(tokens) - size + 1
+    ]
+    return max(stretches, default=0)
 
 
 def test_batched_requests_give_the_tokens_of_transformers(runner: ModelRunner, oracle: torch.nn.Module) -> None:

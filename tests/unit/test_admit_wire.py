@@ -27,7 +27,14 @@ NAMES = {"logprobs": "wants_logprobs", "long_rope": "is_long_rope"}
 BIAS = {"logit_bias_ids": 0, "logit_bias_values": 1}
 HOLDERS = {"request", "parameters", "sampling"}  # fields of the router's types that hold further fields
 # What the router decides with, and the shard is not told.
-ROUTER_ONLY = {"arrival_s", "priority", "cache_salt", "shares_prompt_of", "wants_prompt_logprobs"}
+ROUTER_ONLY = {
+    "dry_sequence_breakers",
+    "arrival_s",
+    "priority",
+    "cache_salt",
+    "shares_prompt_of",
+    "wants_prompt_logprobs",
+}
 
 
 def unlike_default(value: Any, number: int, name: str, only: str) -> Any:

@@ -580,6 +580,10 @@ class Sampling(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     LOGIT_BIAS_IDS_FIELD_NUMBER: _builtins.int
     LOGIT_BIAS_VALUES_FIELD_NUMBER: _builtins.int
+    DRY_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    DRY_BASE_FIELD_NUMBER: _builtins.int
+    DRY_ALLOWED_LENGTH_FIELD_NUMBER: _builtins.int
+    DRY_BREAKER_IDS_FIELD_NUMBER: _builtins.int
     do_sample: _builtins.bool
     """false = greedy"""
     temperature: _builtins.float
@@ -604,6 +608,16 @@ class Sampling(_message.Message):
     """u32[] token ids"""
     logit_bias_values: _builtins.bytes
     """f32[] logit units, parallel to logit_bias_ids"""
+    dry_multiplier: _builtins.float
+    """DRY: a token that would lengthen a repetition of n tokens loses multiplier * base^(n - allowed_length) logits.
+    0 .. 100 logit units; 0 = off
+    """
+    dry_base: _builtins.float
+    """>= 1; counts only where dry_multiplier > 0, as the next two"""
+    dry_allowed_length: _builtins.int
+    """>= 1; number of tokens of the shortest repetition that costs something"""
+    dry_breaker_ids: _builtins.bytes
+    """u32[] token ids that no repetition reaches across"""
     def __init__(
         self,
         *,
@@ -619,10 +633,14 @@ class Sampling(_message.Message):
         seed: _builtins.int = ...,
         logit_bias_ids: _builtins.bytes = ...,
         logit_bias_values: _builtins.bytes = ...,
+        dry_multiplier: _builtins.float = ...,
+        dry_base: _builtins.float = ...,
+        dry_allowed_length: _builtins.int = ...,
+        dry_breaker_ids: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["do_sample", b"do_sample", "frequency_penalty", b"frequency_penalty", "logit_bias_ids", b"logit_bias_ids", "logit_bias_values", b"logit_bias_values", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["do_sample", b"do_sample", "dry_allowed_length", b"dry_allowed_length", "dry_base", b"dry_base", "dry_breaker_ids", b"dry_breaker_ids", "dry_multiplier", b"dry_multiplier", "frequency_penalty", b"frequency_penalty", "logit_bias_ids", b"logit_bias_ids", "logit_bias_values", b"logit_bias_values", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -205,6 +205,10 @@ def _sampling_to_proto(sampling: SamplingParameters) -> shard_pb2.Sampling:
         seed=sampling.seed,
         logit_bias_ids=pack_ids([token_id for token_id, _ in sampling.logit_bias]),
         logit_bias_values=pack_floats(value for _, value in sampling.logit_bias),
+        dry_multiplier=sampling.dry_multiplier,
+        dry_base=sampling.dry_base,
+        dry_allowed_length=sampling.dry_allowed_length,
+        dry_breaker_ids=pack_ids(sampling.dry_breaker_ids),
     )
 
 

@@ -23,6 +23,7 @@ def _size_bytes(change: Drop | Extend | Admit) -> int:
     num_characters = 0 if parameters.grammar is None else len(parameters.grammar.text)
     grammar_bytes = _CHARACTER_BYTES * num_characters
     bias_bytes = _BIAS_BYTES * len(parameters.sampling.logit_bias)
+    num_items += len(parameters.sampling.dry_breaker_ids)
     return _ADMIT_BYTES + _ITEM_BYTES * num_items + bias_bytes + grammar_bytes
 
 

@@ -89,6 +89,10 @@ def make_request(
         prompt_ids = prompt_ids + token_array(backend.facts.decoder_prompt_ids)
     if parameters.min_new_tokens > intake.max_new_tokens:  # the window leaves less than was asked for
         parameters = replace(parameters, min_new_tokens=intake.max_new_tokens)
+    sampling = parameters.sampling
+    if sampling.dry_multiplier > 0:
+        breaker_ids = backend.breakers.ids_of(parameters.dry_sequence_breakers)
+        parameters = replace(parameters, sampling=replace(sampling, dry_breaker_ids=breaker_ids))
     return GenerationRequest(
         request_id=backend.engine.next_request_id(),
         prompt_ids=prompt_ids,

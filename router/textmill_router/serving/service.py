@@ -21,6 +21,7 @@ from textmill_router.serving.limits import Limits, max_prefill_tokens, resolve_l
 from textmill_router.serving.permits import Permits
 from textmill_router.serving.response_cache import ResponseCache
 from textmill_router.settings import Settings
+from textmill_router.text.sequence_breakers import SequenceBreakers
 from textmill_router.text.tokenization import Tokenizer
 
 CHUNKS_PER_PREFILL = 4  # so many prompts share the prefill tokens of a step before one may take more
@@ -38,6 +39,7 @@ class Backend:
     chat_templates: ChatTemplates
     role_safety: RoleSafety
     grammars: GrammarCompiler
+    breakers: SequenceBreakers
 
 
 class Service:
@@ -81,6 +83,7 @@ class Service:
             self._chat_templates,
             make_role_safety(tokenizer, self._chat_templates),
             make_grammar_compiler(self.settings, facts),
+            SequenceBreakers(tokenizer, num_ids=min(tokenizer.num_ids, facts.vocab_size)),
         )
         self._settled.set()
         return self._backend

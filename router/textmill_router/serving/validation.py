@@ -15,6 +15,9 @@ from textmill_router.serving.limits import Limits
 LEAST_TEMPERATURE = 1e-6
 # Random seeds are small enough to survive clients that read numbers as doubles.
 SEED_BITS = 53
+DEFAULT_DRY_BREAKERS = ("\n", ":", '"', "*")
+MAX_DRY_BREAKERS = 16
+MAX_DRY_BREAKER_CHARACTERS = 40
 
 
 # Rows of the numbers that a call may give beside the numbers of `SamplingParameters`.
@@ -46,6 +49,7 @@ class RequestedParameters:
     ignore_eos: bool = False
     grammar: Grammar | None = None
     watermark: bool = False
+    dry_sequence_breakers: tuple[str, ...] = DEFAULT_DRY_BREAKERS
     stop: tuple[str, ...] = ()
     wants_prompt_details: bool = False
     streams: bool = False
@@ -79,6 +83,12 @@ def numbers_of(body: object, names: Mapping[str, str] | None = None) -> dict[str
     return found
 
 
+def breakers_of(body: object) -> tuple[str, ...]:
+    """The texts of a body's `dry_sequence_breakers`, or those that count where the body has none."""
+    texts: list[str] | None = getattr(body, "dry_sequence_breakers", None)
+    return DEFAULT_DRY_BREAKERS if texts is None else tuple(texts)
+
+
 def check_parameters(requested: RequestedParameters, limits: Limits) -> CheckedParameters:
     """Check in the order of the contract; the first broken rule raises RuleBroken."""
     _check_best_of(requested, limits)
@@ -96,6 +106,7 @@ def check_parameters(requested: RequestedParameters, limits: Limits) -> CheckedP
     if requested.max_time is not None and not 0 < requested.max_time < math.inf:
         raise _refuse("max_time", f"must be a number of seconds > 0, found {requested.max_time:g}")
     _check_stop(requested.stop, limits)
+    _check_dry_breakers(requested.dry_sequence_breakers)
     if "seed" in asked and requested.best_of is not None and requested.best_of > 1:
         raise _refuse("seed", "must not be set when `{best_of}` > 1: equal seeds give equal sequences; leave one out")
     seed = _whole("seed", asked)
@@ -117,6 +128,7 @@ def check_parameters(requested: RequestedParameters, limits: Limits) -> CheckedP
         ignore_eos=requested.ignore_eos,
         grammar=requested.grammar,
         watermark=requested.watermark,
+        dry_sequence_breakers=requested.dry_sequence_breakers,
     )
     return CheckedParameters(
         generation=generation,
@@ -184,6 +196,15 @@ def _check_stop(stop: tuple[str, ...], limits: Limits) -> None:
         )
     if "" in stop:
         raise _refuse("stop", "must not hold an empty string: it would match before the first token; leave it out")
+
+
+def _check_dry_breakers(texts: tuple[str, ...]) -> None:
+    name, most = "dry_sequence_breakers", MAX_DRY_BREAKER_CHARACTERS
+    if len(texts) > MAX_DRY_BREAKERS:
+        raise _refuse(name, f"must have at most {MAX_DRY_BREAKERS} strings, found {len(texts)}")
+    for text in texts:
+        if not 0 < len(text) <= most:
+            raise _refuse(name, f"must hold strings of 1 to {most} characters, found one of {len(text)}")
 
 
 def _check_logit_bias(bias: tuple[tuple[int, float], ...], limits: Limits) -> tuple[tuple[int, float], ...]:

@@ -103,6 +103,10 @@ class Tokenizer:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._encode_long, text, add_special_tokens, wants_offsets)
 
+    def encode_plain(self, text: str) -> "array[int]":
+        """Encodes a text of a few characters at once, without special tokens."""
+        return token_array(self._library.encode(text, add_special_tokens=False).ids)
+
     def _encode_long(self, text: str, add_special_tokens: bool, wants_offsets: bool) -> Encoding:
         # The batch calls release the GIL, `encode` does not.
         encode = self._library.encode_batch if wants_offsets else self._library.encode_batch_fast

@@ -4,6 +4,7 @@ import torch
 
 from textmill_shard.sampling.bias import Bias
 from textmill_shard.sampling.count_penalties import CountPenalties
+from textmill_shard.sampling.dry import Dry
 from textmill_shard.sampling.grammar_mask import GrammarMask
 from textmill_shard.sampling.min_new_tokens import MinNewTokens
 from textmill_shard.sampling.repetition_penalty import RepetitionPenalty
@@ -18,6 +19,7 @@ def build_stages(
     return (
         RepetitionPenalty(num_slots=num_slots, device=device),
         CountPenalties(num_slots=num_slots, device=device),
+        Dry(num_slots=num_slots, device=device),
         Bias(num_slots=num_slots, device=device),
         MinNewTokens(num_slots=num_slots, device=device),
         grammar_mask,

@@ -192,15 +192,25 @@ class _PlanCheck:
         numbers = (params.temperature, params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
         is_finite = all(math.isfinite(number) for number in numbers)
         self._require(is_finite, "admits.sampling", f"wanted finite numbers, got {numbers}", slot)
+        has_no_dry = params.dry_multiplier == 0
         for name, is_right, wanted, found in (
             ("temperature", params.temperature > 0, "more than 0", params.temperature),
             ("repetition_penalty", params.repetition_penalty > 0, "more than 0", params.repetition_penalty),
             ("top_p", 0 < params.top_p <= 1, "above 0 and at most 1", params.top_p),
             ("min_p", 0 <= params.min_p < 1, "at least 0 and below 1", params.min_p),
+            ("dry_multiplier", 0 <= params.dry_multiplier < math.inf, "finite and at least 0", params.dry_multiplier),
+            ("dry_base", has_no_dry or 1 <= params.dry_base < math.inf, "finite and at least 1", params.dry_base),
+            (
+                "dry_allowed_length",
+                has_no_dry or params.dry_allowed_length > 0,
+                "at least 1",
+                params.dry_allowed_length,
+            ),
             ("typical_p", 0 < params.typical_p <= 1, "above 0 and at most 1", params.typical_p),
         ):
             self._require(is_right, f"admits.sampling.{name}", f"wanted {wanted}, got {found}", slot)
         self._check_vocabulary("admits.sampling.logit_bias_ids", slot, [token for token, _ in params.logit_bias])
+        self._check_vocabulary("admits.sampling.dry_breaker_ids", slot, params.dry_breaker_ids)
 
     def _check_vocabulary(self, field: str, slot: int, ids: Iterable[int]) -> None:
         largest = max(ids, default=0)

@@ -21,6 +21,10 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # prompt and output tokens
     presence_penalty: float = 0.0  # logit units, output tokens
     frequency_penalty: float = 0.0  # logit units per occurrence, output tokens
+    dry_multiplier: float = 0.0  # logit units, prompt and output tokens (sampling/dry.py)
+    dry_base: float = 1.75  # >= 1
+    dry_allowed_length: int = 2  # tokens of the shortest repetition that costs something
+    dry_breaker_ids: tuple[int, ...] = ()
     seed: int = 0  # unsigned 64 bits
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, logit units)
     min_new_tokens: int = 0

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from textmill_router.errors import OverBudget, RuleBroken, ValidationFailed
 from textmill_router.request import FinishReason
-from textmill_router.serving.validation import RequestedParameters, numbers_of
+from textmill_router.serving.validation import RequestedParameters, breakers_of, numbers_of
 from textmill_router.text.events import GenerationResult
 
 FINISH_REASONS = {
@@ -47,6 +47,10 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int | None = None
     min_p: float | None = None
     typical_p: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_sequence_breakers: list[str] | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
 
@@ -110,6 +114,7 @@ def requested_sampling(body: OpenAIBody, names: Mapping[str, str]) -> RequestedP
         numbers=numbers,
         do_sample=body.temperature != 0,
         logit_bias=_logit_bias(body.logit_bias),
+        dry_sequence_breakers=breakers_of(body),
         ignore_eos=body.ignore_eos or False,
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         streams=bool(body.stream),

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from textmill_router.grammar.request_forms import whole_output_grammar
-from textmill_router.serving.validation import RequestedParameters, check_adapter, numbers_of
+from textmill_router.serving.validation import RequestedParameters, breakers_of, check_adapter, numbers_of
 
 TgiFinish = Literal["length", "eos_token", "stop_sequence"]
 
@@ -19,6 +19,10 @@ class TgiParameters(msgspec.Struct, frozen=True, gc=False):
     decoder_input_details: bool | None = None
     details: bool | None = None
     do_sample: bool | None = None
+    dry_allowed_length: int | None = None
+    dry_base: float | None = None
+    dry_multiplier: float | None = None
+    dry_sequence_breakers: list[str] | None = None
     frequency_penalty: float | None = None
     grammar: Any = None
     ignore_eos: bool | None = None
@@ -207,6 +211,7 @@ def requested_parameters(parameters: TgiParameters | None, *, streams: bool) -> 
         ignore_eos=parameters.ignore_eos or False,
         grammar=whole_output_grammar(parameters.grammar),
         watermark=parameters.watermark or False,
+        dry_sequence_breakers=breakers_of(parameters),
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         wants_prompt_details=parameters.decoder_input_details or False,
         streams=streams,

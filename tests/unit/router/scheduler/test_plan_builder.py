@@ -30,6 +30,10 @@ LONG = replace(
         frequency_penalty=0.1,
         seed=2**63,
         logit_bias=tuple((number, 0.5) for number in range(20)),
+        dry_multiplier=0.8,
+        dry_base=1.75,
+        dry_allowed_length=2**31,
+        dry_breaker_ids=tuple(range(500)),
     ),
 )
 

@@ -159,6 +159,26 @@ BAD_PLANS: dict[str, tuple[Callable[[], Plan], int, str]] = {
     "top_p 0": (lambda: plan_of(admits=(sampled(top_p=0.0),)), 1, "admits.sampling.top_p"),
     "min_p 1": (lambda: plan_of(admits=(sampled(min_p=1.0),)), 1, "admits.sampling.min_p"),
     "typical_p above 1": (lambda: plan_of(admits=(sampled(typical_p=1.5),)), 1, "admits.sampling.typical_p"),
+    "dry_multiplier below 0": (
+        lambda: plan_of(admits=(sampled(dry_multiplier=-1.0),)),
+        1,
+        "admits.sampling.dry_multiplier",
+    ),
+    "dry_base below 1": (
+        lambda: plan_of(admits=(sampled(dry_multiplier=1.0, dry_base=0.5),)),
+        1,
+        "admits.sampling.dry_base",
+    ),
+    "dry_allowed_length 0": (
+        lambda: plan_of(admits=(sampled(dry_multiplier=1.0, dry_allowed_length=0),)),
+        1,
+        "admits.sampling.dry_allowed_length",
+    ),
+    "a breaker beyond the vocabulary": (
+        lambda: plan_of(admits=(sampled(dry_multiplier=1.0, dry_breaker_ids=(50,)),)),
+        1,
+        "admits.sampling.dry_breaker_ids",
+    ),
     "repetition_penalty 0": (
         lambda: plan_of(admits=(sampled(repetition_penalty=0.0),)),
         1,

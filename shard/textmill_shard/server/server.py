@@ -1,7 +1,7 @@
 """The gRPC side of a shard: Info, Health, and on rank 0 the one live stream.
 
-The step loop is never called from here: the reader of the stream puts plans into its inbox, the writer takes results
-out of the session. Health and Info have threads of their own.
+No thread of this file calls the step loop. The reader of the stream puts plans into the loop's inbox, and the writer
+takes results out of the session. Calls of Health and Info have threads of their own.
 """
 
 import os
@@ -50,27 +50,30 @@ _END_CODES = {
 
 @dataclass(frozen=True, slots=True)
 class LoadedShard:
-    """What there is to serve once the model is loaded. Only rank 0 has an engine."""
+    """A loaded model, ready to serve. Only rank 0 has an engine."""
 
     facts: ShardFacts
     engine: Engine | None
 
 
 class ShardService(shard_pb2_grpc.ShardServicer):
-    """Answers from the start; `loaded` is given once, when the model is ready."""
+    """The service, which answers Health from the start and all calls after `set_loaded`."""
 
     def __init__(self, status: ShardStatus) -> None:
         self._status = status
         self._loaded: LoadedShard | None = None
 
     def set_loaded(self, loaded: LoadedShard) -> None:
+        """Serve this model from now on. Called once."""
         self._loaded = loaded
         self._status.report_ready()
 
     def Info(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.ShardInfo:
+        """Answer with the facts of this rank; UNAVAILABLE while the model loads."""
         return facts_to_wire(self._require_loaded(context).facts)
 
     def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthReport:
+        """Answer with the state of the start and the age of the last step."""
         snapshot = self._status.snapshot
         return pb.HealthReport(
             state=_STATES[snapshot.state],
@@ -83,6 +86,11 @@ class ShardService(shard_pb2_grpc.ShardServicer):
         )
 
     def Run(self, request_iterator: Iterator[pb.ToShard], context: grpc.ServicerContext) -> Iterator[pb.FromShard]:
+        """Serve a stream to its end.
+
+        Ends with UNAVAILABLE while the model loads, and with FAILED_PRECONDITION on other ranks than 0 and while
+        another stream is live (rule 21).
+        """
         loaded = self._require_loaded(context)
         engine = loaded.engine
         if engine is None:
@@ -104,7 +112,7 @@ class ShardService(shard_pb2_grpc.ShardServicer):
         yield from self._write(session, context)
 
     def _write(self, session: Session, context: grpc.ServicerContext) -> Iterator[pb.FromShard]:
-        """What the step loop sends, and a heartbeat each second, until the session ends."""
+        """Yield the messages of the step loop, and a heartbeat each second, until the session ends."""
         epoch = session.epoch
         next_beat_s = time.monotonic() + HEARTBEAT_S
         while True:
@@ -130,7 +138,7 @@ class ShardService(shard_pb2_grpc.ShardServicer):
 
 
 def _read(messages: Iterator[pb.ToShard], engine: Engine, session: Session) -> None:
-    """Hand the router's messages to the step loop until its side of the stream ends."""
+    """Hand the router's messages to the step loop until the router's side of the stream ends."""
     try:
         for message in messages:
             session.hear()
@@ -145,7 +153,7 @@ def _read(messages: Iterator[pb.ToShard], engine: Engine, session: Session) -> N
                 except PlanRejected as rejected:
                     engine.submit_plan(session, rejected, data)
     except grpc.RpcError:
-        pass  # broken off; the callback of the stream says so as well
+        pass  # the stream broke off, which also ends the session below and in the callback of the stream
     engine.close_session(session, EndReason.ROUTER_LEFT, "the router closed its side of the stream")
 
 

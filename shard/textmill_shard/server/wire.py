@@ -1,4 +1,4 @@
-"""Between the messages of `textmill_proto` and the shard's own types. Nothing else in the shard knows the wire.
+"""Turns messages of `textmill_proto` into the shard's own types, and the shard's types into messages.
 
 Packed arrays are little-endian: u32 for ids and counts, f32 for log-probabilities, u8 for flags.
 """
@@ -39,23 +39,27 @@ _ERROR_CODES = {
 
 
 def pack_u32(values: IdArray) -> bytes:
+    """Pack ids or counts, each as 4 bytes."""
     return values.astype("<u4").tobytes()
 
 
 def pack_f32(values: FloatArray) -> bytes:
+    """Pack floats, each as 4 bytes."""
     return values.astype("<f4").tobytes()
 
 
 def unpack_u32(data: bytes) -> IdArray:
+    """Unpack ids or counts into int64. The length of `data` is a multiple of 4."""
     return np.frombuffer(data, dtype="<u4").astype(np.int64)
 
 
 def unpack_f32(data: bytes) -> FloatArray:
+    """Unpack float32. The length of `data` is a multiple of 4."""
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
 
 
 def plan_from_wire(message: pb.Plan) -> Plan:
-    """Raises PlanRejected when the bytes of a field cannot be what the field says."""
+    """Read a plan. Raises PlanRejected when the length of a packed field does not fit the type of its values."""
     budget = message.budget
     return Plan(
         number=message.number,
@@ -80,7 +84,7 @@ def plan_from_wire(message: pb.Plan) -> Plan:
 
 
 def plan_from_bytes(data: bytes) -> Plan:
-    """The plan that a rank's entry carries as a serialised message."""
+    """Read a plan from a serialised message, the form in which rank 0 sends plans to the other ranks."""
     return plan_from_wire(pb.Plan.FromString(data))
 
 
@@ -151,6 +155,7 @@ def _rejected(plan: int, slot: int, field: str, message: str) -> PlanRejected:
 
 
 def facts_to_wire(facts: ShardFacts) -> pb.ShardInfo:
+    """Return the facts as a message, with the version of the protocol."""
     return pb.ShardInfo(
         protocol_version=PROTOCOL_VERSION,
         model_id=facts.model_id,
@@ -179,10 +184,12 @@ def facts_to_wire(facts: ShardFacts) -> pb.ShardInfo:
 
 
 def hello_to_wire(epoch: int, facts: ShardFacts) -> pb.FromShard:
+    """Return the first message of a stream."""
     return pb.FromShard(epoch=epoch, hello=pb.Hello(info=facts_to_wire(facts)))
 
 
 def heartbeat_to_wire(epoch: int, beat: Heartbeat) -> pb.FromShard:
+    """Return the message of a heartbeat."""
     return pb.FromShard(
         epoch=epoch,
         heartbeat=pb.Heartbeat(
@@ -192,6 +199,7 @@ def heartbeat_to_wire(epoch: int, beat: Heartbeat) -> pb.FromShard:
 
 
 def rejection_to_wire(epoch: int, rejection: PlanRejection) -> pb.FromShard:
+    """Return the message that refuses a plan."""
     rejected = pb.PlanRejected(
         plan=rejection.plan, slot=rejection.slot, field=rejection.field, message=rejection.message
     )
@@ -199,6 +207,7 @@ def rejection_to_wire(epoch: int, rejection: PlanRejection) -> pb.FromShard:
 
 
 def result_to_wire(epoch: int, result: StepResult) -> pb.FromShard:
+    """Return the message of a step's result."""
     message = pb.StepResult(
         step=result.step,
         plan_applied=result.plan_applied,

@@ -1,1 +1,1 @@
-"""Plans, the rows that they seat, and which rows make up a step: numbers, no tensors."""
+"""Plans, the rows that plans put into slots, and the rows that make up a step: numbers, no tensors."""

@@ -1,4 +1,4 @@
-"""Whether a sampled token ends its request: length, EOS, stop ids. Stop strings are the router's."""
+"""Whether a sampled token ends its request: length, EOS, stop ids. The router looks for stop strings."""
 
 # N rows that sampled
 
@@ -11,17 +11,18 @@ from textmill_shard.slots.slot_table import SlotTable
 
 
 class FinishRules:
-    """Knows the model's EOS ids; the rest of what ends a request stands in its row."""
+    """The rules by which a token ends a request. The EOS ids are the model's; all else stands in the request's row."""
 
     def __init__(self, eos_token_ids: Sequence[int]) -> None:
         self._eos_set = frozenset(eos_token_ids)
         self._eos_ids = np.array(sorted(eos_token_ids), dtype=np.int64)
 
     def flags(self, table: SlotTable, slots_N: IdArray, tokens_N: IdArray) -> IdArray:
-        """Wire flags of each row, 0 = goes on. Call after the tokens are appended.
+        """Return the flags of each row as on the wire; 0 means that the request goes on. Call after `append`.
 
-        A token may end its request in more than one way at once: all its flags are set. EOS and stop ids do not end a
-        request before `min_new_tokens`; the sampler has masked them, so this only guards against a wrong mask.
+        A token may end its request in several ways at once, and then all these flags are set. EOS and stop ids do not
+        end a request before `min_new_tokens`. The sampler has masked them, so the test here only guards against a wrong
+        mask.
         """
         num_tokens_N = table.num_tokens[slots_N]
         is_long_N = num_tokens_N >= table.max_tokens[slots_N]
@@ -37,6 +38,6 @@ class FinishRules:
         return np.where(flags_N > 0, flags_N | FLAG_FINISHED, 0).astype(np.int64)
 
     def ending_ids(self, stop_ids: Sequence[int], *, ignore_eos: bool) -> tuple[int, ...]:
-        """Ids that would end a request: those masked before `min_new_tokens`."""
+        """Return the ids that end a request, which are masked before `min_new_tokens`."""
         eos_ids = () if ignore_eos else tuple(self._eos_ids.tolist())
         return tuple(dict.fromkeys((*eos_ids, *stop_ids)))

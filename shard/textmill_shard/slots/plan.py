@@ -1,4 +1,4 @@
-"""What the router tells the shard (`Plan`) and what a step brings back (`StepResult`): rules in docs/wire.md."""
+"""The plan that the router sends to the shard, and the result of a step, which goes back (rules in docs/wire.md)."""
 
 # Arrays of ids are numpy int64 inside the shard; the wire packs them as u32 (server/wire.py).
 
@@ -19,7 +19,7 @@ NO_IDS: IdArray = np.zeros(0, dtype=np.int64)
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Ends a slot; a no-op when that occupant is gone (rule 5)."""
+    """Ends a slot. Does nothing when the slot has another occupant or none (rule 5)."""
 
     slot: int
     request_id: int
@@ -27,7 +27,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Extend:
-    """Appends blocks to a slot's table; a no-op when that occupant is gone (rule 5)."""
+    """Appends blocks to a slot's table. Does nothing when the slot has another occupant or none (rule 5)."""
 
     slot: int
     request_id: int
@@ -36,40 +36,40 @@ class Extend:
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What the whole output of a request must match, in llguidance's dialect of Lark."""
+    """A grammar that the whole output of a request must match, in llguidance's dialect of Lark."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Seats a request. All state of the slot is a function of this message (rule 18)."""
+    """Puts a request into a slot. All state of the slot is a function of this message (rule 18)."""
 
     request_id: int
     slot: int
     prompt_ids: IdArray
-    output_ids: IdArray  # sampled before, on re-admission
+    output_ids: IdArray  # sampled before, when the request is admitted again
     num_cached_tokens: int  # smaller than prompt + output; multiple of the block size unless places are copied
     block_ids: IdArray
     max_new_tokens: int  # output tokens in all, output_ids included
-    sampling: SamplingParams  # `end_ids` are still empty: the model's EOS ids are not on the wire
+    sampling: SamplingParams  # `end_ids` is still empty, because the model's EOS ids are not on the wire
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     prompt_logprobs_from: int | None = None  # first prompt position wanted; None = none (rule 17)
     prompt_top_n_tokens: int = 0
     grammar: Grammar | None = None
-    is_long_rope: bool = False  # it takes the long rotary table (ShardFacts.rope_border)
+    is_long_rope: bool = False  # the request takes the long rotary table (ShardFacts.rope_border)
     num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
-    copied_block_id: int | None = None  # has the places of the last cached tokens, which do not fill a block
+    copied_block_id: int | None = None  # block with the last cached tokens, which fill no whole block
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and output tokens known at admission."""
+        """The number of prompt and output tokens known at admission."""
         return len(self.prompt_ids) + len(self.output_ids)
 
     @property
     def text_ids(self) -> IdArray:
-        """The part of the prompt that the output continues: not what an encoder reads."""
+        """The part of the prompt that the output continues, which is the prompt without the encoder's tokens."""
         return self.prompt_ids[self.num_encoder_tokens :]
 
 
@@ -84,7 +84,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Changes, applied whole at a step boundary: drops, extends, admits, budget (rule 1)."""
+    """Changes in their order: drops, extends, admits, budget. A plan is applied whole, between two steps (rule 1)."""
 
     number: int
     drops: tuple[Drop, ...] = ()
@@ -118,7 +118,7 @@ class SlotError:
 
 @dataclass(frozen=True, slots=True)
 class TopTokens:
-    """Alternatives of one sampled row, best first. Natural-log probabilities, parallel to ids."""
+    """The most probable tokens of one sampled row, best first. `logprobs` has natural logarithms, parallel to `ids`."""
 
     row: int
     ids: IdArray
@@ -129,7 +129,8 @@ class TopTokens:
 class SlotPromptLogprobs:
     """Log-probabilities of the prompt tokens `start`, `start + 1` ... of one slot (rule 17).
 
-    `top_counts` tells how many of the concatenated alternatives belong to each position; empty when none were asked.
+    `top_ids` holds the alternatives of all positions end to end, and `top_counts` their number at each position. Both
+    are empty when the request asked for no alternatives.
     """
 
     slot: int
@@ -143,9 +144,10 @@ class SlotPromptLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One step as the router is told of it. `slots`, `tokens`, `flags` are parallel; so are the two prefill arrays.
+    """The news of one step for the router.
 
-    `step` is 0 for a result that only acknowledges. `logprobs` holds NaN for rows that did not ask, None when none did.
+    `slots`, `tokens` and `flags` are parallel, and so are `prefill_slots` and `prefill_computed`. `step` is 0 for a
+    result that only acknowledges plans. `logprobs` holds NaN for rows that did not ask, and is None when no row asked.
     """
 
     step: int
@@ -160,23 +162,23 @@ class StepResult:
     logprobs: FloatArray | None = None
     top_tokens: tuple[TopTokens, ...] = ()
     prompt_logprobs: tuple[SlotPromptLogprobs, ...] = ()
-    step_ns: int = 0  # composing to tokens on the host
-    device_ns: int = 0  # forward pass
+    step_ns: int = 0  # from the choice of the rows until the tokens are on the host
+    device_ns: int = 0  # of the forward pass
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRejection:
-    """A plan that broke a rule; none of it was applied and the stream ends (rule 20)."""
+    """A plan that broke a rule. No part of the plan was applied, and the stream ends (rule 20)."""
 
     plan: int
     slot: int  # 0 when no slot is concerned
-    field: str  # "admits.num_cached_tokens"
+    field: str  # for example "admits.num_cached_tokens"
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Life sign of the shard, each second."""
+    """The sign of life that the shard sends each second."""
 
     last_step: int  # 0 = none yet
     last_step_age_ms: int
@@ -185,7 +187,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class ShardFacts:
-    """What this rank holds, as Info and Hello tell it. Sizes in tokens, blocks and bytes as named."""
+    """The facts of this rank for Info and Hello. The names of the sizes have the units: tokens, blocks or bytes."""
 
     model_id: str
     model_sha: str
@@ -200,12 +202,12 @@ class ShardFacts:
     max_step_tokens: int
     vocab_size: int
     eos_token_ids: tuple[int, ...]
-    max_model_tokens: int  # longest sequence that the positions (of the decoder) allow, 0 = unbounded
+    max_model_tokens: int  # longest sequence that the positions of the decoder allow, 0 = unbounded
     layout: str = "flat"
     features: tuple[str, ...] = ("prefix_cache", "prompt_logprobs")
     tokenizer_digest: str = ""
     weight_bytes: int = 0
     kv_bytes: int = 0
-    rope_border: int = 0  # requests of more tokens, prompt and output, take the long rotary table; 0 = there is one
+    rope_border: int = 0  # requests of more tokens, prompt and output, take the long rotary table; 0 = only one table
     decoder_prompt_ids: tuple[int, ...] = ()  # ids that the decoder begins with; empty = the model has no encoder
     max_encoder_tokens: int = 0  # longest text that the positions of the encoder allow, 0 = unbounded

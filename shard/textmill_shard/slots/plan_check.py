@@ -1,4 +1,4 @@
-"""Checks a plan whole before any of it is applied (rule 20). A plan that breaks a rule is a bug of the router."""
+"""Checks all of a plan before the first part is applied (rule 20). A plan that breaks a rule is a bug of the router."""
 
 import math
 from collections.abc import Iterable
@@ -9,12 +9,12 @@ import numpy.typing as npt
 from textmill_shard.slots.plan import Admit, Budget, IdArray, Plan, PlanRejection, ShardFacts
 from textmill_shard.slots.slot_table import NOBODY, SlotTable
 
-# What the blocks of these hold is not all of a request's past, or means something to that request alone.
+# Blocks hold only a part of a request's past (layout state), or serve one request alone (layout encoder_decoder).
 LAYOUTS_WITHOUT_PREFIXES = ("state", "encoder_decoder")
 
 
 class PlanRejected(Exception):
-    """Names plan, slot and field; `rejection` is what the router is told."""
+    """A plan breaks a rule. `rejection` goes to the router and names plan, slot and field."""
 
     def __init__(self, rejection: PlanRejection) -> None:
         super().__init__(f"plan {rejection.plan}, slot {rejection.slot}, {rejection.field}: {rejection.message}")
@@ -27,7 +27,10 @@ def check_plan(plan: Plan, *, last_number: int, table: SlotTable, facts: ShardFa
 
 
 class _PlanCheck:
-    """One plan against one table; `_num_holders` and `_writers` foresee what the plan does to blocks, in its order."""
+    """The check of one plan against one table.
+
+    `_num_holders` and `_writers` are copies of the table's arrays, which follow the changes of the plan in their order.
+    """
 
     def __init__(self, plan: Plan, *, table: SlotTable, facts: ShardFacts) -> None:
         self._plan = plan
@@ -40,49 +43,52 @@ class _PlanCheck:
     def run(self, last_number: int) -> None:
         plan = self._plan
         self._require(plan.number == last_number + 1, "number", f"plan {last_number + 1} comes next, got {plan.number}")
-        dropped = self._check_drops()
-        self._check_extends(dropped)
-        seated: dict[int, int] = {}
+        dropped_slots = self._check_drops()
+        self._check_extends(dropped_slots)
+        seated_requests: dict[int, int] = {}
         for admit in plan.admits:
             self._check_tokens(admit)
             self._check_grammar(admit)
             self._check_sampling(admit)
             self._check_rope(admit)
             self._check_encoder(admit)
-            self._check_seat(admit, dropped=dropped, seated=seated)
-            seated[admit.slot] = admit.request_id
+            self._check_seat(admit, dropped_slots=dropped_slots, seated_requests=seated_requests)
+            seated_requests[admit.slot] = admit.request_id
         if plan.budget is not None:
             self._check_budget(plan.budget)
 
     def _check_drops(self) -> set[int]:
-        """Slots that are free once the drops are applied."""
-        dropped: set[int] = set()
+        """Return the slots that are free once the drops are applied."""
+        dropped_slots: set[int] = set()
         for drop in self._plan.drops:
             self._check_slot("drops.slot", drop.slot)
-            if self._table.is_occupant(drop.slot, drop.request_id) and drop.slot not in dropped:
-                dropped.add(drop.slot)
+            if self._table.is_occupant(drop.slot, drop.request_id) and drop.slot not in dropped_slots:
+                dropped_slots.add(drop.slot)
                 if self._has_grants:
                     blocks = self._table.blocks_of(drop.slot)
                     self._num_holders[blocks] -= 1
                     self._writers[blocks[self._writers[blocks] == drop.slot]] = NOBODY
-        return dropped
+        return dropped_slots
 
-    def _check_extends(self, dropped: set[int]) -> None:
+    def _check_extends(self, dropped_slots: set[int]) -> None:
         for extend in self._plan.extends:
             slot = extend.slot
             self._check_slot("extends.slot", slot)
             self._check_block_ids("extends.block_ids", slot, extend.block_ids)
-            if self._table.is_occupant(slot, extend.request_id) and slot not in dropped:
+            if self._table.is_occupant(slot, extend.request_id) and slot not in dropped_slots:
                 self._check_fresh("extends.block_ids", slot, extend.block_ids)
 
-    def _check_seat(self, admit: Admit, *, dropped: set[int], seated: dict[int, int]) -> None:
-        """`seated` holds the earlier admits of this plan, request by slot."""
+    def _check_seat(self, admit: Admit, *, dropped_slots: set[int], seated_requests: dict[int, int]) -> None:
+        """Check slot, request and blocks of an admit.
+
+        `seated_requests` has, by slot, the requests of the plan's earlier admits.
+        """
         slot, table = admit.slot, self._table
         self._check_slot("admits.slot", slot)
-        is_free = (not table.is_occupied[slot] or slot in dropped) and slot not in seated
+        is_free = (not table.is_occupied[slot] or slot in dropped_slots) and slot not in seated_requests
         self._require(is_free, "admits.slot", "the slot must be free, it is taken", slot)
-        seats = set(np.flatnonzero(table.is_occupied & (table.request_ids == admit.request_id)).tolist()) - dropped
-        is_new = not seats and admit.request_id not in seated.values()
+        slots = set(np.flatnonzero(table.is_occupied & (table.request_ids == admit.request_id)).tolist())
+        is_new = not slots - dropped_slots and admit.request_id not in seated_requests.values()
         self._require(is_new, "admits.request_id", f"request {admit.request_id} has a seat already", slot)
 
         self._check_block_ids("admits.block_ids", slot, admit.block_ids)
@@ -106,43 +112,46 @@ class _PlanCheck:
         self._check_fresh("admits.block_ids", slot, admit.block_ids[num_cached_blocks:])
 
     def _check_copied(self, slot: int, block: int, num_places: int) -> None:
-        """Whoever writes the block now has computed the places to be copied (rule 10)."""
+        """Require that the writer of the block, if there is one, has computed the places to be copied (rule 10)."""
         field, blocks = "admits.copied_block_id", np.array([block])
         self._check_block_ids(field, slot, blocks)
         is_computed = bool(self._has_computed(blocks, num_places).all())
         self._require(is_computed, field, f"{num_places} places of block {block} are still being written", slot)
 
     def _check_cached(self, slot: int, blocks: IdArray) -> None:
-        """A block found by prefix is full: whoever writes it now has computed all its places (rules 9 and 10)."""
+        """Require that the writers of these cached blocks, if there are any, have filled them (rules 9 and 10)."""
         self._num_holders[blocks] += 1
         is_full = self._has_computed(blocks, self._facts.block_size)
         message = f"cached blocks must be full, {blocks[~is_full].tolist()} are still being written"
         self._require(bool(is_full.all()), "admits.num_cached_tokens", message, slot)
 
     def _has_computed(self, blocks: IdArray, num_places: int) -> npt.NDArray[np.bool_]:
-        """Of each block: nobody writes it, or its writer has computed so many places of it."""
+        """Return for each block whether it has no writer, or a writer that has computed so many of its places."""
         writers = self._writers[blocks]
         needed = self._table.write_indices[blocks] * self._facts.block_size + num_places
-        # A writer of this very plan is not in the table yet: it has computed nothing.
+        # A writer that this very plan admits is not in the table yet, and has computed no place.
         has_computed = (self._table.num_computed[writers] >= needed) & (self._table.writers[blocks] == writers)
         is_right: npt.NDArray[np.bool_] = (writers == NOBODY) | has_computed
         return is_right
 
     def _check_fresh(self, field: str, slot: int, blocks: IdArray) -> None:
-        """A block to write to is in no other table: two writers would destroy each other's tokens (rule 8)."""
+        """Require that no table has these blocks, because two writers would destroy each other's tokens (rule 8)."""
         held = blocks[self._num_holders[blocks] > 0]
         self._require(not len(held), field, f"blocks {held.tolist()} are held by another request or twice", slot)
         self._num_holders[blocks] += 1
         self._writers[blocks] = slot
 
     def _check_rope(self, admit: Admit) -> None:
-        """Both sides must agree on the table: blocks computed with the one are no prefix for the other."""
+        """Require the rotary table that the length demands.
+
+        Both sides must agree, because a block computed with one table is no prefix for a request of the other table.
+        """
         border, num_tokens = self._facts.rope_border, len(admit.prompt_ids) + admit.max_new_tokens
         message = f"{num_tokens} tokens with a border of {border}, got {admit.is_long_rope}"
         self._require(admit.is_long_rope == (0 < border < num_tokens), "admits.long_rope", message, admit.slot)
 
     def _check_encoder(self, admit: Admit) -> None:
-        """An encoder reads its part whole: a decoder token follows it, and one step must hold it (rule 16)."""
+        """Require a text for the encoder that fits one step and leaves the decoder a token (rule 16)."""
         facts, num_encoder = self._facts, admit.num_encoder_tokens
         least = most = 0
         if facts.decoder_prompt_ids:

@@ -1,15 +1,16 @@
-"""How one request wants its tokens drawn: checked numbers, no state."""
+"""The sampling parameters of one request: checked numbers, no state."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """The sampling part of an Admit. Ranges are checked by the router; "off" is the default of each field.
+    """The sampling part of an Admit. The router has checked the ranges. The defaults switch everything off.
 
-    `end_ids` are the ids that would end this request (EOS ids unless they are ignored, and its stop ids): they cannot
-    be drawn before `min_new_tokens` output tokens exist. `end_ids` and `has_grammar` are filled in when the request is
-    seated (engine/row_sampling.py). `top_n_tokens` counts alternatives; ties at the cut are added.
+    `end_ids` are the ids that would end this request: its stop ids, and the EOS ids unless the request ignores them.
+    None of them is drawn before `min_new_tokens` output tokens exist. `engine/row_sampling.py` fills in `end_ids` and
+    `has_grammar` when the request gets its slot. `top_n_tokens` is the number of alternatives; tokens that tie with the
+    last alternative are added.
     """
 
     do_sample: bool = False
@@ -18,12 +19,12 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     typical_p: float = 1.0
-    repetition_penalty: float = 1.0  # prompt and output tokens
-    presence_penalty: float = 0.0  # logit units, output tokens
-    frequency_penalty: float = 0.0  # logit units per occurrence, output tokens
-    dry_multiplier: float = 0.0  # logit units, prompt and output tokens (sampling/dry.py)
+    repetition_penalty: float = 1.0  # of prompt and output tokens
+    presence_penalty: float = 0.0  # logit units, of output tokens
+    frequency_penalty: float = 0.0  # logit units for each occurrence of an output token
+    dry_multiplier: float = 0.0  # logit units, of prompt and output tokens (sampling/dry.py)
     dry_base: float = 1.75  # >= 1
-    dry_allowed_length: int = 2  # tokens of the shortest repetition that costs something
+    dry_allowed_length: int = 2  # tokens of the shortest repetition that lowers a score
     dry_breaker_ids: tuple[int, ...] = ()
     seed: int = 0  # unsigned 64 bits
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, logit units)

@@ -1,7 +1,8 @@
-"""The rows of the requests that have a seat: one row per slot, in numpy arrays.
+"""The rows of the requests that have a slot: one row per slot, in numpy arrays.
 
 A row is a function of its Admit, of the blocks granted since and of the tokens sampled since (rule 18). The table
-holds no sampling state and decides nothing: it answers what each slot still has to compute and where.
+holds no sampling state and decides nothing. Other files read from it which tokens a slot has yet to compute, and
+where their K and V belong.
 """
 
 # S slots, B blocks of the widest table
@@ -17,7 +18,10 @@ _FIRST_TABLE_BLOCKS = 16
 
 
 class SlotTable:
-    """Seats of the shard. Arrays are indexed by slot; rows of free slots hold zeros. Only the executor writes."""
+    """The slots of the shard. Only the executor writes them.
+
+    Arrays are indexed by slot, and rows of free slots hold zeros.
+    """
 
     def __init__(self, *, num_slots: int, block_size: int, num_blocks: int) -> None:
         self.num_slots = num_slots
@@ -27,20 +31,20 @@ class SlotTable:
         self.reset()
 
     def reset(self) -> None:
-        """Free every slot (a new epoch)."""
+        """Free every slot, because a new epoch begins."""
         num_slots = self.num_slots
-        self.request_ids = np.zeros(num_slots, dtype=np.uint64)  # of free slots: 0, which means nothing
+        self.request_ids = np.zeros(num_slots, dtype=np.uint64)  # 0 for free slots; `is_occupied` tells them apart
         self.is_occupied = np.zeros(num_slots, dtype=bool)
         self.is_prefilling = np.zeros(num_slots, dtype=bool)  # no token sampled since admission
-        self.is_held = np.zeros(num_slots, dtype=bool)  # must not sample yet: its grammar compiles (rule 19)
+        self.is_held = np.zeros(num_slots, dtype=bool)  # must not sample yet, because its grammar compiles (rule 19)
         self.order = np.zeros(num_slots, dtype=np.int64)  # rank in the order of admission
         self.num_prompt = np.zeros(num_slots, dtype=np.int64)  # tokens
         self.num_encoder = np.zeros(num_slots, dtype=np.int64)  # first tokens of the prompt, for the encoder
         self.num_tokens = np.zeros(num_slots, dtype=np.int64)  # prompt and output
         self.num_computed = np.zeros(num_slots, dtype=np.int64)  # tokens whose K and V are stored
         self.num_places = np.zeros(num_slots, dtype=np.int64)  # tokens that the granted blocks have room for
-        self.max_tokens = np.zeros(num_slots, dtype=np.int64)  # prompt and output; reaching it is the end by length
-        self.min_tokens = np.zeros(num_slots, dtype=np.int64)  # before which EOS and stop ids do not end it
+        self.max_tokens = np.zeros(num_slots, dtype=np.int64)  # prompt and output; the request ends at this number
+        self.min_tokens = np.zeros(num_slots, dtype=np.int64)  # prompt and output; EOS and stop ids count beyond it
         self.last_tokens = np.zeros(num_slots, dtype=np.int64)
         self.ignores_eos = np.zeros(num_slots, dtype=bool)
         self.has_stop_ids = np.zeros(num_slots, dtype=bool)
@@ -56,7 +60,7 @@ class SlotTable:
         self.num_occupied = 0
 
     def admit(self, admit: Admit) -> None:
-        """Seat a request in a free slot. Checked before (plan_check.py)."""
+        """Put a request into a free slot. `plan_check.py` has checked the message."""
         slot = admit.slot
         assert not self.is_occupied[slot], slot
         num_prompt = len(admit.prompt_ids)
@@ -80,7 +84,7 @@ class SlotTable:
         self.num_computed[slot] = admit.num_cached_tokens
         self.num_places[slot] = 0
         self.max_tokens[slot] = max_tokens
-        # A grammar's mask lets an end through only where it is due: what it lets through ends the request.
+        # The mask of a grammar lets EOS through only where the text may end, so each EOS that comes ends the request.
         has_grammar = admit.grammar is not None
         self.min_tokens[slot] = num_prompt + (0 if has_grammar else admit.sampling.min_new_tokens)
         self.last_tokens[slot] = tokens[num_tokens - 1]
@@ -91,7 +95,7 @@ class SlotTable:
         self.grant(slot, admit.block_ids)
 
     def grant(self, slot: int, block_ids: IdArray) -> None:
-        """Append blocks to the slot's table. A starved slot goes on when it gained places (rule 13)."""
+        """Append blocks to the slot's table. A starved slot that gains places goes on (rule 13)."""
         if not len(block_ids):
             return
         start = int(self.num_places[slot]) // self.block_size
@@ -102,9 +106,9 @@ class SlotTable:
         self.was_starved[slot] = False
         self.num_holders[block_ids] += 1
         num_cached = self.admit_of(slot).num_cached_tokens // self.block_size
-        written = block_ids[max(num_cached - start, 0) :]  # cached blocks stay those of who wrote them
-        self.writers[written] = slot
-        self.write_indices[written] = np.arange(end - len(written), end)
+        own_blocks = block_ids[max(num_cached - start, 0) :]  # a cached block keeps the writer that it has
+        self.writers[own_blocks] = slot
+        self.write_indices[own_blocks] = np.arange(end - len(own_blocks), end)
 
     def end(self, slot: int) -> None:
         """Free a slot."""
@@ -123,7 +127,7 @@ class SlotTable:
         self._admits[slot] = None
 
     def release(self, slots: Sequence[int]) -> None:
-        """Let held slots sample."""
+        """Let slots sample whose grammars are ready."""
         self.is_held[list(slots)] = False
 
     def advance(self, slots: IdArray, counts: IdArray) -> None:
@@ -139,25 +143,26 @@ class SlotTable:
         self.is_prefilling[slots] = False
 
     def is_occupant(self, slot: int, request_id: int) -> bool:
-        """Whether this request has this seat now."""
+        """Whether this request has this slot now."""
         return bool(self.is_occupied[slot] and self.request_ids[slot] == request_id)
 
     def admit_of(self, slot: int) -> Admit:
-        """The message that seated the occupant."""
+        """Return the message that admitted the occupant."""
         admit = self._admits[slot]
         assert admit is not None, slot
         return admit
 
     def tokens_of(self, slot: int, *, start: int = 0, end: int) -> IdArray:
-        """Tokens `start` .. `end` of the occupant, a view."""
+        """Return a view of the occupant's tokens from `start` up to, but not including, `end`."""
         return self._row(slot)[start:end]
 
     def blocks_of(self, slot: int) -> IdArray:
-        """The granted blocks in order."""
+        """Return the granted blocks, in the order of the tokens."""
         return self.block_tables_SB[slot, : int(self.num_places[slot]) // self.block_size].astype(np.int64)
 
     @property
     def is_empty(self) -> bool:
+        """Whether every slot is free."""
         return not self.is_occupied.any()
 
     def _row(self, slot: int) -> IdArray:

@@ -1,9 +1,10 @@
-"""Which rows make up a step: a fixed rule without freedom, so that every rank composes the same step.
+"""Which rows make up a step. The rule leaves no choice, so that every rank composes the same step.
 
-Every running slot decodes; then one pass over the prefills in the order of admission, each at most the chunk; then
-what is left of the budget in the same order. The last chunk of a prompt samples in the same step. A slot whose places
-are used up is skipped and reported once (rule 13). A slot whose grammar is not compiled yet leaves the last token of
-its prompt for later (rule 19). What an encoder reads is not cut: it is in one step, or waits for the next (rule 16).
+Every slot that decodes has one token in the step. A first pass gives each prefill, in the order of admission, at most
+one chunk of the budget; a second pass in that order gives away the rest (rule 16). The last chunk of a prompt samples
+in its step. A slot whose places are used up is skipped, and reported once (rule 13). A slot whose grammar is not
+compiled yet leaves the last token of its prompt for a later step (rule 19). The tokens that an encoder reads are never
+cut: all of them are in one step, or the slot waits for the next step (rule 16).
 """
 
 # R rows of the step
@@ -20,26 +21,28 @@ from textmill_shard.slots.slot_table import SlotTable
 
 @dataclass(frozen=True, slots=True)
 class ComposedStep:
-    """The rows of one step: decodes by slot number, then prefills by admission. Arrays are parallel unless named."""
+    """The rows of one step: decodes by slot number, then prefills by admission. The arrays of R rows are parallel."""
 
     slots_R: IdArray
     starts_R: IdArray  # position of the first token that the row computes
     counts_R: IdArray  # tokens that the row computes
     samples_R: npt.NDArray[np.bool_]
-    starved_slots: IdArray  # to report now
+    starved_slots: IdArray  # to be reported with this step
     is_decode: bool  # every row computes the token sampled last, and samples
 
     @property
     def is_empty(self) -> bool:
+        """Whether the step has no row."""
         return not len(self.slots_R)
 
     @property
     def num_tokens(self) -> int:
+        """The number of tokens that the step computes."""
         return int(self.counts_R.sum())
 
 
 def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
-    """Choose the rows of the next step and mark the slots reported starved. Nothing else changes."""
+    """Choose the rows of the next step. Changes the table in one way: starved slots are marked as reported."""
     has_places = table.num_computed < table.num_places
     is_runnable = table.is_occupied & has_places
     starved_slots = NO_IDS
@@ -70,7 +73,10 @@ def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
 
 
 def _decode_step(table: SlotTable, slots_R: IdArray, starved_slots: IdArray) -> ComposedStep:
-    """Most steps: nothing to share out. Python between two forward passes leaves the cores idle, so it is short."""
+    """Compose a step in which every row decodes, as in most steps.
+
+    The code is short, because the cores are idle while Python runs between two forward passes.
+    """
     counts_R, samples_R = _all_ones(len(slots_R))
     return ComposedStep(
         slots_R=slots_R,
@@ -84,28 +90,32 @@ def _decode_step(table: SlotTable, slots_R: IdArray, starved_slots: IdArray) -> 
 
 @cache
 def _all_ones(num_rows: int) -> tuple[IdArray, npt.NDArray[np.bool_]]:
-    """Counts and marks of a step of so many rows in which all decode. To be read only."""
+    """Return the counts and the sampling marks of a step in which so many rows decode. Both arrays are read-only."""
     counts_R, samples_R = np.ones(num_rows, dtype=np.int64), np.ones(num_rows, dtype=bool)
     counts_R.flags.writeable = samples_R.flags.writeable = False
     return counts_R, samples_R
 
 
 def _share_budget(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_tokens: int) -> IdArray:
-    """Tokens for each of `slots` (in order of admission): first at most a chunk each, then what is left."""
-    wanted = _wanted(table, slots)
-    counts = _take_in_order(np.minimum(wanted, max_chunk_tokens), num_free)
-    return counts + _take_in_order(wanted - counts, num_free - int(counts.sum()))
+    """Return the number of tokens for each of `slots`, which are in the order of admission.
+
+    Each slot first gets at most a chunk, then the slots get the rest of the budget in their order.
+    """
+    num_open = _num_open(table, slots)
+    counts = _take_in_order(np.minimum(num_open, max_chunk_tokens), num_free)
+    return counts + _take_in_order(num_open - counts, num_free - int(counts.sum()))
 
 
 def _share_whole(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_tokens: int) -> IdArray:
-    """The same where encoders read: a slot gets at least what its encoder has not read yet, or nothing.
+    """Return the number of tokens for each of `slots` of a model with an encoder, by the rule of `_share_budget`.
 
-    The first in order always gets it: a text that no step can hold is not admitted.
+    A slot gets at least the tokens that its encoder has yet to read, or none. The first slot in order always gets its
+    tokens, because a text that no step can hold is not admitted.
     """
-    wanted = _wanted(table, slots)
+    num_open = _num_open(table, slots)
     least = np.maximum(table.num_encoder[slots] - table.num_computed[slots], 0)
     counts = np.zeros(len(slots), dtype=np.int64)
-    for most in (np.maximum(np.minimum(wanted, max_chunk_tokens), least), wanted):
+    for most in (np.maximum(np.minimum(num_open, max_chunk_tokens), least), num_open):
         for row in range(len(slots)):
             count = min(int(most[row] - counts[row]), num_free)
             if counts[row] + count >= least[row]:
@@ -114,15 +124,15 @@ def _share_whole(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_t
     return counts
 
 
-def _wanted(table: SlotTable, slots: IdArray) -> IdArray:
-    """Tokens that a slot could compute now, as far as its places go."""
+def _num_open(table: SlotTable, slots: IdArray) -> IdArray:
+    """Return for each slot the number of tokens that are not computed yet and have a place."""
     num_tokens = table.num_tokens[slots] - table.is_held[slots]
-    wanted: IdArray = np.maximum(np.minimum(num_tokens, table.num_places[slots]) - table.num_computed[slots], 0)
-    return wanted
+    num_open: IdArray = np.maximum(np.minimum(num_tokens, table.num_places[slots]) - table.num_computed[slots], 0)
+    return num_open
 
 
-def _take_in_order(wanted: IdArray, num_free: int) -> IdArray:
-    """Give each what it wants while the budget lasts; the one at the border gets the rest."""
-    taken_before = np.cumsum(wanted) - wanted
-    taken: IdArray = np.minimum(np.maximum(num_free - taken_before, 0), wanted)
-    return taken
+def _take_in_order(counts: IdArray, num_free: int) -> IdArray:
+    """Give each slot its count while the budget lasts. The slot at which the budget runs out gets the rest."""
+    num_before = np.cumsum(counts) - counts
+    shares: IdArray = np.minimum(np.maximum(num_free - num_before, 0), counts)
+    return shares

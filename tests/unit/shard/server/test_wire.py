@@ -1,4 +1,4 @@
-"""What the messages mean, against messages written by hand."""
+"""Messages that are read and written, compared with messages written by hand."""
 
 import struct
 from dataclasses import replace

@@ -11,7 +11,7 @@ RULES = FinishRules([EOS_ID, OTHER_EOS_ID])
 
 
 def flags_after(token: int, *, output: list[int], max_new: int = 9, min_new: int = 0, **changes: object) -> int:
-    """Flags of a request that sampled `token` after `output`."""
+    """Return the flags of a request that sampled `token` after `output`."""
     table = SlotTable(num_slots=NUM_SLOTS, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS)
     sampling = SamplingParams(min_new_tokens=min_new)
     table.admit(admit(1, [1, 2], output=output, max_new=max_new, sampling=sampling, **changes))  # type: ignore[arg-type]

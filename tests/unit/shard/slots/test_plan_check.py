@@ -1,4 +1,4 @@
-"""Rule 20: a plan that breaks a rule is named by plan, slot and field, and none of it is applied."""
+"""Rule 20: the refusal of a plan that breaks a rule names plan, slot and field, and the plan changes nothing."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,7 +14,7 @@ from tests.fakes.step_harness import BLOCK_SIZE, FACTS, NUM_BLOCKS, NUM_SLOTS, V
 
 
 def make_table() -> SlotTable:
-    """Slot 0 holds blocks 0 .. 2, block 0 computed; slot 3 is free."""
+    """Return a table in which slot 0 has blocks 0 to 2, of which block 0 is computed. The other slots are free."""
     table = SlotTable(num_slots=NUM_SLOTS, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS)
     table.admit(admit(0, [1] * 6, blocks=[0, 1, 2]))
     table.advance(ids([0]), ids([5]))

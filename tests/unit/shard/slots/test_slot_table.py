@@ -1,4 +1,4 @@
-"""The rows of the seats: what an admit, a grant and an end leave in them."""
+"""The rows of the slots after an admit, a grant and an end."""
 
 import pytest
 from textmill_shard.slots.plan import Grammar
@@ -28,7 +28,7 @@ def test_a_table_that_grows_wider_keeps_the_blocks_of_all() -> None:
 def test_rule_10_written_blocks_know_their_place_in_the_table_of_who_writes() -> None:
     table = make_table()
     table.admit(admit(0, [1] * 9, blocks=[4, 5, 6]))
-    table.admit(admit(1, [1] * 9, blocks=[4, 5, 9], cached=8))  # two found, one to write
+    table.admit(admit(1, [1] * 9, blocks=[4, 5, 9], cached=8))  # two cached blocks, and one to write
     table.grant(1, ids([3]))
     assert table.writers[[4, 5, 6, 9, 3]].tolist() == [0, 0, 0, 1, 1]
     assert table.write_indices[[4, 5, 6, 9, 3]].tolist() == [0, 1, 2, 2, 3]

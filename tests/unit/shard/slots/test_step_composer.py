@@ -23,7 +23,7 @@ def make_table() -> SlotTable:
 
 
 def decoding_table(*slots: int) -> SlotTable:
-    """These slots have sampled their first token after a prompt of two."""
+    """Return a table in which these slots have sampled their first token after a prompt of two."""
     table = make_table()
     for slot in slots:
         table.admit(admit(slot, [1, 2], max_new=20))
@@ -32,14 +32,14 @@ def decoding_table(*slots: int) -> SlotTable:
 
 
 def finish(table: SlotTable, step: ComposedStep) -> None:
-    """As after the forward pass: token 7 for each row that samples."""
+    """Change the table as a forward pass does, with token 7 for each row that samples."""
     table.advance(step.slots_R, step.counts_R)
     slots = step.slots_R[step.samples_R]
     table.append(slots, np.full(len(slots), 7))
 
 
 def rows(step: ComposedStep) -> list[list[int]]:
-    """[slot, start, count] of each row."""
+    """Return [slot, start, count] of each row."""
     return np.stack([step.slots_R, step.starts_R, step.counts_R], axis=1).tolist()
 
 
@@ -62,7 +62,7 @@ def test_prefills_share_the_budget_in_two_passes() -> None:
     table = make_table()
     for slot, length in ((2, 12), (0, 2), (3, 9)):
         table.admit(admit(slot, [5] * length, max_new=2))
-    # First pass, at most 4 each: 4, 2, 4; the 3 left go to the first again.
+    # The first pass gives at most 4 tokens each: 4, 2, 4. The 3 tokens that are left go to the first slot again.
     step = compose_step(table, Budget(max_step_tokens=13, max_prefill_tokens=20, max_chunk_tokens=4))
     assert rows(step) == [[2, 0, 7], [0, 0, 2], [3, 0, 4]]
     assert step.samples_R.tolist() == [False, True, False]
@@ -124,7 +124,7 @@ def test_a_step_keeps_to_its_budget_and_wastes_none_of_it(
     assert step.num_tokens == num_decoding + wanted
     taken = dict(zip(step.slots_R.tolist(), step.counts_R.tolist(), strict=True))
     chunks = [taken.get(slot, 0) for slot in range(num_decoding, num_decoding + len(lengths))]
-    # Nobody gets more than a chunk while one after it, in the order of admission, has less than its own.
+    # No slot gets more than a chunk while a slot behind it, in the order of admission, has less than a chunk.
     for index, count in enumerate(chunks):
         if count > chunk:
             assert all(chunks[after] >= min(chunk, lengths[after]) for after in range(index + 1, len(chunks)))
@@ -138,7 +138,7 @@ def test_tensors_of_a_mixed_step() -> None:
     table.admit(admit(0, [31, 32, 33, 34, 35, 36, 37], blocks=[4, 8], cached=4))
     step = compose_step(table, Budget(max_step_tokens=64, max_prefill_tokens=6, max_chunk_tokens=5))
     batch = BatchBuilder(block_size=BLOCK_SIZE, device=torch.device("cpu")).build(table, step)
-    # Slot 2 decodes its sampled 7 at position 4; slot 1 gets a chunk of 5, slot 0 the one token left.
+    # Slot 2 decodes its sampled 7 at position 4, slot 1 gets a chunk of 5, and slot 0 gets the one token that is left.
     assert batch.input_ids_T.tolist() == [7, 21, 22, 23, 24, 25, 35]
     assert batch.position_ids_T.tolist() == [4, 0, 1, 2, 3, 4, 4]
     assert batch.kv_places_T.tolist() == [3 * 4, 20, 21, 22, 23, 28, 8 * 4]
@@ -218,7 +218,7 @@ def test_rule_19_a_slot_whose_grammar_is_not_ready_leaves_the_last_token_of_its_
     assert step.samples_R.tolist() == [False, True]
     finish(table, step)
     step = compose_step(table, budget)
-    assert rows(step) == [[1, 1, 1]]  # it waits; the other one decodes
+    assert rows(step) == [[1, 1, 1]]  # slot 0 waits, and slot 1 decodes
     assert step.starved_slots.tolist() == []
     finish(table, step)
     table.release([0])
@@ -228,7 +228,7 @@ def test_rule_19_a_slot_whose_grammar_is_not_ready_leaves_the_last_token_of_its_
 
 
 def encoder_table(*prompts: tuple[int, int]) -> SlotTable:
-    """Slots 0, 1 ... with (tokens for the encoder, tokens for the decoder)."""
+    """Return a table with slots 0, 1 ..., each with (tokens for the encoder, tokens for the decoder)."""
     table = make_table()
     for slot, (num_encoder, num_decoder) in enumerate(prompts):
         request = admit(slot, [5] * (num_encoder + num_decoder), max_new=2)
@@ -240,7 +240,7 @@ def test_rule_16_what_an_encoder_reads_is_in_one_step_however_small_the_chunks()
     table = encoder_table((9, 1), (3, 5))
     narrow = Budget(max_step_tokens=14, max_prefill_tokens=13, max_chunk_tokens=2)
     step = compose_step(table, narrow)
-    assert rows(step) == [[0, 0, 10], [1, 0, 3]]  # 9 and 3 whole, then what is left in order
+    assert rows(step) == [[0, 0, 10], [1, 0, 3]]  # 9 and 3 for the encoder, then the rest of the budget in order
     assert step.samples_R.tolist() == [True, False]
     finish(table, step)
     assert rows(compose_step(table, narrow)) == [[0, 10, 1], [1, 3, 5]]
@@ -252,7 +252,7 @@ def test_rule_16_what_does_not_fit_waits_and_others_use_the_rest() -> None:
     step = compose_step(table, budget)
     assert rows(step) == [[0, 0, 7], [2, 0, 3]]
     finish(table, step)
-    # Slot 1 is first among the prefills now, but the tokens of the other two leave it no room until one has ended.
+    # Slot 1 is the first prefill now, but the tokens of the other two slots leave no room until one of them has ended.
     step = compose_step(table, budget)
     assert rows(step) == [[0, 7, 1], [2, 3, 1]]
     finish(table, step)

@@ -1,1 +1,1 @@
-"""Settings, model files and processes: start, watch, stop. Never imports torch."""
+"""The launcher: settings, model files and processes, which it starts, watches and stops. It never imports torch."""

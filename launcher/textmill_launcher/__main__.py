@@ -14,7 +14,7 @@ log = logging.getLogger("textmill_launcher")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the launcher; returns its exit code: 0 after a signal, else the culprit's."""
+    """Run the launcher. Returns its exit code: 0 after a signal, else the code of the error or of the dead child."""
     try:
         settings = load_settings(sys.argv[1:] if argv is None else argv, os.environ)
     except LaunchError as error:

@@ -1,4 +1,4 @@
-"""Why a child ended, in words, and what to try."""
+"""Why a child ended, in words, with advice what to try."""
 
 import signal
 from collections.abc import Sequence
@@ -31,20 +31,23 @@ _BY_WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a child ended."""
+    """The end of a child."""
 
     child: ChildName
-    code: int  # negative: number of the signal
-    phase: str  # what the service did then: "starting", "serving", ...
+    code: int  # the exit code; negative: the number of the signal
+    phase: str  # of the service at that time: "starting" or "serving"
     last_lines: tuple[str, ...]
 
     @property
     def launcher_exit_code(self) -> int:
-        """The child's own code, 128 + signal as shells have it; never 0, for it should not have ended."""
+        """The launcher's exit code: the child's own code, or 128 + the number of the signal, as shells have it.
+
+        Never 0, because the child should not have ended.
+        """
         return 128 - self.code if self.code < 0 else self.code or 1
 
     def describe(self) -> str:
-        """Return cause, rank, last lines and what to try, in several lines."""
+        """Return the child, the cause, the last lines and the advice, in several lines."""
         lines = "\n".join("    " + line for line in self.last_lines) or "    (it wrote nothing)"
         return (
             f"{self.child} {describe_code(self.code)} while {self.phase}\n"
@@ -64,7 +67,7 @@ def describe_code(code: int) -> str:
 
 
 def advice(code: int, last_lines: Sequence[str]) -> str:
-    """Return what to try, from known words in the last lines, else from the signal."""
+    """Return what to try: by known words in the last lines, or else by the signal."""
     text = "\n".join(last_lines).lower()
     for words, hint in _BY_WORDS:
         if words.lower() in text:

@@ -14,7 +14,7 @@ SECRET_VARIABLES = ("API_KEY", *TOKEN_VARIABLES)
 _PLAIN_OUTPUT = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 CONVERSION_DTYPE = "bfloat16"
-DECODE_ROOM_TOKENS = 256  # in a step beside the prefill budget: one for each slot that decodes
+DECODE_ROOM_TOKENS = 256  # in a step beside the prefill budget, because each slot that decodes takes one token
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class ShardPlace:
     world_size: int
     socket: Path
     master_addr: str
-    master_port: int | None  # None with one shard: nobody to meet
+    master_port: int | None  # None with one shard, which meets no other
 
 
 def shard_command(settings: Settings, model: ModelFolder, place: ShardPlace) -> list[str]:
@@ -132,7 +132,7 @@ def _model_flags(model: ModelFolder) -> list[str]:
 
 
 def _forwarded(settings: Settings, child: Child) -> Iterator[str]:
-    """Yield flags and values for a child. Unset options are left out: their defaults belong to the child."""
+    """Yield flags and values for a child. Unset options are left out, because their defaults belong to the child."""
     for option in OPTIONS:
         flag, value = option.flag_for(child), getattr(settings, option.name)
         if flag is None or value is None or value is False:

@@ -1,4 +1,4 @@
-"""What a child is called in logs and messages."""
+"""The name of a child in logs and messages."""
 
 from dataclasses import dataclass
 

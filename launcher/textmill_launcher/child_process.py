@@ -1,4 +1,4 @@
-"""One child: its own process group, its output in the log, gone when the launcher is gone."""
+"""One child process. It has a process group of its own, writes into the launcher's log, and dies with the launcher."""
 
 import asyncio
 import contextlib
@@ -17,12 +17,12 @@ from textmill_launcher.logs import ChildOutput
 NUM_LAST_LINES = 20
 MAX_LINE_BYTES = 64 * 1024  # a longer line is cut into several
 OUTPUT_END_TIMEOUT_S = 5.0  # for the rest of the output after the child has ended
-URGE_INTERVAL_S = 0.5  # signals that come faster than they are read count as one
+URGE_INTERVAL_S = 0.5  # between two signals, because signals that come faster than a process reads them count as one
 _PR_SET_PDEATHSIG = 1
 
 
 class ChildProcess:
-    """A started child. Created by `spawn`; whoever spawns it calls `stop` however it leaves."""
+    """A started child. The code that calls `spawn` also calls `stop`, on whichever way that code is left."""
 
     def __init__(self, name: ChildName, process: "subprocess.Popen[bytes]", output: ChildOutput) -> None:
         self.name = name
@@ -51,7 +51,7 @@ class ChildProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            process_group=0,  # Ctrl-C reaches the launcher only; it stops the children in order
+            process_group=0,  # Ctrl-C reaches the launcher alone, which stops the children in order
             umask=umask,
             preexec_fn=_die_with_parent(os.getpid()),
         )
@@ -59,7 +59,7 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """Process id, also the id of the process group."""
+        """The process id, which is also the id of the process group."""
         return self._process.pid
 
     @property
@@ -69,7 +69,7 @@ class ChildProcess:
 
     @property
     def last_stdout_line(self) -> str:
-        """The last line that is not empty on standard output: the answer of a helper."""
+        """The last line on standard output that is not empty, which is the answer of a download or a conversion."""
         return self._last_stdout_line
 
     @property
@@ -78,11 +78,11 @@ class ChildProcess:
         return not self._end.done()
 
     async def wait(self) -> int:
-        """Return the exit code (negative: the signal) once all output was read. Safe to cancel."""
+        """Wait for the end of child and output, and return the exit code (negative: the signal). Safe to cancel."""
         return await asyncio.shield(self._end)
 
     async def stop(self, grace_s: float) -> int:
-        """End the child: SIGTERM, after `grace_s` SIGKILL to its whole group. Returns the exit code."""
+        """End the child by SIGTERM, and after `grace_s` by SIGKILL to its whole group. Returns the exit code."""
         if not self._exit_code.done():
             self._signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
@@ -91,7 +91,10 @@ class ChildProcess:
         return await self.wait()
 
     async def urge(self, grace_s: float) -> int:
-        """As `stop`, with SIGTERM again and again: a router then gives those who still wait an error."""
+        """End the child as `stop` does, but repeat SIGTERM until the child ends.
+
+        A router that gets SIGTERM again does not wait for its requests: it answers them with an error.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 while not self._exit_code.done():
@@ -109,7 +112,7 @@ class ChildProcess:
 
     async def _wait_for_end(self) -> int:
         code = await self._exit_code
-        self.kill()  # what the child itself had started must not outlive it
+        self.kill()  # processes that the child had started must not outlive the child
         await asyncio.wait(self._readers, timeout=OUTPUT_END_TIMEOUT_S)
         for reader in self._readers:
             reader.cancel()
@@ -117,7 +120,7 @@ class ChildProcess:
         return code
 
     async def _read(self, is_stdout: bool) -> None:
-        """Take the lines of one stream until its end, which comes when nobody holds it open any more."""
+        """Take the lines of one stream until its end, which comes when no process holds the stream open any more."""
         pipe = self._process.stdout if is_stdout else self._process.stderr
         reader = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -139,7 +142,7 @@ class ChildProcess:
             self._take(rest, is_stdout)
 
     def _take(self, line: bytes, is_stdout: bool) -> None:
-        # A progress bar writes itself again and again, each time after a carriage return: its last state counts.
+        # A progress bar writes each new state after a carriage return, and only its last state counts.
         text = line.decode("utf-8", errors="replace").rstrip("\r").rpartition("\r")[2]
         if not text.strip():
             return
@@ -150,7 +153,10 @@ class ChildProcess:
 
 
 def _watch_exit(process: "subprocess.Popen[bytes]") -> "asyncio.Future[int]":
-    """Return a future of the exit code. asyncio's own wait comes only after all pipes were closed, by whomever."""
+    """Return a future of the exit code.
+
+    asyncio's own wait ends only when all pipes are closed, which a process that the child started may delay.
+    """
     loop = asyncio.get_running_loop()
     exit_code: asyncio.Future[int] = loop.create_future()
 
@@ -160,7 +166,7 @@ def _watch_exit(process: "subprocess.Popen[bytes]") -> "asyncio.Future[int]":
 
     def watch() -> None:
         code = process.wait()
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+        with contextlib.suppress(RuntimeError):  # raised by a closed loop, in which nobody waits for the code
             loop.call_soon_threadsafe(tell, code)
 
     threading.Thread(target=watch, name=f"exit of {process.pid}", daemon=True).start()
@@ -168,14 +174,15 @@ def _watch_exit(process: "subprocess.Popen[bytes]") -> "asyncio.Future[int]":
 
 
 def _die_with_parent(parent_pid: int) -> Callable[[], None] | None:
-    """Return what the child runs before exec: ask Linux for SIGKILL when the launcher dies, however it dies.
+    """Return the function that the child runs before exec, which asks Linux for SIGKILL when the launcher dies.
 
-    The kernel means the *thread* that forked, so children are spawned from the main thread only. They are also spawned
-    before the launcher opens its first gRPC channel: gRPC's threads and fork do not go together.
+    The kernel sends the signal when the *thread* that forked ends, so only the main thread spawns children. The
+    launcher spawns them before it opens its first gRPC channel, because gRPC's threads and fork do not go together.
     """
     if not sys.platform.startswith("linux"):
         return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up before the fork: the child must not import or allocate
+    # Looked up before the fork, because the child must not import or allocate between fork and exec.
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def arrange() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""How many shards to start."""
+"""The number of shards to start."""
 
 import subprocess
 from collections.abc import Callable
@@ -8,9 +8,9 @@ from textmill_launcher.settings import Settings
 
 
 def count_visible(visible_devices: str | None, count_all: Callable[[], int]) -> int | None:
-    """Return the number of devices that the environment names, None when it names none.
+    """Return the number of devices in the list of the environment, or None when there is no list.
 
-    `all` and `void` ask the driver (`count_all`); an empty list counts as one device.
+    For `all` and `void` the driver is asked (`count_all`). An empty list counts as one device.
     """
     if visible_devices is None:
         return None
@@ -20,8 +20,8 @@ def count_visible(visible_devices: str | None, count_all: Callable[[], int]) -> 
 
 
 def num_shards(settings: Settings, count_all: Callable[[], int]) -> int:
-    """Return the number of shards; raises `ConflictingSettings` when `--sharded true` finds fewer than two."""
-    # On the CPU the list of GPUs says nothing.
+    """Return the number of shards. Raises `ConflictingSettings` when `--sharded true` finds fewer than two devices."""
+    # The list of GPUs means nothing for a shard on the CPU.
     visible = None if settings.device == "cpu" else count_visible(settings.visible_devices, count_all)
     wanted = settings.num_shard
     if settings.sharded:
@@ -45,7 +45,7 @@ def num_shards(settings: Settings, count_all: Callable[[], int]) -> int:
 
 
 def count_driver_devices(timeout_s: float = 20.0) -> int:
-    """Return the number of devices that `nvidia-smi -L` lists; raises `ConflictingSettings` when it cannot say."""
+    """Return the number of devices that `nvidia-smi -L` lists. Raises `ConflictingSettings` when the command fails."""
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=timeout_s, check=True)
     except (OSError, subprocess.SubprocessError) as error:

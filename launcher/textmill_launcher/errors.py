@@ -1,8 +1,8 @@
-"""What can stop a start, each with the exit code of the launcher."""
+"""The errors that end the launcher, each with the launcher's exit code."""
 
 
 class LaunchError(Exception):
-    """The start or the service cannot go on; the message says what was wanted, what was found, what to try."""
+    """The start or the service cannot go on. The message says what was wanted, what was found and what to try."""
 
     exit_code = 1
 
@@ -14,7 +14,7 @@ class SettingsError(LaunchError):
 
 
 class ConflictingSettings(LaunchError):
-    """Each value is fine alone, together they are not."""
+    """Values that are accepted alone, but not together."""
 
 
 class ModelFilesError(LaunchError):
@@ -22,7 +22,7 @@ class ModelFilesError(LaunchError):
 
 
 class ChildDied(LaunchError):
-    """A child that should have gone on ended. The launcher ends with the child's own code."""
+    """A child has ended that should have gone on. `exit_code` follows from the child's own code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -1,6 +1,6 @@
-"""The download child: fetch a hub model's files and print their folder as the last line.
+"""The child that downloads a model of the hub and prints the model's folder as its last line.
 
-A process of its own, so that a signal ends a download at once: `python -m textmill_launcher.hub_download`.
+The download is a process of its own (`python -m textmill_launcher.hub_download`), so that a signal ends it at once.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from huggingface_hub.errors import (
 )
 
 WANTED_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
-PICKLED_FILES = ("pytorch_model*.bin",)  # of a model without safetensors
-CODE_FILES = ("*.py",)  # of a model that brings its own modelling code
-# Other formats and second copies of the weights lie in folders of the repository or under this name.
+PICKLED_FILES = ("pytorch_model*.bin",)  # fetched for a model without safetensors
+CODE_FILES = ("*.py",)  # fetched for a model that brings its own modelling code
+# Other formats and second copies of the weights lie in folders of the hub's repository or have the second name.
 UNWANTED_FILES = ("*/*", "consolidated*")
 # The one folder that is wanted: chat templates by name. The hub's patterns cannot except a folder from "*/*".
 FURTHER_TEMPLATES = ("additional_chat_templates/*.jinja",)
@@ -39,13 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Download; returns 0, or 1 after one line that names the reason."""
+    """Download the model. Returns 0, or 1 after one line that names the reason."""
     arguments = build_parser().parse_args(argv)
-    wanted = [*WANTED_FILES, *(CODE_FILES if arguments.with_code else ())]
+    patterns = [*WANTED_FILES, *(CODE_FILES if arguments.with_code else ())]
     try:
-        folder = _fetch(arguments, wanted, UNWANTED_FILES)
+        folder = _fetch(arguments, patterns, UNWANTED_FILES)
         if arguments.or_pickled and not any(Path(folder).glob("*.safetensors")):
-            folder = _fetch(arguments, [*wanted, *PICKLED_FILES], UNWANTED_FILES)
+            folder = _fetch(arguments, [*patterns, *PICKLED_FILES], UNWANTED_FILES)
         arguments.revision = Path(folder).name  # the commit, so that both fetches give files of one state
         folder = _fetch(arguments, FURTHER_TEMPLATES, ())
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -67,7 +67,7 @@ def _fetch(arguments: argparse.Namespace, patterns: Sequence[str], unwanted: Seq
 
 
 def explain(error: Exception, revision: str | None) -> str:
-    """Return what went wrong and what to try."""
+    """Return in words why the download failed and what to try."""
     match error:
         case GatedRepoError():
             return "access is gated: accept the model's terms on the hub and set HF_TOKEN"

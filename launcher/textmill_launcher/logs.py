@@ -1,4 +1,4 @@
-"""The launcher's own log lines, and the lines of its children as they appear among them."""
+"""The launcher's own log lines, and the lines of its children among them."""
 
 import json
 import logging
@@ -12,14 +12,14 @@ from textmill_launcher.log_lines import JsonFormatter, TextFormatter, timestamp
 
 
 class ChildOutput:
-    """Writes the lines of children, each with the child's name and rank."""
+    """The writer of the children's lines, each with the child's name and rank."""
 
     def __init__(self, stream: TextIO, json_output: bool) -> None:
         self._stream = stream
         self._json_output = json_output
 
     def write(self, child: ChildName, line: str) -> None:
-        """Write one line at once. A reader of the log that has gone away does not stop the service."""
+        """Write one line at once. The service goes on when the log cannot be written, as when its reader has gone."""
         text = _child_json(child, line) if self._json_output else f"{child}: {line}"
         try:
             print(text, file=self._stream, flush=True)

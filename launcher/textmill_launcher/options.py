@@ -1,4 +1,4 @@
-"""How a flag of the launcher is declared: what its text must look like, what `--help` says, which child reads it.
+"""How a flag of the launcher is declared: which texts it takes, what `--help` says, and which child reads the value.
 
 The flags themselves are the fields of `Settings` in `settings.py`.
 """
@@ -163,7 +163,7 @@ class Option:
 
     @property
     def metavar(self) -> str:
-        """How the value is shown in the help text."""
+        """The word that stands for the value in the help text."""
         if isinstance(self.parse, Choice):
             return "|".join(self.parse.allowed)
         if self.parse is boolean:

@@ -1,7 +1,7 @@
-"""Waits until a shard or the router says that it is ready; tells each phase with its seconds.
+"""Waits until a shard or the router says that it is ready, and logs each phase with its seconds.
 
-There is no deadline on loading: a large model takes what it takes. A child that dies ends the wait (`supervisor.py`),
-one that stays in a phase is told of every `STILL_WAITING_S`.
+Loading has no deadline, because a large model may take many minutes. A child that dies ends the wait (`supervisor.py`).
+While a child stays in one phase, the log says so every `STILL_WAITING_S`.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from textmill_launcher.sockets import close_to_others
 POLL_INTERVAL_S = 0.1
 HEALTH_TIMEOUT_S = 5.0  # of one call
 STILL_WAITING_S = 10.0
-# Without these the channel backs off to minutes while the shard has not made its socket yet.
+# Without these options the channel waits up to minutes between its tries while the shard has no socket yet.
 _CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -38,32 +38,32 @@ class ShardFailed(LaunchError):
 
 
 class PhaseLog:
-    """Says which phase a child has left, after how many seconds, and which one it is long in."""
+    """Logs each phase that a child leaves, with its seconds, and a phase in which the child stays long."""
 
     def __init__(self, child: ChildName, clock: Callable[[], float] = time.monotonic) -> None:
         self._child = child
         self._clock = clock
         self._phase = "starting"
-        self._phase_began_s = self._told_s = self._began_s = clock()
+        self._phase_began_s = self._logged_s = self._began_s = clock()
 
     def enter(self, phase: str, progress: float = 0.0) -> None:
-        """Tell that the child is in `phase` (`progress` 0 .. 1); the same one as before is told of now and then."""
+        """Note that the child is in `phase`, with a `progress` from 0 to 1. A new phase and a long stay are logged."""
         now_s = self._clock()
         if phase != self._phase:
             log.info("%s: %s took %.1f s", self._child, self._phase, now_s - self._phase_began_s)
-            self._phase, self._phase_began_s, self._told_s = phase, now_s, now_s
-        elif now_s - self._told_s >= STILL_WAITING_S:
-            self._told_s = now_s
+            self._phase, self._phase_began_s, self._logged_s = phase, now_s, now_s
+        elif now_s - self._logged_s >= STILL_WAITING_S:
+            self._logged_s = now_s
             log.info("%s: %s for %.0f s now (%.0f %%)", self._child, phase, now_s - self._phase_began_s, 100 * progress)
 
     def end(self) -> None:
-        """Tell the last phase and the whole time."""
+        """Log the last phase and the whole time."""
         self.enter("ready")
         log.info("%s: ready after %.1f s", self._child, self._clock() - self._began_s)
 
 
 async def wait_for_shard(child: ChildName, socket: Path) -> None:
-    """Return when the shard behind `socket` is ready to serve. Raises `ShardFailed` when it says that it cannot."""
+    """Return when the shard behind `socket` is ready to serve. Raises `ShardFailed` when the shard reports failure."""
     phases = PhaseLog(child)
     while not os.path.exists(socket):  # noqa: ASYNC240 - microseconds, on a local temporary folder
         phases.enter("starting")
@@ -75,7 +75,7 @@ async def wait_for_shard(child: ChildName, socket: Path) -> None:
             try:
                 report = await stub.Health(shard_pb2.HealthRequest(), timeout=HEALTH_TIMEOUT_S)
             except grpc.aio.AioRpcError:
-                phases.enter("starting")  # the socket is there, the server not yet; a dead child is seen elsewhere
+                phases.enter("starting")  # the socket is there before the server; `supervisor.py` sees a dead child
             else:
                 if report.state == shard_pb2.SHARD_STATE_READY:
                     phases.end()
@@ -95,7 +95,7 @@ def local_url(hostname: str, port: int) -> str:
 async def wait_for_router(child: ChildName, base_url: str) -> None:
     """Return when `GET /health` answers 200."""
     phases = PhaseLog(child)
-    # No proxy of the environment: this is a call to the same machine.
+    # The call goes to the same machine, so it uses no proxy of the environment.
     async with httpx.AsyncClient(base_url=base_url, timeout=HEALTH_TIMEOUT_S, trust_env=False) as client:
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Settings of the launcher: built once from argv and environment, checked, never changed."""
+"""The settings of the launcher, which are built once from argv and environment, checked, and never changed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -137,8 +137,8 @@ class Settings:
     shard_uds_path: str | None = option(text, "prefix of the shards' sockets; without it a private folder")
     master_addr: str = option(text, "address where several shards meet", "127.0.0.1")
     master_port: int | None = option(integer(1, 65535), "port where several shards meet; without it a free one")
-    # What only the environment says
-    hub_token: str | None  # of the first of TOKEN_VARIABLES that is set
+    # Read from the environment alone
+    hub_token: str | None  # value of the first of TOKEN_VARIABLES that is set
     log_level: str
     visible_devices: str | None  # CUDA_VISIBLE_DEVICES, else NVIDIA_VISIBLE_DEVICES; "" counts as one device
     warnings: tuple[str, ...]  # to be logged once logging works
@@ -154,7 +154,7 @@ class Settings:
 
 OPTIONS = options_of(Settings)
 
-# Flags of text-generation-inference that are read, checked and dropped: Textmill needs no flag for what they switch on.
+# Flags of text-generation-inference whose values are checked and dropped, because Textmill always does what they ask.
 WITHOUT_EFFECT = (
     Option(
         boolean,
@@ -172,8 +172,8 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     `--help`, `--version` and unknown flags end the process as `read_options` says.
     """
     values, warnings = read_options((*OPTIONS, *WITHOUT_EFFECT), argv, environ)
-    for dropped in WITHOUT_EFFECT:
-        del values[dropped.name]
+    for entry in WITHOUT_EFFECT:
+        del values[entry.name]
     if values["conversion_cache"] is None:
         values["conversion_cache"] = str(_cache_folder(environ) / "textmill" / "converted")
     devices = environ.get("CUDA_VISIBLE_DEVICES")

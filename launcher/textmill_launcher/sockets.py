@@ -1,4 +1,4 @@
-"""Where the shards listen: Unix sockets that only this user can reach."""
+"""The Unix sockets of the shards, which only this user can reach."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class SocketPlaces:
-    """Names of the shards' sockets: `<prefix>-<rank>`."""
+    """The paths of the shards' sockets, which are `<prefix>-<rank>`."""
 
     prefix: str
 
@@ -23,9 +23,10 @@ class SocketPlaces:
 
 @contextlib.contextmanager
 def socket_places(prefix: str | None, num_shards: int) -> Iterator[SocketPlaces]:
-    """Give the places out and remove what is left there at the end.
+    """Give the paths of the sockets out, and remove the sockets at the end.
 
-    Without a prefix they lie in a new folder of mode 0700. With one, a stale socket of an earlier run is removed first.
+    Without a prefix the paths lie in a new folder of mode 0700. With a prefix, sockets of an earlier run are removed
+    first.
     """
     if prefix is None:
         folder = tempfile.mkdtemp(prefix="textmill-")  # mode 0700
@@ -43,13 +44,13 @@ def socket_places(prefix: str | None, num_shards: int) -> Iterator[SocketPlaces]
 
 
 def close_to_others(path: Path) -> None:
-    """Set a socket's mode to 0600; the shards' umask kept it to this user from the first moment."""
+    """Set a socket's mode to 0600. The shard's umask has kept other users out since the socket exists."""
     with contextlib.suppress(FileNotFoundError):
         os.chmod(path, 0o600)
 
 
 def free_port(host: str) -> int:
-    """Return a port that nobody listens on at this moment."""
+    """Return a port on which no process listens at this moment."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))

@@ -1,4 +1,4 @@
-"""Starts the children, waits until they serve, watches them, stops them: router first, then shards."""
+"""Starts the children, waits until they serve, watches them, and stops first the router and then the shards."""
 
 import asyncio
 import contextlib
@@ -28,10 +28,10 @@ from textmill_launcher.readiness import local_url, wait_for_router, wait_for_sha
 from textmill_launcher.settings import Settings
 from textmill_launcher.sockets import SocketPlaces, free_port, socket_places
 
-SHARD_GRACE_S = 10.0  # with the router gone a shard has nothing left to finish
+SHARD_GRACE_S = 10.0  # short, because without a router a shard has no work to finish
 HELPER_GRACE_S = 5.0
-URGED_ROUTER_GRACE_S = 3.0  # to tell its clients that their requests cannot, or shall not, end any more
-SHARD_UMASK = 0o077  # nobody else reaches a shard's socket, from the first moment on
+URGED_ROUTER_GRACE_S = 3.0  # time for the router to tell its clients that their requests will not end
+SHARD_UMASK = 0o077  # keeps other users from a shard's socket since the socket exists
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Supervisor:
     async def run(self) -> None:
         """Serve until a signal comes. Raises `LaunchError` when the service cannot start or go on.
 
-        Whatever happens, all children have ended and the sockets are gone when this returns.
+        When this returns or raises, all children have ended and the sockets are gone.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -91,7 +91,7 @@ class Supervisor:
     async def _children(
         self, model: ModelFolder, sockets: SocketPlaces, world_size: int
     ) -> AsyncIterator[tuple[ChildProcess, list[ChildProcess]]]:
-        """Start shards and router, in this order and without waiting in between; stop them however this is left."""
+        """Start shards and router, in this order and without waiting, and stop them when the block is left."""
         settings = self._settings
         meeting_port = (settings.master_port or free_port(settings.master_addr)) if world_size > 1 else None
         environ = child_environment(self._environ, settings)
@@ -102,7 +102,7 @@ class Supervisor:
                 place = ShardPlace(rank, world_size, sockets.of(rank), settings.master_addr, meeting_port)
                 command = shard_command(settings, model, place)
                 shards.append(self._spawn(ChildName("shard", rank), command, environ, umask=SHARD_UMASK))
-            # The router binds its port at once and tells clients the phase of the shards.
+            # The router starts now, because it binds its port at once and tells clients the phase of the shards.
             command = router_command(settings, model, sockets.of(0))
             router = self._spawn(ChildName("router"), command, router_environment(self._environ, settings))
             yield router, shards
@@ -118,25 +118,28 @@ class Supervisor:
         return child
 
     async def _watch(self, children: Sequence[ChildProcess], goal: "asyncio.Future[Any] | None", phase: str) -> None:
-        """Wait for `goal` (None: for ever). Raises `Stopped` on a signal, `ChildDied` when a child ends first."""
+        """Wait for `goal`, or without a goal for ever.
+
+        Raises `Stopped` when a signal comes first, `ChildDied` when a child ends first, and the errors of `goal`.
+        """
         stop = asyncio.create_task(self._stop_wanted.wait())
         ends = {asyncio.create_task(child.wait()): child for child in children}
-        waited: set[asyncio.Future[Any]] = {stop, *ends, *([] if goal is None else [goal])}
+        tasks: set[asyncio.Future[Any]] = {stop, *ends, *([] if goal is None else [goal])}
         try:
-            done, _ = await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if stop in done:
                 raise Stopped
-            for end, child in ends.items():  # shards come before the router: a router may follow a dead shard
+            for end, child in ends.items():  # shards come before the router, which may end because a shard died
                 if end in done:
                     ending = Ending(child.name, end.result(), phase, child.last_lines)
                     raise ChildDied(ending.describe(), ending.launcher_exit_code)
             if goal is not None:
                 goal.result()
         finally:
-            for task in waited:
+            for task in tasks:
                 if not task.done():
                     task.cancel()
-            await asyncio.gather(*waited, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _stop_children(self, router: ChildProcess | None, shards: Sequence[ChildProcess]) -> None:
         """Stop the router, which lets running requests end, then all shards at once."""
@@ -145,7 +148,11 @@ class Supervisor:
         await asyncio.gather(*(self._stop_shard(shard) for shard in shards if shard.is_running))
 
     async def _stop_router(self, router: ChildProcess, *, can_finish: bool) -> None:
-        """Wait for its requests while they can end and no second signal comes, then let it tell them."""
+        """End the router.
+
+        While its requests `can_finish` and no second signal comes, the router may let them end. After that the router
+        gets the time to answer them with an error.
+        """
         if can_finish:
             hurry = asyncio.create_task(self._stop_at_once.wait())
             patient = asyncio.create_task(router.stop(self._settings.graceful_termination_timeout))
@@ -167,7 +174,10 @@ class Supervisor:
         log.info("%s %s", shard.name, describe_code(code))
 
     async def _run_helper(self, name: ChildName, command: Sequence[str], environ: Mapping[str, str]) -> str:
-        """Run a download or a conversion; a signal ends it."""
+        """Run a download or a conversion to its end, and return the last line of its output.
+
+        Raises `ModelFilesError` when the child fails, and `Stopped` when a signal comes first.
+        """
         helper = self._spawn(name, command, environ)
         end = asyncio.ensure_future(helper.wait())
         stop = asyncio.create_task(self._stop_wanted.wait())
@@ -191,7 +201,7 @@ class Supervisor:
 
 
 def serve(settings: Settings, environ: Mapping[str, str], output: ChildOutput) -> int:
-    """Run a supervisor to its end; returns the exit code of the launcher."""
+    """Run a supervisor to its end. Returns the exit code of the launcher."""
 
     async def run() -> None:
         await Supervisor(settings, environ, output).run()

@@ -20,6 +20,7 @@ from tests.deploy.dashboard import panel_expressions, variable_queries
 from tests.deploy.manifests import DEPLOY, OVERLAYS, REPOSITORY, Object, load, overlay_folders
 from tests.deploy.planting import load_mistakes, plant
 from tests.deploy.server_facts import PROBED_PATHS, ServerFacts, ask_server
+from tests.deploy.shell_blocks import commands
 from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.running_router import RunningRouter
 
@@ -192,6 +193,19 @@ def test_compose_file_has_no_field_that_compose_lacks() -> None:
     assert [error.message for error in validator.iter_errors(compose)] == []
     compose["services"]["textmill"]["stop_grace_periods"] = "1s"
     assert len(list(validator.iter_errors(compose))) == 1
+
+
+SHOWN = [
+    command.text for command in commands() if not command.needs and command.text.startswith(("kubectl", "promtool"))
+]
+
+
+@pytest.mark.parametrize("command", SHOWN)
+def test_a_command_of_the_page_runs(command: str) -> None:
+    words = command.split()
+    tool = str(VENV / "bin/kubectl") if words[0] == "kubectl" else words[0]
+    done = subprocess.run([tool, *words[1:]], cwd=REPOSITORY, capture_output=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_tools_are_there() -> None:

@@ -1,1 +1,1 @@
-"""Measures: a load generator for streamed HTTP, and runs that compare. Starts nothing when imported."""
+"""Measurements: a load generator for streamed HTTP, and programs that compare servers, parts and settings."""

@@ -1,4 +1,4 @@
-"""Textmill beside its peers: same model, same prompts, same client, one server after the other in one run."""
+"""Compares Textmill with its peers, with one model, one set of prompts and one client. The servers run in turn."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ KINDS = ("streams", "ttft-128", "ttft-1024", "cached-prefix", "shared-at-once") 
 
 
 def workloads(arguments: argparse.Namespace) -> list[tuple[int, Workload]]:
-    """Those chosen, in the order in which every server gets them, each with the number that seeds its prompts."""
+    """Return the workloads of the flags, in the order for every server, each with the number that seeds its prompts."""
     of_streams = [
         streams(
             count,
@@ -40,12 +40,12 @@ def workloads(arguments: argparse.Namespace) -> list[tuple[int, Workload]]:
         for count in arguments.streams
     ]
     others = dict(zip(KINDS[1:], (first_token(128), first_token(1024), cached_prefix(), shared_at_once()), strict=True))
-    listed = [*(("streams", one) for one in of_streams), *others.items()]
-    return [(number, one) for number, (kind, one) in enumerate(listed) if kind in arguments.workloads]
+    by_kind = [*(("streams", one) for one in of_streams), *others.items()]
+    return [(number, one) for number, (kind, one) in enumerate(by_kind) if kind in arguments.workloads]
 
 
 def measure(contestant: Contestant, port: int, arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """One entry per workload, in order. Every workload gets prompts of its own, the same for every server."""
+    """Return one entry per workload, in order. Each workload has its own prompts, which are equal for all servers."""
     url = f"http://127.0.0.1:{port}"
     results = []
     with Server(contestant.command, folder / f"{contestant.name}.log", contestant.environment) as server:
@@ -78,13 +78,16 @@ def measure(contestant: Contestant, port: int, arguments: argparse.Namespace, fo
 
 
 def _foreign_s(server_pid: int) -> float:
-    """CPU seconds of what is neither the server nor this client: a busy neighbour makes a run worthless."""
+    """Return the CPU seconds of all processes but the server and this client.
+
+    A busy neighbour on the machine makes a run worthless.
+    """
     own = os.times()
     return busy_s() - tree_s(server_pid) - own.user - own.system
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """One line per workload in Markdown: every figure, and how many times better ours is than the best peer's."""
+    """Return a Markdown table with a line per workload: all figures, and ours as a multiple of the best peer's."""
     servers = list(dict.fromkeys(result["server"] for result in results))
     lines = [
         "| | unit | " + " | ".join(servers) + " | ours against the best peer | foreign cores, at most |",
@@ -101,7 +104,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def _advantage(figures: dict[str, float | None], is_rate: bool) -> str:
-    """Above 1: ours is better, by rate or by time."""
+    """Return our figure as a multiple of the best peer's, turned so that a number above 1 means that ours is better."""
     ours = figures.get(OURS)
     peers = [figure for server, figure in figures.items() if server != OURS and figure is not None]
     if ours is None or not peers:
@@ -110,7 +113,7 @@ def _advantage(figures: dict[str, float | None], is_rate: bool) -> str:
 
 
 def main() -> None:
-    """Exit code 1 when a request failed."""
+    """Compare, and print the table. The exit code is 1 when a request failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder in Hugging Face layout")
     parser.add_argument("--transformers-venv", type=Path, help="virtual environment with transformers[serving]")

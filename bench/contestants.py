@@ -1,4 +1,4 @@
-"""The servers of the comparison: how each is started on the CPU, when it is ready, how it is spoken to."""
+"""The servers of the comparison: the command of each on the CPU, the path that says it is ready, and its dialect."""
 
 import argparse
 import sys
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from bench.dialects import Dialect, OpenAiDialect, TgiDialect
 
-MAX_CONTEXT_TOKENS = 4096  # of one request, where a peer wants to know
+MAX_CONTEXT_TOKENS = 4096  # of one request, for a peer that has to be told
 
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One server. `environment` is added to ours."""
+    """One server. `environment` is added to the environment of this process."""
 
     name: str
     command: tuple[str, ...]
@@ -23,7 +23,7 @@ class Contestant:
 
 
 def textmill(arguments: argparse.Namespace, port: int) -> Contestant:
-    """Our launcher, from the environment that runs this."""
+    """Return our launcher, from the Python environment that runs this program."""
     command = [
         *(str(Path(sys.executable).parent / "launcher"), "--model-id", str(arguments.model)),
         *("--hostname", "127.0.0.1", "--port", str(port), "--dtype", arguments.dtype),
@@ -33,7 +33,7 @@ def textmill(arguments: argparse.Namespace, port: int) -> Contestant:
 
 
 def transformers_serve(arguments: argparse.Namespace, port: int) -> Contestant:
-    """`transformers serve` with continuous batching."""
+    """Return `transformers serve` with continuous batching."""
     command = [
         *(str(arguments.transformers_venv / "bin" / "transformers"), "serve", str(arguments.model)),
         *("--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", arguments.dtype),
@@ -45,7 +45,7 @@ def transformers_serve(arguments: argparse.Namespace, port: int) -> Contestant:
 
 
 def vllm(arguments: argparse.Namespace, port: int) -> Contestant:
-    """vLLM's CPU build on all cores: left alone it reserves one."""
+    """Return vLLM's CPU build on all cores. By default vLLM keeps one core free."""
     command = [
         *(str(arguments.vllm_venv / "bin" / "vllm"), "serve", str(arguments.model), "--served-model-name", "m"),
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", arguments.dtype),
@@ -61,7 +61,7 @@ def vllm(arguments: argparse.Namespace, port: int) -> Contestant:
 
 
 def llama_server(arguments: argparse.Namespace, port: int) -> Contestant:
-    """llama.cpp's server on a GGUF file of the same weights."""
+    """Return llama.cpp's server on a GGUF file of the same weights."""
     threads = str(arguments.threads)
     command = [
         *(str(arguments.llama_server), "-m", str(arguments.llama_gguf), "--alias", "m", "--no-webui"),
@@ -71,7 +71,7 @@ def llama_server(arguments: argparse.Namespace, port: int) -> Contestant:
 
 
 def chosen(arguments: argparse.Namespace) -> list[Callable[[argparse.Namespace, int], Contestant]]:
-    """Ours first, then the peers that the flags name."""
+    """Return our server first, then the peers that the flags name."""
     peers = [
         (transformers_serve, arguments.transformers_venv),
         (vllm, arguments.vllm_venv),

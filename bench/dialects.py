@@ -1,4 +1,4 @@
-"""The HTTP dialects of the servers that are measured: what to post, and how to read the events."""
+"""The HTTP dialects of the servers that are measured: the body of a request, and the way to read the events."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class GenerationWish:
-    """One request, in no dialect. Greedy, so that peers do the same work."""
+    """One request before a dialect writes it. Every request is greedy, so that all servers do equal work."""
 
     prompt: str
     max_new_tokens: int
@@ -16,7 +16,7 @@ class GenerationWish:
 
 @dataclass(slots=True)
 class StreamState:
-    """What the events of one stream have said so far."""
+    """The facts that the events of one stream have told so far."""
 
     num_events_with_text: int = 0
     num_prompt_tokens: int | None = None
@@ -27,31 +27,31 @@ class StreamState:
 
 
 class Dialect(Protocol):
-    """How a server is spoken to."""
+    """The way to speak to a server."""
 
     path: str
 
     def body(self, wish: GenerationWish) -> bytes:
-        """JSON of a streamed request."""
+        """Return the JSON of a streamed request."""
 
     def read(self, event: bytes, state: StreamState) -> bool:
-        """Take in the payload of one `data:` event; true when it carries output tokens."""
+        """Take in the payload of one `data:` event, and return whether it carries output tokens."""
 
 
 class TgiDialect:
-    """text-generation-inference: one token per event, the last one has the text."""
+    """The dialect of text-generation-inference: one token per event, and the whole text in the last event."""
 
     path = "/generate_stream"
 
     def body(self, wish: GenerationWish) -> bytes:
-        """`details` brings the server's own counts in the last event."""
+        """Return the body. `details` asks for the server's own counts in the last event."""
         parameters: dict[str, Any] = {"max_new_tokens": wish.max_new_tokens, "do_sample": False, "details": True}
         if wish.ignore_eos:
             parameters["ignore_eos"] = True
         return json.dumps({"inputs": wish.prompt, "parameters": parameters}).encode()
 
     def read(self, event: bytes, state: StreamState) -> bool:
-        """Events before the last are only counted, to keep the client light."""
+        """Take in an event. Events before the last are only counted, so that the client stays light."""
         if b'"generated_text":null' in event:
             state.num_events_with_text += 1
             return True
@@ -70,7 +70,7 @@ class TgiDialect:
 
 
 class OpenAiDialect:
-    """`/v1/completions`: events may hold several tokens or none; usage comes last."""
+    """The dialect of `/v1/completions`. Events may hold several tokens or none, and the usage comes last."""
 
     path = "/v1/completions"
 
@@ -79,7 +79,7 @@ class OpenAiDialect:
         self._knows_ignore_eos = knows_ignore_eos
 
     def body(self, wish: GenerationWish) -> bytes:
-        """`ignore_eos` is an extension that vLLM and llama.cpp know; `transformers serve` refuses it."""
+        """Return the body. vLLM and llama.cpp know the extension `ignore_eos`, which `transformers serve` refuses."""
         message: dict[str, Any] = {
             "model": self._model,
             "prompt": wish.prompt,
@@ -93,7 +93,7 @@ class OpenAiDialect:
         return json.dumps(message).encode()
 
     def read(self, event: bytes, state: StreamState) -> bool:
-        """An event counts as output when its text is not empty."""
+        """Take in an event, which counts as output when its text is not empty."""
         if event == b"[DONE]":
             state.is_finished = True
             return False
@@ -119,5 +119,5 @@ class OpenAiDialect:
 
 
 def pick_dialect(name: str, model: str) -> Dialect:
-    """`name` is "tgi" or "openai"."""
+    """Return the dialect with the name "tgi" or "openai"."""
     return TgiDialect() if name == "tgi" else OpenAiDialect(model)

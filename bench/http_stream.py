@@ -1,6 +1,6 @@
 """One streamed POST on a connection of its own, with the arrival time of each event.
 
-Written on asyncio's protocol interface: the client shares two cores with what it measures, so it must be light.
+The client uses asyncio's protocol interface, because it must be light: it shares two cores with the server.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ from bench.dialects import Dialect, GenerationWish, StreamState
 
 @dataclass(frozen=True, slots=True)
 class StreamRecord:
-    """What came of one request. Times are seconds on the clock of `time.perf_counter`."""
+    """The outcome of one request. Times are seconds on the clock of `time.perf_counter`."""
 
-    due_s: float  # when it was to be sent; later than that only in an overloaded client
-    sent_s: float
+    due_s: float  # the time at which the request was to be sent
+    sent_s: float  # later than `due_s` only where the client is overloaded
     token_times_s: tuple[float, ...]  # of each event with output tokens
     done_s: float
     status: int  # 0 = no answer
@@ -30,7 +30,7 @@ class StreamRecord:
 
 
 class _EventStream(asyncio.Protocol):
-    """Feeds the answer through the HTTP parser and the events to the dialect."""
+    """The connection, which feeds the answer to the HTTP parser and the events to the dialect."""
 
     def __init__(self, dialect: Dialect, request: bytes) -> None:
         self.state = StreamState()

@@ -1,4 +1,4 @@
-"""Says where the time of a native decoder step goes, part by part, and how near the products are to the peak."""
+"""Measures the time of each part of a native decoder step, and the speed of the parts that multiply matrices."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from textmill_shard.native.kernels import LAYER_PARTS, PARTS_AROUND
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """What the work of a llama-type decoder depends on."""
+    """The sizes of a llama-type decoder on which its work depends."""
 
     num_layers: int
     hidden: int
@@ -30,14 +30,17 @@ class Part:
 
 
 def num_pairs(groups: tuple[tuple[int, int, int], ...]) -> int:
-    """Pairs of a query and a key that it sees, of groups of (sequences, stored before, tokens of the step)."""
+    """Return the number of pairs of a query and a key that the query sees.
+
+    Each group is (sequences, tokens stored before the step, tokens of the step).
+    """
     return sum(count * sum(range(before + 1, before + tokens + 1)) for count, before, tokens in groups)
 
 
 def gflop_of_parts(shape: DecoderShape, *, num_tokens: int, num_rows: int, pairs: int) -> dict[str, float]:
-    """Billions of operations (a multiply and an add are two) of each part that multiplies matrices.
+    """Return the billions of operations of each part that multiplies matrices. A multiply and an add are two.
 
-    The last layer computes what follows the attention for the rows alone whose logits are wanted.
+    Behind its attention the last layer computes only the rows whose logits are wanted.
     """
     width, layers = shape.heads * shape.head_dim, shape.num_layers
     after = (layers - 1) * num_tokens + num_rows
@@ -54,7 +57,7 @@ def gflop_of_parts(shape: DecoderShape, *, num_tokens: int, num_rows: int, pairs
 def measure_parts(
     step: Callable[[torch.Tensor], object], *, tries: int, num_layers: int, gflop: dict[str, float]
 ) -> list[Part]:
-    """The parts of the fastest of several steps; `step` fills the nanoseconds of its parts in."""
+    """Return the parts of the fastest of several steps. `step` writes the nanoseconds of its parts into its tensor."""
     width = num_layers * len(LAYER_PARTS)
     all_ns = torch.zeros(tries, width + len(PARTS_AROUND), dtype=torch.int64)
     for part_ns in all_ns:
@@ -66,7 +69,7 @@ def measure_parts(
 
 
 def profile_lines(parts: list[Part]) -> list[str]:
-    """A table; the last column is the speed of the parts that multiply."""
+    """Return the lines of a table, whose last column is the speed of the parts that multiply."""
     total = sum(part.ms for part in parts)
     lines = [f"    {'part':<16} {'ms':>8} {'share':>6} {'GFLOP/s':>8}"]
     for part in parts:

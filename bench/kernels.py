@@ -27,9 +27,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bench.kernel_profile import DecoderShape, gflop_of_parts, measure_parts, num_pairs, profile_lines
 
 BLOCK_SIZE = 16
-POOL_BLOCKS = 6144  # as in service: much larger than what one step reads
+POOL_BLOCKS = 6144  # much larger than the part that one step reads, as in service
 SHAPE = DecoderShape(num_layers=30, hidden=576, heads=9, kv_heads=3, head_dim=64, mlp=1536, vocabulary=49152)
-# Name -> groups of equal sequences: how many, tokens stored before the step, tokens of the step.
+# Each name has groups of equal sequences: (sequences, tokens stored before the step, tokens of the step).
 CASES: dict[str, tuple[tuple[int, int, int], ...]] = {
     "decode-1": ((1, 159, 1),),
     "decode-8": ((8, 159, 1),),
@@ -46,6 +46,7 @@ CASES: dict[str, tuple[tuple[int, int, int], ...]] = {
 
 
 def make_model(dtype: torch.dtype) -> Any:
+    """Return a llama model of `SHAPE` with random weights."""
     config = LlamaConfig(
         vocab_size=SHAPE.vocabulary,
         hidden_size=SHAPE.hidden,
@@ -71,7 +72,7 @@ def make_model(dtype: torch.dtype) -> Any:
 
 
 def make_batch(groups: tuple[tuple[int, int, int], ...], *, num_blocks: int = POOL_BLOCKS) -> ForwardBatch:
-    """A step over shuffled blocks; each group is (sequences, tokens stored before, tokens of the step)."""
+    """Return a step over shuffled blocks; each group is (sequences, tokens stored before, tokens of the step)."""
     pieces = [(before, count) for sequences, before, count in groups for _ in range(sequences)]
     widest = -(-max(before + count for before, count in pieces) // BLOCK_SIZE)
     tables = torch.randperm(num_blocks)[: len(pieces) * widest].view(len(pieces), widest).tolist()
@@ -83,7 +84,7 @@ def make_batch(groups: tuple[tuple[int, int, int], ...], *, num_blocks: int = PO
 
 
 def step_times_ms(decoder: NativeDecoder, batch: ForwardBatch, seconds: float) -> Iterator[float]:
-    """At least three tries, also where the machine is too slow for the time given."""
+    """Yield the milliseconds of each try, for so many seconds, but for at least three tries on a slow machine too."""
     end = time.perf_counter() + seconds
     decoder.forward(batch)
     tries = 0
@@ -95,6 +96,7 @@ def step_times_ms(decoder: NativeDecoder, batch: ForwardBatch, seconds: float) -
 
 
 def profile_of(decoder: NativeDecoder, batch: ForwardBatch, name: str, tries: int) -> list[str]:
+    """Return a table of the parts of a step of this case."""
     gflop = gflop_of_parts(
         SHAPE,
         num_tokens=batch.input_ids_T.shape[0],
@@ -111,6 +113,7 @@ def profile_of(decoder: NativeDecoder, batch: ForwardBatch, name: str, tries: in
 
 
 def main() -> None:
+    """Print one row per number of threads and case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])

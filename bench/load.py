@@ -17,7 +17,7 @@ from bench.traffic import closed_loop, open_loop
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Flags of the load generator."""
+    """Return the parser of the load generator's flags."""
     parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:3000")
     parser.add_argument("--api", choices=["tgi", "openai"], default="tgi")
@@ -38,8 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 async def measure(arguments: argparse.Namespace, dialect: Dialect, wishes: Sequence[GenerationWish]) -> dict[str, Any]:
-    """Warm up, run, summarise. `client_cpu_s` shows whether the generator itself was the limit."""
-    # Warm-up prompts are cut: their prefixes must not be found by the measured ones.
+    """Warm the server up, send the requests, and return the figures.
+
+    `client_cpu_s` shows whether the load generator itself was the limit.
+    """
+    # Warm-up prompts begin differently and are cut, so that the measured prompts find no prefix of theirs.
     warmup = [
         GenerationWish(f"{number} {wish.prompt}"[:100], wish.max_new_tokens, wish.ignore_eos)
         for number, wish in enumerate(wishes[: arguments.warmup])
@@ -58,7 +61,7 @@ async def measure(arguments: argparse.Namespace, dialect: Dialect, wishes: Seque
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run, with its settings in the result."""
+    """Return the settings and the figures of one run."""
     maker = PromptMaker(arguments.tokenizer, arguments.seed)
     prompts = maker.texts(arguments.requests, arguments.input_len, num_shared_tokens=arguments.shared_prefix_len)
     wishes = [GenerationWish(prompt, arguments.output_len, arguments.ignore_eos) for prompt in prompts]
@@ -68,7 +71,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Exit code 1 when a request failed."""
+    """Print the result as JSON. The exit code is 1 when a request failed."""
     arguments = build_parser().parse_args()
     result = run(arguments)
     text = json.dumps(result, indent=2)

@@ -1,4 +1,4 @@
-"""Resident set of the shard once it is ready and after a run, beside its weights and its KV pool, as JSON."""
+"""Measures the resident set of the shard, when ready and after a run, beside its weights and its KV pool, as JSON."""
 
 import argparse
 import json
@@ -18,18 +18,18 @@ from bench.traffic import closed_loop
 
 START_TIMEOUT_S = 300.0
 MIB = 1 << 20
-AIM_MIB = 600  # beside weights and KV pool
+AIM_MIB = 600  # the most that the shard should take beside weights and KV pool
 
 
 def resident_mib(pid: int) -> float:
-    """Pages of the process in memory, shared libraries included."""
+    """Return the MiB of the process's pages in memory, shared libraries included."""
     found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) / 1024
 
 
 def shard_pid(launcher_pid: int) -> int:
-    """The launcher's child that serves the model."""
+    """Return the process id of the launcher's shard. Raises RuntimeError when there is none."""
     for pid in family(launcher_pid):
         if b"textmill_shard" in Path(f"/proc/{pid}/cmdline").read_bytes():
             return pid
@@ -37,7 +37,7 @@ def shard_pid(launcher_pid: int) -> int:
 
 
 def run_load(url: str, model_dir: Path, seed: int) -> None:
-    """Prompts of 1,024 tokens, then 32 streams at once. Raises RuntimeError when a request fails."""
+    """Send prompts of 1,024 tokens, then 32 streams at once. Raises RuntimeError when a request fails."""
     maker = PromptMaker(model_dir, seed)
     for count, length, concurrency in ((2, 1024, 1), (64, 128, 32)):
         wishes = [GenerationWish(prompt, 64, ignore_eos=True) for prompt in maker.texts(count, length)]
@@ -48,13 +48,13 @@ def run_load(url: str, model_dir: Path, seed: int) -> None:
 
 
 def planned_bytes(log: str) -> dict[str, int]:
-    """What the shard's log says it planned with."""
+    """Return the numbers of bytes with which the shard planned its memory, as its log names them."""
     line = next(line for line in log.splitlines() if "memory planned" in line)
     return {name: int(value) for name, value in re.findall(r'(\w+_bytes)"?[=:] ?(\d+)', line)}
 
 
 def main() -> None:
-    """Starts the launcher with the model; exit code 1 when the aim is missed."""
+    """Start the launcher with the model, and print the sizes. The exit code is 1 when the aim is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder in Hugging Face layout")
     parser.add_argument("--dtype", default="bfloat16")

@@ -1,8 +1,9 @@
 """Times steps of transformers' code with and without module swaps: ms of CPU per step, no server.
 
-One thread and its CPU time unless told otherwise: neighbours on the machine disturb that less than the clock.
+By default one thread computes. CPU time is measured, because other processes on the machine disturb it less than the
+time on the wall.
 
-python -m bench.module_swaps --model M                      # without, with each alone, with all
+python -m bench.module_swaps --model M                      # without swaps, with each swap alone, with all swaps
 """
 
 import argparse
@@ -24,7 +25,7 @@ STORED_TOKENS = 159
 
 
 def load(folder: Path, *, dtype: str, num_threads: int, disabled: tuple[str, ...]) -> ModelRunner:
-    """Never by the native decoder of whole steps, which has no use for swaps."""
+    """Return the loaded model, which never runs by the native decoder, because that decoder uses no swaps."""
     cache_folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "textmill" / "native"
     options = LoadOptions(
         model_dir=folder,
@@ -44,7 +45,7 @@ def load(folder: Path, *, dtype: str, num_threads: int, disabled: tuple[str, ...
 
 
 def step_ms(runner: ModelRunner, case: tuple[int, int, int], seconds: float) -> tuple[float, float]:
-    """Least and median CPU time of a step."""
+    """Return the least and the median CPU time of a step, in milliseconds."""
     torch.manual_seed(0)
     batch = make_batch((case,), num_blocks=POOL_BLOCKS)
     runner.forward(batch)
@@ -58,7 +59,7 @@ def step_ms(runner: ModelRunner, case: tuple[int, int, int], seconds: float) -> 
 
 
 def main() -> None:
-    """Prints one Markdown row per choice of swaps: least ms (median)."""
+    """Print one Markdown row per choice of swaps: the least ms, and the median in brackets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder in Hugging Face layout")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])

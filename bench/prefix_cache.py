@@ -1,4 +1,7 @@
-"""What the prefix cache saves: a long prompt twice, its time to first token and its cached tokens, as JSON."""
+"""Measures what the prefix cache saves: sends a long prompt twice, and prints times to first token and cached tokens.
+
+The result is JSON.
+"""
 
 import argparse
 import json
@@ -22,7 +25,7 @@ OUTPUT_TOKENS = 4
 
 
 def first_token_s(url: str, prompt: str) -> float:
-    """Seconds from sending to the first token. Raises RuntimeError when the server refuses."""
+    """Return the seconds from the request to its first token. Raises RuntimeError when the server refuses."""
     record: StreamRecord = uvloop.run(stream_once(url, TgiDialect(), GenerationWish(prompt, OUTPUT_TOKENS)))
     if record.error is not None:
         raise RuntimeError(record.error)
@@ -30,7 +33,7 @@ def first_token_s(url: str, prompt: str) -> float:
 
 
 def cached_tokens(url: str, prompt: str) -> int:
-    """Prompt tokens that a further, unstreamed answer found in the cache: the header says so."""
+    """Send the prompt once more, not streamed, and return how many of its tokens the header counts as cached."""
     body = json.dumps({"inputs": prompt, "parameters": {"max_new_tokens": 1}}).encode()
     request = urllib.request.Request(f"{url}/generate", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=START_TIMEOUT_S) as answer:
@@ -38,9 +41,9 @@ def cached_tokens(url: str, prompt: str) -> int:
 
 
 def measure(url: str, model_dir: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One entry per prompt; all prompts differ from their first token on."""
+    """Return one entry per prompt. All prompts differ from their first token on."""
     maker = PromptMaker(model_dir, arguments.seed)
-    first_token_s(url, maker.text(arguments.input_len))  # warm-up: the first long prefill is slower
+    first_token_s(url, maker.text(arguments.input_len))  # to warm up, because the first long prefill is slower
     rounds = []
     for _ in range(arguments.rounds):
         prompt = maker.text(arguments.input_len)
@@ -57,7 +60,7 @@ def measure(url: str, model_dir: Path, arguments: argparse.Namespace) -> list[di
 
 
 def main() -> None:
-    """Measures a running server (--url) or starts the launcher with the model."""
+    """Measure a running server (--url), or else a launcher that is started with the model."""
     parser = argparse.ArgumentParser(prog="python -m bench.prefix_cache", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder in Hugging Face layout")
     parser.add_argument("--url", help="a server that runs already with this model")

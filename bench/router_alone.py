@@ -1,6 +1,6 @@
-"""The router without a model: the real process in front of a fake shard in another one.
+"""Measures the router without a model: the real router process in front of the process of a fake shard.
 
-Prints CPU microseconds per token of the router process (requests included), tokens per second and latencies.
+Prints the router's CPU microseconds per token (the cost of its requests included), tokens per second and latencies.
 """
 
 import argparse
@@ -24,7 +24,7 @@ START_TIMEOUT_S = 30.0
 
 
 def measure(arguments: argparse.Namespace, streams: int, folder: Path) -> dict[str, Any]:
-    """Fresh processes, a short warm-up, then `streams` at a time."""
+    """Start both processes, warm up, and return the figures of `streams` requests at a time."""
     model_dir = write_byte_tokenizer(folder / "model")
     socket_path = folder / "shard.sock"
     port = free_port()
@@ -66,7 +66,7 @@ def measure(arguments: argparse.Namespace, streams: int, folder: Path) -> dict[s
 
 
 def _pin_apart(router_pid: int, shard_pid: int) -> None:
-    """The router gets the last core for itself, the shard and this client the others."""
+    """Give the router the last core for itself, and the other cores to the shard and this client."""
     *others, last = sorted(os.sched_getaffinity(0))
     if others:
         os.sched_setaffinity(router_pid, {last})
@@ -75,7 +75,7 @@ def _pin_apart(router_pid: int, shard_pid: int) -> None:
 
 
 def main() -> None:
-    """Exit code 1 when a request failed."""
+    """Print the figures as JSON. The exit code is 1 when a request failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.router_alone", description=__doc__)
     parser.add_argument("--streams", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--step-ms", type=float, default=10.0, help="time of a step of the fake shard")

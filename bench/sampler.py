@@ -1,4 +1,4 @@
-"""Milliseconds of CPU that the sampler takes per step, by number of rows and kind of request, as a Markdown table."""
+"""Measures the sampler's CPU milliseconds per step, by number of rows and kind of request, as a Markdown table."""
 
 import argparse
 import time
@@ -22,14 +22,14 @@ KINDS = {
 
 
 def peaked_logits(num_rows: int, vocab_size: int) -> torch.Tensor:
-    """[rows, V] float32: a hundred likely ids above a wide floor, so that little mass lies beyond 1,024 candidates."""
+    """Return [rows, V] float32 with a hundred likely ids, so that little mass lies beyond 1,024 candidates."""
     logits = torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(0)) * 1.5
     logits[:, :: vocab_size // 100] += 9.0
     return logits
 
 
 def step_ms(logits: torch.Tensor, params: SamplingParams, repeats: int) -> float:
-    """CPU time of the process, which neighbours on the machine disturb less than the clock on the wall."""
+    """Return the milliseconds of CPU time per step, which other processes disturb less than the time on the wall."""
     slots = np.arange(len(logits))
     sampler = Sampler(num_slots=len(slots), device=logits.device)
     for slot in slots.tolist():
@@ -46,7 +46,7 @@ def step_ms(logits: torch.Tensor, params: SamplingParams, repeats: int) -> float
 
 
 def main() -> None:
-    """Prints one row per kind of request."""
+    """Print one row per kind of request."""
     parser = argparse.ArgumentParser(prog="python -m bench.sampler", description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--vocab-size", type=int, default=49152)

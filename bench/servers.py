@@ -1,4 +1,4 @@
-"""Server processes under measurement: start, wait until ready, CPU time, stop."""
+"""Server processes that are measured: their start, the wait until they are ready, their CPU time and their end."""
 
 import os
 import signal
@@ -19,11 +19,11 @@ POLL_S = 0.1
 
 
 class ServerFailed(Exception):
-    """A server died or did not get ready; the message has the end of its log."""
+    """A server died or did not get ready. The message has the end of the server's log."""
 
 
 def free_port() -> int:
-    """A TCP port on the loopback that nobody listens on right now."""
+    """Return a TCP port of the loopback on which no process listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A child with its own process group and a log file. `with Server(...)` stops all of the group."""
+    """A child with its own process group and a log file. The end of `with Server(...)` stops the whole group."""
 
     def __init__(self, command: Sequence[str], log_path: Path, environment: Mapping[str, str] | None = None) -> None:
         self._command = list(command)
@@ -60,19 +60,19 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Of the process that was started."""
+        """The id of the process that was started."""
         return self._process.pid
 
     def cpu_s(self) -> float:
-        """User and system time of the process, all its threads, without its children."""
+        """Return the user and system seconds of all threads of the process, without the process's children."""
         return process_s(self.pid)
 
     def wait_for_http(self, url: str, timeout_s: float) -> None:
-        """Returns when `url` answers 200."""
+        """Wait until `url` answers 200. Raises ServerFailed."""
         self._wait(lambda: _answers(url), f"{url} did not answer 200", timeout_s)
 
     def wait_for_path(self, path: Path, timeout_s: float) -> None:
-        """Returns when the file or socket exists."""
+        """Wait until the file or socket exists. Raises ServerFailed."""
         self._wait(path.exists, f"{path} did not appear", timeout_s)
 
     def _wait(self, is_ready: Callable[[], bool], complaint: str, timeout_s: float) -> None:

@@ -1,4 +1,4 @@
-"""The figures of a run: percentiles and rates, as plain JSON values. Times are milliseconds unless named `_s`."""
+"""The figures of a run: percentiles and rates, as plain JSON values. The name of each time ends with its unit."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -10,7 +10,7 @@ PERCENTILES = (50, 90, 99)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Interpolates linearly between the two nearest ranks. `values` are sorted and not empty."""
+    """Return a percentile, by linear interpolation between the two nearest ranks. `values` are sorted and not empty."""
     place = (len(values) - 1) * percent / 100
     low = int(place)
     high = min(low + 1, len(values) - 1)
@@ -18,7 +18,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def spread_ms(seconds: Iterable[float]) -> dict[str, float] | None:
-    """Mean, percentiles and maximum of durations, in milliseconds; None when there are none."""
+    """Return mean, percentiles and maximum of durations, in milliseconds; None when there are no durations."""
     values = sorted(second * 1000 for second in seconds)
     if not values:
         return None
@@ -29,10 +29,10 @@ def spread_ms(seconds: Iterable[float]) -> dict[str, float] | None:
 
 
 def summarise(records: Sequence[StreamRecord]) -> dict[str, Any]:
-    """Figures over the requests that succeeded; the others are counted and their first errors shown.
+    """Return the figures of the requests that succeeded. Failed requests are counted, and up to five errors shown.
 
-    `ttft_ms` and `e2e_ms` count from when a request was due, so an overloaded open loop cannot hide its queue.
-    `itl_ms` is the time between two events of a stream, `tpot_ms` its mean within a request.
+    `ttft_ms` and `e2e_ms` count from the time at which a request was due, so that an overloaded open loop cannot hide
+    its queue. `itl_ms` is the time between two events of a stream, and `tpot_ms` the mean of that time in a request.
     """
     good = [record for record in records if record.error is None and record.token_times_s]
     failed = [record for record in records if record not in good]

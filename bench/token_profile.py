@@ -1,7 +1,7 @@
-"""Where the time of a token goes: the shard's clocks, and the CPU of everything that is not a kernel.
+"""Divides the time of a token: by the shard's clocks, and by the CPU time of gRPC, router and client.
 
-Prompts of one length are sent at once; only what lies after the last first token counts, so that every step decodes.
-The native step alone (`python -m bench.kernels`) is to be read beside it.
+Prompts of one length are sent at once. Times count from the moment when every request has its first token, so that
+every step decodes. Read the result beside that of the native step alone (`python -m bench.kernels`).
 """
 
 import argparse
@@ -44,7 +44,7 @@ PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """Seconds of CPU so far, and the sums and counts of the router's metrics."""
+    """The seconds of CPU so far, and the sums and counts of the router's metrics."""
 
     computing_s: float  # the threads of the shard that compute
     shard_s: float
@@ -55,7 +55,7 @@ class Clocks:
 
 
 class Watch:
-    """Reads the clocks of a running launcher."""
+    """The clocks of a running launcher."""
 
     def __init__(self, launcher_pid: int, url: str, num_threads: int) -> None:
         self._url = url
@@ -64,10 +64,11 @@ class Watch:
         self._router = _child(launcher_pid, "textmill_router")
 
     def read(self) -> Clocks:
+        """Return the numbers of this moment."""
         shard_by_thread = threads_s(self._shard)
         own = os.times()
         return Clocks(
-            # The threads of the native team, the step loop among them, are those that have used most by far.
+            # The native team, the step loop among them, are the threads that have used by far the most CPU time.
             computing_s=sum(sorted(shard_by_thread.values())[-self._num_threads :]),
             shard_s=sum(shard_by_thread.values()),
             router_s=sum(threads_s(self._router).values()),
@@ -91,7 +92,7 @@ def _read_metrics(url: str) -> dict[str, float]:
 
 
 def decode_intervals_ms(records: Sequence[StreamRecord]) -> list[float]:
-    """Times between two tokens of a request while every request had its first and none its last."""
+    """Return the times between two tokens of a request while every request had its first token and none its last."""
     start_s = max(record.token_times_s[0] for record in records)
     end_s = min(record.token_times_s[-1] for record in records)
     return [
@@ -103,7 +104,7 @@ def decode_intervals_ms(records: Sequence[StreamRecord]) -> list[float]:
 
 
 def profile(watch: Watch, url: str, wishes: Sequence[GenerationWish]) -> dict[str, float]:
-    """Milliseconds per decode step of each of PARTS. All wishes are sent at once."""
+    """Send all wishes at once, and return the milliseconds per decode step of each of PARTS."""
     before = watch.read()
     records = uvloop.run(closed_loop(url, TgiDialect(), wishes, concurrency=len(wishes)))
     after = watch.read()
@@ -138,7 +139,7 @@ def profile(watch: Watch, url: str, wishes: Sequence[GenerationWish]) -> dict[st
 
 
 def table(profiles: dict[int, dict[str, float]]) -> str:
-    """In Markdown, ms per decode step."""
+    """Return a Markdown table of milliseconds per decode step."""
     lines = ["| ms per decode step | " + " | ".join(f"{count} streams" for count in profiles) + " |"]
     lines.append("|---" * (len(profiles) + 1) + "|")
     lines += [
@@ -148,6 +149,7 @@ def table(profiles: dict[int, dict[str, float]]) -> str:
 
 
 def main() -> None:
+    """Start the launcher with the model, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.token_profile", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder in Hugging Face layout")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
@@ -184,7 +186,7 @@ def main() -> None:
                 texts = maker.texts(count, arguments.input_len)
                 wishes = [GenerationWish(text, arguments.output_len, ignore_eos=True) for text in texts]
                 rounds[count].append(profile(watch, url, wishes))
-                time.sleep(0.2)  # what the last round left behind: closing connections, a heartbeat
+                time.sleep(0.2)  # for the rest of the last round: connections that close, a heartbeat
     if arguments.json:
         print(json.dumps(rounds, indent=2))
     print(table({count: _medians(found) for count, found in rounds.items()}))

@@ -1,4 +1,4 @@
-"""How requests arrive: closed loop (so many at once) or open loop (at random, whatever the server does)."""
+"""The arrival of requests: a closed loop (so many at once) or an open loop (at random, whatever the server does)."""
 
 import asyncio
 import random
@@ -12,7 +12,7 @@ from bench.http_stream import StreamRecord, stream_once
 async def closed_loop(
     url: str, dialect: Dialect, wishes: Sequence[GenerationWish], *, concurrency: int
 ) -> list[StreamRecord]:
-    """`concurrency` clients, each sending its next request when its last one has ended."""
+    """Run `concurrency` clients, each of which sends its next request when its last request has ended."""
     waiting = iter(wishes)
     records: list[StreamRecord] = []
 
@@ -27,7 +27,7 @@ async def closed_loop(
 async def open_loop(
     url: str, dialect: Dialect, wishes: Sequence[GenerationWish], *, rate_per_s: float, seed: int
 ) -> list[StreamRecord]:
-    """Poisson arrivals: independent exponential gaps with a mean of 1 / rate."""
+    """Send requests as a Poisson process: the gaps are independent and exponential, with a mean of 1 / rate."""
     gaps = random.Random(seed)
     tasks: list[asyncio.Task[StreamRecord]] = []
     due_s = time.perf_counter()

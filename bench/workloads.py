@@ -1,4 +1,4 @@
-"""What is asked of every server of the comparison, and which figure counts."""
+"""The workloads of the comparison: the requests that every server gets, and the figure that counts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,11 @@ NUM_SHARING = 8
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`make` gives the requests, sent by `concurrency` clients after `num_first` of them went ahead alone.
+    """One workload.
 
-    `figure` reads the number that counts from the summary of the rest; `is_rate`: more is better, else less is.
+    `make` gives the requests. The first `num_first` of them go ahead alone, then `concurrency` clients send the others.
+    `figure` reads the number that counts from the summary of those others. With `is_rate` a larger number is better,
+    without it a smaller one.
     """
 
     name: str
@@ -29,7 +31,7 @@ class Workload:
 
 
 def streams(count: int, *, input_len: int, output_len: int, num_requests: int) -> Workload:
-    """So many at once: output tokens per second."""
+    """Return the workload of `count` requests at once; its figure is output tokens per second."""
     return Workload(
         name=f"{count} streams, {input_len} in, {output_len} out",
         unit="tokens/s",
@@ -44,7 +46,7 @@ def streams(count: int, *, input_len: int, output_len: int, num_requests: int) -
 
 
 def first_token(input_len: int, num_requests: int = 4) -> Workload:
-    """One at a time: median time to first token of a prompt."""
+    """Return the workload of one request at a time; its figure is the median time to first token."""
     return Workload(
         name=f"TTFT of {input_len} tokens",
         unit="ms",
@@ -57,7 +59,10 @@ def first_token(input_len: int, num_requests: int = 4) -> Workload:
 
 
 def cached_prefix() -> Workload:
-    """One at a time behind a common prefix that the first has left in the cache: median time to first token."""
+    """Return the workload of prompts behind a prefix that the first request leaves in the cache.
+
+    One request runs at a time, and the figure is the median time to first token.
+    """
     return Workload(
         name=f"TTFT behind a cached prefix of {SHARED_TOKENS}",
         unit="ms",
@@ -70,7 +75,10 @@ def cached_prefix() -> Workload:
 
 
 def shared_at_once() -> Workload:
-    """All at once behind a common prefix that nobody has computed: seconds until the last has ended."""
+    """Return the workload of prompts that arrive at once, behind a common prefix that is not computed yet.
+
+    The figure is the seconds until the last request has ended.
+    """
     return Workload(
         name=f"{NUM_SHARING} at once behind a cold common prefix of {SHARED_TOKENS}",
         unit="s",

@@ -47,6 +47,8 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"min_tokens": 9}, "min_tokens"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),
         ({"tools": [TOOL], "tool_choice": 5}, "tool_choice"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"tools": [{"function": {"name": "f", "parameters": "x"}}]}, "tools[0].function.parameters"),
         ({"tools": [TOOL, {"function": {"name": ""}}]}, "tools[1].function.name"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
@@ -95,7 +97,7 @@ def test_tool_errors(client: httpx.Client) -> None:
     answer = ask(client, tools=[TOOL], response_format={"type": "json_object"})
     assert error_of(answer, 422)["param"] == "response_format"
     assert ask(client, tools=[TOOL], response_format={"type": "text"}).status_code == 200
-    for fields in ({"tools": []}, {"tools": [TOOL], "tool_choice": "none"}, {"tools": None, "tool_choice": "required"}):
+    for fields in ({"tools": []}, {"tools": [TOOL], "tool_choice": "none"}, {"tools": None, "tool_choice": "none"}):
         answer_of(client, response_format={"type": "regex", "value": "[a-z]+"}, **fields)
 
 

@@ -70,7 +70,7 @@ def test_calls_of_each_format(tmp_path: Path, template: str | None) -> None:
 
 def test_choice_none_and_no_tools_leave_the_text_alone(tmp_path: Path) -> None:
     with speaking(tmp_path, OUTPUTS[None]) as client:
-        for fields in ({"tools": TOOLS, "tool_choice": "none"}, {"tools": []}, {}, {"tool_choice": "required"}):
+        for fields in ({"tools": TOOLS, "tool_choice": "none"}, {"tools": []}, {}, {"tool_choice": "none"}):
             [choice] = answer_of(client, max_tokens=300, **fields)["choices"]
             assert choice["message"]["content"] == OUTPUTS[None]
             assert "tool_calls" not in choice["message"]
@@ -137,6 +137,11 @@ def test_strict_tool_has_a_grammar_though_the_choice_is_free(tmp_path: Path) -> 
             grammar = router.shard.history[-1].last_admit.grammar.text
             assert json.dumps(SCHEMA["properties"])[1:-1] in grammar
             assert "get_time" in grammar
+        allowed = {"mode": "auto", "tools": [TOOLS[1]]}
+        choice = {"type": "allowed_tools", "allowed_tools": allowed}
+        answer_of(client, tools=TOOLS, tool_choice=choice, max_tokens=300)
+        grammar = router.shard.history[-1].last_admit.grammar.text
+        assert ("get_time" in grammar, "get_weather" in grammar) == (True, False)
         answer_of(client, tools=[strict], tool_choice="none", max_tokens=300)
         assert not router.shard.history[-1].last_admit.HasField("grammar")
 

@@ -161,7 +161,13 @@ def grammar_for(
     if tools is None or form.tools is None:
         return None
     output_form = OutputForm(form.tools, form.marker_ids(tokenizer), thought)
-    return tool_grammar(tools.specs, output_form, is_required=tools.is_required, is_parallel=tools.is_parallel)
+    return tool_grammar(
+        tools.specs,
+        output_form,
+        is_required=tools.is_required,
+        is_parallel=tools.is_parallel,
+        is_narrowed=tools.is_narrowed,
+    )
 
 
 def was_cut(result: GenerationResult) -> bool:

@@ -17,7 +17,7 @@ class ToolChoice:
 
     shown: list[dict[str, Any]]  # as templates take them
     specs: tuple[ToolSpec, ...]
-    chosen: str | None = None  # the one that must be called
+    is_narrowed: bool = False  # tools are shown that may not be called
     is_required: bool = False
     is_parallel: bool = True
     prompt: str | None = None  # the request's own

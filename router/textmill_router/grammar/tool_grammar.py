@@ -35,15 +35,21 @@ class OutputForm:
 
 
 def tool_grammar(
-    tools: Sequence[ToolSpec], form: OutputForm, *, is_required: bool, is_parallel: bool
+    tools: Sequence[ToolSpec],
+    form: OutputForm,
+    *,
+    is_required: bool,
+    is_parallel: bool,
+    is_narrowed: bool = False,
 ) -> Grammar | None:
     """What the output must match; None where nothing is enforced.
 
     `is_required`: at least one call and no text. A named tool is this with `tools` narrowed to it. Else the answer is
-    free but for calls of strict tools. `is_parallel`: an answer may hold more than one call. Raises ValidationFailed
-    for a schema that is not one of objects.
+    free but for calls of strict tools. `is_narrowed`: the model sees further tools, which it may not call.
+    `is_parallel`: an answer may hold more than one call. Raises ValidationFailed for a schema that is not one of
+    objects.
     """
-    if not tools or not (is_required or any(tool.is_strict for tool in tools)):
+    if not tools or not (is_required or is_narrowed or any(tool.is_strict for tool in tools)):
         return None
     writer = _Writer(form)
     for tool in tools:

@@ -1,5 +1,7 @@
 """`tools` and `tool_choice` of a chat body: OpenAI's shapes and TGI's."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -10,51 +12,98 @@ from textmill_router.errors import ToolError, ValidationFailed
 from textmill_router.parsers.tools.tool_format import ToolSpec
 
 _TOOLS = list[DeclaredTool]
+_KEYWORDS = ("auto", "none", "required")
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The choice of a body: which tools may be called (`names` None: each of them), and whether one must be."""
+
+    mode: str  # "auto", "none" or "required"
+    names: tuple[str, ...] | None = None
+    is_one: bool = False  # the body names one tool and asks for its call
 
 
 def tool_choice_of(body: ChatBody) -> ToolChoice | None:
     """None where no tool may be called. Raises ValidationFailed for a wrong shape, ToolError for an unknown name."""
+    choice = _choice(body.tool_choice)
     if not body.tools:
+        # TGI's own shape stands without tools in the example of its published API.
+        is_of_tgi = isinstance(body.tool_choice, dict) and "FunctionName" in body.tool_choice
+        if body.tool_choice is not None and choice.mode != "none" and not is_of_tgi:
+            raise ValidationFailed("`tool_choice` needs `tools`: add the tools, or leave it out", field="tool_choice")
         return None
     try:
         declared = msgspec.convert(body.tools, _TOOLS)
     except msgspec.ValidationError as error:
         raise _shape_error(str(error)) from None
     specs = tuple(_spec(tool.function, index) for index, tool in enumerate(declared))
-    choice = _choice(body.tool_choice)
-    if choice == "none":
+    if choice.mode == "none":
         return None
-    named = None if choice in ("auto", "required") else choice
-    if named is not None and named not in {spec.name for spec in specs}:
-        known = ", ".join(spec.name for spec in specs)
-        raise ToolError(f"`tool_choice` names {named!r}, which is none of the tools: {known}", field="tool_choice")
+    allowed = specs if choice.names is None else _named(specs, choice.names)
     return ToolChoice(
         shown=[_shown(raw, spec) for raw, spec in zip(body.tools, specs, strict=True)],
-        specs=specs if named is None else tuple(spec for spec in specs if spec.name == named)[:1],
-        chosen=named,
-        is_required=choice != "auto",
+        specs=allowed[:1] if choice.is_one else allowed,
+        is_narrowed=len(allowed) < len(specs),
+        is_required=choice.mode == "required",
         # A named tool is one call, as at OpenAI, unless several are asked for.
-        is_parallel=body.parallel_tool_calls is not False and (named is None or bool(body.parallel_tool_calls)),
+        is_parallel=body.parallel_tool_calls is not False and (not choice.is_one or bool(body.parallel_tool_calls)),
         prompt=body.tool_prompt or None,
     )
 
 
-def _choice(choice: object) -> str:
-    """`auto`, `none`, `required` or a tool's name; TGI's shapes too."""
+def _choice(choice: object) -> _Choice:
+    """OpenAI's shapes and TGI's. A text is a keyword before it is a tool's name; an object is never a keyword."""
     if choice is None:
-        return "auto"
+        return _Choice("auto")
+    if isinstance(choice, str):
+        return _Choice(choice) if choice in _KEYWORDS else _Choice("required", (choice,), is_one=True)
     if isinstance(choice, dict):
-        function = choice.get("function")
-        name = function.get("name") if isinstance(function, dict) else None
-        for key in ("FunctionName", "name"):
-            name = choice.get(key) if name is None else name
-        choice = name
-    if not isinstance(choice, str):
+        if choice.get("type") == "allowed_tools":
+            return _allowed_tools(choice.get("allowed_tools"))
+        name = _name_in(choice)
+        if name is not None:
+            return _Choice("required", (name,), is_one=True)
+    raise ValidationFailed(
+        '`tool_choice` must be "auto", "none", "required", {"type": "function", "function": {"name": ...}} or '
+        '{"type": "allowed_tools", "allowed_tools": {"mode": ..., "tools": [...]}}',
+        field="tool_choice",
+    )
+
+
+def _allowed_tools(allowed: object) -> _Choice:
+    tools = allowed.get("tools") if isinstance(allowed, dict) else None
+    mode = allowed.get("mode") if isinstance(allowed, dict) else None
+    names = [_name_in(tool) if isinstance(tool, dict) else None for tool in tools] if isinstance(tools, list) else []
+    known = tuple(name for name in names if name is not None)
+    if mode not in ("auto", "required") or not known or len(known) < len(names):
         raise ValidationFailed(
-            '`tool_choice` must be "auto", "none", "required" or {"type": "function", "function": {"name": ...}}',
-            field="tool_choice",
+            '`tool_choice.allowed_tools` must be {"mode": "auto" or "required", "tools": [{"type": "function", '
+            '"function": {"name": ...}}, ...]} with at least one tool',
+            field="tool_choice.allowed_tools",
         )
-    return choice
+    return _Choice(mode, known)
+
+
+def _name_in(value: Mapping[str, Any]) -> str | None:
+    """The name of a tool in an object of OpenAI's or TGI's shape."""
+    function = value.get("function")
+    inner = function.get("name") if isinstance(function, dict) else None
+    for name in (inner, value.get("FunctionName"), value.get("name")):
+        if name is not None:
+            return name if isinstance(name, str) else None
+    return None
+
+
+def _named(specs: Sequence[ToolSpec], names: Sequence[str]) -> tuple[ToolSpec, ...]:
+    known = {spec.name for spec in specs}
+    for name in names:
+        if name not in known:
+            raise ToolError(
+                f"`tool_choice` names {name!r}, which is none of the tools: {', '.join(spec.name for spec in specs)}",
+                field="tool_choice",
+            )
+    return tuple(spec for spec in specs if spec.name in names)
 
 
 def _spec(function: DeclaredFunction, index: int) -> ToolSpec:

@@ -270,6 +270,19 @@ def test_nothing_is_enforced_without_need() -> None:
     assert tool_grammar([], JSON, is_required=True, is_parallel=True) is None
 
 
+@each_form
+def test_tools_that_are_shown_and_not_allowed_are_not_called(
+    judge: Judge, form: OutputForm, one: str, two: str, wrong: str
+) -> None:
+    grammar = tool_grammar([ToolSpec("weather")], form, is_required=False, is_parallel=True, is_narrowed=True)
+    assert grammar is not None
+    assert judge.follows(form.marker_ids, grammar, f"I will look.\n{one}")
+    assert judge.follows(form.marker_ids, grammar, wrong)  # no tool is strict
+    reader = ChatParser(form.tools, None, [ToolSpec("weather")])
+    calls = parse_whole(reader, two, was_cut=False).tool_calls
+    assert len(calls) == 1 or not judge.follows(form.marker_ids, grammar, two)
+
+
 def test_arguments_must_be_an_object() -> None:
     with pytest.raises(ValidationFailed, match=r"`sum`.*'array'"):
         tool_grammar([ToolSpec("sum", {"type": "array"})], JSON, is_required=True, is_parallel=True)

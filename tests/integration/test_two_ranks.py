@@ -16,6 +16,7 @@ from tests.fakes.tiny_models import make_tiny_llama
 PROMPTS = ("Hello", "The quick brown fox jumps over the lazy dog. " * 5, "1 2 3", "x" * 40)
 KV_BYTES = str(8 * 1024 * 1024)
 NUM_NEW_TOKENS = 24
+DRY = {"dry_multiplier": 9.0, "dry_allowed_length": 1, "dry_sequence_breakers": ["\n"]}
 DIGITS = {"type": "regex", "value": "([0-9]{2}:){4,6}[a-f]{3}"}
 
 
@@ -57,8 +58,8 @@ def info(socket: Path) -> shard_pb2.ShardInfo:
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize(
     "how",
-    [{}, {"do_sample": True, "seed": 7}, {"do_sample": True, "seed": 7, "watermark": True, "grammar": DIGITS}],
-    ids=["greedy", "seeded", "grammar"],
+    [{}, {"do_sample": True, "seed": 7}, {"do_sample": True, "seed": 7, "watermark": True, "grammar": DIGITS}, DRY],
+    ids=["greedy", "seeded", "grammar", "dry"],
 )
 def test_two_ranks_give_the_tokens_of_one(
     one_rank: LaunchedServer, two_ranks: LaunchedServer, prompt: str, how: dict[str, object]

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from textmill_router.chat.marked_text import with_marks_hidden
+
 Content = str | list[dict[str, Any]]
 
 
@@ -14,7 +16,7 @@ def fit_content(content: Content, *, takes_text: bool, takes_parts: bool) -> Con
 
 def text_of(content: Content) -> str:
     """All of the text."""
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return content if isinstance(content, str) else with_marks_hidden("".join(part["text"] for part in content))
 
 
 def last_text(content: Content) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from textmill_router.chat.marked_text import MARK
 from textmill_router.chat.message_content import fit_content, with_more_text
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplate, Conversation, Message
@@ -123,4 +124,4 @@ def _cut_open(rendered: str) -> str:
     if end < 0:
         raise TemplateFailed("the template leaves the final message out, so it cannot be continued")
     prompt = rendered[:end]
-    return prompt if rendered.startswith(_GOES_ON, end) else prompt.rstrip()
+    return prompt if rendered.startswith(_GOES_ON, end) else prompt.rstrip(MARK).rstrip()

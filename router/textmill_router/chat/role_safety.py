@@ -11,8 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from typing import Any
 
-# A code point that Unicode reserves for inside use; removed from a conversation's own text where marks are needed.
-MARK = "\ufdd0"
+from textmill_router.chat.marked_text import MARK, MarkedText
 
 
 class _Searched:
@@ -69,9 +68,9 @@ class RoleSafety:
 
     def cut(self, rendered: str) -> tuple[str, ...]:
         """The pieces to encode one by one; joined they are the prompt. One piece when nothing was forged."""
-        if MARK not in rendered:
+        parts = str.split(rendered, MARK)  # of a MarkedText too, whose own `split` sees no marks
+        if len(parts) == 1:
             return (rendered,)
-        parts = rendered.split(MARK)
         joints: list[int] = []
         end = 0
         for part in parts[:-1]:
@@ -106,7 +105,7 @@ class RoleSafety:
             text = seen
         opens, closes = searched.open_ends(text)
         marked = searched.first_characters.sub(rf"\1{MARK}", text)
-        return (MARK if opens else "") + marked + (MARK if closes else "")
+        return MarkedText((MARK if opens else "") + marked + (MARK if closes else ""))
 
     def _seen(self, text: str) -> str:
         """The text as the tokenizer searches it."""

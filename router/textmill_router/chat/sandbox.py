@@ -17,7 +17,8 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from textmill_router.chat.role_safety import MARK
+from textmill_router.chat.marked_operations import OperatorsAsFilters, bound_to_marked_text, teach
+from textmill_router.chat.marked_text import MARK, with_marks_hidden
 
 MAX_RENDER_S = 5.0
 MAX_RENDERED_CHARACTERS = 32_000_000
@@ -81,13 +82,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             _check_format(left)
         elif isinstance(right, int | float):
             _check_exponent(right)
-        return super().call_binop(context, operator, left, right)
+        return with_marks_hidden(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Methods of a text such as `ljust` take widths."""
         if isinstance(getattr(__obj, "__self__", None), str):
             _check_widths((*args, *kwargs.values()))
-        return super().call(__context, __obj, *args, **kwargs)
+            __obj = bound_to_marked_text(__obj, args)
+        return with_marks_hidden(super().call(__context, __obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """`format` of a text, which the library has wrapped."""
@@ -107,6 +109,7 @@ class ChatSandbox:
         environment.filters["tojson"] = to_json
         for name, check in _LENGTHENING_FILTERS.items():
             environment.filters[name] = _checked_filter(environment.filters[name], check)
+        teach(environment)
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = strftime_now
         del environment.globals["lipsum"]
@@ -121,7 +124,7 @@ class ChatSandbox:
 
     def compile(self, source: str) -> jinja2.Template:
         """Raises jinja2.TemplateSyntaxError."""
-        tree = self.parse(source)
+        tree = OperatorsAsFilters().visit(self.parse(source))
         self._clock.put_into(tree)
         code = self._environment.compile(tree)
         return jinja2.Template.from_code(self._environment, code, self._environment.make_globals(None))

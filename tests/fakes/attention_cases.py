@@ -1,4 +1,4 @@
-"""The native paged attention and the plain one over the same pool, and how near they must be."""
+"""Runs the native paged attention and a plain attention over one pool, and says how near the results must be."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from textmill_shard.native.kernels import Kernels
 
 from tests.fakes.native_cases import Piece, make_batch, native_kernels, plain_attention
 
-# Decode rows and chunks, contexts on both sides of block, panel and tile borders.
+# Decode rows and chunks, with contexts on both sides of the borders of blocks, panels and tiles.
 MIXED = (
     Piece(0, 1),
     Piece(15, 1),
@@ -19,7 +19,7 @@ MIXED = (
     Piece(64, 64),
     Piece(5, 2),
 )
-# Relative to the largest value. bfloat16 keeps 8 bits of the weights and of the result.
+# Largest difference, relative to the largest value. bfloat16 keeps 8 bits of the weights and of the result.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
@@ -35,11 +35,11 @@ def run_both(
     kernels: Kernels | None = None,
     **rule: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The kernel's result and the plain one, `[T, H, E]`."""
+    """Return the result of the kernel and that of the plain attention, each `[T, H, E]`."""
     torch.manual_seed(7)
     contexts = [torch.zeros(piece.before + piece.count, dtype=torch.int64) for piece in pieces]
     batch, num_blocks = make_batch(pieces, ids=contexts, block_size=block_size)
-    # What no context owns is NaN: it must never be looked at.
+    # Places that no context owns hold NaN, because the kernel must never read them.
     key_pool = torch.full((num_blocks + 1, block_size, kv_heads, key_dim), torch.nan, dtype=dtype)
     value_pool = torch.full((num_blocks + 1, block_size, kv_heads, value_dim), torch.nan, dtype=dtype)
     query_THD = torch.randn(int(batch.query_starts[-1]), heads, key_dim).to(dtype)

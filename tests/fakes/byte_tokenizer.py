@@ -1,4 +1,4 @@
-"""A small byte-level tokenizer made on the spot: token id = byte value, two special tokens, optional merges."""
+"""Makes a small byte-level tokenizer: a token id is a byte's value, with two special tokens and optional merges."""
 
 import json
 from collections.abc import Sequence
@@ -19,14 +19,18 @@ CHAT_TEMPLATE = (
 
 
 def alphabet() -> list[str]:
-    """The character that stands for each byte in byte-level vocabularies, by byte."""
+    """Return the character that stands for each byte in byte-level vocabularies, by byte."""
     printable = [byte for byte in range(256) if 33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
 
 
 def make_byte_tokenizer(merges: Sequence[tuple[bytes, bytes]] = (), add_begin: bool = True) -> tokenizers.Tokenizer:
-    """`merges` join two tokens, in order, with ids from FIRST_MERGE_ID. `add_begin`: prompts start with BEGIN."""
+    """Return the tokenizer.
+
+    `merges` are pairs of byte strings that become one token each, in order, with ids from FIRST_MERGE_ID. With
+    `add_begin` prompts start with BEGIN.
+    """
     characters = alphabet()
 
     def spell(data: bytes) -> str:
@@ -48,7 +52,7 @@ def make_byte_tokenizer(merges: Sequence[tuple[bytes, bytes]] = (), add_begin: b
 
 
 def write_byte_tokenizer(folder: Path, merges: Sequence[tuple[bytes, bytes]] = (), add_begin: bool = True) -> Path:
-    """Writes tokenizer.json and tokenizer_config.json into the folder and returns it."""
+    """Write tokenizer.json and tokenizer_config.json into the folder, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     make_byte_tokenizer(merges, add_begin).save(str(folder / "tokenizer.json"))
     config = {"bos_token": BEGIN, "eos_token": END, "chat_template": CHAT_TEMPLATE}

@@ -1,4 +1,4 @@
-"""Calls of /v1/chat/completions, and their answers, streams and errors read with their framing checked."""
+"""Calls /v1/chat/completions, and reads answers, streams and errors after a check of their form."""
 
 import json
 from typing import Any
@@ -20,7 +20,7 @@ def answer_of(client: httpx.Client, **fields: Any) -> dict[str, Any]:
 
 
 def chunks_of(answer: httpx.Response) -> list[dict[str, Any]]:
-    """The chunks before `[DONE]`, after the framing was checked."""
+    """Return the chunks before `[DONE]`, after a check of the framing."""
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "text/event-stream"
     parts = answer.text.split("\n\n")
@@ -43,7 +43,7 @@ def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
 
 
 def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """The object of a mixed-style error, after its form was checked."""
+    """Return the error object of an error in the style `mixed`, after a check of its form."""
     assert answer.status_code == status, answer.text
     body = answer.json()
     assert isinstance(body["error_type"], str)

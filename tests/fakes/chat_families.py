@@ -1,4 +1,4 @@
-"""The chat templates of known families beside transformers' rendering of them."""
+"""The chat templates of known families, rendered here and by transformers."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from tests.fakes.chat_templates import BEGIN, END, make_family_tokenizer, templa
 
 
 class Family:
-    """A template with its vocabulary, here and in transformers."""
+    """A template with its vocabulary, for the router's code and for transformers."""
 
     def __init__(self, name: str) -> None:
         self.library = make_family_tokenizer(name)

@@ -1,4 +1,4 @@
-"""Outputs as models write them, from the published formats, and the messages that they are. Written by hand."""
+"""Outputs as models write them, each with the message that it is, written by hand from the published formats."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 
 @dataclass(frozen=True)
 class Output:
-    """`calls` are (name, arguments). `is_reasoning`: the prompt has opened the reasoning."""
+    """An output with its message. A call is (name, arguments). `is_reasoning` means that the prompt opens reasoning."""
 
     text: str
     content: str | None = None
@@ -21,11 +21,11 @@ class Output:
 
 
 def parse_whole(parser: ChatParser, text: str, *, was_cut: bool) -> ParsedMessage:
-    """The message of a whole answer, by a parser that has read nothing yet."""
+    """Return the message of a whole answer, by a new parser."""
     return collect([*parser.push(text), *parser.finish(was_cut)])
 
 
-# The schemas count for formats that do not say of which type a value is.
+# The schemas matter for formats that do not write the type of a value.
 _TYPES = {
     "a": {"type": "integer"},
     "flag": {"type": ["boolean", "null"]},
@@ -80,7 +80,7 @@ HERMES = [
         None,
         (("say", '{"x": null}'),),
     ),
-    # arguments as a string that holds the object, as the protocol writes them
+    # arguments as a string that holds the object, as OpenAI's protocol writes arguments
     Output(
         r'<tool_call>{"name": "say", "arguments": "{\"text\": \"\\u00e9 \ud83d\ude00\\n\"}"}</tool_call>',
         None,
@@ -328,8 +328,8 @@ _CODER_VALUES = [
     ("mixed", '"5"', '"5"'),
     ("any", "true", "true"),
     ("any", "so", '"so"'),
-    ("other", "5", '"5"'),  # the schema says nothing of it
-    # no values of their types
+    ("other", "5", '"5"'),  # the schema does not have this parameter
+    # texts that are no values of their types
     ("a", "five", '"five"'),
     ("a", "NaN", '"NaN"'),
     ("list", "[1, ", '"[1, "'),

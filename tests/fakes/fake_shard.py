@@ -1,6 +1,7 @@
-"""A shard without a model behind the real gRPC contract: scripted tokens, step time and faults.
+"""A shard without a model behind the real gRPC contract. A script gives its tokens, its step time and its faults.
 
-In process: `with FakeShard(folder / "shard.sock") as shard: ...`. By hand: `python -m tests.fakes.fake_shard --help`.
+A test writes `with FakeShard(folder / "shard.sock") as shard: ...`. `python -m tests.fakes.fake_shard --help` shows how
+to run the fake shard by hand.
 """
 
 import argparse
@@ -22,23 +23,23 @@ from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 from tests.fakes.fake_slots import BadPlan, Script, SlotTable
 
 MAX_MESSAGE_BYTES = 64 << 20
-IDLE_POLL_S = 0.05  # how often an idle shard looks whether it shall end or whether the lease has run out
+IDLE_POLL_S = 0.05  # between two looks of an idle shard whether it must end and whether the lease has run out
 
 
 def alphabet_script(prompt_ids: object, num_output: int) -> int:
-    """abc ... z abc ...; with the byte tokenizer the text says the number of each token."""
+    """Return the byte of the next letter of abc ... z abc ..., so that the text shows the number of each token."""
     return 97 + num_output % 26
 
 
 def text_script(text: str, end_id: int) -> Script:
-    """The bytes of a text, then an end id; for the byte tokenizer without merges."""
+    """Return a script that gives the bytes of a text and then an end id, for the byte tokenizer without merges."""
     data = text.encode()
     return lambda prompt_ids, num_output: data[num_output] if num_output < len(data) else end_id
 
 
 @dataclass(frozen=True, slots=True)
 class FakeShardOptions:
-    """What the shard says of itself and how it behaves when nothing goes wrong."""
+    """The facts of the shard, and its behaviour without faults."""
 
     script: Script = alphabet_script
     logprob_of: Callable[[int], float] = lambda request_id: -0.5
@@ -53,7 +54,7 @@ class FakeShardOptions:
     model_id: str = "fake"
     dtype: str = "float32"
     tokenizer_digest: str = ""
-    decoder_prompt_ids: tuple[int, ...] = ()  # not empty: an encoder reads the prompts
+    decoder_prompt_ids: tuple[int, ...] = ()  # where not empty, an encoder reads the prompts
     max_encoder_tokens: int = 0
     protocol_version: int = PROTOCOL_VERSION
     lease_s: float = 5.0
@@ -81,7 +82,7 @@ class _Epoch:
 
 
 class FakeShard(shard_pb2_grpc.ShardServicer):
-    """A context manager that serves on a Unix socket. The public methods are the faults; they may come at any time."""
+    """A context manager that serves on a Unix socket. Public methods cause faults, and may be called at any time."""
 
     def __init__(self, uds_path: Path, options: FakeShardOptions | None = None) -> None:
         self._uds_path = uds_path
@@ -104,8 +105,8 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self.history: list[SlotTable] = []  # the slot tables of all epochs, the live one last
         self.num_refused_streams = 0
         self.num_plans = 0
-        self.last_admit: shard_pb2.Admit | None = None  # as it came
-        self.num_sampled = 0  # tokens of all epochs
+        self.last_admit: shard_pb2.Admit | None = None  # the message as it came
+        self.num_sampled = 0  # tokens, over all epochs
 
     def __enter__(self) -> Self:
         options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", -1)]
@@ -126,68 +127,68 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             thread.join(5)
         self._uds_path.unlink(missing_ok=True)
 
-    # ---- faults and controls
+    # ---- Faults and controls.
 
     def cut(self, reason: str = "scripted cut") -> None:
-        """Ends the live stream; its epoch and all its slots are gone."""
+        """End the live stream, and with the stream its epoch and all slots."""
         with self._lock:
             epoch, self._live = self._live, None
         if epoch is not None:
             epoch.end(grpc.StatusCode.UNAVAILABLE, reason)
 
     def cut_when(self, condition: Callable[[SlotTable], bool]) -> None:
-        """Ends the stream right after the result of the first step after which the condition holds. Once."""
+        """End the stream once, right after the result of the first step after which the condition holds."""
         self._cut_condition = condition
 
     def pause(self) -> None:
-        """Composes no further step until `resume`; plans wait, heartbeats go on."""
+        """Compose no further step until `resume`. Plans wait, and heartbeats go on."""
         self._may_step.clear()
 
     def resume(self) -> None:
         self._may_step.set()
 
     def stop_answering(self) -> None:
-        """Sends nothing more, heartbeats included; the stream stays open."""
+        """Send no further message and no heartbeat until `answer_again`. The stream stays open."""
         self._may_speak.clear()
 
     def answer_again(self) -> None:
         self._may_speak.set()
 
     def fail_slot(self, slot: int) -> None:
-        """The next step reports an error for the occupant of the slot."""
+        """Let the next step report an error for the occupant of the slot."""
         assert self._live is not None
         self._live.table.failing_slots.add(slot)
 
     def reject_next_admission(self, message: str = "scripted rejection") -> None:
-        """Refuses the next plan that admits something (rule 20)."""
+        """Refuse the next plan that admits a request (rule 20)."""
         self._reject_next = message
 
     def break_rule(self) -> None:
-        """The next step that samples also reports a row for a slot in which nobody sits (rule 6)."""
+        """Let the next step that samples also report a row for a free slot, which breaks rule 6."""
         self._adds_stray_row = True
 
     def load(self, phase: str | None, progress: float = 0.0) -> None:
-        """Reports a phase of loading; None = ready. A shard that loads serves no stream."""
+        """Report a phase of loading from now on, or with None readiness. A shard that loads serves no stream."""
         self._loading = None if phase is None else (phase, progress)
 
     def fail(self, detail: str | None) -> None:
-        """Reports FAILED with this reason; None = well again."""
+        """Report the state FAILED with this reason from now on, or with None no failure."""
         self._failed = detail
 
     def change_info(self, **changes: Any) -> None:
-        """Fields of `ShardInfo` that differ from the next epoch on."""
+        """Change fields of `ShardInfo` from the next epoch on."""
         self._info_changes = changes
 
     @property
     def epoch(self) -> int:
-        """Number of the live epoch, 0 when there is none."""
+        """The number of the live epoch, or 0 when there is none."""
         return 0 if self._live is None else self._live.number
 
     @property
     def num_steps(self) -> int:
         return 0 if self._live is None else self._live.num_steps
 
-    # ---- the service
+    # ---- The service.
 
     def Info(self, request: shard_pb2.InfoRequest, context: grpc.ServicerContext) -> shard_pb2.ShardInfo:
         if self._loading is not None:
@@ -230,7 +231,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         if epoch.end_code is not None:
             context.abort(epoch.end_code, epoch.end_reason)
 
-    # ---- inside
+    # ---- Inner parts.
 
     def _info(self) -> shard_pb2.ShardInfo:
         options = self._options
@@ -273,7 +274,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         return _Epoch(next(self._epochs), table)
 
     def _forget(self, epoch: _Epoch) -> None:
-        """The stream is over, whoever ended it."""
+        """Note that the stream is over, whichever side has ended it."""
         with self._lock:
             if self._live is epoch:
                 self._live = None
@@ -306,7 +307,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             if not self._take_plans(epoch, wait=not table.is_runnable or not self._may_step.is_set()):
                 continue
             now = time.monotonic()
-            # A steady beat: the time to build a result is part of the step, as on a device.
+            # Steps come at a steady rate, because the time to build a result is part of the step, as on a device.
             next_step_s = max(next_step_s + self.step_s, now)
             if next_step_s > now:
                 time.sleep(next_step_s - now)
@@ -326,7 +327,10 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
                 self.cut()
 
     def _take_plans(self, epoch: _Epoch, wait: bool) -> bool:
-        """Applies what has come; says whether a step follows. An idle shard acknowledges at once (rule 2)."""
+        """Apply the plans that have come, and return whether a step follows.
+
+        An idle shard acknowledges plans at once (rule 2).
+        """
         has_applied = False
         while True:
             try:
@@ -358,7 +362,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
 
 
 def main() -> None:
-    """Serves until interrupted."""
+    """Serve until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--uds-path", type=Path, required=True)
     parser.add_argument("--step-ms", type=float, default=10.0, help="simulated time of a step")

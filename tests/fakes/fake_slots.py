@@ -1,6 +1,6 @@
-"""The seats of the fake shard: checks and applies plans and composes steps as the rules of the stream say. No model.
+"""The slots of the fake shard, which check and apply plans and compose steps as the rules of the stream say.
 
-Written from the rules alone. Token ids come from a script; nothing is remembered of K and V.
+The code is written from the rules alone. There is no model: token ids come from a script, and no K and V exist.
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from textmill_proto.v1 import shard_pb2
 
 Script = Callable[["array[int]", int], int]
-"""(prompt ids, number of output tokens so far) -> next id. Called once per row."""
+"""Maps (prompt ids, number of output tokens so far) to the next id. Called once per row."""
 
 FINISHED, BY_LENGTH, BY_EOS, BY_STOP_ID = 1, 2, 4, 8
 
@@ -28,7 +28,7 @@ class BadPlan(Exception):
 
 @dataclass(slots=True)
 class Seat:
-    """One occupant. `num_tokens` = prompt + output; `num_computed` of them have K and V."""
+    """One occupant. Of its `num_tokens` tokens, prompt and output, `num_computed` have K and V."""
 
     request_id: int
     slot: int
@@ -53,7 +53,7 @@ class Seat:
 
 @dataclass
 class SlotTable:
-    """All seats of one epoch. The sums are for tests."""
+    """The slots of one epoch, with counts that tests read."""
 
     num_slots: int
     num_blocks: int
@@ -77,10 +77,10 @@ class SlotTable:
     def __post_init__(self) -> None:
         self._max_step_tokens = self._max_prefill_tokens = self._max_chunk_tokens = self.max_step_tokens
 
-    # ---- plans
+    # ---- Plans.
 
     def apply(self, plan: shard_pb2.Plan) -> None:
-        """Checks the plan whole, then applies it: drops, extends, admits, budget (rule 1). Raises BadPlan."""
+        """Check all of the plan, then apply its drops, extends, admits and budget (rule 1). Raises BadPlan."""
         self._check(plan)
         for drop in plan.drops:
             if self._is_occupied_by(drop.slot, drop.request_id):
@@ -158,15 +158,15 @@ class SlotTable:
         self.decodes.pop(slot, None)
         self.failing_slots.discard(slot)
 
-    # ---- steps
+    # ---- Steps.
 
     @property
     def is_runnable(self) -> bool:
-        """Whether a step would have something to do or to report (rule 2)."""
+        """Whether a step would have a row to compute or a slot to report (rule 2)."""
         return any(not seat.is_starved for seat in self.seats.values())
 
     def compose(self, step: int) -> shard_pb2.StepResult:
-        """One step: every running slot decodes, then prefills by the budget (rule 1, 13, 16)."""
+        """Make one step: every slot that decodes, then the prefills by the budget (rules 1, 13 and 16)."""
         result = shard_pb2.StepResult(step=step, plan_applied=self.plan_applied)
         starved: list[int] = []
         sampling: list[Seat] = []
@@ -197,7 +197,7 @@ class SlotTable:
         return result
 
     def _prefill(self, result: shard_pb2.StepResult, budget: int, starved: list[int]) -> list[Seat]:
-        """Two passes in the order of admission; returns the seats whose prompt is complete."""
+        """Prefill in two passes in the order of admission, and return the seats whose prompt is complete."""
         before = {slot: seat.num_computed for slot, seat in self.prefills.items()}
         for limit in (self._max_chunk_tokens, budget):
             for seat in self.prefills.values():
@@ -223,7 +223,10 @@ class SlotTable:
         return complete
 
     def _report_prompt_logprobs(self, result: shard_pb2.StepResult, seat: Seat, num_before: int) -> None:
-        """The hidden state of token i gives the probability of token i + 1; here log p is -1 everywhere."""
+        """Report log-probabilities of the prompt, which are -1 everywhere.
+
+        The hidden state of token i gives the probability of token i + 1.
+        """
         if seat.prompt_logprobs_next is None:
             return
         start = max(seat.prompt_logprobs_next, num_before + 1)

@@ -1,4 +1,4 @@
-"""The library that enforces grammars: which texts a grammar lets through, and some of them at random."""
+"""Asks the library that enforces grammars which texts a grammar lets through, and makes such texts at random."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ def ids_of(*markers: str) -> dict[str, int]:
 
 
 def make_library(markers: Sequence[str]) -> tokenizers.Tokenizer:
-    """One token a byte; then the end and the markers."""
+    """Return a tokenizer with one token for each byte, then the end token and the markers."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = tokenizers.Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -28,7 +28,7 @@ def make_library(markers: Sequence[str]) -> tokenizers.Tokenizer:
 
 
 class Judge:
-    """Walks texts through a grammar."""
+    """The judge of texts, by the library's own matcher."""
 
     def __init__(self) -> None:
         self.library = make_library(MARKERS)
@@ -44,7 +44,7 @@ class Judge:
         return matcher
 
     def follows(self, marker_ids: Mapping[str, int], grammar: Grammar, text: str) -> bool:
-        """Whether each token of the text is allowed where it stands, and the text may end there."""
+        """Return whether the grammar allows each token of the text at its place, and the end behind the text."""
         matcher = self.matcher(marker_ids, grammar)
         library = self.library if marker_ids else self._letters
         for token_id in library.encode(text).ids:
@@ -55,7 +55,7 @@ class Judge:
         return matcher.is_accepting()
 
     def sample(self, grammar: Grammar, snippets: Sequence[str], source: random.Random, max_bytes: int) -> str | None:
-        """A text that the grammar lets through, put together from snippets and single bytes; None for one too long."""
+        """Return a text of snippets and bytes that the grammar lets through, or None when the text gets too long."""
         matcher = self.matcher({}, grammar)
         written: list[int] = []
         choices = [self._letters.encode(snippet).ids for snippet in snippets]
@@ -77,7 +77,7 @@ class Judge:
 
 
 def bytes_of(token_ids: Sequence[int]) -> str:
-    """The text of tokens of one ASCII byte each."""
+    """Return the text of tokens that are one ASCII byte each."""
     return "".join(CHARACTER_OF[token_id] for token_id in token_ids)
 
 

@@ -2,7 +2,7 @@
 
 from textmill_launcher.settings import OPTIONS
 
-# One good value per option that differs from its default: flag text, value in the settings.
+# For each option a good value that differs from the default: the text of the flag, and the value in the settings.
 GOOD_VALUES = {
     "model_id": ("org/model", "org/model"),
     "revision": ("refs/pr/3", "refs/pr/3"),

@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations as evaluation harnesses ask for them, computed by transformers."""
+"""Computes log-likelihoods of continuations by transformers, in the form in which evaluation harnesses ask for them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ MAX_DIFFERENCE = 1e-2  # natural log, of a whole continuation, in fp32
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A continuation as harnesses score it: the sum of its tokens' log-probabilities, and whether each was the best."""
+    """The score of a continuation: the sum of its tokens' log-probabilities, and whether each token was the best."""
 
     logprob: float
     is_greedy: bool
@@ -23,14 +23,14 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Ids of a context and of one choice after it."""
+    """The ids of a context, and of the context with one choice behind it."""
 
     context_ids: list[int]
-    ids: list[int]  # of both
+    ids: list[int]  # of context and choice
 
 
 def pairs_of(items: list[Item], tokenizer: object) -> list[Pair]:
-    """Encoded as harnesses do: context and choice as one text, and the context alone to know where it ends."""
+    """Encode as harnesses do: context and choice as one text, and the context alone, which gives the border."""
     encode = tokenizer.encode  # type: ignore[attr-defined]
     return [Pair(encode(item.context), encode(item.context + choice)) for item in items for choice in item.choices]
 
@@ -41,7 +41,10 @@ def accuracy_of(scored: list[Scored]) -> float:
 
 
 def score_by_transformers(pairs: list[Pair], folder: Path) -> list[Scored]:
-    """In one thread: beside a server's threads, more of them wait for each other for minutes."""
+    """Return the score of each pair.
+
+    torch computes in one thread, because several threads beside those of a server wait for each other for minutes.
+    """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -56,7 +59,7 @@ def score_by_transformers(pairs: list[Pair], folder: Path) -> list[Scored]:
 
 
 def _score(model: torch.nn.Module, pairs: list[Pair]) -> Iterator[Scored]:
-    """Texts side by side, filled up behind their ends, where nothing before them looks."""
+    """Score texts in one batch. The padding stands behind the texts, where causal attention does not look."""
     longest = max(len(pair.ids) for pair in pairs)
     ids_BT = torch.tensor([pair.ids + [0] * (longest - len(pair.ids)) for pair in pairs])
     with torch.inference_mode():

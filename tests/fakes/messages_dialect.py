@@ -1,6 +1,6 @@
 """A small dialect that the server does not speak, with messages, tools, events and errors of a shape of its own.
 
-It shows that a dialect needs `chat/`, `serving/` and `http/`, and nothing of the other dialects.
+The dialect shows that a new dialect needs `chat/`, `serving/` and `http/`, and no file of the other dialects.
 """
 
 from contextlib import AsyncExitStack
@@ -75,7 +75,7 @@ def _prepare(body: MessagesBody, call: IncomingCall) -> PreparedCall:
 
 
 class _Writer:
-    """One event for each piece of text; calls are left to the whole answer."""
+    """The writer of a stream, with one event for each piece of text. Only whole answers hold tool calls."""
 
     def __init__(self, reader: TextReader) -> None:
         self._reader = reader

@@ -1,7 +1,8 @@
-"""The model shard: what docs/wire.md asks of a shard, in plain Python, with every read of a place checked.
+"""The model shard: a shard in plain Python that keeps the rules of docs/wire.md and checks every read of a place.
 
-Written from the numbered rules alone; it shares no code with the scheduler. It computes no K and V: a place remembers
-the digest of the prefix that was written there, whoever wrote it, and every read asserts that a slot sees its own.
+The code is written from the numbered rules alone and shares none with the scheduler. No K and V are computed. A place
+remembers the digest of the prefix that some request wrote there, and every read asserts that the digest is that of the
+reader's own prefix.
 """
 
 from array import array
@@ -31,13 +32,13 @@ _MASK = (1 << 61) - 1
 
 
 def extend_digest(digest: int, token: int) -> int:
-    """The digest of a prefix that is one token longer; 1 is the empty prefix."""
+    """Return the digest of a prefix that is one token longer. The empty prefix has the digest 1."""
     mixed = (digest * 6364136223846793005 + token * 1442695040888963407 + 1013904223) & _MASK
     return (mixed ^ (mixed >> 29)) or 1
 
 
 def digest_of(tokens: list[int]) -> int:
-    """The digest of a whole prefix."""
+    """Return the digest of a whole prefix."""
     digest = 1
     for token in tokens:
         digest = extend_digest(digest, token)
@@ -45,17 +46,17 @@ def digest_of(tokens: list[int]) -> int:
 
 
 def next_token(digest: int) -> int:
-    """The token that follows a prefix: the model."""
+    """Return the token that follows a prefix. This function is the model."""
     return (digest >> 11) % VOCAB_SIZE
 
 
 def prompt_logprob(digest: int, token: int) -> float:
-    """What the model says of a prompt token after a prefix."""
+    """Return the model's log-probability of a prompt token after a prefix."""
     return -float((digest ^ token) % 997) / 64.0
 
 
 def undisturbed_text(prompt: list[int], max_new_tokens: int, stop_ids: tuple[int, ...], ignore_eos: bool) -> list[int]:
-    """What a request gets when it is alone in the world."""
+    """Return the output that a request gets when no other request exists."""
     digest = digest_of(prompt)
     output: list[int] = []
     while len(output) < max_new_tokens:
@@ -68,7 +69,7 @@ def undisturbed_text(prompt: list[int], max_new_tokens: int, stop_ids: tuple[int
 
 
 class PlanRefused(Exception):
-    """A plan breaks a rule; nothing of it was applied (rule 20)."""
+    """A plan breaks a rule, and no part of the plan was applied (rule 20)."""
 
     def __init__(self, plan_number: int, slot: int, what: str, message: str) -> None:
         super().__init__(f"plan {plan_number}, slot {slot}, {what}: {message}")
@@ -77,10 +78,10 @@ class PlanRefused(Exception):
 
 @dataclass(slots=True, eq=False)
 class Occupant:
-    """Who sits in a slot. All of it follows from the Admit (rule 18)."""
+    """The occupant of a slot. All its state follows from the Admit (rule 18)."""
 
     admit: Admit
-    tokens: list[int]  # as the device knows them: one or two more than the host under overlap
+    tokens: list[int]  # as the device knows them, which under overlap are one or two more than on the host
     digests: list[int]  # of the prefix that ends with each token
     num_computed: int
     table: list[int]
@@ -90,17 +91,17 @@ class Occupant:
 
     @property
     def num_left(self) -> int:
-        """Output tokens still to be sampled."""
+        """The number of output tokens still to be sampled."""
         return len(self.admit.request.prompt_ids) + self.admit.request.max_new_tokens - len(self.tokens)
 
 
 @dataclass(slots=True)
 class Row:
-    """What one slot did in a step."""
+    """The work of one slot in a step."""
 
     slot: int
     occupant: Occupant
-    token: int | None  # None: prefill that did not sample
+    token: int | None  # None for a prefill that did not sample
     num_computed: int
     flags: int = 0
     is_error: bool = False
@@ -118,7 +119,10 @@ class LaunchedStep:
 
 
 class ModelShard:
-    """One epoch of a shard. `send`, `turn`, `receive`; plans and results travel for 0 to `max_delay` turns each."""
+    """One epoch of a shard.
+
+    A test calls `send`, `turn` and `receive`. Each plan and each result travels for 0 to `max_delay` turns.
+    """
 
     change_order = ("drops", "extends", "admits")
 
@@ -149,28 +153,28 @@ class ModelShard:
 
     @property
     def num_seated(self) -> int:
-        """Slots that are taken, as the host knows it."""
+        """The number of slots that are taken, as the host knows it."""
         return len(self._seats)
 
     def prefilling(self) -> list[int]:
-        """Ids of those that have not sampled since their admission."""
+        """Return the ids of the requests that have not sampled since their admission."""
         return [occupant.admit.request_id for occupant in self._seats.values() if not occupant.has_sampled]
 
     def poison(self, request_id: int) -> None:
-        """What this request computes is not finite."""
+        """Let this request compute values that are not finite."""
         self._poisoned.add(request_id)
 
     def send(self, plan: Plan) -> None:
-        """The router sends a plan; order is kept, time is not."""
+        """Take a plan of the router. Plans keep their order, and each arrives after a random time."""
         due = self._clock + self._rng.randint(0, self._max_delay)
         self._plans.append((max(due, self._plans[-1][0] if self._plans else 0), plan))
 
     def receive(self) -> StepResult | None:
-        """The next result that has reached the router, if any."""
+        """Return the next result that has reached the router, or None."""
         return self._results.popleft()[1] if self._results and self._results[0][0] <= self._clock else None
 
     def turn(self) -> None:
-        """One moment of the shard: apply what has come, launch a step, read the tokens of the one before."""
+        """Do one turn: apply the plans that have come, launch a step, and report the step before."""
         self._clock += 1
         while self._plans and self._plans[0][0] <= self._clock:
             self._apply(self._plans.popleft()[1])
@@ -181,7 +185,7 @@ class ModelShard:
         while self._launched and (step is None or len(self._launched) > self._depth):
             self._report(self._launched.popleft())
 
-    # ---- plans
+    # ---- Plans.
 
     def _apply(self, plan: Plan) -> None:
         self._check(plan)
@@ -206,7 +210,7 @@ class ModelShard:
         self._plan_applied = plan.number
 
     def _copy_places(self, admit: Admit) -> None:
-        """Rule 10: behind the steps launched so far. A place that was never written is copied as such."""
+        """Copy places behind the steps launched so far (rule 10). A place that was never written stays unwritten."""
         if admit.copied_block_id is None:
             return
         num_whole, num_copied = divmod(admit.num_cached_tokens, self.pool.block_size)
@@ -225,7 +229,7 @@ class ModelShard:
         return Occupant(admit, tokens, digests, admit.num_cached_tokens, list(admit.block_ids))
 
     def _check(self, plan: Plan) -> None:
-        """Rule 20, before anything is applied; also that no block gets a second writer (rules 8, 10)."""
+        """Check all of a plan (rule 20), also that no block gets a second writer (rules 8 and 10)."""
 
         def refuse(slot: int, what: str, message: str) -> PlanRefused:
             return PlanRefused(plan.number, slot, what, message)
@@ -290,10 +294,13 @@ class ModelShard:
                     ids[slot] = admit.request_id
                     tables[slot] = list(admit.block_ids)
 
-    # ---- steps
+    # ---- Steps.
 
     def _compose(self) -> LaunchedStep | None:
-        """The fixed rule: all decodes; a chunk of each prefill in order of admission; then the rest of the budget."""
+        """Choose the rows of a step by the fixed rule.
+
+        First come all decodes, then a chunk of each prefill in order of admission, then the rest of the budget.
+        """
         budget = self._budget
         if budget is None:
             return None
@@ -303,7 +310,7 @@ class ModelShard:
         prefills: list[int] = []
         for slot, occupant in self._seats.items():
             if occupant.num_left <= 0 or occupant.num_computed == len(occupant.tokens):
-                continue  # its last token (rule 7) or its error is on the way
+                continue  # the last token of the slot (rule 7) or its error is on the way
             num_places = len(occupant.table) * self.pool.block_size
             if num_places <= occupant.num_computed:
                 if not occupant.is_starved:
@@ -331,12 +338,12 @@ class ModelShard:
             self._num_steps += 1
             return step
         if step.starved or (not self._launched and self._plan_reported < self._plan_applied):
-            step.number = 0  # no step: it only says so (rule 2)
+            step.number = 0  # this result stands for no step and only acknowledges (rule 2)
             return step
         return None
 
     def _launch(self, step: LaunchedStep) -> None:
-        """Run it on the device: places are written and read in launch order (rule 8)."""
+        """Run a step on the device, which writes and reads places in the order of the launches (rule 8)."""
         for row in step.rows:
             occupant = row.occupant
             first, end = occupant.num_computed, occupant.num_computed + row.num_computed
@@ -391,7 +398,7 @@ class ModelShard:
     # ---- results
 
     def is_reported(self, row: Row) -> bool:
-        """Nobody is named after the row that ended it: the vain row is swallowed (rule 6)."""
+        """Return whether a row is reported, which it is not after the row that ended its occupant (rule 6)."""
         return not row.occupant.has_ended
 
     def _report(self, step: LaunchedStep) -> None:

@@ -1,4 +1,4 @@
-"""A local multiple-choice task of 100 items: short facts, each with two wrong answers in turn."""
+"""A local multiple-choice task of 100 items: fifty short facts, each in two items with different wrong answers."""
 
 from dataclasses import dataclass
 
@@ -19,14 +19,14 @@ _SUMS = {f"{left} + {right}": f"{left + right}" for left, right in zip(range(2, 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """The first choice is right."""
+    """One question. The first choice is right."""
 
     context: str
     choices: tuple[str, str]
 
 
 def make_items() -> list[Item]:
-    """Fifty facts, each against the answers of the next two of its kind."""
+    """Return the items. The wrong answers of a fact are the answers of the next two facts of its kind."""
     items = []
     for pattern, facts in (
         ("The capital of {} is", _CAPITALS),

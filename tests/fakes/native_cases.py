@@ -1,4 +1,4 @@
-"""Flat batches over shuffled blocks, and plain references, for the tests of the native kernels."""
+"""Makes flat batches over shuffled blocks, and plain references, for the tests of the native kernels."""
 
 # T tokens, R sequences, C places of a context, H query heads, K key/value heads, D key width, E value width
 
@@ -20,14 +20,14 @@ from textmill_shard.native.kernels import Kernels, load_kernels
 
 
 def native_cache_folder() -> Path:
-    """The user's own: the library is compiled once and not once per run of the tests."""
+    """Return the user's own cache folder, so that the library is compiled once and not once per run of the tests."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "textmill" / "native"
 
 
 @cache
 def native_kernels(num_threads: int = 2) -> Kernels:
-    """The kernels from the user's cache, or a skip where there is no compiler."""
+    """Return the kernels from the user's cache, or skip the test where there is no compiler."""
     kernels = load_kernels(native_cache_folder(), num_threads=num_threads)
     if kernels is None:
         pytest.skip("there is no C compiler")
@@ -35,7 +35,10 @@ def native_kernels(num_threads: int = 2) -> Kernels:
 
 
 def load_with_kernels(folder: Path, *, dtype: str = "float32", **options: Any) -> ModelRunner:
-    """The model of a folder with the native kernels, blocks of four tokens; `options` are fields of `LoadOptions`."""
+    """Return the model of a folder with the native kernels and blocks of four tokens.
+
+    `options` are further fields of `LoadOptions`.
+    """
     native_kernels()
     chosen = LoadOptions(
         model_dir=folder,
@@ -50,7 +53,7 @@ def load_with_kernels(folder: Path, *, dtype: str = "float32", **options: Any) -
 
 @dataclass(frozen=True)
 class Piece:
-    """Of one sequence: tokens stored before the step, and tokens of the step."""
+    """The part of one sequence in a step: the tokens stored before the step, and the tokens of the step."""
 
     before: int
     count: int
@@ -59,7 +62,10 @@ class Piece:
 def make_batch(
     pieces: Sequence[Piece], *, ids: Sequence[torch.Tensor], block_size: int, seed: int = 0
 ) -> tuple[ForwardBatch, int]:
-    """Give the batch and the number of its blocks; `ids` are whole contexts. Equal seeds and ends: equal tables."""
+    """Return the batch and the number of its blocks.
+
+    `ids` are whole contexts. Equal seeds and equal lengths give equal block tables.
+    """
     generator = torch.Generator().manual_seed(seed)
     counts = [-(-len(context) // block_size) for context in ids]
     scratch = sum(counts)
@@ -84,7 +90,7 @@ def plain_attention(
     softcap: float | None = None,
     sinks_H: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The last Q tokens of a context, head by head and query by query, in float64."""
+    """Return the attention of the last Q tokens of a context, computed head by head and query by query in float64."""
     num_queries, num_heads = query_QHD.shape[:2]
     num_places, num_kv_heads = key_CKD.shape[:2]
     out_QHE = torch.empty(num_queries, num_heads, value_CKE.shape[2], dtype=torch.float64)

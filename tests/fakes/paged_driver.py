@@ -1,4 +1,4 @@
-"""Drives a model runner by hand: prompts in chunks beside each other, shuffled blocks, greedy decode."""
+"""Drives a model runner by hand: chunks of several prompts in one batch, shuffled blocks, greedy decode."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 
 @dataclass(slots=True)
 class DrivenSequence:
-    """One request: its tokens so far and where they lie."""
+    """One request: its tokens so far, and the blocks of their K and V."""
 
     tokens: list[int]
     blocks: list[int]
@@ -20,7 +20,10 @@ class DrivenSequence:
 
 
 class PagedDriver:
-    """Hands out blocks in a seeded random order and builds batches; the caller says who runs how many tokens."""
+    """The driver of one runner.
+
+    It hands out blocks in a seeded random order and builds batches. The caller says how many tokens each sequence runs.
+    """
 
     def __init__(self, runner: ModelRunner, *, num_blocks: int, seed: int = 0) -> None:
         self.runner = runner
@@ -37,7 +40,7 @@ class PagedDriver:
         return DrivenSequence(tokens=list(prompt), blocks=blocks)
 
     def step(self, work: Iterable[tuple[DrivenSequence, int]], *, all_logits: bool = False, padding: int = 0) -> None:
-        """Compute the next n tokens of each sequence; keeps the logits of the last of them, or of all."""
+        """Compute the next n tokens of each sequence, and keep the logits of the last of these tokens, or of all."""
         work = list(work)
         output = self.runner.forward(self.build(work, all_logits=all_logits, padding=padding))
         row = 0
@@ -63,7 +66,7 @@ class PagedDriver:
         return synthetic_batch(rows, block_size=self.block_size, scratch_block=self._scratch_block, num_padding=padding)
 
     def decode_greedily(self, sequences: Sequence[DrivenSequence], num_tokens: int) -> None:
-        """Append `num_tokens` argmax tokens to each, all in one batch; the prompts are computed already."""
+        """Append `num_tokens` argmax tokens to each sequence, all in one batch. The prompts are computed already."""
         for index in range(num_tokens):
             for sequence in sequences:
                 sequence.tokens.append(int(sequence.logits[sequence.num_computed - 1].argmax()))

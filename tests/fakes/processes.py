@@ -1,4 +1,4 @@
-"""Real launchers for tests: started as a process, waited for, ended by pid."""
+"""Starts real launchers for tests, waits for them, and ends them by their process ids."""
 
 import contextlib
 import os
@@ -17,19 +17,19 @@ from textmill_launcher.settings import OPTIONS, WITHOUT_EFFECT
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 30.0
 POLL_INTERVAL_S = 0.05
-# Variables that would change what a launcher does; tests say what they want by flags.
+# Variables that would change what a launcher does. Tests set options by flags.
 _KEPT_OUT = {option.name.upper() for option in (*OPTIONS, *WITHOUT_EFFECT)} | {"LOG_LEVEL", "CUDA_VISIBLE_DEVICES"}
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on at this moment."""
+    """Return a port of the loopback on which no process listens at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float, what: str, seen: Callable[[], str] = lambda: "") -> None:
-    """Wait until the condition holds; fail with `what` after the limit, and with what is `seen` then."""
+    """Wait until the condition holds. After the limit fail with the words `what` and the text that `seen` returns."""
     deadline_s = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() > deadline_s:
@@ -38,7 +38,7 @@ def wait_until(condition: Callable[[], bool], limit_s: float, what: str, seen: C
 
 
 class LaunchedServer:
-    """One launcher process and what it started."""
+    """One launcher process and its children."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", port: int, log_file: Path) -> None:
         self.process = process
@@ -47,17 +47,17 @@ class LaunchedServer:
 
     @property
     def log_text(self) -> str:
-        """All output of the launcher so far."""
+        """The output of the launcher so far."""
         return self._log_file.read_text()
 
     def children(self, module: str = "") -> list[psutil.Process]:
-        """Living children whose command line names the module (`textmill_shard`, `textmill_router`)."""
+        """Return the living children whose command line names the module (`textmill_shard`, `textmill_router`)."""
         with contextlib.suppress(psutil.NoSuchProcess):
             return [child for child in psutil.Process(self.process.pid).children() if _names(child, module)]
         return []
 
     def health(self) -> int | None:
-        """Status of GET /health, None while nobody listens."""
+        """Return the status of GET /health, or None while no process listens."""
         try:
             return httpx.get(f"{self.base_url}/health", timeout=5, trust_env=False).status_code
         except httpx.TransportError:
@@ -69,7 +69,7 @@ class LaunchedServer:
         return self
 
     def wait_for_log(self, words: str, limit_s: float = START_LIMIT_S, last_word: str = "") -> None:
-        """Wait for a line of the log; a launcher that ends instead fails the test with its log."""
+        """Wait for a line of the log. When the launcher ends instead, fail with its log."""
 
         def is_there() -> bool:
             if any(words in line and last_word in line for line in self.log_text.splitlines()):
@@ -80,18 +80,18 @@ class LaunchedServer:
         wait_until(is_there, limit_s, f"the log says {words!r}:", lambda: self.log_text)
 
     def wait_exit(self, limit_s: float = STOP_LIMIT_S) -> int:
-        """Wait for the launcher's end; return its exit code."""
+        """Wait for the launcher's end, and return its exit code."""
         return self.process.wait(limit_s)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, limit_s: float = STOP_LIMIT_S) -> int:
-        """Send a signal and wait for the end."""
+        """Send a signal, wait for the end, and return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         return self.wait_exit(limit_s)
 
 
 def start_launcher(arguments: Sequence[str], folder: Path, port: int | None = None, **environ: str) -> LaunchedServer:
-    """Start a launcher on a free port; its log goes to `folder`. The caller ends it."""
+    """Start a launcher, by default on a free port, with its log in `folder`. The caller ends the launcher."""
     port = free_port() if port is None else port
     folder.mkdir(parents=True, exist_ok=True)
     log_file = folder / f"launcher-{port}.log"
@@ -106,7 +106,7 @@ def start_launcher(arguments: Sequence[str], folder: Path, port: int | None = No
 def launched(
     arguments: Sequence[str], folder: Path, port: int | None = None, **environ: str
 ) -> Iterator[LaunchedServer]:
-    """Start a launcher and end it with all its children however this is left."""
+    """Start a launcher, and end the launcher with all its children when the block is left."""
     server = start_launcher(arguments, folder, port, **environ)
     try:
         yield server
@@ -116,7 +116,7 @@ def launched(
             try:
                 server.process.wait(STOP_LIMIT_S)
             except subprocess.TimeoutExpired:
-                server.process.kill()  # its children die with it
+                server.process.kill()  # the children die with the launcher
                 server.process.wait(STOP_LIMIT_S)
 
 

@@ -1,4 +1,4 @@
-"""Random JSON schemas, as hypothesis strategies: what the grammar compiler takes, bounded so that outputs can end."""
+"""Random JSON schemas that the grammar compiler takes, as hypothesis strategies. All values have bounded sizes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ NAMES = ("a", "name", "the key", "ü", 'q"', "n_1")
 
 
 def scalars() -> st.SearchStrategy[Schema]:
-    """Schemas of values without parts."""
+    """Return schemas of values without parts."""
     bounds = st.tuples(st.integers(-50, 50), st.integers(0, 100))
     lengths = st.tuples(st.integers(0, 2), st.integers(0, 4))
     constants = st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.text('aé"\\ \n', max_size=3))
@@ -29,7 +29,7 @@ def scalars() -> st.SearchStrategy[Schema]:
 
 @st.composite
 def objects(draw: st.DrawFn, parts: st.SearchStrategy[Schema]) -> Schema:
-    """An object with some required members."""
+    """Draw a schema of objects, some of whose members are required."""
     names = draw(st.lists(st.sampled_from(NAMES), min_size=0, max_size=3, unique=True))
     required = draw(st.lists(st.sampled_from(names), unique=True)) if names else []
     properties = {name: draw(parts) for name in names}
@@ -37,7 +37,7 @@ def objects(draw: st.DrawFn, parts: st.SearchStrategy[Schema]) -> Schema:
 
 
 def schemas() -> st.SearchStrategy[Schema]:
-    """Schemas of a few levels."""
+    """Return schemas of a few levels."""
     return st.recursive(
         scalars(),
         lambda parts: st.one_of(
@@ -53,5 +53,5 @@ def schemas() -> st.SearchStrategy[Schema]:
 
 
 def _has_no_inner_reference(schema: Schema) -> bool:
-    """References are resolved from the top: `$defs` further in would not be found."""
+    """Return whether no part has a reference, which would not find the inner `$defs` from the top of the schema."""
     return "$ref" not in str({name: part for name, part in schema.items() if name != "$ref"})

@@ -1,5 +1,7 @@
-"""One of several ranks: loads models, runs two prompts through each, tells what it saw. Starting a process is dear,
-so one pair of ranks goes through all the models of a test file."""
+"""The process of one of several ranks, which runs two prompts through each of several models and stores the results.
+
+The start of a process takes long, so one pair of ranks goes through all the models of a test file.
+"""
 
 import sys
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from tests.fakes.paged_driver import PagedDriver
 
 @dataclass(slots=True)
 class RankSight:
-    """What one rank saw of one model."""
+    """The facts and results that one rank has of one model."""
 
     tokens: list[int]
     logits: torch.Tensor  # [steps, V]
@@ -30,7 +32,7 @@ class RankSight:
     num_packed: int  # linears with packed weights
 
 
-NATIVE = ", native"  # behind the name of a model that is looked at with native kernels
+NATIVE = ", native"  # stands behind the name of a model that runs with native kernels
 NATIVE_MODELS = ("llama", "tied", "biases")
 
 
@@ -38,7 +40,7 @@ def look(folder: Path, parallel: TensorParallel, *, is_native: bool = False) -> 
     cache = native_cache_folder() if is_native else None
     options = LoadOptions(model_dir=folder, dtype="float32", block_size=4, native_cache_dir=cache)
     runner = load_model(options, lambda phase, share: None, parallel)
-    # The ranks ask for different sizes: the smallest decides.
+    # The ranks ask for different sizes, of which the smallest decides.
     kv_cache_bytes = (20 + parallel.rank) * runner.kv_bytes_per_block()
     plan = plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=32, num_slots=4, kv_cache_bytes=kv_cache_bytes))
     driver = PagedDriver(runner, num_blocks=plan.num_blocks)
@@ -62,7 +64,7 @@ def look(folder: Path, parallel: TensorParallel, *, is_native: bool = False) -> 
 
 
 def main() -> None:
-    """Arguments: rank, world size, port, file for what was seen, model folders."""
+    """Run with the arguments rank, world size, port, file for the results, and model folders."""
     rank, world_size, port, out, folders = (
         int(sys.argv[1]),
         int(sys.argv[2]),

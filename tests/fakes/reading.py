@@ -1,4 +1,4 @@
-"""Reading a server's answers in integration tests."""
+"""Reads answers and metrics of a server, for integration tests."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a generation gave: ids, log-probabilities, text, headers."""
+    """The result of a generation: ids, log-probabilities, text, headers."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -22,7 +22,7 @@ class Answer:
 
 
 def generate(server: LaunchedServer, prompt: str, **parameters: Any) -> Answer:
-    """POST /generate with details."""
+    """Call POST /generate with details, and return the answer."""
     body = {"inputs": prompt, "parameters": {"do_sample": False, **parameters, "details": True}}
     reply = httpx.post(f"{server.base_url}/generate", json=body, timeout=TIMEOUT_S, trust_env=False)
     assert reply.status_code == 200, reply.text
@@ -38,7 +38,7 @@ def generate(server: LaunchedServer, prompt: str, **parameters: Any) -> Answer:
 
 
 def metric(server: LaunchedServer, name: str, labels: str = "") -> float:
-    """Return a sample of /metrics; `labels` as they are written, e.g. `state="free"`."""
+    """Return a sample of /metrics. `labels` has the labels as the page writes them, for example `state="free"`."""
     text = httpx.get(f"{server.base_url}/metrics", timeout=TIMEOUT_S, trust_env=False).text
     wanted = f"{name}{{{labels}}} " if labels else f"{name} "
     (line,) = [line for line in text.splitlines() if line.startswith(wanted)]

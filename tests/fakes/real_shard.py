@@ -1,4 +1,4 @@
-"""A real shard in this process: a model of a folder, the step loop and the gRPC side, behind a Unix socket."""
+"""A real shard in the test's process: a model from a folder, the step loop and the gRPC side, on a Unix socket."""
 
 import threading
 from pathlib import Path
@@ -22,7 +22,7 @@ WAIT_S = 10.0
 
 
 class RealShard:
-    """A context manager; fp32, in one thread of torch."""
+    """A context manager that serves the model in fp32, with one thread of torch."""
 
     def __init__(self, uds_path: Path, model_dir: Path) -> None:
         self._uds_path = uds_path

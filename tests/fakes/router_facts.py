@@ -1,4 +1,4 @@
-"""The facts of a shard as the router has read them: a small model with few slots, where a test names no others."""
+"""The facts of a shard in the router's type, by default those of a small model with few slots."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from textmill_router.engine.shard_facts import ShardFacts, facts_from_proto
 
 
 def router_facts(**changed: Any) -> ShardFacts:
-    """4 slots, 64 blocks of 4 tokens, steps of 64 tokens; `changed` are fields of `ShardInfo`."""
+    """Return facts with 4 slots, 64 blocks of 4 tokens and steps of 64 tokens. `changed` are fields of `ShardInfo`."""
     info = {
         "protocol_version": PROTOCOL_VERSION,
         "model_id": "m",

@@ -1,4 +1,4 @@
-"""A router in a thread: the real server and engine, a byte tokenizer, a fake shard behind a Unix socket."""
+"""A router in a thread: the real server and engine with a byte tokenizer, in front of a fake shard on a Unix socket."""
 
 import asyncio
 import json
@@ -25,9 +25,10 @@ WAIT_TIMEOUT_S = 10.0
 
 
 class RunningRouter:
-    """A context manager. `is_loading=True` starts it in front of a shard that is not ready.
+    """A context manager that runs the router.
 
-    A `model` folder is used as it is; `make_shard` makes another shard than the fake one, of a socket and that folder.
+    With `is_loading` the shard is not ready at first. A `model` folder takes the place of the byte tokenizer's folder.
+    `make_shard` makes another shard in the place of the fake shard, from a socket and the model folder.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class RunningRouter:
         return httpx.Client(base_url=self.url, timeout=WAIT_TIMEOUT_S, trust_env=False, **options)
 
     def send(self, route: str, body: object) -> socket.socket:
-        """A call of which the caller holds the connection; the answer is not awaited."""
+        """Send a call, and return its connection without a wait for the answer. The caller closes the connection."""
         data = json.dumps(body).encode()
         head = f"POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n"
         connection = socket.create_connection(("127.0.0.1", self.port), WAIT_TIMEOUT_S)
@@ -94,20 +95,20 @@ class RunningRouter:
         return connection
 
     def stats(self) -> SchedulerStats:
-        """Numbers of queue, slots and blocks; to be called in the server's loop."""
+        """Return the numbers of queue, slots and blocks. Call this in the server's loop."""
         stats = self.service.open_backend().engine.stats()
         assert stats is not None
         return stats
 
     def wait_until_counts(self, *, running: int, waiting: int) -> None:
-        """Waits until so many requests run and wait."""
+        """Wait until so many requests run, and so many wait."""
         self.wait_until(
             lambda: (self.stats().num_running, self.stats().num_waiting) == (running, waiting),
             f"{running} run and {waiting} wait",
         )
 
     def wait_until_free(self) -> None:
-        """Waits until no request, permit, slot or block is in use."""
+        """Wait until no request, permit, slot or block is in use."""
         self.wait_until_counts(running=0, waiting=0)
         self.wait_until(lambda: self.service.permits.held == 0, "all permits are back")
 
@@ -119,7 +120,7 @@ class RunningRouter:
         self.wait_until(is_whole, "slots and blocks are free")
 
     def in_loop(self, ask: Callable[[], Any]) -> Any:
-        """What `ask` returns, called in the server's loop."""
+        """Call `ask` in the server's loop, and return its result."""
 
         async def call() -> Any:
             return ask()
@@ -127,11 +128,11 @@ class RunningRouter:
         return asyncio.run_coroutine_threadsafe(call(), self.loop).result(WAIT_TIMEOUT_S)
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        """Looks in the server's loop until the condition holds."""
+        """Wait until the condition holds, by looks in the server's loop."""
 
         async def watch() -> None:
             async with asyncio.timeout(WAIT_TIMEOUT_S):
-                while not condition():  # noqa: ASYNC110 - the condition belongs to others, nobody could set an event
+                while not condition():  # noqa: ASYNC110 - no code that makes the condition true could set an event
                     await asyncio.sleep(0.002)
 
         try:

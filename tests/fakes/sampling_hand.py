@@ -1,4 +1,4 @@
-"""Rows to sample, each with the request that its slot is seated with: a row is a function of that (rule 18)."""
+"""Rows to sample, each with the request that has its slot, because a row is a function of the request (rule 18)."""
 
 # N rows, V vocabulary
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Seat:
-    """What a slot is admitted with. `allowed_V`: the mask of the next draw, for a request with a grammar."""
+    """The request of a slot. `allowed_V` is the mask of the next draw, for a request with a grammar."""
 
     params: SamplingParams
     prompt: Sequence[int] = (1, 2, 3)
@@ -31,7 +31,7 @@ class Seat:
     allowed_V: npt.NDArray[np.bool_] | None = None
 
     def with_token(self, token: int) -> "Seat":
-        """The same request, admitted again with one more output token."""
+        """Return this request as admitted again with one more output token."""
         return Seat(self.params, self.prompt, [*self.output, token], self.allowed_V)
 
     @property
@@ -46,7 +46,7 @@ def seated_sampler(
     watermark: WatermarkKey = DEFAULT_KEY,
     scanner: RowScanner | None = None,
 ) -> Sampler:
-    """A sampler that has seat s in slot s."""
+    """Return a sampler that has seat s in slot s."""
     sampler = Sampler(
         num_slots=len(seats), device=CPU, num_candidates=num_candidates, watermark=watermark, scanner=scanner
     )
@@ -58,7 +58,7 @@ def seated_sampler(
 
 
 def step_rows(sampler: Sampler, slots: Sequence[int]) -> StepRows:
-    """The rows of a step in which these slots sample."""
+    """Return the rows of a step in which these slots sample."""
     return build_step_rows(sampler.select(np.array(slots, dtype=np.int64)), CPU)
 
 
@@ -71,13 +71,13 @@ def sample(
     scanner: RowScanner | None = None,
     scan: RowScan | None = None,
 ) -> SampledRows:
-    """One token for each seat."""
+    """Sample one token for each seat."""
     sampler = seated_sampler(seats, num_candidates=num_candidates, watermark=watermark, scanner=scanner)
     return sampler.sample(logits_NV, step_rows(sampler, range(len(seats))), scan)
 
 
 def staged_scores(logits_NV: torch.Tensor, seats: Sequence[Seat], stage: Stage) -> torch.Tensor:
-    """The scores after one stage alone, which is made for `len(seats)` slots; rows that do not want it stay."""
+    """Return the scores after one stage alone. The stage has `len(seats)` slots, and skips rows that do not want it."""
     scores_NV = logits_NV.clone()
     wanting = [row for row, seat in enumerate(seats) if stage.wants(seat.params)]
     for row in wanting:
@@ -92,11 +92,11 @@ def staged_scores(logits_NV: torch.Tensor, seats: Sequence[Seat], stage: Stage) 
 
 
 def rows_of(slots: Sequence[int], *, is_all: bool) -> StageRows:
-    """Rows of a step in which slot s has row s."""
+    """Return the rows of a step in which slot s has row s."""
     ids = np.array(slots, dtype=np.int64)
     return StageRows(torch.from_numpy(ids), torch.from_numpy(ids), SelectedRows(ids, ids, is_all=is_all))
 
 
 def random_logits(num_rows: int, *, vocab: int = 50, width: float = 4.0, seed: int = 3) -> torch.Tensor:
-    """[num_rows, vocab] float32."""
+    """Return random logits, [num_rows, vocab] float32."""
     return torch.randn(num_rows, vocab, generator=torch.Generator().manual_seed(seed)) * width

@@ -1,4 +1,4 @@
-"""Plays the shard by hand: small results, block size 4, one scheduler."""
+"""A scheduler whose step results the test writes by hand, with blocks of 4 tokens."""
 
 from array import array
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def make_result(
     pieces: Sequence[SlotPromptLogprobs] = (),
     logprobs: Sequence[float] | None = None,
 ) -> StepResult:
-    """`rows` are slot, token, flags; `prefills` are slot, tokens computed."""
+    """Return a result. A row is (slot, token, flags), and a prefill is (slot, tokens computed)."""
     return StepResult(
         step=1 if rows or prefills else 0,
         plan_applied=applied,
@@ -61,7 +61,7 @@ def make_result(
 
 
 class Hand:
-    """A scheduler in its first epoch, and what it has said."""
+    """A scheduler in its first epoch, with the plans and outputs that it has given."""
 
     def __init__(
         self,
@@ -116,13 +116,13 @@ class Hand:
         return plans
 
     def admit(self, prompt: Sequence[int], *, max_new: int = 8, **wishes: object) -> Admit:
-        """Submit and see it admitted at once."""
+        """Submit a request that is admitted at once, and return its admit."""
         request_id = self.submit(prompt, max_new=max_new, **wishes)
         self.tick()
         return self.admit_of(request_id)
 
     def admit_of(self, request_id: int) -> Admit:
-        """The last admit of a request in this epoch."""
+        """Return the last admit of a request in this epoch."""
         return [admit for plan in self.plans for admit in plan.admits if admit.request_id == request_id][-1]
 
     def is_admitted(self, request_id: int) -> bool:
@@ -143,7 +143,7 @@ class Hand:
         pieces: Sequence[SlotPromptLogprobs] = (),
         logprobs: Sequence[float] | None = None,
     ) -> StepDecision:
-        """One result, knowing all plans unless told otherwise; blocks are conserved after it."""
+        """Give the scheduler one result, by default after all plans, and check that no block is lost."""
         result = make_result(
             applied=self.last_plan if applied is None else applied,
             rows=rows,
@@ -182,7 +182,7 @@ def make_piece(admit: Admit, start: int, logprobs: Sequence[float]) -> SlotPromp
 
 
 def preempted(hand: Hand) -> tuple[int, int]:
-    """Two requests; the second loses its blocks in the plan that extends the first. Returns their ids."""
+    """Run two requests until the plan that extends the first preempts the second. Return their ids."""
     first = hand.admit([1, 2, 3, 4], max_new=20)
     second = hand.admit([5, 6, 7, 8], max_new=20)
     for token in range(10, 30):

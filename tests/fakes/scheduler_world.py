@@ -1,4 +1,4 @@
-"""A small world in which the scheduler drives the model shard: arrivals, cancels, deaths, all from one seed."""
+"""A small world in which the scheduler drives the model shard, with arrivals, cancels and deaths from one seed."""
 
 from dataclasses import dataclass, field
 from random import Random
@@ -24,7 +24,7 @@ BLOCK_SIZE = 4
 
 @dataclass(slots=True)
 class Client:
-    """What the client of one request has seen, and what it must see."""
+    """The outputs that the client of one request has got, and those that it must get."""
 
     request: GenerationRequest
     prompt: list[int]
@@ -40,13 +40,13 @@ class Client:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more may come."""
+        """Whether no further output may come."""
         return self.is_cancelled or self.finish is not None or self.failure is not None
 
 
 @dataclass(slots=True)
 class WorldCounts:
-    """What has happened in a run, so that a test can see that it was not a quiet one."""
+    """The events of a run, by which a test sees that the run was not a quiet one."""
 
     arrivals: int = 0
     follow_ups: int = 0
@@ -63,7 +63,7 @@ class WorldCounts:
     longest_wait: float = 0.0  # turns to the end, as a share of the bound
 
     def add(self, other: "WorldCounts") -> None:
-        """Sum up over runs."""
+        """Add the counts of another run."""
         for name in self.__slots__:
             if name != "longest_wait":
                 setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -71,10 +71,10 @@ class WorldCounts:
 
 
 class World:
-    """One run. `step` is a turn of everything; `run` goes on until each request is over, or fails.
+    """One run. `step` is one turn of scheduler and shard; `run` goes on until each request is over.
 
-    Bound of waiting: a request is over within 40 + 2 turns for each token (prompt and output) of all requests that
-    are alive at some time between its arrival and its end, times one more than the deaths in that time.
+    A request must be over within 40 + 2 N turns, times one more than the deaths in that time. N is the number of prompt
+    and output tokens of all requests that are alive at some time between the arrival and the end of the request.
     """
 
     scheduler_type: type[Scheduler] = Scheduler
@@ -114,7 +114,7 @@ class World:
         self._ended_at: dict[int, int] = {}
         self._births()
 
-    # ---- life of the shard
+    # ---- The life of the shard.
 
     def _births(self) -> None:
         self.num_epochs += 1
@@ -142,12 +142,12 @@ class World:
         self.shard = None
         self._deliver(self.scheduler.end_epoch(float(self.turn)))
 
-    # ---- requests
+    # ---- Requests.
 
     def _arrive(self) -> None:
         rng = self.rng
         self.counts.arrivals += 1
-        # Those that failed too: what they wrote must not be found (rule 19).
+        # Failed requests count too, because the blocks that they wrote must not be found (rule 19).
         finished = [client for client in self.clients.values() if client.finish or client.failure]
         alive = [client for client in self.clients.values() if not client.is_over and not client.is_poisoned]
         kind = rng.random()
@@ -161,7 +161,7 @@ class World:
             other = rng.choice(alive)
             prompt = [*other.prompt[: rng.choice([len(other.prompt), 9, 13])], *([7] * rng.randint(0, 2))]
             salt = other.request.cache_salt
-            if rng.random() < 0.2:  # another beginning, then the same blocks: not the same prefix
+            if rng.random() < 0.2:  # another first token before equal blocks, which makes another prefix
                 prompt[0] = 1 + prompt[0] % 23
             self.counts.equal_prompts += 1
         else:
@@ -178,7 +178,7 @@ class World:
         ignore_eos = rng.random() < 0.6
         wants_prompt_logprobs = rng.random() < 0.15
         leader = rng.choice(alive) if alive and rng.random() < 0.15 else None
-        if leader is not None:  # a further sequence of its prompt
+        if leader is not None:  # the request is a further sequence of the leader's prompt
             prompt, max_new, salt = leader.prompt, leader.request.max_new_tokens, leader.request.cache_salt
             is_poisoned = False
             self.counts.followers += 1
@@ -220,7 +220,7 @@ class World:
             self.counts.cancels += 1
             self.scheduler.on_cancel(client.request.request_id)
 
-    # ---- the wire
+    # ---- The wire.
 
     def _send(self, plans: tuple[Plan, ...]) -> None:
         for plan in plans:
@@ -229,7 +229,10 @@ class World:
             self.shard.send(plan)
 
     def _check_nobody_is_passed(self, plan: Plan) -> None:
-        """First admissions go in the order of arrival, but for those that share two full blocks with a running one."""
+        """Check that first admissions keep the order of arrival.
+
+        A request that shares two full blocks with a running request may be passed.
+        """
         for admit in plan.admits:
             self.counts.copies += admit.copied_block_id is not None
             newcomer = self.clients[admit.request_id]
@@ -283,10 +286,10 @@ class World:
             wanted = [prompt_logprob(digest_of_prefix(prompt[:at]), prompt[at]) for at in range(1, len(prompt))]
             assert client.prompt_logprobs == wanted
 
-    # ---- the run
+    # ---- The run.
 
     def step(self) -> None:
-        """One turn: arrivals and cancels, a loop tick, the shard, the results that have come."""
+        """Do one turn: arrivals and cancels, a tick of the loop, a turn of the shard, the results that have come."""
         self.turn += 1
         rng = self.rng
         if self.counts.arrivals < self.num_arrivals and rng.random() < 0.25:
@@ -315,7 +318,7 @@ class World:
         self.scheduler.check()
 
     def run(self) -> WorldCounts:
-        """Go on until all arrivals are over; check that each ended in time and that nothing is left behind."""
+        """Go on until all requests are over. Check that each ended in time, and that all slots and blocks are free."""
         while self.counts.arrivals < self.num_arrivals or any(not client.is_over for client in self.clients.values()):
             self.step()
             self._check_nobody_waits_for_ever()

@@ -1,4 +1,4 @@
-"""What a shard says of itself, in the shard's own type, for tests that build a shard by hand."""
+"""The facts of a shard in the shard's own type, for tests that build a shard by hand."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from textmill_shard.slots.plan import ShardFacts
 def shard_facts(
     *, block_size: int, num_blocks: int, num_slots: int, max_step_tokens: int, vocab_size: int, **more: Any
 ) -> ShardFacts:
-    """A model in fp32 on one rank, of 512 positions and without end ids; `more` are other fields of the facts."""
+    """Return facts of an fp32 model on one rank, with 512 positions and no end ids. `more` are further fields."""
     fields = {
         "model_id": "tiny",
         "model_sha": "",
@@ -35,7 +35,7 @@ def shard_facts(
 def facts_of(
     runner: ModelRunner, *, block_size: int, num_blocks: int, num_slots: int, max_step_tokens: int, **more: Any
 ) -> ShardFacts:
-    """The facts of a loaded model, as a shard with these sizes tells them."""
+    """Return the facts of a shard that has these sizes and serves a loaded model."""
     model = runner.facts
     fields = {
         "model_type": model.model_type,

@@ -1,4 +1,4 @@
-"""A router whose shard says one text whatever it is asked."""
+"""A router whose shard gives one text as the answer to every request."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.fakes.running_router import RunningRouter
 
 @contextmanager
 def speaking_router(folder: Path, text: str, template: str | None = None, **settings: Any) -> Iterator[RunningRouter]:
-    """A router whose shard says `text` whatever it is asked."""
+    """Run a router whose shard answers every request with `text`."""
     if template is not None:
         config = {"chat_template": template_source(template), "bos_token": "<|begin|>", "eos_token": "<|end|>"}
         path = folder / "config.json"

@@ -1,4 +1,4 @@
-"""The step loop of a shard without its process: an `Engine`, with the parts that a test does not name."""
+"""Makes the step loop of a shard without its process: an `Engine`, with defaults for the parts of no interest."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def make_engine(
     lease_s: float = 60.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
-    """An engine that no thread runs yet. Without `matchers` no request can have a grammar."""
+    """Return an engine that no thread runs yet. Without `matchers` no request can have a grammar."""
     finish_rules = FinishRules(facts.eos_token_ids)
     grammars = GrammarSlots(matchers, finish_rules)
     sampler = sampler or Sampler(num_slots=facts.num_slots, device=executor.device)

@@ -1,4 +1,4 @@
-"""The real step loop over a model to be checked by eye: its next token is a formula of the tokens in its KV places.
+"""The real step loop over a model that is a formula: its next token follows from the tokens in its KV places.
 
 The pool of `PrefixRunner` keeps the token written to each place. A logit row reads its whole context back through the
 block table, so a wrong block, place, position or order gives another token than `next_token`.
@@ -56,12 +56,12 @@ FACTS = shard_facts(
 
 
 def next_token(tokens: Sequence[int]) -> int:
-    """What the model says after `tokens`: never EOS (49)."""
+    """Return the token that follows `tokens`, which is never EOS (49)."""
     return (sum((index + 1) * token for index, token in enumerate(tokens)) + 7 * len(tokens) + 3) % (VOCAB_SIZE - 1)
 
 
 def greedy(prompt: Sequence[int], num_new: int) -> list[int]:
-    """The undisturbed output."""
+    """Return the output of a prompt that runs alone."""
     tokens = list(prompt)
     for _ in range(num_new):
         tokens.append(next_token(tokens))
@@ -69,7 +69,10 @@ def greedy(prompt: Sequence[int], num_new: int) -> list[int]:
 
 
 class PrefixRunner:
-    """See the module. `gate`, when given, lets one forward through per release; `say` overrides next tokens."""
+    """The model that the docstring of this file explains.
+
+    A `gate` lets one forward pass through per release. A test may replace `say` and `spoil`.
+    """
 
     def __init__(
         self,
@@ -118,9 +121,9 @@ class PrefixRunner:
 
 
 class Shard:
-    """An engine in its thread and one session: plans in, results out. Use as a context manager.
+    """An engine in its thread with one session, which takes plans and gives results. Use it as a context manager.
 
-    The model is a `PrefixRunner` (`.runner`) unless another one is given.
+    The model is a `PrefixRunner` (`.runner`) unless another runner is given.
     """
 
     def __init__(
@@ -188,7 +191,7 @@ class Shard:
         budget: Budget | None = None,
         number: int | None = None,
     ) -> int:
-        """Send the next plan; gives its number."""
+        """Send the next plan, and return its number."""
         self._number += 1
         plan = Plan(number or self._number, tuple(drops), tuple(extends), tuple(admits), budget)
         self.engine.submit_plan(self.session, plan, b"")
@@ -206,14 +209,14 @@ class Shard:
         return item
 
     def hold(self) -> None:
-        """Wait until the next step is composed and stands at the gate: what is sent now comes after it."""
+        """Wait until the next step is composed and stands at the gate. A plan sent now comes after that step."""
         deadline_s = time.monotonic() + WAIT_S
         while len(self.runner.batches) == self._num_stepped:
             assert time.monotonic() < deadline_s, "no step was composed"
             time.sleep(0.0005)
 
     def step(self) -> StepResult:
-        """Let one gated forward through and give its result."""
+        """Let one forward pass through the gate, and return the step's result."""
         assert self.gate is not None
         self.hold()
         self._num_stepped += 1
@@ -221,11 +224,11 @@ class Shard:
         return self.next_result()
 
     def is_silent(self, for_s: float = 0.05) -> bool:
-        """Whether nothing comes, for the few tests in which nothing is to come."""
+        """Return whether no message comes in this time, for the few tests in which none may come."""
         return self.session.next_item(for_s) is None
 
     def rejection(self) -> PlanRejection:
-        """The rejection that comes next; the end of the stream follows it."""
+        """Read up to the rejection, and return it. The end of the stream must follow."""
         item = self.next_item()
         while isinstance(item, StepResult):
             item = self.next_item()
@@ -234,14 +237,14 @@ class Shard:
         return item
 
     def run_to_end(self, *slots: int) -> dict[int, list[int]]:
-        """Read results until each of `slots` finished; gives the tokens by slot, those read before included."""
+        """Read results until each of `slots` has finished, and return the tokens of all results so far, by slot."""
         while not all(slot in finished_slots(self.results) for slot in slots):
             self.next_result()
         return tokens_by_slot(self.results)
 
 
 def gated() -> Shard:
-    """A shard whose steps the test lets through one by one."""
+    """Return a shard whose steps the test lets through one by one."""
     return Shard(gate=threading.Semaphore(0))
 
 
@@ -292,7 +295,7 @@ def admit(
     grammar: Grammar | None = None,
     copied: int | None = None,
 ) -> Admit:
-    """A request with room for all its tokens, unless `blocks` says otherwise; slot s has blocks 8 s .. 8 s + 7."""
+    """Return an admit, by default with blocks for all its tokens: slot s has blocks from 8 s to 8 s + 7."""
     if blocks is None:
         num_blocks = -(-(len(prompt) + max_new) // BLOCK_SIZE)
         blocks = range(8 * slot, 8 * slot + num_blocks)

@@ -1,4 +1,4 @@
-"""Tiny random models that read with an encoder, in the folder layout of real ones, with small tokenizers."""
+"""Makes tiny random models with an encoder, in the folder layout of real models, with small tokenizers."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,11 @@ PAD_ID_OF_BART = END_ID + 1
 
 
 def make_tiny_t5(folder: Path) -> Path:
-    """Pieces of words with a mark for a space; the encoder reads `text </s>`, the decoder begins with `<pad>`."""
+    """Write a T5 model, and return its folder.
+
+    Tokens are pieces of words, with a mark for a space. The encoder reads `text </s>`, and the decoder begins with
+    `<pad>`.
+    """
     config = AutoConfig.for_model(
         "t5",
         vocab_size=len(PIECES),
@@ -30,7 +34,7 @@ def make_tiny_t5(folder: Path) -> Path:
         feed_forward_proj="gated-gelu",
         relative_attention_max_distance=24,
         initializer_factor=1.5,
-        tie_word_embeddings=False,  # random models with tied ones say one token over and over
+        tie_word_embeddings=False,  # a random model with tied embeddings gives one token over and over
         pad_token_id=PAD_ID,
         eos_token_id=T5_END_ID,
         decoder_start_token_id=PAD_ID,
@@ -41,7 +45,10 @@ def make_tiny_t5(folder: Path) -> Path:
 
 
 def make_tiny_bart(folder: Path, *, max_position_embeddings: int = 64) -> Path:
-    """Bytes; the encoder reads `<begin> text <end>`, the decoder begins with `<end>` and must say `<begin>` next."""
+    """Write a Bart model whose tokens are bytes, and return its folder.
+
+    The encoder reads `<begin> text <end>`. The decoder begins with `<end>`, and its first output must be `<begin>`.
+    """
     config = AutoConfig.for_model(
         "bart",
         vocab_size=PAD_ID_OF_BART + 1,
@@ -54,7 +61,7 @@ def make_tiny_bart(folder: Path, *, max_position_embeddings: int = 64) -> Path:
         decoder_ffn_dim=80,
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=False,
-        init_std=0.6,  # larger than the usual 0.02, or all logits are nearly equal
+        init_std=0.6,  # with the usual 0.02 all logits would be nearly equal
         bos_token_id=BEGIN_ID,
         pad_token_id=PAD_ID_OF_BART,
         eos_token_id=END_ID,

@@ -1,4 +1,4 @@
-"""A llama of random values as a GGUF file."""
+"""Writes a llama of random values as a GGUF file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ END, STOP = 257, 258
 def write_tiny_gguf(
     path: Path, *, pre: str = "smollm", seed: int = 0, further_templates: Mapping[str, str] | None = None
 ) -> dict[str, numpy.ndarray]:
-    """A llama of random values; gives them by the names that GGUF has for them."""
+    """Write a llama of random values, and return the values by their GGUF names."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)

@@ -1,4 +1,4 @@
-"""Tiny random models in the folder layout of real ones: config, safetensors, byte-level tokenizer. Seeded."""
+"""Makes tiny random models from a seed, in the folder layout of real models, with a byte-level tokenizer."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from tests.zoo.experts import EXPERTS
 
 __all__ = ["ARCHITECTURES", "SMALL", "VOCAB_SIZE", "make_random_model", "make_tiny_llama", "make_tiny_model"]
 
-# Some rows of the zoo, for tests that need no more than one model of each kind.
+# Rows of the zoo, for tests that need one model of each kind.
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
     entry.type_of_config: entry.config
     for entry in (*DENSE, *EXPERTS)
@@ -30,16 +30,16 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
 def make_random_model(
     config: Any, folder: Path, *, seed: int = 0, auto_class: Any = AutoModelForCausalLM, **how: Any
 ) -> Any:
-    """Writes a random float32 model with a byte-level tokenizer; gives the model. `how` goes to transformers."""
+    """Write a random float32 model with a byte-level tokenizer, and return the model. `how` goes to transformers."""
     write_byte_tokenizer(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = auto_class.from_config(config, dtype=torch.float32, **how)
-        # Biases and norm weights start as zeros and ones: a mixed-up one would go unnoticed.
+        # Biases and norm weights start as zeros and ones, among which a test could not see that two are exchanged.
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
-        # So do buffers that checkpoints hold: biases of logits (Marian) and of the choice of experts.
+        # The same holds for buffers that checkpoints store: biases of logits (Marian) and of the choice of experts.
         stored = model.state_dict().keys()
         for name, buffer in model.named_buffers():
             if name in stored and buffer.is_floating_point():
@@ -49,7 +49,7 @@ def make_random_model(
 
 
 def make_tiny_model(folder: Path, model_type: str, *, seed: int = 0, **changes: Any) -> Path:
-    """Writes a model of `ARCHITECTURES[model_type]` with the given config fields changed; gives the folder."""
+    """Write a model of `ARCHITECTURES[model_type]` with these config fields changed, and return the folder."""
     config = AutoConfig.for_model(model_type, **{**ARCHITECTURES[model_type], **changes})
     make_random_model(config, folder, seed=seed)
     return folder
@@ -69,7 +69,7 @@ def make_tiny_llama(
     max_position_embeddings: int = 512,
     seed: int = 0,
 ) -> Path:
-    """Writes a llama with grouped queries; `eos` also goes into generation_config.json. Gives the folder."""
+    """Write a llama with grouped queries, and return the folder. `eos` also goes into generation_config.json."""
     make_tiny_model(
         folder,
         "llama",

@@ -1,4 +1,4 @@
-"""Chat templates in the published formats, written from the formats, and a byte tokenizer that has their tokens."""
+"""Chat templates that were written from the published formats, and a byte tokenizer that has their tokens."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.fakes.byte_tokenizer import make_byte_tokenizer
 
 FOLDER = Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.jinja")))
-# Joined bytes, so that a prompt encoded in pieces differs from the whole one where it is cut in the wrong place.
+# Merges of bytes, so that a prompt that is encoded in pieces gets other ids where it is cut in the wrong place.
 MERGES = ((b"i", b"n"), (b"<", b"|"), (b"|", b">"), (b"\n", b"\n"), (b" ", b"t"), (b":", b" "), (b"e", b"r"))
 BEGIN, END = "<s>", "</s>"
 _FAMILY_TOKENS = {
@@ -44,17 +44,17 @@ def template_source(name: str) -> str:
 
 
 def special_texts(name: str) -> tuple[str, ...]:
-    """The special tokens of the family's vocabulary."""
+    """Return the special tokens of the family's vocabulary."""
     return (BEGIN, END, *_FAMILY_TOKENS[name])
 
 
 def markup_texts(name: str) -> tuple[str, ...]:
-    """The tokens of the family's vocabulary that are markup and not special."""
+    """Return the tokens of the family's vocabulary that are markup and not special."""
     return _MARKUP_TOKENS.get(name, ())
 
 
 def make_family_tokenizer(name: str) -> tokenizers.Tokenizer:
-    """Byte-level with some merges and the family's added tokens; nothing is added to a text."""
+    """Return a byte-level tokenizer with some merges and the family's added tokens, which adds no token to a text."""
     tokenizer = make_byte_tokenizer(MERGES, add_begin=False)
     tokenizer.add_special_tokens(list(special_texts(name)))
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*markup_texts(name), *ORDINARY_TOKENS)])

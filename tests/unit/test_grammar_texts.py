@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import tokenizers
 from textmill_router.grammar.request_forms import schema_grammar
+from textmill_router.grammar.worker import ids_of_tokenizer as router_ids
 from textmill_router.grammar.worker import with_readable_decoder as router_decoder
 from textmill_shard.grammar.matcher import MatcherFactory, without_special_texts
+from textmill_shard.grammar.matcher import ids_of_tokenizer as shard_ids
 from textmill_shard.grammar.matcher import with_readable_decoder as shard_decoder
 from textmill_shard.slots.plan import Grammar
 from tokenizers import models
@@ -58,6 +60,19 @@ def test_both_rooms_read_marks_of_spaces_as_spaces(tmp_path: Path) -> None:
     matcher = factory.build(Grammar("start: /(the| quick)!/"))
     allowed = {PIECES[token_id] for token_id in matcher.allowed().nonzero()[0]}
     assert allowed == {"t", "▁", "▁quick"}
+
+
+def test_both_rooms_leave_out_the_ends_of_texts_that_the_tokenizer_lacks(tmp_path: Path) -> None:
+    text = (write_byte_tokenizer(tmp_path) / "tokenizer.json").read_text()
+    for find in (router_ids, shard_ids):
+        assert find(text, (END_ID, 300)) == [END_ID]
+        assert find(unigram_json(), (3, 2)) == [2]
+        with pytest.raises(ValueError, match=r"the tokens 0 to 257, and the model ends a text at \[300\]"):
+            find(text, (300,))
+    # A model of 320 tokens whose tokenizer has 258: grammars go on to work.
+    matcher = MatcherFactory(text, vocab_size=320, eos_token_ids=(300, END_ID)).build(Grammar("start: /a/"))
+    matcher.consume([ord("a")])
+    assert matcher.allowed().nonzero()[0].tolist() == [END_ID]
 
 
 def test_blanks_between_the_tokens_of_json_are_bounded(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import re
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -41,9 +42,12 @@ class Compiler:
     def __init__(self, setup: WorkerSetup) -> None:
         """Raises OSError or ValueError for a tokenizer that cannot be read. Takes half a second."""
         with open(setup.tokenizer_file, encoding="utf-8") as file:
-            self._tokenizer = llguidance.LLTokenizer(
-                with_readable_decoder(file.read()), n_vocab=setup.vocab_size, eos_token=list(setup.eos_token_ids)
-            )
+            text = file.read()
+        self._tokenizer = llguidance.LLTokenizer(
+            with_readable_decoder(text),
+            n_vocab=setup.vocab_size,
+            eos_token=ids_of_tokenizer(text, setup.eos_token_ids),
+        )
         self._limits = llguidance.LLParserLimits(
             max_lexer_states=MAX_LEXER_STATES, max_grammar_size=MAX_GRAMMAR_SIZE, verbose_errors=False
         )
@@ -67,6 +71,24 @@ def with_readable_decoder(tokenizer_json: str) -> str:
     mark = {"type": "Replace", "pattern": {"String": decoder["replacement"]}, "content": " "}
     parts["decoder"] = {"type": "Sequence", "decoders": [mark, {"type": "ByteFallback"}, {"type": "Fuse"}]}
     return json.dumps(parts)
+
+
+def ids_of_tokenizer(tokenizer_json: str, ids: Sequence[int]) -> list[int]:
+    """The ids that the tokenizer has too, because a model may know more and the library refuses those.
+
+    Raises ValueError where no id is left, or where the text is no tokenizer.
+    """
+    try:
+        parts = json.loads(tokenizer_json)
+        vocab = parts["model"]["vocab"]
+        size = max(vocab.values(), default=-1) + 1 if isinstance(vocab, dict) else len(vocab)
+        size = max([size, *(token["id"] + 1 for token in parts["added_tokens"])])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no tokenizer: {error!r}") from error
+    kept = [token_id for token_id in ids if token_id < size]
+    if not kept:
+        raise ValueError(f"the tokenizer knows the tokens 0 to {size - 1}, and the model ends a text at {list(ids)}")
+    return kept
 
 
 def _readable(error: str) -> str:

@@ -63,7 +63,7 @@ class MatcherFactory:
         self._tokenizer = llguidance.LLTokenizer(
             with_readable_decoder(without_special_texts(tokenizer_json)),
             n_vocab=vocab_size,
-            eos_token=list(eos_token_ids),
+            eos_token=ids_of_tokenizer(tokenizer_json, eos_token_ids),
         )
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
         self._vocab_size = vocab_size
@@ -106,6 +106,24 @@ def with_readable_decoder(tokenizer_json: str) -> str:
     mark = {"type": "Replace", "pattern": {"String": decoder["replacement"]}, "content": " "}
     parts["decoder"] = {"type": "Sequence", "decoders": [mark, {"type": "ByteFallback"}, {"type": "Fuse"}]}
     return json.dumps(parts)
+
+
+def ids_of_tokenizer(tokenizer_json: str, ids: Sequence[int]) -> list[int]:
+    """The ids that the tokenizer has too, because a model may know more and the library refuses those.
+
+    Raises ValueError where no id is left, or where the text is no tokenizer.
+    """
+    try:
+        parts = json.loads(tokenizer_json)
+        vocab = parts["model"]["vocab"]
+        size = max(vocab.values(), default=-1) + 1 if isinstance(vocab, dict) else len(vocab)
+        size = max([size, *(token["id"] + 1 for token in parts["added_tokens"])])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no tokenizer: {error!r}") from error
+    kept = [token_id for token_id in ids if token_id < size]
+    if not kept:
+        raise ValueError(f"the tokenizer knows the tokens 0 to {size - 1}, and the model ends a text at {list(ids)}")
+    return kept
 
 
 def without_special_texts(tokenizer_json: str) -> str:

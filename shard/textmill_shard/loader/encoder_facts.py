@@ -6,6 +6,7 @@ from typing import Any
 
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.loader.model_files import read_json
+from textmill_shard.loader.token_ids import read_token_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +42,23 @@ def _decoder_prompt_ids(folder: Path, config: Any) -> tuple[int, ...]:
     """The start token and, where the model always says the same first (a language, a begin of text), that."""
     path = folder / "generation_config.json"
     # Folders from before there was such a file say it in the other.
-    generation = read_json(path if path.is_file() else folder / "config.json")
-    starts = (
-        generation.get("decoder_start_token_id"),
-        getattr(config, "decoder_start_token_id", None),
-        generation.get("bos_token_id"),
-        getattr(config, "bos_token_id", None),
-    )
-    start = next((token_id for token_id in starts if token_id is not None), None)
-    if start is None:
+    if not path.is_file():
+        path = folder / "config.json"
+    generation = read_json(path)
+    vocab_size = int(getattr(config, "decoder_vocab_size", None) or config.get_text_config().vocab_size)
+    starts = {
+        "decoder_start_token_id": (
+            generation.get("decoder_start_token_id"),
+            getattr(config, "decoder_start_token_id", None),
+        ),
+        "bos_token_id": (generation.get("bos_token_id"), getattr(config, "bos_token_id", None)),
+    }
+    found = [(key, value) for key, values in starts.items() for value in values if value is not None]
+    if not found:
         raise UnsupportedModelError(
             f"models of type {config.model_type} read their input with an encoder; neither config.json nor "
             "generation_config.json says what the decoder begins with (decoder_start_token_id)"
         )
     forced = generation.get("forced_bos_token_id")
-    return (int(start),) if forced is None else (int(start), int(forced))
+    beginning = [found[0], *([] if forced is None else [("forced_bos_token_id", forced)])]
+    return tuple(read_token_id(value, path=path, key=key, vocab_size=vocab_size) for key, value in beginning)

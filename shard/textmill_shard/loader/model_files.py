@@ -1,4 +1,4 @@
-"""What stands in a model folder besides the weights' bytes: which file holds which tensor, end-of-text ids, digests."""
+"""What stands in a model folder besides the weights' bytes: which file holds which tensor, digests."""
 
 import hashlib
 import json
@@ -55,38 +55,10 @@ def _find_files(folder: Path, *, index: str, single: str, suffix: str) -> Weight
     return None if path is None else WeightFiles(dict.fromkeys(names_of_tensors(path), path))
 
 
-def find_eos_token_ids(folder: Path) -> tuple[int, ...]:
-    """The ids that end a text: of generation_config.json, else config.json, else the tokenizer's."""
-    for name in ("generation_config.json", "config.json"):
-        if not (folder / name).is_file():
-            continue
-        config = read_json(folder / name)
-        found = config.get("eos_token_id")
-        if found is None:
-            found = (config.get("text_config") or {}).get("eos_token_id")
-        if found is not None:
-            ids = found if isinstance(found, list) else [found]
-            return tuple(dict.fromkeys(int(token_id) for token_id in ids))
-    token_id = _eos_of_tokenizer(folder)
-    return () if token_id is None else (token_id,)
-
-
 def find_tokenizer_digest(folder: Path) -> str:
     """Hex blake2b of 16 bytes over tokenizer.json; empty when the folder has none."""
     path = folder / "tokenizer.json"
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""
-
-
-def _eos_of_tokenizer(folder: Path) -> int | None:
-    config_path, tokenizer_path = folder / "tokenizer_config.json", folder / "tokenizer.json"
-    if not (config_path.is_file() and tokenizer_path.is_file()):
-        return None
-    token = read_json(config_path).get("eos_token")
-    text = token.get("content") if isinstance(token, dict) else token
-    for added in read_json(tokenizer_path).get("added_tokens", []):
-        if added["content"] == text:
-            return int(added["id"])
-    return None
 
 
 def _why_no_weights(folder: Path, *, num_safetensors: int, allow_pickle: bool) -> str:

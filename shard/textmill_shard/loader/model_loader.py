@@ -15,8 +15,9 @@ from textmill_shard.loader.encoder_facts import find_encoder_facts, reads_with_e
 from textmill_shard.loader.layout_choice import Choice, choose_layout
 from textmill_shard.loader.load_options import LoadOptions, OnProgress
 from textmill_shard.loader.model_config import check_divisible, max_model_tokens, pick_dtype, read_config
-from textmill_shard.loader.model_files import find_eos_token_ids, find_tokenizer_digest, find_weight_files
+from textmill_shard.loader.model_files import find_tokenizer_digest, find_weight_files
 from textmill_shard.loader.model_filling import ModelSource, build_model, fill_model
+from textmill_shard.loader.token_ids import EndIds, check_padding_id, find_end_ids, warn_of_suppressed
 from textmill_shard.model.runner import ModelFacts, ModelRunner
 from textmill_shard.native.kernels import DTYPES as NATIVE_DTYPES
 from textmill_shard.native.kernels import Kernels, load_kernels
@@ -30,6 +31,7 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
     started = time.monotonic()
     on_progress("config", 0.0)
     source = _read(options, parallel or TensorParallel())
+    end_ids = find_end_ids(source.folder)
     kernels = _load_kernels(options, source)
     choice = choose_layout(
         ENCODER_ATTEMPTS if reads_with_encoder(source.config) else DECODER_ATTEMPTS,
@@ -41,9 +43,13 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
             disabled_swaps=options.disabled_swaps,
         ),
         fill=lambda: _fill(source, on_progress),
-        make_runner=lambda filled, layout: _make_runner(options, source, kernels, filled, layout),
+        make_runner=lambda filled, layout: _make_runner(
+            filled, layout, options=options, source=source, end_ids=end_ids, kernels=kernels
+        ),
     )
     runner = choice.runner
+    end_ids.log_others(runner.facts.vocab_size)
+    warn_of_suppressed(source.folder)
     runner.facts = replace(runner.facts, can_project=can_project(runner, texts=choice.filled.texts))
     trim_heap()
     on_progress("warmup", 1.0)
@@ -53,6 +59,7 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
 
 def _read(options: LoadOptions, parallel: TensorParallel) -> ModelSource:
     config = read_config(options.model_dir, trust_remote_code=options.trust_remote_code)
+    check_padding_id(config, options.model_dir)
     device = torch.device(options.device)
     dtype: torch.dtype = getattr(torch, pick_dtype(options.dtype, config=config, device=device))
     files = find_weight_files(options.model_dir, allow_pickle=options.allow_pickle)
@@ -102,15 +109,22 @@ def _fill(source: ModelSource, on_progress: OnProgress) -> FilledModel:
 
 
 def _make_runner(
-    options: LoadOptions, source: ModelSource, kernels: Kernels | None, filled: FilledModel, layout: Layout
+    filled: FilledModel,
+    layout: Layout,
+    *,
+    options: LoadOptions,
+    source: ModelSource,
+    end_ids: EndIds,
+    kernels: Kernels | None,
 ) -> ModelRunner:
     """Raises UnsupportedModelError where the layout computes something else than the model."""
+    vocab_size = int(layout.logits_V_by_text[0].shape[-1])
     facts = ModelFacts(
         model_type=str(source.config.model_type),
         dtype=str(source.dtype).removeprefix("torch."),
         device=source.device.type,
-        vocab_size=int(layout.logits_V_by_text[0].shape[-1]),
-        eos_token_ids=find_eos_token_ids(source.folder),
+        vocab_size=vocab_size,
+        eos_token_ids=end_ids.within(vocab_size),
         max_model_tokens=filled.max_tokens,
         weight_bytes=layout.weight_bytes,
         tokenizer_digest=find_tokenizer_digest(source.folder),

@@ -10,14 +10,14 @@ from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import ModelError, ModelFilesError, UnsupportedModelError
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_config import pick_dtype
-from textmill_shard.loader.model_files import WeightFiles, find_eos_token_ids, find_tokenizer_digest
+from textmill_shard.loader.model_files import WeightFiles, find_tokenizer_digest
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.loader.weight_reader import match_names
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.probing.probe import probe_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
+from tests.fakes.byte_tokenizer import END_ID
 from tests.fakes.tiny_models import make_tiny_llama, make_tiny_model
 
 WEIGHTS = "model.safetensors"
@@ -292,24 +292,6 @@ def test_rotary_tables_with_two_borders_are_refused(tmp_path: Path) -> None:
     change_json(folder / "config.json", rope_parameters=rope)
     with pytest.raises(UnsupportedModelError, match=r"several borders \(\[64, 128\]\)"):
         load(folder)
-
-
-def test_eos_ids_fall_back_from_generation_config_to_config_to_tokenizer(tmp_path: Path) -> None:
-    folder = make_tiny_llama(tmp_path / "llama", eos=[7, END_ID, 7])
-    assert find_eos_token_ids(folder) == (7, END_ID)
-    change_json(folder / "generation_config.json", eos_token_id=9)
-    assert find_eos_token_ids(folder) == (9,)
-    change_json(folder / "generation_config.json", eos_token_id=None)
-    change_json(folder / "config.json", eos_token_id=11)
-    assert find_eos_token_ids(folder) == (11,)
-    (folder / "generation_config.json").unlink()
-    assert find_eos_token_ids(folder) == (11,)
-    change_json(folder / "config.json", eos_token_id=None)
-    assert find_eos_token_ids(folder) == (END_ID,)
-    change_json(folder / "tokenizer_config.json", eos_token={"content": "<|begin|>"})
-    assert find_eos_token_ids(folder) == (BEGIN_ID,)
-    (folder / "tokenizer_config.json").unlink()
-    assert find_eos_token_ids(folder) == ()
 
 
 OWN_CODE = """

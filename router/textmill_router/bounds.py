@@ -7,6 +7,7 @@ from typing import Any
 
 from textmill_router.errors import RuleBroken
 
+MAX_I32 = 2**31 - 1
 MAX_U32 = 2**32 - 1
 MAX_U64 = 2**64 - 1
 

@@ -109,6 +109,10 @@ class TooManyPrompts(ValidationFailed):
     """A call of /v1/completions has more prompts than --max-client-batch-size."""
 
 
+class StreamOptionsRefused(ValidationFailed):
+    """A call of /v1 has `stream_options` and asks for no stream."""
+
+
 class SuffixRefused(ValidationFailed):
     """The model cannot fill in before a suffix."""
 

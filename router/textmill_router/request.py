@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NewType, Protocol
 
-from textmill_router.bounds import MAX_U32, real, whole
+from textmill_router.bounds import MAX_I32, MAX_U32, real, whole
 
 RequestId = NewType("RequestId", int)
 Slot = NewType("Slot", int)
@@ -33,7 +33,7 @@ class SamplingParameters:
     presence_penalty: float = real(low=-2, high=2, off=0.0)  # of output tokens
     top_p: float = real(low=0, excludes_low=True, high=1, off=1.0, asks_to_sample=True)
     typical_p: float = real(low=0, excludes_low=True, high=1, off=1.0, asks_to_sample=True)
-    top_k: int = whole(low=1, high=MAX_U32, off=0, asks_to_sample=True)
+    top_k: int = whole(low=1, high=MAX_I32, off=0, asks_to_sample=True)
     min_p: float = real(low=0, high=1, excludes_high=True, off=0.0)
     dry_multiplier: float = real(low=0, high=100, off=0.0)  # prompt and output tokens
     dry_base: float = real(low=1, off=1.75, note="1.75 unless given")

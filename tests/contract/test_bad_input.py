@@ -32,6 +32,7 @@ BROKEN_RULES: list[tuple[dict[str, Any], str]] = [
     ({"typical_p": 1.1}, "typical_p"),
     ({"top_k": 0}, "top_k"),
     ({"top_k": -5}, "top_k"),
+    ({"top_k": 2**31}, "top_k"),
     ({"min_p": 1}, "min_p"),
     ({"max_new_tokens": 0}, "max_new_tokens"),
     ({"max_new_tokens": -1}, "max_new_tokens"),

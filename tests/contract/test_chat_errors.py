@@ -24,7 +24,8 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": -1}, "temperature"),
         ({"top_p": 1.5}, "top_p"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"top_k": 2**31}, "top_k"),
         ({"top_k": -2}, "top_k"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),
@@ -36,13 +37,15 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
         ({"presence_penalty": -2.5}, "presence_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"logit_bias": {"258": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias"),
         ({"logit_bias": {"a": 1}}, "logit_bias"),
-        ({"logit_bias": {"1": "x"}}, "logit_bias[...]"),
+        ({"logit_bias": {"1": 2, "7": "x", "8": 3}}, "logit_bias.7"),
+        ({"logit_bias": {"1": None}}, "logit_bias.1"),
+        ({"logit_bias": {"1" * 100: "x"}}, "logit_bias." + "1" * 64 + "..."),
         ({"logit_bias": ["x"]}, "logit_bias[0]"),
         ({"min_tokens": 9}, "min_tokens"),
         ({"tools": [{"type": "function"}]}, "tools[0]"),
@@ -66,8 +69,26 @@ def test_bad_field_is_422_with_its_name(client: httpx.Client, fields: dict[str, 
 
 
 def test_wrong_key_is_told_as_one(client: httpx.Client) -> None:
-    message = error_of(ask(client, logit_bias={"a": 1}), 422)["message"]
-    assert message == "`logit_bias`: expected `int`, got `str` as a key"
+    message = error_of(ask(client, logit_bias={"1": 1, "a": 1}), 422)["message"]
+    assert message == "`logit_bias`: expected `int`, got `str` as a key, found 'a'"
+
+
+def test_key_that_is_given_twice_is_a_wrong_key_too(client: httpx.Client) -> None:
+    for bias in ('{"a": 1}, "logit_bias": [1]', '{"1": "x"}, "logit_bias": null'):
+        text = f'{{"messages": [{{"role": "user", "content": "x"}}], "logit_bias": {bias}}}'
+        answer = client.post("/v1/chat/completions", content=text, headers={"content-type": "application/json"})
+        assert error_of(answer, 422)["param"] == "logit_bias"
+
+
+@pytest.mark.parametrize("streams", [False, None])
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/completions"])
+def test_stream_options_without_a_stream_are_400(client: httpx.Client, route: str, streams: bool | None) -> None:
+    """OpenAI: "The 'stream_options' parameter is only allowed when 'stream' is enabled."."""
+    prompt = {"prompt": "x"} if route == "/v1/completions" else {"messages": [{"role": "user", "content": "x"}]}
+    for options in ({"include_usage": True}, {}):
+        error = error_of(client.post(route, json={**prompt, "stream": streams, "stream_options": options}), 400)
+        assert (error["type"], error["param"]) == ("invalid_request_error", "stream_options")
+        assert "stream: true" in error["message"]
 
 
 def test_image_is_422_that_says_text_only(client: httpx.Client) -> None:

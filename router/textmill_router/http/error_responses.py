@@ -21,6 +21,7 @@ from textmill_router.errors import (
     RetryLater,
     RouteNotFound,
     ShuttingDown,
+    StreamOptionsRefused,
     SuffixRefused,
     TemplateFailed,
     ToolError,
@@ -44,6 +45,7 @@ class ErrorKind:
 _KINDS: dict[type[RequestError], ErrorKind] = {
     BadHttp: ErrorKind(400, "invalid_http"),
     InvalidJson: ErrorKind(400, "invalid_json"),
+    StreamOptionsRefused: ErrorKind(400, "validation"),
     Unauthorized: ErrorKind(401, "unauthorized"),
     RouteNotFound: ErrorKind(404, "not_found"),
     ModelNotFound: ErrorKind(404, "model_not_found"),

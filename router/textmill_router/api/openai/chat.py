@@ -12,7 +12,7 @@ from textmill_router.api.openai.chat_tools import tool_choice_of
 from textmill_router.api.openai.chat_types import CHAT_NAMES, ChatBody, requested_chat
 from textmill_router.api.openai.response_format import RESPONSE_FORMAT, grammar_of
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
-from textmill_router.api.openai.types import check_n, usage_of
+from textmill_router.api.openai.types import check_n, check_stream_options, usage_of
 from textmill_router.chat.answer_form import was_cut
 from textmill_router.errors import ToolError
 from textmill_router.grammar.answer_check import check_answer
@@ -37,6 +37,7 @@ def chat_route(service: Service) -> GeneratingRoute[ChatBody]:
 
 
 def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
+    check_stream_options(body)
     num_choices = check_n(body.n, call.service.settings.max_n)
     checked = checked_parameters(requested_chat(body), call.backend)
     tools = tool_choice_of(body)

@@ -29,7 +29,7 @@ from textmill_router.api.openai.completion_types import (
     requested_completion,
 )
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
-from textmill_router.api.openai.types import check_n, usage_of
+from textmill_router.api.openai.types import check_n, check_stream_options, usage_of
 from textmill_router.errors import ValidationFailed
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
@@ -68,6 +68,7 @@ class _Asked:
 
 
 def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
+    check_stream_options(body)
     settings, backend = call.service.settings, call.backend
     sources = prompts_of(body, max_prompts=settings.max_client_batch_size, vocab_size=backend.limits.vocab_size)
     n = check_n(body.n, settings.max_n)

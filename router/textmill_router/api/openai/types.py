@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from textmill_router.errors import OverBudget, RuleBroken, ValidationFailed
+from textmill_router.errors import OverBudget, RuleBroken, StreamOptionsRefused, ValidationFailed
 from textmill_router.request import FinishReason
-from textmill_router.serving.validation import RequestedParameters, breakers_of, numbers_of
+from textmill_router.serving.validation import RequestedParameters, breakers_of, numbers_of, unsigned_seed
 from textmill_router.text.events import GenerationResult
 
 FINISH_REASONS = {
@@ -18,6 +18,9 @@ FINISH_REASONS = {
     FinishReason.STOP_ID: "stop",
     FinishReason.STOP_STRING: "stop",
 }
+
+# OpenAI takes `top_p: 0`. The smallest share in 32-bit floats that is more than nothing is that of the best token.
+_LEAST_TOP_P = 1e-30
 
 
 class StreamOptions(msgspec.Struct, frozen=True, gc=False):
@@ -109,6 +112,10 @@ def requested_sampling(body: OpenAIBody, names: Mapping[str, str]) -> RequestedP
     numbers = numbers_of(body, names)
     if numbers.get("top_k") in (0, -1):  # off
         del numbers["top_k"]
+    if numbers.get("top_p") == 0:
+        numbers["top_p"] = _LEAST_TOP_P
+    if body.seed is not None:
+        numbers["seed"] = unsigned_seed(body.seed)
     stop = body.stop
     return RequestedParameters(
         numbers=numbers,
@@ -128,6 +135,12 @@ def check_n(n: int | None, max_n: int) -> int:
     if not 1 <= n <= max_n:
         raise ValidationFailed(f"`n` must be 1 to {max_n} (--max-n), found {n}", field="n")
     return n
+
+
+def check_stream_options(body: OpenAIBody) -> None:
+    """Raise StreamOptionsRefused for `stream_options` of a call that is answered whole."""
+    if body.stream_options is not None and not body.stream:
+        raise StreamOptionsRefused("`stream_options` needs `stream: true`; leave it out", field="stream_options")
 
 
 def reword(names: Mapping[str, str], error: RuleBroken) -> None:

@@ -35,12 +35,20 @@ class BadHttp(RequestError):
     """The bytes on the connection are not HTTP."""
 
 
+class UnknownTransferCoding(RequestError):
+    """The body travels in a coding that the server cannot undo."""
+
+
 class PayloadTooLarge(RequestError):
     """The body is longer than --payload-limit."""
 
 
 class UnsupportedMediaType(RequestError):
     """The body is not declared to be JSON."""
+
+
+class UnknownContentCoding(UnsupportedMediaType):
+    """The body is compressed, or coded in another way."""
 
 
 class InvalidJson(RequestError):

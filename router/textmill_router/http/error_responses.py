@@ -27,6 +27,8 @@ from textmill_router.errors import (
     ToolError,
     TooManyPrompts,
     Unauthorized,
+    UnknownContentCoding,
+    UnknownTransferCoding,
     UnsupportedMediaType,
     ValidationFailed,
 )
@@ -62,6 +64,7 @@ _KINDS: dict[type[RequestError], ErrorKind] = {
     Overloaded: ErrorKind(429, "overloaded"),
     HeaderTooLarge: ErrorKind(431, "header_too_large"),
     InternalError: ErrorKind(500, "internal"),
+    UnknownTransferCoding: ErrorKind(501, "unknown_transfer_coding"),
     ModelLoading: ErrorKind(503, "loading"),
     ShuttingDown: ErrorKind(503, "shutting_down"),
 }
@@ -123,6 +126,8 @@ def error_headers(error: RequestError) -> list[Header]:
     headers: list[Header] = []
     if isinstance(error, Unauthorized):
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, UnknownContentCoding):
+        headers.append((b"accept-encoding", b"identity"))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", ", ".join(error.allowed).encode()))
     if isinstance(error, RetryLater):

@@ -1,4 +1,4 @@
-"""Closes what uvicorn leaves open: header size, header and body deadlines, clients that do not read.
+"""Closes what uvicorn leaves open: header size and fields, header and body deadlines, clients that do not read.
 
 Builds on the protocol class of the pinned uvicorn; `tests/unit/router/http/test_guard.py` holds what it relies on.
 """
@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from starlette.types import Scope, Send
+from starlette.types import ASGIApp, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from textmill_router.errors import BadHttp, HeaderTooLarge, RequestError, RequestTimedOut
 from textmill_router.http.call import note_refusal, offer_writer
 from textmill_router.http.error_responses import error_headers, error_kind, tgi_error_body
+from textmill_router.http.framing import HTTP_1_1, framing_fault
+from textmill_router.http.unchunked import without_chunks
 
 # A body must come faster than this once its first deadline has passed.
 LEAST_BODY_BYTES_PER_S = 16_384
@@ -131,6 +133,11 @@ class _GuardedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        http_version = self.parser.get_http_version()
+        fault = framing_fault(http_version, self.headers)
+        if fault is not None:
+            self._refuse(fault)
+            raise ValueError(str(fault))  # stops the parser
         self._is_in_header = False
         self._header_bytes = 0
         self._stop_deadline()
@@ -138,6 +145,13 @@ class _GuardedProtocol(HttpToolsProtocol):
         self._body_started_s = self.loop.time()
         self._start_deadline(self.limits.body_timeout_s, self._on_body_deadline)
         super().on_headers_complete()
+        if http_version != HTTP_1_1:
+            self.cycle.keep_alive = self.parser.should_keep_alive()
+            self.cycle.waiting_for_100_continue = False  # RFC 9110, 10.1.1: an old client expects no such answer
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        is_old = cycle.scope["http_version"] != HTTP_1_1
+        super()._start_asgi_task(cycle, without_chunks(app, cycle) if is_old else app)  # type: ignore[arg-type]
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)

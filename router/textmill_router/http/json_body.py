@@ -6,7 +6,14 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.types import Receive, Scope
 
-from textmill_router.errors import InvalidJson, PayloadTooLarge, RequestError, UnsupportedMediaType, ValidationFailed
+from textmill_router.errors import (
+    InvalidJson,
+    PayloadTooLarge,
+    RequestError,
+    UnknownContentCoding,
+    UnsupportedMediaType,
+    ValidationFailed,
+)
 from textmill_router.http.json_depth import MAX_JSON_DEPTH, is_too_deep
 
 # A refused body is read to its end up to this many times the limit: a client that writes before it reads must get to
@@ -41,6 +48,9 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     if content_type is None or not _JSON_TYPE.fullmatch(content_type):
         found = "none" if content_type is None else repr(content_type.decode("latin-1"))
         raise UnsupportedMediaType(f"the header content-type must be application/json, found {found}")
+    coding = _header(scope, b"content-encoding")
+    if coding is not None and coding.strip().lower() not in (b"", b"identity"):
+        raise UnknownContentCoding(f"the body must not be coded, found content-encoding {coding.decode('latin-1')!r}")
     return body
 
 

@@ -1,75 +1,17 @@
 """Connections that cost too much are answered and closed; what the guard relies on in the pinned uvicorn."""
 
 import asyncio
-import contextlib
 import gc
-import json
 import re
 import time
 import weakref
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
-import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from textmill_router.http.call import writer_of
-from textmill_router.http.guard import GuardLimits, guarded_protocol
 
-LIMITS = GuardLimits(
-    max_header_bytes=4096, max_header_fields=20, header_timeout_s=5.0, body_timeout_s=5.0, stall_timeout_s=5.0
-)
-LIMIT_S = 10.0
-Exchange = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-async def echo_length(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the number of bytes of the body; `/flood` with more than any buffer holds."""
-    num_bytes, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        num_bytes += len(message.get("body", b""))
-        more = message.get("more_body", False)
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    if scope["path"] == "/flood":
-        for _ in range(1000):
-            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
-    await send({"type": "http.response.body", "body": b"%d" % num_bytes})
-
-
-def talk(exchange: Exchange, limits: GuardLimits = LIMITS, app: ASGIApp = echo_length) -> uvicorn.Server:
-    """Runs the exchange on a connection to a guarded server and returns the server after its end."""
-
-    async def scenario() -> uvicorn.Server:
-        config = uvicorn.Config(
-            app,
-            port=0,
-            http=guarded_protocol(limits, lambda status: None),
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            ws="none",
-            timeout_graceful_shutdown=1,
-        )
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server._serve())
-        while not server.started:  # noqa: ASYNC110 - uvicorn sets no event
-            await asyncio.sleep(0.001)
-        reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                await exchange(reader, writer)
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-            server.should_exit = True
-            await serving
-        return server
-
-    return asyncio.run(scenario())
+from tests.fakes.guarded_server import LIMITS, echo_length, refusal, talk
 
 
 async def write_for_ever(writer: asyncio.StreamWriter) -> None:
@@ -78,17 +20,6 @@ async def write_for_ever(writer: asyncio.StreamWriter) -> None:
         writer.write(b"a" * 65536)
         await writer.drain()
         await asyncio.sleep(0)
-
-
-async def refusal(reader: asyncio.StreamReader) -> tuple[int, str]:
-    """Status and `error_type` of an answer after which the connection ends."""
-    data = await reader.read()
-    head, _, body = data.partition(b"\r\n\r\n")
-    assert b"connection: close" in head
-    assert b"content-type: application/json" in head
-    error = json.loads(body)
-    assert set(error) == {"error", "error_type"}
-    return int(head.split()[1]), error["error_type"]
 
 
 def test_normal_requests_pass_on_one_connection() -> None:
@@ -164,7 +95,7 @@ def test_offer_of_another_protocol_is_passed_over_and_the_body_read(offer: bytes
 def test_further_request_on_a_connection_has_its_own_count() -> None:
     async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(5):
-            writer.write(b"GET / HTTP/1.1\r\nx: " + b"a" * 2000 + b"\r\n\r\n")
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 2000 + b"\r\n\r\n")
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
             await reader.readuntil(b"\r\n0\r\n\r\n")
         writer.write(b"GET / HTTP/1.1\r\nx: " + b"a" * 5000 + b"\r\n\r\n")

@@ -7,19 +7,23 @@ from starlette.types import Scope, Send
 
 from textmill_router.http.call import writer_of
 from textmill_router.http.error_responses import Header
-from textmill_router.http.replies import start_reply
+from textmill_router.http.line_ends import escape_line_ends
+from textmill_router.http.replies import EVENTS, start_reply
 
 KEEP_ALIVE_S = 15.0
 _COMMENT = b":\n\n"
 STREAM_HEADERS: tuple[Header, ...] = (
-    (b"content-type", b"text/event-stream"),
+    (b"content-type", EVENTS),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
 
 
 class EventStream:
-    """Nothing is sent before the first write, so that an error until then has its own status."""
+    """Nothing is sent before the first write, so that an error until then has its own status.
+
+    Events hold JSON, and no character of theirs ends a line but the line ends of the events.
+    """
 
     def __init__(self, scope: Scope, send: Send, headers: Sequence[Header], keep_alive_s: float = KEEP_ALIVE_S) -> None:
         self._scope = scope
@@ -42,7 +46,7 @@ class EventStream:
         """Send events without a task switch; only while `can_write_now`."""
         assert self._writer is not None
         self._last_write_s = self._loop.time()
-        self._writer.write(data)
+        self._writer.write(escape_line_ends(data))
 
     async def write(self, data: bytes) -> None:
         """Send events; waits while the client does not read."""
@@ -51,7 +55,7 @@ class EventStream:
         if not self.is_started:
             await self._start()
         self._last_write_s = self._loop.time()
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self._send({"type": "http.response.body", "body": escape_line_ends(data), "more_body": True})
 
     async def end(self, data: bytes) -> None:
         """Send the last events and end the answer in the same write."""
@@ -60,7 +64,7 @@ class EventStream:
             await self._finish_comment()
         if not self.is_started:
             await self._start()
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+        await self._send({"type": "http.response.body", "body": escape_line_ends(data), "more_body": False})
 
     def close(self) -> None:
         """Send no more comments. May be called twice. A stream that has not begun does not begin any more by itself."""

@@ -7,6 +7,10 @@ from starlette.types import Scope, Send
 from textmill_router.errors import RequestError
 from textmill_router.http.call import call_of
 from textmill_router.http.error_responses import Header, error_headers
+from textmill_router.http.line_ends import escape_line_ends
+
+JSON = b"application/json"
+EVENTS = b"text/event-stream"
 
 
 async def start_reply(scope: Scope, send: Send, status: int, headers: Sequence[Header]) -> None:
@@ -22,10 +26,12 @@ async def send_reply(
     status: int,
     body: bytes,
     *,
-    content_type: bytes = b"application/json",
+    content_type: bytes = JSON,
     headers: Sequence[Header] = (),
 ) -> None:
     """Send a whole answer. An empty body has no content type."""
+    if content_type in (JSON, EVENTS):
+        body = escape_line_ends(body)
     described: list[Header] = [(b"content-length", b"%d" % len(body))]
     if body:
         described.append((b"content-type", content_type))

@@ -1,4 +1,4 @@
-"""Adapters before any can be loaded: rule 23 of docs/wire.md."""
+"""Adapters, none of which can be loaded yet (rule 23 of docs/wire.md)."""
 
 import httpx
 import pytest

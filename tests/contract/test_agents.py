@@ -1,4 +1,4 @@
-"""Tool loops as client libraries run them, on a shard that calls two tools and answers once it sees what they gave."""
+"""Tool loops of client libraries, on a shard that calls two tools and answers when the prompt has their results."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ class get_time(BaseModel):
 
 
 def agent_script(prompt_ids: list[int], num_output: int) -> int:
-    """Calls until the tools' answers stand in the prompt."""
+    """Call both tools until their answers stand in the prompt."""
     seen = bytes(token for token in prompt_ids if token < 256)
     has_all = all(given.encode() in seen for given in GIVEN.values())
     return text_script(FINAL if has_all else OUTPUTS["qwen2_5"], END_ID)(prompt_ids, num_output)
@@ -90,7 +90,7 @@ def test_openai_runs_the_loop(client: openai.OpenAI) -> None:
 
 
 def test_openai_runs_the_loop_on_streams(client: openai.OpenAI) -> None:
-    """`.stream()` puts the message together; it ends with one role and can be sent back."""
+    """`.stream()` puts a message together that has one role and can be sent back."""
     messages: list[Any] = [QUESTION]
     with client.chat.completions.stream(model="tgi", messages=messages, tools=TOOLS, temperature=0) as stream:
         kinds = [event.type for event in stream]

@@ -1,4 +1,4 @@
-"""Loading, overload, a shard that fails, a server that leaves: the statuses 424, 429, 500 and 503."""
+"""Loading, overload, a shard that fails, and a server that stops: the statuses 424, 429, 500 and 503."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ def test_loading_is_503_with_phase_until_the_shard_is_ready(tmp_path: Path) -> N
             assert set(body) == {"error", "error_type", "phase", "estimated_time"}
             assert (body["error_type"], body["phase"]) == ("loading", "weights")
             assert body["estimated_time"] > 0
-            # Both in seconds; the header in whole ones.
+            # Header and body are in seconds, the header in whole seconds.
             assert abs(int(answer.headers["retry-after"]) - body["estimated_time"]) <= 1
         for path in ("/", "/health", "/ping"):
             answer = client.get(path)
@@ -52,7 +52,7 @@ def test_no_permit_is_429_but_bad_parameters_are_told_first(tmp_path: Path) -> N
             assert answer.json()["error_type"] == "overloaded"
             assert int(answer.headers["retry-after"]) >= 1
             assert client.post(route, json={"inputs": "hi", "parameters": {"top_k": 0}}).status_code == 422
-            # Nothing is tokenised for a request without a permit: its length is not looked at.
+            # A request without a permit is not tokenised, so its length is not found out.
             assert client.post(route, json={"inputs": "x" * 100_000}).status_code == 429
         assert client.get("/health").status_code == 200
         assert 'tgi_request_failure{err="overloaded"} 6\n' in client.get("/metrics").text

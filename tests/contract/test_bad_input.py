@@ -1,4 +1,4 @@
-"""Every way to ask wrongly gets its status, its `error_type` and a JSON body, streamed or not; the server stays up."""
+"""Every wrong call gets its status, its `error_type` and a JSON body, streamed or not, and the server stays up."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ from tests.fakes.running_router import RunningRouter
 ROUTES = ("/generate", "/generate_stream", "/")
 LONG = "x" * 3000  # 3,001 tokens, over every limit
 
-# parameters, a word of the message
+# Each row has parameters and a word of the message.
 BROKEN_RULES: list[tuple[dict[str, Any], str]] = [
     ({"best_of": 3, "do_sample": True}, "best_of"),
     ({"best_of": 0}, "best_of"),
@@ -49,7 +49,7 @@ BROKEN_RULES: list[tuple[dict[str, Any], str]] = [
     ({"adapter_id": "mine"}, "adapter_id"),
     ({"grammar": {"type": "regex", "value": "("}}, "grammar"),
 ]
-# parameters of the wrong type, the path in the message
+# Each row has parameters of a wrong type and the path in the message.
 WRONG_SHAPES: list[tuple[dict[str, Any], str]] = [
     ({"inputs": 5}, "`inputs`"),
     ({"inputs": None}, "`inputs`"),
@@ -72,13 +72,13 @@ NOT_JSON = [
     b'{"inputs": NaN}',
     b'{"inputs": "\xff\xfe"}',
     b'{"inputs": "\\ud800"}',
-    b'{"inputs": 5, "parameters": ',  # wrong shape too, but syntax comes first
+    b'{"inputs": 5, "parameters": ',  # the shape is wrong too, but the syntax is checked first
     b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
 ]
 
 
 def assert_error(answer: httpx.Response, status: int, error_type: str) -> str:
-    """The error's message, after its form was checked."""
+    """Return the message of an error, after a check of the error's form."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
@@ -280,7 +280,10 @@ def test_wrong_method_is_405_with_those_allowed(client: httpx.Client, method: st
 
 
 def test_a_token_that_the_model_lacks_is_422(tmp_path: Path) -> None:
-    """Some tokenizers have more ids than their model; the shard would refuse the plan, and all requests begin anew."""
+    """Some tokenizers have more ids than their model.
+
+    The shard would refuse a plan with such an id, and all requests would begin anew.
+    """
     with RunningRouter(tmp_path, FakeShardOptions(vocab_size=END_ID)) as router, router.client() as client:
         message = assert_error(client.post("/generate", json={"inputs": f"hi{END}"}), 422, "validation")
         assert f"`inputs` must not hold `{END}`: it is token {END_ID}" in message
@@ -289,12 +292,12 @@ def test_a_token_that_the_model_lacks_is_422(tmp_path: Path) -> None:
             assert answer.status_code == 422, answer.text
             assert answer.json()["error"]["param"] == "prompt"
         said = {"messages": [{"role": "user", "content": f"hi{END}"}], "max_tokens": 2}
-        assert client.post("/v1/chat/completions", json=said).status_code == 200  # there it is spelt in letters
+        assert client.post("/v1/chat/completions", json=said).status_code == 200  # chat spells the token in letters
         assert_serves(client)
 
 
 def test_first_failure_wins(client: httpx.Client) -> None:
-    """Shape before parameters, parameters before the budget."""
+    """The shape is checked before the parameters, and the parameters before the budget."""
     body = {"inputs": LONG, "parameters": {"temperature": -1, "top_k": "x"}}
     assert "top_k" in assert_error(client.post("/generate", json=body), 422, "validation")
     body = {"inputs": LONG, "parameters": {"temperature": -1, "top_k": 0}}

@@ -1,4 +1,4 @@
-"""Chat completions: shapes, fields and streams of plain conversations, on a shard that answers abcdef..."""
+"""Shapes, fields and streams of chat completions for plain conversations, on a shard that answers abcdef..."""
 
 from array import array
 from pathlib import Path
@@ -129,7 +129,7 @@ def test_several_choices_share_a_prefill(router: RunningRouter, client: httpx.Cl
     num_prompt_tokens = answer["usage"]["prompt_tokens"]
     assert answer["usage"]["completion_tokens"] == 12
     assert answer["usage"]["total_tokens"] == num_prompt_tokens + 12
-    # The prompt once, and its last token again for each other choice.
+    # The shard computes the prompt once, and its last token again for each other choice.
     assert router.stats().num_prompt_tokens_computed_total - before <= num_prompt_tokens + 3
 
 
@@ -138,7 +138,7 @@ def test_cached_tokens_are_told_once_for_all_choices(client: httpx.Client) -> No
     num_prompt_tokens = answer_of(client, messages=messages)["usage"]["prompt_tokens"]
     for num_choices in (1, 4):
         usage = answer_of(client, messages=messages, n=num_choices)["usage"]
-        # All full blocks but the one that the model must see a token of.
+        # All full blocks are cached, but never the last token, because the model must see a token to give logits.
         assert usage["prompt_tokens_details"]["cached_tokens"] == (num_prompt_tokens - 1) // 16 * 16
 
 
@@ -257,7 +257,7 @@ def test_chat_tokenize_shows_tokens_with_offsets_and_forges_nothing(client: http
 
 
 def test_prompts_that_callers_render_hold_special_tokens(router: RunningRouter, client: httpx.Client) -> None:
-    """Routes without a template take them from whoever wrote the prompt."""
+    """Routes without a template let the caller write special tokens into the prompt."""
     prompt = "a<|end|>b"
     for route, body in (
         ("/v1/completions", {"prompt": prompt, "max_tokens": 1}),

@@ -1,4 +1,4 @@
-"""Errors on /v1: OpenAI's object beside TGI's `error_type`, in three styles; in streams; which names a model has."""
+"""Errors on /v1 in three styles, whole and in streams, with OpenAI's object and TGI's `error_type`; names of models."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,7 +133,7 @@ def test_http_errors_have_the_object_too(client: httpx.Client) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[RunningRouter]:
-    """One sequence at a time, a key, strict names."""
+    """A router with one permit, an API key and strict names of models."""
     with RunningRouter(tmp_path, max_concurrent_requests=1, api_key="k", strict_model=True, max_n=2) as router:
         yield router
 

@@ -1,4 +1,4 @@
-"""Tools and response formats in chat completions, on a shard that says what a model of each format would say."""
+"""Tools and response formats in chat completions, on a shard that answers as a model of each format would."""
 
 import json
 from collections.abc import Iterator
@@ -18,20 +18,20 @@ from tests.fakes.weather_tools import ARGUMENTS, OUTPUTS, SCHEMA, TOOLS
 
 @contextmanager
 def speaking(folder: Path, text: str, template: str | None = None) -> Iterator[httpx.Client]:
-    """A client of such a router."""
+    """Give a client of a router whose shard answers with `text`."""
     with speaking_router(folder, text, template) as router, router.client() as client:
         yield client
 
 
 def schema_of(grammar: str) -> dict[str, Any]:
-    """The schema that the whole output must match."""
+    """Return the schema that the whole output must match."""
     schema: dict[str, Any] = json.loads(grammar.removeprefix("start: %json "))
     del schema["x-guidance"]
     return schema
 
 
 def calls_of(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The calls that a stream makes, put together as clients do."""
+    """Return the calls of a stream, put together as clients do."""
     calls: list[dict[str, Any]] = []
     for chunk in chunks:
         for delta in chunk["choices"][0]["delta"].get("tool_calls", []):
@@ -97,7 +97,7 @@ def test_cut_call_is_length_with_what_there_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("template", ["qwen2_5", "llama3", "mistral", None])
 def test_stop_string_inside_a_call_ends_it_there(tmp_path: Path, template: str | None) -> None:
-    """The arguments are no JSON then, so there is nothing to call; a stop string behind a call changes nothing."""
+    """A stop string inside a call leaves arguments that are no JSON, and one behind a call changes nothing."""
     with speaking(tmp_path, OUTPUTS[template], template) as client:
         for stop, arguments, reason in (("東", '{"city": "', "stop"), ("get_time", ARGUMENTS, "tool_calls")):
             fields = {"tools": TOOLS, "max_tokens": 300, "stop": stop}
@@ -120,7 +120,7 @@ def test_named_tool_is_one_call_unless_several_are_asked_for(tmp_path: Path) -> 
 
 
 def test_template_that_takes_no_tools_teaches_no_format(tmp_path: Path) -> None:
-    """What it writes of calls is not what the tool prompt asks for."""
+    """The tool prompt alone says how to write calls, whatever the template writes of them."""
     path = tmp_path / "given.json"
     path.write_text(json.dumps({"chat_template": "{# [TOOL_CALLS] #}{{ messages[0].content }}"}))
     with speaking_router(tmp_path, OUTPUTS[None], tokenizer_config_path=str(path)) as router, router.client() as client:
@@ -170,7 +170,7 @@ FLAGS = {
     ],
 )
 def test_flag_tells_the_format_of_calls(tmp_path: Path, flag: str, template: str | None) -> None:
-    """Whatever the template teaches."""
+    """The flag wins over the format that the template teaches."""
     text = OUTPUTS[FLAGS[flag]]
     with speaking_router(tmp_path, text, template, tool_call_parser=flag) as router, router.client() as client:
         [choice] = answer_of(client, tools=TOOLS, max_tokens=300)["choices"]
@@ -197,7 +197,7 @@ def test_flag_tells_the_format_of_reasoning(tmp_path: Path, flag: str, tag: str)
     ],
 )
 def test_enforced_calls_have_a_grammar(tmp_path: Path, choice: object) -> None:
-    """The fake shard enforces nothing: that a grammar reaches it is what is seen here."""
+    """The fake shard enforces no grammar, so the test looks only whether a grammar reaches the shard."""
     text = f'<tool_call>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n</tool_call>'
     with speaking_router(tmp_path, text, "qwen2_5") as router, router.client() as client:
         [answer] = answer_of(client, tools=TOOLS, tool_choice=choice, max_tokens=200)["choices"]
@@ -256,7 +256,7 @@ VALUES = {
 
 @pytest.mark.parametrize("template", WRITTEN_CALLS)
 def test_calls_that_the_template_shows_are_read_as_they_were_given(tmp_path: Path, template: str) -> None:
-    """What a conversation with calls becomes in the prompt is what the model learns to write."""
+    """The prompt shows earlier calls in the form that the model writes."""
     act = {"type": "function", "function": {"name": "act", "parameters": ALL_TYPES}}
     with speaking(tmp_path, OUTPUTS[template], template) as client:
         message = answer_of(client, tools=TOOLS, max_tokens=300)["choices"][0]["message"]
@@ -283,7 +283,7 @@ def test_calls_that_the_template_shows_are_read_as_they_were_given(tmp_path: Pat
 
 @pytest.mark.parametrize("template", WRITTEN_CALLS)
 def test_written_calls_are_enforced_behind_reasoning(tmp_path: Path, template: str) -> None:
-    """For a required, a named and a strict tool; the model may think before."""
+    """Required, named and strict tools have a grammar, which lets the model think first."""
     text = f"<think>\nHm [.\n</think>\n\n{WRITTEN_CALLS[template]}"
     named = {"type": "function", "function": {"name": "get_weather"}}
     strict = {"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}
@@ -365,7 +365,7 @@ def test_template_without_tools_gets_them_in_words(client: httpx.Client) -> None
     assert "get_weather" in shown()
     assert '"city"' in shown()
     assert "Do it well." in shown(tool_prompt="Do it well.")
-    # Behind the last message that is not the answer to go on with.
+    # The tools stand behind the last message, but before an answer that the model continues.
     begun = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Sure,"}]
     text = shown(messages=begun)
     assert "get_weather" in text
@@ -432,7 +432,7 @@ def test_what_ends_by_itself_must_match_the_schema(tmp_path: Path, text: str) ->
         streamed = chunks_of(ask(client, response_format=form, max_tokens=100, stream=True))
         assert streamed[-1]["error_type"] == "generation"
         assert all(chunk["choices"][0]["finish_reason"] is None for chunk in streamed[:-1])
-        # Cut answers are not checked: their finish reason tells.
+        # Cut answers are not checked, because their finish reason says that they are cut.
         [choice] = answer_of(client, response_format=form, max_tokens=1)["choices"]
         assert choice["finish_reason"] == "length"
         [choice] = answer_of(client, response_format=form, stop=text[1])["choices"]
@@ -440,7 +440,7 @@ def test_what_ends_by_itself_must_match_the_schema(tmp_path: Path, text: str) ->
 
 
 def test_format_is_that_of_the_content_behind_the_reasoning(tmp_path: Path) -> None:
-    """What is thought matches nothing and need not; the grammar lets it be."""
+    """Reasoning need not match the format, and the grammar lets any reasoning through."""
     form = FORMATS[0]
     text = f"<think>\nHm {{.\n</think>\n\n{ARGUMENTS}"
     with speaking_router(tmp_path, text, "qwen3") as router, router.client() as client:
@@ -451,7 +451,7 @@ def test_format_is_that_of_the_content_behind_the_reasoning(tmp_path: Path) -> N
         assert "think" in admit.grammar.text
         chunks = stream(client, response_format=form, max_tokens=100)
         assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
-        # A prompt that closes the reasoning leaves none to come.
+        # After a prompt that closes the reasoning, the grammar allows no reasoning.
         off = {"chat_template_kwargs": {"enable_thinking": False}}
         answer_of(client, response_format=form, max_tokens=100, **off)
         assert schema_of(router.shard.history[-1].last_admit.grammar.text) == SCHEMA

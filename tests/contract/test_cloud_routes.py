@@ -71,7 +71,7 @@ def test_errors_of_invocations_are_those_of_the_route(client: httpx.Client) -> N
     assert_error(answer, 400, "invalid_json")
     answer = client.post("/invocations", json={**CHAT, "temperature": -1})
     assert answer.status_code == 422
-    assert answer.json()["error"]["param"] == "temperature"  # as /v1 says it
+    assert answer.json()["error"]["param"] == "temperature"  # the name that /v1 has for the field
 
 
 # ---- /vertex

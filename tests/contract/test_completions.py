@@ -1,4 +1,4 @@
-"""/v1/completions field by field, against a fake shard: tokens a, b, c ..., each of log-probability -0.5."""
+"""/v1/completions field by field, on a fake shard that gives a, b, c ..., each with log-probability -0.5."""
 
 import json
 from pathlib import Path
@@ -277,7 +277,7 @@ def test_error_in_a_stream_that_has_not_begun_has_its_status(client: httpx.Clien
 
 
 def test_end_token_stops_and_has_an_entry_but_no_text(tmp_path: Path) -> None:
-    """Harnesses count on one entry for each generated token."""
+    """Evaluation harnesses need one entry for each generated token."""
     with (
         RunningRouter(tmp_path, FakeShardOptions(script=text_script("ok", 257))) as router,
         router.client() as client,
@@ -289,7 +289,7 @@ def test_end_token_stops_and_has_an_entry_but_no_text(tmp_path: Path) -> None:
 
 
 def test_special_tokens_inside_have_entries_and_no_width(tmp_path: Path) -> None:
-    """The text does not show them; what follows stands where the text goes on."""
+    """The text does not show special tokens, so the next token has the offset of the special one."""
 
     def script(prompt_ids: object, num_output: int) -> int:
         return (97, 257, 98, 99)[num_output]
@@ -349,7 +349,7 @@ def prompt_ids(router: RunningRouter) -> list[int]:
 
 
 def test_stream_has_no_chunk_that_says_nothing(tmp_path: Path) -> None:
-    """Of a character in parts only the last part makes a chunk; what may be a stop string waits."""
+    """The parts of one character make one chunk, and text that may begin a stop string waits."""
     options = FakeShardOptions(script=text_script("é€ab", 257))
     with RunningRouter(tmp_path, options) as router, router.client() as client:
         events = chunks(client, max_tokens=20, stop="abc")

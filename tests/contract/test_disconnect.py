@@ -1,4 +1,4 @@
-"""A client that leaves ends its request: streaming or not, while queued, in prefill, in decode."""
+"""A client that leaves ends its request, streamed or not, in the queue, in prefill and in decode."""
 
 import json
 import socket
@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.running_router import WAIT_TIMEOUT_S, RunningRouter
 
-# Without max_new_tokens the answer fills the window: at 5 ms a token that takes longer than any test.
+# Without max_new_tokens the answer fills the window, which at 5 ms a token takes longer than any test.
 ENDLESS = {"inputs": "hi", "parameters": {}}
 
 
@@ -91,7 +91,7 @@ def test_dropped_requests_are_counted(tmp_path: Path) -> None:
 
 
 def test_reader_that_pauses_misses_nothing(tmp_path: Path) -> None:
-    """The connection's buffers fill, writing pauses, and what came meanwhile follows in order."""
+    """The buffers of the connection fill and writing pauses. Later the tokens of the pause follow in order."""
     num_tokens = 6000
     with RunningRouter(tmp_path, max_total_tokens=8192) as router:
         connection = socket.socket()

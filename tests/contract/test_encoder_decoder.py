@@ -1,4 +1,4 @@
-"""A model with an encoder behind the router: what the shard is sent, what is counted and shown, what is refused."""
+"""A model with an encoder behind the router: messages to the shard, counts, shown tokens and refusals."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""What a call is told when several things are wrong: shape, rules, grammar, permit, template, tokens, in this order."""
+"""The first fault of a call counts, in the order shape, rules, grammar, permit, template, tokens."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.running_router import RunningRouter
 
 CHAT, COMPLETIONS, GENERATE = "/v1/chat/completions", "/v1/completions", "/generate"
-# Templates of models that do not think and that do; both refuse a conversation which ends with "no".
+# A template of a model without reasoning and one with; both refuse a conversation that ends with "no".
 PLAIN = "{% if messages[-1].content == 'no' %}{{ raise_exception('not this') }}{% endif %}{{ messages[-1].content }}"
 THINKING = PLAIN + "<think></think>"
 NO_SCHEMA = {"type": "object", "properties": {"a": {"type": 7}}}
@@ -67,7 +67,7 @@ def message_of(answer: httpx.Response, status: int) -> str:
 
 @contextmanager
 def small_router(folder: Path, template: str) -> Iterator[RunningRouter]:
-    """One permit, a window of 200 tokens, a shard that takes its time."""
+    """Run a router with one permit, a window of 200 tokens and a slow shard."""
     folder.mkdir(exist_ok=True)
     path = folder / "config.json"
     path.write_text(json.dumps({"chat_template": template}))
@@ -87,7 +87,7 @@ def all_permits_taken(router: RunningRouter) -> Iterator[None]:
 @pytest.mark.parametrize("template", [PLAIN, THINKING], ids=["plain", "thinking"])
 def test_a_grammar_that_does_not_compile_is_told_on_a_full_server(tmp_path: Path, template: str) -> None:
     with small_router(tmp_path, template) as router, router.client() as client:
-        # All that comes for the first time here must come before the permits are taken: compilers start slowly.
+        # The compilers start slowly, so every grammar comes once before the permits are taken.
         refused = {json.dumps(case): message_of(ask(client, *case[:2]), 422) for case in BAD_GRAMMARS}
         with all_permits_taken(router):
             for case in BAD_GRAMMARS:
@@ -139,7 +139,7 @@ def test_the_permit_comes_before_the_template_and_that_before_the_length(tmp_pat
 
 
 def test_reasoning_that_the_prompt_has_opened_is_enforced_to_its_end(tmp_path: Path) -> None:
-    """The grammar that reaches the shard is that of the rendered prompt, not the one that was compiled before it."""
+    """The shard gets the grammar that fits the rendered prompt, not the one that was compiled before."""
     form = {"response_format": {"type": "json_object"}}
     with small_router(tmp_path, "<think>{# </think> #}") as router, router.client() as client:
         assert ask(client, CHAT, form).status_code in (200, 424)

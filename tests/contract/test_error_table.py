@@ -1,4 +1,4 @@
-"""One table: every status and `error_type` of the native dialect, streamed or not, with its JSON body and headers."""
+"""Every status and `error_type` of TGI's dialect in one table, streamed or not, with JSON body and headers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ import pytest
 from tests.fakes.running_router import RunningRouter
 
 BODY: dict[str, Any] = {"inputs": "hi", "parameters": {"max_new_tokens": 3}}
-# route, body of the call: whole and streamed
+# Each form has a route and fields of the body.
 FORMS = [
     pytest.param("/generate", {}, id="whole"),
     pytest.param("/generate_stream", {}, id="stream"),
@@ -24,7 +24,7 @@ Fault = Callable[[RunningRouter], None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is done before the call and to the call; what must come back."""
+    """One error: the fault before the call, the changes to the call, and the answer."""
 
     status: int
     error_type: str
@@ -45,7 +45,7 @@ def take_all_permits(router: RunningRouter) -> None:
 
 
 def fail_soon(router: RunningRouter) -> None:
-    """The first request fails in slot 0."""
+    """Let the first request fail, which gets slot 0."""
     router.shard.fail_slot(0)
 
 

@@ -1,4 +1,4 @@
-"""A dialect that the server does not speak, served by the route of all dialects beside them."""
+"""A dialect that the server does not speak, served beside the others by the route that all dialects share."""
 
 import ast
 import asyncio
@@ -24,14 +24,14 @@ TOOLS = [{"name": "get_weather", "input_schema": SCHEMA}, {"name": "get_time", "
 
 
 def app_of(router: RunningRouter) -> ASGIApp:
-    """The dialect's route behind the middlewares, with a key."""
+    """Return the dialect's route behind the middlewares, with an API key."""
     route = messages_dialect.messages_route(router.service)
     styles = PathStyles([route.style])
     return FrontDoor(ApiKey(route, "a key", styles), router.service.metrics.on_http, styles)
 
 
 def ask(router: RunningRouter, body: dict[str, Any], key: str = "a key") -> httpx.Response:
-    """A call of the dialect, made in the server's loop."""
+    """Make a call of the dialect, in the server's loop."""
 
     async def post() -> httpx.Response:
         transport = httpx.ASGITransport(app_of(router))
@@ -86,7 +86,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_it_needs_nothing_of_the_other_dialects() -> None:
-    """Neither by itself nor by what it imports."""
+    """The dialect imports no file of another dialect, neither by itself nor through its imports."""
     path = Path(messages_dialect.__file__)
     assert {name for name in imported(path) if name.startswith("textmill_router.api")} == set()
     loaded = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a call makes dies with its last reference: collections are rare in a router that serves, and stop it."""
+"""Objects of a call die with their last reference, because a collection would stop the router for a moment."""
 
 import gc
 import http.client
@@ -39,6 +39,6 @@ def test_calls_leave_no_circles(router: RunningRouter, path: str, body: dict[str
         for _ in range(NUM_CALLS):
             call(router, path, body)
         router.wait_until_free()
-        assert gc.collect() < NUM_CALLS  # objects; a circle is many
+        assert gc.collect() < NUM_CALLS  # a circle for each call would be several objects for each
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""Whole answers of the native dialect, field by field: shapes, null against omitted keys, defaults, headers."""
+"""Whole answers of TGI's dialect, field by field: shapes, null and omitted keys, defaults, headers."""
 
 import json
 import struct
@@ -14,7 +14,7 @@ from tests.fakes.running_router import RunningRouter
 TOKEN_A = {"id": 97, "text": "a", "logprob": -0.5, "special": False}
 TOKEN_B = {"id": 98, "text": "b", "logprob": -0.5, "special": False}
 
-# All parameters of the published API page at once, with its example values.
+# All parameters of TGI's published API page, with the page's example values.
 PUBLISHED_PARAMETERS = {
     "adapter_id": None,
     "best_of": 1,
@@ -106,7 +106,7 @@ def test_seed_is_reported_if_the_request_sampled(client: httpx.Client) -> None:
 def test_sampling_is_on_only_when_parameters_are_absent(
     client: httpx.Client, caplog: pytest.LogCaptureFixture, body: dict[str, Any], samples: bool
 ) -> None:
-    """Such a call cannot ask for details, so the seed is read in the log; the answer fills the window."""
+    """A call without parameters cannot ask for details, so the log gives the seed, and the answer fills the window."""
     with caplog.at_level("INFO", "textmill_router.serving.call_record"):
         answer = client.post("/generate", json={"inputs": "x" * 1490, **body})
     assert len(answer.json()["generated_text"]) == 2048 - 1491
@@ -144,7 +144,7 @@ def test_every_parameter_reaches_the_shard(router: RunningRouter, client: httpx.
 
 
 def test_the_window_bounds_the_least_output_too(router: RunningRouter, client: httpx.Client) -> None:
-    """A prompt of 1,491 tokens leaves 557."""
+    """A prompt of 1,491 tokens leaves 557 tokens of the window."""
     answer = client.post("/generate", json={"inputs": "x" * 1490, "parameters": {"min_new_tokens": 600}})
     assert answer.status_code == 200, answer.text
     sent = router.shard.last_admit
@@ -165,7 +165,7 @@ def test_headers_of_best_of_tell_of_the_answer_only(client: httpx.Client) -> Non
 
 
 def test_the_best_sequence_is_the_one_that_the_log_tells_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The second sequence is the better one here."""
+    """The second of the two sequences is the better one."""
     options = FakeShardOptions(logprob_of=lambda request_id: -1.0 / request_id)
     with RunningRouter(tmp_path, options) as router, router.client() as client:
         with caplog.at_level("INFO", "textmill_router.serving.call_record"):

@@ -1,4 +1,4 @@
-"""Grammars and watermarks over HTTP: what reaches the shard, and what is refused before a permit is taken."""
+"""Grammars and watermarks over HTTP: their fields at the shard, and the refusals before a permit is taken."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "too long": ({"type": "regex", "value": "a" * 140_000}, "at most 131072 bytes"),
 }
 
-# Blanks between the tokens of JSON: none, one space, or a new line with up to 32 of them.
+# Blanks between the tokens of JSON are none, one space, or a new line with up to 32 spaces.
 JSON_OPTIONS = r'"x-guidance":{"whitespace_pattern": "( |\\n[ \\t]{0,32})?", "lenient": false}'
 
 

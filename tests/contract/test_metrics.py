@@ -1,4 +1,4 @@
-"""/metrics: a scripted run of known requests, the form of the text, the page made from the table."""
+"""/metrics after a scripted run of known requests, the form of its text, and the page made from the table."""
 
 import json
 import re
@@ -21,14 +21,14 @@ X40 = {"inputs": "x" * 40, "parameters": {"max_new_tokens": 5}}
 
 
 def script(prompt_ids: object, num_output: int) -> int:
-    """abc...; after a prompt that ends with E the third token is the end."""
+    """Give abc...; after a prompt that ends with E the third token is the end."""
     ends = list(prompt_ids)[-1] == ord("E")  # type: ignore[call-overload]
     return EOS if ends and num_output == 2 else 97 + num_output % 26
 
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The text after ten requests of which each is known."""
+    """The text of /metrics after ten known requests."""
     options = FakeShardOptions(script=script, num_slots=4, num_blocks=64)
     folder = tmp_path_factory.mktemp("metrics")
     running = RunningRouter(folder, options, max_concurrent_requests=4, max_total_tokens=256)
@@ -54,7 +54,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         client.post("/", json={"inputs": "theE", "parameters": {"max_new_tokens": 9}})
         # 8: breaks a rule
         client.post("/generate", json={"inputs": "hi", "parameters": {"top_k": 0}})
-        # 9: its client leaves before the first token; 10 meets no permit meanwhile
+        # 9: its client leaves before the first token; meanwhile 10 finds no permit
         router.shard.pause()
         leaving = [router.send("/generate_stream", X40)]
         router.wait_until_counts(running=1, waiting=0)
@@ -94,7 +94,7 @@ EXPECTED = {
     "textmill_time_to_first_token_seconds_count": 6,
     "tgi_request_generated_tokens_count": 7,
     "tgi_request_generated_tokens_sum": 3 * 5 + 2 + 2 * 1 + 3,
-    # all but 8 and 10
+    # all requests but 8 and 10
     "tgi_request_input_length_count": 8,
     "tgi_request_input_length_sum": 5 * 41 + 3 + 3 + 5,
     'tgi_request_input_length_bucket{le="5.1"}': 3,
@@ -104,7 +104,7 @@ EXPECTED = {
     "tgi_request_skipped_tokens_sum": 0,
     "tgi_request_skipped_tokens_count": 3 * 5 + 2 + 2 * 1 + 3,
     "tgi_queue_size": 0,
-    # of best_of the second sequence enters when the first has computed the prompt
+    # the second sequence of best_of enters when the first has computed the prompt
     "tgi_batch_next_size_count": 9,
     "tgi_batch_next_size_sum": 9,
     'tgi_batch_next_size_bucket{le="1"}': 9,
@@ -189,7 +189,7 @@ def test_every_metric_shown_is_in_the_table(scraped: str) -> None:
     shown = dict(re.findall(r"^# TYPE (\S+) (\w+)$", scraped, re.MULTILINE))
     table = {spec.name: spec.kind.value for spec in SPECS}
     assert {name: kind for name, kind in shown.items() if not name.startswith("process_")}.items() <= table.items()
-    # New requests met no running ones in that run.
+    # In that run no request was admitted beside a running one.
     assert set(table) - set(shown) == {"tgi_batch_concat", "tgi_batch_concat_duration"}
     for spec in SPECS:
         labels = {

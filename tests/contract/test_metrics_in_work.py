@@ -1,4 +1,4 @@
-"""/metrics while something runs: gauges, and how the times of one request relate."""
+"""/metrics while requests run: the gauges, and the times of one request, which add up."""
 
 import re
 import time
@@ -13,7 +13,7 @@ BLOCK_SIZE = 16
 
 
 def scrape(client: httpx.Client) -> dict[str, float]:
-    """All samples by name with labels."""
+    """Return all samples, by name with labels."""
     lines = [line.rpartition(" ") for line in client.get("/metrics").text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in lines}
 
@@ -28,7 +28,7 @@ def test_gauges_tell_of_what_runs_and_waits(tmp_path: Path) -> None:
         holders.append(router.send("/generate", body))
         router.wait_until_counts(running=1, waiting=1)
         found = scrape(client)
-        # 41 prompt tokens and 8 places for the output: four blocks of 16
+        # 41 prompt tokens and 8 places for the output take four blocks of 16
         num_held = found['textmill_kv_blocks{state="held"}']
         assert num_held == 4
         assert found["textmill_kv_usage_ratio"] == num_held / 64
@@ -58,7 +58,7 @@ def test_preemptions_are_counted(tmp_path: Path) -> None:
         holders = [router.send("/generate", {"inputs": f"{number}", "parameters": {}}) for number in range(2)]
         router.wait_until_counts(running=2, waiting=0)
         router.shard.resume()
-        for holder in holders:  # each fills the window, which is nearly all of the pool
+        for holder in holders:  # each request fills the window, which is nearly all of the pool
             assert holder.recv(15) == b"HTTP/1.1 200 OK"
             holder.close()
         router.wait_until_free()
@@ -66,7 +66,7 @@ def test_preemptions_are_counted(tmp_path: Path) -> None:
 
 
 def test_times_of_a_request_add_up(tmp_path: Path) -> None:
-    """It is validated while its grammar compiles, waits while another has the slot, then makes ten tokens."""
+    """The request is validated while its grammar compiles, waits while another has the slot, and gets ten tokens."""
     num_tokens, waited_s = 10, 0.2
     options = FakeShardOptions(num_slots=1, step_s=0.01)
     with RunningRouter(tmp_path, options) as router, router.client() as client:

@@ -1,4 +1,4 @@
-"""The openai client tells each refusal by its class, with the message, code and parameter that the server names."""
+"""The openai client raises a class for each refusal, with the message, code and parameter of the server."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ HELD = {"messages": [USER], "max_tokens": 5}
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What is done to the server and asked of it; what the client must raise."""
+    """A refusal: the fault of the server, the call, and the error that the client must raise."""
 
     kind: type[openai.APIStatusError]
     status: int
@@ -136,7 +136,7 @@ REFUSALS = [
         "server_error",
         "internal",
         before=lambda router: router.shard.reject_next_admission(),
-        num_times=1,  # the second such answer of a shard ends the service
+        num_times=1,  # the second such answer of the shard would end the service
     ),
     Refusal(
         openai.InternalServerError,
@@ -173,7 +173,7 @@ def ask(client: openai.OpenAI, is_chat: bool, text: str, **fields: Any) -> Any:
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda row: f"{row.status}-{row.code}")
 def test_refusal_has_its_class_message_and_code(tmp_path: Path, refusal: Refusal) -> None:
-    """Of chat and completions, whole and streamed."""
+    """Chat and completions are called, whole and streamed."""
     forms = [(is_chat, streams) for streams in (False, True) for is_chat in (True, False)]
     with RunningRouter(tmp_path, **refusal.settings) as router, opened(router) as client:
         for is_chat, streams in forms[: refusal.num_times]:

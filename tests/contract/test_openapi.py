@@ -1,7 +1,7 @@
-"""/openapi.json against TGI's published document, field by field; /docs without a network.
+"""/openapi.json compared with TGI's published document, field by field, and /docs without a network.
 
-`data/tgi_api_facts.json` tells of TGI 3.3.6's document: paths, bodies, answers, and of each schema the fields, types
-and enums.
+`data/tgi_api_facts.json` has the paths, bodies and answers of TGI 3.3.6's document, and the fields, types and enums of
+each schema.
 """
 
 import json
@@ -17,7 +17,7 @@ FACTS = json.loads((Path(__file__).parent / "data" / "tgi_api_facts.json").read_
 DOCUMENT = openapi_document()
 SCHEMAS = DOCUMENT["components"]["schemas"]
 
-# What TGI's document has and ours has under another name, or not: the reason. docs/compatibility.md tells users.
+# Parts of TGI's document that ours lacks or names otherwise, with the reason. docs/compatibility.md tells users.
 NOT_YET: set[str] = set()
 DIFFERENCES = {
     "FinishReason": "an enum, written where it is used",
@@ -51,7 +51,7 @@ def resolve(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def types_of(schema: dict[str, Any]) -> set[str]:
-    """JSON types that a schema lets through; `any` where it says nothing."""
+    """Return the JSON types that a schema lets through, or `any` where the schema names none."""
     schema = resolve(schema)
     if "anyOf" in schema:
         return set().union(*(types_of(one) for one in schema["anyOf"]))
@@ -77,7 +77,7 @@ def fits(wanted: set[str], found: set[str]) -> bool:
 
 
 def compare_schema(name: str) -> list[str]:
-    """What ours lacks of one schema of TGI."""
+    """Return what our document lacks of one schema of TGI."""
     facts = FACTS["schemas"][name]
     ours = SCHEMAS.get(name)
     if ours is None:

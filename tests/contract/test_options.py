@@ -1,4 +1,4 @@
-"""Beyond TGI: several prompts or sequences per call, `max_time`, waiting for the model, the response cache."""
+"""Features beyond TGI: calls of several prompts or sequences, `max_time`, the wait for the model, kept answers."""
 
 import json
 import socket
@@ -26,7 +26,7 @@ def post(
     return answer.json()
 
 
-# ---- several results
+# ---- Several results.
 
 
 def test_list_of_inputs_gives_a_flat_list(client: httpx.Client) -> None:
@@ -95,7 +95,7 @@ def test_each_sequence_takes_a_permit(tmp_path: Path) -> None:
         assert len(client.post("/generate", json=body).json()) == 4
 
 
-LENGTHS = (1, 5, 16, 40, 160, 2000)  # characters: less than a block, some blocks, several chunks
+LENGTHS = (1, 5, 16, 40, 160, 2000)  # characters, which are less than a block, some blocks, or several chunks
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ LENGTHS = (1, 5, 16, 40, 160, 2000)  # characters: less than a block, some block
 def test_sequences_of_one_prompt_share_one_prefill(
     tmp_path: Path, route: str, more: dict[str, Any], lengths: tuple[int, ...]
 ) -> None:
-    """The prompt is computed once; its last token again by each further sequence, for logits of its own."""
+    """The prompt is computed once. Each further sequence computes the last token again, for logits of its own."""
     with RunningRouter(tmp_path, max_best_of=4, max_total_tokens=4096) as router, router.client() as client:
         num_before = 0
         for length in lengths:
@@ -171,7 +171,7 @@ def test_max_time_ends_a_stream_with_a_last_event(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["queued", "prefill", "stalled"])
 def test_max_time_ends_a_stream_for_which_no_token_comes(tmp_path: Path, how: str) -> None:
-    """From arrival, also in the queue: the last event holds what there is, and a token that is none."""
+    """`max_time` counts from the arrival, also in the queue. The last event has the text so far and an empty token."""
     with RunningRouter(tmp_path, FakeShardOptions(step_s=0.005, num_slots=1)) as router, router.client() as client:
         holder = router.send("/generate", {"inputs": "x"}) if how == "queued" else None
         if holder is not None:
@@ -186,7 +186,7 @@ def test_max_time_ends_a_stream_for_which_no_token_comes(tmp_path: Path, how: st
             for line in stream.iter_lines():
                 if line:
                     events.append(json.loads(line.removeprefix("data: ")))
-                    router.shard.pause()  # none but the first tokens come
+                    router.shard.pause()  # only the first tokens come
         assert 0.3 <= time.monotonic() - began_s < 3
         num_tokens = len(events) - 1
         assert (num_tokens > 0) == (how == "stalled")
@@ -215,7 +215,7 @@ def test_max_time_is_a_number_of_seconds(client: httpx.Client, max_time: float) 
         assert "max_time" in answer.json()["error"]
 
 
-# ---- waiting for the model
+# ---- The wait for the model.
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_header_that_is_no_truth_is_422(tmp_path: Path, name: str) -> None:
         assert name in answer.json()["error"]
 
 
-# ---- the response cache
+# ---- The response cache.
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +321,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRouter]:
 
 
 def is_hit(router: RunningRouter, route: str, body: dict[str, Any], **headers: str) -> bool:
-    """Whether the cache answered; if so, nothing was sampled."""
+    """Return whether the cache answered. Such an answer must sample no token."""
     before = router.shard.num_sampled
     with router.client() as client:
         answer = client.post(route, json=body, headers=headers)
@@ -362,7 +362,7 @@ def test_calls_that_differ_are_not_equal(cached: RunningRouter) -> None:
         assert not is_hit(cached, route, base)
     assert not is_hit(cached, "/generate", base, authorization="Bearer other")
     assert all(is_hit(cached, "/generate", body) for body in (base, *others))
-    # Fields that are unknown or absent do not make a difference.
+    # Unknown fields do not make calls different, nor do absent ones.
     assert is_hit(cached, "/generate", {**base, "new": 1, "options": {"use_cache": True}})
 
 
@@ -373,7 +373,7 @@ def test_answer_from_the_cache_counts_as_a_request_that_succeeds(tmp_path: Path)
         text = client.get("/metrics").text
         for line in ("tgi_request_count 3", "tgi_request_success 3", "textmill_response_cache_hits 2"):
             assert f"\n{line}\n" in text
-        # Nothing was generated for it: tokens and times are those of the first.
+        # Tokens and times are those of the first call, because the second call generates none.
         assert "\ntgi_request_duration_count 1\n" in text
         assert "\ntextmill_output_tokens 3\n" in text
 
@@ -407,7 +407,7 @@ def test_cache_is_off_by_default(router: RunningRouter) -> None:
     assert [is_hit(router, "/generate", BODY) for _ in range(2)] == [False, False]
 
 
-# ---- tracing
+# ---- Tracing.
 
 
 def test_trace_parent_is_taken_and_logged(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""The router as a process: binds at once, drains on SIGTERM, ends with a status and a reason."""
+"""The router as a process, which binds at once, drains on SIGTERM, and ends with a status and a reason."""
 
 import json
 import os
@@ -21,7 +21,7 @@ LIMIT_S = 30.0
 
 
 class RouterProcess:
-    """`textmill-router` with JSON logs; `lines` are those read so far."""
+    """A process `textmill-router` with JSON logs. `lines` are the lines read so far."""
 
     def __init__(self, folder: Path, *flags: str) -> None:
         write_byte_tokenizer(folder / "model")
@@ -40,7 +40,7 @@ class RouterProcess:
         self._timer.start()
 
     def wait_for(self, message: str) -> dict[str, Any]:
-        """Reads on until a line with this message."""
+        """Read the log up to a line with this message."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self.lines.append(json.loads(line))
@@ -52,7 +52,7 @@ class RouterProcess:
         self._process.send_signal(signal.SIGTERM)
 
     def exit_status(self) -> int:
-        """Waits for the end, reading what is left of the log."""
+        """Read the rest of the log, and wait for the end."""
         assert self._process.stdout is not None
         self.lines += [json.loads(line) for line in self._process.stdout]
         status = self._process.wait()
@@ -85,7 +85,7 @@ def test_life_of_a_process(tmp_path: Path) -> None:
     with router_process(tmp_path) as process:
         port = process.wait_for("listening")["port"]
         with client_of(port) as client:
-            # Nobody listens on the shard's socket yet.
+            # No process listens on the shard's socket yet.
             answer = client.post("/generate", json={"inputs": "hi"})
             assert (answer.status_code, answer.json()["error_type"]) == (503, "loading")
             with FakeShard(tmp_path / "shard.sock", FakeShardOptions(step_s=0.005)):

@@ -69,7 +69,7 @@ def test_tokens_stand_at_bytes_of_the_input(client: httpx.Client) -> None:
     for token in tokens[1:]:
         assert set(token) == {"id", "text", "start", "stop"}
         assert data[token["start"] : token["stop"]].decode() == token["text"]
-    # A byte of a character stands for the whole character.
+    # A token that is one byte of a character has the range of the whole character.
     assert [(token["start"], token["stop"]) for token in tokens[1:]] == [
         *[(0, 1)],
         *[(1, 3)] * 2,
@@ -142,7 +142,7 @@ def test_browser_may_call_from_anywhere_with_a_key(client: httpx.Client) -> None
 
 
 def test_browser_may_send_what_its_client_adds_and_read_what_comes(client: httpx.Client) -> None:
-    """The openai client sends ten headers of its own from a page, and waits as Retry-After says."""
+    """On a page in a browser the openai client sends ten headers of its own, and waits as Retry-After says."""
     asked = {"origin": "http://a", "access-control-request-method": "POST"}
 
     def allowed(wanted: str) -> set[str]:
@@ -166,7 +166,7 @@ def test_browser_may_send_what_its_client_adds_and_read_what_comes(client: httpx
 def test_browser_may_call_from_listed_origins_only(locked: httpx.Client) -> None:
     assert preflight(locked, "http://b.example")["access-control-allow-origin"] == "http://b.example"
     assert "access-control-allow-origin" not in preflight(locked, "http://evil.example")
-    # A refusal is readable for the page too.
+    # The page can read a refusal too.
     answer = locked.post("/generate", json=BODY, headers={"origin": "http://app.example"})
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (401, "http://app.example")
     assert answer.headers["vary"] == "origin"

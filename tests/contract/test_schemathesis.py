@@ -1,4 +1,7 @@
-"""Requests made from /openapi.json: no 5xx, every answer is one that the document describes. The same in each run."""
+"""Requests made from /openapi.json get no 5xx, and only answers that the document describes.
+
+Each run makes the same requests.
+"""
 
 import json
 from collections import Counter
@@ -50,7 +53,7 @@ def test_answers_are_those_of_the_document(case: Case, url: str) -> None:
 
 
 def assert_events(schema: dict[str, Any], data: bytes) -> None:
-    """Each event is one line of JSON that the schema describes; `[DONE]` ends a stream of /v1."""
+    """Check that each event is one line of JSON that fits the schema, and that `[DONE]` ends a stream of /v1."""
     validator = Draft202012Validator({**schema, "components": DOCUMENT["components"]})
     lines = [line.removeprefix(b"data: ") for line in data.split(b"\n\n")[:-1]]
     assert lines

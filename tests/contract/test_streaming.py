@@ -1,4 +1,4 @@
-"""Streams of the native dialect: framing byte by byte, events, headers, errors before and after the first event."""
+"""Streams of TGI's dialect: framing byte by byte, events, headers, errors before and after the first event."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from tests.fakes.running_router import RunningRouter
 
 
 def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
-    """The events, after the framing was checked: `data: ` + one line + blank line, and nothing else."""
+    """Return the events, after a check that each is `data: `, one line and a blank line."""
     assert answer.status_code == 200, answer.text
     lines = answer.text.split("\n")
     assert lines[-1] == ""
@@ -89,7 +89,7 @@ def test_seed_of_a_sampled_stream(client: httpx.Client, seed: int | None) -> Non
 
 
 def test_spliced_event_is_the_json_it_stands_for() -> None:
-    """Texts and numbers that a template could break; logprobs as 32-bit floats come over the wire."""
+    """Texts and numbers that a template of an event could break. Log-probabilities are 32-bit floats on the wire."""
     writer = TgiEvents(prompt='"p', seed=None, wants_details=False, wants_top_tokens=True)
     for text in ('"', "\\", "\n\r\t\0\x1f", "é😀\u2028", "%s{}", ""):
         for logprob in (-0.12, -1.2345678, 0.0, -1e-9, -103.25, math.nan, -math.inf):

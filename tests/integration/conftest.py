@@ -1,4 +1,4 @@
-"""Fixtures of the tests with real processes and sockets."""
+"""The fixtures of the tests with real processes and sockets."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""The clients that people have: huggingface_hub's and text_generation's, against a running server."""
+"""The clients of huggingface_hub and text_generation against a running server."""
 
 import asyncio
 import inspect
@@ -18,7 +18,7 @@ from text_generation.errors import OverloadedError, ValidationError
 from tests.fakes.processes import LaunchedServer
 from tests.fakes.running_router import RunningRouter
 
-# text_generation is written for pydantic 1 and says so at each call.
+# text_generation is written for pydantic 1, of which it warns at each call.
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
 
 PROMPT = "The capital of France is"
@@ -49,7 +49,7 @@ STREAMED = {**EVERYTHING, "decoder_input_details": False}
 
 @pytest.fixture(scope="module")
 def expected(real_server: LaunchedServer) -> dict[str, Any]:
-    """What POST /generate answers: the text and the details that the clients have to give back."""
+    """Return the answer of POST /generate: the text and the details that the clients have to give back."""
     body = {"inputs": PROMPT, "parameters": {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "details": True}}
     answer = httpx.post(f"{real_server.base_url}/generate", json=body, timeout=TIMEOUT_S, trust_env=False)
     assert answer.status_code == 200
@@ -67,7 +67,7 @@ def tgi_client(real_server: LaunchedServer) -> Client:
 
 
 def test_hub_client_gets_prompt_and_text(hub_client: InferenceClient, expected: dict[str, Any]) -> None:
-    """It posts to `/`, where the prompt stands before the text unless told otherwise."""
+    """The client posts to `/`, where by default the prompt stands before the text."""
     text = hub_client.text_generation(PROMPT, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
     assert text == PROMPT + expected["generated_text"]
 
@@ -110,7 +110,7 @@ def test_hub_client_streams_details(hub_client: InferenceClient, expected: dict[
 
 
 def ask(server: LaunchedServer, parameters: dict[str, Any]) -> dict[str, Any]:
-    """What POST /generate answers to these parameters."""
+    """Return the answer of POST /generate to these parameters."""
     body = {"inputs": PROMPT, "parameters": {**parameters, "details": True}}
     answer = httpx.post(f"{server.base_url}/generate", json=body, timeout=TIMEOUT_S, trust_env=False)
     assert answer.status_code == 200, answer.text
@@ -123,7 +123,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 def test_every_argument_of_the_hub_client_is_tried() -> None:
-    """`stop_sequences` is the old name of `stop`; `details`, `stream` and `model` are chosen by each test."""
+    """`stop_sequences` is the old name of `stop`, and each test sets `details`, `stream` and `model` by itself."""
     for client in (InferenceClient, AsyncInferenceClient):
         arguments = set(inspect.signature(client.text_generation).parameters)
         chosen = {"self", "prompt", "details", "stream", "model", "adapter_id", "stop_sequences"}
@@ -172,7 +172,7 @@ def test_async_hub_client_does_the_same(real_server: LaunchedServer) -> None:
 
 
 def test_hub_client_gets_the_best_of_two_and_the_other(hub_client: InferenceClient) -> None:
-    """Without a seed, which excludes it."""
+    """The call has no seed, because a seed excludes `best_of`."""
     asked = {**EVERYTHING, "best_of": 2, "seed": None, "max_new_tokens": 4}
     details = hub_client.text_generation(PROMPT, details=True, **asked).details
     [other] = details.best_of_sequences
@@ -235,7 +235,7 @@ def test_tgi_client_streams(tgi_client: Client, expected: dict[str, Any]) -> Non
 
 
 def test_tgi_client_says_the_reason_of_a_refusal(real_server: LaunchedServer) -> None:
-    """The client checks most values by itself, so the budget is overdrawn: only the server knows it."""
+    """The client checks most values by itself, so the call exceeds the budget, which only the server knows."""
     with pytest.raises(ValidationError, match="must be <="):
         Client(real_server.base_url, timeout=TIMEOUT_S).generate("word " * 5000, max_new_tokens=1)
 

@@ -61,7 +61,7 @@ def test_client_gets_choices_prompt_by_prompt(client: openai.OpenAI) -> None:
 
 
 def test_best_of_has_the_highest_mean_logprob(client: openai.OpenAI) -> None:
-    """The best of four is among the four that the same seed gives one by one."""
+    """The best sequence is the one of the highest mean among the sequences that the seed gives with `n`."""
     answer = client.completions.create(
         model="tgi", prompt=PROMPT, max_tokens=6, n=2, seed=3, temperature=1.5, logprobs=0, top_p=0.99
     )
@@ -127,7 +127,7 @@ def test_loglikelihoods_and_accuracy_are_those_of_transformers(client: openai.Op
             seed=1234,
         )
         for pair, choice in zip(batch, answer.choices, strict=True):
-            place = slice(len(pair.context_ids), -1)  # without the generated token
+            place = slice(len(pair.context_ids), -1)  # all but the generated token
             tokens, tops = choice.logprobs.tokens[place], choice.logprobs.top_logprobs[place]
             assert len(tokens) == len(pair.ids) - len(pair.context_ids)
             found.append(
@@ -142,4 +142,4 @@ def test_loglikelihoods_and_accuracy_are_those_of_transformers(client: openai.Op
         assert own.is_greedy == wanted.is_greedy
     accuracy = accuracy_of(found)
     assert accuracy == accuracy_of(expected)
-    assert accuracy > 0.6  # the model knows some of it, so the comparison is one
+    assert accuracy > 0.6  # the model knows some answers, so the comparison has a meaning

@@ -1,4 +1,4 @@
-"""The snippets of docs/clients.md, run as they stand but for the address, against the demo model."""
+"""The snippets of docs/clients.md run against the demo model, unchanged but for the address."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def snippets(language: str) -> list[str]:
     return found
 
 
-# Importing langchain, litellm and instructor takes most of it; one process imports each once.
+# The imports of langchain, litellm and instructor take most of the time, so one process imports each once.
 @pytest.mark.slow
 def test_python_snippets_print_the_answer(real_server: LaunchedServer) -> None:
     programs = [text.replace(SHOWN_URL, real_server.base_url) for text in snippets("python")]

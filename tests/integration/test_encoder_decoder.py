@@ -1,6 +1,6 @@
-"""Tiny T5 and BART behind launcher, shard and router, in fp32, against transformers' own `generate`.
+"""Tiny T5 and BART behind launcher, shard and router, in fp32, compared with transformers' own `generate`.
 
-The KV cache holds a few requests only: among eight some are preempted, and read by the encoder again.
+The KV cache holds a few requests only, so some of eight are preempted, and the encoder reads their texts again.
 """
 
 import json
@@ -22,7 +22,7 @@ from tests.fakes.processes import LaunchedServer, launched
 from tests.fakes.tiny_encoders import PAD_ID, make_tiny_bart, make_tiny_t5
 
 NUM_NEW = 32
-# More than the 64 places that are granted ahead: three or four such requests begin, and do not fit to their end.
+# More than the 64 places granted ahead, so that three or four such requests begin together and outgrow the pool.
 NUM_LONG = 100
 MAX_KV_TOKENS = {"t5": 26 * 16, "bart": 22 * 16}
 MAX_PREFILL_TOKENS = 128
@@ -41,7 +41,7 @@ TEXTS = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A served model, and the same as transformers runs it."""
+    """A model behind the server, and the model in transformers."""
 
     name: str
     server: LaunchedServer
@@ -49,12 +49,12 @@ class Case:
     tokenizer: tokenizers.Tokenizer
     first_ids: tuple[int, ...]  # of the decoder
     max_input_tokens: int
-    limit: str  # what that follows from
+    limit: str  # the words of a refusal that name the reason of `max_input_tokens`
 
     def generate(self, text: str, *, num_new: int = NUM_NEW, num_least: int = 0, **options: Any) -> list[int]:
-        """Output ids of transformers, greedy unless `options` say otherwise; what the decoder begins with cut off."""
+        """Return transformers' output ids without the decoder's first ids, greedy unless `options` say otherwise."""
         ids = torch.tensor([self.tokenizer.encode(text).ids])
-        num_forced = len(self.first_ids) - 1  # counts as new there
+        num_forced = len(self.first_ids) - 1  # transformers counts these ids as new
         with torch.inference_mode():
             output = self.reference.generate(
                 ids,
@@ -130,7 +130,7 @@ def test_greedy_tokens_are_those_of_transformers(case: Case) -> None:
 
 def test_eight_at_once_with_preemptions_and_hang_ups_give_the_same_tokens(case: Case) -> None:
     expected = [case.generate(text, num_new=NUM_LONG, num_least=NUM_LONG) for text in TEXTS]
-    assert len({tuple(ids) for ids in expected}) > len(TEXTS) / 2  # a mix-up would show
+    assert len({tuple(ids) for ids in expected}) > len(TEXTS) / 2  # so that exchanged answers would show
     before = case.metric("textmill_preemptions")
 
     def leave_early(text: str) -> None:
@@ -220,6 +220,6 @@ def test_info_names_model_task_and_limits(case: Case) -> None:
     info = httpx.get(f"{case.server.base_url}/info", timeout=10, trust_env=False).json()
     assert info["model_pipeline_tag"] == "text2text-generation"
     assert info["max_input_tokens"] == case.max_input_tokens
-    # Room for what the decoder begins with is taken off.
+    # The decoder's own first tokens take room of the window.
     expected = MAX_KV_TOKENS["t5"] if case.name == "t5" else 2 * MAX_POSITIONS
     assert info["max_total_tokens"] == expected - len(case.first_ids)

@@ -1,4 +1,4 @@
-"""Streams that break, come back or do not fit: the engine loop against the fake shard behind real gRPC."""
+"""Streams that break, come back or do not fit, between the engine loop and the fake shard behind real gRPC."""
 
 import asyncio
 import time
@@ -20,7 +20,10 @@ from tests.fakes.fake_slots import SlotTable
 
 def test_rule_22_64_streams_of_long_prompts_survive_a_cut(tmp_path: Path, tokenizer: Tokenizer) -> None:
     def all_decode(table: SlotTable) -> bool:
-        """Steps are slow until then, or the first streams would end while a busy machine still sends prompts."""
+        """Return whether all requests decode, and then make steps fast.
+
+        With fast steps before, the first requests would end while a busy machine still sends prompts.
+        """
         if len(table.decodes) < 64:
             return False
         shard.step_s = 0.001
@@ -35,7 +38,7 @@ def test_rule_22_64_streams_of_long_prompts_survive_a_cut(tmp_path: Path, tokeni
             assert (first.num_admitted, len(first.decodes), shard.epoch) == (64, 64, 2)
             assert second.num_admitted == 64
             assert [result.text for result in results] == [alphabet(200)] * 64
-            # Results that were on their way at the cut are sampled again and seen once.
+            # Tokens of results that the cut has lost are sampled again, and each is seen once.
             assert 64 * 200 <= shard.num_sampled < 64 * 200 + first.num_sampled
             await bench.is_quiet()
 
@@ -74,7 +77,7 @@ def test_shard_process_that_comes_back_on_the_same_socket(tmp_path: Path, tokeni
             bench = Bench(engine, tokenizer)
             task = asyncio.create_task(bench.generate())
             await until(lambda: first.num_sampled > 3)
-            # Leaving waits for threads; the loop must go on meanwhile.
+            # The end of the shard waits for threads, and the loop must go on meanwhile.
             await asyncio.to_thread(first.__exit__, None, None, None)
         await engine.wait_for_phase(EnginePhase.LOST)
         with FakeShard(tmp_path / "s", SMALL):
@@ -133,7 +136,7 @@ def test_rule_21_second_router_is_refused_while_the_first_lives(tmp_path: Path, 
             open_bench(tmp_path / "s", tokenizer) as first,
             open_bench(tmp_path / "s", tokenizer, is_ready=False, first_backoff_s=0.01, max_backoff_s=0.02) as second,
         ):
-            await until(lambda: shard.num_refused_streams >= 13)  # the waits between stop growing
+            await until(lambda: shard.num_refused_streams >= 13)  # the waits between two tries have stopped growing
             assert (await first.generate()).text == alphabet(40)
             with pytest.raises(EngineUnavailable):
                 second.engine.submit(second.request(), NoReader())
@@ -245,7 +248,7 @@ def test_rule_20_second_rejection_in_a_row_stops_the_engine(tmp_path: Path, toke
 def test_plan_that_cannot_be_written_costs_its_request_and_no_other(tmp_path: Path, tokenizer: Tokenizer) -> None:
     async def body() -> None:
         async with open_bench(tmp_path / "s", tokenizer, first_backoff_s=0.01) as bench:
-            seeded = GenerationParameters(sampling=SamplingParameters(seed=1 << 64))  # validation lets none through
+            seeded = GenerationParameters(sampling=SamplingParameters(seed=1 << 64))  # validation refuses such a seed
             unwritable = bench.request(parameters=seeded)
             others = [asyncio.create_task(bench.generate(bench.request(b"other", 40))) for _ in range(2)]
             with pytest.raises(GenerationFailed) as failed:
@@ -254,7 +257,7 @@ def test_plan_that_cannot_be_written_costs_its_request_and_no_other(tmp_path: Pa
             assert [(await other).text for other in others] == [alphabet(40)] * 2
             await bench.is_quiet()
 
-    with FakeShard(tmp_path / "s", replace(SMALL, lease_s=600.0)):  # the router is to end it, not its silence
+    with FakeShard(tmp_path / "s", replace(SMALL, lease_s=600.0)):  # the router must end the stream, not the lease
         run(body())
 
 
@@ -263,7 +266,7 @@ def test_result_that_breaks_a_rule_begins_a_new_epoch_and_a_second_one_stops(
 ) -> None:
     async def body() -> None:
         async with open_bench(tmp_path / "s", tokenizer) as bench:
-            for epoch in (2, 3):  # a request that finishes in between forgives
+            for epoch in (2, 3):  # a request that finishes in between makes good for the broken rule
                 shard.break_rule()
                 assert (await bench.generate()).text == alphabet(40)
                 assert shard.epoch == epoch
@@ -320,7 +323,7 @@ def test_status_shows_the_phases_of_loading(tmp_path: Path, tokenizer: Tokenizer
 
 
 def test_script_sees_the_outputs_of_a_readmitted_request(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    """Rule 18: the place in the script is a function of the Admit, so a cut in the middle changes nothing."""
+    """The place in the script is a function of the Admit (rule 18), so a cut in the middle changes no token."""
     assert [alphabet_script((), index) for index in range(3)] == [97, 98, 99]
 
     async def body() -> None:

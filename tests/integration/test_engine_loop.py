@@ -1,4 +1,4 @@
-"""Requests on their way through engine loop, stream and text, against the fake shard behind real gRPC."""
+"""Requests through engine loop, stream and text, with the fake shard behind real gRPC."""
 
 import asyncio
 import time
@@ -105,7 +105,7 @@ def test_cancel_frees_slot_and_blocks_in_decode_in_prefill_and_in_the_queue(
             assert shard.history[-1].num_dropped == 2
             assert shard.history[-1].num_admitted == 2
 
-    # Slow steps of few tokens: a prompt of 2,800 tokens is in prefill for seconds.
+    # Steps are slow and small, so that a prompt of 2,800 tokens is in prefill for seconds.
     options = replace(SMALL, num_slots=2, max_step_tokens=64, step_s=0.02)
     with FakeShard(tmp_path / "s", options) as shard:
         run(body())
@@ -165,7 +165,7 @@ def test_full_queue_refuses(tmp_path: Path, tokenizer: Tokenizer) -> None:
 def test_plan_of_a_result_leaves_before_its_tokens_are_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
     class SlowReader:
         def on_output(self, output: RequestOutput) -> None:
-            """Holds the loop until the shard has the next request, or for so long that it never will."""
+            """Hold the loop until the shard has the next request, for at most five seconds."""
             end_s = time.monotonic() + 5.0
             while shard.history[-1].num_admitted < 2 and time.monotonic() < end_s:
                 time.sleep(0.001)
@@ -221,8 +221,8 @@ def test_reader_may_cancel_another_request(tmp_path: Path, tokenizer: Tokenizer)
             canceller = bench.request(b"canceller")
             other_of.append(bench.request(b"other"))
             bench.engine.submit(canceller, Canceller())
-            bench.engine.submit(other_of[0], NoReader())  # same step, behind the canceller
-            assert (await bench.generate()).text == alphabet(40)  # and this one behind both
+            bench.engine.submit(other_of[0], NoReader())  # gets its token in the same step, after the canceller
+            assert (await bench.generate()).text == alphabet(40)  # gets its token after both
             await bench.is_quiet()
 
     with FakeShard(tmp_path / "s", SMALL):
@@ -238,7 +238,7 @@ def test_stop_fails_what_still_runs(tmp_path: Path, tokenizer: Tokenizer) -> Non
             with pytest.raises(GenerationFailed) as caught:
                 await task
             assert caught.value.failure.code is FailureCode.SHUTDOWN
-            bench.engine.cancel(RequestId(1))  # ended already: nothing happens
+            bench.engine.cancel(RequestId(1))  # has ended before, so the call does nothing
             await until(lambda: shard.epoch == 0)
 
     with FakeShard(tmp_path / "s", replace(SMALL, step_s=0.002)) as shard:

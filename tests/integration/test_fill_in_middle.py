@@ -1,4 +1,4 @@
-"""`suffix` on tiny models with the tokens of published formats, through a real shard, against transformers."""
+"""`suffix` on tiny models with the tokens of published formats, through a real shard, compared with transformers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,12 +23,12 @@ from tests.fakes.tiny_models import make_tiny_llama
 PREFIX = "def f(x):\n  "
 SUFFIX = "\n  return é"
 NUM_TOKENS = 12
-MAX_DIFFERENCE = 1e-3  # natural log, in fp32, another order of summation
+MAX_DIFFERENCE = 1e-3  # of natural logarithms, for fp32 with sums in another order
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A tokenizer, the ids that its published format makes of prefix and suffix, and the token that ends the middle."""
+    """A tokenizer, the prompt of prefix and suffix by its published format, and the token that ends the middle."""
 
     tokenizer: tokenizers.Tokenizer
     prompt_ids: Callable[[str, str], list[int]]
@@ -43,7 +43,7 @@ def byte_family(
     end: str,
     special: bool = True,
 ) -> Family:
-    """Texts are bytes; the tokens of the format come behind the two special ones, special themselves or not."""
+    """Return a family whose texts are bytes, with the format's tokens behind the two special tokens."""
     tokenizer = make_byte_tokenizer(add_begin=begins)
     tokenizer.add_tokens([tokenizers.AddedToken(token, special=special, normalized=False) for token in tokens])
     ids = list(range(END_ID + 1, END_ID + 1 + len(tokens)))
@@ -63,7 +63,10 @@ def suffix_prefix(ids: list[int], prefix: list[int], suffix: list[int]) -> list[
 
 
 def code_llama() -> Family:
-    """Pieces with byte fallback; a text begins with a blank, the suffix does not. The published normalizer."""
+    """Return Code Llama's family: pieces with byte fallback, by the published normalizer.
+
+    A text begins with a blank, and a suffix does not.
+    """
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
     vocabulary |= {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
     for piece in ("▁", *map(chr, range(33, 127)), "▁d", "ef", "▁▁"):
@@ -75,7 +78,7 @@ def code_llama() -> Family:
 
     def prompt_ids(prefix: str, suffix: str) -> list[int]:
         begin, first, *others = reference(prefix, suffix=suffix)["input_ids"]
-        # Of no text transformers makes a blank, the model's authors nothing.
+        # transformers makes a blank of an empty text, the code of the model's authors makes no token.
         return [begin, first, *(others if prefix else others[1:])]
 
     return Family(tokenizers.Tokenizer.from_str(library.to_str()), prompt_ids, "▁<EOT>")
@@ -104,7 +107,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
 
 
 def write_model(family: Family, folder: Path) -> Path:
-    """A llama of the vocabulary's size."""
+    """Write a llama with a vocabulary of this size."""
     model = make_tiny_llama(folder, vocab=family.tokenizer.get_vocab_size(), eos=0, seed=3)
     family.tokenizer.save(str(model / "tokenizer.json"))
     (model / "tokenizer_config.json").write_text("{}")
@@ -112,7 +115,7 @@ def write_model(family: Family, folder: Path) -> Path:
 
 
 class Served:
-    """A family's tiny model behind a router."""
+    """The tiny model of a family behind a router."""
 
     def __init__(self, family: Family, model: Path, client: httpx.Client) -> None:
         self.family = family
@@ -141,7 +144,7 @@ def test_tokens_between_are_those_of_transformers_after_the_published_ids(served
     for prefix, suffix in ((PREFIX, SUFFIX), ("def", " x"), ("f", "  def"), ("", "d")):
         prompt_ids = served.family.prompt_ids(prefix, suffix)
         with torch.inference_mode():
-            # A special token that ends the middle would end ours only.
+            # A special token that ends the middle would end our text alone, so the texts go on.
             ids = model.generate(torch.tensor([prompt_ids]), max_new_tokens=NUM_TOKENS, do_sample=False, pad_token_id=0)
             logprobs_TV = torch.log_softmax(model(ids).logits[0], dim=-1)
         expected = [float(logprobs_TV[place - 1, ids[0, place]]) for place in range(len(prompt_ids), ids.shape[1])]
@@ -158,7 +161,7 @@ def test_prompts_of_a_list_and_choices_have_one_suffix(served: Served) -> None:
 
 
 def test_token_that_ends_the_middle_ends_the_text(served: Served) -> None:
-    """Such tokens are no end of a text for the model's configuration."""
+    """The model's configuration does not list the token as an end."""
     end = served.family.end
     end_id = served.family.tokenizer.token_to_id(end)
     [choice] = served.fill_in(logit_bias={str(end_id): 100}, logprobs=0)["choices"]
@@ -191,7 +194,7 @@ def test_suffix_needs_text_and_no_echo(tmp_path: Path) -> None:
 
 
 def test_ends_that_the_model_lacks_do_not_reach_the_shard(tmp_path: Path) -> None:
-    """Its plan check would refuse them, and the whole plan with them."""
+    """The plan check of the shard would refuse such an id, and with it the whole plan."""
     family = FAMILIES["starcoder"]()
     family.tokenizer.save(str(tmp_path / "tokenizer.json"))
     end_id = family.tokenizer.token_to_id(family.end)

@@ -1,4 +1,4 @@
-"""The router's scheduler and the shard's step loop with a pool that is too small: requests with grammars are preempted.
+"""The router's scheduler and the shard's step loop preempt requests with grammars, because the pool is too small.
 
 Plans and results take the way over the wire's messages. The model is a tiny random llama in fp32.
 """
@@ -35,7 +35,7 @@ from tests.fakes.byte_tokenizer import END_ID
 from tests.fakes.step_harness import BLOCK_SIZE, FACTS, Shard
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_llama
 
-NUM_BLOCKS = 36  # 144 tokens; a request wants up to 85
+NUM_BLOCKS = 36  # 144 tokens; a request needs up to 85
 NUM_SLOTS = 8
 MAX_STEP_TOKENS = FACTS.max_step_tokens
 NUM_NEW_TOKENS = 70
@@ -50,7 +50,7 @@ PERSON = {
     "additionalProperties": False,
 }
 SCHEMA = schema_grammar(PERSON, field="schema").whole_output()
-# Each token depends on all before it: one who begins again in the middle says something else.
+# Each token depends on all tokens before it, so a request that begins again in the middle must give another text.
 COUNTER = Grammar("start: /" + "".join(f"{letter}[0-9]{{2,4}}" for letter in "abcdefghij") + "/")
 ALL_AT_ONCE = SamplingParameters(
     do_sample=True,
@@ -97,7 +97,10 @@ class Pair:
             self._shard.engine.submit_plan(self._shard.session, plan_from_wire(message), b"")
 
     def run(self, requests: Sequence[GenerationRequest]) -> dict[int, tuple[list[int], FinishReason]]:
-        """Tokens and end of each, all submitted at once; counts those admitted again in the middle of a grammar."""
+        """Submit all requests at once, and return the tokens and the end of each.
+
+        Counts the requests that are admitted again in the middle of a grammar.
+        """
         tokens: dict[int, list[int]] = {request.request_id: [] for request in requests}
         ends: dict[int, FinishReason] = {}
         for request in requests:
@@ -141,7 +144,7 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shard]:
 
 
 def make_requests(sampling: SamplingParameters, *, watermark: bool) -> list[GenerationRequest]:
-    """Two texts of three sequences each, as best_of makes them, and two requests without a grammar."""
+    """Return two prompts with three sequences each, as best_of makes them, and two requests without a grammar."""
     requests = []
     for number in range(8):
         is_first = number % 3 == 0

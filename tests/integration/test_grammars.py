@@ -1,4 +1,4 @@
-"""Grammars in the step loop over a tiny random llama: what they let through is right, however the request is run."""
+"""Grammars in the step loop over a tiny random llama: each output matches, however the request is run."""
 
 import json
 import re
@@ -107,7 +107,7 @@ def matchers(folder: Path) -> MatcherFactory:
 
 @pytest.fixture(scope="module")
 def shard(runner: ModelRunner, matchers: MatcherFactory) -> Iterator[Shard]:
-    """A step loop for the tests that leave its slots free."""
+    """A step loop for all tests that leave its slots free."""
     with Shard(facts=FACTS, runner=runner, matchers=matchers) as running:
         yield running
 
@@ -142,10 +142,10 @@ def request(
 
 
 def run(shard: Shard, *admits: Admit, budget: Budget | None = None) -> dict[int, list[int]]:
-    """Tokens by slot."""
+    """Run these requests, and return the tokens by slot."""
     widest = Budget(FACTS.max_step_tokens, FACTS.max_step_tokens, FACTS.max_step_tokens)
     shard.results.clear()
-    # Sampling state belongs to the Admit itself: the same one must not come twice.
+    # Sampling state belongs to the Admit object, so each request gets a copy.
     shard.send(admits=[replace(admit) for admit in admits], budget=budget or widest)
     tokens = shard.run_to_end(*(admit.slot for admit in admits))
     assert [error for result in shard.results for error in result.errors] == []
@@ -157,7 +157,7 @@ def ends_of(shard: Shard, slot: int) -> int:
 
 
 def text_of(tokens: Sequence[int]) -> str:
-    """What the byte tokenizer makes of output that ended by EOS."""
+    """Return the text of output that ended by EOS, for the byte tokenizer."""
     assert tokens[-1] == END_ID
     return bytes(tokens[:-1]).decode()
 
@@ -227,7 +227,7 @@ def test_a_seeded_request_is_the_same_alone_and_among_eight_others(shard: Shard,
 
 
 def test_rule_25_a_mask_counts_the_token_of_the_step_before(shard: Shard) -> None:
-    """Each token decides alone what may follow: a mask that is one token late lets the wrong half through."""
+    """Each token alone decides which token may follow, so a mask that is one token late lets wrong pairs through."""
     regex = "(ab|cd|ef|gh){20}"
     tokens = run(shard, request(0, of_regex(regex)), request(1, None), request(2, of_regex(regex)))
     for slot in (0, 2):
@@ -244,7 +244,7 @@ def test_chunked_prefill_changes_nothing(shard: Shard, chunk: int) -> None:
 def test_a_cached_prefix_changes_nothing(shard: Shard) -> None:
     mine = request(0, of_schema(PERSON), prompt=range(40))
     whole = run(shard, mine)
-    assert run(shard, replace(mine, num_cached_tokens=36)) == whole  # its own blocks still hold the prompt
+    assert run(shard, replace(mine, num_cached_tokens=36)) == whole  # the blocks of the request still hold the prompt
 
 
 @pytest.mark.parametrize("sampling", [WILD, ALL_AT_ONCE], ids=["wild", "all at once"])
@@ -261,7 +261,7 @@ def test_min_new_tokens_holds_the_end_back_while_something_else_can_follow(shard
     tokens = run(
         shard,
         request(0, of_regex("a*"), sampling=early, num_new=40),
-        request(1, of_regex("abc"), sampling=early),  # complete before: ends all the same
+        request(1, of_regex("abc"), sampling=early),  # is complete before `min_new_tokens`, and ends
         request(2, of_regex("[ab]*"), sampling=replace(early, logit_bias=((ord("b"), 90.0),)), stop_ids=[ord("b")]),
     )
     assert len(tokens[0]) > 8
@@ -292,7 +292,7 @@ def test_output_that_is_cut_says_so(shard: Shard) -> None:
 
 
 class GatedFactory:
-    """Compiles when it is let; `seen` tells what has been asked for."""
+    """A factory that compiles when the test opens its gate. `seen` has the grammars that were asked for."""
 
     def __init__(self, factory: MatcherFactory) -> None:
         self._factory = factory
@@ -324,7 +324,7 @@ def test_rule_19_a_slot_prefills_while_its_grammar_compiles_and_holds_up_nobody(
             if at == 0
         ]
         assert computed == [29]  # all but the last token, once
-        assert shard.is_silent()  # nothing to do: the loop waits
+        assert shard.is_silent()  # the loop waits, because no slot can compute
         gated.gate.set()
         assert re.fullmatch("slow|[ab]{3}", text_of(shard.run_to_end(0)[0]))
 
@@ -342,13 +342,13 @@ def test_a_request_that_leaves_while_its_grammar_compiles_frees_its_slot(
         while not shard.next_result().prefill_slots.tolist():
             pass
         gated.gate.set()
-        assert shard.is_silent()  # what was compiled for the one who left lets nobody go on
+        assert shard.is_silent()  # the grammar of the request that left does not release the next occupant
         gated.second_gate.set()
         assert re.fullmatch("slower|[ef]{4}", text_of(shard.run_to_end(0)[0]))
 
 
 class FaultyFactory:
-    """Its matchers break at the mask of a given token, in one of two ways."""
+    """A factory whose matchers break at the mask of a given token, in one of two ways."""
 
     def __init__(self, factory: MatcherFactory) -> None:
         self._factory = factory
@@ -400,7 +400,7 @@ def test_rule_19_a_fault_of_a_matcher_ends_its_request_only(
         [error] = [error for result in shard.results for error in result.errors]
         assert (error.slot, error.request_id, error.code) == (0, 1000, SlotErrorCode.INTERNAL)
         assert words in error.message
-        # The slot is as good as new.
+        # The next request in the slot is not disturbed.
         assert text_of(run(shard, request(0, of_regex("abc")))[0]) == "abc"
 
 

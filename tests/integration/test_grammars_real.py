@@ -1,4 +1,4 @@
-"""Grammars through the whole system with the demo model: `/generate` gives what was asked for."""
+"""Grammars through the whole system with the demo model: the answers of `/generate` match them."""
 
 import json
 import re
@@ -32,7 +32,7 @@ DRAWN: dict[str, Any] = {"do_sample": True, "temperature": 1.2, "top_p": 0.95, "
 
 
 def together(server: LaunchedServer, asked: Sequence[dict[str, Any]]) -> list[Answer]:
-    """All at once."""
+    """Send all requests at once, and return the answers."""
     with ThreadPoolExecutor(len(asked)) as threads:
         return list(threads.map(lambda parameters: generate(server, PROMPT, **parameters), asked))
 

@@ -1,4 +1,4 @@
-"""Clients that hang up do not disturb the others, under preemption, on the real model in fp32."""
+"""Clients that hang up do not disturb other clients, under preemption, on the demo model in fp32."""
 
 import asyncio
 import json
@@ -16,8 +16,8 @@ from tests.fakes.reading import generate, metric
 NUM_STREAMS = 32
 SEED = 20_240_607
 BLOCK_SIZE = 16
-# 24 blocks of the demo model in fp32 (46,080 bytes a token): 384 tokens for requests that want about 2,000. A request
-# enters with places for its prompt and 64 tokens more, so those that ask for LONG outgrow the pool together.
+# 24 blocks of the demo model in fp32 (46,080 bytes a token) hold 384 tokens, for requests that need about 2,000. A
+# request enters with places for its prompt and 64 tokens more, so several requests for LONG tokens outgrow the pool.
 KV_BYTES = 24 * BLOCK_SIZE * 46_080
 LONG = 100
 LIMIT_S = 200.0
@@ -38,7 +38,7 @@ WORDS = (
 
 
 class HangUp(Enum):
-    """When a client leaves."""
+    """The moment at which a client leaves."""
 
     NEVER = "never"
     QUEUED = "queued"  # at once
@@ -48,7 +48,7 @@ class HangUp(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One client: what it asks and when it leaves."""
+    """One client: its request, and the moment at which it leaves."""
 
     prompt: str
     max_new_tokens: int
@@ -57,10 +57,10 @@ class Visit:
 
 
 def make_visits() -> list[Visit]:
-    """A third hang up, in each of the three states, streaming and not. Lengths are mixed.
+    """Return clients of which a third hang up, in each of the three states, streamed or not, with mixed lengths.
 
-    Those that leave in prefill come first: they are let in at once, and their prompts take a while. Then come those
-    with long answers, so that several of them grow side by side.
+    Clients that leave in prefill come first, because their requests enter at once and their prompts take a while. Then
+    come clients with long answers, so that several answers grow side by side.
     """
     noise = random.Random(SEED)
     ways = [HangUp.QUEUED, HangUp.PREFILL, HangUp.DECODE, HangUp.DECODE]
@@ -88,7 +88,7 @@ def crowded_server(demo_model_folder: object, tmp_path_factory: pytest.TempPathF
 
 
 async def visit(client: httpx.AsyncClient, wish: Visit) -> tuple[int, ...] | None:
-    """Ask and return the ids, None after hanging up."""
+    """Ask, and return the ids, or None after hanging up."""
     body = {
         "inputs": wish.prompt,
         "parameters": {"max_new_tokens": wish.max_new_tokens, "do_sample": False, "details": True},
@@ -134,7 +134,7 @@ def blocks(server: LaunchedServer, state: str) -> float:
     return metric(server, "textmill_kv_blocks", f'state="{state}"')
 
 
-# Some 700 tokens alone and again together, on two cores.
+# Some 700 tokens alone, and again together, on two cores.
 @pytest.mark.slow
 def test_those_who_stay_get_what_they_get_alone(crowded_server: LaunchedServer) -> None:
     visits = make_visits()

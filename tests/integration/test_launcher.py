@@ -35,7 +35,7 @@ def tiny_arguments(tiny_model: Path) -> list[str]:
 
 @pytest.fixture
 def socket_folder(tmp_path: Path) -> Iterator[Path]:
-    """TMPDIR of the launcher under test: whatever it leaves there is seen."""
+    """The TMPDIR of the launcher under test, which must be empty at the end."""
     folder = tmp_path / "t"
     folder.mkdir()
     yield folder
@@ -55,7 +55,10 @@ def assert_gone(pids: list[int]) -> None:
 
 
 def events_after_the_first(server: LaunchedServer, then: Callable[[], None], num_tokens: int = 20_000) -> list[str]:
-    """Read a long stream; call `then` after its first event. The events; a stream that is cut off fails the test."""
+    """Read a long stream, call `then` after its first event, and return the events.
+
+    A stream that is cut off fails the test.
+    """
     question = {"inputs": "Hello", "parameters": {"max_new_tokens": num_tokens, "ignore_eos": True}}
     with (
         httpx.Client(trust_env=False, timeout=STOP_LIMIT_S) as client,
@@ -111,7 +114,7 @@ def test_stop_while_loading_leaves_nothing_behind(
     with launched(tiny_arguments, tmp_path, TMPDIR=str(socket_folder)) as server:
         server.wait_for_log("router: started")
         pids = process_ids(server)
-        assert server.stop(signal.SIGHUP) == 0  # as of a terminal that was closed
+        assert server.stop(signal.SIGHUP) == 0  # the signal of a terminal that is closed
         assert_gone(pids)
 
 

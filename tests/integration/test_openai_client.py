@@ -121,7 +121,7 @@ def test_stop_string_is_not_in_the_text(client: openai.OpenAI) -> None:
 
 
 def test_tool_call_round_trip(client: openai.OpenAI) -> None:
-    """A required call keeps the schema; its answer goes back, and the model goes on."""
+    """A required call keeps to the schema, and the model goes on after the tool's answer."""
     tools = [{"type": "function", "function": {"name": "save_person", "parameters": SCHEMA}}]
     messages = [{"role": "user", "content": "Save the person Ann, who is 7."}]
     answer = client.chat.completions.create(
@@ -155,7 +155,7 @@ def test_response_format_is_valid_json(client: openai.OpenAI) -> None:
 
 
 class Person(BaseModel):
-    """Few values and no further ones: a small model left to itself writes without end."""
+    """The values are few and bounded, because a small model would write longer ones without end."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -23,7 +23,7 @@ TOO_LONG = [{"role": "user", "content": "x " * 5000}]
 
 
 class Person(BaseModel):
-    """Few values and no further ones: a small model left to itself writes without end."""
+    """The values are few and bounded, because a small model would write longer ones without end."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,6 +1,6 @@
-"""Parameters of the native dialect over HTTP, on a tiny model in fp32, against transformers' processors and formulas.
+"""Parameters of TGI's dialect over HTTP, on a tiny model in fp32, compared with transformers' processors and formulas.
 
-Output ids of the server are fed to the model outside of it: at each position the logits say what was allowed.
+The output ids of the server go through the model in this process, whose logits say which ids were allowed.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,13 +28,13 @@ PROMPT = "The quick brown fox"
 PROMPT_IDS = [BEGIN_ID, *PROMPT.encode()]
 TWIN_ID = 319  # has the logits of the best first token
 KV_BYTES = str(8 * 1024 * 1024)
-TOLERANCE = 1e-3  # fp32, another order of summation
+TOLERANCE = 1e-3  # for fp32 with sums in another order
 Allowed = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A llama in which one token has a twin of equal logits."""
+    """Make a llama in which one token has a twin of equal logits."""
     folder = make_tiny_llama(tmp_path_factory.mktemp("parameters"), seed=5)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     best = int(logits_at(model, PROMPT_IDS)[-1].argmax())
@@ -57,7 +57,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
 
 
 def logits_at(model: LlamaForCausalLM, ids: list[int]) -> torch.Tensor:
-    """[T, V] fp32, each row what follows the token there."""
+    """Return the logits, [T, V] fp32; each row is for the token that follows."""
     with torch.inference_mode():
         return model(torch.tensor([ids])).logits[0].float()
 
@@ -75,11 +75,11 @@ def ids_of(answer: dict[str, Any]) -> list[int]:
 
 
 def rows_of(model: LlamaForCausalLM, output: list[int], prompt: list[int] = PROMPT_IDS) -> torch.Tensor:
-    """[N, V] the logits from which each output token was chosen."""
+    """Return the logits from which each of the N output tokens was chosen, [N, V]."""
     return logits_at(model, [*prompt, *output])[len(prompt) - 1 : -1]
 
 
-# ---- greedy, with what moves the logits
+# ---- Greedy, with parameters that change the logits.
 
 
 def repetition(penalty: float) -> Allowed:
@@ -134,7 +134,7 @@ def test_best_token_after_the_processor_is_the_next(
         sequence = torch.tensor([*PROMPT_IDS, *output[:position]])
         scores = process(sequence, rows[position])
         assert scores[token] >= scores.max() - TOLERANCE
-    # Log-probabilities are of the model's own logits, whatever was done to choose.
+    # Log-probabilities come from the model's own logits, before the changes that choose a token.
     logprobs = torch.log_softmax(rows, dim=-1)
     shown = [token["logprob"] for token in answer["details"]["tokens"]]
     expected = [float(logprobs[position, token]) for position, token in enumerate(output)]
@@ -148,7 +148,7 @@ def test_penalties_change_the_text(server: LaunchedServer, parameters: dict[str,
     assert ids_of(post(server, **parameters)) != ids_of(post(server))
 
 
-# ---- sampled: each token is one that transformers' warpers let through
+# ---- Sampled: transformers' warpers let each token through.
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_sampled_tokens_are_those_that_warpers_let_through(
 
 
 def test_most_typical_token_is_the_one_nearest_to_the_entropy(server: LaunchedServer, model: LlamaForCausalLM) -> None:
-    """With a mass below that of any token one is left: that with the least | -log p - entropy |."""
+    """A mass below that of any token leaves one token: the one with the least | -log p - entropy |."""
     output = ids_of(post(server, typical_p=1e-4, seed=1))
     logprobs = torch.log_softmax(rows_of(model, output), dim=-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1, keepdim=True)
@@ -200,7 +200,7 @@ def test_seed_repeats_the_draw(server: LaunchedServer) -> None:
     assert first["details"]["seed"] == 11
 
 
-# ---- details
+# ---- Details.
 
 
 def test_prompt_details_are_the_models_own_logprobs(server: LaunchedServer, model: LlamaForCausalLM) -> None:
@@ -256,7 +256,7 @@ def test_stop_string_ends_the_text_where_it_ends(server: LaunchedServer) -> None
     assert answer["details"]["finish_reason"] == "stop_sequence"
 
 
-# ---- the end of a sequence
+# ---- The end of a sequence.
 
 
 def test_end_token_ends_unless_told_otherwise(server: LaunchedServer) -> None:
@@ -269,7 +269,7 @@ def test_end_token_ends_unless_told_otherwise(server: LaunchedServer) -> None:
     assert END_ID not in ids_of(late)[:-1]
     never = post(server, logit_bias=bias, ignore_eos=True, max_new_tokens=8)
     assert (ids_of(never), never["details"]["finish_reason"]) == ([END_ID] * 8, "length")
-    # An end that lands on the limit is still the end.
+    # An end token at the limit counts as the end and not as the limit.
     assert post(server, logit_bias=bias, max_new_tokens=1)["details"]["finish_reason"] == "eos_token"
 
 

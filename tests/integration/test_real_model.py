@@ -1,4 +1,4 @@
-"""The demo model behind the whole system says what transformers says."""
+"""The demo model behind the whole system gives the tokens that transformers gives."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +26,13 @@ PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The demo model in transformers, in fp32; in one thread, because more threads wait for those of the server."""
+    """The demo model in transformers, in fp32 and one thread, because more threads wait for those of the server."""
 
     model: LlamaForCausalLM
     tokenizer: Any
 
     def logprobs(self, prompt: str, ids: tuple[int, ...]) -> torch.Tensor:
-        """[N, V] log-probabilities from which each of the N output ids was chosen."""
+        """Return the log-probabilities from which each of the N output ids was chosen, [N, V]."""
         prompt_ids = self.tokenizer(prompt)["input_ids"]
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -62,7 +62,7 @@ def test_capital_of_france_is_paris(real_server: LaunchedServer) -> None:
 def test_greedy_tokens_and_logprobs_are_those_of_transformers(
     real_server: LaunchedServer, reference: Reference, prompt: str
 ) -> None:
-    """Each token is the best one after the tokens before it, so that all of them are what a greedy search gives."""
+    """Each token is the best one after the tokens before it, so that together they are transformers' greedy output."""
     answer = generate(real_server, prompt, max_new_tokens=NUM_NEW_TOKENS)
     logprobs_NV = reference.logprobs(prompt, answer.ids)
     assert list(answer.ids) == logprobs_NV.argmax(dim=-1).tolist()
@@ -70,7 +70,7 @@ def test_greedy_tokens_and_logprobs_are_those_of_transformers(
     ends = [token_id in (end_ids if isinstance(end_ids, list) else [end_ids]) for token_id in answer.ids]
     assert not any(ends[:-1])
     assert len(answer.ids) == NUM_NEW_TOKENS or ends[-1]
-    # fp32, another order of summation in attention and in the normaliser.
+    # The tolerance is for fp32 with sums in another order, in attention and in the normaliser.
     expected = [float(logprobs_NV[position, token_id]) for position, token_id in enumerate(answer.ids)]
     assert answer.logprobs == pytest.approx(expected, abs=1e-3)
 
@@ -88,7 +88,7 @@ def test_second_use_of_a_long_prompt_comes_from_the_prefix_cache(
     hits_between = metric(real_server, "textmill_prefix_cache_hit_tokens")
     second = generate(real_server, prompt, max_new_tokens=4)
     assert int(first.headers["x-cached-prompt-tokens"]) == hits_between - hits_before == 0
-    # All blocks but the one in which a token has to be computed.
+    # All blocks are cached but the one in which a token must be computed.
     assert int(second.headers["x-cached-prompt-tokens"]) >= 1488
     assert metric(real_server, "textmill_prefix_cache_hit_tokens") - hits_between >= 1488
     assert second.ids == first.ids

@@ -1,4 +1,4 @@
-"""The step loop over a tiny random llama in float32, against what transformers' own `generate` gives."""
+"""The step loop over a tiny random llama in float32, compared with transformers' own `generate`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ BLOCK_SIZE = 4
 NUM_BLOCKS = 512
 NUM_SLOTS = 17
 NUM_NEW = 12
-TOLERANCE = 1e-4  # float32, another order of summation
+TOLERANCE = 1e-4  # for float32 with sums in another order
 
 FACTS = shard_facts(
     block_size=BLOCK_SIZE,
@@ -35,7 +35,7 @@ FACTS = shard_facts(
 
 
 def make_prompts(num_prompts: int, *, seed: int) -> list[list[int]]:
-    """Random prompts of 1 to 40 tokens."""
+    """Return random prompts of 1 to 40 tokens."""
     random = np.random.default_rng(seed)
     return [random.integers(0, VOCAB_SIZE, random.integers(1, 41)).tolist() for _ in range(num_prompts)]
 
@@ -63,7 +63,7 @@ def oracle(folder: Path) -> torch.nn.Module:
 
 
 def generate(oracle: torch.nn.Module, prompt: Sequence[int], num_new: int = NUM_NEW) -> list[int]:
-    """Greedy tokens of transformers."""
+    """Return transformers' greedy tokens."""
     with torch.inference_mode():
         tokens = oracle.generate(  # type: ignore[operator]
             torch.tensor([prompt]),
@@ -79,7 +79,7 @@ def generate(oracle: torch.nn.Module, prompt: Sequence[int], num_new: int = NUM_
 def request(
     slot: int, prompt: Sequence[int], *, num_new: int = NUM_NEW, sampling: SamplingParams | None = None
 ) -> Admit:
-    """A request with blocks of its own for all its tokens."""
+    """Return a request with blocks of its own for all its tokens."""
     first = slot * 30
     return Admit(
         request_id=1000 + slot,
@@ -95,7 +95,7 @@ def request(
 
 
 def run(runner: ModelRunner, *admits: Admit, budget: Budget | None = None) -> dict[int, list[int]]:
-    """Tokens by slot of these requests in an epoch of their own."""
+    """Run these requests in an epoch of their own, and return the tokens by slot."""
     with Shard(facts=FACTS, runner=runner) as shard:
         shard.send(admits=admits, budget=budget)
         return shard.run_to_end(*(admit.slot for admit in admits))
@@ -107,7 +107,7 @@ def test_greedy_tokens_are_those_of_transformers(runner: ModelRunner, oracle: to
 
 
 def generate_dry(oracle: torch.nn.Module, prompt: Sequence[int], params: SamplingParams, num_new: int) -> list[int]:
-    """Greedy tokens of transformers, whose scores lose what the definition of DRY says and gain the bias."""
+    """Return transformers' greedy tokens, with scores less the losses by DRY's definition, plus the bias."""
     tokens = list(prompt)
     with torch.inference_mode():
         for _ in range(num_new):
@@ -121,7 +121,7 @@ def generate_dry(oracle: torch.nn.Module, prompt: Sequence[int], params: Samplin
 
 def test_dry_ends_the_loops_that_greedy_tokens_run_into(runner: ModelRunner, oracle: torch.nn.Module) -> None:
     num_new = 60
-    # A random model seldom loops by itself; with one token that much likelier it says nothing else.
+    # A random model seldom loops by itself, but repeats a token for ever that gets so large a bias.
     plain = SamplingParams(logit_bias=((10, 15.0),))
     dry = replace(plain, dry_multiplier=1.0, dry_base=2.0, dry_allowed_length=2, dry_breaker_ids=(3, 4))
     prompts = PROMPTS[:3]
@@ -135,7 +135,7 @@ def test_dry_ends_the_loops_that_greedy_tokens_run_into(runner: ModelRunner, ora
 
 
 def longest_repetition(tokens: Sequence[int]) -> int:
-    """Tokens of the longest stretch that stands twice in a text; the two may overlap."""
+    """Return the length of the longest stretch that stands twice in a text. The two may overlap."""
     stretches = [
         size
         for size in range(1, len(tokens))
@@ -174,7 +174,7 @@ def test_reused_prefix_blocks_change_nothing(runner: ModelRunner, oracle: torch.
         shard.send(admits=[first])
         output = shard.run_to_end(0)[0]
         assert output == generate(oracle, prompt)
-        # A follow-up turn: all but the last sampled token of the first are in the blocks.
+        # A follow-up turn finds in the blocks all tokens of the first turn but the one sampled last.
         follow_up = [*prompt, *output, 5, 6]
         num_shared = (len(prompt) + NUM_NEW - 1) // BLOCK_SIZE
         second = request(1, follow_up)

@@ -1,4 +1,4 @@
-"""`textmill-shard serve` as processes: one rank and two ranks give the same tokens; ends are clean and say why."""
+"""`textmill-shard serve` as processes: one and two ranks give equal tokens, and ends are clean and give a reason."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_llama
 START_S = 90.0
 WAIT_S = 30.0
 
-# Without these options the channel backs off for many seconds while the shard has not made its socket yet.
+# Without these options the channel waits many seconds between its tries while the shard has no socket yet.
 QUICK_RECONNECT = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -110,7 +110,10 @@ def make_admit(slot: int, prompt: Sequence[int], *, prompt_logprobs_from: int | 
 
 
 def run_requests(rank0: Rank) -> tuple[dict[int, list[int]], list[float]]:
-    """Tokens by slot and the prompt log-probabilities of slot 2, with chunks, a drop and a late arrival on the way."""
+    """Run four requests in chunks, with a drop and a late arrival.
+
+    Returns the tokens by slot, and the prompt log-probabilities of slot 2.
+    """
     random = np.random.default_rng(5)
     prompts = [random.integers(0, VOCAB_SIZE, length).tolist() for length in (3, 30, 50, 7, 20)]
     outbox: SimpleQueue[pb.ToShard | None] = SimpleQueue()
@@ -139,7 +142,7 @@ def run_requests(rank0: Rank) -> tuple[dict[int, list[int]], list[float]]:
                 break
         call.cancel()
         outbox.put(None)
-    tokens.pop(3, None)  # dropped after a step or two, as it happened
+    tokens.pop(3, None)  # dropped after one or two steps
     return tokens, rated
 
 
@@ -159,14 +162,14 @@ def pair(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[lis
 def test_rule_24_two_ranks_give_the_tokens_of_one(alone: Rank, pair: list[Rank]) -> None:
     expected_tokens, expected_rated = run_requests(alone)
     assert {slot: len(found) for slot, found in expected_tokens.items()} == {0: 10, 1: 11, 2: 12, 4: 14}
-    for _ in range(2):  # the second time in a second epoch
+    for _ in range(2):  # the second run is a second epoch
         tokens, rated = run_requests_when_free(pair[0])
         assert tokens == expected_tokens
-        assert rated == pytest.approx(expected_rated, abs=1e-4)  # float32, sums in another order
+        assert rated == pytest.approx(expected_rated, abs=1e-4)  # in float32, with sums in another order
 
 
 def run_requests_when_free(rank0: Rank) -> tuple[dict[int, list[int]], list[float]]:
-    """The stream before may not be over yet for the shard."""
+    """Run the requests, and try again while the shard still holds the stream before."""
     deadline_s = time.monotonic() + WAIT_S
     while True:
         try:
@@ -176,7 +179,7 @@ def run_requests_when_free(rank0: Rank) -> tuple[dict[int, list[int]], list[floa
                 raise
 
 
-# The tests below end processes; two of them end those that the test above uses.
+# The tests below end processes, also those of the test above, which comes first for that reason.
 
 
 def assert_death_ends_the_other(started: list[Rank], victim: int) -> None:

@@ -28,7 +28,7 @@ PROMPT = [5, 3, 8, 1, 9]
 
 
 class Served:
-    """A shard behind its socket, and a channel to it."""
+    """A shard behind its socket, and a channel to the shard."""
 
     def __init__(self, folder: Path, *, facts: ShardFacts, gate: threading.Semaphore | None, lease_s: float) -> None:
         self.socket = folder / "shard.sock"
@@ -72,7 +72,7 @@ def serve(
 
 
 class Stream:
-    """The router's side of Run."""
+    """The router's side of the stream."""
 
     def __init__(self, stub: shard_pb2_grpc.ShardStub) -> None:
         self._outbox: SimpleQueue[pb.ToShard | None] = SimpleQueue()
@@ -87,7 +87,7 @@ class Stream:
         self._outbox.put(pb.ToShard(epoch=self.epoch, heartbeat=pb.Heartbeat()))
 
     def next(self, kind: str) -> pb.FromShard:
-        """The next message of this kind."""
+        """Read up to the next message of this kind, and return the message."""
         for message in self.call:
             if message.HasField(kind):
                 return message
@@ -100,7 +100,7 @@ class Stream:
         return found
 
     def end_code(self) -> grpc.StatusCode:
-        """Read to the end; gives its status."""
+        """Read to the end of the stream, and return its status."""
         try:
             for _ in self.call:
                 pass
@@ -254,7 +254,7 @@ def test_rule_21_a_cut_stream_makes_room_for_a_new_epoch(tmp_path: Path) -> None
 
 
 def reconnect(served: Served) -> Stream:
-    """The server notices a cut a moment later than the client makes it."""
+    """Try until the server has noticed the cut, which takes a moment."""
     while True:
         try:
             return Stream(served.stub)

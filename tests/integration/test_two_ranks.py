@@ -1,4 +1,4 @@
-"""Two shards answer what one answers, and each holds about half of the weights."""
+"""Two shards give the answers of one shard, and each holds about half of the weights."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ DIGITS = {"type": "regex", "value": "([0-9]{2}:){4,6}[a-f]{3}"}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Heads and KV heads divide by two; the layers weigh more than the embeddings."""
+    """Make a model whose heads and KV heads divide by two, with layers that weigh more than the embeddings."""
     return make_tiny_llama(
         tmp_path_factory.mktemp("two_ranks"), hidden=128, layers=4, heads=8, kv_heads=4, mlp=384, seed=3
     )
@@ -71,12 +71,12 @@ def test_two_ranks_give_the_tokens_of_one(
     assert together.ids == alone.ids
     if "grammar" in how:
         assert re.fullmatch(DIGITS["value"], together.text)
-    # fp32; the ranks' partial sums are added in another order.
+    # The tolerance is for fp32, because the partial sums of the ranks are added in another order.
     assert together.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
 
 
 def test_two_ranks_copy_a_prompt_to_its_further_sequences(two_ranks: LaunchedServer) -> None:
-    """20 tokens: a block is shared, three places are copied on both ranks, one token is computed."""
+    """Of 20 tokens, a further sequence shares a block, copies three places on both ranks, and computes one token."""
     how = {"max_new_tokens": NUM_NEW_TOKENS, "do_sample": True, "details": True}
     prompt = "Some twenty tokens."
     before = metric(two_ranks, "textmill_prompt_tokens_computed")
@@ -98,7 +98,7 @@ def test_each_rank_holds_at_most_60_percent_of_the_weights(
         assert 0 < facts.weight_bytes <= 0.6 * whole
 
 
-# The last test of the file, because the server that all share ends here.
+# This test is the last of the file, because it ends the server that all tests share.
 def test_death_of_rank_1_is_told_as_rank_1(two_ranks: LaunchedServer, two_rank_folder: Path) -> None:
     (rank_1,) = [child for child in two_ranks.children("textmill_shard") if _value(child.cmdline(), "--rank") == "1"]
     rank_1.kill()

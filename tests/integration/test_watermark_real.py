@@ -1,4 +1,4 @@
-"""The watermark in the demo model's text: found where it is, not found where it is not."""
+"""The watermark is found in the demo model's texts that have it, and not found in texts without it."""
 
 from dataclasses import replace
 from pathlib import Path

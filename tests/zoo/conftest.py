@@ -1,4 +1,4 @@
-"""All tests of the zoo run torch in one thread: tiny tensors are slower in more, and sums have one order."""
+"""Torch runs in one thread in all tests of the zoo, which is faster for tiny tensors and gives sums one order."""
 
 from collections.abc import Iterator
 

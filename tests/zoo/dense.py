@@ -1,4 +1,4 @@
-"""Flat rows without experts."""
+"""The flat rows of the zoo without experts."""
 
 from tests.zoo.entry import (
     ALL_ROTATES,

@@ -26,19 +26,19 @@ BLOCK_SIZE = 4
 NUM_BLOCKS = 64
 NUM_SLOTS = 4
 NUM_NEW = 5
-# The first two arrive together, the others when these have begun; no prompt but the second fits one chunk.
+# The first two prompts arrive together, the others when these have begun. Only the second prompt fits one chunk.
 PROMPT_LENGTHS = (37, 5, 50, 21)
 NUM_FIRST = 2
 CHUNK_TOKENS = 11
 BUDGET = Budget(max_step_tokens=NUM_SLOTS + 20, max_prefill_tokens=20, max_chunk_tokens=CHUNK_TOKENS)
-# Of each prompt, where there is an encoder; it reads its part in one step. The third fills one: the rest comes later.
+# Tokens of each prompt for the encoder, which reads them in one step. The third prompt fills a step of its own.
 ENCODER_LENGTHS = (30, 4, 44, 20)
 ENCODER_BUDGET = Budget(max_step_tokens=NUM_SLOTS + 44, max_prefill_tokens=44, max_chunk_tokens=CHUNK_TOKENS)
 
 
 @dataclass(slots=True)
 class RecordingRunner:
-    """The model as the step loop sees it; keeps the logits by first block and position."""
+    """A runner that passes all calls on and keeps the logits, by the first block of the request and the position."""
 
     runner: ModelRunner
     before_step: Callable[[int], None] = lambda number: None
@@ -74,7 +74,7 @@ class RecordingRunner:
 
 @dataclass(frozen=True, slots=True)
 class ZooModel:
-    """A tiny model on disk, and the same in memory as transformers runs it without any of ours."""
+    """A tiny model on disk, and the model in memory, which transformers runs without code of ours."""
 
     folder: Path
     reference: Any
@@ -82,10 +82,10 @@ class ZooModel:
 
 @dataclass(frozen=True, slots=True)
 class ZooResult:
-    """How far the engine was from transformers."""
+    """The difference between the engine and transformers, and the kinds of steps that ran."""
 
     layout: str
-    difference: float  # largest of a logit, relative to the largest logit
+    difference: float  # the largest difference of a logit, relative to the largest logit
     num_steps: int
     num_mixed_steps: int
     num_two_sided_steps: int
@@ -109,7 +109,7 @@ def load_zoo_model(model: ZooModel, *, native_cache_dir: Path | None) -> ModelRu
 
 
 def run_zoo_model(model: ZooModel, runner: ModelRunner) -> ZooResult:
-    """Four requests through the engine; every sampled row is compared with the uncached forward of its text."""
+    """Run four requests, and compare every sampled row with transformers' uncached forward pass of the row's text."""
     runner.allocate_kv(NUM_BLOCKS)
     recorder = RecordingRunner(runner)
     prompts = prompts_of_zoo()
@@ -150,7 +150,7 @@ def run_zoo_model(model: ZooModel, runner: ModelRunner) -> ZooResult:
 
 
 def prompts_of_zoo() -> list[list[int]]:
-    """The same for every row."""
+    """Return the prompts, which are equal for every row of the zoo."""
     random = np.random.default_rng(5)
     return [random.integers(0, VOCAB_SIZE, length).tolist() for length in PROMPT_LENGTHS]
 
@@ -160,7 +160,10 @@ def budget_of(runner: ModelRunner) -> Budget:
 
 
 def reference_logits(reference: Any, tokens: Sequence[int], *, num_read: int = 0) -> torch.Tensor:
-    """`[T, V]` of the whole text in one forward without a cache; behind the `num_read` tokens for an encoder."""
+    """Return the logits `[T, V]` of a text by one forward pass without a cache.
+
+    With an encoder, T counts the tokens behind the `num_read` tokens that the encoder reads.
+    """
     text = torch.tensor([tokens])
     inputs = (
         {"input_ids": text[:, :num_read], "decoder_input_ids": text[:, num_read:]} if num_read else {"input_ids": text}
@@ -173,7 +176,7 @@ def reference_logits(reference: Any, tokens: Sequence[int], *, num_read: int = 0
 def make_admit(
     slot: int, prompt: Sequence[int], block_ids: Any, *, output: Sequence[int] = (), rope_border: int | None = None
 ) -> Admit:
-    """A request of NUM_NEW greedy tokens."""
+    """Return a request for NUM_NEW greedy tokens."""
     return Admit(
         request_id=100 + slot,
         slot=slot,

@@ -1,9 +1,9 @@
-"""Rows with an encoder."""
+"""The rows of the zoo with an encoder."""
 
 from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
 from tests.zoo.entry import VOCAB_SIZE, WEIGHT_SPREAD, ZooEntry
 
-# Relative positions end at 24 tokens: the longest texts go beyond.
+# Relative positions end at 24 tokens, and the longest texts go beyond.
 SMALL_T5 = {
     "vocab_size": VOCAB_SIZE,
     "d_model": 64,

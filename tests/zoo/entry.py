@@ -1,4 +1,4 @@
-"""What a row of the zoo says, and what the tiny configs share."""
+"""The form of a row of the zoo, and the values that the tiny configs share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,33 +7,33 @@ from typing import Any
 from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
 
 VOCAB_SIZE = 320
-WINDOW = 12  # tokens; the longest prompts are four times that
+WINDOW = 12  # tokens; the longest prompts are four times as long
 CHUNK = 16  # tokens, of chunked attention
-# Logits relative to the largest one, fp32: sums are taken in another order.
+# Difference of logits relative to the largest logit, in fp32, because sums are taken in another order.
 TOLERANCE = 2e-5
-# Larger than the usual 0.02: small random models answer with nearly flat logits otherwise, and hide differences.
+# With the usual 0.02, small random models would give nearly flat logits, which hide differences.
 WEIGHT_SPREAD = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class ZooEntry:
-    """One architecture. `config` are the fields of its tiny model."""
+    """One architecture. `config` has the fields of its tiny model's config."""
 
     name: str
     config: Mapping[str, Any]
-    known_for: str  # what the tiny config has switched on
+    known_for: str  # the features that the tiny config switches on
     model_type: str = ""  # of config.json; the name when empty
     layout: str = "flat"
     tolerance: float = TOLERANCE
     reason: str = ""  # why the tolerance is looser than TOLERANCE
     rope_border: int | None = None  # tokens; requests of more take the long rotary table
     attention: str = "eager"  # transformers' implementation that the reference runs with
-    longest_text: int | None = None  # tokens; the reference sees one first, so that its dynamic table is that of it
-    # What of `known_for` can be switched off: each of these changes of the config must change the logits.
+    longest_text: int | None = None  # tokens; the reference first reads such a text, which fixes its dynamic table
+    # Changes of the config that each switch off a feature of `known_for`, and so must change the logits.
     neutral: tuple[Mapping[str, Any], ...] = ()
-    has_experts: bool = False  # each request goes to several in every layer of experts
+    has_experts: bool = False  # the tokens of each request go to several experts in every layer of experts
     is_hybrid: bool = False  # layers with a state and layers with keys and values
-    num_layers_sharing_kv: int = 0  # layers that read what another one stored
+    num_layers_sharing_kv: int = 0  # layers that read the keys and values of another layer
     has_uneven_widths: bool = False  # keys are wider than values
 
     @property

@@ -1,4 +1,4 @@
-"""Flat rows whose tokens go to some of several experts."""
+"""The flat rows of the zoo whose tokens go to some of several experts."""
 
 from tests.zoo.entry import ALL_ROTATES, CHUNK, MULTI_HEAD, NO_WINDOW, SMALL, WINDOW, ZooEntry
 

@@ -1,6 +1,6 @@
-"""What a flat step must not do: wait for values of tensors, or gather whole contexts out of the paged cache."""
+"""Notes the operations that a flat step must not do: reads of values on the host, and gathers of whole contexts."""
 
-# aten names without overload
+# The names are aten's, without the overload.
 
 from collections.abc import Collection
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Each needs a tensor's values on the host: to choose a branch or to know a shape. In inference mode the composite ones
+# Each operation needs a tensor's values on the host, for a branch or a shape. In inference mode composite operations
 # come under their own names.
 HOST_READS = frozenset(
     {
@@ -16,13 +16,13 @@ HOST_READS = frozenset(
         *("nonzero", "nonzero_numpy", "argwhere", "masked_select", "unique_dim", "_unique2", "bincount"),
     }
 )
-# Writes of the step's own K and V.
+# These write the step's own K and V.
 _WRITES = frozenset({"index_copy_"})
 _VIEWS = frozenset({"view", "_unsafe_view", "flatten", "slice", "select", "alias", "detach", "transpose", "as_strided"})
 
 
 class FlatOps(TorchDispatchMode):
-    """Within, notes what is forbidden; `pools` are the K and V tensors."""
+    """A mode that notes forbidden operations. `pools` are the K and V tensors."""
 
     def __init__(self, pools: Collection[torch.Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rows with attention code of their own."""
+"""The rows of the zoo with attention code of their own."""
 
 from tests.zoo.entry import SMALL, SMALL_GPT, WEIGHT_SPREAD, WINDOW, ZooEntry
 
@@ -27,7 +27,7 @@ PADDED = (
         "one key/value head, alibi",
         model_type="falcon",
         layout="padded",
-        attention="sdpa",  # the eager one of transformers 5.23 adds alibi twice, in the mask and in the scores
+        attention="sdpa",  # eager attention of transformers 5.23 adds alibi twice, in mask and scores
         neutral=({"alibi": False},),
     ),
     ZooEntry(

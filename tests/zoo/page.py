@@ -1,4 +1,4 @@
-"""Writes docs/models.md: runs the zoo and prints its table. `python -m tests.zoo.page > docs/models.md`."""
+"""Runs the zoo and prints its table, for docs/models.md: `python -m tests.zoo.page > docs/models.md`."""
 
 import sys
 import tempfile
@@ -50,7 +50,7 @@ DeepSeek-V3.2).
 
 
 def describe(entry: ZooEntry) -> str:
-    """The cells of a row that do not depend on a run."""
+    """Return the cells of a row that do not depend on a run."""
     bound = f"{entry.tolerance:.0e}" + (f": {entry.reason}" if entry.reason else "")
     return f"| {entry.name} | `{entry.type_of_config}` | {entry.layout} | {entry.known_for} | {bound} |"
 

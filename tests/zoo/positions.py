@@ -1,11 +1,11 @@
-"""Flat rows whose rotary tables depend on how long a text is."""
+"""The flat rows of the zoo whose rotary tables depend on the length of the text."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from tests.zoo.entry import SMALL, ZooEntry
 
-BORDER = 30  # tokens, prompt and output: two of the four requests lie on each side
+BORDER = 30  # prompt and output tokens; two of the four requests lie on each side
 LONG_ROPE: Mapping[str, Any] = {
     "max_position_embeddings": 512,
     "original_max_position_embeddings": BORDER,
@@ -21,7 +21,7 @@ PHIMOE_ROPE = {**LONG_ROPE["rope_scaling"], "short_mscale": 1.1, "long_mscale": 
 
 
 def one_table(rope: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """The long table for all, then the short one for all: the first changes short texts, the second long ones."""
+    """Return two changes of a config: the long table for all texts, and the short table for all texts."""
     return tuple(
         {"rope_scaling": {**rope, "short_factor": factor, "long_factor": factor}}
         for factor in (rope["long_factor"], rope["short_factor"])
@@ -49,7 +49,7 @@ LONG_POSITIONS = (
         "longrope with a scale per side",
         model_type="phimoe",
         rope_border=BORDER,
-        # Its code takes one table for all texts; the sides differ by their scale alone.
+        # The model's code takes one table for all texts, and the two sides differ by their scale alone.
         neutral=tuple(
             {"rope_scaling": {**PHIMOE_ROPE, **same}} for same in ({"long_mscale": 1.1}, {"short_mscale": 1.4})
         ),

@@ -1,4 +1,4 @@
-"""Tiny configs of any model type, made by the names of the config's fields: for types that have no row in the zoo."""
+"""Makes tiny configs by the names of the config's fields, for model types that have no row in the zoo."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
 from tests.zoo.entry import VOCAB_SIZE, WINDOW
 
 NUM_LAYERS = 4
-# Less than the zoo's: some of these types are deep for their number of layers, and lose all digits with more.
+# Less than the zoo's, because some of these types are deep for their number of layers and would lose all digits.
 WEIGHT_SPREAD = 0.15
 
 _FIELDS: tuple[tuple[Any, str], ...] = (
@@ -43,7 +43,7 @@ _FIELDS: tuple[tuple[Any, str], ...] = (
     (WEIGHT_SPREAD, "initializer_range init_std emb_init_std"),
 )
 _VALUES = {name: value for value, names in _FIELDS for name in names.split()}
-# Unset means something: such a field stays unset.
+# Fields that stay unset, because the missing value has a meaning.
 _KEEP_UNSET = frozenset({"sliding_window", "n_inner", "q_lora_rank", "head_dim", "index_head_dim"})
 _PARTS = frozenset({"text_config", "decoder", "encoder", "vision_config", "audio_config", "depth_decoder_config"})
 _KINDS_OF_LAYERS = frozenset({"layer_types", "layers_block_type"})
@@ -52,7 +52,7 @@ _AS_MANY_KEY_HEADS = {"num_key_value_heads": 4}
 _DECODER = {"is_decoder": True}
 _PLAIN_ROPE = {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [4, 2, 2]}
 _SPARSE = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 16}
-# What the names do not tell.
+# Values that do not follow from the names of fields.
 _CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa"), _AS_MANY_KEY_HEADS),
     **dict.fromkeys(("kimi_linear", "longcat_flash", "minicpm3", "youtu"), _AS_MANY_KEY_HEADS),
@@ -83,7 +83,7 @@ _CORRECTIONS: Mapping[str, Mapping[str, Any]] = {
 
 
 def tiny_config(model_type: str) -> Any:
-    """Raises whatever the config class raises at values that do not fit each other."""
+    """Return a tiny config. Raises the errors of the config class, for values that do not fit each other."""
     fields = _shrink(AutoConfig.for_model(model_type).to_dict())
     return AutoConfig.for_model(model_type, **_merge(fields, _CORRECTIONS.get(model_type, {})))
 

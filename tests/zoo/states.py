@@ -1,4 +1,4 @@
-"""Rows with layers that carry a state from token to token."""
+"""The rows of the zoo whose layers carry a state from token to token."""
 
 from tests.zoo.entry import SMALL, ZooEntry
 from tests.zoo.experts import MANY_EXPERTS

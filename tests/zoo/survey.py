@@ -1,5 +1,7 @@
-"""Goes over the causal language models that transformers knows and the zoo does not list: each is served with the
-logits of transformers, or refused at the start. `python -m tests.zoo.survey > docs/other_models.md`.
+"""Tries the causal language models that transformers knows and the zoo does not list.
+
+Each must be served with the logits of transformers, or be refused at the start. The page is written by
+`python -m tests.zoo.survey > docs/other_models.md`.
 """
 
 import re
@@ -26,7 +28,7 @@ from tests.zoo.entry import VOCAB_SIZE
 from tests.zoo.shrink import tiny_config
 from tests.zoo.table import ZOO
 
-# Logits relative to the largest one; looser than the zoo's, since nobody has chosen these configs with care.
+# Difference relative to the largest logit, larger than the zoo's, because no one has chosen these configs with care.
 TOLERANCE = 5e-5
 MAX_PARAMETERS = 20_000_000
 MAX_WORDS = 300  # characters of a reason on the page
@@ -45,7 +47,7 @@ made as decoders (`is_decoder`); types with images or sound run on text alone.
 
 
 class Outcome(Enum):
-    """What became of a type. The last two are faults of ours."""
+    """The outcome of a type. The last two outcomes are faults of Textmill."""
 
     SERVED = "served"
     REFUSED = "refused"
@@ -56,7 +58,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome with the layout, the reason or the error."""
+    """The outcome, with the layout, the reason or the error."""
 
     outcome: Outcome
     words: str
@@ -69,7 +71,7 @@ def other_types() -> list[str]:
 
 
 def survey(model_type: str) -> Verdict:
-    """Makes the model in a folder that is gone afterwards."""
+    """Make the model in a temporary folder, try to serve it, and return the verdict."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
@@ -95,7 +97,7 @@ def survey(model_type: str) -> Verdict:
 
 
 def _cached_difference(model: Any, num_cached: int = 30, num_tokens: int = 50) -> float:
-    """How far transformers with its own cache, token by token, is from transformers without."""
+    """Return the difference between transformers with its own cache, token by token, and transformers without."""
     ids = torch.randint(0, VOCAB_SIZE, (1, num_tokens), generator=torch.Generator().manual_seed(0))
     expected_TV = reference_logits(model, ids[0].tolist())
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))

@@ -1,4 +1,4 @@
-"""The zoo: one tiny random model per architecture that is served. Each exercises what its model is known for."""
+"""The zoo: one tiny random model per architecture that is served, with the features for which its model is known."""
 
 from tests.zoo.dense import DENSE
 from tests.zoo.encoders import ENCODERS

@@ -1,4 +1,4 @@
-"""The flat path by native kernels: no operation of a step waits for a tensor's values, none gathers contexts."""
+"""With native kernels no operation of a flat step waits for a tensor's values, and none gathers contexts."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.zoo.entry import ZooEntry
 from tests.zoo.flat_ops import FlatOps
 from tests.zoo.table import FLAT
 
-# Modelling code that waits for values itself; on a GPU these cost a wait per layer or step.
+# Modelling code that reads values on the host by itself, which on a GPU costs a wait per layer or step.
 KNOWN_HOST_READS = {
     "gemma3n": "layers with sparse activations make a torch.distributions.Normal, which checks its arguments",
     "gpt2": "transformers looks for padding in the ids, to warn of a missing mask",
@@ -22,7 +22,7 @@ KNOWN_HOST_READS = {
 
 
 def watch(runner: ModelRunner) -> FlatOps:
-    """A step of one chunk and one decode, its operations noted."""
+    """Run a step of one chunk and one decode, and return its noted operations."""
     driver = PagedDriver(runner, num_blocks=32)
     _, short, long, _ = prompts_of_zoo()
     chunked, decoding = driver.start(long, max_new_tokens=1), driver.start(short, max_new_tokens=1)

@@ -1,6 +1,6 @@
-"""Each row of the zoo exercises what it says: by what transformers' own models do with the prompts of the zoo.
+"""Each row of the zoo exercises the features that it names, as transformers' own models show on the zoo's prompts.
 
-Kinds of layer, widths and sides of the border are looked at where the rows run, in `test_zoo.py`.
+`test_zoo.py` checks the kinds of layers, the widths and the sides of the border, because the rows run there.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from tests.zoo.drive import CHUNK_TOKENS, prompts_of_zoo, reference_logits
 from tests.zoo.entry import CHUNK, TOLERANCE, WINDOW, ZooEntry
 from tests.zoo.table import ZOO
 
-# A feature that is switched off shows this clearly, or the comparison of the zoo would hardly see it.
+# The least difference that a switched-off feature must make, so that the comparison of the zoo sees the feature.
 CLEARLY = 100 * TOLERANCE
 PROMPTS = prompts_of_zoo()
 
@@ -43,7 +43,7 @@ def test_prompts_are_longer_than_windows_and_chunks_on_both_sides() -> None:
 
 @of_rows("neutral")
 def test_logits_change_when_a_feature_is_switched_off(entry: ZooEntry) -> None:
-    """Of the longest and of the shortest prompt together: long tables change the one, short ones the other."""
+    """Long rotary tables change the longest prompt and short tables the shortest, so both prompts are compared."""
     texts = (max(PROMPTS, key=len), min(PROMPTS, key=len))
     whole = make_reference(entry)
     if entry.longest_text is not None:
@@ -67,7 +67,7 @@ def test_each_request_goes_to_several_experts_in_every_layer(entry: ZooEntry) ->
 
 
 def experts_of(model: nn.Module, prompt: list[int]) -> dict[str, set[int]]:
-    """The experts that a prompt goes to, by layer of experts."""
+    """Return the experts to which the tokens of a prompt go, by layer of experts."""
     chosen: dict[str, set[int]] = {}
 
     def note(name: str, ids: torch.Tensor) -> None:
@@ -78,7 +78,7 @@ def experts_of(model: nn.Module, prompt: list[int]) -> dict[str, set[int]]:
         kind = type(module).__name__
         if kind.endswith("Experts") and kind != "Llama4TextExperts":
             handles.append(module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[1])))
-        elif kind == "Llama4Router":  # its experts compute all tokens and are told weights alone
+        elif kind == "Llama4Router":  # its experts compute all tokens and get weights alone
             handles.append(module.register_forward_hook(lambda _, __, out, name=name: note(name, out[1].argmax(-1))))
     reference_logits(model, prompt)
     for handle in handles:

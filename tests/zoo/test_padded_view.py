@@ -1,4 +1,4 @@
-"""The padded view: contexts of uneven length beside each other, over blocks that others have used before."""
+"""The padded view of contexts of uneven lengths, over blocks that other requests have used before."""
 
 from pathlib import Path
 

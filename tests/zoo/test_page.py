@@ -1,4 +1,4 @@
-"""docs/models.md is the zoo's table."""
+"""docs/models.md holds the zoo's table."""
 
 from pathlib import Path
 

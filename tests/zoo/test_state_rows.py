@@ -1,4 +1,4 @@
-"""Layers that carry state: a slot's row belongs to its occupant, from its first token to its last."""
+"""The state row of a slot belongs to the slot's occupant, from the occupant's first token to its last."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def one_thread() -> None:
 
 
 def greedy(reference: torch.nn.Module, prompt: list[int]) -> list[int]:
-    """What transformers says without a cache."""
+    """Return transformers' greedy tokens, computed without a cache."""
     tokens = list(prompt)
     for _ in range(NUM_NEW):
         tokens.append(int(reference_logits(reference, tokens)[-1].argmax()))

@@ -1,4 +1,4 @@
-"""Types of models that the zoo does not list: served with the right logits, or refused with a reason."""
+"""Types of models that the zoo does not list are served with the right logits, or refused with a reason."""
 
 import re
 from pathlib import Path
@@ -33,8 +33,8 @@ def test_no_type_is_served_with_wrong_logits_or_ends_in_a_crash() -> None:
     ("model_type", "outcome", "words"),
     [
         ("bert", Outcome.SERVED, "flat"),
-        ("whisper", Outcome.SERVED, "flat"),  # its head gives logits of all tokens whatever it is asked for
-        ("nemotron_h", Outcome.SERVED, "state"),  # layers of experts alone, that keep nothing
+        ("whisper", Outcome.SERVED, "flat"),  # its head always gives the logits of all tokens
+        ("nemotron_h", Outcome.SERVED, "state"),  # has layers of experts, which keep no state
         ("gpt_neox_japanese", Outcome.REFUSED, "their code fails"),
         ("roberta", Outcome.REFUSED, "logits differ from those computed alone"),
         ("rwkv", Outcome.REFUSED, "only 0 keep keys and values"),

@@ -1,4 +1,4 @@
-"""Every architecture of the zoo through the real step loop, against transformers' uncached eager forward in fp32."""
+"""Every architecture of the zoo through the real step loop, compared with transformers' uncached forward in fp32."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def test_engine_gives_the_uncached_logits_of_transformers(entry: ZooEntry, tmp_p
         assert bool(specs and runner.facts.state_bytes) == entry.is_hybrid
         assert any(spec.key_dim > spec.value_dim for spec in specs) == entry.has_uneven_widths
         result = run_zoo_model(model, runner)
-        # An encoder's part is not cut: the prompts are through in fewer steps.
+        # The tokens for an encoder are not cut, so the prompts take fewer steps.
         assert result.num_mixed_steps >= (2 if entry.layout == "encoder_decoder" else 3)
         assert (result.num_two_sided_steps >= 3) == (entry.rope_border is not None)
         assert result.difference <= entry.tolerance

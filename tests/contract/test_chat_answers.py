@@ -65,19 +65,23 @@ def test_chunks_of_a_stream(client: httpx.Client) -> None:
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert all(chunk["object"] == "chat.completion.chunk" for chunk in chunks)
     assert all(chunk["model"] == "fake/model" and chunk["system_fingerprint"] and chunk["created"] for chunk in chunks)
-    assert [chunk["choices"] for chunk in chunks] == [
-        [{"index": 0, "delta": {"role": "assistant", "content": "a"}, "logprobs": None, "finish_reason": None}],
+    assert [chunk["choices"] for chunk in chunks] == [  # as in the stream that OpenAI publishes
+        [{"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}],
+        [{"index": 0, "delta": {"content": "a"}, "logprobs": None, "finish_reason": None}],
         [{"index": 0, "delta": {"content": "b"}, "logprobs": None, "finish_reason": None}],
-        [{"index": 0, "delta": {"content": "c"}, "logprobs": None, "finish_reason": "length"}],
+        [{"index": 0, "delta": {"content": "c"}, "logprobs": None, "finish_reason": None}],
+        [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}],
     ]
 
 
 def test_usage_is_one_last_chunk_when_asked(client: httpx.Client) -> None:
     chunks = stream(client, stream_options={"include_usage": True})
-    assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * 3
+    assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * 5
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["completion_tokens"] == 3
-    assert all(chunk["choices"] for chunk in stream(client, stream_options=None))
+    for options in (None, {}, {"include_usage": False}):
+        chunks = stream(client, stream_options=options)
+        assert all(chunk["choices"] and "usage" not in chunk for chunk in chunks)
 
 
 def test_headers(client: httpx.Client) -> None:

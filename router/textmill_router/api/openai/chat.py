@@ -133,7 +133,8 @@ class _Work:
         return await start_all(stack, self._backend, requests, options)
 
     def _chunks(self, index: int) -> ChatChunks:
-        return ChatChunks(self._envelope, index, self._form.new_reader(), self._new_logprobs())
+        has_usage = self._body.wants_usage_event
+        return ChatChunks(self._envelope, index, self._form.new_reader(), self._new_logprobs(), has_usage=has_usage)
 
     def _choice(self, result: GenerationResult) -> Choice:
         reader = self._form.new_reader()

@@ -78,9 +78,21 @@ class ShownLogprobs:
 
 
 class ChatChunks:
-    """Writes the chunks of one choice. Only what changes is encoded per token."""
+    """Writes the chunks of one choice. Only what changes is encoded per token.
 
-    def __init__(self, envelope: Envelope, index: int, reader: TextReader, logprobs: ShownLogprobs | None) -> None:
+    The first chunk has the role and no text, and the last chunk has the finish reason alone, as at OpenAI. Chunks have
+    a `usage`, which is null, where the stream ends with a chunk of usage.
+    """
+
+    def __init__(
+        self,
+        envelope: Envelope,
+        index: int,
+        reader: TextReader,
+        logprobs: ShownLogprobs | None,
+        *,
+        has_usage: bool = False,
+    ) -> None:
         self._head = (
             f'data: {{"id":{_quote(envelope.id)},"object":"chat.completion.chunk","created":{envelope.created},'
             f'"model":{_quote(envelope.model)},"system_fingerprint":{_quote(envelope.system_fingerprint)},'
@@ -88,11 +100,12 @@ class ChatChunks:
         )
         self._reader = reader
         self._logprobs = logprobs
-        self._role = '"role":"assistant",'  # "" once it has been sent
+        self._tail = ',"usage":null}\n\n' if has_usage else "}\n\n"
+        self._is_first = True
         self._has_tool_calls = False
 
     def encode(self, events: list[TokenEvent]) -> bytes:
-        """The chunks that these events make, possibly none; with the last event the finish reason."""
+        """The chunks that these events make, possibly none; after the last event one more, with the finish reason."""
         text = "".join([event.released_text for event in events])
         deltas = self._reader.push(text) if text else []
         result = events[-1].result
@@ -101,38 +114,39 @@ class ChatChunks:
         entries = [] if self._logprobs is None else self._logprobs.push(events)
         if not deltas and not entries and result is None:
             return b""
-        bodies = [self._delta(delta) for delta in merge(deltas)] or [self._empty_delta()]
-        chunks = [self._chunk(body, [], "null") for body in bodies[:-1]]
-        reason = "null" if result is None else f'"{self._finish_reason(result)}"'
-        chunks.append(self._chunk(bodies[-1], entries, reason))
+        bodies = [self._delta(delta) for delta in merge(deltas)]
+        if entries and not bodies:
+            bodies.append('{"content":""}')
+        chunks = [self._chunk(body) for body in bodies[:-1]]
+        chunks += [self._chunk(body, entries) for body in bodies[-1:]]
+        if self._is_first:
+            self._is_first = False
+            content = "null" if deltas and isinstance(deltas[0], ToolCallStart) else '""'
+            chunks.insert(0, self._chunk(f'{{"role":"assistant","content":{content}}}'))
+        if result is not None:
+            chunks.append(self._chunk("{}", reason=f'"{self._finish_reason(result)}"'))
         return "".join(chunks).encode("utf-8", "replace")
 
-    def _chunk(self, delta: str, entries: list[TokenLogprob], reason: str) -> str:
+    def _chunk(self, delta: str, entries: Sequence[TokenLogprob] = (), reason: str = "null") -> str:
         logprobs = "null"
         if entries:
             logprobs = f'{{"content":{msgspec.json.encode(entries).decode()},"refusal":null}}'
-        return f'{self._head}{delta},"logprobs":{logprobs},"finish_reason":{reason}}}],"usage":null}}\n\n'
+        return f'{self._head}{delta},"logprobs":{logprobs},"finish_reason":{reason}}}]{self._tail}'
 
     def _delta(self, delta: Delta) -> str:
-        role, self._role = self._role, ""
         match delta:
             case ContentText(text):
-                return f'{{{role}"content":{_quote(text)}}}'
+                return f'{{"content":{_quote(text)}}}'
             case ReasoningText(text):
-                return f'{{{role}"reasoning_content":{_quote(text)}}}'
+                return f'{{"reasoning_content":{_quote(text)}}}'
             case ToolCallStart(index, call_id, name):
                 self._has_tool_calls = True
-                content = '"content":null,' if role else ""
                 return (
-                    f'{{{role}{content}"tool_calls":[{{"index":{index},"id":{_quote(call_id)},"type":"function",'
+                    f'{{"tool_calls":[{{"index":{index},"id":{_quote(call_id)},"type":"function",'
                     f'"function":{{"name":{_quote(name)},"arguments":""}}}}]}}'
                 )
             case ToolArguments(index, text):
                 return f'{{"tool_calls":[{{"index":{index},"function":{{"arguments":{_quote(text)}}}}}]}}'
-
-    def _empty_delta(self) -> str:
-        role, self._role = self._role, ""
-        return f'{{{role}"content":""}}' if role else "{}"
 
     def _finish_reason(self, result: GenerationResult) -> str:
         return finish_reason(result, has_tool_calls=self._has_tool_calls, is_in_call=self._reader.is_in_call)

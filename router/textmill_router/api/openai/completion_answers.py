@@ -177,10 +177,20 @@ def whole_choice(
 
 
 class CompletionChunks:
-    """Writes the chunks of one choice. Only what changes is encoded per token."""
+    """Writes the chunks of one choice. Only what changes is encoded per token.
+
+    The last chunk has the finish reason and no text, as at OpenAI. Chunks have a `usage`, which is null, where the
+    stream ends with a chunk of usage.
+    """
 
     def __init__(
-        self, envelope: Envelope, index: int, form: ChoiceForm, prompt_tokens: Callable[[], Sequence[PromptToken]]
+        self,
+        envelope: Envelope,
+        index: int,
+        form: ChoiceForm,
+        prompt_tokens: Callable[[], Sequence[PromptToken]],
+        *,
+        has_usage: bool = False,
     ) -> None:
         self._head = (
             f'data: {{"id":{_quote(envelope.id)},"object":"text_completion","created":{envelope.created},'
@@ -190,10 +200,11 @@ class CompletionChunks:
         self._form = form
         self._prompt_tokens = prompt_tokens  # to be asked once a token has come
         self._logprobs = None if form.new_logprobs is None else form.new_logprobs()
+        self._tail = ',"usage":null}\n\n' if has_usage else "}\n\n"
         self._is_first = True
 
     def encode(self, events: list[TokenEvent]) -> bytes:
-        """The chunk that these events make, possibly none; with the last event the finish reason."""
+        """The chunk that these events make, possibly none; after the last event one more, with the finish reason."""
         form = self._form
         text = "".join([event.released_text for event in events]) if form.has_output else ""
         if self._is_first and form.echoes:
@@ -208,12 +219,12 @@ class CompletionChunks:
             entries = self._logprobs.take()
             shown = msgspec.json.encode(entries).decode() if entries.tokens else "null"
         result = events[-1].result
-        if not text and shown == "null" and result is None:
-            return b""
-        reason = "null"
+        chunk = ""
+        if text or shown != "null":
+            chunk = f'{self._head}{_quote(text)},"logprobs":{shown},"finish_reason":null}}]{self._tail}'
         if result is not None:
-            reason = f'"{FINISH_REASONS[result.finish_reason] if form.has_output else "length"}"'
-        chunk = f'{self._head}{_quote(text)},"logprobs":{shown},"finish_reason":{reason}}}],"usage":null}}\n\n'
+            reason = FINISH_REASONS[result.finish_reason] if form.has_output else "length"
+            chunk += f'{self._head}"","logprobs":null,"finish_reason":"{reason}"}}]{self._tail}'
         return chunk.encode("utf-8", "replace")
 
 

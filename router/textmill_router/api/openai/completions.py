@@ -227,7 +227,11 @@ class _Work:
         return [
             # The first sequence of a prompt has its log-probabilities before any other has a token.
             CompletionChunks(
-                self._envelope, index, self._form(prompts[index // n]), generations[index - index % n].prompt_tokens
+                self._envelope,
+                index,
+                self._form(prompts[index // n]),
+                generations[index - index % n].prompt_tokens,
+                has_usage=self._asked.body.wants_usage_event,
             )
             for index in range(len(generations))
         ]

@@ -168,7 +168,7 @@ class ChatCompletionChunk(msgspec.Struct):
     model: str
     system_fingerprint: str
     choices: list[ChatCompletionChoice]
-    usage: Usage | None
+    usage: Usage | UnsetType | None = UNSET  # of a stream with `include_usage`
 
 
 class CompletionChunkChoice(msgspec.Struct):
@@ -189,7 +189,7 @@ class CompletionChunk(msgspec.Struct):
     model: str
     system_fingerprint: str
     choices: list[CompletionChunkChoice]
-    usage: Usage | None
+    usage: Usage | UnsetType | None = UNSET  # of a stream with `include_usage`
 
 
 class JsonSchemaConfig(msgspec.Struct):

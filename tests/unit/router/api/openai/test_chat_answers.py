@@ -36,10 +36,13 @@ def chunks(data: bytes) -> list[dict[str, Any]]:
     return [json.loads(part.removeprefix("data: ")) for part in parts[:-1]]
 
 
+ROLE = {"role": "assistant", "content": ""}  # the first chunk of OpenAI's published stream
+
+
 def test_events_that_waited_are_one_chunk() -> None:
     """A client that reads slowly gets all text since its last read at once."""
     writer = ChatChunks(ENVELOPE, 2, PlainReader(), None)
-    [chunk] = chunks(writer.encode([event(104, "h"), event(105, 'i"\n'), event(106, "\u2028😀")]))
+    [first, chunk] = chunks(writer.encode([event(104, "h"), event(105, 'i"\n'), event(106, "\u2028😀")]))
     assert chunk == {
         "id": "chatcmpl-1",
         "object": "chat.completion.chunk",
@@ -49,23 +52,33 @@ def test_events_that_waited_are_one_chunk() -> None:
         "choices": [
             {
                 "index": 2,
-                "delta": {"role": "assistant", "content": 'hi"\n\u2028😀'},
+                "delta": {"content": 'hi"\n\u2028😀'},
                 "logprobs": None,
                 "finish_reason": None,
             }
         ],
-        "usage": None,
     }
-    [chunk] = chunks(writer.encode([event(97, "a"), event(END_ID, "<|end|>", "", FinishReason.EOS)]))
+    assert first == {
+        **chunk,
+        "choices": [{"index": 2, "delta": ROLE, "logprobs": None, "finish_reason": None}],
+    }
+    [chunk, last] = chunks(writer.encode([event(97, "a"), event(END_ID, "<|end|>", "", FinishReason.EOS)]))
     assert chunk["choices"][0]["delta"] == {"content": "a"}
-    assert chunk["choices"][0]["finish_reason"] == "stop"
+    assert chunk["choices"][0]["finish_reason"] is None
+    assert last["choices"] == [{"index": 2, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
+
+
+def test_chunks_have_a_usage_where_the_stream_ends_with_one() -> None:
+    writer = ChatChunks(ENVELOPE, 0, PlainReader(), None, has_usage=True)
+    found = chunks(writer.encode([event(97, "a", None, FinishReason.LENGTH)]))
+    assert [chunk["usage"] for chunk in found] == [None] * 3  # role, text, reason
 
 
 def test_nothing_is_written_while_nothing_may_be_shown() -> None:
     writer = ChatChunks(ENVELOPE, 0, PlainReader(), None)
     assert writer.encode([event(195, "", "")]) == b""
-    [chunk] = chunks(writer.encode([event(END_ID, "<|end|>", "", FinishReason.EOS)]))
-    assert chunk["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    found = chunks(writer.encode([event(END_ID, "<|end|>", "", FinishReason.EOS)]))
+    assert [chunk["choices"][0]["delta"] for chunk in found] == [ROLE, {}]
 
 
 def test_each_kind_of_delta_is_a_chunk_and_the_last_has_the_reason() -> None:
@@ -75,20 +88,23 @@ def test_each_kind_of_delta_is_a_chunk_and_the_last_has_the_reason() -> None:
     found = chunks(writer.encode([event(97, text, None, FinishReason.EOS)]))
     deltas = [chunk["choices"][0]["delta"] for chunk in found]
     assert deltas == [
-        {"role": "assistant", "reasoning_content": "hm"},
+        ROLE,
+        {"reasoning_content": "hm"},
         {"content": "Well."},
         {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}]},
         {"tool_calls": [{"index": 0, "function": {"arguments": '{"a": 1}'}}]},
+        {},
     ]
-    assert [chunk["choices"][0]["finish_reason"] for chunk in found] == [None, None, None, "tool_calls"]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in found] == [*[None] * 5, "tool_calls"]
 
 
 def test_answer_that_is_a_call_has_no_content() -> None:
     parser = ChatParser(hermes.HERMES, None, (ToolSpec("f"),), new_id=lambda: "call_1")
     writer = ChatChunks(ENVELOPE, 0, parser, None)
-    [chunk, _] = chunks(writer.encode([event(97, '<tool_call>{"name": "f"}</tool_call>', None, FinishReason.EOS)]))
-    delta = chunk["choices"][0]["delta"]
-    assert (delta["role"], delta["content"], len(delta["tool_calls"])) == ("assistant", None, 1)
+    found = chunks(writer.encode([event(97, '<tool_call>{"name": "f"}</tool_call>', None, FinishReason.EOS)]))
+    first, second, *_ = [chunk["choices"][0]["delta"] for chunk in found]
+    assert first == {"role": "assistant", "content": None}
+    assert set(second) == {"tool_calls"}
 
 
 @pytest.mark.parametrize("wants_top", [False, True])

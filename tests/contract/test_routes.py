@@ -115,6 +115,28 @@ def test_without_the_key_401(locked: httpx.Client, value: str | None, method: st
     assert set(answer.json()) == {"error", "error_type"}
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("x-api-key", "Sesame-1")], 200),
+        ([("X-Api-Key", "Sesame-1")], 200),
+        ([("x-api-key", "sesame-1")], 401),
+        ([("x-api-key", "Bearer Sesame-1")], 401),
+        ([("x-api-key", "Sesame-1"), ("authorization", "Bearer Sesame-1")], 200),
+        ([("x-api-key", "Sesame-1"), ("authorization", "Bearer other")], 401),
+        ([("x-api-key", "other"), ("authorization", "Bearer Sesame-1")], 401),
+        ([("x-api-key", "Sesame-1"), ("x-api-key", "other")], 401),
+        ([("authorization", "Bearer Sesame-1"), ("authorization", "Bearer other")], 401),
+        ([("x-api-key", "Sesame-1"), ("authorization", "Basic dXNlcg==")], 200),
+    ],
+)
+def test_key_may_stand_in_either_header_and_not_in_two_ways(
+    locked: httpx.Client, headers: list[tuple[str, str]], status: int
+) -> None:
+    for path, body in (("/generate", BODY), ("/v1/completions", {"prompt": "hi", "max_tokens": 1})):
+        assert locked.post(path, json=body, headers=headers).status_code == status
+
+
 @pytest.mark.parametrize("path", ["/", "/health", "/ping", "/metrics"])
 def test_monitoring_needs_no_key(locked: httpx.Client, path: str) -> None:
     assert locked.get(path).status_code == 200

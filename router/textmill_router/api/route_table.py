@@ -49,6 +49,15 @@ class RouteRow:
     needs_key: bool = True
 
 
+# Paths without `/v1`, for clients whose base URL lacks it: each is the path that it stands for.
+ALIASES = {
+    "/chat/completions": "/v1/chat/completions",
+    "/completions": "/v1/completions",
+    "/models": "/v1/models",
+    "/models/{model:path}": "/v1/models/{model:path}",
+}
+
+
 def openapi_document() -> dict[str, Any]:
     """The OpenAPI document of all routes."""
     return build_document([row.operation for row in ROUTES])

@@ -1,11 +1,12 @@
 """The table of the routes as one ASGI application."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from textmill_router.api.route_table import ROUTES, vertex_route
+from textmill_router.api.route_table import ALIASES, ROUTES, vertex_route
 from textmill_router.api.status import HealthRoute
 from textmill_router.errors import MethodNotAllowed, RouteNotFound
 from textmill_router.http.call import call_of
@@ -22,12 +23,17 @@ def build_app(service: Service) -> ASGIApp:
     routes: dict[str, dict[str, ASGIApp]] = {}
     for row in ROUTES:
         routes.setdefault(row.operation.path, {})[row.operation.method.upper()] = row.make(service)
+    for alias, path in ALIASES.items():
+        routes[alias] = routes[path]
     if settings.aip_predict_route is not None:
         routes.setdefault(settings.aip_predict_route, {})["POST"] = vertex_route(service)
     if settings.aip_health_route is not None:
         routes.setdefault(settings.aip_health_route, {})["GET"] = HealthRoute(service)
     endpoints = [endpoint for of_path in routes.values() for endpoint in of_path.values()]
-    styles = PathStyles(endpoint.style for endpoint in endpoints if isinstance(endpoint, GeneratingRoute))
+    known = [endpoint.style for endpoint in endpoints if isinstance(endpoint, GeneratingRoute)]
+    style_of = PathStyles(known).of
+    known += [replace(style_of(path), prefix=alias.partition("/{")[0]) for alias, path in ALIASES.items()]
+    styles = PathStyles(known)
     app: ASGIApp = Router(
         [Route(path, _Methods(path, endpoints)) for path, endpoints in routes.items()],
         redirect_slashes=False,

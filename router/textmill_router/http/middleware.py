@@ -10,13 +10,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.errors import InternalError, Unauthorized
 from textmill_router.http.call import call_of, open_call, refusal_of
-from textmill_router.http.path_style import AUTHORIZATION, PathStyles
+from textmill_router.http.path_style import AUTHORIZATION, X_API_KEY, PathStyles
 from textmill_router.http.replies import send_error, send_reply
 
 log = logging.getLogger(__name__)
 
 CLIENT_LEFT_STATUS = 499
-_ALLOWED_HEADERS = b"content-type,authorization,x-request-id,traceparent,x-wait-for-model,x-use-cache"
+_ALLOWED_HEADERS = b"content-type,authorization,x-api-key,x-request-id,traceparent,x-wait-for-model,x-use-cache"
 _HEADER_NAMES = re.compile(rb"[\w!#$%&'*+.^`|~, -]{1,4096}", re.ASCII)
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -95,7 +95,9 @@ def _allowed_headers(scope: Scope) -> bytes:
 
 
 class ApiKey:
-    """Lets through who shows the key, in the header that the path's style names. Made only where there is a key.
+    """Lets through who shows the key and no other key. Made only where there is a key.
+
+    The key stands in `authorization`, in `x-api-key` or in the header that the style of the path names.
 
     `open_paths` may be read without a key.
     """
@@ -120,11 +122,15 @@ class ApiKey:
         return method == "OPTIONS" or (is_read and path in self._open_paths)
 
     def _has_key(self, scope: Scope, header: str) -> bool:
-        shown = (_header(scope, header.encode()) or b"").strip()
-        if header == AUTHORIZATION:
-            bearer = _BEARER.fullmatch(shown)
-            shown = b"" if bearer is None else bearer[1]
-        return bool(shown) and hmac.compare_digest(shown, self._key)
+        own_names = (X_API_KEY.encode(), header.encode())
+        shown = []
+        for name, value in scope["headers"]:
+            if name == AUTHORIZATION.encode():
+                bearer = _BEARER.fullmatch(value.strip())
+                shown += [] if bearer is None else [bearer[1]]  # another scheme shows no key
+            elif name in own_names:
+                shown.append(value.strip())
+        return bool(shown) and all(hmac.compare_digest(key, self._key) for key in shown)
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from textmill_router.http.error_responses import TGI_ERRORS, ErrorStyle
 
 AUTHORIZATION = "authorization"
+X_API_KEY = "x-api-key"
 
 
 @dataclass(frozen=True, slots=True)
 class PathStyle:
-    """`key_header` shows the API key: `authorization` as `Bearer <key>`, any other header as it is."""
+    """How the paths under `prefix` look. `key_header` is the header in which clients of these paths show the API key.
+
+    `authorization` holds `Bearer <key>`, any other header the key as it is. `authorization` and `x-api-key` show the
+    key on every path.
+    """
 
     prefix: str
     errors: ErrorStyle

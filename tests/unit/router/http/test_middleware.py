@@ -11,7 +11,7 @@ from textmill_router.http.error_responses import TGI_ERRORS
 from textmill_router.http.middleware import ApiKey
 from textmill_router.http.path_style import PathStyle, PathStyles
 
-TOKEN_STYLE = PathStyle("/other/", TGI_ERRORS, key_header="x-api-key")
+TOKEN_STYLE = PathStyle("/other/", TGI_ERRORS, key_header="x-other-key")
 
 
 def status_with(value: bytes, name: bytes = b"authorization", path: str = "/generate") -> int:
@@ -56,12 +56,16 @@ def test_header_of_spaces_is_read_once() -> None:
 @pytest.mark.parametrize(
     ("value", "name", "path", "status"),
     [
+        (b"a key", b"x-other-key", "/other/route", 200),
+        (b" a key ", b"x-other-key", "/other/", 200),
+        (b"Bearer a key", b"x-other-key", "/other/route", 401),
+        (b"", b"x-other-key", "/other/route", 401),
+        (b"a key", b"x-other-key", "/generate", 401),
+        (b"Bearer a key", b"authorization", "/other/route", 200),
         (b"a key", b"x-api-key", "/other/route", 200),
-        (b" a key ", b"x-api-key", "/other/", 200),
-        (b"Bearer a key", b"x-api-key", "/other/route", 401),
-        (b"", b"x-api-key", "/other/route", 401),
-        (b"Bearer a key", b"authorization", "/other/route", 401),
-        (b"a key", b"x-api-key", "/generate", 401),
+        (b"a key", b"x-api-key", "/generate", 200),
+        (b"", b"x-api-key", "/generate", 401),
+        (b"Bearer a key", b"x-api-key", "/generate", 401),
     ],
 )
 def test_a_path_has_its_own_header_of_the_key(value: bytes, name: bytes, path: str, status: int) -> None:

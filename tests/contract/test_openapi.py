@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from textmill_router.api.openapi.descriptions import FIELD_DESCRIPTIONS
+from textmill_router.api.openapi.document import COMPONENT_NAMES
 from textmill_router.api.route_table import openapi_document
 
 FACTS = json.loads((Path(__file__).parent / "data" / "tgi_api_facts.json").read_text())
@@ -100,6 +102,41 @@ def compare_schema(name: str) -> list[str]:
 @pytest.mark.parametrize("name", sorted(FACTS["schemas"]))
 def test_schema_has_every_field_type_and_value_of_tgi(name: str) -> None:
     assert [one for one in compare_schema(name) if one not in DIFFERENCES] == []
+
+
+def fields_of_requests() -> list[tuple[str, str, dict[str, Any]]]:
+    """Schema, name and schema of each field that a client may send, found by following the references."""
+    found: list[tuple[str, str, dict[str, Any]]] = []
+    text = json.dumps([one.get("requestBody") for path in DOCUMENT["paths"].values() for one in path.values()])
+    names: set[str] = set()
+    while wanted := set(re.findall(r'#/components/schemas/(\w+)"', text)) - names:
+        names |= wanted
+        text = json.dumps([SCHEMAS[name] for name in wanted])
+    for name in names:
+        found += [(name, field, schema) for field, schema in SCHEMAS[name]["properties"].items()]
+    return found
+
+
+def test_each_field_and_parameter_of_a_request_is_described() -> None:
+    fields = fields_of_requests()
+    assert {name for name, _, _ in fields} >= {
+        "ChatRequest",
+        "GenerateParameters",
+        "StreamOptions",
+        "Tool",
+        "RegexGrammar",
+    }
+    assert [(name, field) for name, field, schema in fields if len(schema.get("description", "")) < 10] == []
+    for path in DOCUMENT["paths"].values():
+        for operation in path.values():
+            assert all(parameter["description"] for parameter in operation.get("parameters", ()))
+
+
+def test_no_description_is_left_of_a_field_that_is_gone() -> None:
+    ours = {theirs: name for name, theirs in COMPONENT_NAMES.items()}
+    known = {field for _, field, _ in fields_of_requests()}
+    known |= {f"{ours.get(name, name)}.{field}" for name, field, _ in fields_of_requests()}
+    assert set(FIELD_DESCRIPTIONS) - known == set()
 
 
 def test_differences_are_real() -> None:

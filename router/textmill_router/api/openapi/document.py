@@ -8,6 +8,7 @@ import msgspec
 
 from textmill_router.api.openai.chat_types import DeclaredTool
 from textmill_router.api.openapi import answer_types as answers
+from textmill_router.api.openapi.descriptions import PATH_PARAMETERS, describe
 from textmill_router.api.openapi.operation import Operation
 
 # Names of TGI's document, for those who generate clients from it.
@@ -73,6 +74,7 @@ def build_document(operations: Sequence[Operation]) -> dict[str, Any]:
         "anyOf": [{"type": "array", "items": {"$ref": _REF.format(name="DeclaredTool")}}, {"type": "null"}],
         "default": None,
     }
+    describe(components, _named_from([schema_of[one.body] for one in operations if one.body], components))
     document = {
         "openapi": "3.1.0",
         "info": {
@@ -102,6 +104,23 @@ class _Schemas:
         if isinstance(kind, tuple):
             return {"anyOf": [self[one] for one in kind]}
         return next(schema for known, schema in self._known if known == kind)
+
+
+def _named_from(schemas: list[Any], components: dict[str, Any]) -> set[str]:
+    """The names of the components that the schemas use, also by way of others."""
+    found: set[str] = set()
+    left = list(schemas)
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            reference = value.get("$ref")
+            if reference is not None and (name := reference.removeprefix(_REF.format(name=""))) not in found:
+                found.add(name)
+                left.append(components[name])
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return found
 
 
 def _types_of(operations: Sequence[Operation]) -> list[Any]:
@@ -140,7 +159,13 @@ def _operation(operation: Operation, schema_of: _Schemas) -> dict[str, Any]:
     }
     if operation.parameters:
         described["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            {
+                "name": name,
+                "in": "path",
+                "required": True,
+                "description": PATH_PARAMETERS[name],
+                "schema": {"type": "string"},
+            }
             for name in operation.parameters
         ]
     if operation.body is not None:

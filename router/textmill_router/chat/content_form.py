@@ -1,18 +1,10 @@
 """Tells from a chat template's syntax tree whether it reads a message's content as one text, as parts, or as both."""
 
-from dataclasses import dataclass
-
 from jinja2 import nodes
 
+from textmill_router.chat.message_forms import ContentForm
+
 _CONTENT = "content"
-
-
-@dataclass(frozen=True, slots=True)
-class ContentForm:
-    """The forms that a template reads; at least one."""
-
-    takes_text: bool
-    takes_parts: bool
 
 
 def content_form(tree: nodes.Template) -> ContentForm:

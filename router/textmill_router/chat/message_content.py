@@ -7,13 +7,6 @@ from textmill_router.chat.marked_text import with_marks_hidden
 Content = str | list[dict[str, Any]]
 
 
-def fit_content(content: Content, *, takes_text: bool, takes_parts: bool) -> Content:
-    """The form that a template reads; parts become one text with nothing between them, as TGI joins them."""
-    if isinstance(content, str):
-        return content if takes_text else [{"type": "text", "text": content}]
-    return content if takes_parts else text_of(content)
-
-
 def text_of(content: Content) -> str:
     """All of the text."""
     return content if isinstance(content, str) else with_marks_hidden("".join(part["text"] for part in content))

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from textmill_router.chat.conversation import Conversation, Message
 from textmill_router.chat.marked_text import MARK
-from textmill_router.chat.message_content import fit_content, with_more_text
+from textmill_router.chat.message_content import with_more_text
 from textmill_router.chat.role_safety import RoleSafety
-from textmill_router.chat.template import ChatTemplate, Conversation, Message
+from textmill_router.chat.template import ChatTemplate
 from textmill_router.errors import TemplateFailed, ValidationFailed
 
 # Roles that templates and clients are made for; others must not look like a part of a special token.
@@ -65,7 +66,7 @@ def make_prompt(template: ChatTemplate, chat: ChatRequest, safety: RoleSafety) -
         _check_role(message["role"], index, safety)
     messages = [_guarded(message, safety) for message in chat.messages]
     tools, documents, variables = safety.guard([chat.tools, chat.documents, dict(chat.variables)])
-    messages = [_known_to(template, message) for message in messages]
+    messages = [_known_to(template, message, index) for index, message in enumerate(messages)]
     if goes_on:
         last = messages[-1]
         if "content" not in last:
@@ -106,16 +107,17 @@ def _guarded(message: Message, safety: RoleSafety) -> Message:
     return guarded
 
 
-def _known_to(template: ChatTemplate, message: Message) -> Message:
-    """`developer` is `system` where the template knows no other; content as the template reads it."""
+def _known_to(template: ChatTemplate, message: Message, index: int) -> Message:
+    """Return the message in the form that the template reads; `developer` is `system` where that is the known role."""
     role = message["role"]
     if role == "developer" and not template.mentions("developer"):
         role = "system"
-    fitted = {**message, "role": role}
-    if "content" in message:
-        form = template.content_form
-        fitted["content"] = fit_content(message["content"], takes_text=form.takes_text, takes_parts=form.takes_parts)
-    return fitted
+    if message.get("content") and not template.forms.content(role).is_read:
+        raise ValidationFailed(
+            f"the chat template of this model leaves the content of {message['role']!r} messages out",
+            field=f"messages[{index}].content",
+        )
+    return template.forms.fit({**message, "role": role})
 
 
 def _cut_open(rendered: str) -> str:

@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
 
 from textmill_router.chat.content_form import content_form
+from textmill_router.chat.conversation import Conversation
+from textmill_router.chat.form_trial import FormTrial
 from textmill_router.chat.sandbox import ChatSandbox
 from textmill_router.errors import TemplateFailed
 
@@ -17,19 +17,6 @@ log = logging.getLogger(__name__)
 DEFAULT_NAME = "default"
 TOOLS_NAME = "tool_use"
 MAX_SOURCE_CHARACTERS = 1_000_000
-
-Message = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """What a template is given: plain JSON values. `variables` are the caller's own (`chat_template_kwargs`)."""
-
-    messages: list[Message]
-    tools: list[dict[str, Any]] | None = None
-    documents: list[dict[str, Any]] | None = None
-    add_generation_prompt: bool = True
-    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ChatTemplate:
@@ -51,7 +38,7 @@ class ChatTemplate:
         constants = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
         attributes = {node.attr for node in tree.find_all(nodes.Getattr)}
         self._mentioned = constants | attributes
-        self.content_form = content_form(tree)
+        self.forms = FormTrial(self.render, content_form(tree)).forms()
 
     def mentions(self, name: str) -> bool:
         """Whether the template knows a role or a message's field of this name."""

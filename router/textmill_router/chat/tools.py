@@ -4,9 +4,10 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+from textmill_router.chat.conversation import Message
 from textmill_router.chat.message_content import text_of, with_more_text
 from textmill_router.chat.prompt import ChatRequest
-from textmill_router.chat.template import ChatTemplate, Message
+from textmill_router.chat.template import ChatTemplate
 from textmill_router.chat.tool_prompt import tool_words
 from textmill_router.parsers.tools.tool_format import ToolSpec
 

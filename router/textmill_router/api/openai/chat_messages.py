@@ -5,9 +5,10 @@ from typing import Any
 import msgspec
 
 from textmill_router.api.openai.chat_types import CalledTool, ChatBody, ChatMessage, ContentPart
+from textmill_router.chat.conversation import Message
 from textmill_router.chat.message_content import Content
+from textmill_router.chat.message_forms import SENT_ARGUMENTS
 from textmill_router.chat.prompt import ChatRequest
-from textmill_router.chat.template import Message
 from textmill_router.errors import ValidationFailed
 from textmill_router.http.json_depth import is_too_deep
 
@@ -38,7 +39,7 @@ def _message(message: ChatMessage, path: str) -> Message:
         shown["tool_call_id"] = message.tool_call_id
     reasoning = message.reasoning_content if message.reasoning_content is not None else message.reasoning
     if reasoning is not None:
-        shown["reasoning_content"] = shown["thinking"] = reasoning
+        shown["reasoning_content"] = reasoning
     return shown
 
 
@@ -63,15 +64,15 @@ def _content(content: str | list[str | ContentPart] | None, path: str) -> Conten
 
 
 def _tool_call(call: CalledTool) -> dict[str, Any]:
-    """Arguments as an object, the form that templates are written for; text that is no object stays text."""
+    """Return the call with its arguments as an object, and the text that the client sent for them; other text stays."""
     arguments = call.function.arguments if call.function.arguments is not None else call.function.parameters
+    function: dict[str, Any] = {"name": call.function.name, "arguments": {} if arguments is None else arguments}
     if isinstance(arguments, str):
         try:
             parsed = None if is_too_deep(arguments.encode()) else msgspec.json.decode(arguments)
         except msgspec.DecodeError:
             parsed = None
         if isinstance(parsed, dict):
-            arguments = parsed
-    function = {"name": call.function.name, "arguments": {} if arguments is None else arguments}
+            function |= {"arguments": parsed, SENT_ARGUMENTS: arguments}
     shown: dict[str, Any] = {"type": call.type or "function", "function": function}
     return {"id": call.id, **shown} if call.id is not None else shown

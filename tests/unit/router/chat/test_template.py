@@ -6,6 +6,7 @@ from typing import Any
 
 import jinja2
 import pytest
+from textmill_router.chat.content_form import content_form
 from textmill_router.chat.prompt import ChatRequest, make_prompt
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.sandbox import ChatSandbox
@@ -100,6 +101,11 @@ def test_prompt_is_that_of_transformers(families: dict[str, Family], name: str, 
         refusal = str(error)
     except ValueError:  # the template leaves the message out that shall go on
         refusal = "final message"
+    if name == "zephyr" and any(message["role"] == "tool" for message in chat["messages"]):
+        assert refusal is not None or '"rain"' not in expected  # transformers' prompt lacks the tool's answer
+        with pytest.raises(ValidationFailed, match="content of 'tool' messages out"):
+            family.pieces(**chat)
+        return
     if refusal is not None:
         with pytest.raises(TemplateFailed) as failed:
             family.pieces(**chat)
@@ -160,7 +166,7 @@ def test_parts_are_given_to_templates_that_read_them(families: dict[str, Family]
     ],
 )
 def test_template_tells_the_form_of_contents(source: str, takes_text: bool, takes_parts: bool) -> None:
-    form = ChatTemplate(ChatSandbox(), source, {}).content_form
+    form = content_form(ChatSandbox().parse(source))
     assert (form.takes_text, form.takes_parts) == (takes_text, takes_parts)
 
 
@@ -186,7 +192,7 @@ def test_most_conversations_render(families: dict[str, Family]) -> None:
         for chat in CONVERSATIONS.values():
             try:
                 family.pieces(**chat)
-            except TemplateFailed:
+            except (TemplateFailed, ValidationFailed):
                 continue
             rendered += 1
     assert rendered > 0.75 * len(NAMES) * len(CONVERSATIONS)

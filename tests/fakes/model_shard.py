@@ -374,7 +374,10 @@ class ModelShard:
         return occupant.table[position // self.pool.block_size], position % self.pool.block_size
 
     def _read_all(self, occupant: Occupant, end: int, is_poisoned: bool) -> bool:
-        """Read the K and V of all tokens before `end`. False: one is not finite, which only a poisoned one may see."""
+        """Read the K and V of all tokens before `end`, and return whether all are finite.
+
+        Only a poisoned request may read a value that is not finite.
+        """
         for position in range(end):
             content = self._places.get(self._place(occupant, position))
             if content == NOT_A_NUMBER and is_poisoned:
@@ -395,7 +398,7 @@ class ModelShard:
         values = [prompt_logprob(occupant.digests[at - 1], occupant.tokens[at]) for at in range(start, stop)]
         return PromptLogprobs(start=start, logprobs=array("d", values))
 
-    # ---- results
+    # ---- Results.
 
     def is_reported(self, row: Row) -> bool:
         """Return whether a row is reported, which it is not after the row that ended its occupant (rule 6)."""

@@ -1,4 +1,4 @@
-"""What the launcher says about a child that ended."""
+"""The launcher's message about a child that has ended."""
 
 import pytest
 from textmill_launcher.causes import Ending, advice, describe_code

@@ -1,4 +1,4 @@
-"""Command lines and environments of the children."""
+"""The command lines and environments of the children."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One child: output, end, signals, and that nothing outlives the launcher."""
+"""The output, the end and the signals of a child, which never outlives the launcher."""
 
 import asyncio
 import io
@@ -36,7 +36,7 @@ async def wait_for_line(stream: io.StringIO, words: str) -> None:
 
 
 def wait_until_gone(pid: int) -> None:
-    """Wait until no process has the id; one that is dead but not yet collected by init counts as gone."""
+    """Wait until no process has the id. A dead process that init has not collected yet counts as gone."""
     deadline_s = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline_s:
         try:
@@ -113,7 +113,7 @@ def test_urging_signals_again_until_the_child_ends() -> None:
         )
         await wait_for_line(stream, "ready")
         assert await child.urge(grace_s=LIMIT_S) == 7
-        assert await child.urge(grace_s=LIMIT_S) == 7  # has ended already
+        assert await child.urge(grace_s=LIMIT_S) == 7  # the child has ended already
 
     run(main)
 

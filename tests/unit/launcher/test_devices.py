@@ -1,4 +1,4 @@
-"""The table of contract §3: how `--sharded` and `--num-shard` make a number of shards."""
+"""The number of shards that `--sharded`, `--num-shard` and the visible devices give."""
 
 import pytest
 from textmill_launcher.devices import count_visible, num_shards

@@ -1,4 +1,4 @@
-"""The download child against a hub on loopback, and without one."""
+"""The child that downloads, with a hub on the loopback and without a hub."""
 
 import hashlib
 import json
@@ -36,8 +36,9 @@ WANTED = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safeten
 
 
 class Hub(ThreadingHTTPServer):
-    """Knows `org/open`, `org/pickled` without safetensors and, with the right token, `org/secret`; notes each
-    Authorization header.
+    """A hub with `org/open`, `org/pickled` without safetensors and, for the right token, `org/secret`.
+
+    The hub notes each Authorization header.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Lines of the launcher and of its children, as text and as JSON."""
+"""The lines of the launcher and of its children, as text and as JSON."""
 
 import io
 import json

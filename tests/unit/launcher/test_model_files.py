@@ -1,4 +1,4 @@
-"""From a name to a folder: what each kind of name means and what is refused."""
+"""The folder or file that each kind of name means, and the names that are refused."""
 
 import asyncio
 import sys
@@ -24,7 +24,7 @@ def make_model_folder(folder: Path, *names: str) -> Path:
 
 
 class Helper:
-    """Stands for the child process: notes what it was asked, answers with a folder."""
+    """A stand-in for the child process, which notes its command and answers with a folder."""
 
     def __init__(self, answer: Path) -> None:
         self.answer = answer

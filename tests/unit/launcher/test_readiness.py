@@ -1,4 +1,4 @@
-"""Waiting for shards and router."""
+"""The wait for shards and router."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ RANK_1 = ChildName("shard", 1)
 
 
 class LoadingShard(shard_pb2_grpc.ShardServicer):
-    """Answers Health with one report after the other, the last one for ever."""
+    """A shard that answers Health with one report after the other, and then with the last one for ever."""
 
     def __init__(self, *reports: shard_pb2.HealthReport) -> None:
         self.reports = list(reports)
@@ -38,7 +38,7 @@ READY = shard_pb2.HealthReport(state=shard_pb2.SHARD_STATE_READY)
 
 
 def wait_for(socket: Path, *reports: shard_pb2.HealthReport) -> None:
-    """Begin to wait before the shard has its socket, then start it."""
+    """Begin to wait before the shard has its socket, then start the shard."""
 
     async def main() -> None:
         server = grpc.aio.server()

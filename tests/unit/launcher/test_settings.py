@@ -1,4 +1,4 @@
-"""Settings: flags, their variables, what is refused and how the message reads."""
+"""The settings: flags, their variables, and the messages of refusals."""
 
 import dataclasses
 import pwd
@@ -168,7 +168,7 @@ def test_conversion_cache_lies_in_the_cache_of_the_user() -> None:
 
 
 def test_user_without_home_and_without_an_entry_gets_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Containers run under any user id. Only a folder that nothing names is missed."""
+    """Containers run under any user id, so a home is needed only where no flag or variable names the folder."""
 
     def nobody(_: int) -> pwd.struct_passwd:
         raise KeyError

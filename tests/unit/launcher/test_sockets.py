@@ -1,4 +1,4 @@
-"""Places of the shards' sockets."""
+"""The paths of the shards' sockets."""
 
 import os
 import socket

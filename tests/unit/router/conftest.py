@@ -1,4 +1,4 @@
-"""What the chat's tests share: one vocabulary per family for the whole run."""
+"""The vocabularies of the families, made once for all tests of a run."""
 
 import pytest
 

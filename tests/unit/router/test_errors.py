@@ -1,4 +1,4 @@
-"""Refusals that each dialect says with its own names of the fields."""
+"""Refusals in which each dialect fills in its own names of the fields."""
 
 from textmill_router.errors import RuleBroken
 

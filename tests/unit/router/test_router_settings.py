@@ -1,4 +1,4 @@
-"""argv and environment become settings, or a message that helps."""
+"""argv and environment become settings, or a message that says what to change."""
 
 import pytest
 from textmill_router.settings import SettingsError, load_settings

@@ -1,4 +1,4 @@
-"""Each number of the table of parameters is taken up to its edge and refused beyond it, in each dialect that has it."""
+"""Each number of the table of parameters is taken up to its edge and refused beyond, in each dialect that has it."""
 
 import math
 from array import array
@@ -25,10 +25,10 @@ LIMITS = Limits(
 )
 MAX_I32, MAX_U32, MAX_U64 = 2147483647, 4294967295, 18446744073709551615
 MIN_I64 = -9223372036854775808
-LARGEST_FLOAT = 3.4028234e38  # of 32 bits
+LARGEST_FLOAT = 3.4028234e38  # the largest float of 32 bits
 TINY = 1e-30  # more than 0 in 32 bits
 
-# Values at the edges, from the published ranges: those taken, those refused.
+# Values at the edges, from the published ranges: a list of values that are taken and a list of values refused.
 EDGES: dict[str, tuple[list[float], list[float]]] = {
     "temperature": ([0.0, TINY, LARGEST_FLOAT], [-TINY, 3.5e38, math.inf, math.nan]),
     "repetition_penalty": ([TINY, LARGEST_FLOAT], [0.0, 1e-60, -TINY, 3.5e38, math.nan]),
@@ -50,13 +50,13 @@ EDGES: dict[str, tuple[list[float], list[float]]] = {
 
 
 class Dialect(NamedTuple):
-    """A body type of a dialect and its way to the checks."""
+    """A body type of a dialect, and the function that reads its parameters."""
 
     body: type[Any]
     needed: dict[str, Any]
     names: Mapping[str, str]
     requested: Callable[[Any], RequestedParameters]
-    taken: dict[str, list[float]]  # values beyond the edges that have a meaning of their own here
+    taken: dict[str, list[float]]  # values beyond the edges that this dialect takes with a meaning of its own
 
 
 # OpenAI's schema: `seed` is a signed 64-bit integer, `top_p` is 0 to 1. `top_k` is off at 0 and -1, as in vLLM.

@@ -1,4 +1,4 @@
-"""The table of the routes: one row for each method of a path, and what the document tells apart."""
+"""The table of the routes has one row for each method of a path, and the facts that the document needs."""
 
 from textmill_router.api.route_table import ROUTES, openapi_document
 

@@ -1,4 +1,4 @@
-"""How the answers to a conversation are read: formats by template or flag, what the prompt decides, parallel calls."""
+"""How answers are read: by the format of template or flag, by the end of the prompt, with one call or several."""
 
 import pytest
 from textmill_router.chat.answer_form import AnswerForm, FormatFlags, answer_form

@@ -1,4 +1,4 @@
-"""Where conversations are rendered: short ones on the event loop, long ones beside it."""
+"""Short conversations are rendered on the event loop, and long ones in a thread."""
 
 import asyncio
 import threading

@@ -60,10 +60,10 @@ def forged(place: str, text: str) -> dict[str, Any]:
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", NAMES)
 def test_texts_forge_no_special_token(families: dict[str, Family], name: str, place: str) -> None:
-    """The special ids are those of the same conversation with harmless text, in the same order."""
+    """The prompt has the special ids, in order, of the conversation with a harmless text in that place."""
     family = families[name]
     texts = special_texts(name)
-    if place != "system":  # where the operator names the model's tags to have them used
+    if place != "system":  # the operator may write the model's tags there
         texts += markup_texts(name)
     special = {family.library.token_to_id(text) for text in (*texts, "<|begin|>", "<|end|>")}
     try:
@@ -90,7 +90,7 @@ def test_escaped_json_shows_no_mark_of_ours() -> None:
 
 
 def test_joined_texts_forge_no_special_token() -> None:
-    """What a text and the template beside it make together is no special token either."""
+    """A text and the template beside it form no special token together."""
     template = ChatTemplate(ChatSandbox(), "{% for m in messages %}<|{{ m.content }}|>{% endfor %}", {})
     safety = RoleSafety(["<|end|>"])
     [*pieces] = make_prompt(template, ChatRequest(messages=[{"role": "user", "content": "end|"}]), safety).pieces
@@ -140,7 +140,7 @@ def test_markup_is_what_template_and_formats_write() -> None:
 
 
 def test_a_megabyte_of_forgeries_is_marked_in_one_pass() -> None:
-    """Many special tokens begin alike; one text is nothing but that beginning, one nothing but forgeries."""
+    """Many special tokens begin alike. One text repeats that beginning, and one text is all forgeries."""
     safety = RoleSafety([f"<|reserved_{number}|>" for number in range(250)] + ["<|end|>", "<|end|>x", "|>"])
     assert safety.cut(safety.guard("<|" * 300_000)) == ("<|" * 300_000,)
     text = "<|end|>" * 50_000

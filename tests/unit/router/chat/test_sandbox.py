@@ -1,4 +1,4 @@
-"""What chat templates may and may not do: no way out, no end in time or size."""
+"""Chat templates cannot leave the sandbox, and cannot take endless time or memory."""
 
 from typing import Any
 

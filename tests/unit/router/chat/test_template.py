@@ -1,4 +1,4 @@
-"""Prompts equal transformers' `apply_chat_template`, text and ids; which template is taken; how failures are told."""
+"""Prompts equal transformers' `apply_chat_template`; the choice of the template; the messages of failures."""
 
 import json
 from pathlib import Path
@@ -92,14 +92,14 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_prompt_is_that_of_transformers(families: dict[str, Family], name: str, conversation: str) -> None:
-    """Text and ids; and where transformers' rendering fails, ours fails with the same message."""
+    """Text and ids are equal, and where transformers' rendering fails, ours fails with an equal message."""
     family, chat = families[name], CONVERSATIONS[conversation]
     refusal = None
     try:
         expected = family.reference_prompt(tokenize=False, **chat)
     except (jinja2.TemplateError, TypeError) as error:
         refusal = str(error)
-    except ValueError:  # the template leaves the message out that shall go on
+    except ValueError:  # the template leaves out the message to be continued
         refusal = "final message"
     if name == "zephyr" and any(message["role"] == "tool" for message in chat["messages"]):
         assert refusal is not None or '"rain"' not in expected  # transformers' prompt lacks the tool's answer
@@ -130,7 +130,7 @@ PART_MESSAGES = [
 @pytest.mark.parametrize("goes_on", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_are_given_to_templates_that_read_them(families: dict[str, Family], name: str, goes_on: bool) -> None:
-    """As transformers gives them; templates that read one text get the parts joined, which transformers does not."""
+    """Templates get parts as from transformers, but templates that read one text get the parts joined."""
     family = families[name]
     messages = [*PART_MESSAGES, {"role": "assistant", "content": parts("It", " is")}] if goes_on else PART_MESSAGES
     reads_parts = name in ("gemma3", "qwen2_vl")
@@ -180,13 +180,13 @@ def test_text_is_a_part_for_templates_that_read_nothing_else() -> None:
         assert make_prompt(template, chat, RoleSafety([])).text == "[text:What?]"
     final = {"role": "assistant", "content": "It is"}
     assert make_prompt(template, ChatRequest(messages=[USER, final]), RoleSafety([])).text.endswith("[text:It is")
-    # The names in a part are ours, also where special tokens are words that could begin or end in them.
+    # Special tokens that are words do not change the names of a part that contain them.
     chat = ChatRequest(messages=[{"role": "user", "content": parts("What?", "e")}])
     assert make_prompt(template, chat, RoleSafety(["tr_TR", "en_XX"])).text == "[text:What?][text:e]"
 
 
 def test_most_conversations_render(families: dict[str, Family]) -> None:
-    """The table above compares prompts, not only failures."""
+    """Most rows of the table above compare prompts, and few compare failures."""
     rendered = 0
     for family in families.values():
         for chat in CONVERSATIONS.values():

@@ -1,4 +1,4 @@
-"""Tools in words, as contract §6.3 lays them out."""
+"""Tools in words, in TGI's layout."""
 
 from textmill_router.chat.tool_prompt import DEFAULT_TOOL_PROMPT, tool_words
 

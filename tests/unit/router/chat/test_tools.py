@@ -1,4 +1,4 @@
-"""What a chat template is shown of tools and calls that it does not know."""
+"""The form in which a chat template sees tools and calls that it does not know."""
 
 from typing import Any
 

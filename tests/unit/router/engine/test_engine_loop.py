@@ -1,4 +1,4 @@
-"""The engine loop alone, its handler called by hand: the order in which readers hear of what steps brought."""
+"""The engine loop alone, with its handler called by hand: the order in which readers get the outputs of steps."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from tests.fakes.scheduler_hand import make_result
 
 
 class Reader:
-    """What one request's reader heard: tokens, and the code of a failure."""
+    """A reader of one request that keeps its tokens and the code of its failure."""
 
     def __init__(self) -> None:
         self.heard: list[int | FailureCode] = []
@@ -30,7 +30,7 @@ class Reader:
 
 
 class Loop:
-    """An engine in its first epoch, without a stream: plans go nowhere."""
+    """An engine in its first epoch without a stream, so that plans are dropped."""
 
     def __init__(self, engine_type: type[EngineLoop] = EngineLoop) -> None:
         config = SchedulerConfig(Budget(64, 64, 64), max_waiting_requests=9, max_waiting_tokens=999)
@@ -44,7 +44,7 @@ class Loop:
         return reader
 
     def result(self, token: int) -> StepResult:
-        """A token of the first slot, by a step that knew the plan before the last."""
+        """Return the result of a step that gives the first slot a token and has applied two plans."""
         return make_result(applied=2, rows=[(0, token, 0)])
 
 
@@ -59,9 +59,9 @@ def test_tokens_held_back_for_a_plan_come_before_those_of_the_next_step() -> Non
     async def body() -> None:
         loop = Loop()
         reader = loop.submit()
-        await asyncio.sleep(0)  # plan 2 admits it
+        await asyncio.sleep(0)  # plan 2 admits the request
         loop.submit()
-        loop.engine.on_result(loop.result(5))  # answered by a plan with the second request: readers wait
+        loop.engine.on_result(loop.result(5))  # a plan for the second request goes out, so readers wait
         assert reader.heard == []
         loop.engine.on_result(loop.result(6))
         assert reader.heard == [5, 6]

@@ -1,4 +1,4 @@
-"""What a shard says of itself, against messages written by hand from shard.proto."""
+"""The facts of a shard, compared with messages written by hand from shard.proto."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Messages against bytes written by hand from shard.proto."""
+"""Messages compared with bytes written by hand from shard.proto."""
 
 import math
 import struct

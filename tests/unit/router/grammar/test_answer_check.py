@@ -1,4 +1,4 @@
-"""What an answer that ended by itself is checked for, and what is left to the grammar."""
+"""The checks of an answer that ended by itself, and the parts of a schema that are left to the grammar."""
 
 import json
 import socket
@@ -33,7 +33,7 @@ def test_answer_must_be_json_of_the_schema() -> None:
 
 
 def test_patterns_are_left_to_the_grammar() -> None:
-    """Python would need ages for these."""
+    """Python's own matcher would take years for these patterns."""
     endless = r"^(a+)+$"
     text = "a" * 40 + "b"
     begin_s = time.monotonic()
@@ -55,7 +55,7 @@ def test_references_are_not_fetched() -> None:
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         nobody.setblocking(False)
         port = nobody.getsockname()[1]
-        socket.setdefaulttimeout(1)  # for whoever asks there
+        socket.setdefaulttimeout(1)  # so that a fetch would end
         try:
             check('{"a": 1}', {"properties": {"a": {"$ref": f"http://127.0.0.1:{port}/schema"}}})
         finally:
@@ -65,7 +65,7 @@ def test_references_are_not_fetched() -> None:
 
 
 def doubling(depth: int) -> dict[str, Any]:
-    """A schema whose definitions refer to the next one twice; the last suits no number."""
+    """Return a schema in which each definition refers twice to the next one, and the last takes no number."""
     definitions: dict[str, Any] = {"d0": {"type": "string"}}
     for level in range(1, depth + 1):
         reference = {"$ref": f"#/$defs/d{level - 1}"}

@@ -1,4 +1,4 @@
-"""What compiles, what is refused with which reason, and what becomes of a grammar that would never be done."""
+"""Grammars that compile, grammars that are refused with a reason, and a grammar that would never be compiled."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ from textmill_router.request import Grammar
 
 from tests.fakes.byte_tokenizer import END_ID, write_byte_tokenizer
 
-ENDLESS = '{"type":"integer","multipleOf":99999989}'  # an automaton with a state for each remainder
+ENDLESS = '{"type":"integer","multipleOf":99999989}'  # its automaton has a state for each remainder
 
 
 def run(folder: Path, scenario: Callable[[GrammarCompiler], Awaitable[None]], **options: Any) -> None:
@@ -72,7 +72,7 @@ def test_what_the_library_can_do_passes_and_the_rest_is_refused_with_its_reason(
             (Grammar("start: nobody"), "nobody"),
         ):
             assert words in await reason(compiler, grammar), grammar
-        # The rules that a response format or a tool was put into are not the client's.
+        # The message leaves out the rules that the router has put around the client's grammar.
         lines = 'start: "a" answer\nanswer: %json {"type": "wat"}\nother: "b"'
         assert await reason(compiler, Grammar(lines)) == (
             "`grammar` does not compile: failed to compile JSON schema: Invalid type: wat"
@@ -86,7 +86,7 @@ def test_what_the_library_can_do_passes_and_the_rest_is_refused_with_its_reason(
 
 def test_a_grammar_without_end_is_refused_in_time_and_holds_up_nobody(tmp_path: Path) -> None:
     async def scenario(compiler: GrammarCompiler) -> None:
-        await asyncio.gather(compiler.check(regex("a")), compiler.check(regex("aa")))  # both workers are up
+        await asyncio.gather(compiler.check(regex("a")), compiler.check(regex("aa")))  # after this both workers run
         started_s = time.monotonic()
         endless = asyncio.create_task(reason(compiler, schema(ENDLESS)))
         longest_pause_s = 0.0
@@ -95,11 +95,11 @@ def test_a_grammar_without_end_is_refused_in_time_and_holds_up_nobody(tmp_path: 
             await asyncio.wait({endless}, timeout=0.005)
             longest_pause_s = max(longest_pause_s, time.monotonic() - before_s)
             if time.monotonic() - started_s > 0.1 and "b" not in checked:
-                await compiler.check(regex("b"))  # by the second worker
+                await compiler.check(regex("b"))  # the second worker compiles this one
                 checked.add("b")
                 assert not endless.done()
         assert "takes more than 1.5 s or too much memory" in await endless
-        assert longest_pause_s < 1.0  # the event loop went on
+        assert longest_pause_s < 1.0  # the event loop was never blocked for long
         await compiler.check(regex("c"))
 
     checked: set[str] = set()
@@ -111,7 +111,7 @@ def test_a_text_over_the_limit_is_refused_without_work(tmp_path: Path) -> None:
         assert "at most 19 bytes, found 20" in await reason(compiler, regex("ä" * 5 + "a"))
         await compiler.check(regex("ä" * 5))
 
-    run(tmp_path, scenario, max_bytes=19)  # `start: //` are nine
+    run(tmp_path, scenario, max_bytes=19)  # `start: //` has nine bytes
 
 
 def test_equal_grammars_are_compiled_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the grammars let a model write, judged by the library that enforces them, and that the parser reads it back."""
+"""The library that enforces the grammars judges which calls they let through, and the parser reads these calls."""
 
 import json
 
@@ -47,7 +47,7 @@ CODER = OutputForm(qwen3_coder.QWEN3_CODER, {})
 CODER_TOKENS = OutputForm(qwen3_coder.QWEN3_CODER, ids_of("<tool_call>", "</tool_call>"))
 WEATHER, SAY, WRONG = '{"city": "Oslo"}', '{"text": [1, {"a": null}]}', '{"town": "Oslo"}'
 
-# The arguments of `say` in the second of two calls, where the format cannot write those of the others.
+# The arguments of `say` in the second of two calls, for formats that cannot write those of the other formats.
 SAID = {"qwen3_coder": '{"text": "x"}', "pythonic": '{"text": "x"}'}
 
 
@@ -55,7 +55,7 @@ def coder_call(name: str, key: str, value: str) -> str:
     return f"<tool_call>\n<function={name}>\n<parameter={key}>\n{value}\n</parameter>\n</function>\n</tool_call>"
 
 
-# Form, one call, two calls, a call whose arguments break the schema.
+# Each row has a form, one call, two calls, and a call whose arguments break the schema.
 FORMS = [
     (
         form,
@@ -154,7 +154,7 @@ def test_parser_reads_what_the_grammar_makes(form: OutputForm, one: str, two: st
     ],
 )
 def test_no_other_spelling_of_a_strict_call_gets_past(judge: Judge, text: str) -> None:
-    """Each of them would be a call to the parser."""
+    """The parser would read each spelling as a call."""
     assert parse_whole(
         ChatParser(generic_json.GENERIC_JSON, None, [ToolSpec("weather")]), text, was_cut=False
     ).tool_calls
@@ -205,7 +205,7 @@ def test_reasoning_stands_free_before_calls(judge: Judge, marker_ids: dict[str, 
 
 @pytest.mark.parametrize("marker_ids", [{}, ids_of("<think>", "</think>")], ids=["letters", "tokens"])
 def test_format_holds_for_what_follows_the_reasoning(judge: Judge, marker_ids: dict[str, int]) -> None:
-    """And only for that; the blanks of JSON are bounded as in a grammar without reasoning."""
+    """The format holds for that part alone, and JSON's blanks are bounded as in a grammar without reasoning."""
     schema = AskedGrammar(AskedKind.JSON_SCHEMA, json.dumps(CITY))
     either = after_reasoning(schema, ReasoningForm(ReasoningFormat.THINK, marker_ids))
     inside = after_reasoning(schema, ReasoningForm(ReasoningFormat.THINK, marker_ids, is_open=True))
@@ -235,7 +235,7 @@ def test_format_holds_for_what_follows_the_reasoning(judge: Judge, marker_ids: d
     ],
 )
 def test_expression_means_the_same_behind_reasoning(judge: Judge, expression: str, match: str, other: str) -> None:
-    """As it does alone."""
+    """The expression matches the texts that it matches alone."""
     alone = llguidance.LLMatcher.grammar_from_regex(expression)
     vocabulary = llguidance.LLTokenizer(judge.library.to_str(), eos_token=[END_ID])
     for text, matches in ((match, True), (other, False)):

@@ -1,4 +1,4 @@
-"""Formats that write each parameter by itself: each text of their grammar is read as a call that fits the schema."""
+"""The texts of grammars for formats that write each parameter by itself are read as calls that fit the schema."""
 
 import json
 import random
@@ -66,7 +66,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "none": CLOSED,
     "any": {"type": "object"},
 }
-# What may stand in such calls, so that the samples end and try to break out.
+# Pieces of such calls, with which the samples end, and with which they try to break out of a value.
 SNIPPETS = [
     *("\n</parameter>\n", "</parameter>", "</function>\n</tool_call>", "<parameter=", "\n", "<", ">"),
     *("null", "None", "true", "x", "ab", "c5", "5", "-1", '"', "\\", "'", "}", "]", ")]", ", ", "[", "{}"),
@@ -228,7 +228,7 @@ def test_strict_pythonic_call_does_not_get_past(judge: Judge, text: str) -> None
 
 @each_format
 def test_long_texts_can_be_asked_for(judge: Judge, tools: ToolFormat) -> None:
-    """The limits of the library leave room for bounds as tools have them."""
+    """The limits of the library leave room for the bounds that real tools have."""
     parameters = {
         "a": {"type": "string", "maxLength": 20_000},
         "b": {"type": "string", "minLength": 1, "maxLength": 300, "pattern": "^[a-z ]+$"},

@@ -1,4 +1,4 @@
-"""Errors as clients of TGI see them: failures after admission."""
+"""Failures after admission, as clients of TGI see them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""When an answer begins, what keeps it alive, how it ends."""
+"""The begin of an answer in events, the comments that keep it alive, and its end."""
 
 import asyncio
 import inspect
@@ -12,7 +12,7 @@ LIMIT_S = 5.0
 
 
 class Wire:
-    """Takes what is sent; may block writers."""
+    """A connection that keeps all messages and may block writers."""
 
     def __init__(self) -> None:
         self.sent: list[Message] = []
@@ -71,7 +71,7 @@ def test_silence_is_filled_with_comments_also_before_the_first_event() -> None:
         await stream.end(b"two")
         assert [message["type"] for message in wire.sent].count("http.response.start") == 1
         num_messages = len(wire.sent)
-        await asyncio.sleep(0.03)  # three times the interval: no comment follows the end
+        await asyncio.sleep(0.03)  # three intervals, in which no comment follows the end
         assert len(wire.sent) == num_messages
 
     asyncio.run(scenario())
@@ -100,7 +100,7 @@ def test_comment_that_waits_for_a_slow_reader_goes_before_the_next_event() -> No
         stream = make_stream(wire, 0.01)
         await stream.write(b"one")
         wire.may_send.clear()
-        await asyncio.sleep(0.05)  # several intervals: one comment waits, no more are made
+        await asyncio.sleep(0.05)  # several intervals, in which one comment waits and none is added
         writing = asyncio.create_task(stream.end(b"two"))
         await asyncio.sleep(0)
         wire.may_send.set()
@@ -111,12 +111,12 @@ def test_comment_that_waits_for_a_slow_reader_goes_before_the_next_event() -> No
 
 
 def test_stream_closed_before_it_began_does_not_begin() -> None:
-    """The error that closed it has its own status, also when a comment was due in the same turn of the loop."""
+    """The error that closed the stream keeps its own status, also when a comment is due in that turn of the loop."""
 
     async def scenario() -> None:
         wire = Wire()
         stream = make_stream(wire, 0.0)
-        for _ in range(2):  # the timer has run, its comment has not
+        for _ in range(2):  # the timer has run, but not its comment
             await asyncio.sleep(0)
         assert not stream.is_started
         stream.close()

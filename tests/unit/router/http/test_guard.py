@@ -1,4 +1,4 @@
-"""Connections that cost too much are answered and closed; what the guard relies on in the pinned uvicorn."""
+"""Connections that cost too much are answered and closed, and the pinned uvicorn is as the guard expects."""
 
 import asyncio
 import gc
@@ -15,7 +15,7 @@ from tests.fakes.guarded_server import LIMITS, echo_length, refusal, talk
 
 
 async def write_for_ever(writer: asyncio.StreamWriter) -> None:
-    """Ends when the connection does; a server that keeps what it reads fails here."""
+    """Write until the connection ends. A server that keeps all bytes that it reads fails here."""
     for _ in range(1000):
         writer.write(b"a" * 65536)
         await writer.drain()
@@ -79,7 +79,7 @@ def test_offer_of_another_protocol_is_passed_over_and_the_body_read(offer: bytes
     header = b"POST / HTTP/1.1\r\nhost: x\r\n" + offer + b"content-length: %d\r\n\r\n" % len(body)
 
     async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for _ in range(2):  # the connection serves on
+        for _ in range(2):  # the connection serves a second call
             writer.write(header if is_split else header + body)
             if is_split:
                 await writer.drain()
@@ -150,7 +150,7 @@ def test_body_that_trickles_is_408_and_one_that_flows_is_not() -> None:
         assert answer.result() == (408, "request_timeout")
 
     async def flow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Ten pieces of 8 KiB in half a second: over the deadline, but each piece buys another half second.
+        # Ten pieces of 8 KiB in half a second pass the deadline, but each piece extends it by half a second.
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 81920\r\n\r\n")
         for _ in range(10):
             writer.write(b"a" * 8192)
@@ -174,7 +174,7 @@ def test_client_that_does_not_read_is_cut_off() -> None:
     async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"GET /flood HTTP/1.1\r\nhost: x\r\n\r\n")
         await reader.readexactly(1)
-        await asyncio.sleep(0.5)  # longer than the stall limit: the one thing under test is that time passes
+        await asyncio.sleep(0.5)  # longer than the stall limit, because the test is about time that passes
         num_bytes = 0
         try:
             while data := await reader.read(1 << 20):
@@ -187,7 +187,7 @@ def test_client_that_does_not_read_is_cut_off() -> None:
 
 
 class Pieces:
-    """Answers with its path in pieces; with `is_short` by the connection's writer instead of `send`."""
+    """An app that answers with its path in pieces, with `is_short` by the connection's writer instead of `send`."""
 
     def __init__(self, *, is_short: bool) -> None:
         self.is_short = is_short
@@ -225,7 +225,7 @@ def test_short_way_writes_what_send_writes_also_to_pipelined_requests() -> None:
 
 
 def test_calls_leave_nothing_to_the_garbage_collector() -> None:
-    """Collections are rare in a router that serves."""
+    """A router that serves collects rarely, so no call may leave circles."""
     cycles: list[weakref.ref[object]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -240,7 +240,7 @@ def test_calls_leave_nothing_to_the_garbage_collector() -> None:
             for _ in range(3):
                 writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
                 await reader.readuntil(b"0\r\n\r\n")
-            assert [cycle() is None for cycle in cycles] == [True, True, False]  # the last one is the connection's
+            assert [cycle() is None for cycle in cycles] == [True, True, False]  # the connection holds the last one
         finally:
             gc.enable()
 
@@ -248,12 +248,12 @@ def test_calls_leave_nothing_to_the_garbage_collector() -> None:
 
 
 def test_request_that_waits_behind_an_answer_has_its_deadline_afterwards() -> None:
-    """Nothing of it is read meanwhile; its refusal would stand in the midst of the answer."""
+    """The server does not read a waiting request, whose refusal would stand in the midst of the answer."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/slow":
             await send({"type": "http.response.start", "status": 200, "headers": []})
-            await asyncio.sleep(0.5)  # more than two deadlines: the one thing under test is that time passes
+            await asyncio.sleep(0.5)  # more than two deadlines, because the test is about time that passes
             await send({"type": "http.response.body", "body": b"done"})
         else:
             await echo_length(scope, receive, send)

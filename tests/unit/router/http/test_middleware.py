@@ -1,4 +1,4 @@
-"""Who is let through, and what finding out may cost. The rest stands in `contract/test_routes.py`."""
+"""The calls that the API key lets through, and the time of the check. `contract/test_routes.py` has the rest."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ TOKEN_STYLE = PathStyle("/other/", TGI_ERRORS, key_header="x-other-key")
 
 
 def status_with(value: bytes, name: bytes = b"authorization", path: str = "/generate") -> int:
-    """What a call with this header is answered with."""
+    """Return the status of a call with this header."""
     statuses: list[int] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,7 +46,7 @@ def test_other_keys_are_refused(value: bytes) -> None:
 
 
 def test_header_of_spaces_is_read_once() -> None:
-    """Tried at each of its spaces, this one would take seconds."""
+    """A match that begins at each of the spaces would take seconds."""
     begin_s = time.monotonic()
     assert status_with(b"Bearer" + b" " * 30_000) == 401
     assert status_with(b"Bearer a" + b" " * 30_000 + b"x") == 401

@@ -1,4 +1,4 @@
-"""Which style counts on a path: that of the longest prefix."""
+"""The style of a path is that of the longest prefix of the path."""
 
 import pytest
 from textmill_router.http.error_responses import TGI_ERRORS

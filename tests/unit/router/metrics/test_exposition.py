@@ -1,4 +1,4 @@
-"""The text of /metrics, read by prometheus_client's own parser; quantiles against numpy's."""
+"""The text of /metrics, as prometheus_client's own parser reads it, and quantiles compared with numpy's."""
 
 import math
 from collections import Counter

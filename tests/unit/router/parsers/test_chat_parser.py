@@ -1,4 +1,4 @@
-"""Every output gives its message, however it is cut into pieces; a cut one gives no half tag; time is linear."""
+"""Every output gives its message in any pieces, a cut output gives no half tag, and the time is linear."""
 
 import itertools
 import random
@@ -26,7 +26,8 @@ from tests.fakes.chat_outputs import ALL, TOOLS, Output, parse_whole
 NUM_RANDOM_SPLITS = 200
 NUM_BROKEN_OUTPUTS = 400
 ADVERSARIAL_CHARACTERS = 1_000_000
-MAX_STEPS_A_CHARACTER = 6  # two readers; each looks at a character and may look again, at it and behind a piece
+# Each of two readers looks at a character, and may look again at the character and behind a piece.
+MAX_STEPS_A_CHARACTER = 6
 
 Case = tuple[ToolFormat, ReasoningFormat | None, Output]
 each_output = pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case[0].name}-{case[2].text[:40]!r}")
@@ -47,7 +48,7 @@ def parse_pieces(case: Case, pieces: Sequence[str], was_cut: bool = False) -> Pa
 
 
 def shown(message: ParsedMessage) -> tuple[str, str]:
-    """Texts without the spaces at their end, which may wait for what follows."""
+    """Return both texts without the spaces at their end, which may wait for the next text."""
     return (message.content or "").rstrip(), (message.reasoning_content or "").rstrip()
 
 
@@ -78,7 +79,7 @@ def test_pieces_of_any_size_give_the_same_message(case: Case) -> None:
 
 @pytest.mark.parametrize("tools", TOOL_FORMATS, ids=lambda tools: tools.name)
 def test_broken_outputs_give_one_message_in_any_pieces(tools: ToolFormat) -> None:
-    """Outputs with pieces of others put into them; what has been shown before a cut is never taken back."""
+    """Outputs with pieces of other outputs give one message, and no text shown before a cut is taken back."""
     random_source = random.Random(tools.name)
     texts = [output.text for format_of, reasoning, output in ALL if format_of is tools and reasoning is None]
     for _ in range(NUM_BROKEN_OUTPUTS):
@@ -110,11 +111,11 @@ def test_output_cut_anywhere_shows_no_half_tag(case: Case) -> None:
         assert parse_pieces(case, list(text), was_cut=True) == message, text
         markers = markers_of(tools, reasoning)
         if reasoning is not None and message.reasoning_content and not message.content:
-            markers = frozenset({reasoning.tags.closing})  # inside the reasoning all others are text
+            markers = frozenset({reasoning.tags.closing})  # inside reasoning all other tags are text
         halves = [marker[:size] for marker in markers for size in range(1, len(marker)) if text.endswith(marker[:size])]
         before = text.removesuffix(max(halves, key=len, default=""))
         assert shown(message) in [shown(parse_pieces(case, [before], was_cut)) for was_cut in (True, False)], text
-        # What has been shown before the end is never taken back.
+        # Text shown before the end is never taken back.
         whole = wanted(output)
         assert (whole.reasoning_content or "").startswith((message.reasoning_content or "").rstrip()), text
         assert len(message.tool_calls) <= len(whole.tool_calls), text
@@ -125,7 +126,7 @@ def test_output_cut_anywhere_shows_no_half_tag(case: Case) -> None:
 
 @each_output
 def test_output_that_ends_by_itself_anywhere_loses_nothing(case: Case) -> None:
-    """All letters and digits of the text are in the message, but for the call's own keys, tags and ids."""
+    """The message has all letters and digits of the text but those of a call's own keys, tags and ids."""
     output = case[2]
     if output.calls or output.reasoning or case[1] is not None:
         return
@@ -201,7 +202,7 @@ def test_end_of_its_own_keeps_what_a_cut_drops(text: str) -> None:
     ],
 )
 def test_names_and_keys_longer_than_any_are_text(tools: ToolFormat, form: str) -> None:
-    """So that what is held back stays small."""
+    """The limit keeps the text small that a reader holds back."""
     for num_characters, is_call in ((60, True), (300, False)):
         text = form.format("a" * num_characters)
         message = parse_whole(ChatParser(tools, None, TOOLS), text, was_cut=False)
@@ -312,7 +313,7 @@ ADVERSARIAL = [
 @pytest.mark.parametrize("tools", TOOL_FORMATS, ids=lambda tools: tools.name)
 def test_adversarial_text_takes_steps_in_proportion_to_its_length(tools: ToolFormat, unit: str) -> None:
     size = 20_000
-    # The reader of reasoning hands its text on in pieces; without it the other one gets the whole.
+    # The reader of reasoning hands its text on in pieces. Without reasoning the reader of tools gets the whole text.
     for piece_size, reasoning in ((1, ReasoningFormat.THINK), (7, None), (size, ReasoningFormat.THINK), (size, None)):
         parser = ChatParser(tools, reasoning, TOOLS)
         text = (unit * (size // len(unit) + 1))[:size]

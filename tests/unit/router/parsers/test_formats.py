@@ -1,4 +1,4 @@
-"""Which format a template teaches; what is shown; where the answer begins."""
+"""The format that a template teaches, the tokens that are shown, and the place where an answer begins."""
 
 import pytest
 from textmill_router.parsers.formats import (
@@ -12,7 +12,7 @@ from textmill_router.parsers.formats import (
 from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral, pythonic, qwen3_coder
 from textmill_router.parsers.tools.tool_format import ToolFormat
 
-# The parts of published templates that tell the format.
+# The parts of published templates by which the format is known.
 QWEN = "{%- if tools %}<tools>...</tools> ... <tool_call></tool_call> ... {{- '<think>\\n\\n</think>\\n\\n' }}"
 LLAMA = "{%- if builtin_tools is defined or tools is not none %}<|start_header_id|>ipython ... tools"
 LLAMA_31 = '<|start_header_id|> "<|python_tag|>" + tool_call.name + ".call("'

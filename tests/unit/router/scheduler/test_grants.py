@@ -5,7 +5,7 @@ from textmill_router.scheduler.request_state import RequestState, RequestStatus
 
 
 class Seats:
-    """Running requests of a pool with blocks of 4 tokens; remembers who was preempted."""
+    """Running requests over a pool with blocks of 4 tokens. The ids of preempted requests are kept."""
 
     def __init__(self, *, num_blocks: int, ahead: int = 4, regrant_below: int = 2) -> None:
         self.cache = PrefixCache(num_blocks=num_blocks, block_size=4)
@@ -44,7 +44,7 @@ class Seats:
         self.grants.watch(state)
 
     def extends(self) -> list[tuple[int, int]]:
-        """Request id and number of blocks of each extend."""
+        """Return request id and number of blocks of each extend."""
         extends = self.grants.extend_short(self.running, self.preempt)
         return [(extend.request_id, len(extend.block_ids)) for extend in extends]
 
@@ -59,7 +59,7 @@ def test_rule_13_a_grant_covers_the_tokens_and_those_ahead():
 def test_rule_13_an_extend_comes_when_fewer_places_are_left_than_the_limit():
     seats = Seats(num_blocks=9, ahead=4, regrant_below=2)
     state = seats.admit(4)
-    seats.grow(state, 6)  # two of eight left
+    seats.grow(state, 6)  # two of eight places are left
     assert seats.extends() == []
     seats.grow(state, 7)
     assert seats.extends() == [(1, 1)]
@@ -83,7 +83,7 @@ def test_rule_14_shared_blocks_that_nobody_holds_are_not_counted_twice():
     request = GenerationRequest(RequestId(9), prompt_ids=token_array([1] * 8), max_new_tokens=5, arrival_s=9.0)
     state = RequestState(request)
     hits = seats.cache.lookup(state)
-    assert hits  # three blocks in all, one of them found: one is left
+    assert hits  # of three blocks one was found, so one is left
     assert seats.grants.can_admit(state, hits, 1)
     assert not seats.grants.can_admit(state, hits, 2)
 
@@ -93,7 +93,7 @@ def test_rule_14_the_last_in_order_makes_room_only_when_another_would_starve():
     first, second = seats.admit(4), seats.admit(4)
     seats.grow(first, 6)
     assert seats.extends() == []
-    seats.grow(first, 7)  # short, one place left: starves soon
+    seats.grow(first, 7)  # one place is left, so the request starves soon
     assert seats.extends() == [(1, 1)]
     assert seats.preempted == [second]
 

@@ -1,4 +1,4 @@
-"""The model shard itself, by hand: what the property run relies on."""
+"""The model shard by hand: the checks on which the property run relies."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""What a shard says of its model decides how requests are admitted: rotary tables, shared prefixes."""
+"""The facts of the shard's model decide how requests are admitted: rotary tables, shared prefixes."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ POOL = make_pool(num_blocks=32)
 
 
 class OneByOne:
-    """A scheduler over a pool; each request runs to its end before the next."""
+    """A scheduler over a pool, in which each request runs to its end before the next one."""
 
     def __init__(self, pool=POOL):
         self.scheduler = Scheduler(SchedulerConfig(budget=BUDGET, max_waiting_requests=9, max_waiting_tokens=999))
@@ -47,7 +47,7 @@ def test_requests_on_two_sides_of_the_border_share_no_prefix():
 
 def test_what_encoders_read_counts_whole_towards_two_steps_of_prefill():
     budget = Budget(max_step_tokens=16, max_prefill_tokens=8, max_chunk_tokens=2)
-    for num_encoder_tokens, num_admitted in ((7, 3), (0, 4)):  # 7 + 7 < 16; chunks of 2 leave room for all
+    for num_encoder_tokens, num_admitted in ((7, 3), (0, 4)):  # 7 + 7 < 16 tokens; chunks of 2 let all in
         config = SchedulerConfig(budget=budget, max_waiting_requests=9, max_waiting_tokens=999, prefix_caching=False)
         scheduler = Scheduler(config)
         scheduler.begin_epoch(POOL, 0.0)

@@ -21,7 +21,7 @@ def make_cache(num_blocks: int = 8) -> PrefixCache:
 
 
 def compute(cache: PrefixCache, state: RequestState, num_computed: int) -> None:
-    """As if a result had shown so many tokens computed."""
+    """Count tokens as computed, as a result would."""
     missing = -(-num_computed // 2) - len(state.block_ids)
     state.block_ids.extend(cache.pool.allocate(max(missing, 0)))
     state.num_computed_tokens = num_computed
@@ -48,7 +48,7 @@ def test_rule_12_a_chain_runs_through_prompt_and_output_as_one_row():
 
 def test_rule_12_a_prefix_computed_with_the_long_rotary_table_is_another_prefix():
     cache = PrefixCache(num_blocks=8, block_size=2, rope_border=12)
-    at_border, beyond = make_state([1, 2, 3, 4]), make_state([1, 2, 3, 4, 5])  # 8 output tokens each
+    at_border, beyond = make_state([1, 2, 3, 4]), make_state([1, 2, 3, 4, 5])  # each may get 8 output tokens
     compute(cache, at_border, 4)
     assert cache.lookup(beyond) == []
     compute(cache, beyond, 4)
@@ -91,7 +91,7 @@ def test_rule_11_two_blocks_in_writing_are_worth_waiting_for_and_one_is_not():
     held_for = cache.hold_hash(waiting, 0)
     assert held_for is not None
     assert cache.is_being_written(held_for)
-    short = make_state([1, 2, 3, 4])  # could share one block only
+    short = make_state([1, 2, 3, 4])  # could share only one block
     cache.lookup(short)
     assert cache.hold_hash(short, 0) is None
     compute(cache, writer, 2)

@@ -29,11 +29,11 @@ def test_rule_08_freed_blocks_are_granted_in_the_same_plan():
 def test_rule_09_the_last_sampled_token_is_not_computed():
     hand = Hand()
     first = hand.admit([1, 2, 3])
-    hand.step([(first.slot, 4, ENDED)])  # four tokens, three computed
+    hand.step([(first.slot, 4, ENDED)])  # of four tokens three are computed
     assert hand.admit([1, 2, 3, 4, 5]).num_cached_tokens == 0
     second = hand.admit([9, 2, 3])
     hand.step([(second.slot, 4, 0)])
-    hand.step([(second.slot, 5, 0)])  # now the fourth is
+    hand.step([(second.slot, 5, 0)])  # now the fourth is computed
     assert hand.admit([9, 2, 3, 4, 5]).num_cached_tokens == 4
 
 
@@ -58,7 +58,7 @@ def test_rule_09_a_leaving_request_indexes_nothing_more():
 def test_rule_09_of_two_equal_blocks_the_first_is_indexed():
     hand = Hand()
     first = hand.admit([1, 2, 3, 4, 5])
-    second = hand.admit([1, 2, 3, 4, 5])  # one shared block is not worth waiting for
+    second = hand.admit([1, 2, 3, 4, 5])  # one shared block is not worth a wait
     assert second.num_cached_tokens == 0
     hand.step([(first.slot, 6, 0), (second.slot, 6, 0)])
     third = hand.admit([1, 2, 3, 4, 5])
@@ -92,7 +92,7 @@ def test_rule_11_equal_prompts_wait_for_the_first_and_others_pass():
     hand.tick()
     assert not hand.is_admitted(held)
     assert hand.is_admitted(other)
-    hand.step(prefills=[(first.slot, 8)])  # eight tokens are found now, the third block is one only
+    hand.step(prefills=[(first.slot, 8)])  # eight tokens are found now, and one more block is not worth a wait
     assert hand.admit_of(held).num_cached_tokens == 8
 
 
@@ -122,7 +122,7 @@ def test_rule_12_the_child_is_evicted_before_its_parent():
     first = hand.admit(list(range(1, 10)), max_new=1)
     hand.step([(first.slot, 6, ENDED)])
     assert hand.scheduler.stats().num_cached_blocks == 2
-    other = hand.admit(list(range(30, 48)), max_new=1)  # takes five blocks, so one cached block goes
+    other = hand.admit(list(range(30, 48)), max_new=1)  # takes five blocks, so that one cached block is evicted
     hand.step([(other.slot, 6, ENDED)])
     assert hand.admit(list(range(1, 10)), max_new=1).num_cached_tokens == 4
 
@@ -144,7 +144,7 @@ def test_rule_13_extends_come_before_places_run_out_and_starvation_is_only_count
 
 def test_rule_13_no_grant_goes_beyond_what_the_request_can_use():
     hand = Hand(ahead=64, regrant_below=32)
-    admit = hand.admit([1, 2, 3, 4], max_new=6)  # nine places: nothing is computed from the tenth token
+    admit = hand.admit([1, 2, 3, 4], max_new=6)  # nine places, because nothing is computed from the tenth token
     assert len(admit.block_ids) == 3
     for token in range(5):
         assert hand.step([(admit.slot, token, 0)]).plans == ()
@@ -152,9 +152,9 @@ def test_rule_13_no_grant_goes_beyond_what_the_request_can_use():
 
 def test_rule_14_admission_leaves_one_block_for_each_running_request():
     hand = Hand(num_blocks=6)
-    hand.admit([1, 2, 3, 4], max_new=4)  # 2 blocks of 6
-    second = hand.admit([5, 6, 7, 8], max_new=4)  # 2 of 4, one must stay: admitted
-    third = hand.submit([9], max_new=2)  # 1 of 2, two must stay: waits
+    hand.admit([1, 2, 3, 4], max_new=4)  # takes 2 of 6 blocks
+    second = hand.admit([5, 6, 7, 8], max_new=4)  # takes 2 of 4 and leaves the one that must stay free
+    third = hand.submit([9], max_new=2)  # would take 1 of 2, which both must stay free
     hand.tick()
     assert not hand.is_admitted(third)
     hand.step([(second.slot, 1, ENDED)])
@@ -184,7 +184,7 @@ def test_rule_13_after_an_extend_none_comes_until_places_run_short_again():
         plans = hand.step([(admit.slot, token, 0)]).plans
         if any(plan.extends for plan in plans):
             num_tokens_at_extend.append(5 + token)
-    assert num_tokens_at_extend == [9, 17]  # with less than 4 places left of 12, then of 20; next at 25
+    assert num_tokens_at_extend == [9, 17]  # fewer than 4 places are left of 12, then of 20; next at 25
 
 
 def test_rule_14_running_requests_are_extended_before_waiting_ones_are_admitted():
@@ -192,7 +192,7 @@ def test_rule_14_running_requests_are_extended_before_waiting_ones_are_admitted(
     running = hand.admit([1, 2, 3, 4], max_new=20)  # 3 blocks
     for token in range(4):
         hand.step([(running.slot, token, 0)])
-    hand.submit([9], max_new=1)  # one block, and one to leave for the running request: there are 3
+    hand.submit([9], max_new=1)  # needs one block and one to stay free; there are 3
     (plan,) = hand.step([(running.slot, 4, 0)]).plans
     assert [len(extend.block_ids) for extend in plan.extends] == [2]
     assert plan.admits == ()
@@ -226,15 +226,15 @@ def test_rule_16_prefills_are_admitted_up_to_two_steps_of_budget():
     hand = Hand(num_blocks=100, num_slots=8, budget=Budget(64, 8, 5))
     ids = [hand.submit([number] * 20) for number in range(8)]
     hand.tick()
-    # Chunks of 5: 15 < 16 lets the fourth in, 20 is enough.
+    # Chunks are 5 tokens. Three chunks (15 < 16) let the fourth request in, and four (20) are enough.
     assert [hand.is_admitted(request_id) for request_id in ids] == [True] * 4 + [False] * 4
-    hand.step(prefills=[(hand.admit_of(ids[0]).slot, 18)])  # 2 left: 17 in all
+    hand.step(prefills=[(hand.admit_of(ids[0]).slot, 18)])  # 2 tokens are left, so the next chunks are 17 in all
     assert not hand.is_admitted(ids[4])
-    hand.step([(hand.admit_of(ids[0]).slot, 1, 0)])  # 15: a token, no chunk
-    assert hand.is_admitted(ids[4])  # 20
+    hand.step([(hand.admit_of(ids[0]).slot, 1, 0)])  # the slot decodes, so the next chunks are 15 in all
+    assert hand.is_admitted(ids[4])  # 20 in all
     assert not hand.is_admitted(ids[5])
     hand.step(prefills=[(hand.admit_of(ids[1]).slot, 19), (hand.admit_of(ids[2]).slot, 19)])  # 1 + 1 + 5 + 5
-    assert hand.is_admitted(ids[5])  # 17
+    assert hand.is_admitted(ids[5])  # 17 in all
     assert not hand.is_admitted(ids[6])
 
 
@@ -242,7 +242,7 @@ def test_rule_16_two_steps_of_budget_are_enough():
     hand = Hand(num_blocks=100, num_slots=8, budget=Budget(64, 8, 4))
     ids = [hand.submit([number] * 20) for number in range(6)]
     hand.tick()
-    assert [hand.is_admitted(request_id) for request_id in ids] == [True] * 4 + [False] * 2  # 16 tokens
+    assert [hand.is_admitted(request_id) for request_id in ids] == [True] * 4 + [False] * 2  # the chunks are 16 tokens
 
 
 def test_rule_16_a_prefill_that_leaves_makes_room_for_another():

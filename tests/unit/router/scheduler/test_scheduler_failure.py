@@ -1,4 +1,4 @@
-"""Rules 18 to 22 of docs/wire.md as the router obeys them, and what goes with them: errors, epochs, bounds."""
+"""Rules 18 to 22 of docs/wire.md as the router obeys them: errors, epochs, bounds."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def test_rule_18_a_readmit_carries_all_that_the_slot_needs():
     same = dataclasses.replace(again, output_ids=first.output_ids, slot=first.slot, block_ids=first.block_ids)
     assert same == first
     assert list(again.output_ids) == [8]
-    assert list(first.output_ids) == []  # what was sent does not change behind the wire's back
+    assert list(first.output_ids) == []  # a plan that was sent does not change later
 
 
 def test_rule_18_an_admit_says_all_that_was_asked():
@@ -62,7 +62,7 @@ def test_rule_19_an_error_ends_its_request_and_unindexes_what_it_wrote():
     failure = decision.outputs[-1].failure
     assert failure is not None
     assert failure.code is FailureCode.NOT_FINITE
-    # The first block was written by a healthy request and stays.
+    # The first block stays, because a healthy request has written it.
     assert hand.admit([1, 2, 3, 4, 5, 6, 7, 8, 9]).num_cached_tokens == 4
     assert hand.scheduler.stats().num_running == 2
 
@@ -144,7 +144,7 @@ def test_rule_22_a_request_that_does_not_fit_the_smaller_pool_fails():
     hand = Hand(num_blocks=16)
     admit = hand.admit([1, 2, 3], max_new=30)
     hand.die()
-    decision = hand.begin(num_blocks=8)  # 32 places: one too few
+    decision = hand.begin(num_blocks=8)  # 32 places, which are one too few
     assert [output.request_id for output in decision.outputs] == [admit.request_id]
     assert decision.outputs[0].failure is not None
     assert decision.outputs[0].failure.code is FailureCode.INTERNAL
@@ -162,13 +162,13 @@ def test_rule_22_suspects_enter_alone_and_only_the_killer_fails():
     hand = Hand()
     healthy, killer, bystander = hand.admit([1, 2]), hand.admit([3, 4]), hand.admit([5, 6])
     hand.step([(healthy.slot, 50, 0)])
-    assert hand.die() == ()  # first strike for two
+    assert hand.die() == ()  # the first strike for two requests
     hand.begin()
     hand.step([(hand.admit_of(healthy.request_id).slot, 51, 0)])
-    assert hand.die() == ()  # second
+    assert hand.die() == ()  # the second strike
     newcomer = hand.submit([7, 8])
     hand.begin()
-    # The healthy one is oldest; nobody enters while it has no token.
+    # The healthy request is the oldest, and no suspect enters while that one has no token.
     assert [admit.request_id for plan in hand.plans for admit in plan.admits] == [healthy.request_id]
     hand.step([(hand.admit_of(healthy.request_id).slot, 52, 0)])
     assert hand.is_admitted(killer.request_id)
@@ -182,7 +182,7 @@ def test_rule_22_suspects_enter_alone_and_only_the_killer_fails():
     hand.step([(hand.admit_of(healthy.request_id).slot, 53, 0)])
     assert hand.is_admitted(bystander.request_id)
     assert not hand.is_admitted(newcomer)
-    hand.step([(hand.admit_of(bystander.request_id).slot, 60, 0)])  # has a token: cleared, and the door is open
+    hand.step([(hand.admit_of(bystander.request_id).slot, 60, 0)])  # a token takes the strikes away
     assert hand.is_admitted(newcomer)
     assert hand.die() == ()
     hand.begin()
@@ -198,7 +198,7 @@ def test_rule_22_a_refused_plan_makes_nobody_suspect():
         hand.scheduler.on_plan_rejected(hand.last_plan, "why not", 5.0)
         hand.die()
         hand.begin()
-        # Both are admitted together: no quarantine.
+        # Both are admitted together, so neither is a suspect.
         third, fourth = hand.submit([9]), hand.submit([8])
         hand.tick()
         assert hand.is_admitted(third)
@@ -214,7 +214,7 @@ def test_a_broken_result_delivers_what_it_said_before():
         hand.step([(admit.slot, 7, 0), (Slot(3), 8, 0)])
     late = hand.submit([4])
     assert hand.tick() == ()
-    assert hand.step([(admit.slot, 8, 0)]).outputs == ()  # nothing is read any more
+    assert hand.step([(admit.slot, 8, 0)]).outputs == ()  # no further result is read
     assert not hand.is_admitted(late)
     assert [output.tokens for output in hand.die()] == [(7,)]
     hand.begin()
@@ -237,7 +237,7 @@ def test_queue_bounds_concern_new_requests_only():
     with pytest.raises(QueueFull) as refused:
         hand.submit([5])
     assert (refused.value.num_requests, refused.value.max_requests) == (1, 1)
-    hand.die()  # the running one comes back above the bound
+    hand.die()  # the running request comes back, above the bound of the queue
     assert hand.scheduler.stats().num_waiting == 2
     hand.begin(num_slots=1)
     assert hand.is_admitted(first.request_id)

@@ -1,9 +1,9 @@
-"""The scheduler against the model shard: thousands of arrivals, and six planted bugs that must not go unseen.
+"""The scheduler with the model shard, over thousands of arrivals and with six planted bugs that must be noticed.
 
-What each run holds (see `World`): every text equals the undisturbed one; free + held + cached == all blocks after each
-call; nobody is lost, answered twice, or passed by a later arrival unless held for a shared prefix; everybody is over
-within 40 + 2 turns for each token of all that were alive meanwhile, times one more than the deaths; no block has two
-writers and no slot reads another's places (`ModelShard`).
+In each run (see `World`) every text equals the undisturbed one, and free, held and cached blocks add up to all blocks
+after each call. No request is lost or answered twice. A later arrival passes only a request that is held for a shared
+prefix. Each request is over within the bound that `World` states. No block has two writers, and no slot reads the
+places of another request (`ModelShard`).
 """
 
 import pytest
@@ -22,7 +22,7 @@ from textmill_router.scheduler.slots import Seats
 from tests.fakes.model_shard import ModelShard, PlanRefused, Row
 from tests.fakes.scheduler_world import World, WorldCounts
 
-NUM_FIXED_RUNS = 50  # for each of three first seeds
+NUM_FIXED_RUNS = 50  # runs from each of three first seeds
 NUM_BUG_RUNS = 60
 
 
@@ -31,7 +31,7 @@ def test_thousands_of_arrivals_get_their_undisturbed_text(first_seed: int):
     counts = WorldCounts()
     for seed in range(first_seed, first_seed + NUM_FIXED_RUNS):
         counts.add(World(seed).run())
-    # The runs were not quiet: each kind of trouble has come up often.
+    # The runs were not quiet, because each kind of trouble has come up often.
     assert counts.arrivals > 1400
     assert counts.follow_ups > 250
     assert counts.equal_prompts > 250
@@ -51,11 +51,11 @@ def test_any_world_ends_well(seed: int, death_rate: float):
     World(seed, num_arrivals=20, death_rate=death_rate).run()
 
 
-# ---- planted bugs
+# ---- Planted bugs.
 
 
 class ReadmitsBeforeAcknowledgement(Seats):
-    """A preempted request goes back to the queue with the next result, whatever plan that one knows."""
+    """Puts a preempted request back into the queue at the next result, whichever plan that result has applied."""
 
     def __init__(self, num_slots: int) -> None:
         super().__init__(num_slots)
@@ -74,7 +74,7 @@ class ReadmitsBeforeAcknowledgement(Seats):
 
 
 class ReusesSlotEarly(Seats):
-    """A cancelled request's slot is free as soon as its drop is sent."""
+    """Frees the slot of a cancelled request as soon as the drop is sent."""
 
     def drop_sent(self, state: RequestState, plan_number: int) -> None:
         super().drop_sent(state, plan_number)
@@ -95,7 +95,7 @@ class IndexesLastSampledToken(PrefixCache):
 
 
 class LooksOneTokenEarly(Grants):
-    """Looks at a request when its last sampled token fills a block, as the bug above needs it."""
+    """Looks at a request when its last sampled token fills a block, without which the bug above never shows."""
 
     def watch(self, state: RequestState) -> None:
         super().watch(state)
@@ -150,7 +150,7 @@ class EarlyIndexWorld(World):
 
 
 class ReportsVainRows(ModelShard):
-    """A row of a step that was launched before the end of its request was known is sent."""
+    """Sends the row of a step that was launched before the end of the row's request was known."""
 
     def is_reported(self, row: Row) -> bool:
         return True
@@ -171,7 +171,7 @@ class WrongOrderWorld(World):
 
 
 class CopiesWrongBlockEpoch(Epoch):
-    """Copies places of the first block of a prompt instead of the last."""
+    """Copies the places of a prompt's first block instead of its last."""
 
     def _find_copy(self, state: RequestState, hits: list[BlockId]) -> tuple[BlockId | None, int]:
         leader = state.leader
@@ -187,7 +187,7 @@ class WrongCopyWorld(World):
     scheduler_type = WrongCopyScheduler
 
 
-# The first seed only saves time: so many runs find each bug wherever they begin.
+# The first seed only saves time, because so many runs find each bug from any first seed.
 @pytest.mark.parametrize(
     ("world_type", "first_seed"),
     [

@@ -1,4 +1,4 @@
-"""Rules 1 to 7 of docs/wire.md as the router obeys them: plans in order, seats and their ends."""
+"""Rules 1 to 7 of docs/wire.md as the router obeys them: plans in order, slots and their ends."""
 
 import pytest
 from textmill_router.request import FinishReason, RequestId
@@ -10,7 +10,7 @@ from tests.fakes.scheduler_hand import BUDGET, ENDED, Hand, preempted
 
 
 def num_leaving(stats: SchedulerStats) -> int:
-    """Slots whose request no longer runs and whose drop is not acknowledged yet."""
+    """Return the number of slots whose request no longer runs and whose drop is not acknowledged yet."""
     return stats.num_slots - stats.num_free_slots - stats.num_running
 
 
@@ -46,7 +46,7 @@ def test_rule_03_computed_tokens_move_by_results_only():
     hand = Hand()
     first = hand.admit([1, 2, 3, 4, 5, 6, 7, 8, 9])
     hand.tick()
-    # Nothing is computed yet, so the index is empty: an unrelated request finds nothing.
+    # No token is computed yet, so the index is empty and an unrelated request finds no block.
     hand.scheduler.on_cancel(first.request_id)
     assert hand.admit([1, 2, 3, 4, 5, 6, 7, 8, 9]).num_cached_tokens == 0
 
@@ -73,7 +73,7 @@ def test_rule_04_plans_over_one_mebibyte_are_split_and_stay_in_order():
     assert [len(plan.drops) for plan in plans] == [1, 0, 0]
     assert [admit.request_id for plan in plans for admit in plan.admits] == ids
     assert [plan.number for plan in plans] == [3, 4, 5]
-    # Each admit belongs to its own plan: a row is right as soon as that one is applied.
+    # Each admit belongs to its own plan, and a row is right as soon as that plan is applied.
     hand.step([(admit.slot, 1, 0) for plan in plans[:2] for admit in plan.admits], applied=4)
     with pytest.raises(StreamBroken):
         hand.step([(plans[2].admits[0].slot, 1, 0)], applied=4)
@@ -87,7 +87,7 @@ def test_rule_05_drop_names_slot_and_request_and_may_cross_the_finish():
     hand.step([(admit.slot, 7, ENDED)], applied=2)  # the finish crosses the drop
     assert hand.tokens_of(admit.request_id) == []
     assert hand.scheduler.stats().num_free_slots == 4
-    hand.step()  # the drop is applied to nobody
+    hand.step()  # the drop finds no occupant
     assert hand.scheduler.stats().num_free_slots == 4
 
 
@@ -107,7 +107,7 @@ def test_rule_06_slot_free_only_after_acknowledgement():
     hand.tick()
     assert not hand.is_admitted(second)
     assert num_leaving(hand.scheduler.stats()) == 1
-    hand.step([(first.slot, 7, 0)], applied=2)  # composed before the drop
+    hand.step([(first.slot, 7, 0)], applied=2)  # the step was composed before the drop
     assert not hand.is_admitted(second)
     assert hand.tokens_of(first.request_id) == []
     hand.step(applied=3)
@@ -120,7 +120,7 @@ def test_rule_06_slot_is_free_after_the_finished_row():
     second = hand.submit([4, 5, 6])
     decision = hand.step([(first.slot, 7, ENDED)])
     assert decision.plans[0].admits[0].request_id == second
-    with pytest.raises(StreamBroken):  # the vain row must be swallowed
+    with pytest.raises(StreamBroken):  # the shard must not send the vain row
         hand.step([(first.slot, 8, 0)], applied=2)
 
 

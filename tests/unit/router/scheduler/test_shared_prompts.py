@@ -1,4 +1,4 @@
-"""Sequences of one prompt: the first computes it, the others wait for it and compute one token each (rules 10, 11)."""
+"""Sequences of one prompt: the first computes the prompt, the others wait and compute one token (rules 10, 11)."""
 
 import pytest
 from textmill_router.request import RequestId
@@ -21,7 +21,7 @@ def test_others_wait_for_the_first_token_and_then_compute_one_token_each() -> No
     hand = Hand(num_blocks=40)
     leader = hand.admit(PROMPT)
     followers = [follow(hand, leader) for _ in range(2)]
-    hand.step(prefills=[(leader.slot, 6)])  # its full block is indexed, but the prompt is not complete
+    hand.step(prefills=[(leader.slot, 6)])  # the full block of the leader is indexed, but its prompt is not complete
     assert not any(hand.is_admitted(follower) for follower in followers)
     hand.step([(leader.slot, 50, 0)])
     for follower in followers:
@@ -66,7 +66,7 @@ def test_a_follower_computes_the_prompt_when_the_first_has_left_without_a_token(
 
 
 def test_nobody_waits_for_a_first_that_failed_while_it_left() -> None:
-    """It was preempted in its prefill; its error comes before the shard knows of the drop (rule 6)."""
+    """The leader is preempted in its prefill, and its error comes before the shard knows of the drop (rule 6)."""
     hand = Hand(num_blocks=7)
     other = hand.admit([1, 2, 3, 4], max_new=20)
     leader = hand.admit(PROMPT[:4], max_new=20)
@@ -92,26 +92,26 @@ def test_after_a_death_a_follower_does_not_copy_what_is_not_computed_again() -> 
     hand = Hand(num_slots=1)
     leader = hand.admit(PROMPT)
     follower = follow(hand, leader)
-    hand.step([(leader.slot, 50, 0)])  # there is one slot only
+    hand.step([(leader.slot, 50, 0)])  # the follower waits, because there is one slot
     hand.die()
     hand.begin()
     assert hand.is_admitted(leader.request_id)
-    admit = hand.admit_of(follower)  # the other has a token, so nobody waits; but no place of it is computed yet
+    admit = hand.admit_of(follower)  # the leader has a token, so the follower need not wait, but no place is computed
     assert (admit.num_cached_tokens, admit.copied_block_id) == (0, None)
 
 
 def test_a_part_of_a_block_is_copied_only_behind_whole_blocks_that_were_found() -> None:
     hand = Hand(num_blocks=8, num_slots=3)
     other = hand.admit(PROMPT, max_new=1)
-    hand.step([(other.slot, 50, ENDED)])  # its full block is indexed
-    # It looks nothing up and computes a block of its own: of two equal ones the second is not indexed.
+    hand.step([(other.slot, 50, ENDED)])  # the full block of `other` is indexed
+    # The leader looks nothing up and computes a block of its own. Of two equal blocks the second is not indexed.
     leader = hand.admit(PROMPT, wants_prompt_logprobs=True, max_new=2)
     hand.step(prefills=[(leader.slot, 6)], pieces=[make_piece(leader, 1, [-1.0] * 6)])
     follower = follow(hand, leader, max_new=2)
     third = hand.admit(list(range(20, 33)), max_new=11)
     for token in range(6):
         hand.step([(third.slot, token, 0)])
-    assert hand.scheduler.stats().num_cached_blocks == 0  # as it grows it takes the one that was indexed
+    assert hand.scheduler.stats().num_cached_blocks == 0  # the third request has taken the indexed block
     hand.step([(leader.slot, 50, 0), (third.slot, 50, ENDED)])
     admit = hand.admit_of(follower)
     assert (admit.num_cached_tokens, admit.copied_block_id) == (0, None)

@@ -50,7 +50,7 @@ def test_remove_takes_the_one_that_is_meant():
 
 def test_bounds_on_requests_and_tokens_name_the_numbers():
     queue = WaitingQueue(max_requests=2, max_tokens=10)
-    queue.check_room(11)  # an empty queue takes what is longer than the bound
+    queue.check_room(11)  # an empty queue takes a request that is longer than the bound
     queue.push(make_state(1, num_tokens=6))
     queue.check_room(4)
     with pytest.raises(QueueFull) as full:

@@ -1,4 +1,4 @@
-"""How many tokens a prompt may have and how many follow it; limits are small enough to check by eye."""
+"""How many tokens a prompt may have and how many may follow, with limits small enough to check by eye."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def test_budget_grants_up_to_the_window(num_prompt_tokens: int, max_new_tokens: 
     [
         (3001, 10, 3000),  # prompt too long
         (3001, None, 3000),
-        (3900, 300, 4096),  # prompt too long, but the total is looked at first
+        (3900, 300, 4096),  # the prompt is too long, but the total is checked first
         (4097, None, 4096),
         (4096, 1, 4096),
     ],
@@ -71,7 +71,7 @@ def test_the_positions_of_a_decoder_bound_the_output_alone() -> None:
     with pytest.raises(OverBudget, match=r"`max_new_tokens` must be <= 500 .*found 501") as caught:
         check_budget(10, 501, limits)
     assert caught.value.field == "max_new_tokens"
-    assert check_budget(10, 5000, replace(LIMITS, max_output_tokens=1500)) == 1500  # as with the window: 1024 fit
+    assert check_budget(10, 5000, replace(LIMITS, max_output_tokens=1500)) == 1500  # passes, because 1024 fit
 
 
 @pytest.mark.parametrize(("num_prompt_tokens", "max_new_tokens"), [(4096, 1), (4097, None), (3001, 1), (10, 501)])

@@ -1,4 +1,4 @@
-"""Calls that end in unusual ways count once. Scripted runs stand in `contract/test_metrics.py`."""
+"""Calls that end in unusual ways count once. `contract/test_metrics.py` has the scripted runs."""
 
 import asyncio
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Token limits of a model whose encoder reads the prompt and whose decoder has positions of its own."""
+"""The token limits of a model whose encoder reads the prompt, and whose decoder has positions of its own."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.fakes.router_facts import router_facts
 
 
 class Pool:
-    """Stands in for the engine: a KV cache of so many tokens."""
+    """A stand-in for the engine, with a KV cache of so many tokens."""
 
     def __init__(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
@@ -20,7 +20,7 @@ class Pool:
 
 
 def limits(settings: dict[str, Any] | None = None, *, pool: int = 400, **info: Any) -> Limits:
-    """Of a pool of 16-token blocks, steps of 100 tokens, 8 slots, a decoder that begins with two tokens."""
+    """Return the limits with blocks of 16 tokens, steps of 100, 8 slots, and two first tokens of the decoder."""
     encoder = {
         "block_size": 16,
         "num_blocks": 100,

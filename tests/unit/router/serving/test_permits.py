@@ -1,4 +1,4 @@
-"""Permits are counted, given back, and refused while the server leaves."""
+"""Permits are counted, given back, and refused while the server stops."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Rules of parameters and budget; limits are small enough to check by eye."""
+"""The rules of parameters and budget, with limits small enough to check by eye."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tokens of the files beside tokenizer.json: ids and properties are those of transformers' AutoTokenizer."""
+"""Tokens of the files beside tokenizer.json have the ids and properties that transformers' AutoTokenizer gives."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def entry(content: str, **changes: bool) -> dict[str, Any]:
     return {"content": content, "special": True, "normalized": False, **PLAIN, **changes}
 
 
-# Of each case the files beside tokenizer.json: tokenizer_config.json, special_tokens_map.json, added_tokens.json.
+# Each case has the files tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 FILES: dict[str, dict[str, dict[str, Any]]] = {
     "a decoder with new tokens": {
         "tokenizer_config": {

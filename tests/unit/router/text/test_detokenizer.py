@@ -1,4 +1,4 @@
-"""Incremental text equals the library's `decode` of the whole sequence. Expected values come from the library."""
+"""Incremental text equals the library's `decode` of the whole sequence. The library gives the expected values."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ TEXTS = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("aé日�
 
 
 def make_sentencepiece_like(decoder: decoders.Decoder | None = None) -> tokenizers.Tokenizer:
-    """A Llama-2-like vocabulary: space marks, byte fallback, one leading space stripped."""
+    """Return a tokenizer like Llama 2's: it marks spaces, falls back to bytes, and strips one leading space."""
     tokens = WORDS + [f"<0x{byte:02X}>" for byte in range(256)]
     tokenizer = tokenizers.Tokenizer(
         models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[], byte_fallback=True, unk_token="<unk>")
@@ -101,7 +101,7 @@ SENTENCEPIECE_TABLE = build_piece_table(SENTENCEPIECE, special_ids(SENTENCEPIECE
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(range(FIRST_BYTE_ID)), TEXTS.map(str.encode)), max_size=12), st.booleans())
 def test_sentencepiece_table_equals_decode(parts: list[int | bytes], follows_text: bool) -> None:
-    """Byte runs are whole texts: an invalid run changes characters that were already sent, in the library only."""
+    """All runs of bytes are valid texts, because an invalid run makes the library change characters sent before."""
     assert SENTENCEPIECE_TABLE is not None
     ids: list[int] = []
     for part in parts:
@@ -126,7 +126,7 @@ def test_metaspace_decoder_has_a_table(scheme: str) -> None:
 
 
 def test_table_that_differs_from_the_library_is_not_used() -> None:
-    # A decoder of known parts in an unusual order: without the joining step every token is stripped.
+    # The decoder has known parts in an unusual order. Without the step that joins, every token is stripped.
     decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Strip(" ", 1, 0)])
     assert build_piece_table(make_sentencepiece_like(decoder), frozenset({0, 1, 2})) is None
     decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Replace("cat", "dog"), decoders.Fuse()])

@@ -1,4 +1,4 @@
-"""Which tokens a vocabulary has for a gap. What prompts are made of them: `integration/test_fill_in_middle.py`."""
+"""The tokens that a vocabulary has for a gap. `integration/test_fill_in_middle.py` tests the prompts made of them."""
 
 from array import array
 

@@ -1,4 +1,4 @@
-"""From outputs of the scheduler to text, events and result; the engine is played by hand."""
+"""Outputs of the scheduler become text, events and a result. The test plays the engine by hand."""
 
 import asyncio
 import math
@@ -26,7 +26,7 @@ from tests.fakes.byte_tokenizer import BEGIN, BEGIN_ID, END, END_ID, write_byte_
 
 
 class HandEngine:
-    """Remembers what a generation asks of the engine."""
+    """A stand-in for the engine that remembers the calls of a generation."""
 
     def __init__(self) -> None:
         self.submitted: list[GenerationRequest] = []
@@ -67,7 +67,7 @@ def run_with(
 
 
 def push(generation: Generation, *ids: int, finish: FinishReason | None = None) -> None:
-    """One step per id; the last one may finish."""
+    """Give the generation one step per id, of which the last may finish."""
     for number, token_id in enumerate(ids, 1):
         last = finish if number == len(ids) else None
         generation.on_output(RequestOutput(RequestId(7), tokens=(token_id,), finish=last))
@@ -115,7 +115,7 @@ def test_stop_string_inside_a_token_ends_the_request(tokenizer: Tokenizer, keep:
         push(generation, *b"one ", abc)
         assert engine.cancelled == [RequestId(7)]
         events = await generation.next_events()
-        assert events[-1].text == "abc"  # a token keeps its whole text
+        assert events[-1].text == "abc"  # the text of a token is not cut
         assert "".join(e.released_text for e in events) == text
         result = await generation.result()
         assert (result.text, result.finish_reason) == (text, FinishReason.STOP_STRING)
@@ -126,7 +126,7 @@ def test_stop_string_inside_a_token_ends_the_request(tokenizer: Tokenizer, keep:
 
 
 STOPS_AT_SPECIALS = [
-    # stop strings, whether the text keeps the match, pieces, text, number of output tokens (None: no stop)
+    # Each row has stop strings, whether the text keeps the match, pieces, text, number of tokens (None: no stop).
     ((BEGIN,), True, ["hi", BEGIN, "x"], "hi", 3),
     ((BEGIN,), False, ["hi", BEGIN, "x"], "hi", 3),
     (("never", BEGIN, "x"), False, ["hi", BEGIN, "x"], "hi", 3),
@@ -143,7 +143,7 @@ STOPS_AT_SPECIALS = [
 def test_stop_strings_match_special_tokens_that_answers_do_not_show(
     tokenizer: Tokenizer, stops: tuple[str, ...], keep: bool, pieces: list[str], text: str, num_tokens: int | None
 ) -> None:
-    """As text-generation-inference: matched in the text with special tokens, the answer is the text without them."""
+    """As in TGI, the text with special tokens is searched, and the answer is the text without special tokens."""
     special = {BEGIN: [BEGIN_ID], END: [END_ID]}
     ids = [token_id for piece in pieces for token_id in special.get(piece, list(piece.encode()))]
 
@@ -206,7 +206,7 @@ def test_stop_string_on_the_last_allowed_token_wins_over_length(tokenizer: Token
     async def body(engine: HandEngine, generation: Generation) -> None:
         push(generation, *b"x.", finish=FinishReason.LENGTH)
         assert (await generation.result()).finish_reason is FinishReason.STOP_STRING
-        assert engine.cancelled == []  # it has ended in the shard already
+        assert engine.cancelled == []  # the request has ended in the shard already
 
     run_with(tokenizer, TextOptions(stop_strings=(".",)), body)
 

@@ -1,4 +1,4 @@
-"""Which tokens a breaker stands for: those that contain it, or the last one of its encoding."""
+"""The tokens of a breaker: all tokens that contain its text, or else the last token of its encoding."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def breakers(tmp_path: Path) -> SequenceBreakers:
         ((": ",), (COLON_SPACE, A_COLON_SPACE)),
         ((": ", "a:", "z"), (ord("z"), COLON_SPACE, A_COLON, A_COLON_SPACE)),
         (("<|end|>",), (257,)),  # the name of a special token is its text
-        (("Human:",), (ord(":"),)),  # no token contains it: the last token of its encoding
+        (("Human:",), (ord(":"),)),  # no token contains the text, so its encoding's last token counts
         (("é",), ("é".encode()[-1],)),
         ((), ()),
     ],
@@ -47,7 +47,7 @@ def test_ids_that_the_model_lacks_are_left_out(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(write_byte_tokenizer(tmp_path, MERGES))
     breakers = SequenceBreakers(tokenizer, num_ids=A_COLON)
     assert breakers.ids_of((":",)) == (ord(":"), COLON_SPACE)
-    assert breakers.ids_of(("x a:",)) == ()  # its last token is one that the model lacks
+    assert breakers.ids_of(("x a:",)) == ()  # the model lacks the last token of the encoding
 
 
 def test_a_nul_is_a_byte_like_another(breakers: SequenceBreakers) -> None:

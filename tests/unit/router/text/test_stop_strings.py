@@ -1,4 +1,4 @@
-"""Stop strings against a formula on the whole text: the first end of any match, whatever the pieces."""
+"""Stop strings compared with a formula on the whole text: the first end of any match, whatever the pieces."""
 
 import pytest
 from hypothesis import given, settings
@@ -7,7 +7,7 @@ from textmill_router.text.stop_strings import StopStrings
 
 
 def feed(stops: StopStrings, pieces: list[str]) -> list[str]:
-    """What each piece releases, until a match; then the flush."""
+    """Return the text that each piece releases, up to a match, or else with the rest at the end."""
     released = []
     for piece in pieces:
         released.append(stops.push(piece))
@@ -17,7 +17,7 @@ def feed(stops: StopStrings, pieces: list[str]) -> list[str]:
 
 
 def expected_text(text: str, stops: tuple[str, ...], keep_match: bool) -> str:
-    """Character by character: the first moment at which the text ends with a stop string, the longest of them."""
+    """Return the text up to the first character at which it ends with a stop string; the longest such string counts."""
     for end in range(1, len(text) + 1):
         matches = [stop for stop in stops if text[:end].endswith(stop)]
         if matches:
@@ -45,7 +45,7 @@ def test_text_does_not_depend_on_the_cut_into_tokens(pieces: list[str], stops: l
 def test_hidden_pieces_are_searched_and_not_shown(
     pieces: list[tuple[str, bool]], stops: list[str], keep_match: bool
 ) -> None:
-    """The match is that of the whole text; of the text before its end only the characters of shown pieces remain."""
+    """The whole text is searched for a match, and only characters of shown pieces are in the result."""
     matcher = StopStrings(stops, keep_match)
     found = ""
     for piece, is_hidden in pieces:

@@ -1,4 +1,4 @@
-"""The files of a tokenizer: what is put at the ends of a prompt, and which files are refused."""
+"""The files of a tokenizer: the tokens that they put at the ends of a prompt, and the files that are refused."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ CLASSES = [
     ("CodeLlamaTokenizer", "llama"),
     ("NoSuchTokenizer", "llama"),
 ]
-# add_bos_token and add_eos_token; None where the config does not say.
+# Pairs of add_bos_token and add_eos_token; None where the config does not have the flag.
 FLAGS = [(None, None), (True, None), (False, True), (True, False), (False, False)]
 
 
@@ -56,7 +56,7 @@ FLAGS = [(None, None), (True, None), (False, True), (True, False), (False, False
 def test_ends_of_a_prompt_are_those_of_transformers(
     tmp_path: Path, class_name: str | None, model_type: str | None, edges: str
 ) -> None:
-    """tokenizer.json decides, and two classes of transformers do; the flags of tokenizer_config.json decide nothing."""
+    """tokenizer.json decides, or one of two classes of transformers, but no flag of tokenizer_config.json."""
     library = make_byte_tokenizer(add_begin=False)
     if EDGES[edges] is not None:
         library.post_processor = EDGES[edges]

@@ -1,4 +1,4 @@
-"""Chunks of a chat stream: what one write holds, and which tokens have log-probabilities."""
+"""The chunks of a chat stream: the content of one write, and the tokens that have log-probabilities."""
 
 import json
 from typing import Any
@@ -40,7 +40,7 @@ ROLE = {"role": "assistant", "content": ""}  # the first chunk of OpenAI's publi
 
 
 def test_events_that_waited_are_one_chunk() -> None:
-    """A client that reads slowly gets all text since its last read at once."""
+    """A client that reads slowly gets all text since its last read in one write."""
     writer = ChatChunks(ENVELOPE, 2, PlainReader(), None)
     [first, chunk] = chunks(writer.encode([event(104, "h"), event(105, 'i"\n'), event(106, "\u2028😀")]))
     assert chunk == {
@@ -109,7 +109,7 @@ def test_answer_that_is_a_call_has_no_content() -> None:
 
 @pytest.mark.parametrize("wants_top", [False, True])
 def test_logprobs_wait_for_their_text(tmp_path_factory: pytest.TempPathFactory, wants_top: bool) -> None:
-    """Tokens whose text is held back as a possible stop string come later, those of the match never."""
+    """Tokens whose text may begin a stop string come later, and tokens of the match never come."""
     tokenizer = Tokenizer.load(write_byte_tokenizer(tmp_path_factory.mktemp("tokenizer")))
     shown = ShownLogprobs(tokenizer, frozenset(), wants_top)
 
@@ -119,9 +119,9 @@ def test_logprobs_wait_for_their_text(tmp_path_factory: pytest.TempPathFactory, 
         return "".join(entry.token for entry in entries)
 
     assert tokens(event(97, "a")) == "a"
-    assert tokens(event(98, "b", "")) == ""  # may begin a stop string
+    assert tokens(event(98, "b", "")) == ""  # the text may begin a stop string
     assert tokens(event(99, "c", "bc")) == "bc"
-    assert tokens(event(END_ID, "<|end|>", "")) == "<|end|>"  # of no text, so it waits for none
+    assert tokens(event(END_ID, "<|end|>", "")) == "<|end|>"  # has no text, so it waits for none
     assert tokens(event(98, "b", "")) == ""
     assert tokens(event(120, "x", "", FinishReason.STOP_STRING)) == ""
     tokenizer.close()

@@ -1,4 +1,4 @@
-"""What a chat template is shown of the messages of a body."""
+"""The messages of a body, in the form in which a chat template sees them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a prompt of /v1/completions costs before it is refused. What it becomes: `contract/test_completions.py`."""
+"""The work for a prompt of /v1/completions that is refused. `contract/test_completions.py` tests the others."""
 
 import asyncio
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ LIMITS = Limits(
 
 
 def test_ids_that_do_not_fit_are_not_spelt_out() -> None:
-    backend: Any = SimpleNamespace(limits=LIMITS, tokenizer=None)  # nothing may be asked of it
+    backend: Any = SimpleNamespace(limits=LIMITS, tokenizer=None)  # no method of it may be called
     source = PromptSource(ids=token_array([1] * 11))
     with pytest.raises(OverBudget, match="11 tokens"):
         asyncio.run(

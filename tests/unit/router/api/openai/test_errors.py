@@ -1,4 +1,4 @@
-"""Errors as clients of /v1 see them, in each of its three styles."""
+"""Errors as clients of /v1 see them, in each of the three styles."""
 
 import json
 
@@ -9,7 +9,7 @@ from textmill_router.http.error_responses import TGI_ERRORS
 
 TOO_LONG = errors.OverBudget("m", field="max_tokens", max_tokens=1, window_tokens=2, found="3")
 LOADING = errors.ModelLoading("m", phase="weights", estimated_s=2.5, retry_after_s=3)
-# Of each error: TGI's status and `error_type`; OpenAI's status, type, code and param.
+# Each row has an error, TGI's status and `error_type`, and OpenAI's status, type, code and param.
 STYLES: list[tuple[errors.RequestError, int, str, int, str, str | None, str | None]] = [
     (errors.InvalidJson("m"), 400, "invalid_json", 400, "invalid_request_error", None, None),
     (errors.Unauthorized("m"), 401, "unauthorized", 401, "authentication_error", "invalid_api_key", None),
@@ -54,6 +54,6 @@ def test_each_error_has_its_form_in_each_style(
     assert TGI_ERRORS.event_of(error) == b"data: " + body + b"\n\n"
     assert set(json.loads(body)) == {"error", "error_type", *more}
     assert json.loads(body)["error_type"] == error_type
-    # TGI writes 422 into every stream, whatever went wrong.
+    # TGI writes 422 into every stream, whatever the error is.
     event = json.loads(tgi.event_of(error).removeprefix(b"data: "))
     assert event == {"error": {"message": "m", "http_status_code": 422}}

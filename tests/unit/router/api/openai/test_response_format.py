@@ -1,4 +1,4 @@
-"""Which shapes of `response_format` mean what."""
+"""The meaning of each shape of `response_format`."""
 
 from typing import Any
 

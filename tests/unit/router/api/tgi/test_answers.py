@@ -1,4 +1,4 @@
-"""Results as whole answers: which of several is the best, and in which words it ended."""
+"""Results as whole answers: the best of several sequences, and the words for its end."""
 
 import pytest
 from textmill_router.api.tgi.answers import FINISH_REASONS, whole_answer
@@ -25,7 +25,7 @@ def make_result(text: str, logprobs: list[float]) -> GenerationResult:
 
 
 def test_the_best_by_mean_is_the_answer_and_the_others_follow_in_their_order() -> None:
-    """By the sum the short one would be the best, by the last token the worst."""
+    """By the sum the short sequence would be the best, and by the last token the worst."""
     results = [make_result("short", [-1.5]), make_result("long", [-0.5, -0.5, -1.0, -0.6]), make_result("bad", [-9.0])]
     assert [mean_logprob(result) for result in results] == pytest.approx([-1.5, -0.65, -9.0])
     answer = whole_answer(results, [1, 2, 3], prompt=">", wants_details=True, wants_top_tokens=False)

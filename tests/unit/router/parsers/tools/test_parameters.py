@@ -1,4 +1,4 @@
-"""Which types a parameter may have, and which schemas can be written parameter by parameter."""
+"""The types that a schema allows a parameter, and the schemas that can be written parameter by parameter."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""Python literals become the JSON text that `json.dumps` makes of their value, however they are cut into pieces."""
+"""Python literals in any pieces become the JSON text that `json.dumps` makes of their value."""
 
 import ast
 import json
@@ -10,7 +10,7 @@ from textmill_router.parsers.tools.python_literal import LiteralReader
 
 
 def read(pieces: list[str]) -> tuple[str, LiteralReader]:
-    """The JSON text of a value behind which a bracket stands."""
+    """Return the JSON text of a value behind which a bracket stands."""
     reader = LiteralReader()
     given = []
     for piece in pieces:

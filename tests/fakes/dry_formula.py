@@ -1,4 +1,4 @@
-"""The definition of DRY, written out with loops over all ends of a text and all places where they could stand."""
+"""The definition of DRY, with loops over all ends of a text and over all places where such an end may stand."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from textmill_shard.slots.sampling_params import SamplingParams
 
 
 def dry_losses(text: Sequence[int], params: SamplingParams, vocab: int) -> list[float]:
-    """What each token loses, by the definition: each length of the end, each place where that stood, each token."""
+    """Return the logits that each token loses, by a try of each token, each length of an end, and each place."""
     found = [0.0] * vocab
     for token in set(text) - set(params.dry_breaker_ids):
         longest = 0

@@ -17,7 +17,7 @@ Exchange = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None
 
 
 async def echo_length(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the number of bytes of the body; `/flood` with more than any buffer holds."""
+    """Answer with the number of bytes of the body, and on `/flood` with more bytes than any buffer holds."""
     num_bytes, more = 0, True
     while more:
         message = await receive()
@@ -33,7 +33,7 @@ async def echo_length(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def talk(exchange: Exchange, limits: GuardLimits = LIMITS, app: ASGIApp = echo_length) -> uvicorn.Server:
-    """Runs the exchange on a connection to a guarded server and returns the server after its end."""
+    """Run the exchange on a connection to a guarded server, and return the server after its end."""
 
     async def scenario() -> uvicorn.Server:
         config = uvicorn.Config(

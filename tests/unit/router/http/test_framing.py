@@ -1,4 +1,4 @@
-"""Header fields that say for whom a request is and where its body ends; the cases are the sentences of RFC 9112."""
+"""Header fields that name the host and the end of the body of a request. The cases are sentences of RFC 9112."""
 
 import pytest
 from textmill_router.errors import BadHttp, UnknownTransferCoding

@@ -1,4 +1,4 @@
-"""The characters at which Python's lines end, in answers that hold JSON."""
+"""The characters at which lines end for Python, in answers of JSON."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Answers to HTTP/1.0: no chunks, and a connection that ends unless the client asked to keep it."""
+"""Answers to HTTP/1.0 have no chunks, and the connection ends unless the client asked to keep it open."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from tests.fakes.guarded_server import refusal, talk
 
 
 async def pieces(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with two pieces; `/whole` tells their length."""
+    """Answer in two pieces, whose length only `/whole` declares."""
     writer = writer_of(scope, send)
     headers = [(b"content-length", b"8")] if scope["path"] == "/whole" else []
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -21,7 +21,7 @@ async def pieces(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def answer_of(reader: asyncio.StreamReader) -> tuple[dict[bytes, bytes], bytes]:
-    """Header fields and all that follows until the connection ends."""
+    """Return the header fields, and the bytes that follow until the connection ends."""
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     assert lines[0] == b"HTTP/1.1 200 OK"  # RFC 9112, 2.3: the highest version of the server
@@ -65,7 +65,7 @@ def test_pipelined_request_of_an_old_client_gets_no_chunks() -> None:
 
 
 def test_old_client_is_not_told_to_continue() -> None:
-    """RFC 9110, 10.1.1: the expectation of an HTTP/1.0 request is ignored."""
+    """The server ignores the expectation of an HTTP/1.0 request (RFC 9110, section 10.1.1)."""
 
     async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"POST / HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\nab")
@@ -86,7 +86,7 @@ def test_old_client_is_not_told_to_continue() -> None:
     ],
 )
 def test_faults_of_the_header_end_the_connection(header: bytes, status: int, error_type: str) -> None:
-    """`framing.py` has the rules."""
+    """The rules of `framing.py` hold for HTTP/1.0 too."""
 
     async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"GET /whole HTTP/1.1\r\nhost: x\r\n\r\n")

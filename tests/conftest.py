@@ -1,4 +1,4 @@
-"""Fixtures that start the whole system once for all tests that ask for it."""
+"""The fixtures that start the whole system once for all tests that use it."""
 
 import asyncio
 import os
@@ -14,16 +14,16 @@ from textmill_launcher.settings import load_settings
 from tests.fakes.processes import LaunchedServer, launched
 
 CONVERT_LIMIT_S = 240
-# The demo model's KV cache takes 46,080 bytes a token in fp32: 4,096 tokens.
+# The demo model's KV cache takes 46,080 bytes a token in fp32, so these bytes hold 4,096 tokens.
 REAL_SERVER_KV_BYTES = 256 * 16 * 46_080
 
-# Else litellm looks for its list of prices on the network when it is imported.
+# Without this, the import of litellm looks for a list of prices on the network.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 
 @pytest.fixture
 def thread_loop() -> Iterator[None]:
-    """An event loop for a library that asks for the thread's own and never closes the one that it then gets."""
+    """An event loop for a library that asks for the loop of the thread, and that never closes the loop that it gets."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     yield
@@ -33,7 +33,7 @@ def thread_loop() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def demo_model_folder() -> Path:
-    """The demo model as safetensors, in the cache that launchers use too (outside the repository)."""
+    """The demo model as safetensors, in the cache that launchers use too, outside the repository."""
     cache = load_settings([], os.environ).conversion_cache
     command = [sys.executable, "-m", "textmill_shard", "convert", "--gguf", str(find_demo_file()), "--cache-dir", cache]
     done = subprocess.run(command, capture_output=True, text=True, timeout=CONVERT_LIMIT_S, check=False)
@@ -43,7 +43,7 @@ def demo_model_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def real_server(demo_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedServer]:
-    """One launcher with the demo model in fp32, ready, for the whole session."""
+    """One ready launcher with the demo model in fp32, for the whole session."""
     arguments = ["--dtype", "float32", "--kv-cache-bytes", str(REAL_SERVER_KV_BYTES)]
     with launched(arguments, tmp_path_factory.mktemp("real_server")) as server:
         yield server.wait_ready()

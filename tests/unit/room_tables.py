@@ -1,4 +1,4 @@
-"""Which folder of a room may import which, and which libraries each may use: the tables that `test_rooms.py` holds.
+"""The tables that `test_rooms.py` enforces: the folders of its room that a folder may import, and its libraries.
 
 A file in the root of a room stands here under its own name. `EVERYTHING` marks the files that put the room together.
 Folders of the same room that a row does not name, and libraries that it does not name, fail the test.
@@ -8,11 +8,11 @@ EVERYTHING = frozenset({"*"})
 
 
 def names(text: str) -> frozenset[str]:
-    """The words of a row."""
+    """Return the words of a row."""
     return frozenset(text.split())
 
 
-# From the bottom up: a row names only rows above it.
+# The rows stand from the bottom up, so each row names only rows above it.
 ROUTER_FOLDERS = {
     "errors": names(""),
     "bounds": names("errors"),
@@ -57,10 +57,10 @@ ROUTER_LIBRARIES = {
     "__main__": names("uvloop"),
 }
 
-# Folders that belong to the row of the folder above: the files of both may import each other, one way as everywhere.
+# Folders that belong to the row of the folder above. The files of both may import each other, without a circle.
 PARTS = {"parsers/tools": "parsers"}
 
-# The one file of a dialect that may import another dialect.
+# The files of a dialect that may import another dialect, with that dialect.
 DIALECTS = names("api/openai api/tgi api/platforms")
 DIALECT_BRIDGES = {("api/tgi/chat_tokenize.py", "api/openai"), ("api/platforms/vertex.py", "api/tgi")}
 
@@ -110,7 +110,7 @@ SHARD_LIBRARIES = {
 FOLDERS = {"router": ROUTER_FOLDERS, "shard": SHARD_FOLDERS}
 LIBRARIES = {"router": ROUTER_LIBRARIES, "shard": SHARD_LIBRARIES}
 
-# Pure folders use no part of the standard library that waits, asks a clock, or reaches out of the process.
+# Modules of the standard library that wait, ask a clock, or reach out of the process. Pure folders use none of them.
 OUTSIDE = names("asyncio time datetime socket threading multiprocessing subprocess os pathlib random logging")
 FORBIDDEN_STANDARD = {
     "router": {"scheduler": OUTSIDE | {"json"}, "parsers": OUTSIDE},

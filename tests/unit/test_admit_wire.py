@@ -1,4 +1,4 @@
-"""The two rooms' ends of the wire: each field of an Admit that the router sends is the one that the shard reads."""
+"""The shard reads each field of an Admit with the value that the router has sent."""
 
 from array import array
 from dataclasses import fields, is_dataclass
@@ -22,11 +22,11 @@ from textmill_router.scheduler.plan import Admit, Plan
 from textmill_shard.server.wire import plan_from_wire
 from textmill_shard.slots.plan import Admit as ShardAdmit
 
-# Names that both rooms give to what the message calls otherwise; two fields of the message make up `logit_bias`.
+# Fields to which both rooms give another name than the message. Two fields of the message make up `logit_bias`.
 NAMES = {"logprobs": "wants_logprobs", "long_rope": "is_long_rope"}
 BIAS = {"logit_bias_ids": 0, "logit_bias_values": 1}
 HOLDERS = {"request", "parameters", "sampling"}  # fields of the router's types that hold further fields
-# What the router decides with, and the shard is not told.
+# Fields with which the router decides, and which the shard does not get.
 ROUTER_ONLY = {
     "dry_sequence_breakers",
     "arrival_s",
@@ -38,7 +38,10 @@ ROUTER_ONLY = {
 
 
 def unlike_default(value: Any, number: int, name: str, only: str) -> Any:
-    """A value of the type of `value` that no other field has, exact in 32 bits; a boolean changes only for `only`."""
+    """Return a value of the type of `value` that no other field has, exact in 32 bits.
+
+    A boolean differs from its default only where `name` is `only`.
+    """
     known = {
         "grammar": Grammar(f'start: "{number}"'),
         "logit_bias": ((number, -1.5), (number + 1, 2.5)),
@@ -56,7 +59,10 @@ def unlike_default(value: Any, number: int, name: str, only: str) -> Any:
 
 
 def filled(kind: type[Any], start: int, only: str, **known: Any) -> Any:
-    """One of `kind` whose fields, those of `known` apart, are unlike their defaults; of booleans the field `only`."""
+    """Return an object of `kind` whose fields differ from their defaults, or are those of `known`.
+
+    Of the booleans only the field `only` differs.
+    """
     default = kind(**{field.name: known.get(field.name) for field in fields(kind) if field.name in known})
     values = {
         field.name: unlike_default(getattr(default, field.name), start + number, field.name, only)
@@ -67,7 +73,7 @@ def filled(kind: type[Any], start: int, only: str, **known: Any) -> Any:
 
 
 def make_admit(only: str) -> Admit:
-    """An admit of which each field can be told from each other field: no two booleans are set at once."""
+    """Return an admit in which no two fields have equal values, so that no two booleans are set at once."""
     request = filled(
         GenerationRequest,
         100,
@@ -91,7 +97,7 @@ def make_admit(only: str) -> Admit:
 
 
 def router_value(value: Any, name: str) -> Any:
-    """The field of that name in the router's admit, or in what the admit holds."""
+    """Return the field of that name in the router's admit, or in an object inside the admit."""
     if hasattr(value, name):
         return getattr(value, name)
     for holder in HOLDERS:
@@ -105,7 +111,7 @@ def shard_value(admit: ShardAdmit, name: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Comparable across the rooms: lists of numbers, texts of grammars."""
+    """Return a value that can be compared across the rooms: a list of numbers, or the text of a grammar."""
     if isinstance(value, Grammar) or (is_dataclass(value) and hasattr(value, "text")):
         return value.text
     if isinstance(value, array | np.ndarray | tuple | list):

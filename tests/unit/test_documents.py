@@ -1,4 +1,4 @@
-"""What the documents point at exists."""
+"""The files, classes, constants and flags that the documents name exist."""
 
 import re
 import tomllib
@@ -23,7 +23,7 @@ FOLDERS = (
 )
 NAMED_TEST = r"`((?:contract|integration|unit(?:/\w+)*)/\w+\.py)`"
 GUIDES = ("CONTRIBUTING.md", "docs/debugging.md", "docs/extending.md", "docs/glossary.md", "docs/style.md")
-# A path in a guide is written from the root of the repository, from tests, or from the folder of a room's package.
+# The folders from which a guide may write a path: the root, tests, and the folders of the rooms' packages.
 ROOTS = (
     ".",
     "tests",
@@ -55,7 +55,7 @@ def test_files_and_folders_named_by_a_guide_exist(guide: str) -> None:
 
 @pytest.mark.parametrize("guide", GUIDES)
 def test_classes_and_constants_named_by_a_guide_exist(guide: str) -> None:
-    """`SubBatch` is a class, `GOOD_VALUES` a constant; a variable of the environment is a flag in capitals."""
+    """`SubBatch` is a class and `GOOD_VALUES` a constant. A variable of the environment is a flag in capitals."""
     text = re.sub(r"^```.*?^```", "", (REPOSITORY / guide).read_text(), flags=re.DOTALL | re.MULTILINE)
     classes = set(re.findall(r"`([A-Z][a-z]+[A-Z]\w+)`", text))
     constants = set(re.findall(r"`([A-Z]+_[A-Z_]+)`", text))
@@ -123,7 +123,7 @@ def room_files(room: str) -> list[Path]:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/clients.md", "docs/debugging.md"])
 def test_every_flag_that_a_page_names_is_one_of_the_launcher(page: str) -> None:
-    """Snippets of other programs, which a language is named for, have flags of their own; so does lm-eval in words."""
+    """Snippets in a named language are of other programs with flags of their own, and so are the words on lm-eval."""
     flags = {name for option in (*OPTIONS, *WITHOUT_EFFECT) for name in (option.flag, *option.aliases)} | {
         "--help",
         "--batch_size",

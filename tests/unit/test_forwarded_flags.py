@@ -1,4 +1,4 @@
-"""What the launcher forwards its children take, with the meaning that it had."""
+"""The children take each value that the launcher forwards, and read the value that the user gave."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.fakes.launcher_flags import GOOD_VALUES, arguments
 
 MODEL = ModelFolder(path=Path("/models/m"), model_id="org/m", model_sha=None)
 PLACE = ShardPlace(rank=0, world_size=1, socket=Path("/run/s-0"), master_addr="127.0.0.1", master_port=None)
-# What the launcher does itself, and what it hands on in the environment or as a part of something else.
+# Options that the launcher uses itself, or hands on in the environment or as a part of another flag.
 OWN = {
     "api_key",
     "conversion_cache",
@@ -34,7 +34,7 @@ OWN = {
 
 
 def as_text(value: object) -> str:
-    """Rooms keep lists and paths in types of their own."""
+    """Return a value as text, because rooms keep lists and paths in types of their own."""
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""The shard matches the grammar that the router has written: both hand the same tokenizer and text to the library."""
+"""The shard matches the grammar that the router has written, with one tokenizer and one text for both rooms."""
 
 import json
 from pathlib import Path
@@ -20,12 +20,12 @@ from tests.fakes.tiny_encoders import PIECES, T5_END_ID, make_tiny_t5
 
 
 def of_schema(schema: dict[str, Any]) -> Grammar:
-    """As the router sends it."""
+    """Return the grammar of a schema as the router sends it."""
     return Grammar(schema_grammar(schema, field="schema").whole_output().text)
 
 
 def unknown_json() -> str:
-    """A vocabulary whose special token stands for unknown characters too."""
+    """Return a vocabulary whose special token also stands for unknown characters."""
     library = tokenizers.Tokenizer(models.BPE(vocab={"a": 0, "b": 1, END: 2}, merges=[], unk_token=END))
     library.add_special_tokens([END])
     return library.to_str()
@@ -76,7 +76,7 @@ def test_both_rooms_leave_out_the_ends_of_texts_that_the_tokenizer_lacks(tmp_pat
 
 
 def test_blanks_between_the_tokens_of_json_are_bounded(tmp_path: Path) -> None:
-    """Nothing, one space, or a new line with up to 32 blanks: small models would write them until the limit."""
+    """Blanks are none, one space, or a new line with up to 32 blanks. Small models would write more for ever."""
     folder = write_byte_tokenizer(tmp_path)
     matchers = MatcherFactory((folder / "tokenizer.json").read_text(), vocab_size=258, eos_token_ids=(END_ID,))
     grammar = of_schema({"type": "array", "items": {"type": "null"}})
@@ -97,7 +97,7 @@ def test_blanks_between_the_tokens_of_json_are_bounded(tmp_path: Path) -> None:
 
 
 def test_texts_of_special_tokens_in_a_grammar_are_letters(tmp_path: Path) -> None:
-    """The answer does not end in the middle of a constant that holds them."""
+    """The answer does not end in the middle of a constant that contains such a text."""
     folder = write_byte_tokenizer(tmp_path)
     matchers = MatcherFactory((folder / "tokenizer.json").read_text(), vocab_size=258, eos_token_ids=(END_ID,))
     matcher = matchers.build(of_schema({"const": f"a{END}b"}))

@@ -47,7 +47,7 @@ JSON_LINES = {
 
 
 def line_of(room: str, *, json_output: bool, with_exception: bool = False) -> str:
-    """The line of one record: message with an argument, two extras, a known time and place."""
+    """Return the line of a record that has a message with an argument, two extras, and a known time and place."""
     stream = io.StringIO()
     logger = logging.getLogger(f"textmill_{room}")
     before = (logger.handlers, logger.level, logger.propagate)

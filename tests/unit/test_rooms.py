@@ -1,6 +1,6 @@
-"""Rooms meet on the wire only: no imports between them, no torch outside the shard, nothing happens on import.
+"""Rooms never import each other, only the shard imports torch, and the import of a module does nothing.
 
-Inside a room folders import only what `room_tables.py` allows.
+Inside a room a folder imports only the folders and libraries that `room_tables.py` allows.
 """
 
 import ast
@@ -26,8 +26,8 @@ REPOSITORY = Path(__file__).parents[2]
 ROOMS = {room: REPOSITORY / room / f"textmill_{room}" for room in ("proto", "router", "launcher", "shard")}
 TORCH_FREE = ("proto", "router", "launcher")
 
-# Imports each module of a room and reports what happened on the way and which modules came with it. The libraries of
-# the shard are imported first: what they do to the environment is not ours.
+# Imports each module of a room, and reports changes of the process and the modules that came along. The libraries of
+# the shard are imported first, because their changes of the environment are not those of our modules.
 PROBE = """
 import importlib, logging, os, signal, sys, threading
 names = sys.argv[1:]
@@ -55,7 +55,7 @@ def source_files(room: str) -> list[Path]:
 
 
 def module_names(room: str) -> list[str]:
-    """All modules of a room but `__main__` files, whose import is their run."""
+    """Return all modules of a room but the `__main__` files, whose import would run them."""
     names = []
     for path in source_files(room):
         parts = path.relative_to(ROOMS[room].parent).with_suffix("").parts
@@ -73,7 +73,7 @@ def imported_names(path: Path) -> Iterator[str]:
 
 
 def imports_among(path: Path, modules: set[str]) -> set[str]:
-    """The modules that a file imports, by `import m`, `from m import x` or `from package import m`."""
+    """Return the modules that a file imports, by `import m`, `from m import x` or `from package import m`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -117,13 +117,13 @@ def test_no_test_file_imports_another() -> None:
 
 
 def owner_of(relative: Path) -> str:
-    """The row of the tables to which a file of a room belongs: its folder, or its own name in the root."""
+    """Return the row of the tables to which a file of a room belongs: its folder, or in the root its own name."""
     folder = relative.parent.as_posix()
     return relative.stem if folder == "." else PARTS.get(folder, folder)
 
 
 def broken_rules(package: Path, room: str) -> list[str]:
-    """Each import of a package that the tables do not allow, as a sentence with the file and both names."""
+    """Return a sentence for each import that the tables do not allow, with the file and both names."""
     prefix = f"textmill_{room}."
     folders, libraries = FOLDERS[room], LIBRARIES[room]
     forbidden = FORBIDDEN_STANDARD[room]
@@ -141,7 +141,7 @@ def broken_rules(package: Path, room: str) -> list[str]:
             if name.startswith(prefix):
                 target = name.removeprefix(prefix).replace(".", "/")
                 if target not in modules:
-                    continue  # a name of a module that stands in this list too
+                    continue  # a name inside a module, which is in the list too
                 to = owner_of(Path(target + ".py"))
                 is_allowed = to == owner or folders[owner] is EVERYTHING or to in folders[owner]
                 if to in DIALECTS and owner in DIALECTS and to != owner:
@@ -157,7 +157,7 @@ def broken_rules(package: Path, room: str) -> list[str]:
 
 
 def imports_with_names(path: Path, prefix: str, modules: set[str]) -> set[str]:
-    """Modules of the room that come as `from package import module`."""
+    """Return the modules of the room that a file imports by `from package import module`."""
     return imports_among(path, {prefix + module.replace("/", ".") for module in modules})
 
 

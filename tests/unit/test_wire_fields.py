@@ -1,7 +1,7 @@
 """Each field of a message is set by the room that sends the message and read by the room that receives the message.
 
 The tests walk the descriptors. A field that is new in shard.proto fails here until both rooms know the field, or until
-the table `UNREAD` says that nobody reads the field and why. What a field means, `test_wire.py` of each room checks.
+the table `UNREAD` says that no room reads the field. `test_wire.py` of each room checks the meaning of a field.
 """
 
 from array import array
@@ -41,7 +41,7 @@ from textmill_shard.slots.plan import (
     TopTokens,
 )
 
-# Fields that the receiving room does not read: the shard says them to people, in `Info`, `Health` and debug logs.
+# Fields that the receiving room does not read, because the shard tells them to people, in `Info`, `Health` and logs.
 UNREAD = {
     "ShardInfo": {"rank", "layout", "weight_bytes", "kv_bytes"},
     "HealthReport": {"last_step", "last_step_age_ms", "is_busy"},
@@ -118,7 +118,7 @@ PLAN = router_plan.Plan(
 
 
 def failed_report() -> pb.HealthReport:
-    """The report of a shard that failed while a step ran, so that no field has its default."""
+    """Return the report of a shard that failed while a step ran, in which no field has its default."""
     times = iter((1.0, 3.0))
     status = ShardStatus(clock=lambda: next(times))
     status.report_loading("weights", 0.5)
@@ -146,7 +146,7 @@ READERS: dict[str, Callable[[Any], object]] = {
 
 
 def walk(message: Message) -> Iterator[tuple[Message, FieldDescriptor]]:
-    """Each field of the message and of the messages inside, with the message that holds the field."""
+    """Yield each field of the message and of the messages inside, with the message that holds the field."""
     for field in message.DESCRIPTOR.fields:
         if f"{message.DESCRIPTOR.name}.{field.name}" in WALKED_ELSEWHERE:
             continue

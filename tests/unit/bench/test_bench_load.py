@@ -1,4 +1,4 @@
-"""The load generator against a scripted server: what it counts and when."""
+"""The load generator with a scripted server: the tokens and times that it counts."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ OPENAI_EVENTS = [
 
 
 class ScriptedServer:
-    """Answers each POST with the given chunks; `most_at_once` counts open requests."""
+    """A server that answers each POST with the given chunks. `most_at_once` is the largest number of open requests."""
 
     def __init__(self, chunks: list[bytes], status: str = "200 OK") -> None:
         self.bodies: list[dict] = []

@@ -1,4 +1,4 @@
-"""The comparison's table: figures of a run, and how ours stands to the best peer."""
+"""The table of the comparison: the figures of a run, and our figure as a multiple of the best peer's."""
 
 from argparse import Namespace
 

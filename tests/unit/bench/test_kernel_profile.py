@@ -1,4 +1,4 @@
-"""The profile of a native step: what counts as an operation, and which try speaks."""
+"""The profile of a native step: the operations of each part, and the try that counts."""
 
 import torch
 from textmill_shard.native.kernels import LAYER_PARTS, PARTS_AROUND

@@ -1,4 +1,4 @@
-"""CPU time as /proc tells it, against the process's own clock."""
+"""CPU time by /proc, compared with the process's own clock."""
 
 import os
 import subprocess

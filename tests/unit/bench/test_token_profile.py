@@ -1,4 +1,4 @@
-"""Which intervals count as decode steps, and the table that is made of them."""
+"""The intervals that count as decode steps, and the table that is made of them."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def record(*token_times_s: float) -> StreamRecord:
 def test_only_intervals_in_which_all_decode_count():
     early = record(1.0, 1.5, 2.0, 2.01, 2.02, 2.03)
     late = record(2.005, 2.016, 2.026, 2.5, 3.0)
-    # From 2.005, when the last first token came, to 2.03, when the first request ended.
+    # The intervals lie between 2.005, the time of the last first token, and 2.03, the end of the first request.
     assert decode_intervals_ms([early, late]) == pytest.approx([10, 10, 11, 10])
 
 

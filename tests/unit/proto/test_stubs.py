@@ -1,4 +1,4 @@
-"""The committed stubs are what the .proto gives."""
+"""The committed stubs are those that `make proto` generates."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ STUBS = ("shard_pb2.py", "shard_pb2.pyi", "shard_pb2_grpc.py", "shard_pb2_grpc.p
 
 
 def generate(target: Path) -> Path:
-    """Generate the stubs below `target` as `make proto` does; return their folder."""
+    """Generate the stubs below `target` as `make proto` does, and return their folder."""
     outputs = [f"--{kind}_out={target}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
     plugins = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, "-m", "grpc_tools.protoc", "-I", str(PROTO_ROOT), *outputs, str(SHARD_PROTO)]
@@ -28,7 +28,7 @@ def test_committed_stubs_fit_the_proto(tmp_path: Path) -> None:
 
 
 def test_every_field_of_the_wire_has_a_comment_or_a_type_of_its_own() -> None:
-    """Scalars carry their unit in a comment; a field whose type is one of our messages is explained there."""
+    """Each scalar has a comment with its unit. A field of a message's type is explained at that message."""
     scalars = ("uint32", "uint64", "int32", "float", "double", "bool", "bytes", "string")
     fields = [
         line.strip()

@@ -66,7 +66,7 @@ def talk(exchange: Exchange, limits: GuardLimits = LIMITS, app: ASGIApp = echo_l
 
 
 async def refusal(reader: asyncio.StreamReader) -> tuple[int, str]:
-    """Status and `error_type` of an answer after which the connection ends."""
+    """Return status and `error_type` of an answer after which the connection ends."""
     data = await reader.read()
     head, _, body = data.partition(b"\r\n\r\n")
     assert b"connection: close" in head

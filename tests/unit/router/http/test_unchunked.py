@@ -86,7 +86,7 @@ def test_old_client_is_not_told_to_continue() -> None:
     ],
 )
 def test_faults_of_the_header_end_the_connection(header: bytes, status: int, error_type: str) -> None:
-    """The rules of `framing.py` hold for HTTP/1.0 too."""
+    """A header that breaks a rule of `framing.py` is refused, also after an answered request."""
 
     async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"GET /whole HTTP/1.1\r\nhost: x\r\n\r\n")

@@ -6,12 +6,26 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from textmill_router.api.by_shape import ByShape
 from textmill_router.api.openai.chat import chat_route
 from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.openai.completion_answers import Completion
 from textmill_router.api.openai.completion_types import CompletionBody
 from textmill_router.api.openai.completions import completions_route
 from textmill_router.api.openai.models import ModelsRoute
+from textmill_router.api.openai.tokenize import (
+    LlamaTokenizeBody,
+    LlamaTokens,
+    TokensBody,
+    TokensText,
+    VllmChatTokenizeBody,
+    VllmTokenizeBody,
+    VllmTokens,
+    llama_tokenize_route,
+    tokens_detokenize_route,
+    vllm_chat_tokenize_route,
+    vllm_tokenize_route,
+)
 from textmill_router.api.openapi import answer_types as answers
 from textmill_router.api.openapi.document import build_document
 from textmill_router.api.openapi.operation import Operation
@@ -75,6 +89,22 @@ def _invocations_route(service: Service) -> InvocationsRoute:
         "prompt": completions_route(service),
     }
     return InvocationsRoute(service, by_shape)
+
+
+def _tokenize_route(service: Service) -> ByShape:
+    return ByShape(
+        service,
+        {
+            "inputs": TokenizeRoute(service),
+            "prompt": vllm_tokenize_route(service),
+            "messages": vllm_chat_tokenize_route(service),
+            "content": llama_tokenize_route(service),
+        },
+    )
+
+
+def _detokenize_route(service: Service) -> ByShape:
+    return ByShape(service, {"ids": DetokenizeRoute(service), "tokens": tokens_detokenize_route(service)})
 
 
 def _page_route(_: Service) -> DocsRoute:
@@ -187,13 +217,13 @@ ROUTES: tuple[RouteRow, ...] = (
         ),
     ),
     RouteRow(
-        TokenizeRoute,
+        _tokenize_route,
         Operation(
             path="/tokenize",
             method="post",
-            summary="Tokens of a text and the bytes where they stand",
-            body=TokenizeBody,
-            answer=list[TokenizedToken],
+            summary="Tokens of a text and the bytes where they stand; vLLM's and llama.cpp's bodies too",
+            body=(TokenizeBody, VllmTokenizeBody, VllmChatTokenizeBody, LlamaTokenizeBody),
+            answer=(list[TokenizedToken], VllmTokens, LlamaTokens),
             errors=(*_REFUSALS, 404, 408, 429, 503),
             example={"inputs": "My name is Olivier and I"},
             operation_id="tokenize",
@@ -213,13 +243,13 @@ ROUTES: tuple[RouteRow, ...] = (
         ),
     ),
     RouteRow(
-        DetokenizeRoute,
+        _detokenize_route,
         Operation(
             path="/detokenize",
             method="post",
-            summary="The text of token ids",
-            body=DetokenizeBody,
-            answer=DetokenizeAnswer,
+            summary="The text of token ids; vLLM's and llama.cpp's bodies too",
+            body=(DetokenizeBody, TokensBody),
+            answer=(DetokenizeAnswer, TokensText),
             errors=(*_REFUSALS, 408, 429, 503),
             example={"ids": [1, 2, 3]},
             operation_id="detokenize",

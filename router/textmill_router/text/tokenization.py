@@ -200,6 +200,10 @@ class Tokenizer:
         """The text of the ids as one text, as the library joins them."""
         return self._library.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
+    def id_to_token(self, token_id: int) -> str:
+        """Return the token as the vocabulary writes it, for example with `Ġ` for a space; "" for unknown ids."""
+        return self._library.id_to_token(token_id) or ""
+
     def token_to_id(self, token: str) -> int | None:
         return self._library.token_to_id(token)
 

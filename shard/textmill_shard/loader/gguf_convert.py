@@ -9,24 +9,23 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from tokenizers import Tokenizer, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoTokenizer
 
 from textmill_shard.errors import ModelFilesError
-from textmill_shard.loader.gguf_header import GGUF_MAGIC, read_text_values
+from textmill_shard.loader.gguf_header import GgufHeader, read_header
+from textmill_shard.loader.gguf_model import write_model
+from textmill_shard.loader.gguf_parts import join_parts, read_parts
 from textmill_shard.loader.model_files import find_weight_files
 
 log = logging.getLogger(__name__)
 
 # Part of the cache's key: raise it when the same file would convert to something else.
-CONVERTER_VERSION = 2
+CONVERTER_VERSION = 3
 _READ_BYTES = 1 << 22
 NAMED_TEMPLATE = "tokenizer.chat_template."
 
@@ -38,9 +37,12 @@ DIGIT_SPLITTING = frozenset({"smollm", "starcoder", "refact", "command-r", "code
 def convert_gguf(gguf_file: Path, cache_dir: Path, dtype: str = "bfloat16") -> Path:
     """Give the converted folder; converts only when the cache lacks it. Safe when several start at once.
 
-    Raises ModelFilesError when the file is no GGUF file or its architecture cannot be read.
+    A file that is a part of a model is read with the other parts beside it. What is converted is checked before it
+    gets its name in the cache. Raises ModelFilesError for a file that is damaged, that holds what is read nowhere, or
+    whose architecture cannot be read.
     """
-    target = cache_dir / f"{gguf_file.stem}-{_digest(gguf_file)}-{dtype}"
+    parts = read_parts(gguf_file)
+    target = cache_dir / f"{parts[0].path.stem}-{_digest(parts)}-{dtype}"
     if target.is_dir():
         find_weight_files(target)  # raises when somebody emptied it
         return target
@@ -49,8 +51,9 @@ def convert_gguf(gguf_file: Path, cache_dir: Path, dtype: str = "bfloat16") -> P
     with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".converting-") as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()
-        _write_model(gguf_file, folder, dtype=getattr(torch, dtype))
-        write_tokenizer(gguf_file, folder)
+        header = parts[0] if len(parts) == 1 else _join(parts, Path(scratch) / f"{parts[0].path.stem}.gguf")
+        write_model(header, folder, dtype=getattr(torch, dtype))
+        write_tokenizer(header.path, folder)
         for path in folder.rglob("*"):
             if path.is_file():
                 _flush(path)
@@ -67,42 +70,19 @@ def convert_gguf(gguf_file: Path, cache_dir: Path, dtype: str = "bfloat16") -> P
     return target
 
 
-def _digest(gguf_file: Path) -> str:
-    """Hex blake2b over the file and the version of this converter."""
-    if not gguf_file.is_file():
-        raise ModelFilesError(f"{gguf_file} is not a file")
+def _join(parts: Sequence[GgufHeader], target: Path) -> GgufHeader:
+    join_parts(parts, target)
+    return read_header(target)
+
+
+def _digest(parts: Sequence[GgufHeader]) -> str:
+    """Hex blake2b over the files and the version of this converter."""
     digest = hashlib.blake2b(f"v{CONVERTER_VERSION}".encode(), digest_size=12)
-    with gguf_file.open("rb") as stream:
-        block = stream.read(_READ_BYTES)
-        if not block.startswith(GGUF_MAGIC):
-            raise ModelFilesError(f"{gguf_file} is no GGUF file")
-        while block:
-            digest.update(block)
-            block = stream.read(_READ_BYTES)
+    for part in parts:
+        with part.path.open("rb") as stream:
+            while block := stream.read(_READ_BYTES):
+                digest.update(block)
     return digest.hexdigest()
-
-
-def _write_model(gguf_file: Path, folder: Path, *, dtype: torch.dtype) -> None:
-    disable_progress_bar()
-    try:
-        read = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32)
-    except (ValueError, KeyError, NotImplementedError) as error:
-        raise ModelFilesError(f"{gguf_file} cannot be converted: {error}") from error
-    # A model that was read from GGUF refuses to be saved, so its values move into a fresh one of the same config.
-    settings: dict[str, Any] = read.config.to_dict()
-    for of_the_file in ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype"):
-        settings.pop(of_the_file, None)
-    model_type = settings.pop("model_type")
-    with init_empty_weights(include_buffers=False):
-        fresh = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings), dtype=dtype)
-    fresh.load_state_dict({name: tensor.to(dtype) for name, tensor in read.state_dict().items()}, assign=True)
-    fresh.tie_weights()
-    fresh.generation_config = GenerationConfig(
-        bos_token_id=read.config.bos_token_id,
-        eos_token_id=read.config.eos_token_id,
-        pad_token_id=read.config.pad_token_id,
-    )
-    fresh.save_pretrained(folder)
 
 
 def write_tokenizer(gguf_file: Path, folder: Path) -> None:
@@ -113,7 +93,7 @@ def write_tokenizer(gguf_file: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"
-    values = read_text_values(gguf_file, "tokenizer.")
+    values = {key: value for key, value in read_header(gguf_file).values.items() if isinstance(value, str)}
     if values.get("tokenizer.ggml.pre") in DIGIT_SPLITTING:
         backend = Tokenizer.from_file(str(path))
         backend.pre_tokenizer = pre_tokenizers.Sequence(

@@ -103,6 +103,20 @@ def test_download_without_safetensors_is_refused(tmp_path: Path) -> None:
         asyncio.run(find_model(load_settings(["--model-id", "org/model"], {}), {}, helper))
 
 
+def test_a_folder_with_the_parts_of_one_gguf_model_is_converted_from_the_first(tmp_path: Path) -> None:
+    names = [f"tiny-0000{number}-of-00002.gguf" for number in (1, 2)]
+    folder = make_model_folder(tmp_path / "g", *names)
+    source = locate_model(str(folder))
+    assert (source.kind, source.path) == (SourceKind.GGUF, folder / names[0])
+    # The hub's cache holds links to files whose names are digests.
+    (tmp_path / "links").mkdir()
+    for name in names:
+        (tmp_path / "links" / name).symlink_to(folder / name)
+    assert locate_model(str(tmp_path / "links" / names[1])).path == tmp_path / "links" / names[1]
+    (folder / "other.gguf").touch()
+    assert locate_model(str(folder)).kind == SourceKind.FOLDER
+
+
 @pytest.mark.parametrize("name", ["/no/such/folder", "./none", "~/none-here", "a/b/c", "missing.gguf", "white space"])
 def test_name_of_nothing_is_refused(name: str) -> None:
     with pytest.raises(ModelFilesError, match="no such folder or file"):

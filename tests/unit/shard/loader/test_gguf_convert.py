@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.gguf_convert import convert_gguf, write_tokenizer
-from textmill_shard.loader.gguf_header import read_text_values
+from textmill_shard.loader.gguf_header import read_header
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from tokenizers import decoders, models, pre_tokenizers
@@ -134,7 +134,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         convert_gguf(tmp_path / "absent.gguf", tmp_path)
     (tmp_path / "cut.gguf").write_bytes(DEMO_FILE.read_bytes()[:2000])
     with pytest.raises(ModelFilesError, match="broken header"):
-        read_text_values(tmp_path / "cut.gguf", "absent")
+        read_header(tmp_path / "cut.gguf")
 
 
 # Reads the 100,000 words and merges of the packaged model twice.

@@ -1,0 +1,120 @@
+"""From a GGUF file's tensors to safetensors and a config: transformers reads the values, and each is accounted for."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+from transformers.utils.logging import disable_progress_bar
+
+from textmill_shard.errors import ModelFilesError
+from textmill_shard.loader.gguf_config import as_windowed, complete_config, end_ids, read_tensors
+from textmill_shard.loader.gguf_header import GgufHeader
+from textmill_shard.probing.start_check import CALL_ERRORS
+
+# What transformers raises at files that it does not understand.
+IMPORT_ERRORS = (*CALL_ERRORS, NotImplementedError, ImportError, OSError, SafetensorError)
+MAX_NAMES_SHOWN = 5
+# Fields of a config that belong to the file that it was read from.
+_OF_THE_FILE = ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype", "transformers_version")
+
+
+def write_model(header: GgufHeader, folder: Path, *, dtype: torch.dtype) -> None:
+    """Write weights, config.json and generation_config.json into the folder.
+
+    Raises ModelFilesError where the model lacks a tensor of the file or the file lacks a tensor of the model.
+    """
+    disable_progress_bar()
+    settings = complete_config(_read_settings(header), header)
+    config = _make_config(settings)
+    _check_tensors(header, config, settings)
+    values = _read_values(header, config)
+    # A model that was read from GGUF refuses to be saved, so its values move into a fresh one of the same config.
+    with init_empty_weights(include_buffers=False):
+        fresh = AutoModelForCausalLM.from_config(_make_config(as_windowed(settings, header)), dtype=dtype)
+    fresh.load_state_dict({name: tensor.to(dtype) for name, tensor in values.items()}, assign=True)
+    fresh.tie_weights()
+    ends = end_ids(header)
+    fresh.generation_config = GenerationConfig(
+        bos_token_id=settings["bos_token_id"],
+        eos_token_id=ends if len(ends) > 1 else settings["eos_token_id"] if not ends else ends[0],
+        pad_token_id=settings["pad_token_id"],
+    )
+    fresh.save_pretrained(folder)
+
+
+def _read_settings(header: GgufHeader) -> dict[str, Any]:
+    try:
+        config = AutoConfig.from_pretrained(header.path.parent, gguf_file=header.path.name)
+    except IMPORT_ERRORS as error:
+        raise _not_converted(header, error) from error
+    settings: dict[str, Any] = config.to_dict()
+    return {name: value for name, value in settings.items() if name not in _OF_THE_FILE}
+
+
+def _make_config(settings: dict[str, Any]) -> Any:
+    fields = {name: value for name, value in settings.items() if name != "model_type"}
+    return AutoConfig.for_model(settings["model_type"], **fields)
+
+
+def _read_values(header: GgufHeader, config: Any) -> dict[str, torch.Tensor]:
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            header.path.parent,
+            gguf_file=header.path.name,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except IMPORT_ERRORS as error:
+        raise _not_converted(header, error) from error
+    _refuse_names(header, "lacks tensors of the model", sorted(loading["missing_keys"]))
+    unexpected = set(loading["unexpected_keys"]) - read_tensors(header)
+    _refuse_names(header, "holds tensors that the model has no place for", sorted(unexpected))
+    values: dict[str, torch.Tensor] = model.state_dict()
+    return values
+
+
+def _check_tensors(header: GgufHeader, config: Any, settings: dict[str, Any]) -> None:
+    """Compare the file's names with those that transformers' older import reads, which drops all others silently."""
+    if header.architecture in GGUF_ARCHS:
+        return  # the newer import says itself what is left over
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config)
+        processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=settings)
+        wanted = {_without_weight(name): target for name, target in get_gguf_hf_weights_map(model, processor).items()}
+    except IMPORT_ERRORS as error:
+        raise _not_converted(header, error) from error
+    found = {_without_weight(tensor.name): tensor.name for tensor in header.tensors}
+    left_over = {name for key, name in found.items() if key not in wanted} - read_tensors(header)
+    _refuse_names(header, "holds tensors that the model has no place for", sorted(left_over))
+    filled = {wanted[key] for key in found if key in wanted}
+    missing = {name for name in model.state_dict() if name not in filled}
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    missing -= {target for target, source in tied.items() if source in filled}
+    # Gate and up of all experts fill one tensor together: each must be there.
+    missing |= {key for key in wanted if "_exps" in key and key not in found}
+    _refuse_names(header, "lacks tensors of the model", sorted(missing))
+
+
+def _without_weight(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+def _refuse_names(header: GgufHeader, what: str, names: list[str]) -> None:
+    if names:
+        shown = ", ".join(names[:MAX_NAMES_SHOWN])
+        more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
+        raise ModelFilesError(
+            f"{header.path} {what} ({header.architecture}): {shown}{more}; it is incomplete, or of a kind that is not "
+            "read here: fetch it again, or serve the model's safetensors"
+        )
+
+
+def _not_converted(header: GgufHeader, error: Exception) -> ModelFilesError:
+    return ModelFilesError(f"{header.path} cannot be converted ({header.architecture}): {error or repr(error)}")

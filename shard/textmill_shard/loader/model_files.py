@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.tensor_files import SAFETENSORS_SUFFIX, names_of_tensors
+
+log = logging.getLogger(__name__)
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -27,11 +30,14 @@ class WeightFiles:
         return any(path.suffix != SAFETENSORS_SUFFIX for path in self.file_of_tensor.values())
 
 
-def find_weight_files(folder: Path, *, allow_pickle: bool = False) -> WeightFiles:
+def find_weight_files(folder: Path, *, allow_pickle: bool = False, named: str | None = None) -> WeightFiles:
     """Read the index or the headers of the files; no weights yet. Pickles only where there is nothing else.
 
-    Raises ModelFilesError.
+    Of several files transformers' choice is read: `named` (by `transformers_weights` of config.json), else one file
+    of all weights, else the index. Raises ModelFilesError.
     """
+    if named is not None:
+        return _find_named(folder, named)
     found = _find_files(folder, index=INDEX_FILE, single=SINGLE_FILE, suffix=SAFETENSORS_SUFFIX)
     if found is None and allow_pickle:
         found = _find_files(folder, index=PICKLED_INDEX_FILE, single=PICKLED_SINGLE_FILE, suffix=".bin")
@@ -41,18 +47,48 @@ def find_weight_files(folder: Path, *, allow_pickle: bool = False) -> WeightFile
     return found
 
 
+def _find_named(folder: Path, named: str) -> WeightFiles:
+    if Path(named).name != named or not (folder / named).is_file():
+        raise ModelFilesError(f"{folder / 'config.json'} has {named!r} as transformers_weights: no file of the folder")
+    if named.endswith(f"{SAFETENSORS_SUFFIX}.index.json"):
+        return _read_index(folder, named)
+    if not named.endswith(SAFETENSORS_SUFFIX):
+        raise ModelFilesError(f"{folder / 'config.json'} has {named!r} as transformers_weights: no safetensors file")
+    return _read_single(folder / named)
+
+
 def _find_files(folder: Path, *, index: str, single: str, suffix: str) -> WeightFiles | None:
+    if (folder / single).is_file():
+        if (folder / index).is_file():
+            log.warning("of two forms of the weights the first is read", extra={"files": f"{single}, {index}"})
+        return _read_single(folder / single)
     if (folder / index).is_file():
-        weight_map = read_json(folder / index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ModelFilesError(f"{folder / index} has no weight_map that says which tensor is in which file")
-        absent = sorted({name for name in weight_map.values() if not (folder / name).is_file()})
-        if absent:
-            raise ModelFilesError(f"{folder / index} names {len(absent)} files that are not there, first {absent[0]}")
-        return WeightFiles({tensor: folder / name for tensor, name in weight_map.items()})
+        return _read_index(folder, index)
     others = sorted(folder.glob(f"*{suffix}"))
-    path = folder / single if (folder / single).is_file() else others[0] if len(others) == 1 else None
-    return None if path is None else WeightFiles(dict.fromkeys(names_of_tensors(path), path))
+    return _read_single(others[0]) if len(others) == 1 else None
+
+
+def _read_single(path: Path) -> WeightFiles:
+    return WeightFiles(dict.fromkeys(names_of_tensors(path), path))
+
+
+def _read_index(folder: Path, index: str) -> WeightFiles:
+    weight_map = read_json(folder / index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ModelFilesError(f"{folder / index} has no weight_map that says which tensor is in which file")
+    names = sorted(set(weight_map.values()))
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise ModelFilesError(f"{folder / index} names {len(absent)} files that are not there, first {absent[0]}")
+    # A pickle is read whole only to learn its names.
+    held = {name: frozenset(names_of_tensors(folder / name)) for name in names if name.endswith(SAFETENSORS_SUFFIX)}
+    wrong = [tensor for tensor, name in weight_map.items() if name in held and tensor not in held[name]]
+    if wrong:
+        raise ModelFilesError(
+            f"{folder / index} says that {wrong[0]} is in {weight_map[wrong[0]]}, which holds no tensor of that name "
+            f"({len(wrong)} in all): fetch the files again, all of one revision"
+        )
+    return WeightFiles({tensor: folder / name for tensor, name in weight_map.items()})
 
 
 def find_tokenizer_digest(folder: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from safetensors import SafetensorError
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
@@ -17,8 +18,21 @@ from textmill_shard.layers.parallel_layers import divide_layer
 from textmill_shard.loader.encoder_facts import reads_with_encoder
 from textmill_shard.loader.model_config import auto_class_of
 from textmill_shard.loader.model_files import WeightFiles
-from textmill_shard.loader.weight_reader import check_matching, match_names, move_buffers, read_weights
+from textmill_shard.loader.stored_form import StoredForm, dequantising
+from textmill_shard.loader.weight_reader import (
+    cast_weights,
+    check_left_over,
+    check_matching,
+    match_names,
+    move_buffers,
+    read_weights,
+)
 from textmill_shard.probing.start_check import CALL_ERRORS
+
+# What transformers raises at files that it does not understand.
+READ_ERRORS = (*CALL_ERRORS, NotImplementedError, ImportError, OSError, SafetensorError)
+# Scales of the numbers between the layers: whoever computes with plain weights needs none of them.
+_SCALES_OF_ACTIVATIONS = (".input_scale", ".activation_scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +42,7 @@ class ModelSource:
     folder: Path
     config: Any  # as transformers read it
     files: WeightFiles
+    form: StoredForm
     dtype: torch.dtype
     device: torch.device
     parallel: TensorParallel
@@ -53,6 +68,8 @@ def fill_model(model: Any, source: ModelSource, on_progress: Callable[[float], N
 
     Raises ModelFilesError.
     """
+    if source.form is StoredForm.DEQUANTISED:
+        return _fill_by_transformers(source), 0
     matching = match_names(model, source.files)
     if matching.missing and source.parallel.world_size == 1:
         return _fill_by_transformers(source), 0
@@ -82,19 +99,30 @@ def _why_not_built(config: Any, error: Exception) -> str:
 
 
 def _fill_by_transformers(source: ModelSource) -> Any:
-    """For checkpoints whose names or shapes transformers converts on the way (experts stored one by one)."""
+    """For checkpoints whose names, shapes or values transformers converts on the way (experts stored one by one)."""
     disable_progress_bar()
-    model, loading = auto_class_of(source.config).from_pretrained(
-        source.folder,
-        dtype=source.dtype,
-        output_loading_info=True,
-        use_safetensors=not source.files.are_pickled,
-        weights_only=True,
-        trust_remote_code=source.trust_remote_code,
-    )
+    is_dequantised = source.form is StoredForm.DEQUANTISED
+    try:
+        model, loading = auto_class_of(source.config).from_pretrained(
+            source.folder,
+            config=dequantising(source.config) if is_dequantised else source.config,
+            dtype=source.dtype,
+            output_loading_info=True,
+            use_safetensors=not source.files.are_pickled,
+            weights_only=True,
+            trust_remote_code=source.trust_remote_code,
+        )
+    except READ_ERRORS as error:
+        raise ModelFilesError(f"{source.folder} cannot be read: {type(error).__name__}: {error}") from error
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelFilesError(f"{source.folder} lacks {len(missing)} tensors of the model, first {missing[0]}")
+    left_over = sorted(loading["unexpected_keys"])
+    if is_dequantised:
+        left_over = [name for name in left_over if not name.endswith(_SCALES_OF_ACTIVATIONS)]
+    check_left_over(left_over, known=model.state_dict(), folder=source.folder)
+    if is_dequantised:
+        cast_weights(model, source.dtype)
     return model.eval().to(source.device)
 
 

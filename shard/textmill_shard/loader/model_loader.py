@@ -17,6 +17,7 @@ from textmill_shard.loader.load_options import LoadOptions, OnProgress
 from textmill_shard.loader.model_config import check_divisible, max_model_tokens, pick_dtype, read_config
 from textmill_shard.loader.model_files import find_tokenizer_digest, find_weight_files
 from textmill_shard.loader.model_filling import ModelSource, build_model, fill_model
+from textmill_shard.loader.stored_form import find_stored_form
 from textmill_shard.loader.token_ids import EndIds, check_padding_id, find_end_ids, warn_of_suppressed
 from textmill_shard.model.runner import ModelFacts, ModelRunner
 from textmill_shard.native.kernels import DTYPES as NATIVE_DTYPES
@@ -62,13 +63,19 @@ def _read(options: LoadOptions, parallel: TensorParallel) -> ModelSource:
     check_padding_id(config, options.model_dir)
     device = torch.device(options.device)
     dtype: torch.dtype = getattr(torch, pick_dtype(options.dtype, config=config, device=device))
-    files = find_weight_files(options.model_dir, allow_pickle=options.allow_pickle)
+    form = find_stored_form(config, options.model_dir, num_ranks=parallel.world_size)
+    files = find_weight_files(
+        options.model_dir,
+        allow_pickle=options.allow_pickle,
+        named=getattr(config, "transformers_weights", None),
+    )
     if parallel.world_size > 1:
         check_divisible(config)
     return ModelSource(
         folder=options.model_dir,
         config=config,
         files=files,
+        form=form,
         dtype=dtype,
         device=device,
         parallel=parallel,

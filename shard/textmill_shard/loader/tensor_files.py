@@ -27,7 +27,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
         with _open_safetensors(path) as opened:
             yield opened
     else:
-        yield _PickledTensors(_read_pickle(path))
+        yield _PickledTensors(path, _read_pickle(path))
 
 
 def names_of_tensors(path: Path) -> tuple[str, ...]:
@@ -49,17 +49,20 @@ def _open_safetensors(path: Path) -> Any:
 class _PickledTensors:
     """Tensors of a pickle under the verbs of an open safetensors file."""
 
-    def __init__(self, tensor_of_name: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, path: Path, tensor_of_name: Mapping[str, torch.Tensor]) -> None:
+        self._path = path
         self._tensor_of_name = tensor_of_name
 
     def keys(self) -> list[str]:
         return list(self._tensor_of_name)
 
     def get_tensor(self, name: str) -> torch.Tensor:
+        if name not in self._tensor_of_name:
+            raise ModelFilesError(f"{self._path} holds no {name}, of which the index says that it is there")
         return self._tensor_of_name[name]
 
     def get_slice(self, name: str) -> torch.Tensor:
-        return self._tensor_of_name[name]
+        return self.get_tensor(name)
 
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:

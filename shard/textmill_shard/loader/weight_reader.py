@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from textmill_shard.distributed.index_plan import Cut, IndexPlan
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.model_files import WeightFiles
+from textmill_shard.loader.stored_form import check_plain
 from textmill_shard.loader.tensor_files import open_tensors
 
 log = logging.getLogger(__name__)
@@ -59,11 +60,29 @@ def match_names(model: nn.Module, files: WeightFiles) -> Matching:
 
 
 def check_matching(matching: Matching, *, folder: Path) -> None:
-    """Raises ModelFilesError that names what is missing; what is left over is only logged."""
+    """Raises ModelFilesError that names what is missing, or what is left over and changes what the others mean."""
     if matching.missing:
         raise ModelFilesError(f"{folder} lacks {_names(matching.missing)}; left over: {_names(matching.unexpected)}")
-    if matching.unexpected:
-        log.warning("the checkpoint holds tensors that the model has no place for: %s", _names(matching.unexpected))
+    check_left_over(matching.unexpected, known=matching.tensor_of_name.values(), folder=folder)
+
+
+def check_left_over(names: Sequence[str], *, known: Iterable[str], folder: Path) -> None:
+    """Log the tensors that the model has no place for. `known` are the tensors that it has a place for.
+
+    Raises ModelFilesError where such a tensor stands beside a known one, in the same layer (a scale, zero points, a
+    bias), or is named by a known one and a suffix: the layer would compute something else than it was trained for.
+    """
+    layers = {name.rpartition(".")[0] for name in known}
+    layers = {*layers, *known} - {""}
+    beside = tuple(name for name in names if name.rpartition(".")[0] in layers)
+    if beside:
+        raise ModelFilesError(
+            f"{folder} holds {_names(beside)} beside weights of the same layer, and the model of config.json has no "
+            "place for them: the weights are stored in a form that config.json does not name, or belong to another "
+            "model"
+        )
+    if names:
+        log.warning("the checkpoint holds tensors that the model has no place for: %s", _names(tuple(names)))
 
 
 def read_weights(
@@ -86,6 +105,7 @@ def read_weights(
         with open_tensors(path) as opened:
             for name in names:
                 tensor = _read_run(opened, matching.tensor_of_name[name], plan.cut_of_parameter.get(name))
+                check_plain(name, tensor.dtype, _member(model, name).dtype, path=path)
                 wanted = tensor.dtype if not tensor.is_floating_point() else dtype
                 if any(pattern.search(name) for pattern in keep_in_fp32):
                     wanted = torch.float32
@@ -94,6 +114,14 @@ def read_weights(
                 num_read += 1
                 on_progress(num_read / len(matching.tensor_of_name))
     _tie(model, matching)
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast what transformers left in the precision of the scales, which are numbers of 32 bits in most files."""
+    keep_in_fp32 = _fp32_patterns(model)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not any(pattern.search(name) for pattern in keep_in_fp32):
+            parameter.data = parameter.data.to(dtype)
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:
@@ -119,9 +147,8 @@ def _read_run(opened: Any, tensor: str, cut: Cut | None) -> torch.Tensor:
 def _put(model: nn.Module, name: str, tensor: torch.Tensor, plan: IndexPlan) -> None:
     module_name, _, leaf = name.rpartition(".")
     module = model.get_submodule(module_name)
-    old = getattr(module, leaf)
     cut = plan.cut_of_parameter.get(name)
-    wanted = list(old.shape)
+    wanted = list(_member(model, name).shape)
     if cut is not None:
         wanted[cut.dim] = len(cut.indices)
     if list(tensor.shape) != wanted:
@@ -130,6 +157,12 @@ def _put(model: nn.Module, name: str, tensor: torch.Tensor, plan: IndexPlan) -> 
         module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
     else:
         module._buffers[leaf] = tensor
+
+
+def _member(model: nn.Module, name: str) -> torch.Tensor:
+    module_name, _, leaf = name.rpartition(".")
+    member: torch.Tensor = getattr(model.get_submodule(module_name), leaf)
+    return member
 
 
 def _tie(model: nn.Module, matching: Matching) -> None:

@@ -5,12 +5,12 @@ wins; an empty variable counts as unset.
 """
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from textmill_shard.cores import usable_cores
 from textmill_shard.options import (
     DEFAULT_STEP_TOKENS,
     DTYPES,
@@ -137,7 +137,7 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ServeSetti
         return ConvertSettings(**values)
     values["model_id"] = values["model_id"] or values["model_dir"].name
     if values["num_threads"] is None:
-        values["num_threads"] = default_num_threads(len(os.sched_getaffinity(0)), values["world_size"])
+        values["num_threads"] = default_num_threads(usable_cores(), values["world_size"])
     values["native_cache_dir"] = values["native_cache_dir"] or _user_cache_dir(environ) / "textmill" / "native"
     settings = ServeSettings(**values)
     _check_together(settings)

@@ -12,6 +12,7 @@ from typing import Self
 
 import tokenizers
 
+from textmill_router.cores import usable_cores
 from textmill_router.request import token_array
 from textmill_router.text.detokenizer import (
     Detokenizer,
@@ -77,8 +78,7 @@ class Tokenizer:
         self._table = build_piece_table(library, self.special_ids)
         self.longest_token_bytes = _longest_token_bytes(library)
         # Two or more texts are encoded side by side; the library gives the GIL back while it works.
-        default_threads = min(MAX_THREADS, max(1, (os.cpu_count() or 1) // 2))
-        self._pool = ThreadPoolExecutor(num_threads or default_threads, "tokenize")
+        self._pool = ThreadPoolExecutor(num_threads or default_tokenize_threads(usable_cores()), "tokenize")
 
     @classmethod
     def load(cls, folder: str | Path, num_threads: int | None = None) -> Self:
@@ -212,6 +212,11 @@ class Tokenizer:
         if self._table is None:
             return WindowDetokenizer(self._library, self.special_ids, prompt_ids)
         return TableDetokenizer(self._table, follows_text=any(i not in self.special_ids for i in prompt_ids))
+
+
+def default_tokenize_threads(num_cores: int) -> int:
+    """Return half the cores, at least one and at most `MAX_THREADS`."""
+    return min(MAX_THREADS, max(1, num_cores // 2))
 
 
 def _newline_lead(library: tokenizers.Tokenizer) -> list[int] | None:

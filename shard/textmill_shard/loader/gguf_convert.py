@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer
 
+from textmill_shard.cores import usable_cores
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.gguf_header import GgufHeader, read_header
 from textmill_shard.loader.gguf_model import write_model
@@ -47,6 +48,7 @@ def convert_gguf(gguf_file: Path, cache_dir: Path, dtype: str = "bfloat16") -> P
         find_weight_files(target)  # raises when somebody emptied it
         return target
     started = time.monotonic()
+    torch.set_num_threads(usable_cores())
     cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".converting-") as scratch:
         folder = Path(scratch) / "model"

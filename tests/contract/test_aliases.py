@@ -23,7 +23,7 @@ FAULTS: list[tuple[str, str, dict[str, Any] | None]] = [
 
 
 def without_changes(answer: Any) -> Any:
-    """The answer without what differs from call to call."""
+    """Return the answer without the fields that differ from call to call."""
     if isinstance(answer, dict):
         changing = ("id", "created", "prompt_tokens_details")
         return {key: without_changes(value) for key, value in answer.items() if key not in changing}

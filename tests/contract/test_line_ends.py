@@ -1,4 +1,4 @@
-"""Answers with characters at which readers of lines split: each event is one line to them, and its text is whole."""
+"""Answers with characters at which readers of lines split. Each event stays one line, and its text stays whole."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 def text_of(answer: Any) -> str:
-    """The text of a whole answer or of an event, whatever the dialect."""
+    """Return the text of a whole answer or of an event, in any dialect."""
     if isinstance(answer, list):
         return text_of(answer[0])
     if "token" in answer:
@@ -48,7 +48,7 @@ def text_of(answer: Any) -> str:
 def test_lines_of_an_event_stream_are_its_own(client: httpx.Client, route: str, body: dict[str, Any]) -> None:
     wanted = "hi" + TEXT + TEXT if "prompt" in body else TEXT
     route = "/generate_stream" if route == "/generate" else route
-    for _ in range(2):  # a second answer of the native dialect comes from the cache
+    for _ in range(2):  # the second answer of TGI's dialect comes from the cache
         with client.stream("POST", route, json={**body, "stream": True}) as answer:
             lines = [line for line in answer.iter_lines() if line not in ("", "data: [DONE]")]
         assert all(line.startswith("data: ") for line in lines), lines
@@ -60,7 +60,7 @@ def test_whole_answer_is_one_line(client: httpx.Client, route: str, body: dict[s
     for _ in range(2):
         answer = client.post(route, json=body)
         assert len(answer.text.splitlines()) == 1
-        prompt = {"/": "hi", "/v1/completions": "hi" + TEXT}.get(route, "")  # these show the prompt too
+        prompt = {"/": "hi", "/v1/completions": "hi" + TEXT}.get(route, "")  # shown before the answer
         assert text_of(answer.json()) == prompt + TEXT
 
 

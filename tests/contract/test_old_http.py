@@ -1,4 +1,4 @@
-"""Event streams over HTTP/1.0 have no chunks, on every route; bodies in a coding that nobody undoes are refused."""
+"""Event streams over HTTP/1.0 have no chunks, on every route, and bodies in an unknown coding are refused."""
 
 import json
 import re
@@ -25,7 +25,7 @@ STREAMS: list[tuple[str, dict[str, Any]]] = [
 
 
 def say(router: RunningRouter, version: str, route: str, body: dict[str, Any]) -> tuple[bytes, bytes]:
-    """Header and body, which end with the connection."""
+    """Return header and body of an answer that ends with the connection."""
     data = json.dumps(body).encode()
     head = f"POST {route} HTTP/{version}\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", router.port), WAIT_TIMEOUT_S) as connection:

@@ -1,4 +1,4 @@
-"""The form of a message that a template reads is found by trial; the prompt is transformers' for such a message."""
+"""A trial finds the form of a message that a template reads, and the prompt is that of transformers for that form."""
 
 import json
 from typing import Any
@@ -39,7 +39,7 @@ def template(source: str) -> ChatTemplate:
 
 
 def prompt(source: str, messages: list[dict[str, Any]]) -> str:
-    """The prompt of a body of /v1/chat/completions."""
+    """Return the prompt of a body of /v1/chat/completions."""
     body = msgspec.convert({"messages": messages, "add_generation_prompt": True}, ChatBody, strict=False)
     return make_prompt(template(source), chat_request(body), RoleSafety([])).text
 
@@ -70,7 +70,7 @@ SYSTEM_TEXT += "{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endif %}{% 
 LAST_PART = EACH + "<{{ m.role }}>{{ m.content[-1]['text'] }}{% endfor %}"
 
 SAME_FOR_TRANSFORMERS: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {
-    # template, what a client sends to us, the form that a user of transformers sends
+    # Each row has a template, the client's message, and the message for transformers.
     "arguments joined to text": (
         JOINED_TEXT,
         [USER, call(ARGUMENTS, content=None), ANSWER],
@@ -136,7 +136,7 @@ EMPTY = (
 
 @pytest.mark.parametrize(("source", "content"), [(NULL, None), (EMPTY, "")])
 def test_absent_content_is_what_the_template_asks_for(source: str, content: str | None) -> None:
-    """Rendered by Jinja alone, because transformers takes null out of messages."""
+    """Jinja alone renders the expected prompt, because transformers takes null out of messages."""
     messages = [USER, call(ARGUMENTS, content=content), ANSWER]
     if source is EMPTY:
         messages[1] = call(json.loads(ARGUMENTS), content=content)

@@ -5,7 +5,7 @@ import json
 import pytest
 from textmill_router.http.line_ends import escape_line_ends
 
-# Every character at which `str.splitlines` splits a line that JSON may hold as it is: found by trying all of them.
+# All characters that JSON may hold unescaped and at which `str.splitlines` splits, found by a try of each character.
 LINE_ENDS = [character for character in map(chr, range(0x20, 0x110000)) if len(f"a{character}b".splitlines()) > 1]
 
 

@@ -130,7 +130,7 @@ class TemplateFailed(RequestError):
 
 
 class ToolError(RequestError):
-    """A tool is not declared, or tools stand beside a field that excludes tools. `field` is the field to blame."""
+    """A tool that the call names is not declared. `field` is the field to blame."""
 
     def __init__(self, message: str, *, field: str = "tools") -> None:
         super().__init__(message)

@@ -439,6 +439,39 @@ def test_what_ends_by_itself_must_match_the_schema(tmp_path: Path, text: str) ->
         assert choice["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("template", ["qwen2_5", "qwen3", None])
+def test_tools_and_a_response_format_go_together(tmp_path: Path, template: str | None) -> None:
+    """As at OpenAI: an answer is calls, or text in the format; a required call leaves no text for a format."""
+    form = FORMATS[0]
+    written = OUTPUTS["qwen2_5" if template else None].removeprefix("Let me see.\n")
+    for folder, text in (("calls", written), ("content", ARGUMENTS), ("wrong", '{"city": 5}')):
+        (tmp_path / folder).mkdir()
+        with speaking_router(tmp_path / folder, text, template) as router, router.client() as client:
+            fields = {"tools": TOOLS, "response_format": form, "max_tokens": 300}
+            if folder == "wrong":
+                assert error_of(ask(client, **fields), 424)["type"] == "server_error"
+                continue
+            [choice] = answer_of(client, **fields)["choices"]
+            grammar = router.shard.history[-1].last_admit.grammar.text
+            assert json.dumps(SCHEMA["properties"], separators=(",", ":")) in grammar
+            assert "get_weather" in grammar
+            assert ("think" in grammar) is (template == "qwen3")
+            if folder == "content":
+                assert choice["message"]["content"] == ARGUMENTS
+                assert choice["finish_reason"] == "stop"
+                continue
+            calls = choice["message"]["tool_calls"]
+            assert [call["function"]["name"] for call in calls] == ["get_weather", "get_time"]
+            assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
+            assert [call["function"] for call in calls_of(stream(client, **fields))] == [
+                call["function"] for call in calls
+            ]
+            answer_of(client, tool_choice="required", **fields)
+            enforced = router.shard.history[-1].last_admit.grammar.text
+            answer_of(client, tool_choice="required", tools=TOOLS, max_tokens=300)
+            assert enforced == router.shard.history[-1].last_admit.grammar.text
+
+
 def test_format_is_that_of_the_content_behind_the_reasoning(tmp_path: Path) -> None:
     """Reasoning need not match the format, and the grammar lets any reasoning through."""
     form = FORMATS[0]

@@ -151,15 +151,14 @@ def answer_form(template: ChatTemplate, tools: ToolChoice | None, flags: FormatF
 def grammar_for(
     content: AskedGrammar | None, tools: ToolChoice | None, form: AnswerForm, tokenizer: Tokenizer
 ) -> Grammar | None:
-    """The grammar of an answer whose content must match `content`, or whose calls must be as `tools` demand.
+    """The grammar of an answer whose content must match `content`, and whose calls must be as `tools` demand.
 
+    Where a call is required there is no content, so that `content` asks for nothing.
     None where the answer is free. Raises ValidationFailed for a tool whose schema is not one of objects.
     """
     thought = form.thought(tokenizer)
-    if content is not None:
-        return after_reasoning(content, thought)
     if tools is None or form.tools is None:
-        return None
+        return None if content is None else after_reasoning(content, thought)
     output_form = OutputForm(form.tools, form.marker_ids(tokenizer), thought)
     return tool_grammar(
         tools.specs,
@@ -167,6 +166,7 @@ def grammar_for(
         is_required=tools.is_required,
         is_parallel=tools.is_parallel,
         is_narrowed=tools.is_narrowed,
+        content=content,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from textmill_router.errors import ValidationFailed
 from textmill_router.grammar.lark import ANY_TEXT, SPACES, escape, json_rule, literal, marked, regex_rule, text_without
 from textmill_router.grammar.reasoning_grammar import ReasoningForm, reasoning_parts
+from textmill_router.grammar.request_forms import AskedGrammar
 from textmill_router.parsers.tools.call_shape import (
     InOrder,
     JsonValue,
@@ -41,20 +42,27 @@ def tool_grammar(
     is_required: bool,
     is_parallel: bool,
     is_narrowed: bool = False,
+    content: AskedGrammar | None = None,
 ) -> Grammar | None:
     """What the output must match; None where nothing is enforced.
 
     `is_required`: at least one call and no text. A named tool is this with `tools` narrowed to it. Else the answer is
-    free but for calls of strict tools. `is_narrowed`: the model sees further tools, which it may not call.
-    `is_parallel`: an answer may hold more than one call. Raises ValidationFailed for a schema that is not one of
-    objects.
+    free but for calls of strict tools. `content`: an answer without calls must match it, and calls have no text beside
+    them. `is_narrowed`: the model sees further tools, which it may not call. `is_parallel`: an answer may hold more
+    than one call. Raises ValidationFailed for a schema that is not one of objects.
     """
-    if not tools or not (is_required or is_narrowed or any(tool.is_strict for tool in tools)):
+    is_bound = is_required or is_narrowed or content is not None
+    if not tools or not (is_bound or any(tool.is_strict for tool in tools)):
         return None
     writer = _Writer(form)
     for tool in tools:
         writer.add_tool(tool, keeps_schema=is_required or tool.is_strict)
-    answer = writer.calls(is_parallel) if is_required else writer.free_answer(is_parallel)
+    if is_required:
+        answer = writer.calls(is_parallel)
+    elif content is not None:
+        answer = writer.calls_or_content(is_parallel, content)
+    else:
+        answer = writer.free_answer(is_parallel)
     return Grammar(writer.finish(answer))
 
 
@@ -87,6 +95,16 @@ class _Writer:
     def calls(self, is_parallel: bool) -> str:
         """One call, or as many as the model likes."""
         return f"{self._marked(self._shape.opening)} {self._calls_after_tag(is_parallel)}"
+
+    def calls_or_content(self, is_parallel: bool, content: AskedGrammar) -> str:
+        """Calls without text, or the content without calls."""
+        self._rules.append(f"content: {content.rule()}")
+        if not self._shape.opening:
+            for number, call in enumerate(self._written):
+                if call.schema is not None:
+                    self._rules.append(f"json_call{number}: {json_rule(json.dumps(call.schema))}")
+                    self._calls[number] = f"json_call{number}"
+        return f"{self.calls(is_parallel)} {SPACES} | content"
 
     def _calls_after_tag(self, is_parallel: bool) -> str:
         shape = self._shape

@@ -49,7 +49,7 @@ def prepare_chat(
     content: AskedGrammar | None = None,
     grammar_field: str = "grammar",
 ) -> PreparedChat:
-    """At most one of `tools` and `content`. The grammar of the result is to be compiled before a permit is taken.
+    """The grammar of the result is to be compiled before a permit is taken.
 
     Raises TemplateFailed where the model has no template, ValidationFailed for a tool whose schema is not one of
     objects.

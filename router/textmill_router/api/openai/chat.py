@@ -14,7 +14,6 @@ from textmill_router.api.openai.response_format import RESPONSE_FORMAT, grammar_
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
 from textmill_router.api.openai.types import check_n, check_stream_options, usage_of
 from textmill_router.chat.answer_form import was_cut
-from textmill_router.errors import ToolError
 from textmill_router.grammar.answer_check import check_answer
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
@@ -42,11 +41,8 @@ def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
     checked = checked_parameters(requested_chat(body), call.backend)
     tools = tool_choice_of(body)
     content_grammar = grammar_of(body.response_format)
-    if tools is not None and content_grammar is not None:
-        raise ToolError(
-            "`response_format` and `tools` exclude each other: leave one out, or set `tool_choice` to `none`",
-            field="response_format",
-        )
+    if tools is not None and tools.is_required:
+        content_grammar = None  # a call has no content
     chat = prepare_chat(
         call.backend,
         call.service.format_flags,
@@ -144,11 +140,12 @@ class _Work:
         return Choice(message, reader.is_in_call, entries, result)
 
     def _check(self, result: GenerationResult) -> None:
-        """What ended by itself matches the response format. Raises GenerationBroke."""
+        """An answer that ended by itself and calls no tool matches the response format. Raises GenerationBroke."""
         if self._chat.content is not None and not was_cut(result):
             reader = self._form.new_reader()
             message = collect([*reader.push(result.text), *reader.finish(was_cut=False)])
-            check_answer(message.content or "", self._chat.content)
+            if not message.tool_calls:
+                check_answer(message.content or "", self._chat.content)
 
     def _new_logprobs(self) -> ShownLogprobs | None:
         if not self._wants_logprobs:

@@ -74,11 +74,16 @@ Piece = Text | Marker | JsonValue | TextUntil | InOrder | OneOf | Maybe | Repeat
 
 @dataclass(frozen=True, slots=True)
 class WrittenCall:
-    """A call of one tool: `head` is fixed text that no text before a call may hold, `rest` what follows it."""
+    """A call of one tool: `head` is fixed text that no text before a call may hold, `rest` what follows it.
+
+    `schema` is that of the whole call where a call is a JSON value: beside a content that is JSON too, a grammar can
+    tell the two apart only if it writes both as JSON.
+    """
 
     head: str
     rest: Piece
     name: str = ""  # the tool's name as `any_call` wants it
+    schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,9 +43,29 @@ def json_writer(arguments_key: str) -> Callable[[str, Mapping[str, Any]], Writte
 
     def write(name: str, schema: Mapping[str, Any]) -> WrittenCall:
         head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{arguments_key}": '
-        return WrittenCall(head, InOrder((JsonValue(schema), Text("}"))), json.dumps(name))
+        whole = {
+            "type": "object",
+            "properties": {"name": {"const": name}, arguments_key: _moved(schema, f"#/properties/{arguments_key}")},
+            "required": ["name", arguments_key],
+            "additionalProperties": False,
+        }
+        return WrittenCall(head, InOrder((JsonValue(schema), Text("}"))), json.dumps(name), whole)
 
     return write
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """The schema with references that hold where its root is found under the pointer `root`."""
+    if isinstance(schema, list):
+        return [_moved(entry, root) for entry in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        key: root + value[1:]
+        if key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/"))
+        else _moved(value, root)
+        for key, value in schema.items()
+    }
 
 
 class _State(Enum):

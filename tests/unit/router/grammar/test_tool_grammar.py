@@ -1,6 +1,7 @@
-"""The library that enforces the grammars judges which calls they let through, and the parser reads these calls."""
+"""What the grammars let a model write, judged by the library that enforces them, and that the parser reads it back."""
 
 import json
+from typing import Any
 
 import llguidance
 import pytest
@@ -47,7 +48,7 @@ CODER = OutputForm(qwen3_coder.QWEN3_CODER, {})
 CODER_TOKENS = OutputForm(qwen3_coder.QWEN3_CODER, ids_of("<tool_call>", "</tool_call>"))
 WEATHER, SAY, WRONG = '{"city": "Oslo"}', '{"text": [1, {"a": null}]}', '{"town": "Oslo"}'
 
-# The arguments of `say` in the second of two calls, for formats that cannot write those of the other formats.
+# The arguments of `say` in the second of two calls, where the format cannot write those of the others.
 SAID = {"qwen3_coder": '{"text": "x"}', "pythonic": '{"text": "x"}'}
 
 
@@ -55,7 +56,7 @@ def coder_call(name: str, key: str, value: str) -> str:
     return f"<tool_call>\n<function={name}>\n<parameter={key}>\n{value}\n</parameter>\n</function>\n</tool_call>"
 
 
-# Each row has a form, one call, two calls, and a call whose arguments break the schema.
+# Form, one call, two calls, a call whose arguments break the schema.
 FORMS = [
     (
         form,
@@ -154,7 +155,7 @@ def test_parser_reads_what_the_grammar_makes(form: OutputForm, one: str, two: st
     ],
 )
 def test_no_other_spelling_of_a_strict_call_gets_past(judge: Judge, text: str) -> None:
-    """The parser would read each spelling as a call."""
+    """Each of them would be a call to the parser."""
     assert parse_whole(
         ChatParser(generic_json.GENERIC_JSON, None, [ToolSpec("weather")]), text, was_cut=False
     ).tool_calls
@@ -205,7 +206,7 @@ def test_reasoning_stands_free_before_calls(judge: Judge, marker_ids: dict[str, 
 
 @pytest.mark.parametrize("marker_ids", [{}, ids_of("<think>", "</think>")], ids=["letters", "tokens"])
 def test_format_holds_for_what_follows_the_reasoning(judge: Judge, marker_ids: dict[str, int]) -> None:
-    """The format holds for that part alone, and JSON's blanks are bounded as in a grammar without reasoning."""
+    """And only for that; the blanks of JSON are bounded as in a grammar without reasoning."""
     schema = AskedGrammar(AskedKind.JSON_SCHEMA, json.dumps(CITY))
     either = after_reasoning(schema, ReasoningForm(ReasoningFormat.THINK, marker_ids))
     inside = after_reasoning(schema, ReasoningForm(ReasoningFormat.THINK, marker_ids, is_open=True))
@@ -235,7 +236,7 @@ def test_format_holds_for_what_follows_the_reasoning(judge: Judge, marker_ids: d
     ],
 )
 def test_expression_means_the_same_behind_reasoning(judge: Judge, expression: str, match: str, other: str) -> None:
-    """The expression matches the texts that it matches alone."""
+    """As it does alone."""
     alone = llguidance.LLMatcher.grammar_from_regex(expression)
     vocabulary = llguidance.LLTokenizer(judge.library.to_str(), eos_token=[END_ID])
     for text, matches in ((match, True), (other, False)):
@@ -268,6 +269,50 @@ def test_nothing_is_enforced_without_need() -> None:
     free = [ToolSpec("say"), ToolSpec("weather", CITY)]
     assert tool_grammar(free, JSON, is_required=False, is_parallel=True) is None
     assert tool_grammar([], JSON, is_required=True, is_parallel=True) is None
+
+
+@each_form
+def test_an_answer_is_calls_or_the_content_that_was_asked_for(
+    judge: Judge, form: OutputForm, one: str, two: str, wrong: str
+) -> None:
+    """OpenAI takes tools and a response format together: calls are free, the final text is in the format."""
+    asked = AskedGrammar(AskedKind.JSON_SCHEMA, json.dumps(CITY))
+
+    def accepts_beside(text: str, *, is_parallel: bool = True, **more: Any) -> bool:
+        grammar = tool_grammar(
+            TOOLS, form, is_required=False, is_parallel=is_parallel, content=more.get("content", asked)
+        )
+        assert grammar is not None
+        return judge.follows(form.marker_ids, grammar, text)
+
+    assert accepts_beside(WEATHER)
+    assert accepts_beside(one)
+    assert accepts_beside(two)
+    assert not accepts_beside(two, is_parallel=False)
+    for other in (WRONG, wrong, "It rains.", "", one[:-1], f"{one}{WEATHER}", f"{WEATHER}{one}"):
+        assert not accepts_beside(other), other
+    assert accepts_beside("ab", content=AskedGrammar(AskedKind.REGEX, "[a-c]+"))
+    numbers = AskedGrammar(AskedKind.JSON_SCHEMA, '{"type": "array", "items": {"type": "integer"}}')
+    assert accepts_beside("[1, 2]", content=numbers)
+    assert accepts_beside(two, content=numbers)
+    assert not accepts_beside(wrong, content=numbers)
+    free = tool_grammar([ToolSpec("weather", CITY)], form, is_required=False, is_parallel=True, content=asked)
+    assert free is not None
+    assert judge.follows(form.marker_ids, free, wrong)  # no tool is strict
+
+
+def test_references_inside_a_tool_hold_beside_a_content(judge: Judge) -> None:
+    node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "additionalProperties": False}
+    schema = {**CITY, "properties": {"city": {"$ref": "#/$defs/node"}}, "$defs": {"node": node}}
+    asked = AskedGrammar(AskedKind.JSON_SCHEMA, '{"type": "object"}')
+    specs = [ToolSpec("a", schema, is_strict=True)]
+    grammar = tool_grammar(specs, JSON, is_required=False, is_parallel=False, content=asked)
+    assert grammar is not None
+    assert judge.follows({}, grammar, '{"name": "a", "parameters": {"city": {"next": {"next": {}}}}}')
+    strings = AskedGrammar(AskedKind.JSON_SCHEMA, '{"type": "string"}')
+    grammar = tool_grammar(specs, JSON, is_required=False, is_parallel=False, content=strings)
+    assert grammar is not None
+    assert not judge.follows({}, grammar, '{"name": "a", "parameters": {"city": {"next": 5}}}')
 
 
 @each_form

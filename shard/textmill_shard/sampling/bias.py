@@ -1,4 +1,4 @@
-"""Logit bias: the request names ids and what their scores gain."""
+"""Logit bias: a request names token ids, and for each id the amount that is added to its score."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from textmill_shard.slots.sampling_params import SamplingParams
 
 
 class Bias:
-    """An id that stands twice in a request's bias gains both."""
+    """Adds the amounts. An id that stands twice in a request's bias gains both amounts."""
 
     def __init__(self, *, num_slots: int, device: torch.device) -> None:
         self._ids = SlotLists(num_slots=num_slots, dtype=torch.int64, device=device)

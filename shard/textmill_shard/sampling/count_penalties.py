@@ -1,4 +1,4 @@
-"""Presence and frequency penalty: output ids lose `presence + frequency * occurrences` logits."""
+"""Presence and frequency penalty: an id of the output loses `presence + frequency * occurrences` logits."""
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from textmill_shard.slots.sampling_params import SamplingParams
 
 
 class CountPenalties:
-    """The ids of the prompt do not count."""
+    """Takes the penalties off. Only the ids of the output count, and the ids of the prompt do not."""
 
     def __init__(self, *, num_slots: int, device: torch.device) -> None:
         self._output = TokenSet(num_slots=num_slots, device=device)
-        self._counts = SlotLists(num_slots=num_slots, dtype=torch.float32, device=device)  # parallel to the ids
+        self._counts = SlotLists(num_slots=num_slots, dtype=torch.float32, device=device)  # parallel to `_output`
         self._presence_S = torch.zeros(num_slots, dtype=torch.float32, device=device)
         self._frequency_S = torch.zeros(num_slots, dtype=torch.float32, device=device)
 
@@ -37,7 +37,8 @@ class CountPenalties:
         presence_G1 = self._presence_S[rows.slots_G].unsqueeze(-1)
         frequency_G1 = self._frequency_S[rows.slots_G].unsqueeze(-1)
         amounts_GE = (presence_G1 + frequency_G1 * counts_GE) * (counts_GE > 0)
-        # Added, not written: what stands behind the end of a list adds 0 to an id that the list may hold.
+        # The amounts are added and not written, because the filling behind the end of a list names an id that may
+        # stand in the list too, with an amount of 0.
         places = (rows.rows_G.unsqueeze(-1).expand_as(ids_GE), ids_GE)
         scores_NV.index_put_(places, -amounts_GE, accumulate=True)
 

@@ -2,10 +2,11 @@
 
 S rows, V vocabulary, C candidates (the best scores of a row).
 
-A row draws by the Gumbel-max trick: the largest log-weight + noise, noise being a function of (request seed, position,
-token id). Only the candidates are looked at. The rest of the row is not cut off by that: where no filter of the request
-does so, the rest takes part as one more candidate with its exact mass and noise of its own. When the rest wins, or when
-a filter's set reaches beyond the candidates, that row alone is worked out in full.
+A row draws by the Gumbel-max trick: the row takes the id whose log-weight plus noise is largest, where the noise is a
+function of request seed, position and token id. Only the candidates get noise at first. The other ids of the row, its
+tail, stay possible: where no filter of the request cuts the tail off, the tail takes part as one more candidate, with
+its exact mass and noise of its own. When the tail wins, or when the set that a filter keeps may reach beyond the
+candidates, the draw of that row alone looks at all its scores.
 """
 
 import numpy as np
@@ -19,13 +20,16 @@ from textmill_shard.sampling.stage import SlotText
 from textmill_shard.sampling.truncation import Filters, RowTotals, needs_row_mass, truncate
 from textmill_shard.slots.sampling_params import SamplingParams
 
-SPARE_CANDIDATES = 16  # beyond the largest top-k, so that the cut and its ties fall inside
+SPARE_CANDIDATES = 16  # beyond the largest top-k, so that the cut and the ties at the cut lie among the candidates
 LEAST_SCORE = -1e4  # its exponential is 0 in float32
-FULL_ROWS = 4  # rows worked out in full at once
+FULL_ROWS = 4  # rows whose scores are all looked at together
 
 
 class Draw:
-    """What a draw depends on besides the scores, by slot on the device: seed, position, temperature, filters."""
+    """Draws ids, and owns what a draw depends on besides the scores: seed, position, temperature and filters.
+
+    This state lies on the device, in arrays by slot.
+    """
 
     def __init__(self, *, num_slots: int, device: torch.device, num_candidates: int) -> None:
         self._num_candidates = num_candidates
@@ -37,14 +41,15 @@ class Draw:
         self._wants_entropy_S = np.zeros(num_slots, dtype=bool)
 
     def wants(self, params: SamplingParams) -> bool:
+        """Whether this request draws its tokens."""
         return params.do_sample
 
     def wants_row_mass(self, params: SamplingParams) -> bool:
-        """Whether draws of this request need the total of their full row."""
+        """Whether the draws of this request need the total of the exponentials of the whole row."""
         return params.do_sample and needs_row_mass(params)
 
     def admit(self, slot: int, params: SamplingParams, tokens: SlotText) -> None:
-        """Begin anew for the request that takes the slot."""
+        """Write the state of the request that takes the slot."""
         device = self._seed_words_S2.device
         self._seed_words_S2[slot] = noise.seed_words([params.seed], device)[0]
         self._positions_S[slot] = len(tokens.output_ids)
@@ -54,11 +59,15 @@ class Draw:
         self._wants_entropy_S[slot] = params.typical_p < 1.0 and needs_row_mass(params)
 
     def append(self, rows: StageRows) -> None:
-        """The next draws of these rows are for the positions after."""
+        """Move the positions of these rows on by one, because each of them has a new token."""
         self._positions_S[rows.slots_G] += 1
 
-    def choose(self, scores_SV: Tensor, rows: StageRows, massed: StageRows | None) -> Tensor:
-        """[S] int64: one draw per row. `massed`: those of the rows whose requests want the total of the full row."""
+    def choose(self, scores_SV: Tensor, rows: StageRows, mass_rows: StageRows | None) -> Tensor:
+        """Draw one id per row, [S] int64.
+
+        `scores_SV` float32 may hold minus infinity for impossible ids. `mass_rows` are those of the rows whose
+        requests want the total of the whole row (`wants_row_mass`), or None where there is no such row.
+        """
         vocab_size = scores_SV.shape[-1]
         num_candidates = min(self._width(rows), vocab_size)
         is_whole = num_candidates == vocab_size
@@ -66,51 +75,59 @@ class Draw:
         highest_S1 = best_SC[:, :1]
         temperatures_S1 = self._temperatures_S1[rows.slots_G]
         log_weights_SC = ((best_SC - highest_S1) / temperatures_S1).double()
-        totals = self._row_totals(scores_SV, highest_S1, temperatures_S1, rows, massed)
+        totals = self._row_totals(scores_SV, highest_S1, temperatures_S1, rows, mass_rows)
         limits = self._filters.limits(rows)
-        kept = truncate(log_weights_SC, limits, totals, is_whole=is_whole)
+        kept_scores = truncate(log_weights_SC, limits, totals, is_whole=is_whole)
         noisy_SC = log_weights_SC + self._noise(rows, ids_SC)
-        noisy_SC = noisy_SC.masked_fill(~kept.keep_RC, -torch.inf)
+        noisy_SC = noisy_SC.masked_fill(~kept_scores.keep_RC, -torch.inf)
         winner_S = noisy_SC.argmax(-1, keepdim=True)
         tokens_S = ids_SC.gather(-1, winner_S).squeeze(-1)
         if is_whole:
             return tokens_S
         tail_noise_S = self._noise(rows, torch.full_like(ids_SC[:, :1], noise.TAIL_ID)).squeeze(-1)
-        # Behind a candidate that a grammar forbids nothing is possible; rounding must not leave a tail there.
+        # When the last candidate is impossible, the whole tail is. Rounding must not leave mass in such a tail.
         log_tail_S = _log_difference(totals.log_mass_R, log_weights_SC.logsumexp(-1))
         log_tail_S = log_tail_S.masked_fill(torch.isinf(log_weights_SC[:, -1]), -torch.inf)
         is_open_S = ~limits.is_truncated_R
         tail_wins_S = is_open_S & (log_tail_S + tail_noise_S > noisy_SC.gather(-1, winner_S).squeeze(-1))
-        # Host reads: which rows (few, mostly none) are to be worked out in full.
-        for places in _groups(~(is_open_S | kept.fits_R)):
+        # The host reads which rows, mostly none, need all their scores.
+        for places in _groups(~(is_open_S | kept_scores.fits_R)):
             tokens_S[places] = self._choose_full(scores_SV[places], rows.at(places))
         for places in _groups(tail_wins_S):
             tokens_S[places] = self._choose_beyond(scores_SV[places], ids_SC[places], rows.at(places))
         return tokens_S
 
     def _width(self, rows: StageRows) -> int:
-        """Candidates to look at: fewer when top-k bounds every row, since such rows draw the same from any number."""
+        """Return the number of candidates to look at.
+
+        The number is smaller where each row has a top-k, because such a row draws the same id from any number of
+        candidates that holds its top-k and their ties.
+        """
         return min(self._num_candidates, int(self._widths_S[rows.on_host.slots_G].max()) + SPARE_CANDIDATES)
 
     def _noise(self, rows: StageRows, ids_SC: Tensor) -> Tensor:
+        """Return Gumbel noise [S, C] float64 for these ids at the present positions of the rows."""
         return noise.gumbel(self._seed_words_S2[rows.slots_G], self._positions_S[rows.slots_G], ids_SC)
 
     def _choose_full(self, scores_SV: Tensor, rows: StageRows) -> Tensor:
-        """[S] draws from rows with all their scores sorted: for filters whose set is wider than the candidates."""
+        """Draw [S] ids from all scores of the rows, for filters that may keep more ids than the candidates."""
         sorted_SV, ids_SV = scores_SV.sort(dim=-1, descending=True)
         highest_S1 = sorted_SV[:, :1]
         temperatures_S1 = self._temperatures_S1[rows.slots_G]
         log_weights_SV = ((sorted_SV - highest_S1) / temperatures_S1).double()
         limits = self._filters.limits(rows)
-        massed = rows.at(limits.needs_row_mass_R.nonzero().flatten())
-        totals = self._row_totals(scores_SV, highest_S1, temperatures_S1, rows, massed)
-        kept = truncate(log_weights_SV, limits, totals, is_whole=True)
+        mass_rows = rows.at(limits.needs_row_mass_R.nonzero().flatten())
+        totals = self._row_totals(scores_SV, highest_S1, temperatures_S1, rows, mass_rows)
+        kept_scores = truncate(log_weights_SV, limits, totals, is_whole=True)
         noisy_SV = log_weights_SV + self._noise(rows, ids_SV)
-        winner_S1 = noisy_SV.masked_fill(~kept.keep_RC, -torch.inf).argmax(-1, keepdim=True)
+        winner_S1 = noisy_SV.masked_fill(~kept_scores.keep_RC, -torch.inf).argmax(-1, keepdim=True)
         return ids_SV.gather(-1, winner_S1).squeeze(-1)
 
     def _choose_beyond(self, scores_SV: Tensor, candidates_SC: Tensor, rows: StageRows) -> Tensor:
-        """[S] draws from what is not a candidate, given that the tail as a whole has won. Their noise is unused yet."""
+        """Draw [S] ids from the tails of rows whose tail has won.
+
+        The ids of a tail have independent noise, because no draw has used the noise of these ids at this position.
+        """
         rest_SV = scores_SV.scatter(-1, candidates_SC, -torch.inf)
         temperatures_S1 = self._temperatures_S1[rows.slots_G]
         log_weights_SV = ((rest_SV - rest_SV.amax(-1, keepdim=True)) / temperatures_S1).double()
@@ -118,36 +135,45 @@ class Draw:
         return (log_weights_SV + self._noise(rows, ids_SV)).argmax(-1)
 
     def _row_totals(
-        self, scores_SV: Tensor, highest_S1: Tensor, temperatures_S1: Tensor, rows: StageRows, massed: StageRows | None
+        self,
+        scores_SV: Tensor,
+        highest_S1: Tensor,
+        temperatures_S1: Tensor,
+        rows: StageRows,
+        mass_rows: StageRows | None,
     ) -> RowTotals:
-        """Totals of the full rows, for the rows whose filters (or whose lack of any) need them; 0 for the others."""
+        """Return the totals of the whole rows for `mass_rows`, and 0 for the other rows."""
         num_rows = len(scores_SV)
         log_mass_S = torch.zeros(num_rows, dtype=torch.float64, device=scores_SV.device)
         entropy_S = torch.zeros_like(log_mass_S)
-        if massed is None or not len(massed.on_host.rows_G):
+        if mass_rows is None or not len(mass_rows.on_host.rows_G):
             return RowTotals(log_mass_R=log_mass_S, entropy_R=entropy_S)
-        is_all = len(massed.on_host.rows_G) == num_rows
-        places = slice(None) if is_all else torch.searchsorted(rows.rows_G, massed.rows_G)
-        # In place from the second step on: fresh memory for [S, V] costs more than the arithmetic.
+        is_all = len(mass_rows.on_host.rows_G) == num_rows
+        places = slice(None) if is_all else torch.searchsorted(rows.rows_G, mass_rows.rows_G)
+        # The second operation and the later ones work in place, because fresh memory for [S, V] costs more time than
+        # the arithmetic.
         log_weights_SV = scores_SV[places] - highest_S1[places]
         log_weights_SV /= temperatures_S1[places]
-        needs_entropy = bool(self._wants_entropy_S[massed.on_host.slots_G].any())
+        needs_entropy = bool(self._wants_entropy_S[mass_rows.on_host.slots_G].any())
         weights_SV = log_weights_SV.exp() if needs_entropy else log_weights_SV.exp_()
         mass_S = weights_SV.sum(-1).double()
         log_mass_S[places] = mass_S.log()
         if needs_entropy:
-            # A weight of 0 has a score of minus infinity at most; the product is to be 0.
+            # A weight of 0 may have a score of minus infinity; the clamp makes their product 0 instead of NaN.
             mean_score_S = weights_SV.mul_(log_weights_SV.clamp_(min=LEAST_SCORE)).sum(-1).double() / mass_S
             entropy_S[places] = mass_S.log() - mean_score_S
         return RowTotals(log_mass_R=log_mass_S, entropy_R=entropy_S)
 
 
-def _groups(is_one_S: Tensor) -> list[Tensor]:
-    """The marked places, at most FULL_ROWS at a time: a full row of a large vocabulary takes some ten megabytes."""
-    places = is_one_S.nonzero().flatten()
+def _groups(is_marked_S: Tensor) -> list[Tensor]:
+    """Return the marked places in groups of at most FULL_ROWS.
+
+    The groups are small, because the draw from a whole row of a large vocabulary takes some ten megabytes.
+    """
+    places = is_marked_S.nonzero().flatten()
     return [places[start : start + FULL_ROWS] for start in range(0, len(places), FULL_ROWS)]
 
 
 def _log_difference(log_whole_S: Tensor, log_part_S: Tensor) -> Tensor:
-    """log(exp(whole) - exp(part)); minus infinity where rounding leaves nothing."""
+    """Return log(exp(whole) - exp(part)), which is minus infinity where rounding makes the parts equal."""
     return log_whole_S + torch.log1p(-(log_part_S - log_whole_S).clamp(max=0.0).exp())

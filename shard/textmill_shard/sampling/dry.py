@@ -1,9 +1,9 @@
-"""DRY ("don't repeat yourself"): a token that would lengthen a repetition loses logits, the more the longer that is.
+"""DRY ("don't repeat yourself"): a token that would lengthen a repetition loses logits, more for a longer repetition.
 
-Let n be the length of the longest end of the text so far that stood in the text before and was followed by token t
-there, counted back to a sequence breaker at most. For n >= allowed_length, t loses `multiplier * base ** (n -
-allowed_length)` logits. Breakers themselves lose nothing. The formula is P. Weidmann's, from text-generation-webui
-(pull request 5677).
+For a token t, let n be the length of the longest end of the text so far that also stands earlier in the text, with t
+behind it. Such an end reaches back to the last sequence breaker at most. For n >= allowed_length, t loses
+`multiplier * base ** (n - allowed_length)` logits. Breakers themselves lose nothing. The formula is P. Weidmann's, from
+text-generation-webui (pull request 5677).
 
 S slots, G rows, T tokens of the longest text.
 """
@@ -21,13 +21,16 @@ from textmill_shard.slots.plan import NO_IDS, IdArray
 from textmill_shard.slots.sampling_params import SamplingParams
 
 LARGEST_LOSS = 1e30  # logits; finite, so that the only token that a grammar allows can still be drawn
-_NOTHING = -1  # equals no id: breakers in a text, and what stands behind the end of a list
+_NOTHING = -1  # equals no id; stands for the breakers of a text, and behind the end of a list
 
 
 class Dry:
-    """Prompt and output count. A slot has its ids, breakers replaced, and for each place the length of the end of the
-    text that also ends there. A token makes each of these lengths from that of the place before: a step takes time in
-    proportion to the text.
+    """Takes the losses off. Prompt and output both count as the text.
+
+    For each slot the stage has the ids of the text, with `_NOTHING` in the place of breakers, and for each place of the
+    text the length of the longest end of the text that also ends at this place. A new token changes the length of each
+    place, and the new length follows from the old length of the place before. So a step takes time in proportion to the
+    length of the text.
     """
 
     def __init__(self, *, num_slots: int, device: torch.device) -> None:
@@ -68,9 +71,10 @@ class Dry:
 
     def append(self, rows: StageRows, tokens_G: Tensor) -> IdArray:
         slots_G, width = rows.slots_G, self._width(rows)
-        # An end of the text that also ends here is one longer than the end before, which also ends one place before.
+        # A repetition that ends at a place with the new token is one longer than the repetition that ended one place
+        # before, because both texts have grown by this token.
         lengths_GT = torch.nn.functional.pad(self._lengths.cut(rows, width)[:, :-1] + 1, (1, 0), value=1)
-        lengths_GT *= self._ids.of(rows) == tokens_G.unsqueeze(-1)  # never at breakers, which stand there as _NOTHING
+        lengths_GT *= self._ids.of(rows) == tokens_G.unsqueeze(-1)  # no breaker matches _NOTHING
         self._lengths.values_SE[slots_G, :width] = lengths_GT
         self._ids.sizes_S[rows.on_host.slots_G] += 1
         self._ids.make_room(self._width(rows))
@@ -82,20 +86,21 @@ class Dry:
         return NO_IDS
 
     def _width(self, rows: StageRows) -> int:
-        """Tokens of the longest text among the rows."""
+        """Return the number of tokens of the longest text among the rows."""
         return int(self._ids.sizes_S[rows.on_host.slots_G].max())
 
 
 def shared_ends(ids: Sequence[int]) -> list[int]:
-    """For each place the length of the longest end of the text that also ends at this place; 0 at the last place.
+    """Return for each place the length of the longest end of `ids` that also ends there, and 0 for the last place.
 
-    The place counts as the last id of that end. `_NOTHING` equals nothing. This is the Z-function of the text read
-    backwards: each comparison that succeeds moves the right border, so that the time is linear.
+    The id at the place belongs to the repetition, as its last id. `_NOTHING` equals no id, not even `_NOTHING`. The
+    result is the Z-function of the text read backwards. The time is linear in the length of the text, because each
+    comparison that succeeds moves `right` on.
     """
     backwards = ids[::-1]
     num_ids = len(backwards)
     lengths = [0] * num_ids
-    left = right = 0  # the stretch that reaches farthest and equals a beginning
+    left = right = 0  # borders of the stretch that equals a beginning of `backwards` and reaches farthest
     for place in range(1, num_ids):
         length = min(right - place, lengths[place - left]) if place < right else 0
         while (

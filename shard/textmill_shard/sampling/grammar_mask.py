@@ -1,4 +1,7 @@
-"""What a request's grammar does not let follow becomes impossible. The mask knows of `min_new_tokens`."""
+"""The ids that a request's grammar does not let follow become impossible.
+
+The mask that a matcher makes heeds `min_new_tokens` too, so `MinNewTokens` leaves requests with a grammar alone.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +15,16 @@ from textmill_shard.slots.sampling_params import SamplingParams
 
 
 class GrammarMask:
-    """Each draw has a mask of its own, which threads work out beside the forward pass (rule 25).
+    """Applies one mask to each row. Each draw has its own mask, which threads make beside the forward pass (rule 25).
 
-    `set_allowed` must be called for each row before it is drawn; a row whose matcher failed keeps what it had.
+    The caller must call `set_allowed` for the slot of each row before the row is sampled. A slot whose matcher failed
+    keeps the mask of its last draw.
     """
 
     def __init__(self, *, num_slots: int, device: torch.device) -> None:
         self._num_slots = num_slots
         self._device = device
-        self._forbidden_SV: Tensor | None = None  # bool; from the first mask on
+        self._forbidden_SV: Tensor | None = None  # bool; None until the first mask
 
     def wants(self, params: SamplingParams) -> bool:
         return params.has_grammar
@@ -30,7 +34,10 @@ class GrammarMask:
             self._forbidden_SV[slot] = False
 
     def set_allowed(self, slot: int, allowed_V: npt.NDArray[np.bool_]) -> None:
-        """The ids that may follow in the next draw of a slot. Copies to the device: no mask exists earlier."""
+        """Set the ids that may follow in the next draw of a slot: `allowed_V` is True for each such id.
+
+        Copies the mask to the device at every step, because the mask does not exist when the step is built.
+        """
         if self._forbidden_SV is None:
             shape = (self._num_slots, len(allowed_V))
             self._forbidden_SV = torch.zeros(shape, dtype=torch.bool, device=self._device)

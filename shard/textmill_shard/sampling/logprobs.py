@@ -12,15 +12,16 @@ from torch import Tensor
 
 from textmill_shard.sampling.candidates import best_scores
 
-SPARE_FOR_TIES = 16  # candidates beyond those asked for, so that the cut mostly falls inside
+SPARE_FOR_TIES = 16  # candidates beyond the number asked for, so that ties at the cut mostly lie among them
 
 
 @dataclass(frozen=True, slots=True)
 class TopTokens:
-    """Alternatives at one position on the host: uint32 ids, best first (equal ones by id), and their log-probabilities.
+    """The alternatives at one position, on the host: ids with their log-probabilities, the best first.
 
-    Ties at the cut are all present, so there can be more than were asked for. Where the logits hold a NaN, the ids
-    mean nothing and the log-probabilities are NaN.
+    Ids with equal log-probabilities stand in rising order. All ids that tie at the cut are present, so that there can
+    be more entries than the request asked for. Where the logits hold a NaN, the ids mean nothing and the
+    log-probabilities are NaN.
     """
 
     ids: NDArray[np.uint32]
@@ -29,9 +30,10 @@ class TopTokens:
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """`logprobs[i]` is log p(targets[i] | all before it), float32 [T] on the host; NaN where logits were not finite.
+    """Log-probabilities of prompt tokens, on the host.
 
-    `top` has one entry per position, or none at all when no alternatives were asked for.
+    `logprobs[i]` is log p(targets[i] | all tokens before it), and NaN where the logits were not finite. `top` has one
+    entry per position, and is empty when the request asked for no alternatives.
     """
 
     logprobs: NDArray[np.float32]
@@ -39,33 +41,33 @@ class PromptLogprobs:
 
 
 def chosen_logprobs(logits_NV: Tensor, tokens_N: Tensor, log_mass_N: Tensor) -> Tensor:
-    """[N] float32: log-softmax at the given ids. `log_mass_N` is the logsumexp of each row."""
+    """Return the log-softmax of each row at the given id, [N] float32. `log_mass_N` is the logsumexp of each row."""
     return (logits_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1) - log_mass_N).float()
 
 
 def top_tokens(logits_NV: Tensor, counts: Sequence[int], log_mass_N: Tensor) -> tuple[TopTokens, ...]:
-    """The `counts[row]` (>= 1) best ids of each row with their log-probabilities. Copies to the host."""
+    """Return the `counts[row]` (>= 1) best ids of each row with their log-probabilities. Copies to the host."""
     vocab_size = logits_NV.shape[-1]
     num_best = min(max(counts) + SPARE_FOR_TIES, vocab_size)
     values_NK, ids_NK = best_scores(logits_NV, num_best)
     logprobs_NK = (values_NK - log_mass_N.unsqueeze(-1)).float().cpu().numpy()
     device_values_NK = values_NK
     values_NK, ids_NK = values_NK.cpu(), ids_NK.cpu()
-    found = []
+    alternatives = []
     for row, count in enumerate(counts):
         is_in_K = values_NK[row] >= values_NK[row, min(count, vocab_size) - 1]
-        if bool(is_in_K[-1]) and num_best < vocab_size:  # more ties than spare places: look at the whole row
+        if bool(is_in_K[-1]) and num_best < vocab_size:  # the ties go on behind the best scores: look at the whole row
             ids_E = (logits_NV[row] >= device_values_NK[row, count - 1]).nonzero().flatten()
             logprobs_E = (logits_NV[row, ids_E] - log_mass_N[row]).float().cpu().numpy()
-            found.append(_in_order(ids_E.cpu().numpy(), logprobs_E))
+            alternatives.append(_in_order(ids_E.cpu().numpy(), logprobs_E))
         else:
             size = int(is_in_K.sum())
-            found.append(_in_order(ids_NK[row, :size].numpy(), logprobs_NK[row, :size]))
-    return tuple(found)
+            alternatives.append(_in_order(ids_NK[row, :size].numpy(), logprobs_NK[row, :size]))
+    return tuple(alternatives)
 
 
 def _in_order(ids_E: NDArray[np.int64], logprobs_E: NDArray[np.float32]) -> TopTokens:
-    """Sort by falling log-probability, equal ones by rising id."""
+    """Sort by falling log-probability, and ids with equal log-probabilities by rising id."""
     order = np.lexsort((ids_E, -logprobs_E))
     return TopTokens(ids=ids_E[order].astype(np.uint32), logprobs=logprobs_E[order])
 
@@ -78,10 +80,10 @@ def prompt_logprobs(
     *,
     slice_tokens: int = 256,
 ) -> PromptLogprobs:
-    """Log-probabilities of `targets_T` (int64), the ids that follow the positions of `hidden_TD`.
+    """Return the log-probabilities of `targets_T` (int64), the ids that follow the positions of `hidden_TD`.
 
-    `project` turns hidden states [n, D] into logits [n, V] float32; it is called with at most `slice_tokens` rows, so
-    no [T, V] tensor exists.
+    `project` turns hidden states [n, D] into logits [n, V] float32. The function calls `project` with at most
+    `slice_tokens` rows at a time, so that no tensor of [T, V] exists.
     """
     logprobs: list[NDArray[np.float32]] = []
     top: list[TopTokens] = []

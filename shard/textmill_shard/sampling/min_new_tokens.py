@@ -12,7 +12,7 @@ from textmill_shard.slots.sampling_params import SamplingParams
 
 
 class MinNewTokens:
-    """Not for requests with a grammar, whose mask sees to the ends (grammar/slots.py)."""
+    """Makes the end ids impossible, except for requests with a grammar, whose mask does so (`grammar/slots.py`)."""
 
     def __init__(self, *, num_slots: int, device: torch.device) -> None:
         self._end_ids = SlotLists(num_slots=num_slots, dtype=torch.int64, device=device)
@@ -29,7 +29,8 @@ class MinNewTokens:
         self._num_missing_on_host_S[slot] = num_missing
 
     def apply(self, scores_NV: Tensor, rows: StageRows) -> None:
-        # A request that comes back with enough tokens asks for the stage until its next token.
+        # A request that is admitted again with enough tokens leaves the stage with its next token only. Until then, its
+        # number of missing tokens is 0 or less, and the stage leaves its scores as they are.
         is_early_G1 = self._num_missing_S[rows.slots_G].unsqueeze(-1) > 0
         rows_G1, ids_GE = rows.rows_G.unsqueeze(-1), self._end_ids.of(rows)
         scores_NV[rows_G1, ids_GE] = scores_NV[rows_G1, ids_GE].masked_fill_(is_early_G1, -torch.inf)

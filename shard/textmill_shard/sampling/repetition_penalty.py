@@ -1,6 +1,7 @@
-"""Repetition penalty: ids of prompt and output become less likely, or with a penalty below 1 more likely.
+"""Repetition penalty: the ids of prompt and output become less likely, or more likely with a penalty below 1.
 
-N. Keskar et al., "CTRL" (2019), with the change that everybody made to it: negative scores are multiplied.
+The formula is that of N. Keskar et al., "CTRL" (2019), with the change that implementations share: a negative score is
+multiplied by the penalty and not divided.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ from textmill_shard.slots.sampling_params import SamplingParams
 
 
 class RepetitionPenalty:
-    """Positive scores are divided by the penalty, negative ones multiplied by it."""
+    """Divides positive scores by the penalty, and multiplies negative scores by the penalty."""
 
     def __init__(self, *, num_slots: int, device: torch.device) -> None:
         self._seen = TokenSet(num_slots=num_slots, device=device)
@@ -29,7 +30,7 @@ class RepetitionPenalty:
         self._penalties_S[slot] = params.repetition_penalty
 
     def apply(self, scores_NV: Tensor, rows: StageRows) -> None:
-        # An id that stands twice in a row is written twice with one value.
+        # The filling behind the end of a list repeats an id, which is written more than once with one value.
         rows_G1, ids_GE = rows.rows_G.unsqueeze(-1), self._seen.ids(rows)
         penalties_G1 = self._penalties_S[rows.slots_G].unsqueeze(-1)
         scores_GE = scores_NV[rows_G1, ids_GE]

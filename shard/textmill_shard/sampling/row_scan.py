@@ -1,4 +1,4 @@
-"""What the sampler asks of every row of scores: the best id, whether all are finite, the normaliser. Two ways."""
+"""Two scanners of rows of scores: best id, whether all scores are finite, and the normaliser."""
 
 # N rows, V vocabulary
 
@@ -12,18 +12,18 @@ from textmill_shard.native.kernels import Kernels
 
 
 class RowScanner(Protocol):
-    """Chosen once, when the sampler is built."""
+    """Scans rows for the sampler, which gets one scanner when it is built."""
 
     def scan(self, scores_NV: Tensor, *, wants_mass: bool) -> RowScan:
-        """Look at float32 rows."""
+        """Scan float32 rows. `log_mass_N` of the result is None unless `wants_mass`."""
         ...
 
 
 class TorchRowScanner:
-    """The reference, on any device."""
+    """Scans with operations of torch, on any device. This scanner is the reference for the native one."""
 
     def scan(self, scores_NV: Tensor, *, wants_mass: bool) -> RowScan:
-        # NaN goes through both; two plain reductions take 0.2 ms for 32 rows of 49,152 where aminmax takes 7.
+        # Both reductions pass a NaN on. Together they take 0.2 ms for 32 rows of 49,152 scores, and aminmax takes 7 ms.
         not_finite_N = ~(torch.isfinite(scores_NV.amin(-1)) & torch.isfinite(scores_NV.amax(-1)))
         return RowScan(
             best_N=scores_NV.argmax(-1),
@@ -33,7 +33,10 @@ class TorchRowScanner:
 
 
 class NativeRowScanner:
-    """By the native kernels, in their threads: all three in one look at a row. In the thread that runs the steps."""
+    """Scans with the native kernels, which read each row once and use their own threads.
+
+    Only the thread of the step loop may call this scanner.
+    """
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels

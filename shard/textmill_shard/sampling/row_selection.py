@@ -1,6 +1,9 @@
-"""Which rows of a step ask for what: marks by slot, set when a request is seated.
+"""Which rows of a step ask for a stage, a draw or log-probabilities.
 
-N rows that sample, G of them that ask for one thing, S slots.
+A request can ask for several things, here called wishes. Marks by slot, which are set when a request is admitted, say
+which wishes it has.
+
+N rows that sample, G rows among them that have one wish, S slots.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,40 +17,40 @@ from torch import Tensor
 from textmill_shard.slots.plan import IdArray
 from textmill_shard.slots.sampling_params import SamplingParams
 
-Wish: TypeAlias = Callable[[SamplingParams], bool]
+Wish: TypeAlias = Callable[[SamplingParams], bool]  # whether a request with these parameters has the wish
 
 
 @dataclass(frozen=True, slots=True)
 class SelectedRows:
-    """Rows that ask for one thing, on the host."""
+    """The rows that have one wish, as arrays on the host."""
 
     rows_G: IdArray  # indices into the N rows, rising
     slots_G: IdArray
-    is_all: bool  # these are all N rows
+    is_all: bool  # all N rows have the wish
 
 
 @dataclass(frozen=True, slots=True)
 class StageRows:
-    """The rows of a `SelectedRows` on the device, and on the host."""
+    """The rows that have one wish, as tensors on the device, with the arrays on the host."""
 
     rows_G: Tensor  # int64, indices into the N rows, rising
     slots_G: Tensor  # int64
     on_host: SelectedRows
 
     def at(self, places: Tensor) -> "StageRows":
-        """The rows at some places of G (int64). Reads the places on the host."""
+        """Return the rows at some places of G (int64). Copies the places to the host."""
         host_places = places.cpu().numpy()
         on_host = SelectedRows(self.on_host.rows_G[host_places], self.on_host.slots_G[host_places], is_all=False)
         return StageRows(self.rows_G[places], self.slots_G[places], on_host)
 
 
-# One entry per wish, in the order of the wishes; None where no row of the step asks.
+# One entry per wish, in the order of the wishes; None where no row of the step has the wish.
 Selection: TypeAlias = Sequence[SelectedRows | None]
 StepRows: TypeAlias = Sequence[StageRows | None]
 
 
 class RowSelector:
-    """Remembers for each slot which of the wishes its request has: one bit per wish."""
+    """Remembers for each slot which wishes its request has, as one bit per wish."""
 
     def __init__(self, wishes: Sequence[Wish], *, num_slots: int) -> None:
         self._wishes = tuple(wishes)
@@ -55,21 +58,21 @@ class RowSelector:
         self._nothing: Selection = [None] * len(self._wishes)
 
     def admit(self, slot: int, params: SamplingParams) -> None:
-        """Note the wishes of a request just seated."""
-        self._marks_S[slot] = sum(1 << place for place, wishes in enumerate(self._wishes) if wishes(params))
+        """Note the wishes of the request that takes the slot."""
+        self._marks_S[slot] = sum(1 << place for place, has_wish in enumerate(self._wishes) if has_wish(params))
 
     def leave(self, slots: IdArray, wish: int) -> None:
-        """Take one wish (its place in the order) off some slots: they ask for it no longer."""
+        """Take one wish off some slots. `wish` is its place in the order of the wishes."""
         self._marks_S[slots] &= ~(1 << wish)
 
     def select(self, slots_N: IdArray) -> Selection:
-        """The rows of each wish."""
+        """Return the rows of each wish, among the rows in which `slots_N` sample."""
         marks_N = self._marks_S[slots_N]
-        together = int(np.bitwise_or.reduce(marks_N))
-        if not together:
+        union = int(np.bitwise_or.reduce(marks_N))
+        if not union:
             return self._nothing
         return [
-            _select(marks_N & (1 << place), slots_N) if together >> place & 1 else None
+            _select(marks_N & (1 << place), slots_N) if union >> place & 1 else None
             for place in range(len(self._wishes))
         ]
 

@@ -1,4 +1,4 @@
-"""Samples the next token of every row of a step in one pass: stages, then the best id or a draw.
+"""Samples the next token of every row of a step in one pass: first the stages, then the best id or a draw.
 
 N rows, V vocabulary, S slots.
 """
@@ -26,10 +26,11 @@ DEFAULT_NUM_CANDIDATES = 1024
 
 @dataclass(frozen=True, slots=True)
 class SampledRows:
-    """One entry per row, in the order of the rows; tensors on the device of the logits.
+    """The tokens of a step, with one entry per row in the order of the rows. Tensors are on the device of the logits.
 
-    `logprobs_N` float32 (NaN = not asked) is None when no row asked; `top` is empty when none asked for alternatives.
-    A row in `not_finite_N` (bool) had NaN or an infinity in its logits: its token is 0 and means nothing.
+    `tokens_N` is int64. `logprobs_N` is float32, NaN for rows that did not ask, and None when no row asked. `top` has
+    None for rows that did not ask for alternatives, and is empty when no row asked. `not_finite_N` (bool) marks the
+    rows whose logits held a NaN or an infinity; the token of such a row is 0 and means nothing.
     """
 
     tokens_N: Tensor
@@ -41,9 +42,9 @@ class SampledRows:
 class Sampler:
     """Owns the sampling state of the slots, on one device.
 
-    `admit` seats a request; each step has one `select` (whose result is copied to the device, batch_builder.py), one
-    `sample`, which changes no state, and one `append`. `num_candidates` may be changed for tests: the distribution is
-    the same for any number, the draws are not.
+    `admit` begins the state of a request. Each step calls `select` once, whose result `batch_builder.py` copies to the
+    device, then `sample` once, which changes no state, and `append` once. Tests may change `num_candidates`: any number
+    gives tokens of one distribution, but another number gives other tokens.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Sampler:
         device: torch.device,
         num_candidates: int = DEFAULT_NUM_CANDIDATES,
         watermark: WatermarkKey = DEFAULT_KEY,
-        scanner: RowScanner | None = None,  # None: torch's, on any device
+        scanner: RowScanner | None = None,  # None stands for a TorchRowScanner
     ) -> None:
         self.device = device
         self.grammar_mask = GrammarMask(num_slots=num_slots, device=device)
@@ -63,7 +64,7 @@ class Sampler:
         )
         self._draw = Draw(num_slots=num_slots, device=device, num_candidates=num_candidates)
         self._top_n_S = np.zeros(num_slots, dtype=np.int64)  # alternatives
-        # What a row may ask for; a place in this order is a place in a step's rows.
+        # A wish and the rows of a step that have the wish stand at one place of their tuples.
         wishes = (
             *(stage.wants for stage in self._stages),
             self._draw.wants,
@@ -72,12 +73,12 @@ class Sampler:
             _wants_logprobs,
         )
         num_stages = len(self._stages)
-        self._matched = self._stages.index(self.grammar_mask)
-        self._drawn, self._massed, self._rated, self._asked = range(num_stages, len(wishes))
+        self._mask_place = self._stages.index(self.grammar_mask)
+        self._draw_place, self._row_mass_place, self._top_place, self._logprob_place = range(num_stages, len(wishes))
         self._selector = RowSelector(wishes, num_slots=num_slots)
 
     def admit(self, slot: int, params: SamplingParams, tokens: SlotText) -> None:
-        """Begin anew for the request that takes the slot (rule 18)."""
+        """Write the state of the request that takes the slot, from this request alone (rule 18)."""
         self._selector.admit(slot, params)
         for stage in self._stages:
             if stage.wants(params):
@@ -87,31 +88,31 @@ class Sampler:
         self._top_n_S[slot] = params.top_n_tokens
 
     def select(self, slots_N: IdArray) -> Selection:
-        """Which of the rows of a step ask for what."""
+        """Return which rows of a step have which wish, for the slots of the rows that sample."""
         return self._selector.select(slots_N)
 
     def takes_best(self, selection: Selection) -> bool:
         """Whether every row takes the best id of the model's own scores.
 
-        That is so where no row asks for a stage, a draw or alternatives; log-probabilities are no obstacle.
+        Every row does so where no row asks for a stage, a draw or alternatives. Rows may ask for log-probabilities.
         """
-        return not any(selection[: self._asked])
+        return not any(selection[: self._logprob_place])
 
     def logprob_rows(self, selection: Selection) -> SelectedRows | None:
-        """The rows that ask for the log-probability of their token."""
-        return selection[self._asked]
+        """Return the rows that ask for the log-probability of their token, or None."""
+        return selection[self._logprob_place]
 
     def grammar_rows(self, selection: Selection) -> SelectedRows | None:
-        """The rows that need a mask (`grammar_mask`) before they are sampled."""
-        return selection[self._matched]
+        """Return the rows that need a mask (`grammar_mask`) before the step samples, or None."""
+        return selection[self._mask_place]
 
     def sample(self, logits_NV: Tensor, rows: StepRows, scan: RowScan | None = None) -> SampledRows:
-        """One token per row. `logits_NV` float32 is left as it is, and so is all state: `append` is the caller's.
+        """Sample one token per row. Changes neither `logits_NV` (float32) nor any state; the caller calls `append`.
 
-        `scan` is that of the logits, with the normaliser, where it is known.
+        `scan` is the scan of the logits with the normaliser, or None where nobody has scanned the logits yet.
         """
-        rated, asked = rows[self._rated], rows[self._asked]
-        wants_mass = rated is not None or asked is not None
+        top_rows, logprob_rows = rows[self._top_place], rows[self._logprob_place]
+        wants_mass = top_rows is not None or logprob_rows is not None
         if scan is None:
             scan = self._scanner.scan(logits_NV, wants_mass=wants_mass)
         scores_NV = self._apply_stages(logits_NV, rows)
@@ -122,51 +123,53 @@ class Sampler:
         assert scan.log_mass_N is not None
         return SampledRows(
             tokens_N=tokens_N,
-            logprobs_N=None if asked is None else _chosen(logits_NV, tokens_N, scan.log_mass_N, asked),
-            top=() if rated is None else self._alternatives(logits_NV, scan.log_mass_N, rated),
+            logprobs_N=None if logprob_rows is None else _chosen(logits_NV, tokens_N, scan.log_mass_N, logprob_rows),
+            top=() if top_rows is None else self._alternatives(logits_NV, scan.log_mass_N, top_rows),
             not_finite_N=scan.not_finite_N,
         )
 
     def append(self, rows: StepRows, tokens_N: Tensor) -> None:
         """Take in the tokens (int64, on the device) that the rows of the step sampled."""
         for place, stage in enumerate(self._stages):
-            staged = rows[place]
-            if staged is not None:
-                left = stage.append(staged, tokens_N if staged.on_host.is_all else tokens_N[staged.rows_G])
-                if len(left):
-                    self._selector.leave(left, place)
-        drawn = rows[self._drawn]
-        if drawn is not None:
-            self._draw.append(drawn)
+            stage_rows = rows[place]
+            if stage_rows is not None:
+                leaving_slots = stage.append(
+                    stage_rows, tokens_N if stage_rows.on_host.is_all else tokens_N[stage_rows.rows_G]
+                )
+                if len(leaving_slots):
+                    self._selector.leave(leaving_slots, place)
+        draw_rows = rows[self._draw_place]
+        if draw_rows is not None:
+            self._draw.append(draw_rows)
 
     def _apply_stages(self, logits_NV: Tensor, rows: StepRows) -> Tensor:
-        """Scores [N, V] float32: `logits_NV` itself when no row asks for a change, else an edited copy."""
+        """Return scores [N, V] float32: `logits_NV` itself when no row asks for a stage, else a changed copy."""
         scores_NV = logits_NV
         for place, stage in enumerate(self._stages):
-            staged = rows[place]
-            if staged is not None:
+            stage_rows = rows[place]
+            if stage_rows is not None:
                 if scores_NV is logits_NV:
                     scores_NV = logits_NV.clone()
-                stage.apply(scores_NV, staged)
+                stage.apply(scores_NV, stage_rows)
         return scores_NV
 
     def _choose(self, scores_NV: Tensor, rows: StepRows, scan: RowScan | None) -> Tensor:
-        """[N] int64; `scan` is that of the scores where it is known."""
-        drawn, massed = rows[self._drawn], rows[self._massed]
-        if drawn is not None and drawn.on_host.is_all:
-            return self._draw.choose(scores_NV, drawn, massed)
+        """Return one id per row, [N] int64. `scan` is the scan of the scores, or None where there is none yet."""
+        draw_rows, mass_rows = rows[self._draw_place], rows[self._row_mass_place]
+        if draw_rows is not None and draw_rows.on_host.is_all:
+            return self._draw.choose(scores_NV, draw_rows, mass_rows)
         tokens_N = (scan or self._scanner.scan(scores_NV, wants_mass=False)).best_N
-        if drawn is not None:
-            tokens_N[drawn.rows_G] = self._draw.choose(scores_NV[drawn.rows_G], drawn, massed)
+        if draw_rows is not None:
+            tokens_N[draw_rows.rows_G] = self._draw.choose(scores_NV[draw_rows.rows_G], draw_rows, mass_rows)
         return tokens_N
 
-    def _alternatives(self, logits_NV: Tensor, log_mass_N: Tensor, rated: StageRows) -> tuple[TopTokens | None, ...]:
-        """Per row the alternatives that its request asked for."""
-        counts = self._top_n_S[rated.on_host.slots_G].tolist()
-        if rated.on_host.is_all:
+    def _alternatives(self, logits_NV: Tensor, log_mass_N: Tensor, top_rows: StageRows) -> tuple[TopTokens | None, ...]:
+        """Return for each row the alternatives that its request asked for, or None."""
+        counts = self._top_n_S[top_rows.on_host.slots_G].tolist()
+        if top_rows.on_host.is_all:
             return top_tokens(logits_NV, counts, log_mass_N)
-        tops = top_tokens(logits_NV[rated.rows_G], counts, log_mass_N[rated.rows_G])
-        found = dict(zip(rated.on_host.rows_G.tolist(), tops, strict=True))
+        tops = top_tokens(logits_NV[top_rows.rows_G], counts, log_mass_N[top_rows.rows_G])
+        found = dict(zip(top_rows.on_host.rows_G.tolist(), tops, strict=True))
         return tuple(found.get(row) for row in range(len(logits_NV)))
 
 
@@ -178,10 +181,10 @@ def _wants_logprobs(params: SamplingParams) -> bool:
     return params.wants_logprobs
 
 
-def _chosen(logits_NV: Tensor, tokens_N: Tensor, log_mass_N: Tensor, asked: StageRows) -> Tensor:
-    """[N] float32 log-probabilities of the sampled ids, NaN for rows that did not ask."""
+def _chosen(logits_NV: Tensor, tokens_N: Tensor, log_mass_N: Tensor, logprob_rows: StageRows) -> Tensor:
+    """Return the log-probabilities of the sampled ids, [N] float32, with NaN for rows that did not ask."""
     logprobs_N = chosen_logprobs(logits_NV, tokens_N, log_mass_N)
-    if asked.on_host.is_all:
+    if logprob_rows.on_host.is_all:
         return logprobs_N
-    is_asked_N = torch.zeros_like(logprobs_N, dtype=torch.bool).index_fill_(0, asked.rows_G, True)
+    is_asked_N = torch.zeros_like(logprobs_N, dtype=torch.bool).index_fill_(0, logprob_rows.rows_G, True)
     return logprobs_N.masked_fill_(~is_asked_N, torch.nan)

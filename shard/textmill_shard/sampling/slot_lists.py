@@ -1,4 +1,4 @@
-"""A list of numbers for each slot, on the device, so that a step reads the lists of its rows in one operation.
+"""Keeps a list of numbers for each slot on the device, so that a step reads the lists of its rows in one operation.
 
 S slots, E entries of the longest list, G rows.
 """
@@ -14,7 +14,10 @@ FIRST_WIDTH = 64
 
 
 class SlotLists:
-    """`values_SE` grows with the longest list. What stands behind the end of a list is the slot's own filling."""
+    """One list per slot, in the rows of one tensor that grows with the longest list.
+
+    Behind the end of its list, a row of `values_SE` holds the filling of the slot.
+    """
 
     def __init__(self, *, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self.values_SE = torch.zeros(num_slots, FIRST_WIDTH, dtype=dtype, device=device)
@@ -22,7 +25,7 @@ class SlotLists:
         self._fillings_S = torch.zeros(num_slots, dtype=dtype, device=device)
 
     def write(self, slot: int, values_E: npt.ArrayLike, *, filling: float = 0) -> None:
-        """Replace the list of a slot, and what stands behind its end. Copies to the device: at admission only."""
+        """Replace the list and the filling of a slot. Copies to the device, so only `admit` of a stage may call it."""
         values = torch.as_tensor(np.asarray(values_E)).to(self.values_SE.device, self.values_SE.dtype)
         self.make_room(len(values))
         self.values_SE[slot, : len(values)] = values
@@ -31,7 +34,7 @@ class SlotLists:
         self.sizes_S[slot] = len(values)
 
     def make_room(self, width: int) -> None:
-        """Let each list have so many entries."""
+        """Let each list have at least `width` entries."""
         old_width = self.values_SE.shape[1]
         if width > old_width:
             num_more = max(width, 2 * old_width) - old_width
@@ -39,9 +42,9 @@ class SlotLists:
             self.values_SE = torch.cat([self.values_SE, more_SE], dim=1)
 
     def of(self, rows: StageRows) -> Tensor:
-        """[G, E] the lists of some rows, cut at the end of the longest one among them."""
+        """Return the lists of some rows, [G, E], where E is the length of the longest list among these rows."""
         return self.cut(rows, int(self.sizes_S[rows.on_host.slots_G].max()))
 
     def cut(self, rows: StageRows, width: int) -> Tensor:
-        """[G, width] the first entries of the lists of some rows."""
+        """Return the first entries of the lists of some rows, [G, width]."""
         return self.values_SE[:, :width][rows.slots_G]

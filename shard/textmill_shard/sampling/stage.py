@@ -1,4 +1,4 @@
-"""What a stage is: the verbs that each feature which changes scores has."""
+"""The interface of a stage: the four verbs of each feature that changes scores."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,22 +12,28 @@ from textmill_shard.slots.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class SlotText:
-    """The ids of a request when it is seated. The prompt has at least one; an encoder's part is not in it."""
+    """The ids of a request when a slot admits the request.
+
+    The prompt has at least one id. Where the model has an encoder, the ids that the encoder reads are not among these.
+    """
 
     prompt_ids: IdArray
     output_ids: IdArray = field(default_factory=lambda: NO_IDS)
 
 
 class Stage(Protocol):
-    """Its state lies on the device in arrays by slot: a function of what the slot was admitted with, and of the tokens
-    appended since (rule 18). Only slots whose parameters it wants are ever handed to it."""
+    """A feature that changes scores, with state of its own on the device, in arrays by slot.
+
+    The state of a slot is a function of the arguments of its `admit`, and of the tokens appended since (rule 18). A
+    stage is called for those slots only whose parameters the stage wants.
+    """
 
     def wants(self, params: SamplingParams) -> bool:
         """Whether this request asks for the stage."""
         ...
 
     def admit(self, slot: int, params: SamplingParams, tokens: SlotText) -> None:
-        """Begin anew for the request that takes the slot."""
+        """Write the state of the request that takes the slot."""
         ...
 
     def apply(self, scores_NV: Tensor, rows: StageRows) -> None:
@@ -35,5 +41,5 @@ class Stage(Protocol):
         ...
 
     def append(self, rows: StageRows, tokens_G: Tensor) -> IdArray:
-        """Take in the token that each of these rows sampled. Returns the slots that ask for the stage no longer."""
+        """Take in the token that each of these rows sampled. Returns the slots that no longer need the stage."""
         ...

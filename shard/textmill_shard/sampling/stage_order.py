@@ -1,4 +1,4 @@
-"""The stages in their order. A new stage takes its place in this tuple."""
+"""Puts the stages into their order. A new stage takes its place in the tuple of `build_stages`."""
 
 import torch
 
@@ -15,7 +15,11 @@ from textmill_shard.sampling.watermark import Watermark, WatermarkKey
 def build_stages(
     *, num_slots: int, device: torch.device, grammar_mask: GrammarMask, watermark: WatermarkKey
 ) -> tuple[Stage, ...]:
-    """What comes later sees the scores that the earlier ones made: nothing but the watermark follows a mask."""
+    """Return the stages in the order in which they change scores.
+
+    A stage sees the scores that the stages before it have made. Only the watermark comes after the masks, because an
+    amount that is added to minus infinity changes nothing.
+    """
     return (
         RepetitionPenalty(num_slots=num_slots, device=device),
         CountPenalties(num_slots=num_slots, device=device),

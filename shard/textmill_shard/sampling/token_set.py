@@ -1,4 +1,4 @@
-"""The distinct ids of the texts of the slots, on the device.
+"""Keeps the distinct ids of the text of each slot, on the device.
 
 S slots, G rows, E entries: the distinct ids of the longest text.
 """
@@ -11,11 +11,14 @@ from textmill_shard.sampling.slot_lists import SlotLists
 from textmill_shard.slots.plan import IdArray
 
 NO_ID = -1
-RECOUNT_APPENDS = 256
+RECOUNT_APPENDS = 256  # appends between two reads of the true sizes from the device
 
 
 class TokenSet:
-    """A list of ids per slot. Behind the end of a list stands the first id again, or NO_ID if the text began empty."""
+    """A list of distinct ids per slot.
+
+    The filling behind the end of a list is the first id that `admit` wrote, or NO_ID if `admit` wrote none.
+    """
 
     def __init__(self, *, num_slots: int, device: torch.device) -> None:
         self._ids = SlotLists(num_slots=num_slots, dtype=torch.int64, device=device)
@@ -23,23 +26,23 @@ class TokenSet:
         self._num_appends = 0
 
     def admit(self, slot: int, ids: IdArray) -> None:
-        """Begin with some distinct ids."""
+        """Replace the list of a slot by some distinct ids."""
         self._ids.write(slot, ids, filling=int(ids[0]) if len(ids) else NO_ID)
         self._num_ids_S[slot] = len(ids)
 
     def width(self, rows: StageRows) -> int:
-        """Entries of the longest list among some rows, or a bound above that number."""
+        """Return the number of entries of the longest list among some rows, or a number above that."""
         return int(self._ids.sizes_S[rows.on_host.slots_G].max())
 
     def ids(self, rows: StageRows) -> Tensor:
-        """[G, E] int64."""
+        """Return the lists of some rows, [G, E] int64."""
         return self._ids.cut(rows, self.width(rows))
 
     def append(self, rows: StageRows, tokens_G: Tensor) -> Tensor:
-        """Take in one id for each row; returns the places [G] where the ids stand in their lists.
+        """Take in one id for each row. Returns the places, [G] int64, where the ids stand in their lists.
 
-        The device alone knows whether an id is new. The host, which cuts what is read at the longest list, counts each
-        id as new and asks the device now and then how many there are.
+        Only the device knows whether an id is new. The host needs the sizes to cut the lists that a step reads, so the
+        host counts each id as new, and reads the true sizes from the device once in RECOUNT_APPENDS calls.
         """
         sizes_S, slots_G = self._ids.sizes_S, rows.slots_G
         sizes_S[rows.on_host.slots_G] += 1

@@ -1,8 +1,8 @@
-"""A watermark in sampled text: at each step a part of the vocabulary, chosen by the token before, is a little likelier.
+"""A watermark in sampled text: at each step, the token before chooses a part of the vocabulary that is more likely.
 
-J. Kirchenbauer et al., "A Watermark for Large Language Models" (ICML 2023): the soft red list. `detect_watermark` is
-for users of the package: it needs the token ids of a text and the gamma it was made with, and no model. What its result
-means is in docs/watermark.md.
+The method is the soft red list of J. Kirchenbauer et al., "A Watermark for Large Language Models" (ICML 2023). Users of
+the package call `detect_watermark`, which needs the token ids of a text and the gamma of the watermark, and no model.
+docs/watermark.md explains its result.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from textmill_shard.slots.sampling_params import SamplingParams
 
 DEFAULT_GAMMA = 0.5
 DEFAULT_DELTA = 2.0
-# Fixed for good: texts are to be recognised later.
+# The key and the rounds below never change, because texts of today must be recognised by later versions.
 _KEY = 0x7E87_313D
 _ROUNDS = ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32))  # shift, multiplier as a signed word
 _LAST_SHIFT = 16
@@ -29,7 +29,7 @@ _SIGN = -(2**31)
 
 @dataclass(frozen=True, slots=True)
 class WatermarkKey:
-    """`gamma`: part of the vocabulary that is green, above 0 and below 1. `delta`: what green logits gain."""
+    """`gamma` is the part of the vocabulary that is green, above 0 and below 1. `delta` is added to green logits."""
 
     gamma: float = DEFAULT_GAMMA
     delta: float = DEFAULT_DELTA
@@ -39,9 +39,9 @@ DEFAULT_KEY = WatermarkKey()
 
 
 class Watermark:
-    """The stage of the sampler: the green list behind a slot's last token gains logits.
+    """The stage that raises the logits of the ids on the green list of a slot's last token.
 
-    Before the first output token the last token is the prompt's.
+    Before the first output token, the last token of the prompt chooses the green list.
     """
 
     def __init__(self, *, num_slots: int, device: torch.device, key: WatermarkKey) -> None:
@@ -70,9 +70,11 @@ class Watermark:
 
 @dataclass(frozen=True, slots=True)
 class WatermarkEvidence:
-    """How green a text is. `z_score`: standard deviations above a text that knows nothing of the watermark.
+    """How green a text is.
 
-    `p_value`: how often such a text looks at least as green. `num_scored` counts the distinct pairs of neighbours.
+    `num_scored` counts the distinct pairs of neighbouring tokens, and `num_green` counts the pairs whose second token
+    is green. `z_score` is the number of standard deviations by which `num_green` lies above the mean of texts without
+    the watermark. `p_value` is the part of such texts that are at least as green.
     """
 
     num_scored: int
@@ -82,20 +84,21 @@ class WatermarkEvidence:
 
 
 def is_green(previous: Tensor, ids: Tensor, gamma: float) -> Tensor:
-    """Whether each of `ids` is green behind `previous`: bool, int64 tensors that broadcast. On any device."""
+    """Whether each of `ids` is green after `previous`, as bool. Both int64 tensors broadcast, on any device."""
     id_words = _mix((ids + 1).to(torch.int32))
     previous_words = _mix((previous ^ _KEY).to(torch.int32))
-    # Without its sign bit a signed word compares as an unsigned one of 2**31 more.
+    # Flipping the sign bit of both sides makes signed words compare as unsigned words do.
     return _mix(id_words ^ previous_words).bitwise_xor_(_SIGN) < int(gamma * 2.0**32) + _SIGN
 
 
 def detect_watermark(
     token_ids: Sequence[int], *, gamma: float = DEFAULT_GAMMA, previous_id: int | None = None
 ) -> WatermarkEvidence:
-    """Measure a text by its token ids. `previous_id` is the last token before it (the prompt's), where that is known.
+    """Measure how green a text is, by its token ids.
 
-    Equal pairs of neighbours count once: a text that repeats itself says nothing new. A z-score above 4 comes by chance
-    in one of 30,000 texts. Raises ValueError for a gamma outside 0 .. 1 and for texts without a pair.
+    `previous_id` is the last token of the prompt, where the caller knows it. Equal pairs of neighbours count once,
+    because a repetition is no new evidence. A z-score above 4 comes by chance in one of 30,000 texts. Raises ValueError
+    for a gamma that is not above 0 and below 1, and for a text without a pair.
     """
     if not 0.0 < gamma < 1.0:
         raise ValueError(f"gamma is {gamma:g}, wanted a number above 0 and below 1")
@@ -115,10 +118,10 @@ def detect_watermark(
 
 
 def _mix(words: Tensor) -> Tensor:
-    """Spread 32-bit words evenly and one to one: int32, changed in place; products wrap.
+    """Spread 32-bit words (int32) evenly over all words, one to one. Changes `words` in place, and products wrap.
 
-    Rounds of "shift, xor, multiply"; the constants are C. Wellons', found by a search for the least bias. 20 rows
-    of 49,152 take 10 ms on one core; in 64 bits, with fresh memory for each operation, 36.
+    Each round shifts, combines by xor and multiplies. The constants are from C. Wellons, who searched for the least
+    bias. 20 rows of 49,152 words take 10 ms on one core, and 36 ms in 64 bits with fresh memory for each operation.
     """
     for shift, multiplier in _ROUNDS:
         words.bitwise_xor_(_shifted(words, shift)).mul_(multiplier)
@@ -126,5 +129,5 @@ def _mix(words: Tensor) -> Tensor:
 
 
 def _shifted(words: Tensor, shift: int) -> Tensor:
-    """Shift right without dragging the sign along."""
+    """Shift right and fill with zeros, where torch fills with the sign bit."""
     return (words >> shift).bitwise_and_((1 << (32 - shift)) - 1)

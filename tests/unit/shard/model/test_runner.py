@@ -1,6 +1,5 @@
 """The paged runner against transformers' own uncached eager forward, in fp32."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +17,6 @@ from tests.fakes.tiny_models import ARCHITECTURES, VOCAB_SIZE, make_tiny_model
 # Relative to the largest logit: fp32 sums in another order.
 TOLERANCE = 2e-5
 BLOCK_SIZE = 4
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

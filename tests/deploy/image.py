@@ -1,15 +1,13 @@
 """Builds `deploy/Dockerfile.cpu` without a container engine and asks the image a question: `make image-test`, as root.
 
-The base is a small Debian made by debootstrap, because no registry is asked. buildah builds with chroot isolation. The
-image runs with a read-only root, under a user id that no password file knows, in group 0, with tmpfs at HOME and /tmp.
+The base is a small Debian made by debootstrap, because no registry is asked. buildah builds with chroot isolation.
+`container_run.py` starts the image.
 """
 
 import argparse
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,9 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
-from textmill_launcher.model_files import find_demo_file
-
+from tests.deploy import container_run
 from tests.deploy.pip_settings import PipSettings, pip_settings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -27,11 +23,7 @@ PACKAGES = ("buildah", "debootstrap")
 SUITE = "bookworm"
 DEBIAN = "http://deb.debian.org/debian"
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
-USER_ID = 1_000_790_000  # as OpenShift gives them out
 BUILD_LIMIT_S = 1200
-START_LIMIT_S = 180
-STOP_LIMIT_S = 30
-KV_BYTES = 256 * 16 * 46_080  # 4,096 tokens of the demo model in fp32
 
 
 def main() -> None:
@@ -61,15 +53,8 @@ def install_tools() -> None:
 
 def test_image(folder: Path) -> None:
     """Build the base, then the image, then run the image and ask it."""
-    buildah = [
-        "buildah",
-        "--root",
-        str(folder / "storage"),
-        "--runroot",
-        str(folder / "run"),
-        "--storage-driver",
-        "vfs",
-    ]
+    storage = ("--root", str(folder / "storage"), "--runroot", str(folder / "run"), "--storage-driver", "vfs")
+    buildah = ["buildah", *storage]
     make_base(folder, buildah)
     build(folder, buildah)
     [container] = output([*buildah, "from", "--pull-never", "textmill:cpu"]).splitlines()
@@ -78,7 +63,9 @@ def test_image(folder: Path) -> None:
         facts = json.loads(output([*buildah, "inspect", "--type", "image", "textmill:cpu"]))["Docker"]["config"]
         check_facts(facts)
         check_bytecode(root)
-        ask(root, facts, folder)
+        container_run.answer_from_gguf(root, facts, folder)
+        container_run.answer_as_in_kubernetes(root, facts, folder)
+        container_run.refuse_without_home(root, facts)
     finally:
         run("remove", [*buildah, "rm", container])
 
@@ -130,87 +117,6 @@ def check_bytecode(root: Path) -> None:
     assert len(modules) > 100, len(modules)
     assert not missing, missing[:5]
     assert not (root / "src").exists(), "the sources of the build are in the image"
-
-
-def ask(root: Path, facts: dict[str, object], folder: Path) -> None:
-    """Start the image's command in its own file system, ask it, run its health check, end it."""
-    port = free_port()
-    environ = facts["Env"]
-    entrypoint = facts["Entrypoint"]
-    assert isinstance(environ, list)
-    assert isinstance(entrypoint, list)
-    variables = {**dict(str(entry).split("=", 1) for entry in environ), "PORT": str(port)}
-    arguments = ["--hostname", "127.0.0.1", "--model-id", "/models/demo.gguf", "--kv-cache-bytes", str(KV_BYTES)]
-    log_file = folder / "server.log"
-    began_s = time.monotonic()
-    with log_file.open("wb") as log:
-        server = subprocess.Popen(
-            in_container(root, variables, [*map(str, entrypoint), *arguments]), stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        while not is_healthy(url):
-            assert server.poll() is None, f"the server ended with {server.returncode}:\n{log_file.read_text()}"
-            assert time.monotonic() - began_s < START_LIMIT_S, log_file.read_text()
-            time.sleep(0.1)
-        print(f"image-test: ready after {time.monotonic() - began_s:.1f} s", flush=True)
-        body = {"inputs": "The capital of France is", "parameters": {"max_new_tokens": 8, "do_sample": False}}
-        answer = httpx.post(f"{url}/generate", json=body, timeout=60, trust_env=False)
-        assert answer.status_code == 200, answer.text
-        assert "Paris" in answer.json()["generated_text"], answer.text
-        healthcheck = facts["Healthcheck"]
-        assert isinstance(healthcheck, dict)
-        kind, *check = healthcheck["Test"]
-        assert kind == "CMD", "the health check needs no shell"
-        run("healthcheck", in_container(root, variables, check))
-        assert "native kernels" not in log_file.read_text(), log_file.read_text()  # said when they cannot be built
-    finally:
-        if server.poll() is None:
-            server.send_signal(signal.SIGTERM)
-        code = server.wait(STOP_LIMIT_S)
-    assert code == 0, f"the server ended with {code}:\n{log_file.read_text()}"
-    without_home = {name: value for name, value in variables.items() if name not in ("HOME", "USER")}
-    refused = subprocess.run(
-        in_container(root, without_home, list(map(str, entrypoint))), capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 2, refused.stderr
-    assert "Traceback" not in refused.stderr, refused.stderr
-    assert "set HOME" in refused.stderr, refused.stderr
-
-
-def in_container(root: Path, variables: dict[str, str], command: Sequence[str]) -> list[str]:
-    """Return the command that runs `command` inside `root`: what a runtime does, by mounts and setpriv alone."""
-    home = variables.get("HOME", "/home/textmill")
-    prepare = [
-        "mount --make-rprivate /",
-        f"mount --bind {root} {root}",
-        f"mkdir -p {root}/models {root}/proc {root}/dev",
-        f"touch {root}/models/demo.gguf",
-        f"mount --bind {find_demo_file()} {root}/models/demo.gguf",
-        f"mount -o remount,bind,ro {root}/models/demo.gguf",
-        f"mount -t proc proc {root}/proc",
-        f"mount --rbind /dev {root}/dev",
-        f"mount -t tmpfs -o mode=1777 tmpfs {root}/tmp",
-        f"mount -t tmpfs -o mode=0770,gid=0 tmpfs {root}{home}",
-        f"mount -o remount,bind,ro {root}",
-    ]
-    become = f"exec chroot {root} setpriv --reuid {USER_ID} --regid 0 --clear-groups --no-new-privs"
-    become += ' --bounding-set=-all --inh-caps=-all env -i "$@"'
-    values = [f"{name}={value}" for name, value in variables.items()]
-    return ["unshare", "--mount", "sh", "-ec", "; ".join([*prepare, become]), "sh", *values, *command]
-
-
-def is_healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run(what: str, command: Sequence[str]) -> None:

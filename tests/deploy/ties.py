@@ -86,9 +86,7 @@ def routes(document: Object, facts: ServerFacts) -> Iterator[str]:
 def expressions(document: Object) -> Iterator[tuple[str, str]]:
     """Yield each PromQL expression of rules, scalers and autoscalers, with the keys that lead there."""
     for path, value in walk(document):
-        if isinstance(value, str) and (
-            path[-1] in ("expr", "query", "averageMetric") or path[-3:] == ("pods", "metric", "name")
-        ):
+        if isinstance(value, str) and (path[-1] in ("expr", "query") or path[-3:] == ("pods", "metric", "name")):
             yield ".".join(path), value
         if isinstance(value, str) and path[-1].endswith("Spec"):
             yield ".".join(path), value

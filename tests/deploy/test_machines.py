@@ -84,6 +84,9 @@ def test_a_server_of_the_compose_file_takes_flags_and_variables(name: str) -> No
     assert all(published.startswith("127.0.0.1:") for published in service["ports"])
     assert seconds(service["stop_grace_period"]) > settings.graceful_termination_timeout + SHARD_GRACE_S
     assert service["read_only"]
+    writable = dict(entry.partition(":")[::2] for entry in service["tmpfs"])
+    assert set(writable) == {"/tmp", "/home/textmill"}
+    assert "exec" in writable["/home/textmill"].split(",")  # compiled kernels are loaded from there
     assert service["cap_drop"] == ["ALL"]
     assert (REPOSITORY / service["build"]["dockerfile"]).is_file()
     targets = load(DEPLOY / "monitoring/prometheus.yml")[0]["scrape_configs"][0]["static_configs"][0]["targets"]

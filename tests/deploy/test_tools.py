@@ -19,9 +19,11 @@ from tests.deploy import custom_kinds, ties
 from tests.deploy.dashboard import panel_expressions, variable_queries
 from tests.deploy.manifests import DEPLOY, OVERLAYS, REPOSITORY, Object, load, overlay_folders
 from tests.deploy.planting import load_mistakes, plant
+from tests.deploy.running_prometheus import RunningPrometheus
 from tests.deploy.server_facts import PROBED_PATHS, ServerFacts, ask_server
 from tests.deploy.shell_blocks import commands
 from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.processes import wait_until
 from tests.fakes.running_router import RunningRouter
 
 pytestmark = pytest.mark.deploy
@@ -172,6 +174,42 @@ def test_promtool_parses_the_expression_of_every_panel(tmp_path: Path) -> None:
     assert call("promtool", "check", "rules", file)[0] != 0
 
 
+def test_every_panel_and_every_alert_has_data_in_a_real_prometheus(tmp_path: Path) -> None:
+    """Names and labels of the dashboard meet those that Prometheus makes of a server that works."""
+    dashboard = json.loads((DEPLOY / "monitoring/textmill-dashboard.json").read_text())
+    expressions = [
+        (
+            where,
+            text.replace("$job", "textmill").replace("$instance", ".+").replace("[5m]", "[9s]").replace("[1h]", "[9s]"),
+        )
+        for where, text in (*panel_expressions(dashboard), *variable_queries(dashboard))
+    ]
+    # Without such failures there is no series, and the share is no number.
+    expressions = [(where, text) for where, text in expressions if 'err="' not in text and "err=~" not in text]
+    assert len(expressions) > 40
+    body = {"inputs": "hello", "parameters": {"max_new_tokens": 4}}
+    with (
+        RunningRouter(tmp_path, FakeShardOptions()) as router,
+        router.client() as client,
+        RunningPrometheus(tmp_path, router.port) as prometheus,
+    ):
+
+        def empty() -> list[tuple[str, str]]:
+            for _ in range(5):
+                assert client.post("/generate", json=body).status_code == 200
+                client.post("/generate", json={"inputs": "hi", "parameters": {"top_k": 0}})
+            return [(where, text) for where, text in expressions if not prometheus.query(text)]
+
+        wait_until(lambda: not empty(), LIMIT_S, "every panel has data", lambda: str(empty()))
+        [tokens] = prometheus.query('sum(textmill_output_tokens{job="textmill"})')
+        assert float(tokens["value"][1]) >= 5 * 4
+        wait_until(lambda: set(prometheus.rules().values()) == {"ok"}, LIMIT_S, "every rule was evaluated")
+        assert set(prometheus.rules()) == {
+            rule["alert"] for rule in load(DEPLOY / "monitoring/rules.yml")[0]["groups"][0]["rules"]
+        }
+        assert prometheus.query("tgi_no_such_metric") == []
+
+
 def test_promtool_reads_the_page_of_metrics_and_dislikes_only_names(tmp_path: Path) -> None:
     """Counters are called as in text-generation-inference: without `_total`, and some end in `_count`."""
     with RunningRouter(tmp_path, FakeShardOptions()) as router, router.client() as client:
@@ -208,8 +246,20 @@ def test_a_command_of_the_page_runs(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    unit = (DEPLOY / "systemd/textmill.service").read_text().replace("/opt/textmill/bin/launcher", "/bin/true")
+    file = tmp_path / "textmill.service"
+    file.write_text(unit)
+    assert "textmill.service" not in call("systemd-analyze", "verify", file)[1]
+    file.write_text(unit.replace("KillMode=mixed", "KillMod=mixed"))
+    assert "KillMod" in call("systemd-analyze", "verify", file)[1]
+
+
 def test_tools_are_there() -> None:
     """A missing tool must not look like a passing test."""
-    assert shutil.which("promtool") is not None
+    for name in ("promtool", "prometheus"):
+        assert shutil.which(name) is not None, name
     for name in ("kubectl", "hadolint", "python"):
         assert (VENV / "bin" / name).exists(), name

@@ -24,7 +24,7 @@ from tests.deploy.manifests import DEPLOY, load, overlay_folders, settings_of
 
 USER_ID = 1_000_790_000  # as OpenShift gives them out
 HOME = "/home/textmill"
-START_LIMIT_S = 180
+START_LIMIT_S = 300  # a loaded machine compiles slowly
 STOP_LIMIT_S = 30
 CALL_LIMIT_S = 60
 CONVERT_LIMIT_S = 240

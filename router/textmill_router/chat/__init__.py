@@ -1,1 +1,1 @@
-"""A conversation becomes a prompt."""
+"""A conversation becomes a prompt, and the form of its answers is known."""

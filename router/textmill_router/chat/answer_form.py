@@ -1,4 +1,4 @@
-"""How the answers to one conversation are written, which grammar they obey, and who reads them."""
+"""The form of the answers to one conversation: how they are written, which grammar they obey, who reads them."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -27,7 +27,7 @@ from textmill_router.text.tokenization import Tokenizer
 
 
 class TextReader(Protocol):
-    """Tells reasoning, content and tool calls apart in the text of one choice."""
+    """Splits the text of one choice into reasoning, content and tool calls."""
 
     def push(self, text: str) -> list[Delta]: ...
     def finish(self, was_cut: bool) -> list[Delta]: ...
@@ -37,7 +37,7 @@ class TextReader(Protocol):
 
 
 class PlainReader:
-    """All text is content."""
+    """The reader of answers without reasoning and calls: all text is content."""
 
     def push(self, text: str) -> list[Delta]:
         return [ContentText(text)] if text else []
@@ -60,18 +60,18 @@ class FormatFlags:
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """How one call's answers are written and read; `behind` tells how they begin once the prompt is known."""
+    """How the answers of one call are written and read. Once the prompt is known, `behind` gives the form for it."""
 
     tools: ToolFormat | None = None
     reasoning: ReasoningFormat | None = None
-    is_reasoning: bool = False  # the prompt has opened it
-    has_reasoned: bool = False  # and closed it
+    is_reasoning: bool = False  # the prompt has opened the reasoning
+    has_reasoned: bool = False  # the prompt has opened and closed the reasoning
     specs: tuple[ToolSpec, ...] = ()  # tools that may be called
     is_parallel: bool = True
 
     @property
     def is_plain(self) -> bool:
-        """All text is content."""
+        """Whether all text of an answer is content."""
         return self.tools is None and self.reasoning is None
 
     @property
@@ -79,14 +79,14 @@ class AnswerForm:
         return markers_of(self.tools, self.reasoning)
 
     def new_reader(self) -> TextReader:
-        """A reader for one answer."""
+        """Return a reader for one answer."""
         if self.is_plain:
             return PlainReader()
         parser = ChatParser(self.tools, self.reasoning, self.specs, is_reasoning=self.is_reasoning)
         return AnswerReader(parser, self.is_parallel)
 
     def behind(self, prompt: str) -> "AnswerForm":
-        """The form of the answers to this rendered prompt, which may have opened or closed the reasoning."""
+        """Return the form of the answers to this rendered prompt, which may have opened or closed the reasoning."""
         return replace(
             self,
             is_reasoning=starts_in_reasoning(prompt, self.reasoning),
@@ -94,16 +94,16 @@ class AnswerForm:
         )
 
     def without_reasoning(self) -> "AnswerForm":
-        """The form of that part of an answer which does not depend on the prompt."""
+        """Return the form of the part of an answer that does not depend on the prompt."""
         return replace(self, reasoning=None)
 
     def marker_ids(self, tokenizer: Tokenizer) -> dict[str, int]:
-        """Of the markers that are tokens."""
+        """Return the ids of the markers that are single tokens."""
         ids = {marker: tokenizer.token_to_id(marker) for marker in self.markers}
         return {marker: token_id for marker, token_id in ids.items() if token_id is not None}
 
     def thought(self, tokenizer: Tokenizer) -> ReasoningForm | None:
-        """The reasoning that may stand before the answer, as grammars see it."""
+        """Return the reasoning that may stand before the answer, as grammars see it; None where none may."""
         if self.reasoning is None or self.has_reasoned:
             return None
         return ReasoningForm(self.reasoning, self.marker_ids(tokenizer), self.is_reasoning)
@@ -113,7 +113,7 @@ PLAIN_FORM = AnswerForm()
 
 
 class AnswerReader:
-    """Reads one answer. Where calls may not be parallel, those after the first are left out."""
+    """Reads one answer. Where calls may not be parallel, all calls after the first are left out."""
 
     def __init__(self, parser: ChatParser, is_parallel: bool) -> None:
         self._parser = parser
@@ -136,7 +136,7 @@ class AnswerReader:
 
 
 def answer_form(template: ChatTemplate, tools: ToolChoice | None, flags: FormatFlags) -> AnswerForm:
-    """The formats that the flags name, else those that the template teaches; the prompt is not known yet."""
+    """Return the form before the prompt is known. A format that no flag names is the one that the template teaches."""
     reasoning = reasoning_format_of(template.source)
     if flags.reasoning_parser is not None:
         reasoning = ReasoningFormat(flags.reasoning_parser)
@@ -171,5 +171,5 @@ def grammar_for(
 
 
 def was_cut(result: GenerationResult) -> bool:
-    """The limit or a stop string ended the answer, not the model."""
+    """Whether the limit of tokens or a stop string ended the answer, and not the model."""
     return result.finish_reason in (FinishReason.LENGTH, FinishReason.STOP_STRING)

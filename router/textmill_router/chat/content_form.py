@@ -8,7 +8,11 @@ _CONTENT = "content"
 
 
 def content_form(tree: nodes.Template) -> ContentForm:
-    """Parts are read by a loop over the content; a text beside them, where the template asks what it has before it."""
+    """Return the forms of a content that the tree reads; at least one.
+
+    A template that loops over the content reads parts. If the template also tests whether the content is a string, the
+    template reads texts too.
+    """
     names = _content_names(tree)
     takes_parts = any(_is_content(_without_filters(loop.iter), names) for loop in tree.find_all(nodes.For))
     asks = any(test.name == "string" and _is_content(test.node, names) for test in tree.find_all(nodes.Test))
@@ -16,7 +20,7 @@ def content_form(tree: nodes.Template) -> ContentForm:
 
 
 def _content_names(tree: nodes.Template) -> frozenset[str]:
-    """Variables that hold a content: by their name, set to one, or parameters of macros that are given one."""
+    """Return the variables that hold a content: by their name, by an assignment, or as parameters of macros."""
     names = {_CONTENT}
     for assign in tree.find_all(nodes.Assign):
         if isinstance(assign.target, nodes.Name) and _is_content(assign.node, frozenset()):
@@ -30,7 +34,7 @@ def _content_names(tree: nodes.Template) -> frozenset[str]:
 
 
 def _is_content(node: nodes.Node, names: frozenset[str]) -> bool:
-    """`message.content`, `message['content']`, or a variable that holds it."""
+    """Whether a node is `message.content`, `message['content']` or a variable that holds a content."""
     match node:
         case nodes.Getattr(attr=name):
             return bool(name == _CONTENT)
@@ -42,7 +46,7 @@ def _is_content(node: nodes.Node, names: frozenset[str]) -> bool:
 
 
 def _without_filters(node: nodes.Node) -> nodes.Node:
-    """What `content | selectattr(...)` is made from."""
+    """Return the node to which a chain of filters is applied, such as `content` in `content | selectattr(...)`."""
     while isinstance(node, nodes.Filter) and node.node is not None:
         node = node.node
     return node

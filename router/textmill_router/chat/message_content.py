@@ -1,4 +1,4 @@
-"""A message's content: one text, or a list of text parts (`{"type": "text", "text": ...}`), as a template reads it."""
+"""Operations on a message's content, which is one text or a list of text parts (`{"type": "text", "text": ...}`)."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ Content = str | list[dict[str, Any]]
 
 
 def text_of(content: Content) -> str:
-    """All of the text."""
+    """Return the whole text of a content; the texts of parts are joined with nothing between them."""
     return content if isinstance(content, str) else with_marks_hidden("".join(part["text"] for part in content))
 
 
 def last_text(content: Content) -> str:
-    """The text at the end: of the last part."""
+    """Return the text at the end of a content, which is the text of the last part."""
     if isinstance(content, str):
         return content
     text: str = content[-1]["text"] if content else ""
@@ -21,7 +21,7 @@ def last_text(content: Content) -> str:
 
 
 def with_more_text(content: Content, text: str) -> Content:
-    """The content with this behind its text."""
+    """Return the content with `text` appended to its last text."""
     if isinstance(content, str):
         return content + text
     return [*content[:-1], {"type": "text", "text": last_text(content) + text}]

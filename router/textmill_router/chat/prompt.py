@@ -1,4 +1,4 @@
-"""From a conversation to the prompt: roles that the template knows, a final message to go on with, forged tokens."""
+"""Makes the prompt of a conversation: roles that the template knows, a message to continue, protection from forgery."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,20 +11,20 @@ from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplate
 from textmill_router.errors import TemplateFailed, ValidationFailed
 
-# Roles that templates and clients are made for; others must not look like a part of a special token.
+# Roles that templates and clients are made for. Any other role must not look like a part of a special token.
 KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"})
-# Whose texts may hold the model's own markup: the model's, and those that tell it what to do.
+# The roles whose texts may hold the model's own markup: the model itself, and whoever instructs the model.
 _MARKUP_ROLES = frozenset({"assistant", "model", "system", "developer"})
 _MARKUP_FIELDS = ("content", "reasoning_content", "thinking")
-# Put behind the message that the model goes on with. Its trailing space tells whether the template trims.
+# Appended to the message that the model continues. The trailing space shows whether the template trims the message.
 _GOES_ON = "\ufdd1goes-on\ufdd1 "
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What a chat request says of its prompt. None: the default, see `goes_on`."""
+    """What a call says of its prompt. For `add_generation_prompt` and `continue_final_message` None is the default."""
 
-    messages: list[Message]  # as templates take them: no nulls, content is text or text parts
+    messages: list[Message]  # without nulls; a content is a text or a list of text parts
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
@@ -33,7 +33,11 @@ class ChatRequest:
 
     @property
     def goes_on(self) -> bool:
-        """Whether the final message is continued: asked for, or it is the assistant's and nothing else was asked."""
+        """Whether the model continues the final message.
+
+        It does if the call says so, and by default if the final message is the assistant's and the call does not ask
+        for a new message.
+        """
         if self.continue_final_message is not None:
             return self.continue_final_message
         last = self.messages[-1]
@@ -42,7 +46,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A rendered prompt; `pieces` are encoded one by one."""
+    """A rendered prompt. The tokenizer encodes each of the `pieces` alone."""
 
     pieces: tuple[str, ...]
 
@@ -52,7 +56,11 @@ class ChatPrompt:
 
 
 def make_prompt(template: ChatTemplate, chat: ChatRequest, safety: RoleSafety) -> ChatPrompt:
-    """Raises ValidationFailed for what contradicts itself, TemplateFailed for what the template does not take."""
+    """Render a conversation.
+
+    Raises ValidationFailed for a call that contradicts itself or holds what the template leaves out, and TemplateFailed
+    where the template or one of its operations fails.
+    """
     if not chat.messages:
         raise ValidationFailed("`messages` must not be empty", field="messages")
     goes_on = chat.goes_on
@@ -92,7 +100,7 @@ def _check_role(role: str, index: int, safety: RoleSafety) -> None:
 
 
 def _guarded(message: Message, safety: RoleSafety) -> Message:
-    """The names of fields are ours, and so are the known roles; all else may forge."""
+    """Return the message with marks in all texts but known roles and the names of fields, which no client chooses."""
     role = message["role"]
     guarded = {"role": role if role in KNOWN_ROLES else safety.guard(role)}
     for name, value in message.items():
@@ -121,7 +129,7 @@ def _known_to(template: ChatTemplate, message: Message, index: int) -> Message:
 
 
 def _cut_open(rendered: str) -> str:
-    """The prompt up to the end of the final message; without its trailing space where the template trims."""
+    """Return the prompt up to the end of the final message, without trailing space where the template trims texts."""
     end = rendered.rfind(_GOES_ON.rstrip())
     if end < 0:
         raise TemplateFailed("the template leaves the final message out, so it cannot be continued")

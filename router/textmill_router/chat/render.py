@@ -1,4 +1,4 @@
-"""The prompt of a conversation by the chat template that fits it; long conversations are rendered in a thread."""
+"""Renders a conversation by the chat template that fits it; long conversations are rendered in a thread."""
 
 import asyncio
 
@@ -7,8 +7,8 @@ from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplates
 from textmill_router.chat.tools import ToolChoice, for_template
 
-# Conversations up to this many characters, where each message counts for some more, are rendered on the event loop,
-# in about 0.5 ms at most; longer ones in a thread.
+# A conversation of at most this many characters is rendered on the event loop, in about 0.5 ms at most. Each message
+# counts for some characters more. Longer conversations are rendered in a thread.
 INLINE_CHARACTERS = 4000
 CHARACTERS_OF_A_MESSAGE = 150
 
@@ -16,7 +16,7 @@ CHARACTERS_OF_A_MESSAGE = 150
 async def render(
     templates: ChatTemplates, safety: RoleSafety, chat: ChatRequest, tools: ToolChoice | None
 ) -> ChatPrompt:
-    """The prompt. Raises ValidationFailed or TemplateFailed."""
+    """Return the prompt of a conversation. Raises ValidationFailed or TemplateFailed."""
     template = templates.pick(has_tools=tools is not None)
     shown = for_template(template, chat, tools)
     num_characters = sum(CHARACTERS_OF_A_MESSAGE + len(str(message)) for message in shown.messages)

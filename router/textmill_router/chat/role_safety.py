@@ -1,8 +1,8 @@
 """Keeps text of users and tools from becoming special tokens, whatever a chat template does with it.
 
-Before rendering, a mark is put into each special token's text that a message holds, and at the ends of texts that could
-become one together with what the template puts beside them. After rendering, the prompt is cut at the marks that stand
-inside a special token's text; the pieces are encoded one by one. What holds no such text passes unchanged.
+Before rendering, a mark is put into each special token's text that a message holds. Another mark is put at each end of
+a text that the template could complete to a special token's text. After rendering, the prompt is cut at the marks that
+stand inside a special token's text, and each piece is encoded alone. A conversation without such texts is not changed.
 """
 
 import re
@@ -15,7 +15,7 @@ from textmill_router.chat.marked_text import MARK, MarkedText
 
 
 class _Searched:
-    """A set of texts of tokens, ready to be looked for."""
+    """A set of texts of tokens, prepared for a search."""
 
     def __init__(self, texts: Collection[str]) -> None:
         ordered = sorted({text for text in texts if text}, key=len, reverse=True)
@@ -37,10 +37,10 @@ class _Searched:
 
 
 class RoleSafety:
-    """For one vocabulary: the texts that its tokenizer reads as special tokens, and those of markup.
+    """Guards the texts that the tokenizer of one vocabulary reads as special tokens, and the texts of markup.
 
-    Nobody's text may become a special token. Markup (`<think>`, `<tool_call>` where they are no special tokens) may
-    stand in what is the model's own or its operator's: they write it to be read as such.
+    Nobody's text may become a special token. Markup (`<think>` and `<tool_call>`, where these are no special tokens)
+    may stand in texts of the model and of its operator, who write markup so that the model reads it as markup.
     """
 
     def __init__(
@@ -50,24 +50,30 @@ class RoleSafety:
         *,
         normalize: Callable[[str], str] | None = None,
     ) -> None:
-        """`normalize` is what the tokenizer does to a text before it looks for these tokens; None: nothing."""
+        """`normalize` is what the tokenizer applies to a text before it looks for these tokens, if anything."""
         self._special = _Searched(special_texts)
         self._all = _Searched([*special_texts, *markup_texts]) if markup_texts else self._special
         self._normalize = normalize
 
     def forges(self, role: str) -> bool:
-        """Whether a role's name holds or completes a special token's text: templates write `<|` + role + `|>`."""
+        """Whether a role's name holds a special token's text or is a part of one.
+
+        Templates write `<|` + role + `|>`, so such a name could become a token.
+        """
         return any(role in text or text in role for text in self._all.texts)
 
     def guard(self, value: Any, *, keeps_markup: bool = False) -> Any:
-        """A JSON value with marks in its strings; the value itself when it needs none."""
+        """Return a JSON value with marks in its strings, or the value itself where no string needs a mark."""
         searched = self._special if keeps_markup else self._all
         if not self._needs_marks(value, searched):
             return value
         return self._marked(value, searched)
 
     def cut(self, rendered: str) -> tuple[str, ...]:
-        """The pieces to encode one by one; joined they are the prompt. One piece when nothing was forged."""
+        """Return the pieces of a rendered prompt that are encoded alone; there is one where no text forges a token.
+
+        Joined, the pieces are the prompt without marks.
+        """
         parts = str.split(rendered, MARK)  # of a MarkedText too, whose own `split` sees no marks
         if len(parts) == 1:
             return (rendered,)
@@ -108,11 +114,11 @@ class RoleSafety:
         return MarkedText((MARK if opens else "") + marked + (MARK if closes else ""))
 
     def _seen(self, text: str) -> str:
-        """The text as the tokenizer searches it."""
+        """Return the text in which the tokenizer looks for tokens."""
         return text if self._normalize is None else self._normalize(text)
 
     def _occurrences(self, text: str) -> "list[tuple[int, int]]":
-        """(start, stop) of guarded tokens' texts, those that overlap too; from each start the longest."""
+        """Return (start, stop) of all guarded texts, also where they overlap; of several at one start the longest."""
         found = []
         match = self._all.pattern.search(text)
         while match is not None:
@@ -122,9 +128,10 @@ class RoleSafety:
 
 
 def _expression(texts: Collection[str]) -> str:
-    """A regular expression for the longest of the texts at a place, in time that does not grow with their number.
+    """Return a regular expression for the longest of the texts at a place.
 
-    Texts with the same beginning share it; a plain alternative would try each text at each `<`.
+    The time of a search does not grow with the number of texts, because texts that begin alike share their beginning in
+    the expression. A plain alternative would try each text at each `<`.
     """
     if not texts:
         return "(?!)"

@@ -1,4 +1,4 @@
-"""The Jinja environment of chat templates: what a template may use, and how long and large it may get."""
+"""The Jinja environment of chat templates, which bounds what a template may use, its time and its size."""
 
 import functools
 import json
@@ -24,19 +24,19 @@ MAX_RENDER_S = 5.0
 MAX_RENDERED_CHARACTERS = 32_000_000
 MAX_REPEATED_ITEMS = 1_000_000  # of `text * number`
 MAX_EXPONENT = 64
-# A width of seven digits, or one that stands elsewhere: `%*d`, `{:{width}}`.
+# A width of seven digits, or a width that is an argument: `%*d`, `{:{width}}`.
 _WIDE_FORMAT = re.compile(r"[%{][^%{}]*\d{7}|%[-+ #0-9]*\.?\*|\{[^{}]*:[^{}]*\{")
 _NOT_ASCII = re.compile(f"[^\\x00-\\x7f{MARK}]+")
 
 
 class RenderBudget(threading.local):
-    """When the render of this thread must have ended, on the monotonic clock."""
+    """The time on the monotonic clock at which the rendering of this thread must have ended."""
 
     deadline_s = float("inf")
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what the model says, for training: here it is what it holds."""
+    """Renders `{% generation %}...{% endgeneration %}`, which marks the model's texts for training, as its inside."""
 
     tags = {"generation"}  # noqa: RUF012 - the library's interface
 
@@ -51,7 +51,7 @@ class _Generation(Extension):
 
 
 class _Clock(Extension):
-    """Gives each turn of a loop and each call of a macro a look at the clock."""
+    """Makes each turn of a loop and each call of a macro look at the clock."""
 
     def __init__(self, environment: jinja2.Environment) -> None:
         super().__init__(environment)
@@ -62,14 +62,14 @@ class _Clock(Extension):
             raise TemplateError(f"the template did not end within {MAX_RENDER_S:g} s")
 
     def put_into(self, tree: nodes.Template) -> None:
-        """Begin the body of every loop and macro with a look."""
+        """Put a look at the clock at the beginning of the body of every loop and macro."""
         for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
             look = nodes.ExprStmt(self.call_method("look", lineno=node.lineno)).set_lineno(node.lineno)
             node.body.insert(0, look)  # type: ignore[attr-defined]
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Nothing of Python's inside can be reached, no value can be changed, no operation makes something huge at once."""
+    """Keeps a template from Python's inside, from changing values and from making something huge at once."""
 
     intercepted_binops = frozenset({"*", "**", "%"})
 
@@ -85,14 +85,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return with_marks_hidden(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Methods of a text such as `ljust` take widths."""
+        """Call a method or a macro; a width that a text's method takes (`ljust`) is bounded."""
         if isinstance(getattr(__obj, "__self__", None), str):
             _check_widths((*args, *kwargs.values()))
             __obj = bound_to_marked_text(__obj, args)
         return with_marks_hidden(super().call(__context, __obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """`format` of a text, which the library has wrapped."""
+        """Return the library's safe `format` of a text, once the widths of the text are checked."""
         wrapped = super().wrap_str_format(value)
         if wrapped is not None:
             _check_format(value.__self__)
@@ -100,7 +100,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class ChatSandbox:
-    """Compiles templates. One for all templates of a process; threads may render at the same time."""
+    """Compiles and renders templates. One sandbox serves all templates of a process, in several threads at a time."""
 
     def __init__(self) -> None:
         environment = _Sandbox(
@@ -119,18 +119,18 @@ class ChatSandbox:
         self._clock = clock
 
     def parse(self, source: str) -> nodes.Template:
-        """The syntax tree. Raises jinja2.TemplateSyntaxError."""
+        """Return the syntax tree. Raises jinja2.TemplateSyntaxError."""
         return self._environment.parse(source)
 
     def compile(self, source: str) -> jinja2.Template:
-        """Raises jinja2.TemplateSyntaxError."""
+        """Return the compiled template. Raises jinja2.TemplateSyntaxError."""
         tree = OperatorsAsFilters().visit(self.parse(source))
         self._clock.put_into(tree)
         code = self._environment.compile(tree)
         return jinja2.Template.from_code(self._environment, code, self._environment.make_globals(None))
 
     def render(self, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
-        """Raises jinja2.TemplateError, and whatever the template's operations on the values raise."""
+        """Return the text. Raises jinja2.TemplateError, and any error of the template's operations on the values."""
         self._clock.budget.deadline_s = time.monotonic() + MAX_RENDER_S
         parts = []
         num_characters = 0
@@ -143,12 +143,12 @@ class ChatSandbox:
 
 
 def raise_exception(message: object) -> NoReturn:
-    """What templates call on conversations that they do not take."""
+    """Raise TemplateError; templates call this function for conversations that they refuse."""
     raise TemplateError(str(message))
 
 
 def strftime_now(form: str) -> str:
-    """The time of this machine."""
+    """Return the local time of this machine in the given form."""
     return datetime.now().strftime(form)
 
 
@@ -159,16 +159,16 @@ def to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as models were trained on: nothing is escaped for HTML, as Jinja's own filter would."""
+    """Return JSON as models were trained on it: unlike Jinja's own filter, nothing is escaped for HTML."""
     text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
     if not ensure_ascii:
         return text
-    # Marks stay what they are: they are no part of the text.
+    # Marks are left alone, because they are no part of the text.
     return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def _checked_filter(apply: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
-    """A filter that makes its text longer, as far as it may."""
+    """Return a filter that makes its text longer, behind a check of how much longer."""
 
     @functools.wraps(apply)
     def checked(text: Any, *args: Any, **kwargs: Any) -> Any:

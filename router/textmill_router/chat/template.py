@@ -1,4 +1,4 @@
-"""A model's chat templates: which one a conversation takes, and the text that it makes of it."""
+"""A model's chat templates: the choice of one for a conversation, and the text that it makes of the conversation."""
 
 import logging
 from collections.abc import Mapping
@@ -20,10 +20,14 @@ MAX_SOURCE_CHARACTERS = 1_000_000
 
 
 class ChatTemplate:
-    """One compiled template. `names` are the variables that it reads, `source` tells formats apart."""
+    """One compiled template.
+
+    `names` are the variables that the template reads, `source` tells formats of calls and reasoning apart, and `forms`
+    are the forms in which the template reads messages.
+    """
 
     def __init__(self, sandbox: ChatSandbox, source: str, special_tokens: Mapping[str, str]) -> None:
-        """Raises TemplateFailed when the source is no template."""
+        """Compile and try the template. Raises TemplateFailed where the source is no template."""
         if len(source) > MAX_SOURCE_CHARACTERS:
             raise TemplateFailed(f"the template has {len(source)} characters, the limit is {MAX_SOURCE_CHARACTERS}")
         try:
@@ -49,7 +53,7 @@ class ChatTemplate:
         return "tools" in self.names
 
     def render(self, conversation: Conversation) -> str:
-        """Raises TemplateFailed with what the template or one of its operations says."""
+        """Return the text. Raises TemplateFailed with the message of the template or of the operation that failed."""
         try:
             return self._sandbox.render(
                 self._template,
@@ -64,12 +68,12 @@ class ChatTemplate:
             )
         except jinja2.TemplateError as error:
             raise TemplateFailed(error.message or type(error).__name__) from error
-        except Exception as error:  # a template can do anything that Python's operators can fail at
+        except Exception as error:  # a template may fail as any of Python's operators may
             raise TemplateFailed(f"{type(error).__name__}: {error}") from error
 
 
 class ChatTemplates:
-    """The templates of a model by name, compiled once; what cannot be compiled is told to whoever asks for it."""
+    """The templates of a model by name, compiled once. A template that cannot be compiled raises its error at use."""
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
         sandbox = ChatSandbox()
@@ -83,11 +87,14 @@ class ChatTemplates:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Of those that can be used."""
+        """The sources of the templates that can be used."""
         return tuple(template.source for template in self._templates.values() if isinstance(template, ChatTemplate))
 
     def pick(self, *, has_tools: bool) -> ChatTemplate:
-        """`tool_use` for conversations with tools where there is one, else `default`. Raises TemplateFailed."""
+        """Return the template `tool_use` for a conversation with tools where there is one, else the template `default`.
+
+        Raises TemplateFailed where the model has no such template or the template cannot be compiled.
+        """
         template = self._templates.get(TOOLS_NAME) if has_tools else None
         template = template or self._templates.get(DEFAULT_NAME)
         if template is None:

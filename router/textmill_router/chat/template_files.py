@@ -1,4 +1,4 @@
-"""Finds a model's chat templates and the special tokens that they name, in the files that models come with."""
+"""Reads a model's chat templates, and the special tokens that they name, from the files that models come with."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +11,11 @@ FURTHER_TEMPLATES = "additional_chat_templates"
 
 
 def load_chat_templates(folder: Path, config_path: Path | None = None) -> ChatTemplates:
-    """Takes the first source that has a template: `config_path` when given, chat_template.jinja,
-    chat_template.json, tokenizer_config.json, processor_config.json. Raises TokenizerError for files it cannot read.
+    """Return the templates of a model's folder.
+
+    The first of these files that has a template counts: `config_path` (where the operator gives one),
+    chat_template.jinja, chat_template.json, tokenizer_config.json, processor_config.json. Templates of
+    `additional_chat_templates` are added to all but the first. Raises TokenizerError for a file that cannot be read.
     """
     given = {} if config_path is None else read_json_object(config_path, must_exist=True)
     sources = _named(given.get("chat_template"))
@@ -36,7 +39,7 @@ def _further_files(folder: Path) -> dict[str, str]:
 
 
 def _named(entry: object) -> dict[str, str]:
-    """Templates by name, of a string, of a list of `{"name", "template"}` or of an object."""
+    """Return templates by name from a string, a list of `{"name", "template"}` or an object."""
     if isinstance(entry, str):
         return {DEFAULT_NAME: entry}
     if isinstance(entry, list):

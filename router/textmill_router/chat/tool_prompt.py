@@ -1,4 +1,4 @@
-"""Tools in words, for chat templates that take none: text that goes behind the last message's."""
+"""Describes tools in words, for chat templates that take no tools; the words are appended to the last message."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ DEFAULT_TOOL_PROMPT = (
 
 
 def tool_words(tools: Sequence[Mapping[str, Any]], tool_prompt: str | None, *, template_takes_tools: bool) -> str:
-    """What is appended to the content of the last message as it stands; empty for a template that says it all itself.
+    """Return the text that is appended to the content of the last message; empty where the template needs none.
 
-    An empty `tool_prompt` is an absent one. One that the request brings goes into every prompt; the schemas only where
-    the template does not write them.
+    An empty `tool_prompt` counts as absent. The `tool_prompt` of a call goes into every prompt, the schemas only into
+    the prompts of templates that take no tools.
     """
     if template_takes_tools:
         return f"\n---\n{tool_prompt}" if tool_prompt else ""

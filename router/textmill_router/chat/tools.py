@@ -1,4 +1,4 @@
-"""Tools that a request declares: which may be called, and how a chat template shows them."""
+"""The tools that a call declares: which of them may be called, and how a chat template shows them."""
 
 import json
 from dataclasses import dataclass, replace
@@ -14,18 +14,18 @@ from textmill_router.parsers.tools.tool_format import ToolSpec
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Tools that may be called; none when the choice is `none`."""
+    """The tools that may be called. There is no ToolChoice where a call chooses `none`."""
 
     shown: list[dict[str, Any]]  # as templates take them
     specs: tuple[ToolSpec, ...]
     is_narrowed: bool = False  # tools are shown that may not be called
     is_required: bool = False
     is_parallel: bool = True
-    prompt: str | None = None  # the request's own
+    prompt: str | None = None  # the `tool_prompt` of the call
 
 
 def for_template(template: ChatTemplate, chat: ChatRequest, tools: ToolChoice | None) -> ChatRequest:
-    """The conversation as this template can show it: one that knows no tools or calls gets them as text."""
+    """Return the conversation as this template can show it: tools and calls that it does not know become text."""
     if not template.mentions("tool_calls"):
         chat = replace(chat, messages=[_call_as_text(message) for message in chat.messages])
     if tools is None:
@@ -37,7 +37,7 @@ def for_template(template: ChatTemplate, chat: ChatRequest, tools: ToolChoice | 
 
 
 def _call_as_text(message: Message) -> Message:
-    """An assistant's calls as the text in which the tool prompt asks for them."""
+    """Return the message with its calls as text, in the form in which the tool prompt asks for calls."""
     if "tool_calls" not in message:
         return message
     said = text_of(message.get("content", ""))
@@ -50,7 +50,7 @@ def _call_as_text(message: Message) -> Message:
 
 
 def _with_last_text(chat: ChatRequest, text: str) -> ChatRequest:
-    """The text after the last message that is not the assistant's."""
+    """Return the conversation with the text appended to the last message that is not the assistant's."""
     messages = list(chat.messages) or [{"role": "user", "content": ""}]
     places = [index for index, message in enumerate(messages) if message["role"] != "assistant"]
     index = places[-1] if places else len(messages) - 1

@@ -1,7 +1,8 @@
-"""Token ids to text, one token at a time, at a cost that does not grow with the text.
+"""Turns token ids into text, one token at a time, at a cost that does not grow with the text.
 
-Two ways, chosen once at load: a table id -> text with incremental UTF-8 (byte-level and SentencePiece vocabularies),
-and a short sliding window over `Tokenizer.decode` for every other kind. Special tokens are skipped by both.
+There are two detokenizers, and the choice is made once, at load. Byte-level and SentencePiece vocabularies have a table
+from id to text, with incremental UTF-8. All other vocabularies use a short sliding window over `Tokenizer.decode`. Both
+skip special tokens.
 """
 
 import json
@@ -25,23 +26,26 @@ class Detokenizer(Protocol):
     """Turns the output tokens of one request into text."""
 
     def step(self, token_id: int) -> str:
-        """Text that this token completes; "" for special tokens and while a character is incomplete."""
+        """Return the text that this token completes: "" for special tokens and while a character is incomplete."""
 
     def flush(self) -> str:
-        """What an incomplete character becomes when nothing more will come."""
+        """Return what an incomplete character becomes when no more tokens will come."""
 
 
 @dataclass(frozen=True, slots=True)
 class PieceTable:
-    """What each id adds to the text. `texts[id]` is None where the bytes are no whole characters: see `fragments`."""
+    """The text that each id adds. `texts[id]` is None where the id stands for parts of characters.
+
+    `fragments` has the bytes of such ids.
+    """
 
     texts: list[str | None]
     fragments: dict[int, bytes]
-    num_stripped: int  # spaces taken off the start of a text (SentencePiece)
+    num_stripped: int  # the spaces that SentencePiece takes off the start of a text
 
 
 class TableDetokenizer:
-    """Looks ids up; holds back the bytes of an incomplete character (at most three)."""
+    """Looks ids up in a table. The bytes of an incomplete character, at most three, are held back."""
 
     __slots__ = ("_fragments", "_held", "_num_stripped", "_texts")
 
@@ -58,7 +62,7 @@ class TableDetokenizer:
         if text is not None:
             if not self._held or not text:
                 return text
-            return self.flush() + text  # whole characters follow, so what was held can never be completed
+            return self.flush() + text  # whole characters follow, so the held bytes can never be completed
         data = self._held + self._fragments[token_id]
         text, used = utf_8_decode(data, "replace", False)
         self._held = data[used:]
@@ -80,10 +84,11 @@ class TableDetokenizer:
 
 
 class WindowDetokenizer:
-    """Decodes the last few tokens with and without the new one and returns the difference.
+    """Decodes the last few tokens with and without the new token, and returns the difference.
 
-    Not `DecodeStream`: that one raises when bytes it took for a character turn out to be invalid, and its window grows
-    for as long as they stay so. Here a broken character is given up after `MAX_HELD` tokens.
+    `DecodeStream` of the library is not used, because it raises an error where bytes that began like a character turn
+    out to be invalid, and because its window grows as long as bytes are invalid. Here a broken character is given up
+    after `MAX_HELD` tokens.
     """
 
     CONTEXT = 6  # tokens before the new one that decide about spaces
@@ -123,7 +128,7 @@ class WindowDetokenizer:
 
 
 def build_piece_table(tokenizer: tokenizers.Tokenizer, special_ids: Collection[int]) -> PieceTable | None:
-    """The table of a vocabulary, or None when it would not give exactly what `Tokenizer.decode` gives."""
+    """Return the table of a vocabulary, or None where a table would not give exactly the text of `Tokenizer.decode`."""
     decoder = json.loads(tokenizer.to_str()).get("decoder") or {}
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     fragments_by_id: dict[int, bytes] = {}
@@ -141,7 +146,7 @@ def build_piece_table(tokenizer: tokenizers.Tokenizer, special_ids: Collection[i
 
 
 def byte_level_bytes(token: str) -> bytes:
-    """Bytes of a byte-level token. A token with a character outside the byte alphabet is text (added tokens)."""
+    """Return the bytes of a byte-level token. A token with other characters is an added token, which is text."""
     try:
         return bytes(_BYTE_OF_CHARACTER[character] for character in token)
     except KeyError:
@@ -149,7 +154,7 @@ def byte_level_bytes(token: str) -> bytes:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Character -> byte of byte-level vocabularies: printable bytes are themselves, the others follow from 256."""
+    """Return character -> byte of byte-level vocabularies: printable bytes are themselves, others follow from 256."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     alphabet = {chr(byte): byte for byte in printable}
     alphabet |= {chr(256 + index): byte for index, byte in enumerate(sorted(set(range(256)) - printable))}
@@ -166,7 +171,7 @@ class _SentencePieceRule:
 
 
 def _sentencepiece_rule(decoder: dict[str, Any]) -> _SentencePieceRule | None:
-    """Reads decoders of the form "mark to space, bytes, join, strip the start"; None for anything else."""
+    """Return the rule of a decoder of the form "mark to space, bytes, join, strip the start", else None."""
     parts = decoder.get("decoders", []) if decoder.get("type") == "Sequence" else [decoder]
     has_marks = False
     has_byte_fallback = False
@@ -208,7 +213,7 @@ def _split_whole(fragments_by_id: dict[int, bytes], special_ids: Collection[int]
 
 
 def _agrees(tokenizer: tokenizers.Tokenizer, table: PieceTable, special_ids: Collection[int]) -> bool:
-    """Compares the table with the library on a text, and on the whole characters of the vocabulary in one sequence."""
+    """Whether table and library agree on a text, and on all tokens of whole characters in one sequence."""
     text_ids = tokenizer.encode(CHECK_TEXT, add_special_tokens=False).ids
     whole_ids = [token_id for token_id, text in enumerate(table.texts) if text and token_id not in special_ids]
     for ids in (text_ids, whole_ids):

@@ -7,13 +7,15 @@ from textmill_router.request import Failure, FinishReason, RequestId
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """`keep_stop_match`: the text ends after a stop string (native) or before it, nothing of it being sent (/v1).
+    """Options of one generation.
 
-    `keep_tokens`: the result lists all tokens (details). Without it `result()` makes no object per token.
-    `shown_specials`: special tokens whose text counts as output text, for parsers that look for them.
-    `deadline_s`: on the clock of `time.monotonic`. `result()` ends then with what there is, and so does a stream that
-    has no token yet; one that has some ends with the next, if that comes soon. A stream that no token ends has a last
-    event with an empty one, of the id `padding_token_id`: it counts nowhere.
+    `keep_stop_match`: whether the text ends after the stop string that matches (TGI's dialect) or before that
+    string, so that no part of the match is sent (/v1).
+    `keep_tokens`: whether the result lists all tokens. If not, `result()` makes no object per token.
+    `shown_specials`: special tokens whose text counts as output text, for parsers that look for this text.
+    `deadline_s`: a time on the clock of `time.monotonic`. At this time `result()` ends with the text so far, and so
+    does a stream without a token. A stream that has tokens ends with the next token, if that token comes soon. A stream
+    that no token ends has a last event with an empty token of the id `padding_token_id`, which counts nowhere.
     """
 
     stop_strings: tuple[str, ...] = ()
@@ -26,7 +28,7 @@ class TextOptions:
 
 @dataclass(frozen=True, slots=True)
 class TopToken:
-    """An alternative; natural-log probability."""
+    """An alternative to a token. `logprob` is the natural logarithm of its probability."""
 
     id: int
     text: str
@@ -36,7 +38,7 @@ class TopToken:
 
 @dataclass(frozen=True, slots=True)
 class PromptToken:
-    """A prompt token; the first one has no probability."""
+    """A token of the prompt. The first token has no probability."""
 
     id: int
     text: str
@@ -46,12 +48,12 @@ class PromptToken:
 
 @dataclass(slots=True)
 class TokenEvent:
-    """One output token. `text` is the whole text of the token; `released_text` what may be shown because of it."""
+    """One output token. `text` is its whole text, `released_text` the text that may be shown because of it."""
 
-    index: int  # from 1
+    index: int  # of the token in the output, from 1
     id: int
-    text: str  # "" while a character is incomplete; special tokens literally
-    logprob: float  # NaN when the request did not ask
+    text: str  # "" while a character is incomplete; the literal text of a special token
+    logprob: float  # NaN where the request asks for no log-probabilities
     is_special: bool
     top_tokens: tuple[TopToken, ...]
     released_text: str
@@ -60,7 +62,7 @@ class TokenEvent:
 
 @dataclass(slots=True)
 class GenerationResult:
-    """The whole answer. Times in seconds."""
+    """The whole answer. All times are in seconds."""
 
     text: str
     finish_reason: FinishReason
@@ -70,7 +72,7 @@ class GenerationResult:
     prompt_tokens: list[PromptToken]  # empty unless `wants_prompt_logprobs`
     num_cached_tokens: int
     queue_s: float  # arrival until the request first left the queue
-    inference_s: float  # from there to the last token
+    inference_s: float  # from the first leave of the queue to the last token
     first_token_s: float  # arrival until the first token
     request_id: RequestId  # under which the shard knows the sequence
 

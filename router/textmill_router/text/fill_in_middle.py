@@ -1,4 +1,4 @@
-"""Fill-in-the-middle prompts: a text before and a text after, between the tokens that a model was taught for it."""
+"""Makes fill-in-the-middle prompts: the texts before and after a gap, between tokens that the model knows."""
 
 from array import array
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from textmill_router.request import token_array
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """The tokens of a published vocabulary, in the order in which a prompt has them; `ends` end what is filled in."""
+    """Tokens of a published vocabulary, in the order of a prompt. A token of `ends` ends the text in the gap."""
 
     first: str
     second: str
@@ -20,7 +20,7 @@ class _Form:
 
 @dataclass(frozen=True, slots=True)
 class MiddleTokens:
-    """Token ids of the form that a model knows. `suffix_first`: the text after comes before."""
+    """Token ids of the form that a model knows. With `suffix_first` the text after the gap comes first."""
 
     first: int
     second: int
@@ -29,7 +29,7 @@ class MiddleTokens:
     end_ids: tuple[int, ...]
 
     def join(self, prefix_ids: "array[int]", suffix_ids: "array[int]") -> "array[int]":
-        """The ids of a prompt, without what a tokenizer puts at its ends."""
+        """Return the ids of a prompt, without the tokens that a tokenizer puts at the ends of a prompt."""
         one, two = (suffix_ids, prefix_ids) if self.suffix_first else (prefix_ids, suffix_ids)
         last = () if self.last is None else (self.last,)
         return token_array((self.first, *one, self.second, *two, *last))
@@ -52,7 +52,7 @@ _FORMS = (
 
 
 def find_middle_tokens(token_to_id: Callable[[str], int | None]) -> MiddleTokens | None:
-    """The tokens of the first form that this vocabulary has whole, None where it has none."""
+    """Return the tokens of the first form that is whole in this vocabulary, None where no form is."""
     for form in _FORMS:
         first, second = token_to_id(form.first), token_to_id(form.second)
         last = token_to_id(form.last) if form.last else None

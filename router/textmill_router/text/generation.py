@@ -1,6 +1,7 @@
-"""One request's tokens as text: output ids -> text, stop strings, events, result.
+"""Turns the output ids of one request into text, with stop strings, events and a result.
 
-The engine pushes (`on_output`), the HTTP side pulls (`next_events` or `result`); between them is a list and a future.
+The engine pushes outputs (`on_output`), and the HTTP side pulls events (`next_events`) or the result (`result`). A list
+and a future connect the two sides.
 """
 
 import asyncio
@@ -33,22 +34,22 @@ from textmill_router.text.tokenization import Tokenizer
 
 
 class Engine(Protocol):
-    """What a generation needs of the engine loop."""
+    """The methods of the engine loop that a generation needs."""
 
     def submit(self, request: GenerationRequest, sink: OutputSink) -> None: ...
     def cancel(self, request_id: RequestId) -> None: ...
 
 
-# After its deadline a stream that has tokens waits so long for one more, so that it ends with a token.
+# A stream that has tokens waits this long after its deadline for one more token, so that it ends with a token.
 LAST_TOKEN_GRACE_S = 0.2
-# Takes events at once, in the engine's turn of the loop, and says whether it did; must not block or raise.
+# Takes events at once, in the engine's turn of the loop, and returns whether it took them; must not block or raise.
 EventPush = Callable[[list[TokenEvent]], bool]
 
 
 class Generation:
-    """Made by `start_generation`; an async context manager. Leaving it cancels what still runs.
+    """The output of one request, made by `start_generation`. Leaving this async context manager cancels the request.
 
-    One task reads it, either with `next_events` or with `result`.
+    One task reads a generation, either with `next_events` or with `result`.
     """
 
     __slots__ = (
@@ -82,11 +83,11 @@ class Generation:
         self._request = request
         self._options = options
         self._detokenizer = tokenizer.new_detokenizer(request.text_ids)
-        # Nothing but the tokens themselves decides about text and end.
+        # Without these options nothing but the tokens decides about text and end.
         self._has_plain_text = not (options.stop_strings or options.shown_specials or options.deadline_s is not None)
         self._stops = StopStrings(options.stop_strings, options.keep_stop_match) if options.stop_strings else None
-        self._events: list[TokenEvent] = []  # not yet pulled
-        self._tokens: list[TokenEvent] = []  # all, for the result
+        self._events: list[TokenEvent] = []  # that no reader has pulled yet
+        self._tokens: list[TokenEvent] = []  # all tokens so far, for the result
         self._text: list[str] = []
         self._prompt_logprobs: list[PromptLogprobs] = []
         self._num_tokens = 0
@@ -119,20 +120,23 @@ class Generation:
         return self._request
 
     def prompt_tokens(self) -> list[PromptToken]:
-        """The prompt with its log-probabilities, complete once an output token has come."""
+        """Return the prompt with its log-probabilities, which are complete once an output token has come."""
         return self._prompt_tokens()
 
     def cancel(self) -> None:
-        """Ends the request if it still runs; its slot and blocks come back with the next plan."""
+        """End the request if it still runs. The next plan frees its slot and its blocks."""
         if self._result is None and self._failure is None:
             self._engine.cancel(self._request.request_id)
 
     def push_to(self, reader: EventPush) -> None:
-        """While `next_events` waits, all events but the last go to `reader`; what it does not take wakes the task."""
+        """Hand all events but the last to `reader` while `next_events` waits; an event not taken wakes the task."""
         self._fast_reader = reader
 
     async def next_events(self) -> list[TokenEvent]:
-        """All events since the last call, at least one. Raises GenerationFailed; not to be called after the last."""
+        """Return all events since the last call, at least one. Raises GenerationFailed.
+
+        Must not be called after the event that has the result.
+        """
         while not self._events:
             if self._failure is not None:
                 raise GenerationFailed(self._failure)
@@ -142,12 +146,12 @@ class Generation:
         return events
 
     def take_events(self) -> list[TokenEvent]:
-        """All events since the last call, possibly none, without waiting."""
+        """Return all events since the last call, possibly none, without waiting."""
         events, self._events = self._events, []
         return events
 
     async def result(self) -> GenerationResult:
-        """The whole answer once it is complete. Raises GenerationFailed."""
+        """Wait for the whole answer and return it. Raises GenerationFailed."""
         self._makes_events = self._options.keep_tokens
         self._is_whole = True
         if self._is_over_time():
@@ -182,7 +186,7 @@ class Generation:
             text = self._stops.push(text)
             text += "" if self._stops.is_matched else self._stops.flush()
         self._text.append(text)
-        if not self._num_tokens:  # it may still be in the queue
+        if not self._num_tokens:  # the request may still be in the queue
             self._admitted_s = self._first_token_s = time.monotonic()
         self._finish(FinishReason.LENGTH)
         if not self._events:
@@ -220,7 +224,7 @@ class Generation:
                 self._waiter.set_result(None)
 
     def _add_token(self, output: RequestOutput, index: int, token_id: int, finish: FinishReason | None) -> bool:
-        """Adds one token; returns whether a stop string or the deadline ended the request with it."""
+        """Add one token. Return whether a stop string or the deadline ended the request with this token."""
         self._num_tokens += 1
         if self._has_plain_text and finish is None:  # most tokens
             text = self._detokenizer.step(token_id)
@@ -231,7 +235,7 @@ class Generation:
             return False
         is_late = finish is None and self._is_over_time()
         is_last = is_late or finish is not None
-        # A stop id is no text though its token may not be special: in some vocabularies those around gaps are not.
+        # A stop id gives no text, even where its token is not special, as tokens around gaps in some vocabularies.
         text = "" if finish is FinishReason.STOP_ID else self._detokenizer.step(token_id)
         if token_id in self._options.shown_specials:
             text += self._detokenizer.flush() + self._tokenizer.id_to_text(token_id)
@@ -310,7 +314,10 @@ class Generation:
         )
 
     def _prompt_tokens(self) -> list[PromptToken]:
-        """Position 0 has no probability; neither has one that no piece covers, as the decoder's own first tokens."""
+        """Return the prompt's tokens. Position 0 has no probability.
+
+        A position that no piece covers, such as a decoder's own first tokens, has none either.
+        """
         logprobs: dict[int, float] = {}
         top: dict[int, TopTokens] = {}
         for piece in self._prompt_logprobs:
@@ -330,7 +337,7 @@ class Generation:
 def start_generation(
     engine: Engine, tokenizer: Tokenizer, request: GenerationRequest, options: TextOptions
 ) -> Generation:
-    """Submits the request. Raises what `EngineLoop.submit` raises. Use the result with `async with` at once."""
+    """Submit the request. Raises the errors of `EngineLoop.submit`. Enter the generation with `async with` at once."""
     generation = Generation(engine, tokenizer, request, options)
     engine.submit(request, generation)
     return generation

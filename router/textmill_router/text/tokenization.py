@@ -1,4 +1,4 @@
-"""Text to token ids, and what each id means: the one file that knows the tokenizer."""
+"""Turns text into token ids and says what each id means; only this file encodes with the library's tokenizer."""
 
 import asyncio
 import json
@@ -23,23 +23,25 @@ from textmill_router.text.detokenizer import (
 )
 from textmill_router.text.tokenizer_files import read_tokenizer_files
 
-INLINE_CHARACTERS = 2000  # encoded at once, in under 0.6 ms; longer texts go to a thread
+INLINE_CHARACTERS = (
+    2000  # a text of at most so many is encoded at once, in under 0.6 ms; a longer text goes to a thread
+)
 MAX_THREADS = 4
 BYTES_PER_COMPOSED_BYTE = 3  # canonical composition (NFC) makes a text at most this many times shorter
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """Token ids of a text. `byte_offsets` may be asked only of a short text or one encoded with `wants_offsets`."""
+    """Token ids of a text. Only short texts, and texts encoded with `wants_offsets`, have `byte_offsets`."""
 
     ids: "array[int]"
     _text: str
     _library: tokenizers.Encoding | None
-    _num_lead_tokens: int = 0  # of a line break that was put before the text to encode it
+    _num_lead_tokens: int = 0  # tokens of a line break that was put before the text in order to encode it
 
     @property
     def byte_offsets(self) -> list[tuple[int, int]]:
-        """(start, stop) of each token in bytes of the text; (0, 0) for tokens that the tokenizer added."""
+        """Return (start, stop) of each token in bytes of the text, and (0, 0) for tokens that the tokenizer added."""
         assert self._library is not None, "encode with wants_offsets=True"
         offsets: list[tuple[int, int]] = self._library.offsets
         if self._num_lead_tokens:
@@ -53,7 +55,7 @@ class Encoding:
 
 
 class Tokenizer:
-    """A `tokenizers.Tokenizer` that is never changed after load, and the tables made from it."""
+    """A `tokenizers.Tokenizer` that nothing changes after load, and the tables made from it."""
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class Tokenizer:
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.vocab_size: int = library.get_vocab_size(with_added_tokens=True)
-        # One more than the largest id; some ids may be nobody's, so that there are fewer tokens.
+        # One more than the largest id. There may be fewer tokens, because no token need have a given id.
         self.num_ids = max(library.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._special_texts: dict[int, str] = {
             token_id: token.content for token_id, token in library.get_added_tokens_decoder().items() if token.special
@@ -82,21 +84,21 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path, num_threads: int | None = None) -> Self:
-        """Reads tokenizer.json and, where it is there, tokenizer_config.json. Raises TokenizerError. Takes a second.
+        """Read the tokenizer files of a folder, which takes a second. Raises TokenizerError.
 
-        `num_threads` encode long texts; without it half the cores, at most four.
+        `num_threads` threads encode long texts; the default is half the cores, at most four.
         """
-        # A batch of one needs no second pool of threads inside the library, which reads this at each call.
+        # The library reads this at each call. A batch of one text needs no second pool of threads inside the library.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         files = read_tokenizer_files(Path(folder))
         return cls(files.library, files.digest, files.bos_token, files.eos_token, num_threads)
 
     def close(self) -> None:
-        """Ends the threads; texts that still wait there are not encoded."""
+        """End the threads. Texts that still wait for a thread are not encoded."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def encode(self, text: str, add_special_tokens: bool = True, wants_offsets: bool = False) -> Encoding:
-        """Encodes a short text at once, a long one in a thread (first come, first served)."""
+        """Encode a short text at once and a long text in a thread, first come, first served."""
         if len(text) <= INLINE_CHARACTERS:
             encoding = self._library.encode(text, add_special_tokens=add_special_tokens)
             return Encoding(token_array(encoding.ids), text, encoding)
@@ -108,13 +110,13 @@ class Tokenizer:
         return token_array(self._library.encode(text, add_special_tokens=False).ids)
 
     def _encode_long(self, text: str, add_special_tokens: bool, wants_offsets: bool) -> Encoding:
-        # The batch calls release the GIL, `encode` does not.
+        # The library's calls for batches release the GIL, its `encode` does not.
         encode = self._library.encode_batch if wants_offsets else self._library.encode_batch_fast
         encoding = encode([text], add_special_tokens=add_special_tokens)[0]
         return Encoding(token_array(encoding.ids), text, encoding if wants_offsets else None)
 
     async def encode_pieces(self, pieces: Sequence[str], wants_offsets: bool = False) -> list[Encoding]:
-        """Texts that follow one another without a token across a joint; nothing is added at either end."""
+        """Encode texts that follow one another, with no token across a joint and nothing added at either end."""
         [first, *others] = pieces
         encodings = [await self.encode(first, add_special_tokens=False, wants_offsets=wants_offsets)]
         if others:
@@ -123,7 +125,7 @@ class Tokenizer:
         return encodings
 
     def _encode_followers(self, pieces: Sequence[str]) -> list[Encoding]:
-        """Texts that begin inside a line: where the tokenizer puts a space before a text, it must not do so here."""
+        """Encode texts that begin inside a line, without the space that some tokenizers put before a text."""
         lead = self._newline_lead or []
         encode = self._library.encode_batch
         encodings = []
@@ -137,7 +139,7 @@ class Tokenizer:
         return encodings
 
     def edge_ids(self) -> tuple["array[int]", "array[int]"]:
-        """What is put before a prompt and behind it."""
+        """Return the ids that are put before a prompt and behind a prompt."""
         plain: list[int] = self._library.encode("a", add_special_tokens=False).ids
         whole: list[int] = self._library.encode("a").ids
         start = next(start for start in range(len(whole)) if whole[start : start + len(plain)] == plain)
@@ -145,29 +147,29 @@ class Tokenizer:
 
     @property
     def special_texts(self) -> frozenset[str]:
-        """Texts that are read as special tokens wherever they stand in a prompt."""
+        """The texts that the tokenizer reads as special tokens wherever they stand in a prompt."""
         return frozenset(self._special_texts.values())
 
     @property
     def plain_added_texts(self) -> frozenset[str]:
-        """Texts that are read as one token wherever they stand in a prompt, and are not special."""
+        """The texts that the tokenizer reads as one ordinary token wherever they stand in a prompt."""
         added = self._library.get_added_tokens_decoder().values()
         return frozenset(token.content for token in added if not token.special)
 
     def normalize(self, text: str) -> str:
-        """The text as it is searched for those added tokens that are not searched for in the text itself."""
+        """Return the normalised text, in which the library looks for added tokens that are marked `normalized`."""
         normalizer = self._library.normalizer
         return text if normalizer is None else normalizer.normalize_str(text)
 
     def normalizes(self, texts: Collection[str]) -> bool:
-        """Whether some of these added tokens are searched for in the normalised text."""
+        """Whether the library looks for some of these added tokens in the normalised text."""
         added = self._library.get_added_tokens_decoder().values()
         return self._library.normalizer is not None and any(
             token.normalized and token.content in texts for token in added
         )
 
     def cannot_fit(self, text: str, max_tokens: int) -> bool:
-        """Whether the text is longer than `max_tokens` of the longest token, known without encoding it."""
+        """Whether the text is longer than `max_tokens` times the longest token, found without encoding the text."""
         if self.longest_token_bytes is None:
             return False
         max_bytes = max_tokens * self.longest_token_bytes
@@ -177,11 +179,11 @@ class Tokenizer:
         return token_id in self._special_texts
 
     def special_ids_of(self, texts: Collection[str]) -> frozenset[int]:
-        """Ids of the special tokens among these texts; what is no special token is left out."""
+        """Return the ids of those texts that are special tokens."""
         return frozenset(token_id for token_id, text in self._special_texts.items() if text in texts)
 
     def id_to_text(self, token_id: int) -> str:
-        """Text of the token alone: special tokens literally, parts of characters as U+FFFD, unknown ids as ""."""
+        """Return the text of one token: special tokens literally, parts of characters as U+FFFD, unknown ids as ""."""
         special = self._special_texts.get(token_id)
         if special is not None:
             return special
@@ -191,13 +193,13 @@ class Tokenizer:
         return self._table.fragments[token_id].decode(errors="replace") if text is None else text
 
     def id_to_bytes(self, token_id: int) -> bytes:
-        """UTF-8 bytes of the token alone, parts of characters too."""
+        """Return the UTF-8 bytes of one token, which may be a part of a character."""
         if self._table is not None and token_id in self._table.fragments:
             return self._table.fragments[token_id]
         return self.id_to_text(token_id).encode("utf-8", "replace")
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        """The text of the ids as one text, as the library joins them."""
+        """Return the text of the ids as the library joins them."""
         return self._library.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def id_to_token(self, token_id: int) -> str:
@@ -208,7 +210,7 @@ class Tokenizer:
         return self._library.token_to_id(token)
 
     def new_detokenizer(self, prompt_ids: "array[int]") -> Detokenizer:
-        """A detokenizer for the output that follows this prompt."""
+        """Return a detokenizer for the output that follows this prompt."""
         if self._table is None:
             return WindowDetokenizer(self._library, self.special_ids, prompt_ids)
         return TableDetokenizer(self._table, follows_text=any(i not in self.special_ids for i in prompt_ids))
@@ -220,7 +222,7 @@ def default_tokenize_threads(num_cores: int) -> int:
 
 
 def _newline_lead(library: tokenizers.Tokenizer) -> list[int] | None:
-    """Ids of a line break, where the start of a text is encoded otherwise than its middle; None where it is not."""
+    """Return the ids of a line break where the library encodes the start of a text otherwise than its middle."""
     newline: list[int] = library.encode("\n", add_special_tokens=False).ids
     alone: list[int] = library.encode("a", add_special_tokens=False).ids
     after: list[int] = library.encode("\na", add_special_tokens=False).ids
@@ -228,7 +230,7 @@ def _newline_lead(library: tokenizers.Tokenizer) -> list[int] | None:
 
 
 def _longest_token_bytes(library: tokenizers.Tokenizer) -> int | None:
-    """Most bytes of text that one token can stand for; None where a token can swallow any length."""
+    """Return the most bytes of text that one token can stand for; None where one token can stand for any length."""
     parts = json.loads(library.to_str())
     model = parts["model"]
     pre_tokenizer = parts.get("pre_tokenizer") or {}

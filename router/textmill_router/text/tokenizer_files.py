@@ -1,4 +1,4 @@
-"""From the files of a model's folder to the library's tokenizer, as transformers 5.23 sets the tokenizer up."""
+"""Reads the tokenizer of a model's folder and sets the tokenizer up as transformers 5.23 does."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ from textmill_router.text.added_tokens import add_tokens, named_tokens
 
 CONFIG_NAME = "tokenizer_config.json"
 SPECIAL_MAP_NAME = "special_tokens_map.json"
-# transformers has classes that do without the post-processor of tokenizer.json. The class of GPT-NeoX is taken for
-# these types of models, and puts nothing at the ends; the class of Code Llama puts the BOS token before a prompt.
+# Two classes of transformers do not use the post-processor of tokenizer.json. The class of GPT-NeoX serves these types
+# of models and puts nothing at the ends of a prompt. The class of Code Llama puts the BOS token before a prompt.
 _NEOX_CLASS, _CODE_LLAMA_CLASS = "GPTNeoXTokenizer", "CodeLlamaTokenizer"
 _NEOX_TYPES = frozenset({"falcon_mamba", "gpt_neox", "mamba", "mamba2", "mpt", "olmo", "olmoe", "rwkv", "xlstm"})
 _CODE_LLAMA_TYPES = frozenset({"code_llama", "llama"})

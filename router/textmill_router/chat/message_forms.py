@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from textmill_router.chat.conversation import Message
+from textmill_router.chat.marked_text import with_marks_hidden
 from textmill_router.chat.message_content import Content, text_of
 
 # In a call's function: the arguments as the client wrote them, where the client wrote a text. No template sees the key.
@@ -73,7 +74,8 @@ class MessageForms:
         function = dict(call["function"])
         sent = function.pop(SENT_ARGUMENTS, None)
         if self.has_text_arguments and not isinstance(function["arguments"], str):
-            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False) if sent is None else sent
+            written = with_marks_hidden(json.dumps(function["arguments"], ensure_ascii=False))
+            function["arguments"] = written if sent is None else sent
         return {**call, "function": function}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from textmill_router.chat.conversation import Conversation, Message
 from textmill_router.chat.marked_text import MARK
-from textmill_router.chat.message_content import with_more_text
+from textmill_router.chat.message_content import text_of, with_more_text
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplate
 from textmill_router.errors import TemplateFailed, ValidationFailed
@@ -120,7 +120,7 @@ def _known_to(template: ChatTemplate, message: Message, index: int) -> Message:
     role = message["role"]
     if role == "developer" and not template.mentions("developer"):
         role = "system"
-    if message.get("content") and not template.forms.content(role).is_read:
+    if text_of(message.get("content") or "") and not template.forms.content(role).is_read:
         raise ValidationFailed(
             f"the chat template of this model leaves the content of {message['role']!r} messages out",
             field=f"messages[{index}].content",

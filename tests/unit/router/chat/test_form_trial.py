@@ -153,7 +153,18 @@ def test_content_that_no_form_shows_is_refused() -> None:
         with pytest.raises(ValidationFailed, match=f"content of '{role}' messages out") as failed:
             prompt(source, [USER, {**ANSWER, "role": role}])
         assert failed.value.field == "messages[1].content"
-    assert prompt(source, [{"role": "system", "content": ""}, USER]) == "Is it open?"
+    for empty in ("", parts(""), []):
+        assert prompt(source, [{"role": "system", "content": empty}, USER]) == "Is it open?"
+
+
+def test_arguments_as_text_carry_no_mark_that_a_template_sees() -> None:
+    length = "c['function']['arguments'] + (c['function']['arguments'] | length | string)"
+    source = JOINED_TEXT.replace("'```' + c['function']['arguments']", length)
+    messages = [USER, call({"place": "<|end|> x"}), ANSWER]
+    body = msgspec.convert({"messages": messages, "add_generation_prompt": True}, ChatBody, strict=False)
+    found = make_prompt(template(source), chat_request(body), RoleSafety(["<|end|>"]))
+    assert found.text == of_transformers(source, [USER, call('{"place": "<|end|> x"}'), ANSWER])
+    assert len(found.pieces) == 2
 
 
 def test_a_template_that_refuses_a_role_says_so_itself() -> None:

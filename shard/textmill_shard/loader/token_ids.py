@@ -123,12 +123,31 @@ def _is_integer(value: object) -> TypeGuard[int]:
 
 
 def _end_of_tokenizer(folder: Path) -> int | None:
+    """Find the id of the EOS token that tokenizer_config.json names by its text.
+
+    The id stands in tokenizer.json, or in one of the files from which transformers adds tokens: in
+    `added_tokens_decoder` of tokenizer_config.json, or without that key in added_tokens.json.
+    """
     config_path, tokenizer_path = folder / "tokenizer_config.json", folder / "tokenizer.json"
     if not (config_path.is_file() and tokenizer_path.is_file()):
         return None
-    token = read_json(config_path).get("eos_token")
+    config, tokenizer = read_json(config_path), read_json(tokenizer_path)
+    token = config.get("eos_token")
     text = token.get("content") if isinstance(token, dict) else token
-    for added in read_json(tokenizer_path).get("added_tokens") or []:
+    if not isinstance(text, str):
+        return None
+    for added in tokenizer.get("added_tokens") or []:
         if isinstance(added, dict) and added.get("content") == text and _is_integer(added.get("id")):
             return int(added["id"])
-    return None
+    vocabulary = read_object(tokenizer, "model", path=tokenizer_path).get("vocab")
+    named = vocabulary.get(text) if isinstance(vocabulary, dict) else None
+    if _is_integer(named):
+        return int(named)
+    for listed, entry in read_object(config, "added_tokens_decoder", path=config_path).items():
+        if isinstance(entry, dict) and entry.get("content") == text and listed.isdecimal():
+            return int(listed)
+    added_path = folder / "added_tokens.json"
+    if "added_tokens_decoder" in config or not added_path.is_file():
+        return None
+    named = read_json(added_path).get(text)
+    return int(named) if _is_integer(named) else None

@@ -12,7 +12,7 @@ from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.loader.token_ids import find_end_ids
 from textmill_shard.model.runner import ModelFacts
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.fakes.byte_tokenizer import BEGIN_ID, END_ID
 from tests.fakes.tiny_encoders import make_tiny_bart
@@ -47,6 +47,24 @@ def test_end_ids_fall_back_from_generation_config_to_config_to_tokenizer(tmp_pat
     assert found() == (BEGIN_ID,)
     (folder / "tokenizer_config.json").unlink()
     assert found() == ()
+
+
+@pytest.mark.parametrize("eos", ["<|stop|>", "<|end|>", "a"])
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "added_tokens.json"])
+def test_an_end_that_only_the_other_tokenizer_files_know_is_that_of_transformers(
+    tmp_path: Path, place: str, eos: str
+) -> None:
+    folder = make_tiny_llama(tmp_path / "llama")
+    change_json(folder / "generation_config.json", eos_token_id=None)
+    change_json(folder / "config.json", eos_token_id=None)
+    num_tokens = AutoTokenizer.from_pretrained(folder).backend_tokenizer.get_vocab_size()
+    change_json(folder / "tokenizer_config.json", eos_token=eos)
+    if place == "tokenizer_config.json":
+        listed = {str(num_tokens): {"content": "<|stop|>", "special": True}}
+        change_json(folder / place, added_tokens_decoder=listed)
+    else:
+        change_json(folder / place, **{"<|stop|>": num_tokens})
+    assert find_end_ids(folder).named == (AutoTokenizer.from_pretrained(folder).eos_token_id,)
 
 
 @pytest.mark.parametrize(

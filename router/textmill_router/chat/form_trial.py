@@ -78,6 +78,7 @@ class FormTrial:
         self._forms = replace(self._forms, contents={**self._forms.contents, role: form})
 
     def _try_calls(self) -> None:
+        prompts: list[str] = []
         for has_text, absent in _call_forms():
             self._forms = replace(self._forms, has_text_arguments=has_text, absent_content=absent)
             for answer in ("yes", _parts("yes")):
@@ -85,7 +86,13 @@ class FormTrial:
                 prompt = self._rendered([*map(self._forms.fit, [self._said("user"), self._call()]), tool])
                 if prompt is not None and self._shows_call(prompt):
                     return
-        self._forms = replace(self._forms, has_text_arguments=False, absent_content=AbsentContent.MISSING)
+                prompts += [] if prompt is None else [prompt]
+        self._forms = replace(
+            self._forms,
+            has_text_arguments=False,
+            absent_content=AbsentContent.MISSING,
+            shows_calls=not prompts or any(_FIRST in prompt for prompt in prompts),
+        )
 
     def _shows_call(self, prompt: str) -> bool:
         misread = _PRINTED_OBJECT.search(prompt) or _QUOTED_JSON.search(prompt) or re.search(r"\bNone\b", prompt)

@@ -51,6 +51,7 @@ class MessageForms:
     contents: Mapping[str, ContentForm] = field(default_factory=dict)  # by role
     has_text_arguments: bool = False  # the arguments of a call are JSON text; else an object
     absent_content: AbsentContent = AbsentContent.MISSING
+    shows_calls: bool = True  # else calls of the history are shown as text
     reasoning_fields: tuple[str, ...] = ("reasoning_content", "thinking")
 
     def content(self, role: str) -> ContentForm:

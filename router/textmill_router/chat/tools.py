@@ -26,7 +26,7 @@ class ToolChoice:
 
 def for_template(template: ChatTemplate, chat: ChatRequest, tools: ToolChoice | None) -> ChatRequest:
     """Return the conversation as this template can show it: tools and calls that it does not know become text."""
-    if not template.mentions("tool_calls"):
+    if not (template.mentions("tool_calls") and template.forms.shows_calls):
         chat = replace(chat, messages=[_call_as_text(message) for message in chat.messages])
     if tools is None:
         return chat

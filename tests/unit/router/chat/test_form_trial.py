@@ -13,6 +13,7 @@ from textmill_router.chat.message_forms import AbsentContent, ContentForm
 from textmill_router.chat.prompt import make_prompt
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplate, ChatTemplates
+from textmill_router.chat.tools import for_template
 from textmill_router.errors import TemplateFailed, ValidationFailed
 from transformers import PreTrainedTokenizerFast
 
@@ -155,6 +156,15 @@ def test_content_that_no_form_shows_is_refused() -> None:
         assert failed.value.field == "messages[1].content"
     for empty in ("", parts(""), []):
         assert prompt(source, [{"role": "system", "content": empty}, USER]) == "Is it open?"
+
+
+def test_calls_that_a_template_leaves_out_are_shown_as_text() -> None:
+    source = EACH + "{% if not m.tool_calls %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+    body = msgspec.convert({"messages": [USER, call(ARGUMENTS), ANSWER]}, ChatBody, strict=False)
+    shown = for_template(template(source), chat_request(body), None)
+    found = make_prompt(template(source), shown, RoleSafety([])).text
+    written = '{"name": "look", "parameters": {"place": "museum", "when": [1, 2]}}'
+    assert found == f"<user>Is it open?<assistant>{written}<tool>yes"
 
 
 def test_arguments_as_text_carry_no_mark_that_a_template_sees() -> None:

@@ -23,9 +23,8 @@ from textmill_router.text.detokenizer import (
 )
 from textmill_router.text.tokenizer_files import read_tokenizer_files
 
-INLINE_CHARACTERS = (
-    2000  # a text of at most so many is encoded at once, in under 0.6 ms; a longer text goes to a thread
-)
+# A text of at most so many characters is encoded at once, in under 0.6 ms; a longer text goes to a thread.
+INLINE_CHARACTERS = 2000
 MAX_THREADS = 4
 BYTES_PER_COMPOSED_BYTE = 3  # canonical composition (NFC) makes a text at most this many times shorter
 
@@ -222,7 +221,7 @@ def default_tokenize_threads(num_cores: int) -> int:
 
 
 def _newline_lead(library: tokenizers.Tokenizer) -> list[int] | None:
-    """Return the ids of a line break where the library encodes the start of a text otherwise than its middle."""
+    """Return the ids of a line break, or None for a library that encodes start and middle of a text alike."""
     newline: list[int] = library.encode("\n", add_special_tokens=False).ids
     alone: list[int] = library.encode("a", add_special_tokens=False).ids
     after: list[int] = library.encode("\na", add_special_tokens=False).ids

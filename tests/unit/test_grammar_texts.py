@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import tokenizers
 from textmill_router.grammar.request_forms import schema_grammar
-from textmill_router.grammar.worker import ids_of_tokenizer as router_ids
+from textmill_router.grammar.worker import with_ends as router_ends
 from textmill_router.grammar.worker import with_readable_decoder as router_decoder
 from textmill_shard.grammar.matcher import MatcherFactory, without_special_texts
-from textmill_shard.grammar.matcher import ids_of_tokenizer as shard_ids
+from textmill_shard.grammar.matcher import with_ends as shard_ends
 from textmill_shard.grammar.matcher import with_readable_decoder as shard_decoder
 from textmill_shard.slots.plan import Grammar
 from tokenizers import models
@@ -62,17 +62,23 @@ def test_both_rooms_read_marks_of_spaces_as_spaces(tmp_path: Path) -> None:
     assert allowed == {"t", "▁", "▁quick"}
 
 
-def test_both_rooms_leave_out_the_ends_of_texts_that_the_tokenizer_lacks(tmp_path: Path) -> None:
+def test_both_rooms_know_the_ends_of_texts_that_tokenizer_json_lacks(tmp_path: Path) -> None:
     text = (write_byte_tokenizer(tmp_path) / "tokenizer.json").read_text()
-    for find in (router_ids, shard_ids):
-        assert find(text, (END_ID, 300)) == [END_ID]
-        assert find(unigram_json(), (3, 2)) == [2]
-        with pytest.raises(ValueError, match=r"the tokens 0 to 257, and the model ends a text at \[300\]"):
-            find(text, (300,))
-    # A model of 320 tokens whose tokenizer has 258: grammars go on to work.
+    for whole in (text, unigram_json()):
+        assert router_ends(whole, (2,)) == shard_ends(whole, (2,)) == whole
+        more = router_ends(whole, (2, 300))
+        assert more == shard_ends(whole, (2, 300))
+        library = tokenizers.Tokenizer.from_str(more)
+        before = tokenizers.Tokenizer.from_str(whole).get_vocab()
+        assert library.get_vocab_size() == 301
+        assert library.get_vocab().items() >= before.items()
+    # A model of 320 tokens whose tokenizer has 258, as where an end stands in added_tokens.json alone.
     matcher = MatcherFactory(text, vocab_size=320, eos_token_ids=(300, END_ID)).build(Grammar("start: /a/"))
     matcher.consume([ord("a")])
-    assert matcher.allowed().nonzero()[0].tolist() == [END_ID]
+    assert matcher.allowed().nonzero()[0].tolist() == [END_ID, 300]
+    for bad in ("[]", "{}"):
+        with pytest.raises(ValueError, match="no tokenizer"):
+            router_ends(bad, (1,))
 
 
 def test_blanks_between_the_tokens_of_json_are_bounded(tmp_path: Path) -> None:

@@ -44,9 +44,9 @@ class Compiler:
         with open(setup.tokenizer_file, encoding="utf-8") as file:
             text = file.read()
         self._tokenizer = llguidance.LLTokenizer(
-            with_readable_decoder(text),
+            with_readable_decoder(with_ends(text, setup.eos_token_ids)),
             n_vocab=setup.vocab_size,
-            eos_token=ids_of_tokenizer(text, setup.eos_token_ids),
+            eos_token=list(setup.eos_token_ids),
         )
         self._limits = llguidance.LLParserLimits(
             max_lexer_states=MAX_LEXER_STATES, max_grammar_size=MAX_GRAMMAR_SIZE, verbose_errors=False
@@ -73,22 +73,24 @@ def with_readable_decoder(tokenizer_json: str) -> str:
     return json.dumps(parts)
 
 
-def ids_of_tokenizer(tokenizer_json: str, ids: Sequence[int]) -> list[int]:
-    """The ids that the tokenizer has too, because a model may know more and the library refuses those.
+def with_ends(tokenizer_json: str, ids: Sequence[int]) -> str:
+    """Return the tokenizer with a nameless special token for each id up to the largest of `ids` that it lacks.
 
-    Raises ValueError where no id is left, or where the text is no tokenizer.
+    A token that ends a text may stand in the other files of a tokenizer, or only in the model. The library refuses the
+    id of a token that it does not know. Raises ValueError for a text that is no tokenizer.
     """
     try:
         parts = json.loads(tokenizer_json)
-        vocab = parts["model"]["vocab"]
+        vocab, added = parts["model"]["vocab"], parts["added_tokens"]
         size = max(vocab.values(), default=-1) + 1 if isinstance(vocab, dict) else len(vocab)
-        size = max([size, *(token["id"] + 1 for token in parts["added_tokens"])])
+        size = max([size, *(token["id"] + 1 for token in added)])
     except (KeyError, TypeError) as error:
         raise ValueError(f"no tokenizer: {error!r}") from error
-    kept = [token_id for token_id in ids if token_id < size]
-    if not kept:
-        raise ValueError(f"the tokenizer knows the tokens 0 to {size - 1}, and the model ends a text at {list(ids)}")
-    return kept
+    if all(token_id < size for token_id in ids):
+        return tokenizer_json
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added += [{"id": new, "content": f"\ufdd2{new}\ufdd2", **plain} for new in range(size, max(ids) + 1)]
+    return json.dumps(parts)
 
 
 def _readable(error: str) -> str:

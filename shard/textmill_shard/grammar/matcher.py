@@ -61,9 +61,9 @@ class MatcherFactory:
     def __init__(self, tokenizer_json: str, *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         """Raises ValueError for a tokenizer that the library cannot read. Takes half a second."""
         self._tokenizer = llguidance.LLTokenizer(
-            with_readable_decoder(without_special_texts(tokenizer_json)),
+            with_readable_decoder(without_special_texts(with_ends(tokenizer_json, eos_token_ids))),
             n_vocab=vocab_size,
-            eos_token=ids_of_tokenizer(tokenizer_json, eos_token_ids),
+            eos_token=list(eos_token_ids),
         )
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
         self._vocab_size = vocab_size
@@ -108,22 +108,24 @@ def with_readable_decoder(tokenizer_json: str) -> str:
     return json.dumps(parts)
 
 
-def ids_of_tokenizer(tokenizer_json: str, ids: Sequence[int]) -> list[int]:
-    """The ids that the tokenizer has too, because a model may know more and the library refuses those.
+def with_ends(tokenizer_json: str, ids: Sequence[int]) -> str:
+    """Return the tokenizer with a nameless special token for each id up to the largest of `ids` that it lacks.
 
-    Raises ValueError where no id is left, or where the text is no tokenizer.
+    A token that ends a text may stand in the other files of a tokenizer, or only in the model. The library refuses the
+    id of a token that it does not know. Raises ValueError for a text that is no tokenizer.
     """
     try:
         parts = json.loads(tokenizer_json)
-        vocab = parts["model"]["vocab"]
+        vocab, added = parts["model"]["vocab"], parts["added_tokens"]
         size = max(vocab.values(), default=-1) + 1 if isinstance(vocab, dict) else len(vocab)
-        size = max([size, *(token["id"] + 1 for token in parts["added_tokens"])])
+        size = max([size, *(token["id"] + 1 for token in added)])
     except (KeyError, TypeError) as error:
         raise ValueError(f"no tokenizer: {error!r}") from error
-    kept = [token_id for token_id in ids if token_id < size]
-    if not kept:
-        raise ValueError(f"the tokenizer knows the tokens 0 to {size - 1}, and the model ends a text at {list(ids)}")
-    return kept
+    if all(token_id < size for token_id in ids):
+        return tokenizer_json
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added += [{"id": new, "content": f"\ufdd2{new}\ufdd2", **plain} for new in range(size, max(ids) + 1)]
+    return json.dumps(parts)
 
 
 def without_special_texts(tokenizer_json: str) -> str:

@@ -107,8 +107,8 @@ class RoleSafety:
 
     def _marked_text(self, text: str, searched: _Searched) -> str:
         seen = self._seen(text)
-        if seen is not text and searched.pattern.search(seen) is not None:
-            text = seen
+        if len(searched.pattern.findall(seen)) > len(searched.pattern.findall(text)):
+            text = seen  # only the normalised text shows all that the tokenizer would find
         opens, closes = searched.open_ends(text)
         marked = searched.first_characters.sub(rf"\1{MARK}", text)
         return MarkedText((MARK if opens else "") + marked + (MARK if closes else ""))

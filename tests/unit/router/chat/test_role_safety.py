@@ -125,6 +125,13 @@ def test_tokens_that_are_looked_for_in_the_normalised_text_are_not_forged(is_spe
         assert [place for place, token in enumerate(ids) if token == turn_id] == [0]
 
 
+@pytest.mark.parametrize(("content", "is_kept"), [("It IS <|turn|> Now", True), ("It IS <|TURN|> Now", False)])
+def test_a_text_is_normalised_only_where_that_shows_a_token(content: str, is_kept: bool) -> None:
+    safety = RoleSafety(["<|turn|>"], normalize=str.lower)
+    assert safety.guard(content) == (content if is_kept else content.lower())
+    assert len(safety.cut(safety.guard(content))) == 2
+
+
 def test_role_cannot_complete_a_special_token(families: dict[str, Family]) -> None:
     with pytest.raises(ValidationFailed, match="special token"):
         families["phi3"].pieces(messages=[USER, {"role": "end", "content": "x"}])

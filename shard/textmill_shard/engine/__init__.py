@@ -1,1 +1,1 @@
-"""The step loop of a rank."""
+"""Runs the step loop of a rank: takes plans in, makes steps and hands out results."""

@@ -1,7 +1,8 @@
-"""From the rows of a step to the tensors of its forward pass and of its sampling.
+"""Turns the rows of a step into the tensors of its forward pass and of its sampling.
 
-What a step needs on the device is copied here. Besides this file only the stages of the sampler copy: the state of a
-slot when its request is seated, and the mask of a grammar, which does not exist before the forward pass has begun.
+This file copies to the device all that a step needs there. Only the stages of the sampler copy something else: the
+state of a slot when a request takes the slot, and the mask of a grammar, which does not exist before the forward pass
+begins.
 """
 
 # T tokens of the step, R rows, B blocks of the widest table, N rows that sample
@@ -27,11 +28,13 @@ class BatchBuilder:
         self._has_two_rope_tables = has_two_rope_tables
         self._has_encoder = has_encoder
         self._device = device
-        self._row_numbers = np.arange(1)  # grows; what is taken of them is read only
+        self._row_numbers = np.arange(
+            1
+        )  # grows with the largest step; a batch takes a view of it and only reads the view
         self._row_numbers_i32 = self._row_numbers.astype(np.int32)
 
     def build(self, table: SlotTable, step: ComposedStep) -> ForwardBatch:
-        """Tensors of `step`; a token that the row computes stands in the table already."""
+        """Return the tensors of `step`. The table already holds each token that the step computes."""
         if step.is_decode:
             return self._build_decode(table, step)
         counts_R = step.counts_R
@@ -61,7 +64,7 @@ class BatchBuilder:
         )
 
     def _build_decode(self, table: SlotTable, step: ComposedStep) -> ForwardBatch:
-        """The same for a step of one token per row, in fewer operations."""
+        """Return the tensors of a step of one token per row, in fewer operations than `build` takes."""
         slots_R, starts_R = step.slots_R, step.starts_R
         num_rows, block_size = len(slots_R), self._block_size
         if len(self._row_numbers) <= num_rows:
@@ -87,12 +90,12 @@ class BatchBuilder:
         )
 
     def to_device(self, values: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> torch.Tensor:
-        """A copy of numbers of the step; on a CPU the tensor shares the memory of `values`."""
+        """Return a copy of `values` on the device. On a CPU, the tensor shares the memory of `values` instead."""
         return torch.from_numpy(values).to(self._device)
 
 
 def build_step_rows(selection: Selection, device: torch.device) -> StepRows:
-    """The rows that sample, by what they ask for, on the device of the scores."""
+    """Copy the rows of each wish to the device of the scores."""
     return [
         None
         if rows is None
@@ -106,7 +109,7 @@ def build_step_rows(selection: Selection, device: torch.device) -> StepRows:
 
 
 def _gather_tokens(table: SlotTable, step: ComposedStep, query_starts_R: IdArray) -> IdArray:
-    """Input ids of the step: the last token of rows that decode, a piece of the tokens for the others."""
+    """Return the input ids of the step: the last token of each decode, and a piece of the text of each prefill."""
     input_ids_T = np.empty(step.num_tokens, dtype=np.int64)
     is_decode_R = ~table.is_prefilling[step.slots_R]
     input_ids_T[query_starts_R[is_decode_R]] = table.last_tokens[step.slots_R[is_decode_R]]

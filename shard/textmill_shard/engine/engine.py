@@ -1,7 +1,9 @@
-"""The step loop of rank 0, in a thread of its own: plans in, one result per step out.
+"""The step loop of rank 0, in a thread of its own. The loop takes plans in and hands out one result per step.
 
-A turn: take in what arrived, tell the other ranks, compose, launch, collect. Launching (forward) and collecting
-(tokens on the host, ends, result) are two halves, so that a step can be launched before the one before is collected.
+In each turn the loop takes in the events that arrived, tells the other ranks, composes a step, launches and collects
+it. To launch is to run the forward pass; to collect is to bring the tokens to the host, end requests and build the
+result. Launching and collecting are two functions, so that a later version can launch a step before it collects the
+step before.
 """
 
 import logging
@@ -29,12 +31,15 @@ from textmill_shard.slots.step_composer import ComposedStep
 
 log = logging.getLogger(__name__)
 
-IDLE_TURN_S = 0.5  # how often an idle loop looks at the lease and shows the other ranks that it lives
+IDLE_TURN_S = 0.5  # an idle loop wakes as often, to look at the lease and to send the other ranks a sign of life
 
 
 @dataclass(frozen=True, slots=True)
 class _LaunchedStep:
-    """A step whose forward runs or ran. Times are in nanoseconds of the monotonic clock."""
+    """A step whose forward pass was started.
+
+    `composed_ns` is a time of the monotonic clock, and `device_ns` is a duration.
+    """
 
     number: int
     plan_applied: int
@@ -45,8 +50,11 @@ class _LaunchedStep:
 
 
 class Engine:
-    """Owner of the epoch and of the slots. `open_session`, `close_session`, `submit_plan` and `stop` may be called by
-    any thread; the rest runs in the thread of `run`."""
+    """Owns the epoch and the slots of rank 0.
+
+    Any thread may call `open_session`, `close_session`, `submit_plan` and `stop`. Their events take effect
+    in the thread of `run`, which runs all other code but `_on_grammar_compiled`.
+    """
 
     def __init__(
         self,
@@ -69,13 +77,13 @@ class Engine:
         self._lease_s = lease_s
         self._clock = clock
         self._inbox: SimpleQueue[EngineEvent] = SimpleQueue()
-        self._lock = threading.Lock()  # guards the two below
-        self._live: Session | None = None  # the stream that a second one would collide with
+        self._lock = threading.Lock()  # guards `_live` and `_epoch`
+        self._live: Session | None = None  # of the open stream, during which a second stream is refused
         self._epoch = 0
-        self._session: Session | None = None  # whose epoch the slots belong to
+        self._session: Session | None = None  # the slots belong to its epoch
         self._step_number = 0
         self._is_plan_unacknowledged = False
-        self._held_result: StepResult | None = None  # of the last step, not sent yet
+        self._held_result: StepResult | None = None  # of the last step, until the writer of the stream gets it
         self._entry_plans: list[bytes] = []
         self._entry_ended: list[int] = []
         self._is_entry_epoch_new = False
@@ -83,7 +91,7 @@ class Engine:
     # ------------------------------------------------------------ other threads
 
     def open_session(self) -> Session | None:
-        """Begin an epoch for a new stream; None while another stream is live (rule 21)."""
+        """Begin an epoch for a new stream. Returns None while another stream is open (rule 21)."""
         with self._lock:
             if self._live is not None:
                 return None
@@ -93,12 +101,18 @@ class Engine:
         return session
 
     def close_session(self, session: Session, reason: EndReason, message: str) -> None:
-        """The stream of `session` is over: its epoch ends at the next step boundary. May be called twice."""
+        """End the epoch of `session` at the next step boundary, because its stream is over.
+
+        A second call for the session does nothing.
+        """
         self._release(session)
         self._inbox.put(SessionClosed(session, reason, message))
 
     def submit_plan(self, session: Session, plan: Plan | PlanRejected, data: bytes) -> None:
-        """Hand over a plan, or the reason why it could not be read. `data` may be empty when no rank follows."""
+        """Hand over a plan, or the reason why nobody could read the plan.
+
+        `data` is the serialised plan, and may be empty where `needs_plan_bytes` is False.
+        """
         self._inbox.put(PlanArrived(session, plan, data))
 
     def stop(self) -> None:
@@ -110,26 +124,30 @@ class Engine:
 
     @property
     def needs_plan_bytes(self) -> bool:
+        """Whether `submit_plan` needs the serialised plan, because other ranks follow."""
         return self._channel.needs_plans
 
     # ------------------------------------------------------------ the loop
 
     def run(self) -> None:
-        """Step until `stop`. A fault of model or device raises, after the stream was told."""
+        """Run steps until `stop`.
+
+        Raises the exceptions of the model and of the device, after the end of the stream was sent with their text.
+        """
         try:
             is_runnable = False
             while self._take_events(wait=not is_runnable):
                 self._watch_lease()
                 is_runnable = self._turn()
         except Exception as error:
-            # The other ranks see the connection close when this process ends.
+            # This process ends now, and the other ranks see their connection to it close.
             self._end_epoch(EndReason.FAILED, f"the step loop broke: {type(error).__name__}: {error}")
             raise
         self._end_epoch(EndReason.STOPPING, "the shard is stopping")
         self._send_entry(is_stop=True)
 
     def _take_events(self, *, wait: bool) -> bool:
-        """Handle what arrived, all of it; False when told to stop."""
+        """Handle all events that arrived. `wait` waits for the first event. Returns False after a Stop."""
         try:
             event = self._inbox.get(timeout=min(IDLE_TURN_S, self._lease_s / 4)) if wait else self._inbox.get_nowait()
             while not isinstance(event, Stop):
@@ -141,13 +159,13 @@ class Engine:
 
     def _handle(self, event: SessionOpened | SessionClosed | PlanArrived | GrammarCompiled) -> None:
         if isinstance(event, GrammarCompiled):
-            return  # it has woken the loop, which looks for itself
+            return  # the event has woken the loop, and `_turn` asks for the grammars that are ready
         session = event.session
         if isinstance(event, SessionOpened):
             self._begin_epoch(session)
             log.info("epoch begins", extra={"epoch": session.epoch})
         elif session is not self._session:
-            return  # of a stream that is over
+            return  # the event belongs to a stream that is over
         elif isinstance(event, SessionClosed):
             self._end_epoch(event.reason, event.message)
         else:
@@ -166,7 +184,7 @@ class Engine:
         self._is_entry_epoch_new = True
 
     def _end_epoch(self, reason: EndReason, message: str) -> None:
-        """Drop all slots, keep the weights, wait for the next stream (rule 21)."""
+        """Free all slots and end the stream. The weights stay, and the loop waits for the next stream (rule 21)."""
         session = self._session
         if session is None:
             return
@@ -183,15 +201,15 @@ class Engine:
                 self._live = None
 
     def _take_plan(self, session: Session, event: PlanArrived) -> None:
-        """Apply a plan whole, or nothing of it (rules 1 and 20)."""
+        """Apply a plan whole, or reject the whole plan and end the epoch (rules 1 and 20)."""
         try:
             if isinstance(event.plan, PlanRejected):
                 raise event.plan
             self._executor.check(event.plan)
-        except PlanRejected as rejected:
+        except PlanRejected as error:
             self._send_held()
-            session.send(rejected.rejection)
-            self._end_epoch(EndReason.PLAN_REJECTED, str(rejected))
+            session.send(error.rejection)
+            self._end_epoch(EndReason.PLAN_REJECTED, str(error))
             return
         self._executor.apply(event.plan)
         if log.isEnabledFor(logging.DEBUG):
@@ -211,11 +229,11 @@ class Engine:
             self._end_epoch(EndReason.LEASE, f"nothing heard from the router for {self._lease_s:g} s")
 
     def _turn(self) -> bool:
-        """Compose and run one step. False when nothing is runnable: then the loop waits (rule 2)."""
+        """Compose and run one step. Returns False when no row can run; the loop then waits for an event (rule 2)."""
         composed_ns = time.monotonic_ns()
-        released = self._grammars.take_compiled(self._executor.table)
-        self._executor.release(released)
-        self._send_entry(released=released)
+        released_slots = self._grammars.take_compiled(self._executor.table)
+        self._executor.release(released_slots)
+        self._send_entry(released_slots=released_slots)
         step = self._executor.compose()
         session = self._session
         if session is None:
@@ -227,13 +245,13 @@ class Engine:
                 session.send(build_result(step=0, plan_applied=self._executor.plan_applied, composed=step))
             return False
         self._status.begin_step()
-        launched = self._launch(step, composed_ns)
-        self._collect(launched, session)
-        self._status.finish_step(launched.number, launched.plan_applied)
+        launched_step = self._launch(step, composed_ns)
+        self._collect(launched_step, session)
+        self._status.finish_step(launched_step.number, launched_step.plan_applied)
         return True
 
     def _launch(self, step: ComposedStep, composed_ns: int) -> _LaunchedStep:
-        """Start the forward pass of a composed step."""
+        """Run the forward pass of a composed step."""
         self._step_number += 1
         self._is_plan_unacknowledged = False
         forward_ns = time.monotonic_ns()
@@ -250,58 +268,59 @@ class Engine:
             device_ns=time.monotonic_ns() - forward_ns,
         )
 
-    def _collect(self, launched: _LaunchedStep, session: Session) -> None:
-        """Bring the tokens of a step to the host, end what ended and send the result."""
-        executor, table, step = self._executor, self._executor.table, launched.step
+    def _collect(self, launched_step: _LaunchedStep, session: Session) -> None:
+        """Bring the tokens of a step to the host, build the result, and free the slots whose requests ended."""
+        executor, table, step = self._executor, self._executor.table, launched_step.step
         pieces, prompt_errors = rate_prompts(
-            executor.prompt_stretches(step, launched.output.hidden_TD),
+            executor.prompt_stretches(step, launched_step.output.hidden_TD),
             executor.project,
             is_alone=not self._channel.needs_plans,
         )
         slots_N = step.slots_R[step.samples_R]
         flags_N: IdArray = NO_IDS
-        drawn = None
-        ended: list[int] = []
+        drawn_rows = None
+        ended_slots: list[int] = []
         row_errors: list[SlotError] = []
         if len(slots_N):
-            drawn = self._row_sampler.draw(table, slots_N, launched.output)
+            drawn_rows = self._row_sampler.draw(table, slots_N, launched_step.output)
             row_errors = [
                 SlotError(int(slots_N[row]), int(table.request_ids[slots_N[row]]), fault.code, fault.message)
-                for row, fault in drawn.faults.items()
+                for row, fault in drawn_rows.faults.items()
             ]
-            executor.append(slots_N, self._channel.share_tokens(drawn.tokens_N))
-            flags_N = self._finish_rules.flags(table, slots_N, drawn.tokens_N)
+            executor.append(slots_N, self._channel.share_tokens(drawn_rows.tokens_N))
+            flags_N = self._finish_rules.flags(table, slots_N, drawn_rows.tokens_N)
         errors = {error.slot: error for error in (*prompt_errors, *row_errors)}
-        if drawn is not None:
+        if drawn_rows is not None:
             is_fine_N = ~np.isin(slots_N, list(errors)) if errors else np.ones(len(slots_N), dtype=bool)
-            self._row_sampler.append(slots_N[is_fine_N], drawn.tokens_N[is_fine_N])
-            ended = slots_N[is_fine_N & (flags_N & FLAG_FINISHED > 0)].tolist()
+            self._row_sampler.append(slots_N[is_fine_N], drawn_rows.tokens_N[is_fine_N])
+            ended_slots = slots_N[is_fine_N & (flags_N & FLAG_FINISHED > 0)].tolist()
         result = build_result(
-            step=launched.number,
-            plan_applied=launched.plan_applied,
+            step=launched_step.number,
+            plan_applied=launched_step.plan_applied,
             composed=step,
-            drawn=drawn,
+            drawn_rows=drawn_rows,
             flags_N=flags_N,
             errors=errors,
             prompt_logprobs=pieces,
-            step_ns=time.monotonic_ns() - launched.composed_ns,
-            device_ns=launched.device_ns,
+            step_ns=time.monotonic_ns() - launched_step.composed_ns,
+            device_ns=launched_step.device_ns,
         )
         self._held_result = result
-        self._end_slots([*errors, *ended])
+        self._end_slots([*errors, *ended_slots])
 
     def _send_held(self) -> None:
         """Hand the last result to the writer of the stream.
 
-        That wakes the writer, which takes the GIL with the first call that gives it away: so it is done when the next
-        step is ready to compute, or when there is none. Rule 1's order is kept: whatever else is sent comes after it.
+        The result wakes the writer, which takes the GIL as soon as this thread gives the GIL away. So the loop hands
+        over the result when the next step is ready to compute, or when there is no next step. The order of rule 1
+        holds, because the loop hands over the result before it sends anything else.
         """
         if self._held_result is not None and self._session is not None:
             self._session.send(self._held_result)
         self._held_result = None
 
     def _end_slots(self, slots: list[int]) -> None:
-        """Free slots by the shard's own decision; the other ranks hear of it in the next entry."""
+        """Free the slots of requests that the shard itself ended. The next entry tells the other ranks."""
         if slots and log.isEnabledFor(logging.DEBUG):
             for slot in slots:
                 request_id = int(self._executor.table.request_ids[slot])
@@ -309,7 +328,7 @@ class Engine:
         self._executor.end(slots)
         self._entry_ended += slots
 
-    def _send_entry(self, *, released: Sequence[int] = (), is_stop: bool = False) -> None:
+    def _send_entry(self, *, released_slots: Sequence[int] = (), is_stop: bool = False) -> None:
         """Tell the other ranks what this rank is about to execute (rule 24)."""
         self._channel.send(
             RankEntry(
@@ -318,7 +337,7 @@ class Engine:
                 is_stop=is_stop,
                 ended_slots=np.array(self._entry_ended, dtype=np.int64),
                 plans=tuple(self._entry_plans),
-                released_slots=np.array(released, dtype=np.int64),
+                released_slots=np.array(released_slots, dtype=np.int64),
             )
         )
         self._is_entry_epoch_new = False

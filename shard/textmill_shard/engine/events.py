@@ -1,4 +1,4 @@
-"""What reaches the step loop from other threads, through one queue: the order of arrival is the order of effect."""
+"""Events that other threads send to the step loop. One queue holds them, so that they take effect in their order."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,7 +10,7 @@ from textmill_shard.slots.plan_check import PlanRejected
 
 @dataclass(frozen=True, slots=True)
 class SessionOpened:
-    """A router has connected."""
+    """A router has connected, and its stream begins an epoch."""
 
     session: Session
 
@@ -29,18 +29,18 @@ class PlanArrived:
     """A plan to apply at the next step boundary."""
 
     session: Session
-    plan: Plan | PlanRejected  # rejected already when it could not be read
-    data: bytes  # serialised, for the other ranks
+    plan: Plan | PlanRejected  # a rejection where the message could not be read
+    data: bytes  # the serialised plan, for the other ranks
 
 
 @dataclass(frozen=True, slots=True)
 class GrammarCompiled:
-    """A compilation has ended: the loop is to look which slot may go on."""
+    """The compilation of a grammar has ended, so that the loop looks which slot may go on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The loop is to return."""
+    """The loop returns at the next step boundary."""
 
 
 EngineEvent: TypeAlias = SessionOpened | SessionClosed | PlanArrived | GrammarCompiled | Stop

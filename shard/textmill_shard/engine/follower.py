@@ -1,4 +1,4 @@
-"""The step loop of a rank other than 0: executes what rank 0 sends and decides nothing (rule 24)."""
+"""The step loop of a rank other than 0, which executes the entries of rank 0 and decides nothing (rule 24)."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from textmill_shard.slots.plan import NO_IDS, Plan
 
 
 class Follower:
-    """Runs in a thread of its own until rank 0 says stop. A dead rank 0 or model fault raises out of `run`.
+    """Executes entries in a thread of its own until rank 0 says stop.
 
     `read_plan` makes a plan from the bytes that an entry carries.
     """
@@ -29,7 +29,7 @@ class Follower:
         self._read_plan = read_plan
 
     def run(self) -> None:
-        """Execute entries until the last one."""
+        """Execute entries until the last one. Raises when rank 0 has gone, and for an exception of the model."""
         while True:
             entry = self._channel.receive()
             if entry.is_stop:
@@ -50,7 +50,8 @@ class Follower:
         self._status.begin_step()
         output = executor.forward(step, executor.build(step))
         for stretch in executor.prompt_stretches(step, output.hidden_TD):
-            # Rank 0 needs this rank's part of the head: the same calls in the same order, the result is its own.
+            # Rank 0 needs this rank's part of the output head, so this rank makes the calls that rank 0 makes, in the
+            # order of rank 0, and does not use the result.
             prompt_logprobs(executor.project, stretch.hidden_TD, stretch.targets_T)
         slots_N = step.slots_R[step.samples_R]
         executor.append(slots_N, self._channel.share_tokens(NO_IDS if not len(slots_N) else slots_N.copy()))

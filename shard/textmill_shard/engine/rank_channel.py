@@ -1,8 +1,8 @@
 """How rank 0 tells the other ranks what to execute (rule 24).
 
-One entry per step: its number, the plans applied before it, the slots that ended since the last entry. All ranks then
-compose the same step. What a rank does with an entry is in `step_executor.py`; another transport (a ring in shared
-memory) needs the four verbs of `RankChannel` and nothing else.
+Rank 0 sends one entry per step: the number of the step, the plans to apply before the step, and the slots that ended
+since the last entry. All ranks then compose one and the same step, with `step_executor.py`. Another transport, such as
+a ring in shared memory, needs the members of `RankChannel` and nothing else.
 """
 
 import struct
@@ -17,20 +17,24 @@ import torch.distributed as dist
 
 from textmill_shard.slots.plan import NO_IDS, IdArray
 
-CHANNEL_TIMEOUT_S = 600.0  # rank 0 sends an entry at least every second; a dead rank closes its connection at once
+CHANNEL_TIMEOUT_S = (
+    600.0  # rank 0 sends an entry every second or sooner, and the connection of a dead rank closes at once
+)
 _HEADER_INTS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class RankEntry:
-    """What the ranks execute, in this order: new epoch, ended slots, plans, released slots, then one composed step."""
+    """What a rank executes: first the new epoch, then the ended slots, the plans, the released slots and one step."""
 
-    step: int  # number of the step, should there be rows for one
+    step: int  # number of the step, if the step has rows
     is_new_epoch: bool = False
-    is_stop: bool = False  # the last entry: leave
+    is_stop: bool = False  # the last entry, after which the rank leaves its loop
     ended_slots: IdArray = field(default_factory=lambda: NO_IDS)
     plans: tuple[bytes, ...] = ()  # serialised `Plan` messages, in order
-    released_slots: IdArray = field(default_factory=lambda: NO_IDS)  # may sample from now on: their grammar is ready
+    released_slots: IdArray = field(
+        default_factory=lambda: NO_IDS
+    )  # may sample from now on, because their grammars are ready
 
 
 class RankChannel(Protocol):
@@ -42,15 +46,18 @@ class RankChannel(Protocol):
         ...
 
     def send(self, entry: RankEntry) -> None:
-        """Rank 0: hand the entry to every follower."""
+        """Hand the entry to every follower. Rank 0 calls this."""
         ...
 
     def receive(self) -> RankEntry:
-        """Follower: wait for the next entry."""
+        """Wait for the next entry. A follower calls this."""
         ...
 
     def share_tokens(self, tokens_N: IdArray) -> IdArray:
-        """Rank 0 gives the sampled ids, the others an array of the same length; all get those of rank 0."""
+        """Return the ids that rank 0 sampled.
+
+        Rank 0 gives these ids, and each follower gives an array of as many ids, whose content does not matter.
+        """
         ...
 
 
@@ -60,7 +67,7 @@ class SoloChannel:
     needs_plans = False
 
     def send(self, entry: RankEntry) -> None:
-        """Nobody listens."""
+        """Do nothing, because there is no follower."""
 
     def receive(self) -> RankEntry:
         raise AssertionError("a rank alone follows nobody")
@@ -70,7 +77,7 @@ class SoloChannel:
 
 
 class GlooChannel:
-    """Broadcasts over a CPU process group: a header of fixed size, then bytes when there are any."""
+    """Broadcasts over a process group of CPUs: a header of fixed size, then the payload unless it is empty."""
 
     needs_plans = True
 
@@ -100,7 +107,11 @@ class GlooChannel:
 
 
 def pack_entry(entry: RankEntry) -> tuple[list[int], bytes]:
-    """The header, whose last number is the length of the payload; slots as u32, then plans behind their lengths."""
+    """Return the header and the payload of an entry.
+
+    The last number of the header is the length of the payload in bytes. The payload holds the slots as little-endian
+    u32, and then each plan after its own length.
+    """
     parts = [np.concatenate([entry.ended_slots, entry.released_slots]).astype("<u4").tobytes()]
     for plan in entry.plans:
         parts += [struct.pack("<I", len(plan)), plan]
@@ -110,7 +121,7 @@ def pack_entry(entry: RankEntry) -> tuple[list[int], bytes]:
 
 
 def unpack_entry(header: Sequence[int], payload: bytes) -> RankEntry:
-    """The inverse of `pack_entry`."""
+    """Return the entry that `pack_entry` has packed."""
     step, is_new_epoch, is_stop, num_ended, num_released, _ = header
     place = 4 * (num_ended + num_released)
     slots = np.frombuffer(payload[:place], dtype="<u4").astype(np.int64)

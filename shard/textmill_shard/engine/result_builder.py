@@ -1,4 +1,4 @@
-"""From what a step brought to what the router is told of it."""
+"""Turns the tokens, the log-probabilities and the errors of a step into the result for the router."""
 
 # R rows of the step, N rows that sampled
 
@@ -10,6 +10,7 @@ import torch
 
 from textmill_shard.engine.row_sampling import DrawnRows
 from textmill_shard.engine.step_executor import PromptStretch
+from textmill_shard.sampling.logprobs import TopTokens as Alternatives
 from textmill_shard.sampling.logprobs import prompt_logprobs as rate_tokens
 from textmill_shard.slots.plan import (
     NO_IDS,
@@ -29,37 +30,38 @@ def build_result(
     step: int,
     plan_applied: int,
     composed: ComposedStep,
-    drawn: DrawnRows | None = None,
+    drawn_rows: DrawnRows | None = None,
     flags_N: IdArray = NO_IDS,
     errors: Mapping[int, SlotError] | None = None,
     prompt_logprobs: Sequence[SlotPromptLogprobs] = (),
     step_ns: int = 0,
     device_ns: int = 0,
 ) -> StepResult:
-    """One result. Slots in `errors` (by slot) appear there and nowhere else (rule 6)."""
+    """Return the result of a step. `errors` is by slot. Its slots appear in no other field of the result (rule 6)."""
     errors = errors or {}
-    if composed.is_decode and drawn is not None and not (errors or drawn.top):  # most steps: a token for each row
+    # In most steps each row has a token, and no row has an error or alternatives.
+    if composed.is_decode and drawn_rows is not None and not (errors or drawn_rows.top):
         return StepResult(
             step=step,
             plan_applied=plan_applied,
             slots=composed.slots_R,
-            tokens=drawn.tokens_N,
+            tokens=drawn_rows.tokens_N,
             flags=flags_N,
             starved_slots=composed.starved_slots,
-            logprobs=drawn.logprobs_N,
+            logprobs=drawn_rows.logprobs_N,
             step_ns=step_ns,
             device_ns=device_ns,
         )
     is_fine_R = ~np.isin(composed.slots_R, list(errors)) if errors else np.ones(len(composed.slots_R), dtype=bool)
     is_prefill_R = ~composed.samples_R & is_fine_R
     is_fine_N = is_fine_R[composed.samples_R]
-    tokens, logprobs, top_tokens = _sampled_rows(drawn, is_fine_N)
+    tokens, logprobs, top_tokens = _sampled_rows(drawn_rows, is_fine_N)
     return StepResult(
         step=step,
         plan_applied=plan_applied,
         slots=composed.slots_R[composed.samples_R & is_fine_R],
         tokens=tokens,
-        flags=flags_N[is_fine_N] if drawn is not None else NO_IDS,
+        flags=flags_N[is_fine_N] if drawn_rows is not None else NO_IDS,
         prefill_slots=composed.slots_R[is_prefill_R],
         prefill_computed=(composed.starts_R + composed.counts_R)[is_prefill_R],
         starved_slots=composed.starved_slots,
@@ -73,26 +75,29 @@ def build_result(
 
 
 def _sampled_rows(
-    drawn: DrawnRows | None, is_fine_N: npt.NDArray[np.bool_]
+    drawn_rows: DrawnRows | None, is_fine_N: npt.NDArray[np.bool_]
 ) -> tuple[IdArray, FloatArray | None, tuple[TopTokens, ...]]:
-    if drawn is None:
+    if drawn_rows is None:
         return NO_IDS, None, ()
-    logprobs = None if drawn.logprobs_N is None else drawn.logprobs_N[is_fine_N]
-    kept = [top for top, is_fine in zip(drawn.top, is_fine_N.tolist(), strict=True) if is_fine] if drawn.top else []
+    logprobs = None if drawn_rows.logprobs_N is None else drawn_rows.logprobs_N[is_fine_N]
+    tops: list[Alternatives | None] = []
+    if drawn_rows.top:
+        tops = [top for top, is_fine in zip(drawn_rows.top, is_fine_N.tolist(), strict=True) if is_fine]
     top_tokens = tuple(
         TopTokens(row=row, ids=top.ids.astype(np.int64), logprobs=top.logprobs)
-        for row, top in enumerate(kept)
+        for row, top in enumerate(tops)
         if top is not None
     )
-    return drawn.tokens_N[is_fine_N], logprobs, top_tokens
+    return drawn_rows.tokens_N[is_fine_N], logprobs, top_tokens
 
 
 def rate_prompts(
     stretches: Sequence[PromptStretch], project: Callable[[torch.Tensor], torch.Tensor], *, is_alone: bool
 ) -> tuple[list[SlotPromptLogprobs], list[SlotError]]:
-    """Log-probabilities of the prompt tokens asked for, and the slots for which that failed.
+    """Return the log-probabilities of the prompt tokens of `stretches`, and an error for each slot where they failed.
 
-    With more ranks than one an exception is not caught: the ranks would no longer make the same calls.
+    `is_alone` says that there is one rank. With several ranks, the function raises the exception of a stretch, because
+    the ranks would no longer make the same calls.
     """
     pieces: list[SlotPromptLogprobs] = []
     errors: list[SlotError] = []
@@ -116,14 +121,14 @@ def rate_prompts(
 
 
 def _rate_prompt(stretch: PromptStretch, project: Callable[[torch.Tensor], torch.Tensor]) -> SlotPromptLogprobs:
-    rated = rate_tokens(project, stretch.hidden_TD, stretch.targets_T, stretch.top_n)
+    prompt = rate_tokens(project, stretch.hidden_TD, stretch.targets_T, stretch.top_n)
     no_floats = np.zeros(0, dtype=np.float32)
     return SlotPromptLogprobs(
         slot=stretch.slot,
         request_id=stretch.request_id,
         start=stretch.start,
-        logprobs=rated.logprobs,
-        top_counts=np.array([len(top.ids) for top in rated.top], dtype=np.int64),
-        top_ids=np.concatenate([NO_IDS, *(top.ids.astype(np.int64) for top in rated.top)]),
-        top_logprobs=np.concatenate([no_floats, *(top.logprobs for top in rated.top)]),
+        logprobs=prompt.logprobs,
+        top_counts=np.array([len(top.ids) for top in prompt.top], dtype=np.int64),
+        top_ids=np.concatenate([NO_IDS, *(top.ids.astype(np.int64) for top in prompt.top)]),
+        top_logprobs=np.concatenate([no_floats, *(top.logprobs for top in prompt.top)]),
     )

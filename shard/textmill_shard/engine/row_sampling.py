@@ -1,4 +1,4 @@
-"""Sampling of the rows of a step with the state of their slots; one row's fault stays that row's (rule 19)."""
+"""Samples the rows of a step with the state of their slots. The fault of one row harms no other row (rule 19)."""
 
 # N rows that sample, V vocabulary
 
@@ -31,37 +31,37 @@ class RowFault:
 
 @dataclass(frozen=True, slots=True)
 class DrawnRows:
-    """Tokens on the host, one entry per row. The token of a row in `faults` means nothing."""
+    """The tokens of a step on the host, one entry per row. The token of a row in `faults` means nothing."""
 
     tokens_N: IdArray
-    logprobs_N: FloatArray | None  # NaN = not asked; None when no row asked
+    logprobs_N: FloatArray | None  # NaN for a row that did not ask; None when no row asked
     top: tuple[TopTokens | None, ...]  # empty when no row asked
     faults: dict[int, RowFault] = field(default_factory=dict)  # by row
 
 
 class RowSampler:
-    """The sampler of the step loop; only rank 0 has one.
+    """Samples for the step loop. Only rank 0 has a row sampler.
 
-    Its state of a slot belongs to the Admit that seated the request (rule 18): the next occupant, or the same request
-    admitted again, gets a new one. Each step has one `prepare`, one `draw` and one `append`, in this order.
+    The state of a slot belongs to one Admit (rule 18). The next occupant of the slot gets a new state, and so does a
+    request that is admitted again. Each step calls `prepare`, `draw` and `append` once, in this order.
     """
 
     def __init__(self, *, sampler: Sampler, finish_rules: FinishRules, grammars: GrammarSlots) -> None:
         self._sampler = sampler
         self._grammars = grammars
         self._finish_rules = finish_rules
-        self._selection: Selection = ()  # of the step that was prepared last
-        self._rows: StepRows | None = None  # the same on the device; None where every row takes the best id
-        self._tokens_N: torch.Tensor | None = None  # that its rows drew, on the device; None where no state needs them
+        self._selection: Selection = ()  # the selection of the step that `prepare` saw last
+        self._rows: StepRows | None = None  # the selection on the device; None where every row takes the best id
+        self._tokens_N: torch.Tensor | None = None  # drawn in this step, on the device; None where no state needs them
 
     def admit(self, admit: Admit) -> None:
-        """Seat a request."""
+        """Write the sampling state of the request that takes a slot."""
         end_ids = self._finish_rules.ending_ids(admit.stop_ids, ignore_eos=admit.ignore_eos)
         params = replace(admit.sampling, end_ids=end_ids, has_grammar=admit.grammar is not None)
         self._sampler.admit(admit.slot, params, SlotText(admit.text_ids, admit.output_ids))
 
     def prepare(self, table: SlotTable, slots_N: IdArray) -> None:
-        """Begin what can be done beside the forward pass of the rows that are to sample."""
+        """Select the rows of each wish, and begin the masks that threads make beside the forward pass."""
         self._grammars.start_masks(table, slots_N)
         self._selection = self._sampler.select(slots_N)
         self._rows = None
@@ -69,7 +69,7 @@ class RowSampler:
             self._rows = build_step_rows(self._selection, self._sampler.device)
 
     def draw(self, table: SlotTable, slots_N: IdArray, output: ForwardOutput) -> DrawnRows:
-        """One token per row of the logits. Waits for the device: tokens are needed on the host."""
+        """Draw one token per row of the logits. Waits for the device, because the host needs the tokens."""
         selection, logits_NV = self._selection, output.logits_NV
         self._tokens_N = None
         if self._rows is None:
@@ -79,24 +79,25 @@ class RowSampler:
         grammar_faults = self._take_masks(table, self._sampler.grammar_rows(selection))
         scan = None if output.scan is None else output.scan.as_row_scan()
         try:
-            drawn, self._tokens_N = self._draw(logits_NV, self._rows, scan)
+            drawn_rows, self._tokens_N = self._draw(logits_NV, self._rows, scan)
         except torch.AcceleratorError:
-            raise  # the device is gone for everybody
+            raise  # the device is gone, for every row
         except Exception:
-            drawn, self._tokens_N = self._draw_alone(slots_N, logits_NV)
-        return replace(drawn, faults={**drawn.faults, **grammar_faults}) if grammar_faults else drawn
+            drawn_rows, self._tokens_N = self._draw_alone(slots_N, logits_NV)
+        return replace(drawn_rows, faults={**drawn_rows.faults, **grammar_faults}) if grammar_faults else drawn_rows
 
     def append(self, slots_N: IdArray, tokens_N: IdArray) -> None:
-        """Note the tokens that count: those of the rows that were drawn last without a fault.
+        """Note the tokens of the rows of the last `draw` that have no fault. `slots_N` and `tokens_N` are parallel.
 
-        The slots of the others end with this step, so that what the sampler notes of them is never read.
+        The sampler notes the tokens of the other rows too. Nobody reads them, because the slots of these rows end with
+        this step.
         """
         if self._tokens_N is not None and self._rows is not None:
             self._sampler.append(self._rows, self._tokens_N)
         self._grammars.append(slots_N.tolist(), tokens_N.tolist())
 
     def _take_masks(self, table: SlotTable, rows: SelectedRows | None) -> dict[int, RowFault]:
-        """Give each row the ids that its grammar lets follow; rows whose matcher failed are named."""
+        """Give the sampler the mask of each row that has a grammar. Returns the rows whose matcher failed."""
         faults: dict[int, RowFault] = {}
         if rows is None:
             return faults
@@ -110,19 +111,19 @@ class RowSampler:
     def _draw(
         self, logits_NV: torch.Tensor, rows: StepRows, scan: RowScan | None = None
     ) -> tuple[DrawnRows, torch.Tensor]:
-        """What the rows drew, and their tokens on the device."""
+        """Draw the rows together. Returns what they drew on the host, and their tokens on the device."""
         sampled = self._sampler.sample(logits_NV, rows, scan)
         not_finite_N: npt.NDArray[np.bool_] = sampled.not_finite_N.cpu().numpy()
-        drawn = DrawnRows(
+        drawn_rows = DrawnRows(
             tokens_N=sampled.tokens_N.cpu().numpy().astype(np.int64),
             logprobs_N=None if sampled.logprobs_N is None else sampled.logprobs_N.cpu().numpy(),
             top=sampled.top,
             faults=_not_finite_faults(not_finite_N),
         )
-        return drawn, sampled.tokens_N
+        return drawn_rows, sampled.tokens_N
 
     def _draw_alone(self, slots_N: IdArray, logits_NV: torch.Tensor) -> tuple[DrawnRows, torch.Tensor]:
-        """Each row by itself, to find whose fault it was. Draws do not depend on the neighbours."""
+        """Draw each row by itself, to find the row at fault. A draw does not depend on the other rows of the batch."""
         num_rows = len(slots_N)
         tokens_N = torch.zeros(num_rows, dtype=torch.int64, device=self._sampler.device)
         logprobs_N = np.full(num_rows, np.nan, dtype=np.float32)
@@ -132,39 +133,40 @@ class RowSampler:
             this = slice(row, row + 1)
             try:
                 rows = build_step_rows(self._sampler.select(slots_N[this]), self._sampler.device)
-                drawn, tokens_N[this] = self._draw(logits_NV[this], rows)
+                drawn_rows, tokens_N[this] = self._draw(logits_NV[this], rows)
             except torch.AcceleratorError:
                 raise
             except Exception as error:
                 faults[row] = RowFault(SlotErrorCode.INTERNAL, f"sampling failed: {type(error).__name__}: {error}")
                 continue
-            if drawn.logprobs_N is not None:
-                logprobs_N[row] = drawn.logprobs_N[0]
-            top[row] = drawn.top[0] if drawn.top else None
-            if drawn.faults:
-                faults[row] = drawn.faults[0]
+            if drawn_rows.logprobs_N is not None:
+                logprobs_N[row] = drawn_rows.logprobs_N[0]
+            top[row] = drawn_rows.top[0] if drawn_rows.top else None
+            if drawn_rows.faults:
+                faults[row] = drawn_rows.faults[0]
         is_asked = not np.isnan(logprobs_N).all()
         on_host = DrawnRows(tokens_N.cpu().numpy(), logprobs_N if is_asked else None, tuple(top), faults)
         return on_host, tokens_N
 
 
-def _take_best(scan: HostScan, asked: SelectedRows | None) -> DrawnRows:
-    """What `Sampler` gives for rows that all take the best id, straight from the scan.
+def _take_best(scan: HostScan, logprob_rows: SelectedRows | None) -> DrawnRows:
+    """Return what `Sampler` returns for rows that all take the best id, straight from the scan.
 
-    `asked`: the rows that ask for log-probabilities.
+    `logprob_rows` are the rows that ask for log-probabilities, or None.
     """
-    # A copy: the scan lies in one piece with the logits, which a result that waits to be sent would keep alive.
+    # The tokens are copied, because the scan shares its memory with the logits, and a result that waits to be sent
+    # would keep this memory alive.
     tokens_N, not_finite_N = scan.best_N.copy(), scan.not_finite_N
     faults = {}
     if not_finite_N.any():
         faults = _not_finite_faults(not_finite_N)
         tokens_N = np.where(not_finite_N, 0, tokens_N)
     logprobs_N = None
-    if asked is not None:
+    if logprob_rows is not None:
         logprobs_N = scan.best_scores_N - scan.log_mass_N
-        if not asked.is_all:
+        if not logprob_rows.is_all:
             is_silent_N = np.ones(len(tokens_N), dtype=bool)
-            is_silent_N[asked.rows_G] = False
+            is_silent_N[logprob_rows.rows_G] = False
             logprobs_N[is_silent_N] = np.nan
     return DrawnRows(tokens_N=tokens_N, logprobs_N=logprobs_N, top=(), faults=faults)
 

@@ -1,4 +1,4 @@
-"""One stream of the router: an epoch's queues between the gRPC threads and the step loop."""
+"""One stream of the router: the queue of an epoch between the step loop and the gRPC threads."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from textmill_shard.slots.plan import PlanRejection, StepResult
 class EndReason(Enum):
     """Why the shard ends a stream."""
 
-    ROUTER_LEFT = "router_left"  # it closed its side or broke off
+    ROUTER_LEFT = "router_left"  # the router closed its side of the stream, or the stream broke
     LEASE = "lease"  # nothing heard from the router for too long
     PLAN_REJECTED = "plan_rejected"
     WRONG_EPOCH = "wrong_epoch"
@@ -23,7 +23,7 @@ class EndReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StreamEnd:
-    """The last item of a session."""
+    """The last item of a session, with the reason for the log and for the router."""
 
     reason: EndReason
     message: str
@@ -33,7 +33,11 @@ Outgoing: TypeAlias = StepResult | PlanRejection | StreamEnd
 
 
 class Session:
-    """Written by the step loop (`send`, `finish`), drained by the writer of the stream, touched by its reader."""
+    """The items for the router, and the time of the last sign of life.
+
+    The step loop calls `send`, `finish` and `silence_s`, the writer of the stream calls `next_item`, and the reader of
+    the stream calls `hear`.
+    """
 
     def __init__(self, epoch: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.epoch = epoch
@@ -42,22 +46,23 @@ class Session:
         self._outbox: SimpleQueue[Outgoing] = SimpleQueue()
 
     def hear(self) -> None:
-        """Note that something came from the router."""
+        """Note that a message has come from the router."""
         self._last_heard_s = self._clock()
 
     def silence_s(self) -> float:
-        """Seconds since something came from the router."""
+        """Return the seconds since the last message of the router."""
         return self._clock() - self._last_heard_s
 
     def send(self, item: StepResult | PlanRejection) -> None:
+        """Queue an item for the router."""
         self._outbox.put(item)
 
     def finish(self, reason: EndReason, message: str) -> None:
-        """End the stream after what was sent before."""
+        """End the stream, after the items that are in the queue."""
         self._outbox.put(StreamEnd(reason, message))
 
     def next_item(self, timeout_s: float) -> Outgoing | None:
-        """The next item for the router, None when there was none in time."""
+        """Return the next item for the router, or None when none comes within `timeout_s`."""
         try:
             return self._outbox.get(timeout=max(timeout_s, 0.0))
         except Empty:

@@ -1,4 +1,4 @@
-"""What Health tells: written by the loader and the step loop, read by other threads at any time."""
+"""The status that the Health call answers. The loader and the step loop write it, and any thread reads it."""
 
 import time
 from collections.abc import Callable
@@ -18,16 +18,16 @@ class ShardState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class StatusSnapshot:
-    """The status at one moment; replaced whole, so readers need no lock."""
+    """The status at one moment. A writer replaces the whole snapshot, so that readers need no lock."""
 
     state: ShardState = ShardState.LOADING
     phase: str = "config"  # "config", "weights", "kv_pool", "warmup"; empty once loaded
-    progress: float = 0.0  # 0 .. 1 of the phase
-    last_step: int = 0  # 0 = none yet
-    last_step_s: float = 0.0  # when it finished, on the clock of the status
+    progress: float = 0.0  # of the phase, from 0 to 1
+    last_step: int = 0  # 0 before the first step
+    last_step_s: float = 0.0  # when the last step finished, on the clock of `ShardStatus`
     plan_applied: int = 0
     is_busy: bool = False
-    detail: str = ""  # reason of the failure
+    detail: str = ""  # why the shard failed
 
 
 class ShardStatus:
@@ -39,41 +39,47 @@ class ShardStatus:
 
     @property
     def snapshot(self) -> StatusSnapshot:
+        """The present status."""
         return self._snapshot
 
     def report_loading(self, phase: str, progress: float) -> None:
+        """Note how far a phase of the loading is, from 0 to 1."""
         self._snapshot = replace(self._snapshot, phase=phase, progress=progress)
 
     def report_ready(self) -> None:
+        """Note that the model is loaded."""
         self._snapshot = replace(self._snapshot, state=ShardState.READY, phase="", progress=1.0)
 
     def report_failure(self, detail: str) -> None:
+        """Note that the shard failed, and why."""
         self._snapshot = replace(self._snapshot, state=ShardState.FAILED, detail=detail, is_busy=False)
 
     def begin_epoch(self) -> None:
-        """Steps and plans are numbered anew."""
+        """Forget the numbers of the last step and of the last plan, because a new epoch counts both from 1."""
         self._snapshot = replace(self._snapshot, last_step=0, plan_applied=0)
 
     def report_plan(self, plan_applied: int) -> None:
+        """Note the number of the plan that was applied last."""
         self._snapshot = replace(self._snapshot, plan_applied=plan_applied)
 
     def begin_step(self) -> None:
-        """Busy until `finish_step`; a step that breaks ends the process."""
+        """Mark the shard as busy until `finish_step`. A step that raises ends the process without `finish_step`."""
         self._snapshot = replace(self._snapshot, is_busy=True)
 
     def finish_step(self, step: int, plan_applied: int) -> None:
+        """Note the number of the step that has finished, and of the last plan applied before it."""
         self._snapshot = replace(
             self._snapshot, last_step=step, last_step_s=self._clock(), plan_applied=plan_applied, is_busy=False
         )
 
     def heartbeat(self) -> Heartbeat:
-        """The life sign for the router."""
+        """Return the heartbeat for the router."""
         snapshot = self._snapshot
         return Heartbeat(
             last_step=snapshot.last_step, last_step_age_ms=self.last_step_age_ms(), plan_applied=snapshot.plan_applied
         )
 
     def last_step_age_ms(self) -> int:
-        """Milliseconds since the last step finished, 0 before the first."""
+        """Return the milliseconds since the last step finished, and 0 before the first step."""
         snapshot = self._snapshot
         return int((self._clock() - snapshot.last_step_s) * 1000) if snapshot.last_step else 0

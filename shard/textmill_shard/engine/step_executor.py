@@ -1,7 +1,7 @@
-"""Executes plans and steps on the state of one rank: state + plan -> state, the same on every rank.
+"""Executes plans and steps on the state of one rank. Equal states and equal plans give equal states on every rank.
 
-It decides nothing that the plans and the composition rule leave open. Rank 0 drives it from `engine.py`, the other
-ranks from `follower.py`.
+The executor takes no decision of its own: plans and the rule of composition fix all that it does. `engine.py` calls the
+executor on rank 0, and `follower.py` on the other ranks.
 """
 
 # T tokens of the step, R rows, N rows that sample, V vocabulary, D width of the hidden states
@@ -21,7 +21,7 @@ from textmill_shard.slots.step_composer import ComposedStep, compose_step
 
 
 class Runner(Protocol):
-    """The model as the step loop sees it (`model_runner.ModelRunner`)."""
+    """The model as the step loop sees the model. `model/runner.py` has the real one."""
 
     @property
     def device(self) -> torch.device: ...
@@ -35,18 +35,18 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PromptStretch:
-    """Prompt positions of one row whose hidden states came out of a step and whose next tokens are to be rated."""
+    """Prompt positions of one row whose hidden states a step gave, for log-probabilities of the tokens behind them."""
 
     slot: int
     request_id: int
-    start: int  # prompt position of the first rated token
-    targets_T: torch.Tensor  # int64, the rated tokens
+    start: int  # prompt position of the first token of `targets_T`
+    targets_T: torch.Tensor  # int64, the token behind each position
     hidden_TD: torch.Tensor
     top_n: int
 
 
 class StepExecutor:
-    """Slot table, budget and model of one rank. One thread calls it."""
+    """Slot table, budget and model of one rank. Only the thread of the step loop calls the executor."""
 
     def __init__(self, *, runner: Runner, facts: ShardFacts) -> None:
         self._facts = facts
@@ -64,11 +64,11 @@ class StepExecutor:
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """The device of the model."""
         return self._runner.device
 
     def begin_epoch(self) -> None:
-        """Free all slots and forget the plans; weights stay (rule 21)."""
+        """Free all slots and forget the plans. The weights stay (rule 21)."""
         self.table.reset()
         self._budget = self._widest
         self.plan_applied = 0
@@ -78,7 +78,10 @@ class StepExecutor:
         check_plan(plan, last_number=self.plan_applied, table=self.table, facts=self._facts)
 
     def apply(self, plan: Plan) -> None:
-        """Apply a checked plan: drops, extends, admits, budget (rule 1); gone occupants are passed over (rule 5)."""
+        """Apply a checked plan: first drops, then extends, admits and the budget (rule 1).
+
+        A drop or an extend for a request that has left its slot does nothing (rule 5).
+        """
         table = self.table
         for drop in plan.drops:
             if table.is_occupant(drop.slot, drop.request_id):
@@ -105,28 +108,32 @@ class StepExecutor:
             self.table.end(slot)
 
     def release(self, slots: Sequence[int]) -> None:
-        """Let slots sample whose grammar is ready."""
+        """Let slots sample whose grammars are ready."""
         self.table.release(slots)
 
     def compose(self) -> ComposedStep:
+        """Choose the rows of the next step."""
         return compose_step(self.table, self._budget)
 
     def build(self, step: ComposedStep) -> ForwardBatch:
-        """The tensors of a step."""
+        """Return the tensors of a step."""
         return self._builder.build(self.table, step)
 
     def forward(self, step: ComposedStep, batch: ForwardBatch) -> ForwardOutput:
-        """Run the model on the step; afterwards K and V of its tokens count as stored."""
+        """Run the model on the step, and count K and V of the tokens of the step as stored."""
         output = self._runner.forward(batch, wants_hidden=self._wants_hidden(step))
         self.table.advance(step.slots_R, step.counts_R)
         return output
 
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
-        """Logits of hidden states, for prompt log-probabilities. With several ranks all of them must call it."""
+        """Return the logits [n, V] of hidden states [n, D], for prompt log-probabilities. All ranks must call this."""
         return self._runner.project(hidden_nD)
 
     def prompt_stretches(self, step: ComposedStep, hidden_TD: torch.Tensor | None) -> list[PromptStretch]:
-        """The prompt positions of this step whose log-probabilities were asked for (rule 17), in row order."""
+        """Return the prompt positions of this step whose log-probabilities a request asked for (rule 17), in row order.
+
+        `hidden_TD` is None where no row of the step asks for them.
+        """
         if hidden_TD is None:
             return []
         stretches = []
@@ -136,7 +143,7 @@ class StepExecutor:
         ):
             admit = self.table.admit_of(slot)
             if admit.prompt_logprobs_from is not None:
-                # The hidden state at position p rates the token at p + 1; that of the last prompt token rates none.
+                # The hidden state at position p gives the token at p + 1, so that the last prompt position gives none.
                 first = max(start, admit.prompt_logprobs_from - 1)
                 end = min(start + count, len(admit.prompt_ids) - 1)
                 if first < end:

@@ -58,7 +58,7 @@ def test_rule_10_a_cached_prefix_is_read_and_never_written() -> None:
 
 @pytest.mark.parametrize("num_copied", [1, 2, 3])
 def test_rule_10_copied_places_are_those_of_the_prompt(num_copied: int) -> None:
-    """The harness computes from what stands at the places: a token too many or too few is another text."""
+    """The harness computes from the contents of the places, so that a token too many or too few gives another text."""
     prompt = [5, 3, 8, 1, *range(2, 3 + num_copied)]  # a full block of four, so many places, and one token to compute
     with gated() as shard:
         shard.send(admits=[admit(0, prompt, max_new=8, blocks=range(4))])
@@ -103,7 +103,7 @@ def test_rule_16_a_long_prompt_is_computed_in_chunks_beside_decodes() -> None:
     with gated() as shard:
         shard.send(budget=budget, admits=[admit(0, long), admit(1, short)])
         first = shard.step()
-        # One pass: 5 of the long one, the short one whole; what is left (1) goes to the long one.
+        # The first pass gives 5 tokens to the long prompt and 2 to the short one; the long one gets the last token too.
         assert (first.prefill_slots.tolist(), first.prefill_computed.tolist()) == ([0], [6])
         assert (first.slots.tolist(), first.tokens.tolist()) == ([1], greedy(short, 1))
         second = shard.step()

@@ -98,7 +98,7 @@ def test_rule_19_logits_that_are_not_finite_end_only_their_slot() -> None:
 
 
 class _FailingSampler(Sampler):
-    """Breaks when the request with this seed is among those to sample for the second time."""
+    """Raises when the request with the seed 666 samples its second token."""
 
     def __init__(self) -> None:
         super().__init__(num_slots=FACTS.num_slots, device=torch.device("cpu"))
@@ -120,12 +120,12 @@ class _FailingSampler(Sampler):
         self._num_appends += self._has_bad_slot(rows)
 
     def _has_bad_slot(self, rows: StepRows) -> bool:
-        return any(self._bad_slot in staged.on_host.slots_G for staged in rows if staged is not None)
+        return any(self._bad_slot in wish_rows.on_host.slots_G for wish_rows in rows if wish_rows is not None)
 
 
 def test_rule_19_an_exception_of_one_row_ends_only_its_slot() -> None:
     with Shard(sampler=_FailingSampler()) as shard:
-        bad = SamplingParams(seed=666, logit_bias=((0, 0.0),))  # no row of its own without a wish
+        bad = SamplingParams(seed=666, logit_bias=((0, 0.0),))  # without a wish, the slot would be in no rows
         asks = SamplingParams(wants_logprobs=True, top_n_tokens=2)
         shard.send(admits=[admit(1, [6, 2], max_new=6, sampling=bad), admit(2, PROMPT, max_new=6, sampling=asks)])
         tokens = shard.run_to_end(1, 2)

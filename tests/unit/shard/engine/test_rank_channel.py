@@ -23,7 +23,7 @@ from tests.fakes.step_harness import FACTS, WAIT_S, PrefixRunner, Shard, greedy
 
 
 class QueueChannel:
-    """Two ends in one process; keeps every entry for the test."""
+    """A channel whose two ends are in one process. The channel keeps every entry for the test."""
 
     needs_plans = True
 
@@ -146,14 +146,14 @@ def test_rule_24_ended_slots_are_told_before_the_plans_that_reuse_them() -> None
         message = pb.Plan(number=1, admits=[admit(0, [1, 2], request_id=1, max_new=2)])
         shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
         shard.run_to_end(0)
-        # The loop is still to come by and tell of the end; stopped before that, it would tell nobody.
+        # The second request makes the loop run once more. In that turn, the loop sends the end of the first request.
         message = pb.Plan(number=2, admits=[admit(0, [3], request_id=2, max_new=1)])
         shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
         shard.results.clear()
         shard.run_to_end(0)
-    told = [(entry.ended_slots.tolist(), len(entry.plans)) for entry in channel.entries]
-    ends = [index for index, (ended, _) in enumerate(told) if ended == [0]]
-    second_plan = [index for index, (_, num_plans) in enumerate(told) if num_plans][1]
+    entries = [(entry.ended_slots.tolist(), len(entry.plans)) for entry in channel.entries]
+    ends = [index for index, (ended, _) in enumerate(entries) if ended == [0]]
+    second_plan = [index for index, (_, num_plans) in enumerate(entries) if num_plans][1]
     assert ends[0] <= second_plan
 
 

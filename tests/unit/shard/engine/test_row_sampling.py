@@ -1,4 +1,4 @@
-"""Rows that take the best id go around the sampler: what they bring is what the sampler says."""
+"""Rows that take the best id skip the sampler, and have the tokens and log-probabilities that the sampler gives."""
 
 # N rows, V vocabulary
 
@@ -33,7 +33,7 @@ CHANGES = (
 
 
 class _NoSampler(Sampler):
-    """Not to be asked."""
+    """A sampler that fails when a row is sampled."""
 
     def sample(self, *arguments: object) -> None:  # type: ignore[override]
         raise AssertionError("these rows need no sampler")

@@ -1,4 +1,4 @@
-"""The short way to the best scores against torch.topk."""
+"""`best_scores` against torch.topk."""
 
 import pytest
 import torch

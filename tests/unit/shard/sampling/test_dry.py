@@ -1,4 +1,4 @@
-"""DRY against its definition, written out with loops over all places of the text; and a loop that DRY ends."""
+"""DRY against its definition, which a fake writes out with loops over all places of the text; and DRY ends a loop."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -68,10 +68,10 @@ def test_texts_outgrow_the_first_width_and_the_next_occupant_begins_anew() -> No
         text.append(token)
         scores = torch.zeros(2, VOCAB)
         stage.apply(scores, rows)
-        # The definition takes longer the longer the text: what it looks at grows with the third power.
+        # The time of the definition grows with the third power of the length of the text.
         if len(text) < 40:
             torch.testing.assert_close(-scores[1], torch.tensor(dry_losses(text, DRY, VOCAB)), rtol=1e-6, atol=0)
-    # All of it again since the first period: 0.8 * 1.75 ** 200 is more than a score can lose and stay finite.
+    # The text repeats from its first period on. 0.8 * 1.75 ** 200 is more than the largest loss.
     assert -scores[1, 0] == torch.tensor(LARGEST_LOSS)
     assert not scores[0].any()
 

@@ -1,4 +1,4 @@
-"""The mask of a grammar: final, and a new one for each draw."""
+"""The mask of a grammar comes after the bias, and each draw has a new mask."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Masked ends against transformers' processor."""
+"""The mask of the end ids against transformers' processor."""
 
 import pytest
 import torch

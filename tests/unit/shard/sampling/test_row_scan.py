@@ -1,4 +1,4 @@
-"""The native scan of rows against torch's, and the sampler with either."""
+"""The native scanner of rows against torch's scanner, and the sampler with each of them."""
 
 # N rows, V vocabulary
 

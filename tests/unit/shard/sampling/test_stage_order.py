@@ -1,4 +1,4 @@
-"""The order of the stages, that stages nobody asks for cost nothing, and that a slot is a function of its Admit."""
+"""The order of the stages. Rows that ask for no stage stay, and the state of a slot is a function of its Admit."""
 
 import torch
 from textmill_shard.sampling.sampler import Sampler

@@ -1,4 +1,4 @@
-"""Distinct ids of growing texts against Python's own sets."""
+"""The distinct ids of growing texts against Python's sets."""
 
 import numpy as np
 import torch

@@ -49,7 +49,8 @@ def why_not_native(model: Any, rules: Sequence[AttentionRule]) -> str | None:
         return f"there are no kernels for {decoder.embed_tokens.weight.dtype}"
     if len(rules) != len(decoder.layers):
         return "layers without attention of their own"
-    sizes = set()
+    sizes: set[tuple[Any, ...]] = set()
+    epsilons: set[float] = set()
     for layer in decoder.layers:
         if _parts(layer) != _LAYER_PARTS or _parts(layer.mlp) != _MLP_PARTS:
             return "a layer is not norm, attention, norm and gated MLP"
@@ -61,16 +62,21 @@ def why_not_native(model: Any, rules: Sequence[AttentionRule]) -> str | None:
         linears = [mlp.gate_proj, mlp.up_proj, mlp.down_proj, *(getattr(attention, n) for n in _ATTENTION_PARTS)]
         if any(type(linear) is not nn.Linear or linear.weight.shape[1] % 2 for linear in linears):
             return "a linear is not a plain one of even width"
-        norms = [layer.input_layernorm, layer.post_attention_layernorm]
+        norms = [layer.input_layernorm, layer.post_attention_layernorm, decoder.norm]
+        norms += [getattr(attention, name) for name in _HEAD_NORMS if hasattr(attention, name)]
         if any(not hasattr(norm, "variance_epsilon") for norm in norms):
             return "a norm is not a plain RMSNorm"
+        epsilons.update(norm.variance_epsilon for norm in norms)
         if not _turns_halves(attention):
             return "the rotation of positions does not pair the two halves of a head"
         if hasattr(attention, "q_norm") and attention.q_norm.weight.shape[0] != attention.head_dim:
             return "a query norm does not go over one head"
         sizes.add((attention.head_dim, *(linear.weight.shape for linear in linears)))
     # The native step has one set of sizes for all layers: it would read and write beyond the smaller ones.
-    return None if len(sizes) == 1 else "layers are not of one size"
+    if len(sizes) != 1:
+        return "layers are not of one size"
+    # The native step has one epsilon for all norms. `NativeDecoder` empties weights, so the check comes before.
+    return None if len(epsilons) == 1 else "norms have different epsilons"
 
 
 def _turns_halves(attention: nn.Module) -> bool:

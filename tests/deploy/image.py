@@ -48,6 +48,7 @@ def install_tools() -> None:
     """Install what is missing by apt."""
     missing = [name for name in PACKAGES if shutil.which(name) is None]
     if missing:
+        run("package lists", ["apt-get", "update"])
         run("apt", ["apt-get", "install", "--yes", "--no-install-recommends", *missing])
 
 

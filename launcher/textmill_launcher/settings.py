@@ -116,6 +116,7 @@ class Settings:
     )
     # Sampling
     disable_grammar_support: bool = switch("refuse requests with a grammar", to=ROUTER)
+    open_objects: bool = switch("let objects have keys that their schema does not name", to=ROUTER)
     watermark_gamma: float | None = option(
         open_share, "part of the vocabulary that is green for the watermark", to=SHARD
     )

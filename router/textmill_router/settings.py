@@ -142,6 +142,12 @@ class Settings:
         _seconds, "seconds that a call with x-wait-for-model waits while the model loads", 300.0
     )
     disable_grammar_support: bool = _option(_truth, "refuse requests with a grammar", False, kind="switch")
+    open_objects: bool = _option(
+        _truth,
+        "let objects have keys that their schema does not name, as JSON Schema does, where the schema says nothing",
+        False,
+        kind="switch",
+    )
     validation_workers: int = _option(_integer(1, 256), "threads that tokenise long prompts", 2)
 
     hostname: str = _option(_ip_address, "address to listen on", "0.0.0.0")

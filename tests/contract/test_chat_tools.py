@@ -135,7 +135,7 @@ def test_strict_tool_has_a_grammar_though_the_choice_is_free(tmp_path: Path) -> 
             [choice] = answer_of(client, tools=[strict, TOOLS[1]], max_tokens=300, **fields)["choices"]
             assert len(choice["message"]["tool_calls"]) == 2
             grammar = router.shard.history[-1].last_admit.grammar.text
-            assert json.dumps(SCHEMA["properties"])[1:-1] in grammar
+            assert json.dumps(SCHEMA["properties"], separators=(",", ":"))[1:-1] in grammar
             assert "get_time" in grammar
         allowed = {"mode": "auto", "tools": [TOOLS[1]]}
         choice = {"type": "allowed_tools", "allowed_tools": allowed}
@@ -406,6 +406,7 @@ def test_reasoning_stands_apart(tmp_path: Path) -> None:
         assert sum("role" in delta for delta in deltas) == 1
 
 
+CLOSED_SCHEMA = {**SCHEMA, "additionalProperties": False}  # as an object that says nothing of further keys is read
 FORMATS: list[dict[str, Any]] = [
     {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}},
     {"type": "json_schema", "value": {"name": "x", "schema": SCHEMA}},
@@ -420,7 +421,7 @@ def test_response_formats_reach_the_shard(tmp_path: Path, form: dict[str, Any]) 
     with speaking_router(tmp_path, ARGUMENTS) as router, router.client() as client:
         [choice] = answer_of(client, response_format=form, max_tokens=100)["choices"]
         assert choice["message"]["content"] == ARGUMENTS
-        assert schema_of(router.shard.history[-1].last_admit.grammar.text) == SCHEMA
+        assert schema_of(router.shard.history[-1].last_admit.grammar.text) == CLOSED_SCHEMA
 
 
 @pytest.mark.parametrize("text", ['{"city": 5}', "{}", "no JSON"])
@@ -472,6 +473,50 @@ def test_tools_and_a_response_format_go_together(tmp_path: Path, template: str |
             assert enforced == router.shard.history[-1].last_admit.grammar.text
 
 
+def _with_schema(schema: Any, **fields: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, **fields}}
+
+
+def test_strict_is_refused_where_the_grammar_cannot_hold_the_schema(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"l": {"type": "array", "uniqueItems": True}}}
+    with speaking(tmp_path, '{"l": [1, 1]}') as client:
+        error = error_of(ask(client, response_format=_with_schema(schema, strict=True)), 422)
+        assert "`uniqueItems`" in error["message"]
+        assert error["param"] == "response_format"
+        assert (
+            error_of(ask(client, response_format=_with_schema(schema), max_tokens=100), 424)["type"] == "server_error"
+        )
+        tool = {"type": "function", "function": {"name": "f", "parameters": schema, "strict": True}}
+        error = error_of(ask(client, tools=[tool]), 422)
+        assert "`uniqueItems`" in error["message"]
+        assert error["param"] == "tools"
+
+
+ACCOUNTS = (
+    '{"type": "object", "properties": {"account": {"type": "integer", "enum": [1234567890123456789]}, '
+    '"share": {"type": "number", "maximum": 0.12345678901234567890}}, "required": ["account"]}'
+)
+
+
+def test_numbers_of_tools_reach_the_shard_as_they_were_written(tmp_path: Path) -> None:
+    call = '<tool_call>\n{"name": "pay", "arguments": {"account": NUMBER}}\n</tool_call>'
+    body = (
+        '{"messages": [{"role": "user", "content": "pay"}], "tool_choice": "required", "max_tokens": 200, '
+        f'"tools": [{{"type": "function", "function": {{"name": "pay", "parameters": {ACCOUNTS}}}}}]}}'
+    )
+    headers = {"content-type": "application/json"}
+    for number, status in (("1234567890123456789", 200), ("1234567890123456768", 424)):
+        folder = tmp_path / number
+        folder.mkdir()
+        with speaking_router(folder, call.replace("NUMBER", number), "qwen2_5") as router, router.client() as client:
+            reply = client.post("/v1/chat/completions", content=body, headers=headers)
+            assert reply.status_code == status, reply.text
+            assert '"1234567890123456789"' in router.shard.history[-1].last_admit.grammar.text
+            if status == 200:
+                [made] = reply.json()["choices"][0]["message"]["tool_calls"]
+                assert number in made["function"]["arguments"]
+
+
 def test_format_is_that_of_the_content_behind_the_reasoning(tmp_path: Path) -> None:
     """Reasoning need not match the format, and the grammar lets any reasoning through."""
     form = FORMATS[0]
@@ -487,7 +532,7 @@ def test_format_is_that_of_the_content_behind_the_reasoning(tmp_path: Path) -> N
         # After a prompt that closes the reasoning, the grammar allows no reasoning.
         off = {"chat_template_kwargs": {"enable_thinking": False}}
         answer_of(client, response_format=form, max_tokens=100, **off)
-        assert schema_of(router.shard.history[-1].last_admit.grammar.text) == SCHEMA
+        assert schema_of(router.shard.history[-1].last_admit.grammar.text) == CLOSED_SCHEMA
     (tmp_path / "wrong").mkdir()
     with speaking(tmp_path / "wrong", f'<think>{ARGUMENTS}</think>{{"city": 5}}', "qwen3") as client:
         assert error_of(ask(client, response_format=form, max_tokens=100), 424)["type"] == "server_error"

@@ -41,6 +41,7 @@ GOOD_VALUES = {
     "validation_workers": ("1", 1),
     "payload_limit": ("1000", 1000),
     "disable_grammar_support": ("true", True),
+    "open_objects": ("true", True),
     "watermark_gamma": ("0.25", 0.25),
     "watermark_delta": ("-1.5", -1.5),
     "hostname": ("::1", "::1"),

@@ -16,6 +16,7 @@ def names(text: str) -> frozenset[str]:
 ROUTER_FOLDERS = {
     "errors": names(""),
     "bounds": names("errors"),
+    "exact_json": names(""),
     "request": names("bounds"),
     "cores": names(""),
     "log_lines": names(""),
@@ -24,15 +25,19 @@ ROUTER_FOLDERS = {
     "parsers": names("errors request"),
     "settings": names("parsers"),
     "text": names("cores errors request"),
-    "grammar": names("errors request parsers"),
+    "grammar": names("errors exact_json request parsers"),
     "chat": names("errors request parsers grammar text"),
     "metrics": names("request scheduler text"),
     "engine": names("errors request scheduler metrics"),
     "http": names("errors"),
-    "serving": names("bounds errors request settings scheduler parsers text grammar chat metrics engine http"),
-    "api/openai": names("errors request settings parsers text grammar chat http serving"),
-    "api/tgi": names("errors request text grammar chat http serving api/openai"),  # openai: `chat_tokenize` alone
-    "api/platforms": names("errors http serving api/tgi"),
+    "serving": names(
+        "bounds errors exact_json request settings scheduler parsers text grammar chat metrics engine http"
+    ),
+    "api/openai": names("errors exact_json request settings parsers text grammar chat http serving"),
+    "api/tgi": names(
+        "errors exact_json request text grammar chat http serving api/openai"
+    ),  # openai: `chat_tokenize` alone
+    "api/platforms": names("errors exact_json http serving api/tgi"),
     "api/openapi": names("http api/tgi api/openai"),
     "api": names("errors metrics http serving api/tgi api/openai api/platforms api/openapi"),
     "lifecycle": EVERYTHING,
@@ -40,6 +45,7 @@ ROUTER_FOLDERS = {
 }
 
 ROUTER_LIBRARIES = {
+    "exact_json": names("msgspec"),
     "scheduler": names(""),
     "parsers": names(""),
     "text": names("tokenizers"),
@@ -59,7 +65,7 @@ ROUTER_LIBRARIES = {
 }
 
 # Folders that belong to the row of the folder above. The files of both may import each other, without a circle.
-PARTS = {"parsers/tools": "parsers"}
+PARTS = {"parsers/tools": "parsers", "grammar/schema": "grammar"}
 
 # The files of a dialect that may import another dialect, with that dialect.
 DIALECTS = names("api/openai api/tgi api/platforms")

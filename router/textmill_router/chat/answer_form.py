@@ -149,7 +149,12 @@ def answer_form(template: ChatTemplate, tools: ToolChoice | None, flags: FormatF
 
 
 def grammar_for(
-    content: AskedGrammar | None, tools: ToolChoice | None, form: AnswerForm, tokenizer: Tokenizer
+    content: AskedGrammar | None,
+    tools: ToolChoice | None,
+    form: AnswerForm,
+    tokenizer: Tokenizer,
+    *,
+    closes_objects: bool = True,
 ) -> Grammar | None:
     """The grammar of an answer whose content must match `content`, and whose calls must be as `tools` demand.
 
@@ -158,7 +163,9 @@ def grammar_for(
     """
     thought = form.thought(tokenizer)
     if tools is None or form.tools is None:
-        return None if content is None else after_reasoning(content, thought)
+        if content is None:
+            return None
+        return after_reasoning(content, thought, closes_objects=closes_objects)
     output_form = OutputForm(form.tools, form.marker_ids(tokenizer), thought)
     return tool_grammar(
         tools.specs,
@@ -167,6 +174,7 @@ def grammar_for(
         is_parallel=tools.is_parallel,
         is_narrowed=tools.is_narrowed,
         content=content,
+        closes_objects=closes_objects,
     )
 
 

@@ -1,10 +1,12 @@
 """Whether an answer that ended by itself is what was asked for: the last net behind the grammar."""
 
+import json
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-import msgspec
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from jsonschema.protocols import Validator
@@ -12,12 +14,14 @@ from jsonschema.validators import extend, validator_for
 from jsonschema_specifications import REGISTRY
 from referencing.exceptions import Unresolvable
 
-from textmill_router.errors import GenerationBroke
+from textmill_router.errors import GenerationBroke, ValidationFailed
+from textmill_router.exact_json import MAX_EXACT_EXPONENT, DoubleKey, is_whole, parse_pairs
 from textmill_router.grammar.request_forms import AskedGrammar, AskedKind
 
 # Keywords of a schema, and the entries under them, looked at in one check: so many take the event loop 0.4 s. A short
 # schema can have branches without end: of thirty definitions each refers to the next one twice.
 MAX_CHECK_STEPS = 30_000
+_MAX_INTEGER_DIGITS = 4_000  # Python turns no longer text into an integer
 
 _Keyword = Callable[[Any, Any, Any, Any], Any]
 
@@ -27,17 +31,28 @@ def check_answer(text: str, grammar: AskedGrammar) -> None:
     if grammar.kind is not AskedKind.JSON_SCHEMA:
         return
     try:
-        value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
+        value = _decimals(text, object_pairs_hook=parse_pairs)
+    except DoubleKey as error:
+        raise GenerationBroke(f"in the answer {error}; try again") from None
+    except (ValueError, RecursionError) as error:
         raise GenerationBroke(f"the answer is not JSON ({error}); try again") from None
     try:
         _checker(grammar.text).check(value)
     except ValidationError as error:
         raise GenerationBroke(f"the answer does not match the schema at {error.json_path}; try again") from None
-    except (_TooDear, RecursionError):
-        return  # the grammar has held it to the schema token by token
-    except (Unresolvable, AttributeError, TypeError):
-        return  # a reference, or a `$id` that is no text, that the grammar knows how to read
+    except (_TooDear, RecursionError, Unresolvable, AttributeError, TypeError):
+        # A check without end, a reference or a `$id` that is no text: the grammar knows how to read the schema.
+        if keywords := _weakened(grammar):
+            message = f"whether the answer matches {keywords} cannot be checked; make the schema simpler"
+            raise GenerationBroke(message) from None
+
+
+def _weakened(grammar: AskedGrammar) -> str:
+    """The keywords that the grammar leaves to this check, for a sentence."""
+    try:
+        return ", ".join(f"`{keyword}`" for keyword in sorted(grammar.rules().weakened))
+    except ValidationFailed:
+        return ""  # no grammar was made, so nothing was left to this check
 
 
 class _TooDear(Exception):
@@ -47,17 +62,20 @@ class _TooDear(Exception):
 class _Checker:
     """One schema, ready for answers. It fetches nothing.
 
-    Patterns are left to the grammar: Python's engine can take for ever over a client's pattern.
+    Numbers are decimal and of any length, as in the grammar. Patterns are left to the grammar: Python's engine can take
+    for ever over a client's pattern.
     """
 
     def __init__(self, schema_text: str) -> None:
         """Raises AttributeError or TypeError where `$schema` is no text."""
-        schema = msgspec.json.decode(schema_text)
+        schema = _decimals(schema_text)
         if "patternProperties" in schema_text:
             schema = {} if schema is True or schema.get("type") != "object" else {"type": "object"}
         kind = validator_for(schema, default=Draft202012Validator)
         keywords = {name: self._counted(keyword) for name, keyword in kind.VALIDATORS.items()}
-        self._validator: Validator = extend(kind, {**keywords, "pattern": _no_check})(schema, registry=REGISTRY)
+        keywords |= {"pattern": _no_check, "multipleOf": self._counted(_multiple_of)}
+        types = kind.TYPE_CHECKER.redefine("integer", _is_integer)
+        self._validator: Validator = extend(kind, keywords, type_checker=types)(schema, registry=REGISTRY)
         self._num_steps = 0
 
     def check(self, value: Any) -> None:
@@ -78,6 +96,35 @@ class _Checker:
 @lru_cache(maxsize=64)
 def _checker(schema_text: str) -> _Checker:
     return _Checker(schema_text)
+
+
+def _decimals(text: str, **options: Any) -> Any:
+    """The value of a JSON text; numbers with a fraction or an exponent are decimals. Raises ValueError."""
+    return json.loads(text, parse_float=Decimal, parse_int=_whole, parse_constant=_refuse_constant, **options)
+
+
+def _whole(text: str) -> int | Decimal:
+    return int(text) if len(text) <= _MAX_INTEGER_DIGITS else Decimal(text)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _is_integer(_: Any, instance: Any) -> bool:
+    if isinstance(instance, Decimal):
+        return is_whole(instance)
+    return isinstance(instance, int) and not isinstance(instance, bool)
+
+
+def _multiple_of(validator: Any, step: Any, instance: Any, _: Any) -> Any:
+    if not validator.is_type(instance, "number"):
+        return
+    numbers = (instance, step)
+    if any(isinstance(number, Decimal) and abs(number.adjusted()) > MAX_EXACT_EXPONENT for number in numbers):
+        yield ValidationError(f"{instance} is too long to be divided")
+    elif Fraction(instance) % Fraction(step):
+        yield ValidationError(f"{instance} is not a multiple of {step}")
 
 
 def _no_check(*_: Any) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 # Nothing, one space, or a new line and its indentation: a small model that is free to write blanks may never stop.
 JSON_BLANKS = r"( |\n[ \t]{0,32})?"
-JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": JSON_BLANKS, "lenient": False}
+# Alternatives of `oneOf` that could match together are let through as those of `anyOf`: the finished answer is checked.
+JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": JSON_BLANKS, "lenient": False, "coerce_one_of": True}
 ANY_TEXT = "(?s:.*)"
 SPACES = r"/[ \t\r\n]*/"
 

@@ -43,9 +43,10 @@ def reasoning_parts(form: ReasoningForm | None) -> LarkParts:
     return LarkParts(prefix, rules)
 
 
-def after_reasoning(asked: AskedGrammar, form: ReasoningForm | None) -> Grammar:
+def after_reasoning(asked: AskedGrammar, form: ReasoningForm | None, *, closes_objects: bool = True) -> Grammar:
     """The grammar for the text that follows the reasoning; for the whole output where the model does not think."""
     if form is None:
-        return asked.whole_output()
+        return asked.whole_output(closes_objects=closes_objects)
+    found = asked.rules(closes_objects=closes_objects)
     parts = reasoning_parts(form)
-    return Grammar("\n".join([f"start: {parts.prefix}answer", f"answer: {asked.rule()}", *parts.rules]))
+    return Grammar("\n".join([f"start: {parts.prefix}answer", f"answer: {found.body}", *found.rules, *parts.rules]))

@@ -1,12 +1,14 @@
 """The shapes in which a request says what its output must match, of both dialects."""
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from textmill_router.errors import ValidationFailed
-from textmill_router.grammar.lark import json_rule, regex_rule
+from textmill_router.exact_json import dump_json, parse_json
+from textmill_router.grammar.lark import regex_rule
+from textmill_router.grammar.schema.normal_form import BadSchema
+from textmill_router.grammar.schema.rules import SchemaRules, rules_of_text
 from textmill_router.request import Grammar
 
 
@@ -19,20 +21,53 @@ class AskedKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AskedGrammar:
-    """What a request asks of its output, in the request's own language; `text` is a schema or an expression."""
+    """What a request asks of its output, in the request's own language; `text` is a schema or an expression.
+
+    `body_field` is the part of the body that asks. `is_strict`: the grammar must hold all of the schema by itself.
+    """
 
     kind: AskedKind
     text: str
+    body_field: str = field(default="grammar", compare=False)
+    is_strict: bool = False
 
-    def rule(self) -> str:
-        """The right side of a Lark rule that matches it."""
-        return json_rule(self.text) if self.kind is AskedKind.JSON_SCHEMA else regex_rule(self.text)
+    def rules(self, *, closes_objects: bool = True) -> SchemaRules:
+        """The rules of a grammar that match it. Raises ValidationFailed for what no rules can match."""
+        if self.kind is AskedKind.REGEX:
+            return SchemaRules(regex_rule(self.text), (), frozenset())
+        return checked_rules(
+            self.text, "json", field=self.body_field, is_strict=self.is_strict, closes_objects=closes_objects
+        )
 
-    def whole_output(self) -> Grammar:
-        """The grammar of an output that is this and nothing else."""
-        return Grammar(f"start: {self.rule()}")
+    def whole_output(self, *, closes_objects: bool = True) -> Grammar:
+        """The grammar of an output that is this and nothing else. Raises ValidationFailed."""
+        found = self.rules(closes_objects=closes_objects)
+        return Grammar("\n".join([f"start: {found.body}", *found.rules]))
 
 
+def checked_rules(schema_text: str, prefix: str, *, field: str, is_strict: bool, closes_objects: bool) -> SchemaRules:
+    """The rules of a schema; their names begin with `prefix`.
+
+    Raises ValidationFailed for a schema that cannot be used, and for a strict one that rules alone cannot hold.
+    """
+    name = field.partition(".")[0]
+    if len(schema_text) > MAX_SCHEMA_BYTES:
+        raise _refuse(name, f"must have at most {MAX_SCHEMA_BYTES} bytes, found {len(schema_text)}; make it smaller")
+    try:
+        found = rules_of_text(schema_text, prefix, closes_objects)
+    except BadSchema as error:
+        raise _refuse(name, f"does not compile: {error}") from None
+    except RecursionError:
+        raise _refuse(name, "must be a JSON schema, found one that is nested too deeply") from None
+    if is_strict and found.weakened:
+        keys = ", ".join(f"`{key}`" for key in sorted(found.weakened))
+        raise _refuse(
+            name, f"cannot be strict because of {keys}: leave the keyword or `strict` out, and the answer is checked"
+        )
+    return found
+
+
+MAX_SCHEMA_BYTES = 512 * 1024  # more than a grammar may have: descriptions do not count there
 ANY_OBJECT = AskedGrammar(AskedKind.JSON_SCHEMA, '{"type":"object"}')
 _WANTED = "`json`, `json_object`, `json_schema` or `regex`"
 
@@ -59,23 +94,19 @@ def tgi_grammar(value: object, *, field: str = "grammar") -> AskedGrammar | None
         if not isinstance(text, dict) or text.get("schema") is None:
             raise _refuse(f"{field}.value", 'must be an object {"name", "schema"} for the type `json_schema`')
         return schema_grammar(text["schema"], field=f"{field}.value.schema")
+    if kind == "json_object" and isinstance(text, dict):
+        text = {"type": "object", **text}
     return schema_grammar(text, field=f"{field}.value")
 
 
-def whole_output_grammar(value: object) -> Grammar | None:
-    """What `tgi_grammar` reads, as the grammar of the whole output; None for null. Raises ValidationFailed."""
-    asked = tgi_grammar(value)
-    return None if asked is None else asked.whole_output()
-
-
-def schema_grammar(schema: object, *, field: str) -> AskedGrammar:
+def schema_grammar(schema: object, *, field: str, is_strict: bool = False) -> AskedGrammar:
     """A JSON schema, as object, true or false, or as a string that holds one. Raises ValidationFailed.
 
     Equal schemas give equal texts as long as their keys come in the same order, which is the order of the output.
     """
     if isinstance(schema, str):
         try:
-            schema = json.loads(schema)
+            schema = parse_json(schema)
         except ValueError as error:
             raise _refuse(field, f"must be a JSON schema, found a string that is not JSON: {error}") from None
         except RecursionError:
@@ -87,7 +118,7 @@ def schema_grammar(schema: object, *, field: str) -> AskedGrammar:
     if not isinstance(schema, dict):
         raise _refuse(field, f"must be a JSON schema, found {_kind(schema)}")
     try:
-        return AskedGrammar(AskedKind.JSON_SCHEMA, json.dumps(schema, separators=(",", ":")))
+        return AskedGrammar(AskedKind.JSON_SCHEMA, dump_json(schema), field, is_strict)
     except RecursionError:
         raise _refuse(field, "must be a JSON schema, found one that is nested too deeply") from None
 
@@ -101,7 +132,7 @@ def regex_grammar(regex: object, *, field: str) -> AskedGrammar:
     except UnicodeEncodeError as error:
         name = field.partition(".")[0]
         raise _refuse(name, f"must be text, found half a surrogate pair at character {error.start}") from None
-    return AskedGrammar(AskedKind.REGEX, regex)
+    return AskedGrammar(AskedKind.REGEX, regex, field)
 
 
 def _kind(value: object) -> str:

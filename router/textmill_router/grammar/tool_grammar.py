@@ -1,14 +1,14 @@
 """The grammar that makes a model call tools as it is asked to, in its own format; in the dialect of llguidance."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from textmill_router.errors import ValidationFailed
-from textmill_router.grammar.lark import ANY_TEXT, SPACES, escape, json_rule, literal, marked, regex_rule, text_without
+from textmill_router.exact_json import dump_json
+from textmill_router.grammar.lark import ANY_TEXT, SPACES, escape, literal, marked, regex_rule, text_without
 from textmill_router.grammar.reasoning_grammar import ReasoningForm, reasoning_parts
-from textmill_router.grammar.request_forms import AskedGrammar
+from textmill_router.grammar.request_forms import AskedGrammar, checked_rules
 from textmill_router.parsers.tools.call_shape import (
     InOrder,
     JsonValue,
@@ -24,6 +24,9 @@ from textmill_router.parsers.tools.call_shape import (
 )
 from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 from textmill_router.request import Grammar
+
+# A schema of these keywords alone says all that it says of an object's keys by itself.
+_PLAIN_KEYS = frozenset({"type", "properties", "required", "title", "description", "$defs", "definitions", "$schema"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ def tool_grammar(
     is_parallel: bool,
     is_narrowed: bool = False,
     content: AskedGrammar | None = None,
+    closes_objects: bool = True,
 ) -> Grammar | None:
     """What the output must match; None where nothing is enforced.
 
@@ -54,7 +58,7 @@ def tool_grammar(
     is_bound = is_required or is_narrowed or content is not None
     if not tools or not (is_bound or any(tool.is_strict for tool in tools)):
         return None
-    writer = _Writer(form)
+    writer = _Writer(form, closes_objects)
     for tool in tools:
         writer.add_tool(tool, keeps_schema=is_required or tool.is_strict)
     if is_required:
@@ -69,8 +73,10 @@ def tool_grammar(
 class _Writer:
     """Collects the rules of one grammar."""
 
-    def __init__(self, form: OutputForm) -> None:
+    def __init__(self, form: OutputForm, closes_objects: bool) -> None:
         self._form = form
+        self._closes_objects = closes_objects
+        self._is_strict = False  # the tool whose rules are being written
         self._shape = form.tools.shape(form.marker_ids)
         self._rules: list[str] = []
         self._num_rules = 0  # of pieces
@@ -83,7 +89,8 @@ class _Writer:
     def add_tool(self, tool: ToolSpec, *, keeps_schema: bool) -> None:
         """Raises ValidationFailed for a schema that the format cannot write."""
         number = len(self._calls)
-        schema = _object_schema(tool) if keeps_schema else {"type": "object"}
+        schema = _object_schema(tool, self._closes_objects) if keeps_schema else {"type": "object"}
+        self._is_strict = tool.is_strict
         call = self._shape.write_call(tool.name, schema)
         self._written.append(call)  # kept, since its pieces are known by their identity
         self._rules.append(f"tail{number}: {self._lark(call.rest)}")
@@ -98,12 +105,12 @@ class _Writer:
 
     def calls_or_content(self, is_parallel: bool, content: AskedGrammar) -> str:
         """Calls without text, or the content without calls."""
-        self._rules.append(f"content: {content.rule()}")
+        found = content.rules(closes_objects=self._closes_objects)
+        self._rules += [f"content: {found.body}", *found.rules]
         if not self._shape.opening:
             for number, call in enumerate(self._written):
                 if call.schema is not None:
-                    self._rules.append(f"json_call{number}: {json_rule(json.dumps(call.schema))}")
-                    self._calls[number] = f"json_call{number}"
+                    self._calls[number] = self._value(call.schema)
         return f"{self.calls(is_parallel)} {SPACES} | content"
 
     def _calls_after_tag(self, is_parallel: bool) -> str:
@@ -163,7 +170,7 @@ class _Writer:
             case Marker(text):
                 return self._marked(text)
             case JsonValue(schema):
-                return self._rule("value", json_rule(json.dumps(schema)))
+                return self._value(schema)
             case TextUntil(end, expressions):
                 return self._text_until(end, expressions)
             case InOrder(pieces):
@@ -178,6 +185,19 @@ class _Writer:
                 if id(piece) not in self._shared:
                     self._shared[id(piece)] = self._rule("shared", self._lark(inner))
                 return self._shared[id(piece)]
+
+    def _value(self, schema: Mapping[str, Any] | bool) -> str:
+        self._num_rules += 1
+        name = f"value{self._num_rules}"
+        found = checked_rules(
+            dump_json(schema),
+            name,
+            field="tools",
+            is_strict=self._is_strict,
+            closes_objects=self._closes_objects,
+        )
+        self._rules += [f"{name}: {found.body}", *found.rules]
+        return name
 
     def _text_until(self, end: str, expressions: Sequence[str]) -> str:
         self._num_rules += 1
@@ -194,11 +214,13 @@ class _Writer:
         return marked(text, self._form.marker_ids)
 
 
-def _object_schema(tool: ToolSpec) -> dict[str, Any]:
+def _object_schema(tool: ToolSpec, closes_objects: bool) -> dict[str, Any]:
     schema = dict(tool.parameters or {})
     if schema.setdefault("type", "object") != "object":
         raise ValidationFailed(
             f'the parameters of the tool `{tool.name}` must be a schema of type "object", found {schema["type"]!r}',
             field="tools",
         )
+    if closes_objects and schema.keys() <= _PLAIN_KEYS and schema.keys() & {"properties", "required"}:
+        schema["additionalProperties"] = False  # for formats that write each parameter by itself
     return schema

@@ -55,7 +55,7 @@ def prepare_chat(
     objects.
     """
     form = answer_form(backend.chat_templates.pick(has_tools=tools is not None), tools, flags)
-    grammar = grammar_for(content, tools, form.without_reasoning(), backend.tokenizer)
+    grammar = _grammar(backend, content, tools, form.without_reasoning())
     return PreparedChat(chat, tools, content, grammar_field, form, grammar)
 
 
@@ -65,8 +65,14 @@ async def take_chat(backend: Backend, prepared: PreparedChat, checked: CheckedPa
     tokens = await take_pieces(backend, prompt.pieces, checked)
     form, grammar = prepared.form.behind(prompt.text), prepared.grammar
     if grammar is not None and form.reasoning is not None:
-        grammar = grammar_for(prepared.content, prepared.tools, form, backend.tokenizer)
+        grammar = _grammar(backend, prepared.content, prepared.tools, form)
         assert grammar is not None
         await backend.grammars.check(grammar, field=prepared.grammar_field)
     shown_specials = backend.tokenizer.special_ids_of(form.markers)
     return TokenizedChat(tokens, sum(map(len, prompt.pieces)), form, grammar, shown_specials)
+
+
+def _grammar(
+    backend: Backend, content: AskedGrammar | None, tools: ToolChoice | None, form: AnswerForm
+) -> Grammar | None:
+    return grammar_for(content, tools, form, backend.tokenizer, closes_objects=backend.limits.closes_objects)

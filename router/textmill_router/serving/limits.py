@@ -11,7 +11,7 @@ DEFAULT_PREFILL_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request may ask for, in tokens and counts; known once the shard is ready."""
+    """What a request may ask for, in tokens and counts, and how its schemas are read; known once the shard is ready."""
 
     max_best_of: int
     max_stop_sequences: int
@@ -20,6 +20,7 @@ class Limits:
     max_total_tokens: int
     vocab_size: int
     max_output_tokens: int | None = None  # where the positions of a decoder end before the window does
+    closes_objects: bool = True  # objects of schemas have no keys but those that their schema names
     input_limit: str = "--max-input-tokens"  # what `max_input_tokens` follows from
 
 
@@ -51,6 +52,7 @@ def resolve_limits(settings: Settings, facts: ShardFacts, engine: EngineLoop) ->
         max_input_tokens=max_input,
         max_total_tokens=max_total,
         vocab_size=facts.vocab_size,
+        closes_objects=not settings.open_objects,
     )
     return _encoder_limits(limits, settings, facts) if facts.has_encoder else limits
 

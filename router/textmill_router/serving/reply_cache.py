@@ -3,9 +3,9 @@
 import hashlib
 import time
 
-import msgspec
 from starlette.types import Scope, Send
 
+from textmill_router.exact_json import encode_exactly
 from textmill_router.http.call import call_of
 from textmill_router.http.error_responses import Header
 from textmill_router.http.event_stream import STREAM_HEADERS
@@ -17,7 +17,7 @@ from textmill_router.serving.service import Backend, Service
 def cache_key(scope: Scope, *facts: object) -> bytes:
     """A digest of the caller's key and of all facts that the answer depends on; in JSON a number may have any size."""
     authorization = b"".join(value for name, value in scope["headers"] if name == b"authorization")
-    return hashlib.blake2b(msgspec.json.encode((authorization, *facts)), digest_size=32).digest()
+    return hashlib.blake2b(encode_exactly((authorization, *facts)), digest_size=32).digest()
 
 
 class CacheSlot:

@@ -8,7 +8,8 @@ from typing import Any
 
 from textmill_router.bounds import MAX_U32, MAX_U64, Bounds, bounds_of
 from textmill_router.errors import RuleBroken
-from textmill_router.request import GenerationParameters, Grammar, SamplingParameters
+from textmill_router.grammar.request_forms import AskedGrammar
+from textmill_router.request import GenerationParameters, SamplingParameters
 from textmill_router.serving.limits import Limits
 
 # Below it, division of the logits by the temperature leaves the range of 32-bit floats: the draw is the best token.
@@ -49,7 +50,7 @@ class RequestedParameters:
     best_of: int | None = None
     max_time: float | None = None  # seconds
     ignore_eos: bool = False
-    grammar: Grammar | None = None
+    grammar: AskedGrammar | None = None
     watermark: bool = False
     dry_sequence_breakers: tuple[str, ...] = DEFAULT_DRY_BREAKERS
     stop: tuple[str, ...] = ()
@@ -66,6 +67,7 @@ class CheckedParameters:
     """
 
     generation: GenerationParameters
+    asked_grammar: AskedGrammar | None  # which the finished output is checked against
     best_of: int
     max_new_tokens: int | None  # None: what the window leaves
     max_time: float | None  # seconds from arrival
@@ -123,17 +125,19 @@ def check_parameters(requested: RequestedParameters, limits: Limits) -> CheckedP
         drawn["temperature"], seed = 1.0, 0
     elif seed is None:
         seed = draw_seed()
+    asked_grammar = requested.grammar
     sampling = SamplingParameters(do_sample=do_sample, seed=seed, logit_bias=logit_bias, **drawn)
     generation = GenerationParameters(
         sampling=sampling,
         min_new_tokens=min_new_tokens,
         ignore_eos=requested.ignore_eos,
-        grammar=requested.grammar,
+        grammar=None if asked_grammar is None else asked_grammar.whole_output(closes_objects=limits.closes_objects),
         watermark=requested.watermark,
         dry_sequence_breakers=requested.dry_sequence_breakers,
     )
     return CheckedParameters(
         generation=generation,
+        asked_grammar=asked_grammar,
         best_of=requested.best_of or 1,
         max_new_tokens=max_new_tokens,
         max_time=requested.max_time,

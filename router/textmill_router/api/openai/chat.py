@@ -14,13 +14,13 @@ from textmill_router.api.openai.response_format import RESPONSE_FORMAT, grammar_
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
 from textmill_router.api.openai.types import check_n, check_stream_options, usage_of
 from textmill_router.chat.answer_form import was_cut
-from textmill_router.grammar.answer_check import check_answer
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.parsers.deltas import collect
 from textmill_router.request import GenerationRequest
 from textmill_router.serving.chat_prompts import PreparedChat, prepare_chat, take_chat
 from textmill_router.serving.choice_streams import start_all, stream_choices
+from textmill_router.serving.output_check import check_message
 from textmill_router.serving.prompts import choice_parameters, make_request, share_prompt
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
 from textmill_router.serving.service import Service
@@ -140,12 +140,11 @@ class _Work:
         return Choice(message, reader.is_in_call, entries, result)
 
     def _check(self, result: GenerationResult) -> None:
-        """An answer that ended by itself and calls no tool matches the response format. Raises GenerationBroke."""
-        if self._chat.content is not None and not was_cut(result):
+        """What ended by itself is as the response format, or the tools that bind, demand. Raises GenerationBroke."""
+        if self._chat.grammar is not None and not was_cut(result):
             reader = self._form.new_reader()
             message = collect([*reader.push(result.text), *reader.finish(was_cut=False)])
-            if not message.tool_calls:
-                check_answer(message.content or "", self._chat.content)
+            check_message(message, self._chat.content, self._chat.tools)
 
     def _new_logprobs(self) -> ShownLogprobs | None:
         if not self._wants_logprobs:

@@ -7,7 +7,7 @@ from typing import Any
 
 from textmill_router.api.openai.types import OpenAIBody, requested_sampling
 from textmill_router.errors import TooManyPrompts, ValidationFailed
-from textmill_router.grammar.request_forms import whole_output_grammar
+from textmill_router.grammar.request_forms import tgi_grammar
 from textmill_router.request import token_array
 from textmill_router.serving.validation import RequestedParameters, check_adapter
 
@@ -62,7 +62,7 @@ def requested_completion(body: CompletionBody) -> RequestedParameters:
         requested,
         numbers=numbers,
         do_sample=requested.do_sample if body.do_sample is None else body.do_sample,
-        grammar=whole_output_grammar(body.grammar),
+        grammar=tgi_grammar(body.grammar),
         watermark=body.watermark or False,
     )
 

@@ -36,6 +36,7 @@ from textmill_router.http.replies import send_reply
 from textmill_router.request import GenerationRequest
 from textmill_router.serving.choice_streams import start_all, stream_choices
 from textmill_router.serving.logprobs import mean_logprob
+from textmill_router.serving.output_check import check_output
 from textmill_router.serving.prompts import choice_parameters, make_request, share_prompt
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
 from textmill_router.serving.service import Service
@@ -133,7 +134,7 @@ class _Work:
     async def _write(self, stream: EventStream, prompts: Sequence[CompletionPrompt]) -> bytes:
         async with AsyncExitStack() as stack:
             generations = await self._start(stack, self._requests(prompts), keep_tokens=False)
-            results = await stream_choices(stream, generations, self._writers(prompts, generations))
+            results = await stream_choices(stream, generations, self._writers(prompts, generations), self._check)
             self._record.note_success(results)
         if not self._asked.body.wants_usage_event:
             return b""
@@ -149,6 +150,8 @@ class _Work:
             requests = self._requests(prompts)
             generations = await self._start(stack, requests, keep_tokens=asked.body.wants_logprobs or is_compared)
             results = [await generation.result() for generation in generations]
+        for result in results:
+            self._check(result)
         num_tokens = sum(len(result.tokens) + len(result.prompt_tokens) for result in results)
         if num_tokens <= INLINE_TOKENS:
             choices = self._choices(prompts, results)
@@ -200,6 +203,11 @@ class _Work:
                 sequences = [replace(sequence, stop_ids=stop_ids) for sequence in sequences]
             requests += share_prompt(sequences)
         return requests
+
+    def _check(self, result: GenerationResult) -> None:
+        """An output that ended by itself matches the grammar. Raises GenerationBroke."""
+        if self._asked.body.has_output:
+            check_output(result, self._asked.checked.asked_grammar)
 
     async def _start(
         self, stack: AsyncExitStack, requests: Sequence[GenerationRequest], *, keep_tokens: bool

@@ -20,4 +20,5 @@ def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
         raise ValidationFailed(f"`{path}` must be an object", field=path)
     if asked.get("schema") is None:
         return ANY_OBJECT
-    return schema_grammar(asked["schema"], field=f"{RESPONSE_FORMAT}.json_schema.schema")
+    field = f"{RESPONSE_FORMAT}.json_schema.schema"
+    return schema_grammar(asked["schema"], field=field, is_strict=asked.get("strict") is True)

@@ -8,11 +8,10 @@ from functools import cache, partial
 from importlib.metadata import version
 from typing import TypeVar
 
-import msgspec
-
 from textmill_router.api.openai.errors import V1_ERROR_STYLES
 from textmill_router.api.openai.model_names import check_model
 from textmill_router.api.openai.types import Envelope, OpenAIBody, reword
+from textmill_router.exact_json import exact_decoder
 from textmill_router.http.path_style import PathStyle
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
 from textmill_router.serving.service import Backend, Service
@@ -38,7 +37,7 @@ def openai_route(
     def check_name(body: _Body) -> None:
         check_model(body.model, service.settings)
 
-    decoder = msgspec.json.Decoder(body_type)
+    decoder = exact_decoder(body_type)
     style = PathStyle("/v1/", V1_ERROR_STYLES[service.settings.v1_errors])
     return GeneratingRoute(service, decoder, prepare, style, check_model=check_name, reword=partial(reword, names))
 

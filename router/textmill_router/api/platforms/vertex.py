@@ -10,13 +10,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from textmill_router.api.platforms.sagemaker import replay
 from textmill_router.api.tgi.types import VertexAnswer, VertexBody
 from textmill_router.errors import RequestError, ValidationFailed
+from textmill_router.exact_json import encode_exactly, exact_decoder
 from textmill_router.http.call import call_of, open_call
 from textmill_router.http.error_responses import Header
 from textmill_router.http.json_body import ClientLeft, read_json
 from textmill_router.http.replies import send_error, send_reply
 from textmill_router.serving.service import Service
 
-_DECODER = msgspec.json.Decoder(VertexBody)
+_DECODER = exact_decoder(VertexBody)
 _KEPT_HEADERS = frozenset({b"retry-after", b"connection"})
 
 
@@ -83,7 +84,7 @@ class VertexRoute:
         inner = open_call(part, f"{call.request_id}-{index}")
         inner.route, inner.trace_id, inner.arrival_s = call.route, call.trace_id, call.arrival_s
         answer = _Answer()
-        content = msgspec.json.encode({**instance, "stream": False})
+        content = encode_exactly({**instance, "stream": False})
         part["headers"] = [header for header in scope["headers"] if header[0] not in (b"content-length", b"expect")]
         endpoint = self._chat if is_chat else self._generate
         await endpoint(part, replay(content, receive), answer.send)

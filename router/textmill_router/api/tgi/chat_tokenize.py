@@ -12,13 +12,14 @@ from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.tgi.types import TokenizedToken
 from textmill_router.chat.render import render
 from textmill_router.errors import RequestError
+from textmill_router.exact_json import exact_decoder
 from textmill_router.http.json_body import ClientLeft, read_json
 from textmill_router.http.replies import send_error, send_reply
 from textmill_router.serving.call_options import ready_backend
 from textmill_router.serving.service import Service
 from textmill_router.text.tokenization import Encoding
 
-_DECODER = msgspec.json.Decoder(ChatBody)
+_DECODER = exact_decoder(ChatBody)
 
 
 class ChatTokenizeRoute:

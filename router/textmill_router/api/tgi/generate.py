@@ -7,6 +7,7 @@ from starlette.types import Scope
 
 from textmill_router.api.tgi.types import NO_OPTIONS, CompatBody, GenerateBody, requested_parameters
 from textmill_router.api.tgi.work import GenerateMode, TgiWork, check_batch
+from textmill_router.exact_json import exact_decoder
 from textmill_router.http.path_style import ROOT_STYLE
 from textmill_router.serving.call_options import wants_cache
 from textmill_router.serving.reply_cache import CacheSlot, cache_key
@@ -19,7 +20,7 @@ def generate_route(service: Service, mode: GenerateMode) -> GeneratingRoute[Gene
     """An ASGI endpoint."""
     # `stream` is a field of `POST /` only; elsewhere it is unknown and so ignored, whatever it holds.
     body_type = CompatBody if mode is GenerateMode.COMPAT else GenerateBody
-    decoder: msgspec.json.Decoder[GenerateBody] = msgspec.json.Decoder(body_type)
+    decoder: msgspec.json.Decoder[GenerateBody] = exact_decoder(body_type)
     return GeneratingRoute(service, decoder, partial(_prepare, mode), ROOT_STYLE, wait_for_model=_waits_for_model)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from textmill_router.grammar.request_forms import whole_output_grammar
+from textmill_router.grammar.request_forms import tgi_grammar
 from textmill_router.serving.validation import RequestedParameters, breakers_of, check_adapter, numbers_of
 
 TgiFinish = Literal["length", "eos_token", "stop_sequence"]
@@ -209,7 +209,7 @@ def requested_parameters(parameters: TgiParameters | None, *, streams: bool) -> 
         best_of=parameters.best_of,
         max_time=parameters.max_time,
         ignore_eos=parameters.ignore_eos or False,
-        grammar=whole_output_grammar(parameters.grammar),
+        grammar=tgi_grammar(parameters.grammar),
         watermark=parameters.watermark or False,
         dry_sequence_breakers=breakers_of(parameters),
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),

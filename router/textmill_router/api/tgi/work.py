@@ -14,6 +14,7 @@ from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.request import GenerationRequest
 from textmill_router.serving.logprobs import mean_logprob
+from textmill_router.serving.output_check import check_output
 from textmill_router.serving.prompts import (
     TokenizedPrompt,
     best_of_parameters,
@@ -111,6 +112,7 @@ class TgiWork:
         async def write(stream: EventStream) -> bytes:
             async with self._start(request, keep_tokens=False) as generation:
                 result, last = await _write_tokens(stream, generation, encode)
+            check_output(result, self._checked.asked_grammar)
             self._record.note_success([result], seed=_shown_seed(request))
             if self._slot is not None:
                 self._slot.keep(self._cached(b"".join(written), [intake], [result]))
@@ -132,7 +134,9 @@ class TgiWork:
             ]
             results = [[await generation.result() for generation in of_prompt] for of_prompt in generations]
         for rated, *further in results:
+            check_output(rated, self._checked.asked_grammar)
             for one in further:
+                check_output(one, self._checked.asked_grammar)
                 one.prompt_tokens = rated.prompt_tokens
         answers: list[GenerateAnswer] = []
         for text, of_prompt, asked in zip(self._texts, results, requests, strict=True):

@@ -47,6 +47,53 @@ def test_patterns_are_left_to_the_grammar() -> None:
         check("[]", {"type": "object", "patternProperties": {"a": {}}})
 
 
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ('{"const":9007199254740993}', "9007199254740993", "9007199254740992"),
+        ('{"const":9007199254740993}', "9007199254740993.0", "9007199254740992.0"),
+        ('{"enum":[[0.12345678901234567890]]}', "[0.1234567890123456789]", "[0.12345678901234568]"),
+        ('{"maximum":1e400}', "1e400", "1.1e400"),
+        ('{"exclusiveMinimum":0.1}', "0.10000000000000000001", "0.1"),
+        ('{"multipleOf":0.1}', "0.3", "0.35"),
+        ('{"multipleOf":0.01}', "1e300", "0.005"),
+        ('{"multipleOf":1e-20}', "0.00000000000000000003", "0.000000000000000000005"),
+        ('{"type":"integer"}', "1e3", "1.5"),
+        ('{"type":"integer"}', "5.0", "true"),
+        ('{"uniqueItems":true}', "[1,2.0]", "[1,1.0]"),
+    ],
+)
+def test_numbers_are_compared_as_decimals_of_any_length(schema: str, good: str, bad: str) -> None:
+    """By JSON Schema, validation 6.2 and core 4.2.2, numbers have no bound and compare by value."""
+    grammar = AskedGrammar(AskedKind.JSON_SCHEMA, schema)
+    check_answer(good, grammar)
+    with pytest.raises(GenerationBroke, match="schema"):
+        check_answer(bad, grammar)
+
+
+def test_numbers_of_any_size_take_no_time() -> None:
+    begin_s = time.monotonic()
+    with pytest.raises(GenerationBroke):
+        check_answer("1e999999999", AskedGrammar(AskedKind.JSON_SCHEMA, '{"multipleOf":3}'))
+    check_answer("9" * 100_000, AskedGrammar(AskedKind.JSON_SCHEMA, '{"minimum":5}'))
+    assert time.monotonic() - begin_s < 2
+
+
+def test_no_object_has_a_key_twice() -> None:
+    check('{"a": 1, "b": {"a": 2}}', {})
+    with pytest.raises(GenerationBroke, match='the key "a" stands twice'):
+        check('{"b": {"a": 1, "a": 1}}', {"type": "object"})
+
+
+def test_a_keyword_that_only_the_check_holds_is_not_passed_over() -> None:
+    """Where the check has no end, an answer counts only if the grammar has held all of the schema."""
+    values = json.dumps(list(range(500)))
+    dear = {"items": {"enum": list(range(-5000, 500))}}
+    check(values, dear)
+    with pytest.raises(GenerationBroke, match="`uniqueItems` cannot be checked"):
+        check(values, {"uniqueItems": True, **dear})
+
+
 def test_references_are_not_fetched() -> None:
     local = {"$defs": {"i": {"type": "integer"}}, "type": "object", "properties": {"a": {"$ref": "#/$defs/i"}}}
     check('{"a": 1}', local)

@@ -1,0 +1,1 @@
+"""JSON schemas: their numbers as written, their grammar, and the check of answers against them."""

@@ -1,0 +1,440 @@
+"""A schema as the grammar's library reads it: references inside, objects closed, and only keywords that it knows.
+
+Where the library knows no way to say a keyword, the normal form lets more through than the schema, and names the
+keyword. The check of the finished answer holds the rest (`answer_check.py`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from textmill_router.exact_json import is_number
+from textmill_router.grammar.schema.disjoint import are_disjoint
+from textmill_router.grammar.schema.negation import ANNOTATIONS, keywords_of, without_conditions
+from textmill_router.grammar.schema.references import References
+
+MAX_NODES = 20_000  # schemas looked at; references that stand beside other keywords are written out
+KNOWN_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
+_COPIED = frozenset(
+    {
+        "type", "const", "enum", "required", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+        "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "pattern",
+    }
+)  # fmt: skip
+_COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_LATER = frozenset({"contains", "minContains", "maxContains", "unevaluatedItems"})  # left to the check of the answer
+_SIBLINGS_IGNORED = ("draft-03", "draft-04", "draft-06", "draft-07")
+
+
+class BadSchema(Exception):
+    """No answer could ever be held to the schema; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class NormalSchema:
+    """`root` refers to `definitions` by `#/$defs/NAME`. `weakened`: keywords that the check of the answer must hold."""
+
+    root: Any
+    definitions: Mapping[str, Any]
+    weakened: frozenset[str]
+
+
+@dataclass(slots=True)
+class _Keys:
+    """What the parts of a schema that all hold for the same object say of its keys."""
+
+    names: dict[str, None] = field(default_factory=dict)
+    patterns: dict[str, None] = field(default_factory=dict)
+    is_spoken_of: bool = False  # something is said of keys that no part names
+    has_type: bool = False
+    has_list: bool = False  # `properties` are listed, though there may be none
+    needs: int = 0  # most properties that a part demands
+
+    @property
+    def has_any(self) -> bool:
+        return bool(self.names or self.patterns or self.has_list)
+
+
+_NO_KEYS = _Keys()
+_OPEN = _Keys(is_spoken_of=True)
+
+
+def normal_schema(schema: Any, *, closes_objects: bool) -> NormalSchema:
+    """The normal form. `closes_objects`: objects have no keys but those that their schema names, where it says no more.
+
+    Raises BadSchema for references that lead nowhere, RecursionError for deep nesting.
+    """
+    writer = _Writer(schema, closes_objects)
+    root = writer.write_root()
+    writer.note_overlaps()
+    return NormalSchema(root, writer.definitions, frozenset(writer.weakened))
+
+
+class _Writer:
+    """Writes the normal form of one schema."""
+
+    def __init__(self, root: Any, closes_objects: bool) -> None:
+        self._root = root
+        self._closes_objects = closes_objects
+        self._references = References(root)
+        dialect = root.get("$schema") if isinstance(root, dict) else None
+        self._ignores_siblings = isinstance(dialect, str) and any(name in dialect for name in _SIBLINGS_IGNORED)
+        self.definitions: dict[str, Any] = {}
+        self.weakened: set[str] = set()
+        self._names: dict[tuple[int, str], str] = {}  # of definitions
+        self._entered: dict[tuple[int, str], str | None] = {}  # schemas being written, and their names if they have one
+        self._plain: dict[int, tuple[Any, dict[str, Any]]] = {}  # schemas without conditions, by id; the first keeps it
+        self._expanded: set[tuple[int, str]] = set()  # references being written out
+        self._choices: list[list[Any]] = []  # of `oneOf`
+        self._num_nodes = 0
+
+    def write_root(self) -> Any:
+        """The schema itself, as an object."""
+        root = self._child(self._root, "")
+        if isinstance(root, bool):
+            return {} if root else {"enum": []}
+        return root
+
+    def note_overlaps(self) -> None:
+        """Alternatives of which exactly one must match, where a value could match two."""
+        if not all(are_disjoint(entries, self.definitions) for entries in self._choices):
+            self.weakened.add("oneOf")
+
+    # ---- schemas of a value of their own
+
+    def _child(self, node: Any, base: str) -> Any:
+        """The schema of a root, a property or an item."""
+        if isinstance(node, bool):
+            return node
+        node = self._object(node)
+        base = self._references.base_of(node, base)
+        reference = self._only_reference(node)
+        if reference is not None:
+            return self._definition(*self._target(reference, base))
+        return self._recursive((id(node), base), lambda: self._schema(node, base, _NO_KEYS))
+
+    def _recursive(self, key: tuple[int, str], write: Callable[[], Any]) -> Any:
+        """What `write` gives; by reference where the same schema is being written already."""
+        if key in self._entered:
+            name = self._entered[key]
+            if name is None:
+                name = self._entered[key] = self._new_name()
+            return _reference(name)
+        self._entered[key] = None
+        written = write()
+        name = self._entered.pop(key)
+        if name is None:
+            return written
+        self.definitions[name] = written
+        return _reference(name)
+
+    def _definition(self, node: Any, base: str) -> Any:
+        seen: set[int] = set()
+        while isinstance(node, dict) and (reference := self._only_reference(node)) is not None:
+            if id(node) in seen:
+                return {}  # a circle says nothing
+            seen.add(id(node))
+            node, base = self._target(reference, self._references.base_of(node, base))
+        if isinstance(node, bool):
+            return node
+        key = (id(node), self._references.base_of(node, base))
+        if key not in self._names:
+            if key in self._entered:
+                return self._recursive(key, dict)
+            self._names[key] = name = self._new_name()
+            self.definitions[name] = self._schema(node, key[1], _NO_KEYS)
+        return _reference(self._names[key])
+
+    def _new_name(self) -> str:
+        name = str(len(self.definitions))
+        self.definitions[name] = {}
+        return name
+
+    # ---- one schema
+
+    def _schema(self, node: Any, base: str, outside: _Keys, *, is_part: bool = False) -> Any:
+        """The schema where the keys of `outside` are named beside it. `is_part`: others hold for the same value."""
+        if isinstance(node, bool):
+            if node and outside.has_any and not outside.is_spoken_of and self._closes_objects:
+                node = {}
+            else:
+                return node
+        self._num_nodes += 1
+        if self._num_nodes > MAX_NODES:
+            raise BadSchema(f"its references spell out more than {MAX_NODES} schemas; make it simpler")
+        node = self._without_conditions(self._object(node))
+        base = self._references.base_of(node, base)
+        keys = self._keys(node, base, set())
+        own = keys.has_any
+        keys.names.update(outside.names)
+        keys.patterns.update(outside.patterns)
+        choices = [key for key in ("anyOf", "oneOf") if isinstance(node.get(key), list)]
+        closes = self._closes_objects and not (keys.is_spoken_of or outside.is_spoken_of) and keys.has_any
+        inside = _NO_KEYS if not (keys.is_spoken_of or outside.is_spoken_of) else _OPEN
+        has_hidden_choices = closes and self._has_hidden_choices(node, base)
+        if closes and len(choices) == 1 and not has_hidden_choices:
+            inside, closes = keys, False
+        elif closes and (choices or has_hidden_choices):
+            inside, closes = _OPEN, self._add_keys_of_choices(node, base, keys)
+        if closes and keys.needs > len(keys.names) and not keys.patterns:
+            closes = False
+        result: dict[str, Any] = {}
+        parts: list[Any] = []
+        if not is_part and own and not keys.has_type:
+            result["type"] = "object"
+        for key, value in node.items():
+            self._add(key, value, node, base, result, parts, inside)
+        if closes:
+            closing = _closing(keys, {} if parts else result)
+            if parts:
+                parts.append(closing)
+            else:
+                result.update(closing)
+        if parts:
+            result["allOf"] = _without_repeats(result, parts)
+        self._bound_keys(result, keys, is_closed=closes)
+        return result
+
+    def _add(
+        self,
+        key: str,
+        value: Any,
+        node: Mapping[str, Any],
+        base: str,
+        result: dict[str, Any],
+        parts: list[Any],
+        inside: _Keys,
+    ) -> None:
+        """One keyword."""
+        match key:
+            case "properties" | "patternProperties":
+                entries = self._mapping(key, value)
+                result[key] = {name: self._child(entry, base) for name, entry in entries.items()}
+            case "additionalProperties":
+                result[key] = self._child(value, base)
+            case "unevaluatedProperties":
+                if "additionalProperties" not in node and not (value is False and self._names_all_keys(node)):
+                    self.weakened.add(key)
+                elif "additionalProperties" not in node:
+                    result["additionalProperties"] = False
+            case "items" | "prefixItems" | "additionalItems":
+                self._add_items(node, base, result)
+            case "$ref" | "$dynamicRef" | "$recursiveRef":
+                parts.append(self._expanded_reference(value, base))
+            case "allOf":
+                parts += [self._schema(entry, base, _OPEN, is_part=True) for entry in self._list(key, value)]
+            case "anyOf" | "oneOf":
+                is_alone = len(keywords_of(node) - {"type"}) == 1 and not inside.has_any and not inside.is_spoken_of
+                choice = self._list(key, value)
+                if is_alone and "type" not in node:
+                    written = [self._child(entry, base) for entry in choice]
+                else:
+                    written = [self._schema(entry, base, inside, is_part=True) for entry in choice]
+                result[key] = written
+                if key == "oneOf":
+                    self._choices.append(written)
+            case "format":
+                if value in KNOWN_FORMATS:
+                    result[key] = value
+            case "exclusiveMinimum" | "exclusiveMaximum" if isinstance(value, bool):  # draft 4
+                bound = "minimum" if key == "exclusiveMinimum" else "maximum"
+                if value and bound in node:
+                    result[key] = node[bound]
+            case "uniqueItems":
+                if value is True:
+                    self.weakened.add(key)
+            case _ if key in _LATER:
+                self.weakened.add(key)
+            case _ if key in _COPIED:
+                is_count = key in _COUNTS and is_number(value) and value == int(value)
+                result[key] = int(value) if is_count else value
+
+    def _add_items(self, node: Mapping[str, Any], base: str, result: dict[str, Any]) -> None:
+        if "items" in result or "prefixItems" in result:
+            return
+        items, first = node.get("items"), node.get("prefixItems")
+        if isinstance(items, list):
+            first, items = items, node.get("additionalItems")
+        if first is not None:
+            result["prefixItems"] = [self._child(entry, base) for entry in self._list("prefixItems", first)]
+        if items is not None:
+            result["items"] = self._child(items, base)
+
+    def _expanded_reference(self, reference: object, base: str) -> Any:
+        """The schema that a reference beside other keywords leads to, written out."""
+        node, base = self._target(reference, base)
+        key = (id(node), base)
+        if key in self._expanded:
+            return {}  # a circle says nothing
+        self._expanded.add(key)
+        try:
+            return self._schema(node, base, _OPEN, is_part=True)
+        finally:
+            self._expanded.remove(key)
+
+    def _bound_keys(self, result: dict[str, Any], keys: _Keys, *, is_closed: bool) -> None:
+        """The library counts keys where all named ones are required, or up to one."""
+        least, most = result.get("minProperties"), result.get("maxProperties")
+        required = result.get("required", [])
+        is_simple = "allOf" not in result and isinstance(required, list)
+        if least is not None and is_simple and least <= len(required):
+            del result["minProperties"]
+            least = None
+        if most is not None and is_closed and not keys.patterns and most >= len(keys.names):
+            del result["maxProperties"]
+            most = None
+        if is_simple and set(keys.names) <= set(required):
+            return
+        for name, bound in (("minProperties", least), ("maxProperties", most)):
+            if bound is not None and (bound > 1 or not is_simple):
+                del result[name]
+                self.weakened.add(name)
+
+    # ---- what a schema says of keys
+
+    def _keys(self, node: Any, base: str, seen: set[int]) -> _Keys:
+        """Of the schema, of what it refers to, and of its `allOf`."""
+        found = _Keys()
+        for part, _ in self._parts(node, base, seen):
+            for key in ("properties", "patternProperties"):
+                if isinstance(part.get(key), dict):
+                    (found.names if key == "properties" else found.patterns).update(dict.fromkeys(part[key]))
+            if isinstance(part.get("required"), list):
+                found.names.update(dict.fromkeys(name for name in part["required"] if isinstance(name, str)))
+            found.has_list |= isinstance(part.get("properties"), dict)
+            found.is_spoken_of |= "additionalProperties" in part or "unevaluatedProperties" in part
+            found.has_type |= any(key in part for key in ("type", "const", "enum", "items", "prefixItems"))
+            if is_number(part.get("minProperties")):
+                found.needs = max(found.needs, int(part["minProperties"]))
+        return found
+
+    def _parts(self, node: Any, base: str, seen: set[int]) -> Iterator[tuple[dict[str, Any], str]]:
+        """The schema and all that must hold beside it."""
+        if not isinstance(node, dict) or id(node) in seen:
+            return
+        seen.add(id(node))
+        node = self._without_conditions(node)
+        base = self._references.base_of(node, base)
+        yield node, base
+        for reference in _REFERENCES:
+            if reference in node:
+                yield from self._parts(*self._target(node[reference], base), seen)
+        for entry in node.get("allOf", ()) if isinstance(node.get("allOf"), list) else ():
+            yield from self._parts(entry, base, seen)
+
+    def _has_hidden_choices(self, node: Any, base: str) -> bool:
+        return any(
+            part is not node and ("anyOf" in part or "oneOf" in part) for part, _ in self._parts(node, base, set())
+        )
+
+    def _add_keys_of_choices(self, node: Any, base: str, keys: _Keys) -> bool:
+        """Add what any alternative names; False where one says something of further keys."""
+        waiting = [(node, base)]
+        seen: set[int] = set()
+        while waiting:
+            for part, inner in self._parts(*waiting.pop(), seen):
+                found = self._keys(part, inner, set())
+                if found.is_spoken_of:
+                    return False
+                keys.names.update(found.names)
+                keys.patterns.update(found.patterns)
+                for choice in ("anyOf", "oneOf"):
+                    if isinstance(part.get(choice), list):
+                        waiting += [(entry, inner) for entry in part[choice]]
+        return True
+
+    @staticmethod
+    def _names_all_keys(node: Mapping[str, Any]) -> bool:
+        return not keywords_of(node) & {"allOf", "anyOf", "oneOf", *_REFERENCES}
+
+    # ---- shapes
+
+    def _without_conditions(self, node: dict[str, Any]) -> dict[str, Any]:
+        if self._ignores_siblings and "$ref" in node:
+            node = self._kept(node, lambda: ({"$ref": node["$ref"]}, set()))
+        return self._kept(node, lambda: without_conditions(node))
+
+    def _kept(self, node: dict[str, Any], write: Callable[[], tuple[dict[str, Any], set[str]]]) -> dict[str, Any]:
+        kept = self._plain.get(id(node))
+        if kept is None:
+            written, weakened = write()
+            if written == node:
+                written = node
+            self.weakened |= weakened
+            kept = self._plain[id(node)] = (node, written)
+            self._plain.setdefault(id(written), (written, written))
+        return kept[1]
+
+    def _only_reference(self, node: dict[str, Any]) -> object | None:
+        """The reference of a schema that says no more."""
+        if self._ignores_siblings and "$ref" in node:
+            reference: object = node["$ref"]
+            return reference
+        said = keywords_of(node)
+        return node[next(iter(said))] if len(said) == 1 and said <= set(_REFERENCES) else None
+
+    def _target(self, reference: object, base: str) -> tuple[Any, str]:
+        found = self._references.resolve(reference, base)
+        if found is None:
+            raise BadSchema(
+                f"the reference {reference!r} leads nowhere; only references inside the schema are followed"
+            )
+        return found
+
+    @staticmethod
+    def _object(node: Any) -> dict[str, Any]:
+        if not isinstance(node, dict):
+            raise BadSchema("a schema inside it is neither an object nor a boolean")
+        return node
+
+    @staticmethod
+    def _mapping(key: str, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise BadSchema(f"`{key}` must be an object")
+        return value
+
+    @staticmethod
+    def _list(key: str, value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise BadSchema(f"`{key}` must be an array")
+        return value
+
+
+def _without_repeats(schema: Mapping[str, Any], parts: list[Any]) -> list[Any]:
+    """The parts of one schema, each property's schema said once: the library cannot intersect circular references."""
+    said: dict[str, list[Any]] = {name: [entry] for name, entry in schema.get("properties", {}).items()}
+    single = []
+    for part in parts:
+        if isinstance(part, dict) and "properties" in part:
+            properties = {}
+            for name, entry in part["properties"].items():
+                earlier = said.setdefault(name, [])
+                properties[name] = True if entry in earlier else entry
+                earlier.append(entry)
+            part = {**part, "properties": properties}
+        single.append(part)
+    return single
+
+
+def _closing(keys: _Keys, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords that leave an object no keys but these; `said` has the schemas of some."""
+    closing: dict[str, Any] = {"properties": {**said.get("properties", {})}, "additionalProperties": False}
+    for name in keys.names:
+        closing["properties"].setdefault(name, True)
+    if keys.patterns:
+        closing["patternProperties"] = {**dict.fromkeys(keys.patterns, True), **said.get("patternProperties", {})}
+    return closing
+
+
+def _reference(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def refers_to(node: Any) -> str | None:
+    """The name of the definition that a schema in normal form refers to, if it is such a reference."""
+    reference = node.get("$ref") if isinstance(node, dict) else None
+    return reference.removeprefix("#/$defs/") if isinstance(reference, str) else None
+
+
+assert not _COPIED & ANNOTATIONS

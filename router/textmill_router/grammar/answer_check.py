@@ -1,7 +1,7 @@
 """Whether an answer that ended by itself is what was asked for: the last net behind the grammar."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
@@ -17,6 +17,8 @@ from referencing.exceptions import Unresolvable
 from textmill_router.errors import GenerationBroke, ValidationFailed
 from textmill_router.exact_json import MAX_EXACT_EXPONENT, DoubleKey, is_whole, parse_pairs
 from textmill_router.grammar.request_forms import AskedGrammar, AskedKind
+from textmill_router.grammar.schema.patterns import PatternTooDear, pattern
+from textmill_router.grammar.schema.references import MAPS, VALUES
 
 # Keywords of a schema, and the entries under them, looked at in one check: so many take the event loop 0.4 s. A short
 # schema can have branches without end: of thirty definitions each refers to the next one twice.
@@ -40,7 +42,7 @@ def check_answer(text: str, grammar: AskedGrammar) -> None:
         _checker(grammar.text).check(value)
     except ValidationError as error:
         raise GenerationBroke(f"the answer does not match the schema at {error.json_path}; try again") from None
-    except (_TooDear, RecursionError, Unresolvable, AttributeError, TypeError):
+    except (_TooDear, PatternTooDear, RecursionError, Unresolvable, AttributeError, TypeError):
         # A check without end, a reference or a `$id` that is no text: the grammar knows how to read the schema.
         if keywords := _weakened(grammar):
             message = f"whether the answer matches {keywords} cannot be checked; make the schema simpler"
@@ -62,32 +64,63 @@ class _TooDear(Exception):
 class _Checker:
     """One schema, ready for answers. It fetches nothing.
 
-    Numbers are decimal and of any length, as in the grammar. Patterns are left to the grammar: Python's engine can take
-    for ever over a client's pattern.
+    Numbers are decimal and of any length, as in the grammar. Patterns are tried by the engine of the grammar, because
+    Python's engine can take for ever over a client's pattern.
     """
 
     def __init__(self, schema_text: str) -> None:
         """Raises AttributeError or TypeError where `$schema` is no text."""
-        schema = _decimals(schema_text)
-        if "patternProperties" in schema_text:
-            schema = {} if schema is True or schema.get("type") != "object" else {"type": "object"}
-        kind = validator_for(schema, default=Draft202012Validator)
+        self._schema = _decimals(schema_text)
+        self._names_patterns = '"patternProperties"' in schema_text
+        kind = validator_for(self._schema, default=Draft202012Validator)
         keywords = {name: self._counted(keyword) for name, keyword in kind.VALIDATORS.items()}
-        keywords |= {"pattern": _no_check, "multipleOf": self._counted(_multiple_of)}
+        keywords |= {"pattern": self._counted(_pattern), "multipleOf": self._counted(_multiple_of)}
         types = kind.TYPE_CHECKER.redefine("integer", _is_integer)
-        self._validator: Validator = extend(kind, keywords, type_checker=types)(schema, registry=REGISTRY)
+        self._validator_type = extend(kind, keywords, type_checker=types)
+        self._validator: Validator = self._validator_type(self._schema, registry=REGISTRY)
         self._num_steps = 0
 
     def check(self, value: Any) -> None:
-        """Raises ValidationError, Unresolvable, _TooDear and RecursionError; AttributeError and TypeError for `$id`."""
+        """Raises ValidationError, Unresolvable, _TooDear, PatternTooDear, RecursionError; AttributeError, TypeError."""
         self._num_steps = 0
-        self._validator.validate(value)
+        validator = self._validator
+        if self._names_patterns:
+            keys = list(dict.fromkeys(_keys(value)))
+            validator = self._validator_type(self._with_names(self._schema, keys), registry=REGISTRY)
+        validator.validate(value)
+
+    def _with_names(self, schema: Any, keys: list[str]) -> Any:
+        """The schema with the keys that match a pattern named as properties, so that no pattern of keys is left."""
+        if isinstance(schema, list):
+            return [self._with_names(entry, keys) for entry in schema]
+        if not isinstance(schema, dict):
+            return schema
+        result: dict[str, Any] = {}
+        for name, entry in schema.items():
+            if name in MAPS and isinstance(entry, dict):
+                result[name] = {key: self._with_names(inner, keys) for key, inner in entry.items()}
+            else:
+                result[name] = entry if name in VALUES else self._with_names(entry, keys)
+        patterns = schema.get("patternProperties")
+        if isinstance(patterns, dict):
+            properties = dict(result.get("properties", {}))
+            for expression, rewritten in result.pop("patternProperties").items():
+                self._count(len(keys))
+                for key in keys:
+                    if pattern(expression).is_in(key):
+                        beside = properties.get(key, True)
+                        properties[key] = rewritten if beside is True else {"allOf": [beside, rewritten]}
+            result["properties"] = properties
+        return result
+
+    def _count(self, num_steps: int) -> None:
+        self._num_steps += num_steps
+        if self._num_steps > MAX_CHECK_STEPS:
+            raise _TooDear
 
     def _counted(self, keyword: _Keyword) -> _Keyword:
         def look(validator: Any, wanted: Any, instance: Any, schema: Any) -> Any:
-            self._num_steps += 1 + (len(wanted) if isinstance(wanted, list | dict) else 0)
-            if self._num_steps > MAX_CHECK_STEPS:
-                raise _TooDear
+            self._count(1 + (len(wanted) if isinstance(wanted, list | dict) else 0))
             return keyword(validator, wanted, instance, schema)
 
         return look
@@ -127,5 +160,18 @@ def _multiple_of(validator: Any, step: Any, instance: Any, _: Any) -> Any:
         yield ValidationError(f"{instance} is not a multiple of {step}")
 
 
-def _no_check(*_: Any) -> None:
-    return None
+def _pattern(validator: Any, expression: Any, instance: Any, _: Any) -> Any:
+    if validator.is_type(instance, "string") and not pattern(expression).is_in(instance):
+        yield ValidationError(f"{instance!r} does not match {expression!r}")
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """All keys of all objects of a value."""
+    waiting = [value]
+    while waiting:
+        entry = waiting.pop()
+        if isinstance(entry, dict):
+            yield from entry
+            waiting += entry.values()
+        elif isinstance(entry, list):
+            waiting += entry

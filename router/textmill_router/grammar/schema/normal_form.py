@@ -11,9 +11,11 @@ from typing import Any
 from textmill_router.exact_json import is_number
 from textmill_router.grammar.schema.disjoint import are_disjoint
 from textmill_router.grammar.schema.negation import ANNOTATIONS, keywords_of, without_conditions
+from textmill_router.grammar.schema.patterns import overlap
 from textmill_router.grammar.schema.references import References
 
-MAX_NODES = 20_000  # schemas looked at; references that stand beside other keywords are written out
+MAX_NODES = 5_000  # schemas looked at; references that stand beside other keywords are written out
+MAX_PARTS = 100_000  # looked at to find what keys an object has; each of a chain of parts looks at all that follow
 KNOWN_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
 _COPIED = frozenset(
     {
@@ -88,6 +90,7 @@ class _Writer:
         self._expanded: set[tuple[int, str]] = set()  # references being written out
         self._choices: list[list[Any]] = []  # of `oneOf`
         self._num_nodes = 0
+        self._num_parts = 0
 
     def write_root(self) -> Any:
         """The schema itself, as an object."""
@@ -163,8 +166,8 @@ class _Writer:
         self._num_nodes += 1
         if self._num_nodes > MAX_NODES:
             raise BadSchema(f"its references spell out more than {MAX_NODES} schemas; make it simpler")
-        node = self._without_conditions(self._object(node))
-        base = self._references.base_of(node, base)
+        base = self._references.base_of(self._object(node), base)
+        node = self._without_conditions(node)
         keys = self._keys(node, base, set())
         own = keys.has_any
         keys.names.update(outside.names)
@@ -193,7 +196,8 @@ class _Writer:
                 result.update(closing)
         if parts:
             result["allOf"] = _without_repeats(result, parts)
-        self._bound_keys(result, keys, is_closed=closes)
+        self._bound_keys(result, keys, is_closed=closes, is_part=is_part)
+        self._part_patterns(result)
         return result
 
     def _add(
@@ -221,6 +225,8 @@ class _Writer:
             case "items" | "prefixItems" | "additionalItems":
                 self._add_items(node, base, result)
             case "$ref" | "$dynamicRef" | "$recursiveRef":
+                if key != "$ref":
+                    self.weakened.add(key)  # where the reference leads depends on the way to it
                 parts.append(self._expanded_reference(value, base))
             case "allOf":
                 parts += [self._schema(entry, base, _OPEN, is_part=True) for entry in self._list(key, value)]
@@ -273,21 +279,38 @@ class _Writer:
         finally:
             self._expanded.remove(key)
 
-    def _bound_keys(self, result: dict[str, Any], keys: _Keys, *, is_closed: bool) -> None:
-        """The library counts keys where all named ones are required, or up to one."""
-        least, most = result.get("minProperties"), result.get("maxProperties")
+    def _part_patterns(self, result: dict[str, Any]) -> None:
+        """The library takes patterns of keys of which no two match the same key."""
+        entries = result.get("patternProperties", {})
+        if len(entries) > 1 and overlap(tuple(entries)):
+            self.weakened.add("patternProperties")
+            either = "|".join(f"(?:{expression})" for expression in entries)
+            schemas = list(entries.values())
+            result["patternProperties"] = {either: True if True in schemas else {"anyOf": schemas}}
+
+    def _bound_keys(self, result: dict[str, Any], keys: _Keys, *, is_closed: bool, is_part: bool) -> None:
+        """The library counts keys where all named ones are required, and up to one of those that are not."""
         required = result.get("required", [])
-        is_simple = "allOf" not in result and isinstance(required, list)
-        if least is not None and is_simple and least <= len(required):
+        num_required = len(set(required)) if isinstance(required, list) else 0
+        least, most = result.get("minProperties"), result.get("maxProperties")
+        if isinstance(least, int) and least <= num_required:
             del result["minProperties"]
             least = None
-        if most is not None and is_closed and not keys.patterns and most >= len(keys.names):
+        if isinstance(most, int) and is_closed and not keys.patterns and most >= len(keys.names):
             del result["maxProperties"]
             most = None
-        if is_simple and set(keys.names) <= set(required):
+        has_others = is_part or bool(result.keys() & {"allOf", "anyOf", "oneOf"})
+        if not has_others and len({*result.get("properties", ()), *keys.names}) <= num_required:
             return
-        for name, bound in (("minProperties", least), ("maxProperties", most)):
-            if bound is not None and (bound > 1 or not is_simple):
+        is_listed = result.get("additionalProperties") is False and "patternProperties" not in result
+        if not has_others and is_listed and (least or 0) <= num_required + 1 and most in (None, num_required + 1):
+            return
+        if not has_others and is_listed and least is None and most == num_required:
+            named = {name: entry if name in required else False for name, entry in result.get("properties", {}).items()}
+            result["properties"] = named
+            del result["maxProperties"]
+        for name in ("minProperties", "maxProperties"):
+            if name in result:
                 del result[name]
                 self.weakened.add(name)
 
@@ -314,9 +337,12 @@ class _Writer:
         if not isinstance(node, dict) or id(node) in seen:
             return
         seen.add(id(node))
-        node = self._without_conditions(node)
         base = self._references.base_of(node, base)
+        node = self._without_conditions(node)
         yield node, base
+        self._num_parts += 1
+        if self._num_parts > MAX_PARTS:
+            raise BadSchema(f"its schemas have more than {MAX_PARTS} parts that hold together; make it simpler")
         for reference in _REFERENCES:
             if reference in node:
                 yield from self._parts(*self._target(node[reference], base), seen)
@@ -366,13 +392,15 @@ class _Writer:
             self._plain.setdefault(id(written), (written, written))
         return kept[1]
 
-    def _only_reference(self, node: dict[str, Any]) -> object | None:
+    def _only_reference(self, node: dict[str, Any]) -> str | None:
         """The reference of a schema that says no more."""
         if self._ignores_siblings and "$ref" in node:
-            reference: object = node["$ref"]
-            return reference
+            return str(node["$ref"])
         said = keywords_of(node)
-        return node[next(iter(said))] if len(said) == 1 and said <= set(_REFERENCES) else None
+        if len(said) != 1 or not said <= set(_REFERENCES):
+            return None
+        self.weakened |= said - {"$ref"}  # where such a reference leads depends on the way to it
+        return str(node[next(iter(said))])
 
     def _target(self, reference: object, base: str) -> tuple[Any, str]:
         found = self._references.resolve(reference, base)

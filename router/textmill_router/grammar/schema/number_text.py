@@ -50,7 +50,7 @@ def library_step(number: float) -> float | None:
     The library multiplies by ten until no fraction is left, which rounds; a neighbour of the nearest float may come
     out right where the nearest float does not.
     """
-    value = abs(decimal_of(number))
+    value = decimal_of(number).copy_abs()
     digits, exponent = significant_digits(value)
     if not digits or len(digits) > _MAX_STEP_DIGITS or not _MIN_PLAIN_EXPONENT <= exponent <= 9 - len(digits):
         return None
@@ -119,8 +119,8 @@ def range_terminals(name: str, numbers: NumberRange) -> list[str]:
     positive = _magnitudes(numbers.low, numbers.is_above_low, numbers.high, numbers.is_below_high, numbers.max_decimals)
     if numbers.high is not None and numbers.high < 0:
         positive = None
-    minus_high = None if numbers.high is None else -numbers.high
-    minus_low = None if numbers.low is None else -numbers.low
+    minus_high = None if numbers.high is None else numbers.high.copy_negate()  # `-` would round
+    minus_low = None if numbers.low is None else numbers.low.copy_negate()
     negative = _magnitudes(minus_high, numbers.is_below_high, minus_low, numbers.is_above_low, numbers.max_decimals)
     if numbers.low is not None and numbers.low > 0:
         negative = None

@@ -8,7 +8,8 @@ from jsonschema_specifications import REGISTRY
 
 # Of these nothing is a schema, whatever it looks like.
 VALUES = frozenset({"const", "enum", "default", "example", "examples"})
-_OLD_META_SCHEMAS = ("draft-04", "draft-06", "draft-07")
+# The keys of these are names, not keywords.
+MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"})
 
 
 class References:
@@ -17,8 +18,12 @@ class References:
     def __init__(self, root: Any) -> None:
         self._resources: dict[str, Any] = {"": root}
         self._anchors: dict[tuple[str, str], Any] = {}
-        for node, base in _schemas(root, ""):
-            own = _own_address(node, base)
+        self._addresses: dict[int, str] = {}  # of the resource around each schema, by the identity of the schema
+        self._add(root, "")
+
+    def _add(self, root: Any, address: str) -> None:
+        for node, base in _schemas(root, address):
+            own = self._addresses[id(node)] = _own_address(node, base)
             self._resources.setdefault(own, node)
             for key in ("$anchor", "$dynamicAnchor", "$id", "id"):
                 name = node.get(key)
@@ -26,8 +31,8 @@ class References:
                     self._anchors.setdefault((own, name.removeprefix("#")), node)
 
     def base_of(self, node: Mapping[str, Any], base: str) -> str:
-        """The address of the resource that the schema is part of, given that of the schema around it."""
-        return _own_address(node, base)
+        """The address of the resource that the schema is part of; `base` where no document holds the schema."""
+        return self._addresses.get(id(node), base)
 
     def resolve(self, reference: object, base: str) -> tuple[Any, str] | None:
         """The schema that a reference leads to, and the base of that schema; None where it leads nowhere."""
@@ -46,13 +51,12 @@ class References:
         return _walk(self._resources[address], address, unquote(fragment))
 
     def _add_published(self, address: str) -> bool:
-        """The meta-schemas that hold everything in one document are at hand."""
-        if not any(name in address for name in _OLD_META_SCHEMAS):
-            return False
+        """The published meta-schemas are at hand."""
         found = REGISTRY.get(address) or REGISTRY.get(f"{address}#")
         if found is None:
             return False
         self._resources[address] = found.contents
+        self._add(found.contents, address)
         return True
 
 
@@ -95,4 +99,8 @@ def _schemas(root: Any, base: str) -> Iterator[tuple[dict[str, Any], str]]:
         elif isinstance(node, dict):
             yield node, around
             own = _own_address(node, around)
-            waiting += [(entry, own) for key, entry in node.items() if key not in VALUES]
+            for key, entry in node.items():
+                if key in MAPS and isinstance(entry, dict):
+                    waiting += [(inner, own) for inner in entry.values()]
+                elif key not in VALUES:
+                    waiting.append((entry, own))

@@ -32,19 +32,56 @@ def test_answer_must_be_json_of_the_schema() -> None:
     check_answer("no JSON", AskedGrammar(AskedKind.REGEX, "a+"))
 
 
-def test_patterns_are_left_to_the_grammar() -> None:
-    """Python's own matcher would take years for these patterns."""
+def test_patterns_are_tried_in_bounded_time() -> None:
+    """Python would need ages for these."""
     endless = r"^(a+)+$"
-    text = "a" * 40 + "b"
     begin_s = time.monotonic()
-    check(json.dumps({"x": text}), {"type": "object", "properties": {"x": {"type": "string", "pattern": endless}}})
-    check(json.dumps({text: 1}), {"type": "object", "patternProperties": {endless: {"type": "string"}}})
+    for text, is_good in (("a" * 4000, True), ("a" * 40 + "b", False)):
+        for value, schema in (
+            ({"x": text}, {"type": "object", "properties": {"x": {"type": "string", "pattern": endless}}}),
+            ({text: 1}, {"patternProperties": {endless: {"type": "integer"}}, "additionalProperties": False}),
+        ):
+            if is_good:
+                check(json.dumps(value), schema)
+            else:
+                with pytest.raises(GenerationBroke):
+                    check(json.dumps(value), schema)
+    check('{"x": "b"}', {"properties": {"x": {"pattern": "(?=a)"}}})  # the engine knows no look-ahead
     assert time.monotonic() - begin_s < 10
-    for schema in ({"type": "object", "properties": {"x": {"pattern": "b", "type": "string"}}}, SCHEMA):
+
+
+def test_keys_that_match_a_pattern_obey_its_schema() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"patternProperties": {"type": "integer"}, "ab": {"maximum": 9}},
+        "patternProperties": {"^a": {"type": "integer"}, "b$": {"minimum": 5}},
+        "additionalProperties": {"patternProperties": {"é": False}},
+    }
+    for good in ('{"ax": 1, "ab": 7, "patternProperties": 1}', '{"ab": 5}', '{"c": {"e": 1}}', '{"xb": "s"}'):
+        check(good, schema)
+    for bad in (
+        '{"ax": "1"}',
+        '{"ab": 4}',
+        '{"ab": 10}',
+        '{"xb": 4}',
+        '{"c": {"xéx": 1}}',
+        '{"patternProperties": ""}',
+    ):
         with pytest.raises(GenerationBroke):
-            check(json.dumps({"x": 5}), schema)
+            check(bad, schema)
+    unseen = {"patternProperties": {"^a": True}, "unevaluatedProperties": False}
+    check('{"a": 1}', unseen)
     with pytest.raises(GenerationBroke):
-        check("[]", {"type": "object", "patternProperties": {"a": {}}})
+        check('{"b": 1}', unseen)
+
+
+def test_alternatives_by_pattern_are_told_apart() -> None:
+    either = {"oneOf": [{"type": "string", "pattern": "^a"}, {"type": "string", "pattern": "b$"}]}
+    for good in ('"ax"', '"xb"'):
+        check(good, either)
+    for bad in ('"ab"', '"x"'):
+        with pytest.raises(GenerationBroke):
+            check(bad, either)
 
 
 @pytest.mark.parametrize(

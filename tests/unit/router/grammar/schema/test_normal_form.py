@@ -119,11 +119,18 @@ HELD: dict[str, tuple[Any, list[str], list[str]]] = {
     "oneOf by types": ({"oneOf": [A, B, {"type": "null"}]}, ["1", '"a"', "null"], ["true"]),
     "oneOf by ranges": ({"oneOf": [{**A, "maximum": 1}, {**A, "minimum": 2}]}, ["1", "2"], ["1.5"]),
     "minProperties": ({**AB, "minProperties": 1}, ['{"a":1}', '{"b":"x"}'], ["{}"]),
+    "maxProperties": ({**AB, "required": ["a"], "maxProperties": 1}, ['{"a":1}'], ['{"a":1,"b":"x"}', "{}"]),
+    "a count of free keys": ({"type": "object", "minProperties": 2}, ['{"x":1,"y":2}'], ['{"x":1}']),
     "bounds of draft 4": ({"type": "integer", "minimum": 3, "exclusiveMinimum": True}, ["4"], ["3"]),
     "items of draft 7": (
         {"type": "array", "items": [A, B], "additionalItems": False},
         ['[1,"a"]'],
         ['[1,"a",2]', "[2,3]"],
+    ),
+    "patterns that exclude each other": (
+        {"type": "object", "patternProperties": {"^a": A, "^b": B}},
+        ['{"ax":1,"bx":"s"}'],
+        ['{"ax":"s"}', '{"cx":1}'],
     ),
     "counts with a point": ({"type": "string", "maxLength": 2.0}, ['"ab"'], ['"abc"']),
 }
@@ -148,9 +155,14 @@ def test_the_grammar_holds(case: str) -> None:
         ({"not": {"pattern": "a"}}, "not"),
         ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
         ({**AB, "minProperties": 2}, "minProperties"),
+        ({**AB, "minProperties": 1, "additionalProperties": A}, "minProperties"),
+        ({"allOf": [{"minProperties": 1}], **AB}, "minProperties"),
+        ({**AB, "maxProperties": 1, "patternProperties": {"x": A}}, "maxProperties"),
         ({"if": {"minimum": 5}, "then": {"multipleOf": 2}}, "if"),
         ({"properties": {"a": A}, "propertyNames": {"maxLength": 3}}, "propertyNames"),
         ({"allOf": [AB], "unevaluatedProperties": False}, "unevaluatedProperties"),
+        ({"type": "object", "patternProperties": {"a": A, "b": B}}, "patternProperties"),
+        ({"$dynamicRef": "#x", "$defs": {"x": {"$dynamicAnchor": "x"}}}, "$dynamicRef"),
     ],
 )
 def test_what_is_left_to_the_check_of_the_answer_is_named(schema: Any, keyword: str) -> None:
@@ -167,6 +179,14 @@ SPELLINGS: list[Any] = [
         "properties": {"o": {"$ref": "x"}},
         "required": ["o"],
         "$defs": {"x": {"$id": "https://example.com/x", **AB}},
+    },
+    {
+        "$id": "https://example.com/base/root.json",
+        "$ref": "nested/one.json",
+        "$defs": {
+            "one": {"$id": "nested/one.json", "$ref": "./two.json"},
+            "two": {"$id": "nested/two.json", "properties": {"o": AB}, "required": ["o"]},
+        },
     },
     {"allOf": [{"required": ["o"]}, {"properties": {"o": AB}}]},
     {"anyOf": [{"properties": {"o": {"allOf": [AB]}}, "required": ["o"]}]},

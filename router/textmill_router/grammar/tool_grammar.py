@@ -107,7 +107,7 @@ class _Writer:
         """Calls without text, or the content without calls."""
         found = content.rules(closes_objects=self._closes_objects)
         self._rules += [f"content: {found.body}", *found.rules]
-        self._is_strict = False  # where a tool is strict, the rules of its own call have shown that they hold its schema
+        self._is_strict = False  # a strict tool has been refused by now if rules cannot hold its schema
         if not self._shape.opening:
             for number, call in enumerate(self._written):
                 if call.schema is not None:

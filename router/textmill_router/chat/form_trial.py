@@ -18,13 +18,13 @@ from textmill_router.errors import TemplateFailed
 
 MAX_TRIAL_S = 2.0  # for all conversations of a template together
 
-_FIRST, _SECOND, _NAME, _REASONING = "qzfirst", "qzsecond", "qzlook", "qzthought"
+_FIRST, _SECOND, _TOOL_NAME, _CALLED, _REASONING = "qzfirst", "qzsecond", "qzlook", "qzcalled", "qzthought"
 _ARGUMENT = "place"
 _CALL_ID = "abcdef123"  # nine letters and digits, which some templates demand
 _TOOL = {
     "type": "function",
     "function": {
-        "name": _NAME,
+        "name": _TOOL_NAME,
         "description": "Looks.",
         "parameters": {"type": "object", "properties": {_ARGUMENT: {"type": "string", "description": "Where."}}},
     },
@@ -61,7 +61,7 @@ class FormTrial:
         return self._forms
 
     def _try_content(self, role: str, around: Callable[[Message], list[Message]]) -> None:
-        message = {"role": role, **({"tool_call_id": _CALL_ID, "name": _NAME} if role == "tool" else {})}
+        message = {"role": role, **({"tool_call_id": _CALL_ID, "name": _TOOL_NAME} if role == "tool" else {})}
 
         def rendered(content: object) -> str | None:
             # The trial's own forms of the other messages are applied; this one is given as it is.
@@ -78,25 +78,33 @@ class FormTrial:
         self._forms = replace(self._forms, contents={**self._forms.contents, role: form})
 
     def _try_calls(self) -> None:
-        prompts: list[str] = []
-        for has_text, absent in _call_forms():
-            self._forms = replace(self._forms, has_text_arguments=has_text, absent_content=absent)
-            for answer in ("yes", _parts("yes")):
-                tool = {"role": "tool", "tool_call_id": _CALL_ID, "name": _NAME, "content": answer}
-                prompt = self._rendered([*map(self._forms.fit, [self._said("user"), self._call()]), tool])
-                if prompt is not None and self._shows_call(prompt):
-                    return
-                prompts += [] if prompt is None else [prompt]
-        self._forms = replace(
-            self._forms,
-            has_text_arguments=False,
-            absent_content=AbsentContent.MISSING,
-            shows_calls=not prompts or any(_FIRST in prompt for prompt in prompts),
-        )
+        """Take the first form with which a call is shown whole, else the first with which its name is shown.
 
-    def _shows_call(self, prompt: str) -> bool:
-        misread = _PRINTED_OBJECT.search(prompt) or _QUOTED_JSON.search(prompt) or re.search(r"\bNone\b", prompt)
-        return misread is None and _shows(prompt, _FIRST, _NAME)
+        Where the name is shown in no form, calls of a history become text.
+        """
+        rendered: list[tuple[MessageForms, str]] = []
+        for forms, prompt in self._rendered_calls():
+            if _is_call_read(prompt) and _shows(prompt, _CALLED, _FIRST):
+                self._forms = forms
+                return
+            rendered.append((forms, prompt))
+        with_name = [(forms, prompt) for forms, prompt in rendered if _CALLED in prompt]
+        whole = [forms for forms, prompt in with_name if _is_call_read(prompt)]
+        if whole:
+            self._forms = whole[0]
+        elif rendered and not with_name:
+            self._forms = replace(self._forms, shows_calls=False)
+
+    def _rendered_calls(self) -> Iterator[tuple[MessageForms, str]]:
+        """Render a call and its answer in each form for which the template does not fail, common forms first."""
+        for absent in AbsentContent:
+            for has_text in (False, True):
+                forms = replace(self._forms, has_text_arguments=has_text, absent_content=absent)
+                for content in ("yes", _parts("yes")):
+                    messages = [forms.fit(self._said("user")), forms.fit(self._call()), self._answer(content)]
+                    prompt = self._rendered(messages)
+                    if prompt is not None:
+                        yield forms, prompt
 
     def _try_reasoning(self) -> None:
         """Add the field `reasoning` to the two that transformers fills, where only this field's thought is shown."""
@@ -125,19 +133,17 @@ class FormTrial:
         return {"role": role, "content": "Well."}
 
     def _call(self) -> Message:
-        function = {"name": _NAME, "arguments": {_ARGUMENT: _FIRST}}
+        function = {"name": _CALLED, "arguments": {_ARGUMENT: _FIRST}}
         call = {"id": _CALL_ID, "type": "function", "function": function}
         return {"role": "assistant", "tool_calls": [call]}
 
-    def _answer(self) -> Message:
-        return {"role": "tool", "tool_call_id": _CALL_ID, "name": _NAME, "content": "yes"}
+    def _answer(self, content: object = "yes") -> Message:
+        return {"role": "tool", "tool_call_id": _CALL_ID, "name": _TOOL_NAME, "content": content}
 
 
-def _call_forms() -> Iterator[tuple[bool, AbsentContent]]:
-    """Whether arguments are text, and what stands for an absent content: forms of most templates first."""
-    for absent in AbsentContent:
-        for has_text in (False, True):
-            yield has_text, absent
+def _is_call_read(prompt: str) -> bool:
+    """Whether neither arguments nor an absent content are printed as Python or inside of JSON text."""
+    return not (_PRINTED_OBJECT.search(prompt) or _QUOTED_JSON.search(prompt) or re.search(r"\bNone\b", prompt))
 
 
 def _parts(*texts: str) -> list[dict[str, Any]]:

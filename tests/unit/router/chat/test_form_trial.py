@@ -135,7 +135,10 @@ EMPTY = (
 )
 
 
-@pytest.mark.parametrize(("source", "content"), [(NULL, None), (EMPTY, "")])
+NAME_ALONE = NULL.replace("{{ m.tool_calls[0].function.arguments + ')' }}", ")")
+
+
+@pytest.mark.parametrize(("source", "content"), [(NULL, None), (NAME_ALONE, None), (EMPTY, "")])
 def test_absent_content_is_what_the_template_asks_for(source: str, content: str | None) -> None:
     """Jinja alone renders the expected prompt, because transformers takes null out of messages."""
     messages = [USER, call(ARGUMENTS, content=content), ANSWER]

@@ -40,16 +40,21 @@ async def take_prompt(
 
 
 async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedParameters) -> TokenizedPrompt:
-    """The same for a prompt in pieces that already has its special tokens (chat). Raises RuleBroken."""
+    """Tokenise a prompt in pieces that already has its special tokens (chat), as `take_prompt` does a text.
+
+    Raises RuleBroken.
+    """
     limits = backend.limits
     text = pieces[0] if len(pieces) == 1 else "".join(pieces)
     check_text(text)
-    if backend.tokenizer.cannot_fit(text, limits.max_input_tokens):
+    if checked.truncate is None and backend.tokenizer.cannot_fit(text, limits.max_input_tokens):
         raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
     encodings = await backend.tokenizer.encode_pieces(pieces)
     prompt_ids = token_array(())
     for encoding in encodings:
         prompt_ids.extend(encoding.ids)
+    if checked.truncate is not None:
+        prompt_ids = prompt_ids[-checked.truncate :]
     return fit(backend, prompt_ids, checked)
 
 
@@ -78,6 +83,7 @@ def make_request(
     wants_logprobs: bool,
     wants_prompt_logprobs: bool,
     top_n_tokens: int,
+    stop_ids: tuple[int, ...] = (),
 ) -> GenerationRequest:
     """One sequence of the call. What an encoder reads is followed by the decoder's own first tokens.
 
@@ -100,6 +106,7 @@ def make_request(
         max_new_tokens=intake.max_new_tokens,
         arrival_s=time.monotonic(),
         parameters=parameters,
+        stop_ids=stop_ids,
         wants_logprobs=wants_logprobs,
         top_n_tokens=top_n_tokens if wants_logprobs else 0,
         wants_prompt_logprobs=wants_prompt_logprobs,

@@ -9,8 +9,9 @@ from starlette.types import Receive, Scope, Send
 
 from textmill_router.errors import RuleBroken
 from textmill_router.http.call import call_of
-from textmill_router.http.json_body import read_json
+from textmill_router.http.json_body import decode_json, read_body
 from textmill_router.http.path_style import PathStyle
+from textmill_router.http.unknown_fields import UnknownFields
 from textmill_router.request import Grammar
 from textmill_router.serving.call import admitted, serve
 from textmill_router.serving.call_options import ready_backend
@@ -81,6 +82,7 @@ class GeneratingRoute(Generic[Body]):
         self._check_model = check_model
         self._wait_for_model = wait_for_model
         self._reword = reword
+        self._unknown_fields = UnknownFields(getattr(decoder.type, "__struct_encode_fields__", ()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await serve(self._service, scope, send, lambda: self._answer(scope, receive, send))
@@ -88,7 +90,9 @@ class GeneratingRoute(Generic[Body]):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
         service.permits.check_open()
-        body = await read_json(scope, receive, self._decoder, service.settings.payload_limit)
+        data = await read_body(scope, receive, service.settings.payload_limit)
+        body = decode_json(data, self._decoder)
+        self._unknown_fields.note(data, call_of(scope).route)
         self._check_model(body)
         backend = await ready_backend(service, scope, receive, wait_for_model=self._wait_for_model(body))
         try:

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 from starlette.types import Scope, Send
 
+from textmill_router.api.openai.answer_grammar import answer_grammar
 from textmill_router.api.openai.chat_answers import ChatChunks, Choice, ShownLogprobs, usage_chunk, whole_answer
 from textmill_router.api.openai.chat_messages import chat_request
 from textmill_router.api.openai.chat_tools import tool_choice_of
 from textmill_router.api.openai.chat_types import CHAT_NAMES, ChatBody, requested_chat
-from textmill_router.api.openai.response_format import RESPONSE_FORMAT, grammar_of
+from textmill_router.api.openai.refused_fields import check_refused_of_chat
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
-from textmill_router.api.openai.types import check_n, check_stream_options, usage_of
+from textmill_router.api.openai.types import ChunkTail, check_n, check_stream_options, checked_stop_ids, usage_of
 from textmill_router.chat.answer_form import was_cut
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
@@ -36,20 +37,21 @@ def chat_route(service: Service) -> GeneratingRoute[ChatBody]:
 
 
 def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
+    check_refused_of_chat(body)
     check_stream_options(body)
     num_choices = check_n(body.n, call.service.settings.max_n)
     checked = checked_parameters(requested_chat(body), call.backend)
     tools = tool_choice_of(body)
-    content_grammar = grammar_of(body.response_format)
+    asked = answer_grammar(body)
     if tools is not None and tools.is_required:
-        content_grammar = None  # a call has no content
+        asked = None  # a call has no content
     chat = prepare_chat(
         call.backend,
         call.service.format_flags,
         chat_request(body),
         tools=tools,
-        content=content_grammar,
-        grammar_field="tools" if content_grammar is None else RESPONSE_FORMAT,
+        content=None if asked is None else asked.grammar,
+        grammar_field="tools" if asked is None else asked.body_field,
     )
     return PreparedCall(
         _Work(call, body, replace(checked, best_of=num_choices), chat),
@@ -70,6 +72,7 @@ class _Work:
         self._checked = checked
         self._chat = chat
         self._form = chat.form
+        self._stop_ids = checked_stop_ids(body, call.backend.limits.vocab_size)
         self._wants_logprobs = bool(body.logprobs)
         self._shown_specials: frozenset[int] = frozenset()
         self._envelope = new_envelope(call.service, "chatcmpl-")
@@ -82,7 +85,7 @@ class _Work:
     async def _write(self, stream: EventStream, requests: Sequence[GenerationRequest]) -> bytes:
         async with AsyncExitStack() as stack:
             generations = await self._start(stack, requests, keep_tokens=False)
-            writers = [self._chunks(index) for index in range(len(requests))]
+            writers = [self._chunks(index, request) for index, request in enumerate(requests)]
             results = await stream_choices(stream, generations, writers, self._check)
             self._record.note_success(results)
         return usage_chunk(self._envelope, usage_of(results)) if self._body.wants_usage_event else b""
@@ -117,6 +120,7 @@ class _Work:
                     wants_logprobs=self._wants_logprobs,
                     wants_prompt_logprobs=False,
                     top_n_tokens=self._checked.top_n_tokens,
+                    stop_ids=self._stop_ids,
                 )
                 for parameters in choice_parameters(generation, self._checked.best_of)
             ]
@@ -128,16 +132,22 @@ class _Work:
         options = TextOptions(self._checked.stop, False, keep_tokens, self._shown_specials)
         return await start_all(stack, self._backend, requests, options)
 
-    def _chunks(self, index: int) -> ChatChunks:
-        has_usage = self._body.wants_usage_event
-        return ChatChunks(self._envelope, index, self._form.new_reader(), self._new_logprobs(), has_usage=has_usage)
+    def _chunks(self, index: int, request: GenerationRequest) -> ChatChunks:
+        return ChatChunks(
+            self._envelope,
+            index,
+            self._form.new_reader(),
+            self._new_logprobs(),
+            tail=ChunkTail(self._body, request.num_input_tokens),
+            has_functions=self._body.has_functions,
+        )
 
     def _choice(self, result: GenerationResult) -> Choice:
         reader = self._form.new_reader()
         message = collect([*reader.push(result.text), *reader.finish(was_cut(result))])
         logprobs = self._new_logprobs()
         entries = None if logprobs is None else logprobs.push(result.tokens)
-        return Choice(message, reader.is_in_call, entries, result)
+        return Choice(message, reader.is_in_call, entries, result, self._body.has_functions)
 
     def _check(self, result: GenerationResult) -> None:
         """What ended by itself is as the response format, or the tools that bind, demand. Raises GenerationBroke."""

@@ -7,7 +7,15 @@ from typing import Any
 
 import msgspec
 
-from textmill_router.api.openai.types import FINISH_REASONS, Envelope, TokenLogprob, TopLogprob, Usage
+from textmill_router.api.openai.types import (
+    FINISH_REASONS,
+    NO_USAGE,
+    ChunkTail,
+    Envelope,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
 from textmill_router.chat.answer_form import TextReader, was_cut
 from textmill_router.parsers.deltas import (
     ContentText,
@@ -27,6 +35,7 @@ from textmill_router.text.tokenization import Tokenizer
 LEAST_LOGPROB = -9999.0
 # Text to a JSON string, not escaping what UTF-8 can carry; the C function behind `json.dumps`.
 _quote = encode_basestring
+_FUNCTION_CALL = "function_call"  # the deprecated form of a call, and its finish reason
 
 
 class ShownLogprobs:
@@ -80,8 +89,8 @@ class ShownLogprobs:
 class ChatChunks:
     """Writes the chunks of one choice. Only what changes is encoded per token.
 
-    The first chunk has the role and no text, and the last chunk has the finish reason alone, as at OpenAI. Chunks have
-    a `usage`, which is null, where the stream ends with a chunk of usage.
+    The first chunk has the role and no text, and the last chunk has the finish reason alone, as at OpenAI. `tail`
+    says which `usage` the chunks have.
     """
 
     def __init__(
@@ -91,7 +100,8 @@ class ChatChunks:
         reader: TextReader,
         logprobs: ShownLogprobs | None,
         *,
-        has_usage: bool = False,
+        tail: ChunkTail = NO_USAGE,
+        has_functions: bool = False,
     ) -> None:
         self._head = (
             f'data: {{"id":{_quote(envelope.id)},"object":"chat.completion.chunk","created":{envelope.created},'
@@ -100,9 +110,11 @@ class ChatChunks:
         )
         self._reader = reader
         self._logprobs = logprobs
-        self._tail = ',"usage":null}\n\n' if has_usage else "}\n\n"
+        self._tail_of = tail.after
+        self._tail = ""
         self._is_first = True
         self._has_tool_calls = False
+        self._has_functions = has_functions  # calls are written as `function_call`, the deprecated form
 
     def encode(self, events: list[TokenEvent]) -> bytes:
         """The chunks that these events make, possibly none; after the last event one more, with the finish reason."""
@@ -114,6 +126,7 @@ class ChatChunks:
         entries = [] if self._logprobs is None else self._logprobs.push(events)
         if not deltas and not entries and result is None:
             return b""
+        self._tail = self._tail_of(events[-1].index)
         bodies = [self._delta(delta) for delta in merge(deltas)]
         if entries and not bodies:
             bodies.append('{"content":""}')
@@ -141,15 +154,20 @@ class ChatChunks:
                 return f'{{"reasoning_content":{_quote(text)}}}'
             case ToolCallStart(index, call_id, name):
                 self._has_tool_calls = True
+                if self._has_functions:
+                    return f'{{"function_call":{{"name":{_quote(name)},"arguments":""}}}}'
                 return (
                     f'{{"tool_calls":[{{"index":{index},"id":{_quote(call_id)},"type":"function",'
                     f'"function":{{"name":{_quote(name)},"arguments":""}}}}]}}'
                 )
             case ToolArguments(index, text):
+                if self._has_functions:
+                    return f'{{"function_call":{{"arguments":{_quote(text)}}}}}'
                 return f'{{"tool_calls":[{{"index":{index},"function":{{"arguments":{_quote(text)}}}}}]}}'
 
     def _finish_reason(self, result: GenerationResult) -> str:
-        return finish_reason(result, has_tool_calls=self._has_tool_calls, is_in_call=self._reader.is_in_call)
+        reason = finish_reason(result, has_tool_calls=self._has_tool_calls, is_in_call=self._reader.is_in_call)
+        return _FUNCTION_CALL if self._has_functions and reason == "tool_calls" else reason
 
 
 def usage_chunk(envelope: Envelope, usage: Usage) -> bytes:
@@ -160,12 +178,16 @@ def usage_chunk(envelope: Envelope, usage: Usage) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One complete choice. `logprobs` is None unless asked for; `is_in_call`: it ended inside the last call."""
+    """One complete choice. `logprobs` is None unless asked for; `is_in_call`: it ended inside the last call.
+
+    `has_functions`: its call is shown as `function_call`, the deprecated form.
+    """
 
     message: ParsedMessage
     is_in_call: bool
     logprobs: list[TokenLogprob] | None
     result: GenerationResult
+    has_functions: bool = False
 
 
 def whole_answer(envelope: Envelope, choices: Sequence[Choice], usage: Usage) -> bytes:
@@ -173,15 +195,19 @@ def whole_answer(envelope: Envelope, choices: Sequence[Choice], usage: Usage) ->
     shown = [
         {
             "index": index,
-            "message": _message(choice.message),
+            "message": _message(choice.message, has_functions=choice.has_functions),
             "logprobs": None if choice.logprobs is None else {"content": choice.logprobs, "refusal": None},
-            "finish_reason": finish_reason(
-                choice.result, has_tool_calls=bool(choice.message.tool_calls), is_in_call=choice.is_in_call
-            ),
+            "finish_reason": _choice_reason(choice),
         }
         for index, choice in enumerate(choices)
     ]
     return msgspec.json.encode({**_envelope(envelope, "chat.completion"), "choices": shown, "usage": usage})
+
+
+def _choice_reason(choice: Choice) -> str:
+    has_tool_calls = bool(choice.message.tool_calls)
+    reason = finish_reason(choice.result, has_tool_calls=has_tool_calls, is_in_call=choice.is_in_call)
+    return _FUNCTION_CALL if choice.has_functions and reason == "tool_calls" else reason
 
 
 def finish_reason(result: GenerationResult, *, has_tool_calls: bool, is_in_call: bool) -> str:
@@ -201,14 +227,17 @@ def _envelope(envelope: Envelope, kind: str) -> dict[str, Any]:
     }
 
 
-def _message(message: ParsedMessage) -> dict[str, Any]:
+def _message(message: ParsedMessage, *, has_functions: bool) -> dict[str, Any]:
     content = message.content
     if content is None and not message.tool_calls:
         content = ""
     shown: dict[str, Any] = {"role": "assistant", "content": content}
     if message.reasoning_content is not None:
         shown["reasoning_content"] = message.reasoning_content
-    if message.tool_calls:
+    if message.tool_calls and has_functions:
+        [call, *_] = message.tool_calls
+        shown["function_call"] = {"name": call.name, "arguments": call.arguments}
+    elif message.tool_calls:
         shown["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in message.tool_calls

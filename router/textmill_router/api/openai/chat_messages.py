@@ -27,14 +27,18 @@ def chat_request(body: ChatBody) -> ChatRequest:
 
 
 def _message(message: ChatMessage, path: str) -> Message:
-    shown: Message = {"role": message.role}
+    # A function's answer in the deprecated form is a tool's.
+    shown: Message = {"role": "tool" if message.role == "function" else message.role}
+    calls = message.tool_calls
+    if message.function_call is not None:  # the deprecated form of one call
+        calls = [*(calls or ()), CalledTool(message.function_call)]
     content = _content(message.content, f"{path}.content")
-    if content is not None or not message.tool_calls:
+    if content is not None or not calls:
         shown["content"] = content if content is not None else ""
     if message.name is not None:
         shown["name"] = message.name
-    if message.tool_calls:
-        shown["tool_calls"] = [_tool_call(call) for call in message.tool_calls]
+    if calls:
+        shown["tool_calls"] = [_tool_call(call) for call in calls]
     if message.tool_call_id is not None:
         shown["tool_call_id"] = message.tool_call_id
     reasoning = message.reasoning_content if message.reasoning_content is not None else message.reasoning

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from textmill_router.api.openai.chat_types import ChatBody, DeclaredFunction, DeclaredTool
+from textmill_router.api.openai.legacy_functions import with_tools
 from textmill_router.chat.tools import ToolChoice
 from textmill_router.errors import ToolError, ValidationFailed
 from textmill_router.parsers.tools.tool_format import ToolSpec
@@ -26,6 +27,7 @@ class _Choice:
 
 def tool_choice_of(body: ChatBody) -> ToolChoice | None:
     """None where no tool may be called. Raises ValidationFailed for a wrong shape, ToolError for an unknown name."""
+    body = with_tools(body)
     choice = _choice(body.tool_choice)
     if not body.tools:
         # TGI's own shape stands without tools in the example of its published API.

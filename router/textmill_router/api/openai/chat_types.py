@@ -14,6 +14,7 @@ CHAT_NAMES = {
     "min_new_tokens": "min_tokens",
     "top_n_tokens": "top_logprobs",
     "inputs": "messages",
+    "truncate": "truncate_prompt_tokens",
 }
 
 
@@ -48,6 +49,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
     content: str | list[str | ContentPart] | None = None
     name: str | None = None
     tool_calls: list[CalledTool] | None = None
+    function_call: CalledFunction | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -87,6 +89,16 @@ class ChatBody(OpenAIBody, frozen=True, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
+
+    functions: list[dict[str, Any]] | None = None
+    function_call: Any = None
+    chat_template: Any = None
+    echo: Any = None
+
+    @property
+    def has_functions(self) -> bool:
+        """Whether the tools stand in the fields that `tools` and `tool_choice` have replaced."""
+        return bool(self.functions)
 
 
 def requested_chat(body: ChatBody) -> RequestedParameters:

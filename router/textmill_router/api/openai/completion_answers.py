@@ -9,7 +9,7 @@ import msgspec
 
 from textmill_router.api.openai.chat_answers import LEAST_LOGPROB
 from textmill_router.api.openai.completion_prompts import CompletionPrompt
-from textmill_router.api.openai.types import FINISH_REASONS, Envelope, Usage
+from textmill_router.api.openai.types import FINISH_REASONS, NO_USAGE, ChunkTail, Envelope, Usage
 from textmill_router.request import FinishReason
 from textmill_router.serving.logprobs import shown_logprob
 from textmill_router.text.events import GenerationResult, PromptToken, TokenEvent, TopToken
@@ -179,8 +179,7 @@ def whole_choice(
 class CompletionChunks:
     """Writes the chunks of one choice. Only what changes is encoded per token.
 
-    The last chunk has the finish reason and no text, as at OpenAI. Chunks have a `usage`, which is null, where the
-    stream ends with a chunk of usage.
+    The last chunk has the finish reason and no text, as at OpenAI. `tail` says which `usage` the chunks have.
     """
 
     def __init__(
@@ -190,7 +189,7 @@ class CompletionChunks:
         form: ChoiceForm,
         prompt_tokens: Callable[[], Sequence[PromptToken]],
         *,
-        has_usage: bool = False,
+        tail: ChunkTail = NO_USAGE,
     ) -> None:
         self._head = (
             f'data: {{"id":{_quote(envelope.id)},"object":"text_completion","created":{envelope.created},'
@@ -200,7 +199,7 @@ class CompletionChunks:
         self._form = form
         self._prompt_tokens = prompt_tokens  # to be asked once a token has come
         self._logprobs = None if form.new_logprobs is None else form.new_logprobs()
-        self._tail = ',"usage":null}\n\n' if has_usage else "}\n\n"
+        self._tail_of = tail.after
         self._is_first = True
 
     def encode(self, events: list[TokenEvent]) -> bytes:
@@ -219,12 +218,12 @@ class CompletionChunks:
             entries = self._logprobs.take()
             shown = msgspec.json.encode(entries).decode() if entries.tokens else "null"
         result = events[-1].result
-        chunk = ""
+        chunk, tail = "", self._tail_of(events[-1].index if form.has_output else 0)
         if text or shown != "null":
-            chunk = f'{self._head}{_quote(text)},"logprobs":{shown},"finish_reason":null}}]{self._tail}'
+            chunk = f'{self._head}{_quote(text)},"logprobs":{shown},"finish_reason":null}}]{tail}'
         if result is not None:
             reason = FINISH_REASONS[result.finish_reason] if form.has_output else "length"
-            chunk += f'{self._head}"","logprobs":null,"finish_reason":"{reason}"}}]{self._tail}'
+            chunk += f'{self._head}"","logprobs":null,"finish_reason":"{reason}"}}]{tail}'
         return chunk.encode("utf-8", "replace")
 
 

@@ -3,11 +3,10 @@
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from textmill_router.api.openai.answer_grammar import answer_grammar
 from textmill_router.api.openai.types import OpenAIBody, requested_sampling
 from textmill_router.errors import TooManyPrompts, ValidationFailed
-from textmill_router.grammar.request_forms import tgi_grammar
 from textmill_router.request import token_array
 from textmill_router.serving.validation import RequestedParameters, check_adapter
 
@@ -31,7 +30,6 @@ class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
 
     adapter_id: str | None = None
     do_sample: bool | None = None
-    grammar: Any = None
     return_full_text: bool | None = None
     truncate: int | None = None
     watermark: bool | None = None
@@ -53,6 +51,7 @@ def requested_completion(body: CompletionBody) -> RequestedParameters:
     """The dialect-free form. Raises ValidationFailed for a grammar of no known shape and for adapters."""
     check_adapter(body.adapter_id)
     requested = requested_sampling(body, COMPLETION_NAMES)
+    asked = answer_grammar(body)
     numbers = dict(requested.numbers)
     if body.repetition_penalty == 0:  # off, as in TGI's example
         del numbers["repetition_penalty"]
@@ -62,7 +61,7 @@ def requested_completion(body: CompletionBody) -> RequestedParameters:
         requested,
         numbers=numbers,
         do_sample=requested.do_sample if body.do_sample is None else body.do_sample,
-        grammar=tgi_grammar(body.grammar),
+        grammar=None if asked is None else asked.grammar,
         watermark=body.watermark or False,
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from starlette.types import Scope, Send
 
+from textmill_router.api.openai.answer_grammar import answer_grammar
 from textmill_router.api.openai.completion_answers import (
     ChoiceForm,
     ChoiceLogprobs,
@@ -28,8 +29,9 @@ from textmill_router.api.openai.completion_types import (
     prompts_of,
     requested_completion,
 )
+from textmill_router.api.openai.refused_fields import check_refused
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
-from textmill_router.api.openai.types import check_n, check_stream_options, usage_of
+from textmill_router.api.openai.types import ChunkTail, check_n, check_stream_options, checked_stop_ids, usage_of
 from textmill_router.errors import ValidationFailed
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
@@ -69,6 +71,7 @@ class _Asked:
 
 
 def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
+    check_refused(body)
     check_stream_options(body)
     settings, backend = call.service.settings, call.backend
     sources = prompts_of(body, max_prompts=settings.max_client_batch_size, vocab_size=backend.limits.vocab_size)
@@ -82,7 +85,7 @@ def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
             "`logprobs` must not be set with `echo`: this model reads prompts with an encoder, which rates no tokens",
             field="logprobs",
         )
-    if body.truncate is not None and (body.suffix or (body.echoes and body.wants_logprobs)):
+    if checked.truncate is not None and (body.suffix or (body.echoes and body.wants_logprobs)):
         raise ValidationFailed(
             "`truncate` must not be set with `suffix`, nor with `echo` and `logprobs`", field="truncate"
         )
@@ -91,12 +94,14 @@ def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
         if body.echoes:
             raise ValidationFailed("`echo` must be false with `suffix`", field="echo")
         middle = middle_tokens_for(sources, backend.tokenizer)
+    asked = answer_grammar(body)
     work = _Work(call, _Asked(body, checked, sources, n, best_of, middle))
     return PreparedCall(
         work,
         num_sequences=len(sources) * best_of,
         streams=bool(body.stream),
         grammar=checked.generation.grammar,
+        grammar_field="grammar" if asked is None else asked.body_field,
     )
 
 
@@ -124,6 +129,7 @@ class _Work:
         self._backend = call.backend
         self._record = call.record
         self._asked = asked
+        self._stop_ids = checked_stop_ids(asked.body, call.backend.limits.vocab_size)
         self._envelope = new_envelope(call.service, "cmpl-")
 
     async def stream(self, scope: Scope, send: Send) -> None:
@@ -192,6 +198,7 @@ class _Work:
                     wants_logprobs=asked.body.wants_logprobs or asked.best_of > asked.n,
                     wants_prompt_logprobs=wants_prompt,
                     top_n_tokens=asked.checked.top_n_tokens,
+                    stop_ids=self._stop_ids,
                 )
                 for parameters in choice_parameters(asked.checked.generation, asked.best_of)
             ]
@@ -200,7 +207,7 @@ class _Work:
             if asked.middle is not None and not asked.checked.generation.ignore_eos:
                 num_known = self._backend.limits.vocab_size  # a tokenizer may have more
                 stop_ids = tuple(token_id for token_id in asked.middle.end_ids if token_id < num_known)
-                sequences = [replace(sequence, stop_ids=stop_ids) for sequence in sequences]
+                sequences = [replace(sequence, stop_ids=sequence.stop_ids + stop_ids) for sequence in sequences]
             requests += share_prompt(sequences)
         return requests
 
@@ -239,7 +246,7 @@ class _Work:
                 index,
                 self._form(prompts[index // n]),
                 generations[index - index % n].prompt_tokens,
-                has_usage=self._asked.body.wants_usage_event,
+                tail=ChunkTail(self._asked.body, len(prompts[index // n].intake.prompt_ids)),
             )
             for index in range(len(generations))
         ]

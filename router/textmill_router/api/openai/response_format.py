@@ -13,6 +13,11 @@ def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
     if response_format is None or response_format.get("type") == "text":
         return None
     asked = response_format.get("json_schema")
+    schema = response_format.get("schema")  # llama.cpp and others have the schema beside the type
+    if asked is None and schema is not None and response_format.get("type") in ("json_object", "json_schema"):
+        if response_format["type"] == "json_object" and isinstance(schema, dict):
+            schema = {"type": "object", **schema}
+        return schema_grammar(schema, field=f"{RESPONSE_FORMAT}.schema")
     if response_format.get("type") != "json_schema" or asked is None:
         return tgi_grammar(response_format, field=RESPONSE_FORMAT)
     if not isinstance(asked, dict):

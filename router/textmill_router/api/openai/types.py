@@ -21,12 +21,14 @@ FINISH_REASONS = {
 
 # OpenAI takes `top_p: 0`. The smallest share in 32-bit floats that is more than nothing is that of the best token.
 _LEAST_TOP_P = 1e-30
+MAX_STOP_IDS = 256
 
 
 class StreamOptions(msgspec.Struct, frozen=True, gc=False):
     """`stream_options` of a request."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # of vLLM: each chunk counts too
 
 
 class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +58,34 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     dry_sequence_breakers: list[str] | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
+
+    # Of other servers: what the answer must match (`answer_grammar.py`), and what is refused (`refused_fields.py`).
+    grammar: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    json_schema: Any = None
+    regex: Any = None
+    ebnf: Any = None
+    stop_token_ids: list[int] | None = None
+    truncate_prompt_tokens: int | None = None
+    allowed_token_ids: Any = None
+    bad_words: Any = None
+    guided_whitespace_pattern: Any = None
+    include_stop_str_in_output: Any = None
+    logits_processors: Any = None
+    prompt_logprobs: Any = None
+    return_token_ids: Any = None
+    return_tokens_as_token_ids: Any = None
+    skip_special_tokens: Any = None
+    use_beam_search: Any = None
+
+    @property
+    def wants_running_usage(self) -> bool:
+        """Whether each chunk of a stream that ends with a chunk of usage has the counts so far."""
+        return self.wants_usage_event and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     @property
     def wants_usage_event(self) -> bool:
@@ -114,6 +144,8 @@ def requested_sampling(body: OpenAIBody, names: Mapping[str, str]) -> RequestedP
         del numbers["top_k"]
     if numbers.get("top_p") == 0:
         numbers["top_p"] = _LEAST_TOP_P
+    if body.truncate_prompt_tokens is not None:
+        numbers["truncate"] = body.truncate_prompt_tokens
     if body.seed is not None:
         numbers["seed"] = unsigned_seed(body.seed)
     stop = body.stop
@@ -135,6 +167,44 @@ def check_n(n: int | None, max_n: int) -> int:
     if not 1 <= n <= max_n:
         raise ValidationFailed(f"`n` must be 1 to {max_n} (--max-n), found {n}", field="n")
     return n
+
+
+class ChunkTail:
+    """The end of each chunk of one choice: without `usage`, with null, or with the counts of the choice so far."""
+
+    def __init__(self, body: OpenAIBody, num_prompt_tokens: int) -> None:
+        self._fixed = ',"usage":null}\n\n' if body.wants_usage_event else "}\n\n"
+        self._counts = body.wants_running_usage
+        self._num_prompt_tokens = num_prompt_tokens
+
+    def after(self, num_output_tokens: int) -> str:
+        """Return the end of a chunk that shows the token of this number, from 1."""
+        if not self._counts:
+            return self._fixed
+        num_prompt = self._num_prompt_tokens
+        return (
+            f',"usage":{{"prompt_tokens":{num_prompt},"completion_tokens":{num_output_tokens},'
+            f'"total_tokens":{num_prompt + num_output_tokens}}}}}\n\n'
+        )
+
+
+NO_USAGE = ChunkTail(OpenAIBody(), 0)
+
+
+def checked_stop_ids(body: OpenAIBody, vocab_size: int) -> tuple[int, ...]:
+    """Return the ids of `stop_token_ids`, each of which ends the text. Raises ValidationFailed for ids of no token."""
+    for index, token_id in enumerate(body.stop_token_ids or ()):
+        if not 0 <= token_id < vocab_size:
+            field = f"stop_token_ids[{index}]"
+            raise ValidationFailed(
+                f"`{field}` must be 0 to {vocab_size - 1} (the vocabulary), found {token_id}", field=field
+            )
+    ids = tuple(dict.fromkeys(body.stop_token_ids or ()))
+    if len(ids) > MAX_STOP_IDS:
+        raise ValidationFailed(
+            f"`stop_token_ids` must have at most {MAX_STOP_IDS} ids, found {len(ids)}", field="stop_token_ids"
+        )
+    return ids
 
 
 def check_stream_options(body: OpenAIBody) -> None:

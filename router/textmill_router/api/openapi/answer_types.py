@@ -9,7 +9,7 @@ from textmill_router.api.openai.completion_answers import LegacyLogprobs
 from textmill_router.api.openai.types import TokenLogprob, Usage
 from textmill_router.api.tgi.types import StreamDetails, Token, TokenizedToken
 
-OpenAIFinish = Literal["stop", "length", "tool_calls"]
+OpenAIFinish = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class ErrorResponse(msgspec.Struct):
@@ -95,6 +95,7 @@ class OutputMessage(msgspec.Struct):
     content: str | None
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[OutputToolCall] | UnsetType = UNSET
+    function_call: Function | UnsetType = UNSET  # where `functions` were given
 
 
 class ChatCompletionLogprobs(msgspec.Struct):
@@ -148,6 +149,7 @@ class ChatCompletionDelta(msgspec.Struct):
     content: str | UnsetType | None = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[DeltaToolCall] | UnsetType = UNSET
+    function_call: DeltaFunction | UnsetType = UNSET  # where `functions` were given
 
 
 class ChatCompletionChoice(msgspec.Struct):

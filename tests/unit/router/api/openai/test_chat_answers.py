@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from textmill_router.api.openai.chat_answers import ChatChunks, ShownLogprobs
-from textmill_router.api.openai.types import Envelope
+from textmill_router.api.openai.types import ChunkTail, Envelope, OpenAIBody, StreamOptions
 from textmill_router.chat.answer_form import PlainReader
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.formats import ReasoningFormat
@@ -69,7 +69,8 @@ def test_events_that_waited_are_one_chunk() -> None:
 
 
 def test_chunks_have_a_usage_where_the_stream_ends_with_one() -> None:
-    writer = ChatChunks(ENVELOPE, 0, PlainReader(), None, has_usage=True)
+    tail = ChunkTail(OpenAIBody(stream_options=StreamOptions(include_usage=True)), 1)
+    writer = ChatChunks(ENVELOPE, 0, PlainReader(), None, tail=tail)
     found = chunks(writer.encode([event(97, "a", None, FinishReason.LENGTH)]))
     assert [chunk["usage"] for chunk in found] == [None] * 3  # role, text, reason
 

@@ -1,0 +1,42 @@
+"""Fields of other servers that bind the answer and that this server does not have: they are refused, not ignored."""
+
+from collections.abc import Mapping
+
+from textmill_router.api.openai.types import OpenAIBody
+from textmill_router.errors import ValidationFailed
+
+# By name the value that asks for nothing, beside null, and what a client can do instead.
+_OF_ALL: Mapping[str, tuple[object, str]] = {
+    "allowed_token_ids": ([], "use `logit_bias`, or a regular expression (`structured_outputs.regex`)"),
+    "bad_words": ([], "use `logit_bias` with -100 for the tokens"),
+    "guided_whitespace_pattern": ("", "the blanks between two JSON tokens are fixed"),
+    "include_stop_str_in_output": (False, "the answer ends before a stop string"),
+    "logits_processors": ([], "the server runs no code of clients"),
+    "prompt_logprobs": (None, "use `echo` with `logprobs` on /v1/completions"),
+    "return_token_ids": (False, "use `logprobs`, or /tokenize"),
+    "return_tokens_as_token_ids": (False, "use `logprobs`, whose entries have the text and the bytes of a token"),
+    "skip_special_tokens": (True, "special tokens are never part of the answer"),
+    "use_beam_search": (False, "use `n` or `best_of`"),
+}
+_OF_CHAT: Mapping[str, tuple[object, str]] = {
+    "chat_template": ("", "the model's own template is used, or that of --tokenizer-config-path"),
+    "echo": (False, "put the last message and the answer together"),
+}
+
+
+def check_refused(body: OpenAIBody) -> None:
+    """Raise ValidationFailed for the first field that asks for what the server does not have."""
+    _check(body, _OF_ALL)
+
+
+def check_refused_of_chat(body: OpenAIBody) -> None:
+    """Raise ValidationFailed as `check_refused` does, also for the fields that only a chat lacks."""
+    _check(body, _OF_ALL)
+    _check(body, _OF_CHAT)
+
+
+def _check(body: OpenAIBody, fields: Mapping[str, tuple[object, str]]) -> None:
+    for name, (nothing, instead) in fields.items():
+        value = getattr(body, name)
+        if value is not None and value != nothing:
+            raise ValidationFailed(f"`{name}` is not supported: {instead}; leave it out", field=name)

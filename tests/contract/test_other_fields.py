@@ -1,0 +1,252 @@
+"""Fields of vLLM, sglang, llama.cpp and older OpenAI clients that bind the answer count, or are refused by name."""
+
+import json
+import logging
+import re
+from array import array
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from textmill_router.api.openai.answer_grammar import answer_grammar
+from textmill_router.api.openai.chat_types import ChatBody
+
+from tests.fakes.chat_calls import answer_of, error_of, stream
+from tests.fakes.running_router import RunningRouter
+from tests.fakes.speaking_router import speaking_router
+from tests.fakes.weather_tools import OUTPUTS, SCHEMA, TOOLS
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+PROMPTS: dict[str, dict[str, Any]] = {
+    CHAT: {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2},
+    COMPLETIONS: {"prompt": "hi", "max_tokens": 2},
+}
+JSON_OF_TGI = {"type": "json", "value": SCHEMA}
+REGEX_OF_TGI = {"type": "regex", "value": "[a-z]+"}
+ANY_OF_TGI = {"type": "json_object"}
+# Fields, and TGI's grammar that means the same.
+FORMS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"structured_outputs": {"json": SCHEMA}}, JSON_OF_TGI),
+    ({"structured_outputs": {"json": json.dumps(SCHEMA), "regex": None}}, JSON_OF_TGI),
+    ({"structured_outputs": {"json_object": True, "disable_any_whitespace": False}}, ANY_OF_TGI),
+    ({"structured_outputs": {"regex": "[a-z]+"}}, REGEX_OF_TGI),
+    ({"guided_json": SCHEMA}, JSON_OF_TGI),
+    ({"guided_json": json.dumps(SCHEMA)}, JSON_OF_TGI),
+    ({"guided_regex": "[a-z]+"}, REGEX_OF_TGI),
+    ({"json_schema": SCHEMA, "grammar": ""}, JSON_OF_TGI),  # llama.cpp
+    ({"json_schema": json.dumps(SCHEMA)}, JSON_OF_TGI),  # sglang
+    ({"regex": "[a-z]+", "ebnf": None}, REGEX_OF_TGI),
+    ({"grammar": JSON_OF_TGI}, JSON_OF_TGI),
+    ({"grammar": REGEX_OF_TGI}, REGEX_OF_TGI),
+]
+FORMATS: list[tuple[dict[str, Any], dict[str, Any]]] = [  # of llama.cpp, Together and Fireworks; chats alone have it
+    ({"type": "json_object", "schema": SCHEMA}, JSON_OF_TGI),
+    ({"type": "json_schema", "schema": SCHEMA}, JSON_OF_TGI),
+]
+
+
+def grammar_sent(router: RunningRouter, client: httpx.Client, route: str, **fields: Any) -> str:
+    answer = client.post(route, json={**PROMPTS[route], **fields})
+    assert answer.status_code == 200, answer.text
+    assert router.shard.last_admit is not None
+    text: str = router.shard.last_admit.grammar.text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "grammar"),
+    [(route, fields, grammar) for route in PROMPTS for fields, grammar in FORMS]
+    + [(CHAT, {"response_format": value}, grammar) for value, grammar in FORMATS],
+)
+def test_forms_of_other_servers_are_tgis_grammar(
+    router: RunningRouter, client: httpx.Client, route: str, fields: dict[str, Any], grammar: dict[str, Any]
+) -> None:
+    wanted = grammar_sent(router, client, COMPLETIONS, grammar=grammar)
+    assert wanted
+    assert grammar_sent(router, client, route, **fields) == wanted
+
+
+def test_schema_beside_the_type_is_one_of_objects(router: RunningRouter, client: httpx.Client) -> None:
+    bare = {key: value for key, value in SCHEMA.items() if key != "type"}
+    found = grammar_sent(router, client, CHAT, response_format={"type": "json_object", "schema": bare})
+    assert found == grammar_sent(router, client, COMPLETIONS, grammar=JSON_OF_TGI)
+
+
+@pytest.mark.parametrize("field", ["structured_outputs", "guided_choice"])
+def test_choices_are_texts_and_nothing_else(field: str) -> None:
+    choices = ["yes", "no (or a.b*)", "[x]|{y}^$\\", "東京", "a-b c#/"]
+    value: Any = {"choice": choices} if field == "structured_outputs" else choices
+    fields: dict[str, Any] = {field: value}
+    asked = answer_grammar(ChatBody(messages=[], **fields))
+    assert asked is not None
+    for choice in choices:
+        assert re.fullmatch(asked.grammar.text, choice)
+        assert not re.fullmatch(asked.grammar.text, choice + "s")
+    assert not re.fullmatch(asked.grammar.text, "no (or axb*)")
+
+
+def test_choices_compile_in_the_library(router: RunningRouter, client: httpx.Client) -> None:
+    assert grammar_sent(router, client, CHAT, guided_choice=["[x]|{y}^$\\", "a-b c#/", "ä\nb", "no (or a.b*)"])
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    *[
+        (route, fields, param)
+        for route in PROMPTS
+        for fields, param in (
+            ({"ebnf": 'root ::= "a"'}, "ebnf"),
+            ({"guided_grammar": 'root ::= "a"'}, "guided_grammar"),
+            ({"grammar": 'root ::= "a"'}, "grammar"),
+            ({"structured_outputs": {"grammar": 'root ::= "a"'}}, "structured_outputs.grammar"),
+            ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag"),
+            (
+                {"structured_outputs": {"json": SCHEMA, "whitespace_pattern": " "}},
+                "structured_outputs.whitespace_pattern",
+            ),
+            ({"structured_outputs": {}}, "structured_outputs"),
+            ({"structured_outputs": {"json": SCHEMA, "regex": "a"}}, "structured_outputs"),
+            ({"structured_outputs": "x"}, "structured_outputs"),
+            ({"structured_outputs": {"json_object": 1}}, "structured_outputs.json_object"),
+            ({"guided_choice": []}, "guided_choice"),
+            ({"guided_choice": ["a", 1]}, "guided_choice"),
+            ({"guided_regex": 5}, "guided_regex"),
+            ({"guided_json": 5}, "guided_json"),
+            ({"regex": "("}, "regex"),
+            ({"json_schema": {"type": 7}}, "json_schema"),
+            ({"regex": "a", "json_schema": SCHEMA}, "regex"),
+            ({"allowed_token_ids": [1]}, "allowed_token_ids"),
+            ({"bad_words": ["x"]}, "bad_words"),
+            ({"prompt_logprobs": 0}, "prompt_logprobs"),
+            ({"return_token_ids": True}, "return_token_ids"),
+            ({"use_beam_search": True}, "use_beam_search"),
+            ({"skip_special_tokens": False}, "skip_special_tokens"),
+            ({"include_stop_str_in_output": True}, "include_stop_str_in_output"),
+            ({"stop_token_ids": [5, 258]}, "stop_token_ids[1]"),
+            ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+            ({"stop_token_ids": [*range(257)]}, "stop_token_ids"),
+        )
+    ],
+    (CHAT, {"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
+    (CHAT, {"echo": True}, "echo"),
+    (CHAT, {"chat_template": "{{ messages }}"}, "chat_template"),
+    (CHAT, {"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    (CHAT, {"functions": [{}]}, "functions[0]"),
+    (CHAT, {"functions": [{"name": ""}]}, "functions[0].name"),
+    (CHAT, {"functions": [{"name": "f", "parameters": "x"}]}, "functions[0].parameters"),
+    (CHAT, {"functions": [{"name": "f"}], "tools": TOOLS}, "tools"),
+    (CHAT, {"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "function_call"),
+    (CHAT, {"functions": [{"name": "f"}], "function_call": "required"}, "function_call"),
+    (CHAT, {"function_call": {"name": "g"}}, "function_call"),
+]
+
+
+@pytest.mark.parametrize(("route", "fields", "param"), REFUSED)
+def test_what_is_not_kept_is_refused_by_name(
+    client: httpx.Client, route: str, fields: dict[str, Any], param: str
+) -> None:
+    for streams in (False, True):
+        error = error_of(client.post(route, json={**PROMPTS[route], "stream": streams, **fields}), 422)
+        assert error["param"] == param
+        assert f"`{param.partition('[')[0].partition('.')[0]}" in error["message"]
+
+
+@pytest.mark.parametrize("route", PROMPTS)
+def test_fields_that_ask_for_nothing_are_taken(client: httpx.Client, route: str) -> None:
+    nothing: dict[str, Any] = {
+        "bad_words": [],
+        "allowed_token_ids": None,
+        "skip_special_tokens": True,
+        "use_beam_search": False,
+    }
+    answer = client.post(route, json={**PROMPTS[route], **nothing, "ebnf": "", "stop_token_ids": [], "echo": False})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("route", PROMPTS)
+def test_stop_token_ids_reach_the_shard(router: RunningRouter, client: httpx.Client, route: str) -> None:
+    assert client.post(route, json={**PROMPTS[route], "n": 2, "stop_token_ids": [7, 9, 7]}).status_code == 200
+    assert router.shard.last_admit is not None
+    assert list(array("I", router.shard.last_admit.stop_ids)) == [7, 9]
+
+
+@pytest.mark.parametrize("route", PROMPTS)
+def test_truncate_prompt_tokens_keeps_the_last_tokens(router: RunningRouter, client: httpx.Client, route: str) -> None:
+    usage = client.post(route, json={**PROMPTS[route], "truncate_prompt_tokens": 2}).json()["usage"]
+    assert usage["prompt_tokens"] == 2
+    assert router.shard.last_admit is not None
+    assert bytes([*array("I", router.shard.last_admit.prompt_ids)]) == (b": " if route == CHAT else b"hi")
+    long = {"prompt": "x" * 5000} if route == COMPLETIONS else {"messages": [{"role": "user", "content": "x" * 5000}]}
+    answer = client.post(route, json={**PROMPTS[route], **long, "truncate_prompt_tokens": 9})
+    assert answer.json()["usage"]["prompt_tokens"] == 9
+
+
+@pytest.mark.parametrize("route", PROMPTS)
+def test_continuous_usage_counts_in_each_chunk(client: httpx.Client, route: str) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {**PROMPTS[route], "max_tokens": 3, "stream": True, "stream_options": options}
+    events = [json.loads(line[6:]) for line in client.post(route, json=body).text.split("\n\n")[:-2]]
+    final = events[-1]["usage"]
+    for event in events:
+        usage = event["usage"]
+        assert usage["prompt_tokens"] == final["prompt_tokens"]
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    counts = [event["usage"]["completion_tokens"] for event in events if event["choices"]]
+    assert counts == ([1, 1, 2, 3, 3] if route == CHAT else [1, 2, 3, 3])
+    plain = {**body, "stream_options": {"continuous_usage_stats": True}}
+    assert "usage" not in client.post(route, json=plain).text
+
+
+def test_functions_are_answered_by_a_function_call(tmp_path: Path) -> None:
+    functions = [tool["function"] for tool in TOOLS]
+    with speaking_router(tmp_path, OUTPUTS["qwen2_5"], "qwen2_5") as router, router.client() as client:
+        for choice in ("auto", None, {"name": "get_weather"}):
+            fields = {"functions": functions, "function_call": choice, "max_tokens": 300}
+            [answer] = answer_of(client, **fields)["choices"]
+            call = answer["message"]["function_call"]
+            assert (call["name"], json.loads(call["arguments"])) == ("get_weather", {"city": "東京"})
+            assert "tool_calls" not in answer["message"]
+            assert answer["finish_reason"] == "function_call"
+            chunks = stream(client, **fields)
+            deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+            parts = [delta["function_call"] for delta in deltas if "function_call" in delta]
+            assert parts[0] == {"name": "get_weather", "arguments": ""}
+            assert "".join(part["arguments"] for part in parts) == call["arguments"]
+            assert not any("tool_calls" in delta for delta in deltas)
+            assert chunks[-1]["choices"][0]["finish_reason"] == "function_call"
+        [answer] = answer_of(client, functions=functions, function_call="none", max_tokens=300)["choices"]
+        assert "function_call" not in answer["message"]
+
+
+def test_history_of_functions_is_that_of_tools(tmp_path: Path) -> None:
+    call = {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
+    ask_first = {"role": "user", "content": "Weather?"}
+    old = [
+        ask_first,
+        {"role": "assistant", "content": None, "function_call": call},
+        {"role": "function", "name": "get_weather", "content": "rain"},
+    ]
+    new = [
+        ask_first,
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": call}]},
+        {"role": "tool", "name": "get_weather", "content": "rain"},
+    ]
+    with speaking_router(tmp_path, "ok", "qwen2_5") as router, router.client() as client:
+        shown = [
+            client.post("/chat_tokenize", json={"messages": messages, **tools}).json()["templated_text"]
+            for messages, tools in ((old, {"functions": [TOOLS[0]["function"]]}), (new, {"tools": TOOLS[:1]}))
+        ]
+    assert shown[0] == shown[1]
+    assert "get_weather" in shown[0]
+    assert "rain" in shown[0]
+
+
+@pytest.mark.parametrize("route", PROMPTS)
+def test_unknown_field_is_logged_once(client: httpx.Client, caplog: pytest.LogCaptureFixture, route: str) -> None:
+    name = f"unheard_of_{len(route)}"
+    with caplog.at_level(logging.INFO, "textmill_router"):
+        for _ in range(2):
+            body = {**PROMPTS[route], name: 1, "a text of a user": 2, "top_p": 0.5}
+            assert client.post(route, json=body).status_code == 200
+    lines = [vars(record) for record in caplog.records if hasattr(record, "field")]
+    assert [(line["field"], line["route"]) for line in lines] == [(name, route)]

@@ -130,8 +130,9 @@ class ChatChunks:
         bodies = [self._delta(delta) for delta in merge(deltas)]
         if entries and not bodies:
             bodies.append('{"content":""}')
-        chunks = [self._chunk(body) for body in bodies[:-1]]
-        chunks += [self._chunk(body, entries) for body in bodies[-1:]]
+        chunks = [self._chunk(body) for body in bodies]
+        if entries:
+            chunks[-1] = self._chunk(bodies[-1], entries)
         if self._is_first:
             self._is_first = False
             content = "null" if deltas and isinstance(deltas[0], ToolCallStart) else '""'

@@ -118,7 +118,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
             ({"allowed_token_ids": [1]}, "allowed_token_ids"),
             ({"bad_words": ["x"]}, "bad_words"),
             ({"prompt_logprobs": 0}, "prompt_logprobs"),
-            ({"return_token_ids": True}, "return_token_ids"),
             ({"use_beam_search": True}, "use_beam_search"),
             ({"skip_special_tokens": False}, "skip_special_tokens"),
             ({"include_stop_str_in_output": True}, "include_stop_str_in_output"),
@@ -171,6 +170,14 @@ def test_stop_token_ids_reach_the_shard(router: RunningRouter, client: httpx.Cli
 
 
 @pytest.mark.parametrize("route", PROMPTS)
+def test_stop_token_id_ends_the_answer_before_it(client: httpx.Client, route: str) -> None:
+    body = {**PROMPTS[route], "max_tokens": 9, "stop_token_ids": [ord("c"), ord("e")]}
+    [choice] = client.post(route, json=body).json()["choices"]
+    assert (choice["text"] if route == COMPLETIONS else choice["message"]["content"]) == "ab"
+    assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("route", PROMPTS)
 def test_truncate_prompt_tokens_keeps_the_last_tokens(router: RunningRouter, client: httpx.Client, route: str) -> None:
     usage = client.post(route, json={**PROMPTS[route], "truncate_prompt_tokens": 2}).json()["usage"]
     assert usage["prompt_tokens"] == 2
@@ -195,6 +202,48 @@ def test_continuous_usage_counts_in_each_chunk(client: httpx.Client, route: str)
     assert counts == ([1, 1, 2, 3, 3] if route == CHAT else [1, 2, 3, 3])
     plain = {**body, "stream_options": {"continuous_usage_stats": True}}
     assert "usage" not in client.post(route, json=plain).text
+
+
+@pytest.mark.parametrize("route", PROMPTS)
+def test_token_ids_of_the_answer_and_the_prompt(client: httpx.Client, route: str) -> None:
+    """As in vLLM: those of the prompt stand beside the choices of a chat, and in the choices of a completion."""
+    body = {**PROMPTS[route], "max_tokens": 3, "return_token_ids": True}
+    of_prompt = {key: value for key, value in PROMPTS[route].items() if key != "max_tokens"}
+    prompt_ids = client.post("/tokenize", json=of_prompt).json()["tokens"]
+    answer = client.post(route, json=body).json()
+    [choice] = answer["choices"]
+    assert choice["token_ids"] == [*b"abc"]
+    assert (answer if route == CHAT else choice)["prompt_token_ids"] == prompt_ids
+    streamed = client.post(route, json={**body, "stream": True, "stop": ["zz", "bcx"]}).text
+    events = [json.loads(line[6:]) for line in streamed.split("\n\n")[:-2]]
+    choices = [event["choices"][0] for event in events]
+    assert [one for part in choices for one in part.get("token_ids", [])] == [*b"abc"]
+    assert [one["prompt_token_ids"] for one in [*events, *choices] if "prompt_token_ids" in one] == [prompt_ids]
+    plain = client.post(route, json=PROMPTS[route]).text
+    assert "token_ids" not in plain
+
+
+def test_no_token_ids_of_a_token_that_is_not_shown(client: httpx.Client) -> None:
+    body = {"prompt": "hi", "max_tokens": 0, "echo": True, "return_token_ids": True}
+    [choice] = client.post(COMPLETIONS, json=body).json()["choices"]
+    assert choice["token_ids"] == []
+    events = client.post(COMPLETIONS, json={**body, "stream": True}).text
+    assert '"token_ids"' not in events
+
+
+@pytest.mark.parametrize("route", PROMPTS)
+def test_stop_reason_is_the_stop_string_that_ended_the_choice(client: httpx.Client, route: str) -> None:
+    """vLLM: null where none did."""
+    for stop, reason in ((["zz", "cd"], "cd"), ("de", "de"), (["zz"], None)):
+        body = {**PROMPTS[route], "max_tokens": 5, "stop": stop}
+        [choice] = client.post(route, json=body).json()["choices"]
+        assert choice["stop_reason"] == reason
+        assert choice["finish_reason"] == ("length" if reason is None else "stop")
+        streamed = client.post(route, json={**body, "stream": True}).text
+        choices = [json.loads(line[6:])["choices"][0] for line in streamed.split("\n\n")[:-2]]
+        assert choices[-1]["stop_reason"] == reason
+        assert not any("stop_reason" in one for one in choices[:-1])
+    assert "stop_reason" not in client.post(route, json=PROMPTS[route]).text
 
 
 def test_functions_are_answered_by_a_function_call(tmp_path: Path) -> None:

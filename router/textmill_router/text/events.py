@@ -75,6 +75,7 @@ class GenerationResult:
     inference_s: float  # from the first leave of the queue to the last token
     first_token_s: float  # arrival until the first token
     request_id: RequestId  # under which the shard knows the sequence
+    stopped_by: str | int | None = None  # the stop string, or the id that the client named, which ended the answer
 
 
 class GenerationFailed(Exception):

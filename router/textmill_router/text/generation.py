@@ -259,7 +259,7 @@ class Generation:
         if is_stopped or is_last:
             if finish is None:
                 self._engine.cancel(self._request.request_id)
-            self._finish(FinishReason.STOP_STRING if is_stopped else finish or FinishReason.LENGTH)
+            self._finish(FinishReason.STOP_STRING if is_stopped else finish or FinishReason.LENGTH, token_id)
             if event is not None:
                 event.result = self._result
         return is_stopped or is_late
@@ -289,9 +289,12 @@ class Generation:
             self._tokens.append(event)
         return event
 
-    def _finish(self, reason: FinishReason) -> None:
+    def _finish(self, reason: FinishReason, last_id: int | None = None) -> None:
         now = time.monotonic()
         arrival_s = self._request.arrival_s
+        stopped_by: str | int | None = last_id if reason is FinishReason.STOP_ID else None
+        if reason is FinishReason.STOP_STRING and self._stops is not None:
+            stopped_by = self._stops.matched
         self._result = GenerationResult(
             text="".join(self._text),
             finish_reason=reason,
@@ -304,6 +307,7 @@ class Generation:
             inference_s=now - self._admitted_s,
             first_token_s=self._first_token_s - arrival_s,
             request_id=self._request.request_id,
+            stopped_by=stopped_by,
         )
 
     def _top_tokens(self, top: TopTokens) -> tuple[TopToken, ...]:

@@ -13,7 +13,14 @@ from textmill_router.api.openai.chat_tools import tool_choice_of
 from textmill_router.api.openai.chat_types import CHAT_NAMES, ChatBody, requested_chat
 from textmill_router.api.openai.refused_fields import check_refused_of_chat
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
-from textmill_router.api.openai.types import ChunkTail, check_n, check_stream_options, checked_stop_ids, usage_of
+from textmill_router.api.openai.types import (
+    ChunkExtras,
+    ChunkTail,
+    check_n,
+    check_stream_options,
+    checked_stop_ids,
+    usage_of,
+)
 from textmill_router.chat.answer_form import was_cut
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
@@ -94,12 +101,14 @@ class _Work:
         """One answer when all choices are complete."""
         requests = await self._requests()
         async with AsyncExitStack() as stack:
-            generations = await self._start(stack, requests, keep_tokens=self._wants_logprobs)
+            keep_tokens = self._wants_logprobs or self._body.wants_token_ids
+            generations = await self._start(stack, requests, keep_tokens=keep_tokens)
             results = [await generation.result() for generation in generations]
         for result in results:
             self._check(result)
         usage = usage_of(results)
-        answer = whole_answer(self._envelope, [self._choice(result) for result in results], usage)
+        prompt_ids = requests[0].text_ids if self._body.wants_token_ids else None
+        answer = whole_answer(self._envelope, [self._choice(result) for result in results], usage, prompt_ids)
         self._record.note_success(results)
         headers = self._record.whole_headers(results, usage.prompt_tokens)
         await send_reply(scope, send, 200, answer, headers=headers)
@@ -133,6 +142,7 @@ class _Work:
         return await start_all(stack, self._backend, requests, options)
 
     def _chunks(self, index: int, request: GenerationRequest) -> ChatChunks:
+        extras = ChunkExtras(self._body)
         return ChatChunks(
             self._envelope,
             index,
@@ -140,6 +150,8 @@ class _Work:
             self._new_logprobs(),
             tail=ChunkTail(self._body, request.num_input_tokens),
             has_functions=self._body.has_functions,
+            extras=None if extras.is_empty else extras,
+            prompt_ids=request.text_ids if self._body.wants_token_ids else None,
         )
 
     def _choice(self, result: GenerationResult) -> Choice:
@@ -147,7 +159,15 @@ class _Work:
         message = collect([*reader.push(result.text), *reader.finish(was_cut(result))])
         logprobs = self._new_logprobs()
         entries = None if logprobs is None else logprobs.push(result.tokens)
-        return Choice(message, reader.is_in_call, entries, result, self._body.has_functions)
+        return Choice(
+            message,
+            reader.is_in_call,
+            entries,
+            result,
+            has_functions=self._body.has_functions,
+            has_token_ids=self._body.wants_token_ids,
+            has_stop_reason=self._body.wants_stop_reason,
+        )
 
     def _check(self, result: GenerationResult) -> None:
         """What ended by itself is as the response format, or the tools that bind, demand. Raises GenerationBroke."""

@@ -10,11 +10,13 @@ import msgspec
 from textmill_router.api.openai.types import (
     FINISH_REASONS,
     NO_USAGE,
+    ChunkExtras,
     ChunkTail,
     Envelope,
     TokenLogprob,
     TopLogprob,
     Usage,
+    shown_extras,
 )
 from textmill_router.chat.answer_form import TextReader, was_cut
 from textmill_router.parsers.deltas import (
@@ -101,6 +103,8 @@ class ChatChunks:
         logprobs: ShownLogprobs | None,
         *,
         tail: ChunkTail = NO_USAGE,
+        extras: ChunkExtras | None = None,
+        prompt_ids: Sequence[int] | None = None,
         has_functions: bool = False,
     ) -> None:
         self._head = (
@@ -112,6 +116,8 @@ class ChatChunks:
         self._logprobs = logprobs
         self._tail_of = tail.after
         self._tail = ""
+        self._extras = extras
+        self._prompt_ids = prompt_ids  # shown by the first chunk
         self._is_first = True
         self._has_tool_calls = False
         self._has_functions = has_functions  # calls are written as `function_call`, the deprecated form
@@ -124,6 +130,8 @@ class ChatChunks:
         if result is not None:
             deltas = [*deltas, *self._reader.finish(was_cut(result))]
         entries = [] if self._logprobs is None else self._logprobs.push(events)
+        if self._extras is not None:
+            self._extras.add(event.id for event in events)
         if not deltas and not entries and result is None:
             return b""
         self._tail = self._tail_of(events[-1].index)
@@ -131,21 +139,33 @@ class ChatChunks:
         if entries and not bodies:
             bodies.append('{"content":""}')
         chunks = [self._chunk(body) for body in bodies]
-        if entries:
-            chunks[-1] = self._chunk(bodies[-1], entries)
+        if entries or (self._extras is not None and bodies):
+            chunks[-1] = self._chunk(bodies[-1], entries, extras=self._take_extras())
         if self._is_first:
             self._is_first = False
-            content = "null" if deltas and isinstance(deltas[0], ToolCallStart) else '""'
-            chunks.insert(0, self._chunk(f'{{"role":"assistant","content":{content}}}'))
+            chunks.insert(0, self._first_chunk(deltas))
         if result is not None:
-            chunks.append(self._chunk("{}", reason=f'"{self._finish_reason(result)}"'))
+            reason = f'"{self._finish_reason(result)}"'
+            chunks.append(self._chunk("{}", reason=reason, extras=self._take_extras(result)))
         return "".join(chunks).encode("utf-8", "replace")
 
-    def _chunk(self, delta: str, entries: Sequence[TokenLogprob] = (), reason: str = "null") -> str:
+    def _first_chunk(self, deltas: Sequence[Delta]) -> str:
+        content = "null" if deltas and isinstance(deltas[0], ToolCallStart) else '""'
+        tail = self._tail
+        if self._prompt_ids is not None:
+            self._tail = f',"prompt_token_ids":{msgspec.json.encode(list(self._prompt_ids)).decode()}{tail}'
+        chunk = self._chunk(f'{{"role":"assistant","content":{content}}}')
+        self._tail = tail
+        return chunk
+
+    def _take_extras(self, result: GenerationResult | None = None) -> str:
+        return "" if self._extras is None else self._extras.take(result)
+
+    def _chunk(self, delta: str, entries: Sequence[TokenLogprob] = (), reason: str = "null", extras: str = "") -> str:
         logprobs = "null"
         if entries:
             logprobs = f'{{"content":{msgspec.json.encode(entries).decode()},"refusal":null}}'
-        return f'{self._head}{delta},"logprobs":{logprobs},"finish_reason":{reason}}}]{self._tail}'
+        return f'{self._head}{delta},"logprobs":{logprobs},"finish_reason":{reason}{extras}}}]{self._tail}'
 
     def _delta(self, delta: Delta) -> str:
         match delta:
@@ -189,20 +209,28 @@ class Choice:
     logprobs: list[TokenLogprob] | None
     result: GenerationResult
     has_functions: bool = False
+    has_token_ids: bool = False
+    has_stop_reason: bool = False
 
 
-def whole_answer(envelope: Envelope, choices: Sequence[Choice], usage: Usage) -> bytes:
-    """The answer that is not streamed."""
+def whole_answer(
+    envelope: Envelope, choices: Sequence[Choice], usage: Usage, prompt_ids: Sequence[int] | None = None
+) -> bytes:
+    """The answer that is not streamed; `prompt_ids` are shown unless they are None."""
     shown = [
         {
             "index": index,
             "message": _message(choice.message, has_functions=choice.has_functions),
             "logprobs": None if choice.logprobs is None else {"content": choice.logprobs, "refusal": None},
             "finish_reason": _choice_reason(choice),
+            **shown_extras(choice.result, has_ids=choice.has_token_ids, has_stop_reason=choice.has_stop_reason),
         }
         for index, choice in enumerate(choices)
     ]
-    return msgspec.json.encode({**_envelope(envelope, "chat.completion"), "choices": shown, "usage": usage})
+    answer = {**_envelope(envelope, "chat.completion"), "choices": shown, "usage": usage}
+    if prompt_ids is not None:
+        answer["prompt_token_ids"] = list(prompt_ids)
+    return msgspec.json.encode(answer)
 
 
 def _choice_reason(choice: Choice) -> str:

@@ -6,10 +6,19 @@ from json.encoder import encode_basestring
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from textmill_router.api.openai.chat_answers import LEAST_LOGPROB
 from textmill_router.api.openai.completion_prompts import CompletionPrompt
-from textmill_router.api.openai.types import FINISH_REASONS, NO_USAGE, ChunkTail, Envelope, Usage
+from textmill_router.api.openai.types import (
+    FINISH_REASONS,
+    NO_USAGE,
+    ChunkExtras,
+    ChunkTail,
+    Envelope,
+    Usage,
+    shown_extras,
+)
 from textmill_router.request import FinishReason
 from textmill_router.serving.logprobs import shown_logprob
 from textmill_router.text.events import GenerationResult, PromptToken, TokenEvent, TopToken
@@ -35,6 +44,9 @@ class CompletionChoice(msgspec.Struct, frozen=True, gc=False):
     text: str
     logprobs: LegacyLogprobs | None
     finish_reason: str
+    token_ids: list[int] | UnsetType = UNSET  # with `return_token_ids`
+    prompt_token_ids: list[int] | UnsetType = UNSET  # with `return_token_ids`
+    stop_reason: str | int | UnsetType | None = UNSET  # with `stop` or `stop_token_ids`
 
 
 class Completion(msgspec.Struct, frozen=True, gc=False):
@@ -154,6 +166,8 @@ class ChoiceForm:
     echoes: bool
     has_output: bool
     new_logprobs: Callable[[], ChoiceLogprobs] | None
+    has_token_ids: bool = False
+    has_stop_reason: bool = False
 
 
 def whole_choice(
@@ -173,7 +187,12 @@ def whole_choice(
         if form.has_output:
             logprobs.add_output(result.tokens)
         shown = logprobs.take()
-    return CompletionChoice(index, text, shown, reason)
+    extras = shown_extras(result, has_ids=form.has_token_ids, has_stop_reason=form.has_stop_reason)
+    if form.has_token_ids and not form.has_output:
+        extras["token_ids"] = []
+    if form.has_token_ids:
+        extras["prompt_token_ids"] = list(form.prompt.intake.prompt_ids)
+    return CompletionChoice(index, text, shown, reason, **extras)
 
 
 class CompletionChunks:
@@ -190,6 +209,7 @@ class CompletionChunks:
         prompt_tokens: Callable[[], Sequence[PromptToken]],
         *,
         tail: ChunkTail = NO_USAGE,
+        extras: ChunkExtras | None = None,
     ) -> None:
         self._head = (
             f'data: {{"id":{_quote(envelope.id)},"object":"text_completion","created":{envelope.created},'
@@ -200,6 +220,7 @@ class CompletionChunks:
         self._prompt_tokens = prompt_tokens  # to be asked once a token has come
         self._logprobs = None if form.new_logprobs is None else form.new_logprobs()
         self._tail_of = tail.after
+        self._extras = extras
         self._is_first = True
 
     def encode(self, events: list[TokenEvent]) -> bytes:
@@ -218,12 +239,18 @@ class CompletionChunks:
             entries = self._logprobs.take()
             shown = msgspec.json.encode(entries).decode() if entries.tokens else "null"
         result = events[-1].result
+        more = last = ""
+        if self._extras is not None:
+            if form.has_output:
+                self._extras.add(event.id for event in events)
+            more = self._extras.take() if text or shown != "null" else ""
+            last = "" if result is None else self._extras.take(result)
         chunk, tail = "", self._tail_of(events[-1].index if form.has_output else 0)
         if text or shown != "null":
-            chunk = f'{self._head}{_quote(text)},"logprobs":{shown},"finish_reason":null}}]{tail}'
+            chunk = f'{self._head}{_quote(text)},"logprobs":{shown},"finish_reason":null{more}}}]{tail}'
         if result is not None:
             reason = FINISH_REASONS[result.finish_reason] if form.has_output else "length"
-            chunk += f'{self._head}"","logprobs":null,"finish_reason":"{reason}"}}]{tail}'
+            chunk += f'{self._head}"","logprobs":null,"finish_reason":"{reason}"{last}}}]{tail}'
         return chunk.encode("utf-8", "replace")
 
 

@@ -31,7 +31,14 @@ from textmill_router.api.openai.completion_types import (
 )
 from textmill_router.api.openai.refused_fields import check_refused
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
-from textmill_router.api.openai.types import ChunkTail, check_n, check_stream_options, checked_stop_ids, usage_of
+from textmill_router.api.openai.types import (
+    ChunkExtras,
+    ChunkTail,
+    check_n,
+    check_stream_options,
+    checked_stop_ids,
+    usage_of,
+)
 from textmill_router.errors import ValidationFailed
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
@@ -154,7 +161,8 @@ class _Work:
         is_compared = asked.best_of > asked.n
         async with AsyncExitStack() as stack:
             requests = self._requests(prompts)
-            generations = await self._start(stack, requests, keep_tokens=asked.body.wants_logprobs or is_compared)
+            keep_tokens = asked.body.wants_logprobs or asked.body.wants_token_ids or is_compared
+            generations = await self._start(stack, requests, keep_tokens=keep_tokens)
             results = [await generation.result() for generation in generations]
         for result in results:
             self._check(result)
@@ -246,6 +254,7 @@ class _Work:
                 index,
                 self._form(prompts[index // n]),
                 generations[index - index % n].prompt_tokens,
+                extras=ChunkExtras(self._asked.body, prompts[index // n].intake.prompt_ids),
                 tail=ChunkTail(self._asked.body, len(prompts[index // n].intake.prompt_ids)),
             )
             for index in range(len(generations))
@@ -262,7 +271,14 @@ class _Work:
             def new_logprobs() -> ChoiceLogprobs:
                 return ChoiceLogprobs(tokenizer, wants_top=wants_top, echoed_characters=echoed)
 
-        return ChoiceForm(prompt, asked.body.echoes, asked.body.has_output, new_logprobs)
+        return ChoiceForm(
+            prompt,
+            asked.body.echoes,
+            asked.body.has_output,
+            new_logprobs,
+            has_token_ids=asked.body.wants_token_ids,
+            has_stop_reason=asked.body.wants_stop_reason,
+        )
 
     def _counted(self, results: list[GenerationResult]) -> list[GenerationResult]:
         """The results as usage counts them: a token that is not shown is none."""

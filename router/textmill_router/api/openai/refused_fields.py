@@ -13,7 +13,6 @@ _OF_ALL: Mapping[str, tuple[object, str]] = {
     "include_stop_str_in_output": (False, "the answer ends before a stop string"),
     "logits_processors": ([], "the server runs no code of clients"),
     "prompt_logprobs": (None, "use `echo` with `logprobs` on /v1/completions"),
-    "return_token_ids": (False, "use `logprobs`, or /tokenize"),
     "return_tokens_as_token_ids": (False, "use `logprobs`, whose entries have the text and the bytes of a token"),
     "skip_special_tokens": (True, "special tokens are never part of the answer"),
     "use_beam_search": (False, "use `n` or `best_of`"),

@@ -1,6 +1,6 @@
 """What bodies of /v1 share: sampling fields, stream options, usage. `null` is absent; unknown fields are ignored."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     regex: Any = None
     ebnf: Any = None
     stop_token_ids: list[int] | None = None
+    return_token_ids: bool | None = None
     truncate_prompt_tokens: int | None = None
     allowed_token_ids: Any = None
     bad_words: Any = None
@@ -77,10 +78,19 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     include_stop_str_in_output: Any = None
     logits_processors: Any = None
     prompt_logprobs: Any = None
-    return_token_ids: Any = None
     return_tokens_as_token_ids: Any = None
     skip_special_tokens: Any = None
     use_beam_search: Any = None
+
+    @property
+    def wants_token_ids(self) -> bool:
+        """Whether the answer has the ids of its tokens and of the prompt, as in vLLM."""
+        return bool(self.return_token_ids)
+
+    @property
+    def wants_stop_reason(self) -> bool:
+        """Whether each choice says which of the client's stops ended it, as in vLLM."""
+        return bool(self.stop or self.stop_token_ids)
 
     @property
     def wants_running_usage(self) -> bool:
@@ -167,6 +177,47 @@ def check_n(n: int | None, max_n: int) -> int:
     if not 1 <= n <= max_n:
         raise ValidationFailed(f"`n` must be 1 to {max_n} (--max-n), found {n}", field="n")
     return n
+
+
+class ChunkExtras:
+    """What vLLM's chunks of one choice have beside OpenAI's fields: ids of tokens, and the reason of the stop."""
+
+    def __init__(self, body: OpenAIBody, prompt_ids: Sequence[int] = ()) -> None:
+        self._ids: list[int] | None = [] if body.wants_token_ids else None
+        self._prompt_ids = prompt_ids  # shown once, where the ids belong to a choice
+        self._has_reason = body.wants_stop_reason
+
+    @property
+    def is_empty(self) -> bool:
+        return self._ids is None and not self._has_reason
+
+    def add(self, ids: Iterable[int]) -> None:
+        """Keep ids for the next chunk."""
+        if self._ids is not None:
+            self._ids += ids
+
+    def take(self, result: GenerationResult | None = None) -> str:
+        """Return the fields of a chunk, each behind a comma; `result` is that of the last chunk."""
+        fields = ""
+        if self._ids:
+            fields = f',"token_ids":{msgspec.json.encode(self._ids).decode()}'
+            self._ids = []
+        if self._ids is not None and self._prompt_ids:
+            fields += f',"prompt_token_ids":{msgspec.json.encode(list(self._prompt_ids)).decode()}'
+            self._prompt_ids = ()
+        if result is not None and self._has_reason:
+            fields += f',"stop_reason":{msgspec.json.encode(result.stopped_by).decode()}'
+        return fields
+
+
+def shown_extras(result: GenerationResult, *, has_ids: bool, has_stop_reason: bool) -> dict[str, Any]:
+    """Return what vLLM's whole choices have beside OpenAI's fields, as far as it was asked for."""
+    shown: dict[str, Any] = {}
+    if has_ids:
+        shown["token_ids"] = [event.id for event in result.tokens]
+    if has_stop_reason:
+        shown["stop_reason"] = result.stopped_by
+    return shown
 
 
 class ChunkTail:

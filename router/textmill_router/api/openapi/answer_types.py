@@ -112,6 +112,8 @@ class ChatCompletionComplete(msgspec.Struct):
     message: OutputMessage
     logprobs: ChatCompletionLogprobs | None
     finish_reason: OpenAIFinish
+    token_ids: list[int] | UnsetType = UNSET  # with `return_token_ids`
+    stop_reason: str | int | UnsetType | None = UNSET  # with `stop` or `stop_token_ids`
 
 
 class ChatCompletion(msgspec.Struct):
@@ -124,6 +126,7 @@ class ChatCompletion(msgspec.Struct):
     system_fingerprint: str
     choices: list[ChatCompletionComplete]
     usage: Usage
+    prompt_token_ids: list[int] | UnsetType = UNSET  # with `return_token_ids`
 
 
 class DeltaFunction(msgspec.Struct):
@@ -159,6 +162,8 @@ class ChatCompletionChoice(msgspec.Struct):
     delta: ChatCompletionDelta
     logprobs: ChatCompletionLogprobs | None
     finish_reason: OpenAIFinish | None
+    token_ids: list[int] | UnsetType = UNSET  # with `return_token_ids`
+    stop_reason: str | int | UnsetType | None = UNSET  # of the last chunk, with `stop` or `stop_token_ids`
 
 
 class ChatCompletionChunk(msgspec.Struct):
@@ -171,6 +176,7 @@ class ChatCompletionChunk(msgspec.Struct):
     system_fingerprint: str
     choices: list[ChatCompletionChoice]
     usage: Usage | UnsetType | None = UNSET  # of a stream with `include_usage`
+    prompt_token_ids: list[int] | UnsetType = UNSET  # of the first chunk of a choice, with `return_token_ids`
 
 
 class CompletionChunkChoice(msgspec.Struct):
@@ -180,6 +186,9 @@ class CompletionChunkChoice(msgspec.Struct):
     text: str
     logprobs: LegacyLogprobs | None
     finish_reason: OpenAIFinish | None
+    token_ids: list[int] | UnsetType = UNSET  # with `return_token_ids`
+    prompt_token_ids: list[int] | UnsetType = UNSET  # of the first chunk with a token, with `return_token_ids`
+    stop_reason: str | int | UnsetType | None = UNSET  # of the last chunk, with `stop` or `stop_token_ids`
 
 
 class CompletionChunk(msgspec.Struct):

@@ -85,7 +85,7 @@ FIELD_DESCRIPTIONS = {
     "logits_processors": "Not supported: refused.",
     "prompt_logprobs": "Not supported: refused.",
     "regex": "A regular expression that the answer must match, as sglang takes it.",
-    "return_token_ids": "Not supported: refused.",
+    "return_token_ids": "Whether the answer has the ids of its tokens and of the prompt.",
     "return_tokens_as_token_ids": "Not supported: refused.",
     "skip_special_tokens": "Only true is supported.",
     "stop_token_ids": "Ids of tokens that end the answer.",

@@ -216,7 +216,8 @@ def test_stop_id_is_no_text_though_its_token_is_not_special(tokenizer: Tokenizer
         push(generation, 104, 0xC3, 65, finish=FinishReason.STOP_ID)
         events = await generation.next_events()
         assert [(e.text, e.released_text) for e in events] == [("h", "h"), ("", ""), ("\ufffd", "\ufffd")]
-        assert (await generation.result()).text == "h\ufffd"
+        result = await generation.result()
+        assert (result.text, result.stopped_by) == ("h\ufffd", 65)
 
     run_with(tokenizer, TextOptions(), body)
 

@@ -1,4 +1,4 @@
-"""The facts of one HTTP call, and what its connection says and offers; all of it travels in the ASGI scope."""
+"""The facts of one HTTP call, and the signs that its connection leaves for it; both travel in the ASGI scope."""
 
 import time
 from collections.abc import Callable
@@ -16,12 +16,15 @@ _REFUSAL_KEY = "textmill.refusal"
 
 @dataclass(slots=True)
 class Call:
-    """One HTTP call. Middlewares add `reply_headers`; `status` is set when the answer starts, 0 until then."""
+    """One HTTP call.
+
+    Middlewares add `reply_headers` to the headers of the answer. `status` is 0 until the answer starts.
+    """
 
     request_id: str
     arrival_s: float = field(default_factory=time.monotonic)
     reply_headers: list[Header] = field(default_factory=list)
-    route: str = "other"  # path of the route, for metrics; never a client's text
+    route: str = "other"  # path of the route, for metrics; never text of a client
     trace_id: str | None = None  # of the caller's `traceparent`, for the log
     status: int = 0
     error_style: ErrorStyle = TGI_ERRORS
@@ -35,17 +38,17 @@ def open_call(scope: Scope, request_id: str) -> Call:
 
 
 def call_of(scope: Scope) -> Call:
-    """The call that this scope belongs to."""
+    """Return the call that this scope belongs to."""
     call: Call = scope[_SCOPE_KEY]
     return call
 
 
 class BodyWriter(Protocol):
-    """A connection's short way for pieces of an answer that has begun."""
+    """Writes pieces of an answer that has begun straight to the connection, without a message of ASGI for each."""
 
     @property
     def is_open(self) -> bool:
-        """Whether a piece can be written now: the answer goes by chunks, the client is there and reads."""
+        """Whether a piece can be written now, because the answer goes by chunks and the client is there and reads."""
         ...
 
     def write(self, data: bytes) -> None:
@@ -53,30 +56,31 @@ class BodyWriter(Protocol):
         ...
 
 
-# The writer that stands for a `send`, None where that is not the connection's own.
+# Returns the writer that does what this `send` does, or None where the `send` is not that of the connection.
 WriterFor = Callable[[Send], BodyWriter | None]
 
 
 def offer_writer(scope: Scope, writer_for: WriterFor) -> None:
-    """Called by the connection: lets an event stream write without a task switch.
+    """Let an event stream write without a task switch. The connection calls this for each call.
 
-    The scope holds no writer: with one each call would be a circle, which only the garbage collector frees.
+    The scope holds a function and no writer, because a writer would close a circle around each call, which only the
+    garbage collector frees.
     """
     scope.setdefault("extensions", {})[_WRITER_KEY] = {"writer_for": writer_for}
 
 
 def note_refusal(scope: Scope, status: int) -> None:
-    """Called by the connection: it has answered this call itself, before the application did."""
+    """Note that the connection has answered this call itself, before the application did."""
     scope.setdefault("extensions", {})[_REFUSAL_KEY] = {"status": status}
 
 
 def refusal_of(scope: Scope) -> int:
-    """The status with which the connection refused this call, 0 if it did not."""
+    """Return the status with which the connection refused this call, or 0 if the connection did not refuse the call."""
     status: int = scope.get("extensions", {}).get(_REFUSAL_KEY, {}).get("status", 0)
     return status
 
 
 def writer_of(scope: Scope, send: Send) -> BodyWriter | None:
-    """The connection's writer; None where something stands between `send` and the connection."""
+    """Return the connection's writer, or None where a wrapper stands between `send` and the connection."""
     writer_for: WriterFor | None = scope.get("extensions", {}).get(_WRITER_KEY, {}).get("writer_for")
     return None if writer_for is None else writer_for(send)

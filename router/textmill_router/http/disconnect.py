@@ -1,4 +1,4 @@
-"""Work that ends when its client leaves, streaming or not."""
+"""Ends the work of a call when its client leaves, whether the answer is a stream or not."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from textmill_router.http.json_body import ClientLeft
 
 
 class UntilClientLeaves:
-    """`async with` around the work of one call; raises ClientLeft out of it when the client closes the connection.
+    """A context manager around the work of one call, which ends in ClientLeft when the client closes the connection.
 
-    The body has been read before. One task per call waits for the news; a token costs nothing. `on_abort` is called
-    once when the client has left.
+    The body has been read before. One task per call waits for the news, so that a token costs nothing. `on_abort` is
+    called once when the client has left.
     """
 
     def __init__(self, receive: Receive, on_abort: Callable[[], None]) -> None:
@@ -32,7 +32,7 @@ class UntilClientLeaves:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Forgotten here: a task that was cancelled keeps its frames, which know us.
+        # The tasks are forgotten here, because a task that was cancelled keeps its frames, which refer to this object.
         watcher, self._watcher = self._watcher, None
         worker, self._worker = self._worker, None
         assert watcher is not None
@@ -40,7 +40,7 @@ class UntilClientLeaves:
         watcher.cancel()
         if not self._has_left:
             return
-        # Our own cancellation ends here; one from outside (the server leaves) goes on.
+        # The cancellation by `_watch` ends here. A cancellation from outside, as when the server leaves, goes on.
         if worker.uncancel() == 0 and (kind is None or kind is asyncio.CancelledError):
             raise ClientLeft
 

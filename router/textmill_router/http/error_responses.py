@@ -1,4 +1,4 @@
-"""Errors become statuses and headers here; the style of a dialect says how their bodies look, here that of TGI."""
+"""The statuses and headers of errors, and TGI's style; the style of a dialect says how the bodies of errors look."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ Header = tuple[bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
-    """HTTP status and the `error_type` of the body."""
+    """The HTTP status of a kind of error, and the `error_type` in its body."""
 
     status: int
     error_type: str
@@ -69,7 +69,7 @@ _KINDS: dict[type[RequestError], ErrorKind] = {
     ShuttingDown: ErrorKind(503, "shutting_down"),
 }
 
-# The prefixes that clients of TGI know.
+# Prefixes of messages, by `error_type`, which clients of TGI look for.
 _PREFIXES = {
     "validation": "Input validation error: ",
     "generation": "Request failed during generation: ",
@@ -79,7 +79,7 @@ _PREFIXES = {
 
 
 def error_kind(error: RequestError) -> ErrorKind:
-    """The row of the nearest class of the tree that has one."""
+    """Return the row of the error's class, or of the nearest class above it that has a row."""
     for kind in type(error).__mro__:
         if kind in _KINDS:
             return _KINDS[kind]
@@ -87,7 +87,7 @@ def error_kind(error: RequestError) -> ErrorKind:
 
 
 def tgi_error_body(error: RequestError) -> bytes:
-    """`{"error", "error_type"}`, with the phase while loading."""
+    """Return `{"error", "error_type"}` as JSON, with the phase and the estimated time while the model loads."""
     kind = error_kind(error)
     body: dict[str, str | float] = {
         "error": _PREFIXES.get(kind.error_type, "") + str(error),
@@ -109,11 +109,11 @@ class ErrorStyle:
 
 
 def error_event(body: bytes) -> bytes:
-    """A server-sent event that holds a body."""
+    """Return a server-sent event that holds the body of an error."""
     return b"data: " + body + b"\n\n"
 
 
-# TGI's own routes, and all answers that are given before a dialect is known.
+# The style of TGI's own routes, and of all errors that are answered before a dialect is known.
 TGI_ERRORS = ErrorStyle(
     status_of=lambda error: error_kind(error).status,
     body_of=tgi_error_body,
@@ -122,7 +122,7 @@ TGI_ERRORS = ErrorStyle(
 
 
 def error_headers(error: RequestError) -> list[Header]:
-    """Headers that an error's status asks for, on every dialect."""
+    """Return the headers that the error's status asks for in every dialect."""
     headers: list[Header] = []
     if isinstance(error, Unauthorized):
         headers.append((b"www-authenticate", b"Bearer"))

@@ -1,4 +1,4 @@
-"""Server-sent events of one answer: begun with the first event, kept alive by comments, ended in one write."""
+"""Server-sent events of one answer, which begins with its first event and is kept alive by comments."""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ STREAM_HEADERS: tuple[Header, ...] = (
 
 
 class EventStream:
-    """Nothing is sent before the first write, so that an error until then has its own status.
+    """One answer in events. Nothing is sent before the first write, so that an error until then has its own status.
 
     Events hold JSON, and no character of theirs ends a line but the line ends of the events.
     """
@@ -39,7 +39,7 @@ class EventStream:
 
     @property
     def can_write_now(self) -> bool:
-        """Begun, and nothing is in the way of a write: the client reads, no comment is being sent."""
+        """Whether the answer has begun, the client reads, and no comment is being sent."""
         return self.is_started and self._comment is None and self._writer is not None and self._writer.is_open
 
     def write_now(self, data: bytes) -> None:
@@ -49,7 +49,7 @@ class EventStream:
         self._writer.write(escape_line_ends(data))
 
     async def write(self, data: bytes) -> None:
-        """Send events; waits while the client does not read."""
+        """Send events, and wait while the client does not read."""
         if self._comment is not None:
             await self._finish_comment()
         if not self.is_started:
@@ -67,7 +67,7 @@ class EventStream:
         await self._send({"type": "http.response.body", "body": escape_line_ends(data), "more_body": False})
 
     def close(self) -> None:
-        """Send no more comments. May be called twice. A stream that has not begun does not begin any more by itself."""
+        """Send no more comments, so that a stream that has not begun does not begin by itself. May be called twice."""
         self._timer.cancel()
         if self._comment is not None and not self.is_started:
             self._comment.cancel()

@@ -1,6 +1,7 @@
-"""Closes what uvicorn leaves open: header size and fields, header and body deadlines, clients that do not read.
+"""Limits that uvicorn lacks: on the size and the fields of a header, on the time of header and body, on slow readers.
 
-Builds on the protocol class of the pinned uvicorn; `tests/unit/router/http/test_guard.py` holds what it relies on.
+The classes build on the protocol class of the pinned uvicorn; `tests/unit/router/http/test_guard.py` tests each
+behaviour of that class on which they rely.
 """
 
 import asyncio
@@ -19,20 +20,20 @@ from textmill_router.http.error_responses import error_headers, error_kind, tgi_
 from textmill_router.http.framing import HTTP_1_1, framing_fault
 from textmill_router.http.unchunked import without_chunks
 
-# A body must come faster than this once its first deadline has passed.
+# The least speed of a body whose first deadline has passed.
 LEAST_BODY_BYTES_PER_S = 16_384
-# What a client that stops reading can make us hold: the kernel's buffer and ours.
+# The most bytes that wait for a client that stops reading, in the buffer of the kernel and in that of the transport.
 SEND_BUFFER_BYTES = 65_536
 WRITE_HIGH_WATER_BYTES = 32_768
 
 _HEADER_END = b"\r\n\r\n"
 _UPGRADE = re.compile(rb"(?<=\n)upgrade(?=:)", re.IGNORECASE)
-_NO_UPGRADE = b"x-offer"  # as long as the name it stands for
+_NO_UPGRADE = b"x-offer"  # as long as the name that it replaces
 
 
 @dataclass(frozen=True, slots=True)
 class GuardLimits:
-    """What a connection may cost."""
+    """The most that one connection may send in a header, and the longest that it may take."""
 
     max_header_bytes: int
     max_header_fields: int
@@ -42,7 +43,7 @@ class GuardLimits:
 
 
 def guarded_protocol(limits: GuardLimits, on_refused: Callable[[int], None]) -> type[HttpToolsProtocol]:
-    """The protocol class with these limits, as uvicorn wants it: a class without further arguments.
+    """Return the protocol class with these limits, because uvicorn takes a class and gives it no further arguments.
 
     `on_refused` is called with the status of each refusal that no call of the application stands for.
     """
@@ -50,7 +51,7 @@ def guarded_protocol(limits: GuardLimits, on_refused: Callable[[int], None]) -> 
 
 
 class _ChunkWriter:
-    """What uvicorn's `send` does with a piece of a chunked body, without a message and a coroutine for each."""
+    """Writes pieces of a chunked body as uvicorn's `send` does, without a message and a coroutine for each."""
 
     __slots__ = ("_cycle", "_flow", "_transport")
 
@@ -76,7 +77,10 @@ def _writer_for(send: Send) -> _ChunkWriter | None:
 
 
 class _GuardedProtocol(HttpToolsProtocol):
-    """A connection is idle, in a header, in a body, or working; one deadline runs in the header and in the body."""
+    """One connection, which is idle, in a header, in a body, or waits for an answer.
+
+    One deadline runs in a header, and another one in a body.
+    """
 
     limits: GuardLimits
     on_refused: Callable[[int], None]
@@ -163,11 +167,11 @@ class _GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        self._body_started_s = self.loop.time()  # a request that waited behind this answer is read from now on
+        self._body_started_s = self.loop.time()  # a request that waited behind this answer is read from here on
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn when parsing failed, be it by an exception of the callbacks above."""
+        """Answer 400. Uvicorn calls this when parsing failed, also where a callback above has raised."""
         if self._refusal is None:
             self._refuse(BadHttp(f"the bytes sent are not an HTTP request: {msg}"))
 
@@ -202,7 +206,7 @@ class _GuardedProtocol(HttpToolsProtocol):
 
     def _on_body_deadline(self) -> None:
         self._deadline = None
-        if self.pipeline:  # it waits behind an answer, and we read nothing of it until then
+        if self.pipeline:  # the request waits behind an answer, and is not read until then
             self._start_deadline(self.limits.body_timeout_s, self._on_body_deadline)
             return
         allowed_s = self.limits.body_timeout_s + self._body_bytes / LEAST_BODY_BYTES_PER_S
@@ -213,7 +217,7 @@ class _GuardedProtocol(HttpToolsProtocol):
         self._refuse(RequestTimedOut(f"the body did not end within {allowed_s:.0f} s: {self._body_bytes} bytes came"))
 
     def _refuse(self, error: RequestError) -> None:
-        """Answer, unless an answer has begun, and close."""
+        """Answer with the error, unless an answer has begun, and close the connection."""
         self._refusal = error
         self._stop_deadline()
         if self.transport.is_closing():
@@ -252,9 +256,10 @@ class _GuardedProtocol(HttpToolsProtocol):
 
 
 def _without_upgrade(data: bytes) -> bytes:
-    """Hide the offer to speak another protocol, which a server may ignore (RFC 9110, 7.8).
+    """Return the bytes with the name of the header `upgrade` changed, so that the parser passes over the offer.
 
-    The parser would drop the body behind it. Java's own client offers h2c with each first request.
+    A server may ignore the offer of another protocol (RFC 9110, 7.8), and the parser would drop the body behind the
+    header. Java's own client offers h2c with each first request.
     """
     header_end = data.find(_HEADER_END)
     found = _UPGRADE.search(data, 0, len(data) if header_end < 0 else header_end)

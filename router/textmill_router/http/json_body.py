@@ -1,4 +1,4 @@
-"""Reading a JSON body: type, length, syntax, shape, in this order. Both dialects come through here."""
+"""A JSON body is read and checked: its length, its type, its syntax and its shape, in this order, in each dialect."""
 
 import re
 from typing import Any, TypeVar
@@ -33,16 +33,22 @@ Struct = TypeVar("Struct")
 
 
 class ClientLeft(Exception):
-    """The client closed the connection: nobody is there to answer."""
+    """The client has closed the connection, so that nobody is there to answer."""
 
 
 async def read_json(scope: Scope, receive: Receive, decoder: msgspec.json.Decoder[Struct], max_bytes: int) -> Struct:
-    """The body as a struct. Raises PayloadTooLarge, UnsupportedMediaType, InvalidJson, ValidationFailed, ClientLeft."""
+    """Return the body as a struct.
+
+    Raises PayloadTooLarge, UnsupportedMediaType, InvalidJson, ValidationFailed and ClientLeft.
+    """
     return decode_json(await read_body(scope, receive, max_bytes), decoder)
 
 
 async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """The bytes of a body that says it is JSON. Raises PayloadTooLarge, UnsupportedMediaType, ClientLeft."""
+    """Return the bytes of a body whose headers say JSON.
+
+    Raises PayloadTooLarge, UnsupportedMediaType and ClientLeft.
+    """
     body = await _read_bytes(scope, receive, max_bytes)
     content_type = _header(scope, b"content-type")
     if content_type is None or not _JSON_TYPE.fullmatch(content_type):
@@ -55,7 +61,10 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
 
 
 def decode_json(body: bytes, decoder: msgspec.json.Decoder[Struct]) -> Struct:
-    """Raises InvalidJson for what is not JSON, ValidationFailed, with the path, for what has the wrong shape."""
+    """Return the body as a struct.
+
+    Raises InvalidJson for bytes that are not JSON, and ValidationFailed with the path of a field of the wrong shape.
+    """
     if is_too_deep(body):
         raise InvalidJson(f"the body is nested too deep: more than {MAX_JSON_DEPTH} levels")
     try:
@@ -75,7 +84,7 @@ def _check_syntax(body: bytes) -> Any:
 
 
 def _shape_error(text: str, body: Any) -> RequestError:
-    """Say the path first: `parameters.stop[0]`: expected `str`, got `int`."""
+    """Return the error with the path in front, as in "`parameters.stop[0]`: expected `str`, got `int`"."""
     match = _PATH.match(text)
     assert match is not None, text
     what = match["what"][:1].lower() + match["what"][1:].replace(" | null", "")
@@ -93,7 +102,10 @@ def _shape_error(text: str, body: Any) -> RequestError:
 
 
 def _object_at(body: Any, path: str) -> dict[str, Any]:
-    """The object at a path of field names and places in arrays; empty where a key that is given twice hides it."""
+    """Return the object at a path of field names and places in arrays.
+
+    The result is empty where a key that is given twice hides the object.
+    """
     try:
         for name, place in _STEP.findall(path):
             body = body[int(place)] if place else body[name]
@@ -107,7 +119,7 @@ def _short(key: str) -> str:
 
 
 async def _read_bytes(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """The whole body, counted while it comes."""
+    """Return the whole body, whose bytes are counted while they come."""
     declared = _header(scope, b"content-length")
     is_too_large = declared is not None and int(declared) > max_bytes
     if is_too_large and _header(scope, b"expect") is not None:

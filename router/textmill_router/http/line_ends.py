@@ -1,4 +1,4 @@
-"""Characters that JSON leaves as they are and readers of lines take for the end of a line."""
+"""Characters that JSON need not escape and that readers of lines take for the end of a line."""
 
 # NEXT LINE, LINE SEPARATOR, PARAGRAPH SEPARATOR: str.splitlines and httpx's iter_lines split there, an event stream
 # does not. JSON escapes all other line ends anyway.

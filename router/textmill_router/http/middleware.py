@@ -1,4 +1,4 @@
-"""What surrounds every route: the last net for errors, request ids, CORS, the API key. No wrapper touches an event."""
+"""The wrappers around every route: the last net for errors, request ids, CORS, the API key. None touches an event."""
 
 import hmac
 import logging
@@ -20,16 +20,16 @@ _ALLOWED_HEADERS = b"content-type,authorization,x-api-key,x-request-id,tracepare
 _HEADER_NAMES = re.compile(rb"[\w!#$%&'*+.^`|~, -]{1,4096}", re.ASCII)
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-# W3C trace context: version, trace id, parent id, flags. One that is malformed is no parent, as the standard says.
+# W3C trace context: version, trace id, parent id, flags. A malformed header is no parent, as the standard says.
 _TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
-_BEARER = re.compile(rb"bearer:?\s+(\S.*)", re.IGNORECASE | re.DOTALL)  # of a value without spaces at its ends
+_BEARER = re.compile(rb"bearer:?\s+(\S.*)", re.IGNORECASE | re.DOTALL)  # matches a value without spaces at its ends
 
 
 class FrontDoor:
-    """Outermost: opens the call, answers 500 for our own mistakes, counts statuses.
+    """The outermost wrapper, which opens the call, answers 500 for mistakes of the server, and counts statuses.
 
-    `on_answer` is told route, method and status of each call that has ended. `styles` say how errors look on a path,
-    also where no route is found.
+    `on_answer` is called with route, method and status of each call that has ended. `styles` say how errors look on a
+    path, also where no route is found.
     """
 
     def __init__(self, app: ASGIApp, on_answer: Callable[[str, str, int], None], styles: PathStyles) -> None:
@@ -60,11 +60,11 @@ class FrontDoor:
 
 
 class Cors:
-    """Answers preflights and names the allowed origin on all other answers."""
+    """Answers the preflights of browsers, and names the allowed origin in all other answers."""
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
         self._app = app
-        self._origins = frozenset(origin.encode() for origin in origins)  # empty: any
+        self._origins = frozenset(origin.encode() for origin in origins)  # empty if every origin is allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         origin = _header(scope, b"origin")
@@ -89,13 +89,16 @@ class Cors:
 
 
 def _allowed_headers(scope: Scope) -> bytes:
-    """Ours and those that the page wants to send: SDKs in browsers add headers of their own, which no route reads."""
+    """Return the headers that the server reads, and those that the page asks for.
+
+    SDKs in browsers add headers of their own, which no route reads.
+    """
     wanted = _header(scope, b"access-control-request-headers") or b""
     return b",".join([_ALLOWED_HEADERS, wanted]) if _HEADER_NAMES.fullmatch(wanted) else _ALLOWED_HEADERS
 
 
 class ApiKey:
-    """Lets through who shows the key and no other key. Made only where there is a key.
+    """Lets calls through that show the key and no other key. The wrapper is made only where the server has a key.
 
     The key stands in `authorization`, in `x-api-key` or in the header that the style of the path names.
 

@@ -1,4 +1,4 @@
-"""What clients expect of all paths under a prefix, with a route or without: the form of errors, the key's header."""
+"""The form of errors and the header of the key that clients expect on all paths under a prefix, with a route or not."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class PathStyle:
     key_header: str = AUTHORIZATION
 
 
-# Of all paths that no dialect claims for itself.
+# The style of all paths that no dialect claims for itself.
 ROOT_STYLE = PathStyle("", TGI_ERRORS)
 
 

@@ -1,4 +1,4 @@
-"""How an answer leaves: the one place that starts HTTP responses."""
+"""Sends answers; this file is the only one that starts HTTP responses."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ EVENTS = b"text/event-stream"
 
 
 async def start_reply(scope: Scope, send: Send, status: int, headers: Sequence[Header]) -> None:
-    """Send status line and header, with what the middlewares add."""
+    """Send status and headers, with the headers that the middlewares add."""
     call = call_of(scope)
     call.status = status
     await send({"type": "http.response.start", "status": status, "headers": [*headers, *call.reply_headers]})
@@ -40,6 +40,6 @@ async def send_reply(
 
 
 async def send_error(scope: Scope, send: Send, error: RequestError) -> None:
-    """Send an error as a whole answer, in the form that the call's dialect has."""
+    """Send an error as a whole answer, in the style of the call's dialect."""
     style = call_of(scope).error_style
     await send_reply(scope, send, style.status_of(error), style.body_of(error), headers=error_headers(error))

@@ -1,4 +1,4 @@
-"""Fields of bodies that no route knows: they change nothing, and the log says so once for each name."""
+"""Fields of bodies that a route does not know change nothing, and the log names each of them once."""
 
 import logging
 import re
@@ -8,17 +8,16 @@ import msgspec
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = (
-    65_536  # of bodies that are looked at: longer ones hold long texts, and their fields come in short ones too
-)
-MAX_NAMES = 256  # that are remembered
-# A name of a field; what is no name may be a text of a user, which no log shows.
+# Longer bodies are not looked at, because they are long for their texts and not for their fields.
+MAX_BODY_BYTES = 65_536
+MAX_NAMES = 256  # the most names that are remembered
+# The name of a field. A key that is no name may be a text of a user, which no log shows.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class UnknownFields:
-    """Logs the names of a route's bodies that are none of `known`."""
+    """Logs the fields of a route's bodies that are not among `known`."""
 
     def __init__(self, known: Collection[str]) -> None:
         self._known = frozenset(known)

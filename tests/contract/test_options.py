@@ -136,7 +136,8 @@ def test_sequences_of_one_prompt_share_one_prefill(
                 assert all(other["prefill"] == details["prefill"] for other in details["best_of_sequences"])
             if more.get("echo"):
                 chunks = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")]
-                rated = [chunk["choices"][0]["logprobs"]["token_logprobs"] for chunk in chunks]
+                shown = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+                rated = [logprobs["token_logprobs"] for logprobs in shown if logprobs is not None]
                 assert sum(logprobs[1 : length + 1] == [-1.0] * length for logprobs in rated) == 4
 
 

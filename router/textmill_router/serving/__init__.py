@@ -1,1 +1,1 @@
-"""What every call shares, whatever its dialect."""
+"""The work that all calls share, in whichever dialect they come."""

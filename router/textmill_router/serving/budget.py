@@ -3,12 +3,12 @@
 from textmill_router.errors import OverBudget
 from textmill_router.serving.limits import Limits
 
-# A request for more new tokens passes when this many fit; the answer then ends when the window is full.
+# A request for more new tokens than fit passes when this many fit, and its answer ends when the window is full.
 CHECKED_NEW_TOKENS = 1024
 
 
 def check_budget(num_prompt_tokens: int, max_new_tokens: int | None, limits: Limits) -> int:
-    """Output tokens that the request gets: as many as asked for, at most the rest of the window. Raises OverBudget."""
+    """Return how many output tokens the request gets, which are at most the rest of the window. Raises OverBudget."""
     room = limits.max_total_tokens - num_prompt_tokens
     wanted = room if max_new_tokens is None else max_new_tokens
     if num_prompt_tokens + max(0, min(wanted, CHECKED_NEW_TOKENS)) > limits.max_total_tokens:
@@ -33,7 +33,7 @@ def check_budget(num_prompt_tokens: int, max_new_tokens: int | None, limits: Lim
 
 
 def prompt_too_long(shown_tokens: str, limits: Limits) -> OverBudget:
-    """The refusal of a prompt that is longer than the limit, whether its tokens were counted or not."""
+    """Return the refusal of a prompt that is longer than the limit, whether its tokens were counted or not."""
     return OverBudget(
         "the prompt has {shown_tokens} tokens, the limit is {max_tokens} ({input_limit}), and `{inputs}` tokens + "
         "`{max_new_tokens}` must be <= {window_tokens}; shorten `{inputs}` or set `{truncate}`",

@@ -1,4 +1,4 @@
-"""What surrounds the work of each call that generates: metrics, the client's leaving, permits, errors."""
+"""The frame around the work of each call that generates: metrics, the client's leaving, permits, errors."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ from textmill_router.text.events import GenerationFailed
 
 
 async def serve(service: Service, scope: Scope, send: Send, answer: Callable[[], Awaitable[None]]) -> None:
-    """Run `answer`; an error that it raises before it has sent anything becomes the answer."""
+    """Run `answer`. An error that `answer` raises before anything was sent becomes the answer of the call."""
     service.metrics.num_requests += 1
     try:
         await answer()
@@ -28,7 +28,7 @@ async def serve(service: Service, scope: Scope, send: Send, answer: Callable[[],
     except RequestError as error:
         service.metrics.on_failure(failure_label(error))
         await send_error(scope, send, error)
-    except Exception:  # a mistake of ours, which the front door answers
+    except Exception:  # a mistake of the server, which the front door answers
         service.metrics.on_failure("incomplete")
         raise
 
@@ -42,11 +42,11 @@ async def admitted(
     grammar: Grammar | None = None,
     grammar_field: str = "grammar",
 ) -> AsyncIterator[None]:
-    """Hold the permits of a call while its client stays; a grammar that cannot be used gets none.
+    """Hold the permits of a call while its client stays. A call whose grammar cannot be used gets no permit.
 
     `grammar_field` is the part of the body that the grammar comes from.
 
-    Raises ClientLeft, ValidationFailed and Overloaded; failures of the engine as RequestError.
+    Raises ClientLeft, ValidationFailed and Overloaded, and failures of the engine as RequestError.
     """
     async with UntilClientLeaves(receive, service.metrics.on_abort):
         if grammar is not None:
@@ -63,7 +63,7 @@ async def admitted(
 
 
 def failure_label(error: RequestError) -> str:
-    """Value of the label `err`: of few values, those of TGI where it has one."""
+    """Return the value of the label `err`, which has few values, and TGI's where TGI has one."""
     if isinstance(error, ModelLoading):
         return "loading"
     if isinstance(error, ShuttingDown):

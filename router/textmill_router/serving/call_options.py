@@ -1,4 +1,4 @@
-"""How a call wants to be served: wait for the model, use the response cache. A header wins over the body."""
+"""Whether a call waits for the model and uses the response cache, by its headers, or else by its body."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ _TRUE, _FALSE = frozenset({b"true", b"1"}), frozenset({b"false", b"0"})
 
 
 def wants_cache(scope: Scope, use_cache: bool | None) -> bool:
-    """The header `x-use-cache`, else what the body says (`use_cache`); true without both."""
+    """Return the value of the header `x-use-cache`, else the body's `use_cache`; true where neither is given."""
     asked = _header_truth(scope, b"x-use-cache")
     return (use_cache if asked is None else asked) is not False
 
@@ -20,11 +20,11 @@ def wants_cache(scope: Scope, use_cache: bool | None) -> bool:
 async def ready_backend(
     service: Service, scope: Scope, receive: Receive, *, wait_for_model: bool | None = None
 ) -> Backend:
-    """The backend, waited for while it loads if the header `x-wait-for-model`, else the body, wants that.
+    """Return the backend, and wait for it while it loads if the header `x-wait-for-model`, else the body, says so.
 
     The body has been read before.
 
-    Raises ModelLoading, ShuttingDown, Overloaded when too many wait, ClientLeft.
+    Raises ModelLoading, ShuttingDown, ClientLeft, and Overloaded when too many calls wait.
     """
     asked = _header_truth(scope, b"x-wait-for-model")
     if (wait_for_model if asked is None else asked) and service.is_loading:

@@ -1,4 +1,4 @@
-"""The facts of one admitted call that its headers, its log line and the metrics tell."""
+"""The facts of one admitted call that its headers, its log line and the metrics show."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class CallRecord:
-    """Kept from the call's rules to its last token."""
+    """The facts of one call, kept from the check of its rules to its last token."""
 
     def __init__(self, service: Service, backend: Backend, call: Call) -> None:
         self._service = service
@@ -27,22 +27,25 @@ class CallRecord:
 
     @property
     def arrival_s(self) -> float:
-        """When the call came, on the clock of `time.monotonic`."""
+        """The time at which the call came, on the clock of `time.monotonic`."""
         return self._call.arrival_s
 
     def note_failure(self, error: RequestError) -> None:
-        """The call failed after its answer had begun."""
+        """Note that the call failed after its answer had begun."""
         self._service.metrics.on_failure(failure_label(error))
 
     def note_validated(self, num_characters: int, intakes: Sequence[TokenizedPrompt]) -> None:
-        """The prompts obey all rules; `num_characters` is the length of all of them."""
+        """Note that the prompts obey all rules; `num_characters` is the length of all prompts together."""
         self._validation_s = time.monotonic() - self._call.arrival_s
         self._num_characters = num_characters
         for intake in intakes:
             self._service.metrics.on_validated(len(intake.prompt_ids), intake.max_new_tokens)
 
     def note_success(self, results: Sequence[GenerationResult], *, seed: int | None = None) -> None:
-        """The call is complete; `results` are its sequences in order, `seed` that of the first if it sampled."""
+        """Note that the call is complete.
+
+        `results` are the results of its sequences in order; `seed` is the seed of the first sequence if that sampled.
+        """
         total_s = time.monotonic() - self._call.arrival_s
         first = results[0]
         self._service.metrics.on_success(first, validation_s=self._validation_s, total_s=total_s, others=results[1:])
@@ -65,14 +68,17 @@ class CallRecord:
         )
 
     def stream_headers(self) -> list[Header]:
-        """What is known when a stream begins."""
+        """Return the headers whose values are known when a stream begins."""
         return [
             (b"x-compute-type", self._service.compute_type(self._backend.facts).encode("latin-1", "replace")),
             (b"x-compute-characters", b"%d" % self._num_characters),
         ]
 
     def whole_headers(self, results: Sequence[GenerationResult], num_prompt_tokens: int) -> list[Header]:
-        """Times in whole milliseconds, but x-compute-time in seconds; of several sequences the longest."""
+        """Return the headers of a whole answer. Times are those of the longest sequence.
+
+        Times are in whole milliseconds, and x-compute-time is in seconds.
+        """
         total_s = time.monotonic() - self._call.arrival_s
         inference_s = max(result.inference_s for result in results)
         num_output_tokens = sum(result.num_output_tokens for result in results)

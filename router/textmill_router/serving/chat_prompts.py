@@ -1,4 +1,4 @@
-"""From a conversation to its tokens, in the order of all calls: the grammar of its answers first, then its prompt."""
+"""From a conversation to its tokens: first the grammar of the answers, before the permit, and then the prompt."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from textmill_router.serving.validation import CheckedParameters
 
 @dataclass(frozen=True, slots=True)
 class PreparedChat:
-    """A conversation that obeys the rules; no template has run yet.
+    """A conversation that obeys the rules and that no template has rendered yet.
 
     `form` and `grammar` are those of the answers but for their reasoning, which the prompt may open or close.
     `grammar_field` is the part of the body that the grammar comes from.
@@ -31,7 +31,7 @@ class PreparedChat:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedChat:
-    """A rendered conversation that fits, the grammar of its answers, and how the answers are read."""
+    """A rendered conversation that fits the limits, the grammar of its answers, and the form of these answers."""
 
     prompt: TokenizedPrompt
     num_characters: int  # of the prompt
@@ -60,7 +60,7 @@ def prepare_chat(
 
 
 async def take_chat(backend: Backend, prepared: PreparedChat, checked: CheckedParameters) -> TokenizedChat:
-    """Render, tokenise, check the budget. Raises ValidationFailed and TemplateFailed."""
+    """Render and tokenise the conversation, and check the budget. Raises ValidationFailed and TemplateFailed."""
     prompt = await render(backend.chat_templates, backend.role_safety, prepared.chat, prepared.tools)
     tokens = await take_pieces(backend, prompt.pieces, checked)
     form, grammar = prepared.form.behind(prompt.text), prepared.grammar

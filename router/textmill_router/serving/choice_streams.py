@@ -1,4 +1,4 @@
-"""The sequences of one call: begun together, and written side by side to one event stream."""
+"""The sequences of one call, which begin together and are written side by side to one event stream."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -13,20 +13,20 @@ from textmill_router.text.generation import Generation, start_generation
 
 
 class ChoiceWriter(Protocol):
-    """Turns events of one sequence into chunks."""
+    """Turns the events of one sequence into chunks."""
 
     def encode(self, events: list[TokenEvent]) -> bytes:
-        """Chunks in one piece; empty while there is nothing to show."""
+        """Return the chunks of the events in one piece, which is empty while there is nothing to show."""
 
 
-# Raises for a result that may not be shown as it is.
+# Raises an error for a result that must not be shown.
 ResultCheck = Callable[[GenerationResult], None]
 
 
 async def start_all(
     stack: AsyncExitStack, backend: Backend, requests: Sequence[GenerationRequest], options: TextOptions
 ) -> list[Generation]:
-    """Submit all in one turn, so that the first of a prompt computes it for its further sequences."""
+    """Submit all requests in one turn, so that the first request of a prompt computes the prompt for the others."""
     return [
         await stack.enter_async_context(start_generation(backend.engine, backend.tokenizer, request, options))
         for request in requests
@@ -39,7 +39,7 @@ async def stream_choices(
     writers: Sequence[ChoiceWriter],
     check: ResultCheck = lambda result: None,
 ) -> list[GenerationResult]:
-    """Write all, the last chunk of each once `check` has passed; returns the results in order.
+    """Write all sequences and return their results in order; `check` runs before the last chunk of each is written.
 
     Raises GenerationFailed and what `check` raises.
     """
@@ -60,7 +60,7 @@ async def stream_choices(
 async def _stream_one(
     stream: EventStream, generation: Generation, writer: ChoiceWriter, check: ResultCheck, lock: asyncio.Lock
 ) -> GenerationResult:
-    """What comes while the client does not read is merged into one chunk."""
+    """Write one sequence. Tokens that come while the client does not read are merged into one chunk."""
 
     def write_now(events: list[TokenEvent]) -> bool:
         if not stream.can_write_now:
@@ -74,7 +74,7 @@ async def _stream_one(
     while True:
         events = await generation.next_events()
         async with lock:
-            # More may have come while another sequence was writing.
+            # More events may have come while another sequence was writing.
             if events[-1].result is None:
                 events += generation.take_events()
             result = events[-1].result

@@ -1,11 +1,11 @@
-"""What ends a request after its admission, as the error that its client sees."""
+"""Failures of requests after their admission, as the errors that clients see."""
 
 from textmill_router.errors import GenerationBroke, InternalError, RequestError, ShuttingDown
 from textmill_router.request import Failure, FailureCode
 
 
 def generation_error(failure: Failure) -> RequestError:
-    """The error that a failure after admission is to its client."""
+    """Return the error that tells the client of a failure after admission."""
     match failure.code:
         case FailureCode.SHUTDOWN:
             return ShuttingDown(failure.message, retry_after_s=1)

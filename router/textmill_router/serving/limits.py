@@ -1,4 +1,4 @@
-"""How long a request may be and how much it may ask for, from the settings and what the shard says of itself."""
+"""How long a request may be and how much it may ask for, from the settings and the facts that the shard reports."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,10 @@ DEFAULT_PREFILL_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request may ask for, in tokens and counts, and how its schemas are read; known once the shard is ready."""
+    """The most that a request may ask for, in tokens and counts, and how its schemas are read.
+
+    The limits are known once the shard is ready.
+    """
 
     max_best_of: int
     max_stop_sequences: int
@@ -25,7 +28,9 @@ class Limits:
 
 
 def resolve_limits(settings: Settings, facts: ShardFacts, engine: EngineLoop) -> Limits:
-    """Token limits as set or, where unset, as large as model and KV pool allow. Raises SettingsError.
+    """Return the limits as they are set or, where they are not, as large as model and KV pool allow.
+
+    Raises SettingsError for limits that model or KV pool do not allow.
 
     Where a model has an encoder, the encoder's positions bound the prompt and the decoder's positions the output.
     """
@@ -58,7 +63,7 @@ def resolve_limits(settings: Settings, facts: ShardFacts, engine: EngineLoop) ->
 
 
 def _longest_by_positions(facts: ShardFacts) -> int:
-    """The most tokens of prompt and output that the model has positions for, 0 = no bound."""
+    """Return the most tokens of prompt and output for which the model has positions, or 0 where it has no bound."""
     if not facts.has_encoder:
         return facts.max_model_tokens
     if not (facts.max_encoder_tokens and facts.max_model_tokens):
@@ -86,7 +91,7 @@ def _encoder_limits(limits: Limits, settings: Settings, facts: ShardFacts) -> Li
 
 
 def _largest_fitting(engine: EngineLoop, facts: ShardFacts) -> int:
-    """The longest request in tokens that fits the KV pool alone."""
+    """Return the longest request, in tokens, that fits the KV pool while no other request runs."""
     low, high = 0, facts.num_blocks * facts.block_size
     while low < high:
         middle = (low + high + 1) // 2
@@ -95,5 +100,5 @@ def _largest_fitting(engine: EngineLoop, facts: ShardFacts) -> int:
 
 
 def max_prefill_tokens(settings: Settings, facts: ShardFacts) -> int:
-    """Most prompt tokens of one step."""
+    """Return the most prompt tokens of one step."""
     return min(settings.max_batch_prefill_tokens or DEFAULT_PREFILL_TOKENS, facts.max_step_tokens)

@@ -1,4 +1,4 @@
-"""Who may enter: one permit per sequence, and none while the server leaves."""
+"""Permits, of which each sequence of a call needs one, and of which none is given out while the server leaves."""
 
 import asyncio
 import math
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from textmill_router.errors import Overloaded, ShuttingDown
 
 _MAX_RETRY_AFTER_S = 60
-_SPEED_WEIGHT = 0.1  # of the newest interval in the running mean
+_SPEED_WEIGHT = 0.1  # the weight of the newest interval in the running mean
 
 
 class Permits:
@@ -28,31 +28,31 @@ class Permits:
         self._is_closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._last_change_s = 0.0  # when a permit last came back, or the first was given out
-        self._release_interval_s: float | None = None  # mean of late; None before the first
+        self._last_change_s = 0.0  # the time when a permit last came back, or when the first was given out
+        self._release_interval_s: float | None = None  # running mean, None before the first interval
 
     @property
     def held(self) -> int:
-        """Permits given out."""
+        """The number of permits that are given out."""
         return self._held
 
     @property
     def is_closed(self) -> bool:
-        """Nothing new is taken."""
+        """Whether new calls are refused."""
         return self._is_closed
 
     def close(self) -> None:
-        """Refuse everything from now on; what runs keeps its permits."""
+        """Refuse all calls from now on. Calls that run keep their permits."""
         self._is_closed = True
         self._on_close()
 
     async def wait_idle(self) -> None:
-        """Wait until no permit is out; the caller sets the limit."""
+        """Wait until no permit is given out. The caller sets the deadline."""
         await self._idle.wait()
 
     @contextmanager
     def hold(self, count: int) -> Iterator[None]:
-        """Hold `count` permits, given back however the block is left. Raises Overloaded or ShuttingDown."""
+        """Hold `count` permits, which come back however the block is left. Raises Overloaded or ShuttingDown."""
         self.check_open()
         if self._held + count > self._max_concurrent:
             raise self.overloaded(
@@ -60,7 +60,7 @@ class Permits:
                 f"needs {count} more (--max-concurrent-requests); try again later"
             )
         if self._held == 0:
-            self._last_change_s = self._clock()  # the time in which nothing ran says nothing of the speed
+            self._last_change_s = self._clock()  # a time in which nothing ran says nothing of the speed
         self._held += count
         self._idle.clear()
         try:
@@ -72,20 +72,20 @@ class Permits:
             self._note_release(count)
 
     def check_open(self) -> None:
-        """Raise ShuttingDown once the server leaves."""
+        """Raise ShuttingDown if the server is leaving."""
         if self._is_closed:
             raise ShuttingDown(
                 "the server is shutting down; try again later", retry_after_s=self._time_to_free(self._held)
             )
 
     def overloaded(self, message: str) -> Overloaded:
-        """The refusal, with the time in which half of what is in work should have left at the speed of late."""
+        """Return the refusal, with the time in which half of the permits should come back at the recent speed."""
         return Overloaded(message, retry_after_s=self._time_to_free(max(1, self._held // 2)))
 
     def _time_to_free(self, count: int) -> int:
-        """Whole seconds in which so many permits should come back; at least 1."""
+        """Return the whole seconds in which so many permits should come back, at least 1."""
         waited_s = self._clock() - self._last_change_s if self._held else 0.0
-        # Before the first has come back, and when they stop coming, the time waited so far is the best guess.
+        # Before the first permit has come back, and when permits stop coming back, the time so far is the best guess.
         expected_s = max(waited_s, (self._release_interval_s or 0.0) * count)
         return max(1, min(_MAX_RETRY_AFTER_S, math.ceil(expected_s)))
 

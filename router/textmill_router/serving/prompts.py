@@ -1,4 +1,4 @@
-"""From checked parameters and a text to requests that the engine takes: tokens, budget, seeds."""
+"""From checked parameters and a text to the requests of the engine, by way of tokens, budget and seeds."""
 
 import time
 from array import array
@@ -20,7 +20,7 @@ from textmill_router.serving.validation import (
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:
-    """A prompt that fits, and how many tokens may follow it."""
+    """A prompt that fits the limits, and how many tokens may follow the prompt."""
 
     prompt_ids: "array[int]"
     max_new_tokens: int
@@ -29,7 +29,7 @@ class TokenizedPrompt:
 async def take_prompt(
     backend: Backend, text: str, checked: CheckedParameters, *, add_special_tokens: bool = True
 ) -> TokenizedPrompt:
-    """Tokenise, truncate to the last tokens, check the budget. Raises RuleBroken."""
+    """Tokenise a text, keep its last tokens where `truncate` is given, and check the budget. Raises RuleBroken."""
     check_text(text)
     limits = backend.limits
     if checked.truncate is None and backend.tokenizer.cannot_fit(text, limits.max_input_tokens):
@@ -59,10 +59,10 @@ async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedP
 
 
 def fit(backend: Backend, prompt_ids: "array[int]", checked: CheckedParameters) -> TokenizedPrompt:
-    """A prompt within the window, of tokens that the model has. Raises RuleBroken."""
+    """Return a prompt that fits the window and holds only tokens that the model has. Raises RuleBroken."""
     tokenizer, num_known = backend.tokenizer, backend.limits.vocab_size
     intake = TokenizedPrompt(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, backend.limits))
-    # Few tokenizers have ids that their model lacks (placeholders of images); the shard would refuse the whole plan.
+    # Few tokenizers have ids that their model lacks (placeholders of images), and the shard would refuse the plan.
     if tokenizer.num_ids > num_known and (largest := max(prompt_ids, default=0)) >= num_known:
         raise RuleBroken(
             "`{field}` must not hold `{text}`: it is token {largest} of the tokenizer, and this model knows the tokens "
@@ -85,7 +85,7 @@ def make_request(
     top_n_tokens: int,
     stop_ids: tuple[int, ...] = (),
 ) -> GenerationRequest:
-    """One sequence of the call. What an encoder reads is followed by the decoder's own first tokens.
+    """Return the request of one sequence. The tokens that an encoder reads are followed by the decoder's first tokens.
 
     `top_n_tokens` counts only with `wants_logprobs`.
     """
@@ -114,7 +114,10 @@ def make_request(
 
 
 def share_prompt(sequences: Sequence[GenerationRequest]) -> list[GenerationRequest]:
-    """The sequences of one prompt, not empty: the first computes the prompt and its log-probabilities for all."""
+    """Return the sequences of one prompt, of which the first computes the prompt and its log-probabilities for all.
+
+    `sequences` is not empty.
+    """
     first, *others = sequences
     return [
         first,
@@ -126,12 +129,12 @@ def share_prompt(sequences: Sequence[GenerationRequest]) -> list[GenerationReque
 
 
 def best_of_parameters(checked: CheckedParameters) -> list[GenerationParameters]:
-    """The parameters of each sequence of best_of: they differ in the seed."""
+    """Return the parameters of each sequence of best_of, which differ in the seed."""
     first = checked.generation
     return [first, *(with_drawn_seed(first) for _ in range(checked.best_of - 1))]
 
 
 def choice_parameters(parameters: GenerationParameters, num_choices: int) -> list[GenerationParameters]:
-    """The parameters of each choice of a call whose seed may be given: it fixes all of them, each by another seed."""
+    """Return the parameters of each choice of a call. The call's seed fixes the seeds of all choices, which differ."""
     seed = parameters.sampling.seed
     return [parameters, *(with_seed(parameters, (seed + index) & MAX_U64) for index in range(1, num_choices))]

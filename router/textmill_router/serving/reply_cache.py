@@ -1,4 +1,4 @@
-"""Between a native call and the response cache: what makes two calls equal, and how a kept answer leaves."""
+"""The calls of TGI's dialect and the response cache: which calls are equal, and how a kept answer is sent."""
 
 import hashlib
 import time
@@ -15,31 +15,34 @@ from textmill_router.serving.service import Backend, Service
 
 
 def cache_key(scope: Scope, *facts: object) -> bytes:
-    """A digest of the caller's key and of all facts that the answer depends on; in JSON a number may have any size."""
+    """Return a digest of the caller's key and of all facts on which the answer depends.
+
+    The facts are written as JSON, in which a number may have any size.
+    """
     authorization = b"".join(value for name, value in scope["headers"] if name == b"authorization")
     return hashlib.blake2b(encode_exactly((authorization, *facts)), digest_size=32).digest()
 
 
 class CacheSlot:
-    """The place of one call in the cache."""
+    """The place of the answer of one call in the cache."""
 
     def __init__(self, cache: ResponseCache, key: bytes) -> None:
         self._cache = cache
         self._key = key
 
     def find(self) -> CachedAnswer | None:
-        """The answer of an equal call before."""
+        """Return the answer of an equal call before, or None."""
         return self._cache.get(self._key)
 
     def keep(self, answer: CachedAnswer) -> None:
-        """Keep a complete answer for equal calls to come."""
+        """Keep a complete answer for equal calls that come later."""
         self._cache.put(self._key, answer)
 
 
 async def send_cached(
     service: Service, backend: Backend, scope: Scope, send: Send, answer: CachedAnswer, *, streams: bool
 ) -> None:
-    """Send a kept answer; nothing was queued or computed for it, and its headers say so."""
+    """Send a kept answer, whose headers say that nothing was queued or computed for the call."""
     service.metrics.on_cache_hit()
     headers: list[Header] = [
         (b"x-cache", b"hit"),

@@ -1,14 +1,14 @@
-"""Whole answers kept for equal requests: least recently used go first, bounded by bytes."""
+"""Whole answers kept for equal calls, up to a number of bytes; the least recently used answer is dropped first."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
 
-ENTRY_OVERHEAD_BYTES = 512  # key, counters and the index's own share
+ENTRY_OVERHEAD_BYTES = 512  # for the key, the counters and the entry of the index
 
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """The body of an answer with status 200, whole or all events of a stream, and what its headers tell."""
+    """The body of an answer with status 200, which may be all events of a stream, and the numbers of its headers."""
 
     body: bytes
     num_characters: int
@@ -17,7 +17,7 @@ class CachedAnswer:
 
 
 class ResponseCache:
-    """Keys are digests of everything that an answer depends on; the caller sees to that."""
+    """The answers by key. The caller makes each key a digest of everything on which the answer depends."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -28,11 +28,11 @@ class ResponseCache:
 
     @property
     def is_on(self) -> bool:
-        """Whether anything can be kept."""
+        """Whether answers are kept."""
         return self._max_bytes > 0
 
     def get(self, key: bytes) -> CachedAnswer | None:
-        """The answer, counted as used now."""
+        """Return the answer of a key, which counts as used now, or None."""
         answer = self._answers.get(key)
         if answer is None:
             self.num_misses += 1
@@ -42,7 +42,7 @@ class ResponseCache:
         return answer
 
     def put(self, key: bytes, answer: CachedAnswer) -> None:
-        """Keep an answer, unless it alone is larger than the cache."""
+        """Keep an answer, unless the answer alone is larger than the cache."""
         size = _size(answer)
         if size > self._max_bytes:
             return

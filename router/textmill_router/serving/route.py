@@ -23,9 +23,9 @@ Body = TypeVar("Body")
 
 
 class Work(Protocol):
-    """Answers one call whose fields obey the rules; both methods run while the call's permits are held.
+    """Answers one call whose fields obey the rules. Both methods run while the call's permits are held.
 
-    Both may raise RequestError and GenerationFailed as long as nothing has been sent.
+    Both methods may raise RequestError and GenerationFailed as long as nothing has been sent.
     """
 
     async def stream(self, scope: Scope, send: Send) -> None: ...
@@ -34,7 +34,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class IncomingCall:
-    """All that a dialect needs beside the body to prepare a call."""
+    """The objects that a dialect needs beside the body to prepare a call."""
 
     service: Service
     backend: Backend
@@ -44,24 +44,24 @@ class IncomingCall:
 
 @dataclass(frozen=True, slots=True)
 class PreparedCall:
-    """A call whose body obeys the rules, with all that is decided before its work begins."""
+    """A call whose body obeys the rules, with the decisions that are made before its work begins."""
 
     work: Work
-    num_sequences: int  # one permit for each
+    num_sequences: int  # each sequence needs one permit
     streams: bool
-    # Compiled before a permit is taken: the grammar of the answers, or that part of it which no prompt changes.
+    # The grammar of the answers, or that part of it which no prompt changes; compiled before a permit is taken.
     grammar: Grammar | None = None
-    grammar_field: str = "grammar"  # the part of the body that it comes from
+    grammar_field: str = "grammar"  # the part of the body that the grammar comes from
     cache_slot: CacheSlot | None = None  # a kept answer is sent in place of the work; None where answers are not kept
 
 
 class GeneratingRoute(Generic[Body]):
-    """An ASGI endpoint: shape, rules, kept answer, grammar, permits, then the work.
+    """An ASGI endpoint, which checks shape and rules, looks for a kept answer, and works under permits.
 
-    `prepare` applies the rules of the dialect to a body; it raises RequestError. `style` is the style of the dialect's
+    `prepare` applies the rules of the dialect to a body and raises RequestError. `style` is the style of the dialect's
     paths, for the table that gives the route its path. `check_model` refuses a body whose model is not served, also
-    while the model loads. `wait_for_model` reads from a body whether the call waits for a model that loads; None where
-    the body does not say. `reword` says a refusal with the names that the dialect has for its fields.
+    while the model loads. `wait_for_model` reads from a body whether the call waits for a model that loads, and returns
+    None where the body does not say. `reword` puts the dialect's names of its fields into a refusal.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What all endpoints share: settings, admission, metrics and, once there is one, the engine behind them."""
+"""The objects that all endpoints share: settings, permits, metrics and, once the model is ready, the engine."""
 
 import asyncio
 import time
@@ -24,13 +24,13 @@ from textmill_router.settings import Settings
 from textmill_router.text.sequence_breakers import SequenceBreakers
 from textmill_router.text.tokenization import Tokenizer
 
-CHUNKS_PER_PREFILL = 4  # so many prompts share the prefill tokens of a step before one may take more
+CHUNKS_PER_PREFILL = 4  # so many prompts share the prefill tokens of a step before one prompt may take more
 _MAX_ESTIMATE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """An engine that has been ready at least once, and the limits that follow from it."""
+    """An engine that has been ready at least once, and the objects and limits that follow from its model."""
 
     engine: EngineLoop
     tokenizer: Tokenizer
@@ -43,12 +43,16 @@ class Backend:
 
 
 class Service:
-    """Life: made before anything is loaded; `attach` when the engine looks for its shard; `become_ready` once."""
+    """The shared objects of one server.
+
+    The service is made before anything is loaded. `attach` is called when the engine looks for its shard, and
+    `become_ready` once when the shard is ready.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.format_flags = FormatFlags(settings.tool_call_parser, settings.reasoning_parser)
-        self._settled = asyncio.Event()  # the model is ready, or the server leaves
+        self._settled = asyncio.Event()  # set when the model is ready or the server leaves
         self.permits = Permits(settings.max_concurrent_requests, on_close=self._settled.set)
         self.response_cache = ResponseCache(settings.response_cache_bytes)
         self.metrics = Metrics()
@@ -60,13 +64,13 @@ class Service:
         self._backend: Backend | None = None
 
     def attach(self, engine: EngineLoop, tokenizer: Tokenizer, chat_templates: ChatTemplates) -> None:
-        """Name the engine whose phase is shown while it loads, and what has been read of the model's files."""
+        """Take the engine whose phase is shown while it loads, and the parts of the model's files that were read."""
         self._engine = engine
         self._tokenizer = tokenizer
         self._chat_templates = chat_templates
 
     def become_ready(self) -> Backend:
-        """Fix the limits from what the shard says of itself. Raises SettingsError when they cannot be met."""
+        """Fix the limits by the facts that the shard reports. Raises SettingsError for limits that cannot be met."""
         assert self._engine is not None
         assert self._tokenizer is not None
         assert self._chat_templates is not None
@@ -90,11 +94,11 @@ class Service:
 
     @property
     def is_loading(self) -> bool:
-        """The shards have not been ready yet, and may be."""
+        """Whether the shards have not been ready yet and may still become ready."""
         return self._backend is None and not self.permits.is_closed
 
     async def wait_settled(self) -> None:
-        """Wait until the model is ready or the server leaves; the caller sets the limit."""
+        """Wait until the model is ready or the server leaves. The caller sets the deadline."""
         await self._settled.wait()
 
     async def close_backend(self) -> None:
@@ -103,7 +107,7 @@ class Service:
             await self._backend.grammars.close()
 
     def open_backend(self) -> Backend:
-        """The backend for a request that would generate. Raises ModelLoading or ShuttingDown."""
+        """Return the backend for a call that generates. Raises ModelLoading or ShuttingDown."""
         self.permits.check_open()
         if self._backend is None:
             estimated_s = self._estimate_s()
@@ -117,23 +121,23 @@ class Service:
 
     @property
     def max_model_tokens(self) -> int | None:
-        """Prompt and output tokens of a request; None while it follows from a model that still loads."""
+        """The most tokens of prompt and output, or None while they depend on a model that still loads."""
         return self.settings.max_total_tokens if self._backend is None else self._backend.limits.max_total_tokens
 
     @property
     def phase(self) -> str:
-        """`draining`, the engine's phase, or `starting` while there is no engine yet."""
+        """The word `draining`, the engine's phase, or the word `starting` while there is no engine yet."""
         if self.permits.is_closed:
             return "draining"
         return EnginePhase.STARTING.value if self._engine is None else self._engine.status.phase.value
 
     @property
     def is_healthy(self) -> bool:
-        """Requests are taken and the shard is there."""
+        """Whether calls are taken and the shard answers."""
         return self._backend is not None and self.phase == EnginePhase.READY.value
 
     def expose_metrics(self) -> bytes:
-        """The text of /metrics, also while loading."""
+        """Return the text of /metrics, also while the model loads."""
         backend = self._backend
         stats = None if backend is None else backend.engine.stats()
         numbers = None
@@ -145,11 +149,11 @@ class Service:
         return self.metrics.expose(numbers, cache, num_in_flight=self.permits.held)
 
     def compute_type(self, facts: ShardFacts) -> str:
-        """Number and kind of devices, as x-compute-type shows it."""
+        """Return the number and kind of devices as the header x-compute-type shows them."""
         return self.settings.compute_type or f"{facts.world_size}-{facts.device}"
 
     def _estimate_s(self) -> float:
-        """Seconds until ready, if the rest of the phases goes at the speed of those before."""
+        """Return the seconds until the model is ready if further phases go at the speed of the phases before."""
         status = None if self._engine is None else self._engine.status
         phase = EnginePhase.STARTING if status is None else status.phase
         index = LOADING_PHASES.index(phase) if phase in LOADING_PHASES else 0
@@ -161,14 +165,14 @@ class Service:
 
 
 def make_role_safety(tokenizer: Tokenizer, templates: ChatTemplates) -> RoleSafety:
-    """What users' texts must not become, for this vocabulary and these templates."""
+    """Return the guard that keeps users' texts from becoming special tokens of this vocabulary and these templates."""
     markup = markup_texts(tokenizer.plain_added_texts, templates.sources)
     normalizes = tokenizer.normalizes(tokenizer.special_texts | markup)
     return RoleSafety(tokenizer.special_texts, markup, normalize=tokenizer.normalize if normalizes else None)
 
 
 def make_grammar_compiler(settings: Settings, facts: ShardFacts) -> GrammarCompiler:
-    """The compiler for this shard's vocabulary, or one that refuses with the reason."""
+    """Return the compiler for this shard's vocabulary, or one that refuses every grammar with the reason."""
     refusal = None
     if settings.disable_grammar_support:
         refusal = "this server takes none (--disable-grammar-support)"
@@ -183,7 +187,7 @@ def make_grammar_compiler(settings: Settings, facts: ShardFacts) -> GrammarCompi
 
 
 def _model_time_s(folder: str) -> int:
-    """When the model's folder was filled, in seconds since 1970; now, where that cannot be told."""
+    """Return when the model's folder was written, in seconds since 1970, or the time now where nothing tells."""
     try:
         return int((Path(folder) / "tokenizer.json").stat().st_mtime)
     except OSError:
@@ -191,7 +195,7 @@ def _model_time_s(folder: str) -> int:
 
 
 def scheduler_config(settings: Settings, facts: ShardFacts) -> SchedulerConfig:
-    """The scheduler's settings for this shard."""
+    """Return the scheduler's settings for this shard."""
     max_prefill = max_prefill_tokens(settings, facts)
     return SchedulerConfig(
         budget=Budget(

@@ -1,4 +1,4 @@
-"""The frame of an answer that is a stream of events: its headers, its end, an error after its first event."""
+"""The frame of an answer in events: its headers, its end, and an error that comes after its first event."""
 
 from collections.abc import Awaitable, Callable
 
@@ -20,7 +20,9 @@ async def stream_answer(
     *,
     end: bytes = b"",
 ) -> None:
-    """`write` sends events and returns those that stand before `end`; an error after the first event is an event.
+    """Answer in events. `write` sends events and returns the last events, which stand before `end`.
+
+    An error after the first event is sent as an event.
 
     Raises GenerationFailed and RequestError while nothing has been sent.
     """

@@ -12,7 +12,7 @@ from textmill_router.grammar.request_forms import AskedGrammar
 from textmill_router.request import GenerationParameters, SamplingParameters
 from textmill_router.serving.limits import Limits
 
-# Below it, division of the logits by the temperature leaves the range of 32-bit floats: the draw is the best token.
+# Logits divided by a lower temperature leave the range of 32-bit floats, and the draw is the best token.
 LEAST_TEMPERATURE = 1e-6
 # Random seeds are small enough to survive clients that read numbers as doubles.
 SEED_BITS = 53
@@ -38,7 +38,7 @@ _BEST_OF = Bounds(low=1, high=MAX_U32, off=1, note="--max-best-of")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestedParameters:
-    """Parameters as a client asked for them, of the right types; None where the client gave none.
+    """Parameters as a client asked for them, of the right types. A parameter that the client did not give is None.
 
     `numbers` holds the numbers that have a row in `PARAMETER_BOUNDS`, by the names of the rows. A number that the
     client did not give has no entry.
@@ -69,7 +69,7 @@ class CheckedParameters:
     generation: GenerationParameters
     asked_grammar: AskedGrammar | None  # which the finished output is checked against
     best_of: int
-    max_new_tokens: int | None  # None: what the window leaves
+    max_new_tokens: int | None  # None stands for the rest of the window
     max_time: float | None  # seconds from arrival
     stop: tuple[str, ...]
     truncate: int | None
@@ -77,7 +77,7 @@ class CheckedParameters:
 
 
 def numbers_of(body: object, names: Mapping[str, str] | None = None) -> dict[str, float]:
-    """The numbers that a body gives, by the names of their rows; `names` maps a row's name to the body's own name."""
+    """Return the numbers of a body by the names of their rows; `names` maps a row's name to the body's own name."""
     names = names or {}
     found = {}
     for name in PARAMETER_BOUNDS:
@@ -88,13 +88,13 @@ def numbers_of(body: object, names: Mapping[str, str] | None = None) -> dict[str
 
 
 def breakers_of(body: object) -> tuple[str, ...]:
-    """The texts of a body's `dry_sequence_breakers`, or those that count where the body has none."""
+    """Return the texts of a body's `dry_sequence_breakers`, or the default texts where the body has none."""
     texts: list[str] | None = getattr(body, "dry_sequence_breakers", None)
     return DEFAULT_DRY_BREAKERS if texts is None else tuple(texts)
 
 
 def check_parameters(requested: RequestedParameters, limits: Limits) -> CheckedParameters:
-    """Check in the order of the contract; the first broken rule raises RuleBroken."""
+    """Return the checked parameters. Raises RuleBroken for the first broken rule, in the order of the contract."""
     _check_best_of(requested, limits)
     asked = requested.numbers
     drawn: dict[str, Any] = {name: row.check(name, asked.get(name)) for name, row in _SAMPLING_BOUNDS.items()}
@@ -157,28 +157,28 @@ def unsigned_seed(seed: int) -> int:
 
 
 def draw_seed() -> int:
-    """A seed for a request that samples and names none."""
+    """Return a random seed, for a request that samples and names no seed."""
     return random.getrandbits(SEED_BITS)
 
 
 def with_seed(parameters: GenerationParameters, seed: int) -> GenerationParameters:
-    """The parameters of a further sequence of a call, which differs in its seed (unsigned, 64 bits) alone."""
+    """Return the parameters of a further sequence of a call, which differ in the seed (unsigned, 64 bits) alone."""
     return replace(parameters, sampling=replace(parameters.sampling, seed=seed))
 
 
 def with_drawn_seed(parameters: GenerationParameters) -> GenerationParameters:
-    """The parameters of a further sequence of best_of, with a seed of its own where the request samples."""
+    """Return the parameters of a further sequence of best_of, with a seed of its own where the request samples."""
     return with_seed(parameters, draw_seed()) if parameters.sampling.do_sample else parameters
 
 
 def check_text(text: str) -> None:
-    """A prompt that is not empty. Raises RuleBroken."""
+    """Raise RuleBroken for an empty prompt."""
     if not text:
         raise _refuse("inputs", "must not be empty, found an empty string; send at least one character")
 
 
 def check_adapter(adapter_id: str | None) -> None:
-    """Raise RuleBroken for an adapter: none is loaded."""
+    """Raise RuleBroken for an id of an adapter, because no adapter is loaded."""
     if adapter_id is not None:
         raise _refuse(
             "adapter_id", "{found!r} is not loaded: this server has no adapters; leave it out", found=adapter_id
@@ -234,7 +234,7 @@ def _check_logit_bias(bias: tuple[tuple[int, float], ...], limits: Limits) -> tu
 
 
 def _whole(name: str, asked: Mapping[str, float], *, high: int | None = None) -> int | None:
-    """A number of the call, checked; what its row says where it is absent."""
+    """Return a number of the call after its check, or the `off` of its row where the number is absent."""
     value = _CALL_BOUNDS[name].check(name, asked.get(name), high=high)
     assert value is None or isinstance(value, int), name
     return value

@@ -16,9 +16,9 @@ _ABSENT = msgspec.Raw(b"null")
 
 
 class ByShape:
-    """An ASGI endpoint. `endpoints` has each field that tells a dialect; the first that a body has decides.
+    """An ASGI endpoint. `endpoints` maps the fields that tell a dialect; the first field that a body has decides.
 
-    A body that has none goes to the first endpoint, which refuses the body.
+    A body that has none of the fields goes to the first endpoint, which refuses the body.
     """
 
     def __init__(self, service: Service, endpoints: Mapping[str, ASGIApp]) -> None:

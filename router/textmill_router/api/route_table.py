@@ -1,4 +1,4 @@
-"""The routes: for each its endpoint, and its place in the OpenAPI document."""
+"""The table of the routes, with the endpoint of each route and its place in the OpenAPI document."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,14 +56,14 @@ from textmill_router.serving.service import Service
 
 @dataclass(frozen=True, slots=True)
 class RouteRow:
-    """`make` makes the endpoint of the operation's path and method. Monitoring works without an API key."""
+    """One route. `make` makes the endpoint of the operation's path and method. Monitoring needs no API key."""
 
     make: Callable[[Service], ASGIApp]
     operation: Operation
     needs_key: bool = True
 
 
-# Paths without `/v1`, for clients whose base URL lacks it: each is the path that it stands for.
+# Paths without `/v1`, for clients whose base URL lacks `/v1`, and the paths for which they stand.
 ALIASES = {
     "/chat/completions": "/v1/chat/completions",
     "/completions": "/v1/completions",
@@ -73,12 +73,12 @@ ALIASES = {
 
 
 def openapi_document() -> dict[str, Any]:
-    """The OpenAPI document of all routes."""
+    """Return the OpenAPI document of all routes."""
     return build_document([row.operation for row in ROUTES])
 
 
 def vertex_route(service: Service) -> VertexRoute:
-    """An ASGI endpoint, also of the path that Vertex AI names."""
+    """Return the ASGI endpoint of /vertex, which also serves the path that Vertex AI names."""
     return VertexRoute(service, generate=generate_route(service, GenerateMode.WHOLE), chat=chat_route(service))
 
 

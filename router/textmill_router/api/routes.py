@@ -18,7 +18,7 @@ from textmill_router.serving.service import Service
 
 
 def build_app(service: Service) -> ASGIApp:
-    """All routes of the service behind the middlewares."""
+    """Return one application with all routes of the service behind the middlewares."""
     settings = service.settings
     routes: dict[str, dict[str, ASGIApp]] = {}
     for row in ROUTES:
@@ -49,7 +49,7 @@ def build_app(service: Service) -> ASGIApp:
 
 
 class _Methods:
-    """One path: picks the endpoint by method. HEAD is GET without a body, OPTIONS tells the methods."""
+    """The endpoints of one path by method. HEAD is GET without a body, and OPTIONS names the methods."""
 
     def __init__(self, path: str, endpoints: Mapping[str, ASGIApp]) -> None:
         self._path = path

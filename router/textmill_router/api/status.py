@@ -1,4 +1,4 @@
-"""GET /health, /info and /metrics: answered without admission."""
+"""GET /health, /info and /metrics, which are answered without a permit."""
 
 from importlib.metadata import version
 
@@ -13,7 +13,7 @@ from textmill_router.serving.service import Service
 
 
 class HealthRoute:
-    """An ASGI endpoint: 200 without a body, or 503 with the phase."""
+    """An ASGI endpoint, which answers 200 without a body, or 503 with the phase."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -27,7 +27,7 @@ class HealthRoute:
 
 
 class InfoRoute:
-    """An ASGI endpoint: the model and the limits, with the fields of TGI 3 and those of TGI 2."""
+    """An ASGI endpoint, which shows the model and the limits in the fields of TGI 3 and those of TGI 2."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -65,7 +65,7 @@ class InfoRoute:
 
 
 class MetricsRoute:
-    """An ASGI endpoint: Prometheus text."""
+    """An ASGI endpoint, which answers with Prometheus text."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

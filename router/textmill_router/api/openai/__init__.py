@@ -1,1 +1,1 @@
-"""The dialect of OpenAI: everything under /v1."""
+"""OpenAI's dialect, to which all paths under /v1 belong."""

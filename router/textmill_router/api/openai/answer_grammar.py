@@ -1,4 +1,4 @@
-"""What an answer must match, by whichever field of OpenAI, vLLM, sglang, llama.cpp or TGI a body says so."""
+"""The grammar that a body asks for, in a field of OpenAI, vLLM, sglang, llama.cpp or TGI."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _SPECIAL = frozenset("\\.+*?()|[]{}^$")  # characters that mean more than themse
 
 @dataclass(frozen=True, slots=True)
 class AnswerGrammar:
-    """What an answer must match, and the field of the body that says so."""
+    """The grammar that an answer must match, and the field of the body that asks for it."""
 
     grammar: AskedGrammar
     body_field: str
@@ -42,7 +42,7 @@ def answer_grammar(body: OpenAIBody) -> AnswerGrammar | None:
 
 
 def _of_grammar(value: object, field: str) -> AskedGrammar | None:
-    """TGI's object; llama.cpp has a text of GBNF here."""
+    """Read TGI's object. llama.cpp has a text in GBNF in this field, which is refused."""
     if isinstance(value, str):
         return _of_foreign_text(value, field)
     return tgi_grammar(value, field=field)
@@ -57,7 +57,7 @@ def _of_regex(value: object, field: str) -> AskedGrammar:
 
 
 def _of_choice(value: object, field: str) -> AskedGrammar:
-    """vLLM: the answer is one of these texts."""
+    """Read vLLM's list of texts, of which the answer is one."""
     if not isinstance(value, list) or not value or not all(isinstance(text, str) and text for text in value):
         raise _refuse(field, f"`{field}` must be an array of texts that are not empty, with at least one text")
     quoted = ("".join(f"\\{one}" if one in _SPECIAL else one for one in text) for text in value)
@@ -75,7 +75,7 @@ def _of_any_object(value: object, field: str) -> AskedGrammar | None:
 
 
 def _of_structured_outputs(value: object, field: str) -> AskedGrammar | None:
-    """vLLM's object: one of its keys says what the answer must match."""
+    """Read vLLM's object, of which one key says what the answer must match."""
     if not isinstance(value, dict):
         raise _refuse(field, f"`{field}` must be an object")
     given = {key: one for key, one in value.items() if one is not None and one is not False}

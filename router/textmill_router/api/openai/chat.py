@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: from a conversation to an answer, whole or in chunks."""
+"""POST /v1/chat/completions, which answers a conversation, whole or in chunks."""
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -39,7 +39,7 @@ from textmill_router.text.generation import Generation
 
 
 def chat_route(service: Service) -> GeneratingRoute[ChatBody]:
-    """An ASGI endpoint."""
+    """Return the ASGI endpoint of /v1/chat/completions."""
     return openai_route(service, ChatBody, _prepare, CHAT_NAMES)
 
 
@@ -85,7 +85,7 @@ class _Work:
         self._envelope = new_envelope(call.service, "chatcmpl-")
 
     async def stream(self, scope: Scope, send: Send) -> None:
-        """Chunks of all choices as they come."""
+        """Send the chunks of all choices as they come."""
         requests = await self._requests()
         await stream_answer(scope, send, self._record, lambda stream: self._write(stream, requests), end=DONE)
 
@@ -98,7 +98,7 @@ class _Work:
         return usage_chunk(self._envelope, usage_of(results)) if self._body.wants_usage_event else b""
 
     async def answer_whole(self, scope: Scope, send: Send) -> None:
-        """One answer when all choices are complete."""
+        """Send one answer when all choices are complete."""
         requests = await self._requests()
         async with AsyncExitStack() as stack:
             keep_tokens = self._wants_logprobs or self._body.wants_token_ids
@@ -114,7 +114,7 @@ class _Work:
         await send_reply(scope, send, 200, answer, headers=headers)
 
     async def _requests(self) -> list[GenerationRequest]:
-        """Render, tokenise, check the budget: the last step in which the call can be refused for what it says."""
+        """Render and tokenise the conversation, and check the budget. Later steps refuse no call for its fields."""
         backend = self._backend
         taken = await take_chat(backend, self._chat, self._checked)
         self._form, self._shown_specials = taken.form, taken.shown_specials
@@ -170,7 +170,7 @@ class _Work:
         )
 
     def _check(self, result: GenerationResult) -> None:
-        """What ended by itself is as the response format, or the tools that bind, demand. Raises GenerationBroke."""
+        """Raise GenerationBroke for an answer that ended by itself and breaks the response format or a binding tool."""
         if self._chat.grammar is not None and not was_cut(result):
             reader = self._form.new_reader()
             message = collect([*reader.push(result.text), *reader.finish(was_cut=False)])

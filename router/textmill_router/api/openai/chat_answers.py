@@ -1,4 +1,4 @@
-"""Chat answers as /v1 writes them: whole, and as the chunks of a stream."""
+"""Writes chat answers as /v1 has them, whole and as the chunks of a stream."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,26 +33,29 @@ from textmill_router.serving.logprobs import shown_logprob
 from textmill_router.text.events import GenerationResult, TokenEvent
 from textmill_router.text.tokenization import Tokenizer
 
-# JSON has no infinity; OpenAI's least.
+# The least log-probability that OpenAI shows, because JSON has no infinity.
 LEAST_LOGPROB = -9999.0
-# Text to a JSON string, not escaping what UTF-8 can carry; the C function behind `json.dumps`.
+# Makes a JSON string of a text, with the C function behind `json.dumps`, and escapes no character that UTF-8 can hold.
 _quote = encode_basestring
 _FUNCTION_CALL = "function_call"  # the deprecated form of a call, and its finish reason
 
 
 class ShownLogprobs:
-    """The entries of `logprobs` of one choice: of the tokens whose text is shown, none of a stop string or the end."""
+    """The entries of `logprobs` of one choice.
+
+    Tokens whose text is shown have an entry. Tokens of a stop string, and the token of the end, have none.
+    """
 
     def __init__(self, tokenizer: Tokenizer, shown_specials: frozenset[int], wants_top: bool) -> None:
         self._tokenizer = tokenizer
         self._shown_specials = shown_specials
         self._wants_top = wants_top
-        self._held: list[tuple[int, TokenEvent]] = []  # with the place in the text where each begins
+        self._held: list[tuple[int, TokenEvent]] = []  # with the place in the text where the token begins
         self._num_seen = 0  # characters of all tokens
         self._num_released = 0
 
     def push(self, events: Sequence[TokenEvent]) -> list[TokenLogprob]:
-        """Entries that these events set free, in order."""
+        """Return the entries of the tokens whose text these events release, in order."""
         result = None
         for event in events:
             self._held.append((self._num_seen, event))
@@ -123,7 +126,7 @@ class ChatChunks:
         self._has_functions = has_functions  # calls are written as `function_call`, the deprecated form
 
     def encode(self, events: list[TokenEvent]) -> bytes:
-        """The chunks that these events make, possibly none; after the last event one more, with the finish reason."""
+        """Return the chunks of these events, possibly none. The last event has one more chunk for the finish reason."""
         text = "".join([event.released_text for event in events])
         deltas = self._reader.push(text) if text else []
         result = events[-1].result
@@ -192,16 +195,17 @@ class ChatChunks:
 
 
 def usage_chunk(envelope: Envelope, usage: Usage) -> bytes:
-    """The chunk that ends a stream with `include_usage`."""
+    """Return the chunk that ends a stream with `include_usage`."""
     chunk = {**_envelope(envelope, "chat.completion.chunk"), "choices": [], "usage": usage}
     return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One complete choice. `logprobs` is None unless asked for; `is_in_call`: it ended inside the last call.
+    """One complete choice.
 
-    `has_functions`: its call is shown as `function_call`, the deprecated form.
+    `logprobs` is None unless the call asked for them. `is_in_call` says that the choice ended inside its last tool
+    call, and `has_functions` that the choice shows its call as `function_call`, the deprecated form.
     """
 
     message: ParsedMessage
@@ -216,7 +220,7 @@ class Choice:
 def whole_answer(
     envelope: Envelope, choices: Sequence[Choice], usage: Usage, prompt_ids: Sequence[int] | None = None
 ) -> bytes:
-    """The answer that is not streamed; `prompt_ids` are shown unless they are None."""
+    """Return the answer that is not streamed; `prompt_ids` are shown unless they are None."""
     shown = [
         {
             "index": index,
@@ -240,7 +244,10 @@ def _choice_reason(choice: Choice) -> str:
 
 
 def finish_reason(result: GenerationResult, *, has_tool_calls: bool, is_in_call: bool) -> str:
-    """`tool_calls` where the answer has calls to make; `length`, or `stop` by a stop string, when one was cut."""
+    """Return `tool_calls` where the answer has calls to make, and the reason of the result otherwise.
+
+    A call that the limit has cut gives `length`, and a call that a stop string has cut gives `stop`.
+    """
     reason = FINISH_REASONS[result.finish_reason]
     is_cut_call = is_in_call and result.finish_reason is FinishReason.STOP_STRING
     return "tool_calls" if has_tool_calls and reason == "stop" and not is_cut_call else reason

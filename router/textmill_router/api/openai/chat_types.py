@@ -1,4 +1,4 @@
-"""Body of a chat request. `null` is an absent field; unknown fields are ignored."""
+"""The body of a chat call. A field that is `null` counts as absent, and unknown fields are ignored."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,7 +8,7 @@ import msgspec
 from textmill_router.api.openai.types import OpenAIBody, requested_sampling
 from textmill_router.serving.validation import RequestedParameters
 
-# Fields that the native dialect calls otherwise.
+# Fields that have another name in TGI's dialect, by that name.
 CHAT_NAMES = {
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
@@ -27,7 +27,10 @@ class ContentPart(msgspec.Struct, frozen=True, gc=False):
 
 
 class CalledFunction(msgspec.Struct, frozen=True):
-    """What an assistant message called. `arguments` is JSON text; objects and `parameters` are TGI's shape."""
+    """The function that an assistant message called.
+
+    `arguments` is JSON text. An object, and the name `parameters`, are TGI's shape.
+    """
 
     name: str
     arguments: Any = None
@@ -43,7 +46,7 @@ class CalledTool(msgspec.Struct, frozen=True):
 
 
 class ChatMessage(msgspec.Struct, frozen=True):
-    """A message of the conversation; an answer of ours can be sent back as it is."""
+    """A message of the conversation. A client can send an answer of this server back as a message."""
 
     role: str
     content: str | list[str | ContentPart] | None = None
@@ -56,7 +59,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
 
 
 class DeclaredFunction(msgspec.Struct, frozen=True):
-    """A function that the model may call; the schema stands under `parameters` or `arguments`, or is absent."""
+    """A function that the model may call. Its schema is in `parameters` or in `arguments`, or is absent."""
 
     name: str
     description: str | None = None
@@ -73,7 +76,7 @@ class DeclaredTool(msgspec.Struct, frozen=True):
 
 
 class ChatBody(OpenAIBody, frozen=True, kw_only=True):
-    """Body of /v1/chat/completions and /chat_tokenize."""
+    """The body of /v1/chat/completions and /chat_tokenize."""
 
     messages: list[ChatMessage]
     max_completion_tokens: int | None = None
@@ -102,7 +105,7 @@ class ChatBody(OpenAIBody, frozen=True, kw_only=True):
 
 
 def requested_chat(body: ChatBody) -> RequestedParameters:
-    """The dialect-free form of what a body says about sampling and lengths."""
+    """Return the sampling and lengths of a body in the form that all dialects share."""
     requested = requested_sampling(body, CHAT_NAMES)
     if body.max_completion_tokens is None:
         return requested

@@ -1,4 +1,4 @@
-"""Completions as /v1 writes them: whole, and as the chunks of a stream."""
+"""Writes completions as /v1 has them, whole and as the chunks of a stream."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +24,12 @@ from textmill_router.serving.logprobs import shown_logprob
 from textmill_router.text.events import GenerationResult, PromptToken, TokenEvent, TopToken
 from textmill_router.text.tokenization import Tokenizer
 
-# Text to a JSON string, not escaping what UTF-8 can carry; the C function behind `json.dumps`.
+# Makes a JSON string of a text, with the C function behind `json.dumps`, and escapes no character that UTF-8 can hold.
 _quote = encode_basestring
 
 
 class LegacyLogprobs(msgspec.Struct, frozen=True, gc=False):
-    """`logprobs` of a completion. Offsets are in characters of the choice's text; the lists are parallel."""
+    """The `logprobs` of a completion. The lists are parallel; offsets are in characters of the choice's text."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -50,7 +50,7 @@ class CompletionChoice(msgspec.Struct, frozen=True, gc=False):
 
 
 class Completion(msgspec.Struct, frozen=True, gc=False):
-    """The answer that is not streamed; also, without choices, the last chunk of a stream that was asked for usage."""
+    """The answer that is not streamed. Without choices it is the chunk of usage, which ends a stream."""
 
     id: str
     object: Literal["text_completion"]
@@ -62,7 +62,7 @@ class Completion(msgspec.Struct, frozen=True, gc=False):
 
 
 def completion(envelope: Envelope, choices: list[CompletionChoice], usage: Usage) -> bytes:
-    """JSON of a whole answer, or of a stream's chunk of usage."""
+    """Return the JSON of a whole answer, or of a stream's chunk of usage."""
     return msgspec.json.encode(
         Completion(
             envelope.id,
@@ -78,7 +78,7 @@ def completion(envelope: Envelope, choices: list[CompletionChoice], usage: Usage
 
 @dataclass(slots=True)
 class _Entries:
-    """Tokens of a legacy object while it grows."""
+    """The tokens of a `logprobs` object while the object grows."""
 
     wants_top: bool
     tokens: list[str] = field(default_factory=list)
@@ -87,30 +87,30 @@ class _Entries:
     offsets: list[int] = field(default_factory=list)
 
     def take(self) -> LegacyLogprobs:
-        """What has been added since the last call."""
+        """Return the tokens that were added since the last call of this method."""
         taken = LegacyLogprobs(self.tokens, self.logprobs, self.top if self.wants_top else None, self.offsets)
         self.tokens, self.logprobs, self.top, self.offsets = [], [], [], []
         return taken
 
 
 class ChoiceLogprobs:
-    """The legacy object of one choice. A token is given out when its text is; of a stop string none is."""
+    """The `logprobs` object of one choice. A token is shown when its text is; tokens of a stop string are not shown."""
 
     def __init__(self, tokenizer: Tokenizer, *, wants_top: bool, echoed_characters: int) -> None:
         self._tokenizer = tokenizer
         self._entries = _Entries(wants_top)
         self._base = echoed_characters
-        self._held: list[tuple[int, TokenEvent]] = []  # with the place in the output text where each begins
+        self._held: list[tuple[int, TokenEvent]] = []  # with the place in the output text where the token begins
         self._num_seen = 0  # characters of all output tokens
         self._num_released = 0
 
     def add_prompt(self, tokens: Sequence[PromptToken], offsets: Sequence[int]) -> None:
-        """The prompt's tokens come before all others."""
+        """Add the tokens of the prompt, which come before all others."""
         for token, offset in zip(tokens, offsets, strict=True):
             self._add(token.id, token.logprob, token.top_tokens, offset)
 
     def add_output(self, events: Sequence[TokenEvent]) -> None:
-        """Events in order."""
+        """Add the tokens of events, which come in order."""
         for event in events:
             self._held.append((self._num_seen, event))
             self._num_seen += 0 if event.is_special else len(event.text)
@@ -123,11 +123,11 @@ class ChoiceLogprobs:
             self._release(self._num_released if is_stopped else self._num_seen, also_empty=not is_stopped)
 
     def take(self) -> LegacyLogprobs:
-        """What has come since the last call."""
+        """Return the object of the tokens since the last call of this method."""
         return self._entries.take()
 
     def _release(self, end: int, *, also_empty: bool = False) -> None:
-        """Give out the tokens that begin before `end`; at it only those of no text that end the answer."""
+        """Show the tokens that begin before `end`, and with `also_empty` all others too."""
         while self._held and (self._held[0][0] < end or also_empty):
             start, event = self._held.pop(0)
             self._add(event.id, event.logprob, event.top_tokens, self._base + min(start, self._num_released))
@@ -150,7 +150,7 @@ class ChoiceLogprobs:
         entries.top.append(shown)
 
     def _name(self, token_id: int) -> str:
-        """A token's text; its bytes where they are part of a character, so that no two tokens look the same."""
+        """Return a token's text, or its bytes where they are part of a character, so that no two tokens look alike."""
         data = self._tokenizer.id_to_bytes(token_id)
         try:
             return data.decode()
@@ -160,7 +160,7 @@ class ChoiceLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceForm:
-    """What a choice shows. `has_output` is false for `max_tokens: 0`: the prompt alone."""
+    """The parts that a choice shows. `has_output` is false for `max_tokens: 0`, which shows the prompt alone."""
 
     prompt: CompletionPrompt
     echoes: bool
@@ -173,7 +173,7 @@ class ChoiceForm:
 def whole_choice(
     index: int, form: ChoiceForm, result: GenerationResult, prompt_tokens: Sequence[PromptToken]
 ) -> CompletionChoice:
-    """`prompt_tokens` are wanted where the prompt is echoed with its log-probabilities."""
+    """Return one choice. `prompt_tokens` are needed where the choice shows the prompt's log-probabilities."""
     text = form.prompt.text if form.echoes else ""
     reason = "length"
     if form.has_output:
@@ -224,7 +224,7 @@ class CompletionChunks:
         self._is_first = True
 
     def encode(self, events: list[TokenEvent]) -> bytes:
-        """The chunk that these events make, possibly none; after the last event one more, with the finish reason."""
+        """Return the chunk of these events, possibly none. The last event has one more chunk for the finish reason."""
         form = self._form
         text = "".join([event.released_text for event in events]) if form.has_output else ""
         if self._is_first and form.echoes:

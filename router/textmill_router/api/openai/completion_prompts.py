@@ -1,4 +1,4 @@
-"""The prompts of a completion: token ids for the engine, text and offsets for `echo`."""
+"""The prompts of a completion, as token ids for the engine and as text with offsets for `echo`."""
 
 from array import array
 from dataclasses import dataclass
@@ -15,7 +15,10 @@ from textmill_router.text.tokenization import Encoding, Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class CompletionPrompt:
-    """A prompt that fits. `offsets` are in characters of `text`, one for each id; empty unless asked for."""
+    """A prompt that fits the limits.
+
+    `offsets` has the place of each token in characters of `text`, and is empty where the call does not need it.
+    """
 
     intake: TokenizedPrompt
     text: str  # as `echo` shows it
@@ -23,7 +26,10 @@ class CompletionPrompt:
 
 
 def middle_tokens_for(sources: list[PromptSource], tokenizer: Tokenizer) -> MiddleTokens:
-    """How this model is asked for what stands between the prompts and a suffix. Raises ValidationFailed."""
+    """Return the tokens by which this model is asked for the text between a prompt and a suffix.
+
+    Raises ValidationFailed for a model that has no such tokens, and for prompts that are token ids.
+    """
     tokens = find_middle_tokens(tokenizer.token_to_id)
     if tokens is None:
         raise SuffixRefused("`suffix` must not be set: this model has no fill-in-the-middle tokens", field="suffix")
@@ -35,7 +41,7 @@ def middle_tokens_for(sources: list[PromptSource], tokenizer: Tokenizer) -> Midd
 async def take_middle_prompt(
     backend: Backend, prefix: str, suffix: str, tokens: MiddleTokens, checked: CheckedParameters
 ) -> CompletionPrompt:
-    """The two texts encoded apart, the suffix as text inside a line. Raises ValidationFailed."""
+    """Encode the two texts apart, the suffix as text inside a line. Raises ValidationFailed."""
     limits, tokenizer = backend.limits, backend.tokenizer
     if tokenizer.cannot_fit(prefix + suffix, limits.max_input_tokens):
         raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
@@ -48,11 +54,11 @@ async def take_middle_prompt(
 async def take_completion_prompt(
     backend: Backend, source: PromptSource, checked: CheckedParameters, *, wants_offsets: bool
 ) -> CompletionPrompt:
-    """Tokenise and check the budget. Raises ValidationFailed."""
+    """Tokenise a prompt and check the budget. Raises ValidationFailed."""
     limits, tokenizer = backend.limits, backend.tokenizer
     if source.text is None:
         assert source.ids is not None
-        intake = _fit(source.ids, checked, backend)  # before they are spelt out: that takes a microsecond each
+        intake = _fit(source.ids, checked, backend)  # before the ids are spelt out, which takes a microsecond for each
         return CompletionPrompt(intake, *spell_out(tokenizer, source.ids))
     if checked.truncate is None and tokenizer.cannot_fit(source.text, limits.max_input_tokens):
         raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
@@ -62,7 +68,7 @@ async def take_completion_prompt(
 
 
 def spell_out(tokenizer: Tokenizer, ids: "array[int]") -> tuple[str, list[int]]:
-    """The text of token ids, special tokens literally, and where in it each of them begins."""
+    """Return the text of token ids, with special tokens literally, and the place where each token begins."""
     detokenizer = tokenizer.new_detokenizer(ids[:0])
     pieces: list[str] = []
     offsets: list[int] = []
@@ -85,7 +91,7 @@ def _fit(ids: "array[int]", checked: CheckedParameters, backend: Backend) -> Tok
 
 
 def _character_offsets(text: str, encoding: Encoding) -> list[int]:
-    """Starts of the tokens; those that the tokenizer added stand at the start of the text or at its end."""
+    """Return where the tokens begin. Tokens that the tokenizer added are at the start or the end of the text."""
     starts = [start for start, _ in encoding.byte_offsets]
     if text.isascii():
         return starts

@@ -1,4 +1,4 @@
-"""Body of a completion request. `null` is an absent field; unknown fields are ignored."""
+"""The body of a completion call. A field that is `null` counts as absent, and unknown fields are ignored."""
 
 from array import array
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from textmill_router.errors import TooManyPrompts, ValidationFailed
 from textmill_router.request import token_array
 from textmill_router.serving.validation import RequestedParameters, check_adapter
 
-# Fields that the native dialect calls otherwise.
+# Fields that have another name in TGI's dialect, by that name.
 COMPLETION_NAMES = {
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
@@ -20,7 +20,7 @@ COMPLETION_NAMES = {
 
 
 class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
-    """Body of /v1/completions. The last block are native parameters, which @huggingface/inference sends here."""
+    """The body of /v1/completions. The last block has TGI's parameters, which @huggingface/inference sends here."""
 
     prompt: str | list[str | int | list[int]]
     best_of: int | None = None
@@ -48,7 +48,10 @@ class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
 
 
 def requested_completion(body: CompletionBody) -> RequestedParameters:
-    """The dialect-free form. Raises ValidationFailed for a grammar of no known shape and for adapters."""
+    """Return the parameters of a body in the form that all dialects share.
+
+    Raises ValidationFailed for a grammar of no known shape and for adapters.
+    """
     check_adapter(body.adapter_id)
     requested = requested_sampling(body, COMPLETION_NAMES)
     asked = answer_grammar(body)
@@ -56,7 +59,7 @@ def requested_completion(body: CompletionBody) -> RequestedParameters:
     if body.repetition_penalty == 0:  # off, as in TGI's example
         del numbers["repetition_penalty"]
     if not body.has_output:
-        numbers["max_new_tokens"] = 1  # the engine computes a prompt for the sake of a token, which is not shown
+        numbers["max_new_tokens"] = 1  # the engine computes a prompt only for a further token, which is not shown
     return replace(
         requested,
         numbers=numbers,
@@ -68,14 +71,14 @@ def requested_completion(body: CompletionBody) -> RequestedParameters:
 
 @dataclass(frozen=True, slots=True)
 class PromptSource:
-    """One prompt of a body: a text, or token ids that are taken as they are."""
+    """One prompt of a body, which is a text, or token ids that are taken as they are."""
 
     text: str | None = None
     ids: "array[int] | None" = None
 
 
 def prompts_of(body: CompletionBody, *, max_prompts: int, vocab_size: int) -> list[PromptSource]:
-    """The prompts in order. Raises ValidationFailed."""
+    """Return the prompts of a body in order. Raises ValidationFailed."""
     prompt = body.prompt
     is_alone = not body.suffix  # before a suffix there may be nothing
     if isinstance(prompt, str):

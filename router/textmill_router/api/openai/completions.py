@@ -1,4 +1,4 @@
-"""POST /v1/completions: texts continued as they are, without a chat template."""
+"""POST /v1/completions, which continues texts as they are, without a chat template."""
 
 import asyncio
 from collections.abc import Sequence
@@ -61,13 +61,13 @@ INLINE_TOKENS = 2000
 
 
 def completions_route(service: Service) -> GeneratingRoute[CompletionBody]:
-    """An ASGI endpoint."""
+    """Return the ASGI endpoint of /v1/completions."""
     return openai_route(service, CompletionBody, _prepare, COMPLETION_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A body whose fields obey the rules; nothing is tokenised yet."""
+    """A body whose fields obey the rules and whose prompts are not tokenised yet."""
 
     body: CompletionBody
     checked: CheckedParameters  # at least one new token, also where none is shown
@@ -130,7 +130,7 @@ def _check_best_of(body: CompletionBody, n: int, max_best_of: int) -> int:
 
 
 class _Work:
-    """One call. Sequences stand prompt by prompt, `best_of` of each."""
+    """One call. Sequences are in the order of the prompts, with `best_of` sequences for each prompt."""
 
     def __init__(self, call: IncomingCall, asked: _Asked) -> None:
         self._backend = call.backend
@@ -140,7 +140,7 @@ class _Work:
         self._envelope = new_envelope(call.service, "cmpl-")
 
     async def stream(self, scope: Scope, send: Send) -> None:
-        """Chunks of all choices as they come."""
+        """Send the chunks of all choices as they come."""
         prompts = await self._prompts()
         await stream_answer(scope, send, self._record, lambda stream: self._write(stream, prompts), end=DONE)
 
@@ -155,7 +155,7 @@ class _Work:
         return b"data: " + completion(self._envelope, [], usage) + b"\n\n"
 
     async def answer_whole(self, scope: Scope, send: Send) -> None:
-        """One answer when all sequences are complete, choices in the order of the prompts."""
+        """Send one answer when all sequences are complete, with choices in the order of the prompts."""
         asked = self._asked
         prompts = await self._prompts()
         is_compared = asked.best_of > asked.n
@@ -177,7 +177,7 @@ class _Work:
         await send_reply(scope, send, 200, completion(self._envelope, choices, usage), headers=headers)
 
     async def _prompts(self) -> list[CompletionPrompt]:
-        """Tokenise, check the budgets: the last step in which the call can be refused for what it says."""
+        """Tokenise the prompts and check their budgets. Later steps refuse no call for its fields."""
         asked = self._asked
         prompts = [await self._prompt(source) for source in asked.sources]
         self._record.note_validated(sum(len(prompt.text) for prompt in prompts), [prompt.intake for prompt in prompts])
@@ -193,7 +193,7 @@ class _Work:
         return await take_completion_prompt(self._backend, source, asked.checked, wants_offsets=wants_offsets)
 
     def _requests(self, prompts: Sequence[CompletionPrompt]) -> list[GenerationRequest]:
-        """The first sequence of a prompt brings the prompt's log-probabilities for all."""
+        """Return the requests. The first of a prompt computes the prompt's log-probabilities for its others."""
         asked = self._asked
         wants_prompt = asked.body.echoes and asked.body.wants_logprobs
         requests = []
@@ -281,7 +281,7 @@ class _Work:
         )
 
     def _counted(self, results: list[GenerationResult]) -> list[GenerationResult]:
-        """The results as usage counts them: a token that is not shown is none."""
+        """Return the results as usage counts them, without a token that is not shown."""
         if self._asked.body.has_output:
             return results
         return [replace(result, num_output_tokens=0) for result in results]

@@ -1,4 +1,4 @@
-"""Errors as /v1 tells them: OpenAI's object with TGI's statuses or OpenAI's, or TGI's body."""
+"""Errors as /v1 shows them: OpenAI's object with TGI's statuses or with OpenAI's, or TGI's body."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import msgspec
 from textmill_router.errors import ModelLoading, OverBudget, Overloaded, RequestError, Unauthorized
 from textmill_router.http.error_responses import TGI_ERRORS, ErrorStyle, error_event, error_kind
 
-# `type` and `code` of OpenAI's object where the class says more than the status.
+# `type` and `code` of OpenAI's object, for classes that say more than their status.
 _CODES: dict[type[RequestError], tuple[str, str]] = {
     Unauthorized: ("authentication_error", "invalid_api_key"),
     OverBudget: ("invalid_request_error", "context_length_exceeded"),
     Overloaded: ("rate_limit_error", "rate_limit_exceeded"),
 }
-# These say no more than status and parameter do.
+# Kinds of errors that have no code, because the code would say no more than status and parameter.
 _NO_CODES = frozenset(
     {"validation", "unsupported_media_type", "invalid_json", "suffix not supported", "batch size exceeded"}
 )
@@ -21,7 +21,7 @@ _STATUSES = {422: 400, 424: 500}
 
 
 def openai_error_body(error: RequestError) -> bytes:
-    """`{"error": {"message", "type", "param", "code"}, "error_type"}`, with the phase while loading."""
+    """Return `{"error": {"message", "type", "param", "code"}, "error_type"}` as JSON, with the phase while loading."""
     kind = error_kind(error)
     general = "invalid_request_error" if kind.status < 500 and kind.status != 424 else "server_error"
     code: str | None
@@ -40,7 +40,7 @@ def openai_error_body(error: RequestError) -> bytes:
 
 
 def openai_status(error: RequestError) -> int:
-    """The HTTP status that OpenAI gives the error."""
+    """Return the HTTP status that OpenAI gives the error."""
     status = error_kind(error).status
     return _STATUSES.get(status, status)
 
@@ -50,7 +50,7 @@ def _openai_event(error: RequestError) -> bytes:
 
 
 def _tgi_chat_event(error: RequestError) -> bytes:
-    """TGI writes 422 into every stream of /v1, whatever went wrong."""
+    """Return TGI's event of an error, which says 422 in every stream of /v1, whatever went wrong."""
     return error_event(msgspec.json.encode({"error": {"message": str(error), "http_status_code": 422}}))
 
 

@@ -1,4 +1,4 @@
-"""`functions` and `function_call`: the deprecated form of `tools` and `tool_choice`, which OpenAI still takes."""
+"""`functions` and `function_call`, the deprecated form of `tools` and `tool_choice`, which OpenAI still takes."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def _names(functions: list[dict[str, Any]]) -> list[str]:
 
 
 def _choice(function_call: object, names: list[str]) -> Any:
-    """`function_call` as a `tool_choice`."""
+    """Return the `tool_choice` that means the same as a `function_call`."""
     if function_call is None or function_call in ("none", "auto"):
         return function_call if names else None
     name = function_call.get("name") if isinstance(function_call, dict) else None

@@ -1,11 +1,11 @@
-"""Which names of a model a call may use."""
+"""The names that a call may use for the model."""
 
 from textmill_router.errors import ModelNotFound
 from textmill_router.settings import Settings
 
 
 def check_model(name: str | None, settings: Settings) -> None:
-    """While no adapters are loaded every name means the one model, unless --strict-model. Raises ModelNotFound."""
+    """Raise ModelNotFound for another name than the model's with --strict-model. Without the flag any name will do."""
     if settings.strict_model and name is not None and name != settings.model_id:
         raise model_not_found(name, settings)
 

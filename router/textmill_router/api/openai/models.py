@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: what is served, also while it loads."""
+"""GET /v1/models and /v1/models/{id}, which name the model, also while the model loads."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from textmill_router.serving.service import Service
 
 
 class ModelsRoute:
-    """An ASGI endpoint: the list, or with a name in the path one model. Names may hold slashes."""
+    """An ASGI endpoint of the list, or of one model where the path has a name. Names may hold slashes."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -1,11 +1,11 @@
-"""Fields of other servers that bind the answer and that this server does not have: they are refused, not ignored."""
+"""Refuses fields of other servers that would bind the answer and that this server does not have."""
 
 from collections.abc import Mapping
 
 from textmill_router.api.openai.types import OpenAIBody
 from textmill_router.errors import ValidationFailed
 
-# By name the value that asks for nothing, beside null, and what a client can do instead.
+# For each field the value that asks for nothing, as null does, and a sentence that says what a client can do instead.
 _OF_ALL: Mapping[str, tuple[object, str]] = {
     "allowed_token_ids": ([], "use `logit_bias`, or a regular expression (`structured_outputs.regex`)"),
     "bad_words": ([], "use `logit_bias` with -100 for the tokens"),
@@ -24,12 +24,12 @@ _OF_CHAT: Mapping[str, tuple[object, str]] = {
 
 
 def check_refused(body: OpenAIBody) -> None:
-    """Raise ValidationFailed for the first field that asks for what the server does not have."""
+    """Raise ValidationFailed for the first field of the body that asks for something that the server does not have."""
     _check(body, _OF_ALL)
 
 
 def check_refused_of_chat(body: OpenAIBody) -> None:
-    """Raise ValidationFailed as `check_refused` does, also for the fields that only a chat lacks."""
+    """Raise ValidationFailed as `check_refused` does, and also for the fields that only chats lack."""
     _check(body, _OF_ALL)
     _check(body, _OF_CHAT)
 

@@ -1,4 +1,4 @@
-"""`response_format` of /v1: OpenAI's shapes and TGI's."""
+"""Reads the `response_format` of /v1 in OpenAI's shapes and TGI's."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the routes of /v1 that generate have in common: the model's name, the limits, the envelope of an answer."""
+"""The parts that the generating routes of /v1 share: the model's name, the limits, the envelope of an answer."""
 
 import time
 import uuid
@@ -49,7 +49,7 @@ def checked_parameters(requested: RequestedParameters, backend: Backend) -> Chec
 
 
 def new_envelope(service: Service, prefix: str) -> Envelope:
-    """A new id, the time, the name of what answers."""
+    """Return an envelope with a new id, the time and the name of the model."""
     return Envelope(
         id=f"{prefix}{uuid.uuid4().hex}",
         created=int(time.time()),

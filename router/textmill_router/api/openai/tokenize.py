@@ -1,4 +1,4 @@
-"""Text to token ids and back in the shapes of servers beside OpenAI's API: vLLM's, and that of llama.cpp."""
+"""/tokenize and /detokenize in the shapes that vLLM and llama.cpp have beside OpenAI's API."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,7 +23,7 @@ INLINE_IDS = 500  # spelt out and decoded at once; more go to a thread
 
 
 class VllmTokenizeBody(msgspec.Struct, frozen=True, gc=False):
-    """Body of /tokenize as vLLM has it: a prompt."""
+    """The body of /tokenize with a prompt, as vLLM has it."""
 
     prompt: str
     model: str | None = None
@@ -32,14 +32,17 @@ class VllmTokenizeBody(msgspec.Struct, frozen=True, gc=False):
 
 
 class VllmChatTokenizeBody(ChatBody, frozen=True, kw_only=True):
-    """Body of /tokenize as vLLM has it: a chat body, of which what makes the prompt counts."""
+    """The body of /tokenize with a conversation, as vLLM has it. The fields that make the prompt count."""
 
     add_special_tokens: bool | None = None  # false unless said otherwise: chat templates write them
     return_token_strs: bool | None = None
 
 
 class VllmTokens(msgspec.Struct, frozen=True, gc=False):
-    """Answer of /tokenize to vLLM's bodies; `token_strs` are the entries of the vocabulary, null unless asked for."""
+    """The answer of /tokenize to vLLM's bodies.
+
+    `token_strs` has the tokens as the vocabulary writes them, and is null unless the body asks for them.
+    """
 
     count: int
     max_model_len: int | None
@@ -48,7 +51,7 @@ class VllmTokens(msgspec.Struct, frozen=True, gc=False):
 
 
 class LlamaTokenizeBody(msgspec.Struct, frozen=True, gc=False):
-    """Body of /tokenize as llama.cpp has it."""
+    """The body of /tokenize as llama.cpp has it."""
 
     content: str
     add_special: bool | None = None  # false unless said otherwise
@@ -64,20 +67,20 @@ class LlamaPiece(msgspec.Struct, frozen=True, gc=False):
 
 
 class LlamaTokens(msgspec.Struct, frozen=True, gc=False):
-    """Answer of /tokenize to llama.cpp's body."""
+    """The answer of /tokenize to llama.cpp's body."""
 
     tokens: list[int | LlamaPiece]
 
 
 class TokensBody(msgspec.Struct, frozen=True, gc=False):
-    """Body of /detokenize as vLLM and llama.cpp have it."""
+    """The body of /detokenize as vLLM and llama.cpp have it."""
 
     tokens: list[int]
     model: str | None = None
 
 
 class TokensText(msgspec.Struct, frozen=True, gc=False):
-    """Answer of /detokenize to the body that vLLM and llama.cpp share.
+    """The answer of /detokenize to the body that vLLM and llama.cpp share.
 
     Both fields hold the text, with special tokens literally: `prompt` is vLLM's name, `content` that of llama.cpp.
     """
@@ -87,12 +90,12 @@ class TokensText(msgspec.Struct, frozen=True, gc=False):
 
 
 Body = TypeVar("Body")
-# Makes the answer to a body. Raises RequestError.
+# Returns the answer to a body. Raises RequestError.
 Answer = Callable[[Body, Service, Backend], Awaitable[Any]]
 
 
 class TokensRoute(Generic[Body]):
-    """An ASGI endpoint for one shape of a body."""
+    """An ASGI endpoint for bodies of one shape."""
 
     def __init__(self, service: Service, body_type: type[Body], answer: Answer[Body]) -> None:
         self._service = service
@@ -113,22 +116,22 @@ class TokensRoute(Generic[Body]):
 
 
 def vllm_tokenize_route(service: Service) -> TokensRoute[VllmTokenizeBody]:
-    """An ASGI endpoint for `prompt`."""
+    """Return the ASGI endpoint of /tokenize for bodies with `prompt`."""
     return TokensRoute(service, VllmTokenizeBody, _tokenize_prompt)
 
 
 def vllm_chat_tokenize_route(service: Service) -> TokensRoute[VllmChatTokenizeBody]:
-    """An ASGI endpoint for `messages`."""
+    """Return the ASGI endpoint of /tokenize for bodies with `messages`."""
     return TokensRoute(service, VllmChatTokenizeBody, _tokenize_messages)
 
 
 def llama_tokenize_route(service: Service) -> TokensRoute[LlamaTokenizeBody]:
-    """An ASGI endpoint for `content`."""
+    """Return the ASGI endpoint of /tokenize for bodies with `content`."""
     return TokensRoute(service, LlamaTokenizeBody, _tokenize_content)
 
 
 def tokens_detokenize_route(service: Service) -> TokensRoute[TokensBody]:
-    """An ASGI endpoint for `tokens`."""
+    """Return the ASGI endpoint of /detokenize for bodies with `tokens`."""
     return TokensRoute(service, TokensBody, _detokenize)
 
 

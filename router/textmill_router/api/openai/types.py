@@ -1,4 +1,4 @@
-"""What bodies of /v1 share: sampling fields, stream options, usage. `null` is absent; unknown fields are ignored."""
+"""The fields that the bodies of /v1 share, and usage. A field that is `null` counts as absent."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ MAX_STOP_IDS = 256
 
 
 class StreamOptions(msgspec.Struct, frozen=True, gc=False):
-    """`stream_options` of a request."""
+    """The `stream_options` of a body."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None  # of vLLM: each chunk counts too
 
 
 class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Fields that mean the same in chat and completions; the last block are extensions."""
+    """The fields that chats and completions share; those of the last two blocks are extensions of OpenAI's API."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -103,13 +103,13 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True, gc=False):
-    """How much of the prompt was found in the prefix cache."""
+    """How many tokens of the prompt were found in the prefix cache."""
 
     cached_tokens: int
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Tokens of a call: each prompt once, the output of all choices."""
+    """The tokens of a call, which are those of each prompt once and those of the output of all choices."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -136,7 +136,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """What all chunks of an answer, or the whole answer, say of it."""
+    """The fields that all chunks of an answer, or the whole answer, have in common."""
 
     id: str
     created: int  # seconds since 1970
@@ -145,9 +145,10 @@ class Envelope:
 
 
 def requested_sampling(body: OpenAIBody, names: Mapping[str, str]) -> RequestedParameters:
-    """The dialect-free form; `names` has the fields of this body that the native dialect calls otherwise.
+    """Return the parameters of a body in the form that all dialects share.
 
-    Temperature 0 is greedy, everything else samples, as at OpenAI.
+    `names` has the fields of the body that have another name in TGI's dialect. Temperature 0 is greedy, and any other
+    temperature samples, as at OpenAI.
     """
     numbers = numbers_of(body, names)
     if numbers.get("top_k") in (0, -1):  # off
@@ -171,7 +172,7 @@ def requested_sampling(body: OpenAIBody, names: Mapping[str, str]) -> RequestedP
 
 
 def check_n(n: int | None, max_n: int) -> int:
-    """Number of choices. Raises ValidationFailed."""
+    """Return the number of choices. Raises ValidationFailed."""
     if n is None:
         return 1
     if not 1 <= n <= max_n:
@@ -180,7 +181,7 @@ def check_n(n: int | None, max_n: int) -> int:
 
 
 class ChunkExtras:
-    """What vLLM's chunks of one choice have beside OpenAI's fields: ids of tokens, and the reason of the stop."""
+    """The fields of vLLM in the chunks of one choice: ids of tokens, and the stop that ended the choice."""
 
     def __init__(self, body: OpenAIBody, prompt_ids: Sequence[int] = ()) -> None:
         self._ids: list[int] | None = [] if body.wants_token_ids else None
@@ -211,7 +212,7 @@ class ChunkExtras:
 
 
 def shown_extras(result: GenerationResult, *, has_ids: bool, has_stop_reason: bool) -> dict[str, Any]:
-    """Return what vLLM's whole choices have beside OpenAI's fields, as far as it was asked for."""
+    """Return the fields of vLLM in a whole choice, as far as the call asks for them."""
     shown: dict[str, Any] = {}
     if has_ids:
         shown["token_ids"] = [event.id for event in result.tokens]
@@ -265,7 +266,7 @@ def check_stream_options(body: OpenAIBody) -> None:
 
 
 def reword(names: Mapping[str, str], error: RuleBroken) -> None:
-    """Say a refusal in OpenAI's words. `names` maps the native name of a field to the name in the body."""
+    """Put OpenAI's words into a refusal. `names` maps TGI's name of a field to the name in the body."""
     if isinstance(error, OverBudget):
         error.reword(
             names,
@@ -277,7 +278,7 @@ def reword(names: Mapping[str, str], error: RuleBroken) -> None:
 
 
 def usage_of(results: list[GenerationResult], num_prompts: int = 1) -> Usage:
-    """`results` of all choices, those of one prompt side by side."""
+    """Return the usage of a call. `results` has those of all choices, with the choices of one prompt side by side."""
     firsts = results[:: len(results) // num_prompts]
     num_prompt_tokens = sum(result.num_prompt_tokens for result in firsts)
     num_output_tokens = sum(result.num_output_tokens for result in results)
@@ -290,6 +291,6 @@ def usage_of(results: list[GenerationResult], num_prompts: int = 1) -> Usage:
 
 
 def _logit_bias(bias: dict[int, float] | list[float] | None) -> tuple[tuple[int, float], ...]:
-    """A map of ids, or TGI's array, whose values belong to the ids 0, 1 and so on. Zeros change nothing."""
+    """Return the entries that are not zero, from a map by id, or from TGI's array of the ids 0, 1 and so on."""
     entries = enumerate(bias) if isinstance(bias, list) else (bias or {}).items()
     return tuple((token_id, value) for token_id, value in entries if value)

@@ -13,7 +13,7 @@ OpenAIFinish = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class ErrorResponse(msgspec.Struct):
-    """An error of the native dialect."""
+    """An error of TGI's dialect."""
 
     error: str
     error_type: str
@@ -22,7 +22,7 @@ class ErrorResponse(msgspec.Struct):
 
 
 class OpenAIErrorBody(msgspec.Struct):
-    """What OpenAI's clients read of an error."""
+    """The fields of an error that OpenAI's clients read."""
 
     message: str
     type: str
@@ -38,7 +38,7 @@ class OpenAIErrorResponse(msgspec.Struct):
 
 
 class StreamResponse(msgspec.Struct):
-    """One event of a native stream."""
+    """One event of a stream of TGI's dialect."""
 
     index: int
     token: Token
@@ -89,7 +89,7 @@ class OutputToolCall(msgspec.Struct):
 
 
 class OutputMessage(msgspec.Struct):
-    """What the model says."""
+    """The message of the model."""
 
     role: Literal["assistant"]
     content: str | None
@@ -130,7 +130,7 @@ class ChatCompletion(msgspec.Struct):
 
 
 class DeltaFunction(msgspec.Struct):
-    """A part of a call: the name comes first, then pieces of the arguments."""
+    """A part of a call. The first part has the name, and further parts have pieces of the arguments."""
 
     arguments: str
     name: str | UnsetType = UNSET
@@ -146,7 +146,7 @@ class DeltaToolCall(msgspec.Struct):
 
 
 class ChatCompletionDelta(msgspec.Struct):
-    """What a chunk adds to its choice."""
+    """The part of a message that a chunk adds to its choice."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType | None = UNSET
@@ -204,7 +204,7 @@ class CompletionChunk(msgspec.Struct):
 
 
 class JsonSchemaConfig(msgspec.Struct):
-    """A schema with a name, which counts for nothing."""
+    """A schema, and a name that has no effect."""
 
     schema: dict[str, Any] | bool | str
     name: str | None = None

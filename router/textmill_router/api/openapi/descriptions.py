@@ -1,6 +1,6 @@
-"""What each field of a request means, as the OpenAPI document says it."""
+"""The sentences by which the OpenAPI document describes the fields of requests."""
 
-# By the name of the field, or by schema and field where two schemas mean different things by one name.
+# By the name of the field, or by schema and field where a name has another meaning in that schema.
 FIELD_DESCRIPTIONS = {
     "adapter_id": "Id of an adapter. This server has no adapters, so any id is refused.",
     "add_generation_prompt": "Whether the prompt ends with the opening of an answer; true if none is continued.",
@@ -138,7 +138,7 @@ PATH_PARAMETERS = {"model": "Id of the model, as GET /v1/models has it."}
 
 
 def describe(components: dict[str, dict[str, object]], names: set[str]) -> None:
-    """Put the descriptions into the schemas of these names. Raises KeyError for a field that has none."""
+    """Put the descriptions into the schemas of these names. Raises KeyError for a field that has no description."""
     for name in names:
         properties = components[name].get("properties", {})
         assert isinstance(properties, dict)

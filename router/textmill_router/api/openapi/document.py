@@ -1,4 +1,4 @@
-"""The OpenAPI document: made from the structs that parse requests and describe answers, and the table of the routes."""
+"""The OpenAPI document, which is made from the table of the routes and the structs of bodies and answers."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,7 +11,7 @@ from textmill_router.api.openapi import answer_types as answers
 from textmill_router.api.openapi.descriptions import PATH_PARAMETERS, describe
 from textmill_router.api.openapi.operation import Operation
 
-# Names of TGI's document, for those who generate clients from it.
+# The names of TGI's document, because clients are generated from them.
 COMPONENT_NAMES = {
     "CalledFunction": "CalledFunction",
     "CalledTool": "ToolCall",
@@ -58,7 +58,7 @@ _DESCRIPTIONS = {
 
 
 def build_document(operations: Sequence[Operation]) -> dict[str, Any]:
-    """The whole document, OpenAPI 3.1, of the operations that are shown."""
+    """Return the whole document, in OpenAPI 3.1, of the operations that are shown."""
     operations = [operation for operation in operations if operation.is_shown]
     types = _types_of(operations)
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
@@ -95,7 +95,7 @@ def build_document(operations: Sequence[Operation]) -> dict[str, Any]:
 
 
 class _Schemas:
-    """The schema of each type, or of a tuple of types."""
+    """The schemas of the document by type, or by a tuple of types of which one holds."""
 
     def __init__(self, types: list[Any], schemas: tuple[dict[str, Any], ...]) -> None:
         self._known = list(zip(types, schemas, strict=True))
@@ -107,7 +107,7 @@ class _Schemas:
 
 
 def _named_from(schemas: list[Any], components: dict[str, Any]) -> set[str]:
-    """The names of the components that the schemas use, also by way of others."""
+    """Return the names of the components that the schemas use, directly or by way of other components."""
     found: set[str] = set()
     left = list(schemas)
     while left:
@@ -177,7 +177,7 @@ def _operation(operation: Operation, schema_of: _Schemas) -> dict[str, Any]:
 
 
 def _rename(value: Any) -> Any:
-    """The same with the names of the components as TGI has them."""
+    """Return a part of the document with TGI's names of the components."""
     prefix = _REF.format(name="")
     if isinstance(value, list):
         return [_rename(one) for one in value]

@@ -8,11 +8,10 @@ from textmill_router.api.openapi import answer_types as answers
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path. `events` is the type of one event of a stream, `text` says that the answer is text.
+    """One method of one path. `events` is the type of one event of a stream; `text` says that the answer is text.
 
-    The path may have a parameter in braces; `{name:path}` takes slashes too. `is_shown`: the document has it.
-
-    Types are what msgspec describes, or a tuple of such of which one holds.
+    The path may have a parameter in braces, and `{name:path}` takes slashes too. `is_shown` says that the document has
+    the operation. A type is one that msgspec can describe, or a tuple of types of which one holds.
     """
 
     path: str

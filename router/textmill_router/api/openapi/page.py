@@ -1,4 +1,4 @@
-"""GET /docs and the OpenAPI document behind it: everything comes from this server, nothing from the network."""
+"""GET /docs and the OpenAPI document behind it, which both come from this server alone."""
 
 from collections.abc import Callable
 from importlib.resources import files
@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from textmill_router.http.replies import send_reply
 
-# The page runs its own script and asks this server only.
+# The page runs its own script and sends requests to this server only.
 _HEADERS = [
     (
         b"content-security-policy",
@@ -19,7 +19,7 @@ _HEADERS = [
 
 
 class DocsRoute:
-    """An ASGI endpoint: a page that shows the routes and sends requests."""
+    """An ASGI endpoint of a page that shows the routes and sends requests."""
 
     def __init__(self) -> None:
         self._page = (files("textmill_router.api.openapi") / "page.html").read_bytes()

@@ -1,4 +1,4 @@
-"""POST /invocations: SageMaker's one route, handed on by the shape of the body."""
+"""POST /invocations, SageMaker's one route, which goes to a dialect by the shape of the body."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _ABSENT = msgspec.Raw(b"null")
 
 
 class _Shape(msgspec.Struct, gc=False):
-    """The fields that tell the dialect; the first that is there decides."""
+    """The fields that tell the dialect. The first field that a body has decides."""
 
     inputs: msgspec.Raw = _ABSENT
     messages: msgspec.Raw = _ABSENT
@@ -56,7 +56,7 @@ class InvocationsRoute:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives a body that was read before, then what comes after it."""
+    """Return a `receive` that gives a body which was read before, and then the messages that come after the body."""
     is_given = False
 
     async def again() -> Message:

@@ -1,4 +1,4 @@
-"""POST /vertex: Vertex AI's predictions. Each instance is a call of its own; all run side by side."""
+"""POST /vertex, Vertex AI's predictions. Each instance is a call of its own, and all instances run side by side."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -23,14 +23,14 @@ _KEPT_HEADERS = frozenset({b"retry-after", b"connection"})
 
 @dataclass(slots=True)
 class _Answer:
-    """What an endpoint has sent."""
+    """The answer that an endpoint has sent, collected in the place of a connection."""
 
-    status: int = 0  # 0: nothing, the client has left
+    status: int = 0  # 0 where nothing was sent, because the client has left
     headers: list[Header] = field(default_factory=list)
     body: bytes = b""
 
     async def send(self, message: Message) -> None:
-        """Stands where the connection would."""
+        """Take a message in the place of the connection."""
         if message["type"] == "http.response.start":
             self.status, self.headers = message["status"], message["headers"]
         else:
@@ -77,7 +77,7 @@ class VertexRoute:
         await send_reply(scope, send, 200, msgspec.json.encode(answer))
 
     async def _predict(self, scope: Scope, receive: Receive, instance: dict[str, Any], index: int) -> Any:
-        """The text of one instance. Raises _InstanceFailed."""
+        """Return the text of one instance. Raises _InstanceFailed."""
         is_chat = instance.get("inputs") is None
         part = {**scope, "extensions": {}}
         call = call_of(scope)
@@ -103,7 +103,7 @@ def _check_instances(instances: list[dict[str, Any]]) -> None:
 
 
 def _text_of(answer: Any) -> Any:
-    """The text of an answer of either dialect; a list for an instance that asked for several."""
+    """Return the text of an answer of either dialect, or a list for an instance that asked for several texts."""
     if isinstance(answer, list):
         return [_text_of(one) for one in answer]
     if "generated_text" in answer:

@@ -1,1 +1,1 @@
-"""The dialect of text-generation-inference."""
+"""The dialect of text-generation-inference (TGI)."""

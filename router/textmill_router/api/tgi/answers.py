@@ -1,4 +1,4 @@
-"""Tokens and results as the native dialect writes them: whole answers, and events of a stream."""
+"""Writes tokens and results as TGI's dialect has them, in whole answers and in events of a stream."""
 
 from json.encoder import encode_basestring
 
@@ -23,12 +23,12 @@ FINISH_REASONS: dict[FinishReason, TgiFinish] = {
     FinishReason.STOP_ID: "eos_token",
     FinishReason.STOP_STRING: "stop_sequence",
 }
-# Text to a JSON string, not escaping what UTF-8 can carry; the C function behind `json.dumps`.
+# Makes a JSON string of a text, with the C function behind `json.dumps`, and escapes no character that UTF-8 can hold.
 _quote = encode_basestring
 
 
 class TgiEvents:
-    """Writes the events of one stream. Only text, ids and numbers are encoded per token; the rest stands ready."""
+    """Writes the events of one stream. Only text, ids and numbers are encoded for each token."""
 
     __slots__ = ("_prompt", "_seed", "_wants_details", "_wants_top_tokens")
 
@@ -39,7 +39,7 @@ class TgiEvents:
         self._wants_top_tokens = wants_top_tokens
 
     def encode(self, events: list[TokenEvent]) -> bytes:
-        """All events in one piece, one `data:` line and one blank line each."""
+        """Return all events in one piece, each as a `data:` line and a blank line."""
         if len(events) == 1:
             return self._encode_one(events[0]).encode("utf-8", "replace")
         return "".join([self._encode_one(event) for event in events]).encode("utf-8", "replace")
@@ -79,7 +79,7 @@ def whole_answer(
     wants_details: bool,
     wants_top_tokens: bool,
 ) -> GenerateAnswer:
-    """The best of the results; the others stand in its details. `prompt` is put before each text."""
+    """Return the best of the results, with the others in its details. `prompt` is put before each text."""
     best, *others = sorted(range(len(results)), key=lambda index: -mean_logprob(results[index]))
     answer_text = prompt + results[best].text
     if not wants_details:

@@ -1,4 +1,4 @@
-"""POST /chat_tokenize: the prompt that a chat body makes, and its tokens."""
+"""POST /chat_tokenize, which shows the prompt of a chat body and the tokens of that prompt."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _DECODER = exact_decoder(ChatBody)
 
 
 class ChatTokenizeRoute:
-    """An ASGI endpoint. Takes a chat body, of which what makes the prompt counts."""
+    """An ASGI endpoint for chat bodies, of which the fields that make the prompt count."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -43,7 +43,7 @@ class ChatTokenizeRoute:
 
 
 def _encode_answer(pieces: Sequence[str], encodings: Sequence[Encoding]) -> bytes:
-    """Offsets are bytes of the whole prompt."""
+    """Return the answer, whose offsets are in bytes of the whole prompt."""
     tokens = []
     base = 0
     for piece, encoding in zip(pieces, encodings, strict=True):

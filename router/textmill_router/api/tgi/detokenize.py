@@ -1,4 +1,4 @@
-"""POST /detokenize: the text of token ids, the way back from /tokenize."""
+"""POST /detokenize, which turns token ids back into the text that /tokenize took."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ _DECODER = msgspec.json.Decoder(DetokenizeBody)
 
 
 class DetokenizeRoute:
-    """An ASGI endpoint."""
+    """An ASGI endpoint for bodies with `ids`."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -40,7 +40,7 @@ class DetokenizeRoute:
 
 
 def _check_ids(ids: list[int], backend: Backend) -> None:
-    """Only ids of the tokenizer have a text."""
+    """Raise ValidationFailed for ids that the tokenizer does not have."""
     size = backend.tokenizer.vocab_size
     for index, token_id in enumerate(ids):
         if not 0 <= token_id < size:

@@ -1,4 +1,4 @@
-"""POST /tokenize: the tokens of a text and where they stand in it."""
+"""POST /tokenize, which shows the tokens of a text and their places in the text."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ _DECODER = msgspec.json.Decoder(TokenizeBody)
 
 
 class TokenizeRoute:
-    """An ASGI endpoint. Takes a generate body, of which only `inputs` counts."""
+    """An ASGI endpoint for generate bodies, of which only `inputs` counts."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -1,4 +1,4 @@
-"""Bodies of the native dialect, in and out. In requests `null` is an absent field; unknown fields are ignored."""
+"""The bodies and answers of TGI's dialect. A field of a body that is `null` counts as absent."""
 
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ TgiFinish = Literal["length", "eos_token", "stop_sequence"]
 
 
 class TgiParameters(msgspec.Struct, frozen=True, gc=False):
-    """`parameters` of a generate request."""
+    """The `parameters` of a generate body."""
 
     adapter_id: str | None = None
     best_of: int | None = None
@@ -47,7 +47,7 @@ class TgiParameters(msgspec.Struct, frozen=True, gc=False):
 
 
 class RequestOptions(msgspec.Struct, frozen=True, gc=False):
-    """`options` of a generate request, as the Inference API has them."""
+    """The `options` of a generate body, as the Inference API has them."""
 
     use_cache: bool | None = None
     wait_for_model: bool | None = None
@@ -57,7 +57,7 @@ NO_OPTIONS = RequestOptions()
 
 
 class GenerateBody(msgspec.Struct, frozen=True, gc=False):
-    """Body of /generate and /generate_stream. A list of inputs is answered by a list."""
+    """The body of /generate and /generate_stream. A list of inputs is answered by a list."""
 
     inputs: str | list[str]
     parameters: TgiParameters | None = None
@@ -65,7 +65,7 @@ class GenerateBody(msgspec.Struct, frozen=True, gc=False):
 
 
 class TokenizeBody(msgspec.Struct, frozen=True, gc=False):
-    """Body of /tokenize: a generate body of which only `inputs` counts."""
+    """The body of /tokenize, which is a generate body of which only `inputs` counts."""
 
     inputs: str
     parameters: TgiParameters | None = None
@@ -73,13 +73,13 @@ class TokenizeBody(msgspec.Struct, frozen=True, gc=False):
 
 
 class CompatBody(GenerateBody, frozen=True, gc=False):
-    """Body of `POST /`: `stream` picks the mode."""
+    """The body of `POST /`, in which `stream` asks for events."""
 
     stream: bool | None = None
 
 
 class InfoAnswer(msgspec.Struct, frozen=True, gc=False):
-    """Answer of /info: the fields of TGI 3, then those of TGI 2."""
+    """The answer of /info, with the fields of TGI 3 and then those of TGI 2."""
 
     model_id: str
     model_sha: str | None
@@ -100,7 +100,7 @@ class InfoAnswer(msgspec.Struct, frozen=True, gc=False):
     model_device_type: str
     max_batch_total_tokens: int
     max_batch_size: int | None
-    # Neither holds anything back here: new prompts join the running batch at the next step.
+    # Both are 0, because new prompts join the running batch at the next step.
     max_waiting_tokens: int = 0
     waiting_served_ratio: float = 0.0
 
@@ -119,13 +119,13 @@ class DetokenizeAnswer(msgspec.Struct, frozen=True, gc=False):
 
 
 class VertexBody(msgspec.Struct, frozen=True, gc=False):
-    """Body of /vertex: each instance is a generate body or a chat body."""
+    """The body of /vertex, in which each instance is a generate body or a chat body."""
 
     instances: list[dict[str, Any]]
 
 
 class VertexAnswer(msgspec.Struct, frozen=True, gc=False):
-    """Answer of /vertex: one text for each instance, in order."""
+    """The answer of /vertex, with one text for each instance, in order."""
 
     predictions: list[Any]
 
@@ -140,7 +140,7 @@ class Token(msgspec.Struct, frozen=True, gc=False):
 
 
 class PrefillToken(msgspec.Struct, frozen=True, gc=False):
-    """A prompt token; the first one has no logprob."""
+    """A prompt token. The first token of a prompt has no log-probability."""
 
     id: int
     text: str
@@ -148,7 +148,7 @@ class PrefillToken(msgspec.Struct, frozen=True, gc=False):
 
 
 class BestOfSequence(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """A sequence of best_of that was not the best."""
+    """A sequence of `best_of` that is not the best one."""
 
     generated_text: str
     finish_reason: TgiFinish
@@ -160,7 +160,7 @@ class BestOfSequence(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Details(msgspec.Struct, frozen=True, gc=False):
-    """What `details` adds. A key that is UNSET is left out, not null."""
+    """The `details` of an answer. A key that is UNSET is left out and not null."""
 
     finish_reason: TgiFinish
     generated_tokens: int
@@ -172,14 +172,14 @@ class Details(msgspec.Struct, frozen=True, gc=False):
 
 
 class GenerateAnswer(msgspec.Struct, frozen=True, gc=False):
-    """Answer of /generate; `POST /` wraps it in an array of one."""
+    """The answer of /generate, which `POST /` wraps in an array of one."""
 
     generated_text: str
     details: Details | UnsetType = UNSET
 
 
 class StreamDetails(msgspec.Struct, frozen=True, gc=False):
-    """`details` of the last event."""
+    """The `details` of the last event."""
 
     finish_reason: TgiFinish
     generated_tokens: int
@@ -188,7 +188,7 @@ class StreamDetails(msgspec.Struct, frozen=True, gc=False):
 
 
 class TokenizedToken(msgspec.Struct, frozen=True, gc=False):
-    """A token of /tokenize; offsets are bytes of the input."""
+    """A token of /tokenize, whose offsets are in bytes of the input."""
 
     id: int
     text: str
@@ -197,7 +197,10 @@ class TokenizedToken(msgspec.Struct, frozen=True, gc=False):
 
 
 def requested_parameters(parameters: TgiParameters | None, *, streams: bool) -> RequestedParameters:
-    """The dialect-free form. Raises ValidationFailed for a grammar of no known shape and for what is not built yet."""
+    """Return the parameters in the form that all dialects share.
+
+    Raises ValidationFailed for a grammar of no known shape, and for adapters.
+    """
     if parameters is None:
         return RequestedParameters(do_sample=True, streams=streams)
     check_adapter(parameters.adapter_id)

@@ -1,4 +1,4 @@
-"""One admitted call of the native dialect: prompts to requests, results to an answer or to events."""
+"""The work of one call of TGI's dialect: prompts become requests, and results become an answer or events."""
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -35,7 +35,7 @@ _NO_PARAMETERS = TgiParameters()
 
 
 class GenerateMode(Enum):
-    """Which of the three routes: shape of the answer and defaults differ."""
+    """The three routes, which differ in the shape of the answer and in defaults."""
 
     WHOLE = "generate"
     STREAM = "generate_stream"
@@ -43,7 +43,7 @@ class GenerateMode(Enum):
 
 
 def check_batch(body: GenerateBody, checked: CheckedParameters, *, streams: bool, limit: int) -> int:
-    """The number of sequences that the call computes. Raises ValidationFailed for what cannot go together."""
+    """Return how many sequences the call computes. Raises ValidationFailed for fields that exclude each other."""
     num_returned = body.parameters.num_return_sequences if body.parameters else None
     has_list = isinstance(body.inputs, list)
     num_prompts = len(body.inputs) if has_list else 1
@@ -63,7 +63,7 @@ def check_batch(body: GenerateBody, checked: CheckedParameters, *, streams: bool
 
 
 class TgiWork:
-    """Answers one call; the answer is kept in `slot` if there is one."""
+    """Answers one call, and keeps the answer in `slot` if there is one."""
 
     def __init__(
         self,
@@ -121,13 +121,13 @@ class TgiWork:
         await stream_answer(scope, send, self._record, write)
 
     async def answer_whole(self, scope: Scope, send: Send) -> None:
-        """One answer when all sequences are complete."""
+        """Send one answer when all sequences are complete."""
         is_compared = self._checked.best_of > 1
         intakes = await self._take_prompts()
         wants_logprobs = self._wants_details or is_compared
         requests = [self._requests(intake, wants_logprobs=wants_logprobs) for intake in intakes]
         async with AsyncExitStack() as stack:
-            # All are submitted in one turn, so that the first computes a prompt for all that share it.
+            # All requests are submitted in one turn, so that the first computes a prompt for all that share the prompt.
             generations = [
                 [await stack.enter_async_context(self._start(one, keep_tokens=wants_logprobs)) for one in of_prompt]
                 for of_prompt in requests
@@ -150,7 +150,7 @@ class TgiWork:
         others = [one for of_prompt in results for one in of_prompt if one is not chosen]
         self._record.note_success([chosen, *others], seed=_shown_seed(requests[0][first.index(chosen)]))
         data = msgspec.json.encode(answers if self._is_array else answers[0])
-        # Of best_of only the sequence that is the answer counts in the headers.
+        # The headers count only that sequence of `best_of` which is the answer.
         told = [chosen] if is_compared else [chosen, *others]
         num_prompt_tokens = sum(len(intake.prompt_ids) for intake in intakes)
         if self._slot is not None:
@@ -158,13 +158,13 @@ class TgiWork:
         await send_reply(scope, send, 200, data, headers=self._record.whole_headers(told, num_prompt_tokens))
 
     async def _take_prompts(self) -> list[TokenizedPrompt]:
-        """Tokenise and check the budget: the last step in which the call can be refused for what it says."""
+        """Tokenise the prompts and check the budget. Later steps refuse no call for its fields."""
         intakes = [await take_prompt(self._backend, text, self._checked) for text in self._texts]
         self._record.note_validated(sum(map(len, self._texts)), intakes)
         return intakes
 
     def _requests(self, intake: TokenizedPrompt, *, wants_logprobs: bool) -> list[GenerationRequest]:
-        """The sequences of one prompt."""
+        """Return the requests of one prompt."""
         checked = self._checked
         if self._num_returned > 1:
             sequences = choice_parameters(checked.generation, self._num_returned)

@@ -13,6 +13,7 @@ from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.openai.model_names import check_model
 from textmill_router.chat.render import render
 from textmill_router.errors import RequestError, ValidationFailed
+from textmill_router.exact_json import exact_decoder
 from textmill_router.http.json_body import ClientLeft, read_json
 from textmill_router.http.replies import send_error, send_reply
 from textmill_router.serving.call_options import ready_backend
@@ -99,7 +100,7 @@ class TokensRoute(Generic[Body]):
 
     def __init__(self, service: Service, body_type: type[Body], answer: Answer[Body]) -> None:
         self._service = service
-        self._decoder = msgspec.json.Decoder(body_type)
+        self._decoder = exact_decoder(body_type)
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,37 +2,28 @@
 
 import errno
 import hashlib
-import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
-from transformers import AutoTokenizer
 
 from textmill_shard.cores import usable_cores
-from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.gguf_header import GgufHeader, read_header
 from textmill_shard.loader.gguf_model import write_model
 from textmill_shard.loader.gguf_parts import join_parts, read_parts
+from textmill_shard.loader.gguf_tokenizer import write_tokenizer
 from textmill_shard.loader.model_files import find_weight_files
 
 log = logging.getLogger(__name__)
 
 # Part of the cache's key: raise it when the same file would convert to something else.
-CONVERTER_VERSION = 3
+CONVERTER_VERSION = 4
 _READ_BYTES = 1 << 22
-NAMED_TEMPLATE = "tokenizer.chat_template."
-
-# Names of `tokenizer.ggml.pre` whose tokenizers split digits one by one before the byte-level step.
-# transformers' import leaves that step out, and numbers would then get other ids than in training.
-DIGIT_SPLITTING = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
 
 
 def convert_gguf(gguf_file: Path, cache_dir: Path, dtype: str = "bfloat16") -> Path:
@@ -85,43 +76,6 @@ def _digest(parts: Sequence[GgufHeader]) -> str:
             while block := stream.read(_READ_BYTES):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def write_tokenizer(gguf_file: Path, folder: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and the chat templates of a GGUF file into a folder.
-
-    Raises ModelFilesError for a template whose name can be no file's name.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer.json"
-    values = {key: value for key, value in read_header(gguf_file).values.items() if isinstance(value, str)}
-    if values.get("tokenizer.ggml.pre") in DIGIT_SPLITTING:
-        backend = Tokenizer.from_file(str(path))
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-        backend.save(str(path))
-    # The class name that transformers writes is its generic one; the name all versions know is this.
-    config_path = folder / "tokenizer_config.json"
-    config = json.loads(config_path.read_text(encoding="utf-8"))
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for of_this_machine in ("name_or_path", "is_local", "local_files_only", "vocab_file"):
-        config.pop(of_this_machine, None)
-    config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
-    _write_further_templates(gguf_file, folder, values)
-
-
-def _write_further_templates(gguf_file: Path, folder: Path, values: Mapping[str, str]) -> None:
-    """Write `tokenizer.chat_template.NAME` where transformers keeps templates that have a name."""
-    for key, source in values.items():
-        name = key.removeprefix(NAMED_TEMPLATE)
-        if name == key:
-            continue
-        if not re.fullmatch(r"[\w-]+", name, re.ASCII):
-            raise ModelFilesError(f"{gguf_file} names a chat template {name!r}; letters, digits, `_` and `-` are known")
-        (folder / "additional_chat_templates").mkdir(exist_ok=True)
-        (folder / "additional_chat_templates" / f"{name}.jinja").write_text(source, encoding="utf-8")
 
 
 def _flush(path: Path) -> None:

@@ -12,8 +12,9 @@ import tokenizers
 import torch
 from safetensors.torch import load_file
 from textmill_shard.errors import ModelFilesError
-from textmill_shard.loader.gguf_convert import convert_gguf, write_tokenizer
+from textmill_shard.loader.gguf_convert import convert_gguf
 from textmill_shard.loader.gguf_header import read_header
+from textmill_shard.loader.gguf_tokenizer import write_tokenizer
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from tokenizers import decoders, models, pre_tokenizers

@@ -10,6 +10,8 @@ from typing import Any
 import gguf
 import numpy
 import numpy.typing as npt
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.fakes.byte_tokenizer import alphabet
 
@@ -17,7 +19,33 @@ TOKENS = [*alphabet(), "12", "<|end|>", "<|stop|>", "<|message|>"]
 END, STOP, MESSAGE = 257, 258, 259
 ORDINARY, CONTROL = 1, 3
 
+SMALL: dict[str, Any] = {
+    "vocab_size": len(TOKENS),
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": END,
+    "eos_token_id": STOP,
+    "pad_token_id": None,
+}
+
 Array = npt.NDArray[Any]
+
+
+def make_model(model_type: str, **changes: Any) -> Any:
+    """Give a random model of transformers in 32 bits, small enough for a test."""
+    config = AutoConfig.for_model(model_type, **{**SMALL, **changes})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.eval()
 
 
 def write_gguf(

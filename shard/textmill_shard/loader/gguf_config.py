@@ -65,6 +65,11 @@ _READ_BY_NEWER_IMPORT = {
         }
     ),
 }
+# Keys without which there is no model; transformers would fill their fields with those of another model.
+_REQUIRED = (
+    *("context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count"),
+    *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "expert_count", "expert_used_count"),
+)
 # Layers of the models whose attention is scaled by the width of the hidden state over the heads, as in llama.cpp,
 # because no key says so; all others are scaled by the width of a head.
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
@@ -79,6 +84,9 @@ def complete_config(settings: Mapping[str, Any], header: GgufHeader) -> dict[str
     """
     done = dict(settings)
     values = header.of_model()
+    table = _table(header.architecture, str(settings["model_type"]))
+    _check_required(values, done, table, header)
+    _fill_absent(done, values, table)
     for key, field in _FIELDS.items():
         if key in values and field in done and values[key] not in _NEUTRAL.get(key, ()):
             done[field] = values[key]
@@ -124,7 +132,7 @@ def _is_read(
     key: str, value: Value, settings: Mapping[str, Any], values: Mapping[str, Value], architecture: str
 ) -> bool:
     model_type = str(settings["model_type"])
-    table = GGUF_CONFIG_MAPPING.get(architecture) or GGUF_CONFIG_MAPPING.get(model_type) or {}
+    table = _table(architecture, model_type)
     newer = _READ_BY_NEWER_IMPORT.get(architecture.removesuffix("moe"), frozenset())
     if table.get(key) is not None or key in newer or key in ROPE_KEYS or key == "context_length":
         return True
@@ -147,6 +155,38 @@ def _is_read(
     if key == "feed_forward_length":
         return isinstance(hidden, int) and value == 4 * hidden
     return key == "vocab_size" and value == settings.get("vocab_size")
+
+
+def _table(architecture: str, model_type: str) -> Mapping[str, str | None]:
+    """Give which field of the config transformers' older import fills from which key."""
+    found: Mapping[str, str | None] = GGUF_CONFIG_MAPPING.get(architecture) or GGUF_CONFIG_MAPPING.get(model_type) or {}
+    return found
+
+
+def _check_required(
+    values: Mapping[str, Value], settings: Mapping[str, Any], table: Mapping[str, str | None], header: GgufHeader
+) -> None:
+    """Raises ModelFilesError for a size that the file leaves open and that the config's class would fill."""
+    wanted = [key for key in _REQUIRED if table.get(key) is not None]
+    if "moe_intermediate_size" in settings:
+        wanted.append("expert_feed_forward_length")
+    absent = [key for key in wanted if key not in values]
+    if absent:
+        raise ModelFilesError(
+            f"{header.path} lacks {', '.join(f'{header.architecture}.{key}' for key in absent)}: it is incomplete, "
+            "convert the model again with a current llama.cpp"
+        )
+
+
+def _fill_absent(settings: dict[str, Any], values: Mapping[str, Value], table: Mapping[str, str | None]) -> None:
+    """Set what llama.cpp takes where a file leaves a value open, in place of the defaults of the config's class."""
+    hidden, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
+    if not (isinstance(hidden, int) and isinstance(heads, int) and heads):
+        return
+    if "attention.head_count_kv" not in values and "num_key_value_heads" in settings:
+        settings["num_key_value_heads"] = heads
+    if "attention.key_length" not in values and "head_dim" in settings and table.get("rope.dimension_count") is None:
+        settings["head_dim"] = hidden // heads
 
 
 def _set_biases(settings: dict[str, Any], header: GgufHeader) -> None:

@@ -1,23 +1,23 @@
 """From a GGUF file's tensors to safetensors and a config: transformers reads the values, and each is accounted for."""
 
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 from transformers.utils.logging import disable_progress_bar
 
-from textmill_shard.errors import ModelFilesError
+from textmill_shard.errors import ModelError, ModelFilesError
 from textmill_shard.loader.gguf_config import as_windowed, complete_config, end_ids, read_tensors
 from textmill_shard.loader.gguf_header import GgufHeader
-from textmill_shard.probing.start_check import CALL_ERRORS
+from textmill_shard.loader.library_errors import as_model_error
 
-# What transformers raises at files that it does not understand.
-IMPORT_ERRORS = (*CALL_ERRORS, NotImplementedError, ImportError, OSError, SafetensorError)
 MAX_NAMES_SHOWN = 5
 # Fields of a config that belong to the file that it was read from.
 _OF_THE_FILE = ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype", "transformers_version")
@@ -30,7 +30,8 @@ def write_model(header: GgufHeader, folder: Path, *, dtype: torch.dtype) -> None
     """
     disable_progress_bar()
     settings = complete_config(_read_settings(header), header)
-    config = _make_config(settings)
+    with as_model_error(_not_converted(header)):
+        config = _make_config(settings)
     _check_tensors(header, config, settings)
     values = _read_values(header, config)
     # A model that was read from GGUF refuses to be saved, so its values move into a fresh one of the same config.
@@ -48,10 +49,8 @@ def write_model(header: GgufHeader, folder: Path, *, dtype: torch.dtype) -> None
 
 
 def _read_settings(header: GgufHeader) -> dict[str, Any]:
-    try:
+    with as_model_error(_not_converted(header)):
         config = AutoConfig.from_pretrained(header.path.parent, gguf_file=header.path.name)
-    except IMPORT_ERRORS as error:
-        raise _not_converted(header, error) from error
     settings: dict[str, Any] = config.to_dict()
     return {name: value for name, value in settings.items() if name not in _OF_THE_FILE}
 
@@ -62,7 +61,7 @@ def _make_config(settings: dict[str, Any]) -> Any:
 
 
 def _read_values(header: GgufHeader, config: Any) -> dict[str, torch.Tensor]:
-    try:
+    with as_model_error(_not_converted(header)):
         model, loading = AutoModelForCausalLM.from_pretrained(
             header.path.parent,
             gguf_file=header.path.name,
@@ -70,8 +69,6 @@ def _read_values(header: GgufHeader, config: Any) -> dict[str, torch.Tensor]:
             dtype=torch.float32,
             output_loading_info=True,
         )
-    except IMPORT_ERRORS as error:
-        raise _not_converted(header, error) from error
     _refuse_names(header, "lacks tensors of the model", sorted(loading["missing_keys"]))
     unexpected = set(loading["unexpected_keys"]) - read_tensors(header)
     _refuse_names(header, "holds tensors that the model has no place for", sorted(unexpected))
@@ -83,13 +80,11 @@ def _check_tensors(header: GgufHeader, config: Any, settings: dict[str, Any]) ->
     """Compare the file's names with those that transformers' older import reads, which drops all others silently."""
     if header.architecture in GGUF_ARCHS:
         return  # the newer import says itself what is left over
-    try:
+    with as_model_error(_not_converted(header)):
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config)
         processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=settings)
         wanted = {_without_weight(name): target for name, target in get_gguf_hf_weights_map(model, processor).items()}
-    except IMPORT_ERRORS as error:
-        raise _not_converted(header, error) from error
     found = {_without_weight(tensor.name): tensor.name for tensor in header.tensors}
     left_over = {name for key, name in found.items() if key not in wanted} - read_tensors(header)
     _refuse_names(header, "holds tensors that the model has no place for", sorted(left_over))
@@ -100,6 +95,22 @@ def _check_tensors(header: GgufHeader, config: Any, settings: dict[str, Any]) ->
     # Gate and up of all experts fill one tensor together: each must be there.
     missing |= {key for key in wanted if "_exps" in key and key not in found}
     _refuse_names(header, "lacks tensors of the model", sorted(missing))
+    _check_sizes(header, wanted, model)
+
+
+def _check_sizes(header: GgufHeader, wanted: Mapping[str, str], model: Any) -> None:
+    """Compare how many numbers each tensor has; their order is that of the format, and turned while reading."""
+    found: Counter[str] = Counter()
+    for tensor in header.tensors:
+        if _without_weight(tensor.name) in wanted:
+            found[wanted[_without_weight(tensor.name)]] += math.prod(tensor.shape)
+    values = model.state_dict()
+    wrong = sorted(name for name, size in found.items() if name in values and size != values[name].numel())
+    if wrong:
+        raise ModelFilesError(
+            f"{header.path} holds {found[wrong[0]]} numbers for {wrong[0]}, and a model of the sizes that the file "
+            f"says has {values[wrong[0]].numel()} ({len(wrong)} tensors in all): fetch it again, or convert it anew"
+        )
 
 
 def _without_weight(name: str) -> str:
@@ -116,5 +127,5 @@ def _refuse_names(header: GgufHeader, what: str, names: list[str]) -> None:
         )
 
 
-def _not_converted(header: GgufHeader, error: Exception) -> ModelFilesError:
-    return ModelFilesError(f"{header.path} cannot be converted ({header.architecture}): {error or repr(error)}")
+def _not_converted(header: GgufHeader) -> Callable[[str], ModelError]:
+    return lambda said: ModelFilesError(f"{header.path} cannot be converted ({header.architecture}): {said}")

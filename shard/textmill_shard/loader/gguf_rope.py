@@ -26,6 +26,7 @@ ROPE_KEYS = frozenset(
         *(f"{_SCALING}yarn_{key}" for key in ("ext_factor", "attn_factor", "beta_fast", "beta_slow")),
     }
 )
+_DEFAULT_BASE = 10000.0  # llama.cpp's, where a file leaves the base open
 # The borders of Llama 3.1 to 3.3, in wavelengths per trained length, and that length in tokens.
 _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_LENGTH = 1.0, 4.0, 8192
 
@@ -39,8 +40,7 @@ def complete_rope(settings: dict[str, Any], values: Mapping[str, Value], header:
         return
     is_split = "full_attention" in by_layer_type
     parameters = dict(by_layer_type["full_attention"] if is_split else by_layer_type)
-    if "rope.freq_base" in values:
-        parameters["rope_theta"] = values["rope.freq_base"]
+    parameters["rope_theta"] = values.get("rope.freq_base", _DEFAULT_BASE)
     _set_width(parameters, settings, values, header)
     parameters |= _scaling(parameters, settings, values, header)
     if "original_max_position_embeddings" in settings:  # of Phi 3, whose class has a default of its own there

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.gguf_header import GgufHeader, read_header
+from textmill_shard.loader.library_errors import as_model_error
 from textmill_shard.loader.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
-from textmill_shard.probing.start_check import CALL_ERRORS
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +88,8 @@ def _byte_level(header: GgufHeader, tokens: list[str]) -> tuple[Tokenizer, dict[
     unknown = [merge for merge, pair in zip(merges, pairs, strict=True) if len(pair) != 2 or "".join(pair) not in vocab]
     if unknown:
         raise ModelFilesError(f"{header.path} has merges that make no token: {_shown(unknown)}")
-    try:
+    with as_model_error(lambda said: ModelFilesError(f"{header.path} has merges that make no tokenizer: {said}")):
         library = Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=pre.takes_whole_words))
-    except Exception as error:  # the library raises this class itself
-        raise ModelFilesError(f"{header.path} has merges that make no tokenizer: {error}") from error
     adds_prefix_space = header.values.get("tokenizer.ggml.add_space_prefix") is True
     library.pre_tokenizer = pre.build(adds_prefix_space=adds_prefix_space)
     library.decoder = decoders.ByteLevel()
@@ -135,10 +133,8 @@ def _pre_tokenizer(header: GgufHeader) -> PreTokenizer:
 
 
 def _read_by_transformers(header: GgufHeader) -> tuple[Tokenizer, dict[str, Any]]:
-    try:
+    with as_model_error(lambda said: ModelFilesError(f"{header.path} has a tokenizer that cannot be read: {said}")):
         tokenizer = AutoTokenizer.from_pretrained(header.path.parent, gguf_file=header.path.name)
-    except (*CALL_ERRORS, NotImplementedError, ImportError, OSError) as error:
-        raise ModelFilesError(f"{header.path} has a tokenizer that cannot be converted: {error}") from error
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for field in _SPECIAL_TOKENS:
         if header.values.get(f"tokenizer.ggml.{_SPECIAL_TOKENS[field]}_token_id") is not None:

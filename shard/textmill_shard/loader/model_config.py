@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from textmill_shard.errors import ModelError, ModelFilesError, UnsupportedModelError
 from textmill_shard.loader.encoder_facts import reads_with_encoder
-from textmill_shard.loader.model_files import find_weight_files, read_json
+from textmill_shard.loader.library_errors import as_model_error
+from textmill_shard.loader.model_files import find_weight_files, read_json, read_object
 from textmill_shard.probing.state_probe import carries_state
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -19,21 +20,36 @@ _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     """Raises ModelFilesError where there is none, UnsupportedModelError where transformers does not know it."""
-    if not (folder / "config.json").is_file():
+    path = folder / "config.json"
+    if not path.is_file():
         # Says what the folder holds instead, if anything.
         find_weight_files(folder)
         raise ModelFilesError(f"{folder} has no config.json")
-    own_code = sorted(set((read_json(folder / "config.json").get("auto_map") or {}).values()))
-    try:
-        # Never None: transformers would ask on the terminal.
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError, ImportError) as error:
+    written = read_json(path)
+    for field in ("auto_map", "quantization_config", "text_config"):
+        read_object(written, field, path=path)
+    own_code = sorted({str(code) for code in (written.get("auto_map") or {}).values()})
+
+    def not_understood(said: str) -> UnsupportedModelError:
         if own_code and not trust_remote_code:
-            raise UnsupportedModelError(
-                f"{folder} brings modelling code of its own ({', '.join(map(str, own_code))}), which runs with all the "
-                "rights of the shard; read it, and give --trust-remote-code if you trust it"
-            ) from error
-        raise UnsupportedModelError(f"{folder / 'config.json'} is not understood: {error}") from error
+            return UnsupportedModelError(
+                f"{folder} brings modelling code of its own ({', '.join(own_code)}), which runs with all the rights of "
+                "the shard; read it, and give --trust-remote-code if you trust it"
+            )
+        return UnsupportedModelError(f"{path} is not understood: {said}")
+
+    with as_model_error(not_understood):
+        # Never None: transformers would ask on the terminal.
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        _check_sizes(config.get_text_config(), path)
+    return config
+
+
+def _check_sizes(text_config: Any, path: Path) -> None:
+    for field in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        size = getattr(text_config, field, None)
+        if isinstance(size, int) and size <= 0:
+            raise ModelFilesError(f"{path} has {size} as {field}")
 
 
 def auto_class_of(config: Any) -> Any:

@@ -42,7 +42,7 @@ def find_weight_files(folder: Path, *, allow_pickle: bool = False, named: str | 
     if found is None and allow_pickle:
         found = _find_files(folder, index=PICKLED_INDEX_FILE, single=PICKLED_SINGLE_FILE, suffix=".bin")
     if found is None:
-        num_safetensors = len(list(folder.glob(f"*{SAFETENSORS_SUFFIX}")))
+        num_safetensors = sum(path.is_file() for path in folder.glob(f"*{SAFETENSORS_SUFFIX}"))
         raise ModelFilesError(_why_no_weights(folder, num_safetensors=num_safetensors, allow_pickle=allow_pickle))
     return found
 
@@ -64,7 +64,7 @@ def _find_files(folder: Path, *, index: str, single: str, suffix: str) -> Weight
         return _read_single(folder / single)
     if (folder / index).is_file():
         return _read_index(folder, index)
-    others = sorted(folder.glob(f"*{suffix}"))
+    others = [path for path in sorted(folder.glob(f"*{suffix}")) if path.is_file() and not _is_adapter(path)]
     return _read_single(others[0]) if len(others) == 1 else None
 
 
@@ -97,11 +97,24 @@ def find_tokenizer_digest(folder: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""
 
 
+def _is_adapter(path: Path) -> bool:
+    return path.name in ("adapter_model.safetensors", "adapter_model.bin")
+
+
 def _why_no_weights(folder: Path, *, num_safetensors: int, allow_pickle: bool) -> str:
     if not folder.is_dir():
         return f"{folder} is not a folder"
     if num_safetensors > 1:
         return f"{folder} holds {num_safetensors} safetensors files but no {INDEX_FILE} that says which tensor is where"
+    adapters = [path.name for path in sorted(folder.iterdir()) if _is_adapter(path)]
+    if adapters:
+        return (
+            f"{folder} holds the weights of an adapter ({adapters[0]}), and no model: merge the adapter into its model "
+            "(`merge_and_unload()` of peft) and serve what that saves"
+        )
+    broken = [path.name for path in sorted(folder.iterdir()) if path.is_symlink() and not path.exists()]
+    if broken:
+        return f"{folder} holds {broken[0]}, a link to a file that is not there: fetch the model again"
     gguf_files = sorted(folder.glob("*.gguf"))
     if gguf_files:
         return (
@@ -129,3 +142,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelFilesError(f"{path} does not hold an object")
     return content
+
+
+def read_object(parent: Mapping[str, Any], key: str, *, path: Path) -> Mapping[str, Any]:
+    """Give an object inside the object of a file, empty where the file has none. Raises ModelFilesError."""
+    found = parent.get(key)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ModelFilesError(f"{path} has {found!r} as {key}, where an object is wanted")
+    return found

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
@@ -16,6 +15,7 @@ from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import ModelFilesError, UnsupportedModelError
 from textmill_shard.layers.parallel_layers import divide_layer
 from textmill_shard.loader.encoder_facts import reads_with_encoder
+from textmill_shard.loader.library_errors import as_model_error
 from textmill_shard.loader.model_config import auto_class_of
 from textmill_shard.loader.model_files import WeightFiles
 from textmill_shard.loader.stored_form import StoredForm, dequantising
@@ -27,10 +27,7 @@ from textmill_shard.loader.weight_reader import (
     move_buffers,
     read_weights,
 )
-from textmill_shard.probing.start_check import CALL_ERRORS
 
-# What transformers raises at files that it does not understand.
-READ_ERRORS = (*CALL_ERRORS, NotImplementedError, ImportError, OSError, SafetensorError)
 # Scales of the numbers between the layers: whoever computes with plain weights needs none of them.
 _SCALES_OF_ACTIVATIONS = (".input_scale", ".activation_scale")
 
@@ -52,14 +49,14 @@ class ModelSource:
 def build_model(source: ModelSource) -> Any:
     """Give the model in eval mode, its parameters on `meta`. Raises UnsupportedModelError."""
     config = source.config
-    try:
-        # Parameters on `meta`, buffers computed for real: no checkpoint holds the rotary tables.
-        with init_empty_weights(include_buffers=False):
-            model = auto_class_of(config).from_config(
-                config, dtype=torch.float32, trust_remote_code=source.trust_remote_code
-            )
-    except (*CALL_ERRORS, ImportError) as error:
-        raise UnsupportedModelError(_why_not_built(config, error)) from error
+    # Parameters on `meta`, buffers computed for real: no checkpoint holds the rotary tables.
+    with (
+        as_model_error(lambda said: UnsupportedModelError(_why_not_built(config, said))),
+        init_empty_weights(include_buffers=False),
+    ):
+        model = auto_class_of(config).from_config(
+            config, dtype=torch.float32, trust_remote_code=source.trust_remote_code
+        )
     return model.eval()
 
 
@@ -89,31 +86,30 @@ def fill_model(model: Any, source: ModelSource, on_progress: Callable[[float], N
     return model, len(plan.role_of_module)
 
 
-def _why_not_built(config: Any, error: Exception) -> str:
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    if first_line.startswith("Unrecognized configuration class"):
+def _why_not_built(config: Any, said: str) -> str:
+    if "Unrecognized configuration class" in said:
         kind = "text-to-text" if reads_with_encoder(config) else "causal"
         return f"models of type {config.model_type} do not generate text: transformers has no {kind} model of that kind"
-    what = f"{type(error).__name__}: {first_line}"
-    return f"a model of type {config.model_type} cannot be built from its config.json: {what}"
+    return f"a model of type {config.model_type} cannot be built from its config.json: {said}"
 
 
 def _fill_by_transformers(source: ModelSource) -> Any:
     """For checkpoints whose names, shapes or values transformers converts on the way (experts stored one by one)."""
     disable_progress_bar()
     is_dequantised = source.form is StoredForm.DEQUANTISED
-    try:
+    with as_model_error(lambda said: ModelFilesError(f"{source.folder} cannot be read: {said}")):
         model, loading = auto_class_of(source.config).from_pretrained(
             source.folder,
             config=dequantising(source.config) if is_dequantised else source.config,
             dtype=source.dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
             use_safetensors=not source.files.are_pickled,
             weights_only=True,
             trust_remote_code=source.trust_remote_code,
         )
-    except READ_ERRORS as error:
-        raise ModelFilesError(f"{source.folder} cannot be read: {type(error).__name__}: {error}") from error
+    for name, stored, wanted in sorted(loading["mismatched_keys"]):
+        raise ModelFilesError(f"{name} has shape {list(stored)} in the files, config.json asks for {list(wanted)}")
     missing = sorted(loading["missing_keys"])
     if missing:
         raise ModelFilesError(f"{source.folder} lacks {len(missing)} tensors of the model, first {missing[0]}")

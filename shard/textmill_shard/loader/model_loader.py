@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from textmill_shard.distributed.parallel import TensorParallel
+from textmill_shard.errors import ModelFilesError
 from textmill_shard.heap import trim_heap
 from textmill_shard.layouts.attempts import DECODER_ATTEMPTS, ENCODER_ATTEMPTS
 from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions
@@ -125,6 +126,11 @@ def _make_runner(
     kernels: Kernels | None,
 ) -> ModelRunner:
     """Raises UnsupportedModelError where the layout computes something else than the model."""
+    if any(logits_V.isnan().any() for logits_V in layout.logits_V_by_text):
+        raise ModelFilesError(
+            f"{source.folder} holds a model whose logits for a plain text are no numbers (NaN): its weights are "
+            f"damaged, or too large for {str(source.dtype).removeprefix('torch.')} (--dtype)"
+        )
     vocab_size = int(layout.logits_V_by_text[0].shape[-1])
     facts = ModelFacts(
         model_type=str(source.config.model_type),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from textmill_shard.errors import ModelFilesError
-from textmill_shard.loader.model_files import read_json
+from textmill_shard.loader.model_files import read_json, read_object
 
 log = logging.getLogger(__name__)
 
@@ -106,16 +106,6 @@ def warn_of_suppressed(folder: Path) -> None:
 def is_token(value: object, vocab_size: int) -> TypeGuard[int]:
     """Whether a value of a JSON file is an id of a vocabulary of that size."""
     return _is_integer(value) and 0 <= value < vocab_size
-
-
-def read_object(parent: Mapping[str, Any], key: str, *, path: Path) -> Mapping[str, Any]:
-    """Give an object inside the object of a file, empty where the file has none. Raises ModelFilesError."""
-    found = parent.get(key)
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise ModelFilesError(f"{path} has {found!r} as {key}, where an object is wanted")
-    return found
 
 
 def _is_integer(value: object) -> TypeGuard[int]:

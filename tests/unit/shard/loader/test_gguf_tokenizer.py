@@ -12,8 +12,7 @@ from textmill_shard.loader.gguf_tokenizer import write_tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from tests.fakes.byte_tokenizer import alphabet
-from tests.fakes.gguf_files import write_gguf
-from tests.unit.shard.loader.test_gguf_model import make_model
+from tests.fakes.gguf_files import make_model, write_gguf
 
 LETTERS = alphabet()
 MARKS = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<think>", "<0xZZ>"]
@@ -150,7 +149,7 @@ def test_names_that_a_class_of_transformers_adds_are_refused(tmp_path: Path) -> 
         ({"merges": ["a q"]}, "merges that make no token: 'a q'"),
         ({"merges": ["ab"]}, "merges that make no token: 'ab'"),
         ({"token_type": [1, 1]}, r"tokenizer\.ggml\.token_type of another length"),
-        ({"model": "rwkv", "merges": None}, "has a tokenizer that cannot be converted: .*rwkv"),
+        ({"model": "rwkv", "merges": None}, "has a tokenizer that cannot be read: .*rwkv"),
         ({"tokens": [*LETTERS, "ab", "a"]}, "lists 'a' twice"),
     ],
 )

@@ -1,1 +1,1 @@
-"""The ranks of one model, and which part of a tensor each owns."""
+"""The ranks of one model, and which part of each tensor a rank owns."""

@@ -1,4 +1,4 @@
-"""Which rows and columns of which tensor a rank owns, and which modules change their kind for that."""
+"""Decides which rows and columns of each tensor a rank owns, and which modules become divided layers for that."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,22 +11,23 @@ from torch import nn
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import UnsupportedModelError
 
-# An embedding table below this share of the model stands on every rank: cutting it costs an all-reduce per step.
+# An embedding table below this share of the model stands whole on every rank, because a divided table costs one
+# all-reduce per step.
 MAX_REPLICATED_EMBEDDING_SHARE = 0.05
 
-# Rules of transformers' plan that ask nothing of us: the module is whole on every rank.
+# Rules of transformers' plan under which the module stands whole on every rank.
 _WHOLE_RULES = frozenset({"replicate", "replicated_with_grad_allreduce"})
 _QUERY_LAYERS = frozenset({"q_proj", "o_proj"})
 _KEY_VALUE_LAYERS = frozenset({"k_proj", "v_proj"})
 
 
 class Role(Enum):
-    """What a module becomes."""
+    """The kind of divided layer that a module becomes."""
 
-    COLUMN = "column"  # a linear whose outputs are divided
-    ROW = "row"  # a linear whose inputs are divided; the ranks add up
-    VOCABULARY_HEAD = "vocabulary head"  # divided by ids; the ranks lay their logits side by side
-    VOCABULARY_EMBEDDING = "vocabulary embedding"  # divided by ids; the ranks add up
+    COLUMN = "column"  # a linear layer whose outputs are divided
+    ROW = "row"  # a linear layer whose inputs are divided; the ranks add their outputs up
+    VOCABULARY_HEAD = "vocabulary head"  # divided by token ids; the ranks lay their logits side by side
+    VOCABULARY_EMBEDDING = "vocabulary embedding"  # divided by token ids; the ranks add their rows up
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +51,16 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class IndexPlan:
-    """Empty for a single rank: nothing is cut and no module changes."""
+    """All cuts and roles of one rank. The plan of a single rank is empty, because that rank holds the whole model."""
 
     cut_of_parameter: Mapping[str, Cut] = field(default_factory=dict)
     role_of_module: Mapping[str, Role] = field(default_factory=dict)
-    sizes_of_vocabulary: tuple[int, ...] = ()  # ids per rank, of head and embedding
+    sizes_of_vocabulary: tuple[int, ...] = ()  # number of token ids per rank, of the head and of the embedding
 
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Attention heads of the whole model."""
+    """The numbers of attention heads of the whole model."""
 
     num_heads: int
     num_kv_heads: int
@@ -69,7 +70,7 @@ class Heads:
         return self.num_heads % world_size == 0 and divides_kv
 
     def kv_range(self, parallel: TensorParallel) -> IndexRange:
-        """The key/value heads of this rank; with fewer heads than ranks, several ranks hold the same one."""
+        """Return the key/value heads of this rank. With fewer such heads than ranks, some ranks hold the same head."""
         if self.num_kv_heads >= parallel.world_size:
             return even_range(self.num_kv_heads, parallel)
         head = parallel.rank * self.num_kv_heads // parallel.world_size
@@ -77,12 +78,16 @@ class Heads:
 
 
 def even_range(size: int, parallel: TensorParallel) -> IndexRange:
-    """The part of this rank; parts differ by at most one."""
+    """Return the part of `size` indices that belongs to this rank; the parts differ by at most one index."""
     return IndexRange(size * parallel.rank // parallel.world_size, size * (parallel.rank + 1) // parallel.world_size)
 
 
 def build_index_plan(model: nn.Module, config: Any, parallel: TensorParallel) -> IndexPlan:
-    """Follow the plan that transformers has for the model (`model.tp_plan`). Raises UnsupportedModelError."""
+    """Build the cuts of this rank from the plan that transformers has for the model (`model.tp_plan`).
+
+    Raises UnsupportedModelError for a model without such a plan, for heads that the ranks cannot share, and for a rule
+    that has no divided layer here.
+    """
     if parallel.world_size == 1:
         return IndexPlan()
     rules: dict[str, str] = dict(getattr(model, "tp_plan", None) or {})
@@ -112,7 +117,7 @@ def build_index_plan(model: nn.Module, config: Any, parallel: TensorParallel) ->
                 roles[name] = Role.VOCABULARY_EMBEDDING
                 cuts[f"{name}.weight"] = Cut(0, even_range(vocabulary, parallel))
         elif rule == "colwise_gather_output" and name == "lm_head" and type(module) is nn.Linear:
-            # A head tied to a whole embedding stays whole too: it is the same tensor.
+            # A head that is tied to a whole embedding stays whole too, because both are one tensor.
             if cuts_embedding or module.weight is not _embedding_weight(model):
                 roles[name] = Role.VOCABULARY_HEAD
                 _cut_outputs(cuts, name, module, even_range(vocabulary, parallel))
@@ -142,7 +147,7 @@ def _heads_of(config: Any) -> Heads:
 
 
 def _unit_range(name: str, size: int, heads: Heads, parallel: TensorParallel) -> IndexRange:
-    """The part of this rank, never through the middle of an attention head."""
+    """Return the part of this rank. No attention head is divided between two ranks."""
     last = name.rpartition(".")[2]
     if last in _KEY_VALUE_LAYERS:
         width, indices = size // heads.num_kv_heads, heads.kv_range(parallel)
@@ -160,7 +165,7 @@ def _cut_outputs(cuts: dict[str, Cut], name: str, module: nn.Linear, indices: In
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """`*` in a rule stands for one part of the name, which in these models is a layer's number."""
+    """Whether a rule is for a module. `*` in a rule stands for one part of the name: the number of a layer."""
     return fnmatchcase(name, pattern) and pattern.count(".") == name.count(".")
 
 
@@ -169,5 +174,5 @@ def _embedding_weight(model: nn.Module) -> Any:
 
 
 def _embedding_share(model: nn.Module) -> float:
-    """Share of the model's parameters that the input embedding is; tied tensors count once."""
+    """Return the share of the model's parameters that the input embedding holds; tied tensors count once."""
     return float(_embedding_weight(model).numel() / sum(parameter.numel() for parameter in model.parameters()))

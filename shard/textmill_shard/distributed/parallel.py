@@ -1,4 +1,4 @@
-"""The ranks of one model and how they exchange tensors. One rank alone has no process group."""
+"""How the ranks of one model exchange tensors. A single rank has no process group."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True, slots=True)
 class TensorParallel:
-    """This rank's seat. With `world_size` 1 every exchange gives back what it was given."""
+    """The number of this rank and of all ranks. With `world_size` 1 each exchange returns its argument."""
 
     rank: int = 0
     world_size: int = 1
@@ -19,7 +19,10 @@ class TensorParallel:
     def join(
         *, rank: int, world_size: int, master_addr: str, master_port: int, device: str, timeout_s: float = 600.0
     ) -> "TensorParallel":
-        """Meet the other ranks: gloo on the CPU, NCCL on CUDA devices. Waits until all are there."""
+        """Join the other ranks in a process group and wait until all of them have joined.
+
+        The group uses gloo on the CPU and NCCL on CUDA devices.
+        """
         if world_size > 1:
             dist.init_process_group(
                 "nccl" if device.startswith("cuda") else "gloo",
@@ -35,16 +38,16 @@ class TensorParallel:
             dist.destroy_process_group()
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over the ranks, in place."""
+        """Add the tensors of all ranks up, in place."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def all_gather(self, tensor: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-        """Join along the last dimension; rank r brings `sizes[r]` of it."""
+        """Join the tensors of all ranks along the last dimension, of which rank r brings `sizes[r]` elements."""
         if self.world_size == 1:
             return tensor
-        # Ranks bring parts of one size: the shorter ones are padded, since not every backend takes ragged parts.
+        # Shorter parts are padded, because not every backend takes parts of different sizes.
         widest = max(sizes)
         padded = torch.nn.functional.pad(tensor, (0, widest - tensor.shape[-1])).contiguous()
         parts = [torch.empty_like(padded) for _ in sizes]
@@ -52,7 +55,7 @@ class TensorParallel:
         return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], dim=-1)
 
     def min_int(self, value: int, device: torch.device) -> int:
-        """The smallest value that any rank brings."""
+        """Return the smallest of the values that the ranks bring."""
         if self.world_size == 1:
             return value
         tensor = torch.tensor([value], dtype=torch.int64, device=device)

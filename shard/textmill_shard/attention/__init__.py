@@ -1,1 +1,1 @@
-"""The seam to transformers' attention, and the backends behind it."""
+"""The seam to transformers' attention layers, and the backends that compute attention behind the seam."""

@@ -1,4 +1,4 @@
-"""What an attention backend is: it makes an object of each step, which attends layer by layer."""
+"""The protocol of an attention backend, which makes of each step an object that attends layer by layer."""
 
 # T tokens of the step, H local query heads, K local key/value heads, D key width, E value width
 
@@ -12,31 +12,31 @@ from textmill_shard.model.forward_batch import ForwardBatch
 
 @dataclass(frozen=True, slots=True)
 class AttentionRule:
-    """How one layer attends; fixed when the model is built."""
+    """How one layer attends. A rule is fixed when the model is built."""
 
     scaling: float
-    window_tokens: int | None = None  # keys seen by a token, itself included; None = all
-    chunk_tokens: int | None = None  # attention stays inside runs of this many tokens; None = no such border
-    softcap: float | None = None  # scores become softcap * tanh(score / softcap)
-    sinks_H: torch.Tensor | None = None  # a score per head that takes weight and gives nothing
+    window_tokens: int | None = None  # number of keys that a token sees, its own included; None = all
+    chunk_tokens: int | None = None  # a token sees only keys of its own chunk of this many tokens; None = no chunks
+    softcap: float | None = None  # a score becomes softcap * tanh(score / softcap)
+    sinks_H: torch.Tensor | None = None  # one score per head, which takes a share of the weights and adds no value
 
 
 class AttentionStep(Protocol):
-    """What a backend made of the batch of one step: the indices that every layer of the step attends with."""
+    """The indices of one step, made by a backend from the batch; every layer of the step attends with them."""
 
     def attend(
         self, query_THD: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, rule: AttentionRule
     ) -> torch.Tensor:
-        """Give `[T, H, E]`, once per layer.
+        """Return the attended values `[T, H, E]` of one layer.
 
-        K and V of this step already stand in the pools `[blocks, block_size, K, D or E]`.
+        The keys and values of this step already stand in the pools `[blocks, block_size, K, D or E]`.
         """
         ...
 
 
 class AttentionBackend(Protocol):
-    """Chosen when the layout is built."""
+    """Computes attention over the block tables of a batch. A layout chooses its backend when the layout is built."""
 
     def prepare(self, batch: ForwardBatch, *, block_size: int) -> AttentionStep:
-        """Once per step, before the first layer; `block_size` counts tokens."""
+        """Return the indices of one step. Called once per step, before the first layer; `block_size` counts tokens."""
         ...

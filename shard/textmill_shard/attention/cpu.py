@@ -1,4 +1,7 @@
-"""Paged attention by the native kernel: no gather, any mix of decode rows and chunks in one call per layer."""
+"""Paged attention by the native kernel, which reads keys and values where they stand in the pool.
+
+One call per layer takes any mix of decode rows and prefill chunks.
+"""
 
 # T tokens, H query heads, D key width, E value width
 
@@ -13,7 +16,7 @@ from textmill_shard.native.kernels import Kernels
 
 @dataclass(frozen=True, slots=True)
 class CpuStep:
-    """The int32 tensors of the batch, contiguous."""
+    """The int32 tensors of one batch, contiguous as the kernel reads them."""
 
     kernels: Kernels
     block_tables_RB: torch.Tensor
@@ -40,7 +43,7 @@ class CpuStep:
 
 
 class CpuAttention:
-    """For bfloat16 and float32 pools on a CPU. Rows beyond the last sequence come out as zeros."""
+    """The backend for bfloat16 and float32 pools on a CPU. Rows beyond the last sequence come out as zeros."""
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels

@@ -1,4 +1,7 @@
-"""Paged attention in plain torch: gather the blocks, then scaled dot products. The oracle of the other backends."""
+"""Paged attention in plain torch, which gathers the blocks and then takes scaled dot products.
+
+The other backends are tested against this one.
+"""
 
 # T tokens, R sequences, B blocks of the widest table, C places gathered, H query heads, K key/value heads,
 # G = H // K query heads per key/value head, Q queries per sequence and key/value head, D key width, E value width
@@ -12,34 +15,34 @@ from torch.nn.functional import scaled_dot_product_attention
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.model.forward_batch import ForwardBatch
 
-# A longer chunk is attended in pieces: a mask has queries x context elements.
+# A longer chunk is attended in pieces, because a mask has queries x context elements.
 MAX_PIECE_QUERIES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeRows:
-    """The sequences with one query each, attended together."""
+    """The sequences with one query each, which are attended together."""
 
     token_rows_R: torch.Tensor  # int64, row of the query in the flat batch
-    block_tables_RB: torch.Tensor  # int64, cut to the longest of these
+    block_tables_RB: torch.Tensor  # int64, cut to the longest context of these sequences
     positions_R1: torch.Tensor  # int64, place of the query in its own context
-    stale: torch.Tensor  # int64, of the R * C gathered places those beyond their context
+    stale: torch.Tensor  # int64, indices of the gathered places (of R * C) beyond their sequence's context
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillPiece:
-    """Some queries of one sequence that follow each other."""
+    """Some queries of one sequence, one behind the other."""
 
     start: int  # rows start .. stop of the flat batch
     stop: int
-    block_table_1B: torch.Tensor  # int64, cut to what the last of these queries sees
+    block_table_1B: torch.Tensor  # int64, cut to the blocks that the last of these queries sees
     positions_Q1: torch.Tensor  # int64
-    stale: torch.Tensor  # int64, of the C gathered places those beyond that
+    stale: torch.Tensor  # int64, indices of the gathered places (of C) beyond what the last query sees
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceStep:
-    """The parts of a flat batch, attended one after the other."""
+    """The parts of a flat batch, which are attended one after the other."""
 
     decode: DecodeRows | None
     pieces: tuple[PrefillPiece, ...]
@@ -55,7 +58,7 @@ class ReferenceStep:
 
         if self.decode is not None:
             rows = self.decode
-            # The query heads that share a K and V stand on the query axis: nothing is repeated.
+            # The query heads that share a key head stand on the query axis, so that no key and no value is repeated.
             query_RKGD = _group(query_THD[rows.token_rows_R], num_kv_heads)
             key_RKCD = _gather(key_pool, rows.block_tables_RB, rows.stale)
             value_RKCE = _gather(value_pool, rows.block_tables_RB, rows.stale)
@@ -67,7 +70,9 @@ class ReferenceStep:
         for piece in self.pieces:
             num_queries = piece.stop - piece.start
             query_QKGD = _group(query_THD[piece.start : piece.stop], num_kv_heads)
-            query_1KQD = query_QKGD.permute(1, 2, 0, 3).flatten(1, 2).unsqueeze(0)  # Q runs over G, then queries
+            query_1KQD = (
+                query_QKGD.permute(1, 2, 0, 3).flatten(1, 2).unsqueeze(0)
+            )  # Q counts the queries of the first of the G heads, then those of the next
             key_1KCD = _gather(key_pool, piece.block_table_1B, piece.stale)
             value_1KCE = _gather(value_pool, piece.block_table_1B, piece.stale)
             mask_QC = _may_see(piece.positions_Q1, key_1KCD.shape[2], rule).repeat(num_heads // num_kv_heads, 1)
@@ -79,10 +84,10 @@ class ReferenceStep:
 
 
 class ReferenceAttention:
-    """Exact in fp32; decode rows are gathered up to the longest context among them."""
+    """The backend of plain torch, exact in fp32. Decode rows are gathered up to the longest context among them."""
 
     def prepare(self, batch: ForwardBatch, *, block_size: int) -> ReferenceStep:
-        # These reads wait for the device on a GPU; no other backend does so.
+        # These reads wait for the device on a GPU. No other backend waits for the device.
         starts = batch.query_starts.tolist()
         context_lens = batch.context_lens_R.tolist()
         tables_RB = batch.block_tables_RB.long()
@@ -127,22 +132,22 @@ class ReferenceAttention:
 
 
 def _group(query_QHD: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
-    """Give `[Q, K, G, D]`."""
+    """Return the queries as `[Q, K, G, D]`, grouped by the key/value head that they share."""
     num_queries, num_heads, key_dim = query_QHD.shape
     return query_QHD.reshape(num_queries, num_kv_heads, num_heads // num_kv_heads, key_dim)
 
 
 def _gather(pool: torch.Tensor, block_tables_RB: torch.Tensor, stale: torch.Tensor) -> torch.Tensor:
-    """Give `[R, K, C, dim]` of the pool `[blocks, block_size, K, dim]`, zero at the stale places."""
+    """Return `[R, K, C, dim]` from the pool `[blocks, block_size, K, dim]`, with zeros at the stale places."""
     gathered = pool.flatten(1).index_select(0, block_tables_RB.flatten())
-    # What an earlier owner left there may be NaN, and a weight of zero does not undo NaN.
+    # An earlier owner of a block may have left NaN there, and a weight of zero times NaN is NaN.
     gathered.view(-1, pool.shape[2] * pool.shape[3]).index_fill_(0, stale, 0.0)
     num_sequences, num_blocks = block_tables_RB.shape
     return gathered.view(num_sequences, num_blocks * pool.shape[1], pool.shape[2], pool.shape[3]).transpose(1, 2)
 
 
 def _may_see(positions_Q1: torch.Tensor, num_places: int, rule: AttentionRule) -> torch.Tensor:
-    """Give bool `[Q, C]`: which places a query at a position of its context may look at."""
+    """Return bool `[Q, C]`: whether a query at its position may look at a place of its context."""
     places_C = torch.arange(num_places, device=positions_Q1.device)
     may_see = places_C <= positions_Q1
     if rule.window_tokens is not None:
@@ -153,7 +158,7 @@ def _may_see(positions_Q1: torch.Tensor, num_places: int, rule: AttentionRule) -
 
 
 def _sinks(rule: AttentionRule, num_kv_heads: int, *, num_queries: int) -> torch.Tensor | None:
-    """Give `[K, G * queries, 1]`, a sink score per query of `_attend`."""
+    """Return `[K, G * queries, 1]`, one sink score per query of `_attend`; None for a rule without sinks."""
     if rule.sinks_H is None:
         return None
     return rule.sinks_H.view(num_kv_heads, -1, 1).repeat_interleave(num_queries, dim=1)
@@ -167,7 +172,7 @@ def _attend(
     sinks_KQ1: torch.Tensor | None,
     rule: AttentionRule,
 ) -> torch.Tensor:
-    """Give `[R, K, Q, E]`; `mask` is bool and broadcasts to `[R, K, Q, C]`."""
+    """Return the attended values `[R, K, Q, E]`; `mask` is bool and broadcasts to `[R, K, Q, C]`."""
     if rule.softcap is None and sinks_KQ1 is None:
         mask = mask.expand(query_RKQD.shape[0], 1, query_RKQD.shape[2], key_RKCD.shape[2])
         return scaled_dot_product_attention(query_RKQD, key_RKCD, value_RKCE, attn_mask=mask, scale=rule.scaling)

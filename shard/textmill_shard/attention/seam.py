@@ -1,4 +1,4 @@
-"""The seam to transformers: its attention layers call `paged_attention`, which asks the layer's own `PagedLayer`."""
+"""The seam to transformers, whose attention layers call `paged_attention`, which calls the layer's own `PagedLayer`."""
 
 # T tokens of the step, H local query heads, K local key/value heads, D key width, E value width
 
@@ -13,14 +13,14 @@ from textmill_shard.attention.base import AttentionBackend, AttentionRule, Atten
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import KvPool
 
-# Not a name of the mask registry: transformers then builds no mask, and no [T, T] tensor exists.
+# The mask registry does not have this name, so transformers builds no mask, and no [T, T] tensor exists.
 PAGED_ATTENTION = "textmill_paged"
 _LAYER_ATTRIBUTE = "textmill_paged_layer"
 
 
 @dataclass(slots=True)
 class StepContext:
-    """What the layers need of the step under way; the model runner sets it before the forward."""
+    """The facts of the step under way that the layers read. The model runner sets them before the forward pass."""
 
     backend: AttentionBackend
     pool: KvPool | None = None
@@ -37,16 +37,16 @@ class StepContext:
 
 @dataclass(frozen=True, slots=True)
 class PagedLayer:
-    """One attention layer: writes K and V to their places, then attends over the block table."""
+    """One attention layer, which writes keys and values to their places and then attends over the block table."""
 
     context: StepContext
     index: int
     rule: AttentionRule
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Take `[B, H, n, D]`, `[B, K, n, D]`, `[B, K, n, E]` of T = B * n tokens; give `[B, n, H, E]`.
+        """Return `[B, n, H, E]` for query `[B, H, n, D]`, key `[B, K, n, D]`, value `[B, K, n, E]`; T = B * n tokens.
 
-        A flat batch has B = 1; state rows have n = 1 where they decode.
+        A flat batch has B = 1. Decode rows of a model with states have n = 1.
         """
         pool, places_T, attention = self.context.pool, self.context.kv_places_T, self.context.attention
         assert pool is not None
@@ -69,15 +69,18 @@ def paged_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The function that transformers' layers call. The probe found what varies by layer: `kwargs` say nothing new."""
+    """Attend for a layer of transformers.
+
+    `kwargs` are not read, because the probe has already found what varies from layer to layer.
+    """
     return getattr(module, _LAYER_ATTRIBUTE)(query, key, value), None
 
 
 def attach_layer(module: nn.Module, layer: PagedLayer) -> None:
-    """Give an attention module its place in the pool; the probe found which modules these are."""
+    """Attach the `PagedLayer` to an attention module that the probe has found."""
     setattr(module, _LAYER_ATTRIBUTE, layer)
 
 
 def register_attention() -> None:
-    """Make `PAGED_ATTENTION` known to transformers. Safe to call again."""
+    """Make `PAGED_ATTENTION` known to transformers. A second call changes nothing."""
     AttentionInterface.register(PAGED_ATTENTION, paged_attention)

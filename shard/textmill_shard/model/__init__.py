@@ -1,1 +1,1 @@
-"""A batch goes in, logits come out; the KV pool and its memory."""
+"""The forward pass of one rank: batch in, logits out; the KV pool and its memory."""

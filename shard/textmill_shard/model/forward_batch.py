@@ -1,4 +1,4 @@
-"""The tensors of one forward pass. Built by the step loop, read by the model runner and the attention backends.
+"""The tensors of one forward pass, which the step loop builds and the model runner and the attention backends read.
 
 A new tensor of a batch is a field here and a line in `select`; `engine/batch_builder.py` and `synthetic_batch.py`
 fill the field.
@@ -20,27 +20,28 @@ import torch
 class ForwardBatch:
     """Any mix of decode rows and prefill chunks, laid end to end. All tensors are on the model's device.
 
-    The tokens of sequence r are `query_starts[r] : query_starts[r + 1]`; they are the last ones of its context.
-    Tokens beyond `query_starts[R]` are padding: their place lies in the scratch block, what they give is not defined.
+    The tokens of sequence r are `query_starts[r] : query_starts[r + 1]`, the last tokens of the sequence's context.
+    Tokens beyond `query_starts[R]` are padding. Their places lie in the scratch block, and their outputs are not
+    defined.
     """
 
     input_ids_T: torch.Tensor  # int64
     position_ids_T: torch.Tensor  # int64, position of each token in its own sequence
     kv_places_T: torch.Tensor  # int64: block * block_size + offset
-    query_starts: torch.Tensor  # [R + 1] int32, rising, starts with 0
+    query_starts: torch.Tensor  # [R + 1] int32, rising, begins with 0
     context_lens_R: torch.Tensor  # int32: tokens of the sequence up to and including this step
     block_tables_RB: torch.Tensor  # int32, padded with the scratch block
     logit_rows_N: torch.Tensor  # int64: indices into T
     max_query_len: int
     max_context_len: int
-    slots_R: torch.Tensor | None = None  # int64, seat of each sequence; None where only sizes matter (model/memory.py)
-    is_long_rope_T: torch.Tensor | None = None  # bool; None where there is one table (layouts/rope_tables.py)
-    encoder_lens_R: torch.Tensor | None = None  # int64, first tokens of each that the encoder reads; None without one
+    slots_R: torch.Tensor | None = None  # int64, slot of each sequence; None where only sizes matter (model/memory.py)
+    is_long_rope_T: torch.Tensor | None = None  # bool; None for a model with one table (layouts/rope_tables.py)
+    encoder_lens_R: torch.Tensor | None = None  # int64, number of first tokens that the encoder reads; None: no encoder
 
     def select(self, rows: Sequence[int]) -> "SelectedRows":
-        """Give the batch of some of the sequences alone, in the order of `rows`, without the padding.
+        """Return the batch of some of the sequences, in the order of `rows`, without the padding.
 
-        Reading where the sequences begin waits for the device on a GPU.
+        On a GPU the call waits for the device, because the starts of the sequences are read.
         """
         starts = self.query_starts.tolist()
         wanted = self.logit_rows_N.tolist()
@@ -72,7 +73,7 @@ class ForwardBatch:
 
 @dataclass(frozen=True, slots=True)
 class SelectedRows:
-    """The batch of some sequences of a step, and where its parts stand in the step."""
+    """The batch of some sequences of a step, and where the parts of this batch stand in the step."""
 
     batch: ForwardBatch
     tokens: torch.Tensor  # [tokens of `batch`] int64: indices into T of the step
@@ -81,16 +82,16 @@ class SelectedRows:
 
 @dataclass(frozen=True, slots=True)
 class RowScan:
-    """What is asked of every row of scores, on their device. The best of a row with NaN means nothing."""
+    """Facts of each row of scores, on the device of the scores. `best_N` of a row with NaN means nothing."""
 
-    best_N: torch.Tensor  # int64: the first among equal ones
-    not_finite_N: torch.Tensor  # bool: holds NaN or an infinity
-    log_mass_N: torch.Tensor | None  # float32: logsumexp; None = not asked
+    best_N: torch.Tensor  # int64: the first id with the highest score
+    not_finite_N: torch.Tensor  # bool: whether the row holds NaN or an infinity
+    log_mass_N: torch.Tensor | None  # float32: logsumexp of the row; None = not computed
 
 
 @dataclass(frozen=True, slots=True)
 class HostScan:
-    """The same of logits that a step on the host has looked at itself, with their best score."""
+    """The facts of `RowScan`, and the best scores, of logits that the native step has computed on the host."""
 
     best_N: npt.NDArray[np.int64]
     best_scores_N: npt.NDArray[np.float32]
@@ -98,7 +99,7 @@ class HostScan:
     log_mass_N: npt.NDArray[np.float32]
 
     def as_row_scan(self) -> RowScan:
-        """As tensors over the same memory."""
+        """Return the facts as tensors that share the arrays' memory."""
         return RowScan(
             best_N=torch.from_numpy(self.best_N),
             not_finite_N=torch.from_numpy(self.not_finite_N),
@@ -108,8 +109,8 @@ class HostScan:
 
 @dataclass(frozen=True, slots=True)
 class ForwardOutput:
-    """What one forward pass gives."""
+    """The outputs of one forward pass."""
 
-    logits_NV: torch.Tensor  # float32, a row per entry of `logit_rows_N`
-    hidden_TD: torch.Tensor | None  # model dtype, after the last norm; only when asked for
-    scan: HostScan | None = None  # of the logits, where the forward pass has looked at them already
+    logits_NV: torch.Tensor  # float32, one row per entry of `logit_rows_N`
+    hidden_TD: torch.Tensor | None  # dtype of the model, after the last norm; None unless the caller wants them
+    scan: HostScan | None = None  # facts of the logits, where the forward pass has found them already

@@ -1,4 +1,4 @@
-"""The K and V tensors of one rank. Which request owns which block is the router's business."""
+"""The key and value tensors of one rank. The router alone knows which request owns which block."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class LayerKvSpec:
-    """What one attention layer stores per token on this rank."""
+    """The sizes that one attention layer stores per token on this rank."""
 
     num_local_kv_heads: int
     key_dim: int
@@ -20,7 +20,10 @@ class LayerKvSpec:
 
 
 class KvPool:
-    """K and V per layer, `[num_blocks + 1, block_size, local kv heads, dim]` each; the last block is scratch."""
+    """Keys and values per layer, each `[num_blocks + 1, block_size, local kv heads, dim]`.
+
+    The last block is the scratch block, whose contents nobody reads.
+    """
 
     def __init__(
         self,
@@ -48,5 +51,5 @@ class KvPool:
 
 
 def kv_bytes_per_block(specs: Sequence[LayerKvSpec], *, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes that one block takes over all layers."""
+    """Return the bytes that one block takes over all layers."""
     return sum(spec.elements_per_token for spec in specs) * block_size * dtype.itemsize

@@ -1,4 +1,7 @@
-"""How many KV blocks fit: a fixed number of bytes, or a share of the memory less what the largest step needs."""
+"""Decides how many KV blocks fit into a fixed number of bytes, or into a share of the memory.
+
+Of a share the weights and the largest step take their part first.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -15,36 +18,38 @@ log = logging.getLogger(__name__)
 
 MAX_TRIAL_TOKENS_ON_CPU = 512
 UNBOUNDED_TOKENS = 1 << 16  # longest request of a model whose positions have no end and take no memory
-# A GPU is ours alone; a machine's RAM also serves the router, the page cache and whoever else works there.
+# A GPU belongs to its rank alone, and a machine's RAM also serves the router, the page cache and other programs.
 DEFAULT_MEMORY_FRACTIONS = {"cpu": 0.4, "cuda": 0.8}
 
 
 @dataclass(frozen=True, slots=True)
 class KvMemoryOptions:
-    """What the operator allows."""
+    """The limits that the operator has set."""
 
-    max_step_tokens: int  # largest step
-    num_slots: int  # requests that sample in it
-    kv_cache_bytes: int | None = None  # of this rank; None = by memory_fraction
-    memory_fraction: float | None = None  # of the whole RAM or device memory, everything of ours included
-    max_kv_tokens: int | None = None  # never more places than this in all
+    max_step_tokens: int  # tokens of the largest step
+    num_slots: int  # requests that sample in the largest step
+    kv_cache_bytes: int | None = None  # bytes for the cache of this rank; None = by memory_fraction
+    memory_fraction: float | None = (
+        None  # share of the whole RAM or device memory, for weights, steps and cache together
+    )
+    max_kv_tokens: int | None = None  # the most places of the cache; None = no such limit
 
 
 @dataclass(frozen=True, slots=True)
 class KvMemoryPlan:
-    """What memory goes to, in bytes of this rank; the number of blocks is the same on every rank."""
+    """The parts of this rank's memory, in bytes. The number of blocks is equal on every rank."""
 
     num_blocks: int
     weight_bytes: int
-    step_bytes: int  # most that the largest step took beside the weights
+    step_bytes: int  # the most that the largest step took beside the weights
     kv_bytes: int
-    memory_bytes: int  # of the machine or device
+    memory_bytes: int  # memory of the machine or device
 
 
 def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPlan:
-    """Run the largest step once, then divide; leaves a pool of scratch only. Every rank calls it.
+    """Run the largest step once and divide the memory that is left into blocks. Every rank calls this function.
 
-    Raises ModelError when not even one block fits.
+    The runner is left with a pool of the scratch block alone. Raises ModelError where not even one block fits.
     """
     block_size = runner.facts.block_size
     bytes_per_block = runner.kv_bytes_per_block()
@@ -53,7 +58,7 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
     if options.kv_cache_bytes is not None:
         kv_bytes, source = options.kv_cache_bytes, f"--kv-cache-bytes {options.kv_cache_bytes}"
     else:
-        # Ranks on one CPU share its memory; each rank has a GPU of its own.
+        # Ranks on one CPU share the memory of that CPU, and each rank on GPUs has a GPU of its own.
         num_sharing = runner.parallel.world_size if runner.device.type == "cpu" else 1
         fraction = options.memory_fraction or DEFAULT_MEMORY_FRACTIONS[runner.device.type]
         allowed = (
@@ -65,8 +70,8 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
         kv_bytes = min(allowed, free_memory_bytes(runner.device) // num_sharing - step_bytes)
         source = f"--memory-fraction {fraction} of {memory_bytes} bytes"
     if bytes_per_block:
-        num_blocks = (kv_bytes // bytes_per_block) - 1  # one is scratch
-    else:  # no layer keeps K and V: blocks only count tokens
+        num_blocks = (kv_bytes // bytes_per_block) - 1  # one block is scratch
+    else:  # no layer keeps keys and values, so blocks only count tokens
         num_blocks = options.num_slots * -(-(runner.facts.max_model_tokens or UNBOUNDED_TOKENS) // block_size)
     if options.max_kv_tokens is not None:
         num_blocks = min(num_blocks, -(-options.max_kv_tokens // block_size))
@@ -97,29 +102,35 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
 
 
 def _measure_largest_step(runner: ModelRunner, options: KvMemoryOptions) -> int:
-    """Bytes that a step of all tokens, with a logits row per slot, takes at its peak. Uses a pool of scratch alone."""
+    """Return the peak bytes of a step of all tokens with one row of logits per slot.
+
+    The step runs over a pool of the scratch block alone.
+    """
     runner.allocate_kv(0)
-    # Model dtype, float32, and a float32 copy of the sampler's.
+    # Logits in the model's dtype, in float32, and the sampler's copy in float32.
     logits_bytes = options.num_slots * runner.facts.vocab_size * (runner.dtype.itemsize + 8)
     if runner.facts.decoder_prompt_ids:
         return _measure_longest_text(runner, options) + logits_bytes
     if runner.device.type == "cuda":
         return _bytes_of_step(runner, _largest_batch(runner, options.max_step_tokens, options.num_slots))
-    # A CPU takes seconds for a large step: a smaller one is run, and what it took is scaled up. The logits come on top.
+    # A CPU takes seconds for a large step, so a smaller step is run and its bytes are scaled up. The logits are added.
     num_tokens = min(options.max_step_tokens, MAX_TRIAL_TOKENS_ON_CPU)
     measured = _bytes_of_step(runner, _largest_batch(runner, num_tokens, 1))
     return measured * -(-options.max_step_tokens // num_tokens) + logits_bytes
 
 
 def _measure_longest_text(runner: ModelRunner, options: KvMemoryOptions) -> int:
-    """The same without the logits where an encoder reads: texts run one by one, then the decoders of all slots."""
+    """Return the peak bytes, without the logits, of a model with an encoder.
+
+    Such a model encodes texts one by one, and then the decoders of all slots run together.
+    """
     facts = runner.facts
     longest = min(facts.max_encoder_tokens or options.max_step_tokens, options.max_step_tokens)
     num_tokens = longest if runner.device.type == "cuda" else min(longest, MAX_TRIAL_TOKENS_ON_CPU)
     encoding_bytes = _bytes_of_step(runner, _longest_text(runner, num_tokens))
     # Scores and relative positions grow with the square of the length.
     encoding_bytes *= (-(-longest // num_tokens)) ** 2
-    # One layer's K and V of every slot, gathered as long as the longest, and as its attention lays them out again.
+    # One layer gathers keys and values of every slot, as long as the longest text, and attention copies them once more.
     per_token = max(spec.elements_per_token for spec in facts.kv_specs)
     decoding_bytes = 2 * options.num_slots * longest * per_token * runner.dtype.itemsize
     return max(encoding_bytes, decoding_bytes)
@@ -130,8 +141,10 @@ def _bytes_of_step(runner: ModelRunner, batch: ForwardBatch) -> int:
 
 
 def _largest_batch(runner: ModelRunner, num_tokens: int, num_logit_rows: int) -> ForwardBatch:
-    """All tokens of a step in chunks as long as may be, in the scratch block: numbers without meaning, sizes of the
-    real step."""
+    """Return a batch with the sizes of the largest step, in chunks as long as the model allows.
+
+    All tokens lie in the scratch block, so that the computed numbers mean nothing.
+    """
     chunk = min(num_tokens, runner.facts.max_model_tokens or num_tokens)
     lens = [min(chunk, num_tokens - start) for start in range(0, num_tokens, chunk)]
     rows: list[SyntheticRow] = []
@@ -143,7 +156,7 @@ def _largest_batch(runner: ModelRunner, num_tokens: int, num_logit_rows: int) ->
 
 
 def _longest_text(runner: ModelRunner, num_tokens: int) -> ForwardBatch:
-    """So many tokens for the encoder and one for the decoder, in the scratch block."""
+    """Return a batch of `num_tokens` tokens for the encoder and one for the decoder, in the scratch block."""
     row = _scratch_row(runner, num_tokens + 1, num_logits=1, num_encoder=num_tokens)
     return synthetic_batch([row], block_size=runner.facts.block_size, device=runner.device)
 
@@ -151,7 +164,7 @@ def _longest_text(runner: ModelRunner, num_tokens: int) -> ForwardBatch:
 def _scratch_row(
     runner: ModelRunner, num_tokens: int, *, num_logits: int, num_encoder: int | None = None
 ) -> SyntheticRow:
-    """A text whose blocks are all the one block of an empty pool."""
+    """Return a text whose blocks are all the scratch block, the one block of an empty pool."""
     return SyntheticRow(
         ids_n=torch.zeros(num_tokens, dtype=torch.int64),
         blocks=[0] * -(-num_tokens // runner.facts.block_size),

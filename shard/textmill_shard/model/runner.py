@@ -17,44 +17,44 @@ from textmill_shard.native.kernels import Kernels
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of the loaded model; the same on every rank except `weight_bytes` and `kv_specs`."""
+    """Facts of the loaded model. All but `weight_bytes` and `kv_specs` are equal on every rank."""
 
     model_type: str  # `model_type` of config.json
     dtype: str  # "float32", "bfloat16", "float16"
     device: str  # "cpu", "cuda"
-    vocab_size: int  # ids the logits cover: 0 .. vocab_size - 1
+    vocab_size: int  # the logits are of the ids 0 .. vocab_size - 1
     eos_token_ids: tuple[int, ...]
-    max_model_tokens: int  # longest sequence the positions (of the decoder) allow, 0 = unbounded
+    max_model_tokens: int  # longest sequence that the positions (of the decoder) allow, 0 = unbounded
     weight_bytes: int  # bytes of parameters and buffers that this rank holds
     tokenizer_digest: str  # hex blake2b-16 of tokenizer.json, "" without one
     block_size: int  # tokens per block
-    kv_specs: tuple[LayerKvSpec, ...]  # per attention layer, of this rank
-    can_project: bool  # prompt logprobs can be given
+    kv_specs: tuple[LayerKvSpec, ...]  # one per attention layer of this rank
+    can_project: bool  # whether hidden states alone can become logits, as prompt logprobs need
     layout: str = "flat"
-    state_bytes: int = 0  # of the rows that layers other than attention keep per slot
-    rope_border: int | None = None  # requests of more tokens take the long rotary table; None = there is one table
+    state_bytes: int = 0  # bytes of the rows that layers other than attention keep per slot
+    rope_border: int | None = None  # requests of more tokens take the long rotary table; None = the model has one table
     decoder_prompt_ids: tuple[int, ...] = ()  # ids that the decoder begins with; empty = the model has no encoder
     max_encoder_tokens: int = 0  # longest text that the positions of the encoder allow, 0 = unbounded
 
 
 class StepDecoder(Protocol):
-    """What computes a step: transformers' code (`transformers_decoder`) or the native one (`native_decoder`)."""
+    """Computes a step, by transformers' code (`layouts/flat_decoder.py`) or natively (`layouts/native_decoder.py`)."""
 
-    has_own_threads: bool  # computes in threads that are not torch's
+    has_own_threads: bool  # whether steps run in threads other than torch's
 
     def bind(self, pool: KvPool | None) -> None:
-        """Read and write these K and V tensors from now on; None: forget the last ones."""
+        """Read and write the tensors of this pool from now on. None lets go of the pool before."""
         ...
 
     def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
-        """In torch's inference mode where torch computes."""
+        """Compute a step, in torch's inference mode where torch computes."""
         ...
 
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor: ...
 
 
 class ModelRunner:
-    """Owns the weights and the KV pool of this rank. One thread calls it.
+    """Owns the weights and the KV pool of this rank. One thread calls the runner.
 
     With more than one rank, `forward` and `project` are called on every rank with equal arguments.
     """
@@ -68,7 +68,7 @@ class ModelRunner:
         parallel: TensorParallel,
         kernels: Kernels | None = None,
     ) -> None:
-        self.kernels = kernels  # the native ones, for the thread that runs the steps; None = there are none
+        self.kernels = kernels  # native kernels, for the thread that runs the steps; None = plain torch
         self.facts = facts
         self.parallel = parallel
         self.dtype: torch.dtype = getattr(torch, facts.dtype)
@@ -83,16 +83,19 @@ class ModelRunner:
 
     @property
     def has_own_threads(self) -> bool:
-        """Steps run in threads of their own: torch's would wait for work on the same cores, and slow them down."""
+        """Whether steps run in threads of their own.
+
+        torch's threads would wait for work on the same cores and slow such steps down.
+        """
         return self._decoder.has_own_threads
 
     def kv_bytes_per_block(self) -> int:
-        """Bytes of K and V that one block takes on this rank, all layers."""
+        """Return the bytes of keys and values that one block takes over all layers of this rank."""
         return kv_bytes_per_block(self.facts.kv_specs, block_size=self.facts.block_size, dtype=self.dtype)
 
     def allocate_kv(self, num_blocks: int) -> None:
-        """Make the pool anew with `num_blocks` blocks and one scratch block more; what stood in it is lost."""
-        self._decoder.bind(None)  # the old one goes before the new one comes
+        """Make a new pool of `num_blocks` blocks and one scratch block. The contents of the pool before are lost."""
+        self._decoder.bind(None)  # so that the old pool is freed before the new pool is made
         self._pool = None
         self._pool = KvPool(
             specs=self.facts.kv_specs,
@@ -104,21 +107,21 @@ class ModelRunner:
         self._decoder.bind(self._pool)
 
     def modules(self) -> Iterator[nn.Module]:
-        """The layers of the model, to look at."""
+        """Return the modules of the model, for callers that only look at them."""
         return self._model.modules()
 
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
-        """Compute all tokens of the batch and write their K and V. Logits only for `logit_rows_N`."""
+        """Compute all tokens of the batch and write their keys and values. Logits are of `logit_rows_N` alone."""
         return self._decoder.forward(batch, wants_hidden)
 
     @torch.inference_mode()
     def copy_places(self, *, source_block: int, target_block: int, num_places: int) -> None:
-        """Copy K and V of the first places of a block, all layers, behind the steps launched so far (rule 10)."""
+        """Copy the first places of a block, in all layers, after the steps launched so far (rule 10)."""
         assert self._pool is not None
         for tensor in (*self._pool.keys, *self._pool.values):
             tensor[target_block, :num_places] = tensor[source_block, :num_places]
 
     @torch.inference_mode()
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
-        """Give float32 logits `[n, V]` of rows of `hidden_TD` through the model's own head (for prompt logprobs)."""
+        """Return float32 logits `[n, V]` of rows of `hidden_TD` by the model's own head, for prompt logprobs."""
         return self._decoder.project(hidden_nD)

@@ -1,4 +1,4 @@
-"""Builds the flat batch of a step by hand, without a slot table: for the checks at load, tests and benchmarks."""
+"""Builds the flat batch of a step without a slot table, for the checks at load, for tests and for benchmarks."""
 
 # n tokens of one row, T tokens of the step, R rows
 
@@ -16,18 +16,18 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, slots=True)
 class SyntheticRow:
-    """What a synthetic step computes of one sequence.
+    """The part of one sequence that a synthetic step computes.
 
-    The last three fields are given in all rows of a batch or in none: None leaves the tensor out of the batch.
+    The last three fields are set in all rows of a batch or in none, because None leaves the tensor out of the batch.
     """
 
-    ids_n: torch.Tensor  # int64, the tokens of the step
-    blocks: Sequence[int]  # the block table; it covers these tokens too
-    start: int = 0  # tokens of the sequence that stand in the pool already
-    num_logits: int = 1  # logits are wanted of the last so many tokens of the row
+    ids_n: torch.Tensor  # int64, the tokens that the step computes
+    blocks: Sequence[int]  # the block table, which covers the tokens of the step too
+    start: int = 0  # number of tokens of the sequence that stand in the pool already
+    num_logits: int = 1  # number of last tokens of the row whose logits are wanted
     slot: int | None = None
     is_long_rope: bool | None = None
-    num_encoder: int | None = None  # first tokens of the sequence that the encoder reads
+    num_encoder: int | None = None  # number of first tokens of the sequence that the encoder reads
 
 
 def synthetic_batch(
@@ -38,9 +38,9 @@ def synthetic_batch(
     num_padding: int = 0,
     device: torch.device | None = None,
 ) -> ForwardBatch:
-    """Lay the rows end to end, then `num_padding` tokens in the scratch block, which also pads the block tables.
+    """Return a batch of the rows, end to end, and of `num_padding` tokens in the scratch block behind them.
 
-    Without a device the tensors are on the CPU.
+    The scratch block also pads the block tables. Without a device the tensors are on the CPU.
     """
     lens = [len(row.ids_n) for row in rows]
     ends = list(accumulate(lens))
@@ -80,5 +80,5 @@ def _given(values: Sequence[_Value | None]) -> list[_Value] | None:
 
 
 def _by_token(values_R: Sequence[bool], lens: Sequence[int], num_padding: int) -> torch.Tensor:
-    """Give bool `[T]`: the value of each token's row; False for padding."""
+    """Return bool `[T]`: the value of each token's row, and False for padding."""
     return torch.tensor([*values_R, False]).repeat_interleave(torch.tensor([*lens, num_padding]))

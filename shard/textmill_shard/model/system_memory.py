@@ -1,4 +1,4 @@
-"""Memory of the device or of this machine: how much there is, how much is free, how much a call takes at its peak."""
+"""How much memory a device or this machine has, how much of the memory is free, and how much a call takes."""
 
 import contextlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _CGROUP_USED = (Path("/sys/fs/cgroup/memory.current"), Path("/sys/fs/cgroup/memo
 
 
 def total_memory_bytes(device: torch.device) -> int:
-    """Of the device; on a CPU the RAM or the limit of the container, whichever is less."""
+    """Return the memory of a GPU, or on a CPU the lesser of the RAM and the container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     ram = _meminfo("MemTotal")
@@ -22,10 +22,10 @@ def total_memory_bytes(device: torch.device) -> int:
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Bytes that this process could take now, of the device or of the RAM that `total_memory_bytes` counts."""
+    """Return the bytes that this process could take now of the memory that `total_memory_bytes` counts."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What the allocator holds without using it can be used for the pool.
+        # Memory that the allocator holds and does not use can become the pool.
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     free = _meminfo("MemAvailable")
     limit, used = _first_number(_CGROUP_LIMITS), _first_number(_CGROUP_USED)
@@ -33,7 +33,7 @@ def free_memory_bytes(device: torch.device) -> int:
 
 
 def peak_bytes(device: torch.device, run: Callable[[], object]) -> int:
-    """Give the most bytes that a call of `run` takes beside those that were taken before it."""
+    """Return the most bytes that a call of `run` takes at a time beside the bytes that were taken before the call."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -48,7 +48,7 @@ def peak_bytes(device: torch.device, run: Callable[[], object]) -> int:
 
 
 def _reset_peak() -> None:
-    """Let VmHWM start again from VmRSS; where that is not allowed it stays high, and the step looks larger."""
+    """Let VmHWM begin again at VmRSS. Where the system does not allow that, the measured step looks larger."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -69,7 +69,7 @@ def _kib_field(path: Path, name: str) -> int:
 
 
 def _first_number(paths: tuple[Path, ...]) -> int | None:
-    """The content of the first file that is there; None when there is none or it says `max`."""
+    """Return the number in the first file that exists. None: no file exists, or the file says `max`."""
     for path in paths:
         if path.is_file():
             text = path.read_text(encoding="ascii").strip()

@@ -1,4 +1,4 @@
-"""Finds what the attention layers of a model store, by what transformers' own caches hold after a text."""
+"""Finds what the attention layers of a model store, from what transformers' own caches hold after a text."""
 
 # L tokens of a text, V vocabulary
 
@@ -17,16 +17,16 @@ from textmill_shard.probing.start_check import CALL_ERRORS
 class PaddedFinding:
     """The layers of a decoder with attention code of its own."""
 
-    layers: tuple[int, ...]  # as the model numbers them, in the order of the specs
+    layers: tuple[int, ...]  # the model's own numbers of the layers, in the order of the specs
     specs: tuple[LayerKvSpec, ...]
     logits_V_by_text: tuple[torch.Tensor, ...]  # float32, of the last token of each text
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderFinding:
-    """The layers of a decoder that looks back at an encoder's text."""
+    """The layers of a decoder that also attends to the text that an encoder has read."""
 
-    specs: tuple[LayerKvSpec, ...]  # per layer of the decoder: of its own tokens and of the encoder's alike
+    specs: tuple[LayerKvSpec, ...]  # per layer of the decoder; equal for its own tokens and for the encoder's tokens
     logits_V_by_text: tuple[torch.Tensor, ...]  # float32, of the last token of each text
 
 
@@ -53,8 +53,11 @@ def probe_padded(model: Any, *, texts: tuple[torch.Tensor, ...]) -> PaddedFindin
 def probe_encoder_decoder(
     model: Any, *, texts: tuple[torch.Tensor, ...], encoder_lens: tuple[int, ...]
 ) -> EncoderFinding:
-    """Run each text (`[L]` int64) alone and without a cache: its first tokens are the encoder's, the others the
-    decoder's. Raises UnsupportedModelError with the reason."""
+    """Run each text (`[L]` int64) alone and without a cache.
+
+    The encoder reads the first tokens of a text, and the decoder reads the others. Raises UnsupportedModelError with
+    the reason.
+    """
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     logits = []
     try:
@@ -77,7 +80,10 @@ def probe_encoder_decoder(
 
 
 def _spec_of(layer: Any) -> LayerKvSpec | None:
-    """What a layer of a cache holds per token; None: not keys `[1, K, L, D]` and values `[1, K, L, E]`."""
+    """Return what a layer of a cache holds per token.
+
+    None: the layer does not hold keys `[1, K, L, D]` and values `[1, K, L, E]`.
+    """
     keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
     if not (torch.is_tensor(keys) and torch.is_tensor(values) and keys.dim() == values.dim() == 4 and keys.numel()):
         return None

@@ -1,4 +1,4 @@
-"""Watches which layers a forward calls, and with which tensors: layers that share one input show it here."""
+"""Watches which layers a forward pass calls with which tensors, and so shows which layers share one input."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class CallObserver:
-    """Within `with`, notes the input of every call of a layer without parts; keeps these tensors until `forget`."""
+    """Within `with`, notes the input of each call of a layer without parts, and keeps these tensors until `forget`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._leaves = [module for module in model.modules() if not any(True for _ in module.children())]
@@ -26,13 +26,16 @@ class CallObserver:
             handle.remove()
 
     def inputs_of(self, module: nn.Module) -> list[torch.Tensor] | None:
-        """The input of each call, in order; None: never called, or once with anything but a single tensor."""
+        """Return the inputs of the calls, in order.
+
+        None: the layer was never called, or one of the calls had other arguments than a single tensor.
+        """
         noted = self._inputs.get(module, [])
         tensors = [tensor for tensor in noted if tensor is not None]
         return tensors if tensors and len(tensors) == len(noted) else None
 
     def called(self) -> list[nn.Module]:
-        """In the order of their first calls."""
+        """Return the layers that were called, in the order of their first calls."""
         return list(self._inputs)
 
     def forget(self) -> None:

@@ -1,4 +1,4 @@
-"""Reads from a model's own mask predicate how far a layer looks back: all, a window, or a chunk."""
+"""Finds from a model's own mask predicate how far a layer looks back: at all tokens, a window, or a chunk."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,22 +6,22 @@ from math import gcd
 
 import torch
 
-# (batch, head, query index, key index) -> may the query see the key; works on tensors of indices.
+# (batch, head, query index, key index) -> whether the query may see the key; all four are tensors of indices.
 MaskPredicate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-MAX_PROBED_TOKENS = 1 << 18  # a window wider than this cannot be told from none
+MAX_PROBED_TOKENS = 1 << 18  # a window of more tokens looks like no window
 
 
 class UnknownMaskError(Exception):
-    """The predicate is neither causal, nor a window, nor a chunk."""
+    """The predicate is neither causal attention, nor a window, nor a chunk."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaskPattern:
-    """Which earlier tokens a token sees; itself always."""
+    """Which earlier tokens a token sees. A token always sees itself."""
 
-    window_tokens: int | None = None  # the last so many, itself included
-    chunk_tokens: int | None = None  # those of its own run of so many
+    window_tokens: int | None = None  # the token sees this many last tokens, itself included; None = no window
+    chunk_tokens: int | None = None  # the token sees earlier tokens of its own chunk of this many; None = no chunks
 
     def first_seen(self, query: int) -> int:
         first = 0
@@ -33,9 +33,9 @@ class MaskPattern:
 
 
 def find_mask_pattern(predicate: MaskPredicate, *, max_tokens: int) -> MaskPattern:
-    """Ask the predicate at queries spread over `max_tokens`. Raises UnknownMaskError."""
+    """Find the pattern by asking the predicate at queries spread over `max_tokens`. Raises UnknownMaskError."""
     num_tokens = min(max_tokens or MAX_PROBED_TOKENS, MAX_PROBED_TOKENS)
-    # Neighbours at the far end tell a window (the border moves along) from a chunk (it stands).
+    # Neighbours at the far end show a window, whose border moves from query to query, or a chunk, whose border stands.
     spread = {num_tokens * part // 16 for part in range(1, 16)}
     queries = sorted({0, 1, 2, 3, *spread, *range(max(0, num_tokens - 8), num_tokens)} & set(range(num_tokens)))
     first_seen = {query: _first_seen(predicate, query, num_tokens) for query in queries}
@@ -53,7 +53,10 @@ def find_mask_pattern(predicate: MaskPredicate, *, max_tokens: int) -> MaskPatte
 
 
 def _first_seen(predicate: MaskPredicate, query: int, num_tokens: int) -> int:
-    """The first key that a query sees; checks that it sees all from there to itself and none behind."""
+    """Return the first key that a query sees.
+
+    Raises UnknownMaskError unless the query sees all keys from the first one to its own, and no key behind its own.
+    """
     zero = torch.zeros(1, dtype=torch.int64)
     keys = torch.arange(min(query + 64, num_tokens))
     seen = predicate(zero, zero, torch.full_like(keys, query), keys).expand(keys.shape).nonzero().flatten()
@@ -63,7 +66,7 @@ def _first_seen(predicate: MaskPredicate, query: int, num_tokens: int) -> int:
 
 
 def _chunk_of(predicate: MaskPredicate, borders: int, num_tokens: int) -> int:
-    """The chunk divides every border seen; the smallest query whose first key is not 0 tells it."""
+    """Return the chunk: the smallest query whose first key is not 0, if that number divides all borders."""
     low, high = 0, num_tokens - 1
     while low < high:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""The discovery forward: runs the model once on a few tokens to see what each attention layer is and does."""
+"""Runs the model once on a few tokens to find out what each attention layer is and does."""
 
 # L tokens of the probe, H local query heads, K local key/value heads, D key width, E value width, V vocabulary
 
@@ -19,15 +19,15 @@ from textmill_shard.probing.state_probe import StateSpec, find_states, layers_wi
 
 PROBE_ATTENTION = "textmill_probe"
 _PREDICATE_ATTRIBUTE = "textmill_mask_predicate"
-# Tensors that layers hand on to the attention function and that change nothing there.
+# Tensors that layers pass to the attention function and that change no result.
 _HARMLESS_TENSORS = frozenset({"position_ids", "cache_position"})
-# What modelling code raises when it is called in a way it was not written for.
+# Exceptions of modelling code that is called in a way for which the code was not written.
 _CALL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerFinding:
-    """What one attention layer showed."""
+    """The facts of one attention layer."""
 
     module: nn.Module
     spec: LayerKvSpec
@@ -36,7 +36,7 @@ class LayerFinding:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """Layers in the order they ran, and the logits of the probe's texts."""
+    """The layers in the order in which they ran, and the logits of the probe's texts."""
 
     layers: tuple[LayerFinding, ...]
     states: tuple[StateSpec, ...]  # of layers that carry state from token to token
@@ -44,7 +44,10 @@ class ProbeResult:
 
 
 def probe_model(model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int) -> ProbeResult:
-    """Run each text (`[L]` int64) alone. Raises UnsupportedModelError with the reason. Not for two threads at once."""
+    """Run each text (`[L]` int64) alone. Only one thread may probe at a time.
+
+    Raises UnsupportedModelError with the reason.
+    """
     model_type = model.config.model_type
     logits: list[torch.Tensor] = []
     findings: list[tuple[LayerFinding, ...]] = []
@@ -60,7 +63,7 @@ def probe_model(model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int)
             findings.append(recorder.take_layers())
         layers = findings[0]
         # Layers without attention would read the neighbours of a flat batch as their own past. With small weights no
-        # number shows that.
+        # logit would show that fault.
         num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or len(layers)
         states: tuple[StateSpec, ...] = ()
         if len(layers) < num_layers or getattr(model, "_is_stateful", False):
@@ -72,7 +75,7 @@ def probe_model(model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int)
         )
     num_with_state = len({*(spec.layer for spec in states)})
     num_known = len(layers) + num_with_state
-    if num_known < num_layers:  # else transformers' cache is not asked: it refuses configs of models with own code
+    if num_known < num_layers:  # asked only here, because transformers' cache refuses configs of models with own code
         that_attend = {getattr(layer.module, "layer_idx", None) for layer in layers}
         num_known += len(layers_without_past(model.config) - that_attend)
     if num_known < num_layers:
@@ -97,7 +100,7 @@ def _look_for_states(model: Any, text_L: torch.Tensor) -> tuple[StateSpec, ...]:
 
 
 class _Recorder:
-    """Stands in transformers' registries of attention and masks while a model is probed; collects what layers show.
+    """Collects the facts of the layers from transformers' registries of attention and masks while a model is probed.
 
     The registries keep the last recorder, which holds no layers after the probe.
     """
@@ -119,12 +122,12 @@ class _Recorder:
         self._patterns.clear()
 
     def take_layers(self) -> tuple[LayerFinding, ...]:
-        """Give what was collected since the last call, in the order in which the layers ran."""
+        """Return the layers that ran since the last call, in the order in which they ran."""
         layers, self._layers = tuple(self._layers), []
         return layers
 
     def _pattern_of(self, predicate: MaskPredicate) -> MaskPattern:
-        """Asked once per predicate: layers share their masks."""
+        """Return the pattern of a predicate. Layers share their masks, so each predicate is examined once."""
         if predicate not in self._patterns:
             self._patterns[predicate] = find_mask_pattern(predicate, max_tokens=self._max_tokens)
         return self._patterns[predicate]
@@ -141,7 +144,7 @@ class _Recorder:
         s_aux: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Attention as plainly as can be, `[1, H, L, D]`, `[1, K, L, D]`, `[1, K, L, E]` -> `[1, L, H, E]`."""
+        """Compute plain attention: `[1, H, L, D]`, `[1, K, L, D]`, `[1, K, L, E]` -> `[1, L, H, E]`."""
         predicate: MaskPredicate | None = getattr(attention_mask, _PREDICATE_ATTRIBUTE, None)
         if attention_mask is None or predicate is None:
             raise UnknownMaskError("an attention layer gets a mask that transformers' mask functions did not build")
@@ -178,9 +181,9 @@ class _Recorder:
 
 
 def _make_mask(**kwargs: Any) -> torch.Tensor:
-    """Stands in the mask registry: a plain bool mask `[1, 1, L, L]` that remembers what it was made from.
+    """Return a plain bool mask `[1, 1, L, L]` that remembers the predicate from which the mask was made.
 
-    Which layers use it, if any, shows when they attend: some models build masks that none of their layers takes.
+    Which layers use a mask shows when they attend, because some models build masks that no layer takes.
     """
     mask: torch.Tensor | None = sdpa_mask(
         **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}

@@ -1,4 +1,4 @@
-"""Compares the engine's first steps with the probe: what mixes tokens of neighbours or chunks is caught here."""
+"""Compares the engine's first steps with the probe, to find layers that mix the tokens of neighbours or of chunks."""
 
 # N rows whose logits are wanted, V vocabulary
 
@@ -11,12 +11,12 @@ from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 
-# Two texts of uneven length (ids are taken modulo the vocabulary).
+# Two texts of uneven length. Their ids are taken modulo the size of the vocabulary.
 PROBE_TEXTS = ((11, 7, 202, 45, 98, 7, 13, 150), (64, 3, 77, 12, 190))
-# Where an encoder reads the first tokens of each.
+# The number of first tokens of each text that an encoder reads.
 PROBE_ENCODER_LENS = (4, 2)
 # Largest difference of a logit, relative to the largest logit. Half precision rounds in another order for other
-# shapes: 2 % were measured on a 135M model in bfloat16; layers that mix neighbours give tens of per cent.
+# shapes: on a 135M model in bfloat16 the difference was 2 %. Layers that mix neighbours give tens of per cent.
 TOLERANCE = {"float32": 1e-4, "float16": 3e-2, "bfloat16": 1e-1}
 
 
@@ -29,29 +29,32 @@ class _Part:
     stop: int
 
 
-# Every text in chunks, a chunk beside a single token, at last single tokens of texts of uneven length; the order of the
-# texts turns round.
+# Each text runs in chunks, a chunk runs beside a single token, and at last single tokens run of texts of uneven length.
+# The order of the texts turns round.
 _STEPS = (
     (_Part(text=0, start=0, stop=4), _Part(text=1, start=0, stop=3)),
     (_Part(text=1, start=3, stop=4), _Part(text=0, start=4, stop=7)),
     (_Part(text=1, start=4, stop=5), _Part(text=0, start=7, stop=8)),
 )
-# The same where an encoder reads: with tokens of the decoder behind, alone, beside a token of another; at last single
-# tokens of decoders of uneven length over encoders of uneven length.
+# With an encoder: a text with tokens of the decoder, a text of the encoder alone beside a token of another text, and at
+# last single tokens of decoders of uneven length over encoders of uneven length.
 _ENCODER_STEPS = (
     (_Part(text=0, start=0, stop=6),),
     (_Part(text=1, start=0, stop=2), _Part(text=0, start=6, stop=7)),
     (_Part(text=1, start=2, stop=4),),
     (_Part(text=1, start=4, stop=5), _Part(text=0, start=7, stop=8)),
 )
-# What modelling code raises when it is called in a way it was not written for.
+# Exceptions of modelling code that is called in a way for which the code was not written.
 CALL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
 
 
 def check_against_probe(
     runner: ModelRunner, *, texts: tuple[torch.Tensor, ...], expected_V_by_text: tuple[torch.Tensor, ...]
 ) -> None:
-    """Runs the texts beside each other in chunks, with a small pool. Raises UnsupportedModelError when they differ."""
+    """Run the texts beside each other in chunks, with a small pool.
+
+    Raises UnsupportedModelError where their logits differ from the logits of the probe.
+    """
     blocks_per_text = -(-max(len(text) for text in texts) // runner.facts.block_size)
     runner.allocate_kv(blocks_per_text * len(texts))
     steps = _ENCODER_STEPS if runner.facts.decoder_prompt_ids else _STEPS
@@ -80,8 +83,8 @@ def check_against_probe(
 
 
 def can_project(runner: ModelRunner, *, texts: tuple[torch.Tensor, ...]) -> bool:
-    """Does the head, given the hidden states of a step, give the logits of that step? Run after the check above."""
-    if runner.facts.decoder_prompt_ids:  # its last hidden states are those of the decoder
+    """Whether the head makes the logits of a step of the step's hidden states. Call after `check_against_probe`."""
+    if runner.facts.decoder_prompt_ids:  # the last hidden states are those of the decoder alone
         return False
     blocks_per_text = -(-max(len(text) for text in texts) // runner.facts.block_size)
     batch = _build_batch(runner, _STEPS[0], texts, blocks_per_text)
@@ -89,7 +92,7 @@ def can_project(runner: ModelRunner, *, texts: tuple[torch.Tensor, ...]) -> bool
         output = runner.forward(batch, wants_hidden=True)
         assert output.hidden_TD is not None
         projected_NV = runner.project(output.hidden_TD[batch.logit_rows_N])
-    except CALL_ERRORS:  # a head that cannot be called alone
+    except CALL_ERRORS:  # the head cannot be called alone
         return False
     if projected_NV.shape != output.logits_NV.shape:
         return False
@@ -111,7 +114,7 @@ def _build_batch(
                 ids_n=texts[part.text][part.start : part.stop],
                 blocks=range(first_block, first_block + blocks_per_text),
                 start=part.start,
-                num_logits=int(part.stop > num_read),  # the tokens that an encoder reads give no logits
+                num_logits=int(part.stop > num_read),  # tokens that an encoder reads have no logits
                 slot=part.text,
                 is_long_rope=None if facts.rope_border is None else len(texts[part.text]) > facts.rope_border,
                 num_encoder=num_read if has_encoder else None,

@@ -1,4 +1,4 @@
-"""Finds what layers other than attention carry from token to token, by running a text with transformers' own cache."""
+"""Finds the states that layers carry from token to token, by running a text with transformers' own cache."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +10,13 @@ from transformers.cache_utils import DummyLayer, LinearAttentionCacheLayerMixin
 
 @dataclass(frozen=True, slots=True)
 class StateSpec:
-    """One state of one layer: what a convolution and what a recurrence remember of a text. Shapes are of one row."""
+    """One state of one layer: the memory of a convolution and of a recurrence. Shapes are of one row."""
 
     layer: int
-    index: int  # layers may have several
+    index: int  # number of the state, because a layer may have several
     conv_shape: tuple[int, ...]
     conv_dtype: torch.dtype
-    recurrent_shape: tuple[int, ...] | None  # None: there is a convolution only
+    recurrent_shape: tuple[int, ...] | None  # None: the state is of a convolution alone
     recurrent_dtype: torch.dtype | None
 
 
@@ -27,15 +27,16 @@ def carries_state(config: Any) -> bool:
 
 
 def layers_without_past(config: Any) -> frozenset[int]:
-    """The layers that store nothing by what transformers knows of the model: MLPs and experts between the others,
-    and attention that reads what another layer stored.
+    """Return the layers that store nothing, as transformers' cache for the model says.
+
+    Such layers are MLPs and experts between the others, and attention that reads the keys and values of another layer.
     """
     cache = DynamicCache(config=config.get_text_config(decoder=True))
     return frozenset(index for index, layer in enumerate(cache.layers) if isinstance(layer, DummyLayer))
 
 
 def find_states(model: Any, text_1L: torch.Tensor) -> tuple[StateSpec, ...]:
-    """Run a text with transformers' own cache and look at what its layers have kept."""
+    """Return the states that the layers have kept after a text with transformers' own cache."""
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     with torch.inference_mode():
         call_with_cache(model, cache, input_ids=text_1L)
@@ -60,7 +61,7 @@ def find_states(model: Any, text_1L: torch.Tensor) -> tuple[StateSpec, ...]:
 
 
 def call_with_cache(model: Any, cache: Any, **inputs: Any) -> Any:
-    """Pure state models have another name for their cache, and no positions."""
+    """Call a model with a cache. Models of states alone have another name for the cache, and no positions."""
     if "cache_params" in model.forward.__annotations__:
         inputs.pop("position_ids", None)
         return model(cache_params=cache, **inputs)

@@ -1,1 +1,1 @@
-"""Layers that stand in for those of transformers."""
+"""Layers that take the places of layers of transformers' code."""

@@ -1,7 +1,7 @@
-"""Replaces layers of transformers' code by native ones, by what a forward shows of them and never by a model's name.
+"""Replaces layers of transformers' code by native layers, chosen by a forward pass and never by a model's name.
 
-Linears of one parent that were given the very same tensor become one product; other linears are packed alone; a norm
-is replaced when it computes what a formula computes. Originals are freed layer by layer.
+Linear layers of one parent that got the very same tensor become one product. Other linear layers are packed alone. A
+norm is replaced when its results are those of a formula. The replaced layers are freed one by one.
 """
 
 # I width of a norm
@@ -27,7 +27,7 @@ from textmill_shard.native.kernels import DTYPES, Kernels
 from textmill_shard.options import SWAPS
 from textmill_shard.probing.call_observer import CallObserver
 
-# Largest difference from the formula, relative to the largest value: layers may round twice.
+# Largest difference from the formula, relative to the largest value, because layers may round twice.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
@@ -39,10 +39,10 @@ def swap_modules(
     *,
     disabled: Collection[str] = (),
 ) -> dict[str, int]:
-    """Swap what can be swapped; `calls` has watched a forward. Give how many layers each swap replaced.
+    """Swap all layers that can be swapped, and return how many layers each swap replaced.
 
-    Attention that goes through transformers' interface is known (`attention_modules`); three linears of one input and
-    more are taken for a query, a key and a value elsewhere.
+    `calls` has watched a forward pass. `attention_modules` are the parents that attend through transformers' interface;
+    in all other parents three or more linear layers of one input count as query, key and value.
     """
     unknown = set(disabled) - set(SWAPS)
     assert not unknown, unknown
@@ -70,13 +70,13 @@ def swap_modules(
 
 
 def _weights_of_several(model: nn.Module) -> set[int]:
-    """Ids of the parameters that more than one module holds: tied embeddings keep their look-up table."""
+    """Return the ids of the parameters that several modules hold, because a tied embedding keeps its look-up table."""
     holders = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     return {parameter for parameter, count in holders.items() if count > 1}
 
 
 def _can_pack(layer: nn.Module, calls: CallObserver) -> bool:
-    """A plain linear of a dtype and width that the kernels know, called with nothing but its input."""
+    """Whether a layer is a plain linear layer whose dtype and width the kernels know, called with its input alone."""
     inputs = calls.inputs_of(layer)
     if not isinstance(layer, LINEARS) or inputs is None or layer._forward_hooks:
         return False
@@ -87,7 +87,7 @@ def _can_pack(layer: nn.Module, calls: CallObserver) -> bool:
 
 
 def _is_plain_product(layer: nn.Linear, x: torch.Tensor) -> bool:
-    """Whether a linear with a forward of its own computes what the plain one does; routers give more than that."""
+    """Whether a linear layer with a forward of its own computes the plain product; routers of experts return more."""
     with torch.inference_mode():
         expected, found = nn.functional.linear(x, layer.weight, layer.bias), layer(x)
     if not torch.is_tensor(found) or found.shape != expected.shape or found.dtype != expected.dtype:
@@ -97,13 +97,16 @@ def _is_plain_product(layer: nn.Linear, x: torch.Tensor) -> bool:
 
 
 def _groups(parent: nn.Module, calls: CallObserver, shared: Collection[int]) -> list[list[str]]:
-    """Names of children that were given the very same tensors, two or more, in the order of the model."""
+    """Return the groups of two or more children that got the very same tensors, by name, in the order of the model."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, child in parent.named_children():
         inputs = calls.inputs_of(child)
         if inputs is None or not _can_pack(child, calls) or id(child.weight) in shared:
             continue
-        same = (*(id(tensor) for tensor in inputs), hash(child.weight.dtype))  # alive: the observer holds them
+        same = (
+            *(id(tensor) for tensor in inputs),
+            hash(child.weight.dtype),
+        )  # ids stay unique, because the observer holds the tensors
         groups.setdefault(same, []).append(name)
     return [names for names in groups.values() if len(names) > 1]
 
@@ -117,7 +120,7 @@ def _fuse(parent: nn.Module, names: Sequence[str], kernels: Kernels) -> None:
 
 
 def _native_norm(layer: nn.Module, calls: CallObserver, kernels: Kernels) -> NativeRmsNorm | None:
-    """Give the native norm that computes what this layer computes, or None."""
+    """Return the native norm whose results are those of the layer, or None."""
     inputs = calls.inputs_of(layer)
     epsilon = getattr(layer, "variance_epsilon", getattr(layer, "eps", None))
     parameters = dict(layer.named_parameters())
@@ -136,7 +139,7 @@ def _native_norm(layer: nn.Module, calls: CallObserver, kernels: Kernels) -> Nat
 
 
 def _computes_the_same(layer: nn.Module, norm: NativeRmsNorm, weight_I: torch.Tensor) -> bool:
-    """Compare on rows with a mean and of very different size, where the epsilon shows."""
+    """Compare both norms on rows with a mean, and on rows so small that the epsilon changes the result."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(6, weight_I.shape[0], generator=generator) + 0.5
     rows *= torch.tensor([1e-3, 3e-3, 1e-2, 0.1, 1.0, 30.0]).unsqueeze(1)

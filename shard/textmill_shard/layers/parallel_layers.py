@@ -1,4 +1,4 @@
-"""The layers whose weights are divided among the ranks. Each stands where transformers had a plain one."""
+"""The layers whose weights are divided among the ranks. Each takes the place of a plain layer of transformers."""
 
 # ... any leading dimensions, I inputs, O outputs, V vocabulary
 
@@ -11,7 +11,7 @@ from textmill_shard.distributed.parallel import TensorParallel
 
 
 class ColumnParallelLinear(nn.Module):
-    """Holds some of the output rows; gives some of the outputs."""
+    """Holds some of the output rows and returns some of the outputs."""
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class ColumnParallelLinear(nn.Module):
 
 
 class RowParallelLinear(nn.Module):
-    """Holds some of the input columns; the ranks' sums are added, then the bias once."""
+    """Holds some of the input columns. The sums of the ranks are added up, and then the bias is added once."""
 
     def __init__(self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, parallel: TensorParallel) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class RowParallelLinear(nn.Module):
 
 
 class VocabularyParallelHead(nn.Module):
-    """Holds the rows of some ids; gives the logits of all of them on every rank."""
+    """Holds the rows of some token ids and returns the logits of all ids on every rank."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class VocabularyParallelHead(nn.Module):
 
 
 class VocabularyParallelEmbedding(nn.Module):
-    """Holds the rows of some ids; the others come from the other ranks."""
+    """Holds the rows of some token ids. The rows of other ids come from the other ranks."""
 
     def __init__(self, weight_VI: torch.Tensor, parallel: TensorParallel, indices: IndexRange) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class VocabularyParallelEmbedding(nn.Module):
 def divide_layer(
     module: nn.Module, *, role: Role, indices: IndexRange, parallel: TensorParallel, vocabulary_sizes: tuple[int, ...]
 ) -> nn.Module:
-    """Give the divided stand-in for a plain layer. It takes over the parameters, which are loaded later."""
+    """Return the divided layer for a plain layer, with the plain layer's parameters, whose weights have been read."""
     if isinstance(module, nn.Embedding):
         return VocabularyParallelEmbedding(module.weight, parallel, indices)
     assert isinstance(module, nn.Linear), module

@@ -1,4 +1,4 @@
-"""Layers that stand in for those of transformers' code and compute by the native kernels."""
+"""Layers that take the places of transformers' layers and compute by the native kernels."""
 
 # T rows (all leading dims), O outputs, I inputs
 
@@ -12,20 +12,20 @@ from transformers.pytorch_utils import Conv1D
 from textmill_shard.layers.parallel_layers import ColumnParallelLinear
 from textmill_shard.native.kernels import Kernels, PackedWeight, pad_bias
 
-LINEARS = (nn.Linear, ColumnParallelLinear, Conv1D)  # what the layers below can stand in for
+LINEARS = (nn.Linear, ColumnParallelLinear, Conv1D)  # kinds of layers that the layers below can replace
 
 
 def weight_of(linear: Any) -> torch.Tensor:
-    """Give `[O, I]` of one of `LINEARS`; GPT-2's holds it the other way round."""
+    """Return the weight `[O, I]` of one of `LINEARS`. GPT-2's `Conv1D` holds the weight as `[I, O]`."""
     weight: torch.Tensor = linear.weight.detach()
     return weight.T if isinstance(linear, Conv1D) else weight
 
 
 class PackedLinear(nn.Module):
-    """A linear with a packed weight."""
+    """A linear layer with a packed weight."""
 
     def __init__(self, linear: nn.Module, kernels: Kernels, *, keeps_original: bool) -> None:
-        """Pack the weight; the linear's own is emptied unless something else needs it."""
+        """Pack the weight of a layer, and empty the layer unless `keeps_original` says that others need its weight."""
         super().__init__()
         self.out_features, self.in_features = weight_of(linear).shape
         self._product = _Product([linear], kernels)
@@ -33,7 +33,7 @@ class PackedLinear(nn.Module):
         self.register_buffer("padded_bias", self._product.bias, persistent=False)
         if not keeps_original:
             empty_layer(linear)
-        # Modelling code asks it for its dtype and device; it holds nothing.
+        # Modelling code asks this empty tensor for dtype and device.
         self.weight = torch.empty(0, dtype=self._product.weight.dtype)
         self.bias: torch.Tensor | None = None
 
@@ -42,10 +42,10 @@ class PackedLinear(nn.Module):
 
 
 class FusedLinears:
-    """Linears of one input as one product. The first that is called computes it for all."""
+    """Linear layers of one input as one product. The layer that is called first computes the product for all."""
 
     def __init__(self, linears: Sequence[nn.Module], kernels: Kernels) -> None:
-        """Pack the weights behind one another; the linears' own are emptied."""
+        """Pack the weights behind one another and empty the layers."""
         self.sizes = [weight_of(linear).shape[0] for linear in linears]
         self.product = _Product(linears, kernels)
         for linear in linears:
@@ -54,7 +54,7 @@ class FusedLinears:
         self._outs: list[torch.Tensor | None] = []
 
     def take(self, x: torch.Tensor, index: int) -> torch.Tensor:
-        """Give the output of one of the linears. Correct for any order of calls, fast when they share their input."""
+        """Return the output of one layer. Any order of calls is correct, and calls with one shared input are fast."""
         out = self._outs[index] if x is self._x else None
         if out is None:
             self._x = x
@@ -68,7 +68,7 @@ class FusedLinears:
 
 
 class FusedLinear(nn.Module):
-    """One of several linears that share their input."""
+    """One of several linear layers that share their input."""
 
     def __init__(self, fused: FusedLinears, index: int, *, in_features: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class NativeRmsNorm(nn.Module):
         super().__init__()
         self.register_buffer("factor", factor_I.detach().float().contiguous(), persistent=False)
         self.variance_epsilon = epsilon
-        self.weight = torch.empty(0, dtype=dtype)  # modelling code asks it for its dtype
+        self.weight = torch.empty(0, dtype=dtype)  # modelling code asks this empty tensor for its dtype
         self._kernels = kernels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -100,7 +100,7 @@ class NativeRmsNorm(nn.Module):
 
 
 class _Product:
-    """The weights and biases of some linears behind one another."""
+    """The weights and biases of some linear layers, one behind the other."""
 
     def __init__(self, linears: Sequence[Any], kernels: Kernels) -> None:
         weights = [weight_of(linear) for linear in linears]
@@ -121,6 +121,6 @@ class _Product:
 
 
 def empty_layer(layer: nn.Module) -> None:
-    """Give the memory of its parameters back; others may still hold the layer itself."""
+    """Free the memory of the layer's parameters, because others may still hold the layer itself."""
     for parameter in layer.parameters():
         parameter.data = torch.empty(0, dtype=parameter.dtype)

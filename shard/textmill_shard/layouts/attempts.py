@@ -1,4 +1,4 @@
-"""The ways to run a model, in the order in which the loader tries them: the fastest first.
+"""The ways to run a model, in the order in which the loader tries them. The fastest way comes first.
 
 A new layout is one more line here.
 """
@@ -16,17 +16,17 @@ from textmill_shard.layouts.padded_layout import arrange_padded, arrange_padded_
 class Attempt:
     """One way to run a model."""
 
-    # Raises UnsupportedModelError where this way is none; the model's weights are then as they were.
+    # Raises UnsupportedModelError for a model that cannot run in this way, and then leaves the model's weights alone.
     arrange: Callable[[FilledModel, LayoutOptions], Layout]
-    # For the log when the layout computes something else than the model; None: the layout does not take the weights.
+    # Log line for a layout whose results differ from the model's; None: the layout does not take the weights.
     warning: str | None = None
-    why_not_native: str | None = None  # the reason for the log; None: the reason that the native attempt gave
+    why_not_native: str | None = None  # the reason for the log; None: the reason of the native attempt counts
     swaps_layers: bool = False
-    uses_own_attention: bool = False  # of the model, and not transformers' interface
+    uses_own_attention: bool = False  # attention runs in the model's own code, and not through transformers' interface
 
     @property
     def takes_weights(self) -> bool:
-        """Whether the model's own weights are gone after `arrange`: the next attempt needs them read again."""
+        """Whether `arrange` consumes the model's weights, so that the next attempt needs them read again."""
         return self.warning is not None
 
 

@@ -1,4 +1,7 @@
-"""What a decoder looks back at in its encoder's text: K and V per layer, in the first places of each block table."""
+"""Keys and values of the encoder's text, which a decoder attends to.
+
+They lie per layer in the first places of each block table.
+"""
 
 # B sequences, E tokens of the longest text that an encoder read, K key/value heads, D key or value width
 
@@ -11,7 +14,7 @@ from textmill_shard.model.kv_pool import KvPool
 
 
 class CrossStore(Cache):  # type: ignore[misc]
-    """Takes what the layers make of one encoder's text, and puts it into the pool."""
+    """Takes the keys and values of one encoder's text from the layers, and puts them into the pool."""
 
     def __init__(self, pool: KvPool, places_E: torch.Tensor) -> None:
         super().__init__(layers=[])
@@ -21,7 +24,7 @@ class CrossStore(Cache):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take `[1, K, E, D]` and give it back."""
+        """Store keys and values `[1, K, E, D]` and return them."""
         for pool, states in ((self._pool.keys, key_states), (self._pool.values, value_states)):
             places = pool[layer_idx].flatten(0, 1)
             places.index_copy_(0, self._places_E, states[0].transpose(0, 1).to(places.dtype))
@@ -32,7 +35,7 @@ class CrossStore(Cache):  # type: ignore[misc]
 
 
 class CrossView(Cache):  # type: ignore[misc]
-    """Gives each layer the K and V of the texts that the encoders of these sequences read, padded on the right."""
+    """Returns to each layer the keys and values of the sequences' encoder texts, padded on the right."""
 
     def __init__(
         self, pool: KvPool, block_tables_BC: torch.Tensor, encoder_lens_B: torch.Tensor, dtype: torch.dtype
@@ -45,17 +48,17 @@ class CrossView(Cache):  # type: ignore[misc]
         is_text_BE = positions_E < encoder_lens_B.unsqueeze(1)
         blocks_BE = block_tables_BC.long()[:, positions_E // block_size]
         self._places_BE = blocks_BE * block_size + positions_E % block_size
-        self._padding = (~is_text_BE).flatten().nonzero().squeeze(1)  # of the B * E places
+        self._padding = (~is_text_BE).flatten().nonzero().squeeze(1)  # indices of the padding among the B * E places
         self.mask_BE = is_text_BE.long()  # 1 for each token of a text, 0 for padding
 
     def get_seq_length(self, layer_idx: int | None = None) -> int:
         return self._places_BE.shape[1]
 
     def gather(self, pool_of_layer: torch.Tensor) -> torch.Tensor:
-        """Give `[B, K, E, D]`."""
+        """Return the keys or the values `[B, K, E, D]`, with zeros in the padding."""
         places = pool_of_layer.flatten(0, 1)
         gathered = places.index_select(0, self._places_BE.flatten())
-        # What stands behind a text may be NaN by now: a mask does not undo that.
+        # The places behind a text may hold NaN, which a mask does not undo.
         gathered.index_fill_(0, self._padding, 0.0)
         return gathered.view(*self._places_BE.shape, *places.shape[1:]).transpose(1, 2).to(self._dtype)
 
@@ -67,7 +70,7 @@ class CrossView(Cache):  # type: ignore[misc]
 
 
 class _CrossLayer:
-    """A layer of the cache as transformers' attention reads it: gathered when it is asked for, not kept."""
+    """A layer of the cache as transformers' attention reads a layer. Keys and values are gathered at each access."""
 
     def __init__(self, view: CrossView, index: int) -> None:
         self._view = view
@@ -83,7 +86,7 @@ class _CrossLayer:
 
 
 class DecoderCache(EncoderDecoderCache):  # type: ignore[misc]
-    """The two caches of one forward. `has_cross`: what the encoder read stands in the second one already."""
+    """The two caches of one forward pass. `has_cross`: the second cache already holds the encoder's text."""
 
     def __init__(self, self_attention: Cache, cross_attention: Cache, *, num_layers: int, has_cross: bool) -> None:
         self.self_attention_cache = self_attention

@@ -1,4 +1,4 @@
-"""A tap between a causal model's decoder and its head: reads the hidden states, or hands given ones to the head."""
+"""A tap between a causal model's decoder and head, which reads hidden states or passes given ones to the head."""
 
 # T = B * n tokens of the last forward, n rows handed in, D width of the hidden states
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class DecoderTap:
-    """Stands in for the decoder's forward, so that the head runs with all the model adds to it (scale, softcap)."""
+    """Replaces the decoder's forward, so that the head runs with all that the model adds to it (scale, softcap)."""
 
     def __init__(self, decoder: nn.Module) -> None:
         self._forward = decoder.forward
@@ -21,14 +21,14 @@ class DecoderTap:
         decoder.forward = self._call
 
     def take_hidden(self) -> torch.Tensor:
-        """Give `[T, D]` of the last forward, once."""
+        """Return the hidden states `[T, D]` of the last forward pass. They can be taken once."""
         assert self._hidden_BnD is not None, "no forward came before"
         hidden_BnD, self._hidden_BnD = self._hidden_BnD, None
         return hidden_BnD.flatten(0, 1)
 
     @contextmanager
     def given(self, hidden_nD: torch.Tensor) -> Iterator[None]:
-        """Within, a forward of the model skips the decoder and gives the head these rows."""
+        """Within this context, a forward pass of the model skips the decoder and passes these rows to the head."""
         self._given_1nD = hidden_nD.unsqueeze(0)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Runs models that read their input with an encoder: each new text alone, then the decoders of all in one batch."""
+"""Runs models with an encoder: each new text goes through the encoder alone, and all decoders run in one batch."""
 
 # T tokens of the step, B sequences of a sub-batch, n tokens of each, N rows whose
 # logits are wanted, E tokens that an encoder reads, C tokens of the longest decoder context, V vocabulary
@@ -19,7 +19,7 @@ from textmill_shard.model.kv_pool import KvPool
 
 
 class EncoderDecoder:
-    """A step is one sub-batch per text that an encoder reads, one for all single tokens, and one per further chunk."""
+    """Runs a step as one sub-batch per encoder text, one for all single tokens, and one per further chunk."""
 
     has_own_threads = False
 
@@ -37,7 +37,7 @@ class EncoderDecoder:
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
-        """Hidden states are never handed out: there are no prompt log-probabilities."""
+        """Compute the step. Hidden states are never returned, so that there are no prompt log-probabilities."""
         sub_batches = cut_into_sub_batches(batch)
         found_NV = torch.cat(
             [
@@ -55,7 +55,7 @@ class EncoderDecoder:
         raise AssertionError("no hidden states were handed out")
 
     def _encode(self, sub_batch: SubBatch) -> torch.Tensor:
-        """Read one text, keep what the decoder's layers make of it, and compute the decoder's tokens of it."""
+        """Encode one text, store its keys and values for the decoder, and compute the text's decoder tokens."""
         batch, pool = sub_batch.batch, self._pool
         assert pool is not None, "allocate_kv comes before forward"
         assert batch.encoder_lens_R is not None
@@ -71,7 +71,8 @@ class EncoderDecoder:
             )
             own_cache = PaddedView(own, pool, self._index_of_layer, skipped_B=batch.encoder_lens_R)
         else:
-            # The layers make K and V of the encoder's text when a decoder's token comes by: one that is forgotten.
+            # The layers make keys and values of the encoder's text when a decoder token runs, so one token runs here,
+            # in a cache that is thrown away.
             ids_1n, own_cache = batch.input_ids_T[None, :1], DynamicCache()
         store = CrossStore(pool, batch.kv_places_T[:num_read])
         with self._positions.given(torch.arange(ids_1n.shape[1], device=self._device).unsqueeze(0)):
@@ -85,7 +86,7 @@ class EncoderDecoder:
         return logits_nV.float()
 
     def _decode(self, sub_batch: SubBatch) -> torch.Tensor:
-        """Give `[rows, V]` float32, in the order of `sub_batch.logit_rows`."""
+        """Return logits `[rows, V]` float32, in the order of `sub_batch.logit_rows`."""
         batch, pool, num_rows = sub_batch.batch, self._pool, sub_batch.num_sequences
         assert pool is not None, "allocate_kv comes before forward"
         lens_B = batch.encoder_lens_R
@@ -93,7 +94,7 @@ class EncoderDecoder:
         own = PaddedView(batch, pool, self._index_of_layer, skipped_B=lens_B)
         dtype = self._model.dtype
         cross = CrossView(pool, batch.block_tables_RB, lens_B, dtype)
-        # Only its shape counts: what the layers made of it is in the cache.
+        # Only the shape counts, because the keys and values of the text are in the cache.
         read_BED = torch.zeros((), dtype=dtype, device=self._device).expand(*cross.mask_BE.shape, self._width)
         with self._positions.given(batch.position_ids_T.view(num_rows, -1) - lens_B.unsqueeze(1)):
             output = self._model(

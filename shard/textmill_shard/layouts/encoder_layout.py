@@ -1,4 +1,4 @@
-"""The layout of models with an encoder: each text through the encoder alone, the decoders of all in one batch."""
+"""The layout of models with an encoder: texts are encoded one by one, and all decoders run in one batch."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from textmill_shard.probing.start_check import CALL_ERRORS, PROBE_ENCODER_LENS
 
 
 def arrange_encoder_decoder(filled: FilledModel, options: LayoutOptions) -> Layout:
-    """Raises UnsupportedModelError with the reason."""
+    """Return the layout. Raises UnsupportedModelError with the reason why the model cannot run so."""
     model = filled.model
     _check_reads_alone(model.config)
     finding = probe_encoder_decoder(model, texts=filled.texts, encoder_lens=PROBE_ENCODER_LENS)
@@ -33,7 +33,7 @@ def arrange_encoder_decoder(filled: FilledModel, options: LayoutOptions) -> Layo
 
 
 def _check_reads_alone(config: Any) -> None:
-    """Short texts, as the start check runs, would not show this. Raises UnsupportedModelError."""
+    """Raises UnsupportedModelError for block-sparse attention, which short texts in the start check would not show."""
     if getattr(config, "attention_type", None) == "block_sparse":
         raise UnsupportedModelError(
             f"models of type {config.model_type} with block-sparse attention cannot be served: a short text switches "

@@ -32,11 +32,14 @@ def arrange_native(filled: FilledModel, options: LayoutOptions) -> Layout:
 
 
 def arrange_swapped(filled: FilledModel, options: LayoutOptions) -> Layout:
-    """transformers' code with native layers in it. Raises UnsupportedModelError where no layer can be swapped."""
+    """Return a layout of transformers' code with native layers.
+
+    Raises UnsupportedModelError where no layer can be swapped.
+    """
     probe, calls = filled.probe()
     if options.kernels is None:
         raise UnsupportedModelError("there are no native kernels")
-    find_decoder(filled.model)  # what is refused is refused before a layer is swapped
+    find_decoder(filled.model)  # a refusal must come before a layer is swapped
     attention_modules = {layer.module for layer in probe.layers}
     swaps = swap_modules(filled.model, calls, attention_modules, options.kernels, disabled=options.disabled_swaps)
     if not swaps:
@@ -45,7 +48,7 @@ def arrange_swapped(filled: FilledModel, options: LayoutOptions) -> Layout:
 
 
 def arrange_plain(filled: FilledModel, options: LayoutOptions) -> Layout:
-    """transformers' code alone. Raises UnsupportedModelError with the reason."""
+    """Return a layout of transformers' code alone. Raises UnsupportedModelError with the reason."""
     probe, _ = filled.probe()
     return _arrange(filled, options, probe, {})
 
@@ -73,7 +76,7 @@ def _arrange(filled: FilledModel, options: LayoutOptions, probe: ProbeResult, sw
 
 
 def _attach(model: Any, probe: ProbeResult, backend: AttentionBackend, *, rope_border: int | None) -> StepContext:
-    """Let the model's attention layers read the paged pool."""
+    """Let the model's attention layers read the paged pool, and return the context that they share."""
     context = StepContext(backend=backend)
     if rope_border is not None:
         choose_long_tables_by_token(model, context, border=rope_border)
@@ -85,7 +88,7 @@ def _attach(model: Any, probe: ProbeResult, backend: AttentionBackend, *, rope_b
 
 
 def _why_not_native(filled: FilledModel, options: LayoutOptions) -> str | None:
-    """Give why transformers' code runs this model; None: the native decoder can be tried."""
+    """Return the reason why transformers' code runs this model. None: the native decoder can be tried."""
     if options.kernels is None:
         return "there are no native kernels"
     if not options.wants_native_decoder:

@@ -1,4 +1,4 @@
-"""A model with its weights on one side, and what computes its steps on the other."""
+"""A model with its weights, and the layout that computes the model's steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ _Found = TypeVar("_Found")
 
 
 class Once(Generic[_Found]):
-    """Runs a probe at the first call. Later calls give what the probe found, or raise its UnsupportedModelError again.
+    """Runs a probe at the first call. Later calls return the finding, or raise the probe's UnsupportedModelError again.
 
-    With the finding comes the observer that watched the probe's forward.
+    A call also returns the observer that watched the probe's forward pass.
     """
 
     def __init__(self, model: nn.Module, probe: Callable[[], _Found]) -> None:
@@ -45,7 +45,7 @@ class Once(Generic[_Found]):
 
 
 class FilledModel:
-    """A model with its weights, what is known before it has run, and the two ways to probe it."""
+    """A model with its weights, the facts that are known before the model runs, and the two ways to probe the model."""
 
     def __init__(
         self,
@@ -60,20 +60,20 @@ class FilledModel:
         num_divided_layers: int = 0,
     ) -> None:
         self.model = model
-        self.texts = texts  # `[L]` int64 each, to look at the model with
+        self.texts = texts  # `[L]` int64 each, the texts of the probes
         self.device = device
-        self.max_tokens = max_tokens  # longest sequence the positions (of the decoder) allow, 0 = unbounded
+        self.max_tokens = max_tokens  # longest sequence that the positions (of the decoder) allow, 0 = unbounded
         self.rope_border = rope_border
         self.decoder_prompt_ids = decoder_prompt_ids  # empty: the model has no encoder
         self.max_encoder_tokens = max_encoder_tokens
-        self.num_divided_layers = num_divided_layers  # among the ranks
+        self.num_divided_layers = num_divided_layers  # layers that are divided among the ranks
         self.probe: Once[ProbeResult] = Once(model, lambda: probe_model(model, texts=texts, max_tokens=max_tokens))
         self.padded_probe: Once[PaddedFinding] = Once(model, lambda: probe_padded(model, texts=texts))
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutOptions:
-    """What is on this rank to run a model with, and what the operator switched off."""
+    """The means of this rank to run a model, and the switches of the operator."""
 
     num_slots: int
     num_ranks: int
@@ -84,7 +84,7 @@ class LayoutOptions:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What computes a step, and what the model itself says to the texts."""
+    """The decoder that computes a step, and the logits that the model itself has for the probe's texts."""
 
     name: str  # "flat", "state", "padded" or "encoder_decoder"
     decoder: StepDecoder
@@ -93,15 +93,15 @@ class Layout:
     weight_bytes: int
     state_bytes: int = 0
     is_native: bool = False
-    swaps: dict[str, int] = field(default_factory=dict)  # layers that native ones stand in for, by swap
+    swaps: dict[str, int] = field(default_factory=dict)  # number of replaced layers, by swap
 
 
 def find_decoder(model: Any) -> Any:
-    """Give the part that hands hidden states to the head. Raises UnsupportedModelError."""
+    """Return the part of the model that passes hidden states to the head. Raises UnsupportedModelError."""
     decoder = model.get_decoder()
     if decoder is not model:
         return decoder
-    # Wrappers whose names transformers does not know: the one part that is a model of its own.
+    # A wrapper that transformers does not know has one part that is a model by itself.
     parts = [child for child in model.children() if isinstance(child, PreTrainedModel)]
     if len(parts) != 1:
         raise UnsupportedModelError(f"models of type {model.config.model_type} have no decoder that is known")
@@ -109,6 +109,6 @@ def find_decoder(model: Any) -> Any:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Count parameters and buffers of this rank; tied tensors count once."""
+    """Return the bytes of this rank's parameters and buffers; tied tensors count once."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,4 +1,4 @@
-"""Layouts for models with attention code of their own: a padded view of the pool stands in for transformers' cache."""
+"""Layouts for models with attention code of their own, which read a padded view of the pool as their cache."""
 
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.layers.module_swaps import swap_modules
@@ -10,12 +10,15 @@ from textmill_shard.probing.cache_probe import PaddedFinding
 
 
 def arrange_padded_swapped(filled: FilledModel, options: LayoutOptions) -> Layout:
-    """With native layers in the model's code. Raises UnsupportedModelError where no layer can be swapped."""
+    """Return a layout of the model's code with native layers.
+
+    Raises UnsupportedModelError where no layer can be swapped.
+    """
     _check_can_be_padded(filled, options)
     finding, calls = filled.padded_probe()
     if options.kernels is None:
         raise UnsupportedModelError("there are no native kernels")
-    find_decoder(filled.model)  # what is refused is refused before a layer is swapped
+    find_decoder(filled.model)  # a refusal must come before a layer is swapped
     swaps = swap_modules(filled.model, calls, (), options.kernels, disabled=options.disabled_swaps)
     if not swaps:
         raise UnsupportedModelError("no layer can be swapped")
@@ -23,7 +26,7 @@ def arrange_padded_swapped(filled: FilledModel, options: LayoutOptions) -> Layou
 
 
 def arrange_padded(filled: FilledModel, options: LayoutOptions) -> Layout:
-    """The model's code alone. Raises UnsupportedModelError with the reason."""
+    """Return a layout of the model's code alone. Raises UnsupportedModelError with the reason."""
     _check_can_be_padded(filled, options)
     finding, _ = filled.padded_probe()
     return _arrange(filled, finding, {})

@@ -14,7 +14,7 @@ from textmill_shard.model.kv_pool import KvPool
 
 
 class PaddedView(Cache):  # type: ignore[misc]
-    """Stands in for transformers' cache during one sub-batch: `update` stores in the pool and gives whole contexts."""
+    """Replaces transformers' cache during one sub-batch. `update` stores in the pool and returns whole contexts."""
 
     def __init__(
         self,
@@ -24,9 +24,10 @@ class PaddedView(Cache):  # type: ignore[misc]
         *,
         skipped_B: torch.Tensor | None = None,
     ) -> None:
-        """The sequences of `batch` have equally many tokens. Each begins `skipped_B` places (int64) into its table.
+        """Prepare the places of a batch whose sequences have equally many tokens.
 
-        Those count as tokens of its context in `batch`.
+        Each sequence begins `skipped_B` places (int64) into its block table. `batch` counts these places as tokens of
+        the sequence's context.
         """
         super().__init__(layers=[])
         block_size = pool.block_size
@@ -47,13 +48,13 @@ class PaddedView(Cache):  # type: ignore[misc]
 
     @property
     def mask_BC(self) -> torch.Tensor:
-        """1 for each key, 0 for padding, int64."""
+        """Return int64 with 1 for each key and 0 for padding."""
         return (~self._is_padding_BC).long()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take `[B, K, n, D]`, give `[B, K, C, D]`."""
+        """Store new keys and values `[B, K, n, D]` and return those of the whole contexts `[B, K, C, D]`."""
         index = self._index_of_layer[layer_idx]
         keys, values = self._pool.keys[index], self._pool.values[index]
         return self._store_and_gather(keys, key_states), self._store_and_gather(values, value_states)
@@ -74,13 +75,13 @@ class PaddedView(Cache):  # type: ignore[misc]
             *self._places_BC.shape, *places.shape[1:]
         )
         if self._has_padding:
-            # What stands at the place of another token may be NaN by now: a mask does not undo that.
+            # The place of another token may hold NaN, which a mask does not undo.
             gathered_BCKD.masked_fill_(self._is_padding_BC[:, :, None, None], 0.0)
         return gathered_BCKD.transpose(1, 2).to(new_BKnD.dtype)
 
 
 class PaddedCaller:
-    """Lends the model a padded view per sub-batch."""
+    """Passes the model a padded view for each sub-batch."""
 
     def __init__(self, model: Any, layers: tuple[int, ...]) -> None:
         self._model = model

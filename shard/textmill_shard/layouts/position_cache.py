@@ -1,4 +1,4 @@
-"""A stand-in for transformers' cache: stores nothing, and tells layers that count tokens where each one stands."""
+"""A replacement of transformers' cache, which stores nothing and tells layers that count tokens their positions."""
 
 # T tokens of the step
 
@@ -9,11 +9,11 @@ from transformers import Cache
 
 
 class PositionCache(Cache):  # type: ignore[misc]
-    """Given as `past_key_values` of a flat forward `[1, T]`; K and V go to the pool in the attention function.
+    """The `past_key_values` of a flat forward pass `[1, T]`. The attention function puts keys and values into the pool.
 
-    Layers that scale by the position (Llama 4) count `arange(T) + get_seq_length(layer)`: what it gives makes that
-    come out as the token's position in its own text. A model that asks for no layer in particular wants to know what
-    `position_ids` tell it already, and hears that nothing came before.
+    Layers that scale by the position (Llama 4) compute `arange(T) + get_seq_length(layer)`. The offsets that
+    `get_seq_length` returns to a layer make this sum the position of each token in its own text. A model that asks
+    without a layer has the positions from `position_ids` already, and gets 0.
     """
 
     def __init__(self, position_ids_T: torch.Tensor) -> None:

@@ -1,8 +1,8 @@
 """Rotary tables that must not depend on the neighbours of a token.
 
-transformers picks "longrope" and "dynamic" tables by the longest position of a forward: in a flat batch one long
-request would turn the positions of a short one. Here longrope is chosen per token, by the side of the border on which
-its request was admitted, and dynamic tables are fixed when the model is loaded.
+transformers picks "longrope" and "dynamic" tables by the longest position of a forward pass, so that in a flat batch
+one long request would change the positions of a short one. Here the longrope table is chosen per token, by the side of
+the border on which the token's request was admitted, and dynamic tables are fixed when the model is loaded.
 """
 
 # T tokens of the step
@@ -21,7 +21,10 @@ _LONG, _DYNAMIC = "longrope", "dynamic"
 
 
 def find_rope_border(config: Any) -> int | None:
-    """Requests of more tokens than this (prompt and output) take the long table; None: there is only one table."""
+    """Return the number of tokens (prompt and output) above which a request takes the long table.
+
+    None: the model has one table. Raises UnsupportedModelError for tables with several borders.
+    """
     borders = {int(kind["original_max_position_embeddings"]) for kind in _kinds(config) if _type_of(kind) == _LONG}
     if len(borders) > 1:
         raise UnsupportedModelError(f"rotary tables with several borders ({sorted(borders)}) cannot be served")
@@ -29,20 +32,20 @@ def find_rope_border(config: Any) -> int | None:
 
 
 def longest_dynamic_total(config: Any) -> int | None:
-    """Tokens that dynamic tables can be stretched to; None: there is no such table."""
+    """Return the number of tokens to which dynamic tables can be stretched. None: the model has no such table."""
     factors = [float(kind.get("factor") or 1.0) for kind in _kinds(config) if _type_of(kind) == _DYNAMIC]
     return int(config.get_text_config().max_position_embeddings * max(factors)) if factors else None
 
 
 def fix_dynamic_tables(model: nn.Module, *, max_tokens: int) -> None:
-    """Give every dynamic rotary module the table of its longest text, for all texts."""
+    """Set in each dynamic rotary module the table of the longest text, for texts of all lengths."""
     for module in _rotary_modules(model, _DYNAMIC):
         if not isinstance(module.rope_type, str):
             raise UnsupportedModelError("dynamic rotary tables that differ by layer cannot be served")
         frequencies, scaling = ROPE_INIT_FUNCTIONS[_DYNAMIC](module.config, None, seq_len=max_tokens)
         module.inv_freq = frequencies.to(module.inv_freq.device)
         module.attention_scaling = scaling
-        module.rope_type = "default"  # what is not dynamic is not recomputed
+        module.rope_type = "default"  # transformers does not compute a default table again
 
 
 def choose_long_tables_by_token(model: nn.Module, context: StepContext, *, border: int) -> None:
@@ -55,7 +58,7 @@ def choose_long_tables_by_token(model: nn.Module, context: StepContext, *, borde
 
 
 class _TableByToken:
-    """Asks the rotary layer twice, in a way that shows it only short or only long texts, and takes each token's own."""
+    """Calls the rotary layer once with short positions and once with a long one, and takes each token's own table."""
 
     def __init__(self, forward: Any, context: StepContext, border: int) -> None:
         self._forward = forward
@@ -64,7 +67,7 @@ class _TableByToken:
 
     def __call__(self, x: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         is_long_T = self._context.is_long_rope_T
-        if is_long_T is None:  # one text alone, at load: the layer's own choice is right
+        if is_long_T is None:  # one text alone, at load, for which the layer's own choice is right
             return self._forward(x, position_ids, *args, **kwargs)
         short = self._forward(x, position_ids.masked_fill(is_long_T, 0), *args, **kwargs)
         beyond = position_ids.new_full((position_ids.shape[0], 1), self._border)
@@ -75,7 +78,7 @@ class _TableByToken:
 
 
 def _choose(is_long_T: torch.Tensor, long: torch.Tensor, short: torch.Tensor) -> torch.Tensor:
-    """Tables are `[1, T, width]`; the long one has a token more, which showed that the text is long."""
+    """Return a table `[1, T, width]`. The long table has one token more, which made the layer choose the long one."""
     return torch.where(is_long_T[None, :, None], long[:, :-1], short)
 
 
@@ -90,7 +93,7 @@ def _rotary_modules(model: nn.Module, kind: str) -> list[Any]:
 
 
 def _kinds(config: Any) -> list[Mapping[str, Any]]:
-    """The rotary parameters; models with windows may have one set per kind of layer."""
+    """Return the sets of rotary parameters, of which models with windows may have one per kind of layer."""
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     return [kind for kind in rope.values() if isinstance(kind, Mapping)] or [rope]
 

@@ -1,4 +1,4 @@
-"""Positions per row for decoders that count them from the start of a cache, which rows of a batch do not share."""
+"""Positions per row for decoders that count positions from the start of a cache that all rows share."""
 
 # B sequences, n tokens of each, P positions, D width of the hidden states
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 class _Looked(Exception):
-    """The positions have been looked up: the rest of the forward is not needed."""
+    """The positions have been looked up, so that the rest of the forward pass is not needed."""
 
     def __init__(self, found: torch.Tensor) -> None:
         super().__init__()
@@ -19,10 +19,10 @@ class _Looked(Exception):
 
 
 class RowPositions:
-    """Gives each row of a decoder's batch the embeddings of its own positions.
+    """Returns to each row of a decoder's batch the embeddings of the row's own positions.
 
-    Decoders that have a layer `embed_positions` look positions up there; what it says to one long text is kept as a
-    table `[P, D]`. Other decoders are left alone: their positions are relative.
+    Decoders with a layer `embed_positions` look positions up there. The embeddings that this layer returns for one long
+    text are kept as a table `[P, D]`. Decoders without such a layer have relative positions and are left alone.
     """
 
     def __init__(self, decoder: Any, *, num_positions: int, text_id: int, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class RowPositions:
 
     @contextmanager
     def given(self, positions_Bn: torch.Tensor) -> Iterator[None]:
-        """Within, these (int64) are the positions of the decoder's tokens."""
+        """Within this context, `positions_Bn` (int64) are the positions of the decoder's tokens."""
         self._positions_Bn = positions_Bn
         try:
             yield
@@ -53,7 +53,7 @@ class RowPositions:
 def _tabulate(
     decoder: Any, layer: nn.Module, *, num_positions: int, text_id: int, device: torch.device
 ) -> torch.Tensor:
-    """Give `[P, D]`: what the layer says to a text of `num_positions` tokens."""
+    """Return the embeddings `[P, D]` that the layer has for a text of `num_positions` tokens."""
 
     def stop(layer: nn.Module, arguments: Any, found: torch.Tensor) -> None:
         raise _Looked(found)

@@ -1,6 +1,7 @@
-"""Lets the scan of Mamba layers begin in a state: transformers' own begins every chunk with an empty past.
+"""Lets the scan of Mamba layers begin in a state, because transformers' own scan begins each chunk with an empty past.
 
-Found by the function's name in the modelling code of the layers, which is what transformers' kernels replace too.
+The scan is found by its name in the modelling code of the layers. transformers' kernels replace the scan by that name
+too.
 """
 
 # B sequences, I channels, N width of the state, n tokens
@@ -20,15 +21,18 @@ _SCAN = "mamba_selective_scan"
 
 
 class StateScans:
-    """The scans of a model's code, from now on able to begin in a state. The code of one model type has one scan."""
+    """The scans of a model's code, which can begin in a state. The code of one model type has one scan."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Replace the functions in the modelling code; outside `running` they do what they did."""
+        """Replace the functions in the modelling code. Outside of `running` they compute as before."""
         self._scans = [_replace_scan(code) for code in _modules_with_scan(model)]
 
     @contextmanager
     def running(self, cache: StateCache) -> Iterator[None]:
-        """Within, scans begin in the state that the cache has given the layer. Not for two threads at once."""
+        """Within this context, scans begin in the state that the cache has returned to the layer.
+
+        Only one thread may enter at a time.
+        """
         for scan in self._scans:
             scan.cache = cache
         try:
@@ -39,10 +43,10 @@ class StateScans:
 
 
 class _ScanFromState:
-    """The scan is linear in its state: what the past adds decays on its own, beside what the tokens bring."""
+    """Adds the part of the past to a scan. The scan is linear in its state, so that the past decays by itself."""
 
     def __init__(self, scan: Any) -> None:
-        self.cache: StateCache | None = None  # of the sub-batch under way; None: begin with an empty past
+        self.cache: StateCache | None = None  # cache of the sub-batch under way; None: begin with an empty past
         self._scan = scan
 
     def __call__(
@@ -59,7 +63,7 @@ class _ScanFromState:
         return_last_state: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """`hidden_states`, `dt` and `z` are `[B, I, n]`, `A` is `[I, N]`, `B` and `C` are `[B, N, n]`."""
+        """Run the scan. `hidden_states`, `dt` and `z` are `[B, I, n]`, `A` is `[I, N]`, `B` and `C` are `[B, N, n]`."""
         given = self._scan(
             hidden_states,
             dt,
@@ -79,7 +83,7 @@ class _ScanFromState:
         before_BIN = self.cache.last_recurrent.float()
         steps_BIn = dt if delta_bias is None else dt + delta_bias.to(dt.dtype)[..., None]
         steps_BIn = functional.softplus(steps_BIn) if delta_softplus else steps_BIn
-        # Negative sums: the factors lie between 0 and 1.
+        # The exponents are negative, so that the factors lie between 0 and 1.
         decay_BInN = torch.exp(steps_BIn.float().cumsum(-1)[..., None] * A[None, :, None, :])
         past_BInN = decay_BInN * before_BIN[:, :, None, :]
         added_BIn = torch.einsum("bisn,bns->bis", past_BInN, C.float())
@@ -94,7 +98,7 @@ def _modules_with_scan(model: nn.Module) -> list[Any]:
 
 
 def _replace_scan(code: Any) -> _ScanFromState:
-    """Models of one type share their code, and so the scan that stands in it."""
+    """Return the replaced scan of the code. Models of one type share their code and therefore the scan."""
     scan = getattr(code, _SCAN)
     if not isinstance(scan, _ScanFromState):
         scan = _ScanFromState(scan)

@@ -1,4 +1,4 @@
-"""Runs a step as several forwards of transformers' code, for models that a flat batch would confuse."""
+"""Runs a step as several forward passes of transformers' code, for models that cannot read a flat batch."""
 
 # T tokens of the step, B sequences of a sub-batch, n tokens of each, N rows whose logits are wanted, V vocabulary,
 # D width of the hidden states
@@ -15,19 +15,19 @@ from textmill_shard.model.kv_pool import KvPool
 
 
 class RunCaller(Protocol):
-    """Lends the model a cache for one sub-batch."""
+    """Calls the model with a cache for one sub-batch."""
 
     def bind(self, pool: KvPool | None) -> None: ...
 
     def call(self, sub_batch: SubBatch, **inputs: Any) -> Any:
-        """Give what the model gives for `[B, n]` tokens; `inputs` go to its forward as they are."""
+        """Return the model's output for `[B, n]` tokens. `inputs` are passed to the model's forward as they are."""
         ...
 
 
 class RunDecoder:
-    """All single tokens of a step are one sub-batch, each chunk another."""
+    """Runs all single tokens of a step as one sub-batch, and each chunk as a sub-batch of its own."""
 
-    has_own_threads = False  # scans, convolutions and the models' own attention are torch's work
+    has_own_threads = False  # torch computes scans, convolutions and the models' own attention
 
     def __init__(self, model: Any, caller: RunCaller, tap: DecoderTap, *, device: torch.device) -> None:
         self._model = model
@@ -68,7 +68,7 @@ class RunDecoder:
         return logits_nV.float()
 
     def _run(self, sub_batch: SubBatch) -> torch.Tensor:
-        """Give `[rows, V]` float32, in the order of `sub_batch.logit_rows`."""
+        """Return logits `[rows, V]` float32, in the order of `sub_batch.logit_rows`."""
         is_single = sub_batch.batch.max_query_len == 1
         rows = sub_batch.batch.logit_rows_N
         choice = {"logits_to_keep": self._first if is_single else rows} if self._can_choose_logits else {}

@@ -1,4 +1,4 @@
-"""Stands in for transformers' cache during one sub-batch: layers read and write the rows of the sub-batch's slots."""
+"""Replaces transformers' cache during one sub-batch. Layers read and write the state rows of the sub-batch's slots."""
 
 # B sequences of the sub-batch
 
@@ -11,10 +11,10 @@ from textmill_shard.layouts.state_rows import StateRows
 
 
 class StateCache(Cache):  # type: ignore[misc]
-    """Gathers what a layer asks for, lets it change that in place, and writes it back in `finish`.
+    """Gathers the states that a layer asks for, lets the layer change them in place, and writes them back in `finish`.
 
-    K and V go to the pool in the attention function. A new text has rows of zeros, which is what its first tokens
-    would be padded with: so every text counts as one that goes on.
+    The attention function puts keys and values into the pool. A new text has rows of zeros, with which a layer would
+    also pad the text's first tokens, so that each text counts as one that goes on.
     """
 
     def __init__(self, rows: StateRows, slots_B: torch.Tensor) -> None:
@@ -23,7 +23,7 @@ class StateCache(Cache):  # type: ignore[misc]
         self._slots_B = slots_B
         self._conv: dict[tuple[int, int], torch.Tensor] = {}
         self._recurrent: dict[tuple[int, int], torch.Tensor] = {}
-        self.last_recurrent: torch.Tensor | None = None  # what the layer that sub_batches now was given
+        self.last_recurrent: torch.Tensor | None = None  # the state that the layer under way has got
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -47,7 +47,7 @@ class StateCache(Cache):  # type: ignore[misc]
     def update_conv_state(
         self, conv_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
     ) -> torch.Tensor:
-        """Give the past and the new inputs `[B, channels, width + n]`; keep the last `width`."""
+        """Return the past and the new inputs `[B, channels, width + n]`, and keep the last `width` of them."""
         at = (layer_idx, state_idx)
         before = self._conv.get(at)
         if before is None:
@@ -71,7 +71,7 @@ class StateCache(Cache):  # type: ignore[misc]
         return recurrent_states
 
     def finish(self) -> None:
-        """Write the rows back, those too that a kernel has changed in place."""
+        """Write all rows back, because a kernel may have changed some of them in place."""
         for at, conv in self._conv.items():
             self._rows.conv(*at).index_copy_(0, self._slots_B, conv)
         for at, recurrent in self._recurrent.items():

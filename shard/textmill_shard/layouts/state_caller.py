@@ -1,4 +1,7 @@
-"""Lends models whose layers carry state the rows of a sub-batch's slots; their attention layers read the paged pool."""
+"""Calls models whose layers carry state with the state rows of a sub-batch's slots.
+
+Their attention layers read the paged pool.
+"""
 
 # B sequences of a sub-batch, n tokens of each
 
@@ -16,7 +19,7 @@ from textmill_shard.probing.state_probe import call_with_cache
 
 
 class StateCaller:
-    """A row belongs to a slot; it is cleared when the first tokens of a text come."""
+    """Calls the model of a sub-batch. The row of a slot is cleared when the first tokens of a text come."""
 
     def __init__(self, model: Any, context: StepContext, rows: StateRows, *, device: torch.device) -> None:
         self._model = model
@@ -31,7 +34,7 @@ class StateCaller:
     def call(self, sub_batch: SubBatch, **inputs: Any) -> Any:
         batch = sub_batch.batch
         slots_B = batch.slots_R
-        if slots_B is None:  # sizes only (model/memory.py)
+        if slots_B is None:  # a batch of which only sizes matter (model/memory.py)
             slots_B = torch.full((sub_batch.num_sequences,), self._rows.scratch_row, device=self._device)
         self._rows.clear(slots_B[sub_batch.is_fresh_B])
         self._context.begin(batch)

@@ -1,4 +1,4 @@
-"""What layers other than attention carry from token to token: a row per slot and layer, and a scratch row."""
+"""The states that layers carry from token to token: one row per slot and layer, and a scratch row."""
 
 # S slots
 
@@ -10,7 +10,7 @@ from textmill_shard.probing.state_probe import StateSpec
 
 
 class StateRows:
-    """The rows of all slots, `[S + 1, ...]` per state; the last one is scratch."""
+    """The rows of all slots, `[S + 1, ...]` per state. The last row is scratch."""
 
     def __init__(self, specs: Sequence[StateSpec], *, num_slots: int, device: torch.device) -> None:
         self.scratch_row = num_slots
@@ -29,7 +29,7 @@ class StateRows:
         return sum(rows.nbytes for rows in (*self._conv.values(), *self._recurrent.values()))
 
     def clear(self, slots: torch.Tensor) -> None:
-        """A text begins: nothing was before it."""
+        """Set the rows of slots in which a text begins to zero."""
         for rows in (*self._conv.values(), *self._recurrent.values()):
             rows.index_fill_(0, slots, 0)
 

@@ -1,4 +1,4 @@
-"""Cuts the flat batch of a step, for models that must see one text, or one token of each text, at a time."""
+"""Cuts the flat batch of a step, for models that read one text, or one token of each text, at a time."""
 
 # T tokens of the step, R sequences, B sequences of a sub-batch, n tokens of each, N rows whose logits are wanted
 
@@ -13,18 +13,21 @@ from textmill_shard.model.forward_batch import ForwardBatch
 
 @dataclass(frozen=True, slots=True)
 class SubBatch:
-    """Sequences with equally many tokens: all that decode, or one chunk of a prompt."""
+    """Sequences with equally many tokens: all sequences that decode, or one chunk of a prompt."""
 
-    batch: ForwardBatch  # of these sequences alone
+    batch: ForwardBatch  # the batch of these sequences alone
     num_sequences: int
-    tokens: torch.Tensor  # [B * n] int64, where they stand in the flat batch
-    logit_rows: tuple[int, ...]  # which of the N rows of the step this sub-batch gives
-    is_fresh_B: torch.Tensor  # bool: nothing of the sequence was computed before
+    tokens: torch.Tensor  # [B * n] int64, indices of the tokens in the flat batch
+    logit_rows: tuple[int, ...]  # the rows of the step (of N) whose logits this sub-batch computes
+    is_fresh_B: torch.Tensor  # bool: whether no token of the sequence was computed before
 
 
 def cut_into_sub_batches(batch: ForwardBatch) -> list[SubBatch]:
-    """Single tokens together first, then each chunk alone. What begins with an encoder's text is a chunk always."""
-    # This read waits for the device on a GPU: such models are driven from the host.
+    """Return the sub-batches of a step: first all single tokens together, then each chunk alone.
+
+    A sequence that begins with an encoder's text is always a chunk.
+    """
+    # On a GPU this read waits for the device, because such models are driven from the host.
     starts = batch.query_starts.tolist()
     lengths = [stop - start for start, stop in pairwise(starts)]
     is_fresh = [False] * len(lengths)

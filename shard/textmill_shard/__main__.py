@@ -1,4 +1,4 @@
-"""`textmill-shard serve | convert`."""
+"""The command `textmill-shard`, with its parts `serve` and `convert`."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from textmill_shard.settings import ServeSettings, SettingsError, load_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 after a fault, 2 for bad settings."""
+    """Run the command and return the exit code: 0, 1 after a fault, 2 for bad settings."""
     try:
         settings = load_settings(sys.argv[1:] if argv is None else argv, os.environ)
     except SettingsError as error:
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = settings.rank if isinstance(settings, ServeSettings) else 0
     configure_logging(rank=rank, json_output=settings.json_output, level=settings.log_level)
     log = logging.getLogger("textmill_shard")
-    # torch and transformers take seconds to import: bad settings are told before.
+    # The imports of torch and transformers take seconds, so bad settings are told before them.
     if isinstance(settings, ServeSettings):
         from textmill_shard.lifecycle import serve
 

@@ -1,17 +1,18 @@
-"""Which device a rank computes on."""
+"""Decides on which device a rank computes."""
 
 import torch
 
 
 class DeviceError(Exception):
-    """The device that was asked for is not there; says what to try."""
+    """The device that was asked for does not exist. The message says what to try."""
 
 
 def pick_device(asked: str, *, rank: int, world_size: int) -> str:
     """Return `cpu` or `cuda:N` for what `--device` says, and make a CUDA device this process's own.
 
-    `auto` is `cuda` when torch sees a GPU, else `cpu`; `cuda` is the GPU of the rank's number, `cuda:N` that very one.
-    Raises DeviceError. All ranks of a model decide alike: what is seen on one machine is the same for each.
+    `auto` is `cuda` where torch sees a GPU, and else `cpu`. `cuda` is the GPU of the rank's number, and `cuda:N` is the
+    GPU of that number. All ranks of a model decide alike, because all of them see the GPUs of one machine. Raises
+    DeviceError.
     """
     if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
         return "cpu"
@@ -25,5 +26,5 @@ def pick_device(asked: str, *, rank: int, world_size: int) -> str:
             f"--device {asked} with {world_size} shard(s) needs {num_wanted} CUDA device(s), torch sees {num_seen}: "
             "fewer shards (--num-shard), more devices (CUDA_VISIBLE_DEVICES), or --device cpu"
         )
-    torch.cuda.set_device(index)  # NCCL and allocations without a device go to the current one
+    torch.cuda.set_device(index)  # NCCL and allocations without a device use the current device
     return f"cuda:{index}"

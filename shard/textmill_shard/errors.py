@@ -1,13 +1,13 @@
-"""What can be wrong with a model: raised where it is found, shown to the operator as it stands."""
+"""Errors of models. An error is raised where the fault is found, and its message is shown to the operator."""
 
 
 class ModelError(Exception):
-    """The model cannot be served; the message says what was found and what to change."""
+    """The model cannot be served. The message says what was found and what to change."""
 
 
 class ModelFilesError(ModelError):
-    """The folder does not hold what is needed."""
+    """A file of the model is missing, is damaged, or says something that no model can have."""
 
 
 class UnsupportedModelError(ModelError):
-    """The files are fine, but this engine cannot run the architecture as asked for."""
+    """The files are whole, but this engine cannot run such a model as asked for."""

@@ -4,9 +4,9 @@ import ctypes
 
 
 def trim_heap() -> None:
-    """Hand back what was freed: glibc keeps it, and a freed copy of the weights would count as ours for ever.
+    """Return freed memory to the system, because glibc would keep a freed copy of the weights for ever.
 
-    Other C libraries give it back themselves or have no such call.
+    Other C libraries return freed memory by themselves, or have no such call.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

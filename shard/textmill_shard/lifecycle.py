@@ -1,4 +1,4 @@
-"""One rank from start to end: socket first, then the model, then the step loop until a signal or a fault."""
+"""One rank from start to end: the socket, then the model, then the step loop until a signal or a fault."""
 
 import gc
 import logging
@@ -40,8 +40,8 @@ from textmill_shard.slots.plan_check import LAYOUTS_WITHOUT_PREFIXES
 
 log = logging.getLogger(__name__)
 
-STOP_GRACE_S = 10.0  # for the step under way
-STREAM_GRACE_S = 1.0  # for the last messages of the stream
+STOP_GRACE_S = 10.0  # time for the step under way to end
+STREAM_GRACE_S = 1.0  # time for the last messages of the stream
 
 
 class _Stopped(BaseException):
@@ -49,7 +49,7 @@ class _Stopped(BaseException):
 
 
 class _LoopThread:
-    """The step loop in a thread of its own, and what it raised."""
+    """The step loop in a thread of its own, and the exception that ended the loop."""
 
     def __init__(self, run: Callable[[], None]) -> None:
         self._run = run
@@ -68,7 +68,7 @@ class _LoopThread:
 
 
 def serve(settings: ServeSettings) -> int:
-    """Serve until SIGTERM or SIGINT (exit code 0) or a fault (1, with its reason as the last line)."""
+    """Serve until SIGTERM or SIGINT (exit code 0), or until a fault (exit code 1, the reason is the last log line)."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _raise_stopped)
     status = ShardStatus()
@@ -106,7 +106,7 @@ def serve(settings: ServeSettings) -> int:
             )
         gc.collect()
         trim_heap()
-        gc.freeze()  # what was loaded stays: later collections need not walk through it
+        gc.freeze()  # loaded objects stay, so that later collections need not walk through them
         service.set_loaded(LoadedShard(facts=facts, engine=engine))
         log.info("ready", extra={"num_blocks": facts.num_blocks, "num_slots": facts.num_slots})
         loop.done.wait()
@@ -128,7 +128,7 @@ def serve(settings: ServeSettings) -> int:
     server.stop(STREAM_GRACE_S).wait(STREAM_GRACE_S + 1.0)
     settings.uds_path.unlink(missing_ok=True)
     if settings.world_size > 1 or code:
-        # A thread may sit in a collective that will never end: no interpreter shutdown waits for it.
+        # The process ends at once, because a thread may sit in a collective call that will never end.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -216,7 +216,7 @@ def _load(
 
 
 def _features(facts: ModelFacts) -> tuple[str, ...]:
-    # What a prefix leaves in state rows is not in its blocks, and an encoder looks at what comes after a prefix too.
+    # The blocks of a prefix do not hold its state rows, and an encoder also reads the tokens after a prefix.
     prefix = () if facts.layout in LAYOUTS_WITHOUT_PREFIXES else ("prefix_cache",)
     return (*prefix, *(("prompt_logprobs",) if facts.can_project else ()))
 

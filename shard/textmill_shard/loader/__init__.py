@@ -1,1 +1,1 @@
-"""From files to a model with weights."""
+"""From the files of a model to a runner of the model with weights."""

@@ -1,4 +1,4 @@
-"""What config and model say of an encoder-decoder: the first tokens of its decoder, and where its positions end."""
+"""Facts of an encoder-decoder from its config and model: the decoder's first tokens, and the ends of its positions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from textmill_shard.loader.token_ids import read_token_id
 
 @dataclass(frozen=True, slots=True)
 class EncoderFacts:
-    """Lengths in tokens, 0 = unbounded."""
+    """Facts of an encoder-decoder. Lengths are in tokens, and 0 means unbounded."""
 
     decoder_prompt_ids: tuple[int, ...]
     max_encoder_tokens: int
@@ -23,8 +23,8 @@ def reads_with_encoder(config: Any) -> bool:
 
 
 def find_encoder_facts(folder: Path, config: Any, model: Any) -> EncoderFacts:
-    """Raises UnsupportedModelError where nothing says what the decoder begins with."""
-    # Encoders and decoders of relative positions have no such layer, and no end.
+    """Return the facts. Raises UnsupportedModelError where no file names the token with which the decoder begins."""
+    # Encoders and decoders with relative positions have no such layer, and their positions do not end.
     shared = getattr(config, "max_position_embeddings", None)
     ends = {
         part: getattr(config, f"max_{name}_position_embeddings", None) or shared
@@ -39,9 +39,9 @@ def find_encoder_facts(folder: Path, config: Any, model: Any) -> EncoderFacts:
 
 
 def _decoder_prompt_ids(folder: Path, config: Any) -> tuple[int, ...]:
-    """The start token and, where the model always says the same first (a language, a begin of text), that."""
+    """Return the start token and, for a model that is made to begin with a language or a begin of text, that token."""
     path = folder / "generation_config.json"
-    # Folders from before there was such a file say it in the other.
+    # Older folders have no generation_config.json.
     if not path.is_file():
         path = folder / "config.json"
     generation = read_json(path)

@@ -1,4 +1,4 @@
-"""Tries the ways to run a model one after the other, until one computes what the model computes."""
+"""Tries the ways to run a model one after the other, until the results of one way are those of the model."""
 
 import gc
 import logging
@@ -19,7 +19,7 @@ MakeRunner = Callable[[FilledModel, Layout], ModelRunner]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The way that is taken."""
+    """The layout that is chosen, with its model and runner."""
 
     filled: FilledModel
     layout: Layout
@@ -29,17 +29,17 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """Why a way is not taken. A text and no exception, because an exception would keep the model alive."""
+    """The reason why a way is not taken: a text, because an exception would keep the model alive."""
 
     attempt: Attempt
     reason: str
-    took_weights: bool  # the model's weights are gone
+    took_weights: bool  # whether the attempt has consumed the model's weights
 
 
 def choose_layout(
     attempts: Sequence[Attempt], options: LayoutOptions, *, fill: Fill, make_runner: MakeRunner
 ) -> Choice:
-    """Take the first attempt whose runner agrees with the model.
+    """Return the first attempt whose runner agrees with the model.
 
     `fill` reads the weights, and reads them again after a layout that took them and did not agree; `make_runner`
     raises UnsupportedModelError where a layout does not agree. Raises UnsupportedModelError with the reasons.
@@ -47,7 +47,7 @@ def choose_layout(
     refusals: list[_Refusal] = []
     filled: FilledModel | None = None
     for attempt in attempts:
-        # Swaps that differ once are not tried in another layout: to find out costs reading the weights again.
+        # Swaps that differ in one layout are not tried in another, because a trial costs reading the weights again.
         if attempt.swaps_layers and any(refusal.attempt.swaps_layers for refusal in refusals if refusal.took_weights):
             continue
         if filled is None:
@@ -59,9 +59,9 @@ def choose_layout(
         if result.took_weights:
             log.warning(attempt.warning, extra={"reason": result.reason})
             filled = None
-            gc.collect()  # parts of a model hold each other: without this two models would stand in memory
+            gc.collect()  # frees the model, whose parts hold each other; else two models would stand in memory
             trim_heap()
-    # Of each kind of attention the last reason, which is that of the plainest way.
+    # The last reason of each kind of attention counts, because the last way is the plainest.
     reasons = {refusal.attempt.uses_own_attention: refusal.reason for refusal in refusals}
     raise UnsupportedModelError("; nor by the model's own attention code: ".join(reasons.values()))
 
@@ -88,5 +88,5 @@ def _try(attempt: Attempt, filled: FilledModel, options: LayoutOptions, make_run
 def _why_not_native(layout: Layout, taken: Attempt, refusals: Sequence[_Refusal]) -> str | None:
     if layout.is_native or taken.why_not_native is not None:
         return taken.why_not_native
-    native = refusals[0]  # the native decoder is tried before all that leave the reason to it
+    native = refusals[0]  # the native decoder is tried first
     return "it does not agree with the model" if native.took_weights else native.reason

@@ -1,15 +1,15 @@
-"""What to load and how: the words of a call of `load_model`."""
+"""The options of a call of `load_model`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-OnProgress = Callable[[str, float], None]  # phase ("config", "weights", "warmup"), 0 .. 1 of it
+OnProgress = Callable[[str, float], None]  # phase ("config", "weights", "warmup") and the done share of it, 0 .. 1
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What to load and how."""
+    """The model to load, and the way to load it."""
 
     model_dir: Path
     dtype: str = "auto"  # "auto" or one of model_config.DTYPES
@@ -17,8 +17,8 @@ class LoadOptions:
     block_size: int = 16  # tokens per block
     native_cache_dir: Path | None = None  # where compiled kernels are kept; None = plain torch only
     num_threads: int = 1  # of the native kernels
-    num_slots: int = 8  # requests that can run at once: layers with a state keep a row for each
+    num_slots: int = 8  # requests that can run at once; layers with a state keep a row per slot
     native_decoder: bool = True  # a native call per step for llama-type models; needs the native kernels
     trust_remote_code: bool = False  # run modelling code that lies in the folder
     allow_pickle: bool = False  # read *.bin where there are no safetensors
-    disabled_swaps: tuple[str, ...] = ()  # of module_swaps.SWAPS: layers of transformers' code that stay as they are
+    disabled_swaps: tuple[str, ...] = ()  # swaps (of options.SWAPS) that are not made

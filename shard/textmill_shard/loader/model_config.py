@@ -1,4 +1,4 @@
-"""What config.json says of a model: whether it can be served here, in which dtype, how long its texts may be."""
+"""Facts from config.json: whether the model can be served here, in which dtype, and how long its texts may be."""
 
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,14 @@ _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
-    """Raises ModelFilesError where there is none, UnsupportedModelError where transformers does not know it."""
+    """Return the config of a folder as transformers reads the config.
+
+    Raises ModelFilesError for a folder without a config, and UnsupportedModelError for a config that transformers does
+    not understand.
+    """
     path = folder / "config.json"
     if not path.is_file():
-        # Says what the folder holds instead, if anything.
+        # Raises an error that names what the folder holds instead of a model.
         find_weight_files(folder)
         raise ModelFilesError(f"{folder} has no config.json")
     written = read_json(path)
@@ -53,7 +57,7 @@ def _check_sizes(text_config: Any, path: Path) -> None:
 
 
 def auto_class_of(config: Any) -> Any:
-    """Give the class of transformers that builds the model."""
+    """Return the class of transformers that builds the model."""
     return AutoModelForSeq2SeqLM if reads_with_encoder(config) else AutoModelForCausalLM
 
 
@@ -71,7 +75,10 @@ def check_divisible(config: Any) -> None:
 
 
 def pick_dtype(asked: str, *, config: Any, device: torch.device) -> str:
-    """`auto`: on a CPU bfloat16 where it computes in it, else float32; on a GPU what the checkpoint is stored in."""
+    """Return the dtype. `auto` is, on a CPU, bfloat16 if the CPU computes in bfloat16, and else float32.
+
+    On a GPU `auto` is the dtype in which the checkpoint is stored.
+    """
     if asked != "auto":
         if asked not in DTYPES:
             raise ModelError(f"dtype is {asked}, it can be auto, {', '.join(DTYPES)}")
@@ -84,7 +91,7 @@ def pick_dtype(asked: str, *, config: Any, device: torch.device) -> str:
 
 
 def max_model_tokens(config: Any) -> int:
-    """Give the longest sequence that the positions allow, 0 = unbounded."""
+    """Return the longest sequence that the positions allow, in tokens; 0 = unbounded."""
     text_config = config.get_text_config()
     for name in _LENGTH_FIELDS:
         length = getattr(text_config, name, None)

@@ -1,4 +1,4 @@
-"""What stands in a model folder besides the weights' bytes: which file holds which tensor, digests."""
+"""Reads from a model folder which file holds which tensor, JSON files and the digest of the tokenizer."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ PICKLED_SINGLE_FILE = "pytorch_model.bin"
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """Where each tensor of the checkpoint lies."""
+    """The file of each tensor of the checkpoint."""
 
     file_of_tensor: Mapping[str, Path]
 
@@ -92,7 +92,7 @@ def _read_index(folder: Path, index: str) -> WeightFiles:
 
 
 def find_tokenizer_digest(folder: Path) -> str:
-    """Hex blake2b of 16 bytes over tokenizer.json; empty when the folder has none."""
+    """Return the hexadecimal blake2b-16 of tokenizer.json, or an empty text for a folder without one."""
     path = folder / "tokenizer.json"
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else ""
 

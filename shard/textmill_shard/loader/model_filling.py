@@ -1,4 +1,4 @@
-"""From a config to a model with this rank's weights: built on `meta`, then the index plan says which bytes are read."""
+"""Makes of a config a model with this rank's weights. The model is built on `meta` and filled by an index plan."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ _SCALES_OF_ACTIVATIONS = (".input_scale", ".activation_scale")
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """What a model is made from, however often."""
+    """The files and options from which a model is made, any number of times."""
 
     folder: Path
     config: Any  # as transformers read it
@@ -47,9 +47,9 @@ class ModelSource:
 
 
 def build_model(source: ModelSource) -> Any:
-    """Give the model in eval mode, its parameters on `meta`. Raises UnsupportedModelError."""
+    """Return the model in eval mode, with its parameters on `meta`. Raises UnsupportedModelError."""
     config = source.config
-    # Parameters on `meta`, buffers computed for real: no checkpoint holds the rotary tables.
+    # Parameters stand on `meta`. Buffers are computed, because no checkpoint holds the rotary tables.
     with (
         as_model_error(lambda said: UnsupportedModelError(_why_not_built(config, said))),
         init_empty_weights(include_buffers=False),
@@ -61,7 +61,7 @@ def build_model(source: ModelSource) -> Any:
 
 
 def fill_model(model: Any, source: ModelSource, on_progress: Callable[[float], None]) -> tuple[Any, int]:
-    """Give the model with its weights on the device, and how many of its layers are divided among the ranks.
+    """Return the model with its weights on the device, and how many of its layers are divided among the ranks.
 
     Raises ModelFilesError.
     """
@@ -94,7 +94,10 @@ def _why_not_built(config: Any, said: str) -> str:
 
 
 def _fill_by_transformers(source: ModelSource) -> Any:
-    """For checkpoints whose names, shapes or values transformers converts on the way (experts stored one by one)."""
+    """Return a model that transformers fills, because names, shapes or values of the checkpoint must be converted.
+
+    Such checkpoints store experts one by one, or weights with scales. Raises ModelFilesError.
+    """
     disable_progress_bar()
     is_dequantised = source.form is StoredForm.DEQUANTISED
     with as_model_error(lambda said: ModelFilesError(f"{source.folder} cannot be read: {said}")):

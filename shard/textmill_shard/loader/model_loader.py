@@ -1,4 +1,4 @@
-"""From a model folder to a runner: config, model on `meta`, this rank's weights, the way to run it, the facts."""
+"""Makes of a model folder a runner: config, model on `meta`, weights of this rank, layout, facts."""
 
 import logging
 import time
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorParallel | None = None) -> ModelRunner:
-    """Give a runner that still needs `allocate_kv`. Raises ModelError with a sentence for the operator."""
+    """Return a runner that still needs `allocate_kv`. Raises ModelError with a sentence for the operator."""
     started = time.monotonic()
     on_progress("config", 0.0)
     source = _read(options, parallel or TensorParallel())
@@ -91,7 +91,7 @@ def _load_kernels(options: LoadOptions, source: ModelSource) -> Kernels | None:
 
 
 def _fill(source: ModelSource, on_progress: OnProgress) -> FilledModel:
-    """Build the model and read its weights. Raises ModelError."""
+    """Return the model with its weights. Raises ModelError."""
     config = source.config
     on_progress("weights", 0.0)
     model, num_divided_layers = fill_model(
@@ -125,7 +125,11 @@ def _make_runner(
     end_ids: EndIds,
     kernels: Kernels | None,
 ) -> ModelRunner:
-    """Raises UnsupportedModelError where the layout computes something else than the model."""
+    """Return the runner of a layout.
+
+    Raises UnsupportedModelError where the layout's results differ from the model's, and ModelFilesError for a model
+    whose own results are no numbers.
+    """
     if any(logits_V.isnan().any() for logits_V in layout.logits_V_by_text):
         raise ModelFilesError(
             f"{source.folder} holds a model whose logits for a plain text are no numbers (NaN): its weights are "

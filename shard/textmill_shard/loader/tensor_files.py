@@ -1,4 +1,4 @@
-"""Opens files of weights: safetensors, and pickles by torch's reader that runs no code of theirs."""
+"""Opens files of weights: safetensors, and pickles by a reader of torch that runs no code of the file."""
 
 import pickle
 import struct
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from textmill_shard.errors import ModelFilesError
 
 SAFETENSORS_SUFFIX = ".safetensors"
-# What torch's reader of pickles raises at a file that was cut short or changed, besides its own error.
+# Exceptions, besides its own, of torch's reader of pickles at a file that was cut short or changed.
 _DAMAGES = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
     struct.error,
@@ -22,7 +22,10 @@ _DAMAGES = (
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
-    """Give what `safe_open` gives: `keys()`, `get_tensor(name)`, `get_slice(name)[...]`. Raises ModelFilesError."""
+    """Open a file with the methods of `safe_open`: `keys()`, `get_tensor(name)`, `get_slice(name)[...]`.
+
+    Raises ModelFilesError.
+    """
     if path.suffix == SAFETENSORS_SUFFIX:
         with _open_safetensors(path) as opened:
             yield opened
@@ -31,7 +34,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 
 def names_of_tensors(path: Path) -> tuple[str, ...]:
-    """The names alone; the bytes stay in the file where its format allows that."""
+    """Return the names of the tensors. Their bytes are not read if the format allows that."""
     with open_tensors(path) as opened:
         return tuple(opened.keys())
 
@@ -47,7 +50,7 @@ def _open_safetensors(path: Path) -> Any:
 
 
 class _PickledTensors:
-    """Tensors of a pickle under the verbs of an open safetensors file."""
+    """The tensors of a pickle, with the methods of an open safetensors file."""
 
     def __init__(self, path: Path, tensor_of_name: Mapping[str, torch.Tensor]) -> None:
         self._path = path
@@ -66,7 +69,7 @@ class _PickledTensors:
 
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """Mapped into memory where the file is a zip archive, as torch has written them since 2020."""
+    """Return the tensors by name. A zip archive, as torch has written since 2020, is mapped into memory."""
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
         content = torch.load(path, mmap=_is_zip(path), **options)

@@ -1,4 +1,4 @@
-"""Fills a model that stands on `meta` from files of weights: only the runs this rank owns, cast on the way."""
+"""Fills a model that stands on `meta` with the weights that this rank owns, cast to the model's dtype."""
 
 import logging
 import re
@@ -23,7 +23,7 @@ MAX_NAMES_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Which tensor of the checkpoint fills which name of the model."""
+    """Which tensor of the checkpoint fills which parameter or buffer of the model, by name."""
 
     tensor_of_name: dict[str, str]
     missing: tuple[str, ...]  # names of the model without a tensor
@@ -31,7 +31,10 @@ class Matching:
 
 
 def match_names(model: nn.Module, files: WeightFiles) -> Matching:
-    """Names agree, or differ by the prefix of the base model (a checkpoint saved without its head, or the reverse)."""
+    """Match names that agree, or that differ by the prefix of the base model.
+
+    The prefix differs for a checkpoint that was saved without the head, or for a model without the head.
+    """
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     available = set(files.file_of_tensor)
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
@@ -44,7 +47,7 @@ def match_names(model: nn.Module, files: WeightFiles) -> Matching:
             tensor_of_name[name] = found
         else:
             missing.append(name)
-    # One of two tied names is enough, whichever it is.
+    # Of two tied names any one is enough.
     partners = {**tied, **{source: target for target, source in tied.items()}}
     missing = [name for name in missing if partners.get(name) not in tensor_of_name]
     ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
@@ -95,7 +98,7 @@ def read_weights(
     device: torch.device,
     on_progress: Callable[[float], None],
 ) -> None:
-    """Replace each parameter and persistent buffer by what the files hold, file by file."""
+    """Replace each parameter and persistent buffer by the tensor of the files, file by file. Raises ModelError."""
     keep_in_fp32 = _fp32_patterns(model)
     names_by_file: dict[Path, list[str]] = {}
     for name, stored_name in matching.tensor_of_name.items():
@@ -109,7 +112,7 @@ def read_weights(
                 wanted = tensor.dtype if not tensor.is_floating_point() else dtype
                 if any(pattern.search(name) for pattern in keep_in_fp32):
                     wanted = torch.float32
-                # A copy always: what is given may lie in the mapped file.
+                # Always a copy, because the tensor may lie in the mapped file.
                 _put(model, name, tensor.to(device=device, dtype=wanted, copy=True).contiguous(), plan)
                 num_read += 1
                 on_progress(num_read / len(matching.tensor_of_name))
@@ -125,7 +128,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:
-    """Take the buffers that no checkpoint holds (rotary tables) to the device; they were computed while building."""
+    """Move the buffers that no checkpoint holds (rotary tables) to the device. They were computed with the model."""
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -166,7 +169,7 @@ def _member(model: nn.Module, name: str) -> torch.Tensor:
 
 
 def _tie(model: nn.Module, matching: Matching) -> None:
-    """Make tied names one tensor. Checkpoints that hold two different ones keep both, as transformers does."""
+    """Make tied names one tensor. If the checkpoint holds two different tensors, both are kept, as in transformers."""
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     for target, source in tied.items():
         has_target, has_source = target in matching.tensor_of_name, source in matching.tensor_of_name
@@ -186,7 +189,7 @@ def _get(model: nn.Module, name: str) -> nn.Parameter:
 
 
 def _fp32_patterns(model: nn.Module) -> list[re.Pattern[str]]:
-    """Modules that transformers keeps in fp32 whatever the dtype."""
+    """Return patterns of the modules that transformers keeps in fp32 whatever the dtype is."""
     names = {
         *(getattr(model, "_keep_in_fp32_modules", None) or ()),
         *(getattr(model, "_keep_in_fp32_modules_strict", None) or ()),

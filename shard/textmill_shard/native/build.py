@@ -1,7 +1,7 @@
 """Compiles the native kernels once with the system compiler into a private cache, and loads them.
 
-Nothing happens at import. Without a compiler, or when it fails, there is one log line and no library; the callers then
-use the plain torch paths.
+Nothing happens at import. Without a compiler, or when the compiler fails, there is one log line and no library, and the
+callers use plain torch.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 def load_library(
     cache_folder: Path, *, flags: tuple[str, ...] = FLAGS, cpu_info: Path = CPU_INFO
 ) -> ctypes.CDLL | None:
-    """Give the library, from the cache or freshly compiled; None when that cannot be done. Calls release the GIL."""
+    """Return the library, from the cache or freshly compiled, or None where that fails. Calls release the GIL."""
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         log.warning("no C compiler found: native kernels are off", extra={"wanted": ", ".join(COMPILERS)})
@@ -48,7 +48,7 @@ def load_library(
 
 
 def _digest(compiler: str, flags: tuple[str, ...], cpu_info: Path) -> str:
-    """What the machine code depends on: the sources, the compiler, its flags and what `native` means here."""
+    """Return a digest of all that the machine code depends on: sources, compiler, flags and the processor."""
     digest = hashlib.blake2b(digest_size=16)
     for source in sorted([*SOURCE_FOLDER.glob("*.c"), *SOURCE_FOLDER.glob("*.h")]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
@@ -58,7 +58,7 @@ def _digest(compiler: str, flags: tuple[str, ...], cpu_info: Path) -> str:
 
 
 def _processor(cpu_info: Path) -> str:
-    """The features of the processor: a cache on a shared home may be read by another machine."""
+    """Return the features of the processor, because other machines may read a cache on a shared home folder."""
     try:
         lines = cpu_info.read_text().splitlines()
     except OSError:
@@ -68,7 +68,7 @@ def _processor(cpu_info: Path) -> str:
 
 
 def _is_ours(built: Path) -> bool:
-    """Only load what this user wrote and nobody else can write."""
+    """Whether this user has written the library and nobody else can write it. No other library is loaded."""
     try:
         status = built.stat()
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def _is_ours(built: Path) -> bool:
 
 
 def _compile(compiler: str, flags: tuple[str, ...], built: Path) -> None:
-    """Write the library under another name and rename it: two processes may do this at once."""
+    """Compile under another name and rename the library, because two processes may compile at once."""
     built.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     built.parent.chmod(0o700)
     with tempfile.TemporaryDirectory(dir=built.parent) as folder:

@@ -12,7 +12,7 @@ import torch
 
 from textmill_shard.native.build import FLAGS, load_library
 
-PANEL_OUTPUTS = 32  # outputs that stand side by side in the packed layout
+PANEL_OUTPUTS = 32  # number of outputs that stand side by side in the packed layout
 DTYPES = (torch.bfloat16, torch.float32)
 _HUGE_PAGE_BYTES = 2 << 20
 
@@ -75,13 +75,13 @@ class DecoderStep(ctypes.Structure):
     )
 
 
-# The parts that `DecoderStep.part_ns` tells apart, in the order of decoder.h: of each layer, and around the layers.
+# The parts of a step that `DecoderStep.part_ns` times, in the order of decoder.h: in each layer, and around the layers.
 LAYER_PARTS = ("attention_norm", "qkv", "place", "attend", "attention_out", "mlp_norm", "gate_up", "down")
 PARTS_AROUND = ("embed", "last_norm", "head")
 
 
 class PackedWeight:
-    """A weight `[O, I]` in panels of 32 outputs; the last one is filled with zeros."""
+    """A weight `[O, I]` in panels of 32 outputs. The last panel is filled up with zeros."""
 
     def __init__(self, panels: torch.Tensor, *, num_outputs: int, inner: int, dtype: torch.dtype) -> None:
         self.panels = panels  # bytes, aligned to 64
@@ -99,7 +99,7 @@ class PackedWeight:
 
 
 class Kernels:
-    """The library with a team of threads. One thread at a time may call it."""
+    """The library with a team of threads. Only one thread at a time may call the kernels."""
 
     def __init__(self, library: ctypes.CDLL, *, num_threads: int) -> None:
         self._library = library
@@ -121,13 +121,13 @@ class Kernels:
             raise MemoryError(f"cannot start {num_threads} threads for the native kernels")
 
     def close(self) -> None:
-        """End the threads. Safe to call again."""
+        """End the threads. A second call changes nothing."""
         if self._team:
             self._library.textmill_team_free(self._team)
             self._team = None
 
     def allocate(self, num_bytes: int) -> torch.Tensor:
-        """Give bytes aligned to 64 on large pages where the system grants them; nothing is touched yet."""
+        """Return memory that is aligned to 64 bytes and not yet written, on large pages if the system grants them."""
         whole = torch.empty(num_bytes + _HUGE_PAGE_BYTES, dtype=torch.uint8)
         skipped = -whole.data_ptr() % (_HUGE_PAGE_BYTES if num_bytes >= _HUGE_PAGE_BYTES else 64)
         memory = whole[skipped : skipped + num_bytes]
@@ -135,11 +135,11 @@ class Kernels:
         return memory
 
     def want_huge_pages(self, tensor: torch.Tensor) -> None:
-        """Ask for large pages where a tensor that nobody wrote to yet will stand. Only a wish."""
+        """Ask the system for large pages under a tensor that is not yet written. The system may refuse."""
         self._library.textmill_want_huge_pages(tensor.data_ptr(), tensor.nbytes)
 
     def packed_bytes(self, weight_OI: torch.Tensor, *, is_gate_up: bool = False) -> int:
-        """Bytes of the packed form; with `is_gate_up` O counts both halves."""
+        """Return the bytes of the packed form. With `is_gate_up` O counts both halves."""
         num_outputs, inner = weight_OI.shape
         if is_gate_up:
             return -(-num_outputs // 2 // 16) * PANEL_OUTPUTS * inner * weight_OI.dtype.itemsize
@@ -148,7 +148,10 @@ class Kernels:
     def pack(
         self, weight_OI: torch.Tensor, *, is_gate_up: bool = False, into: torch.Tensor | None = None
     ) -> PackedWeight:
-        """Pack a bfloat16 or float32 weight. With `is_gate_up` the first half of O is the gate; halves interleave."""
+        """Pack a bfloat16 or float32 weight.
+
+        With `is_gate_up` the first half of O is the gate, and the rows of both halves interleave.
+        """
         num_outputs, inner = weight_OI.shape
         weight_OI = weight_OI.contiguous()
         if into is None:
@@ -162,7 +165,7 @@ class Kernels:
     def linear(
         self, x_TI: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None, *, is_narrow: bool = False
     ) -> torch.Tensor:
-        """Give float32 `[T, O]`, with `is_narrow` in the dtype of x; `bias` comes from `pad_bias`."""
+        """Return `[T, O]` in float32, or with `is_narrow` in the dtype of x. `bias` comes from `pad_bias`."""
         x_TI = x_TI.contiguous()
         assert x_TI.shape[1] == weight.inner, (x_TI.shape, weight.inner)
         assert x_TI.dtype == weight.dtype, (x_TI.dtype, weight.dtype)
@@ -182,7 +185,7 @@ class Kernels:
         return out_TO
 
     def rms_norm(self, x_TI: torch.Tensor, weight_I: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """Give `[T, I]` in the dtype of x, rounded once; the weight is float32."""
+        """Return `[T, I]` in the dtype of x, rounded once. The weight is float32."""
         x_TI = x_TI.contiguous()
         assert weight_I.dtype == torch.float32, weight_I.dtype
         assert x_TI.shape[1] == weight_I.shape[0], (x_TI.shape, weight_I.shape)
@@ -214,7 +217,7 @@ class Kernels:
         softcap: float | None = None,
         sinks_H: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Give `[T, H, E]` in the query's dtype. Tables, starts and lengths are int32, sinks float32."""
+        """Return `[T, H, E]` in the query's dtype. Tables, starts and lengths are int32, and sinks are float32."""
         if query_THD.stride(2) != 1:
             query_THD = query_THD.contiguous()
         num_tokens, num_heads, key_dim = query_THD.shape
@@ -251,14 +254,17 @@ class Kernels:
         return out_THE
 
     def decode(self, decoder: Decoder, step: DecoderStep) -> None:
-        """Run a whole step; the pointers in both must stay valid meanwhile."""
+        """Run a whole step. The pointers in both structures must stay valid during the call."""
         if self._library.textmill_decode(self._team, ctypes.byref(decoder), ctypes.byref(step)):
             raise MemoryError(f"no memory for a step of {step.num_tokens} tokens")
 
     def scan_rows(
         self, scores_NV: torch.Tensor, *, wants_mass: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Of float32 rows: the first largest id `[N]`, bool `[N]` not finite, and log(sum(exp)) `[N]` if wanted."""
+        """Return of float32 rows the first best id `[N]`, whether a row is not finite, bool `[N]`, and logsumexp `[N]`.
+
+        The last is None unless `wants_mass`.
+        """
         assert scores_NV.dtype == torch.float32, scores_NV.dtype
         if scores_NV.stride(1) != 1:
             scores_NV = scores_NV.contiguous()
@@ -280,13 +286,13 @@ class Kernels:
 
 
 def load_kernels(cache_folder: Path, *, num_threads: int, flags: Sequence[str] = FLAGS) -> Kernels | None:
-    """Give the kernels, or None where they cannot be built; a log line then says why."""
+    """Return the kernels, or None where they cannot be built, which a log line then explains."""
     library = load_library(cache_folder, flags=tuple(flags))
     return None if library is None else Kernels(library, num_threads=num_threads)
 
 
 def pad_bias(bias_O: torch.Tensor) -> torch.Tensor:
-    """Give the bias as float32, zeros up to whole panels."""
+    """Return the bias as float32, with zeros up to whole panels."""
     num_outputs = bias_O.shape[0]
     padded = torch.zeros(-(-num_outputs // PANEL_OUTPUTS) * PANEL_OUTPUTS)
     padded[:num_outputs] = bias_O.float()
@@ -299,5 +305,5 @@ def _is_bf16(tensor: torch.Tensor) -> bool:
 
 
 def address_of(tensor: torch.Tensor | None) -> Any:
-    """A pointer for a field of the structures above."""
+    """Return a pointer for a field of the structures above."""
     return None if tensor is None else tensor.data_ptr()

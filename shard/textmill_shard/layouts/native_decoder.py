@@ -1,11 +1,12 @@
-"""A llama-type decoder as one native call per step: no Python and no small parallel regions between the layers.
+"""A llama-type decoder as one native call per step, without Python and small parallel regions between the layers.
 
-Chosen when building, by the shape of the model's modules and not by its name; `layout_choice` compares its logits
-with the probe's, so that a model that looks alike but computes otherwise is left to transformers' own code.
+The decoder is chosen when a layout is built, by the shape of the model's modules and not by the model's name. The start
+check compares its logits with the probe's, so that a model that looks alike and computes otherwise is left to
+transformers' own code.
 """
 
 # T tokens of the step, R sequences, N rows whose logits are wanted, V vocabulary, D width of the hidden states,
-# n rows handed in, O outputs, I inputs of a linear
+# n rows handed in, O outputs, I inputs of a linear layer
 
 import ctypes
 import sys
@@ -41,7 +42,7 @@ _HEAD_NORMS = {"q_norm", "k_norm"}
 
 
 def why_not_native(model: Any, rules: Sequence[AttentionRule]) -> str | None:
-    """Give the reason why a model does not have the shape of a llama-type decoder; None when it has."""
+    """Return the reason why a model does not have the shape of a llama-type decoder; None for a model of that shape."""
     decoder = getattr(model, "model", None)
     if decoder is None or _parts(model) != {"model", "lm_head"} or _parts(decoder) != _DECODER_PARTS:
         return "the model is not embedding, layers, norm and head"

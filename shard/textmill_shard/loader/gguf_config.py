@@ -136,9 +136,11 @@ def _is_read(
     newer = _READ_BY_NEWER_IMPORT.get(architecture.removesuffix("moe"), frozenset())
     if table.get(key) is not None or key in newer or key in ROPE_KEYS or key == "context_length":
         return True
-    if key in _FIELDS and _FIELDS[key] in settings:
-        return True
     if value in _NEUTRAL.get(key, ()):
+        return True
+    if key == "attention.sliding_window" and "use_sliding_window" in settings:
+        return False  # Qwen has windows in some layers only, and the file does not say in which
+    if key in _FIELDS and _FIELDS[key] in settings:
         return True
     hidden, heads = settings.get("hidden_size"), settings.get("num_attention_heads")
     head_dim = settings.get("head_dim") or (hidden // heads if hidden and heads else None)
@@ -170,6 +172,8 @@ def _check_required(
     wanted = [key for key in _REQUIRED if table.get(key) is not None]
     if "moe_intermediate_size" in settings:
         wanted.append("expert_feed_forward_length")
+    if header.architecture == "gemma3":
+        wanted.append("attention.sliding_window")
     absent = [key for key in wanted if key not in values]
     if absent:
         raise ModelFilesError(

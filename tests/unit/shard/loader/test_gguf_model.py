@@ -234,6 +234,22 @@ def test_what_is_not_understood_ends_the_conversion(tmp_path: Path, how: dict[st
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("architecture", "model_type", "values", "words"),
+    [
+        ("qwen2", "qwen2", {"attention.sliding_window": 16}, r"qwen2\.attention\.sliding_window = 16"),
+        ("gemma3", "gemma3_text", {}, r"lacks gemma3\.attention\.sliding_window"),
+        ("qwen2", "qwen2", {"rope.dimension_count": 8}, "rotates 8 of 16 dimensions"),
+    ],
+)
+def test_windows_and_widths_that_a_config_would_not_use_are_refused(
+    tmp_path: Path, architecture: str, model_type: str, values: dict[str, Any], words: str
+) -> None:
+    model = make_model(model_type, **({"head_dim": 16} if architecture == "gemma3" else {}))
+    with pytest.raises(ModelFilesError, match=words):
+        convert(tmp_path, model, architecture, values=values)
+
+
 def test_a_half_of_the_experts_that_is_not_there_is_named(tmp_path: Path) -> None:
     """Gate and up are one tensor of transformers, which fills a missing half with zeros."""
     model = make_model("qwen3_moe", **EXPERTS, head_dim=16)

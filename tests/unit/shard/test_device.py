@@ -1,4 +1,4 @@
-"""The device of a rank, with a torch that says what GPUs it sees. None of this has run on a GPU."""
+"""The device of a rank, with a torch whose GPUs are made up. None of these tests has run on a GPU."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from textmill_shard.device import DeviceError, pick_device
 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The devices that became this process's own."""
+    """Return the list of the devices that the process has made its own."""
     devices: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)
     return devices

@@ -34,7 +34,7 @@ def test_defaults() -> None:
 
 
 def test_a_text_of_1024_tokens_fits_a_step_beside_all_other_slots() -> None:
-    """BART and its kin read so many at once."""
+    """BART and its kin read 1,024 tokens at once."""
     assert serve().step_tokens(has_encoder=False) == 1024
     assert serve("--num-slots", "7").step_tokens(has_encoder=True) == 1024 + 7
     for has_encoder in (False, True):
@@ -147,7 +147,7 @@ def test_kernels_are_kept_in_the_users_cache(environ: dict[str, str], expected: 
 
 
 def test_user_without_home_and_without_an_entry_gets_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Containers run under any user id. Only a folder that nothing names is missed."""
+    """Containers run under any user id. Only where nothing names a folder, a folder is asked for."""
 
     def nobody(_: int) -> pwd.struct_passwd:
         raise KeyError

@@ -1,4 +1,4 @@
-"""The reference backend against softmax written out for one query at a time."""
+"""The reference backend agrees with a softmax that is written out for one query at a time."""
 
 import math
 
@@ -25,7 +25,7 @@ RULES = {
 
 
 def by_hand(query_HD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rule: AttentionRule) -> torch.Tensor:
-    """One query at the end of its context `[C, K, D]`, `[C, K, E]`; gives `[H, E]`."""
+    """Attend with one query at the end of its context `[C, K, D]`, `[C, K, E]`, and return `[H, E]`."""
     last = keys.shape[0] - 1
     seen = [
         place

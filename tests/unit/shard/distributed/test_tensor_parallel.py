@@ -1,4 +1,4 @@
-"""Two gloo ranks against one: same logits, each holding its part of the weights."""
+"""Two gloo ranks give the logits of one rank, and each of the two holds its part of the weights."""
 
 import socket
 import subprocess
@@ -50,7 +50,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 @pytest.fixture(scope="module")
 def ranks(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Mapping[str, RankSight]]:
-    """What each of two ranks saw, by model."""
+    """The findings of each of two ranks, by model."""
     port, scratch = free_port(), tmp_path_factory.mktemp("sights")
     outs = [scratch / f"{rank}.pt" for rank in range(2)]
     # Not `-m`: what it saves must carry the module's name, not `__main__`.

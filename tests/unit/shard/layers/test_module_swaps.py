@@ -1,4 +1,4 @@
-"""Module swaps: which layers they replace, that logits stay what they were, and that each can be left out."""
+"""Module swaps replace the layers that they should, keep the logits, and can be left out one by one."""
 
 # T tokens, D width
 
@@ -31,7 +31,7 @@ def load(folder: Path, *, disabled: tuple[str, ...] = (), dtype: str = "float32"
 
 
 def logits_of(runner: ModelRunner) -> torch.Tensor:
-    """Of two prompts in chunks beside each other, all positions."""
+    """Return the logits of all positions of two prompts that run in chunks beside each other."""
     driver = PagedDriver(runner, num_blocks=48)
     generator = torch.Generator().manual_seed(3)
     first, second = (
@@ -66,7 +66,7 @@ def test_logits_equal_those_without_swaps(tmp_path: Path, model_type: str) -> No
 def test_every_layout_has_its_layers_swapped_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, layout: str, swaps: str
 ) -> None:
-    """That the logits are right is the zoo's to say, which runs with them."""
+    """Swaps are found in these models. The tests of the zoo compare the logits of swapped models."""
     model = make_zoo_model(next(entry for entry in ZOO if entry.name == name), tmp_path)
     with caplog.at_level(logging.INFO, "textmill_shard"):
         runner = load(model.folder)
@@ -106,7 +106,7 @@ def test_bfloat16_logits_stay_within_rounding(tmp_path: Path) -> None:
 
 
 class _Odd(nn.Module):
-    """Linears of different inputs, of one that is called twice, and a norm that subtracts the mean."""
+    """Linear layers of different inputs, a linear layer that is called twice, and a norm that subtracts the mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,21 +137,21 @@ def test_only_the_very_same_input_is_fused(num_rows: int) -> None:
 
 
 class _Doubled(nn.Linear):
-    """Computes something else than its kind promises."""
+    """A linear layer that computes something else than the product."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(x)
 
 
 class _Named(nn.Linear):
-    """Computes what its kind does."""
+    """A linear layer with a forward of its own that computes the product."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.weight.T + self.bias
 
 
 class _Router(nn.Linear):
-    """Gives more than a product."""
+    """A linear layer that returns more than the product."""
 
     def forward(self, x: torch.Tensor) -> Any:
         scores = super().forward(x)

@@ -1,4 +1,4 @@
-"""Some sequences of a batch alone: each tensor is cut as if the step had held these sequences only."""
+"""A selection of a batch has each tensor as if the step had held the selected sequences only."""
 
 from dataclasses import fields
 

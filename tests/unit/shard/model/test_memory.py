@@ -1,4 +1,4 @@
-"""The number of KV blocks follows from what the operator allows."""
+"""The number of KV blocks follows from the limits that the operator sets."""
 
 from dataclasses import replace
 from pathlib import Path

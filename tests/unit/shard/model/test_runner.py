@@ -1,4 +1,4 @@
-"""The paged runner against transformers' own uncached eager forward, in fp32."""
+"""The paged runner agrees with transformers' own eager forward pass without a cache, in fp32."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ def prompt(length: int, *, seed: int) -> list[int]:
 
 
 def uncached_logits(folder: Path, tokens: list[int]) -> torch.Tensor:
-    """`[T, V]` of the whole text in one forward of transformers' model, with its own masks."""
+    """Return logits `[T, V]` of the whole text in one forward pass of transformers' model, with its own masks."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.inference_mode():
         logits: torch.Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0]

@@ -1,4 +1,4 @@
-"""Batches built by hand: where tokens lie, what pads them, and which fields a batch has."""
+"""Synthetic batches: the places of their tokens, their padding and their fields."""
 
 import pytest
 import torch

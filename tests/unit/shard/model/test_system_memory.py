@@ -1,4 +1,4 @@
-"""Memory of this machine, as the system itself tells it."""
+"""Memory of this machine agrees with the numbers of the system."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The native paged attention against attention written out query by query."""
+"""The native paged attention agrees with attention that is written out query by query."""
 
 from typing import Any
 

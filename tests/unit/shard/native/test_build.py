@@ -1,4 +1,4 @@
-"""Compiling the native kernels: cache, failure, and code for lesser processors."""
+"""The native kernels are compiled into a cache, fail without an exception, and run on lesser processors."""
 
 import logging
 import stat

@@ -1,4 +1,4 @@
-"""The native linears against torch's, and their independence of the batch."""
+"""The native linear layers agree with torch's, and a row does not depend on the other rows of its batch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The native RMSNorm and the narrow linear against formulas in float64."""
+"""The native RMSNorm and the narrow linear layer agree with formulas in float64."""
 
 import pytest
 import torch

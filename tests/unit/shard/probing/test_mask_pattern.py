@@ -1,4 +1,4 @@
-"""Windows and chunks found by asking transformers' own predicates."""
+"""Windows and chunks are found by asking transformers' own predicates."""
 
 import pytest
 import torch

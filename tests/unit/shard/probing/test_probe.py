@@ -1,4 +1,4 @@
-"""After a probe nothing of the model stays behind in transformers' registries."""
+"""After a probe transformers' registries hold nothing of the model."""
 
 import gc
 import weakref

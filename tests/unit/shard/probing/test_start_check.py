@@ -1,4 +1,4 @@
-"""The comparison at the start notices a model whose tokens see their neighbours."""
+"""The check at the start finds a model whose tokens see the tokens of other texts."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def runner(tmp_path: Path) -> ModelRunner:
 
 
 def alone(runner: ModelRunner) -> tuple[torch.Tensor, ...]:
-    """Logits of the last token of each text, by the model in eager mode."""
+    """Return the logits of the last token of each text, by the model in eager mode."""
     model: Any = next(runner.modules())
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")

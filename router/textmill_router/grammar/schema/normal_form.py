@@ -147,7 +147,9 @@ class _Writer:
                 return self._recursive(key, dict)
             self._names[key] = name = self._new_name()
             self.definitions[name] = self._schema(node, key[1], _NO_KEYS)
-        return _reference(self._names[key])
+        name = self._names[key]
+        # The library sees that nothing matches false, but not where a reference leads there.
+        return False if self.definitions[name] is False else _reference(name)
 
     def _new_name(self) -> str:
         name = str(len(self.definitions))
@@ -198,7 +200,7 @@ class _Writer:
             result["allOf"] = _without_repeats(result, parts)
         self._bound_keys(result, keys, is_closed=closes, is_part=is_part)
         self._part_patterns(result)
-        return result
+        return result if _can_match(result) else False
 
     def _add(
         self,
@@ -427,6 +429,15 @@ class _Writer:
         if not isinstance(value, list):
             raise BadSchema(f"`{key}` must be an array")
         return value
+
+
+def _can_match(schema: Mapping[str, Any]) -> bool:
+    """Whether an object can have all keys that it needs, as far as its own keywords show."""
+    if schema.get("type") != "object" or not isinstance(schema.get("required"), list):
+        return True
+    others = True if "patternProperties" in schema else schema.get("additionalProperties", True)
+    properties = schema.get("properties", {})
+    return all(properties.get(name, others) is not False for name in schema["required"])
 
 
 def _without_repeats(schema: Mapping[str, Any], parts: list[Any]) -> list[Any]:

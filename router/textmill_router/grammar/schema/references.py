@@ -48,7 +48,11 @@ class References:
             return None
         if (address, fragment) in self._anchors:
             return self._anchors[address, fragment], address
-        return _walk(self._resources[address], address, unquote(fragment))
+        found = _walk(self._resources[address], address, unquote(fragment))
+        if found is None and reference.startswith("#"):
+            # Many schemas put an `id` into each part and yet count their pointers from the root.
+            found = _walk(self._resources[""], "", unquote(fragment))
+        return found
 
     def _add_published(self, address: str) -> bool:
         """The published meta-schemas are at hand."""

@@ -117,6 +117,17 @@ HELD: dict[str, tuple[Any, list[str], list[str]]] = {
         ['{"t":"x","v":"s"}', '{"v":1}'],
     ),
     "oneOf by types": ({"oneOf": [A, B, {"type": "null"}]}, ["1", '"a"', "null"], ["true"]),
+    "an alternative that nothing matches": (
+        {
+            "oneOf": [{"$ref": "#/$defs/never"}, {"$ref": "#/$defs/a"}],
+            "$defs": {
+                "never": {"type": "object", "required": ["x"], "additionalProperties": False},
+                "a": {"type": "object", **AB},
+            },
+        },
+        ['{"a":1}'],
+        ['{"x":1}'],
+    ),
     "oneOf by ranges": ({"oneOf": [{**A, "maximum": 1}, {**A, "minimum": 2}]}, ["1", "2"], ["1.5"]),
     "minProperties": ({**AB, "minProperties": 1}, ['{"a":1}', '{"b":"x"}'], ["{}"]),
     "maxProperties": ({**AB, "required": ["a"], "maxProperties": 1}, ['{"a":1}'], ['{"a":1,"b":"x"}', "{}"]),
@@ -187,6 +198,11 @@ SPELLINGS: list[Any] = [
             "one": {"$id": "nested/one.json", "$ref": "./two.json"},
             "two": {"$id": "nested/two.json", "properties": {"o": AB}, "required": ["o"]},
         },
+    },
+    {
+        "properties": {"o": {"id": "/o", "properties": {"a": {"$ref": "#/definitions/a"}, "b": B}}},
+        "required": ["o"],
+        "definitions": {"a": A},
     },
     {"allOf": [{"required": ["o"]}, {"properties": {"o": AB}}]},
     {"anyOf": [{"properties": {"o": {"allOf": [AB]}}, "required": ["o"]}]},

@@ -118,8 +118,14 @@ def word_list(value: str) -> tuple[str, ...]:
 
 
 V1_ERRORS = ("mixed", "openai", "tgi")
-TOOL_FORMATS = ("hermes", "llama3_json", "mistral", "qwen3_coder", "qwen3_xml", "pythonic", "llama4_pythonic", "json")
-REASONING_FORMATS = ("think", "mistral")
+TOOL_FORMATS = (
+    *("harmony", "openai", "gpt-oss"),
+    *("hermes", "llama3_json", "mistral", "qwen3_coder", "qwen3_xml", "pythonic", "llama4_pythonic", "json"),
+)
+REASONING_FORMATS = (
+    *("think", "mistral", "harmony"),
+    *("deepseek_r1", "deepseek-r1", "qwen3", "openai_gptoss", "gpt-oss"),
+)
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

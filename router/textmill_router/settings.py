@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from textmill_router.parsers.formats import TOOL_FORMAT_NAMES, ReasoningFormat
+from textmill_router.parsers.formats import REASONING_NAMES, TOOL_FORMAT_NAMES
 
 LOG_LEVELS = {
     "trace": "DEBUG",
@@ -173,7 +173,7 @@ class Settings:
         _one_of(*TOOL_FORMAT_NAMES), "format of tool calls; without it the template tells", None
     )
     reasoning_parser: str | None = _option(
-        _one_of(*(entry.value for entry in ReasoningFormat)), "format of reasoning; without it the template tells", None
+        _one_of(*REASONING_NAMES), "format of reasoning; without it the template tells", None
     )
     v1_errors: str = _option(_one_of("mixed", "openai", "tgi"), "form of errors on /v1: mixed, openai or tgi", "mixed")
     strict_model: bool = _option(_truth, "404 for names of models that are not served", False, kind="switch")

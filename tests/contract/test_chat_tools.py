@@ -154,6 +154,9 @@ FLAGS = {
     "qwen3_xml": "qwen3_coder",
     "pythonic": "pythonic",
     "llama4_pythonic": "pythonic",
+    "harmony": "gpt_oss",
+    "openai": "gpt_oss",
+    "gpt-oss": "gpt_oss",
 }
 
 
@@ -167,6 +170,10 @@ FLAGS = {
         ("qwen3_xml", "qwen2_5"),
         ("pythonic", None),
         ("llama4_pythonic", "llama3"),
+        ("harmony", None),
+        ("openai", "qwen3"),
+        ("gpt-oss", "gpt_oss"),
+        ("hermes", "gpt_oss"),
     ],
 )
 def test_flag_tells_the_format_of_calls(tmp_path: Path, flag: str, template: str | None) -> None:
@@ -230,6 +237,7 @@ WRITTEN_CALLS = {
         "<tool_call>\n<function=get_weather>\n<parameter=city>\n東京\n</parameter>\n</function>\n</tool_call>"
     ),
     "pythonic": '[get_weather(city="東京")]',
+    "gpt_oss": f" to=functions.get_weather<|channel|>commentary json<|message|>{ARGUMENTS}<|call|>",
 }
 ALL_TYPES = {
     "type": "object",
@@ -281,7 +289,7 @@ def test_calls_that_the_template_shows_are_read_as_they_were_given(tmp_path: Pat
         assert streamed["function"] == call["function"]
 
 
-@pytest.mark.parametrize("template", WRITTEN_CALLS)
+@pytest.mark.parametrize("template", ["qwen3_coder", "pythonic"])
 def test_written_calls_are_enforced_behind_reasoning(tmp_path: Path, template: str) -> None:
     """Required, named and strict tools have a grammar, which lets the model think first."""
     text = f"<think>\nHm [.\n</think>\n\n{WRITTEN_CALLS[template]}"
@@ -307,6 +315,41 @@ def test_written_calls_are_enforced_behind_reasoning(tmp_path: Path, template: s
         bad = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "minProperties": 1}}}
         error = error_of(ask(client, tools=[bad], tool_choice="required"), 422)
         assert (error["param"], "`minProperties`" in error["message"]) == ("tools", True)
+
+
+CHANNELS = "<|channel|>analysis<|message|>Hm {.<|end|><|start|>assistant"
+
+
+def test_channels_tell_reasoning_text_and_calls(tmp_path: Path) -> None:
+    """The answers of gpt-oss; a grammar binds the last message, and thoughts are free."""
+    strict = {"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}
+    form = {"type": "json_object"}
+    with speaking_router(tmp_path, CHANNELS + WRITTEN_CALLS["gpt_oss"], "gpt_oss") as router, router.client() as client:
+        for fields in ({}, {"tool_choice": "required"}, {"tools": [strict]}, {"response_format": form}):
+            [choice] = answer_of(client, **{"tools": TOOLS, "max_tokens": 300, **fields})["choices"]
+            assert choice["message"]["reasoning_content"] == "Hm {."
+            assert choice["message"]["content"] is None
+            [call] = choice["message"]["tool_calls"]
+            assert call["function"] == {"name": "get_weather", "arguments": ARGUMENTS}
+            assert choice["finish_reason"] == "tool_calls"
+            admit = router.shard.history[-1].last_admit
+            assert admit.HasField("grammar") is bool(fields)
+            assert ("analysis" in admit.grammar.text) is bool(fields)
+    (tmp_path / "text").mkdir()
+    said = f"{CHANNELS}<|channel|>final<|message|>{ARGUMENTS}"
+    with speaking_router(tmp_path / "text", said, "gpt_oss") as router, router.client() as client:
+        for fields in ({}, {"tools": TOOLS}, {"response_format": form}, {"tools": TOOLS, "response_format": form}):
+            [choice] = answer_of(client, max_tokens=300, **fields)["choices"]
+            assert (choice["message"]["reasoning_content"], choice["message"]["content"]) == ("Hm {.", ARGUMENTS)
+            assert choice["finish_reason"] == "stop"
+            deltas = [chunk["choices"][0]["delta"] for chunk in stream(client, max_tokens=300, **fields)]
+            assert "".join(delta.get("content") or "" for delta in deltas) == ARGUMENTS
+            assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Hm {."
+    (tmp_path / "more").mkdir()
+    with speaking_router(tmp_path / "more", " well <done>.", "gpt_oss") as router, router.client() as client:
+        begun = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Very"}]
+        [choice] = answer_of(client, messages=begun, max_tokens=300)["choices"]
+        assert choice["message"] == {"role": "assistant", "content": " well <done>."}
 
 
 def test_ids_names_and_thoughts_of_messages_reach_the_template(tmp_path: Path) -> None:

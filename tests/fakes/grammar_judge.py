@@ -9,7 +9,8 @@ from textmill_router.request import Grammar
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 END_ID = 256
-MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<think>", "</think>", "[ARGS]")
+CHANNEL_MARKS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>")
+MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<think>", "</think>", "[ARGS]", *CHANNEL_MARKS)
 
 
 def ids_of(*markers: str) -> dict[str, int]:

@@ -20,6 +20,11 @@ OUTPUTS = {
     "mistral": (
         f'[TOOL_CALLS] [{{"name": "get_weather", "arguments": {ARGUMENTS}}}, {{"name": "get_time", "arguments": {{}}}}]'
     ),
+    "gpt_oss": (
+        "<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant<|channel|>commentary "
+        f"to=functions.get_weather <|constrain|>json<|message|>{ARGUMENTS}<|call|>"
+        "<|start|>assistant to=functions.get_time<|channel|>commentary json<|message|>{}<|call|>"
+    ),
     None: (
         f'Let me see.\n{{"name": "get_weather", "parameters": {ARGUMENTS}}}\n{{"name": "get_time", "parameters": {{}}}}'
     ),

@@ -7,7 +7,7 @@ from textmill_launcher.child_arguments import ModelFolder, ShardPlace, router_co
 from textmill_launcher.options import DTYPES, REASONING_FORMATS, TOOL_FORMATS, V1_ERRORS, Child, Option
 from textmill_launcher.settings import OPTIONS, load_settings
 from textmill_router.api.openai.errors import V1_ERROR_STYLES
-from textmill_router.parsers.formats import TOOL_FORMAT_NAMES, ReasoningFormat
+from textmill_router.parsers.formats import REASONING_NAMES, TOOL_FORMAT_NAMES
 from textmill_router.settings import load_settings as load_router_settings
 from textmill_shard.options import DTYPES as SHARD_DTYPES
 from textmill_shard.options import SWAPS
@@ -64,7 +64,7 @@ def test_children_read_the_value_that_the_launcher_was_given(option: Option) -> 
 
 def test_words_that_the_launcher_takes_are_those_of_its_children() -> None:
     assert sorted(TOOL_FORMAT_NAMES) == sorted(TOOL_FORMATS)
-    assert [entry.value for entry in ReasoningFormat] == list(REASONING_FORMATS)
+    assert list(REASONING_NAMES) == list(REASONING_FORMATS)
     assert list(V1_ERROR_STYLES) == list(V1_ERRORS)
     assert DTYPES == SHARD_DTYPES
     [about_swaps] = [option.help for option in OPTIONS if option.name == "disable_swaps"]

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from textmill_router.chat.template import ChatTemplate
 from textmill_router.chat.tools import ToolChoice
+from textmill_router.grammar.channel_grammar import ChannelForm, channel_grammar
 from textmill_router.grammar.reasoning_grammar import ReasoningForm, after_reasoning
 from textmill_router.grammar.request_forms import AskedGrammar
 from textmill_router.grammar.tool_grammar import OutputForm, tool_grammar
@@ -15,11 +16,13 @@ from textmill_router.parsers.formats import (
     ReasoningFormat,
     has_ended_reasoning,
     markers_of,
+    reasoning_format_named,
     reasoning_format_of,
     starts_in_reasoning,
     tool_format_named,
     tool_format_of,
 )
+from textmill_router.parsers.tools.harmony import ASSISTANT, HARMONY, begun_message
 from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 from textmill_router.request import FinishReason, Grammar
 from textmill_router.text.events import GenerationResult
@@ -66,6 +69,7 @@ class AnswerForm:
     reasoning: ReasoningFormat | None = None
     is_reasoning: bool = False  # the prompt has opened the reasoning
     has_reasoned: bool = False  # the prompt has opened and closed the reasoning
+    begun: str = ASSISTANT  # the message that the prompt has begun, where messages have channels
     specs: tuple[ToolSpec, ...] = ()  # tools that may be called
     is_parallel: bool = True
 
@@ -75,6 +79,11 @@ class AnswerForm:
         return self.tools is None and self.reasoning is None
 
     @property
+    def has_channels(self) -> bool:
+        """Reasoning, text and calls are messages of their own."""
+        return self.tools is HARMONY or self.reasoning is ReasoningFormat.HARMONY
+
+    @property
     def markers(self) -> frozenset[str]:
         return markers_of(self.tools, self.reasoning)
 
@@ -82,7 +91,7 @@ class AnswerForm:
         """Return a reader for one answer."""
         if self.is_plain:
             return PlainReader()
-        parser = ChatParser(self.tools, self.reasoning, self.specs, is_reasoning=self.is_reasoning)
+        parser = ChatParser(self.tools, self.reasoning, self.specs, is_reasoning=self.is_reasoning, begun=self.begun)
         return AnswerReader(parser, self.is_parallel)
 
     def behind(self, prompt: str) -> "AnswerForm":
@@ -91,6 +100,7 @@ class AnswerForm:
             self,
             is_reasoning=starts_in_reasoning(prompt, self.reasoning),
             has_reasoned=has_ended_reasoning(prompt, self.reasoning),
+            begun=begun_message(prompt) if self.has_channels else ASSISTANT,
         )
 
     def without_reasoning(self) -> "AnswerForm":
@@ -136,15 +146,26 @@ class AnswerReader:
 
 
 def answer_form(template: ChatTemplate, tools: ToolChoice | None, flags: FormatFlags) -> AnswerForm:
-    """Return the form before the prompt is known. A format that no flag names is the one that the template teaches."""
+    """Return the form before the prompt is known. A format that no flag names is the one that the template teaches.
+
+    Channels frame the whole answer: a flag that names them names them for calls and reasoning, and a flag that names
+    another format of calls leaves them out.
+    """
     reasoning = reasoning_format_of(template.source)
     if flags.reasoning_parser is not None:
-        reasoning = ReasoningFormat(flags.reasoning_parser)
+        reasoning = reasoning_format_named(flags.reasoning_parser)
+    named = None if flags.tool_call_parser is None else tool_format_named(flags.tool_call_parser)
+    if named is HARMONY:
+        reasoning = ReasoningFormat.HARMONY
+    elif named is not None and flags.reasoning_parser is None and reasoning is ReasoningFormat.HARMONY:
+        reasoning = None
     if tools is None:
         return AnswerForm(reasoning=reasoning)
-    tool_format = tool_format_of(template.source) if template.takes_tools else TOOL_FORMATS[-1]
-    if flags.tool_call_parser is not None:
-        tool_format = tool_format_named(flags.tool_call_parser)
+    tool_format = named
+    if reasoning is ReasoningFormat.HARMONY:
+        tool_format = HARMONY
+    elif tool_format is None:
+        tool_format = tool_format_of(template.source) if template.takes_tools else TOOL_FORMATS[-1]
     return AnswerForm(tool_format, reasoning, specs=tools.specs, is_parallel=tools.is_parallel)
 
 
@@ -161,6 +182,18 @@ def grammar_for(
     Where a call is required there is no content, so that `content` asks for nothing.
     None where the answer is free. Raises ValidationFailed for a tool whose schema is not one of objects.
     """
+    if form.has_channels:
+        messages = ChannelForm(form.marker_ids(tokenizer), form.begun)
+        if tools is None:
+            return channel_grammar(content, (), messages, closes_objects=closes_objects)
+        return channel_grammar(
+            content,
+            tools.specs,
+            messages,
+            is_required=tools.is_required,
+            is_narrowed=tools.is_narrowed,
+            closes_objects=closes_objects,
+        )
     thought = form.thought(tokenizer)
     if tools is None or form.tools is None:
         if content is None:

@@ -77,6 +77,7 @@ class _Writer:
         self._form = form
         self._closes_objects = closes_objects
         self._is_strict = False  # the tool whose rules are being written
+        assert form.tools.shape is not None, "the format frames the whole answer"
         self._shape = form.tools.shape(form.marker_ids)
         self._rules: list[str] = []
         self._num_rules = 0  # of pieces
@@ -89,7 +90,7 @@ class _Writer:
     def add_tool(self, tool: ToolSpec, *, keeps_schema: bool) -> None:
         """Raises ValidationFailed for a schema that the format cannot write."""
         number = len(self._calls)
-        schema = _object_schema(tool, self._closes_objects) if keeps_schema else {"type": "object"}
+        schema = object_schema(tool, self._closes_objects) if keeps_schema else {"type": "object"}
         self._is_strict = tool.is_strict
         call = self._shape.write_call(tool.name, schema)
         self._written.append(call)  # kept, since its pieces are known by their identity
@@ -215,7 +216,8 @@ class _Writer:
         return marked(text, self._form.marker_ids)
 
 
-def _object_schema(tool: ToolSpec, closes_objects: bool) -> dict[str, Any]:
+def object_schema(tool: ToolSpec, closes_objects: bool) -> dict[str, Any]:
+    """The schema of a tool's arguments. Raises ValidationFailed for one that is not of objects."""
     schema = dict(tool.parameters or {})
     if schema.setdefault("type", "object") != "object":
         raise ValidationFailed(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from textmill_router.parsers.deltas import ContentText, Delta, ToolArguments, ToolCallStart
+from textmill_router.parsers.deltas import ContentText, Delta, ReasoningText, ToolArguments, ToolCallStart
 
 SPACES = " \t\r\n"
 
@@ -13,13 +13,15 @@ class AnswerWriter:
     Spaces around calls are dropped; text that begins after a call and has none before loses its leading spaces.
     """
 
-    __slots__ = ("_has_text", "_held", "_new_id", "_out", "num_calls")
+    __slots__ = ("_has_reasoning", "_has_text", "_held", "_held_reasoning", "_new_id", "_out", "num_calls")
 
     def __init__(self, new_id: Callable[[], str]) -> None:
         """`new_id` makes the id of the next call."""
         self._new_id = new_id
         self._held: list[str] = []  # spaces, then what may be a call
         self._has_text = False
+        self._held_reasoning: list[str] = []  # spaces
+        self._has_reasoning = False
         self._out: list[Delta] = []
         self.num_calls = 0
 
@@ -35,6 +37,17 @@ class AnswerWriter:
             self.release()
         if len(body) < len(text):
             self._held.append(text[len(body) :])
+
+    def add_reasoning(self, text: str) -> None:
+        """Give this reasoning on without the spaces around all of the reasoning: spaces at an end wait for more."""
+        body = text.rstrip(SPACES)
+        if body:
+            given = "".join(self._held_reasoning) + body
+            self._held_reasoning.clear()
+            self._out.append(ReasoningText(given if self._has_reasoning else given.lstrip(SPACES)))
+            self._has_reasoning = True
+        if len(body) < len(text):
+            self._held_reasoning.append(text[len(body) :])
 
     def release(self) -> None:
         """Give the text on that was kept back."""

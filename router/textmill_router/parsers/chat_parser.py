@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 from textmill_router.parsers.deltas import ContentText, Delta, merge
 from textmill_router.parsers.formats import ReasoningFormat
 from textmill_router.parsers.reasoning_text import ReasoningReader
-from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
+from textmill_router.parsers.tools.harmony import ASSISTANT, HARMONY, HarmonyReader
+from textmill_router.parsers.tools.tool_format import ToolFormat, ToolReader, ToolSpec
 
 
 class ChatParser:
     """Reads one answer: `push` for each piece of text, `finish` once. The deltas do not depend on the pieces.
 
     `tools` None: no calls are looked for (no tools in the request, or the choice is none); `reasoning` None likewise.
-    `specs` are the tools that may be called. `is_reasoning`: the prompt has opened the reasoning already.
+    `specs` are the tools that may be called. `is_reasoning`: the prompt has opened the reasoning already. `begun` is
+    the message that the prompt has begun, where reasoning, text and calls are messages in channels.
     """
 
     __slots__ = ("_reasoning", "_tools")
@@ -29,10 +31,18 @@ class ChatParser:
         specs: Sequence[ToolSpec] = (),
         *,
         is_reasoning: bool = False,
+        begun: str = ASSISTANT,
         new_id: Callable[[], str] | None = None,
     ) -> None:
-        self._reasoning = None if reasoning is None else ReasoningReader(reasoning.tags, is_reasoning)
-        self._tools = None if tools is None else tools.new_reader(specs, new_id or tools.new_id)
+        self._reasoning: ReasoningReader | None = None
+        self._tools: ToolReader | None = None
+        if tools is HARMONY or reasoning is ReasoningFormat.HARMONY:
+            self._tools = HarmonyReader(specs if tools is HARMONY else None, new_id or HARMONY.new_id, begun)
+            return
+        if reasoning is not None:
+            self._reasoning = ReasoningReader(reasoning.tags, is_reasoning)
+        if tools is not None:
+            self._tools = tools.new_reader(specs, new_id or tools.new_id)
 
     def push(self, text: str) -> list[Delta]:
         """What this piece of text sets free; empty while it may still become a tag or a call."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from textmill_router.parsers.tools.generic_json import GENERIC_JSON
+from textmill_router.parsers.tools.harmony import CHANNEL, END, HARMONY, MARKS, MESSAGE
 from textmill_router.parsers.tools.hermes import HERMES
 from textmill_router.parsers.tools.llama3_json import LLAMA3_JSON
 from textmill_router.parsers.tools.mistral import MISTRAL
@@ -15,7 +16,7 @@ from textmill_router.parsers.tools.tool_format import ToolFormat
 _TOOLS_WORD = re.compile(r"\btools\b")
 
 # The first one that a template teaches is the model's. The last one is taken where the template teaches none.
-TOOL_FORMATS: tuple[ToolFormat, ...] = (MISTRAL, QWEN3_CODER, HERMES, PYTHONIC, LLAMA3_JSON, GENERIC_JSON)
+TOOL_FORMATS: tuple[ToolFormat, ...] = (HARMONY, MISTRAL, QWEN3_CODER, HERMES, PYTHONIC, LLAMA3_JSON, GENERIC_JSON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class ReasoningFormat(Enum):
 
     THINK = "think"
     MISTRAL = "mistral"
+    HARMONY = "harmony"
 
     @property
     def tags(self) -> ReasoningTags:
@@ -40,15 +42,38 @@ class ReasoningFormat(Enum):
 _REASONING_TAGS = {
     ReasoningFormat.THINK: ReasoningTags("<think>", "</think>"),
     ReasoningFormat.MISTRAL: ReasoningTags("[THINK]", "[/THINK]"),
+    ReasoningFormat.HARMONY: ReasoningTags(f"{CHANNEL}analysis{MESSAGE}", END),
+}
+# Words of --reasoning-parser beside the formats' own: those of other servers.
+_REASONING_ALIASES = {
+    "deepseek_r1": ReasoningFormat.THINK,
+    "deepseek-r1": ReasoningFormat.THINK,
+    "qwen3": ReasoningFormat.THINK,
+    "openai_gptoss": ReasoningFormat.HARMONY,
+    "gpt-oss": ReasoningFormat.HARMONY,
 }
 
 ALL_MARKERS = frozenset(
     [marker for tools in TOOL_FORMATS for marker in tools.markers]
-    + [tag for tags in _REASONING_TAGS.values() for tag in (tags.opening, tags.closing)]
+    + [
+        tag
+        for name in ReasoningFormat
+        if name is not ReasoningFormat.HARMONY
+        for tag in (name.tags.opening, name.tags.closing)
+    ]
 )
 
 # Words of --tool-call-parser.
 TOOL_FORMAT_NAMES = tuple(name for tools in TOOL_FORMATS for name in (tools.name, *tools.aliases))
+
+
+# Words of --reasoning-parser.
+REASONING_NAMES = (*(entry.value for entry in ReasoningFormat), *_REASONING_ALIASES)
+
+
+def reasoning_format_named(name: str) -> ReasoningFormat:
+    """The format that this word of --reasoning-parser means. Raises ValueError for another word."""
+    return _REASONING_ALIASES.get(name) or ReasoningFormat(name)
 
 
 def tool_format_named(name: str) -> ToolFormat:
@@ -62,7 +87,9 @@ def tool_format_named(name: str) -> ToolFormat:
 def markers_of(tools: ToolFormat | None, reasoning: ReasoningFormat | None) -> frozenset[str]:
     """Texts of tokens that must be shown to the parser even where they are special tokens."""
     marks = set(tools.markers) if tools is not None else set()
-    if reasoning is not None:
+    if reasoning is ReasoningFormat.HARMONY:
+        marks |= set(MARKS)
+    elif reasoning is not None:
         marks |= {reasoning.tags.opening, reasoning.tags.closing}
     return frozenset(marks)
 
@@ -79,7 +106,9 @@ def tool_format_of(template: str) -> ToolFormat:
 
 def reasoning_format_of(template: str) -> ReasoningFormat | None:
     """The format of the reasoning that a chat template opens or takes out; None where it speaks of none."""
-    for reasoning in ReasoningFormat:
+    if HARMONY.is_taught_by(template):
+        return ReasoningFormat.HARMONY
+    for reasoning in (ReasoningFormat.THINK, ReasoningFormat.MISTRAL):
         if reasoning.tags.closing in template:
             return reasoning
     return None

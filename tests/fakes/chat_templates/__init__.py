@@ -25,6 +25,7 @@ _FAMILY_TOKENS = {
     "gemma3": ("<start_of_turn>", "<end_of_turn>", "<start_of_image>"),
     "phi3": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
     "zephyr": ("<|system|>", "<|user|>", "<|assistant|>"),
+    "gpt_oss": ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>"),
     "helpers": (),
 }
 # Added tokens that are not marked as special, as the published vocabularies have them.

@@ -49,13 +49,14 @@ class ToolFormat:
     """All that the router knows of one way to write tool calls. `name` and `aliases` are words of --tool-call-parser.
 
     `markers` are texts that are special tokens in some vocabularies and yet must reach the reader. `is_taught_by` is
-    asked with the source of a chat template that takes tools. `shape` is asked with the markers that are tokens.
+    asked with the source of a chat template that takes tools. `shape` is asked with the markers that are tokens; it is
+    None where the format frames the whole answer, reasoning and text too.
     """
 
     name: str
     is_taught_by: Callable[[str], bool]
     new_reader: Callable[[Sequence[ToolSpec], NewId], ToolReader]
-    shape: Callable[[Collection[str]], CallShape]
+    shape: Callable[[Collection[str]], CallShape] | None
     markers: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     new_id: NewId = call_id

@@ -239,6 +239,7 @@ def test_whole_tag_that_closes_nothing_is_text_in_a_cut_answer_too() -> None:
 
 
 CALLS = {
+    "harmony": "<|channel|>commentary to=functions.say<|message|>{}<|call|>",
     "mistral": "[TOOL_CALLS]say{}",
     "hermes": '<tool_call>{"name": "say"}</tool_call>',
     "llama3_json": '{"name": "say"}\n',
@@ -260,6 +261,13 @@ def test_ids_are_unique_and_fit_their_format(tools: ToolFormat) -> None:
 
 
 ADVERSARIAL = [
+    "<|",
+    "<|channel|>",
+    "<|channel|>commentary to=functions.say<|message|>",
+    "<|channel|>commentary to=functions.say<|message|>{\"a",
+    "<|start|>assistant<|channel|>analysis<|message|>",
+    "<|message|><|end|>",
+    " to=",
     "<",
     "<tool_call",
     "<tool_call>",

@@ -9,7 +9,7 @@ from textmill_router.parsers.formats import (
     takes_tools,
     tool_format_of,
 )
-from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral, pythonic, qwen3_coder
+from textmill_router.parsers.tools import generic_json, harmony, hermes, llama3_json, mistral, pythonic, qwen3_coder
 from textmill_router.parsers.tools.tool_format import ToolFormat
 
 # The parts of published templates by which the format is known.
@@ -20,6 +20,7 @@ QWEN_CODER = "{%- if tools %}<tool_call>\n<function=example_function_name>\n<par
 MISTRAL = '{%- if tools is not none %}[AVAILABLE_TOOLS]{% endif %} "[TOOL_CALLS] ["'
 PYTHONIC = "{%- if tools %}put it in the format of [func_name1(params_name1=params_value1...), func_name2(params)]"
 PLAIN_LLAMA = "{% for message in messages %}<|start_header_id|>{{ message.role }}{% endfor %}"
+GPT_OSS = '{%- if tools %}to=functions." + tool_call.name + "<|channel|>commentary " {{ "<|message|>" }}'
 ZEPHYR = "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}"
 
 
@@ -27,6 +28,7 @@ ZEPHYR = "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}
     ("template", "tools"),
     [
         (QWEN, hermes.HERMES),
+        (GPT_OSS, harmony.HARMONY),
         (QWEN_CODER, qwen3_coder.QWEN3_CODER),
         (PYTHONIC, pythonic.PYTHONIC),
         (LLAMA + PYTHONIC, pythonic.PYTHONIC),
@@ -44,6 +46,7 @@ def test_template_tells_the_format_of_calls(template: str, tools: ToolFormat) ->
 def test_template_tells_the_format_of_reasoning() -> None:
     assert reasoning_format_of(QWEN) is ReasoningFormat.THINK
     assert reasoning_format_of("[THINK]{{ chunk.thinking }}[/THINK]") is ReasoningFormat.MISTRAL
+    assert reasoning_format_of(GPT_OSS) is ReasoningFormat.HARMONY
     assert reasoning_format_of(LLAMA) is None
 
 

@@ -1,0 +1,264 @@
+"""gpt-oss: messages in channels, which set reasoning, text and calls apart.
+
+<|channel|>analysis<|message|>THOUGHT<|end|><|start|>assistant<|channel|>final<|message|>TEXT<|return|>
+<|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{...}<|call|>
+
+The published description is OpenAI's "harmony response format". The recipient of a call may also stand before the
+channel. A text in the channel `commentary` that has no recipient is for the reader.
+"""
+
+import re
+from collections.abc import Sequence
+from enum import Enum
+
+from textmill_router.parsers.answer_writer import SPACES, AnswerWriter
+from textmill_router.parsers.deltas import Delta
+from textmill_router.parsers.json_value import ValueScanner
+from textmill_router.parsers.tools.tool_format import NewId, ToolFormat, ToolSpec
+
+START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
+END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
+MARKS = (START, CHANNEL, MESSAGE, CONSTRAIN, END, CALL, RETURN)
+ASSISTANT, FUNCTIONS = "assistant", "functions."
+_ENDS = (END, CALL, RETURN)
+_MAX_HEADER_CHARACTERS = 400
+_RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+_CHANNEL_NAME = re.compile(r"<\|channel\|>\s*([^\s<]*)")
+_TO = "to="
+
+
+class _State(Enum):
+    OPEN_HEADER = 0  # the prompt has begun the message; a text without a channel is content
+    HEADER = 1  # behind a mark that begins a message
+    REASONING = 2
+    CONTENT = 3
+    CALL_START = 4  # in a call, before its object
+    ARGUMENTS = 5
+    BETWEEN = 6  # behind the end of a message
+
+
+class HarmonyReader:
+    """Parts reasoning, text and calls. The texts of several messages of one kind are joined by line ends.
+
+    `tools` None: no calls are looked for. `begun` is the message that the prompt has begun: its text behind the last
+    mark of a start.
+    """
+
+    def __init__(self, tools: Sequence[ToolSpec] | None, new_id: NewId, begun: str = ASSISTANT) -> None:
+        self._known_names = None if tools is None else frozenset(tool.name for tool in tools)
+        self._writer = AnswerWriter(new_id)
+        self._state = _State.OPEN_HEADER
+        self._header = ""  # up to here; marks are a part of it
+        self._mark = ""  # the part of a mark that has been seen
+        self._name = ""  # of the call that is read
+        self._has_text: set[_State] = set()  # kinds of which a message has ended
+        self._scanner = ValueScanner()
+        self.num_steps = 0  # characters looked at, each look counted
+        if begun != ASSISTANT:
+            self._state = _State.HEADER
+            self.push(begun)
+            self._has_text.clear()
+            self._writer = AnswerWriter(new_id)
+            if self._state in (_State.CALL_START, _State.ARGUMENTS):
+                self._state = _State.CONTENT  # a call that the client began is no call of the model
+
+    def push(self, text: str) -> list[Delta]:
+        """The deltas that this text sets free."""
+        position = 0
+        while position < len(text):
+            if self._mark:
+                position = self._read_mark(text, position)
+            elif self._state is _State.ARGUMENTS:
+                position = self._read_arguments(text, position)
+            else:
+                position = self._read_text(text, position)
+        return self._writer.take()
+
+    def finish(self, was_cut: bool) -> list[Delta]:
+        """The deltas that were held back. The beginning of a mark or of a header is dropped from a cut answer."""
+        mark, self._mark = self._mark, ""
+        if not was_cut:
+            if self._state is _State.CALL_START and not mark:
+                self._end_message()
+            elif self._state in (_State.OPEN_HEADER, _State.HEADER):
+                self._writer.add_text(self._header + mark)
+                self._writer.release()
+            else:
+                self._give(mark)
+        if self._state in (_State.CONTENT, _State.BETWEEN) and not self._writer.num_calls:
+            self._writer.release()
+        return self._writer.take()
+
+    @property
+    def is_in_call(self) -> bool:
+        """Whether a call has begun and its arguments have not ended."""
+        return self._state is _State.ARGUMENTS
+
+    @property
+    def is_in_reasoning(self) -> bool:
+        """Whether a message of reasoning has begun and not ended."""
+        return self._state is _State.REASONING
+
+    @property
+    def is_in_text(self) -> bool:
+        """Whether a message for the reader has begun and not ended."""
+        return self._state is _State.CONTENT
+
+    @property
+    def is_between(self) -> bool:
+        """Whether a message has ended and none has begun."""
+        return self._state is _State.BETWEEN
+
+    # ---- marks and what stands between them
+
+    def _read_text(self, text: str, position: int) -> int:
+        found = text.find("<", position)
+        end = len(text) if found < 0 else found
+        self.num_steps += end - position + 1
+        if end > position:
+            return position + self._take_text(text[position:end])
+        self._mark = "<"
+        return end + 1
+
+    def _read_mark(self, text: str, position: int) -> int:
+        self.num_steps += 1
+        mark = self._mark + text[position]
+        if not any(known.startswith(mark) for known in MARKS):
+            held, self._mark = self._mark, ""
+            self._give(held)
+            return position  # the character may begin another mark
+        self._mark = mark
+        if mark in MARKS:
+            self._mark = ""
+            self._take_mark(mark)
+        return position + 1
+
+    def _take_mark(self, mark: str) -> None:
+        is_header = self._state in (_State.OPEN_HEADER, _State.HEADER)
+        if mark in _ENDS:
+            self._end_message()
+        elif mark == START:
+            self._end_message()
+            self._state = _State.HEADER
+        elif mark == MESSAGE and is_header:
+            self._begin_body()
+        elif mark == CHANNEL or is_header:
+            if not is_header:
+                self._end_message()
+            self._state = _State.HEADER
+            self._header += mark
+        else:
+            self._give(mark)
+
+    def _take_text(self, text: str) -> int:
+        """How many characters of this text the state takes; at least one, or the state changes."""
+        match self._state:
+            case _State.REASONING:
+                self._writer.add_reasoning(text)
+            case _State.CONTENT:
+                self._writer.add_text(text)
+            case _State.CALL_START:
+                return self._begin_arguments(text)
+            case _State.ARGUMENTS:
+                self._writer.add_arguments(text)
+            case _State.BETWEEN:
+                body = text.lstrip(SPACES)
+                if body:
+                    self._begin_text(_State.CONTENT)
+                    self._writer.add_text(body)
+            case _:
+                return self._take_header(text)
+        return len(text)
+
+    def _give(self, text: str) -> None:
+        while text:
+            text = text[self._take_text(text) :]
+
+    def _take_header(self, text: str) -> int:
+        for taken, char in enumerate(text):
+            self._header += char
+            is_no_header = len(self._header) > _MAX_HEADER_CHARACTERS or (
+                self._state is _State.OPEN_HEADER and not _may_begin_header(self._header)
+            )
+            if is_no_header:
+                header, self._header = self._header, ""
+                self._begin_text(_State.CONTENT)
+                self._writer.add_text(header)
+                return taken + 1
+        return len(text)
+
+    # ---- messages
+
+    def _begin_body(self) -> None:
+        header, self._header = self._header, ""
+        channel = found[1] if (found := _CHANNEL_NAME.search(header)) else ""
+        recipient = found[1] if (found := _RECIPIENT.search(header)) else ""
+        name = recipient.removeprefix(FUNCTIONS)
+        if self._known_names is not None and name and (name != recipient or name in self._known_names):
+            self._name = name
+            self._state = _State.CALL_START
+        else:
+            self._begin_text(_State.REASONING if channel == "analysis" else _State.CONTENT)
+
+    def _begin_text(self, kind: _State) -> None:
+        self._state = kind
+        if kind in self._has_text:
+            if kind is _State.REASONING:
+                self._writer.add_reasoning("\n")
+            else:
+                self._writer.add_text("\n")
+
+    def _end_message(self) -> None:
+        if self._state is _State.CALL_START:
+            self._writer.start_call(self._name)
+            self._writer.add_arguments("{}")
+        elif self._state in (_State.REASONING, _State.CONTENT):
+            self._has_text.add(self._state)
+        self._header = ""
+        self._state = _State.BETWEEN
+
+    def _begin_arguments(self, text: str) -> int:
+        body = text.lstrip(SPACES)
+        if not body:
+            return len(text)
+        if body.startswith("{"):
+            self._writer.start_call(self._name)
+            self._scanner = ValueScanner(stops_at_tag=True)
+            self._state = _State.ARGUMENTS
+        else:
+            self._begin_text(_State.CONTENT)  # no object, so no call
+        return len(text) - len(body)
+
+    def _read_arguments(self, text: str, position: int) -> int:
+        end = self._scanner.scan(text, position)
+        self.num_steps += end - position + 1
+        if end > position:
+            self._writer.add_arguments(text[position:end])
+        if self._scanner.is_done:
+            self._state = _State.BETWEEN
+        elif end < len(text):
+            self._mark = "<"
+            return end + 1
+        return end
+
+
+def _may_begin_header(text: str) -> bool:
+    """Whether a message that has no channel yet may begin so: with spaces and a recipient."""
+    text = text.lstrip(" ")
+    return _TO.startswith(text) or text.startswith(_TO)
+
+
+def begun_message(prompt: str) -> str:
+    """The message that a prompt has begun, behind the last mark of a start; `assistant` alone where it has none."""
+    found = prompt.rfind(START)
+    return ASSISTANT if found < 0 else prompt[found + len(START) :]
+
+
+HARMONY = ToolFormat(
+    name="harmony",
+    aliases=("openai", "gpt-oss"),
+    markers=MARKS,
+    is_taught_by=lambda template: CHANNEL in template and MESSAGE in template,
+    new_reader=HarmonyReader,
+    shape=None,
+)

@@ -6,7 +6,7 @@ from typing import Any
 
 from textmill_router.chat.conversation import Conversation, Message
 from textmill_router.chat.marked_text import MARK
-from textmill_router.chat.message_content import text_of, with_more_text
+from textmill_router.chat.message_content import last_text, text_of, with_more_text
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplate
 from textmill_router.errors import TemplateFailed, ValidationFailed
@@ -46,9 +46,14 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A rendered prompt. The tokenizer encodes each of the `pieces` alone."""
+    """A rendered prompt. The tokenizer encodes each of the `pieces` alone.
+
+    `begun` is the answer's part of the prompt, where the prompt shows the last message as it is: the text behind the
+    message, or the message and what follows it where the model goes on with the message.
+    """
 
     pieces: tuple[str, ...]
+    begun: str = ""
 
     @property
     def text(self) -> str:
@@ -75,6 +80,7 @@ def make_prompt(template: ChatTemplate, chat: ChatRequest, safety: RoleSafety) -
     messages = [_guarded(message, safety) for message in chat.messages]
     tools, documents, variables = safety.guard([chat.tools, chat.documents, dict(chat.variables)])
     messages = [_known_to(template, message, index) for index, message in enumerate(messages)]
+    last_said = str(last_text(messages[-1].get("content") or "")).strip()
     if goes_on:
         last = messages[-1]
         if "content" not in last:
@@ -88,7 +94,8 @@ def make_prompt(template: ChatTemplate, chat: ChatRequest, safety: RoleSafety) -
         variables=variables,
     )
     rendered = template.render(conversation)
-    return ChatPrompt(safety.cut(_cut_open(rendered) if goes_on else rendered))
+    prompt = _cut_open(rendered) if goes_on else rendered
+    return ChatPrompt(safety.cut(prompt), _begun(str(prompt), last_said, goes_on=goes_on))
 
 
 def _check_role(role: str, index: int, safety: RoleSafety) -> None:
@@ -126,6 +133,14 @@ def _known_to(template: ChatTemplate, message: Message, index: int) -> Message:
             field=f"messages[{index}].content",
         )
     return template.forms.fit({**message, "role": role})
+
+
+def _begun(prompt: str, last_said: str, *, goes_on: bool) -> str:
+    """The answer's part of the prompt; empty where the text of the last message is not found."""
+    found = prompt.rfind(last_said) if last_said else -1
+    if found < 0:
+        return ""
+    return prompt[found if goes_on else found + len(last_said) :].replace(MARK, "")
 
 
 def _cut_open(rendered: str) -> str:

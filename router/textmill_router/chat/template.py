@@ -86,6 +86,11 @@ class ChatTemplates:
                 self._templates[name] = error
 
     @property
+    def usable(self) -> dict[str, ChatTemplate]:
+        """Those that can be used, by name."""
+        return {name: found for name, found in self._templates.items() if isinstance(found, ChatTemplate)}
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """The sources of the templates that can be used."""
         return tuple(template.source for template in self._templates.values() if isinstance(template, ChatTemplate))

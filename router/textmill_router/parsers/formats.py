@@ -104,6 +104,11 @@ def tool_format_of(template: str) -> ToolFormat:
     return next(tools for tools in TOOL_FORMATS if tools.is_taught_by(template))
 
 
+def is_known_form(template: str) -> bool:
+    """Whether a chat template that takes tools teaches a format that is known."""
+    return any(tools.is_taught_by(template) for tools in TOOL_FORMATS if tools is not GENERIC_JSON)
+
+
 def reasoning_format_of(template: str) -> ReasoningFormat | None:
     """The format of the reasoning that a chat template opens or takes out; None where it speaks of none."""
     if HARMONY.is_taught_by(template):
@@ -114,11 +119,24 @@ def reasoning_format_of(template: str) -> ReasoningFormat | None:
     return None
 
 
-def has_ended_reasoning(prompt: str, reasoning: ReasoningFormat | None) -> bool:
-    """Whether a rendered prompt has opened and closed the reasoning: the model shall not think."""
-    return reasoning is not None and prompt.rstrip().endswith(reasoning.tags.closing)
+def has_ended_reasoning(prompt: str, reasoning: ReasoningFormat | None, begun: str = "") -> bool:
+    """Whether a rendered prompt has opened and closed the reasoning: the model shall not think.
+
+    The last tag tells, at the end of the prompt or in `begun`, the answer's part of the prompt.
+    """
+    return reasoning is not None and _last_tag(prompt, reasoning.tags, begun) == reasoning.tags.closing
 
 
-def starts_in_reasoning(prompt: str, reasoning: ReasoningFormat | None) -> bool:
+def starts_in_reasoning(prompt: str, reasoning: ReasoningFormat | None, begun: str = "") -> bool:
     """Whether a rendered prompt has opened the reasoning already: the answer goes on inside it."""
-    return reasoning is not None and prompt.rstrip().endswith(reasoning.tags.opening)
+    return reasoning is not None and _last_tag(prompt, reasoning.tags, begun) == reasoning.tags.opening
+
+
+def _last_tag(prompt: str, tags: ReasoningTags, begun: str) -> str:
+    """The last tag of the answer's part of the prompt; empty where there is none."""
+    end = prompt.rstrip()
+    for tag in (tags.opening, tags.closing):
+        if end.endswith(tag):
+            return tag
+    place, tag = max((begun.rfind(tag), tag) for tag in (tags.opening, tags.closing))
+    return tag if place >= 0 else ""

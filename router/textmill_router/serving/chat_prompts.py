@@ -63,7 +63,7 @@ async def take_chat(backend: Backend, prepared: PreparedChat, checked: CheckedPa
     """Render and tokenise the conversation, and check the budget. Raises ValidationFailed and TemplateFailed."""
     prompt = await render(backend.chat_templates, backend.role_safety, prepared.chat, prepared.tools)
     tokens = await take_pieces(backend, prompt.pieces, checked)
-    form, grammar = prepared.form.behind(prompt.text), prepared.grammar
+    form, grammar = prepared.form.behind(prompt.text, prompt.begun), prepared.grammar
     if grammar is not None and form.reasoning is not None:
         grammar = _grammar(backend, prepared.content, prepared.tools, form)
         assert grammar is not None

@@ -1,13 +1,20 @@
 """How answers are read: by the format of template or flag, by the end of the prompt, with one call or several."""
 
 import pytest
-from textmill_router.chat.answer_form import AnswerForm, FormatFlags, answer_form
+from textmill_router.chat.answer_form import AnswerForm, FormatFlags, answer_form, warn_of_unknown_calls
+from textmill_router.chat.prompt import ChatRequest, make_prompt
+from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplates
 from textmill_router.chat.tools import ToolChoice
 from textmill_router.grammar.tool_grammar import ToolSpec
 from textmill_router.parsers.deltas import collect
 
 THINKS = "{{ messages[0].content }}{# <think></think> #}"
+FRAMES = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}{# <think></think> #}"
+)
+USER = ("user", "hi")
 CALLS = ["f", "g"]
 
 
@@ -47,3 +54,47 @@ def test_calls_behind_the_first_are_left_out_unless_they_may_be_parallel(is_para
     reader = form_of("x", choice(is_parallel=is_parallel), FormatFlags(tool_call_parser="hermes")).new_reader()
     message = collect([*reader.push(text), *reader.finish(was_cut=False)])
     assert [call.name for call in message.tool_calls] == names
+
+
+@pytest.mark.parametrize(
+    ("messages", "text", "reasoning", "content"),
+    [
+        # The answer's part of the prompt ends inside the reasoning that the client began.
+        ([USER, ("assistant", "<think>\nLet me")], " see.</think>b", "see.", "b"),
+        ([USER, ("assistant", "<think>a</think>\n\nThe")], " end", None, " end"),
+        ([USER, ("assistant", "<think>a</think>b<think>c")], "d</think>e", "d", "e"),
+        # Tags of earlier messages open nothing.
+        ([("user", "What does <think> mean?")], "a</think>b", None, "a</think>b"),
+        ([("user", "What does <think> mean?")], "<think>a</think>b", "a", "b"),
+        ([USER, ("assistant", "<think>a"), ("user", "go on")], "b", None, "b"),
+        ([USER, ("assistant", "Well")], ", b", None, ", b"),
+    ],
+)
+def test_the_last_tag_of_the_answers_part_tells_whether_reasoning_is_open(
+    messages: list[tuple[str, str]], text: str, reasoning: str | None, content: str
+) -> None:
+    template = ChatTemplates({"default": FRAMES}, {}).pick(has_tools=False)
+    chat = ChatRequest([{"role": role, "content": said} for role, said in messages])
+    prompt = make_prompt(template, chat, RoleSafety([], ["<think>", "</think>"]))
+    form = answer_form(template, None, FormatFlags()).behind(prompt.text, prompt.begun)
+    reader = form.new_reader()
+    message = collect([*reader.push(text), *reader.finish(was_cut=False)])
+    assert (message.reasoning_content, message.content) == (reasoning, content)
+    assert form.has_reasoned == prompt.text.endswith("</think>\n\nThe")
+
+
+@pytest.mark.parametrize(
+    ("source", "flag", "warns"),
+    [
+        ("{{ tools }} <foreign_call>", None, True),
+        ("{{ tools }} <foreign_call>", "json", False),
+        ("{{ tools }} <tool_call>", None, False),
+        ("{{ messages }} <foreign_call>", None, False),
+    ],
+)
+def test_tools_that_no_reader_knows_are_told_at_start(
+    caplog: pytest.LogCaptureFixture, source: str, flag: str | None, warns: bool
+) -> None:
+    warn_of_unknown_calls(ChatTemplates({"default": source}, {}), FormatFlags(tool_call_parser=flag))
+    assert ["no known format" in record.getMessage() for record in caplog.records] == [True] * warns
+    assert all("hermes" in record.__dict__["known_formats"] for record in caplog.records)

@@ -154,6 +154,10 @@ FLAGS = {
     "qwen3_xml": "qwen3_coder",
     "pythonic": "pythonic",
     "llama4_pythonic": "pythonic",
+    "deepseek_v3": "deepseek_v31",
+    "deepseek_v31": "deepseek_v31",
+    "phi4_mini_json": "phi4_mini",
+    "granite": "granite",
     "harmony": "gpt_oss",
     "openai": "gpt_oss",
     "gpt-oss": "gpt_oss",
@@ -170,6 +174,10 @@ FLAGS = {
         ("qwen3_xml", "qwen2_5"),
         ("pythonic", None),
         ("llama4_pythonic", "llama3"),
+        ("deepseek_v3", None),
+        ("deepseek_v31", "qwen3"),
+        ("phi4_mini_json", None),
+        ("granite", "llama3"),
         ("harmony", None),
         ("openai", "qwen3"),
         ("gpt-oss", "gpt_oss"),
@@ -238,6 +246,9 @@ WRITTEN_CALLS = {
     ),
     "pythonic": '[get_weather(city="東京")]',
     "gpt_oss": f" to=functions.get_weather<|channel|>commentary json<|message|>{ARGUMENTS}<|call|>",
+    "deepseek_v31": f"<｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{ARGUMENTS}<｜tool▁call▁end｜>",
+    "phi4_mini": f'<|tool_call|>{{"name": "get_weather", "arguments": {ARGUMENTS}}}<|/tool_call|>',
+    "granite": f'<|tool_call|>[{{"name": "get_weather", "arguments": {ARGUMENTS}}}',
 }
 ALL_TYPES = {
     "type": "object",
@@ -278,7 +289,8 @@ def test_calls_that_the_template_shows_are_read_as_they_were_given(tmp_path: Pat
         body = {"messages": messages, "tools": [*TOOLS, act], "add_generation_prompt": False}
         shown = client.post("/chat_tokenize", json=body).json()["templated_text"]
         assert WRITTEN_CALLS[template].strip("[]") in shown
-        written = shown[shown.rindex("assistant") + len("assistant") :].split("<|im_end|>")[0].split("<|eot")[0]
+        mark = "<｜tool▁output▁end｜>" if template == "deepseek_v31" else "assistant"
+        written = shown[shown.rindex(mark) + len(mark) :].split("<|im_end|>")[0].split("<|eot")[0]
         written = written.removeprefix("<|header_end|>")
     (tmp_path / "again").mkdir()
     with speaking(tmp_path / "again", written, template) as client:

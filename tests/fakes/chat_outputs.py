@@ -5,7 +5,17 @@ from dataclasses import dataclass, replace
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.deltas import ParsedMessage, collect
 from textmill_router.parsers.formats import ReasoningFormat
-from textmill_router.parsers.tools import generic_json, harmony, hermes, llama3_json, mistral, pythonic, qwen3_coder
+from textmill_router.parsers.tools import (
+    deepseek,
+    generic_json,
+    harmony,
+    hermes,
+    llama3_json,
+    mistral,
+    pythonic,
+    qwen3_coder,
+    tool_call_token,
+)
 from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 
 
@@ -492,6 +502,65 @@ HARMONY = [
     Output('Hello! < <| {"name": "add"} [1] ', 'Hello! < <| {"name": "add"} [1] '),
     Output(" total <tool_call> ", " total <tool_call> "),
 ]
+
+
+def _v31(*calls: tuple[str, str]) -> str:
+    written = [f"<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{arguments}<｜tool▁call▁end｜>" for name, arguments in calls]
+    return f"<｜tool▁calls▁begin｜>{''.join(written)}<｜tool▁calls▁end｜>"
+
+
+def _v3(*calls: tuple[str, str]) -> str:
+    written = [
+        f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n{arguments}\n```<｜tool▁call▁end｜>"
+        for name, arguments in calls
+    ]
+    return f"<｜tool▁calls▁begin｜>{chr(10).join(written)}<｜tool▁calls▁end｜>"
+
+
+_TWO = (("add", '{"a": 1}'), ("say", '{"text": "</｜tool▁sep｜>\\" ```"}'))
+DEEPSEEK = [
+    Output(_v31(_TWO[0]), None, _TWO[:1]),
+    Output(_v3(_TWO[0]), None, _TWO[:1]),
+    Output(_v31(*_TWO), None, _TWO),
+    Output(_v3(*_TWO), None, _TWO),
+    Output(f"I look.\n\n{_v31(*_TWO)}\nDone.", "I look.\nDone.", _TWO),
+    Output(f"I look.\n{_v3(*_TWO)}\n", "I look.", _TWO),
+    Output(_v31(("unknown", "{}"), ("function", "{}")), None, (("unknown", "{}"), ("function", "{}"))),
+    # the model leaves something out
+    Output(_v31(_TWO[0]).removesuffix("<｜tool▁calls▁end｜>"), None, _TWO[:1]),
+    Output(_v31(_TWO[0]).removeprefix("<｜tool▁calls▁begin｜>"), None, _TWO[:1]),
+    Output(_v31(("add", "")), None, (("add", "{}"),)),
+    Output(_v31(("add", '{"a": 1}}')) + " so", "so", (("add", '{"a": 1}'),)),
+    Output('<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{"a": 1 so', None, (("add", '{"a": 1 so'),)),
+    Output('<｜tool▁call▁begin｜>add<｜tool▁sep｜>{"a": [<1<｜tool▁call▁end｜> so', "so", (("add", '{"a": [<1'),)),
+    # no calls: everything is text, character for character
+    Output(
+        "a < b <｜tool <｜tool▁sep｜> <｜tool▁calls▁end｜> ```json\n{}\n``` ",
+        "a < b <｜tool <｜tool▁sep｜> <｜tool▁calls▁end｜> ```json\n{}\n``` ",
+    ),
+    Output(
+        "<｜tool▁calls▁begin｜> so <｜tool▁call▁begin｜>add(1)", "<｜tool▁calls▁begin｜> so <｜tool▁call▁begin｜>add(1)"
+    ),
+    Output("<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>", "<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>"),
+]
+
+TOOL_CALL_TOKEN = [
+    Output('<|tool_call|>[{"name": "add", "arguments": {"a": 1}}]', None, (("add", '{"a": 1}'),)),
+    Output(
+        '<|tool_call|>[{"name": "add", "arguments": {"a": 1}}, {"name": "say", "arguments": {}}]',
+        None,
+        (("add", '{"a": 1}'), ("say", "{}")),
+    ),
+    Output(
+        'I look. <|tool_call|>{"name": "add", "arguments": {"a": 1}}<|/tool_call|>'
+        '<|tool_call|>{"name": "say", "arguments": {"text": "<|/tool_call|>"}}<|/tool_call|>',
+        "I look.",
+        (("add", '{"a": 1}'), ("say", '{"text": "<|/tool_call|>"}')),
+    ),
+    Output("<|tool_call|>add(1) <|tool", "<|tool_call|>add(1) <|tool"),
+    Output('{"name": "add", "arguments": {}} < <tool_call> ', '{"name": "add", "arguments": {}} < <tool_call> '),
+]
+
 # Where no tool may be called.
 HARMONY_ALONE = [
     Output(f"{_FINAL}Hello.", "Hello."),
@@ -547,6 +616,12 @@ ALL: list[tuple[ToolFormat, ReasoningFormat | None, Output]] = [
     *((qwen3_coder.QWEN3_CODER, None, output) for output in QWEN3_CODER),
     *((pythonic.PYTHONIC, None, output) for output in PYTHONIC),
     *((harmony.HARMONY, None, output) for output in HARMONY),
+    *((tools, None, output) for tools in (deepseek.DEEPSEEK_V3, deepseek.DEEPSEEK_V31) for output in DEEPSEEK),
+    *(
+        (tools, None, output)
+        for tools in (tool_call_token.PHI4_MINI, tool_call_token.GRANITE)
+        for output in TOOL_CALL_TOKEN
+    ),
     *((harmony.HARMONY, ReasoningFormat.HARMONY, output) for output in HARMONY_ALONE),
     *((hermes.HERMES, ReasoningFormat.THINK, output) for output in THINK),
     *((hermes.HERMES, ReasoningFormat.MISTRAL, output) for output in MISTRAL_THINK),

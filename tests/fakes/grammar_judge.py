@@ -8,9 +8,20 @@ import tokenizers
 from textmill_router.request import Grammar
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from tests.fakes.chat_templates import DEEPSEEK_TAGS
+
 END_ID = 256
 CHANNEL_MARKS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>")
-MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<think>", "</think>", "[ARGS]", *CHANNEL_MARKS)
+MARKERS = (
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "<think>",
+    "</think>",
+    "[ARGS]",
+    *CHANNEL_MARKS,
+    *DEEPSEEK_TAGS,
+)
 
 
 def ids_of(*markers: str) -> dict[str, int]:

@@ -25,6 +25,17 @@ OUTPUTS = {
         f"to=functions.get_weather <|constrain|>json<|message|>{ARGUMENTS}<|call|>"
         "<|start|>assistant to=functions.get_time<|channel|>commentary json<|message|>{}<|call|>"
     ),
+    "deepseek_v31": (
+        f"Let me see.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{ARGUMENTS}<｜tool▁call▁end｜>"
+        "<｜tool▁call▁begin｜>get_time<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+    ),
+    "phi4_mini": (
+        f'Let me see.<|tool_call|>{{"name": "get_weather", "arguments": {ARGUMENTS}}}<|/tool_call|>'
+        '<|tool_call|>{"name": "get_time", "arguments": {}}<|/tool_call|>'
+    ),
+    "granite": (
+        f'<|tool_call|>[{{"name": "get_weather", "arguments": {ARGUMENTS}}}, {{"name": "get_time", "arguments": {{}}}}]'
+    ),
     None: (
         f'Let me see.\n{{"name": "get_weather", "parameters": {ARGUMENTS}}}\n{{"name": "get_time", "parameters": {{}}}}'
     ),

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
+from textmill_router.parsers.tools.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
 from textmill_router.parsers.tools.generic_json import GENERIC_JSON
 from textmill_router.parsers.tools.harmony import CHANNEL, END, HARMONY, MARKS, MESSAGE
 from textmill_router.parsers.tools.hermes import HERMES
@@ -11,12 +12,25 @@ from textmill_router.parsers.tools.llama3_json import LLAMA3_JSON
 from textmill_router.parsers.tools.mistral import MISTRAL
 from textmill_router.parsers.tools.pythonic import PYTHONIC
 from textmill_router.parsers.tools.qwen3_coder import QWEN3_CODER
+from textmill_router.parsers.tools.tool_call_token import GRANITE, PHI4_MINI
 from textmill_router.parsers.tools.tool_format import ToolFormat
 
 _TOOLS_WORD = re.compile(r"\btools\b")
 
 # The first one that a template teaches is the model's. The last one is taken where the template teaches none.
-TOOL_FORMATS: tuple[ToolFormat, ...] = (HARMONY, MISTRAL, QWEN3_CODER, HERMES, PYTHONIC, LLAMA3_JSON, GENERIC_JSON)
+TOOL_FORMATS: tuple[ToolFormat, ...] = (
+    HARMONY,
+    MISTRAL,
+    DEEPSEEK_V3,
+    DEEPSEEK_V31,
+    PHI4_MINI,
+    GRANITE,
+    QWEN3_CODER,
+    HERMES,
+    PYTHONIC,
+    LLAMA3_JSON,
+    GENERIC_JSON,
+)
 
 
 @dataclass(frozen=True, slots=True)

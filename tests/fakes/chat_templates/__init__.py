@@ -12,6 +12,8 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.jinja")))
 # Merges of bytes, so that a prompt that is encoded in pieces gets other ids where it is cut in the wrong place.
 MERGES = ((b"i", b"n"), (b"<", b"|"), (b"|", b">"), (b"\n", b"\n"), (b" ", b"t"), (b":", b" "), (b"e", b"r"))
 BEGIN, END = "<s>", "</s>"
+DEEPSEEK_TAGS = tuple(f"<｜tool▁{name}｜>" for name in ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end"))
+TOOL_CALL_TAGS = ("<|tool_call|>", "<|/tool_call|>", "<|tool_response|>")
 _FAMILY_TOKENS = {
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"),
     "qwen2_5": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
@@ -26,6 +28,9 @@ _FAMILY_TOKENS = {
     "phi3": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
     "zephyr": ("<|system|>", "<|user|>", "<|assistant|>"),
     "gpt_oss": ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>"),
+    "deepseek_v31": ("<｜User｜>", "<｜Assistant｜>", *DEEPSEEK_TAGS),
+    "phi4_mini": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>", "<|/tool|>", *TOOL_CALL_TAGS),
+    "granite": ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>", "<|tool_call|>"),
     "helpers": (),
 }
 # Added tokens that are not marked as special, as the published vocabularies have them.

@@ -11,10 +11,20 @@ from textmill_router.grammar.request_forms import AskedGrammar, AskedKind
 from textmill_router.grammar.tool_grammar import OutputForm, tool_grammar
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.formats import ReasoningFormat
-from textmill_router.parsers.tools import generic_json, hermes, llama3_json, mistral, pythonic, qwen3_coder
+from textmill_router.parsers.tools import (
+    deepseek,
+    generic_json,
+    hermes,
+    llama3_json,
+    mistral,
+    pythonic,
+    qwen3_coder,
+    tool_call_token,
+)
 from textmill_router.parsers.tools.tool_format import ToolSpec
 
 from tests.fakes.chat_outputs import parse_whole
+from tests.fakes.chat_templates import DEEPSEEK_TAGS
 from tests.fakes.grammar_judge import END_ID, Judge, ids_of
 
 CITY = {
@@ -54,6 +64,17 @@ SAID = {"qwen3_coder": '{"text": "x"}', "pythonic": '{"text": "x"}'}
 
 def coder_call(name: str, key: str, value: str) -> str:
     return f"<tool_call>\n<function={name}>\n<parameter={key}>\n{value}\n</parameter>\n</function>\n</tool_call>"
+
+
+def deepseek_calls(*calls: tuple[str, str], is_fenced: bool = False) -> str:
+    begin, call, separator, end_of_call, end = DEEPSEEK_TAGS
+    if is_fenced:
+        written = [
+            f"{call}function{separator}{name}\n```json\n{arguments}\n```{end_of_call}" for name, arguments in calls
+        ]
+    else:
+        written = [f"{call}{name}{separator}{arguments}{end_of_call}" for name, arguments in calls]
+    return f"{begin}{(chr(10) if is_fenced else '').join(written)}{end}"
 
 
 # Form, one call, two calls, a call whose arguments break the schema.
@@ -99,6 +120,29 @@ FORMS = [
             coder_call("weather", "town", "Oslo"),
         )
         for form in (CODER, CODER_TOKENS)
+    ),
+    *(
+        (
+            OutputForm(tools, ids),
+            deepseek_calls(("weather", WEATHER), is_fenced=is_fenced),
+            deepseek_calls(("weather", WEATHER), ("say", SAY), is_fenced=is_fenced),
+            deepseek_calls(("weather", WRONG), is_fenced=is_fenced),
+        )
+        for tools, is_fenced in ((deepseek.DEEPSEEK_V3, True), (deepseek.DEEPSEEK_V31, False))
+        for ids in ({}, ids_of(*DEEPSEEK_TAGS))
+    ),
+    (
+        OutputForm(tool_call_token.PHI4_MINI, {}),
+        f'<|tool_call|>{{"name": "weather", "arguments": {WEATHER}}}<|/tool_call|>',
+        f'<|tool_call|>{{"name": "weather", "arguments": {WEATHER}}}<|/tool_call|>'
+        f'<|tool_call|>{{"name": "say", "arguments": {SAY}}}<|/tool_call|>',
+        f'<|tool_call|>{{"name": "weather", "arguments": {WRONG}}}<|/tool_call|>',
+    ),
+    (
+        OutputForm(tool_call_token.GRANITE, {}),
+        f'<|tool_call|>[{{"name": "weather", "arguments": {WEATHER}}}]',
+        f'<|tool_call|>[{{"name": "weather", "arguments": {WEATHER}}}, {{"name": "say", "arguments": {SAY}}}]',
+        f'<|tool_call|>[{{"name": "weather", "arguments": {WRONG}}}]',
     ),
     (
         JSON,

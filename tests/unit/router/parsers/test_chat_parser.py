@@ -239,6 +239,10 @@ def test_whole_tag_that_closes_nothing_is_text_in_a_cut_answer_too() -> None:
 
 
 CALLS = {
+    "deepseek_v3": "<｜tool▁call▁begin｜>function<｜tool▁sep｜>say\n```json\n{}\n```<｜tool▁call▁end｜>",
+    "deepseek_v31": "<｜tool▁call▁begin｜>say<｜tool▁sep｜>{}<｜tool▁call▁end｜>",
+    "phi4_mini_json": '<|tool_call|>{"name": "say"}<|/tool_call|>',
+    "granite": '<|tool_call|>[{"name": "say"}]',
     "harmony": "<|channel|>commentary to=functions.say<|message|>{}<|call|>",
     "mistral": "[TOOL_CALLS]say{}",
     "hermes": '<tool_call>{"name": "say"}</tool_call>',
@@ -261,6 +265,11 @@ def test_ids_are_unique_and_fit_their_format(tools: ToolFormat) -> None:
 
 
 ADVERSARIAL = [
+    "<｜tool▁",
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁call▁begin｜>say<｜tool▁sep｜>",
+    "<｜tool▁call▁begin｜>say<｜tool▁sep｜>{<",
+    "<|tool_call|>[{",
     "<|",
     "<|channel|>",
     "<|channel|>commentary to=functions.say<|message|>",

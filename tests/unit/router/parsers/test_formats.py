@@ -9,7 +9,17 @@ from textmill_router.parsers.formats import (
     takes_tools,
     tool_format_of,
 )
-from textmill_router.parsers.tools import generic_json, harmony, hermes, llama3_json, mistral, pythonic, qwen3_coder
+from textmill_router.parsers.tools import (
+    deepseek,
+    generic_json,
+    harmony,
+    hermes,
+    llama3_json,
+    mistral,
+    pythonic,
+    qwen3_coder,
+    tool_call_token,
+)
 from textmill_router.parsers.tools.tool_format import ToolFormat
 
 # The parts of published templates by which the format is known.
@@ -21,6 +31,10 @@ MISTRAL = '{%- if tools is not none %}[AVAILABLE_TOOLS]{% endif %} "[TOOL_CALLS]
 PYTHONIC = "{%- if tools %}put it in the format of [func_name1(params_name1=params_value1...), func_name2(params)]"
 PLAIN_LLAMA = "{% for message in messages %}<|start_header_id|>{{ message.role }}{% endfor %}"
 GPT_OSS = '{%- if tools %}to=functions." + tool_call.name + "<|channel|>commentary " {{ "<|message|>" }}'
+DEEPSEEK_V31 = "{% if tools %}{{ '<｜tool▁call▁begin｜>'+ tool.name + '<｜tool▁sep｜>' + tool.arguments }}{% endif %}"
+DEEPSEEK_V3 = "{{ tools }}'<｜tool▁sep｜>' + tool['function']['name'] + '\\n' + '```json' + '\\n'"
+PHI4 = '{{ tools }}<|tool_call|>{"name": "foo", "arguments": {"a": 1}}<|/tool_call|>'
+GRANITE = "{%- if tools %}write <|tool_call|> followed by a JSON list of tools used"
 ZEPHYR = "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}"
 
 
@@ -29,6 +43,10 @@ ZEPHYR = "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}
     [
         (QWEN, hermes.HERMES),
         (GPT_OSS, harmony.HARMONY),
+        (DEEPSEEK_V31, deepseek.DEEPSEEK_V31),
+        (DEEPSEEK_V3, deepseek.DEEPSEEK_V3),
+        (PHI4, tool_call_token.PHI4_MINI),
+        (GRANITE, tool_call_token.GRANITE),
         (QWEN_CODER, qwen3_coder.QWEN3_CODER),
         (PYTHONIC, pythonic.PYTHONIC),
         (LLAMA + PYTHONIC, pythonic.PYTHONIC),

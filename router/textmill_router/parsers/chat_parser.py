@@ -1,8 +1,9 @@
-"""Output text to what a chat message holds: one machine for reasoning, tool calls and text, streamed or whole.
+"""Turns output text into the parts of a chat message, which are reasoning, tool calls and text, streamed or whole.
 
-It is fed with `TokenEvent.released_text`, where stop strings have been cut out and only whole characters stand
-(`text/generation.py`). So a stop string ends the text before this file sees it, in reasoning and arguments too, and no
-delta ever holds part of a character. Markers that are special tokens must be shown: `TextOptions.shown_specials`.
+The parser is fed with `TokenEvent.released_text` of `text/generation.py`, which holds whole characters only and no stop
+string. So a stop string ends the text before the parser sees the string, in reasoning and arguments too, and no delta
+ever holds part of a character. `TextOptions.shown_specials` lists the markers that are special tokens, because their
+texts must reach the parser.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +16,12 @@ from textmill_router.parsers.tools.tool_format import ToolFormat, ToolReader, To
 
 
 class ChatParser:
-    """Reads one answer: `push` for each piece of text, `finish` once. The deltas do not depend on the pieces.
+    """Reads one answer by a `push` for each piece of text and one `finish`. The deltas do not depend on the pieces.
 
-    `tools` None: no calls are looked for (no tools in the request, or the choice is none); `reasoning` None likewise.
-    `specs` are the tools that may be called. `is_reasoning`: the prompt has opened the reasoning already. `begun` is
-    the message that the prompt has begun, where reasoning, text and calls are messages in channels.
+    With `tools` None the parser looks for no calls, because the request has no tools or its choice is none; with
+    `reasoning` None the parser looks for no reasoning. `specs` are the tools that may be called. `is_reasoning` says
+    that the prompt has opened the reasoning already. `begun` is the message that the prompt has begun, where reasoning,
+    text and calls are messages in channels.
     """
 
     __slots__ = ("_reasoning", "_tools")
@@ -45,7 +47,7 @@ class ChatParser:
             self._tools = tools.new_reader(specs, new_id or tools.new_id)
 
     def push(self, text: str) -> list[Delta]:
-        """What this piece of text sets free; empty while it may still become a tag or a call."""
+        """Return what this piece of text sets free: nothing while the text may still become a tag or a call."""
         if self._reasoning is None:
             deltas: list[Delta] = [ContentText(text)] if text else []
         else:
@@ -53,7 +55,7 @@ class ChatParser:
         return merge(self._read_tools(deltas))
 
     def finish(self, was_cut: bool) -> list[Delta]:
-        """What was held back. `was_cut`: the limit or a stop string ended the answer, not the model itself.
+        """Return what was held back. `was_cut` says that the limit or a stop string ended the answer, not the model.
 
         The unfinished beginning of a tag, or of a call in a tag, is dropped from a cut answer; the model's own end
         makes it text.
@@ -66,12 +68,12 @@ class ChatParser:
 
     @property
     def is_in_call(self) -> bool:
-        """A call has begun and its arguments have not ended."""
+        """Whether a call has begun and its arguments have not ended."""
         return self._tools is not None and self._tools.is_in_call
 
     @property
     def num_steps(self) -> int:
-        """Characters looked at so far, each look counted: at most a few for each character pushed."""
+        """The number of looks at a character so far, at most a few for each character pushed."""
         return sum(reader.num_steps for reader in (self._reasoning, self._tools) if reader is not None)
 
     def _read_tools(self, deltas: list[Delta]) -> list[Delta]:

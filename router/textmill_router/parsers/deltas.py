@@ -1,4 +1,4 @@
-"""What a piece of output text adds to a chat message, and the message that all pieces make."""
+"""The parts that a piece of output text adds to a chat message, and the message that all pieces make."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class ContentText:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningText:
-    """More of what the model thinks before it answers; never empty."""
+    """More of the thoughts of the model before its answer; never empty."""
 
     text: str
 
@@ -29,7 +29,7 @@ class ToolCallStart:
 
 @dataclass(frozen=True, slots=True)
 class ToolArguments:
-    """More of the arguments of call `index`, as generated; never empty. The pieces of a whole call make an object."""
+    """More of the arguments of call `index`; never empty. The pieces of a whole call, joined, are a JSON object."""
 
     index: int
     text: str
@@ -40,7 +40,7 @@ Delta = ContentText | ReasoningText | ToolCallStart | ToolArguments
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool call of a message. `arguments` is JSON text, unfinished when the answer was cut inside it."""
+    """A tool call of a message. `arguments` is JSON text, which is unfinished if the answer was cut inside the text."""
 
     id: str
     name: str
@@ -49,7 +49,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ParsedMessage:
-    """The message that deltas make. None where no delta of the kind came."""
+    """The message that deltas make. A part is None if no delta of its kind came."""
 
     content: str | None
     reasoning_content: str | None
@@ -57,7 +57,7 @@ class ParsedMessage:
 
 
 def collect(deltas: Iterable[Delta]) -> ParsedMessage:
-    """The message of an answer that is not streamed, or of a stream that has ended."""
+    """Return the message of an answer that is not streamed, or of a stream that has ended."""
     content: list[str] = []
     reasoning: list[str] = []
     starts: list[ToolCallStart] = []
@@ -83,9 +83,9 @@ def collect(deltas: Iterable[Delta]) -> ParsedMessage:
 
 
 def merge(deltas: Iterable[Delta]) -> list[Delta]:
-    """The same deltas with neighbours of one kind joined: one event for each kind of thing that a token brought."""
+    """Join neighbours of one kind, so that a token brings one event for each kind of part."""
     merged: list[Delta] = []
-    run: list[str] = []  # texts of the last entry, when it is a text
+    run: list[str] = []  # texts of the last entry, if that entry is a text
 
     def close_run() -> None:
         if len(run) > 1:

@@ -17,7 +17,7 @@ from textmill_router.parsers.tools.tool_format import ToolFormat
 
 _TOOLS_WORD = re.compile(r"\btools\b")
 
-# The first one that a template teaches is the model's. The last one is taken where the template teaches none.
+# The first format that a template teaches is that of the model. The last format is taken where a template teaches none.
 TOOL_FORMATS: tuple[ToolFormat, ...] = (
     HARMONY,
     MISTRAL,
@@ -58,7 +58,7 @@ _REASONING_TAGS = {
     ReasoningFormat.MISTRAL: ReasoningTags("[THINK]", "[/THINK]"),
     ReasoningFormat.HARMONY: ReasoningTags(f"{CHANNEL}analysis{MESSAGE}", END),
 }
-# Words of --reasoning-parser beside the formats' own: those of other servers.
+# Words of --reasoning-parser that other servers use, beside the own words of the formats.
 _REASONING_ALIASES = {
     "deepseek_r1": ReasoningFormat.THINK,
     "deepseek-r1": ReasoningFormat.THINK,
@@ -86,12 +86,12 @@ REASONING_NAMES = (*(entry.value for entry in ReasoningFormat), *_REASONING_ALIA
 
 
 def reasoning_format_named(name: str) -> ReasoningFormat:
-    """The format that this word of --reasoning-parser means. Raises ValueError for another word."""
+    """Return the format that a word of --reasoning-parser means. Raises ValueError for an unknown word."""
     return _REASONING_ALIASES.get(name) or ReasoningFormat(name)
 
 
 def tool_format_named(name: str) -> ToolFormat:
-    """The format that this word of --tool-call-parser means. Raises KeyError for another word."""
+    """Return the format that a word of --tool-call-parser means. Raises KeyError for an unknown word."""
     for tools in TOOL_FORMATS:
         if name == tools.name or name in tools.aliases:
             return tools
@@ -99,7 +99,7 @@ def tool_format_named(name: str) -> ToolFormat:
 
 
 def markers_of(tools: ToolFormat | None, reasoning: ReasoningFormat | None) -> frozenset[str]:
-    """Texts of tokens that must be shown to the parser even where they are special tokens."""
+    """Return the texts that must be shown to the parser even where they are special tokens."""
     marks = set(tools.markers) if tools is not None else set()
     if reasoning is ReasoningFormat.HARMONY:
         marks |= set(MARKS)
@@ -114,7 +114,7 @@ def takes_tools(template: str) -> bool:
 
 
 def tool_format_of(template: str) -> ToolFormat:
-    """The format that a chat template teaches; generic JSON where it teaches none that is known."""
+    """Return the format that a chat template teaches, or generic JSON where the template teaches no known format."""
     return next(tools for tools in TOOL_FORMATS if tools.is_taught_by(template))
 
 
@@ -124,7 +124,7 @@ def is_known_form(template: str) -> bool:
 
 
 def reasoning_format_of(template: str) -> ReasoningFormat | None:
-    """The format of the reasoning that a chat template opens or takes out; None where it speaks of none."""
+    """Return the format of the reasoning that a chat template opens or takes out, or None."""
     if HARMONY.is_taught_by(template):
         return ReasoningFormat.HARMONY
     for reasoning in (ReasoningFormat.THINK, ReasoningFormat.MISTRAL):
@@ -134,7 +134,7 @@ def reasoning_format_of(template: str) -> ReasoningFormat | None:
 
 
 def has_ended_reasoning(prompt: str, reasoning: ReasoningFormat | None, begun: str = "") -> bool:
-    """Whether a rendered prompt has opened and closed the reasoning: the model shall not think.
+    """Whether a rendered prompt has opened and closed the reasoning, so that the model shall not think.
 
     The last tag tells, at the end of the prompt or in `begun`, the answer's part of the prompt.
     """
@@ -142,12 +142,12 @@ def has_ended_reasoning(prompt: str, reasoning: ReasoningFormat | None, begun: s
 
 
 def starts_in_reasoning(prompt: str, reasoning: ReasoningFormat | None, begun: str = "") -> bool:
-    """Whether a rendered prompt has opened the reasoning already: the answer goes on inside it."""
+    """Whether a rendered prompt has opened the reasoning already, so that the answer goes on inside the reasoning."""
     return reasoning is not None and _last_tag(prompt, reasoning.tags, begun) == reasoning.tags.opening
 
 
 def _last_tag(prompt: str, tags: ReasoningTags, begun: str) -> str:
-    """The last tag of the answer's part of the prompt; empty where there is none."""
+    """Return the last tag in the answer's part of the prompt, or an empty text."""
     end = prompt.rstrip()
     for tag in (tags.opening, tags.closing):
         if end.endswith(tag):

@@ -14,8 +14,8 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class ValueScanner:
     """Passes over one object, array or string, which begins with the first character scanned.
 
-    Brackets are counted, not matched by kind; what stands between them is not judged. With `stops_at_tag` the scan
-    stops before a `<` outside strings, where JSON has none.
+    The scanner counts brackets, does not match them by kind, and does not judge the text between them. With
+    `stops_at_tag` the scan stops before a `<` outside strings, where JSON has none.
     """
 
     __slots__ = ("_depth", "_is_escaped", "_is_in_string", "_outside", "is_done")
@@ -28,7 +28,7 @@ class ValueScanner:
         self.is_done = False
 
     def scan(self, text: str, position: int) -> int:
-        """Where the value ends in `text`, else where the scan stopped: at the end of the text or at a `<`."""
+        """Return where the value ends in `text`, else where the scan stopped, which is the end of the text or a `<`."""
         while position < len(text):
             if self._is_escaped:
                 self._is_escaped = False
@@ -65,10 +65,10 @@ class StringDecoder:
         self._escape = ""  # an escape that is not complete
         self._high = 0  # a high surrogate that waits for its other half
         self.is_done = False  # the closing quote has come
-        self.is_broken = False  # the character is no part of an escape; it has not been taken
+        self.is_broken = False  # the character is no part of an escape and has not been taken
 
     def feed(self, char: str) -> str:
-        """The text that this character completes."""
+        """Take a character, and return the text that the character completes."""
         if self._escape:
             return self._feed_escape(char)
         if char == "\\":

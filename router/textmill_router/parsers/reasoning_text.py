@@ -1,4 +1,4 @@
-"""Parts the reasoning at the start of an answer from what follows it, in one pass."""
+"""Splits an answer into the reasoning at its start and the text that follows, in one pass."""
 
 from enum import Enum
 
@@ -16,9 +16,10 @@ class _State(Enum):
 
 
 class ReasoningReader:
-    """Reasoning stands first or not at all: a tag later in the answer is text. Spaces around both tags are dropped.
+    """Reads reasoning, which stands first or not at all, so that a tag later in the answer is text.
 
-    `is_inside`: the prompt has opened the reasoning; a model that opens it again does no harm.
+    Spaces around both tags are dropped. `is_inside` says that the prompt has opened the reasoning; a model that opens
+    the reasoning again does no harm.
     """
 
     __slots__ = ("_has_reasoning", "_is_inside", "_mark", "_out", "_spaces", "_state", "_tags", "num_steps")
@@ -28,13 +29,13 @@ class ReasoningReader:
         self._is_inside = is_inside
         self._state = _State.START
         self._spaces: list[str] = []  # held back
-        self._mark = ""  # the part of a tag that has been seen
+        self._mark = ""  # the characters so far of a tag that has begun
         self._has_reasoning = False
         self._out: list[Delta] = []
-        self.num_steps = 0  # characters looked at, each look counted
+        self.num_steps = 0  # the number of looks at a character
 
     def push(self, text: str) -> list[Delta]:
-        """Reasoning and text that this piece brings; calls are still in the text."""
+        """Return the reasoning and the text that this piece brings. Calls are still in the text."""
         position = 0
         while position < len(text):
             match self._state:
@@ -54,7 +55,7 @@ class ReasoningReader:
         return out
 
     def finish(self, was_cut: bool) -> list[Delta]:
-        """What was held back. The beginning of a tag is dropped when the answer was cut."""
+        """Return the deltas held back. A cut answer loses a tag that has only begun."""
         mark = "" if was_cut else self._mark
         if self._state is _State.OUTSIDE or (self._state is _State.START and not self._is_inside):
             text = "".join(self._spaces) + mark
@@ -82,7 +83,7 @@ class ReasoningReader:
         if self._is_inside:
             self._spaces.clear()
             self._state = _State.INSIDE
-            return position  # a mark that may begin the closing tag is judged there
+            return position  # the method of that state judges a mark that may begin the closing tag
         held = "".join(self._spaces) + self._mark
         if held:
             self._out.append(ContentText(held))
@@ -116,7 +117,7 @@ class ReasoningReader:
         return end + 1
 
     def _read_outside(self, text: str, position: int) -> int:
-        """Tags are text here, held back only so that a cut answer does not end in half of one."""
+        """Read text, in which tags are text. A tag is held back only so that a cut answer has no half of a tag."""
         if self._mark:
             self.num_steps += 1
             mark = self._mark + text[position]
@@ -139,7 +140,7 @@ class ReasoningReader:
         return end + 1
 
     def _add_reasoning(self, text: str) -> None:
-        """Spaces at the end wait: they belong to the reasoning only if more of it follows."""
+        """Give this reasoning on. Spaces at the end wait, because they are reasoning only if more reasoning follows."""
         body = text.rstrip(_SPACES)
         if body:
             self._spaces.append(body)

@@ -1,4 +1,4 @@
-"""How a format writes calls, as data: the grammar folder makes of it a grammar that lets nothing else through."""
+"""The way in which a format writes calls, as data. `grammar/` makes of the data a grammar of just such calls."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A tag: the token of that text where the vocabulary has one, else the text."""
+    """A tag, which is the token of that text where the vocabulary has such a token, else the text."""
 
     text: str
 
@@ -28,7 +28,7 @@ class JsonValue:
 
 @dataclass(frozen=True, slots=True)
 class TextUntil:
-    """Text up to its first `end`, which is part of it; before `end` stands a match of each of the expressions."""
+    """Text up to and with its first `end`. The text before `end` matches each of the expressions."""
 
     end: str
     expressions: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class InOrder:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """One of the pieces; there is at least one."""
+    """One of the pieces, of which there is at least one."""
 
     pieces: "tuple[Piece, ...]"
 
@@ -64,7 +64,7 @@ class Repeated:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """A piece that stands in several places, as the same object: the grammar writes it once."""
+    """A piece that stands in several places as one Python object, and that the grammar writes once."""
 
     piece: "Piece"
 
@@ -82,7 +82,7 @@ class WrittenCall:
 
     head: str
     rest: Piece
-    name: str = ""  # the tool's name as `any_call` wants it
+    name: str = ""  # the tool's name in the spelling of `any_call`
     schema: Mapping[str, Any] | None = None
 
 
@@ -94,10 +94,10 @@ class CallShape:
     """
 
     write_call: Callable[[str, Mapping[str, Any]], WrittenCall]  # of a tool's name and the schema of its arguments
-    opening: str = ""  # a tag; where it is empty, or may be left out, `any_call` tells where calls begin
+    opening: str = ""  # a tag; where no tag need stand, `any_call` tells where calls begin
     closing: str = ""
     before: str = ""
     after: str = ""
     between: str = ""
     is_list: bool = False
-    any_call: str = ""  # expression of how any call may begin that the format's reader takes; NAMES are those of tools
+    any_call: str = ""  # matches the beginning of any call that the reader takes; NAMES stands for the tools' names

@@ -40,13 +40,13 @@ class DeepSeekReader:
     def __init__(self, tools: Sequence[ToolSpec], new_id: NewId) -> None:
         self._writer = AnswerWriter(new_id)
         self._state = _State.TEXT
-        self._mark = ""  # the part of a tag that has been seen
+        self._mark = ""  # the characters so far of a tag that has begun
         self._header = ""
         self._scanner = ValueScanner()
-        self.num_steps = 0  # characters looked at, each look counted
+        self.num_steps = 0  # the number of looks at a character
 
     def push(self, text: str) -> list[Delta]:
-        """The deltas that this text sets free."""
+        """Take more text, and return the deltas that the text sets free."""
         position = 0
         while position < len(text):
             if self._mark:
@@ -58,7 +58,7 @@ class DeepSeekReader:
         return self._writer.take()
 
     def finish(self, was_cut: bool) -> list[Delta]:
-        """The deltas that were held back. The beginning of a tag or of a call is dropped from a cut answer."""
+        """Return the deltas held back. A cut answer loses a tag or a call that has only begun."""
         if not was_cut:
             self._give(self._mark)
             if self._state is _State.HEADER or (self._state is _State.SECTION and not self._writer.num_calls):
@@ -191,7 +191,7 @@ class DeepSeekReader:
         self._state = _State.TEXT
 
     def _give_up(self) -> None:
-        """What was held back is text."""
+        """Give on as text the characters that were held back."""
         self._writer.release()
         self._state = _State.TEXT
 

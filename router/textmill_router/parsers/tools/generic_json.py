@@ -1,4 +1,4 @@
-"""JSON in the midst of text, for models whose template teaches no known format: an object or an array of objects.
+"""An object or an array of objects in the midst of text, for models whose template teaches no known format.
 
 An object is `{"name": ..., "arguments": {...}}`, as in Hermes' format, or has `parameters`, as in Llama's.
 """

@@ -49,11 +49,11 @@ class HarmonyReader:
         self._writer = AnswerWriter(new_id)
         self._state = _State.OPEN_HEADER
         self._header = ""  # up to here; marks are a part of it
-        self._mark = ""  # the part of a mark that has been seen
+        self._mark = ""  # the characters so far of a mark that has begun
         self._name = ""  # of the call that is read
         self._has_text: set[_State] = set()  # kinds of which a message has ended
         self._scanner = ValueScanner()
-        self.num_steps = 0  # characters looked at, each look counted
+        self.num_steps = 0  # the number of looks at a character
         if begun != ASSISTANT:
             self._state = _State.HEADER
             self.push(begun)
@@ -63,7 +63,7 @@ class HarmonyReader:
                 self._state = _State.CONTENT  # a call that the client began is no call of the model
 
     def push(self, text: str) -> list[Delta]:
-        """The deltas that this text sets free."""
+        """Take more text, and return the deltas that the text sets free."""
         position = 0
         while position < len(text):
             if self._mark:
@@ -75,7 +75,7 @@ class HarmonyReader:
         return self._writer.take()
 
     def finish(self, was_cut: bool) -> list[Delta]:
-        """The deltas that were held back. The beginning of a mark or of a header is dropped from a cut answer."""
+        """Return the deltas held back. A cut answer loses a mark or a header that has only begun."""
         mark, self._mark = self._mark, ""
         if not was_cut:
             if self._state is _State.CALL_START and not mark:

@@ -1,4 +1,4 @@
-"""Reads one tool call written as a JSON object: the name, then the arguments as they come."""
+"""Reads one tool call that is a JSON object, and gives on the name, then the arguments as they come."""
 
 import json
 from collections.abc import Set
@@ -16,7 +16,7 @@ _CALL_KEYS = frozenset({"name", "type", "id", "function", *_ARGUMENT_KEYS})
 
 
 class CallStatus(Enum):
-    """OPEN takes more. DONE: the object has ended. BROKEN: the next character cannot be part of a call."""
+    """OPEN takes more characters. DONE has seen the object's end. BROKEN cannot take the next character into a call."""
 
     OPEN = 0
     DONE = 1
@@ -31,7 +31,7 @@ class _State(Enum):
     COLON = 4
     VALUE = 5
     IN_NAME = 6
-    ARGUMENTS = 7  # an object, given on as it is
+    ARGUMENTS = 7  # an object, given on as written
     ARGUMENT_STRING = 8  # an object inside a string, given on decoded
     SKIP = 9
     SCALAR = 10
@@ -84,10 +84,10 @@ class CallReader:
         self.status = CallStatus.OPEN
         self.has_started = False
         self.ended_by_tag = False
-        self.num_steps = 0  # characters looked at, each look counted
+        self.num_steps = 0  # the number of looks at a character
 
     def read(self, text: str, position: int) -> int:
-        """Takes characters while the call is open; returns the position of the first that was not taken."""
+        """Take characters while the call is open, and return the position of the first character not taken."""
         while position < len(text) and self.status is CallStatus.OPEN:
             if self._state in (_State.ARGUMENTS, _State.SKIP):
                 position = self._scan(text, position)
@@ -98,7 +98,7 @@ class CallReader:
         return position
 
     def finish(self, was_cut: bool) -> None:
-        """Nothing more comes. The beginning of a tag inside the arguments is dropped when the answer was cut."""
+        """Note that nothing more comes. A cut answer loses a tag inside the arguments that has only begun."""
         if self._state is _State.IN_TAG and not was_cut:
             self._give_arguments("".join(self._held))
 
@@ -116,7 +116,7 @@ class CallReader:
         return end
 
     def _feed(self, char: str) -> bool:
-        """Whether the character was taken. What was not either breaks the call or belongs to the next state."""
+        """Take the character, or return False: then the character breaks the call or belongs to the next state."""
         match self._state:
             case _State.IN_KEY | _State.IN_NAME:
                 return self._feed_string(char)
@@ -191,14 +191,14 @@ class CallReader:
         if char in _SCALAR_CHARACTERS and len(self._held) < MAX_KEY_CHARACTERS:
             self._held.append(char)
             return True
-        # Arguments that are null are none.
+        # A call whose arguments are null has no arguments.
         if self._key in _ARGUMENT_KEYS and not self._arguments_key and "".join(self._held) != "null":
             return self._break()
         self._state = _State.AFTER_VALUE
         return False
 
     def _feed_string(self, char: str) -> bool:
-        """Keys and names: collected with their escapes, decoded at the quote."""
+        """Collect a key or a name with its escapes, and decode the text at the closing quote."""
         held = self._held
         if char != '"' or self._is_escaped:
             self._is_escaped = char == "\\" and not self._is_escaped
@@ -254,7 +254,7 @@ class CallReader:
                 self.ended_by_tag = True
                 self.status = CallStatus.DONE
             return True
-        # No tag. The first character cannot begin another one; the next may.
+        # The text is no tag. Its first character cannot begin another tag, but the next character may.
         self._state = _State.ARGUMENTS
         self._give_arguments("".join(self._held))
         return False
@@ -293,5 +293,5 @@ class CallReader:
 
 
 def _spellings(text: str) -> tuple[str, str]:
-    """How a name that begins a call without a tag may be written: grammars of strict tools know no other escapes."""
+    """Return the spellings of a name that begins a call without a tag, which grammars of strict tools know too."""
     return json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]

@@ -1,4 +1,4 @@
-"""Parts text from calls that are written as JSON, in one pass; what such formats share, and what tells them apart."""
+"""Splits an answer into text and calls in JSON, in one pass, for all formats whose calls are JSON."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from textmill_router.parsers.tools.tool_format import NewId, ToolReader, ToolSpe
 
 CALL_ID, ARGS = "[CALL_ID]", "[ARGS]"  # Mistral's tags behind a bare name
 _WS = r"[ \t\r\n]*"
-# How a call may begin where no tag says so; `CallReader` takes nothing else. NAMES: the tools' names.
+# Matches the beginning of a call without a tag; `CallReader` takes no other. NAMES stands for the tools' names.
 ANY_JSON_CALL = (
     rf"\{{{_WS}(\x{{22}}name\x{{22}}{_WS}:{_WS}(NAMES)|\x{{22}}(arguments|parameters|function|id|type)\x{{22}}{_WS}:)"
 )
@@ -24,22 +24,22 @@ ANY_JSON_CALL = (
 
 @dataclass(frozen=True, slots=True)
 class JsonRules:
-    """What is a call in a format. No tag has its first character twice: a broken one is text up to where it broke."""
+    """The rules of a format. No tag has its first character twice, so that a broken tag is text up to its break."""
 
     starts: re.Pattern[str]  # characters in text with which a call may begin
     opening: str = ""  # a tag before calls of any name
-    closing: str = ""  # a tag after them
+    closing: str = ""  # a tag after the calls
     separators: str = ""  # between calls, beside spaces
     has_bare_names: bool = False  # name{...} after the tag
 
 
 def json_reader(rules: JsonRules) -> Callable[[Sequence[ToolSpec], NewId], ToolReader]:
-    """The factory of readers for a format of these rules."""
+    """Return the factory of readers for a format of these rules."""
     return lambda tools, new_id: JsonToolReader(rules, frozenset(tool.name for tool in tools), new_id)
 
 
 def json_writer(arguments_key: str) -> Callable[[str, Mapping[str, Any]], WrittenCall]:
-    """How a grammar writes a call: the name first, then the arguments under this key."""
+    """Return what writes a call for a grammar, with the name first, then the arguments under this key."""
 
     def write(name: str, schema: Mapping[str, Any]) -> WrittenCall:
         head = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{arguments_key}": '
@@ -55,7 +55,7 @@ def json_writer(arguments_key: str) -> Callable[[str, Mapping[str, Any]], Writte
 
 
 def _moved(schema: Any, root: str) -> Any:
-    """The schema with references that hold where its root is found under the pointer `root`."""
+    """Return the schema with references that hold where the root of the schema has the JSON pointer `root`."""
     if isinstance(schema, list):
         return [_moved(entry, root) for entry in schema]
     if not isinstance(schema, Mapping):
@@ -83,7 +83,7 @@ class _State(Enum):
 
 
 class JsonToolReader:
-    """Fed with text, gives deltas. What may become a call is held back until it is one or cannot be.
+    """Turns text into deltas. Text that may become a call is held back until the text is a call or cannot be one.
 
     A call in an opening tag may have any name, since the client must learn of it; without a tag only the names of the
     request's tools count, or every JSON answer would be suspect. What is no call is text, tags included.
@@ -109,13 +109,13 @@ class JsonToolReader:
         self._known_names = known_names
         self._writer = AnswerWriter(new_id)
         self._state = _State.TEXT
-        self._mark = ""  # the part of a tag that has been seen
+        self._mark = ""  # the characters so far of a tag that has begun
         self._name: list[str] = []
         self._is_tagged = False
         self._is_in_array = False
         self._call = CallReader(self._writer, None, "")
         self._scanner = ValueScanner()
-        self.num_steps = 0  # characters looked at, each look counted
+        self.num_steps = 0  # the number of looks at a character
         self._handlers: dict[_State, Callable[[str, int], int]] = {
             _State.TEXT: self._read_text,
             _State.OPENING: self._read_opening,
@@ -131,14 +131,14 @@ class JsonToolReader:
         }
 
     def push(self, text: str) -> list[Delta]:
-        """What the text brings."""
+        """Take more text, and return the deltas that the text sets free."""
         position = 0
         while position < len(text):
             position = self._handlers[self._state](text, position)
         return self._writer.take()
 
     def finish(self, was_cut: bool) -> list[Delta]:
-        """What was held back. The beginning of a tag or of a call in a tag is dropped when the answer was cut."""
+        """Return the deltas held back. A cut answer loses a tag, or a call in a tag, that has only begun."""
         match self._state:
             case _State.TEXT:
                 if not self._writer.num_calls:
@@ -156,10 +156,10 @@ class JsonToolReader:
 
     @property
     def is_in_call(self) -> bool:
-        """A call has begun and its arguments have not ended."""
+        """Whether a call has begun and its arguments have not ended."""
         return self._state is _State.NAMED_ARGUMENTS or (self._state is _State.CALL and self._call.has_started)
 
-    # ---- states: each takes a character or more, or goes to another state
+    # ---- one method for each state, which takes a character or more, or changes the state
 
     def _read_text(self, text: str, position: int) -> int:
         found = self._rules.starts.search(text, position)
@@ -198,7 +198,7 @@ class JsonToolReader:
         if mark == rules.opening:
             self._begin_head()
         elif mark == rules.closing:
-            self._give_up()  # closes nothing; held back only so that a cut answer does not end in half of it
+            self._give_up()  # the tag closes nothing, and is held back only so that a cut answer has no half of a tag
         return position + 1
 
     def _begin_head(self) -> None:
@@ -273,7 +273,7 @@ class JsonToolReader:
         return position + 1
 
     def _read_name_tag(self, text: str, position: int) -> int:
-        """The name's own tags, or the tag of the next call: then this was none."""
+        """Read a tag that belongs to the name, or the tag of the next call, before which the name is no call."""
         self.num_steps += 1
         mark = self._mark + text[position]
         if mark == self._rules.opening:
@@ -346,7 +346,7 @@ class JsonToolReader:
         return position
 
     def _give_up(self) -> None:
-        """What was held back is text."""
+        """Give on as text the characters that were held back."""
         self._writer.release()
         self._is_in_array = False
         self._state = _State.TEXT

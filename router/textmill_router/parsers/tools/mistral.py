@@ -24,7 +24,7 @@ _NAMED = CallShape(_named_call, opening=_OPENING)
 
 
 def _shape(tokens: Collection[str]) -> CallShape:
-    """Vocabularies that have the token [ARGS] belong to models that write a name and not an object after the tag."""
+    """Return the shape of named calls for vocabularies with the token [ARGS], because their models write names."""
     return _NAMED if ARGS in tokens else _LIST
 
 

@@ -1,4 +1,4 @@
-"""The parameters that a tool's schema declares, for formats that write each of them by itself."""
+"""The parameters that a tool's schema declares, for formats that write each parameter by itself."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from typing import Any
 from textmill_router.errors import ValidationFailed
 
 ALL_TYPES = frozenset({"string", "number", "integer", "boolean", "null", "object", "array"})
-MAX_LOOKED_AT = 1000  # schemas that are looked at to find the types of one parameter: references can branch without end
+MAX_LOOKED_AT = 1000  # schemas that one parameter's types may take, because references can branch without end
 MAX_NESTED_SCHEMAS = 16
 _DEFINITIONS = ("$defs", "definitions")
-# What may stand in a schema beside its properties and leaves their values alone.
+# Keywords beside the properties of a schema that leave the values of the properties alone.
 _ANNOTATIONS = frozenset(
     {"$schema", "$id", "$comment", "title", "description", "default", "examples", "deprecated", "strict", *_DEFINITIONS}
 )
@@ -20,7 +20,7 @@ _READABLE = frozenset({"type", "properties", "required", "additionalProperties",
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One parameter of a tool. `schema` can stand alone: it holds the definitions that it refers to."""
+    """One parameter of a tool. `schema` can stand alone, because it holds the definitions to which it refers."""
 
     name: str
     schema: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Parameters:
         self._properties: Mapping[str, Any] = properties if isinstance(properties, Mapping) else {}
         others = self._root.get("additionalProperties")
         self._others: Mapping[str, Any] = others if isinstance(others, Mapping) else {"type": "string"}
-        self._known_types: dict[str | None, frozenset[str]] = {}  # by name; None: without an entry
+        self._known_types: dict[str | None, frozenset[str]] = {}  # by name; under None for names without an entry
         self._num_looks = 0
 
     @property
@@ -48,7 +48,7 @@ class Parameters:
         return None if self._root.get("additionalProperties") is False else self._standing_alone(self._others)
 
     def types_of(self, name: str) -> frozenset[str]:
-        """The JSON types that a value of this parameter may have; never empty."""
+        """Return the JSON types that a value of this parameter may have, at least one."""
         known = name if name in self._properties else None
         if known not in self._known_types:
             self._num_looks = 0
@@ -56,7 +56,7 @@ class Parameters:
         return self._known_types[known]
 
     def string_rules(self, name: str) -> Mapping[str, Any] | None:
-        """The rules for a string of this parameter, from whichever alternative has them; None where several do."""
+        """Return the rules for a string of this parameter, or None where several alternatives have rules."""
         schema = self._properties.get(name, self._others)
         for _ in range(MAX_NESTED_SCHEMAS):
             if not isinstance(schema, Mapping):
@@ -79,7 +79,7 @@ class Parameters:
         return None
 
     def declared(self, tool_name: str) -> tuple[Parameter, ...]:
-        """All of them, in the order of the schema. Raises ValidationFailed for a schema that says more than types.
+        """Return all parameters in the order of the schema. Raises ValidationFailed if a schema says more than types.
 
         Such a schema (`anyOf` over whole argument lists, for example) rules how parameters go together, which a
         format that writes them one by one cannot enforce.
@@ -125,7 +125,7 @@ class Parameters:
         return types or ALL_TYPES
 
     def _resolved(self, reference: Any) -> Any:
-        """What a reference inside the schema points to; None where there is nothing."""
+        """Return the schema to which a reference points, or None."""
         found: Any = self._root
         if not isinstance(reference, str) or not reference.startswith("#"):
             return None
@@ -135,7 +135,7 @@ class Parameters:
 
 
 def json_type(value: object) -> str:
-    """The JSON type of a decoded value; whole numbers are integers."""
+    """Return the JSON type of a decoded value. A whole number is an integer."""
     match value:
         case None:
             return "null"

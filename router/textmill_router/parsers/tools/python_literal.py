@@ -1,4 +1,4 @@
-"""A Python literal to JSON text, piece by piece, looking at each character once. Nothing is evaluated."""
+"""Turns a Python literal into JSON text, piece by piece, by one look at each character. Nothing is evaluated."""
 
 import json
 import re
@@ -12,7 +12,7 @@ _WHOLE_NUMBER = re.compile(r"([+-]?)0*(\d(?:_?\d)*)")
 _NUMBER = re.compile(r"([+-]?)0*(\d(?:_?\d)*)?(?:\.((?:\d(?:_?\d)*)?))?(?:[eE]([+-]?\d+))?")
 _CLOSING = {"[": "]", "{": "}"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "\n": ""}
-_SAME = frozenset("\\'\"/")  # escaped, they are themselves; JSON escapes the slash
+_SAME = frozenset("\\'\"/")  # signs that stand for themselves behind a backslash; JSON escapes the slash too
 _NUM_DIGITS = {"x": 2, "u": 4, "U": 8}
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 _OCTAL_DIGITS = frozenset("01234567")
@@ -62,7 +62,7 @@ class LiteralReader:
     def __init__(self) -> None:
         self._state = _State.VALUE
         self._open: list[str] = []  # closing brackets of lists and dictionaries, the innermost last
-        self._begun: list[bool] = []  # whether they have an entry
+        self._begun: list[bool] = []  # whether each of the open lists and dictionaries has an entry
         self._is_key = False
         self._word: list[str] = []
         self._quote = ""
@@ -74,16 +74,16 @@ class LiteralReader:
         self._out: list[str] = []
         self.is_done = False
         self.is_broken = False  # the next character cannot be part of a value
-        self.num_steps = 0  # characters looked at, each look counted
+        self.num_steps = 0  # the number of looks at a character
 
     def take(self) -> str:
-        """The JSON text since the last take."""
+        """Return the JSON text since the last take."""
         out = "".join(self._out)
         self._out.clear()
         return out
 
     def read(self, text: str, position: int) -> int:
-        """Takes characters while the value goes on; returns the position of the first that was not taken."""
+        """Take characters while the value goes on, and return the position of the first character not taken."""
         while position < len(text) and not (self.is_done or self.is_broken):
             if self._state is _State.STRING and not self._escape:
                 position = self._read_string(text, position)
@@ -93,7 +93,7 @@ class LiteralReader:
         return position
 
     def _feed(self, char: str) -> bool:
-        """Whether the character was taken. One that was not breaks the value or belongs to the next state."""
+        """Take the character, or return False: then the character breaks the value or belongs to the next state."""
         match self._state:
             case _State.WORD:
                 return self._feed_word(char)
@@ -181,7 +181,7 @@ class LiteralReader:
         self._state = _State.QUOTE
 
     def _feed_quote(self, char: str) -> bool:
-        """After the first quote: a second one is an empty string, unless a third one follows."""
+        """Read on after the first quote. A second quote makes an empty string, unless a third quote follows."""
         if self._state is _State.QUOTE:
             self._state = _State.SECOND_QUOTE if char == self._quote else _State.STRING
             return char == self._quote
@@ -241,7 +241,7 @@ class LiteralReader:
             self._end_escape(chr(int(escape[1:], 8)))
             return False
         if char not in _HEX_DIGITS:
-            self._end_escape(escape)  # no escape after all: its characters are text
+            self._end_escape(escape)  # the characters are no escape, so they are text
             return False
         self._escape += char
         if len(self._escape) == 2 + _NUM_DIGITS[kind]:
@@ -267,7 +267,7 @@ class LiteralReader:
             self._add(chr(unit) if is_character else _REPLACEMENT)
 
     def _add(self, text: str) -> None:
-        """Characters of a string; half a surrogate pair before them stays alone."""
+        """Give on characters of a string. Half a surrogate pair before the characters stays alone."""
         if self._high:
             self._high = 0
             text = _REPLACEMENT + text
@@ -284,7 +284,7 @@ def _simple_escape(char: str, *, is_raw: bool) -> str:
 
 
 def _json_number(word: str) -> str:
-    """A Python number as JSON writes it; empty for what is none."""
+    """Return a Python number as JSON writes numbers, or an empty text for a word that is no number."""
     if whole := _WHOLE_NUMBER.fullmatch(word):
         return f"{whole[1].removeprefix('+')}{whole[2].replace('_', '')}"
     found = _NUMBER.fullmatch(word)

@@ -56,7 +56,7 @@ class _State(Enum):
 
 
 class PythonicReader:
-    """Parts text from calls. Between the tags a call may have any name, elsewhere only that of a tool of the request.
+    """Splits an answer into text and calls. A call between the tags may have any name, any other only that of a tool.
 
     Arguments are given on as JSON text. A call that breaks off inside its arguments leaves them unfinished.
     """
@@ -65,7 +65,7 @@ class PythonicReader:
         self._known_names = frozenset(tool.name for tool in tools)
         self._writer = AnswerWriter(new_id)
         self._state = _State.TEXT
-        self._mark = ""  # the part of a tag that has been seen
+        self._mark = ""  # the characters so far of a tag that has begun
         self._word: list[str] = []  # the name or keyword that is read
         self._name = ""  # of the call that may begin
         self._is_tagged = False
@@ -73,7 +73,7 @@ class PythonicReader:
         self._has_arguments = False
         self._value = LiteralReader()
         self.is_in_call = False
-        self.num_steps = 0  # characters looked at, each look counted
+        self.num_steps = 0  # the number of looks at a character
         self._handlers: dict[_State, Callable[[str, int], int]] = {
             _State.TEXT: self._read_text,
             _State.TAG: self._read_tag,
@@ -84,14 +84,14 @@ class PythonicReader:
         }
 
     def push(self, text: str) -> list[Delta]:
-        """The deltas that this text sets free."""
+        """Take more text, and return the deltas that the text sets free."""
         position = 0
         while position < len(text):
             position = self._handlers.get(self._state, self._read_sign)(text, position)
         return self._writer.take()
 
     def finish(self, was_cut: bool) -> list[Delta]:
-        """The deltas that were held back. The beginning of a tag or of a call in tags is dropped from a cut answer."""
+        """Return the deltas held back. A cut answer loses a tag, or a call in tags, that has only begun."""
         is_certain = self._is_tagged or self._state is _State.TAG or self._writer.num_calls > 0
         match self._state:
             case _State.TEXT if self._writer.num_calls:
@@ -103,7 +103,7 @@ class PythonicReader:
                 self._writer.release()
         return self._writer.take()
 
-    # ---- states: each takes a character or more, or goes to another state
+    # ---- one method for each state, which takes a character or more, or changes the state
 
     def _read_text(self, text: str, position: int) -> int:
         found = _STARTS.search(text, position)
@@ -137,11 +137,11 @@ class PythonicReader:
             self._has_call = False
             self._state = _State.HEAD
         elif mark == _CLOSING:
-            self._give_up()  # it closes nothing
+            self._give_up()  # the tag closes nothing
         return position + 1
 
     def _read_sign(self, text: str, position: int) -> int:
-        """One sign between the words and values of a call, after spaces."""
+        """Read one sign between the words and values of a call. Spaces may stand before the sign."""
         self.num_steps += 1
         char = text[position]
         if char in SPACES:
@@ -262,7 +262,7 @@ class PythonicReader:
         self._state = _State.AFTER_CALL
 
     def _give_up(self) -> None:
-        """The next character is no part of a call; what was held back is text."""
+        """Give on the text that was held back, because the next character is no part of a call."""
         if self.is_in_call and self._state in (_State.KEYWORD, _State.EQUALS, _State.VALUE_START):
             self._writer.hold("".join(self._word))
         self.is_in_call = False
@@ -281,7 +281,7 @@ def _is_word(char: str) -> bool:
 
 
 def _write_call(name: str, schema: Mapping[str, Any]) -> WrittenCall:
-    """A call with keywords in the order of the schema. Values are JSON, which the reader takes as it takes Python's.
+    """Write a call with keywords in the order of the schema. Values are JSON, which the reader takes beside Python's.
 
     Raises ValidationFailed for what has no form here.
     """
@@ -304,9 +304,9 @@ def _write_call(name: str, schema: Mapping[str, Any]) -> WrittenCall:
 
 
 def _listed(given: Sequence[tuple[Piece, bool]]) -> Piece:
-    """The arguments with commas between those that are there; the flag says which must be."""
-    following: Piece = Text("")  # what may come behind an argument
-    first: Piece | None = None  # what may come where none stands before; None: nothing
+    """Return the arguments with commas between them. The flag of an argument says that the argument must be given."""
+    following: Piece = Text("")  # the piece that may come behind an argument
+    first: Piece | None = None  # the piece that may come where no argument stands before
     for piece, is_required in reversed(given):
         begun: Piece = InOrder((piece, following))
         if not is_required:
@@ -318,7 +318,7 @@ def _listed(given: Sequence[tuple[Piece, bool]]) -> Piece:
 
 
 def _written_value(schema: Mapping[str, Any], types: frozenset[str]) -> Piece:
-    """A value; words as Python writes them where the value is nothing else."""
+    """Return a value as JSON, but for values that can only be a word, which stand as Python writes the word."""
     value = JsonValue(schema)
     if types == {"null"}:
         return Text("None")

@@ -1,4 +1,4 @@
-"""Qwen3-Coder and Qwen 3.5: each parameter in a tag of its own, strings as they are.
+"""Qwen3-Coder and Qwen 3.5, which write each parameter in a tag of its own, and strings without quotes.
 
 <tool_call>
 <function=NAME>
@@ -64,24 +64,24 @@ _TAGS = {
 
 
 class _StringValue:
-    """A string, given on as it comes. The new line after the first tag and the one before the last are no part of it.
+    """A string, given on as it comes, but for the new line behind the first tag and the new line before the last tag.
 
     `may_be_null`: the words `null` and `None` alone are null.
     """
 
     def __init__(self, *, may_be_null: bool) -> None:
         self._is_at_start = True
-        self._has_newline = False  # at the end so far: it counts only if more follows
-        self._word: str | None = "" if may_be_null else None  # the text, while it may become the word for null
+        self._has_newline = False  # at the end so far; the new line counts only if more text follows
+        self._word: str | None = "" if may_be_null else None  # the text, while the text may become the word for null
         self._has_quote = False
 
     def find_tag(self, text: str, position: int) -> int:
-        """Where the next tag may begin; the length of the text where none does."""
+        """Return where the next tag may begin, or the length of the text."""
         found = text.find("<", position)
         return len(text) if found < 0 else found
 
     def push(self, text: str) -> str:
-        """JSON text that this part of the value brings."""
+        """Return the JSON text that this part of the value brings."""
         if self._has_newline:
             text, self._has_newline = "\n" + text, False
         if self._is_at_start and text:
@@ -101,7 +101,7 @@ class _StringValue:
         return quote + json.dumps(text, ensure_ascii=False)[1:-1]
 
     def finish(self) -> str:
-        """The rest of the JSON text, at the closing tag."""
+        """Return the rest of the JSON text at the closing tag."""
         if self._word in _NULLS:
             return "null"
         quote = "" if self._has_quote else '"'
@@ -109,7 +109,7 @@ class _StringValue:
 
 
 class _OtherValue:
-    """A value that is known when it is complete: JSON where it is JSON, else a string.
+    """A value that is known at its closing tag: the JSON value that its text is, else a string.
 
     `types` are those that the schema allows. Inside a JSON string the closing tag is text; such a string ends with its
     line, so that a quote too many does not swallow the rest of the answer.
@@ -118,12 +118,12 @@ class _OtherValue:
     def __init__(self, types: frozenset[str]) -> None:
         self._types = types
         self._parts: list[str] = []
-        self._is_json: bool | None = None  # None: only spaces have come
+        self._is_json: bool | None = None  # None while only spaces have come
         self._is_in_string = False
         self._is_escaped = False
 
     def find_tag(self, text: str, position: int) -> int:
-        """Where the next tag may begin; the length of the text where none does."""
+        """Return where the next tag may begin, or the length of the text."""
         if self._is_json is None:
             rest = text[position:].lstrip(SPACES)
             if not rest:
@@ -150,12 +150,12 @@ class _OtherValue:
         return position
 
     def push(self, text: str) -> str:
-        """Nothing yet."""
+        """Keep this part of the value, and return no text yet."""
         self._parts.append(text)
         return ""
 
     def finish(self) -> str:
-        """The JSON text of the value, at the closing tag."""
+        """Return the JSON text of the value at the closing tag."""
         text = "".join(self._parts)
         word = text.strip(SPACES)
         word = _PYTHON_WORDS.get(word, word)
@@ -173,7 +173,7 @@ def _no_number(word: str) -> float:
 
 
 class Qwen3CoderReader:
-    """Parts text from calls. A call without the opening tag counts where its name is that of a tool.
+    """Splits an answer into text and calls. A call without the opening tag counts if its name is that of a tool.
 
     Parameters have the types that the tool's schema gives them. Arguments are given on as JSON text: strings as they
     come, other values when their tag closes. A value that is not of its type is a string.
@@ -183,13 +183,13 @@ class Qwen3CoderReader:
         self._tools = {tool.name: tool for tool in tools}
         self._writer = AnswerWriter(new_id)
         self._state = _State.TEXT
-        self._mark = ""  # the part of a tag that has been seen
+        self._mark = ""  # the characters so far of a tag that has begun
         self._name: list[str] = []  # of the function or the parameter that is read
         self._is_tagged = False
         self._parameters = Parameters(None)
         self._separator = ""  # before the next parameter
         self._value: _StringValue | _OtherValue = _StringValue(may_be_null=False)
-        self.num_steps = 0  # characters looked at, each look counted
+        self.num_steps = 0  # the number of looks at a character
         self._handlers: dict[_State, Callable[[str, int], int]] = {
             _State.TEXT: self._read_text,
             _State.TAG: self._read_tag,
@@ -202,14 +202,14 @@ class Qwen3CoderReader:
         }
 
     def push(self, text: str) -> list[Delta]:
-        """The deltas that this text sets free."""
+        """Take more text, and return the deltas that the text sets free."""
         position = 0
         while position < len(text):
             position = self._handlers[self._state](text, position)
         return self._writer.take()
 
     def finish(self, was_cut: bool) -> list[Delta]:
-        """The deltas that were held back. The beginning of a tag is dropped when the answer was cut."""
+        """Return the deltas held back. A cut answer loses a tag that has only begun."""
         match self._state:
             case _State.TEXT:
                 if not self._writer.num_calls:
@@ -228,7 +228,7 @@ class Qwen3CoderReader:
         """Whether a call has begun and its arguments have not ended."""
         return self._state in (_State.BODY, _State.KEY, _State.VALUE)
 
-    # ---- states: each takes a character or more, or goes to another state
+    # ---- one method for each state, which takes a character or more, or changes the state
 
     def _read_text(self, text: str, position: int) -> int:
         found = text.find("<", position)
@@ -243,7 +243,7 @@ class Qwen3CoderReader:
         return end + 1
 
     def _read_tag(self, text: str, position: int) -> int:
-        """One of the tags of the state, after spaces where the state is not inside text."""
+        """Read one of the tags of the state. Spaces may stand before the tag where the state is not inside text."""
         self.num_steps += 1
         char = text[position]
         if not self._mark and char in SPACES:
@@ -285,7 +285,7 @@ class Qwen3CoderReader:
                     self._writer.add_arguments("}")
                 if state is _State.TAG:
                     self._writer.hold(tag)
-                    self._writer.release()  # it closes nothing
+                    self._writer.release()  # the tag closes nothing
                 else:
                     self._writer.drop()
                 self._state = _State.TEXT
@@ -355,7 +355,7 @@ class Qwen3CoderReader:
             self._writer.add_arguments(text)
 
     def _break(self) -> None:
-        """The next character is no part of a call. A call that has begun ends here, with the parameters that it has."""
+        """End the call that has begun, with the parameters so far, because the next character is no part of a call."""
         mark, self._mark = self._mark, ""
         if self._state is _State.KEY:
             mark = _PARAMETER + "".join(self._name)
@@ -371,7 +371,7 @@ class Qwen3CoderReader:
 
 
 def _write_call(name: str, schema: Mapping[str, Any]) -> WrittenCall:
-    """A call with the parameters of the schema in its order. Raises ValidationFailed for what has no form here."""
+    """Write a call with the parameters in the order of the schema. Raises ValidationFailed if there is no form."""
     if not _is_name(name):
         raise _refusal(name, "its name", "holds a sign that ends a name")
     parameters = Parameters(schema)
@@ -393,7 +393,7 @@ def _write_call(name: str, schema: Mapping[str, Any]) -> WrittenCall:
 
 
 def _written_value(parameters: Parameters, parameter: Parameter, tool_name: str) -> Piece:
-    """A value and its closing tag. Strings that may be something else too are written as JSON, in quotes."""
+    """Return a value and its closing tag. A string that may be of another type too is JSON, in quotes."""
     types = parameters.types_of(parameter.name)
     end = f"\n{_END_OF_PARAMETER}"
     if not _is_string(types):
@@ -421,7 +421,7 @@ def _written_value(parameters: Parameters, parameter: Parameter, tool_name: str)
 
 
 def _is_string(types: frozenset[str]) -> bool:
-    """Whether a value is written as it is, without quotes: it is a string, or null where it may be."""
+    """Whether a value is written without quotes, because the value can only be a string or null."""
     return types <= {"string", "null"} and "string" in types
 
 
@@ -430,7 +430,7 @@ def _can_be_said(value: object, types: frozenset[str]) -> bool:
 
 
 def _whole_pattern(pattern: str, tool_name: str) -> str:
-    """The expression of whole strings in which the pattern is found."""
+    """Return an expression that matches the whole of a string in which the pattern is found."""
     begins, ends = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
     inner = pattern[begins : len(pattern) - ends]
     bare = re.sub(r"\\.|\[\^?[^\]]*\]", "", inner)
@@ -456,7 +456,7 @@ _SHAPE = CallShape(
     before="\n",
     after="\n",
     between="\n",
-    any_call=r"\x{3c}function=",  # a reader takes it without the opening tag too
+    any_call=r"\x{3c}function=",  # a reader takes a call without the opening tag too
 )
 
 QWEN3_CODER = ToolFormat(

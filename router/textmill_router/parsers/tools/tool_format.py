@@ -1,4 +1,4 @@
-"""What a format of tool calls is, and how a tool is described to one."""
+"""The parts of a format of tool calls, and the description of a tool that a format gets."""
 
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,7 +13,7 @@ NewId = Callable[[], str]
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool of a request. `parameters` is the schema of its arguments, None where any object will do."""
+    """A tool of a request. `parameters` is the schema of the arguments, or None where any object will do."""
 
     name: str
     parameters: Mapping[str, Any] | None = None
@@ -21,16 +21,16 @@ class ToolSpec:
 
 
 class ToolReader(Protocol):
-    """Parts the text of one answer from the calls in it, in one pass. The deltas do not depend on the pieces."""
+    """Splits one answer into text and calls, in one pass. The deltas do not depend on the pieces."""
 
-    num_steps: int  # characters looked at, each look counted
+    num_steps: int  # the number of looks at a character
 
     def push(self, text: str) -> list[Delta]:
-        """The deltas that this text sets free."""
+        """Take more text, and return the deltas that the text sets free."""
         ...
 
     def finish(self, was_cut: bool) -> list[Delta]:
-        """The deltas that were held back. The beginning of a tag or of a call in a tag is dropped from a cut answer."""
+        """Return the deltas held back. A cut answer loses a tag, or a call in a tag, that has only begun."""
         ...
 
     @property
@@ -40,7 +40,7 @@ class ToolReader(Protocol):
 
 
 def call_id() -> str:
-    """An id as OpenAI writes them."""
+    """Return an id in the form of OpenAI's ids."""
     return f"call_{secrets.token_hex(12)}"
 
 

@@ -120,11 +120,11 @@ def word_list(value: str) -> tuple[str, ...]:
 V1_ERRORS = ("mixed", "openai", "tgi")
 TOOL_FORMATS = (
     *("harmony", "openai", "gpt-oss"),
-    *("deepseek_v3", "deepseekv3", "deepseek_v31", "deepseekv31", "phi4_mini_json", "granite"),
+    *("deepseek_v3", "deepseekv3", "deepseek_v31", "deepseekv31", "command_r", "phi4_mini_json", "granite"),
     *("hermes", "llama3_json", "mistral", "qwen3_coder", "qwen3_xml", "pythonic", "llama4_pythonic", "json"),
 )
 REASONING_FORMATS = (
-    *("think", "mistral", "harmony"),
+    *("think", "mistral", "harmony", "command_r"),
     *("deepseek_r1", "deepseek-r1", "qwen3", "openai_gptoss", "gpt-oss"),
 )
 DEVICES = ("auto", "cpu", "cuda")

@@ -158,6 +158,7 @@ FLAGS = {
     "deepseek_v31": "deepseek_v31",
     "phi4_mini_json": "phi4_mini",
     "granite": "granite",
+    "command_r": "command_r",
     "harmony": "gpt_oss",
     "openai": "gpt_oss",
     "gpt-oss": "gpt_oss",
@@ -178,6 +179,7 @@ FLAGS = {
         ("deepseek_v31", "qwen3"),
         ("phi4_mini_json", None),
         ("granite", "llama3"),
+        ("command_r", "qwen3"),
         ("harmony", None),
         ("openai", "qwen3"),
         ("gpt-oss", "gpt_oss"),
@@ -248,6 +250,7 @@ WRITTEN_CALLS = {
     "gpt_oss": f" to=functions.get_weather<|channel|>commentary json<|message|>{ARGUMENTS}<|call|>",
     "deepseek_v31": f"<｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{ARGUMENTS}<｜tool▁call▁end｜>",
     "phi4_mini": f'<|tool_call|>{{"name": "get_weather", "arguments": {ARGUMENTS}}}<|/tool_call|>',
+    "command_r": f'"tool_name": "get_weather", "parameters": {ARGUMENTS}}}',
     "granite": f'<|tool_call|>[{{"name": "get_weather", "arguments": {ARGUMENTS}}}',
 }
 ALL_TYPES = {
@@ -289,7 +292,7 @@ def test_calls_that_the_template_shows_are_read_as_they_were_given(tmp_path: Pat
         body = {"messages": messages, "tools": [*TOOLS, act], "add_generation_prompt": False}
         shown = client.post("/chat_tokenize", json=body).json()["templated_text"]
         assert WRITTEN_CALLS[template].strip("[]") in shown
-        mark = "<｜tool▁output▁end｜>" if template == "deepseek_v31" else "assistant"
+        mark = {"deepseek_v31": "<｜tool▁output▁end｜>", "command_r": "<|CHATBOT_TOKEN|>"}.get(template, "assistant")
         written = shown[shown.rindex(mark) + len(mark) :].split("<|im_end|>")[0].split("<|eot")[0]
         written = written.removeprefix("<|header_end|>")
     (tmp_path / "again").mkdir()

@@ -6,6 +6,7 @@ from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.deltas import ParsedMessage, collect
 from textmill_router.parsers.formats import ReasoningFormat
 from textmill_router.parsers.tools import (
+    command_r,
     deepseek,
     generic_json,
     harmony,
@@ -544,6 +545,22 @@ DEEPSEEK = [
     Output("<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>", "<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>"),
 ]
 
+COMMAND_R = [
+    Output(
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "add", "parameters": {"a": 1}}\n]<|END_ACTION|>',
+        None,
+        (("add", '{"a": 1}'),),
+    ),
+    Output(
+        'I look.<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "add", "parameters": {"a": 1}},\n'
+        '    {"tool_call_id": "1", "tool_name": "say", "parameters": {"text": "<|END_ACTION|>"}}\n]<|END_ACTION|>',
+        "I look.",
+        (("add", '{"a": 1}'), ("say", '{"text": "<|END_ACTION|>"}')),
+    ),
+    Output("<|START_ACTION|>add(1) <|END", "<|START_ACTION|>add(1) <|END"),
+    Output('{"tool_name": "add", "parameters": {}} < ', '{"tool_name": "add", "parameters": {}} < '),
+]
+
 TOOL_CALL_TOKEN = [
     Output('<|tool_call|>[{"name": "add", "arguments": {"a": 1}}]', None, (("add", '{"a": 1}'),)),
     Output(
@@ -616,6 +633,7 @@ ALL: list[tuple[ToolFormat, ReasoningFormat | None, Output]] = [
     *((qwen3_coder.QWEN3_CODER, None, output) for output in QWEN3_CODER),
     *((pythonic.PYTHONIC, None, output) for output in PYTHONIC),
     *((harmony.HARMONY, None, output) for output in HARMONY),
+    *((command_r.COMMAND_R, None, output) for output in COMMAND_R),
     *((tools, None, output) for tools in (deepseek.DEEPSEEK_V3, deepseek.DEEPSEEK_V31) for output in DEEPSEEK),
     *(
         (tools, None, output)

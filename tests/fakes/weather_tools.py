@@ -33,6 +33,11 @@ OUTPUTS = {
         f'Let me see.<|tool_call|>{{"name": "get_weather", "arguments": {ARGUMENTS}}}<|/tool_call|>'
         '<|tool_call|>{"name": "get_time", "arguments": {}}<|/tool_call|>'
     ),
+    "command_r": (
+        "Let me see.<|START_ACTION|>"
+        f'[\n    {{"tool_call_id": "0", "tool_name": "get_weather", "parameters": {ARGUMENTS}}},'
+        '\n    {"tool_call_id": "1", "tool_name": "get_time", "parameters": {}}\n]<|END_ACTION|>'
+    ),
     "granite": (
         f'<|tool_call|>[{{"name": "get_weather", "arguments": {ARGUMENTS}}}, {{"name": "get_time", "arguments": {{}}}}]'
     ),

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
+from textmill_router.parsers.tools.command_r import COMMAND_R
 from textmill_router.parsers.tools.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
 from textmill_router.parsers.tools.generic_json import GENERIC_JSON
 from textmill_router.parsers.tools.harmony import CHANNEL, END, HARMONY, MARKS, MESSAGE
@@ -23,6 +24,7 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     MISTRAL,
     DEEPSEEK_V3,
     DEEPSEEK_V31,
+    COMMAND_R,
     PHI4_MINI,
     GRANITE,
     QWEN3_CODER,
@@ -47,6 +49,7 @@ class ReasoningFormat(Enum):
     THINK = "think"
     MISTRAL = "mistral"
     HARMONY = "harmony"
+    COMMAND_R = "command_r"
 
     @property
     def tags(self) -> ReasoningTags:
@@ -57,6 +60,7 @@ _REASONING_TAGS = {
     ReasoningFormat.THINK: ReasoningTags("<think>", "</think>"),
     ReasoningFormat.MISTRAL: ReasoningTags("[THINK]", "[/THINK]"),
     ReasoningFormat.HARMONY: ReasoningTags(f"{CHANNEL}analysis{MESSAGE}", END),
+    ReasoningFormat.COMMAND_R: ReasoningTags("<|START_THINKING|>", "<|END_THINKING|>"),
 }
 # Words of --reasoning-parser that other servers use, beside the own words of the formats.
 _REASONING_ALIASES = {
@@ -127,7 +131,7 @@ def reasoning_format_of(template: str) -> ReasoningFormat | None:
     """Return the format of the reasoning that a chat template opens or takes out, or None."""
     if HARMONY.is_taught_by(template):
         return ReasoningFormat.HARMONY
-    for reasoning in (ReasoningFormat.THINK, ReasoningFormat.MISTRAL):
+    for reasoning in (ReasoningFormat.COMMAND_R, ReasoningFormat.THINK, ReasoningFormat.MISTRAL):
         if reasoning.tags.closing in template:
             return reasoning
     return None

@@ -13,6 +13,8 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.jinja")))
 MERGES = ((b"i", b"n"), (b"<", b"|"), (b"|", b">"), (b"\n", b"\n"), (b" ", b"t"), (b":", b" "), (b"e", b"r"))
 BEGIN, END = "<s>", "</s>"
 DEEPSEEK_TAGS = tuple(f"<｜tool▁{name}｜>" for name in ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end"))
+COMMAND_ROLES = ("<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>")
+COMMAND_TAGS = tuple(f"<|{edge}_{part}|>" for part in ("THINKING", "ACTION", "RESPONSE") for edge in ("START", "END"))
 TOOL_CALL_TAGS = ("<|tool_call|>", "<|/tool_call|>", "<|tool_response|>")
 _FAMILY_TOKENS = {
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"),
@@ -31,6 +33,7 @@ _FAMILY_TOKENS = {
     "deepseek_v31": ("<｜User｜>", "<｜Assistant｜>", *DEEPSEEK_TAGS),
     "phi4_mini": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>", "<|/tool|>", *TOOL_CALL_TAGS),
     "granite": ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>", "<|tool_call|>"),
+    "command_r": ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", *COMMAND_ROLES, *COMMAND_TAGS),
     "helpers": (),
 }
 # Added tokens that are not marked as special, as the published vocabularies have them.

@@ -150,7 +150,7 @@ class CallReader:
 
     def _begin_value(self, char: str) -> bool:
         key = self._key
-        is_name = key == "name" or (key == "function" and char == '"')
+        is_name = key in ("name", "tool_name") or (key == "function" and char == '"')
         if is_name and not self._name:
             self._state = _State.IN_NAME
             self._held.clear()

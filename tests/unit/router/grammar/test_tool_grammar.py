@@ -12,6 +12,7 @@ from textmill_router.grammar.tool_grammar import OutputForm, tool_grammar
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.formats import ReasoningFormat
 from textmill_router.parsers.tools import (
+    command_r,
     deepseek,
     generic_json,
     hermes,
@@ -64,6 +65,11 @@ SAID = {"qwen3_coder": '{"text": "x"}', "pythonic": '{"text": "x"}'}
 
 def coder_call(name: str, key: str, value: str) -> str:
     return f"<tool_call>\n<function={name}>\n<parameter={key}>\n{value}\n</parameter>\n</function>\n</tool_call>"
+
+
+def action_list(*actions: str) -> str:
+    lines = ",\n    ".join(actions)
+    return f"<|START_ACTION|>[\n    {lines}\n]<|END_ACTION|>"
 
 
 def deepseek_calls(*calls: tuple[str, str], is_fenced: bool = False) -> str:
@@ -137,6 +143,15 @@ FORMS = [
         f'<|tool_call|>{{"name": "weather", "arguments": {WEATHER}}}<|/tool_call|>'
         f'<|tool_call|>{{"name": "say", "arguments": {SAY}}}<|/tool_call|>',
         f'<|tool_call|>{{"name": "weather", "arguments": {WRONG}}}<|/tool_call|>',
+    ),
+    (
+        OutputForm(command_r.COMMAND_R, {}),
+        action_list(f'{{"tool_call_id": "0", "tool_name": "weather", "parameters": {WEATHER}}}'),
+        action_list(
+            f'{{"tool_call_id": "0", "tool_name": "weather", "parameters": {WEATHER}}}',
+            f'{{"tool_call_id": "1", "tool_name": "say", "parameters": {SAY}}}',
+        ),
+        action_list(f'{{"tool_call_id": "0", "tool_name": "weather", "parameters": {WRONG}}}'),
     ),
     (
         OutputForm(tool_call_token.GRANITE, {}),

@@ -10,6 +10,7 @@ from textmill_router.parsers.formats import (
     tool_format_of,
 )
 from textmill_router.parsers.tools import (
+    command_r,
     deepseek,
     generic_json,
     harmony,
@@ -35,6 +36,7 @@ DEEPSEEK_V31 = "{% if tools %}{{ '<｜tool▁call▁begin｜>'+ tool.name + '<�
 DEEPSEEK_V3 = "{{ tools }}'<｜tool▁sep｜>' + tool['function']['name'] + '\\n' + '```json' + '\\n'"
 PHI4 = '{{ tools }}<|tool_call|>{"name": "foo", "arguments": {"a": 1}}<|/tool_call|>'
 GRANITE = "{%- if tools %}write <|tool_call|> followed by a JSON list of tools used"
+COMMAND_R = "{% if tools %}<|START_THINKING|>{{ plan }}<|END_THINKING|><|START_ACTION|>[<|END_ACTION|>{% endif %}"
 ZEPHYR = "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}"
 
 
@@ -43,6 +45,7 @@ ZEPHYR = "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}
     [
         (QWEN, hermes.HERMES),
         (GPT_OSS, harmony.HARMONY),
+        (COMMAND_R, command_r.COMMAND_R),
         (DEEPSEEK_V31, deepseek.DEEPSEEK_V31),
         (DEEPSEEK_V3, deepseek.DEEPSEEK_V3),
         (PHI4, tool_call_token.PHI4_MINI),
@@ -65,6 +68,7 @@ def test_template_tells_the_format_of_reasoning() -> None:
     assert reasoning_format_of(QWEN) is ReasoningFormat.THINK
     assert reasoning_format_of("[THINK]{{ chunk.thinking }}[/THINK]") is ReasoningFormat.MISTRAL
     assert reasoning_format_of(GPT_OSS) is ReasoningFormat.HARMONY
+    assert reasoning_format_of(COMMAND_R) is ReasoningFormat.COMMAND_R
     assert reasoning_format_of(LLAMA) is None
 
 

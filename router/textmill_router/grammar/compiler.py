@@ -1,4 +1,4 @@
-"""Says which grammars can be used, before a request is admitted. The work is done in processes that can be killed."""
+"""Tells before a request is admitted whether its grammar can be used. Processes that can be killed do the work."""
 
 import asyncio
 import contextlib
@@ -26,18 +26,18 @@ SECRET_VARIABLES = ("API_KEY",)  # what compiles users' text has no business wit
 
 
 class _WorkerDied(Exception):
-    """The process ended, or was killed for the time it took."""
+    """The worker process ended, or was killed because a grammar took too long."""
 
 
 class _CannotStart(Exception):
-    """The tokenizer suits no grammars; the text says why."""
+    """The worker cannot read the tokenizer; the text of the exception says why."""
 
 
 class _Worker:
-    """A process that has read the tokenizer. One question at a time; the threads that ask are the pool's."""
+    """A process that has read the tokenizer and answers one question at a time. Threads of the pool ask."""
 
     def __init__(self) -> None:
-        # Not by the event loop: its way to start a process forks, and gRPC's threads complain of every fork.
+        # The event loop would start the process by a fork, and gRPC's threads complain of every fork.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "textmill_router.grammar.worker"],
             stdin=subprocess.PIPE,
@@ -46,7 +46,10 @@ class _Worker:
         )
 
     def ask(self, line: bytes) -> str | None:
-        """The reason of a refusal, None when there is none. Blocks; raises _WorkerDied, at once after `kill`."""
+        """Return the reason of a refusal, or None where the grammar compiles. The call blocks.
+
+        Raises _WorkerDied, at once after `kill`.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # dead: the answer says so
@@ -59,11 +62,11 @@ class _Worker:
         return reason
 
     def kill(self) -> None:
-        """End it whatever it does."""
+        """End the process whatever the process does."""
         self._process.kill()
 
     def reap(self) -> None:
-        """Kill, close and wait."""
+        """Kill the process, close its pipes and wait for its end."""
         with self._process as process:
             process.kill()
             assert process.stdin is not None
@@ -73,7 +76,7 @@ class _Worker:
 
 @dataclass(slots=True)
 class _Pool:
-    """Workers that are idle, and how many there are in all."""
+    """The idle workers, and the bound on all workers."""
 
     idle: list[_Worker] = field(default_factory=list)
     has_room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_WORKERS))
@@ -81,7 +84,10 @@ class _Pool:
 
 
 class GrammarCompiler:
-    """One for the life of the router's backend; lives in the event loop. Verdicts are kept by digest of the text."""
+    """Asks workers about grammars and keeps their verdicts by the digest of each grammar's text.
+
+    The backend has one compiler for its whole life, and all methods run in the event loop.
+    """
 
     def __init__(
         self,
@@ -143,7 +149,7 @@ class GrammarCompiler:
             raise ValidationFailed(f"`{field}` does not compile: {reason}", field=field)
 
     async def close(self) -> None:
-        """End the workers; whoever waits for one is told that the server stops."""
+        """End the workers. Calls that wait for a verdict are told that the server stops."""
         self._is_closed = True
         for task in list(self._running.values()):
             task.cancel()
@@ -171,7 +177,7 @@ class GrammarCompiler:
         return reason
 
     async def _ask_worker(self, grammar: Grammar) -> tuple[str | None, bool]:
-        """The reason of a refusal, and whether another try would end the same."""
+        """Return the reason of a refusal, and whether another try would end in the same way."""
         try:
             worker = self._pool.idle.pop() if self._pool.idle else await self._start()
         except _CannotStart as error:
@@ -196,7 +202,7 @@ class GrammarCompiler:
         return worker
 
     async def _ask(self, worker: _Worker, line: bytes, timeout_s: float) -> str | None:
-        """Ask in a thread; a worker that does not answer in time, or is no longer waited for, is gone afterwards."""
+        """Ask in a thread. A worker that does not answer in time, or whose answer nobody awaits any more, is killed."""
         answer = asyncio.get_running_loop().run_in_executor(self._pool.threads, worker.ask, line)
         try:
             async with asyncio.timeout(timeout_s):

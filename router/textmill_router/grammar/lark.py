@@ -1,4 +1,4 @@
-"""Pieces of text for grammars in llguidance's dialect of Lark."""
+"""Writes pieces of grammars in llguidance's dialect of Lark."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ SPACES = r"/[ \t\r\n]*/"
 
 
 def json_rule(schema_text: str) -> str:
-    """What a JSON value of this schema is; the text is that of an object."""
+    """Return the body of a rule that matches the JSON of a schema, whose text is that of an object."""
     assert schema_text.startswith("{"), schema_text[:20]
     comma = "" if schema_text == "{}" else ","
     # Of two keys of one name the library reads the last: a request does not set its own options.
@@ -21,28 +21,28 @@ def json_rule(schema_text: str) -> str:
 
 
 def regex_rule(expression: str) -> str:
-    """What a regular expression matches."""
+    """Return the body of a rule that matches what the regular expression matches."""
     return f"/{''.join(_between_slashes(expression))}/"
 
 
 def text_without(marker: str) -> str:
-    """Any text in which the marker does not stand; for the name of a terminal, in capitals."""
+    """Return the body of a terminal that matches any text without the marker."""
     return f"/{ANY_TEXT}/ & ~/{ANY_TEXT}{escape(marker)}{ANY_TEXT}/"
 
 
 def literal(text: str) -> str:
-    """Exactly this text."""
+    """Return the part of a rule that matches exactly this text."""
     return f" {json.dumps(text, ensure_ascii=False)}" if text else ""
 
 
 def marked(text: str, marker_ids: Mapping[str, int]) -> str:
-    """A tag as the token that it is, or as text."""
+    """Return the part of a rule that matches a tag: as one token where the tag is a token, else as text."""
     token_id = marker_ids.get(text)
     return literal(text) if token_id is None else f"<[{token_id}]>"
 
 
 def escape(text: str) -> str:
-    """The text as part of a regular expression between slashes."""
+    """Return the text as a part of a regular expression between slashes."""
     return "".join(_escaped_characters(text))
 
 
@@ -57,7 +57,7 @@ def _escaped_characters(text: str) -> Iterator[str]:
 
 
 def _between_slashes(expression: str) -> Iterator[str]:
-    """The characters of an expression; those that a rule cannot hold, escaped."""
+    """Yield the characters of an expression, escaped where a rule cannot hold the character."""
     is_escaped = False
     for char in expression:
         if char == "\n":

@@ -1,4 +1,4 @@
-"""Grammars of answers before which a model may think: its reasoning is free, what follows is as asked."""
+"""Writes grammars for models that think: the reasoning is free, and the answer behind the reasoning is bound."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from textmill_router.request import Grammar
 
 @dataclass(frozen=True, slots=True)
 class ReasoningForm:
-    """How a model thinks. `marker_ids`: ids of the tags that are tokens. `is_open`: the prompt has begun it."""
+    """How a model thinks. `marker_ids`: ids of the tags that are tokens. `is_open`: the prompt began the reasoning."""
 
     reasoning: ReasoningFormat
     marker_ids: Mapping[str, int]
@@ -20,14 +20,14 @@ class ReasoningForm:
 
 @dataclass(frozen=True, slots=True)
 class LarkParts:
-    """What stands before the answer in the start rule, and the rules that it needs."""
+    """The part of the start rule before the answer, and the rules which that part names."""
 
     prefix: str = ""
     rules: tuple[str, ...] = ()
 
 
 def reasoning_parts(form: ReasoningForm | None) -> LarkParts:
-    """Text up to the first closing tag, which must come where reasoning has begun."""
+    """Return the parts that match text up to the first closing tag. Reasoning that has begun must be closed."""
     if form is None:
         return LarkParts()
     tags = form.reasoning.tags
@@ -44,7 +44,7 @@ def reasoning_parts(form: ReasoningForm | None) -> LarkParts:
 
 
 def after_reasoning(asked: AskedGrammar, form: ReasoningForm | None, *, closes_objects: bool = True) -> Grammar:
-    """The grammar for the text that follows the reasoning; for the whole output where the model does not think."""
+    """Return a grammar that binds the text behind the reasoning, or the whole output where the model does not think."""
     if form is None:
         return asked.whole_output(closes_objects=closes_objects)
     found = asked.rules(closes_objects=closes_objects)

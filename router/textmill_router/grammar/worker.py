@@ -1,4 +1,4 @@
-"""A process of its own that compiles grammars: what runs away in it can be killed.
+"""A process of its own that compiles grammars, so that a grammar without end can be killed.
 
 `python -m textmill_router.grammar.worker` reads one JSON object first (`WorkerSetup`), then one per grammar, a line
 each, and answers each with a line: `{"reason": null}` when it compiles, else the reason. It ends with its input.
@@ -27,7 +27,7 @@ _LISTING = re.compile(r"\s*\d+ \| ")
 
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
-    """What a worker needs once. `cpu_s` is per grammar, in whole seconds."""
+    """What a worker is told at its start. `cpu_s` is the CPU time of one grammar in whole seconds."""
 
     tokenizer_file: str
     vocab_size: int
@@ -37,7 +37,7 @@ class WorkerSetup:
 
 
 class Compiler:
-    """Compiles for one vocabulary under limits."""
+    """Compiles grammars for one vocabulary under the limits of the process."""
 
     def __init__(self, setup: WorkerSetup) -> None:
         """Raises OSError or ValueError for a tokenizer that cannot be read. Takes half a second."""
@@ -53,7 +53,10 @@ class Compiler:
         )
 
     def refuse(self, grammar: Grammar) -> str | None:
-        """Why the grammar cannot be used, None when it can. The first mask, often the dearest, is worked out too."""
+        """Return why the grammar cannot be used, or None where the grammar can be used.
+
+        The first mask, which is often the dearest one, is computed too.
+        """
         matcher = llguidance.LLMatcher(self._tokenizer, grammar.text, log_level=0, limits=self._limits)
         if not matcher.get_error():
             mask = matcher.compute_bitmask()
@@ -106,7 +109,7 @@ def _readable(error: str) -> str:
 
 
 def run(requests: TextIO, answers: TextIO) -> None:
-    """Serve until the input ends."""
+    """Answer requests, one line each, until the input ends."""
     fields = json.loads(requests.readline())
     setup = WorkerSetup(**{**fields, "eos_token_ids": tuple(fields["eos_token_ids"])})
     try:
@@ -124,7 +127,7 @@ def run(requests: TextIO, answers: TextIO) -> None:
 
 
 def _limit(which: int, most: int) -> None:
-    """Set a soft limit of this process; breaking it ends the process."""
+    """Set a soft limit of this process. The system ends a process that breaks such a limit."""
     _, hard = resource.getrlimit(which)
     resource.setrlimit(which, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 

@@ -1,4 +1,4 @@
-"""Grammars as matchers: compiled over the model's vocabulary, they know which token may come next."""
+"""Compiles grammars over the model's vocabulary into matchers, which know the tokens that may come next."""
 
 # V vocabulary of the logits, W words of 32 bits that hold one bit per token
 
@@ -23,14 +23,14 @@ class GrammarFault(Exception):
 
 
 class Matcher:
-    """Where the output of one request stands in its grammar. One thread at a time."""
+    """The place of one request's output in its grammar. Only one thread at a time may call a matcher."""
 
     def __init__(self, library: llguidance.LLMatcher, vocab_size: int) -> None:
         self._library = library
         self._vocab_size = vocab_size
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """[V] which ids may follow; EOS ids among them where the output may end. Gives the GIL back while it works."""
+        """Return [V] which ids may follow, with the EOS ids where the output may end. The GIL is free meanwhile."""
         words_W = np.zeros(-(-self._vocab_size // _BITS_PER_WORD), dtype=np.uint32)
         self._library.unsafe_compute_mask_ptr(words_W.ctypes.data, words_W.nbytes)
         self._check()
@@ -38,12 +38,12 @@ class Matcher:
         return bits[: self._vocab_size].view(np.bool_)
 
     def consume(self, tokens: Sequence[int]) -> None:
-        """Go on by tokens that were allowed. Raises GrammarFault when one was not."""
+        """Move on by tokens. Raises GrammarFault for a token that was not allowed."""
         self._library.consume_tokens(list(tokens))
         self._check()
 
     def copy(self) -> "Matcher":
-        """A matcher at the same place that goes its own way."""
+        """Return a matcher at the same place, which later calls of this matcher do not move."""
         return Matcher(self._library.deep_copy(), self._vocab_size)
 
     def _check(self) -> None:
@@ -71,7 +71,7 @@ class MatcherFactory:
         self._kept: OrderedDict[Grammar, Matcher] = OrderedDict()
 
     def build(self, grammar: Grammar, output_ids: Sequence[int] = ()) -> Matcher:
-        """A matcher that stands behind `output_ids`. Raises GrammarFault."""
+        """Return a matcher that has consumed `output_ids`. Raises GrammarFault."""
         with self._lock:
             first = self._kept.get(grammar)
             if first is not None:

@@ -1,7 +1,7 @@
-"""The matchers of the slots: compiled while the slot prefills, asked for masks while the forward runs.
+"""Keeps the matchers of the slots, which compile while their slot prefills and fill masks beside the forward pass.
 
-Rank 0 alone has one. A matcher belongs to the Admit that seated the request (rule 18); what goes wrong in one is told
-as a fault of that slot (rule 19).
+Only rank 0 has matchers. A matcher belongs to the Admit that seated the request (rule 18), and an error in a matcher is
+a fault of that slot alone (rule 19).
 """
 
 # V vocabulary
@@ -28,7 +28,7 @@ MASK_TIMEOUT_S = 5.0
 
 @dataclass(slots=True)
 class _Seat:
-    """The grammar of one occupant."""
+    """The grammar of the request that occupies a slot."""
 
     admit: Admit
     num_output_tokens: int
@@ -50,22 +50,22 @@ class GrammarSlots:
         self._compiled: list[_Seat] = []  # since the last look
 
     def reset(self) -> None:
-        """Forget all slots (a new epoch). What still compiles is for nobody."""
+        """Forget all slots, because a new epoch begins. Nobody waits for grammars that still compile."""
         self._seats.clear()
 
     def begin(self, admit: Admit, on_compiled: Callable[[], None]) -> None:
-        """Compile the grammar of a request just seated; `on_compiled` is called in another thread at the end."""
+        """Compile the grammar of a request that was just seated. Another thread calls `on_compiled` at the end."""
         seat = self._seats[admit.slot] = _Seat(admit, len(admit.output_ids))
         self._compilers.submit(self._compile, seat, on_compiled)
 
     def take_compiled(self, table: SlotTable) -> list[int]:
-        """Slots that need wait no longer, ready or faulty; those whose occupant has left are passed over."""
+        """Return the slots whose grammar is ready or faulty. Slots whose request has left are not among them."""
         with self._lock:
             compiled, self._compiled = self._compiled, []
         return [seat.admit.slot for seat in compiled if self._is_current(table, seat)]
 
     def start_masks(self, table: SlotTable, slots_N: IdArray) -> None:
-        """Begin to work out what may follow in those of the slots that have a grammar."""
+        """Begin to compute the masks of the slots that have a grammar."""
         for slot in slots_N.tolist():
             seat = self._seats.get(slot)
             if seat is not None and seat.fault is None and self._is_current(table, seat):
@@ -88,7 +88,7 @@ class GrammarSlots:
         raise GrammarFault(seat.fault)
 
     def append(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
-        """Take in the tokens that count."""
+        """Move the matchers on by the tokens that count as output."""
         for slot, token in zip(slots, tokens, strict=True):
             seat = self._seats.get(slot)
             if seat is None or seat.matcher is None or seat.fault is not None:

@@ -77,7 +77,7 @@ class RuleBroken(ValidationFailed):
     def __init__(self, sentence: str, *, field: str, **facts: object) -> None:
         super().__init__(sentence, field=field)
         self._sentence = sentence
-        self._native_field = field
+        self._own_field = field
         self._facts = facts
         self._names: Mapping[str, str] = {}
 
@@ -85,7 +85,7 @@ class RuleBroken(ValidationFailed):
         """Put a dialect's names into the sentence. `names` maps TGI's names; `sentence` replaces the sentence."""
         self._names = names
         self._sentence = self._sentence if sentence is None else sentence
-        self.field = names.get(self._native_field, self._native_field)
+        self.field = names.get(self._own_field, self._own_field)
 
     def __str__(self) -> str:
         return self._sentence.format_map(_Words({**self._names, **self._facts, "field": self.field}))

@@ -1,1 +1,1 @@
-"""HTTP without a dialect: the connection, bodies, answers, event streams."""
+"""HTTP without a dialect: the connection, bodies, answers, errors, event streams."""

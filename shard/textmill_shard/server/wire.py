@@ -6,6 +6,7 @@ Packed arrays are little-endian: u32 for ids and counts, f32 for log-probabiliti
 from collections.abc import Sequence
 
 import numpy as np
+from textmill_proto import PROTOCOL_VERSION
 from textmill_proto.v1 import shard_pb2 as pb
 
 from textmill_shard.slots.plan import (
@@ -30,7 +31,6 @@ from textmill_shard.slots.plan import (
 from textmill_shard.slots.plan_check import PlanRejected
 from textmill_shard.slots.sampling_params import SamplingParams
 
-PROTOCOL_VERSION = 2
 NUM_KV_GROUPS = 1
 _ERROR_CODES = {
     SlotErrorCode.NOT_FINITE: pb.SLOT_ERROR_CODE_NOT_FINITE,

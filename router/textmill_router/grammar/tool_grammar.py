@@ -217,8 +217,13 @@ class _Writer:
 
 
 def object_schema(tool: ToolSpec, closes_objects: bool) -> dict[str, Any]:
-    """The schema of a tool's arguments. Raises ValidationFailed for one that is not of objects."""
-    schema = dict(tool.parameters or {})
+    """The schema of a tool's arguments. Raises ValidationFailed for a schema that is not of objects.
+
+    A tool without `parameters`, or with an empty schema, takes no arguments, as at OpenAI.
+    """
+    if not tool.parameters:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    schema = dict(tool.parameters)
     if schema.setdefault("type", "object") != "object":
         raise ValidationFailed(
             f'the parameters of the tool `{tool.name}` must be a schema of type "object", found {schema["type"]!r}',

@@ -13,7 +13,7 @@ NewId = Callable[[], str]
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool of a request. `parameters` is the schema of the arguments, or None where any object will do."""
+    """A tool of a request. `parameters` is the schema of the arguments, or None where the request gives none."""
 
     name: str
     parameters: Mapping[str, Any] | None = None

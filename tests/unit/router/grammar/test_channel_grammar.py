@@ -19,7 +19,10 @@ CITY = {
     "required": ["city"],
     "additionalProperties": False,
 }
-STRICT = [ToolSpec("weather", CITY, is_strict=True), ToolSpec("say")]
+STRICT = [
+    ToolSpec("weather", CITY, is_strict=True),
+    ToolSpec("say", {"type": "object", "additionalProperties": True}),
+]
 ASKED = AskedGrammar(AskedKind.JSON_SCHEMA, json.dumps(CITY))
 WEATHER, WRONG = '{"city": "Oslo"}', '{"town": "Oslo"}'
 NEXT = "<|end|><|start|>assistant"

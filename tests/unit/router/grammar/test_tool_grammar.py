@@ -34,7 +34,8 @@ CITY = {
     "required": ["city"],
     "additionalProperties": False,
 }
-TOOLS = [ToolSpec("weather", CITY, is_strict=True), ToolSpec("say")]
+ANY_ARGUMENTS = {"type": "object", "additionalProperties": True}
+TOOLS = [ToolSpec("weather", CITY, is_strict=True), ToolSpec("say", ANY_ARGUMENTS)]
 
 
 def accepts(judge: Judge, form: OutputForm, text: str, *, is_required: bool, is_parallel: bool = True) -> bool:
@@ -324,8 +325,29 @@ def test_request_does_not_set_the_options_of_its_schema(judge: Judge) -> None:
     assert not accepts(judge, JSON, '{"name": "say", "parameters": {   "a": 1}}', is_required=True)
 
 
+@pytest.mark.parametrize("parameters", [None, {}, {"type": "object", "properties": {}}], ids=str)
+@pytest.mark.parametrize(
+    ("form", "call", "argument"),
+    [
+        (JSON, '{"name": "now", "parameters": {%s}}', '"a": 1'),
+        (HERMES, '<tool_call>\n{"name": "now", "arguments": {%s}}\n</tool_call>', '"a": 1'),
+        (PYTHONIC, "[now(%s)]", "a=1"),
+        (CODER, "<tool_call>\n<function=now>\n%s</function>\n</tool_call>", "<parameter=a>\n1\n</parameter>\n"),
+    ],
+    ids=["json", "hermes", "pythonic", "qwen3_coder"],
+)
+def test_a_tool_without_parameters_is_called_without_arguments(
+    judge: Judge, form: OutputForm, call: str, argument: str, parameters: dict[str, Any] | None
+) -> None:
+    """OpenAI: omitting `parameters` defines a function with an empty parameter list."""
+    grammar = tool_grammar([ToolSpec("now", parameters)], form, is_required=True, is_parallel=True)
+    assert grammar is not None
+    assert judge.follows(form.marker_ids, grammar, call % "")
+    assert not judge.follows(form.marker_ids, grammar, call % argument)
+
+
 def test_nothing_is_enforced_without_need() -> None:
-    free = [ToolSpec("say"), ToolSpec("weather", CITY)]
+    free = [ToolSpec("say", ANY_ARGUMENTS), ToolSpec("weather", CITY)]
     assert tool_grammar(free, JSON, is_required=False, is_parallel=True) is None
     assert tool_grammar([], JSON, is_required=True, is_parallel=True) is None
 

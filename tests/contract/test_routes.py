@@ -137,6 +137,26 @@ def test_key_may_stand_in_either_header_and_not_in_two_ways(
         assert locked.post(path, json=body, headers=headers).status_code == status
 
 
+def test_a_refusal_names_both_headers_of_the_key_and_tells_of_a_second_key(locked: httpx.Client) -> None:
+    without_key = locked.post("/generate", json=BODY).json()["error"]
+    assert "`Authorization: Bearer <key>` or `x-api-key: <key>`" in without_key
+    assert "several keys" not in without_key
+    two_keys = {"x-api-key": "Sesame-1", "authorization": "Bearer other"}
+    assert "several keys" in locked.post("/generate", json=BODY, headers=two_keys).json()["error"]
+
+
+def test_the_document_names_both_headers_of_the_key(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    schemes = document["components"]["securitySchemes"]
+    assert {
+        (scheme["type"], scheme.get("scheme") or scheme.get("name", "").lower()) for scheme in schemes.values()
+    } == {
+        ("http", "bearer"),
+        ("apiKey", "x-api-key"),
+    }
+    assert {name for entry in document["security"] for name in entry} == set(schemes)
+
+
 @pytest.mark.parametrize("path", ["/", "/health", "/ping", "/metrics"])
 def test_monitoring_needs_no_key(locked: httpx.Client, path: str) -> None:
     assert locked.get(path).status_code == 200

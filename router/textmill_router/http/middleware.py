@@ -116,8 +116,13 @@ class ApiKey:
         if self._is_open(scope) or self._has_key(scope, header):
             await self._app(scope, receive, send)
             return
-        wanted = "Authorization: Bearer <key>" if header == AUTHORIZATION else f"{header}: <key>"
-        await send_error(scope, send, Unauthorized(f"this server asks for its API key: send the header `{wanted}`"))
+        wanted = ["Authorization: Bearer <key>", f"{X_API_KEY}: <key>"]
+        if header not in (AUTHORIZATION, X_API_KEY):
+            wanted = [f"{header}: <key>", *wanted]
+        message = f"this server asks for its API key: send the header {' or '.join(f'`{one}`' for one in wanted)}"
+        if len(self._shown_keys(scope, header)) > 1:
+            message += "; this call shows several keys, and each of them must be the server's"
+        await send_error(scope, send, Unauthorized(message))
 
     def _is_open(self, scope: Scope) -> bool:
         method, path = scope["method"], scope["path"]
@@ -125,6 +130,11 @@ class ApiKey:
         return method == "OPTIONS" or (is_read and path in self._open_paths)
 
     def _has_key(self, scope: Scope, header: str) -> bool:
+        shown = self._shown_keys(scope, header)
+        return bool(shown) and all(hmac.compare_digest(key, self._key) for key in shown)
+
+    def _shown_keys(self, scope: Scope, header: str) -> list[bytes]:
+        """All keys that the call shows, in whichever of the headers that this path reads."""
         own_names = (X_API_KEY.encode(), header.encode())
         shown = []
         for name, value in scope["headers"]:
@@ -133,7 +143,7 @@ class ApiKey:
                 shown += [] if bearer is None else [bearer[1]]  # another scheme shows no key
             elif name in own_names:
                 shown.append(value.strip())
-        return bool(shown) and all(hmac.compare_digest(key, self._key) for key in shown)
+        return shown
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

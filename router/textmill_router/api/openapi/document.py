@@ -86,9 +86,12 @@ def build_document(operations: Sequence[Operation]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {"api_key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "api_key": {"type": "http", "scheme": "bearer"},
+                "x_api_key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+            },
         },
-        "security": [{}, {"api_key": []}],
+        "security": [{}, {"api_key": []}, {"x_api_key": []}],
     }
     renamed: dict[str, Any] = _rename(document)
     return renamed

@@ -25,7 +25,7 @@ from textmill_router.request import Grammar
 
 @dataclass(frozen=True, slots=True)
 class ChannelForm:
-    """How the model writes. `marker_ids`: ids of the marks that are tokens. `begun`: what the prompt has begun."""
+    """How the model writes. `marker_ids` holds the ids of marks that are tokens, `begun` the text that the prompt began."""
 
     marker_ids: Mapping[str, int]
     begun: str = ASSISTANT
@@ -40,7 +40,7 @@ def channel_grammar(
     is_narrowed: bool = False,
     closes_objects: bool = True,
 ) -> Grammar | None:
-    """What the output must match; None where nothing is enforced. The arguments are those of `tool_grammar`.
+    """The grammar that the output must match; None where nothing is enforced. For the arguments see `tool_grammar`.
 
     An answer has one call at most, because a model of this kind ends its turn with the mark behind a call. Raises
     ValidationFailed for a tool whose schema is not one of objects.
@@ -75,7 +75,7 @@ class _Writer:
         self._num_calls = 0
 
     def call(self, tool: ToolSpec, *, keeps_schema: bool) -> str:
-        """The name of a rule: a call of the tool, with its recipient before or behind the channel.
+        """The name of a rule for a call of the tool, whose recipient stands before or behind the channel.
 
         Raises ValidationFailed for a name that would end the recipient, and for a schema that is not one of objects.
         """
@@ -107,7 +107,7 @@ class _Writer:
         return f"call{number}"
 
     def text(self, channel: str, content: AskedGrammar | None) -> str:
-        """The name of a rule: the last message, a text that matches the content, or any text."""
+        """The name of a rule for the last message: a text that matches the content, or any text."""
         body = "TEXT" if content is None else "content"
         if content is not None:
             found = content.rules(closes_objects=self._closes_objects)
@@ -117,7 +117,7 @@ class _Writer:
         return "text"
 
     def grammar(self, channels: Sequence[str], ends: Sequence[str], begun: str) -> Grammar:
-        """Any number of messages in the channels, then one of the ends; from where the prompt has come to."""
+        """Any number of messages in the channels, then one of the ends. The grammar begins where the prompt ends."""
         names = " | ".join(literal(channel) for channel in channels)
         next_header = f"{self._marked(START)} {literal(ASSISTANT)}"
         self._rules += [

@@ -1,4 +1,4 @@
-"""The shapes in which a request says what its output must match, of both dialects."""
+"""The shapes in which requests of both dialects ask for an output that matches a schema or an expression."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,7 +13,7 @@ from textmill_router.request import Grammar
 
 
 class AskedKind(Enum):
-    """The language in which a request says what its output must match."""
+    """The language of the text that the output must match."""
 
     JSON_SCHEMA = "json_schema"
     REGEX = "regex"
@@ -21,9 +21,9 @@ class AskedKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AskedGrammar:
-    """What a request asks of its output, in the request's own language; `text` is a schema or an expression.
+    """A schema or an expression that the output must match, as the request wrote it.
 
-    `body_field` is the part of the body that asks. `is_strict`: the grammar must hold all of the schema by itself.
+    `body_field` names the part of the body. `is_strict` says that the grammar alone must hold the whole schema.
     """
 
     kind: AskedKind
@@ -32,7 +32,7 @@ class AskedGrammar:
     is_strict: bool = False
 
     def rules(self, *, closes_objects: bool = True) -> SchemaRules:
-        """The rules of a grammar that match it. Raises ValidationFailed for what no rules can match."""
+        """The rules of a grammar for this text. Raises ValidationFailed where no rules can match the text."""
         if self.kind is AskedKind.REGEX:
             return SchemaRules(regex_rule(self.text), (), frozenset())
         return checked_rules(
@@ -40,7 +40,7 @@ class AskedGrammar:
         )
 
     def whole_output(self, *, closes_objects: bool = True) -> Grammar:
-        """The grammar of an output that is this and nothing else. Raises ValidationFailed."""
+        """The grammar of an output that matches this text and holds nothing else. Raises ValidationFailed."""
         found = self.rules(closes_objects=closes_objects)
         return Grammar("\n".join([f"start: {found.body}", *found.rules]))
 

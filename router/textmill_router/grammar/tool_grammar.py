@@ -1,4 +1,4 @@
-"""The grammar that makes a model call tools as it is asked to, in its own format; in the dialect of llguidance."""
+"""Writes the grammar that makes a model call tools as the request asks, in the model's own format of calls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ from textmill_router.parsers.tools.call_shape import (
 from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 from textmill_router.request import Grammar
 
-# A schema of these keywords alone says all that it says of an object's keys by itself.
+# A schema of these keywords alone has no part that speaks of an object's keys in another place.
 _PLAIN_KEYS = frozenset({"type", "properties", "required", "title", "description", "$defs", "definitions", "$schema"})
 
 
 @dataclass(frozen=True, slots=True)
 class OutputForm:
-    """How the model writes. `marker_ids`: ids of the added tokens among the markers of the format."""
+    """How the model writes. `marker_ids` holds the ids of those markers of the format that are tokens."""
 
     tools: ToolFormat
     marker_ids: Mapping[str, int]
-    reasoning: ReasoningForm | None = None  # None: it does not think, or has done so
+    reasoning: ReasoningForm | None = None  # None: the model does not think, or its thought has ended
 
 
 def tool_grammar(
@@ -48,12 +48,13 @@ def tool_grammar(
     content: AskedGrammar | None = None,
     closes_objects: bool = True,
 ) -> Grammar | None:
-    """What the output must match; None where nothing is enforced.
+    """The grammar that the output must match; None where nothing is enforced.
 
-    `is_required`: at least one call and no text. A named tool is this with `tools` narrowed to it. Else the answer is
-    free but for calls of strict tools. `content`: an answer without calls must match it, and calls have no text beside
-    them. `is_narrowed`: the model sees further tools, which it may not call. `is_parallel`: an answer may hold more
-    than one call. Raises ValidationFailed for a schema that is not one of objects.
+    `is_required` asks for at least one call and no text. A request that names a tool asks for this with that tool alone
+    in `tools`. Without `is_required` the answer is free, but calls of strict tools follow their schemas.
+    An answer without calls must match `content`, and calls then have no text beside them. `is_narrowed` says that the
+    model sees further tools, which it may not call. `is_parallel` lets an answer hold more than one call. Raises
+    ValidationFailed for a schema that is not one of objects.
     """
     is_bound = is_required or is_narrowed or content is not None
     if not tools or not (is_bound or any(tool.is_strict for tool in tools)):
@@ -93,7 +94,7 @@ class _Writer:
         schema = object_schema(tool, self._closes_objects) if keeps_schema else {"type": "object"}
         self._is_strict = tool.is_strict
         call = self._shape.write_call(tool.name, schema)
-        self._written.append(call)  # kept, since its pieces are known by their identity
+        self._written.append(call)  # kept, because pieces are known by their identity
         self._rules.append(f"tail{number}: {self._lark(call.rest)}")
         self._rules.append(f"call{number}:{literal(call.head)} tail{number}")
         self._calls.append(f"call{number}")
@@ -108,7 +109,7 @@ class _Writer:
         """Calls without text, or the content without calls."""
         found = content.rules(closes_objects=self._closes_objects)
         self._rules += [f"content: {found.body}", *found.rules]
-        self._is_strict = False  # a strict tool has been refused by now if rules cannot hold its schema
+        self._is_strict = False  # strict tools whose schema rules cannot hold were refused before
         if not self._shape.opening:
             for number, call in enumerate(self._written):
                 if call.schema is not None:
@@ -127,7 +128,7 @@ class _Writer:
         return f"{before} call {after} {closing} {further}"
 
     def free_answer(self, is_parallel: bool) -> str:
-        """Text, and after it calls: where one begins, it goes on as one of the tools demands."""
+        """Text, and then calls. Where a call begins, the answer goes on as one of the tools demands."""
         shape = self._shape
         if shape.opening:
             return self._free_before_tag(self._calls_after_tag(is_parallel))
@@ -160,12 +161,12 @@ class _Writer:
         return f"REST | before {calls} {SPACES}"
 
     def finish(self, answer: str) -> str:
-        """All rules; reasoning, where the model writes any, stands free before the answer."""
+        """All rules. Where the model writes reasoning, the reasoning stands free before the answer."""
         thought = reasoning_parts(self._form.reasoning)
         return "\n".join([f"start: {thought.prefix}answer", f"answer: {answer}", *thought.rules, *self._rules])
 
     def _lark(self, piece: Piece) -> str:
-        """The piece as a part of a rule; values and long texts get rules of their own."""
+        """A piece as a part of a rule. Values and long texts get rules of their own."""
         match piece:
             case Text(text):
                 return literal(text)

@@ -86,7 +86,7 @@ def is_taken(asked: AskedGrammar, text: str) -> bool:
 
 
 def outcomes(case: Case, judge: Judge, closes_objects: bool, times_s: list[float]) -> Iterator[str]:
-    """What becomes of the schema, and of each of its instances."""
+    """The verdict on the schema and on each of its instances."""
     started_s = time.process_time()
     try:
         asked = schema_grammar(case.schema, field="response_format")

@@ -1,4 +1,4 @@
-"""One child process. It has a process group of its own, writes into the launcher's log, and dies with the launcher."""
+"""One child process, with a process group of its own. It writes into the launcher's log and dies with the launcher."""
 
 import asyncio
 import contextlib

@@ -53,7 +53,7 @@ def exact_decoder(body_type: type[_Body]) -> msgspec.json.Decoder[_Body]:
 
 
 def encode_exactly(value: Any) -> bytes:
-    """What `exact_decoder` has read as JSON again."""
+    """Write a value that `exact_decoder` has read as JSON again."""
     return msgspec.json.encode(value, enc_hook=_written)
 
 

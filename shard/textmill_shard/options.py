@@ -1,4 +1,4 @@
-"""How a flag of the shard is declared: what its text must look like, what `--help` says, what holds without it.
+"""How a flag of the shard is declared: the texts that the flag takes, its help text, and its default.
 
 The flags themselves are the fields of the settings classes in `settings.py`.
 """

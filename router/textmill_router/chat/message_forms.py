@@ -36,7 +36,7 @@ class ContentForm:
 
 
 class AbsentContent(Enum):
-    """What a template is given as the content of a message that has calls and no content."""
+    """The content that a template gets of a message with calls and without content."""
 
     MISSING = "missing"
     NULL = "null"
@@ -45,7 +45,7 @@ class AbsentContent(Enum):
 
 @dataclass(frozen=True, slots=True)
 class MessageForms:
-    """What a template reads, per shape of a message."""
+    """The form that a template reads, for each shape of a message."""
 
     default: ContentForm  # of roles that are not listed
     contents: Mapping[str, ContentForm] = field(default_factory=dict)  # by role

@@ -22,7 +22,7 @@ _GOES_ON = "\ufdd1goes-on\ufdd1 "
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What a call says of its prompt. For `add_generation_prompt` and `continue_final_message` None is the default."""
+    """A conversation to render. For `add_generation_prompt` and `continue_final_message` None is the default."""
 
     messages: list[Message]  # without nulls; a content is a text or a list of text parts
     tools: list[dict[str, Any]] | None = None

@@ -87,7 +87,7 @@ class ChatTemplates:
 
     @property
     def usable(self) -> dict[str, ChatTemplate]:
-        """Those that can be used, by name."""
+        """The templates that can be used, by name."""
         return {name: found for name, found in self._templates.items() if isinstance(found, ChatTemplate)}
 
     @property

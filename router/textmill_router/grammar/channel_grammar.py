@@ -25,7 +25,7 @@ from textmill_router.request import Grammar
 
 @dataclass(frozen=True, slots=True)
 class ChannelForm:
-    """How the model writes. `marker_ids` holds the ids of marks that are tokens, `begun` the text that the prompt began."""
+    """How the model writes. `marker_ids`: ids of marks that are tokens. `begun`: the text that the prompt has begun."""
 
     marker_ids: Mapping[str, int]
     begun: str = ASSISTANT

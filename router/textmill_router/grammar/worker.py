@@ -27,7 +27,7 @@ _LISTING = re.compile(r"\s*\d+ \| ")
 
 @dataclass(frozen=True, slots=True)
 class WorkerSetup:
-    """What a worker is told at its start. `cpu_s` is the CPU time of one grammar in whole seconds."""
+    """The first line that a worker reads. `cpu_s` is the CPU time of one grammar in whole seconds."""
 
     tokenizer_file: str
     vocab_size: int

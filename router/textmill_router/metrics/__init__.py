@@ -1,1 +1,1 @@
-"""What is counted, and how it is shown."""
+"""Counts requests, tokens and steps, and shows the counts."""

@@ -1,4 +1,4 @@
-"""The last check of finished outputs against what the request asked for, the same in every dialect."""
+"""The last check of finished outputs against what the request asked for, in every dialect alike."""
 
 from textmill_router.chat.answer_form import was_cut
 from textmill_router.chat.tools import ToolChoice

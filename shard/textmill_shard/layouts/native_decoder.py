@@ -264,7 +264,7 @@ def _empty(parameter: torch.Tensor) -> None:
 
 
 class _Rows:
-    """Memory for what a step says of its rows, in one piece: what it holds at first is not defined."""
+    """Memory for the facts of a step's rows, in one piece. Its first content is undefined."""
 
     def __init__(self, num_rows: int, vocab_size: int) -> None:
         # numpy's: a call of torch would give the GIL away, and the writer of the last result would hold up the step.

@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model, as the config that transformers builds the model from.
+"""Turns the metadata of a GGUF file into the config from which transformers builds the model.
 
 transformers' own import reads the shapes. The rest is read here: scaling of rotary positions, sliding windows, caps of
 logits, widths of heads and experts. A value that is read nowhere ends the conversion, unless the value changes nothing.

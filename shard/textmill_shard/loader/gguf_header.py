@@ -39,7 +39,7 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What a file says of itself."""
+    """The metadata and the tensor list of a file."""
 
     path: Path
     values: Mapping[str, Value]

@@ -1,4 +1,4 @@
-"""What libraries raise at files that they do not understand, as an error that an operator understands."""
+"""Turns errors that libraries raise at files into errors that an operator understands."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -40,7 +40,7 @@ _BLOOM = " ?[^(\\s|.,!?…。，、।۔،)]+"
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """What is done to a text before byte pairs are merged."""
+    """The splits of a text before byte pairs are merged."""
 
     expressions: tuple[str, ...]
     takes_whole_words: bool = False  # a piece that is a token stays whole, whatever the merges say

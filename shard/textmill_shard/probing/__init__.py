@@ -1,1 +1,1 @@
-"""What a model does, found by running it."""
+"""Finds out by running a model how each of its layers works."""

@@ -9,7 +9,7 @@ RESPONSE_FORMAT = "response_format"  # the field
 
 
 def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
-    """What the answer must match; None where it is free. Raises ValidationFailed for a shape that is none."""
+    """The form that the answer must match; None where it is free. Raises ValidationFailed for an unknown shape."""
     if response_format is None or response_format.get("type") == "text":
         return None
     asked = response_format.get("json_schema")

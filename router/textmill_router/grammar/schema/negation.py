@@ -17,7 +17,7 @@ MAX_ALTERNATIVES = 4  # conditions of one schema; each doubles the ways in which
 
 
 def keywords_of(schema: Mapping[str, Any]) -> set[str]:
-    """What a schema says, without annotations."""
+    """The parts of a schema that constrain, without annotations."""
     return {key for key in schema if key not in ANNOTATIONS}
 
 
@@ -59,7 +59,7 @@ _CONDITIONS = frozenset(
 
 
 def negated(schema: Any, around: Mapping[str, Any]) -> tuple[Any, bool]:
-    """A schema for what does not match, and whether that schema says so exactly; where not, it lets more through.
+    """A schema for values that do not match, and whether that schema is exact. An inexact schema lets more through.
 
     `around` is the schema beside which the result will stand: what its own `enum` allows bounds the opposite.
     """

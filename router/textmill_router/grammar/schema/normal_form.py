@@ -44,7 +44,7 @@ class NormalSchema:
 
 @dataclass(slots=True)
 class _Keys:
-    """What the parts of a schema that all hold for the same object say of its keys."""
+    """The keys of an object by all parts of a schema that hold for that object."""
 
     names: dict[str, None] = field(default_factory=dict)
     patterns: dict[str, None] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class _Writer:
         return self._recursive((id(node), base), lambda: self._schema(node, base, _NO_KEYS))
 
     def _recursive(self, key: tuple[int, str], write: Callable[[], Any]) -> Any:
-        """What `write` gives; by reference where the same schema is being written already."""
+        """The result of `write`, or a reference where the writer is inside the same schema already."""
         if key in self._entered:
             name = self._entered[key]
             if name is None:

@@ -4,6 +4,9 @@
 
 PYTHON ?= python3
 PORT ?= 3000
+# Processes of `make test-fast`. The last test of DRAWN_CALLS counts the calls of the others, so that file stays in one process.
+JOBS ?= 2
+DRAWN_CALLS := tests/contract/test_schemathesis.py
 # Room for 46,000 tokens of the demo model; without a number the launcher fills a share of the memory.
 KV_BYTES := 1073741824
 BIN := .venv/bin
@@ -21,7 +24,8 @@ test: $(STAMP) ## Run all tests that need no GPU
 	@$(BIN)/python -m pytest
 
 test-fast: $(STAMP) ## Run the tests that start no launcher: unit, contract and zoo
-	@$(BIN)/python -m pytest tests/unit tests/contract tests/zoo
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore $(DRAWN_CALLS) tests/unit tests/contract tests/zoo
+	@$(BIN)/python -m pytest --quiet $(DRAWN_CALLS)
 
 test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against the demo model
 	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients

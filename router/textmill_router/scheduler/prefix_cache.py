@@ -1,6 +1,6 @@
 """Finds blocks that already hold the K and V of a prompt's prefix (rules 9 to 12 in docs/wire.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from hashlib import blake2b
 
 from textmill_router.request import BlockId, GenerationRequest
@@ -75,6 +75,20 @@ class PrefixCache:
                     return found
                 found.append(block)
         return found
+
+    def num_known_tokens(self, state: RequestState, coming: Set[bytes]) -> int:
+        """The tokens at the start of the request in blocks that are indexed, are being written, or are in `coming`."""
+        if not self.is_enabled:
+            return 0
+        max_hits = (state.num_tokens - 1) // self.block_size
+        num_known = 0
+        while num_known < max_hits:
+            num_wanted = min(num_known + _LOOKUP_BLOCKS, max_hits)
+            for digest in self.chain_of(state, num_wanted)[num_known:num_wanted]:
+                if digest not in self._blocks and digest not in self._writers and digest not in coming:
+                    return num_known * self.block_size
+                num_known += 1
+        return num_known * self.block_size
 
     def hold_hash(self, state: RequestState, num_hits: int) -> bytes | None:
         """The hash that a request waits for, if running requests write the two blocks after its hits (rule 11)."""

@@ -1,5 +1,6 @@
 """The scheduler chooses which requests run. Pure and synchronous; docs/wire.md holds the rules that it keeps."""
 
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from textmill_router.request import FailureCode, GenerationRequest, RequestId, RequestOutput
@@ -123,10 +124,11 @@ class Scheduler:
         self._suspects.end_epoch()
         return tuple(outputs)
 
-    def on_submit(self, request: GenerationRequest, now: float) -> None:
+    def on_submit(self, request: GenerationRequest, now: float, state: RequestState | None = None) -> None:
         """Put a request into the queue; it is in the plan of the next `on_tick` or `on_step`.
 
-        Raises `QueueFull`, or `DoesNotFit` when the pool could not hold it even alone.
+        `state` is the request's state where the caller has made one to look for its prefix. Raises `QueueFull`, or
+        `DoesNotFit` when the pool could not hold the request even alone.
         """
         assert request.request_id not in self._requests, request.request_id
         num_prompt, num_total = len(request.prompt_ids), len(request.prompt_ids) + request.max_new_tokens
@@ -135,11 +137,38 @@ class Scheduler:
         if not self.can_ever_fit(num_total):
             raise DoesNotFit(f"prompt has {num_prompt} tokens, with max_new_tokens {num_total}: more than the KV pool")
         self._queue.check_room(num_prompt)
-        state = RequestState(request)
+        if state is None:
+            state = RequestState(request)
         if request.shares_prompt_of is not None:
             state.leader = self._requests.get(request.shares_prompt_of)
             assert state.leader is None or _has_same_places(request, state.leader.request), request.request_id
         self._requests[request.request_id] = state
+        self._queue.push(state)
+
+    def give_away(self) -> list[RequestState]:
+        """Give up all waiting requests, in their order, to other schedulers; call while no epoch is live.
+
+        This scheduler gives them no output from now on.
+        """
+        assert self._epoch is None, "the shard still has requests"
+        states = list(self._queue)
+        for state in states:
+            self._queue.remove(state)
+            del self._requests[state.request_id]
+        return states
+
+    def adopt(self, state: RequestState) -> None:
+        """Put a request that another scheduler gave away into the queue, at its place in the order.
+
+        Never refuses, because the other scheduler had let the request in. The request must fit the pool.
+        """
+        assert state.request_id not in self._requests, state.request_id
+        assert state.status is RequestStatus.WAITING, state
+        assert self.can_ever_fit(state.max_places + 1), state
+        state.epoch = 0  # its number is one of the other shard's epochs
+        if state.leader is not None and state.leader.request_id not in self._requests:
+            state.leader = None
+        self._requests[state.request_id] = state
         self._queue.push(state)
 
     def on_cancel(self, request_id: RequestId) -> None:
@@ -206,6 +235,47 @@ class Scheduler:
         """Whether a request of so many tokens, prompt and output, fits the pool alone. True while no epoch was live."""
         pool = self._pool
         return pool is None or num_tokens <= pool.num_blocks * pool.block_size
+
+    def has(self, request_id: RequestId) -> bool:
+        """Whether the request expects a further output of this scheduler."""
+        return request_id in self._requests
+
+    def num_known_prefix_tokens(self, state: RequestState, coming: Set[bytes] = frozenset()) -> int:
+        """The tokens at the start of a prompt that this request would not compute here.
+
+        Their blocks are in the prefix index, a running request is about to compute them, or their hashes are in
+        `coming`. 0 while no epoch is live.
+        """
+        if self._epoch is None or state.wants_prompt_logprobs:
+            return 0
+        return self._epoch.cache.num_known_tokens(state, coming)
+
+    def prefix_hashes(self, state: RequestState) -> Sequence[bytes]:
+        """The hashes of the full blocks of a request's tokens; none without a live epoch or without a prefix index."""
+        cache = None if self._epoch is None else self._epoch.cache
+        if cache is None or not cache.is_enabled:
+            return ()
+        return cache.chain_of(state, state.num_tokens // cache.block_size)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a request waits for a slot."""
+        return len(self._queue) > 0
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """The tokens to compute before a request that is submitted now could have its first token, at most.
+
+        Waiting requests count with all their tokens, and running ones with those of their prefill that are left.
+        """
+        running = self._epoch.slots.occupants() if self._epoch else ()
+        left = sum(state.num_tokens - state.num_computed_tokens for state in running if state.is_in_prefill)
+        return self._queue.num_tokens + left
+
+    @property
+    def num_requests(self) -> int:
+        """The number of requests that expect a further output."""
+        return len(self._requests)
 
     @property
     def counters(self) -> Counters:

@@ -18,6 +18,7 @@ from textmill_router.chat.template_files import load_chat_templates
 from textmill_router.engine.engine_loop import EngineLoop
 from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.status import EnginePhase
+from textmill_router.health.loop_watchdog import LoopWatchdog
 from textmill_router.http.guard import GuardLimits, guarded_protocol
 from textmill_router.serving.service import Service, scheduler_config
 from textmill_router.settings import Settings, SettingsError
@@ -96,7 +97,7 @@ async def start_backend(service: Service) -> EngineLoop:
     chat_templates = await asyncio.to_thread(load_chat_templates, Path(settings.model_dir), config_path)
     warn_of_unknown_calls(chat_templates, service.format_flags)
     options = ShardClientOptions(uds_path=settings.shard_uds_path)
-    engine = EngineLoop(options, partial(scheduler_config, settings), tokenizer.digest)
+    engine = EngineLoop(options, partial(scheduler_config, settings), tokenizer.digest, on_change=service.health.look)
     service.attach(engine, tokenizer, chat_templates)
     await engine.start()
     try:
@@ -137,6 +138,12 @@ async def run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave.set)
     log.info("listening", extra={"hostname": settings.hostname, "port": listener.getsockname()[1]})
+    async with LoopWatchdog(on_beat=service.health.look):
+        await _serve(service, server, listener, leave)
+    log.info("stopped")
+
+
+async def _serve(service: Service, server: HttpServer, listener: socket.socket, leave: asyncio.Event) -> None:
     http = asyncio.create_task(server.serve(sockets=[listener]))
     backend = asyncio.create_task(_serve_backend(service))
     signalled = asyncio.create_task(leave.wait())
@@ -155,7 +162,6 @@ async def run(settings: Settings) -> None:
         await http
         if isinstance(outcome, Exception):
             raise outcome
-    log.info("stopped")
 
 
 async def _serve_backend(service: Service) -> None:

@@ -142,6 +142,8 @@ EXPECTED = {
     "textmill_slots_size": 4,
     "textmill_epochs": 1,
     "textmill_shard_up": 1,
+    'textmill_health_state{state="ready"}': 1,
+    'textmill_health_state{state="recovering"}': 0,
     'textmill_http_requests{route="/generate",method="POST",status="200"}': 4,
     'textmill_http_requests{route="/generate_stream",method="POST",status="200"}': 1,
     'textmill_http_requests{route="/generate_stream",method="POST",status="499"}': 1,

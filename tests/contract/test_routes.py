@@ -40,6 +40,7 @@ def test_info_has_the_fields_of_both_versions(client: httpx.Client) -> None:
         "model_device_type": "cpu",
         "max_batch_total_tokens": 512 * 16,
         "max_batch_size": 8,
+        "health_state": "ready",
         "max_waiting_tokens": 0,
         "waiting_served_ratio": 0.0,
     }

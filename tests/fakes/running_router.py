@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import httpx
 import uvloop
+from textmill_router.health.loop_watchdog import LoopWatchdog
 from textmill_router.lifecycle import bind, make_server, start_backend
 from textmill_router.scheduler.scheduler import SchedulerStats
 from textmill_router.serving.service import Service
@@ -155,7 +156,8 @@ class RunningRouter:
         http = asyncio.create_task(server.serve(sockets=[listener]))
         backend = asyncio.create_task(start_backend(self.service))
         self._started.set_result(listener.getsockname()[1])
-        await self._leave.wait()
+        async with LoopWatchdog(on_beat=self.service.health.look):
+            await self._leave.wait()
         if backend.done():
             await backend.result().stop()
             await self.service.close_backend()

@@ -27,11 +27,12 @@ ROUTER_FOLDERS = {
     "text": names("cores errors request"),
     "grammar": names("errors exact_json request parsers"),
     "chat": names("errors request parsers grammar text"),
-    "metrics": names("request scheduler text"),
-    "engine": names("errors request scheduler metrics"),
+    "health": names(""),
+    "metrics": names("request scheduler text health"),
+    "engine": names("errors request scheduler health metrics"),
     "http": names("errors"),
     "serving": names(
-        "bounds errors exact_json request settings scheduler parsers text grammar chat metrics engine http"
+        "bounds errors exact_json request settings scheduler parsers text grammar chat health metrics engine http"
     ),
     "api/openai": names("errors exact_json request settings parsers text grammar chat http serving"),
     "api/tgi": names(
@@ -39,7 +40,7 @@ ROUTER_FOLDERS = {
     ),  # openai: `chat_tokenize` alone
     "api/platforms": names("errors exact_json http serving api/tgi"),
     "api/openapi": names("http api/tgi api/openai"),
-    "api": names("errors metrics http serving api/tgi api/openai api/platforms api/openapi"),
+    "api": names("errors health metrics http serving api/tgi api/openai api/platforms api/openapi"),
     "lifecycle": EVERYTHING,
     "__main__": EVERYTHING,
 }
@@ -51,6 +52,7 @@ ROUTER_LIBRARIES = {
     "text": names("tokenizers"),
     "grammar": names("llguidance msgspec jsonschema jsonschema_specifications referencing"),
     "chat": names("jinja2"),
+    "health": names(""),
     "metrics": names("prometheus_client"),
     "engine": names("grpc textmill_proto"),
     "http": names("starlette uvicorn msgspec"),

@@ -32,7 +32,7 @@ from textmill_router.api.openapi.operation import Operation
 from textmill_router.api.openapi.page import DocsRoute, OpenApiRoute
 from textmill_router.api.platforms.sagemaker import InvocationsRoute
 from textmill_router.api.platforms.vertex import VertexRoute
-from textmill_router.api.status import HealthRoute, InfoRoute, MetricsRoute
+from textmill_router.api.status import HealthRoute, InfoRoute, MetricsRoute, ProbeRoute
 from textmill_router.api.tgi.chat_tokenize import ChatTokenizeRoute
 from textmill_router.api.tgi.detokenize import DetokenizeRoute
 from textmill_router.api.tgi.generate import generate_route
@@ -50,6 +50,7 @@ from textmill_router.api.tgi.types import (
     VertexBody,
 )
 from textmill_router.api.tgi.work import GenerateMode
+from textmill_router.health.states import StateRow
 from textmill_router.serving.route import GeneratingRoute
 from textmill_router.serving.service import Service
 
@@ -113,6 +114,19 @@ def _page_route(_: Service) -> DocsRoute:
 
 def _document_route(_: Service) -> OpenApiRoute:
     return OpenApiRoute(openapi_document)
+
+
+def _probe_row(name: str, summary: str, probe: Callable[[StateRow], bool]) -> RouteRow:
+    operation = Operation(
+        path=f"/health/{name}",
+        method="get",
+        summary=summary,
+        answer=answers.ProbeAnswer,
+        errors=(503,),
+        error=answers.ProbeAnswer,
+        operation_id=f"health_{name}",
+    )
+    return RouteRow(lambda service: ProbeRoute(service, probe), operation, needs_key=False)
 
 
 _REFUSALS = (400, 401, 413, 415, 422)
@@ -297,18 +311,40 @@ ROUTES: tuple[RouteRow, ...] = (
     RouteRow(
         HealthRoute,
         Operation(
-            path="/health", method="get", summary="200 while requests are served", errors=(503,), operation_id="health"
+            path="/health",
+            method="get",
+            summary="200 while requests are served",
+            errors=(503,),
+            error=answers.HealthAnswer,
+            operation_id="health",
+        ),
+        needs_key=False,
+    ),
+    _probe_row("live", "503 if only a new start of the server helps", lambda row: row.live),
+    _probe_row("ready", "200 if a load balancer should send calls here", lambda row: row.ready),
+    _probe_row("startup", "200 once the server has been ready", lambda row: row.startup),
+    RouteRow(
+        HealthRoute,
+        Operation(
+            path="/ping",
+            method="get",
+            summary="The same as /health",
+            errors=(503,),
+            error=answers.HealthAnswer,
+            operation_id="ping",
         ),
         needs_key=False,
     ),
     RouteRow(
         HealthRoute,
-        Operation(path="/ping", method="get", summary="The same as /health", errors=(503,), operation_id="ping"),
-        needs_key=False,
-    ),
-    RouteRow(
-        HealthRoute,
-        Operation(path="/", method="get", summary="The same as /health", errors=(503,), operation_id="root"),
+        Operation(
+            path="/",
+            method="get",
+            summary="The same as /health",
+            errors=(503,),
+            error=answers.HealthAnswer,
+            operation_id="root",
+        ),
         needs_key=False,
     ),
     RouteRow(

@@ -1,29 +1,65 @@
-"""GET /health, /info and /metrics, which are answered without a permit."""
+"""GET /health and its probes, /info and /metrics, which are answered without a permit."""
 
+from collections.abc import Callable
 from importlib.metadata import version
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from textmill_router.api.openapi.answer_types import HealthAnswer, ProbeAnswer
 from textmill_router.api.tgi.types import InfoAnswer
 from textmill_router.errors import RequestError
+from textmill_router.health.states import StateRow
 from textmill_router.http.replies import send_error, send_reply
 from textmill_router.metrics.exposition import CONTENT_TYPE
 from textmill_router.serving.service import Service
 
+STATE_HEADER = b"x-health-state"
+
 
 class HealthRoute:
-    """An ASGI endpoint, which answers 200 without a body, or 503 with the phase."""
+    """An ASGI endpoint, which answers 200 without a body, or 503 with state and phase. A header has the state too."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._service.is_healthy:
-            await send_reply(scope, send, 200, b"")
+        row = self._service.health.look()
+        headers = [(STATE_HEADER, row.state.value.encode())]
+        if row.health:
+            await send_reply(scope, send, 200, b"", headers=headers)
             return
-        body = {"error": "unhealthy", "error_type": "healthcheck", "phase": self._service.phase}
-        await send_reply(scope, send, 503, msgspec.json.encode(body))
+        answer = HealthAnswer(
+            error="unhealthy",
+            error_type="healthcheck",
+            state=row.state.value,
+            phase=self._service.phase,
+            percent=_percent(self._service),
+        )
+        await send_reply(scope, send, 503, msgspec.json.encode(answer), headers=headers)
+
+
+class ProbeRoute:
+    """An ASGI endpoint, which answers 200 or 503 with the state. `probe` reads the answer from the state's row."""
+
+    def __init__(self, service: Service, probe: Callable[[StateRow], bool]) -> None:
+        self._service = service
+        self._probe = probe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        row = self._service.health.look()
+        answer = ProbeAnswer(
+            state=row.state.value,
+            since_s=round(self._service.health.since_s, 3),
+            phase=self._service.phase,
+            percent=_percent(self._service),
+        )
+        await send_reply(scope, send, 200 if self._probe(row) else 503, msgspec.json.encode(answer))
+
+
+def _percent(service: Service) -> int | msgspec.UnsetType:
+    percent = service.load_percent
+    return msgspec.UNSET if percent is None else percent
 
 
 class InfoRoute:
@@ -61,6 +97,7 @@ class InfoRoute:
             model_device_type=facts.device,
             max_batch_total_tokens=facts.num_blocks * facts.block_size,
             max_batch_size=facts.num_slots,
+            health_state=self._service.health.look().state.value,
         )
 
 

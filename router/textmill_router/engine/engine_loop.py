@@ -17,6 +17,7 @@ from textmill_router.engine.shard_client import ShardClient, ShardClientOptions
 from textmill_router.engine.shard_facts import ShardFacts, ShardHealth, pool_of
 from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineStatus, EngineUnavailable
 from textmill_router.engine.wire import PlanRejected
+from textmill_router.health.group_watch import GroupSigns
 from textmill_router.metrics.step_metrics import StepKind, StepMetrics
 from textmill_router.request import Failure, FailureCode, GenerationRequest, OutputSink, RequestId, RequestOutput
 from textmill_router.scheduler.config import SchedulerConfig
@@ -48,7 +49,7 @@ class EngineLoop:
 
     The owner calls `start`, then `submit` and `cancel` from the same asyncio loop, then `stop`. `configure` makes the
     scheduler's settings from the facts of the first Hello. `tokenizer_digest` is the digest of the router's own
-    tokenizer; a shard with another digest is refused.
+    tokenizer; a shard with another digest is refused. `on_change` is called after each change of the status.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class EngineLoop:
         client_options: ShardClientOptions,
         configure: Callable[[ShardFacts], SchedulerConfig],
         tokenizer_digest: str,
+        on_change: Callable[[], object] = lambda: None,
     ) -> None:
         self._configure = configure
         self._tokenizer_digest = tokenizer_digest
+        self._on_change = on_change
         self._client = ShardClient(client_options)
         self._scheduler: Scheduler | None = None
         self._readers: dict[RequestId, _Reader] = {}
@@ -68,7 +71,9 @@ class EngineLoop:
         self._held_outputs: list[RequestOutput] = []
         self._is_tick_due = False
         self._has_broken = False
-        self._moved_s = 0.0  # the last time that a step ended, that nothing ran, or that the log warned of a stall
+        self._heard_s = self.now()  # the last time that the shard said anything but a result
+        self._moved_s = self.now()  # the last time that a step ended, or that nothing ran
+        self._warned_s = 0.0  # the last time that the log warned of a stall
         self._task: asyncio.Task[None] | None = None
         self._request_ids = itertools.count(1)
 
@@ -81,6 +86,17 @@ class EngineLoop:
     def now(self) -> float:
         """Return the time in seconds, on the clock of `GenerationRequest.arrival_s`."""
         return time.monotonic()
+
+    def signs(self) -> GroupSigns:
+        """Return what is known of the shards' life; cheap enough for every probe."""
+        now_s = self.now()
+        num_running = 0 if self._scheduler is None else self._scheduler.num_running
+        return GroupSigns(
+            is_linked=self._status.phase is EnginePhase.READY,
+            silent_s=now_s - max(self._heard_s, self._moved_s),
+            stepless_s=now_s - self._moved_s if num_running else 0.0,
+            step_limit_s=STALL_WARNING_S,
+        )
 
     def next_request_id(self) -> RequestId:
         return RequestId(next(self._request_ids))
@@ -139,6 +155,7 @@ class EngineLoop:
     # ---- Calls of the stream: the methods of `StreamHandler`.
 
     def on_health(self, health: ShardHealth) -> None:
+        self._heard_s = self.now()
         if self._scheduler is not None or health.is_ready:
             return
         phase = EnginePhase(health.phase) if health.phase in LOADING_PHASES else EnginePhase.STARTING
@@ -199,12 +216,12 @@ class EngineLoop:
 
         No request is ended here, because a large step may take minutes.
         """
-        now_s = self.now()
+        now_s = self._heard_s = self.now()
         num_running = 0 if self._scheduler is None else self._scheduler.num_running
         if not num_running:
             self._moved_s = now_s
-        elif now_s - self._moved_s >= STALL_WARNING_S:
-            self._moved_s = now_s
+        elif now_s - max(self._moved_s, self._warned_s) >= STALL_WARNING_S:
+            self._warned_s = now_s
             log.warning(
                 "no step has ended for %.0f s: a very large step, or a rank that hangs",
                 STALL_WARNING_S,
@@ -314,3 +331,4 @@ class EngineLoop:
     def _set_status(self, status: EngineStatus) -> None:
         self._status = status
         self._status_changed.set()
+        self._on_change()

@@ -12,8 +12,8 @@ class EnginePhase(StrEnum):
     STARTING = "starting"  # the shard does not answer yet
     CONFIG = "config"
     WEIGHTS = "weights"
-    KV_POOL = "kv_pool"
     WARMUP = "warmup"
+    KV_POOL = "kv_pool"
     READY = "ready"
     LOST = "lost"  # between two epochs; requests are taken, and wait
     STOPPED = "stopped"
@@ -23,8 +23,8 @@ LOADING_PHASES = (
     EnginePhase.STARTING,
     EnginePhase.CONFIG,
     EnginePhase.WEIGHTS,
-    EnginePhase.KV_POOL,
     EnginePhase.WARMUP,
+    EnginePhase.KV_POOL,
 )
 
 

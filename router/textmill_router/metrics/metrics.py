@@ -11,6 +11,7 @@ from importlib.metadata import version
 from prometheus_client.core import Metric
 from prometheus_client.process_collector import ProcessCollector
 
+from textmill_router.health.states import HealthState
 from textmill_router.metrics import specs
 from textmill_router.metrics.exposition import (
     counter_family,
@@ -131,13 +132,16 @@ class Metrics:
         """Count a call that was answered from the response cache."""
         self._successes += 1
 
-    def expose(self, engine: EngineNumbers | None, cache: CacheNumbers, *, num_in_flight: int) -> bytes:
+    def expose(
+        self, engine: EngineNumbers | None, cache: CacheNumbers, *, num_in_flight: int, state: HealthState
+    ) -> bytes:
         """Return the body of /metrics. `engine` is None before the first epoch."""
         families = [*self._own_families(num_in_flight), *(_engine_families(engine) if engine else ())]
         families.append(counter_family(specs.CACHE_HITS, cache.num_hits))
         families.append(counter_family(specs.CACHE_MISSES, cache.num_misses))
         families.append(gauge_family(specs.CACHE_BYTES, cache.num_bytes))
         families.append(gauge_family(specs.SHARD_UP, engine is not None and engine.is_up))
+        families.append(labelled_gauges(specs.HEALTH_STATE, [((one.value,), one is state) for one in HealthState]))
         return write_text([*families, *self._process.collect()])
 
     def _own_families(self, num_in_flight: int) -> Iterator[Metric]:

@@ -208,6 +208,12 @@ HTTP_REQUESTS = _spec(
     "answer began",
     labels=("route", "method", "status"),
 )
+HEALTH_STATE = _spec(
+    "textmill_health_state",
+    _GAUGE,
+    "1 for the state of the server's health, 0 for the other states of `docs/health.md`",
+    labels=("state",),
+)
 BUILD_INFO = _spec(
     "textmill_build_info", _GAUGE, "Always 1; the label version holds the version of Textmill", labels=("version",)
 )

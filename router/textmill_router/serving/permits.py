@@ -37,6 +37,16 @@ class Permits:
         return self._held
 
     @property
+    def is_full(self) -> bool:
+        """Whether the next call gets no permit."""
+        return self._held >= self._max_concurrent
+
+    @property
+    def has_room(self) -> bool:
+        """Whether at least a quarter of the permits is free, so that a full server is told from a busy one."""
+        return 4 * self._held <= 3 * self._max_concurrent
+
+    @property
     def is_closed(self) -> bool:
         """Whether new calls are refused."""
         return self._is_closed

@@ -14,6 +14,8 @@ from textmill_router.engine.shard_facts import ShardFacts
 from textmill_router.engine.status import LOADING_PHASES, EnginePhase
 from textmill_router.errors import ModelLoading
 from textmill_router.grammar.compiler import GrammarCompiler
+from textmill_router.health.health import Health
+from textmill_router.health.states import HealthFacts, Start
 from textmill_router.metrics.metrics import CacheNumbers, EngineNumbers, Metrics
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Budget
@@ -26,6 +28,13 @@ from textmill_router.text.tokenization import Tokenizer
 
 CHUNKS_PER_PREFILL = 4  # so many prompts share the prefill tokens of a step before one prompt may take more
 _MAX_ESTIMATE_S = 600.0
+_START_OF = {
+    EnginePhase.CONFIG: Start.LOADING,
+    EnginePhase.WEIGHTS: Start.LOADING,
+    EnginePhase.WARMUP: Start.WARMING,
+    EnginePhase.KV_POOL: Start.WARMING,
+    EnginePhase.READY: Start.WARMING,  # the shards are ready, and the router makes its tables
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ class Service:
         self.settings = settings
         self.format_flags = FormatFlags(settings.tool_call_parser, settings.reasoning_parser)
         self._settled = asyncio.Event()  # set when the model is ready or the server leaves
-        self.permits = Permits(settings.max_concurrent_requests, on_close=self._settled.set)
+        self.permits = Permits(settings.max_concurrent_requests, on_close=self._on_close)
         self.response_cache = ResponseCache(settings.response_cache_bytes)
         self.metrics = Metrics()
         self._started_s = time.monotonic()
@@ -62,6 +71,7 @@ class Service:
         self._chat_templates: ChatTemplates | None = None
         self.model_created_s = _model_time_s(settings.model_dir)
         self._backend: Backend | None = None
+        self.health = Health(self._health_facts)
 
     def attach(self, engine: EngineLoop, tokenizer: Tokenizer, chat_templates: ChatTemplates) -> None:
         """Take the engine whose phase is shown while it loads, and the parts of the model's files that were read."""
@@ -90,6 +100,7 @@ class Service:
             SequenceBreakers(tokenizer, num_ids=min(tokenizer.num_ids, facts.vocab_size)),
         )
         self._settled.set()
+        self.health.look()
         return self._backend
 
     @property
@@ -133,8 +144,37 @@ class Service:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether calls are taken and the shard answers."""
-        return self._backend is not None and self.phase == EnginePhase.READY.value
+        """Whether GET /health answers 200."""
+        return self.health.look().health
+
+    @property
+    def load_percent(self) -> int | None:
+        """The percent of the weights that the shards have read, or None in every other phase."""
+        status = None if self._engine is None else self._engine.status
+        is_reading = status is not None and status.phase is EnginePhase.WEIGHTS
+        return round(100 * status.progress) if status is not None and is_reading else None
+
+    def _on_close(self) -> None:
+        self._settled.set()
+        self.health.look()
+
+    def _health_facts(self) -> HealthFacts:
+        status = None if self._engine is None else self._engine.status
+        phase = EnginePhase.STARTING if status is None else status.phase
+        is_away, is_beyond_help = False, phase is EnginePhase.STOPPED
+        if self._backend is not None:
+            signs = self._backend.engine.signs()
+            is_away, is_beyond_help = signs.is_away, is_beyond_help or signs.is_given_up
+        elif status is not None and phase is EnginePhase.STARTING and status.error is not None:
+            is_beyond_help = True  # a shard reports that its start failed
+        return HealthFacts(
+            start=Start.DONE if self._backend is not None else _START_OF.get(phase, Start.SILENT),
+            num_away=int(is_away),
+            is_full=self.permits.is_full,
+            has_room=self.permits.has_room,
+            is_leaving=self.permits.is_closed,
+            is_beyond_help=is_beyond_help,
+        )
 
     def expose_metrics(self) -> bytes:
         """Return the text of /metrics, also while the model loads."""
@@ -146,7 +186,7 @@ class Service:
             numbers = EngineNumbers(stats, backend.engine.steps, backend.facts.block_size, is_up)
         kept = self.response_cache
         cache = CacheNumbers(num_hits=kept.num_hits, num_misses=kept.num_misses, num_bytes=kept.num_bytes)
-        return self.metrics.expose(numbers, cache, num_in_flight=self.permits.held)
+        return self.metrics.expose(numbers, cache, num_in_flight=self.permits.held, state=self.health.look().state)
 
     def compute_type(self, facts: ShardFacts) -> str:
         """Return the number and kind of devices as the header x-compute-type shows them."""

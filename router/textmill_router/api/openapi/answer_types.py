@@ -21,6 +21,25 @@ class ErrorResponse(msgspec.Struct):
     estimated_time: float | UnsetType = UNSET  # seconds until the model is ready
 
 
+class HealthAnswer(msgspec.Struct):
+    """The 503 of /health. `percent` tells how much of the weights is read."""
+
+    error: str
+    error_type: str
+    state: str
+    phase: str
+    percent: int | UnsetType = UNSET
+
+
+class ProbeAnswer(msgspec.Struct):
+    """The answer of /health/live, /health/ready and /health/startup. `since_s` are the seconds in the state."""
+
+    state: str
+    since_s: float
+    phase: str
+    percent: int | UnsetType = UNSET
+
+
 class OpenAIErrorBody(msgspec.Struct):
     """The fields of an error that OpenAI's clients read."""
 

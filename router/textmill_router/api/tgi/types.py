@@ -79,7 +79,7 @@ class CompatBody(GenerateBody, frozen=True, gc=False):
 
 
 class InfoAnswer(msgspec.Struct, frozen=True, gc=False):
-    """The answer of /info, with the fields of TGI 3 and then those of TGI 2."""
+    """The answer of /info, with the fields of TGI 3, then those of TGI 2, then a field of Textmill."""
 
     model_id: str
     model_sha: str | None
@@ -100,6 +100,7 @@ class InfoAnswer(msgspec.Struct, frozen=True, gc=False):
     model_device_type: str
     max_batch_total_tokens: int
     max_batch_size: int | None
+    health_state: str
     # Both are 0, because new prompts join the running batch at the next step.
     max_waiting_tokens: int = 0
     waiting_served_ratio: float = 0.0

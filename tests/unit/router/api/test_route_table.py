@@ -20,4 +20,5 @@ def test_the_document_has_the_routes_that_are_shown() -> None:
 
 def test_only_monitoring_works_without_a_key() -> None:
     free = {(row.operation.path, row.operation.method) for row in ROUTES if not row.needs_key}
-    assert free == {("/", "get"), ("/health", "get"), ("/ping", "get"), ("/metrics", "get")}
+    probes = {("/health/live", "get"), ("/health/ready", "get"), ("/health/startup", "get")}
+    assert free == {("/", "get"), ("/health", "get"), ("/ping", "get"), ("/metrics", "get")} | probes

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from starlette.types import Message
+from textmill_router.health.states import HealthState
 from textmill_router.metrics.metrics import CacheNumbers, Metrics
 from textmill_router.request import FinishReason, RequestId
 from textmill_router.serving.call import serve
@@ -13,7 +14,8 @@ from textmill_router.text.events import GenerationResult
 
 
 def shown(metrics: Metrics) -> list[str]:
-    return metrics.expose(None, CacheNumbers(0, 0, 0), num_in_flight=0).decode().splitlines()
+    text = metrics.expose(None, CacheNumbers(0, 0, 0), num_in_flight=0, state=HealthState.READY)
+    return text.decode().splitlines()
 
 
 def test_call_that_time_ended_before_its_first_token_has_no_time_of_one() -> None:

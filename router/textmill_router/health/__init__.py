@@ -1,0 +1,1 @@
+"""What the server says of its own health: the states, the edges between them, and the answer of each probe."""

@@ -56,9 +56,10 @@ def make_server(service: Service) -> HttpServer:
         body_timeout_s=settings.body_timeout,
         stall_timeout_s=settings.stall_timeout,
     )
+    app = build_app(service)
     config = uvicorn.Config(
-        build_app(service),
-        http=guarded_protocol(limits, service.metrics.on_refused_connection),
+        app,
+        http=guarded_protocol(limits, service.metrics.on_refused_connection, app.styles),
         interface="asgi3",
         ws="none",
         lifespan="off",

@@ -19,7 +19,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
     [
         ({"messages": []}, "messages"),
         ({"messages": None}, "messages"),
-        ({"messages": [{"content": "x"}]}, "messages[0]"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": -1}, "temperature"),
@@ -48,7 +48,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"logit_bias": {"1" * 100: "x"}}, "logit_bias." + "1" * 64 + "..."),
         ({"logit_bias": ["x"]}, "logit_bias[0]"),
         ({"min_tokens": 9}, "min_tokens"),
-        ({"tools": [{"type": "function"}]}, "tools[0]"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [TOOL], "tool_choice": 5}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),

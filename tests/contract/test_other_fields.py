@@ -130,7 +130,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"echo": True}, "echo"),
     (CHAT, {"chat_template": "{{ messages }}"}, "chat_template"),
     (CHAT, {"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
-    (CHAT, {"functions": [{}]}, "functions[0]"),
+    (CHAT, {"functions": [{}]}, "functions[0].name"),
     (CHAT, {"functions": [{"name": ""}]}, "functions[0].name"),
     (CHAT, {"functions": [{"name": "f", "parameters": "x"}]}, "functions[0].parameters"),
     (CHAT, {"functions": [{"name": "f"}], "tools": TOOLS}, "tools"),

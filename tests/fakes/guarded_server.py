@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from textmill_router.http.guard import GuardLimits, guarded_protocol
+from textmill_router.http.path_style import PathStyles
 
 LIMITS = GuardLimits(
     max_header_bytes=4096, max_header_fields=20, header_timeout_s=5.0, body_timeout_s=5.0, stall_timeout_s=5.0
@@ -39,7 +40,7 @@ def talk(exchange: Exchange, limits: GuardLimits = LIMITS, app: ASGIApp = echo_l
         config = uvicorn.Config(
             app,
             port=0,
-            http=guarded_protocol(limits, lambda status: None),
+            http=guarded_protocol(limits, lambda status: None, PathStyles()),
             lifespan="off",
             log_config=None,
             access_log=False,

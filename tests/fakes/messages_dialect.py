@@ -65,7 +65,7 @@ def messages_route(service: Service) -> GeneratingRoute[MessagesBody]:
     return GeneratingRoute(service, msgspec.json.Decoder(MessagesBody), _prepare, STYLE, reword=_reword)
 
 
-def _reword(error: RuleBroken) -> None:
+def _reword(body: MessagesBody, error: RuleBroken) -> None:
     error.reword({"max_new_tokens": "max_tokens", "inputs": "messages"})
 
 

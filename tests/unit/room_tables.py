@@ -34,7 +34,7 @@ ROUTER_FOLDERS = {
     "serving": names(
         "bounds errors exact_json request settings scheduler parsers text grammar chat health metrics engine http"
     ),
-    "api/openai": names("errors exact_json request settings parsers text grammar chat http serving"),
+    "api/openai": names("bounds errors exact_json request settings parsers text grammar chat http serving"),
     "api/tgi": names(
         "errors exact_json request text grammar chat http serving api/openai"
     ),  # openai: `chat_tokenize` alone

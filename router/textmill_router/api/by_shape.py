@@ -7,7 +7,7 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.api.platforms.sagemaker import replay
-from textmill_router.errors import RequestError
+from textmill_router.errors import RequestError, ValidationFailed
 from textmill_router.http.json_body import ClientLeft, decode_json, read_body
 from textmill_router.http.replies import send_error
 from textmill_router.serving.service import Service
@@ -18,7 +18,7 @@ _ABSENT = msgspec.Raw(b"null")
 class ByShape:
     """An ASGI endpoint. `endpoints` maps the fields that tell a dialect; the first field that a body has decides.
 
-    A body that has none of the fields goes to the first endpoint, which refuses the body.
+    A body that has none of the fields is refused.
     """
 
     def __init__(self, service: Service, endpoints: Mapping[str, ASGIApp]) -> None:
@@ -37,5 +37,14 @@ class ByShape:
             await send_error(scope, send, error)
             return
         given = [name for name in self._endpoints if bytes(getattr(shape, name)).strip() != b"null"]
-        name = given[0] if given else next(iter(self._endpoints))
-        await self._endpoints[name](scope, replay(body, receive), send)
+        if not given:
+            await send_error(scope, send, self._nothing_given())
+            return
+        await self._endpoints[given[0]](scope, replay(body, receive), send)
+
+    def _nothing_given(self) -> ValidationFailed:
+        first, *others = self._endpoints
+        wanted = " or ".join(f"`{name}`" for name in others)
+        return ValidationFailed(
+            f"`{first}` is missing; add the field, or {wanted} for other servers' form", field=first
+        )

@@ -17,7 +17,7 @@ from textmill_router.serving.route import GeneratingRoute
 from textmill_router.serving.service import Service
 
 
-def build_app(service: Service) -> ASGIApp:
+def build_app(service: Service) -> FrontDoor:
     """Return one application with all routes of the service behind the middlewares."""
     settings = service.settings
     routes: dict[str, dict[str, ASGIApp]] = {}

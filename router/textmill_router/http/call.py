@@ -1,7 +1,9 @@
 """The facts of one HTTP call, and the signs that its connection leaves for it; both travel in the ASGI scope."""
 
+import re
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,6 +14,7 @@ from textmill_router.http.error_responses import TGI_ERRORS, ErrorStyle, Header
 _SCOPE_KEY = "textmill.call"
 _WRITER_KEY = "textmill.writer"
 _REFUSAL_KEY = "textmill.refusal"
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 @dataclass(slots=True)
@@ -35,6 +38,19 @@ def open_call(scope: Scope, request_id: str) -> Call:
     call = Call(request_id)
     scope[_SCOPE_KEY] = call
     return call
+
+
+def opened_call(scope: Scope) -> Call | None:
+    """Return the call that this scope belongs to, or None where the application has not begun the call."""
+    call: Call | None = scope.get(_SCOPE_KEY)
+    return call
+
+
+def request_id_in(headers: Iterable[Header]) -> str:
+    """Return the id that the client gives in `x-request-id`, or a new id. The names of `headers` are in lower case."""
+    given = next((value for name, value in headers if name == b"x-request-id"), None)
+    is_usable = given is not None and _REQUEST_ID.fullmatch(given) is not None
+    return given.decode() if given is not None and is_usable else uuid.uuid4().hex
 
 
 def call_of(scope: Scope) -> Call:

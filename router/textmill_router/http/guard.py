@@ -15,9 +15,10 @@ from starlette.types import ASGIApp, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from textmill_router.errors import BadHttp, HeaderTooLarge, RequestError, RequestTimedOut
-from textmill_router.http.call import note_refusal, offer_writer
-from textmill_router.http.error_responses import error_headers, error_kind, tgi_error_body
+from textmill_router.http.call import note_refusal, offer_writer, opened_call, request_id_in
+from textmill_router.http.error_responses import ErrorStyle, error_headers
 from textmill_router.http.framing import HTTP_1_1, framing_fault
+from textmill_router.http.path_style import PathStyles
 from textmill_router.http.unchunked import without_chunks
 
 # The least speed of a body whose first deadline has passed.
@@ -42,12 +43,16 @@ class GuardLimits:
     stall_timeout_s: float
 
 
-def guarded_protocol(limits: GuardLimits, on_refused: Callable[[int], None]) -> type[HttpToolsProtocol]:
+def guarded_protocol(
+    limits: GuardLimits, on_refused: Callable[[int], None], styles: PathStyles
+) -> type[HttpToolsProtocol]:
     """Return the protocol class with these limits, because uvicorn takes a class and gives it no further arguments.
 
-    `on_refused` is called with the status of each refusal that no call of the application stands for.
+    `on_refused` is called with the status of each refusal that no call of the application stands for. `styles` say how
+    errors look on a path.
     """
-    return type("GuardedHttpProtocol", (_GuardedProtocol,), {"limits": limits, "on_refused": staticmethod(on_refused)})
+    attributes = {"limits": limits, "on_refused": staticmethod(on_refused), "styles": styles}
+    return type("GuardedHttpProtocol", (_GuardedProtocol,), attributes)
 
 
 class _ChunkWriter:
@@ -84,6 +89,7 @@ class _GuardedProtocol(HttpToolsProtocol):
 
     limits: GuardLimits
     on_refused: Callable[[int], None]
+    styles: PathStyles
     _deadline: asyncio.TimerHandle | None = None
     _stall: asyncio.TimerHandle | None = None
     _is_in_header = True
@@ -225,21 +231,34 @@ class _GuardedProtocol(HttpToolsProtocol):
         is_open = self.cycle is not None and not self.cycle.response_complete
         has_open_answer = bool(self.pipeline) or (is_open and self.cycle.response_started)
         if not has_open_answer:
-            body = tgi_error_body(error)
+            style = self._error_style()
+            body, status = style.body_of(error), style.status_of(error)
             headers = [
                 *error_headers(error),
                 (b"content-type", b"application/json"),
                 (b"content-length", b"%d" % len(body)),
                 (b"connection", b"close"),
+                (b"x-request-id", self._request_id().encode()),
             ]
             lines = [b"%b: %b\r\n" % header for header in headers]
-            status = error_kind(error).status
             self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
             if self.cycle is not None and not self.cycle.response_complete:
                 note_refusal(cast(Scope, self.scope), status)  # the application counts its call with this status
             else:
                 self.on_refused(status)
         self.transport.close()
+
+    def _error_style(self) -> ErrorStyle:
+        """Return the style of the path, as far as the path has come."""
+        target: bytes = getattr(self, "url", b"")  # uvicorn sets the attribute where a request begins
+        path, _, _ = target.decode("latin-1").partition("?")
+        return self.styles.of(path).errors
+
+    def _request_id(self) -> str:
+        """Return the id of the call that the application has begun, or else the id that the client or we give."""
+        is_begun = self.cycle is not None and not self.cycle.response_complete
+        call = opened_call(cast(Scope, self.scope)) if is_begun else None
+        return request_id_in(self.headers or ()) if call is None else call.request_id
 
     def _start_deadline(self, delay_s: float, callback: Callable[[], None]) -> None:
         self._deadline = self.loop.call_later(delay_s, callback)

@@ -9,25 +9,19 @@ from starlette.types import Receive, Scope
 from textmill_router.errors import (
     InvalidJson,
     PayloadTooLarge,
-    RequestError,
     UnknownContentCoding,
     UnsupportedMediaType,
-    ValidationFailed,
 )
 from textmill_router.http.json_depth import MAX_JSON_DEPTH, is_too_deep
+from textmill_router.http.json_shape import shape_error
 
 # A refused body is read to its end up to this many times the limit: a client that writes before it reads must get to
 # see the answer instead of a reset connection.
 DISCARD_FACTOR = 16
 
 _JSON_TYPE = re.compile(rb"\s*application/([\w.!#$&^+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
-_PATH = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>[^`]*)`)?$", re.DOTALL)
-_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
-_WHOLE = re.compile(r"-?(0|[1-9]\d*)")  # a key that is a whole number
-_ANY_KEY = "[...]"  # in a path of msgspec: the value of a key that msgspec does not name
-# Types of JSON by the names that msgspec has for them.
-_JSON_TYPES = {str: "str", int: "int", float: "float", bool: "bool", list: "array", dict: "object", type(None): "null"}
-MAX_SHOWN_KEY = 64  # characters of a client's key in an error
+# Reads any JSON. A number beyond the range of floats is infinity and no fault of the syntax.
+_ANY_JSON = msgspec.json.Decoder(float_hook=float)
 
 Struct = TypeVar("Struct")
 
@@ -71,51 +65,20 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[Struct]) -> Struct:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         value = _check_syntax(body)  # syntax comes before shape, wherever each fault stands
-        raise _shape_error(str(error), value) from None
+        raise shape_error(str(error), value) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidJson(f"the body is not JSON: {error}") from None
 
 
 def _check_syntax(body: bytes) -> Any:
+    """Return the value of a body, or None where the body holds a whole number of more digits than Python reads."""
     try:
-        return msgspec.json.decode(body)
+        msgspec.json.decode(body, type=msgspec.Raw)  # the syntax alone, to the end of the body
+        return _ANY_JSON.decode(body)
+    except msgspec.ValidationError:
+        return None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidJson(f"the body is not JSON: {error}") from None
-
-
-def _shape_error(text: str, body: Any) -> RequestError:
-    """Return the error with the path in front, as in "`parameters.stop[0]`: expected `str`, got `int`"."""
-    match = _PATH.match(text)
-    assert match is not None, text
-    what = match["what"][:1].lower() + match["what"][1:].replace(" | null", "")
-    path = (match["path"] or "").removeprefix(".")
-    if match["key"]:
-        what += " as a key"
-        wrong_keys = [key for key in _object_at(body, path) if not _WHOLE.fullmatch(key)]
-        what += f", found {_short(wrong_keys[0])!r}" if wrong_keys else ""
-    elif path.endswith(_ANY_KEY):
-        path = path.removesuffix(_ANY_KEY)
-        wrong = what.rpartition("got `")[2].rstrip("`")
-        wrong_keys = [key for key, value in _object_at(body, path).items() if _JSON_TYPES[type(value)] == wrong]
-        path += f".{_short(wrong_keys[0])}" if wrong_keys else ""
-    return ValidationFailed(f"`{path}`: {what}" if path else what, field=path)
-
-
-def _object_at(body: Any, path: str) -> dict[str, Any]:
-    """Return the object at a path of field names and places in arrays.
-
-    The result is empty where a key that is given twice hides the object.
-    """
-    try:
-        for name, place in _STEP.findall(path):
-            body = body[int(place)] if place else body[name]
-    except (KeyError, IndexError, TypeError):
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
-def _short(key: str) -> str:
-    return key if len(key) <= MAX_SHOWN_KEY else f"{key[:MAX_SHOWN_KEY]}..."
 
 
 async def _read_bytes(scope: Scope, receive: Receive, max_bytes: int) -> bytes:

@@ -3,13 +3,12 @@
 import hmac
 import logging
 import re
-import uuid
 from collections.abc import Callable, Set
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.errors import InternalError, Unauthorized
-from textmill_router.http.call import call_of, open_call, refusal_of
+from textmill_router.http.call import call_of, open_call, refusal_of, request_id_in
 from textmill_router.http.path_style import AUTHORIZATION, X_API_KEY, PathStyles
 from textmill_router.http.replies import send_error, send_reply
 
@@ -19,7 +18,6 @@ CLIENT_LEFT_STATUS = 499
 _ALLOWED_HEADERS = b"content-type,authorization,x-api-key,x-request-id,traceparent,x-wait-for-model,x-use-cache"
 _HEADER_NAMES = re.compile(rb"[\w!#$%&'*+.^`|~, -]{1,4096}", re.ASCII)
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 # W3C trace context: version, trace id, parent id, flags. A malformed header is no parent, as the standard says.
 _TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _BEARER = re.compile(rb"bearer:?\s+(\S.*)", re.IGNORECASE | re.DOTALL)  # matches a value without spaces at its ends
@@ -35,15 +33,13 @@ class FrontDoor:
     def __init__(self, app: ASGIApp, on_answer: Callable[[str, str, int], None], styles: PathStyles) -> None:
         self._app = app
         self._on_answer = on_answer
-        self._styles = styles
+        self.styles = styles
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]  # neither websockets nor lifespan are switched on
-        given = _header(scope, b"x-request-id")
-        is_usable = given is not None and _REQUEST_ID.fullmatch(given) is not None
-        request_id = given.decode() if given is not None and is_usable else uuid.uuid4().hex
+        request_id = request_id_in(scope["headers"])
         call = open_call(scope, request_id)
-        call.error_style = self._styles.of(scope["path"]).errors
+        call.error_style = self.styles.of(scope["path"]).errors
         call.reply_headers.append((b"x-request-id", request_id.encode()))
         trace = _TRACE_PARENT.fullmatch(_header(scope, b"traceparent") or b"")
         call.trace_id = None if trace is None else trace[1].decode()

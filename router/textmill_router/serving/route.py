@@ -61,7 +61,7 @@ class GeneratingRoute(Generic[Body]):
     `prepare` applies the rules of the dialect to a body and raises RequestError. `style` is the style of the dialect's
     paths, for the table that gives the route its path. `check_model` refuses a body whose model is not served, also
     while the model loads. `wait_for_model` reads from a body whether the call waits for a model that loads, and returns
-    None where the body does not say. `reword` puts the dialect's names of its fields into a refusal.
+    None where the body does not say. `reword` puts the body's names of its fields into a refusal.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class GeneratingRoute(Generic[Body]):
         *,
         check_model: Callable[[Body], None] = lambda body: None,
         wait_for_model: Callable[[Body], bool | None] = lambda body: None,
-        reword: Callable[[RuleBroken], None] = lambda error: None,
+        reword: Callable[[Body, RuleBroken], None] = lambda body, error: None,
     ) -> None:
         self.style = style
         self._service = service
@@ -98,7 +98,7 @@ class GeneratingRoute(Generic[Body]):
         try:
             await self._work(body, backend, scope, receive, send)
         except RuleBroken as error:
-            self._reword(error)
+            self._reword(body, error)
             raise
 
     async def _work(self, body: Body, backend: Backend, scope: Scope, receive: Receive, send: Send) -> None:

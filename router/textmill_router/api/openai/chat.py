@@ -10,7 +10,7 @@ from textmill_router.api.openai.answer_grammar import answer_grammar
 from textmill_router.api.openai.chat_answers import ChatChunks, Choice, ShownLogprobs, usage_chunk, whole_answer
 from textmill_router.api.openai.chat_messages import chat_request
 from textmill_router.api.openai.chat_tools import tool_choice_of
-from textmill_router.api.openai.chat_types import CHAT_NAMES, ChatBody, requested_chat
+from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.openai.refused_fields import check_refused_of_chat
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
 from textmill_router.api.openai.types import (
@@ -19,6 +19,7 @@ from textmill_router.api.openai.types import (
     check_n,
     check_stream_options,
     checked_stop_ids,
+    requested_sampling,
     usage_of,
 )
 from textmill_router.chat.answer_form import was_cut
@@ -40,14 +41,14 @@ from textmill_router.text.generation import Generation
 
 def chat_route(service: Service) -> GeneratingRoute[ChatBody]:
     """Return the ASGI endpoint of /v1/chat/completions."""
-    return openai_route(service, ChatBody, _prepare, CHAT_NAMES)
+    return openai_route(service, ChatBody, _prepare)
 
 
 def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
     check_refused_of_chat(body)
     check_stream_options(body)
     num_choices = check_n(body.n, call.service.settings.max_n)
-    checked = checked_parameters(requested_chat(body), call.backend)
+    checked = checked_parameters(body, requested_sampling(body), call.backend)
     tools = tool_choice_of(body)
     asked = answer_grammar(body)
     if tools is not None and tools.is_required:

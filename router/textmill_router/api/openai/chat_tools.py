@@ -10,6 +10,7 @@ from textmill_router.api.openai.chat_types import ChatBody, DeclaredFunction, De
 from textmill_router.api.openai.legacy_functions import with_tools
 from textmill_router.chat.tools import ToolChoice
 from textmill_router.errors import ToolError, ValidationFailed
+from textmill_router.http.json_shape import shape_error
 from textmill_router.parsers.tools.tool_format import ToolSpec
 
 _TOOLS = list[DeclaredTool]
@@ -38,7 +39,7 @@ def tool_choice_of(body: ChatBody) -> ToolChoice | None:
     try:
         declared = msgspec.convert(body.tools, _TOOLS)
     except msgspec.ValidationError as error:
-        raise _shape_error(str(error)) from None
+        raise shape_error(str(error), body.tools, "tools") from None
     specs = tuple(_spec(tool.function, index) for index, tool in enumerate(declared))
     if choice.mode == "none":
         return None
@@ -126,9 +127,3 @@ def _shown(raw: dict[str, Any], spec: ToolSpec) -> dict[str, Any]:
         function["parameters"] = spec.parameters
     shown = {key: value for key, value in raw.items() if value is not None}
     return {"type": "function", **shown, "function": function}
-
-
-def _shape_error(text: str) -> ValidationFailed:
-    what, _, path = text.partition(" - at `$")
-    field = f"tools{path.rstrip('`')}"
-    return ValidationFailed(f"`{field}`: {what[:1].lower()}{what[1:]}", field=field)

@@ -1,21 +1,21 @@
 """The body of a chat call. A field that is `null` counts as absent, and unknown fields are ignored."""
 
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from textmill_router.api.openai.types import OpenAIBody, requested_sampling
-from textmill_router.serving.validation import RequestedParameters
+from textmill_router.api.openai.types import OpenAIBody
 
 # Fields that have another name in TGI's dialect, by that name.
-CHAT_NAMES = {
+CHAT_NAMES: Mapping[str, str] = {
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
     "top_n_tokens": "top_logprobs",
     "inputs": "messages",
     "truncate": "truncate_prompt_tokens",
 }
+_NEWER_CHAT_NAMES: Mapping[str, str] = {**CHAT_NAMES, "max_new_tokens": "max_completion_tokens"}
 
 
 class ContentPart(msgspec.Struct, frozen=True, gc=False):
@@ -99,14 +99,10 @@ class ChatBody(OpenAIBody, frozen=True, kw_only=True):
     echo: Any = None
 
     @property
+    def names(self) -> Mapping[str, str]:
+        return CHAT_NAMES if self.max_completion_tokens is None else _NEWER_CHAT_NAMES
+
+    @property
     def has_functions(self) -> bool:
         """Whether the tools stand in the fields that `tools` and `tool_choice` have replaced."""
         return bool(self.functions)
-
-
-def requested_chat(body: ChatBody) -> RequestedParameters:
-    """Return the sampling and lengths of a body in the form that all dialects share."""
-    requested = requested_sampling(body, CHAT_NAMES)
-    if body.max_completion_tokens is None:
-        return requested
-    return replace(requested, numbers={**requested.numbers, "max_new_tokens": body.max_completion_tokens})

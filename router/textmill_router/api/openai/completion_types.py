@@ -1,21 +1,30 @@
 """The body of a completion call. A field that is `null` counts as absent, and unknown fields are ignored."""
 
+import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from textmill_router.api.openai.answer_grammar import answer_grammar
 from textmill_router.api.openai.types import OpenAIBody, requested_sampling
+from textmill_router.bounds import MAX_U32, Bounds
 from textmill_router.errors import TooManyPrompts, ValidationFailed
 from textmill_router.request import token_array
 from textmill_router.serving.validation import RequestedParameters, check_adapter
 
 # Fields that have another name in TGI's dialect, by that name.
-COMPLETION_NAMES = {
+COMPLETION_NAMES: Mapping[str, str] = {
     "max_new_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
     "top_n_tokens": "logprobs",
     "inputs": "prompt",
+}
+
+
+# Numbers of which this route takes 0 too.
+_COMPLETION_BOUNDS = {
+    "repetition_penalty": Bounds(low=0, high=math.inf, is_whole=False, note="0 and 1 are off"),  # TGI's example has 0
+    "max_new_tokens": Bounds(low=0, high=MAX_U32, note="0 with `echo`"),
 }
 
 
@@ -35,6 +44,10 @@ class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
     watermark: bool | None = None
 
     @property
+    def names(self) -> Mapping[str, str]:
+        return COMPLETION_NAMES
+
+    @property
     def echoes(self) -> bool:
         return bool(self.return_full_text if self.echo is None else self.echo)
 
@@ -50,13 +63,17 @@ class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
 def requested_completion(body: CompletionBody) -> RequestedParameters:
     """Return the parameters of a body in the form that all dialects share.
 
-    Raises ValidationFailed for a grammar of no known shape and for adapters.
+    Raises ValidationFailed for a grammar of no known shape, for adapters and for numbers beyond their range.
     """
     check_adapter(body.adapter_id)
-    requested = requested_sampling(body, COMPLETION_NAMES)
+    if body.truncate is not None and body.truncate_prompt_tokens is not None:
+        raise _refuse("truncate", "and `truncate_prompt_tokens` exclude each other; leave one out")
+    requested = requested_sampling(body)
     asked = answer_grammar(body)
     numbers = dict(requested.numbers)
-    if body.repetition_penalty == 0:  # off, as in TGI's example
+    for name, row in _COMPLETION_BOUNDS.items():
+        row.check(name, numbers.get(name))
+    if body.repetition_penalty == 0:
         del numbers["repetition_penalty"]
     if not body.has_output:
         numbers["max_new_tokens"] = 1  # the engine computes a prompt only for a further token, which is not shown

@@ -23,7 +23,6 @@ from textmill_router.api.openai.completion_prompts import (
     take_middle_prompt,
 )
 from textmill_router.api.openai.completion_types import (
-    COMPLETION_NAMES,
     CompletionBody,
     PromptSource,
     prompts_of,
@@ -62,7 +61,7 @@ INLINE_TOKENS = 2000
 
 def completions_route(service: Service) -> GeneratingRoute[CompletionBody]:
     """Return the ASGI endpoint of /v1/completions."""
-    return openai_route(service, CompletionBody, _prepare, COMPLETION_NAMES)
+    return openai_route(service, CompletionBody, _prepare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +85,15 @@ def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
     best_of = _check_best_of(body, n, settings.max_best_of)
     if not body.has_output and not body.echoes:
         raise ValidationFailed("`max_tokens` may be 0 only with `echo`: there would be no text", field="max_tokens")
-    checked = checked_parameters(requested_completion(body), backend)
+    checked = checked_parameters(body, requested_completion(body), backend)
     if body.echoes and body.wants_logprobs and backend.facts.has_encoder:
         raise ValidationFailed(
             "`logprobs` must not be set with `echo`: this model reads prompts with an encoder, which rates no tokens",
             field="logprobs",
         )
     if checked.truncate is not None and (body.suffix or (body.echoes and body.wants_logprobs)):
-        raise ValidationFailed(
-            "`truncate` must not be set with `suffix`, nor with `echo` and `logprobs`", field="truncate"
-        )
+        name = "truncate" if body.truncate_prompt_tokens is None else "truncate_prompt_tokens"
+        raise ValidationFailed(f"`{name}` must not be set with `suffix`, nor with `echo` and `logprobs`", field=name)
     middle = None
     if body.suffix:
         if body.echoes:

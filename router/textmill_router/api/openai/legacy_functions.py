@@ -6,6 +6,7 @@ import msgspec
 
 from textmill_router.api.openai.chat_types import ChatBody, DeclaredFunction
 from textmill_router.errors import ToolError, ValidationFailed
+from textmill_router.http.json_shape import shape_error
 
 
 def with_tools(body: ChatBody) -> ChatBody:
@@ -32,9 +33,7 @@ def _names(functions: list[dict[str, Any]]) -> list[str]:
         try:
             declared = msgspec.convert(function, DeclaredFunction)
         except msgspec.ValidationError as error:
-            what, _, path = str(error).partition(" - at `$")
-            field = f"functions[{index}]{path.rstrip('`')}"
-            raise ValidationFailed(f"`{field}`: {what[:1].lower()}{what[1:]}", field=field) from None
+            raise shape_error(str(error), function, f"functions[{index}]") from None
         if not declared.name:
             field = f"functions[{index}].name"
             raise ValidationFailed(f"`{field}` must not be empty", field=field)

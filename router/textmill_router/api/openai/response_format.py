@@ -6,6 +6,9 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.grammar.request_forms import ANY_OBJECT, AskedGrammar, schema_grammar, tgi_grammar
 
 RESPONSE_FORMAT = "response_format"  # the field
+# OpenAI's types, and those of TGI.
+_TYPES = ("text", "json_object", "json_schema", "json", "regex")
+_WANTED = "`text`, `json_object`, `json_schema`, or TGI's `json` or `regex`"
 
 
 def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
@@ -18,11 +21,19 @@ def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
         if response_format["type"] == "json_object" and isinstance(schema, dict):
             schema = {"type": "object", **schema}
         return schema_grammar(schema, field=f"{RESPONSE_FORMAT}.schema")
-    if response_format.get("type") != "json_schema" or asked is None:
+    kind = response_format.get("type")
+    if kind not in _TYPES:
+        found = f"`{kind}`" if isinstance(kind, str) else "none" if kind is None else "a value that is no text"
+        path = f"{RESPONSE_FORMAT}.type"
+        raise ValidationFailed(f"`{path}` must be {_WANTED}, found {found}", field=path)
+    if kind == "json_schema" and asked is None and response_format.get("value") is None:
+        path = f"{RESPONSE_FORMAT}.json_schema"
+        raise ValidationFailed(f'`{path}` is missing: the type `json_schema` needs {{"name", "schema"}}', field=path)
+    if kind != "json_schema" or asked is None:
         return tgi_grammar(response_format, field=RESPONSE_FORMAT)
     if not isinstance(asked, dict):
         path = f"{RESPONSE_FORMAT}.json_schema"
-        raise ValidationFailed(f"`{path}` must be an object", field=path)
+        raise ValidationFailed(f'`{path}` must be an object {{"name", "schema"}}', field=path)
     if asked.get("schema") is None:
         return ANY_OBJECT
     field = f"{RESPONSE_FORMAT}.json_schema.schema"

@@ -2,15 +2,16 @@
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from typing import TypeVar
 
 from textmill_router.api.openai.errors import V1_ERROR_STYLES
 from textmill_router.api.openai.model_names import check_model
 from textmill_router.api.openai.types import Envelope, OpenAIBody, reword
+from textmill_router.errors import ValidationFailed
 from textmill_router.exact_json import exact_decoder
 from textmill_router.http.path_style import PathStyle
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
@@ -27,25 +28,34 @@ def openai_route(
     service: Service,
     body_type: type[_Body],
     prepare: Callable[[_Body, IncomingCall], PreparedCall],
-    names: Mapping[str, str],
 ) -> GeneratingRoute[_Body]:
-    """An ASGI endpoint. `prepare` checks the fields of a body; it raises RequestError.
-
-    `names` has the fields of the body that the native dialect calls otherwise.
-    """
+    """An ASGI endpoint. `prepare` checks the fields of a body; it raises RequestError."""
 
     def check_name(body: _Body) -> None:
         check_model(body.model, service.settings)
 
     decoder = exact_decoder(body_type)
     style = PathStyle("/v1/", V1_ERROR_STYLES[service.settings.v1_errors])
-    return GeneratingRoute(service, decoder, prepare, style, check_model=check_name, reword=partial(reword, names))
+    return GeneratingRoute(service, decoder, prepare, style, check_model=check_name, reword=reword)
 
 
-def checked_parameters(requested: RequestedParameters, backend: Backend) -> CheckedParameters:
+def checked_parameters(body: OpenAIBody, requested: RequestedParameters, backend: Backend) -> CheckedParameters:
     """Parameters within the limits of the server, or within OpenAI's where those are wider. Raises RuleBroken."""
     limits = backend.limits
+    if body.truncate_prompt_tokens is not None:
+        truncate = _truncate(body.truncate_prompt_tokens, limits.max_input_tokens)
+        requested = replace(requested, numbers={**requested.numbers, "truncate": truncate})
     return check_parameters(requested, replace(limits, max_top_n_tokens=max(limits.max_top_n_tokens, MAX_TOP_LOGPROBS)))
+
+
+def _truncate(num_tokens: int, most: int) -> int:
+    """Return how many tokens of the prompt are kept. As in vLLM, -1 keeps as many as the server takes."""
+    if num_tokens == -1:
+        return most
+    if not 1 <= num_tokens <= most:
+        name = "truncate_prompt_tokens"
+        raise ValidationFailed(f"`{name}` must be 1 to {most}, or -1 for {most}, found {num_tokens}", field=name)
+    return num_tokens
 
 
 def new_envelope(service: Service, prefix: str) -> Envelope:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from textmill_router.bounds import MAX_I32, Bounds
 from textmill_router.errors import OverBudget, RuleBroken, StreamOptionsRefused, ValidationFailed
 from textmill_router.request import FinishReason
 from textmill_router.serving.validation import RequestedParameters, breakers_of, numbers_of, unsigned_seed
@@ -19,7 +20,12 @@ FINISH_REASONS = {
     FinishReason.STOP_STRING: "stop",
 }
 
-# OpenAI takes `top_p: 0`. The smallest share in 32-bit floats that is more than nothing is that of the best token.
+# Numbers that have another range on /v1 than in TGI's dialect. Each value that TGI does not know has a meaning here.
+_OPENAI_BOUNDS = {
+    "top_p": Bounds(low=0, high=1, is_whole=False, note="1 is off"),
+    "top_k": Bounds(low=-1, high=MAX_I32, note="0 and -1 are off"),
+}
+# The smallest share in 32-bit floats that is more than nothing, which is that of the best token.
 _LEAST_TOP_P = 1e-30
 MAX_STOP_IDS = 256
 
@@ -83,6 +89,11 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     use_beam_search: Any = None
 
     @property
+    def names(self) -> Mapping[str, str]:
+        """The names of this body's fields, by the names that the fields have in TGI's dialect where these differ."""
+        return {}
+
+    @property
     def wants_token_ids(self) -> bool:
         """Whether the answer has the ids of its tokens and of the prompt, as in vLLM."""
         return bool(self.return_token_ids)
@@ -144,19 +155,19 @@ class Envelope:
     system_fingerprint: str
 
 
-def requested_sampling(body: OpenAIBody, names: Mapping[str, str]) -> RequestedParameters:
-    """Return the parameters of a body in the form that all dialects share.
+def requested_sampling(body: OpenAIBody) -> RequestedParameters:
+    """Return the parameters of a body in the form that all dialects share, but for `truncate_prompt_tokens`.
 
-    `names` has the fields of the body that have another name in TGI's dialect. Temperature 0 is greedy, and any other
-    temperature samples, as at OpenAI.
+    Temperature 0 is greedy, and any other temperature samples, as at OpenAI. Raises RuleBroken for a number beyond the
+    range that it has on /v1.
     """
-    numbers = numbers_of(body, names)
+    numbers = numbers_of(body, body.names)
+    for name, row in _OPENAI_BOUNDS.items():
+        row.check(name, numbers.get(name))
     if numbers.get("top_k") in (0, -1):  # off
         del numbers["top_k"]
     if numbers.get("top_p") == 0:
         numbers["top_p"] = _LEAST_TOP_P
-    if body.truncate_prompt_tokens is not None:
-        numbers["truncate"] = body.truncate_prompt_tokens
     if body.seed is not None:
         numbers["seed"] = unsigned_seed(body.seed)
     stop = body.stop
@@ -265,8 +276,9 @@ def check_stream_options(body: OpenAIBody) -> None:
         raise StreamOptionsRefused("`stream_options` needs `stream: true`; leave it out", field="stream_options")
 
 
-def reword(names: Mapping[str, str], error: RuleBroken) -> None:
-    """Put OpenAI's words into a refusal. `names` maps TGI's name of a field to the name in the body."""
+def reword(body: OpenAIBody, error: RuleBroken) -> None:
+    """Put the body's names of its fields, and OpenAI's words, into a refusal."""
+    names = body.names
     if isinstance(error, OverBudget):
         error.reword(
             names,

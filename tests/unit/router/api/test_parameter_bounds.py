@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from textmill_router.api.openai.chat_types import CHAT_NAMES, ChatBody, requested_chat
+from textmill_router.api.openai.chat_types import CHAT_NAMES, ChatBody
 from textmill_router.api.openai.completion_types import COMPLETION_NAMES, CompletionBody, requested_completion
+from textmill_router.api.openai.types import requested_sampling
 from textmill_router.api.tgi.types import TgiParameters, requested_parameters
 from textmill_router.errors import ValidationFailed
 from textmill_router.serving.limits import Limits
@@ -63,7 +64,7 @@ class Dialect(NamedTuple):
 OPENAI_MEANINGS: dict[str, list[float]] = {"top_k": [0, -1], "seed": [-1, MIN_I64], "top_p": [0.0]}
 DIALECTS = {
     "native": Dialect(TgiParameters, {}, {}, lambda body: requested_parameters(body, streams=False), {}),
-    "chat": Dialect(ChatBody, {"messages": []}, CHAT_NAMES, requested_chat, OPENAI_MEANINGS),
+    "chat": Dialect(ChatBody, {"messages": []}, CHAT_NAMES, requested_sampling, OPENAI_MEANINGS),
     "completions": Dialect(
         CompletionBody,
         {"prompt": "x"},

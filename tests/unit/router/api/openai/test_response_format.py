@@ -33,7 +33,7 @@ def test_text_is_free(form: dict[str, Any] | None) -> None:
     [
         ({}, "response_format.type"),
         ({"type": "xml"}, "response_format.type"),
-        ({"type": "json_schema"}, "response_format.value"),
+        ({"type": "json_schema"}, "response_format.json_schema"),
         ({"type": "json_schema", "json_schema": [1]}, "response_format.json_schema"),
         ({"type": "json_schema", "json_schema": {"schema": 5}}, "response_format.json_schema.schema"),
         ({"type": "regex", "value": 5}, "response_format.value"),

@@ -246,10 +246,14 @@ class Generation:
         stops = self._stops
         if stops is not None:
             released = stops.push(text)
-            if not stops.is_matched and self._is_hidden(token_id, finish):
-                released += stops.push(self._tokenizer.id_to_text(token_id), is_hidden=True)
             is_stopped = stops.is_matched
-            if is_last and not is_stopped:
+            if not is_stopped and self._is_hidden(token_id):
+                released += stops.push(self._tokenizer.id_to_text(token_id), is_hidden=True)
+                ends_by_itself = finish is FinishReason.EOS or finish is FinishReason.STOP_ID
+                # Such a token keeps its own reason, unless it completes a stop string that the answer leaves out.
+                cuts_text = stops.began_earlier and not self._options.keep_stop_match
+                is_stopped = stops.is_matched and (cuts_text or not ends_by_itself)
+            if is_last and not stops.is_matched:
                 released += stops.flush()
         if released:
             self._text.append(released)
@@ -264,14 +268,9 @@ class Generation:
                 event.result = self._result
         return is_stopped or is_late
 
-    def _is_hidden(self, token_id: int, finish: FinishReason | None) -> bool:
-        """Whether a stop string may match the token's text although the answer does not show that text.
-
-        A token that ends the request by itself keeps its own reason of finish.
-        """
-        ends_by_itself = finish is FinishReason.EOS or finish is FinishReason.STOP_ID
-        is_shown = token_id in self._options.shown_specials
-        return not ends_by_itself and not is_shown and self._tokenizer.is_special(token_id)
+    def _is_hidden(self, token_id: int) -> bool:
+        """Whether a stop string may match the token's text although the answer does not show that text."""
+        return token_id not in self._options.shown_specials and self._tokenizer.is_special(token_id)
 
     def _new_event(self, output: RequestOutput, index: int, token_id: int, text: str, released: str) -> TokenEvent:
         is_special = self._tokenizer.is_special(token_id)

@@ -19,7 +19,7 @@ class StopStrings:
     tokens) are searched like all others and are never part of the text that may be shown.
     """
 
-    __slots__ = ("_held", "_hidden", "_keep_match", "_starts", "_stops", "is_matched", "matched")
+    __slots__ = ("_held", "_hidden", "_keep_match", "_starts", "_stops", "began_earlier", "is_matched", "matched")
 
     def __init__(self, stops: Sequence[str], keep_match: bool) -> None:
         assert all(stops), "an empty stop string matches everything"
@@ -30,6 +30,7 @@ class StopStrings:
         self._hidden: list[tuple[int, int]] = []  # (start, end) in `_held` of what is not shown
         self.is_matched = False
         self.matched = ""  # the stop string that was found
+        self.began_earlier = False  # the match begins before the piece in which it ends
 
     def push(self, piece: str, is_hidden: bool = False) -> str:
         """Return the text that may be shown because of this piece. After a match nothing may be pushed."""
@@ -46,6 +47,7 @@ class StopStrings:
         if span is not None:
             self.is_matched = True
             self.matched = text[span[0] : span[1]]
+            self.began_earlier = span[0] < len(held)
             return self._shown(text, len(held), span[1]) if self._keep_match else self._shown(text, 0, span[0])
         self._held = self._possible_start(text)
         start = len(text) - len(self._held)

@@ -171,6 +171,35 @@ def test_a_token_that_ends_the_text_by_itself_keeps_its_reason(tokenizer: Tokeni
     run_with(tokenizer, TextOptions(stop_strings=(END,)), body)
 
 
+STOPS_AT_THE_END = [
+    # Each row has stop strings, whether the text keeps the match, the text, and whether a stop string ended the text.
+    ((f"i{END}",), False, "h", True),
+    ((f"hi{END}",), False, "", True),
+    ((f"i{END[:2]}", END), False, "h", True),
+    ((f"i{END}",), True, "hi", False),  # TGI: the end of the text is looked at before stop strings
+    ((f"x{END}", f"i{END}x"), False, "hi", False),
+    ((END,), False, "hi", False),
+    ((END[1:3], "ix"), False, "hi", False),
+]
+
+
+@pytest.mark.parametrize("finish", [FinishReason.EOS, FinishReason.STOP_ID])
+@pytest.mark.parametrize(("stops", "keep", "text", "is_stopped"), STOPS_AT_THE_END)
+def test_stop_string_that_the_end_completes_is_left_out(
+    tokenizer: Tokenizer, stops: tuple[str, ...], keep: bool, text: str, is_stopped: bool, finish: FinishReason
+) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        push(generation, *b"hi", END_ID, finish=finish)
+        assert "".join(event.released_text for event in await generation.next_events()) == text
+        result = await generation.result()
+        assert (result.text, result.num_output_tokens) == (text, 3)
+        assert result.finish_reason is (FinishReason.STOP_STRING if is_stopped else finish)
+        own = END_ID if finish is FinishReason.STOP_ID else None
+        assert result.stopped_by == (stops[0] if is_stopped else own)
+
+    run_with(tokenizer, TextOptions(stop_strings=stops, keep_stop_match=keep), body)
+
+
 def test_tokens_after_a_stop_string_in_the_same_output_do_not_count(tokenizer: Tokenizer) -> None:
     async def body(engine: HandEngine, generation: Generation) -> None:
         output = RequestOutput(RequestId(7), tokens=(120, 46, 121), finish=FinishReason.LENGTH)

@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast check format lint types proto wire metrics-page health-page models-page test-clients test-deploy image-test bench clean
+.PHONY: help run test test-fast check format lint types proto wire metrics-page health-page models-page flags-page test-clients test-deploy image-test bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -77,6 +77,9 @@ metrics-page: $(STAMP) ## Write docs/metrics.md from the table of metrics
 
 health-page: $(STAMP) ## Write docs/health.md from the table of health
 	@$(BIN)/python -m textmill_router.health.page > docs/health.md
+
+flags-page: $(STAMP) ## Write docs/flags.md and the defaults that --help shows from the tables of flags
+	@$(BIN)/python -m tests.flags_page
 
 models-page: $(STAMP) ## Write docs/models.md and docs/other_models.md from runs of tiny models
 	@$(BIN)/python -m tests.zoo.page > docs/models.md

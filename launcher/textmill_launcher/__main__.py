@@ -6,9 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from textmill_launcher import logs
+from textmill_launcher.config_print import print_config
+from textmill_launcher.environment_report import report_environment
 from textmill_launcher.errors import LaunchError
-from textmill_launcher.settings import load_settings
-from textmill_launcher.supervisor import serve
+from textmill_launcher.settings import read_start, serve_parser
+from textmill_launcher.shell_completion import PrintCompletion
 
 log = logging.getLogger("textmill_launcher")
 
@@ -16,14 +18,33 @@ log = logging.getLogger("textmill_launcher")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the launcher. Returns its exit code: 0 after a signal, else the code of the error or of the dead child."""
     try:
-        settings = load_settings(sys.argv[1:] if argv is None else argv, os.environ)
+        return _serve(list(sys.argv[1:] if argv is None else argv))
     except LaunchError as error:
         print(f"launcher: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _serve(argv: list[str]) -> int:
+    parser = serve_parser()
+    parser.add_argument("--print-config", action="store_true", help="show the settings and where each is from, and end")
+    parser.add_argument("--print-completion", action=PrintCompletion)
+    if argv[:1] == ["serve"]:  # SageMaker calls every image with this word
+        argv = argv[1:]
+    start = read_start(parser, argv, os.environ)
+    settings = start.settings
+    if start.flags["print_config"]:
+        sys.stdout.write(print_config(start))
+        return os.EX_OK
     output = logs.configure(settings.json_output, settings.log_level)
     log.info("settings", extra=settings.describe())
     for warning in settings.warnings:
         log.warning("%s", warning)
+    for note in settings.notes:
+        log.info("%s", note)
+    if settings.env:
+        report_environment()
+    from textmill_launcher.supervisor import serve  # grpc and httpx, which `--help` does not need
+
     return serve(settings, os.environ, output)
 
 

@@ -121,8 +121,13 @@ def _without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _step_tokens(settings: Settings) -> list[str]:
-    """Return the flag that makes the shard's largest step fit the prefill budget. Hello tells the router that size."""
+    """Return the flag that makes the shard's largest step fit the prefill budget. Hello tells the router that size.
+
+    A size that the user gives is forwarded like any other value.
+    """
     prefill_tokens = settings.max_batch_prefill_tokens
+    if settings.max_step_tokens is not None:
+        return []
     return [] if prefill_tokens is None else ["--max-step-tokens", str(prefill_tokens + DECODE_ROOM_TOKENS)]
 
 
@@ -135,10 +140,12 @@ def _forwarded(settings: Settings, child: Child) -> Iterator[str]:
     """Yield flags and values for a child. Unset options are left out, because their defaults belong to the child."""
     for option in OPTIONS:
         flag, value = option.flag_for(child), getattr(settings, option.name)
-        if flag is None or value is None or value is False:
+        if flag is None or value is None:
             continue
-        if value is True:
-            yield flag
+        if option.is_switch:
+            yield from [flag] if value else []
+        elif isinstance(value, bool):
+            yield from (flag, str(value).lower())
         elif isinstance(value, tuple):
             for item in value:
                 yield from (flag, item)

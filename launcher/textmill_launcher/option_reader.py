@@ -1,94 +1,94 @@
-"""Reads the options from argv and from the environment, and checks each value."""
+"""Puts the options together: flags, variables of platforms, variables, the file of `--config`, defaults in turn."""
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from textmill_launcher.errors import ConflictingSettings, SettingsError
-from textmill_launcher.options import BadValue, Option
-
-
-def read_options(
-    options: Sequence[Option], argv: Sequence[str], environ: Mapping[str, str]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the value of each option by the option's name, and warnings for the log.
-
-    A flag wins over its variable; an empty variable counts as unset. Raises `SettingsError` for a bad value and
-    `ConflictingSettings` for two names of one option. `--help`, `--version` and unknown flags end the process as
-    argparse does (0, 0, 2).
-    """
-    given = vars(_build_parser(options).parse_args(list(argv)))
-    warnings: list[str] = []
-    values = {option.name: _value_of(option, given[option.name], environ, warnings) for option in options}
-    return values, tuple(warnings)
-
-
-def _build_parser(options: Sequence[Option]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="launcher",
-        description="Serve a language model over HTTP: starts one shard per device and the router.",
-        epilog="Each flag can be given as an environment variable, e.g. --max-input-tokens as MAX_INPUT_TOKENS.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("-V", "--version", action="version", version=f"textmill {version('textmill')}")
-    for option in options:
-        names = [*([option.short] if option.short else []), option.flag, *option.aliases]
-        if option.is_switch:
-            switched_on = _Given(option.flag, "true")
-            parser.add_argument(*names, dest=option.name, action="append_const", const=switched_on, help=option.help)
-        else:
-            help_text = option.help + ("" if option.default in (None, ()) else f" (default: {option.default})")
-            parser.add_argument(*names, dest=option.name, action=_Remember, metavar=option.metavar, help=help_text)
-    return parser
+from textmill_launcher.flag_parser import Given
+from textmill_launcher.options import BadValue, Ignored, Option, Refused
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
-    """A value, and the flag or the variable that brought the value."""
+class Reading:
+    """The checked values of the options that work, and what there is to say of them."""
 
-    where: str
-    value: str
-
-
-class _Remember(argparse.Action):
-    """Keep each value beside the flag that brought it, so that a message can name that flag."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        known = getattr(namespace, self.dest) or []
-        setattr(namespace, self.dest, [*known, _Given(option_string or self.dest, values)])
+    values: dict[str, Any]  # by the option's name; None or the default where nobody gave a value
+    sources: dict[str, str]  # the flag, variable or key that brought a value, by the option's name
+    warnings: tuple[str, ...]  # for the log
+    notes: tuple[str, ...]  # for the log: one sentence for each flag that has no effect here
 
 
-def _value_of(option: Option, flags: list[_Given] | None, environ: Mapping[str, str], warnings: list[str]) -> object:
-    """Return the checked value of an option, and add to `warnings` where the log should have one."""
-    platform = [_Given(name, environ[name]) for name in option.platform_variables if environ.get(name)]
-    given = flags or platform or [_Given(name, environ[name]) for name in option.variables if environ.get(name)]
+def read_options(
+    options: Iterable[Option],
+    flags: Mapping[str, list[Given] | None],
+    environ: Mapping[str, str],
+    file: Mapping[str, list[Given]],
+) -> Reading:
+    """Return the values of `options`. An empty variable counts as unset.
+
+    Raises `SettingsError` for bad values and for flags that are refused, with all the refusals in one message, and
+    `ConflictingSettings` for two names of one option.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    warnings: list[str] = []
+    notes: list[str] = []
+    refusals: list[str] = []
+    for option in options:
+        given = flags.get(option.name) or _from_environment(option, environ) or file.get(option.name)
+        match option.verdict:
+            case None:
+                values[option.name], source = _value_of(option, given, warnings)
+                if source is not None:
+                    sources[option.name] = source
+            case Ignored(reason) if given:
+                for entry in given:
+                    _parse(option, entry)
+                notes.append(f"{given[-1].where} has no effect here: {reason}")
+            case Refused(reason, instead, harmless) if given:
+                if not _is_harmless(option, given[-1], harmless):
+                    refusals.append(f"{given[-1].where} is refused: {reason}; {instead}")
+    if refusals:
+        raise SettingsError("\n".join(refusals))
+    return Reading(values, sources, tuple(warnings), tuple(notes))
+
+
+def _from_environment(option: Option, environ: Mapping[str, str]) -> list[Given]:
+    """Return what the environment says. The variables of platforms win over the option's own."""
+    platform = [Given(name, environ[name]) for name in option.platform_variables if environ.get(name)]
+    return platform or [Given(name, environ[name]) for name in option.variables if environ.get(name)]
+
+
+def _value_of(option: Option, given: Sequence[Given] | None, warnings: list[str]) -> tuple[object, str | None]:
+    """Return the checked value of an option, and the flag, variable or key that brought it; may add a warning."""
     if not given:
-        return option.default
+        return option.default, None
     if len({entry.where for entry in given}) > 1 and not option.is_repeatable:
         names = " and ".join(sorted({entry.where for entry in given}))
         raise ConflictingSettings(f"{names} mean the same: give one of them")
-    if not flags and option.name == "hostname":
+    if given[-1].where == "HOSTNAME":
         # Shells and containers set HOSTNAME to the machine's name, which is no wish to listen there.
         try:
-            return option.parse(given[-1].value)
+            return option.parse(given[-1].value), "HOSTNAME"
         except BadValue:
             warnings.append(f"HOSTNAME={given[-1].value} is not an IP address: listening on {option.default}")
-            return option.default
+            return option.default, None
     parsed = [_parse(option, entry) for entry in given]
+    source = " and ".join(sorted({entry.where for entry in given}))
     if option.is_repeatable:
-        return tuple(item for part in parsed for item in part)  # type: ignore[attr-defined]
-    return parsed[-1]
+        return tuple(item for part in parsed for item in part), source  # type: ignore[attr-defined]
+    return parsed[-1], source
 
 
-def _parse(option: Option, given: _Given) -> object:
+def _is_harmless(option: Option, given: Given, harmless: Sequence[object]) -> bool:
+    try:
+        return option.parse(given.value) in harmless
+    except BadValue:
+        return False
+
+
+def _parse(option: Option, given: Given) -> object:
     shown = "***" if option.is_secret else repr(given.value)
     if not given.value.strip():
         raise SettingsError(f"{given.where} is {shown}, wanted {option.help}")

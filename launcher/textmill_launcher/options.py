@@ -1,12 +1,14 @@
 """How a flag of the launcher is declared: which texts it takes, what `--help` says, and which child reads the value.
 
-The flags themselves are the fields of `Settings` in `settings.py`.
+The flags themselves are the fields of `Settings` in `settings.py`, and in `tgi_options.py` those of
+text-generation-inference that have no effect here or are refused.
 """
 
 import enum
 import ipaddress
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
@@ -39,44 +41,68 @@ def integer(low: int, high: int | None = None) -> Parse:
     return parse
 
 
+def number(low: float, high: float = math.inf) -> Parse:
+    """Take a number of a closed range."""
+    wanted = f"a number >= {low:g}" if math.isinf(high) else f"a number from {low:g} to {high:g}"
+
+    def parse(value: str) -> float:
+        try:
+            found = float(value)
+        except ValueError:
+            raise BadValue(wanted) from None
+        if not low <= found <= high:
+            raise BadValue(wanted)
+        return found
+
+    return parse
+
+
 def fraction(value: str) -> float:
     """Take a share of a whole, above 0 and at most 1."""
     try:
-        number = float(value)
+        share = float(value)
     except ValueError:
-        number = math.nan
-    if not 0.0 < number <= 1.0:
+        share = math.nan
+    if not 0.0 < share <= 1.0:
         raise BadValue("a number above 0 and at most 1")
-    return number
+    return share
 
 
 def open_share(value: str) -> float:
     """Take a part of a whole that is neither nothing nor all."""
-    if fraction(value) == 1.0:
-        raise BadValue("a number above 0 and below 1")
-    return float(value)
-
-
-def logit(value: str) -> float:
-    """Take an amount that can be added to a logit."""
     try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not -100.0 <= number <= 100.0:
-        raise BadValue("a number from -100 to 100")
-    return number
+        share = fraction(value)
+    except BadValue:
+        share = 1.0
+    if share == 1.0:
+        raise BadValue("a number above 0 and below 1")
+    return share
+
+
+logit = number(-100.0, 100.0)
+"""Takes an amount that can be added to a logit."""
 
 
 def seconds(value: str) -> float:
     """Take a duration of zero or more seconds."""
     try:
-        number = float(value)
+        duration_s = float(value)
     except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and number >= 0.0):
+        duration_s = math.nan
+    if not (math.isfinite(duration_s) and duration_s >= 0.0):
         raise BadValue("a number of seconds >= 0")
-    return number
+    return duration_s
+
+
+def positive_seconds(value: str) -> float:
+    """Take a duration of more than zero seconds."""
+    try:
+        duration_s = seconds(value)
+    except BadValue:
+        duration_s = 0.0
+    if duration_s == 0.0:
+        raise BadValue("a number of seconds above 0")
+    return duration_s
 
 
 def boolean(value: str) -> bool:
@@ -102,6 +128,13 @@ class Choice:
         return value
 
 
+def url_path(value: str) -> str:
+    """Take the path of a route."""
+    if not re.fullmatch(r"/[\w./~:@!$&'()*+,;=%-]*", value):
+        raise BadValue("a path that begins with a slash, such as /predict")
+    return value
+
+
 def ip_address(value: str) -> str:
     """Take an IPv4 or IPv6 literal; `localhost` stands for 127.0.0.1."""
     if value == "localhost":
@@ -115,6 +148,26 @@ def ip_address(value: str) -> str:
 def word_list(value: str) -> tuple[str, ...]:
     """Take a comma-separated list."""
     return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+LOG_LEVELS = {
+    "trace": "DEBUG",
+    "debug": "DEBUG",
+    "info": "INFO",
+    "warn": "WARNING",
+    "warning": "WARNING",
+    "error": "ERROR",
+}
+
+
+def log_level(value: str) -> str:
+    """Take a level of `logging`. In a filter such as `info,router=debug` the last part without a target counts."""
+    general = [part.strip().lower() for part in value.split(",") if "=" not in part]
+    if not general:
+        return "INFO"
+    if general[-1] not in LOG_LEVELS:
+        raise BadValue("one of " + ", ".join(LOG_LEVELS))
+    return LOG_LEVELS[general[-1]]
 
 
 V1_ERRORS = ("mixed", "openai", "tgi")
@@ -141,6 +194,34 @@ class Child(enum.Flag):
 NOBODY = Child(0)
 
 
+class Group(enum.Enum):
+    """The sections of `--help` and of docs/flags.md. The value is the heading."""
+
+    MODEL = "model"
+    LIMITS = "limits"
+    MEMORY = "memory and computing"
+    SERVING = "serving"
+    SECURITY = "security"
+    LOGS = "logs"
+    TGI = "TGI compatibility"
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """A flag of another server whose value is checked and dropped. The log gets one line with the reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A flag of another server whose wish cannot be met. The start ends with the reason and with what to do."""
+
+    reason: str
+    instead: str
+    harmless: tuple[object, ...] = ()  # values that wish for what happens here anyway; they are dropped
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One flag and its environment variable, which has the flag's name in upper snake case."""
@@ -156,6 +237,10 @@ class Option:
     platform_variables: tuple[str, ...] = ()  # set by a hosting platform; they win over the option's own variable
     to: Child = NOBODY  # the children whose command line carries the value
     flag_there: str | None = None  # the flag of that command line; None: the launcher's own
+    has_flag: bool = True  # False: the option is an environment variable alone
+    has_variable: bool = True  # False: the option is a flag alone
+    verdict: Ignored | Refused | None = None  # None: the option works
+    group: Group = Group.TGI
     name: str = ""  # of the field in `Settings`
 
     @property
@@ -166,7 +251,14 @@ class Option:
     @property
     def variables(self) -> tuple[str, ...]:
         """The environment variables of the flag and of its aliases, in this order."""
+        if not self.has_variable:
+            return ()
         return tuple(flag.lstrip("-").replace("-", "_").upper() for flag in (self.flag, *self.aliases))
+
+    @property
+    def title(self) -> str:
+        """The flag, or the variable of an option that has no flag."""
+        return self.flag if self.has_flag else self.variables[0]
 
     @property
     def metavar(self) -> str:
@@ -175,7 +267,18 @@ class Option:
             return "|".join(self.parse.allowed)
         if self.parse is boolean:
             return "true|false"
-        return "TEXT" if self.parse in (text, ip_address, word_list) else "N"
+        if self.parse is log_level:
+            return "LEVEL"
+        return "TEXT" if self.parse in (text, ip_address, url_path, word_list) else "N"
+
+    @property
+    def accepted(self) -> str:
+        """The accepted values in the words of a refusal, or `any text`."""
+        try:
+            self.parse("\0")
+        except BadValue as error:
+            return str(error)
+        return "a comma-separated list" if self.parse is word_list else "any text"
 
     def flag_for(self, child: Child) -> str | None:
         """Return the flag that carries the value to a child; None where that child does not read the value."""
@@ -197,7 +300,14 @@ def switch(help_text: str, **facts: Any) -> Any:
     return option(boolean, help_text, False, is_switch=True, **facts)
 
 
-def options_of(settings_type: Any) -> tuple[Option, ...]:
-    """Return the flags among the fields of a settings class, each with its field's name, in the order of the class."""
-    declared = [entry for entry in fields(settings_type) if "option" in entry.metadata]
-    return tuple(replace(entry.metadata["option"], name=entry.name) for entry in declared)
+def options_of(settings_type: Any, first_of_group: Mapping[str, Group]) -> tuple[Option, ...]:
+    """Return the flags among the fields of a settings class, each with its field's name, in the order of the class.
+
+    `first_of_group` names the first field of each group. The fields after it, up to the next such name, belong to it.
+    """
+    options, group = [], Group.TGI
+    for entry in fields(settings_type):
+        if "option" in entry.metadata:
+            group = first_of_group.get(entry.name, group)
+            options.append(replace(entry.metadata["option"], name=entry.name, group=group))
+    return tuple(options)

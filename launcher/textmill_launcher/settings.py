@@ -1,37 +1,67 @@
-"""The settings of the launcher, which are built once from argv and environment, checked, and never changed."""
+"""The settings of the launcher, which are built once from flags, environment and file, checked, and never changed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from textmill_launcher.config_file import read_config_file
 from textmill_launcher.errors import ConflictingSettings, SettingsError
+from textmill_launcher.flag_parser import FlagParser
 from textmill_launcher.option_reader import read_options
 from textmill_launcher.options import (
     DEVICES,
     DTYPES,
+    LOG_LEVELS,
     REASONING_FORMATS,
     TOOL_FORMATS,
     V1_ERRORS,
     Child,
     Choice,
-    Option,
+    Group,
     boolean,
     derived_option,
     fraction,
     integer,
     ip_address,
+    log_level,
     logit,
     open_share,
     option,
     options_of,
+    positive_seconds,
     seconds,
     switch,
     text,
+    url_path,
     word_list,
 )
+from textmill_launcher.tgi_options import TGI_OPTIONS
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")
 MAX_SOCKET_PATH_BYTES = 104  # the kernel's 108 less the terminating zero and a rank of up to two digits and its dash
+
+# The first field of each section of `--help`. A new field belongs to the section in which it stands.
+FIRST_OF_GROUP = {
+    "model_id": Group.MODEL,
+    "max_concurrent_requests": Group.LIMITS,
+    "device": Group.MEMORY,
+    "hostname": Group.SERVING,
+    "api_key": Group.SECURITY,
+    "json_output": Group.LOGS,
+}
+# What is read from the environment without being a flag, and by whom.
+ENVIRONMENT = {
+    ", ".join(TOKEN_VARIABLES): "the token of the hub; the first that is set counts (launcher, for the download)",
+    "HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE": "the hub's own library (the download)",
+    "CUDA_VISIBLE_DEVICES, NVIDIA_VISIBLE_DEVICES": "the list of devices, which counts the shards (launcher, torch)",
+    "HOME, XDG_CACHE_HOME": "where caches lie that no flag places (launcher, shards)",
+}
+
+SERVES = "Serve a language model over HTTP: starts one shard per device and the router."
+EPILOG = (
+    "Each flag can be given as an environment variable, e.g. --max-input-tokens as MAX_INPUT_TOKENS, or as a key of "
+    "the file of --config. The flag wins over the variable, and the variable over the file. Read on in docs/flags.md."
+)
 
 ROUTER, SHARD = Child.ROUTER, Child.SHARD
 
@@ -45,42 +75,39 @@ class Settings:
     """
 
     # Model
-    model_id: str | None = option(text, "hub id, local folder or GGUF file; without it the demo model is served")
-    revision: str | None = option(text, "commit, branch or tag of the hub model")
-    sharded: bool | None = option(boolean, "true: one shard per visible device; false: one shard")
-    num_shard: int | None = option(integer(1, 64), "number of shards, one process each")
-    dtype: str | None = option(Choice(DTYPES), "type of weights and KV cache: " + ", ".join(DTYPES), to=SHARD)
-    device: str | None = option(
-        Choice(DEVICES), "where to compute: auto (a GPU when there is one), cpu, cuda", to=SHARD
+    model_id: str | None = option(
+        text,
+        "hub id, local folder or GGUF file; without it the demo model is served",
+        platform_variables=("HF_MODEL_ID",),
     )
-    kv_cache_bytes: int | None = option(
-        integer(1), "bytes of the KV cache of each shard; without it a share of memory", to=SHARD
+    revision: str | None = option(
+        text, "commit, branch or tag of the hub model", platform_variables=("HF_MODEL_REVISION",)
     )
-    memory_fraction: float | None = option(
-        fraction, "share of the memory that a shard may fill", aliases=("--cuda-memory-fraction",), to=SHARD
+    served_model_name: tuple[str, ...] = option(
+        word_list,
+        "name that clients use for the model instead of --model-id; repeatable, answers have the first",
+        (),
+        is_repeatable=True,
+        to=ROUTER,
     )
-    num_threads: int | None = option(
-        integer(1), "threads of a shard's steps; without it the cores, from 3 on less one", to=SHARD
+    dtype: str | None = option(Choice(DTYPES), "type of weights and KV cache", to=SHARD)
+    tokenizer_config_path: str | None = option(
+        text, "tokenizer_config.json whose chat template wins over the model's", to=ROUTER
     )
-    native_cache_dir: str | None = option(text, "folder of compiled CPU kernels", to=SHARD)
-    no_native_kernels: bool = switch("compute by torch alone, for bisection", to=SHARD)
-    no_native_decoder: bool = switch(
-        "llama-type models by transformers' code", aliases=("--no-fast-decoder",), to=SHARD
+    tool_call_parser: str | None = option(
+        Choice(TOOL_FORMATS), "format of tool calls; without it the template tells", to=ROUTER
     )
-    trust_remote_code: bool = switch(
-        "run the modelling code that the model brings, with all the rights of the shard", to=SHARD
-    )
-    allow_pickle: bool = switch("serve pickled weights (*.bin) where there are no safetensors", to=SHARD)
-    disable_swaps: str | None = option(
-        text, "comma-separated: qkv, gate_up, packed_linear, rms_norm; for bisection", to=SHARD
+    reasoning_parser: str | None = option(
+        Choice(REASONING_FORMATS), "format of reasoning; without it the template tells", to=ROUTER
     )
     huggingface_hub_cache: str | None = option(text, "folder of downloaded hub models")
-    conversion_cache: str = derived_option(text, "folder of models converted from GGUF")
+    conversion_cache: str = derived_option(
+        text, "folder of models converted from GGUF; without it ~/.cache/textmill/converted"
+    )
     # Limits
     max_concurrent_requests: int | None = option(integer(1), "requests held at once; more get 429", to=ROUTER)
-    max_best_of: int | None = option(integer(1), "largest best_of of a request", to=ROUTER)
-    max_stop_sequences: int | None = option(integer(0), "stop strings of a request", to=ROUTER)
-    max_top_n_tokens: int | None = option(integer(0), "alternatives per token that a request may ask for", to=ROUTER)
+    max_queued_requests: int | None = option(integer(1), "requests that wait for a slot; more get 429", to=ROUTER)
+    max_queued_tokens: int | None = option(integer(1), "prompt tokens of all waiting requests; more get 429", to=ROUTER)
     max_input_tokens: int | None = option(
         integer(1), "prompt tokens of a request", aliases=("--max-input-length",), to=ROUTER
     )
@@ -88,61 +115,117 @@ class Settings:
     max_batch_prefill_tokens: int | None = option(integer(1), "prompt tokens computed in one step", to=ROUTER)
     max_batch_total_tokens: int | None = option(
         integer(1),
-        "tokens that the KV cache holds; without it what memory allows",
+        "tokens that the KV cache holds; without it as many as memory allows",
         to=SHARD,
         flag_there="--max-kv-tokens",
     )
+    max_best_of: int | None = option(integer(1), "largest best_of of a request", to=ROUTER)
     max_n: int | None = option(integer(1), "largest n of a chat or completion", to=ROUTER)
     max_client_batch_size: int | None = option(integer(1), "prompts of one call", to=ROUTER)
+    max_stop_sequences: int | None = option(integer(0), "stop strings of a request", to=ROUTER)
+    max_top_n_tokens: int | None = option(integer(0), "alternatives per token that a request may ask for", to=ROUTER)
+    payload_limit: int | None = option(integer(1), "bytes of a request's body", to=ROUTER)
+    max_header_bytes: int | None = option(integer(1024), "bytes of a request's header", to=ROUTER)
+    max_header_fields: int | None = option(integer(8), "fields of a request's header", to=ROUTER)
+    disable_grammar_support: bool = switch("refuse requests with a grammar", to=ROUTER)
+    # Memory and computing
+    device: str | None = option(Choice(DEVICES), "where to compute; auto is a GPU where there is one", to=SHARD)
+    sharded: bool | None = option(boolean, "true: one shard per visible device; false: one shard")
+    num_shard: int | None = option(
+        integer(1, 64), "number of shards, one process each", platform_variables=("SM_NUM_GPUS",)
+    )
+    memory_fraction: float | None = option(
+        fraction,
+        "share of the memory that a shard may fill; without it 0.8 of a GPU, 0.4 of the RAM",
+        aliases=("--cuda-memory-fraction",),
+        to=SHARD,
+    )
+    kv_cache_bytes: int | None = option(
+        integer(1), "bytes of the KV cache of each shard; without it a share of memory", to=SHARD
+    )
+    block_size: int | None = option(integer(1), "tokens of a block of the KV cache", to=SHARD)
+    num_slots: int | None = option(integer(1), "requests that run at once", to=SHARD)
+    max_step_tokens: int | None = option(
+        integer(1), "most tokens of one step; without it 1024, or the prefill budget and 256", to=SHARD
+    )
+    num_threads: int | None = option(
+        integer(1), "threads of a shard's steps; without it the cores, from 3 on less one", to=SHARD
+    )
+    prefix_caching: bool | None = option(boolean, "reuse the KV cache of equal beginnings", to=ROUTER)
     response_cache_bytes: int | None = option(
         integer(0), "bytes of answers kept for equal greedy or seeded requests; 0: none", to=ROUTER
     )
-    wait_for_model_timeout: float | None = option(
-        seconds, "seconds that a call with x-wait-for-model waits for the model", to=ROUTER
-    )
-    validation_workers: int | None = option(integer(1, 256), "threads that tokenise long prompts", to=ROUTER)
-    payload_limit: int | None = option(integer(1), "bytes of a request's body", to=ROUTER)
-    # OpenAI dialect
-    tokenizer_config_path: str | None = option(
-        text, "tokenizer_config.json whose chat template wins over the model's", to=ROUTER
-    )
-    v1_errors: str | None = option(Choice(V1_ERRORS), "form of errors on /v1: " + ", ".join(V1_ERRORS), to=ROUTER)
-    strict_model: bool = switch("404 for names of models that are not served", to=ROUTER)
-    tool_call_parser: str | None = option(
-        Choice(TOOL_FORMATS), "format of tool calls: " + ", ".join(TOOL_FORMATS), to=ROUTER
-    )
-    reasoning_parser: str | None = option(
-        Choice(REASONING_FORMATS), "format of reasoning: " + ", ".join(REASONING_FORMATS), to=ROUTER
-    )
-    # Sampling
-    disable_grammar_support: bool = switch("refuse requests with a grammar", to=ROUTER)
-    open_objects: bool = switch("let objects have keys that their schema does not name", to=ROUTER)
     watermark_gamma: float | None = option(
         open_share, "part of the vocabulary that is green for the watermark", to=SHARD
     )
     watermark_delta: float | None = option(logit, "what the watermark adds to the logits of green tokens", to=SHARD)
+    native_cache_dir: str | None = option(
+        text, "folder of compiled CPU kernels; without it ~/.cache/textmill/native", to=SHARD
+    )
+    no_native_kernels: bool = switch("compute by torch alone, for bisection", to=SHARD)
+    no_native_decoder: bool = switch(
+        "llama-type models by transformers' code, for bisection", aliases=("--no-fast-decoder",), to=SHARD
+    )
+    disable_swaps: str | None = option(
+        text, "comma-separated: qkv, gate_up, packed_linear, rms_norm; for bisection", to=SHARD
+    )
     # Serving
     hostname: str = option(ip_address, "address to listen on", "0.0.0.0", to=ROUTER)
     port: int = option(
         integer(1, 65535), "port to listen on", 3000, short="-p", platform_variables=("AIP_HTTP_PORT",), to=ROUTER
     )
-    cors_allow_origin: tuple[str, ...] = option(
-        word_list, "origin that browsers may call from; repeatable", (), is_repeatable=True, to=ROUTER
+    aip_predict_route: str | None = option(
+        url_path, "further path of POST /vertex; Vertex AI sets the variable", to=ROUTER
     )
-    api_key: str | None = option(text, "bearer key that generate routes ask for", is_secret=True)
+    aip_health_route: str | None = option(
+        url_path, "further path of GET /health; Vertex AI sets the variable", to=ROUTER
+    )
+    compute_type: str | None = option(text, "value of the header x-compute-type", to=ROUTER)
+    v1_errors: str | None = option(Choice(V1_ERRORS), "form of errors on /v1", to=ROUTER)
+    strict_model: bool = switch("404 for names of models that are not served", to=ROUTER)
+    open_objects: bool = switch("let objects have keys that their schema does not name", to=ROUTER)
+    validation_workers: int | None = option(integer(1, 256), "threads that tokenise long prompts", to=ROUTER)
+    wait_for_model_timeout: float | None = option(
+        positive_seconds, "seconds that a call with x-wait-for-model waits for the model", to=ROUTER
+    )
+    header_timeout: float | None = option(positive_seconds, "seconds that a client has to send a header", to=ROUTER)
+    body_timeout: float | None = option(
+        positive_seconds, "seconds that a client has to send a body, and one more per 16 KiB", to=ROUTER
+    )
+    keep_alive_timeout: float | None = option(positive_seconds, "seconds that an idle connection stays open", to=ROUTER)
+    stall_timeout: float | None = option(
+        positive_seconds, "seconds after which a client that reads nothing is cut off", to=ROUTER
+    )
     graceful_termination_timeout: float = option(
         seconds, "seconds that running requests get after SIGTERM", 90.0, short="-g"
     )
-    json_output: bool = switch("log lines are JSON objects", to=ROUTER | SHARD)
-    # Processes
+    router_lease_s: float | None = option(
+        positive_seconds, "seconds of silence after which a shard takes the router for gone", to=SHARD
+    )
     shard_uds_path: str | None = option(text, "prefix of the shards' sockets; without it a private folder")
     master_addr: str = option(text, "address where several shards meet", "127.0.0.1")
     master_port: int | None = option(integer(1, 65535), "port where several shards meet; without it a free one")
+    # Security
+    api_key: str | None = option(text, "bearer key that generate routes ask for", is_secret=True)
+    cors_allow_origin: tuple[str, ...] = option(
+        word_list, "origin that browsers may call from; repeatable", (), is_repeatable=True, to=ROUTER
+    )
+    hf_token_file: str | None = option(text, "file with the token of the hub; HF_TOKEN wins")
+    trust_remote_code: bool = switch(
+        "run the modelling code that the model brings, with all the rights of the shard",
+        platform_variables=("HF_MODEL_TRUST_REMOTE_CODE",),
+        to=SHARD,
+    )
+    allow_pickle: bool = switch("serve pickled weights (*.bin) where there are no safetensors", to=SHARD)
+    # Logs
+    json_output: bool = switch("log lines are JSON objects", to=ROUTER | SHARD)
+    log_level: str = option(log_level, "least level of the log: " + ", ".join(LOG_LEVELS), "INFO")
+    env: bool = switch("log the versions, devices and limits of this machine", short="-e", has_variable=False)
     # Read from the environment alone
     hub_token: str | None  # value of the first of TOKEN_VARIABLES that is set
-    log_level: str
     visible_devices: str | None  # CUDA_VISIBLE_DEVICES, else NVIDIA_VISIBLE_DEVICES; "" counts as one device
     warnings: tuple[str, ...]  # to be logged once logging works
+    notes: tuple[str, ...]  # the same, of what has no effect
 
     def describe(self) -> dict[str, object]:
         """Return the settings that have a value, for the log, with secrets masked."""
@@ -153,40 +236,67 @@ class Settings:
         return {name: value for name, value in shown.items() if value not in (None, ())}
 
 
-OPTIONS = options_of(Settings)
+OPTIONS = options_of(Settings, FIRST_OF_GROUP)
+ALL_OPTIONS = (*OPTIONS, *TGI_OPTIONS)
 
-# Flags of text-generation-inference whose values are checked and dropped, because Textmill always does what they ask.
-WITHOUT_EFFECT = (
-    Option(
-        boolean,
-        "taken for TGI's sake, without effect: prompt log-probabilities need no flag",
-        False,
-        is_switch=True,
-        name="enable_prefill_logprobs",
-    ),
-)
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a command line asks for."""
+
+    settings: Settings
+    sources: Mapping[str, str]  # the flag, variable or key that brought a value, by the option's name
+    flags: Mapping[str, object]  # what the parser read, for the flags that a command has beside the options
+
+
+def serve_parser(prog: str = "launcher", description: str = SERVES) -> FlagParser:
+    """Return a parser of all flags that the launcher has."""
+    parser = FlagParser(prog, description, EPILOG)
+    parser.add_argument("--config", metavar="FILE", help="TOML file whose keys are flags; flags and variables win")
+    parser.add_options(ALL_OPTIONS)
+    return parser
 
 
 def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """Build the settings. Raises `SettingsError` for one bad value, `ConflictingSettings` for a bad combination.
 
-    `--help`, `--version` and unknown flags end the process as `read_options` says.
+    `--help`, `--version` and unknown flags end the process as argparse does (0, 0, 2).
     """
-    values, warnings = read_options((*OPTIONS, *WITHOUT_EFFECT), argv, environ)
-    for entry in WITHOUT_EFFECT:
-        del values[entry.name]
+    return read_start(serve_parser(), argv, environ).settings
+
+
+def read_start(parser: FlagParser, argv: Sequence[str], environ: Mapping[str, str]) -> Start:
+    """Read flags, environment and the file of `--config`. Raises and ends as `load_settings` does."""
+    flags = parser.read(argv)
+    file = {} if flags["config"] is None else read_config_file(Path(flags["config"]), ALL_OPTIONS)
+    reading = read_options(ALL_OPTIONS, flags, environ, file)
+    values = reading.values
     if values["conversion_cache"] is None:
         values["conversion_cache"] = str(_cache_folder(environ) / "textmill" / "converted")
     devices = environ.get("CUDA_VISIBLE_DEVICES")
     settings = Settings(
         **values,
-        hub_token=next((environ[name] for name in TOKEN_VARIABLES if environ.get(name)), None),
-        log_level=_log_level(environ.get("LOG_LEVEL") or "info"),
+        hub_token=_hub_token(environ, values["hf_token_file"]),
         visible_devices=devices if devices is not None else environ.get("NVIDIA_VISIBLE_DEVICES"),
-        warnings=warnings,
+        warnings=reading.warnings,
+        notes=reading.notes,
     )
     _check_together(settings)
-    return settings
+    return Start(settings, reading.sources, flags)
+
+
+def _hub_token(environ: Mapping[str, str], token_file: str | None) -> str | None:
+    """Return the hub's token of the environment, else of the file. Raises `SettingsError` for a file without one."""
+    named = next((environ[name] for name in TOKEN_VARIABLES if environ.get(name)), None)
+    if named is not None or token_file is None:
+        return named
+    try:
+        token = Path(token_file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--hf-token-file {token_file} cannot be read: {error}") from None
+    if not token:
+        raise SettingsError(f"--hf-token-file {token_file} is empty, wanted the token of the hub")
+    return token
 
 
 def _cache_folder(environ: Mapping[str, str]) -> Path:
@@ -205,24 +315,6 @@ def _cache_folder(environ: Mapping[str, str]) -> Path:
         ) from None
 
 
-def _log_level(value: str) -> str:
-    """Return a level of `logging`. In a filter such as `info,router=debug` the last part without a target counts."""
-    names = {
-        "trace": "DEBUG",
-        "debug": "DEBUG",
-        "info": "INFO",
-        "warn": "WARNING",
-        "warning": "WARNING",
-        "error": "ERROR",
-    }
-    general = [part.strip().lower() for part in value.split(",") if "=" not in part]
-    if not general:
-        return "INFO"
-    if general[-1] not in names:
-        raise SettingsError(f"LOG_LEVEL is {value!r}, wanted one of {', '.join(names)}")
-    return names[general[-1]]
-
-
 def _check_together(settings: Settings) -> None:
     """Raise `ConflictingSettings` for values that cannot hold at once."""
     most_input, most_total = settings.max_input_tokens, settings.max_total_tokens
@@ -236,6 +328,12 @@ def _check_together(settings: Settings) -> None:
         raise ConflictingSettings(
             f"--max-total-tokens is {most_total} and --max-batch-total-tokens is {pool}: "
             "the first must not be larger, or the largest request never fits"
+        )
+    prefill, step = settings.max_batch_prefill_tokens, settings.max_step_tokens
+    if prefill is not None and step is not None and prefill > step:
+        raise ConflictingSettings(
+            f"--max-batch-prefill-tokens is {prefill} and --max-step-tokens is {step}: "
+            "the first must not be larger, because prompts are computed in steps"
         )
     prefix = settings.shard_uds_path
     if prefix is not None and len(prefix.encode()) > MAX_SOCKET_PATH_BYTES:

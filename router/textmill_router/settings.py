@@ -117,6 +117,9 @@ class Settings:
 
     model_dir: str = _option(_text, "folder with config.json, tokenizer.json and the like")
     model_id: str = _option(_text, "name under which the model is served")
+    served_model_name: tuple[str, ...] = _option(
+        _text, "name that clients use instead of model-id; repeatable, answers have the first", (), kind="list"
+    )
     model_sha: str | None = _option(_text, "revision hash of the model, shown in /info", None)
     shard_uds_path: str = _option(_text, "Unix socket of the shard with rank 0")
 
@@ -183,6 +186,11 @@ class Settings:
     compute_type: str | None = _option(_text, "value of the header x-compute-type", None)
     json_output: bool = _option(_truth, "log lines are JSON objects", False, kind="switch")
     log_level: str = _option(_log_level, "trace, debug, info, warn or error", "INFO")
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names that clients may use for the model. Answers have the first."""
+        return self.served_model_name or (self.model_id,)
 
     def describe(self) -> dict[str, object]:
         """Return all settings for the log, with secrets masked."""

@@ -60,3 +60,23 @@ def test_model_is_told_while_it_loads_and_needs_the_key(tmp_path: Path) -> None:
         assert client.get("/v1/models").json()["data"] == [client.get(SERVED).json()]
         assert client.get("/v1/models/other").status_code == 404
         assert client.head("/v1/models").status_code == 200
+
+
+def test_served_names_stand_for_the_model_and_answers_have_the_first(tmp_path: Path) -> None:
+    names = ("gpt-9", "org/best")
+    with (
+        RunningRouter(tmp_path, served_model_name=names, strict_model=True) as router,
+        router.client() as client,
+    ):
+        models = client.get("/v1/models").json()["data"]
+        assert [(model["id"], model["root"]) for model in models] == [(name, "fake/model") for name in names]
+        assert client.get("/v1/models/org/best").json()["id"] == "org/best"
+        assert client.get(SERVED).status_code == 404
+        body = {"prompt": "a", "max_tokens": 1}
+        for name in names:
+            answer = client.post("/v1/completions", json={**body, "model": name})
+            assert (answer.status_code, answer.json()["model"]) == (200, "gpt-9")
+        refused = client.post("/v1/completions", json={**body, "model": "fake/model"})
+        assert refused.status_code == 404
+        assert "serves 'gpt-9', 'org/best'" in refused.text
+        assert client.get("/info").json()["model_id"] == "fake/model"

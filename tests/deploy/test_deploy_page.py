@@ -1,8 +1,10 @@
 """Each command of docs/deploy.md is run here or in test_tools.py, or says what it needs and names what is there."""
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -84,13 +86,21 @@ def test_secrets_and_jobs_of_the_page_are_those_of_the_manifests() -> None:
     assert set(re.findall(r"\b(?:job|deployment|service)/\w[\w-]*", text)) <= there
 
 
-def test_sagemakers_image_drops_the_argument_and_starts_the_launcher() -> None:
-    [entry] = re.findall(r'^ENTRYPOINT \["sh", "-c", "exec (.+)"\]$', PAGE.read_text(), re.MULTILINE)
-    settings = ties.launcher_settings(entry.split(), {})
+def test_sagemaker_takes_the_argument_and_the_variables_of_the_platform() -> None:
+    [command] = [command.text for command in COMMANDS if command.text.startswith("aws sagemaker ")]
+    [listed] = re.findall(r"Environment=\{(.+)\}", command)
+    environ = dict(entry.split("=") for entry in listed.split(","))
+    settings = ties.launcher_settings(["launcher"], {"PORT": "8080", **environ})  # PORT as the image sets it
     assert isinstance(settings, Settings), settings
-    assert (settings.port, settings.model_id) == (8080, "/opt/ml/model")
-    shown = subprocess.run(["sh", "-c", "exec echo launcher", "serve"], capture_output=True, text=True, check=True)
-    assert shown.stdout == "launcher\n"
+    assert (settings.port, settings.model_id, settings.num_shard) == (8080, "/opt/ml/model", 1)
+    shown = subprocess.run(
+        [sys.executable, "-m", "textmill_launcher", "serve", "--print-config"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environ},
+    )
+    assert 'model_id = "/opt/ml/model"  # HF_MODEL_ID' in shown.stdout.splitlines()
 
 
 def test_vertex_variables_are_variables_of_the_launcher() -> None:

@@ -1,13 +1,15 @@
 """Each row of docs/migrate-from-tgi.md is true of the launcher, and no flag of TGI is left out."""
 
+import dataclasses
 import re
 
 import pytest
-from textmill_launcher.settings import OPTIONS, WITHOUT_EFFECT, Settings, load_settings
+from textmill_launcher.errors import SettingsError
+from textmill_launcher.options import Ignored, Refused
+from textmill_launcher.settings import ALL_OPTIONS, OPTIONS, Settings, load_settings
 from textmill_router.settings import Settings as RouterSettings
 
 from tests.deploy.manifests import REPOSITORY
-from tests.deploy.ties import launcher_settings
 from tests.fakes.launcher_flags import GOOD_VALUES, arguments
 
 PAGE = (REPOSITORY / "docs" / "migrate-from-tgi.md").read_text()
@@ -38,7 +40,8 @@ def rows(heading: str) -> dict[str, tuple[str, str]]:
 
 FLAGS = rows("Flags")
 VARIABLES = rows("Variables without a flag")
-OURS = {flag: option for option in (*OPTIONS, *WITHOUT_EFFECT) for flag in (option.flag, *option.aliases)}
+OURS = {flag: option for option in ALL_OPTIONS for flag in (option.flag, *option.aliases)}
+STATES = {"no effect": Ignored, "refused": Refused, "as in TGI": type(None), "differs": type(None), "read": type(None)}
 
 
 def test_every_flag_of_tgi_has_a_row() -> None:
@@ -48,16 +51,13 @@ def test_every_flag_of_tgi_has_a_row() -> None:
 @pytest.mark.parametrize("flag", FLAGS)
 def test_a_flag_is_taken_or_refused_as_its_row_says(flag: str) -> None:
     state, _ = FLAGS[flag]
-    if state == "refused":
-        refused = launcher_settings(["launcher", flag], {})
-        assert "unrecognized arguments" in str(refused)
-        variable = flag.removeprefix("--").replace("-", "_").upper()
-        assert load_settings([], {variable: "1"}) == load_settings([], {})  # as the bold sentence of the page says
-        return
-    assert state in ("as in TGI", "differs", "no effect")
     option = OURS[flag]
-    assert (option in WITHOUT_EFFECT) == (state == "no effect")
-    if state != "no effect":
+    assert option.has_flag
+    assert isinstance(option.verdict, STATES[state])
+    if state == "refused":
+        with pytest.raises(SettingsError, match=f"{flag} is refused"):
+            load_settings([flag] if option.is_switch else [flag, "1"], {})
+    elif state != "no effect":
         text = GOOD_VALUES[option.name][0]
         command = [flag] if option.is_switch else [flag, text]
         assert load_settings(command, {}) == load_settings(arguments(option.name, text), {})
@@ -70,10 +70,15 @@ def test_every_flag_that_the_page_recommends_exists() -> None:
 
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_a_variable_is_read_or_not_as_its_row_says(variable: str) -> None:
-    values = {"LOG_LEVEL": "debug", "AIP_HTTP_PORT": "99"}
-    seen_by_launcher = load_settings([], {variable: values.get(variable, "1")}) != load_settings([], {})
-    seen_by_router = variable.lower() in RouterSettings.__dataclass_fields__
-    assert (seen_by_launcher or seen_by_router) == (VARIABLES[variable][0] == "read")
+    state = VARIABLES[variable][0]
+    environ = {variable: {"LOG_LEVEL": "debug", "AIP_HTTP_PORT": "99", "PREFIX_CACHING": "false"}.get(variable, "1")}
+    if state == "refused":
+        with pytest.raises(SettingsError, match=f"{variable} is refused"):
+            load_settings([], environ)
+        return
+    settings = load_settings([], environ)
+    assert len(settings.notes) == (state == "no effect")
+    assert (dataclasses.replace(settings, notes=()) != load_settings([], {})) == (state == "read")
 
 
 def test_every_variable_that_the_page_recommends_exists() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from textmill_launcher import hub_download
 from textmill_launcher.errors import LaunchError
-from textmill_launcher.settings import OPTIONS, TOKEN_VARIABLES, WITHOUT_EFFECT, Settings, load_settings
+from textmill_launcher.settings import ALL_OPTIONS, TOKEN_VARIABLES, Settings, load_settings
 from textmill_launcher.supervisor import SHARD_GRACE_S
 
 from tests.deploy.manifests import Object, Pod, name_of, pods_of, walk
@@ -22,9 +22,9 @@ from tests.deploy.server_facts import ServerFacts
 SPARE_S = 5  # between the end of the last process and the runtime's SIGKILL
 GPU = "nvidia.com/gpu"
 # What others than the launcher read: the hub's client, the shell, torch and Triton.
-OTHER_VARIABLES = {"LOG_LEVEL", "HF_HUB_OFFLINE", "HOME", "USER", "XDG_CACHE_HOME", *TOKEN_VARIABLES}
+OTHER_VARIABLES = {"HF_HUB_OFFLINE", "HOME", "USER", "XDG_CACHE_HOME", *TOKEN_VARIABLES}
 VARIABLES = {
-    *(name for option in (*OPTIONS, *WITHOUT_EFFECT) for name in (*option.variables, *option.platform_variables)),
+    *(name for option in ALL_OPTIONS for name in (*option.variables, *option.platform_variables)),
     *OTHER_VARIABLES,
 }
 QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")

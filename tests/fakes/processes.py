@@ -12,13 +12,15 @@ from pathlib import Path
 
 import httpx
 import psutil
-from textmill_launcher.settings import OPTIONS, WITHOUT_EFFECT
+from textmill_launcher.settings import ALL_OPTIONS
 
 START_LIMIT_S = 120.0
 STOP_LIMIT_S = 30.0
 POLL_INTERVAL_S = 0.05
 # Variables that would change what a launcher does. Tests set options by flags.
-_KEPT_OUT = {option.name.upper() for option in (*OPTIONS, *WITHOUT_EFFECT)} | {"LOG_LEVEL", "CUDA_VISIBLE_DEVICES"}
+_KEPT_OUT = {name for option in ALL_OPTIONS for name in (*option.variables, *option.platform_variables)} | {
+    "CUDA_VISIBLE_DEVICES"
+}
 
 
 def free_port() -> int:

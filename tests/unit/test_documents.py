@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from textmill_launcher.settings import OPTIONS, WITHOUT_EFFECT
+from textmill_launcher.settings import ALL_OPTIONS
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDERS = (
@@ -124,9 +124,12 @@ def room_files(room: str) -> list[Path]:
 @pytest.mark.parametrize("page", ["README.md", "docs/clients.md", "docs/debugging.md"])
 def test_every_flag_that_a_page_names_is_one_of_the_launcher(page: str) -> None:
     """Snippets in a named language are of other programs with flags of their own, and so are the words on lm-eval."""
-    flags = {name for option in (*OPTIONS, *WITHOUT_EFFECT) for name in (option.flag, *option.aliases)} | {
-        "--help",
+    flags = {name for option in ALL_OPTIONS for name in (option.flag, *option.aliases)} | {
         "--batch_size",
+        "--config",
+        "--help",
+        "--print-completion",
+        "--print-config",
     }
     text = re.sub(r"^```\w+\n.*?^```", "", (REPOSITORY / page).read_text(), flags=re.DOTALL | re.MULTILINE)
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", text))

@@ -1,5 +1,6 @@
 """The children take each value that the launcher forwards, and read the value that the user gave."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,11 @@ PLACE = ShardPlace(rank=0, world_size=1, socket=Path("/run/s-0"), master_addr="1
 OWN = {
     "api_key",
     "conversion_cache",
+    "env",
     "graceful_termination_timeout",
+    "hf_token_file",
     "huggingface_hub_cache",
+    "log_level",
     "master_addr",
     "master_port",
     "model_id",
@@ -60,6 +64,39 @@ def test_children_read_the_value_that_the_launcher_was_given(option: Option) -> 
     if shard_flag is not None:
         shard = load_shard_settings(shard_command(settings, MODEL, PLACE)[3:], {})
         assert as_text(getattr(shard, field_of(shard_flag))) == as_text(value)
+
+
+# For each number that a child checks too: a text at each end of what the launcher takes.
+BOUNDS = [
+    (option, text)
+    for option in FORWARDED
+    for text in (
+        *re.findall(r"whole number (?:from|>=) (\d+)", option.accepted),
+        *re.findall(r"from -?\d+ to (-?\d+)", option.accepted),
+        *re.findall(r"at most (\d)$", option.accepted),
+        *(["0.001"] if "above 0" in option.accepted else []),
+    )
+]
+
+
+@pytest.mark.parametrize(("option", "text"), BOUNDS, ids=lambda value: getattr(value, "name", value))
+def test_children_take_the_ends_of_what_the_launcher_takes(option: Option, text: str) -> None:
+    one_slot = [] if option.name == "num_slots" else ["--num-slots", "1"]  # every slot must fit into a step
+    settings = load_settings([*arguments(option.name, text), *one_slot], {})
+    if Child.ROUTER in option.to:
+        load_router_settings(router_command(settings, MODEL, PLACE.socket)[3:], {})
+    if Child.SHARD in option.to:
+        load_shard_settings(shard_command(settings, MODEL, PLACE)[3:], {})
+
+
+def test_a_value_of_the_file_and_a_flag_win_over_what_a_child_would_read(tmp_path: Path) -> None:
+    """The children have the environment too, so that the launcher must hand on what wins over a variable."""
+    file = tmp_path / "server.toml"
+    file.write_text("prefix-caching = false\nnum_slots = 3\n")
+    settings = load_settings(["--config", str(file), "--max-n", "3"], {"MAX_N": "9"})
+    router = load_router_settings(router_command(settings, MODEL, PLACE.socket)[3:], {"MAX_N": "9"})
+    shard = load_shard_settings(shard_command(settings, MODEL, PLACE)[3:], {"NUM_SLOTS": ""})
+    assert (router.max_n, router.prefix_caching, shard.num_slots) == (3, False, 3)
 
 
 def test_words_that_the_launcher_takes_are_those_of_its_children() -> None:

@@ -2,10 +2,13 @@
 
 import dataclasses
 import pwd
+from pathlib import Path
 
 import pytest
 from textmill_launcher.errors import ConflictingSettings, SettingsError
-from textmill_launcher.settings import OPTIONS, WITHOUT_EFFECT, Settings, load_settings
+from textmill_launcher.options import Ignored, Option, Refused
+from textmill_launcher.settings import ALL_OPTIONS, OPTIONS, Settings, load_settings
+from textmill_launcher.tgi_options import TGI_OPTIONS
 
 from tests.fakes.launcher_flags import GOOD_VALUES, arguments
 
@@ -16,15 +19,101 @@ def test_every_option_has_a_sample_here() -> None:
 
 def test_fields_without_a_flag_are_those_that_only_the_environment_says() -> None:
     without_flag = {field.name for field in dataclasses.fields(Settings)} - set(GOOD_VALUES)
-    assert without_flag == {"hub_token", "log_level", "visible_devices", "warnings"}
+    assert without_flag == {"hub_token", "notes", "visible_devices", "warnings"}
 
 
-def test_flags_without_effect_are_read_checked_and_dropped() -> None:
-    assert [option.flag for option in WITHOUT_EFFECT] == ["--enable-prefill-logprobs"]
-    assert load_settings(["--enable-prefill-logprobs"], {}) == load_settings([], {})
-    assert load_settings([], {"ENABLE_PREFILL_LOGPROBS": "true"}) == load_settings([], {})
+# A value as users of text-generation-inference write it, by the option's name; `true` where no other stands here.
+TGI_VALUES = {
+    "waiting_served_ratio": "0.3",
+    "max_waiting_tokens": "20",
+    "max_batch_size": "8",
+    "cuda_graphs": "1,2,4",
+    "prometheus_port": "9000",
+    "usage_stats": "off",
+    "max_image_fetch_size": "1000",
+    "speculate": "3",
+}
+
+
+def ways(option: Option) -> list[tuple[list[str], dict[str, str]]]:
+    """Return the flag of an option and each of its variables, with a value."""
+    text = TGI_VALUES.get(option.name, "true")
+    flag = [[option.flag] if option.is_switch else [option.flag, text]] if option.has_flag else []
+    variables: list[dict[str, str]] = [{name: text} for name in (*option.variables, *option.platform_variables)]
+    return [*((argv, {}) for argv in flag), *(([], environ) for environ in variables)]
+
+
+@pytest.mark.parametrize("option", TGI_OPTIONS, ids=lambda option: option.name)
+def test_flags_that_do_nothing_here_say_why_and_their_variables_too(option: Option) -> None:
+    assert len(ways(option)) == option.has_flag + len(option.variables) + len(option.platform_variables) >= 1
+    for argv, environ in ways(option):
+        where = argv[0] if argv else next(iter(environ))
+        match option.verdict:
+            case Ignored(reason):
+                settings = load_settings(argv, environ)
+                assert settings.notes == (f"{where} has no effect here: {reason}",)
+                assert dataclasses.replace(settings, notes=()) == load_settings([], {})
+            case Refused(reason, instead):
+                with pytest.raises(SettingsError) as refused:
+                    load_settings(argv, environ)
+                assert str(refused.value) == f"{where} is refused: {reason}; {instead}"
+                assert refused.value.exit_code == 2
+            case None:
+                pytest.fail(f"{option.name} works, so it is a field of Settings")
+
+
+@pytest.mark.parametrize(("variable", "value"), [("NGROK", "false"), ("SPECULATE", "0"), ("ATTENTION", "paged")])
+def test_a_refused_flag_with_the_value_that_holds_here_is_taken(variable: str, value: str) -> None:
+    assert load_settings([], {variable: value}) == load_settings([], {})
+
+
+def test_all_refusals_are_told_at_once() -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(["--speculate", "2"], {"QUANTIZE": "awq", "ROPE_FACTOR": "2"})
+    assert [line.split()[0] for line in str(refused.value).splitlines()] == ["QUANTIZE", "--speculate", "ROPE_FACTOR"]
+
+
+def test_values_of_flags_without_effect_are_checked() -> None:
     with pytest.raises(SettingsError, match="ENABLE_PREFILL_LOGPROBS is 'perhaps', wanted true or false"):
         load_settings([], {"ENABLE_PREFILL_LOGPROBS": "perhaps"})
+
+
+def test_no_two_options_share_a_flag_or_a_variable() -> None:
+    flags = [flag for option in ALL_OPTIONS if option.has_flag for flag in (option.flag, *option.aliases)]
+    variables = [name for option in ALL_OPTIONS for name in (*option.variables, *option.platform_variables)]
+    assert len(set(flags)) == len(flags)
+    assert len(set(variables)) == len(variables)
+
+
+def test_variables_of_sagemaker_are_the_flags_and_win_over_the_plain_ones() -> None:
+    environ = {
+        "HF_MODEL_ID": "org/m",
+        "HF_MODEL_REVISION": "v2",
+        "SM_NUM_GPUS": "4",
+        "HF_MODEL_TRUST_REMOTE_CODE": "true",
+        "MODEL_ID": "/opt/ml/model",
+    }
+    settings = load_settings([], environ)
+    assert (settings.model_id, settings.revision, settings.num_shard) == ("org/m", "v2", 4)
+    assert settings.trust_remote_code
+    assert load_settings(["--model-id", "x"], environ).model_id == "x"
+
+
+def test_env_is_a_flag_alone_because_shells_use_the_variable() -> None:
+    assert not load_settings([], {"ENV": "production"}).env
+    assert load_settings(["-e"], {}).env
+
+
+def test_token_of_the_hub_comes_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("hf_file\n")
+    assert load_settings(["--hf-token-file", str(file)], {}).hub_token == "hf_file"
+    assert load_settings(["--hf-token-file", str(file)], {"HF_TOKEN": "hf_x"}).hub_token == "hf_x"
+    file.write_text("\n")
+    with pytest.raises(SettingsError, match="is empty, wanted the token"):
+        load_settings(["--hf-token-file", str(file)], {})
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load_settings(["--hf-token-file", str(tmp_path / "none")], {})
 
 
 @pytest.mark.parametrize("name", GOOD_VALUES)
@@ -33,7 +122,7 @@ def test_flag_sets_its_field(name: str) -> None:
     assert getattr(load_settings(arguments(name, text), {}), name) == value
 
 
-@pytest.mark.parametrize("name", GOOD_VALUES)
+@pytest.mark.parametrize("name", sorted(set(GOOD_VALUES) - {"env"}))
 def test_variable_sets_the_field_of_its_flag(name: str) -> None:
     text, value = GOOD_VALUES[name]
     assert getattr(load_settings([], {name.upper(): text}), name) == value
@@ -53,6 +142,8 @@ def test_empty_variable_counts_as_unset() -> None:
     ("argv", "words"),
     [
         (["--port", "70000"], ("--port", "'70000'", "1 to 65535")),
+        (["--aip-health-route", "alive"], ("--aip-health-route", "'alive'", "begins with a slash")),
+        (["--stall-timeout", "0"], ("--stall-timeout", "'0'", "above 0")),
         (["--port", "http"], ("--port", "'http'", "1 to 65535")),
         (["--num-shard", "0"], ("--num-shard", "'0'", "1 to 64")),
         (["--max-concurrent-requests", "-1"], ("--max-concurrent-requests", "'-1'", ">= 1")),
@@ -84,6 +175,7 @@ def test_bad_value_of_a_variable_names_the_variable() -> None:
     ("argv", "words"),
     [
         (["--max-input-tokens", "64", "--max-total-tokens", "64"], ("64", "must be smaller")),
+        (["--max-batch-prefill-tokens", "9", "--max-step-tokens", "8"], ("9", "8", "must not be larger")),
         (["--max-total-tokens", "65", "--max-batch-total-tokens", "64"], ("65", "64", "never fits")),
         (["--max-input-tokens", "3", "--max-input-length", "4"], ("--max-input-length and --max-input-tokens",)),
     ],
@@ -137,6 +229,10 @@ def test_bad_api_key_is_not_shown_in_the_message() -> None:
 )
 def test_log_level_takes_words_and_filters(value: str, level: str) -> None:
     assert load_settings([], {"LOG_LEVEL": value}).log_level == level
+
+
+def test_log_level_is_a_flag_too() -> None:
+    assert load_settings(["--log-level", "warn"], {"LOG_LEVEL": "debug"}).log_level == "WARNING"
 
 
 def test_unknown_log_level_is_refused() -> None:

@@ -19,17 +19,18 @@ class ModelsRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         name: str | None = scope.get("path_params", {}).get("model")
         if name is None:
-            await send_reply(scope, send, 200, msgspec.json.encode({"object": "list", "data": [self._model()]}))
-        elif name == self._service.settings.model_id:
-            await send_reply(scope, send, 200, msgspec.json.encode(self._model()))
+            models = [self._model(served) for served in self._service.settings.model_names]
+            await send_reply(scope, send, 200, msgspec.json.encode({"object": "list", "data": models}))
+        elif name in self._service.settings.model_names:
+            await send_reply(scope, send, 200, msgspec.json.encode(self._model(name)))
         else:
             await send_error(scope, send, model_not_found(name, self._service.settings))
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self, name: str) -> dict[str, Any]:
         service = self._service
         model_id = service.settings.model_id
         return {
-            "id": model_id,
+            "id": name,
             "object": "model",
             "created": service.model_created_s,
             "owned_by": model_id.partition("/")[0] if "/" in model_id else "textmill",

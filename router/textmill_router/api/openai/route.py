@@ -63,7 +63,7 @@ def new_envelope(service: Service, prefix: str) -> Envelope:
     return Envelope(
         id=f"{prefix}{uuid.uuid4().hex}",
         created=int(time.time()),
-        model=service.settings.model_id,
+        model=service.settings.model_names[0],
         system_fingerprint=_fingerprint(),
     )
 

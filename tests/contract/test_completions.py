@@ -229,7 +229,7 @@ def test_best_of_gives_the_best_n(client: httpx.Client) -> None:
         ({"best_of": 2, "stream": True}, "best_of", "streaming"),
         ({"logprobs": 21}, "logprobs", "20"),
         ({"logprobs": -1}, "logprobs", "`logprobs`"),
-        ({"repetition_penalty": -1}, "repetition_penalty", "> 0"),
+        ({"repetition_penalty": -1}, "repetition_penalty", ">= 0 (0 and 1 are off)"),
         ({"stop": [""]}, "stop", "empty"),
         ({"adapter_id": "org/lora"}, "adapter_id", "not loaded"),
         ({"truncate": 0}, "truncate", "1 to 1500"),

@@ -12,6 +12,7 @@ import pytest
 from textmill_router.api.openai.answer_grammar import answer_grammar
 from textmill_router.api.openai.chat_types import ChatBody
 
+from tests.fakes.byte_tokenizer import BEGIN_ID
 from tests.fakes.chat_calls import answer_of, error_of, stream
 from tests.fakes.running_router import RunningRouter
 from tests.fakes.speaking_router import speaking_router
@@ -40,7 +41,7 @@ FORMS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"grammar": JSON_OF_TGI}, JSON_OF_TGI),
     ({"grammar": REGEX_OF_TGI}, REGEX_OF_TGI),
 ]
-FORMATS: list[tuple[dict[str, Any], dict[str, Any]]] = [  # of llama.cpp, Together and Fireworks; chats alone have it
+FORMATS: list[tuple[dict[str, Any], dict[str, Any]]] = [  # of llama.cpp, Together and Fireworks
     ({"type": "json_object", "schema": SCHEMA}, JSON_OF_TGI),
     ({"type": "json_schema", "schema": SCHEMA}, JSON_OF_TGI),
 ]
@@ -56,8 +57,11 @@ def grammar_sent(router: RunningRouter, client: httpx.Client, route: str, **fiel
 
 @pytest.mark.parametrize(
     ("route", "fields", "grammar"),
-    [(route, fields, grammar) for route in PROMPTS for fields, grammar in FORMS]
-    + [(CHAT, {"response_format": value}, grammar) for value, grammar in FORMATS],
+    [
+        (route, fields, grammar)
+        for route in PROMPTS
+        for fields, grammar in [*FORMS, *(({"response_format": value}, grammar) for value, grammar in FORMATS)]
+    ],
 )
 def test_forms_of_other_servers_are_tgis_grammar(
     router: RunningRouter, client: httpx.Client, route: str, fields: dict[str, Any], grammar: dict[str, Any]
@@ -69,8 +73,10 @@ def test_forms_of_other_servers_are_tgis_grammar(
 
 def test_schema_beside_the_type_is_one_of_objects(router: RunningRouter, client: httpx.Client) -> None:
     bare = {key: value for key, value in SCHEMA.items() if key != "type"}
-    found = grammar_sent(router, client, CHAT, response_format={"type": "json_object", "schema": bare})
-    assert found == grammar_sent(router, client, COMPLETIONS, grammar=JSON_OF_TGI)
+    wanted = grammar_sent(router, client, COMPLETIONS, grammar=JSON_OF_TGI)
+    for route in PROMPTS:
+        response_format = {"type": "json_object", "schema": bare}
+        assert grammar_sent(router, client, route, response_format=response_format) == wanted
 
 
 @pytest.mark.parametrize("field", ["structured_outputs", "guided_choice"])
@@ -120,13 +126,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
             ({"prompt_logprobs": 0}, "prompt_logprobs"),
             ({"use_beam_search": True}, "use_beam_search"),
             ({"skip_special_tokens": False}, "skip_special_tokens"),
-            ({"include_stop_str_in_output": True}, "include_stop_str_in_output"),
             ({"stop_token_ids": [5, 258]}, "stop_token_ids[1]"),
             ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
             ({"stop_token_ids": [*range(257)]}, "stop_token_ids"),
         )
     ],
     (CHAT, {"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
+    (COMPLETIONS, {"response_format": {"type": "json_object"}, "grammar": REGEX_OF_TGI}, "grammar"),
+    (COMPLETIONS, {"response_format": {"type": "xml"}}, "response_format.type"),
     (CHAT, {"echo": True}, "echo"),
     (CHAT, {"chat_template": "{{ messages }}"}, "chat_template"),
     (CHAT, {"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
@@ -290,12 +297,79 @@ def test_history_of_functions_is_that_of_tools(tmp_path: Path) -> None:
     assert "rain" in shown[0]
 
 
-@pytest.mark.parametrize("route", PROMPTS)
-def test_unknown_field_is_logged_once(client: httpx.Client, caplog: pytest.LogCaptureFixture, route: str) -> None:
-    name = f"unheard_of_{len(route)}"
+UNKNOWN: list[tuple[str, dict[str, Any], list[str]]] = [
+    *[
+        (route, {**body, "unheard": 1, "a text of a user": 2, "top_p": 0.5}, ["unheard"])
+        for route, body in PROMPTS.items()
+    ],
+    (
+        CHAT,
+        {**PROMPTS[CHAT], "stream": True, "stream_options": {"include_usage": True, "chunked": 1}},
+        ["stream_options.chunked"],
+    ),
+    *[
+        (
+            route,
+            {"inputs": "hi", "parameters": {"max_new_tokens": 1, "n_beams": 2, "a b": 1}, "options": {"fast": True}},
+            ["options.fast", "parameters.n_beams"],
+        )
+        for route in ("/generate", "/generate_stream", "/")
+    ],
+]
+
+
+@pytest.mark.parametrize(("route", "body", "names"), UNKNOWN, ids=str)
+def test_unknown_field_is_logged_once(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture, route: str, body: dict[str, Any], names: list[str]
+) -> None:
     with caplog.at_level(logging.INFO, "textmill_router"):
         for _ in range(2):
-            body = {**PROMPTS[route], name: 1, "a text of a user": 2, "top_p": 0.5}
             assert client.post(route, json=body).status_code == 200
     lines = [vars(record) for record in caplog.records if hasattr(record, "field")]
-    assert [(line["field"], line["route"]) for line in lines] == [(name, route)]
+    assert sorted((line["field"], line["route"]) for line in lines) == [(name, route) for name in names]
+
+
+@pytest.mark.parametrize("route", PROMPTS)
+def test_do_sample_says_whether_tokens_are_drawn(router: RunningRouter, client: httpx.Client, route: str) -> None:
+    """TGI's rule: a number that asks for sampling counts beside `do_sample: false`; temperature 0 is greedy."""
+    for fields, is_drawn in (
+        ({}, True),
+        ({"do_sample": False}, False),
+        ({"do_sample": False, "temperature": 0.5}, True),
+        ({"do_sample": True}, True),
+        ({"do_sample": True, "temperature": 0}, False),
+    ):
+        assert client.post(route, json={**PROMPTS[route], **fields}).status_code == 200
+        assert router.shard.last_admit is not None
+        assert router.shard.last_admit.sampling.do_sample is is_drawn, fields
+
+
+@pytest.mark.parametrize("route", PROMPTS)
+def test_stop_string_may_stay_in_the_answer(client: httpx.Client, route: str) -> None:
+    for keeps, text in ((True, "abcd"), (False, "ab"), (None, "ab")):
+        body = {**PROMPTS[route], "max_tokens": 9, "stop": ["cd"], "include_stop_str_in_output": keeps}
+        [choice] = client.post(route, json=body).json()["choices"]
+        assert (choice["text"] if route == COMPLETIONS else choice["message"]["content"]) == text
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", "cd")
+        streamed = client.post(route, json={**body, "stream": True}).text
+        choices = [json.loads(line[6:])["choices"][0] for line in streamed.split("\n\n")[:-2]]
+        parts = [one["text"] if route == COMPLETIONS else one["delta"].get("content") or "" for one in choices]
+        assert "".join(parts) == text
+
+
+@pytest.mark.parametrize("route", PROMPTS)
+def test_special_tokens_around_the_prompt_are_the_callers_choice(
+    router: RunningRouter, client: httpx.Client, route: str
+) -> None:
+    """vLLM adds the tokens to completions, and to chats only if asked; the byte tokenizer begins prompts with one."""
+    counts = {}
+    for adds in (True, False, None):
+        answer = client.post(route, json={**PROMPTS[route], "add_special_tokens": adds})
+        assert router.shard.last_admit is not None
+        ids = list(array("I", router.shard.last_admit.prompt_ids))
+        counts[adds] = answer.json()["usage"]["prompt_tokens"]
+        assert counts[adds] == len(ids)
+        if route == COMPLETIONS:
+            assert ids == [*([BEGIN_ID] if adds is not False else []), *b"hi"]
+    assert counts[True] == counts[False] + 1
+    assert counts[None] == counts[route == COMPLETIONS]

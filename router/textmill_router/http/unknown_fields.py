@@ -2,7 +2,10 @@
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, get_args
 
 import msgspec
 
@@ -16,18 +19,49 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class UnknownFields:
-    """Logs the fields of a route's bodies that are not among `known`."""
+@dataclass(frozen=True, slots=True)
+class _KnownFields:
+    """The fields of an object, and of its fields those that are objects with fields of their own."""
 
-    def __init__(self, known: Collection[str]) -> None:
-        self._known = frozenset(known)
+    names: frozenset[str]
+    objects: Mapping[str, "_KnownFields"]
+
+
+class UnknownFields:
+    """Logs the fields of a route's bodies that `body_type`, and the structs in its fields, do not have."""
+
+    def __init__(self, body_type: Any) -> None:
+        self._known = _known_fields(body_type)
         self._logged: set[str] = set()
 
     def note(self, body: bytes, route: str) -> None:
         """Log the names of a body that was decoded before, each of them once."""
-        if len(body) > MAX_BODY_BYTES:
-            return
-        for name in _FIELDS.decode(body).keys() - self._known - self._logged:
-            if len(self._logged) < MAX_NAMES and _NAME.fullmatch(name):
+        if len(body) <= MAX_BODY_BYTES:
+            self._note(body, self._known, "", route)
+
+    def _note(self, data: "bytes | msgspec.Raw", known: _KnownFields, path: str, route: str) -> None:
+        found = _FIELDS.decode(data)
+        for key in found.keys() - known.names:
+            name = path + key
+            if name not in self._logged and len(self._logged) < MAX_NAMES and _NAME.fullmatch(key):
                 self._logged.add(name)
                 log.info("a field is not known and changes nothing", extra={"field": name, "route": route})
+        for key in found.keys() & known.objects.keys():
+            if bytes(found[key]) != b"null":
+                self._note(found[key], known.objects[key], f"{path}{key}.", route)
+
+
+def _known_fields(struct: Any) -> _KnownFields:
+    if not _is_struct(struct):
+        return _KnownFields(frozenset(), {})
+    fields = msgspec.structs.fields(struct)
+    objects = {}
+    for field in fields:
+        options = get_args(field.type) if isinstance(field.type, UnionType) else (field.type,)
+        for struct_type in filter(_is_struct, options):  # msgspec lets a field have one such type
+            objects[field.encode_name] = _known_fields(struct_type)
+    return _KnownFields(frozenset(field.encode_name for field in fields), objects)
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)

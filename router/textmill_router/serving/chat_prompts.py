@@ -27,6 +27,7 @@ class PreparedChat:
     grammar_field: str
     form: AnswerForm
     grammar: Grammar | None
+    add_special_tokens: bool  # around a prompt that may have them already
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ def prepare_chat(
     tools: ToolChoice | None = None,
     content: AskedGrammar | None = None,
     grammar_field: str = "grammar",
+    add_special_tokens: bool = False,
 ) -> PreparedChat:
     """The grammar of the result is to be compiled before a permit is taken.
 
@@ -56,13 +58,13 @@ def prepare_chat(
     """
     form = answer_form(backend.chat_templates.pick(has_tools=tools is not None), tools, flags)
     grammar = _grammar(backend, content, tools, form.without_reasoning())
-    return PreparedChat(chat, tools, content, grammar_field, form, grammar)
+    return PreparedChat(chat, tools, content, grammar_field, form, grammar, add_special_tokens)
 
 
 async def take_chat(backend: Backend, prepared: PreparedChat, checked: CheckedParameters) -> TokenizedChat:
     """Render and tokenise the conversation, and check the budget. Raises ValidationFailed and TemplateFailed."""
     prompt = await render(backend.chat_templates, backend.role_safety, prepared.chat, prepared.tools)
-    tokens = await take_pieces(backend, prompt.pieces, checked)
+    tokens = await take_pieces(backend, prompt.pieces, checked, add_special_tokens=prepared.add_special_tokens)
     form, grammar = prepared.form.behind(prompt.text, prompt.begun), prepared.grammar
     if grammar is not None and form.reasoning is not None:
         grammar = _grammar(backend, prepared.content, prepared.tools, form)

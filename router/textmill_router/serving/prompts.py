@@ -39,9 +39,12 @@ async def take_prompt(
     return fit(backend, prompt_ids, checked)
 
 
-async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedParameters) -> TokenizedPrompt:
-    """Tokenise a prompt in pieces that already has its special tokens (chat), as `take_prompt` does a text.
+async def take_pieces(
+    backend: Backend, pieces: Sequence[str], checked: CheckedParameters, *, add_special_tokens: bool = False
+) -> TokenizedPrompt:
+    """Tokenise a prompt in pieces, as `take_prompt` does a text.
 
+    Chat templates write the special tokens at both ends, so these tokens are added only where a call asks for them.
     Raises RuleBroken.
     """
     limits = backend.limits
@@ -53,6 +56,9 @@ async def take_pieces(backend: Backend, pieces: Sequence[str], checked: CheckedP
     prompt_ids = token_array(())
     for encoding in encodings:
         prompt_ids.extend(encoding.ids)
+    if add_special_tokens:
+        before, after = backend.tokenizer.edge_ids()
+        prompt_ids = before + prompt_ids + after
     if checked.truncate is not None:
         prompt_ids = prompt_ids[-checked.truncate :]
     return fit(backend, prompt_ids, checked)

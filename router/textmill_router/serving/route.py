@@ -82,7 +82,7 @@ class GeneratingRoute(Generic[Body]):
         self._check_model = check_model
         self._wait_for_model = wait_for_model
         self._reword = reword
-        self._unknown_fields = UnknownFields(getattr(decoder.type, "__struct_encode_fields__", ()))
+        self._unknown_fields = UnknownFields(decoder.type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await serve(self._service, scope, send, lambda: self._answer(scope, receive, send))

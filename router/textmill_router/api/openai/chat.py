@@ -60,6 +60,7 @@ def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
         tools=tools,
         content=None if asked is None else asked.grammar,
         grammar_field="tools" if asked is None else asked.body_field,
+        add_special_tokens=bool(body.add_special_tokens),
     )
     return PreparedCall(
         _Work(call, body, replace(checked, best_of=num_choices), chat),
@@ -139,7 +140,9 @@ class _Work:
     async def _start(
         self, stack: AsyncExitStack, requests: Sequence[GenerationRequest], *, keep_tokens: bool
     ) -> list[Generation]:
-        options = TextOptions(self._checked.stop, False, keep_tokens, self._shown_specials)
+        options = TextOptions(
+            self._checked.stop, bool(self._body.include_stop_str_in_output), keep_tokens, self._shown_specials
+        )
         return await start_all(stack, self._backend, requests, options)
 
     def _chunks(self, index: int, request: GenerationRequest) -> ChatChunks:

@@ -39,22 +39,35 @@ def middle_tokens_for(sources: list[PromptSource], tokenizer: Tokenizer) -> Midd
 
 
 async def take_middle_prompt(
-    backend: Backend, prefix: str, suffix: str, tokens: MiddleTokens, checked: CheckedParameters
+    backend: Backend,
+    prefix: str,
+    suffix: str,
+    tokens: MiddleTokens,
+    checked: CheckedParameters,
+    *,
+    add_special_tokens: bool,
 ) -> CompletionPrompt:
     """Encode the two texts apart, the suffix as text inside a line. Raises ValidationFailed."""
     limits, tokenizer = backend.limits, backend.tokenizer
     if tokenizer.cannot_fit(prefix + suffix, limits.max_input_tokens):
         raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
     encoded_prefix, encoded_suffix = await tokenizer.encode_pieces([prefix, suffix])
-    before, after = tokenizer.edge_ids()
-    ids = before + tokens.join(encoded_prefix.ids, encoded_suffix.ids) + after
+    ids = tokens.join(encoded_prefix.ids, encoded_suffix.ids)
+    if add_special_tokens:
+        before, after = tokenizer.edge_ids()
+        ids = before + ids + after
     return CompletionPrompt(_fit(ids, checked, backend), prefix + suffix, [])
 
 
 async def take_completion_prompt(
-    backend: Backend, source: PromptSource, checked: CheckedParameters, *, wants_offsets: bool
+    backend: Backend,
+    source: PromptSource,
+    checked: CheckedParameters,
+    *,
+    wants_offsets: bool,
+    add_special_tokens: bool,
 ) -> CompletionPrompt:
-    """Tokenise a prompt and check the budget. Raises ValidationFailed."""
+    """Tokenise a prompt and check the budget. Token ids are taken as they are. Raises ValidationFailed."""
     limits, tokenizer = backend.limits, backend.tokenizer
     if source.text is None:
         assert source.ids is not None
@@ -62,7 +75,7 @@ async def take_completion_prompt(
         return CompletionPrompt(intake, *spell_out(tokenizer, source.ids))
     if checked.truncate is None and tokenizer.cannot_fit(source.text, limits.max_input_tokens):
         raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
-    encoding = await tokenizer.encode(source.text, wants_offsets=wants_offsets)
+    encoding = await tokenizer.encode(source.text, add_special_tokens, wants_offsets)
     intake = _fit(encoding.ids, checked, backend)
     return CompletionPrompt(intake, source.text, _character_offsets(source.text, encoding) if wants_offsets else [])
 

@@ -38,7 +38,6 @@ class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
     suffix: str | None = None
 
     adapter_id: str | None = None
-    do_sample: bool | None = None
     return_full_text: bool | None = None
     truncate: int | None = None
     watermark: bool | None = None
@@ -80,7 +79,6 @@ def requested_completion(body: CompletionBody) -> RequestedParameters:
     return replace(
         requested,
         numbers=numbers,
-        do_sample=requested.do_sample if body.do_sample is None else body.do_sample,
         grammar=None if asked is None else asked.grammar,
         watermark=body.watermark or False,
     )

@@ -186,9 +186,21 @@ class _Work:
         if asked.middle is not None:
             assert source.text is not None
             assert asked.body.suffix is not None
-            return await take_middle_prompt(self._backend, source.text, asked.body.suffix, asked.middle, asked.checked)
-        wants_offsets = asked.body.echoes and asked.body.wants_logprobs
-        return await take_completion_prompt(self._backend, source, asked.checked, wants_offsets=wants_offsets)
+            return await take_middle_prompt(
+                self._backend,
+                source.text,
+                asked.body.suffix,
+                asked.middle,
+                asked.checked,
+                add_special_tokens=asked.body.add_special_tokens is not False,
+            )
+        return await take_completion_prompt(
+            self._backend,
+            source,
+            asked.checked,
+            wants_offsets=asked.body.echoes and asked.body.wants_logprobs,
+            add_special_tokens=asked.body.add_special_tokens is not False,
+        )
 
     def _requests(self, prompts: Sequence[CompletionPrompt]) -> list[GenerationRequest]:
         """Return the requests. The first of a prompt computes the prompt's log-probabilities for its others."""
@@ -225,7 +237,8 @@ class _Work:
     async def _start(
         self, stack: AsyncExitStack, requests: Sequence[GenerationRequest], *, keep_tokens: bool
     ) -> list[Generation]:
-        options = TextOptions(self._asked.checked.stop, keep_stop_match=False, keep_tokens=keep_tokens)
+        keeps_stop = bool(self._asked.body.include_stop_str_in_output)
+        options = TextOptions(self._asked.checked.stop, keep_stop_match=keeps_stop, keep_tokens=keep_tokens)
         return await start_all(stack, self._backend, requests, options)
 
     def _choices(self, prompts: Sequence[CompletionPrompt], results: list[GenerationResult]) -> list[CompletionChoice]:

@@ -10,7 +10,6 @@ _OF_ALL: Mapping[str, tuple[object, str]] = {
     "allowed_token_ids": ([], "use `logit_bias`, or a regular expression (`structured_outputs.regex`)"),
     "bad_words": ([], "use `logit_bias` with -100 for the tokens"),
     "guided_whitespace_pattern": ("", "the blanks between two JSON tokens are fixed"),
-    "include_stop_str_in_output": (False, "the answer ends before a stop string"),
     "logits_processors": ([], "the server runs no code of clients"),
     "prompt_logprobs": (None, "use `echo` with `logprobs` on /v1/completions"),
     "return_tokens_as_token_ids": (False, "use `logprobs`, whose entries have the text and the bytes of a token"),

@@ -35,7 +35,6 @@ class VllmTokenizeBody(msgspec.Struct, frozen=True, gc=False):
 class VllmChatTokenizeBody(ChatBody, frozen=True, kw_only=True):
     """The body of /tokenize with a conversation, as vLLM has it. The fields that make the prompt count."""
 
-    add_special_tokens: bool | None = None  # false unless said otherwise: chat templates write them
     return_token_strs: bool | None = None
 
 

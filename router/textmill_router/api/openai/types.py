@@ -53,7 +53,9 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Any = None
+    response_format: dict[str, Any] | None = None
 
+    do_sample: bool | None = None
     repetition_penalty: float | None = None
     top_k: int | None = None
     min_p: float | None = None
@@ -78,10 +80,11 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: list[int] | None = None
     return_token_ids: bool | None = None
     truncate_prompt_tokens: int | None = None
+    include_stop_str_in_output: bool | None = None
+    add_special_tokens: bool | None = None
     allowed_token_ids: Any = None
     bad_words: Any = None
     guided_whitespace_pattern: Any = None
-    include_stop_str_in_output: Any = None
     logits_processors: Any = None
     prompt_logprobs: Any = None
     return_tokens_as_token_ids: Any = None
@@ -158,8 +161,8 @@ class Envelope:
 def requested_sampling(body: OpenAIBody) -> RequestedParameters:
     """Return the parameters of a body in the form that all dialects share, but for `truncate_prompt_tokens`.
 
-    Temperature 0 is greedy, and any other temperature samples, as at OpenAI. Raises RuleBroken for a number beyond the
-    range that it has on /v1.
+    Temperature 0 is greedy, and any other temperature samples, as at OpenAI, unless the body says `do_sample`. Raises
+    RuleBroken for a number beyond the range that it has on /v1.
     """
     numbers = numbers_of(body, body.names)
     for name, row in _OPENAI_BOUNDS.items():
@@ -173,7 +176,7 @@ def requested_sampling(body: OpenAIBody) -> RequestedParameters:
     stop = body.stop
     return RequestedParameters(
         numbers=numbers,
-        do_sample=body.temperature != 0,
+        do_sample=body.temperature != 0 if body.do_sample is None else body.do_sample,
         logit_bias=_logit_bias(body.logit_bias),
         dry_sequence_breakers=breakers_of(body),
         ignore_eos=body.ignore_eos or False,

@@ -28,6 +28,10 @@ def test_ids_that_do_not_fit_are_not_spelt_out() -> None:
     with pytest.raises(OverBudget, match="11 tokens"):
         asyncio.run(
             take_completion_prompt(
-                backend, source, check_parameters(RequestedParameters(), LIMITS), wants_offsets=False
+                backend,
+                source,
+                check_parameters(RequestedParameters(), LIMITS),
+                wants_offsets=False,
+                add_special_tokens=True,
             )
         )

@@ -145,7 +145,7 @@ class Simulation:
         self._events: list[tuple[float, int, int, Call | StepResult]] = []  # time, order, replica or -1, what
         self._order = 0
         for number, scheduler in enumerate(self.schedulers):
-            pool = ShardPool(1, num_slots, num_blocks, BLOCK_SIZE, BUDGET.max_step_tokens)
+            pool = ShardPool(num_slots, num_blocks, BLOCK_SIZE, BUDGET.max_step_tokens)
             for plan in scheduler.begin_epoch(pool, 0.0).plans:
                 self.shards[number].apply(plan)
 

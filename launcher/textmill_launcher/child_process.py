@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
@@ -30,8 +31,9 @@ class ChildProcess:
         self._output = output
         self._last_lines: deque[str] = deque(maxlen=NUM_LAST_LINES)
         self._last_stdout_line = ""
+        self.ended_s: float | None = None  # when the process ended, on the monotonic clock
         self._readers = [asyncio.create_task(self._read(is_stdout=flag)) for flag in (True, False)]
-        self._exit_code = _watch_exit(process)
+        self._exit_code = self._watch_exit()
         self._end = asyncio.create_task(self._wait_for_end())
 
     @classmethod
@@ -106,6 +108,27 @@ class ChildProcess:
         """Send SIGKILL to the whole group."""
         self._signal(signal.SIGKILL)
 
+    def _watch_exit(self) -> "asyncio.Future[int]":
+        """Return a future of the exit code.
+
+        asyncio's own wait ends only when all pipes are closed, which a process that the child started may delay.
+        """
+        loop = asyncio.get_running_loop()
+        exit_code: asyncio.Future[int] = loop.create_future()
+
+        def tell(code: int) -> None:
+            if not exit_code.done():
+                exit_code.set_result(code)
+
+        def watch() -> None:
+            code = self._process.wait()
+            self.ended_s = time.monotonic()
+            with contextlib.suppress(RuntimeError):  # raised by a closed loop, in which nobody waits for the code
+                loop.call_soon_threadsafe(tell, code)
+
+        threading.Thread(target=watch, name=f"exit of {self._process.pid}", daemon=True).start()
+        return exit_code
+
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
@@ -152,32 +175,12 @@ class ChildProcess:
         self._output.write(self.name, text)
 
 
-def _watch_exit(process: "subprocess.Popen[bytes]") -> "asyncio.Future[int]":
-    """Return a future of the exit code.
-
-    asyncio's own wait ends only when all pipes are closed, which a process that the child started may delay.
-    """
-    loop = asyncio.get_running_loop()
-    exit_code: asyncio.Future[int] = loop.create_future()
-
-    def tell(code: int) -> None:
-        if not exit_code.done():
-            exit_code.set_result(code)
-
-    def watch() -> None:
-        code = process.wait()
-        with contextlib.suppress(RuntimeError):  # raised by a closed loop, in which nobody waits for the code
-            loop.call_soon_threadsafe(tell, code)
-
-    threading.Thread(target=watch, name=f"exit of {process.pid}", daemon=True).start()
-    return exit_code
-
-
 def _die_with_parent(parent_pid: int) -> Callable[[], None] | None:
     """Return the function that the child runs before exec, which asks Linux for SIGKILL when the launcher dies.
 
-    The kernel sends the signal when the *thread* that forked ends, so only the main thread spawns children. The
-    launcher spawns them before it opens its first gRPC channel, because gRPC's threads and fork do not go together.
+    The kernel sends the signal when the *thread* that forked ends, so only the main thread spawns children. A restart
+    forks while gRPC has threads. No lock of these threads matters to the child, because the child calls exec at once
+    and gRPC has no handlers of forks unless GRPC_ENABLE_FORK_SUPPORT is set.
     """
     if not sys.platform.startswith("linux"):
         return None

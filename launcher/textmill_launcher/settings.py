@@ -202,6 +202,8 @@ class Settings:
     router_lease_s: float | None = option(
         positive_seconds, "seconds of silence after which a shard takes the router for gone", to=SHARD
     )
+    max_restarts: int = option(integer(0), "restarts of the shards, and of the router, in --restart-window", 3)
+    restart_window: float = option(seconds, "seconds after which a restart no longer counts", 600.0)
     shard_uds_path: str | None = option(text, "prefix of the shards' sockets; without it a private folder")
     master_addr: str = option(text, "address where several shards meet", "127.0.0.1")
     master_port: int | None = option(integer(1, 65535), "port where several shards meet; without it a free one")

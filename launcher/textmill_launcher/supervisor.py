@@ -1,4 +1,4 @@
-"""Starts the children, waits until they serve, watches them, and stops first the router and then the shards."""
+"""Starts shards and router, waits until they serve, and stops first the router and then the shards."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from textmill_launcher.causes import Ending, describe_code
+from textmill_launcher.causes import describe_code
 from textmill_launcher.child_arguments import (
     ModelFolder,
     ShardPlace,
@@ -21,16 +21,17 @@ from textmill_launcher.child_arguments import (
 from textmill_launcher.child_name import ChildName
 from textmill_launcher.child_process import ChildProcess
 from textmill_launcher.devices import count_driver_devices, num_shards
-from textmill_launcher.errors import ChildDied, LaunchError, ModelFilesError
+from textmill_launcher.errors import LaunchError, ModelFilesError
 from textmill_launcher.logs import ChildOutput
 from textmill_launcher.model_files import find_model
-from textmill_launcher.readiness import local_url, wait_for_router, wait_for_shard
+from textmill_launcher.readiness import local_url
+from textmill_launcher.restart_budget import RestartBudget
+from textmill_launcher.router_keeper import RouterKeeper
 from textmill_launcher.settings import Settings
-from textmill_launcher.sockets import SocketPlaces, free_port, socket_places
+from textmill_launcher.shard_group import ShardGroup
+from textmill_launcher.sockets import SocketPlaces, socket_places
 
-SHARD_GRACE_S = 10.0  # short, because without a router a shard has no work to finish
 HELPER_GRACE_S = 5.0
-URGED_ROUTER_GRACE_S = 3.0  # time for the router to tell its clients that their requests will not end
 SHARD_UMASK = 0o077  # keeps other users from a shard's socket since the socket exists
 
 log = logging.getLogger(__name__)
@@ -76,38 +77,63 @@ class Supervisor:
         model = await find_model(self._settings, self._environ, self._run_helper)
         log.info("model files: %s (%.1f s)", model.path, time.monotonic() - began_s)
         with socket_places(self._settings.shard_uds_path, world_size) as sockets:
-            async with self._children(model, sockets, world_size) as (router, shards):
-                url = local_url(self._settings.hostname, self._settings.port)
-                readiness = asyncio.gather(
-                    *(wait_for_shard(shard.name, sockets.of(rank)) for rank, shard in enumerate(shards)),
-                    wait_for_router(router.name, url),
-                )
-                await self._watch([*shards, router], readiness, phase="starting")
+            group = self._make_group(model, sockets, world_size)
+            url = local_url(self._settings.hostname, self._settings.port)
+            router = self._make_router(model, sockets, url)
+            async with self._running(group, router) as guards:
+                await self._watch(guards, asyncio.gather(group.wait_ready(), router.wait_ready()))
                 log.info("ready after %.1f s: %s on %s", time.monotonic() - began_s, model.model_id, url)
                 log.info("try: %s", self._example_call(url))
-                await self._watch([*shards, router], None, phase="serving")
+                await self._watch(guards, None)
+
+    def _make_group(self, model: ModelFolder, sockets: SocketPlaces, world_size: int) -> ShardGroup:
+        settings = self._settings
+        environ = child_environment(self._environ, settings)
+
+        def spawn_rank(place: ShardPlace) -> ChildProcess:
+            command = shard_command(settings, model, place)
+            return self._spawn(ChildName("shard", place.rank), command, environ, umask=SHARD_UMASK)
+
+        return ShardGroup(
+            world_size=world_size,
+            sockets=sockets,
+            master_addr=settings.master_addr,
+            master_port=settings.master_port,
+            spawn_rank=spawn_rank,
+            budget=RestartBudget(settings.max_restarts, settings.restart_window),
+        )
+
+    def _make_router(self, model: ModelFolder, sockets: SocketPlaces, url: str) -> RouterKeeper:
+        settings = self._settings
+        environ = router_environment(self._environ, settings)
+        command = router_command(settings, model, sockets.of(0))
+        return RouterKeeper(
+            url=url,
+            spawn=lambda: self._spawn(ChildName("router"), command, environ),
+            budget=RestartBudget(settings.max_restarts, settings.restart_window),
+        )
 
     @contextlib.asynccontextmanager
-    async def _children(
-        self, model: ModelFolder, sockets: SocketPlaces, world_size: int
-    ) -> AsyncIterator[tuple[ChildProcess, list[ChildProcess]]]:
-        """Start shards and router, in this order and without waiting, and stop them when the block is left."""
-        settings = self._settings
-        meeting_port = (settings.master_port or free_port(settings.master_addr)) if world_size > 1 else None
-        environ = child_environment(self._environ, settings)
-        shards: list[ChildProcess] = []
-        router: ChildProcess | None = None
+    async def _running(self, group: ShardGroup, router: RouterKeeper) -> AsyncIterator[list["asyncio.Task[None]"]]:
+        """Start shards and router, and stop them when the block is left: first the router, then the shards.
+
+        Gives the tasks that guard the two. The router starts at once, because it binds its port and tells clients the
+        phase of the shards. The shards are guarded until the router has ended, because its requests may need them.
+        """
+        group_guard = asyncio.create_task(group.run())
+        router_guard = asyncio.create_task(router.run())
         try:
-            for rank in range(world_size):
-                place = ShardPlace(rank, world_size, sockets.of(rank), settings.master_addr, meeting_port)
-                command = shard_command(settings, model, place)
-                shards.append(self._spawn(ChildName("shard", rank), command, environ, umask=SHARD_UMASK))
-            # The router starts now, because it binds its port at once and tells clients the phase of the shards.
-            command = router_command(settings, model, sockets.of(0))
-            router = self._spawn(ChildName("router"), command, router_environment(self._environ, settings))
-            yield router, shards
+            yield [group_guard, router_guard]
         finally:
-            await self._stop_children(router, shards)
+            await _cancel(router_guard)
+            hurry = asyncio.create_task(self._wait_for_hurry())
+            await router.stop(grace_s=self._settings.graceful_termination_timeout, hurry=[hurry, group_guard])
+            await _cancel(group_guard)
+            await group.stop(self._stop_at_once)
+            await _cancel(hurry)
+
+    async def _wait_for_hurry(self) -> None:
+        await self._stop_at_once.wait()
 
     def _spawn(
         self, name: ChildName, command: Sequence[str], environ: Mapping[str, str], umask: int = -1
@@ -117,61 +143,24 @@ class Supervisor:
         log.debug("%s: %s", name, " ".join(command))
         return child
 
-    async def _watch(self, children: Sequence[ChildProcess], goal: "asyncio.Future[Any] | None", phase: str) -> None:
+    async def _watch(self, guards: Sequence["asyncio.Task[None]"], goal: "asyncio.Future[Any] | None") -> None:
         """Wait for `goal`, or without a goal for ever.
 
-        Raises `Stopped` when a signal comes first, `ChildDied` when a child ends first, and the errors of `goal`.
+        Raises `Stopped` when a signal comes first, and the error of the first guard that ends before.
         """
         stop = asyncio.create_task(self._stop_wanted.wait())
-        ends = {asyncio.create_task(child.wait()): child for child in children}
-        tasks: set[asyncio.Future[Any]] = {stop, *ends, *([] if goal is None else [goal])}
+        own: list[asyncio.Future[Any]] = [stop, *([] if goal is None else [goal])]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if stop in done:
+            await asyncio.wait([*own, *guards], return_when=asyncio.FIRST_COMPLETED)
+            if stop.done():
                 raise Stopped
-            for end, child in ends.items():  # shards come before the router, which may end because a shard died
-                if end in done:
-                    ending = Ending(child.name, end.result(), phase, child.last_lines)
-                    raise ChildDied(ending.describe(), ending.launcher_exit_code)
-            if goal is not None:
-                goal.result()
+            for guard in guards:  # the shards' guard comes first, because a router may end when the shards are lost
+                if guard.done():
+                    guard.result()
         finally:
-            for task in tasks:
-                if not task.done():
-                    task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _stop_children(self, router: ChildProcess | None, shards: Sequence[ChildProcess]) -> None:
-        """Stop the router, which lets running requests end, then all shards at once."""
-        if router is not None and router.is_running:
-            await self._stop_router(router, can_finish=all(shard.is_running for shard in shards))
-        await asyncio.gather(*(self._stop_shard(shard) for shard in shards if shard.is_running))
-
-    async def _stop_router(self, router: ChildProcess, *, can_finish: bool) -> None:
-        """End the router.
-
-        While its requests `can_finish` and no second signal comes, the router may let them end. After that the router
-        gets the time to answer them with an error.
-        """
-        if can_finish:
-            hurry = asyncio.create_task(self._stop_at_once.wait())
-            patient = asyncio.create_task(router.stop(self._settings.graceful_termination_timeout))
-            await asyncio.wait({hurry, patient}, return_when=asyncio.FIRST_COMPLETED)
-            for task in (hurry, patient):
+            for task in own:
                 task.cancel()
-            await asyncio.gather(hurry, patient, return_exceptions=True)
-        code = await router.urge(min(self._settings.graceful_termination_timeout, URGED_ROUTER_GRACE_S))
-        log.info("%s %s", router.name, describe_code(code))
-
-    async def _stop_shard(self, shard: ChildProcess) -> None:
-        """End a shard, at once after a second signal."""
-        hurry = asyncio.create_task(self._stop_at_once.wait())
-        hurry.add_done_callback(lambda task: None if task.cancelled() else shard.kill())
-        try:
-            code = await shard.stop(SHARD_GRACE_S)
-        finally:
-            hurry.cancel()
-        log.info("%s %s", shard.name, describe_code(code))
+            await asyncio.gather(*own, return_exceptions=True)
 
     async def _run_helper(self, name: ChildName, command: Sequence[str], environ: Mapping[str, str]) -> str:
         """Run a download or a conversion to its end, and return the last line of its output.
@@ -198,6 +187,12 @@ class Supervisor:
         key = "" if self._settings.api_key is None else ' -H "Authorization: Bearer $API_KEY"'
         body = '{"inputs":"The capital of France is","parameters":{"max_new_tokens":20,"do_sample":false}}'
         return f"curl {url}/generate -H 'Content-Type: application/json'{key} -d '{body}'"
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    """End a task, whatever it has come to."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def serve(settings: Settings, environ: Mapping[str, str], output: ChildOutput) -> int:

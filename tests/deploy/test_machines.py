@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from textmill_launcher.settings import Settings
-from textmill_launcher.supervisor import SHARD_GRACE_S
+from textmill_launcher.shard_group import SHARD_GRACE_S
 
 from tests.deploy import ties
 from tests.deploy.manifests import DEPLOY, REPOSITORY, load

@@ -13,7 +13,7 @@ import yaml
 from textmill_launcher import hub_download
 from textmill_launcher.errors import LaunchError
 from textmill_launcher.settings import ALL_OPTIONS, TOKEN_VARIABLES, Settings, load_settings
-from textmill_launcher.supervisor import SHARD_GRACE_S
+from textmill_launcher.shard_group import SHARD_GRACE_S
 
 from tests.deploy.manifests import Object, Pod, name_of, pods_of, walk
 from tests.deploy.promql import labels_of, metrics_of

@@ -50,6 +50,8 @@ GOOD_VALUES = {
     "api_key": ("s3cret", "s3cret"),
     "graceful_termination_timeout": ("2.5", 2.5),
     "json_output": ("true", True),
+    "max_restarts": ("0", 0),
+    "restart_window": ("30", 30.0),
     "shard_uds_path": ("/run/textmill", "/run/textmill"),
     "master_addr": ("127.0.0.2", "127.0.0.2"),
     "master_port": ("29501", 29501),

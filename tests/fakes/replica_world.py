@@ -38,7 +38,6 @@ class ReplicaWorld:
                                  regrant_below_tokens=2)  # fmt: skip
         self.schedulers = [Scheduler(config) for _ in range(num_replicas)]
         self.shards: list[ModelShard | None] = [None] * num_replicas
-        self._num_epochs = [0] * num_replicas
         self._placement = Placement(num_replicas)
         self._turn = 0
         self.prompts: dict[int, list[int]] = {}
@@ -85,8 +84,7 @@ class ReplicaWorld:
         ]
 
     def _births(self, replica: int) -> None:
-        self._num_epochs[replica] += 1
-        pool = ShardPool(self._num_epochs[replica], 3, NUM_BLOCKS, BLOCK_SIZE, BUDGET.max_step_tokens)
+        pool = ShardPool(3, NUM_BLOCKS, BLOCK_SIZE, BUDGET.max_step_tokens)
         self.shards[replica] = ModelShard(pool, rng=self._rng, has_overlap=replica % 2 == 0)
         self._send(replica, self.schedulers[replica].begin_epoch(pool, float(self._turn)).plans)
         for other, shard in enumerate(self.shards):

@@ -30,8 +30,8 @@ BUDGET = Budget(max_step_tokens=64, max_prefill_tokens=64, max_chunk_tokens=64)
 ENDED = FLAG_FINISHED | FLAG_LENGTH
 
 
-def make_pool(*, num_blocks: int = 16, num_slots: int = 4, epoch: int = 1) -> ShardPool:
-    return ShardPool(epoch=epoch, num_slots=num_slots, num_blocks=num_blocks, block_size=4, max_step_tokens=64)
+def make_pool(*, num_blocks: int = 16, num_slots: int = 4) -> ShardPool:
+    return ShardPool(num_slots=num_slots, num_blocks=num_blocks, block_size=4, max_step_tokens=64)
 
 
 def make_result(
@@ -93,9 +93,7 @@ class Hand:
         self._num_epochs += 1
         self.plans = []
         return self._keep(
-            self.scheduler.begin_epoch(
-                make_pool(num_blocks=num_blocks, num_slots=num_slots, epoch=self._num_epochs), float(self._num_epochs)
-            )
+            self.scheduler.begin_epoch(make_pool(num_blocks=num_blocks, num_slots=num_slots), float(self._num_epochs))
         )
 
     def submit(self, prompt: Sequence[int], *, max_new: int = 8, **wishes: object) -> int:

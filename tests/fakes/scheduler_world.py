@@ -119,7 +119,6 @@ class World:
     def _births(self) -> None:
         self.num_epochs += 1
         pool = ShardPool(
-            epoch=self.num_epochs,
             num_slots=self.num_slots,
             num_blocks=self.num_blocks + self.rng.choice([0, 0, 3]),
             block_size=BLOCK_SIZE,

@@ -83,7 +83,6 @@ class Pair:
             )
         )
         pool = ShardPool(
-            epoch=self._epoch,
             num_slots=NUM_SLOTS,
             num_blocks=NUM_BLOCKS,
             block_size=BLOCK_SIZE,

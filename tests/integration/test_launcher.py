@@ -119,10 +119,10 @@ def test_stop_while_loading_leaves_nothing_behind(
         assert_gone(pids)
 
 
-def test_killed_shard_stops_the_rest_and_is_named(
+def test_shard_that_is_killed_without_restarts_left_stops_the_rest_and_is_named(
     tiny_arguments: list[str], tmp_path: Path, socket_folder: Path
 ) -> None:
-    with launched(tiny_arguments, tmp_path, TMPDIR=str(socket_folder)) as server:
+    with launched([*tiny_arguments, "--max-restarts", "0"], tmp_path, TMPDIR=str(socket_folder)) as server:
         server.wait_ready()
         pids = process_ids(server)
         (shard,) = server.children("textmill_shard")
@@ -153,10 +153,10 @@ def test_second_signal_gives_running_requests_an_error(tiny_arguments: list[str]
         assert "SIGTERM again" in server.log_text
 
 
-def test_killed_router_stops_the_rest_and_is_named(
+def test_router_that_is_killed_without_restarts_left_stops_the_rest_and_is_named(
     tiny_arguments: list[str], tmp_path: Path, socket_folder: Path
 ) -> None:
-    with launched(tiny_arguments, tmp_path, TMPDIR=str(socket_folder)) as server:
+    with launched([*tiny_arguments, "--max-restarts", "0"], tmp_path, TMPDIR=str(socket_folder)) as server:
         server.wait_ready()
         pids = process_ids(server)
         (router,) = server.children("textmill_router")
@@ -195,6 +195,7 @@ def test_model_that_cannot_be_loaded_is_told_with_rank_and_reason(tmp_path: Path
         log = server.log_text
         assert "shard rank 0" in log
         assert "no_such_architecture" in log
+        assert "starts again" not in log
 
 
 @pytest.mark.parametrize(

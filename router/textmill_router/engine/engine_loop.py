@@ -169,7 +169,7 @@ class EngineLoop:
             self._scheduler = Scheduler(self._configure(facts))
         began_s = time.perf_counter()
         self._moved_s = self.now()
-        decision = self._scheduler.begin_epoch(pool_of(facts, epoch), self._moved_s)
+        decision = self._scheduler.begin_epoch(pool_of(facts), self._moved_s)
         self.steps.on_plans(decision.plans, self._scheduler.num_running, time.perf_counter() - began_s)
         self._client.send(decision.plans)
         self._set_status(EngineStatus(EnginePhase.READY, 1.0, facts))

@@ -86,10 +86,9 @@ def health_from_proto(report: shard_pb2.HealthReport) -> ShardHealth:
     )
 
 
-def pool_of(facts: ShardFacts, epoch: int) -> ShardPool:
-    """Return the facts that the scheduler uses in this epoch."""
+def pool_of(facts: ShardFacts) -> ShardPool:
+    """Return the facts that the scheduler uses."""
     return ShardPool(
-        epoch=epoch,
         num_slots=facts.num_slots,
         num_blocks=facts.num_blocks,
         block_size=facts.block_size,

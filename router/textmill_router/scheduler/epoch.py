@@ -34,7 +34,8 @@ class Epoch:
 
     def __init__(self, pool: ShardPool, config: SchedulerConfig, counters: Counters) -> None:
         self.pool = pool
-        self.number = pool.epoch
+        # The router's own count, because a shard that starts again counts its epochs from 1 again.
+        self.number = counters.num_epochs
         self.counters = counters
         self.slots = Seats(pool.num_slots)
         self.cache = PrefixCache(

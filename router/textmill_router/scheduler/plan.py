@@ -123,7 +123,6 @@ class StepResult:
 class ShardPool:
     """The slots and the memory of an epoch, as the shard's Hello tells them."""
 
-    epoch: int
     num_slots: int
     num_blocks: int
     block_size: int  # tokens

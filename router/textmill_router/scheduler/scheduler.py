@@ -83,10 +83,10 @@ class Scheduler:
         assert self._epoch is None, "end_epoch comes first"
         self._check_pool(pool)
         self._pool = pool
+        self._counters.num_epochs += 1
         self._epoch = self.epoch_type(pool, self._config, self._counters)
         self._reader = StepReader(self._epoch)
         self._is_epoch_condemned = False
-        self._counters.num_epochs += 1
         outputs = []
         for state in list(self._queue):
             if not self.can_ever_fit(state.max_places + 1):

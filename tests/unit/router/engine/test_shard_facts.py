@@ -25,9 +25,9 @@ def test_a_model_has_an_encoder_when_its_decoder_begins_with_tokens_of_its_own()
 
 def test_the_scheduler_gets_the_sizes_of_the_pool() -> None:
     facts = router_facts(num_blocks=100, num_slots=8, block_size=16, max_step_tokens=512, rope_border=4096)
-    pool = ShardPool(3, num_slots=8, num_blocks=100, block_size=16, max_step_tokens=512, rope_border=4096)
-    assert pool_of(facts, epoch=3) == pool
-    assert pool_of(replace(facts, features=()), epoch=3) == replace(pool, can_share_prefixes=False)
+    pool = ShardPool(num_slots=8, num_blocks=100, block_size=16, max_step_tokens=512, rope_border=4096)
+    assert pool_of(facts) == pool
+    assert pool_of(replace(facts, features=())) == replace(pool, can_share_prefixes=False)
 
 
 def test_health_tells_the_phase_while_loading_and_the_reason_after_a_failure() -> None:

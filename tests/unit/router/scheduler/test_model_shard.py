@@ -8,7 +8,7 @@ from textmill_router.scheduler.plan import Admit, Budget, Drop, Extend, Plan, Sh
 
 from tests.fakes.model_shard import EOS_ID, ModelShard, PlanRefused, undisturbed_text
 
-POOL = ShardPool(epoch=1, num_slots=2, num_blocks=8, block_size=4, max_step_tokens=16)
+POOL = ShardPool(num_slots=2, num_blocks=8, block_size=4, max_step_tokens=16)
 BUDGET = Budget(max_step_tokens=16, max_prefill_tokens=16, max_chunk_tokens=4)
 
 

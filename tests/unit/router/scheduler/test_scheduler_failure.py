@@ -153,9 +153,9 @@ def test_rule_22_a_request_that_does_not_fit_the_smaller_pool_fails():
 def test_rule_22_another_block_size_is_refused():
     hand = Hand()
     hand.die()
-    pool = make_pool(epoch=2)
+    pool = make_pool()
     with pytest.raises(PoolMismatch, match="blocks had 4 tokens"):
-        hand.scheduler.begin_epoch(type(pool)(2, 4, 16, 8, 64), 0.0)
+        hand.scheduler.begin_epoch(type(pool)(4, 16, 8, 64), 0.0)
 
 
 def test_rule_22_suspects_enter_alone_and_only_the_killer_fails():

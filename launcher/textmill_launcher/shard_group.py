@@ -1,0 +1,148 @@
+"""The shards of one model: all ranks start together, and all start again when one of them is lost."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from textmill_launcher.causes import Ending, describe_code
+from textmill_launcher.child_arguments import ShardPlace
+from textmill_launcher.child_process import ChildProcess
+from textmill_launcher.child_watch import wait_for_an_end
+from textmill_launcher.errors import ChildDied
+from textmill_launcher.readiness import wait_for_shard
+from textmill_launcher.restart_budget import RestartBudget
+from textmill_launcher.sockets import SocketPlaces, free_port
+
+SHARD_GRACE_S = 10.0  # short, because without a router a shard has no work to finish
+MAX_KILLED_STARTS = 2  # so often in a row a signal may end the first start, before the start counts as hopeless
+
+log = logging.getLogger(__name__)
+
+
+class ShardGroup:
+    """Owns the processes of all ranks. The owner runs `run` as a task, ends the task, and then calls `stop`.
+
+    `spawn_rank` starts the process of one rank. `master_port` is the port where the ranks meet; None takes a free port
+    for each start. Each start uses the same sockets, so that a router finds the new rank 0 where the old one was.
+    """
+
+    def __init__(
+        self,
+        *,
+        world_size: int,
+        sockets: SocketPlaces,
+        master_addr: str,
+        master_port: int | None,
+        spawn_rank: Callable[[ShardPlace], ChildProcess],
+        budget: RestartBudget,
+    ) -> None:
+        self._world_size = world_size
+        self._sockets = sockets
+        self._master_addr = master_addr
+        self._master_port = master_port
+        self._spawn_rank = spawn_rank
+        self._budget = budget
+        self._shards: list[ChildProcess] = []
+        self._was_ready = asyncio.Event()
+        self._num_killed_starts = 0
+
+    async def wait_ready(self) -> None:
+        """Wait until the group has been ready once."""
+        await self._was_ready.wait()
+
+    async def run(self) -> None:
+        """Start the ranks, and start them again whenever one is lost, for ever.
+
+        Raises `ChildDied` when a restart would be vain or when the budget is used up, and `ShardFailed` when a rank
+        says that it cannot serve.
+        """
+        while True:
+            began_s = time.monotonic()
+            self._start()
+            loss = await self._watch(began_s)
+            lost_s = time.monotonic()
+            await self._end_ranks()
+            delay_s = self._take_restart(loss)
+            log.warning(
+                "%s\n  the group starts again in %.0f s (restart %d of %d in %.0f s)",
+                *(loss.describe(), delay_s),
+                *(self._budget.num_used, self._budget.max_restarts, self._budget.window_s),
+            )
+            await asyncio.sleep(delay_s)
+            log.info("shards: gone for %.1f s, starting again", time.monotonic() - lost_s)
+
+    async def stop(self, hurry: asyncio.Event) -> None:
+        """End all ranks at once by SIGTERM, and by SIGKILL after `SHARD_GRACE_S` or as soon as `hurry` is set."""
+        await asyncio.gather(*(_stop(shard, hurry) for shard in self._shards if shard.is_running))
+
+    def _start(self) -> None:
+        meeting_port = (self._master_port or free_port(self._master_addr)) if self._world_size > 1 else None
+        self._shards = []
+        for rank in range(self._world_size):
+            socket = self._sockets.of(rank)
+            socket.unlink(missing_ok=True)  # a killed shard leaves its socket, which would look like a living shard
+            place = ShardPlace(rank, self._world_size, socket, self._master_addr, meeting_port)
+            self._shards.append(self._spawn_rank(place))
+
+    async def _watch(self, began_s: float) -> Ending:
+        """Wait until a rank is lost, and log when all ranks are ready. Raises `ShardFailed`."""
+        end = asyncio.create_task(wait_for_an_end(self._shards))
+        ready = asyncio.gather(
+            *(wait_for_shard(shard.name, self._sockets.of(rank)) for rank, shard in enumerate(self._shards))
+        )
+        tasks: Sequence[asyncio.Future[Any]] = (end, ready)
+        phase = "starting"
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not end.done():
+                ready.result()
+                phase = "serving"
+                self._num_killed_starts = 0
+                if self._was_ready.is_set():
+                    log.info("shards: ready again after %.1f s", time.monotonic() - began_s)
+                self._was_ready.set()
+            child = await end
+            return Ending(child.name, await child.wait(), phase, child.last_lines)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _take_restart(self, loss: Ending) -> float:
+        """Return the seconds to wait before the next start. Raises `ChildDied` when there must be none.
+
+        A first start that a shard itself gives up (a bad flag, a bad model) would fail again. A first start that is
+        ended by a signal is tried once more.
+        """
+        if not self._was_ready.is_set():
+            self._num_killed_starts += 1
+            if loss.code >= 0 or self._num_killed_starts >= MAX_KILLED_STARTS:
+                raise ChildDied(loss.describe(), loss.launcher_exit_code)
+        delay_s = self._budget.take()
+        if delay_s is None:
+            text = loss.describe()
+            if self._budget.max_restarts:
+                text += (
+                    f"\n  no further restart: {self._budget.max_restarts} in {self._budget.window_s:g} s are used up "
+                    "(--max-restarts, --restart-window)"
+                )
+            raise ChildDied(text, loss.launcher_exit_code)
+        return delay_s
+
+    async def _end_ranks(self) -> None:
+        """Kill the ranks that are left, which SIGTERM cannot end while they wait for the lost rank."""
+        for shard in self._shards:
+            shard.kill()
+        await asyncio.gather(*(shard.wait() for shard in self._shards))
+
+
+async def _stop(shard: ChildProcess, hurry: asyncio.Event) -> None:
+    hurried = asyncio.create_task(hurry.wait())
+    hurried.add_done_callback(lambda task: None if task.cancelled() else shard.kill())
+    try:
+        code = await shard.stop(SHARD_GRACE_S)
+    finally:
+        hurried.cancel()
+    log.info("%s %s", shard.name, describe_code(code))

@@ -15,7 +15,7 @@ import uvicorn
 from textmill_router.api.routes import build_app
 from textmill_router.chat.answer_form import warn_of_unknown_calls
 from textmill_router.chat.template_files import load_chat_templates
-from textmill_router.engine.engine_loop import EngineLoop
+from textmill_router.engine.replica_set import ReplicaSet
 from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.status import EnginePhase
 from textmill_router.health.loop_watchdog import LoopWatchdog
@@ -90,15 +90,15 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
-async def start_backend(service: Service) -> EngineLoop:
-    """Load the tokenizer, connect to the shard, wait until it is ready. Raises SettingsError or BackendLost."""
+async def start_backend(service: Service) -> ReplicaSet:
+    """Load the tokenizer, connect to the shards, wait for one replica. Raises SettingsError or BackendLost."""
     settings = service.settings
     tokenizer = await asyncio.to_thread(Tokenizer.load, settings.model_dir, settings.validation_workers)
     config_path = None if settings.tokenizer_config_path is None else Path(settings.tokenizer_config_path)
     chat_templates = await asyncio.to_thread(load_chat_templates, Path(settings.model_dir), config_path)
     warn_of_unknown_calls(chat_templates, service.format_flags)
-    options = ShardClientOptions(uds_path=settings.shard_uds_path)
-    engine = EngineLoop(options, partial(scheduler_config, settings), tokenizer.digest, on_change=service.health.look)
+    options = [ShardClientOptions(uds_path=path) for path in settings.shard_uds_path]
+    engine = ReplicaSet(options, partial(scheduler_config, settings), tokenizer.digest, on_change=service.health.look)
     service.attach(engine, tokenizer, chat_templates)
     await engine.start()
     try:

@@ -121,7 +121,9 @@ class Settings:
         _text, "name that clients use instead of model-id; repeatable, answers have the first", (), kind="list"
     )
     model_sha: str | None = _option(_text, "revision hash of the model, shown in /info", None)
-    shard_uds_path: str = _option(_text, "Unix socket of the shard with rank 0")
+    shard_uds_path: tuple[str, ...] = _option(
+        _text, "Unix socket of the shard with rank 0; repeated, one for each replica", kind="list"
+    )
 
     max_concurrent_requests: int = _option(_integer(1), "sequences in work or waiting; more get 429", 128)
     max_best_of: int = _option(_integer(1), "largest best_of of a request", 2)

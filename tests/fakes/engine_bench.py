@@ -9,6 +9,7 @@ from pathlib import Path
 
 import uvloop
 from textmill_router.engine.engine_loop import EngineLoop
+from textmill_router.engine.replica_set import ReplicaSet
 from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.shard_facts import ShardFacts
 from textmill_router.engine.status import EnginePhase
@@ -28,7 +29,7 @@ SMALL = FakeShardOptions(num_slots=8, num_blocks=512, max_step_tokens=512)
 class Bench:
     """An engine that is connected to a fake shard, with short calls for tests."""
 
-    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer) -> None:
+    def __init__(self, engine: EngineLoop | ReplicaSet, tokenizer: Tokenizer) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
 

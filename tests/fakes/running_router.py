@@ -52,7 +52,7 @@ class RunningRouter:
             **{
                 "model_dir": str(model_dir),
                 "model_id": "fake/model",
-                "shard_uds_path": str(socket_path),
+                "shard_uds_path": (str(socket_path),),
                 "hostname": "127.0.0.1",
                 "port": 0,
                 **settings,

@@ -7,7 +7,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from textmill_router.api.openapi.answer_types import HealthAnswer, ProbeAnswer
-from textmill_router.api.tgi.types import InfoAnswer
+from textmill_router.api.tgi.types import InfoAnswer, ReplicaInfo
 from textmill_router.errors import RequestError
 from textmill_router.health.states import StateRow
 from textmill_router.http.replies import send_error, send_reply
@@ -98,6 +98,15 @@ class InfoRoute:
             max_batch_total_tokens=facts.num_blocks * facts.block_size,
             max_batch_size=facts.num_slots,
             health_state=self._service.health.look().state.value,
+            replicas=[
+                ReplicaInfo(
+                    replica=number,
+                    phase=replica.phase,
+                    num_slots=0 if replica.stats is None else replica.stats.num_slots,
+                    num_blocks=0 if replica.stats is None else replica.stats.num_blocks,
+                )
+                for number, replica in enumerate(self._service.replica_numbers())
+            ],
         )
 
 

@@ -23,6 +23,7 @@ from textmill_router.request import Failure, FailureCode, GenerationRequest, Out
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.epoch import Counters
 from textmill_router.scheduler.plan import StepResult
+from textmill_router.scheduler.request_state import RequestState
 from textmill_router.scheduler.scheduler import Scheduler, SchedulerStats, StreamBroken
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ class EngineLoop:
 
     The owner calls `start`, then `submit` and `cancel` from the same asyncio loop, then `stop`. `configure` makes the
     scheduler's settings from the facts of the first Hello. `tokenizer_digest` is the digest of the router's own
-    tokenizer; a shard with another digest is refused. `on_change` is called after each change of the status.
+    tokenizer; a shard with another digest is refused. `number` is that of the replica, `steps` are the numbers that
+    several loops may share, and `on_change` is called after each change of the status.
     """
 
     def __init__(
@@ -57,15 +59,19 @@ class EngineLoop:
         client_options: ShardClientOptions,
         configure: Callable[[ShardFacts], SchedulerConfig],
         tokenizer_digest: str,
+        *,
+        number: int = 0,
+        steps: StepMetrics | None = None,
         on_change: Callable[[], object] = lambda: None,
     ) -> None:
+        self.number = number
         self._configure = configure
         self._tokenizer_digest = tokenizer_digest
         self._on_change = on_change
         self._client = ShardClient(client_options)
         self._scheduler: Scheduler | None = None
         self._readers: dict[RequestId, _Reader] = {}
-        self.steps = StepMetrics()
+        self.steps = steps or StepMetrics()
         self._status = EngineStatus()
         self._status_changed = asyncio.Event()
         self._held_outputs: list[RequestOutput] = []
@@ -100,6 +106,11 @@ class EngineLoop:
 
     def next_request_id(self) -> RequestId:
         return RequestId(next(self._request_ids))
+
+    @property
+    def scheduler(self) -> Scheduler | None:
+        """The scheduler, for the placement of requests; None before the first epoch and after the stop."""
+        return None if self._status.phase is EnginePhase.STOPPED else self._scheduler
 
     def stats(self) -> SchedulerStats | None:
         """Return the numbers of queue, slots and blocks; None before the first epoch."""
@@ -136,11 +147,14 @@ class EngineLoop:
             await asyncio.gather(self._task, return_exceptions=True)
         self._end("the router is stopping")
 
-    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
-        """Take a request, whose outputs go to the sink. Raises EngineUnavailable, and the scheduler's QueueFull."""
+    def submit(self, request: GenerationRequest, sink: OutputSink, state: RequestState | None = None) -> None:
+        """Take a request, whose outputs go to the sink. Raises EngineUnavailable, and the scheduler's QueueFull.
+
+        `state` is the request's state where a placement has made one.
+        """
         if self._scheduler is None or self._status.phase is EnginePhase.STOPPED:
             raise EngineUnavailable(self._status)
-        self._scheduler.on_submit(request, self.now())
+        self._scheduler.on_submit(request, self.now(), state)
         self._readers[request.request_id] = _Reader(sink)
         self._tick_soon()
 
@@ -150,6 +164,11 @@ class EngineLoop:
             return
         assert self._scheduler is not None
         self._scheduler.on_cancel(request_id)
+        self._tick_soon()
+
+    def take_reader(self, other: "EngineLoop", request_id: RequestId) -> None:
+        """Take over the reader of a request that this loop's scheduler has adopted from the scheduler of the other."""
+        self._readers[request_id] = other._readers.pop(request_id)
         self._tick_soon()
 
     # ---- Calls of the stream: the methods of `StreamHandler`.
@@ -174,7 +193,8 @@ class EngineLoop:
         self._client.send(decision.plans)
         self._set_status(EngineStatus(EnginePhase.READY, 1.0, facts))
         self._deliver(decision.outputs)
-        log.info("epoch begins", extra={"epoch": epoch, "num_slots": facts.num_slots, "num_blocks": facts.num_blocks})
+        numbers = {"epoch": epoch, "num_slots": facts.num_slots, "num_blocks": facts.num_blocks}
+        log.info("epoch begins", extra={"replica": self.number, **numbers})
 
     def on_result(self, result: StepResult) -> None:
         scheduler = self._scheduler
@@ -232,8 +252,8 @@ class EngineLoop:
         assert self._scheduler is not None
         if self._scheduler.num_running:
             self.steps.on_lost_step(StepKind.PREFILL if self._scheduler.is_any_in_prefill else StepKind.DECODE)
-        self._set_status(EngineStatus(EnginePhase.LOST, 0.0, self._status.facts, reason))
         self._deliver(self._scheduler.end_epoch(self.now()))
+        self._set_status(EngineStatus(EnginePhase.LOST, 0.0, self._status.facts, reason))
 
     # ---- Inner parts.
 
@@ -243,6 +263,10 @@ class EngineLoop:
         except Exception as error:
             # Nothing can be served any more. The owner of this loop sees the phase STOPPED and ends the process.
             log.critical("engine stopped", exc_info=not isinstance(error, ShardMismatch), extra={"reason": str(error)})
+            if self._scheduler is not None:
+                self._deliver(self._scheduler.end_epoch(self.now()))
+                # For an instant the loop counts as lost, so that a set of replicas can move the requests.
+                self._set_status(EngineStatus(EnginePhase.LOST, 0.0, self._status.facts, str(error)))
             self._end(str(error) or type(error).__name__)
 
     def _tick_soon(self) -> None:

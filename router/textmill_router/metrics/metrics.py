@@ -36,10 +36,25 @@ _CONCAT_REASON = "chunking"
 class EngineNumbers:
     """The engine's numbers at a scrape. `block_size` is in tokens."""
 
-    stats: SchedulerStats
+    stats: SchedulerStats  # of all replicas together
     steps: StepMetrics
     block_size: int
     is_up: bool
+    replicas: Sequence["ReplicaNumbers"] = ()  # in the order of their numbers
+    num_moved_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaNumbers:
+    """The numbers of one replica. `stats` is None before the replica's first epoch; `phase` is that of its engine."""
+
+    stats: SchedulerStats | None
+    phase: str
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the replica serves."""
+        return self.phase == "ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +193,8 @@ class Metrics:
 
 def _engine_families(engine: EngineNumbers) -> Iterator[Metric]:
     yield from _stats_families(engine.stats, engine.block_size)
+    yield from _replica_families(engine.replicas)
+    yield counter_family(specs.MOVED_REQUESTS, engine.num_moved_requests)
     steps = engine.steps
     yield summary_family(specs.SKIPPED_TOKENS, steps.num_outputs_by_skipped)
     yield histogram_family(specs.BATCH_NEXT_SIZE, steps.next_size)
@@ -243,3 +260,23 @@ def _stats_families(stats: SchedulerStats, block_size: int) -> Iterator[Metric]:
         (specs.EPOCHS, stats.num_epochs_total),
     ):
         yield counter_family(spec, total)
+
+
+def _replica_families(replicas: Sequence[ReplicaNumbers]) -> Iterator[Metric]:
+    names = [(str(number),) for number in range(len(replicas))]
+    yield labelled_gauges(
+        specs.REPLICA_UP, [(name, replica.is_up) for name, replica in zip(names, replicas, strict=True)]
+    )
+    known = [(name, replica.stats) for name, replica in zip(names, replicas, strict=True) if replica.stats is not None]
+    yield labelled_gauges(specs.REPLICA_RUNNING, [(name, stats.num_running) for name, stats in known])
+    yield labelled_gauges(specs.REPLICA_WAITING, [(name, stats.num_waiting) for name, stats in known])
+    yield labelled_gauges(
+        specs.REPLICA_KV_USAGE, [(name, stats.num_held_blocks / max(1, stats.num_blocks)) for name, stats in known]
+    )
+    yield labelled_counters(
+        specs.REPLICA_OUTPUT_TOKENS, [(name, stats.num_output_tokens_total) for name, stats in known]
+    )
+    yield labelled_counters(
+        specs.REPLICA_HIT_TOKENS, [(name, stats.num_prefix_hit_tokens_total) for name, stats in known]
+    )
+    yield labelled_counters(specs.REPLICA_EPOCHS, [(name, stats.num_epochs_total) for name, stats in known])

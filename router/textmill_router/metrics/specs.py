@@ -196,6 +196,28 @@ SLOTS_SIZE = _spec("textmill_slots_size", _GAUGE, "Slots of the shard")
 STEPS = _spec("textmill_steps", _COUNTER, "Steps of the shard")
 EPOCHS = _spec("textmill_epochs", _COUNTER, "Times that a shard began with an empty KV pool")
 SHARD_UP = _spec("textmill_shard_up", _GAUGE, "1 while the shard serves, else 0")
+_REPLICA = ("replica",)
+REPLICA_UP = _spec("textmill_replica_up", _GAUGE, "1 while this replica serves, else 0", labels=_REPLICA)
+REPLICA_RUNNING = _spec("textmill_replica_requests_running", _GAUGE, "Requests that run here", labels=_REPLICA)
+REPLICA_WAITING = _spec("textmill_replica_requests_waiting", _GAUGE, "Requests that wait here", labels=_REPLICA)
+REPLICA_KV_USAGE = _spec(
+    "textmill_replica_kv_usage_ratio",
+    _GAUGE,
+    "Held KV blocks of this replica divided by all its blocks",
+    labels=_REPLICA,
+)
+REPLICA_OUTPUT_TOKENS = _spec(
+    "textmill_replica_output_tokens", _COUNTER, "Tokens that this replica sampled", labels=_REPLICA
+)
+REPLICA_HIT_TOKENS = _spec(
+    "textmill_replica_prefix_cache_hit_tokens", _COUNTER, "Prompt tokens found in this prefix cache", labels=_REPLICA
+)
+REPLICA_EPOCHS = _spec(
+    "textmill_replica_epochs", _COUNTER, "Times that this replica began with an empty KV pool", labels=_REPLICA
+)
+MOVED_REQUESTS = _spec(
+    "textmill_moved_requests", _COUNTER, "Requests of a lost replica that went on in another replica"
+)
 CACHE_HITS = _spec("textmill_response_cache_hits", _COUNTER, "Calls answered from the response cache")
 CACHE_MISSES = _spec(
     "textmill_response_cache_misses", _COUNTER, "Calls that the response cache could have answered, but did not hold"

@@ -1,6 +1,7 @@
 """The scheduler's numbers, for metrics."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 from textmill_router.scheduler.epoch import Counters, Epoch
 from textmill_router.scheduler.waiting_queue import WaitingQueue
@@ -52,3 +53,8 @@ def collect_stats(epoch: Epoch | None, queue: WaitingQueue, counters: Counters) 
         num_steps_total=counters.num_steps,
         num_epochs_total=counters.num_epochs,
     )
+
+
+def add_stats(parts: Sequence[SchedulerStats]) -> SchedulerStats:
+    """The numbers of several schedulers together."""
+    return SchedulerStats(*(sum(getattr(part, name.name) for part in parts) for name in fields(SchedulerStats)))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from textmill_router.engine.engine_loop import EngineLoop
+from textmill_router.engine.replica_set import ReplicaSet
 from textmill_router.engine.shard_facts import ShardFacts
 from textmill_router.settings import Settings, SettingsError
 
@@ -27,7 +27,7 @@ class Limits:
     input_limit: str = "--max-input-tokens"  # what `max_input_tokens` follows from
 
 
-def resolve_limits(settings: Settings, facts: ShardFacts, engine: EngineLoop) -> Limits:
+def resolve_limits(settings: Settings, facts: ShardFacts, engine: ReplicaSet) -> Limits:
     """Return the limits as they are set or, where they are not, as large as model and KV pool allow.
 
     Raises SettingsError for limits that model or KV pool do not allow.
@@ -90,7 +90,7 @@ def _encoder_limits(limits: Limits, settings: Settings, facts: ShardFacts) -> Li
     return replace(limits, max_input_tokens=most, input_limit=reason)
 
 
-def _largest_fitting(engine: EngineLoop, facts: ShardFacts) -> int:
+def _largest_fitting(engine: ReplicaSet, facts: ShardFacts) -> int:
     """Return the longest request, in tokens, that fits the KV pool while no other request runs."""
     low, high = 0, facts.num_blocks * facts.block_size
     while low < high:

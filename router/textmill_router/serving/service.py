@@ -1,6 +1,7 @@
 """The objects that all endpoints share: settings, permits, metrics and, once the model is ready, the engine."""
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,14 @@ from textmill_router.chat.answer_form import FormatFlags
 from textmill_router.chat.markup_tokens import markup_texts
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplates
-from textmill_router.engine.engine_loop import EngineLoop
+from textmill_router.engine.replica_set import ReplicaSet
 from textmill_router.engine.shard_facts import ShardFacts
 from textmill_router.engine.status import LOADING_PHASES, EnginePhase
 from textmill_router.errors import ModelLoading
 from textmill_router.grammar.compiler import GrammarCompiler
 from textmill_router.health.health import Health
 from textmill_router.health.states import HealthFacts, Start
-from textmill_router.metrics.metrics import CacheNumbers, EngineNumbers, Metrics
+from textmill_router.metrics.metrics import CacheNumbers, EngineNumbers, Metrics, ReplicaNumbers
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Budget
 from textmill_router.serving.limits import Limits, max_prefill_tokens, resolve_limits
@@ -41,7 +42,7 @@ _START_OF = {
 class Backend:
     """An engine that has been ready at least once, and the objects and limits that follow from its model."""
 
-    engine: EngineLoop
+    engine: ReplicaSet
     tokenizer: Tokenizer
     facts: ShardFacts
     limits: Limits
@@ -66,14 +67,14 @@ class Service:
         self.response_cache = ResponseCache(settings.response_cache_bytes)
         self.metrics = Metrics()
         self._started_s = time.monotonic()
-        self._engine: EngineLoop | None = None
+        self._engine: ReplicaSet | None = None
         self._tokenizer: Tokenizer | None = None
         self._chat_templates: ChatTemplates | None = None
         self.model_created_s = _model_time_s(settings.model_dir)
         self._backend: Backend | None = None
         self.health = Health(self._health_facts)
 
-    def attach(self, engine: EngineLoop, tokenizer: Tokenizer, chat_templates: ChatTemplates) -> None:
+    def attach(self, engine: ReplicaSet, tokenizer: Tokenizer, chat_templates: ChatTemplates) -> None:
         """Take the engine whose phase is shown while it loads, and the parts of the model's files that were read."""
         self._engine = engine
         self._tokenizer = tokenizer
@@ -161,15 +162,17 @@ class Service:
     def _health_facts(self) -> HealthFacts:
         status = None if self._engine is None else self._engine.status
         phase = EnginePhase.STARTING if status is None else status.phase
-        is_away, is_beyond_help = False, phase is EnginePhase.STOPPED
+        num_away, is_beyond_help = 0, phase is EnginePhase.STOPPED
         if self._backend is not None:
             signs = self._backend.engine.signs()
-            is_away, is_beyond_help = signs.is_away, is_beyond_help or signs.is_given_up
+            num_away = sum(group.is_away for group in signs)
+            is_beyond_help = is_beyond_help or all(group.is_given_up for group in signs)
         elif status is not None and phase is EnginePhase.STARTING and status.error is not None:
             is_beyond_help = True  # a shard reports that its start failed
         return HealthFacts(
             start=Start.DONE if self._backend is not None else _START_OF.get(phase, Start.SILENT),
-            num_away=int(is_away),
+            num_groups=len(self.settings.shard_uds_path),
+            num_away=num_away,
             is_full=self.permits.is_full,
             has_room=self.permits.has_room,
             is_leaving=self.permits.is_closed,
@@ -182,11 +185,24 @@ class Service:
         stats = None if backend is None else backend.engine.stats()
         numbers = None
         if backend is not None and stats is not None:
-            is_up = backend.engine.status.phase is EnginePhase.READY
-            numbers = EngineNumbers(stats, backend.engine.steps, backend.facts.block_size, is_up)
+            engine = backend.engine
+            is_up = engine.status.phase is EnginePhase.READY
+            numbers = EngineNumbers(
+                stats,
+                engine.steps,
+                backend.facts.block_size,
+                is_up,
+                self.replica_numbers(),
+                engine.num_moved_requests,
+            )
         kept = self.response_cache
         cache = CacheNumbers(num_hits=kept.num_hits, num_misses=kept.num_misses, num_bytes=kept.num_bytes)
         return self.metrics.expose(numbers, cache, num_in_flight=self.permits.held, state=self.health.look().state)
+
+    def replica_numbers(self) -> list[ReplicaNumbers]:
+        """Return the numbers of each replica, in the order of the replicas' numbers; none while there is no engine."""
+        replicas = () if self._engine is None else self._engine.replicas
+        return [ReplicaNumbers(replica.stats(), replica.status.phase.value) for replica in replicas]
 
     def compute_type(self, facts: ShardFacts) -> str:
         """Return the number and kind of devices as the header x-compute-type shows them."""
@@ -237,13 +253,14 @@ def _model_time_s(folder: str) -> int:
 def scheduler_config(settings: Settings, facts: ShardFacts) -> SchedulerConfig:
     """Return the scheduler's settings for this shard."""
     max_prefill = max_prefill_tokens(settings, facts)
+    num_replicas = len(settings.shard_uds_path)  # each has a queue of its own
     return SchedulerConfig(
         budget=Budget(
             max_step_tokens=facts.max_step_tokens,
             max_prefill_tokens=max_prefill,
             max_chunk_tokens=max(1, max_prefill // CHUNKS_PER_PREFILL),
         ),
-        max_waiting_requests=settings.max_queued_requests,
-        max_waiting_tokens=settings.max_queued_tokens,
+        max_waiting_requests=math.ceil(settings.max_queued_requests / num_replicas),
+        max_waiting_tokens=math.ceil(settings.max_queued_tokens / num_replicas),
         prefix_caching=settings.prefix_caching,
     )

@@ -78,6 +78,15 @@ class CompatBody(GenerateBody, frozen=True, gc=False):
     stream: bool | None = None
 
 
+class ReplicaInfo(msgspec.Struct, frozen=True, gc=False):
+    """One replica in /info. `phase` is a phase of `EnginePhase`; slots and blocks are 0 while the replica is away."""
+
+    replica: int
+    phase: str
+    num_slots: int
+    num_blocks: int
+
+
 class InfoAnswer(msgspec.Struct, frozen=True, gc=False):
     """The answer of /info, with the fields of TGI 3, then those of TGI 2, then a field of Textmill."""
 
@@ -101,6 +110,7 @@ class InfoAnswer(msgspec.Struct, frozen=True, gc=False):
     max_batch_total_tokens: int
     max_batch_size: int | None
     health_state: str
+    replicas: list[ReplicaInfo]
     # Both are 0, because new prompts join the running batch at the next step.
     max_waiting_tokens: int = 0
     waiting_served_ratio: float = 0.0

@@ -29,7 +29,7 @@ def limits(settings: dict[str, Any] | None = None, *, pool: int = 400, **info: A
         "decoder_prompt_ids": [1, 2],
     }
     facts = router_facts(**{**encoder, **info})
-    chosen = Settings(model_dir="m", model_id="m", shard_uds_path="s", **(settings or {}))
+    chosen = Settings(model_dir="m", model_id="m", shard_uds_path=("s",), **(settings or {}))
     return resolve_limits(chosen, facts, Pool(pool))  # type: ignore[arg-type]
 
 

@@ -1,0 +1,174 @@
+"""Several engine loops behind one router, one per replica of the model.
+
+A replica is a shard group with its own slots, blocks, prefix index and epochs. The set places each request, and hands
+the requests of a replica whose stream is lost to the replicas that are up.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from textmill_router.engine.engine_loop import EngineLoop
+from textmill_router.engine.shard_client import ShardClientOptions
+from textmill_router.engine.shard_facts import ShardFacts
+from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineStatus, EngineUnavailable
+from textmill_router.health.group_watch import GroupSigns
+from textmill_router.metrics.step_metrics import StepMetrics
+from textmill_router.request import GenerationRequest, OutputSink, RequestId
+from textmill_router.scheduler.config import SchedulerConfig
+from textmill_router.scheduler.placement import Placement
+from textmill_router.scheduler.request_state import RequestState
+from textmill_router.scheduler.scheduler import QueueFull, Scheduler, SchedulerStats
+from textmill_router.scheduler.stats import add_stats
+
+log = logging.getLogger(__name__)
+
+
+class ReplicaSet:
+    """The engine loops of all replicas, with the calls of one engine loop.
+
+    The owner calls `start`, then `submit` and `cancel` from the same asyncio loop, then `stop`. The options come one
+    per replica, in the order of the replicas' numbers, and `on_change` is called after each change of a status. A loop
+    looks for its shard as long as the set lives, so a replica joins again when its shard is back.
+    """
+
+    def __init__(
+        self,
+        client_options: Sequence[ShardClientOptions],
+        configure: Callable[[ShardFacts], SchedulerConfig],
+        tokenizer_digest: str,
+        *,
+        on_change: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._tell = on_change
+        self.steps = StepMetrics()
+        self.num_moved_requests = 0
+        self._changed = asyncio.Event()
+        self._is_stopping = False
+        self._request_ids = itertools.count(1)
+        self._placement = Placement(len(client_options))
+        self.replicas = [
+            EngineLoop(options, configure, tokenizer_digest, number=number, steps=self.steps, on_change=self._on_change)
+            for number, options in enumerate(client_options)
+        ]
+
+    @property
+    def status(self) -> EngineStatus:
+        """The status of the service: ready while one replica is ready, stopped when all are.
+
+        Else the status of the replica that has come furthest, where a lost replica counts more than a loading one.
+        """
+        return max((replica.status for replica in self.replicas), key=_rank_of)
+
+    def signs(self) -> list[GroupSigns]:
+        """Return what is known of each replica's life, in the order of the replicas' numbers."""
+        return [replica.signs() for replica in self.replicas]
+
+    def now(self) -> float:
+        """Return the time in seconds, on the clock of `GenerationRequest.arrival_s`."""
+        return time.monotonic()
+
+    def next_request_id(self) -> RequestId:
+        """Return a number that no other request of any replica has."""
+        return RequestId(next(self._request_ids))
+
+    def stats(self) -> SchedulerStats | None:
+        """Return the numbers of all queues, slots and blocks together; None before the first epoch."""
+        known = [stats for replica in self.replicas if (stats := replica.stats()) is not None]
+        return add_stats(known) if known else None
+
+    def can_ever_fit(self, num_tokens: int) -> bool:
+        """Whether a request whose prompt and output have so many tokens fits the KV pool of a replica alone."""
+        return any(replica.can_ever_fit(num_tokens) for replica in self.replicas)
+
+    async def start(self) -> None:
+        """Begin to look for all shards, and return at once."""
+        for replica in self.replicas:
+            await replica.start()
+
+    async def wait_for_phase(self, *phases: EnginePhase) -> EngineStatus:
+        """Wait until the status of the set has one of these phases, and return the status."""
+        while (status := self.status).phase not in phases:
+            self._changed.clear()
+            await self._changed.wait()
+        return status
+
+    async def stop(self) -> None:
+        """End all streams. Requests that have not ended fail with SHUTDOWN."""
+        self._is_stopping = True
+        await asyncio.gather(*(replica.stop() for replica in self.replicas))
+
+    def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
+        """Take a request, whose outputs go to the sink. Raises EngineUnavailable, and QueueFull when all are full."""
+        if len(self.replicas) == 1:
+            self.replicas[0].submit(request, sink)
+            return
+        schedulers = self._open_schedulers()
+        state = RequestState(request)
+        ranking = self._placement.rank(state, schedulers)
+        if not ranking:
+            raise EngineUnavailable(self.status)
+        for number in ranking:
+            scheduler = schedulers[number]
+            assert scheduler is not None
+            try:
+                self.replicas[number].submit(request, sink, state)
+            except QueueFull:
+                if number == ranking[-1]:
+                    raise
+            else:
+                self._placement.note(state, number, scheduler)
+                return
+
+    def cancel(self, request_id: RequestId) -> None:
+        """End a request, whose sink gets no further output. Does nothing when the request has ended before."""
+        for replica in self.replicas:
+            replica.cancel(request_id)
+
+    def _open_schedulers(self) -> list[Scheduler | None]:
+        """The schedulers of the replicas that are up; where none is, of those that will be up again."""
+        phases = [replica.status.phase for replica in self.replicas]
+        wanted = EnginePhase.READY if EnginePhase.READY in phases else EnginePhase.LOST
+        return [
+            replica.scheduler if phase is wanted else None for replica, phase in zip(self.replicas, phases, strict=True)
+        ]
+
+    def _on_change(self) -> None:
+        """Note a new status of a replica, and move the requests of replicas that are down."""
+        self._changed.set()
+        if not self._is_stopping and len(self.replicas) > 1:
+            self._move_from_lost()
+        self._tell()
+
+    def _move_from_lost(self) -> None:
+        schedulers = self._open_schedulers()
+        is_any_up = self.status.phase is EnginePhase.READY
+        for number, replica in enumerate(self.replicas):
+            if is_any_up and schedulers[number] is None and replica.scheduler is not None:
+                self._move_all(number, replica, schedulers)
+
+    def _move_all(self, number: int, replica: EngineLoop, schedulers: Sequence[Scheduler | None]) -> None:
+        assert replica.scheduler is not None
+        placed, homeless = self._placement.spread(replica.scheduler.give_away(), schedulers)
+        for state in homeless:  # no other pool has room, so the request waits for its own replica
+            replica.scheduler.adopt(state)
+        for state, target in placed:
+            self.replicas[target].take_reader(replica, state.request_id)
+        if placed:
+            self.num_moved_requests += len(placed)
+            log.warning(
+                "requests of a lost replica go on in others", extra={"replica": number, "num_requests": len(placed)}
+            )
+
+
+def _rank_of(status: EngineStatus) -> tuple[int, int, float]:
+    """How far a replica has come; the largest rank is that of the set."""
+    if status.phase is EnginePhase.READY:
+        return 3, 0, 0.0
+    if status.phase is EnginePhase.LOST:
+        return 2, 0, 0.0
+    if status.phase in LOADING_PHASES:
+        return 1, LOADING_PHASES.index(status.phase), status.progress
+    return 0, 0, 0.0

@@ -132,6 +132,8 @@ def regex_grammar(regex: object, *, field: str) -> AskedGrammar:
     except UnicodeEncodeError as error:
         name = field.partition(".")[0]
         raise _refuse(name, f"must be text, found half a surrogate pair at character {error.start}") from None
+    if (len(regex) - len(regex.rstrip("\\"))) % 2:
+        raise _refuse(field, "must not end with a single backslash; write two for the character itself")
     return AskedGrammar(AskedKind.REGEX, regex, field)
 
 

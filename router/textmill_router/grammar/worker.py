@@ -16,6 +16,7 @@ from typing import TextIO
 
 import llguidance
 
+from textmill_router.grammar.reasons import reason_of
 from textmill_router.request import Grammar
 
 # Tighter than the library's own, so that the threads of the shard that compile the same again are never held for long.
@@ -62,7 +63,8 @@ class Compiler:
             mask = matcher.compute_bitmask()
             if not matcher.get_error() and not any(mask):
                 return "no text matches it"
-        return _readable(matcher.get_error()) or None
+        error = _without_listing(matcher.get_error())
+        return reason_of(error) if error else None
 
 
 def with_readable_decoder(tokenizer_json: str) -> str:
@@ -96,7 +98,7 @@ def with_ends(tokenizer_json: str, ids: Sequence[int]) -> str:
     return json.dumps(parts)
 
 
-def _readable(error: str) -> str:
+def _without_listing(error: str) -> str:
     """The library's message without its marks, and without the lines of a grammar that the client did not write."""
     lines = []
     is_listing = False

@@ -48,7 +48,9 @@ class Matcher:
 
     def _check(self) -> None:
         if self._library.is_error():
-            raise GrammarFault(f"the grammar's matcher stopped: {self._library.get_error()}")
+            error = self._library.get_error()
+            reason = "no token can follow the text so far" if error.startswith("NoExtension") else error
+            raise GrammarFault(f"the grammar cannot be followed any further: {reason}")
 
 
 class MatcherFactory:

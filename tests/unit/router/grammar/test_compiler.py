@@ -62,12 +62,21 @@ def test_what_the_library_can_do_passes_and_the_rest_is_refused_with_its_reason(
         await compiler.check(Grammar('start: "a" start | "b"'))
         for grammar, words in (
             (Grammar('start: %json {"not":{"type":"string"}}'), 'Unimplemented keys: ["not"]'),
-            (schema('{"type":5}'), "type must be a string or array of strings"),
-            (schema('{"type":"integer","minimum":5,"maximum":1}'), "Unsatisfiable"),
-            (schema('{"x-guidance":{"lenient":true},"not":{}}'), "Unsatisfiable"),
-            (regex("(a"), "unclosed group"),
-            (regex("(?=a)b"), "look-around"),
-            (regex(r"[^\s\S]"), ""),
+            (schema('{"type":5}'), "`type` must be a string or an array of strings"),
+            (schema('{"type":"integer","minimum":5,"maximum":1}'), "no text matches it: "),
+            (schema('{"x-guidance":{"lenient":true},"not":{}}'), "no text matches it"),
+            (regex("(a"), "a regular expression is wrong at `(`: unclosed group"),
+            (regex("(?=a)b"), "wrong at `(?=`: it looks at what stands around a place"),
+            (regex("a^b"), "the regular expression `a^b` has a `^` or `$` inside"),
+            (regex(r"a\bb"), "has a word boundary"),
+            (regex("ab("), "wrong at `(`"),
+            (regex("a\n("), "unclosed group"),
+            (regex("é(?=a)"), "wrong at `(?=`"),
+            (regex(r"[^\s\S]"), "no text matches it"),
+            (regex("[a&&b]"), "no text matches it"),
+            (schema('{"minLength":-1}'), "`minLength` must be a whole number of at least 0, found -1"),
+            (schema('{"required":[5]}'), "each entry of `required` must be a string, found 5"),
+            (schema('{"enum":5}'), "`enum` must be an array"),
             (regex("a\ud800"), "half a surrogate pair at character 9"),
             (Grammar("start: nobody"), "nobody"),
         ):
@@ -75,8 +84,19 @@ def test_what_the_library_can_do_passes_and_the_rest_is_refused_with_its_reason(
         # The message leaves out the rules that the router has put around the client's grammar.
         lines = 'start: "a" answer\nanswer: %json {"type": "wat"}\nother: "b"'
         assert await reason(compiler, Grammar(lines)) == (
-            "`grammar` does not compile: failed to compile JSON schema: Invalid type: wat"
+            "`grammar` does not compile: `wat` is no type of JSON Schema; the types are `array`, `boolean`, `integer`, "
+            "`null`, `number`, `object` and `string`"
         )
+        library_words = ("regex parse error", "NoExtension", "not supported yet", "f64", "(in regex)", "JSON schema:")
+        for bad in [
+            regex("(?=a)"),
+            regex("[^\\s\\S]"),
+            regex("a$b"),
+            schema('{"minimum":"x"}'),
+            schema('{"type":"x"}'),
+        ]:
+            sentence = await reason(compiler, bad)
+            assert [word for word in library_words if word in sentence] == []
         told = await reason(compiler, Grammar("start: answer\nanswer: /((/"))
         assert "unclosed group" in told
         assert "start" not in told

@@ -199,6 +199,9 @@ class Settings:
     graceful_termination_timeout: float = option(
         seconds, "seconds that running requests get after SIGTERM", 90.0, short="-g"
     )
+    shutdown_delay: float = option(
+        seconds, "seconds after SIGTERM in which calls are still served while /health/ready is 503", 0.0, to=ROUTER
+    )
     router_lease_s: float | None = option(
         positive_seconds, "seconds of silence after which a shard takes the router for gone", to=SHARD
     )

@@ -127,7 +127,8 @@ class Supervisor:
         finally:
             await _cancel(router_guard)
             hurry = asyncio.create_task(self._wait_for_hurry())
-            await router.stop(grace_s=self._settings.graceful_termination_timeout, hurry=[hurry, group_guard])
+            grace_s = self._settings.shutdown_delay + self._settings.graceful_termination_timeout
+            await router.stop(grace_s=grace_s, hurry=[hurry, group_guard])
             await _cancel(group_guard)
             await group.stop(self._stop_at_once)
             await _cancel(hurry)

@@ -181,8 +181,16 @@ async def _serve_backend(service: Service) -> None:
 
 
 async def _drain(service: Service, hurry: asyncio.Event) -> None:
-    """Take no new call, and let running requests end, up to the deadline or a second signal."""
-    timeout_s = service.settings.drain_timeout
+    """Say that the server leaves, then take no new call, and let running requests end.
+
+    The server takes calls for the shutdown delay, in which load balancers notice. A second signal ends both waits.
+    """
+    delay_s, timeout_s = service.settings.shutdown_delay, service.settings.drain_timeout
+    service.leave()
+    if delay_s:
+        log.info("not ready any more", extra={"delay_s": delay_s})
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(hurry.wait(), delay_s)
     log.info("draining", extra={"num_running": service.permits.held, "timeout_s": timeout_s})
     service.permits.close()
     waits = {asyncio.create_task(service.permits.wait_idle()), asyncio.create_task(hurry.wait())}

@@ -53,6 +53,16 @@ def _seconds(value: str) -> float:
     return number
 
 
+def _pause(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise _BadValue("a number of seconds >= 0")
+    return number
+
+
 def _text(value: str) -> str:
     if not value.strip():
         raise _BadValue("some text")
@@ -168,7 +178,12 @@ class Settings:
     body_timeout: float = _option(_seconds, "seconds that a client has to send a body, and one more per 16 KiB", 30.0)
     keep_alive_timeout: float = _option(_seconds, "seconds that an idle connection stays open", 75.0)
     stall_timeout: float = _option(_seconds, "seconds after which a client that reads nothing is cut off", 30.0)
-    drain_timeout: float = _option(_seconds, "seconds that running requests get after SIGTERM", 80.0)
+    shutdown_delay: float = _option(
+        _pause, "seconds after SIGTERM in which calls are still served while /health/ready is 503", 0.0
+    )
+    drain_timeout: float = _option(
+        _seconds, "seconds that running requests get after SIGTERM and the shutdown delay", 80.0
+    )
 
     tokenizer_config_path: str | None = _option(
         _text, "tokenizer_config.json whose chat template and special tokens win over the model's", None

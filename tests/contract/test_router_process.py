@@ -124,6 +124,46 @@ def test_drain_has_an_end_and_tells_those_who_still_wait(tmp_path: Path) -> None
         assert process.exit_status() == 0
 
 
+def test_shutdown_delay_serves_calls_while_balancers_notice(tmp_path: Path) -> None:
+    body = {"inputs": "hi", "parameters": {"max_new_tokens": 3}}
+    with (
+        FakeShard(tmp_path / "shard.sock", FakeShardOptions(step_s=0.005)),
+        router_process(tmp_path, "--shutdown-delay", "1.5") as process,
+    ):
+        port = process.wait_for("listening")["port"]
+        process.wait_for("ready")
+        with client_of(port) as client:
+            assert "connection" not in client.post("/generate", json=body).headers
+            process.terminate()
+            assert process.wait_for("not ready any more")["delay_s"] == 1.5
+            probes = [client.get(path) for path in ("/health/ready", "/health", "/health/live")]
+            assert [probe.status_code for probe in probes] == [503, 503, 200]
+            assert probes[0].json()["state"] == "draining"
+            # A stream that begins in the delay keeps the server until the client has seen what comes after the delay.
+            long = {**body, "parameters": {"max_new_tokens": 2000}}
+            with client.stream("POST", "/generate_stream", json=long) as stream:
+                assert (stream.status_code, stream.headers["connection"]) == (200, "close")
+                process.wait_for("draining")
+                refused = client.post("/generate", json=body)
+                assert (refused.status_code, refused.json()["error_type"]) == (503, "shutting_down")
+                assert refused.headers["connection"] == "close"
+                assert int(refused.headers["retry-after"]) >= 1
+                process.terminate()
+        assert process.exit_status() == 0
+
+
+def test_second_signal_ends_the_shutdown_delay(tmp_path: Path) -> None:
+    with (
+        FakeShard(tmp_path / "shard.sock", FakeShardOptions()),
+        router_process(tmp_path, "--shutdown-delay", "1000") as process,
+    ):
+        process.wait_for("ready")
+        process.terminate()
+        process.wait_for("not ready any more")
+        process.terminate()
+        assert process.exit_status() == 0
+
+
 def test_shard_that_does_not_fit_ends_the_process_with_the_reason(tmp_path: Path) -> None:
     with FakeShard(tmp_path / "shard.sock", FakeShardOptions(protocol_version=99)), router_process(tmp_path) as process:
         assert process.exit_status() == 1

@@ -12,7 +12,7 @@ from tests.fakes.running_router import RunningRouter
 # Prometheus adds these when it scrapes; `pod`, `service` and `namespace` come from a ServiceMonitor.
 SCRAPE_LABELS = {"job", "instance", "namespace", "pod", "service"}
 HISTOGRAM_LABELS = {"le"}
-PROBED_PATHS = {"/health", "/metrics"}
+PROBED_PATHS = {"/health/startup", "/health/ready", "/health/live", "/metrics"}
 
 
 @dataclass(frozen=True, slots=True)

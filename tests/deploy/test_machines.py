@@ -82,7 +82,8 @@ def test_a_server_of_the_compose_file_takes_flags_and_variables(name: str) -> No
     assert settings.api_key is not None
     assert [published.rsplit(":", 1)[1] for published in service["ports"]] == [str(settings.port)]
     assert all(published.startswith("127.0.0.1:") for published in service["ports"])
-    assert seconds(service["stop_grace_period"]) > settings.graceful_termination_timeout + SHARD_GRACE_S
+    needed_s = settings.shutdown_delay + settings.graceful_termination_timeout + SHARD_GRACE_S
+    assert seconds(service["stop_grace_period"]) > needed_s
     assert service["read_only"]
     writable = dict(entry.partition(":")[::2] for entry in service["tmpfs"])
     assert set(writable) == {"/tmp", "/home/textmill"}
@@ -130,6 +131,7 @@ def test_the_unit_starts_the_launcher_with_variables_that_it_reads() -> None:
     settings = ties.launcher_settings([Path(command).name], environ)
     assert Path(command).name == "launcher"
     assert isinstance(settings, Settings), settings
-    assert float(values["TimeoutStopSec"][0]) > settings.graceful_termination_timeout + SHARD_GRACE_S
+    needed_s = settings.shutdown_delay + settings.graceful_termination_timeout + SHARD_GRACE_S
+    assert float(values["TimeoutStopSec"][0]) > needed_s
     assert environ["HOME"] == f"/var/lib/{values['StateDirectory'][0]}"
     assert values["RestartPreventExitStatus"] == ["2"]

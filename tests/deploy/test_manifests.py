@@ -16,7 +16,7 @@ from tests.fakes.running_router import RunningRouter
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> ServerFacts:
-    return ask_server(tmp_path_factory.mktemp("server"), PROBED_PATHS | {"/healthz", "/health/live"})
+    return ask_server(tmp_path_factory.mktemp("server"), PROBED_PATHS | {"/healthz", "/health/alive"})
 
 
 def all_documents(deploy: Path = DEPLOY) -> list[Object]:
@@ -62,12 +62,16 @@ def test_probes_find_what_they_ask_for(facts: ServerFacts) -> None:
 def test_liveness_holds_while_the_model_loads_and_while_calls_end(tmp_path: Path) -> None:
     """The route of the liveness probe answers when the other two probes already, or still, say no."""
     with RunningRouter(tmp_path, is_loading=True) as router, router.client() as client:
-        assert [client.get(path).status_code for path in ("/health", "/metrics")] == [503, 200]
+
+        def statuses() -> list[int]:
+            return [client.get(f"/health/{probe}").status_code for probe in ("startup", "ready", "live")]
+
+        assert statuses() == [503, 503, 200]
         router.shard.load(None)
         router.wait_until_healthy()
-        assert client.get("/health").status_code == 200
-        router.in_loop(router.service.permits.close)
-        assert [client.get(path).status_code for path in ("/health", "/metrics")] == [503, 200]
+        assert statuses() == [200, 200, 200]
+        router.in_loop(router.service.leave)
+        assert statuses() == [200, 503, 200]
 
 
 def test_every_overlay_is_one_of_these() -> None:

@@ -19,6 +19,7 @@ from tests.deploy.manifests import Object, Pod, name_of, pods_of, walk
 from tests.deploy.promql import labels_of, metrics_of
 from tests.deploy.server_facts import ServerFacts
 
+PROBES = {"startup": "/health/startup", "readiness": "/health/ready", "liveness": "/health/live"}
 SPARE_S = 5  # between the end of the last process and the runtime's SIGKILL
 GPU = "nvidia.com/gpu"
 # What others than the launcher read: the hub's client, the shell, torch and Triton.
@@ -197,7 +198,7 @@ def server(pod: Pod, environ: Mapping[str, str]) -> Iterator[str]:
         yield f"listens on {settings.hostname}: nobody else reaches that"
     grace_s = spec.get("terminationGracePeriodSeconds", 30)
     sleep_s = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-    needed_s = sleep_s + settings.graceful_termination_timeout + SHARD_GRACE_S + SPARE_S
+    needed_s = sleep_s + settings.shutdown_delay + settings.graceful_termination_timeout + SHARD_GRACE_S + SPARE_S
     if grace_s <= needed_s:
         yield f"terminationGracePeriodSeconds is {grace_s}, preStop, router, shards and {SPARE_S} s take {needed_s:g}"
     if not sleep_s:
@@ -207,8 +208,10 @@ def server(pod: Pod, environ: Mapping[str, str]) -> Iterator[str]:
     startup = container["startupProbe"]
     if startup["periodSeconds"] * startup["failureThreshold"] < 600:
         yield "the startup probe gives a model less than ten minutes"
-    if container["livenessProbe"]["httpGet"]["path"] == "/health":
-        yield "the liveness probe asks /health, which is 503 while the server drains"
+    for name in ("startup", "readiness", "liveness"):
+        path = container[f"{name}Probe"]["httpGet"]["path"]
+        if path != PROBES[name]:
+            yield f"the {name} probe asks {path}, and {PROBES[name]} answers its question"
     if settings.device == "cpu" and settings.memory_fraction is None:
         yield "a CPU pod needs --memory-fraction, the default is for shared machines"
     gpus = container["resources"]["limits"].get(GPU, 0)

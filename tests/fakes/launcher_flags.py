@@ -49,6 +49,7 @@ GOOD_VALUES = {
     "cors_allow_origin": ("https://a.example", ("https://a.example",)),
     "api_key": ("s3cret", "s3cret"),
     "graceful_termination_timeout": ("2.5", 2.5),
+    "shutdown_delay": ("1.5", 1.5),
     "json_output": ("true", True),
     "max_restarts": ("0", 0),
     "restart_window": ("30", 30.0),

@@ -45,7 +45,7 @@ def build_app(service: Service) -> FrontDoor:
             open_paths.add(settings.aip_health_route)
         app = ApiKey(app, settings.api_key, styles, open_paths)
     app = Cors(app, settings.cors_allow_origin)
-    return FrontDoor(app, service.metrics.on_http, styles)
+    return FrontDoor(app, service.metrics.on_http, styles, lambda: service.is_leaving)
 
 
 class _Methods:

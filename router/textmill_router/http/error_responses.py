@@ -34,6 +34,7 @@ from textmill_router.errors import (
 )
 
 Header = tuple[bytes, bytes]
+CLOSE: Header = (b"connection", b"close")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,5 +134,5 @@ def error_headers(error: RequestError) -> list[Header]:
     if isinstance(error, RetryLater):
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     if isinstance(error, ShuttingDown | PayloadTooLarge):
-        headers.append((b"connection", b"close"))
+        headers.append(CLOSE)
     return headers

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.errors import InternalError, Unauthorized
 from textmill_router.http.call import call_of, open_call, refusal_of, request_id_in
+from textmill_router.http.error_responses import CLOSE
 from textmill_router.http.path_style import AUTHORIZATION, X_API_KEY, PathStyles
 from textmill_router.http.replies import send_error, send_reply
 
@@ -27,13 +28,21 @@ class FrontDoor:
     """The outermost wrapper, which opens the call, answers 500 for mistakes of the server, and counts statuses.
 
     `on_answer` is called with route, method and status of each call that has ended. `styles` say how errors look on a
-    path, also where no route is found.
+    path, also where no route is found. While `is_leaving`, each answer ends its connection, so that the client goes
+    elsewhere with its next call and no connection is cut when the server goes.
     """
 
-    def __init__(self, app: ASGIApp, on_answer: Callable[[str, str, int], None], styles: PathStyles) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        on_answer: Callable[[str, str, int], None],
+        styles: PathStyles,
+        is_leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._app = app
         self._on_answer = on_answer
         self.styles = styles
+        self._is_leaving = is_leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]  # neither websockets nor lifespan are switched on
@@ -41,6 +50,8 @@ class FrontDoor:
         call = open_call(scope, request_id)
         call.error_style = self.styles.of(scope["path"]).errors
         call.reply_headers.append((b"x-request-id", request_id.encode()))
+        if self._is_leaving():
+            call.reply_headers.append(CLOSE)
         trace = _TRACE_PARENT.fullmatch(_header(scope, b"traceparent") or b"")
         call.trace_id = None if trace is None else trace[1].decode()
         try:

@@ -6,7 +6,7 @@ from starlette.types import Scope, Send
 
 from textmill_router.errors import RequestError
 from textmill_router.http.call import call_of
-from textmill_router.http.error_responses import Header, error_headers
+from textmill_router.http.error_responses import CLOSE, Header, error_headers
 from textmill_router.http.line_ends import escape_line_ends
 
 JSON = b"application/json"
@@ -17,7 +17,10 @@ async def start_reply(scope: Scope, send: Send, status: int, headers: Sequence[H
     """Send status and headers, with the headers that the middlewares add."""
     call = call_of(scope)
     call.status = status
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, *call.reply_headers]})
+    added = call.reply_headers
+    if CLOSE in headers:
+        added = [header for header in added if header != CLOSE]  # a header that stands twice is a list of two options
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *added]})
 
 
 async def send_reply(

@@ -64,6 +64,7 @@ class Service:
         self.format_flags = FormatFlags(settings.tool_call_parser, settings.reasoning_parser)
         self._settled = asyncio.Event()  # set when the model is ready or the server leaves
         self.permits = Permits(settings.max_concurrent_requests, on_close=self._on_close)
+        self.is_leaving = False
         self.response_cache = ResponseCache(settings.response_cache_bytes)
         self.metrics = Metrics()
         self._started_s = time.monotonic()
@@ -109,6 +110,11 @@ class Service:
         """Whether the shards have not been ready yet and may still become ready."""
         return self._backend is None and not self.permits.is_closed
 
+    def leave(self) -> None:
+        """Say to probes and clients that the server leaves. Calls are served until `permits.close`."""
+        self.is_leaving = True
+        self.health.look()
+
     async def wait_settled(self) -> None:
         """Wait until the model is ready or the server leaves. The caller sets the deadline."""
         await self._settled.wait()
@@ -139,7 +145,7 @@ class Service:
     @property
     def phase(self) -> str:
         """The word `draining`, the engine's phase, or the word `starting` while there is no engine yet."""
-        if self.permits.is_closed:
+        if self.is_leaving:
             return "draining"
         return EnginePhase.STARTING.value if self._engine is None else self._engine.status.phase.value
 
@@ -157,7 +163,7 @@ class Service:
 
     def _on_close(self) -> None:
         self._settled.set()
-        self.health.look()
+        self.leave()
 
     def _health_facts(self) -> HealthFacts:
         status = None if self._engine is None else self._engine.status
@@ -175,7 +181,7 @@ class Service:
             num_away=num_away,
             is_full=self.permits.is_full,
             has_room=self.permits.has_room,
-            is_leaving=self.permits.is_closed,
+            is_leaving=self.is_leaving,
             is_beyond_help=is_beyond_help,
         )
 

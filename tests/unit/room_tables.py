@@ -50,7 +50,7 @@ ROUTER_LIBRARIES = {
     "scheduler": names(""),
     "parsers": names(""),
     "text": names("tokenizers"),
-    "grammar": names("llguidance msgspec jsonschema jsonschema_specifications referencing"),
+    "grammar": names("llguidance msgspec jsonschema jsonschema_specifications referencing regex"),
     "chat": names("jinja2"),
     "health": names(""),
     "metrics": names("prometheus_client"),

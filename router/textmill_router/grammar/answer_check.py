@@ -1,6 +1,7 @@
 """Whether an answer that ended by itself is what was asked for: the last net behind the grammar."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from fractions import Fraction
@@ -17,12 +18,14 @@ from referencing.exceptions import Unresolvable
 from textmill_router.errors import GenerationBroke, ValidationFailed
 from textmill_router.exact_json import MAX_EXACT_EXPONENT, DoubleKey, is_whole, parse_pairs
 from textmill_router.grammar.request_forms import AskedGrammar, AskedKind
-from textmill_router.grammar.schema.patterns import PatternTooDear, pattern
+from textmill_router.grammar.schema.backtracking import NoPattern, PatternTooDear
+from textmill_router.grammar.schema.patterns import pattern
 from textmill_router.grammar.schema.references import MAPS, VALUES
 
 # Keywords of a schema, and the entries under them, looked at in one check: so many take the event loop 0.4 s. A short
 # schema can have branches without end: of thirty definitions each refers to the next one twice.
 MAX_CHECK_STEPS = 30_000
+STEPS_PER_S = 75_000  # what the time of a pattern counts as
 _MAX_INTEGER_DIGITS = 4_000  # Python turns no longer text into an integer
 
 _Keyword = Callable[[Any, Any, Any, Any], Any]
@@ -42,7 +45,7 @@ def check_answer(text: str, grammar: AskedGrammar) -> None:
         _checker(grammar.text).check(value)
     except ValidationError as error:
         raise GenerationBroke(f"the answer does not match the schema at {error.json_path}; try again") from None
-    except (_TooDear, PatternTooDear, RecursionError, Unresolvable, AttributeError, TypeError):
+    except (_TooDear, NoPattern, PatternTooDear, RecursionError, Unresolvable, AttributeError, TypeError):
         # A check without end, a reference or a `$id` that is no text: the grammar knows how to read the schema.
         if keywords := _weakened(grammar):
             message = f"whether the answer matches {keywords} cannot be checked; make the schema simpler"
@@ -64,8 +67,9 @@ class _TooDear(Exception):
 class _Checker:
     """One schema, ready for answers. It fetches nothing.
 
-    Numbers are decimal and of any length, as in the grammar. Patterns are tried by the engine of the grammar, because
-    Python's engine can take for ever over a client's pattern.
+    Numbers are decimal and of any length, as in the grammar. Patterns are tried by the engine of the grammar, and those
+    that this engine cannot read by one under a time limit, because such an engine can take for ever over a client's
+    pattern.
     """
 
     def __init__(self, schema_text: str) -> None:
@@ -74,14 +78,14 @@ class _Checker:
         self._names_patterns = '"patternProperties"' in schema_text
         kind = validator_for(self._schema, default=Draft202012Validator)
         keywords = {name: self._counted(keyword) for name, keyword in kind.VALIDATORS.items()}
-        keywords |= {"pattern": self._counted(_pattern), "multipleOf": self._counted(_multiple_of)}
+        keywords |= {"pattern": self._counted(self._pattern), "multipleOf": self._counted(_multiple_of)}
         types = kind.TYPE_CHECKER.redefine("integer", _is_integer)
         self._validator_type = extend(kind, keywords, type_checker=types)
         self._validator: Validator = self._validator_type(self._schema, registry=REGISTRY)
         self._num_steps = 0
 
     def check(self, value: Any) -> None:
-        """Raises ValidationError, Unresolvable, _TooDear, PatternTooDear, RecursionError; AttributeError, TypeError."""
+        """Raises ValidationError; what `check_answer` catches besides, where there is no telling."""
         self._num_steps = 0
         validator = self._validator
         if self._names_patterns:
@@ -107,11 +111,21 @@ class _Checker:
             for expression, rewritten in result.pop("patternProperties").items():
                 self._count(len(keys))
                 for key in keys:
-                    if pattern(expression).is_in(key):
+                    if self._is_found(expression, key):
                         beside = properties.get(key, True)
                         properties[key] = rewritten if beside is True else {"allOf": [beside, rewritten]}
             result["properties"] = properties
         return result
+
+    def _pattern(self, validator: Any, expression: Any, instance: Any, _: Any) -> Any:
+        if validator.is_type(instance, "string") and not self._is_found(expression, instance):
+            yield ValidationError(f"{instance!r} does not match {expression!r}")
+
+    def _is_found(self, expression: str, text: str) -> bool:
+        started_s = time.perf_counter()
+        found = pattern(expression).is_in(text)
+        self._count(int((time.perf_counter() - started_s) * STEPS_PER_S))
+        return found
 
     def _count(self, num_steps: int) -> None:
         self._num_steps += num_steps
@@ -158,11 +172,6 @@ def _multiple_of(validator: Any, step: Any, instance: Any, _: Any) -> Any:
         yield ValidationError(f"{instance} is too long to be divided")
     elif Fraction(instance) % Fraction(step):
         yield ValidationError(f"{instance} is not a multiple of {step}")
-
-
-def _pattern(validator: Any, expression: Any, instance: Any, _: Any) -> Any:
-    if validator.is_type(instance, "string") and not pattern(expression).is_in(instance):
-        yield ValidationError(f"{instance!r} does not match {expression!r}")
 
 
 def _keys(value: Any) -> Iterator[str]:

@@ -4,15 +4,19 @@ Where the library knows no way to say a keyword, the normal form lets more throu
 keyword. The check of the finished answer holds the rest (`answer_check.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from textmill_router.exact_json import is_number
+from textmill_router.grammar.schema.backtracking import BacktrackingPattern, NoPattern
+from textmill_router.grammar.schema.circles import without_circles
 from textmill_router.grammar.schema.disjoint import are_disjoint
+from textmill_router.grammar.schema.key_patterns import part_key_patterns, readable_entries
 from textmill_router.grammar.schema.negation import ANNOTATIONS, keywords_of, without_conditions
-from textmill_router.grammar.schema.patterns import overlap
+from textmill_router.grammar.schema.patterns import excludes_format, is_readable
 from textmill_router.grammar.schema.references import References
+from textmill_router.grammar.schema.unmatched import without_unmatched
 
 MAX_NODES = 5_000  # schemas looked at; references that stand beside other keywords are written out
 MAX_PARTS = 100_000  # looked at to find what keys an object has; each of a chain of parts looks at all that follow
@@ -70,7 +74,14 @@ def normal_schema(schema: Any, *, closes_objects: bool) -> NormalSchema:
     writer = _Writer(schema, closes_objects)
     root = writer.write_root()
     writer.note_overlaps()
-    return NormalSchema(root, writer.definitions, frozenset(writer.weakened))
+    definitions, weakened = writer.definitions, writer.weakened
+    if part_key_patterns(root, definitions):
+        weakened.add("patternProperties")
+    root, is_exact = without_circles(root, definitions)
+    if not is_exact:
+        weakened.add("allOf")
+    root = without_unmatched(root, definitions)
+    return NormalSchema({"enum": []} if root is False else root, definitions, frozenset(weakened))
 
 
 class _Writer:
@@ -199,7 +210,7 @@ class _Writer:
         if parts:
             result["allOf"] = _without_repeats(result, parts)
         self._bound_keys(result, keys, is_closed=closes, is_part=is_part)
-        self._part_patterns(result)
+        result = _patterns_beside_others(result)
         return result if _can_match(result) else False
 
     def _add(
@@ -215,8 +226,10 @@ class _Writer:
         """One keyword."""
         match key:
             case "properties" | "patternProperties":
-                entries = self._mapping(key, value)
-                result[key] = {name: self._child(entry, base) for name, entry in entries.items()}
+                entries = {name: self._child(entry, base) for name, entry in self._mapping(key, value).items()}
+                if key == "patternProperties" and not self._are_readable(key, entries):
+                    entries = readable_entries(entries)
+                result[key] = entries
             case "additionalProperties":
                 result[key] = self._child(value, base)
             case "unevaluatedProperties":
@@ -243,7 +256,10 @@ class _Writer:
                 if key == "oneOf":
                     self._choices.append(written)
             case "format":
-                if value in KNOWN_FORMATS:
+                if value in KNOWN_FORMATS and not self._excludes(node.get("pattern"), value):
+                    result[key] = value
+            case "pattern" if isinstance(value, str):
+                if self._is_readable(key, value):
                     result[key] = value
             case "exclusiveMinimum" | "exclusiveMaximum" if isinstance(value, bool):  # draft 4
                 bound = "minimum" if key == "exclusiveMinimum" else "maximum"
@@ -281,14 +297,24 @@ class _Writer:
         finally:
             self._expanded.remove(key)
 
-    def _part_patterns(self, result: dict[str, Any]) -> None:
-        """The library takes patterns of keys of which no two match the same key."""
-        entries = result.get("patternProperties", {})
-        if len(entries) > 1 and overlap(tuple(entries)):
-            self.weakened.add("patternProperties")
-            either = "|".join(f"(?:{expression})" for expression in entries)
-            schemas = list(entries.values())
-            result["patternProperties"] = {either: True if True in schemas else {"anyOf": schemas}}
+    def _are_readable(self, key: str, expressions: Iterable[str]) -> bool:
+        return not [expression for expression in expressions if not self._is_readable(key, expression)]
+
+    def _is_readable(self, key: str, expression: str) -> bool:
+        """Whether the library can read an expression; if not, the check of the answer holds the keyword."""
+        if is_readable(expression):
+            return True
+        try:
+            BacktrackingPattern(expression)
+        except NoPattern as error:
+            raise BadSchema(f"`{key}` has {expression!r}, which is no regular expression: {error}") from None
+        self.weakened.add(key)
+        return False
+
+    @staticmethod
+    def _excludes(expression: object, name: str) -> bool:
+        """Whether a format contradicts the pattern beside it; a format is an annotation, and the pattern counts."""
+        return isinstance(expression, str) and is_readable(expression) and excludes_format(expression, name)
 
     def _bound_keys(self, result: dict[str, Any], keys: _Keys, *, is_closed: bool, is_part: bool) -> None:
         """The library counts keys where all named ones are required, and up to one of those that are not."""
@@ -431,6 +457,19 @@ class _Writer:
         return value
 
 
+def _patterns_beside_others(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with `additionalProperties` behind the patterns: the library reads no more than up to an `anyOf`."""
+    if "patternProperties" not in schema or "additionalProperties" not in schema:
+        return schema
+    result: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key == "patternProperties":
+            result |= {key: value, "additionalProperties": schema["additionalProperties"]}
+        elif key != "additionalProperties":
+            result[key] = value
+    return result
+
+
 def _can_match(schema: Mapping[str, Any]) -> bool:
     """Whether an object can have all keys that it needs, as far as its own keywords show."""
     if schema.get("type") != "object" or not isinstance(schema.get("required"), list):
@@ -462,7 +501,8 @@ def _closing(keys: _Keys, said: Mapping[str, Any]) -> dict[str, Any]:
     for name in keys.names:
         closing["properties"].setdefault(name, True)
     if keys.patterns:
-        closing["patternProperties"] = {**dict.fromkeys(keys.patterns, True), **said.get("patternProperties", {})}
+        patterns = {**dict.fromkeys(keys.patterns, True), **said.get("patternProperties", {})}
+        closing["patternProperties"] = readable_entries(patterns)
     return closing
 
 

@@ -1,18 +1,34 @@
-"""Patterns of schemas, tried on texts by the engine that enforces them, which takes time in proportion to the text."""
+"""Patterns of schemas, tried on texts by the engine that enforces them, which takes time in proportion to the text.
+
+An expression that this engine cannot read, because of look-around or an end in its middle, is tried by an engine that
+reads all of ECMA-262's expressions and that goes back and forth in the text; such a trial has a time limit.
+"""
 
 import json
+import re
 from functools import lru_cache
+from typing import Protocol
 
 import llguidance
+
+from textmill_router.grammar.schema.backtracking import BacktrackingPattern, PatternTooDear
 
 # A hundredth of what the compiler may take: the check of an answer runs on the event loop.
 MAX_LEXER_STATES = 2_000
 MAX_PATTERN_FUEL = 50_000
-MAX_COMPARED = 6  # patterns of one schema
+MAX_COMPARED = 24  # patterns of one schema
+# Characters, classes and counts alone: the engine reads each such expression.
+_COUNT = r"(?:[*+?]|\{\d{1,3}(?:,\d{0,3})?\})?"
+_PIECE = r"(?:[^\\()\[\]{}*+?|^$]|\\[dDwWsS./\-_@:]|\[\^?[\w./@:%+~ ,-]*[\w./@:%+~ ,]\])"
+_PLAIN = re.compile(rf"\^?(?:{_PIECE}{_COUNT})*\$?")
 
 
-class PatternTooDear(Exception):
-    """The engine does not try the pattern within its limits."""
+class TextPattern(Protocol):
+    """An expression that is searched for in a text."""
+
+    def is_in(self, text: str) -> bool:
+        """Whether the expression is found. Raises PatternTooDear."""
+        ...
 
 
 class Pattern:
@@ -20,8 +36,7 @@ class Pattern:
 
     def __init__(self, expression: str) -> None:
         """Raises PatternTooDear for an expression that the engine cannot read or not within its limits."""
-        schema = json.dumps({"type": "string", "pattern": expression})
-        self._matcher = llguidance.LLMatcher(_bytes(), f"start: %json {schema}", log_level=0, limits=_limits())
+        self._matcher = _matcher({"type": "string", "pattern": expression})
         if self._matcher.get_error():
             raise PatternTooDear
 
@@ -36,25 +51,37 @@ class Pattern:
 
 
 @lru_cache(maxsize=256)
-def pattern(expression: str) -> Pattern:
+def pattern(expression: str) -> TextPattern:
     """The pattern of an expression; those asked for last are kept. Raises PatternTooDear."""
-    return Pattern(expression)
+    return Pattern(expression) if is_readable(expression) else BacktrackingPattern(expression)
+
+
+@lru_cache(maxsize=4096)
+def is_readable(expression: str) -> bool:
+    """Whether the engine that enforces patterns knows all that the expression says."""
+    if _PLAIN.fullmatch(expression):
+        return True
+    error = _matcher({"type": "string", "pattern": expression}).get_error()
+    return not ("regex parse error" in error or "lookaround" in error)
 
 
 @lru_cache(maxsize=256)
 def overlap(expressions: tuple[str, ...]) -> bool:
     """Whether one text could hold two of the expressions; also where the engine cannot tell within its limits."""
     if len(expressions) > MAX_COMPARED:
-        return False  # left to the compiler, which says what overlaps
-    return any(
-        not _exclude(first, second) for index, first in enumerate(expressions) for second in expressions[index + 1 :]
-    )
+        return True
+    return bool(_matcher({"type": "object", "patternProperties": dict.fromkeys(expressions, True)}).get_error())
 
 
-def _exclude(first: str, second: str) -> bool:
-    schema = json.dumps({"type": "string", "allOf": [{"pattern": first}, {"pattern": second}]})
-    matcher = llguidance.LLMatcher(_bytes(), f"start: %json {schema}", log_level=0, limits=_limits())
-    return "Unsatisfiable" in matcher.get_error() or "is empty" in matcher.get_error()
+@lru_cache(maxsize=256)
+def excludes_format(expression: str, name: str) -> bool:
+    """Whether no text of the format holds the expression."""
+    error = _matcher({"type": "string", "pattern": expression, "format": name}).get_error()
+    return "Unsatisfiable" in error or "is empty" in error
+
+
+def _matcher(schema: dict[str, object]) -> llguidance.LLMatcher:
+    return llguidance.LLMatcher(_bytes(), f"start: %json {json.dumps(schema)}", log_level=0, limits=_limits())
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,63 @@
+"""Schemas that nothing matches: left out where something else can match, whether a reference leads there or not."""
+
+import json
+from typing import Any
+
+import pytest
+from textmill_router.grammar.schema.normal_form import normal_schema
+
+from tests.fakes.schema_judge import SchemaJudge
+
+NOTHING: dict[str, Any] = {
+    "no type": {"not": {"type": ["array", "boolean", "integer", "number", "null", "object", "string"]}},
+    "an enum of another type": {"type": "string", "enum": [1, None]},
+    "two types": {"allOf": [{"type": "string"}, {"type": "array"}]},
+    "bounds": {"type": "integer", "minimum": 3, "maximum": 2},
+    "open bounds": {"type": "number", "exclusiveMinimum": 3, "maximum": 3},
+    "lengths": {"type": "string", "minLength": 3, "maxLength": 2},
+    "a key that is needed and forbidden": {"type": "object", "required": ["k"], "properties": {"k": False}},
+    "a key that nothing fits": {"type": "object", "required": ["k"], "properties": {"k": {"$ref": "#/$defs/never"}}},
+    "alternatives of which none fits": {"type": "string", "anyOf": [{"type": "null"}, {"enum": [5]}]},
+}
+
+
+@pytest.mark.parametrize("case", NOTHING)
+@pytest.mark.parametrize("is_reference", [False, True])
+def test_a_property_and_an_alternative_that_nothing_matches_are_left_out(case: str, is_reference: bool) -> None:
+    never = {"$ref": "#/$defs/case"} if is_reference else NOTHING[case]
+    definitions = {"case": NOTHING[case], "never": False}
+    properties = {"a": never, "b": {"type": "integer"}}
+    judge = SchemaJudge(json.dumps({"type": "object", "properties": properties, "$defs": definitions}))
+    assert judge.takes('{"b":1}')
+    assert not judge.takes('{"a":1,"b":1}')
+    either = SchemaJudge(json.dumps({"anyOf": [never, {"const": "x"}], "$defs": definitions}))
+    assert either.takes('"x"')
+    items = SchemaJudge(json.dumps({"type": "array", "items": never, "$defs": definitions}))
+    assert items.takes("[]")
+    assert not items.takes("[1]")
+
+
+def test_what_something_matches_stays() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/a"}, "b": {"$ref": "#/$defs/b"}},
+        "$defs": {
+            "a": {"type": "integer", "minimum": 3, "maximum": 3},
+            "b": {"type": ["string", "null"], "enum": [None]},
+        },
+    }
+    assert SchemaJudge(json.dumps(schema)).takes('{"a":3,"b":null}')
+
+
+def test_a_root_that_nothing_matches_is_false() -> None:
+    schema = {"$ref": "#/$defs/s", "$defs": {"s": {"allOf": [{"type": "string"}, {"type": "null"}]}}}
+    assert normal_schema(schema, closes_objects=True).root == {"enum": []}
+
+
+def test_a_format_never_contradicts_the_pattern_beside_it() -> None:
+    """By JSON Schema, validation 7.1, a format is an annotation."""
+    judge = SchemaJudge(json.dumps({"type": "string", "format": "uri", "pattern": "^git@[a-z]+$"}))
+    assert judge.takes('"git@abc"')
+    both = SchemaJudge(json.dumps({"type": "string", "format": "date", "pattern": "^2026"}))
+    assert both.takes('"2026-01-02"')
+    assert not both.takes('"2026"')

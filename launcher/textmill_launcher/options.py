@@ -57,6 +57,13 @@ def number(low: float, high: float = math.inf) -> Parse:
     return parse
 
 
+def root_path(value: str) -> str:
+    """Take a path that begins with a slash and does not end with one."""
+    if not re.fullmatch(r"(/[\w.~-]+)+", value):
+        raise BadValue("a path that begins with a slash and does not end with one, such as /llm")
+    return value
+
+
 def fraction(value: str) -> float:
     """Take a share of a whole, above 0 and at most 1."""
     try:

@@ -29,6 +29,7 @@ from textmill_launcher.options import (
     option,
     options_of,
     positive_seconds,
+    root_path,
     seconds,
     switch,
     text,
@@ -196,6 +197,8 @@ class Settings:
     stall_timeout: float | None = option(
         positive_seconds, "seconds after which a client that reads nothing is cut off", to=ROUTER
     )
+    root_path: str | None = option(root_path, "prefix of all paths behind a proxy, such as /llm", to=ROUTER)
+    disable_playground: bool = switch("serve no page under /playground", to=ROUTER)
     graceful_termination_timeout: float = option(
         seconds, "seconds that running requests get after SIGTERM", 90.0, short="-g"
     )

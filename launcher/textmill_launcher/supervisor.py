@@ -84,6 +84,8 @@ class Supervisor:
                 await self._watch(guards, asyncio.gather(group.wait_ready(), router.wait_ready()))
                 log.info("ready after %.1f s: %s on %s", time.monotonic() - began_s, model.model_id, url)
                 log.info("try: %s", self._example_call(url))
+                if not self._settings.disable_playground:
+                    log.info("playground: %s/playground", url)
                 await self._watch(guards, None)
 
     def _make_group(self, model: ModelFolder, sockets: SocketPlaces, world_size: int) -> ShardGroup:

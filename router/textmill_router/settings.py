@@ -75,6 +75,12 @@ def _path(value: str) -> str:
     return value
 
 
+def _root_path(value: str) -> str:
+    if not re.fullmatch(r"(/[\w.~-]+)+", value):
+        raise _BadValue("a path that begins with a slash and does not end with one, such as /llm")
+    return value
+
+
 def _truth(value: str) -> bool:
     word = value.strip().lower()
     if word in ("true", "1", "yes", "on"):
@@ -167,6 +173,8 @@ class Settings:
 
     hostname: str = _option(_ip_address, "address to listen on", "0.0.0.0")
     port: int = _option(_integer(0, 65535), "port to listen on; 0 takes a free one", 3000)
+    root_path: str = _option(_root_path, "prefix of all paths, where a proxy serves this server under a path", "")
+    disable_playground: bool = _option(_truth, "serve no page under /playground", False, kind="switch")
     cors_allow_origin: tuple[str, ...] = _option(
         _text, "origin that browsers may call from; repeatable", (), kind="list"
     )

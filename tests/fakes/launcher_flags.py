@@ -47,6 +47,8 @@ GOOD_VALUES = {
     "hostname": ("::1", "::1"),
     "port": ("8080", 8080),
     "cors_allow_origin": ("https://a.example", ("https://a.example",)),
+    "root_path": ("/llm", "/llm"),
+    "disable_playground": ("true", True),
     "api_key": ("s3cret", "s3cret"),
     "graceful_termination_timeout": ("2.5", 2.5),
     "shutdown_delay": ("1.5", 1.5),

@@ -39,8 +39,9 @@ ROUTER_FOLDERS = {
         "errors exact_json request text grammar chat http serving api/openai"
     ),  # openai: `chat_tokenize` alone
     "api/platforms": names("errors exact_json http serving api/tgi"),
-    "api/openapi": names("http api/tgi api/openai"),
-    "api": names("errors health metrics http serving api/tgi api/openai api/platforms api/openapi"),
+    "api/openapi": names("bounds http serving api/tgi api/openai"),
+    "api/playground": names("http"),
+    "api": names("errors health metrics http serving api/tgi api/openai api/platforms api/openapi api/playground"),
     "lifecycle": EVERYTHING,
     "__main__": EVERYTHING,
 }
@@ -61,6 +62,7 @@ ROUTER_LIBRARIES = {
     "api/tgi": names("starlette msgspec"),
     "api/platforms": names("starlette msgspec"),
     "api/openapi": names("starlette msgspec"),
+    "api/playground": names(""),
     "api": names("starlette msgspec"),
     "lifecycle": names("uvicorn"),
     "__main__": names("uvloop"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -29,9 +30,10 @@ from textmill_router.api.openai.tokenize import (
 from textmill_router.api.openapi import answer_types as answers
 from textmill_router.api.openapi.document import build_document
 from textmill_router.api.openapi.operation import Operation
-from textmill_router.api.openapi.page import DocsRoute, OpenApiRoute
+from textmill_router.api.openapi.page import OpenApiRoute, load_docs
 from textmill_router.api.platforms.sagemaker import InvocationsRoute
 from textmill_router.api.platforms.vertex import VertexRoute
+from textmill_router.api.playground.page import load_playground
 from textmill_router.api.status import HealthRoute, InfoRoute, MetricsRoute, ProbeRoute
 from textmill_router.api.tgi.chat_tokenize import ChatTokenizeRoute
 from textmill_router.api.tgi.detokenize import DetokenizeRoute
@@ -51,17 +53,23 @@ from textmill_router.api.tgi.types import (
 )
 from textmill_router.api.tgi.work import GenerateMode
 from textmill_router.health.states import StateRow
+from textmill_router.http.static_pages import AssetRoute, PageRoute, StaticPage
 from textmill_router.serving.route import GeneratingRoute
 from textmill_router.serving.service import Service
 
 
 @dataclass(frozen=True, slots=True)
 class RouteRow:
-    """One route. `make` makes the endpoint of the operation's path and method. Monitoring needs no API key."""
+    """One route. `make` makes the endpoint of the operation's path and method.
+
+    Monitoring needs no API key, and neither do pages, which hold no secret and on which the key is typed in.
+    `is_playground` marks the routes that `--disable-playground` takes away.
+    """
 
     make: Callable[[Service], ASGIApp]
     operation: Operation
     needs_key: bool = True
+    is_playground: bool = False
 
 
 # Paths without `/v1`, for clients whose base URL lacks `/v1`, and the paths for which they stand.
@@ -108,12 +116,12 @@ def _detokenize_route(service: Service) -> ByShape:
     return ByShape(service, {"ids": DetokenizeRoute(service), "tokens": tokens_detokenize_route(service)})
 
 
-def _page_route(_: Service) -> DocsRoute:
-    return DocsRoute()
+def _docs_loader(service: Service) -> Callable[[], StaticPage]:
+    return partial(load_docs, has_playground=not service.settings.disable_playground)
 
 
-def _document_route(_: Service) -> OpenApiRoute:
-    return OpenApiRoute(openapi_document)
+def _document_route(service: Service) -> OpenApiRoute:
+    return OpenApiRoute(openapi_document, service.settings.root_path)
 
 
 def _probe_row(name: str, summary: str, probe: Callable[[StateRow], bool]) -> RouteRow:
@@ -352,12 +360,36 @@ ROUTES: tuple[RouteRow, ...] = (
         Operation(path="/metrics", method="get", summary="Prometheus text", text=True, operation_id="metrics"),
         needs_key=False,
     ),
-    RouteRow(_page_route, Operation(path="/docs", method="get", summary="A page that sends requests", is_shown=False)),
     RouteRow(
-        _document_route, Operation(path="/openapi.json", method="get", summary="The OpenAPI document", is_shown=False)
+        lambda service: PageRoute(_docs_loader(service)),
+        Operation(path="/docs", method="get", summary="Swagger UI, which sends requests", is_shown=False),
+        needs_key=False,
+    ),
+    RouteRow(
+        lambda service: AssetRoute(_docs_loader(service)),
+        Operation(path="/docs/{asset}", method="get", summary="A file of /docs", is_shown=False),
+        needs_key=False,
+    ),
+    RouteRow(
+        lambda _: PageRoute(load_playground),
+        Operation(path="/playground", method="get", summary="A page to try and compare prompts", is_shown=False),
+        needs_key=False,
+        is_playground=True,
+    ),
+    RouteRow(
+        lambda _: AssetRoute(load_playground),
+        Operation(path="/playground/{asset}", method="get", summary="A file of /playground", is_shown=False),
+        needs_key=False,
+        is_playground=True,
+    ),
+    RouteRow(
+        _document_route,
+        Operation(path="/openapi.json", method="get", summary="The OpenAPI document", is_shown=False),
+        needs_key=False,
     ),
     RouteRow(
         _document_route,
         Operation(path="/api-doc/openapi.json", method="get", summary="The OpenAPI document", is_shown=False),
+        needs_key=False,
     ),
 )

@@ -13,6 +13,7 @@ from textmill_router.http.call import call_of
 from textmill_router.http.middleware import ApiKey, Cors, FrontDoor
 from textmill_router.http.path_style import PathStyles
 from textmill_router.http.replies import send_error, send_reply
+from textmill_router.http.root_path import RootPath
 from textmill_router.serving.route import GeneratingRoute
 from textmill_router.serving.service import Service
 
@@ -21,7 +22,8 @@ def build_app(service: Service) -> FrontDoor:
     """Return one application with all routes of the service behind the middlewares."""
     settings = service.settings
     routes: dict[str, dict[str, ASGIApp]] = {}
-    for row in ROUTES:
+    rows = [row for row in ROUTES if not (row.is_playground and settings.disable_playground)]
+    for row in rows:
         routes.setdefault(row.operation.path, {})[row.operation.method.upper()] = row.make(service)
     for alias, path in ALIASES.items():
         routes[alias] = routes[path]
@@ -33,18 +35,20 @@ def build_app(service: Service) -> FrontDoor:
     known = [endpoint.style for endpoint in endpoints if isinstance(endpoint, GeneratingRoute)]
     style_of = PathStyles(known).of
     known += [replace(style_of(path), prefix=alias.partition("/{")[0]) for alias, path in ALIASES.items()]
-    styles = PathStyles(known)
+    styles = PathStyles(known, settings.root_path)
     app: ASGIApp = Router(
         [Route(path, _Methods(path, endpoints)) for path, endpoints in routes.items()],
         redirect_slashes=False,
         default=_not_found,
     )
     if settings.api_key is not None:
-        open_paths = {row.operation.path for row in ROUTES if not row.needs_key}
+        open_paths = {row.operation.path for row in rows if not row.needs_key}
         if settings.aip_health_route is not None:
             open_paths.add(settings.aip_health_route)
         app = ApiKey(app, settings.api_key, styles, open_paths)
     app = Cors(app, settings.cors_allow_origin)
+    if settings.root_path:
+        app = RootPath(app, settings.root_path)
     return FrontDoor(app, service.metrics.on_http, styles, lambda: service.is_leaving)
 
 

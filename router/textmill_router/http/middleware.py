@@ -109,7 +109,7 @@ class ApiKey:
 
     The key stands in `authorization`, in `x-api-key` or in the header that the style of the path names.
 
-    `open_paths` may be read without a key.
+    `open_paths` may be read without a key. A path with a parameter at its end stands for all paths in its folder.
     """
 
     def __init__(self, app: ASGIApp, key: str, styles: PathStyles, open_paths: Set[str] = frozenset()) -> None:
@@ -117,6 +117,7 @@ class ApiKey:
         self._key = key.encode()
         self._styles = styles
         self._open_paths = open_paths
+        self._open_folders = tuple(path.partition("{")[0] for path in open_paths if path.endswith("}"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         header = self._styles.of(scope["path"]).key_header
@@ -134,7 +135,8 @@ class ApiKey:
     def _is_open(self, scope: Scope) -> bool:
         method, path = scope["method"], scope["path"]
         is_read = method in ("GET", "HEAD")
-        return method == "OPTIONS" or (is_read and path in self._open_paths)
+        is_open_path = path in self._open_paths or path.startswith(self._open_folders)
+        return method == "OPTIONS" or (is_read and is_open_path)
 
     def _has_key(self, scope: Scope, header: str) -> bool:
         shown = self._shown_keys(scope, header)

@@ -27,9 +27,10 @@ ROOT_STYLE = PathStyle("", TGI_ERRORS)
 
 
 class PathStyles:
-    """Finds the style of a path; the longest prefix counts."""
+    """Finds the style of a path; the longest prefix counts. A path below `root_path` is read without that part."""
 
-    def __init__(self, styles: Iterable[PathStyle] = ()) -> None:
+    def __init__(self, styles: Iterable[PathStyle] = (), root_path: str = "") -> None:
+        self._root_path = root_path
         by_prefix = {ROOT_STYLE.prefix: ROOT_STYLE}
         for style in styles:
             known = by_prefix.setdefault(style.prefix, style)
@@ -37,4 +38,6 @@ class PathStyles:
         self._longest_first = sorted(by_prefix.values(), key=lambda style: len(style.prefix), reverse=True)
 
     def of(self, path: str) -> PathStyle:
+        if self._root_path and path.startswith(self._root_path + "/"):
+            path = path[len(self._root_path) :]
         return next(style for style in self._longest_first if path.startswith(style.prefix))

@@ -32,7 +32,7 @@ _CALL_BOUNDS = {
 _SAMPLING_BOUNDS = bounds_of(SamplingParameters)
 PARAMETER_BOUNDS = {**_SAMPLING_BOUNDS, **_CALL_BOUNDS}
 # OpenAI's seeds are signed 64-bit integers; seeds that only TGI has may be given too.
-_SIGNED_SEED = Bounds(low=-(2**63), high=MAX_U64)
+SIGNED_SEED = Bounds(low=-(2**63), high=MAX_U64)
 _BEST_OF = Bounds(low=1, high=MAX_U32, off=1, note="--max-best-of")
 
 
@@ -152,7 +152,7 @@ def unsigned_seed(seed: int) -> int:
 
     Raises RuleBroken for a seed that is neither signed nor unsigned in 64 bits.
     """
-    _SIGNED_SEED.check("seed", seed)
+    SIGNED_SEED.check("seed", seed)
     return seed & MAX_U64
 
 

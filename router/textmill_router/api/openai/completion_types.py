@@ -22,7 +22,7 @@ COMPLETION_NAMES: Mapping[str, str] = {
 
 
 # Numbers of which this route takes 0 too.
-_COMPLETION_BOUNDS = {
+COMPLETION_BOUNDS = {
     "repetition_penalty": Bounds(low=0, high=math.inf, is_whole=False, note="0 and 1 are off"),  # TGI's example has 0
     "max_new_tokens": Bounds(low=0, high=MAX_U32, note="0 with `echo`"),
 }
@@ -70,7 +70,7 @@ def requested_completion(body: CompletionBody) -> RequestedParameters:
     requested = requested_sampling(body)
     asked = answer_grammar(body)
     numbers = dict(requested.numbers)
-    for name, row in _COMPLETION_BOUNDS.items():
+    for name, row in COMPLETION_BOUNDS.items():
         row.check(name, numbers.get(name))
     if body.repetition_penalty == 0:
         del numbers["repetition_penalty"]

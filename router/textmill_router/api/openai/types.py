@@ -21,7 +21,7 @@ FINISH_REASONS = {
 }
 
 # Numbers that have another range on /v1 than in TGI's dialect. Each value that TGI does not know has a meaning here.
-_OPENAI_BOUNDS = {
+OPENAI_BOUNDS = {
     "top_p": Bounds(low=0, high=1, is_whole=False, note="1 is off"),
     "top_k": Bounds(low=-1, high=MAX_I32, note="0 and -1 are off"),
 }
@@ -165,7 +165,7 @@ def requested_sampling(body: OpenAIBody) -> RequestedParameters:
     RuleBroken for a number beyond the range that it has on /v1.
     """
     numbers = numbers_of(body, body.names)
-    for name, row in _OPENAI_BOUNDS.items():
+    for name, row in OPENAI_BOUNDS.items():
         row.check(name, numbers.get(name))
     if numbers.get("top_k") in (0, -1):  # off
         del numbers["top_k"]

@@ -10,6 +10,7 @@ from textmill_router.api.openai.chat_types import DeclaredTool
 from textmill_router.api.openapi import answer_types as answers
 from textmill_router.api.openapi.descriptions import PATH_PARAMETERS, describe
 from textmill_router.api.openapi.operation import Operation
+from textmill_router.api.openapi.ranges import add_ranges
 
 # The names of TGI's document, because clients are generated from them.
 COMPONENT_NAMES = {
@@ -74,6 +75,7 @@ def build_document(operations: Sequence[Operation]) -> dict[str, Any]:
         "anyOf": [{"type": "array", "items": {"$ref": _REF.format(name="DeclaredTool")}}, {"type": "null"}],
         "default": None,
     }
+    add_ranges(components)
     describe(components, _named_from([schema_of[one.body] for one in operations if one.body], components))
     document = {
         "openapi": "3.1.0",

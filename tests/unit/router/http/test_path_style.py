@@ -28,3 +28,10 @@ def test_the_longest_prefix_counts(path: str, style: PathStyle, order: int) -> N
 def test_a_prefix_has_one_style() -> None:
     with pytest.raises(AssertionError, match="two styles"):
         PathStyles([V1, PathStyle("/v1/", TGI_ERRORS)])
+
+
+@pytest.mark.parametrize(
+    ("path", "style"), [("/llm/v1/messages", MESSAGES), ("/v1/messages", MESSAGES), ("/llmx/v1/messages", ROOT_STYLE)]
+)
+def test_a_path_below_the_root_path_is_read_without_that_part(path: str, style: PathStyle) -> None:
+    assert PathStyles([V1, MESSAGES], "/llm").of(path) == style

@@ -1,0 +1,73 @@
+// The dialog of presets, of export and import, and of the link that restores the state.
+import { button, h } from "./dom.js";
+import { encodeFragment } from "./fragment.js";
+import { readState } from "./state.js";
+
+/** Fills a dialog. `column` is the column whose parameters a preset takes and gives. */
+export async function fillKeepDialog(dialog, app, column) {
+  const { presets, store } = app;
+  const names = presets.list().map((preset) => preset.name);
+  const choice = h("select", { id: "preset-choice" }, names.map((name) => new Option(name, name)));
+  const name = h("input", { type: "text", required: true, autocomplete: "off", id: "preset-name" });
+  const again = () => fillKeepDialog(dialog, app, column);
+  const save = (event) => {
+    event.preventDefault();
+    const isKept = presets.save(name.value.trim(), app.state, column);
+    app.say(isKept ? `The preset ${name.value.trim()} is kept in this browser.` : "This browser keeps no data for the page.");
+    again();
+  };
+  const apply = () => {
+    store.update((state) => presets.apply(choice.value, state, column), { canUndo: true });
+    app.say(`The preset ${choice.value} is set.`);
+    dialog.close();
+  };
+  const remove = () => {
+    presets.remove(choice.value);
+    again();
+  };
+  const problem = h("p", { class: "error", role: "alert", hidden: true });
+  const take = async (event) => {
+    try {
+      store.replace(readState(JSON.parse(await event.target.files[0].text())));
+      app.say("The state of the file is set.");
+      dialog.close();
+    } catch (error) {
+      problem.textContent = `The file is no state of this page: ${error.message}`;
+      problem.hidden = false;
+    }
+  };
+  const link = h("input", { type: "text", readonly: true, id: "share-link" });
+  link.value = location.origin + location.pathname + (await encodeFragment(app.state));
+  const copy = async () => {
+    try {
+      await navigator.clipboard.writeText(link.value);
+      app.say("The link is in the clipboard.");
+    } catch {
+      link.select();
+      app.say("The browser does not let this page write to the clipboard. The link is selected: copy it by the keyboard.");
+    }
+  };
+  dialog.replaceChildren(
+    h("h2", {}, "Keep and share"),
+    h("form", { on: { submit: save } }, h("label", {}, "Name of a new preset ", name), h("button", { type: "submit" }, "Save the parameters")),
+    names.length > 0 && h("div", { class: "actions" }, h("label", {}, "Preset ", choice), button("Set", apply), button("Delete", remove)),
+    h("h3", {}, "Link"),
+    h("p", {}, "The link holds the conversation and the parameters, and no key. Its text behind # is never sent to a server."),
+    h("label", {}, "Link to this state ", link),
+    button("Copy the link", copy),
+    h("h3", {}, "File"),
+    h("div", { class: "actions" }, button("Export as JSON", () => download(app.state))),
+    h("label", {}, "Import a file ", h("input", { type: "file", accept: ".json,application/json", id: "import-file", on: { change: take } })),
+    problem,
+    button("Close", () => dialog.close()),
+  );
+}
+
+function download(state) {
+  const url = URL.createObjectURL(new Blob([JSON.stringify(state, null, 2)], { type: "application/json" }));
+  const link = h("a", { href: url, download: "playground.json" });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}

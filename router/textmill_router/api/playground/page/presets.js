@@ -1,0 +1,41 @@
+// Named sets of parameters, kept in the browser.
+
+/** The presets of the user. A preset is `{name, mode, parameters, system}`; `system` is null without a system message. */
+export class Presets {
+  #store;
+
+  constructor(store) {
+    this.#store = store;
+  }
+
+  list() {
+    return this.#store.read("presets", []);
+  }
+
+  /** Keeps the parameters of a column and the system message under a name. Returns false where the browser keeps nothing. */
+  save(name, state, column) {
+    const first = state.messages[0];
+    const preset = {
+      name,
+      mode: state.mode,
+      parameters: structuredClone(state.columns[column].parameters[state.mode]),
+      system: state.mode === "chat" && first?.role === "system" ? first.content : null,
+    };
+    return this.#store.write("presets", [...this.list().filter((one) => one.name !== name), preset]);
+  }
+
+  remove(name) {
+    this.#store.write("presets", this.list().filter((one) => one.name !== name));
+  }
+
+  /** Puts a preset into the state. */
+  apply(name, state, column) {
+    const preset = this.list().find((one) => one.name === name);
+    if (preset === undefined) return;
+    state.mode = preset.mode;
+    state.columns[column].parameters[preset.mode] = structuredClone(preset.parameters);
+    if (preset.system === null) return;
+    if (state.messages[0]?.role === "system") state.messages[0].content = preset.system;
+    else state.messages.unshift({ role: "system", content: preset.system });
+  }
+}

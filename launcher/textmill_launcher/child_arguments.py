@@ -8,7 +8,7 @@ from pathlib import Path
 from textmill_launcher.options import Child
 from textmill_launcher.settings import OPTIONS, TOKEN_VARIABLES, Settings
 
-# The router takes the key from its environment, because everybody on the machine can read a command line.
+# The router takes the keys from its environment, because everybody on the machine can read a command line.
 SECRET_VARIABLES = ("API_KEY", *TOKEN_VARIABLES)
 
 _PLAIN_OUTPUT = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -111,8 +111,8 @@ def child_environment(environ: Mapping[str, str], settings: Settings) -> dict[st
 
 
 def router_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
-    """Return the router's environment, which is that of a child and the key that callers must show."""
-    key = {} if settings.api_key is None else {"API_KEY": settings.api_key}
+    """Return the router's environment, which is that of a child and the keys that callers must show."""
+    key = {"API_KEY": "\n".join(settings.api_key)} if settings.api_key else {}
     return {**child_environment(environ, settings), **key}
 
 

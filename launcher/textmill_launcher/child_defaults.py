@@ -3,6 +3,7 @@
 CHILD_DEFAULTS: dict[str, str] = {
     "block_size": "16",
     "body_timeout": "30.0",
+    "cors_max_age": "600",
     "device": "auto",
     "dtype": "auto",
     "header_timeout": "10.0",

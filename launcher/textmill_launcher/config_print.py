@@ -20,7 +20,7 @@ def _lines(start: Start) -> Iterator[str]:
             group = option.group
             yield f"\n# {group.value}"
         value, source = getattr(start.settings, option.name), start.sources.get(option.name)
-        if option.is_secret and value is not None:
+        if option.is_secret and value:
             yield f"# {option.name} = ***  # {source}"
         elif value is None or (value == () and source is None):
             child = "router" if Child.ROUTER in option.to else "shard" if Child.SHARD in option.to else "launcher"

@@ -177,6 +177,14 @@ def log_level(value: str) -> str:
     return LOG_LEVELS[general[-1]]
 
 
+def lines(value: str) -> tuple[str, ...]:
+    """Take a list with one entry on each line."""
+    entries = value.splitlines()
+    if not all(entry.strip() for entry in entries):
+        raise BadValue("some text on each line")
+    return tuple(entries)
+
+
 V1_ERRORS = ("mixed", "openai", "tgi")
 TOOL_FORMATS = (
     *("harmony", "openai", "gpt-oss"),
@@ -276,7 +284,7 @@ class Option:
             return "true|false"
         if self.parse is log_level:
             return "LEVEL"
-        return "TEXT" if self.parse in (text, ip_address, url_path, word_list) else "N"
+        return "TEXT" if self.parse in (text, ip_address, url_path, word_list, lines) else "N"
 
     @property
     def accepted(self) -> str:

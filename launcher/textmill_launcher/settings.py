@@ -23,6 +23,7 @@ from textmill_launcher.options import (
     fraction,
     integer,
     ip_address,
+    lines,
     log_level,
     logit,
     open_share,
@@ -214,9 +215,37 @@ class Settings:
     master_addr: str = option(text, "address where several shards meet", "127.0.0.1")
     master_port: int | None = option(integer(1, 65535), "port where several shards meet; without it a free one")
     # Security
-    api_key: str | None = option(text, "bearer key that generate routes ask for", is_secret=True)
+    api_key: tuple[str, ...] = option(
+        lines,
+        "key that callers must show; repeatable; the variable holds one key on each line",
+        (),
+        is_repeatable=True,
+        is_secret=True,
+    )
+    api_key_file: str | None = option(
+        text, "TOML file of keys with names and weights (SECURITY.md); read again when it changes", to=ROUTER
+    )
+    api_key_metrics: bool = switch("ask for a key on /metrics too", to=ROUTER)
+    shared_prefix_cache: bool = switch("let callers with different keys reuse each other's prefixes", to=ROUTER)
+    tls_cert: str | None = option(
+        text, "PEM file of the certificate chain, for HTTPS; read again when it changes", to=ROUTER
+    )
+    tls_key: str | None = option(text, "PEM file of the certificate's key; read again when it changes", to=ROUTER)
     cors_allow_origin: tuple[str, ...] = option(
         word_list, "origin that browsers may call from; repeatable", (), is_repeatable=True, to=ROUTER
+    )
+    cors_allow_header: tuple[str, ...] = option(
+        word_list,
+        "header that browsers may send beside those that the server reads; repeatable; without it any header",
+        (),
+        is_repeatable=True,
+        to=ROUTER,
+    )
+    cors_allow_credentials: bool = switch(
+        "let browsers of the allowed origins send cookies and the like; needs --cors-allow-origin", to=ROUTER
+    )
+    cors_max_age: int | None = option(
+        integer(0, 86_400), "seconds for which browsers keep the answer to a preflight", to=ROUTER
     )
     hf_token_file: str | None = option(text, "file with the token of the hub; HF_TOKEN wins")
     trust_remote_code: bool = switch(
@@ -343,6 +372,10 @@ def _check_together(settings: Settings) -> None:
             f"--max-batch-prefill-tokens is {prefill} and --max-step-tokens is {step}: "
             "the first must not be larger, because prompts are computed in steps"
         )
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConflictingSettings("--tls-cert and --tls-key belong together: give both of them, or neither")
+    if settings.cors_allow_credentials and not settings.cors_allow_origin:
+        raise ConflictingSettings("--cors-allow-credentials needs --cors-allow-origin, or every page could use a login")
     prefix = settings.shard_uds_path
     if prefix is not None and len(prefix.encode()) > MAX_SOCKET_PATH_BYTES:
         raise SettingsError(

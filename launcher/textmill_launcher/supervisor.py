@@ -78,7 +78,8 @@ class Supervisor:
         log.info("model files: %s (%.1f s)", model.path, time.monotonic() - began_s)
         with socket_places(self._settings.shard_uds_path, world_size) as sockets:
             group = self._make_group(model, sockets, world_size)
-            url = local_url(self._settings.hostname, self._settings.port)
+            has_tls = self._settings.tls_cert is not None
+            url = local_url(self._settings.hostname, self._settings.port, has_tls=has_tls)
             router = self._make_router(model, sockets, url)
             async with self._running(group, router) as guards:
                 await self._watch(guards, asyncio.gather(group.wait_ready(), router.wait_ready()))
@@ -187,7 +188,8 @@ class Supervisor:
 
     def _example_call(self, url: str) -> str:
         """Return a command line that asks the server something and ends within seconds."""
-        key = "" if self._settings.api_key is None else ' -H "Authorization: Bearer $API_KEY"'
+        has_key = self._settings.api_key or self._settings.api_key_file
+        key = ' -H "Authorization: Bearer $API_KEY"' if has_key else ""
         body = '{"inputs":"The capital of France is","parameters":{"max_new_tokens":20,"do_sample":false}}'
         return f"curl {url}/generate -H 'Content-Type: application/json'{key} -d '{body}'"
 

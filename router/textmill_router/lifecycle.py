@@ -18,8 +18,10 @@ from textmill_router.chat.template_files import load_chat_templates
 from textmill_router.engine.replica_set import ReplicaSet
 from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.status import EnginePhase
+from textmill_router.file_watch import FileWatch
 from textmill_router.health.loop_watchdog import LoopWatchdog
 from textmill_router.http.guard import GuardLimits, guarded_protocol
+from textmill_router.http.tls import TlsFiles, TlsFilesError
 from textmill_router.serving.service import Service, scheduler_config
 from textmill_router.settings import Settings, SettingsError
 from textmill_router.text.tokenization import Tokenizer
@@ -38,7 +40,14 @@ class BackendLost(Exception):
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: the process's signals are handled here."""
+    """uvicorn without its signal handlers, because this file handles the process's signals.
+
+    `tls_watch` takes changes of the files of TLS; it is None where the server speaks plain HTTP.
+    """
+
+    def __init__(self, config: uvicorn.Config, tls_watch: FileWatch | None) -> None:
+        super().__init__(config)
+        self.tls_watch = tls_watch
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -47,8 +56,9 @@ class HttpServer(uvicorn.Server):
 
 
 def make_server(service: Service) -> HttpServer:
-    """Return the HTTP server of this service, which does not serve yet."""
+    """Return the HTTP server of this service, which does not serve yet. Raises SettingsError for bad files of TLS."""
     settings = service.settings
+    tls, tls_watch = _load_tls(settings)
     limits = GuardLimits(
         max_header_bytes=settings.max_header_bytes,
         max_header_fields=settings.max_header_fields,
@@ -69,8 +79,36 @@ def make_server(service: Service) -> HttpServer:
         server_header=False,
         timeout_keep_alive=max(1, round(settings.keep_alive_timeout)),
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
+        ssl_context_factory=None if tls is None else lambda config, default: tls.context,
     )
-    return HttpServer(config)
+    return HttpServer(config, tls_watch)
+
+
+def _load_tls(settings: Settings) -> tuple[TlsFiles | None, FileWatch | None]:
+    """Return the files of TLS and their watch, or twice None. Raises SettingsError for files that cannot be used."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None, None
+
+    async def reload() -> None:
+        try:
+            tls.reload()
+        except TlsFilesError as error:
+            log.error("the files of TLS are not taken, the ones before stay: %s", error)
+        else:
+            log.info("the files of TLS are read again")
+
+    watch = FileWatch([settings.tls_cert, settings.tls_key], reload)  # before the files are read: no change is missed
+    try:
+        tls = TlsFiles(settings.tls_cert, settings.tls_key)
+    except TlsFilesError as error:
+        raise SettingsError(f"--tls-cert, --tls-key: {error}") from None
+    return tls, watch
+
+
+async def follow_files(service: Service, server: HttpServer) -> None:
+    """Take changes of the key file and of the files of TLS, until cancelled."""
+    watches = [watch for watch in (service.access.watch, server.tls_watch) if watch is not None]
+    await asyncio.gather(*(watch.run() for watch in watches))
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -132,8 +170,8 @@ def freeze_garbage() -> None:
 async def run(settings: Settings) -> None:
     """Serve until a signal, then drain. Raises SettingsError, TokenizerError or BackendLost."""
     service = Service(settings)
-    listener = bind(settings)
     server = make_server(service)
+    listener = bind(settings)
     leave = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -148,6 +186,7 @@ async def _serve(service: Service, server: HttpServer, listener: socket.socket, 
     http = asyncio.create_task(server.serve(sockets=[listener]))
     backend = asyncio.create_task(_serve_backend(service))
     signalled = asyncio.create_task(leave.wait())
+    files = asyncio.create_task(follow_files(service, server))
     try:
         await asyncio.wait({http, backend, signalled}, return_when=asyncio.FIRST_COMPLETED)
         if not signalled.done():
@@ -157,8 +196,9 @@ async def _serve(service: Service, server: HttpServer, listener: socket.socket, 
     finally:
         backend.cancel()
         signalled.cancel()
+        files.cancel()
         # First the engine ends and gives every call that still waits an error, then the server sends the errors.
-        [outcome] = await asyncio.gather(backend, return_exceptions=True)
+        outcome, _ = await asyncio.gather(backend, files, return_exceptions=True)
         server.should_exit = True
         await http
         if isinstance(outcome, Exception):

@@ -81,6 +81,12 @@ def _root_path(value: str) -> str:
     return value
 
 
+def _header_name(value: str) -> str:
+    if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]{1,100}", value.strip(), re.ASCII):
+        raise _BadValue("the name of a header")
+    return value.strip().lower()
+
+
 def _truth(value: str) -> bool:
     word = value.strip().lower()
     if word in ("true", "1", "yes", "on"):
@@ -122,7 +128,8 @@ def _log_level(value: str) -> str:
 def _option(parse: Callable[[str], Any], text: str, default: Any = MISSING, *, kind: str = "value") -> Any:
     """Return a dataclass field that is a flag.
 
-    `parse` reads the flag's text, and `--help` shows `text`. `kind` is value, list, switch or secret.
+    `parse` reads the flag's text, and `--help` shows `text`. `kind` is value, list, switch or secrets. The variable of
+    a list holds its values between commas, and the variable of secrets holds one on each line.
     """
     return field(default=default, metadata={"parse": parse, "help": text, "kind": kind})
 
@@ -178,7 +185,21 @@ class Settings:
     cors_allow_origin: tuple[str, ...] = _option(
         _text, "origin that browsers may call from; repeatable", (), kind="list"
     )
-    api_key: str | None = _option(_text, "bearer key that callers must show", None, kind="secret")
+    cors_allow_header: tuple[str, ...] = _option(
+        _header_name, "header that browsers may send, beside those that the server reads; repeatable", (), kind="list"
+    )
+    cors_allow_credentials: bool = _option(
+        _truth, "let browsers of the allowed origins send cookies and the like", False, kind="switch"
+    )
+    cors_max_age: int = _option(_integer(0, 86_400), "seconds for which browsers keep the answer to a preflight", 600)
+    api_key: tuple[str, ...] = _option(_text, "key that callers must show; repeatable", (), kind="secrets")
+    api_key_file: str | None = _option(_text, "TOML file of keys with names; read again when it changes", None)
+    api_key_metrics: bool = _option(_truth, "ask for a key on /metrics too", False, kind="switch")
+    shared_prefix_cache: bool = _option(
+        _truth, "let callers with different keys reuse each other's prefixes", False, kind="switch"
+    )
+    tls_cert: str | None = _option(_text, "PEM file of the certificate chain; read again when it changes", None)
+    tls_key: str | None = _option(_text, "PEM file of the certificate's key; read again when it changes", None)
     payload_limit: int = _option(_integer(1), "bytes of a request body", 2_000_000)
     max_header_bytes: int = _option(_integer(1024), "bytes of a request header", 65_536)
     max_header_fields: int = _option(_integer(8), "fields of a request header", 100)
@@ -221,7 +242,7 @@ class Settings:
         """Return all settings for the log, with secrets masked."""
         shown = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         for entry in fields(self):
-            if entry.metadata["kind"] == "secret" and shown[entry.name] is not None:
+            if entry.metadata["kind"] == "secrets" and shown[entry.name]:
                 shown[entry.name] = "***"
         return shown
 
@@ -239,18 +260,20 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
             where, texts = variable, [environ[variable]]
             if entry.metadata["kind"] == "list":
                 texts = texts[0].split(",")
+            elif entry.metadata["kind"] == "secrets":
+                texts = texts[0].splitlines()
             if entry.name == "hostname" and not _is_ip_address(texts[0]):
                 texts = None  # because shells set HOSTNAME to the machine's name, which is no wish to listen there
         if texts is None:
             if entry.default is MISSING:
                 raise SettingsError(f"{flag} is missing: wanted {entry.metadata['help']}")
             continue
-        shown = "***" if entry.metadata["kind"] == "secret" else repr(texts[-1])
+        shown = "***" if entry.metadata["kind"] == "secrets" else repr(texts[-1])
         try:
             parsed = [entry.metadata["parse"](text) for text in texts]
         except _BadValue as error:
             raise SettingsError(f"{where} is {shown}, wanted {error}") from None
-        values[entry.name] = tuple(parsed) if entry.metadata["kind"] == "list" else parsed[-1]
+        values[entry.name] = tuple(parsed) if entry.metadata["kind"] in ("list", "secrets") else parsed[-1]
     settings = Settings(**values)
     _check_together(settings)
     return settings
@@ -284,3 +307,7 @@ def _check_together(settings: Settings) -> None:
             f"--max-input-tokens is {most_input} and --max-total-tokens is {most_total}: the first must be smaller, "
             "a request needs room for at least one output token"
         )
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise SettingsError("--tls-cert and --tls-key belong together: give both of them, or neither")
+    if settings.cors_allow_credentials and not settings.cors_allow_origin:
+        raise SettingsError("--cors-allow-credentials needs --cors-allow-origin, or every page could use a login")

@@ -131,7 +131,7 @@ def test_http_errors_have_the_object_too(client: httpx.Client) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[RunningRouter]:
     """A router with one permit, an API key and strict names of models."""
-    with RunningRouter(tmp_path, max_concurrent_requests=1, api_key="k", strict_model=True, max_n=2) as router:
+    with RunningRouter(tmp_path, max_concurrent_requests=1, api_key=("k",), strict_model=True, max_n=2) as router:
         yield router
 
 

@@ -144,7 +144,7 @@ def on_vertex(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client
     settings = load_settings([], flags)
     folder = tmp_path_factory.mktemp("vertex")
     routes = {"aip_predict_route": settings.aip_predict_route, "aip_health_route": settings.aip_health_route}
-    with RunningRouter(folder, api_key="Sesame-1", **routes) as router, router.client() as client:
+    with RunningRouter(folder, api_key=("Sesame-1",), **routes) as router, router.client() as client:
         client.headers["authorization"] = "Bearer Sesame-1"
         yield client
 

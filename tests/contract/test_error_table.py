@@ -52,8 +52,8 @@ def fail_soon(router: RunningRouter) -> None:
 JSON = {"content-type": "application/json"}
 ROWS = [
     Row(400, "invalid_json", content=b'{"inputs": ', headers=JSON),
-    Row(401, "unauthorized", settings={"api_key": "k"}, reply_headers=("www-authenticate",)),
-    Row(401, "unauthorized", settings={"api_key": "k"}, headers={"authorization": "Bearer K"}),
+    Row(401, "unauthorized", settings={"api_key": ("k",)}, reply_headers=("www-authenticate",)),
+    Row(401, "unauthorized", settings={"api_key": ("k",)}, headers={"authorization": "Bearer K"}),
     Row(404, "not_found", path="/nothing"),
     Row(405, "method_not_allowed", method="PUT", reply_headers=("allow",)),
     Row(413, "payload_too_large", settings={"payload_limit": 20}),

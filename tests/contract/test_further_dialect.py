@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 from starlette.types import ASGIApp
+from textmill_router.http.api_keys import ApiKeyEntry, KeyRing, digest_of
 from textmill_router.http.middleware import ApiKey, FrontDoor
 from textmill_router.http.path_style import PathStyles
 
@@ -27,7 +28,9 @@ def app_of(router: RunningRouter) -> ASGIApp:
     """Return the dialect's route behind the middlewares, with an API key."""
     route = messages_dialect.messages_route(router.service)
     styles = PathStyles([route.style])
-    return FrontDoor(ApiKey(route, "a key", styles), router.service.metrics.on_http, styles)
+    return FrontDoor(
+        ApiKey(route, KeyRing([ApiKeyEntry("k", digest_of(b"a key"))]), styles), router.service.metrics.on_http, styles
+    )
 
 
 def ask(router: RunningRouter, body: dict[str, Any], key: str = "a key") -> httpx.Response:

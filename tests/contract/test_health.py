@@ -103,7 +103,7 @@ def test_leaving_server_lives_but_is_not_ready(tmp_path: Path) -> None:
 
 
 def test_probes_need_no_key(tmp_path: Path) -> None:
-    with RunningRouter(tmp_path, api_key="k") as router, router.client() as client:
+    with RunningRouter(tmp_path, api_key=("k",)) as router, router.client() as client:
         assert [client.get(path).status_code for path in PROBES] == [200] * 4
         assert [client.post(path).status_code for path in PROBES] == [401] * 4
         assert client.get("/health/live/").status_code == 401

@@ -51,7 +51,7 @@ def test_methods(client: httpx.Client, path: str) -> None:
 
 def test_model_is_told_while_it_loads_and_needs_the_key(tmp_path: Path) -> None:
     with (
-        RunningRouter(tmp_path, is_loading=True, api_key="k", max_total_tokens=99) as router,
+        RunningRouter(tmp_path, is_loading=True, api_key=("k",), max_total_tokens=99) as router,
         router.client() as client,
     ):
         assert client.get(SERVED).status_code == 401

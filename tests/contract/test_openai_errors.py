@@ -47,7 +47,7 @@ REFUSALS = [
         "send the header `Authorization: Bearer <key>`",
         "authentication_error",
         "invalid_api_key",
-        settings={"api_key": "other"},
+        settings={"api_key": ("other",)},
     ),
     Refusal(
         openai.NotFoundError,
@@ -218,7 +218,7 @@ def test_stream_that_its_client_closes_frees_slots_and_blocks(tmp_path: Path, is
 
 
 def test_unknown_model_and_route_are_not_found(tmp_path: Path) -> None:
-    with RunningRouter(tmp_path, api_key="secret") as router:
+    with RunningRouter(tmp_path, api_key=("secret",)) as router:
         with opened(router, "wrong") as client, pytest.raises(openai.AuthenticationError):
             client.models.list()
         with opened(router, "secret") as client:

@@ -107,7 +107,7 @@ def test_docs_links_to_the_playground(client: httpx.Client) -> None:
 def behind_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A router that a proxy serves under /llm, with a key and without the playground of the other tests."""
     folder = tmp_path_factory.mktemp("prefix")
-    with RunningRouter(folder, root_path="/llm", api_key="s3cret") as router, router.client() as client:
+    with RunningRouter(folder, root_path="/llm", api_key=("s3cret",)) as router, router.client() as client:
         yield client
 
 

@@ -91,7 +91,7 @@ def test_long_text_is_tokenised_too(client: httpx.Client) -> None:
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("locked")
     origins = ("http://app.example", "http://b.example")
-    with RunningRouter(folder, api_key="Sesame-1", cors_allow_origin=origins) as router, router.client() as client:
+    with RunningRouter(folder, api_key=("Sesame-1",), cors_allow_origin=origins) as router, router.client() as client:
         yield client
 
 

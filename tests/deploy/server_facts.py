@@ -31,7 +31,7 @@ class ServerFacts:
 
 def ask_server(folder: Path, paths: set[str]) -> ServerFacts:
     """Start a router in front of a fake shard, send it some calls, read its metrics and try the paths without a key."""
-    with RunningRouter(folder, FakeShardOptions(), api_key="k", max_concurrent_requests=2) as router:
+    with RunningRouter(folder, FakeShardOptions(), api_key=("k",), max_concurrent_requests=2) as router:
         headers = {"authorization": "Bearer k"}
         with router.client() as client:
             for parameters in ({"max_new_tokens": 3}, {"top_k": 0}):

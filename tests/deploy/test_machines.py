@@ -79,7 +79,7 @@ def test_a_server_of_the_compose_file_takes_flags_and_variables(name: str) -> No
     assert set(environ) <= ties.VARIABLES
     settings = ties.launcher_settings(["launcher", *service["command"]], environ)
     assert isinstance(settings, Settings), settings
-    assert settings.api_key is not None
+    assert settings.api_key
     assert [published.rsplit(":", 1)[1] for published in service["ports"]] == [str(settings.port)]
     assert all(published.startswith("127.0.0.1:") for published in service["ports"])
     needed_s = settings.shutdown_delay + settings.graceful_termination_timeout + SHARD_GRACE_S

@@ -49,7 +49,15 @@ GOOD_VALUES = {
     "cors_allow_origin": ("https://a.example", ("https://a.example",)),
     "root_path": ("/llm", "/llm"),
     "disable_playground": ("true", True),
-    "api_key": ("s3cret", "s3cret"),
+    "cors_allow_header": ("x-own", ("x-own",)),
+    "cors_allow_credentials": ("true", True),
+    "cors_max_age": ("5", 5),
+    "api_key": ("s3cret", ("s3cret",)),
+    "api_key_file": ("/keys.toml", "/keys.toml"),
+    "api_key_metrics": ("true", True),
+    "shared_prefix_cache": ("true", True),
+    "tls_cert": ("/tls/c.pem", "/tls/c.pem"),
+    "tls_key": ("/tls/k.pem", "/tls/k.pem"),
     "graceful_termination_timeout": ("2.5", 2.5),
     "shutdown_delay": ("1.5", 1.5),
     "json_output": ("true", True),
@@ -81,7 +89,15 @@ GOOD_VALUES = {
 }
 
 
+# The further flags without which a flag is refused.
+COMPANIONS = {
+    "tls_cert": ["--tls-key", "/tls/k.pem"],
+    "tls_key": ["--tls-cert", "/tls/c.pem"],
+    "cors_allow_credentials": ["--cors-allow-origin", "https://a.example"],
+}
+
+
 def arguments(name: str, text: str) -> list[str]:
     flag = "--" + name.replace("_", "-")
     switches = {option.name for option in OPTIONS if option.is_switch}
-    return [flag] if name in switches else [flag, text]
+    return [*([flag] if name in switches else [flag, text]), *COMPANIONS.get(name, [])]

@@ -136,7 +136,8 @@ class _Work:
         self._call.record.note_validated(taken.num_characters, [taken.prompt])
         parameters = replace(self._checked.generation, grammar=taken.grammar)
         wants_none: dict[str, Any] = {"wants_logprobs": False, "wants_prompt_logprobs": False, "top_n_tokens": 0}
-        return make_request(backend, taken.prompt, parameters, **wants_none), taken
+        terms = self._call.record.terms
+        return make_request(backend, taken.prompt, parameters, terms=terms, **wants_none), taken
 
     async def _start(self, stack: AsyncExitStack, request: GenerationRequest, taken: TokenizedChat) -> list[Generation]:
         options = TextOptions(self._checked.stop, keep_stop_match=False, shown_specials=taken.shown_specials)

@@ -67,7 +67,7 @@ class LaunchedServer:
 
     def wait_ready(self, limit_s: float = START_LIMIT_S) -> "LaunchedServer":
         """Wait until the launcher says that it serves."""
-        self.wait_for_log("ready after", limit_s, last_word=" on http://")
+        self.wait_for_log("ready after", limit_s, last_word=" on http")
         return self
 
     def wait_for_log(self, words: str, limit_s: float = START_LIMIT_S, last_word: str = "") -> None:

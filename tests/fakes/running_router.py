@@ -13,7 +13,7 @@ from typing import Any, Self
 import httpx
 import uvloop
 from textmill_router.health.loop_watchdog import LoopWatchdog
-from textmill_router.lifecycle import bind, make_server, start_backend
+from textmill_router.lifecycle import bind, follow_files, make_server, start_backend
 from textmill_router.scheduler.scheduler import SchedulerStats
 from textmill_router.serving.service import Service
 from textmill_router.settings import Settings
@@ -151,8 +151,9 @@ class RunningRouter:
         self.loop = asyncio.get_running_loop()
         self._leave = asyncio.Event()
         self.service = Service(self.settings)
-        listener = bind(self.settings)
         server = make_server(self.service)
+        listener = bind(self.settings)
+        files = asyncio.create_task(follow_files(self.service, server))
         http = asyncio.create_task(server.serve(sockets=[listener]))
         backend = asyncio.create_task(start_backend(self.service))
         self._started.set_result(listener.getsockname()[1])
@@ -162,6 +163,7 @@ class RunningRouter:
             await backend.result().stop()
             await self.service.close_backend()
         backend.cancel()
-        await asyncio.gather(backend, return_exceptions=True)
+        files.cancel()
+        await asyncio.gather(backend, files, return_exceptions=True)
         server.should_exit = True
         await http

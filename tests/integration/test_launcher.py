@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.fakes.certificates import write_pair
 from tests.fakes.processes import STOP_LIMIT_S, LaunchedServer, launched, wait_until
 from tests.fakes.tiny_gguf import write_tiny_gguf
 from tests.fakes.tiny_models import make_tiny_llama
@@ -223,9 +225,23 @@ def test_bad_flag_ends_at_once_and_is_explained(arguments: list[str], exit_code:
     assert all(word in done.stdout + done.stderr for word in words)
 
 
-def test_lines_of_the_log_are_json_when_asked(tiny_arguments: list[str], tmp_path: Path) -> None:
-    with launched([*tiny_arguments, "--json-output", "--api-key", "s3cret"], tmp_path) as server:
+def test_log_lines_are_json_and_show_no_key_on_a_server_with_keys_and_tls(
+    tiny_arguments: list[str], tmp_path: Path
+) -> None:
+    trusted = ssl.create_default_context()
+    write_pair(tmp_path).configure_trust(trusted)
+    tls = ["--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem")]
+    keys = ["--api-key", "s3cret-1", "--api-key", "s3cret-2"]
+    with launched([*tiny_arguments, "--json-output", *keys, *tls], tmp_path) as server:
         server.wait_ready()
+        url = server.base_url.replace("http://", "https://")
+        assert f" on {url}" in server.log_text
+        with httpx.Client(base_url=url, verify=trusted, trust_env=False, timeout=30) as client:
+            answers = [
+                client.post("/generate", json=QUESTION, headers={"x-api-key": key}).status_code
+                for key in ("s3cret-1", "s3cret-2", "s3cret-3")
+            ]
+        assert answers == [200, 200, 401]
         command_lines = " ".join(" ".join(child.cmdline()) for child in server.children())
         pids = process_ids(server)
         assert server.stop(signal.SIGINT) == 0

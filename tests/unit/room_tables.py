@@ -19,6 +19,7 @@ ROUTER_FOLDERS = {
     "exact_json": names(""),
     "request": names("bounds"),
     "cores": names(""),
+    "file_watch": names(""),
     "log_lines": names(""),
     "logs": names("log_lines"),
     "scheduler": names("request"),
@@ -32,7 +33,8 @@ ROUTER_FOLDERS = {
     "engine": names("errors request scheduler health metrics"),
     "http": names("errors"),
     "serving": names(
-        "bounds errors exact_json request settings scheduler parsers text grammar chat health metrics engine http"
+        "bounds errors exact_json file_watch request settings scheduler parsers text grammar chat health metrics "
+        "engine http"
     ),
     "api/openai": names("bounds errors exact_json request settings parsers text grammar chat http serving"),
     "api/tgi": names(

@@ -4,7 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
-from textmill_launcher.child_arguments import ModelFolder, ShardPlace, router_command, shard_command
+from textmill_launcher.child_arguments import (
+    ModelFolder,
+    ShardPlace,
+    router_command,
+    router_environment,
+    shard_command,
+)
 from textmill_launcher.options import DTYPES, REASONING_FORMATS, TOOL_FORMATS, V1_ERRORS, Child, Option
 from textmill_launcher.settings import OPTIONS, load_settings
 from textmill_router.api.openai.errors import V1_ERROR_STYLES
@@ -99,6 +105,13 @@ def test_a_value_of_the_file_and_a_flag_win_over_what_a_child_would_read(tmp_pat
     router = load_router_settings(router_command(settings, MODEL, PLACE.socket)[3:], {"MAX_N": "9"})
     shard = load_shard_settings(shard_command(settings, MODEL, PLACE)[3:], {"NUM_SLOTS": ""})
     assert (router.max_n, router.prefix_caching, shard.num_slots) == (3, False, 3)
+
+
+def test_the_router_reads_all_keys_that_the_launcher_was_given() -> None:
+    settings = load_settings(["--api-key", "a,b", "--api-key", "c d"], {})
+    command = router_command(settings, MODEL, PLACE.socket)
+    assert [argument for argument in command if "api-key" in argument] == []
+    assert load_router_settings(command[3:], router_environment({}, settings)).api_key == ("a,b", "c d")
 
 
 def test_words_that_the_launcher_takes_are_those_of_its_children() -> None:

@@ -10,7 +10,7 @@ from textmill_router.api.route_table import ALIASES, ROUTES, vertex_route
 from textmill_router.api.status import HealthRoute
 from textmill_router.errors import MethodNotAllowed, RouteNotFound
 from textmill_router.http.call import call_of
-from textmill_router.http.middleware import ApiKey, Cors, FrontDoor
+from textmill_router.http.middleware import ApiKey, Cors, CorsRules, FrontDoor
 from textmill_router.http.path_style import PathStyles
 from textmill_router.http.replies import send_error, send_reply
 from textmill_router.http.root_path import RootPath
@@ -41,12 +41,20 @@ def build_app(service: Service) -> FrontDoor:
         redirect_slashes=False,
         default=_not_found,
     )
-    if settings.api_key is not None:
+    if service.access.keys is not None:
         open_paths = {row.operation.path for row in rows if not row.needs_key}
         if settings.aip_health_route is not None:
             open_paths.add(settings.aip_health_route)
-        app = ApiKey(app, settings.api_key, styles, open_paths)
-    app = Cors(app, settings.cors_allow_origin)
+        if settings.api_key_metrics:
+            open_paths.discard("/metrics")
+        app = ApiKey(app, service.access.keys, styles, open_paths)
+    cors = CorsRules(
+        origins=settings.cors_allow_origin,
+        headers=settings.cors_allow_header,
+        allows_credentials=settings.cors_allow_credentials,
+        max_age_s=settings.cors_max_age,
+    )
+    app = Cors(app, cors)
     if settings.root_path:
         app = RootPath(app, settings.root_path)
     return FrontDoor(app, service.metrics.on_http, styles, lambda: service.is_leaving)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from starlette.types import Scope, Send
 
+from textmill_router.http.api_keys import ANYBODY, Caller
 from textmill_router.http.error_responses import TGI_ERRORS, ErrorStyle, Header
 
 _SCOPE_KEY = "textmill.call"
@@ -31,6 +32,7 @@ class Call:
     trace_id: str | None = None  # of the caller's `traceparent`, for the log
     status: int = 0
     error_style: ErrorStyle = TGI_ERRORS
+    caller: Caller = ANYBODY  # the holder of the key that the call has shown
 
 
 def open_call(scope: Scope, request_id: str) -> Call:

@@ -1,27 +1,29 @@
 """The wrappers around every route: the last net for errors, request ids, CORS, the API key. None touches an event."""
 
-import hmac
 import logging
 import re
 from collections.abc import Callable, Set
+from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.errors import InternalError, Unauthorized
+from textmill_router.http.api_keys import Caller, KeyRing
 from textmill_router.http.call import call_of, open_call, refusal_of, request_id_in
 from textmill_router.http.error_responses import CLOSE
+from textmill_router.http.key_headers import shown_keys
 from textmill_router.http.path_style import AUTHORIZATION, X_API_KEY, PathStyles
 from textmill_router.http.replies import send_error, send_reply
 
 log = logging.getLogger(__name__)
 
 CLIENT_LEFT_STATUS = 499
-_ALLOWED_HEADERS = b"content-type,authorization,x-api-key,x-request-id,traceparent,x-wait-for-model,x-use-cache"
+_READ_HEADERS = b"content-type,authorization,x-api-key,x-request-id,traceparent,x-wait-for-model,x-use-cache"
+_SHOWN_HEADERS = b"retry-after,x-request-id"
 _HEADER_NAMES = re.compile(rb"[\w!#$%&'*+.^`|~, -]{1,4096}", re.ASCII)
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # W3C trace context: version, trace id, parent id, flags. A malformed header is no parent, as the standard says.
 _TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
-_BEARER = re.compile(rb"bearer:?\s+(\S.*)", re.IGNORECASE | re.DOTALL)  # matches a value without spaces at its ends
 
 
 class FrontDoor:
@@ -66,12 +68,31 @@ class FrontDoor:
             self._on_answer(call.route, method, call.status or refusal_of(scope) or CLIENT_LEFT_STATUS)
 
 
+@dataclass(frozen=True, slots=True)
+class CorsRules:
+    """What pages of other origins may do.
+
+    Without `origins` every origin is allowed. Without `headers` a page may send every header that it asks for, because
+    SDKs in browsers add headers of their own, which no route reads; with `headers` those and the ones that the server
+    reads.
+    """
+
+    origins: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
+    allows_credentials: bool = False
+    max_age_s: int = 600
+
+
 class Cors:
     """Answers the preflights of browsers, and names the allowed origin in all other answers."""
 
-    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, rules: CorsRules) -> None:
         self._app = app
-        self._origins = frozenset(origin.encode() for origin in origins)  # empty if every origin is allowed
+        self._origins = frozenset(origin.encode() for origin in rules.origins)  # empty if every origin is allowed
+        self._allows_credentials = rules.allows_credentials
+        self._max_age = b"%d" % rules.max_age_s
+        self._own_headers = b",".join([_READ_HEADERS, *(name.encode() for name in rules.headers)])
+        self._allows_all_headers = not rules.headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         origin = _header(scope, b"origin")
@@ -85,51 +106,58 @@ class Cors:
             headers.append((b"vary", b"origin"))
             if origin in self._origins:
                 headers.append((b"access-control-allow-origin", origin))
+                if self._allows_credentials:
+                    headers.append((b"access-control-allow-credentials", b"true"))
         if scope["method"] == "OPTIONS" and _header(scope, b"access-control-request-method") is not None:
             headers.append((b"access-control-allow-methods", b"GET,POST"))
-            headers.append((b"access-control-allow-headers", _allowed_headers(scope)))
-            headers.append((b"access-control-max-age", b"600"))
+            headers.append((b"access-control-allow-headers", self._allowed_headers(scope)))
+            headers.append((b"access-control-max-age", self._max_age))
             await send_reply(scope, send, 200, b"")
             return
-        headers.append((b"access-control-expose-headers", b"*"))  # Retry-After, x-request-id
+        # A star counts as a name where credentials are sent (Fetch, 3.2.5), so the names stand beside it.
+        exposed = _SHOWN_HEADERS if self._allows_credentials else b"*"
+        headers.append((b"access-control-expose-headers", exposed))
         await self._app(scope, receive, send)
 
-
-def _allowed_headers(scope: Scope) -> bytes:
-    """Return the headers that the server reads, and those that the page asks for.
-
-    SDKs in browsers add headers of their own, which no route reads.
-    """
-    wanted = _header(scope, b"access-control-request-headers") or b""
-    return b",".join([_ALLOWED_HEADERS, wanted]) if _HEADER_NAMES.fullmatch(wanted) else _ALLOWED_HEADERS
+    def _allowed_headers(self, scope: Scope) -> bytes:
+        wanted = _header(scope, b"access-control-request-headers") or b""
+        if self._allows_all_headers and _HEADER_NAMES.fullmatch(wanted):
+            return b",".join([self._own_headers, wanted])
+        return self._own_headers
 
 
 class ApiKey:
-    """Lets calls through that show the key and no other key. The wrapper is made only where the server has a key.
+    """Lets calls through that show one of the server's keys, and notes who calls. Made only where the server has keys.
 
     The key stands in `authorization`, in `x-api-key` or in the header that the style of the path names.
 
     `open_paths` may be read without a key. A path with a parameter at its end stands for all paths in its folder.
     """
 
-    def __init__(self, app: ASGIApp, key: str, styles: PathStyles, open_paths: Set[str] = frozenset()) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing, styles: PathStyles, open_paths: Set[str] = frozenset()) -> None:
         self._app = app
-        self._key = key.encode()
+        self._keys = keys
         self._styles = styles
         self._open_paths = open_paths
         self._open_folders = tuple(path.partition("{")[0] for path in open_paths if path.endswith("}"))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._is_open(scope):
+            await self._app(scope, receive, send)
+            return
         header = self._styles.of(scope["path"]).key_header
-        if self._is_open(scope) or self._has_key(scope, header):
+        shown = shown_keys(scope["headers"], header)
+        caller = self._caller_of(shown)
+        if caller is not None:
+            call_of(scope).caller = caller
             await self._app(scope, receive, send)
             return
         wanted = ["Authorization: Bearer <key>", f"{X_API_KEY}: <key>"]
         if header not in (AUTHORIZATION, X_API_KEY):
             wanted = [f"{header}: <key>", *wanted]
         message = f"this server asks for its API key: send the header {' or '.join(f'`{one}`' for one in wanted)}"
-        if len(self._shown_keys(scope, header)) > 1:
-            message += "; this call shows several keys, and each of them must be the server's"
+        if len(shown) > 1:
+            message += "; this call shows several keys, and all of them must be one key of the server"
         await send_error(scope, send, Unauthorized(message))
 
     def _is_open(self, scope: Scope) -> bool:
@@ -138,21 +166,10 @@ class ApiKey:
         is_open_path = path in self._open_paths or path.startswith(self._open_folders)
         return method == "OPTIONS" or (is_read and is_open_path)
 
-    def _has_key(self, scope: Scope, header: str) -> bool:
-        shown = self._shown_keys(scope, header)
-        return bool(shown) and all(hmac.compare_digest(key, self._key) for key in shown)
-
-    def _shown_keys(self, scope: Scope, header: str) -> list[bytes]:
-        """All keys that the call shows, in whichever of the headers that this path reads."""
-        own_names = (X_API_KEY.encode(), header.encode())
-        shown = []
-        for name, value in scope["headers"]:
-            if name == AUTHORIZATION.encode():
-                bearer = _BEARER.fullmatch(value.strip())
-                shown += [] if bearer is None else [bearer[1]]  # another scheme shows no key
-            elif name in own_names:
-                shown.append(value.strip())
-        return shown
+    def _caller_of(self, shown: list[bytes]) -> Caller | None:
+        """Return the holder of the keys, or None where there is no key, a wrong key, or keys of several callers."""
+        callers = [self._keys.find(key) for key in shown]
+        return callers[0] if callers and all(caller is callers[0] for caller in callers) else None
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

@@ -8,6 +8,7 @@ from textmill_router.errors import RequestError
 from textmill_router.http.call import Call
 from textmill_router.http.error_responses import Header
 from textmill_router.serving.call import failure_label
+from textmill_router.serving.call_terms import terms_of
 from textmill_router.serving.prompts import TokenizedPrompt
 from textmill_router.serving.service import Backend, Service
 from textmill_router.text.events import GenerationResult
@@ -22,6 +23,7 @@ class CallRecord:
         self._service = service
         self._backend = backend
         self._call = call
+        self.terms = terms_of(call.caller, shares_prefixes=service.settings.shared_prefix_cache)
         self._validation_s = 0.0
         self._num_characters = 0
 
@@ -55,6 +57,7 @@ class CallRecord:
                 "request": self._call.request_id,
                 "trace": self._call.trace_id,
                 "route": self._call.route,
+                "caller": self._call.caller.name or None,
                 "request_ids": [result.request_id for result in results],
                 "num_prompt_tokens": first.num_prompt_tokens,
                 "num_cached_tokens": first.num_cached_tokens,

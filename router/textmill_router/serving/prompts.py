@@ -9,6 +9,7 @@ from textmill_router.bounds import MAX_U64
 from textmill_router.errors import RuleBroken
 from textmill_router.request import GenerationParameters, GenerationRequest, token_array
 from textmill_router.serving.budget import check_budget, prompt_too_long
+from textmill_router.serving.call_terms import CallTerms
 from textmill_router.serving.service import Backend
 from textmill_router.serving.validation import (
     CheckedParameters,
@@ -89,6 +90,7 @@ def make_request(
     wants_logprobs: bool,
     wants_prompt_logprobs: bool,
     top_n_tokens: int,
+    terms: CallTerms,
     stop_ids: tuple[int, ...] = (),
 ) -> GenerationRequest:
     """Return the request of one sequence. The tokens that an encoder reads are followed by the decoder's first tokens.
@@ -116,6 +118,7 @@ def make_request(
         wants_logprobs=wants_logprobs,
         top_n_tokens=top_n_tokens if wants_logprobs else 0,
         wants_prompt_logprobs=wants_prompt_logprobs,
+        cache_salt=terms.cache_salt,
     )
 
 

@@ -9,18 +9,31 @@ from textmill_router.exact_json import encode_exactly
 from textmill_router.http.call import call_of
 from textmill_router.http.error_responses import Header
 from textmill_router.http.event_stream import STREAM_HEADERS
+from textmill_router.http.key_headers import shown_keys
+from textmill_router.http.path_style import AUTHORIZATION
 from textmill_router.http.replies import send_reply
 from textmill_router.serving.response_cache import CachedAnswer, ResponseCache
 from textmill_router.serving.service import Backend, Service
 
 
 def cache_key(scope: Scope, *facts: object) -> bytes:
-    """Return a digest of the caller's key and of all facts on which the answer depends.
+    """Return a digest of the caller and of all facts on which the answer depends.
 
     The facts are written as JSON, in which a number may have any size.
     """
-    authorization = b"".join(value for name, value in scope["headers"] if name == b"authorization")
-    return hashlib.blake2b(encode_exactly((authorization, *facts)), digest_size=32).digest()
+    return hashlib.blake2b(encode_exactly((_caller_facts(scope), *facts)), digest_size=32).digest()
+
+
+def _caller_facts(scope: Scope) -> list[bytes]:
+    """Return what tells the caller from others, whichever header the caller's key came in.
+
+    A server without keys tells its callers apart by the keys that they show, and by what else `authorization` holds.
+    """
+    salt = call_of(scope).caller.salt
+    if salt:
+        return [salt]
+    headers = scope["headers"]
+    return sorted(set(shown_keys(headers))) or [value for name, value in headers if name == AUTHORIZATION.encode()]
 
 
 class CacheSlot:

@@ -20,6 +20,7 @@ from textmill_router.health.states import HealthFacts, Start
 from textmill_router.metrics.metrics import CacheNumbers, EngineNumbers, Metrics, ReplicaNumbers
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Budget
+from textmill_router.serving.access import Access
 from textmill_router.serving.limits import Limits, max_prefill_tokens, resolve_limits
 from textmill_router.serving.permits import Permits
 from textmill_router.serving.response_cache import ResponseCache
@@ -55,12 +56,13 @@ class Backend:
 class Service:
     """The shared objects of one server.
 
-    The service is made before anything is loaded. `attach` is called when the engine looks for its shard, and
-    `become_ready` once when the shard is ready.
+    The service is made before anything is loaded, and its making raises SettingsError for a key file that cannot be
+    used. `attach` is called when the engine looks for its shard, and `become_ready` once when the shard is ready.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.access = Access(settings)
         self.format_flags = FormatFlags(settings.tool_call_parser, settings.reasoning_parser)
         self._settled = asyncio.Event()  # set when the model is ready or the server leaves
         self.permits = Permits(settings.max_concurrent_requests, on_close=self._on_close)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import ssl
 import stat
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,6 +16,8 @@ import pytest
 from textmill_launcher.child_name import ChildName
 from textmill_launcher.readiness import PhaseLog, ShardFailed, local_url, wait_for_router, wait_for_shard
 from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
+
+from tests.fakes.certificates import write_pair
 
 LIMIT_S = 20.0
 RANK_1 = ChildName("shard", 1)
@@ -97,12 +100,18 @@ class LoadingRouter(BaseHTTPRequestHandler):
         """Stay silent."""
 
 
-@pytest.fixture
-def router_url() -> Iterator[str]:
+@pytest.fixture(params=["http", "https"])
+def router_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    LoadingRouter.num_refusals = 2
     with HTTPServer(("127.0.0.1", 0), LoadingRouter) as server:
+        if request.param == "https":
+            write_pair(tmp_path, "another.example")  # clients know the server by a name that is not its address here
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{request.param}://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
 
@@ -125,3 +134,4 @@ def test_router_is_ready_at_its_first_200(router_url: str, caplog: pytest.LogCap
 )
 def test_url_for_this_machine(hostname: str, url: str) -> None:
     assert local_url(hostname, 80) == url
+    assert local_url(hostname, 80, has_tls=True) == url.replace("http", "https")

@@ -10,7 +10,7 @@ from textmill_launcher.options import Ignored, Option, Refused
 from textmill_launcher.settings import ALL_OPTIONS, OPTIONS, Settings, load_settings
 from textmill_launcher.tgi_options import TGI_OPTIONS
 
-from tests.fakes.launcher_flags import GOOD_VALUES, arguments
+from tests.fakes.launcher_flags import COMPANIONS, GOOD_VALUES, arguments
 
 
 def test_every_option_has_a_sample_here() -> None:
@@ -125,7 +125,7 @@ def test_flag_sets_its_field(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(GOOD_VALUES) - {"env"}))
 def test_variable_sets_the_field_of_its_flag(name: str) -> None:
     text, value = GOOD_VALUES[name]
-    assert getattr(load_settings([], {name.upper(): text}), name) == value
+    assert getattr(load_settings(COMPANIONS.get(name, []), {name.upper(): text}), name) == value
 
 
 def test_flag_wins_over_variable() -> None:
@@ -216,6 +216,27 @@ def test_description_masks_secrets() -> None:
     assert "s3cret" not in shown
     assert "hf_x" not in shown
     assert "'api_key': '***'" in shown
+
+
+def test_several_keys_come_from_repeated_flags_and_from_lines_of_the_variable() -> None:
+    assert load_settings(["--api-key", "a,b", "--api-key", "c"], {}).api_key == ("a,b", "c")
+    assert load_settings([], {"API_KEY": "a,b\nc\n"}).api_key == ("a,b", "c")
+    for bad in ("\n", "a\n\nb"):
+        with pytest.raises(SettingsError, match=r"API_KEY is \*\*\*"):
+            load_settings([], {"API_KEY": bad})
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--tls-cert", "c.pem"], "--tls-cert and --tls-key belong together"),
+        (["--tls-key", "k.pem"], "--tls-cert and --tls-key belong together"),
+        (["--cors-allow-credentials"], "--cors-allow-credentials needs --cors-allow-origin"),
+    ],
+)
+def test_flags_that_need_another_flag_say_so(argv: list[str], words: str) -> None:
+    with pytest.raises(ConflictingSettings, match=words):
+        load_settings(argv, {})
 
 
 def test_bad_api_key_is_not_shown_in_the_message() -> None:

@@ -45,6 +45,11 @@ def test_hostname_of_the_machine_is_not_an_address_to_listen_on() -> None:
         (["--hostname", "example.org"], {}, ("--hostname", "IP address")),
         (["--max-input-tokens", "10", "--max-total-tokens", "10"], {}, ("--max-input-tokens", "smaller")),
         ([], {"LOG_LEVEL": "loud"}, ("LOG_LEVEL", "loud")),
+        (["--tls-cert", "c.pem"], {}, ("--tls-cert", "--tls-key", "belong together")),
+        ([], {"TLS_KEY": "k.pem"}, ("--tls-cert", "--tls-key", "belong together")),
+        (["--cors-allow-credentials"], {}, ("--cors-allow-credentials", "needs --cors-allow-origin")),
+        (["--cors-allow-header", "a b"], {}, ("--cors-allow-header", "'a b'", "name of a header")),
+        (["--cors-max-age", "-1"], {}, ("--cors-max-age", "0 to 86400")),
     ],
 )
 def test_bad_value_is_named_with_what_would_do(
@@ -63,11 +68,20 @@ def test_missing_flag_is_named() -> None:
 
 def test_secret_is_masked() -> None:
     settings = load_settings([*NEEDED, "--api-key", "hush"], {})
-    assert settings.api_key == "hush"
+    assert settings.api_key == ("hush",)
     assert "hush" not in str(settings.describe())
     with pytest.raises(SettingsError) as caught:
         load_settings([*NEEDED, "--api-key", " "], {})
     assert "'" not in str(caught.value)
+
+
+def test_several_keys_come_from_repeated_flags_and_from_lines_of_the_variable() -> None:
+    assert load_settings([*NEEDED, "--api-key", "a,b", "--api-key", "c"], {}).api_key == ("a,b", "c")
+    assert load_settings(NEEDED, {"API_KEY": "a,b\nc\n"}).api_key == ("a,b", "c")
+    assert load_settings(NEEDED, {}).api_key == ()
+    for bad in ("\n", "a\n\nb"):  # a blank key would let everybody in
+        with pytest.raises(SettingsError, match=r"API_KEY is \*\*\*"):
+            load_settings(NEEDED, {"API_KEY": bad})
 
 
 def test_log_level_of_a_filter_is_its_general_part() -> None:

@@ -131,6 +131,7 @@ class _Work:
                     wants_logprobs=self._wants_logprobs,
                     wants_prompt_logprobs=False,
                     top_n_tokens=self._checked.top_n_tokens,
+                    terms=self._record.terms,
                     stop_ids=self._stop_ids,
                 )
                 for parameters in choice_parameters(generation, self._checked.best_of)

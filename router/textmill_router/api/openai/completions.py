@@ -216,6 +216,7 @@ class _Work:
                     wants_logprobs=asked.body.wants_logprobs or asked.best_of > asked.n,
                     wants_prompt_logprobs=wants_prompt,
                     top_n_tokens=asked.checked.top_n_tokens,
+                    terms=self._record.terms,
                     stop_ids=self._stop_ids,
                 )
                 for parameters in choice_parameters(asked.checked.generation, asked.best_of)

@@ -83,6 +83,7 @@ class VertexRoute:
         call = call_of(scope)
         inner = open_call(part, f"{call.request_id}-{index}")
         inner.route, inner.trace_id, inner.arrival_s = call.route, call.trace_id, call.arrival_s
+        inner.caller = call.caller
         answer = _Answer()
         content = encode_exactly({**instance, "stream": False})
         part["headers"] = [header for header in scope["headers"] if header[0] not in (b"content-length", b"expect")]

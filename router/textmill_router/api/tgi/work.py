@@ -179,6 +179,7 @@ class TgiWork:
                     wants_logprobs=wants_logprobs,
                     wants_prompt_logprobs=self._wants_prompt_details,
                     top_n_tokens=checked.top_n_tokens,
+                    terms=self._record.terms,
                 )
                 for parameters in sequences
             ]

@@ -128,7 +128,7 @@ def test_without_the_key_401(locked: httpx.Client, value: str | None, method: st
         ([("x-api-key", "Sesame-1"), ("authorization", "Bearer other")], 401),
         ([("x-api-key", "other"), ("authorization", "Bearer Sesame-1")], 401),
         ([("x-api-key", "Sesame-1"), ("x-api-key", "other")], 401),
-        ([("authorization", "Bearer Sesame-1"), ("authorization", "Bearer other")], 401),
+        ([("authorization", "Bearer Sesame-1"), ("authorization", "Bearer other")], 400),
         ([("x-api-key", "Sesame-1"), ("authorization", "Basic dXNlcg==")], 200),
     ],
 )

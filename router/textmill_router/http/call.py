@@ -15,6 +15,7 @@ from textmill_router.http.error_responses import TGI_ERRORS, ErrorStyle, Header
 _SCOPE_KEY = "textmill.call"
 _WRITER_KEY = "textmill.writer"
 _REFUSAL_KEY = "textmill.refusal"
+_FILLER_KEY = "textmill.filler"
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -96,6 +97,17 @@ def refusal_of(scope: Scope) -> int:
     """Return the status with which the connection refused this call, or 0 if the connection did not refuse the call."""
     status: int = scope.get("extensions", {}).get(_REFUSAL_KEY, {}).get("status", 0)
     return status
+
+
+def note_filler(scope: Scope, filler: bytes) -> None:
+    """Note the bytes that may stand between any two writes of this answer, which has begun, and change nothing."""
+    scope.setdefault("extensions", {})[_FILLER_KEY] = {"filler": filler}
+
+
+def filler_of(scope: Scope) -> bytes:
+    """Return the filler of an answer that has begun, or no bytes where the answer has none."""
+    filler: bytes = scope.get("extensions", {}).get(_FILLER_KEY, {}).get("filler", b"")
+    return filler
 
 
 def writer_of(scope: Scope, send: Send) -> BodyWriter | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from starlette.types import Scope, Send
 
-from textmill_router.http.call import writer_of
+from textmill_router.http.call import note_filler, writer_of
 from textmill_router.http.error_responses import Header
 from textmill_router.http.line_ends import escape_line_ends
 from textmill_router.http.replies import EVENTS, start_reply
@@ -76,6 +76,7 @@ class EventStream:
     async def _start(self) -> None:
         self.is_started = True
         await start_reply(self._scope, self._send, 200, self._headers)
+        note_filler(self._scope, _COMMENT)
 
     async def _finish_comment(self) -> None:
         comment, self._comment = self._comment, None

@@ -15,8 +15,9 @@ _CHUNKED = b"chunked"
 def framing_fault(http_version: str, headers: Sequence[Header]) -> RequestError | None:
     """Return the fault of a request's header fields, or None. The names of `headers` are in lower case.
 
-    RFC 9112, 3.2 wants one `Host` on HTTP/1.1, and never two; 6.1 wants a transfer coding that the server does not know
-    to be answered 501, and no transfer coding on HTTP/1.0. The parser has refused `Transfer-Encoding` beside
+    RFC 9112, 3.2 wants one `Host` on HTTP/1.1, and never two. RFC 9110, 5.3 allows one `Authorization`, because a proxy
+    might check the first of two and the server the second. RFC 9112, 6.1 wants a transfer coding that the server does
+    not know to be answered 501, and no transfer coding on HTTP/1.0. The parser has refused `Transfer-Encoding` beside
     `Content-Length`.
     """
     hosts = [value for name, value in headers if name == b"host"]
@@ -26,6 +27,9 @@ def framing_fault(http_version: str, headers: Sequence[Header]) -> RequestError 
         return BadHttp("HTTP/1.1 needs the header host")
     if hosts and _NO_HOST.search(hosts[0].strip()):
         return BadHttp(f"the header host must be a host and perhaps a port, found {hosts[0].decode('latin-1')[:100]!r}")
+    num_keys = sum(name == b"authorization" for name, _ in headers)
+    if num_keys > 1:
+        return BadHttp(f"the header authorization must stand once, found {num_keys} times")
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     return _coding_fault(http_version, b",".join(codings)) if codings else None
 

@@ -15,9 +15,11 @@ from starlette.types import ASGIApp, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from textmill_router.errors import BadHttp, HeaderTooLarge, RequestError, RequestTimedOut
-from textmill_router.http.call import note_refusal, offer_writer, opened_call, request_id_in
+from textmill_router.http.call import filler_of, note_refusal, offer_writer, opened_call, request_id_in
 from textmill_router.http.error_responses import ErrorStyle, error_headers
 from textmill_router.http.framing import HTTP_1_1, framing_fault
+from textmill_router.http.half_closed import HalfClosedWatch
+from textmill_router.http.lingering import MAX_DISCARDED_BYTES, LingeringTransport
 from textmill_router.http.path_style import PathStyles
 from textmill_router.http.unchunked import without_chunks
 
@@ -26,6 +28,11 @@ LEAST_BODY_BYTES_PER_S = 16_384
 # The most bytes that wait for a client that stops reading, in the buffer of the kernel and in that of the transport.
 SEND_BUFFER_BYTES = 65_536
 WRITE_HIGH_WATER_BYTES = 32_768
+
+# Bytes of chunk lines that each byte of a body may bring along. A chunk of one byte has five.
+CHUNK_LINE_BYTES_PER_BODY_BYTE = 16
+# An interim answer, which a client that waits must pass over (RFC 9110, 15.2).
+_INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _HEADER_END = b"\r\n\r\n"
 _UPGRADE = re.compile(rb"(?<=\n)upgrade(?=:)", re.IGNORECASE)
@@ -98,10 +105,12 @@ class _GuardedProtocol(HttpToolsProtocol):
     _field_bytes = 0
     _body_bytes = 0
     _body_started_s = 0.0
+    _frame_bytes = 0  # that came during a body, with the body
+    _half_closed: HalfClosedWatch | None = None
     _refusal: RequestError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, LingeringTransport(transport, self._is_client_sending)))
         transport.set_write_buffer_limits(high=WRITE_HIGH_WATER_BYTES)
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None:
@@ -111,9 +120,29 @@ class _GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_deadline()
         self._stop_stall()
+        if self._half_closed is not None:
+            self._half_closed.stop()
+            self._half_closed = None
+        self._lingering.stop()
         super().connection_lost(exc)
 
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Keep the connection where a whole request waits for its answer, and close every other one."""
+        cycle = self.cycle
+        if self._half_closed is not None:
+            return True
+        connection: socket.socket | None = self.transport.get_extra_info("socket")
+        is_waiting = cycle is not None and not cycle.more_body and not cycle.response_complete
+        if not is_waiting or self.scheme == "https" or connection is None:
+            return None
+        cycle.keep_alive = False
+        self._half_closed = HalfClosedWatch(connection, self._write_filler, self.transport.abort)
+        return True
+
     def data_received(self, data: bytes) -> None:
+        if self._lingering.is_lingering:
+            self._lingering.discard(len(data))
+            return
         if self._refusal is not None:
             return
         if self._is_in_header:
@@ -121,7 +150,11 @@ class _GuardedProtocol(HttpToolsProtocol):
             if self._deadline is None:  # the first bytes of a further request on this connection
                 self._start_deadline(self.limits.header_timeout_s, self._on_header_deadline)
             data = _without_upgrade(data)
+        was_in_body = not self._is_in_header
         super().data_received(data)
+        if was_in_body and not self._is_in_header:
+            self._frame_bytes += len(data)
+            self._check_frame()
         # A header that ended inside `data` was counted by its fields.
         if self._is_in_header and self._header_bytes > self.limits.max_header_bytes and self._refusal is None:
             self._refuse(self._header_too_large())
@@ -151,7 +184,7 @@ class _GuardedProtocol(HttpToolsProtocol):
         self._is_in_header = False
         self._header_bytes = 0
         self._stop_deadline()
-        self._body_bytes = 0
+        self._body_bytes = self._frame_bytes = 0
         self._body_started_s = self.loop.time()
         self._start_deadline(self.limits.body_timeout_s, self._on_body_deadline)
         super().on_headers_complete()
@@ -165,6 +198,8 @@ class _GuardedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
+        if self._body_bytes > MAX_DISCARDED_BYTES and self.cycle.response_complete:
+            self.transport.abort()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -188,6 +223,41 @@ class _GuardedProtocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._stop_stall()
+
+    def _check_frame(self) -> None:
+        """Refuse a chunked body whose chunk lines or trailers are longer than a header may be."""
+        num_line_bytes = self._frame_bytes - self._body_bytes
+        allowed = self.limits.max_header_bytes + CHUNK_LINE_BYTES_PER_BODY_BYTE * self._body_bytes
+        if num_line_bytes > allowed and self._refusal is None:
+            self._refuse(
+                HeaderTooLarge(
+                    f"the lines around the chunks of a body must have at most {self.limits.max_header_bytes} bytes "
+                    f"(--max-header-bytes) and {CHUNK_LINE_BYTES_PER_BODY_BYTE} more for each byte of the body"
+                )
+            )
+
+    def _is_client_sending(self) -> bool:
+        """Whether the client still sends a request that has been answered."""
+        if self._refusal is not None:
+            return self._header_bytes > 0 or not self._is_in_header
+        return self.cycle is not None and self.cycle.response_started and not self._is_in_header
+
+    @property
+    def _lingering(self) -> LingeringTransport:
+        return cast(LingeringTransport, self.transport)
+
+    def _write_filler(self) -> None:
+        """Send bytes that a client that waits passes over."""
+        cycle = self.cycle
+        if self.pipeline or self.transport.is_closing():
+            return
+        if cycle.response_started:
+            filler = filler_of(cast(Scope, cycle.scope))
+            writer = _ChunkWriter(cycle)
+            if filler and writer.is_open:
+                writer.write(filler)
+        elif cycle.scope["http_version"] == HTTP_1_1:
+            self.transport.write(_INTERIM)
 
     def _count_header(self, num_bytes: int) -> None:
         self._field_bytes += num_bytes

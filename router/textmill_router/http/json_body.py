@@ -15,10 +15,6 @@ from textmill_router.errors import (
 from textmill_router.http.json_depth import MAX_JSON_DEPTH, is_too_deep
 from textmill_router.http.json_shape import shape_error
 
-# A refused body is read to its end up to this many times the limit: a client that writes before it reads must get to
-# see the answer instead of a reset connection.
-DISCARD_FACTOR = 16
-
 _JSON_TYPE = re.compile(rb"\s*application/([\w.!#$&^+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 # Reads any JSON. A number beyond the range of floats is infinity and no fault of the syntax.
 _ANY_JSON = msgspec.json.Decoder(float_hook=float)
@@ -82,11 +78,13 @@ def _check_syntax(body: bytes) -> Any:
 
 
 async def _read_bytes(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """Return the whole body, whose bytes are counted while they come."""
+    """Return the whole body, whose bytes are counted while they come.
+
+    A body that is announced or found too long is refused at once; `guard.py` throws the rest of such a body away.
+    """
     declared = _header(scope, b"content-length")
-    is_too_large = declared is not None and int(declared) > max_bytes
-    if is_too_large and _header(scope, b"expect") is not None:
-        raise _too_large(max_bytes)  # the client asks before it sends
+    if declared is not None and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
     parts: list[bytes] = []
     num_bytes = 0
     while True:
@@ -95,15 +93,11 @@ async def _read_bytes(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
             raise ClientLeft
         part: bytes = message.get("body", b"")
         num_bytes += len(part)
-        is_too_large = is_too_large or num_bytes > max_bytes
-        if is_too_large:
-            parts.clear()
-        else:
-            parts.append(part)
-        if not message.get("more_body", False) or num_bytes > DISCARD_FACTOR * max_bytes:
+        if num_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        parts.append(part)
+        if not message.get("more_body", False):
             break
-    if is_too_large:
-        raise _too_large(max_bytes)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -14,6 +14,7 @@ HOST = (b"host", b"x")
         ("1.1", [(b"host", b"")]),  # 3.2: where there is no authority
         ("1.1", [(b"host", b"[::1]:3000")]),
         ("1.1", [(b"host", b"a-b_c.example:80"), (b"accept", b"*/*")]),
+        ("1.1", [HOST, (b"authorization", b"Bearer a")]),
         ("1.1", [HOST, (b"transfer-encoding", b"Chunked")]),
         ("1.1", [HOST, (b"transfer-encoding", b" chunked , ")]),  # 9110, 5.6.1.2: empty elements of a list count not
         ("1.0", []),
@@ -31,6 +32,7 @@ def test_fields_that_are_right(version: str, headers: list[tuple[bytes, bytes]])
         ("1.1", [(b"accept", b"*/*")]),
         ("1.1", [HOST, (b"host", b"x")]),  # 3.2: more than one
         ("1.0", [HOST, (b"host", b"y")]),
+        ("1.1", [HOST, (b"authorization", b"Bearer a"), (b"authorization", b"Bearer a")]),  # 9110, 5.3: no list
         ("1.1", [(b"host", b"a b")]),  # 3.2: an invalid value
         ("1.1", [(b"host", b"http://x/")]),
         ("1.1", [(b"host", b"user@x")]),

@@ -41,6 +41,8 @@ class SamplingParameters:
     seed: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
     dry_breaker_ids: tuple[int, ...] = ()  # of `GenerationParameters.dry_sequence_breakers`
+    allowed_ids: tuple[int, ...] = ()  # the only ids that the output may have; empty: every id
+    bad_sequences: tuple[tuple[int, ...], ...] = ()  # no empty one; the output has none of these sequences
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,7 +236,7 @@ def test_best_of_gives_the_best_n(client: httpx.Client) -> None:
         ({"truncate": 2, "echo": True, "logprobs": 0}, "truncate", "`echo`"),
         ({"truncate": 2, "suffix": "b"}, "truncate", "`suffix`"),
         ({"grammar": {"type": "xml"}}, "grammar.type", "regex"),
-        ({"grammar": {"type": "regex", "value": "("}}, "grammar", "regex"),
+        ({"grammar": {"type": "regex", "value": "("}}, "grammar", "regular expression"),
     ],
 )
 def test_refusals_name_the_field(client: httpx.Client, fields: dict[str, Any], param: str, words: str) -> None:

@@ -121,8 +121,14 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
             ({"regex": "("}, "regex"),
             ({"json_schema": {"type": 7}}, "json_schema"),
             ({"regex": "a", "json_schema": SCHEMA}, "regex"),
-            ({"allowed_token_ids": [1]}, "allowed_token_ids"),
-            ({"bad_words": ["x"]}, "bad_words"),
+            ({"allowed_token_ids": []}, "allowed_token_ids"),
+            ({"allowed_token_ids": [1, 258]}, "allowed_token_ids[1]"),
+            ({"allowed_token_ids": ["x"]}, "allowed_token_ids[0]"),
+            ({"bad_words": ["x", ""]}, "bad_words[1]"),
+            ({"bad_words": ["x" * 101]}, "bad_words[0]"),
+            ({"bad_words": ["x"] * 129}, "bad_words"),
+            ({"bad_words": "x"}, "bad_words"),
+            ({"bad_words": [5]}, "bad_words[0]"),
             ({"prompt_logprobs": 0}, "prompt_logprobs"),
             ({"use_beam_search": True}, "use_beam_search"),
             ({"skip_special_tokens": False}, "skip_special_tokens"),
@@ -174,6 +180,19 @@ def test_stop_token_ids_reach_the_shard(router: RunningRouter, client: httpx.Cli
     assert client.post(route, json={**PROMPTS[route], "n": 2, "stop_token_ids": [7, 9, 7]}).status_code == 200
     assert router.shard.last_admit is not None
     assert list(array("I", router.shard.last_admit.stop_ids)) == [7, 9]
+
+
+@pytest.mark.parametrize("route", PROMPTS)
+def test_allowed_and_bad_tokens_reach_the_shard(router: RunningRouter, client: httpx.Client, route: str) -> None:
+    body = {**PROMPTS[route], "n": 2, "allowed_token_ids": [7, 9, 7], "bad_words": ["ab", " ab", "\n"]}
+    assert client.post(route, json=body).status_code == 200
+    assert router.shard.last_admit is not None
+    sampling = router.shard.last_admit.sampling
+    assert list(array("I", sampling.allowed_ids)) == [7, 9]
+    assert [bytes([*array("I", one)]) for one in sampling.bad_sequences] == [b"ab", b" ab", b"\n", b" \n"]
+    assert client.post(route, json=PROMPTS[route]).status_code == 200
+    assert router.shard.last_admit.sampling.allowed_ids == b""
+    assert not router.shard.last_admit.sampling.bad_sequences
 
 
 @pytest.mark.parametrize("route", PROMPTS)

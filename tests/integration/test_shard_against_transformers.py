@@ -134,6 +134,41 @@ def test_dry_ends_the_loops_that_greedy_tokens_run_into(runner: ModelRunner, ora
     assert all(longest_repetition(found[slot]) < 10 for slot in range(3))  # 2 ** 7 logits are more than any lead
 
 
+def test_bad_sequences_and_allowed_ids_give_the_tokens_of_transformers(
+    runner: ModelRunner, oracle: torch.nn.Module
+) -> None:
+    prompt = PROMPTS[0]
+    plain = generate(oracle, prompt)
+    # The first token of the answer alone, and two pairs in a row, of which none begins with the last id of the prompt.
+    sequences = ((plain[0],), tuple(plain[3:5]), tuple(plain[6:9]))
+    assert prompt[-1] not in {sequence[0] for sequence in sequences}
+    allowed = sorted({*plain, 1, 2, 3} - {plain[5]})
+    with torch.inference_mode():
+        bad, only = (
+            oracle.generate(  # type: ignore[operator]
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+                max_new_tokens=NUM_NEW,
+                min_new_tokens=NUM_NEW,
+                do_sample=False,
+                pad_token_id=0,
+                **options,
+            )[0, len(prompt) :].tolist()
+            for options in (
+                {"bad_words_ids": [list(sequence) for sequence in sequences]},
+                {"prefix_allowed_tokens_fn": lambda batch, ids: allowed},
+            )
+        )
+    assert plain not in (bad, only)
+    found = run(
+        runner,
+        request(0, prompt, sampling=SamplingParams(bad_sequences=sequences)),
+        request(1, prompt, sampling=SamplingParams(allowed_ids=tuple(allowed))),
+        request(2, prompt),
+    )
+    assert found == {0: bad, 1: only, 2: plain}
+
+
 def longest_repetition(tokens: Sequence[int]) -> int:
     """Return the length of the longest stretch that stands twice in a text. The two may overlap."""
     stretches = [

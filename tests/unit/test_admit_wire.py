@@ -47,6 +47,7 @@ def unlike_default(value: Any, number: int, name: str, only: str) -> Any:
         "logit_bias": ((number, -1.5), (number + 1, 2.5)),
         "prompt_logprobs_from": number,
         "copied_block_id": BlockId(number),
+        "bad_sequences": ((number, number + 1), (number + 2,)),
     }
     if name in known:
         return known[name]

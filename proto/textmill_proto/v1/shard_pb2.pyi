@@ -584,6 +584,8 @@ class Sampling(_message.Message):
     DRY_BASE_FIELD_NUMBER: _builtins.int
     DRY_ALLOWED_LENGTH_FIELD_NUMBER: _builtins.int
     DRY_BREAKER_IDS_FIELD_NUMBER: _builtins.int
+    ALLOWED_IDS_FIELD_NUMBER: _builtins.int
+    BAD_SEQUENCES_FIELD_NUMBER: _builtins.int
     do_sample: _builtins.bool
     """false = greedy"""
     temperature: _builtins.float
@@ -618,6 +620,12 @@ class Sampling(_message.Message):
     """>= 1; number of tokens of the shortest repetition that costs something"""
     dry_breaker_ids: _builtins.bytes
     """u32[] token ids that no repetition reaches across"""
+    allowed_ids: _builtins.bytes
+    """u32[] the only token ids that the output may have; empty = every id"""
+    @_builtins.property
+    def bad_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """each u32[], not empty: token ids that the output never has in a row"""
+
     def __init__(
         self,
         *,
@@ -637,10 +645,12 @@ class Sampling(_message.Message):
         dry_base: _builtins.float = ...,
         dry_allowed_length: _builtins.int = ...,
         dry_breaker_ids: _builtins.bytes = ...,
+        allowed_ids: _builtins.bytes = ...,
+        bad_sequences: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["do_sample", b"do_sample", "dry_allowed_length", b"dry_allowed_length", "dry_base", b"dry_base", "dry_breaker_ids", b"dry_breaker_ids", "dry_multiplier", b"dry_multiplier", "frequency_penalty", b"frequency_penalty", "logit_bias_ids", b"logit_bias_ids", "logit_bias_values", b"logit_bias_values", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_ids", b"allowed_ids", "bad_sequences", b"bad_sequences", "do_sample", b"do_sample", "dry_allowed_length", b"dry_allowed_length", "dry_base", b"dry_base", "dry_breaker_ids", b"dry_breaker_ids", "dry_multiplier", b"dry_multiplier", "frequency_penalty", b"frequency_penalty", "logit_bias_ids", b"logit_bias_ids", "logit_bias_values", b"logit_bias_values", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

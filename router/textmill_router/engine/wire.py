@@ -209,6 +209,8 @@ def _sampling_to_proto(sampling: SamplingParameters) -> shard_pb2.Sampling:
         dry_base=sampling.dry_base,
         dry_allowed_length=sampling.dry_allowed_length,
         dry_breaker_ids=pack_ids(sampling.dry_breaker_ids),
+        allowed_ids=pack_ids(sampling.allowed_ids),
+        bad_sequences=[pack_ids(sequence) for sequence in sampling.bad_sequences],
     )
 
 

@@ -10,6 +10,7 @@ _ADMIT_BYTES = 256
 _BUDGET_BYTES = 32
 _ITEM_BYTES = 4  # a token id, a block id
 _BIAS_BYTES = 8  # an id and a value
+_SEQUENCE_BYTES = 8  # the tag and the length of a bad sequence
 _CHARACTER_BYTES = 4  # at most, in UTF-8
 
 
@@ -23,8 +24,10 @@ def _size_bytes(change: Drop | Extend | Admit) -> int:
     num_characters = 0 if parameters.grammar is None else len(parameters.grammar.text)
     grammar_bytes = _CHARACTER_BYTES * num_characters
     bias_bytes = _BIAS_BYTES * len(parameters.sampling.logit_bias)
-    num_items += len(parameters.sampling.dry_breaker_ids)
-    return _ADMIT_BYTES + _ITEM_BYTES * num_items + bias_bytes + grammar_bytes
+    sampling = parameters.sampling
+    num_items += len(sampling.dry_breaker_ids) + len(sampling.allowed_ids) + sum(map(len, sampling.bad_sequences))
+    sequence_bytes = _SEQUENCE_BYTES * len(sampling.bad_sequences)
+    return _ADMIT_BYTES + _ITEM_BYTES * num_items + bias_bytes + sequence_bytes + grammar_bytes
 
 
 class PlanBuilder:

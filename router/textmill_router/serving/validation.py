@@ -53,6 +53,8 @@ class RequestedParameters:
     grammar: AskedGrammar | None = None
     watermark: bool = False
     dry_sequence_breakers: tuple[str, ...] = DEFAULT_DRY_BREAKERS
+    allowed_ids: tuple[int, ...] = ()  # ids of the model's vocabulary; empty: every id
+    bad_sequences: tuple[tuple[int, ...], ...] = ()  # of ids of the vocabulary; no empty sequence
     stop: tuple[str, ...] = ()
     wants_prompt_details: bool = False
     streams: bool = False
@@ -126,7 +128,14 @@ def check_parameters(requested: RequestedParameters, limits: Limits) -> CheckedP
     elif seed is None:
         seed = draw_seed()
     asked_grammar = requested.grammar
-    sampling = SamplingParameters(do_sample=do_sample, seed=seed, logit_bias=logit_bias, **drawn)
+    sampling = SamplingParameters(
+        do_sample=do_sample,
+        seed=seed,
+        logit_bias=logit_bias,
+        allowed_ids=requested.allowed_ids,
+        bad_sequences=requested.bad_sequences,
+        **drawn,
+    )
     generation = GenerationParameters(
         sampling=sampling,
         min_new_tokens=min_new_tokens,

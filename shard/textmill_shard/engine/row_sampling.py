@@ -114,11 +114,14 @@ class RowSampler:
         """Draw the rows together. Returns what they drew on the host, and their tokens on the device."""
         sampled = self._sampler.sample(logits_NV, rows, scan)
         not_finite_N: npt.NDArray[np.bool_] = sampled.not_finite_N.cpu().numpy()
+        faults = _not_finite_faults(not_finite_N)
+        if sampled.stuck_N is not None:
+            faults = {**_stuck_faults(sampled.stuck_N.cpu().numpy()), **faults}
         drawn_rows = DrawnRows(
             tokens_N=sampled.tokens_N.cpu().numpy().astype(np.int64),
             logprobs_N=None if sampled.logprobs_N is None else sampled.logprobs_N.cpu().numpy(),
             top=sampled.top,
-            faults=_not_finite_faults(not_finite_N),
+            faults=faults,
         )
         return drawn_rows, sampled.tokens_N
 
@@ -174,3 +177,8 @@ def _take_best(scan: HostScan, logprob_rows: SelectedRows | None) -> DrawnRows:
 def _not_finite_faults(not_finite_N: npt.NDArray[np.bool_]) -> dict[int, RowFault]:
     fault = RowFault(SlotErrorCode.NOT_FINITE, "the model gave logits that are not finite")
     return dict.fromkeys(np.flatnonzero(not_finite_N).tolist(), fault)
+
+
+def _stuck_faults(stuck_N: npt.NDArray[np.bool_]) -> dict[int, RowFault]:
+    message = "no token is left: what is allowed and what is forbidden exclude each other here; ask for less"
+    return dict.fromkeys(np.flatnonzero(stuck_N).tolist(), RowFault(SlotErrorCode.INTERNAL, message))

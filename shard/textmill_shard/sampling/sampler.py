@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from textmill_shard.model.forward_batch import RowScan
+from textmill_shard.sampling.allowed_ids import AllowedIds
+from textmill_shard.sampling.bad_sequences import BadSequences
 from textmill_shard.sampling.draw import Draw
 from textmill_shard.sampling.grammar_mask import GrammarMask
 from textmill_shard.sampling.logprobs import TopTokens, chosen_logprobs, top_tokens
@@ -30,13 +32,16 @@ class SampledRows:
 
     `tokens_N` is int64. `logprobs_N` is float32, NaN for rows that did not ask, and None when no row asked. `top` has
     None for rows that did not ask for alternatives, and is empty when no row asked. `not_finite_N` (bool) marks the
-    rows whose logits held a NaN or an infinity; the token of such a row is 0 and means nothing.
+    rows whose logits held a NaN or an infinity; the token of such a row is 0 and means nothing. `stuck_N` (bool) marks
+    the rows in which no id is possible, whose tokens mean nothing either; None when no row asked for `allowed_ids` or
+    `bad_sequences`.
     """
 
     tokens_N: Tensor
     logprobs_N: Tensor | None
     top: tuple[TopTokens | None, ...]
     not_finite_N: Tensor
+    stuck_N: Tensor | None = None
 
 
 class Sampler:
@@ -74,6 +79,9 @@ class Sampler:
         )
         num_stages = len(self._stages)
         self._mask_place = self._stages.index(self.grammar_mask)
+        self._limit_places = [
+            place for place, stage in enumerate(self._stages) if isinstance(stage, AllowedIds | BadSequences)
+        ]
         self._draw_place, self._row_mass_place, self._top_place, self._logprob_place = range(num_stages, len(wishes))
         self._selector = RowSelector(wishes, num_slots=num_slots)
 
@@ -118,14 +126,20 @@ class Sampler:
         scores_NV = self._apply_stages(logits_NV, rows)
         tokens_N = self._choose(scores_NV, rows, scan if scores_NV is logits_NV else None)
         tokens_N = tokens_N.masked_fill(scan.not_finite_N, 0)
+        stuck_N = None
+        if any(rows[place] is not None for place in self._limit_places):
+            stuck_N = torch.isneginf(scores_NV.gather(1, tokens_N.unsqueeze(-1)).squeeze(-1))
         if not wants_mass:
-            return SampledRows(tokens_N=tokens_N, logprobs_N=None, top=(), not_finite_N=scan.not_finite_N)
+            return SampledRows(
+                tokens_N=tokens_N, logprobs_N=None, top=(), not_finite_N=scan.not_finite_N, stuck_N=stuck_N
+            )
         assert scan.log_mass_N is not None
         return SampledRows(
             tokens_N=tokens_N,
             logprobs_N=None if logprob_rows is None else _chosen(logits_NV, tokens_N, scan.log_mass_N, logprob_rows),
             top=() if top_rows is None else self._alternatives(logits_NV, scan.log_mass_N, top_rows),
             not_finite_N=scan.not_finite_N,
+            stuck_N=stuck_N,
         )
 
     def append(self, rows: StepRows, tokens_N: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 import torch
 
+from textmill_shard.sampling.allowed_ids import AllowedIds
+from textmill_shard.sampling.bad_sequences import BadSequences
 from textmill_shard.sampling.bias import Bias
 from textmill_shard.sampling.count_penalties import CountPenalties
 from textmill_shard.sampling.dry import Dry
@@ -25,6 +27,8 @@ def build_stages(
         CountPenalties(num_slots=num_slots, device=device),
         Dry(num_slots=num_slots, device=device),
         Bias(num_slots=num_slots, device=device),
+        AllowedIds(num_slots=num_slots, device=device),
+        BadSequences(num_slots=num_slots, device=device),
         MinNewTokens(num_slots=num_slots, device=device),
         grammar_mask,
         Watermark(num_slots=num_slots, device=device, key=watermark),

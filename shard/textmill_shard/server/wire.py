@@ -120,6 +120,10 @@ def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
             dry_base=sampling.dry_base,
             dry_allowed_length=sampling.dry_allowed_length,
             dry_breaker_ids=tuple(ids("sampling.dry_breaker_ids", sampling.dry_breaker_ids).tolist()),
+            allowed_ids=tuple(ids("sampling.allowed_ids", sampling.allowed_ids).tolist()),
+            bad_sequences=tuple(
+                tuple(ids("sampling.bad_sequences", sequence).tolist()) for sequence in sampling.bad_sequences
+            ),
             seed=sampling.seed,
             logit_bias=tuple(zip(bias_ids, unpack_f32(bias_values).tolist(), strict=True)),
             min_new_tokens=admit.min_new_tokens,

@@ -220,6 +220,10 @@ class _PlanCheck:
             self._require(is_right, f"admits.sampling.{name}", f"wanted {wanted}, got {found}", slot)
         self._check_vocabulary("admits.sampling.logit_bias_ids", slot, [token for token, _ in params.logit_bias])
         self._check_vocabulary("admits.sampling.dry_breaker_ids", slot, params.dry_breaker_ids)
+        self._check_vocabulary("admits.sampling.allowed_ids", slot, params.allowed_ids)
+        for sequence in params.bad_sequences:
+            self._require(bool(sequence), "admits.sampling.bad_sequences", "wanted at least one id, got none", slot)
+            self._check_vocabulary("admits.sampling.bad_sequences", slot, sequence)
 
     def _check_vocabulary(self, field: str, slot: int, ids: Iterable[int]) -> None:
         largest = max(ids, default=0)

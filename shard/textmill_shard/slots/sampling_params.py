@@ -28,6 +28,8 @@ class SamplingParams:
     dry_breaker_ids: tuple[int, ...] = ()
     seed: int = 0  # unsigned 64 bits
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, logit units)
+    allowed_ids: tuple[int, ...] = ()  # the only ids that the output may have; empty: every id
+    bad_sequences: tuple[tuple[int, ...], ...] = ()  # no empty one; the output has none of these sequences
     min_new_tokens: int = 0
     end_ids: tuple[int, ...] = ()
     wants_logprobs: bool = False

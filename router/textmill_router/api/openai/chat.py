@@ -13,12 +13,12 @@ from textmill_router.api.openai.chat_tools import tool_choice_of
 from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.openai.refused_fields import check_refused_of_chat
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
+from textmill_router.api.openai.token_fields import checked_stop_ids
 from textmill_router.api.openai.types import (
     ChunkExtras,
     ChunkTail,
     check_n,
     check_stream_options,
-    checked_stop_ids,
     requested_sampling,
     usage_of,
 )

@@ -30,12 +30,12 @@ from textmill_router.api.openai.completion_types import (
 )
 from textmill_router.api.openai.refused_fields import check_refused
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
+from textmill_router.api.openai.token_fields import checked_stop_ids
 from textmill_router.api.openai.types import (
     ChunkExtras,
     ChunkTail,
     check_n,
     check_stream_options,
-    checked_stop_ids,
     usage_of,
 )
 from textmill_router.errors import ValidationFailed

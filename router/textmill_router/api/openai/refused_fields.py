@@ -7,8 +7,6 @@ from textmill_router.errors import ValidationFailed
 
 # For each field the value that asks for nothing, as null does, and a sentence that says what a client can do instead.
 _OF_ALL: Mapping[str, tuple[object, str]] = {
-    "allowed_token_ids": ([], "use `logit_bias`, or a regular expression (`structured_outputs.regex`)"),
-    "bad_words": ([], "use `logit_bias` with -100 for the tokens"),
     "guided_whitespace_pattern": ("", "the blanks between two JSON tokens are fixed"),
     "logits_processors": ([], "the server runs no code of clients"),
     "prompt_logprobs": (None, "use `echo` with `logprobs` on /v1/completions"),

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from textmill_router.api.openai.errors import V1_ERROR_STYLES
 from textmill_router.api.openai.model_names import check_model
+from textmill_router.api.openai.token_fields import checked_allowed_ids, checked_bad_sequences
 from textmill_router.api.openai.types import Envelope, OpenAIBody, reword
 from textmill_router.errors import ValidationFailed
 from textmill_router.exact_json import exact_decoder
@@ -42,6 +43,11 @@ def openai_route(
 def checked_parameters(body: OpenAIBody, requested: RequestedParameters, backend: Backend) -> CheckedParameters:
     """Parameters within the limits of the server, or within OpenAI's where those are wider. Raises RuleBroken."""
     limits = backend.limits
+    requested = replace(
+        requested,
+        allowed_ids=checked_allowed_ids(body, limits.vocab_size),
+        bad_sequences=checked_bad_sequences(body, backend.tokenizer, limits.vocab_size),
+    )
     if body.truncate_prompt_tokens is not None:
         truncate = _truncate(body.truncate_prompt_tokens, limits.max_input_tokens)
         requested = replace(requested, numbers={**requested.numbers, "truncate": truncate})

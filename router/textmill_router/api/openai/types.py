@@ -27,7 +27,6 @@ OPENAI_BOUNDS = {
 }
 # The smallest share in 32-bit floats that is more than nothing, which is that of the best token.
 _LEAST_TOP_P = 1e-30
-MAX_STOP_IDS = 256
 
 
 class StreamOptions(msgspec.Struct, frozen=True, gc=False):
@@ -82,8 +81,8 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     truncate_prompt_tokens: int | None = None
     include_stop_str_in_output: bool | None = None
     add_special_tokens: bool | None = None
-    allowed_token_ids: Any = None
-    bad_words: Any = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
     guided_whitespace_pattern: Any = None
     logits_processors: Any = None
     prompt_logprobs: Any = None
@@ -255,22 +254,6 @@ class ChunkTail:
 
 
 NO_USAGE = ChunkTail(OpenAIBody(), 0)
-
-
-def checked_stop_ids(body: OpenAIBody, vocab_size: int) -> tuple[int, ...]:
-    """Return the ids of `stop_token_ids`, each of which ends the text. Raises ValidationFailed for ids of no token."""
-    for index, token_id in enumerate(body.stop_token_ids or ()):
-        if not 0 <= token_id < vocab_size:
-            field = f"stop_token_ids[{index}]"
-            raise ValidationFailed(
-                f"`{field}` must be 0 to {vocab_size - 1} (the vocabulary), found {token_id}", field=field
-            )
-    ids = tuple(dict.fromkeys(body.stop_token_ids or ()))
-    if len(ids) > MAX_STOP_IDS:
-        raise ValidationFailed(
-            f"`stop_token_ids` must have at most {MAX_STOP_IDS} ids, found {len(ids)}", field="stop_token_ids"
-        )
-    return ids
 
 
 def check_stream_options(body: OpenAIBody) -> None:

@@ -45,6 +45,8 @@ def test_plan_carries_every_field() -> None:
         dry_base=1.5,
         dry_allowed_length=3,
         dry_breaker_ids=(5, 6),
+        allowed_ids=(8, 9),
+        bad_sequences=((1, 2), (3,)),
         seed=2**64 - 1,
         logit_bias=((7, -1.5), (9, 2.5)),
     )
@@ -116,6 +118,8 @@ def test_plan_carries_every_field() -> None:
                         dry_base=1.5,
                         dry_allowed_length=3,
                         dry_breaker_ids=b"\x05\x00\x00\x00\x06\x00\x00\x00",
+                        allowed_ids=b"\x08\x00\x00\x00\x09\x00\x00\x00",
+                        bad_sequences=[b"\x01\x00\x00\x00\x02\x00\x00\x00", b"\x03\x00\x00\x00"],
                         seed=2**64 - 1,
                         logit_bias_ids=b"\x07\x00\x00\x00\x09\x00\x00\x00",
                         logit_bias_values=struct.pack("<2f", -1.5, 2.5),

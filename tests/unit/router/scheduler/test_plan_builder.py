@@ -34,6 +34,8 @@ LONG = replace(
         dry_base=1.75,
         dry_allowed_length=2**31,
         dry_breaker_ids=tuple(range(500)),
+        allowed_ids=tuple(range(400)),
+        bad_sequences=tuple((number, 1) for number in range(300)),
     ),
 )
 

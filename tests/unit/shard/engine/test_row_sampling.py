@@ -27,6 +27,8 @@ CHANGES = (
     SamplingParams(frequency_penalty=9.0),
     SamplingParams(logit_bias=((3, 60.0),)),
     SamplingParams(min_new_tokens=3, end_ids=(1,)),
+    SamplingParams(allowed_ids=(3, 4)),
+    SamplingParams(bad_sequences=((1,),)),
     SamplingParams(watermark=True),
     SamplingParams(top_n_tokens=2, wants_logprobs=True),
 )
@@ -113,3 +115,19 @@ def test_a_row_with_a_wish_of_its_own_is_the_samplers(change: SamplingParams) ->
     assert [top if top is None else top.ids.tolist() for top in found.top] == [
         top if top is None else top.ids.tolist() for top in expected.top
     ]
+
+
+@pytest.mark.parametrize("has_scan", [True, False])
+def test_row_in_which_no_token_is_left_is_a_fault_of_that_row_alone(has_scan: bool) -> None:
+    params = [
+        SamplingParams(),
+        SamplingParams(allowed_ids=(3,), bad_sequences=((3,),)),
+        SamplingParams(allowed_ids=(3,)),
+    ]
+    logits_NV = random_logits(3)
+    found = draw(params, logits_NV, has_scan=has_scan)
+    assert list(found.faults) == [1]
+    assert found.faults[1].message.startswith("no token is left: ")
+    assert [int(found.tokens_N[row]) for row in (0, 2)] == [int(logits_NV[0].argmax()), 3]
+    logits_NV[1, 7] = torch.nan
+    assert "not finite" in draw(params, logits_NV, has_scan=has_scan).faults[1].message

@@ -45,6 +45,8 @@ def test_appended_tokens_count_like_those_of_an_admit() -> None:
         watermark=True,
         min_new_tokens=90,
         end_ids=(3, 11),
+        allowed_ids=tuple(range(2, 40)),
+        bad_sequences=((5,), (6, 7), (8, 9, 10)),
     )
     grown = seated_sampler([Seat(params, [3, 4])])
     seat = Seat(params, [3, 4])

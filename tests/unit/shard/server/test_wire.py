@@ -59,6 +59,8 @@ def test_every_field_of_an_admit_is_read() -> None:
         dry_base=1.5,
         dry_allowed_length=3,
         dry_breaker_ids=u32(5, 6),
+        allowed_ids=u32(8, 9),
+        bad_sequences=[u32(1, 2), u32(3)],
         seed=2**64 - 1,
         logit_bias_ids=u32(3, 4),
         logit_bias_values=f32(-1.0, 100.0),
@@ -112,6 +114,8 @@ def test_every_field_of_an_admit_is_read() -> None:
         dry_base=1.5,
         dry_allowed_length=3,
         dry_breaker_ids=(5, 6),
+        allowed_ids=(8, 9),
+        bad_sequences=((1, 2), (3,)),
         seed=2**64 - 1,
         logit_bias=((3, -1.0), (4, 100.0)),
         min_new_tokens=5,
@@ -241,7 +245,7 @@ def test_the_facts_are_written() -> None:
     facts = replace(FACTS, model_sha="abc", tokenizer_digest="ff", weight_bytes=2**40, kv_bytes=2**35, rope_border=4096)
     facts = replace(facts, decoder_prompt_ids=(2, 0), max_encoder_tokens=1024)
     assert facts_to_wire(facts) == pb.ShardInfo(
-        protocol_version=2,
+        protocol_version=3,
         model_id="prefix",
         model_sha="abc",
         model_type="prefix",

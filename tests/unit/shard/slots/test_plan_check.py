@@ -179,6 +179,21 @@ BAD_PLANS: dict[str, tuple[Callable[[], Plan], int, str]] = {
         1,
         "admits.sampling.dry_breaker_ids",
     ),
+    "an allowed id beyond the vocabulary": (
+        lambda: plan_of(admits=(sampled(allowed_ids=(1, 50)),)),
+        1,
+        "admits.sampling.allowed_ids",
+    ),
+    "a bad sequence beyond the vocabulary": (
+        lambda: plan_of(admits=(sampled(bad_sequences=((1,), (2, 50))),)),
+        1,
+        "admits.sampling.bad_sequences",
+    ),
+    "an empty bad sequence": (
+        lambda: plan_of(admits=(sampled(bad_sequences=((1,), ())),)),
+        1,
+        "admits.sampling.bad_sequences",
+    ),
     "repetition_penalty 0": (
         lambda: plan_of(admits=(sampled(repetition_penalty=0.0),)),
         1,

@@ -164,6 +164,21 @@ class PromptLogprobs:
     top: tuple[TopTokens, ...] = ()
 
 
+@dataclass(slots=True, eq=False)
+class Effort:
+    """What a request has cost so far. The scheduler writes; every output of the request carries this one object."""
+
+    num_cached_tokens: int = 0  # prompt tokens found by prefix at first admission
+    admitted_s: float = (
+        -1.0
+    )  # time at which the request first left the queue, on the scheduler's clock; negative before
+    num_preemptions: int = 0
+    num_chunk_steps: int = 0  # steps that computed a part of a prompt and gave no token
+
+
+NO_EFFORT = Effort(admitted_s=0.0)
+
+
 @dataclass(slots=True)
 class RequestOutput:
     """The news of one step for one request. The tokens all count, because tokens of leaving requests are left out.
@@ -178,8 +193,7 @@ class RequestOutput:
     prompt_logprobs: PromptLogprobs | None = None
     finish: FinishReason | None = None
     failure: Failure | None = None
-    num_cached_tokens: int = 0  # prompt tokens found by prefix at first admission
-    admitted_s: float = 0.0  # time at which the request first left the queue, on the scheduler's clock
+    effort: Effort = NO_EFFORT
 
 
 class OutputSink(Protocol):

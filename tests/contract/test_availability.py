@@ -52,6 +52,8 @@ def test_no_permit_is_429_but_bad_parameters_are_told_first(tmp_path: Path) -> N
             assert answer.status_code == 429
             assert answer.json()["error_type"] == "overloaded"
             assert int(answer.headers["retry-after"]) >= 1
+            for words in ("2 of 2 sequences", "--max-concurrent-requests", f"in {answer.headers['retry-after']} s"):
+                assert words in answer.json()["error"]
             assert client.post(route, json={"inputs": "hi", "parameters": {"top_k": 0}}).status_code == 422
             # A request without a permit is not tokenised, so its length is not found out.
             assert client.post(route, json={"inputs": "x" * 100_000}).status_code == 429
@@ -75,7 +77,9 @@ def test_full_queue_is_429(tmp_path: Path) -> None:
             answer = client.post(route, json={**BODY, "stream": True})
             assert answer.status_code == 429
             assert answer.json()["error_type"] == "overloaded"
-            assert "retry-after" in answer.headers
+            wait_s = answer.headers["retry-after"]
+            told = f"1 requests wait, at most 1 may (--max-queued-requests); try again in {wait_s} s"
+            assert answer.json()["error"] == f"Model is overloaded: {told}"
         router.shard.resume()
         for holder in holders:
             assert holder.recv(15) == b"HTTP/1.1 200 OK"

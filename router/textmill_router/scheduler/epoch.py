@@ -82,9 +82,10 @@ class Epoch:
             state.epoch = self.number
             state.num_outputs_at_epoch = len(state.output_ids)
         state.num_foreign_blocks = len(hits) if is_first_here else min(len(hits), state.num_foreign_blocks)
-        if state.admitted_s < 0.0:
-            state.admitted_s = now
-            state.num_cached_tokens = num_cached_tokens
+        effort = state.effort
+        if effort.admitted_s < 0.0:
+            effort.admitted_s = now
+            effort.num_cached_tokens = num_cached_tokens
         state.status = RequestStatus.RUNNING
         state.hold_hash = None
         state.leader = None
@@ -186,6 +187,7 @@ class Epoch:
 
     def _preempt(self, state: RequestState) -> None:
         self.counters.num_preemptions += 1
+        state.effort.num_preemptions += 1
         self.leave(state, RequestStatus.PREEMPTED)
 
     def _give_back(self, state: RequestState) -> None:

@@ -3,7 +3,7 @@
 from array import array
 from enum import Enum
 
-from textmill_router.request import BlockId, GenerationRequest, RequestId, Slot
+from textmill_router.request import BlockId, Effort, GenerationRequest, RequestId, Slot
 
 NEVER = 1 << 62
 
@@ -26,17 +26,16 @@ class RequestState:
 
     __slots__ = (
         "admit_plan",
-        "admitted_s",
         "block_ids",
         "chain",
         "drop_plan",
+        "effort",
         "epoch",
         "hold_hash",
         "is_plain",
         "leader",
         "max_places",
         "next_prompt_logprob",
-        "num_cached_tokens",
         "num_computed_tokens",
         "num_foreign_blocks",
         "num_indexed_blocks",
@@ -80,8 +79,7 @@ class RequestState:
         self.watch_at = NEVER  # number of tokens at which a block is full or places run short; 0 = no token yet
         self.next_prompt_logprob = 1  # first prompt position not delivered (rule 17)
 
-        self.num_cached_tokens = 0  # at first admission, for the client
-        self.admitted_s = -1.0  # time of the first admission; negative before
+        self.effort = Effort()  # for the client
         self.epoch = 0  # epoch of the last admission
         self.num_outputs_at_epoch = 0  # output tokens at the first admission in that epoch
         self.num_strikes = 0  # deaths of the shard in a row without a token between them (rule 22)

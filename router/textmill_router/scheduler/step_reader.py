@@ -81,9 +81,7 @@ class StepReader:
             finish = None
             if flags:
                 finish = self._finish(state, flags)
-            output = RequestOutput(
-                state.request_id, (token,), (), (), None, finish, None, state.num_cached_tokens, state.admitted_s
-            )
+            output = RequestOutput(state.request_id, (token,), (), (), None, finish, None, state.effort)
             if not state.is_plain:
                 _add_logprobs(output, state, row, result)
             outputs.append(output)
@@ -120,6 +118,7 @@ class StepReader:
                     f"after {state.num_computed_tokens}"
                 )
             self._counters.num_prefill_tokens += num_computed - state.num_computed_tokens
+            state.effort.num_chunk_steps += 1
             state.num_computed_tokens = num_computed
             if state.status is RequestStatus.RUNNING:
                 self._epoch.cache.index_computed(state)
@@ -147,12 +146,7 @@ class StepReader:
                 f"expected request {state.request_id} from {state.next_prompt_logprob}"
             )
         state.next_prompt_logprob += len(piece.logprobs)
-        return RequestOutput(
-            state.request_id,
-            prompt_logprobs=piece,
-            num_cached_tokens=state.num_cached_tokens,
-            admitted_s=state.admitted_s,
-        )
+        return RequestOutput(state.request_id, prompt_logprobs=piece, effort=state.effort)
 
     def _occupant(self, slot: int) -> RequestState:
         seats = self._epoch.slots.seats
@@ -164,12 +158,7 @@ class StepReader:
 
 def failed(state: RequestState, code: FailureCode, message: str) -> RequestOutput:
     """The last output of a request that fails."""
-    return RequestOutput(
-        state.request_id,
-        failure=Failure(code, message),
-        num_cached_tokens=state.num_cached_tokens,
-        admitted_s=max(state.admitted_s, 0.0),
-    )
+    return RequestOutput(state.request_id, failure=Failure(code, message), effort=state.effort)
 
 
 def _add_logprobs(output: RequestOutput, state: RequestState, row: int, result: StepResult) -> None:

@@ -14,8 +14,9 @@ class QueueFull(Exception):
 
     def __init__(self, *, num_requests: int, max_requests: int, num_tokens: int, max_tokens: int) -> None:
         super().__init__(
-            f"the queue holds {num_requests} requests of at most {max_requests} "
-            f"and {num_tokens} tokens of at most {max_tokens}"
+            f"{num_requests} requests wait, at most {max_requests} may (--max-queued-requests)"
+            if num_requests >= max_requests
+            else f"prompts of {num_tokens} tokens wait, at most {max_tokens} may (--max-queued-tokens)"
         )
         self.num_requests = num_requests
         self.max_requests = max_requests

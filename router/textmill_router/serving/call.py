@@ -57,7 +57,7 @@ async def admitted(
             except GenerationFailed as error:
                 raise generation_error(error.failure) from error
             except QueueFull as error:
-                raise service.permits.overloaded(f"Model is overloaded: {error}; try again later") from error
+                raise service.permits.overloaded(f"Model is overloaded: {error}") from error
             except EngineUnavailable as error:
                 raise ShuttingDown(f"the engine has stopped: {error}", retry_after_s=1) from error
 

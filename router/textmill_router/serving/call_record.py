@@ -11,6 +11,7 @@ from textmill_router.serving.call import failure_label
 from textmill_router.serving.call_terms import terms_of
 from textmill_router.serving.prompts import TokenizedPrompt
 from textmill_router.serving.service import Backend, Service
+from textmill_router.serving.timings import timings_header, timings_of
 from textmill_router.text.events import GenerationResult
 
 log = logging.getLogger(__name__)
@@ -97,4 +98,5 @@ class CallRecord:
             (b"x-prompt-tokens", b"%d" % num_prompt_tokens),
             (b"x-generated-tokens", b"%d" % num_output_tokens),
             (b"x-cached-prompt-tokens", b"%d" % results[0].num_cached_tokens),
+            timings_header(timings_of(results)),
         ]

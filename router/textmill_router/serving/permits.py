@@ -67,7 +67,7 @@ class Permits:
         if self._held + count > self._max_concurrent:
             raise self.overloaded(
                 f"Model is overloaded: {self._held} of {self._max_concurrent} sequences are in work and this request "
-                f"needs {count} more (--max-concurrent-requests); try again later"
+                f"needs {count} more (--max-concurrent-requests)"
             )
         if self._held == 0:
             self._last_change_s = self._clock()  # a time in which nothing ran says nothing of the speed
@@ -90,7 +90,8 @@ class Permits:
 
     def overloaded(self, message: str) -> Overloaded:
         """Return the refusal, with the time in which half of the permits should come back at the recent speed."""
-        return Overloaded(message, retry_after_s=self._time_to_free(max(1, self._held // 2)))
+        retry_after_s = self._time_to_free(max(1, self._held // 2))
+        return Overloaded(f"{message}; try again in {retry_after_s} s", retry_after_s=retry_after_s)
 
     def _time_to_free(self, count: int) -> int:
         """Return the whole seconds in which so many permits should come back, at least 1."""

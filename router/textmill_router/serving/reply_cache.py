@@ -14,6 +14,7 @@ from textmill_router.http.path_style import AUTHORIZATION
 from textmill_router.http.replies import send_reply
 from textmill_router.serving.response_cache import CachedAnswer, ResponseCache
 from textmill_router.serving.service import Backend, Service
+from textmill_router.serving.timings import NO_TIMINGS, timings_header
 
 
 def cache_key(scope: Scope, *facts: object) -> bytes:
@@ -77,5 +78,6 @@ async def send_cached(
         (b"x-prompt-tokens", b"%d" % answer.num_prompt_tokens),
         (b"x-generated-tokens", b"%d" % answer.num_output_tokens),
         (b"x-cached-prompt-tokens", b"%d" % answer.num_prompt_tokens),
+        timings_header(NO_TIMINGS),
     ]
     await send_reply(scope, send, 200, answer.body, headers=headers)

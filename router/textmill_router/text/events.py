@@ -75,7 +75,19 @@ class GenerationResult:
     inference_s: float  # from the first leave of the queue to the last token
     first_token_s: float  # arrival until the first token
     request_id: RequestId  # under which the shard knows the sequence
+    num_preemptions: int = 0
+    num_steps: int = 0  # forward passes that computed tokens of this request
     stopped_by: str | int | None = None  # the stop string, or the id that the client named, which ended the answer
+
+    @property
+    def prefill_s(self) -> float:
+        """From the first leave of the queue to the first token."""
+        return self.first_token_s - self.queue_s
+
+    @property
+    def decode_s(self) -> float:
+        """From the first token to the last."""
+        return self.inference_s - self.prefill_s
 
 
 class GenerationFailed(Exception):

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from textmill_router.request import (
+    NO_EFFORT,
     Failure,
     FinishReason,
     GenerationRequest,
@@ -55,6 +56,7 @@ class Generation:
     __slots__ = (
         "_admitted_s",
         "_detokenizer",
+        "_effort",
         "_engine",
         "_events",
         "_failure",
@@ -63,7 +65,6 @@ class Generation:
         "_has_plain_text",
         "_is_whole",
         "_makes_events",
-        "_num_cached_tokens",
         "_num_tokens",
         "_options",
         "_prompt_logprobs",
@@ -91,7 +92,7 @@ class Generation:
         self._text: list[str] = []
         self._prompt_logprobs: list[PromptLogprobs] = []
         self._num_tokens = 0
-        self._num_cached_tokens = 0
+        self._effort = NO_EFFORT
         self._admitted_s = 0.0
         self._first_token_s = 0.0
         self._makes_events = True
@@ -204,8 +205,8 @@ class Generation:
         if output.prompt_logprobs is not None:
             self._prompt_logprobs.append(output.prompt_logprobs)
         if tokens and not self._num_tokens:
-            self._num_cached_tokens = output.num_cached_tokens
-            self._admitted_s = output.admitted_s
+            self._effort = output.effort
+            self._admitted_s = output.effort.admitted_s
             self._first_token_s = time.monotonic()
         last = len(tokens) - 1
         for index, token_id in enumerate(tokens):
@@ -301,11 +302,13 @@ class Generation:
             num_output_tokens=self._num_tokens,
             tokens=self._tokens,
             prompt_tokens=self._prompt_tokens() if self._request.wants_prompt_logprobs else [],
-            num_cached_tokens=self._num_cached_tokens,
+            num_cached_tokens=self._effort.num_cached_tokens,
             queue_s=self._admitted_s - arrival_s,
             inference_s=now - self._admitted_s,
             first_token_s=self._first_token_s - arrival_s,
             request_id=self._request.request_id,
+            num_preemptions=self._effort.num_preemptions,
+            num_steps=self._effort.num_chunk_steps + self._num_tokens,
             stopped_by=stopped_by,
         )
 

@@ -34,6 +34,7 @@ from textmill_router.serving.prompts import choice_parameters, make_request, sha
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
 from textmill_router.serving.service import Service
 from textmill_router.serving.stream_answer import stream_answer
+from textmill_router.serving.timings import Timings, timings_of
 from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.events import GenerationResult, TextOptions
 from textmill_router.text.generation import Generation
@@ -97,7 +98,9 @@ class _Work:
             writers = [self._chunks(index, request) for index, request in enumerate(requests)]
             results = await stream_choices(stream, generations, writers, self._check)
             self._record.note_success(results)
-        return usage_chunk(self._envelope, usage_of(results)) if self._body.wants_usage_event else b""
+        if not self._body.wants_usage_event:
+            return b""
+        return usage_chunk(self._envelope, usage_of(results), self._timings(results))
 
     async def answer_whole(self, scope: Scope, send: Send) -> None:
         """Send one answer when all choices are complete."""
@@ -110,7 +113,8 @@ class _Work:
             self._check(result)
         usage = usage_of(results)
         prompt_ids = requests[0].text_ids if self._body.wants_token_ids else None
-        answer = whole_answer(self._envelope, [self._choice(result) for result in results], usage, prompt_ids)
+        choices = [self._choice(result) for result in results]
+        answer = whole_answer(self._envelope, choices, usage, prompt_ids, self._timings(results))
         self._record.note_success(results)
         headers = self._record.whole_headers(results, usage.prompt_tokens)
         await send_reply(scope, send, 200, answer, headers=headers)
@@ -180,6 +184,9 @@ class _Work:
             reader = self._form.new_reader()
             message = collect([*reader.push(result.text), *reader.finish(was_cut=False)])
             check_message(message, self._chat.content, self._chat.tools)
+
+    def _timings(self, results: Sequence[GenerationResult]) -> Timings | None:
+        return timings_of(results) if self._body.wants_timings else None
 
     def _new_logprobs(self) -> ShownLogprobs | None:
         if not self._wants_logprobs:

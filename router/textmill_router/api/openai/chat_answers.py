@@ -30,6 +30,7 @@ from textmill_router.parsers.deltas import (
 )
 from textmill_router.request import FinishReason
 from textmill_router.serving.logprobs import shown_logprob
+from textmill_router.serving.timings import Timings
 from textmill_router.text.events import GenerationResult, TokenEvent
 from textmill_router.text.tokenization import Tokenizer
 
@@ -118,6 +119,7 @@ class ChatChunks:
         self._reader = reader
         self._logprobs = logprobs
         self._tail_of = tail.after
+        self._last_tail_of = tail.last
         self._tail = ""
         self._extras = extras
         self._prompt_ids = prompt_ids  # shown by the first chunk
@@ -149,6 +151,7 @@ class ChatChunks:
             chunks.insert(0, self._first_chunk(deltas))
         if result is not None:
             reason = f'"{self._finish_reason(result)}"'
+            self._tail = self._last_tail_of(events[-1].index, result)
             chunks.append(self._chunk("{}", reason=reason, extras=self._take_extras(result)))
         return "".join(chunks).encode("utf-8", "replace")
 
@@ -194,9 +197,11 @@ class ChatChunks:
         return _FUNCTION_CALL if self._has_functions and reason == "tool_calls" else reason
 
 
-def usage_chunk(envelope: Envelope, usage: Usage) -> bytes:
+def usage_chunk(envelope: Envelope, usage: Usage, timings: Timings | None = None) -> bytes:
     """Return the chunk that ends a stream with `include_usage`."""
     chunk = {**_envelope(envelope, "chat.completion.chunk"), "choices": [], "usage": usage}
+    if timings is not None:
+        chunk["timings"] = timings
     return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
 
 
@@ -218,9 +223,13 @@ class Choice:
 
 
 def whole_answer(
-    envelope: Envelope, choices: Sequence[Choice], usage: Usage, prompt_ids: Sequence[int] | None = None
+    envelope: Envelope,
+    choices: Sequence[Choice],
+    usage: Usage,
+    prompt_ids: Sequence[int] | None = None,
+    timings: Timings | None = None,
 ) -> bytes:
-    """Return the answer that is not streamed; `prompt_ids` are shown unless they are None."""
+    """Return the answer that is not streamed; `prompt_ids` and `timings` are shown unless they are None."""
     shown = [
         {
             "index": index,
@@ -234,6 +243,8 @@ def whole_answer(
     answer = {**_envelope(envelope, "chat.completion"), "choices": shown, "usage": usage}
     if prompt_ids is not None:
         answer["prompt_token_ids"] = list(prompt_ids)
+    if timings is not None:
+        answer["timings"] = timings
     return msgspec.json.encode(answer)
 
 

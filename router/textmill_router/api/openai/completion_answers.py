@@ -21,6 +21,7 @@ from textmill_router.api.openai.types import (
 )
 from textmill_router.request import FinishReason
 from textmill_router.serving.logprobs import shown_logprob
+from textmill_router.serving.timings import Timings
 from textmill_router.text.events import GenerationResult, PromptToken, TokenEvent, TopToken
 from textmill_router.text.tokenization import Tokenizer
 
@@ -59,9 +60,12 @@ class Completion(msgspec.Struct, frozen=True, gc=False):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | None
+    timings: Timings | UnsetType = UNSET  # with `"textmill": {"timings": true}`
 
 
-def completion(envelope: Envelope, choices: list[CompletionChoice], usage: Usage) -> bytes:
+def completion(
+    envelope: Envelope, choices: list[CompletionChoice], usage: Usage, timings: Timings | UnsetType = UNSET
+) -> bytes:
     """Return the JSON of a whole answer, or of a stream's chunk of usage."""
     return msgspec.json.encode(
         Completion(
@@ -72,6 +76,7 @@ def completion(envelope: Envelope, choices: list[CompletionChoice], usage: Usage
             envelope.system_fingerprint,
             choices,
             usage,
+            timings,
         )
     )
 
@@ -220,6 +225,7 @@ class CompletionChunks:
         self._prompt_tokens = prompt_tokens  # to be asked once a token has come
         self._logprobs = None if form.new_logprobs is None else form.new_logprobs()
         self._tail_of = tail.after
+        self._last_tail_of = tail.last
         self._extras = extras
         self._is_first = True
 
@@ -250,6 +256,7 @@ class CompletionChunks:
             chunk = f'{self._head}{_quote(text)},"logprobs":{shown},"finish_reason":null{more}}}]{tail}'
         if result is not None:
             reason = FINISH_REASONS[result.finish_reason] if form.has_output else "length"
+            tail = self._last_tail_of(events[-1].index if form.has_output else 0, result)
             chunk += f'{self._head}"","logprobs":null,"finish_reason":"{reason}"{last}}}]{tail}'
         return chunk.encode("utf-8", "replace")
 

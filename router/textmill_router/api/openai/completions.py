@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
+from msgspec import UNSET, UnsetType
 from starlette.types import Scope, Send
 
 from textmill_router.api.openai.answer_grammar import answer_grammar
@@ -49,6 +50,7 @@ from textmill_router.serving.prompts import choice_parameters, make_request, sha
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
 from textmill_router.serving.service import Service
 from textmill_router.serving.stream_answer import stream_answer
+from textmill_router.serving.timings import Timings, timings_of
 from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.events import GenerationResult, TextOptions
 from textmill_router.text.fill_in_middle import MiddleTokens
@@ -150,7 +152,7 @@ class _Work:
         if not self._asked.body.wants_usage_event:
             return b""
         usage = usage_of(self._counted(results), len(prompts))
-        return b"data: " + completion(self._envelope, [], usage) + b"\n\n"
+        return b"data: " + completion(self._envelope, [], usage, self._timings(results)) + b"\n\n"
 
     async def answer_whole(self, scope: Scope, send: Send) -> None:
         """Send one answer when all sequences are complete, with choices in the order of the prompts."""
@@ -172,7 +174,8 @@ class _Work:
         usage = usage_of(self._counted(results), len(prompts))
         self._record.note_success(results)
         headers = self._record.whole_headers(results, usage.prompt_tokens)
-        await send_reply(scope, send, 200, completion(self._envelope, choices, usage), headers=headers)
+        answer = completion(self._envelope, choices, usage, self._timings(results))
+        await send_reply(scope, send, 200, answer, headers=headers)
 
     async def _prompts(self) -> list[CompletionPrompt]:
         """Tokenise the prompts and check their budgets. Later steps refuse no call for its fields."""
@@ -229,6 +232,9 @@ class _Work:
                 sequences = [replace(sequence, stop_ids=sequence.stop_ids + stop_ids) for sequence in sequences]
             requests += share_prompt(sequences)
         return requests
+
+    def _timings(self, results: Sequence[GenerationResult]) -> Timings | UnsetType:
+        return timings_of(results) if self._asked.body.wants_timings else UNSET
 
     def _check(self, result: GenerationResult) -> None:
         """An output that ended by itself matches the grammar. Raises GenerationBroke."""

@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 from textmill_router.bounds import MAX_I32, Bounds
 from textmill_router.errors import OverBudget, RuleBroken, StreamOptionsRefused, ValidationFailed
 from textmill_router.request import FinishReason
+from textmill_router.serving.timings import TextmillOptions, timings_member, wants_timings
 from textmill_router.serving.validation import RequestedParameters, breakers_of, numbers_of, unsigned_seed
 from textmill_router.text.events import GenerationResult
 
@@ -53,6 +54,7 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     user: Any = None
     response_format: dict[str, Any] | None = None
+    textmill: TextmillOptions | None = None
 
     do_sample: bool | None = None
     repetition_penalty: float | None = None
@@ -109,6 +111,11 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     def wants_running_usage(self) -> bool:
         """Whether each chunk of a stream that ends with a chunk of usage has the counts so far."""
         return self.wants_usage_event and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    @property
+    def wants_timings(self) -> bool:
+        """Whether the answer, or the last event of each choice and of the stream, has an object `timings`."""
+        return wants_timings(self.textmill)
 
     @property
     def wants_usage_event(self) -> bool:
@@ -240,6 +247,7 @@ class ChunkTail:
     def __init__(self, body: OpenAIBody, num_prompt_tokens: int) -> None:
         self._fixed = ',"usage":null}\n\n' if body.wants_usage_event else "}\n\n"
         self._counts = body.wants_running_usage
+        self._has_timings = body.wants_timings
         self._num_prompt_tokens = num_prompt_tokens
 
     def after(self, num_output_tokens: int) -> str:
@@ -251,6 +259,11 @@ class ChunkTail:
             f',"usage":{{"prompt_tokens":{num_prompt},"completion_tokens":{num_output_tokens},'
             f'"total_tokens":{num_prompt + num_output_tokens}}}}}\n\n'
         )
+
+    def last(self, num_output_tokens: int, result: GenerationResult) -> str:
+        """Return the end of the chunk that ends the choice."""
+        member = timings_member([result]) if self._has_timings else ""
+        return member + self.after(num_output_tokens)
 
 
 NO_USAGE = ChunkTail(OpenAIBody(), 0)

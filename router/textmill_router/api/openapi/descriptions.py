@@ -59,6 +59,8 @@ FIELD_DESCRIPTIONS = {
     "typical_p": "Draws from the tokens of typical information whose probabilities add up to this share; 1 is off.",
     "use_cache": "Whether an answer of an equal call may be returned, where the server keeps answers.",
     "user": "Id of the caller's user; it changes nothing.",
+    "textmill": "Wishes that no other server knows.",
+    "timings": "Whether the answer has an object `timings`: where its time went.",
     "wait_for_model": "Whether a call waits while the model loads instead of being answered 503.",
     "watermark": "Whether the text carries a mark that statistics can find.",
     "add_special": "Whether the tokens that begin and end a prompt are added; false if absent.",

@@ -15,6 +15,7 @@ from textmill_router.api.tgi.types import (
 )
 from textmill_router.request import FinishReason
 from textmill_router.serving.logprobs import mean_logprob, shown_logprob
+from textmill_router.serving.timings import timings_member, timings_of
 from textmill_router.text.events import GenerationResult, TokenEvent, TopToken
 
 FINISH_REASONS: dict[FinishReason, TgiFinish] = {
@@ -30,13 +31,22 @@ _quote = encode_basestring
 class TgiEvents:
     """Writes the events of one stream. Only text, ids and numbers are encoded for each token."""
 
-    __slots__ = ("_prompt", "_seed", "_wants_details", "_wants_top_tokens")
+    __slots__ = ("_prompt", "_seed", "_wants_details", "_wants_timings", "_wants_top_tokens")
 
-    def __init__(self, *, prompt: str, seed: int | None, wants_details: bool, wants_top_tokens: bool) -> None:
+    def __init__(
+        self,
+        *,
+        prompt: str,
+        seed: int | None,
+        wants_details: bool,
+        wants_top_tokens: bool,
+        wants_timings: bool = False,
+    ) -> None:
         self._prompt = prompt  # put before the text; empty unless the full text is wanted
         self._seed = seed
         self._wants_details = wants_details
         self._wants_top_tokens = wants_top_tokens
+        self._wants_timings = wants_timings
 
     def encode(self, events: list[TokenEvent]) -> bytes:
         """Return all events in one piece, each as a `data:` line and a blank line."""
@@ -68,7 +78,8 @@ class TgiEvents:
                     input_length=result.num_prompt_tokens,
                 )
             )
-        return f'"generated_text":{_quote(self._prompt + result.text)},"details":{details}}}\n\n'
+        timings = timings_member([result]) if self._wants_timings else ""
+        return f'"generated_text":{_quote(self._prompt + result.text)},"details":{details}{timings}}}\n\n'
 
 
 def whole_answer(
@@ -78,12 +89,14 @@ def whole_answer(
     prompt: str,
     wants_details: bool,
     wants_top_tokens: bool,
+    wants_timings: bool = False,
 ) -> GenerateAnswer:
     """Return the best of the results, with the others in its details. `prompt` is put before each text."""
     best, *others = sorted(range(len(results)), key=lambda index: -mean_logprob(results[index]))
     answer_text = prompt + results[best].text
+    timings = timings_of(results) if wants_timings else msgspec.UNSET
     if not wants_details:
-        return GenerateAnswer(answer_text)
+        return GenerateAnswer(answer_text, timings=timings)
     sequences = [
         BestOfSequence(
             generated_text=prompt + results[index].text,
@@ -106,7 +119,7 @@ def whole_answer(
         best_of_sequences=sequences or msgspec.UNSET,
         top_tokens=_top_tokens(result) if wants_top_tokens else msgspec.UNSET,
     )
-    return GenerateAnswer(answer_text, details)
+    return GenerateAnswer(answer_text, details, timings)
 
 
 def _prefill(result: GenerationResult) -> list[PrefillToken]:

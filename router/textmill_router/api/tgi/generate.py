@@ -13,6 +13,7 @@ from textmill_router.serving.call_options import wants_cache
 from textmill_router.serving.reply_cache import CacheSlot, cache_key
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
 from textmill_router.serving.service import Service
+from textmill_router.serving.timings import wants_timings
 from textmill_router.serving.validation import CheckedParameters, check_parameters
 
 
@@ -48,6 +49,8 @@ def _prepare(mode: GenerateMode, body: GenerateBody, call: IncomingCall) -> Prep
 
 def _is_kept(service: Service, scope: Scope, body: GenerateBody, checked: CheckedParameters) -> bool:
     """Whether the answer may be kept: only one that would be the same again."""
+    if wants_timings(body.textmill):  # a kept answer would show the times of another call
+        return False
     if not service.response_cache.is_on or not wants_cache(scope, (body.options or NO_OPTIONS).use_cache):
         return False
     is_seeded = body.parameters is not None and body.parameters.seed is not None

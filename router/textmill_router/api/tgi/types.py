@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from textmill_router.grammar.request_forms import tgi_grammar
+from textmill_router.serving.timings import TextmillOptions, Timings
 from textmill_router.serving.validation import RequestedParameters, breakers_of, check_adapter, numbers_of
 
 TgiFinish = Literal["length", "eos_token", "stop_sequence"]
@@ -62,6 +63,7 @@ class GenerateBody(msgspec.Struct, frozen=True, gc=False):
     inputs: str | list[str]
     parameters: TgiParameters | None = None
     options: RequestOptions | None = None
+    textmill: TextmillOptions | None = None
 
 
 class TokenizeBody(msgspec.Struct, frozen=True, gc=False):
@@ -187,6 +189,7 @@ class GenerateAnswer(msgspec.Struct, frozen=True, gc=False):
 
     generated_text: str
     details: Details | UnsetType = UNSET
+    timings: Timings | UnsetType = UNSET  # with `"textmill": {"timings": true}`
 
 
 class StreamDetails(msgspec.Struct, frozen=True, gc=False):

@@ -27,6 +27,7 @@ from textmill_router.serving.reply_cache import CacheSlot
 from textmill_router.serving.response_cache import CachedAnswer
 from textmill_router.serving.route import IncomingCall
 from textmill_router.serving.stream_answer import stream_answer
+from textmill_router.serving.timings import wants_timings
 from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.events import GenerationResult, TextOptions, TokenEvent
 from textmill_router.text.generation import Generation, start_generation
@@ -87,6 +88,7 @@ class TgiWork:
         self._wants_full_text = is_told_whole if wants_full_text is None else wants_full_text
         self._wants_prompt_details = bool(parameters.decoder_input_details)
         self._wants_details = bool(parameters.details) or self._wants_prompt_details
+        self._wants_timings = wants_timings(body.textmill)
         self._deadline_s = None if checked.max_time is None else call.record.arrival_s + checked.max_time
 
     async def stream(self, scope: Scope, send: Send) -> None:
@@ -99,6 +101,7 @@ class TgiWork:
             seed=_shown_seed(request),
             wants_details=self._wants_details,
             wants_top_tokens=self._checked.top_n_tokens > 0,
+            wants_timings=self._wants_timings,
         )
         written: list[bytes] = []
 
@@ -201,6 +204,7 @@ class TgiWork:
             prompt=self._prefix(text),
             wants_details=self._wants_details,
             wants_top_tokens=self._checked.top_n_tokens > 0,
+            wants_timings=self._wants_timings,
         )
 
     def _prefix(self, text: str) -> str:

@@ -249,8 +249,8 @@ def test_cached_tokens_and_admission_time_are_those_of_the_first_admission():
     hand.step([(first.slot, 6, 0)])
     second = hand.admit([1, 2, 3, 4, 5])
     output = hand.step([(second.slot, 6, 0)]).outputs[0]
-    assert (output.num_cached_tokens, output.admitted_s) == (4, 100.0)
+    assert (output.effort.num_cached_tokens, output.effort.admitted_s) == (4, 100.0)
     hand.die()
     hand.begin()
     output = hand.step([(hand.admit_of(second.request_id).slot, 7, 0)]).outputs[0]
-    assert (output.num_cached_tokens, output.admitted_s) == (4, 100.0)
+    assert (output.effort.num_cached_tokens, output.effort.admitted_s) == (4, 100.0)

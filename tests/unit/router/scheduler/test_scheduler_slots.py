@@ -140,6 +140,20 @@ def test_rule_06_tokens_after_a_preemption_count_and_only_the_acknowledgement_re
     assert again.request.max_new_tokens == 20
 
 
+def test_outputs_count_preemptions_and_the_chunks_that_gave_no_token():
+    hand = Hand(num_blocks=7)
+    first, second = preempted(hand)
+    hand.step([(hand.admit_of(first).slot, 40, 0)])
+    hand.step([(hand.admit_of(first).slot, 41, ENDED)])
+    again = hand.admit_of(second)
+    hand.step([], prefills=[(again.slot, 9)])
+    hand.step([], prefills=[(again.slot, 10)])  # of 11 tokens, 8 of which were in the prefix cache
+    hand.step([(again.slot, 42, ENDED)])
+    efforts = {output.request_id: output.effort for output in hand.outputs}
+    assert [efforts[name].num_preemptions for name in (first, second)] == [0, 1]
+    assert [efforts[name].num_chunk_steps for name in (first, second)] == [0, 2]
+
+
 def test_rule_06_a_finish_after_a_preemption_is_a_finish():
     hand = Hand(num_blocks=7)
     first, second = preempted(hand)

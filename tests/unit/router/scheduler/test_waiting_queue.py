@@ -57,5 +57,5 @@ def test_bounds_on_requests_and_tokens_name_the_numbers():
         queue.check_room(5)
     assert (full.value.num_tokens, full.value.max_tokens) == (6, 10)
     queue.push(make_state(2))
-    with pytest.raises(QueueFull, match="2 requests of at most 2"):
+    with pytest.raises(QueueFull, match="2 requests wait, at most 2 may"):
         queue.check_room(1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from textmill_router.engine.engine_loop import OutputSink
 from textmill_router.request import (
+    Effort,
     Failure,
     FailureCode,
     FinishReason,
@@ -278,8 +279,7 @@ def test_logprobs_top_tokens_and_prompt_tokens(tokenizer: Tokenizer) -> None:
             top_tokens=(top(97, 98),),
             prompt_logprobs=PromptLogprobs(2, array("f", [-0.75]), (top(66),)),
             finish=FinishReason.LENGTH,
-            num_cached_tokens=16,
-            admitted_s=3.0,
+            effort=Effort(num_cached_tokens=16, admitted_s=3.0),
         )
         generation.on_output(last)
         result = await generation.result()

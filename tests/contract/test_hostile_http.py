@@ -1,0 +1,283 @@
+"""Hostile calls, each with its answer, while the calls of a neighbour stay the same byte for byte."""
+
+import contextlib
+import json
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import WAIT_TIMEOUT_S, RunningRouter
+
+KEY = b"authorization: Bearer k\r\n"
+JSON = b"content-type: application/json\r\n"
+HOST = b"host: x\r\n"
+POST = b"POST /generate HTTP/1.1\r\n"
+HEAD = POST + HOST + KEY + JSON
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+PAYLOAD_LIMIT = 100_000
+HEADER_LIMIT = 8192
+MANY_BYTES = 1_000_000  # more than the server reads at once
+NEIGHBOUR = {"inputs": "hi", "parameters": {"max_new_tokens": 20}}
+NUM_BEFORE = 12  # calls of the neighbour alone, which show its usual time
+SLACK_S = 0.1  # of a busy machine
+
+
+def call(body: bytes, head: bytes = HEAD) -> bytes:
+    return head + b"content-length: %d\r\n\r\n" % len(body) + body
+
+
+def generate(**parameters: object) -> bytes:
+    return call(json.dumps({"inputs": "hi", "parameters": {"max_new_tokens": 1, **parameters}}).encode())
+
+
+def nested_schema(depth: int) -> dict[str, object]:
+    """Return a schema whose references double with each level."""
+    levels: dict[str, object] = {"d0": {"type": "string"}}
+    for level in range(1, depth):
+        reference = {"$ref": f"#/$defs/d{level - 1}"}
+        levels[f"d{level}"] = {"type": "object", "properties": {"a": reference, "b": reference}}
+    return {"$defs": levels, "$ref": f"#/$defs/d{depth - 1}"}
+
+
+# Name, bytes of the client, status, error_type. A bomb that costs nothing is a call like any other.
+ROWS: list[tuple[str, bytes, int, str]] = [
+    ("TLS on a plain port", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "invalid_http"),
+    ("no HTTP at all", b"EHLO example.com\r\n\r\n", 400, "invalid_http"),
+    ("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "invalid_http"),
+    ("no host", POST + KEY + JSON + b"content-length: 2\r\n\r\n{}", 400, "invalid_http"),
+    ("two hosts", POST + HOST + HOST + KEY + b"content-length: 0\r\n\r\n", 400, "invalid_http"),
+    ("two keys", POST + HOST + KEY + KEY + b"content-length: 0\r\n\r\n", 400, "invalid_http"),
+    ("a host with a path", POST + b"host: x/y\r\n" + KEY + b"content-length: 0\r\n\r\n", 400, "invalid_http"),
+    ("a space in a name", HEAD + b"content length: 2\r\n\r\n{}", 400, "invalid_http"),
+    ("a zero byte in a value", HEAD + b"x: a\x00b\r\ncontent-length: 2\r\n\r\n{}", 400, "invalid_http"),
+    ("a bare line feed", POST + b"host: x\nx: y\r\n\r\n", 400, "invalid_http"),
+    ("a negative length", HEAD + b"content-length: -1\r\n\r\n", 400, "invalid_http"),
+    ("a length of letters", HEAD + b"content-length: ten\r\n\r\n", 400, "invalid_http"),
+    ("a length beyond 64 bits", HEAD + b"content-length: 99999999999999999999999\r\n\r\n", 400, "invalid_http"),
+    ("two lengths", HEAD + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}", 400, "invalid_http"),
+    ("length and chunks", HEAD + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{}", 400, "invalid_http"),
+    ("chunks twice", HEAD + b"transfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 400, "invalid_http"),
+    ("an unknown coding", HEAD + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501, "unknown_transfer_coding"),
+    ("a chunk size of letters", CHUNKED + b"zz\r\nhi\r\n", 400, "invalid_http"),
+    ("a chunk size beyond 64 bits", CHUNKED + b"fffffffffffffffff\r\nhi\r\n", 400, "invalid_http"),
+    ("a negative chunk size", CHUNKED + b"-2\r\nhi\r\n", 400, "invalid_http"),
+    ("a chunk longer than its size", CHUNKED + b"2\r\nhello\r\n0\r\n\r\n", 400, "invalid_http"),
+    ("an endless chunk line", CHUNKED + b"2;" + b"e" * MANY_BYTES, 431, "header_too_large"),
+    ("an endless trailer", CHUNKED + b"2\r\n{}\r\n0\r\nt: " + b"t" * MANY_BYTES, 431, "header_too_large"),
+    ("too many trailers", CHUNKED + b"2\r\n{}\r\n0\r\n" + b"t: t\r\n" * 200, 431, "header_too_large"),
+    ("a large header", HEAD + b"x: " + b"y" * 2 * HEADER_LIMIT + b"\r\n\r\n", 431, "header_too_large"),
+    ("many fields", HEAD + b"x: y\r\n" * 200 + b"\r\n", 431, "header_too_large"),
+    ("a long path", b"GET /" + b"a" * 2 * HEADER_LIMIT + b" HTTP/1.1\r\n", 431, "header_too_large"),
+    ("a header without end", HEAD + b"x: y\r\n", 408, "request_timeout"),
+    ("a body without end", HEAD + b"content-length: 9\r\n\r\n{", 408, "request_timeout"),
+    ("chunks without end", CHUNKED + b"2\r\n{}\r\n", 408, "request_timeout"),
+    ("a long body that is announced", HEAD + b"content-length: 99999999999\r\n\r\n{", 413, "payload_too_large"),
+    (
+        "a long body that asks first",
+        HEAD + b"expect: 100-continue\r\ncontent-length: 999999\r\n\r\n",
+        413,
+        "payload_too_large",
+    ),
+    ("a long body", call(b"x" * (PAYLOAD_LIMIT + 1)), 413, "payload_too_large"),
+    (
+        "a long body in chunks",
+        CHUNKED + b"ffff\r\n" + b"x" * 65535 + b"\r\nffff\r\n" + b"x" * 65535,
+        413,
+        "payload_too_large",
+    ),
+    ("no key", call(b"{}", POST + HOST + JSON), 401, "unauthorized"),
+    ("a wrong key", call(b"{}", POST + HOST + JSON + b"authorization: Bearer K\r\n"), 401, "unauthorized"),
+    ("another scheme", call(b"{}", POST + HOST + JSON + b"authorization: Basic azprMQ==\r\n"), 401, "unauthorized"),
+    ("no route", call(b"{}", b"POST /nothing HTTP/1.1\r\n" + HOST + KEY), 404, "not_found"),
+    ("no method of the route", call(b"", b"DELETE /generate HTTP/1.1\r\n" + HOST + KEY), 405, "method_not_allowed"),
+    ("a tunnel", b"CONNECT x:80 HTTP/1.1\r\n" + HOST + KEY + b"\r\n", 400, "invalid_http"),
+    ("a form", call(b"a=b", POST + HOST + KEY), 415, "unsupported_media_type"),
+    ("a compressed body", call(b"\x1f\x8b", HEAD + b"content-encoding: gzip\r\n"), 415, "unsupported_media_type"),
+    ("no JSON", call(b"{'inputs': 1}"), 400, "invalid_json"),
+    ("half a JSON", call(b'{"inputs": "hi"'), 400, "invalid_json"),
+    ("deep JSON", call(b'{"inputs":' + b"[" * 50_000), 400, "invalid_json"),
+    ("broken UTF-8", call(b'{"inputs": "\xff\xfe"}'), 400, "invalid_json"),
+    ("half a surrogate", call(b'{"inputs": "\\ud800"}'), 400, "invalid_json"),
+    ("another shape", call(b'{"inputs": [[]]}'), 422, "validation"),
+    ("an array", call(b"[]"), 422, "validation"),
+    (
+        "a number of many digits",
+        call(b'{"inputs": "hi", "parameters": {"seed": ' + b"9" * 4000 + b"}}"),
+        422,
+        "validation",
+    ),
+    ("a number out of range", generate(temperature=1e308), 422, "validation"),
+    ("a regex bomb", generate(grammar={"type": "regex", "value": "(((a{1,1000}){1,1000}){1,1000}){1,1000}"}), 200, ""),
+    ("a regex that does not end", generate(grammar={"type": "regex", "value": "(" * 5000}), 422, "validation"),
+    ("a schema bomb", generate(grammar={"type": "json", "value": nested_schema(30)}), 200, ""),
+    ("a schema in a circle", generate(grammar={"type": "json", "value": {"$ref": "#"}}), 200, ""),
+    ("many stop strings", generate(stop=["a"] * 1000), 422, "validation"),
+    ("a long prompt", call(json.dumps({"inputs": "x" * 90_000}).encode()), 422, "validation"),
+]
+
+
+class Neighbour:
+    """A client that calls without a pause, streamed and not, and notes each answer that differs from the first one."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._first: dict[str, bytes] = {}
+        self.times_s: list[float] = []
+        self.differences: list[str] = []
+
+    def __enter__(self) -> "Neighbour":
+        self._thread.start()
+        self.wait_for_calls(NUM_BEFORE)
+        self.usual_s = statistics.median(self.times_s)
+        self.num_alone = len(self.times_s)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        self._thread.join(WAIT_TIMEOUT_S)
+
+    def wait_for_calls(self, count: int) -> None:
+        """Wait until so many further calls have ended."""
+        wanted = len(self.times_s) + count
+        end_s = time.monotonic() + WAIT_TIMEOUT_S
+        while len(self.times_s) < wanted and not self.differences and time.monotonic() < end_s:
+            self._is_over.wait(0.005)
+        assert self.differences == []
+        assert len(self.times_s) >= wanted
+
+    def _run(self) -> None:
+        headers = {"authorization": "Bearer k"}
+        with httpx.Client(base_url=self._url, headers=headers, timeout=WAIT_TIMEOUT_S, trust_env=False) as client:
+            while not self._is_over.is_set():
+                for route in ("/generate", "/generate_stream"):
+                    began_s = time.monotonic()
+                    try:
+                        answer = client.post(route, json=NEIGHBOUR)
+                    except httpx.HTTPError as error:
+                        self.differences.append(repr(error))
+                        return
+                    self.times_s.append(time.monotonic() - began_s)
+                    if (answer.status_code, answer.content) != (200, self._first.setdefault(route, answer.content)):
+                        self.differences.append(answer.text)
+
+
+@pytest.fixture(scope="module")
+def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRouter]:
+    limits = {"payload_limit": PAYLOAD_LIMIT, "max_header_bytes": HEADER_LIMIT}
+    deadlines = {"header_timeout": 0.5, "body_timeout": 0.5}
+    options = FakeShardOptions(step_s=0.002)
+    folder = tmp_path_factory.mktemp("hostile")
+    with RunningRouter(folder, options, api_key="k", max_total_tokens=2048, **limits, **deadlines) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def neighbour(router: RunningRouter) -> Iterator[Neighbour]:
+    with Neighbour(router.url) as running:
+        yield running
+
+
+def answer_to(router: RunningRouter, data: bytes) -> tuple[int, dict[str, str]]:
+    """Send the bytes, and return status and body of the first answer."""
+    with socket.create_connection(("127.0.0.1", router.port), WAIT_TIMEOUT_S) as connection:
+        with contextlib.suppress(ConnectionError):  # of a server that has answered and reads no further
+            connection.sendall(data)
+        received = b""
+        while b"\r\n\r\n" not in received:
+            part = connection.recv(65_536)
+            assert part, received
+            received += part
+        head, _, body = received.partition(b"\r\n\r\n")
+        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
+        while len(body) < int(fields[b"content-length"]):
+            body += connection.recv(65_536)
+    assert fields[b"content-type"] == b"application/json"
+    return int(head.split()[1]), json.loads(body)
+
+
+@pytest.mark.parametrize(("data", "status", "error_type"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_hostile_call_has_its_answer_and_its_neighbour_notices_nothing(
+    router: RunningRouter, neighbour: Neighbour, data: bytes, status: int, error_type: str
+) -> None:
+    found, body = answer_to(router, data)
+    assert (found, body.get("error_type", "")) == (status, error_type), body
+    neighbour.wait_for_calls(2)
+
+
+def test_the_neighbour_of_all_these_calls_takes_at_most_twice_its_usual_time(
+    router: RunningRouter, neighbour: Neighbour
+) -> None:
+    for _, data, status, _ in ROWS:
+        if status != 408:  # whose clients only wait
+            answer_to(router, data)
+    disturbed = neighbour.times_s[neighbour.num_alone :]
+    assert statistics.median(disturbed) < 2 * neighbour.usual_s + SLACK_S
+
+
+# Targets that name a protected route in another way than the routes do.
+DISGUISES = [
+    "//generate",
+    "/generate/",
+    "/./generate",
+    "/x/../generate",
+    "/%2e/generate",
+    "/%2e%2e/generate",
+    "/health/../generate",
+    "/health/%2e%2e/generate",
+    "/health%2f..%2fgenerate",
+    "/health;/generate",
+    "/generate;x",
+    "/health;x=/../generate",
+    "/generate%00",
+    "/health%00/generate",
+    "/generate%20",
+    "/%67enerate",
+    "/GENERATE",
+    "/generate?x=/health",
+    "/generate#/health",
+    "/health#/generate",
+    "/health?/generate",
+    "\\generate",
+    "http://x/generate",
+    "http://x/health/../generate",
+    "/ping//generate",
+    "/metrics/../info",
+    "/metrics;/info",
+    "/%69nfo",
+    "//info",
+    "/info/",
+    "/health/live/../../info",
+    "/health/ready%2f%2e%2e%2f%2e%2e%2finfo",
+    "/models/%2e%2e/%2e%2e/info",
+]
+
+
+@pytest.mark.parametrize("target", DISGUISES)
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"HEAD", b"get", b"OPTIONS"])
+def test_no_spelling_of_a_path_passes_the_key(router: RunningRouter, method: bytes, target: str) -> None:
+    body = json.dumps(NEIGHBOUR).encode() if method == b"POST" else b""
+    line = method + b" " + target.encode() + b" HTTP/1.1\r\n"
+    data = call(body, line + HOST + JSON + b"connection: close\r\n")
+    with socket.create_connection(("127.0.0.1", router.port), WAIT_TIMEOUT_S) as connection:
+        connection.sendall(data)
+        received = b""
+        while part := connection.recv(65_536):
+            received += part
+    status = int(received.split()[1])
+    content = received.partition(b"\r\n\r\n")[2]
+    if status == 200:
+        # A fragment or a query changes no path, so these name the open route; an OPTIONS call tells methods alone.
+        assert target in ("/health#/generate", "/health?/generate") or method == b"OPTIONS"
+        assert content == b""
+    else:
+        assert status in (400, 401) or (method == b"OPTIONS" and status == 404)
+    assert b"generated_text" not in received
+    assert b"model_id" not in received

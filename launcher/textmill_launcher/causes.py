@@ -10,6 +10,10 @@ MEMORY_ADVICE = (
     "less memory: --kv-cache-bytes or --memory-fraction, a smaller --max-batch-prefill-tokens, a smaller model, "
     "or more shards (--num-shard)"
 )
+HANG_ADVICE = (
+    "py-spy dump --pid of a hung rank shows where it waits; on GPUs NCCL_DEBUG=INFO names the link that broke; a step "
+    "that is only slow is smaller with a smaller --max-batch-prefill-tokens"
+)
 _BY_SIGNAL = {
     signal.SIGKILL: "the kernel kills a process when memory runs out (see dmesg): " + MEMORY_ADVICE,
     signal.SIGSEGV: "a crash in native code: check the versions against constraints.txt, then try --dtype float32",
@@ -37,6 +41,7 @@ class Ending:
     code: int  # the exit code; negative: the number of the signal
     phase: str  # of the service at that time: "starting" or "serving"
     last_lines: tuple[str, ...]
+    hang: str = ""  # why the launcher took the child for hung and killed it; empty for a child that ended by itself
 
     @property
     def launcher_exit_code(self) -> int:
@@ -49,11 +54,21 @@ class Ending:
     def describe(self) -> str:
         """Return the child, the cause, the last lines and the advice, in several lines."""
         lines = "\n".join("    " + line for line in self.last_lines) or "    (it wrote nothing)"
-        return (
-            f"{self.child} {describe_code(self.code)} while {self.phase}\n"
-            f"  its last lines:\n{lines}\n"
-            f"  what to try: {advice(self.code, self.last_lines)}"
-        )
+        what_to_try = HANG_ADVICE if self.hang else advice(self.code, self.last_lines)
+        return f"{self.summary}\n  its last lines:\n{lines}\n  what to try: {what_to_try}"
+
+    @property
+    def summary(self) -> str:
+        """The child and the cause, in one line."""
+        how = f"{self.hang} and was killed" if self.hang else describe_code(self.code)
+        return f"{self.child} {how} while {self.phase}"
+
+    @property
+    def reason(self) -> str:
+        """The kind of end, in one word for metrics."""
+        if self.hang:
+            return "hung"
+        return "killed" if self.code < 0 else "exited"
 
 
 def describe_code(code: int) -> str:

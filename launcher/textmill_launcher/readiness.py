@@ -23,7 +23,7 @@ POLL_INTERVAL_S = 0.1
 HEALTH_TIMEOUT_S = 5.0  # of one call
 STILL_WAITING_S = 10.0
 # Without these options the channel waits up to minutes between its tries while the shard has no socket yet.
-_CHANNEL_OPTIONS = (
+CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
@@ -69,7 +69,7 @@ async def wait_for_shard(child: ChildName, socket: Path) -> None:
         phases.enter("starting")
         await asyncio.sleep(POLL_INTERVAL_S)
     close_to_others(socket)
-    async with grpc.aio.insecure_channel(f"unix:{socket}", options=_CHANNEL_OPTIONS) as channel:
+    async with grpc.aio.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS) as channel:
         stub = shard_pb2_grpc.ShardStub(channel)
         while True:
             try:

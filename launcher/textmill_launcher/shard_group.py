@@ -11,11 +11,15 @@ from textmill_launcher.child_arguments import ShardPlace
 from textmill_launcher.child_process import ChildProcess
 from textmill_launcher.child_watch import wait_for_an_end
 from textmill_launcher.errors import ChildDied
+from textmill_launcher.hang_watch import wait_for_hang
 from textmill_launcher.readiness import wait_for_shard
 from textmill_launcher.restart_budget import RestartBudget
 from textmill_launcher.sockets import SocketPlaces, free_port
 
 SHARD_GRACE_S = 10.0  # short, because without a router a shard has no work to finish
+# A restart finds the files in the page cache, and may still meet a crowded machine.
+LOAD_SLACK_S = 60.0
+LOAD_FACTOR = 4.0
 MAX_KILLED_STARTS = 2  # so often in a row a signal may end the first start, before the start counts as hopeless
 
 log = logging.getLogger(__name__)
@@ -47,6 +51,7 @@ class ShardGroup:
         self._shards: list[ChildProcess] = []
         self._was_ready = asyncio.Event()
         self._num_killed_starts = 0
+        self._load_limit_s: float | None = None  # of a restart; None for the first start, whose length nobody knows
 
     async def wait_ready(self) -> None:
         """Wait until the group has been ready once."""
@@ -55,14 +60,12 @@ class ShardGroup:
     async def run(self) -> None:
         """Start the ranks, and start them again whenever one is lost, for ever.
 
-        Raises `ChildDied` when a restart would be vain or when the budget is used up, and `ShardFailed` when a rank
-        says that it cannot serve.
+        Raises `ChildDied` when a restart would be vain or when the budget is used up.
         """
         while True:
             began_s = time.monotonic()
             self._start()
             loss = await self._watch(began_s)
-            lost_s = time.monotonic()
             await self._end_ranks()
             delay_s = self._take_restart(loss)
             log.warning(
@@ -71,7 +74,6 @@ class ShardGroup:
                 *(self._budget.num_used, self._budget.max_restarts, self._budget.window_s),
             )
             await asyncio.sleep(delay_s)
-            log.info("shards: gone for %.1f s, starting again", time.monotonic() - lost_s)
 
     async def stop(self, hurry: asyncio.Event) -> None:
         """End all ranks at once by SIGTERM, and by SIGKILL after `SHARD_GRACE_S` or as soon as `hurry` is set."""
@@ -87,28 +89,64 @@ class ShardGroup:
             self._shards.append(self._spawn_rank(place))
 
     async def _watch(self, began_s: float) -> Ending:
-        """Wait until a rank is lost, and log when all ranks are ready. Raises `ShardFailed`."""
-        end = asyncio.create_task(wait_for_an_end(self._shards))
+        """Wait until a rank is lost, and log when all ranks are ready."""
+        is_ready = asyncio.Event()
+        loss = asyncio.create_task(self._wait_for_loss(is_ready))
         ready = asyncio.gather(
             *(wait_for_shard(shard.name, self._sockets.of(rank)) for rank, shard in enumerate(self._shards))
         )
-        tasks: Sequence[asyncio.Future[Any]] = (end, ready)
-        phase = "starting"
+        tasks: Sequence[asyncio.Future[Any]] = (loss, ready)
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if not end.done():
-                ready.result()
-                phase = "serving"
-                self._num_killed_starts = 0
-                if self._was_ready.is_set():
-                    log.info("shards: ready again after %.1f s", time.monotonic() - began_s)
-                self._was_ready.set()
-            child = await end
-            return Ending(child.name, await child.wait(), phase, child.last_lines)
+            await asyncio.wait(tasks, timeout=self._load_limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if loss.done():
+                return loss.result()
+            if not ready.done():
+                return await self._kill(
+                    self._shards[0], f"has not loaded within {self._load_limit_s:.0f} s", "starting"
+                )
+            if ready.exception() is None:
+                self._become_ready(time.monotonic() - began_s)
+                is_ready.set()
+            # A rank that has told its failure ends by itself.
+            return await loss
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _wait_for_loss(self, is_ready: asyncio.Event) -> Ending:
+        """Wait until a rank ends or hangs. A rank that hangs is killed."""
+        end = asyncio.create_task(wait_for_an_end(self._shards))
+        hangs = {
+            asyncio.create_task(wait_for_hang(shard, self._sockets.of(rank), is_ready)): shard
+            for rank, shard in enumerate(self._shards)
+        }
+        tasks: Sequence[asyncio.Task[Any]] = (end, *hangs)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            phase = "serving" if is_ready.is_set() else "starting"
+            if end.done():
+                child = end.result()
+                return Ending(child.name, await child.wait(), phase, child.last_lines)
+            hang, shard = next((hang, shard) for hang, shard in hangs.items() if hang.done())
+            return await self._kill(shard, hang.result(), phase)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _kill(self, shard: ChildProcess, hang: str, phase: str) -> Ending:
+        last_lines = shard.last_lines
+        shard.kill()
+        return Ending(shard.name, await shard.wait(), phase, last_lines, hang)
+
+    def _become_ready(self, load_s: float) -> None:
+        self._num_killed_starts = 0
+        if self._was_ready.is_set():
+            log.info("shards: ready again after %.1f s", load_s)
+        else:
+            self._load_limit_s = LOAD_SLACK_S + LOAD_FACTOR * load_s
+        self._was_ready.set()
 
     def _take_restart(self, loss: Ending) -> float:
         """Return the seconds to wait before the next start. Raises `ChildDied` when there must be none.

@@ -186,6 +186,7 @@ def _load(
             max_kv_tokens=settings.max_kv_tokens,
         ),
     )
+    status.progress.measure_warm_up(memory.step_s)
     num_blocks = memory.num_blocks
     runner.allocate_kv(num_blocks)
     facts = runner.facts

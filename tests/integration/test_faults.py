@@ -3,55 +3,69 @@
 The model is tiny and computes in float32, in which a text does not depend on what runs beside it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.fakes.fault_calls import Answer, Call, ask_all, first_difference, make_calls
-from tests.fakes.processes import LaunchedServer, launched, wait_until
-from tests.fakes.tiny_models import make_tiny_llama
+from tests.fakes.faulty_model import ARGUMENTS, make_faulty_model, order_fault
+from tests.fakes.processes import START_LIMIT_S, LaunchedServer, launched, wait_until
+
+# The whole file: a launcher starts, and after each fault a shard imports torch again, which takes some seconds.
+pytestmark = pytest.mark.slow
 
 KV_BYTES = str(16 * 1024 * 1024)
+NOTICE_LIMIT_S = 10.0  # two on a machine with nothing else to do
 ROUTER_LIMIT_S = 10.0  # two on a machine with nothing else to do
 
 
 class Target:
     """A server for faults, its calls, and their answers without any fault."""
 
-    def __init__(self, server: LaunchedServer) -> None:
+    def __init__(self, server: LaunchedServer, folder: Path) -> None:
         self.server = server
+        self.folder = folder  # of the model
         plain = ask_all(server.base_url, {"greedy": make_calls("x")["greedy"]})["greedy"]
         text = str(plain.events[-1]["generated_text"])
         self.calls: dict[str, Call] = make_calls(stop=text[-40:-30])  # ends the text near its end
         self.undisturbed = ask_all(server.base_url, self.calls)
 
-    def shards(self) -> list[int]:
-        """Return the process ids of the shards."""
-        return [child.pid for child in self.server.children("textmill_shard")]
+    def shard(self, rank: int = 0) -> psutil.Process:
+        """Return the process of a rank."""
+        return next(
+            child for child in self.server.children("textmill_shard") if f"--rank {rank}" in " ".join(child.cmdline())
+        )
 
-    def kill_shard(self) -> None:
-        """Send SIGKILL to rank 0."""
-        self.server.children("textmill_shard")[0].kill()
+    def num_epochs(self) -> int:
+        return self.server.log_text.count("router.engine.engine_loop: epoch begins")
 
-
-# The whole file: a launcher starts, and after each fault a shard imports torch again, which takes some seconds.
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_llama(tmp_path_factory.mktemp("tiny_llama"), max_position_embeddings=32_768)
+    def wait_for_epoch(self, number: int) -> None:
+        wait_until(lambda: self.num_epochs() >= number, START_LIMIT_S, f"epoch {number} begins")
+        wait_until(lambda: self.server.health() == 200, START_LIMIT_S, "the server is healthy")
 
 
-@pytest.fixture(scope="module")
-def target(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    arguments = ["--model-id", str(tiny_model), "--dtype", "float32", "--kv-cache-bytes", KV_BYTES]
+def faulty_server(tmp_path_factory: pytest.TempPathFactory, *arguments: str) -> Iterator[Target]:
+    folder = make_faulty_model(tmp_path_factory.mktemp("faulty"))
+    memory = ["--dtype", "float32", "--kv-cache-bytes", KV_BYTES]
     # With a window of no length every restart is the first, so that no back-off makes the tests slow.
     allowance = ["--max-restarts", "1", "--restart-window", "0"]
-    with launched([*arguments, *allowance], tmp_path_factory.mktemp("log")) as server:
-        yield Target(server.wait_ready())
+    modules = {"HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules"))}
+    flags = ["--model-id", str(folder), *ARGUMENTS, *memory, *allowance, *arguments]
+    with launched(flags, tmp_path_factory.mktemp("log"), **modules) as server:
+        yield Target(server.wait_ready(), folder)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    yield from faulty_server(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    yield from faulty_server(tmp_path_factory, "--num-shard", "2")
 
 
 def assert_undisturbed(target: Target, answers: dict[str, Answer]) -> None:
@@ -60,25 +74,64 @@ def assert_undisturbed(target: Target, answers: dict[str, Answer]) -> None:
         assert first_difference(target.undisturbed[name].meaning, answer.meaning) is None, name
 
 
-def test_calls_of_every_kind_go_on_with_the_same_text_when_the_shard_is_killed(target: Target) -> None:
-    num_epochs = target.server.log_text.count("epoch begins")
-    answers = ask_all(target.server.base_url, target.calls, after=2000, then=target.kill_shard)
-    assert target.server.log_text.count(" epoch begins") > num_epochs
-    assert sum(answer.longest_pause_s > 1.0 for answer in answers.values()) >= 6  # the fault met them all
+FAULTS: dict[str, Callable[[Target, int], None]] = {
+    "killed": lambda target, rank: target.shard(rank).kill(),
+    "stopped": lambda target, rank: target.shard(rank).suspend(),
+    "step that hangs": lambda target, rank: order_fault(target.folder, "hang", rank),
+    "step that raises": lambda target, rank: order_fault(target.folder, "raise", rank),
+    "step that ends the process": lambda target, rank: order_fault(target.folder, "exit", rank),
+}
+
+
+def assert_survived(target: Target, fault: str, rank: int) -> None:
+    """Break a rank while calls of every kind decode, and hold that they all go on."""
+    num_epochs = target.num_epochs()
+    answers = ask_all(target.server.base_url, target.calls, after=2000, then=lambda: FAULTS[fault](target, rank))
+    assert target.num_epochs() == num_epochs + 1
+    assert sum(answer.longest_pause_s > 1.0 for answer in answers.values()) >= 6  # the fault met them
     assert_undisturbed(target, answers)
+    print(f"{fault}, rank {rank}: longest pause {max(answer.longest_pause_s for answer in answers.values()):.1f} s")
 
 
-def test_router_that_is_killed_serves_again_on_the_weights_that_the_shard_kept(
-    target: Target,
-) -> None:
-    shards = target.shards()
+@pytest.mark.parametrize("fault", FAULTS)
+def test_calls_of_every_kind_go_on_with_the_same_text_when_the_shard_is_lost(target: Target, fault: str) -> None:
+    assert_survived(target, fault, rank=0)
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped"])
+def test_idle_shard_that_is_lost_is_started_again_and_health_says_so(target: Target, fault: str) -> None:
+    num_epochs = target.num_epochs()
+    FAULTS[fault](target, 0)
+    wait_until(lambda: target.server.health() == 503, NOTICE_LIMIT_S, "GET /health answers 503")
+    target.wait_for_epoch(num_epochs + 1)
+    assert_undisturbed(target, ask_all(target.server.base_url, {"greedy": target.calls["greedy"]}))
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped"])
+def test_shard_that_is_lost_while_it_loads_again_is_started_once_more(target: Target, fault: str) -> None:
+    num_epochs, num_starts = target.num_epochs(), target.server.log_text.count("shard rank 0: started")
+
+    def lose_twice() -> None:
+        target.shard().kill()
+        wait_until(lambda: target.server.log_text.count("shard rank 0: started") > num_starts, 30, "the shard starts")
+        FAULTS[fault](target, 0)
+
+    calls = {name: target.calls[name] for name in ("greedy", "seeded")}
+    assert_undisturbed(target, ask_all(target.server.base_url, calls, after=200, then=lose_twice))
+    assert target.num_epochs() == num_epochs + 1
+    assert target.server.log_text.count("shard rank 0: started") == num_starts + 2
+
+
+def test_router_that_is_killed_serves_again_on_the_weights_that_the_shard_kept(target: Target) -> None:
+    shard = target.shard()
     (router,) = target.server.children("textmill_router")
-
-    def kill_router() -> None:
-        router.kill()
-
     with pytest.raises(httpx.TransportError):
-        ask_all(target.server.base_url, {"greedy": target.calls["greedy"]}, after=100, then=kill_router)
+        ask_all(target.server.base_url, {"greedy": target.calls["greedy"]}, after=100, then=router.kill)
     wait_until(lambda: target.server.health() == 200, ROUTER_LIMIT_S, "the new router serves")
     assert_undisturbed(target, ask_all(target.server.base_url, {"greedy": target.calls["greedy"]}))
-    assert target.shards() == shards
+    assert target.shard() == shard
+
+
+@pytest.mark.parametrize(("fault", "rank"), [("killed", 1), ("stopped", 0), ("stopped", 1), ("step that hangs", 1)])
+def test_calls_go_on_when_any_rank_of_two_is_lost(two_ranks: Target, fault: str, rank: int) -> None:
+    assert_survived(two_ranks, fault, rank)

@@ -44,7 +44,8 @@ from textmill_shard.slots.plan import (
 # Fields that the receiving room does not read, because the shard tells them to people, in `Info`, `Health` and logs.
 UNREAD = {
     "ShardInfo": {"rank", "layout", "weight_bytes", "kv_bytes"},
-    "HealthReport": {"last_step", "last_step_age_ms", "is_busy"},
+    # The launcher reads the last two (`hang_watch.py` of that room).
+    "HealthReport": {"last_step", "last_step_age_ms", "is_busy", "progress_limit_ms", "overdue_ms"},
 }
 # `test_admit_wire.py` walks the fields of an admitted request.
 WALKED_ELSEWHERE = {"Plan.admits"}
@@ -119,12 +120,14 @@ PLAN = router_plan.Plan(
 
 def failed_report() -> pb.HealthReport:
     """Return the report of a shard that failed while a step ran, in which no field has its default."""
-    times = iter((1.0, 3.0))
-    status = ShardStatus(clock=lambda: next(times))
+    now_s = 1.0
+    status = ShardStatus(clock=lambda: now_s)
+    status.progress.measure_warm_up(0.25)
     status.report_loading("weights", 0.5)
     status.report_failure("no memory")
     status.finish_step(step=4, plan_applied=2)
     status.begin_step()
+    now_s = 300.0
     return ShardService(status).Health(pb.HealthRequest(), context=None)  # type: ignore[arg-type]
 
 
@@ -132,7 +135,9 @@ SENT: dict[str, Message] = {
     "ShardInfo": hello_to_wire(1, FACTS).hello.info,
     "HealthReport": failed_report(),
     "StepResult": result_to_wire(1, RESULT).result,
-    "Heartbeat": heartbeat_to_wire(1, Heartbeat(last_step=4, last_step_age_ms=20, plan_applied=2)).heartbeat,
+    "Heartbeat": heartbeat_to_wire(
+        1, Heartbeat(last_step=4, last_step_age_ms=20, plan_applied=2, overdue_ms=5)
+    ).heartbeat,
     "PlanRejected": rejection_to_wire(1, PlanRejection(plan=6, slot=2, field="admits.slot", message="taken")).rejected,
     "Plan": plan_to_proto(PLAN, 1).plan,
 }
@@ -190,7 +195,7 @@ def test_the_receiver_reads_every_field(name: str) -> None:
 
 
 def test_every_message_of_the_stream_is_walked() -> None:
-    """`Hello` holds only `ShardInfo`, and the router reads no more of a heartbeat than that the heartbeat came."""
+    """`Hello` holds only `ShardInfo`, and of a heartbeat the router reads the last field (`shard_client.py`)."""
     inside = {
         field.message_type.name
         for message in (pb.ToShard, pb.FromShard)

@@ -228,6 +228,8 @@ class HealthReport(_message.Message):
     LAST_STEP_AGE_MS_FIELD_NUMBER: _builtins.int
     IS_BUSY_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    PROGRESS_LIMIT_MS_FIELD_NUMBER: _builtins.int
+    OVERDUE_MS_FIELD_NUMBER: _builtins.int
     state: Global___ShardState.ValueType
     """what the rank does"""
     phase: _builtins.str
@@ -242,6 +244,10 @@ class HealthReport(_message.Message):
     """a step is under way"""
     detail: _builtins.str
     """reason when the state is FAILED, else empty"""
+    progress_limit_ms: _builtins.int
+    """milliseconds that the step loop may take between two signs of progress, 0 = not measured yet"""
+    overdue_ms: _builtins.int
+    """milliseconds by which the step loop is later than that, 0 = on time; other than 0 = it hangs"""
     def __init__(
         self,
         *,
@@ -252,10 +258,12 @@ class HealthReport(_message.Message):
         last_step_age_ms: _builtins.int = ...,
         is_busy: _builtins.bool = ...,
         detail: _builtins.str = ...,
+        progress_limit_ms: _builtins.int = ...,
+        overdue_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "is_busy", b"is_busy", "last_step", b"last_step", "last_step_age_ms", b"last_step_age_ms", "phase", b"phase", "progress", b"progress", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "is_busy", b"is_busy", "last_step", b"last_step", "last_step_age_ms", b"last_step_age_ms", "overdue_ms", b"overdue_ms", "phase", b"phase", "progress", b"progress", "progress_limit_ms", b"progress_limit_ms", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -665,22 +673,26 @@ class Heartbeat(_message.Message):
     LAST_STEP_FIELD_NUMBER: _builtins.int
     LAST_STEP_AGE_MS_FIELD_NUMBER: _builtins.int
     PLAN_APPLIED_FIELD_NUMBER: _builtins.int
+    OVERDUE_MS_FIELD_NUMBER: _builtins.int
     last_step: _builtins.int
     """shard only: number of the last finished step"""
     last_step_age_ms: _builtins.int
     """shard only: milliseconds since that step finished"""
     plan_applied: _builtins.int
     """shard only: number of the last plan applied"""
+    overdue_ms: _builtins.int
+    """shard only: as in HealthReport"""
     def __init__(
         self,
         *,
         last_step: _builtins.int = ...,
         last_step_age_ms: _builtins.int = ...,
         plan_applied: _builtins.int = ...,
+        overdue_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_step", b"last_step", "last_step_age_ms", b"last_step_age_ms", "plan_applied", b"plan_applied"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_step", b"last_step", "last_step_age_ms", b"last_step_age_ms", "overdue_ms", b"overdue_ms", "plan_applied", b"plan_applied"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -79,6 +79,7 @@ class EngineLoop:
         self._has_broken = False
         self._heard_s = self.now()  # the last time that the shard said anything but a result
         self._moved_s = self.now()  # the last time that a step ended, or that nothing ran
+        self._is_overdue = False  # whether the shard's last heartbeat called its step loop late
         self._warned_s = 0.0  # the last time that the log warned of a stall
         self._task: asyncio.Task[None] | None = None
         self._request_ids = itertools.count(1)
@@ -102,6 +103,7 @@ class EngineLoop:
             silent_s=now_s - max(self._heard_s, self._moved_s),
             stepless_s=now_s - self._moved_s if num_running else 0.0,
             step_limit_s=STALL_WARNING_S,
+            is_overdue=self._is_overdue,
         )
 
     def next_request_id(self) -> RequestId:
@@ -188,6 +190,7 @@ class EngineLoop:
             self._scheduler = Scheduler(self._configure(facts))
         began_s = time.perf_counter()
         self._moved_s = self.now()
+        self._is_overdue = False
         decision = self._scheduler.begin_epoch(pool_of(facts), self._moved_s)
         self.steps.on_plans(decision.plans, self._scheduler.num_running, time.perf_counter() - began_s)
         self._client.send(decision.plans)
@@ -231,12 +234,14 @@ class EngineLoop:
         log.error("plan rejected", extra={"plan": rejected.plan_number, "reason": rejected.message})
         self._deliver(self._scheduler.on_plan_rejected(rejected.plan_number, rejected.message, self.now()))
 
-    def on_heartbeat(self) -> None:
+    def on_heartbeat(self, *, overdue_s: float) -> None:
         """Note that the shard lives. Warn when requests run and no step has ended for `STALL_WARNING_S`.
 
-        No request is ended here, because a large step may take minutes.
+        No request is ended here, because a large step may take minutes. The shard knows when a step takes too long
+        (`overdue_s`), and the launcher ends a shard that does not come back.
         """
         now_s = self._heard_s = self.now()
+        self._is_overdue = overdue_s > 0.0
         num_running = 0 if self._scheduler is None else self._scheduler.num_running
         if not num_running:
             self._moved_s = now_s

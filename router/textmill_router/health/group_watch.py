@@ -15,18 +15,19 @@ class GroupSigns:
 
     `is_linked` says that a stream to the group is live. `silent_s` are the seconds since the last message or answer to
     Health, and `stepless_s` those since the last end of a step, or 0 while nothing runs. A step that takes longer than
-    `step_limit_s` counts as hung.
+    `step_limit_s` counts as hung, and so does a step loop that the shard itself calls late (`is_overdue`).
     """
 
     is_linked: bool
     silent_s: float
     stepless_s: float
     step_limit_s: float
+    is_overdue: bool = False
 
     @property
     def is_away(self) -> bool:
         """Whether the group serves no request now, because it is lost or hangs."""
-        return not self.is_linked or self.stepless_s > self.step_limit_s
+        return not self.is_linked or self.is_overdue or self.stepless_s > self.step_limit_s
 
     @property
     def is_given_up(self) -> bool:

@@ -22,7 +22,7 @@ from textmill_shard.engine.row_sampling import RowSampler
 from textmill_shard.engine.session import EndReason, Session
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
-from textmill_shard.grammar.slots import GrammarSlots
+from textmill_shard.grammar.slots import MASK_TIMEOUT_S, GrammarSlots
 from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import FLAG_FINISHED, NO_IDS, IdArray, Plan, SlotError, StepResult
@@ -148,6 +148,8 @@ class Engine:
 
     def _take_events(self, *, wait: bool) -> bool:
         """Handle all events that arrived. `wait` waits for the first event. Returns False after a Stop."""
+        if wait:
+            self._status.progress.expect(IDLE_TURN_S)
         try:
             event = self._inbox.get(timeout=min(IDLE_TURN_S, self._lease_s / 4)) if wait else self._inbox.get_nowait()
             while not isinstance(event, Stop):
@@ -256,6 +258,8 @@ class Engine:
         self._is_plan_unacknowledged = False
         forward_ns = time.monotonic_ns()
         self._row_sampler.prepare(self._executor.table, step.slots_R[step.samples_R])
+        if self._grammars.has_masks:
+            self._status.progress.expect(MASK_TIMEOUT_S)
         batch = self._executor.build(step)
         self._send_held()
         output = self._executor.forward(step, batch)

@@ -31,7 +31,9 @@ class Follower:
     def run(self) -> None:
         """Execute entries until the last one. Raises when rank 0 has gone, and for an exception of the model."""
         while True:
+            self._status.progress.rest()
             entry = self._channel.receive()
+            self._status.progress.expect()
             if entry.is_stop:
                 return
             self._execute(entry)

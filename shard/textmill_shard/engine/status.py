@@ -1,10 +1,12 @@
 """The status that the Health call answers. The loader and the step loop write it, and any thread reads it."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from textmill_shard.engine.progress import Progress
 from textmill_shard.slots.plan import Heartbeat
 
 
@@ -36,6 +38,8 @@ class ShardStatus:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._snapshot = StatusSnapshot()
+        self._step_began_s = 0.0
+        self.progress = Progress(clock)
 
     @property
     def snapshot(self) -> StatusSnapshot:
@@ -64,20 +68,37 @@ class ShardStatus:
 
     def begin_step(self) -> None:
         """Mark the shard as busy until `finish_step`. A step that raises ends the process without `finish_step`."""
+        self._step_began_s = self._clock()
+        self.progress.expect()
         self._snapshot = replace(self._snapshot, is_busy=True)
 
     def finish_step(self, step: int, plan_applied: int) -> None:
         """Note the number of the step that has finished, and of the last plan applied before it."""
+        now_s = self._clock()
+        self.progress.measure_step(now_s - self._step_began_s)
         self._snapshot = replace(
-            self._snapshot, last_step=step, last_step_s=self._clock(), plan_applied=plan_applied, is_busy=False
+            self._snapshot, last_step=step, last_step_s=now_s, plan_applied=plan_applied, is_busy=False
         )
 
     def heartbeat(self) -> Heartbeat:
         """Return the heartbeat for the router."""
         snapshot = self._snapshot
         return Heartbeat(
-            last_step=snapshot.last_step, last_step_age_ms=self.last_step_age_ms(), plan_applied=snapshot.plan_applied
+            last_step=snapshot.last_step,
+            last_step_age_ms=self.last_step_age_ms(),
+            plan_applied=snapshot.plan_applied,
+            overdue_ms=self.overdue_ms(),
         )
+
+    @property
+    def progress_limit_ms(self) -> int:
+        """The limit between two signs of progress, in milliseconds; 0 while no step was measured."""
+        limit_s = self.progress.limit_s
+        return round(limit_s * 1000) if math.isfinite(limit_s) else 0
+
+    def overdue_ms(self) -> int:
+        """Return by how many milliseconds the step loop is late, rounded up, or 0."""
+        return math.ceil(self.progress.overdue_s() * 1000)
 
     def last_step_age_ms(self) -> int:
         """Return the milliseconds since the last step finished, and 0 before the first step."""

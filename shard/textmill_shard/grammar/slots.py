@@ -48,6 +48,7 @@ class GrammarSlots:
         self._mask_fillers = ThreadPoolExecutor(NUM_MASK_THREADS, "grammar-mask")
         self._lock = threading.Lock()
         self._compiled: list[_Seat] = []  # since the last look
+        self.has_masks = False  # whether the step under way waits for masks
 
     def reset(self) -> None:
         """Forget all slots, because a new epoch begins. Nobody waits for grammars that still compile."""
@@ -66,10 +67,14 @@ class GrammarSlots:
 
     def start_masks(self, table: SlotTable, slots_N: IdArray) -> None:
         """Begin to compute the masks of the slots that have a grammar."""
+        self.has_masks = False
+        if not self._seats:
+            return
         for slot in slots_N.tolist():
             seat = self._seats.get(slot)
             if seat is not None and seat.fault is None and self._is_current(table, seat):
                 seat.mask = self._mask_fillers.submit(self._fill, seat)
+                self.has_masks = True
 
     def mask(self, table: SlotTable, slot: int) -> npt.NDArray[np.bool_]:
         """[V] ids that may be sampled now in a slot whose request has a grammar. Raises GrammarFault."""

@@ -4,6 +4,7 @@ Of a share the weights and the largest step take their part first.
 """
 
 import logging
+import time
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,7 @@ class KvMemoryPlan:
     num_blocks: int
     weight_bytes: int
     step_bytes: int  # the most that the largest step took beside the weights
+    step_s: float  # seconds of the largest step
     kv_bytes: int
     memory_bytes: int  # memory of the machine or device
 
@@ -54,7 +56,8 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
     block_size = runner.facts.block_size
     bytes_per_block = runner.kv_bytes_per_block()
     memory_bytes = total_memory_bytes(runner.device)
-    step_bytes = _measure_largest_step(runner, options)
+    largest_step = _measure_largest_step(runner, options)
+    step_bytes = largest_step.num_bytes
     if options.kv_cache_bytes is not None:
         kv_bytes, source = options.kv_cache_bytes, f"--kv-cache-bytes {options.kv_cache_bytes}"
     else:
@@ -85,6 +88,7 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
         num_blocks=num_blocks,
         weight_bytes=runner.facts.weight_bytes,
         step_bytes=step_bytes,
+        step_s=largest_step.seconds,
         kv_bytes=(num_blocks + 1) * bytes_per_block,
         memory_bytes=memory_bytes,
     )
@@ -95,14 +99,29 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
             "num_kv_tokens": plan.num_blocks * block_size,
             "weight_bytes": plan.weight_bytes,
             "step_bytes": plan.step_bytes,
+            "step_s": round(plan.step_s, 3),
             "kv_bytes": plan.kv_bytes,
         },
     )
     return plan
 
 
-def _measure_largest_step(runner: ModelRunner, options: KvMemoryOptions) -> int:
-    """Return the peak bytes of a step of all tokens with one row of logits per slot.
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    """The peak bytes and the seconds of a step."""
+
+    num_bytes: int
+    seconds: float
+
+    def times(self, bytes_factor: int, seconds_factor: int) -> "_Cost":
+        return _Cost(self.num_bytes * bytes_factor, self.seconds * seconds_factor)
+
+    def plus(self, num_bytes: int) -> "_Cost":
+        return _Cost(self.num_bytes + num_bytes, self.seconds)
+
+
+def _measure_largest_step(runner: ModelRunner, options: KvMemoryOptions) -> _Cost:
+    """Return what a step of all tokens with one row of logits per slot takes.
 
     The step runs over a pool of the scratch block alone.
     """
@@ -110,34 +129,38 @@ def _measure_largest_step(runner: ModelRunner, options: KvMemoryOptions) -> int:
     # Logits in the model's dtype, in float32, and the sampler's copy in float32.
     logits_bytes = options.num_slots * runner.facts.vocab_size * (runner.dtype.itemsize + 8)
     if runner.facts.decoder_prompt_ids:
-        return _measure_longest_text(runner, options) + logits_bytes
+        return _measure_longest_text(runner, options).plus(logits_bytes)
     if runner.device.type == "cuda":
-        return _bytes_of_step(runner, _largest_batch(runner, options.max_step_tokens, options.num_slots))
-    # A CPU takes seconds for a large step, so a smaller step is run and its bytes are scaled up. The logits are added.
+        return _cost_of_step(runner, _largest_batch(runner, options.max_step_tokens, options.num_slots))
+    # A CPU takes seconds for a large step, so a smaller step is run and its cost is scaled up. The logits are added.
     num_tokens = min(options.max_step_tokens, MAX_TRIAL_TOKENS_ON_CPU)
-    measured = _bytes_of_step(runner, _largest_batch(runner, num_tokens, 1))
-    return measured * -(-options.max_step_tokens // num_tokens) + logits_bytes
+    measured = _cost_of_step(runner, _largest_batch(runner, num_tokens, 1))
+    num_parts = -(-options.max_step_tokens // num_tokens)
+    return measured.times(num_parts, num_parts).plus(logits_bytes)
 
 
-def _measure_longest_text(runner: ModelRunner, options: KvMemoryOptions) -> int:
-    """Return the peak bytes, without the logits, of a model with an encoder.
+def _measure_longest_text(runner: ModelRunner, options: KvMemoryOptions) -> _Cost:
+    """Return the cost, without the logits, of a model with an encoder.
 
     Such a model encodes texts one by one, and then the decoders of all slots run together.
     """
     facts = runner.facts
     longest = min(facts.max_encoder_tokens or options.max_step_tokens, options.max_step_tokens)
     num_tokens = longest if runner.device.type == "cuda" else min(longest, MAX_TRIAL_TOKENS_ON_CPU)
-    encoding_bytes = _bytes_of_step(runner, _longest_text(runner, num_tokens))
+    encoding = _cost_of_step(runner, _longest_text(runner, num_tokens))
     # Scores and relative positions grow with the square of the length.
-    encoding_bytes *= (-(-longest // num_tokens)) ** 2
+    num_parts = -(-longest // num_tokens)
+    encoding = encoding.times(num_parts**2, num_parts**2)
     # One layer gathers keys and values of every slot, as long as the longest text, and attention copies them once more.
     per_token = max(spec.elements_per_token for spec in facts.kv_specs)
     decoding_bytes = 2 * options.num_slots * longest * per_token * runner.dtype.itemsize
-    return max(encoding_bytes, decoding_bytes)
+    return _Cost(max(encoding.num_bytes, decoding_bytes), encoding.seconds)
 
 
-def _bytes_of_step(runner: ModelRunner, batch: ForwardBatch) -> int:
-    return peak_bytes(runner.device, lambda: runner.forward(batch))
+def _cost_of_step(runner: ModelRunner, batch: ForwardBatch) -> _Cost:
+    began_s = time.monotonic()
+    num_bytes = peak_bytes(runner.device, lambda: runner.forward(batch))
+    return _Cost(num_bytes, time.monotonic() - began_s)
 
 
 def _largest_batch(runner: ModelRunner, num_tokens: int, num_logit_rows: int) -> ForwardBatch:

@@ -83,6 +83,8 @@ class ShardService(shard_pb2_grpc.ShardServicer):
             last_step_age_ms=self._status.last_step_age_ms(),
             is_busy=snapshot.is_busy,
             detail=snapshot.detail,
+            progress_limit_ms=self._status.progress_limit_ms,
+            overdue_ms=self._status.overdue_ms(),
         )
 
     def Run(self, request_iterator: Iterator[pb.ToShard], context: grpc.ServicerContext) -> Iterator[pb.FromShard]:

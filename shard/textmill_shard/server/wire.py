@@ -197,7 +197,10 @@ def heartbeat_to_wire(epoch: int, beat: Heartbeat) -> pb.FromShard:
     return pb.FromShard(
         epoch=epoch,
         heartbeat=pb.Heartbeat(
-            last_step=beat.last_step, last_step_age_ms=beat.last_step_age_ms, plan_applied=beat.plan_applied
+            last_step=beat.last_step,
+            last_step_age_ms=beat.last_step_age_ms,
+            plan_applied=beat.plan_applied,
+            overdue_ms=beat.overdue_ms,
         ),
     )
 

@@ -183,6 +183,7 @@ class Heartbeat:
     last_step: int  # 0 = none yet
     last_step_age_ms: int
     plan_applied: int
+    overdue_ms: int = 0  # by so much the step loop is later than it may be; 0 = on time
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,16 @@ class _ClockedEngine(EngineLoop):
         return self.now_s
 
 
+def test_step_loop_that_the_shard_calls_late_is_away_until_the_next_heartbeat_on_time() -> None:
+    async def body() -> None:
+        engine = Loop().engine
+        for overdue_s, is_away in ((0.0, False), (0.2, True), (0.0, False)):
+            engine.on_heartbeat(overdue_s=overdue_s)
+            assert engine.signs().is_away is is_away
+
+    run(body())
+
+
 def test_steps_that_do_not_end_are_told_each_half_minute(caplog: pytest.LogCaptureFixture) -> None:
     async def body() -> None:
         loop = Loop(_ClockedEngine)
@@ -107,7 +117,7 @@ def test_steps_that_do_not_end_are_told_each_half_minute(caplog: pytest.LogCaptu
 
         def num_warnings_at(now_s: float) -> int:
             engine.now_s = now_s
-            engine.on_heartbeat()
+            engine.on_heartbeat(overdue_s=0.0)
             return caplog.text.count("no step has ended for 30 s")
 
         assert num_warnings_at(100.0) == 0  # nothing runs

@@ -225,7 +225,7 @@ def growing_chats(rng: Random, *, num_chats: int = 8, num_turns: int = 12) -> It
             if number == num_turns:
                 return None
             longer = [*prompt, *([7] * 40), *(rng.randrange(10, 30_000) for _ in range(60))]
-            return now_s + rng.uniform(0.1, 1.0), turn(longer, number + 1)
+            return now_s + rng.uniform(0.0, 0.3), turn(longer, number + 1)
 
         return Call(prompt, 40, on_end=follow)
 

@@ -1,7 +1,7 @@
 """Command lines and environments of the children. Each option says in `Settings` which child reads its value."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class ShardPlace:
     socket: Path
     master_addr: str
     master_port: int | None  # None with one shard, which meets no other
+    replica: int = 0
 
 
 def shard_command(settings: Settings, model: ModelFolder, place: ShardPlace) -> list[str]:
@@ -49,18 +50,19 @@ def shard_command(settings: Settings, model: ModelFolder, place: ShardPlace) -> 
         *_model_flags(model),
         *("--uds-path", str(place.socket)),
         *("--rank", str(place.rank), "--world-size", str(place.world_size)),
+        *("--replica", str(place.replica), "--num-replicas", str(settings.num_replicas)),
         *meeting,
         *_step_tokens(settings),
         *_forwarded(settings, Child.SHARD),
     ]
 
 
-def router_command(settings: Settings, model: ModelFolder, rank0_socket: Path) -> list[str]:
-    """Return the command line of the router."""
+def router_command(settings: Settings, model: ModelFolder, rank0_sockets: Sequence[Path]) -> list[str]:
+    """Return the command line of the router, with the socket of rank 0 of each replica in order."""
     return [
         *(sys.executable, "-m", "textmill_router"),
         *_model_flags(model),
-        *("--shard-uds-path", str(rank0_socket)),
+        *(word for socket in rank0_sockets for word in ("--shard-uds-path", str(socket))),
         *("--drain-timeout", str(drain_timeout_s(settings.graceful_termination_timeout))),
         *_forwarded(settings, Child.ROUTER),
     ]

@@ -20,7 +20,10 @@ def count_visible(visible_devices: str | None, count_all: Callable[[], int]) -> 
 
 
 def num_shards(settings: Settings, count_all: Callable[[], int]) -> int:
-    """Return the number of shards. Raises `ConflictingSettings` when `--sharded true` finds fewer than two devices."""
+    """Return the number of shards of each replica, between which visible devices are divided.
+
+    Raises `ConflictingSettings` when `--sharded true` finds fewer than two devices.
+    """
     # The list of GPUs means nothing for a shard on the CPU.
     visible = None if settings.device == "cpu" else count_visible(settings.visible_devices, count_all)
     wanted = settings.num_shard
@@ -33,7 +36,7 @@ def num_shards(settings: Settings, count_all: Callable[[], int]) -> int:
                     else "one device"
                 )
                 raise ConflictingSettings(f"--sharded true needs two devices or more, found {found}: give --num-shard")
-            return visible
+            return max(1, visible // settings.num_replicas)
         if wanted <= 1:
             raise ConflictingSettings(f"--sharded true needs --num-shard of 2 or more, found {wanted}")
         return wanted
@@ -41,7 +44,7 @@ def num_shards(settings: Settings, count_all: Callable[[], int]) -> int:
         return wanted
     if settings.sharded is False:
         return 1
-    return visible or 1
+    return max(1, (visible or 1) // settings.num_replicas)
 
 
 def count_driver_devices(timeout_s: float = 20.0) -> int:

@@ -12,7 +12,7 @@ from textmill_launcher.log_lines import JsonFormatter, TextFormatter, timestamp
 
 
 class ChildOutput:
-    """The writer of the children's lines, each with the child's name and rank."""
+    """The writer of the children's lines, each with the child's name."""
 
     def __init__(self, stream: TextIO, json_output: bool) -> None:
         self._stream = stream
@@ -43,8 +43,9 @@ def configure(json_output: bool, level: str, stream: TextIO = sys.stdout) -> Chi
 
 
 def _child_json(child: ChildName, line: str) -> str:
-    """Add source and rank to a child's JSON line; wrap a line that is no JSON object."""
-    origin = {"source": child.role} if child.rank is None else {"source": child.role, "rank": child.rank}
+    """Add source, rank and replica to a child's JSON line; wrap a line that is no JSON object."""
+    numbers = {"rank": child.rank, "replica": child.replica}
+    origin = {"source": child.role, **{key: value for key, value in numbers.items() if value is not None}}
     try:
         entry = json.loads(line)
     except ValueError:

@@ -136,6 +136,7 @@ class Settings:
     num_shard: int | None = option(
         integer(1, 64), "number of shards, one process each", platform_variables=("SM_NUM_GPUS",)
     )
+    num_replicas: int = option(integer(1, 64), "copies of the model behind the router, each of --num-shard shards", 1)
     memory_fraction: float | None = option(
         fraction,
         "share of the memory that a shard may fill; without it 0.8 of a GPU, 0.4 of the RAM",

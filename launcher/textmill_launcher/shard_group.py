@@ -28,13 +28,15 @@ log = logging.getLogger(__name__)
 class ShardGroup:
     """Owns the processes of all ranks. The owner runs `run` as a task, ends the task, and then calls `stop`.
 
-    `spawn_rank` starts the process of one rank. `master_port` is the port where the ranks meet; None takes a free port
-    for each start. Each start uses the same sockets, so that a router finds the new rank 0 where the old one was.
+    `spawn_rank` starts the process of one rank. `replica` is the number of this group among those of its model.
+    `master_port` is the port where the ranks meet; None takes a free port for each start. Each start uses the same
+    sockets, so that a router finds the new rank 0 where the old one was.
     """
 
     def __init__(
         self,
         *,
+        replica: int = 0,
         world_size: int,
         sockets: SocketPlaces,
         master_addr: str,
@@ -42,6 +44,7 @@ class ShardGroup:
         spawn_rank: Callable[[ShardPlace], ChildProcess],
         budget: RestartBudget,
     ) -> None:
+        self._replica = replica
         self._world_size = world_size
         self._sockets = sockets
         self._master_addr = master_addr
@@ -52,6 +55,11 @@ class ShardGroup:
         self._was_ready = asyncio.Event()
         self._num_killed_starts = 0
         self._load_limit_s: float | None = None  # of a restart; None for the first start, whose length nobody knows
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether the group has been ready once."""
+        return self._was_ready.is_set()
 
     async def wait_ready(self) -> None:
         """Wait until the group has been ready once."""
@@ -85,7 +93,7 @@ class ShardGroup:
         for rank in range(self._world_size):
             socket = self._sockets.of(rank)
             socket.unlink(missing_ok=True)  # a killed shard leaves its socket, which would look like a living shard
-            place = ShardPlace(rank, self._world_size, socket, self._master_addr, meeting_port)
+            place = ShardPlace(rank, self._world_size, socket, self._master_addr, meeting_port, self._replica)
             self._shards.append(self._spawn_rank(place))
 
     async def _watch(self, began_s: float) -> Ending:

@@ -12,13 +12,18 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class SocketPlaces:
-    """The paths of the shards' sockets, which are `<prefix>-<rank>`."""
+    """The paths of the sockets of one replica's shards: `<prefix>-<number>`, where the first rank's is `first`."""
 
     prefix: str
+    first: int = 0
 
     def of(self, rank: int) -> Path:
         """Return the path of a rank's socket."""
-        return Path(f"{self.prefix}-{rank}")
+        return Path(f"{self.prefix}-{self.first + rank}")
+
+    def of_replica(self, replica: int, world_size: int) -> "SocketPlaces":
+        """Return the places of a replica, whose numbers follow those of the replica before."""
+        return SocketPlaces(self.prefix, self.first + replica * world_size)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from textmill_launcher.causes import describe_code
@@ -29,6 +30,7 @@ from textmill_launcher.restart_budget import RestartBudget
 from textmill_launcher.router_keeper import RouterKeeper
 from textmill_launcher.settings import Settings
 from textmill_launcher.shard_group import ShardGroup
+from textmill_launcher.shard_groups import ShardGroups
 from textmill_launcher.sockets import SocketPlaces, socket_places
 
 HELPER_GRACE_S = 5.0
@@ -76,40 +78,47 @@ class Supervisor:
         world_size = num_shards(self._settings, count_driver_devices)
         model = await find_model(self._settings, self._environ, self._run_helper)
         log.info("model files: %s (%.1f s)", model.path, time.monotonic() - began_s)
-        with socket_places(self._settings.shard_uds_path, world_size) as sockets:
-            group = self._make_group(model, sockets, world_size)
+        num_replicas = self._settings.num_replicas
+        with socket_places(self._settings.shard_uds_path, world_size * num_replicas) as all_sockets:
+            sockets = [all_sockets.of_replica(replica, world_size) for replica in range(num_replicas)]
+            groups = ShardGroups(
+                [self._make_group(model, replica, sockets[replica], world_size) for replica in range(num_replicas)]
+            )
             has_tls = self._settings.tls_cert is not None
             url = local_url(self._settings.hostname, self._settings.port, has_tls=has_tls)
-            router = self._make_router(model, sockets, url)
-            async with self._running(group, router) as guards:
-                await self._watch(guards, asyncio.gather(group.wait_ready(), router.wait_ready()))
+            router = self._make_router(model, [places.of(0) for places in sockets], url)
+            async with self._running(groups, router) as guards:
+                await self._watch(guards, asyncio.gather(groups.wait_ready(), router.wait_ready()))
                 log.info("ready after %.1f s: %s on %s", time.monotonic() - began_s, model.model_id, url)
                 log.info("try: %s", self._example_call(url))
                 if not self._settings.disable_playground:
                     log.info("playground: %s/playground", url)
                 await self._watch(guards, None)
 
-    def _make_group(self, model: ModelFolder, sockets: SocketPlaces, world_size: int) -> ShardGroup:
+    def _make_group(self, model: ModelFolder, replica: int, sockets: SocketPlaces, world_size: int) -> ShardGroup:
         settings = self._settings
+        shown_replica = replica if settings.num_replicas > 1 else None
+        master_port = None if settings.master_port is None else settings.master_port + replica
         environ = child_environment(self._environ, settings)
 
         def spawn_rank(place: ShardPlace) -> ChildProcess:
             command = shard_command(settings, model, place)
-            return self._spawn(ChildName("shard", place.rank), command, environ, umask=SHARD_UMASK)
+            return self._spawn(ChildName("shard", place.rank, shown_replica), command, environ, umask=SHARD_UMASK)
 
         return ShardGroup(
+            replica=replica,
             world_size=world_size,
             sockets=sockets,
             master_addr=settings.master_addr,
-            master_port=settings.master_port,
+            master_port=master_port,
             spawn_rank=spawn_rank,
             budget=RestartBudget(settings.max_restarts, settings.restart_window),
         )
 
-    def _make_router(self, model: ModelFolder, sockets: SocketPlaces, url: str) -> RouterKeeper:
+    def _make_router(self, model: ModelFolder, rank0_sockets: Sequence[Path], url: str) -> RouterKeeper:
         settings = self._settings
         environ = router_environment(self._environ, settings)
-        command = router_command(settings, model, sockets.of(0))
+        command = router_command(settings, model, rank0_sockets)
         return RouterKeeper(
             url=url,
             spawn=lambda: self._spawn(ChildName("router"), command, environ),
@@ -117,13 +126,13 @@ class Supervisor:
         )
 
     @contextlib.asynccontextmanager
-    async def _running(self, group: ShardGroup, router: RouterKeeper) -> AsyncIterator[list["asyncio.Task[None]"]]:
+    async def _running(self, groups: ShardGroups, router: RouterKeeper) -> AsyncIterator[list["asyncio.Task[None]"]]:
         """Start shards and router, and stop them when the block is left: first the router, then the shards.
 
         Gives the tasks that guard the two. The router starts at once, because it binds its port and tells clients the
         phase of the shards. The shards are guarded until the router has ended, because its requests may need them.
         """
-        group_guard = asyncio.create_task(group.run())
+        group_guard = asyncio.create_task(groups.run())
         router_guard = asyncio.create_task(router.run())
         try:
             yield [group_guard, router_guard]
@@ -133,7 +142,7 @@ class Supervisor:
             grace_s = self._settings.shutdown_delay + self._settings.graceful_termination_timeout
             await router.stop(grace_s=grace_s, hurry=[hurry, group_guard])
             await _cancel(group_guard)
-            await group.stop(self._stop_at_once)
+            await groups.stop(self._stop_at_once)
             await _cancel(hurry)
 
     async def _wait_for_hurry(self) -> None:

@@ -7,11 +7,12 @@ class DeviceError(Exception):
     """The device that was asked for does not exist. The message says what to try."""
 
 
-def pick_device(asked: str, *, rank: int, world_size: int) -> str:
+def pick_device(asked: str, *, number: int, num_shards: int) -> str:
     """Return `cpu` or `cuda:N` for what `--device` says, and make a CUDA device this process's own.
 
-    `auto` is `cuda` where torch sees a GPU, and else `cpu`. `cuda` is the GPU of the rank's number, and `cuda:N` is the
-    GPU of that number. All ranks of a model decide alike, because all of them see the GPUs of one machine. Raises
+    `number` is that of this process among the `num_shards` of this machine: rank r of replica i has the number
+    i * world size + r. `auto` is `cuda` where torch sees a GPU, and else `cpu`. `cuda` is the GPU of that number, and
+    `cuda:N` is GPU N. All ranks of a model decide alike, because all of them see the GPUs of one machine. Raises
     DeviceError.
     """
     if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
@@ -20,11 +21,11 @@ def pick_device(asked: str, *, rank: int, world_size: int) -> str:
     if ":" in asked:
         index, num_wanted = int(asked.partition(":")[2]), int(asked.partition(":")[2]) + 1
     else:
-        index, num_wanted = rank, world_size
+        index, num_wanted = number, num_shards
     if num_seen < num_wanted:
         raise DeviceError(
-            f"--device {asked} with {world_size} shard(s) needs {num_wanted} CUDA device(s), torch sees {num_seen}: "
-            "fewer shards (--num-shard), more devices (CUDA_VISIBLE_DEVICES), or --device cpu"
+            f"--device {asked} with {num_shards} shard(s) needs {num_wanted} CUDA device(s), torch sees {num_seen}: "
+            "fewer shards (--num-shard, --num-replicas), more devices (CUDA_VISIBLE_DEVICES), or --device cpu"
         )
     torch.cuda.set_device(index)  # NCCL and allocations without a device use the current device
     return f"cuda:{index}"

@@ -80,7 +80,11 @@ def serve(settings: ServeSettings) -> int:
     code = 0
     try:
         torch.set_num_threads(settings.num_threads)
-        device = pick_device(settings.device, rank=settings.rank, world_size=settings.world_size)
+        device = pick_device(
+            settings.device,
+            number=settings.replica * settings.world_size + settings.rank,
+            num_shards=settings.world_size * settings.num_replicas,
+        )
         log.info("computing", extra={"device": device})
         parallel = _join_ranks(settings, device)
         runner, facts = _load(settings, device, parallel, status)
@@ -184,6 +188,7 @@ def _load(
             kv_cache_bytes=settings.kv_cache_bytes,
             memory_fraction=settings.memory_fraction,
             max_kv_tokens=settings.max_kv_tokens,
+            num_replicas=settings.num_replicas,
         ),
     )
     status.progress.measure_warm_up(memory.step_s)

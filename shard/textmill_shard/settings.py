@@ -53,12 +53,14 @@ class ServeSettings:
     uds_path: Path = required_option(Path, "Unix socket to serve on, created with mode 0600")
     rank: int = option(integer(0), "index of this shard", 0)
     world_size: int = option(integer(1), "number of shards", 1)
+    replica: int = option(integer(0), "number of this copy of the model among those of this machine", 0)
+    num_replicas: int = option(integer(1), "copies of the model that share this machine", 1)
     master_addr: str = option(text, "address where the ranks meet", "127.0.0.1")
     master_port: int | None = option(integer(1), "port where the ranks meet, needed with more than one")
     dtype: str = option(choice(*DTYPES), "type of weights and KV", "auto")
     device: str = option(
         device_name,
-        "auto, cpu, cuda or cuda:N; cuda is the GPU of the rank's number, auto that when torch sees a GPU, else cpu",
+        "auto, cpu, cuda or cuda:N; cuda is the GPU of this shard's number, auto that when torch sees a GPU, else cpu",
         "auto",
     )
     kv_cache_bytes: int | None = option(
@@ -137,20 +139,21 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ServeSetti
         return ConvertSettings(**values)
     values["model_id"] = values["model_id"] or values["model_dir"].name
     if values["num_threads"] is None:
-        values["num_threads"] = default_num_threads(usable_cores(), values["world_size"])
+        num_shards = values["world_size"] * values["num_replicas"]
+        values["num_threads"] = default_num_threads(usable_cores(), num_shards)
     values["native_cache_dir"] = values["native_cache_dir"] or _user_cache_dir(environ) / "textmill" / "native"
     settings = ServeSettings(**values)
     _check_together(settings)
     return settings
 
 
-def default_num_threads(num_cores: int, world_size: int) -> int:
-    """Return the number of threads of one rank's steps, at least 1.
+def default_num_threads(num_cores: int, num_shards: int) -> int:
+    """Return the number of threads of one rank's steps, at least 1, where so many ranks share the cores.
 
     With three or more cores, one core is left to the router. With two cores, none is left, because half of the cores is
     too much for a router that needs a few hundredths of a core per stream; waiting threads give way to the router.
     """
-    return max(1, (num_cores - 1 if num_cores > 2 else num_cores) // world_size)
+    return max(1, (num_cores - 1 if num_cores > 2 else num_cores) // num_shards)
 
 
 def _user_cache_dir(environ: Mapping[str, str]) -> Path:
@@ -169,6 +172,10 @@ def _user_cache_dir(environ: Mapping[str, str]) -> Path:
 def _check_together(settings: ServeSettings) -> None:
     if settings.rank >= settings.world_size:
         raise SettingsError(f"--rank is {settings.rank}, with --world-size {settings.world_size} it is below that")
+    if settings.replica >= settings.num_replicas:
+        raise SettingsError(
+            f"--replica is {settings.replica}, with --num-replicas {settings.num_replicas} it is below that"
+        )
     if settings.world_size > 1 and settings.master_port is None:
         raise SettingsError("--master-port is missing: with more than one rank they must meet somewhere")
     num_step_tokens = settings.step_tokens(has_encoder=False)

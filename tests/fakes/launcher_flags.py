@@ -8,6 +8,7 @@ GOOD_VALUES = {
     "revision": ("refs/pr/3", "refs/pr/3"),
     "sharded": ("true", True),
     "num_shard": ("2", 2),
+    "num_replicas": ("3", 3),
     "dtype": ("bfloat16", "bfloat16"),
     "device": ("cpu", "cpu"),
     "kv_cache_bytes": ("1048576", 1_048_576),

@@ -30,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def serve(model: Path, folder: Path, num_shards: int) -> Iterator[LaunchedServer]:
     arguments = ["--model-id", str(model), "--dtype", "float32", "--kv-cache-bytes", KV_BYTES]
-    arguments += ["--num-shard", str(num_shards), "--shard-uds-path", str(folder / "s")]
+    arguments += ["--num-shard", str(num_shards), "--shard-uds-path", str(folder / "s"), "--max-restarts", "0"]
     with launched(arguments, folder) as server:
         yield server.wait_ready()
 

@@ -37,6 +37,7 @@ OWN = {
     "master_port",
     "max_restarts",
     "model_id",
+    "num_replicas",
     "num_shard",
     "restart_window",
     "revision",
@@ -67,7 +68,7 @@ def test_children_read_the_value_that_the_launcher_was_given(option: Option) -> 
     settings = load_settings(arguments(option.name, text), {})
     router_flag, shard_flag = option.flag_for(Child.ROUTER), option.flag_for(Child.SHARD)
     if router_flag is not None:
-        router = load_router_settings(router_command(settings, MODEL, PLACE.socket)[3:], {})
+        router = load_router_settings(router_command(settings, MODEL, [PLACE.socket])[3:], {})
         assert as_text(getattr(router, field_of(router_flag))) == as_text(value)
     if shard_flag is not None:
         shard = load_shard_settings(shard_command(settings, MODEL, PLACE)[3:], {})
@@ -92,7 +93,7 @@ def test_children_take_the_ends_of_what_the_launcher_takes(option: Option, text:
     one_slot = [] if option.name == "num_slots" else ["--num-slots", "1"]  # every slot must fit into a step
     settings = load_settings([*arguments(option.name, text), *one_slot], {})
     if Child.ROUTER in option.to:
-        load_router_settings(router_command(settings, MODEL, PLACE.socket)[3:], {})
+        load_router_settings(router_command(settings, MODEL, [PLACE.socket])[3:], {})
     if Child.SHARD in option.to:
         load_shard_settings(shard_command(settings, MODEL, PLACE)[3:], {})
 
@@ -102,14 +103,14 @@ def test_a_value_of_the_file_and_a_flag_win_over_what_a_child_would_read(tmp_pat
     file = tmp_path / "server.toml"
     file.write_text("prefix-caching = false\nnum_slots = 3\n")
     settings = load_settings(["--config", str(file), "--max-n", "3"], {"MAX_N": "9"})
-    router = load_router_settings(router_command(settings, MODEL, PLACE.socket)[3:], {"MAX_N": "9"})
+    router = load_router_settings(router_command(settings, MODEL, [PLACE.socket])[3:], {"MAX_N": "9"})
     shard = load_shard_settings(shard_command(settings, MODEL, PLACE)[3:], {"NUM_SLOTS": ""})
     assert (router.max_n, router.prefix_caching, shard.num_slots) == (3, False, 3)
 
 
 def test_the_router_reads_all_keys_that_the_launcher_was_given() -> None:
     settings = load_settings(["--api-key", "a,b", "--api-key", "c d"], {})
-    command = router_command(settings, MODEL, PLACE.socket)
+    command = router_command(settings, MODEL, [PLACE.socket])
     assert [argument for argument in command if "api-key" in argument] == []
     assert load_router_settings(command[3:], router_environment({}, settings)).api_key == ("a,b", "c d")
 

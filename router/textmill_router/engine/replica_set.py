@@ -113,13 +113,13 @@ class ReplicaSet:
         for number in ranking:
             scheduler = schedulers[number]
             assert scheduler is not None
+            self._placement.note(state, number, scheduler)
             try:
                 self.replicas[number].submit(request, sink, state)
             except QueueFull:
                 if number == ranking[-1]:
                     raise
             else:
-                self._placement.note(state, number, scheduler)
                 return
 
     def cancel(self, request_id: RequestId) -> None:

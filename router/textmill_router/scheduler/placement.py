@@ -43,9 +43,10 @@ class Placement:
         return [replica for *_, replica in sorted(prices)]
 
     def note(self, state: RequestState, replica: int, scheduler: Scheduler) -> None:
-        """Note that a request goes to this replica, whose scheduler is given."""
+        """Note that a request goes to this replica, whose scheduler is given. Call before the scheduler gets it."""
         self._next = (replica + 1) % len(self._coming)
         coming = self._coming[replica]
+        state.num_new_tokens = self._num_own_tokens(state, scheduler, replica)
         if len(coming) > _MAX_COMING_BLOCKS:
             coming.clear()
         coming.update(scheduler.prefix_hashes(state))
@@ -75,8 +76,12 @@ class Placement:
         coming = self._coming[replica]
         if coming and not scheduler.has_waiting:
             coming.clear()
-        own = state.num_tokens - scheduler.num_known_prefix_tokens(state, coming)
+        own = self._num_own_tokens(state, scheduler, replica)
         return own + scheduler.num_queued_tokens + TOKENS_PER_NEIGHBOUR * scheduler.num_requests
+
+    def _num_own_tokens(self, state: RequestState, scheduler: Scheduler, replica: int) -> int:
+        """The tokens that the replica would compute for this request."""
+        return state.num_tokens - scheduler.num_known_prefix_tokens(state, self._coming[replica])
 
 
 def _replica_of(request_id: RequestId | None, schedulers: Sequence[Scheduler | None]) -> int:

@@ -39,6 +39,7 @@ class RequestState:
         "num_computed_tokens",
         "num_foreign_blocks",
         "num_indexed_blocks",
+        "num_new_tokens",
         "num_outputs_at_epoch",
         "num_strikes",
         "num_tokens",
@@ -58,6 +59,7 @@ class RequestState:
         self.request_id: RequestId = request.request_id
         self.output_ids: array[int] = array("I")
         self.num_tokens = len(request.prompt_ids)
+        self.num_new_tokens = self.num_tokens  # to compute at the next admission, as far as was known at the last push
         self.status = RequestStatus.WAITING
         # The last token needs no place, because no further token is computed from it.
         self.max_places = len(request.prompt_ids) + request.max_new_tokens - 1
@@ -133,6 +135,7 @@ class RequestState:
         self.drop_plan = NEVER
         self.block_ids = []
         self.num_computed_tokens = 0
+        self.num_new_tokens = self.num_tokens
         self.num_indexed_blocks = 0
         self.prefill_share = 0
         self.watch_at = NEVER

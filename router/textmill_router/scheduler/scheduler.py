@@ -264,13 +264,13 @@ class Scheduler:
 
     @property
     def num_queued_tokens(self) -> int:
-        """The tokens to compute before a request that is submitted now could have its first token, at most.
+        """The tokens to compute before a request that is submitted now could have its first token.
 
-        Waiting requests count with all their tokens, and running ones with those of their prefill that are left.
+        Waiting requests count with their new tokens, and running ones with the tokens of their prefill that are left.
         """
         running = self._epoch.slots.occupants() if self._epoch else ()
         left = sum(state.num_tokens - state.num_computed_tokens for state in running if state.is_in_prefill)
-        return self._queue.num_tokens + left
+        return self._queue.num_new_tokens + left
 
     @property
     def num_requests(self) -> int:

@@ -36,6 +36,7 @@ class WaitingQueue:
         self._max_tokens = max_tokens
         self._requests: list[RequestState] = []
         self._num_tokens = 0
+        self._num_new_tokens = 0
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -47,6 +48,11 @@ class WaitingQueue:
     def num_tokens(self) -> int:
         """Tokens of all waiting requests, prompts and outputs so far."""
         return self._num_tokens
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens of all waiting requests that no block held when they came, so that a step has to compute them."""
+        return self._num_new_tokens
 
     def check_room(self, num_tokens: int) -> None:
         """Raise `QueueFull` when a new request of so many prompt tokens may not enter."""
@@ -63,6 +69,7 @@ class WaitingQueue:
         """Put a request at its place in the order. Never refuses, because a request that has run was let in before."""
         insort(self._requests, state, key=_order)
         self._num_tokens += state.num_tokens
+        self._num_new_tokens += state.num_new_tokens
 
     def remove(self, state: RequestState) -> None:
         """Take a waiting request out of the queue."""
@@ -70,3 +77,4 @@ class WaitingQueue:
         assert self._requests[at] is state, state.request_id
         del self._requests[at]
         self._num_tokens -= state.num_tokens
+        self._num_new_tokens -= state.num_new_tokens

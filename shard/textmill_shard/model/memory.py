@@ -34,6 +34,7 @@ class KvMemoryOptions:
         None  # share of the whole RAM or device memory, for weights, steps and cache together
     )
     max_kv_tokens: int | None = None  # the most places of the cache; None = no such limit
+    num_replicas: int = 1  # copies of the model that share the memory of a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,8 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
     if options.kv_cache_bytes is not None:
         kv_bytes, source = options.kv_cache_bytes, f"--kv-cache-bytes {options.kv_cache_bytes}"
     else:
-        # Ranks on one CPU share the memory of that CPU, and each rank on GPUs has a GPU of its own.
-        num_sharing = runner.parallel.world_size if runner.device.type == "cpu" else 1
+        # The ranks of all replicas on one CPU share its memory, and each rank on GPUs has a GPU of its own.
+        num_sharing = runner.parallel.world_size * options.num_replicas if runner.device.type == "cpu" else 1
         fraction = options.memory_fraction or DEFAULT_MEMORY_FRACTIONS[runner.device.type]
         allowed = (
             int(memory_bytes * fraction) // num_sharing

@@ -1,6 +1,7 @@
 """The command lines and environments of the children."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def value_after(command: list[str], flag: str) -> str:
 
 def test_unset_options_are_left_to_the_room_that_uses_them() -> None:
     settings = load_settings([], {})
-    given = [argument for argument in router_command(settings, MODEL, ALONE.socket) if argument.startswith("--")]
+    given = [argument for argument in router_command(settings, MODEL, [ALONE.socket]) if argument.startswith("--")]
     own = ["--model-dir", "--model-id", "--model-sha", "--shard-uds-path", "--drain-timeout"]
     used_by_both = ["--hostname", "--port", "--shutdown-delay"]
     assert sorted(given) == sorted([*own, *used_by_both])
@@ -69,9 +70,18 @@ def test_single_shard_has_nobody_to_meet() -> None:
     assert "--master-addr" not in shard_command(load_settings([], {}), MODEL, ALONE)
 
 
+def test_each_shard_knows_its_replica_and_the_router_finds_them_all() -> None:
+    settings = load_settings(["--num-replicas", "2"], {})
+    command = shard_command(settings, MODEL, replace(ALONE, replica=1))
+    assert (value_after(command, "--replica"), value_after(command, "--num-replicas")) == ("1", "2")
+    command = router_command(settings, MODEL, [Path("/run/s-0"), Path("/run/s-4")])
+    paths = [command[index + 1] for index, part in enumerate(command) if part == "--shard-uds-path"]
+    assert paths == ["/run/s-0", "/run/s-4"]
+
+
 def test_router_gets_limits_and_each_origin() -> None:
     argv = ["--max-best-of", "3", "--cors-allow-origin", "https://a", "--cors-allow-origin", "https://b"]
-    command = router_command(load_settings(argv, {}), MODEL, Path("/run/s-0"))
+    command = router_command(load_settings(argv, {}), MODEL, [Path("/run/s-0")])
     assert value_after(command, "--max-best-of") == "3"
     assert value_after(command, "--shard-uds-path") == "/run/s-0"
     assert value_after(command, "--model-sha") == "a" * 40
@@ -90,7 +100,7 @@ def test_router_drains_a_little_shorter_than_until_its_sigkill() -> None:
 def test_secrets_are_on_no_command_line() -> None:
     settings = load_settings(["--api-key", "s3cret"], SECRETS)
     commands = [
-        router_command(settings, MODEL, ALONE.socket),
+        router_command(settings, MODEL, [ALONE.socket]),
         shard_command(settings, MODEL, ALONE),
         download_command("org/m", settings),
     ]

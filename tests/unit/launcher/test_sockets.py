@@ -5,12 +5,20 @@ import socket
 import stat
 from pathlib import Path
 
-from textmill_launcher.sockets import close_to_others, free_port, socket_places
+from textmill_launcher.sockets import SocketPlaces, close_to_others, free_port, socket_places
 
 
 def listen(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
+
+
+def test_sockets_of_replicas_follow_each_other() -> None:
+    places = SocketPlaces("/run/s")
+    assert [str(places.of_replica(replica, 4).of(rank)) for replica in (0, 1) for rank in (0, 3)] == [
+        *("/run/s-0", "/run/s-3"),
+        *("/run/s-4", "/run/s-7"),
+    ]
 
 
 def test_folder_is_private_and_gone_at_the_end() -> None:

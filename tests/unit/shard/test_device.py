@@ -34,7 +34,7 @@ def test_device_of_the_second_of_two_ranks(
     asked: str, num_gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch, chosen: list[int]
 ) -> None:
     see(monkeypatch, num_gpus)
-    assert pick_device(asked, rank=1, world_size=2) == expected
+    assert pick_device(asked, number=1, num_shards=2) == expected
     assert chosen == ([] if expected == "cpu" else [int(expected[-1])])
 
 
@@ -53,5 +53,5 @@ def test_a_device_that_is_not_there_ends_the_start(
 ) -> None:
     see(monkeypatch, num_gpus)
     with pytest.raises(DeviceError, match=message):
-        pick_device(asked, rank=rank, world_size=2)
+        pick_device(asked, number=rank, num_shards=2)
     assert chosen == []

@@ -110,6 +110,9 @@ class Settings:
     max_concurrent_requests: int | None = option(integer(1), "requests held at once; more get 429", to=ROUTER)
     max_queued_requests: int | None = option(integer(1), "requests that wait for a slot; more get 429", to=ROUTER)
     max_queued_tokens: int | None = option(integer(1), "prompt tokens of all waiting requests; more get 429", to=ROUTER)
+    max_queue_seconds: float | None = option(
+        positive_seconds, "predicted seconds of waiting; more get 429; without it the wait is not bounded", to=ROUTER
+    )
     max_input_tokens: int | None = option(
         integer(1), "prompt tokens of a request", aliases=("--max-input-length",), to=ROUTER
     )

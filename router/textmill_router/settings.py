@@ -162,6 +162,9 @@ class Settings:
     max_client_batch_size: int = _option(_integer(1), "prompts of one call, shown in /info", 4)
     max_queued_requests: int = _option(_integer(1), "requests that wait for a slot; more get 429", 4096)
     max_queued_tokens: int = _option(_integer(1), "prompt tokens of all waiting requests; more get 429", 8_000_000)
+    max_queue_seconds: float | None = _option(
+        _seconds, "predicted seconds of waiting; more get 429; without it the wait is not bounded", None
+    )
     prefix_caching: bool = _option(_truth, "reuse the KV blocks of equal prefixes (true or false)", True)
     response_cache_bytes: int = _option(
         _integer(0), "bytes of answers kept for equal greedy or seeded requests; 0 keeps none", 0

@@ -90,7 +90,7 @@ def test_batch_over_the_limit_is_422(client: httpx.Client, route: str, inputs: A
 def test_each_sequence_takes_a_permit(tmp_path: Path) -> None:
     with RunningRouter(tmp_path, max_concurrent_requests=5) as router, router.client() as client:
         body = {"inputs": ["a", "b", "c"], "parameters": {"num_return_sequences": 2, "max_new_tokens": 1}}
-        assert client.post("/generate", json=body).status_code == 429
+        assert client.post("/generate", json=body).status_code == 422  # no waiting helps
         body["inputs"] = ["a", "b"]
         assert len(client.post("/generate", json=body).json()) == 4
 

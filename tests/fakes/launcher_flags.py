@@ -69,6 +69,7 @@ GOOD_VALUES = {
     "master_port": ("29501", 29501),
     "served_model_name": ("gpt-9,best", ("gpt-9", "best")),
     "max_queued_requests": ("11", 11),
+    "max_queue_seconds": ("2.5", 2.5),
     "max_queued_tokens": ("1000", 1000),
     "max_header_bytes": ("2048", 2048),
     "max_header_fields": ("20", 20),

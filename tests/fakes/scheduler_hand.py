@@ -73,12 +73,14 @@ class Hand:
         regrant_below: int = 2,
         max_waiting_requests: int = 100,
         max_waiting_tokens: int = 10_000,
+        max_waiting_s: float | None = None,
     ) -> None:
         self.scheduler = Scheduler(
             SchedulerConfig(
                 budget=budget,
                 max_waiting_requests=max_waiting_requests,
                 max_waiting_tokens=max_waiting_tokens,
+                max_waiting_s=max_waiting_s,
                 grant_ahead_tokens=ahead,
                 regrant_below_tokens=regrant_below,
             )

@@ -122,6 +122,22 @@ class ReplicaSet:
             else:
                 return
 
+    def check_room(self, num_requests: int) -> None:
+        """Raise QueueFull when no replica would let a call of so many requests in, whatever its prompts are."""
+        now = self.now()
+        full: QueueFull | None = None
+        for scheduler in self._open_schedulers():
+            if scheduler is None:
+                continue
+            try:
+                scheduler.check_room(num_requests, now)
+            except QueueFull as error:
+                full = error
+            else:
+                return
+        if full is not None:
+            raise full
+
     def cancel(self, request_id: RequestId) -> None:
         """End a request, whose sink gets no further output. Does nothing when the request has ended before."""
         for replica in self.replicas:

@@ -7,12 +7,13 @@ from textmill_router.request import FailureCode, GenerationRequest, RequestId, R
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.epoch import Counters, Epoch
 from textmill_router.scheduler.plan import Plan, ShardPool, StepResult
+from textmill_router.scheduler.queue_pace import QueuePace
 from textmill_router.scheduler.request_state import RequestState, RequestStatus
 from textmill_router.scheduler.seating import admit_waiting
 from textmill_router.scheduler.stats import SchedulerStats, collect_stats
 from textmill_router.scheduler.step_reader import StepReader, StreamBroken, failed
 from textmill_router.scheduler.suspects import Suspects
-from textmill_router.scheduler.waiting_queue import QueueFull, WaitingQueue
+from textmill_router.scheduler.waiting_queue import QueueBound, QueueFull, WaitingQueue
 
 __all__ = [
     "DoesNotFit",
@@ -65,6 +66,7 @@ class Scheduler:
         self._queue = WaitingQueue(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
         self._requests: dict[RequestId, RequestState] = {}  # every request that still expects an output
         self._suspects = Suspects()
+        self._pace = QueuePace()
         self._counters = Counters()
         self._epoch: Epoch | None = None
         self._reader: StepReader | None = None
@@ -123,6 +125,26 @@ class Scheduler:
                 self._put_back(state)
         self._suspects.end_epoch()
         return tuple(outputs)
+
+    def check_room(self, num_requests: int, now: float) -> None:
+        """Raise `QueueFull` when a call of so many requests would not be let in, whatever its prompts are.
+
+        The call is bounded by the predicted wait too, which `on_submit` does not look at, because a call's requests
+        are let in together.
+        """
+        self._queue.check_room(num_requests, num_requests)  # each request has at least one token
+        max_waiting_s = self._config.max_waiting_s
+        if max_waiting_s is None:
+            return
+        wait_s = self.predicted_wait_s(now)
+        if wait_s is not None and wait_s > max_waiting_s:
+            raise QueueFull(QueueBound.SECONDS, found=wait_s, limit=max_waiting_s)
+
+    def predicted_wait_s(self, now: float) -> float | None:
+        """The seconds that a new request would wait behind those that wait; None before the pace is known."""
+        if not len(self._queue):
+            return 0.0
+        return self._pace.wait_s(self._queue.num_tokens, self._queue.num_next_tokens, now)
 
     def on_submit(self, request: GenerationRequest, now: float, state: RequestState | None = None) -> None:
         """Put a request into the queue; it is in the plan of the next `on_tick` or `on_step`.
@@ -306,7 +328,7 @@ class Scheduler:
         if epoch is None or self._is_epoch_condemned:
             return ()
         epoch.extend_short()
-        admit_waiting(self._queue, epoch, self._suspects, now)
+        admit_waiting(self._queue, epoch, self._suspects, self._pace, now)
         return epoch.build_plans()
 
     def _put_back(self, state: RequestState) -> None:

@@ -1,12 +1,13 @@
 """Chooses which waiting requests get a slot now (rules 11, 14, 16, 22 in docs/wire.md)."""
 
 from textmill_router.scheduler.epoch import Epoch
+from textmill_router.scheduler.queue_pace import QueuePace
 from textmill_router.scheduler.suspects import Suspects
 from textmill_router.scheduler.waiting_queue import WaitingQueue
 
 
-def admit_waiting(queue: WaitingQueue, epoch: Epoch, suspects: Suspects, now: float) -> None:
-    """Seat waiting requests in order, until one of them does not fit.
+def admit_waiting(queue: WaitingQueue, epoch: Epoch, suspects: Suspects, pace: QueuePace, now: float) -> None:
+    """Seat waiting requests in order, until one of them does not fit. `pace` observes those that leave the queue.
 
     No request overtakes a request that lacks room. A request that is held may be overtaken (rule 11): it waits for a
     running request to compute its prefix, or for the sequence that computes its prompt.
@@ -34,5 +35,8 @@ def admit_waiting(queue: WaitingQueue, epoch: Epoch, suspects: Suspects, now: fl
         if suspects.is_suspect(state):
             suspects.enter(state)
         admitted.append(state)
+    num_tokens = 0
     for state in admitted:
         queue.remove(state)
+        num_tokens += state.num_tokens
+    pace.note(num_tokens, is_any_left=len(queue) > 0, now=now)

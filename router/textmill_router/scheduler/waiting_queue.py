@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from enum import Enum
 from operator import attrgetter
 
 from textmill_router.scheduler.request_state import RequestState
@@ -9,19 +10,22 @@ from textmill_router.scheduler.request_state import RequestState
 _order = attrgetter("order")
 
 
-class QueueFull(Exception):
-    """The queue is full; the caller answers 429."""
+class QueueBound(Enum):
+    """The bounds of the queue."""
 
-    def __init__(self, *, num_requests: int, max_requests: int, num_tokens: int, max_tokens: int) -> None:
-        super().__init__(
-            f"{num_requests} requests wait, at most {max_requests} may (--max-queued-requests)"
-            if num_requests >= max_requests
-            else f"prompts of {num_tokens} tokens wait, at most {max_tokens} may (--max-queued-tokens)"
-        )
-        self.num_requests = num_requests
-        self.max_requests = max_requests
-        self.num_tokens = num_tokens
-        self.max_tokens = max_tokens
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    SECONDS = "seconds"
+
+
+class QueueFull(Exception):
+    """The queue is full; the caller answers 429. `found` waits now, or would with the new request, of `limit`."""
+
+    def __init__(self, bound: QueueBound, *, found: float, limit: float) -> None:
+        super().__init__(f"{found:g} {bound.value} wait, at most {limit:g} may")
+        self.bound = bound
+        self.found = found
+        self.limit = limit
 
 
 class WaitingQueue:
@@ -54,16 +58,17 @@ class WaitingQueue:
         """Tokens of all waiting requests that no block held when they came, so that a step has to compute them."""
         return self._num_new_tokens
 
-    def check_room(self, num_tokens: int) -> None:
-        """Raise `QueueFull` when a new request of so many prompt tokens may not enter."""
-        is_over_tokens = bool(self._requests) and self._num_tokens + num_tokens > self._max_tokens
-        if len(self._requests) >= self._max_requests or is_over_tokens:
-            raise QueueFull(
-                num_requests=len(self._requests),
-                max_requests=self._max_requests,
-                num_tokens=self._num_tokens,
-                max_tokens=self._max_tokens,
-            )
+    def check_room(self, num_tokens: int, num_requests: int = 1) -> None:
+        """Raise `QueueFull` when new requests of so many prompt tokens together may not enter."""
+        if len(self._requests) + num_requests > self._max_requests:
+            raise QueueFull(QueueBound.REQUESTS, found=len(self._requests), limit=self._max_requests)
+        if self._requests and self._num_tokens + num_tokens > self._max_tokens:
+            raise QueueFull(QueueBound.TOKENS, found=self._num_tokens, limit=self._max_tokens)
+
+    @property
+    def num_next_tokens(self) -> int:
+        """Tokens of the first waiting request, 0 where none waits."""
+        return self._requests[0].num_tokens if self._requests else 0
 
     def push(self, state: RequestState) -> None:
         """Put a request at its place in the order. Never refuses, because a request that has run was let in before."""

@@ -14,6 +14,7 @@ from textmill_router.http.replies import send_error
 from textmill_router.request import Grammar
 from textmill_router.scheduler.waiting_queue import QueueFull
 from textmill_router.serving.failures import generation_error
+from textmill_router.serving.room import check_room, queue_full
 from textmill_router.serving.service import Service
 from textmill_router.text.events import GenerationFailed
 
@@ -48,16 +49,20 @@ async def admitted(
 
     Raises ClientLeft, ValidationFailed and Overloaded, and failures of the engine as RequestError.
     """
+    backend = service.open_backend()
+    if grammar is None:  # a bad grammar is told as such on a full server too
+        check_room(service, backend, num_sequences)
     async with UntilClientLeaves(receive, service.metrics.on_abort):
         if grammar is not None:
-            await service.open_backend().grammars.check(grammar, field=grammar_field)
+            await backend.grammars.check(grammar, field=grammar_field)
+            check_room(service, backend, num_sequences)
         with service.permits.hold(num_sequences):
             try:
                 yield
             except GenerationFailed as error:
                 raise generation_error(error.failure) from error
             except QueueFull as error:
-                raise service.permits.overloaded(f"Model is overloaded: {error}") from error
+                raise queue_full(service, error) from error
             except EngineUnavailable as error:
                 raise ShuttingDown(f"the engine has stopped: {error}", retry_after_s=1) from error
 

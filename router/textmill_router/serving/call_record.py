@@ -10,6 +10,7 @@ from textmill_router.http.error_responses import Header
 from textmill_router.serving.call import failure_label
 from textmill_router.serving.call_terms import terms_of
 from textmill_router.serving.prompts import TokenizedPrompt
+from textmill_router.serving.room import check_prompts_fit
 from textmill_router.serving.service import Backend, Service
 from textmill_router.serving.timings import timings_header, timings_of
 from textmill_router.text.events import GenerationResult
@@ -25,6 +26,7 @@ class CallRecord:
         self._backend = backend
         self._call = call
         self.terms = terms_of(call.caller, shares_prefixes=service.settings.shared_prefix_cache)
+        self.num_sequences = 1  # that the call asks for, of all its prompts together
         self._validation_s = 0.0
         self._num_characters = 0
 
@@ -38,7 +40,13 @@ class CallRecord:
         self._service.metrics.on_failure(failure_label(error))
 
     def note_validated(self, num_characters: int, intakes: Sequence[TokenizedPrompt]) -> None:
-        """Note that the prompts obey all rules; `num_characters` is the length of all prompts together."""
+        """Note that the prompts obey all rules; `num_characters` is the length of all prompts together.
+
+        Raises RuleBroken for the last rule, that the sequences fit the queue together.
+        """
+        if self.num_sequences > 1:
+            num_per_prompt = self.num_sequences // len(intakes)
+            check_prompts_fit(self._service, num_per_prompt * sum(len(intake.prompt_ids) for intake in intakes))
         self._validation_s = time.monotonic() - self._call.arrival_s
         self._num_characters = num_characters
         for intake in intakes:

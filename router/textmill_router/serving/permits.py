@@ -63,12 +63,7 @@ class Permits:
     @contextmanager
     def hold(self, count: int) -> Iterator[None]:
         """Hold `count` permits, which come back however the block is left. Raises Overloaded or ShuttingDown."""
-        self.check_open()
-        if self._held + count > self._max_concurrent:
-            raise self.overloaded(
-                f"Model is overloaded: {self._held} of {self._max_concurrent} sequences are in work and this request "
-                f"needs {count} more (--max-concurrent-requests)"
-            )
+        self.check_room(count)
         if self._held == 0:
             self._last_change_s = self._clock()  # a time in which nothing ran says nothing of the speed
         self._held += count
@@ -80,6 +75,15 @@ class Permits:
             if self._held == 0:
                 self._idle.set()
             self._note_release(count)
+
+    def check_room(self, count: int) -> None:
+        """Raise Overloaded or ShuttingDown if `hold` would. Takes nothing."""
+        self.check_open()
+        if self._held + count > self._max_concurrent:
+            raise self.overloaded(
+                f"Model is overloaded: {self._held} of {self._max_concurrent} sequences are in work and this request "
+                f"needs {count} more (--max-concurrent-requests)"
+            )
 
     def check_open(self) -> None:
         """Raise ShuttingDown if the server is leaving."""

@@ -17,6 +17,7 @@ from textmill_router.serving.call import admitted, serve
 from textmill_router.serving.call_options import ready_backend
 from textmill_router.serving.call_record import CallRecord
 from textmill_router.serving.reply_cache import CacheSlot, send_cached
+from textmill_router.serving.room import check_fits
 from textmill_router.serving.service import Backend, Service
 
 Body = TypeVar("Body")
@@ -109,6 +110,8 @@ class GeneratingRoute(Generic[Body]):
         if kept is not None:
             await send_cached(service, backend, scope, send, kept, streams=prepared.streams)
             return
+        check_fits(service, prepared.num_sequences)
+        record.num_sequences = prepared.num_sequences
         async with admitted(
             service,
             receive,

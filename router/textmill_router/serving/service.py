@@ -270,5 +270,6 @@ def scheduler_config(settings: Settings, facts: ShardFacts) -> SchedulerConfig:
         ),
         max_waiting_requests=math.ceil(settings.max_queued_requests / num_replicas),
         max_waiting_tokens=math.ceil(settings.max_queued_tokens / num_replicas),
+        max_waiting_s=settings.max_queue_seconds,
         prefix_caching=settings.prefix_caching,
     )

@@ -17,6 +17,7 @@ from textmill_router.scheduler.scheduler import (
     QueueFull,
     StreamBroken,
 )
+from textmill_router.scheduler.waiting_queue import QueueBound
 
 from tests.fakes.scheduler_hand import ENDED, Hand, make_error, make_pool, preempted
 
@@ -236,7 +237,7 @@ def test_queue_bounds_concern_new_requests_only():
     hand.submit([4])
     with pytest.raises(QueueFull) as refused:
         hand.submit([5])
-    assert (refused.value.num_requests, refused.value.max_requests) == (1, 1)
+    assert (refused.value.bound, refused.value.found, refused.value.limit) == (QueueBound.REQUESTS, 1, 1)
     hand.die()  # the running request comes back, above the bound of the queue
     assert hand.scheduler.stats().num_waiting == 2
     hand.begin(num_slots=1)

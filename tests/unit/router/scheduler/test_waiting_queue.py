@@ -1,7 +1,7 @@
 import pytest
 from textmill_router.request import GenerationRequest, RequestId, token_array
 from textmill_router.scheduler.request_state import RequestState
-from textmill_router.scheduler.waiting_queue import QueueFull, WaitingQueue
+from textmill_router.scheduler.waiting_queue import QueueBound, QueueFull, WaitingQueue
 
 
 def make_state(request_id: int, *, num_tokens: int = 1, priority: int = 0, arrival_s: float = 0.0) -> RequestState:
@@ -55,7 +55,9 @@ def test_bounds_on_requests_and_tokens_name_the_numbers():
     queue.check_room(4)
     with pytest.raises(QueueFull) as full:
         queue.check_room(5)
-    assert (full.value.num_tokens, full.value.max_tokens) == (6, 10)
+    assert (full.value.bound, full.value.found, full.value.limit) == (QueueBound.TOKENS, 6, 10)
     queue.push(make_state(2))
     with pytest.raises(QueueFull, match="2 requests wait, at most 2 may"):
         queue.check_room(1)
+    with pytest.raises(QueueFull, match="0 requests wait, at most 2 may"):
+        WaitingQueue(max_requests=2, max_tokens=10).check_room(3, num_requests=3)

@@ -24,8 +24,12 @@ def test_permit_comes_back_after_an_error() -> None:
 
 
 def test_more_sequences_than_permits_never_enter() -> None:
-    with pytest.raises(Overloaded, match="--max-concurrent-requests"), Permits(1).hold(2):
-        pass
+    permits = Permits(1)
+    for refused in (permits.check_room, lambda count: permits.hold(count).__enter__()):
+        with pytest.raises(Overloaded, match="--max-concurrent-requests"):
+            refused(2)
+    assert permits.held == 0
+    permits.check_room(1)
 
 
 def test_closed_admission_takes_nothing_and_waits_for_what_runs() -> None:

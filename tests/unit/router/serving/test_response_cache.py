@@ -1,6 +1,9 @@
 """The cache keeps the answers used last, within its bytes."""
 
+from typing import Any
+
 from textmill_router.api.tgi.types import TgiParameters
+from textmill_router.http.call import open_call
 from textmill_router.serving.reply_cache import cache_key
 from textmill_router.serving.response_cache import ENTRY_OVERHEAD_BYTES, CachedAnswer, ResponseCache
 
@@ -42,7 +45,9 @@ def test_no_bytes_is_off() -> None:
 def test_keys_tell_numbers_of_any_size_apart() -> None:
     def key(most: int) -> bytes:
         grammar = {"type": "json", "value": {"type": "integer", "maximum": most}}
-        return cache_key({"headers": []}, "model", "generate", False, "hi", TgiParameters(grammar=grammar))
+        scope: dict[str, Any] = {"headers": []}
+        open_call(scope, "id")
+        return cache_key(scope, "model", "generate", False, "hi", TgiParameters(grammar=grammar))
 
     assert key(10**30) == key(10**30)
     assert len({key(10**30), key(10**30 + 1), key(5)}) == 3

@@ -1,11 +1,14 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast check format lint types proto wire metrics-page health-page models-page flags-page test-clients test-deploy image-test bench clean
+.PHONY: help run test test-fast soak check format lint types proto wire metrics-page health-page models-page flags-page test-clients test-deploy image-test bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
 # Processes of `make test-fast`. The last test of DRAWN_CALLS counts the calls of the others, so that file stays in one process.
 JOBS ?= 2
+# Length and random seed of `make soak`.
+SECONDS ?= 300
+SEED ?= 1
 DRAWN_CALLS := tests/contract/test_schemathesis.py
 # Room for 46,000 tokens of the demo model; without a number the launcher fills a share of the memory.
 KV_BYTES := 1073741824
@@ -48,6 +51,9 @@ test-deploy: $(STAMP) ## Try the files of deploy/ with kubectl, promtool, hadoli
 
 image-test: $(STAMP) ## Build deploy/Dockerfile.cpu with debootstrap and buildah, run the image and ask it; as root, minutes
 	@$(BIN)/python -m tests.deploy.image
+
+soak: $(STAMP) ## Kill and stop processes under all kinds of clients, for SECONDS=300; prints a report
+	@$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(SEED)
 
 check: $(STAMP) ## Check format, lint, types and that the committed stubs fit the .proto
 	@$(BIN)/ruff format --check .

@@ -74,7 +74,7 @@ def write_gguf(
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        **epsilon_of(config),
         "rope.freq_base": float(rope["rope_theta"]),
         "rope.dimension_count": head_dim,
         "attention.key_length": head_dim,
@@ -115,7 +115,7 @@ def tensors_of(model: Any, architecture: str) -> dict[str, Array]:
             continue
         stem, _, suffix = name.rpartition(".")
         value = tensor.float().numpy()
-        if architecture == "llama" and stem.endswith(("q_proj", "k_proj")):
+        if architecture.startswith(("llama", "granite")) and stem.endswith(("q_proj", "k_proj")):
             heads = config.num_attention_heads if stem.endswith("q_proj") else config.num_key_value_heads
             value = paired(value, heads)
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
@@ -126,13 +126,23 @@ def tensors_of(model: Any, architecture: str) -> dict[str, Array]:
             found |= {f"blk.{layer}.ffn_gate_exps.weight": gate, f"blk.{layer}.ffn_up_exps.weight": up}
             continue
         if name.endswith("experts.down_proj"):
-            stem, suffix = name, "weight"
+            found[f"blk.{name.split('.')[2]}.ffn_down_exps.weight"] = value
+            continue
+        if stem.endswith("block_sparse_moe.router"):
+            stem += ".layer"
         if name.endswith("shared_expert_gate.weight"):
             value = value[0]
         written = names.get_name(stem)
         assert written is not None, name
         found[f"{written}.{suffix}"] = value
     return found
+
+
+def epsilon_of(config: Any) -> dict[str, float]:
+    """Give the key of the epsilon: of a norm by squares, or of one around the mean."""
+    if hasattr(config, "rms_norm_eps"):
+        return {"attention.layer_norm_rms_epsilon": config.rms_norm_eps}
+    return {"attention.layer_norm_epsilon": config.layer_norm_eps}
 
 
 def paired(value: Array, num_heads: int) -> Array:

@@ -45,8 +45,17 @@ def check_answer(text: str, grammar: AskedGrammar) -> None:
         _checker(grammar.text).check(value)
     except ValidationError as error:
         raise GenerationBroke(f"the answer does not match the schema at {error.json_path}; try again") from None
-    except (_TooDear, NoPattern, PatternTooDear, RecursionError, Unresolvable, AttributeError, TypeError):
-        # A check without end, a reference or a `$id` that is no text: the grammar knows how to read the schema.
+    except (
+        _TooDear,
+        NoPattern,
+        PatternTooDear,
+        RecursionError,
+        Unresolvable,
+        ArithmeticError,
+        AttributeError,
+        TypeError,
+    ):
+        # A check without end, a `$id` that is no text, a number that is none: the grammar knows how to read the schema.
         if keywords := _weakened(grammar):
             message = f"whether the answer matches {keywords} cannot be checked; make the schema simpler"
             raise GenerationBroke(message) from None

@@ -14,6 +14,7 @@ from transformers.integrations import GGUF_CONFIG_MAPPING
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.gguf_header import GgufHeader, Value
 from textmill_shard.loader.gguf_rope import ROPE_KEYS, ROPE_TENSORS, complete_rope
+from textmill_shard.loader.gguf_tables import table_of
 
 # Fields of the config that take a value of the file as it stands, where the config has the field.
 _FIELDS = {
@@ -84,7 +85,7 @@ def complete_config(settings: Mapping[str, Any], header: GgufHeader) -> dict[str
     """
     done = dict(settings)
     values = header.of_model()
-    table = _table(header.architecture, str(settings["model_type"]))
+    table = _table(header, str(settings["model_type"]))
     _check_required(values, done, table, header)
     _fill_absent(done, values, table)
     for key, field in _FIELDS.items():
@@ -95,7 +96,7 @@ def complete_config(settings: Mapping[str, Any], header: GgufHeader) -> dict[str
     complete_rope(done, values, header)
     _check_ids(header)
     for key, value in values.items():
-        if not _is_read(key, value, done, values, header.architecture):
+        if not _is_read(key, value, done, values, header):
             raise ModelFilesError(
                 f"{header.path} has {header.architecture}.{key} = {_short(value)}, which changes what the model "
                 f"computes and is not read here{_advice(key)}: serve the model's safetensors instead"
@@ -129,11 +130,11 @@ def read_tensors(header: GgufHeader) -> frozenset[str]:
 
 
 def _is_read(
-    key: str, value: Value, settings: Mapping[str, Any], values: Mapping[str, Value], architecture: str
+    key: str, value: Value, settings: Mapping[str, Any], values: Mapping[str, Value], header: GgufHeader
 ) -> bool:
     model_type = str(settings["model_type"])
-    table = _table(architecture, model_type)
-    newer = _READ_BY_NEWER_IMPORT.get(architecture.removesuffix("moe"), frozenset())
+    table = _table(header, model_type)
+    newer = _READ_BY_NEWER_IMPORT.get(header.architecture.removesuffix("moe"), frozenset())
     if table.get(key) is not None or key in newer or key in ROPE_KEYS or key == "context_length":
         return True
     if value in _NEUTRAL.get(key, ()):
@@ -148,6 +149,8 @@ def _is_read(
         return value == head_dim
     if key == "attention.scale" and head_dim and isinstance(value, float):
         return value == 0.0 or math.isclose(value, head_dim**-0.5, rel_tol=1e-5)
+    if key == "expert_feed_forward_length":
+        return "num_local_experts" in settings and value == settings.get("intermediate_size")
     if key == "attention.sliding_window":
         return model_type == "llama"  # `as_windowed` takes the value
     if key == "attention.sliding_window_pattern":
@@ -159,17 +162,22 @@ def _is_read(
     return key == "vocab_size" and value == settings.get("vocab_size")
 
 
-def _table(architecture: str, model_type: str) -> Mapping[str, str | None]:
-    """Give which field of the config transformers' older import fills from which key."""
-    found: Mapping[str, str | None] = GGUF_CONFIG_MAPPING.get(architecture) or GGUF_CONFIG_MAPPING.get(model_type) or {}
-    return found
+def _table(header: GgufHeader, model_type: str) -> Mapping[str, str | None]:
+    """Give which field of the config is filled from which key: by this engine, or by transformers' older import."""
+    own = table_of(header)
+    if own is not None:
+        return {**own.fields}
+    found: Mapping[str, str | None] | None = GGUF_CONFIG_MAPPING.get(header.architecture)
+    return found or GGUF_CONFIG_MAPPING.get(model_type) or {}
 
 
 def _check_required(
     values: Mapping[str, Value], settings: Mapping[str, Any], table: Mapping[str, str | None], header: GgufHeader
 ) -> None:
     """Raises ModelFilesError for a size that the file leaves open and that the config's class would fill."""
+    own = table_of(header)
     wanted = [key for key in _REQUIRED if table.get(key) is not None]
+    wanted += own.required if own is not None else ()
     if "moe_intermediate_size" in settings:
         wanted.append("expert_feed_forward_length")
     if header.architecture == "gemma3":

@@ -1,4 +1,7 @@
-"""From a GGUF file's tensors to safetensors and a config: transformers reads the values, and each is accounted for."""
+"""From a GGUF file's tensors to safetensors and a config: each value is accounted for.
+
+transformers reads the values of the architectures that it imports, and `gguf_import.py` those of the others.
+"""
 
 import math
 from collections import Counter
@@ -16,6 +19,8 @@ from transformers.utils.logging import disable_progress_bar
 from textmill_shard.errors import ModelError, ModelFilesError
 from textmill_shard.loader.gguf_config import as_windowed, complete_config, end_ids, read_tensors
 from textmill_shard.loader.gguf_header import GgufHeader
+from textmill_shard.loader.gguf_import import read_settings, read_values
+from textmill_shard.loader.gguf_tables import GgufTable, table_of
 from textmill_shard.loader.library_errors import as_model_error
 
 MAX_NAMES_SHOWN = 5
@@ -32,8 +37,12 @@ def write_model(header: GgufHeader, folder: Path, *, dtype: torch.dtype) -> None
     settings = complete_config(_read_settings(header), header)
     with as_model_error(_not_converted(header)):
         config = _make_config(settings)
-    _check_tensors(header, config, settings)
-    values = _read_values(header, config)
+    table = table_of(header)
+    if table is None:
+        _check_tensors(header, config, settings)
+        values = _read_values(header, config)
+    else:
+        values = _read_by_table(header, table, config)
     # A model that was read from GGUF refuses to be saved, so its values move into a fresh one of the same config.
     with init_empty_weights(include_buffers=False):
         fresh = AutoModelForCausalLM.from_config(_make_config(as_windowed(settings, header)), dtype=dtype)
@@ -49,7 +58,10 @@ def write_model(header: GgufHeader, folder: Path, *, dtype: torch.dtype) -> None
 
 
 def _read_settings(header: GgufHeader) -> dict[str, Any]:
+    table = table_of(header)
     with as_model_error(_not_converted(header)):
+        if table is not None:
+            return read_settings(header, table)
         config = AutoConfig.from_pretrained(header.path.parent, gguf_file=header.path.name)
     settings: dict[str, Any] = config.to_dict()
     return {name: value for name, value in settings.items() if name not in _OF_THE_FILE}
@@ -58,6 +70,14 @@ def _read_settings(header: GgufHeader) -> dict[str, Any]:
 def _make_config(settings: dict[str, Any]) -> Any:
     fields = {name: value for name, value in settings.items() if name != "model_type"}
     return AutoConfig.for_model(settings["model_type"], **fields)
+
+
+def _read_by_table(header: GgufHeader, table: GgufTable, config: Any) -> dict[str, torch.Tensor]:
+    with as_model_error(_not_converted(header)):
+        values, missing, left_over = read_values(header, table, config)
+    _refuse_names(header, "lacks tensors of the model", sorted(missing))
+    _refuse_names(header, "holds tensors that the model has no place for", left_over)
+    return values
 
 
 def _read_values(header: GgufHeader, config: Any) -> dict[str, torch.Tensor]:

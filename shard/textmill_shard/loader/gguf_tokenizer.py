@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.gguf_header import GgufHeader, read_header
+from textmill_shard.loader.gguf_tables import table_of
 from textmill_shard.loader.library_errors import as_model_error
 from textmill_shard.loader.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 
@@ -134,7 +135,9 @@ def _pre_tokenizer(header: GgufHeader) -> PreTokenizer:
 
 def _read_by_transformers(header: GgufHeader) -> tuple[Tokenizer, dict[str, Any]]:
     with as_model_error(lambda said: ModelFilesError(f"{header.path} has a tokenizer that cannot be read: {said}")):
-        tokenizer = AutoTokenizer.from_pretrained(header.path.parent, gguf_file=header.path.name)
+        # The other class asks for the config of an architecture that transformers does not import.
+        reader = AutoTokenizer if table_of(header) is None else PreTrainedTokenizerFast
+        tokenizer = reader.from_pretrained(header.path.parent, gguf_file=header.path.name)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for field in _SPECIAL_TOKENS:
         if header.values.get(f"tokenizer.ggml.{_SPECIAL_TOKENS[field]}_token_id") is not None:

@@ -73,7 +73,8 @@ def negated(schema: Any, around: Mapping[str, Any]) -> tuple[Any, bool]:
     if said == {"type"}:
         named = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
         is_exact = "integer" not in named or "number" in named
-        return {"type": [name for name in _TYPES if name not in named]}, is_exact
+        others = [name for name in _TYPES if name not in named]
+        return ({"type": others} if others else False), is_exact
     if said in ({"const"}, {"enum"}):
         return _other_values(_values_of(schema), around)
     if said == {"anyOf"} and isinstance(schema["anyOf"], list):

@@ -13,6 +13,7 @@ from textmill_router.grammar.schema.backtracking import BacktrackingPattern, NoP
 from textmill_router.grammar.schema.circles import without_circles
 from textmill_router.grammar.schema.disjoint import are_disjoint
 from textmill_router.grammar.schema.key_patterns import part_key_patterns, readable_entries
+from textmill_router.grammar.schema.keyword_values import wrong_value
 from textmill_router.grammar.schema.negation import ANNOTATIONS, keywords_of, without_conditions
 from textmill_router.grammar.schema.patterns import excludes_format, is_readable
 from textmill_router.grammar.schema.references import References
@@ -20,6 +21,7 @@ from textmill_router.grammar.schema.unmatched import without_unmatched
 
 MAX_NODES = 5_000  # schemas looked at; references that stand beside other keywords are written out
 MAX_PARTS = 100_000  # looked at to find what keys an object has; each of a chain of parts looks at all that follow
+MAX_COUNT = 10_000_000  # characters, items or keys: no answer is as long, so a larger maximum bounds nothing
 KNOWN_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
 _COPIED = frozenset(
     {
@@ -69,7 +71,8 @@ _OPEN = _Keys(is_spoken_of=True)
 def normal_schema(schema: Any, *, closes_objects: bool) -> NormalSchema:
     """The normal form. `closes_objects`: objects have no keys but those that their schema names, where it says no more.
 
-    Raises BadSchema for references that lead nowhere, RecursionError for deep nesting.
+    Raises BadSchema for references that lead nowhere, for keywords of another shape than theirs, and where a
+    reference at the root leads to what nothing matches; RecursionError for deep nesting.
     """
     writer = _Writer(schema, closes_objects)
     root = writer.write_root()
@@ -81,7 +84,9 @@ def normal_schema(schema: Any, *, closes_objects: bool) -> NormalSchema:
     if not is_exact:
         weakened.add("allOf")
     root = without_unmatched(root, definitions)
-    return NormalSchema({"enum": []} if root is False else root, definitions, frozenset(weakened))
+    if root is False:
+        raise BadSchema("no text matches it")
+    return NormalSchema(root, definitions, frozenset(weakened))
 
 
 class _Writer:
@@ -180,6 +185,9 @@ class _Writer:
         if self._num_nodes > MAX_NODES:
             raise BadSchema(f"its references spell out more than {MAX_NODES} schemas; make it simpler")
         base = self._references.base_of(self._object(node), base)
+        wrong = wrong_value(node)
+        if wrong is not None:
+            raise BadSchema(wrong)
         node = self._without_conditions(node)
         keys = self._keys(node, base, set())
         own = keys.has_any
@@ -270,9 +278,17 @@ class _Writer:
                     self.weakened.add(key)
             case _ if key in _LATER:
                 self.weakened.add(key)
+            case _ if key in _COUNTS:
+                self._add_count(key, value, result)
             case _ if key in _COPIED:
-                is_count = key in _COUNTS and is_number(value) and value == int(value)
-                result[key] = int(value) if is_count else value
+                result[key] = value
+
+    @staticmethod
+    def _add_count(key: str, value: float, result: dict[str, Any]) -> None:
+        if value <= MAX_COUNT:
+            result[key] = int(value)
+        elif key.startswith("min"):
+            raise BadSchema(f"`{key}` asks for more than {MAX_COUNT}, which no answer has")
 
     def _add_items(self, node: Mapping[str, Any], base: str, result: dict[str, Any]) -> None:
         if "items" in result or "prefixItems" in result:

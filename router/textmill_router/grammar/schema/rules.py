@@ -254,6 +254,8 @@ class _Writer:
     def _softened(self, node: Any, names: dict[str, None]) -> Any:
         if not isinstance(node, dict):
             return node
+        if "exclusiveMinimum" in node and _is_misread(node):
+            self.weakened.add("exclusiveMinimum")
         result = {}
         for key, value in node.items():
             match key:
@@ -329,6 +331,13 @@ def _holds_exact_number(key: str, value: Any) -> bool:
     return key in ("const", "enum") and any_value(value, lambda entry: is_number(entry) and not is_plain(entry))
 
 
+def _is_misread(schema: Mapping[str, Any]) -> bool:
+    """Whether the library lets 0 through, where only numbers above 0 and below 1 match."""
+    lows = [schema[key] for key in ("minimum", "exclusiveMinimum") if is_number(schema.get(key))]
+    highs = [schema[key] for key in ("maximum", "exclusiveMaximum") if is_number(schema.get(key))]
+    return schema.get("exclusiveMinimum") == 0 and max(lows) == 0 and bool(highs) and min(highs) < 1
+
+
 def _has_exact_numbers(node: Any, definitions: set[str]) -> bool:
     """Whether a schema in normal form, or a definition that it refers to, has such a number."""
     waiting = [node]
@@ -336,6 +345,8 @@ def _has_exact_numbers(node: Any, definitions: set[str]) -> bool:
         schema = waiting.pop()
         if not isinstance(schema, dict):
             continue
+        if "exclusiveMinimum" in schema and _is_misread(schema):
+            return True
         for key, value in schema.items():
             if key == "$ref" and value.removeprefix("#/$defs/") in definitions:
                 return True

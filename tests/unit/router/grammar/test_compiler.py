@@ -62,7 +62,7 @@ def test_what_the_library_can_do_passes_and_the_rest_is_refused_with_its_reason(
         await compiler.check(Grammar('start: "a" start | "b"'))
         for grammar, words in (
             (Grammar('start: %json {"not":{"type":"string"}}'), 'Unimplemented keys: ["not"]'),
-            (schema('{"type":5}'), "`type` must be a string or an array of strings"),
+            (Grammar('start: %json {"type":5}'), "`type` must be a string or an array of strings"),
             (schema('{"type":"integer","minimum":5,"maximum":1}'), "no text matches it: "),
             (schema('{"x-guidance":{"lenient":true},"not":{}}'), "no text matches it"),
             (regex("(a"), "a regular expression is wrong at `(`: unclosed group"),
@@ -74,9 +74,9 @@ def test_what_the_library_can_do_passes_and_the_rest_is_refused_with_its_reason(
             (regex("é(?=a)"), "wrong at `(?=`"),
             (regex(r"[^\s\S]"), "no text matches it"),
             (regex("[a&&b]"), "no text matches it"),
-            (schema('{"minLength":-1}'), "`minLength` must be a whole number of at least 0, found -1"),
-            (schema('{"required":[5]}'), "each entry of `required` must be a string, found 5"),
-            (schema('{"enum":5}'), "`enum` must be an array"),
+            (Grammar('start: %json {"minLength":-1}'), "`minLength` must be a whole number of at least 0, found -1"),
+            (Grammar('start: %json {"required":[5]}'), "each entry of `required` must be a string, found 5"),
+            (Grammar('start: %json {"enum":5}'), "`enum` must be an array"),
             (regex("a\ud800"), "half a surrogate pair at character 9"),
             (Grammar("start: nobody"), "nobody"),
         ):
@@ -92,8 +92,8 @@ def test_what_the_library_can_do_passes_and_the_rest_is_refused_with_its_reason(
             regex("(?=a)"),
             regex("[^\\s\\S]"),
             regex("a$b"),
-            schema('{"minimum":"x"}'),
-            schema('{"type":"x"}'),
+            Grammar('start: %json {"minimum":"x"}'),
+            Grammar('start: %json {"type":"x"}'),
         ]:
             sentence = await reason(compiler, bad)
             assert [word for word in library_words if word in sentence] == []

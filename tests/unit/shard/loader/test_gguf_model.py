@@ -47,6 +47,15 @@ OTHER_DIVISORS = numpy.linspace(1, 5, 8, dtype=numpy.float32)
 LONG, SHORT = numpy.linspace(1, 4, 8, dtype=numpy.float32), numpy.linspace(1, 2, 8, dtype=numpy.float32)
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 EXPERT_KEYS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 48}
+LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+LOCAL_EXPERT_KEYS = {"expert_count": 4, "expert_used_count": 2}
+GRANITE = {
+    "attention_multiplier": 0.4,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+}
+GRANITE_KEYS = {"attention.scale": 0.4, "embedding_scale": 3.0, "residual_scale": 0.5, "logit_scale": 2.0}
 GEMMA = {"head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 16}
 
 
@@ -165,6 +174,35 @@ GEMMA = {"head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 16}
                 }
             },
         ),
+        ("gemma", "gemma", {"head_dim": 24}, {}),
+        (
+            "phi2",
+            "phi",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+            {"values": {"rope.dimension_count": 8}},
+        ),
+        ("command-r", "cohere", {"logit_scale": 0.25}, {"values": {"logit_scale": 0.25, "rope.scaling.type": "none"}}),
+        (
+            "command-r",
+            "cohere",
+            {"logit_scale": 0.25, "use_qk_norm": True},
+            {"values": {"logit_scale": 0.25}},
+        ),
+        ("granite", "granite", GRANITE, {"values": GRANITE_KEYS}),
+        (
+            "granite",
+            "granite",
+            {**GRANITE, "attention_multiplier": 0.25, "tie_word_embeddings": True, "attention_bias": True},
+            {"values": {**GRANITE_KEYS, "attention.scale": None}},
+        ),
+        ("granitemoe", "granitemoe", {**GRANITE, **LOCAL_EXPERTS}, {"values": {**GRANITE_KEYS, **LOCAL_EXPERT_KEYS}}),
+        ("llama", "mixtral", LOCAL_EXPERTS, {"values": LOCAL_EXPERT_KEYS}),
+        (
+            "llama",
+            "mixtral",
+            {**LOCAL_EXPERTS, "sliding_window": 16},
+            {"values": {**LOCAL_EXPERT_KEYS, "attention.sliding_window": 16, "expert_feed_forward_length": 96}},
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -209,7 +247,7 @@ def test_other_divisors_of_frequencies_are_kept_as_they_are(tmp_path: Path) -> N
             r"no place for \(llama\): blk\.0\.ffn_gate_exps\.weight",
         ),
         ({"extra": {"blk.0.attn_sinks.weight": numpy.zeros(4)}}, r"blk\.0\.attn_sinks\.weight"),
-        ({"values": {"expert_count": 4, "expert_used_count": 2}}, r"llama\.expert_count = 4.*experts under this"),
+        ({"values": {"expert_count": 4, "expert_used_count": 2}}, r"lacks tensors.*blk\.0\.ffn_down_exps\.weight"),
         ({"values": {"logit_scale": 0.5}}, r"llama\.logit_scale = 0\.5, which changes what the model computes"),
         ({"values": {"embedding_scale": 12.0}}, r"llama\.embedding_scale = 12\.0"),
         ({"values": {"attention.scale": 0.5}}, r"llama\.attention\.scale = 0\.5"),
@@ -255,6 +293,45 @@ def test_a_half_of_the_experts_that_is_not_there_is_named(tmp_path: Path) -> Non
     model = make_model("qwen3_moe", **EXPERTS, head_dim=16)
     with pytest.raises(ModelFilesError, match=r"lacks tensors of the model \(qwen3moe\): blk\.1\.ffn_up_exps"):
         convert(tmp_path, model, "qwen3moe", values=EXPERT_KEYS, skip=["blk.1.ffn_up_exps.weight"])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type", "how", "words"),
+    [
+        ("gemma", "gemma", {"skip": ["blk.1.ffn_up.weight"]}, r"lacks tensors of the model \(gemma\): blk\.1\.ffn_up"),
+        ("phi2", "phi", {"skip": ["output.bias"]}, r"lacks tensors of the model \(phi2\): output\.bias"),
+        ("phi2", "phi", {"extra": {"blk.0.attn_qkv.bias": numpy.zeros(3)}}, r"no place for \(phi2\): blk\.0\.attn_qkv"),
+        ("granite", "granite", {"values": {"logit_scale": None}}, r"lacks granite\.logit_scale"),
+        ("granite", "granite", {"values": {"some.key": 3, "logit_scale": 2.0}}, r"granite\.some\.key = 3"),
+        ("command-r", "cohere", {}, r"lacks command-r\.logit_scale"),
+        ("llama", "mixtral", {"values": {"expert_count": 4}}, r"lacks llama\.expert_used_count"),
+        (
+            "llama",
+            "mixtral",
+            {"values": {"expert_count": 2, "expert_used_count": 2}},
+            r"blk\.0\.ffn_gate_inp\.weight of the shape \[4, 64\].* has \[2, 64\]",
+        ),
+        (
+            "llama",
+            "mixtral",
+            {"values": {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 7}},
+            r"llama\.expert_feed_forward_length = 7",
+        ),
+        (
+            "llama",
+            "mixtral",
+            {"values": {"expert_count": 4, "expert_used_count": 2}, "skip": ["blk.1.ffn_up_exps.weight"]},
+            r"lacks tensors.*blk\.1\.ffn_up_exps\.weight",
+        ),
+    ],
+)
+def test_what_is_missing_or_left_over_is_named_for_tables_of_our_own(
+    tmp_path: Path, architecture: str, model_type: str, how: dict[str, Any], words: str
+) -> None:
+    changes = {"gemma": {"head_dim": 16}, "mixtral": LOCAL_EXPERTS}.get(model_type, {})
+    with pytest.raises(ModelFilesError, match=words):
+        convert(tmp_path, make_model(model_type, **changes), architecture, **how)
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_values_that_change_nothing_are_no_reason(tmp_path: Path) -> None:

@@ -104,13 +104,17 @@ def test_begin_and_end_are_added_as_the_file_says(
     assert library.encode("ab").ids == [*around[0], 258, *around[1]]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "phi3", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", "phi3", "gemma", "gemma2"])
 def test_pieces_of_sentencepiece_keep_their_ids(tmp_path: Path, architecture: str) -> None:
     words = ["▁", "a", "b", "▁a", "ab", "▁ab", "▁▁", "c"]
-    if architecture == "gemma2":
+    if architecture.startswith("gemma"):
         words[words.index("▁▁")] = "  "
     # Gemma's class of transformers has these names of its own.
-    first = ["<unk>", "<s>", "</s>"] if architecture != "gemma2" else ["<unk>", "<bos>", "<eos>", "<pad>", "<mask>"]
+    first = (
+        ["<unk>", "<s>", "</s>"]
+        if not architecture.startswith("gemma")
+        else ["<unk>", "<bos>", "<eos>", "<pad>", "<mask>"]
+    )
     tokens = [*first, *(f"<0x{byte:02X}>" for byte in range(256)), *words, "<|user|>", "<tag>"]
     types = [2, *[3] * (len(first) - 1), *[6] * 256, *[1] * len(words), 3, 4]
     scores = [0.0] * (256 + len(first)) + [float(-index) for index in range(len(words))] + [0.0, 0.0]
@@ -118,7 +122,7 @@ def test_pieces_of_sentencepiece_keep_their_ids(tmp_path: Path, architecture: st
     fields |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types, "tokenizer.ggml.scores": scores}
     fields |= {"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}
     fields |= {"tokenizer.ggml.unknown_token_id": 0}
-    changes = {"head_dim": 16} if architecture == "gemma2" else {}
+    changes = {"head_dim": 16} if architecture.startswith("gemma") else {}
     model = make_model(architecture, vocab_size=len(tokens), pad_token_id=None, **changes)
     write_gguf(tmp_path / "model.gguf", model, architecture, tokenizer=fields)
     library = read(tmp_path / "model.gguf", tmp_path / "out")

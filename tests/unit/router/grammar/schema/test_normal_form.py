@@ -232,7 +232,7 @@ def test_siblings_of_a_reference_count_from_draft_2019_on() -> None:
         ({"properties": {"a": {"$ref": "#/$defs/none"}}}, "leads nowhere"),
         ({"properties": 5}, "`properties` must be an object"),
         ({"anyOf": {}}, "`anyOf` must be an array"),
-        ({"items": "x"}, "neither an object nor a boolean"),
+        ({"items": "x"}, '`items` must be a schema: an object or a boolean, found "x"'),
     ],
 )
 def test_what_is_no_schema_is_refused(schema: Any, words: str) -> None:

@@ -1,5 +1,7 @@
 """What the grammar of a schema lets through, for numbers of any length above all."""
 
+import json
+
 import pytest
 
 from tests.fakes.schema_judge import SchemaJudge
@@ -95,3 +97,22 @@ def test_what_no_rule_can_say_of_such_numbers_is_named() -> None:
 
 def test_equal_schemas_have_equal_texts() -> None:
     assert SchemaJudge(ALL_OF).rules == SchemaJudge(ALL_OF).rules
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"exclusiveMinimum": 0, "exclusiveMaximum": 0.5},
+        {"exclusiveMinimum": 0.0, "maximum": 0.1},
+        {"minimum": -1.5, "exclusiveMinimum": 0, "maximum": 0.183},
+    ],
+    ids=str,
+)
+def test_zero_is_left_out_below_an_upper_bound_under_one(bounds: dict[str, float]) -> None:
+    for schema in ({"type": "number", **bounds}, {"type": "object", "properties": {"n": {"type": "number", **bounds}}}):
+        judge = SchemaJudge(json.dumps(schema))
+        assert not judge.rules.weakened
+        text = '{"n":%s}' if "properties" in schema else "%s"
+        assert judge.takes(text % "0.05")
+        for outside in ("0", "0.0", "-0.1", "0.6"):
+            assert not judge.takes(text % outside), outside

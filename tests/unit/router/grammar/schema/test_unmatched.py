@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from textmill_router.grammar.schema.normal_form import normal_schema
+from textmill_router.grammar.schema.normal_form import BadSchema, normal_schema
 
 from tests.fakes.schema_judge import SchemaJudge
 
@@ -49,9 +49,24 @@ def test_what_something_matches_stays() -> None:
     assert SchemaJudge(json.dumps(schema)).takes('{"a":3,"b":null}')
 
 
-def test_a_root_that_nothing_matches_is_false() -> None:
-    schema = {"$ref": "#/$defs/s", "$defs": {"s": {"allOf": [{"type": "string"}, {"type": "null"}]}}}
-    assert normal_schema(schema, closes_objects=True).root == {"enum": []}
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/s", "$defs": {"s": {"allOf": [{"type": "string"}, {"type": "null"}]}}},
+        {"type": "string", "minLength": 10**30},
+    ],
+)
+def test_a_schema_that_nothing_matches_is_refused(schema: Any) -> None:
+    with pytest.raises(BadSchema, match=r"no text matches it|no answer has"):
+        normal_schema(schema, closes_objects=True)
+
+
+def test_counts_beyond_any_answer_bound_nothing() -> None:
+    judge = SchemaJudge(
+        json.dumps({"type": "array", "maxItems": 10**30, "items": {"type": "string", "maxLength": 1e300}})
+    )
+    assert judge.takes('["a"]')
+    assert not judge.rules.weakened
 
 
 def test_a_format_never_contradicts_the_pattern_beside_it() -> None:

@@ -39,10 +39,10 @@ def test_the_engine_of_the_grammar_reads_the_rest(expression: str) -> None:
 
 def test_a_trial_ends() -> None:
     endless = BacktrackingPattern(r"^(?=a)(a|a)+$")
-    begin_s = time.monotonic()
+    begin_s = time.process_time()
     with pytest.raises(PatternTooDear):
         endless.is_in("a" * 60 + "b")
-    assert time.monotonic() - begin_s < 2
+    assert time.process_time() - begin_s < 2
 
 
 @pytest.mark.parametrize("expression", ["*", "(?=", "a" * 3_000 + "(?=b)"])

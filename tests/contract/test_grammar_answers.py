@@ -20,7 +20,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "json of a number": ({"type": "json", "value": 5}, "must be a JSON schema, found a number"),
     "a string that is not JSON": ({"type": "json", "value": "{"}, "not JSON"),
     "json_schema without schema": ({"type": "json_schema", "value": {"name": "x"}}, '"schema"'),
-    "a schema of the wrong type": ({"type": "json", "value": {"type": 7}}, "`type` must be a string"),
+    "a schema of the wrong type": ({"type": "json", "value": {"type": 7}}, "`type` must be one of"),
     "a reference that leads nowhere": ({"type": "json", "value": {"$ref": "http://127.0.0.1/x"}}, "leads nowhere"),
     "what nothing matches": ({"type": "json", "value": {"enum": []}}, "no text matches it"),
     "an open group": ({"type": "regex", "value": "(a"}, "unclosed group"),

@@ -1,5 +1,8 @@
 """Command lines and environments of the children. Each option says in `Settings` which child reads its value."""
 
+import ipaddress
+import re
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,13 +106,30 @@ def download_environment(environ: Mapping[str, str], settings: Settings) -> dict
 
 
 def child_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
-    """Return a child's environment, without secrets. The child writes output at once and never asks the hub."""
+    """Return a child's environment, without secrets.
+
+    The child writes output at once and never asks the hub. Shards that meet on the loopback talk on the loopback only.
+    """
     return {
+        **_loopback_variables(settings.master_addr),
         **_without_secrets(environ),
         **_PLAIN_OUTPUT,
         "HF_HUB_OFFLINE": "1",
         "LOG_LEVEL": settings.log_level.lower(),
     }
+
+
+def _loopback_variables(master_addr: str) -> dict[str, str]:
+    """Return the variables that keep the libraries between ranks on the loopback, or none for another address.
+
+    Without them gloo listens on the address that the machine's name has, which others may reach.
+    """
+    try:
+        is_loopback = ipaddress.ip_address(master_addr).is_loopback
+    except ValueError:
+        is_loopback = master_addr == "localhost"
+    names = [name for _, name in socket.if_nameindex() if re.fullmatch(r"lo\d*", name)]
+    return {"GLOO_SOCKET_IFNAME": names[0], "NCCL_SOCKET_IFNAME": names[0]} if is_loopback and names else {}
 
 
 def router_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:

@@ -4,10 +4,13 @@ import contextlib
 import os
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from textmill_launcher.errors import SettingsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ def socket_places(prefix: str | None, num_shards: int) -> Iterator[SocketPlaces]
     """Give the paths of the sockets out, and remove the sockets at the end.
 
     Without a prefix the paths lie in a new folder of mode 0700. With a prefix, sockets of an earlier run are removed
-    first.
+    first. Raises SettingsError for a prefix in a folder where others could put a socket of theirs in the place of ours.
     """
     if prefix is None:
         folder = tempfile.mkdtemp(prefix="textmill-")  # mode 0700
@@ -40,12 +43,26 @@ def socket_places(prefix: str | None, num_shards: int) -> Iterator[SocketPlaces]
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return
+    _check_folder(Path(prefix).parent)
     places = SocketPlaces(prefix)
     _remove_sockets(places, num_shards)
     try:
         yield places
     finally:
         _remove_sockets(places, num_shards)
+
+
+def _check_folder(folder: Path) -> None:
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        raise SettingsError(f"--shard-uds-path: there is no folder {folder}") from None
+    is_open = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
+    if is_open or found.st_uid not in (os.geteuid(), 0):
+        raise SettingsError(
+            f"--shard-uds-path: others can replace files in {folder}; wanted a folder that only this user may write, "
+            "such as one of mode 0700; without the flag the launcher makes such a folder"
+        )
 
 
 def close_to_others(path: Path) -> None:

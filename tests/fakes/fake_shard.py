@@ -100,6 +100,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self._cut_condition: Callable[[SlotTable], bool] | None = None
         self._adds_stray_row = False
         self._reject_next: str | None = None
+        self._first_message: shard_pb2.FromShard | None = None
         self._info_changes: dict[str, Any] = {}
         self._threads: list[threading.Thread] = []
         self.history: list[SlotTable] = []  # the slot tables of all epochs, the live one last
@@ -163,6 +164,10 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         """Refuse the next plan that admits a request (rule 20)."""
         self._reject_next = message
 
+    def begin_next_with(self, message: shard_pb2.FromShard) -> None:
+        """Send this message in the place of the next Hello."""
+        self._first_message = message
+
     def break_rule(self) -> None:
         """Let the next step that samples also report a row for a free slot, which breaks rule 6."""
         self._adds_stray_row = True
@@ -213,7 +218,8 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             epoch = self._live = self._new_epoch()
         context.add_callback(lambda: self._forget(epoch))
         self._may_speak.wait()
-        yield shard_pb2.FromShard(epoch=epoch.number, hello=shard_pb2.Hello(info=self._info()))
+        first, self._first_message = self._first_message, None
+        yield first or shard_pb2.FromShard(epoch=epoch.number, hello=shard_pb2.Hello(info=self._info()))
         for target in (lambda: self._listen(epoch, request_iterator), lambda: self._step_all(epoch)):
             thread = threading.Thread(target=target, daemon=True)
             thread.start()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from textmill_proto.v1 import shard_pb2
 from textmill_router.engine.engine_loop import EngineLoop
 from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.status import EnginePhase, EngineUnavailable
@@ -116,6 +117,30 @@ def test_shard_that_says_no_hello_is_asked_again(tmp_path: Path, tokenizer: Toke
     with FakeShard(tmp_path / "s", SMALL) as shard:
         shard.stop_answering()
         run(body())
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        shard_pb2.FromShard(epoch=1),
+        shard_pb2.FromShard(epoch=1, heartbeat=shard_pb2.Heartbeat()),
+        shard_pb2.FromShard(epoch=1, result=shard_pb2.StepResult(step=1, slots=bytes(4), tokens=bytes(4), flags=b"\0")),
+        # Longer than the 64 MiB that the router takes (rule 4).
+        shard_pb2.FromShard(epoch=1, rejected=shard_pb2.PlanRejected(message="x" * (65 << 20))),
+    ],
+    ids=["nothing", "heartbeat", "result", "too long"],
+)
+def test_shard_whose_first_message_is_no_hello_is_asked_again(
+    tmp_path: Path, tokenizer: Tokenizer, first: shard_pb2.FromShard
+) -> None:
+    async def body() -> None:
+        async with open_bench(tmp_path / "s", tokenizer) as bench:
+            assert (await bench.generate()).text == alphabet(40)
+
+    with FakeShard(tmp_path / "s", SMALL) as shard:
+        shard.begin_next_with(first)
+        run(body())
+        assert len(shard.history) == 2
 
 
 def test_heartbeats_keep_an_idle_stream_beyond_lease_and_silence(tmp_path: Path, tokenizer: Tokenizer) -> None:

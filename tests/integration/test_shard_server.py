@@ -1,13 +1,15 @@
 """The shard's gRPC side in one process: a real socket, the real step loop, the model of the step harness."""
 
 import os
+import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import grpc
 import numpy as np
@@ -41,7 +43,7 @@ class Served:
         self.server = start_server(self.service, self.socket)
         limits = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", -1),
         ]
         self.channel = grpc.insecure_channel(f"unix:{self.socket}", options=limits)
         self.stub = shard_pb2_grpc.ShardStub(self.channel)
@@ -82,6 +84,9 @@ class Stream:
 
     def send(self, plan: pb.Plan, *, epoch: int | None = None) -> None:
         self._outbox.put(pb.ToShard(epoch=self.epoch if epoch is None else epoch, plan=plan))
+
+    def send_as_it_is(self, message: pb.ToShard) -> None:
+        self._outbox.put(message)
 
     def beat(self) -> None:
         self._outbox.put(pb.ToShard(epoch=self.epoch, heartbeat=pb.Heartbeat()))
@@ -272,6 +277,130 @@ def test_a_message_of_another_epoch_ends_the_stream(tmp_path: Path) -> None:
     with serve(tmp_path) as served, connect(served) as stream:
         stream.send(pb.Plan(number=1, admits=[admit()]), epoch=stream.epoch + 1)
         assert stream.end_code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+# Messages of a router that is broken or hostile, each with the status that ends its stream.
+HOSTILE: list[tuple[str, Callable[[int], pb.ToShard], grpc.StatusCode]] = [
+    ("nothing", lambda epoch: pb.ToShard(epoch=epoch), grpc.StatusCode.INVALID_ARGUMENT),
+    ("no epoch", lambda epoch: pb.ToShard(heartbeat=pb.Heartbeat()), grpc.StatusCode.FAILED_PRECONDITION),
+    (
+        "an old epoch",
+        lambda epoch: pb.ToShard(epoch=epoch - 1, heartbeat=pb.Heartbeat()),
+        grpc.StatusCode.FAILED_PRECONDITION,
+    ),
+    (
+        "an epoch of all bits",
+        lambda epoch: pb.ToShard(epoch=2**64 - 1, plan=pb.Plan(number=1)),
+        grpc.StatusCode.FAILED_PRECONDITION,
+    ),
+    (
+        "a plan out of turn",
+        lambda epoch: pb.ToShard(epoch=epoch, plan=pb.Plan(number=2**63)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    (
+        "a drop of an unknown slot",
+        lambda epoch: plan_of(epoch, drops=[pb.Drop(slot=2**31, request_id=1)]),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    (
+        "an extend of an unknown slot",
+        lambda epoch: plan_of(epoch, extends=[pb.Extend(slot=99, request_id=1)]),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    (
+        "an admit to an unknown slot",
+        lambda epoch: plan_of(epoch, admits=[admit(slot=99)]),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    ("two admits to a slot", lambda epoch: plan_of(epoch, admits=[admit(), admit()]), grpc.StatusCode.INVALID_ARGUMENT),
+    (
+        "an admit without tokens",
+        lambda epoch: plan_of(epoch, admits=[admit(prompt=[])]),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    (
+        "a token that is none",
+        lambda epoch: plan_of(epoch, admits=[admit(prompt=[2**32 - 1])]),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    (
+        "an unknown block",
+        lambda epoch: plan_of(epoch, admits=[admit(num_blocks=100_000)]),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    (
+        "bytes that are no ids",
+        lambda epoch: plan_of(epoch, extends=[pb.Extend(block_ids=[b"abc"])]),
+        grpc.StatusCode.INVALID_ARGUMENT,
+    ),
+    (
+        "more than 64 MiB",
+        lambda epoch: plan_of(epoch, admits=[pb.Admit(prompt_ids=bytes(65 << 20))]),
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ),
+]
+
+
+def plan_of(epoch: int, **parts: Any) -> pb.ToShard:
+    return pb.ToShard(epoch=epoch, plan=pb.Plan(number=1, **parts))
+
+
+@pytest.mark.parametrize(("message", "code"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE])
+def test_hostile_message_ends_its_stream_with_a_status_and_the_shard_lives(
+    tmp_path: Path, message: Callable[[int], pb.ToShard], code: grpc.StatusCode
+) -> None:
+    with serve(tmp_path) as served:
+        with connect(served) as stream:
+            stream.send_as_it_is(message(stream.epoch))
+            assert stream.end_code() is code
+        again = reconnect(served)
+        try:
+            again.send(pb.Plan(number=1, admits=[admit()]))
+            assert again.tokens(4) == greedy(PROMPT, 4)
+        finally:
+            again.close()
+
+
+def test_a_second_drop_of_a_request_changes_nothing(tmp_path: Path) -> None:
+    drop = pb.Drop(slot=0, request_id=7)
+    with serve(tmp_path) as served, connect(served) as stream:
+        stream.send(pb.Plan(number=1, admits=[admit(max_new=90)]))
+        stream.send(pb.Plan(number=2, drops=[drop, drop]))
+        stream.send(pb.Plan(number=3, drops=[drop]))
+        stream.send(pb.Plan(number=4, admits=[admit(slot=1, prompt=[2, 4])]))
+        result = stream.next("result").result
+        while result.plan_applied < 4:
+            result = stream.next("result").result
+        stream.close()
+        stream.close()  # a second cancel of the call
+        assert stream.end_code() is grpc.StatusCode.CANCELLED
+
+
+def test_bytes_that_are_no_grpc_and_calls_that_do_not_exist_change_nothing(tmp_path: Path) -> None:
+    with serve(tmp_path) as served:
+        for garbage in (
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\x16\x03\x01" + bytes(500),
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 500,
+        ):
+            with socket.socket(socket.AF_UNIX) as raw:
+                raw.settimeout(WAIT_S)
+                raw.connect(str(served.socket))
+                raw.sendall(garbage)
+                raw.shutdown(socket.SHUT_WR)
+                while raw.recv(65_536):
+                    pass
+        for method, data, code in (
+            ("/textmill.v1.Shard/Nothing", b"", grpc.StatusCode.UNIMPLEMENTED),
+            (f"/{pb.DESCRIPTOR.services_by_name['Shard'].full_name}/Info", b"\xff\xff", grpc.StatusCode.INTERNAL),
+        ):
+            with pytest.raises(grpc.RpcError) as failed:
+                served.channel.unary_unary(method)(data, timeout=WAIT_S)
+            assert failed.value.code() is code
+        with connect(served) as stream:
+            stream.send(pb.Plan(number=1, admits=[admit()]))
+            assert stream.tokens(4) == greedy(PROMPT, 4)
 
 
 def test_only_rank_0_has_a_stream(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Two shards give the answers of one shard, and each holds about half of the weights."""
 
+import ipaddress
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import httpx
+import psutil
 import pytest
 from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 
@@ -73,6 +75,17 @@ def test_two_ranks_give_the_tokens_of_one(
         assert re.fullmatch(DIGITS["value"], together.text)
     # The tolerance is for fp32, because the partial sums of the ranks are added in another order.
     assert together.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+
+
+def test_ranks_that_meet_on_the_loopback_listen_nowhere_else(two_ranks: LaunchedServer) -> None:
+    listening = [
+        connection.laddr.ip
+        for shard in two_ranks.children("textmill_shard")
+        for connection in shard.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening, "the ranks meet over TCP"
+    assert all(ipaddress.ip_address(address).is_loopback for address in listening), listening
 
 
 def test_two_ranks_copy_a_prompt_to_its_further_sequences(two_ranks: LaunchedServer) -> None:

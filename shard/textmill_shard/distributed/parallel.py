@@ -7,6 +7,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from textmill_shard.distributed.meeting import open_store
+
 
 @dataclass(frozen=True, slots=True)
 class TensorParallel:
@@ -24,12 +26,16 @@ class TensorParallel:
         The group uses gloo on the CPU and NCCL on CUDA devices.
         """
         if world_size > 1:
+            timeout = timedelta(seconds=timeout_s)
+            store = open_store(
+                rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port, timeout=timeout
+            )
             dist.init_process_group(
                 "nccl" if device.startswith("cuda") else "gloo",
-                init_method=f"tcp://{master_addr}:{master_port}",
+                store=store,
                 rank=rank,
                 world_size=world_size,
-                timeout=timedelta(seconds=timeout_s),
+                timeout=timeout,
             )
         return TensorParallel(rank=rank, world_size=world_size)
 

@@ -17,6 +17,7 @@ class EndReason(Enum):
     LEASE = "lease"  # nothing heard from the router for too long
     PLAN_REJECTED = "plan_rejected"
     WRONG_EPOCH = "wrong_epoch"
+    BAD_MESSAGE = "bad_message"  # the message is neither a plan nor a heartbeat
     STOPPING = "stopping"
     FAILED = "failed"  # the step loop broke
 

@@ -42,6 +42,7 @@ _STATES = {
 _END_CODES = {
     EndReason.LEASE: grpc.StatusCode.DEADLINE_EXCEEDED,
     EndReason.PLAN_REJECTED: grpc.StatusCode.INVALID_ARGUMENT,
+    EndReason.BAD_MESSAGE: grpc.StatusCode.INVALID_ARGUMENT,
     EndReason.WRONG_EPOCH: grpc.StatusCode.FAILED_PRECONDITION,
     EndReason.STOPPING: grpc.StatusCode.UNAVAILABLE,
     EndReason.FAILED: grpc.StatusCode.INTERNAL,
@@ -154,6 +155,10 @@ def _read(messages: Iterator[pb.ToShard], engine: Engine, session: Session) -> N
                     engine.submit_plan(session, plan_from_wire(message.plan), data)
                 except PlanRejected as rejected:
                     engine.submit_plan(session, rejected, data)
+            elif not message.HasField("heartbeat"):
+                text = "a message must hold a plan or a heartbeat; router and shard must be of one release"
+                engine.close_session(session, EndReason.BAD_MESSAGE, text)
+                return
     except grpc.RpcError:
         pass  # the stream broke off, which also ends the session below and in the callback of the stream
     engine.close_session(session, EndReason.ROUTER_LEFT, "the router closed its side of the stream")

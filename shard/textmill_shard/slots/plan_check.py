@@ -12,6 +12,9 @@ from textmill_shard.slots.slot_table import NOBODY, SlotTable
 # Blocks hold only a part of a request's past (layout state), or serve one request alone (layout encoder_decoder).
 LAYOUTS_WITHOUT_PREFIXES = ("state", "encoder_decoder")
 
+# The text is also the status of the stream's end, and gRPC takes 8 KiB of it. A text can name all blocks of a plan.
+MAX_MESSAGE_CHARACTERS = 1000
+
 
 class PlanRejected(Exception):
     """A plan breaks a rule. `rejection` goes to the router and names plan, slot and field."""
@@ -244,4 +247,6 @@ class _PlanCheck:
 
     def _require(self, is_right: bool, field: str, message: str, slot: int = 0) -> None:
         if not is_right:
+            if len(message) > MAX_MESSAGE_CHARACTERS:
+                message = f"{message[:MAX_MESSAGE_CHARACTERS]}..."
             raise PlanRejected(PlanRejection(plan=self._plan.number, slot=slot, field=field, message=message))

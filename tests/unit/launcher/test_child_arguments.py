@@ -1,6 +1,7 @@
 """The command lines and environments of the children."""
 
 import dataclasses
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,6 +115,15 @@ def test_each_child_gets_only_the_secret_it_needs() -> None:
     assert {name for name in SECRETS if name in router_environment(environ, settings)} == {"API_KEY"}
     assert {name for name in SECRETS if name in download_environment(environ, settings)} == {"HF_TOKEN"}
     assert child_environment(environ, settings)["PATH"] == "/bin"
+
+
+def test_shards_that_meet_on_the_loopback_talk_on_the_loopback() -> None:
+    inside = child_environment({}, load_settings([], {}))
+    assert inside["GLOO_SOCKET_IFNAME"] in [name for _, name in socket.if_nameindex()]
+    assert inside["NCCL_SOCKET_IFNAME"] == inside["GLOO_SOCKET_IFNAME"]
+    chosen = child_environment({"GLOO_SOCKET_IFNAME": "eth7"}, load_settings([], {}))
+    assert chosen["GLOO_SOCKET_IFNAME"] == "eth7"
+    assert "GLOO_SOCKET_IFNAME" not in child_environment({}, load_settings(["--master-addr", "10.0.0.7"], {}))
 
 
 def test_children_never_ask_the_hub_but_the_download_does() -> None:

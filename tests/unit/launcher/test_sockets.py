@@ -5,6 +5,8 @@ import socket
 import stat
 from pathlib import Path
 
+import pytest
+from textmill_launcher.errors import SettingsError
 from textmill_launcher.sockets import SocketPlaces, close_to_others, free_port, socket_places
 
 
@@ -47,6 +49,26 @@ def test_stale_sockets_of_a_prefix_are_removed_before_and_after(tmp_path: Path) 
         assert not places.of(1).exists()
         listen(places.of(1))
     assert sorted(os.listdir(tmp_path)) == ["mill-0"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_taken"), [(0o700, True), (0o755, True), (0o1777, True), (0o777, False), (0o770, False)]
+)
+def test_folder_of_a_prefix_is_not_one_where_others_replace_files(tmp_path: Path, mode: int, is_taken: bool) -> None:
+    folder = tmp_path / "sockets"
+    folder.mkdir()
+    folder.chmod(mode)
+    if is_taken:
+        with socket_places(str(folder / "s"), num_shards=1) as places:
+            assert places.of(0) == folder / "s-0"
+    else:
+        with pytest.raises(SettingsError, match="mode 0700"), socket_places(str(folder / "s"), num_shards=1):
+            pass
+
+
+def test_folder_of_a_prefix_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="there is no folder"), socket_places(str(tmp_path / "a" / "s"), 1):
+        pass
 
 
 def test_socket_is_closed_to_others(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def router_command(settings: Settings, model: ModelFolder, rank0_sockets: Sequen
         *(sys.executable, "-m", "textmill_router"),
         *_model_flags(model),
         *(word for socket in rank0_sockets for word in ("--shard-uds-path", str(socket))),
+        "--launcher-notes",
         *("--drain-timeout", str(drain_timeout_s(settings.graceful_termination_timeout))),
         *_forwarded(settings, Child.ROUTER),
     ]

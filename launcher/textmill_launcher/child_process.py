@@ -44,12 +44,17 @@ class ChildProcess:
         environ: Mapping[str, str],
         output: ChildOutput,
         umask: int = -1,
+        *,
+        has_input: bool = False,
     ) -> "ChildProcess":
-        """Start `argv` in a process group of its own. Call from the main thread: see `_die_with_parent`."""
+        """Start `argv` in a process group of its own. Call from the main thread: see `_die_with_parent`.
+
+        With `has_input` the child's standard input is a pipe for `tell`.
+        """
         process = subprocess.Popen(
             list(argv),
             env=dict(environ),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if has_input else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
@@ -104,6 +109,13 @@ class ChildProcess:
                     await asyncio.wait([self._exit_code], timeout=URGE_INTERVAL_S)
         return await self.stop(0.0)
 
+    def tell(self, line: str) -> None:
+        """Write a line to the child's standard input. A child that does not read, or has ended, misses the line."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # the pipe is full, broken or closed
+            os.set_blocking(self._process.stdin.fileno(), False)
+            os.write(self._process.stdin.fileno(), line.encode() + b"\n")
+
     def kill(self) -> None:
         """Send SIGKILL to the whole group."""
         self._signal(signal.SIGKILL)
@@ -136,6 +148,8 @@ class ChildProcess:
     async def _wait_for_end(self) -> int:
         code = await self._exit_code
         self.kill()  # processes that the child had started must not outlive the child
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         await asyncio.wait(self._readers, timeout=OUTPUT_END_TIMEOUT_S)
         for reader in self._readers:
             reader.cancel()

@@ -51,6 +51,11 @@ class RouterKeeper:
             )
             await asyncio.sleep(delay_s)
 
+    def tell(self, note: str) -> None:
+        """Tell the router a note of `router_notes.py`. A router that is not there misses the note."""
+        if self._router is not None and self._router.is_running:
+            self._router.tell(note)
+
     async def stop(self, *, grace_s: float, hurry: list["asyncio.Future[None]"]) -> None:
         """End the router, which may let its requests end for `grace_s`.
 

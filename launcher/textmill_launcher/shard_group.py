@@ -14,6 +14,7 @@ from textmill_launcher.errors import ChildDied
 from textmill_launcher.hang_watch import wait_for_hang
 from textmill_launcher.readiness import wait_for_shard
 from textmill_launcher.restart_budget import RestartBudget
+from textmill_launcher.router_notes import shards_given_up, shards_lost
 from textmill_launcher.sockets import SocketPlaces, free_port
 
 SHARD_GRACE_S = 10.0  # short, because without a router a shard has no work to finish
@@ -30,7 +31,7 @@ class ShardGroup:
 
     `spawn_rank` starts the process of one rank. `replica` is the number of this group among those of its model.
     `master_port` is the port where the ranks meet; None takes a free port for each start. Each start uses the same
-    sockets, so that a router finds the new rank 0 where the old one was.
+    sockets, so that a router finds the new rank 0 where the old one was. `tell_router` gets a note of each loss.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ShardGroup:
         master_port: int | None,
         spawn_rank: Callable[[ShardPlace], ChildProcess],
         budget: RestartBudget,
+        tell_router: Callable[[str], None] = lambda note: None,
     ) -> None:
         self._replica = replica
         self._world_size = world_size
@@ -51,6 +53,7 @@ class ShardGroup:
         self._master_port = master_port
         self._spawn_rank = spawn_rank
         self._budget = budget
+        self._tell_router = tell_router
         self._shards: list[ChildProcess] = []
         self._was_ready = asyncio.Event()
         self._num_killed_starts = 0
@@ -75,7 +78,12 @@ class ShardGroup:
             self._start()
             loss = await self._watch(began_s)
             await self._end_ranks()
-            delay_s = self._take_restart(loss)
+            try:
+                delay_s = self._take_restart(loss)
+            except ChildDied:
+                self._tell_router(shards_given_up(self._replica, loss))
+                raise
+            self._tell_router(shards_lost(self._replica, loss))
             log.warning(
                 "%s\n  the group starts again in %.0f s (restart %d of %d in %.0f s)",
                 *(loss.describe(), delay_s),

@@ -81,12 +81,15 @@ class Supervisor:
         num_replicas = self._settings.num_replicas
         with socket_places(self._settings.shard_uds_path, world_size * num_replicas) as all_sockets:
             sockets = [all_sockets.of_replica(replica, world_size) for replica in range(num_replicas)]
-            groups = ShardGroups(
-                [self._make_group(model, replica, sockets[replica], world_size) for replica in range(num_replicas)]
-            )
             has_tls = self._settings.tls_cert is not None
             url = local_url(self._settings.hostname, self._settings.port, has_tls=has_tls)
             router = self._make_router(model, [places.of(0) for places in sockets], url)
+            groups = ShardGroups(
+                [
+                    self._make_group(model, replica, sockets[replica], world_size, router)
+                    for replica in range(num_replicas)
+                ]
+            )
             async with self._running(groups, router) as guards:
                 await self._watch(guards, asyncio.gather(groups.wait_ready(), router.wait_ready()))
                 log.info("ready after %.1f s: %s on %s", time.monotonic() - began_s, model.model_id, url)
@@ -95,7 +98,9 @@ class Supervisor:
                     log.info("playground: %s/playground", url)
                 await self._watch(guards, None)
 
-    def _make_group(self, model: ModelFolder, replica: int, sockets: SocketPlaces, world_size: int) -> ShardGroup:
+    def _make_group(
+        self, model: ModelFolder, replica: int, sockets: SocketPlaces, world_size: int, router: RouterKeeper
+    ) -> ShardGroup:
         settings = self._settings
         shown_replica = replica if settings.num_replicas > 1 else None
         master_port = None if settings.master_port is None else settings.master_port + replica
@@ -113,6 +118,7 @@ class Supervisor:
             master_port=master_port,
             spawn_rank=spawn_rank,
             budget=RestartBudget(settings.max_restarts, settings.restart_window),
+            tell_router=router.tell,
         )
 
     def _make_router(self, model: ModelFolder, rank0_sockets: Sequence[Path], url: str) -> RouterKeeper:
@@ -121,7 +127,7 @@ class Supervisor:
         command = router_command(settings, model, rank0_sockets)
         return RouterKeeper(
             url=url,
-            spawn=lambda: self._spawn(ChildName("router"), command, environ),
+            spawn=lambda: self._spawn(ChildName("router"), command, environ, has_input=True),
             budget=RestartBudget(settings.max_restarts, settings.restart_window),
         )
 
@@ -149,9 +155,15 @@ class Supervisor:
         await self._stop_at_once.wait()
 
     def _spawn(
-        self, name: ChildName, command: Sequence[str], environ: Mapping[str, str], umask: int = -1
+        self,
+        name: ChildName,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        umask: int = -1,
+        *,
+        has_input: bool = False,
     ) -> ChildProcess:
-        child = ChildProcess.spawn(name, command, environ, self._output, umask)
+        child = ChildProcess.spawn(name, command, environ, self._output, umask, has_input=has_input)
         log.info("%s: started, pid %d", name, child.pid)
         log.debug("%s: %s", name, " ".join(command))
         return child

@@ -153,6 +153,10 @@ class Overloaded(RetryLater):
     """No permit is free, or the waiting queue is full."""
 
 
+class Recovering(RetryLater):
+    """The shards start again, and as many requests wait for them as may wait."""
+
+
 class ModelLoading(RetryLater):
     """The shards are not ready yet.
 

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -22,6 +23,7 @@ from textmill_router.file_watch import FileWatch
 from textmill_router.health.loop_watchdog import LoopWatchdog
 from textmill_router.http.guard import GuardLimits, guarded_protocol
 from textmill_router.http.tls import TlsFiles, TlsFilesError
+from textmill_router.launcher_notes import follow_notes
 from textmill_router.serving.service import Service, scheduler_config
 from textmill_router.settings import Settings, SettingsError
 from textmill_router.text.tokenization import Tokenizer
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 LISTEN_BACKLOG = 2048
 # Time after the drain, for answers whose last events wait for a slow client.
 GRACEFUL_SHUTDOWN_S = 5
+PULSE_S = 2.0  # between two comments in a stream while no shard serves
 # Collections are rare after the start, because the objects of a request die with their last reference.
 GC_THRESHOLDS = (50_000, 20, 50)
 
@@ -211,13 +214,31 @@ async def _serve_backend(service: Service) -> None:
     Raises the errors of `start_backend`, and BackendLost when the engine stops by itself.
     """
     engine = await start_backend(service)
+    pulse = asyncio.create_task(_comment_while_away(service, engine))
+    end = asyncio.create_task(engine.wait_for_phase(EnginePhase.STOPPED))
+    tasks: list[asyncio.Task[Any]] = [pulse, end]
+    if service.settings.launcher_notes:
+        tasks.append(asyncio.create_task(follow_notes(service.metrics, engine)))
     try:
         freeze_garbage()
-        status = await engine.wait_for_phase(EnginePhase.STOPPED)
-        raise BackendLost(status.error or "the engine stopped")
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        raise BackendLost(engine.status.error or "the engine stopped" if end.done() else "the launcher has ended")
     finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await engine.stop()
         await service.close_backend()
+
+
+async def _comment_while_away(service: Service, engine: ReplicaSet) -> None:
+    """Send comments to all streams while no shard serves, so that neither clients nor proxies give them up."""
+    while True:
+        await asyncio.sleep(PULSE_S)
+        if engine.back_in_s() is not None:
+            service.open_streams.comment_all()
 
 
 async def _drain(service: Service, hurry: asyncio.Event) -> None:

@@ -147,6 +147,9 @@ class Settings:
     shard_uds_path: tuple[str, ...] = _option(
         _text, "Unix socket of the shard with rank 0; repeated, one for each replica", kind="list"
     )
+    launcher_notes: bool = _option(
+        _truth, "read the launcher's notes from standard input, and end when they end", False, kind="switch"
+    )
 
     max_concurrent_requests: int = _option(_integer(1), "sequences in work or waiting; more get 429", 128)
     max_best_of: int = _option(_integer(1), "largest best_of of a request", 2)

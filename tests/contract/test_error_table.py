@@ -44,6 +44,13 @@ def take_all_permits(router: RunningRouter) -> None:
     router.wait_until(lambda: router.service.permits.held == 1, "the permit is taken")
 
 
+def lose_the_shard_when_full(router: RunningRouter) -> None:
+    take_all_permits(router)
+    router.shard.load("weights", 0.5)
+    router.shard.cut()
+    router.wait_until(lambda: router.service.phase == "lost", "the shard is away")
+
+
 def fail_soon(router: RunningRouter) -> None:
     """Let the first request fail, which gets slot 0."""
     router.shard.fail_slot(0)
@@ -72,6 +79,13 @@ ROWS = [
     ),
     Row(500, "internal", before=lambda router: router.shard.reject_next_admission()),
     Row(503, "loading", settings={"is_loading": True}, reply_headers=("retry-after",)),
+    Row(
+        503,
+        "recovering",
+        settings={"max_concurrent_requests": 1},
+        before=lose_the_shard_when_full,
+        reply_headers=("retry-after",),
+    ),
     Row(
         503,
         "shutting_down",

@@ -140,7 +140,7 @@ class ReplicaWorld:
             self.tokens[output.request_id].extend(output.tokens)
             if output.failure is not None:
                 assert output.failure.code is FailureCode.SUSPECT, output.failure
-                assert self.num_deaths >= 3
+                assert self.num_deaths >= 2
                 self.suspects.add(output.request_id)
             if output.finish is not None or output.failure is not None:
                 self.ended.add(output.request_id)

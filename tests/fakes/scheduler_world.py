@@ -276,7 +276,7 @@ class World:
     def _check_end(self, client: Client) -> None:
         if client.failure is not None:
             is_expected = client.is_poisoned and client.failure is FailureCode.NOT_FINITE
-            assert is_expected or (client.failure is FailureCode.SUSPECT and len(self.deaths_at) >= 3)
+            assert is_expected or (client.failure is FailureCode.SUSPECT and len(self.deaths_at) >= 2)
             return
         assert client.tokens == client.expected
         assert not client.is_poisoned

@@ -71,7 +71,7 @@ def greedy(prompt: Sequence[int], num_new: int) -> list[int]:
 class PrefixRunner:
     """The model that the docstring of this file explains.
 
-    A `gate` lets one forward pass through per release. A test may replace `say` and `spoil`.
+    A `gate` lets one forward pass through per release. A test may replace `say`, `spoil` and `refuse`.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class PrefixRunner:
         self.say: Callable[[Sequence[int]], int] = next_token
         self.spoil: Callable[[Sequence[int]], bool] = lambda tokens: False  # rows whose logits become NaN
         self.raises: Exception | None = None
+        self.refuse: Callable[[ForwardBatch], Exception | None] = lambda batch: None  # what a step raises
         self._gate = gate
 
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
@@ -96,6 +97,9 @@ class PrefixRunner:
             assert self._gate.acquire(timeout=WAIT_S)
         if self.raises is not None:
             raise self.raises
+        refusal = self.refuse(batch)
+        if refusal is not None:
+            raise refusal
         for token, place in zip(batch.input_ids_T.tolist(), batch.kv_places_T.tolist(), strict=True):
             self.pool[place // BLOCK_SIZE][place % BLOCK_SIZE] = token
         logits_TV = torch.zeros(len(batch.input_ids_T), self._vocab_size)

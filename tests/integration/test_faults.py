@@ -3,15 +3,26 @@
 The model is tiny and computes in float32, in which a text does not depend on what runs beside it.
 """
 
+import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from textmill_router.lifecycle import PULSE_S
 
-from tests.fakes.fault_calls import Answer, Call, ask_all, first_difference, make_calls
-from tests.fakes.faulty_model import ARGUMENTS, make_faulty_model, order_fault
+from tests.fakes.fault_calls import Answer, Call, ask, ask_all, first_difference, make_calls
+from tests.fakes.faulty_model import (
+    ARGUMENTS,
+    EXIT_WORD,
+    MAX_TOKENS,
+    NO_MEMORY_WORD,
+    NOT_FINITE_WORD,
+    make_faulty_model,
+    order_fault,
+)
 from tests.fakes.processes import START_LIMIT_S, LaunchedServer, launched, wait_until
 
 # The whole file: a launcher starts, and after each fault a shard imports torch again, which takes some seconds.
@@ -90,6 +101,8 @@ def assert_survived(target: Target, fault: str, rank: int) -> None:
     assert target.num_epochs() == num_epochs + 1
     assert sum(answer.longest_pause_s > 1.0 for answer in answers.values()) >= 6  # the fault met them
     assert_undisturbed(target, answers)
+    for answer in answers.values():
+        assert answer.num_comments >= int(answer.longest_pause_s / (2 * PULSE_S)) - 1
     print(f"{fault}, rank {rank}: longest pause {max(answer.longest_pause_s for answer in answers.values()):.1f} s")
 
 
@@ -130,6 +143,59 @@ def test_router_that_is_killed_serves_again_on_the_weights_that_the_shard_kept(t
     wait_until(lambda: target.server.health() == 200, ROUTER_LIMIT_S, "the new router serves")
     assert_undisturbed(target, ask_all(target.server.base_url, {"greedy": target.calls["greedy"]}))
     assert target.shard() == shard
+
+
+def test_request_with_logits_that_are_not_finite_is_answered_424_and_nobody_else_notices(target: Target) -> None:
+    num_epochs = target.num_epochs()
+    poison = Call("/generate", {"inputs": f"Say {NOT_FINITE_WORD} twice", "parameters": {"max_new_tokens": 4}})
+    answers = ask_all(target.server.base_url, {**target.calls, "poison": poison})
+    refused = answers.pop("poison")
+    assert (refused.status, refused.events[0]["error_type"]) == (424, "generation")
+    assert "not finite" in refused.events[0]["error"]
+    assert_undisturbed(target, answers)
+    assert target.num_epochs() == num_epochs
+
+
+def test_step_without_memory_runs_in_halves_and_a_request_without_room_is_answered_424(target: Target) -> None:
+    num_epochs = target.num_epochs()
+    fitting = {
+        f"fitting {name}": Call(
+            "/generate", {"inputs": NO_MEMORY_WORD + 50 * name, "parameters": {"max_new_tokens": 9}}
+        )
+        for name in "abcd"
+    }
+    too_large = Call("/generate", {"inputs": NO_MEMORY_WORD + MAX_TOKENS * "x", "parameters": {"max_new_tokens": 9}})
+    alone = {name: ask(target.server.base_url, call, Answer()) for name, call in fitting.items()}
+    answers = ask_all(target.server.base_url, {**target.calls, **fitting, "too large": too_large})
+    refused = answers.pop("too large")
+    assert (refused.status, refused.events[0]["error_type"]) == (424, "generation")
+    assert "memory" in refused.events[0]["error"]
+    for name, answer in alone.items():
+        assert answer.events == answers.pop(name).events
+    assert_undisturbed(target, answers)
+    assert target.num_epochs() == num_epochs
+
+    def num_memory_faults() -> float:
+        text = httpx.get(f"{target.server.base_url}/metrics", trust_env=False).text
+        return float(re.findall(r"^textmill_memory_faults (\S+)$", text, re.MULTILINE)[0])
+
+    wait_until(lambda: num_memory_faults() > 0, NOTICE_LIMIT_S, "a heartbeat has told of the faults")
+
+
+def test_prompt_that_kills_the_shard_twice_is_answered_424_and_the_others_go_on(target: Target) -> None:
+    poison = Call("/generate", {"inputs": EXIT_WORD, "parameters": {"max_new_tokens": 4}})
+    num_epochs = target.num_epochs()
+    with ThreadPoolExecutor(1) as pool:
+        poisoned = []
+
+        def send_poison() -> None:
+            poisoned.append(pool.submit(ask, target.server.base_url, poison, Answer()))
+
+        answers = ask_all(target.server.base_url, target.calls, after=2000, then=send_poison)
+        refused = poisoned[0].result()
+    assert (refused.status, refused.events[0]["error_type"]) == (424, "generation")
+    assert target.num_epochs() <= num_epochs + 3
+    assert_undisturbed(target, answers)
 
 
 @pytest.mark.parametrize(("fault", "rank"), [("killed", 1), ("stopped", 0), ("stopped", 1), ("step that hangs", 1)])

@@ -130,6 +130,7 @@ def test_shard_that_is_killed_without_restarts_left_stops_the_rest_and_is_named(
         (shard,) = server.children("textmill_shard")
         events = events_after_the_first(server, then=shard.kill)
         assert '"error_type":"shutting_down"' in events[-1]
+        assert "shard rank 0 was killed by SIGKILL" in events[-1]
         assert server.wait_exit() == 128 + signal.SIGKILL
         assert_gone(pids)
         log = server.log_text

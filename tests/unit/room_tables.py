@@ -44,6 +44,7 @@ ROUTER_FOLDERS = {
     "api/openapi": names("bounds http serving api/tgi api/openai"),
     "api/playground": names("http"),
     "api": names("errors health metrics http serving api/tgi api/openai api/platforms api/openapi api/playground"),
+    "launcher_notes": names("metrics engine"),
     "lifecycle": EVERYTHING,
     "__main__": EVERYTHING,
 }
@@ -66,6 +67,7 @@ ROUTER_LIBRARIES = {
     "api/openapi": names("starlette msgspec"),
     "api/playground": names(""),
     "api": names("starlette msgspec"),
+    "launcher_notes": names("msgspec"),
     "lifecycle": names("uvicorn"),
     "__main__": names("uvloop"),
 }

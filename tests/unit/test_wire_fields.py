@@ -136,7 +136,7 @@ SENT: dict[str, Message] = {
     "HealthReport": failed_report(),
     "StepResult": result_to_wire(1, RESULT).result,
     "Heartbeat": heartbeat_to_wire(
-        1, Heartbeat(last_step=4, last_step_age_ms=20, plan_applied=2, overdue_ms=5)
+        1, Heartbeat(last_step=4, last_step_age_ms=20, plan_applied=2, overdue_ms=5, num_memory_faults=1)
     ).heartbeat,
     "PlanRejected": rejection_to_wire(1, PlanRejection(plan=6, slot=2, field="admits.slot", message="taken")).rejected,
     "Plan": plan_to_proto(PLAN, 1).plan,
@@ -195,7 +195,7 @@ def test_the_receiver_reads_every_field(name: str) -> None:
 
 
 def test_every_message_of_the_stream_is_walked() -> None:
-    """`Hello` holds only `ShardInfo`, and of a heartbeat the router reads the last field (`shard_client.py`)."""
+    """`Hello` holds only `ShardInfo`, and `shard_client.py` of the router reads two fields of a heartbeat."""
     inside = {
         field.message_type.name
         for message in (pb.ToShard, pb.FromShard)

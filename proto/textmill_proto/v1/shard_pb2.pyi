@@ -674,6 +674,7 @@ class Heartbeat(_message.Message):
     LAST_STEP_AGE_MS_FIELD_NUMBER: _builtins.int
     PLAN_APPLIED_FIELD_NUMBER: _builtins.int
     OVERDUE_MS_FIELD_NUMBER: _builtins.int
+    NUM_MEMORY_FAULTS_FIELD_NUMBER: _builtins.int
     last_step: _builtins.int
     """shard only: number of the last finished step"""
     last_step_age_ms: _builtins.int
@@ -682,6 +683,8 @@ class Heartbeat(_message.Message):
     """shard only: number of the last plan applied"""
     overdue_ms: _builtins.int
     """shard only: as in HealthReport"""
+    num_memory_faults: _builtins.int
+    """shard only: number of steps, and parts of steps, that ran out of memory since the process began"""
     def __init__(
         self,
         *,
@@ -689,10 +692,11 @@ class Heartbeat(_message.Message):
         last_step_age_ms: _builtins.int = ...,
         plan_applied: _builtins.int = ...,
         overdue_ms: _builtins.int = ...,
+        num_memory_faults: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_step", b"last_step", "last_step_age_ms", b"last_step_age_ms", "overdue_ms", b"overdue_ms", "plan_applied", b"plan_applied"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_step", b"last_step", "last_step_age_ms", b"last_step_age_ms", "num_memory_faults", b"num_memory_faults", "overdue_ms", b"overdue_ms", "plan_applied", b"plan_applied"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from textmill_proto import PROTOCOL_VERSION
 
+from textmill_router.engine.recovery import Recovery
 from textmill_router.engine.shard_client import ShardClient, ShardClientOptions
 from textmill_router.engine.shard_facts import ShardFacts, ShardHealth, pool_of
 from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineStatus, EngineUnavailable
@@ -79,8 +80,10 @@ class EngineLoop:
         self._has_broken = False
         self._heard_s = self.now()  # the last time that the shard said anything but a result
         self._moved_s = self.now()  # the last time that a step ended, or that nothing ran
+        self._num_memory_faults = 0  # by the last heartbeat of the shard's process, which counts from its start
         self._is_overdue = False  # whether the shard's last heartbeat called its step loop late
         self._warned_s = 0.0  # the last time that the log warned of a stall
+        self.recovery = Recovery(self.now, self.steps.recovery)
         self._task: asyncio.Task[None] | None = None
         self._request_ids = itertools.count(1)
 
@@ -149,6 +152,12 @@ class EngineLoop:
             await asyncio.gather(self._task, return_exceptions=True)
         self._end("the router is stopping")
 
+    def give_up(self, cause: str) -> None:
+        """Stop for good, because the shards do not start again. Requests that have not ended fail with the cause."""
+        if self._task is not None:
+            self._task.cancel()
+        self._end_serving(cause)
+
     def submit(self, request: GenerationRequest, sink: OutputSink, state: RequestState | None = None) -> None:
         """Take a request, whose outputs go to the sink. Raises EngineUnavailable, and the scheduler's QueueFull.
 
@@ -194,6 +203,7 @@ class EngineLoop:
         decision = self._scheduler.begin_epoch(pool_of(facts), self._moved_s)
         self.steps.on_plans(decision.plans, self._scheduler.num_running, time.perf_counter() - began_s)
         self._client.send(decision.plans)
+        self.recovery.end()
         self._set_status(EngineStatus(EnginePhase.READY, 1.0, facts))
         self._deliver(decision.outputs)
         numbers = {"epoch": epoch, "num_slots": facts.num_slots, "num_blocks": facts.num_blocks}
@@ -234,7 +244,7 @@ class EngineLoop:
         log.error("plan rejected", extra={"plan": rejected.plan_number, "reason": rejected.message})
         self._deliver(self._scheduler.on_plan_rejected(rejected.plan_number, rejected.message, self.now()))
 
-    def on_heartbeat(self, *, overdue_s: float) -> None:
+    def on_heartbeat(self, *, overdue_s: float, num_memory_faults: int = 0) -> None:
         """Note that the shard lives. Warn when requests run and no step has ended for `STALL_WARNING_S`.
 
         No request is ended here, because a large step may take minutes. The shard knows when a step takes too long
@@ -242,6 +252,8 @@ class EngineLoop:
         """
         now_s = self._heard_s = self.now()
         self._is_overdue = overdue_s > 0.0
+        self.steps.num_memory_faults += max(0, num_memory_faults - self._num_memory_faults)
+        self._num_memory_faults = num_memory_faults
         num_running = 0 if self._scheduler is None else self._scheduler.num_running
         if not num_running:
             self._moved_s = now_s
@@ -258,6 +270,7 @@ class EngineLoop:
         if self._scheduler.num_running:
             self.steps.on_lost_step(StepKind.PREFILL if self._scheduler.is_any_in_prefill else StepKind.DECODE)
         self._deliver(self._scheduler.end_epoch(self.now()))
+        self.recovery.lose()
         self._set_status(EngineStatus(EnginePhase.LOST, 0.0, self._status.facts, reason))
 
     # ---- Inner parts.
@@ -268,11 +281,14 @@ class EngineLoop:
         except Exception as error:
             # Nothing can be served any more. The owner of this loop sees the phase STOPPED and ends the process.
             log.critical("engine stopped", exc_info=not isinstance(error, ShardMismatch), extra={"reason": str(error)})
-            if self._scheduler is not None:
-                self._deliver(self._scheduler.end_epoch(self.now()))
-                # For an instant the loop counts as lost, so that a set of replicas can move the requests.
-                self._set_status(EngineStatus(EnginePhase.LOST, 0.0, self._status.facts, str(error)))
-            self._end(str(error) or type(error).__name__)
+            self._end_serving(str(error) or type(error).__name__)
+
+    def _end_serving(self, cause: str) -> None:
+        if self._scheduler is not None:
+            self._deliver(self._scheduler.end_epoch(self.now()))
+            # For an instant the loop counts as lost, so that a set of replicas can move the requests.
+            self._set_status(EngineStatus(EnginePhase.LOST, 0.0, self._status.facts, cause))
+        self._end(cause)
 
     def _tick_soon(self) -> None:
         """Plan once, after this turn of the loop, for all that the turn submits or cancels (rule 4)."""

@@ -66,6 +66,18 @@ class ReplicaSet:
         """Return what is known of each replica's life, in the order of the replicas' numbers."""
         return [replica.signs() for replica in self.replicas]
 
+    def give_up(self, number: int, cause: str) -> None:
+        """End a replica whose shards do not start again. Requests that no other replica takes fail with the cause."""
+        self.replicas[number].give_up(cause)
+
+    def back_in_s(self) -> float | None:
+        """Return the seconds until a replica should serve again, or None where one serves or none has served yet."""
+        phases = [replica.status.phase for replica in self.replicas]
+        if EnginePhase.READY in phases or EnginePhase.LOST not in phases:
+            return None
+        lost = (replica for replica, phase in zip(self.replicas, phases, strict=True) if phase is EnginePhase.LOST)
+        return min(replica.recovery.remaining_s for replica in lost)
+
     def now(self) -> float:
         """Return the time in seconds, on the clock of `GenerationRequest.arrival_s`."""
         return time.monotonic()

@@ -56,7 +56,7 @@ class StreamHandler(Protocol):
     def on_hello(self, facts: ShardFacts, epoch: int) -> None: ...
     def on_result(self, result: StepResult) -> None: ...
     def on_rejected(self, rejected: PlanRejected) -> None: ...
-    def on_heartbeat(self, *, overdue_s: float) -> None: ...
+    def on_heartbeat(self, *, overdue_s: float, num_memory_faults: int) -> None: ...
     def on_lost(self, reason: str) -> None:
         """The stream has ended after its Hello, and with the stream the epoch."""
 
@@ -181,7 +181,8 @@ class _Stream:
             elif kind == "rejected":
                 handler.on_rejected(rejected_from_proto(message.rejected))
             elif kind == "heartbeat":
-                handler.on_heartbeat(overdue_s=message.heartbeat.overdue_ms / 1000)
+                beat = message.heartbeat
+                handler.on_heartbeat(overdue_s=beat.overdue_ms / 1000, num_memory_faults=beat.num_memory_faults)
 
     async def close(self) -> None:
         self._call.cancel()

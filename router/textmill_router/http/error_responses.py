@@ -16,6 +16,7 @@ from textmill_router.errors import (
     ModelNotFound,
     Overloaded,
     PayloadTooLarge,
+    Recovering,
     RequestError,
     RequestTimedOut,
     RetryLater,
@@ -67,6 +68,7 @@ _KINDS: dict[type[RequestError], ErrorKind] = {
     InternalError: ErrorKind(500, "internal"),
     UnknownTransferCoding: ErrorKind(501, "unknown_transfer_coding"),
     ModelLoading: ErrorKind(503, "loading"),
+    Recovering: ErrorKind(503, "recovering"),
     ShuttingDown: ErrorKind(503, "shutting_down"),
 }
 

@@ -19,13 +19,38 @@ STREAM_HEADERS: tuple[Header, ...] = (
 )
 
 
+class OpenStreams:
+    """The streams that are open now, so that all of them can get a comment at once."""
+
+    def __init__(self) -> None:
+        self._streams: set[EventStream] = set()
+
+    def add(self, stream: "EventStream") -> None:
+        self._streams.add(stream)
+
+    def remove(self, stream: "EventStream") -> None:
+        self._streams.discard(stream)
+
+    def comment_all(self) -> None:
+        """Send a comment to each stream, because nothing else will come for a while."""
+        for stream in self._streams:
+            stream.comment()
+
+
 class EventStream:
     """One answer in events. Nothing is sent before the first write, so that an error until then has its own status.
 
     Events hold JSON, and no character of theirs ends a line but the line ends of the events.
     """
 
-    def __init__(self, scope: Scope, send: Send, headers: Sequence[Header], keep_alive_s: float = KEEP_ALIVE_S) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        send: Send,
+        headers: Sequence[Header],
+        streams: "OpenStreams",
+        keep_alive_s: float = KEEP_ALIVE_S,
+    ) -> None:
         self._scope = scope
         self._send = send
         self._headers = [*STREAM_HEADERS, *headers]
@@ -36,6 +61,8 @@ class EventStream:
         self._timer = self._loop.call_later(keep_alive_s, self._on_timer)
         self._comment: asyncio.Task[None] | None = None
         self.is_started = False
+        self._streams = streams
+        streams.add(self)
 
     @property
     def can_write_now(self) -> bool:
@@ -69,6 +96,7 @@ class EventStream:
     def close(self) -> None:
         """Send no more comments, so that a stream that has not begun does not begin by itself. May be called twice."""
         self._timer.cancel()
+        self._streams.remove(self)
         if self._comment is not None and not self.is_started:
             self._comment.cancel()
             self._comment = None
@@ -88,11 +116,15 @@ class EventStream:
         wait_s = self._keep_alive_s - idle_s
         if wait_s <= 0:
             wait_s = self._keep_alive_s
-            self._last_write_s = self._loop.time()
-            # A comment that still waits for the client to read needs no second one.
-            if self._comment is None or self._comment.done():
-                self._comment = self._loop.create_task(self._write_comment())
+            self.comment()
         self._timer = self._loop.call_later(wait_s, self._on_timer)
+
+    def comment(self) -> None:
+        """Send a comment soon, which begins the answer if nothing has begun it."""
+        self._last_write_s = self._loop.time()
+        # A comment that still waits for the client to read needs no second one.
+        if self._comment is None or self._comment.done():
+            self._comment = self._loop.create_task(self._write_comment())
 
     async def _write_comment(self) -> None:
         if not self.is_started:

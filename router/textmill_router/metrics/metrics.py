@@ -77,6 +77,7 @@ class Metrics:
         self._finishes: Counter[FinishReason] = Counter()
         self._http: Counter[tuple[str, str, int]] = Counter()  # by route, method, status
         self._prompt_tokens = 0
+        self._shard_restarts: Counter[str] = Counter()  # by reason
         self._request_duration = Histogram(DURATION_BOUNDS_S)
         self._validation_duration = Histogram(DURATION_BOUNDS_S)
         self._queue_duration = Histogram(DURATION_BOUNDS_S)
@@ -143,6 +144,10 @@ class Metrics:
         """Count a connection that was refused before a call was read from it."""
         self._http["other", "other", status] += 1
 
+    def on_shard_restart(self, reason: str) -> None:
+        """Count a group of shards that the launcher starts again. The text of `specs.SHARD_RESTARTS` lists reasons."""
+        self._shard_restarts[reason] += 1
+
     def on_cache_hit(self) -> None:
         """Count a call that was answered from the response cache."""
         self._successes += 1
@@ -185,6 +190,9 @@ class Metrics:
         )
         yield counter_family(specs.PROMPT_TOKENS, self._prompt_tokens)
         yield labelled_counters(
+            specs.SHARD_RESTARTS, [((reason,), count) for reason, count in sorted(self._shard_restarts.items())]
+        )
+        yield labelled_counters(
             specs.HTTP_REQUESTS,
             [((route, method, str(status)), count) for (route, method, status), count in sorted(self._http.items())],
         )
@@ -199,6 +207,8 @@ def _engine_families(engine: EngineNumbers) -> Iterator[Metric]:
     yield summary_family(specs.SKIPPED_TOKENS, steps.num_outputs_by_skipped)
     yield histogram_family(specs.BATCH_NEXT_SIZE, steps.next_size)
     yield histogram_family(specs.INTER_TOKEN, steps.inter_token)
+    yield histogram_family(specs.RECOVERY, steps.recovery)
+    yield counter_family(specs.MEMORY_FAULTS, steps.num_memory_faults)
     if steps.num_concats:
         yield labelled_counters(specs.BATCH_CONCAT, [((_CONCAT_REASON,), steps.num_concats)])
     yield labelled_counters(
@@ -251,6 +261,8 @@ def _stats_families(stats: SchedulerStats, block_size: int) -> Iterator[Metric]:
     )
     for spec, total in (
         (specs.PREEMPTIONS, stats.num_preemptions_total),
+        (specs.READMISSIONS, stats.num_readmissions_total),
+        (specs.RECOMPUTED_TOKENS, stats.num_recomputed_tokens_total),
         (specs.STARVATIONS, stats.num_starvations_total),
         (specs.PREFIX_HIT_TOKENS, stats.num_prefix_hit_tokens_total),
         (specs.PREFIX_LOOKUP_TOKENS, stats.num_prefix_lookup_tokens_total),

@@ -179,6 +179,26 @@ PREFIX_LOOKUP_TOKENS = _spec(
 PREEMPTIONS = _spec(
     "textmill_preemptions", _COUNTER, "Times that a request was put back into the queue for want of KV blocks"
 )
+READMISSIONS = _spec(
+    "textmill_readmitted_requests", _COUNTER, "Times that a request got a new slot after its shard was lost"
+)
+RECOMPUTED_TOKENS = _spec(
+    "textmill_recomputed_tokens", _COUNTER, "Tokens of readmitted requests whose keys and values were computed again"
+)
+RECOVERY = _spec(
+    "textmill_recovery_seconds", _HISTOGRAM, "Seconds from the loss of a shard until it serves again", buckets="D"
+)
+SHARD_RESTARTS = _spec(
+    "textmill_shard_restarts_total",
+    _COUNTER,
+    "Times that the launcher started a lost group of shards again; reason is killed (by a signal), exited or hung",
+    labels=("reason",),
+)
+MEMORY_FAULTS = _spec(
+    "textmill_memory_faults",
+    _COUNTER,
+    "Steps, and parts of steps, that ran out of memory; they run again in halves, and a request without room ends",
+)
 STARVATIONS = _spec("textmill_starvations", _COUNTER, "Steps that a slot missed for want of blocks")
 KV_BLOCKS = _spec(
     "textmill_kv_blocks",

@@ -1,4 +1,4 @@
-"""Numbers and histograms of steps and tokens. The engine loop writes them; a scrape reads them."""
+"""Numbers and histograms of steps, tokens and recoveries. The engine loop writes them; a scrape reads them."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -27,9 +27,11 @@ class StepMetrics:
         self.num_steps: Counter[StepKind] = Counter()
         self.num_failed_steps: Counter[StepKind] = Counter()
         self.num_concats = 0
+        self.num_memory_faults = 0
         self.num_outputs_by_skipped: Counter[int] = Counter()  # outputs by tokens beyond the first
         self.next_size = Histogram(_BATCH_SIZES)
         self.inter_token = Histogram(DURATION_BOUNDS_S)
+        self.recovery = Histogram(DURATION_BOUNDS_S)  # from the loss of a stream until the next Hello
         self.step_s: dict[StepKind, Histogram] = {}
         self.forward_s: dict[StepKind, Histogram] = {}
         self.text_s: dict[StepKind, Histogram] = {}

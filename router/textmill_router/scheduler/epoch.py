@@ -20,6 +20,8 @@ class Counters:
     """Numbers of all epochs together; they only grow."""
 
     num_preemptions: int = 0
+    num_readmissions: int = 0  # of requests whose slot was lost with the shard
+    num_recomputed_tokens: int = 0  # K and V of these requests that were lost and not found again
     num_starvations: int = 0
     num_prefix_hit_tokens: int = 0
     num_prefix_lookup_tokens: int = 0
@@ -81,6 +83,10 @@ class Epoch:
         if is_first_here:
             state.epoch = self.number
             state.num_outputs_at_epoch = len(state.output_ids)
+        if state.was_lost:
+            self.counters.num_readmissions += 1
+            self.counters.num_recomputed_tokens += max(0, state.num_lost_tokens - num_cached_tokens)
+            state.was_lost = False
         state.num_foreign_blocks = len(hits) if is_first_here else min(len(hits), state.num_foreign_blocks)
         effort = state.effort
         if effort.admitted_s < 0.0:

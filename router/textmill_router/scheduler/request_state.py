@@ -39,6 +39,8 @@ class RequestState:
         "num_computed_tokens",
         "num_foreign_blocks",
         "num_indexed_blocks",
+        "num_lonely_strikes",
+        "num_lost_tokens",
         "num_new_tokens",
         "num_outputs_at_epoch",
         "num_strikes",
@@ -51,6 +53,7 @@ class RequestState:
         "request_id",
         "slot",
         "status",
+        "was_lost",
         "watch_at",
     )
 
@@ -84,7 +87,10 @@ class RequestState:
         self.effort = Effort()  # for the client
         self.epoch = 0  # epoch of the last admission
         self.num_outputs_at_epoch = 0  # output tokens at the first admission in that epoch
+        self.was_lost = False  # whether the shard died with the request in a slot, and no slot was given since
+        self.num_lost_tokens = 0  # tokens whose K and V that shard had stored
         self.num_strikes = 0  # deaths of the shard in a row without a token between them (rule 22)
+        self.num_lonely_strikes = 0  # those of them at which every other request with a slot had a token
 
     def __repr__(self) -> str:
         return f"RequestState({self.request_id}, {self.status.value}, slot={self.slot}, tokens={self.num_tokens})"

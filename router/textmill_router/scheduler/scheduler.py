@@ -112,16 +112,19 @@ class Scheduler:
         occupants = list(self._epoch.slots.occupants())
         self._epoch = None
         self._reader = None
+        is_alone = sum(not state.has_token_in_epoch for state in occupants) == 1
         for state in occupants:
             if state.status is RequestStatus.CANCELLED:
                 continue
             # A broken rule is not a death: nobody is blamed for it.
-            if not self._is_epoch_condemned and self._suspects.is_guilty(state):
+            if not self._is_epoch_condemned and self._suspects.is_guilty(state, is_alone=is_alone):
                 message = (
                     "the model server stopped twice or more while it read this prompt, at last with no other beside it"
                 )
                 outputs.append(self._fail(state, FailureCode.SUSPECT, message))
             else:
+                state.was_lost = True
+                state.num_lost_tokens = state.num_computed_tokens
                 self._put_back(state)
         self._suspects.end_epoch()
         return tuple(outputs)

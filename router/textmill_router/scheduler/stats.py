@@ -21,6 +21,8 @@ class SchedulerStats:
     num_free_slots: int
     num_slots: int
     num_preemptions_total: int
+    num_readmissions_total: int
+    num_recomputed_tokens_total: int
     num_starvations_total: int
     num_prefix_hit_tokens_total: int
     num_prefix_lookup_tokens_total: int
@@ -45,6 +47,8 @@ def collect_stats(epoch: Epoch | None, queue: WaitingQueue, counters: Counters) 
         num_free_slots=slots.num_free if slots else 0,
         num_slots=slots.num_slots if slots else 0,
         num_preemptions_total=counters.num_preemptions,
+        num_readmissions_total=counters.num_readmissions,
+        num_recomputed_tokens_total=counters.num_recomputed_tokens,
         num_starvations_total=counters.num_starvations,
         num_prefix_hit_tokens_total=counters.num_prefix_hit_tokens,
         num_prefix_lookup_tokens_total=counters.num_prefix_lookup_tokens,

@@ -10,7 +10,8 @@ class Suspects:
 
     A request with a slot gets a strike when the shard dies before the request has a token in that epoch, and loses its
     strikes when the shard dies after that. A request with two strikes is a suspect. A suspect is admitted alone, and
-    stays alone in prefill until it has a token.
+    stays alone in prefill until it has a token. A request is guilty when the shard dies while the request is such a
+    suspect, and also when no other request was without a token at either of its two strikes.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,7 @@ class Suspects:
         if alone is None:
             return False
         if alone.has_token_in_epoch:
-            alone.num_strikes = 0
+            alone.num_strikes = alone.num_lonely_strikes = 0
         elif alone.slot is not None:
             return True
         self._alone = None
@@ -37,17 +38,18 @@ class Suspects:
         assert not self.is_prefill_closed()
         self._alone = state
 
-    def is_guilty(self, state: RequestState) -> bool:
+    def is_guilty(self, state: RequestState, *, is_alone: bool) -> bool:
         """Note the death of the shard for a request that has a slot.
 
-        Returns whether the request was the suspect alone in prefill.
+        `is_alone` says that every other request with a slot has a token in this epoch.
         """
-        is_alone = self._alone is state
         if state.has_token_in_epoch:
-            state.num_strikes = 0
+            state.num_strikes = state.num_lonely_strikes = 0
             return False
+        is_guilty = self._alone is state or (is_alone and state.num_lonely_strikes > 0)
         state.num_strikes += 1
-        return is_alone
+        state.num_lonely_strikes += is_alone
+        return is_guilty
 
     def end_epoch(self) -> None:
         """Note that no request has a slot any more."""

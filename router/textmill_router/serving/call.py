@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from starlette.types import Receive, Scope, Send
 
 from textmill_router.engine.status import EngineUnavailable
-from textmill_router.errors import ModelLoading, RequestError, ShuttingDown, TemplateFailed
+from textmill_router.errors import ModelLoading, Recovering, RequestError, ShuttingDown, TemplateFailed
 from textmill_router.http.disconnect import UntilClientLeaves
 from textmill_router.http.error_responses import error_kind
 from textmill_router.http.json_body import ClientLeft
@@ -47,7 +47,7 @@ async def admitted(
 
     `grammar_field` is the part of the body that the grammar comes from.
 
-    Raises ClientLeft, ValidationFailed and Overloaded, and failures of the engine as RequestError.
+    Raises ClientLeft, ValidationFailed, Overloaded and Recovering, and failures of the engine as RequestError.
     """
     backend = service.open_backend()
     if grammar is None:  # a bad grammar is told as such on a full server too
@@ -73,6 +73,8 @@ def failure_label(error: RequestError) -> str:
         return "loading"
     if isinstance(error, ShuttingDown):
         return "shutting_down"
+    if isinstance(error, Recovering):
+        return "overloaded"
     if isinstance(error, TemplateFailed):
         return "template"
     status = error_kind(error).status

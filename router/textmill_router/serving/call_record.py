@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from textmill_router.errors import RequestError
 from textmill_router.http.call import Call
 from textmill_router.http.error_responses import Header
+from textmill_router.http.event_stream import OpenStreams
 from textmill_router.serving.call import failure_label
 from textmill_router.serving.call_terms import terms_of
 from textmill_router.serving.prompts import TokenizedPrompt
@@ -34,6 +35,11 @@ class CallRecord:
     def arrival_s(self) -> float:
         """The time at which the call came, on the clock of `time.monotonic`."""
         return self._call.arrival_s
+
+    @property
+    def open_streams(self) -> OpenStreams:
+        """The streams of the server, of which the answer may become one."""
+        return self._service.open_streams
 
     def note_failure(self, error: RequestError) -> None:
         """Note that the call failed after its answer had begun."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from textmill_router.errors import Overloaded, ShuttingDown
+from textmill_router.errors import Overloaded, Recovering, RetryLater, ShuttingDown
 
 _MAX_RETRY_AFTER_S = 60
 _SPEED_WEIGHT = 0.1  # the weight of the newest interval in the running mean
@@ -20,10 +20,13 @@ class Permits:
         max_concurrent: int,
         clock: Callable[[], float] = time.monotonic,
         on_close: Callable[[], None] = lambda: None,
+        back_in_s: Callable[[], float | None] = lambda: None,
     ) -> None:
+        """`back_in_s` returns in how many seconds lost shards should serve again, or None while they serve."""
         self._max_concurrent = max_concurrent
         self._clock = clock
         self._on_close = on_close
+        self._back_in_s = back_in_s
         self._held = 0
         self._is_closed = False
         self._idle = asyncio.Event()
@@ -62,7 +65,7 @@ class Permits:
 
     @contextmanager
     def hold(self, count: int) -> Iterator[None]:
-        """Hold `count` permits, which come back however the block is left. Raises Overloaded or ShuttingDown."""
+        """Hold `count` permits, which come back however the block is left. Raises what `check_room` raises."""
         self.check_room(count)
         if self._held == 0:
             self._last_change_s = self._clock()  # a time in which nothing ran says nothing of the speed
@@ -77,7 +80,7 @@ class Permits:
             self._note_release(count)
 
     def check_room(self, count: int) -> None:
-        """Raise Overloaded or ShuttingDown if `hold` would. Takes nothing."""
+        """Raise Overloaded, Recovering or ShuttingDown if `hold` would. Takes nothing."""
         self.check_open()
         if self._held + count > self._max_concurrent:
             raise self.overloaded(
@@ -92,8 +95,16 @@ class Permits:
                 "the server is shutting down; try again later", retry_after_s=self._time_to_free(self._held)
             )
 
-    def overloaded(self, message: str) -> Overloaded:
-        """Return the refusal, with the time in which half of the permits should come back at the recent speed."""
+    def overloaded(self, message: str) -> RetryLater:
+        """Return the refusal, with the time in which half of the permits should come back at the recent speed.
+
+        While the shards are away, nothing comes back before them.
+        """
+        back_in_s = self._back_in_s()
+        if back_in_s is not None:
+            wait_s = max(1, math.ceil(back_in_s))
+            text = f"{message}, and the shards start again; try again in {wait_s} s"
+            return Recovering(text, retry_after_s=wait_s)
         retry_after_s = self._time_to_free(max(1, self._held // 2))
         return Overloaded(f"{message}; try again in {retry_after_s} s", retry_after_s=retry_after_s)
 

@@ -2,7 +2,7 @@
 
 import math
 
-from textmill_router.errors import Overloaded, RuleBroken, ValidationFailed
+from textmill_router.errors import Overloaded, RetryLater, RuleBroken, ValidationFailed
 from textmill_router.scheduler.waiting_queue import QueueBound, QueueFull
 from textmill_router.serving.service import Backend, Service
 
@@ -43,7 +43,7 @@ def check_prompts_fit(service: Service, num_tokens: int) -> None:
 
 
 def check_room(service: Service, backend: Backend, num_sequences: int) -> None:
-    """Raise Overloaded or ShuttingDown when the server has no room for so many sequences now."""
+    """Raise Overloaded, Recovering or ShuttingDown when the server has no room for so many sequences now."""
     service.permits.check_room(num_sequences)
     try:
         backend.engine.check_room(num_sequences)
@@ -51,7 +51,7 @@ def check_room(service: Service, backend: Backend, num_sequences: int) -> None:
         raise queue_full(service, error) from None
 
 
-def queue_full(service: Service, error: QueueFull) -> Overloaded:
+def queue_full(service: Service, error: QueueFull) -> RetryLater:
     """Return the refusal of a call that the queue does not take, with the bound that was hit and its value."""
     sentence = _SENTENCES[error.bound].format(found=error.found, limit=error.limit)
     message = f"Model is overloaded: {sentence}"

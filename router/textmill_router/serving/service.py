@@ -17,6 +17,7 @@ from textmill_router.errors import ModelLoading
 from textmill_router.grammar.compiler import GrammarCompiler
 from textmill_router.health.health import Health
 from textmill_router.health.states import HealthFacts, Start
+from textmill_router.http.event_stream import OpenStreams
 from textmill_router.metrics.metrics import CacheNumbers, EngineNumbers, Metrics, ReplicaNumbers
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Budget
@@ -65,10 +66,11 @@ class Service:
         self.access = Access(settings)
         self.format_flags = FormatFlags(settings.tool_call_parser, settings.reasoning_parser)
         self._settled = asyncio.Event()  # set when the model is ready or the server leaves
-        self.permits = Permits(settings.max_concurrent_requests, on_close=self._on_close)
+        self.permits = Permits(settings.max_concurrent_requests, on_close=self._on_close, back_in_s=self._back_in_s)
         self.is_leaving = False
         self.response_cache = ResponseCache(settings.response_cache_bytes)
         self.metrics = Metrics()
+        self.open_streams = OpenStreams()
         self._started_s = time.monotonic()
         self._engine: ReplicaSet | None = None
         self._tokenizer: Tokenizer | None = None
@@ -162,6 +164,9 @@ class Service:
         status = None if self._engine is None else self._engine.status
         is_reading = status is not None and status.phase is EnginePhase.WEIGHTS
         return round(100 * status.progress) if status is not None and is_reading else None
+
+    def _back_in_s(self) -> float | None:
+        return None if self._backend is None else self._backend.engine.back_in_s()
 
     def _on_close(self) -> None:
         self._settled.set()

@@ -26,7 +26,7 @@ async def stream_answer(
 
     Raises GenerationFailed and RequestError while nothing has been sent.
     """
-    stream = EventStream(scope, send, record.stream_headers())
+    stream = EventStream(scope, send, record.stream_headers(), record.open_streams)
     try:
         last = await write(stream)
         await stream.end(last + end)

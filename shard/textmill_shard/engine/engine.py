@@ -16,6 +16,7 @@ from queue import Empty, SimpleQueue
 import numpy as np
 
 from textmill_shard.engine.events import EngineEvent, GrammarCompiled, PlanArrived, SessionClosed, SessionOpened, Stop
+from textmill_shard.engine.memory_faults import NO_ROOM, free_device_memory, is_out_of_memory
 from textmill_shard.engine.rank_channel import RankChannel, RankEntry
 from textmill_shard.engine.result_builder import build_result, rate_prompts
 from textmill_shard.engine.row_sampling import RowSampler
@@ -27,7 +28,7 @@ from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import FLAG_FINISHED, NO_IDS, IdArray, Plan, SlotError, StepResult
 from textmill_shard.slots.plan_check import PlanRejected
-from textmill_shard.slots.step_composer import ComposedStep
+from textmill_shard.slots.step_composer import ComposedStep, split_step
 
 log = logging.getLogger(__name__)
 
@@ -246,15 +247,42 @@ class Engine:
                 self._is_plan_unacknowledged = False
                 session.send(build_result(step=0, plan_applied=self._executor.plan_applied, composed=step))
             return False
-        self._status.begin_step()
-        launched_step = self._launch(step, composed_ns)
-        self._collect(launched_step, session)
-        self._status.finish_step(launched_step.number, launched_step.plan_applied)
+        self._run_step(step, session, composed_ns)
         return True
 
-    def _launch(self, step: ComposedStep, composed_ns: int) -> _LaunchedStep:
-        """Run the forward pass of a composed step."""
+    def _run_step(self, step: ComposedStep, session: Session, composed_ns: int) -> None:
+        """Run a step. A step that runs out of memory runs again in halves, down to the row that has no room alone."""
+        self._status.begin_step()
+        launched_step = self._launch(step, composed_ns)
+        if launched_step is not None:
+            self._collect(launched_step, session)
+            self._status.finish_step(launched_step.number, launched_step.plan_applied)
+            return
+        self._status.report_memory_fault()
+        self._grammars.finish_masks()
+        free_device_memory(self._executor.device)
+        log.warning("a step ran out of memory", extra={"num_rows": len(step.slots_R), "num_tokens": step.num_tokens})
+        if len(step.slots_R) == 1:
+            self._fail_alone(step)
+            return
+        for half in split_step(step):
+            self._run_step(half, session, time.monotonic_ns())
+
+    def _fail_alone(self, step: ComposedStep) -> None:
+        """End the request of the one row of a step, for which the memory has no room."""
+        [slot] = step.slots_R.tolist()
+        error = SlotError(slot, int(self._executor.table.request_ids[slot]), NO_ROOM.code, NO_ROOM.message)
+        self._send_held()
         self._step_number += 1
+        plan_applied = self._executor.plan_applied
+        self._held_result = build_result(
+            step=self._step_number, plan_applied=plan_applied, composed=step, errors={slot: error}
+        )
+        self._end_slots([slot])
+        self._status.finish_step(self._step_number, plan_applied)
+
+    def _launch(self, step: ComposedStep, composed_ns: int) -> _LaunchedStep | None:
+        """Run the forward pass of a composed step. Returns None when memory ran out and the step may run again."""
         self._is_plan_unacknowledged = False
         forward_ns = time.monotonic_ns()
         self._row_sampler.prepare(self._executor.table, step.slots_R[step.samples_R])
@@ -262,7 +290,14 @@ class Engine:
             self._status.progress.expect(MASK_TIMEOUT_S)
         batch = self._executor.build(step)
         self._send_held()
-        output = self._executor.forward(step, batch)
+        try:
+            output = self._executor.forward(step, batch)
+        except Exception as error:
+            # With other ranks the calls of this rank and theirs no longer fit, and rows of state have moved on.
+            if self._channel.needs_plans or not self._executor.can_repeat or not is_out_of_memory(error):
+                raise
+            return None
+        self._step_number += 1
         return _LaunchedStep(
             number=self._step_number,
             plan_applied=self._executor.plan_applied,

@@ -39,6 +39,7 @@ class ShardStatus:
         self._clock = clock
         self._snapshot = StatusSnapshot()
         self._step_began_s = 0.0
+        self._num_memory_faults = 0
         self.progress = Progress(clock)
 
     @property
@@ -80,6 +81,10 @@ class ShardStatus:
             self._snapshot, last_step=step, last_step_s=now_s, plan_applied=plan_applied, is_busy=False
         )
 
+    def report_memory_fault(self) -> None:
+        """Note that a step, or a part of one, ran out of memory."""
+        self._num_memory_faults += 1
+
     def heartbeat(self) -> Heartbeat:
         """Return the heartbeat for the router."""
         snapshot = self._snapshot
@@ -88,6 +93,7 @@ class ShardStatus:
             last_step_age_ms=self.last_step_age_ms(),
             plan_applied=snapshot.plan_applied,
             overdue_ms=self.overdue_ms(),
+            num_memory_faults=self._num_memory_faults,
         )
 
     @property

@@ -8,7 +8,7 @@ a fault of that slot alone (rule 19).
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 
@@ -75,6 +75,11 @@ class GrammarSlots:
             if seat is not None and seat.fault is None and self._is_current(table, seat):
                 seat.mask = self._mask_fillers.submit(self._fill, seat)
                 self.has_masks = True
+
+    def finish_masks(self) -> None:
+        """Wait for the masks that `start_masks` began and nobody took, before the matchers are asked again."""
+        begun = [seat.mask for seat in self._seats.values() if seat.mask is not None]
+        wait(begun, MASK_TIMEOUT_S)
 
     def mask(self, table: SlotTable, slot: int) -> npt.NDArray[np.bool_]:
         """[V] ids that may be sampled now in a slot whose request has a grammar. Raises GrammarFault."""

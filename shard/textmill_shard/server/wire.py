@@ -201,6 +201,7 @@ def heartbeat_to_wire(epoch: int, beat: Heartbeat) -> pb.FromShard:
             last_step_age_ms=beat.last_step_age_ms,
             plan_applied=beat.plan_applied,
             overdue_ms=beat.overdue_ms,
+            num_memory_faults=beat.num_memory_faults,
         ),
     )
 

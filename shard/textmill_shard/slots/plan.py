@@ -184,6 +184,7 @@ class Heartbeat:
     last_step_age_ms: int
     plan_applied: int
     overdue_ms: int = 0  # by so much the step loop is later than it may be; 0 = on time
+    num_memory_faults: int = 0  # steps, and parts of steps, that ran out of memory since the process began
 
 
 @dataclass(frozen=True, slots=True)

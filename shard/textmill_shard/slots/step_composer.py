@@ -41,6 +41,23 @@ class ComposedStep:
         return int(self.counts_R.sum())
 
 
+def split_step(step: ComposedStep) -> tuple[ComposedStep, ComposedStep]:
+    """Return the first and the second half of the rows of a step that has two rows or more, each as a step."""
+    middle = len(step.slots_R) // 2
+    halves = [
+        ComposedStep(
+            slots_R=step.slots_R[rows],
+            starts_R=step.starts_R[rows],
+            counts_R=step.counts_R[rows],
+            samples_R=step.samples_R[rows],
+            starved_slots=starved_slots,
+            is_decode=step.is_decode,
+        )
+        for rows, starved_slots in ((slice(middle), step.starved_slots), (slice(middle, None), NO_IDS))
+    ]
+    return halves[0], halves[1]
+
+
 def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
     """Choose the rows of the next step. Changes the table in one way: starved slots are marked as reported."""
     has_places = table.num_computed < table.num_places

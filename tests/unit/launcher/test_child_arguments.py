@@ -32,7 +32,7 @@ def value_after(command: list[str], flag: str) -> str:
 def test_unset_options_are_left_to_the_room_that_uses_them() -> None:
     settings = load_settings([], {})
     given = [argument for argument in router_command(settings, MODEL, [ALONE.socket]) if argument.startswith("--")]
-    own = ["--model-dir", "--model-id", "--model-sha", "--shard-uds-path", "--drain-timeout"]
+    own = ["--model-dir", "--model-id", "--model-sha", "--shard-uds-path", "--launcher-notes", "--drain-timeout"]
     used_by_both = ["--hostname", "--port", "--shutdown-delay"]
     assert sorted(given) == sorted([*own, *used_by_both])
     assert "--dtype" not in shard_command(settings, MODEL, ALONE)

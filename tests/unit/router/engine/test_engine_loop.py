@@ -109,6 +109,16 @@ def test_step_loop_that_the_shard_calls_late_is_away_until_the_next_heartbeat_on
     run(body())
 
 
+def test_memory_faults_add_up_over_processes_that_count_from_their_start() -> None:
+    async def body() -> None:
+        engine = Loop().engine
+        for count in (0, 2, 2, 5, 1, 4):  # 5, then a new process
+            engine.on_heartbeat(overdue_s=0.0, num_memory_faults=count)
+        assert engine.steps.num_memory_faults == 5 + 3
+
+    run(body())
+
+
 def test_steps_that_do_not_end_are_told_each_half_minute(caplog: pytest.LogCaptureFixture) -> None:
     async def body() -> None:
         loop = Loop(_ClockedEngine)

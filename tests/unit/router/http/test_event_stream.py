@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.types import Message
 from textmill_router.http.call import open_call
-from textmill_router.http.event_stream import EventStream
+from textmill_router.http.event_stream import EventStream, OpenStreams
 
 LIMIT_S = 5.0
 
@@ -35,10 +35,10 @@ class Wire:
         return [message["body"] for message in self.sent if message["type"] == "http.response.body"]
 
 
-def make_stream(wire: Wire, keep_alive_s: float) -> EventStream:
+def make_stream(wire: Wire, keep_alive_s: float, streams: OpenStreams | None = None) -> EventStream:
     scope: dict[str, Any] = {"type": "http"}
     open_call(scope, "id")
-    return EventStream(scope, wire.send, [], keep_alive_s)
+    return EventStream(scope, wire.send, [], streams or OpenStreams(), keep_alive_s)
 
 
 def test_nothing_is_sent_before_the_first_write() -> None:
@@ -53,6 +53,27 @@ def test_nothing_is_sent_before_the_first_write() -> None:
         assert [message["type"] for message in wire.sent] == ["http.response.start", *["http.response.body"] * 2]
         assert wire.sent[0]["status"] == 200
         assert [message.get("more_body") for message in wire.sent[1:]] == [True, False]
+
+    asyncio.run(scenario())
+
+
+def test_all_open_streams_get_a_comment_at_once_and_ended_ones_none() -> None:
+    async def scenario() -> None:
+        streams = OpenStreams()
+        silent, ended, blocked = Wire(), Wire(), Wire()
+        make_stream(silent, 15.0, streams)
+        over = make_stream(ended, 15.0, streams)
+        await over.end(b"end")
+        make_stream(blocked, 15.0, streams)
+        blocked.may_send.clear()
+        streams.comment_all()
+        streams.comment_all()  # the comment that still waits needs no second one
+        await silent.until(2)
+        blocked.may_send.set()
+        await blocked.until(2)
+        await asyncio.sleep(0)
+        assert silent.bodies() == blocked.bodies() == [b":\n\n"]
+        assert ended.bodies() == [b"end"]
 
     asyncio.run(scenario())
 

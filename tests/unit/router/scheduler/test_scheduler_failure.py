@@ -255,3 +255,34 @@ def test_cached_tokens_and_admission_time_are_those_of_the_first_admission():
     hand.begin()
     output = hand.step([(hand.admit_of(second.request_id).slot, 7, 0)]).outputs[0]
     assert (output.effort.num_cached_tokens, output.effort.admitted_s) == (4, 100.0)
+
+
+def test_rule_22_a_request_alone_in_prefill_at_two_deaths_fails_and_the_others_go_on():
+    hand = Hand()
+    healthy, killer = hand.admit([1, 2]), hand.admit([3, 4])
+    hand.step([(healthy.slot, 50, 0)])
+    assert hand.die() == ()
+    hand.begin()
+    hand.step([(hand.admit_of(healthy.request_id).slot, 51, 0)])
+    assert [(output.request_id, output.failure and output.failure.code) for output in hand.die()] == [
+        (killer.request_id, FailureCode.SUSPECT)
+    ]
+    hand.begin()
+    assert hand.admit_of(healthy.request_id).output_ids.tolist() == [50, 51]
+
+
+def test_readmissions_and_the_tokens_that_are_computed_again_are_counted():
+    hand = Hand()
+    first = hand.admit([1, 2, 3, 4, 5])
+    hand.step(prefills=[(first.slot, 3)])
+    assert hand.scheduler.stats().num_readmissions_total == 0
+    hand.die()
+    hand.begin()
+    stats = hand.scheduler.stats()
+    assert (stats.num_readmissions_total, stats.num_recomputed_tokens_total) == (1, 3)
+    again = hand.admit_of(first.request_id)
+    hand.step([(again.slot, 50, 0)], prefills=[(again.slot, 5)])
+    hand.die()
+    hand.begin()
+    stats = hand.scheduler.stats()
+    assert (stats.num_readmissions_total, stats.num_recomputed_tokens_total) == (2, 3 + 5)

@@ -17,19 +17,19 @@ def give_token(state: RequestState) -> None:
 
 def test_rule_22_two_strikes_make_a_suspect():
     suspects, state = Suspects(), make_seated()
-    assert not suspects.is_guilty(state)
+    assert not suspects.is_guilty(state, is_alone=False)
     assert not suspects.is_suspect(state)
-    assert not suspects.is_guilty(state)
+    assert not suspects.is_guilty(state, is_alone=False)
     assert suspects.is_suspect(state)
 
 
 def test_rule_22_a_death_after_a_token_takes_the_strikes_away():
     suspects, state = Suspects(), make_seated()
-    suspects.is_guilty(state)
+    suspects.is_guilty(state, is_alone=False)
     give_token(state)
-    suspects.is_guilty(state)
+    suspects.is_guilty(state, is_alone=False)
     state.num_outputs_at_epoch = 1
-    suspects.is_guilty(state)
+    suspects.is_guilty(state, is_alone=False)
     assert not suspects.is_suspect(state)
 
 
@@ -51,7 +51,23 @@ def test_rule_22_only_the_suspect_that_was_alone_is_guilty():
     suspects, alone, other = Suspects(), make_seated(1), make_seated(2)
     alone.num_strikes = other.num_strikes = 2
     suspects.enter(alone)
-    assert not suspects.is_guilty(other)
-    assert suspects.is_guilty(alone)
+    assert not suspects.is_guilty(other, is_alone=False)
+    assert suspects.is_guilty(alone, is_alone=False)
     suspects.end_epoch()
     assert not suspects.is_prefill_closed()
+
+
+def test_rule_22_two_deaths_that_find_a_request_alone_without_a_token_make_it_guilty() -> None:
+    suspects, state = Suspects(), make_seated()
+    assert not suspects.is_guilty(state, is_alone=True)
+    assert not suspects.is_guilty(state, is_alone=False)
+    assert suspects.is_guilty(state, is_alone=True)
+
+
+def test_rule_22_a_token_takes_lonely_strikes_away() -> None:
+    suspects, state = Suspects(), make_seated()
+    suspects.is_guilty(state, is_alone=True)
+    give_token(state)
+    suspects.is_guilty(state, is_alone=True)
+    state.num_outputs_at_epoch = 1
+    assert not suspects.is_guilty(state, is_alone=True)

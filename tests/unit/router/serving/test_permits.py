@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from textmill_router.errors import Overloaded, ShuttingDown
+from textmill_router.errors import Overloaded, Recovering, ShuttingDown
 from textmill_router.serving.permits import Permits
 
 
@@ -14,6 +14,18 @@ def test_one_permit_per_sequence() -> None:
         with pytest.raises(Overloaded), permits.hold(1):
             pass
     assert permits.held == 0
+
+
+def test_refusal_while_the_shards_are_away_tells_when_they_should_be_back() -> None:
+    back_in_s: float | None = None
+    permits = Permits(1, back_in_s=lambda: back_in_s)
+    with permits.hold(1):
+        with pytest.raises(Overloaded), permits.hold(1):
+            pass
+        back_in_s = 6.2
+        with pytest.raises(Recovering, match="the shards start again; try again in 7 s") as caught, permits.hold(1):
+            pass
+        assert caught.value.retry_after_s == 7
 
 
 def test_permit_comes_back_after_an_error() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from textmill_shard.engine.session import EndReason, StreamEnd
-from textmill_shard.model.forward_batch import RowScan
+from textmill_shard.model.forward_batch import ForwardBatch, RowScan
 from textmill_shard.sampling.row_selection import StepRows
 from textmill_shard.sampling.sampler import SampledRows, Sampler
 from textmill_shard.sampling.stage import SlotText
@@ -29,6 +29,8 @@ from tests.fakes.step_harness import (
 )
 
 PROMPT = [5, 3, 8, 1, 9]
+# From torch's allocator of a CPU, c10/core/impl/alloc_cpu.cpp.
+ALLOCATOR_TEXT = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
 
 
 def gated() -> Shard:
@@ -261,3 +263,50 @@ def test_a_fault_of_the_model_ends_the_loop_and_tells_the_stream() -> None:
         assert item.reason is EndReason.FAILED
         assert "device lost" in item.message
     assert isinstance(shard.error, RuntimeError)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("on a device"), MemoryError(), RuntimeError(ALLOCATOR_TEXT)])
+def test_step_that_runs_out_of_memory_runs_again_in_halves(error: Exception) -> None:
+    prompts = [PROMPT, [6, 2], [9, 9, 4], [7]]
+    sampling = SamplingParams(do_sample=True, seed=11, temperature=30.0, repetition_penalty=1.3)
+    with Shard() as shard:
+        shard.send(admits=[admit(slot, prompt, max_new=6, sampling=sampling) for slot, prompt in enumerate(prompts)])
+        undisturbed = shard.run_to_end(0, 1, 2, 3)
+    with Shard() as shard:
+        shard.runner.refuse = lambda batch: error if len(batch.context_lens_R) > 1 else None
+        shard.send(admits=[admit(slot, prompt, max_new=6, sampling=sampling) for slot, prompt in enumerate(prompts)])
+        assert shard.run_to_end(0, 1, 2, 3) == undisturbed
+        assert not any(result.errors for result in shard.results)
+        assert [len(result.slots) for result in shard.results[:4]] == [1, 1, 1, 1]
+        # Four rows run out of memory, then twice two of them, in each of six steps.
+        assert shard.status.heartbeat().num_memory_faults == 3 * 6
+
+
+def test_request_that_has_no_room_alone_ends_and_the_others_go_on() -> None:
+    def refuse(batch: ForwardBatch) -> Exception | None:
+        return torch.OutOfMemoryError("none left") if 6 in batch.input_ids_T.tolist() else None
+
+    with Shard() as shard:
+        shard.runner.refuse = refuse
+        shard.send(admits=[admit(0, PROMPT, max_new=6), admit(1, [6, 2], max_new=6), admit(2, [4, 4], max_new=6)])
+        tokens = shard.run_to_end(0, 2)
+        errors = [error for result in shard.results for error in result.errors]
+        assert [(error.slot, error.request_id, error.code) for error in errors] == [(1, 101, SlotErrorCode.INTERNAL)]
+        assert "memory" in errors[0].message
+        assert tokens == {0: greedy(PROMPT, 6), 2: greedy([4, 4], 6)}
+        assert not shard.executor.table.is_occupied.any()
+        steps = [result.step for result in shard.results]
+        assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("is_state_layout", [True, False])
+def test_step_that_may_not_run_again_ends_the_process(is_state_layout: bool) -> None:
+    """Rows of state move on within a step, and an exception that is not of memory says nothing of its cause."""
+    error = torch.OutOfMemoryError("none left") if is_state_layout else RuntimeError("none of your business")
+    with Shard(facts=replace(FACTS, layout="state" if is_state_layout else "flat")) as shard:
+        shard.runner.raises = error
+        shard.send(admits=[admit(0, PROMPT)])
+        item = shard.next_item()
+        assert isinstance(item, StreamEnd)
+        assert item.reason is EndReason.FAILED
+    assert shard.error is error

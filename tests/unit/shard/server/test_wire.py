@@ -230,8 +230,8 @@ def test_a_result_that_only_acknowledges_is_nearly_empty() -> None:
 
 
 def test_heartbeat_rejection_and_hello_are_written() -> None:
-    beat = Heartbeat(last_step=4, last_step_age_ms=20, plan_applied=2, overdue_ms=7)
-    expected = pb.Heartbeat(last_step=4, last_step_age_ms=20, plan_applied=2, overdue_ms=7)
+    beat = Heartbeat(last_step=4, last_step_age_ms=20, plan_applied=2, overdue_ms=7, num_memory_faults=3)
+    expected = pb.Heartbeat(last_step=4, last_step_age_ms=20, plan_applied=2, overdue_ms=7, num_memory_faults=3)
     assert heartbeat_to_wire(3, beat) == pb.FromShard(epoch=3, heartbeat=expected)
     rejection = PlanRejection(plan=6, slot=2, field="admits.slot", message="taken")
     rejected = pb.PlanRejected(plan=6, slot=2, field="admits.slot", message="taken")

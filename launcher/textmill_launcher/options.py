@@ -188,7 +188,8 @@ def lines(value: str) -> tuple[str, ...]:
 V1_ERRORS = ("mixed", "openai", "tgi")
 TOOL_FORMATS = (
     *("harmony", "openai", "gpt-oss"),
-    *("deepseek_v3", "deepseekv3", "deepseek_v31", "deepseekv31", "command_r", "phi4_mini_json", "granite"),
+    *("deepseek_v3", "deepseekv3", "deepseek_v31", "deepseekv31", "kimi_k2", "command_r", "granite"),
+    *("functools", "phi4_mini_json", "phi4_mini", "minimax_m1", "minimax", "minimax_m2", "glm45", "glm47"),
     *("hermes", "llama3_json", "mistral", "qwen3_coder", "qwen3_xml", "pythonic", "llama4_pythonic", "json"),
 )
 REASONING_FORMATS = (

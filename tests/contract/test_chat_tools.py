@@ -98,7 +98,7 @@ def test_cut_call_is_length_with_what_there_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", ["qwen2_5", "llama3", "mistral", None])
 def test_stop_string_inside_a_call_ends_it_there(tmp_path: Path, template: str | None) -> None:
     """A stop string inside a call leaves arguments that are no JSON, and one behind a call changes nothing."""
-    with speaking(tmp_path, OUTPUTS[template], template) as client:
+    with speaking(tmp_path, OUTPUTS[template].removeprefix("Let me see.\n"), template) as client:
         for stop, arguments, reason in (("東", '{"city": "', "stop"), ("get_time", ARGUMENTS, "tool_calls")):
             fields = {"tools": TOOLS, "max_tokens": 300, "stop": stop}
             [choice] = answer_of(client, **fields)["choices"]
@@ -106,6 +106,76 @@ def test_stop_string_inside_a_call_ends_it_there(tmp_path: Path, template: str |
             for calls in (choice["message"]["tool_calls"], calls_of(chunks)):
                 assert [call["function"]["arguments"] for call in calls] == [arguments]
             assert choice["finish_reason"] == chunks[-1]["choices"][0]["finish_reason"] == reason
+
+
+BROKEN_OFF = {
+    "qwen2_5": '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Os',
+    "llama3": '{"name": "get_weather", "parameters": {"city": "Os',
+    "qwen3_coder": "<tool_call>\n<function=get_weather>\n<parameter=city>\nOs",
+    "deepseek_v31": '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{"city": "Os',
+}
+
+
+@pytest.mark.parametrize("template", BROKEN_OFF)
+def test_call_that_the_model_breaks_off_is_none_to_make(tmp_path: Path, template: str) -> None:
+    """The finish reason `tool_calls` says that all arguments are whole JSON objects."""
+    with speaking(tmp_path, BROKEN_OFF[template], template) as client:
+        [choice] = answer_of(client, tools=TOOLS, max_tokens=300)["choices"]
+        assert choice["finish_reason"] == "stop"
+        assert [call["function"]["arguments"] for call in choice["message"]["tool_calls"]] == ['{"city": "Os']
+        chunks = stream(client, tools=TOOLS, max_tokens=300)
+        assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+        assert [call["function"]["arguments"] for call in calls_of(chunks)] == ['{"city": "Os']
+
+
+@pytest.mark.parametrize(
+    ("text", "is_parallel", "reason"),
+    [
+        ('<tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"</tool_call>', True, "tool_calls"),
+        (
+            f'<tool_call>{{"name": "get_weather", "arguments": {ARGUMENTS}}}</tool_call>\n<tool_call>{{"name": "f", '
+            '"arguments": {"a": 01}}</tool_call>',
+            True,
+            "stop",
+        ),
+        (
+            f'<tool_call>{{"name": "get_weather", "arguments": {ARGUMENTS}}}</tool_call>\n<tool_call>{{"name": "f", '
+            '"arguments": {"a": 01}}</tool_call>',
+            False,
+            "tool_calls",
+        ),
+    ],
+)
+def test_finish_reason_tells_whether_the_calls_that_are_shown_are_whole(
+    tmp_path: Path, text: str, is_parallel: bool, reason: str
+) -> None:
+    fields = {"tools": TOOLS, "max_tokens": 300, "parallel_tool_calls": is_parallel}
+    with speaking(tmp_path, text, "qwen2_5") as client:
+        [choice] = answer_of(client, **fields)["choices"]
+        assert choice["finish_reason"] == reason
+        chunks = stream(client, **fields)
+        assert chunks[-1]["choices"][0]["finish_reason"] == reason
+        assert [call["function"] for call in calls_of(chunks)] == [
+            call["function"] for call in choice["message"]["tool_calls"]
+        ]
+
+
+@pytest.mark.parametrize("text", ["[get_weather(city=float('inf'))]", "[get_weather(city=f'{x}' + 'a')] so"])
+def test_python_that_is_no_literal_is_text(tmp_path: Path, text: str) -> None:
+    with speaking(tmp_path, text, "pythonic") as client:
+        [choice] = answer_of(client, tools=TOOLS, max_tokens=300)["choices"]
+        assert (choice["message"], choice["finish_reason"]) == ({"role": "assistant", "content": text}, "stop")
+        chunks = stream(client, tools=TOOLS, max_tokens=300)
+        assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == text
+
+
+def test_ids_that_the_model_writes_are_shown(tmp_path: Path) -> None:
+    """The templates of Kimi K2 show a call by its id, which therefore must come back as the model wrote it."""
+    with speaking(tmp_path, OUTPUTS["kimi_k2"], "kimi_k2") as client:
+        [choice] = answer_of(client, tools=TOOLS, max_tokens=300)["choices"]
+        ids = ["functions.get_weather:0", "functions.get_time:1"]
+        assert [call["id"] for call in choice["message"]["tool_calls"]] == ids
+        assert [call["id"] for call in calls_of(stream(client, tools=TOOLS, max_tokens=300))] == ids
 
 
 def test_named_tool_is_one_call_unless_several_are_asked_for(tmp_path: Path) -> None:
@@ -156,7 +226,15 @@ FLAGS = {
     "llama4_pythonic": "pythonic",
     "deepseek_v3": "deepseek_v31",
     "deepseek_v31": "deepseek_v31",
-    "phi4_mini_json": "phi4_mini",
+    "phi4_mini": "phi4_mini",
+    "phi4_mini_json": "functools",
+    "functools": "functools",
+    "kimi_k2": "kimi_k2",
+    "glm45": "glm45",
+    "glm47": "glm45",
+    "minimax": "minimax_m1",
+    "minimax_m1": "minimax_m1",
+    "minimax_m2": "minimax_m2",
     "granite": "granite",
     "command_r": "command_r",
     "harmony": "gpt_oss",
@@ -177,7 +255,15 @@ FLAGS = {
         ("llama4_pythonic", "llama3"),
         ("deepseek_v3", None),
         ("deepseek_v31", "qwen3"),
+        ("phi4_mini", None),
         ("phi4_mini_json", None),
+        ("functools", "qwen3"),
+        ("kimi_k2", None),
+        ("glm45", "qwen3"),
+        ("glm47", None),
+        ("minimax", None),
+        ("minimax_m1", "qwen3"),
+        ("minimax_m2", None),
         ("granite", "llama3"),
         ("command_r", "qwen3"),
         ("harmony", None),
@@ -252,6 +338,11 @@ WRITTEN_CALLS = {
     "phi4_mini": f'<|tool_call|>{{"name": "get_weather", "arguments": {ARGUMENTS}}}<|/tool_call|>',
     "command_r": f'"tool_name": "get_weather", "parameters": {ARGUMENTS}}}',
     "granite": f'<|tool_call|>[{{"name": "get_weather", "arguments": {ARGUMENTS}}}',
+    "functools": f'functools[{{"name": "get_weather", "arguments": {ARGUMENTS}}}',
+    "kimi_k2": f"<|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>{ARGUMENTS}<|tool_call_end|>",
+    "glm45": "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>東京</arg_value>\n</tool_call>",
+    "minimax_m1": f'<tool_calls>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n',
+    "minimax_m2": '<invoke name="get_weather">\n<parameter name="city">東京</parameter>\n</invoke>\n',
 }
 ALL_TYPES = {
     "type": "object",
@@ -282,7 +373,11 @@ def test_calls_that_the_template_shows_are_read_as_they_were_given(tmp_path: Pat
     act = {"type": "function", "function": {"name": "act", "parameters": ALL_TYPES}}
     with speaking(tmp_path, OUTPUTS[template], template) as client:
         message = answer_of(client, tools=TOOLS, max_tokens=300)["choices"][0]["message"]
-        given = {"id": "c", "type": "function", "function": {"name": "act", "arguments": json.dumps(VALUES)}}
+        given = {
+            "id": "functions.act:2",
+            "type": "function",
+            "function": {"name": "act", "arguments": json.dumps(VALUES)},
+        }
         messages = [
             {"role": "user", "content": "hi"},
             message,
@@ -292,7 +387,8 @@ def test_calls_that_the_template_shows_are_read_as_they_were_given(tmp_path: Pat
         body = {"messages": messages, "tools": [*TOOLS, act], "add_generation_prompt": False}
         shown = client.post("/chat_tokenize", json=body).json()["templated_text"]
         assert WRITTEN_CALLS[template].strip("[]") in shown
-        mark = {"deepseek_v31": "<｜tool▁output▁end｜>", "command_r": "<|CHATBOT_TOKEN|>"}.get(template, "assistant")
+        marks = {"deepseek_v31": "<｜tool▁output▁end｜>", "command_r": "<|CHATBOT_TOKEN|>", "minimax_m2": "]~b]ai"}
+        mark = marks.get(template, "assistant")
         written = shown[shown.rindex(mark) + len(mark) :].split("<|im_end|>")[0].split("<|eot")[0]
         written = written.removeprefix("<|header_end|>")
     (tmp_path / "again").mkdir()
@@ -300,6 +396,7 @@ def test_calls_that_the_template_shows_are_read_as_they_were_given(tmp_path: Pat
         [choice] = answer_of(client, tools=[act], max_tokens=900)["choices"]
         [call] = choice["message"]["tool_calls"]
         assert json.loads(call["function"]["arguments"]) == VALUES
+        assert call["function"]["name"] == "act"
         [streamed] = calls_of(stream(client, tools=[act], max_tokens=900))
         assert streamed["function"] == call["function"]
 

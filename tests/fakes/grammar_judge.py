@@ -8,7 +8,7 @@ import tokenizers
 from textmill_router.request import Grammar
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from tests.fakes.chat_templates import DEEPSEEK_TAGS
+from tests.fakes.chat_templates import DEEPSEEK_TAGS, GLM_TAGS, KIMI_TAGS
 
 END_ID = 256
 CHANNEL_MARKS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>")
@@ -21,6 +21,8 @@ MARKERS = (
     "[ARGS]",
     *CHANNEL_MARKS,
     *DEEPSEEK_TAGS,
+    *KIMI_TAGS,
+    *(tag for tag in GLM_TAGS if "arg" in tag),
 )
 
 

@@ -41,6 +41,26 @@ OUTPUTS = {
     "granite": (
         f'<|tool_call|>[{{"name": "get_weather", "arguments": {ARGUMENTS}}}, {{"name": "get_time", "arguments": {{}}}}]'
     ),
+    "kimi_k2": (
+        "Let me see.<|tool_calls_section_begin|><|tool_call_begin|>functions.get_weather:0<|tool_call_argument_begin|>"
+        f"{ARGUMENTS}<|tool_call_end|><|tool_call_begin|>functions.get_time:1<|tool_call_argument_begin|>{{}}"
+        "<|tool_call_end|><|tool_calls_section_end|>"
+    ),
+    "glm45": (
+        "\nLet me see.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>東京</arg_value>\n</tool_call>\n"
+        "<tool_call>get_time\n</tool_call>"
+    ),
+    "minimax_m1": (
+        f'Let me see.\n<tool_calls>\n{{"name": "get_weather", "arguments": {ARGUMENTS}}}\n'
+        '{"name": "get_time", "arguments": {}}\n</tool_calls>'
+    ),
+    "minimax_m2": (
+        'Let me see.\n<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">東京</parameter>\n'
+        '</invoke>\n<invoke name="get_time">\n</invoke>\n</minimax:tool_call>'
+    ),
+    "functools": (
+        f'functools[{{"name": "get_weather", "arguments": {ARGUMENTS}}}, {{"name": "get_time", "arguments": {{}}}}]'
+    ),
     None: (
         f'Let me see.\n{{"name": "get_weather", "parameters": {ARGUMENTS}}}\n{{"name": "get_time", "parameters": {{}}}}'
     ),

@@ -41,7 +41,7 @@ class TextReader(Protocol):
     def finish(self, was_cut: bool) -> list[Delta]: ...
 
     @property
-    def is_in_call(self) -> bool: ...
+    def has_unfinished_call(self) -> bool: ...
 
 
 class PlainReader:
@@ -54,7 +54,7 @@ class PlainReader:
         return []
 
     @property
-    def is_in_call(self) -> bool:
+    def has_unfinished_call(self) -> bool:
         return False
 
 
@@ -144,8 +144,9 @@ class AnswerReader:
         return self._allowed(self._parser.finish(was_cut))
 
     @property
-    def is_in_call(self) -> bool:
-        return self._parser.is_in_call
+    def has_unfinished_call(self) -> bool:
+        first = self._parser.first_unfinished_call
+        return first is not None and (self._is_parallel or first == 0)
 
     def _allowed(self, deltas: list[Delta]) -> list[Delta]:
         if self._is_parallel:

@@ -80,7 +80,8 @@ class FormTrial:
     def _try_calls(self) -> None:
         """Take the first form with which a call is shown whole, else the first with which its name is shown.
 
-        Where the name is shown in no form, calls of a history become text.
+        A template that shows a call by its id, which holds the name of the tool, shows the call too. Where a call is
+        shown in no form, calls of a history become text.
         """
         rendered: list[tuple[MessageForms, str]] = []
         for forms, prompt in self._rendered_calls():
@@ -89,6 +90,7 @@ class FormTrial:
                 return
             rendered.append((forms, prompt))
         with_name = [(forms, prompt) for forms, prompt in rendered if _CALLED in prompt]
+        with_name = with_name or [(forms, prompt) for forms, prompt in rendered if _shows(prompt, _CALL_ID, _FIRST)]
         whole = [forms for forms, prompt in with_name if _is_call_read(prompt)]
         if whole:
             self._forms = whole[0]

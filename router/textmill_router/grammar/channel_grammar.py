@@ -14,6 +14,7 @@ from textmill_router.parsers.tools.harmony import (
     CONSTRAIN,
     END,
     FUNCTIONS,
+    HARMONY,
     MARKS,
     MESSAGE,
     START,
@@ -124,7 +125,7 @@ class _Writer:
             f"thought: {self._marked(CHANNEL)} ({names}) {self._marked(MESSAGE)} ended {next_header}",
             f"turn: thought* ({' | '.join(ends)})",
         ]
-        reader = HarmonyReader(None, str, begun)
+        reader = HarmonyReader(None, HARMONY.new_id, begun)
         if reader.is_in_reasoning:
             start = f"ended {next_header} turn"
         elif reader.is_in_text:

@@ -1,5 +1,6 @@
 """The shapes in which requests of both dialects ask for an output that matches a schema or an expression."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -60,11 +61,16 @@ def checked_rules(schema_text: str, prefix: str, *, field: str, is_strict: bool,
     except RecursionError:
         raise _refuse(name, "must be a JSON schema, found one that is nested too deeply") from None
     if is_strict and found.weakened:
-        keys = ", ".join(f"`{key}`" for key in sorted(found.weakened))
-        raise _refuse(
-            name, f"cannot be strict because of {keys}: leave the keyword or `strict` out, and the answer is checked"
-        )
+        raise not_strict(name, found.weakened)
     return found
+
+
+def not_strict(field: str, keywords: Iterable[str]) -> ValidationFailed:
+    """The refusal of a strict schema for keywords that rules alone cannot hold."""
+    keys = ", ".join(f"`{key}`" for key in sorted(keywords))
+    return _refuse(
+        field, f"cannot be strict because of {keys}: leave the keyword or `strict` out, and the answer is checked"
+    )
 
 
 MAX_SCHEMA_BYTES = 512 * 1024  # more than a grammar may have: descriptions do not count there

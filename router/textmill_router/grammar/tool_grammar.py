@@ -8,10 +8,11 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.exact_json import dump_json
 from textmill_router.grammar.lark import ANY_TEXT, SPACES, escape, literal, marked, regex_rule, text_without
 from textmill_router.grammar.reasoning_grammar import ReasoningForm, reasoning_parts
-from textmill_router.grammar.request_forms import AskedGrammar, checked_rules
+from textmill_router.grammar.request_forms import AskedGrammar, checked_rules, not_strict
 from textmill_router.parsers.tools.call_shape import (
     InOrder,
     JsonValue,
+    LeftToCheck,
     Marker,
     Maybe,
     OneOf,
@@ -176,6 +177,10 @@ class _Writer:
                 return self._value(schema)
             case TextUntil(end, expressions):
                 return self._text_until(end, expressions)
+            case LeftToCheck(keywords):
+                if self._is_strict and keywords:
+                    raise not_strict("tools", keywords)
+                return ""
             case InOrder(pieces):
                 return " ".join(map(self._lark, pieces))
             case OneOf(pieces):
@@ -204,6 +209,10 @@ class _Writer:
 
     def _text_until(self, end: str, expressions: Sequence[str]) -> str:
         self._num_rules += 1
+        if end in self._form.marker_ids:
+            shapes = [regex_rule(text) for text in expressions or (ANY_TEXT,)]
+            self._rules.append(f"UNTIL{self._num_rules}: {' & '.join(shapes)} & ~/{ANY_TEXT}{escape(end)}{ANY_TEXT}/")
+            return f"UNTIL{self._num_rules} {self._marked(end)}"
         shapes = [regex_rule(f"({text}){escape(end)}") for text in expressions or (ANY_TEXT,)]
         self._rules.append(f"UNTIL{self._num_rules}: {' & '.join(shapes)} & ~/{ANY_TEXT}{escape(end)}(?s:.+)/")
         return self._rule("until", f"UNTIL{self._num_rules}", "[lazy]")

@@ -1,8 +1,8 @@
 """Collects the deltas of one answer while a reader of tool calls finds text, text that must wait, and calls."""
 
-from collections.abc import Callable
-
 from textmill_router.parsers.deltas import ContentText, Delta, ReasoningText, ToolArguments, ToolCallStart
+from textmill_router.parsers.tools.tool_format import NewId
+from textmill_router.parsers.whole_json import closing_brackets
 
 SPACES = " \t\r\n"
 
@@ -11,15 +11,32 @@ class AnswerWriter:
     """Keeps text back while the text may still become a call, and numbers the calls.
 
     Spaces around calls are dropped; text that begins after a call and has none before loses its leading spaces.
+    A call is open from `start_call` to `close_call`.
     """
 
-    __slots__ = ("_has_reasoning", "_has_text", "_held", "_held_reasoning", "_new_id", "_out", "num_calls")
+    __slots__ = (
+        "_arguments",
+        "_has_reasoning",
+        "_held",
+        "_held_reasoning",
+        "_ids",
+        "_is_open",
+        "_new_id",
+        "_out",
+        "first_unfinished_call",
+        "has_text",
+        "num_calls",
+    )
 
-    def __init__(self, new_id: Callable[[], str]) -> None:
-        """Take `new_id`, which makes the id of the next call."""
+    def __init__(self, new_id: NewId) -> None:
+        """Take `new_id`, which makes the id of a call from the tool's name and the number of calls before."""
         self._new_id = new_id
+        self._ids: set[str] = set()
+        self._arguments: list[str] = []  # of the call that is open
+        self._is_open = False
+        self.first_unfinished_call: int | None = None  # its index, if a call's arguments are no whole JSON object
         self._held: list[str] = []  # spaces, then text that may be a call
-        self._has_text = False
+        self.has_text = False  # text other than spaces has been given on
         self._held_reasoning: list[str] = []  # spaces
         self._has_reasoning = False
         self._out: list[Delta] = []
@@ -53,25 +70,52 @@ class AnswerWriter:
         """Give on the text that was kept back."""
         text = "".join(self._held)
         self._held.clear()
-        if self.num_calls and not self._has_text:
+        if self.num_calls and not self.has_text:
             text = text.lstrip(SPACES)
         if text:
-            self._has_text = True
+            self.has_text = True
             self._out.append(ContentText(text))
 
     def drop(self) -> None:
         """Forget the text that was kept back, because the text was a part of a call or spaces beside a call."""
         self._held.clear()
 
-    def start_call(self, name: str) -> None:
-        """Begin the next call, to which the text that was kept back belongs."""
+    def start_call(self, name: str, written_id: str = "") -> None:
+        """Begin the next call, to which the text that was kept back belongs. A call before it ends.
+
+        `written_id` is the id that the model wrote, which the call gets unless another call of the answer has that id.
+        """
+        self.close_call()
         self._held.clear()
-        self._out.append(ToolCallStart(self.num_calls, self._new_id(), name))
+        call_id = written_id
+        if not call_id or call_id in self._ids:
+            call_id = self._new_id(name, self.num_calls)
+        self._ids.add(call_id)
+        self._out.append(ToolCallStart(self.num_calls, call_id, name))
         self.num_calls += 1
+        self._arguments.clear()
+        self._is_open = True
+        if self.first_unfinished_call is None:
+            self.first_unfinished_call = self.num_calls - 1
 
     def add_arguments(self, text: str) -> None:
-        """Give on more JSON text of the arguments of the last call. The text is not empty."""
+        """Give on more JSON text of the arguments of the call that is open. The text is not empty."""
+        self._arguments.append(text)
         self._out.append(ToolArguments(self.num_calls - 1, text))
+
+    def close_call(self, *, is_whole: bool = True) -> None:
+        """End the call that is open, with the brackets that its arguments lack. Where none is open nothing happens.
+
+        Without `is_whole` the model has broken the call off, so that the call counts as unfinished.
+        """
+        if not self._is_open:
+            return
+        self._is_open = False
+        brackets = closing_brackets("".join(self._arguments))
+        if brackets:
+            self.add_arguments(brackets)
+        if is_whole and brackets is not None and self.first_unfinished_call == self.num_calls - 1:
+            self.first_unfinished_call = None
 
     def take(self) -> list[Delta]:
         """Return the deltas since the last take."""

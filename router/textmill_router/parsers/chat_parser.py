@@ -6,13 +6,13 @@ ever holds part of a character. `TextOptions.shown_specials` lists the markers t
 texts must reach the parser.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from textmill_router.parsers.deltas import ContentText, Delta, merge
 from textmill_router.parsers.formats import ReasoningFormat
 from textmill_router.parsers.reasoning_text import ReasoningReader
 from textmill_router.parsers.tools.harmony import ASSISTANT, HARMONY, HarmonyReader
-from textmill_router.parsers.tools.tool_format import ToolFormat, ToolReader, ToolSpec
+from textmill_router.parsers.tools.tool_format import NewId, ToolFormat, ToolReader, ToolSpec
 
 
 class ChatParser:
@@ -34,7 +34,7 @@ class ChatParser:
         *,
         is_reasoning: bool = False,
         begun: str = ASSISTANT,
-        new_id: Callable[[], str] | None = None,
+        new_id: NewId | None = None,
     ) -> None:
         self._reasoning: ReasoningReader | None = None
         self._tools: ToolReader | None = None
@@ -67,9 +67,9 @@ class ChatParser:
         return merge(deltas)
 
     @property
-    def is_in_call(self) -> bool:
-        """Whether a call has begun and its arguments have not ended."""
-        return self._tools is not None and self._tools.is_in_call
+    def first_unfinished_call(self) -> int | None:
+        """The index of the first call that has begun and whose arguments are no whole JSON object."""
+        return None if self._tools is None else self._tools.first_unfinished_call
 
     @property
     def num_steps(self) -> int:

@@ -6,10 +6,14 @@ from enum import Enum
 
 from textmill_router.parsers.tools.command_r import COMMAND_R
 from textmill_router.parsers.tools.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
+from textmill_router.parsers.tools.functools import FUNCTOOLS
 from textmill_router.parsers.tools.generic_json import GENERIC_JSON
+from textmill_router.parsers.tools.glm4 import GLM4
 from textmill_router.parsers.tools.harmony import CHANNEL, END, HARMONY, MARKS, MESSAGE
 from textmill_router.parsers.tools.hermes import HERMES
+from textmill_router.parsers.tools.kimi_k2 import KIMI_K2
 from textmill_router.parsers.tools.llama3_json import LLAMA3_JSON
+from textmill_router.parsers.tools.minimax import MINIMAX_M1, MINIMAX_M2
 from textmill_router.parsers.tools.mistral import MISTRAL
 from textmill_router.parsers.tools.pythonic import PYTHONIC
 from textmill_router.parsers.tools.qwen3_coder import QWEN3_CODER
@@ -24,10 +28,15 @@ TOOL_FORMATS: tuple[ToolFormat, ...] = (
     MISTRAL,
     DEEPSEEK_V3,
     DEEPSEEK_V31,
+    KIMI_K2,
     COMMAND_R,
+    FUNCTOOLS,
     PHI4_MINI,
     GRANITE,
+    MINIMAX_M2,
+    GLM4,
     QWEN3_CODER,
+    MINIMAX_M1,
     HERMES,
     PYTHONIC,
     LLAMA3_JSON,

@@ -15,6 +15,10 @@ BEGIN, END = "<s>", "</s>"
 DEEPSEEK_TAGS = tuple(f"<｜tool▁{name}｜>" for name in ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end"))
 COMMAND_ROLES = ("<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>")
 COMMAND_TAGS = tuple(f"<|{edge}_{part}|>" for part in ("THINKING", "ACTION", "RESPONSE") for edge in ("START", "END"))
+KIMI_TAGS = tuple(
+    f"<|tool_call{part}|>" for part in ("s_section_begin", "_begin", "_argument_begin", "_end", "s_section_end")
+)
+GLM_TAGS = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 TOOL_CALL_TAGS = ("<|tool_call|>", "<|/tool_call|>", "<|tool_response|>")
 _FAMILY_TOKENS = {
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"),
@@ -32,6 +36,11 @@ _FAMILY_TOKENS = {
     "gpt_oss": ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>"),
     "deepseek_v31": ("<｜User｜>", "<｜Assistant｜>", *DEEPSEEK_TAGS),
     "phi4_mini": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>", "<|/tool|>", *TOOL_CALL_TAGS),
+    "functools": ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|tool|>", "<|/tool|>", "<|tool_response|>"),
+    "glm45": ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    "kimi_k2": ("<|im_system|>", "<|im_user|>", "<|im_assistant|>", "<|im_middle|>", "<|im_end|>", *KIMI_TAGS),
+    "minimax_m1": ("<beginning_of_sentence>", "<end_of_sentence>"),
+    "minimax_m2": ("]~!b[", "]~b]", "[e~["),
     "granite": ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>", "<|tool_call|>"),
     "command_r": ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", *COMMAND_ROLES, *COMMAND_TAGS),
     "helpers": (),
@@ -42,6 +51,8 @@ _MARKUP_TOKENS = {
     "qwen2_5": _TOOL_TAGS,
     "qwen3": (*_TOOL_TAGS, "<tool_response>", "</tool_response>", "<think>", "</think>"),
     "qwen3_coder": (*_TOOL_TAGS, "<tool_response>", "</tool_response>"),
+    "glm45": (*GLM_TAGS, "<tool_response>", "</tool_response>", "<think>", "</think>"),
+    "minimax_m2": ("<minimax:tool_call>", "</minimax:tool_call>"),
     "llama3": ("<|reserved_special_token_0|>",),
 }
 # Added tokens that stand for ordinary text.

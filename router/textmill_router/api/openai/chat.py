@@ -170,7 +170,7 @@ class _Work:
         entries = None if logprobs is None else logprobs.push(result.tokens)
         return Choice(
             message,
-            reader.is_in_call,
+            reader.has_unfinished_call,
             entries,
             result,
             has_functions=self._body.has_functions,

@@ -193,7 +193,9 @@ class ChatChunks:
                 return f'{{"tool_calls":[{{"index":{index},"function":{{"arguments":{_quote(text)}}}}}]}}'
 
     def _finish_reason(self, result: GenerationResult) -> str:
-        reason = finish_reason(result, has_tool_calls=self._has_tool_calls, is_in_call=self._reader.is_in_call)
+        reason = finish_reason(
+            result, has_tool_calls=self._has_tool_calls, has_unfinished_call=self._reader.has_unfinished_call
+        )
         return _FUNCTION_CALL if self._has_functions and reason == "tool_calls" else reason
 
 
@@ -209,12 +211,12 @@ def usage_chunk(envelope: Envelope, usage: Usage, timings: Timings | None = None
 class Choice:
     """One complete choice.
 
-    `logprobs` is None unless the call asked for them. `is_in_call` says that the choice ended inside its last tool
-    call, and `has_functions` that the choice shows its call as `function_call`, the deprecated form.
+    `logprobs` is None unless the call asked for them. `has_unfinished_call` says that a tool call of the
+    choice is not whole, and `has_functions` that the choice shows its call as `function_call`, the deprecated form.
     """
 
     message: ParsedMessage
-    is_in_call: bool
+    has_unfinished_call: bool
     logprobs: list[TokenLogprob] | None
     result: GenerationResult
     has_functions: bool = False
@@ -250,18 +252,18 @@ def whole_answer(
 
 def _choice_reason(choice: Choice) -> str:
     has_tool_calls = bool(choice.message.tool_calls)
-    reason = finish_reason(choice.result, has_tool_calls=has_tool_calls, is_in_call=choice.is_in_call)
+    reason = finish_reason(choice.result, has_tool_calls=has_tool_calls, has_unfinished_call=choice.has_unfinished_call)
     return _FUNCTION_CALL if choice.has_functions and reason == "tool_calls" else reason
 
 
-def finish_reason(result: GenerationResult, *, has_tool_calls: bool, is_in_call: bool) -> str:
+def finish_reason(result: GenerationResult, *, has_tool_calls: bool, has_unfinished_call: bool) -> str:
     """Return `tool_calls` where the answer has calls to make, and the reason of the result otherwise.
 
-    A call that the limit has cut gives `length`, and a call that a stop string has cut gives `stop`.
+    Where a call is not whole there is nothing to make: the limit gives `length`, and a stop string or the model gives
+    `stop`.
     """
     reason = FINISH_REASONS[result.finish_reason]
-    is_cut_call = is_in_call and result.finish_reason is FinishReason.STOP_STRING
-    return "tool_calls" if has_tool_calls and reason == "stop" and not is_cut_call else reason
+    return "tool_calls" if has_tool_calls and reason == "stop" and not has_unfinished_call else reason
 
 
 def _envelope(envelope: Envelope, kind: str) -> dict[str, Any]:

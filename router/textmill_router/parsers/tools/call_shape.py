@@ -35,6 +35,13 @@ class TextUntil:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftToCheck:
+    """Nothing is written. The grammar does not hold these keywords of a schema, so that a tool cannot be strict."""
+
+    keywords: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class InOrder:
     """One piece after another."""
 
@@ -69,7 +76,7 @@ class Shared:
     piece: "Piece"
 
 
-Piece = Text | Marker | JsonValue | TextUntil | InOrder | OneOf | Maybe | Repeated | Shared
+Piece = Text | Marker | JsonValue | TextUntil | LeftToCheck | InOrder | OneOf | Maybe | Repeated | Shared
 
 
 @dataclass(frozen=True, slots=True)

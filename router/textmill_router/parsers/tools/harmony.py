@@ -13,7 +13,7 @@ from enum import Enum
 
 from textmill_router.parsers.answer_writer import SPACES, AnswerWriter
 from textmill_router.parsers.deltas import Delta
-from textmill_router.parsers.json_value import ValueScanner
+from textmill_router.parsers.marks import MarkFinder, ObjectArguments
 from textmill_router.parsers.tools.tool_format import NewId, ToolFormat, ToolSpec
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
@@ -47,13 +47,12 @@ class HarmonyReader:
     def __init__(self, tools: Sequence[ToolSpec] | None, new_id: NewId, begun: str = ASSISTANT) -> None:
         self._known_names = None if tools is None else frozenset(tool.name for tool in tools)
         self._writer = AnswerWriter(new_id)
+        self._marks = MarkFinder(MARKS, self._take_text, self._take_mark)
         self._state = _State.OPEN_HEADER
         self._header = ""  # up to here; marks are a part of it
-        self._mark = ""  # the characters so far of a mark that has begun
         self._name = ""  # of the call that is read
         self._has_text: set[_State] = set()  # kinds of which a message has ended
-        self._scanner = ValueScanner()
-        self.num_steps = 0  # the number of looks at a character
+        self._arguments = ObjectArguments(self._writer)
         if begun != ASSISTANT:
             self._state = _State.HEADER
             self.push(begun)
@@ -66,17 +65,17 @@ class HarmonyReader:
         """Take more text, and return the deltas that the text sets free."""
         position = 0
         while position < len(text):
-            if self._mark:
-                position = self._read_mark(text, position)
-            elif self._state is _State.ARGUMENTS:
-                position = self._read_arguments(text, position)
+            if self._state is _State.ARGUMENTS and not self._marks.begun:
+                position = self._marks.read_object(text, position, self._arguments)
+                if self._arguments.is_done:
+                    self._state = _State.BETWEEN
             else:
-                position = self._read_text(text, position)
+                position = self._marks.read(text, position)
         return self._writer.take()
 
     def finish(self, was_cut: bool) -> list[Delta]:
         """Return the deltas held back. A cut answer loses a mark or a header that has only begun."""
-        mark, self._mark = self._mark, ""
+        mark = self._marks.begun
         if not was_cut:
             if self._state is _State.CALL_START and not mark:
                 self._end_message()
@@ -84,15 +83,21 @@ class HarmonyReader:
                 self._writer.add_text(self._header + mark)
                 self._writer.release()
             else:
-                self._give(mark)
+                self._marks.give(mark)
+            self._writer.close_call()
         if self._state in (_State.CONTENT, _State.BETWEEN) and not self._writer.num_calls:
             self._writer.release()
         return self._writer.take()
 
     @property
-    def is_in_call(self) -> bool:
-        """Whether a call has begun and its arguments have not ended."""
-        return self._state is _State.ARGUMENTS
+    def first_unfinished_call(self) -> int | None:
+        """The index of the first call that has begun and whose arguments are no whole JSON object."""
+        return self._writer.first_unfinished_call
+
+    @property
+    def num_steps(self) -> int:
+        """The number of looks at a character."""
+        return self._marks.num_steps
 
     @property
     def is_in_reasoning(self) -> bool:
@@ -111,28 +116,6 @@ class HarmonyReader:
 
     # ---- marks and what stands between them
 
-    def _read_text(self, text: str, position: int) -> int:
-        found = text.find("<", position)
-        end = len(text) if found < 0 else found
-        self.num_steps += end - position + 1
-        if end > position:
-            return position + self._take_text(text[position:end])
-        self._mark = "<"
-        return end + 1
-
-    def _read_mark(self, text: str, position: int) -> int:
-        self.num_steps += 1
-        mark = self._mark + text[position]
-        if not any(known.startswith(mark) for known in MARKS):
-            held, self._mark = self._mark, ""
-            self._give(held)
-            return position  # the character may begin another mark
-        self._mark = mark
-        if mark in MARKS:
-            self._mark = ""
-            self._take_mark(mark)
-        return position + 1
-
     def _take_mark(self, mark: str) -> None:
         is_header = self._state in (_State.OPEN_HEADER, _State.HEADER)
         if mark in _ENDS:
@@ -148,7 +131,7 @@ class HarmonyReader:
             self._state = _State.HEADER
             self._header += mark
         else:
-            self._give(mark)
+            self._marks.give(mark)
 
     def _take_text(self, text: str) -> int:
         """How many characters of this text the state takes; at least one, or the state changes."""
@@ -169,10 +152,6 @@ class HarmonyReader:
             case _:
                 return self._take_header(text)
         return len(text)
-
-    def _give(self, text: str) -> None:
-        while text:
-            text = text[self._take_text(text) :]
 
     def _take_header(self, text: str) -> int:
         for taken, char in enumerate(text):
@@ -214,6 +193,7 @@ class HarmonyReader:
             self._writer.add_arguments("{}")
         elif self._state in (_State.REASONING, _State.CONTENT):
             self._has_text.add(self._state)
+        self._writer.close_call()
         self._header = ""
         self._state = _State.BETWEEN
 
@@ -223,23 +203,11 @@ class HarmonyReader:
             return len(text)
         if body.startswith("{"):
             self._writer.start_call(self._name)
-            self._scanner = ValueScanner(stops_at_tag=True)
+            self._arguments = ObjectArguments(self._writer)
             self._state = _State.ARGUMENTS
         else:
             self._begin_text(_State.CONTENT)  # no object, so no call
         return len(text) - len(body)
-
-    def _read_arguments(self, text: str, position: int) -> int:
-        end = self._scanner.scan(text, position)
-        self.num_steps += end - position + 1
-        if end > position:
-            self._writer.add_arguments(text[position:end])
-        if self._scanner.is_done:
-            self._state = _State.BETWEEN
-        elif end < len(text):
-            self._mark = "<"
-            return end + 1
-        return end
 
 
 def _may_begin_header(text: str) -> bool:

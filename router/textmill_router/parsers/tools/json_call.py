@@ -6,6 +6,7 @@ from enum import Enum
 
 from textmill_router.parsers.answer_writer import SPACES, AnswerWriter
 from textmill_router.parsers.json_value import StringDecoder, ValueScanner
+from textmill_router.parsers.whole_json import closing_brackets
 
 MAX_KEY_CHARACTERS = 64
 MAX_NAME_CHARACTERS = 256
@@ -44,16 +45,19 @@ class CallReader:
 
     The call starts when the name is known and the arguments have begun to be an object. Before that nothing has been
     told, so that a broken one can be shown as text. `known_names`: a call by another name is broken; None takes any.
-    `closing_tag` ends the call also inside its arguments, outside strings.
+    `closing_tag` ends the call also inside its arguments, outside strings. With `is_held` the call starts at its end,
+    if its arguments are JSON then.
     """
 
     __slots__ = (
+        "_are_arguments_done",
         "_arguments_key",
         "_closing_tag",
         "_decoder",
         "_held",
         "_held_arguments",
         "_is_escaped",
+        "_is_held",
         "_is_wrapped",
         "_key",
         "_known_names",
@@ -67,17 +71,21 @@ class CallReader:
         "status",
     )
 
-    def __init__(self, writer: AnswerWriter, known_names: Set[str] | None, closing_tag: str) -> None:
+    def __init__(
+        self, writer: AnswerWriter, known_names: Set[str] | None, closing_tag: str, *, is_held: bool = False
+    ) -> None:
         self._writer = writer
         self._known_names = known_names
         self._closing_tag = closing_tag
+        self._is_held = is_held
         self._state = _State.OBJECT
         self._key = ""
         self._held: list[str] = []  # characters of the key, name, scalar or tag being read
         self._is_escaped = False  # the next character of a key or name
         self._name = ""
         self._arguments_key = ""  # the key under which the arguments stand, once it has come
-        self._held_arguments: list[str] = []  # came before the name
+        self._held_arguments: list[str] = []  # came before the call has started
+        self._are_arguments_done = False
         self._is_wrapped = False  # inside the object under `function`
         self._scanner = ValueScanner()
         self._decoder = StringDecoder()
@@ -99,8 +107,11 @@ class CallReader:
 
     def finish(self, was_cut: bool) -> None:
         """Note that nothing more comes. A cut answer loses a tag inside the arguments that has only begun."""
-        if self._state is _State.IN_TAG and not was_cut:
+        if was_cut:
+            return
+        if self._state is _State.IN_TAG:
             self._give_arguments("".join(self._held))
+        self._writer.close_call()
 
     def _scan(self, text: str, position: int) -> int:
         end = self._scanner.scan(text, position)
@@ -110,6 +121,8 @@ class CallReader:
             self._give_arguments(text[position:end])
         if self._scanner.is_done:
             self._state = _State.AFTER_VALUE
+            if is_argument:
+                self._end_arguments()
         elif end < len(text):
             self._state = _State.IN_TAG
             self._held.clear()
@@ -227,7 +240,7 @@ class CallReader:
             return self._break()
         self._name = text
         self._state = _State.AFTER_VALUE
-        if self._held_arguments:
+        if self._held_arguments and not self._is_held:
             self._start()
         return True
 
@@ -244,6 +257,7 @@ class CallReader:
             self._give_arguments(text)
         if self._decoder.is_done:
             self._state = _State.AFTER_VALUE
+            self._end_arguments()
         return True
 
     def _feed_tag(self, char: str) -> bool:
@@ -253,6 +267,7 @@ class CallReader:
             if seen == self._closing_tag:
                 self.ended_by_tag = True
                 self.status = CallStatus.DONE
+                self._writer.close_call()
             return True
         # The text is no tag. Its first character cannot begin another tag, but the next character may.
         self._state = _State.ARGUMENTS
@@ -260,12 +275,17 @@ class CallReader:
         return False
 
     def _give_arguments(self, text: str) -> None:
-        if not self._name:
+        if not self._name or (self._is_held and not self.has_started):
             self._held_arguments.append(text)
             return
         if not self.has_started:
             self._start()
         self._writer.add_arguments(text)
+
+    def _end_arguments(self) -> None:
+        self._are_arguments_done = True
+        if self.has_started:
+            self._writer.close_call()
 
     def _start(self) -> None:
         self.has_started = True
@@ -273,6 +293,8 @@ class CallReader:
         if self._held_arguments:
             self._writer.add_arguments("".join(self._held_arguments))
             self._held_arguments.clear()
+        if self._are_arguments_done:
+            self._writer.close_call()
 
     def _end_object(self) -> bool:
         if self._is_wrapped:
@@ -282,13 +304,19 @@ class CallReader:
         if not self._name:
             return self._break()
         if not self.has_started:
+            held = "".join(self._held_arguments) or "{}"
+            if self._is_held and closing_brackets(held) != "":
+                return self._break()
+            self._held_arguments = [held]
+            self._are_arguments_done = True
             self._start()
-            self._writer.add_arguments("{}")
         self.status = CallStatus.DONE
         return True
 
     def _break(self) -> bool:
         self.status = CallStatus.BROKEN
+        if self.has_started:
+            self._writer.close_call()
         return False
 
 

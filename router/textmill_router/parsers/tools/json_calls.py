@@ -31,6 +31,8 @@ class JsonRules:
     closing: str = ""  # a tag after the calls
     separators: str = ""  # between calls, beside spaces
     has_bare_names: bool = False  # name{...} after the tag
+    has_many: bool = False  # several calls between two tags without an array
+    is_word: bool = False  # `opening` is a word, which is text unless an array follows the word
 
 
 def json_reader(rules: JsonRules) -> Callable[[Sequence[ToolSpec], NewId], ToolReader]:
@@ -86,7 +88,8 @@ class JsonToolReader:
     """Turns text into deltas. Text that may become a call is held back until the text is a call or cannot be one.
 
     A call in an opening tag may have any name, since the client must learn of it; without a tag only the names of the
-    request's tools count, or every JSON answer would be suspect. What is no call is text, tags included.
+    request's tools count, or every JSON answer would be suspect. What is no call is text, tags included. Without a tag
+    and behind other text an object is held back to its end, because text may quote half a call.
     """
 
     __slots__ = (
@@ -104,7 +107,7 @@ class JsonToolReader:
         "num_steps",
     )
 
-    def __init__(self, rules: JsonRules, known_names: Set[str], new_id: Callable[[], str]) -> None:
+    def __init__(self, rules: JsonRules, known_names: Set[str], new_id: NewId) -> None:
         self._rules = rules
         self._known_names = known_names
         self._writer = AnswerWriter(new_id)
@@ -145,19 +148,22 @@ class JsonToolReader:
                     self._writer.release()
             case _State.CALL if self._call.has_started:
                 self._call.finish(was_cut)
+            case _State.NAMED_ARGUMENTS if not was_cut:
+                self._writer.close_call()
             case _State.NAMED_ARGUMENTS | _State.AFTER_CALL | _State.CLOSING:
                 pass
             case _:
-                is_tagged = self._is_tagged or self._state is _State.OPENING or self._writer.num_calls > 0
+                is_tagged = not self._rules.is_word and (self._is_tagged or self._state is _State.OPENING)
+                is_tagged = is_tagged or self._writer.num_calls > 0
                 if not (was_cut and is_tagged):
                     self._writer.hold(self._mark if self._state is _State.NAME_TAG else "")
                     self._writer.release()
         return self._writer.take()
 
     @property
-    def is_in_call(self) -> bool:
-        """Whether a call has begun and its arguments have not ended."""
-        return self._state is _State.NAMED_ARGUMENTS or (self._state is _State.CALL and self._call.has_started)
+    def first_unfinished_call(self) -> int | None:
+        """The index of the first call that has begun and whose arguments are no whole JSON object."""
+        return self._writer.first_unfinished_call
 
     # ---- one method for each state, which takes a character or more, or changes the state
 
@@ -209,6 +215,9 @@ class JsonToolReader:
     def _read_head(self, text: str, position: int) -> int:
         self.num_steps += 1
         char = text[position]
+        if self._rules.is_word and not self._is_in_array and char != "[":
+            self._give_up()
+            return position
         if char == "{":
             self._begin_call()
             return position
@@ -225,7 +234,12 @@ class JsonToolReader:
         return position + 1
 
     def _begin_call(self) -> None:
-        self._call = CallReader(self._writer, None if self._is_tagged else self._known_names, self._rules.closing)
+        self._call = CallReader(
+            self._writer,
+            None if self._is_tagged else self._known_names,
+            self._rules.closing,
+            is_held=self._writer.has_text and (self._rules.is_word or not self._is_tagged),
+        )
         self._state = _State.CALL
 
     def _read_call(self, text: str, position: int) -> int:
@@ -304,13 +318,14 @@ class JsonToolReader:
         self.num_steps += end - position
         self._writer.add_arguments(text[position:end])
         if self._scanner.is_done:
+            self._writer.close_call()
             self._state = _State.AFTER_CALL
         return end
 
     def _read_after_call(self, text: str, position: int) -> int:
         self.num_steps += 1
         char = text[position]
-        if char == "{" and self._is_in_array:
+        if char == "{" and (self._is_in_array or self._rules.has_many):
             self._begin_call()
             return position
         if self._rules.closing.startswith(char):

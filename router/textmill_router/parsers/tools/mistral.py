@@ -28,7 +28,7 @@ def _shape(tokens: Collection[str]) -> CallShape:
     return _NAMED if ARGS in tokens else _LIST
 
 
-def _new_id() -> str:
+def _new_id(name: str, index: int) -> str:
     return "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_CHARACTERS))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 from enum import Enum
 
 from textmill_router.parsers.answer_writer import SPACES
@@ -10,7 +11,8 @@ MAX_WORD_CHARACTERS = 1000
 _WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
 _WHOLE_NUMBER = re.compile(r"([+-]?)0*(\d(?:_?\d)*)")
 _NUMBER = re.compile(r"([+-]?)0*(\d(?:_?\d)*)?(?:\.((?:\d(?:_?\d)*)?))?(?:[eE]([+-]?\d+))?")
-_CLOSING = {"[": "]", "{": "}"}
+_BASED_NUMBER = re.compile(r"[+-]?0[xXoObB][0-9a-fA-F_]+")
+_CLOSING = {"[": "]", "{": "}", "(": ")"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "\n": ""}
 _SAME = frozenset("\\'\"/")  # signs that stand for themselves behind a backslash; JSON escapes the slash too
 _NUM_DIGITS = {"x": 2, "u": 4, "U": 8}
@@ -32,27 +34,45 @@ class _State(Enum):
     STRING = 8
     CLOSING_QUOTES = 9  # of three
     ESCAPE = 10
+    AFTER_STRING = 11  # another string may follow, which Python joins to the string before
+
+
+@dataclass(slots=True)
+class _Container:
+    """A list, dictionary, set, tuple or a pair of brackets around one value, which has not ended.
+
+    While `is_open` its brackets in JSON are not known: a first value in `{` may be a key or a member of a set, and a
+    first value in `(` may stand alone.
+    """
+
+    closing: str  # in Python
+    is_open: bool
+    json_closing: str = "]"
+    has_entry: bool = False
 
 
 class LiteralReader:
-    """Reads one value: a string, number, True, False, None, list or dictionary; also the words and values of JSON.
+    """Reads one value: a string, number, True, False, None, list, dictionary, set or tuple; also the values of JSON.
 
-    A bare word is a string, since it can be nothing else. Keys that are no strings become strings, as in `json.dumps`.
-    Halves of surrogate pairs become U+FFFD.
+    A bare word is a string, since it can be nothing else. Strings that stand beside each other are one, as in Python.
+    Sets and tuples become lists. Keys that are no strings become strings, as in `json.dumps`. Halves of surrogate pairs
+    become U+FFFD.
     """
 
     __slots__ = (
-        "_begun",
+        "_containers",
         "_escape",
         "_high",
         "_is_key",
         "_is_raw",
         "_is_triple",
         "_num_quotes",
-        "_open",
+        "_num_taken",
         "_out",
         "_quote",
         "_state",
+        "_undecided",
+        "_value_start",
         "_word",
         "is_broken",
         "is_done",
@@ -61,9 +81,10 @@ class LiteralReader:
 
     def __init__(self) -> None:
         self._state = _State.VALUE
-        self._open: list[str] = []  # closing brackets of lists and dictionaries, the innermost last
-        self._begun: list[bool] = []  # whether each of the open lists and dictionaries has an entry
+        self._containers: list[_Container] = []  # the innermost last
+        self._undecided: list[int] = []  # the places in the output of the first brackets that are not known
         self._is_key = False
+        self._value_start = 0  # the place in the output of the key or member that is read
         self._word: list[str] = []
         self._quote = ""
         self._is_triple = False
@@ -72,14 +93,16 @@ class LiteralReader:
         self._escape = ""  # an escape that is not complete
         self._high = 0  # a high surrogate that waits for its other half
         self._out: list[str] = []
+        self._num_taken = 0  # entries of the output that were given on
         self.is_done = False
         self.is_broken = False  # the next character cannot be part of a value
         self.num_steps = 0  # the number of looks at a character
 
     def take(self) -> str:
-        """Return the JSON text since the last take."""
-        out = "".join(self._out)
-        self._out.clear()
+        """Return the JSON text since the last take, up to the first bracket that is not known yet."""
+        end = self._undecided[0] if self._undecided else len(self._out)
+        out = "".join(self._out[self._num_taken : end])
+        self._num_taken = max(end, self._num_taken)
         return out
 
     def read(self, text: str, position: int) -> int:
@@ -103,21 +126,35 @@ class LiteralReader:
                 return self._feed_closing_quote(char)
             case _State.ESCAPE:
                 return self._feed_escape(char)
+            case _State.AFTER_STRING:
+                return self._feed_after_string(char)
             case _:
                 return char in SPACES or self._feed_sign(char)
 
     def _feed_sign(self, char: str) -> bool:
-        is_end = bool(self._open) and char == self._open[-1]
+        container = self._containers[-1] if self._containers else None
         match self._state:
-            case _State.AFTER if char == ",":
-                self._state = _State.KEY if self._open[-1] == "}" else _State.ITEM
-            case _State.AFTER | _State.ITEM | _State.KEY if is_end:
-                self._out.append(self._open.pop())
-                self._begun.pop()
+            case _State.AFTER if char == "," and container is not None:
+                self._decide(container, is_one_value=False)
+                self._state = _State.KEY if container.json_closing == "}" else _State.ITEM
+            case _State.AFTER | _State.ITEM | _State.KEY if container is not None and char == container.closing:
+                self._decide(container, is_one_value=self._state is _State.AFTER)
+                self._out.append(container.json_closing)
+                self._containers.pop()
                 self._end_value()
             case _State.COLON if char == ":":
                 self._out.append(": ")
                 self._is_key = False
+                self._state = _State.VALUE
+            case _State.AFTER if (
+                char == ":"
+                and container is not None
+                and container.closing == "}"
+                and (container.is_open and self._value_start == len(self._out) - 1)
+            ):
+                self._write_brackets(container, "{", "}")
+                self._out[-1] = _as_key(self._out[-1])
+                self._out.append(": ")
                 self._state = _State.VALUE
             case _State.VALUE | _State.ITEM | _State.KEY:
                 return self._begin_value(char)
@@ -126,6 +163,21 @@ class LiteralReader:
                 return False
         return True
 
+    def _decide(self, container: _Container, *, is_one_value: bool) -> None:
+        """Write the first bracket: the first entry has ended without a colon behind it, or there is no entry."""
+        if not container.is_open:
+            return
+        if container.closing == "}" and not container.has_entry:
+            self._write_brackets(container, "{", "}")
+        elif container.closing == ")" and is_one_value:
+            self._write_brackets(container, "", "")
+        else:
+            self._write_brackets(container, "[", "]")
+
+    def _write_brackets(self, container: _Container, opening: str, closing: str) -> None:
+        self._out[self._undecided.pop()] = opening
+        container.is_open, container.json_closing = False, closing
+
     def _begin_value(self, char: str) -> bool:
         is_key = self._state is _State.KEY
         is_word = char.isalnum() or char in "_+-."
@@ -133,27 +185,31 @@ class LiteralReader:
             self.is_broken = True
             return False
         if self._state is not _State.VALUE:
-            if self._begun[-1]:
+            container = self._containers[-1]
+            if container.has_entry:
                 self._out.append(", ")
-            self._begun[-1] = True
+            container.has_entry = True
         self._is_key = is_key
+        self._value_start = len(self._out)
         if char in "\"'":
+            self._out.append('"')
             self._begin_string(char, is_raw=False)
         elif is_word:
             self._word = []
             self._state = _State.WORD
             return False
         else:
-            self._out.append(char)
-            self._open.append(_CLOSING[char])
-            self._begun.append(False)
-            self._state = _State.KEY if char == "{" else _State.ITEM
+            self._containers.append(_Container(_CLOSING[char], is_open=char != "["))
+            if char != "[":
+                self._undecided.append(len(self._out))
+            self._out.append("[")
+            self._state = _State.ITEM
         return True
 
     def _end_value(self) -> None:
         if self._is_key:
             self._state = _State.COLON
-        elif self._open:
+        elif self._containers:
             self._state = _State.AFTER
         else:
             self.is_done = True
@@ -166,10 +222,11 @@ class LiteralReader:
             return True
         word = "".join(self._word)
         if char in "\"'" and word.lower() in _PREFIXES:
+            self._out.append('"')
             self._begin_string(char, is_raw="r" in word.lower())
             return True
         value = _WORDS.get(word) or _json_number(word) or json.dumps(word, ensure_ascii=False)
-        self._out.append(json.dumps(value) if self._is_key and value[0] != '"' else value)
+        self._out.append(_as_key(value) if self._is_key else value)
         self._end_value()
         return False
 
@@ -177,7 +234,6 @@ class LiteralReader:
 
     def _begin_string(self, quote: str, *, is_raw: bool) -> None:
         self._quote, self._is_raw, self._is_triple = quote, is_raw, False
-        self._out.append('"')
         self._state = _State.QUOTE
 
     def _feed_quote(self, char: str) -> bool:
@@ -222,8 +278,19 @@ class LiteralReader:
 
     def _end_string(self) -> None:
         self._add("")
+        self._state = _State.AFTER_STRING
+
+    def _feed_after_string(self, char: str) -> bool:
+        if char in SPACES:
+            return True
+        if char in "\"'":
+            self._begin_string(char, is_raw=False)
+            return True
         self._out.append('"')
+        if self._containers and self._containers[-1].is_open:  # the string may be a key
+            self._out[self._value_start :] = ["".join(self._out[self._value_start :])]
         self._end_value()
+        return False
 
     def _feed_escape(self, char: str) -> bool:
         escape = self._escape
@@ -283,8 +350,18 @@ def _simple_escape(char: str, *, is_raw: bool) -> str:
     return _ESCAPES.get(char, char)
 
 
+def _as_key(value: str) -> str:
+    """Return the JSON text of a key from that of a value which is no list and no dictionary."""
+    return value if value[0] == '"' else json.dumps(value)
+
+
 def _json_number(word: str) -> str:
     """Return a Python number as JSON writes numbers, or an empty text for a word that is no number."""
+    if _BASED_NUMBER.fullmatch(word):
+        try:
+            return str(int(word, 0))
+        except ValueError:
+            return ""
     if whole := _WHOLE_NUMBER.fullmatch(word):
         return f"{whole[1].removeprefix('+')}{whole[2].replace('_', '')}"
     found = _NUMBER.fullmatch(word)

@@ -58,7 +58,9 @@ class _State(Enum):
 class PythonicReader:
     """Splits an answer into text and calls. A call between the tags may have any name, any other only that of a tool.
 
-    Arguments are given on as JSON text. A call that breaks off inside its arguments leaves them unfinished.
+    Arguments are given on as JSON text at the end of their call, because only then it is known that all of them are
+    literals. What is no call is text. A call that a limit cuts leaves its arguments unfinished, unless the call stands
+    without tags behind other text.
     """
 
     def __init__(self, tools: Sequence[ToolSpec], new_id: NewId) -> None:
@@ -70,9 +72,8 @@ class PythonicReader:
         self._name = ""  # of the call that may begin
         self._is_tagged = False
         self._has_call = False  # in the list that is read
-        self._has_arguments = False
+        self._arguments: list[str] = []  # of the call that is read, from its first value on
         self._value = LiteralReader()
-        self.is_in_call = False
         self.num_steps = 0  # the number of looks at a character
         self._handlers: dict[_State, Callable[[str, int], int]] = {
             _State.TEXT: self._read_text,
@@ -98,10 +99,18 @@ class PythonicReader:
                 pass  # spaces behind a call
             case _State.AFTER_CALL | _State.AFTER_LIST:
                 pass
-            case _ if not (self.is_in_call or (was_cut and is_certain and self._state is not _State.TEXT)):
+            case _ if was_cut and self._arguments and (self._is_tagged or not self._writer.has_text):
+                self._writer.start_call(self._name)
+                self._writer.add_arguments("".join(self._arguments))
+            case _ if not (was_cut and is_certain and self._state is not _State.TEXT):
                 self._writer.hold(self._mark)
                 self._writer.release()
         return self._writer.take()
+
+    @property
+    def first_unfinished_call(self) -> int | None:
+        """The index of the first call that has begun and whose arguments are no whole JSON object."""
+        return self._writer.first_unfinished_call
 
     # ---- one method for each state, which takes a character or more, or changes the state
 
@@ -145,28 +154,29 @@ class PythonicReader:
         self.num_steps += 1
         char = text[position]
         if char in SPACES:
-            self._hold(char)
+            self._writer.hold(char)
             return position + 1
         match self._state, char:
             case _State.HEAD, "[":
-                self._hold(char)
+                self._writer.hold(char)
                 self._state = _State.LIST
             case _State.NAME_END, "(":
-                self._hold(char)
-                self._has_arguments = False
+                self._writer.hold(char)
+                self._arguments = []
                 self._state = _State.FIRST_KEYWORD
             case ((_State.FIRST_KEYWORD | _State.AFTER_VALUE | _State.NEXT_KEYWORD), ")"):
                 self._end_call()
             case _State.EQUALS, "=":
-                self._hold(char)
+                self._writer.hold(char)
                 self._state = _State.VALUE_START
-            case _State.VALUE_START, _ if char in "\"'[{+" or _is_word(char):
+            case _State.VALUE_START, _ if char in "\"'[{(+" or _is_word(char):
                 self._begin_value()
                 return position
             case _State.AFTER_VALUE, ",":
+                self._writer.hold(char)
                 self._state = _State.NEXT_KEYWORD
             case _State.AFTER_CALL, ",":
-                self._hold(char)
+                self._writer.hold(char)
                 self._state = _State.LIST
             case ((_State.AFTER_CALL | _State.LIST), "]") if self._has_call:
                 self._writer.drop()
@@ -185,7 +195,7 @@ class PythonicReader:
         char = text[position]
         if _is_word(char) and len(self._word) < _MAX_NAME_CHARACTERS:
             self._word.append(char)
-            self._hold(char)
+            self._writer.hold(char)
             return position + 1
         if self._state is _State.KEYWORD:
             self._state = _State.EQUALS
@@ -198,11 +208,8 @@ class PythonicReader:
         return position
 
     def _begin_value(self) -> None:
-        keyword = "".join(self._word)
-        self._begin_call()
-        separator = ", " if self._has_arguments else ""
-        self._writer.add_arguments(f"{separator}{json.dumps(keyword, ensure_ascii=False)}: ")
-        self._has_arguments = True
+        keyword = json.dumps("".join(self._word), ensure_ascii=False)
+        self._arguments.append(f"{', ' if self._arguments else '{'}{keyword}: ")
         self._value = LiteralReader()
         self._state = _State.VALUE
 
@@ -211,9 +218,8 @@ class PythonicReader:
         before = value.num_steps
         end = value.read(text, position)
         self.num_steps += value.num_steps - before
-        given = value.take()
-        if given:
-            self._writer.add_arguments(given)
+        self._writer.hold(text[position:end])
+        self._arguments.append(value.take())
         if value.is_broken:
             self._give_up()
         elif value.is_done:
@@ -244,28 +250,17 @@ class PythonicReader:
 
     # ---- the call
 
-    def _hold(self, char: str) -> None:
-        if not self.is_in_call:
-            self._writer.hold(char)
-
-    def _begin_call(self) -> None:
-        if not self.is_in_call:
-            self.is_in_call = True
-            self._writer.start_call(self._name)
-            self._writer.add_arguments("{")
-
     def _end_call(self) -> None:
-        self._begin_call()
-        self._writer.add_arguments("}")
-        self.is_in_call = False
+        self._writer.start_call(self._name)
+        self._writer.add_arguments("".join([*(self._arguments or "{"), "}"]))
+        self._writer.close_call()
+        self._arguments = []
         self._has_call = True
         self._state = _State.AFTER_CALL
 
     def _give_up(self) -> None:
         """Give on the text that was held back, because the next character is no part of a call."""
-        if self.is_in_call and self._state in (_State.KEYWORD, _State.EQUALS, _State.VALUE_START):
-            self._writer.hold("".join(self._word))
-        self.is_in_call = False
+        self._arguments = []
         self._writer.hold(self._mark)
         self._mark = ""
         if self._state is not _State.AFTER_CALL:

@@ -16,7 +16,7 @@ _LIST = CallShape(json_writer("arguments"), opening=_OPENING, before="[", after=
 _TAGGED = CallShape(json_writer("arguments"), opening=_OPENING, closing=_CLOSING)
 
 PHI4_MINI = ToolFormat(
-    name="phi4_mini_json",
+    name="phi4_mini",
     markers=(_OPENING, _CLOSING),
     is_taught_by=lambda template: _CLOSING in template,
     new_reader=json_reader(_RULES),

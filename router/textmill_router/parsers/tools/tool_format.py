@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from textmill_router.parsers.deltas import Delta
 from textmill_router.parsers.tools.call_shape import CallShape
 
-NewId = Callable[[], str]
+NewId = Callable[[str, int], str]  # the id of a call, from the tool's name and the number of calls before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,10 @@ class ToolSpec:
 class ToolReader(Protocol):
     """Splits one answer into text and calls, in one pass. The deltas do not depend on the pieces."""
 
-    num_steps: int  # the number of looks at a character
+    @property
+    def num_steps(self) -> int:
+        """The number of looks at a character."""
+        ...
 
     def push(self, text: str) -> list[Delta]:
         """Take more text, and return the deltas that the text sets free."""
@@ -34,12 +37,12 @@ class ToolReader(Protocol):
         ...
 
     @property
-    def is_in_call(self) -> bool:
-        """Whether a call has begun and its arguments have not ended."""
+    def first_unfinished_call(self) -> int | None:
+        """The index of the first call that has begun and whose arguments are no whole JSON object."""
         ...
 
 
-def call_id() -> str:
+def call_id(name: str, index: int) -> str:
     """Return an id in the form of OpenAI's ids."""
     return f"call_{secrets.token_hex(12)}"
 

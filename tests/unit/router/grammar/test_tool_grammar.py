@@ -14,9 +14,13 @@ from textmill_router.parsers.formats import ReasoningFormat
 from textmill_router.parsers.tools import (
     command_r,
     deepseek,
+    functools,
     generic_json,
+    glm4,
     hermes,
+    kimi_k2,
     llama3_json,
+    minimax,
     mistral,
     pythonic,
     qwen3_coder,
@@ -25,7 +29,7 @@ from textmill_router.parsers.tools import (
 from textmill_router.parsers.tools.tool_format import ToolSpec
 
 from tests.fakes.chat_outputs import parse_whole
-from tests.fakes.chat_templates import DEEPSEEK_TAGS
+from tests.fakes.chat_templates import DEEPSEEK_TAGS, GLM_TAGS, KIMI_TAGS
 from tests.fakes.grammar_judge import END_ID, Judge, ids_of
 
 CITY = {
@@ -61,7 +65,7 @@ CODER_TOKENS = OutputForm(qwen3_coder.QWEN3_CODER, ids_of("<tool_call>", "</tool
 WEATHER, SAY, WRONG = '{"city": "Oslo"}', '{"text": [1, {"a": null}]}', '{"town": "Oslo"}'
 
 # The arguments of `say` in the second of two calls, where the format cannot write those of the others.
-SAID = {"qwen3_coder": '{"text": "x"}', "pythonic": '{"text": "x"}'}
+SAID = dict.fromkeys(("qwen3_coder", "pythonic", "glm45", "minimax_m2"), '{"text": "x"}')
 
 
 def coder_call(name: str, key: str, value: str) -> str:
@@ -82,6 +86,23 @@ def deepseek_calls(*calls: tuple[str, str], is_fenced: bool = False) -> str:
     else:
         written = [f"{call}{name}{separator}{arguments}{end_of_call}" for name, arguments in calls]
     return f"{begin}{(chr(10) if is_fenced else '').join(written)}{end}"
+
+
+def kimi_calls(*calls: tuple[str, str]) -> str:
+    begin, call, separator, end_of_call, end = KIMI_TAGS
+    return f"{begin}{''.join(f'{call}functions.{name}{separator}{text}{end_of_call}' for name, text in calls)}{end}"
+
+
+def glm_call(name: str, key: str, value: str) -> str:
+    return f"<tool_call>{name}\n<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n</tool_call>"
+
+
+def minimax_calls(*calls: tuple[str, str, str]) -> str:
+    written = [
+        f'<invoke name="{name}">\n<parameter name="{key}">{value}</parameter>\n</invoke>\n'
+        for name, key, value in calls
+    ]
+    return f"<minimax:tool_call>\n{''.join(written)}</minimax:tool_call>"
 
 
 # Form, one call, two calls, a call whose arguments break the schema.
@@ -137,6 +158,43 @@ FORMS = [
         )
         for tools, is_fenced in ((deepseek.DEEPSEEK_V3, True), (deepseek.DEEPSEEK_V31, False))
         for ids in ({}, ids_of(*DEEPSEEK_TAGS))
+    ),
+    *(
+        (
+            OutputForm(kimi_k2.KIMI_K2, ids),
+            kimi_calls(("weather:0", WEATHER)),
+            kimi_calls(("weather:10", WEATHER), ("say:11", SAY)),
+            kimi_calls(("weather:0", WRONG)),
+        )
+        for ids in ({}, ids_of(*KIMI_TAGS))
+    ),
+    *(
+        (
+            OutputForm(glm4.GLM4, ids),
+            glm_call("weather", "city", "Oslo"),
+            f"{glm_call('weather', 'city', 'Oslo')}\n{glm_call('say', 'text', 'x')}",
+            glm_call("weather", "town", "Oslo"),
+        )
+        for ids in ({}, ids_of(*GLM_TAGS))
+    ),
+    (
+        OutputForm(minimax.MINIMAX_M2, {}),
+        minimax_calls(("weather", "city", "Oslo")),
+        minimax_calls(("weather", "city", "Oslo"), ("say", "text", "x")),
+        minimax_calls(("weather", "town", "Oslo")),
+    ),
+    (
+        OutputForm(minimax.MINIMAX_M1, {}),
+        f'<tool_calls>\n{{"name": "weather", "arguments": {WEATHER}}}\n</tool_calls>',
+        f'<tool_calls>\n{{"name": "weather", "arguments": {WEATHER}}}\n'
+        f'{{"name": "say", "arguments": {SAY}}}\n</tool_calls>',
+        f'<tool_calls>\n{{"name": "weather", "arguments": {WRONG}}}\n</tool_calls>',
+    ),
+    (
+        OutputForm(functools.FUNCTOOLS, {}),
+        f'functools[{{"name": "weather", "arguments": {WEATHER}}}]',
+        f'functools[{{"name": "weather", "arguments": {WEATHER}}}, {{"name": "say", "arguments": {SAY}}}]',
+        f'functools[{{"name": "weather", "arguments": {WRONG}}}]',
     ),
     (
         OutputForm(tool_call_token.PHI4_MINI, {}),

@@ -9,16 +9,18 @@ from jsonschema import Draft202012Validator
 from textmill_router.errors import ValidationFailed
 from textmill_router.grammar.tool_grammar import OutputForm, tool_grammar
 from textmill_router.parsers.chat_parser import ChatParser
-from textmill_router.parsers.tools import pythonic, qwen3_coder
+from textmill_router.parsers.tools import glm4, minimax, pythonic, qwen3_coder
 from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 
 from tests.fakes.chat_outputs import parse_whole
 from tests.fakes.grammar_judge import Judge
 
-NUM_SAMPLES = 60
+NUM_SAMPLES = 30
 MAX_BYTES = 400
-FORMATS = [qwen3_coder.QWEN3_CODER, pythonic.PYTHONIC]
+TAG_FORMATS = [qwen3_coder.QWEN3_CODER, glm4.GLM4, minimax.MINIMAX_M2]
+FORMATS = [*TAG_FORMATS, pythonic.PYTHONIC]
 each_format = pytest.mark.parametrize("tools", FORMATS, ids=lambda tools: tools.name)
+each_tag_format = pytest.mark.parametrize("tools", TAG_FORMATS, ids=lambda tools: tools.name)
 CLOSED = {"type": "object", "additionalProperties": False}
 NAME = {"type": "string", "minLength": 2, "maxLength": 4}
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -63,11 +65,17 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "properties": {"a": {"type": "string", "pattern": "^[ab]+$"}, "b": {"type": "string", "pattern": "c[0-9]"}},
         "required": ["a", "b"],
     },
+    "const beside enum": {
+        **CLOSED,
+        "properties": {"a": {"type": "string", "enum": ["x", "y z"], "const": "y z"}, "b": {"const": "x"}},
+        "required": ["a", "b"],
+    },
     "none": CLOSED,
     "any": {"type": "object"},
 }
 # Pieces of such calls, with which the samples end, and with which they try to break out of a value.
 SNIPPETS = [
+    *("</arg_value>\n", "<arg_key>", "</tool_call>", "</invoke>\n", '<parameter name="', "y z"),
     *("\n</parameter>\n", "</parameter>", "</function>\n</tool_call>", "<parameter=", "\n", "<", ">"),
     *("null", "None", "true", "x", "ab", "c5", "5", "-1", '"', "\\", "'", "}", "]", ")]", ", ", "[", "{}"),
 ]
@@ -99,6 +107,84 @@ def test_what_the_grammar_lets_through_is_read_as_a_call_that_fits_its_schema(
         Draft202012Validator(schema).validate(json.loads(call.arguments))
         num_read += 1
     assert num_read > NUM_SAMPLES // 4
+
+
+def plain_call(tools: ToolFormat, value: str) -> str:
+    """A call of `act` whose parameter `a` has this text."""
+    if tools is qwen3_coder.QWEN3_CODER:
+        return coder(a=value)
+    if tools is glm4.GLM4:
+        return f"<tool_call>act\n<arg_key>a</arg_key>\n<arg_value>{value}</arg_value>\n</tool_call>"
+    return (
+        '<minimax:tool_call>\n<invoke name="act">\n'
+        f'<parameter name="a">{value}</parameter>\n</invoke>\n</minimax:tool_call>'
+    )
+
+
+# Texts that are in the form of the standards, most of them examples of the RFCs, and texts that are not.
+FORMATTED = {
+    "date": (["1985-04-12", "2000-02-29"], ["1985-4-12", "1985-04-31", "1985-13-01", "x1985-04-12"]),
+    "time": (["23:20:50.52Z", "16:39:57-08:00", "23:59:60Z"], ["24:00:00Z", "16:39:57", "16:60:00Z"]),
+    "date-time": (["1985-04-12T23:20:50.52Z", "1996-12-19T16:39:57-08:00"], ["1985-04-12", "1985-04-12 23:20"]),
+    "duration": (["P3Y6M4DT12H30M5S", "PT36H", "P4W"], ["P", "P1D2H", "PT", "4W"]),
+    "email": (["john.smith@example.com", "a+b@x.org"], ["john", "@x", "a..b@x.org", "a@b@c"]),
+    "hostname": (["www.example.com", "a"], ["-a.com", "a..b", "a_b"]),
+    "ipv4": (["192.0.2.235", "0.0.0.0"], ["256.1.1.1", "1.2.3", "01.2.3.4"]),
+    "ipv6": (
+        ["2001:DB8:0:0:8:800:200C:417A", "FF01::101", "::1", "::", "::FFFF:129.144.52.38", "1::8"],
+        ["1:2:3", "1::2::3", "12345::", ":::", "1:2:3:4:5:6:7:8:9"],
+    ),
+    "uuid": (["f81d4fae-7dec-11d0-a765-00a0c91e6bf6"], ["f81d4fae-7dec-11d0-a765", "f81d4fae7dec11d0a76500a0c91e6bf6"]),
+    "uri": (
+        ["ftp://ftp.is.co.za/rfc/rfc1808.txt", "mailto:John.Doe@example.com", "tel:+1-816"],
+        ["a b", "//x", "x:<y>"],
+    ),
+}
+
+
+@each_tag_format
+@pytest.mark.parametrize("name", FORMATTED)
+def test_format_of_a_string_without_quotes_is_held(judge: Judge, tools: ToolFormat, name: str) -> None:
+    schema = {**CLOSED, "properties": {"a": {"type": "string", "format": name}}, "required": ["a"]}
+    grammar = tool_grammar(
+        [ToolSpec("act", schema, is_strict=True)], OutputForm(tools, {}), is_required=True, is_parallel=False
+    )
+    assert grammar is not None
+    good, bad = FORMATTED[name]
+    for text in good:
+        assert judge.follows({}, grammar, plain_call(tools, text)), text
+    for text in (*bad, ""):
+        assert not judge.follows({}, grammar, plain_call(tools, text)), text
+
+
+@each_tag_format
+def test_format_that_is_not_known_says_nothing(judge: Judge, tools: ToolFormat) -> None:
+    schema = {**CLOSED, "properties": {"a": {"type": "string", "format": "color"}}, "required": ["a"]}
+    specs = [ToolSpec("act", schema, is_strict=True)]
+    grammar = tool_grammar(specs, OutputForm(tools, {}), is_required=True, is_parallel=False)
+    assert grammar is not None
+    assert judge.follows({}, grammar, plain_call(tools, "any text"))
+
+
+@each_tag_format
+@pytest.mark.parametrize(
+    ("parameter", "keyword"),
+    [
+        ({"type": "string", "not": {"const": "x"}}, "not"),
+        ({"type": "string", "if": {"minLength": 3}, "then": {"pattern": "^a"}}, "if"),
+        ({"enum": ["x", "yy"], "minLength": 2}, "minLength"),
+        ({"type": "string", "enum": ["x", "y"], "not": {"const": "x"}}, "not"),
+    ],
+)
+def test_what_only_the_check_can_hold_is_refused_for_a_strict_tool(
+    tools: ToolFormat, parameter: dict[str, Any], keyword: str
+) -> None:
+    schema = {**CLOSED, "properties": {"a": parameter}}
+    with pytest.raises(ValidationFailed, match=f"cannot be strict because of `{keyword}`"):
+        tool_grammar(
+            [ToolSpec("act", schema, is_strict=True)], OutputForm(tools, {}), is_required=False, is_parallel=True
+        )
+    assert tool_grammar([ToolSpec("act", schema)], OutputForm(tools, {}), is_required=True, is_parallel=True)
 
 
 def coder(**given: str) -> str:
@@ -154,28 +240,34 @@ def test_schema_that_cannot_be_written_is_refused(tools: ToolFormat, schema: dic
         tool_grammar(specs, OutputForm(tools, {}), is_required=True, is_parallel=True)
 
 
+@each_tag_format
 @pytest.mark.parametrize(
     ("parameter", "words"),
     [
         ({"type": "string", "pattern": "a$|b"}, "pattern"),
         ({"anyOf": [NAME, {"type": "string", "minLength": 9}]}, "alternatives"),
-        ({"enum": ["a</parameter>b"]}, "no value"),
+        ({"enum": ["a</parameter></arg_value>b"]}, "no value"),
+        ({"enum": ["a", "b"], "const": "c"}, "no value"),
     ],
 )
-def test_string_that_cannot_be_written_in_a_tag_is_refused(parameter: dict[str, Any], words: str) -> None:
+def test_string_that_cannot_be_written_in_a_tag_is_refused(
+    tools: ToolFormat, parameter: dict[str, Any], words: str
+) -> None:
     specs = [ToolSpec("act", {**CLOSED, "properties": {"a": parameter}})]
     with pytest.raises(ValidationFailed, match=words):
-        tool_grammar(specs, OutputForm(qwen3_coder.QWEN3_CODER, {}), is_required=True, is_parallel=True)
+        tool_grammar(specs, OutputForm(tools, {}), is_required=True, is_parallel=True)
 
 
-def test_names_that_would_end_a_tag_are_refused_or_left_out() -> None:
-    form = OutputForm(qwen3_coder.QWEN3_CODER, {})
-    for spec in (ToolSpec("a>b"), ToolSpec("act", {"properties": {"x>": {}}, "required": ["x>"]})):
+@each_tag_format
+def test_names_that_would_end_a_tag_are_refused_or_left_out(tools: ToolFormat) -> None:
+    form, sign = OutputForm(tools, {}), {"glm45": "<", "minimax_m2": '"'}.get(tools.name, ">")
+    key = f"x{sign}"
+    for spec in (ToolSpec(f"a{sign}b"), ToolSpec("act", {"properties": {key: {}}, "required": [key]})):
         with pytest.raises(ValidationFailed, match="ends a name"):
             tool_grammar([spec], form, is_required=True, is_parallel=True)
-    grammar = tool_grammar([ToolSpec("act", {"properties": {"x>": {}}})], form, is_required=True, is_parallel=True)
+    grammar = tool_grammar([ToolSpec("act", {"properties": {key: {}}})], form, is_required=True, is_parallel=True)
     assert grammar is not None
-    assert "x>" not in grammar.text
+    assert json.dumps(key)[1:-1] not in grammar.text
 
 
 @pytest.mark.parametrize("untagged", ["<function=act>", "so <function=act>\n</function>"])
@@ -234,6 +326,8 @@ def test_long_texts_can_be_asked_for(judge: Judge, tools: ToolFormat) -> None:
         "b": {"type": "string", "minLength": 1, "maxLength": 300, "pattern": "^[a-z ]+$"},
     }
     specs = [ToolSpec("act", {**CLOSED, "properties": parameters, "required": ["a", "b"]})]
+    if tools not in (pythonic.PYTHONIC, qwen3_coder.QWEN3_CODER):
+        return  # the tags do not matter
     grammar = tool_grammar(specs, OutputForm(tools, {}), is_required=True, is_parallel=True)
     assert grammar is not None
     write, quote = (python, '"') if tools is pythonic.PYTHONIC else (coder, "")

@@ -1,6 +1,7 @@
 """Every output gives its message in any pieces, a cut output gives no half tag, and the time is linear."""
 
 import itertools
+import json
 import random
 import re
 from collections.abc import Sequence
@@ -18,14 +19,14 @@ from textmill_router.parsers.deltas import (
     collect,
 )
 from textmill_router.parsers.formats import TOOL_FORMATS, ReasoningFormat, markers_of
-from textmill_router.parsers.tools import hermes, mistral
+from textmill_router.parsers.tools import hermes, kimi_k2, mistral, pythonic
 from textmill_router.parsers.tools.tool_format import ToolFormat
 
 from tests.fakes.chat_outputs import ALL, TOOLS, Output, parse_whole
 
 NUM_RANDOM_SPLITS = 200
 NUM_BROKEN_OUTPUTS = 400
-ADVERSARIAL_CHARACTERS = 1_000_000
+ADVERSARIAL_CHARACTERS = 200_000
 # Each of two readers looks at a character, and may look again at the character and behind a piece.
 MAX_STEPS_A_CHARACTER = 6
 
@@ -36,7 +37,9 @@ each_output = pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case[0].n
 def new_parser(case: Case) -> ChatParser:
     counter = itertools.count()
     tools, reasoning, output = case
-    return ChatParser(tools, reasoning, TOOLS, is_reasoning=output.is_reasoning, new_id=lambda: f"call_{next(counter)}")
+    return ChatParser(
+        tools, reasoning, TOOLS, is_reasoning=output.is_reasoning, new_id=lambda name, index: f"call_{next(counter)}"
+    )
 
 
 def parse_pieces(case: Case, pieces: Sequence[str], was_cut: bool = False) -> ParsedMessage:
@@ -47,19 +50,42 @@ def parse_pieces(case: Case, pieces: Sequence[str], was_cut: bool = False) -> Pa
     return collect(deltas + parser.finish(was_cut))
 
 
+def is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def certain(tools: ToolFormat, message: ParsedMessage) -> list[ToolCall]:
+    """Return the calls of a cut answer, but for a call of Python that may still have become text."""
+    return [call for call in message.tool_calls if tools is not pythonic.PYTHONIC or is_object(call.arguments)]
+
+
 def shown(message: ParsedMessage) -> tuple[str, str]:
     """Return both texts without the spaces at their end, which may wait for the next text."""
     return (message.content or "").rstrip(), (message.reasoning_content or "").rstrip()
 
 
 def wanted(output: Output) -> ParsedMessage:
-    calls = [ToolCall(f"call_{index}", name, text) for index, (name, text) in enumerate(output.calls)]
+    ids = output.ids or [f"call_{index}" for index in range(len(output.calls))]
+    calls = [ToolCall(call_id, name, text) for call_id, (name, text) in zip(ids, output.calls, strict=True)]
     return ParsedMessage(output.content, output.reasoning, tuple(calls))
 
 
 @each_output
 def test_whole_output_gives_its_message(case: Case) -> None:
     assert parse_whole(new_parser(case), case[2].text, was_cut=False) == wanted(case[2])
+
+
+@each_output
+def test_arguments_are_whole_json_unless_the_call_is_unfinished(case: Case) -> None:
+    parser = new_parser(case)
+    message = parse_whole(parser, case[2].text, was_cut=False)
+    broken = [index for index, call in enumerate(message.tool_calls) if not is_object(call.arguments)]
+    assert (parser.first_unfinished_call is not None) is case[2].has_broken_call
+    if broken:
+        assert parser.first_unfinished_call == broken[0]
 
 
 @each_output
@@ -98,7 +124,7 @@ def test_broken_outputs_give_one_message_in_any_pieces(tools: ToolFormat) -> Non
         cut = text[: random_source.randint(0, len(text))]
         begun = parse_pieces(case, [cut], was_cut=True)
         assert parse_pieces(case, list(cut), was_cut=True) == begun, cut
-        for call, whole_call in zip(begun.tool_calls, whole.tool_calls, strict=False):
+        for call, whole_call in zip(certain(tools, begun), whole.tool_calls, strict=False):
             assert (call.name, whole_call.arguments[: len(call.arguments)]) == (whole_call.name, call.arguments), text
 
 
@@ -118,8 +144,9 @@ def test_output_cut_anywhere_shows_no_half_tag(case: Case) -> None:
         # Text shown before the end is never taken back.
         whole = wanted(output)
         assert (whole.reasoning_content or "").startswith((message.reasoning_content or "").rstrip()), text
-        assert len(message.tool_calls) <= len(whole.tool_calls), text
-        for call, whole_call in zip(message.tool_calls, whole.tool_calls, strict=False):
+        calls = certain(tools, message)
+        assert len(calls) <= len(whole.tool_calls), text
+        for call, whole_call in zip(calls, whole.tool_calls, strict=False):
             assert (call.id, call.name) == (whole_call.id, whole_call.name)
             assert whole_call.arguments.startswith(call.arguments), text
 
@@ -157,7 +184,7 @@ def test_deltas_come_in_order_and_are_never_empty(case: Case) -> None:
 
 
 def test_arguments_are_streamed_as_they_come() -> None:
-    parser = ChatParser(hermes.HERMES, None, TOOLS, new_id=lambda: "call_x")
+    parser = ChatParser(hermes.HERMES, None, TOOLS, new_id=lambda name, index: "call_x")
     assert parser.push('<tool_call>{"name": "say", "arguments"') == []
     assert parser.push(': {"te') == [ToolCallStart(0, "call_x", "say"), ToolArguments(0, '{"te')]
     assert parser.push('xt": "<') == [ToolArguments(0, 'xt": "<')]
@@ -211,7 +238,7 @@ def test_names_and_keys_longer_than_any_are_text(tools: ToolFormat, form: str) -
 
 
 @pytest.mark.parametrize(
-    ("tools", "text", "is_in_call"),
+    ("tools", "text", "is_unfinished"),
     [
         (mistral.MISTRAL, '[TOOL_CALLS]add{"a": 1', True),
         (mistral.MISTRAL, '[TOOL_CALLS]add{"a": 1}', False),
@@ -223,12 +250,12 @@ def test_names_and_keys_longer_than_any_are_text(tools: ToolFormat, form: str) -
     ],
 )
 def test_parser_tells_whether_a_call_has_begun_and_not_ended(
-    tools: ToolFormat | None, text: str, is_in_call: bool
+    tools: ToolFormat | None, text: str, is_unfinished: bool
 ) -> None:
     parser = ChatParser(tools, None, TOOLS)
     parser.push(text)
     parser.finish(was_cut=True)
-    assert parser.is_in_call is is_in_call
+    assert (parser.first_unfinished_call == 0) is is_unfinished
 
 
 def test_whole_tag_that_closes_nothing_is_text_in_a_cut_answer_too() -> None:
@@ -241,7 +268,11 @@ def test_whole_tag_that_closes_nothing_is_text_in_a_cut_answer_too() -> None:
 CALLS = {
     "deepseek_v3": "<｜tool▁call▁begin｜>function<｜tool▁sep｜>say\n```json\n{}\n```<｜tool▁call▁end｜>",
     "deepseek_v31": "<｜tool▁call▁begin｜>say<｜tool▁sep｜>{}<｜tool▁call▁end｜>",
-    "phi4_mini_json": '<|tool_call|>{"name": "say"}<|/tool_call|>',
+    "functools": 'functools[{"name": "say"}]',
+    "minimax_m1": '<tool_calls>{"name": "say"}</tool_calls>',
+    "minimax_m2": '<minimax:tool_call><invoke name="say"></invoke></minimax:tool_call>',
+    "glm45": "<tool_call>say</tool_call>",
+    "phi4_mini": '<|tool_call|>{"name": "say"}<|/tool_call|>',
     "command_r": '<|START_ACTION|>[{"tool_call_id": "0", "tool_name": "say"}]<|END_ACTION|>',
     "granite": '<|tool_call|>[{"name": "say"}]',
     "harmony": "<|channel|>commentary to=functions.say<|message|>{}<|call|>",
@@ -256,6 +287,8 @@ CALLS = {
 
 @pytest.mark.parametrize("tools", TOOL_FORMATS, ids=lambda tools: tools.name)
 def test_ids_are_unique_and_fit_their_format(tools: ToolFormat) -> None:
+    if tools is kimi_k2.KIMI_K2:
+        return  # the ids count the calls of a conversation
     text = CALLS[tools.name]
     messages = [parse_whole(ChatParser(tools, None, TOOLS), text * 3, was_cut=False) for _ in range(50)]
     ids = [call.id for message in messages for call in message.tool_calls]
@@ -265,7 +298,28 @@ def test_ids_are_unique_and_fit_their_format(tools: ToolFormat) -> None:
     assert all(re.fullmatch(pattern, call_id) for call_id in ids)
 
 
+def test_an_id_that_the_model_does_not_write_has_the_form_of_the_models_ids() -> None:
+    text = "<|tool_call_begin|>say<|tool_call_argument_begin|>{}<|tool_call_end|>"
+    message = parse_whole(ChatParser(kimi_k2.KIMI_K2, None, TOOLS), text * 2, was_cut=False)
+    assert [(call.id, call.name) for call in message.tool_calls] == [
+        ("functions.say:0", "say"),
+        ("functions.say:1", "say"),
+    ]
+
+
 ADVERSARIAL = [
+    "<|tool_calls_section_begin|>",
+    "<|tool_call_begin|>functions.say:0<|tool_call_argument_begin|>",
+    "functools[",
+    'functools[{"name": "say", "arguments": {',
+    "<minimax:tool_call><invoke name=\"say\"><parameter name=\"text\">",
+    "</invoke>\n",
+    "<tool_call>say\n<arg_key>text</arg_key><arg_value>",
+    "</arg_value>\n<arg_key>",
+    "</tool_call",
+    "</function>\n",
+    "[add(a=({",
+    "[add(a={'b' ",
     "<｜tool▁",
     "<｜tool▁calls▁begin｜>",
     "<｜tool▁call▁begin｜>say<｜tool▁sep｜>",
@@ -331,7 +385,7 @@ ADVERSARIAL = [
 @pytest.mark.parametrize("unit", ADVERSARIAL, ids=repr)
 @pytest.mark.parametrize("tools", TOOL_FORMATS, ids=lambda tools: tools.name)
 def test_adversarial_text_takes_steps_in_proportion_to_its_length(tools: ToolFormat, unit: str) -> None:
-    size = 20_000
+    size = 4_000
     # The reader of reasoning hands its text on in pieces. Without reasoning the reader of tools gets the whole text.
     for piece_size, reasoning in ((1, ReasoningFormat.THINK), (7, None), (size, ReasoningFormat.THINK), (size, None)):
         parser = ChatParser(tools, reasoning, TOOLS)
@@ -343,7 +397,7 @@ def test_adversarial_text_takes_steps_in_proportion_to_its_length(tools: ToolFor
 
 
 @pytest.mark.parametrize("tools", TOOL_FORMATS, ids=lambda tools: tools.name)
-def test_a_megabyte_of_mixed_adversarial_text_takes_steps_in_proportion(tools: ToolFormat) -> None:
+def test_long_mixed_adversarial_text_takes_steps_in_proportion(tools: ToolFormat) -> None:
     random_source = random.Random(11)
     units: list[str] = []
     while sum(map(len, units)) < ADVERSARIAL_CHARACTERS:

@@ -12,10 +12,14 @@ from textmill_router.parsers.formats import (
 from textmill_router.parsers.tools import (
     command_r,
     deepseek,
+    functools,
     generic_json,
+    glm4,
     harmony,
     hermes,
+    kimi_k2,
     llama3_json,
+    minimax,
     mistral,
     pythonic,
     qwen3_coder,
@@ -35,6 +39,12 @@ GPT_OSS = '{%- if tools %}to=functions." + tool_call.name + "<|channel|>commenta
 DEEPSEEK_V31 = "{% if tools %}{{ '<｜tool▁call▁begin｜>'+ tool.name + '<｜tool▁sep｜>' + tool.arguments }}{% endif %}"
 DEEPSEEK_V3 = "{{ tools }}'<｜tool▁sep｜>' + tool['function']['name'] + '\\n' + '```json' + '\\n'"
 PHI4 = '{{ tools }}<|tool_call|>{"name": "foo", "arguments": {"a": 1}}<|/tool_call|>'
+FUNCTOOLS = '{{ tools }} calls stand in a single JSON list formatted as functools[{"name": [function name]}, ...]'
+KIMI = "{{ tools }}<|tool_call_begin|>{{ id }}<|tool_call_argument_begin|>{{ arguments }}<|tool_call_end|>"
+FIRST_KIMI = "{% if tools -%}{{ '<|im_system|>tool_declare<|im_middle|>' -}}{{- tools | tojson -}}"
+GLM = "{%- if tools %}<tool_call>{function-name}\n<arg_key>{arg-key-1}</arg_key>\n<arg_value>{arg-value-1}</arg_value>"
+MINIMAX_M1 = "{{ tools }}respond with <tool_calls></tool_calls> XML tags, and provide tool-name and json-object"
+MINIMAX_M2 = '{{ tools }}<minimax:tool_call>\n<invoke name="tool-name-1">\n<parameter name="param-key-1">'
 GRANITE = "{%- if tools %}write <|tool_call|> followed by a JSON list of tools used"
 COMMAND_R = "{% if tools %}<|START_THINKING|>{{ plan }}<|END_THINKING|><|START_ACTION|>[<|END_ACTION|>{% endif %}"
 ZEPHYR = "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}"
@@ -49,6 +59,12 @@ ZEPHYR = "{% for message in messages %}<|user|>{{ message.content }}{% endfor %}
         (DEEPSEEK_V31, deepseek.DEEPSEEK_V31),
         (DEEPSEEK_V3, deepseek.DEEPSEEK_V3),
         (PHI4, tool_call_token.PHI4_MINI),
+        (FUNCTOOLS, functools.FUNCTOOLS),
+        (KIMI, kimi_k2.KIMI_K2),
+        (FIRST_KIMI, kimi_k2.KIMI_K2),
+        (GLM, glm4.GLM4),
+        (MINIMAX_M1, minimax.MINIMAX_M1),
+        (MINIMAX_M2, minimax.MINIMAX_M2),
         (GRANITE, tool_call_token.GRANITE),
         (QWEN_CODER, qwen3_coder.QWEN3_CODER),
         (PYTHONIC, pythonic.PYTHONIC),

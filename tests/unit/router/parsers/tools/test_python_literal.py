@@ -27,7 +27,32 @@ LITERALS = [
     *("'''a'b''c\n\"'''", '""""a"""', "'''" + r"\'''" + "'''", "u'x'"),
     *("[]", "{}", "[1, 'a', None]", "[1,]", "[[[]], {}]", "{'a': 1}", '{"a": [True, {"b": None}], \'c\': -1.5,}'),
     *("{2: 2, None: 3, True: 4}", "[ 1 ,2\n]", "{ 'a' : 'b' }"),
+    *("()", "(1,)", "(1)", "('a')", "(1, 'b', [2])", "((1, 2), (3,))", "([1])", "({'a': (1)})", "[(), ()]"),
+    *("'a' 'b'", "('a'\n\"b\" '')", "('a' 'b')", "{'a' 'b': 'c' 'd'}", "0x1F", "-0b101", "0o17"),
 ]
+SETS = ["{1}", "{1, 'a', 2.5,}", "{'a' 'b'}", "[{1}, {2: {3}}]", "{(1, 2)}", "{None}"]
+
+
+def listed(value: Any) -> Any:
+    """Return the value with lists for sets, whose members are in no order."""
+    match value:
+        case set() | frozenset():
+            return sorted((listed(member) for member in value), key=str)
+        case list() | tuple():
+            return [listed(entry) for entry in value]
+        case dict():
+            return {key: listed(entry) for key, entry in value.items()}
+    return value
+
+
+@pytest.mark.parametrize("literal", SETS)
+def test_sets_become_lists(literal: str) -> None:
+    whole, reader = read([literal + ")"])
+    assert reader.is_done
+    wanted = json.loads(json.dumps(listed(ast.literal_eval(literal))))
+    found = json.loads(whole)
+    assert (sorted(found, key=str) if literal.startswith("{") else found) == wanted
+    assert read([*literal, ")"])[0] == whole
 
 
 @pytest.mark.parametrize("literal", LITERALS)
@@ -72,7 +97,22 @@ def test_what_is_no_python_is_read_as_it_is_meant(literal: str, value: object) -
 
 
 @pytest.mark.parametrize(
-    "literal", ["(1, 2)", "[1 2]", "{1}", "{[]: 1}", "{'a' 1}", "[,]", "{'a':}", "*", "[)", "[f()]"]
+    "literal",
+    [
+        "(1 2)",
+        "(,)",
+        "[1 2]",
+        "{1: 2, 3}",
+        "{1, 2: 3}",
+        "{[]: 1}",
+        "{[1]: 1}",
+        "{'a' 1}",
+        "[,]",
+        "{'a':}",
+        "*",
+        "[)",
+        "[f()]",
+    ],
 )
 def test_what_is_no_literal_breaks(literal: str) -> None:
     _, reader = read([literal])
@@ -81,7 +121,7 @@ def test_what_is_no_literal_breaks(literal: str) -> None:
 
 
 def test_value_ends_before_what_follows() -> None:
-    for text, size in (("f(x)", 1), ("1, 2", 1), ("'a''b'", 3), ("[1] [2]", 3), ("''", 2), ("'' )", 2)):
+    for text, size in (("f(x)", 1), ("1, 2", 1), ("'a' 'b')", 7), ("[1] [2]", 3), ("''", 2), ("'' )", 3)):
         assert LiteralReader().read(text, 0) == size
 
 

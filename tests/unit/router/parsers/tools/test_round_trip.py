@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from textmill_router.parsers.chat_parser import ChatParser
-from textmill_router.parsers.tools import pythonic, qwen3_coder
+from textmill_router.parsers.tools import glm4, minimax, pythonic, qwen3_coder
 from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 
 from tests.fakes.chat_outputs import parse_whole
@@ -36,16 +36,37 @@ def as_python(arguments: dict[str, Any]) -> str:
     return f"[act({', '.join(f'{key}={value!r}' for key, value in arguments.items())})]"
 
 
+def as_texts(arguments: dict[str, Any]) -> dict[str, str]:
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
+
+
+def as_glm(arguments: dict[str, Any]) -> str:
+    given = "".join(
+        f"<arg_key>{key}</arg_key>\n<arg_value>{text}</arg_value>\n" for key, text in as_texts(arguments).items()
+    )
+    return f"<tool_call>act\n{given}</tool_call>"
+
+
+def as_minimax(arguments: dict[str, Any]) -> str:
+    given = "".join(f'<parameter name="{key}">{text}</parameter>\n' for key, text in as_texts(arguments).items())
+    return f'<minimax:tool_call>\n<invoke name="act">\n{given}</invoke>\n</minimax:tool_call>'
+
+
 def as_template(arguments: dict[str, Any]) -> str:
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
+    texts = as_texts(arguments)
     given = "".join(f"<parameter={key}>\n{text}\n</parameter>\n" for key, text in texts.items())
     return f"<tool_call>\n<function=act>\n{given}</function>\n</tool_call>"
 
 
 @pytest.mark.parametrize(
     ("tools", "write"),
-    [(pythonic.PYTHONIC, as_python), (qwen3_coder.QWEN3_CODER, as_template)],
-    ids=["pythonic", "qwen3_coder"],
+    [
+        (pythonic.PYTHONIC, as_python),
+        (qwen3_coder.QWEN3_CODER, as_template),
+        (glm4.GLM4, as_glm),
+        (minimax.MINIMAX_M2, as_minimax),
+    ],
+    ids=["pythonic", "qwen3_coder", "glm45", "minimax_m2"],
 )
 def test_written_arguments_are_read_as_they_were(tools: ToolFormat, write: Callable[[dict[str, Any]], str]) -> None:
     source = random.Random(5)

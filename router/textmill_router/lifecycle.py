@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 
 from textmill_router.api.routes import build_app
-from textmill_router.chat.answer_form import warn_of_unknown_calls
+from textmill_router.chat.call_trial import warn_of_unread_calls
 from textmill_router.chat.template_files import load_chat_templates
 from textmill_router.engine.replica_set import ReplicaSet
 from textmill_router.engine.shard_client import ShardClientOptions
@@ -137,7 +137,7 @@ async def start_backend(service: Service) -> ReplicaSet:
     tokenizer = await asyncio.to_thread(Tokenizer.load, settings.model_dir, settings.validation_workers)
     config_path = None if settings.tokenizer_config_path is None else Path(settings.tokenizer_config_path)
     chat_templates = await asyncio.to_thread(load_chat_templates, Path(settings.model_dir), config_path)
-    warn_of_unknown_calls(chat_templates, service.format_flags)
+    warn_of_unread_calls(chat_templates, service.format_flags)
     options = [ShardClientOptions(uds_path=path) for path in settings.shard_uds_path]
     engine = ReplicaSet(options, partial(scheduler_config, settings), tokenizer.digest, on_change=service.health.look)
     service.attach(engine, tokenizer, chat_templates)

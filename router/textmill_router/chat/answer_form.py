@@ -1,10 +1,9 @@
 """The form of the answers to one conversation: how they are written, which grammar they obey, who reads them."""
 
-import logging
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from textmill_router.chat.template import ChatTemplate, ChatTemplates
+from textmill_router.chat.template import ChatTemplate
 from textmill_router.chat.tools import ToolChoice
 from textmill_router.grammar.channel_grammar import ChannelForm, channel_grammar
 from textmill_router.grammar.reasoning_grammar import ReasoningForm, after_reasoning
@@ -13,11 +12,9 @@ from textmill_router.grammar.tool_grammar import OutputForm, tool_grammar
 from textmill_router.parsers.chat_parser import ChatParser
 from textmill_router.parsers.deltas import ContentText, Delta, ToolArguments, ToolCallStart
 from textmill_router.parsers.formats import (
-    TOOL_FORMAT_NAMES,
     TOOL_FORMATS,
     ReasoningFormat,
     has_ended_reasoning,
-    is_known_form,
     markers_of,
     reasoning_format_named,
     reasoning_format_of,
@@ -30,8 +27,6 @@ from textmill_router.parsers.tools.tool_format import ToolFormat, ToolSpec
 from textmill_router.request import FinishReason, Grammar
 from textmill_router.text.events import GenerationResult
 from textmill_router.text.tokenization import Tokenizer
-
-log = logging.getLogger(__name__)
 
 
 class TextReader(Protocol):
@@ -176,18 +171,6 @@ def answer_form(template: ChatTemplate, tools: ToolChoice | None, flags: FormatF
     elif tool_format is None:
         tool_format = tool_format_of(template.source) if template.takes_tools else TOOL_FORMATS[-1]
     return AnswerForm(tool_format, reasoning, specs=tools.specs, is_parallel=tools.is_parallel)
-
-
-def warn_of_unknown_calls(templates: ChatTemplates, flags: FormatFlags) -> None:
-    """Log a warning where a chat template takes tools and teaches no format of calls that is known."""
-    if flags.tool_call_parser is not None:
-        return
-    for name, template in templates.usable.items():
-        if template.takes_tools and not is_known_form(template.source):
-            log.warning(
-                "the chat template takes tools and teaches no known format of calls; calls are read as plain JSON",
-                extra={"template": name, "flag": "--tool-call-parser", "known_formats": ", ".join(TOOL_FORMAT_NAMES)},
-            )
 
 
 def grammar_for(

@@ -90,7 +90,9 @@ class FormTrial:
                 return
             rendered.append((forms, prompt))
         with_name = [(forms, prompt) for forms, prompt in rendered if _CALLED in prompt]
-        with_name = with_name or [(forms, prompt) for forms, prompt in rendered if _shows(prompt, _CALL_ID, _FIRST)]
+        if not with_name:
+            with_id = [(forms, prompt) for forms, prompt in rendered if _shows(prompt, _CALL_ID, _FIRST)]
+            with_name = [(replace(forms, shows_names=False), prompt) for forms, prompt in with_id]
         whole = [forms for forms, prompt in with_name if _is_call_read(prompt)]
         if whole:
             self._forms = whole[0]

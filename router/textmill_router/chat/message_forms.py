@@ -52,6 +52,7 @@ class MessageForms:
     has_text_arguments: bool = False  # the arguments of a call are JSON text; else an object
     absent_content: AbsentContent = AbsentContent.MISSING
     shows_calls: bool = True  # else calls of the history are shown as text
+    shows_names: bool = True  # of the tools in calls; else a call's id tells the tool
     reasoning_fields: tuple[str, ...] = ("reasoning_content", "thinking")
 
     def content(self, role: str) -> ContentForm:

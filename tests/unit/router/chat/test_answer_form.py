@@ -1,7 +1,7 @@
 """How answers are read: by the format of template or flag, by the end of the prompt, with one call or several."""
 
 import pytest
-from textmill_router.chat.answer_form import AnswerForm, FormatFlags, answer_form, warn_of_unknown_calls
+from textmill_router.chat.answer_form import AnswerForm, FormatFlags, answer_form
 from textmill_router.chat.prompt import ChatRequest, make_prompt
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplates
@@ -81,20 +81,3 @@ def test_the_last_tag_of_the_answers_part_tells_whether_reasoning_is_open(
     message = collect([*reader.push(text), *reader.finish(was_cut=False)])
     assert (message.reasoning_content, message.content) == (reasoning, content)
     assert form.has_reasoned == prompt.text.endswith("</think>\n\nThe")
-
-
-@pytest.mark.parametrize(
-    ("source", "flag", "warns"),
-    [
-        ("{{ tools }} <foreign_call>", None, True),
-        ("{{ tools }} <foreign_call>", "json", False),
-        ("{{ tools }} <tool_call>", None, False),
-        ("{{ messages }} <foreign_call>", None, False),
-    ],
-)
-def test_tools_that_no_reader_knows_are_told_at_start(
-    caplog: pytest.LogCaptureFixture, source: str, flag: str | None, warns: bool
-) -> None:
-    warn_of_unknown_calls(ChatTemplates({"default": source}, {}), FormatFlags(tool_call_parser=flag))
-    assert ["no known format" in record.getMessage() for record in caplog.records] == [True] * warns
-    assert all("hermes" in record.__dict__["known_formats"] for record in caplog.records)

@@ -83,7 +83,7 @@ def test_nothing_is_written_while_nothing_may_be_shown() -> None:
 
 
 def test_each_kind_of_delta_is_a_chunk_and_the_last_has_the_reason() -> None:
-    parser = ChatParser(hermes.HERMES, ReasoningFormat.THINK, (ToolSpec("f"),), new_id=lambda: "call_1")
+    parser = ChatParser(hermes.HERMES, ReasoningFormat.THINK, (ToolSpec("f"),), new_id=lambda name, index: "call_1")
     writer = ChatChunks(ENVELOPE, 0, parser, None)
     text = '<think>hm</think>Well.<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
     found = chunks(writer.encode([event(97, text, None, FinishReason.EOS)]))
@@ -100,7 +100,7 @@ def test_each_kind_of_delta_is_a_chunk_and_the_last_has_the_reason() -> None:
 
 
 def test_answer_that_is_a_call_has_no_content() -> None:
-    parser = ChatParser(hermes.HERMES, None, (ToolSpec("f"),), new_id=lambda: "call_1")
+    parser = ChatParser(hermes.HERMES, None, (ToolSpec("f"),), new_id=lambda name, index: "call_1")
     writer = ChatChunks(ENVELOPE, 0, parser, None)
     found = chunks(writer.encode([event(97, '<tool_call>{"name": "f"}</tool_call>', None, FinishReason.EOS)]))
     first, second, *_ = [chunk["choices"][0]["delta"] for chunk in found]

@@ -83,15 +83,9 @@ class Verdict:
     fault: str = ""
 
 
-def verdicts(question: Question, client: httpx.Client, max_tokens: int) -> list[Verdict]:
+def verdicts(question: Question, client: httpx.Client, parameters: dict[str, float]) -> list[Verdict]:
     """The verdicts on one answer and on its calls."""
-    body = {
-        "messages": question.messages,
-        "tools": question.tools,
-        "tool_choice": "required",
-        "max_tokens": max_tokens,
-        "temperature": 0,
-    }
+    body = {"messages": question.messages, "tools": question.tools, "tool_choice": "required", **parameters}
     answer = client.post("/v1/chat/completions", json=body)
     if answer.status_code != 200:
         return [Verdict(f"answers with status {answer.status_code}", answer.text[:300])]
@@ -127,8 +121,10 @@ def main() -> int:
     )
     parser.add_argument("--limit", type=int, help="so many questions of each category")
     parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=float, default=0.0, help="1 for a model with random weights")
     parser.add_argument("--concurrency", type=int, default=8)
     arguments = parser.parse_args()
+    parameters = {"max_tokens": arguments.max_tokens, "temperature": arguments.temperature, "seed": 1}
     counts, has_fault = Counter[str](), False
     with (
         httpx.Client(base_url=arguments.url, timeout=LIMIT_S) as client,
@@ -136,7 +132,7 @@ def main() -> int:
     ):
         for category in arguments.category or CATEGORIES:
             questions = list(questions_of(arguments.folder / f"BFCL_v4_{category}.json"))[: arguments.limit]
-            answers = pool.map(lambda question: verdicts(question, client, arguments.max_tokens), questions)
+            answers = pool.map(lambda question: verdicts(question, client, parameters), questions)
             for question, found in zip(questions, answers, strict=True):
                 counts.update(f"{category}: {said.kind}" for said in found)
                 for said in found:

@@ -3,13 +3,14 @@
 import json
 import re
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
 import msgspec
 
 MAX_EXACT_EXPONENT = 5_000  # numbers with more zeros than this are compared by size alone, never written out
 _MAX_INTEGER_DIGITS = 4_000  # Python turns no longer text into an integer
+_LARGEST_EXPONENT = 10**17  # a decimal takes 10 times this, and digits before or behind the point move the exponent
 _FLOAT = re.compile(r"[:,\[]-?(\d+[.eE]|Infinity)|^-?(\d+[.eE]|Infinity)")
 
 _Body = TypeVar("_Body")
@@ -75,7 +76,16 @@ def is_number(value: object) -> bool:
 
 def decimal_of(number: float) -> Decimal:
     """The exact value of a number: the one that its text says, or the shortest text of a float that nobody wrote."""
-    return Decimal(number_text(number))
+    return decimal_of_text(number_text(number))
+
+
+def decimal_of_text(text: str) -> Decimal:
+    """The value of a number's text in JSON. An exponent that no decimal has becomes the nearest one that is safe."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        mantissa, _, exponent = text.lower().partition("e")
+        return Decimal(f"{mantissa}e{exponent[0] if exponent[0] in '+-' else '+'}{_LARGEST_EXPONENT}")
 
 
 def is_whole(value: Decimal) -> bool:

@@ -16,7 +16,7 @@ from jsonschema_specifications import REGISTRY
 from referencing.exceptions import Unresolvable
 
 from textmill_router.errors import GenerationBroke, ValidationFailed
-from textmill_router.exact_json import MAX_EXACT_EXPONENT, DoubleKey, is_whole, parse_pairs
+from textmill_router.exact_json import MAX_EXACT_EXPONENT, DoubleKey, decimal_of_text, is_whole, parse_pairs
 from textmill_router.grammar.request_forms import AskedGrammar, AskedKind
 from textmill_router.grammar.schema.backtracking import NoPattern, PatternTooDear
 from textmill_router.grammar.schema.patterns import pattern
@@ -156,7 +156,7 @@ def _checker(schema_text: str) -> _Checker:
 
 def _decimals(text: str, **options: Any) -> Any:
     """The value of a JSON text; numbers with a fraction or an exponent are decimals. Raises ValueError."""
-    return json.loads(text, parse_float=Decimal, parse_int=_whole, parse_constant=_refuse_constant, **options)
+    return json.loads(text, parse_float=decimal_of_text, parse_int=_whole, parse_constant=_refuse_constant, **options)
 
 
 def _whole(text: str) -> int | Decimal:

@@ -72,6 +72,11 @@ class ChatParser:
         return None if self._tools is None else self._tools.first_unfinished_call
 
     @property
+    def has_unfinished_call(self) -> bool:
+        """Whether a call has begun whose arguments are no whole JSON object."""
+        return self.first_unfinished_call is not None
+
+    @property
     def num_steps(self) -> int:
         """The number of looks at a character so far, at most a few for each character pushed."""
         return sum(reader.num_steps for reader in (self._reasoning, self._tools) if reader is not None)

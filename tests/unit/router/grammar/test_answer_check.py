@@ -184,3 +184,19 @@ def test_what_only_the_grammar_can_read_is_left_to_it() -> None:
     check('{"a": 1}', {"type": "object", "$id": 5})
     tree = {"type": "object", "properties": {"a": {"$ref": "#"}}}
     check('{"a": ' * 300 + "{}" + "}" * 300, tree)
+
+
+def test_numbers_with_exponents_of_any_length_are_checked() -> None:
+    """Python's decimals have an exponent of 18 digits at most; JSON has no limit."""
+    number = {"type": "number", "minimum": -3, "maximum": 10}
+    huge = "9" * 30
+    check(f"1e-{huge}", number)
+    check(f"-0.5E-{huge}", number)
+    check(f"0e{huge}", number)
+    check(f"1e{huge}", {"type": "integer"})
+    for text in (f"1e{huge}", f"1E+{huge}", f"-12.5e{huge}"):
+        with pytest.raises(GenerationBroke, match="does not match the schema"):
+            check(text, number)
+    for kind in ({"multipleOf": 0.5}, {"const": 5}, {"enum": [1, 2]}, {"type": "string"}):
+        with pytest.raises(GenerationBroke, match="does not match the schema"):
+            check(f"1e{huge}", kind)

@@ -10,7 +10,7 @@ from textmill_router.parsers.answer_writer import SPACES
 MAX_WORD_CHARACTERS = 1000
 _WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
 _WHOLE_NUMBER = re.compile(r"([+-]?)0*(\d(?:_?\d)*)")
-_NUMBER = re.compile(r"([+-]?)0*(\d(?:_?\d)*)?(?:\.((?:\d(?:_?\d)*)?))?(?:[eE]([+-]?\d+))?")
+_NUMBER = re.compile(r"([+-]?)(?=\.?\d)0*(\d(?:_?\d)*)?(?:\.((?:\d(?:_?\d)*)?))?(?:[eE]([+-]?\d+))?")
 _BASED_NUMBER = re.compile(r"[+-]?0[xXoObB][0-9a-fA-F_]+")
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "a": "\a", "v": "\v", "\n": ""}
@@ -365,7 +365,7 @@ def _json_number(word: str) -> str:
     if whole := _WHOLE_NUMBER.fullmatch(word):
         return f"{whole[1].removeprefix('+')}{whole[2].replace('_', '')}"
     found = _NUMBER.fullmatch(word)
-    if found is None or not (found[2] or found[3]):
+    if found is None:
         return ""
     sign, before, after, exponent = found.groups()
     number = f"{sign.removeprefix('+')}{(before or '0').replace('_', '')}"

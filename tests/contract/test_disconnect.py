@@ -90,20 +90,44 @@ def test_dropped_requests_are_counted(tmp_path: Path) -> None:
         assert 'textmill_http_requests{route="/generate",method="POST",status="499"} 1\n' in text
 
 
+def stalling(router: RunningRouter, route: str, num_tokens: int) -> socket.socket:
+    """Ask for a stream with a small window, and return the connection, from which nothing has been read."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    connection.settimeout(WAIT_TIMEOUT_S)
+    connection.connect(("127.0.0.1", router.port))
+    if route == "/v1/completions":
+        body: dict[str, object] = {"prompt": "hi", "max_tokens": num_tokens, "stream": True}
+    else:
+        body = {"inputs": "hi", "parameters": {"max_new_tokens": num_tokens, "details": True}}
+    data = json.dumps(body).encode()
+    head = b"POST %b HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    connection.sendall(head % (route.encode(), len(data)) + data)
+    return connection
+
+
+def wait_until_rests(router: RunningRouter) -> int:
+    """Wait until no further token comes, and return the number of tokens."""
+    seen = [-1]
+
+    def is_still() -> bool:
+        engine = router.service.open_backend().engine
+        [replica] = engine.replicas
+        scheduler = replica.scheduler
+        assert scheduler is not None
+        before, seen[0] = seen[0], router.stats().num_output_tokens_total
+        return bool(router.stats().num_running) and scheduler.num_unpaused == 0 and before == seen[0]
+
+    router.wait_until(is_still, "the requests of clients that do not read rest")
+    return seen[0]
+
+
 def test_reader_that_pauses_misses_nothing(tmp_path: Path) -> None:
-    """The buffers of the connection fill and writing pauses. Later the tokens of the pause follow in order."""
+    """The buffers fill and writing pauses, then the request rests. Later all tokens follow in order."""
     num_tokens = 6000
     with RunningRouter(tmp_path, max_total_tokens=8192) as router:
-        connection = socket.socket()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-        connection.settimeout(WAIT_TIMEOUT_S)
-        connection.connect(("127.0.0.1", router.port))
-        body = json.dumps({"inputs": "hi", "parameters": {"max_new_tokens": num_tokens, "details": True}}).encode()
-        head = b"POST /generate_stream HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(
-            body
-        )
-        connection.sendall(head + body)
-        router.wait_until(lambda: router.stats().num_output_tokens_total > num_tokens // 2, "the shard is far ahead")
+        connection = stalling(router, "/generate_stream", num_tokens)
+        assert wait_until_rests(router) < num_tokens
         data = b""
         while part := connection.recv(1 << 20):
             data += part
@@ -111,3 +135,23 @@ def test_reader_that_pauses_misses_nothing(tmp_path: Path) -> None:
     events = [json.loads(line[6:]) for line in data.split(b"\n") if line.startswith(b"data: ")]
     assert [event["index"] for event in events] == list(range(1, num_tokens + 1))
     assert events[-1]["generated_text"] == "".join(event["token"]["text"] for event in events)
+
+
+@pytest.mark.parametrize("route", ["/generate_stream", "/v1/completions"])
+def test_clients_that_never_read_cost_a_bounded_number_of_tokens_and_are_cut_off(tmp_path: Path, route: str) -> None:
+    num_clients = 8
+    options = FakeShardOptions(num_slots=16, num_blocks=8192)
+    with RunningRouter(tmp_path, options, max_total_tokens=16_000, stall_timeout=2.0) as router:
+        stalled = [stalling(router, route, 15_000) for _ in range(num_clients)]
+        num_tokens = wait_until_rests(router)
+        # The buffers of the connection hold some 1,500 events of 100 bytes; 256 events wait, and 64 places are granted.
+        assert num_tokens < num_clients * 3000
+        # A client beside them is served while they rest.
+        with router.client() as client:
+            answer = client.post("/generate", json={"inputs": "hi", "parameters": {"max_new_tokens": 200}})
+            assert answer.status_code == 200
+        router.wait_until_free()
+        for connection in stalled:
+            connection.close()
+        with router.client() as client:
+            assert f'tgi_request_failure{{err="dropped"}} {num_clients}\n' in client.get("/metrics").text

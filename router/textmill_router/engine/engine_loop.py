@@ -100,11 +100,11 @@ class EngineLoop:
     def signs(self) -> GroupSigns:
         """Return what is known of the shards' life; cheap enough for every probe."""
         now_s = self.now()
-        num_running = 0 if self._scheduler is None else self._scheduler.num_running
+        num_unpaused = 0 if self._scheduler is None else self._scheduler.num_unpaused
         return GroupSigns(
             is_linked=self._status.phase is EnginePhase.READY,
             silent_s=now_s - max(self._heard_s, self._moved_s),
-            stepless_s=now_s - self._moved_s if num_running else 0.0,
+            stepless_s=now_s - self._moved_s if num_unpaused else 0.0,
             step_limit_s=STALL_WARNING_S,
             is_overdue=self._is_overdue,
         )
@@ -176,6 +176,13 @@ class EngineLoop:
         assert self._scheduler is not None
         self._scheduler.on_cancel(request_id)
         self._tick_soon()
+
+    def pause(self, request_id: RequestId, is_paused: bool) -> None:
+        """Let a request rest because its reader is far behind, or go on. Ignored when the request has ended."""
+        if request_id in self._readers:
+            assert self._scheduler is not None
+            self._scheduler.on_pause(request_id, is_paused)
+            self._tick_soon()
 
     def take_reader(self, other: "EngineLoop", request_id: RequestId) -> None:
         """Take over the reader of a request that this loop's scheduler has adopted from the scheduler of the other."""
@@ -254,7 +261,7 @@ class EngineLoop:
         self._is_overdue = overdue_s > 0.0
         self.steps.num_memory_faults += max(0, num_memory_faults - self._num_memory_faults)
         self._num_memory_faults = num_memory_faults
-        num_running = 0 if self._scheduler is None else self._scheduler.num_running
+        num_running = 0 if self._scheduler is None else self._scheduler.num_unpaused
         if not num_running:
             self._moved_s = now_s
         elif now_s - max(self._moved_s, self._warned_s) >= STALL_WARNING_S:

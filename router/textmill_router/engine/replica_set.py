@@ -134,6 +134,11 @@ class ReplicaSet:
             else:
                 return
 
+    def pause(self, request_id: RequestId, is_paused: bool) -> None:
+        """Let a request rest because its reader is far behind, or go on. Ignored when the request has ended."""
+        for replica in self.replicas:
+            replica.pause(request_id, is_paused)
+
     def check_room(self, num_requests: int) -> None:
         """Raise QueueFull when no replica would let a call of so many requests in, whatever its prompts are."""
         now = self.now()

@@ -61,12 +61,15 @@ class Grants:
         """Give blocks to the requests whose places run short, in the order (priority, arrival).
 
         When no block is free and a request is about to starve, the last running request in that order is preempted.
-        The victim may be the starving request itself. The cost of computing the victim again plays no part.
+        The victim may be the starving request itself. The cost of computing the victim again plays no part. A paused
+        request gets nothing, keeps its blocks and starves, until its reader has caught up.
         """
         if not self._short:
             return []
         extends = []
         for state in sorted(self._short, key=_place_order):
+            if state.is_paused:
+                continue
             while self._is_about_to_starve(state) and not self._pool.can_allocate(1):
                 preempt(max(running(), key=_place_order))
             if state.status is not RequestStatus.RUNNING:

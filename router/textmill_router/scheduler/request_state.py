@@ -32,6 +32,7 @@ class RequestState:
         "effort",
         "epoch",
         "hold_hash",
+        "is_paused",
         "is_plain",
         "leader",
         "max_places",
@@ -66,6 +67,7 @@ class RequestState:
         self.status = RequestStatus.WAITING
         # The last token needs no place, because no further token is computed from it.
         self.max_places = len(request.prompt_ids) + request.max_new_tokens - 1
+        self.is_paused = False  # the reader is far behind, so the request gets no further blocks for now
         self.is_plain = not (request.wants_logprobs or request.top_n_tokens)
         self.place_order = (request.priority, request.arrival_s, request.request_id)
         self.order = (1, *self.place_order)  # becomes 0, and so goes first, once the request has run (rules 6, 22)

@@ -208,6 +208,15 @@ class Scheduler:
             self._epoch.leave(state, RequestStatus.CANCELLED)
         state.status = RequestStatus.CANCELLED
 
+    def on_pause(self, request_id: RequestId, is_paused: bool) -> None:
+        """Grant a request no further blocks, or again. Unknown and ended ids are ignored.
+
+        The shard computes up to the places that the request has, which are `ahead_tokens` at most.
+        """
+        state = self._requests.get(request_id)
+        if state is not None:
+            state.is_paused = is_paused
+
     def on_step(self, result: StepResult, now: float) -> StepDecision:
         """Read one result; call in the order of arrival. Raises `StreamBroken` when the result breaks a rule.
 
@@ -311,6 +320,11 @@ class Scheduler:
     def num_running(self) -> int:
         """Number of requests that have a slot and are not leaving."""
         return self._epoch.num_running if self._epoch else 0
+
+    @property
+    def num_unpaused(self) -> int:
+        """Number of running requests that get blocks, so that steps must follow."""
+        return sum(not state.is_paused for state in self._epoch.slots.running()) if self._epoch else 0
 
     @property
     def is_any_in_prefill(self) -> bool:

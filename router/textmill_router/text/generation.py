@@ -39,10 +39,13 @@ class Engine(Protocol):
 
     def submit(self, request: GenerationRequest, sink: OutputSink) -> None: ...
     def cancel(self, request_id: RequestId) -> None: ...
+    def pause(self, request_id: RequestId, is_paused: bool) -> None: ...
 
 
 # A stream that has tokens waits this long after its deadline for one more token, so that it ends with a token.
 LAST_TOKEN_GRACE_S = 0.2
+# A request rests once so many of its events wait for a client that does not read. Some hundred bytes each are kept.
+MAX_WAITING_EVENTS = 256
 # Takes events at once, in the engine's turn of the loop, and returns whether it took them; must not block or raise.
 EventPush = Callable[[list[TokenEvent]], bool]
 
@@ -63,6 +66,7 @@ class Generation:
         "_fast_reader",
         "_first_token_s",
         "_has_plain_text",
+        "_is_paused",
         "_is_whole",
         "_makes_events",
         "_num_tokens",
@@ -96,6 +100,7 @@ class Generation:
         self._admitted_s = 0.0
         self._first_token_s = 0.0
         self._makes_events = True
+        self._is_paused = False  # because events wait
         self._is_whole = False  # `result` is wanted, not events
         self._timer: asyncio.TimerHandle | None = None
         self._result: GenerationResult | None = None
@@ -143,12 +148,14 @@ class Generation:
                 raise GenerationFailed(self._failure)
             assert self._result is None, "the last event has been given out"
             await self._wait()
-        events, self._events = self._events, []
-        return events
+        return self.take_events()
 
     def take_events(self) -> list[TokenEvent]:
         """Return all events since the last call, possibly none, without waiting."""
         events, self._events = self._events, []
+        if self._is_paused:
+            self._is_paused = False
+            self._engine.pause(self._request.request_id, False)
         return events
 
     async def result(self) -> GenerationResult:
@@ -215,6 +222,9 @@ class Generation:
                 break
         self._failure = output.failure
         if self._waiter is None or self._waiter.done():
+            if len(self._events) >= MAX_WAITING_EVENTS and not self._is_paused and not self._is_whole:
+                self._is_paused = True
+                self._engine.pause(self._request.request_id, True)
             return
         if self._result is not None or self._failure is not None:
             self._waiter.set_result(None)

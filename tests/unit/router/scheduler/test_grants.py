@@ -123,3 +123,17 @@ def test_rule_14_the_order_also_decides_who_is_served_first():
     seats.grow(first, 7)
     assert seats.extends() == [(1, 1)]
     assert seats.preempted == [second]
+
+
+def test_a_paused_request_gets_no_blocks_and_takes_none_from_others():
+    seats = Seats(num_blocks=5, ahead=4, regrant_below=2)
+    paused, other = seats.admit(3), seats.admit(3)
+    paused.is_paused = True
+    seats.grow(paused, 8)  # no place is left
+    seats.grow(other, 7)
+    assert seats.extends() == [(2, 1)]
+    assert seats.extends() == []
+    assert seats.preempted == []
+    paused.is_paused = False
+    assert seats.extends() == [(1, 1)]
+    assert seats.preempted == [other]  # the last in order makes room, as for every request about to starve

@@ -20,7 +20,7 @@ from textmill_router.request import (
     TopTokens,
 )
 from textmill_router.text.events import GenerationFailed, TextOptions, TokenEvent
-from textmill_router.text.generation import Generation, start_generation
+from textmill_router.text.generation import MAX_WAITING_EVENTS, Generation, start_generation
 from textmill_router.text.tokenization import Tokenizer
 
 from tests.fakes.byte_tokenizer import BEGIN, BEGIN_ID, END, END_ID, write_byte_tokenizer
@@ -32,12 +32,17 @@ class HandEngine:
     def __init__(self) -> None:
         self.submitted: list[GenerationRequest] = []
         self.cancelled: list[RequestId] = []
+        self.pauses: list[bool] = []
 
     def submit(self, request: GenerationRequest, sink: OutputSink) -> None:
         self.submitted.append(request)
 
     def cancel(self, request_id: RequestId) -> None:
         self.cancelled.append(request_id)
+
+    def pause(self, request_id: RequestId, is_paused: bool) -> None:
+        assert request_id == 7
+        self.pauses.append(is_paused)
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +359,30 @@ def test_shown_special_token_stands_in_the_text_after_a_broken_character(tokeniz
     shown = tokenizer.special_ids_of({END, "no token"})
     assert shown == {END_ID}
     run_with(tokenizer, TextOptions(shown_specials=shown), body)
+
+
+def test_request_rests_while_many_events_wait_and_goes_on_when_they_are_taken(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        for number in range(1, MAX_WAITING_EVENTS + 20):
+            generation.on_output(RequestOutput(RequestId(7), tokens=(65,)))
+            assert engine.pauses == ([] if number < MAX_WAITING_EVENTS else [True]), number
+        assert len(await generation.next_events()) == MAX_WAITING_EVENTS + 19
+        assert engine.pauses == [True, False]
+        generation.on_output(RequestOutput(RequestId(7), tokens=(65,)))
+        assert len(generation.take_events()) == 1
+        assert engine.pauses == [True, False]
+
+    run_with(tokenizer, TextOptions(), body, max_new_tokens=10_000)
+
+
+def test_request_whose_result_is_wanted_never_rests(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        whole = asyncio.create_task(generation.result())
+        await asyncio.sleep(0)
+        for _ in range(2 * MAX_WAITING_EVENTS):
+            generation.on_output(RequestOutput(RequestId(7), tokens=(65,)))
+        generation.on_output(RequestOutput(RequestId(7), tokens=(65,), finish=FinishReason.LENGTH))
+        assert (await whole).num_output_tokens == 2 * MAX_WAITING_EVENTS + 1
+        assert engine.pauses == []
+
+    run_with(tokenizer, TextOptions(), body, max_new_tokens=10_000)

@@ -129,7 +129,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
             ({"bad_words": ["x"] * 129}, "bad_words"),
             ({"bad_words": "x"}, "bad_words"),
             ({"bad_words": [5]}, "bad_words[0]"),
-            ({"prompt_logprobs": 0}, "prompt_logprobs"),
+            ({"prompt_logprobs": -1}, "prompt_logprobs"),
+            ({"prompt_logprobs": 21}, "prompt_logprobs"),
+            ({"prompt_logprobs": True}, "prompt_logprobs"),
             ({"use_beam_search": True}, "use_beam_search"),
             ({"skip_special_tokens": False}, "skip_special_tokens"),
             ({"stop_token_ids": [5, 258]}, "stop_token_ids[1]"),
@@ -193,6 +195,31 @@ def test_allowed_and_bad_tokens_reach_the_shard(router: RunningRouter, client: h
     assert client.post(route, json=PROMPTS[route]).status_code == 200
     assert router.shard.last_admit.sampling.allowed_ids == b""
     assert not router.shard.last_admit.sampling.bad_sequences
+
+
+@pytest.mark.parametrize("route", PROMPTS)
+def test_prompt_logprobs_have_the_form_of_vllm(router: RunningRouter, client: httpx.Client, route: str) -> None:
+    """vLLM's documented form: null for the first token, then for each token a map from ids to number, rank and text."""
+    body = {**PROMPTS[route], "n": 2, "prompt_logprobs": 3, "return_token_ids": True}
+    answer = client.post(route, json=body).json()
+    for holder in [answer] if route == CHAT else answer["choices"]:
+        first, *others = holder["prompt_logprobs"]
+        assert first is None
+        for token_id, entry in zip(holder["prompt_token_ids"][1:], others, strict=True):
+            assert entry[str(token_id)] == {"logprob": -1.0, "rank": None, "decoded_token": chr(token_id)}
+    assert router.shard.last_admit is not None
+    assert "prompt_logprobs" not in client.post(route, json=PROMPTS[route]).text
+
+
+@pytest.mark.parametrize("route", PROMPTS)
+def test_prompt_logprobs_are_never_streamed(client: httpx.Client, route: str) -> None:
+    error = error_of(client.post(route, json={**PROMPTS[route], "stream": True, "prompt_logprobs": 0}), 422)
+    assert (error["param"], "streaming" in error["message"]) == ("prompt_logprobs", True)
+
+
+def test_prompt_logprobs_and_echoed_ones_exclude_each_other(client: httpx.Client) -> None:
+    body = {**PROMPTS[COMPLETIONS], "echo": True, "logprobs": 1, "prompt_logprobs": 1}
+    assert error_of(client.post(COMPLETIONS, json=body), 422)["param"] == "prompt_logprobs"
 
 
 @pytest.mark.parametrize("route", PROMPTS)

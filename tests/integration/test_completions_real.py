@@ -60,6 +60,25 @@ def test_client_gets_choices_prompt_by_prompt(client: openai.OpenAI) -> None:
     assert ask() == texts
 
 
+def test_prompt_logprobs_are_the_echoed_ones_which_are_those_of_transformers(client: openai.OpenAI) -> None:
+    [echoed] = client.completions.create(model="tgi", prompt=PROMPT, max_tokens=0, echo=True, logprobs=3).choices
+    extra = {"prompt_logprobs": 3, "return_token_ids": True}
+    [choice] = client.completions.create(model="tgi", prompt=PROMPT, max_tokens=1, extra_body=extra).choices
+    chat = client.chat.completions.create(
+        model="tgi", messages=[{"role": "user", "content": "Hi"}], max_tokens=1, extra_body=extra
+    )
+    shown, ids = choice.model_extra["prompt_logprobs"], choice.model_extra["prompt_token_ids"]
+    own = [entry and entry[str(id_)]["logprob"] for entry, id_ in zip(shown, ids, strict=True)]
+    assert own == echoed.logprobs.token_logprobs
+    assert own[0] is None
+    for entry, top in zip(shown[1:], echoed.logprobs.top_logprobs[1:], strict=True):
+        assert {one["decoded_token"]: one["logprob"] for one in entry.values()} == top
+        ranks = [one["rank"] for one in entry.values() if one["rank"] is not None]
+        best_first = sorted((one for one in entry.values() if one["rank"]), key=lambda one: -one["logprob"])
+        assert sorted(ranks) == [1, 2, 3] == [one["rank"] for one in best_first]
+    assert len(chat.model_extra["prompt_logprobs"]) == chat.usage.prompt_tokens
+
+
 def test_best_of_has_the_highest_mean_logprob(client: openai.OpenAI) -> None:
     """The best sequence is the one of the highest mean among the sequences that the seed gives with `n`."""
     answer = client.completions.create(

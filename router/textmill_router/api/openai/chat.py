@@ -1,5 +1,6 @@
 """POST /v1/chat/completions, which answers a conversation, whole or in chunks."""
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -11,12 +12,18 @@ from textmill_router.api.openai.chat_answers import ChatChunks, Choice, ShownLog
 from textmill_router.api.openai.chat_messages import chat_request
 from textmill_router.api.openai.chat_tools import tool_choice_of
 from textmill_router.api.openai.chat_types import ChatBody
+from textmill_router.api.openai.prompt_logprobs import (
+    check_prompt_logprobs,
+    shown_prompt_logprobs,
+    with_prompt_logprobs,
+)
 from textmill_router.api.openai.refused_fields import check_refused_of_chat
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
 from textmill_router.api.openai.token_fields import checked_stop_ids
 from textmill_router.api.openai.types import (
     ChunkExtras,
     ChunkTail,
+    Usage,
     check_n,
     check_stream_options,
     requested_sampling,
@@ -39,6 +46,8 @@ from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.events import GenerationResult, TextOptions
 from textmill_router.text.generation import Generation
 
+INLINE_TOKENS = 200  # of a prompt whose log-probabilities are put together at once; more go to a thread
+
 
 def chat_route(service: Service) -> GeneratingRoute[ChatBody]:
     """Return the ASGI endpoint of /v1/chat/completions."""
@@ -48,6 +57,7 @@ def chat_route(service: Service) -> GeneratingRoute[ChatBody]:
 def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
     check_refused_of_chat(body)
     check_stream_options(body)
+    check_prompt_logprobs(body, call.backend)
     num_choices = check_n(body.n, call.service.settings.max_n)
     checked = checked_parameters(body, requested_sampling(body), call.backend)
     tools = tool_choice_of(body)
@@ -112,12 +122,29 @@ class _Work:
         for result in results:
             self._check(result)
         usage = usage_of(results)
-        prompt_ids = requests[0].text_ids if self._body.wants_token_ids else None
-        choices = [self._choice(result) for result in results]
-        answer = whole_answer(self._envelope, choices, usage, prompt_ids, self._timings(results))
+        answer = await self._whole_answer(requests, results, usage)
         self._record.note_success(results)
         headers = self._record.whole_headers(results, usage.prompt_tokens)
         await send_reply(scope, send, 200, answer, headers=headers)
+
+    async def _whole_answer(
+        self, requests: Sequence[GenerationRequest], results: Sequence[GenerationResult], usage: Usage
+    ) -> bytes:
+        """Put the answer together, in a thread where it shows many tokens of the prompt."""
+        choices = [self._choice(result) for result in results]
+        prompt_ids = requests[0].text_ids if self._body.wants_token_ids else None
+        timings = self._timings(results)
+        num_alternatives, rated = self._body.prompt_logprobs, results[0].prompt_tokens
+        if num_alternatives is None:
+            return whole_answer(self._envelope, choices, usage, prompt_ids, timings=timings)
+
+        def put_together() -> bytes:
+            shown = shown_prompt_logprobs(rated, num_alternatives)
+            return whole_answer(
+                self._envelope, choices, usage, prompt_ids, timings=timings, prompt_logprobs=shown
+            )
+
+        return put_together() if len(rated) <= INLINE_TOKENS else await asyncio.to_thread(put_together)
 
     async def _requests(self) -> list[GenerationRequest]:
         """Render and tokenise the conversation, and check the budget. Later steps refuse no call for its fields."""
@@ -126,21 +153,20 @@ class _Work:
         self._form, self._shown_specials = taken.form, taken.shown_specials
         self._record.note_validated(taken.num_characters, [taken.prompt])
         generation = replace(self._checked.generation, grammar=taken.grammar)
-        return share_prompt(
-            [
-                make_request(
-                    backend,
-                    taken.prompt,
-                    parameters,
-                    wants_logprobs=self._wants_logprobs,
-                    wants_prompt_logprobs=False,
-                    top_n_tokens=self._checked.top_n_tokens,
-                    terms=self._record.terms,
-                    stop_ids=self._stop_ids,
-                )
-                for parameters in choice_parameters(generation, self._checked.best_of)
-            ]
-        )
+        sequences = [
+            make_request(
+                backend,
+                taken.prompt,
+                parameters,
+                wants_logprobs=self._wants_logprobs,
+                wants_prompt_logprobs=False,
+                top_n_tokens=self._checked.top_n_tokens,
+                terms=self._record.terms,
+                stop_ids=self._stop_ids,
+            )
+            for parameters in choice_parameters(generation, self._checked.best_of)
+        ]
+        return share_prompt(with_prompt_logprobs(self._body, sequences))
 
     async def _start(
         self, stack: AsyncExitStack, requests: Sequence[GenerationRequest], *, keep_tokens: bool

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from textmill_router.api.openai.prompt_logprobs import PromptLogprobs
 from textmill_router.api.openai.types import (
     FINISH_REASONS,
     NO_USAGE,
@@ -16,6 +17,7 @@ from textmill_router.api.openai.types import (
     TokenLogprob,
     TopLogprob,
     Usage,
+    finite_logprob,
     shown_extras,
 )
 from textmill_router.chat.answer_form import TextReader, was_cut
@@ -29,13 +31,10 @@ from textmill_router.parsers.deltas import (
     merge,
 )
 from textmill_router.request import FinishReason
-from textmill_router.serving.logprobs import shown_logprob
 from textmill_router.serving.timings import Timings
 from textmill_router.text.events import GenerationResult, TokenEvent
 from textmill_router.text.tokenization import Tokenizer
 
-# The least log-probability that OpenAI shows, because JSON has no infinity.
-LEAST_LOGPROB = -9999.0
 # Makes a JSON string of a text, with the C function behind `json.dumps`, and escapes no character that UTF-8 can hold.
 _quote = encode_basestring
 _FUNCTION_CALL = "function_call"  # the deprecated form of a call, and its finish reason
@@ -85,8 +84,13 @@ class ShownLogprobs:
     def _entry(self, event: TokenEvent) -> TokenLogprob:
         top: Any = []
         if self._wants_top:
-            top = [TopLogprob(token.text, _finite(token.logprob), self._bytes(token.id)) for token in event.top_tokens]
-        return TokenLogprob(self._tokenizer.id_to_text(event.id), _finite(event.logprob), self._bytes(event.id), top)
+            top = [
+                TopLogprob(token.text, finite_logprob(token.logprob), self._bytes(token.id))
+                for token in event.top_tokens
+            ]
+        return TokenLogprob(
+            self._tokenizer.id_to_text(event.id), finite_logprob(event.logprob), self._bytes(event.id), top
+        )
 
     def _bytes(self, token_id: int) -> list[int]:
         return list(self._tokenizer.id_to_bytes(token_id))
@@ -229,9 +233,11 @@ def whole_answer(
     choices: Sequence[Choice],
     usage: Usage,
     prompt_ids: Sequence[int] | None = None,
+    *,
     timings: Timings | None = None,
+    prompt_logprobs: PromptLogprobs | None = None,
 ) -> bytes:
-    """Return the answer that is not streamed; `prompt_ids` and `timings` are shown unless they are None."""
+    """Return the answer that is not streamed. The last three arguments are shown unless they are None."""
     shown = [
         {
             "index": index,
@@ -247,6 +253,8 @@ def whole_answer(
         answer["prompt_token_ids"] = list(prompt_ids)
     if timings is not None:
         answer["timings"] = timings
+    if prompt_logprobs is not None:
+        answer["prompt_logprobs"] = prompt_logprobs
     return msgspec.json.encode(answer)
 
 
@@ -292,8 +300,3 @@ def _message(message: ParsedMessage, *, has_functions: bool) -> dict[str, Any]:
             for call in message.tool_calls
         ]
     return shown
-
-
-def _finite(logprob: float) -> float:
-    shown = shown_logprob(logprob)
-    return LEAST_LOGPROB if shown is None else shown

@@ -8,19 +8,20 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from textmill_router.api.openai.chat_answers import LEAST_LOGPROB
 from textmill_router.api.openai.completion_prompts import CompletionPrompt
+from textmill_router.api.openai.prompt_logprobs import PromptLogprobs, shown_prompt_logprobs
 from textmill_router.api.openai.types import (
     FINISH_REASONS,
+    LEAST_LOGPROB,
     NO_USAGE,
     ChunkExtras,
     ChunkTail,
     Envelope,
     Usage,
+    finite_logprob,
     shown_extras,
 )
 from textmill_router.request import FinishReason
-from textmill_router.serving.logprobs import shown_logprob
 from textmill_router.serving.timings import Timings
 from textmill_router.text.events import GenerationResult, PromptToken, TokenEvent, TopToken
 from textmill_router.text.tokenization import Tokenizer
@@ -47,6 +48,7 @@ class CompletionChoice(msgspec.Struct, frozen=True, gc=False):
     finish_reason: str
     token_ids: list[int] | UnsetType = UNSET  # with `return_token_ids`
     prompt_token_ids: list[int] | UnsetType = UNSET  # with `return_token_ids`
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET  # with `prompt_logprobs`
     stop_reason: str | int | UnsetType | None = UNSET  # with `stop` or `stop_token_ids`
 
 
@@ -141,17 +143,17 @@ class ChoiceLogprobs:
         entries = self._entries
         name = self._name(token_id)
         entries.tokens.append(name)
-        entries.logprobs.append(None if logprob is None else _finite(logprob))
+        entries.logprobs.append(None if logprob is None else finite_logprob(logprob))
         entries.offsets.append(offset)
         if not entries.wants_top:
             return
         if logprob is None:
             entries.top.append(None)
             return
-        shown = {name: _finite(logprob)}
+        shown = {name: finite_logprob(logprob)}
         for token in top:
             other = self._name(token.id)
-            shown[other] = max(shown.get(other, LEAST_LOGPROB), _finite(token.logprob))
+            shown[other] = max(shown.get(other, LEAST_LOGPROB), finite_logprob(token.logprob))
         entries.top.append(shown)
 
     def _name(self, token_id: int) -> str:
@@ -173,6 +175,7 @@ class ChoiceForm:
     new_logprobs: Callable[[], ChoiceLogprobs] | None
     has_token_ids: bool = False
     has_stop_reason: bool = False
+    num_prompt_alternatives: int | None = None  # of `prompt_logprobs`; None where these are not shown
 
 
 def whole_choice(
@@ -197,6 +200,8 @@ def whole_choice(
         extras["token_ids"] = []
     if form.has_token_ids:
         extras["prompt_token_ids"] = list(form.prompt.intake.prompt_ids)
+    if form.num_prompt_alternatives is not None:
+        extras["prompt_logprobs"] = shown_prompt_logprobs(prompt_tokens, form.num_prompt_alternatives)
     return CompletionChoice(index, text, shown, reason, **extras)
 
 
@@ -259,8 +264,3 @@ class CompletionChunks:
             tail = self._last_tail_of(events[-1].index if form.has_output else 0, result)
             chunk += f'{self._head}"","logprobs":null,"finish_reason":"{reason}"{last}}}]{tail}'
         return chunk.encode("utf-8", "replace")
-
-
-def _finite(logprob: float) -> float:
-    shown = shown_logprob(logprob)
-    return LEAST_LOGPROB if shown is None else shown

@@ -29,6 +29,7 @@ from textmill_router.api.openai.completion_types import (
     prompts_of,
     requested_completion,
 )
+from textmill_router.api.openai.prompt_logprobs import check_prompt_logprobs, with_prompt_logprobs
 from textmill_router.api.openai.refused_fields import check_refused
 from textmill_router.api.openai.route import DONE, checked_parameters, new_envelope, openai_route
 from textmill_router.api.openai.token_fields import checked_stop_ids
@@ -81,6 +82,12 @@ class _Asked:
 def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
     check_refused(body)
     check_stream_options(body)
+    check_prompt_logprobs(body, call.backend)
+    if body.prompt_logprobs is not None and body.echoes and body.wants_logprobs:
+        raise ValidationFailed(
+            "`prompt_logprobs` must not be set with `echo` and `logprobs`, which show the same; leave it out",
+            field="prompt_logprobs",
+        )
     settings, backend = call.service.settings, call.backend
     sources = prompts_of(body, max_prompts=settings.max_client_batch_size, vocab_size=backend.limits.vocab_size)
     n = check_n(body.n, settings.max_n)
@@ -230,7 +237,7 @@ class _Work:
                 num_known = self._backend.limits.vocab_size  # a tokenizer may have more
                 stop_ids = tuple(token_id for token_id in asked.middle.end_ids if token_id < num_known)
                 sequences = [replace(sequence, stop_ids=sequence.stop_ids + stop_ids) for sequence in sequences]
-            requests += share_prompt(sequences)
+            requests += share_prompt(with_prompt_logprobs(asked.body, sequences))
         return requests
 
     def _timings(self, results: Sequence[GenerationResult]) -> Timings | UnsetType:
@@ -296,6 +303,7 @@ class _Work:
             new_logprobs,
             has_token_ids=asked.body.wants_token_ids,
             has_stop_reason=asked.body.wants_stop_reason,
+            num_prompt_alternatives=asked.body.prompt_logprobs,
         )
 
     def _counted(self, results: list[GenerationResult]) -> list[GenerationResult]:

@@ -9,7 +9,6 @@ from textmill_router.errors import ValidationFailed
 _OF_ALL: Mapping[str, tuple[object, str]] = {
     "guided_whitespace_pattern": ("", "the blanks between two JSON tokens are fixed"),
     "logits_processors": ([], "the server runs no code of clients"),
-    "prompt_logprobs": (None, "use `echo` with `logprobs` on /v1/completions"),
     "return_tokens_as_token_ids": (False, "use `logprobs`, whose entries have the text and the bytes of a token"),
     "skip_special_tokens": (True, "special tokens are never part of the answer"),
     "use_beam_search": (False, "use `n` or `best_of`"),

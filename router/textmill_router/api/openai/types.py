@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 from textmill_router.bounds import MAX_I32, Bounds
 from textmill_router.errors import OverBudget, RuleBroken, StreamOptionsRefused, ValidationFailed
 from textmill_router.request import FinishReason
+from textmill_router.serving.logprobs import shown_logprob
 from textmill_router.serving.timings import TextmillOptions, timings_member, wants_timings
 from textmill_router.serving.validation import RequestedParameters, breakers_of, numbers_of, unsigned_seed
 from textmill_router.text.events import GenerationResult
@@ -21,6 +22,8 @@ FINISH_REASONS = {
     FinishReason.STOP_STRING: "stop",
 }
 
+# The least log-probability that OpenAI shows, because JSON has no infinity.
+LEAST_LOGPROB = -9999.0
 # Numbers that have another range on /v1 than in TGI's dialect. Each value that TGI does not know has a meaning here.
 OPENAI_BOUNDS = {
     "top_p": Bounds(low=0, high=1, is_whole=False, note="1 is off"),
@@ -80,6 +83,7 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     ebnf: Any = None
     stop_token_ids: list[int] | None = None
     return_token_ids: bool | None = None
+    prompt_logprobs: int | None = None
     truncate_prompt_tokens: int | None = None
     include_stop_str_in_output: bool | None = None
     add_special_tokens: bool | None = None
@@ -87,7 +91,6 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     bad_words: list[str] | None = None
     guided_whitespace_pattern: Any = None
     logits_processors: Any = None
-    prompt_logprobs: Any = None
     return_tokens_as_token_ids: Any = None
     skip_special_tokens: Any = None
     use_beam_search: Any = None
@@ -189,6 +192,12 @@ def requested_sampling(body: OpenAIBody) -> RequestedParameters:
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         streams=bool(body.stream),
     )
+
+
+def finite_logprob(logprob: float) -> float:
+    """Return a log-probability as /v1 shows the number."""
+    shown = shown_logprob(logprob)
+    return LEAST_LOGPROB if shown is None else shown
 
 
 def check_n(n: int | None, max_n: int) -> int:

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from textmill_router.api.openai.completion_answers import LegacyLogprobs
+from textmill_router.api.openai.prompt_logprobs import PromptLogprobs
 from textmill_router.api.openai.types import TokenLogprob, Usage
 from textmill_router.api.tgi.types import StreamDetails, Token, TokenizedToken
 
@@ -146,6 +147,7 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatCompletionComplete]
     usage: Usage
     prompt_token_ids: list[int] | UnsetType = UNSET  # with `return_token_ids`
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET  # with `prompt_logprobs`
 
 
 class DeltaFunction(msgspec.Struct):

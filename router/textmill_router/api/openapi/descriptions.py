@@ -85,7 +85,7 @@ FIELD_DESCRIPTIONS = {
     "include_stop_str_in_output": "Whether the text ends behind the stop string that ended it; before it if absent.",
     "json_schema": "A JSON schema that the answer must match, as llama.cpp and sglang take it.",
     "logits_processors": "Not supported: refused.",
-    "prompt_logprobs": "Not supported: refused.",
+    "prompt_logprobs": "How many alternatives each token of the prompt has in the answer's `prompt_logprobs`; 0 to 20.",
     "regex": "A regular expression that the answer must match, as sglang takes it.",
     "return_token_ids": "Whether the answer has the ids of its tokens and of the prompt.",
     "return_tokens_as_token_ids": "Not supported: refused.",

@@ -236,8 +236,12 @@ class Service:
 def make_role_safety(tokenizer: Tokenizer, templates: ChatTemplates) -> RoleSafety:
     """Return the guard that keeps users' texts from becoming special tokens of this vocabulary and these templates."""
     markup = markup_texts(tokenizer.plain_added_texts, templates.sources)
-    normalizes = tokenizer.normalizes(tokenizer.special_texts | markup)
-    return RoleSafety(tokenizer.special_texts, markup, normalize=tokenizer.normalize if normalizes else None)
+    return RoleSafety(
+        tokenizer.special_texts,
+        markup,
+        normalized_special=tokenizer.normalized_tokens(tokenizer.special_texts),
+        normalized_markup=tokenizer.normalized_tokens(markup),
+    )
 
 
 def make_grammar_compiler(settings: Settings, facts: ShardFacts) -> GrammarCompiler:

@@ -21,6 +21,7 @@ from textmill_router.text.detokenizer import (
     build_piece_table,
     byte_level_bytes,
 )
+from textmill_router.text.normalized_tokens import NormalizedTokens
 from textmill_router.text.tokenizer_files import read_tokenizer_files
 
 # A text of at most so many characters is encoded at once, in under 0.6 ms; a longer text goes to a thread.
@@ -155,17 +156,12 @@ class Tokenizer:
         added = self._library.get_added_tokens_decoder().values()
         return frozenset(token.content for token in added if not token.special)
 
-    def normalize(self, text: str) -> str:
-        """Return the normalised text, in which the library looks for added tokens that are marked `normalized`."""
-        normalizer = self._library.normalizer
-        return text if normalizer is None else normalizer.normalize_str(text)
-
-    def normalizes(self, texts: Collection[str]) -> bool:
-        """Whether the library looks for some of these added tokens in the normalised text."""
+    def normalized_tokens(self, texts: Collection[str]) -> NormalizedTokens | None:
+        """Return those of these added tokens that the library looks for in the normalised text, if there are some."""
         added = self._library.get_added_tokens_decoder().values()
-        return self._library.normalizer is not None and any(
-            token.normalized and token.content in texts for token in added
-        )
+        if self._library.normalizer is None or not any(token.normalized and token.content in texts for token in added):
+            return None
+        return NormalizedTokens(self._library, texts)
 
     def cannot_fit(self, text: str, max_tokens: int) -> bool:
         """Whether the text is longer than `max_tokens` times the longest token, found without encoding the text."""

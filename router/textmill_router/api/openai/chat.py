@@ -140,9 +140,7 @@ class _Work:
 
         def put_together() -> bytes:
             shown = shown_prompt_logprobs(rated, num_alternatives)
-            return whole_answer(
-                self._envelope, choices, usage, prompt_ids, timings=timings, prompt_logprobs=shown
-            )
+            return whole_answer(self._envelope, choices, usage, prompt_ids, timings=timings, prompt_logprobs=shown)
 
         return put_together() if len(rated) <= INLINE_TOKENS else await asyncio.to_thread(put_together)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from textmill_router.api.openai.chat_types import CHAT_NAMES
 from textmill_router.api.openai.completion_types import COMPLETION_BOUNDS, COMPLETION_NAMES
+from textmill_router.api.openai.prompt_logprobs import MAX_ALTERNATIVES
 from textmill_router.api.openai.types import OPENAI_BOUNDS
 from textmill_router.bounds import Bounds
 from textmill_router.serving.validation import PARAMETER_BOUNDS, SIGNED_SEED
@@ -21,8 +22,19 @@ _BODIES: Mapping[str, tuple[Mapping[str, str], Mapping[str, Bounds]]] = {
 _WITHOUT_DEFAULT = frozenset({("CompletionBody", "logprobs")})
 # Numbers whose checks stand outside of the table.
 _OTHERS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
-    "ChatBody": {"max_completion_tokens": {"minimum": 1}, "n": {"minimum": 1}, "top_logprobs": {"maximum": 20}},
-    "CompletionBody": {"n": {"minimum": 1}, "best_of": {"minimum": 1}, "truncate_prompt_tokens": {"minimum": 1}},
+    "ChatBody": {
+        "max_completion_tokens": {"minimum": 1},
+        "n": {"minimum": 1},
+        "top_logprobs": {"maximum": 20},
+        "prompt_logprobs": {"minimum": 0, "maximum": MAX_ALTERNATIVES},
+        "truncate_prompt_tokens": {"minimum": -1},
+    },
+    "CompletionBody": {
+        "n": {"minimum": 1},
+        "best_of": {"minimum": 1},
+        "prompt_logprobs": {"minimum": 0, "maximum": MAX_ALTERNATIVES},
+        "truncate_prompt_tokens": {"minimum": -1},
+    },
     "TgiParameters": {
         "best_of": {"minimum": 1},
         "num_return_sequences": {"minimum": 1},

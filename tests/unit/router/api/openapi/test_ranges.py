@@ -36,6 +36,7 @@ NOT_IN_TABLE = {
     "max_completion_tokens",
     "top_logprobs",
     "truncate_prompt_tokens",
+    "prompt_logprobs",
 }
 
 

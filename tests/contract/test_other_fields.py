@@ -143,6 +143,29 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETIONS, {"response_format": {"type": "json_object"}, "grammar": REGEX_OF_TGI}, "grammar"),
     (COMPLETIONS, {"response_format": {"type": "xml"}}, "response_format.type"),
     (CHAT, {"echo": True}, "echo"),
+    (CHAT, {"best_of": 2}, "best_of"),
+    (CHAT, {"suffix": "x"}, "suffix"),
+    (CHAT, {"modalities": ["text", "audio"]}, "modalities"),
+    (CHAT, {"top_logprobs": 2}, "top_logprobs"),
+    (CHAT, {"top_logprobs": 2, "logprobs": False}, "top_logprobs"),
+    *[
+        (route, {"response_format": value}, f"response_format.{key}")
+        for route in PROMPTS
+        for value, key in (
+            ({"type": "json_object", "json_schema": {"schema": SCHEMA}}, "json_schema"),
+            ({"type": "json_schema", "json_schema": {"schema": SCHEMA}, "schema": SCHEMA}, "schema"),
+            ({"type": "regex", "value": "a", "schema": SCHEMA}, "schema"),
+            ({"type": "json", "schema": SCHEMA}, "schema"),
+        )
+    ],
+    (CHAT, {"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
+    (CHAT, {"tools": [*TOOLS, {"type": 5, "function": {"name": "f"}}]}, f"tools[{len(TOOLS)}].type"),
+    (CHAT, {"tools": [{"type": "function", "function": {"name": "f" * 201}}]}, "tools[0].function.name"),
+    *[
+        (CHAT, {"chat_template_kwargs": {name: []}}, f"chat_template_kwargs.{name}")
+        for name in ("messages", "tools", "documents", "add_generation_prompt")
+    ],
+    (CHAT, {"reasoning_effort": 5}, "reasoning_effort"),
     (CHAT, {"chat_template": "{{ messages }}"}, "chat_template"),
     (CHAT, {"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
     (CHAT, {"functions": [{}]}, "functions[0].name"),
@@ -172,6 +195,7 @@ def test_fields_that_ask_for_nothing_are_taken(client: httpx.Client, route: str)
         "allowed_token_ids": None,
         "skip_special_tokens": True,
         "use_beam_search": False,
+        "modalities": ["text"],
     }
     answer = client.post(route, json={**PROMPTS[route], **nothing, "ebnf": "", "stop_token_ids": [], "echo": False})
     assert answer.status_code == 200
@@ -297,6 +321,22 @@ def test_stop_reason_is_the_stop_string_that_ended_the_choice(client: httpx.Clie
         assert choices[-1]["stop_reason"] == reason
         assert not any("stop_reason" in one for one in choices[:-1])
     assert "stop_reason" not in client.post(route, json=PROMPTS[route]).text
+
+
+def test_reasoning_effort_is_a_variable_of_the_template(tmp_path: Path) -> None:
+    config = {"chat_template": "{{ reasoning_effort | default('medium') }}:{{ messages[0].content }}"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with (
+        RunningRouter(tmp_path, tokenizer_config_path=str(tmp_path / "config.json")) as router,
+        router.client() as client,
+    ):
+        for fields, effort in (
+            ({}, "medium"),
+            ({"reasoning_effort": "low"}, "low"),
+            ({"reasoning_effort": "low", "chat_template_kwargs": {"reasoning_effort": "high"}}, "high"),
+        ):
+            answer = client.post("/chat_tokenize", json={"messages": PROMPTS[CHAT]["messages"], **fields})
+            assert answer.json()["templated_text"] == f"{effort}:hi"
 
 
 def test_functions_are_answered_by_a_function_call(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from textmill_router.chat.prompt import ChatRequest
 from textmill_router.errors import ValidationFailed
 from textmill_router.http.json_depth import is_too_deep
 
+_OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
 TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", None})
 
 
@@ -22,8 +23,18 @@ def chat_request(body: ChatBody) -> ChatRequest:
         documents=body.documents,
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
-        variables=body.chat_template_kwargs or {},
+        variables=_variables(body),
     )
+
+
+def _variables(body: ChatBody) -> dict[str, Any]:
+    """Return the variables that the body sets for the template. Raises ValidationFailed for one of the server's."""
+    variables = body.chat_template_kwargs or {}
+    for name in _OWN_VARIABLES:
+        if name in variables:
+            path = f"chat_template_kwargs.{name}"
+            raise ValidationFailed(f"`{path}` must not be set: use the field `{name}`", field=path)
+    return variables if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort, **variables}
 
 
 def _message(message: ChatMessage, path: str) -> Message:

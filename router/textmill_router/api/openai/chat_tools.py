@@ -15,6 +15,7 @@ from textmill_router.parsers.tools.tool_format import ToolSpec
 
 _TOOLS = list[DeclaredTool]
 _KEYWORDS = ("auto", "none", "required")
+_MAX_NAME_CHARACTERS = 200  # each format of calls can write and read names of this length
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,12 @@ def tool_choice_of(body: ChatBody) -> ToolChoice | None:
         if body.tool_choice is not None and choice.mode != "none" and not is_of_tgi:
             raise ValidationFailed("`tool_choice` needs `tools`: add the tools, or leave it out", field="tool_choice")
         return None
+    for index, tool in enumerate(body.tools):
+        if (kind := tool.get("type")) not in (None, "function"):
+            path = f"tools[{index}].type"
+            raise ValidationFailed(
+                f"`{path}` must be `function`, found {_shown_type(kind)}; leave the tool out", field=path
+            )
     try:
         declared = msgspec.convert(body.tools, _TOOLS)
     except msgspec.ValidationError as error:
@@ -113,11 +120,20 @@ def _spec(function: DeclaredFunction, index: int) -> ToolSpec:
     if not function.name:
         path = f"tools[{index}].function.name"
         raise ValidationFailed(f"`{path}` must not be empty", field=path)
+    if len(function.name) > _MAX_NAME_CHARACTERS:
+        path = f"tools[{index}].function.name"
+        raise ValidationFailed(
+            f"`{path}` must have at most {_MAX_NAME_CHARACTERS} characters, found {len(function.name)}", field=path
+        )
     schema = function.parameters if function.parameters is not None else function.arguments
     if schema is not None and not isinstance(schema, dict):
         path = f"tools[{index}].function.parameters"
         raise ValidationFailed(f"`{path}` must be a JSON schema as an object", field=path)
     return ToolSpec(function.name, schema, bool(function.strict))
+
+
+def _shown_type(kind: object) -> str:
+    return f"`{kind[:40]}`" if isinstance(kind, str) else "a value that is no text"
 
 
 def _shown(raw: dict[str, Any], spec: ToolSpec) -> dict[str, Any]:

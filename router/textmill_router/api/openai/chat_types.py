@@ -90,12 +90,16 @@ class ChatBody(OpenAIBody, frozen=True, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
     documents: list[dict[str, Any]] | None = None
 
     functions: list[dict[str, Any]] | None = None
     function_call: Any = None
+    best_of: Any = None
     chat_template: Any = None
     echo: Any = None
+    modalities: Any = None
+    suffix: Any = None
 
     @property
     def names(self) -> Mapping[str, str]:

@@ -14,8 +14,11 @@ _OF_ALL: Mapping[str, tuple[object, str]] = {
     "use_beam_search": (False, "use `n` or `best_of`"),
 }
 _OF_CHAT: Mapping[str, tuple[object, str]] = {
+    "best_of": (1, "use `n`"),
     "chat_template": ("", "the model's own template is used, or that of --tokenizer-config-path"),
     "echo": (False, "put the last message and the answer together"),
+    "modalities": (["text"], "this model writes text only"),
+    "suffix": ("", "use /v1/completions"),
 }
 
 

@@ -8,6 +8,13 @@ from textmill_router.grammar.request_forms import ANY_OBJECT, AskedGrammar, sche
 RESPONSE_FORMAT = "response_format"  # the field
 # OpenAI's types, and those of TGI.
 _TYPES = ("text", "json_object", "json_schema", "json", "regex")
+# The keys that say what the answer of a type must match. An answer matches one of them.
+_KEYS = {
+    "json_object": ("schema", "value"),
+    "json_schema": ("json_schema", "schema", "value"),
+    "json": ("value",),
+    "regex": ("value",),
+}
 _WANTED = "`text`, `json_object`, `json_schema`, or TGI's `json` or `regex`"
 
 
@@ -15,6 +22,7 @@ def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
     """The form that the answer must match; None where it is free. Raises ValidationFailed for an unknown shape."""
     if response_format is None or response_format.get("type") == "text":
         return None
+    _check_keys(response_format)
     asked = response_format.get("json_schema")
     schema = response_format.get("schema")  # llama.cpp and others have the schema beside the type
     if asked is None and schema is not None and response_format.get("type") in ("json_object", "json_schema"):
@@ -38,3 +46,16 @@ def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
         return ANY_OBJECT
     field = f"{RESPONSE_FORMAT}.json_schema.schema"
     return schema_grammar(asked["schema"], field=field, is_strict=asked.get("strict") is True)
+
+
+def _check_keys(response_format: dict[str, Any]) -> None:
+    """Raise ValidationFailed for a key that says what the answer must match and that this type does not read."""
+    kind = response_format.get("type")
+    if not isinstance(kind, str) or kind not in _KEYS:
+        return  # the type itself is refused
+    given = [key for key in ("json_schema", "schema", "value") if response_format.get(key) is not None]
+    wrong = [key for key in given if key not in _KEYS[kind]] or given[1:]
+    if wrong:
+        path = f"{RESPONSE_FORMAT}.{wrong[0]}"
+        beside = f" beside `{given[0]}`" if wrong == given[1:] and given[0] in _KEYS[kind] else ""
+        raise ValidationFailed(f"`{path}` must not stand{beside} in the type `{kind}`; leave it out", field=path)

@@ -9,6 +9,9 @@ JOBS ?= 2
 # Length and random seed of `make soak`.
 SECONDS ?= 300
 SEED ?= 1
+FAST_TESTS := tests/unit tests/contract tests/zoo
+# They start launchers and look at times, so they run one after the other.
+SYSTEM_TESTS := $(filter-out $(FAST_TESTS),$(patsubst %/,%,$(dir $(wildcard tests/*/__init__.py))))
 DRAWN_CALLS := tests/contract/test_schemathesis.py
 # Room for 46,000 tokens of the demo model; without a number the launcher fills a share of the memory.
 KV_BYTES := 1073741824
@@ -23,11 +26,11 @@ help: ## Show these lines
 run: $(STAMP) ## Serve the demo model on 127.0.0.1:3000 (PORT=... for another port); Ctrl-C ends it
 	@$(BIN)/launcher --hostname 127.0.0.1 --port $(PORT) --kv-cache-bytes $(KV_BYTES)
 
-test: $(STAMP) ## Run all tests that need no GPU
-	@$(BIN)/python -m pytest
+test: test-fast ## Run all tests that need no GPU
+	@$(BIN)/python -m pytest $(SYSTEM_TESTS)
 
 test-fast: $(STAMP) ## Run the tests that start no launcher: unit, contract and zoo
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore $(DRAWN_CALLS) tests/unit tests/contract tests/zoo
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore $(DRAWN_CALLS) $(FAST_TESTS)
 	@$(BIN)/python -m pytest --quiet $(DRAWN_CALLS)
 
 test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against the demo model

@@ -8,6 +8,7 @@ from typing import Any
 from textmill_launcher.causes import Ending, describe_code
 from textmill_launcher.child_process import ChildProcess
 from textmill_launcher.errors import ChildDied
+from textmill_launcher.hang_watch import wait_for_router_hang
 from textmill_launcher.readiness import wait_for_router
 from textmill_launcher.restart_budget import RestartBudget
 
@@ -74,9 +75,10 @@ class RouterKeeper:
         log.info("%s %s", router.name, describe_code(code))
 
     async def _watch(self, router: ChildProcess) -> Ending:
-        """Wait until the router ends, and note when it is ready."""
+        """Wait until the router ends or hangs, and note when it is ready. A router that hangs is killed."""
         end = asyncio.ensure_future(router.wait())
         ready = asyncio.create_task(wait_for_router(router.name, self._url))
+        tasks: list[asyncio.Future[Any]] = [end, ready]
         try:
             await asyncio.wait({end, ready}, return_when=asyncio.FIRST_COMPLETED)
             phase = "starting"
@@ -84,8 +86,13 @@ class RouterKeeper:
                 ready.result()
                 phase = "serving"
                 self._was_ready.set()
+                tasks.append(hang := asyncio.create_task(wait_for_router_hang(router, self._url)))
+                await asyncio.wait({end, hang}, return_when=asyncio.FIRST_COMPLETED)
+                if not end.done():
+                    router.kill()
+                    return Ending(router.name, await end, phase, router.last_lines, hang.result())
             return Ending(router.name, await end, phase, router.last_lines)
         finally:
-            for task in (end, ready):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(end, ready, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)

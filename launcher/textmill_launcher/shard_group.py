@@ -133,8 +133,11 @@ class ShardGroup:
     async def _wait_for_loss(self, is_ready: asyncio.Event) -> Ending:
         """Wait until a rank ends or hangs. A rank that hangs is killed."""
         end = asyncio.create_task(wait_for_an_end(self._shards))
+        first, *followers = self._shards
         hangs = {
-            asyncio.create_task(wait_for_hang(shard, self._sockets.of(rank), is_ready)): shard
+            asyncio.create_task(
+                wait_for_hang(shard, self._sockets.of(rank), is_ready, followers if shard is first else None)
+            ): shard
             for rank, shard in enumerate(self._shards)
         }
         tasks: Sequence[asyncio.Task[Any]] = (end, *hangs)

@@ -32,6 +32,7 @@ class RouterProcess:
                 *("--model-dir", str(folder / "model"), "--model-id", "fake/model"),
                 *("--shard-uds-path", str(folder / "shard.sock"), "--api-key", "Sesame-1", *flags),
             ],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -48,6 +49,17 @@ class RouterProcess:
                 return self.lines[-1]
         raise AssertionError(f"the log ended without {message!r}: {self.lines}")
 
+    def tell(self, note: str) -> None:
+        """Write a line to the router's standard input, as a launcher does."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(note + "\n")
+        self._process.stdin.flush()
+
+    def hang_up(self) -> None:
+        """Close the router's standard input, as the end of a launcher does."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
     def terminate(self) -> None:
         self._process.send_signal(signal.SIGTERM)
 
@@ -63,8 +75,9 @@ class RouterProcess:
         self._timer.cancel()
         self._process.kill()
         self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 @contextmanager
@@ -122,6 +135,51 @@ def test_drain_has_an_end_and_tells_those_who_still_wait(tmp_path: Path) -> None
             last = json.loads([line for line in lines if line][-1].removeprefix("data: "))
             assert last["error_type"] == "shutting_down"
         assert process.exit_status() == 0
+
+
+def test_running_calls_are_told_why_the_shards_were_given_up(tmp_path: Path) -> None:
+    cause = "shard rank 1 was killed by SIGKILL while serving"
+    with (
+        FakeShard(tmp_path / "shard.sock", FakeShardOptions(step_s=0.005)),
+        router_process(tmp_path, "--launcher-notes") as process,
+    ):
+        port = process.wait_for("listening")["port"]
+        process.wait_for("ready")
+        with client_of(port) as client, client.stream("POST", "/generate_stream", json={"inputs": "hi"}) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            process.tell(json.dumps({"note": "shards_given_up", "replica": 0, "cause": cause}))
+            last = json.loads([line for line in lines if line][-1].removeprefix("data: "))
+            assert (last["error_type"], last["error"]) == ("shutting_down", cause)
+        assert process.exit_status() == 1
+        assert process.lines[-1]["message"] == f"the router stops: {cause}"
+
+
+def test_router_ends_when_its_launcher_has_ended(tmp_path: Path) -> None:
+    with FakeShard(tmp_path / "shard.sock"), router_process(tmp_path, "--launcher-notes") as process:
+        process.wait_for("ready")
+        process.hang_up()
+        assert process.exit_status() == 1
+        assert process.lines[-1]["message"] == "the router stops: the launcher has ended"
+
+
+def test_streams_get_comments_while_no_shard_serves_and_then_go_on(tmp_path: Path) -> None:
+    body = {"inputs": "hi", "parameters": {"max_new_tokens": 400}}
+    with (
+        FakeShard(tmp_path / "shard.sock", FakeShardOptions(step_s=0.005)) as shard,
+        router_process(tmp_path) as process,
+    ):
+        port = process.wait_for("listening")["port"]
+        process.wait_for("ready")
+        with client_of(port) as client, client.stream("POST", "/generate_stream", json=body) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            shard.load("weights", 0.5)
+            shard.cut()
+            assert next(line for line in lines if line and not line.startswith("data:")) == ":"
+            shard.load(None)
+            last = json.loads([line for line in lines if line][-1].removeprefix("data: "))
+        assert last["index"] == 400
 
 
 def test_shutdown_delay_serves_calls_while_balancers_notice(tmp_path: Path) -> None:

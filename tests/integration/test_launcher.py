@@ -171,9 +171,13 @@ def test_router_that_is_killed_without_restarts_left_stops_the_rest_and_is_named
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can signal the death of a parent")
 def test_killed_launcher_takes_its_children_along(tiny_arguments: list[str], tmp_path: Path) -> None:
-    with launched(tiny_arguments, tmp_path, TMPDIR=str(tmp_path)) as server:
+    """Each rank and the router die, also those that were started again."""
+    with launched([*tiny_arguments, "--num-shard", "2"], tmp_path, TMPDIR=str(tmp_path)) as server:
         server.wait_ready()
+        server.children("textmill_shard")[0].kill()
+        server.wait_for_log("ready again after")
         pids = process_ids(server)
+        assert len(pids) == 4
         server.process.kill()
         server.wait_exit()
         assert_gone(pids)

@@ -1,12 +1,29 @@
 """When a living shard counts as hung."""
 
+import asyncio
+import io
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
-from textmill_launcher.hang_watch import HangJudge, Sign, is_process_busy, is_process_stopped
-from textmill_proto.v1.shard_pb2 import HealthReport
+import grpc
+import pytest
+from textmill_launcher.child_name import ChildName
+from textmill_launcher.child_process import ChildProcess
+from textmill_launcher.hang_watch import (
+    HangJudge,
+    Sign,
+    is_process_busy,
+    is_process_stopped,
+    wait_for_hang,
+    wait_for_router_hang,
+)
+from textmill_launcher.logs import ChildOutput
+from textmill_proto.v1 import shard_pb2_grpc
+from textmill_proto.v1.shard_pb2 import SHARD_STATE_READY, HealthReport
 
 from tests.fakes.processes import wait_until
 
@@ -67,6 +84,14 @@ def test_silence_counts_from_the_last_answer_and_allows_for_the_largest_step() -
     assert "has not answered Health for 2.8 s" in verdicts[11]
 
 
+def test_silent_shard_that_computes_is_hung_much_later() -> None:
+    # 17 s after the answer at 0.25 s: 1 s, the limit of 1.5 s, and for the work 10 s and three times the limit.
+    busy = Sign(is_busy=True)
+    verdicts = judged(report(step=1), *[busy] * 69)
+    assert verdicts[:69] == [None] * 69
+    assert verdicts[69] is not None
+
+
 def test_silence_while_loading_says_nothing() -> None:
     assert judged(*[SILENT] * 100, must_answer=False) == [None] * 100
 
@@ -91,3 +116,71 @@ def test_states_of_processes_are_read_from_the_system() -> None:
         sleeper.wait(LIMIT_S)
     assert is_process_busy(os.getpid())
     assert not is_process_stopped(sleeper.pid)  # gone
+
+
+@pytest.mark.parametrize("does_answer", [True, False])
+def test_router_that_does_not_answer_is_hung(does_answer: bool) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            if does_answer:
+                writer.write(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
+
+    async def main() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+        output = ChildOutput(io.StringIO(), json_output=False)
+        router = ChildProcess.spawn(ChildName("router"), sleeper, os.environ, output)
+        hang = asyncio.create_task(wait_for_router_hang(router, url, silence_s=1.0))
+        try:
+            if does_answer:
+                await asyncio.wait([hang], timeout=2.0)
+                assert not hang.done()
+                os.kill(router.pid, signal.SIGSTOP)
+                assert "SIGSTOP" in await hang
+            else:
+                assert "has not answered /health/live" in await hang
+        finally:
+            hang.cancel()
+            await router.stop(0.0)
+            server.close()
+
+    asyncio.run(asyncio.wait_for(main(), LIMIT_S))
+
+
+class LateShard(shard_pb2_grpc.ShardServicer):
+    """A rank whose step loop is late in every answer."""
+
+    async def Health(self, request: Any, context: Any) -> HealthReport:
+        return HealthReport(state=SHARD_STATE_READY, last_step=7, overdue_ms=500, progress_limit_ms=1200)
+
+
+@pytest.mark.parametrize("kind", ["rank 0", "rank 0 beside a busy rank", "follower"])
+def test_late_rank_is_hung_only_as_rank_0_and_while_no_rank_computes(tmp_path: Path, kind: str) -> None:
+    async def main() -> None:
+        output = ChildOutput(io.StringIO(), json_output=False)
+        program = "while True: pass" if "busy" in kind else "import time; time.sleep(60)"
+        sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+        server = grpc.aio.server()
+        shard_pb2_grpc.add_ShardServicer_to_server(LateShard(), server)
+        server.add_insecure_port(f"unix:{tmp_path / 's'}")
+        await server.start()
+        rank_0 = ChildProcess.spawn(ChildName("shard", 0), sleeper, os.environ, output)
+        other = ChildProcess.spawn(ChildName("shard", 1), [sys.executable, "-c", program], os.environ, output)
+        is_ready = asyncio.Event()
+        is_ready.set()
+        followers = None if kind == "follower" else [other]
+        hang = asyncio.create_task(wait_for_hang(rank_0, tmp_path / "s", is_ready, followers))
+        try:
+            if kind == "rank 0":
+                assert "no step within 1.2 s" in await asyncio.wait_for(hang, LIMIT_S)
+            else:
+                await asyncio.wait([hang], timeout=1.5)  # six looks
+                assert not hang.done()
+        finally:
+            hang.cancel()
+            for child in (rank_0, other):
+                await child.stop(0.0)
+            await server.stop(None)
+
+    asyncio.run(asyncio.wait_for(main(), LIMIT_S))

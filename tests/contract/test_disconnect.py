@@ -2,7 +2,8 @@
 
 import json
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.running_router import WAIT_TIMEOUT_S, RunningRouter
 
+Leave = Callable[[socket.socket], None]
 # Without max_new_tokens the answer fills the window, which at 5 ms a token takes longer than any test.
 ENDLESS = {"inputs": "hi", "parameters": {}}
 
@@ -88,6 +90,40 @@ def test_dropped_requests_are_counted(tmp_path: Path) -> None:
         text = client.get("/metrics").text
         assert 'tgi_request_failure{err="dropped"} 1\n' in text
         assert 'textmill_http_requests{route="/generate",method="POST",status="499"} 1\n' in text
+
+
+def reset(connection: socket.socket) -> None:
+    """End a connection with a reset, as a client that crashes does."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, reset], ids=["close", "reset"])
+@pytest.mark.parametrize("route", ["/generate", "/generate_stream", "/v1/completions"])
+def test_blocks_of_a_client_that_left_are_free_two_steps_later(tmp_path: Path, route: str, leave: Leave) -> None:
+    body = {"prompt": "hi", "max_tokens": 4000, "stream": True} if route.startswith("/v1") else ENDLESS
+    with RunningRouter(tmp_path, FakeShardOptions(step_s=0.1), max_total_tokens=4096) as router:
+        connection = router.send(route, body)
+        router.wait_until(lambda: router.shard.num_sampled >= 3, "tokens come")
+        before = router.shard.num_steps
+        leave(connection)
+        router.wait_until_free()
+        # The step under way when the client leaves, and two more until the plan that drops the slot is applied.
+        assert router.shard.num_steps - before <= 3
+
+
+@pytest.mark.parametrize("leave", [socket.socket.close, reset], ids=["close", "reset"])
+@pytest.mark.parametrize("route", ["/generate", "/generate_stream"])
+def test_client_that_leaves_in_its_prefill_costs_no_token(tmp_path: Path, route: str, leave: Leave) -> None:
+    with RunningRouter(tmp_path) as router:
+        router.shard.pause()
+        connection = router.send(route, ENDLESS)
+        router.wait_until_counts(running=1, waiting=0)
+        leave(connection)
+        router.wait_until_counts(running=0, waiting=0)
+        router.shard.resume()
+        router.wait_until_free()
+        assert router.shard.num_sampled <= 1
 
 
 def stalling(router: RunningRouter, route: str, num_tokens: int) -> socket.socket:

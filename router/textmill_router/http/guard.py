@@ -19,6 +19,7 @@ from textmill_router.http.call import filler_of, note_refusal, offer_writer, ope
 from textmill_router.http.error_responses import ErrorStyle, error_headers
 from textmill_router.http.framing import HTTP_1_1, framing_fault
 from textmill_router.http.half_closed import HalfClosedWatch
+from textmill_router.http.keepalive import notice_silence
 from textmill_router.http.lingering import MAX_DISCARDED_BYTES, LingeringTransport
 from textmill_router.http.path_style import PathStyles
 from textmill_router.http.unchunked import without_chunks
@@ -115,6 +116,7 @@ class _GuardedProtocol(HttpToolsProtocol):
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+            notice_silence(connection, self.limits.stall_timeout_s)
         self._start_deadline(self.limits.header_timeout_s, self._on_header_deadline)
 
     def connection_lost(self, exc: Exception | None) -> None:

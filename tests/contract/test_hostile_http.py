@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import httpx
+import psutil
 import pytest
 
 from tests.fakes.fake_shard import FakeShardOptions
@@ -26,6 +27,7 @@ MANY_BYTES = 1_000_000  # more than the server reads at once
 NEIGHBOUR = {"inputs": "hi", "parameters": {"max_new_tokens": 20}}
 NUM_BEFORE = 12  # calls of the neighbour alone, which show its usual time
 SLACK_S = 0.1  # of a busy machine
+MAX_GROWTH_BYTES = 24 << 20  # by some 200 hostile calls with 40 MB of bodies; the allocator keeps a part
 
 
 def call(body: bytes, head: bytes = HEAD) -> bytes:
@@ -220,6 +222,24 @@ def test_the_neighbour_of_all_these_calls_takes_at_most_twice_its_usual_time(
             answer_to(router, data)
     disturbed = neighbour.times_s[neighbour.num_alone :]
     assert statistics.median(disturbed) < 2 * neighbour.usual_s + SLACK_S
+
+
+def test_descriptors_and_memory_are_what_they_were(router: RunningRouter, neighbour: Neighbour) -> None:
+    process = psutil.Process()
+
+    def send_all() -> None:
+        for _, data, status, _ in ROWS:
+            if status != 408:
+                answer_to(router, data)
+
+    # The first call with a grammar starts a compiler, whose two pipes stay; a busy server has two compilers.
+    send_all()
+    num_before, bytes_before = process.num_fds(), process.memory_info().rss
+    for _ in range(4):
+        send_all()
+    router.wait_until(lambda: process.num_fds() <= num_before, f"at most {num_before} descriptors are open")
+    assert process.memory_info().rss - bytes_before < MAX_GROWTH_BYTES
+    neighbour.wait_for_calls(2)
 
 
 # Targets that name a protected route in another way than the routes do.

@@ -99,6 +99,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self._failed: str | None = None
         self._cut_condition: Callable[[SlotTable], bool] | None = None
         self._adds_stray_row = False
+        self._garbles_next = False
         self._reject_next: str | None = None
         self._first_message: shard_pb2.FromShard | None = None
         self._info_changes: dict[str, Any] = {}
@@ -171,6 +172,10 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
     def break_rule(self) -> None:
         """Let the next step that samples also report a row for a free slot, which breaks rule 6."""
         self._adds_stray_row = True
+
+    def garble_next_result(self) -> None:
+        """Send the next result with a byte too many."""
+        self._garbles_next = True
 
     def load(self, phase: str | None, progress: float = 0.0) -> None:
         """Report a phase of loading from now on, or with None readiness. A shard that loads serves no stream."""
@@ -325,6 +330,9 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
                 result.slots += free_slot.to_bytes(4, "little")
                 result.tokens += bytes(4)
                 result.flags += b"\0"
+            if self._garbles_next:
+                self._garbles_next = False
+                result.tokens += b"\0"
             result.step_ns = int(self.step_s * 1e9)
             self.num_sampled += len(result.flags)
             epoch.outbox.put(shard_pb2.FromShard(epoch=epoch.number, result=result))

@@ -308,6 +308,19 @@ def test_result_that_breaks_a_rule_begins_a_new_epoch_and_a_second_one_stops(
         run(body())
 
 
+def test_result_that_cannot_be_read_begins_a_new_epoch(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def body() -> None:
+        async with open_bench(tmp_path / "s", tokenizer) as bench:
+            task = asyncio.create_task(bench.generate())
+            await until(lambda: shard.num_sampled >= 5)
+            shard.garble_next_result()
+            assert (await task).text == alphabet(40)
+            assert shard.epoch == 2
+
+    with FakeShard(tmp_path / "s", replace(SMALL, step_s=0.01)) as shard:
+        run(body())
+
+
 def test_rule_19_error_of_a_slot_ends_that_request_only(tmp_path: Path, tokenizer: Tokenizer) -> None:
     async def body() -> None:
         async with open_bench(tmp_path / "s", tokenizer) as bench:

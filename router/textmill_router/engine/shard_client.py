@@ -19,6 +19,7 @@ from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 from textmill_router.engine.shard_facts import ShardFacts, ShardHealth, facts_from_proto, health_from_proto
 from textmill_router.engine.wire import (
     PlanRejected,
+    WireError,
     heartbeat_to_proto,
     plan_to_proto,
     rejected_from_proto,
@@ -177,7 +178,12 @@ class _Stream:
                 raise StreamLost(f"message of epoch {message.epoch} in epoch {self._epoch}")
             kind = message.WhichOneof("message")
             if kind == "result":
-                handler.on_result(result_from_proto(message.result))
+                try:
+                    result = result_from_proto(message.result)
+                except WireError as error:
+                    self.cut(f"a result that cannot be read: {error}")
+                    raise StreamLost(f"a result that cannot be read: {error}") from error
+                handler.on_result(result)
             elif kind == "rejected":
                 handler.on_rejected(rejected_from_proto(message.rejected))
             elif kind == "heartbeat":

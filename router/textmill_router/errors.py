@@ -173,6 +173,10 @@ class ShuttingDown(RetryLater):
     """The server finishes the calls that run and takes no new call."""
 
 
+class DeadlineMissed(RequestError):
+    """The answer could not be, or was not, complete within the time that the client gave."""
+
+
 class GenerationBroke(RequestError):
     """The shard failed this request."""
 

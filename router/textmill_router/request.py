@@ -71,6 +71,21 @@ class GenerationParameters:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the requests of a call stand beside those of others.
+
+    A smaller priority goes first. Among equal priorities callers get tokens by their weights.
+    """
+
+    caller: str = ""  # name of the API key, "" on a server without keys
+    weight: float = 1.0
+    priority: int = 0
+
+
+EQUAL = Standing()
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One request, checked and tokenised, which fits the KV pool alone.
 
@@ -90,10 +105,16 @@ class GenerationRequest:
     top_n_tokens: int = 0
     wants_prompt_logprobs: bool = False
     prompt_top_n_tokens: int = 0
-    priority: int = 0  # smaller goes first
+    standing: Standing = EQUAL
+    deadline_s: float | None = None  # without a first token by then the request fails; on the clock of `arrival_s`
     cache_salt: bytes = b""
     num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
     shares_prompt_of: RequestId | None = None  # the leader: this request waits until the leader has a token or ends
+
+    @property
+    def priority(self) -> int:
+        """The priority of the request's call."""
+        return self.standing.priority
 
     @property
     def num_input_tokens(self) -> int:
@@ -130,6 +151,7 @@ class FailureCode(Enum):
     INTERNAL = "internal"  # an exception that concerned this request only
     PLAN_REJECTED = "plan_rejected"  # rule 20: the shard refused the plan that admitted the request
     SUSPECT = "suspect"  # rule 22: the shard died while this suspect was alone in prefill
+    LATE = "late"  # the request could not be, or was not, on time (`deadline_s`)
     SHUTDOWN = "shutdown"  # the router is stopping
 
 

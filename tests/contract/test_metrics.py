@@ -132,6 +132,8 @@ EXPECTED = {
     # 41 prompt tokens fill two blocks of 16; 3, 4 and 9 find them
     "textmill_prefix_cache_hit_tokens": 3 * 32,
     "textmill_prefix_cache_lookup_tokens": 5 * 41 + 3 + 2 * 3 + 5,
+    # 1: its prompt; 2 to 7: what no cache held, and the outputs; 9: what no cache held
+    'textmill_caller_computed_tokens{caller=""}': 41 + 46 + 2 * 14 + 5 + 2 * 4 + 8 + 9,
     "textmill_prompt_tokens_computed": 41 + 2 * 9 + 3 + 2 * 3 + 5,
     "textmill_preemptions": 0,
     "textmill_starvations": 0,

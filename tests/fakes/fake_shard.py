@@ -108,6 +108,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self.num_refused_streams = 0
         self.num_plans = 0
         self.last_admit: shard_pb2.Admit | None = None  # the message as it came
+        self.prompts: list[bytes] = []  # of all requests that were admitted, as texts of the byte tokenizer
         self.num_sampled = 0  # tokens, over all epochs
 
     def __enter__(self) -> Self:
@@ -305,6 +306,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
                     self.num_plans += 1
                     for admit in message.plan.admits:
                         self.last_admit = admit
+                        self.prompts.append(bytes(byte for byte in admit.prompt_ids[::4] if byte))
                     epoch.plans.put(message.plan)
         except grpc.RpcError:
             pass  # gRPC tells the end of a broken stream by raising

@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -87,10 +87,11 @@ class RunningRouter:
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=WAIT_TIMEOUT_S, trust_env=False, **options)
 
-    def send(self, route: str, body: object) -> socket.socket:
+    def send(self, route: str, body: object, headers: Mapping[str, str] | None = None) -> socket.socket:
         """Send a call, and return its connection without a wait for the answer. The caller closes the connection."""
         data = json.dumps(body).encode()
-        head = f"POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n"
+        fields = {"host": "x", "content-type": "application/json", "content-length": str(len(data)), **(headers or {})}
+        head = f"POST {route} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         connection = socket.create_connection(("127.0.0.1", self.port), WAIT_TIMEOUT_S)
         connection.sendall(head.encode() + b"\r\n" + data)
         return connection

@@ -10,6 +10,7 @@ from textmill_router.request import (
     GenerationRequest,
     RequestId,
     RequestOutput,
+    Standing,
     token_array,
 )
 from textmill_router.scheduler.config import SchedulerConfig
@@ -80,7 +81,8 @@ class World:
     scheduler_type: type[Scheduler] = Scheduler
     shard_type: type[ModelShard] = ModelShard
 
-    def __init__(self, seed: int, *, num_arrivals: int = 30, death_rate: float = 0.004) -> None:
+    def __init__(self, seed: int, *, num_arrivals: int = 30, death_rate: float = 0.004, num_callers: int = 1) -> None:
+        self.num_callers = num_callers
         rng = self.rng = Random(seed)
         self.num_arrivals = num_arrivals
         self.death_rate = death_rate if rng.random() < 0.6 else 0.0
@@ -189,6 +191,7 @@ class World:
             stop_ids=stop_ids,
             parameters=GenerationParameters(ignore_eos=ignore_eos),
             wants_prompt_logprobs=wants_prompt_logprobs,
+            standing=leader.request.standing if leader is not None else self._standing_of(request_id),
             cache_salt=salt,
             shares_prompt_of=None if leader is None else leader.request.request_id,
         )
@@ -210,6 +213,11 @@ class World:
             if self.shard is not None:
                 self.shard.poison(request_id)
 
+    def _standing_of(self, request_id: int) -> Standing:
+        """Callers take turns, and the weight of the second is 3."""
+        number = request_id % self.num_callers
+        return Standing(caller=str(number), weight=3.0 if number == 1 else 1.0)
+
     def _cancel(self) -> None:
         alive = [client for client in self.clients.values() if not client.is_over]
         if alive:
@@ -228,7 +236,7 @@ class World:
             self.shard.send(plan)
 
     def _check_nobody_is_passed(self, plan: Plan) -> None:
-        """Check that first admissions keep the order of arrival.
+        """Check that first admissions of one caller keep the order of arrival.
 
         A request that shares two full blocks with a running request may be passed.
         """
@@ -240,6 +248,8 @@ class World:
             newcomer.is_admitted = True
             for client in self.clients.values():
                 if client.request.request_id >= admit.request_id or client.is_admitted or client.is_over:
+                    continue
+                if client.request.standing != newcomer.request.standing:
                     continue
                 self.counts.passes += 1
                 assert self._may_be_held(client), f"{admit.request_id} passes {client.request.request_id}"

@@ -30,7 +30,8 @@ HOLDERS = {"request", "parameters", "sampling"}  # fields of the router's types 
 ROUTER_ONLY = {
     "dry_sequence_breakers",
     "arrival_s",
-    "priority",
+    "standing",
+    "deadline_s",
     "cache_salt",
     "shares_prompt_of",
     "wants_prompt_logprobs",

@@ -138,7 +138,7 @@ def _probe_row(name: str, summary: str, probe: Callable[[StateRow], bool]) -> Ro
 
 
 _REFUSALS = (400, 401, 413, 415, 422)
-_GENERATE_ERRORS = (*_REFUSALS, 408, 424, 429, 500, 503)
+_GENERATE_ERRORS = (*_REFUSALS, 408, 424, 429, 500, 503, 504)
 _EXAMPLE = {"inputs": "My name is Olivier and I", "parameters": {"max_new_tokens": 20, "details": True}}
 _CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "What is deep learning?"}], "max_tokens": 20}
 

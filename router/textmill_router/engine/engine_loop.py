@@ -310,6 +310,9 @@ class EngineLoop:
             plans = self._scheduler.on_tick(self.now())
             self._client.send(plans)
             self.steps.on_plans(plans, self._scheduler.num_running, time.perf_counter() - began_s)
+            late = self._scheduler.take_late()
+            if late:
+                self._deliver(late)
 
     def _deliver_timed(self, outputs: Sequence[RequestOutput], kind: StepKind) -> None:
         """Deliver the outputs of a step, and note how long the readers took."""

@@ -16,7 +16,7 @@ from textmill_router.engine.shard_facts import ShardFacts
 from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineStatus, EngineUnavailable
 from textmill_router.health.group_watch import GroupSigns
 from textmill_router.metrics.step_metrics import StepMetrics
-from textmill_router.request import GenerationRequest, OutputSink, RequestId
+from textmill_router.request import GenerationRequest, OutputSink, RequestId, Standing
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.placement import Placement
 from textmill_router.scheduler.request_state import RequestState
@@ -91,6 +91,15 @@ class ReplicaSet:
         known = [stats for replica in self.replicas if (stats := replica.stats()) is not None]
         return add_stats(known) if known else None
 
+    def num_computed_by_caller(self) -> dict[str, int]:
+        """Return the tokens computed for each caller so far by all replicas, by the caller's name."""
+        total: dict[str, int] = {}
+        for replica in self.replicas:
+            if replica.scheduler is not None:
+                for name, count in replica.scheduler.num_computed_by_caller().items():
+                    total[name] = total.get(name, 0) + count
+        return total
+
     def can_ever_fit(self, num_tokens: int) -> bool:
         """Whether a request whose prompt and output have so many tokens fits the KV pool of a replica alone."""
         return any(replica.can_ever_fit(num_tokens) for replica in self.replicas)
@@ -139,7 +148,7 @@ class ReplicaSet:
         for replica in self.replicas:
             replica.pause(request_id, is_paused)
 
-    def check_room(self, num_requests: int) -> None:
+    def check_room(self, num_requests: int, standing: Standing) -> None:
         """Raise QueueFull when no replica would let a call of so many requests in, whatever its prompts are."""
         now = self.now()
         full: QueueFull | None = None
@@ -147,7 +156,7 @@ class ReplicaSet:
             if scheduler is None:
                 continue
             try:
-                scheduler.check_room(num_requests, now)
+                scheduler.check_room(num_requests, now, standing)
             except QueueFull as error:
                 full = error
             else:

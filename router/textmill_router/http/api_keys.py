@@ -15,14 +15,15 @@ class Caller:
 
     `name` may stand in logs and metrics. `salt` keeps the caller's cached answers and prefixes apart from those of
     others; it follows from the key, and no key follows from it. `weight` is the caller's share of the tokens computed,
-    beside the weights of the others. `min_priority` is the best priority that the caller may ask for, because a smaller
-    priority goes first.
+    beside the weights of the others, and `share` the caller's part of all weights together. `min_priority` is the best
+    priority that the caller may ask for, because a smaller priority goes first.
     """
 
     name: str = ""
     salt: bytes = b""
     weight: float = 1.0
     min_priority: int = -10
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,14 @@ class KeyRing:
     def replace(self, entries: Sequence[ApiKeyEntry]) -> None:
         """Take these keys, and no other key from now on. A key that stays keeps its salt."""
         callers = {}
+        total_weight = sum(entry.weight for entry in entries)
         for entry in entries:
             digest = self._digest(b"find", entry.sha256)
             salt = self._digest(b"salt", entry.sha256)
-            callers[digest] = (digest, Caller(entry.name, salt, entry.weight, entry.min_priority))
+            callers[digest] = (
+                digest,
+                Caller(entry.name, salt, entry.weight, entry.min_priority, entry.weight / total_weight),
+            )
         self._callers = callers
 
     def find(self, key: bytes) -> Caller | None:

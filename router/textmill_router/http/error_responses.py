@@ -7,6 +7,7 @@ import msgspec
 
 from textmill_router.errors import (
     BadHttp,
+    DeadlineMissed,
     GenerationBroke,
     HeaderTooLarge,
     InternalError,
@@ -70,6 +71,7 @@ _KINDS: dict[type[RequestError], ErrorKind] = {
     ModelLoading: ErrorKind(503, "loading"),
     Recovering: ErrorKind(503, "recovering"),
     ShuttingDown: ErrorKind(503, "shutting_down"),
+    DeadlineMissed: ErrorKind(504, "timeout"),
 }
 
 # Prefixes of messages, by `error_type`, which clients of TGI look for.

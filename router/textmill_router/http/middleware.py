@@ -18,7 +18,10 @@ from textmill_router.http.replies import send_error, send_reply
 log = logging.getLogger(__name__)
 
 CLIENT_LEFT_STATUS = 499
-_READ_HEADERS = b"content-type,authorization,x-api-key,x-request-id,traceparent,x-wait-for-model,x-use-cache"
+_READ_HEADERS = (
+    b"content-type,authorization,x-api-key,x-request-id,traceparent,x-wait-for-model,x-use-cache,x-priority,"
+    b"x-request-timeout-ms"
+)
 _SHOWN_HEADERS = b"retry-after,x-request-id"
 _HEADER_NAMES = re.compile(rb"[\w!#$%&'*+.^`|~, -]{1,4096}", re.ASCII)
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -4,8 +4,8 @@ The names and meanings of the metrics stand in `specs.py`; `exposition.py` makes
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from prometheus_client.core import Metric
@@ -42,6 +42,7 @@ class EngineNumbers:
     is_up: bool
     replicas: Sequence["ReplicaNumbers"] = ()  # in the order of their numbers
     num_moved_requests: int = 0
+    num_computed_by_caller: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,8 @@ def _engine_families(engine: EngineNumbers) -> Iterator[Metric]:
     yield from _stats_families(engine.stats, engine.block_size)
     yield from _replica_families(engine.replicas)
     yield counter_family(specs.MOVED_REQUESTS, engine.num_moved_requests)
+    by_caller = sorted(engine.num_computed_by_caller.items())
+    yield labelled_counters(specs.CALLER_TOKENS, [((caller,), count) for caller, count in by_caller])
     steps = engine.steps
     yield summary_family(specs.SKIPPED_TOKENS, steps.num_outputs_by_skipped)
     yield histogram_family(specs.BATCH_NEXT_SIZE, steps.next_size)

@@ -7,8 +7,8 @@ from textmill_router.metrics.specs import BUCKET_SETS, SPECS, MetricSpec
 
 _HEAD = """# Metrics
 
-`GET /metrics` answers in the Prometheus text format, without an API key. This page is made from
-`router/textmill_router/metrics/specs.py` by `make metrics-page`; a test holds it up to date.
+`GET /metrics` answers in the Prometheus text format, without an API key unless `--api-key-metrics` is set. This page is
+made from `router/textmill_router/metrics/specs.py` by `make metrics-page`; a test holds it up to date.
 
 The names that begin with `tgi_`, and their labels, come from text-generation-inference (TGI), so that dashboards made
 for TGI work. TGI counts some requests twice and never shows some metrics; Textmill counts each request once and shows

@@ -53,7 +53,7 @@ REQUEST_FAILURE = _spec(
     "tgi_request_failure",
     _COUNTER,
     "Calls that ended without their result; err is overloaded, validation, template, incomplete (a mistake of the "
-    "server), generation (the shard failed the request), dropped (the client left), loading or shutting_down",
+    "server), generation (the shard failed the request), dropped (the client left), timeout, loading or shutting_down",
     labels=("err",),
 )
 REQUEST_DURATION = _spec(
@@ -237,6 +237,12 @@ REPLICA_EPOCHS = _spec(
 )
 MOVED_REQUESTS = _spec(
     "textmill_moved_requests", _COUNTER, "Requests of a lost replica that went on in another replica"
+)
+CALLER_TOKENS = _spec(
+    "textmill_caller_computed_tokens",
+    _COUNTER,
+    "Tokens computed for a caller, who is the name of an API key or, without keys, empty; cached tokens do not count",
+    labels=("caller",),
 )
 CACHE_HITS = _spec("textmill_response_cache_hits", _COUNTER, "Calls answered from the response cache")
 CACHE_MISSES = _spec(

@@ -198,6 +198,7 @@ class Epoch:
 
     def _give_back(self, state: RequestState) -> None:
         self.num_running -= 1
+        state.charge_outputs()
         self.end_prefill(state)
         self.cache.stop_writing(state)
         self.grants.release(state)

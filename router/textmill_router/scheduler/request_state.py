@@ -4,6 +4,7 @@ from array import array
 from enum import Enum
 
 from textmill_router.request import BlockId, Effort, GenerationRequest, RequestId, Slot
+from textmill_router.scheduler.account import Account
 
 NEVER = 1 << 62
 
@@ -25,6 +26,7 @@ class RequestState:
     """
 
     __slots__ = (
+        "account",
         "admit_plan",
         "block_ids",
         "chain",
@@ -37,6 +39,7 @@ class RequestState:
         "leader",
         "max_places",
         "next_prompt_logprob",
+        "num_charged_tokens",
         "num_computed_tokens",
         "num_foreign_blocks",
         "num_indexed_blocks",
@@ -71,6 +74,9 @@ class RequestState:
         self.is_plain = not (request.wants_logprobs or request.top_n_tokens)
         self.place_order = (request.priority, request.arrival_s, request.request_id)
         self.order = (1, *self.place_order)  # becomes 0, and so goes first, once the request has run (rules 6, 22)
+
+        self.account: Account | None = None  # of the caller, once a scheduler has the request
+        self.num_charged_tokens = 0  # first tokens that the account was charged for, or that a cache held
 
         self.slot: Slot | None = None
         self.admit_plan = 0  # number of the plan that admitted the request
@@ -136,6 +142,18 @@ class RequestState:
         if start >= num_prompt:
             return self.output_ids[start - num_prompt : end - num_prompt].tobytes()
         return prompt_ids[start:].tobytes() + self.output_ids[: end - num_prompt].tobytes()
+
+    def charge_prompt(self) -> None:
+        """Charge the caller for the tokens that the slot just given has to compute."""
+        if self.account is not None:
+            self.account.charge(self.num_tokens - self.num_computed_tokens)
+            self.num_charged_tokens = self.num_tokens
+
+    def charge_outputs(self) -> None:
+        """Charge the caller for the output tokens that were computed since the last charge."""
+        if self.account is not None and self.num_tokens > self.num_charged_tokens:
+            self.account.charge(self.num_tokens - self.num_charged_tokens)
+            self.num_charged_tokens = self.num_tokens
 
     def forget_shard(self) -> None:
         """Reset the fields that describe a slot. Tokens and delivered outputs stay."""

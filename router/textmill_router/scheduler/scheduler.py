@@ -2,18 +2,22 @@
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 
-from textmill_router.request import FailureCode, GenerationRequest, RequestId, RequestOutput
+from textmill_router.request import EQUAL, FailureCode, GenerationRequest, RequestId, RequestOutput, Standing
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.epoch import Counters, Epoch
+from textmill_router.scheduler.fair_shares import FairShares
+from textmill_router.scheduler.paces import Paces
 from textmill_router.scheduler.plan import Plan, ShardPool, StepResult
-from textmill_router.scheduler.queue_pace import QueuePace
 from textmill_router.scheduler.request_state import RequestState, RequestStatus
 from textmill_router.scheduler.seating import admit_waiting
 from textmill_router.scheduler.stats import SchedulerStats, collect_stats
 from textmill_router.scheduler.step_reader import StepReader, StreamBroken, failed
 from textmill_router.scheduler.suspects import Suspects
 from textmill_router.scheduler.waiting_queue import QueueBound, QueueFull, WaitingQueue
+
+LATE_MESSAGE = "the first token could not come within x-request-timeout-ms: the prompt takes longer to read"
 
 __all__ = [
     "DoesNotFit",
@@ -66,7 +70,9 @@ class Scheduler:
         self._queue = WaitingQueue(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
         self._requests: dict[RequestId, RequestState] = {}  # every request that still expects an output
         self._suspects = Suspects()
-        self._pace = QueuePace()
+        self._paces = Paces()
+        self._shares = FairShares()
+        self._late: list[RequestOutput] = []  # failures of requests that could not be on time, not delivered yet
         self._counters = Counters()
         self._epoch: Epoch | None = None
         self._reader: StepReader | None = None
@@ -97,7 +103,8 @@ class Scheduler:
                     f"{state.max_places + 1} tokens do not fit the restarted shard, which holds {pool.num_blocks} "
                 )
                 outputs.append(self._fail(state, FailureCode.INTERNAL, f"{message}blocks of {pool.block_size}"))
-        return StepDecision(self._plan(now), tuple(outputs))
+        plans = self._plan(now)
+        return StepDecision(plans, (*outputs, *self.take_late()))
 
     def end_epoch(self, now: float) -> tuple[RequestOutput, ...]:
         """End the epoch because the stream is lost. The requests wait in the queue until `begin_epoch`.
@@ -129,7 +136,7 @@ class Scheduler:
         self._suspects.end_epoch()
         return tuple(outputs)
 
-    def check_room(self, num_requests: int, now: float) -> None:
+    def check_room(self, num_requests: int, now: float, standing: Standing = EQUAL) -> None:
         """Raise `QueueFull` when a call of so many requests would not be let in, whatever its prompts are.
 
         The call is bounded by the predicted wait too, which `on_submit` does not look at, because a call's requests
@@ -139,15 +146,17 @@ class Scheduler:
         max_waiting_s = self._config.max_waiting_s
         if max_waiting_s is None:
             return
-        wait_s = self.predicted_wait_s(now)
+        wait_s = self.predicted_wait_s(now, standing)
         if wait_s is not None and wait_s > max_waiting_s:
             raise QueueFull(QueueBound.SECONDS, found=wait_s, limit=max_waiting_s)
 
-    def predicted_wait_s(self, now: float) -> float | None:
-        """The seconds that a new request would wait behind those that wait; None before the pace is known."""
+    def predicted_wait_s(self, now: float, standing: Standing = EQUAL) -> float | None:
+        """The seconds that a new request of this standing would wait for a slot; None before the pace is known."""
         if not len(self._queue):
             return 0.0
-        return self._pace.wait_s(self._queue.num_tokens, self._queue.num_next_tokens, now)
+        account = self._shares.find(standing.caller)
+        num_before = self._queue.num_tokens_before(account, standing.weight, standing.priority)
+        return self._paces.queue.wait_s(num_before, self._queue.num_next_tokens, now)
 
     def on_submit(self, request: GenerationRequest, now: float, state: RequestState | None = None) -> None:
         """Put a request into the queue; it is in the plan of the next `on_tick` or `on_step`.
@@ -167,7 +176,15 @@ class Scheduler:
         if request.shares_prompt_of is not None:
             state.leader = self._requests.get(request.shares_prompt_of)
             assert state.leader is None or _has_same_places(request, state.leader.request), request.request_id
-        self._requests[request.request_id] = state
+        self._enter(state)
+
+    def _enter(self, state: RequestState) -> None:
+        """Put a request of this scheduler into the queue, in its caller's line."""
+        account = state.account = self._shares.account_of(state.request.standing)
+        if self._shares.has_several:
+            occupants = () if self._epoch is None else self._epoch.slots.occupants()
+            self._shares.enter(account, chain(self._queue.accounts(), (one.account for one in occupants)))
+        self._requests[state.request_id] = state
         self._queue.push(state)
 
     def give_away(self) -> list[RequestState]:
@@ -193,8 +210,7 @@ class Scheduler:
         state.epoch = 0  # its number is one of the other shard's epochs
         if state.leader is not None and state.leader.request_id not in self._requests:
             state.leader = None
-        self._requests[state.request_id] = state
-        self._queue.push(state)
+        self._enter(state)
 
     def on_cancel(self, request_id: RequestId) -> None:
         """End a waiting or running request, which gets no output from now on. Unknown and ended ids are ignored."""
@@ -227,6 +243,7 @@ class Scheduler:
         if self._is_epoch_condemned:
             return StepDecision((), ())
         outputs: list[RequestOutput] = []
+        num_prefill_tokens = self._counters.num_prefill_tokens
         try:
             for state in self._reader.acknowledge(result):
                 if state.status is RequestStatus.PREEMPTED:
@@ -241,11 +258,25 @@ class Scheduler:
                 if output.finish is not None or output.failure is not None:
                     del self._requests[output.request_id]
                     self._has_rejection = False
-        return StepDecision(self._plan(now), tuple(outputs))
+        num_prefill_tokens = self._counters.num_prefill_tokens - num_prefill_tokens
+        if num_prefill_tokens:
+            self._paces.prefill.note(num_prefill_tokens, result.step_s)
+        plans = self._plan(now)
+        if self._late:
+            outputs += self.take_late()
+        return StepDecision(plans, tuple(outputs))
 
     def on_tick(self, now: float) -> tuple[Plan, ...]:
-        """The plans for the requests that were submitted or cancelled since the last plan; call once per loop turn."""
+        """The plans for the requests that were submitted or cancelled since the last plan; call once per loop turn.
+
+        Then call `take_late`.
+        """
         return self._plan(now)
+
+    def take_late(self) -> list[RequestOutput]:
+        """The failures of requests that `on_tick` found to be too late for their deadlines."""
+        late, self._late = self._late, []
+        return late
 
     def on_plan_rejected(self, plan_number: int, message: str, now: float) -> tuple[RequestOutput, ...]:
         """Fail the requests that this plan admitted (rule 20). Call `end_epoch` next; the others go on in a new epoch.
@@ -306,6 +337,10 @@ class Scheduler:
         left = sum(state.num_tokens - state.num_computed_tokens for state in running if state.is_in_prefill)
         return self._queue.num_new_tokens + left
 
+    def num_computed_by_caller(self) -> dict[str, int]:
+        """The tokens computed for each caller so far, by the caller's name."""
+        return self._shares.num_computed_tokens()
+
     @property
     def num_requests(self) -> int:
         """The number of requests that expect a further output."""
@@ -345,7 +380,11 @@ class Scheduler:
         if epoch is None or self._is_epoch_condemned:
             return ()
         epoch.extend_short()
-        admit_waiting(self._queue, epoch, self._suspects, self._pace, now)
+        late = admit_waiting(
+            self._queue, epoch, self._suspects, self._paces, now, has_several_callers=self._shares.has_several
+        )
+        if late:
+            self._late += [self._fail(state, FailureCode.LATE, LATE_MESSAGE) for state in late]
         return epoch.build_plans()
 
     def _put_back(self, state: RequestState) -> None:

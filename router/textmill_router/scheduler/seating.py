@@ -1,23 +1,41 @@
 """Chooses which waiting requests get a slot now (rules 11, 14, 16, 22 in docs/wire.md)."""
 
+from textmill_router.scheduler.account import Account
 from textmill_router.scheduler.epoch import Epoch
-from textmill_router.scheduler.queue_pace import QueuePace
+from textmill_router.scheduler.paces import Paces
+from textmill_router.scheduler.request_state import RequestState
 from textmill_router.scheduler.suspects import Suspects
 from textmill_router.scheduler.waiting_queue import WaitingQueue
 
 
-def admit_waiting(queue: WaitingQueue, epoch: Epoch, suspects: Suspects, pace: QueuePace, now: float) -> None:
-    """Seat waiting requests in order, until one of them does not fit. `pace` observes those that leave the queue.
+def admit_waiting(
+    queue: WaitingQueue, epoch: Epoch, suspects: Suspects, paces: Paces, now: float, *, has_several_callers: bool
+) -> list[RequestState]:
+    """Seat waiting requests in order, until one of them does not fit. `paces` observes those that leave the queue.
+
+    Returns the requests that left the queue without a slot, because their prompts could not be read in time.
 
     No request overtakes a request that lacks room. A request that is held may be overtaken (rule 11): it waits for a
     running request to compute its prefix, or for the sequence that computes its prompt.
     """
     if not len(queue):
-        return
-    admitted = []
-    for state in queue:
-        if not epoch.slots.can_seat() or not epoch.wants_prefill() or suspects.is_prefill_closed():
+        return []
+    late: list[RequestState] = []
+    admitted: list[RequestState] = []
+    passed_over: set[Account | None] = set()
+    if queue.has_several_callers and epoch.slots.can_seat():
+        for state in epoch.slots.occupants():
+            state.charge_outputs()
+    for state in queue.in_turn(passed_over):
+        if not epoch.slots.can_seat() or suspects.is_prefill_closed():
             break
+        if not epoch.wants_prefill():
+            if not has_several_callers:
+                break
+            # The long prompts of one caller must not keep the others out until these prompts are read.
+            if any(other.is_in_prefill and other.account is state.account for other in epoch.slots.occupants()):
+                passed_over.add(state.account)
+                continue
         if suspects.is_suspect(state) and epoch.slots.is_any_in_prefill():
             break
         if state.waits_for_leader:
@@ -29,9 +47,13 @@ def admit_waiting(queue: WaitingQueue, epoch: Epoch, suspects: Suspects, pace: Q
             state.hold_hash = epoch.cache.hold_hash(state, len(hits))
             if state.hold_hash is not None:
                 continue
+        if state.request.deadline_s is not None and _is_too_late(state, len(hits) * epoch.pool.block_size, paces, now):
+            late.append(state)
+            continue
         if not epoch.grants.can_admit(state, hits, epoch.num_running):
             break
         epoch.seat(state, hits, now)
+        state.charge_prompt()
         if suspects.is_suspect(state):
             suspects.enter(state)
         admitted.append(state)
@@ -39,4 +61,15 @@ def admit_waiting(queue: WaitingQueue, epoch: Epoch, suspects: Suspects, pace: Q
     for state in admitted:
         queue.remove(state)
         num_tokens += state.num_tokens
-    pace.note(num_tokens, is_any_left=len(queue) > 0, now=now)
+    for state in late:
+        queue.remove(state)
+    paces.queue.note(num_tokens, is_any_left=len(queue) > 0, now=now)
+    return late
+
+
+def _is_too_late(state: RequestState, num_cached_tokens: int, paces: Paces, now: float) -> bool:
+    """Whether the first token could not come by the request's deadline, were the prompt read at the best speed."""
+    deadline_s = state.request.deadline_s
+    if deadline_s is None or state.output_ids:
+        return False
+    return now + paces.prefill.least_s(state.num_tokens - num_cached_tokens) > deadline_s

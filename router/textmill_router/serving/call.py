@@ -13,6 +13,7 @@ from textmill_router.http.json_body import ClientLeft
 from textmill_router.http.replies import send_error
 from textmill_router.request import Grammar
 from textmill_router.scheduler.waiting_queue import QueueFull
+from textmill_router.serving.call_terms import CallTerms
 from textmill_router.serving.failures import generation_error
 from textmill_router.serving.room import check_room, queue_full
 from textmill_router.serving.service import Service
@@ -39,6 +40,7 @@ async def admitted(
     service: Service,
     receive: Receive,
     num_sequences: int,
+    terms: CallTerms,
     *,
     grammar: Grammar | None = None,
     grammar_field: str = "grammar",
@@ -51,12 +53,12 @@ async def admitted(
     """
     backend = service.open_backend()
     if grammar is None:  # a bad grammar is told as such on a full server too
-        check_room(service, backend, num_sequences)
+        check_room(service, backend, num_sequences, terms)
     async with UntilClientLeaves(receive, service.metrics.on_abort):
         if grammar is not None:
             await backend.grammars.check(grammar, field=grammar_field)
-            check_room(service, backend, num_sequences)
-        with service.permits.hold(num_sequences):
+            check_room(service, backend, num_sequences, terms)
+        with service.permits.hold(num_sequences, terms.caller):
             try:
                 yield
             except GenerationFailed as error:
@@ -78,4 +80,4 @@ def failure_label(error: RequestError) -> str:
     if isinstance(error, TemplateFailed):
         return "template"
     status = error_kind(error).status
-    return {424: "generation", 429: "overloaded", 500: "incomplete"}.get(status, "validation")
+    return {424: "generation", 429: "overloaded", 500: "incomplete", 504: "timeout"}.get(status, "validation")

@@ -9,7 +9,7 @@ from textmill_router.http.call import Call
 from textmill_router.http.error_responses import Header
 from textmill_router.http.event_stream import OpenStreams
 from textmill_router.serving.call import failure_label
-from textmill_router.serving.call_terms import terms_of
+from textmill_router.serving.call_terms import CallTerms
 from textmill_router.serving.prompts import TokenizedPrompt
 from textmill_router.serving.room import check_prompts_fit
 from textmill_router.serving.service import Backend, Service
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 class CallRecord:
     """The facts of one call, kept from the check of its rules to its last token."""
 
-    def __init__(self, service: Service, backend: Backend, call: Call) -> None:
+    def __init__(self, service: Service, backend: Backend, call: Call, terms: CallTerms) -> None:
         self._service = service
         self._backend = backend
         self._call = call
-        self.terms = terms_of(call.caller, shares_prefixes=service.settings.shared_prefix_cache)
+        self.terms = terms
         self.num_sequences = 1  # that the call asks for, of all its prompts together
         self._validation_s = 0.0
         self._num_characters = 0

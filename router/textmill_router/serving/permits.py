@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from textmill_router.errors import Overloaded, Recovering, RetryLater, ShuttingDown
+from textmill_router.http.api_keys import ANYBODY, Caller
 
 _MAX_RETRY_AFTER_S = 60
 _SPEED_WEIGHT = 0.1  # the weight of the newest interval in the running mean
@@ -28,6 +29,7 @@ class Permits:
         self._on_close = on_close
         self._back_in_s = back_in_s
         self._held = 0
+        self._held_by: dict[str, int] = {}  # permits by the name of the caller
         self._is_closed = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -64,28 +66,44 @@ class Permits:
         await self._idle.wait()
 
     @contextmanager
-    def hold(self, count: int) -> Iterator[None]:
+    def hold(self, count: int, caller: Caller = ANYBODY) -> Iterator[None]:
         """Hold `count` permits, which come back however the block is left. Raises what `check_room` raises."""
-        self.check_room(count)
+        self.check_room(count, caller)
         if self._held == 0:
             self._last_change_s = self._clock()  # a time in which nothing ran says nothing of the speed
         self._held += count
+        self._held_by[caller.name] = self._held_by.get(caller.name, 0) + count
         self._idle.clear()
         try:
             yield
         finally:
             self._held -= count
+            self._held_by[caller.name] -= count
             if self._held == 0:
                 self._idle.set()
             self._note_release(count)
 
-    def check_room(self, count: int) -> None:
+    def check_room(self, count: int, caller: Caller = ANYBODY) -> None:
         """Raise Overloaded, Recovering or ShuttingDown if `hold` would. Takes nothing."""
         self.check_open()
+        if caller.share < 1.0:
+            self._check_share(count, caller)
         if self._held + count > self._max_concurrent:
             raise self.overloaded(
                 f"Model is overloaded: {self._held} of {self._max_concurrent} sequences are in work and this request "
                 f"needs {count} more (--max-concurrent-requests)"
+            )
+
+    def _check_share(self, count: int, caller: Caller) -> None:
+        """Keep the last quarter of the permits for callers that hold less than their share of all permits."""
+        held_by_caller = self._held_by.get(caller.name, 0)
+        num_open = self._max_concurrent - self._max_concurrent // 4
+        is_over_share = held_by_caller + count > caller.share * self._max_concurrent
+        if is_over_share and self._held + count > num_open:
+            raise self.overloaded(
+                f"Model is overloaded: {self._held} of {self._max_concurrent} sequences are in work, {held_by_caller} "
+                f"of them for this API key, which is its share; the last {self._max_concurrent // 4} are kept for "
+                "others (--max-concurrent-requests)"
             )
 
     def check_open(self) -> None:

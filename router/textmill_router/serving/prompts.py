@@ -118,6 +118,8 @@ def make_request(
         wants_logprobs=wants_logprobs,
         top_n_tokens=top_n_tokens if wants_logprobs else 0,
         wants_prompt_logprobs=wants_prompt_logprobs,
+        standing=terms.standing,
+        deadline_s=terms.deadline_s,
         cache_salt=terms.cache_salt,
     )
 

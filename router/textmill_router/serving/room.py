@@ -4,6 +4,7 @@ import math
 
 from textmill_router.errors import Overloaded, RetryLater, RuleBroken, ValidationFailed
 from textmill_router.scheduler.waiting_queue import QueueBound, QueueFull
+from textmill_router.serving.call_terms import CallTerms
 from textmill_router.serving.service import Backend, Service
 
 _SENTENCES = {
@@ -42,11 +43,11 @@ def check_prompts_fit(service: Service, num_tokens: int) -> None:
         )
 
 
-def check_room(service: Service, backend: Backend, num_sequences: int) -> None:
-    """Raise Overloaded, Recovering or ShuttingDown when the server has no room for so many sequences now."""
-    service.permits.check_room(num_sequences)
+def check_room(service: Service, backend: Backend, num_sequences: int, terms: CallTerms) -> None:
+    """Raise Overloaded, Recovering or ShuttingDown when there is no room for so many sequences of this caller."""
+    service.permits.check_room(num_sequences, terms.caller)
     try:
-        backend.engine.check_room(num_sequences)
+        backend.engine.check_room(num_sequences, terms.standing)
     except QueueFull as error:
         raise queue_full(service, error) from None
 

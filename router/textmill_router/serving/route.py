@@ -16,6 +16,7 @@ from textmill_router.request import Grammar
 from textmill_router.serving.call import admitted, serve
 from textmill_router.serving.call_options import ready_backend
 from textmill_router.serving.call_record import CallRecord
+from textmill_router.serving.call_terms import terms_of
 from textmill_router.serving.reply_cache import CacheSlot, send_cached
 from textmill_router.serving.room import check_fits
 from textmill_router.serving.service import Backend, Service
@@ -62,7 +63,8 @@ class GeneratingRoute(Generic[Body]):
     `prepare` applies the rules of the dialect to a body and raises RequestError. `style` is the style of the dialect's
     paths, for the table that gives the route its path. `check_model` refuses a body whose model is not served, also
     while the model loads. `wait_for_model` reads from a body whether the call waits for a model that loads, and returns
-    None where the body does not say. `reword` puts the body's names of its fields into a refusal.
+    None where the body does not say. `priority_of` reads a body's priority. `reword` puts the body's names of its
+    fields into a refusal.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class GeneratingRoute(Generic[Body]):
         *,
         check_model: Callable[[Body], None] = lambda body: None,
         wait_for_model: Callable[[Body], bool | None] = lambda body: None,
+        priority_of: Callable[[Body], int | None] = lambda body: None,
         reword: Callable[[Body, RuleBroken], None] = lambda body, error: None,
     ) -> None:
         self.style = style
@@ -82,6 +85,7 @@ class GeneratingRoute(Generic[Body]):
         self._prepare = prepare
         self._check_model = check_model
         self._wait_for_model = wait_for_model
+        self._priority_of = priority_of
         self._reword = reword
         self._unknown_fields = UnknownFields(decoder.type)
 
@@ -104,7 +108,10 @@ class GeneratingRoute(Generic[Body]):
 
     async def _work(self, body: Body, backend: Backend, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
-        record = CallRecord(service, backend, call_of(scope))
+        call = call_of(scope)
+        shares_prefixes = service.settings.shared_prefix_cache
+        terms = terms_of(call, scope["headers"], self._priority_of(body), shares_prefixes=shares_prefixes)
+        record = CallRecord(service, backend, call, terms)
         prepared = self._prepare(body, IncomingCall(service, backend, record, scope))
         kept = None if prepared.cache_slot is None else prepared.cache_slot.find()
         if kept is not None:
@@ -116,6 +123,7 @@ class GeneratingRoute(Generic[Body]):
             service,
             receive,
             prepared.num_sequences,
+            terms,
             grammar=prepared.grammar,
             grammar_field=prepared.grammar_field,
         ):

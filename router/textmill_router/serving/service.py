@@ -207,6 +207,7 @@ class Service:
                 is_up,
                 self.replica_numbers(),
                 engine.num_moved_requests,
+                engine.num_computed_by_caller(),
             )
         kept = self.response_cache
         cache = CacheNumbers(num_hits=kept.num_hits, num_misses=kept.num_misses, num_bytes=kept.num_bytes)

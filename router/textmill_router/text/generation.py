@@ -14,6 +14,7 @@ from typing import Protocol, Self
 from textmill_router.request import (
     NO_EFFORT,
     Failure,
+    FailureCode,
     FinishReason,
     GenerationRequest,
     OutputSink,
@@ -68,6 +69,7 @@ class Generation:
         "_has_plain_text",
         "_is_paused",
         "_is_whole",
+        "_late_timer",
         "_makes_events",
         "_num_tokens",
         "_options",
@@ -103,12 +105,16 @@ class Generation:
         self._is_paused = False  # because events wait
         self._is_whole = False  # `result` is wanted, not events
         self._timer: asyncio.TimerHandle | None = None
+        self._late_timer: asyncio.TimerHandle | None = None
         self._result: GenerationResult | None = None
         self._failure: Failure | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._fast_reader: EventPush | None = None
 
     async def __aenter__(self) -> Self:
+        if self._request.deadline_s is not None:
+            late_s = max(0.0, self._request.deadline_s - time.monotonic())
+            self._late_timer = asyncio.get_running_loop().call_later(late_s, self._on_late)
         if self._options.deadline_s is not None:
             delay_s = max(0.0, self._options.deadline_s - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_deadline)
@@ -117,8 +123,9 @@ class Generation:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._late_timer):
+            if timer is not None:
+                timer.cancel()
         self.cancel()
 
     @property
@@ -177,6 +184,16 @@ class Generation:
             await self._waiter
         finally:
             self._waiter = None
+
+    def _on_late(self) -> None:
+        """End the request, because its answer is not complete by the time that the client gave."""
+        if self._result is not None or self._failure is not None:
+            return
+        self._engine.cancel(self._request.request_id)
+        where = f"after {self._num_tokens} tokens" if self._num_tokens else "before its first token"
+        self._failure = Failure(FailureCode.LATE, f"x-request-timeout-ms has passed {where}")
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _is_over_time(self) -> bool:
         return self._options.deadline_s is not None and time.monotonic() >= self._options.deadline_s

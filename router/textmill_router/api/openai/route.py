@@ -37,7 +37,15 @@ def openai_route(
 
     decoder = exact_decoder(body_type)
     style = PathStyle("/v1/", V1_ERROR_STYLES[service.settings.v1_errors])
-    return GeneratingRoute(service, decoder, prepare, style, check_model=check_name, reword=reword)
+    return GeneratingRoute(
+        service,
+        decoder,
+        prepare,
+        style,
+        check_model=check_name,
+        priority_of=lambda body: body.priority,
+        reword=reword,
+    )
 
 
 def checked_parameters(body: OpenAIBody, requested: RequestedParameters, backend: Backend) -> CheckedParameters:

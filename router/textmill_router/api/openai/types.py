@@ -58,6 +58,7 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     user: Any = None
     response_format: dict[str, Any] | None = None
     textmill: TextmillOptions | None = None
+    priority: int | None = None
 
     do_sample: bool | None = None
     repetition_penalty: float | None = None

@@ -38,6 +38,7 @@ FIELD_DESCRIPTIONS = {
     "parallel_tool_calls": "Whether one answer may call several tools.",
     "parameters": "How the output is generated.",
     "presence_penalty": "Taken once from the score of each token that stands in the output; -2 to 2.",
+    "priority": "The smaller number goes first among calls that wait; -10 to 10, or what the API key allows.",
     "prompt": "The text to continue, or token ids, or a list of either.",
     "repetition_penalty": "Divides the scores of tokens of the prompt and the output; 1 is off.",
     "response_format": "What the answer must match: `text`, `json_object`, `json_schema`, or a shape of TGI.",

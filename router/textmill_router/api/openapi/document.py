@@ -55,6 +55,7 @@ _DESCRIPTIONS = {
     429: "The server is overloaded; Retry-After tells when to try again",
     500: "A mistake of the server",
     503: "The model is loading, or the server leaves",
+    504: "The answer was not complete within x-request-timeout-ms",
 }
 
 

@@ -22,7 +22,14 @@ def generate_route(service: Service, mode: GenerateMode) -> GeneratingRoute[Gene
     # `stream` is a field of `POST /` only; elsewhere it is unknown and so ignored, whatever it holds.
     body_type = CompatBody if mode is GenerateMode.COMPAT else GenerateBody
     decoder: msgspec.json.Decoder[GenerateBody] = exact_decoder(body_type)
-    return GeneratingRoute(service, decoder, partial(_prepare, mode), ROOT_STYLE, wait_for_model=_waits_for_model)
+    return GeneratingRoute(
+        service,
+        decoder,
+        partial(_prepare, mode),
+        ROOT_STYLE,
+        wait_for_model=_waits_for_model,
+        priority_of=lambda body: None if body.parameters is None else body.parameters.priority,
+    )
 
 
 def _waits_for_model(body: GenerateBody) -> bool | None:

@@ -34,6 +34,7 @@ class TgiParameters(msgspec.Struct, frozen=True, gc=False):
     min_p: float | None = None
     num_return_sequences: int | None = None
     presence_penalty: float | None = None
+    priority: int | None = None
     repetition_penalty: float | None = None
     return_full_text: bool | None = None
     seed: int | None = None

@@ -1,4 +1,4 @@
-from textmill_router.request import GenerationRequest, RequestId, Slot, token_array
+from textmill_router.request import GenerationRequest, RequestId, Slot, Standing, token_array
 from textmill_router.scheduler.grants import Grants
 from textmill_router.scheduler.prefix_cache import PrefixCache
 from textmill_router.scheduler.request_state import RequestState, RequestStatus
@@ -20,7 +20,7 @@ class Seats:
             prompt_ids=token_array([1] * num_prompt),
             max_new_tokens=max_new,
             arrival_s=float(number),
-            priority=priority,
+            standing=Standing(priority=priority),
         )
         state = RequestState(request)
         assert self.grants.can_admit(state, [], 0)

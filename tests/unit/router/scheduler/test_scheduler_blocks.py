@@ -1,6 +1,7 @@
 """Rules 8 to 17 of docs/wire.md as the router obeys them: blocks, prefixes, grants, prefill."""
 
 import pytest
+from textmill_router.request import Standing
 from textmill_router.scheduler.plan import Budget, Drop
 from textmill_router.scheduler.scheduler import (
     DoesNotFit,
@@ -163,8 +164,8 @@ def test_rule_14_admission_leaves_one_block_for_each_running_request():
 
 def test_rule_14_victim_is_the_last_in_priority_and_arrival_even_the_one_in_need():
     hand = Hand(num_blocks=7)
-    first = hand.admit([1, 2, 3, 4], max_new=20, priority=5)
-    second = hand.admit([5, 6, 7, 8], max_new=20, priority=0)
+    first = hand.admit([1, 2, 3, 4], max_new=20, standing=Standing(priority=5))
+    second = hand.admit([5, 6, 7, 8], max_new=20, standing=Standing(priority=0))
     drops = []
     for token in range(10, 22):
         rows = [(second.slot, token, 0)]

@@ -10,6 +10,7 @@ from textmill_router.request import (
     RequestId,
     SamplingParameters,
     Slot,
+    Standing,
 )
 from textmill_router.scheduler.scheduler import (
     PlanRejectedTwice,
@@ -132,7 +133,7 @@ def test_rule_21_nothing_is_sent_while_no_epoch_is_live():
 def test_rule_22_running_requests_come_back_oldest_first_before_waiting_ones():
     hand = Hand(num_slots=2)
     first, second = hand.admit([1, 2, 3]), hand.admit([4, 5, 6])
-    waiting = hand.submit([7, 8, 9], priority=-1)
+    waiting = hand.submit([7, 8, 9], standing=Standing(priority=-1))
     hand.step([(second.slot, 50, 0), (first.slot, 51, 0)])
     hand.die()
     decision = hand.begin(num_slots=3)

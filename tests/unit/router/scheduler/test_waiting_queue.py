@@ -1,5 +1,5 @@
 import pytest
-from textmill_router.request import GenerationRequest, RequestId, token_array
+from textmill_router.request import GenerationRequest, RequestId, Standing, token_array
 from textmill_router.scheduler.request_state import RequestState
 from textmill_router.scheduler.waiting_queue import QueueBound, QueueFull, WaitingQueue
 
@@ -11,7 +11,7 @@ def make_state(request_id: int, *, num_tokens: int = 1, priority: int = 0, arriv
             prompt_ids=token_array([1] * num_tokens),
             max_new_tokens=1,
             arrival_s=arrival_s,
-            priority=priority,
+            standing=Standing(priority=priority),
         )
     )
 

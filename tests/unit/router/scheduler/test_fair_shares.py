@@ -1,0 +1,246 @@
+"""Callers share the tokens computed: who has had least goes first, by weight, and one caller alone keeps the order."""
+
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from textmill_router.request import GenerationParameters, GenerationRequest, RequestId, Standing, token_array
+from textmill_router.scheduler.config import SchedulerConfig
+from textmill_router.scheduler.fair_shares import FairShares
+from textmill_router.scheduler.plan import Budget, ShardPool
+from textmill_router.scheduler.request_state import RequestState
+from textmill_router.scheduler.scheduler import Scheduler
+from textmill_router.scheduler.waiting_queue import WaitingQueue
+
+from tests.fakes.model_shard import ModelShard
+from tests.fakes.scheduler_hand import ENDED, Hand
+from tests.fakes.scheduler_world import World
+
+ONE, TWO = Standing(caller="one"), Standing(caller="two")
+
+
+def jain(values: list[float]) -> float:
+    """Return Jain's index of fairness, (sum x)^2 / (n sum x^2): 1 for equal values, 1 / n when one has all."""
+    return sum(values) ** 2 / (len(values) * sum(value * value for value in values))
+
+
+class Sharing:
+    """A scheduler and a model shard, with callers who keep so many requests waiting or running."""
+
+    def __init__(self, depths: dict[Standing, int], *, seed: int, max_prompt: int = 40, max_new: int = 40) -> None:
+        self._rng = Random(seed)
+        self._depths = depths
+        self._max_prompt, self._max_new = max_prompt, max_new
+        self._alive: dict[RequestId, Standing] = {}
+        self._turn = 0
+        self._num_requests = 0
+        budget = Budget(max_step_tokens=24, max_prefill_tokens=16, max_chunk_tokens=4)
+        pool = ShardPool(num_slots=8, num_blocks=400, block_size=4, max_step_tokens=24)
+        config = SchedulerConfig(budget, max_waiting_requests=10_000, max_waiting_tokens=10_000_000)
+        self.scheduler = Scheduler(config)
+        self._shard = ModelShard(pool, rng=self._rng, has_overlap=False, max_delay=0)
+        for plan in self.scheduler.begin_epoch(pool, 0.0).plans:
+            self._shard.send(plan)
+
+    def run(self, num_turns: int) -> None:
+        """Go on for so many turns of the shard."""
+        for _ in range(num_turns):
+            self._turn += 1
+            counts = Counter(self._alive.values())
+            for standing, depth in self._depths.items():
+                for _ in range(depth - counts[standing]):
+                    self._submit(standing)
+            plans = self.scheduler.on_tick(float(self._turn))
+            for plan in plans:
+                self._shard.send(plan)
+            self._shard.turn()
+            while (result := self._shard.receive()) is not None:
+                decision = self.scheduler.on_step(result, float(self._turn))
+                for plan in decision.plans:
+                    self._shard.send(plan)
+                for output in decision.outputs:
+                    if output.finish is not None:
+                        del self._alive[output.request_id]
+
+    def computed(self) -> dict[str, int]:
+        return self.scheduler.num_computed_by_caller()
+
+    def _submit(self, standing: Standing) -> None:
+        self._num_requests += 1
+        request_id = RequestId(self._num_requests)
+        rng = self._rng
+        request = GenerationRequest(
+            request_id=request_id,
+            prompt_ids=token_array([rng.randrange(1, 20) for _ in range(rng.randint(1, self._max_prompt))]),
+            max_new_tokens=rng.randint(1, self._max_new),
+            arrival_s=float(self._turn),
+            parameters=GenerationParameters(ignore_eos=True),
+            standing=standing,
+        )
+        self._alive[request_id] = standing
+        self.scheduler.on_submit(request, float(self._turn))
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    num_modest=st.integers(1, 5),
+    depth=st.integers(8, 12),
+    lengths=st.sampled_from([(40, 40), (200, 4), (4, 80), (120, 120)]),
+)
+def test_equal_keys_get_equal_tokens_beside_a_greedy_key(
+    seed: int, num_modest: int, depth: int, lengths: tuple[int, int]
+) -> None:
+    """The greedy key has 200 requests in the queue when the others come. Jain's index is at least 0.95 from then on."""
+    max_prompt, max_new = lengths
+    greedy = Standing(caller="greedy")
+    depths = {greedy: 200}
+    world = Sharing(depths, seed=seed, max_prompt=max_prompt, max_new=max_new)
+    world.run(50)
+    depths |= {Standing(caller=f"modest {number}"): depth for number in range(num_modest)}
+    world.run(200)  # the requests that had a slot end
+    before = Counter(world.computed())
+    world.run(1000)
+    tokens = [float(count - before[name]) for name, count in world.computed().items()]
+    assert len(tokens) == 1 + num_modest
+    assert jain(tokens) >= 0.95, tokens
+
+
+def test_weights_are_the_ratio_of_the_tokens() -> None:
+    depths = {Standing(caller="light", weight=1.0): 50, Standing(caller="heavy", weight=3.0): 50}
+    world = Sharing(depths, seed=1)
+    world.run(200)
+    before = Counter(world.computed())
+    world.run(1500)
+    light, heavy = (world.computed()[name] - before[name] for name in ("light", "heavy"))
+    assert heavy / light == pytest.approx(3.0, rel=0.1)
+
+
+def test_a_key_that_asks_for_less_than_its_share_hardly_waits() -> None:
+    """One request at a time waits for the next free slot, and not for the 200 requests before it."""
+    depths = {Standing(caller="greedy"): 200}
+    world = Sharing(depths, seed=3)
+    world.run(200)
+    depths[Standing(caller="modest")] = 1
+    world.run(2000)
+    greedy, modest = (world.computed()[name] for name in ("greedy", "modest"))
+    assert modest / (greedy + modest) > 0.5 / 8  # of 8 slots
+
+
+@given(st.lists(st.tuples(st.integers(-10, 10), st.integers(1, 9)), max_size=30))
+def test_with_one_caller_the_order_is_priority_then_arrival(wishes: list[tuple[int, int]]) -> None:
+    queue = WaitingQueue(max_requests=99, max_tokens=9999)
+    account = FairShares().account_of(Standing())
+    for number, (priority, num_tokens) in enumerate(wishes):
+        state = make_state(number, Standing(priority=priority), num_tokens)
+        state.account = account
+        queue.push(state)
+    order = [state.request_id for state in queue.in_turn(set())]
+    assert order == sorted(range(len(wishes)), key=lambda number: (wishes[number][0], number))
+    assert order == [state.request_id for state in queue]
+
+
+def make_state(number: int, standing: Standing, num_tokens: int = 1) -> RequestState:
+    return RequestState(
+        GenerationRequest(
+            request_id=RequestId(number),
+            prompt_ids=token_array([1] * num_tokens),
+            max_new_tokens=1,
+            arrival_s=float(number),
+            standing=standing,
+        )
+    )
+
+
+def test_lines_take_turns_by_what_their_callers_have_used() -> None:
+    shares, queue = FairShares(), WaitingQueue(max_requests=99, max_tokens=9999)
+    one, two = shares.account_of(ONE), shares.account_of(TWO)
+    for number in range(1, 7):
+        state = make_state(number, ONE if number <= 3 else TWO)
+        state.account = one if number <= 3 else two
+        queue.push(state)
+    order = []
+    for state in queue.in_turn(set()):
+        order.append(int(state.request_id))
+        assert state.account is not None
+        state.account.charge(30 if state.account is one else 10)
+    assert order == [1, 4, 5, 6, 2, 3]
+
+
+def test_priority_goes_before_shares_and_what_ran_goes_before_both() -> None:
+    shares, queue = FairShares(), WaitingQueue(max_requests=99, max_tokens=9999)
+    wishes = [(ONE, 0), (TWO, 5), (ONE, -1), (TWO, 0)]
+    for number, (standing, priority) in enumerate(wishes):
+        state = make_state(number, Standing(caller=standing.caller, priority=priority))
+        state.account = shares.account_of(standing)
+        queue.push(state)
+    shares.account_of(ONE).charge(100)
+    ran = make_state(9, Standing(caller="one", priority=9))
+    ran.account, ran.order = shares.account_of(ONE), (0, *ran.place_order)
+    queue.push(ran)
+    assert [int(state.request_id) for state in queue.in_turn(set())] == [9, 2, 3, 0, 1]
+
+
+def test_cached_tokens_cost_nothing_and_outputs_are_charged() -> None:
+    hand = Hand()
+    first = hand.admit([1, 2, 3, 4, 5], standing=ONE)
+    hand.step([(first.slot, 6, 0)])
+    hand.step([(first.slot, 7, ENDED)])
+    assert hand.scheduler.num_computed_by_caller() == {"one": 5 + 2}
+    second = hand.admit([1, 2, 3, 4, 5], standing=ONE)
+    assert second.num_cached_tokens == 4
+    assert hand.scheduler.num_computed_by_caller() == {"one": 5 + 2 + 1}
+
+
+def test_a_pause_gives_no_credit_and_a_first_request_waits_behind_nobody() -> None:
+    shares = FairShares()
+    one, two, three = (shares.account_of(Standing(caller=name)) for name in ("one", "two", "three"))
+    one.charge(1000)
+    two.charge(400)
+    shares.enter(three, [one, two])
+    assert three.used == 400
+    shares.enter(two, [one, two])  # two is busy already
+    assert two.used == 400
+    shares.enter(two, [one])
+    assert two.used == 1000
+    shares.enter(one, [two, three])  # who has had more stays behind
+    assert one.used == 1000
+
+
+def test_long_prompts_of_one_caller_do_not_keep_another_out() -> None:
+    """The prefills of the first caller fill two steps' budget, so that nothing of hers enters. The other one enters."""
+    hand = Hand(num_blocks=400, num_slots=8, budget=Budget(64, 8, 8))
+    first = [hand.submit(list(range(start, start + 100)), standing=ONE) for start in (0, 200, 400, 600)]
+    hand.tick()
+    assert [hand.is_admitted(request_id) for request_id in first] == [True, True, False, False]
+    other, another = (hand.submit([number, 2, 3], standing=TWO) for number in (8, 9))
+    hand.tick()
+    assert [hand.is_admitted(request_id) for request_id in (*first, other, another)] == [
+        *(True, True, False, False),
+        *(True, False),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(0, 40, 5))
+def test_any_world_of_three_callers_ends_well(seed: int) -> None:
+    """Each request gets its undisturbed text in time, while shards die and requests are cancelled and preempted."""
+    World(seed, num_callers=3).run()
+
+
+def test_the_tokens_before_a_request_follow_from_its_callers_share() -> None:
+    shares, queue = FairShares(), WaitingQueue(max_requests=999, max_tokens=99_999)
+    for number in range(100):
+        state = make_state(number, ONE, num_tokens=10)
+        state.account = shares.account_of(ONE)
+        queue.push(state)
+    one, two = shares.find("one"), shares.find("two")
+    assert queue.num_tokens_before(one, 1.0, 0) == 1000
+    assert queue.num_tokens_before(one, 1.0, -1) == 0
+    assert queue.num_tokens_before(two, 1.0, 0) == 10  # a caller without a request waits for the one that is served
+    state = make_state(100, TWO, num_tokens=50)
+    state.account = shares.account_of(TWO)
+    queue.push(state)
+    assert queue.num_tokens_before(state.account, 1.0, 0) == 50 + 50 + 10
+    assert queue.num_tokens_before(state.account, 0.5, 0) == 50 + 100 + 10

@@ -71,6 +71,25 @@ def test_forms_of_other_servers_are_tgis_grammar(
     assert grammar_sent(router, client, route, **fields) == wanted
 
 
+@pytest.mark.parametrize("route", PROMPTS)
+def test_grammars_in_gbnf_bind_the_answer(router: RunningRouter, client: httpx.Client, route: str) -> None:
+    """llama.cpp's `grammar`, sglang's `ebnf`, and both forms of vLLM are one grammar here."""
+    text = 'root ::= "yes" | no\nno ::= "no"'
+    found = {
+        grammar_sent(router, client, route, **fields)
+        for fields in (
+            {"grammar": text},
+            {"ebnf": text},
+            {"guided_grammar": text},
+            {"structured_outputs": {"grammar": text}},
+        )
+    }
+    assert len(found) == 1
+    [grammar] = found
+    assert grammar.startswith("start: ")
+    assert "/y/ /e/ /s/" in grammar
+
+
 def test_schema_beside_the_type_is_one_of_objects(router: RunningRouter, client: httpx.Client) -> None:
     bare = {key: value for key, value in SCHEMA.items() if key != "type"}
     wanted = grammar_sent(router, client, COMPLETIONS, grammar=JSON_OF_TGI)
@@ -101,10 +120,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         (route, fields, param)
         for route in PROMPTS
         for fields, param in (
-            ({"ebnf": 'root ::= "a"'}, "ebnf"),
-            ({"guided_grammar": 'root ::= "a"'}, "guided_grammar"),
-            ({"grammar": 'root ::= "a"'}, "grammar"),
-            ({"structured_outputs": {"grammar": 'root ::= "a"'}}, "structured_outputs.grammar"),
+            ({"ebnf": 'start: "a"'}, "ebnf"),  # Lark
+            ({"guided_grammar": "root ::= other"}, "guided_grammar"),
+            ({"grammar": 'root ::= "a'}, "grammar"),
+            ({"grammar": "root ::= " + "x" * 70_000}, "grammar"),
+            ({"structured_outputs": {"grammar": 'rule ::= "a"'}}, "structured_outputs.grammar"),
+            ({"ebnf": 5}, "ebnf"),
+            ({"ebnf": "root ::= root"}, "ebnf"),
             ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag"),
             (
                 {"structured_outputs": {"json": SCHEMA, "whitespace_pattern": " "}},

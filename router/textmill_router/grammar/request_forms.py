@@ -7,6 +7,7 @@ from typing import Any
 
 from textmill_router.errors import ValidationFailed
 from textmill_router.exact_json import dump_json, parse_json
+from textmill_router.grammar.gbnf import BadGrammar, LarkRules, read_gbnf
 from textmill_router.grammar.lark import regex_rule
 from textmill_router.grammar.schema.normal_form import BadSchema
 from textmill_router.grammar.schema.rules import SchemaRules, rules_of_text
@@ -18,6 +19,7 @@ class AskedKind(Enum):
 
     JSON_SCHEMA = "json_schema"
     REGEX = "regex"
+    GBNF = "gbnf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,9 @@ class AskedGrammar:
         """The rules of a grammar for this text. Raises ValidationFailed where no rules can match the text."""
         if self.kind is AskedKind.REGEX:
             return SchemaRules(regex_rule(self.text), (), frozenset())
+        if self.kind is AskedKind.GBNF:
+            found = _checked_gbnf(self.text, self.body_field)
+            return SchemaRules(found.start, found.rules, frozenset())
         return checked_rules(
             self.text, "json", field=self.body_field, is_strict=self.is_strict, closes_objects=closes_objects
         )
@@ -73,6 +78,7 @@ def not_strict(field: str, keywords: Iterable[str]) -> ValidationFailed:
     )
 
 
+MAX_GBNF_CHARACTERS = 64 * 1024
 MAX_SCHEMA_BYTES = 512 * 1024  # more than a grammar may have: descriptions do not count there
 ANY_OBJECT = AskedGrammar(AskedKind.JSON_SCHEMA, '{"type":"object"}')
 _WANTED = "`json`, `json_object`, `json_schema` or `regex`"
@@ -141,6 +147,23 @@ def regex_grammar(regex: object, *, field: str) -> AskedGrammar:
     if (len(regex) - len(regex.rstrip("\\"))) % 2:
         raise _refuse(field, "must not end with a single backslash; write two for the character itself")
     return AskedGrammar(AskedKind.REGEX, regex, field)
+
+
+def gbnf_grammar(text: object, *, field: str) -> AskedGrammar:
+    """A grammar in GBNF, the language of llama.cpp. Raises ValidationFailed."""
+    if not isinstance(text, str):
+        raise _refuse(field, f"must be a grammar in GBNF as a string, found {_kind(text)}")
+    _checked_gbnf(text, field)
+    return AskedGrammar(AskedKind.GBNF, text, field)
+
+
+def _checked_gbnf(text: str, field: str) -> LarkRules:
+    if len(text) > MAX_GBNF_CHARACTERS:
+        raise _refuse(field, f"must have at most {MAX_GBNF_CHARACTERS} characters, found {len(text)}")
+    try:
+        return read_gbnf(text, "gbnf")
+    except BadGrammar as error:
+        raise _refuse(field, f"must be a grammar in GBNF; {error}") from None
 
 
 def _kind(value: object) -> str:

@@ -7,9 +7,15 @@ from typing import Any
 from textmill_router.api.openai.response_format import RESPONSE_FORMAT, grammar_of
 from textmill_router.api.openai.types import OpenAIBody
 from textmill_router.errors import ValidationFailed
-from textmill_router.grammar.request_forms import ANY_OBJECT, AskedGrammar, regex_grammar, schema_grammar, tgi_grammar
+from textmill_router.grammar.request_forms import (
+    ANY_OBJECT,
+    AskedGrammar,
+    gbnf_grammar,
+    regex_grammar,
+    schema_grammar,
+    tgi_grammar,
+)
 
-_INSTEAD = "use a JSON schema (`response_format`) or a regular expression (`structured_outputs.regex`)"
 _SPECIAL = frozenset("\\.+*?()|[]{}^$")  # characters that mean more than themselves in a regular expression
 
 
@@ -24,8 +30,7 @@ class AnswerGrammar:
 def answer_grammar(body: OpenAIBody) -> AnswerGrammar | None:
     """Return the grammar that a body asks for, or None where the answer is free.
 
-    Raises ValidationFailed for a value of no known shape, for a language that the server does not read, and for two
-    fields that each ask for a grammar.
+    Raises ValidationFailed for a value of no known shape, and for two fields that each ask for a grammar.
     """
     found: list[AnswerGrammar] = []
     for name, read in _READERS.items():
@@ -42,9 +47,9 @@ def answer_grammar(body: OpenAIBody) -> AnswerGrammar | None:
 
 
 def _of_grammar(value: object, field: str) -> AskedGrammar | None:
-    """Read TGI's object. llama.cpp has a text in GBNF in this field, which is refused."""
+    """Read TGI's object, or llama.cpp's text in GBNF."""
     if isinstance(value, str):
-        return _of_foreign_text(value, field)
+        return _of_gbnf(value, field)
     return tgi_grammar(value, field=field)
 
 
@@ -64,8 +69,8 @@ def _of_choice(value: object, field: str) -> AskedGrammar:
     return regex_grammar("|".join(f"({text})" for text in quoted), field=field)
 
 
-def _of_foreign_text(value: object, field: str) -> AskedGrammar:
-    raise _refuse(field, f"`{field}` holds a grammar in a language that this server does not read; {_INSTEAD}")
+def _of_gbnf(value: object, field: str) -> AskedGrammar:
+    return gbnf_grammar(value, field=field)
 
 
 def _of_any_object(value: object, field: str) -> AskedGrammar | None:
@@ -95,7 +100,7 @@ _STRUCTURED: Mapping[str, _Reader] = {
     "json_object": _of_any_object,
     "regex": _of_regex,
     "choice": _of_choice,
-    "grammar": _of_foreign_text,
+    "grammar": _of_gbnf,
 }
 _READERS: Mapping[str, _Reader] = {
     RESPONSE_FORMAT: lambda value, field: grammar_of(value),
@@ -104,10 +109,10 @@ _READERS: Mapping[str, _Reader] = {
     "guided_json": _of_schema,
     "guided_regex": _of_regex,
     "guided_choice": _of_choice,
-    "guided_grammar": _of_foreign_text,
+    "guided_grammar": _of_gbnf,
     "json_schema": _of_schema,  # llama.cpp and sglang
     "regex": _of_regex,  # sglang
-    "ebnf": _of_foreign_text,
+    "ebnf": _of_gbnf,  # sglang
 }
 
 

@@ -98,7 +98,7 @@ FIELD_DESCRIPTIONS = {
     "return_tokens_as_token_ids": "Not supported: refused.",
     "skip_special_tokens": "Only true is supported.",
     "stop_token_ids": "Ids of tokens that end the answer.",
-    "structured_outputs": "What the answer must match, as vLLM takes it: `json`, `json_object`, `regex`, `choice`, `grammar`.",
+    "structured_outputs": "What the answer must match: vLLM's `json`, `json_object`, `regex`, `choice` or `grammar`.",
     "truncate_prompt_tokens": "Keeps the last so many tokens of the prompt; -1 keeps as many as a prompt may have.",
     "use_beam_search": "Not supported: refused.",
     "CalledFunction.arguments": "The arguments, as JSON text or as an object.",

@@ -87,7 +87,7 @@ metrics-page: $(STAMP) ## Write docs/metrics.md from the table of metrics
 health-page: $(STAMP) ## Write docs/health.md from the table of health
 	@$(BIN)/python -m textmill_router.health.page > docs/health.md
 
-flags-page: $(STAMP) ## Write docs/flags.md and the defaults that --help shows from the tables of flags
+flags-page: $(STAMP) ## Write docs/flags.md, docs/exit-codes.md and the defaults that --help shows from the launcher's tables
 	@$(BIN)/python -m tests.flags_page
 
 models-page: $(STAMP) ## Write docs/models.md and docs/other_models.md from runs of tiny models

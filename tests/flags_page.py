@@ -1,4 +1,4 @@
-"""Writes docs/flags.md, and the defaults of router and shard that `launcher --help` shows: `make flags-page`.
+"""Writes docs/flags.md, docs/exit-codes.md, and the defaults that `launcher --help` shows: `make flags-page`.
 
 The page is made from the launcher's table of options. The defaults come from the settings of the children.
 """
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from textmill_launcher.exit_codes import page as exit_codes_page
 from textmill_launcher.options import Child, Group, Ignored, Option, Refused
 from textmill_launcher.settings import ALL_OPTIONS, ENVIRONMENT, OPTIONS
 from textmill_router.settings import Settings as RouterSettings
@@ -14,6 +15,7 @@ from textmill_shard.settings import SERVE_OPTIONS
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "flags.md"
+EXIT_CODES_PAGE = REPOSITORY / "docs" / "exit-codes.md"
 DEFAULTS = REPOSITORY / "launcher" / "textmill_launcher" / "child_defaults.py"
 INTRODUCTION = """\
 # Flags
@@ -103,4 +105,5 @@ def _variables(option: Option) -> str:
 if __name__ == "__main__":
     DEFAULTS.write_text(defaults_module())
     PAGE.write_text(page())
+    EXIT_CODES_PAGE.write_text(exit_codes_page())
     sys.exit(0)

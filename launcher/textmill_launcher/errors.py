@@ -1,24 +1,36 @@
 """The errors that end the launcher, each with the launcher's exit code."""
 
+from textmill_launcher.exit_codes import ExitCode
+
 
 class LaunchError(Exception):
     """The start or the service cannot go on. The message says what was wanted, what was found and what to try."""
 
-    exit_code = 1
+    exit_code: int = ExitCode.OTHER
 
 
 class SettingsError(LaunchError):
     """A flag or an environment variable has a value that cannot be used."""
 
-    exit_code = 2
+    exit_code = ExitCode.WRONG_SETTING
 
 
-class ConflictingSettings(LaunchError):
+class ConflictingSettings(SettingsError):
     """Values that are accepted alone, but not together."""
 
 
+class NoSuchModel(LaunchError):
+    """There is no folder, file or hub model of that name."""
+
+    exit_code = ExitCode.NO_SUCH_MODEL
+
+
 class ModelFilesError(LaunchError):
-    """The model's files could not be found, fetched or converted."""
+    """Files of the model are missing, or could not be fetched or converted (then with the code of that child)."""
+
+    def __init__(self, message: str, exit_code: int = ExitCode.BAD_FILES) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class ChildDied(LaunchError):

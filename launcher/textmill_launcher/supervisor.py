@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from textmill_launcher.causes import describe_code
+from textmill_launcher.causes import advice, describe_code
 from textmill_launcher.child_arguments import (
     ModelFolder,
     ShardPlace,
@@ -23,6 +23,7 @@ from textmill_launcher.child_name import ChildName
 from textmill_launcher.child_process import ChildProcess
 from textmill_launcher.devices import count_driver_devices, num_shards
 from textmill_launcher.errors import LaunchError, ModelFilesError
+from textmill_launcher.exit_codes import launcher_code, meaning_of
 from textmill_launcher.logs import ChildOutput
 from textmill_launcher.model_files import find_model
 from textmill_launcher.readiness import local_url
@@ -201,7 +202,10 @@ class Supervisor:
                 raise Stopped
             if end.result() != 0 or not helper.last_stdout_line:
                 reason = "\n".join("    " + line for line in helper.last_lines) or "    (it wrote nothing)"
-                raise ModelFilesError(f"{name} {describe_code(end.result())}; its last lines:\n{reason}")
+                code = launcher_code(end.result())
+                why = f"{name} {describe_code(end.result())} ({meaning_of(end.result()).cause})"
+                tried = advice(end.result(), helper.last_lines)
+                raise ModelFilesError(f"{why}; what to try: {tried}\n  its last lines:\n{reason}", code)
             return helper.last_stdout_line
         finally:
             stop.cancel()

@@ -1,6 +1,6 @@
 """`textmill-router`: the HTTP side as a process.
 
-The exit status is 0 after a signal, 1 when serving failed, and 2 for bad settings.
+The exit status is 0 after a signal, and else a code of `exit_codes.py`.
 """
 
 import logging
@@ -9,7 +9,8 @@ import sys
 
 import uvloop
 
-from textmill_router.lifecycle import BackendLost, run
+from textmill_router.exit_codes import BAD_FILES, CHILD_DIED, PORT_TAKEN, WRONG_SETTING
+from textmill_router.lifecycle import AddressTaken, BackendLost, run
 from textmill_router.logs import configure_logging
 from textmill_router.settings import SettingsError, load_settings
 from textmill_router.text.tokenizer_files import TokenizerError
@@ -23,17 +24,23 @@ def main() -> None:
         settings = load_settings(sys.argv[1:], os.environ)
     except SettingsError as error:
         print(f"textmill-router: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(WRONG_SETTING)
     configure_logging(json_output=settings.json_output, level=settings.log_level)
     log.info("settings", extra=settings.describe())
     try:
         uvloop.run(run(settings))
+    except AddressTaken as error:
+        log.critical("%s", error)
+        sys.exit(PORT_TAKEN)
     except SettingsError as error:
         log.critical("bad settings: %s", error)
-        sys.exit(2)
-    except (BackendLost, TokenizerError) as error:
+        sys.exit(WRONG_SETTING)
+    except TokenizerError as error:
         log.critical("the router stops: %s", error)
-        sys.exit(1)
+        sys.exit(BAD_FILES)
+    except BackendLost as error:
+        log.critical("the router stops: %s", error)
+        sys.exit(CHILD_DIED)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,10 @@ PULSE_S = 2.0  # between two comments in a stream while no shard serves
 GC_THRESHOLDS = (50_000, 20, 50)
 
 
+class AddressTaken(Exception):
+    """The router cannot listen on its address. The message names address and flags."""
+
+
 class BackendLost(Exception):
     """The engine has stopped for good; the text says why."""
 
@@ -115,7 +119,7 @@ async def follow_files(service: Service, server: HttpServer) -> None:
 
 
 def bind(settings: Settings) -> socket.socket:
-    """Return the listening socket. Raises SettingsError when the address is taken or not one of this machine."""
+    """Return the listening socket. Raises AddressTaken when the address is taken or not one of this machine."""
     family = socket.AF_INET6 if ":" in settings.hostname else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -124,7 +128,7 @@ def bind(settings: Settings) -> socket.socket:
         listener.listen(LISTEN_BACKLOG)
     except OSError as error:
         listener.close()
-        raise SettingsError(
+        raise AddressTaken(
             f"cannot listen on {settings.hostname}:{settings.port}: {error.strerror} (--hostname, --port)"
         ) from error
     listener.setblocking(False)

@@ -10,7 +10,7 @@ from textmill_shard.settings import ServeSettings, SettingsError, load_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return the exit code: 0, 1 after a fault, 2 for bad settings."""
+    """Run the command and return the exit code: 0, 2 for bad settings, or that of a fault (`exit_code_of`)."""
     try:
         settings = load_settings(sys.argv[1:] if argv is None else argv, os.environ)
     except SettingsError as error:
@@ -25,14 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         log.info("settings", extra=settings.describe())
         return serve(settings)
-    from textmill_shard.errors import ModelError
+    from textmill_shard.errors import ModelError, exit_code_of
     from textmill_shard.loader.gguf_convert import convert_gguf
 
     try:
         folder = convert_gguf(settings.gguf, settings.cache_dir, settings.dtype)
     except (ModelError, OSError) as error:
         log.critical("converting %s failed: %s", settings.gguf, error)
-        return 1
+        return exit_code_of(error)
     print(folder)
     return 0
 

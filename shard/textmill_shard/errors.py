@@ -1,13 +1,45 @@
-"""Errors of models. An error is raised where the fault is found, and its message is shown to the operator."""
+"""Errors of models, and the exit codes of the process (docs/exit-codes.md).
+
+An error is raised where the fault is found, and its message is shown to the operator.
+"""
+
+import errno
+
+OTHER, WRONG_SETTING, DISK_FULL, BAD_FILES, UNSUPPORTED_MODEL, OUT_OF_MEMORY = 1, 2, 14, 15, 16, 17
 
 
 class ModelError(Exception):
     """The model cannot be served. The message says what was found and what to change."""
 
+    exit_code = UNSUPPORTED_MODEL
+
 
 class ModelFilesError(ModelError):
     """A file of the model is missing, is damaged, or says something that no model can have."""
 
+    exit_code = BAD_FILES
+
 
 class UnsupportedModelError(ModelError):
     """The files are whole, but this engine cannot run such a model as asked for."""
+
+
+class NotEnoughMemory(ModelError):
+    """The model, its largest step and a KV cache of at least one block do not fit."""
+
+    exit_code = OUT_OF_MEMORY
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of a process that this error ends.
+
+    torch has no class for memory that ran out on a CPU, so the words of its message count.
+    """
+    if isinstance(error, ModelError):
+        return error.exit_code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DISK_FULL
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return OUT_OF_MEMORY
+    return OTHER

@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from textmill_shard.device import pick_device
+from textmill_shard.device import DeviceError, pick_device
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.engine.engine import Engine
 from textmill_shard.engine.follower import Follower
@@ -20,6 +20,7 @@ from textmill_shard.engine.rank_channel import GlooChannel, RankChannel, SoloCha
 from textmill_shard.engine.row_sampling import RowSampler
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.errors import WRONG_SETTING, exit_code_of
 from textmill_shard.grammar.matcher import MatcherFactory, load_matcher_factory
 from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.heap import trim_heap
@@ -68,7 +69,7 @@ class _LoopThread:
 
 
 def serve(settings: ServeSettings) -> int:
-    """Serve until SIGTERM or SIGINT (exit code 0), or until a fault (exit code 1, the reason is the last log line)."""
+    """Serve until SIGTERM or SIGINT, and return 0, or until a fault, and return its exit code (`exit_code_of`)."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _raise_stopped)
     status = ShardStatus()
@@ -126,7 +127,7 @@ def serve(settings: ServeSettings) -> int:
         status.report_failure(reason)
         log.debug("what led to it", exc_info=error)
         log.critical("rank %d of %d ends: %s", settings.rank, settings.world_size, reason)
-        code = 1
+        code = WRONG_SETTING if isinstance(error, DeviceError) else exit_code_of(error)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     server.stop(STREAM_GRACE_S).wait(STREAM_GRACE_S + 1.0)

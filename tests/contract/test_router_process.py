@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from textmill_router.exit_codes import BAD_FILES, CHILD_DIED, PORT_TAKEN
 
 from tests.fakes.byte_tokenizer import write_byte_tokenizer
 from tests.fakes.fake_shard import FakeShard, FakeShardOptions
@@ -224,7 +225,7 @@ def test_second_signal_ends_the_shutdown_delay(tmp_path: Path) -> None:
 
 def test_shard_that_does_not_fit_ends_the_process_with_the_reason(tmp_path: Path) -> None:
     with FakeShard(tmp_path / "shard.sock", FakeShardOptions(protocol_version=99)), router_process(tmp_path) as process:
-        assert process.exit_status() == 1
+        assert process.exit_status() == CHILD_DIED
         assert "protocol 99" in process.lines[-1]["message"]
 
 
@@ -250,11 +251,11 @@ def test_taken_port_ends_the_process(tmp_path: Path) -> None:
     with router_process(tmp_path / "first") as first:
         port = first.wait_for("listening")["port"]
         with router_process(tmp_path / "second", "--port", str(port)) as second:
-            assert second.exit_status() == 2
+            assert second.exit_status() == PORT_TAKEN
             assert f"127.0.0.1:{port}" in second.lines[-1]["message"]
 
 
 def test_folder_without_a_tokenizer_ends_the_process(tmp_path: Path) -> None:
     with router_process(tmp_path, "--model-dir", str(tmp_path)) as process:
-        assert process.exit_status() == 1
+        assert process.exit_status() == BAD_FILES
         assert "tokenizer.json" in process.lines[-1]["message"]

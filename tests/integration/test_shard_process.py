@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from textmill_proto.v1 import shard_pb2 as pb
 from textmill_proto.v1 import shard_pb2_grpc
+from textmill_shard.errors import BAD_FILES
 
 from tests.fakes.processes import free_port
 from tests.fakes.tiny_models import VOCAB_SIZE, make_tiny_llama
@@ -216,10 +217,10 @@ def test_sigint_ends_the_shard_cleanly(folder: Path, tmp_path: Path) -> None:
         assert_ends_cleanly(rank, signal.SIGINT)
 
 
-def test_a_folder_without_a_model_ends_with_code_1_and_the_reason(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_ends_with_the_code_of_bad_files_and_the_reason(tmp_path: Path) -> None:
     rank = Rank(tmp_path, tmp_path, rank=0, world_size=1, port=1)
     try:
-        assert rank.process.wait(START_S) == 1
+        assert rank.process.wait(START_S) == BAD_FILES
         assert str(tmp_path) in rank.log().strip().splitlines()[-1]
     finally:
         rank.end()

@@ -15,6 +15,7 @@ def names(text: str) -> frozenset[str]:
 # The rows stand from the bottom up, so each row names only rows above it.
 ROUTER_FOLDERS = {
     "errors": names(""),
+    "exit_codes": names(""),
     "bounds": names("errors"),
     "exact_json": names(""),
     "request": names("bounds"),

@@ -3,13 +3,19 @@
 import re
 from pathlib import Path
 
-from tests.flags_page import DEFAULTS, PAGE, defaults_module, page
+from textmill_launcher.exit_codes import page as exit_codes_page
+
+from tests.flags_page import DEFAULTS, EXIT_CODES_PAGE, PAGE, defaults_module, page
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def test_page_is_what_the_table_says() -> None:
     assert PAGE.read_text() == page(), "run: make flags-page"
+
+
+def test_page_of_exit_codes_is_what_the_table_says() -> None:
+    assert EXIT_CODES_PAGE.read_text() == exit_codes_page(), "run: make flags-page"
 
 
 def test_defaults_of_the_help_are_those_of_router_and_shard() -> None:

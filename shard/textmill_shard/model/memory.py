@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from textmill_shard.errors import ModelError
+from textmill_shard.errors import NotEnoughMemory
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
@@ -52,7 +52,7 @@ class KvMemoryPlan:
 def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPlan:
     """Run the largest step once and divide the memory that is left into blocks. Every rank calls this function.
 
-    The runner is left with a pool of the scratch block alone. Raises ModelError where not even one block fits.
+    The runner is left with a pool of the scratch block alone. Raises NotEnoughMemory where not even one block fits.
     """
     block_size = runner.facts.block_size
     bytes_per_block = runner.kv_bytes_per_block()
@@ -81,7 +81,7 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
         num_blocks = min(num_blocks, -(-options.max_kv_tokens // block_size))
     num_blocks = runner.parallel.min_int(num_blocks, runner.device)
     if num_blocks < 1:
-        raise ModelError(
+        raise NotEnoughMemory(
             f"{source} leaves {max(kv_bytes, 0)} bytes for the KV cache, two blocks take {2 * bytes_per_block} "
             f"(weights {runner.facts.weight_bytes}, a step of {options.max_step_tokens} tokens {step_bytes})"
         )

@@ -17,9 +17,15 @@ def test_code_is_decoded(code: int, words: str) -> None:
     assert words in describe_code(code)
 
 
-@pytest.mark.parametrize(("code", "exit_code"), [(3, 3), (-9, 137), (-15, 143), (0, 1)])
-def test_launcher_ends_with_the_culprits_code_and_never_with_zero(code: int, exit_code: int) -> None:
+@pytest.mark.parametrize(("code", "exit_code"), [(17, 17), (2, 2), (3, 18), (1, 18), (0, 18), (-9, 137), (-15, 143)])
+def test_launcher_ends_with_a_code_of_the_table_and_never_with_zero(code: int, exit_code: int) -> None:
     assert ending(code).launcher_exit_code == exit_code
+
+
+def test_first_line_names_rank_cause_phase_and_fix() -> None:
+    first = ending(17, "rank 1 of 2 ends: MemoryError").describe().splitlines()[0]
+    assert first.startswith("shard rank 1 ended with exit code 17 (memory ran out) while serving; what to try: less")
+    assert "--kv-cache-bytes" in first
 
 
 def test_message_names_rank_cause_phase_last_lines_and_a_remedy() -> None:

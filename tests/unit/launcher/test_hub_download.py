@@ -1,5 +1,6 @@
 """The child that downloads, with a hub on the loopback and without a hub."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from textmill_launcher.exit_codes import ExitCode
+from textmill_launcher.hub_download import exit_code_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -166,7 +169,7 @@ def test_second_download_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
 
 def test_token_opens_a_gated_model(hub: Hub, tmp_path: Path) -> None:
     refused = download(hub.url, tmp_path, "--model-id", "org/secret")
-    assert refused.returncode == 1
+    assert refused.returncode == ExitCode.NO_ACCESS
     assert "HF_TOKEN" in refused.stderr
     done = download(hub.url, tmp_path, "--model-id", "org/secret", HF_TOKEN="hf_right")
     assert done.returncode == 0, done.stderr
@@ -183,12 +186,17 @@ def test_token_opens_a_gated_model(hub: Hub, tmp_path: Path) -> None:
 )
 def test_what_the_hub_lacks_is_said_in_one_line(hub: Hub, tmp_path: Path, argv: list[str], words: str) -> None:
     done = download(hub.url, tmp_path, *argv)
-    assert done.returncode == 1
+    assert done.returncode == ExitCode.NO_SUCH_MODEL
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_offline_without_the_model_says_what_to_try(tmp_path: Path) -> None:
     done = download("http://127.0.0.1:9", tmp_path, "--model-id", "org/open", HF_HUB_OFFLINE="1")
-    assert done.returncode == 1
+    assert done.returncode == ExitCode.HUB_FAILED
     assert "HF_HUB_OFFLINE" in done.stderr
+
+
+def test_full_disk_has_a_code_of_its_own() -> None:
+    assert exit_code_of(OSError(errno.ENOSPC, "No space left on device")) == ExitCode.DISK_FULL
+    assert exit_code_of(OSError(errno.EACCES, "Permission denied")) == ExitCode.HUB_FAILED

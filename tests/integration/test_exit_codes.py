@@ -1,0 +1,90 @@
+"""Each class of failure ends a real launcher with its code, and the first line names rank, cause and fix."""
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from textmill_launcher.exit_codes import ExitCode
+
+from tests.fakes.processes import launched
+from tests.fakes.tiny_models import make_tiny_llama
+
+KV_BYTES = str(8 * 1024 * 1024)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_tiny_llama(tmp_path / "model")
+
+
+def cut_weights(model: Path) -> list[str]:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return []
+
+
+def rename_type(model: Path) -> list[str]:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "model_type": "no_such_architecture"}))
+    return []
+
+
+def leave_no_memory(model: Path) -> list[str]:
+    return ["--kv-cache-bytes", "1"]
+
+
+def ask_for_a_gpu(model: Path) -> list[str]:
+    return ["--device", "cuda", "--num-shard", "1"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "code", "words"),
+    [
+        (cut_weights, ExitCode.BAD_FILES, ["files of the model are missing or damaged", "launcher download"]),
+        (rename_type, ExitCode.UNSUPPORTED_MODEL, ["the model cannot be served", "docs/models.md"]),
+        (leave_no_memory, ExitCode.OUT_OF_MEMORY, ["memory ran out", "--kv-cache-bytes"]),
+        (ask_for_a_gpu, ExitCode.WRONG_SETTING, ["a flag, a variable or a key", "change what the message names"]),
+    ],
+    ids=["weights", "type", "memory", "device"],
+)
+def test_shard_that_cannot_start_ends_the_launcher_with_the_code_of_the_cause(
+    harm: Callable[[Path], list[str]], code: ExitCode, words: list[str], model: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    if harm is ask_for_a_gpu and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU, so that asking for one is no mistake")
+    flags = harm(model)
+    if "--kv-cache-bytes" not in flags:
+        flags += ["--kv-cache-bytes", KV_BYTES]
+    with launched(["--model-id", str(model), "--dtype", "float32", *flags], tmp_path) as server:
+        assert server.wait_exit(60) == code
+        [first] = [line for line in server.log_text.splitlines() if f"ended with exit code {code}" in line]
+    assert "shard rank 0" in first
+    assert "while starting; what to try:" in first
+    assert all(word in first for word in words)
+
+
+def test_taken_port_has_a_code_of_its_own(model: Path, tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with launched(["--model-id", str(model), "--kv-cache-bytes", KV_BYTES], tmp_path, port=port) as server:
+            assert server.wait_exit(60) == ExitCode.PORT_TAKEN
+            [first] = [line for line in server.log_text.splitlines() if "ended with exit code 10" in line]
+    assert "router ended with exit code 10 (the server cannot listen there) while starting" in first
+    assert "what to try: another --port" in first
+
+
+def test_folder_without_weights_and_name_without_a_folder_are_told_apart(model: Path, tmp_path: Path) -> None:
+    (model / "model.safetensors").unlink()
+    for name, code, words in (
+        (str(model), ExitCode.BAD_FILES, "holds no *.safetensors"),
+        ("/no/such/folder", ExitCode.NO_SUCH_MODEL, "there is no such folder"),
+    ):
+        with launched(["--model-id", name], tmp_path) as server:
+            assert server.wait_exit(30) == code
+            assert words in server.log_text

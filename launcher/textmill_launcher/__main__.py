@@ -12,13 +12,20 @@ from textmill_launcher.errors import LaunchError
 from textmill_launcher.settings import read_start, serve_parser
 from textmill_launcher.shell_completion import PrintCompletion
 
+COMMANDS = ("serve", "plan")
+
 log = logging.getLogger("textmill_launcher")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the launcher. Returns its exit code: 0 after a signal, else the code of the error or of the dead child."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _serve(list(sys.argv[1:] if argv is None else argv))
+        if words[:1] == ["plan"]:
+            from textmill_launcher.plan.command import run as plan
+
+            return plan(words[1:])
+        return _serve(words)
     except LaunchError as error:
         print(f"launcher: {error}", file=sys.stderr)
         return error.exit_code
@@ -28,6 +35,7 @@ def _serve(argv: list[str]) -> int:
     parser = serve_parser()
     parser.add_argument("--print-config", action="store_true", help="show the settings and where each is from, and end")
     parser.add_argument("--print-completion", action=PrintCompletion)
+    parser.known_commands = COMMANDS
     if argv[:1] == ["serve"]:  # SageMaker calls every image with this word
         argv = argv[1:]
     start = read_start(parser, argv, os.environ)

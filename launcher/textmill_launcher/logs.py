@@ -1,10 +1,11 @@
 """The launcher's own log lines, and the lines of its children among them."""
 
+import contextlib
 import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from textmill_launcher.child_name import ChildName
@@ -17,14 +18,19 @@ class ChildOutput:
     def __init__(self, stream: TextIO, json_output: bool) -> None:
         self._stream = stream
         self._json_output = json_output
+        self._readers: list[Callable[[ChildName, str], None]] = []
+
+    def read_by(self, reader: Callable[[ChildName, str], None]) -> None:
+        """Hand each further line to `reader` too, after the line was written."""
+        self._readers.append(reader)
 
     def write(self, child: ChildName, line: str) -> None:
         """Write one line at once. The service goes on when the log cannot be written, as when its reader has gone."""
         text = _child_json(child, line) if self._json_output else f"{child}: {line}"
-        try:
+        with contextlib.suppress(OSError):
             print(text, file=self._stream, flush=True)
-        except OSError:
-            return
+        for reader in self._readers:
+            reader(child, line)
 
 
 def configure(json_output: bool, level: str, stream: TextIO = sys.stdout) -> ChildOutput:

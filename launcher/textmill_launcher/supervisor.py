@@ -26,6 +26,7 @@ from textmill_launcher.errors import LaunchError, ModelFilesError
 from textmill_launcher.exit_codes import launcher_code, meaning_of
 from textmill_launcher.logs import ChildOutput
 from textmill_launcher.model_files import find_model
+from textmill_launcher.plan.comparison import PlanComparison
 from textmill_launcher.readiness import local_url
 from textmill_launcher.restart_budget import RestartBudget
 from textmill_launcher.router_keeper import RouterKeeper
@@ -79,6 +80,7 @@ class Supervisor:
         world_size = num_shards(self._settings, count_driver_devices)
         model = await find_model(self._settings, self._environ, self._run_helper)
         log.info("model files: %s (%.1f s)", model.path, time.monotonic() - began_s)
+        self._output.read_by(PlanComparison(self._settings, model, world_size).on_line)
         num_replicas = self._settings.num_replicas
         with socket_places(self._settings.shard_uds_path, world_size * num_replicas) as all_sockets:
             sockets = [all_sockets.of_replica(replica, world_size) for replica in range(num_replicas)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from textmill_launcher.exit_codes import ExitCode
 
-from tests.fakes.processes import launched
+from tests.fakes.processes import START_LIMIT_S, launched
 from tests.fakes.tiny_models import make_tiny_llama
 
 KV_BYTES = str(8 * 1024 * 1024)
@@ -60,7 +60,7 @@ def test_shard_that_cannot_start_ends_the_launcher_with_the_code_of_the_cause(
     if "--kv-cache-bytes" not in flags:
         flags += ["--kv-cache-bytes", KV_BYTES]
     with launched(["--model-id", str(model), "--dtype", "float32", *flags], tmp_path) as server:
-        assert server.wait_exit(60) == code
+        assert server.wait_exit(START_LIMIT_S) == code
         [first] = [line for line in server.log_text.splitlines() if f"ended with exit code {code}" in line]
     assert "shard rank 0" in first
     assert "while starting; what to try:" in first
@@ -73,7 +73,7 @@ def test_taken_port_has_a_code_of_its_own(model: Path, tmp_path: Path) -> None:
         listener.listen()
         port = listener.getsockname()[1]
         with launched(["--model-id", str(model), "--kv-cache-bytes", KV_BYTES], tmp_path, port=port) as server:
-            assert server.wait_exit(60) == ExitCode.PORT_TAKEN
+            assert server.wait_exit(START_LIMIT_S) == ExitCode.PORT_TAKEN
             [first] = [line for line in server.log_text.splitlines() if "ended with exit code 10" in line]
     assert "router ended with exit code 10 (the server cannot listen there) while starting" in first
     assert "what to try: another --port" in first
@@ -86,5 +86,5 @@ def test_folder_without_weights_and_name_without_a_folder_are_told_apart(model: 
         ("/no/such/folder", ExitCode.NO_SUCH_MODEL, "there is no such folder"),
     ):
         with launched(["--model-id", name], tmp_path) as server:
-            assert server.wait_exit(30) == code
+            assert server.wait_exit(START_LIMIT_S) == code
             assert words in server.log_text

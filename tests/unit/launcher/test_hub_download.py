@@ -1,21 +1,18 @@
 """The child that downloads, with a hub on the loopback and without a hub."""
 
 import errno
-import hashlib
-import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from textmill_launcher.exit_codes import ExitCode
 from textmill_launcher.hub_download import exit_code_of
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.fakes.hub import COMMIT, Hub, running_hub
+
 FILES = {
     "config.json": b'{"model_type": "llama"}',
     "tokenizer.json": b"{}",
@@ -38,80 +35,13 @@ TEMPLATES = {f"additional_chat_templates/{name}.jinja" for name in ("tool_use", 
 WANTED = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
 
 
-class Hub(ThreadingHTTPServer):
-    """A hub with `org/open`, `org/pickled` without safetensors and, for the right token, `org/secret`.
-
-    The hub notes each Authorization header.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.tokens: set[str | None] = set()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        token = self.headers.get("Authorization")
-        files = PICKLED if "org/pickled" in self.path else FILES
-        self.server.tokens.add(token)
-        path = self.path.partition("?")[0]
-        if "org/secret" in path and token != "Bearer hf_right":
-            self.reply(401, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "ask for access"})
-        elif path.startswith("/api/models/org/") and "missing" not in path:
-            if "/revision/" in path and not path.endswith(("/main", "/" + COMMIT)):
-                self.reply(404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "no such revision"})
-            elif "/tree/" in path:
-                tree = [
-                    {"type": "file", "path": name, "size": len(body), "oid": oid(body)} for name, body in files.items()
-                ]
-                self.reply(200, json.dumps(tree).encode())
-            else:
-                siblings = [{"rfilename": name} for name in files]
-                info = {"id": path.split("/revision")[0][12:], "sha": COMMIT, "siblings": siblings}
-                self.reply(200, json.dumps(info).encode())
-        elif "/resolve/" in path and path.split(f"/resolve/{COMMIT}/")[-1] in files:
-            body = files[path.split(f"/resolve/{COMMIT}/")[-1]]
-            self.reply(200, body, {"ETag": f'"{oid(body)}"', "X-Repo-Commit": COMMIT})
-        else:
-            self.reply(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such model"})
-
-    def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {
-            "Content-Length": str(len(body)),
-            "Content-Type": "application/json",
-            **(headers or {}),
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Stay silent."""
-
-
-def oid(body: bytes) -> str:
-    return hashlib.sha1(body).hexdigest()
+REPOSITORIES = {"org/open": FILES, "org/pickled": PICKLED, "org/secret": FILES}
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with running_hub(REPOSITORIES, secret=("org/secret",)) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def download(hub_url: str, cache: Path, *argv: str, **environ: str) -> "subprocess.CompletedProcess[str]":

@@ -12,7 +12,7 @@ from textmill_launcher.errors import LaunchError
 from textmill_launcher.settings import read_start, serve_parser
 from textmill_launcher.shell_completion import PrintCompletion
 
-COMMANDS = ("serve", "plan")
+COMMANDS = ("serve", "plan", "doctor")
 
 log = logging.getLogger("textmill_launcher")
 
@@ -25,6 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from textmill_launcher.plan.command import run as plan
 
             return plan(words[1:])
+        if words[:1] == ["doctor"]:
+            from textmill_launcher.doctor.command import run as doctor
+
+            return doctor(words[1:])
         return _serve(words)
     except LaunchError as error:
         print(f"launcher: {error}", file=sys.stderr)

@@ -1,0 +1,154 @@
+"""Looks at the machine: devices, torch, compiler, memory, disk, limits, ports."""
+
+import importlib.util
+import os
+import re
+import resource
+import shutil
+import socket
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from textmill_launcher.doctor.finding import Finding, failure, ok, warning
+from textmill_launcher.environment_report import driver_lines
+from textmill_launcher.exit_codes import ExitCode
+from textmill_launcher.plan.machine import cgroup_limit_bytes, ram_bytes
+from textmill_launcher.plan.report import size
+from textmill_launcher.settings import Settings
+
+GIB = 1024**3
+LEAST_SHM_BYTES = {False: GIB // 16, True: GIB}  # by whether ranks share the machine
+FILES_OF_A_REQUEST = 2  # the connection, and what else a call may open
+SPARE_FILES = 256
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "grpcio", "starlette", "uvicorn", "llguidance")
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def check_machine(settings: Settings) -> Iterator[Finding]:
+    """Yield what is found, the most important first."""
+    yield from _packages()
+    yield from _devices(settings)
+    yield _compiler(settings)
+    yield _memory()
+    yield _shared_memory(settings)
+    yield _cpu_quota()
+    yield _open_files(settings)
+    yield from _ports(settings)
+
+
+def _packages() -> Iterator[Finding]:
+    missing = []
+    for package in PACKAGES:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        to_do = "install them: pip install -c constraints.txt -e '.[router,shard]'"
+        yield failure("packages", f"missing: {', '.join(missing)}", to_do, ExitCode.OTHER)
+    else:
+        yield ok("packages", ", ".join(f"{package} {version(package)}" for package in PACKAGES))
+
+
+def torch_build() -> tuple[str, str | None] | None:
+    """Return torch's version and the version of CUDA that it was built for, from its files. None: not installed."""
+    spec = importlib.util.find_spec("torch")  # which does not import torch
+    folders = [] if spec is None else list(spec.submodule_search_locations or [])
+    for folder in folders:
+        file = Path(folder) / "version.py"
+        if file.is_file():
+            text = file.read_text(encoding="utf-8")
+            name = re.search(r"__version__ = ['\"]([^'\"]+)", text)
+            cuda = re.search(r"^cuda.*= ['\"]([^'\"]+)['\"]", text, re.MULTILINE)
+            return (name[1] if name else "unknown"), (cuda[1] if cuda else None)
+    return None
+
+
+def _devices(settings: Settings) -> Iterator[Finding]:
+    lines, build = driver_lines(), torch_build()
+    for line in lines:
+        yield ok("device", line)
+    if not lines and settings.device == "cuda":
+        to_do = "install NVIDIA's driver, give the container its GPUs, or take --device cpu"
+        yield failure("device", "no GPU answers (nvidia-smi)", to_do, ExitCode.WRONG_SETTING)
+    elif not lines:
+        yield ok("device", "no GPU answers: shards compute on the CPU")
+    if build is not None and lines and build[1] is None and settings.device != "cpu":
+        state = failure if settings.device == "cuda" else _as_warning
+        to_do = "install a build of torch for CUDA (see deploy/Dockerfile)"
+        yield state("torch", f"{build[0]} is a build without CUDA", to_do, ExitCode.WRONG_SETTING)
+    elif build is not None:
+        yield ok("torch", f"{build[0]}, " + (f"for CUDA {build[1]}" if build[1] else "for CPUs"))
+    wanted = settings.num_shard
+    if lines and wanted is not None and settings.device != "cpu" and wanted > len(lines):
+        to_do = "fewer shards (--num-shard), or --device cpu"
+        yield failure("device", f"{len(lines)} GPUs for {wanted} shards", to_do, ExitCode.WRONG_SETTING)
+
+
+def _as_warning(subject: str, found: str, to_do: str, code: ExitCode) -> Finding:
+    return warning(subject, found, to_do)
+
+
+def _compiler(settings: Settings) -> Finding:
+    found = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+    if settings.no_native_kernels:
+        return ok("compiler", "not needed with --no-native-kernels")
+    if found is None:
+        return warning("compiler", "no cc, gcc or clang: a CPU computes more slowly", "install gcc and libc6-dev")
+    return ok("compiler", str(shutil.which(found)))
+
+
+def _memory() -> Finding:
+    limit = cgroup_limit_bytes()
+    whole = size(ram_bytes())
+    return ok("memory", whole if limit is None else f"{whole}, limited by the container")
+
+
+def _shared_memory(settings: Settings) -> Finding:
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return warning("/dev/shm", "not there", "mount it: several shards exchange tensors there")
+    usage = shutil.disk_usage(folder)
+    least = LEAST_SHM_BYTES[(settings.num_shard or 1) > 1]
+    if usage.free < least:
+        to_do = f"enlarge it to {size(least)} or more (docker run --shm-size)"
+        return warning("/dev/shm", f"{size(usage.free)} free of {size(usage.total)}", to_do)
+    return ok("/dev/shm", f"{size(usage.free)} free of {size(usage.total)}")
+
+
+def _cpu_quota() -> Finding:
+    cores = os.cpu_count() or 1
+    try:
+        quota, _, period = _CPU_QUOTA.read_text(encoding="ascii").strip().partition(" ")
+        share = None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        share = None
+    if share is not None and share < 1:
+        return warning("cores", f"the container gets {share:.1f} of {cores} cores", "raise the limit of CPU")
+    return ok("cores", str(cores) if share is None else f"{share:.1f} of {cores}, limited by the container")
+
+
+def _open_files(settings: Settings) -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = SPARE_FILES + FILES_OF_A_REQUEST * (settings.max_concurrent_requests or 128)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        return warning("open files", f"at most {soft}, calls may need {needed}", f"ulimit -n {max(needed, 4096)}")
+    return ok("open files", f"at most {soft} ({hard} hard)")
+
+
+def _ports(settings: Settings) -> Iterator[Finding]:
+    yield _port("port", settings.hostname, settings.port, "--port")
+    if settings.master_port is not None and (settings.num_shard or 1) > 1:
+        yield _port("port of the ranks", settings.master_addr, settings.master_port, "--master-port")
+
+
+def _port(subject: str, host: str, port: int, flag: str) -> Finding:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return failure(subject, f"{host}:{port}: {error.strerror}", f"another {flag}", ExitCode.PORT_TAKEN)
+    return ok(subject, f"{host}:{port} is free")

@@ -66,9 +66,9 @@ class AnswerWriter:
         if len(body) < len(text):
             self._held_reasoning.append(text[len(body) :])
 
-    def release(self) -> None:
-        """Give on the text that was kept back."""
-        text = "".join(self._held)
+    def release(self, *, without: str = "") -> None:
+        """Give on the text that was kept back, without the beginning of a tag at the end of a cut answer."""
+        text = "".join(self._held).removesuffix(without)
         self._held.clear()
         if self.num_calls and not self.has_text:
             text = text.lstrip(SPACES)

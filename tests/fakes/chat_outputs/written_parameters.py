@@ -57,7 +57,18 @@ _CODER_VALUES = [
     *_VALUES,
 ]
 
+# Prose may quote a part of a call, with or without the tags.
+_QUOTED = [
+    "Use `<function=say>` to speak.",
+    "Write <function=say>\n<parameter=text>\nx and so on.",
+    "Write <function=say>\n<parameter=text>\nx\n</parameter>\n and <b>so</b> on.",
+    "Write <function=say>\n<parameter=text>\nx\n</parameter>\n",
+    "<tool_call>\n<function=say>\nor so",
+    "<function=say> speaks",
+]
 QWEN3_CODER = [
+    *(Output(text, text) for text in _QUOTED),
+    Output(f"Look: `{_SAY_X}`.", "Look: ``.", (_SAID_X,)),
     *(
         Output(
             _coder(_coder_call("add", (key, value), ("text", "x"))),
@@ -163,6 +174,11 @@ MINIMAX_M2 = [
         has_broken_call=True,
     ),
     # no calls: everything is text, character for character
+    Output('Use <invoke name="say"> here.', 'Use <invoke name="say"> here.'),
+    Output(
+        'So: <invoke name="say">\n<parameter name="text">x</parameter> is',
+        'So: <invoke name="say">\n<parameter name="text">x</parameter> is',
+    ),
     Output(
         '1 < 2 <invoke name="other"> <invoke> <minimax:tool> ', '1 < 2 <invoke name="other"> <invoke> <minimax:tool> '
     ),

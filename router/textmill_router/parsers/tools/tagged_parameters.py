@@ -64,7 +64,7 @@ class _State(Enum):
     TAG = 1  # in a tag that may begin a call
     HEAD = 2  # after the opening tag
     NAME = 3
-    NAME_END = 4  # after a name without a tag of its own
+    NAME_END = 4  # after a name: only a tag that belongs to a call makes it the name of one
     BODY = 5  # in a call, between parameters
     KEY = 6
     KEY_END = 7  # before the tag of the value
@@ -73,9 +73,13 @@ class _State(Enum):
     AFTER_CALL = 10
 
 
+_IN_CALL = frozenset({_State.BODY, _State.KEY, _State.KEY_END, _State.VALUE, _State.VALUE_END})
+
+
 class TagReader:
     """Reads calls, which may have any name between the tags. Without OPENING a call counts if its name is a tool's.
 
+    Without OPENING and behind other text a call is held back to its end, because text may quote half a call.
     Parameters have the types that the tool's schema gives them. Arguments are given on as JSON text: strings as they
     come, other values when their tag closes. A value that is not of its type is a string.
     """
@@ -88,16 +92,18 @@ class TagReader:
         self._mark = ""  # the characters so far of a tag that has begun
         self._name: list[str] = []  # of the function or the parameter that is read
         self._is_tagged = False
+        self._is_held = False  # the call that is read
+        self._held_arguments: list[str] = []
+        self._call_name = ""
         self._parameters = Parameters(None)
         self._separator = ""  # before the next parameter
         self._value: ParameterValue = new_value(frozenset({"string"}), has_lines=False)
         self._tail: list[str] = []  # tags behind a value that has not ended
         self.num_steps = 0  # the number of looks at a character
-        end = rules.end_of_call or rules.closing
         self._tags = {
             _State.TAG: rules.tags,
             _State.HEAD: _some(rules.call, rules.opening),
-            _State.NAME_END: (rules.key, end),
+            _State.NAME_END: _some(rules.key, rules.end_of_call, rules.closing),
             _State.BODY: _some(rules.key, rules.end_of_call, rules.closing),
             _State.KEY_END: _some(rules.value),
             _State.VALUE: _some(rules.end_of_value, rules.end_of_call, rules.closing),
@@ -122,7 +128,11 @@ class TagReader:
         """Take more text, and return the deltas that the text sets free."""
         position = 0
         while position < len(text):
-            position = self._handlers[self._state](text, position)
+            state = self._state
+            end = self._handlers[state](text, position)
+            if self._is_held and state in _IN_CALL:
+                self._writer.hold(text[position:end])
+            position = end
         return self._writer.take()
 
     def finish(self, was_cut: bool) -> list[Delta]:
@@ -131,6 +141,8 @@ class TagReader:
         A model that ends by itself may leave out the tags behind the last value that has ended.
         """
         match self._state:
+            case _ if self._is_held:
+                self._writer.release(without=self._mark if was_cut else "")
             case _State.TEXT:
                 if not self._writer.num_calls:
                     self._writer.release()
@@ -199,7 +211,7 @@ class TagReader:
             self._state = _State.TEXT
             return
         if state is _State.NAME_END:
-            self._begin_call("".join(self._name))
+            self._begin_call("".join(self._name), tag)
             state = self._state
         if tag == rules.opening:
             if state is _State.HEAD:
@@ -257,11 +269,12 @@ class TagReader:
             self._state = _State.KEY_END
             if not self._rules.value:
                 self._begin_value()
-        elif name and (self._is_tagged or name in self._tools):
-            self._begin_call(name)
         else:
             self._writer.hold(mark)
-            self._break()
+            if name and (self._is_tagged or name in self._tools):
+                self._state = _State.NAME_END
+            else:
+                self._break()
         return position + 1
 
     def _read_bare_name(self, text: str, position: int) -> int:
@@ -277,22 +290,32 @@ class TagReader:
             self._break()
         return position
 
-    def _begin_call(self, name: str) -> None:
+    def _begin_call(self, name: str, tag: str) -> None:
+        """Begin a call, because this tag has come behind its name."""
         tool = self._tools.get(name)
         self._parameters = Parameters(None if tool is None else tool.parameters)
         self._separator = ""
-        self._writer.start_call(name)
-        self._writer.add_arguments("{")
         self._state = _State.BODY
+        self._is_held = self._writer.has_text and not self._is_tagged
+        if self._is_held:
+            self._call_name, self._held_arguments = name, []
+            self._writer.hold(tag)
+        else:
+            self._writer.start_call(name)
+        self._add_arguments("{")
 
     def _end_call(self) -> None:
-        self._writer.add_arguments("}")
+        self._add_arguments("}")
+        if self._is_held:
+            self._is_held = False
+            self._writer.start_call(self._call_name)
+            self._writer.add_arguments("".join(self._held_arguments))
         self._writer.close_call()
 
     def _begin_value(self) -> None:
         key = "".join(self._name)
         self._value = new_value(self._parameters.types_of(key), has_lines=self._rules.has_lines)
-        self._writer.add_arguments(f"{self._separator}{json.dumps(key, ensure_ascii=False)}: ")
+        self._add_arguments(f"{self._separator}{json.dumps(key, ensure_ascii=False)}: ")
         self._separator = ", "
         self._state = _State.VALUE
 
@@ -342,13 +365,20 @@ class TagReader:
         return position + 1
 
     def _add_arguments(self, text: str) -> None:
-        if text:
+        if self._is_held:
+            self._held_arguments.append(text)
+        elif text:
             self._writer.add_arguments(text)
 
     def _break(self) -> None:
         """End the call that has begun, with the parameters so far, because the next character is no part of a call."""
         mark, self._mark = self._mark, ""
         state = self._state
+        if self._is_held:
+            self._is_held = False
+            self._writer.release()
+            self._state = _State.TEXT
+            return
         if state in (_State.KEY, _State.KEY_END):
             end_of_key = self._rules.end_of_key if state is _State.KEY_END else ""
             mark = f"{self._rules.key}{''.join(self._name)}{end_of_key}{mark}"

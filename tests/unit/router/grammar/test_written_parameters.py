@@ -270,7 +270,7 @@ def test_names_that_would_end_a_tag_are_refused_or_left_out(tools: ToolFormat) -
     assert json.dumps(key)[1:-1] not in grammar.text
 
 
-@pytest.mark.parametrize("untagged", ["<function=act>", "so <function=act>\n</function>"])
+@pytest.mark.parametrize("untagged", ["<function=act></function>", "so <function=act>\n</function>"])
 def test_strict_call_without_its_tag_does_not_get_past(judge: Judge, untagged: str) -> None:
     specs = [ToolSpec("act", SCHEMAS["numbers"], is_strict=True)]
     assert parse_whole(ChatParser(qwen3_coder.QWEN3_CODER, None, specs), untagged, was_cut=False).tool_calls

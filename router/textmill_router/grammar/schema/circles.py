@@ -26,13 +26,13 @@ _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _SINGLE = ("additionalProperties", "items")
 
 
-def without_circles(root: Any, definitions: dict[str, Any]) -> tuple[Any, bool]:
-    """The root without such circles; new definitions are added. Whether all that the schemas say is kept."""
+def without_circles(root: Any, definitions: dict[str, Any]) -> tuple[Any, set[str]]:
+    """The root without such circles; new definitions are added. The keywords of which not all is kept."""
     writer = _Writer(definitions)
     for name in list(definitions):
         definitions[name] = writer.rewritten(definitions[name], name)
     root = writer.rewritten(root, None)
-    return root, writer.is_exact
+    return root, writer.lost
 
 
 class _Writer:
@@ -43,7 +43,7 @@ class _Writer:
         self._reached: dict[str, frozenset[str]] = {}
         self._names: dict[frozenset[str], str] = {}
         self._num_steps = 0
-        self.is_exact = True
+        self.lost: set[str] = set()
 
     def rewritten(self, node: Any, home: str | None) -> Any:
         """The schema, which is part of the definition `home`, with definitions in the place of circles."""
@@ -52,8 +52,19 @@ class _Writer:
         if is_joined(node) and self._is_tangled([node], frozenset(), home):
             return self._together(_flat([node]))
         if "properties" in node and "patternProperties" in node:
-            node = {**node, "properties": _said_once(node["properties"], node["patternProperties"])}
+            node = self._apart(node, home)
         return self._with_children(node, lambda child: self.rewritten(child, home))
+
+    def _apart(self, node: dict[str, Any], home: str | None) -> dict[str, Any]:
+        """The schema without circles between its properties and the patterns that match their keys."""
+        properties = _said_once(node["properties"], node["patternProperties"])
+        patterns = dict(node["patternProperties"])
+        for expression, schema in patterns.items():
+            beside = [entry for name, entry in properties.items() if entry is not True and matches(expression, name)]
+            if schema is not True and any(self._is_tangled([entry, schema], frozenset(), home) for entry in beside):
+                patterns[expression] = True
+                self.lost.add("patternProperties")
+        return {**node, "properties": properties, "patternProperties": patterns}
 
     # ---- finding
 
@@ -125,7 +136,7 @@ class _Writer:
 
     def _largest(self, leaves: list[Any]) -> Any:
         """One of the schemas in the place of all: the check of the answer holds the others."""
-        self.is_exact = False
+        self.lost.add("allOf")
         parts = variants({"allOf": leaves}, self._definitions)[0]
         nesting = ("$ref", "allOf", "anyOf", "oneOf")
         candidates = [{key: value for key, value in part.items() if key not in nesting} for part in parts]

@@ -8,6 +8,7 @@ from textmill_router.grammar.schema.backtracking import PatternTooDear
 from textmill_router.grammar.schema.patterns import pattern
 
 MAX_VARIANTS = 32
+MAX_GROUPS = 2_000  # groups of schemas that hold together, looked at in one normal form
 _CHOICES = ("anyOf", "oneOf")
 _NESTING = frozenset({"$ref", "allOf", *_CHOICES})
 _MAPS = ("properties", "patternProperties")
@@ -84,6 +85,23 @@ def walk(root: Any, definitions: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             waiting += children(node)
 
 
+def joint_parts(root: Any, definitions: Mapping[str, Any]) -> Iterator[list[list[dict[str, Any]]]]:
+    """The variants of each value for which several schemas hold, or one that names keys by patterns.
+
+    Values inside such values count too.
+    """
+    seen: set[frozenset[str | int]] = set()
+    waiting = [[node] for node in walk(root, definitions) if "patternProperties" in node or is_joined(node)]
+    while waiting and len(seen) < MAX_GROUPS:
+        leaves = waiting.pop()
+        key = frozenset(map(identity, leaves))
+        if key not in seen:
+            seen.add(key)
+            ways = variants({"allOf": leaves}, definitions)
+            yield ways
+            waiting += [group for way in ways for group in groups_inside(way)]
+
+
 def groups_inside(parts: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
     """The schemas that hold together for a value inside a value of all the parts, two or more each time.
 
@@ -91,7 +109,7 @@ def groups_inside(parts: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
     """
     candidates: list[list[Any]] = []
     for name in dict.fromkeys(name for part in parts for name in part.get("properties", {})):
-        candidates.append([schema for part in parts for schema in _of_key(part, name)])
+        candidates.append([schema for part in parts for schema in schemas_of_key(part, name)])
     for expression in dict.fromkeys(name for part in parts for name in part.get("patternProperties", {})):
         others = [part.get("additionalProperties", True) for part in parts]
         own = [part.get("patternProperties", {}).get(expression) for part in parts]
@@ -111,7 +129,8 @@ def groups_inside(parts: Sequence[Mapping[str, Any]]) -> Iterator[list[Any]]:
             yield said[:2]
 
 
-def _of_key(part: Mapping[str, Any], name: str) -> list[Any]:
+def schemas_of_key(part: Mapping[str, Any], name: str) -> list[Any]:
+    """The schemas of one part for the value under a key."""
     patterns = part.get("patternProperties", {})
     found = [schema for expression, schema in patterns.items() if matches(expression, name)]
     if name in part.get("properties", {}):

@@ -10,12 +10,18 @@ MAX_ENTRIES = 64
 _ALL_TYPES = frozenset({"null", "boolean", "number", "string", "array", "object"})
 
 
-def are_disjoint(entries: Sequence[Any], definitions: Mapping[str, Any]) -> bool:
-    """Whether no value matches two of the schemas, as far as types, constants and required keys show."""
-    if len(entries) > MAX_ENTRIES:
+def are_disjoint(entries: Sequence[Any], others: Sequence[Any], definitions: Mapping[str, Any]) -> bool:
+    """Whether no value of one of `entries` matches one of `others` in another place.
+
+    `others` are the same schemas, perhaps with objects that are open. Types, constants, bounds and required keys count.
+    """
+    if len(entries) > MAX_ENTRIES or len(entries) != len(others):
         return False
     return all(
-        _exclude(entry, other, definitions, 0) for index, entry in enumerate(entries) for other in entries[index + 1 :]
+        _exclude(entry, other, definitions, 0)
+        for index, entry in enumerate(entries)
+        for place, other in enumerate(others)
+        if index < place or (index > place and entries is not others)
     )
 
 

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from textmill_router.grammar.schema.conjunctions import groups_inside, identity, is_joined, variants, walk
+from textmill_router.grammar.schema.conjunctions import joint_parts, walk
 from textmill_router.grammar.schema.patterns import is_readable, overlap
 
-MAX_GROUPS = 2_000  # groups of schemas that hold together, looked at in one normal form
 _ANY_KEY = "^"
 
 
@@ -20,20 +19,11 @@ def part_key_patterns(root: Any, definitions: Mapping[str, Any]) -> bool:
     if not any("patternProperties" in node for node in walk(root, definitions)):
         return False
     has_changed = False
-    seen: set[frozenset[str | int]] = set()
-    waiting = [[node] for node in walk(root, definitions) if "patternProperties" in node or is_joined(node)]
-    while waiting and len(seen) < MAX_GROUPS:
-        leaves = waiting.pop()
-        key = frozenset(map(identity, leaves))
-        if key in seen:
-            continue
-        seen.add(key)
-        ways = variants({"allOf": leaves}, definitions)
+    for ways in joint_parts(root, definitions):
         owners = [[part for part in way if "patternProperties" in part] for way in ways]
         if any(_overlap(way) for way in owners):
             _part({id(part): part for way in owners for part in way}.values())
             has_changed = True
-        waiting += [group for way in ways for group in groups_inside(way)]
     return has_changed
 
 

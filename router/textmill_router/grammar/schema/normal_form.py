@@ -11,11 +11,13 @@ from typing import Any
 from textmill_router.exact_json import is_number
 from textmill_router.grammar.schema.backtracking import BacktrackingPattern, NoPattern
 from textmill_router.grammar.schema.circles import without_circles
+from textmill_router.grammar.schema.conjunctions import joint_parts, walk
 from textmill_router.grammar.schema.disjoint import are_disjoint
 from textmill_router.grammar.schema.key_patterns import part_key_patterns, readable_entries
 from textmill_router.grammar.schema.keyword_values import wrong_value
 from textmill_router.grammar.schema.negation import ANNOTATIONS, keywords_of, without_conditions
-from textmill_router.grammar.schema.patterns import excludes_format, is_readable
+from textmill_router.grammar.schema.number_text import lets_zero_through
+from textmill_router.grammar.schema.patterns import is_readable, is_unmatched_text
 from textmill_router.grammar.schema.references import References
 from textmill_router.grammar.schema.unmatched import without_unmatched
 
@@ -76,25 +78,53 @@ def normal_schema(schema: Any, *, closes_objects: bool) -> NormalSchema:
     """
     writer = _Writer(schema, closes_objects)
     root = writer.write_root()
-    writer.note_overlaps()
     definitions, weakened = writer.definitions, writer.weakened
+    if writer.choices and not _are_choices_disjoint(schema, writer):
+        weakened.add("oneOf")
     if part_key_patterns(root, definitions):
         weakened.add("patternProperties")
-    root, is_exact = without_circles(root, definitions)
-    if not is_exact:
-        weakened.add("allOf")
+    if _lets_zero_through(root, definitions):
+        weakened.add("exclusiveMinimum")
+    root, lost = without_circles(root, definitions)
+    weakened |= lost
     root = without_unmatched(root, definitions)
     if root is False:
         raise BadSchema("no text matches it")
     return NormalSchema(root, definitions, frozenset(weakened))
 
 
+def _are_choices_disjoint(schema: Any, writer: "_Writer") -> bool:
+    """Whether no value that the normal form lets through matches two alternatives of a `oneOf`, closed or open."""
+    open_writer = writer
+    if writer.closes_objects:
+        open_writer = _Writer(schema, False, prefix="open")
+        open_writer.write_root()
+    definitions = {**writer.definitions, **open_writer.definitions}
+    return len(writer.choices) == len(open_writer.choices) and all(
+        are_disjoint(entries, others, definitions)
+        for entries, others in zip(writer.choices, open_writer.choices, strict=True)
+    )
+
+
+def _lets_zero_through(root: Any, definitions: Mapping[str, Any]) -> bool:
+    """Whether bounds of several schemas together are bounds that the library misreads."""
+    if not any(node.get("exclusiveMinimum") == 0 for node in walk(root, definitions)):
+        return False
+    return any(
+        lets_zero_through(*way) and not any(map(lets_zero_through, way))
+        for ways in joint_parts(root, definitions)
+        for way in ways
+    )
+
+
 class _Writer:
     """Writes the normal form of one schema."""
 
-    def __init__(self, root: Any, closes_objects: bool) -> None:
+    def __init__(self, root: Any, closes_objects: bool, *, prefix: str = "") -> None:
+        """`prefix` begins the names of definitions."""
         self._root = root
-        self._closes_objects = closes_objects
+        self._prefix = prefix
+        self.closes_objects = closes_objects
         self._references = References(root)
         dialect = root.get("$schema") if isinstance(root, dict) else None
         self._ignores_siblings = isinstance(dialect, str) and any(name in dialect for name in _SIBLINGS_IGNORED)
@@ -104,7 +134,7 @@ class _Writer:
         self._entered: dict[tuple[int, str], str | None] = {}  # schemas being written, and their names if they have one
         self._plain: dict[int, tuple[Any, dict[str, Any]]] = {}  # schemas without conditions, by id; the first keeps it
         self._expanded: set[tuple[int, str]] = set()  # references being written out
-        self._choices: list[list[Any]] = []  # of `oneOf`
+        self.choices: list[list[Any]] = []  # of `oneOf`
         self._num_nodes = 0
         self._num_parts = 0
 
@@ -114,11 +144,6 @@ class _Writer:
         if isinstance(root, bool):
             return {} if root else {"enum": []}
         return root
-
-    def note_overlaps(self) -> None:
-        """Alternatives of which exactly one must match, where a value could match two."""
-        if not all(are_disjoint(entries, self.definitions) for entries in self._choices):
-            self.weakened.add("oneOf")
 
     # ---- schemas of a value of their own
 
@@ -168,7 +193,7 @@ class _Writer:
         return False if self.definitions[name] is False else _reference(name)
 
     def _new_name(self) -> str:
-        name = str(len(self.definitions))
+        name = f"{self._prefix}{len(self.definitions)}"
         self.definitions[name] = {}
         return name
 
@@ -177,7 +202,7 @@ class _Writer:
     def _schema(self, node: Any, base: str, outside: _Keys, *, is_part: bool = False) -> Any:
         """The schema where the keys of `outside` are named beside it. `is_part`: others hold for the same value."""
         if isinstance(node, bool):
-            if node and outside.has_any and not outside.is_spoken_of and self._closes_objects:
+            if node and outside.has_any and not outside.is_spoken_of and self.closes_objects:
                 node = {}
             else:
                 return node
@@ -194,7 +219,7 @@ class _Writer:
         keys.names.update(outside.names)
         keys.patterns.update(outside.patterns)
         choices = [key for key in ("anyOf", "oneOf") if isinstance(node.get(key), list)]
-        closes = self._closes_objects and not (keys.is_spoken_of or outside.is_spoken_of) and keys.has_any
+        closes = self.closes_objects and not (keys.is_spoken_of or outside.is_spoken_of) and keys.has_any
         inside = _NO_KEYS if not (keys.is_spoken_of or outside.is_spoken_of) else _OPEN
         has_hidden_choices = closes and self._has_hidden_choices(node, base)
         if closes and len(choices) == 1 and not has_hidden_choices:
@@ -250,9 +275,10 @@ class _Writer:
             case "$ref" | "$dynamicRef" | "$recursiveRef":
                 if key != "$ref":
                     self.weakened.add(key)  # where the reference leads depends on the way to it
-                parts.append(self._expanded_reference(value, base))
+                parts += _flat(self._expanded_reference(value, base))
             case "allOf":
-                parts += [self._schema(entry, base, _OPEN, is_part=True) for entry in self._list(key, value)]
+                for entry in self._list(key, value):
+                    parts += _flat(self._schema(entry, base, _OPEN, is_part=True))
             case "anyOf" | "oneOf":
                 is_alone = len(keywords_of(node) - {"type"}) == 1 and not inside.has_any and not inside.is_spoken_of
                 choice = self._list(key, value)
@@ -262,7 +288,7 @@ class _Writer:
                     written = [self._schema(entry, base, inside, is_part=True) for entry in choice]
                 result[key] = written
                 if key == "oneOf":
-                    self._choices.append(written)
+                    self.choices.append(written)
             case "format":
                 if value in KNOWN_FORMATS and not self._excludes(node.get("pattern"), value):
                     result[key] = value
@@ -330,7 +356,8 @@ class _Writer:
     @staticmethod
     def _excludes(expression: object, name: str) -> bool:
         """Whether a format contradicts the pattern beside it; a format is an annotation, and the pattern counts."""
-        return isinstance(expression, str) and is_readable(expression) and excludes_format(expression, name)
+        is_pattern = isinstance(expression, str) and is_readable(expression)
+        return is_pattern and is_unmatched_text({"pattern": expression, "format": name})
 
     def _bound_keys(self, result: dict[str, Any], keys: _Keys, *, is_closed: bool, is_part: bool) -> None:
         """The library counts keys where all named ones are required, and up to one of those that are not."""
@@ -471,6 +498,14 @@ class _Writer:
         if not isinstance(value, list):
             raise BadSchema(f"`{key}` must be an array")
         return value
+
+
+def _flat(part: Any) -> list[Any]:
+    """The part and the parts inside, side by side: the library reads no deep nesting."""
+    if not isinstance(part, dict) or "allOf" not in part:
+        return [part]
+    own = {key: value for key, value in part.items() if key != "allOf"}
+    return [*([own] if own else []), *part["allOf"]]
 
 
 def _patterns_beside_others(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Expressions for numbers of any length between bounds. A number is written without exponent and without `-0`."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -42,6 +43,14 @@ def is_plain(number: float) -> bool:
     value = decimal_of(number)
     digits, exponent = significant_digits(value)
     return len(digits) <= _MAX_PLAIN_DIGITS and exponent >= _MIN_PLAIN_EXPONENT and abs(value) < _MAX_PLAIN_INTEGER
+
+
+def lets_zero_through(*schemas: Mapping[str, Any]) -> bool:
+    """Whether the library lets 0 through, where by all of the schemas only numbers above 0 and below 1 match."""
+    lows = [schema[key] for schema in schemas for key in ("minimum", "exclusiveMinimum") if is_number(schema.get(key))]
+    highs = [schema[key] for schema in schemas for key in ("maximum", "exclusiveMaximum") if is_number(schema.get(key))]
+    is_open = any(schema.get("exclusiveMinimum") == 0 for schema in schemas)
+    return is_open and max(lows) == 0 and bool(highs) and min(highs) < 1
 
 
 def library_step(number: float) -> float | None:

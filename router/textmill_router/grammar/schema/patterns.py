@@ -6,6 +6,7 @@ reads all of ECMA-262's expressions and that goes back and forth in the text; su
 
 import json
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Protocol
 
@@ -73,11 +74,17 @@ def overlap(expressions: tuple[str, ...]) -> bool:
     return bool(_matcher({"type": "object", "patternProperties": dict.fromkeys(expressions, True)}).get_error())
 
 
-@lru_cache(maxsize=256)
-def excludes_format(expression: str, name: str) -> bool:
-    """Whether no text of the format holds the expression."""
-    error = _matcher({"type": "string", "pattern": expression, "format": name}).get_error()
+@lru_cache(maxsize=1024)
+def _is_unmatched(schema_text: str) -> bool:
+    error = _matcher(json.loads(schema_text)).get_error()
     return "Unsatisfiable" in error or "is empty" in error
+
+
+def is_unmatched_text(keywords: Mapping[str, object]) -> bool:
+    """Whether no text has the lengths, the pattern and the format; not where the engine cannot tell in its limits."""
+    if len(keywords) < 2:
+        return False  # a pattern alone is left to the compiler
+    return _is_unmatched(json.dumps({"type": "string", **keywords}, sort_keys=True))
 
 
 def _matcher(schema: dict[str, object]) -> llguidance.LLMatcher:

@@ -14,7 +14,15 @@ from textmill_router.exact_json import decimal_of, dump_json, is_number, parse_j
 from textmill_router.grammar.lark import JSON_BLANKS, escape, json_rule, literal
 from textmill_router.grammar.schema.merge import NotMergeable, alternatives, any_value, property_of, types_of
 from textmill_router.grammar.schema.normal_form import NormalSchema, normal_schema
-from textmill_router.grammar.schema.number_text import BOUNDS, is_plain, library_step, number_range, range_terminals
+from textmill_router.grammar.schema.number_text import (
+    BOUNDS,
+    is_plain,
+    lets_zero_through,
+    library_step,
+    number_range,
+    range_terminals,
+)
+from textmill_router.grammar.schema.unmatched import matches_nothing
 
 _NUMBER_KEYS = frozenset({"multipleOf", *BOUNDS})
 _STRING_KEYS = frozenset({"minLength", "maxLength", "pattern", "format"})
@@ -116,7 +124,11 @@ class _Writer:
                 return self._array(schema)
             case "object":
                 return self._object(schema)
-        return self._library_text({"type": kind, **{key: schema[key] for key in schema.keys() & _STRING_KEYS}})
+        text = {"type": kind, **{key: schema[key] for key in schema.keys() & _STRING_KEYS}}
+        return "" if self._is_unmatched(text) else self._library_text(text)
+
+    def _is_unmatched(self, node: Any) -> bool:
+        return node is False or matches_nothing(node, self._definitions)
 
     def _constants(self, schema: dict[str, Any], kind: str) -> str:
         values = [schema["const"]] if "const" in schema else schema["enum"]
@@ -156,8 +168,13 @@ class _Writer:
     def _array(self, schema: dict[str, Any]) -> str:
         first, items = schema.get("prefixItems", []), schema.get("items", True)
         least, most = schema.get("minItems", 0), schema.get("maxItems")
+        ends = [place for place, entry in enumerate(first) if self._is_unmatched(entry)]
+        if ends:
+            most = min(ends[0], ends[0] if most is None else most)
         if most is not None:
             first = first[:most]
+        if self._is_unmatched(items):
+            items = False
         further = ""
         if items is not False and (most is None or most > len(first)):
             low = max(0, least - len(first))
@@ -188,12 +205,12 @@ class _Writer:
         ]
         for name in names:
             value = property_of(schema, name)
-            if value is not False:
+            if not self._is_unmatched(value):
                 entries.append((f"{self._key(name)} {self._value(value)}", name in required))
             elif name in required:
                 return ""
         others = schema.get("additionalProperties", True)
-        if others is not False:
+        if not self._is_unmatched(others):
             pair = f'{self._other_key(names)} {self._blank} ":" {self._blank} {self._value(others)}'
             entries.append((f"{pair} ({self._comma} {pair})*", False))
         return self._enclosed("{", self._in_order(entries), "}")
@@ -254,7 +271,7 @@ class _Writer:
     def _softened(self, node: Any, names: dict[str, None]) -> Any:
         if not isinstance(node, dict):
             return node
-        if "exclusiveMinimum" in node and _is_misread(node):
+        if "exclusiveMinimum" in node and lets_zero_through(node):
             self.weakened.add("exclusiveMinimum")
         result = {}
         for key, value in node.items():
@@ -331,13 +348,6 @@ def _holds_exact_number(key: str, value: Any) -> bool:
     return key in ("const", "enum") and any_value(value, lambda entry: is_number(entry) and not is_plain(entry))
 
 
-def _is_misread(schema: Mapping[str, Any]) -> bool:
-    """Whether the library lets 0 through, where only numbers above 0 and below 1 match."""
-    lows = [schema[key] for key in ("minimum", "exclusiveMinimum") if is_number(schema.get(key))]
-    highs = [schema[key] for key in ("maximum", "exclusiveMaximum") if is_number(schema.get(key))]
-    return schema.get("exclusiveMinimum") == 0 and max(lows) == 0 and bool(highs) and min(highs) < 1
-
-
 def _has_exact_numbers(node: Any, definitions: set[str]) -> bool:
     """Whether a schema in normal form, or a definition that it refers to, has such a number."""
     waiting = [node]
@@ -345,7 +355,7 @@ def _has_exact_numbers(node: Any, definitions: set[str]) -> bool:
         schema = waiting.pop()
         if not isinstance(schema, dict):
             continue
-        if "exclusiveMinimum" in schema and _is_misread(schema):
+        if "exclusiveMinimum" in schema and lets_zero_through(schema):
             return True
         for key, value in schema.items():
             if key == "$ref" and value.removeprefix("#/$defs/") in definitions:

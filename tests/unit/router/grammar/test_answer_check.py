@@ -200,3 +200,22 @@ def test_numbers_with_exponents_of_any_length_are_checked() -> None:
     for kind in ({"multipleOf": 0.5}, {"const": 5}, {"enum": [1, 2]}, {"type": "string"}):
         with pytest.raises(GenerationBroke, match="does not match the schema"):
             check(f"1e{huge}", kind)
+
+
+def test_a_panic_of_a_library_is_no_end_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library in Rust panics with an exception that is none of Python's where the stack ends inside that library."""
+    panic = type("PanicException", (BaseException,), {})
+
+    def check_and_panic(*_: Any) -> None:
+        raise panic
+
+    monkeypatch.setattr("textmill_router.grammar.answer_check._Checker.check", check_and_panic)
+    check("[1]", {"type": "array"})
+    with pytest.raises(GenerationBroke, match="`uniqueItems` cannot be checked"):
+        check("[1]", {"type": "array", "uniqueItems": True})
+
+
+@pytest.mark.parametrize("schema", [{"not": {"multipleOf": 0}}, {"contains": {"pattern": "*"}}])
+def test_keywords_of_no_meaning_inside_others_are_no_fault_of_the_server(schema: Any) -> None:
+    with pytest.raises(GenerationBroke, match="cannot be checked"):
+        check('["a"]' if "contains" in schema else "5", schema)

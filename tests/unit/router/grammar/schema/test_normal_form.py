@@ -247,3 +247,37 @@ def test_references_that_double_end_at_a_bound() -> None:
         definitions[f"d{level}"] = {"allOf": [reference, reference]}
     with pytest.raises(BadSchema, match="spell out more than"):
         normal_schema({"$ref": "#/$defs/d39", "$defs": definitions}, closes_objects=True)
+
+
+def test_alternatives_that_only_closing_tells_apart_are_left_to_the_check() -> None:
+    """By JSON Schema both alternatives match an object with both keys."""
+    schema = {"type": "object", "required": ["a"], "oneOf": [{"required": ["b"]}, {"properties": {"c": A}}]}
+    judge = SchemaJudge(json.dumps(schema))
+    assert judge.rules.weakened == {"oneOf"}
+    assert judge.comes_out('{"c":2,"a":1}')
+    assert not judge.comes_out('{"a":1,"b":2}')
+
+
+def test_alternatives_of_which_none_lets_the_needed_keys_of_another_through_are_held_by_the_grammar() -> None:
+    either = [{"properties": {"a": A}, "required": ["a"]}, {"properties": {"b": B}, "required": ["b"]}]
+    judge = SchemaJudge(json.dumps({"oneOf": either}))
+    assert not judge.rules.weakened
+    assert judge.comes_out('{"a":1}')
+    assert not judge.takes('{"a":1,"b":"x"}')
+
+
+def test_bounds_of_two_parts_that_leave_out_zero_are_left_to_the_check() -> None:
+    parts = [{"type": "number", "exclusiveMinimum": 0, "maximum": 2}, {"type": "number", "maximum": 0.5}]
+    judge = SchemaJudge(json.dumps({"type": "object", "properties": {"n": {"allOf": parts}}}))
+    assert "exclusiveMinimum" in judge.rules.weakened or not judge.takes('{"n":0}')
+    assert judge.comes_out('{"n":0.25}')
+    assert not judge.comes_out('{"n":0}')
+
+
+def test_a_long_chain_of_parts_is_read() -> None:
+    definitions: dict[str, Any] = {"d60": {"type": "object"}}
+    for level in range(60):
+        definitions[f"d{level}"] = {"allOf": [{"$ref": f"#/$defs/d{level + 1}"}, {"properties": {f"k{level}": A}}]}
+    judge = SchemaJudge(json.dumps({"$ref": "#/$defs/d0", "$defs": definitions}))
+    assert judge.takes('{"k59":1,"k0":2}')
+    assert not judge.takes('{"k59":"x"}')

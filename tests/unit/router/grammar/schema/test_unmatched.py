@@ -17,6 +17,22 @@ NOTHING: dict[str, Any] = {
     "lengths": {"type": "string", "minLength": 3, "maxLength": 2},
     "a key that is needed and forbidden": {"type": "object", "required": ["k"], "properties": {"k": False}},
     "a key that nothing fits": {"type": "object", "required": ["k"], "properties": {"k": {"$ref": "#/$defs/never"}}},
+    "a pattern that is too long": {"type": "string", "pattern": "^abc", "maxLength": 2},
+    "a key that neither name nor pattern allows": {
+        "type": "object",
+        "required": ["c"],
+        "patternProperties": {"^[ab]": True},
+        "additionalProperties": False,
+    },
+    "a key whose name and pattern exclude each other": {
+        "type": "object",
+        "required": ["k"],
+        "properties": {"k": {"type": "object"}},
+        "patternProperties": {"^k": {"type": "string"}},
+    },
+    "an item that nothing fits": {"type": "array", "items": {"type": "string", "enum": [1]}, "minItems": 1},
+    "no multiple between the bounds": {"type": "integer", "minimum": 4, "maximum": 5, "multipleOf": 3},
+    "a constant beyond the bound": {"type": "integer", "enum": [3, 4], "maximum": 2},
     "alternatives of which none fits": {"type": "string", "anyOf": [{"type": "null"}, {"enum": [5]}]},
 }
 
@@ -35,6 +51,19 @@ def test_a_property_and_an_alternative_that_nothing_matches_are_left_out(case: s
     items = SchemaJudge(json.dumps({"type": "array", "items": never, "$defs": definitions}))
     assert items.takes("[]")
     assert not items.takes("[1]")
+
+
+@pytest.mark.parametrize("case", NOTHING)
+def test_the_same_holds_beside_numbers_that_are_written_digit_by_digit(case: str) -> None:
+    """The rules for such numbers are this engine's own, around the schemas that the library writes."""
+    exact = {"const": 12345678901234567890}
+    definitions = {"case": NOTHING[case], "never": False}
+    properties = {"a": NOTHING[case], "b": exact, "c": {"type": "array", "prefixItems": [exact, NOTHING[case]]}}
+    judge = SchemaJudge(json.dumps({"type": "object", "properties": properties, "$defs": definitions}))
+    assert not judge.rules.weakened
+    assert judge.takes('{"b":12345678901234567890,"c":[12345678901234567890]}')
+    assert not judge.takes('{"a":1}')
+    assert not judge.takes('{"c":[12345678901234567890,1]}')
 
 
 def test_what_something_matches_stays() -> None:

@@ -243,7 +243,7 @@ GGUF_FILES: dict[str, tuple[Break, str]] = {
     "no merges": (gguf(tokenizer={"tokenizer.ggml.merges": None}), "has no tokenizer.ggml.merges"),
     "unknown cuts": (gguf(tokenizer={"tokenizer.ggml.pre": "scissors"}), "in the way 'scissors'"),
     "a part alone": (gguf(tokenizer={"split.count": 2, "split.no": 0}), "one of 2 files of a model"),
-    "experts": (gguf(values={"expert_count": 8}), "llama.expert_count = 8"),
+    "experts": (gguf(values={"expert_count": 8}), r"lacks llama\.expert_used_count"),
     "a tensor more": (gguf(extra={"blk.0.odd.weight": numpy.zeros(4)}), "no place for.*blk.0.odd"),
     "a tensor of another shape": (
         gguf(change=lambda name, value: value[:3] if "1.ffn_up" in name else value),

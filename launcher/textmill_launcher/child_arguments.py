@@ -1,13 +1,11 @@
 """Command lines and environments of the children. Each option says in `Settings` which child reads its value."""
 
-import ipaddress
-import re
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from textmill_launcher.loopback import is_loopback, loopback_interface
 from textmill_launcher.options import Child
 from textmill_launcher.settings import OPTIONS, TOKEN_VARIABLES, Settings
 
@@ -125,12 +123,10 @@ def _loopback_variables(master_addr: str) -> dict[str, str]:
 
     Without them gloo listens on the address that the machine's name has, which others may reach.
     """
-    try:
-        is_loopback = ipaddress.ip_address(master_addr).is_loopback
-    except ValueError:
-        is_loopback = master_addr == "localhost"
-    names = [name for _, name in socket.if_nameindex() if re.fullmatch(r"lo\d*", name)]
-    return {"GLOO_SOCKET_IFNAME": names[0], "NCCL_SOCKET_IFNAME": names[0]} if is_loopback and names else {}
+    name = loopback_interface()
+    if name is None or not is_loopback(master_addr):
+        return {}
+    return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
 
 
 def router_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from textmill_launcher.config_file import read_config_file
 from textmill_launcher.errors import ConflictingSettings, SettingsError
 from textmill_launcher.flag_parser import FlagParser
+from textmill_launcher.loopback import is_loopback
 from textmill_launcher.option_reader import read_options
 from textmill_launcher.options import (
     DEVICES,
@@ -319,11 +320,21 @@ def read_start(parser: FlagParser, argv: Sequence[str], environ: Mapping[str, st
         **values,
         hub_token=_hub_token(environ, values["hf_token_file"]),
         visible_devices=devices if devices is not None else environ.get("NVIDIA_VISIBLE_DEVICES"),
-        warnings=reading.warnings,
+        warnings=(*reading.warnings, *_dangers(values["master_addr"])),
         notes=reading.notes,
     )
     _check_together(settings)
     return Start(settings, reading.sources, flags)
+
+
+def _dangers(master_addr: str) -> tuple[str, ...]:
+    """Return the warnings about values that are allowed and open the machine."""
+    if is_loopback(master_addr):
+        return ()
+    return (
+        f"--master-addr is {master_addr}: shards that meet there talk without a key and without encryption, so no "
+        "stranger may reach that network",
+    )
 
 
 def _hub_token(environ: Mapping[str, str], token_file: str | None) -> str | None:

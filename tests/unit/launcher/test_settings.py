@@ -295,3 +295,11 @@ def test_user_without_home_and_without_an_entry_gets_a_reason(monkeypatch: pytes
     with pytest.raises(SettingsError, match="set HOME or XDG_CACHE_HOME, or give --conversion-cache"):
         load_settings([], {})
     assert load_settings(["--conversion-cache", "/c"], {}).conversion_cache == "/c"
+
+
+def test_shards_that_meet_outside_of_the_loopback_are_warned_of() -> None:
+    for inside in ("127.0.0.1", "127.0.0.9", "::1", "localhost"):
+        assert load_settings(["--master-addr", inside], {}).warnings == ()
+    [warning] = load_settings(["--master-addr", "10.0.0.7"], {}).warnings
+    assert "--master-addr is 10.0.0.7" in warning
+    assert "without encryption" in warning

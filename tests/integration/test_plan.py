@@ -19,7 +19,11 @@ ARCHITECTURES = (
 )
 LARGER = ("llama", "gemma3", "olmo2", "mixtral")
 CASES = [*(f"{name}:mid" for name in ARCHITECTURES), *(f"{name}:big" for name in LARGER)]
-ROUGH = ("lfm2", "jamba")  # whose step was never measured, and whose states are planned
+NATIVE = ("llama", "qwen2", "qwen3", "mistral")
+# Of models that code in Python runs, the measured peak itself varies by a third: the allocator gives memory back late.
+SPREAD = 0.6
+# Their states are planned; nobody has measured the step of their scans and convolutions.
+UNMEASURED = ("lfm2", "jamba")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +58,8 @@ def test_plan_is_what_the_shard_measures(case: str, measured: dict[str, dict[str
     assert needs.weight_bytes == pytest.approx(found["weight_bytes"], rel=0.05)
     assert needs.kv_bytes_per_token == pytest.approx(found["kv_bytes_per_token"], rel=0.05)
     assert needs.state_bytes == pytest.approx(found["state_bytes"], rel=0.05)
-    assert needs.is_step_rough == (case.split(":")[0] in ROUGH)
-    if not needs.is_step_rough:
-        assert needs.step_bytes == pytest.approx(found["step_bytes"], rel=0.20)
+    name = case.split(":")[0]
+    assert needs.is_step_rough == (name not in NATIVE)
+    if name not in UNMEASURED:
+        tolerance = 0.20 if name in NATIVE else SPREAD
+        assert needs.step_bytes == pytest.approx(found["step_bytes"], rel=tolerance)

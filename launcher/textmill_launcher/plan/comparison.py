@@ -56,7 +56,10 @@ def read_measurement(line: str) -> Mapping[str, int] | None:
 
 
 def compare(plan: Plan, measured: Mapping[str, int]) -> None:
-    """Log a line for each part of the memory, planned and measured, and a warning for each that differs much."""
+    """Log a line for each part of the memory, planned and measured, and a warning for each that differs much.
+
+    The step of a model that code in Python runs varies from start to start, so that a difference there means nothing.
+    """
     needs = plan.fit.needs
     per_token = measured["kv_bytes"] // max(1, measured["num_kv_tokens"])
     rows = (
@@ -68,6 +71,8 @@ def compare(plan: Plan, measured: Mapping[str, int]) -> None:
         log.info("memory: %s: planned %s, measured %s", name, size(planned), size(found))
     log.info("memory: keys and values take %s: %d tokens", size(measured["kv_bytes"]), measured["num_kv_tokens"])
     for name, planned, found in rows:
+        if name == "largest step" and needs.is_step_rough:
+            continue
         if abs(planned - found) > TOLERANCE * found:
             log.warning(
                 "memory: %s differ by %.0f %% from the plan: `launcher plan` is wrong for this model by as much",

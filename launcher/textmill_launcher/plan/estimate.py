@@ -17,19 +17,20 @@ REPLICATED_EMBEDDING_SHARE = 0.05  # a smaller share of the weights stays whole 
 # The types whose whole step is one native call on a CPU.
 NATIVE_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 # How many numbers a step keeps per token at its peak, in multiples of 2 hidden + 2 mlp: measured with the shard on a
-# CPU, at several sizes. A native step needs its inputs and outputs alone; code in Python keeps what it computes.
+# CPU, at several sizes. A native step needs its inputs and outputs alone, and always as many. Code in Python keeps what
+# it computes, and the memory that the allocator has not given back yet varies by a third from start to start.
 NATIVE_PEAKS = {"float32": 1.0, "bfloat16": 1.32}
 USUAL_PEAKS = {"float32": 2.7, "bfloat16": 3.2, "float16": 3.2}
 PEAKS = {
     "gemma2": {"float32": 3.0, "bfloat16": 3.0},
-    "gemma3_text": {"float32": 3.3, "bfloat16": 3.7},
+    "gemma3_text": {"float32": 3.6, "bfloat16": 3.7},
     "gpt2": {"float32": 4.1, "bfloat16": 3.2},
     "gpt_neox": {"float32": 1.7, "bfloat16": 2.8},
     "phi3": {"float32": 2.6, "bfloat16": 3.2},
     "opt": {"float32": 1.95, "bfloat16": 2.5},
     "starcoder2": {"float32": 2.4, "bfloat16": 1.7},
     "cohere": {"float32": 3.2, "bfloat16": 4.6},
-    "olmo2": {"float32": 3.3, "bfloat16": 2.4},
+    "olmo2": {"float32": 3.0, "bfloat16": 2.4},
     "granite": {"float32": 2.85, "bfloat16": 3.8},
     "mixtral": {"float32": 2.3, "bfloat16": 3.1},
     "qwen3_moe": {"float32": 2.95, "bfloat16": 5.9},
@@ -44,7 +45,7 @@ class RankNeeds:
     kv_bytes_per_token: int
     state_bytes: int  # for all slots
     step_bytes: int
-    is_step_rough: bool  # whether models of this type were never measured on such a device
+    is_step_rough: bool  # whether code in Python runs the model, whose peak varies by a third from start to start
 
 
 def estimate(
@@ -79,7 +80,7 @@ def estimate(
         kv_bytes_per_token=shape.kv_elements_of_rank(num_shard) * element_bytes,
         state_bytes=(shape.state_elements_per_slot or 0) * (num_slots + 1) * element_bytes,
         step_bytes=int(num_tokens * step_elements * element_bytes) + logits_bytes,
-        is_step_rough=not runs_natively and measured is None,
+        is_step_rough=not runs_natively,
     )
 
 

@@ -158,7 +158,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     shards = f"{plan.num_shard} shard" + ("s" if plan.num_shard > 1 else "")
     yield f"{plan.model}: {shape.model_type}, {plan.dtype} on {plan.device}, {shards}"
     yield ""
-    rough = " (roughly: such a model was never measured on such a device)" if needs.is_step_rough else ""
+    rough = " (roughly)" if needs.is_step_rough else ""
     yield _row("one shard has", found.budget_bytes, f"{plan.memory_fraction:g} of {size(plan.memory_bytes)}")
     yield _row("weights", needs.weight_bytes)
     yield _row("largest step", needs.step_bytes, f"{wish.max_step_tokens} tokens, {wish.num_slots} slots{rough}")

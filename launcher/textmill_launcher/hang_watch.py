@@ -106,7 +106,8 @@ async def wait_for_hang(
     async with grpc.aio.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS) as channel:
         stub = shard_pb2_grpc.ShardStub(channel)
         while True:
-            must_answer = is_ready.is_set()
+            is_stopped = is_process_stopped(child.pid)
+            must_answer = is_ready.is_set() and not is_stopped  # a stopped process would only let the call run out
             report = await _ask(stub) if must_answer else None
             is_busy = False
             if report is None:
@@ -115,7 +116,7 @@ async def wait_for_hang(
                 report.overdue_ms = 0
             elif report.overdue_ms > 0:
                 is_busy = any(is_process_busy(rank.pid) for rank in (child, *followers))
-            sign = Sign(is_process_stopped(child.pid), is_busy, report)
+            sign = Sign(is_stopped, is_busy, report)
             reason = judge.judge(sign, time.monotonic(), must_answer=must_answer)
             if reason is not None:
                 return reason

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from textmill_launcher.child_name import ChildName
 from textmill_launcher.child_process import ChildProcess
 from textmill_launcher.hang_watch import (
+    HEALTH_TIMEOUT_S,
     HangJudge,
     Sign,
     is_process_busy,
@@ -22,6 +24,7 @@ from textmill_launcher.hang_watch import (
     wait_for_router_hang,
 )
 from textmill_launcher.logs import ChildOutput
+from textmill_launcher.readiness import wait_for_shard
 from textmill_proto.v1 import shard_pb2_grpc
 from textmill_proto.v1.shard_pb2 import SHARD_STATE_READY, HealthReport
 
@@ -144,6 +147,32 @@ def test_router_that_does_not_answer_is_hung(does_answer: bool) -> None:
             hang.cancel()
             await router.stop(0.0)
             server.close()
+
+    asyncio.run(asyncio.wait_for(main(), LIMIT_S))
+
+
+def test_stopped_shard_is_found_within_two_looks_although_it_does_not_answer(tmp_path: Path) -> None:
+    async def main() -> None:
+        output = ChildOutput(io.StringIO(), json_output=False)
+        shard = ChildProcess.spawn(
+            ChildName("shard", 0),
+            [sys.executable, "-m", "tests.fakes.fake_shard", "--uds-path", str(tmp_path / "s")],
+            os.environ,
+            output,
+        )
+        is_ready = asyncio.Event()
+        is_ready.set()
+        try:
+            await wait_for_shard(ChildName("shard", 0), tmp_path / "s")
+            hang = asyncio.create_task(wait_for_hang(shard, tmp_path / "s", is_ready, []))
+            await asyncio.sleep(0)
+            os.kill(shard.pid, signal.SIGSTOP)
+            began_s = time.monotonic()
+            assert "SIGSTOP" in await hang
+            # Far less than two calls of Health that run out, also on a crowded machine.
+            assert time.monotonic() - began_s < 2 * HEALTH_TIMEOUT_S
+        finally:
+            await shard.stop(0.0)
 
     asyncio.run(asyncio.wait_for(main(), LIMIT_S))
 

@@ -44,6 +44,7 @@ class Seat:
     top_n_tokens: int
     prompt_logprobs_next: int | None
     prompt_top_n_tokens: int
+    caller: int
     is_starved: bool = False
 
     @property
@@ -148,6 +149,7 @@ class SlotTable:
             top_n_tokens=admit.top_n_tokens,
             prompt_logprobs_next=admit.prompt_logprobs_from if admit.HasField("prompt_logprobs_from") else None,
             prompt_top_n_tokens=admit.prompt_top_n_tokens,
+            caller=admit.caller,
         )
         self.seats[seat.slot] = self.prefills[seat.slot] = seat
         self.num_admitted += 1
@@ -197,10 +199,16 @@ class SlotTable:
         return result
 
     def _prefill(self, result: shard_pb2.StepResult, budget: int, starved: list[int]) -> list[Seat]:
-        """Prefill in two passes in the order of admission, and return the seats whose prompt is complete."""
+        """Prefill in two passes in turns of the callers, and return the seats whose prompt is complete."""
         before = {slot: seat.num_computed for slot, seat in self.prefills.items()}
+        in_turns: list[tuple[int, int, Seat]] = []
+        nth: dict[int, int] = {}  # prefills so far of each caller
+        for order, seat in enumerate(self.prefills.values()):
+            nth[seat.caller] = nth.get(seat.caller, 0) + 1
+            in_turns.append((nth[seat.caller], order, seat))
+        in_turns.sort(key=lambda turn: turn[:2])
         for limit in (self._max_chunk_tokens, budget):
-            for seat in self.prefills.values():
+            for _, _, seat in in_turns:
                 num_left = min(seat.num_tokens, seat.num_places) - seat.num_computed
                 chunk = min(limit, budget, num_left)
                 seat.num_computed += max(0, chunk)

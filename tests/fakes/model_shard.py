@@ -296,10 +296,22 @@ class ModelShard:
 
     # ---- Steps.
 
+    def _in_turns(self, slots: list[int]) -> list[int]:
+        """Take one slot of each caller after the other, and so on (rule 16). `slots` are in order of admission."""
+        ordered: list[int] = []
+        while len(ordered) < len(slots):
+            served: set[int] = set()  # callers that have had this turn
+            for slot in slots:
+                caller = self._seats[slot].admit.caller
+                if slot not in ordered and caller not in served:
+                    served.add(caller)
+                    ordered.append(slot)
+        return ordered
+
     def _compose(self) -> LaunchedStep | None:
         """Choose the rows of a step by the fixed rule.
 
-        First come all decodes, then a chunk of each prefill in order of admission, then the rest of the budget.
+        First come all decodes, then a chunk of each prefill in turns of the callers, then the rest of the budget.
         """
         budget = self._budget
         if budget is None:
@@ -322,6 +334,7 @@ class ModelShard:
             else:
                 prefills.append(slot)
         num_left = min(num_left, budget.max_prefill_tokens)
+        prefills = self._in_turns(prefills)
         for limit in (budget.max_chunk_tokens, budget.max_step_tokens):
             for slot in prefills:
                 occupant = self._seats[slot]

@@ -184,6 +184,7 @@ def _admit_to_proto(admit: Admit) -> shard_pb2.Admit:
         long_rope=admit.is_long_rope,
         num_encoder_tokens=request.num_encoder_tokens,
         copied_block_id=admit.copied_block_id,
+        caller=admit.caller,
     )
 
 

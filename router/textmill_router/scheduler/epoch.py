@@ -114,6 +114,7 @@ class Epoch:
                 prompt_logprobs_from=state.next_prompt_logprob if state.wants_prompt_logprobs else None,
                 is_long_rope=request.takes_long_rope(self.pool.rope_border),
                 copied_block_id=copied_block_id,
+                caller=0 if state.account is None else state.account.number,
             )
         )
 

@@ -138,6 +138,7 @@ def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
         is_long_rope=admit.long_rope,
         num_encoder_tokens=admit.num_encoder_tokens,
         copied_block_id=admit.copied_block_id if admit.HasField("copied_block_id") else None,
+        caller=admit.caller,
         grammar=Grammar(admit.grammar.text) if admit.HasField("grammar") else None,
     )
 

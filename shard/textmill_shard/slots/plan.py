@@ -61,6 +61,7 @@ class Admit:
     is_long_rope: bool = False  # the request takes the long rotary table (ShardFacts.rope_border)
     num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
     copied_block_id: int | None = None  # block with the last cached tokens, which fill no whole block
+    caller: int = 0  # number of the caller; prefills go over the callers in turns (rule 16)
 
     @property
     def num_tokens(self) -> int:

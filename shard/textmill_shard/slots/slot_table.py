@@ -38,6 +38,7 @@ class SlotTable:
         self.is_prefilling = np.zeros(num_slots, dtype=bool)  # no token sampled since admission
         self.is_held = np.zeros(num_slots, dtype=bool)  # must not sample yet, because its grammar compiles (rule 19)
         self.order = np.zeros(num_slots, dtype=np.int64)  # rank in the order of admission
+        self.callers = np.zeros(num_slots, dtype=np.int64)  # number of the caller (rule 16)
         self.num_prompt = np.zeros(num_slots, dtype=np.int64)  # tokens
         self.num_encoder = np.zeros(num_slots, dtype=np.int64)  # first tokens of the prompt, for the encoder
         self.num_tokens = np.zeros(num_slots, dtype=np.int64)  # prompt and output
@@ -78,6 +79,7 @@ class SlotTable:
         self.is_held[slot] = admit.grammar is not None
         self._num_admitted += 1
         self.order[slot] = self._num_admitted
+        self.callers[slot] = admit.caller
         self.num_prompt[slot] = num_prompt
         self.num_encoder[slot] = admit.num_encoder_tokens
         self.num_tokens[slot] = num_tokens

@@ -1,7 +1,8 @@
 """Which rows make up a step. The rule leaves no choice, so that every rank composes the same step.
 
-Every slot that decodes has one token in the step. A first pass gives each prefill, in the order of admission, at most
-one chunk of the budget; a second pass in that order gives away the rest (rule 16). The last chunk of a prompt samples
+Every slot that decodes has one token in the step. The prefills stand in turns of the callers: the first of each caller
+in the order of admission, then the second of each. A first pass gives each prefill in this order at most one chunk of
+the budget; a second pass gives away the rest (rule 16). The last chunk of a prompt samples
 in its step. A slot whose places are used up is skipped, and reported once (rule 13). A slot whose grammar is not
 compiled yet leaves the last token of its prompt for a later step (rule 19). The tokens that an encoder reads are never
 cut: all of them are in one step, or the slot waits for the next step (rule 16).
@@ -21,7 +22,7 @@ from textmill_shard.slots.slot_table import SlotTable
 
 @dataclass(frozen=True, slots=True)
 class ComposedStep:
-    """The rows of one step: decodes by slot number, then prefills by admission. The arrays of R rows are parallel."""
+    """The rows of one step: decodes by slot number, then prefills by turns. The arrays of R rows are parallel."""
 
     slots_R: IdArray
     starts_R: IdArray  # position of the first token that the row computes
@@ -71,7 +72,7 @@ def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
         return _decode_step(table, runnable_slots, starved_slots)
     decode_slots = np.flatnonzero(is_runnable & ~table.is_prefilling)
     prefill_slots = np.flatnonzero(is_runnable & table.is_prefilling)
-    prefill_slots = prefill_slots[np.argsort(table.order[prefill_slots], kind="stable")]
+    prefill_slots = _in_turns(table, prefill_slots[np.argsort(table.order[prefill_slots], kind="stable")])
     num_free = min(budget.max_step_tokens - len(decode_slots), budget.max_prefill_tokens)
     share = _share_whole if table.num_encoder[prefill_slots].any() else _share_budget
     counts = share(table, prefill_slots, num_free=num_free, max_chunk_tokens=budget.max_chunk_tokens)
@@ -113,8 +114,22 @@ def _all_ones(num_rows: int) -> tuple[IdArray, npt.NDArray[np.bool_]]:
     return counts_R, samples_R
 
 
+def _in_turns(table: SlotTable, slots: IdArray) -> IdArray:
+    """Put slots, which are in the order of admission, in the order of turns: a slot of each caller, then a second one.
+
+    The first slot stays the first. With one caller the order stays the order of admission.
+    """
+    callers = table.callers[slots]
+    if (callers == callers[0]).all():
+        return slots
+    is_same = callers[:, None] == callers
+    turns = np.tril(is_same, -1).sum(axis=1)  # slots of the same caller before each slot
+    in_turns: IdArray = slots[np.argsort(turns, kind="stable")]
+    return in_turns
+
+
 def _share_budget(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_tokens: int) -> IdArray:
-    """Return the number of tokens for each of `slots`, which are in the order of admission.
+    """Return the number of tokens for each of `slots`, which are in the order of turns.
 
     Each slot first gets at most a chunk, then the slots get the rest of the budget in their order.
     """

@@ -68,6 +68,18 @@ def test_prefills_share_the_budget_in_two_passes() -> None:
     assert step.samples_R.tolist() == [False, True, False]
 
 
+def test_rule_16_prefills_stand_in_turns_of_their_callers() -> None:
+    """The first caller has four long prompts, the second one has two, and the third one has one."""
+    table = SlotTable(num_slots=7, block_size=BLOCK_SIZE, num_blocks=2 * NUM_BLOCKS)
+    callers = {4: 7, 0: 7, 5: 7, 3: 2, 1: 7, 2: 2, 6: 0}
+    for slot, caller in callers.items():
+        table.admit(replace(admit(slot, [5] * 8, max_new=2), caller=caller))
+    step = compose_step(table, Budget(max_step_tokens=24, max_prefill_tokens=24, max_chunk_tokens=4))
+    assert rows(step) == [[4, 0, 4], [3, 0, 4], [6, 0, 4], [0, 0, 4], [2, 0, 4], [5, 0, 4]]
+    step = compose_step(table, Budget(max_step_tokens=64, max_prefill_tokens=38, max_chunk_tokens=4))
+    assert rows(step) == [[4, 0, 8], [3, 0, 8], [6, 0, 6], [0, 0, 4], [2, 0, 4], [5, 0, 4], [1, 0, 4]]
+
+
 def test_the_prefill_budget_limits_apart_from_the_step_budget() -> None:
     table = decoding_table(1)
     table.admit(admit(0, [5] * 9))

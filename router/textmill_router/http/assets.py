@@ -14,7 +14,7 @@ CONTENT_TYPES = {
     ".png": b"image/png",
     ".svg": b"image/svg+xml",
 }
-DIGEST_CHARACTERS = 12
+DIGEST_CHARACTERS = 8
 _COMPRESSED = (".css", ".js", ".svg")
 # `from "./name.js"` and `import "./name.js"`, the two forms in which one module of a page names another.
 _IMPORT = re.compile(r"""(?m)^((?:import|export)\b[^"';]*)(["'])(\.{1,2}/[\w./-]+\.js)\2""")

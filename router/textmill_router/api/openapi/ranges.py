@@ -9,6 +9,7 @@ from textmill_router.api.openai.completion_types import COMPLETION_BOUNDS, COMPL
 from textmill_router.api.openai.prompt_logprobs import MAX_ALTERNATIVES
 from textmill_router.api.openai.types import OPENAI_BOUNDS
 from textmill_router.bounds import Bounds
+from textmill_router.http.key_file import MAX_PRIORITY, MIN_PRIORITY
 from textmill_router.serving.validation import PARAMETER_BOUNDS, SIGNED_SEED
 
 # For each body with numbers of the table: the names that differ from the table's, and the ranges that differ.
@@ -20,25 +21,29 @@ _BODIES: Mapping[str, tuple[Mapping[str, str], Mapping[str, Bounds]]] = {
 }
 # Without `logprobs` a completion has none, so 0 alternatives are no default.
 _WITHOUT_DEFAULT = frozenset({("CompletionBody", "logprobs")})
-# Numbers whose checks stand outside of the table.
+# Numbers whose checks stand outside of the table. An API key may narrow the range of `priority`.
+_PRIORITY = {"minimum": MIN_PRIORITY, "maximum": MAX_PRIORITY}
 _OTHERS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "ChatBody": {
         "max_completion_tokens": {"minimum": 1},
         "n": {"minimum": 1},
-        "top_logprobs": {"maximum": 20},
+        "priority": _PRIORITY,
         "prompt_logprobs": {"minimum": 0, "maximum": MAX_ALTERNATIVES},
+        "top_logprobs": {"maximum": 20},
         "truncate_prompt_tokens": {"minimum": -1},
     },
     "CompletionBody": {
-        "n": {"minimum": 1},
         "best_of": {"minimum": 1},
+        "n": {"minimum": 1},
+        "priority": _PRIORITY,
         "prompt_logprobs": {"minimum": 0, "maximum": MAX_ALTERNATIVES},
         "truncate_prompt_tokens": {"minimum": -1},
     },
     "TgiParameters": {
         "best_of": {"minimum": 1},
-        "num_return_sequences": {"minimum": 1},
         "max_time": {"exclusiveMinimum": 0},
+        "num_return_sequences": {"minimum": 1},
+        "priority": _PRIORITY,
     },
 }
 

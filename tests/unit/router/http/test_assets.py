@@ -24,7 +24,7 @@ def written(folder: Path, **texts: str) -> dict[str, Path]:
 def test_name_has_the_digest_of_the_served_bytes(tmp_path: Path) -> None:
     assets = load_assets(written(tmp_path, one="export const a = 1;\n"))
     [asset] = assets.by_name.values()
-    assert asset.name == f"one.{hashlib.sha256(asset.body).hexdigest()[:12]}.js"
+    assert asset.name == f"one.{hashlib.sha256(asset.body).hexdigest()[:8]}.js"
     assert assets.names == {"one.js": asset.name}
 
 

@@ -1,5 +1,6 @@
 // One answer of one column: reasoning, tool calls, text or tokens, numbers, and what can be done with the answer.
 import { answerOf } from "./state.js";
+import { copyText } from "./clipboard.js";
 import { button, grow, h } from "./dom.js";
 import { MAX_MARKDOWN_CHARACTERS, renderMarkdown } from "./markdown.js";
 import { metricsOf, timingsOf } from "./metrics.js";
@@ -90,7 +91,7 @@ export class AnswerView {
       grow(event.target);
       this.#app.store.touch();
     };
-    const area = h("textarea", { "aria-label": "Text of the answer", rows: 3, value: answer.content, on: { input: onInput } });
+    const area = h("textarea", { "aria-label": "Text of the answer", rows: 3, on: { input: onInput } });
     area.value = answer.content;
     requestAnimationFrame(() => grow(area));
     return area;
@@ -102,7 +103,7 @@ export class AnswerView {
     const actions = h("div", { class: "actions" });
     if (!this.#app.isRunning) {
       if (this.#app.state.mode === "chat") actions.append(button(this.#isEditing ? "Done" : "Edit", () => this.#toggleEditor()));
-      actions.append(button("Copy", () => this.#copy()));
+      actions.append(button("Copy", () => copyText(this.#answer.content, "The answer", this.#app.say)));
       if (run !== null && canContinue(run)) {
         actions.append(button("Continue", () => this.#app.continueAnswer(this.#message, this.#column)));
       }
@@ -116,15 +117,6 @@ export class AnswerView {
     this.#draw();
     (this.element.querySelector("textarea") ?? this.element.querySelector(".actions button"))?.focus();
   }
-
-  async #copy() {
-    try {
-      await navigator.clipboard.writeText(this.#answer.content);
-      this.#app.say("The answer is in the clipboard.");
-    } catch {
-      this.#app.say("The browser does not let this page write to the clipboard.");
-    }
-  }
 }
 
 function toolCallView(call) {
@@ -132,7 +124,7 @@ function toolCallView(call) {
   try {
     text = JSON.stringify(JSON.parse(text), null, 2);
   } catch {
-    // The arguments are still growing, or are no JSON: they are shown as they came.
+    // Arguments that still grow, or are no JSON, are shown as they came.
   }
   const name = h("code", {}, call.function?.name ?? "");
   return h("section", { class: "tool-call", "aria-label": "Tool call" }, h("p", {}, "Calls ", name, " with"), h("pre", { tabIndex: 0 }, text));
@@ -147,18 +139,18 @@ function runLines(run) {
   }
   if (run.state === "stopped") lines.push(h("p", { class: "note" }, "You stopped the answer."));
   const metrics = metricsOf(run);
-  if (metrics.length > 0) lines.push(pairsView("metrics", metrics));
+  if (metrics.length > 0) lines.push(pairsView(metrics));
   const timings = timingsOf(run);
-  if (timings.length > 0) lines.push(h("details", {}, h("summary", {}, "Timings of the server"), pairsView("metrics", timings)));
+  if (timings.length > 0) lines.push(h("details", {}, h("summary", {}, "Timings of the server"), pairsView(timings)));
   return lines;
 }
 
 function progressText(run) {
   const silent = performance.now() - run.heardMs;
-  if (silent > SILENCE_MS) return `No sign of the server for ${Math.round(silent / 1000)} s. The stream is still open.`;
+  if (silent > SILENCE_MS) return `No sign of the server for ${Math.round(silent / 1000)} s. The connection is still open.`;
   return run.firstMs === null ? "Waiting for the first token." : "Answering.";
 }
 
-function pairsView(name, pairs) {
-  return h("dl", { class: name }, pairs.map(([term, text]) => h("div", {}, h("dt", {}, term), h("dd", {}, text))));
+function pairsView(pairs) {
+  return h("dl", { class: "metrics" }, pairs.map(([term, text]) => h("div", {}, h("dt", {}, term), h("dd", {}, text))));
 }

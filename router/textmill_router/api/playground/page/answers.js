@@ -24,7 +24,6 @@ export function addEvent(answer, mode, data) {
   else addChunk(answer, mode, event);
 }
 
-/** Adds a whole answer. */
 export function addWhole(answer, mode, body) {
   throwIfError(body);
   if (mode === "generate") {
@@ -36,7 +35,7 @@ export function addWhole(answer, mode, body) {
   answer.isComplete = true;
 }
 
-/** The server has answered with an error, whose words are the message. */
+/** An error that the server tells in its answer. */
 export class ServerError extends Error {}
 
 function throwIfError(body) {
@@ -121,6 +120,7 @@ function addGenerateEvent(answer, event) {
 function addGenerated(answer, index, one) {
   const choice = choiceAt(answer, index);
   choice.text = one.generated_text;
+  answer.timings = one.timings ?? one.details?.timings ?? null;
   if (!one.details) return;
   const { details } = one;
   choice.finish = details.finish_reason;

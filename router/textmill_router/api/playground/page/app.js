@@ -1,7 +1,7 @@
 // Sends requests and keeps their runs: what the buttons of the page do.
 import { buildRequest, draftMessage, hasDraft, whyNotReady } from "./requests.js";
 import { newRun, perform } from "./runs.js";
-import { answerOf, assistantMessage } from "./state.js";
+import { assistantMessage } from "./state.js";
 
 /** The actions of the page. `onRun` is called for each part of an answer, and `say` shows a sentence to the user. */
 export class App {
@@ -31,7 +31,6 @@ export class App {
     return this.state.compare ? [0, 1] : [0];
   }
 
-  /** Sends the draft or the prompt to each column. */
   async send() {
     const reason = this.isRunning ? "Stop the answer first." : (this.#mistake() ?? whyNotReady(this.state));
     if (reason !== null) {
@@ -68,7 +67,6 @@ export class App {
     await this.#answerConversation();
   }
 
-  /** Lets the model go on with an answer that was cut. */
   async continueAnswer(message, column) {
     const answer = message.answers[column];
     const isChat = this.state.mode === "chat";
@@ -82,9 +80,9 @@ export class App {
     for (const abort of this.#aborts) abort.abort();
   }
 
-  /** Returns the request of a column as Send would send it. */
+  /** Returns what Send would send, without the wish for timings, on which no answer depends. */
   request(column) {
-    return buildRequest(this.state, column, { takesTimings: this.#times(column) });
+    return buildRequest(this.state, column);
   }
 
   /** The page's own server alone has said whether it takes the field. */
@@ -114,7 +112,10 @@ export class App {
 
   async #answerPrompt() {
     this.output = assistantMessage(...this.columns.map(() => ({ content: "" })));
-    const starts = this.columns.map((column) => [column, this.output.answers[column], this.request(column), ""]);
+    const starts = this.columns.map((column) => {
+      const request = buildRequest(this.state, column, { takesTimings: this.#times(column) });
+      return [column, this.output.answers[column], request, ""];
+    });
     await this.#run(starts);
   }
 
@@ -163,9 +164,4 @@ function keep(answer, run, before) {
 function ending(run) {
   if (run.state === "done") return "The answer is complete.";
   return run.state === "stopped" ? "Stopped." : `The answer ${run.state === "broken" ? "broke" : "failed"}: ${run.error}`;
-}
-
-/** Returns the text of a column's answer to a message, for the difference. */
-export function answerText(message, column) {
-  return answerOf(message, column).content;
 }

@@ -1,9 +1,9 @@
 // The request as code, with one click to copy it.
+import { copyText } from "./clipboard.js";
 import { button, h } from "./dom.js";
 import { whyNotReady } from "./requests.js";
 import { KINDS, snippet } from "./snippets.js";
 
-/** The code of one column's request. */
 export class CodeView {
   #app;
   #kind = KINDS[0].id;
@@ -33,17 +33,7 @@ export class CodeView {
 
   #code(code) {
     const text = h("pre", { id: "code-text", tabIndex: 0, "aria-label": "Code" }, code);
-    return h("div", { class: "code" }, button("Copy", () => this.#copy(code), { id: "code-copy" }), text);
-  }
-
-  async #copy(code) {
-    try {
-      await navigator.clipboard.writeText(code);
-      this.#app.say("The code is in the clipboard.");
-    } catch {
-      getSelection().selectAllChildren(document.getElementById("code-text"));
-      this.#app.say("The browser does not let this page write to the clipboard. The code is selected: copy it by the keyboard.");
-    }
+    return h("div", { class: "code" }, button("Copy", () => copyText(code, "The code", this.#app.say, () => getSelection().selectAllChildren(text)), { id: "code-copy" }), text);
   }
 
   #choice(name, id, entries, chosen, set) {

@@ -6,6 +6,7 @@ import { OWN_SERVER } from "./state.js";
 export class ColumnsView {
   #app;
   #onModels;
+  #drawn = "";
 
   constructor(app, element, onModels) {
     this.#app = app;
@@ -13,9 +14,14 @@ export class ColumnsView {
     this.#onModels = onModels;
   }
 
+  /** Draws the bar only after a change, because a new bar closes a list that is open. */
   draw() {
+    const { columns, servers, state } = this.#app;
+    const wanted = JSON.stringify([columns, servers.list(), servers.keyOf(""), state.columns.map(({ server, model }) => [server, model])]);
+    if (wanted === this.#drawn) return;
+    this.#drawn = wanted;
     const active = document.activeElement?.id;
-    this.element.replaceChildren(...this.#app.columns.map((column) => this.#column(column)));
+    this.element.replaceChildren(...columns.map((column) => this.#column(column)));
     if (active) document.getElementById(active)?.focus();
   }
 

@@ -1,9 +1,8 @@
 // The turns of the conversation: each can be edited, moved, deleted and answered anew.
 import { AnswerView } from "./answer_view.js";
-import { answerText } from "./app.js";
 import { button, grow, h, redraw } from "./dom.js";
 import { diffTexts } from "./diff.js";
-import { assistantMessage, contentOf, imagesOf, readApiMessage, ROLES, textOf } from "./state.js";
+import { answerOf, assistantMessage, contentOf, imagesOf, ROLES, textOf } from "./state.js";
 
 /** The list of turns in chat mode, and the answer to the prompt in the other modes. */
 export class ConversationView {
@@ -24,7 +23,6 @@ export class ConversationView {
     for (const area of this.element.querySelectorAll("textarea")) grow(area);
   }
 
-  /** Draws one answer, of which a further part has come. */
   update(answer) {
     this.#views.get(answer)?.update();
   }
@@ -43,6 +41,7 @@ export class ConversationView {
     const { store, state } = this.#app;
     const number = index + 1;
     const named = (words) => ({ key: `${words} ${index}`, "aria-label": `${words} message ${number}`, title: `${words} message ${number}` });
+    const again = message.role === "assistant" ? "Regenerate" : "Answer from here";
     const change = (edit) => store.update(edit, { canUndo: true });
     const role = h(
       "select",
@@ -57,7 +56,7 @@ export class ConversationView {
       button("↑", () => swap(index, index - 1), { ...named("Move up"), disabled: index === 0 }),
       button("↓", () => swap(index, index + 1), { ...named("Move down"), disabled: number === state.messages.length }),
       button("Delete", () => change(({ messages }) => messages.splice(index, 1)), named("Delete")),
-      button(message.role === "assistant" ? "Regenerate" : "Answer from here", () => this.#app.regenerate(index), named("Regenerate from")),
+      button(again, () => this.#app.regenerate(index), named(`${again},`)),
     );
   }
 
@@ -65,7 +64,7 @@ export class ConversationView {
     this.#app.store.update(
       ({ messages }) => {
         const old = messages[index];
-        const content = old.role === "assistant" ? answerText(old, 0) : textOf(old.content);
+        const content = old.role === "assistant" ? answerOf(old, 0).content : textOf(old.content);
         messages[index] = role === "assistant" ? assistantMessage({ content }) : { role, content };
       },
       { canUndo: true },
@@ -118,18 +117,13 @@ export class ConversationView {
 
   #difference(message) {
     const tags = { same: "span", left: "del", right: "ins" };
-    const runs = diffTexts(answerText(message, 0), answerText(message, 1));
+    const runs = diffTexts(answerOf(message, 0).content, answerOf(message, 1).content);
     const legend = h("p", { class: "note" }, h("del", {}, "only in A"), " ", h("ins", {}, "only in B"));
     return h("div", { class: "difference" }, legend, h("div", { class: "plain" }, runs.map(({ kind, text }) => h(tags[kind], {}, text))));
   }
 }
 
-/** Returns an image of a message. An image of another host is named only, because the page asks no other host. */
+/** Returns an image of a message. The page asks no other host, so an image of another host is only named. */
 export function imageView(url) {
   return url.startsWith("data:") ? h("img", { src: url, alt: "attached image", class: "attached" }) : h("p", { class: "note" }, `Image: ${url}`);
-}
-
-/** Returns a new message for the role, for the button that adds one. */
-export function emptyMessage(role) {
-  return readApiMessage({ role, content: "" });
 }

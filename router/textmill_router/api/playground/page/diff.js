@@ -2,7 +2,7 @@
 
 const MAX_CELLS = 4_000_000; // of the table; longer texts are compared line by line, and then not at all
 
-/** Returns runs `{kind, text}` where kind is same, left or right: the left text without right runs, and so on. */
+/** Returns runs `{kind, text}`, where kind is same, left or right. */
 export function diffTexts(left, right) {
   for (const pattern of [/\s+|[\p{L}\p{N}_]+|[^\s\p{L}\p{N}_]/gu, /[^\n]*\n|[^\n]+$/g]) {
     const runs = diffLists(left.match(pattern) ?? [], right.match(pattern) ?? []);

@@ -1,13 +1,6 @@
 // A request of /docs becomes a state of the page.
+import { MODE_OF_PATH } from "./requests.js";
 import { newState, readApiMessage } from "./state.js";
-
-const MODE_OF_PATH = {
-  "/v1/chat/completions": "chat",
-  "/chat_tokenize": "chat",
-  "/v1/completions": "completions",
-  "/generate": "generate",
-  "/generate_stream": "generate",
-};
 
 /** Returns the state that sends the request `{path, body}`, where `body` is JSON text. Throws an Error with a reason. */
 export function stateOfRequest({ path, body }) {

@@ -15,9 +15,11 @@ export function h(tag, properties = {}, ...children) {
     else if (value === true) element.setAttribute(name, "");
     else element[name] = value;
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...shown(children));
   return element;
 }
+
+const shown = (children) => children.flat().filter((child) => child !== null && child !== undefined && child !== false);
 
 /** Returns a button that calls `onClick`. `key` lets the page find the button again after it is drawn anew. */
 export function button(label, onClick, { key, title, ...more } = {}) {
@@ -29,7 +31,7 @@ export function redraw(element, ...children) {
   const active = document.activeElement;
   const key = element.contains(active) ? active.dataset.key : undefined;
   const range = key !== undefined && "selectionStart" in active ? [active.selectionStart, active.selectionEnd] : null;
-  element.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.replaceChildren(...shown(children));
   if (key === undefined) return;
   const again = [...element.querySelectorAll("[data-key]")].find((child) => child.dataset.key === key);
   again?.focus();

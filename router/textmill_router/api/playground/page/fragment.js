@@ -1,6 +1,6 @@
 // The state in the fragment of a link. A fragment is never sent, so no log of a server or a proxy has its text.
 
-/** Returns the fragment `#state=...` of any JSON value, compressed where the browser can compress. */
+/** Returns the fragment `#state=...` of a JSON value. */
 export async function encodeFragment(value) {
   const bytes = new TextEncoder().encode(JSON.stringify(value));
   return `#state=${toBase64Url(await pipe(bytes, new CompressionStream("deflate-raw")))}`;

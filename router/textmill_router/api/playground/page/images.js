@@ -1,8 +1,7 @@
-// Attaches images to the draft by a file, a drop, a paste or an address. The control is there only for a model that reads images.
+// Attaches images to the draft by file, drop, paste or address, where the model reads images.
 import { button, h } from "./dom.js";
 import { imageView } from "./conversation_view.js";
 
-/** The control in a box beside the text area of the draft. `show` says whether the model reads images. */
 export class ImageControl {
   #app;
   #isShown = false;

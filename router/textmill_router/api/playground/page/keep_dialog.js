@@ -1,4 +1,5 @@
 // The dialog of presets, of export and import, and of the link that restores the state.
+import { copyText } from "./clipboard.js";
 import { button, h } from "./dom.js";
 import { encodeFragment } from "./fragment.js";
 import { readState } from "./state.js";
@@ -38,23 +39,14 @@ export async function fillKeepDialog(dialog, app, column) {
   };
   const link = h("input", { type: "text", readonly: true, id: "share-link" });
   link.value = location.origin + location.pathname + (await encodeFragment(app.state));
-  const copy = async () => {
-    try {
-      await navigator.clipboard.writeText(link.value);
-      app.say("The link is in the clipboard.");
-    } catch {
-      link.select();
-      app.say("The browser does not let this page write to the clipboard. The link is selected: copy it by the keyboard.");
-    }
-  };
   dialog.replaceChildren(
     h("h2", {}, "Keep and share"),
     h("form", { on: { submit: save } }, h("label", {}, "Name of a new preset ", name), h("button", { type: "submit" }, "Save the parameters")),
     names.length > 0 && h("div", { class: "actions" }, h("label", {}, "Preset ", choice), button("Set", apply), button("Delete", remove)),
     h("h3", {}, "Link"),
-    h("p", {}, "The link holds the conversation and the parameters, and no key. Its text behind # is never sent to a server."),
+    h("p", {}, "The link holds conversation and parameters, and no key. Browsers send what stands behind # to no server."),
     h("label", {}, "Link to this state ", link),
-    button("Copy the link", copy),
+    button("Copy the link", () => copyText(link.value, "The link", app.say, () => link.select())),
     h("h3", {}, "File"),
     h("div", { class: "actions" }, button("Export as JSON", () => download(app.state))),
     h("label", {}, "Import a file ", h("input", { type: "file", accept: ".json,application/json", id: "import-file", on: { change: take } })),

@@ -27,7 +27,6 @@ export function javascript(value, indent = 0) {
   return laidOut(items, Array.isArray(value) ? "[]" : "{}", indent, 2);
 }
 
-/** Returns a name as a key of a JavaScript object. */
 export function javascriptName(name) {
   return /^[A-Za-z_$][\w$]*$/.test(name) ? name : JSON.stringify(name);
 }

@@ -2,7 +2,7 @@
 import { App } from "./app.js";
 import { CodeView } from "./code_view.js";
 import { ColumnsView } from "./columns_view.js";
-import { ConversationView, emptyMessage } from "./conversation_view.js";
+import { ConversationView } from "./conversation_view.js";
 import { stateOfRequest } from "./docs_request.js";
 import { grow } from "./dom.js";
 import { decodeFragment } from "./fragment.js";
@@ -15,7 +15,7 @@ import { Presets } from "./presets.js";
 import { PromptView } from "./prompt_view.js";
 import { fillServersDialog } from "./servers_dialog.js";
 import { Servers, takesImages } from "./servers.js";
-import { readState } from "./state.js";
+import { readApiMessage, readState } from "./state.js";
 import { browserStore, tabStore } from "./storage.js";
 import { Store } from "./store.js";
 
@@ -110,7 +110,7 @@ function listen() {
   on("stop", "click", () => app.stop());
   on("undo", "click", () => store.undo());
   on("clear", "click", () => store.update((state) => (state.messages = []), { canUndo: true }));
-  on("add", "click", () => store.update((state) => state.messages.push(emptyMessage($("add-role").value)), { canUndo: true }));
+  on("add", "click", () => store.update((state) => state.messages.push(readApiMessage({ role: $("add-role").value })), { canUndo: true }));
   on("show-code", "click", () => {
     isCode = !isCode;
     draw();
@@ -118,6 +118,7 @@ function listen() {
   on("show-servers", "click", () => open("servers", fillServersDialog($("servers"), app, () => (load(), draw()))));
   on("show-keep", "click", async () => open("keep", await fillKeepDialog($("keep"), app, formColumn)));
   document.addEventListener("keydown", (event) => {
+    if (document.querySelector("dialog[open]")) return;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) app.send();
     if (event.key === "Escape" && app.isRunning) app.stop();
   });

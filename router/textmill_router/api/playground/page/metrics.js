@@ -11,7 +11,8 @@ export function metricsOf(run) {
   if (speed !== null) pairs.push(["tokens/s", speed.toFixed(speed < 10 ? 1 : 0)]);
   if (usage && usage.input !== null) pairs.push(["tokens in", String(usage.input)]);
   if (usage && usage.output !== null) pairs.push(["tokens out", String(usage.output)]);
-  if (usage && usage.cached !== null) pairs.push(["cached tokens", String(usage.cached)]);
+  const cached = usage?.cached ?? run.answer.timings?.cached_tokens ?? null;
+  if (cached !== null) pairs.push(["cached tokens", String(cached)]);
   const finishes = run.answer.choices.map((choice) => choice.finish).filter((finish) => finish !== null);
   if (finishes.length > 0) pairs.push(["finish reason", finishes.join(", ")]);
   return pairs;
@@ -28,16 +29,9 @@ export function tokensPerSecond(run, endMs) {
   return tokens > 0 && ms > 0 ? (1000 * tokens) / ms : null;
 }
 
-/** Returns pairs of a name and a text of the server's own timings, from an object or from the text of the header. */
+/** Returns pairs of a name and a text of the server's own timings. */
 export function timingsOf(run) {
-  const timings = run.answer.timings ?? run.timings;
-  if (timings === null) return [];
-  if (typeof timings !== "string") return Object.entries(timings).map(([name, value]) => [words(name), numberText(name, value)]);
-  return timings
-    .split(/[,;]\s*/)
-    .filter((part) => part.includes("="))
-    .map((part) => part.split("=", 2))
-    .map(([name, value]) => [words(name.trim()), numberText(name, Number.isNaN(Number(value)) ? value : Number(value))]);
+  return Object.entries(run.answer.timings ?? {}).map(([name, value]) => [words(name), numberText(name, value)]);
 }
 
 function words(name) {
@@ -47,9 +41,10 @@ function words(name) {
 function numberText(name, value) {
   if (typeof value !== "number") return String(value);
   if (name.endsWith("_ms")) return seconds(value);
-  return name.endsWith("_s") || name.endsWith("_seconds") ? seconds(1000 * value) : String(Math.round(value * 1000) / 1000);
+  return name.endsWith("_s") ? seconds(1000 * value) : String(value);
 }
 
 function seconds(ms) {
+  if (ms > 0 && ms < 10) return `${Number(ms.toPrecision(2))} ms`;
   return ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`;
 }

@@ -10,7 +10,6 @@ export class CallError extends Error {
   }
 }
 
-/** Returns the headers of a call with a JSON body. */
 export function headersOf(key) {
   const headers = { "content-type": "application/json" };
   if (key) headers.authorization = `Bearer ${key}`;
@@ -32,7 +31,6 @@ export async function send(url, { key = "", body, signal } = {}) {
   throw new CallError("refused", await refusalText(response), response.status);
 }
 
-/** Returns the JSON of a call's answer. */
 export async function sendForJson(url, options) {
   const response = await send(url, options);
   try {
@@ -86,7 +84,7 @@ export function whyUnreachable(url, place) {
   }
   return (
     `${target.origin} did not answer, or it does not allow this page to read its answers (CORS). If it runs, let it allow ` +
-    `the origin ${place.origin}: Textmill and text-generation-inference with --cors-allow-origin ${place.origin}, ` +
+    `the origin ${place.origin}: Textmill and TGI with --cors-allow-origin ${place.origin}, ` +
     `vLLM with --allowed-origins '["${place.origin}"]'.`
   );
 }

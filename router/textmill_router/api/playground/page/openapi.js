@@ -6,9 +6,8 @@ const OWN_FIELDS = new Set(["messages", "prompt", "inputs", "model", "stream", "
 const REFUSED = /^Not supported/;
 
 /**
- * Returns the parameters of each mode, in the order of the document. A parameter is
- * `{name, kind, values, minimum, maximum, excludesMinimum, excludesMaximum, default, description, isRefused}`, and `kind`
- * is integer, number, boolean, string, choice, texts (a text or a list of texts) or json.
+ * Returns the parameters of each mode, in the order of the document. The `kind` of a parameter is integer, number,
+ * boolean, string, choice, texts (a text or a list of texts) or json.
  */
 export function readParameters(document) {
   const schemas = document.components.schemas;

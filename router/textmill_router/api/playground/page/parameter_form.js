@@ -29,7 +29,7 @@ export class ParameterForm {
     const { parameters, state } = this.#app;
     this.#dropMistakes();
     if (parameters === null) {
-      this.element.replaceChildren(h("p", { class: "note" }, "The parameters come from openapi.json, which is not here yet."));
+      this.element.replaceChildren(h("p", { class: "note" }, "openapi.json is not here yet."));
       return;
     }
     const all = parameters[state.mode];
@@ -133,7 +133,7 @@ export class ParameterForm {
     for (const where of [...this.#app.invalid.keys()]) if (where.startsWith(`${this.#column} `)) this.#app.invalid.delete(where);
   }
 
-  /** Returns a row for a parameter that a link or an import brought and that the document does not have. */
+  /** Returns a row for a parameter that the document does not have. */
   #unknown(name) {
     const drop = () => this.#app.store.update(() => delete this.#values[name], { canUndo: true });
     const text = `${name}: ${JSON.stringify(this.#values[name])} (not in openapi.json; sent as it is)`;

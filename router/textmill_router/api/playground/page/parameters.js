@@ -19,7 +19,7 @@ export function parseParameter(parameter, text) {
   }
 }
 
-/** Returns the text of a value for its control, from which `parseParameter` makes the value again. */
+/** Returns the text from which `parseParameter` makes the value again. */
 export function formatParameter(parameter, value) {
   if (value === undefined || value === null) return "";
   if (parameter.kind === "texts") return typeof value === "string" && !isJsonText(value) ? value : JSON.stringify(value);

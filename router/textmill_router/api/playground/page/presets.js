@@ -12,7 +12,7 @@ export class Presets {
     return this.#store.read("presets", []);
   }
 
-  /** Keeps the parameters of a column and the system message under a name. Returns false where the browser keeps nothing. */
+  /** Keeps parameters and system message under a name. Returns false where the browser keeps nothing. */
   save(name, state, column) {
     const first = state.messages[0];
     const preset = {
@@ -28,7 +28,6 @@ export class Presets {
     this.#store.write("presets", this.list().filter((one) => one.name !== name));
   }
 
-  /** Puts a preset into the state. */
   apply(name, state, column) {
     const preset = this.list().find((one) => one.name === name);
     if (preset === undefined) return;

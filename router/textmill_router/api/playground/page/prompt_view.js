@@ -2,17 +2,9 @@
 import { legacyTokens } from "./answers.js";
 import { button, h } from "./dom.js";
 import { sendForJson } from "./network.js";
-import { apiMessages, pendingMessages } from "./requests.js";
+import { buildRequest, NUM_ALTERNATIVES } from "./requests.js";
 import { tokenView } from "./token_view.js";
 
-const NUM_ALTERNATIVES = 5;
-// The fields of a chat body from which the prompt is made.
-const PROMPT_FIELDS = [
-  "tools", "tool_choice", "tool_prompt", "documents", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
-  "functions", "function_call", "response_format",
-];
-
-/** The block that shows the rendered prompt of column A. */
 export class PromptView {
   #app;
   #tokens = []; // of /chat_tokenize or /tokenize: {id, text}
@@ -43,11 +35,7 @@ export class PromptView {
 
   async #chatPrompt() {
     const { state } = this.#app;
-    const parameters = state.columns[0].parameters.chat;
-    const wanted = Object.fromEntries(Object.entries(parameters).filter(([name]) => PROMPT_FIELDS.includes(name)));
-    const body = { messages: apiMessages(pendingMessages(state), 0), ...wanted };
-    if (state.columns[0].model) body.model = state.columns[0].model;
-    const answer = await this.#ask("/chat_tokenize", body);
+    const answer = await this.#ask("/chat_tokenize", buildRequest({ ...state, stream: false, tokens: false }, 0).body);
     return { text: answer.templated_text, tokens: answer.tokenize_response };
   }
 

@@ -1,19 +1,24 @@
 // The state becomes the request that is sent, and that the code view shows.
 import { answerOf, contentOf } from "./state.js";
 
-const NUM_ALTERNATIVES = 5; // of each token in the token view; the most that a server allows unless told otherwise
+export const MODE_OF_PATH = {
+  "/v1/chat/completions": "chat",
+  "/chat_tokenize": "chat",
+  "/v1/completions": "completions",
+  "/generate": "generate",
+  "/generate_stream": "generate",
+};
+export const NUM_ALTERNATIVES = 5; // of each token in the token view; the most that a server allows unless told otherwise
 
-/** Whether the user has written a message that is not sent yet. */
 export function hasDraft(state) {
   return state.draft.trim() !== "" || state.images.length > 0;
 }
 
-/** Returns the message that the user has written. */
 export function draftMessage(state) {
   return { role: "user", content: contentOf(state.draft, state.images) };
 }
 
-/** Returns the messages that are sent now: with the draft, or without a draft up to the last message of no assistant. */
+/** Returns the messages that Send sends: with the draft, or else up to the last that is no answer. */
 export function pendingMessages(state) {
   if (hasDraft(state)) return [...state.messages, draftMessage(state)];
   const end = state.messages.findLastIndex((message) => message.role !== "assistant");
@@ -30,15 +35,14 @@ export function apiMessages(messages, column) {
 }
 
 /**
- * Returns `{path, body}` of the request of one column. The body has the changed parameters alone, and what the page
- * needs to show the answer: `stream_options` or `details` for the counts, log-probabilities for the token view.
- * `continues` is the text of a cut answer that the model goes on with. `takesTimings` says that the server can time the
- * steps of the call. `messages` stands for the pending messages where it is given.
+ * Returns `{path, body}` of the request of one column: the changed parameters, and what the page needs to show counts,
+ * timings and tokens. `continues` is the text of a cut answer. `messages` may stand for the pending messages.
  */
 export function buildRequest(state, column, { continues = null, takesTimings = false, messages = null } = {}) {
   const { model, parameters } = state.columns[column];
   const given = structuredClone(parameters[state.mode]);
-  if (state.mode === "generate") return generateRequest(state, given, continues);
+  const timings = takesTimings ? { textmill: { timings: true } } : {};
+  if (state.mode === "generate") return generateRequest(state, given, continues, timings);
   const body = { model: model || "tgi" };
   if (state.mode === "chat") {
     body.messages = apiMessages(messages ?? pendingMessages(state), column);
@@ -62,15 +66,14 @@ export function buildRequest(state, column, { continues = null, takesTimings = f
   } else {
     delete body.stream_options; // which the server takes for streams alone
   }
-  if (takesTimings) body.textmill = { timings: true };
-  return { path: state.mode === "chat" ? "/v1/chat/completions" : "/v1/completions", body };
+  return { path: state.mode === "chat" ? "/v1/chat/completions" : "/v1/completions", body: { ...body, ...timings } };
 }
 
-function generateRequest(state, given, continues) {
+function generateRequest(state, given, continues, timings) {
   const parameters = { ...given, details: true };
   if (state.tokens) parameters.top_n_tokens ??= NUM_ALTERNATIVES;
   const path = state.stream ? "/generate_stream" : "/generate";
-  return { path, body: { inputs: state.prompt + (continues ?? ""), parameters } };
+  return { path, body: { inputs: state.prompt + (continues ?? ""), parameters, ...timings } };
 }
 
 /** Returns why nothing can be sent now, or null. */

@@ -2,10 +2,7 @@
 import { addEvent, addWhole, newAnswer, ServerError } from "./answers.js";
 import { CallError, eventsOf, send } from "./network.js";
 
-/**
- * Returns a run that has not begun. `state` becomes running, then done, stopped (by the user), broken (the answer ended
- * before its end) or failed (there is no answer). Times are in milliseconds on the clock of `performance.now()`.
- */
+/** Returns a run that has not begun. The run ends as done, stopped (by the user), broken (in the middle) or failed. */
 export function newRun(mode) {
   return {
     mode,
@@ -16,7 +13,6 @@ export function newRun(mode) {
     firstMs: null,
     endMs: null,
     heardMs: null, // when the last bytes came, a comment that keeps the stream alive counts too
-    timings: null, // of the header x-textmill-timings
   };
 }
 
@@ -27,7 +23,6 @@ export async function perform(run, { url, key, body, streams, signal }, onChange
   onChange();
   try {
     const response = await send(url, { key, body, signal });
-    run.timings = response.headers.get("x-textmill-timings");
     if (streams) await readStream(run, response, onChange, clock);
     else addWhole(run.answer, run.mode, await response.json());
     if (!run.answer.isComplete) throw new CallError("broken", "the server ended the stream before the end of the answer");

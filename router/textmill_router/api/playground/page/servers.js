@@ -2,7 +2,7 @@
 import { CallError, sendForJson } from "./network.js";
 import { OWN_SERVER } from "./state.js";
 
-/** Returns the root of a server from the base URL that a user types: without `/v1` and without a slash at its end. */
+/** Returns the root of a server, without `/v1`, from the base URL that a user types. */
 export function rootOf(text) {
   let url;
   try {
@@ -38,7 +38,6 @@ export class Servers {
     return this.list().find((server) => server.id === id);
   }
 
-  /** Returns the key of a server, or "". */
   keyOf(id) {
     return id === OWN_SERVER ? this.#tab.read("key", "") : (this.#added().find((server) => server.id === id)?.key ?? "");
   }
@@ -49,7 +48,7 @@ export class Servers {
     this.#models.delete(OWN_SERVER);
   }
 
-  /** Adds a server, or replaces the server with the same address. Returns the id. Throws an Error with a sentence. */
+  /** Adds a server, or replaces the server of that address. Returns its id. */
   add({ name, address, key }) {
     const root = rootOf(address);
     const others = this.#added().filter((server) => server.root !== root);

@@ -42,7 +42,7 @@ export function fillServersDialog(dialog, app, onChange) {
     h("h2", {}, "Key and servers"),
     h("form", { on: { submit: setKey } }, h("label", {}, "API key of this server, kept in this tab ", key), h("button", { type: "submit" }, "Keep the key")),
     h("h3", {}, "Further servers"),
-    h("p", {}, "Any server of OpenAI's API. Address and key are kept in this browser."),
+    h("p", {}, "Any server with OpenAI's API. The browser keeps address and key."),
     h("ul", {}, added.map(({ id, name, root }) => h("li", {}, `${name} (${root}) `, button("Remove", () => remove(id), { "aria-label": `Remove ${name}` })))),
     h(
       "form",

@@ -1,66 +1,42 @@
-// The request as a program: for a shell, for Python and for JavaScript, with the clients that people use.
+// The request as a program, for the clients that people use.
 import { javascript, javascriptName, python, shellText } from "./literals.js";
+import { MODE_OF_PATH } from "./requests.js";
 
-/** The kinds of snippets, in the order in which the page shows them. */
+/** The kinds of snippets in the order of the page. Each has a writer for each route for which the client has a call. */
 export const KINDS = [
-  { id: "curl", label: "curl", language: "sh" },
-  { id: "huggingface_hub", label: "Python: huggingface_hub", language: "python" },
-  { id: "openai-python", label: "Python: openai", language: "python" },
-  { id: "huggingface-js", label: "JavaScript: @huggingface/inference", language: "javascript" },
-  { id: "openai-js", label: "JavaScript: openai", language: "javascript" },
+  { id: "curl", label: "curl", chat: curl, completions: curl, generate: curl },
+  { id: "huggingface_hub", label: "Python: huggingface_hub", chat: hubChat, generate: hubGenerate },
+  { id: "openai-python", label: "Python: openai", chat: openaiPython, completions: openaiPython },
+  { id: "huggingface-js", label: "JavaScript: @huggingface/inference", chat: inferenceChat, completions: inferenceText },
+  { id: "openai-js", label: "JavaScript: openai", chat: openaiJavascript, completions: openaiJavascript },
 ];
+const names = (text) => new Set(text.trim().split(/\s+/));
 
 // The fields that the clients take by name; any other field goes into `extra_body`.
-const HUB_CHAT = new Set([
-  "messages", "model", "stream", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "n", "presence_penalty",
-  "response_format", "seed", "stop", "stream_options", "temperature", "tool_choice", "tool_prompt", "tools", "top_logprobs",
-  "top_p",
-]);
-const HUB_GENERATE = new Set([
-  "details", "stream", "adapter_id", "best_of", "decoder_input_details", "do_sample", "frequency_penalty", "grammar",
-  "max_new_tokens", "repetition_penalty", "return_full_text", "seed", "stop", "temperature", "top_k", "top_n_tokens", "top_p",
-  "truncate", "typical_p", "watermark",
-]);
-const OPENAI_CHAT = new Set([
-  "messages", "model", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs", "max_completion_tokens",
-  "max_tokens", "n", "parallel_tool_calls", "presence_penalty", "response_format", "seed", "stop", "stream",
-  "stream_options", "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user",
-]);
-const OPENAI_COMPLETIONS = new Set([
-  "model", "prompt", "best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "n",
-  "presence_penalty", "seed", "stop", "stream", "stream_options", "suffix", "temperature", "top_p", "user",
-]);
+const HUB_CHAT = names(`
+  messages model stream frequency_penalty logit_bias logprobs max_tokens n presence_penalty response_format seed
+  stop stream_options temperature tool_choice tool_prompt tools top_logprobs top_p`);
+const HUB_GENERATE = names(`
+  details stream adapter_id best_of decoder_input_details do_sample frequency_penalty grammar max_new_tokens
+  repetition_penalty return_full_text seed stop temperature top_k top_n_tokens top_p truncate typical_p watermark`);
+const OPENAI_CHAT = names(`
+  messages model frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens n
+  parallel_tool_calls presence_penalty response_format seed stop stream stream_options temperature tool_choice
+  tools top_logprobs top_p user`);
+const OPENAI_COMPLETIONS = names(`
+  model prompt best_of echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop stream
+  stream_options suffix temperature top_p user`);
 
-/**
- * Returns `{code}` of one kind of snippet, or `{reason}` where the client has no call for the request. `request` is
- * `{path, body}`, `root` is the address of the server without a slash at its end, and `hasKey` says that the server
- * asks for a key, which the snippet reads from the variable API_KEY.
- */
-export function snippet(kind, { request, root, hasKey }) {
-  const call = { ...request, root, hasKey, isChat: request.path === "/v1/chat/completions" };
-  switch (kind) {
-    case "curl":
-      return { code: curl(call) };
-    case "huggingface_hub":
-      return isNative(call) ? hubGenerate(call) : call.isChat ? { code: hubChat(call) } : noClient("huggingface_hub");
-    case "openai-python":
-      return isNative(call) ? noClient("openai") : { code: openaiPython(call) };
-    case "huggingface-js":
-      return isNative(call) ? { code: inferenceGenerate(call) } : call.isChat ? { code: inferenceChat(call) } : noClient("@huggingface/inference");
-    case "openai-js":
-      return isNative(call) ? noClient("openai") : { code: openaiJavascript(call) };
-    default:
-      throw new Error(`no kind of snippet: ${kind}`);
+/** Returns `{code}`, or `{reason}` where the client has no call for the request. With `hasKey` the code reads API_KEY. */
+export function snippet(id, { request, root, hasKey }) {
+  const kind = KINDS.find((one) => one.id === id);
+  const route = MODE_OF_PATH[request.path];
+  if (!kind[route]) return { reason: `${kind.label} has no call for ${request.path}. Choose another client or another kind of prompt.` };
+  const unknown = id === "huggingface_hub" && route === "generate" ? Object.keys(request.body.parameters).filter((name) => !HUB_GENERATE.has(name)) : [];
+  if (unknown.length > 0) {
+    return { reason: `text_generation of huggingface_hub does not take ${unknown.join(", ")}. Use curl.` };
   }
-}
-
-function isNative({ path }) {
-  return path === "/generate" || path === "/generate_stream";
-}
-
-function noClient(name) {
-  const route = name === "openai" ? "the native route /generate" : "the route /v1/completions";
-  return { reason: `${name} has no call for ${route}. Choose another client or another kind of prompt.` };
+  return { code: kind[route]({ ...request, root, hasKey, isChat: route === "chat" }) };
 }
 
 function curl({ root, path, body, hasKey }) {
@@ -69,8 +45,6 @@ function curl({ root, path, body, hasKey }) {
   lines.push(`--data-raw ${shellText(JSON.stringify(body, null, 2))}`);
   return `${lines.join(" \\\n  ")}\n`;
 }
-
-// Python
 
 function pythonArguments(fields, indent) {
   return fields.map(([name, value]) => `${" ".repeat(indent)}${name}=${python(value, indent)},\n`).join("");
@@ -101,23 +75,16 @@ function hubChat({ root, body, hasKey }) {
 }
 
 function hubGenerate({ root, path, body, hasKey }) {
-  const { inputs, parameters } = body;
-  const unknown = Object.keys(parameters).filter((name) => !HUB_GENERATE.has(name));
-  if (unknown.length > 0) {
-    return { reason: `text_generation of huggingface_hub does not take ${unknown.join(", ")}. Use curl, or @huggingface/inference.` };
-  }
   const streams = path === "/generate_stream";
-  const fields = Object.entries(parameters);
-  if (streams) fields.push(["stream", true]);
-  return {
-    code:
-      pythonHead(hasKey, "from huggingface_hub import InferenceClient") +
-      `client = InferenceClient(${python(root)}, token=${hasKey ? pythonKey(hasKey) : "False"})\n` +
-      `answer = client.text_generation(\n    ${python(inputs, 4)},\n${pythonArguments(fields, 4)})\n` +
-      (streams
-        ? "for event in answer:\n    if not event.token.special:\n        print(event.token.text, end=\"\", flush=True)\nprint()\n"
-        : "print(answer.generated_text)\n"),
-  };
+  const fields = Object.entries(streams ? { ...body.parameters, stream: true } : body.parameters);
+  return (
+    pythonHead(hasKey, "from huggingface_hub import InferenceClient") +
+    `client = InferenceClient(base_url=${python(root + path)}, api_key=${pythonKey(hasKey)})\n` +
+    `answer = client.text_generation(\n    ${python(body.inputs, 4)},\n${pythonArguments(fields, 4)})\n` +
+    (streams
+      ? 'for event in answer:\n    if not event.token.special:\n        print(event.token.text, end="", flush=True)\nprint()\n'
+      : "print(answer.generated_text)\n")
+  );
 }
 
 function openaiPython({ root, body, hasKey, isChat }) {
@@ -138,8 +105,6 @@ function pythonPrint(body, mode) {
   if (mode === "completions") return "print(answer.choices[0].text)\n";
   return body.tools ? "print(answer.choices[0].message)\n" : "print(answer.choices[0].message.content)\n";
 }
-
-// JavaScript
 
 function javascriptKey(hasKey) {
   return hasKey ? "process.env.API_KEY" : '"none"';
@@ -164,13 +129,16 @@ function inferenceChat(call) {
   );
 }
 
-function inferenceGenerate(call) {
-  const given = javascriptObject(call.body);
+/** textGeneration sends to /v1/completions, and writes `max_new_tokens` as `max_tokens`. */
+function inferenceText(call) {
+  const { model, prompt, stream, max_tokens, ...rest } = call.body;
+  const parameters = max_tokens === undefined ? rest : { max_new_tokens: max_tokens, ...rest };
+  const given = javascriptObject({ model, inputs: prompt, parameters });
   return (
     inferenceClient(call) +
-    (call.path === "/generate_stream"
-      ? `for await (const event of client.textGenerationStream(${given})) {\n` +
-        "  if (!event.token.special) process.stdout.write(event.token.text);\n}\nconsole.log();\n"
+    (stream
+      ? `for await (const chunk of client.textGenerationStream(${given})) {\n` +
+        '  process.stdout.write(chunk.choices[0]?.text ?? "");\n}\nconsole.log();\n'
       : `const answer = await client.textGeneration(${given});\nconsole.log(answer.generated_text);\n`)
   );
 }

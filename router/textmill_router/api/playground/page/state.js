@@ -30,7 +30,6 @@ export function textOf(content) {
   return content.filter((part) => part.type === "text").map((part) => part.text).join("");
 }
 
-/** Returns the addresses of the images of a content. */
 export function imagesOf(content) {
   return typeof content === "string" ? [] : content.filter((part) => part.type === "image_url").map((part) => part.image_url.url);
 }

@@ -1,33 +1,25 @@
 // What the browser keeps: servers and presets in the browser, the state and the page's own key in the tab alone.
 
-const PREFIX = "textmill.";
-
-/** Returns the JSON value under a name of one of the browser's stores, or `fallback`. Stores may be switched off. */
-function read(store, name, fallback) {
-  try {
-    const text = globalThis[store].getItem(PREFIX + name);
-    return text === null ? fallback : JSON.parse(text);
-  } catch {
-    return fallback;
-  }
+/** Returns a store of JSON values. Where the browser has none, nothing is read and `write` returns false. */
+function storeIn(area) {
+  return {
+    read(name, fallback) {
+      try {
+        return JSON.parse(globalThis[area].getItem(`textmill.${name}`)) ?? fallback;
+      } catch {
+        return fallback;
+      }
+    },
+    write(name, value) {
+      try {
+        globalThis[area].setItem(`textmill.${name}`, JSON.stringify(value));
+        return true;
+      } catch {
+        return false;
+      }
+    },
+  };
 }
 
-function write(store, name, value) {
-  try {
-    globalThis[store].setItem(PREFIX + name, JSON.stringify(value));
-    return true;
-  } catch {
-    return false; // full, or switched off
-  }
-}
-
-export const browserStore = {
-  read: (name, fallback) => read("localStorage", name, fallback),
-  write: (name, value) => write("localStorage", name, value),
-};
-
-/** A store that ends with the tab. */
-export const tabStore = {
-  read: (name, fallback) => read("sessionStorage", name, fallback),
-  write: (name, value) => write("sessionStorage", name, value),
-};
+export const browserStore = storeIn("localStorage");
+export const tabStore = storeIn("sessionStorage");

@@ -44,7 +44,6 @@ export class Store {
     this.#keep.write("state", this.state);
   }
 
-  /** Takes another state, which can be undone. */
   replace(state) {
     this.#undo.push(structuredClone(this.state));
     this.state = state;

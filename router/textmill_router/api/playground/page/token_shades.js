@@ -1,6 +1,5 @@
 // Tokens as the page shows them: a probability, a text that can be seen, and a sentence for screen readers.
 
-/** Returns the probability of a log-probability, or null. */
 export function probability(logprob) {
   return logprob === null || logprob === undefined ? null : Math.exp(logprob);
 }
@@ -23,7 +22,6 @@ export function visible(text) {
   return text === "" ? "∅" : text.replaceAll("\n", "↵\n").replaceAll("\t", "⇥\t");
 }
 
-/** Returns what a screen reader says of a token. */
 export function spoken(token) {
   const text = token.text.trim() === "" ? JSON.stringify(token.text) : token.text;
   return `${text}, ${percent(probability(token.logprob))}`;

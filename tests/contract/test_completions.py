@@ -362,7 +362,7 @@ def test_stream_has_no_chunk_that_says_nothing(tmp_path: Path) -> None:
 def test_each_sequence_takes_a_permit(tmp_path: Path) -> None:
     with RunningRouter(tmp_path, max_concurrent_requests=3) as router, router.client() as client:
         body = {"prompt": ["a", "b"], "max_tokens": 1}
-        for fields, status in (({}, 200), ({"n": 2}, 429), ({"best_of": 2}, 429), ({"prompt": "a", "n": 3}, 200)):
+        for fields, status in (({}, 200), ({"n": 2}, 422), ({"best_of": 2}, 422), ({"prompt": "a", "n": 3}, 200)):
             assert client.post("/v1/completions", json={**body, **fields}).status_code == status
 
 

@@ -99,6 +99,7 @@ RANGES: list[tuple[str, dict[str, Any], str, str]] = [
         "truncate_prompt_tokens",
         "`truncate_prompt_tokens` must not be set with",
     ),
+    (CHAT, {"messages": [{"role": "", "content": "x"}]}, "messages[0].role", "must not be empty"),
     (CHAT, {"response_format": {}}, "response_format.type", "must be `text`, `json_object`, `json_schema`"),
     (CHAT, {"response_format": {"type": 5}}, "response_format.type", "found a value that is no text"),
 ]

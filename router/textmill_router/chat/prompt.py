@@ -99,6 +99,9 @@ def make_prompt(template: ChatTemplate, chat: ChatRequest, safety: RoleSafety) -
 
 
 def _check_role(role: str, index: int, safety: RoleSafety) -> None:
+    if not role:
+        path = f"messages[{index}].role"
+        raise ValidationFailed(f"`{path}` must not be empty", field=path)
     if role not in KNOWN_ROLES and safety.forges(role):
         raise ValidationFailed(
             f"`messages[{index}].role` {role!r} is part of a special token's text: it could end the message",

@@ -64,16 +64,16 @@ def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
     num_choices = check_n(body.n, call.service.settings.max_n)
     checked = checked_parameters(body, requested_sampling(body), call.backend)
     tools = tool_choice_of(body)
-    asked = answer_grammar(body)
+    grammar = answer_grammar(body)
     if tools is not None and tools.is_required:
-        asked = None  # a call has no content
+        grammar = None  # a call has no content
     chat = prepare_chat(
         call.backend,
         call.service.format_flags,
         chat_request(body),
         tools=tools,
-        content=None if asked is None else asked.grammar,
-        grammar_field="tools" if asked is None else asked.body_field,
+        content=None if grammar is None else grammar.grammar,
+        grammar_field="tools" if grammar is None else grammar.body_field,
         add_special_tokens=bool(body.add_special_tokens),
     )
     return PreparedCall(

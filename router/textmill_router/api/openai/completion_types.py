@@ -68,7 +68,7 @@ def requested_completion(body: CompletionBody) -> RequestedParameters:
     if body.truncate is not None and body.truncate_prompt_tokens is not None:
         raise _refuse("truncate", "and `truncate_prompt_tokens` exclude each other; leave one out")
     requested = requested_sampling(body)
-    asked = answer_grammar(body)
+    grammar = answer_grammar(body)
     numbers = dict(requested.numbers)
     for name, row in COMPLETION_BOUNDS.items():
         row.check(name, numbers.get(name))
@@ -79,7 +79,7 @@ def requested_completion(body: CompletionBody) -> RequestedParameters:
     return replace(
         requested,
         numbers=numbers,
-        grammar=None if asked is None else asked.grammar,
+        grammar=None if grammar is None else grammar.grammar,
         watermark=body.watermark or False,
     )
 

@@ -68,7 +68,7 @@ def completions_route(service: Service) -> GeneratingRoute[CompletionBody]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _CheckedCall:
     """A body whose fields obey the rules and whose prompts are not tokenised yet."""
 
     body: CompletionBody
@@ -108,14 +108,14 @@ def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
         if body.echoes:
             raise ValidationFailed("`echo` must be false with `suffix`", field="echo")
         middle = middle_tokens_for(sources, backend.tokenizer)
-    asked = answer_grammar(body)
-    work = _Work(call, _Asked(body, checked, sources, n, best_of, middle))
+    grammar = answer_grammar(body)
+    work = _Work(call, _CheckedCall(body, checked, sources, n, best_of, middle))
     return PreparedCall(
         work,
         num_sequences=len(sources) * best_of,
         streams=bool(body.stream),
         grammar=checked.generation.grammar,
-        grammar_field="grammar" if asked is None else asked.body_field,
+        grammar_field="grammar" if grammar is None else grammar.body_field,
     )
 
 
@@ -139,11 +139,11 @@ def _check_best_of(body: CompletionBody, n: int, max_best_of: int) -> int:
 class _Work:
     """One call. Sequences are in the order of the prompts, with `best_of` sequences for each prompt."""
 
-    def __init__(self, call: IncomingCall, asked: _Asked) -> None:
+    def __init__(self, call: IncomingCall, checked_call: _CheckedCall) -> None:
         self._backend = call.backend
         self._record = call.record
-        self._asked = asked
-        self._stop_ids = checked_stop_ids(asked.body, call.backend.limits.vocab_size)
+        self._checked_call = checked_call
+        self._stop_ids = checked_stop_ids(checked_call.body, call.backend.limits.vocab_size)
         self._envelope = new_envelope(call.service, "cmpl-")
 
     async def stream(self, scope: Scope, send: Send) -> None:
@@ -156,19 +156,19 @@ class _Work:
             generations = await self._start(stack, self._requests(prompts), keep_tokens=False)
             results = await stream_choices(stream, generations, self._writers(prompts, generations), self._check)
             self._record.note_success(results)
-        if not self._asked.body.wants_usage_event:
+        if not self._checked_call.body.wants_usage_event:
             return b""
         usage = usage_of(self._counted(results), len(prompts))
         return b"data: " + completion(self._envelope, [], usage, self._timings(results)) + b"\n\n"
 
     async def answer_whole(self, scope: Scope, send: Send) -> None:
         """Send one answer when all sequences are complete, with choices in the order of the prompts."""
-        asked = self._asked
+        call = self._checked_call
         prompts = await self._prompts()
-        is_compared = asked.best_of > asked.n
+        is_compared = call.best_of > call.n
         async with AsyncExitStack() as stack:
             requests = self._requests(prompts)
-            keep_tokens = asked.body.wants_logprobs or asked.body.wants_token_ids or is_compared
+            keep_tokens = call.body.wants_logprobs or call.body.wants_token_ids or is_compared
             generations = await self._start(stack, requests, keep_tokens=keep_tokens)
             results = [await generation.result() for generation in generations]
         for result in results:
@@ -186,36 +186,36 @@ class _Work:
 
     async def _prompts(self) -> list[CompletionPrompt]:
         """Tokenise the prompts and check their budgets. Later steps refuse no call for its fields."""
-        asked = self._asked
-        prompts = [await self._prompt(source) for source in asked.sources]
+        call = self._checked_call
+        prompts = [await self._prompt(source) for source in call.sources]
         self._record.note_validated(sum(len(prompt.text) for prompt in prompts), [prompt.intake for prompt in prompts])
         return prompts
 
     async def _prompt(self, source: PromptSource) -> CompletionPrompt:
-        asked = self._asked
-        if asked.middle is not None:
+        call = self._checked_call
+        if call.middle is not None:
             assert source.text is not None
-            assert asked.body.suffix is not None
+            assert call.body.suffix is not None
             return await take_middle_prompt(
                 self._backend,
                 source.text,
-                asked.body.suffix,
-                asked.middle,
-                asked.checked,
-                add_special_tokens=asked.body.add_special_tokens is not False,
+                call.body.suffix,
+                call.middle,
+                call.checked,
+                add_special_tokens=call.body.add_special_tokens is not False,
             )
         return await take_completion_prompt(
             self._backend,
             source,
-            asked.checked,
-            wants_offsets=asked.body.echoes and asked.body.wants_logprobs,
-            add_special_tokens=asked.body.add_special_tokens is not False,
+            call.checked,
+            wants_offsets=call.body.echoes and call.body.wants_logprobs,
+            add_special_tokens=call.body.add_special_tokens is not False,
         )
 
     def _requests(self, prompts: Sequence[CompletionPrompt]) -> list[GenerationRequest]:
         """Return the requests. The first of a prompt computes the prompt's log-probabilities for its others."""
-        asked = self._asked
-        wants_prompt = asked.body.echoes and asked.body.wants_logprobs
+        call = self._checked_call
+        wants_prompt = call.body.echoes and call.body.wants_logprobs
         requests = []
         for prompt in prompts:
             sequences = [
@@ -223,46 +223,46 @@ class _Work:
                     self._backend,
                     prompt.intake,
                     parameters,
-                    wants_logprobs=asked.body.wants_logprobs or asked.best_of > asked.n,
+                    wants_logprobs=call.body.wants_logprobs or call.best_of > call.n,
                     wants_prompt_logprobs=wants_prompt,
-                    top_n_tokens=asked.checked.top_n_tokens,
+                    top_n_tokens=call.checked.top_n_tokens,
                     terms=self._record.terms,
                     stop_ids=self._stop_ids,
                 )
-                for parameters in choice_parameters(asked.checked.generation, asked.best_of)
+                for parameters in choice_parameters(call.checked.generation, call.best_of)
             ]
             if wants_prompt:
-                sequences[0] = replace(sequences[0], prompt_top_n_tokens=asked.checked.top_n_tokens)
-            if asked.middle is not None and not asked.checked.generation.ignore_eos:
+                sequences[0] = replace(sequences[0], prompt_top_n_tokens=call.checked.top_n_tokens)
+            if call.middle is not None and not call.checked.generation.ignore_eos:
                 num_known = self._backend.limits.vocab_size  # a tokenizer may have more
-                stop_ids = tuple(token_id for token_id in asked.middle.end_ids if token_id < num_known)
+                stop_ids = tuple(token_id for token_id in call.middle.end_ids if token_id < num_known)
                 sequences = [replace(sequence, stop_ids=sequence.stop_ids + stop_ids) for sequence in sequences]
-            requests += share_prompt(with_prompt_logprobs(asked.body, sequences))
+            requests += share_prompt(with_prompt_logprobs(call.body, sequences))
         return requests
 
     def _timings(self, results: Sequence[GenerationResult]) -> Timings | UnsetType:
-        return timings_of(results) if self._asked.body.wants_timings else UNSET
+        return timings_of(results) if self._checked_call.body.wants_timings else UNSET
 
     def _check(self, result: GenerationResult) -> None:
         """An output that ended by itself matches the grammar. Raises GenerationBroke."""
-        if self._asked.body.has_output:
-            check_output(result, self._asked.checked.asked_grammar)
+        if self._checked_call.body.has_output:
+            check_output(result, self._checked_call.checked.asked_grammar)
 
     async def _start(
         self, stack: AsyncExitStack, requests: Sequence[GenerationRequest], *, keep_tokens: bool
     ) -> list[Generation]:
-        keeps_stop = bool(self._asked.body.include_stop_str_in_output)
-        options = TextOptions(self._asked.checked.stop, keep_stop_match=keeps_stop, keep_tokens=keep_tokens)
+        keeps_stop = bool(self._checked_call.body.include_stop_str_in_output)
+        options = TextOptions(self._checked_call.checked.stop, keep_stop_match=keeps_stop, keep_tokens=keep_tokens)
         return await start_all(stack, self._backend, requests, options)
 
     def _choices(self, prompts: Sequence[CompletionPrompt], results: list[GenerationResult]) -> list[CompletionChoice]:
-        asked = self._asked
+        call = self._checked_call
         choices: list[CompletionChoice] = []
         for number, prompt in enumerate(prompts):
-            own = results[number * asked.best_of : (number + 1) * asked.best_of]
+            own = results[number * call.best_of : (number + 1) * call.best_of]
             prompt_tokens = own[0].prompt_tokens
-            if asked.best_of > asked.n:
-                own = sorted(own, key=mean_logprob, reverse=True)[: asked.n]
+            if call.best_of > call.n:
+                own = sorted(own, key=mean_logprob, reverse=True)[: call.n]
             form = self._form(prompt)
             for result in own:
                 choices.append(whole_choice(len(choices), form, result, prompt_tokens))
@@ -271,7 +271,7 @@ class _Work:
     def _writers(
         self, prompts: Sequence[CompletionPrompt], generations: Sequence[Generation]
     ) -> list[CompletionChunks]:
-        n = self._asked.n
+        n = self._checked_call.n
         return [
             # The first sequence of a prompt has its log-probabilities before any other has a token.
             CompletionChunks(
@@ -279,35 +279,35 @@ class _Work:
                 index,
                 self._form(prompts[index // n]),
                 generations[index - index % n].prompt_tokens,
-                extras=ChunkExtras(self._asked.body, prompts[index // n].intake.prompt_ids),
-                tail=ChunkTail(self._asked.body, len(prompts[index // n].intake.prompt_ids)),
+                extras=ChunkExtras(self._checked_call.body, prompts[index // n].intake.prompt_ids),
+                tail=ChunkTail(self._checked_call.body, len(prompts[index // n].intake.prompt_ids)),
             )
             for index in range(len(generations))
         ]
 
     def _form(self, prompt: CompletionPrompt) -> ChoiceForm:
-        asked = self._asked
+        call = self._checked_call
         new_logprobs = None
-        if asked.body.wants_logprobs:
+        if call.body.wants_logprobs:
             tokenizer: Tokenizer = self._backend.tokenizer
-            wants_top = asked.checked.top_n_tokens > 0
-            echoed = len(prompt.text) if asked.body.echoes else 0
+            wants_top = call.checked.top_n_tokens > 0
+            echoed = len(prompt.text) if call.body.echoes else 0
 
             def new_logprobs() -> ChoiceLogprobs:
                 return ChoiceLogprobs(tokenizer, wants_top=wants_top, echoed_characters=echoed)
 
         return ChoiceForm(
             prompt,
-            asked.body.echoes,
-            asked.body.has_output,
+            call.body.echoes,
+            call.body.has_output,
             new_logprobs,
-            has_token_ids=asked.body.wants_token_ids,
-            has_stop_reason=asked.body.wants_stop_reason,
-            num_prompt_alternatives=asked.body.prompt_logprobs,
+            has_token_ids=call.body.wants_token_ids,
+            has_stop_reason=call.body.wants_stop_reason,
+            num_prompt_alternatives=call.body.prompt_logprobs,
         )
 
     def _counted(self, results: list[GenerationResult]) -> list[GenerationResult]:
         """Return the results as usage counts them, without a token that is not shown."""
-        if self._asked.body.has_output:
+        if self._checked_call.body.has_output:
             return results
         return [replace(result, num_output_tokens=0) for result in results]

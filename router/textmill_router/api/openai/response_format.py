@@ -23,9 +23,9 @@ def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
     if response_format is None or response_format.get("type") == "text":
         return None
     _check_keys(response_format)
-    asked = response_format.get("json_schema")
+    json_schema = response_format.get("json_schema")
     schema = response_format.get("schema")  # llama.cpp and others have the schema beside the type
-    if asked is None and schema is not None and response_format.get("type") in ("json_object", "json_schema"):
+    if json_schema is None and schema is not None and response_format.get("type") in ("json_object", "json_schema"):
         if response_format["type"] == "json_object" and isinstance(schema, dict):
             schema = {"type": "object", **schema}
         return schema_grammar(schema, field=f"{RESPONSE_FORMAT}.schema")
@@ -34,18 +34,18 @@ def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
         found = f"`{kind}`" if isinstance(kind, str) else "none" if kind is None else "a value that is no text"
         path = f"{RESPONSE_FORMAT}.type"
         raise ValidationFailed(f"`{path}` must be {_WANTED}, found {found}", field=path)
-    if kind == "json_schema" and asked is None and response_format.get("value") is None:
+    if kind == "json_schema" and json_schema is None and response_format.get("value") is None:
         path = f"{RESPONSE_FORMAT}.json_schema"
         raise ValidationFailed(f'`{path}` is missing: the type `json_schema` needs {{"name", "schema"}}', field=path)
-    if kind != "json_schema" or asked is None:
+    if kind != "json_schema" or json_schema is None:
         return tgi_grammar(response_format, field=RESPONSE_FORMAT)
-    if not isinstance(asked, dict):
+    if not isinstance(json_schema, dict):
         path = f"{RESPONSE_FORMAT}.json_schema"
         raise ValidationFailed(f'`{path}` must be an object {{"name", "schema"}}', field=path)
-    if asked.get("schema") is None:
+    if json_schema.get("schema") is None:
         return ANY_OBJECT
     field = f"{RESPONSE_FORMAT}.json_schema.schema"
-    return schema_grammar(asked["schema"], field=field, is_strict=asked.get("strict") is True)
+    return schema_grammar(json_schema["schema"], field=field, is_strict=json_schema.get("strict") is True)
 
 
 def _check_keys(response_format: dict[str, Any]) -> None:

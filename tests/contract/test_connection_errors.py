@@ -33,7 +33,16 @@ def refused(router: RunningRouter, data: bytes) -> tuple[int, dict[str, str], di
 
 
 @pytest.mark.parametrize(("lines", "status"), FAULTS, ids=["two hosts", "coding", "many fields", "no length"])
-@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/nothing?x=1", b"/chat/completions"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/v1/chat/completions",
+        b"/v1/nothing?x=1",
+        b"/chat/completions",
+        b"http://x/v1/completions",
+        b"/%76%31/completions",
+    ],
+)
 def test_fault_of_a_header_is_openais_object_on_its_paths(
     router: RunningRouter, path: bytes, lines: bytes, status: int
 ) -> None:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
+from urllib.parse import unquote, urlsplit
 
 from starlette.types import ASGIApp, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -323,7 +324,10 @@ class _GuardedProtocol(HttpToolsProtocol):
     def _error_style(self) -> ErrorStyle:
         """Return the style of the path, as far as the path has come."""
         target: bytes = getattr(self, "url", b"")  # uvicorn sets the attribute where a request begins
-        path, _, _ = target.decode("latin-1").partition("?")
+        try:
+            path = unquote(urlsplit(target.decode("latin-1")).path)
+        except ValueError:  # no URL
+            path = ""
         return self.styles.of(path).errors
 
     def _request_id(self) -> str:

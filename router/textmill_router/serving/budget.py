@@ -17,7 +17,7 @@ def check_budget(num_prompt_tokens: int, max_new_tokens: int | None, limits: Lim
         raise OverBudget(
             f"`{{inputs}}` tokens + `{{max_new_tokens}}` must be <= {{max_tokens}} (--max-total-tokens): {found}; "
             "shorten `{inputs}`, set `{truncate}` or ask for less",
-            field="max_new_tokens",
+            field="inputs" if room <= 0 else "max_new_tokens",  # the prompt alone leaves no room
             max_tokens=limits.max_total_tokens,
             window_tokens=limits.max_total_tokens,
             found=found,

@@ -286,8 +286,6 @@ class Engine:
         self._is_plan_unacknowledged = False
         forward_ns = time.monotonic_ns()
         self._row_sampler.prepare(self._executor.table, step.slots_R[step.samples_R])
-        if self._grammars.has_masks:
-            self._status.progress.expect(MASK_TIMEOUT_S)
         batch = self._executor.build(step)
         self._send_held()
         try:
@@ -321,6 +319,8 @@ class Engine:
         ended_slots: list[int] = []
         row_errors: list[SlotError] = []
         if len(slots_N):
+            if self._grammars.has_masks:
+                self._status.progress.expect(MASK_TIMEOUT_S)
             drawn_rows = self._row_sampler.draw(table, slots_N, launched_step.output)
             row_errors = [
                 SlotError(int(slots_N[row]), int(table.request_ids[slots_N[row]]), fault.code, fault.message)

@@ -1,6 +1,7 @@
 """Rules 18 to 21 of docs/wire.md as the step loop obeys them: state, errors, streams that end."""
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from textmill_shard.slots.sampling_params import SamplingParams
 
 from tests.fakes.step_harness import (
     FACTS,
+    WAIT_S,
     Shard,
     admit,
     drop,
@@ -310,3 +312,22 @@ def test_step_that_may_not_run_again_ends_the_process(is_state_layout: bool) -> 
         assert isinstance(item, StreamEnd)
         assert item.reason is EndReason.FAILED
     assert shard.error is error
+
+
+def test_step_that_does_not_end_is_late_and_a_loop_that_waits_for_work_is_not() -> None:
+    with gated() as shard:
+        shard.status.progress.measure_warm_up(0.0)  # the limit is the slack alone
+        shard.send(admits=[admit(0, PROMPT, max_new=1)])
+        shard.hold()
+        assert shard.status.overdue_ms() == 0
+        deadline_s = time.monotonic() + WAIT_S
+        while not shard.status.overdue_ms():
+            assert time.monotonic() < deadline_s, "the step is never late"
+            time.sleep(0.01)
+        assert shard.status.heartbeat().overdue_ms > 0
+        assert shard.gate is not None
+        shard.gate.release()
+        shard.next_result()
+        while shard.status.overdue_ms():
+            assert time.monotonic() < deadline_s, "the loop is late although no slot can run"
+            time.sleep(0.01)

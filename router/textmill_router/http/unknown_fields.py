@@ -41,14 +41,16 @@ class UnknownFields:
 
     def _note(self, data: "bytes | msgspec.Raw", known: _KnownFields, path: str, route: str) -> None:
         found = _FIELDS.decode(data)
-        for key in found.keys() - known.names:
-            name = path + key
-            if name not in self._logged and len(self._logged) < MAX_NAMES and _NAME.fullmatch(key):
-                self._logged.add(name)
-                log.info("a field is not known and changes nothing", extra={"field": name, "route": route})
-        for key in found.keys() & known.objects.keys():
-            if bytes(found[key]) != b"null":
-                self._note(found[key], known.objects[key], f"{path}{key}.", route)
+        if not found.keys() <= known.names:
+            for key in found.keys() - known.names:
+                name = path + key
+                if name not in self._logged and len(self._logged) < MAX_NAMES and _NAME.fullmatch(key):
+                    self._logged.add(name)
+                    log.info("a field is not known and changes nothing", extra={"field": name, "route": route})
+        for key, inner in known.objects.items():
+            value = found.get(key)
+            if value is not None and bytes(value) != b"null":
+                self._note(value, inner, f"{path}{key}.", route)
 
 
 def _known_fields(struct: Any) -> _KnownFields:

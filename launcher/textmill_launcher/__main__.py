@@ -12,7 +12,7 @@ from textmill_launcher.errors import LaunchError
 from textmill_launcher.settings import read_start, serve_parser
 from textmill_launcher.shell_completion import PrintCompletion
 
-COMMANDS = ("serve", "plan", "doctor")
+COMMANDS = ("serve", "plan", "doctor", "download")
 
 log = logging.getLogger("textmill_launcher")
 
@@ -29,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from textmill_launcher.doctor.command import run as doctor
 
             return doctor(words[1:])
+        if words[:1] == ["download"]:
+            from textmill_launcher.download_command import run as download
+
+            download(words[1:])
         return _serve(words)
     except LaunchError as error:
         print(f"launcher: {error}", file=sys.stderr)

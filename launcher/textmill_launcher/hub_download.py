@@ -1,15 +1,19 @@
 """The child that downloads a model of the hub and prints the model's folder as its last line.
 
-The download is a process of its own (`python -m textmill_launcher.hub_download`), so that a signal ends it at once.
+The download is a process of its own (`python -m textmill_launcher.hub_download`), so that a signal ends it at once. The
+process starts another one, which fetches, and watches that bytes come (`download_watch.py`).
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
+    DryRunError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -18,6 +22,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from textmill_launcher.download_watch import ALL_THERE, TO_FETCH, end_with_parent, repository_folder, watch
 from textmill_launcher.exit_codes import ExitCode, code_of_os_error
 
 WANTED_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -29,6 +34,11 @@ UNWANTED_FILES = ("*/*", "consolidated*")
 FURTHER_TEMPLATES = ("additional_chat_templates/*.jinja",)
 
 
+DEFAULT_STALL_S = 60.0
+# The error of whichever HTTP library the hub's client uses; connections that break in the middle raise it.
+HttpError: type[Exception] = HfHubHTTPError.__bases__[0]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the download's flags."""
     parser = argparse.ArgumentParser(prog="textmill-download", allow_abbrev=False)
@@ -37,35 +47,89 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache-dir")
     parser.add_argument("--with-code", action="store_true")
     parser.add_argument("--or-pickled", action="store_true", help="fetch *.bin where there are no safetensors")
+    parser.add_argument("--include", action="append", help="pattern of files to fetch instead of the usual ones")
+    parser.add_argument("--exclude", action="append", default=[], help="pattern of files to leave out")
+    parser.add_argument("--verify", action="store_true", help="compare all files with the checksums of the hub")
+    parser.add_argument("--stall-timeout", type=float, default=DEFAULT_STALL_S, help="seconds without a byte")
+    parser.add_argument("--worker", action="store_true", help="fetch in this process, which nobody watches")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Download the model. Returns 0, or the exit code of the failure after one line that names the reason."""
-    arguments = build_parser().parse_args(argv)
-    patterns = [*WANTED_FILES, *(CODE_FILES if arguments.with_code else ())]
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = build_parser().parse_args(words)
+    if arguments.worker:
+        end_with_parent()
+        return fetch(arguments)
+    command = [sys.executable, "-m", "textmill_launcher.hub_download", "--worker", *words]
+    cache = Path(arguments.cache_dir or constants.HF_HUB_CACHE)
+    return watch(command, repository_folder(cache, arguments.model_id), stall_s=arguments.stall_timeout)
+
+
+def fetch(arguments: argparse.Namespace) -> int:
+    """Download in this process, and print the folder as the last line. Returns the exit code."""
     try:
-        folder = _fetch(arguments, patterns, UNWANTED_FILES)
-        if arguments.or_pickled and not any(Path(folder).glob("*.safetensors")):
-            folder = _fetch(arguments, [*patterns, *PICKLED_FILES], UNWANTED_FILES)
-        arguments.revision = Path(folder).name  # the commit, so that both fetches give files of one state
-        folder = _fetch(arguments, FURTHER_TEMPLATES, ())
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        folder = _fetch_all(arguments)
+        if arguments.verify:
+            damaged = _verify(arguments, folder)
+            if damaged:
+                names = ", ".join(damaged)
+                print(f"{arguments.model_id}: not as the hub has them: {names}; they were removed", file=sys.stderr)
+                return ExitCode.BAD_FILES
+    except (HFValidationError, HttpError, LocalEntryNotFoundError, OSError, ValueError) as found:
+        # The library hides what the hub said behind the sentence that the model is not in the cache.
+        error = found.__cause__ if isinstance(found.__cause__, HfHubHTTPError) else found
         print(f"{arguments.model_id}: {explain(error, arguments.revision)}", file=sys.stderr)
         return exit_code_of(error)
     print(folder)
-    return 0
+    return ExitCode.FINE
 
 
-def _fetch(arguments: argparse.Namespace, patterns: Sequence[str], unwanted: Sequence[str]) -> str:
-    folder: str = snapshot_download(
+def _fetch_all(arguments: argparse.Namespace) -> Path:
+    unwanted = [*UNWANTED_FILES, *arguments.exclude]
+    if arguments.include:
+        return _fetch(arguments, arguments.include, arguments.exclude)
+    patterns = [*WANTED_FILES, *(CODE_FILES if arguments.with_code else ())]
+    folder = _fetch(arguments, patterns, unwanted)
+    if arguments.or_pickled and not any(folder.glob("*.safetensors")):
+        folder = _fetch(arguments, [*patterns, *PICKLED_FILES], unwanted)
+    arguments.revision = folder.name  # the commit, so that both fetches give files of one state
+    return _fetch(arguments, FURTHER_TEMPLATES, arguments.exclude)
+
+
+def _fetch(arguments: argparse.Namespace, patterns: Sequence[str], unwanted: Sequence[str]) -> Path:
+    download = partial(
+        snapshot_download,
         arguments.model_id,
         revision=arguments.revision,
         cache_dir=arguments.cache_dir,
         allow_patterns=list(patterns),
         ignore_patterns=list(unwanted),
     )
-    return folder
+    with contextlib.suppress(DryRunError):  # the download itself tells the reason
+        files = [] if constants.HF_HUB_OFFLINE else download(dry_run=True)
+        assert isinstance(files, list)
+        num_bytes = sum(file.file_size or 0 for file in files if file.will_download)
+        if num_bytes:
+            print(f"{TO_FETCH} {num_bytes}", flush=True)
+    return Path(str(download()))
+
+
+def _verify(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """Return the files whose checksum is not that of the hub, and remove them, so that they are fetched again."""
+    if constants.HF_HUB_OFFLINE:
+        return []
+    print(ALL_THERE, flush=True)
+    found = HfApi().verify_repo_checksums(
+        arguments.model_id, revision=folder.name, cache_dir=arguments.cache_dir or constants.HF_HUB_CACHE
+    )
+    damaged = [mismatch["path"] for mismatch in found.mismatches]
+    for name in damaged:
+        path = folder / name
+        path.resolve().unlink(missing_ok=True)  # the file itself
+        path.unlink(missing_ok=True)  # the link that the folder holds
+    return damaged
 
 
 def exit_code_of(error: Exception) -> ExitCode:
@@ -97,6 +161,12 @@ def explain(error: Exception, revision: str | None) -> str:
                 "it is not in the local cache and the hub cannot be asked (HF_HUB_OFFLINE, or no connection): "
                 "check --huggingface-hub-cache, or give a local folder as --model-id"
             )
+        case HfHubHTTPError(response=response) if response.status_code == 429:
+            wait = response.headers.get("Retry-After")
+            when = f"try again in {wait} s" if wait else "try again later"
+            return f"the hub takes no more calls from here for now (429): {when}, or set HF_TOKEN"
+        case HfHubHTTPError(response=response) if response.status_code in (401, 403):
+            return f"the hub refuses access ({response.status_code}): check HF_TOKEN or --hf-token-file"
         case HFValidationError():
             return f"not a hub id and not a local path ({error})"
         case _:

@@ -116,6 +116,11 @@ class ChildProcess:
             os.set_blocking(self._process.stdin.fileno(), False)
             os.write(self._process.stdin.fileno(), line.encode() + b"\n")
 
+    def report(self) -> None:
+        """Let the child write what it does: SIGUSR1, which it ignores until it is ready to answer."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGUSR1)
+
     def kill(self) -> None:
         """Send SIGKILL to the whole group."""
         self._signal(signal.SIGKILL)
@@ -202,6 +207,7 @@ def _die_with_parent(parent_pid: int) -> Callable[[], None] | None:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def arrange() -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # would end a child that has not begun to handle the signal
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent_pid:  # the launcher died between fork and prctl
             os._exit(1)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import signal
@@ -36,6 +37,7 @@ from textmill_launcher.shard_groups import ShardGroups
 from textmill_launcher.sockets import SocketPlaces, socket_places
 
 HELPER_GRACE_S = 5.0
+REPORTING_ROLES = ("shard", "router")  # whose processes write what they do when they get SIGUSR1
 SHARD_UMASK = 0o077  # keeps other users from a shard's socket since the socket exists
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class Supervisor:
         self._output = output
         self._stop_wanted = asyncio.Event()
         self._stop_at_once = asyncio.Event()
+        self._children: list[ChildProcess] = []  # shards and routers, of which some may have ended
 
     async def run(self) -> None:
         """Serve until a signal comes. Raises `LaunchError` when the service cannot start or go on.
@@ -63,6 +66,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGUSR1, self._report)
         with contextlib.suppress(Stopped):
             await self._serve()
         log.info("stopped")
@@ -74,6 +78,14 @@ class Supervisor:
         else:
             log.info("%s: stopping", number.name)
             self._stop_wanted.set()
+
+    def _report(self) -> None:
+        """Write the stacks of this process to the log, and let each shard and the router write theirs."""
+        self._children = [child for child in self._children if child.is_running]
+        for child in self._children:
+            log.info("%s: pid %d", child.name, child.pid)
+            child.report()
+        faulthandler.dump_traceback(all_threads=True)
 
     async def _serve(self) -> None:
         began_s = time.monotonic()
@@ -167,6 +179,8 @@ class Supervisor:
         has_input: bool = False,
     ) -> ChildProcess:
         child = ChildProcess.spawn(name, command, environ, self._output, umask, has_input=has_input)
+        if name.role in REPORTING_ROLES:
+            self._children.append(child)
         log.info("%s: started, pid %d", name, child.pid)
         log.debug("%s: %s", name, " ".join(command))
         return child

@@ -3,8 +3,10 @@
 The exit status is 0 after a signal, and else a code of `exit_codes.py`.
 """
 
+import faulthandler
 import logging
 import os
+import signal
 import sys
 
 import uvloop
@@ -25,6 +27,7 @@ def main() -> None:
     except SettingsError as error:
         print(f"textmill-router: {error}", file=sys.stderr)
         sys.exit(WRONG_SETTING)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # also while the loop does not turn
     configure_logging(json_output=settings.json_output, level=settings.log_level)
     log.info("settings", extra=settings.describe())
     try:

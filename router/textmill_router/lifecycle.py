@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import logging
 import signal
@@ -183,10 +184,17 @@ async def run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave.set)
+    loop.add_signal_handler(signal.SIGUSR1, _report, service)
+    faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)  # the stacks come even where the loop hangs
     log.info("listening", extra={"hostname": settings.hostname, "port": listener.getsockname()[1]})
     async with LoopWatchdog(on_beat=service.health.look):
         await _serve(service, server, listener, leave)
     log.info("stopped")
+
+
+def _report(service: Service) -> None:
+    """Write queue, slots and blocks to the log."""
+    log.info("report", extra=service.report())
 
 
 async def _serve(service: Service, server: HttpServer, listener: socket.socket, leave: asyncio.Event) -> None:

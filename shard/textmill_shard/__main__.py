@@ -1,7 +1,9 @@
 """The command `textmill-shard`, with its parts `serve` and `convert`."""
 
+import faulthandler
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"textmill-shard: {error}", file=sys.stderr)
         return 2
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # writes the stacks, also while a step hangs
     rank = settings.rank if isinstance(settings, ServeSettings) else 0
     configure_logging(rank=rank, json_output=settings.json_output, level=settings.log_level)
     log = logging.getLogger("textmill_shard")

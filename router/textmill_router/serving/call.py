@@ -1,5 +1,7 @@
 """The frame around the work of each call that generates: metrics, the client's leaving, permits, errors."""
 
+import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -7,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from textmill_router.engine.status import EngineUnavailable
 from textmill_router.errors import ModelLoading, Recovering, RequestError, ShuttingDown, TemplateFailed
+from textmill_router.http.call import Call, call_of
 from textmill_router.http.disconnect import UntilClientLeaves
 from textmill_router.http.error_responses import error_kind
 from textmill_router.http.json_body import ClientLeft
@@ -19,6 +22,8 @@ from textmill_router.serving.room import check_room, queue_full
 from textmill_router.serving.service import Service
 from textmill_router.text.events import GenerationFailed
 
+log = logging.getLogger(__name__)
+
 
 async def serve(service: Service, scope: Scope, send: Send, answer: Callable[[], Awaitable[None]]) -> None:
     """Run `answer`. An error that `answer` raises before anything was sent becomes the answer of the call."""
@@ -27,12 +32,31 @@ async def serve(service: Service, scope: Scope, send: Send, answer: Callable[[],
         await answer()
     except ClientLeft:
         service.metrics.on_failure("dropped")
+        log.info("Dropped", extra=facts_of(call_of(scope)))
     except RequestError as error:
         service.metrics.on_failure(failure_label(error))
+        log_refusal(call_of(scope), error)
         await send_error(scope, send, error)
     except Exception:  # a mistake of the server, which the front door answers
         service.metrics.on_failure("incomplete")
         raise
+
+
+def log_refusal(call: Call, error: RequestError) -> None:
+    """Write the one line of a call that ends with an error. The message may quote the call, so it is left out."""
+    kind = error_kind(error)
+    log.info("Refused", extra={**facts_of(call), "status": kind.status, "error_type": kind.error_type})
+
+
+def facts_of(call: Call) -> dict[str, object]:
+    """Return the fields of the log that every call has at its end."""
+    return {
+        "request": call.request_id,
+        "trace": call.trace_id,
+        "route": call.route,
+        "caller": call.caller.name or None,
+        "total_ms": round((time.monotonic() - call.arrival_s) * 1000, 1),
+    }
 
 
 @asynccontextmanager

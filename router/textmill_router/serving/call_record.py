@@ -8,7 +8,7 @@ from textmill_router.errors import RequestError
 from textmill_router.http.call import Call
 from textmill_router.http.error_responses import Header
 from textmill_router.http.event_stream import OpenStreams
-from textmill_router.serving.call import failure_label
+from textmill_router.serving.call import failure_label, log_refusal
 from textmill_router.serving.call_terms import CallTerms
 from textmill_router.serving.prompts import TokenizedPrompt
 from textmill_router.serving.room import check_prompts_fit
@@ -44,6 +44,7 @@ class CallRecord:
     def note_failure(self, error: RequestError) -> None:
         """Note that the call failed after its answer had begun."""
         self._service.metrics.on_failure(failure_label(error))
+        log_refusal(self._call, error)
 
     def note_validated(self, num_characters: int, intakes: Sequence[TokenizedPrompt]) -> None:
         """Note that the prompts obey all rules; `num_characters` is the length of all prompts together.
@@ -78,10 +79,13 @@ class CallRecord:
                 "num_cached_tokens": first.num_cached_tokens,
                 "num_output_tokens": sum(result.num_output_tokens for result in results),
                 "finish_reason": first.finish_reason.value,
+                "status": 200,
                 "seed": seed,
                 "total_ms": round(total_s * 1000, 1),
                 "queue_ms": round(first.queue_s * 1000, 1),
-                "inference_ms": round(first.inference_s * 1000, 1),
+                "prefill_ms": round(first.prefill_s * 1000, 1),
+                "decode_ms": round(first.decode_s * 1000, 1),
+                "num_preemptions": sum(result.num_preemptions for result in results),
             },
         )
 

@@ -1,6 +1,7 @@
 """The calls of TGI's dialect and the response cache: which calls are equal, and how a kept answer is sent."""
 
 import hashlib
+import logging
 import time
 
 from starlette.types import Scope, Send
@@ -12,9 +13,12 @@ from textmill_router.http.event_stream import STREAM_HEADERS
 from textmill_router.http.key_headers import shown_keys
 from textmill_router.http.path_style import AUTHORIZATION
 from textmill_router.http.replies import send_reply
+from textmill_router.serving.call import facts_of
 from textmill_router.serving.response_cache import CachedAnswer, ResponseCache
 from textmill_router.serving.service import Backend, Service
 from textmill_router.serving.timings import NO_TIMINGS, timings_header
+
+log = logging.getLogger(__name__)
 
 
 def cache_key(scope: Scope, *facts: object) -> bytes:
@@ -58,6 +62,8 @@ async def send_cached(
 ) -> None:
     """Send a kept answer, whose headers say that nothing was queued or computed for the call."""
     service.metrics.on_cache_hit()
+    counts = {"num_prompt_tokens": answer.num_prompt_tokens, "num_output_tokens": answer.num_output_tokens}
+    log.info("Success", extra={**facts_of(call_of(scope)), **counts, "status": 200, "is_kept": True})
     headers: list[Header] = [
         (b"x-cache", b"hit"),
         (b"x-compute-type", service.compute_type(backend.facts).encode("latin-1", "replace")),

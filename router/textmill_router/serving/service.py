@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from textmill_router.chat.answer_form import FormatFlags
@@ -191,6 +191,13 @@ class Service:
             is_leaving=self.is_leaving,
             is_beyond_help=is_beyond_help,
         )
+
+    def report(self) -> dict[str, object]:
+        """Return what the router is doing, for the log: phase, permits, and the scheduler's numbers of this moment."""
+        stats = None if self._backend is None else self._backend.engine.stats()
+        numbers = {} if stats is None else asdict(stats)
+        shown = {name: number for name, number in numbers.items() if not name.endswith("_total")}
+        return {"phase": self.phase, "num_permits_held": self.permits.held, **shown}
 
     def expose_metrics(self) -> bytes:
         """Return the text of /metrics, also while the model loads."""

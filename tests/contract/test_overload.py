@@ -103,6 +103,7 @@ def test_a_predicted_wait_over_the_bound_is_refused_until_the_queue_is_shorter(t
     ("settings", "route", "body", "words"),
     [
         ({"max_concurrent_requests": 3}, "/v1/completions", {"prompt": "a", "n": 4}, "4 sequences at once"),
+        ({"max_concurrent_requests": 4, "api_key": ("k", "other")}, "/v1/completions", {"prompt": "a", "n": 4}, "is 3"),
         ({"max_queued_requests": 3}, "/v1/completions", {"prompt": ["a", "b"], "n": 2}, "--max-queued-requests"),
         ({"max_queued_tokens": 9}, "/v1/completions", {"prompt": "abcde", "n": 2}, "have 12 tokens together"),
         ({"max_queued_tokens": 9}, "/generate", {"inputs": ["abcde", "abcde"]}, "--max-queued-tokens"),
@@ -111,10 +112,14 @@ def test_a_predicted_wait_over_the_bound_is_refused_until_the_queue_is_shorter(t
 def test_what_can_never_fit_is_422_and_what_fits_an_idle_server_is_served(
     tmp_path: Path, settings: dict[str, Any], route: str, body: dict[str, Any], words: str
 ) -> None:
-    with RunningRouter(tmp_path, ONE_SLOT, **settings) as router, router.client() as client:
+    key = {"x-api-key": "k"}
+    with RunningRouter(tmp_path, ONE_SLOT, **settings) as router, router.client(headers=key) as client:
         answer = client.post(route, json=body)
         assert answer.status_code == 422, answer.text
         assert words in answer.text
-        fitting = {**body, "n": 1, "prompt": "abcdefghijk"} if "prompt" in body else {"inputs": "abcdefghijk"}
-        assert client.post(route, json={**fitting, "max_tokens": 2}).status_code == 200
+        if "prompt" in body:
+            fitting: dict[str, Any] = {"prompt": "abcdefghijk", "max_tokens": 2}
+        else:
+            fitting = {"inputs": "abcdefghijk", "parameters": {"max_new_tokens": 2}}
+        assert client.post(route, json=fitting).status_code == 200
         router.wait_until_free()

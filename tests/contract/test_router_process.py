@@ -152,7 +152,7 @@ def test_running_calls_are_told_why_the_shards_were_given_up(tmp_path: Path) -> 
             process.tell(json.dumps({"note": "shards_given_up", "replica": 0, "cause": cause}))
             last = json.loads([line for line in lines if line][-1].removeprefix("data: "))
             assert (last["error_type"], last["error"]) == ("shutting_down", cause)
-        assert process.exit_status() == 1
+        assert process.exit_status() == CHILD_DIED
         assert process.lines[-1]["message"] == f"the router stops: {cause}"
 
 
@@ -160,7 +160,7 @@ def test_router_ends_when_its_launcher_has_ended(tmp_path: Path) -> None:
     with FakeShard(tmp_path / "shard.sock"), router_process(tmp_path, "--launcher-notes") as process:
         process.wait_for("ready")
         process.hang_up()
-        assert process.exit_status() == 1
+        assert process.exit_status() == CHILD_DIED
         assert process.lines[-1]["message"] == "the router stops: the launcher has ended"
 
 
@@ -259,3 +259,28 @@ def test_folder_without_a_tokenizer_ends_the_process(tmp_path: Path) -> None:
     with router_process(tmp_path, "--model-dir", str(tmp_path)) as process:
         assert process.exit_status() == BAD_FILES
         assert "tokenizer.json" in process.lines[-1]["message"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--api-key-file", "keys.toml"), ("--api-key-file", "[[key]] 1", "none of name, key")),
+        (("--api-key-file", "missing.toml"), ("--api-key-file", "cannot be read: No such file")),
+        (
+            ("--tls-cert", "keys.toml", "--tls-key", "keys.toml"),
+            ("--tls-cert, --tls-key", "no certificate and its key"),
+        ),
+    ],
+)
+def test_files_of_keys_and_of_tls_that_cannot_be_used_end_the_start_without_a_key_in_the_log(
+    tmp_path: Path, flags: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    (tmp_path / "keys.toml").write_text('[[key]]\nname = "a"\nkey = "sk-secret"\n"sk-other" = 1\n')
+    paths = [flag if flag.startswith("--") else str(tmp_path / flag) for flag in flags]
+    with router_process(tmp_path, *paths) as process:
+        assert process.exit_status() == 2
+        last = process.lines[-1]["message"]
+        for word in words:
+            assert word in last
+        assert "sk-" not in json.dumps(process.lines)
+        assert "listening" not in [line["message"] for line in process.lines]

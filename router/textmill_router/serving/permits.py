@@ -28,6 +28,7 @@ class Permits:
         self._clock = clock
         self._on_close = on_close
         self._back_in_s = back_in_s
+        self._num_open = max_concurrent - max_concurrent // 4  # the others are kept for callers below their share
         self._held = 0
         self._held_by: dict[str, int] = {}  # permits by the name of the caller
         self._is_closed = False
@@ -94,12 +95,16 @@ class Permits:
                 f"needs {count} more (--max-concurrent-requests)"
             )
 
+    def most_for(self, caller: Caller) -> int:
+        """The most permits that one call of this caller can ever get."""
+        of_share = int(caller.share * self._max_concurrent)
+        return self._max_concurrent if caller.share == 1.0 else max(of_share, self._num_open)
+
     def _check_share(self, count: int, caller: Caller) -> None:
         """Keep the last quarter of the permits for callers that hold less than their share of all permits."""
         held_by_caller = self._held_by.get(caller.name, 0)
-        num_open = self._max_concurrent - self._max_concurrent // 4
         is_over_share = held_by_caller + count > caller.share * self._max_concurrent
-        if is_over_share and self._held + count > num_open:
+        if is_over_share and self._held + count > self._num_open:
             raise self.overloaded(
                 f"Model is overloaded: {self._held} of {self._max_concurrent} sequences are in work, {held_by_caller} "
                 f"of them for this API key, which is its share; the last {self._max_concurrent // 4} are kept for "

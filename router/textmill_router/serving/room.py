@@ -3,6 +3,7 @@
 import math
 
 from textmill_router.errors import Overloaded, RetryLater, RuleBroken, ValidationFailed
+from textmill_router.http.api_keys import Caller
 from textmill_router.scheduler.waiting_queue import QueueBound, QueueFull
 from textmill_router.serving.call_terms import CallTerms
 from textmill_router.serving.service import Backend, Service
@@ -14,12 +15,11 @@ _SENTENCES = {
 }
 
 
-def check_fits(service: Service, num_sequences: int) -> None:
-    """Raise ValidationFailed for a call of more sequences than the server ever takes at once."""
-    settings = service.settings
+def check_fits(service: Service, num_sequences: int, caller: Caller) -> None:
+    """Raise ValidationFailed for a call of more sequences than the server ever takes at once from this caller."""
     for limit, flag in (
-        (settings.max_concurrent_requests, "--max-concurrent-requests"),
-        (settings.max_queued_requests, "--max-queued-requests"),
+        (service.permits.most_for(caller), "--max-concurrent-requests"),
+        (service.settings.max_queued_requests, "--max-queued-requests"),
     ):
         if num_sequences > limit:
             raise ValidationFailed(

@@ -117,7 +117,7 @@ class GeneratingRoute(Generic[Body]):
         if kept is not None:
             await send_cached(service, backend, scope, send, kept, streams=prepared.streams)
             return
-        check_fits(service, prepared.num_sequences)
+        check_fits(service, prepared.num_sequences, terms.caller)
         record.num_sequences = prepared.num_sequences
         async with admitted(
             service,

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from textmill_router.errors import Overloaded, Recovering, ShuttingDown
+from textmill_router.http.api_keys import Caller
 from textmill_router.serving.permits import Permits
 
 
@@ -103,3 +104,29 @@ def test_leaving_server_names_the_time_in_which_all_have_left() -> None:
         with pytest.raises(ShuttingDown) as refused:
             permits.check_open()
     assert refused.value.retry_after_s == 15
+
+
+def test_the_last_quarter_is_kept_for_callers_below_their_share() -> None:
+    permits = Permits(8)
+    greedy, modest = Caller("greedy", share=0.25), Caller("modest", share=0.75)
+    with permits.hold(6, greedy):
+        with pytest.raises(Overloaded, match="6 of 8 sequences are in work, 6 of them for this API key"):
+            permits.check_room(1, greedy)
+        with permits.hold(2, modest), pytest.raises(Overloaded, match="8 of 8"):
+            permits.check_room(1, modest)
+        permits.check_room(2, modest)
+    for caller in (greedy, modest):
+        assert permits.most_for(caller) == 6
+        permits.check_room(6, caller)
+        with pytest.raises(Overloaded, match="0 of 8 sequences are in work"):
+            permits.check_room(7, caller)
+    most_of_all = Caller("most of all", share=0.9)
+    assert permits.most_for(most_of_all) == 7
+    permits.check_room(7, most_of_all)
+
+
+def test_one_caller_may_have_all_permits() -> None:
+    permits, alone = Permits(8), Caller("alone", share=1.0)
+    assert permits.most_for(alone) == 8
+    with permits.hold(8, alone):
+        pass

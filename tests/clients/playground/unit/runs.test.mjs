@@ -43,6 +43,11 @@ test("a stream that ends without its last word has broken, and keeps its text", 
   }
 });
 
+test("a stream without [DONE] is whole once each choice has its finish reason", async () => {
+  const run = await runAgainst((_, response) => response.end(say("all") + say("", { finish_reason: "stop" })));
+  assert.deepEqual([run.state, run.answer.choices[0].text], ["done", "all"]);
+});
+
 test("a refusal has the server's words, the status and the wait", async () => {
   const run = await runAgainst((_, response) => {
     response.writeHead(429, { "retry-after": "7" });

@@ -12,7 +12,7 @@ function choiceAt(answer, index) {
   return answer.choices[index];
 }
 
-/** Adds one event of a stream. Throws ServerError for an event that tells an error. `data` is the text of the event. */
+/** Adds an event of a stream, from its text. Throws ServerError for an event that tells an error. */
 export function addEvent(answer, mode, data) {
   if (data === "[DONE]") {
     answer.isComplete = true;
@@ -135,7 +135,7 @@ function addGenerated(answer, index, one) {
   }
 }
 
-// A token of the page is {text, logprob, alternatives: [{text, logprob}]}; a log-probability is null where none is told.
+// A token of the page is {text, logprob, alternatives: [{text, logprob}]}, where a logprob may be null.
 
 function chatTokens(logprobs) {
   return (logprobs?.content ?? []).map((entry) => ({

@@ -2,7 +2,7 @@
 import { MODE_OF_PATH } from "./requests.js";
 import { newState, readApiMessage } from "./state.js";
 
-/** Returns the state that sends the request `{path, body}`, where `body` is JSON text. Throws an Error with a reason. */
+/** Returns the state that sends a request with JSON text as its body. Throws an Error with a reason. */
 export function stateOfRequest({ path, body }) {
   const mode = MODE_OF_PATH[path];
   if (mode === undefined) throw new Error(`the playground does not send requests to ${path}`);

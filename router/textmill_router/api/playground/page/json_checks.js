@@ -1,4 +1,4 @@
-// Sentences about mistakes in `tools` and `response_format`, so that a typing mistake needs no round trip.
+// Sentences about mistakes in `tools` and `response_format`.
 
 /** Returns what is wrong with a list of tools, or null. */
 export function checkTools(tools) {

@@ -6,8 +6,8 @@ const TAGS = [
   "a", "blockquote", "br", "code", "del", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "strong",
   "sub", "sup", "table", "tbody", "td", "th", "thead", "tr", "ul",
 ];
-// Bounds beyond which a text is shown as it is, because hostile text could stop the page: marked takes a time that grows
-// with the square of the markers of a paragraph, and a table may have a million cells.
+// Bounds beyond which text is shown as it is, because hostile text could stop the page: the time of marked grows with the
+// square of the markers of a paragraph, and a table may have a million cells.
 export const MAX_MARKDOWN_CHARACTERS = 50_000;
 const MAX_MARKERS = 300; // of a paragraph
 const MAX_TAGS = 10_000;
@@ -17,7 +17,7 @@ const marked = new Marked({
   gfm: true,
   async: false,
   renderer: {
-    // HTML of the model is shown as text. An image becomes a link, because its address would tell another host of the page.
+    // HTML is shown as text. An image becomes a link, because its address would tell another host of the page.
     html: ({ text }) => escape(text),
     image: ({ href, text }) => `<a href="${escape(href)}">${escape(text || href)}</a>`,
   },

@@ -18,9 +18,9 @@ export function metricsOf(run) {
   return pairs;
 }
 
-const LEAST_STREAM_MS = 50; // of an answer whose speed counts from the first token; shorter answers came in one piece
+const LEAST_STREAM_MS = 50; // a shorter answer came in one piece, so its speed counts from the start
 
-/** Returns the output tokens per second, after the first token where the answer was streamed, or null. */
+/** Returns the output tokens per second, or null. */
 export function tokensPerSecond(run, endMs) {
   const output = run.answer.usage?.output ?? null;
   if (output === null || run.startMs === null || endMs === null) return null;

@@ -75,7 +75,7 @@ async function refusalText(response) {
   return `${response.status}: ${reason || response.statusText}${later}${keyHint}`;
 }
 
-/** Returns the causes for which a browser shows a page no answer at all, most likely first. */
+/** Returns why a browser shows a page no answer at all. */
 export function whyUnreachable(url, place) {
   const target = new URL(url, place.href);
   if (target.origin === place.origin) return `${target.origin} does not answer: the server is down or the network is gone.`;

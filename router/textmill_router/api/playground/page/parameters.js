@@ -1,4 +1,4 @@
-// The text of a parameter's control becomes the value that is sent, or a sentence about the mistake.
+// The text of a control becomes the value that is sent, or a sentence about the mistake.
 import { checkTools, checkResponseFormat } from "./json_checks.js";
 
 /** Returns `{value}` or `{error}` for the text of a control. A blank text is `{value: undefined}`: not sent. */

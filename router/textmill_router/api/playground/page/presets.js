@@ -1,6 +1,6 @@
 // Named sets of parameters, kept in the browser.
 
-/** The presets of the user. A preset is `{name, mode, parameters, system}`; `system` is null without a system message. */
+/** The presets of the user, `{name, mode, parameters, system}`; `system` may be null. */
 export class Presets {
   #store;
 

@@ -1,4 +1,4 @@
-// One request from its start to its end, with the times at which its parts came.
+// One request from its start to its end, with its times.
 import { addEvent, addWhole, newAnswer, ServerError } from "./answers.js";
 import { CallError, eventsOf, send } from "./network.js";
 
@@ -25,7 +25,7 @@ export async function perform(run, { url, key, body, streams, signal }, onChange
     const response = await send(url, { key, body, signal });
     if (streams) await readStream(run, response, onChange, clock);
     else addWhole(run.answer, run.mode, await response.json());
-    if (!run.answer.isComplete) throw new CallError("broken", "the server ended the stream before the end of the answer");
+    if (!isWhole(run.answer)) throw new CallError("broken", "the server ended the stream before the end of the answer");
     run.state = "done";
   } catch (error) {
     settle(run, error);
@@ -43,6 +43,11 @@ async function readStream(run, response, onChange, clock) {
     }
     onChange();
   }
+}
+
+/** Some servers leave out the last word of a stream, [DONE]. */
+function isWhole({ isComplete, choices }) {
+  return isComplete || (choices.length > 0 && choices.every(({ finish }) => finish !== null));
 }
 
 function settle(run, error) {

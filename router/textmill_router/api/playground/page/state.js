@@ -1,4 +1,4 @@
-// The state that the page keeps, exports and puts into links: what is asked, of whom, and with which parameters.
+// The state that the page keeps, exports and puts into links.
 
 export const MODES = ["chat", "completions", "generate"];
 export const ROLES = ["system", "user", "assistant", "tool"];

@@ -1,4 +1,4 @@
-// Tokens as the page shows them: a probability, a text that can be seen, and a sentence for screen readers.
+// Tokens as the page shows them, and as a screen reader says them.
 
 export function probability(logprob) {
   return logprob === null || logprob === undefined ? null : Math.exp(logprob);

@@ -152,6 +152,8 @@ class _Writer:
         )
         kept = {key: schema[key] for key in schema.keys() & _NUMBER_KEYS}
         plain = {"type": "integer" if is_integer else "number", **kept}
+        if self._is_unmatched(plain):
+            return ""
         if not _has_exact_numbers(plain, self._exact):
             return self._library_text(plain)
         numbers = number_range(kept, is_integer=is_integer)

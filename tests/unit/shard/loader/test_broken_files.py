@@ -1,13 +1,17 @@
-"""Folders and files that are broken: each ends the start with a sentence that names file and fault, and exit code 1.
+"""Folders and files that are broken: each ends the start with a sentence that names file and fault, and an exit code.
 
 The sentence comes from this engine: an exception of a library alone says neither which file nor what to do.
 """
 
 import json
 import logging
+import os
 import pickle
 import re
 import shutil
+import signal
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from textmill_shard.__main__ import main
-from textmill_shard.errors import ModelError
+from textmill_shard.errors import BAD_FILES, UNSUPPORTED_MODEL, ModelError
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 
@@ -172,14 +176,42 @@ FOLDERS: dict[str, tuple[Break, str]] = {
 }
 
 
+# What a file says may be meant, and nothing here can run the model: another exit code than that of a damaged file.
+NOT_UNDERSTOOD = frozenset(
+    {
+        *("config without a type", "config of an unknown type", "config of a type that is a number"),
+        *("config of a model that does not generate", "width is a text", "width is null", "no heads"),
+        *("heads do not divide", "vocabulary is null", "activation is unknown", "positions are unknown"),
+        *("positions are a text", "longest text is a text", "head is odd", "dtype is unknown"),
+        *("own code is not trusted", "end is a text", "awq", "gptq", "a tensor is of whole numbers"),
+    }
+)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """The command takes the signals of the whole process, which are given back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_broken_folder_says_what_is_wrong(whole: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.usefixtures("handlers")
+def test_a_broken_folder_says_what_is_wrong(
+    whole: Path, tmp_path: Path, last_lines: list[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     apply, words = FOLDERS[name]
     folder = tmp_path / "llama"
     shutil.copytree(whole, folder)
     apply(folder)
-    with pytest.raises(ModelError, match=words):
-        load_model(LoadOptions(model_dir=folder, dtype="float32"), lambda phase, share: None)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with tempfile.TemporaryDirectory() as short, pytest.raises(SystemExit) as ended:
+        main(["serve", "--model-dir", str(folder), "--uds-path", f"{short}/s", "--dtype", "float32"])
+    (line,) = last_lines
+    assert ended.value.code == (UNSUPPORTED_MODEL if name in NOT_UNDERSTOOD else BAD_FILES)
+    assert re.search(rf"^rank 0 of 1 ends: \w+: .*(?:{words})", line), line
 
 
 def test_a_folder_that_is_none_says_so(tmp_path: Path) -> None:
@@ -264,9 +296,12 @@ def last_lines() -> Iterator[list[str]]:
             lines.append(record.getMessage())
         return True
 
-    logger.addFilter(keep)
+    speakers = (logger, logging.getLogger("textmill_shard.lifecycle"))
+    for speaker in speakers:
+        speaker.addFilter(keep)
     yield lines
-    logger.removeFilter(keep)
+    for speaker in speakers:
+        speaker.removeFilter(keep)
     logger.handlers, logger.level, logger.propagate = before
 
 
@@ -275,7 +310,7 @@ def test_a_broken_gguf_file_says_what_is_wrong(tmp_path: Path, last_lines: list[
     write, words = GGUF_FILES[name]
     path = tmp_path / "model.gguf"
     write(path)
-    assert main(["convert", "--gguf", str(path), "--cache-dir", str(tmp_path / "cache")]) == 1
+    assert main(["convert", "--gguf", str(path), "--cache-dir", str(tmp_path / "cache")]) == BAD_FILES
     (line,) = last_lines
     assert re.search(words, line), line
     assert not (tmp_path / "cache").is_dir() or not list((tmp_path / "cache").iterdir())

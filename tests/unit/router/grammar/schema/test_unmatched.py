@@ -64,6 +64,8 @@ def test_the_same_holds_beside_numbers_that_are_written_digit_by_digit(case: str
     assert judge.takes('{"b":12345678901234567890,"c":[12345678901234567890]}')
     assert not judge.takes('{"a":1}')
     assert not judge.takes('{"c":[12345678901234567890,1]}')
+    either = SchemaJudge(json.dumps({"anyOf": [NOTHING[case], exact], "$defs": definitions}))
+    assert either.takes("12345678901234567890")
 
 
 def test_what_something_matches_stays() -> None:

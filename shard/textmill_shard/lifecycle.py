@@ -26,8 +26,9 @@ from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.heap import trim_heap
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
-from textmill_shard.model.memory import KvMemoryOptions, plan_kv_memory
+from textmill_shard.model.memory import KvMemoryOptions
 from textmill_shard.model.runner import ModelFacts, ModelRunner
+from textmill_shard.model.step_size import plan_fitting_step
 from textmill_shard.native.kernels import Kernels
 from textmill_shard.sampling.row_scan import NativeRowScanner
 from textmill_shard.sampling.sampler import Sampler
@@ -181,7 +182,7 @@ def _load(
         torch.set_num_threads(1)
     status.report_loading("kv_pool", 0.0)
     max_step_tokens = settings.step_tokens(has_encoder=runner.facts.layout == "encoder_decoder")
-    memory = plan_kv_memory(
+    memory, options_kept = plan_fitting_step(
         runner,
         KvMemoryOptions(
             max_step_tokens=max_step_tokens,
@@ -191,7 +192,10 @@ def _load(
             max_kv_tokens=settings.max_kv_tokens,
             num_replicas=settings.num_replicas,
         ),
+        # More bytes for keys and values are not to be had from a smaller step.
+        is_fixed=settings.max_step_tokens is not None or settings.kv_cache_bytes is not None,
     )
+    max_step_tokens = options_kept.max_step_tokens
     status.progress.measure_warm_up(memory.step_s)
     num_blocks = memory.num_blocks
     runner.allocate_kv(num_blocks)

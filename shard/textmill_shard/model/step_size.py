@@ -1,0 +1,37 @@
+"""Finds a step that fits: where the largest step leaves no room for keys and values, a smaller one is tried."""
+
+import logging
+from dataclasses import replace
+
+from textmill_shard.errors import OUT_OF_MEMORY, exit_code_of
+from textmill_shard.model.memory import KvMemoryOptions, KvMemoryPlan, plan_kv_memory
+from textmill_shard.model.runner import ModelRunner
+
+log = logging.getLogger(__name__)
+
+LEAST_STEP_TOKENS = 128
+
+
+def plan_fitting_step(
+    runner: ModelRunner, options: KvMemoryOptions, *, is_fixed: bool
+) -> tuple[KvMemoryPlan, KvMemoryOptions]:
+    """Return the division of the memory, and the options with the tokens of the step for which it was made.
+
+    `is_fixed` says that the operator has set the tokens of a step, which are then kept. They are kept too where an
+    encoder reads a text in one step, and among several ranks, of which one alone may run out of memory while the others
+    wait for it. Raises NotEnoughMemory, or the error of memory that ran out in the smallest step.
+    """
+    can_shrink = not is_fixed and not runner.facts.decoder_prompt_ids and runner.parallel.world_size == 1
+    while True:
+        try:
+            return plan_kv_memory(runner, options), options
+        except Exception as error:
+            smaller = max(LEAST_STEP_TOKENS, options.num_slots, options.max_step_tokens // 2)
+            is_of_memory = exit_code_of(error) == OUT_OF_MEMORY
+            if not is_of_memory or not can_shrink or smaller >= options.max_step_tokens:
+                raise
+            log.warning(
+                "a step of %d tokens does not fit (%s): steps of %d tokens are tried; long prompts take more steps",
+                *(options.max_step_tokens, error, smaller),
+            )
+            options = replace(options, max_step_tokens=smaller)

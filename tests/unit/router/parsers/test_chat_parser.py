@@ -24,9 +24,9 @@ from textmill_router.parsers.tools.tool_format import ToolFormat
 
 from tests.fakes.chat_outputs import ALL, TOOLS, Output, parse_whole
 
-NUM_RANDOM_SPLITS = 200
-NUM_BROKEN_OUTPUTS = 400
-ADVERSARIAL_CHARACTERS = 200_000
+NUM_RANDOM_SPLITS = 50
+NUM_BROKEN_OUTPUTS = 200
+ADVERSARIAL_CHARACTERS = 100_000
 # Each of two readers looks at a character, and may look again at the character and behind a piece.
 MAX_STEPS_A_CHARACTER = 6
 
@@ -385,7 +385,7 @@ ADVERSARIAL = [
 @pytest.mark.parametrize("unit", ADVERSARIAL, ids=repr)
 @pytest.mark.parametrize("tools", TOOL_FORMATS, ids=lambda tools: tools.name)
 def test_adversarial_text_takes_steps_in_proportion_to_its_length(tools: ToolFormat, unit: str) -> None:
-    size = 4_000
+    size = 2_000
     # The reader of reasoning hands its text on in pieces. Without reasoning the reader of tools gets the whole text.
     for piece_size, reasoning in ((1, ReasoningFormat.THINK), (7, None), (size, ReasoningFormat.THINK), (size, None)):
         parser = ChatParser(tools, reasoning, TOOLS)

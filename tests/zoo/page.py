@@ -46,6 +46,13 @@ an encoder that computes differently after it has read a short text (block-spars
 is kept elsewhere than in transformers' cache of keys and values or states (openai-gpt, RWKV, xLSTM, MiniMax-Text-01,
 RecurrentGemma), and models whose attention needs more than queries, keys and values (sparse indices of
 DeepSeek-V3.2).
+
+A GGUF file is converted once into a model of transformers. These architectures of the format (`general.architecture`)
+are compared with the model that the file was made from: `llama` (Llama, Mistral, and Mixtral's experts), `qwen2`,
+`qwen2moe`, `qwen3`, `qwen3moe`, `phi2`, `phi3`, `gemma`, `gemma2`, `gemma3`, `command-r`, `granite` and `granitemoe`.
+Of others, those that transformers imports are tried. A tensor that is missing or left over, a key that changes what is
+computed and that is read nowhere, and a tokenizer that cuts texts in an unknown way each end the conversion with a
+sentence.
 """
 
 

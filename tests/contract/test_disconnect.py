@@ -175,9 +175,9 @@ def test_reader_that_pauses_misses_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("route", ["/generate_stream", "/v1/completions"])
 def test_clients_that_never_read_cost_a_bounded_number_of_tokens_and_are_cut_off(tmp_path: Path, route: str) -> None:
-    num_clients = 8
-    options = FakeShardOptions(num_slots=16, num_blocks=8192)
-    with RunningRouter(tmp_path, options, max_total_tokens=16_000, stall_timeout=2.0) as router:
+    num_clients = 2
+    options = FakeShardOptions(num_slots=4, num_blocks=4096)
+    with RunningRouter(tmp_path, options, max_total_tokens=16_000, stall_timeout=5.0) as router:
         stalled = [stalling(router, route, 15_000) for _ in range(num_clients)]
         num_tokens = wait_until_rests(router)
         # The buffers of the connection hold some 1,500 events of 100 bytes; 256 events wait, and 64 places are granted.

@@ -45,7 +45,7 @@ def talk(exchange: Exchange, limits: GuardLimits = LIMITS, app: ASGIApp = echo_l
             log_config=None,
             access_log=False,
             ws="none",
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=5,
         )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server._serve())

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.fakes.certificates import write_pair
-from tests.fakes.processes import STOP_LIMIT_S, LaunchedServer, launched, wait_until
+from tests.fakes.processes import START_LIMIT_S, STOP_LIMIT_S, LaunchedServer, launched, wait_until
 from tests.fakes.tiny_gguf import write_tiny_gguf
 from tests.fakes.tiny_models import make_tiny_llama
 
@@ -272,3 +272,13 @@ def test_launcher_serves_a_gguf_file_that_another_process_converts_at_once(tmp_p
     (converted,) = cache.iterdir()
     assert told.splitlines()[-1] == str(converted)
     assert (converted / "model.safetensors").is_file()
+
+
+def test_a_file_of_keys_that_cannot_be_used_ends_the_start_and_is_not_tried_again(
+    tiny_arguments: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "keys.toml").write_text('[[key]]\nname = "a"\n')
+    with launched([*tiny_arguments, "--api-key-file", str(tmp_path / "keys.toml")], tmp_path) as server:
+        assert server.wait_exit(START_LIMIT_S) == 2
+        assert "a must have either `key` or `sha256`" in server.log_text
+        assert server.log_text.count("router: started") == 1

@@ -1,12 +1,14 @@
 """The file of keys: what it may hold, and refusals that show no key."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
 from textmill_router.http.api_keys import ApiKeyEntry
 from textmill_router.http.key_file import KeyFileError, read_key_file
 
+REPOSITORY = Path(__file__).parents[4]
 KEY = "sk-0123456789"
 DIGEST = hashlib.sha256(KEY.encode()).digest()
 
@@ -21,6 +23,13 @@ def test_a_file_gives_names_keys_weights_and_bounds(tmp_path: Path) -> None:
         ApiKeyEntry("search", DIGEST, 1.0, 0),
         ApiKeyEntry("batch", DIGEST, 2.0, -10),
     ]
+
+
+def test_the_example_of_the_page_is_a_file_of_keys(tmp_path: Path) -> None:
+    [example] = re.findall(r"```toml\n(.*?)```", (REPOSITORY / "SECURITY.md").read_text(), re.DOTALL)
+    path = tmp_path / "keys.toml"
+    path.write_text(example)
+    assert read_key_file(path) == [ApiKeyEntry("search", hashlib.sha256(b"sk-...").digest(), 2.0, -5)]
 
 
 GOOD = f'[[key]]\nname = "a"\nkey = "{KEY}"\n'

@@ -10,13 +10,15 @@ from typing import TextIO
 
 from textmill_launcher.child_name import ChildName
 from textmill_launcher.log_lines import JsonFormatter, TextFormatter, timestamp
+from textmill_launcher.progress_bar import ClearingHandler, StatusLine, configure_bars
 
 
 class ChildOutput:
     """The writer of the children's lines, each with the child's name."""
 
-    def __init__(self, stream: TextIO, json_output: bool) -> None:
+    def __init__(self, stream: TextIO, json_output: bool, status: StatusLine | None = None) -> None:
         self._stream = stream
+        self._status = status
         self._json_output = json_output
         self._readers: list[Callable[[ChildName, str], None]] = []
 
@@ -27,6 +29,8 @@ class ChildOutput:
     def write(self, child: ChildName, line: str) -> None:
         """Write one line at once. The service goes on when the log cannot be written, as when its reader has gone."""
         text = _child_json(child, line) if self._json_output else f"{child}: {line}"
+        if self._status is not None:
+            self._status.clear()
         with contextlib.suppress(OSError):
             print(text, file=self._stream, flush=True)
         for reader in self._readers:
@@ -34,8 +38,10 @@ class ChildOutput:
 
 
 def configure(json_output: bool, level: str, stream: TextIO = sys.stdout) -> ChildOutput:
-    """Set up the launcher's logger and return the writer for children's lines."""
-    handler = logging.StreamHandler(stream)
+    """Set up the launcher's logger and return the writer for children's lines. On a terminal there are bars too."""
+    status = StatusLine(stream) if stream.isatty() and not json_output else None
+    configure_bars(status)
+    handler = logging.StreamHandler(stream) if status is None else ClearingHandler(stream, status)
     handler.setFormatter(
         JsonFormatter(lambda record: {"target": "textmill_launcher"}, nests_fields=True)
         if json_output
@@ -45,7 +51,7 @@ def configure(json_output: bool, level: str, stream: TextIO = sys.stdout) -> Chi
     logger.handlers = [handler]
     logger.setLevel(level)
     logger.propagate = False
-    return ChildOutput(stream, json_output)
+    return ChildOutput(stream, json_output, status)
 
 
 def _child_json(child: ChildName, line: str) -> str:

@@ -15,6 +15,7 @@ import grpc
 import httpx
 from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 
+from textmill_launcher import progress_bar
 from textmill_launcher.child_name import ChildName
 from textmill_launcher.errors import LaunchError
 from textmill_launcher.sockets import close_to_others
@@ -31,6 +32,7 @@ CHANNEL_OPTIONS = (
 )
 
 log = logging.getLogger(__name__)
+progress_log = logging.getLogger(progress_bar.LOGGER)
 
 
 class ShardFailed(LaunchError):
@@ -49,6 +51,7 @@ class PhaseLog:
     def enter(self, phase: str, progress: float = 0.0) -> None:
         """Note that the child is in `phase`, with a `progress` from 0 to 1. A new phase and a long stay are logged."""
         now_s = self._clock()
+        progress_log.info("", extra={"child": str(self._child), "phase": phase, "share": progress})
         if phase != self._phase:
             log.info("%s: %s took %.1f s", self._child, self._phase, now_s - self._phase_began_s)
             self._phase, self._phase_began_s, self._logged_s = phase, now_s, now_s
@@ -59,6 +62,7 @@ class PhaseLog:
     def end(self) -> None:
         """Log the last phase and the whole time."""
         self.enter("ready")
+        progress_log.info("", extra={"child": str(self._child), "phase": "ready", "share": None})
         log.info("%s: ready after %.1f s", self._child, self._clock() - self._began_s)
 
 

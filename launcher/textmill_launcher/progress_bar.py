@@ -1,0 +1,82 @@
+"""Bars on a terminal: how far each child is in its phase of the start. Elsewhere there are lines of the log alone."""
+
+import contextlib
+import logging
+import shutil
+from typing import TextIO
+
+LOGGER = "textmill_launcher.progress"  # its records have `child`, `phase` and `share`, and are drawn, not written
+WIDTH = 20  # characters of a bar
+_CLEAR = "\r\x1b[K"  # back to the begin of the line, and empty it
+
+
+class StatusLine:
+    """The last line of a terminal, which is drawn again and again. Whoever writes a line clears it before."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._bars: dict[str, str] = {}
+        self._is_drawn = False
+
+    def show(self, child: str, phase: str, share: float) -> None:
+        """Draw the bar of a child; `share` is the part of its phase that is done, from 0 to 1."""
+        filled = round(WIDTH * min(1.0, max(0.0, share)))
+        self._bars[child] = f"{child}: {phase} [{'#' * filled}{'.' * (WIDTH - filled)}] {100 * share:3.0f} %"
+        self._draw()
+
+    def remove(self, child: str) -> None:
+        """Draw the bar of this child no more."""
+        self._bars.pop(child, None)
+        self.clear()
+        self._draw()
+
+    def clear(self) -> None:
+        """Empty the line, so that another text can be written there."""
+        if self._is_drawn:
+            self._is_drawn = False
+            self._write(_CLEAR)
+
+    def _draw(self) -> None:
+        if self._bars:
+            width = shutil.get_terminal_size().columns - 1  # a full line would make the terminal begin a new one
+            self._is_drawn = True
+            self._write(_CLEAR + "  ".join(self._bars.values())[:width])
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+            self._stream.flush()
+
+
+class ClearingHandler(logging.StreamHandler[TextIO]):
+    """Writes the lines of the log above the status line."""
+
+    def __init__(self, stream: TextIO, status: StatusLine) -> None:
+        super().__init__(stream)
+        self._status = status
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Clear the status line, and write the record in its place."""
+        self._status.clear()
+        super().emit(record)
+
+
+class _BarHandler(logging.Handler):
+    def __init__(self, status: StatusLine) -> None:
+        super().__init__()
+        self._status = status
+
+    def emit(self, record: logging.LogRecord) -> None:
+        child, phase, share = (getattr(record, name) for name in ("child", "phase", "share"))
+        if share is None:
+            self._status.remove(child)
+        else:
+            self._status.show(child, phase, share)
+
+
+def configure_bars(status: StatusLine | None) -> None:
+    """Let progress be drawn on the status line, or nowhere."""
+    logger = logging.getLogger(LOGGER)
+    logger.propagate = False
+    logger.handlers = [] if status is None else [_BarHandler(status)]
+    logger.setLevel(logging.CRITICAL if status is None else logging.INFO)

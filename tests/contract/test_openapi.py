@@ -207,3 +207,41 @@ def test_examples_are_taken(client: httpx.Client) -> None:
                 example = operation["requestBody"]["content"]["application/json"]["example"]
                 answer = client.request(method, path, json=example)
                 assert answer.status_code == 200, (path, answer.text)
+
+
+BODIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "ChatRequest": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}, ""),
+    "CompletionRequest": ("/v1/completions", {"prompt": "a", "max_tokens": 2}, ""),
+    "GenerateParameters": ("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 2}}, "parameters"),
+}
+
+
+def edges_of_numbers() -> list[tuple[str, str, float, float | None]]:
+    """Schema, name, a number beyond the range, and the number at the edge where the route takes the edge."""
+    found: list[tuple[str, str, float, float | None]] = []
+    for schema in BODIES:
+        for name, properties in SCHEMAS[schema]["properties"].items():
+            for part in properties.get("anyOf", ()):
+                if "minimum" in part:
+                    found.append((schema, name, part["minimum"] - 1, part["minimum"]))
+                if "exclusiveMinimum" in part:
+                    found.append((schema, name, part["exclusiveMinimum"], None))
+                if "maximum" in part and part["maximum"] < 1000:
+                    found.append((schema, name, part["maximum"] + 1, None))
+    return found
+
+
+@pytest.mark.parametrize(("schema", "name", "beyond", "edge"), edges_of_numbers())
+def test_range_of_a_number_is_that_of_the_route(
+    client: httpx.Client, schema: str, name: str, beyond: float, edge: float | None
+) -> None:
+    path, body, inside = BODIES[schema]
+
+    def status(value: float) -> int:
+        sent: dict[str, Any] = json.loads(json.dumps(body))
+        (sent[inside] if inside else sent)[name] = value
+        return client.post(path, json=sent).status_code
+
+    assert status(beyond) in (400, 422)
+    if edge is not None and name not in ("top_logprobs", "max_tokens"):  # which need another field too
+        assert status(edge) == 200

@@ -6,10 +6,12 @@ prefix. Each request is over within the bound that `World` states. No block has 
 places of another request (`ModelShard`).
 """
 
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from textmill_router.request import BlockId
+from textmill_router.request import BlockId, RequestId
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.epoch import Counters, Epoch
 from textmill_router.scheduler.grants import Grants
@@ -20,7 +22,7 @@ from textmill_router.scheduler.scheduler import Scheduler, StreamBroken
 from textmill_router.scheduler.slots import Seats
 
 from tests.fakes.model_shard import ModelShard, PlanRefused, Row
-from tests.fakes.scheduler_world import World, WorldCounts
+from tests.fakes.scheduler_world import Client, World, WorldCounts
 
 NUM_FIXED_RUNS = 50  # runs from each of three first seeds
 NUM_BUG_RUNS = 60
@@ -49,6 +51,38 @@ def test_thousands_of_arrivals_get_their_undisturbed_text(first_seed: int):
 @given(seed=st.integers(min_value=1000, max_value=2**32), death_rate=st.sampled_from([0.0, 0.01, 0.05]))
 def test_any_world_ends_well(seed: int, death_rate: float):
     World(seed, num_arrivals=20, death_rate=death_rate).run()
+
+
+class SlowReaderWorld(World):
+    """Lets requests rest for some turns, again and again, as those of clients that do not read."""
+
+    def __init__(self, seed: int) -> None:
+        self._pauses = Random(seed)
+        self._until: dict[int, int] = {}  # the turn at which each request goes on
+        self.num_paused_turns = 0
+        super().__init__(seed)
+
+    def step(self) -> None:
+        alive = [number for number, client in self.clients.items() if not client.is_over]
+        if alive and self._pauses.random() < 0.3:
+            number = self._pauses.choice(alive)
+            self._until[number] = self.turn + self._pauses.choice([1, 3, 10])
+            self.scheduler.on_pause(RequestId(number), True)
+        for number, turn in list(self._until.items()):
+            if turn <= self.turn:
+                del self._until[number]
+                self.scheduler.on_pause(RequestId(number), False)
+        self.num_paused_turns += bool(self._until)
+        super().step()
+
+    def _bound_turns(self, client: Client) -> int:
+        return super()._bound_turns(client) + 2 * self.num_paused_turns
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(seed=st.integers(min_value=0, max_value=2**32))
+def test_requests_that_rest_change_no_text_and_hold_nobody_up_for_ever(seed: int):
+    SlowReaderWorld(seed).run()
 
 
 # ---- Planted bugs.

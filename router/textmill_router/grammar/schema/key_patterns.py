@@ -4,14 +4,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from textmill_router.grammar.schema.conjunctions import joint_parts, walk
-from textmill_router.grammar.schema.patterns import is_readable, overlap
+from textmill_router.grammar.schema.patterns import overlap
 
-_ANY_KEY = "^"
-
-
-def readable_entries(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """The schemas by pattern; any key with any value where an expression is one that the library cannot read."""
-    return dict(entries) if all(map(is_readable, entries)) else {_ANY_KEY: True}
+# Groups of patterns that are compared, each of which takes the event loop a millisecond; the others count as
+# overlapping.
+MAX_COMPARISONS = 200
+ANY_KEY = "^"
 
 
 def part_key_patterns(root: Any, definitions: Mapping[str, Any]) -> bool:
@@ -19,24 +17,25 @@ def part_key_patterns(root: Any, definitions: Mapping[str, Any]) -> bool:
     if not any("patternProperties" in node for node in walk(root, definitions)):
         return False
     has_changed = False
+    num_compared = 0
     for ways in joint_parts(root, definitions):
         owners = [[part for part in way if "patternProperties" in part] for way in ways]
-        if any(_overlap(way) for way in owners):
+        several = [way for way in owners if len(_expressions(way)) > 1]
+        num_compared += len(several)
+        if several and (num_compared > MAX_COMPARISONS or any(overlap(_expressions(way)) for way in several)):
             _part({id(part): part for way in owners for part in way}.values())
             has_changed = True
     return has_changed
 
 
-def _overlap(parts: Iterable[dict[str, Any]]) -> bool:
-    expressions = tuple(dict.fromkeys(name for part in parts for name in part["patternProperties"]))
-    return len(expressions) > 1 and overlap(expressions)
+def _expressions(parts: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for part in parts for name in part["patternProperties"]))
 
 
 def _part(parts: Iterable[dict[str, Any]]) -> None:
     """Let each part have one pattern, the same one for all: a key that matches any of their patterns."""
     owners = list(parts)
-    expressions = dict.fromkeys(name for part in owners for name in part["patternProperties"])
-    either = "|".join(f"(?:{expression})" for expression in expressions)
+    either = "|".join(f"(?:{expression})" for expression in _expressions(owners))
     for part in owners:
         schemas = list(part["patternProperties"].values())
         # A key may match the pattern of another part alone. Then this part's patterns say nothing of the key.

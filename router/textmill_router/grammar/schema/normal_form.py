@@ -4,7 +4,7 @@ Where the library knows no way to say a keyword, the normal form lets more throu
 keyword. The check of the finished answer holds the rest (`answer_check.py`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from textmill_router.grammar.schema.backtracking import BacktrackingPattern, NoP
 from textmill_router.grammar.schema.circles import without_circles
 from textmill_router.grammar.schema.conjunctions import joint_parts, walk
 from textmill_router.grammar.schema.disjoint import are_disjoint
-from textmill_router.grammar.schema.key_patterns import part_key_patterns, readable_entries
+from textmill_router.grammar.schema.key_patterns import ANY_KEY, part_key_patterns
 from textmill_router.grammar.schema.keyword_values import wrong_value
 from textmill_router.grammar.schema.negation import ANNOTATIONS, keywords_of, without_conditions
 from textmill_router.grammar.schema.number_text import lets_zero_through
@@ -23,6 +23,7 @@ from textmill_router.grammar.schema.unmatched import without_unmatched
 
 MAX_NODES = 5_000  # schemas looked at; references that stand beside other keywords are written out
 MAX_PARTS = 100_000  # looked at to find what keys an object has; each of a chain of parts looks at all that follow
+MAX_TRIED = 300  # different expressions of a schema; to try one takes the event loop half a millisecond
 MAX_COUNT = 10_000_000  # characters, items or keys: no answer is as long, so a larger maximum bounds nothing
 KNOWN_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
 _COPIED = frozenset(
@@ -135,6 +136,7 @@ class _Writer:
         self._plain: dict[int, tuple[Any, dict[str, Any]]] = {}  # schemas without conditions, by id; the first keeps it
         self._expanded: set[tuple[int, str]] = set()  # references being written out
         self.choices: list[list[Any]] = []  # of `oneOf`
+        self._tried: set[str] = set()  # expressions
         self._num_nodes = 0
         self._num_parts = 0
 
@@ -236,6 +238,8 @@ class _Writer:
             self._add(key, value, node, base, result, parts, inside)
         if closes:
             closing = _closing(keys, {} if parts else result)
+            if keys.patterns:
+                closing["patternProperties"] = self._readable_entries(closing["patternProperties"])
             if parts:
                 parts.append(closing)
             else:
@@ -260,9 +264,7 @@ class _Writer:
         match key:
             case "properties" | "patternProperties":
                 entries = {name: self._child(entry, base) for name, entry in self._mapping(key, value).items()}
-                if key == "patternProperties" and not self._are_readable(key, entries):
-                    entries = readable_entries(entries)
-                result[key] = entries
+                result[key] = entries if key == "properties" else self._readable_entries(entries)
             case "additionalProperties":
                 result[key] = self._child(value, base)
             case "unevaluatedProperties":
@@ -339,13 +341,16 @@ class _Writer:
         finally:
             self._expanded.remove(key)
 
-    def _are_readable(self, key: str, expressions: Iterable[str]) -> bool:
-        return not [expression for expression in expressions if not self._is_readable(key, expression)]
+    def _readable_entries(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+        """The schemas by pattern; any key with any value where an expression is one that the library cannot read."""
+        unread = [expression for expression in entries if not self._is_readable("patternProperties", expression)]
+        return {ANY_KEY: True} if unread else dict(entries)
 
     def _is_readable(self, key: str, expression: str) -> bool:
         """Whether the library can read an expression; if not, the check of the answer holds the keyword."""
-        if is_readable(expression):
-            return True
+        self._tried.add(expression)
+        if len(self._tried) > MAX_TRIED or is_readable(expression):
+            return True  # of very many expressions the compiler says which the library cannot read
         try:
             BacktrackingPattern(expression)
         except NoPattern as error:
@@ -553,18 +558,12 @@ def _closing(keys: _Keys, said: Mapping[str, Any]) -> dict[str, Any]:
         closing["properties"].setdefault(name, True)
     if keys.patterns:
         patterns = {**dict.fromkeys(keys.patterns, True), **said.get("patternProperties", {})}
-        closing["patternProperties"] = readable_entries(patterns)
+        closing["patternProperties"] = patterns
     return closing
 
 
 def _reference(name: str) -> dict[str, Any]:
     return {"$ref": f"#/$defs/{name}"}
-
-
-def refers_to(node: Any) -> str | None:
-    """The name of the definition that a schema in normal form refers to, if it is such a reference."""
-    reference = node.get("$ref") if isinstance(node, dict) else None
-    return reference.removeprefix("#/$defs/") if isinstance(reference, str) else None
 
 
 assert not _COPIED & ANNOTATIONS

@@ -91,7 +91,7 @@ def measure(way: str, arguments: argparse.Namespace, folder: Path) -> dict[str, 
     router = [
         *(sys.executable, "-m", "textmill_router", "--model-dir", str(model_dir), "--model-id", "fake"),
         *("--shard-uds-path", str(socket_path), "--hostname", "127.0.0.1", "--port", str(port)),
-        *("--log-level", "error", *flags),
+        *flags,
     ]
     request = _request("x" * arguments.input_len)
 

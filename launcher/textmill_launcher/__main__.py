@@ -12,7 +12,12 @@ from textmill_launcher.errors import LaunchError
 from textmill_launcher.settings import read_start, serve_parser
 from textmill_launcher.shell_completion import PrintCompletion
 
-COMMANDS = ("serve", "plan", "doctor", "download")
+COMMANDS = {
+    "serve": "serve a model, as without a command",
+    "plan": "say what a model takes of memory and what fits",
+    "doctor": "say whether this machine is ready for a start",
+    "download": "fetch a model of the hub",
+}
 
 log = logging.getLogger("textmill_launcher")
 
@@ -41,9 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(argv: list[str]) -> int:
     parser = serve_parser()
+    parser.usage = f"launcher [{'|'.join(COMMANDS)}] [flags]"
+    about = "; ".join(f"{name}: {purpose}" for name, purpose in COMMANDS.items())
+    parser.description = f"{parser.description} Commands, each with a --help of its own: {about}."
     parser.add_argument("--print-config", action="store_true", help="show the settings and where each is from, and end")
     parser.add_argument("--print-completion", action=PrintCompletion)
-    parser.known_commands = COMMANDS
+    parser.known_commands = tuple(COMMANDS)
     if argv[:1] == ["serve"]:  # SageMaker calls every image with this word
         argv = argv[1:]
     start = read_start(parser, argv, os.environ)

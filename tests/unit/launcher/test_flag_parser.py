@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from textmill_launcher.__main__ import main
 from textmill_launcher.options import Group
 from textmill_launcher.settings import ALL_OPTIONS, load_settings, serve_parser
 
@@ -38,6 +39,28 @@ def test_help_has_a_section_for_each_group_and_each_flag_stands_in_one() -> None
     for option in ALL_OPTIONS:
         if option.has_flag:
             assert f"  {option.flag}" in sections[option.group] or f", {option.flag}" in sections[option.group]
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"), [("pln", "did you mean plan?"), ("docter", "did you mean doctor?"), ("download!", "download?")]
+)
+def test_mistyped_command_is_answered_with_the_nearest(
+    word: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([word])
+    assert ended.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "usage: launcher [serve|plan|doctor|download] [flags]" in shown
+    for words in ("plan: say what a model takes of memory", "doctor: say whether", "download: fetch a model"):
+        assert words in shown
 
 
 def test_help_shows_the_defaults_of_the_children() -> None:
@@ -75,8 +98,6 @@ def test_help_loads_nothing_that_takes_long(argv: list[str]) -> None:
 def test_completion_of_a_shell_knows_flags_and_their_words(
     shell: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from textmill_launcher.__main__ import main
-
     with pytest.raises(SystemExit) as ended:
         main(["--print-completion", shell])
     assert ended.value.code == 0

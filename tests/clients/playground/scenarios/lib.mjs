@@ -5,7 +5,7 @@ import { after } from "node:test";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 
-const LIMIT_MS = 20_000;
+const LIMIT_MS = 40_000;
 /** The addresses of the servers that the runner has started, by name. */
 export const SERVERS = JSON.parse(process.env.PLAYGROUND_SERVERS);
 const AXE = fileURLToPath(import.meta.resolve("axe-core/axe.min.js"));

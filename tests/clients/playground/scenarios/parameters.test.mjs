@@ -63,6 +63,7 @@ test("only what was changed is sent, and a bad value is not sent", () =>
     assert.equal(page.sent.length, count);
     await setParameter(page, "response_format", '{"type": "json_object"}');
     await page.getByRole("button", { name: "Reset all" }).click();
+    assert.equal(await page.locator(".field[data-name=response_format] textarea").inputValue(), "");
     await ask(page, "hi");
     assert.deepEqual(keys(), plain);
   }));

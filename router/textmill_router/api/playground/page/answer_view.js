@@ -1,4 +1,4 @@
-// One answer of one column: reasoning, tool calls, text or tokens, numbers, and what can be done with the answer.
+// One answer: reasoning, tool calls, text or tokens, numbers, and what can be done with it.
 import { answerOf } from "./state.js";
 import { copyText } from "./clipboard.js";
 import { button, grow, h } from "./dom.js";

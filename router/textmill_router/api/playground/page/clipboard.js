@@ -1,5 +1,3 @@
-// Copies texts with one click.
-
 /** Copies a text and says so. Where the browser forbids that, as on plain http, `select` marks the text for the keyboard. */
 export async function copyText(text, name, say, select = () => {}) {
   try {

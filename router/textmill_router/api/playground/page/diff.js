@@ -1,6 +1,6 @@
 // The difference of two texts, word by word.
 
-const MAX_CELLS = 4_000_000; // of the table; longer texts are compared line by line, and then not at all
+const MAX_CELLS = 4_000_000; // of the table; longer texts are compared by lines, or not at all
 
 /** Returns runs `{kind, text}`, where kind is same, left or right. */
 export function diffTexts(left, right) {

@@ -71,15 +71,19 @@ function draw() {
   if (isCode) code.draw();
 }
 
-/** Draws the parameters, unless they are there: a new form would take the focus and the text of a control. */
+/** Draws the parameters after a change, because a new form takes focus and text of a control. */
 function drawForm() {
-  const { state } = app;
-  const wanted = JSON.stringify([formColumn, state.mode, state.columns[formColumn].parameters[state.mode], app.parameters !== null]);
+  const wanted = formKey();
   if (wanted === drawn) return;
   const form = forms[formColumn];
   form.draw();
   $("form").replaceChildren(form.element);
   drawn = wanted;
+}
+
+function formKey() {
+  const { mode, columns: asked } = app.state;
+  return JSON.stringify([formColumn, mode, asked[formColumn].parameters[mode], app.parameters !== null]);
 }
 
 function listen() {
@@ -107,6 +111,7 @@ function listen() {
     event.preventDefault();
     app.send();
   });
+  on("form", "input", () => (drawn = formKey()));
   on("stop", "click", () => app.stop());
   on("undo", "click", () => store.undo());
   on("clear", "click", () => store.update((state) => (state.messages = []), { canUndo: true }));

@@ -1,4 +1,4 @@
-// The prompt as the model reads the prompt: its text, its tokens and, on demand, their log-probabilities.
+// The prompt as the model reads it, with its tokens and, on demand, their log-probabilities.
 import { legacyTokens } from "./answers.js";
 import { button, h } from "./dom.js";
 import { sendForJson } from "./network.js";

@@ -1,7 +1,7 @@
 // The dialog in which the user types keys and adds servers.
 import { button, h } from "./dom.js";
 
-/** Fills a dialog. `onChange` is called when a server or a key has changed. */
+/** Fills a dialog. `onChange` hears of a new server or key. */
 export function fillServersDialog(dialog, app, onChange) {
   const { servers } = app;
   const key = h("input", { type: "password", autocomplete: "off", id: "own-key" });

@@ -1,4 +1,4 @@
-// What the browser keeps: servers and presets in the browser, the state and the page's own key in the tab alone.
+// Servers and presets are kept in the browser, the state and the page's own key in the tab alone.
 
 /** Returns a store of JSON values. Where the browser has none, nothing is read and `write` returns false. */
 function storeIn(area) {

@@ -13,6 +13,7 @@ from textmill_launcher.options import (
     DEVICES,
     DTYPES,
     LOG_LEVELS,
+    METRICS_ALIASES,
     REASONING_FORMATS,
     TOOL_FORMATS,
     V1_ERRORS,
@@ -188,6 +189,9 @@ class Settings:
         url_path, "further path of GET /health; Vertex AI sets the variable", to=ROUTER
     )
     compute_type: str | None = option(text, "value of the header x-compute-type", to=ROUTER)
+    metrics_alias: str | None = option(
+        Choice(METRICS_ALIASES), "engine whose names of metrics /metrics shows too, for endpoint pickers", to=ROUTER
+    )
     v1_errors: str | None = option(Choice(V1_ERRORS), "form of errors on /v1", to=ROUTER)
     strict_model: bool = switch("404 for names of models that are not served", to=ROUTER)
     open_objects: bool = switch("let objects have keys that their schema does not name", to=ROUTER)

@@ -18,6 +18,7 @@ LOG_LEVELS = {
     "warning": "WARNING",
     "error": "ERROR",
 }
+METRICS_ALIASES = ("vllm",)
 
 
 class SettingsError(Exception):
@@ -236,6 +237,9 @@ class Settings:
     aip_predict_route: str | None = _option(_path, "further path of POST /vertex; Vertex AI sets the variable", None)
     aip_health_route: str | None = _option(_path, "further path of GET /health; Vertex AI sets the variable", None)
     compute_type: str | None = _option(_text, "value of the header x-compute-type", None)
+    metrics_alias: str | None = _option(
+        _one_of(*METRICS_ALIASES), "engine whose names of metrics /metrics shows beside ours: vllm", None
+    )
     json_output: bool = _option(_truth, "log lines are JSON objects", False, kind="switch")
     log_level: str = _option(_log_level, "trace, debug, info, warn or error", "INFO")
 

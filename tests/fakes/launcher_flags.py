@@ -80,6 +80,7 @@ GOOD_VALUES = {
     "aip_predict_route": ("/predict", "/predict"),
     "aip_health_route": ("/alive", "/alive"),
     "compute_type": ("gpu", "gpu"),
+    "metrics_alias": ("vllm", "vllm"),
     "header_timeout": ("1.5", 1.5),
     "body_timeout": ("2.5", 2.5),
     "keep_alive_timeout": ("3.5", 3.5),

@@ -25,6 +25,7 @@ from textmill_router.metrics.exposition import (
 )
 from textmill_router.metrics.histogram import DURATION_BOUNDS_S, Histogram, linear_bounds
 from textmill_router.metrics.step_metrics import StepMetrics
+from textmill_router.metrics.vllm_names import vllm_families
 from textmill_router.request import FinishReason
 from textmill_router.scheduler.scheduler import SchedulerStats
 from textmill_router.text.events import GenerationResult
@@ -68,9 +69,13 @@ class CacheNumbers:
 
 
 class Metrics:
-    """The owner of all counters of the HTTP side. The scrape brings the engine's numbers, which the engine owns."""
+    """The owner of all counters of the HTTP side. The scrape brings the engine's numbers, which the engine owns.
 
-    def __init__(self) -> None:
+    With a `vllm_model_name`, a scrape shows vLLM's names of metrics too, whose label `model_name` has that value.
+    """
+
+    def __init__(self, *, vllm_model_name: str | None = None) -> None:
+        self._vllm_model_name = vllm_model_name
         self.num_requests = 0  # calls that ask for generation
         self._successes = 0
         self._aborts = 0
@@ -158,6 +163,8 @@ class Metrics:
     ) -> bytes:
         """Return the body of /metrics. `engine` is None before the first epoch."""
         families = [*self._own_families(num_in_flight), *(_engine_families(engine) if engine else ())]
+        if engine is not None and self._vllm_model_name is not None:
+            families += vllm_families(engine.stats, engine.block_size, self._vllm_model_name)
         families.append(counter_family(specs.CACHE_HITS, cache.num_hits))
         families.append(counter_family(specs.CACHE_MISSES, cache.num_misses))
         families.append(gauge_family(specs.CACHE_BYTES, cache.num_bytes))

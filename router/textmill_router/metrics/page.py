@@ -3,7 +3,7 @@
 import sys
 
 from textmill_router.metrics.exposition import QUANTILES
-from textmill_router.metrics.specs import BUCKET_SETS, SPECS, MetricSpec
+from textmill_router.metrics.specs import BUCKET_SETS, SPECS, VLLM_SPECS, MetricSpec
 
 _HEAD = """# Metrics
 
@@ -15,6 +15,14 @@ for TGI work. TGI counts some requests twice and never shows some metrics; Textm
 each metric. A label value appears with its first event. The metrics of the process (`process_...`) stand at the end
 of the answer.
 """
+_VLLM_HEAD = """## vLLM's names
+
+With `--metrics-alias vllm` the answer has these gauges too. Endpoint pickers of Kubernetes' InferencePool (llm-d),
+KServe and dashboards of vLLM ask for these names. The label `model_name` has the name of the model that answers have:
+the first `--served-model-name`, or else `--model-id`. With several replicas the numbers are those of all replicas
+together. Without a shard that serves, `vllm:cache_config_info` is left out. Textmill loads no adapters, so there is no
+`vllm:lora_requests_info`.
+"""
 
 
 def write_page() -> str:
@@ -24,13 +32,18 @@ def write_page() -> str:
     lines += ["", "| Buckets | Bounds |", "|---|---|"]
     lines += [f"| {name} | {bounds} |" for name, bounds in BUCKET_SETS.items()]
     quantiles = ", ".join(f"{quantile:g}" for quantile in QUANTILES)
-    lines += ["", f"The summary has the quantiles {quantiles} of all observations since the start."]
+    lines += ["", f"The summary has the quantiles {quantiles} of all observations since the start.", ""]
+    lines += [_VLLM_HEAD, "| Name | Type | Labels | Meaning |", "|---|---|---|---|"]
+    lines += [f"| `{spec.name}` | {spec.kind.value} | {_labels(spec)} | {spec.text} |" for spec in VLLM_SPECS]
     return "\n".join(lines) + "\n"
 
 
 def _row(spec: MetricSpec) -> str:
-    labels = ", ".join(f"`{label}`" for label in spec.labels)
-    return f"| `{spec.name}` | {spec.kind.value} | {labels} | {spec.buckets} | {spec.text} |"
+    return f"| `{spec.name}` | {spec.kind.value} | {_labels(spec)} | {spec.buckets} | {spec.text} |"
+
+
+def _labels(spec: MetricSpec) -> str:
+    return ", ".join(f"`{label}`" for label in spec.labels)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The table of metrics: name, kind, meaning, labels and buckets. `make metrics-page` writes `docs/metrics.md` from it.
 
 The names that TGI has stay (`tgi_...`), so that dashboards for TGI work. Metrics that TGI lacks start with `textmill_`.
+The names of vLLM (`vllm:...`) stand in a list of their own, because a flag asks for them.
 """
 
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ BUCKET_SETS = {
     "B": "1, 2, 3 ... 1024",
 }
 SPECS: list[MetricSpec] = []  # in the order of the page
+VLLM_SPECS: list[MetricSpec] = []  # shown with `--metrics-alias vllm` alone
 
 
 def _spec(name: str, kind: MetricKind, text: str, *, labels: tuple[str, ...] = (), buckets: str = "") -> MetricSpec:
@@ -264,4 +266,21 @@ HEALTH_STATE = _spec(
 )
 BUILD_INFO = _spec(
     "textmill_build_info", _GAUGE, "Always 1; the label version holds the version of Textmill", labels=("version",)
+)
+
+
+def _vllm_spec(name: str, text: str, *further_labels: str) -> MetricSpec:
+    spec = MetricSpec(f"vllm:{name}", MetricKind.GAUGE, text, ("model_name", *further_labels))
+    VLLM_SPECS.append(spec)
+    return spec
+
+
+VLLM_RUNNING = _vllm_spec("num_requests_running", "Same value as `textmill_requests_running`")
+VLLM_WAITING = _vllm_spec("num_requests_waiting", "Same value as `textmill_requests_waiting`")
+VLLM_KV_USAGE = _vllm_spec("kv_cache_usage_perc", "Same value as `textmill_kv_usage_ratio`: 0 to 1, despite the name")
+VLLM_CACHE_CONFIG = _vllm_spec(
+    "cache_config_info",
+    "Always 1; the labels hold the values of `textmill_kv_block_size_tokens` and `textmill_kv_blocks_size`",
+    "block_size",
+    "num_gpu_blocks",
 )

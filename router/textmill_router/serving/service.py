@@ -69,7 +69,8 @@ class Service:
         self.permits = Permits(settings.max_concurrent_requests, on_close=self._on_close, back_in_s=self._back_in_s)
         self.is_leaving = False
         self.response_cache = ResponseCache(settings.response_cache_bytes)
-        self.metrics = Metrics()
+        has_vllm_names = settings.metrics_alias == "vllm"
+        self.metrics = Metrics(vllm_model_name=settings.model_names[0] if has_vllm_names else None)
         self.open_streams = OpenStreams()
         self._started_s = time.monotonic()
         self._engine: ReplicaSet | None = None

@@ -12,6 +12,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert (settings.max_top_n_tokens, settings.max_client_batch_size, settings.validation_workers) == (5, 4, 2)
     assert (settings.payload_limit, settings.port, settings.hostname) == (2_000_000, 3000, "0.0.0.0")
     assert settings.max_input_tokens is None
+    assert settings.metrics_alias is None
     assert settings.max_total_tokens is None
 
 
@@ -43,6 +44,7 @@ def test_hostname_of_the_machine_is_not_an_address_to_listen_on() -> None:
         ([], {"VALIDATION_WORKERS": "0"}, ("VALIDATION_WORKERS", "'0'", "1 to 256")),
         (["--header-timeout", "-1"], {}, ("--header-timeout", "seconds")),
         (["--hostname", "example.org"], {}, ("--hostname", "IP address")),
+        (["--metrics-alias", "tgi"], {}, ("--metrics-alias", "'tgi'", "vllm")),
         (["--max-input-tokens", "10", "--max-total-tokens", "10"], {}, ("--max-input-tokens", "smaller")),
         ([], {"LOG_LEVEL": "loud"}, ("LOG_LEVEL", "loud")),
         (["--tls-cert", "c.pem"], {}, ("--tls-cert", "--tls-key", "belong together")),

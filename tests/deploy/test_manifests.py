@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textmill_router.metrics.specs import SPECS
 
 from tests.deploy import custom_kinds, ties
 from tests.deploy.dashboard import panel_expressions, variable_queries
 from tests.deploy.manifests import DEPLOY, OVERLAYS, Object, load, objects_of, overlay_folders, settings_of
 from tests.deploy.planting import load_mistakes, plant
+from tests.deploy.promql import metrics_of
 from tests.deploy.server_facts import PROBED_PATHS, ServerFacts, ask_server
 from tests.fakes.running_router import RunningRouter
 
@@ -100,6 +102,15 @@ def test_a_quantity_is_a_number_and_a_unit(quantity: Any, number: float) -> None
 def test_what_is_no_quantity_is_refused(quantity: str) -> None:
     with pytest.raises(ValueError, match="is no quantity"):
         ties.amount(quantity)
+
+
+def test_the_dashboard_shows_all_numbers_of_replicas_and_recoveries() -> None:
+    dashboard = json.loads((DEPLOY / "monitoring/textmill-dashboard.json").read_text())
+    shown = {name for _, expression in panel_expressions(dashboard) for name in metrics_of(expression)}
+    told = {spec.name for spec in SPECS if spec.name.startswith("textmill_replica_")}
+    told |= {"textmill_shard_restarts_total", "textmill_recovery_seconds_bucket", "textmill_health_state"}
+    told |= {"textmill_moved_requests", "textmill_readmitted_requests", "textmill_recomputed_tokens"}
+    assert told - shown == set()
 
 
 def test_every_panel_says_what_it_shows() -> None:

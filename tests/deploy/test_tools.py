@@ -137,7 +137,9 @@ def test_alerts_fire_when_they_should() -> None:
 WORSE_RULES = {
     "down": ("} == 0", "} == 1"),
     "ready": ("for: 20m", "for: 10m"),
-    "restart": ("textmill_epochs[15m]) > 0", "textmill_epochs[15m]) > 2"),
+    "dead": ('state="dead"', 'state=~"dead|recovering"'),
+    "restart": ("textmill_shard_restarts_total[15m]) > 0", "textmill_shard_restarts_total[15m]) > 2"),
+    "replica": ("textmill_replica_up == 0", "textmill_replica_up >= 0"),
     "progress": ("textmill_steps[2m]) == 0", "textmill_steps[2m]) >= 0"),
     "queue": ("deriv(textmill_requests_waiting[10m]) > 0", "deriv(textmill_requests_waiting[10m]) >= 0"),
     "errors": ("generation|incomplete", "generation|incomplete|validation"),

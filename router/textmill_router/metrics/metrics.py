@@ -31,6 +31,7 @@ from textmill_router.scheduler.scheduler import SchedulerStats
 from textmill_router.text.events import GenerationResult
 
 _CONCAT_REASON = "chunking"
+_RESTART_REASONS = ("exited", "hung", "killed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,8 @@ class Metrics:
         self._finishes: Counter[FinishReason] = Counter()
         self._http: Counter[tuple[str, str, int]] = Counter()  # by route, method, status
         self._prompt_tokens = 0
-        self._shard_restarts: Counter[str] = Counter()  # by reason
+        # By reason, and 0 at first, because Prometheus' `increase` misses the first event of a series that begins at 1.
+        self._shard_restarts = Counter(dict.fromkeys(_RESTART_REASONS, 0))
         self._request_duration = Histogram(DURATION_BOUNDS_S)
         self._validation_duration = Histogram(DURATION_BOUNDS_S)
         self._queue_duration = Histogram(DURATION_BOUNDS_S)

@@ -12,8 +12,8 @@ made from `router/textmill_router/metrics/specs.py` by `make metrics-page`; a te
 
 The names that begin with `tgi_`, and their labels, come from text-generation-inference (TGI), so that dashboards made
 for TGI work. TGI counts some requests twice and never shows some metrics; Textmill counts each request once and shows
-each metric. A label value appears with its first event. The metrics of the process (`process_...`) stand at the end
-of the answer.
+each metric. A label value appears with its first event; only the reasons of restarts are there from the start, with 0.
+The metrics of the process (`process_...`) stand at the end of the answer.
 """
 _VLLM_HEAD = """## vLLM's names
 

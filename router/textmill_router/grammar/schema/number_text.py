@@ -1,9 +1,10 @@
 """Expressions for numbers of any length between bounds. A number is written without exponent and without `-0`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from textmill_router.exact_json import (
@@ -22,6 +23,7 @@ _MIN_PLAIN_EXPONENT = -12
 _MAX_STEP_DIGITS = 5  # of a `multipleOf`: an automaton has a state for each remainder
 _MAX_NEIGHBOURS = 64
 _MAX_LIBRARY_STEP = (1 << 32) - 1
+_MAX_LISTED = 100  # multiples between two bounds that are written one by one
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 
@@ -88,6 +90,83 @@ def _read_by_library(value: float) -> tuple[int, int] | None:
     return coefficient, exponent
 
 
+def is_rounded_step(value: float) -> bool:
+    """Whether no 64-bit float is this `multipleOf`, so that the library rounds the bounds beside the keyword."""
+    number = decimal_of(value)
+    return abs(number.adjusted()) > MAX_EXACT_EXPONENT or Fraction(float(number)) != Fraction(number)
+
+
+def is_multiple(number: Decimal, step: float) -> bool | None:
+    """Whether the number is a multiple of the step; None where a number is too long to be divided."""
+    divisor = decimal_of(step)
+    if any(abs(value.adjusted()) > MAX_EXACT_EXPONENT for value in (number, divisor)):
+        return None
+    return Fraction(number) % Fraction(divisor) == 0
+
+
+def are_bounds_misread(schema: Mapping[str, Any]) -> bool:
+    """Whether the library, which moves each bound to a multiple in floats, moves a bound past a multiple."""
+    step = library_step(schema.get("multipleOf", 0))
+    ends = _counted_ends(schema)
+    if step is None or ends is None:
+        return False
+    (low, first, is_above_low), (high, last, is_below_high) = ends
+    exact = decimal_of(schema["multipleOf"])
+    return _is_rounded_past(low, first, exact, step, is_above_low, math.ceil) or _is_rounded_past(
+        high, last, exact, step, is_below_high, math.floor
+    )
+
+
+def listed_multiples(schema: Mapping[str, Any]) -> list[str] | None:
+    """An expression for each multiple between two bounds; None where the multiples are more than a hundred."""
+    ends = _counted_ends(schema)
+    if ends is None:
+        return None
+    (low, first, is_above_low), (high, last, is_below_high) = ends
+    if first is None or last is None or last - first >= _MAX_LISTED:
+        return None
+    step = decimal_of(schema["multipleOf"])
+    numbers = NumberRange(low, high, is_above_low, is_below_high)
+    found = [value for count in range(first, last + 1) if _is_inside(value := count * step, numbers)]
+    return [("-" if value < 0 else "") + _equal(value.copy_abs()) for value in found]
+
+
+_End = tuple[Decimal | None, int | None, bool]
+
+
+def _counted_ends(schema: Mapping[str, Any]) -> tuple[_End, _End] | None:
+    """Each bound, the number of steps to the outermost multiple inside, and whether the bound is left out.
+
+    None where a number is too long to be counted in steps.
+    """
+    step = decimal_of(schema["multipleOf"])
+    low, is_above_low = _bound(schema, "minimum", "exclusiveMinimum", max)
+    high, is_below_high = _bound(schema, "maximum", "exclusiveMaximum", min)
+    given = [step, *(bound for bound in (low, high) if bound is not None)]
+    if any(abs(number.adjusted()) > _MAX_PLAIN_DIGITS for number in given if number):
+        return None
+    first = None if low is None else math.ceil(Fraction(low) / Fraction(step))
+    last = None if high is None else math.floor(Fraction(high) / Fraction(step))
+    return (low, first, is_above_low), (high, last, is_below_high)
+
+
+def _is_rounded_past(
+    bound: Decimal | None,
+    count: int | None,
+    step: Decimal,
+    float_step: float,
+    is_open: bool,
+    rounded: Callable[[float], int],
+) -> bool:
+    """Whether the float that the library takes for the outermost multiple is not this multiple of `count` steps."""
+    if bound is None or count is None:
+        return False
+    exact = count * step
+    read = Decimal(repr(rounded(float(bound) / float_step) * float_step))
+    outer = read > exact if rounded is math.ceil else read < exact
+    return outer or (is_open and exact == bound and read != exact)
+
+
 def number_range(schema: dict[str, Any], *, is_integer: bool) -> NumberRange | None:
     """The range that a schema of numbers asks for; None where no expression of this file can say it."""
     if any(key in schema and not is_number(schema[key]) for key in (*BOUNDS, "multipleOf")):
@@ -106,7 +185,7 @@ def number_range(schema: dict[str, Any], *, is_integer: bool) -> NumberRange | N
     return NumberRange(low, high, is_above_low, is_below_high, max_decimals)
 
 
-def _bound(schema: dict[str, Any], closed: str, opened: str, stricter: Any) -> tuple[Decimal | None, bool]:
+def _bound(schema: Mapping[str, Any], closed: str, opened: str, stricter: Any) -> tuple[Decimal | None, bool]:
     """The stricter of two bounds, and whether the bound itself is left out."""
     found = [(decimal_of(schema[key]), key == opened) for key in (closed, opened) if key in schema]
     if not found:

@@ -16,9 +16,13 @@ from textmill_router.grammar.schema.merge import NotMergeable, alternatives, any
 from textmill_router.grammar.schema.normal_form import NormalSchema, normal_schema
 from textmill_router.grammar.schema.number_text import (
     BOUNDS,
+    are_bounds_misread,
+    is_multiple,
     is_plain,
+    is_rounded_step,
     lets_zero_through,
     library_step,
+    listed_multiples,
     number_range,
     range_terminals,
 )
@@ -158,12 +162,29 @@ class _Writer:
             return self._library_text(plain)
         numbers = number_range(kept, is_integer=is_integer)
         if numbers is None:
-            return self._library_text(plain)
+            return self._multiples(plain)
         self._num_names += 1
         name = f"{self._prefix.upper()}_{self._num_names}"
         lines = range_terminals(name, numbers)
         self.rules += lines
         return name if lines else ""
+
+    def _multiples(self, schema: dict[str, Any]) -> str:
+        """The multiples of a step that no float holds and that is no power of ten, between bounds if there are any."""
+        if library_step(schema.get("multipleOf", 0)) is None:
+            return self._library_text(schema)
+        texts = listed_multiples(schema)
+        if texts is None and are_bounds_misread(schema):
+            self.weakened.add("multipleOf")
+            del schema["multipleOf"]
+        if texts is None:
+            return self._library_text(schema)
+        if not texts:
+            return ""
+        self._num_names += 1
+        name = f"{self._prefix.upper()}_{self._num_names}"
+        self.rules.append(f"{name}: /{'|'.join(texts)}/")
+        return name
 
     # ---- arrays and objects
 
@@ -331,7 +352,13 @@ def _is_within(value: Any, schema: Mapping[str, Any]) -> bool:
         "exclusiveMinimum": lambda bound: number > decimal_of(bound),
         "exclusiveMaximum": lambda bound: number < decimal_of(bound),
     }
-    if "multipleOf" in schema or ("integer" in (schema.get("type"), *_listed(schema)) and not isinstance(value, int)):
+    if "multipleOf" in schema:
+        fits = is_multiple(number, schema["multipleOf"])
+        if fits is None:
+            raise NotMergeable
+        if not fits:
+            return False
+    if "integer" in (schema.get("type"), *_listed(schema)) and not isinstance(value, int):
         raise NotMergeable
     return all(test(schema[key]) for key, test in tests.items() if is_number(schema.get(key)))
 
@@ -344,7 +371,7 @@ def _listed(schema: Mapping[str, Any]) -> list[Any]:
 def _holds_exact_number(key: str, value: Any) -> bool:
     """Whether the value of a keyword has a number that the library would change."""
     if key == "multipleOf":
-        return is_number(value) and library_step(value) is None
+        return is_number(value) and (library_step(value) is None or is_rounded_step(value))
     if key in _NUMBER_KEYS:
         return is_number(value) and not is_plain(value)
     return key in ("const", "enum") and any_value(value, lambda entry: is_number(entry) and not is_plain(entry))

@@ -1,11 +1,14 @@
 """Expressions for numbers match a text exactly where the number lies between the bounds."""
 
 from decimal import Decimal, localcontext
+from fractions import Fraction
 
 import llguidance
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textmill_router.exact_json import decimal_of, parse_json
+from textmill_router.grammar.schema.normal_form import BadSchema
 from textmill_router.grammar.schema.number_text import (
     is_plain,
     library_step,
@@ -123,6 +126,48 @@ def test_decimals_are_multiples_as_decimals() -> None:
         for text in outside:
             assert Decimal(text) % Decimal(step) != 0
             assert not judge.takes(text), (step, text)
+
+
+STEPS = ("0.01", "0.1", "0.05", "0.3", "0.07", "0.25", "1.5")
+RANGES = (("0.07", "0.07"), ("0.3", "0.3"), ("0.29", "0.31"), ("-0.3", "-0.07"), ("0.6", "0.9"), ("4.35", "4.4"))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_multiples_between_bounds_are_counted_in_decimals(step: str) -> None:
+    for low, high in RANGES:
+        for lower, upper in (("minimum", "maximum"), ("exclusiveMinimum", "maximum"), ("minimum", "exclusiveMaximum")):
+            bounds = {lower: low, upper: high}
+            schema = f'{{"type":"number","multipleOf":{step},"{lower}":{low},"{upper}":{high}}}'
+            numbers = (low, high, "0.1", "0.3", "-0.1", "0.75", "4.4", "0.08")
+            inside = {
+                text
+                for text in numbers
+                if Fraction(text) % Fraction(step) == 0 and is_inside(text, bounds, is_integer=False)
+            }
+            try:
+                judge = SchemaJudge(schema)
+                taken = {text for text in numbers if judge.takes(text)}
+            except (BadSchema, AssertionError):  # nothing matches
+                taken = set()
+            assert taken == inside, schema
+
+
+def test_constants_beside_a_step_are_divided_as_decimals() -> None:
+    for schema, inside, outside in (
+        ('{"enum":[0.07,0.075],"multipleOf":0.01}', "0.07", "0.075"),
+        ('{"const":0.3,"multipleOf":0.1}', "0.3", "0.2"),
+        ('{"allOf":[{"enum":["a",0.7,0.75]},{"multipleOf":0.1}]}', "0.7", "0.75"),
+    ):
+        judge = SchemaJudge(schema)
+        assert judge.takes(inside), schema
+        assert not judge.takes(outside), schema
+
+
+def test_steps_of_long_ranges_that_the_library_would_round_are_left_to_the_check() -> None:
+    judge = SchemaJudge('{"type":"number","multipleOf":0.05,"minimum":0.3,"maximum":90000}')
+    assert judge.rules.weakened == {"multipleOf"}
+    assert judge.comes_out("0.3")
+    assert not judge.comes_out("0.31")
 
 
 def test_steps_that_the_library_would_round_or_count_for_ever_are_none() -> None:

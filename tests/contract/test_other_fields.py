@@ -155,6 +155,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
             ({"prompt_logprobs": 21}, "prompt_logprobs"),
             ({"prompt_logprobs": True}, "prompt_logprobs"),
             ({"use_beam_search": True}, "use_beam_search"),
+            ({"structural_tag": "{}"}, "structural_tag"),
+            ({"custom_logit_processor": "x"}, "custom_logit_processor"),
             ({"skip_special_tokens": False}, "skip_special_tokens"),
             ({"stop_token_ids": [5, 258]}, "stop_token_ids[1]"),
             ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),

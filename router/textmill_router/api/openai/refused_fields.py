@@ -7,10 +7,12 @@ from textmill_router.errors import ValidationFailed
 
 # For each field the value that asks for nothing, as null does, and a sentence that says what a client can do instead.
 _OF_ALL: Mapping[str, tuple[object, str]] = {
+    "custom_logit_processor": ("", "the server runs no code of clients"),
     "guided_whitespace_pattern": ("", "the blanks between two JSON tokens are fixed"),
     "logits_processors": ([], "the server runs no code of clients"),
     "return_tokens_as_token_ids": (False, "use `logprobs`, whose entries have the text and the bytes of a token"),
     "skip_special_tokens": (True, "special tokens are never part of the answer"),
+    "structural_tag": ("", "use `tools`, `response_format` or `grammar`"),
     "use_beam_search": (False, "use `n` or `best_of`"),
 }
 _OF_CHAT: Mapping[str, tuple[object, str]] = {

@@ -9,20 +9,24 @@ RESPONSE_FORMAT = "response_format"  # the field
 # OpenAI's types, and those of TGI.
 _TYPES = ("text", "json_object", "json_schema", "json", "regex")
 # The keys that say what the answer of a type must match. An answer matches one of them.
-_KEYS = {
+_KEYS: dict[str, tuple[str, ...]] = {
+    "text": (),
     "json_object": ("schema", "value"),
     "json_schema": ("json_schema", "schema", "value"),
     "json": ("value",),
     "regex": ("value",),
 }
+_SCHEMA_KEYS = ("name", "description", "schema", "strict")  # of `json_schema`
 _WANTED = "`text`, `json_object`, `json_schema`, or TGI's `json` or `regex`"
 
 
 def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
     """The form that the answer must match; None where it is free. Raises ValidationFailed for an unknown shape."""
-    if response_format is None or response_format.get("type") == "text":
+    if response_format is None:
         return None
     _check_keys(response_format)
+    if response_format.get("type") == "text":
+        return None
     json_schema = response_format.get("json_schema")
     schema = response_format.get("schema")  # llama.cpp and others have the schema beside the type
     if json_schema is None and schema is not None and response_format.get("type") in ("json_object", "json_schema"):
@@ -42,10 +46,19 @@ def grammar_of(response_format: dict[str, Any] | None) -> AskedGrammar | None:
     if not isinstance(json_schema, dict):
         path = f"{RESPONSE_FORMAT}.json_schema"
         raise ValidationFailed(f'`{path}` must be an object {{"name", "schema"}}', field=path)
-    if json_schema.get("schema") is None:
-        return ANY_OBJECT
     field = f"{RESPONSE_FORMAT}.json_schema.schema"
-    return schema_grammar(json_schema["schema"], field=field, is_strict=json_schema.get("strict") is True)
+    strict = json_schema.get("strict")
+    if strict is not None and not isinstance(strict, bool):
+        path = f"{RESPONSE_FORMAT}.json_schema.strict"
+        raise ValidationFailed(f"`{path}` must be true or false", field=path)
+    if json_schema.get("schema") is None:
+        others = sorted(key for key in json_schema if key not in _SCHEMA_KEYS)
+        if others:
+            raise ValidationFailed(
+                f"`{field}` is missing: put `{others[0]}` and the rest of the schema there", field=field
+            )
+        return ANY_OBJECT
+    return schema_grammar(json_schema["schema"], field=field, is_strict=strict is True)
 
 
 def _check_keys(response_format: dict[str, Any]) -> None:

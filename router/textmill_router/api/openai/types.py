@@ -91,9 +91,11 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
     guided_whitespace_pattern: Any = None
+    custom_logit_processor: Any = None
     logits_processors: Any = None
     return_tokens_as_token_ids: Any = None
     skip_special_tokens: Any = None
+    structural_tag: Any = None
     use_beam_search: Any = None
 
     @property

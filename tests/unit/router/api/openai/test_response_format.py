@@ -23,7 +23,7 @@ def test_format_without_a_schema_is_any_object(form: dict[str, Any]) -> None:
     assert grammar_of(form) == ANY_OBJECT
 
 
-@pytest.mark.parametrize("form", [None, {"type": "text"}, {"type": "text", "value": SCHEMA}])
+@pytest.mark.parametrize("form", [None, {"type": "text"}, {"type": "text", "value": None}])
 def test_text_is_free(form: dict[str, Any] | None) -> None:
     assert grammar_of(form) is None
 
@@ -36,7 +36,14 @@ def test_text_is_free(form: dict[str, Any] | None) -> None:
         ({"type": "json_schema"}, "response_format.json_schema"),
         ({"type": "json_schema", "json_schema": [1]}, "response_format.json_schema"),
         ({"type": "json_schema", "json_schema": {"schema": 5}}, "response_format.json_schema.schema"),
+        ({"type": "json_schema", "json_schema": SCHEMA}, "response_format.json_schema.schema"),
+        (
+            {"type": "json_schema", "json_schema": {"schema": SCHEMA, "strict": "yes"}},
+            "response_format.json_schema.strict",
+        ),
         ({"type": "regex", "value": 5}, "response_format.value"),
+        ({"type": "text", "value": SCHEMA}, "response_format.value"),
+        ({"type": "text", "schema": SCHEMA}, "response_format.schema"),
     ],
 )
 def test_other_shapes_are_refused_with_their_field(form: dict[str, Any], field: str) -> None:

@@ -145,3 +145,11 @@ def test_every_bench_that_can_be_run_is_in_its_readme() -> None:
     assert len(runnable) > 5
     named = set(re.findall(r"bench\.(\w+)", (folder / "README.md").read_text()))
     assert sorted(runnable - named) == []
+
+
+def test_each_decision_has_a_number_of_its_own_which_its_title_repeats() -> None:
+    pages = sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))
+    numbers = [int(page.name[:4]) for page in pages]
+    assert numbers == list(range(1, len(pages) + 1))
+    for number, page in zip(numbers, pages, strict=True):
+        assert page.read_text().startswith(f"# {number}. "), page.name

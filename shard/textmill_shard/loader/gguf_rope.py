@@ -84,16 +84,17 @@ def _scaling(
     assert isinstance(attention_factor, float | int)
     if {_SHORT, _LONG} & names:
         return _long_scaling(settings, original, float(attention_factor), header)
-    if kind in ("none", "linear", "llama3") and attention_factor != 1.0:
+    is_scaled = factor not in (0.0, 1.0)
+    if attention_factor != 1.0 and (kind in ("none", "linear", "llama3") or not is_scaled):
         raise ModelFilesError(
             f"{header.path} scales attention by {attention_factor} ({_SCALING}attn_factor) with "
             f"positions of the kind {kind!r}, which no model of transformers does"
         )
     if _FREQS in names:
-        if kind == "linear" and factor not in (0.0, 1.0):
+        if kind == "linear" and is_scaled:
             raise ModelFilesError(f"{header.path} scales rotary positions twice, by {_FREQS} and by {_SCALING}factor")
         return _freqs_scaling(_read_floats(header, _FREQS), parameters, settings)
-    if kind == "none" or factor in (0.0, 1.0):
+    if kind == "none" or (kind in ("linear", "yarn") and not is_scaled):
         return {}
     if kind == "linear":
         return {"rope_type": "linear", "factor": float(factor)}

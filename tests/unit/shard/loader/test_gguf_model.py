@@ -256,6 +256,8 @@ def test_other_divisors_of_frequencies_are_kept_as_they_are(tmp_path: Path) -> N
         ({"values": {"some.new_key": 3}}, r"llama\.some\.new_key = 3"),
         ({"values": {"rope.dimension_count": 8}}, r"rotates 8 of 16 dimensions"),
         ({"values": {"rope.scaling.type": "ntk", "rope.scaling.factor": 4.0}}, "positions of the kind 'ntk'"),
+        ({"values": {"rope.scaling.type": "ntk"}}, "positions of the kind 'ntk'"),
+        ({"values": {"rope.scaling.type": "yarn", "rope.scaling.attn_factor": 2.0}}, "scales attention by 2.0"),
         (
             {"values": {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}},
             "yarn positions without rope.scaling.original_context_length",

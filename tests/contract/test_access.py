@@ -21,6 +21,7 @@ BODY = {"inputs": "hi", "parameters": {"max_new_tokens": 2}}
 # Health, and pages and documents that are equal on every server of this version.
 OPEN = {
     *("/", "/health", "/health/live", "/health/ready", "/health/startup", "/ping"),
+    *("/v2/health/live", "/v2/health/ready"),
     *("/docs", "/docs/{asset}", "/playground", "/playground/{asset}", "/openapi.json", "/api-doc/openapi.json"),
 }
 
@@ -124,6 +125,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 1},
     "/vertex": {"instances": [{"inputs": PROMPT, "parameters": {"max_new_tokens": 1}}]},
     "/invocations": {"inputs": PROMPT, "parameters": {"max_new_tokens": 1}},
+    "/v2/models/fake/model/generate": {"text_input": PROMPT, "parameters": {"max_tokens": 1}},
 }
 
 

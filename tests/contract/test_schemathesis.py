@@ -6,6 +6,7 @@ Each run makes the same requests.
 import json
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import hypothesis
@@ -27,6 +28,8 @@ from tests.fakes.running_router import RunningRouter
 MAX_EXAMPLES = 15
 DOCUMENT = openapi_document()
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
+SERVED = {"model": "fake/model", "version": "1"}
+NUMBERS = count()
 STATUSES: Counter[tuple[str, int]] = Counter()
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance]
 
@@ -42,6 +45,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     max_examples=MAX_EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 def test_answers_are_those_of_the_document(case: Case, url: str) -> None:
+    if case.path.startswith("/v2/") and next(NUMBERS) % 2:  # no generated word is the name of the model
+        case.path_parameters.update({name: SERVED[name] for name in case.path_parameters})
     answer = case.call(base_url=url, timeout=20)
     STATUSES[case.operation.path, answer.status_code] += 1
     is_stream = answer.headers.get("content-type", [""])[0].startswith("text/event-stream")

@@ -41,7 +41,7 @@ ROUTER_FOLDERS = {
     "api/tgi": names(
         "errors exact_json request text grammar chat http serving api/openai"
     ),  # openai: `chat_tokenize` alone
-    "api/platforms": names("errors exact_json http serving api/tgi"),
+    "api/platforms": names("errors exact_json request settings text grammar http serving api/tgi"),
     "api/openapi": names("bounds http serving api/tgi api/openai"),
     "api/playground": names("http"),
     "api": names("errors health metrics http serving api/tgi api/openai api/platforms api/openapi api/playground"),

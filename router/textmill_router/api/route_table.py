@@ -31,6 +31,9 @@ from textmill_router.api.openapi import answer_types as answers
 from textmill_router.api.openapi.document import build_document
 from textmill_router.api.openapi.operation import Operation
 from textmill_router.api.openapi.page import OpenApiRoute, load_docs
+from textmill_router.api.platforms import kserve_types as v2
+from textmill_router.api.platforms.kserve import v2_generate_route, v2_infer_route
+from textmill_router.api.platforms.kserve_status import V2LiveRoute, V2ModelRoute, V2ReadyRoute, V2ServerRoute
 from textmill_router.api.platforms.sagemaker import InvocationsRoute
 from textmill_router.api.platforms.vertex import VertexRoute
 from textmill_router.api.playground.page import load_playground
@@ -141,6 +144,68 @@ _REFUSALS = (400, 401, 413, 415, 422)
 _GENERATE_ERRORS = (*_REFUSALS, 408, 424, 429, 500, 503, 504)
 _EXAMPLE = {"inputs": "My name is Olivier and I", "parameters": {"max_new_tokens": 20, "details": True}}
 _CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "What is deep learning?"}], "max_tokens": 20}
+
+_V2_EXAMPLE = {"text_input": "What is deep learning?", "parameters": {"max_tokens": 20}}
+_V2_TENSOR = {"name": "text_input", "shape": [1], "datatype": "BYTES", "data": ["What is deep learning?"]}
+
+
+def _v2_health_row(name: str, summary: str, make: Callable[[Service], ASGIApp], answer: Any) -> RouteRow:
+    operation = Operation(
+        path=f"/v2/health/{name}",
+        method="get",
+        summary=f"Open Inference Protocol: {summary}",
+        answer=answer,
+        errors=(503,),
+        error=answer,
+        operation_id=f"v2_health_{name}",
+    )
+    return RouteRow(make, operation, needs_key=False)
+
+
+def _v2_model_rows() -> list[RouteRow]:
+    """Return the routes of the model, with its version and without. A longer path stands before its beginning."""
+    makers: dict[str, Callable[[Service], ASGIApp]] = {
+        "infer": v2_infer_route,
+        "generate": lambda service: v2_generate_route(service, streams=False),
+        "generate_stream": lambda service: v2_generate_route(service, streams=True),
+        "ready": V2ReadyRoute,
+        "": V2ModelRoute,
+    }
+    facts: dict[str, dict[str, Any]] = {
+        "infer": {
+            "summary": "one text for each element of the tensor `text_input`",
+            "body": v2.V2InferBody,
+            "answer": v2.V2InferAnswer,
+            "example": {"inputs": [_V2_TENSOR], "parameters": {"max_tokens": 20}},
+        },
+        "generate": {"summary": "generate a text", "answer": v2.V2Answer},
+        "generate_stream": {"summary": "generate a text as a stream of events", "events": v2.V2Event},
+        "ready": {"summary": "200 if the model answers calls", "answer": v2.V2ModelReady, "errors": (401, 404, 503)},
+        "": {"summary": "the tensors and versions of the model", "answer": v2.V2Model, "errors": (401, 404)},
+    }
+    rows = []
+    for action, make in makers.items():
+        for versions, parameters in (("/versions/{version}", ("model", "version")), ("", ("model",))):
+            own = facts[action]
+            is_read = action in ("ready", "")
+            about = {} if is_read else {"body": v2.V2GenerateBody, "example": _V2_EXAMPLE}
+            error = (v2.V2Error, v2.V2ModelReady) if action == "ready" else v2.V2Error
+            operation = Operation(
+                path=f"/v2/models/{{model:path}}{versions}{action and '/' + action}",
+                method="get" if is_read else "post",
+                operation_id=f"v2_model_{action or 'metadata'}{'_of_version' if versions else ''}",
+                parameters=parameters,
+                error=error,
+                **{
+                    "errors": (*_GENERATE_ERRORS, 404),
+                    **about,
+                    **own,
+                    "summary": f"Open Inference Protocol: {own['summary']}",
+                },
+            )
+            rows.append(RouteRow(make, operation))
+    return rows
+
 
 ROUTES: tuple[RouteRow, ...] = (
     RouteRow(
@@ -305,6 +370,21 @@ ROUTES: tuple[RouteRow, ...] = (
             operation_id="vertex_compatibility",
         ),
     ),
+    _v2_health_row("live", "503 if only a new start of the server helps", V2LiveRoute, v2.V2Live),
+    _v2_health_row("ready", "200 if a load balancer should send calls here", V2ReadyRoute, v2.V2Ready),
+    RouteRow(
+        V2ServerRoute,
+        Operation(
+            path="/v2",
+            method="get",
+            summary="Open Inference Protocol: name, version and extensions of the server",
+            answer=v2.V2Server,
+            errors=(401,),
+            error=v2.V2Error,
+            operation_id="v2_server",
+        ),
+    ),
+    *_v2_model_rows(),
     RouteRow(
         InfoRoute,
         Operation(

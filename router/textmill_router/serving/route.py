@@ -61,10 +61,10 @@ class GeneratingRoute(Generic[Body]):
     """An ASGI endpoint, which checks shape and rules, looks for a kept answer, and works under permits.
 
     `prepare` applies the rules of the dialect to a body and raises RequestError. `style` is the style of the dialect's
-    paths, for the table that gives the route its path. `check_model` refuses a body whose model is not served, also
-    while the model loads. `wait_for_model` reads from a body whether the call waits for a model that loads, and returns
-    None where the body does not say. `priority_of` reads a body's priority. `reword` puts the body's names of its
-    fields into a refusal.
+    paths, for the table that gives the route its path. `check_model` refuses a body or a path whose model is not
+    served, also while the model loads. `wait_for_model` reads from a body whether the call waits for a model that
+    loads, and returns None where the body does not say. `priority_of` reads a body's priority. `reword` puts the body's
+    names of its fields into a refusal.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class GeneratingRoute(Generic[Body]):
         prepare: Callable[[Body, IncomingCall], PreparedCall],
         style: PathStyle,
         *,
-        check_model: Callable[[Body], None] = lambda body: None,
+        check_model: Callable[[Body, Scope], None] = lambda body, scope: None,
         wait_for_model: Callable[[Body], bool | None] = lambda body: None,
         priority_of: Callable[[Body], int | None] = lambda body: None,
         reword: Callable[[Body, RuleBroken], None] = lambda body, error: None,
@@ -98,7 +98,7 @@ class GeneratingRoute(Generic[Body]):
         data = await read_body(scope, receive, service.settings.payload_limit)
         body = decode_json(data, self._decoder)
         self._unknown_fields.note(data, call_of(scope).route)
-        self._check_model(body)
+        self._check_model(body, scope)
         backend = await ready_backend(service, scope, receive, wait_for_model=self._wait_for_model(body))
         try:
             await self._work(body, backend, scope, receive, send)

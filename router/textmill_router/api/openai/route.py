@@ -8,6 +8,8 @@ from functools import cache
 from importlib.metadata import version
 from typing import TypeVar
 
+from starlette.types import Scope
+
 from textmill_router.api.openai.errors import V1_ERROR_STYLES
 from textmill_router.api.openai.model_names import check_model
 from textmill_router.api.openai.token_fields import checked_allowed_ids, checked_bad_sequences
@@ -32,7 +34,7 @@ def openai_route(
 ) -> GeneratingRoute[_Body]:
     """An ASGI endpoint. `prepare` checks the fields of a body; it raises RequestError."""
 
-    def check_name(body: _Body) -> None:
+    def check_name(body: _Body, _: Scope) -> None:
         check_model(body.model, service.settings)
 
     decoder = exact_decoder(body_type)

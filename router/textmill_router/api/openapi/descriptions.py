@@ -142,10 +142,28 @@ FIELD_DESCRIPTIONS = {
     "RegexGrammar.type": "The word `regex`.",
     "RegexGrammar.value": "The regular expression, which the whole output matches.",
     "TgiParameters.stop": "A text, or several, behind which the output ends; the text stays.",
+    "V2GenerateBody.text_input": "The prompt.",
+    "V2InferBody.id": "A name of the call, which the answer repeats.",
+    "V2InferBody.inputs": "The one tensor `text_input`, which holds the prompts.",
+    "V2InferBody.outputs": "The tensor `text_output`, which is returned also where this field is absent.",
+    "V2InputTensor.data": "The prompts as texts, in one list or in a list for each row.",
+    "V2InputTensor.datatype": "The word `BYTES`.",
+    "V2InputTensor.name": "The word `text_input`.",
+    "V2InputTensor.parameters": "Only `binary_data: false` is taken.",
+    "V2InputTensor.shape": "The dimensions of `data`, whose product is the number of prompts.",
+    "V2Parameters.details": "Whether the answer of `generate` or an event has the tokens and the reason of the end.",
+    "V2Parameters.max_tokens": "The most tokens of the output; another name of `max_new_tokens`.",
+    "V2Parameters.stop": "A text, or several, behind which the output ends; the text stays.",
+    "V2Parameters.stream": "True on `generate_stream`, false on the other routes; may be absent.",
+    "V2RequestedOutput.name": "The word `text_output`.",
+    "V2RequestedOutput.parameters": "Only `binary_data: false` is taken.",
     "TokenizeBody.inputs": "The text that is cut into tokens.",
     "TokenizeBody.parameters": "Taken for the sake of bodies of /generate; it changes nothing.",
 }
-PATH_PARAMETERS = {"model": "Id of the model, as GET /v1/models has it."}
+PATH_PARAMETERS = {
+    "model": "Id of the model, as GET /v1/models has it.",
+    "version": "Version of the model. The only version is 1.",
+}
 
 
 def describe(components: dict[str, dict[str, object]], names: set[str]) -> None:

@@ -68,10 +68,11 @@ def build_document(operations: Sequence[Operation]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path.replace(":path}", "}"), {})[operation.method] = _operation(operation, schema_of)
-    components["TgiParameters"]["properties"]["grammar"] = {
-        "anyOf": [*({"$ref": _REF.format(name=kind.__name__)} for kind in _GRAMMARS), {"type": "null"}],
-        "default": None,
-    }
+    for name in ("TgiParameters", "V2Parameters"):
+        components[name]["properties"]["grammar"] = {
+            "anyOf": [*({"$ref": _REF.format(name=kind.__name__)} for kind in _GRAMMARS), {"type": "null"}],
+            "default": None,
+        }
     components["ChatBody"]["properties"]["tools"] = {
         "anyOf": [{"type": "array", "items": {"$ref": _REF.format(name="DeclaredTool")}}, {"type": "null"}],
         "default": None,
@@ -82,7 +83,7 @@ def build_document(operations: Sequence[Operation]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Textmill",
-            "description": "Text generation over HTTP: TGI's native dialect and OpenAI's.",
+            "description": "Text generation over HTTP: TGI's native dialect, OpenAI's, the Open Inference Protocol.",
             "license": {"name": "Apache 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
             "version": version("textmill"),
         },

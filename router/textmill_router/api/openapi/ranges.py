@@ -18,6 +18,7 @@ _BODIES: Mapping[str, tuple[Mapping[str, str], Mapping[str, Bounds]]] = {
     "ChatBody": (CHAT_NAMES, _OPENAI),
     "CompletionBody": (COMPLETION_NAMES, {**_OPENAI, **COMPLETION_BOUNDS}),
     "TgiParameters": ({}, {}),
+    "V2Parameters": ({}, {}),
 }
 # Without `logprobs` a completion has none, so 0 alternatives are no default.
 _WITHOUT_DEFAULT = frozenset({("CompletionBody", "logprobs")})
@@ -43,6 +44,11 @@ _OTHERS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
         "best_of": {"minimum": 1},
         "max_time": {"exclusiveMinimum": 0},
         "num_return_sequences": {"minimum": 1},
+        "priority": _PRIORITY,
+    },
+    "V2Parameters": {
+        "max_time": {"exclusiveMinimum": 0},
+        "max_tokens": {"minimum": 1},
         "priority": _PRIORITY,
     },
 }

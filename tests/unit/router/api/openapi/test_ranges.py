@@ -7,6 +7,7 @@ import pytest
 from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.openai.completion_types import CompletionBody, requested_completion
 from textmill_router.api.openai.types import requested_sampling
+from textmill_router.api.platforms.kserve_types import V2Parameters, requested_v2
 from textmill_router.api.route_table import openapi_document
 from textmill_router.api.tgi.types import TgiParameters, requested_parameters
 from textmill_router.errors import ValidationFailed
@@ -26,6 +27,7 @@ BODIES: dict[str, Any] = {
     "ChatRequest": (ChatBody, {"messages": [], "seed": 1}, requested_sampling),
     "CompletionRequest": (CompletionBody, {"prompt": "x", "seed": 1}, requested_completion),
     "GenerateParameters": (TgiParameters, {"seed": 1}, lambda body: requested_parameters(body, streams=False)),
+    "V2Parameters": (V2Parameters, {"seed": 1}, lambda body: requested_v2(body, streams=False)),
 }
 # Numbers that other code checks than the table's.
 NOT_IN_TABLE = {

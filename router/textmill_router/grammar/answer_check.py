@@ -89,6 +89,9 @@ class _Checker:
         kind = validator_for(self._schema, default=Draft202012Validator)
         keywords = {name: self._counted(keyword) for name, keyword in kind.VALIDATORS.items()}
         keywords |= {"pattern": self._counted(self._pattern), "multipleOf": self._counted(_multiple_of)}
+        for key, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+            if key in keywords:
+                keywords[key] = _exclusive(bound, keywords[key])
         types = kind.TYPE_CHECKER.redefine("integer", _is_integer)
         self._validator_type = extend(kind, keywords, type_checker=types)
         self._validator: Validator = self._validator_type(self._schema, registry=REGISTRY)
@@ -172,6 +175,18 @@ def _is_integer(_: Any, instance: Any) -> bool:
     if isinstance(instance, Decimal):
         return is_whole(instance)
     return isinstance(instance, int) and not isinstance(instance, bool)
+
+
+def _exclusive(bound: str, keyword: Callable[..., Any]) -> Callable[..., Any]:
+    """The keyword, or, where the value is the true or false of draft 4, whether the bound beside it is left out."""
+
+    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        if not isinstance(value, bool):
+            yield from keyword(validator, value, instance, schema) or ()
+        elif value and validator.is_type(instance, "number") and instance == schema.get(bound):
+            yield ValidationError(f"{instance} is the {bound}, which is left out")
+
+    return check
 
 
 def _multiple_of(validator: Any, step: Any, instance: Any, _: Any) -> Any:

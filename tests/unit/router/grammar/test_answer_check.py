@@ -93,6 +93,9 @@ def test_alternatives_by_pattern_are_told_apart() -> None:
         ('{"enum":[[0.12345678901234567890]]}', "[0.1234567890123456789]", "[0.12345678901234568]"),
         ('{"maximum":1e400}', "1e400", "1.1e400"),
         ('{"exclusiveMinimum":0.1}', "0.10000000000000000001", "0.1"),
+        ('{"minimum":5,"exclusiveMinimum":true}', "6", "5"),  # draft 4, validation 5.1
+        ('{"maximum":5,"exclusiveMaximum":true}', "4", "5"),
+        ('{"maximum":5,"exclusiveMaximum":false}', "5", "6"),
         ('{"multipleOf":0.1}', "0.3", "0.35"),
         ('{"multipleOf":0.01}', "1e300", "0.005"),
         ('{"multipleOf":1e-20}', "0.00000000000000000003", "0.000000000000000000005"),

@@ -14,6 +14,12 @@ from textmill_router.api.openai.completion_answers import Completion
 from textmill_router.api.openai.completion_types import CompletionBody
 from textmill_router.api.openai.completions import completions_route
 from textmill_router.api.openai.models import ModelsRoute
+from textmill_router.api.openai.render import (
+    RenderedChat,
+    RenderedPrompt,
+    chat_render_route,
+    completions_render_route,
+)
 from textmill_router.api.openai.tokenize import (
     LlamaTokenizeBody,
     LlamaTokens,
@@ -142,6 +148,7 @@ def _probe_row(name: str, summary: str, probe: Callable[[StateRow], bool]) -> Ro
 
 _REFUSALS = (400, 401, 413, 415, 422)
 _GENERATE_ERRORS = (*_REFUSALS, 408, 424, 429, 500, 503, 504)
+_RENDER_ERRORS = (*_REFUSALS, 404, 408, 429, 500, 503)
 _EXAMPLE = {"inputs": "My name is Olivier and I", "parameters": {"max_new_tokens": 20, "details": True}}
 _CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "What is deep learning?"}], "max_tokens": 20}
 
@@ -276,6 +283,34 @@ ROUTES: tuple[RouteRow, ...] = (
             error=answers.OpenAIErrorResponse,
             example={"prompt": "What is deep learning?", "max_tokens": 20},
             operation_id="completions",
+        ),
+    ),
+    RouteRow(
+        chat_render_route,
+        Operation(
+            path="/v1/chat/completions/render",
+            method="post",
+            summary="The tokens of a conversation's prompt, as routers between servers ask for them",
+            body=ChatBody,
+            answer=RenderedChat,
+            errors=_RENDER_ERRORS,
+            error=answers.OpenAIErrorResponse,
+            example=_CHAT_EXAMPLE,
+            operation_id="chat_completions_render",
+        ),
+    ),
+    RouteRow(
+        completions_render_route,
+        Operation(
+            path="/v1/completions/render",
+            method="post",
+            summary="The tokens of each prompt, as routers between servers ask for them",
+            body=CompletionBody,
+            answer=list[RenderedPrompt],
+            errors=_RENDER_ERRORS,
+            error=answers.OpenAIErrorResponse,
+            example={"prompt": "What is deep learning?", "max_tokens": 20},
+            operation_id="completions_render",
         ),
     ),
     RouteRow(

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from starlette.types import Scope, Send
 
@@ -40,7 +40,7 @@ from textmill_router.serving.choice_streams import start_all, stream_choices
 from textmill_router.serving.output_check import check_message
 from textmill_router.serving.prompts import choice_parameters, make_request, share_prompt
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
-from textmill_router.serving.service import Service
+from textmill_router.serving.service import Backend, Service
 from textmill_router.serving.stream_answer import stream_answer
 from textmill_router.serving.timings import Timings, timings_of
 from textmill_router.serving.validation import CheckedParameters
@@ -55,47 +55,63 @@ def chat_route(service: Service) -> GeneratingRoute[ChatBody]:
     return openai_route(service, ChatBody, _prepare)
 
 
-def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
+@dataclass(frozen=True, slots=True)
+class CheckedChat:
+    """A conversation whose fields obey the rules; `best_of` of the parameters is the number of choices."""
+
+    checked: CheckedParameters
+    chat: PreparedChat
+    stop_ids: tuple[int, ...]
+
+
+def check_chat(body: ChatBody, service: Service, backend: Backend) -> CheckedChat:
+    """Apply the rules of the dialect. Raises RequestError."""
     check_refused_of_chat(body)
     check_stream_options(body)
-    check_prompt_logprobs(body, call.backend)
+    check_prompt_logprobs(body, backend)
     if body.top_logprobs and not body.logprobs:
         raise ValidationFailed("`top_logprobs` needs `logprobs: true`; set it, or leave both out", field="top_logprobs")
-    num_choices = check_n(body.n, call.service.settings.max_n)
-    checked = checked_parameters(body, requested_sampling(body), call.backend)
+    num_choices = check_n(body.n, service.settings.max_n)
+    checked = checked_parameters(body, requested_sampling(body), backend)
     tools = tool_choice_of(body)
     grammar = answer_grammar(body)
     if tools is not None and tools.is_required:
         grammar = None  # a call has no content
     chat = prepare_chat(
-        call.backend,
-        call.service.format_flags,
+        backend,
+        service.format_flags,
         chat_request(body),
         tools=tools,
         content=None if grammar is None else grammar.grammar,
         grammar_field="tools" if grammar is None else grammar.body_field,
         add_special_tokens=bool(body.add_special_tokens),
     )
+    stop_ids = checked_stop_ids(body, backend.limits.vocab_size)
+    return CheckedChat(replace(checked, best_of=num_choices), chat, stop_ids)
+
+
+def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
+    checked_chat = check_chat(body, call.service, call.backend)
     return PreparedCall(
-        _Work(call, body, replace(checked, best_of=num_choices), chat),
-        num_sequences=num_choices,
+        _Work(call, body, checked_chat),
+        num_sequences=checked_chat.checked.best_of,
         streams=bool(body.stream),
-        grammar=chat.grammar,
-        grammar_field=chat.grammar_field,
+        grammar=checked_chat.chat.grammar,
+        grammar_field=checked_chat.chat.grammar_field,
     )
 
 
 class _Work:
-    """One call; `best_of` of its parameters is the number of choices."""
+    """One call."""
 
-    def __init__(self, call: IncomingCall, body: ChatBody, checked: CheckedParameters, chat: PreparedChat) -> None:
+    def __init__(self, call: IncomingCall, body: ChatBody, checked_chat: CheckedChat) -> None:
         self._backend = call.backend
         self._record = call.record
         self._body = body
-        self._checked = checked
-        self._chat = chat
-        self._form = chat.form
-        self._stop_ids = checked_stop_ids(body, call.backend.limits.vocab_size)
+        self._checked = checked_chat.checked
+        self._chat = checked_chat.chat
+        self._form = self._chat.form
+        self._stop_ids = checked_chat.stop_ids
         self._wants_logprobs = bool(body.logprobs)
         self._shown_specials: frozenset[int] = frozenset()
         self._envelope = new_envelope(call.service, "chatcmpl-")

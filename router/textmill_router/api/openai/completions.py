@@ -49,7 +49,7 @@ from textmill_router.serving.logprobs import mean_logprob
 from textmill_router.serving.output_check import check_output
 from textmill_router.serving.prompts import choice_parameters, make_request, share_prompt
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
-from textmill_router.serving.service import Service
+from textmill_router.serving.service import Backend, Service
 from textmill_router.serving.stream_answer import stream_answer
 from textmill_router.serving.timings import Timings, timings_of
 from textmill_router.serving.validation import CheckedParameters
@@ -68,7 +68,7 @@ def completions_route(service: Service) -> GeneratingRoute[CompletionBody]:
 
 
 @dataclass(frozen=True, slots=True)
-class _CheckedCall:
+class CheckedCompletion:
     """A body whose fields obey the rules and whose prompts are not tokenised yet."""
 
     body: CompletionBody
@@ -77,18 +77,21 @@ class _CheckedCall:
     n: int  # choices of a prompt
     best_of: int  # sequences of a prompt
     middle: MiddleTokens | None  # where there is a suffix
+    stop_ids: tuple[int, ...]
+    grammar_field: str  # the part of the body that the grammar of `checked` comes from
 
 
-def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
+def check_completion(body: CompletionBody, service: Service, backend: Backend) -> CheckedCompletion:
+    """Apply the rules of the dialect. Raises RequestError."""
     check_refused(body)
     check_stream_options(body)
-    check_prompt_logprobs(body, call.backend)
+    check_prompt_logprobs(body, backend)
     if body.prompt_logprobs is not None and body.echoes and body.wants_logprobs:
         raise ValidationFailed(
             "`prompt_logprobs` must not be set with `echo` and `logprobs`, which show the same; leave it out",
             field="prompt_logprobs",
         )
-    settings, backend = call.service.settings, call.backend
+    settings = service.settings
     sources = prompts_of(body, max_prompts=settings.max_client_batch_size, vocab_size=backend.limits.vocab_size)
     n = check_n(body.n, settings.max_n)
     best_of = _check_best_of(body, n, settings.max_best_of)
@@ -109,13 +112,46 @@ def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
             raise ValidationFailed("`echo` must be false with `suffix`", field="echo")
         middle = middle_tokens_for(sources, backend.tokenizer)
     grammar = answer_grammar(body)
-    work = _Work(call, _CheckedCall(body, checked, sources, n, best_of, middle))
+    grammar_field = "grammar" if grammar is None else grammar.body_field
+    stop_ids = checked_stop_ids(body, backend.limits.vocab_size)
+    return CheckedCompletion(body, checked, sources, n, best_of, middle, stop_ids, grammar_field)
+
+
+async def take_prompts(backend: Backend, call: CheckedCompletion) -> list[CompletionPrompt]:
+    """Tokenise the prompts and check their budgets. Raises ValidationFailed."""
+    return [await _take_prompt(backend, call, source) for source in call.sources]
+
+
+async def _take_prompt(backend: Backend, call: CheckedCompletion, source: PromptSource) -> CompletionPrompt:
+    add_special_tokens = call.body.add_special_tokens is not False
+    if call.middle is not None:
+        assert source.text is not None
+        assert call.body.suffix is not None
+        return await take_middle_prompt(
+            backend,
+            source.text,
+            call.body.suffix,
+            call.middle,
+            call.checked,
+            add_special_tokens=add_special_tokens,
+        )
+    return await take_completion_prompt(
+        backend,
+        source,
+        call.checked,
+        wants_offsets=call.body.echoes and call.body.wants_logprobs,
+        add_special_tokens=add_special_tokens,
+    )
+
+
+def _prepare(body: CompletionBody, call: IncomingCall) -> PreparedCall:
+    checked_call = check_completion(body, call.service, call.backend)
     return PreparedCall(
-        work,
-        num_sequences=len(sources) * best_of,
+        _Work(call, checked_call),
+        num_sequences=len(checked_call.sources) * checked_call.best_of,
         streams=bool(body.stream),
-        grammar=checked.generation.grammar,
-        grammar_field="grammar" if grammar is None else grammar.body_field,
+        grammar=checked_call.checked.generation.grammar,
+        grammar_field=checked_call.grammar_field,
     )
 
 
@@ -139,11 +175,10 @@ def _check_best_of(body: CompletionBody, n: int, max_best_of: int) -> int:
 class _Work:
     """One call. Sequences are in the order of the prompts, with `best_of` sequences for each prompt."""
 
-    def __init__(self, call: IncomingCall, checked_call: _CheckedCall) -> None:
+    def __init__(self, call: IncomingCall, checked_call: CheckedCompletion) -> None:
         self._backend = call.backend
         self._record = call.record
         self._checked_call = checked_call
-        self._stop_ids = checked_stop_ids(checked_call.body, call.backend.limits.vocab_size)
         self._envelope = new_envelope(call.service, "cmpl-")
 
     async def stream(self, scope: Scope, send: Send) -> None:
@@ -186,31 +221,9 @@ class _Work:
 
     async def _prompts(self) -> list[CompletionPrompt]:
         """Tokenise the prompts and check their budgets. Later steps refuse no call for its fields."""
-        call = self._checked_call
-        prompts = [await self._prompt(source) for source in call.sources]
+        prompts = await take_prompts(self._backend, self._checked_call)
         self._record.note_validated(sum(len(prompt.text) for prompt in prompts), [prompt.intake for prompt in prompts])
         return prompts
-
-    async def _prompt(self, source: PromptSource) -> CompletionPrompt:
-        call = self._checked_call
-        if call.middle is not None:
-            assert source.text is not None
-            assert call.body.suffix is not None
-            return await take_middle_prompt(
-                self._backend,
-                source.text,
-                call.body.suffix,
-                call.middle,
-                call.checked,
-                add_special_tokens=call.body.add_special_tokens is not False,
-            )
-        return await take_completion_prompt(
-            self._backend,
-            source,
-            call.checked,
-            wants_offsets=call.body.echoes and call.body.wants_logprobs,
-            add_special_tokens=call.body.add_special_tokens is not False,
-        )
 
     def _requests(self, prompts: Sequence[CompletionPrompt]) -> list[GenerationRequest]:
         """Return the requests. The first of a prompt computes the prompt's log-probabilities for its others."""
@@ -227,7 +240,7 @@ class _Work:
                     wants_prompt_logprobs=wants_prompt,
                     top_n_tokens=call.checked.top_n_tokens,
                     terms=self._record.terms,
-                    stop_ids=self._stop_ids,
+                    stop_ids=call.stop_ids,
                 )
                 for parameters in choice_parameters(call.checked.generation, call.best_of)
             ]

@@ -1,4 +1,7 @@
-"""Fields of bodies that a route does not know change nothing, and the log names each of them once."""
+"""Fields of bodies that a route does not know: names that would bind the answer elsewhere are refused.
+
+The others change nothing, and the log names each of them once.
+"""
 
 import logging
 import re
@@ -8,6 +11,8 @@ from types import UnionType
 from typing import Any, get_args
 
 import msgspec
+
+from textmill_router.errors import ValidationFailed
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +33,23 @@ class _KnownFields:
 
 
 class UnknownFields:
-    """Logs the fields of a route's bodies that `body_type`, and the structs in its fields, do not have."""
+    """Finds the fields of a route's bodies that `body_type`, and the structs in its fields, do not have.
 
-    def __init__(self, body_type: Any) -> None:
+    `refused` holds the paths of fields that would bind the answer on other routes or servers, such as
+    `parameters.guided_regex`, and for each a sentence that says what a client can do instead.
+    """
+
+    def __init__(self, body_type: Any, refused: Mapping[str, str] = {}) -> None:
         self._known = _known_fields(body_type)
+        self._refused = refused
+        names = {path.rpartition(".")[2] for path in refused}
+        self._refused_names = re.compile("|".join(f'"{name}"' for name in sorted(names)).encode()) if names else None
         self._logged: set[str] = set()
 
     def note(self, body: bytes, route: str) -> None:
-        """Log the names of a body that was decoded before, each of them once."""
-        if len(body) <= MAX_BODY_BYTES:
+        """Log the unknown names of a body that was decoded before. Raises ValidationFailed for a refused one."""
+        is_short = len(body) <= MAX_BODY_BYTES
+        if is_short or (self._refused_names is not None and self._refused_names.search(body)):
             self._note(body, self._known, "", route)
 
     def _note(self, data: "bytes | msgspec.Raw", known: _KnownFields, path: str, route: str) -> None:
@@ -44,6 +57,10 @@ class UnknownFields:
         if not found.keys() <= known.names:
             for key in found.keys() - known.names:
                 name = path + key
+                if name in self._refused and bytes(found[key]) != b"null":
+                    raise ValidationFailed(
+                        f"`{name}` is not supported: {self._refused[name]}; leave it out", field=name
+                    )
                 if name not in self._logged and len(self._logged) < MAX_NAMES and _NAME.fullmatch(key):
                     self._logged.add(name)
                     log.info("a field is not known and changes nothing", extra={"field": name, "route": route})

@@ -1,6 +1,6 @@
 """The way of every call that generates, whatever its dialect: from the body to the work that answers it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -78,6 +78,7 @@ class GeneratingRoute(Generic[Body]):
         wait_for_model: Callable[[Body], bool | None] = lambda body: None,
         priority_of: Callable[[Body], int | None] = lambda body: None,
         reword: Callable[[Body, RuleBroken], None] = lambda body, error: None,
+        refused_fields: Mapping[str, str] = {},
     ) -> None:
         self.style = style
         self._service = service
@@ -87,7 +88,7 @@ class GeneratingRoute(Generic[Body]):
         self._wait_for_model = wait_for_model
         self._priority_of = priority_of
         self._reword = reword
-        self._unknown_fields = UnknownFields(decoder.type)
+        self._unknown_fields = UnknownFields(decoder.type, refused_fields)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await serve(self._service, scope, send, lambda: self._answer(scope, receive, send))

@@ -30,7 +30,6 @@ from textmill_router.api.openai.types import (
     usage_of,
 )
 from textmill_router.chat.answer_form import was_cut
-from textmill_router.errors import ValidationFailed
 from textmill_router.http.event_stream import EventStream
 from textmill_router.http.replies import send_reply
 from textmill_router.parsers.deltas import collect
@@ -69,8 +68,6 @@ def check_chat(body: ChatBody, service: Service, backend: Backend) -> CheckedCha
     check_refused_of_chat(body)
     check_stream_options(body)
     check_prompt_logprobs(body, backend)
-    if body.top_logprobs and not body.logprobs:
-        raise ValidationFailed("`top_logprobs` needs `logprobs: true`; set it, or leave both out", field="top_logprobs")
     num_choices = check_n(body.n, service.settings.max_n)
     checked = checked_parameters(body, requested_sampling(body), backend)
     tools = tool_choice_of(body)

@@ -27,6 +27,17 @@ DONE = b"data: [DONE]\n\n"  # the last event of each stream
 _Body = TypeVar("_Body", bound=OpenAIBody)
 
 
+# Fields that bind the answer on other servers, and that no body of /v1 has here.
+_REFUSED = {
+    "lora_path": "no adapters are loaded",
+    "max_new_tokens": "use `max_tokens`",
+    "n_predict": "use `max_tokens`",
+    "no_stop_trim": "use `include_stop_str_in_output`",
+    "prompt_embeds": "a prompt is text or token ids",
+    "repeat_penalty": "use `repetition_penalty`",
+}
+
+
 def openai_route(
     service: Service,
     body_type: type[_Body],
@@ -47,6 +58,7 @@ def openai_route(
         check_model=check_name,
         priority_of=lambda body: body.priority,
         reword=reword,
+        refused_fields=_REFUSED,
     )
 
 

@@ -16,6 +16,23 @@ from textmill_router.serving.service import Service
 from textmill_router.serving.timings import wants_timings
 from textmill_router.serving.validation import CheckedParameters, check_parameters
 
+# Fields that bind the answer on other routes or servers; none of them is TGI's.
+_REFUSED = {
+    **{
+        f"parameters.{name}": "use `parameters.grammar`"
+        for name in (
+            *("ebnf", "guided_choice", "guided_grammar", "guided_json", "guided_regex"),
+            *("json_schema", "regex", "response_format", "structured_outputs"),
+        )
+    },
+    "parameters.allowed_token_ids": "use /v1/completions, which takes it",
+    "parameters.bad_words": "use /v1/completions, which takes it",
+    "parameters.max_tokens": "use `parameters.max_new_tokens`",
+    "parameters.min_tokens": "use `parameters.min_new_tokens`",
+    "parameters.stop_sequences": "use `parameters.stop`",
+    "parameters.stop_token_ids": "use /v1/completions, which takes it",
+}
+
 
 def generate_route(service: Service, mode: GenerateMode) -> GeneratingRoute[GenerateBody]:
     """An ASGI endpoint."""
@@ -29,6 +46,7 @@ def generate_route(service: Service, mode: GenerateMode) -> GeneratingRoute[Gene
         ROOT_STYLE,
         wait_for_model=_waits_for_model,
         priority_of=lambda body: None if body.parameters is None else body.parameters.priority,
+        refused_fields=_REFUSED,
     )
 
 

@@ -222,19 +222,23 @@ class _Writer:
         keys.patterns.update(outside.patterns)
         choices = [key for key in ("anyOf", "oneOf") if isinstance(node.get(key), list)]
         closes = self.closes_objects and not (keys.is_spoken_of or outside.is_spoken_of) and keys.has_any
+        is_closed = closes  # here, or in each alternative
         inside = _NO_KEYS if not (keys.is_spoken_of or outside.is_spoken_of) else _OPEN
         has_hidden_choices = closes and self._has_hidden_choices(node, base)
         if closes and len(choices) == 1 and not has_hidden_choices:
             inside, closes = keys, False
         elif closes and (choices or has_hidden_choices):
             inside, closes = _OPEN, self._add_keys_of_choices(node, base, keys)
+            is_closed = False  # the keys of all alternatives come together
         if closes and keys.needs > len(keys.names) and not keys.patterns:
-            closes = False
+            closes = is_closed = False
         result: dict[str, Any] = {}
         parts: list[Any] = []
         if not is_part and own and not keys.has_type:
             result["type"] = "object"
         for key, value in node.items():
+            if key == "unevaluatedProperties" and value is False and is_closed:
+                continue  # closing says it
             self._add(key, value, node, base, result, parts, inside)
         if closes:
             closing = _closing(keys, {} if parts else result)
@@ -393,7 +397,10 @@ class _Writer:
     # ---- what a schema says of keys
 
     def _keys(self, node: Any, base: str, seen: set[int]) -> _Keys:
-        """Of the schema, of what it refers to, and of its `allOf`."""
+        """Of the schema, of what it refers to, and of its `allOf`.
+
+        `unevaluatedProperties: false` beside them all says what closing says, and in a part it says something else.
+        """
         found = _Keys()
         for part, _ in self._parts(node, base, seen):
             for key in ("properties", "patternProperties"):
@@ -402,7 +409,8 @@ class _Writer:
             if isinstance(part.get("required"), list):
                 found.names.update(dict.fromkeys(name for name in part["required"] if isinstance(name, str)))
             found.has_list |= isinstance(part.get("properties"), dict)
-            found.is_spoken_of |= "additionalProperties" in part or "unevaluatedProperties" in part
+            is_other = part.get("unevaluatedProperties", False) is not False or part is not node
+            found.is_spoken_of |= "additionalProperties" in part or ("unevaluatedProperties" in part and is_other)
             found.has_type |= any(key in part for key in ("type", "const", "enum", "items", "prefixItems"))
             if is_number(part.get("minProperties")):
                 found.needs = max(found.needs, int(part["minProperties"]))

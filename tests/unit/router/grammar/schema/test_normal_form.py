@@ -172,7 +172,7 @@ def test_the_grammar_holds(case: str) -> None:
         ({**AB, "maxProperties": 1, "patternProperties": {"x": A}}, "maxProperties"),
         ({"if": {"minimum": 5}, "then": {"multipleOf": 2}}, "if"),
         ({"properties": {"a": A}, "propertyNames": {"maxLength": 3}}, "propertyNames"),
-        ({"allOf": [AB], "unevaluatedProperties": False}, "unevaluatedProperties"),
+        ({"allOf": [{**AB, "additionalProperties": True}], "unevaluatedProperties": False}, "unevaluatedProperties"),
         ({"type": "object", "patternProperties": {"a": A, "b": B}}, "patternProperties"),
         ({"$dynamicRef": "#x", "$defs": {"x": {"$dynamicAnchor": "x"}}}, "$dynamicRef"),
     ],

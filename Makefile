@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast soak check format lint types proto wire metrics-page health-page models-page flags-page test-clients test-playground test-deploy image-test bench clean
+.PHONY: help run test test-fast test-faults soak check format lint types proto wire metrics-page health-page models-page flags-page test-clients test-playground test-deploy image-test bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -32,6 +32,9 @@ test: test-fast ## Run all tests that need no GPU
 test-fast: $(STAMP) ## Run the tests that start no launcher: unit, contract and zoo
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore $(DRAWN_CALLS) $(FAST_TESTS)
 	@$(BIN)/python -m pytest --quiet $(DRAWN_CALLS)
+
+test-faults: $(STAMP) ## Kill and hang processes in every state, and replace instances under load; minutes
+	@$(BIN)/python -m pytest -m faults tests/integration
 
 test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against the demo model
 	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients

@@ -27,7 +27,7 @@ from tests.fakes.faulty_model import (
 from tests.fakes.processes import START_LIMIT_S, LaunchedServer, launched, wait_until
 
 # The whole file: a launcher starts, and after each fault a shard imports torch again, which takes some seconds.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 KV_BYTES = str(16 * 1024 * 1024)
 NOTICE_LIMIT_S = 10.0  # two on a machine with nothing else to do

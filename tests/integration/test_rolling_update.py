@@ -69,6 +69,7 @@ class Load:
         return str(json.loads(events[-1].removeprefix("data:"))["generated_text"])
 
 
+@pytest.mark.faults
 @pytest.mark.slow  # some 40 s: starts five servers, each of which imports torch
 def test_no_call_fails_while_instances_are_replaced(tmp_path: Path) -> None:
     model = make_tiny_llama(tmp_path / "model", max_position_embeddings=2048)

@@ -80,8 +80,17 @@ async def running_mill(model: Path, folder: Path, log_file: Path) -> AsyncIterat
         output = ChildOutput(log, json_output=False)
 
         def spawn(name: ChildName, command: Sequence[str], variables: dict[str, str]) -> ChildProcess:
-            mill.children[name] = child = ChildProcess.spawn(name, command, variables, output)
+            takes_notes = name.role == "router"
+            child = ChildProcess.spawn(name, command, variables, output, has_input=takes_notes)
+            mill.children[name] = child
             return child
+
+        command = router_command(settings, files, [places.of(0) for places in sockets])
+        router = RouterKeeper(
+            url=mill.url,
+            spawn=lambda: spawn(ChildName("router"), command, router_environment(environ, settings)),
+            budget=RestartBudget(1, 0.0),
+        )
 
         def group_of(replica: int, world_size: int) -> ShardGroup:
             def spawn_rank(place: ShardPlace) -> ChildProcess:
@@ -96,15 +105,10 @@ async def running_mill(model: Path, folder: Path, log_file: Path) -> AsyncIterat
                 master_port=None,
                 spawn_rank=spawn_rank,
                 budget=RestartBudget(1, 0.0),  # every restart is the first of its window
+                tell_router=router.tell,
             )
 
         groups = ShardGroups([group_of(replica, world_size) for replica, world_size in enumerate(WORLD_SIZES)])
-        command = router_command(settings, files, [places.of(0) for places in sockets])
-        router = RouterKeeper(
-            url=mill.url,
-            spawn=lambda: spawn(ChildName("router"), command, router_environment(environ, settings)),
-            budget=RestartBudget(1, 0.0),
-        )
         guards = [asyncio.create_task(groups.run()), asyncio.create_task(router.run())]
         try:
             ready = asyncio.gather(groups.wait_ready(), router.wait_ready())

@@ -67,9 +67,13 @@ def _serve(argv: list[str]) -> int:
         log.info("%s", note)
     if settings.env:
         report_environment()
+    environ = dict(os.environ)
+    # gRPC reads the variable at its import. Its handlers of forks abort, now and then, a child that starts while gRPC
+    # works, as at each restart.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from textmill_launcher.supervisor import serve  # grpc and httpx, which `--help` does not need
 
-    return serve(settings, os.environ, output)
+    return serve(settings, environ, output)
 
 
 if __name__ == "__main__":

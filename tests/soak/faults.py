@@ -68,6 +68,8 @@ class Faults:
 
     async def _pause_router(self) -> None:
         router = self._living(ROUTER)
+        # The keeper kills a router that it finds stopped twice, so a client may see a reset.
+        self._mill.router_faults.append((now_s(), now_s() + ROUTER_BACK_S))
         router.send_signal(signal.SIGSTOP)
         await asyncio.sleep(self._rng.uniform(0.2, 3.0))
         router.send_signal(signal.SIGCONT)

@@ -9,8 +9,8 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.exact_json import dump_json, parse_json
 from textmill_router.grammar.gbnf import BadGrammar, LarkRules, read_gbnf
 from textmill_router.grammar.lark import regex_rule
-from textmill_router.grammar.schema.normal_form import BadSchema
 from textmill_router.grammar.schema.rules import SchemaRules, rules_of_text
+from textmill_router.grammar.schema.schema_reader import BadSchema
 from textmill_router.request import Grammar
 
 

@@ -4,25 +4,23 @@ Where the library knows no way to say a keyword, the normal form lets more throu
 keyword. The check of the finished answer holds the rest (`answer_check.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from textmill_router.exact_json import is_number
 from textmill_router.grammar.schema.backtracking import BacktrackingPattern, NoPattern
 from textmill_router.grammar.schema.circles import without_circles
 from textmill_router.grammar.schema.conjunctions import joint_parts, walk
 from textmill_router.grammar.schema.disjoint import are_disjoint
 from textmill_router.grammar.schema.key_patterns import ANY_KEY, part_key_patterns
 from textmill_router.grammar.schema.keyword_values import wrong_value
-from textmill_router.grammar.schema.negation import ANNOTATIONS, keywords_of, without_conditions
+from textmill_router.grammar.schema.negation import ANNOTATIONS, keywords_of
 from textmill_router.grammar.schema.number_text import lets_zero_through
 from textmill_router.grammar.schema.patterns import is_readable, is_unmatched_text
-from textmill_router.grammar.schema.references import References
+from textmill_router.grammar.schema.schema_reader import NO_KEYS, OPEN, BadSchema, Keys, SchemaReader, names_all_keys
 from textmill_router.grammar.schema.unmatched import without_unmatched
 
 MAX_NODES = 5_000  # schemas looked at; references that stand beside other keywords are written out
-MAX_PARTS = 100_000  # looked at to find what keys an object has; each of a chain of parts looks at all that follow
 MAX_TRIED = 300  # different expressions of a schema; to try one takes the event loop half a millisecond
 MAX_COUNT = 10_000_000  # characters, items or keys: no answer is as long, so a larger maximum bounds nothing
 KNOWN_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
@@ -33,13 +31,7 @@ _COPIED = frozenset(
     }
 )  # fmt: skip
 _COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
-_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _LATER = frozenset({"contains", "minContains", "maxContains", "unevaluatedItems"})  # left to the check of the answer
-_SIBLINGS_IGNORED = ("draft-03", "draft-04", "draft-06", "draft-07")
-
-
-class BadSchema(Exception):
-    """No answer could ever be held to the schema; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +41,6 @@ class NormalSchema:
     root: Any
     definitions: Mapping[str, Any]
     weakened: frozenset[str]
-
-
-@dataclass(slots=True)
-class _Keys:
-    """The keys of an object by all parts of a schema that hold for that object."""
-
-    names: dict[str, None] = field(default_factory=dict)
-    patterns: dict[str, None] = field(default_factory=dict)
-    is_spoken_of: bool = False  # something is said of keys that no part names
-    has_type: bool = False
-    has_list: bool = False  # `properties` are listed, though there may be none
-    needs: int = 0  # most properties that a part demands
-
-    @property
-    def has_any(self) -> bool:
-        return bool(self.names or self.patterns or self.has_list)
-
-
-_NO_KEYS = _Keys()
-_OPEN = _Keys(is_spoken_of=True)
 
 
 def normal_schema(schema: Any, *, closes_objects: bool) -> NormalSchema:
@@ -126,19 +98,15 @@ class _Writer:
         self._root = root
         self._prefix = prefix
         self.closes_objects = closes_objects
-        self._references = References(root)
-        dialect = root.get("$schema") if isinstance(root, dict) else None
-        self._ignores_siblings = isinstance(dialect, str) and any(name in dialect for name in _SIBLINGS_IGNORED)
+        self._reader = SchemaReader(root)
         self.definitions: dict[str, Any] = {}
-        self.weakened: set[str] = set()
+        self.weakened = self._reader.weakened  # both find keywords that the check must hold
         self._names: dict[tuple[int, str], str] = {}  # of definitions
         self._entered: dict[tuple[int, str], str | None] = {}  # schemas being written, and their names if they have one
-        self._plain: dict[int, tuple[Any, dict[str, Any]]] = {}  # schemas without conditions, by id; the first keeps it
         self._expanded: set[tuple[int, str]] = set()  # references being written out
         self.choices: list[list[Any]] = []  # of `oneOf`
         self._tried: set[str] = set()  # expressions
         self._num_nodes = 0
-        self._num_parts = 0
 
     def write_root(self) -> Any:
         """The schema itself, as an object."""
@@ -154,11 +122,11 @@ class _Writer:
         if isinstance(node, bool):
             return node
         node = self._object(node)
-        base = self._references.base_of(node, base)
-        reference = self._only_reference(node)
+        base = self._reader.base_of(node, base)
+        reference = self._reader.only_reference(node)
         if reference is not None:
-            return self._definition(*self._target(reference, base))
-        return self._recursive((id(node), base), lambda: self._schema(node, base, _NO_KEYS))
+            return self._definition(*self._reader.target(reference, base))
+        return self._recursive((id(node), base), lambda: self._schema(node, base, NO_KEYS))
 
     def _recursive(self, key: tuple[int, str], write: Callable[[], Any]) -> Any:
         """The result of `write`, or a reference where the writer is inside the same schema already."""
@@ -177,19 +145,19 @@ class _Writer:
 
     def _definition(self, node: Any, base: str) -> Any:
         seen: set[int] = set()
-        while isinstance(node, dict) and (reference := self._only_reference(node)) is not None:
+        while isinstance(node, dict) and (reference := self._reader.only_reference(node)) is not None:
             if id(node) in seen:
                 return {}  # a circle says nothing
             seen.add(id(node))
-            node, base = self._target(reference, self._references.base_of(node, base))
+            node, base = self._reader.target(reference, self._reader.base_of(node, base))
         if isinstance(node, bool):
             return node
-        key = (id(node), self._references.base_of(node, base))
+        key = (id(node), self._reader.base_of(node, base))
         if key not in self._names:
             if key in self._entered:
                 return self._recursive(key, dict)
             self._names[key] = name = self._new_name()
-            self.definitions[name] = self._schema(node, key[1], _NO_KEYS)
+            self.definitions[name] = self._schema(node, key[1], NO_KEYS)
         name = self._names[key]
         # The library sees that nothing matches false, but not where a reference leads there.
         return False if self.definitions[name] is False else _reference(name)
@@ -201,7 +169,7 @@ class _Writer:
 
     # ---- one schema
 
-    def _schema(self, node: Any, base: str, outside: _Keys, *, is_part: bool = False) -> Any:
+    def _schema(self, node: Any, base: str, outside: Keys, *, is_part: bool = False) -> Any:
         """The schema where the keys of `outside` are named beside it. `is_part`: others hold for the same value."""
         if isinstance(node, bool):
             if node and outside.has_any and not outside.is_spoken_of and self.closes_objects:
@@ -211,24 +179,24 @@ class _Writer:
         self._num_nodes += 1
         if self._num_nodes > MAX_NODES:
             raise BadSchema(f"its references spell out more than {MAX_NODES} schemas; make it simpler")
-        base = self._references.base_of(self._object(node), base)
+        base = self._reader.base_of(self._object(node), base)
         wrong = wrong_value(node)
         if wrong is not None:
             raise BadSchema(wrong)
-        node = self._without_conditions(node)
-        keys = self._keys(node, base, set())
+        node = self._reader.without_conditions(node)
+        keys = self._reader.keys(node, base, set())
         own = keys.has_any
         keys.names.update(outside.names)
         keys.patterns.update(outside.patterns)
         choices = [key for key in ("anyOf", "oneOf") if isinstance(node.get(key), list)]
         closes = self.closes_objects and not (keys.is_spoken_of or outside.is_spoken_of) and keys.has_any
         is_closed = closes  # here, or in each alternative
-        inside = _NO_KEYS if not (keys.is_spoken_of or outside.is_spoken_of) else _OPEN
-        has_hidden_choices = closes and self._has_hidden_choices(node, base)
+        inside = NO_KEYS if not (keys.is_spoken_of or outside.is_spoken_of) else OPEN
+        has_hidden_choices = closes and self._reader.has_hidden_choices(node, base)
         if closes and len(choices) == 1 and not has_hidden_choices:
             inside, closes = keys, False
         elif closes and (choices or has_hidden_choices):
-            inside, closes = _OPEN, self._add_keys_of_choices(node, base, keys)
+            inside, closes = OPEN, self._reader.add_keys_of_choices(node, base, keys)
             is_closed = False  # the keys of all alternatives come together
         if closes and keys.needs > len(keys.names) and not keys.patterns:
             closes = is_closed = False
@@ -262,7 +230,7 @@ class _Writer:
         base: str,
         result: dict[str, Any],
         parts: list[Any],
-        inside: _Keys,
+        inside: Keys,
     ) -> None:
         """One keyword."""
         match key:
@@ -272,7 +240,7 @@ class _Writer:
             case "additionalProperties":
                 result[key] = self._child(value, base)
             case "unevaluatedProperties":
-                if "additionalProperties" not in node and not (value is False and self._names_all_keys(node)):
+                if "additionalProperties" not in node and not (value is False and names_all_keys(node)):
                     self.weakened.add(key)
                 elif "additionalProperties" not in node:
                     result["additionalProperties"] = False
@@ -284,7 +252,7 @@ class _Writer:
                 parts += _flat(self._expanded_reference(value, base))
             case "allOf":
                 for entry in self._list(key, value):
-                    parts += _flat(self._schema(entry, base, _OPEN, is_part=True))
+                    parts += _flat(self._schema(entry, base, OPEN, is_part=True))
             case "anyOf" | "oneOf":
                 is_alone = len(keywords_of(node) - {"type"}) == 1 and not inside.has_any and not inside.is_spoken_of
                 choice = self._list(key, value)
@@ -335,13 +303,13 @@ class _Writer:
 
     def _expanded_reference(self, reference: object, base: str) -> Any:
         """The schema that a reference beside other keywords leads to, written out."""
-        node, base = self._target(reference, base)
+        node, base = self._reader.target(reference, base)
         key = (id(node), base)
         if key in self._expanded:
             return {}  # a circle says nothing
         self._expanded.add(key)
         try:
-            return self._schema(node, base, _OPEN, is_part=True)
+            return self._schema(node, base, OPEN, is_part=True)
         finally:
             self._expanded.remove(key)
 
@@ -368,7 +336,7 @@ class _Writer:
         is_pattern = isinstance(expression, str) and is_readable(expression)
         return is_pattern and is_unmatched_text({"pattern": expression, "format": name})
 
-    def _bound_keys(self, result: dict[str, Any], keys: _Keys, *, is_closed: bool, is_part: bool) -> None:
+    def _bound_keys(self, result: dict[str, Any], keys: Keys, *, is_closed: bool, is_part: bool) -> None:
         """The library counts keys where all named ones are required, and up to one of those that are not."""
         required = result.get("required", [])
         num_required = len(set(required)) if isinstance(required, list) else 0
@@ -394,105 +362,7 @@ class _Writer:
                 del result[name]
                 self.weakened.add(name)
 
-    # ---- what a schema says of keys
-
-    def _keys(self, node: Any, base: str, seen: set[int]) -> _Keys:
-        """Of the schema, of what it refers to, and of its `allOf`.
-
-        `unevaluatedProperties: false` beside them all says what closing says, and in a part it says something else.
-        """
-        found = _Keys()
-        for part, _ in self._parts(node, base, seen):
-            for key in ("properties", "patternProperties"):
-                if isinstance(part.get(key), dict):
-                    (found.names if key == "properties" else found.patterns).update(dict.fromkeys(part[key]))
-            if isinstance(part.get("required"), list):
-                found.names.update(dict.fromkeys(name for name in part["required"] if isinstance(name, str)))
-            found.has_list |= isinstance(part.get("properties"), dict)
-            is_other = part.get("unevaluatedProperties", False) is not False or part is not node
-            found.is_spoken_of |= "additionalProperties" in part or ("unevaluatedProperties" in part and is_other)
-            found.has_type |= any(key in part for key in ("type", "const", "enum", "items", "prefixItems"))
-            if is_number(part.get("minProperties")):
-                found.needs = max(found.needs, int(part["minProperties"]))
-        return found
-
-    def _parts(self, node: Any, base: str, seen: set[int]) -> Iterator[tuple[dict[str, Any], str]]:
-        """The schema and all that must hold beside it."""
-        if not isinstance(node, dict) or id(node) in seen:
-            return
-        seen.add(id(node))
-        base = self._references.base_of(node, base)
-        node = self._without_conditions(node)
-        yield node, base
-        self._num_parts += 1
-        if self._num_parts > MAX_PARTS:
-            raise BadSchema(f"its schemas have more than {MAX_PARTS} parts that hold together; make it simpler")
-        for reference in _REFERENCES:
-            if reference in node:
-                yield from self._parts(*self._target(node[reference], base), seen)
-        for entry in node.get("allOf", ()) if isinstance(node.get("allOf"), list) else ():
-            yield from self._parts(entry, base, seen)
-
-    def _has_hidden_choices(self, node: Any, base: str) -> bool:
-        return any(
-            part is not node and ("anyOf" in part or "oneOf" in part) for part, _ in self._parts(node, base, set())
-        )
-
-    def _add_keys_of_choices(self, node: Any, base: str, keys: _Keys) -> bool:
-        """Add what any alternative names; False where one says something of further keys."""
-        waiting = [(node, base)]
-        seen: set[int] = set()
-        while waiting:
-            for part, inner in self._parts(*waiting.pop(), seen):
-                found = self._keys(part, inner, set())
-                if found.is_spoken_of:
-                    return False
-                keys.names.update(found.names)
-                keys.patterns.update(found.patterns)
-                for choice in ("anyOf", "oneOf"):
-                    if isinstance(part.get(choice), list):
-                        waiting += [(entry, inner) for entry in part[choice]]
-        return True
-
-    @staticmethod
-    def _names_all_keys(node: Mapping[str, Any]) -> bool:
-        return not keywords_of(node) & {"allOf", "anyOf", "oneOf", *_REFERENCES}
-
     # ---- shapes
-
-    def _without_conditions(self, node: dict[str, Any]) -> dict[str, Any]:
-        if self._ignores_siblings and "$ref" in node:
-            node = self._kept(node, lambda: ({"$ref": node["$ref"]}, set()))
-        return self._kept(node, lambda: without_conditions(node))
-
-    def _kept(self, node: dict[str, Any], write: Callable[[], tuple[dict[str, Any], set[str]]]) -> dict[str, Any]:
-        kept = self._plain.get(id(node))
-        if kept is None:
-            written, weakened = write()
-            if written == node:
-                written = node
-            self.weakened |= weakened
-            kept = self._plain[id(node)] = (node, written)
-            self._plain.setdefault(id(written), (written, written))
-        return kept[1]
-
-    def _only_reference(self, node: dict[str, Any]) -> str | None:
-        """The reference of a schema that says no more."""
-        if self._ignores_siblings and "$ref" in node:
-            return str(node["$ref"])
-        said = keywords_of(node)
-        if len(said) != 1 or not said <= set(_REFERENCES):
-            return None
-        self.weakened |= said - {"$ref"}  # where such a reference leads depends on the way to it
-        return str(node[next(iter(said))])
-
-    def _target(self, reference: object, base: str) -> tuple[Any, str]:
-        found = self._references.resolve(reference, base)
-        if found is None:
-            raise BadSchema(
-                f"the reference {reference!r} leads nowhere; only references inside the schema are followed"
-            )
-        return found
 
     @staticmethod
     def _object(node: Any) -> dict[str, Any]:
@@ -559,7 +429,7 @@ def _without_repeats(schema: Mapping[str, Any], parts: list[Any]) -> list[Any]:
     return single
 
 
-def _closing(keys: _Keys, said: Mapping[str, Any]) -> dict[str, Any]:
+def _closing(keys: Keys, said: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords that leave an object no keys but these; `said` has the schemas of some."""
     closing: dict[str, Any] = {"properties": {**said.get("properties", {})}, "additionalProperties": False}
     for name in keys.names:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from textmill_router.grammar.schema.backtracking import BacktrackingPattern, NoPattern, PatternTooDear
-from textmill_router.grammar.schema.normal_form import BadSchema, normal_schema
+from textmill_router.grammar.schema.normal_form import normal_schema
 from textmill_router.grammar.schema.patterns import Pattern, is_readable, pattern
+from textmill_router.grammar.schema.schema_reader import BadSchema
 
 from tests.fakes.schema_judge import SchemaJudge
 

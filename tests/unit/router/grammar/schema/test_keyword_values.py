@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
-from textmill_router.grammar.schema.normal_form import BadSchema, normal_schema
+from textmill_router.grammar.schema.normal_form import normal_schema
+from textmill_router.grammar.schema.schema_reader import BadSchema
 
 WRONG: list[dict[str, Any]] = [
     {"type": "any"},

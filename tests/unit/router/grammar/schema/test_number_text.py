@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textmill_router.exact_json import decimal_of, parse_json
-from textmill_router.grammar.schema.normal_form import BadSchema
 from textmill_router.grammar.schema.number_text import (
     is_plain,
     library_step,
     number_range,
     range_terminals,
 )
+from textmill_router.grammar.schema.schema_reader import BadSchema
 from textmill_router.request import Grammar
 
 from tests.fakes.grammar_judge import Judge, make_library

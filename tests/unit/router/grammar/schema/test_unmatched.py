@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from textmill_router.grammar.schema.normal_form import BadSchema, normal_schema
+from textmill_router.grammar.schema.normal_form import normal_schema
+from textmill_router.grammar.schema.schema_reader import BadSchema
 
 from tests.fakes.schema_judge import SchemaJudge
 

@@ -1,11 +1,15 @@
 """The files of TLS: a pair is taken, a half or a foreign pair is not, and a bad change keeps the pair before."""
 
-import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from textmill_router.http.tls import TlsFiles, TlsFilesError
 
 from tests.fakes.certificates import write_pair
@@ -70,11 +74,10 @@ def test_files_that_are_missing_or_broken_are_named(tmp_path: Path, missing: str
             TlsFiles(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="the key is encrypted by the command openssl")
 def test_a_key_with_a_password_is_refused_without_a_question(tmp_path: Path) -> None:
     write_pair(tmp_path)
-    key = tmp_path / "key.pem"
-    command = ["openssl", "pkey", "-aes256", "-passout", "pass:x", "-in", str(key), "-out", str(key) + ".locked"]
-    subprocess.run(command, check=True, timeout=30)
+    key = load_pem_private_key((tmp_path / "key.pem").read_bytes(), password=None)
+    locked = tmp_path / "locked.pem"
+    locked.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x")))
     with pytest.raises(TlsFilesError, match="without a password"):
-        TlsFiles(str(tmp_path / "cert.pem"), str(key) + ".locked")
+        TlsFiles(str(tmp_path / "cert.pem"), str(locked))

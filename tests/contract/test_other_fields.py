@@ -493,29 +493,3 @@ def test_special_tokens_around_the_prompt_are_the_callers_choice(
             assert ids == [*([BEGIN_ID] if adds is not False else []), *b"hi"]
     assert counts[True] == counts[False] + 1
     assert counts[None] == counts[route == COMPLETIONS]
-
-
-@pytest.mark.parametrize("route", ["/generate", "/generate_stream", "/"])
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("guided_regex", "zz"),
-        ("guided_json", SCHEMA),
-        ("structured_outputs", {"regex": "a"}),
-        ("response_format", {"type": "json_object"}),
-        ("stop_token_ids", [5]),
-        ("bad_words", ["a"]),
-        ("max_tokens", 5),
-        ("stop_sequences", ["a"]),
-    ],
-)
-def test_fields_of_other_dialects_that_would_bind_are_refused_inside_parameters(
-    client: httpx.Client, route: str, name: str, value: object
-) -> None:
-    for inputs in ("hi", "hi " * 30_000):  # long bodies are not searched for the names that only the log tells
-        answer = client.post(route, json={"inputs": inputs, "parameters": {"max_new_tokens": 2, name: value}})
-        assert answer.status_code == 422, answer.text
-        assert answer.json()["error_type"] == "validation"
-        assert f"`parameters.{name}` is not supported" in answer.json()["error"]
-    body = {"inputs": "hi", "parameters": {"max_new_tokens": 2, name: None}}
-    assert client.post(route, json=body).status_code == 200

@@ -102,3 +102,18 @@ def test_wrong_bodies_are_told_their_field(client: httpx.Client, route: str, bod
     answer = client.post(route, json=body)
     assert answer.status_code == 422
     assert f"`{word}`" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"messages": [USER], "chat_template": "x"}, "chat_template"),
+        ({"prompt": "a", "content": "b"}, "content"),
+        ({"prompt": "a", "messages": [USER]}, "messages"),
+        ({"inputs": "a", "prompt": "b"}, "prompt"),
+    ],
+)
+def test_what_could_not_count_is_refused_by_name(client: httpx.Client, fields: dict[str, Any], name: str) -> None:
+    answer = client.post("/tokenize", json=fields)
+    assert answer.status_code == 422, answer.text
+    assert f"`{name}`" in answer.json()["error"]

@@ -16,9 +16,9 @@ _ABSENT = msgspec.Raw(b"null")
 
 
 class ByShape:
-    """An ASGI endpoint. `endpoints` maps the fields that tell a dialect; the first field that a body has decides.
+    """An ASGI endpoint. `endpoints` maps the fields that tell a dialect.
 
-    A body that has none of the fields is refused.
+    A body that has none of the fields is refused, and one that has several, because only one could count.
     """
 
     def __init__(self, service: Service, endpoints: Mapping[str, ASGIApp]) -> None:
@@ -40,6 +40,9 @@ class ByShape:
         if not given:
             await send_error(scope, send, self._nothing_given())
             return
+        if len(given) > 1:
+            await send_error(scope, send, _several_given(given))
+            return
         await self._endpoints[given[0]](scope, replay(body, receive), send)
 
     def _nothing_given(self) -> ValidationFailed:
@@ -48,3 +51,8 @@ class ByShape:
         return ValidationFailed(
             f"`{first}` is missing; add the field, or {wanted} for other servers' form", field=first
         )
+
+
+def _several_given(names: list[str]) -> ValidationFailed:
+    shown = " and ".join(f"`{name}`" for name in names)
+    return ValidationFailed(f"{shown} are the forms of different servers: send one of them", field=names[1])

@@ -11,6 +11,7 @@ from textmill_router.api.openai.chat_messages import chat_request
 from textmill_router.api.openai.chat_tools import tool_choice_of
 from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.openai.model_names import check_model
+from textmill_router.api.openai.refused_fields import check_refused_of_chat
 from textmill_router.chat.render import render
 from textmill_router.errors import RequestError, ValidationFailed
 from textmill_router.exact_json import exact_decoder
@@ -143,6 +144,7 @@ async def _tokenize_prompt(body: VllmTokenizeBody, service: Service, backend: Ba
 
 async def _tokenize_messages(body: VllmChatTokenizeBody, service: Service, backend: Backend) -> VllmTokens:
     check_model(body.model, service.settings)
+    check_refused_of_chat(body)
     prompt = await render(backend.chat_templates, backend.role_safety, chat_request(body), tool_choice_of(body))
     ids = [one for encoding in await backend.tokenizer.encode_pieces(prompt.pieces) for one in encoding.ids]
     if body.add_special_tokens:

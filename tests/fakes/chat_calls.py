@@ -51,3 +51,25 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
     return error
+
+
+def schema_of(grammar: str) -> dict[str, Any]:
+    """Return the schema that the whole output must match."""
+    schema: dict[str, Any] = json.loads(grammar.removeprefix("start: %json "))
+    del schema["x-guidance"]
+    return schema
+
+
+def calls_of(chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the calls of a stream, put together as clients do."""
+    calls: list[dict[str, Any]] = []
+    for chunk in chunks:
+        for delta in chunk["choices"][0]["delta"].get("tool_calls", []):
+            if "id" in delta:
+                assert delta["index"] == len(calls)
+                assert delta["type"] == "function"
+                calls.append({"id": delta["id"], "type": "function", "function": dict(delta["function"])})
+            else:
+                assert set(delta["function"]) == {"arguments"}
+                calls[delta["index"]]["function"]["arguments"] += delta["function"]["arguments"]
+    return calls

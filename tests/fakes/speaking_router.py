@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests.fakes.byte_tokenizer import END_ID
 from tests.fakes.chat_templates import template_source
 from tests.fakes.fake_shard import FakeShardOptions, text_script
@@ -23,3 +25,10 @@ def speaking_router(folder: Path, text: str, template: str | None = None, **sett
     options = FakeShardOptions(script=text_script(text, END_ID), num_blocks=1024)
     with RunningRouter(folder, options, **settings) as router:
         yield router
+
+
+@contextmanager
+def speaking(folder: Path, text: str, template: str | None = None) -> Iterator[httpx.Client]:
+    """Give a client of a router whose shard answers with `text`."""
+    with speaking_router(folder, text, template) as router, router.client() as client:
+        yield client

@@ -109,6 +109,8 @@ async def wait_for_hang(
             is_stopped = is_process_stopped(child.pid)
             must_answer = is_ready.is_set() and not is_stopped  # a stopped process would only let the call run out
             report = await _ask(stub) if must_answer else None
+            if must_answer and report is None and is_process_stopped(child.pid):
+                is_stopped, must_answer = True, False  # stopped while it was asked
             is_busy = False
             if report is None:
                 is_busy = must_answer and is_process_busy(child.pid)

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from textmill_launcher import hang_watch
 from textmill_launcher.child_name import ChildName
 from textmill_launcher.child_process import ChildProcess
 from textmill_launcher.hang_watch import (
@@ -147,6 +148,28 @@ def test_router_that_does_not_answer_is_hung(does_answer: bool) -> None:
             hang.cancel()
             await router.stop(0.0)
             server.close()
+
+    asyncio.run(asyncio.wait_for(main(), LIMIT_S))
+
+
+def test_shard_that_is_stopped_while_it_is_asked_is_stopped_and_not_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        command = [sys.executable, "-c", "import time; time.sleep(60)"]
+        shard = ChildProcess.spawn(ChildName("shard", 0), command, os.environ, ChildOutput(io.StringIO(), False))
+        is_ready = asyncio.Event()
+        is_ready.set()
+
+        async def stop_and_run_out(stub: object) -> None:
+            os.kill(shard.pid, signal.SIGSTOP)
+            await asyncio.sleep(HEALTH_TIMEOUT_S + 0.05)
+
+        monkeypatch.setattr(hang_watch, "_ask", stop_and_run_out)
+        try:
+            assert "SIGSTOP" in await wait_for_hang(shard, tmp_path / "s", is_ready, [])
+        finally:
+            await shard.stop(0.0)
 
     asyncio.run(asyncio.wait_for(main(), LIMIT_S))
 

@@ -19,7 +19,8 @@ STOP_LIMIT_S = 30.0
 POLL_INTERVAL_S = 0.05
 # Variables that would change what a launcher does. Tests set options by flags.
 _KEPT_OUT = {name for option in ALL_OPTIONS for name in (*option.variables, *option.platform_variables)} | {
-    "CUDA_VISIBLE_DEVICES"
+    "CUDA_VISIBLE_DEVICES",
+    "GRPC_ENABLE_FORK_SUPPORT",
 }
 
 

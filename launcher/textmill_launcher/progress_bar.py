@@ -5,7 +5,9 @@ import logging
 import shutil
 from typing import TextIO
 
-LOGGER = "textmill_launcher.progress"  # its records have `child`, `phase` and `share`, and are drawn, not written
+# The records of this logger have `child`, `phase` and `share`, and are drawn, not written. Their level is DEBUG, so
+# that a process without `configure_bars` shows none.
+LOGGER = "textmill_launcher.progress"
 WIDTH = 20  # characters of a bar
 _CLEAR = "\r\x1b[K"  # back to the begin of the line, and empty it
 
@@ -79,4 +81,4 @@ def configure_bars(status: StatusLine | None) -> None:
     logger = logging.getLogger(LOGGER)
     logger.propagate = False
     logger.handlers = [] if status is None else [_BarHandler(status)]
-    logger.setLevel(logging.CRITICAL if status is None else logging.INFO)
+    logger.setLevel(logging.CRITICAL if status is None else logging.DEBUG)

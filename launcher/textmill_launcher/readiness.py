@@ -51,7 +51,7 @@ class PhaseLog:
     def enter(self, phase: str, progress: float = 0.0) -> None:
         """Note that the child is in `phase`, with a `progress` from 0 to 1. A new phase and a long stay are logged."""
         now_s = self._clock()
-        progress_log.info("", extra={"child": str(self._child), "phase": phase, "share": progress})
+        progress_log.debug("", extra={"child": str(self._child), "phase": phase, "share": progress})
         if phase != self._phase:
             log.info("%s: %s took %.1f s", self._child, self._phase, now_s - self._phase_began_s)
             self._phase, self._phase_began_s, self._logged_s = phase, now_s, now_s
@@ -62,7 +62,7 @@ class PhaseLog:
     def end(self) -> None:
         """Log the last phase and the whole time."""
         self.enter("ready")
-        progress_log.info("", extra={"child": str(self._child), "phase": "ready", "share": None})
+        progress_log.debug("", extra={"child": str(self._child), "phase": "ready", "share": None})
         log.info("%s: ready after %.1f s", self._child, self._clock() - self._began_s)
 
 

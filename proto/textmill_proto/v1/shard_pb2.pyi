@@ -115,6 +115,9 @@ class ShardInfo(_message.Message):
     ROPE_BORDER_FIELD_NUMBER: _builtins.int
     DECODER_PROMPT_IDS_FIELD_NUMBER: _builtins.int
     MAX_ENCODER_TOKENS_FIELD_NUMBER: _builtins.int
+    ADAPTER_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_ADAPTER_RANK_FIELD_NUMBER: _builtins.int
+    ADAPTER_DIGESTS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """version number; router and shard must have the same one"""
     model_id: _builtins.str
@@ -155,6 +158,10 @@ class ShardInfo(_message.Message):
     """with more tokens (prompt + max_new_tokens) a request takes the long rotary table; 0 = one table"""
     max_encoder_tokens: _builtins.int
     """tokens of the longest text that the encoder's positions allow, 0 = unbounded"""
+    adapter_bytes: _builtins.int
+    """bytes that this rank has set aside for adapters, 0 = the shard loads none"""
+    max_adapter_rank: _builtins.int
+    """largest rank of an adapter that the shard loads"""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """token ids that end a request unless ignore_eos is set"""
@@ -166,6 +173,10 @@ class ShardInfo(_message.Message):
     @_builtins.property
     def decoder_prompt_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """token ids that the decoder begins with behind an encoder; empty = no encoder"""
+
+    @_builtins.property
+    def adapter_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """16 bytes each: adapters that are loaded, also from before a lost stream"""
 
     def __init__(
         self,
@@ -193,14 +204,114 @@ class ShardInfo(_message.Message):
         rope_border: _builtins.int = ...,
         decoder_prompt_ids: _abc.Iterable[_builtins.int] | None = ...,
         max_encoder_tokens: _builtins.int = ...,
+        adapter_bytes: _builtins.int = ...,
+        max_adapter_rank: _builtins.int = ...,
+        adapter_digests: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "decoder_prompt_ids", b"decoder_prompt_ids", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "features", b"features", "kv_bytes", b"kv_bytes", "layout", b"layout", "max_encoder_tokens", b"max_encoder_tokens", "max_model_tokens", b"max_model_tokens", "max_step_tokens", b"max_step_tokens", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_blocks", b"num_blocks", "num_slots", b"num_slots", "protocol_version", b"protocol_version", "rank", b"rank", "rope_border", b"rope_border", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_bytes", b"adapter_bytes", "adapter_digests", b"adapter_digests", "block_size", b"block_size", "decoder_prompt_ids", b"decoder_prompt_ids", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "features", b"features", "kv_bytes", b"kv_bytes", "layout", b"layout", "max_adapter_rank", b"max_adapter_rank", "max_encoder_tokens", b"max_encoder_tokens", "max_model_tokens", b"max_model_tokens", "max_step_tokens", b"max_step_tokens", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_blocks", b"num_blocks", "num_slots", b"num_slots", "protocol_version", b"protocol_version", "rank", b"rank", "rope_border", b"rope_border", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardInfo: _TypeAlias = ShardInfo  # noqa: Y015
+
+@_typing.final
+class LoadAdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLDER_FIELD_NUMBER: _builtins.int
+    EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
+    folder: _builtins.str
+    """absolute path of the folder with adapter_config.json, on this machine"""
+    expected_digest: _builtins.bytes
+    """16 bytes that `AdapterInfo.digest` must be, when an adapter is loaded again; empty = any"""
+    def __init__(
+        self,
+        *,
+        folder: _builtins.str = ...,
+        expected_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_digest", b"expected_digest", "folder", b"folder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadAdapterRequest: _TypeAlias = LoadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class AdapterInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    MAX_RANK_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_MODULES_FIELD_NUMBER: _builtins.int
+    TARGET_NAMES_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """16 bytes, blake2b over scales and weights; names the adapter from now on"""
+    max_rank: _builtins.int
+    """largest rank among the adapted modules"""
+    num_bytes: _builtins.int
+    """bytes of memory that the adapter takes on the rank that needs the most"""
+    num_modules: _builtins.int
+    """number of adapted modules"""
+    @_builtins.property
+    def target_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """last parts of the names of the adapted modules, sorted, e.g. "q_proj" """
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        max_rank: _builtins.int = ...,
+        num_bytes: _builtins.int = ...,
+        num_modules: _builtins.int = ...,
+        target_names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "max_rank", b"max_rank", "num_bytes", b"num_bytes", "num_modules", b"num_modules", "target_names", b"target_names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterInfo: _TypeAlias = AdapterInfo  # noqa: Y015
+
+@_typing.final
+class UnloadAdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """16 bytes, as LoadAdapter answered"""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadAdapterRequest: _TypeAlias = UnloadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class UnloadAdapterAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadAdapterAnswer: _TypeAlias = UnloadAdapterAnswer  # noqa: Y015
 
 @_typing.final
 class HealthRequest(_message.Message):
@@ -461,6 +572,7 @@ class Admit(_message.Message):
     PROMPT_LOGPROBS_FROM_FIELD_NUMBER: _builtins.int
     PROMPT_TOP_N_TOKENS_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
+    ADAPTER_DIGEST_FIELD_NUMBER: _builtins.int
     LONG_ROPE_FIELD_NUMBER: _builtins.int
     WATERMARK_FIELD_NUMBER: _builtins.int
     NUM_ENCODER_TOKENS_FIELD_NUMBER: _builtins.int
@@ -492,6 +604,8 @@ class Admit(_message.Message):
     """first prompt position (>= 1) whose log-probability to report; absent = none"""
     prompt_top_n_tokens: _builtins.int
     """alternatives reported per prompt token, 0 = none"""
+    adapter_digest: _builtins.bytes
+    """16 bytes, as LoadAdapter answered; empty = the base model (rule 23)"""
     long_rope: _builtins.bool
     """whether prompt + max_new_tokens > rope_border of ShardInfo (never when that is 0)"""
     watermark: _builtins.bool
@@ -533,6 +647,7 @@ class Admit(_message.Message):
         prompt_logprobs_from: _builtins.int | None = ...,
         prompt_top_n_tokens: _builtins.int = ...,
         grammar: Global___Grammar | None = ...,
+        adapter_digest: _builtins.bytes = ...,
         long_rope: _builtins.bool = ...,
         watermark: _builtins.bool = ...,
         num_encoder_tokens: _builtins.int = ...,
@@ -541,7 +656,7 @@ class Admit(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "prompt_logprobs_from", b"prompt_logprobs_from", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "block_ids", b"block_ids", "caller", b"caller", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "num_encoder_tokens", b"num_encoder_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "adapter_digest", b"adapter_digest", "block_ids", b"block_ids", "caller", b"caller", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "num_encoder_tokens", b"num_encoder_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__copied_block_id: _TypeAlias = _typing.Literal["copied_block_id"]  # noqa: Y015
     _WhichOneofArgType__copied_block_id: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id"]  # noqa: Y015

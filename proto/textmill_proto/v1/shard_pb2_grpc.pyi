@@ -46,7 +46,15 @@ class ShardStub:
     Run: _grpc.StreamStreamMultiCallable[_shard_pb2.ToShard, _shard_pb2.FromShard]
     """The one live stream, served by rank 0 only. The shard speaks first (Hello). While one stream is live, the shard refuses
     a second one with FAILED_PRECONDITION. After a plan that breaks a rule the shard ends the stream with INVALID_ARGUMENT.
-    Kept for later: Put(digest, bytes), LoadAdapter, UnloadAdapter (unary, answered when every rank has it).
+    """
+    LoadAdapter: _grpc.UnaryUnaryMultiCallable[_shard_pb2.LoadAdapterRequest, _shard_pb2.AdapterInfo]
+    """Reads a LoRA adapter into every rank. Served by rank 0 only, and answered when every rank has the adapter. INVALID_ARGUMENT:
+    the folder is refused, for the reason in the text; RESOURCE_EXHAUSTED: the adapter does not fit into `adapter_bytes`.
+    """
+    UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_shard_pb2.UnloadAdapterRequest, _shard_pb2.UnloadAdapterAnswer]
+    """Frees a loaded adapter on every rank. Served by rank 0 only. FAILED_PRECONDITION: a slot holds the adapter; NOT_FOUND: no
+    adapter of this digest is loaded.
+    Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
     """
 
 @_typing.type_check_only
@@ -59,7 +67,15 @@ class ShardAsyncStub(ShardStub):
     Run: _aio.StreamStreamMultiCallable[_shard_pb2.ToShard, _shard_pb2.FromShard]  # type: ignore[assignment]
     """The one live stream, served by rank 0 only. The shard speaks first (Hello). While one stream is live, the shard refuses
     a second one with FAILED_PRECONDITION. After a plan that breaks a rule the shard ends the stream with INVALID_ARGUMENT.
-    Kept for later: Put(digest, bytes), LoadAdapter, UnloadAdapter (unary, answered when every rank has it).
+    """
+    LoadAdapter: _aio.UnaryUnaryMultiCallable[_shard_pb2.LoadAdapterRequest, _shard_pb2.AdapterInfo]  # type: ignore[assignment]
+    """Reads a LoRA adapter into every rank. Served by rank 0 only, and answered when every rank has the adapter. INVALID_ARGUMENT:
+    the folder is refused, for the reason in the text; RESOURCE_EXHAUSTED: the adapter does not fit into `adapter_bytes`.
+    """
+    UnloadAdapter: _aio.UnaryUnaryMultiCallable[_shard_pb2.UnloadAdapterRequest, _shard_pb2.UnloadAdapterAnswer]  # type: ignore[assignment]
+    """Frees a loaded adapter on every rank. Served by rank 0 only. FAILED_PRECONDITION: a slot holds the adapter; NOT_FOUND: no
+    adapter of this digest is loaded.
+    Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
     """
 
 class ShardServicer(metaclass=_abc_1.ABCMeta):
@@ -87,7 +103,27 @@ class ShardServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_shard_pb2.FromShard], _abc.AsyncIterator[_shard_pb2.FromShard]]:
         """The one live stream, served by rank 0 only. The shard speaks first (Hello). While one stream is live, the shard refuses
         a second one with FAILED_PRECONDITION. After a plan that breaks a rule the shard ends the stream with INVALID_ARGUMENT.
-        Kept for later: Put(digest, bytes), LoadAdapter, UnloadAdapter (unary, answered when every rank has it).
+        """
+
+    @_abc_1.abstractmethod
+    def LoadAdapter(
+        self,
+        request: _shard_pb2.LoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.AdapterInfo, _abc.Awaitable[_shard_pb2.AdapterInfo]]:
+        """Reads a LoRA adapter into every rank. Served by rank 0 only, and answered when every rank has the adapter. INVALID_ARGUMENT:
+        the folder is refused, for the reason in the text; RESOURCE_EXHAUSTED: the adapter does not fit into `adapter_bytes`.
+        """
+
+    @_abc_1.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: _shard_pb2.UnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.UnloadAdapterAnswer, _abc.Awaitable[_shard_pb2.UnloadAdapterAnswer]]:
+        """Frees a loaded adapter on every rank. Served by rank 0 only. FAILED_PRECONDITION: a slot holds the adapter; NOT_FOUND: no
+        adapter of this digest is loaded.
+        Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
         """
 
 def add_ShardServicer_to_server(servicer: ShardServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -88,6 +88,14 @@ class ShardService(shard_pb2_grpc.ShardServicer):
             overdue_ms=self._status.overdue_ms(),
         )
 
+    def LoadAdapter(self, request: pb.LoadAdapterRequest, context: grpc.ServicerContext) -> pb.AdapterInfo:
+        """Refuse every adapter, because this shard loads none."""
+        _abort(context, grpc.StatusCode.UNIMPLEMENTED, "this shard loads no adapters")
+
+    def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: grpc.ServicerContext) -> pb.UnloadAdapterAnswer:
+        """Refuse, because this shard has loaded no adapter."""
+        _abort(context, grpc.StatusCode.NOT_FOUND, f"no adapter {request.digest.hex()} is loaded")
+
     def Run(self, request_iterator: Iterator[pb.ToShard], context: grpc.ServicerContext) -> Iterator[pb.FromShard]:
         """Serve a stream to its end.
 

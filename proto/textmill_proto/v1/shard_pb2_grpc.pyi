@@ -6,7 +6,8 @@ The wire between the router and the shards of Textmill.
 Words: a *slot* is a request's seat in the shard (0 .. num_slots-1); a *block* is a run of `block_size` KV places;
 a *place* is the room of one token's K and V inside a block. Packed arrays are little-endian and travel as `bytes`:
 an element of "u32[]" has 4 bytes, an element of "f32[]" 4 bytes (IEEE 754), an element of "u8[]" one byte.
-docs/wire.md holds the rules of the stream.
+A *row* is one input of a model that does not generate: a text, a pair of texts or a window of a text, as token ids.
+docs/wire.md holds the rules of the stream and of rows.
 
 A field is never renumbered, and its number is never used again. A comment says what a reserved number is kept for.
 """
@@ -54,6 +55,14 @@ class ShardStub:
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_shard_pb2.UnloadAdapterRequest, _shard_pb2.UnloadAdapterAnswer]
     """Frees a loaded adapter on every rank. Served by rank 0 only. FAILED_PRECONDITION: a slot holds the adapter; NOT_FOUND: no
     adapter of this digest is loaded.
+    """
+    TaskInfo: _grpc.UnaryUnaryMultiCallable[_shard_pb2.InfoRequest, _shard_pb2.TaskFacts]
+    """The model and the limits of a shard that computes rows without generation. UNAVAILABLE until the model is loaded,
+    UNIMPLEMENTED on a shard whose model writes text (and Info and Run are UNIMPLEMENTED on a shard of rows).
+    """
+    RunRows: _grpc.UnaryUnaryMultiCallable[_shard_pb2.RowBatch, _shard_pb2.RowAnswers]
+    """Computes a batch of rows and answers all of them. INVALID_ARGUMENT for a batch that breaks a rule, RESOURCE_EXHAUSTED
+    when one batch runs and another one waits. A batch whose call is cancelled before its turn is never computed.
     Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
     """
 
@@ -75,6 +84,14 @@ class ShardAsyncStub(ShardStub):
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_shard_pb2.UnloadAdapterRequest, _shard_pb2.UnloadAdapterAnswer]  # type: ignore[assignment]
     """Frees a loaded adapter on every rank. Served by rank 0 only. FAILED_PRECONDITION: a slot holds the adapter; NOT_FOUND: no
     adapter of this digest is loaded.
+    """
+    TaskInfo: _aio.UnaryUnaryMultiCallable[_shard_pb2.InfoRequest, _shard_pb2.TaskFacts]  # type: ignore[assignment]
+    """The model and the limits of a shard that computes rows without generation. UNAVAILABLE until the model is loaded,
+    UNIMPLEMENTED on a shard whose model writes text (and Info and Run are UNIMPLEMENTED on a shard of rows).
+    """
+    RunRows: _aio.UnaryUnaryMultiCallable[_shard_pb2.RowBatch, _shard_pb2.RowAnswers]  # type: ignore[assignment]
+    """Computes a batch of rows and answers all of them. INVALID_ARGUMENT for a batch that breaks a rule, RESOURCE_EXHAUSTED
+    when one batch runs and another one waits. A batch whose call is cancelled before its turn is never computed.
     Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
     """
 
@@ -123,6 +140,26 @@ class ShardServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_shard_pb2.UnloadAdapterAnswer, _abc.Awaitable[_shard_pb2.UnloadAdapterAnswer]]:
         """Frees a loaded adapter on every rank. Served by rank 0 only. FAILED_PRECONDITION: a slot holds the adapter; NOT_FOUND: no
         adapter of this digest is loaded.
+        """
+
+    @_abc_1.abstractmethod
+    def TaskInfo(
+        self,
+        request: _shard_pb2.InfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.TaskFacts, _abc.Awaitable[_shard_pb2.TaskFacts]]:
+        """The model and the limits of a shard that computes rows without generation. UNAVAILABLE until the model is loaded,
+        UNIMPLEMENTED on a shard whose model writes text (and Info and Run are UNIMPLEMENTED on a shard of rows).
+        """
+
+    @_abc_1.abstractmethod
+    def RunRows(
+        self,
+        request: _shard_pb2.RowBatch,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.RowAnswers, _abc.Awaitable[_shard_pb2.RowAnswers]]:
+        """Computes a batch of rows and answers all of them. INVALID_ARGUMENT for a batch that breaks a rule, RESOURCE_EXHAUSTED
+        when one batch runs and another one waits. A batch whose call is cancelled before its turn is never computed.
         Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
         """
 

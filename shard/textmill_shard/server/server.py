@@ -48,6 +48,8 @@ _END_CODES = {
     EndReason.FAILED: grpc.StatusCode.INTERNAL,
 }
 
+_NO_ROWS = "the model of this shard writes text: its calls are Info and Run"
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedShard:
@@ -121,6 +123,14 @@ class ShardService(shard_pb2_grpc.ShardServicer):
         reader.start()
         yield hello_to_wire(session.epoch, loaded.facts)
         yield from self._write(session, context)
+
+    def TaskInfo(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.TaskFacts:
+        """End with UNIMPLEMENTED, because a model that writes text has no facts of a task."""
+        _abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_ROWS)
+
+    def RunRows(self, request: pb.RowBatch, context: grpc.ServicerContext) -> pb.RowAnswers:
+        """End with UNIMPLEMENTED, because a model that writes text computes no rows."""
+        _abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_ROWS)
 
     def _write(self, session: Session, context: grpc.ServicerContext) -> Iterator[pb.FromShard]:
         """Yield the messages of the step loop, and a heartbeat each second, until the session ends."""

@@ -44,6 +44,7 @@ class LingeringTransport:
         self._transport.resume_reading()  # reading may be paused, because nobody took the body
         if self._transport.can_write_eof():
             self._transport.write_eof()
+        self.write = _drop  # an application that has begun meanwhile may still answer, and nobody reads its answer
         self._timer = self._loop.call_later(LINGER_S, self._on_timer)
 
     def is_closing(self) -> bool:
@@ -70,6 +71,10 @@ class LingeringTransport:
             self._timer = self._loop.call_later(left_s, self._on_timer)
         else:
             self._transport.abort()
+
+
+def _drop(data: object) -> None:
+    """Write nothing, as a closed transport does."""
 
 
 def _never() -> bool:

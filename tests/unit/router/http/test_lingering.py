@@ -50,6 +50,18 @@ def test_answer_comes_before_the_rest_of_the_body() -> None:
     talk(exchange, app=refuse_at_once)
 
 
+def test_application_that_answers_after_a_refusal_fails_no_write(caplog: pytest.LogCaptureFixture) -> None:
+    async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # The header starts the application, and the chunk size that is no number ends the call before its first line.
+        writer.write(HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\nhi\r\n")
+        assert await refusal(reader) == (400, "invalid_http")
+        writer.write(b"more")
+        writer.close()
+
+    talk(exchange, app=refuse_at_once)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_connection_of_a_client_that_neither_sends_nor_leaves_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lingering, "LINGER_S", 0.2)
 

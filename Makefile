@@ -1,12 +1,12 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-faults soak check format lint types proto wire metrics-page health-page models-page flags-page test-clients test-playground test-deploy image-test bench clean
+.PHONY: help run test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page flags-page test-clients test-playground test-deploy image-test bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
 # Processes of `make test-fast`. The last test of DRAWN_CALLS counts the calls of the others, so that file stays in one process.
 JOBS ?= 2
-# Length and random seed of `make soak`.
+# Length and random seed of `make soak` and `make hostile`.
 SECONDS ?= 300
 SEED ?= 1
 FAST_TESTS := tests/unit tests/contract tests/zoo
@@ -70,6 +70,9 @@ image-test: $(STAMP) ## Build deploy/Dockerfile.cpu with debootstrap and buildah
 
 soak: $(STAMP) ## Kill and stop processes under all kinds of clients, for SECONDS=300; prints a report
 	@$(BIN)/python -m tests.soak --seconds $(SECONDS) --seed $(SEED)
+
+hostile: $(STAMP) ## Send hostile input beside a normal client, for SECONDS=300; prints a report with descriptors and memory
+	@$(BIN)/python -m tests.soak.hostile --seconds $(SECONDS) --seed $(SEED)
 
 check: $(STAMP) ## Check format, lint, types and that the committed stubs fit the .proto
 	@$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page flags-page test-clients test-playground test-deploy image-test bench clean
+.PHONY: help run test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page task-classes flags-page test-clients test-playground test-deploy image-test bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -105,6 +105,10 @@ health-page: $(STAMP) ## Write docs/health.md from the table of health
 
 flags-page: $(STAMP) ## Write docs/flags.md, docs/exit-codes.md and the defaults that --help shows from the launcher's tables
 	@$(BIN)/python -m tests.flags_page
+
+task-classes: $(STAMP) ## Write the tasks of transformers' classes, which the launcher reads
+	@$(BIN)/python -m tests.task_classes
+	@$(BIN)/ruff format --quiet launcher/textmill_launcher/task_classes.py
 
 models-page: $(STAMP) ## Write docs/models.md and docs/other_models.md from runs of tiny models
 	@$(BIN)/python -m tests.zoo.page > docs/models.md

@@ -8,6 +8,7 @@ from pathlib import Path
 from textmill_launcher.loopback import is_loopback, loopback_interface
 from textmill_launcher.options import Child
 from textmill_launcher.settings import OPTIONS, TOKEN_VARIABLES, Settings
+from textmill_launcher.task_choice import ROW_TASKS
 
 # The router takes the keys from its environment, because everybody on the machine can read a command line.
 SECRET_VARIABLES = ("API_KEY", *TOKEN_VARIABLES)
@@ -25,6 +26,7 @@ class ModelFolder:
     path: Path
     model_id: str  # the name that clients see
     model_sha: str | None  # commit of a hub model
+    task: str = "text-generation"  # under the name that `task_choice.py` gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ def shard_command(settings: Settings, model: ModelFolder, place: ShardPlace) -> 
     return [
         *(sys.executable, "-m", "textmill_shard", "serve"),
         *_model_flags(model),
+        *(["--task", model.task] if model.task in ROW_TASKS else []),
         *("--uds-path", str(place.socket)),
         *("--rank", str(place.rank), "--world-size", str(place.world_size)),
         *("--replica", str(place.replica), "--num-replicas", str(settings.num_replicas)),
@@ -63,6 +66,7 @@ def router_command(settings: Settings, model: ModelFolder, rank0_sockets: Sequen
     return [
         *(sys.executable, "-m", "textmill_router"),
         *_model_flags(model),
+        *("--task", model.task),
         *(word for socket in rank0_sockets for word in ("--shard-uds-path", str(socket))),
         "--launcher-notes",
         *("--drain-timeout", str(drain_timeout_s(settings.graceful_termination_timeout))),

@@ -33,6 +33,12 @@ class ModelFilesError(LaunchError):
         self.exit_code = exit_code
 
 
+class UnsupportedTask(LaunchError):
+    """The model has no task that is served, or its class cannot do the task that was asked for."""
+
+    exit_code = ExitCode.UNSUPPORTED_MODEL
+
+
 class ChildDied(LaunchError):
     """A child has ended that should have gone on. `exit_code` follows from the child's own code."""
 

@@ -25,13 +25,17 @@ from huggingface_hub.errors import (
 from textmill_launcher.download_watch import ALL_THERE, TO_FETCH, end_with_parent, repository_folder, watch
 from textmill_launcher.exit_codes import ExitCode, code_of_os_error
 
-WANTED_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+WANTED_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "README.md")
 PICKLED_FILES = ("pytorch_model*.bin",)  # fetched for a model without safetensors
 CODE_FILES = ("*.py",)  # fetched for a model that brings its own modelling code
 # Other formats and second copies of the weights lie in folders of the hub's repository or have the second name.
 UNWANTED_FILES = ("*/*", "consolidated*")
-# The one folder that is wanted: chat templates by name. The hub's patterns cannot except a folder from "*/*".
-FURTHER_TEMPLATES = ("additional_chat_templates/*.jinja",)
+# The folders that are wanted: chat templates by name, and the modules of sentence-transformers behind the model. The
+# hub's patterns cannot except a folder from "*/*".
+FURTHER_FILES = (
+    "additional_chat_templates/*.jinja",
+    *("*_Pooling/config.json", "*_Normalize/config.json", "*_Dense/config.json", "*_Dense/*.safetensors"),
+)
 
 
 DEFAULT_STALL_S = 60.0
@@ -95,7 +99,7 @@ def _fetch_all(arguments: argparse.Namespace) -> Path:
     if arguments.or_pickled and not any(folder.glob("*.safetensors")):
         folder = _fetch(arguments, [*patterns, *PICKLED_FILES], unwanted)
     arguments.revision = folder.name  # the commit, so that both fetches give files of one state
-    return _fetch(arguments, FURTHER_TEMPLATES, arguments.exclude)
+    return _fetch(arguments, FURTHER_FILES, arguments.exclude)
 
 
 def _fetch(arguments: argparse.Namespace, patterns: Sequence[str], unwanted: Sequence[str]) -> Path:

@@ -39,6 +39,7 @@ from textmill_launcher.options import (
     url_path,
     word_list,
 )
+from textmill_launcher.task_choice import task_name
 from textmill_launcher.tgi_options import TGI_OPTIONS
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")
@@ -86,6 +87,11 @@ class Settings:
     )
     revision: str | None = option(
         text, "commit, branch or tag of the hub model", platform_variables=("HF_MODEL_REVISION",)
+    )
+    task: str | None = option(
+        task_name,
+        "task of the model, such as text-classification; without it the model's files tell",
+        platform_variables=("HF_TASK",),
     )
     served_model_name: tuple[str, ...] = option(
         word_list,

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from textmill_launcher.child_arguments import (
 from textmill_launcher.child_name import ChildName
 from textmill_launcher.child_process import ChildProcess
 from textmill_launcher.devices import count_driver_devices, num_shards
-from textmill_launcher.errors import LaunchError, ModelFilesError
+from textmill_launcher.errors import ConflictingSettings, LaunchError, ModelFilesError
 from textmill_launcher.exit_codes import launcher_code, meaning_of
 from textmill_launcher.logs import ChildOutput
 from textmill_launcher.model_files import find_model
@@ -35,6 +36,7 @@ from textmill_launcher.settings import Settings
 from textmill_launcher.shard_group import ShardGroup
 from textmill_launcher.shard_groups import ShardGroups
 from textmill_launcher.sockets import SocketPlaces, socket_places
+from textmill_launcher.task_choice import TaskChoice, choose_task, example_of
 
 HELPER_GRACE_S = 5.0
 REPORTING_ROLES = ("shard", "router")  # whose processes write what they do when they get SIGUSR1
@@ -92,7 +94,12 @@ class Supervisor:
         world_size = num_shards(self._settings, count_driver_devices)
         model = await find_model(self._settings, self._environ, self._run_helper)
         log.info("model files: %s (%.1f s)", model.path, time.monotonic() - began_s)
-        self._output.read_by(PlanComparison(self._settings, model, world_size).on_line)
+        choice = choose_task(model.path, self._settings.task)
+        log.info("task: %s (by %s)", choice.task, choice.source)
+        model = replace(model, task=choice.task)
+        world_size = self._check_world_size(world_size, choice)
+        if choice.writes_text:
+            self._output.read_by(PlanComparison(self._settings, model, world_size).on_line)
         num_replicas = self._settings.num_replicas
         with socket_places(self._settings.shard_uds_path, world_size * num_replicas) as all_sockets:
             sockets = [all_sockets.of_replica(replica, world_size) for replica in range(num_replicas)]
@@ -108,7 +115,7 @@ class Supervisor:
             async with self._running(groups, router) as guards:
                 await self._watch(guards, asyncio.gather(groups.wait_ready(), router.wait_ready()))
                 log.info("ready after %.1f s: %s on %s", time.monotonic() - began_s, model.model_id, url)
-                log.info("try: %s", self._example_call(url))
+                log.info("try: %s", self._example_call(url, model.task))
                 if not self._settings.disable_playground:
                     log.info("playground: %s/playground", url)
                 await self._watch(guards, None)
@@ -227,12 +234,26 @@ class Supervisor:
             stop.cancel()
             await helper.stop(HELPER_GRACE_S)
 
-    def _example_call(self, url: str) -> str:
+    def _check_world_size(self, world_size: int, choice: TaskChoice) -> int:
+        """Return the number of shards. Raises `ConflictingSettings` for several shards of a model that writes no text.
+
+        Devices that nobody asked to share one model are not shared.
+        """
+        if choice.writes_text or world_size == 1:
+            return world_size
+        if self._settings.num_shard is None and not self._settings.sharded:
+            return 1
+        raise ConflictingSettings(
+            f"--num-shard is {world_size}, and a model of the task {choice.task} has one shard: give --num-replicas "
+            f"{world_size}, which spreads the calls over as many copies of the model"
+        )
+
+    def _example_call(self, url: str, task: str) -> str:
         """Return a command line that asks the server something and ends within seconds."""
         has_key = self._settings.api_key or self._settings.api_key_file
         key = ' -H "Authorization: Bearer $API_KEY"' if has_key else ""
-        body = '{"inputs":"The capital of France is","parameters":{"max_new_tokens":20,"do_sample":false}}'
-        return f"curl {url}/generate -H 'Content-Type: application/json'{key} -d '{body}'"
+        path, body = example_of(task)
+        return f"curl {url}{path} -H 'Content-Type: application/json'{key} -d '{body}'"
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

@@ -141,6 +141,7 @@ class Settings:
 
     model_dir: str = _option(_text, "folder with config.json, tokenizer.json and the like")
     model_id: str = _option(_text, "name under which the model is served")
+    task: str | None = _option(_text, "task of the model; without it the shard's kind of generation", None)
     served_model_name: tuple[str, ...] = _option(
         _text, "name that clients use instead of model-id; repeatable, answers have the first", (), kind="list"
     )

@@ -5,6 +5,7 @@ from textmill_launcher.settings import OPTIONS
 # For each option a good value that differs from the default: the text of the flag, and the value in the settings.
 GOOD_VALUES = {
     "model_id": ("org/model", "org/model"),
+    "task": ("ner", "token-classification"),
     "revision": ("refs/pr/3", "refs/pr/3"),
     "sharded": ("true", True),
     "num_shard": ("2", 2),

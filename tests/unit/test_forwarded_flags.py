@@ -44,6 +44,7 @@ OWN = {
     "revision",
     "shard_uds_path",
     "sharded",
+    "task",
 }
 
 

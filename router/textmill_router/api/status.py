@@ -80,7 +80,7 @@ class InfoRoute:
         return InfoAnswer(
             model_id=settings.model_id,
             model_sha=settings.model_sha or facts.model_sha or None,
-            model_pipeline_tag="text2text-generation" if facts.has_encoder else "text-generation",
+            model_pipeline_tag=settings.task or ("text2text-generation" if facts.has_encoder else "text-generation"),
             max_concurrent_requests=settings.max_concurrent_requests,
             max_best_of=limits.max_best_of,
             max_stop_sequences=limits.max_stop_sequences,

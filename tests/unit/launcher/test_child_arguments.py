@@ -32,10 +32,26 @@ def value_after(command: list[str], flag: str) -> str:
 def test_unset_options_are_left_to_the_room_that_uses_them() -> None:
     settings = load_settings([], {})
     given = [argument for argument in router_command(settings, MODEL, [ALONE.socket]) if argument.startswith("--")]
-    own = ["--model-dir", "--model-id", "--model-sha", "--shard-uds-path", "--launcher-notes", "--drain-timeout"]
+    own = [
+        "--model-dir",
+        "--model-id",
+        "--model-sha",
+        "--task",
+        "--shard-uds-path",
+        "--launcher-notes",
+        "--drain-timeout",
+    ]
     used_by_both = ["--hostname", "--port", "--shutdown-delay"]
     assert sorted(given) == sorted([*own, *used_by_both])
     assert "--dtype" not in shard_command(settings, MODEL, ALONE)
+
+
+def test_children_are_told_the_task_and_the_shard_only_one_that_writes_no_text() -> None:
+    settings, classifier = load_settings([], {}), dataclasses.replace(MODEL, task="text-classification")
+    assert value_after(router_command(settings, classifier, [ALONE.socket]), "--task") == "text-classification"
+    assert value_after(shard_command(settings, classifier, ALONE), "--task") == "text-classification"
+    assert value_after(router_command(settings, MODEL, [ALONE.socket]), "--task") == "text-generation"
+    assert "--task" not in shard_command(settings, MODEL, ALONE)
 
 
 def test_shard_gets_rank_socket_and_its_options() -> None:

@@ -53,7 +53,7 @@ def test_model_is_fetched_and_verified_and_its_folder_is_the_last_line(hub: Hub,
     assert weights_of(done) == WEIGHTS
     folder = Path(done.stdout.splitlines()[-1])
     assert folder.name == COMMIT
-    assert {path.name for path in folder.iterdir()} == set(FILES) - {"README.md"}
+    assert {path.name for path in folder.iterdir()} == set(FILES)
     assert "2.9 MiB to fetch" in done.stderr
 
 

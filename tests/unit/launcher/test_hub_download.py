@@ -25,14 +25,22 @@ FILES = {
     "additional_chat_templates/rag.jinja": b"{{ documents }}",
     "additional_chat_templates/notes.txt": b"words",
     "README.md": b"words",
+    "modules.json": b"[]",
+    "1_Pooling/config.json": b"{}",
+    "2_Dense/model.safetensors": b"weights of a module",
+    "2_Dense/pytorch_model.bin": b"pickle",
+    "onnx/model.onnx": b"another format",
     "modeling_own.py": b"code",
 }
 PICKLED = {name: body for name, body in FILES.items() if not name.endswith(".safetensors")} | {
     "pytorch_model.bin.index.json": b"{}",
     "training_args.bin": b"pickle",
 }
-TEMPLATES = {f"additional_chat_templates/{name}.jinja" for name in ("tool_use", "rag")}
-WANTED = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
+FOLDERS = {
+    *(f"additional_chat_templates/{name}.jinja" for name in ("tool_use", "rag")),
+    *("1_Pooling/config.json", "2_Dense/model.safetensors"),
+}
+WANTED = {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors", "README.md", "modules.json"}
 
 
 REPOSITORIES = {"org/open": FILES, "org/pickled": PICKLED, "org/secret": FILES}
@@ -61,7 +69,7 @@ def test_only_what_a_shard_and_a_router_read_is_fetched(hub: Hub, tmp_path: Path
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.splitlines()[-1])
     assert folder.name == COMMIT
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == WANTED | TEMPLATES
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == WANTED | FOLDERS
     assert (folder / "model.safetensors").read_bytes() == b"weights"
 
 

@@ -1,0 +1,149 @@
+"""The task that the files of a model say, in their order, and the tasks that are refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textmill_launcher.errors import UnsupportedTask
+from textmill_launcher.settings import load_settings
+from textmill_launcher.task_choice import TASKS, choose_task, example_of, task_of_class
+
+from tests.task_classes import NO_TASK, tasks_of_classes
+
+
+def folder_with(folder: Path, class_name: str | None = None, *, readme: str = "", **config: Any) -> Path:
+    architectures = {} if class_name is None else {"architectures": [class_name]}
+    (folder / "config.json").write_text(json.dumps({**architectures, **config}))
+    if readme:
+        (folder / "README.md").write_text(f"---\nlicense: mit\n{readme}\n---\npipeline_tag: fill-mask\n")
+    return folder
+
+
+def test_every_class_of_transformers_has_the_task_of_its_first_mapping() -> None:
+    expected = tasks_of_classes()
+    assert len(expected) > 1200
+    found = {name: task_of_class(name) or NO_TASK for name in expected}
+    assert {name: (found[name], task) for name, task in expected.items() if found[name] != task} == {}
+
+
+# The rows of the contract's table, by one class name each.
+@pytest.mark.parametrize(
+    ("class_name", "task"),
+    [
+        ("Wav2Vec2ForCTC", "automatic-speech-recognition"),
+        ("WhisperForConditionalGeneration", "automatic-speech-recognition"),
+        ("WavLMForSequenceClassification", "audio-classification"),
+        ("TapasForQuestionAnswering", "table-question-answering"),
+        ("LayoutLMForQuestionAnswering", "document-question-answering"),
+        ("ViltForQuestionAnswering", "visual-question-answering"),
+        ("XLMForQuestionAnsweringSimple", "question-answering"),
+        ("OwlViTForObjectDetection", "zero-shot-object-detection"),
+        ("YolosForObjectDetection", "object-detection"),
+        ("DetrForSegmentation", "image-segmentation"),
+        ("CLIPModel", "zero-shot-image-classification"),
+        ("DeiTForImageClassificationWithTeacher", "image-classification"),
+        ("VitsModel", "text-to-audio"),
+        ("RobertaForTokenClassification", "token-classification"),
+        ("NomicBertForSequenceClassification", "text-classification"),
+        ("FlaubertWithLMHeadModel", "fill-mask"),
+        ("BartForConditionalGeneration", "text2text-generation"),
+        ("MarianMTModel", "text2text-generation"),
+        ("GPT2LMHeadModel", "text-generation"),
+        ("LlavaForConditionalGeneration", "text-generation"),
+        ("VisionEncoderDecoderModel", "image-to-text"),
+        ("MPNetModel", "feature-extraction"),
+        ("ViTModel", None),
+        ("BertForNextSentencePrediction", None),
+    ],
+)
+def test_task_of_a_class(class_name: str, task: str | None) -> None:
+    assert task_of_class(class_name) == task
+
+
+def test_the_first_source_that_says_a_task_counts(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "BertForSequenceClassification")
+    assert choose_task(folder, None).task == "text-classification"
+    folder = folder_with(tmp_path, "BertForSequenceClassification", task_specific_params={"sentiment-analysis": {}})
+    assert choose_task(folder, None).source == "task_specific_params of config.json"
+    folder = folder_with(tmp_path, "BertForSequenceClassification", readme="pipeline_tag: zero-shot-classification")
+    assert choose_task(folder, None).task == "zero-shot-classification"
+    assert choose_task(folder, "text-ranking").task == "rerank"
+    encoder = folder_with(tmp_path, "BertModel")
+    (tmp_path / "README.md").unlink()
+    assert choose_task(encoder, None).task == "feature-extraction"
+    (tmp_path / "modules.json").write_text("[]")
+    assert choose_task(encoder, None).task == "sentence-similarity"
+
+
+@pytest.mark.parametrize(
+    ("class_name", "config", "task"),
+    [
+        ("MarianMTModel", {"model_type": "marian"}, "translation"),
+        ("M2M100ForConditionalGeneration", {"model_type": "m2m_100"}, "translation"),
+        ("PegasusForConditionalGeneration", {"model_type": "pegasus"}, "summarization"),
+        (
+            "BartForConditionalGeneration",
+            {"model_type": "bart", "task_specific_params": {"summarization": {}}},
+            "summarization",
+        ),
+        (
+            "T5ForConditionalGeneration",
+            {
+                "model_type": "t5",
+                "task_specific_params": {"summarization": {}, "translation_en_to_de": {}, "translation_en_to_fr": {}},
+            },
+            "text2text-generation",
+        ),
+        (
+            "T5ForConditionalGeneration",
+            {"model_type": "t5", "task_specific_params": {"translation_en_to_de": {}, "translation_en_to_fr": {}}},
+            "translation",
+        ),
+        ("NewForTokenClassification", {}, "feature-extraction"),
+        ("NewForTokenClassification", {"id2label": {"0": "PER"}}, "token-classification"),
+        ("LlamaForCausalLM", {"task_specific_params": {"conversational": {}}}, "text-generation"),
+        (None, {}, "text-generation"),
+    ],
+)
+def test_what_the_config_says_beside_the_class(
+    tmp_path: Path, class_name: str | None, config: dict[str, Any], task: str
+) -> None:
+    assert choose_task(folder_with(tmp_path, class_name, **config), None).task == task
+
+
+def test_a_tag_that_the_class_cannot_do_is_refused_with_both_names(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "BertForTokenClassification", readme='pipeline_tag: "summarization"')
+    with pytest.raises(UnsupportedTask, match=r"README.md says summarization.*made for token-classification") as error:
+        choose_task(folder, None)
+    assert error.value.exit_code == 16
+    with pytest.raises(UnsupportedTask, match="--task says fill-mask"):
+        choose_task(folder, "fill-mask")
+
+
+def test_a_class_without_a_task_is_refused_with_its_name_and_the_tasks(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedTask, match=r"BertForNextSentencePrediction.*--task, one of.*fill-mask"):
+        choose_task(folder_with(tmp_path, "BertForNextSentencePrediction"), None)
+
+
+def test_a_task_that_is_not_served_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedTask, match=r"video-classification .* is not served"):
+        choose_task(folder_with(tmp_path, "VivitForVideoClassification"), None)
+
+
+def test_encoders_with_a_masked_head_give_vectors_when_a_file_says_so(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "DistilBertForMaskedLM", readme="pipeline_tag: sentence-similarity")
+    assert choose_task(folder, None).task == "sentence-similarity"
+
+
+def test_variables_and_aliases_of_the_flag() -> None:
+    assert load_settings(["--task", "sentiment-analysis"], {}).task == "text-classification"
+    assert load_settings([], {"TASK": "translation_en_to_fr"}).task == "translation"
+    assert load_settings([], {"HF_TASK": "text-ranking"}).task == "rerank"
+
+
+def test_each_task_has_an_example_call() -> None:
+    for task in TASKS:
+        path, body = example_of(task)
+        assert path in ("/", "/generate")
+        assert "inputs" in json.loads(body)

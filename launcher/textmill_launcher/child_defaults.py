@@ -19,6 +19,7 @@ CHILD_DEFAULTS: dict[str, str] = {
     "max_stop_sequences": "4",
     "max_top_n_tokens": "5",
     "num_slots": "64",
+    "otlp_service_name": "textmill-router",
     "payload_limit": "2000000",
     "prefix_caching": "true",
     "response_cache_bytes": "0",

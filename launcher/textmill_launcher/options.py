@@ -142,6 +142,13 @@ def url_path(value: str) -> str:
     return value
 
 
+def collector_url(value: str) -> str:
+    """Take the URL of a collector of traces."""
+    if not re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?/?", value):
+        raise BadValue("http:// or https:// with a host and a port, such as http://127.0.0.1:4317")
+    return value
+
+
 def ip_address(value: str) -> str:
     """Take an IPv4 or IPv6 literal; `localhost` stands for 127.0.0.1."""
     if value == "localhost":
@@ -286,7 +293,7 @@ class Option:
             return "true|false"
         if self.parse is log_level:
             return "LEVEL"
-        return "TEXT" if self.parse in (text, ip_address, url_path, word_list, lines) else "N"
+        return "TEXT" if self.parse in (text, ip_address, collector_url, url_path, word_list, lines) else "N"
 
     @property
     def accepted(self) -> str:

@@ -21,6 +21,7 @@ from textmill_launcher.options import (
     Choice,
     Group,
     boolean,
+    collector_url,
     derived_option,
     fraction,
     integer,
@@ -59,6 +60,7 @@ ENVIRONMENT = {
     ", ".join(TOKEN_VARIABLES): "the token of the hub; the first that is set counts (launcher, for the download)",
     "HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_HUB_OFFLINE": "the hub's own library (the download)",
     "CUDA_VISIBLE_DEVICES, NVIDIA_VISIBLE_DEVICES": "the list of devices, which counts the shards (launcher, torch)",
+    "OTEL_TRACES_SAMPLER, OTEL_BSP_*, OTEL_EXPORTER_OTLP_HEADERS": "OpenTelemetry's own library (router, for traces)",
     "HOME, XDG_CACHE_HOME": "where caches lie that no flag places (launcher, shards)",
 }
 
@@ -271,6 +273,15 @@ class Settings:
     allow_pickle: bool = switch("serve pickled weights (*.bin) where there are no safetensors", to=SHARD)
     # Logs
     json_output: bool = switch("log lines are JSON objects", to=ROUTER | SHARD)
+    otlp_endpoint: str | None = option(
+        collector_url,
+        "URL of a collector that takes traces by OTLP over gRPC, such as http://127.0.0.1:4317; needs textmill[otel]",
+        platform_variables=("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+        to=ROUTER,
+    )
+    otlp_service_name: str | None = option(
+        text, "name of this server in traces", platform_variables=("OTEL_SERVICE_NAME",), to=ROUTER
+    )
     log_level: str = option(log_level, "least level of the log: " + ", ".join(LOG_LEVELS), "INFO")
     env: bool = switch("log the versions, devices and limits of this machine", short="-e", has_variable=False)
     # Read from the environment alone

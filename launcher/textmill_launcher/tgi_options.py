@@ -21,7 +21,6 @@ from textmill_launcher.options import (
 _CHUNKS = "prompts are computed in chunks beside running requests, so no request waits for a batch"
 _QUANTISED_KERNELS = "the variable selects kernels of quantised models, which are not served"
 _TUNNEL = "the server opens no tunnel (--ngrok is refused)"
-_TRACES = Refused("there are no traces yet", "leave it out; times are in /metrics and in the log")
 _ROPE = Refused(
     "the scaling of positions belongs to the model", "set rope_scaling in the config.json of a local folder"
 )
@@ -93,8 +92,6 @@ TGI_OPTIONS = (
         text,
         Refused("weights, config and tokenizer lie in one folder", "give that folder as --model-id"),
     ),
-    _refused("otlp_endpoint", text, _TRACES),
-    _refused("otlp_service_name", text, _TRACES),
     _refused(
         "attention",
         text,
@@ -109,6 +106,7 @@ TGI_OPTIONS = (
     ),
     _variable("prefill_chunking", boolean, "prompts are always computed in chunks"),
     _variable("use_flash_attention", boolean, "the device decides how attention is computed"),
+    _variable("otel_exporter_otlp_protocol", text, "traces go by gRPC, whichever protocol is named"),
     _variable("log_colorize", text, "the log has no colours"),
     _variable("hf_hub_enable_hf_transfer", boolean, "the hub's library downloads without hf_transfer"),
     _variable("max_image_fetch_size", integer(0), "images are refused"),

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -28,12 +28,17 @@ from textmill_router.launcher_notes import follow_notes
 from textmill_router.serving.service import Service, scheduler_config
 from textmill_router.settings import Settings, SettingsError
 from textmill_router.text.tokenization import Tokenizer
+from textmill_router.tracing.start import ExtraMissing, start_tracing
+
+if TYPE_CHECKING:
+    from textmill_router.tracing.span_writer import SpanWriter
 
 log = logging.getLogger(__name__)
 
 LISTEN_BACKLOG = 2048
 # Time after the drain, for answers whose last events wait for a slow client.
 GRACEFUL_SHUTDOWN_S = 5
+LAST_SPANS_S = 2.0  # in which the collector may take the last spans
 PULSE_S = 2.0  # between two comments in a stream while no shard serves
 # Collections are rare after the start, because the objects of a request die with their last reference.
 GC_THRESHOLDS = (50_000, 20, 50)
@@ -177,7 +182,8 @@ def freeze_garbage() -> None:
 
 async def run(settings: Settings) -> None:
     """Serve until a signal, then drain. Raises SettingsError, TokenizerError or BackendLost."""
-    service = Service(settings)
+    spans = open_spans(settings)
+    service = Service(settings, spans)
     server = make_server(service)
     listener = bind(settings)
     leave = asyncio.Event()
@@ -188,8 +194,25 @@ async def run(settings: Settings) -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True, chain=True)  # the stacks come even where the loop hangs
     log.info("listening", extra={"hostname": settings.hostname, "port": listener.getsockname()[1]})
     async with LoopWatchdog(on_beat=service.health.look):
-        await _serve(service, server, listener, leave)
+        try:
+            await _serve(service, server, listener, leave)
+        finally:
+            await close_spans(spans)
     log.info("stopped")
+
+
+def open_spans(settings: Settings) -> "SpanWriter | None":
+    """Return the writer of spans, or None where no traces are asked for. Raises SettingsError for a missing extra."""
+    try:
+        return start_tracing(settings.otlp_endpoint, settings.otlp_service_name)
+    except ExtraMissing as error:
+        raise SettingsError(str(error)) from None
+
+
+async def close_spans(spans: "SpanWriter | None") -> None:
+    """Send the spans that wait, for a short time, because the collector may be gone."""
+    if spans is not None and not await asyncio.to_thread(spans.close, LAST_SPANS_S):
+        log.warning("the last spans are lost, the collector did not take them", extra={"waited_s": LAST_SPANS_S})
 
 
 def _report(service: Service) -> None:

@@ -1,4 +1,4 @@
-"""The log of the router: its own lines, and complaints of the web server."""
+"""The log of the router: its own lines, and complaints of the web server and of OpenTelemetry."""
 
 import logging
 import sys
@@ -8,10 +8,10 @@ from textmill_router.log_lines import JsonFormatter, TextFormatter
 
 
 def configure_logging(*, json_output: bool, level: str, stream: TextIO = sys.stdout) -> None:
-    """Send the router's lines from a level up, and the web server's warnings, to one stream."""
+    """Send the router's lines from a level up, and the warnings of web server and tracing, to one stream."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter(_place) if json_output else TextFormatter(lambda record: record.name))
-    for name, least in (("textmill_router", level), ("uvicorn", "WARNING")):
+    for name, least in (("textmill_router", level), ("uvicorn", "WARNING"), ("opentelemetry", "WARNING")):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(least)

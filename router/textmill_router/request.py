@@ -218,6 +218,16 @@ class RequestOutput:
     effort: Effort = NO_EFFORT
 
 
+@dataclass(frozen=True, slots=True)
+class RequestTimes:
+    """When the phases of one request ended, on the clock of `time.monotonic`; None: not yet, or nobody can tell."""
+
+    arrival_s: float
+    admitted_s: float | None = None  # the request first left the queue
+    first_token_s: float | None = None
+    end_s: float | None = None  # the last token
+
+
 class OutputSink(Protocol):
     """The reader of one request's tokens. The engine loop calls the reader in its own thread, so it must not block.
 

@@ -19,6 +19,7 @@ LOG_LEVELS = {
     "error": "ERROR",
 }
 METRICS_ALIASES = ("vllm",)
+OTLP_PORT = 4317
 
 
 class SettingsError(Exception):
@@ -97,6 +98,14 @@ def _truth(value: str) -> bool:
     raise _BadValue("true or false")
 
 
+def _collector(value: str) -> str:
+    """Return the URL, with the port of OTLP over gRPC where the URL has none."""
+    match = re.fullmatch(r"(https?://(?:[\w.-]+|\[[0-9a-fA-F:.]+\]))(:\d{1,5})?/?", value.strip())
+    if match is None:
+        raise _BadValue("http:// or https:// with a host and a port, such as http://127.0.0.1:4317")
+    return match[1] + (match[2] or f":{OTLP_PORT}")
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         word = value.strip().lower()
@@ -126,13 +135,21 @@ def _log_level(value: str) -> str:
     return LOG_LEVELS[parts[-1]]
 
 
-def _option(parse: Callable[[str], Any], text: str, default: Any = MISSING, *, kind: str = "value") -> Any:
+def _option(
+    parse: Callable[[str], Any],
+    text: str,
+    default: Any = MISSING,
+    *,
+    kind: str = "value",
+    variables: tuple[str, ...] = (),
+) -> Any:
     """Return a dataclass field that is a flag.
 
     `parse` reads the flag's text, and `--help` shows `text`. `kind` is value, list, switch or secrets. The variable of
-    a list holds its values between commas, and the variable of secrets holds one on each line.
+    a list holds its values between commas, and the variable of secrets holds one on each line. `variables` are
+    further variables of the flag, which other programs read too; they win over the flag's own.
     """
-    return field(default=default, metadata={"parse": parse, "help": text, "kind": kind})
+    return field(default=default, metadata={"parse": parse, "help": text, "kind": kind, "variables": variables})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +258,15 @@ class Settings:
     metrics_alias: str | None = _option(
         _one_of(*METRICS_ALIASES), "engine whose names of metrics /metrics shows beside ours: vllm", None
     )
+    otlp_endpoint: str | None = _option(
+        _collector,
+        "URL of a collector that takes traces by OTLP over gRPC, such as http://127.0.0.1:4317; without it no traces",
+        None,
+        variables=("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    )
+    otlp_service_name: str = _option(
+        _text, "name of this server in traces", "textmill-router", variables=("OTEL_SERVICE_NAME",)
+    )
     json_output: bool = _option(_truth, "log lines are JSON objects", False, kind="switch")
     log_level: str = _option(_log_level, "trace, debug, info, warn or error", "INFO")
 
@@ -264,7 +290,8 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     values: dict[str, Any] = {}
     for entry in fields(Settings):
         flag = "--" + entry.name.replace("_", "-")
-        variable = entry.name.upper()
+        names = (*entry.metadata["variables"], entry.name.upper())
+        variable = next((name for name in names if environ.get(name)), names[-1])
         texts: list[str] | None = given[entry.name]
         where = flag
         if texts is None and environ.get(variable):

@@ -17,6 +17,7 @@ from textmill_router.exit_codes import BAD_FILES, CHILD_DIED, PORT_TAKEN
 
 from tests.fakes.byte_tokenizer import write_byte_tokenizer
 from tests.fakes.fake_shard import FakeShard, FakeShardOptions
+from tests.fakes.span_collector import SpanCollector
 
 LIMIT_S = 30.0
 
@@ -119,6 +120,19 @@ def test_life_of_a_process(tmp_path: Path) -> None:
         assert "Sesame" not in json.dumps(process.lines)
         assert {"timestamp", "level", "message", "target"} <= set(process.lines[0])
         assert process.lines[-1]["message"] == "stopped"
+
+
+def test_spans_that_wait_are_sent_before_the_process_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
+    with SpanCollector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        with router_process(tmp_path) as process:
+            with client_of(process.wait_for("listening")["port"]) as client:
+                assert client.post("/generate", json={"inputs": "hi"}).status_code == 503
+            process.terminate()
+            assert process.exit_status() == 0
+        [span] = collector.spans
+    assert (span.name, span.attributes["error.type"]) == ("POST /generate", "loading")
 
 
 def test_drain_has_an_end_and_tells_those_who_still_wait(tmp_path: Path) -> None:

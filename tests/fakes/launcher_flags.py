@@ -63,6 +63,8 @@ GOOD_VALUES = {
     "graceful_termination_timeout": ("2.5", 2.5),
     "shutdown_delay": ("1.5", 1.5),
     "json_output": ("true", True),
+    "otlp_endpoint": ("http://c:4317", "http://c:4317"),
+    "otlp_service_name": ("mill", "mill"),
     "max_restarts": ("0", 0),
     "restart_window": ("30", 30.0),
     "shard_uds_path": ("/run/textmill", "/run/textmill"),

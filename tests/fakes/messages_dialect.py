@@ -141,4 +141,4 @@ class _Work:
 
     async def _start(self, stack: AsyncExitStack, request: GenerationRequest, taken: TokenizedChat) -> list[Generation]:
         options = TextOptions(self._checked.stop, keep_stop_match=False, shown_specials=taken.shown_specials)
-        return await start_all(stack, self._call.backend, [request], options)
+        return await start_all(stack, self._call.record, [request], options)

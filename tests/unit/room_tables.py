@@ -24,6 +24,7 @@ ROUTER_FOLDERS = {
     "log_lines": names(""),
     "logs": names("log_lines"),
     "scheduler": names("request"),
+    "tracing": names("request"),
     "parsers": names("errors request"),
     "settings": names("parsers"),
     "text": names("cores errors request"),
@@ -32,10 +33,10 @@ ROUTER_FOLDERS = {
     "health": names(""),
     "metrics": names("request scheduler text health"),
     "engine": names("errors request scheduler health metrics"),
-    "http": names("errors"),
+    "http": names("errors tracing"),
     "serving": names(
-        "bounds errors exact_json file_watch request settings scheduler parsers text grammar chat health metrics "
-        "engine http"
+        "bounds errors exact_json file_watch request settings scheduler tracing parsers text grammar chat health "
+        "metrics engine http"
     ),
     "api/openai": names("bounds errors exact_json request settings parsers text grammar chat http serving"),
     "api/tgi": names(
@@ -53,6 +54,7 @@ ROUTER_FOLDERS = {
 ROUTER_LIBRARIES = {
     "exact_json": names("msgspec"),
     "scheduler": names(""),
+    "tracing": names("opentelemetry"),
     "parsers": names(""),
     "text": names("tokenizers"),
     "grammar": names("llguidance msgspec jsonschema jsonschema_specifications referencing regex"),

@@ -57,7 +57,7 @@ def build_app(service: Service) -> FrontDoor:
     app = Cors(app, cors)
     if settings.root_path:
         app = RootPath(app, settings.root_path)
-    return FrontDoor(app, service.metrics.on_http, styles, lambda: service.is_leaving)
+    return FrontDoor(app, service.metrics.on_http, styles, lambda: service.is_leaving, service.tracer)
 
 
 class _Methods:

@@ -11,7 +11,9 @@ from starlette.types import Scope, Send
 
 from textmill_router.http.api_keys import ANYBODY, Caller
 from textmill_router.http.error_responses import TGI_ERRORS, ErrorStyle, Header
+from textmill_router.tracing.call_trace import CallTrace
 
+NO_ROUTE = "other"
 _SCOPE_KEY = "textmill.call"
 _WRITER_KEY = "textmill.writer"
 _REFUSAL_KEY = "textmill.refusal"
@@ -29,11 +31,13 @@ class Call:
     request_id: str
     arrival_s: float = field(default_factory=time.monotonic)
     reply_headers: list[Header] = field(default_factory=list)
-    route: str = "other"  # path of the route, for metrics; never text of a client
+    route: str = NO_ROUTE  # path of the route, for metrics; never text of a client
     trace_id: str | None = None  # of the caller's `traceparent`, for the log
     status: int = 0
     error_style: ErrorStyle = TGI_ERRORS
     caller: Caller = ANYBODY  # the holder of the key that the call has shown
+    error_type: str | None = None  # of the error that ended the call
+    trace: CallTrace | None = None  # what the spans of the call will show; None where the call is not traced
 
 
 def open_call(scope: Scope, request_id: str) -> Call:

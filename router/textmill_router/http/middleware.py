@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 
@@ -9,15 +10,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.errors import InternalError, Unauthorized
 from textmill_router.http.api_keys import Caller, KeyRing
-from textmill_router.http.call import call_of, open_call, refusal_of, request_id_in
-from textmill_router.http.error_responses import CLOSE
+from textmill_router.http.call import NO_ROUTE, Call, call_of, open_call, refusal_of, request_id_in
+from textmill_router.http.error_responses import CLOSE, error_kind
 from textmill_router.http.key_headers import shown_keys
 from textmill_router.http.path_style import AUTHORIZATION, X_API_KEY, PathStyles
 from textmill_router.http.replies import send_error, send_reply
+from textmill_router.tracing.call_trace import CLIENT_LEFT, CallTrace, CallTracer, EndedCall
 
 log = logging.getLogger(__name__)
 
 CLIENT_LEFT_STATUS = 499
+INTERNAL = error_kind(InternalError("")).error_type
 _READ_HEADERS = (
     b"content-type,authorization,x-api-key,x-request-id,traceparent,x-wait-for-model,x-use-cache,x-priority,"
     b"x-request-timeout-ms"
@@ -34,7 +37,7 @@ class FrontDoor:
 
     `on_answer` is called with route, method and status of each call that has ended. `styles` say how errors look on a
     path, also where no route is found. While `is_leaving`, each answer ends its connection, so that the client goes
-    elsewhere with its next call and no connection is cut when the server goes.
+    elsewhere with its next call and no connection is cut when the server goes. `tracer` makes the spans of each POST.
     """
 
     def __init__(
@@ -43,11 +46,13 @@ class FrontDoor:
         on_answer: Callable[[str, str, int], None],
         styles: PathStyles,
         is_leaving: Callable[[], bool] = lambda: False,
+        tracer: CallTracer | None = None,
     ) -> None:
         self._app = app
         self._on_answer = on_answer
         self.styles = styles
         self._is_leaving = is_leaving
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", scope["type"]  # neither websockets nor lifespan are switched on
@@ -59,16 +64,22 @@ class FrontDoor:
             call.reply_headers.append(CLOSE)
         trace = _TRACE_PARENT.fullmatch(_header(scope, b"traceparent") or b"")
         call.trace_id = None if trace is None else trace[1].decode()
+        if self._tracer is not None and scope["method"] == "POST":
+            call.trace = CallTrace(_parent_in(scope))
         try:
             await self._app(scope, receive, send)
         except Exception:
             log.exception("a call failed by our own mistake", extra={"request": request_id, "route": call.route})
             if call.status:
+                call.error_type = INTERNAL
                 raise  # an answer has begun: uvicorn cuts the connection
             await send_error(scope, send, InternalError(f"an internal error ended request {request_id}"))
         finally:
             method = scope["method"] if scope["method"] in KNOWN_METHODS else "other"
-            self._on_answer(call.route, method, call.status or refusal_of(scope) or CLIENT_LEFT_STATUS)
+            status = call.status or refusal_of(scope)
+            self._on_answer(call.route, method, status or CLIENT_LEFT_STATUS)
+            if self._tracer is not None and call.trace is not None:
+                self._tracer.end(call.trace, _ended(scope, call, status))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +184,29 @@ class ApiKey:
         """Return the holder of the keys, or None where there is no key, a wrong key, or keys of several callers."""
         callers = [self._keys.find(key) for key in shown]
         return callers[0] if callers and all(caller is callers[0] for caller in callers) else None
+
+
+def _parent_in(scope: Scope) -> dict[str, str]:
+    """Return the headers of the caller's trace. A `tracestate` in several parts is one list, as the standard says."""
+    parts: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        if name in (b"traceparent", b"tracestate"):
+            parts.setdefault(name.decode(), []).append(value.decode("latin-1"))
+    return {name: ",".join(values) for name, values in parts.items()}
+
+
+def _ended(scope: Scope, call: Call, status: int) -> EndedCall:
+    return EndedCall(
+        method=scope["method"],
+        path=scope["path"],
+        route=None if call.route == NO_ROUTE else call.route,
+        status=status,
+        error_type=call.error_type or (None if status else CLIENT_LEFT),
+        request_id=call.request_id,
+        server=scope.get("server"),
+        arrival_s=call.arrival_s,
+        end_s=time.monotonic(),
+    )
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:

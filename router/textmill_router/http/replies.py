@@ -6,7 +6,7 @@ from starlette.types import Scope, Send
 
 from textmill_router.errors import RequestError
 from textmill_router.http.call import call_of
-from textmill_router.http.error_responses import CLOSE, Header, error_headers
+from textmill_router.http.error_responses import CLOSE, Header, error_headers, error_kind
 from textmill_router.http.line_ends import escape_line_ends
 
 JSON = b"application/json"
@@ -44,5 +44,7 @@ async def send_reply(
 
 async def send_error(scope: Scope, send: Send, error: RequestError) -> None:
     """Send an error as a whole answer, in the style of the call's dialect."""
-    style = call_of(scope).error_style
+    call = call_of(scope)
+    call.error_type = error_kind(error).error_type
+    style = call.error_style
     await send_reply(scope, send, style.status_of(error), style.body_of(error), headers=error_headers(error))

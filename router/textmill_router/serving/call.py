@@ -21,6 +21,7 @@ from textmill_router.serving.failures import generation_error
 from textmill_router.serving.room import check_room, queue_full
 from textmill_router.serving.service import Service
 from textmill_router.text.events import GenerationFailed
+from textmill_router.tracing.call_trace import CLIENT_LEFT
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,9 @@ async def serve(service: Service, scope: Scope, send: Send, answer: Callable[[],
         await answer()
     except ClientLeft:
         service.metrics.on_failure("dropped")
-        log.info("Dropped", extra=facts_of(call_of(scope)))
+        call = call_of(scope)
+        call.error_type = CLIENT_LEFT
+        log.info("Dropped", extra=facts_of(call))
     except RequestError as error:
         service.metrics.on_failure(failure_label(error))
         log_refusal(call_of(scope), error)
@@ -45,6 +48,7 @@ async def serve(service: Service, scope: Scope, send: Send, answer: Callable[[],
 def log_refusal(call: Call, error: RequestError) -> None:
     """Write the one line of a call that ends with an error. The message may quote the call, so it is left out."""
     kind = error_kind(error)
+    call.error_type = kind.error_type
     log.info("Refused", extra={**facts_of(call), "status": kind.status, "error_type": kind.error_type})
 
 

@@ -1,6 +1,7 @@
 """The facts of one admitted call that its headers, its log line and the metrics show."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 
@@ -8,13 +9,16 @@ from textmill_router.errors import RequestError
 from textmill_router.http.call import Call
 from textmill_router.http.error_responses import Header
 from textmill_router.http.event_stream import OpenStreams
+from textmill_router.request import GenerationRequest
 from textmill_router.serving.call import failure_label, log_refusal
 from textmill_router.serving.call_terms import CallTerms
 from textmill_router.serving.prompts import TokenizedPrompt
 from textmill_router.serving.room import check_prompts_fit
 from textmill_router.serving.service import Backend, Service
 from textmill_router.serving.timings import timings_header, timings_of
-from textmill_router.text.events import GenerationResult
+from textmill_router.serving.trace_notes import request_attributes, result_attributes
+from textmill_router.text.events import GenerationResult, TextOptions
+from textmill_router.text.generation import Generation, start_generation
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +34,8 @@ class CallRecord:
         self.num_sequences = 1  # that the call asks for, of all its prompts together
         self._validation_s = 0.0
         self._num_characters = 0
+        self._num_prompts = 1
+        self._answer_id: str | None = None
 
     @property
     def arrival_s(self) -> float:
@@ -56,8 +62,32 @@ class CallRecord:
             check_prompts_fit(self._service, num_per_prompt * sum(len(intake.prompt_ids) for intake in intakes))
         self._validation_s = time.monotonic() - self._call.arrival_s
         self._num_characters = num_characters
+        self._num_prompts = len(intakes)
+        trace = self._call.trace
+        if trace is not None:
+            trace.validated_s = self._call.arrival_s + self._validation_s
+            trace.attributes["gen_ai.usage.input_tokens"] = sum(len(intake.prompt_ids) for intake in intakes)
         for intake in intakes:
             self._service.metrics.on_validated(len(intake.prompt_ids), intake.max_new_tokens)
+
+    def note_answer_id(self, answer_id: str) -> None:
+        """Note the id that the answer shows in its body."""
+        self._answer_id = answer_id
+
+    def start(self, request: GenerationRequest, options: TextOptions) -> Generation:
+        """Submit a request of the call, and return its generation, which must be entered with `async with` at once.
+
+        Raises the errors of `EngineLoop.submit`.
+        """
+        generation = start_generation(self._backend.engine, self._backend.tokenizer, request, options)
+        trace = self._call.trace
+        if trace is not None:
+            if not trace.requests:
+                trace.attributes |= request_attributes(
+                    request, options.stop_strings, num_sequences=self.num_sequences // self._num_prompts
+                )
+            trace.requests.append(generation)
+        return generation
 
     def note_success(self, results: Sequence[GenerationResult], *, seed: int | None = None) -> None:
         """Note that the call is complete.
@@ -66,6 +96,15 @@ class CallRecord:
         """
         total_s = time.monotonic() - self._call.arrival_s
         first = results[0]
+        trace = self._call.trace
+        if trace is not None:
+            model = self._service.settings.model_names[0]
+            trace.attributes |= result_attributes(
+                results, model=model, answer_id=self._answer_id, num_prompts=self._num_prompts
+            )
+            first_token_s = min(request.times.first_token_s or math.inf for request in trace.requests)
+            trace.attributes["gen_ai.latency.time_to_first_token"] = first_token_s - self._call.arrival_s
+            trace.attributes["gen_ai.latency.e2e"] = total_s
         self._service.metrics.on_success(first, validation_s=self._validation_s, total_s=total_s, others=results[1:])
         log.info(
             "Success",

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from textmill_router.http.event_stream import EventStream
 from textmill_router.request import GenerationRequest
-from textmill_router.serving.service import Backend
+from textmill_router.serving.call_record import CallRecord
 from textmill_router.text.events import GenerationResult, TextOptions, TokenEvent
-from textmill_router.text.generation import Generation, start_generation
+from textmill_router.text.generation import Generation
 
 
 class ChoiceWriter(Protocol):
@@ -24,13 +24,10 @@ ResultCheck = Callable[[GenerationResult], None]
 
 
 async def start_all(
-    stack: AsyncExitStack, backend: Backend, requests: Sequence[GenerationRequest], options: TextOptions
+    stack: AsyncExitStack, record: CallRecord, requests: Sequence[GenerationRequest], options: TextOptions
 ) -> list[Generation]:
     """Submit all requests in one turn, so that the first request of a prompt computes the prompt for the others."""
-    return [
-        await stack.enter_async_context(start_generation(backend.engine, backend.tokenizer, request, options))
-        for request in requests
-    ]
+    return [await stack.enter_async_context(record.start(request, options)) for request in requests]
 
 
 async def stream_choices(

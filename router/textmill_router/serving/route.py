@@ -20,6 +20,7 @@ from textmill_router.serving.call_terms import terms_of
 from textmill_router.serving.reply_cache import CacheSlot, send_cached
 from textmill_router.serving.room import check_fits
 from textmill_router.serving.service import Backend, Service
+from textmill_router.serving.trace_notes import call_attributes
 
 Body = TypeVar("Body")
 
@@ -54,6 +55,7 @@ class PreparedCall:
     # The grammar of the answers, or that part of it which no prompt changes; compiled before a permit is taken.
     grammar: Grammar | None = None
     grammar_field: str = "grammar"  # the part of the body that the grammar comes from
+    operation: str = "text_completion"  # what a trace calls the work; `chat` for a conversation
     cache_slot: CacheSlot | None = None  # a kept answer is sent in place of the work; None where answers are not kept
 
 
@@ -114,6 +116,13 @@ class GeneratingRoute(Generic[Body]):
         terms = terms_of(call, scope["headers"], self._priority_of(body), shares_prefixes=shares_prefixes)
         record = CallRecord(service, backend, call, terms)
         prepared = self._prepare(body, IncomingCall(service, backend, record, scope))
+        if call.trace is not None:
+            call.trace.attributes |= call_attributes(
+                operation=prepared.operation,
+                asked_model=getattr(body, "model", None),
+                served_model=service.settings.model_names[0],
+                streams=prepared.streams,
+            )
         kept = None if prepared.cache_slot is None else prepared.cache_slot.find()
         if kept is not None:
             await send_cached(service, backend, scope, send, kept, streams=prepared.streams)

@@ -28,6 +28,7 @@ from textmill_router.serving.response_cache import ResponseCache
 from textmill_router.settings import Settings
 from textmill_router.text.sequence_breakers import SequenceBreakers
 from textmill_router.text.tokenization import Tokenizer
+from textmill_router.tracing.call_trace import CallTracer
 
 CHUNKS_PER_PREFILL = 4  # so many prompts share the prefill tokens of a step before one prompt may take more
 _MAX_ESTIMATE_S = 600.0
@@ -58,11 +59,13 @@ class Service:
     """The shared objects of one server.
 
     The service is made before anything is loaded, and its making raises SettingsError for a key file that cannot be
-    used. `attach` is called when the engine looks for its shard, and `become_ready` once when the shard is ready.
+    used. `tracer` makes the spans of calls; None where there are no traces. `attach` is called when the engine looks
+    for its shard, and `become_ready` once when the shard is ready.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tracer: CallTracer | None = None) -> None:
         self.settings = settings
+        self.tracer = tracer
         self.access = Access(settings)
         self.format_flags = FormatFlags(settings.tool_call_parser, settings.reasoning_parser)
         self._settled = asyncio.Event()  # set when the model is ready or the server leaves

@@ -21,6 +21,7 @@ from textmill_router.request import (
     PromptLogprobs,
     RequestId,
     RequestOutput,
+    RequestTimes,
     TopTokens,
 )
 from textmill_router.text.events import (
@@ -131,6 +132,15 @@ class Generation:
     @property
     def request(self) -> GenerationRequest:
         return self._request
+
+    @property
+    def times(self) -> RequestTimes:
+        """The times of the request so far. A request that has no token tells nothing but its arrival."""
+        arrival_s = self._request.arrival_s
+        if not self._first_token_s:
+            return RequestTimes(arrival_s)
+        end_s = None if self._result is None else self._admitted_s + self._result.inference_s
+        return RequestTimes(arrival_s, self._admitted_s, self._first_token_s, end_s)
 
     def prompt_tokens(self) -> list[PromptToken]:
         """Return the prompt with its log-probabilities, which are complete once an output token has come."""

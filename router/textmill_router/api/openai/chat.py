@@ -93,6 +93,7 @@ def _prepare(body: ChatBody, call: IncomingCall) -> PreparedCall:
         _Work(call, body, checked_chat),
         num_sequences=checked_chat.checked.best_of,
         streams=bool(body.stream),
+        operation="chat",
         grammar=checked_chat.chat.grammar,
         grammar_field=checked_chat.chat.grammar_field,
     )
@@ -112,6 +113,7 @@ class _Work:
         self._wants_logprobs = bool(body.logprobs)
         self._shown_specials: frozenset[int] = frozenset()
         self._envelope = new_envelope(call.service, "chatcmpl-")
+        self._record.note_answer_id(self._envelope.id)
 
     async def stream(self, scope: Scope, send: Send) -> None:
         """Send the chunks of all choices as they come."""
@@ -188,7 +190,7 @@ class _Work:
         options = TextOptions(
             self._checked.stop, bool(self._body.include_stop_str_in_output), keep_tokens, self._shown_specials
         )
-        return await start_all(stack, self._backend, requests, options)
+        return await start_all(stack, self._record, requests, options)
 
     def _chunks(self, index: int, request: GenerationRequest) -> ChatChunks:
         extras = ChunkExtras(self._body)

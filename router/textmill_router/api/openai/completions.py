@@ -180,6 +180,7 @@ class _Work:
         self._record = call.record
         self._checked_call = checked_call
         self._envelope = new_envelope(call.service, "cmpl-")
+        self._record.note_answer_id(self._envelope.id)
 
     async def stream(self, scope: Scope, send: Send) -> None:
         """Send the chunks of all choices as they come."""
@@ -266,7 +267,7 @@ class _Work:
     ) -> list[Generation]:
         keeps_stop = bool(self._checked_call.body.include_stop_str_in_output)
         options = TextOptions(self._checked_call.checked.stop, keep_stop_match=keeps_stop, keep_tokens=keep_tokens)
-        return await start_all(stack, self._backend, requests, options)
+        return await start_all(stack, self._record, requests, options)
 
     def _choices(self, prompts: Sequence[CompletionPrompt], results: list[GenerationResult]) -> list[CompletionChoice]:
         call = self._checked_call

@@ -227,7 +227,7 @@ class _Work:
             deadline_s=None if max_time is None else self._record.arrival_s + max_time,
             padding_token_id=next(iter(self._backend.facts.eos_token_ids), 0),
         )
-        return await start_all(stack, self._backend, requests, options)
+        return await start_all(stack, self._record, requests, options)
 
     def _check(self, result: GenerationResult) -> None:
         check_output(result, self._checked.asked_grammar)

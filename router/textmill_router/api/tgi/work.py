@@ -30,7 +30,7 @@ from textmill_router.serving.stream_answer import stream_answer
 from textmill_router.serving.timings import wants_timings
 from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.events import GenerationResult, TextOptions, TokenEvent
-from textmill_router.text.generation import Generation, start_generation
+from textmill_router.text.generation import Generation
 
 _NO_PARAMETERS = TgiParameters()
 
@@ -195,7 +195,7 @@ class TgiWork:
             deadline_s=self._deadline_s,
             padding_token_id=next(iter(self._backend.facts.eos_token_ids), 0),
         )
-        return start_generation(self._backend.engine, self._backend.tokenizer, request, options)
+        return self._record.start(request, options)
 
     def _answer(self, text: str, results: list[GenerationResult], seeds: list[int | None]) -> GenerateAnswer:
         return whole_answer(

@@ -76,9 +76,14 @@ test("presets, a file and a link bring the state back, and the link stays in the
     await page.getByLabel("Name of a new preset").fill("lucky");
     await page.getByRole("button", { name: "Save the parameters" }).click();
     await page.locator("#preset-choice option", { hasText: "lucky" }).waitFor({ state: "attached" });
+    await page.evaluate(() => {
+      const server = { id: "http://127.0.0.1:9/api", name: "elsewhere", root: "http://127.0.0.1:9/api", key: "secret" };
+      localStorage.setItem("textmill.servers", JSON.stringify([server]));
+    });
     const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Export as JSON" }).click()]);
     const file = await readFile(await download.path());
     assert.equal(JSON.parse(file).messages[0].content, "Remember 猫");
+    assert.equal(file.includes("secret"), false);
     await page.getByRole("button", { name: "Copy the link" }).click();
     const link = await page.evaluate(() => navigator.clipboard.readText());
     assert.match(link, /\/playground#state=/);
@@ -103,8 +108,18 @@ test("presets, a file and a link bring the state back, and the link stays in the
     await fresh.getByRole("dialog").waitFor();
     await fresh.getByLabel("Import a file").setInputFiles({ name: "bad.json", mimeType: "application/json", buffer: Buffer.from('{"mode": "poem"}') });
     await fresh.getByRole("alert").getByText("mode must be one of").waitFor();
+    for (const [wrong, sentence] of [[{ presets: [{ name: "x", mode: "chat" }] }, "a preset lacks"], [{ servers: [{ name: "x" }] }, "wanted an address"]]) {
+      await fresh.getByLabel("Import a file").setInputFiles({ name: "bad.json", mimeType: "application/json", buffer: Buffer.from(JSON.stringify(wrong)) });
+      await fresh.getByRole("alert").getByText(sentence).waitFor();
+    }
+    const kept = () => fresh.evaluate(() => ["presets", "servers"].map((name) => JSON.parse(localStorage.getItem(`textmill.${name}`))));
+    const [before] = await kept();
+    await fresh.evaluate(() => localStorage.clear());
     await fresh.getByLabel("Import a file").setInputFiles({ name: "state.json", mimeType: "application/json", buffer: file });
     await fresh.getByLabel("Text of message 1, user").waitFor();
+    const [presets, servers] = await kept();
+    assert.deepEqual(presets, before);
+    assert.deepEqual(servers.map(({ name, root, key }) => [name, root, key]), [["elsewhere", "http://127.0.0.1:9/api", ""]]);
 
     await fresh.goto(`${PAGE}#state=AAAA`);
     await fresh.getByText("The link cannot be read").waitFor();

@@ -1,7 +1,7 @@
 // One answer: reasoning, tool calls, text or tokens, numbers, and what can be done with it.
 import { answerOf } from "./state.js";
 import { copyText } from "./clipboard.js";
-import { button, grow, h } from "./dom.js";
+import { button, grow, h, note } from "./dom.js";
 import { MAX_MARKDOWN_CHARACTERS, renderMarkdown } from "./markdown.js";
 import { metricsOf, timingsOf } from "./metrics.js";
 import { canContinue } from "./runs.js";
@@ -81,7 +81,7 @@ export class AnswerView {
     if (this.#app.state.tokens && tokens.length > 0) parts.push(tokenView(tokens, "Tokens of the answer"));
     else if (text && this.#app.state.mode === "chat") parts.push(h("div", { class: "markdown" }, renderMarkdown(text)));
     else if (text) parts.push(h("div", { class: "plain" }, text));
-    if (text.length > MAX_MARKDOWN_CHARACTERS) parts.push(h("p", { class: "note" }, "The answer is long, so its Markdown is not drawn."));
+    if (text.length > MAX_MARKDOWN_CHARACTERS) parts.push(note("The answer is long, so its Markdown is not drawn."));
     return parts;
   }
 
@@ -132,12 +132,12 @@ function toolCallView(call) {
 
 function runLines(run) {
   const lines = [];
-  if (run.state === "running") lines.push(h("p", { class: "note" }, progressText(run)));
+  if (run.state === "running") lines.push(note(progressText(run)));
   if (run.error !== null) {
     const words = run.state === "broken" ? "The answer broke off. The text so far is kept. " : "There is no answer. ";
     lines.push(h("p", { class: "error", role: "alert" }, words + run.error));
   }
-  if (run.state === "stopped") lines.push(h("p", { class: "note" }, "You stopped the answer."));
+  if (run.state === "stopped") lines.push(note("You stopped the answer."));
   const metrics = metricsOf(run);
   if (metrics.length > 0) lines.push(pairsView(metrics));
   const timings = timingsOf(run);

@@ -32,13 +32,10 @@ export class App {
   }
 
   async send() {
-    const reason = this.isRunning ? "Stop the answer first." : (this.#mistake() ?? whyNotReady(this.state));
-    if (reason !== null) {
-      this.say(reason);
-      return;
-    }
+    if (!this.#isReady(this.#mistake() ?? whyNotReady(this.state))) return;
     if (this.state.mode !== "chat") {
-      await this.#answerPrompt();
+      this.output = this.#newAnswer(); // to the raw prompt
+      await this.#ask(this.output);
       return;
     }
     this.store.update(
@@ -57,11 +54,7 @@ export class App {
 
   /** Drops what follows a turn, and lets the model answer from there. The turn of an assistant is dropped too. */
   async regenerate(index) {
-    const reason = this.isRunning ? "Stop the answer first." : this.#mistake();
-    if (reason !== null) {
-      this.say(reason);
-      return;
-    }
+    if (!this.#isReady(this.#mistake())) return;
     const end = this.state.messages[index].role === "assistant" ? index : index + 1;
     this.store.update((state) => (state.messages.length = end), { canUndo: true });
     await this.#answerConversation();
@@ -98,25 +91,27 @@ export class App {
     return null;
   }
 
+  /** Says why nothing can be sent now. `reason` may be null. */
+  #isReady(reason) {
+    const why = this.isRunning ? "Stop the answer first." : reason;
+    if (why !== null) this.say(why);
+    return why === null;
+  }
+
+  #newAnswer() {
+    return assistantMessage(...this.columns.map(() => ({ content: "" })));
+  }
+
   async #answerConversation() {
-    const message = assistantMessage(...this.columns.map(() => ({ content: "" })));
-    const messages = [...this.state.messages];
-    const requests = this.columns.map((column) =>
-      buildRequest(this.state, column, { messages, takesTimings: this.#times(column) }),
-    );
-    const starts = this.columns.map((column) => [column, message.answers[column], requests[column], ""]);
-    const done = this.#run(starts);
+    const message = this.#newAnswer();
+    const done = this.#ask(message, [...this.state.messages]);
     this.store.update((state) => state.messages.push(message));
     await done;
   }
 
-  async #answerPrompt() {
-    this.output = assistantMessage(...this.columns.map(() => ({ content: "" })));
-    const starts = this.columns.map((column) => {
-      const request = buildRequest(this.state, column, { takesTimings: this.#times(column) });
-      return [column, this.output.answers[column], request, ""];
-    });
-    await this.#run(starts);
+  #ask(message, messages) {
+    const request = (column) => buildRequest(this.state, column, { messages, takesTimings: this.#times(column) });
+    return this.#run(this.columns.map((column) => [column, message.answers[column], request(column), ""]));
   }
 
   /** Performs requests side by side. Each entry is column, answer, request, and the text before the new text. */

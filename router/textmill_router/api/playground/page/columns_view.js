@@ -38,7 +38,7 @@ export class ColumnsView {
       store.update(() => {});
     };
     const model = h("select", { id: `model-${column}`, on: { change: setModel } }, new Option(chosen.model || "asking for the models", chosen.model));
-    const error = h("p", { class: "error", hidden: true });
+    const error = h("p", { class: "error" });
     this.#fill(column, model, error);
     return h(
       "div",
@@ -62,7 +62,6 @@ export class ColumnsView {
     } catch (problem) {
       if (select.options[0].value === "") select.options[0].text = "the first";
       error.textContent = `${server === OWN_SERVER ? "This server" : server}: ${problem.message}`;
-      error.hidden = false;
     }
   }
 }

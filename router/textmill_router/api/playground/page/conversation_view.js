@@ -1,6 +1,6 @@
 // The turns of the conversation: each can be edited, moved, deleted and answered anew.
 import { AnswerView } from "./answer_view.js";
-import { button, grow, h, redraw } from "./dom.js";
+import { button, grow, h, note, redraw } from "./dom.js";
 import { diffTexts } from "./diff.js";
 import { answerOf, assistantMessage, contentOf, imagesOf, ROLES, textOf } from "./state.js";
 
@@ -118,12 +118,12 @@ export class ConversationView {
   #difference(message) {
     const tags = { same: "span", left: "del", right: "ins" };
     const runs = diffTexts(answerOf(message, 0).content, answerOf(message, 1).content);
-    const legend = h("p", { class: "note" }, h("del", {}, "only in A"), " ", h("ins", {}, "only in B"));
+    const legend = note(h("del", {}, "only in A"), " ", h("ins", {}, "only in B"));
     return h("div", { class: "difference" }, legend, h("div", { class: "plain" }, runs.map(({ kind, text }) => h(tags[kind], {}, text))));
   }
 }
 
 /** Returns an image of a message. The page asks no other host, so an image of another host is only named. */
 export function imageView(url) {
-  return url.startsWith("data:") ? h("img", { src: url, alt: "attached image", class: "attached" }) : h("p", { class: "note" }, `Image: ${url}`);
+  return url.startsWith("data:") ? h("img", { src: url, alt: "attached image", class: "attached" }) : note(`Image: ${url}`);
 }

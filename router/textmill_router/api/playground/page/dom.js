@@ -43,3 +43,5 @@ export function grow(area) {
   area.style.height = "auto";
   if (area.scrollHeight > 0) area.style.height = `${area.scrollHeight + 2}px`;
 }
+
+export const note = (...children) => h("p", { class: "note" }, ...children);

@@ -1,4 +1,5 @@
 // Sentences about mistakes in `tools` and `response_format`.
+import { isObject } from "./state.js";
 
 /** Returns what is wrong with a list of tools, or null. */
 export function checkTools(tools) {
@@ -28,8 +29,4 @@ export function checkResponseFormat(format) {
   }
   if (format.type === "regex" && typeof format.value !== "string") return "value must be a regular expression, as a text";
   return null;
-}
-
-function isObject(value) {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

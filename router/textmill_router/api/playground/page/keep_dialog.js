@@ -1,12 +1,12 @@
 // The dialog of presets, of export and import, and of the link that restores the state.
 import { copyText } from "./clipboard.js";
-import { button, h } from "./dom.js";
+import { button, h, note } from "./dom.js";
 import { encodeFragment } from "./fragment.js";
 import { readState } from "./state.js";
 
 /** Fills a dialog. `column` is the column whose parameters a preset takes and gives. */
 export async function fillKeepDialog(dialog, app, column) {
-  const { presets, store } = app;
+  const { presets, servers, store } = app;
   const names = presets.list().map((preset) => preset.name);
   const choice = h("select", { id: "preset-choice" }, names.map((name) => new Option(name, name)));
   const name = h("input", { type: "text", required: true, autocomplete: "off", id: "preset-name" });
@@ -26,15 +26,18 @@ export async function fillKeepDialog(dialog, app, column) {
     presets.remove(choice.value);
     again();
   };
-  const problem = h("p", { class: "error", role: "alert", hidden: true });
+  const problem = h("p", { class: "error", role: "alert" });
   const take = async (event) => {
     try {
-      store.replace(readState(JSON.parse(await event.target.files[0].text())));
+      const file = JSON.parse(await event.target.files[0].text());
+      const state = readState(file);
+      presets.take(file.presets ?? []);
+      servers.take(file.servers ?? []);
+      store.replace(state);
       app.say("The state of the file is set.");
       dialog.close();
     } catch (error) {
       problem.textContent = `The file is no state of this page: ${error.message}`;
-      problem.hidden = false;
     }
   };
   const link = h("input", { type: "text", readonly: true, id: "share-link" });
@@ -44,11 +47,12 @@ export async function fillKeepDialog(dialog, app, column) {
     h("form", { on: { submit: save } }, h("label", {}, "Name of a new preset ", name), h("button", { type: "submit" }, "Save the parameters")),
     names.length > 0 && h("div", { class: "actions" }, h("label", {}, "Preset ", choice), button("Set", apply), button("Delete", remove)),
     h("h3", {}, "Link"),
-    h("p", {}, "The link holds conversation and parameters, and no key. Browsers send what stands behind # to no server."),
+    note("The link holds conversation and parameters, and no key. Browsers send what stands behind # to no server."),
     h("label", {}, "Link to this state ", link),
     button("Copy the link", () => copyText(link.value, "The link", app.say, () => link.select())),
     h("h3", {}, "File"),
-    h("div", { class: "actions" }, button("Export as JSON", () => download(app.state))),
+    note("The file has presets and servers too, and no key."),
+    h("div", { class: "actions" }, button("Export as JSON", () => download({ ...app.state, presets: presets.list(), servers: servers.toFile() }))),
     h("label", {}, "Import a file ", h("input", { type: "file", accept: ".json,application/json", id: "import-file", on: { change: take } })),
     problem,
     button("Close", () => dialog.close()),

@@ -21,6 +21,7 @@ import { Store } from "./store.js";
 
 const TICK_MS = 1000;
 const $ = (id) => document.getElementById(id);
+const radios = (name) => document.querySelectorAll(`input[name=${name}]`);
 const root = new URL(".", location.href).href.replace(/\/$/, ""); // with the prefix of a proxy, if there is one
 
 const store = new Store(tabStore);
@@ -44,7 +45,7 @@ let drawn = ""; // what the parameter form was drawn for
 function draw() {
   const { state } = app;
   const isChat = state.mode === "chat";
-  for (const radio of document.querySelectorAll("input[name=mode]")) radio.checked = radio.value === state.mode;
+  for (const radio of radios("mode")) radio.checked = radio.value === state.mode;
   for (const name of ["compare", "tokens", "stream"]) $(name).checked = state[name];
   $("chat-tools").hidden = !isChat;
   $("draft").hidden = !isChat;
@@ -63,7 +64,7 @@ function draw() {
   $("show-code").setAttribute("aria-pressed", String(isCode));
   $("form-columns").hidden = !state.compare;
   if (!state.compare) formColumn = 0;
-  for (const radio of document.querySelectorAll("input[name=form-column]")) radio.checked = Number(radio.value) === formColumn;
+  for (const radio of radios("form-column")) radio.checked = Number(radio.value) === formColumn;
   columns.draw();
   images.draw();
   conversation.draw();
@@ -88,13 +89,13 @@ function formKey() {
 
 function listen() {
   const on = (id, event, listener) => $(id).addEventListener(event, listener);
-  for (const radio of document.querySelectorAll("input[name=mode]")) {
+  for (const radio of radios("mode")) {
     radio.addEventListener("change", () => store.update((state) => (state.mode = radio.value)));
   }
   for (const name of ["compare", "tokens", "stream"]) {
     on(name, "change", (event) => store.update((state) => (state[name] = event.target.checked)));
   }
-  for (const radio of document.querySelectorAll("input[name=form-column]")) {
+  for (const radio of radios("form-column")) {
     radio.addEventListener("change", () => {
       formColumn = Number(radio.value);
       draw();
@@ -120,8 +121,14 @@ function listen() {
     isCode = !isCode;
     draw();
   });
-  on("show-servers", "click", () => open("servers", fillServersDialog($("servers"), app, () => (load(), draw()))));
-  on("show-keep", "click", async () => open("keep", await fillKeepDialog($("keep"), app, formColumn)));
+  on("show-servers", "click", () => {
+    fillServersDialog($("servers"), app, () => (load(), draw()));
+    $("servers").showModal();
+  });
+  on("show-keep", "click", async () => {
+    await fillKeepDialog($("keep"), app, formColumn);
+    $("keep").showModal();
+  });
   document.addEventListener("keydown", (event) => {
     if (document.querySelector("dialog[open]")) return;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) app.send();
@@ -130,10 +137,6 @@ function listen() {
   addEventListener("pagehide", () => store.save());
   addEventListener("hashchange", takeFragment);
   setInterval(() => app.isRunning && conversation.tick(), TICK_MS);
-}
-
-function open(id) {
-  $(id).showModal();
 }
 
 /** Asks the page's own server what it takes. */

@@ -1,5 +1,5 @@
 // The controls of the parameters of one column. An empty control is a parameter that is not sent.
-import { button, h } from "./dom.js";
+import { button, h, note } from "./dom.js";
 import { formatParameter, parseParameter, rangeText } from "./parameters.js";
 
 const OFTEN_USED = [
@@ -29,7 +29,7 @@ export class ParameterForm {
     const { parameters, state } = this.#app;
     this.#dropMistakes();
     if (parameters === null) {
-      this.element.replaceChildren(h("p", { class: "note" }, "openapi.json is not here yet."));
+      this.element.replaceChildren(note("openapi.json is not here yet."));
       return;
     }
     const all = parameters[state.mode];
@@ -64,7 +64,7 @@ export class ParameterForm {
     const unset = parameter.default === null ? "" : `; default ${JSON.stringify(parameter.default)}`;
     const type = parameter.kind === "texts" ? "text, or JSON list of texts" : parameter.kind;
     const tip = h("p", { class: "tip", id: `${id}-tip` }, `${parameter.description} (${type}${range ? `, ${range}` : ""}${unset})`);
-    const error = h("p", { class: "error", id: `${id}-error`, hidden: true });
+    const error = h("p", { class: "error", id: `${id}-error` });
     const reset = button("Reset", () => this.#resetOne(parameter, control, row), { class: "reset", "aria-label": `Reset ${parameter.name}` });
     const row = h("div", { class: "field", data: { name: parameter.name } }, h("label", { for: id }, parameter.name), reset, control, tip, error);
     control.setAttribute("aria-describedby", `${tip.id} ${error.id}`);
@@ -82,8 +82,7 @@ export class ParameterForm {
       select.value = text;
       return select;
     }
-    const isLong = parameter.kind === "json";
-    const control = isLong ? h("textarea", { id, rows: 2, spellcheck: "false", placeholder: "JSON" }) : h("input", { id, type: "text", placeholder });
+    const control = parameter.kind === "json" ? h("textarea", { id, rows: 2, spellcheck: "false", placeholder: "JSON" }) : h("input", { id, type: "text", placeholder });
     if (parameter.kind === "integer") control.inputMode = "numeric";
     if (parameter.kind === "number") control.inputMode = "decimal";
     control.value = text;
@@ -93,7 +92,6 @@ export class ParameterForm {
   #take(parameter, control, row) {
     const { value, error } = parseParameter(parameter, control.value);
     const line = row.querySelector(".error");
-    line.hidden = error === undefined;
     line.textContent = error ?? "";
     control.setAttribute("aria-invalid", String(error !== undefined));
     const where = `${this.#column} ${this.#app.state.mode} ${parameter.name}`;
@@ -121,12 +119,7 @@ export class ParameterForm {
   }
 
   #reset() {
-    this.#app.store.update(
-      (state) => {
-        state.columns[this.#column].parameters[state.mode] = {};
-      },
-      { canUndo: true },
-    );
+    this.#app.store.update((state) => (state.columns[this.#column].parameters[state.mode] = {}), { canUndo: true });
   }
 
   #dropMistakes() {
@@ -137,7 +130,7 @@ export class ParameterForm {
   #unknown(name) {
     const drop = () => this.#app.store.update(() => delete this.#values[name], { canUndo: true });
     const text = `${name}: ${JSON.stringify(this.#values[name])} (not in openapi.json; sent as it is)`;
-    return h("p", { class: "note" }, text, button("Drop", drop, { "aria-label": `Drop ${name}` }));
+    return note(text, button("Drop", drop, { "aria-label": `Drop ${name}` }));
   }
 
   #show(filter) {

@@ -1,4 +1,5 @@
 // Named sets of parameters, kept in the browser.
+import { MODES, isObject } from "./state.js";
 
 /** The presets of the user, `{name, mode, parameters, system}`; `system` may be null. */
 export class Presets {
@@ -22,6 +23,15 @@ export class Presets {
       system: state.mode === "chat" && first?.role === "system" ? first.content : null,
     };
     return this.#store.write("presets", [...this.list().filter((one) => one.name !== name), preset]);
+  }
+
+  /** Keeps the presets of a file. Throws an Error for what is no preset. */
+  take(presets) {
+    for (const preset of presets) {
+      const { name, mode, parameters } = preset;
+      if (typeof name !== "string" || !MODES.includes(mode) || !isObject(parameters)) throw new Error("a preset lacks name, mode or parameters");
+      this.#store.write("presets", [...this.list().filter((one) => one.name !== name), { system: null, ...preset }]);
+    }
   }
 
   remove(name) {

@@ -58,6 +58,16 @@ export class Servers {
     return root;
   }
 
+  /** Returns the added servers without their keys. */
+  toFile() {
+    return this.#added().map(({ name, root }) => ({ name, address: root }));
+  }
+
+  /** Adds the servers of a file. A known server keeps its key. Throws an Error for what is no server. */
+  take(servers) {
+    for (const { name, address } of servers) this.add({ name: `${name}`, address, key: this.keyOf(rootOf(address)) });
+  }
+
   remove(id) {
     this.#browser.write("servers", this.#added().filter((server) => server.id !== id));
     this.#models.delete(id);

@@ -18,7 +18,7 @@ export function fillServersDialog(dialog, app, onChange) {
     address: h("input", { type: "url", required: true, autocomplete: "off", placeholder: "http://127.0.0.1:8000/v1" }),
     key: h("input", { type: "password", autocomplete: "off" }),
   };
-  const problem = h("p", { class: "error", role: "alert", hidden: true });
+  const problem = h("p", { class: "error", role: "alert" });
   const add = (event) => {
     event.preventDefault();
     try {
@@ -28,7 +28,6 @@ export function fillServersDialog(dialog, app, onChange) {
       fillServersDialog(dialog, app, onChange);
     } catch (error) {
       problem.textContent = error.message;
-      problem.hidden = false;
     }
   };
   const remove = (id) => {

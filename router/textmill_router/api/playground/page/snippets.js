@@ -13,19 +13,14 @@ export const KINDS = [
 const names = (text) => new Set(text.trim().split(/\s+/));
 
 // The fields that the clients take by name; any other field goes into `extra_body`.
-const HUB_CHAT = names(`
-  messages model stream frequency_penalty logit_bias logprobs max_tokens n presence_penalty response_format seed
-  stop stream_options temperature tool_choice tool_prompt tools top_logprobs top_p`);
+const COMMON = "model frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop stream stream_options temperature top_p ";
+const CHAT = `${COMMON} messages response_format tool_choice tools top_logprobs `;
+const HUB_CHAT = names(`${CHAT} tool_prompt`);
 const HUB_GENERATE = names(`
   details stream adapter_id best_of decoder_input_details do_sample frequency_penalty grammar max_new_tokens
   repetition_penalty return_full_text seed stop temperature top_k top_n_tokens top_p truncate typical_p watermark`);
-const OPENAI_CHAT = names(`
-  messages model frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens n
-  parallel_tool_calls presence_penalty response_format seed stop stream stream_options temperature tool_choice
-  tools top_logprobs top_p user`);
-const OPENAI_COMPLETIONS = names(`
-  model prompt best_of echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop stream
-  stream_options suffix temperature top_p user`);
+const OPENAI_CHAT = names(`${CHAT} function_call functions max_completion_tokens parallel_tool_calls user`);
+const OPENAI_COMPLETIONS = names(`${COMMON} prompt best_of echo suffix user`);
 
 /** Returns `{code}`, or `{reason}` where the client has no call for the request. With `hasKey` the code reads API_KEY. */
 export function snippet(id, { request, root, hasKey }) {
@@ -65,10 +60,14 @@ function pythonHead(hasKey, line) {
   return `${hasKey ? "import os\n\n" : ""}${line}\n\n`;
 }
 
+function hubHead(address, hasKey) {
+  const client = `client = InferenceClient(base_url=${python(address)}, api_key=${pythonKey(hasKey)})\n`;
+  return pythonHead(hasKey, "from huggingface_hub import InferenceClient") + client;
+}
+
 function hubChat({ root, body, hasKey }) {
   return (
-    pythonHead(hasKey, "from huggingface_hub import InferenceClient") +
-    `client = InferenceClient(base_url=${python(root)}, api_key=${pythonKey(hasKey)})\n` +
+    hubHead(root, hasKey) +
     `answer = client.chat_completion(\n${pythonArguments(namedFields(body, HUB_CHAT), 4)})\n` +
     pythonPrint(body, "chat")
   );
@@ -78,8 +77,7 @@ function hubGenerate({ root, path, body, hasKey }) {
   const streams = path === "/generate_stream";
   const fields = Object.entries(streams ? { ...body.parameters, stream: true } : body.parameters);
   return (
-    pythonHead(hasKey, "from huggingface_hub import InferenceClient") +
-    `client = InferenceClient(base_url=${python(root + path)}, api_key=${pythonKey(hasKey)})\n` +
+    hubHead(root + path, hasKey) +
     `answer = client.text_generation(\n    ${python(body.inputs, 4)},\n${pythonArguments(fields, 4)})\n` +
     (streams
       ? 'for event in answer:\n    if not event.token.special:\n        print(event.token.text, end="", flush=True)\nprint()\n'
@@ -92,7 +90,7 @@ function openaiPython({ root, body, hasKey, isChat }) {
   return (
     pythonHead(hasKey, "from openai import OpenAI") +
     `client = OpenAI(base_url=${python(`${root}/v1`)}, api_key=${pythonKey(hasKey)})\n` +
-    `answer = client.${isChat ? "chat.completions" : "completions"}.create(\n${pythonArguments(namedFields(body, known), 4)})\n` +
+    `answer = client.${isChat ? "chat." : ""}completions.create(\n${pythonArguments(namedFields(body, known), 4)})\n` +
     pythonPrint(body, isChat ? "chat" : "completions")
   );
 }
@@ -119,39 +117,33 @@ function inferenceClient({ root, hasKey }) {
 
 function inferenceChat(call) {
   const { stream, ...body } = call.body;
-  const given = javascriptObject(body);
-  return (
-    inferenceClient(call) +
-    (stream
-      ? `for await (const chunk of client.chatCompletionStream(${given})) {\n` +
-        '  process.stdout.write(chunk.choices[0]?.delta.content ?? "");\n}\nconsole.log();\n'
-      : `const answer = await client.chatCompletion(${given});\n${javascriptPrint(body, true)}`)
-  );
+  return inference(call, "chatCompletion", body, javascriptPrint(body, true));
 }
 
 /** textGeneration sends to /v1/completions, and writes `max_new_tokens` as `max_tokens`. */
 function inferenceText(call) {
   const { model, prompt, stream, max_tokens, ...rest } = call.body;
   const parameters = max_tokens === undefined ? rest : { max_new_tokens: max_tokens, ...rest };
-  const given = javascriptObject({ model, inputs: prompt, parameters });
-  return (
-    inferenceClient(call) +
-    (stream
-      ? `for await (const chunk of client.textGenerationStream(${given})) {\n` +
-        '  process.stdout.write(chunk.choices[0]?.text ?? "");\n}\nconsole.log();\n'
-      : `const answer = await client.textGeneration(${given});\nconsole.log(answer.generated_text);\n`)
-  );
+  return inference(call, "textGeneration", { model, inputs: prompt, parameters }, "console.log(answer.generated_text);\n");
+}
+
+function inference(call, method, given, print) {
+  const { stream } = call.body;
+  const asked = `client.${method}${stream ? "Stream" : ""}(${javascriptObject(given)})`;
+  return inferenceClient(call) + (stream ? javascriptLoop(asked, call.isChat) : `const answer = await ${asked};\n${print}`);
+}
+
+function javascriptLoop(source, isChat) {
+  const text = isChat ? "delta.content" : "text";
+  return `for await (const chunk of ${source}) {\n  process.stdout.write(chunk.choices[0]?.${text} ?? "");\n}\nconsole.log();\n`;
 }
 
 function openaiJavascript({ root, body, hasKey, isChat }) {
   return (
     'import OpenAI from "openai";\n\n' +
     `const client = new OpenAI({ baseURL: ${javascript(`${root}/v1`)}, apiKey: ${javascriptKey(hasKey)} });\n` +
-    `const answer = await client.${isChat ? "chat.completions" : "completions"}.create(${javascriptObject(body)});\n` +
-    (body.stream
-      ? "for await (const chunk of answer) {\n" +
-        `  process.stdout.write(chunk.choices[0]?.${isChat ? "delta.content" : "text"} ?? "");\n}\nconsole.log();\n`
-      : javascriptPrint(body, isChat))
+    `const answer = await client.${isChat ? "chat." : ""}completions.create(${javascriptObject(body)});\n` +
+    (body.stream ? javascriptLoop("answer", isChat) : javascriptPrint(body, isChat))
   );
 }
 

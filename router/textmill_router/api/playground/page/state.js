@@ -129,6 +129,6 @@ function take(target, value, name, type) {
   target[name] = value[name];
 }
 
-function isObject(value) {
+export function isObject(value) {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }

@@ -1,7 +1,7 @@
 """Command lines and environments of the children. Each option says in `Settings` which child reads its value."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from textmill_launcher.task_choice import ROW_TASKS
 
 # The router takes the keys from its environment, because everybody on the machine can read a command line.
 SECRET_VARIABLES = ("API_KEY", *TOKEN_VARIABLES)
+
+# The flags of a child say where shards are. A variable of the launcher would speak to each rank.
+_PLACE_VARIABLES = ("SHARD_UDS_PATH", "SHARD_ADDRESS", "SHARD_TLS_CERT", "SHARD_TLS_KEY", "SHARD_TLS_CA")
 
 _PLAIN_OUTPUT = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
@@ -56,6 +59,7 @@ def shard_command(settings: Settings, model: ModelFolder, place: ShardPlace) -> 
         *("--rank", str(place.rank), "--world-size", str(place.world_size)),
         *("--replica", str(place.replica), "--num-replicas", str(settings.num_replicas)),
         *meeting,
+        *(_tcp_flags(settings, [place.replica]) if place.rank == 0 else []),
         *_step_tokens(settings),
         *_forwarded(settings, Child.SHARD),
     ]
@@ -67,11 +71,26 @@ def router_command(settings: Settings, model: ModelFolder, rank0_sockets: Sequen
         *(sys.executable, "-m", "textmill_router"),
         *_model_flags(model),
         *("--task", model.task),
-        *(word for socket in rank0_sockets for word in ("--shard-uds-path", str(socket))),
+        *(_tcp_flags(settings, range(len(rank0_sockets))) or _socket_flags(rank0_sockets)),
         "--launcher-notes",
         *("--drain-timeout", str(drain_timeout_s(settings.graceful_termination_timeout))),
         *_forwarded(settings, Child.ROUTER),
     ]
+
+
+def _socket_flags(rank0_sockets: Sequence[Path]) -> list[str]:
+    return [word for socket in rank0_sockets for word in ("--shard-uds-path", str(socket))]
+
+
+def _tcp_flags(settings: Settings, replicas: Iterable[int]) -> list[str]:
+    """Return the flags of the TCP addresses of these replicas and of the certificates; none without --shard-address."""
+    address, certificate, key = settings.shard_address, settings.shard_tls_cert, settings.shard_tls_key
+    authority = settings.shard_tls_ca
+    if address is None or certificate is None or key is None or authority is None:
+        return []
+    host, _, port = address.rpartition(":")
+    places = [word for replica in replicas for word in ("--shard-address", f"{host}:{int(port) + replica}")]
+    return [*places, "--shard-tls-cert", certificate, "--shard-tls-key", key, "--shard-tls-ca", authority]
 
 
 def drain_timeout_s(grace_s: float) -> float:
@@ -113,9 +132,10 @@ def child_environment(environ: Mapping[str, str], settings: Settings) -> dict[st
 
     The child writes output at once and never asks the hub. Shards that meet on the loopback talk on the loopback only.
     """
+    kept = {name: value for name, value in _without_secrets(environ).items() if name not in _PLACE_VARIABLES}
     return {
         **_loopback_variables(settings.master_addr),
-        **_without_secrets(environ),
+        **kept,
         **_PLAIN_OUTPUT,
         "HF_HUB_OFFLINE": "1",
         "LOG_LEVEL": settings.log_level.lower(),

@@ -159,6 +159,24 @@ def ip_address(value: str) -> str:
         raise BadValue("an IP address such as 0.0.0.0, 127.0.0.1 or ::") from None
 
 
+def tcp_address(value: str) -> str:
+    """Take an IP address and a port, as one text. `localhost` stands for 127.0.0.1.
+
+    An address that means all interfaces is refused, because the value is also the address to connect to.
+    """
+    wanted = "an IP address of one interface and a port, such as 127.0.0.1:9000 or [::1]:9000"
+    host, _, port = value.rpartition(":")
+    try:
+        address = ipaddress.ip_address(ip_address(host.removeprefix("[").removesuffix("]")))
+    except (BadValue, ValueError):
+        raise BadValue(wanted) from None
+    has_brackets = host.startswith("[") and host.endswith("]")
+    is_port = port.isascii() and port.isdecimal() and 1 <= int(port) <= 65_535
+    if address.is_unspecified or has_brackets != (address.version == 6) or not is_port:
+        raise BadValue(wanted)
+    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
+
+
 def word_list(value: str) -> tuple[str, ...]:
     """Take a comma-separated list."""
     return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -36,6 +36,7 @@ from textmill_launcher.options import (
     root_path,
     seconds,
     switch,
+    tcp_address,
     text,
     url_path,
     word_list,
@@ -44,6 +45,7 @@ from textmill_launcher.task_choice import task_name
 from textmill_launcher.tgi_options import TGI_OPTIONS
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")
+LAST_PORT = 65_535
 MAX_SOCKET_PATH_BYTES = 104  # the kernel's 108 less the terminating zero and a rank of up to two digits and its dash
 
 # The first field of each section of `--help`. A new field belongs to the section in which it stands.
@@ -248,6 +250,16 @@ class Settings:
         text, "PEM file of the certificate chain, for HTTPS; read again when it changes", to=ROUTER
     )
     tls_key: str | None = option(text, "PEM file of the certificate's key; read again when it changes", to=ROUTER)
+    shard_address: str | None = option(
+        tcp_address,
+        "TCP address, with a port for each replica from this one on, where the router reaches the shards instead of a "
+        "Unix socket; needs --shard-tls-cert, --shard-tls-key and --shard-tls-ca",
+    )
+    shard_tls_cert: str | None = option(
+        text, "PEM file of the certificate chain that router and shards show each other on --shard-address"
+    )
+    shard_tls_key: str | None = option(text, "PEM file of that certificate's key")
+    shard_tls_ca: str | None = option(text, "PEM file of the authority that has signed that certificate")
     cors_allow_origin: tuple[str, ...] = option(
         word_list, "origin that browsers may call from; repeatable", (), is_repeatable=True, to=ROUTER
     )
@@ -410,6 +422,7 @@ def _check_together(settings: Settings) -> None:
         )
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConflictingSettings("--tls-cert and --tls-key belong together: give both of them, or neither")
+    _check_shard_address(settings)
     if settings.cors_allow_credentials and not settings.cors_allow_origin:
         raise ConflictingSettings("--cors-allow-credentials needs --cors-allow-origin, or every page could use a login")
     prefix = settings.shard_uds_path
@@ -417,4 +430,28 @@ def _check_together(settings: Settings) -> None:
         raise SettingsError(
             f"--shard-uds-path has {len(prefix.encode())} bytes, wanted at most {MAX_SOCKET_PATH_BYTES}: "
             "the kernel limits the length of a socket's path"
+        )
+
+
+def _check_shard_address(settings: Settings) -> None:
+    """Raise `ConflictingSettings` unless the shards' address comes with all files of TLS, or neither is given."""
+    tls = {
+        "--shard-tls-cert": settings.shard_tls_cert,
+        "--shard-tls-key": settings.shard_tls_key,
+        "--shard-tls-ca": settings.shard_tls_ca,
+    }
+    missing = [flag for flag, file in tls.items() if file is None]
+    if settings.shard_address is None:
+        if len(missing) < len(tls):
+            raise ConflictingSettings("--shard-tls-cert, --shard-tls-key and --shard-tls-ca need --shard-address")
+        return
+    if missing:
+        raise ConflictingSettings(
+            f"--shard-address needs {', '.join(missing)}: over TCP router and shards show each other certificates"
+        )
+    last_port = int(settings.shard_address.rpartition(":")[2]) + settings.num_replicas - 1
+    if last_port > LAST_PORT:
+        raise ConflictingSettings(
+            f"--shard-address is {settings.shard_address} with {settings.num_replicas} replicas: each takes the next "
+            f"port, and the last one would be {last_port}"
         )

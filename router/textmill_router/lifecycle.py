@@ -19,6 +19,7 @@ from textmill_router.chat.call_trial import warn_of_unread_calls
 from textmill_router.chat.template_files import load_chat_templates
 from textmill_router.engine.replica_set import ReplicaSet
 from textmill_router.engine.shard_client import ShardClientOptions
+from textmill_router.engine.shard_link import ShardLink, ShardTls, ShardTlsError
 from textmill_router.engine.status import EnginePhase
 from textmill_router.file_watch import FileWatch
 from textmill_router.health.loop_watchdog import LoopWatchdog
@@ -141,6 +142,19 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
+def _shard_links(settings: Settings) -> list[ShardLink]:
+    """Return the way to rank 0 of each replica. Raises SettingsError for files of TLS that cannot be used."""
+    certificate, key, authority = settings.shard_tls_cert, settings.shard_tls_key, settings.shard_tls_ca
+    if certificate is None or key is None or authority is None:
+        return [ShardLink(path) for path in settings.shard_uds_path]
+    tls = ShardTls(Path(certificate), Path(key), Path(authority))
+    try:
+        tls.check()
+    except ShardTlsError as error:
+        raise SettingsError(str(error)) from None
+    return [ShardLink(address, tls) for address in settings.shard_address]
+
+
 async def start_backend(service: Service) -> ReplicaSet:
     """Load the tokenizer, connect to the shards, wait for one replica. Raises SettingsError or BackendLost."""
     settings = service.settings
@@ -148,7 +162,7 @@ async def start_backend(service: Service) -> ReplicaSet:
     config_path = None if settings.tokenizer_config_path is None else Path(settings.tokenizer_config_path)
     chat_templates = await asyncio.to_thread(load_chat_templates, Path(settings.model_dir), config_path)
     warn_of_unread_calls(chat_templates, service.format_flags)
-    options = [ShardClientOptions(uds_path=path) for path in settings.shard_uds_path]
+    options = [ShardClientOptions(link) for link in _shard_links(settings)]
     engine = ReplicaSet(options, partial(scheduler_config, settings), tokenizer.digest, on_change=service.health.look)
     service.attach(engine, tokenizer, chat_templates)
     await engine.start()

@@ -125,6 +125,15 @@ def _ip_address(value: str) -> str:
         raise _BadValue("an IP address such as 127.0.0.1 or 0.0.0.0") from None
 
 
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    is_port = port.isascii() and port.isdecimal() and 1 <= int(port) <= 65_535
+    if not host or (":" in host and not is_bracketed) or not is_port:
+        raise _BadValue("a host and a port, such as 127.0.0.1:9000 or [::1]:9000")
+    return value
+
+
 def _log_level(value: str) -> str:
     """Return a level of `logging`. In a filter such as `info,router=debug` the last part without a target counts."""
     parts = [part.strip().lower() for part in value.split(",") if "=" not in part]
@@ -164,8 +173,14 @@ class Settings:
     )
     model_sha: str | None = _option(_text, "revision hash of the model, shown in /info", None)
     shard_uds_path: tuple[str, ...] = _option(
-        _text, "Unix socket of the shard with rank 0; repeated, one for each replica", kind="list"
+        _text, "Unix socket of the shard with rank 0; repeated, one for each replica", (), kind="list"
     )
+    shard_address: tuple[str, ...] = _option(
+        _address, "TCP address, host:port, of the shard with rank 0, instead of its socket; repeated", (), kind="list"
+    )
+    shard_tls_cert: str | None = _option(_text, "PEM file of the certificate chain shown to shards on TCP", None)
+    shard_tls_key: str | None = _option(_text, "PEM file of that certificate's key", None)
+    shard_tls_ca: str | None = _option(_text, "PEM file of the authorities that sign the shards' certificates", None)
     launcher_notes: bool = _option(
         _truth, "read the launcher's notes from standard input, and end when they end", False, kind="switch"
     )
@@ -275,6 +290,11 @@ class Settings:
         """The names that clients may use for the model. Answers have the first."""
         return self.served_model_name or (self.model_id,)
 
+    @property
+    def num_replicas(self) -> int:
+        """The number of shard groups."""
+        return len(self.shard_uds_path or self.shard_address)
+
     def describe(self) -> dict[str, object]:
         """Return all settings for the log, with secrets masked."""
         shown = {entry.name: getattr(self, entry.name) for entry in fields(self)}
@@ -347,5 +367,23 @@ def _check_together(settings: Settings) -> None:
         )
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise SettingsError("--tls-cert and --tls-key belong together: give both of them, or neither")
+    _check_shards(settings)
     if settings.cors_allow_credentials and not settings.cors_allow_origin:
         raise SettingsError("--cors-allow-credentials needs --cors-allow-origin, or every page could use a login")
+
+
+def _check_shards(settings: Settings) -> None:
+    tls = {
+        "--shard-tls-cert": settings.shard_tls_cert,
+        "--shard-tls-key": settings.shard_tls_key,
+        "--shard-tls-ca": settings.shard_tls_ca,
+    }
+    missing = [flag for flag, file in tls.items() if file is None]
+    if bool(settings.shard_uds_path) == bool(settings.shard_address):
+        raise SettingsError("wanted either --shard-uds-path or --shard-address, the place of the shard with rank 0")
+    if settings.shard_address and missing:
+        raise SettingsError(
+            f"--shard-address needs {', '.join(missing)}: over TCP router and shard show each other certificates"
+        )
+    if settings.shard_uds_path and len(missing) < len(tls):
+        raise SettingsError("--shard-tls-cert, --shard-tls-key and --shard-tls-ca need --shard-address")

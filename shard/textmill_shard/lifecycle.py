@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -34,6 +35,7 @@ from textmill_shard.sampling.row_scan import NativeRowScanner
 from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.sampling.watermark import WatermarkKey
 from textmill_shard.server.server import LoadedShard, ShardService, start_server
+from textmill_shard.server.tcp import TcpPlace, TlsFiles, TlsFilesError
 from textmill_shard.server.wire import plan_from_bytes
 from textmill_shard.settings import ServeSettings
 from textmill_shard.slots.finish_rules import FinishRules
@@ -75,8 +77,12 @@ def serve(settings: ServeSettings) -> int:
         signal.signal(number, _raise_stopped)
     status = ShardStatus()
     service = ShardService(status)
-    server = start_server(service, settings.uds_path)
-    log.info("listening", extra={"uds_path": str(settings.uds_path)})
+    try:
+        server = start_server(service, settings.uds_path, _tcp_place(settings))
+    except TlsFilesError as error:
+        log.critical("%s", error)
+        return WRONG_SETTING
+    log.info("listening", extra={"uds_path": str(settings.uds_path), "address": settings.shard_address})
     engine: Engine | None = None
     loop: _LoopThread | None = None
     code = 0
@@ -144,6 +150,13 @@ def serve(settings: ServeSettings) -> int:
 
 def _raise_stopped(number: int, frame: FrameType | None) -> None:
     raise _Stopped
+
+
+def _tcp_place(settings: ServeSettings) -> TcpPlace | None:
+    certificate, key, authority = settings.shard_tls_cert, settings.shard_tls_key, settings.shard_tls_ca
+    if settings.shard_address is None or certificate is None or key is None or authority is None:
+        return None
+    return TcpPlace(settings.shard_address, TlsFiles(Path(certificate), Path(key), Path(authority)))
 
 
 def _join_ranks(settings: ServeSettings, device: str) -> TensorParallel:

@@ -38,6 +38,17 @@ def integer(low: int) -> Callable[[str], int]:
     return parse
 
 
+def address(value: str) -> str:
+    """Take a host and a port, such as 127.0.0.1:9000 or [::1]:9000."""
+    host, _, port = value.rpartition(":")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    if not host or (":" in host and not is_bracketed) or not port.isascii() or not port.isdecimal():
+        raise BadValue("a host and a port, such as 127.0.0.1:9000 or [::1]:9000")
+    if not 1 <= int(port) <= 65_535:
+        raise BadValue("a host and a port from 1 to 65535")
+    return value
+
+
 def _number(value: str, *, low: float, high: float, wanted: str) -> float:
     try:
         number = float(value)

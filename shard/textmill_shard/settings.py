@@ -17,6 +17,7 @@ from textmill_shard.options import (
     SWAPS,
     BadValue,
     Option,
+    address,
     choice,
     derived_option,
     device_name,
@@ -51,6 +52,12 @@ class ServeSettings:
     model_id: str = derived_option(text, "name that clients see (default: the folder's)")
     model_sha: str = option(text, "revision hash of the checkpoint", "")
     uds_path: Path = required_option(Path, "Unix socket to serve on, created with mode 0600")
+    shard_address: str | None = option(
+        address, "TCP address, host:port, where rank 0 serves too; needs --shard-tls-cert, -key and -ca"
+    )
+    shard_tls_cert: str | None = option(text, "PEM file of the certificate chain that the shard shows on TCP")
+    shard_tls_key: str | None = option(text, "PEM file of that certificate's key")
+    shard_tls_ca: str | None = option(text, "PEM file of the authorities that sign the certificates of routers")
     rank: int = option(integer(0), "index of this shard", 0)
     world_size: int = option(integer(1), "number of shards", 1)
     replica: int = option(integer(0), "number of this copy of the model among those of this machine", 0)
@@ -170,6 +177,7 @@ def _user_cache_dir(environ: Mapping[str, str]) -> Path:
 
 
 def _check_together(settings: ServeSettings) -> None:
+    _check_tcp(settings)
     if settings.rank >= settings.world_size:
         raise SettingsError(f"--rank is {settings.rank}, with --world-size {settings.world_size} it is below that")
     if settings.replica >= settings.num_replicas:
@@ -184,6 +192,25 @@ def _check_together(settings: ServeSettings) -> None:
             f"--num-slots is {settings.num_slots}, --max-step-tokens {num_step_tokens}: "
             "every slot must be able to decode in one step, so slots <= tokens per step"
         )
+
+
+def _check_tcp(settings: ServeSettings) -> None:
+    tls = {
+        "--shard-tls-cert": settings.shard_tls_cert,
+        "--shard-tls-key": settings.shard_tls_key,
+        "--shard-tls-ca": settings.shard_tls_ca,
+    }
+    missing = [flag for flag, file in tls.items() if file is None]
+    if settings.shard_address is None:
+        if len(missing) < len(tls):
+            raise SettingsError("--shard-tls-cert, --shard-tls-key and --shard-tls-ca need --shard-address")
+        return
+    if missing:
+        raise SettingsError(
+            f"--shard-address needs {', '.join(missing)}: over TCP router and shard show each other certificates"
+        )
+    if settings.rank:
+        raise SettingsError(f"--shard-address is for rank 0, which has the stream; this is rank {settings.rank}")
 
 
 def _value_of(entry: Option, given: str | bool | None, environ: Mapping[str, str]) -> Any:

@@ -12,6 +12,7 @@ from textmill_router.engine.engine_loop import EngineLoop
 from textmill_router.engine.replica_set import ReplicaSet
 from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.shard_facts import ShardFacts
+from textmill_router.engine.shard_link import ShardLink
 from textmill_router.engine.status import EnginePhase
 from textmill_router.request import GenerationRequest, RequestOutput
 from textmill_router.scheduler.config import SchedulerConfig
@@ -86,7 +87,7 @@ def configure(facts: ShardFacts) -> SchedulerConfig:
 async def open_bench(
     uds_path: Path, tokenizer: Tokenizer, *, is_ready: bool = True, **options: float
 ) -> AsyncIterator[Bench]:
-    client_options = replace(ShardClientOptions(str(uds_path), health_poll_s=0.01), **options)  # type: ignore[arg-type]
+    client_options = replace(ShardClientOptions(ShardLink(str(uds_path)), health_poll_s=0.01), **options)  # type: ignore[arg-type]
     engine = EngineLoop(client_options, configure, tokenizer.digest)
     await engine.start()
     try:

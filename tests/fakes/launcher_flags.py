@@ -60,6 +60,10 @@ GOOD_VALUES = {
     "shared_prefix_cache": ("true", True),
     "tls_cert": ("/tls/c.pem", "/tls/c.pem"),
     "tls_key": ("/tls/k.pem", "/tls/k.pem"),
+    "shard_address": ("127.0.0.1:9000", "127.0.0.1:9000"),
+    "shard_tls_cert": ("/tls/sc.pem", "/tls/sc.pem"),
+    "shard_tls_key": ("/tls/sk.pem", "/tls/sk.pem"),
+    "shard_tls_ca": ("/tls/ca.pem", "/tls/ca.pem"),
     "graceful_termination_timeout": ("2.5", 2.5),
     "shutdown_delay": ("1.5", 1.5),
     "json_output": ("true", True),
@@ -96,7 +100,14 @@ GOOD_VALUES = {
 
 
 # The further flags without which a flag is refused.
+_SHARD_TCP = {
+    "shard_address": ["--shard-address", "127.0.0.1:9000"],
+    "shard_tls_cert": ["--shard-tls-cert", "/tls/sc.pem"],
+    "shard_tls_key": ["--shard-tls-key", "/tls/sk.pem"],
+    "shard_tls_ca": ["--shard-tls-ca", "/tls/ca.pem"],
+}
 COMPANIONS = {
+    **{name: [word for other in _SHARD_TCP if other != name for word in _SHARD_TCP[other]] for name in _SHARD_TCP},
     "tls_cert": ["--tls-key", "/tls/k.pem"],
     "tls_key": ["--tls-cert", "/tls/c.pem"],
     "cors_allow_credentials": ["--cors-allow-origin", "https://a.example"],

@@ -9,6 +9,7 @@ import pytest
 from textmill_proto.v1 import shard_pb2
 from textmill_router.engine.engine_loop import EngineLoop
 from textmill_router.engine.shard_client import ShardClientOptions
+from textmill_router.engine.shard_link import ShardLink
 from textmill_router.engine.status import EnginePhase, EngineUnavailable
 from textmill_router.request import FailureCode, GenerationParameters, SamplingParameters
 from textmill_router.text.events import GenerationFailed
@@ -71,7 +72,7 @@ def test_shard_process_that_comes_back_on_the_same_socket(tmp_path: Path, tokeni
         first = FakeShard(tmp_path / "s", replace(SMALL, step_s=0.002))
         with first:
             engine = EngineLoop(
-                ShardClientOptions(str(tmp_path / "s"), health_poll_s=0.01), configure, tokenizer.digest
+                ShardClientOptions(ShardLink(str(tmp_path / "s")), health_poll_s=0.01), configure, tokenizer.digest
             )
             await engine.start()
             await engine.wait_for_phase(EnginePhase.READY)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from textmill_router.engine.replica_set import ReplicaSet
 from textmill_router.engine.shard_client import ShardClientOptions
+from textmill_router.engine.shard_link import ShardLink
 from textmill_router.engine.status import EnginePhase, EngineUnavailable
 from textmill_router.request import FailureCode
 from textmill_router.scheduler.scheduler import QueueFull
@@ -29,7 +30,7 @@ class SetBench(Bench):
 
 @asynccontextmanager
 async def open_set(folder: Path, tokenizer: Tokenizer, *, num_ready: int = 2) -> AsyncIterator[SetBench]:
-    options = [ShardClientOptions(str(folder / name), health_poll_s=0.01) for name in ("a", "b")]
+    options = [ShardClientOptions(ShardLink(str(folder / name)), health_poll_s=0.01) for name in ("a", "b")]
     engine = ReplicaSet(options, configure, tokenizer.digest)
     await engine.start()
     try:

@@ -17,6 +17,7 @@ import grpc.aio
 from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 
 from textmill_router.engine.shard_facts import ShardFacts, ShardHealth, facts_from_proto, health_from_proto
+from textmill_router.engine.shard_link import ShardLink
 from textmill_router.engine.wire import (
     PlanRejected,
     WireError,
@@ -34,9 +35,9 @@ MAX_MESSAGE_BYTES = 64 << 20  # rule 4
 
 @dataclass(frozen=True, slots=True)
 class ShardClientOptions:
-    """The socket of the shard, and the times to wait for the shard."""
+    """The way to the shard, and the times to wait for the shard."""
 
-    uds_path: str
+    link: ShardLink
     heartbeat_s: float = 1.0
     max_silence_s: float = 5.0  # a stream without a message for longer is cut
     health_poll_s: float = 0.1  # between two looks at a shard that is not ready
@@ -91,7 +92,12 @@ class ShardClient:
         """Wait until the shard is ready, then serve one stream to its end. Return whether the stream had a Hello."""
         # Each try has a channel of its own, because an old channel would wait its own, longer back-off before it
         # connects to a socket that has come back.
-        async with grpc.aio.insecure_channel(f"unix:{self._options.uds_path}", _channel_options()) as channel:
+        try:
+            channel = self._options.link.open(_channel_options())
+        except OSError as error:
+            log.warning("no way to the shard", extra={"reason": str(error)})
+            return False
+        async with channel:
             stub = cast("shard_pb2_grpc.ShardAsyncStub", shard_pb2_grpc.ShardStub(channel))
             await self._wait_until_ready(stub, handler)
             stream = _Stream(stub, self._options)

@@ -188,7 +188,7 @@ class Service:
             is_beyond_help = True  # a shard reports that its start failed
         return HealthFacts(
             start=Start.DONE if self._backend is not None else _START_OF.get(phase, Start.SILENT),
-            num_groups=len(self.settings.shard_uds_path),
+            num_groups=self.settings.num_replicas,
             num_away=num_away,
             is_full=self.permits.is_full,
             has_room=self.permits.has_room,
@@ -282,7 +282,7 @@ def _model_time_s(folder: str) -> int:
 def scheduler_config(settings: Settings, facts: ShardFacts) -> SchedulerConfig:
     """Return the scheduler's settings for this shard."""
     max_prefill = max_prefill_tokens(settings, facts)
-    num_replicas = len(settings.shard_uds_path)  # each has a queue of its own
+    num_replicas = settings.num_replicas  # each has a queue of its own
     return SchedulerConfig(
         budget=Budget(
             max_step_tokens=facts.max_step_tokens,

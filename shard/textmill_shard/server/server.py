@@ -20,6 +20,7 @@ from textmill_proto.v1 import shard_pb2_grpc
 from textmill_shard.engine.engine import Engine
 from textmill_shard.engine.session import EndReason, Session, StreamEnd
 from textmill_shard.engine.status import ShardState, ShardStatus
+from textmill_shard.server.tcp import HANDSHAKE_TIMEOUT_MS, TcpPlace, open_tcp_port
 from textmill_shard.server.wire import (
     facts_to_wire,
     heartbeat_to_wire,
@@ -169,13 +170,18 @@ def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -
     raise AssertionError("abort raises")
 
 
-def start_server(service: ShardService, socket_path: Path) -> grpc.Server:
-    """Serve on a Unix socket that only this user may open. Raises OSError when the path cannot be bound."""
+def start_server(service: ShardService, socket_path: Path, tcp: TcpPlace | None = None) -> grpc.Server:
+    """Serve on a Unix socket that only this user may open, and over TCP with mutual TLS where a place is given.
+
+    Raises OSError when a path or an address cannot be bound, and TlsFilesError.
+    """
     server = grpc.server(
         ThreadPoolExecutor(max_workers=NUM_THREADS, thread_name_prefix="grpc"),
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),  # two shards with one address would share the connections
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ],
     )
     shard_pb2_grpc.add_ShardServicer_to_server(service, server)
@@ -188,5 +194,7 @@ def start_server(service: ShardService, socket_path: Path) -> grpc.Server:
         os.umask(previous_mask)
     if not bound:
         raise OSError(f"cannot listen on {socket_path}")
+    if tcp is not None:
+        open_tcp_port(server, tcp)
     server.start()
     return server

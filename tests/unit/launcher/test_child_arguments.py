@@ -68,6 +68,32 @@ def test_shard_gets_rank_socket_and_its_options() -> None:
     assert "--json-output" in command
 
 
+SHARD_TLS = ["--shard-tls-cert", "/c.pem", "--shard-tls-key", "/k.pem", "--shard-tls-ca", "/ca.pem"]
+
+
+def test_over_tcp_rank_0_of_each_replica_has_a_port_of_its_own_and_the_router_knows_them() -> None:
+    settings = load_settings(["--shard-address", "[::1]:9000", *SHARD_TLS, "--num-replicas", "2"], {})
+    for replica, port in enumerate((9000, 9001)):
+        place = replace(ALONE, world_size=2, master_port=5, replica=replica)
+        command = shard_command(settings, MODEL, place)
+        assert value_after(command, "--shard-address") == f"[::1]:{port}"
+        assert value_after(command, "--shard-tls-key") == "/k.pem"
+        assert value_after(command, "--uds-path") == "/run/s-0"  # the launcher asks for health there
+        assert "--shard-address" not in shard_command(settings, MODEL, replace(place, rank=1))
+    command = router_command(settings, MODEL, [Path("/run/s-0"), Path("/run/s-1")])
+    places = [command[at + 1] for at, word in enumerate(command) if word == "--shard-address"]
+    assert places == ["[::1]:9000", "[::1]:9001"]
+    assert value_after(command, "--shard-tls-ca") == "/ca.pem"
+    assert "--shard-uds-path" not in command
+
+
+def test_variables_of_the_shards_places_do_not_reach_the_children() -> None:
+    environ = {"SHARD_ADDRESS": "127.0.0.1:9", "SHARD_TLS_CA": "/ca.pem", "SHARD_UDS_PATH": "/run/s", "HOME": "/h"}
+    names = child_environment(environ, load_settings([], {})).keys()
+    assert "HOME" in names
+    assert not [name for name in names if name.startswith("SHARD_")]
+
+
 def test_largest_step_of_the_shard_holds_the_prefill_budget_and_the_decodes() -> None:
     command = shard_command(load_settings(["--max-batch-prefill-tokens", "8192"], {}), MODEL, ALONE)
     assert int(value_after(command, "--max-step-tokens")) == 8192 + 256

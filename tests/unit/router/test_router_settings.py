@@ -49,6 +49,8 @@ def test_hostname_of_the_machine_is_not_an_address_to_listen_on() -> None:
         ([], {"LOG_LEVEL": "loud"}, ("LOG_LEVEL", "loud")),
         (["--tls-cert", "c.pem"], {}, ("--tls-cert", "--tls-key", "belong together")),
         ([], {"TLS_KEY": "k.pem"}, ("--tls-cert", "--tls-key", "belong together")),
+        (["--shard-address", "h:1"], {}, ("either --shard-uds-path or --shard-address",)),
+        (["--shard-tls-ca", "ca.pem"], {}, ("--shard-tls-ca need --shard-address",)),
         (["--cors-allow-credentials"], {}, ("--cors-allow-credentials", "needs --cors-allow-origin")),
         (["--cors-allow-header", "a b"], {}, ("--cors-allow-header", "'a b'", "name of a header")),
         (["--cors-max-age", "-1"], {}, ("--cors-max-age", "0 to 86400")),
@@ -61,6 +63,24 @@ def test_bad_value_is_named_with_what_would_do(
         load_settings([*NEEDED, *argv], environ)
     for word in words:
         assert word in str(caught.value)
+
+
+TCP = ["--shard-address", "h:9000", "--shard-address", "h:9001"]
+TLS = ["--shard-tls-cert", "c.pem", "--shard-tls-key", "k.pem", "--shard-tls-ca", "ca.pem"]
+
+
+def test_shards_are_reached_by_sockets_or_over_tcp_with_certificates() -> None:
+    model = ["--model-dir", "/m", "--model-id", "org/m"]
+    assert load_settings([*model, *TCP, *TLS], {}).num_replicas == 2
+    assert load_settings([*NEEDED, "--shard-uds-path", "/t.sock"], {}).num_replicas == 2
+    for flags, words in (
+        ([], "either --shard-uds-path or --shard-address"),
+        (TCP, "--shard-address needs --shard-tls-cert, --shard-tls-key, --shard-tls-ca"),
+        ([*TCP, *TLS[:4]], "--shard-address needs --shard-tls-ca"),
+        (["--shard-address", "h"], "a host and a port"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            load_settings([*model, *flags], {})
 
 
 def test_missing_flag_is_named() -> None:

@@ -41,12 +41,17 @@ def test_a_text_of_1024_tokens_fits_a_step_beside_all_other_slots() -> None:
         assert serve("--max-step-tokens", "99", "--num-slots", "7").step_tokens(has_encoder=has_encoder) == 99
 
 
+TLS = ["--shard-tls-cert", "/c.pem", "--shard-tls-key", "/k.pem", "--shard-tls-ca", "/ca.pem"]
 EXAMPLES = {
     "model_dir": ("/m", Path("/m")),
     "model_id": ("name", "name"),
     "model_sha": ("abc", "abc"),
     "uds_path": ("/s", Path("/s")),
-    "rank": ("1", 1),
+    "shard_address": ("[::1]:9000", "[::1]:9000"),
+    "shard_tls_cert": ("/c.pem", "/c.pem"),
+    "shard_tls_key": ("/k.pem", "/k.pem"),
+    "shard_tls_ca": ("/ca.pem", "/ca.pem"),
+    "rank": ("0", 0),
     "world_size": ("3", 3),
     "replica": ("1", 1),
     "num_replicas": ("2", 2),
@@ -108,6 +113,17 @@ def test_an_empty_variable_counts_as_unset() -> None:
         (["--rank", "1"], {}, "--rank is 1, with --world-size 1"),
         (["--replica", "2", "--num-replicas", "2"], {}, "--replica is 2, with --num-replicas 2"),
         (["--world-size", "2"], {}, "--master-port is missing"),
+        (["--shard-address", "9000"], {}, "--shard-address is '9000', wanted a host and a port"),
+        (["--shard-address", "::1:9000"], {}, "wanted a host and a port, such as 127.0.0.1:9000 or"),
+        (["--shard-address", "h:0"], {}, "wanted a host and a port from 1 to 65535"),
+        (["--shard-address", "h:9000"], {}, "--shard-address needs --shard-tls-cert, --shard-tls-key, --shard-tls-ca:"),
+        (["--shard-address", "h:9000", *TLS[:4]], {}, "--shard-address needs --shard-tls-ca: over TCP"),
+        (TLS, {}, "need --shard-address"),
+        (
+            ["--shard-address", "h:9000", *TLS, "--rank", "1", "--world-size", "2", "--master-port", "5"],
+            {},
+            "for rank 0, which has the stream; this is rank 1",
+        ),
         (["--num-slots", "65", "--max-step-tokens", "64"], {}, "slots <= tokens per step"),
     ],
 )

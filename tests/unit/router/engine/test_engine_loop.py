@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 import pytest
 from textmill_router.engine.engine_loop import EngineLoop
 from textmill_router.engine.shard_client import ShardClientOptions
+from textmill_router.engine.shard_link import ShardLink
 from textmill_router.engine.status import EngineUnavailable
 from textmill_router.request import FailureCode, GenerationRequest, RequestOutput
 from textmill_router.scheduler.config import SchedulerConfig
@@ -34,7 +35,7 @@ class Loop:
 
     def __init__(self, engine_type: type[EngineLoop] = EngineLoop) -> None:
         config = SchedulerConfig(Budget(64, 64, 64), max_waiting_requests=9, max_waiting_tokens=999)
-        self.engine = engine_type(ShardClientOptions("/nowhere"), lambda facts: config, "")
+        self.engine = engine_type(ShardClientOptions(ShardLink("/nowhere")), lambda facts: config, "")
         self.engine.on_hello(router_facts(), 1)
 
     def submit(self) -> Reader:

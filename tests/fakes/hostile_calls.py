@@ -93,6 +93,13 @@ ROWS: list[tuple[str, bytes, int, str]] = [
     ("half a JSON", call(b'{"inputs": "hi"'), 400, "invalid_json"),
     ("deep JSON", call(b'{"inputs":' + b"[" * 50_000), 400, "invalid_json"),
     ("broken UTF-8", call(b'{"inputs": "\xff\xfe"}'), 400, "invalid_json"),
+    (
+        "broken UTF-8 in a name",
+        call(b'{"inputs": "hi", "parameters": {"\xa4": 1, "max_new_tokens": 1}}'),
+        400,
+        "invalid_json",
+    ),
+    ("broken UTF-8 in a field that nobody reads", call(b'{"inputs": "hi", "x": ["\xa4"]}'), 400, "invalid_json"),
     ("half a surrogate", call(b'{"inputs": "\\ud800"}'), 400, "invalid_json"),
     ("another shape", call(b'{"inputs": [[]]}'), 422, "validation"),
     ("an array", call(b"[]"), 422, "validation"),

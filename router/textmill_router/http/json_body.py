@@ -58,6 +58,8 @@ def decode_json(body: bytes, decoder: msgspec.json.Decoder[Struct]) -> Struct:
     if is_too_deep(body):
         raise InvalidJson(f"the body is nested too deep: more than {MAX_JSON_DEPTH} levels")
     try:
+        if not body.isascii():
+            str(body, "utf-8")  # the decoder passes over the bytes of fields that it does not know
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         value = _check_syntax(body)  # syntax comes before shape, wherever each fault stands

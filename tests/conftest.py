@@ -19,6 +19,9 @@ REAL_SERVER_KV_BYTES = 256 * 16 * 46_080
 
 # Without this, the import of litellm looks for a list of prices on the network.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+# Triton reads this when a kernel is defined: the tests run kernels in Triton's interpreter, on the CPU. The tests that
+# compile kernels do so in processes of their own.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

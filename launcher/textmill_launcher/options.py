@@ -224,6 +224,7 @@ REASONING_FORMATS = (
 )
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+ATTENTION_BACKENDS = ("triton", "flash", "reference")
 
 
 class Child(enum.Flag):

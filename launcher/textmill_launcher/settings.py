@@ -10,6 +10,7 @@ from textmill_launcher.flag_parser import FlagParser
 from textmill_launcher.loopback import is_loopback
 from textmill_launcher.option_reader import read_options
 from textmill_launcher.options import (
+    ATTENTION_BACKENDS,
     DEVICES,
     DTYPES,
     LOG_LEVELS,
@@ -179,6 +180,11 @@ class Settings:
     watermark_delta: float | None = option(logit, "what the watermark adds to the logits of green tokens", to=SHARD)
     native_cache_dir: str | None = option(
         text, "folder of compiled CPU kernels; without it ~/.cache/textmill/native", to=SHARD
+    )
+    attention_backend: str | None = option(
+        Choice(ATTENTION_BACKENDS),
+        "how attention is computed; without it triton on a GPU, native kernels on a CPU; flash needs FlashAttention",
+        to=SHARD,
     )
     no_native_kernels: bool = switch("compute by torch alone, for bisection", to=SHARD)
     no_native_decoder: bool = switch(

@@ -95,7 +95,9 @@ TGI_OPTIONS = (
     _refused(
         "attention",
         text,
-        Refused("the device decides how attention is computed", "unset it", harmless=("paged",)),
+        Refused(
+            "the names of ways to attend differ here", "unset it, or give --attention-backend", harmless=("paged",)
+        ),
         has_flag=False,
     ),
     _refused(
@@ -105,7 +107,7 @@ TGI_OPTIONS = (
         has_flag=False,
     ),
     _variable("prefill_chunking", boolean, "prompts are always computed in chunks"),
-    _variable("use_flash_attention", boolean, "the device decides how attention is computed"),
+    _variable("use_flash_attention", boolean, "--attention-backend says how attention is computed"),
     _variable("otel_exporter_otlp_protocol", text, "traces go by gRPC, whichever protocol is named"),
     _variable("log_colorize", text, "the log has no colours"),
     _variable("hf_hub_enable_hf_transfer", boolean, "the hub's library downloads without hf_transfer"),

@@ -24,6 +24,12 @@ class UnsupportedModelError(ModelError):
     """The files are whole, but this engine cannot run such a model as asked for."""
 
 
+class BackendRefused(ModelError):
+    """The attention that was asked for cannot be had on this device, or not for this model."""
+
+    exit_code = WRONG_SETTING
+
+
 class NotEnoughMemory(ModelError):
     """The model, its largest step and a KV cache of at least one block do not fit."""
 

@@ -183,6 +183,7 @@ def _load(
         num_slots=settings.num_slots,
         native_cache_dir=None if settings.no_native_kernels else settings.native_cache_dir,
         num_threads=settings.num_threads,
+        attention_backend=settings.attention_backend,
         native_decoder=not settings.no_native_decoder,
         disabled_swaps=settings.disable_swaps,
         trust_remote_code=settings.trust_remote_code,

@@ -11,6 +11,7 @@ from typing import Any
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_STEP_TOKENS = 1024
+ATTENTION_BACKENDS = ("triton", "flash", "reference")
 SWAPS = ("qkv", "gate_up", "packed_linear", "rms_norm")  # see layers/module_swaps.py
 
 

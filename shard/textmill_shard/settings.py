@@ -12,6 +12,7 @@ from typing import Any
 
 from textmill_shard.cores import usable_cores
 from textmill_shard.options import (
+    ATTENTION_BACKENDS,
     DEFAULT_STEP_TOKENS,
     DTYPES,
     SWAPS,
@@ -88,6 +89,11 @@ class ServeSettings:
     )
     native_cache_dir: Path = derived_option(
         Path, "where compiled CPU kernels are kept (default: ~/.cache/textmill/native)"
+    )
+    attention_backend: str | None = option(
+        choice(*ATTENTION_BACKENDS),
+        "how attention is computed (default: on a GPU triton where it can be imported, on a CPU native kernels); flash "
+        "needs an installed FlashAttention, reference is plain torch, for bisection",
     )
     no_native_kernels: bool = switch("compute by torch alone, for bisection")
     no_native_decoder: bool = switch("llama-type models by transformers' code", aliases=("--no-fast-decoder",))

@@ -76,7 +76,11 @@ ROUTER_LIBRARIES = {
 }
 
 # Folders that belong to the row of the folder above. The files of both may import each other, without a circle.
-PARTS = {"parsers/tools": "parsers", "grammar/schema": "grammar"}
+PARTS = {
+    "parsers/tools": "parsers",
+    "grammar/schema": "grammar",
+    "triton_kernels/device": "triton_kernels",
+}
 
 # The files of a dialect that may import another dialect, with that dialect.
 DIALECTS = names("api/openai api/tgi api/platforms")
@@ -95,10 +99,11 @@ SHARD_FOLDERS = {
     "slots": names(""),
     "distributed": names("errors"),
     "model": names("errors distributed native"),
-    "attention": names("model native"),
+    "attention": names("errors model native"),
+    "triton_kernels": names("errors model attention"),
     "probing": names("errors attention model"),
     "layers": names("heap options probing distributed native"),
-    "layouts": names("errors heap attention layers model probing native"),
+    "layouts": names("errors heap attention triton_kernels layers model probing native"),
     "loader": names("cores errors heap options layouts layers probing attention model distributed native"),
     "grammar": names("slots"),
     "sampling": names("slots model native"),
@@ -115,6 +120,7 @@ SHARD_LIBRARIES = {
     "distributed": names("torch"),
     "model": names("torch numpy"),
     "attention": names("torch transformers"),
+    "triton_kernels": names("torch triton"),
     "probing": names("torch transformers"),
     "layers": names("torch transformers"),
     "layouts": names("torch numpy transformers"),

@@ -11,12 +11,22 @@ from textmill_launcher.child_arguments import (
     router_environment,
     shard_command,
 )
-from textmill_launcher.options import DTYPES, METRICS_ALIASES, REASONING_FORMATS, TOOL_FORMATS, V1_ERRORS, Child, Option
+from textmill_launcher.options import (
+    ATTENTION_BACKENDS,
+    DTYPES,
+    METRICS_ALIASES,
+    REASONING_FORMATS,
+    TOOL_FORMATS,
+    V1_ERRORS,
+    Child,
+    Option,
+)
 from textmill_launcher.settings import OPTIONS, load_settings
 from textmill_router.api.openai.errors import V1_ERROR_STYLES
 from textmill_router.parsers.formats import REASONING_NAMES, TOOL_FORMAT_NAMES
 from textmill_router.settings import METRICS_ALIASES as ROUTER_METRICS_ALIASES
 from textmill_router.settings import load_settings as load_router_settings
+from textmill_shard.options import ATTENTION_BACKENDS as SHARD_ATTENTION_BACKENDS
 from textmill_shard.options import DTYPES as SHARD_DTYPES
 from textmill_shard.options import SWAPS
 from textmill_shard.settings import load_settings as load_shard_settings
@@ -126,6 +136,7 @@ def test_words_that_the_launcher_takes_are_those_of_its_children() -> None:
     assert list(REASONING_NAMES) == list(REASONING_FORMATS)
     assert list(V1_ERROR_STYLES) == list(V1_ERRORS)
     assert DTYPES == SHARD_DTYPES
+    assert ATTENTION_BACKENDS == SHARD_ATTENTION_BACKENDS
     assert METRICS_ALIASES == ROUTER_METRICS_ALIASES
     [about_swaps] = [option.help for option in OPTIONS if option.name == "disable_swaps"]
     assert [name for name in SWAPS if name not in about_swaps] == []

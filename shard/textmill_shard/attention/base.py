@@ -1,6 +1,6 @@
 """The protocol of an attention backend, which makes of each step an object that attends layer by layer."""
 
-# T tokens of the step, H local query heads, K local key/value heads, D key width, E value width
+# T tokens of the step, H local query heads, K local key/value heads, D key width, E value width, P rotary width
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.kv_pool import LayerKvSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,35 @@ class AttentionRule:
     chunk_tokens: int | None = None  # a token sees only keys of its own chunk of this many tokens; None = no chunks
     softcap: float | None = None  # a score becomes softcap * tanh(score / softcap)
     sinks_H: torch.Tensor | None = None  # one score per head, which takes a share of the weights and adds no value
+    slopes_H: torch.Tensor | None = None  # a score loses slope * distance in tokens (ALiBi, Press et al., 2022)
+
+
+@dataclass(frozen=True, slots=True)
+class RotaryTables:
+    """The cosines and sines by which the first P dims of the queries and keys of a step turn, `[T, P]` each."""
+
+    cosines_TP: torch.Tensor
+    sines_TP: torch.Tensor
+    is_interleaved: bool  # dim 2 i turns with dim 2 i + 1; else dim i turns with dim i + P / 2
 
 
 class AttentionStep(Protocol):
     """The indices of one step, made by a backend from the batch; every layer of the step attends with them."""
+
+    def write(
+        self,
+        query_THD: torch.Tensor,
+        key_TKD: torch.Tensor,
+        value_TKE: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        tables: RotaryTables | None,
+    ) -> torch.Tensor:
+        """Write the step's keys and values to their places in the pools, and return the queries `[T, H, D]`.
+
+        With tables, queries and keys come as they were before their turn, and are turned first.
+        """
+        ...
 
     def attend(
         self, query_THD: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, rule: AttentionRule
@@ -35,7 +61,16 @@ class AttentionStep(Protocol):
 
 
 class AttentionBackend(Protocol):
-    """Computes attention over the block tables of a batch. A layout chooses its backend when the layout is built."""
+    """Computes attention over the block tables of a batch. The backend is chosen when the model is loaded."""
+
+    name: str  # one of options.ATTENTION_BACKENDS, or "cpu"
+
+    def accept(self, rule: AttentionRule, spec: LayerKvSpec) -> AttentionRule:
+        """Return the rule of a layer in the form that `attend` reads. Called once per layer, when the layout is built.
+
+        Raises BackendRefused for a rule or for sizes that the backend does not compute.
+        """
+        ...
 
     def prepare(self, batch: ForwardBatch, *, block_size: int) -> AttentionStep:
         """Return the indices of one step. Called once per step, before the first layer; `block_size` counts tokens."""

@@ -12,8 +12,10 @@ from itertools import pairwise
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from textmill_shard.attention.base import AttentionRule
+from textmill_shard.attention.base import AttentionRule, RotaryTables
+from textmill_shard.attention.kv_write import write_plainly
 from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.kv_pool import LayerKvSpec
 
 # A longer chunk is attended in pieces, because a mask has queries x context elements.
 MAX_PIECE_QUERIES = 256
@@ -48,6 +50,18 @@ class ReferenceStep:
     pieces: tuple[PrefillPiece, ...]
     num_tokens: int
     is_whole: bool  # every row of the batch belongs to a part
+    kv_places_T: torch.Tensor  # int64
+
+    def write(
+        self,
+        query_THD: torch.Tensor,
+        key_TKD: torch.Tensor,
+        value_TKE: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        tables: RotaryTables | None,
+    ) -> torch.Tensor:
+        return write_plainly(query_THD, key_TKD, value_TKE, key_pool, value_pool, self.kv_places_T, tables)
 
     def attend(
         self, query_THD: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, rule: AttentionRule
@@ -64,7 +78,8 @@ class ReferenceStep:
             value_RKCE = _gather(value_pool, rows.block_tables_RB, rows.stale)
             mask_R11C = _may_see(rows.positions_R1, key_RKCD.shape[2], rule)[:, None, None, :]
             sinks_KG1 = _sinks(rule, num_kv_heads, num_queries=1)
-            out = _attend(query_RKGD, key_RKCD, value_RKCE, mask_R11C, sinks_KG1, rule)
+            losses = _losses(rows.positions_R1.unsqueeze(2), key_RKCD.shape[2], rule, num_kv_heads)
+            out = _attend(query_RKGD, key_RKCD, value_RKCE, mask_R11C, sinks_KG1, losses, rule)
             out_THE[rows.token_rows_R] = out.flatten(1, 2)
 
         for piece in self.pieces:
@@ -77,7 +92,8 @@ class ReferenceStep:
             value_1KCE = _gather(value_pool, piece.block_table_1B, piece.stale)
             mask_QC = _may_see(piece.positions_Q1, key_1KCD.shape[2], rule).repeat(num_heads // num_kv_heads, 1)
             sinks_KQ1 = _sinks(rule, num_kv_heads, num_queries=num_queries)
-            out = _attend(query_1KQD, key_1KCD, value_1KCE, mask_QC, sinks_KQ1, rule)
+            losses = _losses(piece.positions_Q1.unsqueeze(0), key_1KCD.shape[2], rule, num_kv_heads)
+            out = _attend(query_1KQD, key_1KCD, value_1KCE, mask_QC, sinks_KQ1, losses, rule)
             out_KGQE = out.reshape(num_kv_heads, num_heads // num_kv_heads, num_queries, -1)
             out_THE[piece.start : piece.stop] = out_KGQE.permute(2, 0, 1, 3).flatten(1, 2)
         return out_THE
@@ -85,6 +101,11 @@ class ReferenceStep:
 
 class ReferenceAttention:
     """The backend of plain torch, exact in fp32. Decode rows are gathered up to the longest context among them."""
+
+    name = "reference"
+
+    def accept(self, rule: AttentionRule, spec: LayerKvSpec) -> AttentionRule:
+        return rule
 
     def prepare(self, batch: ForwardBatch, *, block_size: int) -> ReferenceStep:
         # These reads wait for the device on a GPU. No other backend waits for the device.
@@ -127,7 +148,11 @@ class ReferenceAttention:
                 )
         num_tokens = batch.input_ids_T.shape[0]
         return ReferenceStep(
-            decode=decode, pieces=tuple(pieces), num_tokens=num_tokens, is_whole=starts[-1] == num_tokens
+            decode=decode,
+            pieces=tuple(pieces),
+            num_tokens=num_tokens,
+            is_whole=starts[-1] == num_tokens,
+            kv_places_T=batch.kv_places_T,
         )
 
 
@@ -164,21 +189,36 @@ def _sinks(rule: AttentionRule, num_kv_heads: int, *, num_queries: int) -> torch
     return rule.sinks_H.view(num_kv_heads, -1, 1).repeat_interleave(num_queries, dim=1)
 
 
+def _losses(
+    positions_RQ1: torch.Tensor, num_places: int, rule: AttentionRule, num_kv_heads: int
+) -> torch.Tensor | None:
+    """Return `[R, K, G * Q, C]`, slope * (place - position); None for a rule without slopes."""
+    if rule.slopes_H is None:
+        return None
+    places_C = torch.arange(num_places, device=positions_RQ1.device)
+    distances_RQC = (places_C - positions_RQ1).float()
+    slopes_KG11 = rule.slopes_H.float().view(num_kv_heads, -1, 1, 1)
+    return (slopes_KG11 * distances_RQC[:, None, None]).flatten(2, 3)
+
+
 def _attend(
     query_RKQD: torch.Tensor,
     key_RKCD: torch.Tensor,
     value_RKCE: torch.Tensor,
     mask: torch.Tensor,
     sinks_KQ1: torch.Tensor | None,
+    losses_RKQC: torch.Tensor | None,
     rule: AttentionRule,
 ) -> torch.Tensor:
     """Return the attended values `[R, K, Q, E]`; `mask` is bool and broadcasts to `[R, K, Q, C]`."""
-    if rule.softcap is None and sinks_KQ1 is None:
+    if rule.softcap is None and sinks_KQ1 is None and losses_RKQC is None:
         mask = mask.expand(query_RKQD.shape[0], 1, query_RKQD.shape[2], key_RKCD.shape[2])
         return scaled_dot_product_attention(query_RKQD, key_RKCD, value_RKCE, attn_mask=mask, scale=rule.scaling)
     scores = torch.matmul(query_RKQD, key_RKCD.transpose(2, 3)).float() * rule.scaling
     if rule.softcap is not None:
         scores = torch.tanh(scores / rule.softcap) * rule.softcap
+    if losses_RKQC is not None:
+        scores = scores + losses_RKQC
     scores = scores.masked_fill(~mask, float("-inf"))
     if sinks_KQ1 is None:
         weights = scores.softmax(dim=-1)

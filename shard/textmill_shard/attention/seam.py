@@ -24,13 +24,11 @@ class StepContext:
 
     backend: AttentionBackend
     pool: KvPool | None = None
-    kv_places_T: torch.Tensor | None = None
     is_long_rope_T: torch.Tensor | None = None  # bool; None where the model has one rotary table
     attention: AttentionStep | None = None
 
     def begin(self, batch: ForwardBatch) -> None:
         assert self.pool is not None, "allocate_kv comes before forward"
-        self.kv_places_T = batch.kv_places_T
         self.is_long_rope_T = batch.is_long_rope_T
         self.attention = self.backend.prepare(batch, block_size=self.pool.block_size)
 
@@ -48,15 +46,12 @@ class PagedLayer:
 
         A flat batch has B = 1. Decode rows of a model with states have n = 1.
         """
-        pool, places_T, attention = self.context.pool, self.context.kv_places_T, self.context.attention
+        pool, attention = self.context.pool, self.context.attention
         assert pool is not None
-        assert places_T is not None, "begin comes before the forward"
-        assert attention is not None
+        assert attention is not None, "begin comes before the forward"
         key_pool, value_pool = pool.keys[self.index], pool.values[self.index]
-        key_THD, value_THE = key.transpose(1, 2).flatten(0, 1), value.transpose(1, 2).flatten(0, 1)
-        key_pool.flatten(0, 1).index_copy_(0, places_T, key_THD.to(key_pool.dtype))
-        value_pool.flatten(0, 1).index_copy_(0, places_T, value_THE.to(value_pool.dtype))
-        query_THD = query.transpose(1, 2).flatten(0, 1)
+        query_THD, key_TKD, value_TKE = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+        query_THD = attention.write(query_THD, key_TKD, value_TKE, key_pool, value_pool, None)
         out_THE = attention.attend(query_THD, key_pool, value_pool, self.rule)
         return out_THE.view(query.shape[0], query.shape[2], *out_THE.shape[1:])
 

@@ -3,8 +3,6 @@
 from typing import Any
 
 from textmill_shard.attention.base import AttentionBackend
-from textmill_shard.attention.cpu import CpuAttention
-from textmill_shard.attention.reference import ReferenceAttention
 from textmill_shard.attention.seam import PAGED_ATTENTION, PagedLayer, StepContext, attach_layer, register_attention
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.layers.module_swaps import swap_modules
@@ -56,8 +54,7 @@ def arrange_plain(filled: FilledModel, options: LayoutOptions) -> Layout:
 def _arrange(filled: FilledModel, options: LayoutOptions, probe: ProbeResult, swaps: dict[str, int]) -> Layout:
     model, device = filled.model, filled.device
     specs = tuple(layer.spec for layer in probe.layers)
-    backend: AttentionBackend = ReferenceAttention() if options.kernels is None else CpuAttention(options.kernels)
-    context = _attach(model, probe, backend, rope_border=filled.rope_border)
+    context = _attach(model, probe, options.attention, rope_border=filled.rope_border)
     tap = DecoderTap(find_decoder(model))
     if not probe.states:
         flat = TransformersDecoder(model, context, tap, device=device, has_own_threads=bool(swaps))
@@ -83,7 +80,8 @@ def _attach(model: Any, probe: ProbeResult, backend: AttentionBackend, *, rope_b
     register_attention()
     model.set_attn_implementation(PAGED_ATTENTION)
     for index, layer in enumerate(probe.layers):
-        attach_layer(layer.module, PagedLayer(context=context, index=index, rule=layer.rule))
+        rule = backend.accept(layer.rule, layer.spec)
+        attach_layer(layer.module, PagedLayer(context=context, index=index, rule=rule))
     return context
 
 
@@ -93,6 +91,8 @@ def _why_not_native(filled: FilledModel, options: LayoutOptions) -> str | None:
         return "there are no native kernels"
     if not options.wants_native_decoder:
         return "it is switched off"
+    if options.attention.name != "cpu":
+        return f"attention is computed by the backend {options.attention.name}"
     if options.num_ranks > 1:
         return "the model is divided among ranks"
     if filled.rope_border is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from textmill_shard.attention.base import AttentionBackend
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.model.kv_pool import LayerKvSpec
 from textmill_shard.model.runner import StepDecoder
@@ -78,6 +79,7 @@ class LayoutOptions:
     num_slots: int
     num_ranks: int
     kernels: Kernels | None
+    attention: AttentionBackend
     wants_native_decoder: bool
     disabled_swaps: tuple[str, ...] = ()  # of module_swaps.SWAPS
 

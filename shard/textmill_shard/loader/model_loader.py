@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 
 from textmill_shard.distributed.parallel import TensorParallel
-from textmill_shard.errors import ModelFilesError
+from textmill_shard.errors import BackendRefused, ModelFilesError
 from textmill_shard.heap import trim_heap
 from textmill_shard.layouts.attempts import DECODER_ATTEMPTS, ENCODER_ATTEMPTS
+from textmill_shard.layouts.attention_choice import choose_attention
 from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions
 from textmill_shard.layouts.rope_tables import find_rope_border, fix_dynamic_tables, longest_dynamic_total
 from textmill_shard.loader.encoder_facts import find_encoder_facts, reads_with_encoder
@@ -27,6 +28,8 @@ from textmill_shard.probing.start_check import PROBE_TEXTS, can_project, check_a
 
 log = logging.getLogger(__name__)
 
+LAYOUTS_WITH_BACKENDS = ("flat", "state")  # the others attend in the model's own code
+
 
 def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorParallel | None = None) -> ModelRunner:
     """Return a runner that still needs `allocate_kv`. Raises ModelError with a sentence for the operator."""
@@ -35,12 +38,20 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
     source = _read(options, parallel or TensorParallel())
     end_ids = find_end_ids(source.folder)
     kernels = _load_kernels(options, source)
+    attention = choose_attention(
+        options.attention_backend,
+        device=source.device,
+        dtype=source.dtype,
+        block_size=options.block_size,
+        kernels=kernels,
+    )
     choice = choose_layout(
         ENCODER_ATTEMPTS if reads_with_encoder(source.config) else DECODER_ATTEMPTS,
         LayoutOptions(
             num_slots=options.num_slots,
             num_ranks=source.parallel.world_size,
             kernels=kernels,
+            attention=attention,
             wants_native_decoder=options.native_decoder,
             disabled_swaps=options.disabled_swaps,
         ),
@@ -49,13 +60,18 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
             filled, layout, options=options, source=source, end_ids=end_ids, kernels=kernels
         ),
     )
+    if options.attention_backend is not None and choice.layout.name not in LAYOUTS_WITH_BACKENDS:
+        raise BackendRefused(
+            f"--attention-backend {options.attention_backend}: models of type {source.config.model_type} attend in "
+            "their own code: leave the flag out"
+        )
     runner = choice.runner
     end_ids.log_others(runner.facts.vocab_size)
     warn_of_suppressed(source.folder)
     runner.facts = replace(runner.facts, can_project=can_project(runner, texts=choice.filled.texts))
     trim_heap()
     on_progress("warmup", 1.0)
-    _log_loaded(choice, kernels, load_s=time.monotonic() - started)
+    _log_loaded(choice, kernels, attention.name, load_s=time.monotonic() - started)
     return runner
 
 
@@ -161,7 +177,7 @@ def _make_runner(
     return runner
 
 
-def _log_loaded(choice: Choice, kernels: Kernels | None, *, load_s: float) -> None:
+def _log_loaded(choice: Choice, kernels: Kernels | None, attention: str, *, load_s: float) -> None:
     facts, swaps = choice.runner.facts, choice.layout.swaps
     log.info(
         "model loaded",
@@ -173,6 +189,7 @@ def _log_loaded(choice: Choice, kernels: Kernels | None, *, load_s: float) -> No
             "num_divided_layers": choice.filled.num_divided_layers,
             "native_kernels": None if kernels is None else kernels.features,
             "layout": facts.layout,
+            "attention": attention if facts.layout in LAYOUTS_WITH_BACKENDS else "the model's own",
             "native_decoder": "yes" if choice.why_not_native is None else f"no: {choice.why_not_native}",
             "module_swaps": ", ".join(f"{name} {count}" for name, count in swaps.items()) or "none",
             "load_s": round(load_s, 3),

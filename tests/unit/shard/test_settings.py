@@ -67,6 +67,7 @@ EXAMPLES = {
     "max_step_tokens": ("99", 99),
     "num_threads": ("2", 2),
     "native_cache_dir": ("/c", Path("/c")),
+    "attention_backend": ("flash", "flash"),
     "no_native_kernels": ("true", True),
     "no_native_decoder": ("true", True),
     "trust_remote_code": ("true", True),

@@ -1,0 +1,205 @@
+"""Paged attention over any mix of decode rows and prefill chunks in one launch, with an online softmax.
+
+The method is that of FlashAttention (Dao et al., 2022), over keys and values that stand in blocks. A program computes a
+tile: some queries that follow one another in one sequence, for all query heads that share one key/value head. With more
+than one split, each program reads a part of the context, and `merge_splits` puts the parts together (Flash-Decoding).
+
+Exponentials have the base 2, so scores are multiplied by `LOG2_E`.
+"""
+
+# T tokens, R sequences, H query heads, K key/value heads, G = H // K, D key width, E value width, S splits
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def tanh(x):
+    # exp grows beyond all bounds for large x, and the quotient is then 0.
+    return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+
+
+@triton.jit(
+    # Numbers that differ from batch to batch must not make further variants.
+    do_not_specialize=[
+        *("scaling", "softcap", "window_tokens", "chunk_tokens", "num_sequences", "num_tokens", "table_stride"),
+    ]
+)
+def paged_attention(
+    query,  # [T, H, D], with any strides of tokens and heads
+    key_pool,  # [blocks, BLOCK_SIZE, K, D], contiguous
+    value_pool,  # [blocks, BLOCK_SIZE, K, E], contiguous
+    out,  # [T, H, E] in the query's dtype; with splits [T, H, S, E] float32
+    maxima,  # [T, H, S] float32: highest score of each split; None without splits
+    sums,  # [T, H, S] float32: sum of the exponentials of each split; None without splits
+    tile_sequences,  # [tiles] int32: the sequence of each tile; R stands for the padding behind all sequences
+    query_starts,  # [R + 1] int32
+    context_lens,  # [R] int32
+    block_tables,  # [R, B] int32
+    sinks,  # [H] float32, or None
+    slopes,  # [H] float32, or None
+    scaling,
+    softcap,
+    window_tokens,
+    chunk_tokens,
+    num_sequences,
+    num_tokens,
+    query_token_stride,
+    query_head_stride,
+    table_stride,
+    GROUP: tl.constexpr,  # G
+    KEY_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    KEY_WIDTH: tl.constexpr,  # the next power of two
+    VALUE_WIDTH: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,  # rows of a tile: queries times G, filled up to a power of two
+    PLACES: tl.constexpr,  # keys that a program reads at a time
+    HAS_WINDOW: tl.constexpr,
+    HAS_CHUNK: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    num_kv_heads = tl.num_programs(1)
+    num_splits = tl.num_programs(2)
+    QUERIES: tl.constexpr = ROWS // GROUP
+
+    sequence = tl.load(tile_sequences + tile)
+    is_padding = sequence == num_sequences
+    start = tl.load(query_starts + sequence)
+    stop = tl.load(query_starts + sequence + 1, mask=sequence < num_sequences, other=num_tokens)
+    num_queries = stop - start
+    # Tiles before that of sequence r: as many as its start holds whole tiles, and one for each sequence before.
+    first_query = (tile - start // QUERIES - sequence) * QUERIES
+    if first_query >= num_queries:
+        return
+    context_len = tl.load(context_lens + sequence, mask=sequence < num_sequences, other=0)
+    num_before = context_len - num_queries
+
+    rows = tl.arange(0, ROWS)
+    queries = first_query + rows // GROUP
+    heads = kv_head * GROUP + rows % GROUP
+    is_row = (rows < QUERIES * GROUP) & (queries < num_queries)
+    positions = num_before + queries
+    tokens = (start + queries).to(tl.int64)
+    key_dims = tl.arange(0, KEY_WIDTH)
+    value_dims = tl.arange(0, VALUE_WIDTH)
+
+    query_tile = tl.load(
+        query + (tokens * query_token_stride + heads * query_head_stride)[:, None] + key_dims[None, :],
+        mask=is_row[:, None] & (key_dims < KEY_DIM)[None, :],
+        other=0.0,
+    )
+    if HAS_SLOPES:
+        slope_of_row = tl.load(slopes + heads, mask=is_row, other=0.0)
+
+    # A sink is a score without a value. One of the splits counts it.
+    highest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    if HAS_SINKS:
+        if split == 0:
+            highest = tl.load(sinks + heads, mask=is_row, other=0.0) * LOG2_E
+            total = tl.full([ROWS], 1.0, tl.float32)
+    attended = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
+
+    # The places that the queries of the tile see, cut into equal parts for the splits.
+    first_position = num_before + first_query
+    end = num_before + tl.minimum(first_query + QUERIES, num_queries)
+    begin = 0
+    if HAS_WINDOW:
+        begin = tl.maximum(begin, first_position - window_tokens + 1)
+    if HAS_CHUNK:
+        begin = tl.maximum(begin, first_position - first_position % chunk_tokens)
+    first_turn = begin // PLACES
+    end_turn = tl.where(is_padding, first_turn, tl.cdiv(end, PLACES))  # padding reads nothing, and so becomes zeros
+    if IS_SPLIT:
+        turns_of_split = tl.cdiv(end_turn - first_turn, num_splits)
+        first_turn = first_turn + split * turns_of_split
+        end_turn = tl.minimum(first_turn + turns_of_split, end_turn)
+
+    key_stride = num_kv_heads * KEY_DIM
+    value_stride = num_kv_heads * VALUE_DIM
+    table = block_tables + sequence.to(tl.int64) * table_stride
+    for turn in range(first_turn, end_turn):
+        places = turn * PLACES + tl.arange(0, PLACES)
+        is_place = places < end
+        blocks = tl.load(table + places // BLOCK_SIZE, mask=is_place, other=0).to(tl.int64)
+        pool_rows = blocks * BLOCK_SIZE + places % BLOCK_SIZE
+        keys = tl.load(
+            key_pool + (pool_rows * key_stride + kv_head * KEY_DIM)[:, None] + key_dims[None, :],
+            mask=is_place[:, None] & (key_dims < KEY_DIM)[None, :],
+            other=0.0,
+        )
+        scores = tl.dot(query_tile, tl.trans(keys), input_precision="ieee") * scaling
+        if HAS_SOFTCAP:
+            scores = softcap * tanh(scores / softcap)
+        if HAS_SLOPES:
+            scores += slope_of_row[:, None] * (places[None, :] - positions[:, None]).to(tl.float32)
+        sees = is_row[:, None] & (places[None, :] <= positions[:, None])
+        if HAS_WINDOW:
+            sees &= places[None, :] > positions[:, None] - window_tokens
+        if HAS_CHUNK:
+            sees &= places[None, :] // chunk_tokens == positions[:, None] // chunk_tokens
+        scores = tl.where(sees, scores * LOG2_E, float("-inf"))
+
+        new_highest = tl.maximum(highest, tl.max(scores, axis=1))
+        # A row that has seen nothing yet has the maximum minus infinity, from which nothing may be subtracted.
+        base = tl.where(new_highest == float("-inf"), 0.0, new_highest)
+        weights = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(highest - base)
+        total = total * shrink + tl.sum(weights, axis=1)
+        highest = new_highest
+
+        # Places beyond the context may hold NaN, and a weight of zero times NaN is NaN, so they are read as zeros.
+        values = tl.load(
+            value_pool + (pool_rows * value_stride + kv_head * VALUE_DIM)[:, None] + value_dims[None, :],
+            mask=is_place[:, None] & (value_dims < VALUE_DIM)[None, :],
+            other=0.0,
+        )
+        attended = attended * shrink[:, None]
+        attended = tl.dot(weights.to(values.dtype), values, attended, input_precision="ieee")
+
+    num_heads = num_kv_heads * GROUP
+    out_rows = tokens * num_heads + heads
+    is_value = is_row[:, None] & (value_dims < VALUE_DIM)[None, :]
+    if IS_SPLIT:
+        split_rows = out_rows * num_splits + split
+        tl.store(maxima + split_rows, highest, mask=is_row)
+        tl.store(sums + split_rows, total, mask=is_row)
+        tl.store(out + split_rows[:, None] * VALUE_DIM + value_dims[None, :], attended, mask=is_value)
+    else:
+        attended = attended / tl.where(total == 0.0, 1.0, total)[:, None]
+        tl.store(
+            out + out_rows[:, None] * VALUE_DIM + value_dims[None, :], attended.to(out.dtype.element_ty), mask=is_value
+        )
+
+
+@triton.jit
+def merge_splits(
+    parts,  # [T, H, S, E] float32
+    maxima,  # [T, H, S] float32
+    sums,  # [T, H, S] float32
+    out,  # [T, H, E]
+    VALUE_DIM: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    SPLITS: tl.constexpr,  # S, a power of two
+):
+    row = tl.program_id(0).to(tl.int64)
+    splits = row * SPLITS + tl.arange(0, SPLITS)
+    value_dims = tl.arange(0, VALUE_WIDTH)
+    is_value = value_dims < VALUE_DIM
+    maxima_S = tl.load(maxima + splits)
+    highest = tl.max(maxima_S, axis=0)
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    shrinks_S = tl.exp2(maxima_S - base)
+    total = tl.sum(tl.load(sums + splits) * shrinks_S, axis=0)
+    parts_SE = tl.load(parts + splits[:, None] * VALUE_DIM + value_dims[None, :], mask=is_value[None, :], other=0.0)
+    attended_E = tl.sum(parts_SE * shrinks_S[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)
+    tl.store(out + row * VALUE_DIM + value_dims, attended_E.to(out.dtype.element_ty), mask=is_value)

@@ -1,0 +1,61 @@
+"""The kernels that the layers and the attention of a GPU call. `kernels.py` launches the real ones."""
+
+# T tokens, R sequences, B blocks of the widest table, H query heads, K key/value heads, D key width, E value width
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from textmill_shard.attention.base import AttentionRule, RotaryTables
+from textmill_shard.triton_kernels.tiles import Tile
+
+
+@dataclass(frozen=True, slots=True)
+class PagedIndices:
+    """Where the sequences of a step stand, on the device. The same for all layers of the step."""
+
+    query_starts: torch.Tensor  # [R + 1] int32
+    context_lens_R: torch.Tensor  # int32
+    block_tables_RB: torch.Tensor  # int32
+
+
+@dataclass(frozen=True, slots=True)
+class TileMap:
+    """The tiles that cover the queries of a step, and the sequence of each tile."""
+
+    tile: Tile
+    sequences: torch.Tensor  # [tiles] int32; R stands for the padding behind all sequences
+
+
+class DeviceKernels(Protocol):
+    """The kernels of one GPU. A call launches work on the current stream and waits for nothing."""
+
+    def write_kv(
+        self,
+        query_THD: torch.Tensor,
+        key_TKD: torch.Tensor,
+        value_TKE: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        *,
+        places_T: torch.Tensor,
+        tables: RotaryTables | None,
+    ) -> torch.Tensor:
+        """Write keys and values to their places in the pools `[blocks, block_size, K, D or E]`.
+
+        Returns the queries `[T, H, D]`. With tables, queries and keys are turned first.
+        """
+        ...
+
+    def attention(
+        self,
+        query_THD: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        indices: PagedIndices,
+        tiles: TileMap,
+        rule: AttentionRule,
+    ) -> torch.Tensor:
+        """Return the attended values `[T, H, E]` in the query's dtype, with zeros for padding."""
+        ...

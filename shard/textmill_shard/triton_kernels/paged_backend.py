@@ -1,0 +1,89 @@
+"""The attention backend of a GPU: one launch per layer for any mix of decode rows and prefill chunks."""
+
+# T tokens of the step, H query heads, K key/value heads, D key width, E value width
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from textmill_shard.attention.base import AttentionRule, RotaryTables
+from textmill_shard.errors import BackendRefused
+from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.kv_pool import LayerKvSpec
+from textmill_shard.triton_kernels.interface import DeviceKernels, PagedIndices, TileMap
+from textmill_shard.triton_kernels.tile_map import map_tiles
+from textmill_shard.triton_kernels.tiles import Tile, attention_tile
+
+MAX_HEAD_DIM = 256  # wider heads do not fit the shared memory of a multiprocessor
+
+
+@dataclass(frozen=True, slots=True)
+class PagedStep:
+    """The indices of one step, and the maps of its tiles, which layers of equal sizes share."""
+
+    kernels: DeviceKernels
+    indices: PagedIndices
+    kv_places_T: torch.Tensor  # int64
+    max_query_len: int
+    tile_maps: dict[tuple[Tile, int], TileMap] = field(default_factory=dict)  # by tile and query heads per key head
+
+    def write(
+        self,
+        query_THD: torch.Tensor,
+        key_TKD: torch.Tensor,
+        value_TKE: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        tables: RotaryTables | None,
+    ) -> torch.Tensor:
+        return self.kernels.write_kv(
+            query_THD, key_TKD, value_TKE, key_pool, value_pool, places_T=self.kv_places_T, tables=tables
+        )
+
+    def attend(
+        self, query_THD: torch.Tensor, key_pool: torch.Tensor, value_pool: torch.Tensor, rule: AttentionRule
+    ) -> torch.Tensor:
+        group = query_THD.shape[1] // key_pool.shape[2]
+        tile = attention_tile(
+            itemsize=query_THD.dtype.itemsize,
+            group=group,
+            key_dim=key_pool.shape[3],
+            value_dim=value_pool.shape[3],
+            max_query_len=self.max_query_len,
+        )
+        tiles = self.tile_maps.get((tile, group))
+        if tiles is None:
+            tiles = map_tiles(self.indices.query_starts, tile, group=group, num_tokens=query_THD.shape[0])
+            self.tile_maps[tile, group] = tiles
+        query_THD = query_THD.to(key_pool.dtype)
+        return self.kernels.attention(query_THD, key_pool, value_pool, self.indices, tiles, rule)
+
+
+class PagedAttention:
+    """The backend for pools on a GPU. Rows beyond the last sequence come out as zeros."""
+
+    name = "triton"
+
+    def __init__(self, kernels: DeviceKernels) -> None:
+        self._kernels = kernels
+
+    def accept(self, rule: AttentionRule, spec: LayerKvSpec) -> AttentionRule:
+        if max(spec.key_dim, spec.value_dim) > MAX_HEAD_DIM:
+            raise BackendRefused(
+                f"--attention-backend triton computes heads of at most {MAX_HEAD_DIM} dims, and a layer of this model "
+                f"has {max(spec.key_dim, spec.value_dim)}: --attention-backend reference"
+            )
+        return replace(rule, sinks_H=_vector(rule.sinks_H), slopes_H=_vector(rule.slopes_H))
+
+    def prepare(self, batch: ForwardBatch, *, block_size: int) -> PagedStep:
+        return PagedStep(
+            kernels=self._kernels,
+            indices=PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB),
+            kv_places_T=batch.kv_places_T,
+            max_query_len=batch.max_query_len,
+        )
+
+
+def _vector(numbers_H: torch.Tensor | None) -> torch.Tensor | None:
+    """Return numbers of heads as the kernels read them."""
+    return None if numbers_H is None else numbers_H.detach().float().contiguous()

@@ -1,0 +1,58 @@
+"""How large the tiles of the attention kernel are, and into how many parts a context is split. Plain arithmetic."""
+
+from dataclasses import dataclass
+
+LEAST_ROWS = 16  # rows of the smallest matrix product of the tensor cores
+MAX_SPLITS = 32
+PROGRAMS_PER_MULTIPROCESSOR = 2  # with fewer programs than this, contexts are split
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The work of one program of the attention kernel, and the means with which the program does the work."""
+
+    rows: int  # queries times query heads of a key/value head, a power of two
+    places: int  # keys that are read at a time
+    num_warps: int
+    num_stages: int  # reads of keys and values that are under way together
+
+    def num_queries(self, group: int) -> int:
+        """Return the queries of a tile where `group` query heads share a key/value head."""
+        return self.rows // group
+
+
+def attention_tile(*, itemsize: int, group: int, key_dim: int, value_dim: int, max_query_len: int) -> Tile:
+    """Return the tile for queries of `itemsize` bytes an element.
+
+    Steps of decode rows take the smallest tile, because more rows would stay empty. Longer chunks take a large tile,
+    because each key that is read then serves more queries.
+    """
+    least_rows = max(LEAST_ROWS, power_of_two(group))
+    is_wide = max(key_dim, value_dim) > 128
+    is_small = max_query_len * group <= least_rows
+    if itemsize == 4:  # without tensor cores, and with keys of twice the bytes
+        rows = least_rows if is_small else max(least_rows, 32)
+        return Tile(rows=rows, places=16 if is_wide else 32, num_warps=4 if is_small else 8, num_stages=2)
+    if is_small:
+        return Tile(rows=least_rows, places=32 if is_wide else 64, num_warps=4 if least_rows < 64 else 8, num_stages=3)
+    if is_wide:
+        return Tile(rows=max(least_rows, 64), places=32, num_warps=8, num_stages=2)
+    return Tile(rows=max(least_rows, 128), places=32, num_warps=8, num_stages=3)
+
+
+def num_splits(*, num_tiles: int, num_kv_heads: int, num_multiprocessors: int) -> int:
+    """Return the parts of each context, a power of two, so that all multiprocessors have work.
+
+    The number depends on the sizes of the batch, and not on the lengths of contexts, so that a recorded CUDA graph may
+    be replayed with other lengths.
+    """
+    wanted = PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // max(1, num_tiles * num_kv_heads)
+    splits = 1
+    while splits * 2 <= min(wanted, MAX_SPLITS):
+        splits *= 2
+    return splits
+
+
+def power_of_two(number: int) -> int:
+    """Return the smallest power of two that is at least `number`."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,264 @@
+"""The table of the variants of all kernels, from which the launches, the tests and the compile check are made.
+
+A variant is a kernel with the constants for which the compiler makes machine code. `kernels.py` launches with the
+constants that the functions here return, and the tests hold the interpreter and the compiler to the rows of `VARIANTS`.
+This file imports no triton.
+"""
+
+# G query heads per key/value head, D key width, E value width, P rotary width
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+from textmill_shard.triton_kernels.tiles import Tile, attention_tile, power_of_two
+
+Dtype = Literal["bf16", "fp16", "fp32"]
+Score = Literal["window", "chunk", "softcap", "sinks", "slopes"]
+Turn = Literal["none", "half", "interleaved"]
+
+ITEMSIZE: Mapping[Dtype, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+SCORES: tuple[Score, ...] = ("window", "chunk", "softcap", "sinks", "slopes")
+# Fusing a product and a sum into one operation rounds once, and is Triton's choice up to version 3.9.
+COMPILE_OPTIONS = {"enable_fp_fusion": True}
+TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
+BLOCK_SIZE = 16  # tokens of a block in the rows of the table
+LONGEST_CHUNK = 1024  # tokens of a sequence in the chunks of the table
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCase:
+    """What a variant of `paged_attention` is for."""
+
+    dtype: Dtype
+    group: int
+    key_dim: int
+    value_dim: int
+    is_decode: bool  # one query per sequence, else chunks
+    scores: tuple[Score, ...] = ()
+    is_split: bool = False
+
+    @property
+    def tile(self) -> Tile:
+        return attention_tile(
+            itemsize=ITEMSIZE[self.dtype],
+            group=self.group,
+            key_dim=self.key_dim,
+            value_dim=self.value_dim,
+            max_query_len=1 if self.is_decode else LONGEST_CHUNK,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MergeCase:
+    """What a variant of `merge_splits` is for."""
+
+    dtype: Dtype
+    value_dim: int
+    splits: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCase:
+    """What a variant of `write_kv` is for."""
+
+    dtype: Dtype
+    group: int
+    key_dim: int
+    value_dim: int
+    turn: Turn = "none"
+    rotary_dim: int = 0
+
+
+Case = AttentionCase | MergeCase | WriteCase
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One row of the table."""
+
+    kernel: str  # name of the function in `device/`
+    name: str
+    case: Case
+    # Types of the arguments in the order of the kernel, in Triton's words; None is an argument that is left out.
+    types: tuple[str | None, ...]
+    constants: Mapping[str, Any]
+    num_warps: int
+    num_stages: int = 1
+    is_sample: bool = False  # compiled in every run of the tests
+    why_spills: str | None = None  # the reason why registers may overflow into local memory; None: they must not
+
+
+def attention_constants(
+    *,
+    group: int,
+    key_dim: int,
+    value_dim: int,
+    block_size: int,
+    tile: Tile,
+    has_window: bool,
+    has_chunk: bool,
+    has_softcap: bool,
+    has_sinks: bool,
+    has_slopes: bool,
+    is_split: bool,
+) -> dict[str, Any]:
+    """Return the constants of `paged_attention`."""
+    return {
+        "GROUP": group,
+        "KEY_DIM": key_dim,
+        "VALUE_DIM": value_dim,
+        "KEY_WIDTH": _width(key_dim),
+        "VALUE_WIDTH": _width(value_dim),
+        "BLOCK_SIZE": block_size,
+        "ROWS": tile.rows,
+        "PLACES": tile.places,
+        "HAS_WINDOW": has_window,
+        "HAS_CHUNK": has_chunk,
+        "HAS_SOFTCAP": has_softcap,
+        "HAS_SINKS": has_sinks,
+        "HAS_SLOPES": has_slopes,
+        "IS_SPLIT": is_split,
+    }
+
+
+def merge_constants(*, value_dim: int, splits: int) -> dict[str, Any]:
+    """Return the constants of `merge_splits`."""
+    return {"VALUE_DIM": value_dim, "VALUE_WIDTH": _width(value_dim), "SPLITS": splits}
+
+
+def write_constants(
+    *, group: int, key_dim: int, value_dim: int, rotary_dim: int, is_interleaved: bool
+) -> dict[str, Any]:
+    """Return the constants of `write_kv`."""
+    return {
+        "GROUP": group,
+        "GROUP_WIDTH": power_of_two(group),
+        "KEY_DIM": key_dim,
+        "VALUE_DIM": value_dim,
+        "KEY_WIDTH": _width(key_dim),
+        "VALUE_WIDTH": _width(value_dim),
+        "ROTARY_DIM": rotary_dim,
+        "IS_INTERLEAVED": is_interleaved,
+    }
+
+
+def _width(dim: int) -> int:
+    """Return the elements that a kernel reads for a dim: a power of two, and enough for a product of tensor cores."""
+    return max(16, power_of_two(dim))
+
+
+def _attention(case: AttentionCase, *, is_sample: bool = False, why_spills: str | None = None) -> Variant:
+    tile = case.tile
+    pointer = f"*{case.dtype}"
+    partial = "*fp32" if case.is_split else None
+    phase = ("decode" if case.is_decode else "chunk") + (", split" if case.is_split else "")
+    options = "".join(f", {score}" for score in case.scores)
+    return Variant(
+        kernel="paged_attention",
+        name=f"{case.dtype}, {case.key_dim}/{case.value_dim}, {case.group} heads a group, {phase}{options}",
+        case=case,
+        types=(
+            *(pointer, pointer, pointer, "*fp32" if case.is_split else pointer, partial, partial),
+            *("*i32", "*i32", "*i32", "*i32"),
+            *("*fp32" if score in case.scores else None for score in ("sinks", "slopes")),
+            *("fp32", "fp32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"),
+        ),
+        constants=attention_constants(
+            group=case.group,
+            key_dim=case.key_dim,
+            value_dim=case.value_dim,
+            block_size=BLOCK_SIZE,
+            tile=tile,
+            has_window="window" in case.scores,
+            has_chunk="chunk" in case.scores,
+            has_softcap="softcap" in case.scores,
+            has_sinks="sinks" in case.scores,
+            has_slopes="slopes" in case.scores,
+            is_split=case.is_split,
+        ),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        is_sample=is_sample,
+        why_spills=why_spills,
+    )
+
+
+def _merge(case: MergeCase, *, is_sample: bool = False) -> Variant:
+    return Variant(
+        kernel="merge_splits",
+        name=f"{case.dtype}, {case.value_dim}, {case.splits} splits",
+        case=case,
+        types=("*fp32", "*fp32", "*fp32", f"*{case.dtype}"),
+        constants=merge_constants(value_dim=case.value_dim, splits=case.splits),
+        num_warps=4,
+        is_sample=is_sample,
+    )
+
+
+def _write(case: WriteCase, *, is_sample: bool = False) -> Variant:
+    pointer = f"*{case.dtype}"
+    turned = None if case.turn == "none" else pointer
+    turn = "no turn" if case.turn == "none" else f"{case.turn} turn of {case.rotary_dim}"
+    return Variant(
+        kernel="write_kv",
+        name=f"{case.dtype}, {case.key_dim}/{case.value_dim}, {case.group} heads a group, {turn}",
+        case=case,
+        types=(
+            *(pointer, pointer, pointer, turned, pointer, pointer, "*i64", turned, turned),
+            *("i32",) * 7,
+        ),
+        constants=write_constants(
+            group=case.group,
+            key_dim=case.key_dim,
+            value_dim=case.value_dim,
+            rotary_dim=case.rotary_dim,
+            is_interleaved=case.turn == "interleaved",
+        ),
+        num_warps=1,
+        is_sample=is_sample,
+    )
+
+
+# Key and value width of the models that are served: 64 (small models), 80 (StableLM, Phi-2), 96 (Phi-3), 128 (most),
+# 192/128 (DeepSeek), 256 (Gemma).
+_WIDTHS = ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256))
+_DTYPES: tuple[Dtype, ...] = ("bf16", "fp16", "fp32")
+
+
+def _attention_rows() -> Sequence[Variant]:
+    rows = []
+    for dtype, (key_dim, value_dim), is_decode in product(_DTYPES, _WIDTHS, (True, False)):
+        if dtype == "fp16" and (key_dim, value_dim) != (128, 128):
+            continue  # the machine code of fp16 is that of bf16 with another number format
+        case = AttentionCase(dtype, 4, key_dim, value_dim, is_decode)
+        rows.append(_attention(case, is_sample=dtype == "bf16" and key_dim in (64, 128)))
+    for scores, is_decode in product((*((score,) for score in SCORES), SCORES), (True, False)):
+        case = AttentionCase("bf16", 4, 128, 128, is_decode, scores)
+        rows.append(_attention(case, is_sample=len(scores) > 1))
+    rows += [_attention(AttentionCase("bf16", group, 128, 128, True)) for group in (1, 3, 7, 16, 50)]
+    rows += [_attention(AttentionCase("bf16", group, 128, 128, False)) for group in (1, 7)]
+    for key_dim, value_dim in _WIDTHS:
+        case = AttentionCase("bf16", 4, key_dim, value_dim, True, is_split=True)
+        rows.append(_attention(case, is_sample=key_dim == 128))
+    rows.append(_attention(AttentionCase("bf16", 4, 128, 128, True, SCORES, is_split=True)))
+    rows.append(_attention(AttentionCase("fp32", 4, 128, 128, True, is_split=True)))
+    return rows
+
+
+def _write_rows() -> Sequence[Variant]:
+    rows = [_write(WriteCase(dtype, 4, 128, 128, "half", 128), is_sample=dtype == "bf16") for dtype in _DTYPES]
+    rows += [_write(WriteCase("bf16", 4, key_dim, value_dim)) for key_dim, value_dim in ((128, 128), (192, 128))]
+    rows += [_write(WriteCase("bf16", 1, 80, 80, "half", 32)), _write(WriteCase("bf16", 7, 64, 64, "half", 64))]
+    rows += [_write(WriteCase("bf16", 16, 128, 128, "interleaved", 64), is_sample=True)]
+    rows += [_write(WriteCase("bf16", 4, 256, 256, "half", 256))]
+    return rows
+
+
+VARIANTS: tuple[Variant, ...] = (
+    *_attention_rows(),
+    *(_merge(MergeCase("bf16", dim, splits)) for dim, splits in ((64, 2), (128, 8), (128, 32), (256, 32))),
+    _merge(MergeCase("fp32", 128, 16), is_sample=True),
+    *_write_rows(),
+)

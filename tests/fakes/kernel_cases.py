@@ -1,0 +1,108 @@
+"""Runs Triton's interpreter on paged batches, beside the plain torch that each kernel must agree with.
+
+The interpreter computes on the CPU, and is exact in fp32. `tests/conftest.py` switches the interpreter on.
+"""
+
+# T tokens, R sequences, H query heads, K key/value heads, D key width, E value width
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from textmill_shard.attention.base import AttentionRule
+from textmill_shard.attention.reference import ReferenceAttention
+from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
+from textmill_shard.triton_kernels.interface import DeviceKernels, PagedIndices
+from textmill_shard.triton_kernels.tile_map import map_tiles
+from textmill_shard.triton_kernels.tiles import Tile
+
+from tests.fakes.native_cases import Piece
+
+H100_MULTIPROCESSORS = 132
+# Decode rows and chunks with contexts on both sides of the borders of blocks and tiles, and rows without a query.
+DECODES = (Piece(0, 1), Piece(15, 1), Piece(63, 1), Piece(20, 0), Piece(64, 1), Piece(0, 0), Piece(130, 1))
+MIXED = (*DECODES, Piece(0, 35), Piece(40, 0), Piece(61, 7), Piece(120, 20), Piece(5, 2))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of an attention layer."""
+
+    group: int
+    key_dim: int
+    value_dim: int
+    num_kv_heads: int = 2
+    block_size: int = 16
+
+
+@cache
+def interpreted_kernels(num_multiprocessors: int = 1) -> DeviceKernels:
+    """Return the kernels as the interpreter runs them. With one multiprocessor no context is split."""
+    from textmill_shard.triton_kernels.kernels import TritonKernels  # imports triton
+
+    return TritonKernels(num_multiprocessors=num_multiprocessors)
+
+
+def run_attention(
+    shape: Shape,
+    tile: Tile,
+    rule: AttentionRule,
+    *,
+    pieces: Sequence[Piece] = MIXED,
+    num_multiprocessors: int = 1,
+    num_padding: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the results of the kernel and of the reference, each `[T, H, E]`, in fp32."""
+    generator = torch.Generator().manual_seed(7)
+    lens = [piece.before + piece.count for piece in pieces]
+    num_blocks = [-(-length // shape.block_size) for length in lens]
+    scratch = sum(num_blocks)
+    tables = torch.randperm(scratch, generator=generator).split(num_blocks)
+    rows = [
+        SyntheticRow(
+            ids_n=torch.zeros(piece.count, dtype=torch.int64),
+            blocks=table.tolist(),
+            start=piece.before,
+            num_logits=min(1, piece.count),
+        )
+        for piece, table in zip(pieces, tables, strict=True)
+    ]
+    batch = synthetic_batch(rows, block_size=shape.block_size, scratch_block=scratch, num_padding=num_padding)
+    # Places that no context owns hold NaN, because no result may depend on these places.
+    pools = []
+    for dim in (shape.key_dim, shape.value_dim):
+        pool = torch.full((scratch + 1, shape.block_size, shape.num_kv_heads, dim), torch.nan)
+        for length, table in zip(lens, tables, strict=True):
+            positions = torch.arange(length)
+            places = table[positions // shape.block_size] * shape.block_size + positions % shape.block_size
+            pool.flatten(0, 1)[places] = torch.randn(length, shape.num_kv_heads, dim, generator=generator)
+        pools.append(pool)
+    num_tokens, num_heads = len(batch.input_ids_T), shape.group * shape.num_kv_heads
+    # The queries of a fused projection lie beside keys and values, and the heads come before the tokens.
+    query_THD = torch.randn(num_heads, num_tokens, shape.key_dim + 3, generator=generator)[..., 3:].transpose(0, 1)
+    expected_THE = ReferenceAttention().prepare(batch, block_size=shape.block_size).attend(query_THD, *pools, rule)
+    indices = PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB)
+    tiles = map_tiles(batch.query_starts, tile, group=shape.group, num_tokens=num_tokens)
+    out_THE = interpreted_kernels(num_multiprocessors).attention(query_THD, *pools, indices, tiles, rule)
+    return out_THE, expected_THE
+
+
+def error_of(both: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """Return the largest difference, relative to the largest expected value."""
+    out, expected = both
+    assert out.shape == expected.shape
+    return float((out.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+def rule_of(scores: Sequence[str], shape: Shape) -> AttentionRule:
+    """Return a rule with the options of these names (`variants.SCORES`), with numbers that change each result."""
+    num_heads = shape.group * shape.num_kv_heads
+    return AttentionRule(
+        scaling=shape.key_dim**-0.5,
+        window_tokens=40 if "window" in scores else None,
+        chunk_tokens=48 if "chunk" in scores else None,
+        softcap=1.5 if "softcap" in scores else None,
+        sinks_H=torch.linspace(-20.0, 4.0, num_heads) if "sinks" in scores else None,
+        slopes_H=torch.linspace(0.001, 0.5, num_heads) if "slopes" in scores else None,
+    )

@@ -1,0 +1,113 @@
+"""Compiles variants of the kernels to machine code, and reads from the machine code which means a program takes.
+
+No GPU is needed: Triton brings the assembler and `cuobjdump`. A process of Triton's interpreter cannot compile, so the
+tests run this file as a process of its own: numbers of variants and targets come as JSON on the standard input, and one
+line of JSON per variant and target goes to the standard output.
+"""
+
+import hashlib
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from textmill_shard import triton_kernels
+from textmill_shard.triton_kernels.variants import COMPILE_OPTIONS, VARIANTS, Variant
+
+DEVICE_FOLDER = Path(triton_kernels.__file__).parent / "device"
+CUOBJDUMP_LIMIT_S = 60
+# Files of `device/` with the kernels in them.
+KERNEL_FILES = {"paged_attention": "attention", "merge_splits": "attention", "write_kv": "kv_write"}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The means that one variant takes on one target."""
+
+    variant: int  # place in VARIANTS
+    target: int  # compute capability
+    registers: int  # of a thread
+    local_bytes: int  # of a thread: what does not fit into registers
+    shared_bytes: int  # of a program
+
+
+def compile_for(number: int, target: int) -> Usage:
+    """Compile a variant for a target. Triton's errors pass through."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    variant = VARIANTS[number]
+    module = importlib.import_module(f"textmill_shard.triton_kernels.device.{KERNEL_FILES[variant.kernel]}")
+    function = getattr(module, variant.kernel)
+    signature, constants = _signature(function, variant)
+    # Launches find pointers and strides to be multiples of 16 bytes or elements; other numbers are not specialised.
+    rounded = {
+        (place,): [["tt.divisibility", 16]]
+        for place, (name, kind) in enumerate(signature.items())
+        if kind.startswith("*") or (name.endswith("stride") and name != "table_stride")
+    }
+    compiled: Any = triton.compile(
+        ASTSource(fn=function, signature=signature, constexprs=constants, attrs=rounded),
+        target=GPUTarget("cuda", target, 32),
+        options={"num_warps": variant.num_warps, "num_stages": variant.num_stages, **COMPILE_OPTIONS},
+    )
+    found = _resource_usage(compiled.asm["cubin"], triton.knobs.nvidia.cuobjdump.path)
+    return Usage(
+        variant=number,
+        target=target,
+        registers=found["REG"],
+        local_bytes=found["LOCAL"] + found["STACK"],
+        shared_bytes=compiled.metadata.shared,
+    )
+
+
+def _signature(function: Any, variant: Variant) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the type of each argument, and the values of those that are constants."""
+    names = function.arg_names
+    constants = dict(variant.constants)
+    assert len(variant.types) + len(constants) == len(names), f"{variant.kernel} has the arguments {names}"
+    signature: dict[str, str] = {}
+    for name, kind in zip(names, (*variant.types, *("constexpr" for _ in variant.constants)), strict=True):
+        signature[name] = kind or "constexpr"
+        if kind is None:
+            constants[name] = None
+    return signature, constants
+
+
+def _resource_usage(machine_code: bytes, cuobjdump: str) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(machine_code)
+        file.flush()
+        printed = subprocess.run(
+            [cuobjdump, "--dump-resource-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=CUOBJDUMP_LIMIT_S,
+        ).stdout
+    return {name: int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", printed)}
+
+
+def source_digest(variant: Variant) -> str:
+    """Return a digest of all that the machine code of a variant depends on, but for the target."""
+    import triton
+
+    digest = hashlib.blake2b(f"{triton.__version__} {variant!r} {COMPILE_OPTIONS}".encode(), digest_size=16)
+    for source in (DEVICE_FOLDER / f"{KERNEL_FILES[variant.kernel]}.py", Path(__file__)):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def main() -> None:
+    for number, target in json.load(sys.stdin):
+        print(json.dumps(asdict(compile_for(number, target))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The backend that is asked for is taken or refused with a sentence, and without a wish the device decides."""
+
+import logging
+import shutil
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from textmill_shard.attention.base import AttentionRule
+from textmill_shard.errors import WRONG_SETTING, BackendRefused, exit_code_of
+from textmill_shard.layouts.attention_choice import choose_attention
+from textmill_shard.model.kv_pool import LayerKvSpec
+
+from tests.fakes.native_cases import native_kernels
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+KERNELS_FILE = "textmill_shard.triton_kernels.kernels"
+
+
+def chosen(asked: str | None, device: torch.device) -> str:
+    kernels = native_kernels() if device.type == "cpu" else None
+    backend = choose_attention(asked, device=device, dtype=torch.bfloat16, block_size=16, kernels=kernels)
+    return backend.name
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch tell the facts of an H100."""
+    facts = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, "cpu"), ("reference", "reference")])
+def test_backends_of_a_cpu(asked: str | None, expected: str) -> None:
+    assert chosen(asked, CPU) == expected
+
+
+def test_a_cpu_without_native_kernels_takes_the_reference() -> None:
+    backend = choose_attention(None, device=CPU, dtype=torch.float32, block_size=16, kernels=None)
+    assert backend.name == "reference"
+
+
+@pytest.mark.parametrize("asked", ["triton", "flash"])
+def test_backends_of_a_gpu_are_refused_on_a_cpu(asked: str) -> None:
+    message = f"--attention-backend {asked} computes on a GPU, .* leave the flag out"
+    with pytest.raises(BackendRefused, match=message) as refused:
+        chosen(asked, CPU)
+    assert exit_code_of(refused.value) == WRONG_SETTING
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("asked", "expected"), [(None, "triton"), ("triton", "triton"), ("reference", "reference")])
+def test_backends_of_a_gpu(asked: str | None, expected: str) -> None:
+    assert chosen(asked, GPU) == expected
+
+
+def test_flash_is_refused_where_it_is_not_installed() -> None:
+    with pytest.raises(BackendRefused, match="flash_attn_interface or flash_attn"):
+        chosen("flash", GPU)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_without_triton_the_reference_computes_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, KERNELS_FILE, None)  # as if the import of triton failed
+    with caplog.at_level(logging.WARNING):
+        assert chosen(None, GPU) == "reference"
+    assert "gathers whole contexts" in caplog.text
+    with pytest.raises(BackendRefused, match="--attention-backend triton cannot be had: the package triton"):
+        chosen("triton", GPU)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_triton_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(BackendRefused, match="needs a C compiler at run time, and none is installed: gcc, clang, cc"):
+        chosen("triton", GPU)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_heads_that_the_kernel_cannot_hold_are_refused() -> None:
+    backend = choose_attention(None, device=GPU, dtype=torch.bfloat16, block_size=16, kernels=None)
+    with pytest.raises(BackendRefused, match="heads of at most 256 dims, and a layer of this model has 512"):
+        backend.accept(AttentionRule(scaling=1.0), LayerKvSpec(1, 512, 256))
+
+
+def test_native_attention_refuses_slopes() -> None:
+    backend = choose_attention(None, device=CPU, dtype=torch.float32, block_size=16, kernels=native_kernels())
+    with pytest.raises(BackendRefused, match="knows no slopes"):
+        backend.accept(AttentionRule(scaling=1.0, slopes_H=torch.zeros(2)), LayerKvSpec(1, 8, 8))

@@ -1,0 +1,96 @@
+"""The attention kernel agrees with the reference in Triton's interpreter, for each row of the table of variants.
+
+The tiles are those of the row, and the numbers are fp32: other numbers than fp32 the interpreter multiplies wrongly.
+"""
+
+import pytest
+import torch
+from textmill_shard.attention.base import AttentionRule
+from textmill_shard.triton_kernels.tiles import attention_tile
+from textmill_shard.triton_kernels.variants import SCORES, VARIANTS, AttentionCase, MergeCase, Variant
+
+from tests.fakes.kernel_cases import (
+    DECODES,
+    H100_MULTIPROCESSORS,
+    MIXED,
+    Shape,
+    error_of,
+    rule_of,
+    run_attention,
+)
+from tests.fakes.native_cases import Piece
+
+# Sums in another order differ by a few of the 2**-24 that fp32 rounds by, relative to the largest value.
+TOLERANCE = 2e-6
+ROWS = [variant for variant in VARIANTS if isinstance(variant.case, AttentionCase)]
+
+
+@pytest.mark.parametrize("variant", ROWS, ids=lambda variant: variant.name)
+def test_each_variant_of_the_table_agrees_with_the_reference(variant: Variant) -> None:
+    case = variant.case
+    assert isinstance(case, AttentionCase)
+    shape = Shape(case.group, case.key_dim, case.value_dim, num_kv_heads=1)
+    both = run_attention(
+        shape,
+        case.tile,
+        rule_of(case.scores, shape),
+        pieces=DECODES if case.is_decode else MIXED,
+        num_multiprocessors=8 if case.is_split else 1,  # 8 make two splits of each context
+    )
+    assert error_of(both) < TOLERANCE
+
+
+def test_the_table_has_each_option_alone_and_all_together() -> None:
+    found = {variant.case.scores for variant in ROWS if isinstance(variant.case, AttentionCase)}
+    assert found == {(), *((score,) for score in SCORES), SCORES}
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_each_option_changes_the_result(score: str) -> None:
+    """An option that neither the kernel nor the reference computed would agree with itself."""
+    shape = Shape(group=2, key_dim=16, value_dim=16)
+    tile = attention_tile(itemsize=4, group=2, key_dim=16, value_dim=16, max_query_len=1)
+    plain, _ = run_attention(shape, tile, rule_of((), shape), pieces=DECODES)
+    changed, _ = run_attention(shape, tile, rule_of((score,), shape), pieces=DECODES)
+    assert float((plain - changed).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("num_multiprocessors", [1, H100_MULTIPROCESSORS])
+@pytest.mark.parametrize("scores", [(), SCORES])
+def test_contexts_of_one_and_of_five_thousand_tokens(num_multiprocessors: int, scores: tuple[str, ...]) -> None:
+    shape = Shape(group=4, key_dim=64, value_dim=64, num_kv_heads=1)
+    pieces = (Piece(0, 1), Piece(4_999, 1), Piece(4_997, 3))
+    tile = attention_tile(itemsize=2, group=4, key_dim=64, value_dim=64, max_query_len=1)
+    both = run_attention(shape, tile, rule_of(scores, shape), pieces=pieces, num_multiprocessors=num_multiprocessors)
+    assert error_of(both) < TOLERANCE
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 48])
+def test_block_sizes_that_do_not_fit_the_tile(block_size: int) -> None:
+    shape = Shape(group=3, key_dim=24, value_dim=40, block_size=block_size)
+    tile = attention_tile(itemsize=4, group=3, key_dim=24, value_dim=40, max_query_len=70)
+    assert error_of(run_attention(shape, tile, rule_of((), shape))) < TOLERANCE
+
+
+@pytest.mark.parametrize("num_multiprocessors", [1, 48])  # 48 make two splits
+def test_padding_behind_the_sequences_becomes_zeros(num_multiprocessors: int) -> None:
+    shape = Shape(group=4, key_dim=16, value_dim=16)
+    tile = attention_tile(itemsize=2, group=4, key_dim=16, value_dim=16, max_query_len=1)
+    out, expected = run_attention(
+        shape, tile, rule_of(SCORES, shape), pieces=DECODES, num_multiprocessors=num_multiprocessors, num_padding=17
+    )
+    assert error_of((out, expected)) < TOLERANCE
+    assert torch.equal(out[-17:], torch.zeros(17, 8, 16))
+
+
+def test_large_scores_do_not_overflow() -> None:
+    """Scores of some thousands carry an absolute error of 1e-4, which the exponential makes relative."""
+    shape = Shape(group=4, key_dim=64, value_dim=64)
+    tile = attention_tile(itemsize=2, group=4, key_dim=64, value_dim=64, max_query_len=70)
+    assert error_of(run_attention(shape, tile, AttentionRule(scaling=40.0))) < 1e-3
+
+
+def test_splits_of_the_table_are_powers_of_two() -> None:
+    splits = [variant.case.splits for variant in VARIANTS if isinstance(variant.case, MergeCase)]
+    assert splits
+    assert all(number & (number - 1) == 0 for number in splits)

@@ -109,6 +109,7 @@ class GenerationRequest:
     deadline_s: float | None = None  # without a first token by then the request fails; on the clock of `arrival_s`
     cache_salt: bytes = b""
     num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
+    adapter_digest: bytes = b""  # 16 bytes that name a loaded adapter (rule 23); empty = the base model
     shares_prompt_of: RequestId | None = None  # the leader: this request waits until the leader has a token or ends
 
     @property

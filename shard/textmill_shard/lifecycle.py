@@ -204,6 +204,7 @@ def _load(
             kv_cache_bytes=settings.kv_cache_bytes,
             memory_fraction=settings.memory_fraction,
             max_kv_tokens=settings.max_kv_tokens,
+            adapter_bytes=settings.lora_memory_bytes,
             num_replicas=settings.num_replicas,
         ),
         # More bytes for keys and values are not to be had from a smaller step.
@@ -237,6 +238,8 @@ def _load(
         rope_border=facts.rope_border or 0,
         decoder_prompt_ids=facts.decoder_prompt_ids,
         max_encoder_tokens=facts.max_encoder_tokens,
+        adapter_bytes=memory.adapter_bytes,
+        max_adapter_rank=settings.max_lora_rank,
     )
 
 

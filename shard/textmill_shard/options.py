@@ -12,6 +12,7 @@ from typing import Any
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_STEP_TOKENS = 1024
 ATTENTION_BACKENDS = ("triton", "flash", "reference")
+MAX_LORA_RANK = 512
 SWAPS = ("qkv", "gate_up", "packed_linear", "rms_norm")  # see layers/module_swaps.py
 
 
@@ -24,16 +25,17 @@ def text(value: str) -> str:
     return value
 
 
-def integer(low: int) -> Callable[[str], int]:
-    """Take a whole number that is not below `low`."""
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Take a whole number that is not below `low`, and not above `high` where one is given."""
+    wanted = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
 
     def parse(value: str) -> int:
         try:
             number = int(value)
         except ValueError:
-            raise BadValue(f"a whole number >= {low}") from None
-        if number < low:
-            raise BadValue(f"a whole number >= {low}")
+            raise BadValue(wanted) from None
+        if number < low or (high is not None and number > high):
+            raise BadValue(wanted)
         return number
 
     return parse
@@ -48,6 +50,16 @@ def address(value: str) -> str:
     if not 1 <= int(port) <= 65_535:
         raise BadValue("a host and a port from 1 to 65535")
     return value
+
+
+def bytes_or_auto(value: str) -> int | None:
+    """Take a number of bytes, or the word `auto`, which is None."""
+    if value == "auto":
+        return None
+    try:
+        return integer(0)(value)
+    except BadValue:
+        raise BadValue("a whole number >= 0, or auto") from None
 
 
 def _number(value: str, *, low: float, high: float, wanted: str) -> float:

@@ -15,10 +15,12 @@ from textmill_shard.options import (
     ATTENTION_BACKENDS,
     DEFAULT_STEP_TOKENS,
     DTYPES,
+    MAX_LORA_RANK,
     SWAPS,
     BadValue,
     Option,
     address,
+    bytes_or_auto,
     choice,
     derived_option,
     device_name,
@@ -78,6 +80,13 @@ class ServeSettings:
         fraction, "share of memory to fill (default: 0.4 of a CPU's RAM, 0.8 of a GPU's memory)"
     )
     max_kv_tokens: int | None = option(integer(1), "most tokens in the KV pool, however much memory there is")
+    lora_memory_bytes: int | None = option(
+        bytes_or_auto,
+        "bytes that this rank sets aside for LoRA adapters before the KV pool is sized; auto is 5 % of the bytes for "
+        "the KV pool, 0 means that no adapter is loaded",
+        0,
+    )
+    max_lora_rank: int = option(integer(1, MAX_LORA_RANK), "largest rank of a LoRA adapter that is loaded", 64)
     block_size: int = option(integer(1), "tokens per KV block", 16)
     num_slots: int = option(integer(1), "requests that can run at once", 64)
     max_step_tokens: int | None = option(

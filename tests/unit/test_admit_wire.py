@@ -48,6 +48,7 @@ def unlike_default(value: Any, number: int, name: str, only: str) -> Any:
         "logit_bias": ((number, -1.5), (number + 1, 2.5)),
         "prompt_logprobs_from": number,
         "copied_block_id": BlockId(number),
+        "adapter_digest": bytes(15) + bytes([number % 256]),
         "bad_sequences": ((number, number + 1), (number + 2,)),
     }
     if name in known:

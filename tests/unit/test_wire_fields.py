@@ -73,6 +73,9 @@ FACTS = ShardFacts(
     rope_border=4096,
     decoder_prompt_ids=(2, 7),
     max_encoder_tokens=1024,
+    adapter_bytes=2**33,
+    max_adapter_rank=64,
+    adapter_digests=(b"\x01" * 16, b"\x02" * 16),
 )
 
 

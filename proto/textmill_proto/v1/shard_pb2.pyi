@@ -6,7 +6,8 @@ The wire between the router and the shards of Textmill.
 Words: a *slot* is a request's seat in the shard (0 .. num_slots-1); a *block* is a run of `block_size` KV places;
 a *place* is the room of one token's K and V inside a block. Packed arrays are little-endian and travel as `bytes`:
 an element of "u32[]" has 4 bytes, an element of "f32[]" 4 bytes (IEEE 754), an element of "u8[]" one byte.
-docs/wire.md holds the rules of the stream.
+A *row* is one input of a model that does not generate: a text, a pair of texts or a window of a text, as token ids.
+docs/wire.md holds the rules of the stream and of rows.
 
 A field is never renumbered, and its number is never used again. A comment says what a reserved number is kept for.
 """
@@ -73,6 +74,27 @@ SLOT_ERROR_CODE_INTERNAL: SlotErrorCode.ValueType  # 2
 """an exception that concerned this slot only"""
 Global___SlotErrorCode: _TypeAlias = SlotErrorCode  # noqa: Y015
 
+class _RowFailureCode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RowFailureCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RowFailureCode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROW_FAILURE_CODE_UNSPECIFIED: _RowFailureCode.ValueType  # 0
+    ROW_FAILURE_CODE_NOT_FINITE: _RowFailureCode.ValueType  # 1
+    """a result held NaN or infinity"""
+    ROW_FAILURE_CODE_NO_MEMORY: _RowFailureCode.ValueType  # 2
+    """the row alone did not fit the memory"""
+
+class RowFailureCode(_RowFailureCode, metaclass=_RowFailureCodeEnumTypeWrapper): ...
+
+ROW_FAILURE_CODE_UNSPECIFIED: RowFailureCode.ValueType  # 0
+ROW_FAILURE_CODE_NOT_FINITE: RowFailureCode.ValueType  # 1
+"""a result held NaN or infinity"""
+ROW_FAILURE_CODE_NO_MEMORY: RowFailureCode.ValueType  # 2
+"""the row alone did not fit the memory"""
+Global___RowFailureCode: _TypeAlias = RowFailureCode  # noqa: Y015
+
 @_typing.final
 class InfoRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -115,6 +137,9 @@ class ShardInfo(_message.Message):
     ROPE_BORDER_FIELD_NUMBER: _builtins.int
     DECODER_PROMPT_IDS_FIELD_NUMBER: _builtins.int
     MAX_ENCODER_TOKENS_FIELD_NUMBER: _builtins.int
+    ADAPTER_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_ADAPTER_RANK_FIELD_NUMBER: _builtins.int
+    ADAPTER_DIGESTS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """version number; router and shard must have the same one"""
     model_id: _builtins.str
@@ -155,6 +180,10 @@ class ShardInfo(_message.Message):
     """with more tokens (prompt + max_new_tokens) a request takes the long rotary table; 0 = one table"""
     max_encoder_tokens: _builtins.int
     """tokens of the longest text that the encoder's positions allow, 0 = unbounded"""
+    adapter_bytes: _builtins.int
+    """bytes that this rank has set aside for adapters, 0 = the shard loads none"""
+    max_adapter_rank: _builtins.int
+    """largest rank of an adapter that the shard loads"""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """token ids that end a request unless ignore_eos is set"""
@@ -166,6 +195,10 @@ class ShardInfo(_message.Message):
     @_builtins.property
     def decoder_prompt_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """token ids that the decoder begins with behind an encoder; empty = no encoder"""
+
+    @_builtins.property
+    def adapter_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """16 bytes each: adapters that are loaded, also from before a lost stream"""
 
     def __init__(
         self,
@@ -193,14 +226,114 @@ class ShardInfo(_message.Message):
         rope_border: _builtins.int = ...,
         decoder_prompt_ids: _abc.Iterable[_builtins.int] | None = ...,
         max_encoder_tokens: _builtins.int = ...,
+        adapter_bytes: _builtins.int = ...,
+        max_adapter_rank: _builtins.int = ...,
+        adapter_digests: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "decoder_prompt_ids", b"decoder_prompt_ids", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "features", b"features", "kv_bytes", b"kv_bytes", "layout", b"layout", "max_encoder_tokens", b"max_encoder_tokens", "max_model_tokens", b"max_model_tokens", "max_step_tokens", b"max_step_tokens", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_blocks", b"num_blocks", "num_slots", b"num_slots", "protocol_version", b"protocol_version", "rank", b"rank", "rope_border", b"rope_border", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_bytes", b"adapter_bytes", "adapter_digests", b"adapter_digests", "block_size", b"block_size", "decoder_prompt_ids", b"decoder_prompt_ids", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "features", b"features", "kv_bytes", b"kv_bytes", "layout", b"layout", "max_adapter_rank", b"max_adapter_rank", "max_encoder_tokens", b"max_encoder_tokens", "max_model_tokens", b"max_model_tokens", "max_step_tokens", b"max_step_tokens", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_blocks", b"num_blocks", "num_slots", b"num_slots", "protocol_version", b"protocol_version", "rank", b"rank", "rope_border", b"rope_border", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardInfo: _TypeAlias = ShardInfo  # noqa: Y015
+
+@_typing.final
+class LoadAdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLDER_FIELD_NUMBER: _builtins.int
+    EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
+    folder: _builtins.str
+    """absolute path of the folder with adapter_config.json, on this machine"""
+    expected_digest: _builtins.bytes
+    """16 bytes that `AdapterInfo.digest` must be, when an adapter is loaded again; empty = any"""
+    def __init__(
+        self,
+        *,
+        folder: _builtins.str = ...,
+        expected_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_digest", b"expected_digest", "folder", b"folder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadAdapterRequest: _TypeAlias = LoadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class AdapterInfo(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    MAX_RANK_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_MODULES_FIELD_NUMBER: _builtins.int
+    TARGET_NAMES_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """16 bytes, blake2b over scales and weights; names the adapter from now on"""
+    max_rank: _builtins.int
+    """largest rank among the adapted modules"""
+    num_bytes: _builtins.int
+    """bytes of memory that the adapter takes on the rank that needs the most"""
+    num_modules: _builtins.int
+    """number of adapted modules"""
+    @_builtins.property
+    def target_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """last parts of the names of the adapted modules, sorted, e.g. "q_proj" """
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        max_rank: _builtins.int = ...,
+        num_bytes: _builtins.int = ...,
+        num_modules: _builtins.int = ...,
+        target_names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "max_rank", b"max_rank", "num_bytes", b"num_bytes", "num_modules", b"num_modules", "target_names", b"target_names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterInfo: _TypeAlias = AdapterInfo  # noqa: Y015
+
+@_typing.final
+class UnloadAdapterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """16 bytes, as LoadAdapter answered"""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadAdapterRequest: _TypeAlias = UnloadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class UnloadAdapterAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadAdapterAnswer: _TypeAlias = UnloadAdapterAnswer  # noqa: Y015
 
 @_typing.final
 class HealthRequest(_message.Message):
@@ -461,6 +594,7 @@ class Admit(_message.Message):
     PROMPT_LOGPROBS_FROM_FIELD_NUMBER: _builtins.int
     PROMPT_TOP_N_TOKENS_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
+    ADAPTER_DIGEST_FIELD_NUMBER: _builtins.int
     LONG_ROPE_FIELD_NUMBER: _builtins.int
     WATERMARK_FIELD_NUMBER: _builtins.int
     NUM_ENCODER_TOKENS_FIELD_NUMBER: _builtins.int
@@ -492,6 +626,8 @@ class Admit(_message.Message):
     """first prompt position (>= 1) whose log-probability to report; absent = none"""
     prompt_top_n_tokens: _builtins.int
     """alternatives reported per prompt token, 0 = none"""
+    adapter_digest: _builtins.bytes
+    """16 bytes, as LoadAdapter answered; empty = the base model (rule 23)"""
     long_rope: _builtins.bool
     """whether prompt + max_new_tokens > rope_border of ShardInfo (never when that is 0)"""
     watermark: _builtins.bool
@@ -533,6 +669,7 @@ class Admit(_message.Message):
         prompt_logprobs_from: _builtins.int | None = ...,
         prompt_top_n_tokens: _builtins.int = ...,
         grammar: Global___Grammar | None = ...,
+        adapter_digest: _builtins.bytes = ...,
         long_rope: _builtins.bool = ...,
         watermark: _builtins.bool = ...,
         num_encoder_tokens: _builtins.int = ...,
@@ -541,7 +678,7 @@ class Admit(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "prompt_logprobs_from", b"prompt_logprobs_from", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "block_ids", b"block_ids", "caller", b"caller", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "num_encoder_tokens", b"num_encoder_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "adapter_digest", b"adapter_digest", "block_ids", b"block_ids", "caller", b"caller", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "num_encoder_tokens", b"num_encoder_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__copied_block_id: _TypeAlias = _typing.Literal["copied_block_id"]  # noqa: Y015
     _WhichOneofArgType__copied_block_id: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id"]  # noqa: Y015
@@ -995,3 +1132,659 @@ class PromptLogprobs(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PromptLogprobs: _TypeAlias = PromptLogprobs  # noqa: Y015
+
+@_typing.final
+class TaskFacts(_message.Message):
+    """---------------------------------------------------------------- rows without generation"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    MODEL_SHA_FIELD_NUMBER: _builtins.int
+    MODEL_TYPE_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    HEADS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    PROBLEM_TYPE_FIELD_NUMBER: _builtins.int
+    MAX_ROW_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_TOKENS_FIELD_NUMBER: _builtins.int
+    COUNTS_PADDING_FIELD_NUMBER: _builtins.int
+    VECTOR_WIDTH_FIELD_NUMBER: _builtins.int
+    TOKEN_VECTOR_WIDTH_FIELD_NUMBER: _builtins.int
+    IS_NORMALIZED_FIELD_NUMBER: _builtins.int
+    VOCAB_SIZE_FIELD_NUMBER: _builtins.int
+    NUM_TOKEN_TYPES_FIELD_NUMBER: _builtins.int
+    MASK_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    TOKENIZER_DIGEST_FIELD_NUMBER: _builtins.int
+    WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
+    protocol_version: _builtins.int
+    """version number; router and shard must have the same one"""
+    model_id: _builtins.str
+    """name under which the user asked for the model"""
+    model_sha: _builtins.str
+    """revision hash of the checkpoint, empty when unknown"""
+    model_type: _builtins.str
+    """`model_type` of config.json"""
+    dtype: _builtins.str
+    """"float32", "bfloat16", "float16": type of the weights"""
+    device: _builtins.str
+    """"cpu", "cuda" """
+    task: _builtins.str
+    """the task that the shard was started for, e.g. "text-classification" """
+    problem_type: _builtins.str
+    """"regression", "single_label_classification", "multi_label_classification" or empty"""
+    max_row_tokens: _builtins.int
+    """tokens of the longest row that positions and files of the model allow, 0 = unbounded"""
+    max_batch_tokens: _builtins.int
+    """tokens of the largest batch that the memory was planned for; one longer row goes alone"""
+    counts_padding: _builtins.bool
+    """a batch costs rows x tokens of its longest row; false = the sum of the rows' tokens"""
+    vector_width: _builtins.int
+    """numbers of a vector after all modules, 0 = the model gives no vectors"""
+    token_vector_width: _builtins.int
+    """numbers of a token vector, 0 = the model gives no vectors"""
+    is_normalized: _builtins.bool
+    """modules.json normalizes vectors, or the folder has no modules.json"""
+    vocab_size: _builtins.int
+    """number of ids that the model reads: 0 .. vocab_size-1"""
+    num_token_types: _builtins.int
+    """number of token types that the model reads, 0 = none"""
+    mask_token_id: _builtins.int
+    """token id that a masked-token model fills; absent when the model's files name none"""
+    tokenizer_digest: _builtins.str
+    """hex blake2b-16 of tokenizer.json, empty when the folder has none"""
+    weight_bytes: _builtins.int
+    """bytes of parameters that the shard holds"""
+    @_builtins.property
+    def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names of the fields of RowBatch.head that the model serves, e.g. "labels" """
+
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """label of each id, in order of ids; empty for models without labels"""
+
+    def __init__(
+        self,
+        *,
+        protocol_version: _builtins.int = ...,
+        model_id: _builtins.str = ...,
+        model_sha: _builtins.str = ...,
+        model_type: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        device: _builtins.str = ...,
+        task: _builtins.str = ...,
+        heads: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        problem_type: _builtins.str = ...,
+        max_row_tokens: _builtins.int = ...,
+        max_batch_tokens: _builtins.int = ...,
+        counts_padding: _builtins.bool = ...,
+        vector_width: _builtins.int = ...,
+        token_vector_width: _builtins.int = ...,
+        is_normalized: _builtins.bool = ...,
+        vocab_size: _builtins.int = ...,
+        num_token_types: _builtins.int = ...,
+        mask_token_id: _builtins.int | None = ...,
+        tokenizer_digest: _builtins.str = ...,
+        weight_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "mask_token_id", b"mask_token_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "counts_padding", b"counts_padding", "device", b"device", "dtype", b"dtype", "heads", b"heads", "is_normalized", b"is_normalized", "labels", b"labels", "mask_token_id", b"mask_token_id", "max_batch_tokens", b"max_batch_tokens", "max_row_tokens", b"max_row_tokens", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_token_types", b"num_token_types", "problem_type", b"problem_type", "protocol_version", b"protocol_version", "task", b"task", "token_vector_width", b"token_vector_width", "tokenizer_digest", b"tokenizer_digest", "vector_width", b"vector_width", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__mask_token_id: _TypeAlias = _typing.Literal["mask_token_id"]  # noqa: Y015
+    _WhichOneofArgType__mask_token_id: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_token_id) -> _WhichOneofReturnType__mask_token_id | None: ...
+
+Global___TaskFacts: _TypeAlias = TaskFacts  # noqa: Y015
+
+@_typing.final
+class RowBatch(_message.Message):
+    """Rows that run together. A parameter of a head is an array with one element per row, so that rows of calls with other
+    parameters can share a batch.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    TOKEN_VECTORS_FIELD_NUMBER: _builtins.int
+    SPARSE_VECTORS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TOKEN_LABELS_FIELD_NUMBER: _builtins.int
+    MASKS_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """number of the batch, chosen by the router and given back with the answers"""
+    @_builtins.property
+    def text(self) -> Global___TextRows:
+        """texts as token ids"""
+
+    @_builtins.property
+    def vectors(self) -> Global___VectorHead:
+        """one vector per row"""
+
+    @_builtins.property
+    def token_vectors(self) -> Global___TokenVectorHead:
+        """one vector per token"""
+
+    @_builtins.property
+    def sparse_vectors(self) -> Global___SparseVectorHead:
+        """weights of vocabulary ids per row"""
+
+    @_builtins.property
+    def labels(self) -> Global___LabelHead:
+        """a score per label and row"""
+
+    @_builtins.property
+    def token_labels(self) -> Global___TokenLabelHead:
+        """a probability per label and token"""
+
+    @_builtins.property
+    def masks(self) -> Global___MaskHead:
+        """the best ids at masked tokens"""
+
+    @_builtins.property
+    def spans(self) -> Global___SpanHead:
+        """the best spans of a row"""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        text: Global___TextRows | None = ...,
+        vectors: Global___VectorHead | None = ...,
+        token_vectors: Global___TokenVectorHead | None = ...,
+        sparse_vectors: Global___SparseVectorHead | None = ...,
+        labels: Global___LabelHead | None = ...,
+        token_labels: Global___TokenLabelHead | None = ...,
+        masks: Global___MaskHead | None = ...,
+        spans: Global___SpanHead | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "labels", b"labels", "masks", b"masks", "rows", b"rows", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "vectors", b"vectors"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "labels", b"labels", "masks", b"masks", "number", b"number", "rows", b"rows", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "vectors", b"vectors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_head: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans"]  # noqa: Y015
+    _WhichOneofArgType_head: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
+    _WhichOneofReturnType_rows: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
+    _WhichOneofArgType_rows: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_head) -> _WhichOneofReturnType_head | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_rows) -> _WhichOneofReturnType_rows | None: ...
+
+Global___RowBatch: _TypeAlias = RowBatch  # noqa: Y015
+
+@_typing.final
+class TextRows(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    LENGTHS_FIELD_NUMBER: _builtins.int
+    TOKEN_TYPES_FIELD_NUMBER: _builtins.int
+    token_ids: _builtins.bytes
+    """u32[] token ids of all rows in a row, with the special tokens, without padding"""
+    lengths: _builtins.bytes
+    """u32[] number of tokens per row, each >= 1"""
+    token_types: _builtins.bytes
+    """u8[] token type per token of `token_ids`; empty = 0 everywhere"""
+    def __init__(
+        self,
+        *,
+        token_ids: _builtins.bytes = ...,
+        lengths: _builtins.bytes = ...,
+        token_types: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lengths", b"lengths", "token_ids", b"token_ids", "token_types", b"token_types"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextRows: _TypeAlias = TextRows  # noqa: Y015
+
+@_typing.final
+class VectorHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    NORMALIZED_FIELD_NUMBER: _builtins.int
+    PROMPT_LENGTHS_FIELD_NUMBER: _builtins.int
+    dimensions: _builtins.bytes
+    """u32[] per row: first numbers of the vector to keep, 0 = all of them; empty = 0 everywhere"""
+    normalized: _builtins.bytes
+    """u8[] per row: 1 = divide by the length after the cut, 0 = do not; empty = as is_normalized says"""
+    prompt_lengths: _builtins.bytes
+    """u32[] per row: first tokens that the prompt takes (special tokens before its text included);"""
+    def __init__(
+        self,
+        *,
+        dimensions: _builtins.bytes = ...,
+        normalized: _builtins.bytes = ...,
+        prompt_lengths: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "normalized", b"normalized", "prompt_lengths", b"prompt_lengths"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VectorHead: _TypeAlias = VectorHead  # noqa: Y015
+
+@_typing.final
+class TokenVectorHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenVectorHead: _TypeAlias = TokenVectorHead  # noqa: Y015
+
+@_typing.final
+class SparseVectorHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SparseVectorHead: _TypeAlias = SparseVectorHead  # noqa: Y015
+
+@_typing.final
+class LabelHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelHead: _TypeAlias = LabelHead  # noqa: Y015
+
+@_typing.final
+class TokenLabelHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IS_WANTED_FIELD_NUMBER: _builtins.int
+    is_wanted: _builtins.bytes
+    """u8[] per token of `token_ids`: 1 = answer with the token's probabilities, 0 = leave the token out"""
+    def __init__(
+        self,
+        *,
+        is_wanted: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_wanted", b"is_wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenLabelHead: _TypeAlias = TokenLabelHead  # noqa: Y015
+
+@_typing.final
+class MaskHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MASK_COUNTS_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    TARGET_COUNTS_FIELD_NUMBER: _builtins.int
+    TARGET_IDS_FIELD_NUMBER: _builtins.int
+    mask_counts: _builtins.bytes
+    """u32[] per row: number of its masked tokens, each >= 1"""
+    positions: _builtins.bytes
+    """u32[] places of the masked tokens in their rows, row after row, ascending"""
+    top_k: _builtins.bytes
+    """u32[] per row: number of ids to answer with per masked token, >= 1"""
+    target_counts: _builtins.bytes
+    """u32[] per row: number of ids to choose from, 0 = the vocabulary; empty = 0 everywhere"""
+    target_ids: _builtins.bytes
+    """u32[] ids to choose from, row after row, without repetition"""
+    def __init__(
+        self,
+        *,
+        mask_counts: _builtins.bytes = ...,
+        positions: _builtins.bytes = ...,
+        top_k: _builtins.bytes = ...,
+        target_counts: _builtins.bytes = ...,
+        target_ids: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mask_counts", b"mask_counts", "positions", b"positions", "target_counts", b"target_counts", "target_ids", b"target_ids", "top_k", b"top_k"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaskHead: _TypeAlias = MaskHead  # noqa: Y015
+
+@_typing.final
+class SpanHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLES_FIELD_NUMBER: _builtins.int
+    MAX_SPAN_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_SPANS_FIELD_NUMBER: _builtins.int
+    roles: _builtins.bytes
+    """u8[] per token of `token_ids`: 2 = a span may have the token, 1 = the token that stands for "no"""
+    max_span_tokens: _builtins.bytes
+    """answer" (at most one per row), 0 = neither; probabilities are over tokens with 1 and 2
+    u32[] per row: tokens of the longest span, >= 1
+    """
+    max_spans: _builtins.bytes
+    """u32[] per row: spans to answer with, >= 1"""
+    def __init__(
+        self,
+        *,
+        roles: _builtins.bytes = ...,
+        max_span_tokens: _builtins.bytes = ...,
+        max_spans: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_span_tokens", b"max_span_tokens", "max_spans", b"max_spans", "roles", b"roles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpanHead: _TypeAlias = SpanHead  # noqa: Y015
+
+@_typing.final
+class RowAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    VECTORS_FIELD_NUMBER: _builtins.int
+    TOKEN_VECTORS_FIELD_NUMBER: _builtins.int
+    SPARSE_VECTORS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TOKEN_LABELS_FIELD_NUMBER: _builtins.int
+    MASKS_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
+    WAIT_NS_FIELD_NUMBER: _builtins.int
+    COMPUTE_NS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """number of the batch"""
+    wait_ns: _builtins.int
+    """nanoseconds from the arrival of the batch until its turn"""
+    compute_ns: _builtins.int
+    """nanoseconds from its turn until its answers were on the host"""
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___RowFailure]:
+        """rows without an answer, in order; arrays of the answer hold nothing of such a row"""
+
+    @_builtins.property
+    def vectors(self) -> Global___VectorAnswers: ...
+    @_builtins.property
+    def token_vectors(self) -> Global___TokenVectorAnswers: ...
+    @_builtins.property
+    def sparse_vectors(self) -> Global___SparseVectorAnswers: ...
+    @_builtins.property
+    def labels(self) -> Global___LabelAnswers: ...
+    @_builtins.property
+    def token_labels(self) -> Global___TokenLabelAnswers: ...
+    @_builtins.property
+    def masks(self) -> Global___MaskAnswers: ...
+    @_builtins.property
+    def spans(self) -> Global___SpanAnswers: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        failures: _abc.Iterable[Global___RowFailure] | None = ...,
+        vectors: Global___VectorAnswers | None = ...,
+        token_vectors: Global___TokenVectorAnswers | None = ...,
+        sparse_vectors: Global___SparseVectorAnswers | None = ...,
+        labels: Global___LabelAnswers | None = ...,
+        token_labels: Global___TokenLabelAnswers | None = ...,
+        masks: Global___MaskAnswers | None = ...,
+        spans: Global___SpanAnswers | None = ...,
+        wait_ns: _builtins.int = ...,
+        compute_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "labels", b"labels", "masks", b"masks", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "vectors", b"vectors"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "compute_ns", b"compute_ns", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "vectors", b"vectors", "wait_ns", b"wait_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans"]  # noqa: Y015
+    _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
+
+Global___RowAnswers: _TypeAlias = RowAnswers  # noqa: Y015
+
+@_typing.final
+class RowFailure(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    row: _builtins.int
+    """index of the row in the batch"""
+    code: Global___RowFailureCode.ValueType
+    """kind of the fault"""
+    message: _builtins.str
+    """sentence for the client and the log"""
+    def __init__(
+        self,
+        *,
+        row: _builtins.int = ...,
+        code: Global___RowFailureCode.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "row", b"row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowFailure: _TypeAlias = RowFailure  # noqa: Y015
+
+@_typing.final
+class VectorAnswers(_message.Message):
+    """The arrays of the answers hold the rows that did not fail, in the order of the batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTHS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    widths: _builtins.bytes
+    """u32[] per row: numbers of its vector"""
+    values: _builtins.bytes
+    """f32[] vectors, row after row"""
+    def __init__(
+        self,
+        *,
+        widths: _builtins.bytes = ...,
+        values: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values", "widths", b"widths"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VectorAnswers: _TypeAlias = VectorAnswers  # noqa: Y015
+
+@_typing.final
+class TokenVectorAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """numbers of a vector"""
+    values: _builtins.bytes
+    """f32[] a vector per token, token after token, row after row (as many tokens as were sent)"""
+    def __init__(
+        self,
+        *,
+        width: _builtins.int = ...,
+        values: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenVectorAnswers: _TypeAlias = TokenVectorAnswers  # noqa: Y015
+
+@_typing.final
+class SparseVectorAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    counts: _builtins.bytes
+    """u32[] per row: number of ids with a weight above 0"""
+    ids: _builtins.bytes
+    """u32[] vocabulary ids, row after row, ascending in a row"""
+    weights: _builtins.bytes
+    """f32[] max over the row's tokens of log(1 + max(0, logit)), parallel to ids"""
+    def __init__(
+        self,
+        *,
+        counts: _builtins.bytes = ...,
+        ids: _builtins.bytes = ...,
+        weights: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ids", b"ids", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SparseVectorAnswers: _TypeAlias = SparseVectorAnswers  # noqa: Y015
+
+@_typing.final
+class LabelAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_LABELS_FIELD_NUMBER: _builtins.int
+    LOGITS_FIELD_NUMBER: _builtins.int
+    num_labels: _builtins.int
+    """scores per row"""
+    logits: _builtins.bytes
+    """f32[] raw scores of the labels, in order of ids, row after row"""
+    def __init__(
+        self,
+        *,
+        num_labels: _builtins.int = ...,
+        logits: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logits", b"logits", "num_labels", b"num_labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelAnswers: _TypeAlias = LabelAnswers  # noqa: Y015
+
+@_typing.final
+class TokenLabelAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_LABELS_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
+    num_labels: _builtins.int
+    """probabilities per token"""
+    probabilities: _builtins.bytes
+    """f32[] softmax over the labels, in order of ids, per wanted token, row after row"""
+    def __init__(
+        self,
+        *,
+        num_labels: _builtins.int = ...,
+        probabilities: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_labels", b"num_labels", "probabilities", b"probabilities"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenLabelAnswers: _TypeAlias = TokenLabelAnswers  # noqa: Y015
+
+@_typing.final
+class MaskAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    PROBABILITIES_FIELD_NUMBER: _builtins.int
+    counts: _builtins.bytes
+    """u32[] per masked token: number of ids, min(top_k, number of ids to choose from)"""
+    ids: _builtins.bytes
+    """u32[] token ids, best first, masked token after masked token"""
+    probabilities: _builtins.bytes
+    """f32[] softmax over the whole vocabulary, parallel to ids"""
+    def __init__(
+        self,
+        *,
+        counts: _builtins.bytes = ...,
+        ids: _builtins.bytes = ...,
+        probabilities: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ids", b"ids", "probabilities", b"probabilities"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaskAnswers: _TypeAlias = MaskAnswers  # noqa: Y015
+
+@_typing.final
+class SpanAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    STARTS_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    NULL_SCORES_FIELD_NUMBER: _builtins.int
+    counts: _builtins.bytes
+    """u32[] per row: number of its spans; spans of score 0 are left out"""
+    starts: _builtins.bytes
+    """u32[] place in its row of the first token of a span, best span first, row after row"""
+    ends: _builtins.bytes
+    """u32[] place of the last token, parallel to starts"""
+    scores: _builtins.bytes
+    """f32[] p(start) x p(end), parallel to starts"""
+    null_scores: _builtins.bytes
+    """f32[] per row: p(start) x p(end) of the token that stands for "no answer", 0 without one"""
+    def __init__(
+        self,
+        *,
+        counts: _builtins.bytes = ...,
+        starts: _builtins.bytes = ...,
+        ends: _builtins.bytes = ...,
+        scores: _builtins.bytes = ...,
+        null_scores: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ends", b"ends", "null_scores", b"null_scores", "scores", b"scores", "starts", b"starts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpanAnswers: _TypeAlias = SpanAnswers  # noqa: Y015

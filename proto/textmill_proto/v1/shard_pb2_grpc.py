@@ -49,6 +49,26 @@ class ShardStub:
                 request_serializer=textmill__proto_dot_v1_dot_shard__pb2.ToShard.SerializeToString,
                 response_deserializer=textmill__proto_dot_v1_dot_shard__pb2.FromShard.FromString,
                 _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/textmill.v1.Shard/LoadAdapter',
+                request_serializer=textmill__proto_dot_v1_dot_shard__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=textmill__proto_dot_v1_dot_shard__pb2.AdapterInfo.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/textmill.v1.Shard/UnloadAdapter',
+                request_serializer=textmill__proto_dot_v1_dot_shard__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=textmill__proto_dot_v1_dot_shard__pb2.UnloadAdapterAnswer.FromString,
+                _registered_method=True)
+        self.TaskInfo = channel.unary_unary(
+                '/textmill.v1.Shard/TaskInfo',
+                request_serializer=textmill__proto_dot_v1_dot_shard__pb2.InfoRequest.SerializeToString,
+                response_deserializer=textmill__proto_dot_v1_dot_shard__pb2.TaskFacts.FromString,
+                _registered_method=True)
+        self.RunRows = channel.unary_unary(
+                '/textmill.v1.Shard/RunRows',
+                request_serializer=textmill__proto_dot_v1_dot_shard__pb2.RowBatch.SerializeToString,
+                response_deserializer=textmill__proto_dot_v1_dot_shard__pb2.RowAnswers.FromString,
+                _registered_method=True)
 
 
 class ShardServicer:
@@ -71,7 +91,39 @@ class ShardServicer:
     def Run(self, request_iterator, context):
         """The one live stream, served by rank 0 only. The shard speaks first (Hello). While one stream is live, the shard refuses
         a second one with FAILED_PRECONDITION. After a plan that breaks a rule the shard ends the stream with INVALID_ARGUMENT.
-        Kept for later: Put(digest, bytes), LoadAdapter, UnloadAdapter (unary, answered when every rank has it).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadAdapter(self, request, context):
+        """Reads a LoRA adapter into every rank. Served by rank 0 only, and answered when every rank has the adapter. INVALID_ARGUMENT:
+        the folder is refused, for the reason in the text; RESOURCE_EXHAUSTED: the adapter does not fit into `adapter_bytes`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """Frees a loaded adapter on every rank. Served by rank 0 only. FAILED_PRECONDITION: a slot holds the adapter; NOT_FOUND: no
+        adapter of this digest is loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TaskInfo(self, request, context):
+        """The model and the limits of a shard that computes rows without generation. UNAVAILABLE until the model is loaded,
+        UNIMPLEMENTED on a shard whose model writes text (and Info and Run are UNIMPLEMENTED on a shard of rows).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunRows(self, request, context):
+        """Computes a batch of rows and answers all of them. INVALID_ARGUMENT for a batch that breaks a rule, RESOURCE_EXHAUSTED
+        when one batch runs and another one waits. A batch whose call is cancelled before its turn is never computed.
+        Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,6 +146,26 @@ def add_ShardServicer_to_server(servicer, server):
                     servicer.Run,
                     request_deserializer=textmill__proto_dot_v1_dot_shard__pb2.ToShard.FromString,
                     response_serializer=textmill__proto_dot_v1_dot_shard__pb2.FromShard.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=textmill__proto_dot_v1_dot_shard__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=textmill__proto_dot_v1_dot_shard__pb2.AdapterInfo.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=textmill__proto_dot_v1_dot_shard__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=textmill__proto_dot_v1_dot_shard__pb2.UnloadAdapterAnswer.SerializeToString,
+            ),
+            'TaskInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.TaskInfo,
+                    request_deserializer=textmill__proto_dot_v1_dot_shard__pb2.InfoRequest.FromString,
+                    response_serializer=textmill__proto_dot_v1_dot_shard__pb2.TaskFacts.SerializeToString,
+            ),
+            'RunRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunRows,
+                    request_deserializer=textmill__proto_dot_v1_dot_shard__pb2.RowBatch.FromString,
+                    response_serializer=textmill__proto_dot_v1_dot_shard__pb2.RowAnswers.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +249,114 @@ class Shard:
             '/textmill.v1.Shard/Run',
             textmill__proto_dot_v1_dot_shard__pb2.ToShard.SerializeToString,
             textmill__proto_dot_v1_dot_shard__pb2.FromShard.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/textmill.v1.Shard/LoadAdapter',
+            textmill__proto_dot_v1_dot_shard__pb2.LoadAdapterRequest.SerializeToString,
+            textmill__proto_dot_v1_dot_shard__pb2.AdapterInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/textmill.v1.Shard/UnloadAdapter',
+            textmill__proto_dot_v1_dot_shard__pb2.UnloadAdapterRequest.SerializeToString,
+            textmill__proto_dot_v1_dot_shard__pb2.UnloadAdapterAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TaskInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/textmill.v1.Shard/TaskInfo',
+            textmill__proto_dot_v1_dot_shard__pb2.InfoRequest.SerializeToString,
+            textmill__proto_dot_v1_dot_shard__pb2.TaskFacts.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/textmill.v1.Shard/RunRows',
+            textmill__proto_dot_v1_dot_shard__pb2.RowBatch.SerializeToString,
+            textmill__proto_dot_v1_dot_shard__pb2.RowAnswers.FromString,
             options,
             channel_credentials,
             insecure,

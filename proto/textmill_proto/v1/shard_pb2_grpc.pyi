@@ -6,7 +6,8 @@ The wire between the router and the shards of Textmill.
 Words: a *slot* is a request's seat in the shard (0 .. num_slots-1); a *block* is a run of `block_size` KV places;
 a *place* is the room of one token's K and V inside a block. Packed arrays are little-endian and travel as `bytes`:
 an element of "u32[]" has 4 bytes, an element of "f32[]" 4 bytes (IEEE 754), an element of "u8[]" one byte.
-docs/wire.md holds the rules of the stream.
+A *row* is one input of a model that does not generate: a text, a pair of texts or a window of a text, as token ids.
+docs/wire.md holds the rules of the stream and of rows.
 
 A field is never renumbered, and its number is never used again. A comment says what a reserved number is kept for.
 """
@@ -46,7 +47,23 @@ class ShardStub:
     Run: _grpc.StreamStreamMultiCallable[_shard_pb2.ToShard, _shard_pb2.FromShard]
     """The one live stream, served by rank 0 only. The shard speaks first (Hello). While one stream is live, the shard refuses
     a second one with FAILED_PRECONDITION. After a plan that breaks a rule the shard ends the stream with INVALID_ARGUMENT.
-    Kept for later: Put(digest, bytes), LoadAdapter, UnloadAdapter (unary, answered when every rank has it).
+    """
+    LoadAdapter: _grpc.UnaryUnaryMultiCallable[_shard_pb2.LoadAdapterRequest, _shard_pb2.AdapterInfo]
+    """Reads a LoRA adapter into every rank. Served by rank 0 only, and answered when every rank has the adapter. INVALID_ARGUMENT:
+    the folder is refused, for the reason in the text; RESOURCE_EXHAUSTED: the adapter does not fit into `adapter_bytes`.
+    """
+    UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_shard_pb2.UnloadAdapterRequest, _shard_pb2.UnloadAdapterAnswer]
+    """Frees a loaded adapter on every rank. Served by rank 0 only. FAILED_PRECONDITION: a slot holds the adapter; NOT_FOUND: no
+    adapter of this digest is loaded.
+    """
+    TaskInfo: _grpc.UnaryUnaryMultiCallable[_shard_pb2.InfoRequest, _shard_pb2.TaskFacts]
+    """The model and the limits of a shard that computes rows without generation. UNAVAILABLE until the model is loaded,
+    UNIMPLEMENTED on a shard whose model writes text (and Info and Run are UNIMPLEMENTED on a shard of rows).
+    """
+    RunRows: _grpc.UnaryUnaryMultiCallable[_shard_pb2.RowBatch, _shard_pb2.RowAnswers]
+    """Computes a batch of rows and answers all of them. INVALID_ARGUMENT for a batch that breaks a rule, RESOURCE_EXHAUSTED
+    when one batch runs and another one waits. A batch whose call is cancelled before its turn is never computed.
+    Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
     """
 
 @_typing.type_check_only
@@ -59,7 +76,23 @@ class ShardAsyncStub(ShardStub):
     Run: _aio.StreamStreamMultiCallable[_shard_pb2.ToShard, _shard_pb2.FromShard]  # type: ignore[assignment]
     """The one live stream, served by rank 0 only. The shard speaks first (Hello). While one stream is live, the shard refuses
     a second one with FAILED_PRECONDITION. After a plan that breaks a rule the shard ends the stream with INVALID_ARGUMENT.
-    Kept for later: Put(digest, bytes), LoadAdapter, UnloadAdapter (unary, answered when every rank has it).
+    """
+    LoadAdapter: _aio.UnaryUnaryMultiCallable[_shard_pb2.LoadAdapterRequest, _shard_pb2.AdapterInfo]  # type: ignore[assignment]
+    """Reads a LoRA adapter into every rank. Served by rank 0 only, and answered when every rank has the adapter. INVALID_ARGUMENT:
+    the folder is refused, for the reason in the text; RESOURCE_EXHAUSTED: the adapter does not fit into `adapter_bytes`.
+    """
+    UnloadAdapter: _aio.UnaryUnaryMultiCallable[_shard_pb2.UnloadAdapterRequest, _shard_pb2.UnloadAdapterAnswer]  # type: ignore[assignment]
+    """Frees a loaded adapter on every rank. Served by rank 0 only. FAILED_PRECONDITION: a slot holds the adapter; NOT_FOUND: no
+    adapter of this digest is loaded.
+    """
+    TaskInfo: _aio.UnaryUnaryMultiCallable[_shard_pb2.InfoRequest, _shard_pb2.TaskFacts]  # type: ignore[assignment]
+    """The model and the limits of a shard that computes rows without generation. UNAVAILABLE until the model is loaded,
+    UNIMPLEMENTED on a shard whose model writes text (and Info and Run are UNIMPLEMENTED on a shard of rows).
+    """
+    RunRows: _aio.UnaryUnaryMultiCallable[_shard_pb2.RowBatch, _shard_pb2.RowAnswers]  # type: ignore[assignment]
+    """Computes a batch of rows and answers all of them. INVALID_ARGUMENT for a batch that breaks a rule, RESOURCE_EXHAUSTED
+    when one batch runs and another one waits. A batch whose call is cancelled before its turn is never computed.
+    Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
     """
 
 class ShardServicer(metaclass=_abc_1.ABCMeta):
@@ -87,7 +120,47 @@ class ShardServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_shard_pb2.FromShard], _abc.AsyncIterator[_shard_pb2.FromShard]]:
         """The one live stream, served by rank 0 only. The shard speaks first (Hello). While one stream is live, the shard refuses
         a second one with FAILED_PRECONDITION. After a plan that breaks a rule the shard ends the stream with INVALID_ARGUMENT.
-        Kept for later: Put(digest, bytes), LoadAdapter, UnloadAdapter (unary, answered when every rank has it).
+        """
+
+    @_abc_1.abstractmethod
+    def LoadAdapter(
+        self,
+        request: _shard_pb2.LoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.AdapterInfo, _abc.Awaitable[_shard_pb2.AdapterInfo]]:
+        """Reads a LoRA adapter into every rank. Served by rank 0 only, and answered when every rank has the adapter. INVALID_ARGUMENT:
+        the folder is refused, for the reason in the text; RESOURCE_EXHAUSTED: the adapter does not fit into `adapter_bytes`.
+        """
+
+    @_abc_1.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: _shard_pb2.UnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.UnloadAdapterAnswer, _abc.Awaitable[_shard_pb2.UnloadAdapterAnswer]]:
+        """Frees a loaded adapter on every rank. Served by rank 0 only. FAILED_PRECONDITION: a slot holds the adapter; NOT_FOUND: no
+        adapter of this digest is loaded.
+        """
+
+    @_abc_1.abstractmethod
+    def TaskInfo(
+        self,
+        request: _shard_pb2.InfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.TaskFacts, _abc.Awaitable[_shard_pb2.TaskFacts]]:
+        """The model and the limits of a shard that computes rows without generation. UNAVAILABLE until the model is loaded,
+        UNIMPLEMENTED on a shard whose model writes text (and Info and Run are UNIMPLEMENTED on a shard of rows).
+        """
+
+    @_abc_1.abstractmethod
+    def RunRows(
+        self,
+        request: _shard_pb2.RowBatch,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.RowAnswers, _abc.Awaitable[_shard_pb2.RowAnswers]]:
+        """Computes a batch of rows and answers all of them. INVALID_ARGUMENT for a batch that breaks a rule, RESOURCE_EXHAUSTED
+        when one batch runs and another one waits. A batch whose call is cancelled before its turn is never computed.
+        Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
         """
 
 def add_ShardServicer_to_server(servicer: ShardServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

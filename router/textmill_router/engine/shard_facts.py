@@ -32,6 +32,9 @@ class ShardFacts:
     rope_border: int = 0
     decoder_prompt_ids: tuple[int, ...] = ()
     max_encoder_tokens: int = 0
+    adapter_bytes: int = 0
+    max_adapter_rank: int = 0
+    adapter_digests: tuple[bytes, ...] = ()
 
     @property
     def has_encoder(self) -> bool:
@@ -72,6 +75,9 @@ def facts_from_proto(info: shard_pb2.ShardInfo) -> ShardFacts:
         rope_border=info.rope_border,
         decoder_prompt_ids=tuple(info.decoder_prompt_ids),
         max_encoder_tokens=info.max_encoder_tokens,
+        adapter_bytes=info.adapter_bytes,
+        max_adapter_rank=info.max_adapter_rank,
+        adapter_digests=tuple(info.adapter_digests),
     )
 
 

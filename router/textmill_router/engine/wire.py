@@ -185,6 +185,7 @@ def _admit_to_proto(admit: Admit) -> shard_pb2.Admit:
         num_encoder_tokens=request.num_encoder_tokens,
         copied_block_id=admit.copied_block_id,
         caller=admit.caller,
+        adapter_digest=request.adapter_digest,
     )
 
 

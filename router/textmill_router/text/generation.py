@@ -217,7 +217,7 @@ class Generation:
             return
         self._engine.cancel(self._request.request_id)
         text = self._detokenizer.flush()
-        if self._stops is not None:
+        if self._stops is not None and self._num_tokens > self._request.parameters.min_new_tokens:
             text = self._stops.push(text)
             text += "" if self._stops.is_matched else self._stops.flush()
         self._text.append(text)
@@ -282,7 +282,8 @@ class Generation:
         released = text
         is_stopped = False
         stops = self._stops
-        if stops is not None:
+        # The text of the tokens that the request must have at least holds no stop string and begins none.
+        if stops is not None and self._num_tokens > self._request.parameters.min_new_tokens:
             released = stops.push(text)
             is_stopped = stops.is_matched
             if not is_stopped and self._is_hidden(token_id):

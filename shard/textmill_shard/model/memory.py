@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 MAX_TRIAL_TOKENS_ON_CPU = 512
 UNBOUNDED_TOKENS = 1 << 16  # longest request of a model whose positions have no end and take no memory
 # A GPU belongs to its rank alone, and a machine's RAM also serves the router, the page cache and other programs.
+ADAPTER_SHARE = 0.05
 DEFAULT_MEMORY_FRACTIONS = {"cpu": 0.4, "cuda": 0.8}
 
 
@@ -34,6 +35,7 @@ class KvMemoryOptions:
         None  # share of the whole RAM or device memory, for weights, steps and cache together
     )
     max_kv_tokens: int | None = None  # the most places of the cache; None = no such limit
+    adapter_bytes: int | None = 0  # set aside on this rank; None = ADAPTER_SHARE of the bytes for the cache
     num_replicas: int = 1  # copies of the model that share the memory of a CPU
 
 
@@ -46,6 +48,7 @@ class KvMemoryPlan:
     step_bytes: int  # the most that the largest step took beside the weights
     step_s: float  # seconds of the largest step
     kv_bytes: int
+    adapter_bytes: int  # set aside for adapters, equal on every rank
     memory_bytes: int  # memory of the machine or device
 
 
@@ -61,6 +64,7 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
     step_bytes = largest_step.num_bytes
     if options.kv_cache_bytes is not None:
         kv_bytes, source = options.kv_cache_bytes, f"--kv-cache-bytes {options.kv_cache_bytes}"
+        adapter_bytes = _adapter_bytes(runner, options, kv_bytes)
     else:
         # The ranks of all replicas on one CPU share its memory, and each rank on GPUs has a GPU of its own.
         num_sharing = runner.parallel.world_size * options.num_replicas if runner.device.type == "cpu" else 1
@@ -72,6 +76,8 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
             - step_bytes
         )
         kv_bytes = min(allowed, free_memory_bytes(runner.device) // num_sharing - step_bytes)
+        adapter_bytes = _adapter_bytes(runner, options, kv_bytes)
+        kv_bytes -= adapter_bytes
         source = f"--memory-fraction {fraction} of {memory_bytes} bytes"
     if bytes_per_block:
         num_blocks = (kv_bytes // bytes_per_block) - 1  # one block is scratch
@@ -83,7 +89,8 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
     if num_blocks < 1:
         raise NotEnoughMemory(
             f"{source} leaves {max(kv_bytes, 0)} bytes for the KV cache, two blocks take {2 * bytes_per_block} "
-            f"(weights {runner.facts.weight_bytes}, a step of {options.max_step_tokens} tokens {step_bytes})"
+            f"(weights {runner.facts.weight_bytes}, a step of {options.max_step_tokens} tokens {step_bytes}, "
+            f"adapters {adapter_bytes})"
         )
     plan = KvMemoryPlan(
         num_blocks=num_blocks,
@@ -91,6 +98,7 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
         step_bytes=step_bytes,
         step_s=largest_step.seconds,
         kv_bytes=(num_blocks + 1) * bytes_per_block,
+        adapter_bytes=adapter_bytes,
         memory_bytes=memory_bytes,
     )
     log.info(
@@ -102,9 +110,16 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
             "step_bytes": plan.step_bytes,
             "step_s": round(plan.step_s, 3),
             "kv_bytes": plan.kv_bytes,
+            "adapter_bytes": plan.adapter_bytes,
         },
     )
     return plan
+
+
+def _adapter_bytes(runner: ModelRunner, options: KvMemoryOptions, kv_bytes: int) -> int:
+    """Return the bytes for adapters, of which every rank sets aside as many."""
+    wanted = int(max(kv_bytes, 0) * ADAPTER_SHARE) if options.adapter_bytes is None else options.adapter_bytes
+    return runner.parallel.min_int(wanted, runner.device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ _END_CODES = {
     EndReason.FAILED: grpc.StatusCode.INTERNAL,
 }
 
+_NO_ROWS = "the model of this shard writes text: its calls are Info and Run"
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedShard:
@@ -89,6 +91,14 @@ class ShardService(shard_pb2_grpc.ShardServicer):
             overdue_ms=self._status.overdue_ms(),
         )
 
+    def LoadAdapter(self, request: pb.LoadAdapterRequest, context: grpc.ServicerContext) -> pb.AdapterInfo:
+        """Refuse every adapter, because this shard loads none."""
+        _abort(context, grpc.StatusCode.UNIMPLEMENTED, "this shard loads no adapters")
+
+    def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: grpc.ServicerContext) -> pb.UnloadAdapterAnswer:
+        """Refuse, because this shard has loaded no adapter."""
+        _abort(context, grpc.StatusCode.NOT_FOUND, f"no adapter {request.digest.hex()} is loaded")
+
     def Run(self, request_iterator: Iterator[pb.ToShard], context: grpc.ServicerContext) -> Iterator[pb.FromShard]:
         """Serve a stream to its end.
 
@@ -114,6 +124,14 @@ class ShardService(shard_pb2_grpc.ShardServicer):
         reader.start()
         yield hello_to_wire(session.epoch, loaded.facts)
         yield from self._write(session, context)
+
+    def TaskInfo(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.TaskFacts:
+        """End with UNIMPLEMENTED, because a model that writes text has no facts of a task."""
+        _abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_ROWS)
+
+    def RunRows(self, request: pb.RowBatch, context: grpc.ServicerContext) -> pb.RowAnswers:
+        """End with UNIMPLEMENTED, because a model that writes text computes no rows."""
+        _abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_ROWS)
 
     def _write(self, session: Session, context: grpc.ServicerContext) -> Iterator[pb.FromShard]:
         """Yield the messages of the step loop, and a heartbeat each second, until the session ends."""

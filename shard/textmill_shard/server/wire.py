@@ -139,6 +139,7 @@ def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
         num_encoder_tokens=admit.num_encoder_tokens,
         copied_block_id=admit.copied_block_id if admit.HasField("copied_block_id") else None,
         caller=admit.caller,
+        adapter_digest=admit.adapter_digest,
         grammar=Grammar(admit.grammar.text) if admit.HasField("grammar") else None,
     )
 
@@ -185,6 +186,9 @@ def facts_to_wire(facts: ShardFacts) -> pb.ShardInfo:
         rope_border=facts.rope_border,
         decoder_prompt_ids=facts.decoder_prompt_ids,
         max_encoder_tokens=facts.max_encoder_tokens,
+        adapter_bytes=facts.adapter_bytes,
+        max_adapter_rank=facts.max_adapter_rank,
+        adapter_digests=facts.adapter_digests,
     )
 
 

@@ -62,6 +62,7 @@ class Admit:
     num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
     copied_block_id: int | None = None  # block with the last cached tokens, which fill no whole block
     caller: int = 0  # number of the caller; prefills go over the callers in turns (rule 16)
+    adapter_digest: bytes = b""  # names a loaded adapter (rule 23); empty = the base model
 
     @property
     def num_tokens(self) -> int:
@@ -214,3 +215,6 @@ class ShardFacts:
     rope_border: int = 0  # requests of more tokens, prompt and output, take the long rotary table; 0 = only one table
     decoder_prompt_ids: tuple[int, ...] = ()  # ids that the decoder begins with; empty = the model has no encoder
     max_encoder_tokens: int = 0  # longest text that the positions of the encoder allow, 0 = unbounded
+    adapter_bytes: int = 0  # set aside for adapters; 0 = this shard loads none
+    max_adapter_rank: int = 0
+    adapter_digests: tuple[bytes, ...] = ()  # of the adapters that are loaded

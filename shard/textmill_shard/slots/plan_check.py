@@ -52,6 +52,7 @@ class _PlanCheck:
         for admit in plan.admits:
             self._check_tokens(admit)
             self._check_grammar(admit)
+            self._check_adapter(admit)
             self._check_sampling(admit)
             self._check_rope(admit)
             self._check_encoder(admit)
@@ -198,6 +199,12 @@ class _PlanCheck:
     def _check_grammar(self, admit: Admit) -> None:
         is_known = admit.grammar is None or "grammar" in self._facts.features
         self._require(is_known, "admits.grammar", "this model's tokenizer allows no grammars", admit.slot)
+
+    def _check_adapter(self, admit: Admit) -> None:
+        digest = admit.adapter_digest
+        is_known = not digest or digest in self._facts.adapter_digests
+        message = f"wanted the digest of a loaded adapter, or none, got {digest.hex()}"
+        self._require(is_known, "admits.adapter_digest", message, admit.slot)
 
     def _check_sampling(self, admit: Admit) -> None:
         slot, params = admit.slot, admit.sampling

@@ -13,6 +13,7 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.http.json_depth import is_too_deep
 
 _OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
+_SPEAKERS = frozenset({"user", "system", "developer"})  # roles whose messages are nothing but their content
 TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", None})
 
 
@@ -44,6 +45,10 @@ def _message(message: ChatMessage, path: str) -> Message:
     if message.function_call is not None:  # the deprecated form of one call
         calls = [*(calls or ()), CalledTool(message.function_call)]
     content = _content(message.content, f"{path}.content")
+    if content is None and message.role in _SPEAKERS:
+        raise ValidationFailed(
+            f"`{path}.content` is missing: a message of the role `{message.role}` needs text", field=f"{path}.content"
+        )
     if content is not None or not calls:
         shown["content"] = content if content is not None else ""
     if message.name is not None:

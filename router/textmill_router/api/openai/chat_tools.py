@@ -48,6 +48,7 @@ def tool_choice_of(body: ChatBody) -> ToolChoice | None:
     except msgspec.ValidationError as error:
         raise shape_error(str(error), body.tools, "tools") from None
     specs = tuple(_spec(tool.function, index) for index, tool in enumerate(declared))
+    _refuse_equal_names(specs)
     if choice.mode == "none":
         return None
     allowed = specs if choice.names is None else _named(specs, choice.names)
@@ -114,6 +115,20 @@ def _named(specs: Sequence[ToolSpec], names: Sequence[str]) -> tuple[ToolSpec, .
                 field="tool_choice",
             )
     return tuple(spec for spec in specs if spec.name in names)
+
+
+def _refuse_equal_names(specs: Sequence[ToolSpec]) -> None:
+    """Raises ValidationFailed, because a call says its tool by the name alone."""
+    first: dict[str, int] = {}
+    for index, spec in enumerate(specs):
+        if spec.name in first:
+            path = f"tools[{index}].function.name"
+            raise ValidationFailed(
+                f"`{path}` is {spec.name!r}, as `tools[{first[spec.name]}].function.name` is: give each tool a name of "
+                "its own",
+                field=path,
+            )
+        first[spec.name] = index
 
 
 def _spec(function: DeclaredFunction, index: int) -> ToolSpec:

@@ -13,6 +13,7 @@ from textmill_router.request import (
     Failure,
     FailureCode,
     FinishReason,
+    GenerationParameters,
     GenerationRequest,
     PromptLogprobs,
     RequestId,
@@ -129,6 +130,22 @@ def test_stop_string_inside_a_token_ends_the_request(tokenizer: Tokenizer, keep:
 
     engine = run_with(tokenizer, TextOptions(stop_strings=("ab",), keep_stop_match=keep), body)
     assert engine.cancelled == [RequestId(7)]
+
+
+@pytest.mark.parametrize(("minimum", "num_tokens", "text"), [(0, 2, ""), (2, 5, "abx"), (3, 5, "abx"), (4, 6, "abxa")])
+def test_stop_string_does_not_end_a_request_before_its_minimum(
+    tokenizer: Tokenizer, minimum: int, num_tokens: int, text: str
+) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        for token_id in b"abxabab":
+            if not engine.cancelled:
+                push(generation, token_id)
+        result = await generation.result()
+        assert (result.text, result.num_output_tokens) == (text, num_tokens)
+        assert result.finish_reason is FinishReason.STOP_STRING
+
+    parameters = GenerationParameters(min_new_tokens=minimum)
+    run_with(tokenizer, TextOptions(stop_strings=("ab", "ba"), keep_stop_match=False), body, parameters=parameters)
 
 
 STOPS_AT_SPECIALS = [

@@ -81,3 +81,23 @@ def test_a_model_without_keys_and_values_has_blocks_that_only_count_tokens(tmp_p
     plan = plan_kv_memory(runner, KvMemoryOptions(max_step_tokens=64, num_slots=3, memory_fraction=0.01))
     assert plan.num_blocks == 3 * -(-(runner.facts.max_model_tokens or UNBOUNDED_TOKENS) // 4)
     assert plan.kv_bytes == 0
+
+
+def test_memory_of_adapters_is_set_aside_before_the_blocks_are_counted(runner: ModelRunner) -> None:
+    share = KvMemoryOptions(max_step_tokens=64, num_slots=4, memory_fraction=0.01)
+    without = plan_kv_memory(runner, share)
+    adapter_bytes = 100 * runner.kv_bytes_per_block()
+    beside = plan_kv_memory(runner, replace(share, adapter_bytes=adapter_bytes))
+    assert (without.adapter_bytes, beside.adapter_bytes) == (0, adapter_bytes)
+    # The peak of the measured step differs by some pages from run to run.
+    noise = abs(without.step_bytes - beside.step_bytes) / runner.kv_bytes_per_block() + 1
+    assert without.num_blocks - beside.num_blocks == pytest.approx(100, abs=noise)
+
+
+def test_a_twentieth_of_the_cache_is_set_aside_for_adapters_of_no_given_size(runner: ModelRunner) -> None:
+    options = KvMemoryOptions(max_step_tokens=64, num_slots=4, memory_fraction=0.01, adapter_bytes=None)
+    plan = plan_kv_memory(runner, options)
+    block = runner.kv_bytes_per_block()
+    assert plan.adapter_bytes == pytest.approx((plan.kv_bytes + plan.adapter_bytes) / 20, abs=block)
+    given = plan_kv_memory(runner, replace(options, kv_cache_bytes=10 * block))
+    assert (given.num_blocks, given.adapter_bytes) == (9, block // 2)

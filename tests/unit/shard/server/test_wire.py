@@ -244,8 +244,9 @@ def test_heartbeat_rejection_and_hello_are_written() -> None:
 def test_the_facts_are_written() -> None:
     facts = replace(FACTS, model_sha="abc", tokenizer_digest="ff", weight_bytes=2**40, kv_bytes=2**35, rope_border=4096)
     facts = replace(facts, decoder_prompt_ids=(2, 0), max_encoder_tokens=1024)
+    facts = replace(facts, adapter_bytes=2**33, max_adapter_rank=64, adapter_digests=(b"a" * 16, b"b" * 16))
     assert facts_to_wire(facts) == pb.ShardInfo(
-        protocol_version=3,
+        protocol_version=4,
         model_id="prefix",
         model_sha="abc",
         model_type="prefix",
@@ -268,6 +269,9 @@ def test_the_facts_are_written() -> None:
         rope_border=4096,
         decoder_prompt_ids=[2, 0],
         max_encoder_tokens=1024,
+        adapter_bytes=2**33,
+        max_adapter_rank=64,
+        adapter_digests=[b"a" * 16, b"b" * 16],
     )
 
 

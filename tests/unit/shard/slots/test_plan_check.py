@@ -36,6 +36,11 @@ def sampled(**changes: float) -> Admit:
 
 
 BAD_PLANS: dict[str, tuple[Callable[[], Plan], int, str]] = {
+    "an adapter that is not loaded": (
+        lambda: plan_of(admits=(replace(admit(1, [1]), adapter_digest=bytes(16)),)),
+        1,
+        "admits.adapter_digest",
+    ),
     "drop beyond the slots": (lambda: plan_of(drops=(drop(NUM_SLOTS),)), NUM_SLOTS, "drops.slot"),
     "extend beyond the slots": (lambda: plan_of(extends=(extend(9, [20]),)), 9, "extends.slot"),
     "extend with the scratch block": (lambda: plan_of(extends=(extend(0, [NUM_BLOCKS]),)), 0, "extends.block_ids"),

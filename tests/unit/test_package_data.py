@@ -11,7 +11,7 @@ PACKAGE_DATA = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"
 
 @pytest.mark.parametrize("package", PACKAGE_DATA)
 def test_every_file_of_a_package_is_in_its_wheel(package: str) -> None:
-    folder = REPOSITORY / package.removeprefix("textmill_") / package
+    [folder] = REPOSITORY.glob(f"*/{package}")
     named = {path for pattern in PACKAGE_DATA[package] for path in folder.glob(pattern) if path.is_file()}
     files = {path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert {path.relative_to(folder) for path in files - named if path.suffix != ".py"} == set()

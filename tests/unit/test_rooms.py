@@ -23,8 +23,10 @@ from tests.unit.room_tables import (
 )
 
 REPOSITORY = Path(__file__).parents[2]
-ROOMS = {room: REPOSITORY / room / f"textmill_{room}" for room in ("proto", "router", "launcher", "shard")}
-TORCH_FREE = ("proto", "router", "launcher")
+ROOMS = {room: REPOSITORY / room / f"textmill_{room}" for room in ("proto", "router", "launcher", "shard")} | {
+    "bench": REPOSITORY / "launcher" / "textmill_bench"  # a package of its own, for users, beside the launcher
+}
+TORCH_FREE = ("proto", "router", "launcher", "bench")
 
 # Imports each module of a room, and reports changes of the process and the modules that came along. The libraries of
 # the shard are imported first, because their changes of the environment are not those of our modules.

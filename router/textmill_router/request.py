@@ -86,6 +86,18 @@ EQUAL = Standing()
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """The adapter of a call, whose requests run with the weights of `digest` for their whole life.
+
+    `name` is the name by which the call asked for the weights. It counts in answers, metrics and logs only, because a
+    name may stand for other weights later.
+    """
+
+    name: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One request, checked and tokenised, which fits the KV pool alone.
 
@@ -111,6 +123,7 @@ class GenerationRequest:
     num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
     adapter_digest: bytes = b""  # 16 bytes that name a loaded adapter (rule 23); empty = the base model
     shares_prompt_of: RequestId | None = None  # the leader: this request waits until the leader has a token or ends
+    adapter_name: str = ""  # by which the call asked for the adapter, for metrics; empty = the base model
 
     @property
     def priority(self) -> int:
@@ -151,6 +164,7 @@ class FailureCode(Enum):
     NOT_FINITE = "not_finite"  # logits held NaN or infinity
     INTERNAL = "internal"  # an exception that concerned this request only
     PLAN_REJECTED = "plan_rejected"  # rule 20: the shard refused the plan that admitted the request
+    ADAPTER_LOST = "adapter_lost"  # rule 23: a shard that started again could not load the request's adapter
     SUSPECT = "suspect"  # rule 22: the shard died while this suspect was alone in prefill
     LATE = "late"  # the request could not be, or was not, on time (`deadline_s`)
     SHUTDOWN = "shutdown"  # the router is stopping

@@ -25,6 +25,7 @@ ROUTER_FOLDERS = {
     "logs": names("log_lines"),
     "scheduler": names("request"),
     "tracing": names("request"),
+    "adapters": names("request"),
     "parsers": names("errors request"),
     "settings": names("parsers"),
     "text": names("cores errors request"),
@@ -55,6 +56,7 @@ ROUTER_LIBRARIES = {
     "exact_json": names("msgspec"),
     "scheduler": names(""),
     "tracing": names("opentelemetry"),
+    "adapters": names(""),
     "parsers": names(""),
     "text": names("tokenizers"),
     "grammar": names("llguidance msgspec jsonschema jsonschema_specifications referencing regex"),
@@ -138,6 +140,6 @@ LIBRARIES = {"router": ROUTER_LIBRARIES, "shard": SHARD_LIBRARIES}
 # Modules of the standard library that wait, ask a clock, or reach out of the process. Pure folders use none of them.
 OUTSIDE = names("asyncio time datetime socket threading multiprocessing subprocess os pathlib random logging")
 FORBIDDEN_STANDARD = {
-    "router": {"scheduler": OUTSIDE | {"json"}, "parsers": OUTSIDE},
+    "router": {"scheduler": OUTSIDE | {"json"}, "adapters": OUTSIDE | {"json"}, "parsers": OUTSIDE},
     "shard": {"slots": OUTSIDE | {"json"}},
 }

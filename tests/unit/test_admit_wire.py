@@ -28,6 +28,7 @@ BIAS = {"logit_bias_ids": 0, "logit_bias_values": 1}
 HOLDERS = {"request", "parameters", "sampling"}  # fields of the router's types that hold further fields
 # Fields with which the router decides, and which the shard does not get.
 ROUTER_ONLY = {
+    "adapter_name",
     "dry_sequence_breakers",
     "arrival_s",
     "standing",

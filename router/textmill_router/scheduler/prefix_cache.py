@@ -11,12 +11,18 @@ HASH_BYTES = 16
 _LOOKUP_BLOCKS = 16  # hashed at a time
 _LONG_ROPE = b"long rope"  # at most 16 bytes
 _ROOT_PERSON = b"textmill-prefix"  # at most 16 bytes; keeps roots apart from block hashes
+_ADAPTER_PERSON = b"textmill-adapter"  # 16 bytes; keeps roots with an adapter apart from those of the base model
 
 
-def root_hash(cache_salt: bytes, *, is_long_rope: bool = False) -> bytes:
-    """The parent hash of a first block: everything besides token ids that decides K and V, or who may share them."""
+def root_hash(cache_salt: bytes, *, is_long_rope: bool = False, adapter_digest: bytes = b"") -> bytes:
+    """The parent hash of a first block: everything besides token ids that decides K and V, or who may share them.
+
+    `adapter_digest` is empty for the base model, and else as long as every other digest, so that no digest and salt
+    together read as another digest and salt. The name of an adapter is left out, because the weights decide K and V.
+    """
     side = _LONG_ROPE if is_long_rope else b""
-    return blake2b(cache_salt, digest_size=HASH_BYTES, person=_ROOT_PERSON, salt=side).digest()
+    person = _ADAPTER_PERSON if adapter_digest else _ROOT_PERSON
+    return blake2b(adapter_digest + cache_salt, digest_size=HASH_BYTES, person=person, salt=side).digest()
 
 
 def block_hash(parent: bytes, packed_ids: bytes) -> bytes:
@@ -57,7 +63,11 @@ class PrefixCache:
         return chain
 
     def _root_of(self, request: GenerationRequest) -> bytes:
-        return root_hash(request.cache_salt, is_long_rope=request.takes_long_rope(self._rope_border))
+        return root_hash(
+            request.cache_salt,
+            is_long_rope=request.takes_long_rope(self._rope_border),
+            adapter_digest=request.adapter_digest,
+        )
 
     def lookup(self, state: RequestState) -> list[BlockId]:
         """The blocks that hold the request's prefix, in order. At least one token is left to compute (rule 10)."""

@@ -12,7 +12,7 @@ from textmill_router.scheduler.paces import Paces
 from textmill_router.scheduler.plan import Plan, ShardPool, StepResult
 from textmill_router.scheduler.request_state import RequestState, RequestStatus
 from textmill_router.scheduler.seating import admit_waiting
-from textmill_router.scheduler.stats import SchedulerStats, collect_stats
+from textmill_router.scheduler.stats import AdapterLoad, SchedulerStats, collect_stats
 from textmill_router.scheduler.step_reader import StepReader, StreamBroken, failed
 from textmill_router.scheduler.suspects import Suspects
 from textmill_router.scheduler.waiting_queue import QueueBound, QueueFull, WaitingQueue
@@ -224,6 +224,26 @@ class Scheduler:
             self._epoch.leave(state, RequestStatus.CANCELLED)
         state.status = RequestStatus.CANCELLED
 
+    def fail_adapter(self, digest: bytes, message: str) -> tuple[RequestOutput, ...]:
+        """Fail every request that runs with this adapter, because no shard has the adapter's weights any more."""
+        lost = [state for state in self._requests.values() if state.request.adapter_digest == digest]
+        for state in lost:
+            self.on_cancel(state.request_id)
+        return tuple(failed(state, FailureCode.ADAPTER_LOST, message) for state in lost)
+
+    def num_by_adapter(self) -> dict[str, AdapterLoad]:
+        """The running and the waiting requests of each adapter, by the name that the requests gave. Walks them all."""
+        loads: dict[str, AdapterLoad] = {}
+        for state in self._requests.values():
+            name = state.request.adapter_name
+            if name:
+                load = loads.setdefault(name, AdapterLoad())
+                if state.status is RequestStatus.RUNNING:
+                    load.num_running += 1
+                else:
+                    load.num_waiting += 1
+        return loads
+
     def on_pause(self, request_id: RequestId, is_paused: bool) -> None:
         """Grant a request no further blocks, or again. Unknown and ended ids are ignored.
 
@@ -413,8 +433,9 @@ class Scheduler:
 
 def _has_same_places(one: GenerationRequest, other: GenerationRequest) -> bool:
     """Whether both prompts have the same K and V, and the same tenant may share them (rule 12)."""
-    return (one.prompt_ids, one.max_new_tokens, one.cache_salt) == (
+    return (one.prompt_ids, one.max_new_tokens, one.cache_salt, one.adapter_digest) == (
         other.prompt_ids,
         other.max_new_tokens,
         other.cache_salt,
+        other.adapter_digest,
     )

@@ -32,6 +32,14 @@ class SchedulerStats:
     num_epochs_total: int
 
 
+@dataclass(slots=True)
+class AdapterLoad:
+    """The requests of one adapter at one moment."""
+
+    num_running: int = 0
+    num_waiting: int = 0  # for a slot, preempted ones included
+
+
 def collect_stats(epoch: Epoch | None, queue: WaitingQueue, counters: Counters) -> SchedulerStats:
     """The numbers of this moment."""
     slots = epoch.slots if epoch else None

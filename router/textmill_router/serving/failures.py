@@ -13,5 +13,5 @@ def generation_error(failure: Failure) -> RequestError:
             return ShuttingDown(failure.message, retry_after_s=1)
         case FailureCode.PLAN_REJECTED:
             return InternalError(failure.message)
-        case FailureCode.NOT_FINITE | FailureCode.INTERNAL | FailureCode.SUSPECT:
+        case FailureCode.NOT_FINITE | FailureCode.INTERNAL | FailureCode.SUSPECT | FailureCode.ADAPTER_LOST:
             return GenerationBroke(failure.message)

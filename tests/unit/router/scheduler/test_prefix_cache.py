@@ -5,9 +5,18 @@ from textmill_router.scheduler.prefix_cache import PrefixCache, block_hash, root
 from textmill_router.scheduler.request_state import RequestState
 
 
-def make_state(ids: list[int], *, outputs: list[int] | None = None, salt: bytes = b"") -> RequestState:
+def make_state(
+    ids: list[int], *, outputs: list[int] | None = None, salt: bytes = b"", adapter: tuple[str, bytes] = ("", b"")
+) -> RequestState:
+    name, digest = adapter
     request = GenerationRequest(
-        request_id=RequestId(1), prompt_ids=token_array(ids), max_new_tokens=8, arrival_s=0.0, cache_salt=salt
+        request_id=RequestId(1),
+        prompt_ids=token_array(ids),
+        max_new_tokens=8,
+        arrival_s=0.0,
+        cache_salt=salt,
+        adapter_name=name,
+        adapter_digest=digest,
     )
     state = RequestState(request)
     for token in outputs or []:
@@ -54,6 +63,41 @@ def test_rule_12_a_prefix_computed_with_the_long_rotary_table_is_another_prefix(
     compute(cache, beyond, 4)
     assert cache.lookup(make_state([1, 2, 3, 4, 5, 6])) == beyond.block_ids[:2]
     assert cache.lookup(make_state([1, 2, 3])) == at_border.block_ids[:1]
+
+
+def test_rule_12_no_block_is_shared_between_the_base_model_and_an_adapter_or_two_digests_of_one_name():
+    ids, digest, other = [1, 2, 3, 4, 5], b"d" * 16, b"e" * 16
+    cache = make_cache(32)
+    kinds = {
+        "base": {},
+        "adapter": {"adapter": ("a", digest)},
+        "reloaded": {"adapter": ("a", other)},
+        "salted": {"salt": b"tenant"},
+        "salted adapter": {"adapter": ("a", digest), "salt": b"tenant"},
+        "salt that looks like a digest": {"salt": digest},
+    }
+    states = {kind: make_state(ids, **facts) for kind, facts in kinds.items()}  # type: ignore[arg-type]
+    for kind, state in states.items():
+        assert cache.lookup(state) == [], kind
+        compute(cache, state, 4)
+    for kind, facts in kinds.items():
+        assert cache.lookup(make_state(ids, **facts)) == states[kind].block_ids[:2], kind  # type: ignore[arg-type]
+    assert len({tuple(state.block_ids) for state in states.values()}) == len(kinds)
+
+
+def test_rule_12_two_names_of_one_digest_share_blocks():
+    cache = make_cache()
+    first = make_state([1, 2, 3, 4, 5], adapter=("a", b"d" * 16))
+    compute(cache, first, 4)
+    assert cache.lookup(make_state([1, 2, 3, 4, 5], adapter=("b", b"d" * 16))) == first.block_ids[:2]
+
+
+def test_rule_12_the_root_of_the_base_model_is_what_it_was_without_adapters():
+    person = b"textmill-prefix"
+    assert root_hash(b"tenant") == blake2b(b"tenant", digest_size=16, person=person).digest()
+    assert root_hash(b"tenant", adapter_digest=b"d" * 16) == (
+        blake2b(b"d" * 16 + b"tenant", digest_size=16, person=b"textmill-adapter").digest()
+    )
 
 
 def test_rule_09_a_block_is_found_once_all_its_places_are_computed():

@@ -5,6 +5,7 @@ to run the fake shard by hand.
 """
 
 import argparse
+import hashlib
 import itertools
 import queue
 import threading
@@ -20,7 +21,7 @@ import grpc
 from textmill_proto import PROTOCOL_VERSION
 from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 
-from tests.fakes.fake_slots import BadPlan, Script, SlotTable
+from tests.fakes.fake_slots import BadPlan, Script, SlotTable, adapted_byte
 
 MAX_MESSAGE_BYTES = 64 << 20
 IDLE_POLL_S = 0.05  # between two looks of an idle shard whether it must end and whether the lease has run out
@@ -35,6 +36,21 @@ def text_script(text: str, end_id: int) -> Script:
     """Return a script that gives the bytes of a text and then an end id, for the byte tokenizer without merges."""
     data = text.encode()
     return lambda prompt_ids, num_output: data[num_output] if num_output < len(data) else end_id
+
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+def write_adapter(folder: Path, content: str) -> bytes:
+    """Write an adapter as the fake shard takes adapters, and return its digest. The shard refuses the content `bad`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ADAPTER_FILE).write_text(content)
+    return hashlib.blake2b(content.encode(), digest_size=16).digest()
+
+
+def adapted_text(digest: bytes, num_tokens: int) -> str:
+    """Return the text of a request with this adapter."""
+    return bytes(adapted_byte(digest, index) for index in range(num_tokens)).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +75,8 @@ class FakeShardOptions:
     protocol_version: int = PROTOCOL_VERSION
     lease_s: float = 5.0
     heartbeat_s: float = 1.0
+    adapter_bytes: int = 1000  # of all adapters; the file of an adapter has as many bytes as the adapter takes
+    max_adapter_rank: int = 64
 
 
 class _Epoch:
@@ -110,6 +128,10 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self.last_admit: shard_pb2.Admit | None = None  # the message as it came
         self.prompts: list[bytes] = []  # of all requests that were admitted, as texts of the byte tokenizer
         self.num_sampled = 0  # tokens, over all epochs
+        self.adapters: dict[bytes, int] = {}  # bytes by digest; a lost stream keeps them
+        self.adapter_calls: list[str] = []  # "load NAME" with the folder's name, "unload DIGEST", as they came
+        self._may_load = threading.Event()
+        self._may_load.set()
 
     def __enter__(self) -> Self:
         options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES), ("grpc.max_send_message_length", -1)]
@@ -125,6 +147,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self.cut("the shard is going away")
         self._may_step.set()
         self._may_speak.set()
+        self._may_load.set()
         self._server.stop(grace=0.2).wait(5)
         for thread in list(self._threads):
             thread.join(5)
@@ -156,6 +179,13 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
 
     def answer_again(self) -> None:
         self._may_speak.set()
+
+    def pause_loads(self) -> None:
+        """Answer no LoadAdapter until `resume_loads`."""
+        self._may_load.clear()
+
+    def resume_loads(self) -> None:
+        self._may_load.set()
 
     def fail_slot(self, slot: int) -> None:
         """Let the next step report an error for the occupant of the slot."""
@@ -243,6 +273,44 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         if epoch.end_code is not None:
             context.abort(epoch.end_code, epoch.end_reason)
 
+    def LoadAdapter(
+        self, request: shard_pb2.LoadAdapterRequest, context: grpc.ServicerContext
+    ) -> shard_pb2.AdapterInfo:
+        folder = Path(request.folder)
+        self.adapter_calls.append(f"load {folder.name}")
+        self._may_load.wait()
+        try:
+            content = (folder / ADAPTER_FILE).read_bytes()
+        except OSError:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{folder} holds no {ADAPTER_FILE}")
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        if content == b"bad":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{folder}: the tensor x has no module, nearest is y")
+        if request.expected_digest not in (b"", digest):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the digest is another one than before")
+        with self._lock:
+            free_bytes = self._options.adapter_bytes - sum(self.adapters.values())
+            if digest not in self.adapters and len(content) > free_bytes:
+                message = f"the adapter takes {len(content)} bytes, {free_bytes} are free (--lora-memory-bytes)"
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+            self.adapters[digest] = len(content)
+        return shard_pb2.AdapterInfo(
+            digest=digest, max_rank=8, num_bytes=len(content), num_modules=4, target_names=["q_proj"]
+        )
+
+    def UnloadAdapter(
+        self, request: shard_pb2.UnloadAdapterRequest, context: grpc.ServicerContext
+    ) -> shard_pb2.UnloadAdapterAnswer:
+        self.adapter_calls.append(f"unload {request.digest.hex()}")
+        epoch = self._live
+        seats = [] if epoch is None else list(epoch.table.seats.values())
+        if any(seat.adapter_digest == request.digest for seat in seats):
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "a slot holds the adapter")
+        with self._lock:
+            if self.adapters.pop(request.digest, None) is None:
+                context.abort(grpc.StatusCode.NOT_FOUND, "no such adapter")
+        return shard_pb2.UnloadAdapterAnswer()
+
     # ---- Inner parts.
 
     def _info(self) -> shard_pb2.ShardInfo:
@@ -266,6 +334,9 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             max_model_tokens=options.max_model_tokens,
             decoder_prompt_ids=options.decoder_prompt_ids,
             max_encoder_tokens=options.max_encoder_tokens,
+            adapter_bytes=options.adapter_bytes,
+            max_adapter_rank=options.max_adapter_rank,
+            adapter_digests=sorted(self.adapters),
         )
         for name, value in self._info_changes.items():
             setattr(info, name, value)
@@ -281,6 +352,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             eos_token_ids=frozenset(info.eos_token_ids),
             script=self._options.script,
             logprob_of=self._options.logprob_of,
+            adapters=self.adapters,
         )
         self.history.append(table)
         return _Epoch(next(self._epochs), table)

@@ -17,6 +17,11 @@ Script = Callable[["array[int]", int], int]
 FINISHED, BY_LENGTH, BY_EOS, BY_STOP_ID = 1, 2, 4, 8
 
 
+def adapted_byte(digest: bytes, num_output: int) -> int:
+    """Return the byte that an adapter gives: capital letters in their order, from one that the digest decides."""
+    return 65 + (digest[0] + num_output) % 26
+
+
 class BadPlan(Exception):
     """A plan breaks a rule (rule 20)."""
 
@@ -45,6 +50,7 @@ class Seat:
     prompt_logprobs_next: int | None
     prompt_top_n_tokens: int
     caller: int
+    adapter_digest: bytes = b""
     is_starved: bool = False
 
     @property
@@ -74,6 +80,7 @@ class SlotTable:
     num_sampled: int = 0
     failing_slots: set[int] = field(default_factory=set)
     last_admit: shard_pb2.Admit = field(default_factory=shard_pb2.Admit)
+    adapters: dict[bytes, int] = field(default_factory=dict)  # loaded ones, by digest; the fake shard writes here
 
     def __post_init__(self) -> None:
         self._max_step_tokens = self._max_prefill_tokens = self._max_chunk_tokens = self.max_step_tokens
@@ -121,6 +128,8 @@ class SlotTable:
                 raise BadPlan(admit.slot, "admits.num_cached_tokens", f"found {admit.num_cached_tokens}")
             if len(admit.output_ids) // 4 >= admit.max_new_tokens:
                 raise BadPlan(admit.slot, "admits.max_new_tokens", f"found {admit.max_new_tokens}")
+            if admit.adapter_digest and admit.adapter_digest not in self.adapters:
+                raise BadPlan(admit.slot, "admits.adapter_digest", f"found {admit.adapter_digest.hex()}")
             blocks = _ids(admit.block_ids[0])
             if len(set(blocks)) != len(blocks) or any(block >= self.num_blocks for block in blocks):
                 raise BadPlan(admit.slot, "admits.block_ids", "wanted different blocks below num_blocks")
@@ -150,6 +159,7 @@ class SlotTable:
             prompt_logprobs_next=admit.prompt_logprobs_from if admit.HasField("prompt_logprobs_from") else None,
             prompt_top_n_tokens=admit.prompt_top_n_tokens,
             caller=admit.caller,
+            adapter_digest=admit.adapter_digest,
         )
         self.seats[seat.slot] = self.prefills[seat.slot] = seat
         self.num_admitted += 1
@@ -261,6 +271,8 @@ class SlotTable:
         wants_logprobs = False
         for seat in seats:
             token_id = script(seat.prompt_ids, seat.num_output)
+            if seat.adapter_digest:
+                token_id = adapted_byte(seat.adapter_digest, seat.num_output)
             seat.num_output += 1
             flag = 0
             if token_id in seat.stop_ids and seat.num_output > seat.min_new_tokens:

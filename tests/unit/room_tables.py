@@ -33,7 +33,7 @@ ROUTER_FOLDERS = {
     "chat": names("errors request parsers grammar text"),
     "health": names(""),
     "metrics": names("request scheduler text health"),
-    "engine": names("errors request scheduler health metrics"),
+    "engine": names("errors request scheduler adapters health metrics"),
     "http": names("errors tracing"),
     "serving": names(
         "bounds errors exact_json file_watch request settings scheduler tracing parsers text grammar chat health "

@@ -225,9 +225,9 @@ class AdapterRegistry:
             if weights.num_names > 0 or (weights.num_holders > 0 and not weights.is_withdrawn)
         }
 
-    def is_held(self, digest: bytes) -> bool:
-        """Whether the registry knows the weights, named, held or waiting to be unloaded."""
-        return digest in self._weights
+    def is_leaving(self, digest: bytes) -> bool:
+        """Whether weights without a name are still held, or still in a shard."""
+        return digest in self._weights and not self._weights[digest].num_names
 
     def next_unload(self) -> bytes | None:
         """Return the digest of weights that nobody uses any more, or None. Call `finish_unload` when they are gone.
@@ -259,6 +259,14 @@ class AdapterRegistry:
     def num_bytes(self) -> int:
         """The bytes of all weights that a shard holds, as the shards count them."""
         return sum(weights.facts.num_bytes for weights in self._weights.values())
+
+    def registered(self) -> list[tuple[str, AdapterSource]]:
+        """Return the names that no shard has read yet, with their sources."""
+        return [
+            (name, entry.source)
+            for name, entry in self._entries.items()
+            if entry.digest is None and not entry.is_in_work
+        ]
 
     def find(self, name: str) -> ListedAdapter | None:
         """Return a name with its facts, or None for an unknown name."""

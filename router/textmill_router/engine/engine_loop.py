@@ -13,6 +13,9 @@ from contextlib import suppress
 
 from textmill_proto import PROTOCOL_VERSION
 
+from textmill_router.adapters.registry import AdapterRegistry
+from textmill_router.engine.adapter_calls import ShardAway
+from textmill_router.engine.adapter_places import AdapterPlaces
 from textmill_router.engine.recovery import Recovery
 from textmill_router.engine.shard_client import ShardClient, ShardClientOptions
 from textmill_router.engine.shard_facts import ShardFacts, ShardHealth, pool_of
@@ -53,6 +56,9 @@ class EngineLoop:
     scheduler's settings from the facts of the first Hello. `tokenizer_digest` is the digest of the router's own
     tokenizer; a shard with another digest is refused. `number` is that of the replica, `steps` are the numbers that
     several loops may share, and `on_change` is called after each change of the status.
+
+    An epoch begins when the shards hold the adapters that the registry `adapters` wants. `on_adapter_lost` is called
+    with a digest that they could not load again; without it the loop withdraws the digest from the registry.
     """
 
     def __init__(
@@ -64,12 +70,22 @@ class EngineLoop:
         number: int = 0,
         steps: StepMetrics | None = None,
         on_change: Callable[[], object] = lambda: None,
+        adapters: AdapterRegistry | None = None,
+        on_adapter_lost: Callable[[bytes, str], None] | None = None,
     ) -> None:
         self.number = number
         self._configure = configure
         self._tokenizer_digest = tokenizer_digest
         self._on_change = on_change
         self._client = ShardClient(client_options)
+        registry = AdapterRegistry() if adapters is None else adapters
+
+        def withdraw(digest: bytes, reason: str) -> None:
+            registry.withdraw(digest)
+            self.fail_adapter(digest, reason)
+
+        self.adapters = AdapterPlaces(self._client, registry, on_adapter_lost or withdraw)
+        self._restoring: asyncio.Task[None] | None = None  # between a Hello and the begin of its epoch
         self._scheduler: Scheduler | None = None
         self._readers: dict[RequestId, _Reader] = {}
         self.steps = steps or StepMetrics()
@@ -147,9 +163,10 @@ class EngineLoop:
 
     async def stop(self) -> None:
         """End the stream. Requests that have not ended fail with SHUTDOWN."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._restoring) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._end("the router is stopping")
 
     def give_up(self, cause: str) -> None:
@@ -184,6 +201,13 @@ class EngineLoop:
             self._scheduler.on_pause(request_id, is_paused)
             self._tick_soon()
 
+    def fail_adapter(self, digest: bytes, reason: str) -> None:
+        """Fail the requests of an adapter that a shard could not load again."""
+        if self._scheduler is not None:
+            message = f"the adapter is lost, because a shard that started again could not load it: {reason}"
+            self._deliver(self._scheduler.fail_adapter(digest, message))
+            self._tick_soon()
+
     def take_reader(self, other: "EngineLoop", request_id: RequestId) -> None:
         """Take over the reader of a request that this loop's scheduler has adopted from the scheduler of the other."""
         self._readers[request_id] = other._readers.pop(request_id)
@@ -202,6 +226,24 @@ class EngineLoop:
 
     def on_hello(self, facts: ShardFacts, epoch: int) -> None:
         self._check(facts)
+        self.adapters.begin(facts.adapter_digests)
+        if self.adapters.is_complete:
+            self._begin_epoch(facts, epoch)
+        else:  # meanwhile heartbeats are read, and requests wait as between two epochs
+            self._restoring = asyncio.create_task(self._restore_adapters(facts, epoch))
+
+    async def _restore_adapters(self, facts: ShardFacts, epoch: int) -> None:
+        try:
+            await self.adapters.restore()
+            self._begin_epoch(facts, epoch)
+        except ShardAway as error:
+            self._client.cut(f"adapters could not be restored: {error}")
+        except Exception as error:
+            assert self._task is not None
+            self._task.cancel()
+            self._stop_serving(error)
+
+    def _begin_epoch(self, facts: ShardFacts, epoch: int) -> None:
         if self._scheduler is None:
             self._scheduler = Scheduler(self._configure(facts))
         began_s = time.perf_counter()
@@ -273,11 +315,18 @@ class EngineLoop:
             )
 
     def on_lost(self, reason: str) -> None:
-        assert self._scheduler is not None
+        self.adapters.end()
+        if self._restoring is not None:
+            self._restoring.cancel()
+            self._restoring = None
+        if self._scheduler is None:  # no epoch has begun yet
+            self._set_status(EngineStatus())
+            return
         if self._scheduler.num_running:
             self.steps.on_lost_step(StepKind.PREFILL if self._scheduler.is_any_in_prefill else StepKind.DECODE)
         self._deliver(self._scheduler.end_epoch(self.now()))
-        self.recovery.lose()
+        if self._status.phase is EnginePhase.READY:  # else the stream was lost before its epoch began
+            self.recovery.lose()
         self._set_status(EngineStatus(EnginePhase.LOST, 0.0, self._status.facts, reason))
 
     # ---- Inner parts.
@@ -286,9 +335,12 @@ class EngineLoop:
         try:
             await self._client.run(self)
         except Exception as error:
-            # Nothing can be served any more. The owner of this loop sees the phase STOPPED and ends the process.
-            log.critical("engine stopped", exc_info=not isinstance(error, ShardMismatch), extra={"reason": str(error)})
-            self._end_serving(str(error) or type(error).__name__)
+            self._stop_serving(error)
+
+    def _stop_serving(self, error: Exception) -> None:
+        """End for good. The owner of this loop sees the phase STOPPED and ends the process."""
+        log.critical("engine stopped", exc_info=not isinstance(error, ShardMismatch), extra={"reason": str(error)})
+        self._end_serving(str(error) or type(error).__name__)
 
     def _end_serving(self, cause: str) -> None:
         if self._scheduler is not None:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from textmill_router.adapters.registry import AdapterRegistry
 from textmill_router.engine.engine_loop import EngineLoop
 from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.shard_facts import ShardFacts
@@ -21,7 +22,7 @@ from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.placement import Placement
 from textmill_router.scheduler.request_state import RequestState
 from textmill_router.scheduler.scheduler import QueueFull, Scheduler, SchedulerStats
-from textmill_router.scheduler.stats import add_stats
+from textmill_router.scheduler.stats import AdapterLoad, add_stats
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,10 @@ class ReplicaSet:
         tokenizer_digest: str,
         *,
         on_change: Callable[[], object] = lambda: None,
+        adapters: AdapterRegistry | None = None,
     ) -> None:
         self._tell = on_change
+        self.adapters = AdapterRegistry() if adapters is None else adapters
         self.steps = StepMetrics()
         self.num_moved_requests = 0
         self._changed = asyncio.Event()
@@ -50,7 +53,16 @@ class ReplicaSet:
         self._request_ids = itertools.count(1)
         self._placement = Placement(len(client_options))
         self.replicas = [
-            EngineLoop(options, configure, tokenizer_digest, number=number, steps=self.steps, on_change=self._on_change)
+            EngineLoop(
+                options,
+                configure,
+                tokenizer_digest,
+                number=number,
+                steps=self.steps,
+                on_change=self._on_change,
+                adapters=self.adapters,
+                on_adapter_lost=self._on_adapter_lost,
+            )
             for number, options in enumerate(client_options)
         ]
 
@@ -98,6 +110,17 @@ class ReplicaSet:
             if replica.scheduler is not None:
                 for name, count in replica.scheduler.num_computed_by_caller().items():
                     total[name] = total.get(name, 0) + count
+        return total
+
+    def num_by_adapter(self) -> dict[str, AdapterLoad]:
+        """Return the running and waiting requests of each adapter, of all replicas together."""
+        total: dict[str, AdapterLoad] = {}
+        for replica in self.replicas:
+            if replica.scheduler is not None:
+                for name, load in replica.scheduler.num_by_adapter().items():
+                    entry = total.setdefault(name, AdapterLoad())
+                    entry.num_running += load.num_running
+                    entry.num_waiting += load.num_waiting
         return total
 
     def can_ever_fit(self, num_tokens: int) -> bool:
@@ -176,6 +199,13 @@ class ReplicaSet:
         return [
             replica.scheduler if phase is wanted else None for replica, phase in zip(self.replicas, phases, strict=True)
         ]
+
+    def _on_adapter_lost(self, digest: bytes, reason: str) -> None:
+        """Withdraw an adapter that a replica could not load again, and fail its requests in every replica."""
+        names = self.adapters.withdraw(digest)
+        log.error("adapter withdrawn", extra={"names": names, "digest": digest.hex(), "reason": reason})
+        for replica in self.replicas:
+            replica.fail_adapter(digest, reason)
 
     def _on_change(self) -> None:
         """Note a new status of a replica, and move the requests of replicas that are down."""

@@ -69,6 +69,7 @@ class ShardClient:
     def __init__(self, options: ShardClientOptions) -> None:
         self._options = options
         self._stream: _Stream | None = None
+        self.stub: shard_pb2_grpc.ShardAsyncStub | None = None  # of the live stream's shard, for other calls to it
 
     def send(self, plans: Iterable[Plan]) -> None:
         """Queue plans for the live stream. Without a live stream the plans are dropped, because their epoch is over."""
@@ -106,16 +107,16 @@ class ShardClient:
             except StreamLost as error:
                 log.warning("shard refuses the stream", extra={"reason": str(error)})
                 return False
-            self._stream = stream
+            self._stream, self.stub = stream, stub
             try:
                 handler.on_hello(facts, epoch)
                 await stream.read_all(handler)
             except StreamLost as error:
-                self._stream = None
+                self._stream = self.stub = None
                 log.warning("stream to the shard lost", extra={"epoch": epoch, "reason": str(error)})
                 handler.on_lost(str(error))
             finally:
-                self._stream = None
+                self._stream = self.stub = None
                 await stream.close()
             return True
 

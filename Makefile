@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page task-classes flags-page test-clients test-playground test-deploy image-test bench clean
+.PHONY: help run test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page task-classes flags-page kernels kernels-page test-clients test-playground test-deploy image-test bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -9,7 +9,7 @@ JOBS ?= 2
 # Length and random seed of `make soak` and `make hostile`.
 SECONDS ?= 300
 SEED ?= 1
-FAST_TESTS := tests/unit tests/contract tests/zoo
+FAST_TESTS := tests/unit tests/contract tests/zoo tests/kernels
 # They start launchers and look at times, so they run one after the other.
 SYSTEM_TESTS := $(filter-out $(FAST_TESTS),$(patsubst %/,%,$(dir $(wildcard tests/*/__init__.py))))
 DRAWN_CALLS := tests/contract/test_schemathesis.py
@@ -109,6 +109,12 @@ flags-page: $(STAMP) ## Write docs/flags.md, docs/exit-codes.md and the defaults
 task-classes: $(STAMP) ## Write the tasks of transformers' classes, which the launcher reads
 	@$(BIN)/python -m tests.task_classes
 	@$(BIN)/ruff format --quiet launcher/textmill_launcher/task_classes.py
+
+kernels: $(STAMP) ## Compile each variant of the GPU kernels for three GPUs, without a GPU, and compare with docs/kernels.md
+	@$(BIN)/python -m tests.kernels.page --check
+
+kernels-page: $(STAMP) ## Write docs/kernels.md from what the compiler makes of the GPU kernels
+	@$(BIN)/python -m tests.kernels.page
 
 models-page: $(STAMP) ## Write docs/models.md and docs/other_models.md from runs of tiny models
 	@$(BIN)/python -m tests.zoo.page > docs/models.md

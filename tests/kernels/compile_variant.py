@@ -5,7 +5,6 @@ tests run this file as a process of its own: numbers of variants and targets com
 line of JSON per variant and target goes to the standard output.
 """
 
-import hashlib
 import importlib
 import json
 import re
@@ -14,13 +13,14 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from textmill_shard import triton_kernels
 from textmill_shard.triton_kernels.variants import COMPILE_OPTIONS, VARIANTS, Variant
 
 DEVICE_FOLDER = Path(triton_kernels.__file__).parent / "device"
 CUOBJDUMP_LIMIT_S = 60
+Job: TypeAlias = tuple[int, int]  # place of a variant in VARIANTS, and compute capability
 # Files of `device/` with the kernels in them.
 KERNEL_FILES = {"paged_attention": "attention", "merge_splits": "attention", "write_kv": "kv_write"}
 
@@ -92,16 +92,6 @@ def _resource_usage(machine_code: bytes, cuobjdump: str) -> dict[str, int]:
             timeout=CUOBJDUMP_LIMIT_S,
         ).stdout
     return {name: int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", printed)}
-
-
-def source_digest(variant: Variant) -> str:
-    """Return a digest of all that the machine code of a variant depends on, but for the target."""
-    import triton
-
-    digest = hashlib.blake2b(f"{triton.__version__} {variant!r} {COMPILE_OPTIONS}".encode(), digest_size=16)
-    for source in (DEVICE_FOLDER / f"{KERNEL_FILES[variant.kernel]}.py", Path(__file__)):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def attention_tile(*, itemsize: int, group: int, key_dim: int, value_dim: int, m
     is_small = max_query_len * group <= least_rows
     if itemsize == 4:  # without tensor cores, and with keys of twice the bytes
         rows = least_rows if is_small else max(least_rows, 32)
-        return Tile(rows=rows, places=16 if is_wide else 32, num_warps=4 if is_small else 8, num_stages=2)
+        return Tile(rows=rows, places=16, num_warps=4 if is_small else 8, num_stages=2)
     if is_small:
         return Tile(rows=least_rows, places=32 if is_wide else 64, num_warps=4 if least_rows < 64 else 8, num_stages=3)
     if is_wide:

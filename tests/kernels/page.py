@@ -1,0 +1,124 @@
+"""Writes docs/kernels.md, or compares the page with what the compiler says: `make kernels-page`, `make kernels`.
+
+Both compile every variant of the table for every target, in parallel, and remember variants whose sources are the same.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from textmill_shard.triton_kernels.variants import TARGETS, VARIANTS
+
+from tests.kernels.compile_pool import compile_remembered
+from tests.kernels.compile_variant import Job, Usage
+
+PAGE = Path(__file__).parents[2] / "docs" / "kernels.md"
+KIB = 1024
+# Shared memory that a program may have, from NVIDIA's CUDA programming guide (table of compute capabilities).
+SHARED_LIMIT_BYTES = {80: 163 * KIB, 90: 227 * KIB, 100: 227 * KIB}
+GPUS = {80: "A100", 90: "H100, H200", 100: "B200"}
+INTRODUCTION = """\
+# Kernels of a GPU
+
+`make kernels-page` writes this page from the table of variants (`shard/textmill_shard/triton_kernels/variants.py`) and
+from what Triton's compiler makes of each row. `make kernels` compiles again and compares.
+
+**No kernel has run on a GPU yet.** Each kernel has been compared with plain torch in Triton's interpreter, in fp32 on a
+CPU, and each variant below has been compiled to machine code for three GPUs on a machine without one. So the page says
+that the kernels compute the right numbers and fit the GPUs, and says nothing of their speed.
+
+A cell holds the registers of a thread, and the shared memory of a program in KiB. `+ n` are bytes of a thread that do
+not fit into the registers and lie in local memory, which is slow memory: a variant with such bytes fails the tests
+unless its row gives the reason. A thread has at most 255 registers. A program may have 163 KiB of shared memory on
+sm_80, and 227 KiB on sm_90 and sm_100.
+
+| Kernel | What the kernel does | Plain torch beside it |
+|---|---|---|
+"""
+KERNELS = {
+    "paged_attention": (
+        "attention of decode rows and prefill chunks over paged keys and values",
+        "`attention/reference.py`",
+    ),
+    "merge_splits": ("puts the parts of split contexts together", "`attention/reference.py`"),
+    "write_kv": ("turns queries and keys, and writes keys and values to their places", "`attention/kv_write.py`"),
+}
+
+
+def all_jobs() -> list[Job]:
+    return [(number, target) for number in range(len(VARIANTS)) for target in TARGETS]
+
+
+def faults(usages: Sequence[Usage]) -> list[str]:
+    """Return a sentence for each usage that a GPU or a rule does not allow."""
+    found = []
+    for usage in usages:
+        variant = VARIANTS[usage.variant]
+        name = f"{variant.kernel} ({variant.name}) for sm_{usage.target}"
+        limit = SHARED_LIMIT_BYTES[usage.target]
+        if usage.shared_bytes > limit:
+            found.append(f"{name} takes {usage.shared_bytes} bytes of shared memory, and the GPU has {limit}")
+        if usage.local_bytes and variant.why_spills is None:
+            found.append(f"{name} spills {usage.local_bytes} bytes a thread: take a smaller tile or give the reason")
+    return found
+
+
+def stale_reasons(usages: Sequence[Usage]) -> list[str]:
+    """Return a sentence for each variant with a reason to spill that spills on no target."""
+    spilling = {usage.variant for usage in usages if usage.local_bytes}
+    return [
+        f"{variant.kernel} ({variant.name}) has a reason to spill and does not spill"
+        for number, variant in enumerate(VARIANTS)
+        if variant.why_spills is not None and number not in spilling
+    ]
+
+
+def page(usages: Sequence[Usage]) -> str:
+    return INTRODUCTION + "\n".join(_lines(usages))
+
+
+def row_of(usages: Sequence[Usage]) -> str:
+    """Return the row of one variant, from its usages on all targets."""
+    variant = VARIANTS[usages[0].variant]
+    cells = [
+        f"{usage.registers}{f' + {usage.local_bytes}' if usage.local_bytes else ''}, {usage.shared_bytes / KIB:.1f}"
+        for usage in usages
+    ]
+    return f"| {variant.name} | {' | '.join(cells)} | {variant.why_spills or ''} |"
+
+
+def _lines(usages: Sequence[Usage]) -> Iterator[str]:
+    for kernel, (purpose, reference) in KERNELS.items():
+        yield f"| `{kernel}` | {purpose} | {reference} |"
+    for kernel, of_kernel in groupby(usages, key=lambda usage: VARIANTS[usage.variant].kernel):
+        yield f"\n## `{kernel}`\n"
+        yield f"| Variant | {' | '.join(f'sm_{target} ({GPUS[target]})' for target in TARGETS)} | Reason to spill |"
+        yield "|---" * (len(TARGETS) + 2) + "|"
+        for _, of_variant in groupby(of_kernel, key=lambda usage: usage.variant):
+            yield row_of(list(of_variant))
+    yield ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare docs/kernels.md instead of writing it")
+    check = parser.parse_args().check
+    memory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "textmill" / "kernels"
+    usages = compile_remembered(all_jobs(), num_processes=os.cpu_count() or 1, memory=memory)
+    complaints = [*faults(usages), *stale_reasons(usages)]
+    text = page(usages)
+    if check and (not PAGE.exists() or PAGE.read_text() != text):
+        complaints.append("docs/kernels.md is older than the kernels: run make kernels-page")
+    if not check:
+        PAGE.write_text(text)
+    for complaint in complaints:
+        print(complaint)
+    print(f"{len(VARIANTS)} variants for {len(TARGETS)} targets, {len(complaints)} complaints")
+    return bool(complaints)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

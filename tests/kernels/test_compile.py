@@ -1,0 +1,77 @@
+"""A sample of the kernels compiles for each GPU, fits it, and takes what docs/kernels.md says.
+
+`make kernels` does the same for the whole table.
+"""
+
+from dataclasses import replace
+from itertools import groupby
+
+import pytest
+from textmill_shard.triton_kernels import variants
+from textmill_shard.triton_kernels.variants import TARGETS, VARIANTS
+
+from tests.kernels.compile_pool import compile_all, source_digest
+from tests.kernels.compile_variant import Usage
+from tests.kernels.page import KERNELS, PAGE, SHARED_LIMIT_BYTES, faults, row_of, stale_reasons
+
+SAMPLES = [number for number, variant in enumerate(VARIANTS) if variant.is_sample]
+
+
+@pytest.mark.slow  # compiles a dozen kernels for three targets: half a minute on two quiet cores
+def test_sample_compiles_fits_and_is_on_the_page() -> None:
+    usages = compile_all([(number, target) for number in SAMPLES for target in TARGETS], num_processes=2)
+    assert faults(usages) == []
+    text = PAGE.read_text()
+    for number, of_variant in groupby(usages, key=lambda usage: usage.variant):
+        assert row_of(list(of_variant)) in text.splitlines(), f"{VARIANTS[number].name}: run make kernels-page"
+
+
+def test_sample_has_each_kernel() -> None:
+    assert {VARIANTS[number].kernel for number in SAMPLES} == {variant.kernel for variant in VARIANTS} == set(KERNELS)
+    assert 10 <= len(SAMPLES) <= 16
+
+
+def test_names_tell_variants_apart() -> None:
+    names = [(variant.kernel, variant.name) for variant in VARIANTS]
+    assert len(set(names)) == len(names)
+
+
+def test_page_has_a_row_for_each_variant_and_no_other() -> None:
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    listed = [name for name in rows if name not in ("Kernel", "Variant") and not name.startswith("`")]
+    assert listed == [variant.name for variant in VARIANTS]
+
+
+def test_a_spill_without_a_reason_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = Usage(variant=0, target=90, registers=255, local_bytes=8, shared_bytes=0)
+    assert VARIANTS[0].why_spills is None
+    [fault] = faults([usage])
+    assert "spills 8 bytes a thread" in fault
+    assert VARIANTS[0].name in fault
+    with_reason = (replace(VARIANTS[0], why_spills="because"), *VARIANTS[1:])
+    monkeypatch.setattr("tests.kernels.page.VARIANTS", with_reason)
+    assert faults([usage]) == []
+    assert stale_reasons([replace(usage, local_bytes=0)])[0].startswith(f"paged_attention ({VARIANTS[0].name}) has a")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_more_shared_memory_than_the_gpu_has_is_a_fault(target: int) -> None:
+    limit = SHARED_LIMIT_BYTES[target]
+    fits = Usage(variant=0, target=target, registers=10, local_bytes=0, shared_bytes=limit)
+    assert faults([fits]) == []
+    [fault] = faults([replace(fits, shared_bytes=limit + 1)])
+    assert f"takes {limit + 1} bytes of shared memory, and the GPU has {limit}" in fault
+
+
+def test_a_kernel_that_does_not_compile_fails_with_the_words_of_the_compiler() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)a variant of .* fails:.*LLVM ERROR"):
+        compile_all([(0, 7)], num_processes=1)  # no GPU has the compute capability 0.7
+
+
+def test_the_digest_changes_with_the_target_and_the_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = source_digest((0, 90))
+    assert source_digest((0, 80)) != before
+    other = (replace(VARIANTS[0], num_warps=VARIANTS[0].num_warps * 2), *VARIANTS[1:])
+    monkeypatch.setattr("tests.kernels.compile_pool.VARIANTS", other)
+    assert source_digest((0, 90)) != before
+    assert variants.VARIANTS is VARIANTS

@@ -50,6 +50,7 @@ class Seat:
     prompt_logprobs_next: int | None
     prompt_top_n_tokens: int
     caller: int
+    weight: float
     adapter_digest: bytes = b""
     is_starved: bool = False
 
@@ -71,6 +72,7 @@ class SlotTable:
     logprob_of: Callable[[int], float] = lambda request_id: -0.5  # of each output token of a request
     seats: dict[int, Seat] = field(default_factory=dict)  # by slot, in the order of admission
     prefills: dict[int, Seat] = field(default_factory=dict)
+    num_had: dict[int, float] = field(default_factory=dict)  # prefill tokens of each caller by weight (rule 16)
     decodes: dict[int, Seat] = field(default_factory=dict)
     plan_applied: int = 0
     num_admitted: int = 0
@@ -159,6 +161,7 @@ class SlotTable:
             prompt_logprobs_next=admit.prompt_logprobs_from if admit.HasField("prompt_logprobs_from") else None,
             prompt_top_n_tokens=admit.prompt_top_n_tokens,
             caller=admit.caller,
+            weight=admit.caller_weight or 1.0,
             adapter_digest=admit.adapter_digest,
         )
         self.seats[seat.slot] = self.prefills[seat.slot] = seat
@@ -209,20 +212,17 @@ class SlotTable:
         return result
 
     def _prefill(self, result: shard_pb2.StepResult, budget: int, starved: list[int]) -> list[Seat]:
-        """Prefill in two passes in turns of the callers, and return the seats whose prompt is complete."""
+        """Prefill by the budget, and return the seats whose prompt is complete."""
         before = {slot: seat.num_computed for slot, seat in self.prefills.items()}
-        in_turns: list[tuple[int, int, Seat]] = []
-        nth: dict[int, int] = {}  # prefills so far of each caller
-        for order, seat in enumerate(self.prefills.values()):
-            nth[seat.caller] = nth.get(seat.caller, 0) + 1
-            in_turns.append((nth[seat.caller], order, seat))
-        in_turns.sort(key=lambda turn: turn[:2])
-        for limit in (self._max_chunk_tokens, budget):
-            for _, _, seat in in_turns:
-                num_left = min(seat.num_tokens, seat.num_places) - seat.num_computed
-                chunk = min(limit, budget, num_left)
-                seat.num_computed += max(0, chunk)
-                budget -= max(0, chunk)
+        if len({seat.caller for seat in self.prefills.values()}) > 1:
+            self._prefill_by_callers(budget)
+        else:
+            self.num_had.clear()
+            for limit in (self._max_chunk_tokens, budget):
+                for seat in self.prefills.values():
+                    chunk = max(0, min(limit, budget, _num_open(seat)))
+                    seat.num_computed += chunk
+                    budget -= chunk
         complete: list[Seat] = []
         partial: list[Seat] = []
         for slot, seat in list(self.prefills.items()):
@@ -239,6 +239,27 @@ class SlotTable:
         result.prefill_slots = _packed([seat.slot for seat in partial])
         result.prefill_computed = _packed([seat.num_computed for seat in partial])
         return complete
+
+    def _prefill_by_callers(self, budget: int) -> None:
+        """Give each next chunk to the caller who has had least by weight, there to the prefill with fewest chunks."""
+        first: dict[int, int] = {}  # place of each caller's first prefill
+        for place, seat in enumerate(self.prefills.values()):
+            first.setdefault(seat.caller, place)
+        known = [had for caller, had in self.num_had.items() if caller in first]
+        self.num_had = {caller: self.num_had.get(caller, min(known, default=0.0)) for caller in first}
+        num_chunks = dict.fromkeys(self.prefills, 0)
+        while budget:
+            seats = [seat for seat in self.prefills.values() if _num_open(seat) > 0]
+            if not seats:
+                return
+            caller = min((seat.caller for seat in seats), key=lambda one: (self.num_had[one], first[one]))
+            own = [seat for seat in seats if seat.caller == caller]
+            seat = min(own, key=lambda one: num_chunks[one.slot])
+            chunk = min(self._max_chunk_tokens, budget, _num_open(seat))
+            seat.num_computed += chunk
+            budget -= chunk
+            num_chunks[seat.slot] += 1
+            self.num_had[caller] += chunk / seat.weight
 
     def _report_prompt_logprobs(self, result: shard_pb2.StepResult, seat: Seat, num_before: int) -> None:
         """Report log-probabilities of the prompt, which are -1 everywhere.
@@ -315,3 +336,8 @@ def _packed(ids: list[int]) -> bytes:
 
 def _packed_floats(values: list[float]) -> bytes:
     return struct.pack(f"<{len(values)}f", *values)
+
+
+def _num_open(seat: Seat) -> int:
+    """The tokens of a prefill that have a place and are not computed."""
+    return min(seat.num_tokens, seat.num_places) - seat.num_computed

@@ -143,6 +143,7 @@ class ModelShard:
         self._places: dict[tuple[int, int], int] = {}
         self._seats: dict[int, Occupant] = {}  # in order of admission
         self._budget: Budget | None = None
+        self._had: dict[int, float] = {}  # prefill tokens of each caller by weight, while several callers prefill
         self._plan_applied = 0
         self._plan_reported = 0
         self._num_steps = 0
@@ -296,22 +297,38 @@ class ModelShard:
 
     # ---- Steps.
 
-    def _in_turns(self, slots: list[int]) -> list[int]:
-        """Take one slot of each caller after the other, and so on (rule 16). `slots` are in order of admission."""
-        ordered: list[int] = []
-        while len(ordered) < len(slots):
-            served: set[int] = set()  # callers that have had this turn
-            for slot in slots:
-                caller = self._seats[slot].admit.caller
-                if slot not in ordered and caller not in served:
-                    served.add(caller)
-                    ordered.append(slot)
-        return ordered
+    def _share(self, wanted: dict[int, int], num_left: int, max_chunk: int) -> dict[int, int]:
+        """Give each prefill its tokens of a step (rule 16). `wanted` holds the prefills in order of admission."""
+        admits = {slot: self._seats[slot].admit for slot in wanted}
+        callers = list(dict.fromkeys(admit.caller for admit in admits.values()))
+        takes = dict.fromkeys(wanted, 0)
+        if len(callers) < 2:
+            self._had = {}
+            for limit in (max_chunk, num_left):
+                for slot, most in wanted.items():
+                    more = min(most - takes[slot], limit, num_left)
+                    takes[slot] += more
+                    num_left -= more
+            return takes
+        least = min((had for caller, had in self._had.items() if caller in callers), default=0.0)
+        self._had = {caller: self._had.get(caller, least) for caller in callers}
+        chunks = dict.fromkeys(wanted, 0)
+        while num_left and (open_slots := [slot for slot, most in wanted.items() if takes[slot] < most]):
+            caller = min(
+                (admits[slot].caller for slot in open_slots), key=lambda one: (self._had[one], callers.index(one))
+            )
+            slot = min((slot for slot in open_slots if admits[slot].caller == caller), key=lambda one: chunks[one])
+            more = min(wanted[slot] - takes[slot], max_chunk, num_left)
+            takes[slot] += more
+            chunks[slot] += 1
+            num_left -= more
+            self._had[caller] += more / admits[slot].caller_weight
+        return takes
 
     def _compose(self) -> LaunchedStep | None:
         """Choose the rows of a step by the fixed rule.
 
-        First come all decodes, then a chunk of each prefill in turns of the callers, then the rest of the budget.
+        First come all decodes. The prefills share the rest of the budget.
         """
         budget = self._budget
         if budget is None:
@@ -334,17 +351,13 @@ class ModelShard:
             else:
                 prefills.append(slot)
         num_left = min(num_left, budget.max_prefill_tokens)
-        prefills = self._in_turns(prefills)
-        for limit in (budget.max_chunk_tokens, budget.max_step_tokens):
-            for slot in prefills:
-                occupant = self._seats[slot]
-                taken = takes.get(slot, 0)
-                num_places = len(occupant.table) * self.pool.block_size
-                wanted = min(len(occupant.tokens), num_places) - occupant.num_computed - taken
-                more = min(wanted, limit, num_left)
-                if more > 0:
-                    takes[slot] = taken + more
-                    num_left -= more
+        wanted = {}
+        for slot in prefills:
+            occupant = self._seats[slot]
+            num_places = len(occupant.table) * self.pool.block_size
+            wanted[slot] = min(len(occupant.tokens), num_places) - occupant.num_computed
+        shares = self._share(wanted, num_left, budget.max_chunk_tokens)
+        takes |= {slot: take for slot, take in shares.items() if take}
         for slot, take in takes.items():
             step.rows.append(Row(slot, self._seats[slot], None, take))
         if step.rows:

@@ -600,6 +600,7 @@ class Admit(_message.Message):
     NUM_ENCODER_TOKENS_FIELD_NUMBER: _builtins.int
     COPIED_BLOCK_ID_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    CALLER_WEIGHT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """id of the request, unique in the life of the router"""
     slot: _builtins.int
@@ -637,7 +638,9 @@ class Admit(_message.Message):
     copied_block_id: _builtins.int
     """id of the block whose first num_cached_tokens % block_size (> 0) places are copied"""
     caller: _builtins.int
-    """number of the caller; the prefills of a step go over the callers in turns (rule 16)"""
+    """number of the caller; the callers share the prefills of the steps (rule 16)"""
+    caller_weight: _builtins.float
+    """> 0; share of the caller beside the shares of others; 0 = 1"""
     @_builtins.property
     def block_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """per KV group (one today): u32[] block ids of the block table, in order"""
@@ -675,10 +678,11 @@ class Admit(_message.Message):
         num_encoder_tokens: _builtins.int = ...,
         copied_block_id: _builtins.int | None = ...,
         caller: _builtins.int = ...,
+        caller_weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "prompt_logprobs_from", b"prompt_logprobs_from", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "adapter_digest", b"adapter_digest", "block_ids", b"block_ids", "caller", b"caller", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "num_encoder_tokens", b"num_encoder_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "adapter_digest", b"adapter_digest", "block_ids", b"block_ids", "caller", b"caller", "caller_weight", b"caller_weight", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "num_encoder_tokens", b"num_encoder_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__copied_block_id: _TypeAlias = _typing.Literal["copied_block_id"]  # noqa: Y015
     _WhichOneofArgType__copied_block_id: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id"]  # noqa: Y015

@@ -26,6 +26,7 @@ from textmill_router.metrics.step_metrics import StepKind, StepMetrics
 from textmill_router.request import Failure, FailureCode, GenerationRequest, OutputSink, RequestId, RequestOutput
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.epoch import Counters
+from textmill_router.scheduler.fair_shares import FairShares
 from textmill_router.scheduler.plan import StepResult
 from textmill_router.scheduler.request_state import RequestState
 from textmill_router.scheduler.scheduler import Scheduler, SchedulerStats, StreamBroken
@@ -54,8 +55,8 @@ class EngineLoop:
 
     The owner calls `start`, then `submit` and `cancel` from the same asyncio loop, then `stop`. `configure` makes the
     scheduler's settings from the facts of the first Hello. `tokenizer_digest` is the digest of the router's own
-    tokenizer; a shard with another digest is refused. `number` is that of the replica, `steps` are the numbers that
-    several loops may share, and `on_change` is called after each change of the status.
+    tokenizer; a shard with another digest is refused. `number` is that of the replica, `shares` and `steps` are the
+    accounts and numbers that several loops may share, and `on_change` is called after each change of the status.
 
     An epoch begins when the shards hold the adapters that the registry `adapters` wants. `on_adapter_lost` is called
     with a digest that they could not load again; without it the loop withdraws the digest from the registry.
@@ -68,12 +69,14 @@ class EngineLoop:
         tokenizer_digest: str,
         *,
         number: int = 0,
+        shares: FairShares | None = None,
         steps: StepMetrics | None = None,
         on_change: Callable[[], object] = lambda: None,
         adapters: AdapterRegistry | None = None,
         on_adapter_lost: Callable[[bytes, str], None] | None = None,
     ) -> None:
         self.number = number
+        self._shares = shares
         self._configure = configure
         self._tokenizer_digest = tokenizer_digest
         self._on_change = on_change
@@ -245,7 +248,7 @@ class EngineLoop:
 
     def _begin_epoch(self, facts: ShardFacts, epoch: int) -> None:
         if self._scheduler is None:
-            self._scheduler = Scheduler(self._configure(facts))
+            self._scheduler = Scheduler(self._configure(facts), self._shares)
         began_s = time.perf_counter()
         self._moved_s = self.now()
         self._is_overdue = False

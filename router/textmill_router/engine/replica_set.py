@@ -19,6 +19,7 @@ from textmill_router.health.group_watch import GroupSigns
 from textmill_router.metrics.step_metrics import StepMetrics
 from textmill_router.request import GenerationRequest, OutputSink, RequestId, Standing
 from textmill_router.scheduler.config import SchedulerConfig
+from textmill_router.scheduler.fair_shares import FairShares
 from textmill_router.scheduler.placement import Placement
 from textmill_router.scheduler.request_state import RequestState
 from textmill_router.scheduler.scheduler import QueueFull, Scheduler, SchedulerStats
@@ -52,12 +53,14 @@ class ReplicaSet:
         self._is_stopping = False
         self._request_ids = itertools.count(1)
         self._placement = Placement(len(client_options))
+        self._shares = FairShares()  # of the callers, over all replicas
         self.replicas = [
             EngineLoop(
                 options,
                 configure,
                 tokenizer_digest,
                 number=number,
+                shares=self._shares,
                 steps=self.steps,
                 on_change=self._on_change,
                 adapters=self.adapters,
@@ -105,12 +108,7 @@ class ReplicaSet:
 
     def num_computed_by_caller(self) -> dict[str, int]:
         """Return the tokens computed for each caller so far by all replicas, by the caller's name."""
-        total: dict[str, int] = {}
-        for replica in self.replicas:
-            if replica.scheduler is not None:
-                for name, count in replica.scheduler.num_computed_by_caller().items():
-                    total[name] = total.get(name, 0) + count
-        return total
+        return self._shares.num_computed_tokens()
 
     def num_by_adapter(self) -> dict[str, AdapterLoad]:
         """Return the running and waiting requests of each adapter, of all replicas together."""

@@ -186,6 +186,7 @@ def _admit_to_proto(admit: Admit) -> shard_pb2.Admit:
         copied_block_id=admit.copied_block_id,
         caller=admit.caller,
         adapter_digest=request.adapter_digest,
+        caller_weight=admit.caller_weight,
     )
 
 

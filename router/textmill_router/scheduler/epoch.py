@@ -115,6 +115,7 @@ class Epoch:
                 is_long_rope=request.takes_long_rope(self.pool.rope_border),
                 copied_block_id=copied_block_id,
                 caller=0 if state.account is None else state.account.number,
+                caller_weight=1.0 if state.account is None else state.account.weight,
             )
         )
 

@@ -4,13 +4,26 @@ docs/decisions/0017-callers-share-tokens-by-deficit.md says why, with the figure
 """
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from textmill_router.request import Standing
 from textmill_router.scheduler.account import Account
 
 
+class Holder(Protocol):
+    """A scheduler, as the accounts see it."""
+
+    def busy_accounts(self) -> Iterable[Account | None]:
+        """The accounts of the callers with a request here, some of them more than once."""
+        ...
+
+    def charge_outputs(self) -> None:
+        """Charge the callers for the output tokens computed here since the last charge."""
+        ...
+
+
 class FairShares:
-    """The accounts of all callers of one scheduler.
+    """The accounts of all callers. The schedulers of several replicas share them, so that shares hold over all.
 
     A caller's deficit is what the caller lacks to the caller who has had most. Among callers that wait the largest
     deficit goes first, which is the smallest `used`. A prompt is charged when its request gets a slot, for the tokens
@@ -20,6 +33,11 @@ class FairShares:
 
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
+        self._holders: list[Holder] = []
+
+    def join(self, holder: Holder) -> None:
+        """Count the requests of this scheduler too, from now on."""
+        self._holders.append(holder)
 
     def account_of(self, standing: Standing) -> Account:
         """Return the account of a caller, with the weight that the caller has now."""
@@ -42,18 +60,19 @@ class FairShares:
         """Return the tokens computed for each caller so far, by the caller's name."""
         return {name: account.num_computed_tokens for name, account in self._accounts.items()}
 
-    def enter(self, account: Account, busy: Iterable[Account | None]) -> None:
-        """Let a caller begin again behind no one and before no one; `busy` are the accounts with requests now.
+    def charge_outputs(self) -> None:
+        """Charge all callers for the output tokens computed so far, before a choice among them."""
+        for holder in self._holders:
+            holder.charge_outputs()
 
-        Does nothing for a caller who is busy.
-        """
+    def enter(self, account: Account) -> None:
+        """Let a caller begin again behind no one and before no one. Does nothing for a caller who has a request."""
         least = None
-        for other in busy:
-            if other is account:
-                return
-            if other is None:
-                continue
-            if least is None or other.used < least:
-                least = other.used
+        for holder in self._holders:
+            for other in holder.busy_accounts():
+                if other is account:
+                    return
+                if other is not None and (least is None or other.used < least):
+                    least = other.used
         if least is not None and least > account.used:
             account.used = least

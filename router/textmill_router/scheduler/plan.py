@@ -43,7 +43,8 @@ class Admit:
     prompt_logprobs_from: int | None = None  # first prompt position to deliver; None = none (rule 17)
     is_long_rope: bool = False  # the request takes the long rotary table (ShardPool.rope_border)
     copied_block_id: BlockId | None = None  # block with the last cached tokens, which fill no whole block
-    caller: int = 0  # number of the caller, for the turns of prefills (rule 16)
+    caller: int = 0  # number of the caller; the callers share the prefills of the steps (rule 16)
+    caller_weight: float = 1.0
 
     @property
     def request_id(self) -> RequestId:

@@ -1,10 +1,10 @@
 """The scheduler chooses which requests run. Pure and synchronous; docs/wire.md holds the rules that it keeps."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from itertools import chain
 
 from textmill_router.request import EQUAL, FailureCode, GenerationRequest, RequestId, RequestOutput, Standing
+from textmill_router.scheduler.account import Account
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.epoch import Counters, Epoch
 from textmill_router.scheduler.fair_shares import FairShares
@@ -65,13 +65,15 @@ class Scheduler:
 
     epoch_type = Epoch  # tests plant their bugs here
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, shares: FairShares | None = None) -> None:
+        """`shares` are the accounts of callers that several schedulers share; None makes accounts for this one."""
         self._config = config
         self._queue = WaitingQueue(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
         self._requests: dict[RequestId, RequestState] = {}  # every request that still expects an output
         self._suspects = Suspects()
         self._paces = Paces()
-        self._shares = FairShares()
+        self._shares = FairShares() if shares is None else shares
+        self._shares.join(self)
         self._late: list[RequestOutput] = []  # failures of requests that could not be on time, not delivered yet
         self._counters = Counters()
         self._epoch: Epoch | None = None
@@ -182,10 +184,21 @@ class Scheduler:
         """Put a request of this scheduler into the queue, in its caller's line."""
         account = state.account = self._shares.account_of(state.request.standing)
         if self._shares.has_several:
-            occupants = () if self._epoch is None else self._epoch.slots.occupants()
-            self._shares.enter(account, chain(self._queue.accounts(), (one.account for one in occupants)))
+            self._shares.enter(account)
         self._requests[state.request_id] = state
         self._queue.push(state)
+
+    def busy_accounts(self) -> Iterator[Account | None]:
+        """The accounts of the callers whose requests wait or have a slot here; for `FairShares`."""
+        yield from self._queue.accounts()
+        if self._epoch is not None:
+            yield from (state.account for state in self._epoch.slots.occupants())
+
+    def charge_outputs(self) -> None:
+        """Charge the callers for the output tokens that were computed here since the last charge; for `FairShares`."""
+        if self._epoch is not None:
+            for state in self._epoch.slots.occupants():
+                state.charge_outputs()
 
     def give_away(self) -> list[RequestState]:
         """Give up all waiting requests, in their order, to other schedulers; call while no epoch is live.
@@ -358,7 +371,7 @@ class Scheduler:
         return self._queue.num_new_tokens + left
 
     def num_computed_by_caller(self) -> dict[str, int]:
-        """The tokens computed for each caller so far, by the caller's name."""
+        """The tokens computed for each caller so far by all schedulers that share the accounts, by caller's name."""
         return self._shares.num_computed_tokens()
 
     @property
@@ -400,9 +413,7 @@ class Scheduler:
         if epoch is None or self._is_epoch_condemned:
             return ()
         epoch.extend_short()
-        late = admit_waiting(
-            self._queue, epoch, self._suspects, self._paces, now, has_several_callers=self._shares.has_several
-        )
+        late = admit_waiting(self._queue, epoch, self._suspects, self._paces, self._shares, now)
         if late:
             self._late += [self._fail(state, FailureCode.LATE, LATE_MESSAGE) for state in late]
         return epoch.build_plans()

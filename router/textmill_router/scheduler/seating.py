@@ -2,6 +2,7 @@
 
 from textmill_router.scheduler.account import Account
 from textmill_router.scheduler.epoch import Epoch
+from textmill_router.scheduler.fair_shares import FairShares
 from textmill_router.scheduler.paces import Paces
 from textmill_router.scheduler.request_state import RequestState
 from textmill_router.scheduler.suspects import Suspects
@@ -9,7 +10,7 @@ from textmill_router.scheduler.waiting_queue import WaitingQueue
 
 
 def admit_waiting(
-    queue: WaitingQueue, epoch: Epoch, suspects: Suspects, paces: Paces, now: float, *, has_several_callers: bool
+    queue: WaitingQueue, epoch: Epoch, suspects: Suspects, paces: Paces, shares: FairShares, now: float
 ) -> list[RequestState]:
     """Seat waiting requests in order, until one of them does not fit. `paces` observes those that leave the queue.
 
@@ -24,13 +25,12 @@ def admit_waiting(
     admitted: list[RequestState] = []
     passed_over: set[Account | None] = set()
     if queue.has_several_callers and epoch.slots.can_seat():
-        for state in epoch.slots.occupants():
-            state.charge_outputs()
+        shares.charge_outputs()
     for state in queue.in_turn(passed_over):
         if not epoch.slots.can_seat() or suspects.is_prefill_closed():
             break
         if not epoch.wants_prefill():
-            if not has_several_callers:
+            if not shares.has_several:
                 break
             # The long prompts of one caller must not keep the others out until these prompts are read.
             if any(other.is_in_prefill and other.account is state.account for other in epoch.slots.occupants()):

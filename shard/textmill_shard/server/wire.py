@@ -140,6 +140,7 @@ def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
         copied_block_id=admit.copied_block_id if admit.HasField("copied_block_id") else None,
         caller=admit.caller,
         adapter_digest=admit.adapter_digest,
+        caller_weight=admit.caller_weight or 1.0,
         grammar=Grammar(admit.grammar.text) if admit.HasField("grammar") else None,
     )
 

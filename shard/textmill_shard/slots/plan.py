@@ -61,8 +61,9 @@ class Admit:
     is_long_rope: bool = False  # the request takes the long rotary table (ShardFacts.rope_border)
     num_encoder_tokens: int = 0  # first tokens of the prompt, for the encoder; 0 = the model has none
     copied_block_id: int | None = None  # block with the last cached tokens, which fill no whole block
-    caller: int = 0  # number of the caller; prefills go over the callers in turns (rule 16)
     adapter_digest: bytes = b""  # names a loaded adapter (rule 23); empty = the base model
+    caller: int = 0  # number of the caller; the callers share the prefills (rule 16)
+    caller_weight: float = 1.0  # share of the caller beside that of others, above 0
 
     @property
     def num_tokens(self) -> int:

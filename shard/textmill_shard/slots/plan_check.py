@@ -179,6 +179,8 @@ class _PlanCheck:
         self._check_vocabulary("admits.prompt_ids", slot, admit.prompt_ids.tolist())
         self._check_vocabulary("admits.output_ids", slot, admit.output_ids.tolist())
         self._check_vocabulary("admits.stop_ids", slot, admit.stop_ids)
+        is_weight = 0.0 < admit.caller_weight < math.inf
+        self._require(is_weight, "admits.caller_weight", f"wanted a number above 0, got {admit.caller_weight}", slot)
         has_length = admit.max_new_tokens > num_output
         message = f"wanted more than the {num_output} output tokens there are, got {admit.max_new_tokens}"
         self._require(has_length, "admits.max_new_tokens", message, slot)

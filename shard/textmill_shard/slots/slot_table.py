@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from textmill_shard.slots.plan import Admit, IdArray
+from textmill_shard.slots.prefill_shares import PrefillShares
 
 NOBODY = -1
 _FIRST_TABLE_BLOCKS = 16
@@ -39,6 +40,8 @@ class SlotTable:
         self.is_held = np.zeros(num_slots, dtype=bool)  # must not sample yet, because its grammar compiles (rule 19)
         self.order = np.zeros(num_slots, dtype=np.int64)  # rank in the order of admission
         self.callers = np.zeros(num_slots, dtype=np.int64)  # number of the caller (rule 16)
+        self.weights = np.ones(num_slots)  # of the caller: share of the prefills beside other callers (rule 16)
+        self.prefill_shares = PrefillShares()
         self.num_prompt = np.zeros(num_slots, dtype=np.int64)  # tokens
         self.num_encoder = np.zeros(num_slots, dtype=np.int64)  # first tokens of the prompt, for the encoder
         self.num_tokens = np.zeros(num_slots, dtype=np.int64)  # prompt and output
@@ -80,6 +83,7 @@ class SlotTable:
         self._num_admitted += 1
         self.order[slot] = self._num_admitted
         self.callers[slot] = admit.caller
+        self.weights[slot] = admit.caller_weight
         self.num_prompt[slot] = num_prompt
         self.num_encoder[slot] = admit.num_encoder_tokens
         self.num_tokens[slot] = num_tokens

@@ -1,15 +1,16 @@
 """Which rows make up a step. The rule leaves no choice, so that every rank composes the same step.
 
-Every slot that decodes has one token in the step. The prefills stand in turns of the callers: the first of each caller
-in the order of admission, then the second of each. A first pass gives each prefill in this order at most one chunk of
-the budget; a second pass gives away the rest (rule 16). The last chunk of a prompt samples
-in its step. A slot whose places are used up is skipped, and reported once (rule 13). A slot whose grammar is not
-compiled yet leaves the last token of its prompt for a later step (rule 19). The tokens that an encoder reads are never
-cut: all of them are in one step, or the slot waits for the next step (rule 16).
+Every slot that decodes has one token in the step. The prefills of one caller stand in the order of admission: a first
+pass gives each of them at most one chunk of the budget, a second pass gives away the rest. Several callers share the
+budget chunk by chunk (rule 16, `prefill_shares.py`). The last chunk of a prompt samples in its step. A slot whose
+places are used up is skipped, and reported once (rule 13). A slot whose grammar is not compiled yet leaves the last
+token of its prompt for a later step (rule 19). The tokens that an encoder reads are never cut: all of them are in one
+step, or the slot waits for the next step (rule 16).
 """
 
 # R rows of the step
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -22,7 +23,7 @@ from textmill_shard.slots.slot_table import SlotTable
 
 @dataclass(frozen=True, slots=True)
 class ComposedStep:
-    """The rows of one step: decodes by slot number, then prefills by turns. The arrays of R rows are parallel."""
+    """The rows of one step: decodes by slot number, then prefills in order of admission. The arrays are parallel."""
 
     slots_R: IdArray
     starts_R: IdArray  # position of the first token that the row computes
@@ -60,7 +61,7 @@ def split_step(step: ComposedStep) -> tuple[ComposedStep, ComposedStep]:
 
 
 def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
-    """Choose the rows of the next step. Changes the table in one way: starved slots are marked as reported."""
+    """Choose the rows of the next step. The table notes which starved slots are reported, and what callers have had."""
     has_places = table.num_computed < table.num_places
     is_runnable = table.is_occupied & has_places
     starved_slots = NO_IDS
@@ -72,10 +73,11 @@ def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
         return _decode_step(table, runnable_slots, starved_slots)
     decode_slots = np.flatnonzero(is_runnable & ~table.is_prefilling)
     prefill_slots = np.flatnonzero(is_runnable & table.is_prefilling)
-    prefill_slots = _in_turns(table, prefill_slots[np.argsort(table.order[prefill_slots], kind="stable")])
+    prefill_slots = prefill_slots[np.argsort(table.order[prefill_slots], kind="stable")]
     num_free = min(budget.max_step_tokens - len(decode_slots), budget.max_prefill_tokens)
-    share = _share_whole if table.num_encoder[prefill_slots].any() else _share_budget
-    counts = share(table, prefill_slots, num_free=num_free, max_chunk_tokens=budget.max_chunk_tokens)
+    counts = _share_of(table, prefill_slots)(
+        table, prefill_slots, num_free=num_free, max_chunk_tokens=budget.max_chunk_tokens
+    )
     has_chunk = counts > 0
     slots_R = np.concatenate([decode_slots, prefill_slots[has_chunk]])
     counts_R = np.concatenate([np.ones(len(decode_slots), dtype=np.int64), counts[has_chunk]])
@@ -114,22 +116,34 @@ def _all_ones(num_rows: int) -> tuple[IdArray, npt.NDArray[np.bool_]]:
     return counts_R, samples_R
 
 
-def _in_turns(table: SlotTable, slots: IdArray) -> IdArray:
-    """Put slots, which are in the order of admission, in the order of turns: a slot of each caller, then a second one.
-
-    The first slot stays the first. With one caller the order stays the order of admission.
-    """
+def _share_of(table: SlotTable, slots: IdArray) -> Callable[..., IdArray]:
+    """Return the rule that shares the budget of prefills among these slots, which are in the order of admission."""
     callers = table.callers[slots]
-    if (callers == callers[0]).all():
-        return slots
-    is_same = callers[:, None] == callers
-    turns = np.tril(is_same, -1).sum(axis=1)  # slots of the same caller before each slot
-    in_turns: IdArray = slots[np.argsort(turns, kind="stable")]
-    return in_turns
+    if (callers != callers[0]).any():
+        return _share_among_callers
+    table.prefill_shares.clear()
+    return _share_whole if table.num_encoder[slots].any() else _share_budget
+
+
+def _share_among_callers(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_tokens: int) -> IdArray:
+    """Return the number of tokens for each of `slots`, which are in the order of admission, by their callers' shares.
+
+    The tokens that an encoder reads stay whole.
+    """
+    num_least = np.maximum(table.num_encoder[slots] - table.num_computed[slots], 0)
+    counts = table.prefill_shares.give(
+        table.callers[slots].tolist(),
+        table.weights[slots].tolist(),
+        _num_open(table, slots).tolist(),
+        num_least.tolist(),
+        num_free=num_free,
+        max_chunk_tokens=max_chunk_tokens,
+    )
+    return np.array(counts, dtype=np.int64)
 
 
 def _share_budget(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_tokens: int) -> IdArray:
-    """Return the number of tokens for each of `slots`, which are in the order of turns.
+    """Return the number of tokens for each of `slots`, which are in the order of admission and of one caller.
 
     Each slot first gets at most a chunk, then the slots get the rest of the budget in their order.
     """

@@ -77,6 +77,8 @@ def test_plan_carries_every_field() -> None:
         prompt_logprobs_from=1,
         is_long_rope=True,
         copied_block_id=BlockId(0),
+        caller=6,
+        caller_weight=2.5,
     )
     plan = Plan(
         number=9,
@@ -133,6 +135,8 @@ def test_plan_carries_every_field() -> None:
                     long_rope=True,
                     num_encoder_tokens=1,
                     copied_block_id=0,
+                    caller=6,
+                    caller_weight=2.5,
                 )
             ],
             budget=shard_pb2.Budget(max_step_tokens=100, max_prefill_tokens=80, max_chunk_tokens=40),

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textmill_router.request import GenerationParameters, GenerationRequest, RequestId, Standing, token_array
+from textmill_router.scheduler.account import Account
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.fair_shares import FairShares
+from textmill_router.scheduler.placement import Placement
 from textmill_router.scheduler.plan import Budget, ShardPool
 from textmill_router.scheduler.request_state import RequestState
 from textmill_router.scheduler.scheduler import Scheduler
@@ -27,10 +29,20 @@ def jain(values: list[float]) -> float:
 
 
 class Sharing:
-    """A scheduler and a model shard, with callers who keep so many requests waiting or running."""
+    """Schedulers with a model shard each, and callers who keep so many requests waiting or running.
+
+    The schedulers share the accounts of the callers, as those of the replicas of one router do.
+    """
 
     def __init__(
-        self, depths: dict[Standing, int], *, seed: int, max_prompt: int = 40, max_new: int = 40, num_slots: int = 8
+        self,
+        depths: dict[Standing, int],
+        *,
+        seed: int,
+        max_prompt: int = 40,
+        max_new: int = 40,
+        num_slots: int = 8,
+        num_replicas: int = 1,
     ) -> None:
         self._rng = Random(seed)
         self._depths = depths
@@ -41,33 +53,39 @@ class Sharing:
         budget = Budget(max_step_tokens=24, max_prefill_tokens=16, max_chunk_tokens=4)
         pool = ShardPool(num_slots=num_slots, num_blocks=2000, block_size=4, max_step_tokens=24)
         config = SchedulerConfig(budget, max_waiting_requests=10_000, max_waiting_tokens=10_000_000)
-        self.scheduler = Scheduler(config)
-        self._shard = ModelShard(pool, rng=self._rng, has_overlap=False, max_delay=0)
-        for plan in self.scheduler.begin_epoch(pool, 0.0).plans:
-            self._shard.send(plan)
+        shares = FairShares()
+        self._placement = Placement(num_replicas)
+        self.schedulers = [Scheduler(config, shares) for _ in range(num_replicas)]
+        self._shards = [ModelShard(pool, rng=self._rng, has_overlap=False, max_delay=0) for _ in range(num_replicas)]
+        for scheduler, shard in zip(self.schedulers, self._shards, strict=True):
+            for plan in scheduler.begin_epoch(pool, 0.0).plans:
+                shard.send(plan)
 
     def run(self, num_turns: int) -> None:
-        """Go on for so many turns of the shard."""
+        """Go on for so many turns of the shards."""
         for _ in range(num_turns):
             self._turn += 1
             counts = Counter(self._alive.values())
             for standing, depth in self._depths.items():
                 for _ in range(depth - counts[standing]):
                     self._submit(standing)
-            plans = self.scheduler.on_tick(float(self._turn))
-            for plan in plans:
-                self._shard.send(plan)
-            self._shard.turn()
-            while (result := self._shard.receive()) is not None:
-                decision = self.scheduler.on_step(result, float(self._turn))
-                for plan in decision.plans:
-                    self._shard.send(plan)
-                for output in decision.outputs:
-                    if output.finish is not None:
-                        del self._alive[output.request_id]
+            for scheduler, shard in zip(self.schedulers, self._shards, strict=True):
+                self._turn_one(scheduler, shard)
+
+    def _turn_one(self, scheduler: Scheduler, shard: ModelShard) -> None:
+        for plan in scheduler.on_tick(float(self._turn)):
+            shard.send(plan)
+        shard.turn()
+        while (result := shard.receive()) is not None:
+            decision = scheduler.on_step(result, float(self._turn))
+            for plan in decision.plans:
+                shard.send(plan)
+            for output in decision.outputs:
+                if output.finish is not None:
+                    del self._alive[output.request_id]
 
     def computed(self) -> dict[str, int]:
-        return self.scheduler.num_computed_by_caller()
+        return self.schedulers[0].num_computed_by_caller()
 
     def is_alive(self, request_id: RequestId) -> bool:
         return request_id in self._alive
@@ -78,6 +96,15 @@ class Sharing:
         self.submit(standing, prompt, rng.randint(1, self._max_new))
 
     def submit(self, standing: Standing, prompt: list[int], max_new: int) -> RequestId:
+        return self._submit_request(standing, prompt, max_new)
+
+    def submit_at(self, replica: int, standing: Standing, prompt: list[int], max_new: int) -> RequestId:
+        """Submit to this replica, whatever the placement would say."""
+        return self._submit_request(standing, prompt, max_new, replica)
+
+    def _submit_request(
+        self, standing: Standing, prompt: list[int], max_new: int, replica: int | None = None
+    ) -> RequestId:
         self._num_requests += 1
         request_id = RequestId(self._num_requests)
         request = GenerationRequest(
@@ -89,7 +116,11 @@ class Sharing:
             standing=standing,
         )
         self._alive[request_id] = standing
-        self.scheduler.on_submit(request, float(self._turn))
+        state = RequestState(request)
+        if replica is None:
+            replica = self._placement.rank(state, self.schedulers)[0]
+        self._placement.note(state, replica, self.schedulers[replica])
+        self.schedulers[replica].on_submit(request, float(self._turn), state)
         return request_id
 
 
@@ -99,15 +130,17 @@ class Sharing:
     num_modest=st.integers(1, 5),
     depth=st.integers(8, 12),
     lengths=st.sampled_from([(40, 40), (200, 4), (4, 80), (120, 120)]),
+    num_replicas=st.integers(1, 2),
 )
 def test_equal_keys_get_equal_tokens_beside_a_greedy_key(
-    seed: int, num_modest: int, depth: int, lengths: tuple[int, int]
+    seed: int, num_modest: int, depth: int, lengths: tuple[int, int], num_replicas: int
 ) -> None:
     """The greedy key has 200 requests in the queue when the others come. Jain's index is at least 0.95 from then on."""
     max_prompt, max_new = lengths
     greedy = Standing(caller="greedy")
-    depths = {greedy: 200}
-    world = Sharing(depths, seed=seed, max_prompt=max_prompt, max_new=max_new)
+    depths = {greedy: 200 * num_replicas}
+    depth *= num_replicas
+    world = Sharing(depths, seed=seed, max_prompt=max_prompt, max_new=max_new, num_replicas=num_replicas)
     world.run(50)
     depths |= {Standing(caller=f"modest {number}"): depth for number in range(num_modest)}
     world.run(200)  # the requests that had a slot end
@@ -126,6 +159,19 @@ def test_weights_are_the_ratio_of_the_tokens() -> None:
     world.run(1500)
     light, heavy = (world.computed()[name] - before[name] for name in ("light", "heavy"))
     assert heavy / light == pytest.approx(3.0, rel=0.1)
+
+
+def test_what_a_caller_has_of_one_replica_counts_in_the_other() -> None:
+    """One caller has requests in both replicas, and the others in one each: all three get equal tokens."""
+    one, two, three = (Standing(caller=name) for name in ("one", "two", "three"))
+    world = Sharing({}, seed=2, num_replicas=2)
+    for number in range(600):
+        placed = ((one, 0), (one, 1), (two, 0), (three, 1))
+        standing, replica = placed[number % len(placed)]
+        world.submit_at(replica, standing, [1 + number % 19, 2, 3], max_new=20)
+    world.run(400)  # half of the work
+    assert set(world.computed()) == {"one", "two", "three"}
+    assert jain([float(count) for count in world.computed().values()]) >= 0.99
 
 
 def test_a_key_that_asks_for_less_than_its_share_hardly_waits() -> None:
@@ -216,18 +262,37 @@ def test_cached_tokens_cost_nothing_and_outputs_are_charged() -> None:
     assert hand.scheduler.num_computed_by_caller() == {"one": 5 + 2 + 1}
 
 
+class Busy:
+    """A scheduler with requests of these callers."""
+
+    def __init__(self) -> None:
+        self.accounts: list[Account] = []
+
+    def busy_accounts(self) -> list[Account]:
+        return self.accounts
+
+    def charge_outputs(self) -> None:
+        """Nothing has been computed."""
+
+
 def test_a_pause_gives_no_credit_and_a_first_request_waits_behind_nobody() -> None:
     shares = FairShares()
+    here, there = Busy(), Busy()  # two replicas
+    shares.join(here)
+    shares.join(there)
     one, two, three = (shares.account_of(Standing(caller=name)) for name in ("one", "two", "three"))
     one.charge(1000)
     two.charge(400)
-    shares.enter(three, [one, two])
+    here.accounts, there.accounts = [one], [two]
+    shares.enter(three)
     assert three.used == 400
-    shares.enter(two, [one, two])  # two is busy already
+    shares.enter(two)  # two is busy already
     assert two.used == 400
-    shares.enter(two, [one])
+    there.accounts = []
+    shares.enter(two)
     assert two.used == 1000
-    shares.enter(one, [two, three])  # who has had more stays behind
+    here.accounts, there.accounts = [two], [three]
+    shares.enter(one)  # who has had more stays behind
     assert one.used == 1000
 
 

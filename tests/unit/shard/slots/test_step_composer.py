@@ -68,16 +68,61 @@ def test_prefills_share_the_budget_in_two_passes() -> None:
     assert step.samples_R.tolist() == [False, True, False]
 
 
-def test_rule_16_prefills_stand_in_turns_of_their_callers() -> None:
+def test_rule_16_callers_share_the_prefills_chunk_by_chunk() -> None:
     """The first caller has four long prompts, the second one has two, and the third one has one."""
     table = SlotTable(num_slots=7, block_size=BLOCK_SIZE, num_blocks=2 * NUM_BLOCKS)
     callers = {4: 7, 0: 7, 5: 7, 3: 2, 1: 7, 2: 2, 6: 0}
     for slot, caller in callers.items():
         table.admit(replace(admit(slot, [5] * 8, max_new=2), caller=caller))
+    # Two chunks of 4 tokens for each caller: in one prompt for the third one, in two prompts for the others.
     step = compose_step(table, Budget(max_step_tokens=24, max_prefill_tokens=24, max_chunk_tokens=4))
-    assert rows(step) == [[4, 0, 4], [3, 0, 4], [6, 0, 4], [0, 0, 4], [2, 0, 4], [5, 0, 4]]
-    step = compose_step(table, Budget(max_step_tokens=64, max_prefill_tokens=38, max_chunk_tokens=4))
-    assert rows(step) == [[4, 0, 8], [3, 0, 8], [6, 0, 6], [0, 0, 4], [2, 0, 4], [5, 0, 4], [1, 0, 4]]
+    assert rows(step) == [[4, 0, 4], [0, 0, 4], [3, 0, 4], [2, 0, 4], [6, 0, 8]]
+    # The third caller has no more to read, and the two others share the rest.
+    finish(table, step)
+    step = compose_step(table, Budget(max_step_tokens=24, max_prefill_tokens=12, max_chunk_tokens=4))
+    assert rows(step) == [[6, 8, 1], [4, 4, 4], [0, 4, 4], [3, 4, 4]]
+
+
+def test_rule_16_callers_share_the_prefills_by_weight_over_the_steps() -> None:
+    """A step has room for one chunk of 4 tokens, so that only what is carried from step to step can be by weight."""
+    table = SlotTable(num_slots=4, block_size=BLOCK_SIZE, num_blocks=400)
+    for slot, (caller, weight) in enumerate([(1, 1.0), (2, 3.0), (2, 3.0), (3, 0.5)]):
+        blocks = np.arange(90 * slot, 90 * slot + 90)
+        request = replace(admit(slot, [5] * 340, max_new=2), caller=caller, caller_weight=weight, block_ids=blocks)
+        table.admit(request)
+    for _ in range(90):
+        finish(table, compose_step(table, Budget(max_step_tokens=8, max_prefill_tokens=4, max_chunk_tokens=4)))
+    # 90 steps of 4 tokens by 1 : 3 : 0.5. A step of one chunk reads the caller's first prompt.
+    assert table.num_computed.tolist() == [80, 240, 0, 40]
+
+
+def test_rule_16_a_caller_who_comes_later_has_no_credit_and_no_debt() -> None:
+    table = SlotTable(num_slots=3, block_size=BLOCK_SIZE, num_blocks=300)
+    budget = Budget(max_step_tokens=8, max_prefill_tokens=8, max_chunk_tokens=4)
+    for slot in (0, 1):
+        blocks = np.arange(90 * slot, 90 * slot + 90)
+        table.admit(replace(admit(slot, [5] * 340, max_new=2), caller=slot, block_ids=blocks))
+    for _ in range(10):
+        finish(table, compose_step(table, budget))
+    table.admit(replace(admit(2, [5] * 8, max_new=2), caller=2, block_ids=np.arange(200, 203)))
+    tokens = np.zeros(3, dtype=int)
+    for _ in range(3):
+        step = compose_step(table, budget)
+        tokens[step.slots_R] += step.counts_R
+        finish(table, step)
+    assert tokens.tolist() == [8, 8, 8]
+
+
+def test_rule_16_the_text_of_an_encoder_stays_whole_beside_other_callers() -> None:
+    """The second caller's text of 9 tokens and the decoder's token do not fit beside the first caller's."""
+    table = encoder_table((9, 1), (9, 1), (2, 1))
+    table.callers[:3] = (1, 2, 3)
+    step = compose_step(table, Budget(max_step_tokens=14, max_prefill_tokens=14, max_chunk_tokens=4))
+    assert rows(step) == [[0, 0, 10], [2, 0, 3]]
+    finish(table, step)
+    table.end(0)
+    step = compose_step(table, Budget(max_step_tokens=14, max_prefill_tokens=14, max_chunk_tokens=4))
+    assert [1, 0, 10] in rows(step)
 
 
 def test_the_prefill_budget_limits_apart_from_the_step_budget() -> None:

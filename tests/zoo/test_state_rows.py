@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from textmill_shard.layouts.sub_batches import cut_into_sub_batches
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 
 from tests.fakes.step_harness import Shard
 from tests.zoo.drive import BUDGET, NUM_NEW, load_zoo_model, make_admit, make_zoo_model, reference_logits, zoo_facts
@@ -38,6 +40,38 @@ def test_a_row_begins_empty_for_each_occupant(name: str, tmp_path: Path) -> None
             shard.results = []
             shard.send(admits=[make_admit(0, prompt, range(12))], budget=BUDGET)
             assert shard.run_to_end(0)[0] == greedy(model.reference, prompt)
+
+
+@pytest.mark.parametrize("name", ["jamba", "bamba", "qwen3_next", "lfm2", "mamba2"])
+def test_a_step_that_runs_out_of_memory_at_its_end_leaves_the_rows_as_they_were(name: str, tmp_path: Path) -> None:
+    """Each step of several texts fails behind the last layer of its last pass, and runs again in halves."""
+    model = make_zoo_model(ENTRIES[name], tmp_path)
+    runner = load_zoo_model(model, native_cache_dir=None)
+    runner.allocate_kv(64)
+    num_passes_left = 0
+    forward = runner.forward
+
+    def counted(batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
+        nonlocal num_passes_left
+        num_passes_left = len(cut_into_sub_batches(batch)) if len(batch.context_lens_R) > 1 else -1
+        return forward(batch, wants_hidden)
+
+    def fail_at_last(*args: object) -> None:
+        nonlocal num_passes_left
+        num_passes_left -= 1
+        if num_passes_left == 0:
+            raise torch.OutOfMemoryError("none left")
+
+    runner.forward = counted  # type: ignore[method-assign]
+    head = next(module for module in runner.modules() if hasattr(module, "lm_head")).lm_head
+    head.register_forward_pre_hook(fail_at_last)
+    prompts = (FIRST, SECOND, ONE_TOKEN)
+    with Shard(facts=zoo_facts(runner), runner=runner) as shard:
+        admits = [make_admit(slot, prompt, range(12 * slot, 12 * slot + 12)) for slot, prompt in enumerate(prompts)]
+        shard.send(admits=admits, budget=BUDGET)
+        tokens = shard.run_to_end(0, 1, 2)
+        assert shard.status.heartbeat().num_memory_faults >= NUM_NEW
+    assert tokens == {slot: greedy(model.reference, prompt) for slot, prompt in enumerate(prompts)}
 
 
 def test_a_preempted_request_computes_its_state_again_in_another_slot(tmp_path: Path) -> None:

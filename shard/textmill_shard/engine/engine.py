@@ -291,8 +291,8 @@ class Engine:
         try:
             output = self._executor.forward(step, batch)
         except Exception as error:
-            # With other ranks the calls of this rank and theirs no longer fit, and rows of state have moved on.
-            if self._channel.needs_plans or not self._executor.can_repeat or not is_out_of_memory(error):
+            # With other ranks the calls of this rank and theirs no longer fit.
+            if self._channel.needs_plans or not is_out_of_memory(error):
                 raise
             return None
         self._step_number += 1

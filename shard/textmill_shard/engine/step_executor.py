@@ -67,11 +67,6 @@ class StepExecutor:
         """The device of the model."""
         return self._runner.device
 
-    @property
-    def can_repeat(self) -> bool:
-        """Whether a step that failed half-way may run again, because a step only writes what the step itself reads."""
-        return self._facts.layout != "state"
-
     def begin_epoch(self) -> None:
         """Free all slots and forget the plans. The weights stay (rule 21)."""
         self.table.reset()

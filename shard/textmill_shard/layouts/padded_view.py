@@ -92,6 +92,12 @@ class PaddedCaller:
     def bind(self, pool: KvPool | None) -> None:
         self._pool = pool
 
+    def begin_step(self) -> None:
+        """Do nothing, because a step changes keys and values alone."""
+
+    def finish_step(self) -> None:
+        """Do nothing, because a step changes keys and values alone."""
+
     def call(self, sub_batch: SubBatch, **inputs: Any) -> Any:
         assert self._pool is not None, "allocate_kv comes before forward"
         view = PaddedView(sub_batch.batch, self._pool, self._index_of_layer)

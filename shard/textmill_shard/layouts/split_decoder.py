@@ -19,8 +19,16 @@ class RunCaller(Protocol):
 
     def bind(self, pool: KvPool | None) -> None: ...
 
+    def begin_step(self) -> None:
+        """Forget what a step that failed has changed."""
+        ...
+
     def call(self, sub_batch: SubBatch, **inputs: Any) -> Any:
         """Return the model's output for `[B, n]` tokens. `inputs` are passed to the model's forward as they are."""
+        ...
+
+    def finish_step(self) -> None:
+        """Keep what the calls of the step have changed beside keys and values, which a further try writes again."""
         ...
 
 
@@ -42,6 +50,7 @@ class RunDecoder:
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
+        self._caller.begin_step()
         sub_batches = cut_into_sub_batches(batch)
         logits: list[torch.Tensor] = []
         hidden: list[torch.Tensor] = []
@@ -54,11 +63,12 @@ class RunDecoder:
         )
         found_NV = torch.cat(logits)
         logits_NV = torch.empty_like(found_NV).index_copy_(0, order_N, found_NV)
-        if not wants_hidden:
-            return ForwardOutput(logits_NV=logits_NV, hidden_TD=None)
-        found_TD = torch.cat(hidden)
-        hidden_TD = found_TD.new_zeros(batch.input_ids_T.shape[0], found_TD.shape[1])
-        hidden_TD.index_copy_(0, torch.cat([sub_batch.tokens for sub_batch in sub_batches]), found_TD)
+        hidden_TD = None
+        if wants_hidden:
+            found_TD = torch.cat(hidden)
+            hidden_TD = found_TD.new_zeros(batch.input_ids_T.shape[0], found_TD.shape[1])
+            hidden_TD.index_copy_(0, torch.cat([sub_batch.tokens for sub_batch in sub_batches]), found_TD)
+        self._caller.finish_step()
         return ForwardOutput(logits_NV=logits_NV, hidden_TD=hidden_TD)
 
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:

@@ -70,11 +70,18 @@ class StateCache(Cache):  # type: ignore[misc]
         self._recurrent[layer_idx, state_idx] = recurrent_states
         return recurrent_states
 
+    def convert(self) -> None:
+        """Give all states the dtype of their rows."""
+        for at, recurrent in self._recurrent.items():
+            rows = self._rows.recurrent(*at)
+            assert rows is not None, at
+            self._recurrent[at] = recurrent.to(rows.dtype)
+
     def finish(self) -> None:
-        """Write all rows back, because a kernel may have changed some of them in place."""
+        """Write all rows back, because a kernel may have changed some of them in place. Call `convert` before."""
         for at, conv in self._conv.items():
             self._rows.conv(*at).index_copy_(0, self._slots_B, conv)
         for at, recurrent in self._recurrent.items():
             rows = self._rows.recurrent(*at)
             assert rows is not None, at
-            rows.index_copy_(0, self._slots_B, recurrent.to(rows.dtype))
+            rows.index_copy_(0, self._slots_B, recurrent)

@@ -19,7 +19,10 @@ from textmill_shard.probing.state_probe import call_with_cache
 
 
 class StateCaller:
-    """Calls the model of a sub-batch. The row of a slot is cleared when the first tokens of a text come."""
+    """Calls the model of a sub-batch. The row of a slot is cleared when the first tokens of a text come.
+
+    No other row changes before the end of the step, so that a step that runs out of memory can run again in halves.
+    """
 
     def __init__(self, model: Any, context: StepContext, rows: StateRows, *, device: torch.device) -> None:
         self._model = model
@@ -27,9 +30,22 @@ class StateCaller:
         self._rows = rows
         self._device = device
         self._scans = StateScans(model)
+        self._caches: list[StateCache] = []  # of the sub-batches of the step under way
 
     def bind(self, pool: KvPool | None) -> None:
         self._context.pool = pool
+
+    def begin_step(self) -> None:
+        """Forget the states of a step that failed."""
+        self._caches.clear()
+
+    def finish_step(self) -> None:
+        """Write the states of all sub-batches into their rows."""
+        for cache in self._caches:
+            cache.convert()  # needs memory, so this comes before the first row changes
+        for cache in self._caches:
+            cache.finish()
+        self._caches.clear()
 
     def call(self, sub_batch: SubBatch, **inputs: Any) -> Any:
         batch = sub_batch.batch
@@ -47,5 +63,5 @@ class StateCaller:
                 position_ids=batch.position_ids_T.view(sub_batch.num_sequences, -1),
                 **inputs,
             )
-        cache.finish()
+        self._caches.append(cache)
         return output

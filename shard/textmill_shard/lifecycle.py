@@ -31,9 +31,11 @@ from textmill_shard.model.memory import KvMemoryOptions
 from textmill_shard.model.runner import ModelFacts, ModelRunner
 from textmill_shard.model.step_size import plan_fitting_step
 from textmill_shard.native.kernels import Kernels
+from textmill_shard.row_start import start_rows
 from textmill_shard.sampling.row_scan import NativeRowScanner
 from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.sampling.watermark import WatermarkKey
+from textmill_shard.server.row_service import RowService
 from textmill_shard.server.server import LoadedShard, ShardService, start_server
 from textmill_shard.server.tcp import TcpPlace, TlsFiles, TlsFilesError
 from textmill_shard.server.wire import plan_from_bytes
@@ -41,6 +43,7 @@ from textmill_shard.settings import ServeSettings
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import ShardFacts
 from textmill_shard.slots.plan_check import LAYOUTS_WITHOUT_PREFIXES
+from textmill_shard.tasks.row_loop import RowLoop
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +79,14 @@ def serve(settings: ServeSettings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _raise_stopped)
     status = ShardStatus()
-    service = ShardService(status)
+    service: ShardService | RowService = RowService(status) if settings.computes_rows else ShardService(status)
     try:
         server = start_server(service, settings.uds_path, _tcp_place(settings))
     except TlsFilesError as error:
         log.critical("%s", error)
         return WRONG_SETTING
     log.info("listening", extra={"uds_path": str(settings.uds_path), "address": settings.shard_address})
-    engine: Engine | None = None
+    work: Engine | RowLoop | None = None
     loop: _LoopThread | None = None
     code = 0
     try:
@@ -94,40 +97,25 @@ def serve(settings: ServeSettings) -> int:
             num_shards=settings.world_size * settings.num_replicas,
         )
         log.info("computing", extra={"device": device})
-        parallel = _join_ranks(settings, device)
-        runner, facts = _load(settings, device, parallel, status)
-        matchers = _load_matchers(settings, facts) if settings.rank == 0 else None
-        if matchers is not None:
-            facts = replace(facts, features=(*facts.features, "grammar"))
-        executor = StepExecutor(runner=runner, facts=facts)
-        channel: RankChannel = SoloChannel() if settings.world_size == 1 else GlooChannel()
-        if settings.rank == 0:
-            engine = _build_engine(
-                settings,
-                executor=executor,
-                facts=facts,
-                channel=channel,
-                status=status,
-                matchers=matchers,
-                kernels=runner.kernels,
-            )
-            loop = _LoopThread(engine.run)
+        if isinstance(service, RowService):
+            task_facts, work = start_rows(settings, device, status)
+            loop = _LoopThread(work.run)
+            _freeze()
+            service.set_loaded(task_facts, work)
+            log.info("ready", extra={"task": task_facts.task, "max_batch_tokens": task_facts.max_batch_tokens})
         else:
-            loop = _LoopThread(
-                Follower(executor=executor, channel=channel, status=status, read_plan=plan_from_bytes).run
-            )
-        gc.collect()
-        trim_heap()
-        gc.freeze()  # loaded objects stay, so that later collections need not walk through them
-        service.set_loaded(LoadedShard(facts=facts, engine=engine))
-        log.info("ready", extra={"num_blocks": facts.num_blocks, "num_slots": facts.num_slots})
+            facts, work, run = _start_steps(settings, device, status)
+            loop = _LoopThread(run)
+            _freeze()
+            service.set_loaded(LoadedShard(facts=facts, engine=work))
+            log.info("ready", extra={"num_blocks": facts.num_blocks, "num_slots": facts.num_slots})
         loop.done.wait()
         if loop.error is not None:
             raise loop.error
     except _Stopped:
         log.info("stopping")
-        if engine is not None and loop is not None:
-            engine.stop()
+        if work is not None and loop is not None:
+            work.stop()
             loop.done.wait(STOP_GRACE_S)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
@@ -146,6 +134,42 @@ def serve(settings: ServeSettings) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _start_steps(
+    settings: ServeSettings, device: str, status: ShardStatus
+) -> tuple[ShardFacts, Engine | None, Callable[[], None]]:
+    """Return the facts of the loaded model, the engine of rank 0, and the body of this rank's step loop."""
+    parallel = _join_ranks(settings, device)
+    runner, facts = _load(settings, device, parallel, status)
+    matchers = _load_matchers(settings, facts) if settings.rank == 0 else None
+    if matchers is not None:
+        facts = replace(facts, features=(*facts.features, "grammar"))
+    executor = StepExecutor(runner=runner, facts=facts)
+    channel: RankChannel = SoloChannel() if settings.world_size == 1 else GlooChannel()
+    if settings.rank != 0:
+        return (
+            facts,
+            None,
+            Follower(executor=executor, channel=channel, status=status, read_plan=plan_from_bytes).run,
+        )
+    engine = _build_engine(
+        settings,
+        executor=executor,
+        facts=facts,
+        channel=channel,
+        status=status,
+        matchers=matchers,
+        kernels=runner.kernels,
+    )
+    return facts, engine, engine.run
+
+
+def _freeze() -> None:
+    """Keep the loaded objects for ever, so that later collections need not walk through them."""
+    gc.collect()
+    trim_heap()
+    gc.freeze()
 
 
 def _raise_stopped(number: int, frame: FrameType | None) -> None:

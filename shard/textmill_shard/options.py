@@ -15,6 +15,14 @@ ATTENTION_BACKENDS = ("triton", "flash", "reference")
 MAX_LORA_RANK = 512
 SWAPS = ("qkv", "gate_up", "packed_linear", "rms_norm")  # see layers/module_swaps.py
 
+WRITING_TASKS = ("text-generation", "text2text-generation", "summarization", "translation", "conversational")
+ROW_TASKS = (  # see tasks/task_table.py
+    *("feature-extraction", "sentence-similarity", "fill-mask", "text-classification", "zero-shot-classification"),
+    *("rerank", "token-classification", "question-answering"),
+)
+TASKS = (*WRITING_TASKS, *ROW_TASKS)
+POOLINGS = ("auto", "cls", "mean", "last", "max", "none")
+
 
 class BadValue(ValueError):
     """A text that an option refuses. `str()` says which values the option accepts."""

@@ -16,7 +16,10 @@ from textmill_shard.options import (
     DEFAULT_STEP_TOKENS,
     DTYPES,
     MAX_LORA_RANK,
+    POOLINGS,
     SWAPS,
+    TASKS,
+    WRITING_TASKS,
     BadValue,
     Option,
     address,
@@ -61,13 +64,20 @@ class ServeSettings:
     shard_tls_cert: str | None = option(text, "PEM file of the certificate chain that the shard shows on TCP")
     shard_tls_key: str | None = option(text, "PEM file of that certificate's key")
     shard_tls_ca: str | None = option(text, "PEM file of the authorities that sign the certificates of routers")
+    task: str = option(
+        choice(*TASKS), "what the model is for; all but the writing tasks are computed as rows", "text-generation"
+    )
+    pooling: str = option(choice(*POOLINGS), "how the vectors of tokens become the vector of a text", "auto")
+    max_batch_tokens: int | None = option(
+        integer(1), "most tokens of one batch of rows (default: 2048 on a CPU, 16384 on a GPU)"
+    )
     rank: int = option(integer(0), "index of this shard", 0)
     world_size: int = option(integer(1), "number of shards", 1)
     replica: int = option(integer(0), "number of this copy of the model among those of this machine", 0)
     num_replicas: int = option(integer(1), "copies of the model that share this machine", 1)
     master_addr: str = option(text, "address where the ranks meet", "127.0.0.1")
     master_port: int | None = option(integer(1), "port where the ranks meet, needed with more than one")
-    dtype: str = option(choice(*DTYPES), "type of weights and KV", "auto")
+    dtype: str = option(choice(*DTYPES), "type of weights and KV (auto: rows on a CPU in float32)", "auto")
     device: str = option(
         device_name,
         "auto, cpu, cuda or cuda:N; cuda is the GPU of this shard's number, auto that when torch sees a GPU, else cpu",
@@ -120,6 +130,11 @@ class ServeSettings:
     router_lease_s: float = option(seconds, "seconds of silence after which the router counts as gone", 5.0)
     json_output: bool = switch("log one JSON object a line")
     log_level: str  # from the variable LOG_LEVEL; there is no flag
+
+    @property
+    def computes_rows(self) -> bool:
+        """Whether the task needs no generation."""
+        return self.task not in WRITING_TASKS
 
     def step_tokens(self, *, has_encoder: bool) -> int:
         """Return the tokens of the largest step. An encoder's text fits whole, beside a token of each other slot."""
@@ -195,6 +210,11 @@ def _check_together(settings: ServeSettings) -> None:
     _check_tcp(settings)
     if settings.rank >= settings.world_size:
         raise SettingsError(f"--rank is {settings.rank}, with --world-size {settings.world_size} it is below that")
+    if settings.computes_rows and settings.world_size > 1:
+        raise SettingsError(
+            f"--world-size is {settings.world_size}, with --task {settings.task} it is 1: give each GPU a copy of the "
+            "model instead (--num-replicas of the launcher)"
+        )
     if settings.replica >= settings.num_replicas:
         raise SettingsError(
             f"--replica is {settings.replica}, with --num-replicas {settings.num_replicas} it is below that"

@@ -110,7 +110,9 @@ SHARD_FOLDERS = {
     "grammar": names("slots"),
     "sampling": names("slots model native"),
     "engine": names("slots sampling grammar model"),
-    "server": names("engine slots"),
+    "tasks": names("errors heap layers probing model native distributed loader engine"),
+    "server": names("engine slots tasks"),
+    "row_start": EVERYTHING,
     "lifecycle": EVERYTHING,
     "__main__": EVERYTHING,
 }
@@ -130,7 +132,9 @@ SHARD_LIBRARIES = {
     "grammar": names("numpy llguidance"),
     "sampling": names("torch numpy"),
     "engine": names("torch numpy"),
+    "tasks": names("torch numpy transformers"),
     "server": names("grpc numpy textmill_proto"),
+    "row_start": names("torch"),
     "lifecycle": names("torch"),
 }
 

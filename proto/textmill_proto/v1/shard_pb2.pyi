@@ -85,6 +85,8 @@ class _RowFailureCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RowFai
     """a result held NaN or infinity"""
     ROW_FAILURE_CODE_NO_MEMORY: _RowFailureCode.ValueType  # 2
     """the row alone did not fit the memory"""
+    ROW_FAILURE_CODE_INTERNAL: _RowFailureCode.ValueType  # 3
+    """an exception that concerned this row only"""
 
 class RowFailureCode(_RowFailureCode, metaclass=_RowFailureCodeEnumTypeWrapper): ...
 
@@ -93,6 +95,8 @@ ROW_FAILURE_CODE_NOT_FINITE: RowFailureCode.ValueType  # 1
 """a result held NaN or infinity"""
 ROW_FAILURE_CODE_NO_MEMORY: RowFailureCode.ValueType  # 2
 """the row alone did not fit the memory"""
+ROW_FAILURE_CODE_INTERNAL: RowFailureCode.ValueType  # 3
+"""an exception that concerned this row only"""
 Global___RowFailureCode: _TypeAlias = RowFailureCode  # noqa: Y015
 
 @_typing.final
@@ -1195,7 +1199,7 @@ class TaskFacts(_message.Message):
     vocab_size: _builtins.int
     """number of ids that the model reads: 0 .. vocab_size-1"""
     num_token_types: _builtins.int
-    """number of token types that the model reads, 0 = none"""
+    """number of token types that tokenizer and model know, 0 = token_types stay empty"""
     mask_token_id: _builtins.int
     """token id that a masked-token model fills; absent when the model's files name none"""
     tokenizer_digest: _builtins.str

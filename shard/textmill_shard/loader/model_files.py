@@ -144,6 +144,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_json_list(path: Path) -> list[Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelFilesError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, list):
+        raise ModelFilesError(f"{path} does not hold a list")
+    return content
+
+
 def read_object(parent: Mapping[str, Any], key: str, *, path: Path) -> Mapping[str, Any]:
     """Give an object inside the object of a file, empty where the file has none. Raises ModelFilesError."""
     found = parent.get(key)

@@ -1,22 +1,21 @@
 """Makes of a config a model with this rank's weights. The model is built on `meta` and filled by an index plan."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils.logging import disable_progress_bar
 
 from textmill_shard.distributed.index_plan import IndexPlan, build_index_plan
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import ModelFilesError, UnsupportedModelError
 from textmill_shard.layers.parallel_layers import divide_layer
-from textmill_shard.loader.encoder_facts import reads_with_encoder
 from textmill_shard.loader.library_errors import as_model_error
-from textmill_shard.loader.model_config import auto_class_of
 from textmill_shard.loader.model_files import WeightFiles
 from textmill_shard.loader.stored_form import StoredForm, dequantising
 from textmill_shard.loader.weight_reader import (
@@ -28,6 +27,7 @@ from textmill_shard.loader.weight_reader import (
     read_weights,
 )
 
+_KINDS: Mapping[Any, str] = {AutoModelForSeq2SeqLM: "text-to-text", AutoModelForCausalLM: "causal"}
 # Scales of the numbers between the layers: whoever computes with plain weights needs none of them.
 _SCALES_OF_ACTIVATIONS = (".input_scale", ".activation_scale")
 
@@ -44,6 +44,8 @@ class ModelSource:
     device: torch.device
     parallel: TensorParallel
     trust_remote_code: bool
+    auto_class: Any  # the class of transformers that builds the model, an AutoModel
+    class_options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the class
 
 
 def build_model(source: ModelSource) -> Any:
@@ -51,11 +53,11 @@ def build_model(source: ModelSource) -> Any:
     config = source.config
     # Parameters stand on `meta`. Buffers are computed, because no checkpoint holds the rotary tables.
     with (
-        as_model_error(lambda said: UnsupportedModelError(_why_not_built(config, said))),
+        as_model_error(lambda said: UnsupportedModelError(_why_not_built(source, said))),
         init_empty_weights(include_buffers=False),
     ):
-        model = auto_class_of(config).from_config(
-            config, dtype=torch.float32, trust_remote_code=source.trust_remote_code
+        model = source.auto_class.from_config(
+            config, dtype=torch.float32, trust_remote_code=source.trust_remote_code, **source.class_options
         )
     return model.eval()
 
@@ -86,9 +88,12 @@ def fill_model(model: Any, source: ModelSource, on_progress: Callable[[float], N
     return model, len(plan.role_of_module)
 
 
-def _why_not_built(config: Any, said: str) -> str:
+def _why_not_built(source: ModelSource, said: str) -> str:
+    config = source.config
     if "Unrecognized configuration class" in said:
-        kind = "text-to-text" if reads_with_encoder(config) else "causal"
+        kind = _KINDS.get(source.auto_class)
+        if kind is None:
+            return f"models of type {config.model_type} have no class among those of {source.auto_class.__name__}"
         return f"models of type {config.model_type} do not generate text: transformers has no {kind} model of that kind"
     return f"a model of type {config.model_type} cannot be built from its config.json: {said}"
 
@@ -101,7 +106,7 @@ def _fill_by_transformers(source: ModelSource) -> Any:
     disable_progress_bar()
     is_dequantised = source.form is StoredForm.DEQUANTISED
     with as_model_error(lambda said: ModelFilesError(f"{source.folder} cannot be read: {said}")):
-        model, loading = auto_class_of(source.config).from_pretrained(
+        model, loading = source.auto_class.from_pretrained(
             source.folder,
             config=dequantising(source.config) if is_dequantised else source.config,
             dtype=source.dtype,
@@ -110,6 +115,7 @@ def _fill_by_transformers(source: ModelSource) -> Any:
             use_safetensors=not source.files.are_pickled,
             weights_only=True,
             trust_remote_code=source.trust_remote_code,
+            **source.class_options,
         )
     for name, stored, wanted in sorted(loading["mismatched_keys"]):
         raise ModelFilesError(f"{name} has shape {list(stored)} in the files, config.json asks for {list(wanted)}")

@@ -16,7 +16,7 @@ from textmill_shard.layouts.rope_tables import find_rope_border, fix_dynamic_tab
 from textmill_shard.loader.encoder_facts import find_encoder_facts, reads_with_encoder
 from textmill_shard.loader.layout_choice import Choice, choose_layout
 from textmill_shard.loader.load_options import LoadOptions, OnProgress
-from textmill_shard.loader.model_config import check_divisible, max_model_tokens, pick_dtype, read_config
+from textmill_shard.loader.model_config import auto_class_of, check_divisible, max_model_tokens, pick_dtype, read_config
 from textmill_shard.loader.model_files import find_tokenizer_digest, find_weight_files
 from textmill_shard.loader.model_filling import ModelSource, build_model, fill_model
 from textmill_shard.loader.stored_form import find_stored_form
@@ -97,6 +97,7 @@ def _read(options: LoadOptions, parallel: TensorParallel) -> ModelSource:
         device=device,
         parallel=parallel,
         trust_remote_code=options.trust_remote_code,
+        auto_class=auto_class_of(config),
     )
 
 

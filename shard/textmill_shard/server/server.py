@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import grpc
 from textmill_proto.v1 import shard_pb2 as pb
@@ -19,7 +18,8 @@ from textmill_proto.v1 import shard_pb2_grpc
 
 from textmill_shard.engine.engine import Engine
 from textmill_shard.engine.session import EndReason, Session, StreamEnd
-from textmill_shard.engine.status import ShardState, ShardStatus
+from textmill_shard.engine.status import ShardStatus
+from textmill_shard.server.calls import abort, health_report
 from textmill_shard.server.tcp import HANDSHAKE_TIMEOUT_MS, TcpPlace, open_tcp_port
 from textmill_shard.server.wire import (
     facts_to_wire,
@@ -35,11 +35,6 @@ from textmill_shard.slots.plan_check import PlanRejected
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # rule 4
 HEARTBEAT_S = 1.0
 NUM_THREADS = 8  # one writes the stream, the others answer Health, Info and refused streams
-_STATES = {
-    ShardState.LOADING: pb.SHARD_STATE_LOADING,
-    ShardState.READY: pb.SHARD_STATE_READY,
-    ShardState.FAILED: pb.SHARD_STATE_FAILED,
-}
 _END_CODES = {
     EndReason.LEASE: grpc.StatusCode.DEADLINE_EXCEEDED,
     EndReason.PLAN_REJECTED: grpc.StatusCode.INVALID_ARGUMENT,
@@ -78,26 +73,15 @@ class ShardService(shard_pb2_grpc.ShardServicer):
 
     def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthReport:
         """Answer with the state of the start and the age of the last step."""
-        snapshot = self._status.snapshot
-        return pb.HealthReport(
-            state=_STATES[snapshot.state],
-            phase=snapshot.phase,
-            progress=snapshot.progress,
-            last_step=snapshot.last_step,
-            last_step_age_ms=self._status.last_step_age_ms(),
-            is_busy=snapshot.is_busy,
-            detail=snapshot.detail,
-            progress_limit_ms=self._status.progress_limit_ms,
-            overdue_ms=self._status.overdue_ms(),
-        )
+        return health_report(self._status)
 
     def LoadAdapter(self, request: pb.LoadAdapterRequest, context: grpc.ServicerContext) -> pb.AdapterInfo:
         """Refuse every adapter, because this shard loads none."""
-        _abort(context, grpc.StatusCode.UNIMPLEMENTED, "this shard loads no adapters")
+        abort(context, grpc.StatusCode.UNIMPLEMENTED, "this shard loads no adapters")
 
     def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: grpc.ServicerContext) -> pb.UnloadAdapterAnswer:
         """Refuse, because this shard has loaded no adapter."""
-        _abort(context, grpc.StatusCode.NOT_FOUND, f"no adapter {request.digest.hex()} is loaded")
+        abort(context, grpc.StatusCode.NOT_FOUND, f"no adapter {request.digest.hex()} is loaded")
 
     def Run(self, request_iterator: Iterator[pb.ToShard], context: grpc.ServicerContext) -> Iterator[pb.FromShard]:
         """Serve a stream to its end.
@@ -108,10 +92,10 @@ class ShardService(shard_pb2_grpc.ShardServicer):
         loaded = self._require_loaded(context)
         engine = loaded.engine
         if engine is None:
-            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, f"rank {loaded.facts.rank} has no stream, rank 0 has")
+            abort(context, grpc.StatusCode.FAILED_PRECONDITION, f"rank {loaded.facts.rank} has no stream, rank 0 has")
         session = engine.open_session()
         if session is None:
-            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, "another stream is live")
+            abort(context, grpc.StatusCode.FAILED_PRECONDITION, "another stream is live")
 
         def leave() -> None:
             engine.close_session(session, EndReason.ROUTER_LEFT, "the router left")
@@ -127,11 +111,11 @@ class ShardService(shard_pb2_grpc.ShardServicer):
 
     def TaskInfo(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.TaskFacts:
         """End with UNIMPLEMENTED, because a model that writes text has no facts of a task."""
-        _abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_ROWS)
+        abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_ROWS)
 
     def RunRows(self, request: pb.RowBatch, context: grpc.ServicerContext) -> pb.RowAnswers:
         """End with UNIMPLEMENTED, because a model that writes text computes no rows."""
-        _abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_ROWS)
+        abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_ROWS)
 
     def _write(self, session: Session, context: grpc.ServicerContext) -> Iterator[pb.FromShard]:
         """Yield the messages of the step loop, and a heartbeat each second, until the session ends."""
@@ -148,14 +132,14 @@ class ShardService(shard_pb2_grpc.ShardServicer):
                     code = _END_CODES.get(item.reason)
                     if code is None:
                         return
-                    _abort(context, code, item.message)
+                    abort(context, code, item.message)
             if time.monotonic() >= next_beat_s:
                 next_beat_s = time.monotonic() + HEARTBEAT_S
                 yield heartbeat_to_wire(epoch, self._status.heartbeat())
 
     def _require_loaded(self, context: grpc.ServicerContext) -> LoadedShard:
         if self._loaded is None:
-            _abort(context, grpc.StatusCode.UNAVAILABLE, f"loading: {self._status.snapshot.phase}")
+            abort(context, grpc.StatusCode.UNAVAILABLE, f"loading: {self._status.snapshot.phase}")
         return self._loaded
 
 
@@ -183,12 +167,7 @@ def _read(messages: Iterator[pb.ToShard], engine: Engine, session: Session) -> N
     engine.close_session(session, EndReason.ROUTER_LEFT, "the router closed its side of the stream")
 
 
-def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
-    context.abort(code, message)
-    raise AssertionError("abort raises")
-
-
-def start_server(service: ShardService, socket_path: Path, tcp: TcpPlace | None = None) -> grpc.Server:
+def start_server(service: shard_pb2_grpc.ShardServicer, socket_path: Path, tcp: TcpPlace | None = None) -> grpc.Server:
     """Serve on a Unix socket that only this user may open, and over TCP with mutual TLS where a place is given.
 
     Raises OSError when a path or an address cannot be bound, and TlsFilesError.

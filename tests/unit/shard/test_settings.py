@@ -52,6 +52,9 @@ EXAMPLES = {
     "shard_tls_key": ("/k.pem", "/k.pem"),
     "shard_tls_ca": ("/ca.pem", "/ca.pem"),
     "rank": ("0", 0),
+    "task": ("summarization", "summarization"),
+    "pooling": ("cls", "cls"),
+    "max_batch_tokens": ("4096", 4096),
     "world_size": ("3", 3),
     "replica": ("1", 1),
     "num_replicas": ("2", 2),
@@ -129,6 +132,8 @@ def test_an_empty_variable_counts_as_unset() -> None:
             {},
             "for rank 0, which has the stream; this is rank 1",
         ),
+        (["--task", "rerank", "--world-size", "2", "--master-port", "1"], {}, "--num-replicas of the launcher"),
+        (["--task", "guess"], {}, "--task is 'guess', wanted one of text-generation"),
         (["--num-slots", "65", "--max-step-tokens", "64"], {}, "slots <= tokens per step"),
     ],
 )

@@ -1,0 +1,66 @@
+"""Starts a shard of rows: the model of a task, the memory of its largest batch, and the loop that computes batches."""
+
+import torch
+
+from textmill_shard.engine.status import ShardStatus
+from textmill_shard.settings import ServeSettings
+from textmill_shard.tasks.row_forward import RowLayout
+from textmill_shard.tasks.row_loop import RowLoop
+from textmill_shard.tasks.row_memory import RowMemoryOptions, plan_row_memory
+from textmill_shard.tasks.task_facts import TaskFacts
+from textmill_shard.tasks.task_loader import TaskOptions, load_task
+
+
+def start_rows(settings: ServeSettings, device: str, status: ShardStatus) -> tuple[TaskFacts, RowLoop]:
+    """Load the model and return its facts with a loop that is ready to run. Raises ModelError."""
+    loaded = load_task(
+        TaskOptions(
+            model_dir=settings.model_dir,
+            task=settings.task,
+            dtype=settings.dtype,
+            device=device,
+            pooling=settings.pooling,
+            native_cache_dir=None if settings.no_native_kernels else settings.native_cache_dir,
+            num_threads=settings.num_threads,
+            trust_remote_code=settings.trust_remote_code,
+            allow_pickle=settings.allow_pickle,
+            disabled_swaps=settings.disable_swaps,
+        ),
+        status.report_loading,
+    )
+    status.report_loading("warmup", 0.5)
+    plan = plan_row_memory(
+        loaded.runner,
+        loaded.heads[0],
+        RowMemoryOptions(
+            max_batch_tokens=settings.max_batch_tokens,
+            memory_fraction=settings.memory_fraction,
+            num_replicas=settings.num_replicas,
+        ),
+        max_row_tokens=loaded.max_row_tokens,
+        weight_bytes=loaded.weight_bytes,
+    )
+    status.progress.measure_warm_up(plan.batch_s)
+    facts = TaskFacts(
+        model_id=settings.model_id,
+        model_sha=settings.model_sha,
+        model_type=loaded.model_type,
+        dtype=loaded.dtype,
+        device=torch.device(device).type,
+        task=settings.task,
+        heads=loaded.heads,
+        labels=loaded.labels,
+        problem_type=loaded.problem_type,
+        max_row_tokens=plan.max_row_tokens,
+        max_batch_tokens=plan.max_batch_tokens,
+        counts_padding=loaded.runner.forward.layout is RowLayout.PADDED,
+        vector_width=loaded.vector_width,
+        token_vector_width=loaded.token_vector_width,
+        is_normalized=loaded.is_normalized,
+        vocab_size=loaded.vocab_size,
+        num_token_types=loaded.num_token_types,
+        mask_token_id=loaded.mask_token_id,
+        tokenizer_digest=loaded.tokenizer_digest,
+        weight_bytes=loaded.weight_bytes,
+    )
+    return facts, RowLoop(loaded.runner, status, max_batch_tokens=plan.max_batch_tokens)

@@ -1,0 +1,228 @@
+"""Turns the messages of rows into the shard's own types, and the shard's types into messages."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from textmill_proto import PROTOCOL_VERSION
+from textmill_proto.v1 import shard_pb2 as pb
+
+from textmill_shard.tasks.batch_check import BatchRejected
+from textmill_shard.tasks.rows import (
+    Answer,
+    FailureCode,
+    Filling,
+    FloatArray,
+    HeadName,
+    IdArray,
+    MaskParams,
+    Params,
+    Row,
+    RowAnswers,
+    RowBatch,
+    RowFailure,
+    SpanParams,
+    Spans,
+    SparseVector,
+    TokenLabelParams,
+    VectorParams,
+)
+from textmill_shard.tasks.task_facts import TaskFacts
+
+_NO_IDS: IdArray = np.zeros(0, dtype=np.int64)
+_CODES = {
+    FailureCode.NOT_FINITE: pb.ROW_FAILURE_CODE_NOT_FINITE,
+    FailureCode.NO_MEMORY: pb.ROW_FAILURE_CODE_NO_MEMORY,
+    FailureCode.INTERNAL: pb.ROW_FAILURE_CODE_INTERNAL,
+}
+
+
+def task_facts_to_wire(facts: TaskFacts) -> pb.TaskFacts:
+    return pb.TaskFacts(
+        protocol_version=PROTOCOL_VERSION,
+        model_id=facts.model_id,
+        model_sha=facts.model_sha,
+        model_type=facts.model_type,
+        dtype=facts.dtype,
+        device=facts.device,
+        task=facts.task,
+        heads=[head.value for head in facts.heads],
+        labels=facts.labels,
+        problem_type=facts.problem_type,
+        max_row_tokens=facts.max_row_tokens,
+        max_batch_tokens=facts.max_batch_tokens,
+        counts_padding=facts.counts_padding,
+        vector_width=facts.vector_width,
+        token_vector_width=facts.token_vector_width,
+        is_normalized=facts.is_normalized,
+        vocab_size=facts.vocab_size,
+        num_token_types=facts.num_token_types,
+        mask_token_id=facts.mask_token_id,
+        tokenizer_digest=facts.tokenizer_digest,
+        weight_bytes=facts.weight_bytes,
+    )
+
+
+def batch_from_wire(message: pb.RowBatch) -> RowBatch:
+    """Read a batch. Raises BatchRejected where the lengths of the packed arrays do not fit together."""
+    if message.WhichOneof("rows") != "text":
+        raise BatchRejected("rows", "a batch holds texts")
+    head_name = message.WhichOneof("head")
+    if head_name is None:
+        raise BatchRejected("head", "a batch asks for a head")
+    head = HeadName(head_name)
+    text = message.text
+    lengths = _u32("text.lengths", text.lengths)
+    num_rows = len(lengths)
+    if not num_rows:
+        raise BatchRejected("text.lengths", "a batch has at least one row")
+    all_ids = _u32("text.token_ids", text.token_ids, size=int(lengths.sum()))
+    ids = _split(all_ids, lengths)
+    types: Sequence[IdArray | None] = [None] * num_rows
+    if text.token_types:
+        types = _split(_u8("text.token_types", text.token_types, size=len(all_ids)).astype(np.int64), lengths)
+    params = _params(head, getattr(message, head_name), lengths)
+    rows = [
+        Row(token_ids=row_ids, token_types=row_types, params=row_params)
+        for row_ids, row_types, row_params in zip(ids, types, params, strict=True)
+    ]
+    return RowBatch(number=message.number, head=head, rows=rows)
+
+
+def _params(head: HeadName, message: Any, lengths: IdArray) -> Sequence[Params]:
+    num_rows, num_tokens = len(lengths), int(lengths.sum())
+    match head:
+        case HeadName.VECTORS:
+            dimensions = _per_row("vectors.dimensions", message.dimensions, num_rows)
+            prompts = _per_row("vectors.prompt_lengths", message.prompt_lengths, num_rows)
+            normalized: Sequence[bool | None] = [None] * num_rows
+            if message.normalized:
+                normalized = [bool(value) for value in _u8("vectors.normalized", message.normalized, size=num_rows)]
+            return [
+                VectorParams(dimensions=int(kept), is_normalized=is_normalized, prompt_length=int(prompt))
+                for kept, is_normalized, prompt in zip(dimensions, normalized, prompts, strict=True)
+            ]
+        case HeadName.TOKEN_LABELS:
+            wanted = _u8("token_labels.is_wanted", message.is_wanted, size=num_tokens) != 0
+            return [TokenLabelParams(part) for part in np.split(wanted, np.cumsum(lengths)[:-1])]
+        case HeadName.MASKS:
+            counts = _u32("masks.mask_counts", message.mask_counts, size=num_rows)
+            positions = _split(_u32("masks.positions", message.positions, size=int(counts.sum())), counts)
+            top_k = _u32("masks.top_k", message.top_k, size=num_rows)
+            target_counts = _per_row("masks.target_counts", message.target_counts, num_rows)
+            targets = _split(_u32("masks.target_ids", message.target_ids, size=int(target_counts.sum())), target_counts)
+            return [
+                MaskParams(positions=places, top_k=int(k), target_ids=ids)
+                for places, k, ids in zip(positions, top_k, targets, strict=True)
+            ]
+        case HeadName.SPANS:
+            roles = np.split(_u8("spans.roles", message.roles, size=num_tokens), np.cumsum(lengths)[:-1])
+            longest = _u32("spans.max_span_tokens", message.max_span_tokens, size=num_rows)
+            most = _u32("spans.max_spans", message.max_spans, size=num_rows)
+            return [
+                SpanParams(roles_n=part, max_span_tokens=int(tokens), max_spans=int(spans))
+                for part, tokens, spans in zip(roles, longest, most, strict=True)
+            ]
+    return [None] * num_rows
+
+
+def answers_to_wire(answers: RowAnswers) -> pb.RowAnswers:
+    failures = [
+        pb.RowFailure(row=index, code=_CODES[answer.code], message=answer.message)
+        for index, answer in enumerate(answers.answers)
+        if isinstance(answer, RowFailure)
+    ]
+    whole = [answer for answer in answers.answers if not isinstance(answer, RowFailure)]
+    return pb.RowAnswers(
+        number=answers.number,
+        failures=failures,
+        wait_ns=answers.wait_ns,
+        compute_ns=answers.compute_ns,
+        **{answers.head.value: _answer_to_wire(answers.head, whole)},
+    )
+
+
+def _answer_to_wire(head: HeadName, answers: Sequence[Answer]) -> Any:
+    match head:
+        case HeadName.VECTORS:
+            vectors = [_floats(answer) for answer in answers]
+            return pb.VectorAnswers(widths=_pack_counts(vectors), values=_pack_floats(vectors))
+        case HeadName.TOKEN_VECTORS:
+            vectors = [_floats(answer) for answer in answers]
+            width = vectors[0].shape[1] if vectors else 0
+            return pb.TokenVectorAnswers(width=width, values=_pack_floats(vectors))
+        case HeadName.SPARSE_VECTORS:
+            sparse = [answer for answer in answers if isinstance(answer, SparseVector)]
+            return pb.SparseVectorAnswers(
+                counts=_pack_counts([vector.ids for vector in sparse]),
+                ids=_pack_ids([vector.ids for vector in sparse]),
+                weights=_pack_floats([vector.weights for vector in sparse]),
+            )
+        case HeadName.LABELS:
+            logits = [_floats(answer) for answer in answers]
+            return pb.LabelAnswers(num_labels=len(logits[0]) if logits else 0, logits=_pack_floats(logits))
+        case HeadName.TOKEN_LABELS:
+            parts = [_floats(answer) for answer in answers]
+            num_labels = parts[0].shape[1] if parts else 0
+            return pb.TokenLabelAnswers(num_labels=num_labels, probabilities=_pack_floats(parts))
+        case HeadName.MASKS:
+            fillings: list[Filling] = [filling for answer in answers if isinstance(answer, tuple) for filling in answer]
+            return pb.MaskAnswers(
+                counts=_pack_counts([filling.ids for filling in fillings]),
+                ids=_pack_ids([filling.ids for filling in fillings]),
+                probabilities=_pack_floats([filling.probabilities for filling in fillings]),
+            )
+        case HeadName.SPANS:
+            spans = [answer for answer in answers if isinstance(answer, Spans)]
+            return pb.SpanAnswers(
+                counts=_pack_counts([found.starts for found in spans]),
+                starts=_pack_ids([found.starts for found in spans]),
+                ends=_pack_ids([found.ends for found in spans]),
+                scores=_pack_floats([found.scores for found in spans]),
+                null_scores=np.array([found.null_score for found in spans], dtype="<f4").tobytes(),
+            )
+
+
+def _floats(answer: Answer) -> FloatArray:
+    assert isinstance(answer, np.ndarray)
+    return answer
+
+
+def _u32(field: str, data: bytes, *, size: int | None = None) -> IdArray:
+    return _read(field, data, "<u4", size=size)
+
+
+def _u8(field: str, data: bytes, *, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    if len(data) != size:
+        raise BatchRejected(field, f"{size} elements are wanted, {len(data)} came")
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+def _read(field: str, data: bytes, kind: str, *, size: int | None) -> IdArray:
+    if len(data) % 4:
+        raise BatchRejected(field, f"{len(data)} bytes are no whole number of elements of 4 bytes")
+    values = np.frombuffer(data, dtype=kind).astype(np.int64)
+    if size is not None and len(values) != size:
+        raise BatchRejected(field, f"{size} elements are wanted, {len(values)} came")
+    return values
+
+
+def _per_row(field: str, data: bytes, num_rows: int) -> IdArray:
+    """Read one element per row, where an empty array stands for zeros."""
+    return _u32(field, data, size=num_rows) if data else np.zeros(num_rows, dtype=np.int64)
+
+
+def _split(values: IdArray, counts: IdArray) -> list[IdArray]:
+    return np.split(values, np.cumsum(counts)[:-1])
+
+
+def _pack_counts(arrays: Sequence[Any]) -> bytes:
+    return np.array([len(array) for array in arrays], dtype="<u4").tobytes()
+
+
+def _pack_ids(arrays: Sequence[IdArray]) -> bytes:
+    return np.concatenate([_NO_IDS, *arrays]).astype("<u4").tobytes()
+
+
+def _pack_floats(arrays: Sequence[FloatArray]) -> bytes:
+    return b"".join(array.astype("<f4").tobytes() for array in arrays)

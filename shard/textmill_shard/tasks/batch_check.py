@@ -1,0 +1,79 @@
+"""Checks that a batch keeps to the rules of rows (rules 28 and 31 of docs/wire.md) before the batch is computed."""
+
+from textmill_shard.tasks.rows import MaskParams, Row, RowBatch, SpanParams, TokenLabelParams, VectorParams
+from textmill_shard.tasks.task_facts import TaskFacts
+
+
+class BatchRejected(Exception):
+    """A batch breaks a rule. `field` is its path on the wire."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+def check_batch(batch: RowBatch, facts: TaskFacts) -> None:
+    """Raises BatchRejected for the first rule that the batch breaks."""
+    if batch.head not in facts.heads:
+        served = ", ".join(head.value for head in facts.heads)
+        raise BatchRejected("head", f"{batch.head.value} is asked for, this model serves {served}")
+    for index, row in enumerate(batch.rows):
+        _check_tokens(index, row, facts)
+        _check_params(index, row, facts)
+    longest = max(row.num_tokens for row in batch.rows)
+    total = sum(row.num_tokens for row in batch.rows)
+    cost = longest * len(batch.rows) if facts.counts_padding else total
+    if len(batch.rows) > 1 and cost > facts.max_batch_tokens:
+        raise BatchRejected(
+            "text.lengths", f"the batch costs {cost} tokens, max_batch_tokens is {facts.max_batch_tokens}"
+        )
+
+
+def _check_tokens(index: int, row: Row, facts: TaskFacts) -> None:
+    if row.num_tokens < 1:
+        raise BatchRejected("text.lengths", f"row {index} has no token")
+    if facts.max_row_tokens and row.num_tokens > facts.max_row_tokens:
+        raise BatchRejected(
+            "text.lengths", f"row {index} has {row.num_tokens} tokens, max_row_tokens is {facts.max_row_tokens}"
+        )
+    largest = int(row.token_ids.max())
+    if largest >= facts.vocab_size:
+        raise BatchRejected(
+            "text.token_ids", f"row {index} has the id {largest}, the vocabulary has {facts.vocab_size}"
+        )
+    if row.token_types is not None and int(row.token_types.max()) >= max(facts.num_token_types, 1):
+        raise BatchRejected(
+            "text.token_types",
+            f"row {index} has the token type {int(row.token_types.max())}, the model reads {facts.num_token_types}",
+        )
+
+
+def _check_params(index: int, row: Row, facts: TaskFacts) -> None:
+    match row.params:
+        case VectorParams(dimensions=dimensions, prompt_length=prompt_length):
+            if dimensions > facts.vector_width:
+                raise BatchRejected(
+                    "vectors.dimensions", f"row {index} asks for {dimensions}, a vector has {facts.vector_width}"
+                )
+            if prompt_length >= row.num_tokens:
+                raise BatchRejected(
+                    "vectors.prompt_lengths", f"row {index} has {row.num_tokens} tokens, its prompt {prompt_length}"
+                )
+        case TokenLabelParams(is_wanted_n=is_wanted_n):
+            assert len(is_wanted_n) == row.num_tokens
+        case MaskParams(positions=positions, top_k=top_k, target_ids=target_ids):
+            if not len(positions) or int(positions.max()) >= row.num_tokens or (positions[1:] <= positions[:-1]).any():
+                raise BatchRejected(
+                    "masks.positions", f"row {index} wants ascending places below {row.num_tokens}, one at least"
+                )
+            if top_k < 1:
+                raise BatchRejected("masks.top_k", f"row {index} asks for {top_k} ids")
+            if len(target_ids) and int(target_ids.max()) >= facts.vocab_size:
+                raise BatchRejected("masks.target_ids", f"row {index} has the id {int(target_ids.max())}")
+        case SpanParams(roles_n=roles_n, max_span_tokens=max_span_tokens, max_spans=max_spans):
+            if int(roles_n.max()) > 2 or int((roles_n == 1).sum()) > 1 or not (roles_n == 2).any():
+                raise BatchRejected(
+                    "spans.roles", f"row {index} wants roles up to 2, a token of role 2 and at most one of role 1"
+                )
+            if max_span_tokens < 1 or max_spans < 1:
+                raise BatchRejected("spans.max_spans", f"row {index} asks for no span")

@@ -1,0 +1,140 @@
+"""A batch of rows and its answers, as plain values between the server and the row loop. No torch."""
+
+# n tokens of a row, L labels, k answers
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+IdArray = np.ndarray[tuple[int], np.dtype[np.int64]]
+FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+
+class HeadName(Enum):
+    """What is asked of the rows of a batch. The values are the names of the fields of `RowBatch.head` on the wire."""
+
+    VECTORS = "vectors"
+    TOKEN_VECTORS = "token_vectors"
+    SPARSE_VECTORS = "sparse_vectors"
+    LABELS = "labels"
+    TOKEN_LABELS = "token_labels"
+    MASKS = "masks"
+    SPANS = "spans"
+
+
+@dataclass(frozen=True, slots=True)
+class VectorParams:
+    """The form of a row's vector."""
+
+    dimensions: int = 0  # first numbers to keep, 0 = all
+    is_normalized: bool | None = None  # divided by its length after the cut; None = as the model's files say
+    prompt_length: int = 0  # first tokens that the prompt takes
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLabelParams:
+    """The tokens whose labels are wanted."""
+
+    is_wanted_n: np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskParams:
+    """The masked tokens of a row, and how many ids to answer with for each."""
+
+    positions: IdArray  # places in the row, ascending
+    top_k: int
+    target_ids: IdArray  # ids to choose from; empty = the vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class SpanParams:
+    """The tokens among which spans are looked for."""
+
+    roles_n: np.ndarray[tuple[int], np.dtype[np.uint8]]  # 2 = a span may have the token, 1 = "no answer", 0 = neither
+    max_span_tokens: int
+    max_spans: int
+
+
+Params = VectorParams | TokenLabelParams | MaskParams | SpanParams | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text as token ids, with the special tokens."""
+
+    token_ids: IdArray
+    token_types: IdArray | None  # parallel to token_ids; None = 0 everywhere
+    params: Params = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class RowBatch:
+    """Rows that are computed together, under a number that the router has chosen."""
+
+    number: int
+    head: HeadName
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class SparseVector:
+    """The weights above 0 of a row."""
+
+    ids: IdArray  # ascending
+    weights: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """The best ids for one masked token."""
+
+    ids: IdArray  # best first
+    probabilities: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """The best spans of a row, best first, and the score of "no answer"."""
+
+    starts: IdArray  # place of the first token
+    ends: IdArray  # place of the last token
+    scores: FloatArray  # p(start) x p(end)
+    null_score: float
+
+
+class FailureCode(Enum):
+    """The kinds of faults that end one row."""
+
+    NOT_FINITE = "not_finite"
+    NO_MEMORY = "no_memory"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class RowFailure:
+    """Why a row has no answer."""
+
+    code: FailureCode
+    message: str
+
+
+# vectors `[width]`, token vectors `[n, width]`, labels `[L]`, token labels `[wanted tokens, L]`; one Filling per mask
+Answer = FloatArray | SparseVector | tuple[Filling, ...] | Spans
+
+
+@dataclass(frozen=True, slots=True)
+class RowAnswers:
+    """The answer or the failure of each row, in the order of the batch."""
+
+    number: int
+    head: HeadName
+    answers: Sequence[Answer | RowFailure] = field(repr=False)
+    wait_ns: int = 0  # from the arrival of the batch until its turn
+    compute_ns: int = 0  # from its turn until the answers were on the host

@@ -1,0 +1,226 @@
+"""The messages of rows, both ways, and batches that break a rule (rule 31)."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from textmill_proto import PROTOCOL_VERSION
+from textmill_proto.v1 import shard_pb2 as pb
+from textmill_shard.server.row_wire import answers_to_wire, batch_from_wire, task_facts_to_wire
+from textmill_shard.tasks.batch_check import BatchRejected, check_batch
+from textmill_shard.tasks.rows import (
+    FailureCode,
+    Filling,
+    HeadName,
+    MaskParams,
+    RowAnswers,
+    RowFailure,
+    SpanParams,
+    Spans,
+    SparseVector,
+    TokenLabelParams,
+    VectorParams,
+)
+from textmill_shard.tasks.task_facts import TaskFacts
+
+FACTS = TaskFacts(
+    model_id="org/m",
+    model_sha="abc",
+    model_type="bert",
+    dtype="float32",
+    device="cpu",
+    task="fill-mask",
+    heads=tuple(HeadName),
+    labels=("no", "yes"),
+    problem_type="regression",
+    max_row_tokens=6,
+    max_batch_tokens=8,
+    counts_padding=True,
+    vector_width=4,
+    token_vector_width=5,
+    is_normalized=True,
+    vocab_size=50,
+    num_token_types=2,
+    mask_token_id=3,
+    tokenizer_digest="ff",
+    weight_bytes=2**40,
+)
+
+
+def u32(*values: int) -> bytes:
+    return b"".join(value.to_bytes(4, "little") for value in values)
+
+
+def f32(data: bytes) -> list[float]:
+    return np.frombuffer(data, dtype="<f4").tolist()
+
+
+def texts(*rows: tuple[int, ...], **more: bytes) -> pb.TextRows:
+    ids = [token_id for row in rows for token_id in row]
+    return pb.TextRows(token_ids=u32(*ids), lengths=u32(*(len(row) for row in rows)), **more)
+
+
+TWO = ((5, 6, 7), (8,))
+
+
+def test_every_field_of_the_facts_is_set() -> None:
+    message = task_facts_to_wire(FACTS)
+    assert len(message.ListFields()) == len(pb.TaskFacts.DESCRIPTOR.fields)
+    assert message.protocol_version == PROTOCOL_VERSION
+    assert list(message.heads) == [field.name for field in pb.RowBatch.DESCRIPTOR.oneofs_by_name["head"].fields]
+
+
+def test_texts_are_read_row_by_row() -> None:
+    batch = batch_from_wire(pb.RowBatch(number=7, text=texts(*TWO, token_types=b"\0\0\1\0"), labels=pb.LabelHead()))
+    assert (batch.number, batch.head) == (7, HeadName.LABELS)
+    assert [row.token_ids.tolist() for row in batch.rows] == [[5, 6, 7], [8]]
+    assert [row.token_types.tolist() for row in batch.rows if row.token_types is not None] == [[0, 0, 1], [0]]
+
+
+def test_parameters_stand_per_row() -> None:
+    vectors = pb.VectorHead(dimensions=u32(2, 0), normalized=b"\0\1", prompt_lengths=u32(1, 0))
+    batch = batch_from_wire(pb.RowBatch(text=texts(*TWO), vectors=vectors))
+    assert [row.params for row in batch.rows] == [VectorParams(2, False, 1), VectorParams(0, True, 0)]
+    empty = batch_from_wire(pb.RowBatch(text=texts(*TWO), vectors=pb.VectorHead()))
+    assert [row.params for row in empty.rows] == [VectorParams(0, None, 0)] * 2
+
+
+def test_parameters_of_tokens_masks_and_spans_are_cut_by_row() -> None:
+    labels = batch_from_wire(pb.RowBatch(text=texts(*TWO), token_labels=pb.TokenLabelHead(is_wanted=b"\1\0\1\0")))
+    wanted = [row.params.is_wanted_n.tolist() for row in labels.rows if isinstance(row.params, TokenLabelParams)]
+    assert wanted == [[True, False, True], [False]]
+    head = pb.MaskHead(
+        mask_counts=u32(2, 1),
+        positions=u32(0, 2, 0),
+        top_k=u32(5, 1),
+        target_counts=u32(0, 2),
+        target_ids=u32(30, 20),
+    )
+    masks = batch_from_wire(pb.RowBatch(text=texts(*TWO), masks=head))
+    assert [
+        (row.params.positions.tolist(), row.params.top_k, row.params.target_ids.tolist())
+        for row in masks.rows
+        if isinstance(row.params, MaskParams)
+    ] == [([0, 2], 5, []), ([0], 1, [30, 20])]
+    span_head = pb.SpanHead(roles=b"\1\2\2\2", max_span_tokens=u32(15, 3), max_spans=u32(12, 1))
+    spans = batch_from_wire(pb.RowBatch(text=texts(*TWO), spans=span_head))
+    assert [
+        (row.params.roles_n.tolist(), row.params.max_span_tokens, row.params.max_spans)
+        for row in spans.rows
+        if isinstance(row.params, SpanParams)
+    ] == [([1, 2, 2], 15, 12), ([2], 3, 1)]
+
+
+ROW = texts((5, 6, 7))
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "no rows": ({"text": texts(), "labels": pb.LabelHead()}, "text.lengths"),
+    "no texts": ({"labels": pb.LabelHead()}, "rows"),
+    "no head": ({"text": ROW}, "head"),
+    "half an id": (
+        {"text": pb.TextRows(token_ids=b"\1\0", lengths=u32(1)), "labels": pb.LabelHead()},
+        "text.token_ids",
+    ),
+    "more ids than lengths": (
+        {"text": pb.TextRows(token_ids=u32(1, 2), lengths=u32(1)), "labels": pb.LabelHead()},
+        "text.token_ids",
+    ),
+    "an empty row": ({"text": texts((), (1,)), "labels": pb.LabelHead()}, "text.lengths"),
+    "a long row": ({"text": texts((1,) * 7), "labels": pb.LabelHead()}, "text.lengths"),
+    "a large batch": ({"text": texts((1,) * 3, (1,) * 2, (1,)), "labels": pb.LabelHead()}, "text.lengths"),
+    "a foreign id": ({"text": texts((1, 50)), "labels": pb.LabelHead()}, "text.token_ids"),
+    "a foreign type": ({"text": texts((1,), token_types=b"\2"), "labels": pb.LabelHead()}, "text.token_types"),
+    "few types": ({"text": texts((1, 2), token_types=b"\1"), "labels": pb.LabelHead()}, "text.token_types"),
+    "a wide vector": ({"text": ROW, "vectors": pb.VectorHead(dimensions=u32(5))}, "vectors.dimensions"),
+    "a prompt that is all": ({"text": ROW, "vectors": pb.VectorHead(prompt_lengths=u32(3))}, "vectors.prompt_lengths"),
+    "few wanted": ({"text": ROW, "token_labels": pb.TokenLabelHead(is_wanted=b"\1")}, "token_labels.is_wanted"),
+    "no mask": ({"text": ROW, "masks": pb.MaskHead(mask_counts=u32(0), top_k=u32(1))}, "masks.positions"),
+    "a mask outside": (
+        {"text": ROW, "masks": pb.MaskHead(mask_counts=u32(1), positions=u32(3), top_k=u32(1))},
+        "masks.positions",
+    ),
+    "masks out of order": (
+        {"text": ROW, "masks": pb.MaskHead(mask_counts=u32(2), positions=u32(1, 1), top_k=u32(1))},
+        "masks.positions",
+    ),
+    "no ids asked for": (
+        {"text": ROW, "masks": pb.MaskHead(mask_counts=u32(1), positions=u32(1), top_k=u32(0))},
+        "masks.top_k",
+    ),
+    "no context": (
+        {"text": ROW, "spans": pb.SpanHead(roles=b"\1\0\0", max_span_tokens=u32(1), max_spans=u32(1))},
+        "spans.roles",
+    ),
+    "an unknown role": (
+        {"text": ROW, "spans": pb.SpanHead(roles=b"\1\2\3", max_span_tokens=u32(1), max_spans=u32(1))},
+        "spans.roles",
+    ),
+    "no span asked for": (
+        {"text": ROW, "spans": pb.SpanHead(roles=b"\1\2\2", max_span_tokens=u32(1), max_spans=u32(0))},
+        "spans.max_spans",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_rule_31_a_batch_that_breaks_a_rule_is_refused_by_field(name: str) -> None:
+    fields, path = BROKEN[name]
+    with pytest.raises(BatchRejected) as caught:
+        check_batch(batch_from_wire(pb.RowBatch(**fields)), FACTS)
+    assert caught.value.field == path
+
+
+def test_rule_28_rows_behind_each_other_cost_their_own_tokens() -> None:
+    batch = batch_from_wire(pb.RowBatch(text=texts((1,) * 5, (1,), (1,), (1,)), labels=pb.LabelHead()))
+    with pytest.raises(BatchRejected):
+        check_batch(batch, FACTS)
+    check_batch(batch, replace(FACTS, counts_padding=False))
+
+
+def floats(*values: float) -> Any:
+    return np.array(values, np.float32)
+
+
+def ids(*values: int) -> Any:
+    return np.array(values, np.int64)
+
+
+FAILED = RowFailure(FailureCode.NOT_FINITE, "NaN")
+
+
+def test_answers_leave_failed_rows_out() -> None:
+    answers = [floats(1, 2, 3), FAILED, floats(4)]
+    message = answers_to_wire(RowAnswers(number=9, head=HeadName.VECTORS, answers=answers, wait_ns=5, compute_ns=6))
+    assert (message.number, message.wait_ns, message.compute_ns) == (9, 5, 6)
+    assert [(failure.row, failure.code, failure.message) for failure in message.failures] == [
+        (1, pb.ROW_FAILURE_CODE_NOT_FINITE, "NaN")
+    ]
+    assert message.vectors.widths == u32(3, 1)
+    assert f32(message.vectors.values) == [1, 2, 3, 4]
+
+
+def test_answers_of_each_head_are_packed() -> None:
+    def pack(head: HeadName, *answers: Any) -> Any:
+        return getattr(answers_to_wire(RowAnswers(number=1, head=head, answers=answers)), head.value)
+
+    tokens = pack(HeadName.TOKEN_VECTORS, floats(1, 2, 3, 4).reshape(2, 2), floats(5, 6).reshape(1, 2))
+    assert (tokens.width, f32(tokens.values)) == (2, [1, 2, 3, 4, 5, 6])
+    sparse = pack(HeadName.SPARSE_VECTORS, SparseVector(ids(3, 9), floats(0.5, 2)), SparseVector(ids(), floats()))
+    assert (sparse.counts, sparse.ids, f32(sparse.weights)) == (u32(2, 0), u32(3, 9), [0.5, 2])
+    labels = pack(HeadName.LABELS, floats(1, 2), floats(3, 4))
+    assert (labels.num_labels, f32(labels.logits)) == (2, [1, 2, 3, 4])
+    token_labels = pack(HeadName.TOKEN_LABELS, floats().reshape(0, 2), floats(0.25, 0.75).reshape(1, 2))
+    assert (token_labels.num_labels, f32(token_labels.probabilities)) == (2, [0.25, 0.75])
+    fillings = (Filling(ids(4, 5), floats(0.5, 0.25)), Filling(ids(6), floats(1)))
+    masks = pack(HeadName.MASKS, fillings)
+    assert (masks.counts, masks.ids, f32(masks.probabilities)) == (u32(2, 1), u32(4, 5, 6), [0.5, 0.25, 1])
+    spans = pack(HeadName.SPANS, Spans(ids(2), ids(3), floats(0.5), 0.25), Spans(ids(), ids(), floats(), 0.0))
+    assert (spans.counts, spans.starts, spans.ends) == (u32(1, 0), u32(2), u32(3))
+    assert (f32(spans.scores), f32(spans.null_scores)) == ([0.5], [0.25, 0])
+
+
+@pytest.mark.parametrize("head", HeadName)
+def test_a_batch_whose_rows_all_failed_has_an_answer(head: HeadName) -> None:
+    message = answers_to_wire(RowAnswers(number=1, head=head, answers=[FAILED]))
+    assert message.WhichOneof("answer") == head.value
+    assert len(message.failures) == 1

@@ -14,6 +14,7 @@ from textmill_shard.cores import usable_cores
 from textmill_shard.options import (
     ATTENTION_BACKENDS,
     DEFAULT_STEP_TOKENS,
+    DEVICE_SWAPS,
     DTYPES,
     MAX_LORA_RANK,
     POOLINGS,
@@ -117,7 +118,10 @@ class ServeSettings:
     no_native_kernels: bool = switch("compute by torch alone, for bisection")
     no_native_decoder: bool = switch("llama-type models by transformers' code", aliases=("--no-fast-decoder",))
     disable_swaps: tuple[str, ...] = option(
-        words(*SWAPS), f"layers of transformers' code that stay as they are, for bisection; from {','.join(SWAPS)}", ()
+        words(*SWAPS, *DEVICE_SWAPS),
+        "layers of transformers' code that stay as they are, for bisection; from "
+        f"{','.join(SWAPS)}, and on a GPU {','.join(DEVICE_SWAPS)}",
+        (),
     )
     trust_remote_code: bool = switch(
         "run the modelling code that the model's folder holds, with all the rights of this process"

@@ -27,8 +27,8 @@ from textmill_router.parsers.formats import REASONING_NAMES, TOOL_FORMAT_NAMES
 from textmill_router.settings import METRICS_ALIASES as ROUTER_METRICS_ALIASES
 from textmill_router.settings import load_settings as load_router_settings
 from textmill_shard.options import ATTENTION_BACKENDS as SHARD_ATTENTION_BACKENDS
+from textmill_shard.options import DEVICE_SWAPS, SWAPS
 from textmill_shard.options import DTYPES as SHARD_DTYPES
-from textmill_shard.options import SWAPS
 from textmill_shard.settings import load_settings as load_shard_settings
 
 from tests.fakes.launcher_flags import GOOD_VALUES, arguments
@@ -139,4 +139,4 @@ def test_words_that_the_launcher_takes_are_those_of_its_children() -> None:
     assert ATTENTION_BACKENDS == SHARD_ATTENTION_BACKENDS
     assert METRICS_ALIASES == ROUTER_METRICS_ALIASES
     [about_swaps] = [option.help for option in OPTIONS if option.name == "disable_swaps"]
-    assert [name for name in SWAPS if name not in about_swaps] == []
+    assert [name for name in (*SWAPS, *DEVICE_SWAPS) if name not in about_swaps] == []

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from textmill_shard.attention.base import AttentionBackend, AttentionRule, AttentionStep
+from textmill_shard.attention.deferred_turn import DeferredTurn
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import KvPool
 
@@ -40,6 +41,7 @@ class PagedLayer:
     context: StepContext
     index: int
     rule: AttentionRule
+    turn: DeferredTurn | None = None  # None: queries and keys come turned
 
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return `[B, n, H, E]` for query `[B, H, n, D]`, key `[B, K, n, D]`, value `[B, K, n, E]`; T = B * n tokens.
@@ -50,8 +52,9 @@ class PagedLayer:
         assert pool is not None
         assert attention is not None, "begin comes before the forward"
         key_pool, value_pool = pool.keys[self.index], pool.values[self.index]
+        tables = None if self.turn is None else self.turn.take(query, key)
         query_THD, key_TKD, value_TKE = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
-        query_THD = attention.write(query_THD, key_TKD, value_TKE, key_pool, value_pool, None)
+        query_THD = attention.write(query_THD, key_TKD, value_TKE, key_pool, value_pool, tables)
         out_THE = attention.attend(query_THD, key_pool, value_pool, self.rule)
         return out_THE.view(query.shape[0], query.shape[2], *out_THE.shape[1:])
 

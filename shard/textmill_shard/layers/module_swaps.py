@@ -24,7 +24,7 @@ from textmill_shard.layers.swapped_layers import (
     weight_of,
 )
 from textmill_shard.native.kernels import DTYPES, Kernels
-from textmill_shard.options import SWAPS
+from textmill_shard.options import DEVICE_SWAPS, SWAPS
 from textmill_shard.probing.call_observer import CallObserver
 
 # Largest difference from the formula, relative to the largest value, because layers may round twice.
@@ -44,7 +44,7 @@ def swap_modules(
     `calls` has watched a forward pass. `attention_modules` are the parents that attend through transformers' interface;
     in all other parents three or more linear layers of one input count as query, key and value.
     """
-    unknown = set(disabled) - set(SWAPS)
+    unknown = set(disabled) - {*SWAPS, *DEVICE_SWAPS}
     assert not unknown, unknown
     shared = _weights_of_several(model)
     num_swapped: Counter[str] = Counter()

@@ -1,10 +1,15 @@
 """Layouts for models that call transformers' attention interface: natively, as one flat row, or over state rows."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from torch import nn
 
 from textmill_shard.attention.base import AttentionBackend
+from textmill_shard.attention.deferred_turn import DeferredTurn
 from textmill_shard.attention.seam import PAGED_ATTENTION, PagedLayer, StepContext, attach_layer, register_attention
 from textmill_shard.errors import UnsupportedModelError
+from textmill_shard.layers.device_swaps import defer_turns
 from textmill_shard.layers.module_swaps import swap_modules
 from textmill_shard.layouts.decoder_tap import DecoderTap
 from textmill_shard.layouts.flat_decoder import TransformersDecoder
@@ -15,6 +20,8 @@ from textmill_shard.layouts.split_decoder import RunDecoder
 from textmill_shard.layouts.state_caller import StateCaller
 from textmill_shard.layouts.state_rows import StateRows
 from textmill_shard.probing.probe import ProbeResult
+
+Turns: TypeAlias = Mapping[nn.Module, DeferredTurn]
 
 
 def arrange_native(filled: FilledModel, options: LayoutOptions) -> Layout:
@@ -30,34 +37,43 @@ def arrange_native(filled: FilledModel, options: LayoutOptions) -> Layout:
 
 
 def arrange_swapped(filled: FilledModel, options: LayoutOptions) -> Layout:
-    """Return a layout of transformers' code with native layers.
+    """Return a layout of transformers' code with native layers, or on a GPU with the kernels' part in the layers.
 
     Raises UnsupportedModelError where no layer can be swapped.
     """
     probe, calls = filled.probe()
-    if options.kernels is None:
+    if options.kernels is None and options.device_kernels is None:
         raise UnsupportedModelError("there are no native kernels")
     find_decoder(filled.model)  # a refusal must come before a layer is swapped
-    attention_modules = {layer.module for layer in probe.layers}
-    swaps = swap_modules(filled.model, calls, attention_modules, options.kernels, disabled=options.disabled_swaps)
+    attention_modules = [layer.module for layer in probe.layers]
+    disabled = options.disabled_swaps
+    turns: Turns = {}
+    if options.kernels is not None:
+        swaps = swap_modules(filled.model, calls, set(attention_modules), options.kernels, disabled=disabled)
+    else:
+        turns = defer_turns(filled.model, attention_modules, filled.texts[0], disabled=disabled)
+        swaps = {"rotary_turn": len(turns)} if turns else {}
     if not swaps:
         raise UnsupportedModelError("no layer can be swapped")
-    return _arrange(filled, options, probe, swaps)
+    return _arrange(filled, options, probe, swaps, turns)
 
 
 def arrange_plain(filled: FilledModel, options: LayoutOptions) -> Layout:
     """Return a layout of transformers' code alone. Raises UnsupportedModelError with the reason."""
     probe, _ = filled.probe()
-    return _arrange(filled, options, probe, {})
+    return _arrange(filled, options, probe, {}, {})
 
 
-def _arrange(filled: FilledModel, options: LayoutOptions, probe: ProbeResult, swaps: dict[str, int]) -> Layout:
+def _arrange(
+    filled: FilledModel, options: LayoutOptions, probe: ProbeResult, swaps: dict[str, int], turns: Turns
+) -> Layout:
     model, device = filled.model, filled.device
     specs = tuple(layer.spec for layer in probe.layers)
-    context = _attach(model, probe, options.attention, rope_border=filled.rope_border)
+    context = _attach(model, probe, options.attention, turns, rope_border=filled.rope_border)
     tap = DecoderTap(find_decoder(model))
     if not probe.states:
-        flat = TransformersDecoder(model, context, tap, device=device, has_own_threads=bool(swaps))
+        has_own_threads = options.kernels is not None and bool(swaps)
+        flat = TransformersDecoder(model, context, tap, device=device, has_own_threads=has_own_threads)
         return Layout("flat", flat, specs, probe.logits_V_by_text, weight_bytes(model), swaps=swaps)
     rows = StateRows(probe.states, num_slots=options.num_slots, device=device)
     caller = StateCaller(model, context, rows, device=device)
@@ -72,7 +88,9 @@ def _arrange(filled: FilledModel, options: LayoutOptions, probe: ProbeResult, sw
     )
 
 
-def _attach(model: Any, probe: ProbeResult, backend: AttentionBackend, *, rope_border: int | None) -> StepContext:
+def _attach(
+    model: Any, probe: ProbeResult, backend: AttentionBackend, turns: Turns, *, rope_border: int | None
+) -> StepContext:
     """Let the model's attention layers read the paged pool, and return the context that they share."""
     context = StepContext(backend=backend)
     if rope_border is not None:
@@ -81,7 +99,8 @@ def _attach(model: Any, probe: ProbeResult, backend: AttentionBackend, *, rope_b
     model.set_attn_implementation(PAGED_ATTENTION)
     for index, layer in enumerate(probe.layers):
         rule = backend.accept(layer.rule, layer.spec)
-        attach_layer(layer.module, PagedLayer(context=context, index=index, rule=rule))
+        paged = PagedLayer(context=context, index=index, rule=rule, turn=turns.get(layer.module))
+        attach_layer(layer.module, paged)
     return context
 
 

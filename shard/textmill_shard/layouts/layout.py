@@ -16,6 +16,8 @@ from textmill_shard.native.kernels import Kernels
 from textmill_shard.probing.cache_probe import PaddedFinding, probe_padded
 from textmill_shard.probing.call_observer import CallObserver
 from textmill_shard.probing.probe import ProbeResult, probe_model
+from textmill_shard.triton_kernels.interface import DeviceKernels
+from textmill_shard.triton_kernels.paged_backend import PagedAttention
 
 _Found = TypeVar("_Found")
 
@@ -81,7 +83,12 @@ class LayoutOptions:
     kernels: Kernels | None
     attention: AttentionBackend
     wants_native_decoder: bool
-    disabled_swaps: tuple[str, ...] = ()  # of module_swaps.SWAPS
+    disabled_swaps: tuple[str, ...] = ()  # of options.SWAPS and options.DEVICE_SWAPS
+
+    @property
+    def device_kernels(self) -> DeviceKernels | None:
+        """The kernels of a GPU, where attention runs by them."""
+        return self.attention.kernels if isinstance(self.attention, PagedAttention) else None
 
 
 @dataclass(frozen=True, slots=True)

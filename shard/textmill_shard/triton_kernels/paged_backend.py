@@ -65,7 +65,7 @@ class PagedAttention:
     name = "triton"
 
     def __init__(self, kernels: DeviceKernels) -> None:
-        self._kernels = kernels
+        self.kernels = kernels
 
     def accept(self, rule: AttentionRule, spec: LayerKvSpec) -> AttentionRule:
         if max(spec.key_dim, spec.value_dim) > MAX_HEAD_DIM:
@@ -77,7 +77,7 @@ class PagedAttention:
 
     def prepare(self, batch: ForwardBatch, *, block_size: int) -> PagedStep:
         return PagedStep(
-            kernels=self._kernels,
+            kernels=self.kernels,
             indices=PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB),
             kv_places_T=batch.kv_places_T,
             max_query_len=batch.max_query_len,

@@ -1,0 +1,65 @@
+"""Stand-ins for the kernels of a GPU: one computes in plain torch on any device, one gives shapes alone."""
+
+# T tokens, H query heads, K key/value heads, D key width, E value width
+
+from typing import Any
+
+import pytest
+import torch
+from textmill_shard.attention.base import AttentionRule, RotaryTables
+from textmill_shard.attention.kv_write import write_plainly
+from textmill_shard.attention.reference import ReferenceAttention
+from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.triton_kernels.interface import DeviceKernels, PagedIndices, TileMap
+from textmill_shard.triton_kernels.paged_backend import PagedAttention
+
+
+class PlainKernels:
+    """Implements `DeviceKernels` by the plain torch that each kernel must agree with."""
+
+    def write_kv(
+        self,
+        query_THD: torch.Tensor,
+        key_TKD: torch.Tensor,
+        value_TKE: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        *,
+        places_T: torch.Tensor,
+        tables: RotaryTables | None,
+    ) -> torch.Tensor:
+        return write_plainly(query_THD, key_TKD, value_TKE, key_pool, value_pool, places_T, tables)
+
+    def attention(
+        self,
+        query_THD: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        indices: PagedIndices,
+        tiles: TileMap,
+        rule: AttentionRule,
+    ) -> torch.Tensor:
+        num_tokens = query_THD.shape[0]
+        nothing = torch.zeros(num_tokens, dtype=torch.int64)
+        batch = ForwardBatch(
+            input_ids_T=nothing,
+            position_ids_T=nothing,
+            kv_places_T=nothing,
+            query_starts=indices.query_starts,
+            context_lens_R=indices.context_lens_R,
+            block_tables_RB=indices.block_tables_RB,
+            logit_rows_N=nothing,
+            max_query_len=num_tokens,
+            max_context_len=int(indices.context_lens_R.max()),
+        )
+        step = ReferenceAttention().prepare(batch, block_size=key_pool.shape[1])
+        return step.attend(query_THD, key_pool, value_pool, rule)
+
+
+def load_by(monkeypatch: pytest.MonkeyPatch, kernels: DeviceKernels) -> None:
+    """Let models that are loaded from now on take these kernels, as models on a GPU take the kernels of the GPU."""
+
+    def choose(*_: Any, **__: Any) -> PagedAttention:
+        return PagedAttention(kernels)
+
+    monkeypatch.setattr("textmill_shard.loader.model_loader.choose_attention", choose)

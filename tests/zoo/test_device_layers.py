@@ -1,0 +1,72 @@
+"""With the layers that a GPU gets, each model of the zoo still has the logits of transformers' code.
+
+The kernels are stood in for by the plain torch that they must agree with, and in one test by Triton's interpreter.
+"""
+
+import logging
+from pathlib import Path
+
+import pytest
+from textmill_shard.model.runner import ModelRunner
+
+from tests.fakes.kernel_cases import interpreted_kernels
+from tests.fakes.plain_kernels import PlainKernels, load_by
+from tests.zoo.drive import ZooModel, load_zoo_model, make_zoo_model, run_zoo_model
+from tests.zoo.entry import ZooEntry
+from tests.zoo.table import FLAT, STATE
+
+# Models whose layers turn queries and keys in their own code, or not at all, with the reason. In all others the write
+# of keys and values turns both.
+OWN_TURNS = {
+    "gpt2": "positions are embedded",
+    "gpt_bigcode": "positions are embedded",
+    "opt": "positions are embedded",
+    "biogpt": "positions are embedded",
+    "jamba": "there are no positions",
+    "granitemoehybrid": "there are no positions",
+    "mamba": "there is no attention",
+    "mamba2": "there is no attention",
+    "phi": "a part of the dims is cut off before the turn and joined again behind it",
+    "stablelm": "a part of the dims is cut off before the turn and joined again behind it",
+    "persimmon": "a part of the dims is cut off before the turn and joined again behind it",
+    "deepseek_v2": "a part of the dims is cut off before the turn and joined again behind it",
+    "deepseek_v3": "a part of the dims is cut off before the turn and joined again behind it",
+    "hunyuan": "the queries and keys are normed behind the turn",
+    "gemma3n": "queries and keys turn one by one",
+    "llama4": "the function has another name, and computes with complex numbers",
+    "glm4": "neighbouring dims turn by tables of halves",
+    "helium": "neighbouring dims turn by tables of halves",
+    "ernie4_5": "neighbouring dims turn by tables of halves",
+    "gpt_oss": "the tables have half of the width",
+}
+
+
+def load(model: ZooModel, caplog: pytest.LogCaptureFixture) -> tuple[ModelRunner, str]:
+    """Return the runner, and which swaps the only line of the log tells: a layout that does not fit has a warning."""
+    with caplog.at_level(logging.INFO, "textmill_shard"):
+        runner = load_zoo_model(model, native_cache_dir=None)
+    [swaps] = [getattr(r, "module_swaps", r.message) for r in caplog.records if r.name.startswith("textmill")]
+    return runner, swaps
+
+
+@pytest.mark.parametrize("entry", [*FLAT, *STATE], ids=lambda entry: entry.name)
+def test_logits_are_those_of_transformers(
+    entry: ZooEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_by(monkeypatch, PlainKernels())
+    model = make_zoo_model(entry, tmp_path)
+    runner, swaps = load(model, caplog)
+    assert ("rotary_turn" in swaps) == (entry.name not in OWN_TURNS), swaps
+    assert run_zoo_model(model, runner).difference <= entry.tolerance
+
+
+@pytest.mark.parametrize("name", ["llama", "cohere"])  # halves turn with halves, or dims with their neighbours
+def test_logits_by_the_kernels_in_the_interpreter(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_by(monkeypatch, interpreted_kernels())
+    [entry] = [entry for entry in FLAT if entry.name == name]
+    model = make_zoo_model(entry, tmp_path)
+    runner, swaps = load(model, caplog)
+    assert "rotary_turn 2" in swaps
+    assert run_zoo_model(model, runner).difference <= entry.tolerance

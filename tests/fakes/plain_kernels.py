@@ -63,3 +63,13 @@ def load_by(monkeypatch: pytest.MonkeyPatch, kernels: DeviceKernels) -> None:
         return PagedAttention(kernels)
 
     monkeypatch.setattr("textmill_shard.loader.model_loader.choose_attention", choose)
+
+
+class Switch:
+    """Passes each call on to other kernels, which may be exchanged."""
+
+    def __init__(self, chosen: DeviceKernels) -> None:
+        self.chosen = chosen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.chosen, name)

@@ -1,6 +1,6 @@
 """Turns the rows of a step into the tensors of its forward pass and of its sampling.
 
-This file copies to the device all that a step needs there. Only the stages of the sampler copy something else: the
+The arrays of a step reach the device in one copy (`upload.py`). Only the stages of the sampler copy something else: the
 state of a slot when a request takes the slot, and the mask of a grammar, which does not exist before the forward pass
 begins.
 """
@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.engine.upload import HostArray, Upload
+from textmill_shard.model.forward_batch import ForwardBatch, HostRows
 from textmill_shard.sampling.row_selection import Selection, StageRows, StepRows
 from textmill_shard.slots.plan import IdArray
 from textmill_shard.slots.slot_table import SlotTable
@@ -22,21 +23,48 @@ class BatchBuilder:
     """Builds the flat batch of a step from the slot table."""
 
     def __init__(
-        self, *, block_size: int, device: torch.device, has_two_rope_tables: bool = False, has_encoder: bool = False
+        self,
+        *,
+        block_size: int,
+        device: torch.device,
+        has_two_rope_tables: bool = False,
+        has_encoder: bool = False,
+        has_host_rows: bool = False,
     ) -> None:
+        """`has_host_rows`: the layout cuts batches, and takes the numbers of the rows from the host (`HostRows`)."""
         self._block_size = block_size
         self._has_two_rope_tables = has_two_rope_tables
         self._has_encoder = has_encoder
+        self._has_host_rows = has_host_rows
         self._device = device
         self._row_numbers = np.arange(
             1
         )  # grows with the largest step; a batch takes a view of it and only reads the view
         self._row_numbers_i32 = self._row_numbers.astype(np.int32)
 
-    def build(self, table: SlotTable, step: ComposedStep) -> ForwardBatch:
-        """Return the tensors of `step`. The table already holds each token that the step computes."""
-        if step.is_decode:
-            return self._build_decode(table, step)
+    def build(self, table: SlotTable, step: ComposedStep, upload: Upload | None = None) -> ForwardBatch:
+        """Return the tensors of `step`. The table already holds each token that the step computes.
+
+        `upload` may hold further arrays, which are sent to the device with those of the batch.
+        """
+        arrays = self._decode_arrays(table, step) if step.is_decode else self._mixed_arrays(table, step)
+        upload = upload or Upload(self._device)
+        numbers = {name: upload.add(values) for name, values in arrays.items()}
+        upload.send()
+        is_single = step.is_decode
+        on_host = None
+        if self._has_host_rows:
+            starts, rows = arrays["query_starts"].tolist(), arrays["logit_rows_N"].tolist()
+            on_host = HostRows(query_starts=tuple(starts), logit_rows=tuple(rows))
+        return ForwardBatch(
+            **{name: upload.tensor(number) for name, number in numbers.items()},
+            max_query_len=1 if is_single else int(step.counts_R.max()),
+            max_context_len=int(step.starts_R.max()) + 1 if is_single else int((step.starts_R + step.counts_R).max()),
+            on_host=on_host,
+        )
+
+    def _mixed_arrays(self, table: SlotTable, step: ComposedStep) -> dict[str, HostArray]:
+        """Return the arrays of a step of any rows, by the field of the batch."""
         counts_R = step.counts_R
         query_ends_R = np.cumsum(counts_R)
         query_starts_R = query_ends_R - counts_R
@@ -46,25 +74,24 @@ class BatchBuilder:
         num_table_blocks = -(-int(context_lens_R.max()) // self._block_size)
         block_tables_RB = table.block_tables_SB[step.slots_R, :num_table_blocks]
         blocks_T = block_tables_RB[rows_T, position_ids_T // self._block_size].astype(np.int64)
-        return ForwardBatch(
-            input_ids_T=self.to_device(_gather_tokens(table, step, query_starts_R)),
-            position_ids_T=self.to_device(position_ids_T),
-            kv_places_T=self.to_device(blocks_T * self._block_size + position_ids_T % self._block_size),
-            query_starts=self.to_device(np.concatenate([[0], query_ends_R]).astype(np.int32)),
-            context_lens_R=self.to_device(context_lens_R.astype(np.int32)),
-            block_tables_RB=self.to_device(block_tables_RB),
-            logit_rows_N=self.to_device(query_ends_R[step.samples_R] - 1),
-            max_query_len=int(counts_R.max()),
-            max_context_len=int(context_lens_R.max()),
-            slots_R=self.to_device(step.slots_R),
-            is_long_rope_T=(
-                self.to_device(table.is_long_rope[step.slots_R][rows_T]) if self._has_two_rope_tables else None
-            ),
-            encoder_lens_R=self.to_device(table.num_encoder[step.slots_R]) if self._has_encoder else None,
-        )
+        arrays = {
+            "input_ids_T": _gather_tokens(table, step, query_starts_R),
+            "position_ids_T": position_ids_T,
+            "kv_places_T": blocks_T * self._block_size + position_ids_T % self._block_size,
+            "query_starts": np.concatenate([[0], query_ends_R]).astype(np.int32),
+            "context_lens_R": context_lens_R.astype(np.int32),
+            "block_tables_RB": block_tables_RB,
+            "logit_rows_N": query_ends_R[step.samples_R] - 1,
+            "slots_R": step.slots_R,
+        }
+        if self._has_two_rope_tables:
+            arrays["is_long_rope_T"] = table.is_long_rope[step.slots_R][rows_T]
+        if self._has_encoder:
+            arrays["encoder_lens_R"] = table.num_encoder[step.slots_R]
+        return arrays
 
-    def _build_decode(self, table: SlotTable, step: ComposedStep) -> ForwardBatch:
-        """Return the tensors of a step of one token per row, in fewer operations than `build` takes."""
+    def _decode_arrays(self, table: SlotTable, step: ComposedStep) -> dict[str, HostArray]:
+        """Return the arrays of a step of one token per row, in fewer operations than `_mixed_arrays` takes."""
         slots_R, starts_R = step.slots_R, step.starts_R
         num_rows, block_size = len(slots_R), self._block_size
         if len(self._row_numbers) <= num_rows:
@@ -74,38 +101,55 @@ class BatchBuilder:
         block_R, offset_R = np.divmod(starts_R, block_size)
         max_context_len = int(starts_R.max()) + 1
         block_tables_RB = table.block_tables_SB[slots_R, : -(-max_context_len // block_size)]
-        return ForwardBatch(
-            input_ids_T=self.to_device(table.last_tokens[slots_R]),
-            position_ids_T=self.to_device(starts_R),
-            kv_places_T=self.to_device(block_tables_RB[rows_R, block_R] * np.int64(block_size) + offset_R),
-            query_starts=self.to_device(self._row_numbers_i32[: num_rows + 1]),
-            context_lens_R=self.to_device((starts_R + 1).astype(np.int32)),
-            block_tables_RB=self.to_device(block_tables_RB),
-            logit_rows_N=self.to_device(rows_R),
-            max_query_len=1,
-            max_context_len=max_context_len,
-            slots_R=self.to_device(slots_R),
-            is_long_rope_T=self.to_device(table.is_long_rope[slots_R]) if self._has_two_rope_tables else None,
-            encoder_lens_R=self.to_device(table.num_encoder[slots_R]) if self._has_encoder else None,
-        )
+        arrays = {
+            "input_ids_T": table.last_tokens[slots_R],
+            "position_ids_T": starts_R,
+            "kv_places_T": block_tables_RB[rows_R, block_R] * np.int64(block_size) + offset_R,
+            "query_starts": self._row_numbers_i32[: num_rows + 1],
+            "context_lens_R": (starts_R + 1).astype(np.int32),
+            "block_tables_RB": block_tables_RB,
+            "logit_rows_N": rows_R,
+            "slots_R": slots_R,
+        }
+        if self._has_two_rope_tables:
+            arrays["is_long_rope_T"] = table.is_long_rope[slots_R]
+        if self._has_encoder:
+            arrays["encoder_lens_R"] = table.num_encoder[slots_R]
+        return arrays
 
     def to_device(self, values: npt.NDArray[np.integer] | npt.NDArray[np.bool_]) -> torch.Tensor:
         """Return a copy of `values` on the device. On a CPU, the tensor shares the memory of `values` instead."""
         return torch.from_numpy(values).to(self._device)
 
 
+class WishUpload:
+    """The rows of each wish of a step, on their way to the device in the upload of the step."""
+
+    def __init__(self, selection: Selection, upload: Upload) -> None:
+        self._selection = selection
+        self._upload = upload
+        self._numbers = [
+            None if rows is None else (upload.add(rows.rows_G), upload.add(rows.slots_G)) for rows in selection
+        ]
+
+    def rows(self) -> StepRows:
+        """Return the rows on the device. The upload has been sent."""
+        return [
+            None
+            if numbers is None or rows is None
+            else StageRows(
+                rows_G=self._upload.tensor(numbers[0]), slots_G=self._upload.tensor(numbers[1]), on_host=rows
+            )
+            for numbers, rows in zip(self._numbers, self._selection, strict=True)
+        ]
+
+
 def build_step_rows(selection: Selection, device: torch.device) -> StepRows:
-    """Copy the rows of each wish to the device of the scores."""
-    return [
-        None
-        if rows is None
-        else StageRows(
-            rows_G=torch.from_numpy(rows.rows_G).to(device),
-            slots_G=torch.from_numpy(rows.slots_G).to(device),
-            on_host=rows,
-        )
-        for rows in selection
-    ]
+    """Copy the rows of each wish to the device of the scores, by themselves."""
+    upload = Upload(device)
+    wishes = WishUpload(selection, upload)
+    upload.send()
+    return wishes.rows()
 
 
 def _gather_tokens(table: SlotTable, step: ComposedStep, query_starts_R: IdArray) -> IdArray:

@@ -23,6 +23,7 @@ from textmill_shard.engine.row_sampling import RowSampler
 from textmill_shard.engine.session import EndReason, Session
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.engine.upload import Upload
 from textmill_shard.grammar.slots import MASK_TIMEOUT_S, GrammarSlots
 from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.slots.finish_rules import FinishRules
@@ -285,8 +286,9 @@ class Engine:
         """Run the forward pass of a composed step. Returns None when memory ran out and the step may run again."""
         self._is_plan_unacknowledged = False
         forward_ns = time.monotonic_ns()
-        self._row_sampler.prepare(self._executor.table, step.slots_R[step.samples_R])
-        batch = self._executor.build(step)
+        upload = Upload(self._executor.device)
+        self._row_sampler.prepare(self._executor.table, step.slots_R[step.samples_R], upload)
+        batch = self._executor.build(step, upload)
         self._send_held()
         try:
             output = self._executor.forward(step, batch)

@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from textmill_shard.engine.batch_builder import build_step_rows
+from textmill_shard.engine.batch_builder import WishUpload, build_step_rows
+from textmill_shard.engine.upload import Upload, to_host
 from textmill_shard.grammar.matcher import GrammarFault
 from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.model.forward_batch import ForwardOutput, HostScan, RowScan
 from textmill_shard.sampling.logprobs import TopTokens
 from textmill_shard.sampling.row_selection import SelectedRows, Selection, StepRows
-from textmill_shard.sampling.sampler import Sampler
+from textmill_shard.sampling.sampler import SampledRows, Sampler
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import Admit, FloatArray, IdArray, SlotErrorCode
@@ -51,7 +52,8 @@ class RowSampler:
         self._grammars = grammars
         self._finish_rules = finish_rules
         self._selection: Selection = ()  # the selection of the step that `prepare` saw last
-        self._rows: StepRows | None = None  # the selection on the device; None where every row takes the best id
+        self._wishes: WishUpload | None = None  # the selection on its way; None where every row takes the best id
+        self._rows: StepRows | None = None  # the selection on the device
         self._tokens_N: torch.Tensor | None = None  # drawn in this step, on the device; None where no state needs them
 
     def admit(self, admit: Admit) -> None:
@@ -60,19 +62,25 @@ class RowSampler:
         params = replace(admit.sampling, end_ids=end_ids, has_grammar=admit.grammar is not None)
         self._sampler.admit(admit.slot, params, SlotText(admit.text_ids, admit.output_ids))
 
-    def prepare(self, table: SlotTable, slots_N: IdArray) -> None:
-        """Select the rows of each wish, and begin the masks that threads make beside the forward pass."""
+    def prepare(self, table: SlotTable, slots_N: IdArray, upload: Upload) -> None:
+        """Select the rows of each wish, and begin the masks that threads make beside the forward pass.
+
+        The rows go to the device with `upload`, which is sent before `draw`.
+        """
         self._grammars.start_masks(table, slots_N)
         self._selection = self._sampler.select(slots_N)
-        self._rows = None
-        if not self._sampler.takes_best(self._selection):
-            self._rows = build_step_rows(self._selection, self._sampler.device)
+        self._rows = self._wishes = None
+        is_on_gpu = self._sampler.device.type != "cpu"  # a CPU has a scan of the logits where all rows take the best id
+        if is_on_gpu or not self._sampler.takes_best(self._selection):
+            self._wishes = WishUpload(self._selection, upload)
 
     def draw(self, table: SlotTable, slots_N: IdArray, output: ForwardOutput) -> DrawnRows:
         """Draw one token per row of the logits. Waits for the device, because the host needs the tokens."""
         selection, logits_NV = self._selection, output.logits_NV
         self._tokens_N = None
-        if self._rows is None:
+        if self._wishes is not None:
+            self._rows = self._wishes.rows()
+        else:
             if output.scan is not None:
                 return _take_best(output.scan, self._sampler.logprob_rows(selection))
             self._rows = build_step_rows(selection, self._sampler.device)
@@ -112,16 +120,18 @@ class RowSampler:
         self, logits_NV: torch.Tensor, rows: StepRows, scan: RowScan | None = None
     ) -> tuple[DrawnRows, torch.Tensor]:
         """Draw the rows together. Returns what they drew on the host, and their tokens on the device."""
-        sampled = self._sampler.sample(logits_NV, rows, scan)
-        not_finite_N: npt.NDArray[np.bool_] = sampled.not_finite_N.cpu().numpy()
+        draft = self._sampler.draft(logits_NV, rows, scan)
+        sampled = draft.sampled
+        tokens_N, not_finite_N, *arrays = to_host(*_read_tensors(sampled), *_given(draft.open_N))
+        if draft.open_N is not None and arrays.pop().any():
+            sampled = self._sampler.settle(draft)
+            tokens_N, not_finite_N, *arrays = to_host(*_read_tensors(sampled))
+        logprobs_N = None if sampled.logprobs_N is None else arrays.pop(0)
         faults = _not_finite_faults(not_finite_N)
         if sampled.stuck_N is not None:
-            faults = {**_stuck_faults(sampled.stuck_N.cpu().numpy()), **faults}
+            faults = {**_stuck_faults(arrays.pop(0)), **faults}
         drawn_rows = DrawnRows(
-            tokens_N=sampled.tokens_N.cpu().numpy().astype(np.int64),
-            logprobs_N=None if sampled.logprobs_N is None else sampled.logprobs_N.cpu().numpy(),
-            top=sampled.top,
-            faults=faults,
+            tokens_N=tokens_N.astype(np.int64), logprobs_N=logprobs_N, top=sampled.top, faults=faults
         )
         return drawn_rows, sampled.tokens_N
 
@@ -150,6 +160,15 @@ class RowSampler:
         is_asked = not np.isnan(logprobs_N).all()
         on_host = DrawnRows(tokens_N.cpu().numpy(), logprobs_N if is_asked else None, tuple(top), faults)
         return on_host, tokens_N
+
+
+def _read_tensors(sampled: SampledRows) -> list[torch.Tensor]:
+    """Return the tensors that the host reads, those that may be missing at the end."""
+    return [sampled.tokens_N, sampled.not_finite_N, *_given(sampled.logprobs_N), *_given(sampled.stuck_N)]
+
+
+def _given(tensor: torch.Tensor | None) -> list[torch.Tensor]:
+    return [] if tensor is None else [tensor]
 
 
 def _take_best(scan: HostScan, logprob_rows: SelectedRows | None) -> DrawnRows:

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from textmill_shard.engine.batch_builder import BatchBuilder
+from textmill_shard.engine.upload import Upload
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.slots.plan import Budget, IdArray, Plan, ShardFacts
 from textmill_shard.slots.plan_check import check_plan
@@ -56,6 +57,7 @@ class StepExecutor:
             device=runner.device,
             has_two_rope_tables=facts.rope_border > 0,
             has_encoder=bool(facts.decoder_prompt_ids),
+            has_host_rows=facts.layout != "flat",
         )
         self._widest = Budget(facts.max_step_tokens, facts.max_step_tokens, facts.max_step_tokens)
         self._budget = self._widest
@@ -115,9 +117,9 @@ class StepExecutor:
         """Choose the rows of the next step."""
         return compose_step(self.table, self._budget)
 
-    def build(self, step: ComposedStep) -> ForwardBatch:
-        """Return the tensors of a step."""
-        return self._builder.build(self.table, step)
+    def build(self, step: ComposedStep, upload: Upload | None = None) -> ForwardBatch:
+        """Return the tensors of a step. `upload` may hold further arrays, which are sent with those of the batch."""
+        return self._builder.build(self.table, step, upload)
 
     def forward(self, step: ComposedStep, batch: ForwardBatch) -> ForwardOutput:
         """Run the model on the step, and count K and V of the tokens of the step as stored."""

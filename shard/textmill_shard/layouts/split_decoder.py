@@ -4,6 +4,7 @@
 # D width of the hidden states
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -58,11 +59,7 @@ class RunDecoder:
             logits.append(self._run(sub_batch))
             if wants_hidden:
                 hidden.append(self._tap.take_hidden())
-        order_N = torch.tensor(
-            [row for sub_batch in sub_batches for row in sub_batch.logit_rows], dtype=torch.int64, device=self._device
-        )
-        found_NV = torch.cat(logits)
-        logits_NV = torch.empty_like(found_NV).index_copy_(0, order_N, found_NV)
+        logits_NV = logits[0] if len(logits) == 1 else self._in_order(sub_batches, logits)
         hidden_TD = None
         if wants_hidden:
             found_TD = torch.cat(hidden)
@@ -76,6 +73,14 @@ class RunDecoder:
             ids = torch.zeros(1, hidden_nD.shape[0], dtype=torch.int64, device=self._device)
             logits_nV: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
         return logits_nV.float()
+
+    def _in_order(self, sub_batches: Sequence[SubBatch], logits: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return `[N, V]` in the order of the step."""
+        order_N = torch.tensor(
+            [row for sub_batch in sub_batches for row in sub_batch.logit_rows], dtype=torch.int64, device=self._device
+        )
+        found_NV = torch.cat(list(logits))
+        return torch.empty_like(found_NV).index_copy_(0, order_N, found_NV)
 
     def _run(self, sub_batch: SubBatch) -> torch.Tensor:
         """Return logits `[rows, V]` float32, in the order of `sub_batch.logit_rows`."""

@@ -52,7 +52,8 @@ class StateCaller:
         slots_B = batch.slots_R
         if slots_B is None:  # a batch of which only sizes matter (model/memory.py)
             slots_B = torch.full((sub_batch.num_sequences,), self._rows.scratch_row, device=self._device)
-        self._rows.clear(slots_B[sub_batch.is_fresh_B])
+        # The scratch row stands in for the slots that go on, because the host does not know how many there are.
+        self._rows.clear(slots_B.where(sub_batch.is_fresh_B, self._rows.scratch_row))
         self._context.begin(batch)
         cache = StateCache(self._rows, slots_B)
         with self._scans.running(cache):

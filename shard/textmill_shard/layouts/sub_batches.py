@@ -27,16 +27,29 @@ def cut_into_sub_batches(batch: ForwardBatch) -> list[SubBatch]:
 
     A sequence that begins with an encoder's text is always a chunk.
     """
-    # On a GPU this read waits for the device, because such models are driven from the host.
-    starts = batch.query_starts.tolist()
+    starts = batch.starts()
     lengths = [stop - start for start, stop in pairwise(starts)]
     is_fresh = [False] * len(lengths)
     if batch.encoder_lens_R is not None:
         is_fresh = [context == length for context, length in zip(batch.context_lens_R.tolist(), lengths, strict=True)]
     singles = [row for row, length in enumerate(lengths) if length == 1 and not is_fresh[row]]
     chunks = [row for row, length in enumerate(lengths) if length > 1 or (length == 1 and is_fresh[row])]
+    if not chunks and len(singles) == batch.input_ids_T.shape[0]:
+        return [_whole(batch, len(singles))]
     groups = ([singles] if singles else []) + [[row] for row in chunks]
     return [_cut(batch, rows) for rows in groups]
+
+
+def _whole(batch: ForwardBatch, num_sequences: int) -> SubBatch:
+    """Return a step of single tokens as it is, so that nothing is copied."""
+    num_rows = batch.logit_rows_N.shape[0]
+    return SubBatch(
+        batch=batch,
+        num_sequences=num_sequences,
+        tokens=torch.arange(num_sequences, device=batch.input_ids_T.device),
+        logit_rows=tuple(range(num_rows)),
+        is_fresh_B=batch.context_lens_R == 1,
+    )
 
 
 def _cut(batch: ForwardBatch, rows: Sequence[int]) -> SubBatch:

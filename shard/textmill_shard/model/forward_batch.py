@@ -37,14 +37,19 @@ class ForwardBatch:
     slots_R: torch.Tensor | None = None  # int64, slot of each sequence; None where only sizes matter (model/memory.py)
     is_long_rope_T: torch.Tensor | None = None  # bool; None for a model with one table (layouts/rope_tables.py)
     encoder_lens_R: torch.Tensor | None = None  # int64, number of first tokens that the encoder reads; None: no encoder
+    on_host: "HostRows | None" = None  # None: who needs these numbers reads them from the tensors, and waits on a GPU
+
+    def starts(self) -> list[int]:
+        """Return `query_starts` as numbers of the host."""
+        return self.query_starts.tolist() if self.on_host is None else list(self.on_host.query_starts)
 
     def select(self, rows: Sequence[int]) -> "SelectedRows":
         """Return the batch of some of the sequences, in the order of `rows`, without the padding.
 
-        On a GPU the call waits for the device, because the starts of the sequences are read.
+        On a GPU the call waits for the device, unless the numbers of the rows are on the host (`on_host`).
         """
-        starts = self.query_starts.tolist()
-        wanted = self.logit_rows_N.tolist()
+        starts = self.starts()
+        wanted = self.logit_rows_N.tolist() if self.on_host is None else list(self.on_host.logit_rows)
         lengths = [starts[row + 1] - starts[row] for row in rows]
         tokens_of_rows = [token for row in rows for token in range(starts[row], starts[row + 1])]
         place_of_token = {token: place for place, token in enumerate(tokens_of_rows)}
@@ -67,8 +72,20 @@ class ForwardBatch:
             slots_R=None if self.slots_R is None else self.slots_R[rows_R],
             is_long_rope_T=None if self.is_long_rope_T is None else self.is_long_rope_T[tokens],
             encoder_lens_R=None if self.encoder_lens_R is None else self.encoder_lens_R[rows_R],
+            on_host=HostRows(
+                query_starts=(0, *accumulate(lengths)),
+                logit_rows=tuple(place_of_token[wanted[index]] for index in logit_rows),
+            ),
         )
         return SelectedRows(batch=selected, tokens=tokens, logit_rows=logit_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class HostRows:
+    """Numbers of a batch that the host knows before they are copied to the device."""
+
+    query_starts: tuple[int, ...]  # [R + 1]
+    logit_rows: tuple[int, ...]  # [N]
 
 
 @dataclass(frozen=True, slots=True)

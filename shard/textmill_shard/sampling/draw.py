@@ -9,6 +9,8 @@ its exact mass and noise of its own. When the tail wins, or when the set that a 
 candidates, the draw of that row alone looks at all its scores.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,6 +25,25 @@ from textmill_shard.slots.sampling_params import SamplingParams
 SPARE_CANDIDATES = 16  # beyond the largest top-k, so that the cut and the ties at the cut lie among the candidates
 LEAST_SCORE = -1e4  # its exponential is 0 in float32
 FULL_ROWS = 4  # rows whose scores are all looked at together
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRows:
+    """The rows whose draw may have to look at more scores than the candidates, and what that look needs."""
+
+    needs_all_S: Tensor  # bool: the set that a filter keeps may reach beyond the candidates
+    needs_tail_S: Tensor  # bool: the tail has won
+    scores_SV: Tensor
+    candidates_SC: Tensor  # int64
+    rows: StageRows
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnIds:
+    """One id per row. The ids of the rows that `open_rows` marks mean nothing until `Draw.settle`."""
+
+    tokens_S: Tensor  # int64
+    open_rows: OpenRows | None  # None: no row can be open
 
 
 class Draw:
@@ -62,8 +83,8 @@ class Draw:
         """Move the positions of these rows on by one, because each of them has a new token."""
         self._positions_S[rows.slots_G] += 1
 
-    def choose(self, scores_SV: Tensor, rows: StageRows, mass_rows: StageRows | None) -> Tensor:
-        """Draw one id per row, [S] int64.
+    def choose(self, scores_SV: Tensor, rows: StageRows, mass_rows: StageRows | None) -> DrawnIds:
+        """Draw one id per row from the candidates. Waits for nothing on the device.
 
         `scores_SV` float32 may hold minus infinity for impossible ids. `mass_rows` are those of the rows whose
         requests want the total of the whole row (`wants_row_mass`), or None where there is no such row.
@@ -83,17 +104,27 @@ class Draw:
         winner_S = noisy_SC.argmax(-1, keepdim=True)
         tokens_S = ids_SC.gather(-1, winner_S).squeeze(-1)
         if is_whole:
-            return tokens_S
+            return DrawnIds(tokens_S, None)
         tail_noise_S = self._noise(rows, torch.full_like(ids_SC[:, :1], noise.TAIL_ID)).squeeze(-1)
         # When the last candidate is impossible, the whole tail is. Rounding must not leave mass in such a tail.
         log_tail_S = _log_difference(totals.log_mass_R, log_weights_SC.logsumexp(-1))
         log_tail_S = log_tail_S.masked_fill(torch.isinf(log_weights_SC[:, -1]), -torch.inf)
         is_open_S = ~limits.is_truncated_R
         tail_wins_S = is_open_S & (log_tail_S + tail_noise_S > noisy_SC.gather(-1, winner_S).squeeze(-1))
-        # The host reads which rows, mostly none, need all their scores.
-        for places in _groups(~(is_open_S | kept_scores.fits_R)):
+        return DrawnIds(tokens_S, OpenRows(~(is_open_S | kept_scores.fits_R), tail_wins_S, scores_SV, ids_SC, rows))
+
+    def settle(self, drawn: DrawnIds) -> Tensor:
+        """Return the ids, [S] int64, after a look at all scores of the open rows, which are mostly none.
+
+        The host reads which rows are open, and waits for the device.
+        """
+        tokens_S, open_rows = drawn.tokens_S, drawn.open_rows
+        if open_rows is None:
+            return tokens_S
+        scores_SV, ids_SC, rows = open_rows.scores_SV, open_rows.candidates_SC, open_rows.rows
+        for places in _groups(open_rows.needs_all_S):
             tokens_S[places] = self._choose_full(scores_SV[places], rows.at(places))
-        for places in _groups(tail_wins_S):
+        for places in _groups(open_rows.needs_tail_S):
             tokens_S[places] = self._choose_beyond(scores_SV[places], ids_SC[places], rows.at(places))
         return tokens_S
 

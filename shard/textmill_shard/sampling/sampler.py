@@ -12,7 +12,7 @@ from torch import Tensor
 from textmill_shard.model.forward_batch import RowScan
 from textmill_shard.sampling.allowed_ids import AllowedIds
 from textmill_shard.sampling.bad_sequences import BadSequences
-from textmill_shard.sampling.draw import Draw
+from textmill_shard.sampling.draw import Draw, DrawnIds
 from textmill_shard.sampling.grammar_mask import GrammarMask
 from textmill_shard.sampling.logprobs import TopTokens, chosen_logprobs, top_tokens
 from textmill_shard.sampling.row_scan import RowScanner, TorchRowScanner
@@ -42,6 +42,23 @@ class SampledRows:
     top: tuple[TopTokens | None, ...]
     not_finite_N: Tensor
     stuck_N: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a step samples when no row has to look at more scores than its candidates.
+
+    `open_N` (bool) marks rows that have to look, whose tokens mean nothing until `Sampler.settle`; None: no row can be
+    among them. The other fields are what `settle` needs.
+    """
+
+    sampled: SampledRows
+    open_N: Tensor | None
+    drawn: DrawnIds | None
+    logits_NV: Tensor
+    scores_NV: Tensor
+    rows: StepRows
+    scan: RowScan
 
 
 class Sampler:
@@ -117,14 +134,51 @@ class Sampler:
     def sample(self, logits_NV: Tensor, rows: StepRows, scan: RowScan | None = None) -> SampledRows:
         """Sample one token per row. Changes neither `logits_NV` (float32) nor any state; the caller calls `append`.
 
-        `scan` is the scan of the logits with the normaliser, or None where nobody has scanned the logits yet.
+        `scan` is the scan of the logits with the normaliser, or None where nobody has scanned the logits yet. Waits for
+        the device, to learn whether a row has to look at more scores than its candidates.
         """
+        draft = self.draft(logits_NV, rows, scan)
+        is_settled = draft.open_N is None or not bool(draft.open_N.any())
+        return draft.sampled if is_settled else self.settle(draft)
+
+    def draft(self, logits_NV: Tensor, rows: StepRows, scan: RowScan | None = None) -> Draft:
+        """Launch the work of `sample` and wait for nothing. The caller reads `open_N` with the tokens."""
         top_rows, logprob_rows = rows[self._top_place], rows[self._logprob_place]
         wants_mass = top_rows is not None or logprob_rows is not None
         if scan is None:
             scan = self._scanner.scan(logits_NV, wants_mass=wants_mass)
         scores_NV = self._apply_stages(logits_NV, rows)
-        tokens_N = self._choose(scores_NV, rows, scan if scores_NV is logits_NV else None)
+        drawn = self._draw_rows(scores_NV, rows)
+        best_N = self._best(scores_NV, rows, scan if scores_NV is logits_NV else None)
+        if drawn is not None:
+            tokens_N = self._join(drawn.tokens_S, best_N, rows)
+        else:
+            assert best_N is not None
+            tokens_N = best_N
+        open_N = None
+        if drawn is not None and drawn.open_rows is not None:
+            is_open_S = drawn.open_rows.needs_all_S | drawn.open_rows.needs_tail_S
+            draw_rows = rows[self._draw_place]
+            assert draw_rows is not None
+            open_N = is_open_S
+            if not draw_rows.on_host.is_all:
+                open_N = torch.zeros_like(scan.not_finite_N).index_copy_(0, draw_rows.rows_G, is_open_S)
+        sampled = self._rate(logits_NV, scores_NV, tokens_N, rows, scan)
+        return Draft(sampled, open_N, drawn, logits_NV, scores_NV, rows, scan)
+
+    def settle(self, draft: Draft) -> SampledRows:
+        """Return what the step samples, after a look at all scores of the open rows. Waits for the device."""
+        assert draft.drawn is not None
+        tokens_S = self._draw.settle(draft.drawn)
+        tokens_N = self._join(tokens_S, draft.sampled.tokens_N, draft.rows)
+        return self._rate(draft.logits_NV, draft.scores_NV, tokens_N, draft.rows, draft.scan)
+
+    def _rate(
+        self, logits_NV: Tensor, scores_NV: Tensor, tokens_N: Tensor, rows: StepRows, scan: RowScan
+    ) -> SampledRows:
+        """Return the tokens with what the requests of their rows want to know of them."""
+        top_rows, logprob_rows = rows[self._top_place], rows[self._logprob_place]
+        wants_mass = top_rows is not None or logprob_rows is not None
         tokens_N = tokens_N.masked_fill(scan.not_finite_N, 0)
         stuck_N = None
         if any(rows[place] is not None for place in self._limit_places):
@@ -167,15 +221,32 @@ class Sampler:
                 stage.apply(scores_NV, stage_rows)
         return scores_NV
 
-    def _choose(self, scores_NV: Tensor, rows: StepRows, scan: RowScan | None) -> Tensor:
-        """Return one id per row, [N] int64. `scan` is the scan of the scores, or None where there is none yet."""
+    def _draw_rows(self, scores_NV: Tensor, rows: StepRows) -> DrawnIds | None:
+        """Draw the ids of the rows whose requests draw. None: no row draws."""
         draw_rows, mass_rows = rows[self._draw_place], rows[self._row_mass_place]
+        if draw_rows is None:
+            return None
+        scores_SV = scores_NV if draw_rows.on_host.is_all else scores_NV[draw_rows.rows_G]
+        return self._draw.choose(scores_SV, draw_rows, mass_rows)
+
+    def _best(self, scores_NV: Tensor, rows: StepRows, scan: RowScan | None) -> Tensor | None:
+        """Return the best id of each row, [N] int64; None where all rows draw.
+
+        `scan` is the scan of the scores, or None where there is none yet.
+        """
+        draw_rows = rows[self._draw_place]
         if draw_rows is not None and draw_rows.on_host.is_all:
-            return self._draw.choose(scores_NV, draw_rows, mass_rows)
-        tokens_N = (scan or self._scanner.scan(scores_NV, wants_mass=False)).best_N
-        if draw_rows is not None:
-            tokens_N[draw_rows.rows_G] = self._draw.choose(scores_NV[draw_rows.rows_G], draw_rows, mass_rows)
-        return tokens_N
+            return None
+        return (scan or self._scanner.scan(scores_NV, wants_mass=False)).best_N
+
+    def _join(self, tokens_S: Tensor, others_N: Tensor | None, rows: StepRows) -> Tensor:
+        """Return one id per row: those of the rows that draw, and `others_N` for the other rows."""
+        draw_rows = rows[self._draw_place]
+        assert draw_rows is not None
+        if draw_rows.on_host.is_all:
+            return tokens_S
+        assert others_N is not None
+        return others_N.index_copy(0, draw_rows.rows_G, tokens_S)
 
     def _alternatives(self, logits_NV: Tensor, log_mass_N: Tensor, top_rows: StageRows) -> tuple[TopTokens | None, ...]:
         """Return for each row the alternatives that its request asked for, or None."""

@@ -10,7 +10,7 @@ import torch
 from textmill_shard.engine.session import EndReason, StreamEnd
 from textmill_shard.model.forward_batch import ForwardBatch, RowScan
 from textmill_shard.sampling.row_selection import StepRows
-from textmill_shard.sampling.sampler import SampledRows, Sampler
+from textmill_shard.sampling.sampler import Draft, Sampler
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.plan import (
     Plan,
@@ -114,10 +114,10 @@ class _FailingSampler(Sampler):
         if params.seed == 666:
             self._bad_slot = slot
 
-    def sample(self, logits_NV: torch.Tensor, rows: StepRows, scan: RowScan | None = None) -> SampledRows:
+    def draft(self, logits_NV: torch.Tensor, rows: StepRows, scan: RowScan | None = None) -> Draft:
         if self._num_appends == 1 and self._has_bad_slot(rows):
             raise RuntimeError("a bad row")
-        return super().sample(logits_NV, rows, scan)
+        return super().draft(logits_NV, rows, scan)
 
     def append(self, rows: StepRows, tokens_N: torch.Tensor) -> None:
         super().append(rows, tokens_N)

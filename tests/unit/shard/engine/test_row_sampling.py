@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 from textmill_shard.engine.row_sampling import DrawnRows, RowSampler
+from textmill_shard.engine.upload import Upload
 from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.model.forward_batch import ForwardOutput, HostScan
-from textmill_shard.sampling.sampler import Sampler
+from textmill_shard.sampling.sampler import Draft, SampledRows, Sampler
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.sampling_params import SamplingParams
 from textmill_shard.slots.slot_table import SlotTable
 
-from tests.fakes.sampling_hand import CPU, Seat, seated_sampler
+from tests.fakes.sampling_hand import CPU, Seat, sample, seated_sampler
 from tests.fakes.step_harness import BLOCK_SIZE, NUM_BLOCKS, NUM_SLOTS, admit
 
 VOCAB_SIZE = 50
@@ -37,8 +38,21 @@ CHANGES = (
 class _NoSampler(Sampler):
     """A sampler that fails when a row is sampled."""
 
-    def sample(self, *arguments: object) -> None:  # type: ignore[override]
+    def draft(self, *arguments: object) -> None:  # type: ignore[override]
         raise AssertionError("these rows need no sampler")
+
+
+class _FewCandidates(Sampler):
+    """A sampler whose rows have to look beyond their candidates often. Counts the steps in which a row has to."""
+
+    num_settled = 0
+
+    def __init__(self, *, num_slots: int, device: torch.device) -> None:
+        super().__init__(num_slots=num_slots, device=device, num_candidates=2)
+
+    def settle(self, draft: Draft) -> SampledRows:
+        _FewCandidates.num_settled += 1
+        return super().settle(draft)
 
 
 def draw(
@@ -56,7 +70,9 @@ def draw(
         seated = replace(admit(slot, [1, 2], max_new=4), sampling=one)
         table.admit(seated)
         rows.admit(seated)
-    rows.prepare(table, np.arange(len(params)))
+    upload = Upload(torch.device("cpu"))
+    rows.prepare(table, np.arange(len(params)), upload)
+    upload.send()
     output = ForwardOutput(logits_NV=logits_NV, hidden_TD=None, scan=scan_of(logits_NV) if has_scan else None)
     return rows.draw(table, np.arange(len(params)), output)
 
@@ -88,6 +104,26 @@ def test_greedy_rows_bring_what_the_sampler_says(wants_logprobs: tuple[bool, boo
         assert np.isnan(found.logprobs_N).tolist() == [not wants for wants in wants_logprobs]
     assert not found.faults
     assert found.tokens_N.flags.owndata  # a result that waits does not keep the logits, which lie beside the scan
+
+
+def test_rows_that_look_beyond_their_candidates_bring_the_tokens_of_the_sampler() -> None:
+    """A greedy row beside them keeps its token, and a row that asks gets the log-probability of the settled token."""
+    logits_NV = random_logits(4) / 10
+    before = _FewCandidates.num_settled
+    for seed in range(20):
+        params = [
+            SamplingParams(do_sample=True, seed=seed, wants_logprobs=True),
+            SamplingParams(),
+            SamplingParams(do_sample=True, seed=seed, top_p=0.9),
+            SamplingParams(do_sample=True, seed=seed, typical_p=0.5),
+        ]
+        found = draw(params, logits_NV, _FewCandidates, has_scan=False)
+        expected = sample(logits_NV, [Seat(one, prompt=[1, 2]) for one in params], num_candidates=VOCAB_SIZE)
+        assert found.tokens_N[1:].tolist() == expected.tokens_N[1:].tolist()
+        assert found.logprobs_N is not None
+        logprob = logits_NV[0].log_softmax(-1)[found.tokens_N[0]]
+        assert found.logprobs_N[0] == pytest.approx(float(logprob), abs=1e-5)
+    assert _FewCandidates.num_settled - before > 10
 
 
 @pytest.mark.parametrize("stranger", [torch.nan, torch.inf])

@@ -1,0 +1,309 @@
+"""A GPU without values: tensors of the device `cuda` that have shapes alone, on a machine without a GPU.
+
+torch's `FakeTensorMode` raises where tensors of two devices meet, and where the host asks for a value. A CPU build of
+torch cannot index such tensors with brackets or copy to them, so `FakeGpu` does both in its place, and counts copies
+and launches on the way.
+"""
+
+import dataclasses
+from collections import Counter
+from types import MethodType, TracebackType
+from typing import Any, Self
+
+import torch
+from textmill_shard.attention.base import AttentionRule, RotaryTables
+from textmill_shard.triton_kernels.interface import PagedIndices, TileMap
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+GPU = torch.device("cuda:0")
+# Operations of torch that launch nothing.
+_VIEWS = frozenset(
+    {
+        *("view", "_unsafe_view", "slice", "select", "alias", "detach", "transpose", "as_strided", "t", "permute"),
+        *("unsqueeze", "squeeze", "expand", "split", "split_with_sizes", "unbind", "chunk", "narrow", "diagonal"),
+        *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "view_as", "reshape", "flatten"),
+        *("unflatten", "expand_as", "swapaxes", "movedim", "lift_fresh", "_reshape_alias"),
+    }
+)
+
+
+class HostRead(Exception):
+    """The host asked for the values of a tensor of the GPU."""
+
+
+class FakeGpu:
+    """Within `with`, tensors are fake and the device `cuda` exists. `counts` has launches by name, and copies."""
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=False)
+        self.counts: Counter[str] = Counter()
+        self._modes = (self.mode, _Launches(self.counts), _Brackets(self))
+
+    def __enter__(self) -> Self:
+        for mode in self._modes:
+            mode.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for mode in reversed(self._modes):
+            mode.__exit__(kind, error, trace)
+
+    def fake(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a fake tensor of the CPU for a real one."""
+        return tensor if isinstance(tensor, FakeTensor) else self.mode.from_tensor(tensor)
+
+    def num_launches(self) -> int:
+        return sum(count for name, count in self.counts.items() if not name.startswith("copy "))
+
+    def move(self, root: Any) -> None:
+        """Give each object below `root` tensors of the GPU for its tensors, and the device of the GPU for a CPU's."""
+        with self:
+            _Mover(self).move(root)
+        self.counts.clear()
+
+
+class _Launches(TorchDispatchMode):
+    """Counts operations on tensors of the GPU by name."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self._counts = counts
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        first = result[0] if isinstance(result, tuple | list) and result else result
+        is_itself = any(first is given for given in args)  # as of `to` with the dtype that a tensor has
+        if torch.is_tensor(first) and first.device.type == "cuda" and name not in _VIEWS and not is_itself:
+            self._counts[name] += 1
+        return result
+
+
+def _contiguous(tensor: torch.Tensor, **_: Any) -> torch.Tensor:
+    if tensor.is_contiguous():
+        return tensor
+    return torch.ops.aten.clone.default(tensor, memory_format=torch.contiguous_format)
+
+
+# What a CPU build refuses for a tensor of a GPU, and the operation that does the same.
+_INSTEAD = {
+    torch.Tensor.__invert__: torch.ops.aten.bitwise_not.default,
+    torch.bitwise_not: torch.ops.aten.bitwise_not.default,
+    torch.Tensor.__neg__: torch.ops.aten.neg.default,
+    torch.neg: torch.ops.aten.neg.default,
+    torch.Tensor.contiguous: _contiguous,
+    torch.Tensor.copy_: torch.ops.aten.copy_.default,
+    torch.isfinite: lambda tensor: tensor.abs() < torch.inf,
+    torch.Tensor.isfinite: lambda tensor: tensor.abs() < torch.inf,
+}
+
+
+class _Brackets(TorchFunctionMode):
+    """Does in Python what a CPU build of torch refuses to do for tensors of a GPU."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        super().__init__()
+        self._gpu = gpu
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.from_numpy:
+            return self._gpu.fake(function(*args))
+        if function in (torch.tensor, torch.as_tensor):
+            device = kwargs.pop("device", None)
+            made = self._gpu.fake(function(*args, **kwargs))
+            return made if device is None else self._to(torch.Tensor.to, (made, device), {})
+        if function is torch.Tensor.__getitem__ and _is_on_gpu(args[0]):
+            return _get(args[0], args[1])
+        if function is torch.Tensor.__setitem__ and _is_on_gpu(args[0]):
+            return _set(*args)
+        if function in (torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda):
+            return self._to(function, args, kwargs)
+        if function is torch.Tensor.numpy:
+            raise HostRead("numpy() of a fake tensor")
+        if function is torch.Tensor.pin_memory:
+            return args[0]
+        instead = _INSTEAD.get(function)
+        if instead is not None and _is_on_gpu(args[0]):
+            return instead(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    def _to(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensor = self._gpu.fake(args[0])
+        wanted = [*args[1:], *(kwargs.get(name) for name in ("device", "dtype", "other"))]
+        device, dtype = tensor.device, tensor.dtype
+        for value in wanted:
+            if isinstance(value, str | torch.device):
+                device = torch.device(value)
+            elif isinstance(value, torch.dtype):
+                dtype = value
+            elif torch.is_tensor(value):
+                device, dtype = value.device, value.dtype
+        device = GPU if function is torch.Tensor.cuda or device.type == "cuda" else torch.device("cpu")
+        if function is torch.Tensor.cpu:
+            device = torch.device("cpu")
+        if (device.type, dtype) == (tensor.device.type, tensor.dtype):
+            return tensor
+        if device.type != tensor.device.type:
+            self._gpu.counts["copy to the GPU" if device.type == "cuda" else "copy to the host"] += 1
+        return torch.ops.aten._to_copy.default(tensor, device=device, dtype=dtype)
+
+
+def _is_on_gpu(tensor: Any) -> bool:
+    return torch.is_tensor(tensor) and tensor.device.type == "cuda"
+
+
+def _views(tensor: torch.Tensor, key: Any) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Return the view that the numbers, slices and new axes of a key make, and the tensors of the key by dim."""
+    parts = list(key) if isinstance(key, tuple) else [key]
+    num_dims = sum(
+        1 if not (torch.is_tensor(part) and part.dtype is torch.bool) else part.dim()
+        for part in parts
+        if part is not None and part is not Ellipsis
+    )
+    if Ellipsis in [part for part in parts if not torch.is_tensor(part)]:
+        place = next(place for place, part in enumerate(parts) if part is Ellipsis)
+        parts[place : place + 1] = [slice(None)] * (tensor.dim() - num_dims)
+    indices: list[torch.Tensor | None] = []
+    dim = 0
+    for part in parts:
+        if part is None:
+            tensor = torch.ops.aten.unsqueeze.default(tensor, dim)
+        elif isinstance(part, slice):
+            if part != slice(None):
+                tensor = torch.ops.aten.slice.Tensor(tensor, dim, part.start, part.stop, part.step or 1)
+        elif torch.is_tensor(part):
+            indices += [None] * (dim - len(indices)) + [part]
+        elif isinstance(part, int):
+            tensor = torch.ops.aten.select.int(tensor, dim, part)
+            continue
+        else:
+            raise TypeError(f"the fake GPU knows no index {part!r}")
+        dim += 1
+    return tensor, indices
+
+
+def _get(tensor: torch.Tensor, key: Any) -> torch.Tensor:
+    view, indices = _views(tensor, key)
+    found: torch.Tensor = torch.ops.aten.index.Tensor(view, indices) if indices else view
+    return found
+
+
+def _set(tensor: torch.Tensor, key: Any, value: Any) -> None:
+    view, indices = _views(tensor, key)
+    if not torch.is_tensor(value):
+        value = torch.full((), value, dtype=tensor.dtype, device=tensor.device)
+    elif value.device.type == "cpu" and value.dim() == 0:
+        value = value.to(tensor.device)
+    if indices:
+        torch.ops.aten.index_put_.default(view, indices, value)
+    else:
+        torch.ops.aten.copy_.default(view, value)
+
+
+class _Mover:
+    """Walks through the objects of the shard, and through lists, dicts, tuples and modules."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._gpu = gpu
+        self._moved: dict[int, Any] = {}
+        self._held: list[Any] = []  # ids stay unique, because the objects are held
+
+    def move(self, value: Any) -> Any:
+        """Return what stands in for a value; objects are changed in place."""
+        if id(value) in self._moved:
+            return self._moved[id(value)]
+        self._held.append(value)
+        if torch.is_tensor(value):
+            moved = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=GPU)
+            if isinstance(value, nn.Parameter):
+                moved = nn.Parameter(moved, requires_grad=False)
+        elif isinstance(value, torch.device):
+            moved = GPU if value.type == "cpu" else value
+        elif isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+            moved = value
+            found = [self.move(entry) for entry in value]
+            if any(new is not old for new, old in zip(found, value, strict=True)):
+                if isinstance(value, list):
+                    value[:] = found
+                else:
+                    moved = tuple(found)
+        else:
+            moved = value
+            self._moved[id(value)] = moved
+            if isinstance(value, dict):
+                for key in list(value):
+                    new = self.move(value[key])
+                    if new is not value[key]:
+                        value[key] = new
+            elif isinstance(value, MethodType):
+                self.move(value.__self__)
+            elif isinstance(value, nn.Module) or type(value).__module__.startswith("textmill_shard"):
+                self._move_fields(value)
+        self._moved[id(value)] = moved
+        return moved
+
+    def _move_fields(self, value: Any) -> None:
+        names = [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+        for name in {*names, *getattr(value, "__dict__", {})}:
+            if not hasattr(value, name):
+                continue
+            old = getattr(value, name) if name in names else value.__dict__[name]
+            new = self.move(old)
+            if new is not old:
+                if name in names:
+                    object.__setattr__(value, name, new)
+                else:
+                    value.__dict__[name] = new
+
+
+class ShapeKernels:
+    """Implements `DeviceKernels` by shapes alone, and counts as launches what the real kernels launch."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self._counts = gpu.counts
+
+    def _launch(self, name: str, *tensors: torch.Tensor | None) -> None:
+        strangers = [tensor for tensor in tensors if tensor is not None and tensor.device.type != "cuda"]
+        assert not strangers, f"the kernel {name} gets a tensor of the CPU"
+        self._counts[name] += 1
+
+    def write_kv(
+        self,
+        query_THD: torch.Tensor,
+        key_TKD: torch.Tensor,
+        value_TKE: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        *,
+        places_T: torch.Tensor,
+        tables: RotaryTables | None,
+    ) -> torch.Tensor:
+        given = () if tables is None else (tables.cosines_TP, tables.sines_TP)
+        self._launch("write_kv", query_THD, key_TKD, value_TKE, key_pool, value_pool, places_T, *given)
+        return query_THD if tables is None else torch.empty_like(query_THD)
+
+    def attention(
+        self,
+        query_THD: torch.Tensor,
+        key_pool: torch.Tensor,
+        value_pool: torch.Tensor,
+        indices: PagedIndices,
+        tiles: TileMap,
+        rule: AttentionRule,
+    ) -> torch.Tensor:
+        self._launch(
+            "paged_attention",
+            *(query_THD, key_pool, value_pool, tiles.sequences, rule.sinks_H, rule.slopes_H),
+            *(indices.query_starts, indices.context_lens_R, indices.block_tables_RB),
+        )
+        return query_THD.new_empty(*query_THD.shape[:2], value_pool.shape[3])

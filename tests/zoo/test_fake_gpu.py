@@ -1,0 +1,186 @@
+"""The launch half of a step runs on tensors of a GPU that have no values: no host read, no mix of devices, one copy.
+
+The models are those of the zoo in bfloat16. Kernels are stood in for by their shapes.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from textmill_shard.engine.batch_builder import WishUpload
+from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.engine.upload import Upload
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
+from textmill_shard.model.runner import ModelRunner
+from textmill_shard.sampling.sampler import Sampler
+from textmill_shard.sampling.stage import SlotText
+from textmill_shard.slots.plan import Budget, Plan
+from textmill_shard.slots.sampling_params import SamplingParams
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from tests.fakes.fake_gpu import FakeGpu, ShapeKernels
+from tests.fakes.plain_kernels import PlainKernels, Switch, load_by
+from tests.fakes.tiny_models import make_tiny_llama
+from tests.zoo.drive import (
+    BLOCK_SIZE,
+    NUM_BLOCKS,
+    NUM_NEW,
+    NUM_SLOTS,
+    make_admit,
+    make_zoo_model,
+    prompts_of_zoo,
+    zoo_facts,
+)
+from tests.zoo.entry import ZooEntry
+from tests.zoo.table import FLAT, STATE
+
+# Modelling code that reads values on the host by itself, which on a GPU costs a wait per step.
+KNOWN_HOST_READS = {"phimoe, long context": "its rotary layer compares the longest position with a number"}
+# Copies to the GPU that modelling code makes in a decode step, beside the one of the engine.
+KNOWN_COPIES = {
+    "gemma3n": 2,  # layers with sparse activations make a tensor of a number each
+    "phimoe": 1,  # the choice of the experts makes a tensor of a number
+}
+# Few candidates, so that a row may have to look at more of its scores.
+NUM_CANDIDATES = 16
+BUDGET = Budget(max_step_tokens=24, max_prefill_tokens=20, max_chunk_tokens=11)
+SAMPLINGS = (
+    SamplingParams(),
+    SamplingParams(do_sample=True, temperature=0.7, top_p=0.9, seed=3),
+    SamplingParams(repetition_penalty=1.2, logit_bias=((5, 1.0),), wants_logprobs=True),
+    SamplingParams(do_sample=True, typical_p=0.9, watermark=True, seed=4),
+)
+
+
+def load_on(gpu: FakeGpu, folder: Path, monkeypatch: pytest.MonkeyPatch, *, dtype: str = "bfloat16") -> ModelRunner:
+    """Load the model on the CPU, and move it to the GPU without values, in bfloat16."""
+    kernels = Switch(PlainKernels())
+    load_by(monkeypatch, kernels)
+    # transformers asks torch for the capability of the GPU, to choose how it multiplies by the weights of experts.
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    options = LoadOptions(model_dir=folder, dtype=dtype, block_size=BLOCK_SIZE, num_slots=NUM_SLOTS)
+    runner = load_model(options, lambda phase, share: None)
+    for module in runner.modules():
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.bfloat16()
+    runner.dtype = torch.bfloat16
+    runner.allocate_kv(1)
+    kernels.chosen = ShapeKernels(gpu)
+    gpu.move(runner)
+    return runner
+
+
+def run_steps(gpu: FakeGpu, runner: ModelRunner, samplings: tuple[SamplingParams, ...]) -> list[Counter[str]]:
+    """Run requests to their ends, and return what each step launched. The last steps are of decodes alone."""
+    counts = []
+    with gpu:
+        runner.allocate_kv(NUM_BLOCKS)
+        executor = StepExecutor(runner=runner, facts=zoo_facts(runner))
+        sampler = Sampler(num_slots=NUM_SLOTS, device=executor.device, num_candidates=NUM_CANDIDATES)
+        prompts = prompts_of_zoo()[: len(samplings)]
+        admits = []
+        blocks = np.arange(NUM_BLOCKS).reshape(NUM_SLOTS, -1)
+        for slot, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
+            admit = make_admit(slot, prompt, blocks[slot], rope_border=runner.facts.rope_border)
+            admits.append(admit)
+            sampler.admit(slot, sampling, SlotText(admit.text_ids, admit.output_ids))
+        executor.apply(Plan(number=1, drops=(), extends=(), admits=tuple(admits), budget=BUDGET))
+        gpu.counts.clear()
+        while not (step := executor.compose()).is_empty:
+            slots_N = step.slots_R[step.samples_R]
+            upload = Upload(executor.device)
+            wishes = WishUpload(sampler.select(slots_N) if len(slots_N) else (), upload)
+            output = executor.forward(step, executor.build(step, upload))
+            if len(slots_N):
+                draft = sampler.draft(output.logits_NV, wishes.rows())
+                sampler.append(wishes.rows(), draft.sampled.tokens_N)
+            counts.append(Counter(gpu.counts))
+            gpu.counts.clear()
+            executor.append(slots_N, np.ones(len(slots_N), dtype=np.int64))
+            lengths = [len(prompts[slot]) + NUM_NEW for slot in slots_N.tolist()]
+            executor.end(slots_N[executor.table.num_tokens[slots_N] >= lengths].tolist())
+    return counts
+
+
+@pytest.mark.parametrize("entry", [*FLAT, *STATE], ids=lambda entry: entry.name)
+def test_a_step_reads_no_value_mixes_no_devices_and_copies_once(
+    entry: ZooEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu()
+    make_zoo_model(entry, tmp_path)
+    runner = load_on(gpu, tmp_path, monkeypatch)
+    if entry.name in KNOWN_HOST_READS:
+        with pytest.raises(DataDependentOutputException):
+            run_steps(gpu, runner, SAMPLINGS)
+        return
+    counts = run_steps(gpu, runner, SAMPLINGS)
+    assert len(counts) > NUM_NEW
+    assert counts[-1]["copy to the GPU"] == 1 + KNOWN_COPIES.get(entry.name, 0)
+    assert all(count["copy to the host"] == 0 for count in counts)
+    if entry.layout == "flat" and entry.name not in KNOWN_COPIES:
+        assert {count["copy to the GPU"] for count in counts} == {1}
+    num_layers = len(runner.facts.kv_specs)
+    assert all(count["paged_attention"] >= num_layers for count in counts)
+
+
+def plant(runner: ModelRunner, do: Callable[[torch.Tensor], Any]) -> None:
+    """Let the first norm of the model do something with its result, as modelling code might."""
+    norm = next(module for module in runner.modules() if "Norm" in type(module).__name__)
+    forward = norm.forward
+    norm.forward = lambda x: forward(x) + do(x)
+
+
+@pytest.mark.parametrize(
+    ("do", "error"),
+    [
+        (lambda x: x.sum().item(), DataDependentOutputException),
+        (lambda x: 1.0 if x.any() else 0.0, DataDependentOutputException),
+        (lambda x: torch.zeros(x.shape[-1], dtype=x.dtype), RuntimeError),
+    ],
+    ids=["item", "bool", "tensor of the CPU"],
+)
+def test_a_planted_fault_fails(
+    do: Callable[[torch.Tensor], Any], error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu()
+    make_zoo_model(FLAT[0], tmp_path)
+    runner = load_on(gpu, tmp_path, monkeypatch)
+    plant(runner, do)
+    with pytest.raises(error, match=r"_local_scalar_dense|two devices"):
+        run_steps(gpu, runner, SAMPLINGS)
+
+
+def test_a_kernel_that_gets_a_tensor_of_the_cpu_fails() -> None:
+    gpu = FakeGpu()
+    kernels = ShapeKernels(gpu)
+    with gpu:
+        there, here = torch.empty(2, 1, 4, device="cuda"), torch.empty(2, 1, 4)
+        with pytest.raises(AssertionError, match="the kernel write_kv gets a tensor of the CPU"):
+            kernels.write_kv(there, here, there, there, there, places_T=there, tables=None)
+
+
+NUM_LAYERS = 32
+# What a decode step of a llama launches. A norm: to fp32, square, mean, sum with epsilon, root, two products, to bf16.
+NORM = 8
+# Of a layer: two norms; seven products of matrices; the write of keys and values, and attention; the activation and its
+# product with the other half of the MLP; two sums with the residual.
+LAYER = 2 * NORM + 7 + 2 + 2 + 2
+# Around the layers: embedding, last norm and head; the tables of cosines and sines; the map of the tiles of attention;
+# the rows of the logits, and the scan of their scores.
+AROUND = 40
+
+
+def test_launches_and_copies_of_a_decode_step_of_32_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    make_tiny_llama(tmp_path, layers=NUM_LAYERS)
+    runner = load_on(gpu, tmp_path, monkeypatch, dtype="float32")
+    counts = run_steps(gpu, runner, (SamplingParams(),) * NUM_SLOTS)[-1]
+    assert counts["copy to the GPU"] == 1
+    assert counts["copy to the host"] == 0
+    assert counts["paged_attention"] == counts["write_kv"] == NUM_LAYERS
+    assert counts.total() - counts["copy to the GPU"] == NUM_LAYERS * LAYER + AROUND, counts

@@ -208,6 +208,15 @@ class Settings:
     metrics_alias: str | None = option(
         Choice(METRICS_ALIASES), "engine whose names of metrics /metrics shows too, for endpoint pickers", to=ROUTER
     )
+    kv_events_port: int | None = option(
+        integer(1, 65535),
+        "port of the KV cache's events over ZeroMQ; needs textmill[kv-events]",
+        to=ROUTER,
+    )
+    kv_events_replay_port: int | None = option(
+        integer(1, 65535), "port where missed events are given again; without it the next one", to=ROUTER
+    )
+    kv_events_topic: str | None = option(text, "topic of the events; without it kv@MACHINE@MODEL", to=ROUTER)
     v1_errors: str | None = option(Choice(V1_ERRORS), "form of errors on /v1", to=ROUTER)
     strict_model: bool = switch("404 for names of models that are not served", to=ROUTER)
     open_objects: bool = switch("let objects have keys that their schema does not name", to=ROUTER)
@@ -426,6 +435,8 @@ def _check_together(settings: Settings) -> None:
             f"--max-batch-prefill-tokens is {prefill} and --max-step-tokens is {step}: "
             "the first must not be larger, because prompts are computed in steps"
         )
+    if settings.kv_events_port is None and (settings.kv_events_replay_port or settings.kv_events_topic):
+        raise ConflictingSettings("--kv-events-replay-port and --kv-events-topic need --kv-events-port")
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConflictingSettings("--tls-cert and --tls-key belong together: give both of them, or neither")
     _check_shard_address(settings)

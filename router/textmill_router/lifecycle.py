@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import uvicorn
 
@@ -25,21 +25,18 @@ from textmill_router.file_watch import FileWatch
 from textmill_router.health.loop_watchdog import LoopWatchdog
 from textmill_router.http.guard import GuardLimits, guarded_protocol
 from textmill_router.http.tls import TlsFiles, TlsFilesError
+from textmill_router.kv_events.start import CannotListen
 from textmill_router.launcher_notes import follow_notes
+from textmill_router.outlets import open_outlets
 from textmill_router.serving.service import Service, scheduler_config
 from textmill_router.settings import Settings, SettingsError
 from textmill_router.text.tokenization import Tokenizer
-from textmill_router.tracing.start import ExtraMissing, start_tracing
-
-if TYPE_CHECKING:
-    from textmill_router.tracing.span_writer import SpanWriter
 
 log = logging.getLogger(__name__)
 
 LISTEN_BACKLOG = 2048
 # Time after the drain, for answers whose last events wait for a slow client.
 GRACEFUL_SHUTDOWN_S = 5
-LAST_SPANS_S = 2.0  # in which the collector may take the last spans
 PULSE_S = 2.0  # between two comments in a stream while no shard serves
 # Collections are rare after the start, because the objects of a request die with their last reference.
 GC_THRESHOLDS = (50_000, 20, 50)
@@ -163,7 +160,13 @@ async def start_backend(service: Service) -> ReplicaSet:
     chat_templates = await asyncio.to_thread(load_chat_templates, Path(settings.model_dir), config_path)
     warn_of_unread_calls(chat_templates, service.format_flags)
     options = [ShardClientOptions(link) for link in _shard_links(settings)]
-    engine = ReplicaSet(options, partial(scheduler_config, settings), tokenizer.digest, on_change=service.health.look)
+    engine = ReplicaSet(
+        options,
+        partial(scheduler_config, settings),
+        tokenizer.digest,
+        on_change=service.health.look,
+        new_watcher=service.new_watcher,
+    )
     service.attach(engine, tokenizer, chat_templates)
     await engine.start()
     try:
@@ -196,8 +199,11 @@ def freeze_garbage() -> None:
 
 async def run(settings: Settings) -> None:
     """Serve until a signal, then drain. Raises SettingsError, TokenizerError or BackendLost."""
-    spans = open_spans(settings)
-    service = Service(settings, spans)
+    try:
+        outlets = open_outlets(settings)
+    except CannotListen as error:
+        raise AddressTaken(str(error)) from None
+    service = Service(settings, outlets.spans, outlets.watcher_of)
     server = make_server(service)
     listener = bind(settings)
     leave = asyncio.Event()
@@ -211,22 +217,8 @@ async def run(settings: Settings) -> None:
         try:
             await _serve(service, server, listener, leave)
         finally:
-            await close_spans(spans)
+            await outlets.close()
     log.info("stopped")
-
-
-def open_spans(settings: Settings) -> "SpanWriter | None":
-    """Return the writer of spans, or None where no traces are asked for. Raises SettingsError for a missing extra."""
-    try:
-        return start_tracing(settings.otlp_endpoint, settings.otlp_service_name)
-    except ExtraMissing as error:
-        raise SettingsError(str(error)) from None
-
-
-async def close_spans(spans: "SpanWriter | None") -> None:
-    """Send the spans that wait, for a short time, because the collector may be gone."""
-    if spans is not None and not await asyncio.to_thread(spans.close, LAST_SPANS_S):
-        log.warning("the last spans are lost, the collector did not take them", extra={"waited_s": LAST_SPANS_S})
 
 
 def _report(service: Service) -> None:

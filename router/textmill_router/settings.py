@@ -282,6 +282,15 @@ class Settings:
     otlp_service_name: str = _option(
         _text, "name of this server in traces", "textmill-router", variables=("OTEL_SERVICE_NAME",)
     )
+    kv_events_port: int | None = _option(
+        _integer(0, 65535), "port where events of the KV cache are published over ZeroMQ; without it no events", None
+    )
+    kv_events_replay_port: int | None = _option(
+        _integer(0, 65535), "port where missed events are given again; without it the port behind kv-events-port", None
+    )
+    kv_events_topic: str | None = _option(
+        _text, "topic of the events; without it kv@<name of the machine>@<name of the model>", None
+    )
     json_output: bool = _option(_truth, "log lines are JSON objects", False, kind="switch")
     log_level: str = _option(_log_level, "trace, debug, info, warn or error", "INFO")
 
@@ -365,6 +374,8 @@ def _check_together(settings: Settings) -> None:
             f"--max-input-tokens is {most_input} and --max-total-tokens is {most_total}: the first must be smaller, "
             "a request needs room for at least one output token"
         )
+    if settings.kv_events_port is None and (settings.kv_events_replay_port or settings.kv_events_topic):
+        raise SettingsError("--kv-events-replay-port and --kv-events-topic need --kv-events-port")
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise SettingsError("--tls-cert and --tls-key belong together: give both of them, or neither")
     _check_shards(settings)

@@ -89,6 +89,9 @@ GOOD_VALUES = {
     "aip_health_route": ("/alive", "/alive"),
     "compute_type": ("gpu", "gpu"),
     "metrics_alias": ("vllm", "vllm"),
+    "kv_events_port": ("5557", 5557),
+    "kv_events_replay_port": ("5559", 5559),
+    "kv_events_topic": ("kv@pod@m", "kv@pod@m"),
     "header_timeout": ("1.5", 1.5),
     "body_timeout": ("2.5", 2.5),
     "keep_alive_timeout": ("3.5", 3.5),
@@ -108,6 +111,8 @@ _SHARD_TCP = {
     "shard_tls_ca": ["--shard-tls-ca", "/tls/ca.pem"],
 }
 COMPANIONS = {
+    "kv_events_replay_port": ["--kv-events-port", "5557"],
+    "kv_events_topic": ["--kv-events-port", "5557"],
     **{name: [word for other in _SHARD_TCP if other != name for word in _SHARD_TCP[other]] for name in _SHARD_TCP},
     "tls_cert": ["--tls-key", "/tls/k.pem"],
     "tls_key": ["--tls-cert", "/tls/c.pem"],

@@ -13,7 +13,8 @@ from typing import Any, Self
 import httpx
 import uvloop
 from textmill_router.health.loop_watchdog import LoopWatchdog
-from textmill_router.lifecycle import bind, close_spans, follow_files, make_server, open_spans, start_backend
+from textmill_router.lifecycle import bind, follow_files, make_server, start_backend
+from textmill_router.outlets import open_outlets
 from textmill_router.scheduler.scheduler import SchedulerStats
 from textmill_router.serving.service import Service
 from textmill_router.settings import Settings
@@ -151,8 +152,8 @@ class RunningRouter:
     async def _run(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._leave = asyncio.Event()
-        spans = open_spans(self.settings)
-        self.service = Service(self.settings, spans)
+        self.outlets = open_outlets(self.settings)
+        self.service = Service(self.settings, self.outlets.spans, self.outlets.watcher_of)
         server = make_server(self.service)
         listener = bind(self.settings)
         files = asyncio.create_task(follow_files(self.service, server))
@@ -169,4 +170,4 @@ class RunningRouter:
         await asyncio.gather(backend, files, return_exceptions=True)
         server.should_exit = True
         await http
-        await close_spans(spans)
+        await self.outlets.close()

@@ -24,6 +24,7 @@ from textmill_router.engine.wire import PlanRejected
 from textmill_router.health.group_watch import GroupSigns
 from textmill_router.metrics.step_metrics import StepKind, StepMetrics
 from textmill_router.request import Failure, FailureCode, GenerationRequest, OutputSink, RequestId, RequestOutput
+from textmill_router.scheduler.cache_watch import CacheWatcher
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.epoch import Counters
 from textmill_router.scheduler.fair_shares import FairShares
@@ -34,6 +35,11 @@ from textmill_router.scheduler.scheduler import Scheduler, SchedulerStats, Strea
 log = logging.getLogger(__name__)
 
 STALL_WARNING_S = 30.0
+NewWatcher = Callable[[int, ShardFacts], CacheWatcher | None]
+
+
+def no_watcher(number: int, facts: ShardFacts) -> None:
+    """Return None: nobody watches the prefix index."""
 
 
 class ShardMismatch(Exception):
@@ -60,6 +66,7 @@ class EngineLoop:
 
     An epoch begins when the shards hold the adapters that the registry `adapters` wants. `on_adapter_lost` is called
     with a digest that they could not load again; without it the loop withdraws the digest from the registry.
+    `new_watcher` makes the watcher of the prefix index from the number of the replica and the facts of its first Hello.
     """
 
     def __init__(
@@ -74,9 +81,11 @@ class EngineLoop:
         on_change: Callable[[], object] = lambda: None,
         adapters: AdapterRegistry | None = None,
         on_adapter_lost: Callable[[bytes, str], None] | None = None,
+        new_watcher: NewWatcher = no_watcher,
     ) -> None:
         self.number = number
         self._shares = shares
+        self._new_watcher = new_watcher
         self._configure = configure
         self._tokenizer_digest = tokenizer_digest
         self._on_change = on_change
@@ -248,7 +257,8 @@ class EngineLoop:
 
     def _begin_epoch(self, facts: ShardFacts, epoch: int) -> None:
         if self._scheduler is None:
-            self._scheduler = Scheduler(self._configure(facts), self._shares)
+            watcher = self._new_watcher(self.number, facts)
+            self._scheduler = Scheduler(self._configure(facts), self._shares, watcher=watcher)
         began_s = time.perf_counter()
         self._moved_s = self.now()
         self._is_overdue = False

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from textmill_router.adapters.registry import AdapterRegistry
-from textmill_router.engine.engine_loop import EngineLoop
+from textmill_router.engine.engine_loop import EngineLoop, NewWatcher, no_watcher
 from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.shard_facts import ShardFacts
 from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineStatus, EngineUnavailable
@@ -44,6 +44,7 @@ class ReplicaSet:
         *,
         on_change: Callable[[], object] = lambda: None,
         adapters: AdapterRegistry | None = None,
+        new_watcher: NewWatcher = no_watcher,
     ) -> None:
         self._tell = on_change
         self.adapters = AdapterRegistry() if adapters is None else adapters
@@ -65,6 +66,7 @@ class ReplicaSet:
                 on_change=self._on_change,
                 adapters=self.adapters,
                 on_adapter_lost=self._on_adapter_lost,
+                new_watcher=new_watcher,
             )
             for number, options in enumerate(client_options)
         ]

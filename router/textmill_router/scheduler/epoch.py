@@ -6,6 +6,7 @@ An epoch is discarded when the stream ends; the next stream gets a new `Epoch`.
 from dataclasses import dataclass
 
 from textmill_router.request import BlockId
+from textmill_router.scheduler.cache_watch import CacheWatcher
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.grants import Grants
 from textmill_router.scheduler.plan import Admit, Drop, Plan, ShardPool
@@ -34,7 +35,9 @@ class Counters:
 class Epoch:
     """Gives slots to requests and takes slots back, and writes each change into the next plan."""
 
-    def __init__(self, pool: ShardPool, config: SchedulerConfig, counters: Counters) -> None:
+    def __init__(
+        self, pool: ShardPool, config: SchedulerConfig, counters: Counters, watcher: CacheWatcher | None = None
+    ) -> None:
         self.pool = pool
         # The router's own count, because a shard that starts again counts its epochs from 1 again.
         self.number = counters.num_epochs
@@ -45,6 +48,7 @@ class Epoch:
             block_size=pool.block_size,
             is_enabled=config.prefix_caching and pool.can_share_prefixes,
             rope_border=pool.rope_border,
+            watcher=watcher,
         )
         self.grants = Grants(
             self.cache,

@@ -4,6 +4,7 @@ from collections.abc import Sequence, Set
 from hashlib import blake2b
 
 from textmill_router.request import BlockId, GenerationRequest
+from textmill_router.scheduler.cache_watch import CacheWatcher
 from textmill_router.scheduler.kv_blocks import BlockPool
 from textmill_router.scheduler.request_state import RequestState
 
@@ -34,14 +35,24 @@ class PrefixCache:
     """The index of one epoch from block hash to block. It decides which blocks may be shared; `BlockPool` counts.
 
     A block enters the index once all its places are computed. The index also knows the hashes of blocks that running
-    requests are about to fill, because a request that would read two or more of them should wait (rule 11).
+    requests are about to fill, because a request that would read two or more of them should wait (rule 11). `watcher`
+    is told each change of the index.
     """
 
-    def __init__(self, *, num_blocks: int, block_size: int, is_enabled: bool = True, rope_border: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        is_enabled: bool = True,
+        rope_border: int = 0,
+        watcher: CacheWatcher | None = None,
+    ) -> None:
         self.is_enabled = is_enabled  # False: nothing is ever found, so nothing is indexed
         self.pool = BlockPool(num_blocks, on_evict=self._forget_block)
         self.block_size = block_size
         self._rope_border = rope_border
+        self._watcher = watcher
         self._blocks: dict[bytes, BlockId] = {}
         self._hashes: dict[BlockId, bytes] = {}
         self._parents: dict[bytes, bytes | None] = {}  # of indexed hashes; None = first block
@@ -133,16 +144,31 @@ class PrefixCache:
             return
         num_full = state.num_computed_tokens // self.block_size
         chain = self.chain_of(state, num_full)
+        fresh: list[int] = []
         for index in range(state.num_indexed_blocks, num_full):
             digest = chain[index]
             self._writers.pop(digest, None)
             if digest not in self._blocks:
+                fresh.append(index)
                 block = state.block_ids[index]
                 self._blocks[digest] = block
                 self._hashes[block] = digest
                 self._parents[digest] = chain[index - 1] if index else None
                 self.pool.mark_indexed(block)
         state.num_indexed_blocks = num_full
+        if fresh and self._watcher is not None:
+            self._tell_stored(state, fresh, self._watcher)
+
+    def _tell_stored(self, state: RequestState, fresh: Sequence[int], watcher: CacheWatcher) -> None:
+        """Tell the blocks that entered the index, one run of neighbours at a time."""
+        start = 0
+        for place in range(1, len(fresh) + 1):
+            if place < len(fresh) and fresh[place] == fresh[place - 1] + 1:
+                continue
+            first, end = fresh[start], fresh[place - 1] + 1
+            packed = state.packed_ids(first * self.block_size, end * self.block_size)
+            watcher.on_stored(state.request, state.chain[first - 1] if first else None, state.chain[first:end], packed)
+            start = place
 
     def forget(self, digests: Sequence[bytes]) -> None:
         """Take blocks with bad content out of the index, and all blocks whose prefix contains them (rule 19)."""
@@ -162,3 +188,5 @@ class PrefixCache:
         digest = self._hashes.pop(block)
         del self._blocks[digest]
         del self._parents[digest]
+        if self._watcher is not None:
+            self._watcher.on_removed(digest)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from textmill_router.request import EQUAL, FailureCode, GenerationRequest, RequestId, RequestOutput, Standing
 from textmill_router.scheduler.account import Account
+from textmill_router.scheduler.cache_watch import CacheWatcher
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.epoch import Counters, Epoch
 from textmill_router.scheduler.fair_shares import FairShares
@@ -65,9 +66,12 @@ class Scheduler:
 
     epoch_type = Epoch  # tests plant their bugs here
 
-    def __init__(self, config: SchedulerConfig, shares: FairShares | None = None) -> None:
+    def __init__(
+        self, config: SchedulerConfig, shares: FairShares | None = None, *, watcher: CacheWatcher | None = None
+    ) -> None:
         """`shares` are the accounts of callers that several schedulers share; None makes accounts for this one."""
         self._config = config
+        self._watcher = watcher  # of the prefix index
         self._queue = WaitingQueue(max_requests=config.max_waiting_requests, max_tokens=config.max_waiting_tokens)
         self._requests: dict[RequestId, RequestState] = {}  # every request that still expects an output
         self._suspects = Suspects()
@@ -94,7 +98,8 @@ class Scheduler:
         self._check_pool(pool)
         self._pool = pool
         self._counters.num_epochs += 1
-        self._epoch = self.epoch_type(pool, self._config, self._counters)
+        self._epoch = self.epoch_type(pool, self._config, self._counters, self._watcher)
+        self._tell_cleared()
         self._reader = StepReader(self._epoch)
         self._is_epoch_condemned = False
         outputs = []
@@ -107,6 +112,10 @@ class Scheduler:
                 outputs.append(self._fail(state, FailureCode.INTERNAL, f"{message}blocks of {pool.block_size}"))
         plans = self._plan(now)
         return StepDecision(plans, (*outputs, *self.take_late()))
+
+    def _tell_cleared(self) -> None:
+        if self._watcher is not None:
+            self._watcher.on_cleared()
 
     def end_epoch(self, now: float) -> tuple[RequestOutput, ...]:
         """End the epoch because the stream is lost. The requests wait in the queue until `begin_epoch`.
@@ -121,6 +130,7 @@ class Scheduler:
         occupants = list(self._epoch.slots.occupants())
         self._epoch = None
         self._reader = None
+        self._tell_cleared()
         is_alone = sum(not state.has_token_in_epoch for state in occupants) == 1
         for state in occupants:
             if state.status is RequestStatus.CANCELLED:

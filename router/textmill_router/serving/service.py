@@ -10,6 +10,7 @@ from textmill_router.chat.answer_form import FormatFlags
 from textmill_router.chat.markup_tokens import markup_texts
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplates
+from textmill_router.engine.engine_loop import NewWatcher, no_watcher
 from textmill_router.engine.replica_set import ReplicaSet
 from textmill_router.engine.shard_facts import ShardFacts
 from textmill_router.engine.status import LOADING_PHASES, EnginePhase
@@ -59,13 +60,17 @@ class Service:
     """The shared objects of one server.
 
     The service is made before anything is loaded, and its making raises SettingsError for a key file that cannot be
-    used. `tracer` makes the spans of calls; None where there are no traces. `attach` is called when the engine looks
+    used. `tracer` makes the spans of calls; None where there are no traces. `new_watcher` makes those who watch the
+    prefix index. `attach` is called when the engine looks
     for its shard, and `become_ready` once when the shard is ready.
     """
 
-    def __init__(self, settings: Settings, tracer: CallTracer | None = None) -> None:
+    def __init__(
+        self, settings: Settings, tracer: CallTracer | None = None, new_watcher: NewWatcher = no_watcher
+    ) -> None:
         self.settings = settings
         self.tracer = tracer
+        self.new_watcher = new_watcher
         self.access = Access(settings)
         self.format_flags = FormatFlags(settings.tool_call_parser, settings.reasoning_parser)
         self._settled = asyncio.Event()  # set when the model is ready or the server leaves

@@ -137,7 +137,7 @@ class LooksOneTokenEarly(Grants):
 
 
 class EarlyReadmissionEpoch(Epoch):
-    def __init__(self, pool: ShardPool, config: SchedulerConfig, counters: Counters) -> None:
+    def __init__(self, pool: ShardPool, config: SchedulerConfig, counters: Counters, watcher: None) -> None:
         super().__init__(pool, config, counters)
         self.slots = ReadmitsBeforeAcknowledgement(pool.num_slots)
 
@@ -151,7 +151,7 @@ class EarlyReadmissionWorld(World):
 
 
 class EarlySlotEpoch(Epoch):
-    def __init__(self, pool: ShardPool, config: SchedulerConfig, counters: Counters) -> None:
+    def __init__(self, pool: ShardPool, config: SchedulerConfig, counters: Counters, watcher: None) -> None:
         super().__init__(pool, config, counters)
         self.slots = ReusesSlotEarly(pool.num_slots)
 
@@ -165,7 +165,7 @@ class EarlySlotWorld(World):
 
 
 class EarlyIndexEpoch(Epoch):
-    def __init__(self, pool: ShardPool, config: SchedulerConfig, counters: Counters) -> None:
+    def __init__(self, pool: ShardPool, config: SchedulerConfig, counters: Counters, watcher: None) -> None:
         super().__init__(pool, config, counters)
         self.cache = IndexesLastSampledToken(
             num_blocks=pool.num_blocks, block_size=pool.block_size, is_enabled=config.prefix_caching

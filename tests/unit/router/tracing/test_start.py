@@ -6,18 +6,21 @@ from importlib.machinery import ModuleSpec
 from typing import Any
 
 import pytest
+from textmill_router import extras
+from textmill_router.extras import ExtraMissing
 from textmill_router.settings import SettingsError, load_settings
-from textmill_router.tracing import start
-from textmill_router.tracing.start import ExtraMissing, start_tracing
+from textmill_router.tracing.start import start_tracing
 
 MODULES = """
 import sys
-from textmill_router.lifecycle import open_spans
+from textmill_router.outlets import open_outlets
+from textmill_router import extras
+from textmill_router.extras import ExtraMissing
 from textmill_router.settings import Settings
 flags = dict(model_dir="/m", model_id="m", shard_uds_path=("/s",))
-open_spans(Settings(**flags))
-assert not [name for name in sys.modules if name.startswith("opentelemetry")]
-spans = open_spans(Settings(**flags, otlp_endpoint="http://127.0.0.1:1"))
+open_outlets(Settings(**flags))
+assert not [name for name in sys.modules if name.startswith(("opentelemetry", "zmq"))]
+spans = open_outlets(Settings(**flags, otlp_endpoint="http://127.0.0.1:1")).spans
 assert "opentelemetry.sdk.trace" in sys.modules
 spans.close(2.0)
 """
@@ -29,14 +32,14 @@ def test_nothing_is_imported_without_an_endpoint() -> None:
 
 @pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc"])
 def test_missing_package_names_the_extra(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = start.find_spec
+    real = extras.find_spec
 
     def find_spec(name: str, *further: Any) -> ModuleSpec | None:
         if name.startswith(missing + "."):
             raise ModuleNotFoundError(name)
         return None if name == missing else real(name, *further)
 
-    monkeypatch.setattr(start, "find_spec", find_spec)
+    monkeypatch.setattr(extras, "find_spec", find_spec)
     with pytest.raises(ExtraMissing, match=r"pip install 'textmill\[otel\]'"):
         start_tracing("http://127.0.0.1:4317", "textmill-router")
     assert start_tracing(None, "textmill-router") is None

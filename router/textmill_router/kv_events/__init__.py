@@ -1,0 +1,1 @@
+"""Tells routers between machines which prefixes the KV cache holds, over ZeroMQ."""

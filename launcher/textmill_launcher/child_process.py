@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -14,12 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from textmill_launcher.child_name import ChildName
 from textmill_launcher.logs import ChildOutput
+from textmill_launcher.progress_bar import LOGGER, read_share
 
 NUM_LAST_LINES = 20
 MAX_LINE_BYTES = 64 * 1024  # a longer line is cut into several
 OUTPUT_END_TIMEOUT_S = 5.0  # for the rest of the output after the child has ended
 URGE_INTERVAL_S = 0.5  # between two signals, because signals that come faster than a process reads them count as one
 _PR_SET_PDEATHSIG = 1
+
+
+progress_log = logging.getLogger(LOGGER)
 
 
 class ChildProcess:
@@ -187,6 +192,11 @@ class ChildProcess:
         # A progress bar writes each new state after a carriage return, and only its last state counts.
         text = line.decode("utf-8", errors="replace").rstrip("\r").rpartition("\r")[2]
         if not text.strip():
+            return
+        progress = read_share(text)
+        if progress is not None:
+            phase, share = progress
+            progress_log.debug("", extra={"child": str(self.name), "phase": phase, "share": share})
             return
         self._last_lines.append(text)
         if is_stdout:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from textmill_launcher.child_arguments import download_command, download_environment
+from textmill_launcher.download_report import BAR, form_for
 from textmill_launcher.errors import NoSuchModel, SettingsError
 from textmill_launcher.model_files import SourceKind, locate_model
 from textmill_launcher.settings import read_start, serve_parser
@@ -40,6 +41,8 @@ def run(argv: Sequence[str]) -> NoReturn:
         command += [word for pattern in patterns for word in (f"--{name}", str(pattern))]
     command += ["--stall-timeout", _seconds(str(flags["stall_timeout_s"]))]
     command += [] if flags["no_verify"] else ["--verify"]
+    is_terminal = sys.stderr.isatty()
+    command += ["--show", form_for(json_output=settings.json_output, is_terminal=is_terminal, on_terminal=BAR)]
     sys.stdout.flush()
     os.execve(command[0], command, download_environment(os.environ, settings))  # so that a signal reaches the download
 

@@ -6,13 +6,13 @@ plain HTTP and goes on where the other one ended.
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from textmill_launcher.download_report import MIB, DownloadReport
 from textmill_launcher.exit_codes import ExitCode
 
 # Lines of the process that downloads. After the second one no byte comes, because files are compared with checksums.
@@ -20,8 +20,6 @@ TO_FETCH = "bytes to fetch:"
 ALL_THERE = "all bytes are there"
 MAX_ATTEMPTS = 5
 POLL_S = 0.5
-TELL_EVERY_S = 10.0
-MIB = 1024**2
 
 
 def repository_folder(cache: Path, model_id: str) -> Path:
@@ -29,12 +27,13 @@ def repository_folder(cache: Path, model_id: str) -> Path:
     return cache / ("models--" + model_id.replace("/", "--"))
 
 
-def watch(command: Sequence[str], folder: Path, *, stall_s: float) -> int:
+def watch(command: Sequence[str], folder: Path, report: DownloadReport, *, stall_s: float) -> int:
     """Run the download to its end, and return its exit code. The last line of its output is passed on."""
     environ = dict(os.environ)
     for attempt in range(1, MAX_ATTEMPTS + 1):
-        run = _Run(command, environ, folder)
+        run = _Run(command, environ, folder, report)
         code = run.wait(stall_s)
+        report.end()
         if code is not None:
             if code == 0 and run.last_line:
                 print(run.last_line, flush=True)
@@ -42,8 +41,8 @@ def watch(command: Sequence[str], folder: Path, *, stall_s: float) -> int:
         environ["HF_HUB_DISABLE_XET"] = "1"
         if attempt < MAX_ATTEMPTS:
             way = f"fetching goes on by plain HTTP (attempt {attempt + 1} of {MAX_ATTEMPTS})"
-            _tell(f"no byte came for {stall_s:g} s: {way}")
-    _tell(f"no byte came for {stall_s:g} s, {MAX_ATTEMPTS} times: check the network")
+            report.tell(f"no byte came for {stall_s:g} s: {way}")
+    report.tell(f"no byte came for {stall_s:g} s, {MAX_ATTEMPTS} times: check the network")
     return ExitCode.HUB_FAILED
 
 
@@ -62,8 +61,9 @@ def end_with_parent() -> None:
 class _Run:
     """One process that downloads, in the process group of this one, so that a signal to the group ends both."""
 
-    def __init__(self, command: Sequence[str], environ: dict[str, str], folder: Path) -> None:
+    def __init__(self, command: Sequence[str], environ: dict[str, str], folder: Path, report: DownloadReport) -> None:
         self._folder = folder
+        self._report = report
         self._wanted_bytes = 0
         self._is_all_there = False
         self._process = subprocess.Popen(list(command), env=environ, stdout=subprocess.PIPE, text=True)
@@ -75,7 +75,7 @@ class _Run:
     def wait(self, stall_s: float) -> int | None:
         """Return the exit code, or None when no byte came for `stall_s` and the process was killed."""
         began_bytes = seen_bytes = self._bytes_there()
-        changed_s = told_s = began_s = time.monotonic()
+        changed_s = began_s = time.monotonic()
         try:
             while True:
                 try:
@@ -89,19 +89,13 @@ class _Run:
                     seen_bytes, changed_s = there, now_s
                 elif now_s - changed_s >= stall_s and not self._is_all_there:
                     return None
-                if self._wanted_bytes and now_s - told_s >= TELL_EVERY_S:
-                    told_s = now_s
-                    self._tell_progress(there - began_bytes, now_s - began_s)
+                if self._wanted_bytes and not self._is_all_there:
+                    self._report.show(there - began_bytes, self._wanted_bytes, now_s - began_s)
         finally:
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
             self._reader.join()
-
-    def _tell_progress(self, fetched: int, elapsed_s: float) -> None:
-        speed = fetched / elapsed_s / MIB
-        share = 100 * fetched / self._wanted_bytes
-        _tell(f"{fetched / MIB:.0f} of {self._wanted_bytes / MIB:.0f} MiB ({share:.0f} %), {speed:.1f} MiB/s")
 
     def _bytes_there(self) -> int:
         """Return the bytes of all files of the model on the disk, whole or not. While they change, bytes come."""
@@ -119,12 +113,8 @@ class _Run:
                 text = line.strip()
                 if text.startswith(TO_FETCH):
                     self._wanted_bytes += int(text.removeprefix(TO_FETCH))
-                    _tell(f"{self._wanted_bytes / MIB:.1f} MiB to fetch")
+                    self._report.tell(f"{self._wanted_bytes / MIB:.1f} MiB to fetch")
                 elif text == ALL_THERE:
                     self._is_all_there = True
                 elif text:
                     self.last_line = text
-
-
-def _tell(text: str) -> None:
-    print(f"download: {text}", file=sys.stderr, flush=True)

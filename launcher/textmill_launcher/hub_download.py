@@ -6,6 +6,7 @@ process starts another one, which fetches, and watches that bytes come (`downloa
 
 import argparse
 import contextlib
+import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from textmill_launcher.download_report import FORMS, LINES, new_report
 from textmill_launcher.download_watch import ALL_THERE, TO_FETCH, end_with_parent, repository_folder, watch
 from textmill_launcher.exit_codes import ExitCode, code_of_os_error
 
@@ -55,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--exclude", action="append", default=[], help="pattern of files to leave out")
     parser.add_argument("--verify", action="store_true", help="compare all files with the checksums of the hub")
     parser.add_argument("--stall-timeout", type=float, default=DEFAULT_STALL_S, help="seconds without a byte")
+    parser.add_argument("--show", choices=FORMS, default=LINES, help="how progress is told")
     parser.add_argument("--worker", action="store_true", help="fetch in this process, which nobody watches")
     return parser
 
@@ -68,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fetch(arguments)
     command = [sys.executable, "-m", "textmill_launcher.hub_download", "--worker", *words]
     cache = Path(arguments.cache_dir or constants.HF_HUB_CACHE)
-    return watch(command, repository_folder(cache, arguments.model_id), stall_s=arguments.stall_timeout)
+    folder, report = repository_folder(cache, arguments.model_id), new_report(arguments.show)
+    return watch(command, folder, report, stall_s=arguments.stall_timeout)
 
 
 def fetch(arguments: argparse.Namespace) -> int:
@@ -99,6 +103,8 @@ def _fetch_all(arguments: argparse.Namespace) -> Path:
     if arguments.or_pickled and not any(folder.glob("*.safetensors")):
         folder = _fetch(arguments, [*patterns, *PICKLED_FILES], unwanted)
     arguments.revision = folder.name  # the commit, so that both fetches give files of one state
+    # Most models have none of these files, and the library warns of that.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     return _fetch(arguments, FURTHER_FILES, arguments.exclude)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from textmill_launcher import progress_bar
 from textmill_launcher.child_arguments import (
     ModelFolder,
     child_environment,
@@ -16,6 +17,7 @@ from textmill_launcher.child_arguments import (
     download_environment,
 )
 from textmill_launcher.child_name import ChildName
+from textmill_launcher.download_report import SHARES, form_for
 from textmill_launcher.errors import ModelFilesError, NoSuchModel
 from textmill_launcher.settings import Settings
 
@@ -26,6 +28,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 log = logging.getLogger(__name__)
+progress_log = logging.getLogger(progress_bar.LOGGER)
 
 RunHelper = Callable[[ChildName, Sequence[str], Mapping[str, str]], Awaitable[str]]
 """Runs a download or a conversion to its end. Returns the last line of its output; raises `ModelFilesError`."""
@@ -137,8 +140,14 @@ async def _download(
     source: ModelSource, settings: Settings, environ: Mapping[str, str], run_helper: RunHelper
 ) -> ModelFolder:
     log.info("fetching %s%s", source.model_id, f" at {settings.revision}" if settings.revision else "")
-    command = download_command(source.model_id, settings)
-    folder = Path(await run_helper(ChildName("download"), command, download_environment(environ, settings)))
+    is_terminal = progress_bar.are_drawn()
+    form = form_for(json_output=settings.json_output, is_terminal=is_terminal, on_terminal=SHARES)
+    command = [*download_command(source.model_id, settings), "--show", form]
+    child = ChildName("download")
+    try:
+        folder = Path(await run_helper(child, command, download_environment(environ, settings)))
+    finally:
+        progress_log.debug("", extra={"child": str(child), "phase": "ready", "share": None})
     sha = folder.name if _COMMIT.fullmatch(folder.name) else None
     return check_folder(
         ModelFolder(path=folder, model_id=source.model_id, model_sha=sha), allow_pickle=settings.allow_pickle

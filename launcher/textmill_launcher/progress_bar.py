@@ -12,6 +12,28 @@ WIDTH = 20  # characters of a bar
 _CLEAR = "\r\x1b[K"  # back to the begin of the line, and empty it
 
 
+# Begins the lines in which a child tells the launcher how far the child is.
+_SHARE_MARK = "textmill share "
+
+
+def share_line(phase: str, share: float) -> str:
+    """Return the line by which a child lets the launcher draw its bar; `share` is from 0 to 1."""
+    return f"{_SHARE_MARK}{share:.4f} {phase}"
+
+
+def read_share(line: str) -> tuple[str, float] | None:
+    """Return phase and share of a line of `share_line`, or None for any other line."""
+    if not line.startswith(_SHARE_MARK):
+        return None
+    share, _, phase = line.removeprefix(_SHARE_MARK).partition(" ")
+    return phase, float(share)
+
+
+def are_drawn() -> bool:
+    """Whether this process draws bars."""
+    return logging.getLogger(LOGGER).isEnabledFor(logging.DEBUG)
+
+
 class StatusLine:
     """The last line of a terminal, which is drawn again and again. Whoever writes a line clears it before."""
 

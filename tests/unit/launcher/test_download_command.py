@@ -1,5 +1,6 @@
 """`launcher download` against a hub that stalls, cuts, lies about sizes, changes bytes and refuses."""
 
+import json
 import os
 import signal
 import subprocess
@@ -55,6 +56,13 @@ def test_model_is_fetched_and_verified_and_its_folder_is_the_last_line(hub: Hub,
     assert folder.name == COMMIT
     assert {path.name for path in folder.iterdir()} == set(FILES)
     assert "2.9 MiB to fetch" in done.stderr
+
+
+def test_news_are_json_where_the_log_is_json(hub: Hub, tmp_path: Path) -> None:
+    done = download(hub.url, tmp_path, "org/open", "--json-output")
+    assert weights_of(done) == WEIGHTS
+    [line] = map(json.loads, done.stderr.splitlines())
+    assert line["fields"] == {"message": "2.9 MiB to fetch"}
 
 
 def test_patterns_choose_the_files(hub: Hub, tmp_path: Path) -> None:

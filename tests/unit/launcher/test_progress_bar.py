@@ -10,13 +10,9 @@ from textmill_launcher import logs
 from textmill_launcher.child_name import ChildName
 from textmill_launcher.readiness import PhaseLog
 
-CLEAR = "\r\x1b[K"
+from tests.fakes.terminal import CLEAR, Terminal, shown_at_last
+
 SHARD = ChildName("shard", 0)
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +20,6 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("COLUMNS", "120")
     yield
     logs.configure(json_output=False, level="INFO", stream=io.StringIO())  # no bars for other tests
-
-
-def shown_at_last(terminal: Terminal) -> str:
-    """Return the last line as a reader of the terminal sees it."""
-    return terminal.getvalue().rpartition("\n")[2].rpartition(CLEAR)[2]
 
 
 def test_bar_grows_with_the_share_and_goes_when_the_child_is_ready() -> None:

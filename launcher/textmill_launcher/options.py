@@ -212,6 +212,8 @@ def lines(value: str) -> tuple[str, ...]:
 
 V1_ERRORS = ("mixed", "openai", "tgi")
 METRICS_ALIASES = ("vllm",)
+POOLINGS = ("auto", "cls", "mean", "last", "max", "none")
+TASK_SHAPES = ("client", "seed")
 TOOL_FORMATS = (
     *("harmony", "openai", "gpt-oss"),
     *("deepseek_v3", "deepseekv3", "deepseek_v31", "deepseekv31", "kimi_k2", "command_r", "granite"),

@@ -15,7 +15,9 @@ from textmill_launcher.options import (
     DTYPES,
     LOG_LEVELS,
     METRICS_ALIASES,
+    POOLINGS,
     REASONING_FORMATS,
+    TASK_SHAPES,
     TOOL_FORMATS,
     V1_ERRORS,
     Child,
@@ -98,6 +100,11 @@ class Settings:
         "task of the model, such as text-classification; without it the model's files tell",
         platform_variables=("HF_TASK",),
     )
+    pooling: str | None = option(
+        Choice(POOLINGS),
+        "how the vectors of tokens become the vector of a text; auto: as the model's files say",
+        to=SHARD,
+    )
     served_model_name: tuple[str, ...] = option(
         word_list,
         "name that clients use for the model instead of --model-id; repeatable, answers have the first",
@@ -123,6 +130,10 @@ class Settings:
     max_concurrent_requests: int | None = option(integer(1), "requests held at once; more get 429", to=ROUTER)
     max_queued_requests: int | None = option(integer(1), "requests that wait for a slot; more get 429", to=ROUTER)
     max_queued_tokens: int | None = option(integer(1), "prompt tokens of all waiting requests; more get 429", to=ROUTER)
+    max_queued_rows: int | None = option(
+        integer(1), "rows in work or waiting of a task without generation; more get 429", to=ROUTER
+    )
+    max_task_rows: int | None = option(integer(1), "rows of one call of a task without generation", to=ROUTER)
     max_queue_seconds: float | None = option(
         positive_seconds, "predicted seconds of waiting; more get 429; without it the wait is not bounded", to=ROUTER
     )
@@ -166,6 +177,9 @@ class Settings:
     num_slots: int | None = option(integer(1), "requests that run at once", to=SHARD)
     max_step_tokens: int | None = option(
         integer(1), "most tokens of one step; without it 1024, or the prefill budget and 256", to=SHARD
+    )
+    max_batch_tokens: int | None = option(
+        integer(1), "most tokens of one batch of rows; without it 2048 on a CPU, 16384 on a GPU", to=SHARD
     )
     num_threads: int | None = option(
         integer(1), "threads of a shard's steps; without it the cores, from 3 on less one", to=SHARD
@@ -218,6 +232,9 @@ class Settings:
     )
     kv_events_topic: str | None = option(text, "topic of the events; without it kv@MACHINE@MODEL", to=ROUTER)
     v1_errors: str | None = option(Choice(V1_ERRORS), "form of errors on /v1", to=ROUTER)
+    task_shapes: str | None = option(
+        Choice(TASK_SHAPES), "answers in the shape that the caller's client parses, or of one shape", to=ROUTER
+    )
     strict_model: bool = switch("404 for names of models that are not served", to=ROUTER)
     open_objects: bool = switch("let objects have keys that their schema does not name", to=ROUTER)
     validation_workers: int | None = option(integer(1, 256), "threads that tokenise long prompts", to=ROUTER)

@@ -117,6 +117,14 @@ class TooManyPrompts(ValidationFailed):
     """A call of /v1/completions has more prompts than --max-client-batch-size."""
 
 
+class TooManyRows(ValidationFailed):
+    """A call of a task has more rows than --max-task-rows."""
+
+
+class WrongTask(ValidationFailed):
+    """The model cannot do what was asked. The text names the model's task and the routes that serve it."""
+
+
 class StreamOptionsRefused(ValidationFailed):
     """A call of /v1 has `stream_options` and asks for no stream."""
 

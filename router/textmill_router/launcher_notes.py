@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from textmill_router.engine.replica_set import ReplicaSet
+from textmill_router.engine.row_engine import RowEngine
 from textmill_router.metrics.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ class Note:
     reason: str = ""
 
 
-async def follow_notes(metrics: Metrics, engine: ReplicaSet) -> None:
+async def follow_notes(metrics: Metrics, engine: ReplicaSet | RowEngine) -> None:
     """Take notes until the launcher ends, which closes its end of the pipe."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -31,7 +32,7 @@ async def follow_notes(metrics: Metrics, engine: ReplicaSet) -> None:
         take_note(line, metrics, engine)
 
 
-def take_note(line: bytes, metrics: Metrics, engine: ReplicaSet) -> None:
+def take_note(line: bytes, metrics: Metrics, engine: ReplicaSet | RowEngine) -> None:
     """Count a restart, or end the requests that no group of shards will serve any more."""
     note = msgspec.json.decode(line, type=Note)
     match note.note:

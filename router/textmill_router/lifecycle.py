@@ -18,6 +18,7 @@ from textmill_router.api.routes import build_app
 from textmill_router.chat.call_trial import warn_of_unread_calls
 from textmill_router.chat.template_files import load_chat_templates
 from textmill_router.engine.replica_set import ReplicaSet
+from textmill_router.engine.row_engine import RowEngine
 from textmill_router.engine.shard_client import ShardClientOptions
 from textmill_router.engine.shard_link import ShardLink, ShardTls, ShardTlsError
 from textmill_router.engine.status import EnginePhase
@@ -30,6 +31,8 @@ from textmill_router.launcher_notes import follow_notes
 from textmill_router.outlets import open_outlets
 from textmill_router.serving.service import Service, scheduler_config
 from textmill_router.settings import Settings, SettingsError
+from textmill_router.tasks.model import TaskModel, read_prompts
+from textmill_router.tasks.text_reader import TextReader
 from textmill_router.text.tokenization import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -152,7 +155,36 @@ def _shard_links(settings: Settings) -> list[ShardLink]:
     return [ShardLink(address, tls) for address in settings.shard_address]
 
 
-async def start_backend(service: Service) -> ReplicaSet:
+async def start_backend(service: Service) -> ReplicaSet | RowEngine:
+    """Start the engine of the model's task, and wait for one replica. Raises SettingsError or BackendLost."""
+    return await (start_rows(service) if service.is_of_rows else start_generation(service))
+
+
+async def start_rows(service: Service) -> RowEngine:
+    """Load the tokenizer, connect to the shards of rows, wait for one replica. Raises SettingsError or BackendLost."""
+    settings = service.settings
+    reader = await asyncio.to_thread(TextReader.load, settings.model_dir, settings.validation_workers)
+    options = [ShardClientOptions(link) for link in _shard_links(settings)]
+    engine = RowEngine(options, reader.digest, on_change=service.health.look)
+    service.attach_rows(engine)
+    await engine.start()
+    try:
+        status = await engine.wait_for_phase(EnginePhase.READY, EnginePhase.STOPPED)
+        facts = engine.facts
+        if status.phase is EnginePhase.STOPPED or facts is None:
+            raise BackendLost(status.error or "the engine stopped")
+        prompts = read_prompts(Path(settings.model_dir))
+        service.become_ready_for_rows(
+            TaskModel(facts, reader, settings.model_names[0], prompts, max_rows=settings.max_task_rows)
+        )
+    except BaseException:
+        await engine.stop()
+        raise
+    log.info("ready", extra={"model_id": settings.model_id, "task": settings.task})
+    return engine
+
+
+async def start_generation(service: Service) -> ReplicaSet:
     """Load the tokenizer, connect to the shards, wait for one replica. Raises SettingsError or BackendLost."""
     settings = service.settings
     tokenizer = await asyncio.to_thread(Tokenizer.load, settings.model_dir, settings.validation_workers)
@@ -274,7 +306,7 @@ async def _serve_backend(service: Service) -> None:
         await service.close_backend()
 
 
-async def _comment_while_away(service: Service, engine: ReplicaSet) -> None:
+async def _comment_while_away(service: Service, engine: ReplicaSet | RowEngine) -> None:
     """Send comments to all streams while no shard serves, so that neither clients nor proxies give them up."""
     while True:
         await asyncio.sleep(PULSE_S)

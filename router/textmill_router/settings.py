@@ -19,6 +19,7 @@ LOG_LEVELS = {
     "error": "ERROR",
 }
 METRICS_ALIASES = ("vllm",)
+TASK_SHAPES = ("client", "seed")
 OTLP_PORT = 4317
 
 
@@ -201,6 +202,15 @@ class Settings:
     max_queued_tokens: int = _option(_integer(1), "prompt tokens of all waiting requests; more get 429", 8_000_000)
     max_queue_seconds: float | None = _option(
         _seconds, "predicted seconds of waiting; more get 429; without it the wait is not bounded", None
+    )
+    max_queued_rows: int = _option(
+        _integer(1), "rows in work or waiting of a task without generation; more get 429", 4096
+    )
+    max_task_rows: int = _option(_integer(1), "rows of one call of a task without generation", 1024)
+    task_shapes: str = _option(
+        _one_of(*TASK_SHAPES),
+        "answers in the shape that the caller's client parses (client), or of one shape (seed)",
+        "client",
     )
     prefix_caching: bool = _option(_truth, "reuse the KV blocks of equal prefixes (true or false)", True)
     response_cache_bytes: int = _option(

@@ -35,20 +35,24 @@ ROUTER_FOLDERS = {
     "chat": names("errors request parsers grammar text"),
     "health": names(""),
     "metrics": names("request scheduler text health"),
-    "engine": names("errors request scheduler adapters health metrics"),
+    "tasks": names("errors request text"),
+    "engine": names("errors request scheduler adapters health metrics tasks"),
     "http": names("errors tracing"),
     "serving": names(
         "bounds errors exact_json file_watch request settings scheduler tracing parsers text grammar chat health "
-        "metrics engine http"
+        "metrics engine http tasks"
     ),
     "api/openai": names("bounds errors exact_json request settings parsers text grammar chat http serving"),
     "api/tgi": names(
         "errors exact_json request text grammar chat http serving api/openai"
     ),  # openai: `chat_tokenize` alone
     "api/platforms": names("errors exact_json request settings text grammar http serving api/tgi"),
+    "api/tasks": names("errors http serving tasks api/openai"),  # openai: names of models alone
     "api/openapi": names("bounds http serving api/tgi api/openai"),
     "api/playground": names("http"),
-    "api": names("errors health metrics http serving api/tgi api/openai api/platforms api/openapi api/playground"),
+    "api": names(
+        "errors health metrics http serving tasks api/tgi api/openai api/platforms api/tasks api/openapi api/playground"
+    ),
     "launcher_notes": names("metrics engine"),
     "outlets": names("engine extras kv_events scheduler settings tracing"),
     "lifecycle": EVERYTHING,
@@ -67,12 +71,14 @@ ROUTER_LIBRARIES = {
     "chat": names("jinja2"),
     "health": names(""),
     "metrics": names("prometheus_client"),
+    "tasks": names("msgspec tokenizers"),
     "engine": names("grpc textmill_proto"),
     "http": names("starlette uvicorn msgspec"),
     "serving": names("starlette msgspec"),
     "api/openai": names("starlette msgspec"),
     "api/tgi": names("starlette msgspec"),
     "api/platforms": names("starlette msgspec"),
+    "api/tasks": names("starlette msgspec"),
     "api/openapi": names("starlette msgspec"),
     "api/playground": names(""),
     "api": names("starlette msgspec"),

@@ -15,7 +15,9 @@ from textmill_launcher.options import (
     ATTENTION_BACKENDS,
     DTYPES,
     METRICS_ALIASES,
+    POOLINGS,
     REASONING_FORMATS,
+    TASK_SHAPES,
     TOOL_FORMATS,
     V1_ERRORS,
     Child,
@@ -25,10 +27,12 @@ from textmill_launcher.settings import OPTIONS, load_settings
 from textmill_router.api.openai.errors import V1_ERROR_STYLES
 from textmill_router.parsers.formats import REASONING_NAMES, TOOL_FORMAT_NAMES
 from textmill_router.settings import METRICS_ALIASES as ROUTER_METRICS_ALIASES
+from textmill_router.settings import TASK_SHAPES as ROUTER_TASK_SHAPES
 from textmill_router.settings import load_settings as load_router_settings
 from textmill_shard.options import ATTENTION_BACKENDS as SHARD_ATTENTION_BACKENDS
 from textmill_shard.options import DEVICE_SWAPS, SWAPS
 from textmill_shard.options import DTYPES as SHARD_DTYPES
+from textmill_shard.options import POOLINGS as SHARD_POOLINGS
 from textmill_shard.settings import load_settings as load_shard_settings
 
 from tests.fakes.launcher_flags import GOOD_VALUES, arguments
@@ -138,5 +142,7 @@ def test_words_that_the_launcher_takes_are_those_of_its_children() -> None:
     assert DTYPES == SHARD_DTYPES
     assert ATTENTION_BACKENDS == SHARD_ATTENTION_BACKENDS
     assert METRICS_ALIASES == ROUTER_METRICS_ALIASES
+    assert TASK_SHAPES == ROUTER_TASK_SHAPES
+    assert POOLINGS == SHARD_POOLINGS
     [about_swaps] = [option.help for option in OPTIONS if option.name == "disable_swaps"]
     assert [name for name in (*SWAPS, *DEVICE_SWAPS) if name not in about_swaps] == []

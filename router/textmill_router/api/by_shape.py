@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from textmill_router.api.platforms.sagemaker import replay
 from textmill_router.errors import RequestError, ValidationFailed
+from textmill_router.http.inner_calls import replay
 from textmill_router.http.json_body import ClientLeft, decode_json, read_body
 from textmill_router.http.replies import send_error
 from textmill_router.serving.service import Service

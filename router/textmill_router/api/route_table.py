@@ -1,7 +1,6 @@
 """The table of the routes, with the endpoint of each route and its place in the OpenAPI document."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -43,7 +42,9 @@ from textmill_router.api.platforms.kserve_status import V2LiveRoute, V2ModelRout
 from textmill_router.api.platforms.sagemaker import InvocationsRoute
 from textmill_router.api.platforms.vertex import VertexRoute
 from textmill_router.api.playground.page import load_playground
+from textmill_router.api.route_row import RouteRow
 from textmill_router.api.status import HealthRoute, InfoRoute, MetricsRoute, ProbeRoute
+from textmill_router.api.task_table import TASK_ALIASES, rows_beside_writing, rows_for_task, vertex_task_route
 from textmill_router.api.tgi.chat_tokenize import ChatTokenizeRoute
 from textmill_router.api.tgi.detokenize import DetokenizeRoute
 from textmill_router.api.tgi.generate import generate_route
@@ -65,21 +66,7 @@ from textmill_router.health.states import StateRow
 from textmill_router.http.static_pages import AssetRoute, PageRoute, StaticPage
 from textmill_router.serving.route import GeneratingRoute
 from textmill_router.serving.service import Service
-
-
-@dataclass(frozen=True, slots=True)
-class RouteRow:
-    """One route. `make` makes the endpoint of the operation's path and method.
-
-    Monitoring needs no API key, and neither do pages, which hold no secret and on which the key is typed in.
-    `is_playground` marks the routes that `--disable-playground` takes away.
-    """
-
-    make: Callable[[Service], ASGIApp]
-    operation: Operation
-    needs_key: bool = True
-    is_playground: bool = False
-
+from textmill_router.tasks.names import is_row_task
 
 # Paths without `/v1`, for clients whose base URL lacks `/v1`, and the paths for which they stand.
 ALIASES = {
@@ -90,13 +77,25 @@ ALIASES = {
 }
 
 
-def openapi_document() -> dict[str, Any]:
-    """Return the OpenAPI document of all routes."""
-    return build_document([row.operation for row in ROUTES])
+def rows_of(task: str | None) -> tuple[RouteRow, ...]:
+    """Return the routes of a server whose model is made for this task; None: text generation."""
+    return tuple(rows_for_task(task, ROUTES)) if is_row_task(task) and task is not None else ROUTES
 
 
-def vertex_route(service: Service) -> VertexRoute:
+def aliases_of(task: str | None) -> dict[str, str]:
+    """Return the further paths of routes, with the paths for which they stand."""
+    return {**ALIASES, **TASK_ALIASES}
+
+
+def openapi_document(task: str | None = None) -> dict[str, Any]:
+    """Return the OpenAPI document of all routes of a server whose model is made for this task."""
+    return build_document([row.operation for row in rows_of(task)])
+
+
+def vertex_route(service: Service) -> ASGIApp:
     """Return the ASGI endpoint of /vertex, which also serves the path that Vertex AI names."""
+    if service.is_of_rows:
+        return vertex_task_route(service)
     return VertexRoute(service, generate=generate_route(service, GenerateMode.WHOLE), chat=chat_route(service))
 
 
@@ -130,7 +129,7 @@ def _docs_loader(service: Service) -> Callable[[], StaticPage]:
 
 
 def _document_route(service: Service) -> OpenApiRoute:
-    return OpenApiRoute(openapi_document, service.settings.root_path)
+    return OpenApiRoute(partial(openapi_document, service.settings.task), service.settings.root_path)
 
 
 def _probe_row(name: str, summary: str, probe: Callable[[StateRow], bool]) -> RouteRow:
@@ -210,7 +209,7 @@ def _v2_model_rows() -> list[RouteRow]:
                     "summary": f"Open Inference Protocol: {own['summary']}",
                 },
             )
-            rows.append(RouteRow(make, operation))
+            rows.append(RouteRow(make, operation, writes=action not in ("ready", "")))
     return rows
 
 
@@ -228,6 +227,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example={**_EXAMPLE, "stream": False},
             operation_id="compat_generate",
         ),
+        writes=True,
     ),
     RouteRow(
         lambda service: generate_route(service, GenerateMode.WHOLE),
@@ -241,6 +241,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example=_EXAMPLE,
             operation_id="generate",
         ),
+        writes=True,
     ),
     RouteRow(
         lambda service: generate_route(service, GenerateMode.STREAM),
@@ -254,6 +255,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example=_EXAMPLE,
             operation_id="generate_stream",
         ),
+        writes=True,
     ),
     RouteRow(
         chat_route,
@@ -269,6 +271,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example=_CHAT_EXAMPLE,
             operation_id="chat_completions",
         ),
+        writes=True,
     ),
     RouteRow(
         completions_route,
@@ -284,6 +287,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example={"prompt": "What is deep learning?", "max_tokens": 20},
             operation_id="completions",
         ),
+        writes=True,
     ),
     RouteRow(
         chat_render_route,
@@ -298,6 +302,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example=_CHAT_EXAMPLE,
             operation_id="chat_completions_render",
         ),
+        writes=True,
     ),
     RouteRow(
         completions_render_route,
@@ -312,6 +317,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example={"prompt": "What is deep learning?", "max_tokens": 20},
             operation_id="completions_render",
         ),
+        writes=True,
     ),
     RouteRow(
         ModelsRoute,
@@ -350,6 +356,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example={"inputs": "My name is Olivier and I"},
             operation_id="tokenize",
         ),
+        writes=True,
     ),
     RouteRow(
         ChatTokenizeRoute,
@@ -363,6 +370,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example=_CHAT_EXAMPLE,
             operation_id="get_chat_tokenize",
         ),
+        writes=True,
     ),
     RouteRow(
         _detokenize_route,
@@ -376,6 +384,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example={"ids": [1, 2, 3]},
             operation_id="detokenize",
         ),
+        writes=True,
     ),
     RouteRow(
         _invocations_route,
@@ -391,6 +400,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example=_EXAMPLE,
             operation_id="sagemaker_compatibility",
         ),
+        writes=True,
     ),
     RouteRow(
         vertex_route,
@@ -404,6 +414,7 @@ ROUTES: tuple[RouteRow, ...] = (
             example={"instances": [_EXAMPLE]},
             operation_id="vertex_compatibility",
         ),
+        writes=True,
     ),
     _v2_health_row("live", "503 if only a new start of the server helps", V2LiveRoute, v2.V2Live),
     _v2_health_row("ready", "200 if a load balancer should send calls here", V2ReadyRoute, v2.V2Ready),
@@ -507,4 +518,5 @@ ROUTES: tuple[RouteRow, ...] = (
         Operation(path="/api-doc/openapi.json", method="get", summary="The OpenAPI document", is_shown=False),
         needs_key=False,
     ),
+    *rows_beside_writing(),
 )

@@ -6,8 +6,10 @@ from dataclasses import replace
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from textmill_router.api.route_table import ALIASES, ROUTES, vertex_route
+from textmill_router.api.route_table import aliases_of, rows_of, vertex_route
 from textmill_router.api.status import HealthRoute
+from textmill_router.api.tasks.route import TaskRoute
+from textmill_router.api.tasks.wrong_task import WrongTaskRoute
 from textmill_router.errors import MethodNotAllowed, RouteNotFound
 from textmill_router.http.call import call_of
 from textmill_router.http.middleware import ApiKey, Cors, CorsRules, FrontDoor
@@ -22,19 +24,22 @@ def build_app(service: Service) -> FrontDoor:
     """Return one application with all routes of the service behind the middlewares."""
     settings = service.settings
     routes: dict[str, dict[str, ASGIApp]] = {}
-    rows = [row for row in ROUTES if not (row.is_playground and settings.disable_playground)]
+    rows = [row for row in rows_of(settings.task) if not (row.is_playground and settings.disable_playground)]
     for row in rows:
         routes.setdefault(row.operation.path, {})[row.operation.method.upper()] = row.make(service)
-    for alias, path in ALIASES.items():
-        routes[alias] = routes[path]
+    aliases = aliases_of(settings.task)
+    for alias, path in aliases.items():
+        routes[alias] = {**routes[path], **routes.get(alias, {})}
     if settings.aip_predict_route is not None:
         routes.setdefault(settings.aip_predict_route, {})["POST"] = vertex_route(service)
     if settings.aip_health_route is not None:
         routes.setdefault(settings.aip_health_route, {})["GET"] = HealthRoute(service)
     endpoints = [endpoint for of_path in routes.values() for endpoint in of_path.values()]
-    known = [endpoint.style for endpoint in endpoints if isinstance(endpoint, GeneratingRoute)]
+    known = [
+        endpoint.style for endpoint in endpoints if isinstance(endpoint, GeneratingRoute | TaskRoute | WrongTaskRoute)
+    ]
     style_of = PathStyles(known).of
-    known += [replace(style_of(path), prefix=alias.partition("/{")[0]) for alias, path in ALIASES.items()]
+    known += [replace(style_of(path), prefix=alias.partition("/{")[0]) for alias, path in aliases.items()]
     styles = PathStyles(known, settings.root_path)
     app: ASGIApp = Router(
         [Route(path, _Methods(path, endpoints)) for path, endpoints in routes.items()],

@@ -94,7 +94,7 @@ class ShardClient:
         # Each try has a channel of its own, because an old channel would wait its own, longer back-off before it
         # connects to a socket that has come back.
         try:
-            channel = self._options.link.open(_channel_options())
+            channel = self._options.link.open(channel_options())
         except OSError as error:
             log.warning("no way to the shard", extra={"reason": str(error)})
             return False
@@ -247,7 +247,7 @@ class _Stream:
             self._outbox_filled.set()
 
 
-def _channel_options() -> list[tuple[str, int]]:
+def channel_options() -> list[tuple[str, int]]:
     return [
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

@@ -28,11 +28,13 @@ from textmill_router.errors import (
     TemplateFailed,
     ToolError,
     TooManyPrompts,
+    TooManyRows,
     Unauthorized,
     UnknownContentCoding,
     UnknownTransferCoding,
     UnsupportedMediaType,
     ValidationFailed,
+    WrongTask,
 )
 
 Header = tuple[bytes, bytes]
@@ -61,6 +63,8 @@ _KINDS: dict[type[RequestError], ErrorKind] = {
     ValidationFailed: ErrorKind(422, "validation"),
     SuffixRefused: ErrorKind(422, "suffix not supported"),
     TooManyPrompts: ErrorKind(422, "batch size exceeded"),
+    TooManyRows: ErrorKind(422, "batch size exceeded"),
+    WrongTask: ErrorKind(422, "task"),
     TemplateFailed: ErrorKind(422, "template_error"),
     ToolError: ErrorKind(422, "tool_error"),
     GenerationBroke: ErrorKind(424, "generation"),

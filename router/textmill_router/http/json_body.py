@@ -39,12 +39,12 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
 
     Raises PayloadTooLarge, UnsupportedMediaType and ClientLeft.
     """
-    body = await _read_bytes(scope, receive, max_bytes)
-    content_type = _header(scope, b"content-type")
+    body = await read_bytes(scope, receive, max_bytes)
+    content_type = header_of(scope, b"content-type")
     if content_type is None or not _JSON_TYPE.fullmatch(content_type):
         found = "none" if content_type is None else repr(content_type.decode("latin-1"))
         raise UnsupportedMediaType(f"the header content-type must be application/json, found {found}")
-    coding = _header(scope, b"content-encoding")
+    coding = header_of(scope, b"content-encoding")
     if coding is not None and coding.strip().lower() not in (b"", b"identity"):
         raise UnknownContentCoding(f"the body must not be coded, found content-encoding {coding.decode('latin-1')!r}")
     return body
@@ -79,12 +79,12 @@ def _check_syntax(body: bytes) -> Any:
         raise InvalidJson(f"the body is not JSON: {error}") from None
 
 
-async def _read_bytes(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
+async def read_bytes(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
     """Return the whole body, whose bytes are counted while they come.
 
     A body that is announced or found too long is refused at once; `guard.py` throws the rest of such a body away.
     """
-    declared = _header(scope, b"content-length")
+    declared = header_of(scope, b"content-length")
     if declared is not None and int(declared) > max_bytes:
         raise _too_large(max_bytes)
     parts: list[bytes] = []
@@ -107,7 +107,8 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"the body must have at most {max_bytes} bytes (--payload-limit); send a shorter prompt")
 
 
-def _header(scope: Scope, name: bytes) -> bytes | None:
+def header_of(scope: Scope, name: bytes) -> bytes | None:
+    """Return the first header of a name in lower case, or None."""
     for key, value in scope["headers"]:
         if key == name:
             found: bytes = value

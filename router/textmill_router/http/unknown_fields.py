@@ -66,7 +66,7 @@ class UnknownFields:
                     log.info("a field is not known and changes nothing", extra={"field": name, "route": route})
         for key, inner in known.objects.items():
             value = found.get(key)
-            if value is not None and bytes(value) != b"null":
+            if value is not None and bytes(value)[:1] == b"{":  # a field may also be null, a text or a list
                 self._note(value, inner, f"{path}{key}.", route)
 
 

@@ -24,6 +24,7 @@ from textmill_router.metrics.exposition import (
     write_text,
 )
 from textmill_router.metrics.histogram import DURATION_BOUNDS_S, Histogram, linear_bounds
+from textmill_router.metrics.row_metrics import RowMetrics
 from textmill_router.metrics.step_metrics import StepMetrics
 from textmill_router.metrics.vllm_names import vllm_families
 from textmill_router.request import FinishReason
@@ -69,6 +70,15 @@ class CacheNumbers:
     num_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class RowNumbers:
+    """The numbers of an engine of rows at a scrape."""
+
+    metrics: RowMetrics
+    num_waiting: int
+    num_waiting_tokens: int
+
+
 class Metrics:
     """The owner of all counters of the HTTP side. The scrape brings the engine's numbers, which the engine owns.
 
@@ -84,6 +94,8 @@ class Metrics:
         self._finishes: Counter[FinishReason] = Counter()
         self._http: Counter[tuple[str, str, int]] = Counter()  # by route, method, status
         self._prompt_tokens = 0
+        self._task_calls: Counter[str] = Counter()  # by task
+        self._task_tokens: Counter[str] = Counter()
         # By reason, and 0 at first, because Prometheus' `increase` misses the first event of a series that begins at 1.
         self._shard_restarts = Counter(dict.fromkeys(_RESTART_REASONS, 0))
         self._request_duration = Histogram(DURATION_BOUNDS_S)
@@ -136,6 +148,14 @@ class Metrics:
             self._mean_time_per_token.observe(result.inference_s / result.num_output_tokens)
             self._time_to_first_token.observe(validation_s + result.first_token_s)
 
+    def on_task(self, task: str, *, total_s: float, queue_s: float, num_tokens: int) -> None:
+        """Count a call of a task without generation that is complete."""
+        self._successes += 1
+        self._task_calls[task] += 1
+        self._task_tokens[task] += num_tokens
+        self._request_duration.observe(total_s)
+        self._queue_duration.observe(queue_s)
+
     def on_failure(self, err: str) -> None:
         """Count a call that ended without a result. The text of `specs.REQUEST_FAILURE` lists the values of `err`."""
         self._failures[err] += 1
@@ -161,18 +181,43 @@ class Metrics:
         self._successes += 1
 
     def expose(
-        self, engine: EngineNumbers | None, cache: CacheNumbers, *, num_in_flight: int, state: HealthState
+        self,
+        engine: EngineNumbers | None,
+        cache: CacheNumbers,
+        *,
+        num_in_flight: int,
+        state: HealthState,
+        rows: RowNumbers | None = None,
+        is_up: bool | None = None,
     ) -> bytes:
-        """Return the body of /metrics. `engine` is None before the first epoch."""
+        """Return the body of /metrics. `engine` is None before the first epoch, and of a model without generation.
+
+        `rows` are the numbers of a model without generation, of which `is_up` says whether a shard serves.
+        """
         families = [*self._own_families(num_in_flight), *(_engine_families(engine) if engine else ())]
+        if rows is not None:
+            families += self._row_families(rows)
         if engine is not None and self._vllm_model_name is not None:
             families += vllm_families(engine.stats, engine.block_size, self._vllm_model_name)
         families.append(counter_family(specs.CACHE_HITS, cache.num_hits))
         families.append(counter_family(specs.CACHE_MISSES, cache.num_misses))
         families.append(gauge_family(specs.CACHE_BYTES, cache.num_bytes))
-        families.append(gauge_family(specs.SHARD_UP, engine is not None and engine.is_up))
+        families.append(gauge_family(specs.SHARD_UP, (engine is not None and engine.is_up) if is_up is None else is_up))
         families.append(labelled_gauges(specs.HEALTH_STATE, [((one.value,), one is state) for one in HealthState]))
         return write_text([*families, *self._process.collect()])
+
+    def _row_families(self, rows: RowNumbers) -> Iterator[Metric]:
+        counted = rows.metrics
+        yield labelled_counters(specs.TASK_CALLS, [((task,), count) for task, count in self._task_calls.items()])
+        yield labelled_counters(specs.TASK_TOKENS, [((task,), count) for task, count in self._task_tokens.items()])
+        yield counter_family(specs.ROWS, counted.num_rows)
+        yield counter_family(specs.ROW_TOKENS, counted.num_tokens)
+        yield counter_family(specs.REPEATED_ROWS, counted.num_repeated_rows)
+        yield gauge_family(specs.ROWS_WAITING, rows.num_waiting)
+        yield gauge_family(specs.ROW_TOKENS_WAITING, rows.num_waiting_tokens)
+        yield histogram_family(specs.ROW_BATCH_SIZE, counted.batch_size)
+        yield histogram_family(specs.ROW_BATCH_DURATION, counted.batch_duration)
+        yield histogram_family(specs.RECOVERY, counted.recovery)
 
     def _own_families(self, num_in_flight: int) -> Iterator[Metric]:
         yield counter_family(specs.REQUEST_COUNT, self.num_requests)

@@ -3,7 +3,7 @@
 import sys
 
 from textmill_router.metrics.exposition import QUANTILES
-from textmill_router.metrics.specs import BUCKET_SETS, SPECS, VLLM_SPECS, MetricSpec
+from textmill_router.metrics.specs import BUCKET_SETS, ROW_SPECS, SPECS, VLLM_SPECS, MetricSpec
 
 _HEAD = """# Metrics
 
@@ -14,6 +14,10 @@ The names that begin with `tgi_`, and their labels, come from text-generation-in
 for TGI work. TGI counts some requests twice and never shows some metrics; Textmill counts each request once and shows
 each metric. A label value appears with its first event; only the reasons of restarts are there from the start, with 0.
 The metrics of the process (`process_...`) stand at the end of the answer.
+"""
+_ROW_HEAD = """## Models without generation
+
+A model that writes no text has these metrics, beside those of calls, HTTP and health above.
 """
 _VLLM_HEAD = """## vLLM's names
 
@@ -33,7 +37,9 @@ def write_page() -> str:
     lines += [f"| {name} | {bounds} |" for name, bounds in BUCKET_SETS.items()]
     quantiles = ", ".join(f"{quantile:g}" for quantile in QUANTILES)
     lines += ["", f"The summary has the quantiles {quantiles} of all observations since the start.", ""]
-    lines += [_VLLM_HEAD, "| Name | Type | Labels | Meaning |", "|---|---|---|---|"]
+    lines += [_ROW_HEAD, "| Name | Type | Labels | Buckets | Meaning |", "|---|---|---|---|---|"]
+    lines += [_row(spec) for spec in ROW_SPECS]
+    lines += ["", _VLLM_HEAD, "| Name | Type | Labels | Meaning |", "|---|---|---|---|"]
     lines += [f"| `{spec.name}` | {spec.kind.value} | {_labels(spec)} | {spec.text} |" for spec in VLLM_SPECS]
     return "\n".join(lines) + "\n"
 

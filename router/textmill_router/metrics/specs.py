@@ -35,6 +35,7 @@ BUCKET_SETS = {
     "B": "1, 2, 3 ... 1024",
 }
 SPECS: list[MetricSpec] = []  # in the order of the page
+ROW_SPECS: list[MetricSpec] = []  # shown for a model without generation alone
 VLLM_SPECS: list[MetricSpec] = []  # shown with `--metrics-alias vllm` alone
 
 
@@ -266,6 +267,25 @@ HEALTH_STATE = _spec(
 )
 BUILD_INFO = _spec(
     "textmill_build_info", _GAUGE, "Always 1; the label version holds the version of Textmill", labels=("version",)
+)
+
+
+def _row_spec(name: str, kind: MetricKind, text: str, *, labels: tuple[str, ...] = (), buckets: str = "") -> MetricSpec:
+    spec = MetricSpec(f"textmill_{name}", kind, text, labels, buckets)
+    ROW_SPECS.append(spec)
+    return spec
+
+
+TASK_CALLS = _row_spec("task_calls", _COUNTER, "Calls that were answered, by the task of the call", labels=("task",))
+TASK_TOKENS = _row_spec("task_tokens", _COUNTER, "Tokens of the rows of these calls", labels=("task",))
+ROWS = _row_spec("rows", _COUNTER, "Rows that a shard has answered; a text, a pair of texts or a window is a row")
+ROW_TOKENS = _row_spec("row_tokens", _COUNTER, "Tokens of these rows")
+REPEATED_ROWS = _row_spec("repeated_rows", _COUNTER, "Rows that were sent again because their shard was lost")
+ROWS_WAITING = _row_spec("rows_waiting", _GAUGE, "Rows that wait for a batch")
+ROW_TOKENS_WAITING = _row_spec("row_tokens_waiting", _GAUGE, "Tokens of the rows that wait for a batch")
+ROW_BATCH_SIZE = _row_spec("row_batch_size", _HISTOGRAM, "Rows of a batch", buckets="B")
+ROW_BATCH_DURATION = _row_spec(
+    "row_batch_duration_seconds", _HISTOGRAM, "Time from the sending of a batch until its answers", buckets="D"
 )
 
 

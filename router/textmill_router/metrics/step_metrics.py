@@ -7,7 +7,7 @@ from enum import StrEnum
 from textmill_router.metrics.histogram import DURATION_BOUNDS_S, Histogram
 from textmill_router.scheduler.plan import Plan, StepResult
 
-_BATCH_SIZES = tuple(float(size) for size in range(1, 1025))
+BATCH_BOUNDS = tuple(float(size) for size in range(1, 1025))
 
 
 class StepKind(StrEnum):
@@ -29,7 +29,7 @@ class StepMetrics:
         self.num_concats = 0
         self.num_memory_faults = 0
         self.num_outputs_by_skipped: Counter[int] = Counter()  # outputs by tokens beyond the first
-        self.next_size = Histogram(_BATCH_SIZES)
+        self.next_size = Histogram(BATCH_BOUNDS)
         self.inter_token = Histogram(DURATION_BOUNDS_S)
         self.recovery = Histogram(DURATION_BOUNDS_S)  # from the loss of a stream until the next Hello
         self.step_s: dict[StepKind, Histogram] = {}

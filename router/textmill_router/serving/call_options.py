@@ -26,12 +26,20 @@ async def ready_backend(
 
     Raises ModelLoading, ShuttingDown, ClientLeft, and Overloaded when too many calls wait.
     """
+    await wait_if_asked(service, scope, receive, wait_for_model)
+    return service.open_backend()
+
+
+async def wait_if_asked(service: Service, scope: Scope, receive: Receive, wait_for_model: bool | None) -> None:
+    """Wait while the model loads, if the header `x-wait-for-model`, else the body, says so.
+
+    Raises ShuttingDown, ClientLeft, and Overloaded when too many calls wait.
+    """
     asked = _header_truth(scope, b"x-wait-for-model")
     if (wait_for_model if asked is None else asked) and service.is_loading:
         async with UntilClientLeaves(receive, service.metrics.on_abort):
             with service.permits.hold(1):
                 await _wait(service)
-    return service.open_backend()
 
 
 async def _wait(service: Service) -> None:

@@ -22,8 +22,15 @@ class Permits:
         clock: Callable[[], float] = time.monotonic,
         on_close: Callable[[], None] = lambda: None,
         back_in_s: Callable[[], float | None] = lambda: None,
+        *,
+        unit: str = "sequences",
+        flag: str = "--max-concurrent-requests",
     ) -> None:
-        """`back_in_s` returns in how many seconds lost shards should serve again, or None while they serve."""
+        """`back_in_s` returns in how many seconds lost shards should serve again, or None while they serve.
+
+        `unit` is what needs a permit, and `flag` sets how many there are.
+        """
+        self._unit, self.flag = unit, flag
         self._max_concurrent = max_concurrent
         self._clock = clock
         self._on_close = on_close
@@ -91,8 +98,8 @@ class Permits:
             self._check_share(count, caller)
         if self._held + count > self._max_concurrent:
             raise self.overloaded(
-                f"Model is overloaded: {self._held} of {self._max_concurrent} sequences are in work and this request "
-                f"needs {count} more (--max-concurrent-requests)"
+                f"Model is overloaded: {self._held} of {self._max_concurrent} {self._unit} are in work and this "
+                f"request needs {count} more ({self.flag})"
             )
 
     def most_for(self, caller: Caller) -> int:
@@ -106,9 +113,9 @@ class Permits:
         is_over_share = held_by_caller + count > caller.share * self._max_concurrent
         if is_over_share and self._held + count > self._num_open:
             raise self.overloaded(
-                f"Model is overloaded: {self._held} of {self._max_concurrent} sequences are in work, {held_by_caller} "
-                f"of them for this API key, which is its share; the last {self._max_concurrent // 4} are kept for "
-                "others (--max-concurrent-requests)"
+                f"Model is overloaded: {self._held} of {self._max_concurrent} {self._unit} are in work, "
+                f"{held_by_caller} of them for this API key, which is its share; the last {self._max_concurrent // 4} "
+                f"are kept for others ({self.flag})"
             )
 
     def check_open(self) -> None:

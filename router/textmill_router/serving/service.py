@@ -12,6 +12,7 @@ from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplates
 from textmill_router.engine.engine_loop import NewWatcher, no_watcher
 from textmill_router.engine.replica_set import ReplicaSet
+from textmill_router.engine.row_engine import RowEngine
 from textmill_router.engine.shard_facts import ShardFacts
 from textmill_router.engine.status import LOADING_PHASES, EnginePhase
 from textmill_router.errors import ModelLoading
@@ -19,14 +20,18 @@ from textmill_router.grammar.compiler import GrammarCompiler
 from textmill_router.health.health import Health
 from textmill_router.health.states import HealthFacts, Start
 from textmill_router.http.event_stream import OpenStreams
-from textmill_router.metrics.metrics import CacheNumbers, EngineNumbers, Metrics, ReplicaNumbers
+from textmill_router.metrics.metrics import CacheNumbers, EngineNumbers, Metrics, ReplicaNumbers, RowNumbers
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Budget
 from textmill_router.serving.access import Access
 from textmill_router.serving.limits import Limits, max_prefill_tokens, resolve_limits
 from textmill_router.serving.permits import Permits
 from textmill_router.serving.response_cache import ResponseCache
+from textmill_router.serving.row_backend import RowBackend
 from textmill_router.settings import Settings
+from textmill_router.tasks.model import TaskModel
+from textmill_router.tasks.names import is_row_task
+from textmill_router.tasks.rows import TaskFacts
 from textmill_router.text.sequence_breakers import SequenceBreakers
 from textmill_router.text.tokenization import Tokenizer
 from textmill_router.tracing.call_trace import CallTracer
@@ -74,18 +79,19 @@ class Service:
         self.access = Access(settings)
         self.format_flags = FormatFlags(settings.tool_call_parser, settings.reasoning_parser)
         self._settled = asyncio.Event()  # set when the model is ready or the server leaves
-        self.permits = Permits(settings.max_concurrent_requests, on_close=self._on_close, back_in_s=self._back_in_s)
+        self.permits = self._make_permits()
         self.is_leaving = False
         self.response_cache = ResponseCache(settings.response_cache_bytes)
         has_vllm_names = settings.metrics_alias == "vllm"
         self.metrics = Metrics(vllm_model_name=settings.model_names[0] if has_vllm_names else None)
         self.open_streams = OpenStreams()
         self._started_s = time.monotonic()
-        self._engine: ReplicaSet | None = None
+        self._engine: ReplicaSet | RowEngine | None = None
         self._tokenizer: Tokenizer | None = None
         self._chat_templates: ChatTemplates | None = None
         self.model_created_s = _model_time_s(settings.model_dir)
         self._backend: Backend | None = None
+        self._row_backend: RowBackend | None = None
         self.health = Health(self._health_facts)
 
     def attach(self, engine: ReplicaSet, tokenizer: Tokenizer, chat_templates: ChatTemplates) -> None:
@@ -94,9 +100,37 @@ class Service:
         self._tokenizer = tokenizer
         self._chat_templates = chat_templates
 
+    @property
+    def is_of_rows(self) -> bool:
+        """Whether the model computes rows without generation."""
+        return is_row_task(self.settings.task)
+
+    def _make_permits(self) -> Permits:
+        if self.is_of_rows:
+            return Permits(
+                self.settings.max_queued_rows,
+                on_close=self._on_close,
+                back_in_s=self._back_in_s,
+                unit="rows",
+                flag="--max-queued-rows",
+            )
+        return Permits(self.settings.max_concurrent_requests, on_close=self._on_close, back_in_s=self._back_in_s)
+
+    def attach_rows(self, engine: RowEngine) -> None:
+        """Take the engine of rows, whose phase is shown while the model loads."""
+        self._engine = engine
+
+    def become_ready_for_rows(self, model: TaskModel) -> RowBackend:
+        """Take calls of tasks from now on."""
+        assert isinstance(self._engine, RowEngine)
+        self._row_backend = RowBackend(self._engine, model)
+        self._settled.set()
+        self.health.look()
+        return self._row_backend
+
     def become_ready(self) -> Backend:
         """Fix the limits by the facts that the shard reports. Raises SettingsError for limits that cannot be met."""
-        assert self._engine is not None
+        assert isinstance(self._engine, ReplicaSet)
         assert self._tokenizer is not None
         assert self._chat_templates is not None
         facts = self._engine.status.facts
@@ -121,7 +155,7 @@ class Service:
     @property
     def is_loading(self) -> bool:
         """Whether the shards have not been ready yet and may still become ready."""
-        return self._backend is None and not self.permits.is_closed
+        return self._backend is None and self._row_backend is None and not self.permits.is_closed
 
     def leave(self) -> None:
         """Say to probes and clients that the server leaves. Calls are served until `permits.close`."""
@@ -136,23 +170,37 @@ class Service:
         """End the processes that belong to the backend."""
         if self._backend is not None:
             await self._backend.grammars.close()
+        if self._row_backend is not None:
+            self._row_backend.model.reader.close()
 
     def open_backend(self) -> Backend:
         """Return the backend for a call that generates. Raises ModelLoading or ShuttingDown."""
         self.permits.check_open()
         if self._backend is None:
-            estimated_s = self._estimate_s()
-            raise ModelLoading(
-                f"Model {self.settings.model_id} is loading ({self.phase}); try again later",
-                phase=self.phase,
-                estimated_s=estimated_s,
-                retry_after_s=max(1, round(estimated_s)),
-            )
+            raise self._loading()
         return self._backend
+
+    def open_row_backend(self) -> RowBackend:
+        """Return the backend for a call of a task. Raises ModelLoading or ShuttingDown."""
+        self.permits.check_open()
+        if self._row_backend is None:
+            raise self._loading()
+        return self._row_backend
+
+    def _loading(self) -> ModelLoading:
+        estimated_s = self._estimate_s()
+        return ModelLoading(
+            f"Model {self.settings.model_id} is loading ({self.phase}); try again later",
+            phase=self.phase,
+            estimated_s=estimated_s,
+            retry_after_s=max(1, round(estimated_s)),
+        )
 
     @property
     def max_model_tokens(self) -> int | None:
         """The most tokens of prompt and output, or None while they depend on a model that still loads."""
+        if self._row_backend is not None:
+            return self._row_backend.model.max_row_tokens
         return self.settings.max_total_tokens if self._backend is None else self._backend.limits.max_total_tokens
 
     @property
@@ -175,7 +223,8 @@ class Service:
         return round(100 * status.progress) if status is not None and is_reading else None
 
     def _back_in_s(self) -> float | None:
-        return None if self._backend is None else self._backend.engine.back_in_s()
+        backend = self._backend or self._row_backend
+        return None if backend is None else backend.engine.back_in_s()
 
     def _on_close(self) -> None:
         self._settled.set()
@@ -185,14 +234,15 @@ class Service:
         status = None if self._engine is None else self._engine.status
         phase = EnginePhase.STARTING if status is None else status.phase
         num_away, is_beyond_help = 0, phase is EnginePhase.STOPPED
-        if self._backend is not None:
-            signs = self._backend.engine.signs()
+        backend = self._backend or self._row_backend
+        if backend is not None:
+            signs = backend.engine.signs()
             num_away = sum(group.is_away for group in signs)
             is_beyond_help = is_beyond_help or all(group.is_given_up for group in signs)
         elif status is not None and phase is EnginePhase.STARTING and status.error is not None:
             is_beyond_help = True  # a shard reports that its start failed
         return HealthFacts(
-            start=Start.DONE if self._backend is not None else _START_OF.get(phase, Start.SILENT),
+            start=Start.DONE if backend is not None else _START_OF.get(phase, Start.SILENT),
             num_groups=self.settings.num_replicas,
             num_away=num_away,
             is_full=self.permits.is_full,
@@ -225,18 +275,35 @@ class Service:
                 engine.num_moved_requests,
                 engine.num_computed_by_caller(),
             )
+        rows = None
+        if isinstance(self._engine, RowEngine):
+            rows = RowNumbers(self._engine.metrics, self._engine.num_waiting, self._engine.num_waiting_tokens)
         kept = self.response_cache
         cache = CacheNumbers(num_hits=kept.num_hits, num_misses=kept.num_misses, num_bytes=kept.num_bytes)
-        return self.metrics.expose(numbers, cache, num_in_flight=self.permits.held, state=self.health.look().state)
+        is_up = self._engine is not None and self._engine.status.phase is EnginePhase.READY
+        return self.metrics.expose(
+            numbers,
+            cache,
+            num_in_flight=self.permits.held,
+            state=self.health.look().state,
+            rows=rows,
+            is_up=is_up if rows is not None else None,
+        )
 
     def replica_numbers(self) -> list[ReplicaNumbers]:
         """Return the numbers of each replica, in the order of the replicas' numbers; none while there is no engine."""
+        if isinstance(self._engine, RowEngine):
+            return [ReplicaNumbers(None, replica.status.phase.value) for replica in self._engine.replicas]
         replicas = () if self._engine is None else self._engine.replicas
         return [ReplicaNumbers(replica.stats(), replica.status.phase.value) for replica in replicas]
 
     def compute_type(self, facts: ShardFacts) -> str:
         """Return the number and kind of devices as the header x-compute-type shows them."""
         return self.settings.compute_type or f"{facts.world_size}-{facts.device}"
+
+    def row_compute_type(self, facts: TaskFacts) -> str:
+        """Return the number and kind of devices of a model of rows as the header x-compute-type shows them."""
+        return self.settings.compute_type or f"1-{facts.device}"
 
     def _estimate_s(self) -> float:
         """Return the seconds until the model is ready if further phases go at the speed of the phases before."""

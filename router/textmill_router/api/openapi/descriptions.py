@@ -160,10 +160,82 @@ FIELD_DESCRIPTIONS = {
     "TokenizeBody.inputs": "The text that is cut into tokens.",
     "TokenizeBody.parameters": "Taken for the sake of bodies of /generate; it changes nothing.",
 }
+TASK_DESCRIPTIONS = {
+    "ClassificationBody.inputs": "The text, a text with a second text, or a list of them.",
+    "ClassificationParameters.function_to_apply": "What makes scores of the model's numbers; the model's files choose.",
+    "ClassificationParameters.top_k": "How many labels are returned; all without the field.",
+    "ClassificationParameters.truncation": "Whether a text that is too long is cut instead of refused.",
+    "Document.text": "The text of the document.",
+    "EmbedBody.inputs": "The text, token ids, or a list of either.",
+    "EmbeddingsBody.dimensions": "How many numbers of a vector are returned; all without the field.",
+    "EmbeddingsBody.input": "The text, token ids, or a list of either.",
+    "FeatureBody.inputs": "The text, token ids, or a list of either.",
+    "FillMaskBody.inputs": "The text with the mask token, or a list of texts.",
+    "FillMaskParameters.targets": "The tokens of which the best are returned, instead of the whole vocabulary.",
+    "FillMaskParameters.top_k": "How many tokens are returned for a mask.",
+    "OldInputs.candidateLabels": "The labels, as old clients send them.",
+    "OldInputs.text": "The text.",
+    "PredictBody.inputs": "The text, or a list whose elements are lists of one text or of two.",
+    "PredictBody.truncate": "Whether a text that is too long is cut instead of refused.",
+    "Question.context": "The text that has the answer.",
+    "Question.question": "The question.",
+    "QuestionBody.inputs": "The question with its context, or a list of them.",
+    "QuestionParameters.align_to_words": "Whether an answer is widened to whole words.",
+    "QuestionParameters.doc_stride": "By how many tokens two windows of a long context overlap.",
+    "QuestionParameters.handle_impossible_answer": "Whether no answer is an answer too.",
+    "QuestionParameters.max_answer_len": "The most tokens of an answer.",
+    "QuestionParameters.max_question_len": "Taken from other servers; a question is never cut.",
+    "QuestionParameters.max_seq_len": "The most tokens of a question with a window of its context.",
+    "QuestionParameters.top_k": "How many answers are returned.",
+    "RerankBody.documents": "The texts in Cohere's form.",
+    "RerankBody.texts": "The texts.",
+    "RerankBody.truncate": "Whether a text that is too long is cut instead of refused.",
+    "SimilarityBody.inputs": "The sentence, and the sentences that are compared with it.",
+    "TextPair.text": "The text.",
+    "TextPair.text_pair": "The second text.",
+    "TokenClassificationBody.inputs": "The text, or a list of texts.",
+    "TokenClassificationParameters.stride": "By how many tokens two windows of a long text overlap.",
+    "VectorFields.truncate": "Whether a text that is too long is cut instead of refused; true if absent.",
+    "FeatureBody.truncate": "Whether a text that is too long is cut instead of refused; true if absent.",
+    "EmbedBody.truncate": "Whether a text that is too long is cut instead of refused; true if absent.",
+    "VertexBody.instances": "Bodies of `POST /`, or inputs of such bodies, each of which gets one prediction.",
+    "ZeroShotBody.inputs": "The text, or a list of texts.",
+    "ZeroShotParameters.candidateLabels": "Another name of `candidate_labels`.",
+    "aggregation_strategy": "How tokens become entities: none, simple, first, average or max.",
+    "candidate_labels": "The labels, as a list or as one text with commas.",
+    "dimensions": "How many numbers of a vector are returned; all without the field.",
+    "encoding_format": "`float` for numbers, or `base64` for little-endian 32-bit floats.",
+    "hypothesis_template": "The sentence that is compared with the text; the label takes the place of its {}.",
+    "ignore_labels": 'Labels that are left out; ["O"] if absent.',
+    "multi_label": "Whether several labels may be right, so that each is scored by itself.",
+    "normalize": "Whether vectors are divided by their length; the model's files choose.",
+    "parameters": "How the answer is made.",
+    "prompt_name": "Name of the prompt of the model's files that is put before each text.",
+    "query": "The query that the texts are compared with.",
+    "raw_scores": "Whether the model's own numbers are returned.",
+    "return_documents": "Whether the answer has the texts.",
+    "return_text": "Whether the answer has the texts.",
+    "sentences": "The sentences that are compared.",
+    "sourceSentence": "Another name of `source_sentence`.",
+    "source_sentence": "The sentence that the others are compared with.",
+    "top_n": "How many documents are returned; all without the field.",
+    "truncation_direction": "The end at which a text is cut.",
+}
 PATH_PARAMETERS = {
+    "task": "A task of the model's family, as GET /info has it.",
     "model": "Id of the model, as GET /v1/models has it.",
     "version": "Version of the model. The only version is 1.",
 }
+
+
+_TASK_SCHEMAS = frozenset(
+    {
+        *("ClassificationBody", "ClassificationParameters", "EmbedBody", "EmbeddingsBody", "FeatureBody"),
+        *("FillMaskBody", "FillMaskParameters", "PredictBody", "QuestionBody", "QuestionParameters", "RerankBody"),
+        *("SimilarityBody", "SimilarityInputs", "TokenClassificationBody", "TokenClassificationParameters"),
+        *("VectorFields", "ZeroShotBody", "ZeroShotParameters", "OldInputs"),
+    }
+)
 
 
 def describe(components: dict[str, dict[str, object]], names: set[str]) -> None:
@@ -173,4 +245,14 @@ def describe(components: dict[str, dict[str, object]], names: set[str]) -> None:
         assert isinstance(properties, dict)
         for field, schema in properties.items():
             own = f"{name}.{field}"
-            schema["description"] = FIELD_DESCRIPTIONS[own if own in FIELD_DESCRIPTIONS else field]
+            schema["description"] = _description(own, field)
+
+
+def _description(own: str, field: str) -> str:
+    """Return the sentence of a field: first by schema and field, then by the field alone."""
+    if own in TASK_DESCRIPTIONS:
+        return TASK_DESCRIPTIONS[own]
+    if own in FIELD_DESCRIPTIONS:
+        return FIELD_DESCRIPTIONS[own]
+    is_of_task = own.partition(".")[0] in _TASK_SCHEMAS and field in TASK_DESCRIPTIONS
+    return TASK_DESCRIPTIONS[field] if is_of_task else FIELD_DESCRIPTIONS[field]

@@ -68,15 +68,16 @@ def build_document(operations: Sequence[Operation]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path.replace(":path}", "}"), {})[operation.method] = _operation(operation, schema_of)
-    for name in ("TgiParameters", "V2Parameters"):
+    for name in {"TgiParameters", "V2Parameters"} & components.keys():
         components[name]["properties"]["grammar"] = {
             "anyOf": [*({"$ref": _REF.format(name=kind.__name__)} for kind in _GRAMMARS), {"type": "null"}],
             "default": None,
         }
-    components["ChatBody"]["properties"]["tools"] = {
-        "anyOf": [{"type": "array", "items": {"$ref": _REF.format(name="DeclaredTool")}}, {"type": "null"}],
-        "default": None,
-    }
+    if "ChatBody" in components:
+        components["ChatBody"]["properties"]["tools"] = {
+            "anyOf": [{"type": "array", "items": {"$ref": _REF.format(name="DeclaredTool")}}, {"type": "null"}],
+            "default": None,
+        }
     add_ranges(components)
     describe(components, _named_from([schema_of[one.body] for one in operations if one.body], components))
     document = {
@@ -131,7 +132,8 @@ def _named_from(schemas: list[Any], components: dict[str, Any]) -> set[str]:
 
 
 def _types_of(operations: Sequence[Operation]) -> list[Any]:
-    types: list[Any] = [*_GRAMMARS, DeclaredTool]
+    generates = any(operation.path == "/generate" for operation in operations)
+    types: list[Any] = [*_GRAMMARS, DeclaredTool] if generates else []
     for operation in operations:
         for kind in (operation.body, operation.answer, operation.events, operation.error):
             for one in kind if isinstance(kind, tuple) else (kind,):

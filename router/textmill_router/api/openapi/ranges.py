@@ -57,6 +57,8 @@ _OTHERS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
 def add_ranges(components: dict[str, Any]) -> None:
     """Put minimum, maximum and default into the schemas of the numbers. A default is a value that changes nothing."""
     for body, (names, others) in _BODIES.items():
+        if body not in components:
+            continue
         properties = components[body]["properties"]
         for row, bounds in PARAMETER_BOUNDS.items():
             name = names.get(row, row)

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from textmill_router.errors import RequestError, ValidationFailed
 from textmill_router.http.call import call_of
+from textmill_router.http.inner_calls import replay
 from textmill_router.http.json_body import ClientLeft, decode_json, read_body
 from textmill_router.http.replies import send_error
 from textmill_router.serving.route import GeneratingRoute
@@ -53,17 +54,3 @@ class InvocationsRoute:
                 return name
         wanted = ", ".join(f"`{name}`" for name in self._endpoints)
         raise ValidationFailed(f"the body must have one of the fields {wanted}")
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives a body which was read before, and then the messages that come after the body."""
-    is_given = False
-
-    async def again() -> Message:
-        nonlocal is_given
-        if is_given:
-            return await receive()
-        is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again

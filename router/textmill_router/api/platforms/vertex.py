@@ -1,18 +1,16 @@
 """POST /vertex, Vertex AI's predictions. Each instance is a call of its own, and all instances run side by side."""
 
 import asyncio
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from textmill_router.api.platforms.sagemaker import replay
 from textmill_router.api.tgi.types import VertexAnswer, VertexBody
 from textmill_router.errors import RequestError, ValidationFailed
 from textmill_router.exact_json import encode_exactly, exact_decoder
 from textmill_router.http.call import call_of, open_call
-from textmill_router.http.error_responses import Header
+from textmill_router.http.inner_calls import InnerAnswer, replay
 from textmill_router.http.json_body import ClientLeft, read_json
 from textmill_router.http.replies import send_error, send_reply
 from textmill_router.serving.service import Service
@@ -21,24 +19,8 @@ _DECODER = exact_decoder(VertexBody)
 _KEPT_HEADERS = frozenset({b"retry-after", b"connection"})
 
 
-@dataclass(slots=True)
-class _Answer:
-    """The answer that an endpoint has sent, collected in the place of a connection."""
-
-    status: int = 0  # 0 where nothing was sent, because the client has left
-    headers: list[Header] = field(default_factory=list)
-    body: bytes = b""
-
-    async def send(self, message: Message) -> None:
-        """Take a message in the place of the connection."""
-        if message["type"] == "http.response.start":
-            self.status, self.headers = message["status"], message["headers"]
-        else:
-            self.body += message.get("body", b"")
-
-
 class _InstanceFailed(Exception):
-    def __init__(self, answer: _Answer) -> None:
+    def __init__(self, answer: InnerAnswer) -> None:
         self.answer = answer
 
 
@@ -84,7 +66,7 @@ class VertexRoute:
         inner = open_call(part, f"{call.request_id}-{index}")
         inner.route, inner.trace_id, inner.arrival_s = call.route, call.trace_id, call.arrival_s
         inner.caller = call.caller
-        answer = _Answer()
+        answer = InnerAnswer()
         content = encode_exactly({**instance, "stream": False})
         part["headers"] = [header for header in scope["headers"] if header[0] not in (b"content-length", b"expect")]
         endpoint = self._chat if is_chat else self._generate

@@ -1,0 +1,240 @@
+"""The routes of models without generation, and the answers of these routes on a model that writes text."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from textmill_router.api.openai.errors import V1_ERROR_STYLES
+from textmill_router.api.openapi import answer_types as answers
+from textmill_router.api.openapi.operation import Operation
+from textmill_router.api.route_row import RouteRow
+from textmill_router.api.tasks import answer_types as shapes
+from textmill_router.api.tasks.info import TaskInfoRoute
+from textmill_router.api.tasks.route import PickForm, TaskRoute, always, form_of_path, form_of_shape
+from textmill_router.api.tasks.vertex import VertexTaskRoute
+from textmill_router.api.tasks.wrong_task import WrongTaskRoute
+from textmill_router.api.tgi.generate import generate_route
+from textmill_router.api.tgi.types import VertexAnswer, VertexBody
+from textmill_router.api.tgi.work import GenerateMode
+from textmill_router.http.path_style import ROOT_STYLE, PathStyle
+from textmill_router.serving.service import Service
+from textmill_router.tasks.forms import EMBED, EMBED_ALL, EMBED_SPARSE, EMBEDDINGS, FORMS, PREDICT, TaskForm, family_of
+
+_ERRORS = (400, 401, 404, 408, 413, 415, 422, 424, 429, 500, 503, 504)
+_VECTORS = ("feature-extraction", "sentence-similarity")
+_CLASSIFICATION = ("text-classification", "zero-shot-classification", "rerank")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """How the document shows a task: a sentence, the answer of one input or several, and an example."""
+
+    summary: str
+    answer: Any
+    example: dict[str, Any]
+
+
+_SHOWN = {
+    "feature-extraction": _Shown(
+        "The vector of a text, or of each text of a list",
+        (list[float], list[list[float]]),
+        {"inputs": "Today is a sunny day"},
+    ),
+    "sentence-similarity": _Shown(
+        "How alike one sentence and others are",
+        list[float],
+        {"inputs": {"source_sentence": "a happy person", "sentences": ["a happy dog", "a sunny day"]}},
+    ),
+    "text-classification": _Shown(
+        "The labels of a text, or of each text of a list",
+        list[list[shapes.LabelScore]],
+        {"inputs": "I like you. I love you"},
+    ),
+    "zero-shot-classification": _Shown(
+        "The labels of the call, in the order in which they fit the text",
+        (shapes.ZeroShotAnswer, list[shapes.ZeroShotAnswer], list[shapes.LabelScore]),
+        {
+            "inputs": "I want my money back",
+            "parameters": {"candidate_labels": ["refund", "legal", "faq"]},
+        },
+    ),
+    "rerank": _Shown(
+        "Texts in the order in which they answer a query",
+        (list[shapes.RankedText], shapes.RerankAnswer),
+        {"query": "What is a panda?", "texts": ["A bear of China", "A car"]},
+    ),
+    "token-classification": _Shown(
+        "The entities of a text, or of each text of a list",
+        (list[shapes.EntityGroup], list[shapes.TokenEntity], list[list[shapes.EntityGroup]]),
+        {"inputs": "My name is Sarah and I live in London"},
+    ),
+    "fill-mask": _Shown(
+        "The tokens that fit best in the place of the mask token",
+        (list[shapes.Filling], list[list[shapes.Filling]]),
+        {"inputs": "The answer to the universe is [MASK]."},
+    ),
+    "question-answering": _Shown(
+        "The part of a context that answers a question",
+        (shapes.AnswerSpan, list[shapes.AnswerSpan]),
+        {"inputs": {"question": "What is my name?", "context": "My name is Clara and I live in Berkeley."}},
+    ),
+}
+
+
+def _v1_style(service: Service) -> PathStyle:
+    return PathStyle("/v1", V1_ERROR_STYLES[service.settings.v1_errors])
+
+
+def _route(pick: PickForm, *, is_v1: bool = False) -> Callable[[Service], ASGIApp]:
+    def make(service: Service) -> ASGIApp:
+        return TaskRoute(service, pick, _v1_style(service) if is_v1 else ROOT_STYLE)
+
+    return make
+
+
+def _own_rows(task: str) -> list[RouteRow]:
+    """Return the routes that serve the tasks of the model's family."""
+    family = family_of(task)
+    body = tuple(FORMS[member].body for member in family)
+    answer = tuple(
+        one
+        for member in family
+        for one in (_SHOWN[member].answer if isinstance(_SHOWN[member].answer, tuple) else (_SHOWN[member].answer,))
+    )
+    shown = _SHOWN[task]
+    rows = []
+    for path, parameters, operation_id in (
+        ("/", (), "task"),
+        ("/models/{model:path}/pipeline/{task}", ("model", "task"), "task_pipeline_of_model"),
+        ("/models/{model:path}", ("model",), "task_of_model"),
+        ("/pipeline/{task}", ("task",), "task_pipeline"),
+        ("/invocations", (), "sagemaker_compatibility"),
+        *((("/predict", (), "predict"),) if task not in _CLASSIFICATION else ()),
+    ):
+        pick = form_of_path if "task" in parameters else form_of_shape
+        operation = Operation(
+            path=path,
+            method="post",
+            summary=shown.summary,
+            parameters=parameters,
+            operation_id=operation_id,
+            body=body,
+            answer=answer,
+            errors=_ERRORS,
+            example=shown.example,
+        )
+        rows.append(RouteRow(_route(pick), operation))
+    vertex = Operation(
+        path="/vertex",
+        method="post",
+        summary="Vertex AI: one answer for each instance",
+        body=VertexBody,
+        answer=VertexAnswer,
+        errors=_ERRORS,
+        example={"instances": [shown.example]},
+        operation_id="vertex_compatibility",
+    )
+    rows.append(RouteRow(vertex_task_route, vertex))
+    return rows
+
+
+def vertex_task_route(service: Service) -> ASGIApp:
+    """Return the ASGI endpoint of /vertex, which also serves the path that Vertex AI names."""
+    return VertexTaskRoute(service, TaskRoute(service, form_of_shape))
+
+
+def _form_row(path: str, form: TaskForm, summary: str, answer: Any, example: Any) -> RouteRow:
+    is_v1 = path.startswith("/v1")
+    operation = Operation(
+        path=path,
+        method="post",
+        summary=summary,
+        body=form.body,
+        answer=answer,
+        errors=_ERRORS,
+        example=example,
+        operation_id=path.strip("/").replace("/", "_"),
+        error=answers.OpenAIErrorResponse if is_v1 else answers.ErrorResponse,
+    )
+    return RouteRow(_route(always(form), is_v1=is_v1), operation)
+
+
+_TEXT = {"inputs": "Today is a sunny day"}
+_VECTOR_ROWS = (
+    _form_row("/embed", EMBED, "The vectors of texts", list[list[float]], _TEXT),
+    _form_row("/embed_all", EMBED_ALL, "The vectors of the tokens of texts", list[list[list[float]]], _TEXT),
+    _form_row("/embed_sparse", EMBED_SPARSE, "The weights of vocabulary ids", list[list[shapes.SparseWeight]], _TEXT),
+    _form_row(
+        "/similarity",
+        FORMS["sentence-similarity"],
+        _SHOWN["sentence-similarity"].summary,
+        list[float],
+        _SHOWN["sentence-similarity"].example,
+    ),
+    _form_row("/v1/embeddings", EMBEDDINGS, "Vectors in OpenAI's form", shapes.EmbeddingsAnswer, {"input": "Hello"}),
+)
+_CLASSIFICATION_ROWS = (
+    _form_row(
+        "/predict",
+        PREDICT,
+        "The labels of texts and pairs of texts, as embedding servers give them",
+        (list[shapes.LabelScore], list[list[shapes.LabelScore]]),
+        {"inputs": "I like you. I love you"},
+    ),
+    _form_row("/rerank", FORMS["rerank"], _SHOWN["rerank"].summary, _SHOWN["rerank"].answer, _SHOWN["rerank"].example),
+    _form_row(
+        "/v1/rerank", FORMS["rerank"], _SHOWN["rerank"].summary, _SHOWN["rerank"].answer, _SHOWN["rerank"].example
+    ),
+)
+TASK_ALIASES = {"/embeddings": "/v1/embeddings"}
+
+
+def _wrong(row: RouteRow) -> RouteRow:
+    """Return the route as a refusal, which the document does not show."""
+    path = row.operation.path
+
+    def make(service: Service) -> ASGIApp:
+        made = row.make(service)
+        style = getattr(made, "style", ROOT_STYLE)
+        assert isinstance(style, PathStyle)
+        return WrongTaskRoute(service, path, style)
+
+    return RouteRow(make, Operation(path=path, method=row.operation.method, summary="", is_shown=False))
+
+
+def rows_for_task(task: str, general: tuple[RouteRow, ...]) -> list[RouteRow]:
+    """Return the routes of a model without generation. `general` are the routes of a model that writes text.
+
+    Of those the ones that need such a model become refusals, unless the task has the same route.
+    """
+    info = Operation(
+        path="/info",
+        method="get",
+        summary="The model, its task and its labels",
+        answer=shapes.TaskInfoAnswer,
+        errors=(401, 503),
+        operation_id="get_model_info",
+    )
+    own = [*_own_rows(task), RouteRow(TaskInfoRoute, info)]
+    own += _VECTOR_ROWS if task in _VECTORS else [_wrong(row) for row in _VECTOR_ROWS]
+    if task in _CLASSIFICATION:
+        own += _CLASSIFICATION_ROWS
+    else:
+        own += [_wrong(row) for row in _CLASSIFICATION_ROWS if row.operation.path != "/predict"]
+    taken = {(row.operation.method, row.operation.path) for row in own}
+    others = [row for row in general if (row.operation.method, row.operation.path) not in taken]
+    return [*own, *(_wrong(row) if row.writes else row for row in others)]
+
+
+def rows_beside_writing() -> tuple[RouteRow, ...]:
+    """Return the routes of tasks on a model that writes text: other names of `POST /`, and refusals."""
+    compat = partial(generate_route, mode=GenerateMode.COMPAT)
+    rows = [
+        RouteRow(compat, Operation(path=path, method="post", summary="", is_shown=False), writes=True)
+        for path in ("/models/{model:path}", "/predict")
+    ]
+    refusals = [_wrong(row) for row in (*_VECTOR_ROWS, *_CLASSIFICATION_ROWS) if row.operation.path != "/predict"]
+    return (*rows, *refusals)

@@ -1,0 +1,1 @@
+"""The routes of tasks without generation: `POST /`, the pipelines, and the dialects of embedding servers."""

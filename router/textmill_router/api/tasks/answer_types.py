@@ -1,0 +1,139 @@
+"""The answers of tasks, as the OpenAPI document describes them."""
+
+from typing import Any
+
+import msgspec
+
+
+class LabelScore(msgspec.Struct):
+    """A label with its score."""
+
+    label: str
+    score: float
+
+
+class ZeroShotAnswer(msgspec.Struct):
+    """The labels of the call, the best first, with their scores."""
+
+    sequence: str
+    labels: list[str]
+    scores: list[float]
+
+
+class EntityGroup(msgspec.Struct):
+    """An entity of several tokens; `start` and `end` are characters of the text."""
+
+    entity_group: str
+    score: float
+    word: str
+    start: int
+    end: int
+
+
+class TokenEntity(msgspec.Struct):
+    """The label of one token, with `aggregation_strategy` none."""
+
+    entity: str
+    score: float
+    index: int
+    word: str
+    start: int
+    end: int
+
+
+class Filling(msgspec.Struct):
+    """A token in the place of the mask."""
+
+    score: float
+    token: int
+    token_str: str
+    sequence: str
+
+
+class AnswerSpan(msgspec.Struct):
+    """The part of a context that answers the question; `start` and `end` are characters of the context."""
+
+    score: float
+    start: int
+    end: int
+    answer: str
+
+
+class SparseWeight(msgspec.Struct):
+    """The weight of an id of the vocabulary."""
+
+    index: int
+    value: float
+
+
+class RankedText(msgspec.Struct, omit_defaults=True):
+    """A text by its index in the call, with its score."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class RankedDocument(msgspec.Struct, omit_defaults=True):
+    """A document by its index in the call, in Cohere's form."""
+
+    index: int
+    relevance_score: float
+    document: dict[str, str] | None = None
+
+
+class Usage(msgspec.Struct):
+    """The tokens of a call."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class RerankAnswer(msgspec.Struct):
+    """The documents in their order, in Cohere's form."""
+
+    object: str
+    results: list[RankedDocument]
+    model: str
+    usage: Usage
+
+
+class EmbeddingEntry(msgspec.Struct):
+    """The vector of one input: numbers, or base64 of little-endian 32-bit floats."""
+
+    object: str
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsAnswer(msgspec.Struct):
+    """OpenAI's list of vectors."""
+
+    object: str
+    data: list[EmbeddingEntry]
+    model: str
+    usage: Usage
+
+
+class TaskInfoAnswer(msgspec.Struct):
+    """The answer of /info for a model without generation."""
+
+    model_id: str
+    model_sha: str | None
+    model_pipeline_tag: str
+    task: str
+    tasks: list[str]
+    labels: dict[str, str]
+    model_type: str
+    model_dtype: str
+    model_device_type: str
+    max_input_length: int | None
+    max_input_tokens: int | None
+    max_client_batch_size: int
+    max_batch_tokens: int
+    max_concurrent_requests: int
+    vector_width: int | None
+    router: str
+    version: str
+    health_state: str
+    replicas: list[dict[str, Any]]

@@ -1,0 +1,220 @@
+"""The way of every call of a task: from the body to the rows that answer it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from textmill_router.api.openai.model_names import check_model
+from textmill_router.api.tasks.bodies import read_task_json
+from textmill_router.api.tasks.client_shapes import shapes_for
+from textmill_router.api.tasks.wrong_task import wrong_task
+from textmill_router.errors import ValidationFailed
+from textmill_router.http.call import call_of
+from textmill_router.http.error_responses import Header
+from textmill_router.http.json_body import decode_json
+from textmill_router.http.path_style import ROOT_STYLE, PathStyle
+from textmill_router.http.replies import send_reply
+from textmill_router.http.unknown_fields import UnknownFields
+from textmill_router.serving.call import serve
+from textmill_router.serving.call_options import wants_cache
+from textmill_router.serving.call_terms import terms_of
+from textmill_router.serving.reply_cache import cache_key
+from textmill_router.serving.response_cache import CachedAnswer
+from textmill_router.serving.row_call import RowTimes, compute_rows, ready_rows
+from textmill_router.serving.service import Service
+from textmill_router.tasks.call import Answer, CallNotes, TaskCall
+from textmill_router.tasks.forms import FORMS, TaskForm, family_of
+from textmill_router.tasks.model import TaskModel
+from textmill_router.tasks.names import canonical_task
+from textmill_router.tasks.pick import pick_form
+
+log = logging.getLogger(__name__)
+
+MAX_WARNING_BYTES = 1000  # of the header
+
+
+class _CallOptions(msgspec.Struct, gc=False):
+    use_cache: bool | None = None
+    wait_for_model: bool | None = None
+
+
+class _WithOptions(msgspec.Struct, gc=False):
+    """The part of a body that says how the call wants to be served."""
+
+    options: _CallOptions | None = None
+    model: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_OPTIONS = msgspec.json.Decoder(_WithOptions)
+_ENCODER = msgspec.json.Encoder()
+PickForm = Callable[[Scope, str, bytes], TaskForm]
+
+
+def form_of_shape(scope: Scope, task: str, body: bytes) -> TaskForm:
+    """Return the form that the shape of the body asks for: `POST /`."""
+    return pick_form(task, body)
+
+
+def form_of_path(scope: Scope, task: str, body: bytes) -> TaskForm:
+    """Return the form of the task that the path names: /pipeline/{task}. Raises WrongTask."""
+    named = scope["path_params"]["task"]
+    wanted = canonical_task(named)
+    family = family_of(task)
+    if wanted not in family:
+        raise wrong_task(task, f"the task {named[:64]!r} (a call may ask for {', '.join(family)})")
+    return FORMS[wanted]
+
+
+def always(form: TaskForm) -> PickForm:
+    """Return a choice that is the same for each body, as on routes of embedding servers."""
+    return lambda scope, task, body: form
+
+
+class TaskRoute:
+    """An ASGI endpoint. `pick` chooses the form of a body, and `style` is the style of the dialect's paths."""
+
+    def __init__(self, service: Service, pick: PickForm, style: PathStyle = ROOT_STYLE) -> None:
+        self.style = style
+        self._service = service
+        self._pick = pick
+        self._decoders: dict[object, msgspec.json.Decoder[object]] = {}
+        self._unknown: dict[object, UnknownFields] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await serve(self._service, scope, send, lambda: self._answer(scope, receive, send))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service, settings = self._service, self._service.settings
+        service.permits.check_open()
+        data = await read_task_json(scope, receive, settings.payload_limit)
+        assert settings.task is not None
+        form = self._pick(scope, settings.task, data)
+        body = self._decode(form, data, call_of(scope).route)
+        options = _read_options(data)
+        self._check_model(scope, options)
+        asked = options.options or _CallOptions()
+        backend = await ready_rows(service, scope, receive, wait_for_model=asked.wait_for_model)
+        shapes = shapes_for(scope, settings.task_shapes)
+        call = form.prepare(body, backend.model, shapes)
+        key = None
+        if service.response_cache.is_on and wants_cache(scope, asked.use_cache):
+            key = cache_key(scope, settings.model_id, call_of(scope).route, call.task, data.decode(), repr(shapes))
+            kept = service.response_cache.get(key)
+            if kept is not None:
+                await self._send_kept(scope, send, backend.model, call, kept)
+                return
+        terms = terms_of(call_of(scope), scope["headers"], None, shares_prefixes=settings.shared_prefix_cache)
+        async with compute_rows(service, backend, receive, call, terms) as (results, times):
+            answer = call.answer(results, times.num_tokens)
+            content = await _encode(answer)
+            if key is not None:
+                kept = CachedAnswer(content, call.num_characters, times.num_tokens, 0)
+                service.response_cache.put(key, kept)
+            headers = [*self._headers(scope, backend.model, call, times), *_vary(answer, settings.task_shapes)]
+            await send_reply(scope, send, 200, content, headers=headers)
+            self._note(scope, call, times)
+
+    def _decode(self, form: TaskForm, data: bytes, route: str) -> object:
+        decoder = self._decoders.get(form.body)
+        if decoder is None:
+            decoder = self._decoders[form.body] = msgspec.json.Decoder(form.body)
+            self._unknown[form.body] = UnknownFields(form.body)
+        body = decode_json(data, decoder)
+        self._unknown[form.body].note(data, route)
+        return body
+
+    def _check_model(self, scope: Scope, options: _WithOptions) -> None:
+        """Raise ModelNotFound for a model in the path, or on /v1 in the body, that --strict-model does not let pass."""
+        name = scope.get("path_params", {}).get("model")
+        if name is None and self.style is not ROOT_STYLE:
+            try:
+                name = msgspec.json.decode(options.model, type=str | None)
+            except msgspec.ValidationError:
+                raise ValidationFailed("`model` must be a text", field="model") from None
+        check_model(name, self._service.settings)
+
+    def _headers(self, scope: Scope, model: TaskModel, call: TaskCall, times: RowTimes) -> list[Header]:
+        total_s = time.monotonic() - call_of(scope).arrival_s
+        return [
+            *self._first_headers(model, call),
+            (b"x-compute-time", b"%.6f" % total_s),
+            (b"x-total-time", b"%d" % (total_s * 1000)),
+            (b"x-queue-time", b"%d" % (times.queue_s * 1000)),
+            (b"x-inference-time", b"%d" % (times.inference_s * 1000)),
+            (b"x-prompt-tokens", b"%d" % times.num_tokens),
+            *_note_headers(call.notes),
+        ]
+
+    def _first_headers(self, model: TaskModel, call: TaskCall) -> list[Header]:
+        compute_type = self._service.row_compute_type(model.facts).encode("latin-1", "replace")
+        return [
+            (b"x-compute-type", compute_type),
+            (b"x-compute-characters", b"%d" % call.num_characters),
+            (b"x-task", call.task.encode()),
+        ]
+
+    async def _send_kept(self, scope: Scope, send: Send, model: TaskModel, call: TaskCall, kept: CachedAnswer) -> None:
+        """Send a kept answer, whose headers say that nothing was queued or computed for the call."""
+        self._service.metrics.on_cache_hit()
+        times = RowTimes(kept.num_prompt_tokens, 0.0, 0.0)
+        headers = [(b"x-cache", b"hit"), *self._headers(scope, model, call, times)]
+        await send_reply(scope, send, 200, kept.body, headers=headers)
+
+    def _note(self, scope: Scope, call: TaskCall, times: RowTimes) -> None:
+        one = call_of(scope)
+        total_s = time.monotonic() - one.arrival_s
+        self._service.metrics.on_task(call.task, total_s=total_s, queue_s=times.queue_s, num_tokens=times.num_tokens)
+        log.info(
+            "Success",
+            extra={
+                "request": one.request_id,
+                "trace": one.trace_id,
+                "route": one.route,
+                "caller": one.caller.name or None,
+                "task": call.task,
+                "num_rows": call.num_rows,
+                "num_prompt_tokens": times.num_tokens,
+                "status": 200,
+                "total_ms": round(total_s * 1000, 1),
+                "queue_ms": round(times.queue_s * 1000, 1),
+                "inference_ms": round(times.inference_s * 1000, 1),
+            },
+        )
+
+
+LONG_ANSWER_NUMBERS = 200_000  # an answer of more numbers is written by a thread, because it would hold up other calls
+
+
+async def _encode(answer: Answer) -> bytes:
+    value = answer.value
+    is_long = isinstance(value, list) and len(value) > 1 and _num_numbers(value) > LONG_ANSWER_NUMBERS
+    return await asyncio.to_thread(_ENCODER.encode, value) if is_long else _ENCODER.encode(value)
+
+
+def _num_numbers(values: Sequence[object]) -> int:
+    first = values[0]
+    return len(values) * (len(first) if isinstance(first, list) else 1)
+
+
+def _read_options(data: bytes) -> _WithOptions:
+    if b'"options"' not in data and b'"model"' not in data:
+        return _WithOptions()
+    return decode_json(data, _OPTIONS)
+
+
+def _note_headers(notes: CallNotes) -> list[Header]:
+    headers: list[Header] = []
+    if notes.num_truncated:
+        headers.append((b"x-truncated-inputs", b"%d" % notes.num_truncated))
+    if notes.warnings:
+        text = "; ".join(notes.warnings).encode("ascii", "backslashreplace")
+        headers.append((b"x-warnings", bytes(byte for byte in text[:MAX_WARNING_BYTES] if 32 <= byte < 127)))
+    return headers
+
+
+def _vary(answer: Answer, task_shapes: str) -> list[Header]:
+    return [(b"vary", b"User-Agent, Origin")] if answer.varies_by_client and task_shapes == "client" else []

@@ -1,0 +1,87 @@
+"""POST /vertex for models without generation: each instance is the body of a call, or the inputs of one."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from textmill_router.errors import RequestError, ValidationFailed
+from textmill_router.http.call import call_of, open_call
+from textmill_router.http.inner_calls import InnerAnswer, replay
+from textmill_router.http.json_body import ClientLeft, decode_json, read_body
+from textmill_router.http.replies import send_error, send_reply
+from textmill_router.serving.service import Service
+
+_KEPT_HEADERS = frozenset({b"retry-after", b"connection"})
+_ABSENT = msgspec.Raw(b"null")
+
+
+class _Body(msgspec.Struct, gc=False):
+    """The instances, and the parameters of those that have none of their own."""
+
+    instances: list[msgspec.Raw]
+    parameters: msgspec.Raw = _ABSENT
+
+
+class _Instance(msgspec.Struct, gc=False):
+    inputs: msgspec.Raw = _ABSENT
+    query: msgspec.Raw = _ABSENT
+
+
+_BODY = msgspec.json.Decoder(_Body)
+_INSTANCE = msgspec.json.Decoder(_Instance)
+
+
+class VertexTaskRoute:
+    """An ASGI endpoint. `task` answers the calls that the instances make, side by side."""
+
+    def __init__(self, service: Service, task: ASGIApp) -> None:
+        self._service = service
+        self._task = task
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            data = await read_body(scope, receive, self._service.settings.payload_limit)
+            body = decode_json(data, _BODY)
+            if not body.instances:
+                raise ValidationFailed("`instances` must hold at least one instance", field="instances")
+        except ClientLeft:
+            return
+        except RequestError as error:
+            await send_error(scope, send, error)
+            return
+        contents = [_call_body(instance, body.parameters) for instance in body.instances]
+        found = await asyncio.gather(
+            *(self._predict(scope, receive, content, index) for index, content in enumerate(contents))
+        )
+        failed = next((answer for answer in found if answer.status != 200), None)
+        if failed is None:
+            predictions = [msgspec.Raw(answer.body) for answer in found]
+            await send_reply(scope, send, 200, msgspec.json.encode({"predictions": predictions}))
+        elif failed.status:
+            kept = [header for header in failed.headers if header[0] in _KEPT_HEADERS]
+            await send_reply(scope, send, failed.status, failed.body, headers=kept)
+
+    async def _predict(self, scope: Scope, receive: Receive, content: bytes, index: int) -> InnerAnswer:
+        part = {**scope, "extensions": {}}
+        call = call_of(scope)
+        inner = open_call(part, f"{call.request_id}-{index}")
+        inner.route, inner.trace_id, inner.arrival_s = call.route, call.trace_id, call.arrival_s
+        inner.caller = call.caller
+        part["headers"] = [header for header in scope["headers"] if header[0] not in (b"content-length", b"expect")]
+        answer = InnerAnswer()
+        await self._task(part, replay(content, receive), answer.send)
+        return answer
+
+
+def _call_body(instance: msgspec.Raw, parameters: msgspec.Raw) -> bytes:
+    """Return the body of the call of an instance, which is a body itself if it has `inputs` or `query`."""
+    if bytes(instance).lstrip()[:1] == b"{":
+        fields = _INSTANCE.decode(instance)
+        if bytes(fields.inputs) != b"null" or bytes(fields.query) != b"null":
+            return bytes(instance)
+    body: dict[str, Any] = {"inputs": instance}
+    if bytes(parameters) != b"null":
+        body["parameters"] = parameters
+    return msgspec.json.encode(body)

@@ -1,0 +1,44 @@
+"""Routes that the model cannot serve: each answers with the model's task and the routes that serve it."""
+
+from starlette.types import Receive, Scope, Send
+
+from textmill_router.errors import WrongTask
+from textmill_router.http.path_style import PathStyle
+from textmill_router.http.replies import send_error
+from textmill_router.serving.service import Service
+from textmill_router.tasks.forms import FAMILIES
+from textmill_router.tasks.names import is_row_task
+
+_WRITING = "POST /, /generate, /generate_stream, /v1/chat/completions, /v1/completions"
+_VECTORS = "POST /, /embed, /embed_all, /embed_sparse, /similarity, /v1/embeddings"
+_CLASSIFICATION = "POST /, /predict, /rerank, /v1/rerank"
+
+
+def routes_of(task: str | None) -> str:
+    """Return the routes that serve a model of this task."""
+    if not is_row_task(task):
+        return _WRITING
+    vectors, classification = FAMILIES
+    if task in vectors:
+        return _VECTORS
+    return _CLASSIFICATION if task in classification else "POST /"
+
+
+def wrong_task(task: str | None, what: str) -> WrongTask:
+    """Return the refusal of a call that asks for `what`."""
+    return WrongTask(
+        f"{what} is not what this model does: the model's task is {task or 'text-generation'}, and its routes are "
+        f"{routes_of(task)}"
+    )
+
+
+class WrongTaskRoute:
+    """An ASGI endpoint of a route that needs a model of another task. `style` is the style of the route's dialect."""
+
+    def __init__(self, service: Service, path: str, style: PathStyle) -> None:
+        self.style = style
+        self._service = service
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_error(scope, send, wrong_task(self._service.settings.task, self._path))

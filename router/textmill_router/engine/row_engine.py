@@ -1,0 +1,283 @@
+"""Joins calls, the queue of rows and the shards. The engine alone owns the queue.
+
+Everything runs in one asyncio loop. A batch is formed when a shard is free, so that all rows that have come until then
+can be in the batch. While a shard computes, a second batch is sent ahead only if the waiting rows fill a batch.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from textmill_router.engine.row_client import BatchRefused, ShardLost
+from textmill_router.engine.row_replica import RowReplica
+from textmill_router.engine.shard_client import ShardClientOptions
+from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineStatus
+from textmill_router.health.group_watch import GroupSigns
+from textmill_router.metrics.row_metrics import RowMetrics
+from textmill_router.tasks.row_queue import BatchLimits, CallNumber, QueuedRow, RowQueue
+from textmill_router.tasks.rows import Row, RowFault, RowResult, TaskFacts
+
+log = logging.getLogger(__name__)
+
+MAX_ROWS = 256  # of a batch
+MAX_SENT = 2  # batches: one that runs, and one that waits in the shard (rule 27)
+MAX_TRIES = 2  # of a row whose batch is lost with its shard
+
+
+class RowsFailed(Exception):
+    """A row of the call has no answer. The text says why."""
+
+
+class EngineEnded(Exception):
+    """No shard serves any more."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call whose rows are under way."""
+
+    results: list[RowResult | None]
+    num_missing: int
+    done: "asyncio.Future[None]"
+    first_sent_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CallTimes:
+    """The seconds until the first row of a call was sent to a shard, and from then to the last answer."""
+
+    queue_s: float
+    inference_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallResults:
+    """The answers of all rows of a call, in order."""
+
+    rows: list[RowResult]
+    times: CallTimes = field(default_factory=lambda: CallTimes(0.0, 0.0))
+
+
+class RowEngine:
+    """The engine between the HTTP side and the shards of rows, with the calls that the service makes of an engine.
+
+    The owner calls `start`, then `compute` from the same asyncio loop, then `stop`. `max_batch_tokens` narrows the
+    limit of the shards. `on_change` is called after each change of a status.
+    """
+
+    def __init__(
+        self,
+        client_options: Sequence[ShardClientOptions],
+        tokenizer_digest: str,
+        *,
+        max_batch_tokens: int | None = None,
+        on_change: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._tell = on_change
+        self._max_batch_tokens = max_batch_tokens
+        self.metrics = RowMetrics()
+        self._queue: RowQueue[Row] = RowQueue()
+        self._calls: dict[CallNumber, _Call] = {}
+        self._numbers = itertools.count(1)
+        self._changed = asyncio.Event()
+        self._sends: set[asyncio.Task[None]] = set()
+        self._is_due = False
+        self.replicas = [
+            RowReplica(options, tokenizer_digest, self.metrics.recovery, number=number, on_change=self._on_change)
+            for number, options in enumerate(client_options)
+        ]
+
+    @property
+    def status(self) -> EngineStatus:
+        """The status of the service: ready while one replica is ready, stopped when all are."""
+        return max((replica.status for replica in self.replicas), key=_rank_of)
+
+    @property
+    def facts(self) -> TaskFacts | None:
+        """The facts of the model, or None before the first shard is ready."""
+        return next((replica.facts for replica in self.replicas if replica.facts is not None), None)
+
+    def signs(self) -> list[GroupSigns]:
+        """Return what is known of each replica's life, in the order of the replicas' numbers."""
+        return [replica.signs() for replica in self.replicas]
+
+    def give_up(self, number: int, cause: str) -> None:
+        """End a replica whose shard does not start again."""
+        self.replicas[number].end(cause)
+
+    def back_in_s(self) -> float | None:
+        """Return the seconds until a replica should serve again, or None where one serves or none has served yet."""
+        phases = [replica.status.phase for replica in self.replicas]
+        if EnginePhase.READY in phases or EnginePhase.LOST not in phases:
+            return None
+        return min(
+            replica.recovery.remaining_s for replica in self.replicas if replica.status.phase is EnginePhase.LOST
+        )
+
+    @property
+    def num_waiting(self) -> int:
+        """The number of rows that wait for a batch."""
+        return len(self._queue)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        return self._queue.num_tokens
+
+    async def start(self) -> None:
+        """Begin to look for all shards, and return at once."""
+        for replica in self.replicas:
+            replica.start()
+
+    async def wait_for_phase(self, *phases: EnginePhase) -> EngineStatus:
+        """Wait until the status of the engine has one of these phases, and return the status."""
+        while (status := self.status).phase not in phases:
+            self._changed.clear()
+            await self._changed.wait()
+        return status
+
+    async def stop(self) -> None:
+        """End all connections. Calls that have not ended fail."""
+        await asyncio.gather(*(replica.stop() for replica in self.replicas))
+        for task in self._sends:
+            task.cancel()
+        await asyncio.gather(*self._sends, return_exceptions=True)
+        self._end_all()
+
+    async def compute(self, rows: Sequence[Row]) -> CallResults:
+        """Return the answers of a call's rows, which ask for the same head.
+
+        Rows whose shard is lost are computed again, once. A caller that is cancelled takes its waiting rows back.
+
+        Raises RowsFailed for a row without an answer, and EngineEnded where no shard serves any more.
+        """
+        if self.status.phase is EnginePhase.STOPPED:
+            raise EngineEnded(self.status.error or "the engine has stopped")
+        number = CallNumber(next(self._numbers))
+        call = _Call([None] * len(rows), len(rows), asyncio.get_running_loop().create_future())
+        self._calls[number] = call
+        began_s = time.monotonic()
+        self._queue.add(number, rows[0].head, [(len(row.token_ids), row) for row in rows])
+        self._form_soon()
+        try:
+            await call.done
+        finally:
+            del self._calls[number]
+            self._queue.drop(number)
+        ended_s = time.monotonic()
+        results = [result for result in call.results if result is not None]
+        assert len(results) == len(rows)
+        return CallResults(results, CallTimes(call.first_sent_s - began_s, ended_s - call.first_sent_s))
+
+    # ---- Inner parts.
+
+    def _on_change(self) -> None:
+        self._changed.set()
+        if self.status.phase is EnginePhase.STOPPED:
+            self._end_all()
+        elif len(self._queue):
+            self._form_soon()
+        self._tell()
+
+    def _end_all(self) -> None:
+        error = EngineEnded(self.status.error or "the engine has stopped")
+        for call in self._calls.values():
+            if not call.done.done():
+                call.done.set_exception(error)
+
+    def _form_soon(self) -> None:
+        """Form batches once, after this turn of the loop, for all that the turn submits or brings back."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._form)
+
+    def _form(self) -> None:
+        self._is_due = False
+        while len(self._queue):
+            replica = self._free_replica()
+            if replica is None:
+                return
+            assert replica.facts is not None
+            limits = self._limits_of(replica.facts)
+            if replica.num_running and not self._queue.fills_batch(limits):
+                return
+            batch = self._queue.next_batch(limits)
+            task = asyncio.create_task(self._run_batch(replica, replica.begin_batch(), batch))
+            self._sends.add(task)
+            task.add_done_callback(self._sends.discard)
+
+    def _free_replica(self) -> RowReplica | None:
+        """Return the replica that has the least to do, or None where each has as many batches as it may have."""
+        ready = [replica for replica in self.replicas if replica.is_up and replica.num_running < MAX_SENT]
+        return min(ready, key=lambda replica: replica.num_running, default=None)
+
+    def _limits_of(self, facts: TaskFacts) -> BatchLimits:
+        tokens = facts.max_batch_tokens
+        if self._max_batch_tokens is not None:
+            tokens = min(tokens, self._max_batch_tokens)
+        return BatchLimits(tokens, MAX_ROWS, counts_padding=facts.counts_padding)
+
+    async def _run_batch(self, replica: RowReplica, number: int, batch: Sequence[QueuedRow[Row]]) -> None:
+        began_s = time.monotonic()
+        for row in batch:
+            call = self._calls.get(row.call)
+            if call is not None and not call.first_sent_s:
+                call.first_sent_s = began_s
+        try:
+            results = await replica.compute(number, [row.content for row in batch])
+        except ShardLost as error:
+            self._on_lost_batch(batch, str(error))
+        except BatchRefused as error:
+            log.error("a batch was refused", extra={"reason": str(error), "num_rows": len(batch)})
+            for row in batch:
+                self._fail(row, "the shard refused the batch")
+        else:
+            self.metrics.on_batch(len(batch), sum(row.num_tokens for row in batch), time.monotonic() - began_s)
+            for row, result in zip(batch, results, strict=True):
+                self._deliver(row, result)
+        finally:
+            if len(self._queue):
+                self._form_soon()
+
+    def _on_lost_batch(self, batch: Sequence[QueuedRow[Row]], reason: str) -> None:
+        again = []
+        for row in batch:
+            if row.call not in self._calls:
+                continue
+            if row.num_tries + 1 < MAX_TRIES:
+                again.append(row)
+            else:
+                self._fail(row, f"the shard was lost twice while it computed the row ({reason})")
+        self._queue.put_back(again)
+        self.metrics.num_repeated_rows += len(again)
+
+    def _deliver(self, row: QueuedRow[Row], result: RowResult | RowFault) -> None:
+        call = self._calls.get(row.call)
+        if call is None or call.done.done():
+            return  # the call has left, or another row of it has failed
+        if isinstance(result, RowFault):
+            self._fail(row, result.message)
+            return
+        call.results[row.index] = result
+        call.num_missing -= 1
+        if not call.num_missing:
+            call.done.set_result(None)
+
+    def _fail(self, row: QueuedRow[Row], message: str) -> None:
+        call = self._calls.get(row.call)
+        if call is not None and not call.done.done():
+            call.done.set_exception(RowsFailed(message))
+            self._queue.drop(row.call)
+
+
+def _rank_of(status: EngineStatus) -> tuple[int, int, float]:
+    """How far a replica has come; the largest rank is that of the engine."""
+    if status.phase is EnginePhase.READY:
+        return 3, 0, 0.0
+    if status.phase is EnginePhase.LOST:
+        return 2, 0, 0.0
+    if status.phase in LOADING_PHASES:
+        return 1, LOADING_PHASES.index(status.phase), status.progress
+    return 0, 0, 0.0

@@ -1,0 +1,75 @@
+"""The frame around the rows of each call of a task: permits, the client's leaving, the deadline, errors."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.types import Receive, Scope
+
+from textmill_router.engine.row_engine import EngineEnded, RowsFailed
+from textmill_router.errors import DeadlineMissed, GenerationBroke, ShuttingDown, ValidationFailed
+from textmill_router.http.disconnect import UntilClientLeaves
+from textmill_router.serving.call_options import wait_if_asked
+from textmill_router.serving.call_terms import CallTerms
+from textmill_router.serving.row_backend import RowBackend
+from textmill_router.serving.service import Service
+from textmill_router.tasks.call import TaskCall
+from textmill_router.tasks.rows import RowResult
+
+
+@dataclass(frozen=True, slots=True)
+class RowTimes:
+    """The tokens of a call's rows, and the seconds that the rows waited and were computed."""
+
+    num_tokens: int
+    queue_s: float
+    inference_s: float
+
+
+async def ready_rows(service: Service, scope: Scope, receive: Receive, *, wait_for_model: bool | None) -> RowBackend:
+    """Return the backend, and wait for it while it loads if header or body say so. The body has been read before.
+
+    Raises ModelLoading, ShuttingDown, ClientLeft, and Overloaded when too many calls wait.
+    """
+    await wait_if_asked(service, scope, receive, wait_for_model)
+    return service.open_row_backend()
+
+
+@asynccontextmanager
+async def compute_rows(
+    service: Service, backend: RowBackend, receive: Receive, call: TaskCall, terms: CallTerms
+) -> AsyncIterator[tuple[list[RowResult], RowTimes]]:
+    """Tokenise and compute the rows of a call, and give their results. The client is watched until the block ends.
+
+    Raises ClientLeft, ValidationFailed, Overloaded, Recovering, ShuttingDown, GenerationBroke and DeadlineMissed.
+    """
+    most = service.permits.most_for(terms.caller)
+    if call.num_rows > most:
+        raise ValidationFailed(
+            f"this request needs {call.num_rows} rows at once, and the most is {most} ({service.permits.flag}); "
+            "send fewer"
+        )
+    service.permits.check_room(call.num_rows, terms.caller)
+    async with UntilClientLeaves(receive, service.metrics.on_abort):
+        with service.permits.hold(call.num_rows, terms.caller):
+            yield await _compute(backend, call, terms.deadline_s)
+
+
+async def _compute(backend: RowBackend, call: TaskCall, deadline_s: float | None) -> tuple[list[RowResult], RowTimes]:
+    left_s = None if deadline_s is None else deadline_s - time.monotonic()
+    try:
+        async with asyncio.timeout(left_s):
+            rows = await call.rows()
+            if not rows:  # texts without a token
+                return [], RowTimes(0, 0.0, 0.0)
+            found = await backend.engine.compute(rows)
+    except TimeoutError:
+        raise DeadlineMissed("the answer was not complete within the time of x-request-timeout-ms") from None
+    except RowsFailed as error:
+        raise GenerationBroke(str(error)) from error
+    except EngineEnded as error:
+        raise ShuttingDown(f"the engine has stopped: {error}", retry_after_s=1) from error
+    num_tokens = sum(len(row.token_ids) for row in rows)
+    return found.rows, RowTimes(num_tokens, found.times.queue_s, found.times.inference_s)

@@ -1,0 +1,1 @@
+"""Tasks without generation: what each task reads and answers, and the queue of their rows."""

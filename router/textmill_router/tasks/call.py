@@ -1,0 +1,55 @@
+"""One call of a task: the rows that the call makes, and the answer that their results make."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from textmill_router.tasks.rows import Row, RowResult
+
+
+@dataclass(slots=True)
+class CallNotes:
+    """What headers of the answer tell of a call. `num_truncated` counts texts whose end was cut."""
+
+    num_truncated: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A JSON value. `varies_by_client` says that another client gets another shape."""
+
+    value: object
+    varies_by_client: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClientShapes:
+    """The shapes of answers that a client needs; the defaults are those of the published page."""
+
+    zero_shot_is_list: bool = False
+
+
+class TaskCall(Protocol):
+    """A call whose fields obey the rules of its task.
+
+    `num_rows` is known before anything is tokenised; windows of long texts are not counted. `num_characters` are those
+    of all strings of the inputs.
+    """
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def num_characters(self) -> int: ...
+    @property
+    def notes(self) -> CallNotes: ...
+
+    async def rows(self) -> list[Row]:
+        """Tokenise. Raises ValidationFailed."""
+        ...
+
+    def answer(self, results: Sequence[RowResult], num_tokens: int) -> Answer:
+        """Return the answer. `results` are those of the rows in order, and `num_tokens` the tokens of all rows."""
+        ...

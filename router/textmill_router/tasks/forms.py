@@ -1,0 +1,74 @@
+"""The forms of tasks: the struct of a body, and the function that applies the rules of the task to a body.
+
+Adding a task adds a file beside this one, and a form here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from textmill_router.tasks.call import ClientShapes, TaskCall
+from textmill_router.tasks.feature_extraction import (
+    EmbedBody,
+    FeatureBody,
+    embed_all_call,
+    embed_call,
+    embed_sparse_call,
+    feature_call,
+)
+from textmill_router.tasks.fill_mask import FillMaskBody, fill_mask_call
+from textmill_router.tasks.model import TaskModel
+from textmill_router.tasks.openai_embeddings import EmbeddingsBody, embeddings_call
+from textmill_router.tasks.question_answering import QuestionBody, question_call
+from textmill_router.tasks.rerank import RerankBody, rerank_call
+from textmill_router.tasks.sentence_similarity import SimilarityBody, similarity_call
+from textmill_router.tasks.text_classification import (
+    ClassificationBody,
+    PredictBody,
+    classification_call,
+    predict_call,
+)
+from textmill_router.tasks.token_classification import TokenClassificationBody, token_classification_call
+from textmill_router.tasks.zero_shot_classification import ZeroShotBody, zero_shot_call
+
+
+@dataclass(frozen=True, slots=True)
+class TaskForm:
+    """A form of a body. `prepare` raises ValidationFailed, TooManyRows and WrongTask."""
+
+    task: str
+    body: Any
+    prepare: Callable[[Any, TaskModel, ClientShapes], TaskCall]
+
+
+# The form of each task on `POST /` and at /pipeline/{task}.
+FORMS = {
+    form.task: form
+    for form in (
+        TaskForm("feature-extraction", FeatureBody, feature_call),
+        TaskForm("sentence-similarity", SimilarityBody, similarity_call),
+        TaskForm("text-classification", ClassificationBody, classification_call),
+        TaskForm("zero-shot-classification", ZeroShotBody, zero_shot_call),
+        TaskForm("rerank", RerankBody, rerank_call),
+        TaskForm("token-classification", TokenClassificationBody, token_classification_call),
+        TaskForm("fill-mask", FillMaskBody, fill_mask_call),
+        TaskForm("question-answering", QuestionBody, question_call),
+    )
+}
+EMBED = TaskForm("feature-extraction", EmbedBody, embed_call)
+EMBED_ALL = TaskForm("feature-extraction", EmbedBody, embed_all_call)
+EMBED_SPARSE = TaskForm("feature-extraction", EmbedBody, embed_sparse_call)
+EMBEDDINGS = TaskForm("feature-extraction", EmbeddingsBody, embeddings_call)
+PREDICT = TaskForm("text-classification", PredictBody, predict_call)
+
+# The tasks that a call may ask of a model of one of them.
+FAMILIES = (
+    ("feature-extraction", "sentence-similarity"),
+    ("text-classification", "zero-shot-classification", "rerank"),
+)
+
+
+def family_of(task: str) -> tuple[str, ...]:
+    """Return the tasks that a model of this task may be asked for, its own first."""
+    family = next((members for members in FAMILIES if task in members), (task,))
+    return (task, *(member for member in family if member != task))

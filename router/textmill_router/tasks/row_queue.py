@@ -1,0 +1,198 @@
+"""The queue of rows, and which of its rows run together. Pure: no clock, no I/O.
+
+A call has one row or several. Calls take turns: the call at the head of the queue chooses a batch by its oldest row,
+and goes behind the others while rows of it are left. So a call of a thousand rows holds nobody up for longer than one
+batch. The batch of a row has the rows whose lengths are nearest, because padding costs as much as text.
+"""
+
+from bisect import bisect_left, insort
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, NewType, TypeVar
+
+CallNumber = NewType("CallNumber", int)
+Content = TypeVar("Content")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """The limits of a batch.
+
+    A batch costs rows x tokens of its longest row where `counts_padding` is set, and else the sum of its tokens.
+    """
+
+    max_tokens: int
+    max_rows: int
+    counts_padding: bool = True
+
+    def max_rows_of(self, longest: int) -> int:
+        """Return how many rows of so many tokens a batch may have; at least one."""
+        return max(1, min(self.max_rows, self.max_tokens // max(1, longest)))
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedRow(Generic[Content]):
+    """One row of a call. Rows of the same `kind` may run together. `order` is the row's place in the order of arrival.
+
+    `num_tries` counts the batches that were lost with the row.
+    """
+
+    call: CallNumber
+    index: int  # of the row in its call
+    kind: str
+    num_tokens: int
+    content: Content
+    order: int = 0
+    num_tries: int = 0
+
+
+class RowQueue(Generic[Content]):
+    """The rows that wait. One owner calls all methods."""
+
+    def __init__(self) -> None:
+        self._num_added = 0
+        self._rows_of: OrderedDict[CallNumber, dict[int, QueuedRow[Content]]] = OrderedDict()  # calls in turn
+        # The keys (tokens, order) of the rows of a kind, sorted, and the rows by their order.
+        self._lengths: dict[str, list[tuple[int, int]]] = {}
+        self._by_order: dict[int, QueuedRow[Content]] = {}
+        self.num_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._by_order)
+
+    @property
+    def num_calls(self) -> int:
+        """The number of calls that have a waiting row."""
+        return len(self._rows_of)
+
+    def add(self, call: CallNumber, kind: str, rows: Sequence[tuple[int, Content]]) -> None:
+        """Take all rows of a call, each as the number of its tokens and its content."""
+        assert call not in self._rows_of
+        for index, (num_tokens, content) in enumerate(rows):
+            self._num_added += 1
+            self._insert(QueuedRow(call, index, kind, num_tokens, content, self._num_added))
+
+    def put_back(self, rows: Sequence[QueuedRow[Content]]) -> None:
+        """Take the rows of a lost batch again, at the head of the queue, in their old order and one try older."""
+        calls = []
+        for row in rows:
+            again = QueuedRow(
+                row.call, row.index, row.kind, row.num_tokens, row.content, row.order, num_tries=row.num_tries + 1
+            )
+            self._insert(again)
+            calls.append(row.call)
+        for call in reversed(list(dict.fromkeys(calls))):
+            self._rows_of.move_to_end(call, last=False)
+
+    def drop(self, call: CallNumber) -> int:
+        """Forget the rows of a call, and return how many there were."""
+        rows = list(self._rows_of.get(call, {}).values())
+        for row in rows:
+            self._remove(row)
+        return len(rows)
+
+    def fills_batch(self, limits: BatchLimits) -> bool:
+        """Whether the waiting rows are enough for a whole batch."""
+        return len(self) >= limits.max_rows or self.num_tokens >= limits.max_tokens
+
+    def next_batch(self, limits: BatchLimits) -> list[QueuedRow[Content]]:
+        """Take the rows of the next batch out of the queue: the oldest row of the call in turn, and rows like it.
+
+        A batch keeps to the limits, unless its one row is longer than a batch. While rows of other calls are left that
+        could run in the batch, no call has more than half of the rows that the limits allow. Empty without rows.
+        """
+        if not self._by_order:
+            return []
+        head = next(iter(self._rows_of))
+        anchor = self._rows_of[head][min(self._rows_of[head])]
+        batch = self._choose(anchor, limits)
+        for row in batch:
+            self._remove(row)
+        if head in self._rows_of:
+            self._rows_of.move_to_end(head)
+        return batch
+
+    def _choose(self, anchor: QueuedRow[Content], limits: BatchLimits) -> list[QueuedRow[Content]]:
+        lengths = self._lengths[anchor.kind]
+        batch = _Batch(anchor, limits)
+        place = bisect_left(lengths, (anchor.num_tokens, anchor.order))
+        shorter, longer = place - 1, place + 1
+        over_share: list[QueuedRow[Content]] = []
+        num_seen = 1
+        while shorter >= 0 or longer < len(lengths):
+            is_longer = shorter < 0 or (
+                longer < len(lengths)
+                and lengths[longer][0] - anchor.num_tokens < anchor.num_tokens - lengths[shorter][0]
+            )
+            row = self._by_order[lengths[longer if is_longer else shorter][1]]
+            if not batch.fits(row):
+                if not is_longer:  # a still shorter row takes as much room, or little less
+                    break
+                longer = len(lengths)  # a still longer row does not fit either
+                continue
+            num_seen += 1
+            if batch.keeps_shares(row):
+                batch.take(row)
+            else:
+                over_share.append(row)
+            if is_longer:
+                longer += 1
+            else:
+                shorter -= 1
+        if over_share and num_seen == len(lengths) and len({row.call for row in over_share}) == 1:
+            for row in over_share:  # nobody else waits for what is left of the batch
+                if batch.fits(row):
+                    batch.take(row)
+        return batch.rows
+
+    def _insert(self, row: QueuedRow[Content]) -> None:
+        self._rows_of.setdefault(row.call, {})[row.index] = row
+        self._by_order[row.order] = row
+        insort(self._lengths.setdefault(row.kind, []), (row.num_tokens, row.order))
+        self.num_tokens += row.num_tokens
+
+    def _remove(self, row: QueuedRow[Content]) -> None:
+        of_call = self._rows_of[row.call]
+        del of_call[row.index]
+        if not of_call:
+            del self._rows_of[row.call]
+        del self._by_order[row.order]
+        lengths = self._lengths[row.kind]
+        del lengths[bisect_left(lengths, (row.num_tokens, row.order))]
+        if not lengths:
+            del self._lengths[row.kind]
+        self.num_tokens -= row.num_tokens
+
+
+class _Batch(Generic[Content]):
+    """A batch that grows from its first row."""
+
+    def __init__(self, anchor: QueuedRow[Content], limits: BatchLimits) -> None:
+        self._limits = limits
+        self.rows = [anchor]
+        self._longest = anchor.num_tokens
+        self._num_tokens = anchor.num_tokens
+        self._num_of_call = Counter([anchor.call])
+        self._largest_share = 1
+
+    def fits(self, row: QueuedRow[Content]) -> bool:
+        """Whether the batch keeps to its limits with one more row."""
+        count = len(self.rows) + 1
+        if self._limits.counts_padding:
+            cost = count * max(self._longest, row.num_tokens)
+        else:
+            cost = self._num_tokens + row.num_tokens
+        return count <= self._limits.max_rows and cost <= self._limits.max_tokens
+
+    def keeps_shares(self, row: QueuedRow[Content]) -> bool:
+        """Whether no call has more than half of what the limits allow, with one more row."""
+        most = max(1, self._limits.max_rows_of(max(self._longest, row.num_tokens)) // 2)
+        return max(self._largest_share, self._num_of_call[row.call] + 1) <= most
+
+    def take(self, row: QueuedRow[Content]) -> None:
+        self.rows.append(row)
+        self._longest = max(self._longest, row.num_tokens)
+        self._num_tokens += row.num_tokens
+        self._num_of_call[row.call] += 1
+        self._largest_share = max(self._largest_share, self._num_of_call[row.call])

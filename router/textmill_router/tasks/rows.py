@@ -1,0 +1,184 @@
+"""The words of rows: a text as token ids, what is asked of a row, and what comes back.
+
+A row is one input of a model that does not generate: a text, a pair of texts, or a window of a text.
+"""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Head(StrEnum):
+    """What a shard can compute of a row. The values are the names in `TaskFacts.heads` and `RowBatch.head`."""
+
+    VECTORS = "vectors"
+    TOKEN_VECTORS = "token_vectors"
+    SPARSE_VECTORS = "sparse_vectors"
+    LABELS = "labels"
+    TOKEN_LABELS = "token_labels"
+    MASKS = "masks"
+    SPANS = "spans"
+
+
+@dataclass(frozen=True, slots=True)
+class VectorWish:
+    """One vector of the row: its first `dimensions` numbers (0: all), divided by their length where `is_normalized`.
+
+    `prompt_length` are the first tokens of the row that a prompt takes.
+    """
+
+    dimensions: int = 0
+    is_normalized: bool = True
+    prompt_length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenVectorWish:
+    """A vector of each token."""
+
+
+@dataclass(frozen=True, slots=True)
+class SparseVectorWish:
+    """The weights of vocabulary ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelWish:
+    """The raw score of each label."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLabelWish:
+    """The probability of each label at each token whose byte in `is_wanted` is 1."""
+
+    is_wanted: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MaskWish:
+    """The `top_k` best ids at each of the places, among `target_ids` where there are some, else of the vocabulary."""
+
+    places: tuple[int, ...]
+    top_k: int
+    target_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SpanWish:
+    """The best spans. `roles` has a byte per token: 2 may be in a span, 1 stands for no answer, 0 is neither."""
+
+    roles: bytes
+    max_span_tokens: int
+    max_spans: int
+
+
+Wish = VectorWish | TokenVectorWish | SparseVectorWish | LabelWish | TokenLabelWish | MaskWish | SpanWish
+
+HEAD_OF: dict[type[Wish], Head] = {
+    VectorWish: Head.VECTORS,
+    TokenVectorWish: Head.TOKEN_VECTORS,
+    SparseVectorWish: Head.SPARSE_VECTORS,
+    LabelWish: Head.LABELS,
+    TokenLabelWish: Head.TOKEN_LABELS,
+    MaskWish: Head.MASKS,
+    SpanWish: Head.SPANS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row. `token_types` has a byte per token, or is empty where all are 0."""
+
+    token_ids: "array[int]"  # type code I
+    wish: Wish
+    token_types: bytes = b""
+
+    @property
+    def head(self) -> Head:
+        return HEAD_OF[type(self.wish)]
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The answer to a wish for vectors or labels: `width` numbers per vector, token or row, one after the other.
+
+    A vector and the labels of a row are one run of `width` numbers; token vectors and token labels are one run per
+    token that was asked for.
+    """
+
+    width: int
+    values: "array[float]"  # type code f
+
+    def runs(self) -> list[list[float]]:
+        """Return the numbers of each run."""
+        values, width = self.values.tolist(), self.width
+        return [values[start : start + width] for start in range(0, len(values), width)]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredIds:
+    """Ids with their scores, in the order of the answer; the answer to a wish for sparse vectors."""
+
+    ids: Sequence[int]
+    scores: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskAnswer:
+    """The best ids of each masked token of a row, best first."""
+
+    of_masks: tuple[ScoredIds, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Places of the first and last token of a span in its row, and p(start) x p(end)."""
+
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpanAnswer:
+    """The best spans of a row, best first, and the score of no answer."""
+
+    spans: tuple[Span, ...]
+    null_score: float
+
+
+RowResult = Numbers | ScoredIds | MaskAnswer | SpanAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class RowFault:
+    """The reason why a row has no answer."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """The part of `TaskFacts` in shard.proto that the router uses; names and units are those of the message."""
+
+    protocol_version: int
+    model_id: str
+    model_sha: str
+    model_type: str
+    dtype: str
+    device: str
+    task: str
+    heads: tuple[str, ...]
+    labels: tuple[str, ...]
+    problem_type: str
+    max_row_tokens: int
+    max_batch_tokens: int
+    counts_padding: bool
+    vector_width: int
+    token_vector_width: int
+    is_normalized: bool
+    vocab_size: int
+    num_token_types: int
+    mask_token_id: int | None
+    tokenizer_digest: str

@@ -1,0 +1,179 @@
+"""zero-shot-classification: a model of entailment scores labels that the call brings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from textmill_router.errors import ValidationFailed, WrongTask
+from textmill_router.tasks.call import Answer, CallNotes, ClientShapes
+from textmill_router.tasks.label_rows import LabelRows, LabelText
+from textmill_router.tasks.model import TaskModel
+from textmill_router.tasks.rows import Row, RowResult, TaskFacts
+from textmill_router.tasks.scores import logits_of, softmax
+
+TASK = "zero-shot-classification"
+DEFAULT_TEMPLATE = "This example is {}."
+MAX_LABELS = 256
+
+
+class OldInputs(msgspec.Struct, gc=False):
+    """The inputs of old clients: the labels beside the text."""
+
+    text: str
+    candidateLabels: list[str] | str | None = None  # the name that these clients send
+
+
+class ZeroShotParameters(msgspec.Struct, gc=False):
+    """The parameters of zero-shot-classification. The labels may be one string with commas."""
+
+    candidate_labels: list[str] | str | None = None
+    candidateLabels: list[str] | str | None = None  # the name that old clients send
+    multi_label: bool = False
+    hypothesis_template: str = DEFAULT_TEMPLATE
+
+
+class ZeroShotBody(msgspec.Struct, gc=False):
+    """The body of zero-shot-classification."""
+
+    inputs: str | OldInputs | list[str]
+    parameters: ZeroShotParameters | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EntailmentIds:
+    """The ids of the labels for entailment and contradiction."""
+
+    entailment: int
+    contradiction: int
+
+
+@dataclass(slots=True)
+class ZeroShotCall:
+    """A call with a row for each text and each label, text after text."""
+
+    source: LabelRows
+    texts: Sequence[str]
+    labels: Sequence[str]
+    ids: EntailmentIds
+    multi_label: bool
+    is_single: bool
+    as_list: bool
+    task: str = TASK
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.source.texts)
+
+    @property
+    def num_characters(self) -> int:
+        return sum(map(len, self.texts))
+
+    @property
+    def notes(self) -> CallNotes:
+        return self.source.notes
+
+    async def rows(self) -> list[Row]:
+        return await self.source.rows()
+
+    def answer(self, results: Sequence[RowResult], num_tokens: int) -> Answer:
+        count = len(self.labels)
+        found = [
+            self._answer_of(text, results[start : start + count])
+            for text, start in zip(self.texts, range(0, len(results), count), strict=True)
+        ]
+        return Answer(found[0] if self.is_single else found, varies_by_client=True)
+
+    def _answer_of(self, text: str, results: Sequence[RowResult]) -> object:
+        logits = [logits_of(result) for result in results]
+        entailment, contradiction = self.ids.entailment, self.ids.contradiction
+        if self.multi_label or len(self.labels) == 1:
+            scores = [softmax([row[contradiction], row[entailment]])[1] for row in logits]
+        else:
+            scores = softmax([row[entailment] for row in logits])
+        order = sorted(range(len(scores)), key=lambda index: -scores[index])
+        if self.as_list:
+            return [{"label": self.labels[index], "score": scores[index]} for index in order]
+        return {
+            "sequence": text,
+            "labels": [self.labels[index] for index in order],
+            "scores": [scores[index] for index in order],
+        }
+
+
+def entailment_ids(facts: TaskFacts) -> EntailmentIds | None:
+    """Return the ids as transformers' pipeline finds them, or None for a model without a label `entail...`."""
+    for index, label in enumerate(facts.labels):
+        if label.lower().startswith("entail"):
+            return EntailmentIds(index, len(facts.labels) - 1 if index == 0 else 0)
+    return None
+
+
+def zero_shot_call(body: ZeroShotBody, model: TaskModel, shapes: ClientShapes) -> ZeroShotCall:
+    """Apply the rules of zero-shot-classification. Raises ValidationFailed, TooManyRows and WrongTask."""
+    ids = entailment_ids(model.facts)
+    if ids is None or len(model.facts.labels) < 2:
+        shown = ", ".join(model.facts.labels[:10])
+        raise WrongTask(
+            f"the model's task is {model.facts.task}, and {TASK} needs a label that begins with `entail`; "
+            f"the model's labels are {shown}"
+        )
+    parameters = body.parameters or ZeroShotParameters()
+    old = body.inputs if isinstance(body.inputs, OldInputs) else None
+    given = parameters.candidate_labels if parameters.candidate_labels is not None else parameters.candidateLabels
+    if given is None and old is not None:
+        given = old.candidateLabels
+    labels = _checked_labels(given)
+    template = _checked_template(parameters.hypothesis_template)
+    inputs = old.text if old is not None else body.inputs
+    texts = inputs if isinstance(inputs, list) else [str(inputs)]
+    paths = [f"inputs[{index}]" for index in range(len(texts))] if isinstance(inputs, list) else ["inputs"]
+    model.check_count(len(texts) * len(labels), "inputs")
+    for text, path in zip(texts, paths, strict=True):
+        model.check_text(text, path)
+    rows = [
+        LabelText(text, path, template.replace("{}", label))
+        for text, path in zip(texts, paths, strict=True)
+        for label in labels
+    ]
+    source = LabelRows(model, rows, "first", "the label leaves no room for the text; shorten the label")
+    return ZeroShotCall(
+        source,
+        texts,
+        labels,
+        ids,
+        parameters.multi_label,
+        is_single=not isinstance(inputs, list),
+        as_list=shapes.zero_shot_is_list,
+    )
+
+
+def _checked_labels(given: list[str] | str | None) -> list[str]:
+    path = "parameters.candidate_labels"
+    if given is None:
+        raise ValidationFailed(f"`{path}` is missing; send a list of labels", field=path)
+    labels = [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
+    if not 1 <= len(labels) <= MAX_LABELS:
+        raise ValidationFailed(f"`{path}` must hold 1 to {MAX_LABELS} labels, found {len(labels)}", field=path)
+    seen: set[str] = set()
+    for index, label in enumerate(labels):
+        if not label.strip():
+            raise ValidationFailed(f"`{path}[{index}]` must not be empty", field=path)
+        if label in seen:
+            raise ValidationFailed(f"`{path}[{index}]` stands there twice: {label[:64]!r}; send each once", field=path)
+        seen.add(label)
+    return labels
+
+
+def _checked_template(template: str) -> str:
+    """Return a template whose one `{}` is replaced as text, so that no other field of it is ever read."""
+    path = "parameters.hypothesis_template"
+    rest = template.replace("{}", "", 1)
+    if "{}" not in template or "{" in rest or "}" in rest:
+        raise ValidationFailed(
+            f"`{path}` must have {{}} once, where the label goes, and no other brace, found {template[:64]!r}",
+            field=path,
+        )
+    if len(template) > 2000:
+        raise ValidationFailed(f"`{path}` must have at most 2000 characters, found {len(template)}", field=path)
+    return template

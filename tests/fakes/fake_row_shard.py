@@ -1,0 +1,270 @@
+"""A shard of rows without a model behind the real gRPC contract. A script gives its numbers and its faults.
+
+A test writes `with FakeRowShard(folder / "shard.sock", options) as shard: ...`.
+"""
+
+import threading
+from array import array
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from textmill_proto import PROTOCOL_VERSION
+from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
+
+WIDTH = 3
+WAIT_S = 10.0
+
+
+def plain_vector(ids: Sequence[int]) -> list[float]:
+    """Return three numbers that tell texts apart: of length, first word and sum."""
+    return [float(len(ids)), float(ids[1] % 7) if len(ids) > 1 else 0.0, float(sum(ids) % 11)]
+
+
+def plain_logits(ids: Sequence[int], num_labels: int) -> list[float]:
+    """Return a number for each label that depends on the ids."""
+    return [float((sum(ids) * (label + 3)) % 13) / 4 for label in range(num_labels)]
+
+
+@dataclass(frozen=True, slots=True)
+class RowShardOptions:
+    """The facts of the shard, and what it computes."""
+
+    task: str = "feature-extraction"
+    heads: tuple[str, ...] = ("vectors", "token_vectors")
+    labels: tuple[str, ...] = ()
+    problem_type: str = ""
+    max_row_tokens: int = 32
+    max_batch_tokens: int = 256
+    counts_padding: bool = True
+    vocab_size: int = 200
+    mask_token_id: int | None = None
+    is_normalized: bool = False
+    vector: Callable[[Sequence[int]], list[float]] = plain_vector
+    logits: Callable[[Sequence[int], int], list[float]] = plain_logits
+    tokenizer_digest: str = ""
+
+
+@dataclass(slots=True)
+class SeenBatch:
+    """One batch as it came: the head, and the token ids and types of each row."""
+
+    head: str
+    rows: list[list[int]]
+    types: bytes
+    message: Any = field(repr=False, default=None)
+
+
+class FakeRowShard(shard_pb2_grpc.ShardServicer):
+    """A context manager that serves on a Unix socket. Public methods cause faults, and may be called at any time."""
+
+    def __init__(self, uds_path: Path, options: RowShardOptions | None = None) -> None:
+        self._uds_path = uds_path
+        self._options = options or RowShardOptions()
+        self._may_answer = threading.Event()
+        self._may_answer.set()
+        self._num_losses = 0
+        self._is_poisoned: Callable[[Sequence[int]], bool] = lambda ids: False
+        self._loading: tuple[str, float] | None = None
+        self._arrived = threading.Condition()
+        self.batches: list[SeenBatch] = []
+
+    def __enter__(self) -> Self:
+        options = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", -1)]
+        self._server = grpc.server(ThreadPoolExecutor(8, "fake-row-shard"), options=options)
+        shard_pb2_grpc.add_ShardServicer_to_server(self, self._server)
+        self._server.add_insecure_port(f"unix:{self._uds_path}")
+        self._server.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._may_answer.set()
+        self._server.stop(grace=0.2).wait(5)
+        self._uds_path.unlink(missing_ok=True)
+
+    # ---- Faults and controls.
+
+    def hold(self) -> None:
+        """Answer no batch until `release`. Batches come in, and Health is answered."""
+        self._may_answer.clear()
+
+    def release(self) -> None:
+        self._may_answer.set()
+
+    def lose_batches(self, count: int) -> None:
+        """Lose so many batches with the shard, which is there again at once."""
+        self._num_losses = count
+
+    def poison(self, condition: Callable[[Sequence[int]], bool]) -> None:
+        """Let each row for which the condition holds have a result that is not finite."""
+        self._is_poisoned = condition
+
+    def load(self, phase: str | None, progress: float = 0.0) -> None:
+        """Report a phase of loading from now on, or with None readiness."""
+        self._loading = None if phase is None else (phase, progress)
+
+    def wait_for_batches(self, count: int) -> None:
+        """Wait until so many batches have come."""
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: len(self.batches) >= count, WAIT_S), len(self.batches)
+
+    # ---- Calls of the router.
+
+    def Health(self, request: Any, context: Any) -> shard_pb2.HealthReport:
+        if self._loading is not None:
+            phase, progress = self._loading
+            return shard_pb2.HealthReport(state=shard_pb2.SHARD_STATE_LOADING, phase=phase, progress=progress)
+        return shard_pb2.HealthReport(state=shard_pb2.SHARD_STATE_READY)
+
+    def TaskInfo(self, request: Any, context: Any) -> shard_pb2.TaskFacts:
+        one = self._options
+        facts = shard_pb2.TaskFacts(
+            protocol_version=PROTOCOL_VERSION,
+            model_id="fake/model",
+            model_type="bert",
+            dtype="float32",
+            device="cpu",
+            task=one.task,
+            heads=one.heads,
+            labels=one.labels,
+            problem_type=one.problem_type,
+            max_row_tokens=one.max_row_tokens,
+            max_batch_tokens=one.max_batch_tokens,
+            counts_padding=one.counts_padding,
+            vector_width=WIDTH,
+            token_vector_width=WIDTH,
+            is_normalized=one.is_normalized,
+            vocab_size=one.vocab_size,
+            num_token_types=2,
+            tokenizer_digest=one.tokenizer_digest,
+        )
+        if one.mask_token_id is not None:
+            facts.mask_token_id = one.mask_token_id
+        return facts
+
+    def RunRows(self, request: shard_pb2.RowBatch, context: Any) -> shard_pb2.RowAnswers:
+        lengths = _read("I", request.text.lengths)
+        ids = _read("I", request.text.token_ids)
+        rows, start = [], 0
+        for length in lengths:
+            rows.append(list(ids[start : start + length]))
+            start += length
+        head = request.WhichOneof("head")
+        assert head is not None
+        with self._arrived:
+            self.batches.append(SeenBatch(head, rows, request.text.token_types, request))
+            self._arrived.notify_all()
+        self._may_answer.wait()
+        if self._num_losses:
+            self._num_losses -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "scripted loss")
+        answers = shard_pb2.RowAnswers(number=request.number, wait_ns=1000, compute_ns=2000)
+        good = [index for index, row in enumerate(rows) if not self._is_poisoned(row)]
+        for index in sorted(set(range(len(rows))) - set(good)):
+            answers.failures.add(row=index, code=shard_pb2.ROW_FAILURE_CODE_NOT_FINITE, message="a score is not finite")
+        getattr(self, f"_{head}")(answers, request, rows, good)
+        return answers
+
+    def _vectors(self, answers: Any, request: Any, rows: list[list[int]], good: list[int]) -> None:
+        wanted = _read("I", request.vectors.dimensions) or array("I", [0] * len(rows))
+        normalized = request.vectors.normalized
+        widths, values = array("I"), array("f")
+        for index in good:
+            vector = self._options.vector(rows[index])[: wanted[index] or None]
+            if normalized[index]:
+                length = sum(value * value for value in vector) ** 0.5 or 1.0
+                vector = [value / length for value in vector]
+            widths.append(len(vector))
+            values.extend(vector)
+        answers.vectors.CopyFrom(shard_pb2.VectorAnswers(widths=widths.tobytes(), values=values.tobytes()))
+
+    def _token_vectors(self, answers: Any, request: Any, rows: list[list[int]], good: list[int]) -> None:
+        values = array("f", [float(token) for index in good for token in rows[index] for _ in range(WIDTH)])
+        answers.token_vectors.CopyFrom(shard_pb2.TokenVectorAnswers(width=WIDTH, values=values.tobytes()))
+
+    def _sparse_vectors(self, answers: Any, request: Any, rows: list[list[int]], good: list[int]) -> None:
+        counts, ids, weights = array("I"), array("I"), array("f")
+        for index in good:
+            found = sorted(set(rows[index]))
+            counts.append(len(found))
+            ids.extend(found)
+            weights.extend(token / 2 for token in found)
+        answers.sparse_vectors.CopyFrom(
+            shard_pb2.SparseVectorAnswers(counts=counts.tobytes(), ids=ids.tobytes(), weights=weights.tobytes())
+        )
+
+    def _labels(self, answers: Any, request: Any, rows: list[list[int]], good: list[int]) -> None:
+        count = len(self._options.labels)
+        logits = array("f", [value for index in good for value in self._options.logits(rows[index], count)])
+        answers.labels.CopyFrom(shard_pb2.LabelAnswers(num_labels=count, logits=logits.tobytes()))
+
+    def _token_labels(self, answers: Any, request: Any, rows: list[list[int]], good: list[int]) -> None:
+        """Give the label `id % number of labels` the probability 0.9, and share the rest equally."""
+        count, wanted, start = len(self._options.labels), request.token_labels.is_wanted, 0
+        probabilities = array("f")
+        for index, row in enumerate(rows):
+            if index in good:
+                for place, token in enumerate(row):
+                    if wanted[start + place]:
+                        rest = 0.1 / (count - 1)
+                        probabilities.extend(0.9 if label == token % count else rest for label in range(count))
+            start += len(row)
+        answers.token_labels.CopyFrom(
+            shard_pb2.TokenLabelAnswers(num_labels=count, probabilities=probabilities.tobytes())
+        )
+
+    def _masks(self, answers: Any, request: Any, rows: list[list[int]], good: list[int]) -> None:
+        """Give the ids 20, 21 ... or the targets, with the probabilities 1/2, 1/4 ..."""
+        masks, tops = _read("I", request.masks.mask_counts), _read("I", request.masks.top_k)
+        target_counts, targets = _read("I", request.masks.target_counts), _read("I", request.masks.target_ids)
+        counts, ids, probabilities, start = array("I"), array("I"), array("f"), 0
+        for index in range(len(rows)):
+            own = targets[start : start + target_counts[index]]
+            start += target_counts[index]
+            if index not in good:
+                continue
+            for _ in range(masks[index]):
+                found = list(own or range(20, 20 + tops[index]))[: tops[index]]
+                counts.append(len(found))
+                ids.extend(found)
+                probabilities.extend(0.5 ** (place + 1) for place in range(len(found)))
+        answers.masks.CopyFrom(
+            shard_pb2.MaskAnswers(counts=counts.tobytes(), ids=ids.tobytes(), probabilities=probabilities.tobytes())
+        )
+
+    def _spans(self, answers: Any, request: Any, rows: list[list[int]], good: list[int]) -> None:
+        """Give the first and the last token of the context as spans, with the scores 0.5 and 0.25."""
+        counts, starts, ends, scores, nulls, begin = array("I"), array("I"), array("I"), array("f"), array("f"), 0
+        for index, row in enumerate(rows):
+            roles = request.spans.roles[begin : begin + len(row)]
+            begin += len(row)
+            if index not in good:
+                continue
+            context = [place for place, role in enumerate(roles) if role == 2]
+            counts.append(2)
+            for place, score in ((context[0], 0.5), (context[-1], 0.25)):
+                starts.append(place)
+                ends.append(place)
+                scores.append(score)
+            nulls.append(0.125)
+        answers.spans.CopyFrom(
+            shard_pb2.SpanAnswers(
+                counts=counts.tobytes(),
+                starts=starts.tobytes(),
+                ends=ends.tobytes(),
+                scores=scores.tobytes(),
+                null_scores=nulls.tobytes(),
+            )
+        )
+
+
+def _read(code: str, data: bytes) -> "array[Any]":
+    values: array[Any] = array(code)
+    values.frombytes(data)
+    return values

@@ -11,6 +11,10 @@ class Unauthorized(RequestError):
     """The API key is missing or wrong."""
 
 
+class Forbidden(RequestError):
+    """The operator has not allowed this."""
+
+
 class RouteNotFound(RequestError):
     """No route has this path."""
 
@@ -111,6 +115,10 @@ class OverBudget(RuleBroken):
         super().__init__(sentence, field=field, max_tokens=max_tokens, window_tokens=window_tokens, **facts)
         self.max_tokens = max_tokens
         self.found = found
+
+
+class BadAdapterCall(ValidationFailed):
+    """A call that loads or unloads an adapter lacks a field, or gives a name that is taken."""
 
 
 class TooManyPrompts(ValidationFailed):

@@ -17,6 +17,7 @@ import uvicorn
 from textmill_router.api.routes import build_app
 from textmill_router.chat.call_trial import warn_of_unread_calls
 from textmill_router.chat.template_files import load_chat_templates
+from textmill_router.engine.adapter_calls import AdapterRefused, ShardAway
 from textmill_router.engine.replica_set import ReplicaSet
 from textmill_router.engine.row_engine import RowEngine
 from textmill_router.engine.shard_client import ShardClientOptions
@@ -198,6 +199,7 @@ async def start_generation(service: Service) -> ReplicaSet:
         tokenizer.digest,
         on_change=service.health.look,
         new_watcher=service.new_watcher,
+        adapters=service.adapters.registry,
     )
     service.attach(engine, tokenizer, chat_templates)
     await engine.start()
@@ -205,6 +207,7 @@ async def start_generation(service: Service) -> ReplicaSet:
         status = await engine.wait_for_phase(EnginePhase.READY, EnginePhase.STOPPED)
         if status.phase is EnginePhase.STOPPED:
             raise BackendLost(status.error or "the engine stopped")
+        await load_adapters(service)
         backend = service.become_ready()
     except BaseException:
         await engine.stop()
@@ -220,6 +223,18 @@ async def start_generation(service: Service) -> ReplicaSet:
         },
     )
     return engine
+
+
+async def load_adapters(service: Service) -> None:
+    """Load the adapters of the start. Raises SettingsError for files that the shards refuse, and BackendLost."""
+    loads = service.adapters.loads
+    assert loads is not None
+    try:
+        await loads.load_registered()
+    except AdapterRefused as error:
+        raise SettingsError(f"--lora-adapters: {error}") from None
+    except ShardAway as error:
+        raise BackendLost(f"the adapters could not be loaded: {error}") from None
 
 
 def freeze_garbage() -> None:

@@ -72,6 +72,13 @@ def _text(value: str) -> str:
     return value
 
 
+def _adapter(value: str) -> str:
+    name, _, folder = value.partition("=")
+    if not name or not folder:
+        raise _BadValue("a name, an equals sign and a folder, such as poet=/adapters/poet")
+    return value
+
+
 def _path(value: str) -> str:
     if not re.fullmatch(r"/[\w./~:@!$&'()*+,;=%-]*", value):
         raise _BadValue("a path that begins with a slash, such as /predict")
@@ -171,6 +178,16 @@ class Settings:
     task: str | None = _option(_text, "task of the model; without it the shard's kind of generation", None)
     served_model_name: tuple[str, ...] = _option(
         _text, "name that clients use instead of model-id; repeatable, answers have the first", (), kind="list"
+    )
+    lora_adapter: tuple[str, ...] = _option(
+        _adapter, "adapter that is loaded at the start, as NAME=FOLDER; repeatable", (), kind="list"
+    )
+    lora_runtime_updates: bool = _option(
+        _truth, "let callers load and unload adapters; needs keys, or a loopback address", False, kind="switch"
+    )
+    lora_dir: str | None = _option(_text, "folder below which callers may load adapters from", None)
+    lora_hub_folder: tuple[str, ...] = _option(
+        _adapter, "adapter of the hub that callers may load, as OWNER/NAME=FOLDER; repeatable", (), kind="list"
     )
     model_sha: str | None = _option(_text, "revision hash of the model, shown in /info", None)
     shard_uds_path: tuple[str, ...] = _option(

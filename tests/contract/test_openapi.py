@@ -211,7 +211,9 @@ def test_examples_are_taken(client: httpx.Client) -> None:
             if "requestBody" in operation:
                 example = operation["requestBody"]["content"]["application/json"]["example"]
                 answer = client.request(method, filled(path), json=example)
-                assert answer.status_code == 200, (path, answer.text)
+                # A server without --lora-runtime-updates lets no caller change adapters.
+                status = 403 if path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter") else 200
+                assert answer.status_code == status, (path, answer.text)
 
 
 BODIES: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -42,6 +42,7 @@ def test_info_has_the_fields_of_both_versions(client: httpx.Client) -> None:
         "max_batch_size": 8,
         "health_state": "ready",
         "replicas": [{"replica": 0, "phase": "ready", "num_slots": 8, "num_blocks": 512}],
+        "adapters": [],
         "max_waiting_tokens": 0,
         "waiting_served_ratio": 0.0,
     }

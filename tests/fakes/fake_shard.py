@@ -130,6 +130,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self.num_sampled = 0  # tokens, over all epochs
         self.adapters: dict[bytes, int] = {}  # bytes by digest; a lost stream keeps them
         self.adapter_calls: list[str] = []  # "load NAME" with the folder's name, "unload DIGEST", as they came
+        self._is_leaving = False
         self._may_load = threading.Event()
         self._may_load.set()
 
@@ -147,6 +148,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self.cut("the shard is going away")
         self._may_step.set()
         self._may_speak.set()
+        self._is_leaving = True
         self._may_load.set()
         self._server.stop(grace=0.2).wait(5)
         for thread in list(self._threads):
@@ -279,6 +281,8 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         folder = Path(request.folder)
         self.adapter_calls.append(f"load {folder.name}")
         self._may_load.wait()
+        if self._is_leaving:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the shard is going away")
         try:
             content = (folder / ADAPTER_FILE).read_bytes()
         except OSError:

@@ -39,10 +39,10 @@ ROUTER_FOLDERS = {
     "engine": names("errors request scheduler adapters health metrics tasks"),
     "http": names("errors tracing"),
     "serving": names(
-        "bounds errors exact_json file_watch request settings scheduler tracing parsers text grammar chat health "
-        "metrics engine http tasks"
+        "bounds errors exact_json file_watch request settings scheduler adapters tracing parsers text grammar chat "
+        "health metrics engine http tasks"
     ),
-    "api/openai": names("bounds errors exact_json request settings parsers text grammar chat http serving"),
+    "api/openai": names("bounds errors exact_json request parsers adapters text grammar chat http serving"),
     "api/tgi": names(
         "errors exact_json request text grammar chat http serving api/openai"
     ),  # openai: `chat_tokenize` alone

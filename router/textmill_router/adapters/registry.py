@@ -251,9 +251,14 @@ class AdapterRegistry:
     # ---- Lists.
 
     @property
-    def has_names(self) -> bool:
-        """Whether an adapter can be asked for."""
-        return any(entry.digest is not None for entry in self._entries.values())
+    def is_empty(self) -> bool:
+        """Whether there is no name, loaded or not."""
+        return not self._entries
+
+    @property
+    def num_loaded(self) -> int:
+        """The number of names that calls can ask for."""
+        return sum(entry.digest is not None for entry in self._entries.values())
 
     @property
     def num_bytes(self) -> int:

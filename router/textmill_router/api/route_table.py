@@ -7,6 +7,12 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from textmill_router.api.by_shape import ByShape
+from textmill_router.api.openai.adapters import (
+    LoadAdapterBody,
+    LoadAdapterRoute,
+    UnloadAdapterBody,
+    UnloadAdapterRoute,
+)
 from textmill_router.api.openai.chat import chat_route
 from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.openai.completion_answers import Completion
@@ -342,6 +348,34 @@ ROUTES: tuple[RouteRow, ...] = (
             error=answers.OpenAIErrorResponse,
             operation_id="openai_get_one_model",
             parameters=("model",),
+        ),
+    ),
+    RouteRow(
+        LoadAdapterRoute,
+        Operation(
+            path="/v1/load_lora_adapter",
+            method="post",
+            summary="Load a LoRA adapter, where the operator lets callers do so",
+            body=LoadAdapterBody,
+            text=True,
+            errors=(*_REFUSALS, 403, 408, 500, 503),
+            error=answers.OpenAIErrorResponse,
+            example={"lora_name": "poet", "lora_path": "poet"},
+            operation_id="load_lora_adapter",
+        ),
+    ),
+    RouteRow(
+        UnloadAdapterRoute,
+        Operation(
+            path="/v1/unload_lora_adapter",
+            method="post",
+            summary="Unload a LoRA adapter; calls that run with it end as they would have",
+            body=UnloadAdapterBody,
+            text=True,
+            errors=(*_REFUSALS, 403, 404, 408, 500, 503),
+            error=answers.OpenAIErrorResponse,
+            example={"lora_name": "poet"},
+            operation_id="unload_lora_adapter",
         ),
     ),
     RouteRow(

@@ -7,7 +7,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from textmill_router.api.openapi.answer_types import HealthAnswer, ProbeAnswer
-from textmill_router.api.tgi.types import InfoAnswer, ReplicaInfo
+from textmill_router.api.tgi.types import AdapterStatus, InfoAnswer, ReplicaInfo
 from textmill_router.errors import RequestError
 from textmill_router.health.states import StateRow
 from textmill_router.http.replies import send_error, send_reply
@@ -106,6 +106,16 @@ class InfoRoute:
                     num_blocks=0 if replica.stats is None else replica.stats.num_blocks,
                 )
                 for number, replica in enumerate(self._service.replica_numbers())
+            ],
+            adapters=[
+                AdapterStatus(
+                    id=one.name,
+                    rank=None if one.facts is None else one.facts.max_rank,
+                    digest=None if one.facts is None else one.facts.digest.hex(),
+                    state=one.state.value,
+                    running=one.num_calls,
+                )
+                for one in self._service.adapters.registry.listed()
             ],
         )
 

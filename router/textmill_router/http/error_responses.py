@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import msgspec
 
 from textmill_router.errors import (
+    BadAdapterCall,
     BadHttp,
     DeadlineMissed,
+    Forbidden,
     GenerationBroke,
     HeaderTooLarge,
     InternalError,
@@ -54,6 +56,8 @@ _KINDS: dict[type[RequestError], ErrorKind] = {
     InvalidJson: ErrorKind(400, "invalid_json"),
     StreamOptionsRefused: ErrorKind(400, "validation"),
     Unauthorized: ErrorKind(401, "unauthorized"),
+    BadAdapterCall: ErrorKind(400, "validation"),
+    Forbidden: ErrorKind(403, "forbidden"),
     RouteNotFound: ErrorKind(404, "not_found"),
     ModelNotFound: ErrorKind(404, "model_not_found"),
     MethodNotAllowed: ErrorKind(405, "method_not_allowed"),

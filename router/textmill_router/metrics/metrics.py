@@ -13,6 +13,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from textmill_router.health.states import HealthState
 from textmill_router.metrics import specs
+from textmill_router.metrics.adapter_metrics import AllAdapters, adapter_families, vllm_lora_family
 from textmill_router.metrics.exposition import (
     counter_family,
     gauge_family,
@@ -46,6 +47,7 @@ class EngineNumbers:
     replicas: Sequence["ReplicaNumbers"] = ()  # in the order of their numbers
     num_moved_requests: int = 0
     num_computed_by_caller: Mapping[str, int] = field(default_factory=dict)
+    adapters: AllAdapters | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,8 @@ class Metrics:
             families += self._row_families(rows)
         if engine is not None and self._vllm_model_name is not None:
             families += vllm_families(engine.stats, engine.block_size, self._vllm_model_name)
+            if engine.adapters is not None:
+                families.append(vllm_lora_family(engine.adapters))
         families.append(counter_family(specs.CACHE_HITS, cache.num_hits))
         families.append(counter_family(specs.CACHE_MISSES, cache.num_misses))
         families.append(gauge_family(specs.CACHE_BYTES, cache.num_bytes))
@@ -260,6 +264,8 @@ def _engine_families(engine: EngineNumbers) -> Iterator[Metric]:
     yield counter_family(specs.MOVED_REQUESTS, engine.num_moved_requests)
     by_caller = sorted(engine.num_computed_by_caller.items())
     yield labelled_counters(specs.CALLER_TOKENS, [((caller,), count) for caller, count in by_caller])
+    if engine.adapters is not None:
+        yield from adapter_families(engine.adapters)
     steps = engine.steps
     yield summary_family(specs.SKIPPED_TOKENS, steps.num_outputs_by_skipped)
     yield histogram_family(specs.BATCH_NEXT_SIZE, steps.next_size)

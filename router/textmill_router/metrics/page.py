@@ -24,8 +24,7 @@ _VLLM_HEAD = """## vLLM's names
 With `--metrics-alias vllm` the answer has these gauges too. Endpoint pickers of Kubernetes' InferencePool (llm-d),
 KServe and dashboards of vLLM ask for these names. The label `model_name` has the name of the model that answers have:
 the first `--served-model-name`, or else `--model-id`. With several replicas the numbers are those of all replicas
-together. Without a shard that serves, `vllm:cache_config_info` is left out. Textmill loads no adapters, so there is no
-`vllm:lora_requests_info`.
+together. Without a shard that serves, `vllm:cache_config_info` is left out.
 """
 
 

@@ -247,6 +247,20 @@ CALLER_TOKENS = _spec(
     "Tokens computed for a caller, who is the name of an API key or, without keys, empty; cached tokens do not count",
     labels=("caller",),
 )
+_ADAPTER = ("adapter",)
+ADAPTER_REQUESTS = _spec(
+    "textmill_adapter_requests_total",
+    _COUNTER,
+    "Admitted sequences by the name of their adapter, since the name was given; at most 256 names are shown",
+    labels=_ADAPTER,
+)
+ADAPTER_RUNNING = _spec("textmill_adapter_running", _GAUGE, "Requests that run with this adapter", labels=_ADAPTER)
+ADAPTER_WAITING = _spec("textmill_adapter_waiting", _GAUGE, "Requests of this adapter that wait", labels=_ADAPTER)
+ADAPTERS_LOADED = _spec("textmill_adapters_loaded", _GAUGE, "Names of adapters that calls can ask for")
+ADAPTERS_BYTES = _spec("textmill_adapters_bytes", _GAUGE, "Bytes that the loaded adapters take on a rank")
+ADAPTERS_LOAD_TIME = _spec(
+    "textmill_adapters_load_seconds", _HISTOGRAM, "Seconds that it took to load an adapter in all replicas", buckets="D"
+)
 CACHE_HITS = _spec("textmill_response_cache_hits", _COUNTER, "Calls answered from the response cache")
 CACHE_MISSES = _spec(
     "textmill_response_cache_misses", _COUNTER, "Calls that the response cache could have answered, but did not hold"
@@ -298,6 +312,14 @@ def _vllm_spec(name: str, text: str, *further_labels: str) -> MetricSpec:
 VLLM_RUNNING = _vllm_spec("num_requests_running", "Same value as `textmill_requests_running`")
 VLLM_WAITING = _vllm_spec("num_requests_waiting", "Same value as `textmill_requests_waiting`")
 VLLM_KV_USAGE = _vllm_spec("kv_cache_usage_perc", "Same value as `textmill_kv_usage_ratio`: 0 to 1, despite the name")
+VLLM_LORA_INFO = MetricSpec(
+    "vllm:lora_requests_info",
+    MetricKind.GAUGE,
+    "The seconds since 1970; the labels hold the names of adapters whose requests run and wait, between commas, and "
+    "how many adapters may run at once, which is how many are loaded. Left out while none is loaded",
+    ("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
+)
+VLLM_SPECS.append(VLLM_LORA_INFO)
 VLLM_CACHE_CONFIG = _vllm_spec(
     "cache_config_info",
     "Always 1; the labels hold the values of `textmill_kv_block_size_tokens` and `textmill_kv_blocks_size`",

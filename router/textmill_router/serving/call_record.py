@@ -10,6 +10,7 @@ from textmill_router.http.call import Call
 from textmill_router.http.error_responses import Header
 from textmill_router.http.event_stream import OpenStreams
 from textmill_router.request import GenerationRequest
+from textmill_router.serving.adapter_header import adapter_headers
 from textmill_router.serving.call import failure_label, log_refusal
 from textmill_router.serving.call_terms import CallTerms
 from textmill_router.serving.prompts import TokenizedPrompt
@@ -41,6 +42,12 @@ class CallRecord:
     def arrival_s(self) -> float:
         """The time at which the call came, on the clock of `time.monotonic`."""
         return self._call.arrival_s
+
+    @property
+    def model_name(self) -> str:
+        """The name of what answers: the call's adapter, or else the model."""
+        adapter = self.terms.adapter
+        return self._service.settings.model_names[0] if adapter is None else adapter.name
 
     @property
     def open_streams(self) -> OpenStreams:
@@ -113,6 +120,7 @@ class CallRecord:
                 "trace": self._call.trace_id,
                 "route": self._call.route,
                 "caller": self._call.caller.name or None,
+                "adapter": None if self.terms.adapter is None else self.terms.adapter.name,
                 "request_ids": [result.request_id for result in results],
                 "num_prompt_tokens": first.num_prompt_tokens,
                 "num_cached_tokens": first.num_cached_tokens,
@@ -133,6 +141,7 @@ class CallRecord:
         return [
             (b"x-compute-type", self._service.compute_type(self._backend.facts).encode("latin-1", "replace")),
             (b"x-compute-characters", b"%d" % self._num_characters),
+            *adapter_headers(self.terms.adapter),
         ]
 
     def whole_headers(self, results: Sequence[GenerationResult], num_prompt_tokens: int) -> list[Header]:

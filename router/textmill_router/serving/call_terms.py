@@ -8,7 +8,7 @@ from textmill_router.http.api_keys import ANYBODY, Caller
 from textmill_router.http.call import Call
 from textmill_router.http.error_responses import Header
 from textmill_router.http.key_file import MAX_PRIORITY, MIN_PRIORITY
-from textmill_router.request import EQUAL, Standing
+from textmill_router.request import EQUAL, Adapter, Standing
 
 PRIORITY_HEADER, TIMEOUT_HEADER = "x-priority", "x-request-timeout-ms"
 MAX_TIMEOUT_MS = 86_400_000
@@ -20,16 +20,25 @@ class CallTerms:
     """The facts that every request of a call carries to the scheduler.
 
     `cache_salt` keeps the prefixes of callers apart; it is empty where all callers share them. `deadline_s` is the time
-    by which the answer must be complete, on the clock of `time.monotonic`; None: the client did not say.
+    by which the answer must be complete, on the clock of `time.monotonic`; None: the client did not say. `adapter` is
+    held by the call, and None where the base model answers alone.
     """
 
     caller: Caller = ANYBODY
     standing: Standing = EQUAL
     cache_salt: bytes = b""
     deadline_s: float | None = None
+    adapter: Adapter | None = None
 
 
-def terms_of(call: Call, headers: Sequence[Header], priority: int | None, *, shares_prefixes: bool) -> CallTerms:
+def terms_of(
+    call: Call,
+    headers: Sequence[Header],
+    priority: int | None,
+    *,
+    shares_prefixes: bool,
+    adapter: Adapter | None = None,
+) -> CallTerms:
     """Return the terms of a call. `priority` is that of the body; the header wins.
 
     `shares_prefixes` is the setting `--shared-prefix-cache`. Raises ValidationFailed for a header or a priority that is
@@ -42,6 +51,7 @@ def terms_of(call: Call, headers: Sequence[Header], priority: int | None, *, sha
         Standing(caller.name, caller.weight, _priority(caller, headers, priority)),
         b"" if shares_prefixes else caller.salt,
         None if timeout_ms is None else call.arrival_s + timeout_ms / 1000,
+        adapter,
     )
 
 

@@ -121,6 +121,8 @@ def make_request(
         standing=terms.standing,
         deadline_s=terms.deadline_s,
         cache_salt=terms.cache_salt,
+        adapter_digest=b"" if terms.adapter is None else terms.adapter.digest,
+        adapter_name="" if terms.adapter is None else terms.adapter.name,
     )
 
 

@@ -13,6 +13,8 @@ from textmill_router.http.event_stream import STREAM_HEADERS
 from textmill_router.http.key_headers import shown_keys
 from textmill_router.http.path_style import AUTHORIZATION
 from textmill_router.http.replies import send_reply
+from textmill_router.request import Adapter
+from textmill_router.serving.adapter_header import adapter_headers
 from textmill_router.serving.call import facts_of
 from textmill_router.serving.response_cache import CachedAnswer, ResponseCache
 from textmill_router.serving.service import Backend, Service
@@ -58,16 +60,25 @@ class CacheSlot:
 
 
 async def send_cached(
-    service: Service, backend: Backend, scope: Scope, send: Send, answer: CachedAnswer, *, streams: bool
+    service: Service,
+    backend: Backend,
+    scope: Scope,
+    send: Send,
+    answer: CachedAnswer,
+    *,
+    streams: bool,
+    adapter: Adapter | None,
 ) -> None:
     """Send a kept answer, whose headers say that nothing was queued or computed for the call."""
     service.metrics.on_cache_hit()
     counts = {"num_prompt_tokens": answer.num_prompt_tokens, "num_output_tokens": answer.num_output_tokens}
-    log.info("Success", extra={**facts_of(call_of(scope)), **counts, "status": 200, "is_kept": True})
+    facts = {**facts_of(call_of(scope)), "adapter": None if adapter is None else adapter.name}
+    log.info("Success", extra={**facts, **counts, "status": 200, "is_kept": True})
     headers: list[Header] = [
         (b"x-cache", b"hit"),
         (b"x-compute-type", service.compute_type(backend.facts).encode("latin-1", "replace")),
         (b"x-compute-characters", b"%d" % answer.num_characters),
+        *adapter_headers(adapter),
     ]
     if streams:
         event_type, *further = STREAM_HEADERS

@@ -12,7 +12,8 @@ from textmill_router.http.call import call_of
 from textmill_router.http.json_body import decode_json, read_body
 from textmill_router.http.path_style import PathStyle
 from textmill_router.http.unknown_fields import UnknownFields
-from textmill_router.request import Grammar
+from textmill_router.request import Adapter, Grammar
+from textmill_router.serving.adapters import AskedAdapter
 from textmill_router.serving.call import admitted, serve
 from textmill_router.serving.call_options import ready_backend
 from textmill_router.serving.call_record import CallRecord
@@ -65,8 +66,9 @@ class GeneratingRoute(Generic[Body]):
     `prepare` applies the rules of the dialect to a body and raises RequestError. `style` is the style of the dialect's
     paths, for the table that gives the route its path. `check_model` refuses a body or a path whose model is not
     served, also while the model loads. `wait_for_model` reads from a body whether the call waits for a model that
-    loads, and returns None where the body does not say. `priority_of` reads a body's priority. `reword` puts the body's
-    names of its fields into a refusal.
+    loads, and returns None where the body does not say. `priority_of` reads a body's priority, and `adapter_of` the
+    adapter that the call asks for, or None for the base model. `reword` puts the body's names of its fields into a
+    refusal.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class GeneratingRoute(Generic[Body]):
         check_model: Callable[[Body, Scope], None] = lambda body, scope: None,
         wait_for_model: Callable[[Body], bool | None] = lambda body: None,
         priority_of: Callable[[Body], int | None] = lambda body: None,
+        adapter_of: Callable[[Body, Scope], AskedAdapter | None] = lambda body, scope: None,
         reword: Callable[[Body, RuleBroken], None] = lambda body, error: None,
         refused_fields: Mapping[str, str] = {},
     ) -> None:
@@ -89,6 +92,7 @@ class GeneratingRoute(Generic[Body]):
         self._check_model = check_model
         self._wait_for_model = wait_for_model
         self._priority_of = priority_of
+        self._adapter_of = adapter_of
         self._reword = reword
         self._unknown_fields = UnknownFields(decoder.type, refused_fields)
 
@@ -104,28 +108,44 @@ class GeneratingRoute(Generic[Body]):
         self._check_model(body, scope)
         backend = await ready_backend(service, scope, receive, wait_for_model=self._wait_for_model(body))
         try:
-            await self._work(body, backend, scope, receive, send)
+            asked = self._adapter_of(body, scope)
+            with service.adapters.hold(asked) as adapter:
+                await self._work(body, backend, scope, receive, send, asked=asked, adapter=adapter)
         except RuleBroken as error:
             self._reword(body, error)
             raise
 
-    async def _work(self, body: Body, backend: Backend, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _work(
+        self,
+        body: Body,
+        backend: Backend,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        asked: AskedAdapter | None,
+        adapter: Adapter | None,
+    ) -> None:
         service = self._service
         call = call_of(scope)
         shares_prefixes = service.settings.shared_prefix_cache
-        terms = terms_of(call, scope["headers"], self._priority_of(body), shares_prefixes=shares_prefixes)
+        terms = terms_of(
+            call, scope["headers"], self._priority_of(body), shares_prefixes=shares_prefixes, adapter=adapter
+        )
         record = CallRecord(service, backend, call, terms)
         prepared = self._prepare(body, IncomingCall(service, backend, record, scope))
+        if asked is not None and adapter is None:
+            raise service.adapters.not_loaded(asked)
         if call.trace is not None:
             call.trace.attributes |= call_attributes(
                 operation=prepared.operation,
                 asked_model=getattr(body, "model", None),
-                served_model=service.settings.model_names[0],
+                served_model=record.model_name,
                 streams=prepared.streams,
             )
         kept = None if prepared.cache_slot is None else prepared.cache_slot.find()
         if kept is not None:
-            await send_cached(service, backend, scope, send, kept, streams=prepared.streams)
+            await send_cached(service, backend, scope, send, kept, streams=prepared.streams, adapter=adapter)
             return
         check_fits(service, prepared.num_sequences, terms.caller)
         record.num_sequences = prepared.num_sequences
@@ -137,6 +157,8 @@ class GeneratingRoute(Generic[Body]):
             grammar=prepared.grammar,
             grammar_field=prepared.grammar_field,
         ):
+            if adapter is not None:
+                service.adapters.registry.note_requests(adapter.name, prepared.num_sequences)
             if prepared.streams:
                 await prepared.work.stream(scope, send)
             else:

@@ -20,10 +20,13 @@ from textmill_router.grammar.compiler import GrammarCompiler
 from textmill_router.health.health import Health
 from textmill_router.health.states import HealthFacts, Start
 from textmill_router.http.event_stream import OpenStreams
+from textmill_router.metrics.adapter_metrics import AdapterNumbers, AllAdapters
 from textmill_router.metrics.metrics import CacheNumbers, EngineNumbers, Metrics, ReplicaNumbers, RowNumbers
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Budget
+from textmill_router.scheduler.stats import AdapterLoad
 from textmill_router.serving.access import Access
+from textmill_router.serving.adapters import Adapters
 from textmill_router.serving.limits import Limits, max_prefill_tokens, resolve_limits
 from textmill_router.serving.permits import Permits
 from textmill_router.serving.response_cache import ResponseCache
@@ -77,6 +80,7 @@ class Service:
         self.tracer = tracer
         self.new_watcher = new_watcher
         self.access = Access(settings)
+        self.adapters = Adapters(settings)
         self.format_flags = FormatFlags(settings.tool_call_parser, settings.reasoning_parser)
         self._settled = asyncio.Event()  # set when the model is ready or the server leaves
         self.permits = self._make_permits()
@@ -97,6 +101,7 @@ class Service:
     def attach(self, engine: ReplicaSet, tokenizer: Tokenizer, chat_templates: ChatTemplates) -> None:
         """Take the engine whose phase is shown while it loads, and the parts of the model's files that were read."""
         self._engine = engine
+        self.adapters.attach(engine)
         self._tokenizer = tokenizer
         self._chat_templates = chat_templates
 
@@ -168,6 +173,8 @@ class Service:
 
     async def close_backend(self) -> None:
         """End the processes that belong to the backend."""
+        if self.adapters.loads is not None:
+            await self.adapters.loads.close()
         if self._backend is not None:
             await self._backend.grammars.close()
         if self._row_backend is not None:
@@ -274,6 +281,7 @@ class Service:
                 self.replica_numbers(),
                 engine.num_moved_requests,
                 engine.num_computed_by_caller(),
+                self._adapter_numbers(engine),
             )
         rows = None
         if isinstance(self._engine, RowEngine):
@@ -289,6 +297,18 @@ class Service:
             rows=rows,
             is_up=is_up if rows is not None else None,
         )
+
+    def _adapter_numbers(self, engine: ReplicaSet) -> AllAdapters | None:
+        if self.adapters.loads is None:
+            return None
+        registry, loads = self.adapters.registry, engine.num_by_adapter()
+        numbers = [
+            AdapterNumbers(one.name, one.num_requests, load.num_running, load.num_waiting)
+            for one in registry.listed()
+            if one.facts is not None
+            for load in [loads.get(one.name, AdapterLoad())]
+        ]
+        return AllAdapters(numbers, registry.num_bytes, self.adapters.loads.load_s)
 
     def replica_numbers(self) -> list[ReplicaNumbers]:
         """Return the numbers of each replica, in the order of the replicas' numbers; none while there is no engine."""

@@ -186,14 +186,6 @@ def check_text(text: str) -> None:
         raise _refuse("inputs", "must not be empty, found an empty string; send at least one character")
 
 
-def check_adapter(adapter_id: str | None) -> None:
-    """Raise RuleBroken for an id of an adapter, because no adapter is loaded."""
-    if adapter_id is not None:
-        raise _refuse(
-            "adapter_id", "{found!r} is not loaded: this server has no adapters; leave it out", found=adapter_id
-        )
-
-
 def _check_best_of(requested: RequestedParameters, limits: Limits) -> None:
     best_of = requested.best_of
     if requested.streams and best_of is not None and best_of != 1:

@@ -112,7 +112,7 @@ class _Work:
         self._stop_ids = checked_chat.stop_ids
         self._wants_logprobs = bool(body.logprobs)
         self._shown_specials: frozenset[int] = frozenset()
-        self._envelope = new_envelope(call.service, "chatcmpl-")
+        self._envelope = new_envelope(call.record, "chatcmpl-")
         self._record.note_answer_id(self._envelope.id)
 
     async def stream(self, scope: Scope, send: Send) -> None:

@@ -10,7 +10,7 @@ from textmill_router.api.openai.types import OpenAIBody, requested_sampling
 from textmill_router.bounds import MAX_U32, Bounds
 from textmill_router.errors import TooManyPrompts, ValidationFailed
 from textmill_router.request import token_array
-from textmill_router.serving.validation import RequestedParameters, check_adapter
+from textmill_router.serving.validation import RequestedParameters
 
 # Fields that have another name in TGI's dialect, by that name.
 COMPLETION_NAMES: Mapping[str, str] = {
@@ -62,9 +62,8 @@ class CompletionBody(OpenAIBody, frozen=True, kw_only=True):
 def requested_completion(body: CompletionBody) -> RequestedParameters:
     """Return the parameters of a body in the form that all dialects share.
 
-    Raises ValidationFailed for a grammar of no known shape, for adapters and for numbers beyond their range.
+    Raises ValidationFailed for a grammar of no known shape and for numbers beyond their range.
     """
-    check_adapter(body.adapter_id)
     if body.truncate is not None and body.truncate_prompt_tokens is not None:
         raise _refuse("truncate", "and `truncate_prompt_tokens` exclude each other; leave one out")
     requested = requested_sampling(body)

@@ -179,7 +179,7 @@ class _Work:
         self._backend = call.backend
         self._record = call.record
         self._checked_call = checked_call
-        self._envelope = new_envelope(call.service, "cmpl-")
+        self._envelope = new_envelope(call.record, "cmpl-")
         self._record.note_answer_id(self._envelope.id)
 
     async def stream(self, scope: Scope, send: Send) -> None:

@@ -1,10 +1,11 @@
-"""GET /v1/models and /v1/models/{id}, which name the model, also while the model loads."""
+"""GET /v1/models and /v1/models/{id}, which name the model, also while it loads, and then the adapters."""
 
 from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from textmill_router.adapters.registry import ListedAdapter
 from textmill_router.api.openai.model_names import model_not_found
 from textmill_router.http.replies import send_error, send_reply
 from textmill_router.serving.service import Service
@@ -20,11 +21,21 @@ class ModelsRoute:
         name: str | None = scope.get("path_params", {}).get("model")
         if name is None:
             models = [self._model(served) for served in self._service.settings.model_names]
+            models += [self._adapter(one) for one in self._service.adapters.registry.listed() if one.facts is not None]
             await send_reply(scope, send, 200, msgspec.json.encode({"object": "list", "data": models}))
-        elif name in self._service.settings.model_names:
+            return
+        adapter = self._service.adapters.registry.find(name)
+        if name in self._service.settings.model_names:
             await send_reply(scope, send, 200, msgspec.json.encode(self._model(name)))
+        elif adapter is not None and adapter.facts is not None:
+            await send_reply(scope, send, 200, msgspec.json.encode(self._adapter(adapter)))
         else:
-            await send_error(scope, send, model_not_found(name, self._service.settings))
+            await send_error(scope, send, model_not_found(name, self._service))
+
+    def _adapter(self, adapter: ListedAdapter) -> dict[str, Any]:
+        """Return an adapter as a model whose parent is the base model."""
+        base = self._model(self._service.settings.model_names[0])
+        return {**base, "id": adapter.name, "root": adapter.root, "parent": base["id"]}
 
     def _model(self, name: str) -> dict[str, Any]:
         service = self._service

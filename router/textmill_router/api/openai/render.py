@@ -55,7 +55,7 @@ class RenderRoute(Generic[Body]):
         try:
             service.permits.check_open()
             body = await read_json(scope, receive, self._decoder, service.settings.payload_limit)
-            check_model(body.model, service.settings)
+            check_model(body.model, service)
             backend = await ready_backend(service, scope, receive)
             try:
                 answer = await self._render(body, service, backend)

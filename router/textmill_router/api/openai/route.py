@@ -11,12 +11,13 @@ from typing import TypeVar
 from starlette.types import Scope
 
 from textmill_router.api.openai.errors import V1_ERROR_STYLES
-from textmill_router.api.openai.model_names import check_model
+from textmill_router.api.openai.model_names import asked_by_both, check_model
 from textmill_router.api.openai.token_fields import checked_allowed_ids, checked_bad_sequences
 from textmill_router.api.openai.types import Envelope, OpenAIBody, reword
 from textmill_router.errors import ValidationFailed
 from textmill_router.exact_json import exact_decoder
 from textmill_router.http.path_style import PathStyle
+from textmill_router.serving.call_record import CallRecord
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
 from textmill_router.serving.service import Backend, Service
 from textmill_router.serving.validation import CheckedParameters, RequestedParameters, check_parameters
@@ -29,7 +30,8 @@ _Body = TypeVar("_Body", bound=OpenAIBody)
 
 # Fields that bind the answer on other servers, and that no body of /v1 has here.
 _REFUSED = {
-    "lora_path": "no adapters are loaded",
+    "adapter_id": "name the adapter in `model`",
+    "lora_path": "name a loaded adapter in `model`",
     "max_new_tokens": "use `max_tokens`",
     "n_predict": "use `max_tokens`",
     "no_stop_trim": "use `include_stop_str_in_output`",
@@ -46,7 +48,7 @@ def openai_route(
     """An ASGI endpoint. `prepare` checks the fields of a body; it raises RequestError."""
 
     def check_name(body: _Body, _: Scope) -> None:
-        check_model(body.model, service.settings)
+        check_model(body.model, service)
 
     decoder = exact_decoder(body_type)
     style = PathStyle("/v1/", V1_ERROR_STYLES[service.settings.v1_errors])
@@ -57,6 +59,7 @@ def openai_route(
         style,
         check_model=check_name,
         priority_of=lambda body: body.priority,
+        adapter_of=lambda body, _: asked_by_both(body.model, getattr(body, "adapter_id", None), service),
         reword=reword,
         refused_fields=_REFUSED,
     )
@@ -86,12 +89,12 @@ def _truncate(num_tokens: int, most: int) -> int:
     return num_tokens
 
 
-def new_envelope(service: Service, prefix: str) -> Envelope:
-    """Return an envelope with a new id, the time and the name of the model."""
+def new_envelope(record: CallRecord, prefix: str) -> Envelope:
+    """Return an envelope with a new id, the time and the name of what answers."""
     return Envelope(
         id=f"{prefix}{uuid.uuid4().hex}",
         created=int(time.time()),
-        model=service.settings.model_names[0],
+        model=record.model_name,
         system_fingerprint=_fingerprint(),
     )
 

@@ -137,13 +137,13 @@ def tokens_detokenize_route(service: Service) -> TokensRoute[TokensBody]:
 
 
 async def _tokenize_prompt(body: VllmTokenizeBody, service: Service, backend: Backend) -> VllmTokens:
-    check_model(body.model, service.settings)
+    check_model(body.model, service)
     encoding = await backend.tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
     return await _vllm_tokens(list(encoding.ids), body.return_token_strs, service, backend)
 
 
 async def _tokenize_messages(body: VllmChatTokenizeBody, service: Service, backend: Backend) -> VllmTokens:
-    check_model(body.model, service.settings)
+    check_model(body.model, service)
     check_refused_of_chat(body)
     prompt = await render(backend.chat_templates, backend.role_safety, chat_request(body), tool_choice_of(body))
     ids = [one for encoding in await backend.tokenizer.encode_pieces(prompt.pieces) for one in encoding.ids]
@@ -184,7 +184,7 @@ def _piece(tokenizer: Tokenizer, token_id: int) -> LlamaPiece:
 
 
 async def _detokenize(body: TokensBody, service: Service, backend: Backend) -> TokensText:
-    check_model(body.model, service.settings)
+    check_model(body.model, service)
     size = backend.tokenizer.vocab_size
     for index, token_id in enumerate(body.tokens):
         if not 0 <= token_id < size:

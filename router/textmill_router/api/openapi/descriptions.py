@@ -2,7 +2,7 @@
 
 # By the name of the field, or by schema and field where a name has another meaning in that schema.
 FIELD_DESCRIPTIONS = {
-    "adapter_id": "Id of an adapter. This server has no adapters, so any id is refused.",
+    "adapter_id": "The name of a loaded LoRA adapter that answers in place of the base model.",
     "add_generation_prompt": "Whether the prompt ends with the opening of an answer; true if none is continued.",
     "best_of": "How many sequences are computed for a prompt; the most probable are returned.",
     "chat_template_kwargs": "Further variables for the chat template, such as `enable_thinking`.",
@@ -22,7 +22,11 @@ FIELD_DESCRIPTIONS = {
     "include_usage": "Whether the stream ends with a chunk that counts the tokens of the call.",
     "inputs": "The prompt, or a list of prompts.",
     "instances": "Bodies of /generate or of /v1/chat/completions, each of which gets one prediction.",
+    "load_inplace": "Whether a name that is taken gets the new weights; calls that run keep the old ones.",
     "logit_bias": "Added to the scores of tokens: a map from token id to a number of -100 to 100.",
+    "lora_int_id": "Changes nothing; vLLM numbers its adapters.",
+    "lora_name": "The name of the adapter, which calls give as `model` or `adapter_id`.",
+    "lora_path": "The folder of the adapter below --lora-dir, or a repository of --lora-hub.",
     "max_completion_tokens": "The most tokens of the answer; the same as `max_tokens`, and counts before it.",
     "max_new_tokens": "The most tokens of the output. Without it the output may fill the window.",
     "max_time": "Seconds after which the output ends.",

@@ -46,6 +46,7 @@ _DESCRIPTIONS = {
     200: "The answer",
     400: "The body is not JSON",
     401: "The API key is missing or wrong",
+    403: "The operator does not allow this",
     404: "There is no such thing",
     408: "The body came too slowly",
     413: "The body is too long",

@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 from starlette.types import Scope, Send
 
-from textmill_router.api.platforms.kserve_status import MODEL_VERSION, STYLE, check_path
+from textmill_router.api.platforms.kserve_status import MODEL_VERSION, STYLE, asked_adapter, check_path
 from textmill_router.api.platforms.kserve_types import (
     BYTES,
     INPUT,
@@ -90,7 +90,8 @@ def _route(
         exact_decoder(body_type),
         prepare,
         STYLE,
-        check_model=lambda _, scope: check_path(scope, service.settings),
+        check_model=lambda _, scope: check_path(scope, service),
+        adapter_of=lambda _, scope: asked_adapter(scope, service),
         priority_of=lambda body: (parameters_of(body) or NO_PARAMETERS).priority,
         reword=reword,
     )

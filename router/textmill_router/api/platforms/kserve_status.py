@@ -21,8 +21,8 @@ from textmill_router.errors import ModelNotFound, RequestError
 from textmill_router.http.error_responses import ErrorStyle, error_event, error_kind
 from textmill_router.http.path_style import PathStyle
 from textmill_router.http.replies import send_error, send_reply
+from textmill_router.serving.adapters import AskedAdapter
 from textmill_router.serving.service import Service
-from textmill_router.settings import Settings
 
 MODEL_VERSION = "1"  # the one version that the model has
 
@@ -41,15 +41,23 @@ STYLE = PathStyle(
 )
 
 
-def check_path(scope: Scope, settings: Settings) -> None:
-    """Raise ModelNotFound for a path whose model or version is not served."""
+def check_path(scope: Scope, service: Service) -> None:
+    """Raise ModelNotFound for a path whose model or version is not served. An adapter is a model of its own."""
     found = scope["path_params"]
     name, asked = found["model"], found.get("version", MODEL_VERSION)
-    if name not in settings.model_names:
-        served = ", ".join(repr(served) for served in settings.model_names)
-        raise ModelNotFound(f"the model {name[:200]!r} does not exist: this server serves {served}")
+    names = service.settings.model_names
+    if name not in names and service.adapters.registry.find(name) is None:
+        served = ", ".join(repr(served) for served in names)
+        further = "" if service.adapters.registry.is_empty else f", and {service.adapters.shown_names()}"
+        raise ModelNotFound(f"the model {name[:200]!r} does not exist: this server serves {served}{further}")
     if asked != MODEL_VERSION:
         raise ModelNotFound(f"the model {name!r} has the version {MODEL_VERSION!r}, found {asked[:64]!r} in the path")
+
+
+def asked_adapter(scope: Scope, service: Service) -> AskedAdapter | None:
+    """Return the adapter that a checked path names, or None for the base model."""
+    name = scope["path_params"]["model"]
+    return None if name in service.settings.model_names else AskedAdapter(name)
 
 
 class V2LiveRoute:
@@ -74,16 +82,19 @@ class V2ReadyRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         row = self._service.health.look()
-        answer: V2Ready | V2ModelReady = V2Ready(row.live, row.ready)
         name = scope.get("path_params", {}).get("model")
         if name is not None:
             try:
-                check_path(scope, self._service.settings)
+                check_path(scope, self._service)
             except RequestError as error:
                 await send_error(scope, send, error)
                 return
-            answer = V2ModelReady(name, row.ready)
-        await send_reply(scope, send, 200 if row.ready else 503, msgspec.json.encode(answer))
+            adapter = self._service.adapters.registry.find(name)
+            is_ready = row.ready and (adapter is None or adapter.facts is not None)
+            status = 200 if is_ready else 503
+            await send_reply(scope, send, status, msgspec.json.encode(V2ModelReady(name, is_ready)))
+            return
+        await send_reply(scope, send, 200 if row.ready else 503, msgspec.json.encode(V2Ready(row.live, row.ready)))
 
 
 class V2ServerRoute:
@@ -104,7 +115,7 @@ class V2ModelRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            check_path(scope, self._service.settings)
+            check_path(scope, self._service)
         except RequestError as error:
             await send_error(scope, send, error)
             return

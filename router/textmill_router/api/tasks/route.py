@@ -135,7 +135,7 @@ class TaskRoute:
                 name = msgspec.json.decode(options.model, type=str | None)
             except msgspec.ValidationError:
                 raise ValidationFailed("`model` must be a text", field="model") from None
-        check_model(name, self._service.settings)
+        check_model(name, self._service)
 
     def _headers(self, scope: Scope, model: TaskModel, call: TaskCall, times: RowTimes) -> list[Header]:
         total_s = time.monotonic() - call_of(scope).arrival_s

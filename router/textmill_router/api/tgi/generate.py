@@ -9,6 +9,7 @@ from textmill_router.api.tgi.types import NO_OPTIONS, CompatBody, GenerateBody, 
 from textmill_router.api.tgi.work import GenerateMode, TgiWork, check_batch
 from textmill_router.exact_json import exact_decoder
 from textmill_router.http.path_style import ROOT_STYLE
+from textmill_router.serving.adapters import AskedAdapter
 from textmill_router.serving.call_options import wants_cache
 from textmill_router.serving.reply_cache import CacheSlot, cache_key
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
@@ -46,8 +47,14 @@ def generate_route(service: Service, mode: GenerateMode) -> GeneratingRoute[Gene
         ROOT_STYLE,
         wait_for_model=_waits_for_model,
         priority_of=lambda body: None if body.parameters is None else body.parameters.priority,
+        adapter_of=lambda body, _: _asked_adapter(body, service),
         refused_fields=_REFUSED,
     )
+
+
+def _asked_adapter(body: GenerateBody, service: Service) -> AskedAdapter | None:
+    name = None if body.parameters is None else body.parameters.adapter_id
+    return None if name is None or service.adapters.is_base(name) else AskedAdapter(name, "adapter_id")
 
 
 def _waits_for_model(body: GenerateBody) -> bool | None:
@@ -61,7 +68,10 @@ def _prepare(mode: GenerateMode, body: GenerateBody, call: IncomingCall) -> Prep
     num_sequences = check_batch(body, checked, streams=streams, limit=service.settings.max_client_batch_size)
     slot = None
     if _is_kept(service, call.scope, body, checked):
-        key = cache_key(call.scope, service.settings.model_id, mode.value, streams, body.inputs, body.parameters)
+        adapter = call.record.terms.adapter
+        digest = b"" if adapter is None else adapter.digest  # a name may stand for other weights later
+        model_id = service.settings.model_id
+        key = cache_key(call.scope, model_id, digest, mode.value, streams, body.inputs, body.parameters)
         slot = CacheSlot(service.response_cache, key)
     return PreparedCall(
         TgiWork(call, body, checked, mode, slot),

@@ -7,7 +7,7 @@ from msgspec import UNSET, UnsetType
 
 from textmill_router.grammar.request_forms import tgi_grammar
 from textmill_router.serving.timings import TextmillOptions, Timings
-from textmill_router.serving.validation import RequestedParameters, breakers_of, check_adapter, numbers_of
+from textmill_router.serving.validation import RequestedParameters, breakers_of, numbers_of
 
 TgiFinish = Literal["length", "eos_token", "stop_sequence"]
 
@@ -90,6 +90,16 @@ class ReplicaInfo(msgspec.Struct, frozen=True, gc=False):
     num_blocks: int
 
 
+class AdapterStatus(msgspec.Struct, frozen=True, gc=False):
+    """One adapter in /info. `running` counts the calls that hold it; rank and digest are null until it is loaded."""
+
+    id: str
+    rank: int | None
+    digest: str | None
+    state: Literal["registered", "loading", "ready"]
+    running: int
+
+
 class InfoAnswer(msgspec.Struct, frozen=True, gc=False):
     """The answer of /info, with the fields of TGI 3, then those of TGI 2, then a field of Textmill."""
 
@@ -114,6 +124,7 @@ class InfoAnswer(msgspec.Struct, frozen=True, gc=False):
     max_batch_size: int | None
     health_state: str
     replicas: list[ReplicaInfo]
+    adapters: list[AdapterStatus]
     # Both are 0, because new prompts join the running batch at the next step.
     max_waiting_tokens: int = 0
     waiting_served_ratio: float = 0.0
@@ -214,11 +225,10 @@ class TokenizedToken(msgspec.Struct, frozen=True, gc=False):
 def requested_parameters(parameters: TgiParameters | None, *, streams: bool) -> RequestedParameters:
     """Return the parameters in the form that all dialects share.
 
-    Raises ValidationFailed for a grammar of no known shape, and for adapters.
+    Raises ValidationFailed for a grammar of no known shape.
     """
     if parameters is None:
         return RequestedParameters(do_sample=True, streams=streams)
-    check_adapter(parameters.adapter_id)
     stop = parameters.stop
     return RequestedParameters(
         numbers=numbers_of(parameters),

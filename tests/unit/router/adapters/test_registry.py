@@ -48,10 +48,10 @@ def test_a_name_without_weights_gives_no_adapter():
     registry = AdapterRegistry()
     registry.register("a", AdapterSource("/adapters/a", "a"))
     assert registry.acquire("a") is None
-    assert not registry.has_names
+    assert (registry.is_empty, registry.num_loaded) == (False, 0)
     load(registry, "a", ONE)
     assert registry.acquire("a") == Adapter("a", ONE)
-    assert registry.has_names
+    assert registry.num_loaded == 1
 
 
 def test_a_call_keeps_its_digest_when_the_name_gets_other_weights():

@@ -11,6 +11,7 @@ STATUSES = {
     FailureCode.NOT_FINITE: (424, "generation"),
     FailureCode.INTERNAL: (424, "generation"),
     FailureCode.SUSPECT: (424, "generation"),
+    FailureCode.ADAPTER_LOST: (424, "generation"),
     FailureCode.PLAN_REJECTED: (500, "internal"),
     FailureCode.LATE: (504, "timeout"),
     FailureCode.SHUTDOWN: (503, "shutting_down"),

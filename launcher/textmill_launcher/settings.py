@@ -205,7 +205,9 @@ class Settings:
         "llama-type models by transformers' code, for bisection", aliases=("--no-fast-decoder",), to=SHARD
     )
     disable_swaps: str | None = option(
-        text, "comma-separated: qkv, gate_up, packed_linear, rms_norm, on a GPU rotary_turn; for bisection", to=SHARD
+        text,
+        "comma-separated: qkv, gate_up, packed_linear, rms_norm, on a GPU rotary_turn, residual; for bisection",
+        to=SHARD,
     )
     # Serving
     hostname: str = option(ip_address, "address to listen on", "0.0.0.0", to=ROUTER)

@@ -30,9 +30,8 @@ from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.memory import KvMemoryOptions
 from textmill_shard.model.runner import ModelFacts, ModelRunner
 from textmill_shard.model.step_size import plan_fitting_step
-from textmill_shard.native.kernels import Kernels
 from textmill_shard.row_start import start_rows
-from textmill_shard.sampling.row_scan import NativeRowScanner
+from textmill_shard.sampling.row_scan import DeviceRowScanner, NativeRowScanner, RowScanner
 from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.sampling.watermark import WatermarkKey
 from textmill_shard.server.row_service import RowService
@@ -160,7 +159,7 @@ def _start_steps(
         channel=channel,
         status=status,
         matchers=matchers,
-        kernels=runner.kernels,
+        scanner=_scanner(runner),
     )
     return facts, engine, engine.run
 
@@ -282,6 +281,13 @@ def _load_matchers(settings: ServeSettings, facts: ShardFacts) -> MatcherFactory
     return matchers
 
 
+def _scanner(runner: ModelRunner) -> RowScanner | None:
+    """Return the scanner of the kernels that the model runs by, or None for the sampler's own."""
+    if runner.kernels is not None:
+        return NativeRowScanner(runner.kernels)
+    return None if runner.device_scans is None else DeviceRowScanner(runner.device_scans)
+
+
 def _build_engine(
     settings: ServeSettings,
     *,
@@ -290,7 +296,7 @@ def _build_engine(
     channel: RankChannel,
     status: ShardStatus,
     matchers: MatcherFactory | None,
-    kernels: Kernels | None,
+    scanner: RowScanner | None,
 ) -> Engine:
     finish_rules = FinishRules(facts.eos_token_ids)
     grammars = GrammarSlots(matchers, finish_rules)
@@ -299,7 +305,7 @@ def _build_engine(
         num_slots=facts.num_slots,
         device=executor.device,
         watermark=watermark,
-        scanner=None if kernels is None else NativeRowScanner(kernels),
+        scanner=scanner,
     )
     return Engine(
         executor=executor,

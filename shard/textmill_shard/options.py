@@ -14,7 +14,7 @@ DEFAULT_STEP_TOKENS = 1024
 ATTENTION_BACKENDS = ("triton", "flash", "reference")
 MAX_LORA_RANK = 512
 SWAPS = ("qkv", "gate_up", "packed_linear", "rms_norm")  # see layers/module_swaps.py
-DEVICE_SWAPS = ("rotary_turn",)  # of a GPU, see layers/device_swaps.py
+DEVICE_SWAPS = ("rotary_turn", "residual")  # of a GPU, see layers/device_swaps.py
 
 WRITING_TASKS = ("text-generation", "text2text-generation", "summarization", "translation", "conversational")
 ROW_TASKS = (  # see tasks/task_table.py

@@ -12,7 +12,8 @@ from typing import Any, Self
 
 import torch
 from textmill_shard.attention.base import AttentionRule, RotaryTables
-from textmill_shard.triton_kernels.interface import PagedIndices, TileMap
+from textmill_shard.model.forward_batch import RowScan
+from textmill_shard.triton_kernels.interface import Activation, PagedIndices, TileMap
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -307,3 +308,24 @@ class ShapeKernels:
             *(indices.query_starts, indices.context_lens_R, indices.block_tables_RB),
         )
         return query_THD.new_empty(*query_THD.shape[:2], value_pool.shape[3])
+
+    def rms_norm(self, x: torch.Tensor, factor_I: torch.Tensor, epsilon: float) -> torch.Tensor:
+        self._launch("rms_norm", x, factor_I)
+        return x.new_empty(x.shape)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, factor_I: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self._launch("add_rms_norm", x, residual, factor_I)
+        return x.new_empty(x.shape), x.new_empty(x.shape)
+
+    def gate_up(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: Activation) -> torch.Tensor:
+        self._launch("gate_up", gate_TI, up_TI)
+        return gate_TI.new_empty(gate_TI.shape)
+
+    def scan_rows(self, scores_NV: torch.Tensor) -> RowScan:
+        self._launch("scan_parts", scores_NV)
+        self._launch("merge_parts", scores_NV)
+        best_N = torch.empty(len(scores_NV), dtype=torch.int64, device=scores_NV.device)
+        not_finite_N = torch.empty(len(scores_NV), dtype=torch.bool, device=scores_NV.device)
+        return RowScan(best_N=best_N, not_finite_N=not_finite_N, log_mass_N=scores_NV.new_empty(len(scores_NV)))

@@ -9,9 +9,11 @@ import torch
 from textmill_shard.attention.base import AttentionRule, RotaryTables
 from textmill_shard.attention.kv_write import write_plainly
 from textmill_shard.attention.reference import ReferenceAttention
-from textmill_shard.model.forward_batch import ForwardBatch
-from textmill_shard.triton_kernels.interface import DeviceKernels, PagedIndices, TileMap
+from textmill_shard.model.forward_batch import ForwardBatch, RowScan
+from textmill_shard.sampling.row_scan import TorchRowScanner
+from textmill_shard.triton_kernels.interface import Activation, DeviceKernels, PagedIndices, TileMap
 from textmill_shard.triton_kernels.paged_backend import PagedAttention
+from textmill_shard.triton_kernels.plain_layers import add_rms_norm_plainly, gate_up_plainly, rms_norm_plainly
 
 
 class PlainKernels:
@@ -54,6 +56,20 @@ class PlainKernels:
         )
         step = ReferenceAttention().prepare(batch, block_size=key_pool.shape[1])
         return step.attend(query_THD, key_pool, value_pool, rule)
+
+    def rms_norm(self, x: torch.Tensor, factor_I: torch.Tensor, epsilon: float) -> torch.Tensor:
+        return rms_norm_plainly(x, factor_I, epsilon)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, factor_I: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return add_rms_norm_plainly(x, residual, factor_I, epsilon)
+
+    def gate_up(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: Activation) -> torch.Tensor:
+        return gate_up_plainly(gate_TI, up_TI, activation)
+
+    def scan_rows(self, scores_NV: torch.Tensor) -> RowScan:
+        return TorchRowScanner().scan(scores_NV, wants_mass=True)
 
 
 def load_by(monkeypatch: pytest.MonkeyPatch, kernels: DeviceKernels) -> None:

@@ -22,7 +22,15 @@ DEVICE_FOLDER = Path(triton_kernels.__file__).parent / "device"
 CUOBJDUMP_LIMIT_S = 60
 Job: TypeAlias = tuple[int, int]  # place of a variant in VARIANTS, and compute capability
 # Files of `device/` with the kernels in them.
-KERNEL_FILES = {"paged_attention": "attention", "merge_splits": "attention", "write_kv": "kv_write"}
+KERNEL_FILES = {
+    "paged_attention": "attention",
+    "merge_splits": "attention",
+    "write_kv": "kv_write",
+    "rms_norm": "norm",
+    "gate_up": "gate",
+    "scan_parts": "row_scan",
+    "merge_parts": "row_scan",
+}
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ KERNELS = {
     ),
     "merge_splits": ("puts the parts of split contexts together", "`attention/reference.py`"),
     "write_kv": ("turns queries and keys, and writes keys and values to their places", "`attention/kv_write.py`"),
+    "rms_norm": ("norms rows, with a residual also adds", "`triton_kernels/plain_layers.py`"),
+    "gate_up": ("activation of one half times the other half", "`triton_kernels/plain_layers.py`"),
+    "scan_parts": ("best id, lowest score and normaliser of a part of a row of scores", "`sampling/row_scan.py`"),
+    "merge_parts": ("puts the parts of a row together", "`sampling/row_scan.py`"),
 }
 
 

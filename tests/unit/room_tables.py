@@ -114,9 +114,11 @@ SHARD_FOLDERS = {
     "attention": names("errors model native"),
     "triton_kernels": names("errors model attention"),
     "probing": names("errors attention model"),
-    "layers": names("heap options attention probing distributed native"),
+    "layers": names("heap options attention triton_kernels probing distributed native"),
     "layouts": names("errors heap attention triton_kernels layers model probing native"),
-    "loader": names("cores errors heap options layouts layers probing attention model distributed native"),
+    "loader": names(
+        "cores errors heap options layouts layers probing triton_kernels attention model distributed native"
+    ),
     "grammar": names("slots"),
     "sampling": names("slots model native"),
     "engine": names("slots sampling grammar model"),

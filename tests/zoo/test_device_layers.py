@@ -41,6 +41,22 @@ OWN_TURNS = {
 }
 
 
+# Which layers are found in some models of known form.
+SWAPS = {
+    "llama": "qkv 6, gate_up 4, rms_norm 5, rotary_turn 2, residual 2",
+    "qwen3": "qkv 6, gate_up 4, rms_norm 9, rotary_turn 2, residual 2",  # heads are normed too
+    "gemma": "qkv 6, gate_up 4, rms_norm 5, rotary_turn 2, residual 2",  # gelu by tanh, and a factor of 1 + weight
+    "gemma2": "qkv 9, gate_up 6, rms_norm 13, rotary_turn 3",  # norms stand behind attention too
+    "granite": "qkv 6, gate_up 4, rms_norm 5, rotary_turn 2",  # sums with a multiple of the residual
+    "cohere": "qkv 6, gate_up 4, rotary_turn 2",  # norms with a mean; attention and MLP side by side
+    "phi3": "rms_norm 5, rotary_turn 2",  # joined products of its own; dropout stands in the sums
+    "mixtral": "qkv 6, rms_norm 5, rotary_turn 2, residual 2",  # experts
+    "deepseek_v3": "qkv 6, gate_up 6, rms_norm 13, residual 3",  # experts beside one that all tokens take
+    "qwen3_next": "qkv 6, gate_up 8, rms_norm 13, rotary_turn 2",  # layers with a state between
+    "gpt2": "none",
+}
+
+
 def load(model: ZooModel, caplog: pytest.LogCaptureFixture) -> tuple[ModelRunner, str]:
     """Return the runner, and which swaps the only line of the log tells: a layout that does not fit has a warning."""
     with caplog.at_level(logging.INFO, "textmill_shard"):
@@ -57,6 +73,7 @@ def test_logits_are_those_of_transformers(
     model = make_zoo_model(entry, tmp_path)
     runner, swaps = load(model, caplog)
     assert ("rotary_turn" in swaps) == (entry.name not in OWN_TURNS), swaps
+    assert swaps == SWAPS.get(entry.name, swaps)
     assert run_zoo_model(model, runner).difference <= entry.tolerance
 
 
@@ -69,4 +86,5 @@ def test_logits_by_the_kernels_in_the_interpreter(
     model = make_zoo_model(entry, tmp_path)
     runner, swaps = load(model, caplog)
     assert "rotary_turn 2" in swaps
+    assert "gate_up 4" in swaps
     assert run_zoo_model(model, runner).difference <= entry.tolerance

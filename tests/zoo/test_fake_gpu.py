@@ -17,6 +17,7 @@ from textmill_shard.engine.upload import Upload
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.runner import ModelRunner
+from textmill_shard.sampling.row_scan import DeviceRowScanner
 from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.plan import Budget, Plan
@@ -81,7 +82,13 @@ def run_steps(gpu: FakeGpu, runner: ModelRunner, samplings: tuple[SamplingParams
     with gpu:
         runner.allocate_kv(NUM_BLOCKS)
         executor = StepExecutor(runner=runner, facts=zoo_facts(runner))
-        sampler = Sampler(num_slots=NUM_SLOTS, device=executor.device, num_candidates=NUM_CANDIDATES)
+        assert runner.device_scans is not None
+        sampler = Sampler(
+            num_slots=NUM_SLOTS,
+            device=executor.device,
+            num_candidates=NUM_CANDIDATES,
+            scanner=DeviceRowScanner(runner.device_scans),
+        )
         prompts = prompts_of_zoo()[: len(samplings)]
         admits = []
         blocks = np.arange(NUM_BLOCKS).reshape(NUM_SLOTS, -1)
@@ -165,14 +172,12 @@ def test_a_kernel_that_gets_a_tensor_of_the_cpu_fails() -> None:
 
 
 NUM_LAYERS = 32
-# What a decode step of a llama launches. A norm: to fp32, square, mean, sum with epsilon, root, two products, to bf16.
-NORM = 8
-# Of a layer: two norms; seven products of matrices; the write of keys and values, and attention; the activation and its
-# product with the other half of the MLP; two sums with the residual.
-LAYER = 2 * NORM + 7 + 2 + 2 + 2
-# Around the layers: embedding, last norm and head; the tables of cosines and sines; the map of the tiles of attention;
-# the rows of the logits, and the scan of their scores.
-AROUND = 40
+# What a layer of a llama launches in a decode step: four products of matrices (q, k and v; out; gate and up; down); the
+# write of keys and values, and attention; the gate; two sums with the residual, each with the norm behind the sum.
+LAYER = 4 + 2 + 1 + 2
+# Around the layers: embedding, first and last norm, head and its rows; the tables of cosines and sines; the map of the
+# tiles of attention; the two parts of the scan of the scores; the mark of rows that are not finite.
+AROUND = 27
 
 
 def test_launches_and_copies_of_a_decode_step_of_32_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ norm is replaced when its results are those of a formula. The replaced layers ar
 # I width of a norm
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,7 +28,8 @@ from textmill_shard.options import DEVICE_SWAPS, SWAPS
 from textmill_shard.probing.call_observer import CallObserver
 
 # Largest difference from the formula, relative to the largest value, because layers may round twice.
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+_TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+_Norm = TypeVar("_Norm", bound=nn.Module)
 
 
 def swap_modules(
@@ -46,20 +47,24 @@ def swap_modules(
     """
     unknown = set(disabled) - {*SWAPS, *DEVICE_SWAPS}
     assert not unknown, unknown
-    shared = _weights_of_several(model)
+    shared = weights_of_several(model)
     num_swapped: Counter[str] = Counter()
+
+    def make_norm(factor_I: torch.Tensor, epsilon: float, dtype: torch.dtype) -> NativeRmsNorm:
+        return NativeRmsNorm(factor_I, epsilon, kernels, dtype=dtype)
+
     for parent in list(model.modules()):
         before = num_swapped.total()
-        for names in _groups(parent, calls, shared):
+        for names in groups_of_linears(parent, calls, shared, dtypes=DTYPES):
             kind = "qkv" if parent in attention_modules or len(names) > 2 else "gate_up"
             if kind not in disabled:
                 _fuse(parent, names, kernels)
                 num_swapped[kind] += len(names)
         for name, child in list(parent.named_children()):
-            if "packed_linear" not in disabled and _can_pack(child, calls):
+            if "packed_linear" not in disabled and _can_pack(child, calls, DTYPES):
                 setattr(parent, name, PackedLinear(child, kernels, keeps_original=id(child.weight) in shared))
                 num_swapped["packed_linear"] += 1
-            elif "rms_norm" not in disabled and (norm := _native_norm(child, calls, kernels)) is not None:
+            elif "rms_norm" not in disabled and (norm := find_norm(child, calls, make_norm, DTYPES)) is not None:
                 setattr(parent, name, norm)
                 empty_layer(child)
                 num_swapped["rms_norm"] += 1
@@ -69,19 +74,19 @@ def swap_modules(
     return {name: num_swapped[name] for name in SWAPS if num_swapped[name]}
 
 
-def _weights_of_several(model: nn.Module) -> set[int]:
+def weights_of_several(model: nn.Module) -> set[int]:
     """Return the ids of the parameters that several modules hold, because a tied embedding keeps its look-up table."""
     holders = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     return {parameter for parameter, count in holders.items() if count > 1}
 
 
-def _can_pack(layer: nn.Module, calls: CallObserver) -> bool:
+def _can_pack(layer: nn.Module, calls: CallObserver, dtypes: Collection[torch.dtype]) -> bool:
     """Whether a layer is a plain linear layer whose dtype and width the kernels know, called with its input alone."""
     inputs = calls.inputs_of(layer)
     if not isinstance(layer, LINEARS) or inputs is None or layer._forward_hooks:
         return False
     weight_OI = weight_of(layer)
-    if weight_OI.dtype not in DTYPES or weight_OI.shape[1] * weight_OI.dtype.itemsize % 4:
+    if weight_OI.dtype not in dtypes or weight_OI.shape[1] * weight_OI.dtype.itemsize % 4:
         return False
     return type(layer) in LINEARS or (isinstance(layer, nn.Linear) and _is_plain_product(layer, inputs[0]))
 
@@ -96,12 +101,14 @@ def _is_plain_product(layer: nn.Linear, x: torch.Tensor) -> bool:
     return difference <= _TOLERANCE[layer.weight.dtype]
 
 
-def _groups(parent: nn.Module, calls: CallObserver, shared: Collection[int]) -> list[list[str]]:
+def groups_of_linears(
+    parent: nn.Module, calls: CallObserver, shared: Collection[int], *, dtypes: Collection[torch.dtype]
+) -> list[list[str]]:
     """Return the groups of two or more children that got the very same tensors, by name, in the order of the model."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, child in parent.named_children():
         inputs = calls.inputs_of(child)
-        if inputs is None or not _can_pack(child, calls) or id(child.weight) in shared:
+        if inputs is None or not _can_pack(child, calls, dtypes) or id(child.weight) in shared:
             continue
         same = (
             *(id(tensor) for tensor in inputs),
@@ -119,31 +126,36 @@ def _fuse(parent: nn.Module, names: Sequence[str], kernels: Kernels) -> None:
         setattr(parent, name, FusedLinear(fused, index, in_features=in_features))
 
 
-def _native_norm(layer: nn.Module, calls: CallObserver, kernels: Kernels) -> NativeRmsNorm | None:
-    """Return the native norm whose results are those of the layer, or None."""
+def find_norm(
+    layer: nn.Module,
+    calls: CallObserver,
+    make_norm: Callable[[torch.Tensor, float, torch.dtype], _Norm],
+    dtypes: Collection[torch.dtype],
+) -> _Norm | None:
+    """Return the norm by `make_norm` (of factor, epsilon and dtype) whose results are those of the layer, or None."""
     inputs = calls.inputs_of(layer)
     epsilon = getattr(layer, "variance_epsilon", getattr(layer, "eps", None))
     parameters = dict(layer.named_parameters())
     if inputs is None or not isinstance(epsilon, float) or set(parameters) != {"weight"} or any(layer.buffers()):
         return None
     weight_I = parameters["weight"]
-    if weight_I.dim() != 1 or weight_I.dtype not in DTYPES or layer._forward_hooks:
+    if weight_I.dim() != 1 or weight_I.dtype not in dtypes or layer._forward_hooks:
         return None
     if any(tensor.dtype != weight_I.dtype or tensor.shape[-1] != weight_I.shape[0] for tensor in inputs):
         return None
     for factor_I in (weight_I.float(), 1.0 + weight_I.float()):
-        norm = NativeRmsNorm(factor_I, epsilon, kernels, dtype=weight_I.dtype)
+        norm = make_norm(factor_I, epsilon, weight_I.dtype)
         if _computes_the_same(layer, norm, weight_I):
             return norm
     return None
 
 
-def _computes_the_same(layer: nn.Module, norm: NativeRmsNorm, weight_I: torch.Tensor) -> bool:
+def _computes_the_same(layer: nn.Module, norm: nn.Module, weight_I: torch.Tensor) -> bool:
     """Compare both norms on rows with a mean, and on rows so small that the epsilon changes the result."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(6, weight_I.shape[0], generator=generator) + 0.5
     rows *= torch.tensor([1e-3, 3e-3, 1e-2, 0.1, 1.0, 30.0]).unsqueeze(1)
-    x = rows.to(weight_I.dtype)
+    x = rows.to(weight_I.dtype).to(weight_I.device)
     with torch.inference_mode():
         expected, found = layer(x), norm(x)
     if expected.shape != found.shape or expected.dtype != found.dtype:

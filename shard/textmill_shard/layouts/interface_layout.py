@@ -9,7 +9,7 @@ from textmill_shard.attention.base import AttentionBackend
 from textmill_shard.attention.deferred_turn import DeferredTurn
 from textmill_shard.attention.seam import PAGED_ATTENTION, PagedLayer, StepContext, attach_layer, register_attention
 from textmill_shard.errors import UnsupportedModelError
-from textmill_shard.layers.device_swaps import defer_turns
+from textmill_shard.layers.device_swaps import swap_for_device
 from textmill_shard.layers.module_swaps import swap_modules
 from textmill_shard.layouts.decoder_tap import DecoderTap
 from textmill_shard.layouts.flat_decoder import TransformersDecoder
@@ -51,8 +51,11 @@ def arrange_swapped(filled: FilledModel, options: LayoutOptions) -> Layout:
     if options.kernels is not None:
         swaps = swap_modules(filled.model, calls, set(attention_modules), options.kernels, disabled=disabled)
     else:
-        turns = defer_turns(filled.model, attention_modules, filled.texts[0], disabled=disabled)
-        swaps = {"rotary_turn": len(turns)} if turns else {}
+        assert options.device_kernels is not None
+        swapped = swap_for_device(
+            filled.model, calls, attention_modules, filled.texts[0], options.device_kernels, disabled=disabled
+        )
+        swaps, turns = swapped.counts, swapped.turns
     if not swaps:
         raise UnsupportedModelError("no layer can be swapped")
     return _arrange(filled, options, probe, swaps, turns)

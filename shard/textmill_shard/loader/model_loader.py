@@ -21,10 +21,11 @@ from textmill_shard.loader.model_files import find_tokenizer_digest, find_weight
 from textmill_shard.loader.model_filling import ModelSource, build_model, fill_model
 from textmill_shard.loader.stored_form import find_stored_form
 from textmill_shard.loader.token_ids import EndIds, check_padding_id, find_end_ids, warn_of_suppressed
-from textmill_shard.model.runner import ModelFacts, ModelRunner
+from textmill_shard.model.runner import ModelFacts, ModelRunner, RowScans
 from textmill_shard.native.kernels import DTYPES as NATIVE_DTYPES
 from textmill_shard.native.kernels import Kernels, load_kernels
 from textmill_shard.probing.start_check import PROBE_TEXTS, can_project, check_against_probe
+from textmill_shard.triton_kernels.paged_backend import PagedAttention
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,13 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
         ),
         fill=lambda: _fill(source, on_progress),
         make_runner=lambda filled, layout: _make_runner(
-            filled, layout, options=options, source=source, end_ids=end_ids, kernels=kernels
+            filled,
+            layout,
+            options=options,
+            source=source,
+            end_ids=end_ids,
+            kernels=kernels,
+            device_scans=attention.kernels if isinstance(attention, PagedAttention) else None,
         ),
     )
     if options.attention_backend is not None and choice.layout.name not in LAYOUTS_WITH_BACKENDS:
@@ -141,6 +148,7 @@ def _make_runner(
     source: ModelSource,
     end_ids: EndIds,
     kernels: Kernels | None,
+    device_scans: RowScans | None,
 ) -> ModelRunner:
     """Return the runner of a layout.
 
@@ -172,7 +180,12 @@ def _make_runner(
         max_encoder_tokens=filled.max_encoder_tokens,
     )
     runner = ModelRunner(
-        model=filled.model, decoder=layout.decoder, facts=facts, parallel=source.parallel, kernels=kernels
+        model=filled.model,
+        decoder=layout.decoder,
+        facts=facts,
+        parallel=source.parallel,
+        kernels=kernels,
+        device_scans=device_scans,
     )
     check_against_probe(runner, texts=filled.texts, expected_V_by_text=layout.logits_V_by_text)
     return runner

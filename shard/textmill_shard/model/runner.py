@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from textmill_shard.distributed.parallel import TensorParallel
-from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, RowScan
 from textmill_shard.model.kv_pool import KvPool, LayerKvSpec, kv_bytes_per_block
 from textmill_shard.native.kernels import Kernels
 
@@ -53,6 +53,12 @@ class StepDecoder(Protocol):
     def project(self, hidden_nD: torch.Tensor) -> torch.Tensor: ...
 
 
+class RowScans(Protocol):
+    """Kernels that scan rows of scores on a GPU (`triton_kernels/interface.py`)."""
+
+    def scan_rows(self, scores_NV: torch.Tensor) -> RowScan: ...
+
+
 class ModelRunner:
     """Owns the weights and the KV pool of this rank. One thread calls the runner.
 
@@ -67,8 +73,10 @@ class ModelRunner:
         facts: ModelFacts,
         parallel: TensorParallel,
         kernels: Kernels | None = None,
+        device_scans: RowScans | None = None,
     ) -> None:
         self.kernels = kernels  # native kernels, for the thread that runs the steps; None = plain torch
+        self.device_scans = device_scans  # None = plain torch scans the scores
         self.facts = facts
         self.parallel = parallel
         self.dtype: torch.dtype = getattr(torch, facts.dtype)

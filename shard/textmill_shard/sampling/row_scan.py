@@ -1,4 +1,4 @@
-"""Two scanners of rows of scores: best id, whether all scores are finite, and the normaliser."""
+"""Scanners of rows of scores: best id, whether all scores are finite, and the normaliser."""
 
 # N rows, V vocabulary
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from textmill_shard.model.forward_batch import RowScan
+from textmill_shard.model.runner import RowScans
 from textmill_shard.native.kernels import Kernels
 
 
@@ -15,7 +16,7 @@ class RowScanner(Protocol):
     """Scans rows for the sampler, which gets one scanner when it is built."""
 
     def scan(self, scores_NV: Tensor, *, wants_mass: bool) -> RowScan:
-        """Scan float32 rows. `log_mass_N` of the result is None unless `wants_mass`."""
+        """Scan float32 rows. `log_mass_N` of the result may be None unless `wants_mass`."""
         ...
 
 
@@ -30,6 +31,16 @@ class TorchRowScanner:
             not_finite_N=not_finite_N,
             log_mass_N=scores_NV.logsumexp(-1) if wants_mass else None,
         )
+
+
+class DeviceRowScanner:
+    """Scans with the kernels of a GPU, which read each row once."""
+
+    def __init__(self, kernels: RowScans) -> None:
+        self._kernels = kernels
+
+    def scan(self, scores_NV: Tensor, *, wants_mass: bool) -> RowScan:
+        return self._kernels.scan_rows(scores_NV)
 
 
 class NativeRowScanner:

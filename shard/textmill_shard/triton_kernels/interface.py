@@ -1,13 +1,15 @@
 """The kernels that the layers and the attention of a GPU call. `kernels.py` launches the real ones."""
 
-# T tokens, R sequences, B blocks of the widest table, H query heads, K key/value heads, D key width, E value width
+# T tokens, R sequences, B blocks of the widest table, H query heads, K key/value heads, D key width, E value width,
+# I width of a norm or of an MLP, N rows of scores, V vocabulary
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 
 from textmill_shard.attention.base import AttentionRule, RotaryTables
+from textmill_shard.model.forward_batch import RowScan
 from textmill_shard.triton_kernels.tiles import Tile
 
 
@@ -26,6 +28,10 @@ class TileMap:
 
     tile: Tile
     sequences: torch.Tensor  # [tiles] int32; R stands for the padding behind all sequences
+
+
+Activation = Literal["silu", "gelu", "gelu_tanh"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 
 class DeviceKernels(Protocol):
@@ -58,4 +64,22 @@ class DeviceKernels(Protocol):
         rule: AttentionRule,
     ) -> torch.Tensor:
         """Return the attended values `[T, H, E]` in the query's dtype, with zeros for padding."""
+        ...
+
+    def rms_norm(self, x: torch.Tensor, factor_I: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Return the norm of the rows of `x`, `[..., I]` in the dtype of `x`. The factor is float32."""
+        ...
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, factor_I: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `x + residual`, `[..., I]`, and its norm."""
+        ...
+
+    def gate_up(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """Return activation(gate) * up, `[T, I]`."""
+        ...
+
+    def scan_rows(self, scores_NV: torch.Tensor) -> RowScan:
+        """Return the facts of rows of float32 scores, with the normaliser."""
         ...

@@ -1,20 +1,29 @@
 """Launches the Triton kernels. A variant is what the compiler makes of a kernel for one set of constants."""
 
-# T tokens, H query heads, K key/value heads, D key width, E value width, S splits
+# T tokens, H query heads, K key/value heads, D key width, E value width, S splits, I width of a norm or an MLP,
+# N rows of scores, V vocabulary
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from textmill_shard.attention.base import AttentionRule, RotaryTables
+from textmill_shard.model.forward_batch import RowScan
 from textmill_shard.triton_kernels.device.attention import merge_splits, paged_attention
+from textmill_shard.triton_kernels.device.gate import gate_up
 from textmill_shard.triton_kernels.device.kv_write import write_kv
-from textmill_shard.triton_kernels.interface import PagedIndices, TileMap
-from textmill_shard.triton_kernels.tiles import num_splits
+from textmill_shard.triton_kernels.device.norm import rms_norm
+from textmill_shard.triton_kernels.device.row_scan import merge_parts, scan_parts
+from textmill_shard.triton_kernels.interface import Activation, PagedIndices, TileMap
+from textmill_shard.triton_kernels.tiles import num_splits, power_of_two
 from textmill_shard.triton_kernels.variants import (
     COMPILE_OPTIONS,
+    SCAN_IDS,
     attention_constants,
+    gate_constants,
     merge_constants,
+    norm_constants,
     write_constants,
 )
 
@@ -148,6 +157,128 @@ class TritonKernels:
                 num_warps=4,
             )
         return out_THE
+
+    def rms_norm(self, x: torch.Tensor, factor_I: torch.Tensor, epsilon: float) -> torch.Tensor:
+        out, _ = self._norm(x, None, factor_I, epsilon)
+        return out
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, factor_I: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, total = self._norm(x, residual.contiguous(), factor_I, epsilon)
+        assert total is not None
+        return total, out
+
+    def _norm(
+        self, x: torch.Tensor, residual: torch.Tensor | None, factor_I: torch.Tensor, epsilon: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the norm, and the sum where there is a residual."""
+        rows = _two_strides(x)
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        total = None if residual is None else torch.empty_like(out)
+        constants, num_warps = norm_constants(width=x.shape[-1], has_residual=residual is not None)
+        num_rows = out.numel() // x.shape[-1]
+        _launch(
+            rms_norm,
+            (-(-num_rows // constants["ROWS"]),),
+            rows.tensor,
+            residual,
+            factor_I,
+            out,
+            total,
+            epsilon,
+            num_rows,
+            rows.num_inner,
+            rows.outer_stride,
+            rows.inner_stride,
+            constants=constants,
+            num_warps=num_warps,
+        )
+        return out, total
+
+    def gate_up(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: Activation) -> torch.Tensor:
+        gate_TI, up_TI = _dense_rows(gate_TI), _dense_rows(up_TI)
+        num_tokens, width = gate_TI.shape
+        out_TI = torch.empty(num_tokens, width, dtype=gate_TI.dtype, device=gate_TI.device)
+        constants = gate_constants(width=width, activation=activation)
+        _launch(
+            gate_up,
+            (num_tokens, -(-width // constants["TILE"])),
+            gate_TI,
+            up_TI,
+            out_TI,
+            gate_TI.stride(0),
+            up_TI.stride(0),
+            constants=constants,
+            num_warps=4,
+        )
+        return out_TI
+
+    def scan_rows(self, scores_NV: torch.Tensor) -> RowScan:
+        scores_NV = _dense_rows(scores_NV)
+        num_rows, vocab_size = scores_NV.shape
+        device = scores_NV.device
+        num_parts = -(-vocab_size // SCAN_IDS)
+        numbers = torch.empty(3, num_rows, num_parts, dtype=torch.float32, device=device)
+        best_scores, lowest_scores, sums = numbers.unbind()
+        best_ids = torch.empty(num_rows, num_parts, dtype=torch.int32, device=device)
+        _launch(
+            scan_parts,
+            (num_rows, num_parts),
+            scores_NV,
+            best_scores,
+            best_ids,
+            lowest_scores,
+            sums,
+            scores_NV.stride(0),
+            vocab_size,
+            constants={"IDS": SCAN_IDS},
+            num_warps=4,
+        )
+        best_N = torch.empty(num_rows, dtype=torch.int64, device=device)
+        not_finite_N = torch.empty(num_rows, dtype=torch.bool, device=device)
+        log_mass_N = torch.empty(num_rows, dtype=torch.float32, device=device)
+        _launch(
+            merge_parts,
+            (num_rows,),
+            best_scores,
+            best_ids,
+            lowest_scores,
+            sums,
+            best_N,
+            not_finite_N,
+            log_mass_N,
+            num_parts,
+            constants={"PARTS": power_of_two(num_parts)},
+            num_warps=1,
+        )
+        return RowScan(best_N=best_N, not_finite_N=not_finite_N, log_mass_N=log_mass_N)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows of a tensor: row n lies at n // num_inner outer strides and n % num_inner inner strides."""
+
+    tensor: torch.Tensor
+    num_inner: int
+    outer_stride: int
+    inner_stride: int
+
+
+def _two_strides(x: torch.Tensor) -> _Rows:
+    """Return the rows of `[..., I]` where two strides tell where they lie, else those of a copy."""
+    dims = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size > 1]
+    merged: list[tuple[int, int]] = []
+    for size, stride in dims:
+        if merged and merged[-1][1] == size * stride:
+            merged[-1] = merged[-1][0] * size, stride
+        else:
+            merged.append((size, stride))
+    if x.stride(-1) != 1 or len(merged) > 2:
+        return _Rows(x.contiguous(), num_inner=1, outer_stride=x.shape[-1], inner_stride=0)
+    if len(merged) < 2:
+        return _Rows(x, num_inner=1, outer_stride=merged[0][1] if merged else 0, inner_stride=0)
+    return _Rows(x, num_inner=merged[1][0], outer_stride=merged[0][1], inner_stride=merged[1][1])
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, constants: dict[str, Any], **options: Any) -> None:

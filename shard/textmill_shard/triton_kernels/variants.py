@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
+from textmill_shard.triton_kernels.interface import ACTIVATIONS, Activation
 from textmill_shard.triton_kernels.tiles import Tile, attention_tile, power_of_two
 
 Dtype = Literal["bf16", "fp16", "fp32"]
@@ -24,6 +25,8 @@ SCORES: tuple[Score, ...] = ("window", "chunk", "softcap", "sinks", "slopes")
 COMPILE_OPTIONS = {"enable_fp_fusion": True}
 TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
 BLOCK_SIZE = 16  # tokens of a block in the rows of the table
+SCAN_IDS = 4096  # scores of a part of a row
+GATE_TILE = 1024  # elements of a program of the gate
 LONGEST_CHUNK = 1024  # tokens of a sequence in the chunks of the table
 
 
@@ -71,7 +74,32 @@ class WriteCase:
     rotary_dim: int = 0
 
 
-Case = AttentionCase | MergeCase | WriteCase
+@dataclass(frozen=True, slots=True)
+class NormCase:
+    """What a variant of `rms_norm` is for."""
+
+    dtype: Dtype
+    width: int
+    has_residual: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GateCase:
+    """What a variant of `gate_up` is for."""
+
+    dtype: Dtype
+    width: int
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
+class ScanCase:
+    """What a variant of `scan_parts` or of `merge_parts` is for."""
+
+    vocab_size: int
+
+
+Case = AttentionCase | MergeCase | WriteCase | NormCase | GateCase | ScanCase
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +170,18 @@ def write_constants(
         "ROTARY_DIM": rotary_dim,
         "IS_INTERLEAVED": is_interleaved,
     }
+
+
+def norm_constants(*, width: int, has_residual: bool) -> tuple[dict[str, Any], int]:
+    """Return the constants of `rms_norm`, and the number of warps."""
+    full = power_of_two(width)
+    constants = {"WIDTH": width, "FULL_WIDTH": full, "ROWS": max(1, 1024 // full), "HAS_RESIDUAL": has_residual}
+    return constants, min(16, max(2, full // 512))
+
+
+def gate_constants(*, width: int, activation: Activation) -> dict[str, Any]:
+    """Return the constants of `gate_up`."""
+    return {"WIDTH": width, "TILE": GATE_TILE, "ACTIVATION": activation}
 
 
 def _width(dim: int) -> int:
@@ -221,6 +261,57 @@ def _write(case: WriteCase, *, is_sample: bool = False) -> Variant:
     )
 
 
+def _norm(case: NormCase, *, is_sample: bool = False) -> Variant:
+    pointer = f"*{case.dtype}"
+    other = pointer if case.has_residual else None
+    constants, num_warps = norm_constants(width=case.width, has_residual=case.has_residual)
+    return Variant(
+        kernel="rms_norm",
+        name=f"{case.dtype}, {case.width}{', residual' if case.has_residual else ''}",
+        case=case,
+        types=(pointer, other, "*fp32", pointer, other, "fp32", "i32", "i32", "i32", "i32"),
+        constants=constants,
+        num_warps=num_warps,
+        is_sample=is_sample,
+    )
+
+
+def _gate(case: GateCase, *, is_sample: bool = False) -> Variant:
+    pointer = f"*{case.dtype}"
+    return Variant(
+        kernel="gate_up",
+        name=f"{case.dtype}, {case.width}, {case.activation}",
+        case=case,
+        types=(pointer, pointer, pointer, "i32", "i32"),
+        constants=gate_constants(width=case.width, activation=case.activation),
+        num_warps=4,
+        is_sample=is_sample,
+    )
+
+
+def _scans(case: ScanCase) -> tuple[Variant, Variant]:
+    num_parts = -(-case.vocab_size // SCAN_IDS)
+    parts = Variant(
+        kernel="scan_parts",
+        name=f"{case.vocab_size} ids",
+        case=case,
+        types=("*fp32", "*fp32", "*i32", "*fp32", "*fp32", "i32", "i32"),
+        constants={"IDS": SCAN_IDS},
+        num_warps=4,
+        is_sample=True,
+    )
+    merge = Variant(
+        kernel="merge_parts",
+        name=f"{case.vocab_size} ids",
+        case=case,
+        types=("*fp32", "*i32", "*fp32", "*fp32", "*i64", "*i1", "*fp32", "i32"),
+        constants={"PARTS": power_of_two(num_parts)},
+        num_warps=1,
+        is_sample=True,
+    )
+    return parts, merge
+
+
 # Key and value width of the models that are served: 64 (small models), 80 (StableLM, Phi-2), 96 (Phi-3), 128 (most),
 # 192/128 (DeepSeek), 256 (Gemma).
 _WIDTHS = ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256))
@@ -266,4 +357,10 @@ VARIANTS: tuple[Variant, ...] = (
     *(_merge(MergeCase("bf16", dim, splits)) for dim, splits in ((64, 2), (128, 8), (128, 32), (256, 32))),
     _merge(MergeCase("fp32", 128, 16), is_sample=True),
     *_write_rows(),
+    *(_norm(NormCase(dtype, 4096, has_residual=True), is_sample=dtype == "bf16") for dtype in _DTYPES),
+    *(_norm(NormCase("bf16", width)) for width in (64, 128, 576, 3072, 4096, 8192, 16_384)),
+    *(_norm(NormCase("bf16", width, has_residual=True)) for width in (3072, 8192, 16_384)),
+    *(_gate(GateCase("bf16", 14_336, activation), is_sample=activation == "silu") for activation in ACTIVATIONS),
+    *(_gate(GateCase(dtype, 14_336, "silu")) for dtype in ("fp16", "fp32")),
+    *_scans(ScanCase(128_256)),
 )

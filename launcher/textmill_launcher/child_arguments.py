@@ -33,6 +33,14 @@ class ModelFolder:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterFolders:
+    """The names and folders of the adapters of the start, and of the repositories that callers may load later."""
+
+    start: tuple[tuple[str, Path], ...] = ()
+    hub: tuple[tuple[str, Path], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ShardPlace:
     """The facts in which the shards of one model differ."""
 
@@ -61,17 +69,25 @@ def shard_command(settings: Settings, model: ModelFolder, place: ShardPlace) -> 
         *meeting,
         *(_tcp_flags(settings, [place.replica]) if place.rank == 0 else []),
         *_step_tokens(settings),
+        *_adapter_memory(settings),
         *_forwarded(settings, Child.SHARD),
     ]
 
 
-def router_command(settings: Settings, model: ModelFolder, rank0_sockets: Sequence[Path]) -> list[str]:
+def router_command(
+    settings: Settings,
+    model: ModelFolder,
+    rank0_sockets: Sequence[Path],
+    adapters: AdapterFolders = AdapterFolders(),
+) -> list[str]:
     """Return the command line of the router, with the socket of rank 0 of each replica in order."""
     return [
         *(sys.executable, "-m", "textmill_router"),
         *_model_flags(model),
         *("--task", model.task),
         *(_tcp_flags(settings, range(len(rank0_sockets))) or _socket_flags(rank0_sockets)),
+        *(word for name, folder in adapters.start for word in ("--lora-adapter", f"{name}={folder}")),
+        *(word for name, folder in adapters.hub for word in ("--lora-hub-folder", f"{name}={folder}")),
         "--launcher-notes",
         *("--drain-timeout", str(drain_timeout_s(settings.graceful_termination_timeout))),
         *_forwarded(settings, Child.ROUTER),
@@ -119,6 +135,19 @@ def download_command(model_id: str, settings: Settings) -> list[str]:
     pickles = ["--or-pickled"] if settings.allow_pickle else []
     options = [*revision, *cache, *code, *pickles]
     return [sys.executable, "-m", "textmill_launcher.hub_download", "--model-id", model_id, *options]
+
+
+def adapter_download_command(
+    repository: str, revision: str | None, files: Sequence[str], settings: Settings
+) -> list[str]:
+    """Return the command line that fetches these files of a repository and prints their folder as its last line."""
+    cache = [] if settings.huggingface_hub_cache is None else ["--cache-dir", settings.huggingface_hub_cache]
+    return [
+        *(sys.executable, "-m", "textmill_launcher.hub_download", "--model-id", repository),
+        *([] if revision is None else ["--revision", revision]),
+        *cache,
+        *(word for name in files for word in ("--include", name)),
+    ]
 
 
 def download_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
@@ -172,6 +201,12 @@ def _step_tokens(settings: Settings) -> list[str]:
     if settings.max_step_tokens is not None:
         return []
     return [] if prefill_tokens is None else ["--max-step-tokens", str(prefill_tokens + DECODE_ROOM_TOKENS)]
+
+
+def _adapter_memory(settings: Settings) -> list[str]:
+    """Return the flag that lets a shard set memory aside where adapters are asked for and no size is given."""
+    asks = bool(settings.lora_adapters) or settings.lora_runtime_updates
+    return ["--lora-memory-bytes", "auto"] if asks and settings.lora_memory_bytes is None else []
 
 
 def _model_flags(model: ModelFolder) -> list[str]:

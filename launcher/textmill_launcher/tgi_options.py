@@ -80,11 +80,6 @@ TGI_OPTIONS = (
         integer(0),
         Refused("there is no speculation yet", "leave it out", harmless=(0,)),
     ),
-    _refused(
-        "lora_adapters",
-        text,
-        Refused("there are no adapters yet", "merge the adapter into the weights of a local folder"),
-    ),
     _refused("rope_scaling", text, _ROPE),
     _refused("rope_factor", text, _ROPE),
     _refused(

@@ -6,6 +6,12 @@ from textmill_launcher.settings import OPTIONS
 GOOD_VALUES = {
     "model_id": ("org/model", "org/model"),
     "task": ("ner", "token-classification"),
+    "lora_adapters": ("poet=/adapters/poet,org/clerk@main", ("poet=/adapters/poet", "org/clerk@main")),
+    "max_lora_rank": ("16", 16),
+    "lora_memory_bytes": ("1048576", 1_048_576),
+    "lora_runtime_updates": ("true", True),
+    "lora_dir": ("/adapters", "/adapters"),
+    "lora_hub": ("org/clerk@main", ("org/clerk@main",)),
     "revision": ("refs/pr/3", "refs/pr/3"),
     "sharded": ("true", True),
     "num_shard": ("2", 2),

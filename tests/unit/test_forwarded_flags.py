@@ -48,6 +48,8 @@ OWN = {
     "hf_token_file",
     "huggingface_hub_cache",
     "log_level",
+    "lora_adapters",
+    "lora_hub",
     "master_addr",
     "master_port",
     "max_restarts",

@@ -68,6 +68,7 @@ from textmill_router.api.tgi.types import (
     VertexBody,
 )
 from textmill_router.api.tgi.work import GenerateMode
+from textmill_router.api.writing_routes import compat_route
 from textmill_router.health.states import StateRow
 from textmill_router.http.static_pages import AssetRoute, PageRoute, StaticPage
 from textmill_router.serving.route import GeneratingRoute
@@ -221,7 +222,7 @@ def _v2_model_rows() -> list[RouteRow]:
 
 ROUTES: tuple[RouteRow, ...] = (
     RouteRow(
-        lambda service: generate_route(service, GenerateMode.COMPAT),
+        compat_route,
         Operation(
             path="/",
             method="post",

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -16,9 +15,8 @@ from textmill_router.api.tasks.info import TaskInfoRoute
 from textmill_router.api.tasks.route import PickForm, TaskRoute, always, form_of_path, form_of_shape
 from textmill_router.api.tasks.vertex import VertexTaskRoute
 from textmill_router.api.tasks.wrong_task import WrongTaskRoute
-from textmill_router.api.tgi.generate import generate_route
 from textmill_router.api.tgi.types import VertexAnswer, VertexBody
-from textmill_router.api.tgi.work import GenerateMode
+from textmill_router.api.writing_routes import TaskPathRoute, compat_route
 from textmill_router.http.path_style import ROOT_STYLE, PathStyle
 from textmill_router.serving.service import Service
 from textmill_router.tasks.forms import EMBED, EMBED_ALL, EMBED_SPARSE, EMBEDDINGS, FORMS, PREDICT, TaskForm, family_of
@@ -231,10 +229,14 @@ def rows_for_task(task: str, general: tuple[RouteRow, ...]) -> list[RouteRow]:
 
 def rows_beside_writing() -> tuple[RouteRow, ...]:
     """Return the routes of tasks on a model that writes text: other names of `POST /`, and refusals."""
-    compat = partial(generate_route, mode=GenerateMode.COMPAT)
     rows = [
-        RouteRow(compat, Operation(path=path, method="post", summary="", is_shown=False), writes=True)
-        for path in ("/models/{model:path}", "/predict")
+        RouteRow(make, Operation(path=path, method="post", summary="", is_shown=False), writes=True)
+        for path, make in (
+            ("/models/{model:path}/pipeline/{task}", TaskPathRoute),
+            ("/models/{model:path}", TaskPathRoute),
+            ("/pipeline/{task}", TaskPathRoute),
+            ("/predict", compat_route),
+        )
     ]
     refusals = [_wrong(row) for row in (*_VECTOR_ROWS, *_CLASSIFICATION_ROWS) if row.operation.path != "/predict"]
     return (*rows, *refusals)

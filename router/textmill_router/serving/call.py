@@ -45,6 +45,15 @@ async def serve(service: Service, scope: Scope, send: Send, answer: Callable[[],
         raise
 
 
+async def refuse(service: Service, scope: Scope, send: Send, error: Exception) -> None:
+    """End a call with an error, as `serve` does, in an endpoint that hands other calls on to `serve`."""
+
+    async def fail() -> None:
+        raise error
+
+    await serve(service, scope, send, fail)
+
+
 def log_refusal(call: Call, error: RequestError) -> None:
     """Write the one line of a call that ends with an error. The message may quote the call, so it is left out."""
     kind = error_kind(error)

@@ -1,5 +1,7 @@
 """The names of the tasks without generation, and which tasks a call may ask of a model of one of them."""
 
+import re
+
 ROW_TASKS = (
     "feature-extraction",
     "sentence-similarity",
@@ -10,6 +12,7 @@ ROW_TASKS = (
     "fill-mask",
     "question-answering",
 )
+_TRANSLATION = re.compile(r"translation_\w+_to_\w+")
 _ALIASES = {
     "ner": "token-classification",
     "sentiment-analysis": "text-classification",
@@ -26,4 +29,6 @@ def is_row_task(task: str | None) -> bool:
 
 def canonical_task(name: str) -> str:
     """Return the name of a task for an alias, else the name itself."""
+    if _TRANSLATION.fullmatch(name):
+        return "translation"
     return _ALIASES.get(name, name)

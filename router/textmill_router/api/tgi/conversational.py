@@ -1,0 +1,119 @@
+"""POST / with a conversation as inputs: the turns become a chat, and the answer has the form of the Inference API."""
+
+import re
+from typing import Any
+
+import msgspec
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from textmill_router.errors import RequestError, ValidationFailed
+from textmill_router.http.inner_calls import InnerAnswer, replay
+from textmill_router.http.json_body import ClientLeft, decode_json, read_body
+from textmill_router.http.replies import send_reply
+from textmill_router.serving.call import refuse
+from textmill_router.serving.service import Service
+
+# Bodies with an object as inputs; all others go on as they are.
+_HAS_OBJECT = re.compile(rb'"inputs"\s*:\s*\{')
+
+
+class Conversation(msgspec.Struct, gc=False):
+    """The new turn of the user, and the turns before it."""
+
+    text: str
+    past_user_inputs: list[str] = []
+    generated_responses: list[str] = []
+
+
+class ConversationParameters(msgspec.Struct, gc=False):
+    """How the answer is written. `max_length` is read as the most tokens of the answer."""
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    do_sample: bool | None = None
+
+
+class ConversationBody(msgspec.Struct, gc=False):
+    """The body of a conversational call."""
+
+    inputs: Conversation
+    parameters: ConversationParameters | None = None
+
+
+_DECODER = msgspec.json.Decoder(ConversationBody)
+
+
+class ConversationalRoute:
+    """An ASGI endpoint. `text` answers bodies whose inputs are texts, and `chat` the chats of conversations."""
+
+    def __init__(self, service: Service, *, text: ASGIApp, chat: ASGIApp) -> None:
+        self._service = service
+        self._text = text
+        self._chat = chat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._service.permits.check_open()
+            data = await read_body(scope, receive, self._service.settings.payload_limit)
+            body = decode_json(data, _DECODER) if _HAS_OBJECT.search(data) else None
+            chat = None if body is None else _chat_of(body)
+        except (ClientLeft, RequestError) as error:
+            await refuse(self._service, scope, send, error)
+            return
+        if body is None:
+            await self._text(scope, replay(data, receive), send)
+            return
+        part = {**scope, "extensions": {}}
+        part["headers"] = [header for header in scope["headers"] if header[0] not in (b"content-length", b"expect")]
+        answer = InnerAnswer()
+        await self._chat(part, replay(msgspec.json.encode(chat), receive), answer.send)
+        if answer.status != 200:
+            if answer.status:
+                kept = [header for header in answer.headers if header[0] in (b"retry-after", b"connection")]
+                await send_reply(scope, send, answer.status, answer.body, headers=kept)
+            return
+        text = msgspec.json.decode(answer.body)["choices"][0]["message"]["content"] or ""
+        inputs = body.inputs
+        content: dict[str, object] = {
+            "generated_text": text,
+            "conversation": {
+                "past_user_inputs": [*inputs.past_user_inputs, inputs.text],
+                "generated_responses": [*inputs.generated_responses, text],
+            },
+            "warnings": [],
+        }
+        headers = [header for header in answer.headers if header[0].startswith(b"x-compute") or header[0] == b"vary"]
+        await send_reply(scope, send, 200, msgspec.json.encode(content), headers=headers)
+
+
+def _chat_of(body: ConversationBody) -> dict[str, Any]:
+    """Return the body of the chat. Raises ValidationFailed for turns that do not alternate."""
+    inputs, parameters = body.inputs, body.parameters or ConversationParameters()
+    if len(inputs.past_user_inputs) != len(inputs.generated_responses):
+        raise ValidationFailed(
+            f"`inputs.past_user_inputs` has {len(inputs.past_user_inputs)} turns and `inputs.generated_responses` "
+            f"{len(inputs.generated_responses)}; they must be equally many",
+            field="inputs.generated_responses",
+        )
+    if not inputs.text:
+        raise ValidationFailed("`inputs.text` must not be empty", field="inputs.text")
+    messages: list[dict[str, str]] = []
+    for question, response in zip(inputs.past_user_inputs, inputs.generated_responses, strict=True):
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
+    messages.append({"role": "user", "content": inputs.text})
+    chat: dict[str, Any] = {"messages": messages}
+    longest = parameters.max_new_tokens if parameters.max_new_tokens is not None else parameters.max_length
+    for name, value in (
+        ("max_tokens", longest),
+        ("temperature", parameters.temperature if parameters.do_sample is not False else 0.0),
+        ("top_p", parameters.top_p),
+        ("top_k", parameters.top_k or None),
+        ("repetition_penalty", parameters.repetition_penalty or None),
+    ):
+        if value is not None:
+            chat[name] = value
+    return chat

@@ -1,0 +1,51 @@
+"""The routes of tasks on a model that writes text: `POST /` and its other paths."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from textmill_router.api.openai.chat import chat_route
+from textmill_router.api.openai.model_names import check_model
+from textmill_router.api.tasks.wrong_task import wrong_task
+from textmill_router.api.tgi.conversational import ConversationalRoute
+from textmill_router.api.tgi.generate import generate_route
+from textmill_router.api.tgi.work import GenerateMode
+from textmill_router.api.tgi.writing import WRITING_TASKS, WritingOrStream, writing_route
+from textmill_router.errors import RequestError
+from textmill_router.http.replies import send_error
+from textmill_router.serving.service import Service
+from textmill_router.tasks.names import canonical_task
+
+_TEXT_GENERATION = ("text-generation", "conversational")
+
+
+def compat_route(service: Service) -> ASGIApp:
+    """Return the ASGI endpoint of `POST /` for a model that writes text."""
+    text: ASGIApp = generate_route(service, GenerateMode.COMPAT)
+    if service.settings.task in WRITING_TASKS:
+        text = WritingOrStream(service, whole=writing_route(service), stream=text)
+    return ConversationalRoute(service, text=text, chat=chat_route(service))
+
+
+class TaskPathRoute:
+    """An ASGI endpoint of the paths that name a model or a task."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        task = service.settings.task
+        compat = compat_route(service)
+        self._by_task: dict[str, ASGIApp] = dict.fromkeys(_TEXT_GENERATION, compat)
+        if task in WRITING_TASKS:
+            self._by_task = {name: writing_route(service, name) for name in WRITING_TASKS}
+        self._compat = compat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        named = scope["path_params"].get("task")
+        endpoint = self._compat if named is None else self._by_task.get(canonical_task(named))
+        try:
+            check_model(scope["path_params"].get("model"), self._service)
+            if endpoint is None:
+                family = ", ".join(self._by_task)
+                raise wrong_task(self._service.settings.task, f"the task {named[:64]!r} (a call may ask for {family})")
+        except RequestError as error:
+            await send_error(scope, send, error)
+            return
+        await endpoint(scope, receive, send)

@@ -1,0 +1,84 @@
+"""Each call of docs/tasks.md is sent as curl sends it, and gets an answer."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.fakes.byte_tokenizer import write_byte_tokenizer
+from tests.fakes.fake_row_shard import RowShardOptions
+from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
+from tests.fakes.task_router import task_router
+from tests.fakes.word_tokenizer import MASK_ID
+
+PAGE = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+SECTIONS: dict[str, str] = dict(re.findall(r"(?ms)^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE))
+LABELS = ("contradiction", "neutral", "entailment")
+ROWS = {
+    "feature-extraction": RowShardOptions(),
+    "sentence-similarity": RowShardOptions(),
+    "text-classification": RowShardOptions(heads=("labels",), labels=LABELS, max_row_tokens=60),
+    "zero-shot-classification": RowShardOptions(heads=("labels",), labels=LABELS, max_row_tokens=60),
+    "rerank": RowShardOptions(heads=("labels",), labels=("LABEL_0",)),
+    "token-classification": RowShardOptions(heads=("token_labels",), labels=("O", "B-PER")),
+    "fill-mask": RowShardOptions(heads=("masks",), mask_token_id=MASK_ID),
+    "question-answering": RowShardOptions(heads=("spans",), max_row_tokens=200, max_batch_tokens=400),
+}
+WRITING = {
+    "summarization, translation, text2text-generation": (
+        "summarization",
+        FakeShardOptions(decoder_prompt_ids=(257,), max_encoder_tokens=60, max_model_tokens=100),
+    ),
+    "text-generation, conversational": ("text-generation", FakeShardOptions(eos_token_ids=(122,))),
+}
+CALLS = [
+    (title, snippet)
+    for title, text in SECTIONS.items()
+    for snippet in re.findall(r"(?s)```bash\n(curl .*?)\n```", text)
+]
+
+
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, httpx.Client]]:
+    with ExitStack() as stack:
+        found = {}
+        for task, options in ROWS.items():
+            router = stack.enter_context(task_router(tmp_path_factory.mktemp("rows"), task, options))
+            found[task] = stack.enter_context(router.client())
+        for title, (task, writing) in WRITING.items():
+            folder = tmp_path_factory.mktemp("writing")
+            model = write_byte_tokenizer(folder / "model")
+            router = stack.enter_context(RunningRouter(folder, writing, model=model, task=task))
+            found[title] = stack.enter_context(router.client())
+        yield found
+
+
+def test_every_task_has_a_section_with_a_call() -> None:
+    assert {title for title, _ in CALLS} == {*ROWS, *WRITING}
+
+
+@pytest.mark.parametrize(("title", "snippet"), CALLS, ids=[title for title, _ in CALLS])
+def test_a_call_of_the_page_is_answered(clients: dict[str, httpx.Client], title: str, snippet: str) -> None:
+    words = shlex.split(snippet)
+    url, body = words[1], words[words.index("-d") + 1]
+    headers = {"content-type": "application/x-www-form-urlencoded"}  # as curl sends without -H
+    if "-H" in words:
+        name, _, value = words[words.index("-H") + 1].partition(":")
+        headers = {name.strip(): value.strip()}
+    answer = clients[title].post(url.removeprefix("http://localhost:3000"), content=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()
+
+
+def test_the_python_of_the_page_runs(clients: dict[str, httpx.Client]) -> None:
+    [source] = re.findall(r"(?s)```python\n(.*?)\n```", PAGE)
+    base = str(clients["feature-extraction"].base_url).rstrip("/")
+    names: dict[str, object] = {}
+    exec(compile(source.replace("http://localhost:3000", base), "docs/tasks.md", "exec"), names)
+    vectors = names["vectors"]
+    assert len(vectors.data) == 2  # type: ignore[attr-defined]

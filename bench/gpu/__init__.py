@@ -1,0 +1,1 @@
+"""Measures the shard's kernels and steps on a GPU in one command: `python -m bench.gpu`."""

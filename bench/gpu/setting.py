@@ -1,0 +1,68 @@
+"""Where a run of the benchmark computes: on a GPU, or with `--dry` on a CPU by Triton's interpreter, in tiny shapes."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from textmill_shard.triton_kernels.kernels import TritonKernels
+
+NUM_WARM_UPS = 3
+DRY_MULTIPROCESSORS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The device of a run, and how long the run may last."""
+
+    device: torch.device
+    is_dry: bool
+    ends_at: float  # time.monotonic()
+    kernels: TritonKernels
+
+    @property
+    def left_s(self) -> float:
+        return self.ends_at - time.monotonic()
+
+    def synchronize(self) -> None:
+        """Wait until the device has nothing to do."""
+        if not self.is_dry:
+            torch.cuda.synchronize(self.device)
+
+    def time_ms(self, run: Callable[[], object], *, repeats: int = 20) -> float:
+        """Return the least milliseconds of a run, the device's work included."""
+        if self.is_dry:
+            repeats = 1
+        for _ in range(1 if self.is_dry else NUM_WARM_UPS):
+            run()
+        best_s = float("inf")
+        for _ in range(repeats):
+            self.synchronize()
+            started = time.perf_counter()
+            run()
+            self.synchronize()
+            best_s = min(best_s, time.perf_counter() - started)
+        return best_s * 1e3
+
+    def launch_ms(self, run: Callable[[], object], *, repeats: int = 20) -> float:
+        """Return the least milliseconds for which the host is busy with a run."""
+        best_s = float("inf")
+        for _ in range(1 if self.is_dry else repeats):
+            self.synchronize()
+            started = time.perf_counter()
+            run()
+            best_s = min(best_s, time.perf_counter() - started)
+        self.synchronize()
+        return best_s * 1e3
+
+
+def make_setting(*, is_dry: bool, budget_s: float) -> Setting:
+    """Return the setting. Raises RuntimeError where there is no GPU and the run is not dry."""
+    ends_at = time.monotonic() + budget_s
+    if is_dry:
+        return Setting(torch.device("cpu"), True, ends_at, TritonKernels(num_multiprocessors=DRY_MULTIPROCESSORS))
+    if not torch.cuda.is_available():
+        raise RuntimeError("torch sees no GPU: --dry runs everything in tiny shapes on the CPU")
+    device = torch.device("cuda:0")
+    num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    return Setting(device, False, ends_at, TritonKernels(num_multiprocessors=num_multiprocessors))

@@ -1,0 +1,175 @@
+"""Runs whole steps of a llama with random weights: first equalities, then milliseconds beside the memory's floor."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from textmill_shard.distributed.parallel import TensorParallel
+from textmill_shard.layouts.interface_layout import arrange_swapped
+from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions
+from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.runner import ModelFacts, ModelRunner
+from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
+from textmill_shard.probing.start_check import PROBE_TEXTS, check_against_probe
+from textmill_shard.triton_kernels.paged_backend import PagedAttention
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bench.gpu.report import Row
+from bench.gpu.setting import Setting
+from bench.gpu_paper import BYTES_PER_S, Shape
+
+BLOCK_SIZE = 16
+NUM_SLOTS = 256
+CONTEXT = 1024
+TOLERANCE = 5e-2  # relative to the largest logit: bfloat16 rounds in another order for other shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes of a run."""
+
+    shape: Shape
+    dtype: torch.dtype
+    decode_rows: tuple[int, ...]
+    context: int
+    prefill: int
+    tolerance: float
+
+
+REAL = Sizes(Shape(), torch.bfloat16, (1, 8, 64, 256), CONTEXT, 4096, TOLERANCE)
+DRY = Sizes(
+    Shape(layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, mlp=96, vocabulary=320),
+    torch.float32,
+    (1, 2),
+    20,
+    33,
+    1e-4,
+)
+
+
+def sizes_of(setting: Setting) -> Sizes:
+    return DRY if setting.is_dry else REAL
+
+
+def make_runner(setting: Setting, sizes: Sizes) -> ModelRunner:
+    """Return a runner with weights from a seed.
+
+    Raises UnsupportedModelError where the logits differ from those of transformers' code alone.
+    """
+    shape = sizes.shape
+    config = LlamaConfig(
+        hidden_size=shape.hidden,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        vocab_size=shape.vocabulary,
+        max_position_embeddings=131_072,
+    )
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(sizes.dtype)
+    try:
+        with setting.device:
+            model = LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    texts = tuple(torch.tensor(text, device=setting.device) % shape.vocabulary for text in PROBE_TEXTS)
+    filled = FilledModel(model, texts=texts, device=setting.device, max_tokens=0, rope_border=None)
+    attention = PagedAttention(setting.kernels)
+    options = LayoutOptions(
+        num_slots=NUM_SLOTS, num_ranks=1, kernels=None, attention=attention, wants_native_decoder=False
+    )
+    layout = arrange_swapped(filled, options)
+    runner = ModelRunner(
+        model=model,
+        decoder=layout.decoder,
+        facts=_facts(setting, sizes, layout),
+        parallel=TensorParallel(),
+        device_scans=setting.kernels,
+    )
+    check_against_probe(runner, texts=texts, expected_V_by_text=layout.logits_V_by_text)
+    return runner
+
+
+def _facts(setting: Setting, sizes: Sizes, layout: Layout) -> ModelFacts:
+    return ModelFacts(
+        model_type="llama",
+        dtype=str(sizes.dtype).removeprefix("torch."),
+        device=setting.device.type,
+        vocab_size=sizes.shape.vocabulary,
+        eos_token_ids=(),
+        max_model_tokens=0,
+        weight_bytes=layout.weight_bytes,
+        tokenizer_digest="",
+        block_size=BLOCK_SIZE,
+        kv_specs=layout.kv_specs,
+        can_project=False,
+    )
+
+
+def batch_of(setting: Setting, sizes: Sizes, pieces: Sequence[tuple[int, int]]) -> ForwardBatch:
+    """Return a batch of sequences with blocks of their own: (tokens before the step, tokens of the step) each."""
+    rows, taken = [], 0
+    generator = torch.Generator().manual_seed(1)
+    for before, count in pieces:
+        num_blocks = -(-(before + count) // BLOCK_SIZE)
+        ids_n = torch.randint(sizes.shape.vocabulary, (before + count,), generator=generator)[before:]
+        rows.append(SyntheticRow(ids_n=ids_n, blocks=range(taken, taken + num_blocks), start=before))
+        taken += num_blocks
+    return synthetic_batch(rows, block_size=BLOCK_SIZE, scratch_block=taken, device=setting.device)
+
+
+def check_equalities(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
+    """Compare chunked with whole prompts, and rows of a batch with rows alone."""
+    sizes = sizes_of(setting)
+    length = sizes.prefill // 2
+    runner.allocate_kv(4 * -(-length // BLOCK_SIZE) + 1)
+    whole = runner.forward(batch_of(setting, sizes, [(0, length)])).logits_NV[0].clone()
+    cut = length // 3
+    runner.forward(batch_of(setting, sizes, [(0, cut)]))
+    chunked = runner.forward(batch_of(setting, sizes, [(cut, length - cut)])).logits_NV[0].clone()
+    beside = runner.forward(batch_of(setting, sizes, [(0, length), (0, 7)])).logits_NV[0].clone()
+    for name, found in (("a prompt in two chunks", chunked), ("a prompt beside another", beside)):
+        error = float((found - whole).abs().max() / whole.abs().max())
+        yield Row(f"{name}, as whole and alone", {"error": error, "allowed": sizes.tolerance}, error <= sizes.tolerance)
+
+
+def time_steps(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
+    """Time decode steps beside the floor of weights and KV over the memory's rate, and one prefill."""
+    sizes = sizes_of(setting)
+    shape = sizes.shape
+    weight_bytes = runner.facts.weight_bytes - shape.vocabulary * shape.hidden * sizes.dtype.itemsize  # embedding
+    for num_rows in sizes.decode_rows:
+        batch = batch_of(setting, sizes, [(sizes.context - 1, 1)] * num_rows)
+        _allocate(runner, num_rows * -(-sizes.context // BLOCK_SIZE) + 1)
+
+        def run(batch: ForwardBatch = batch) -> object:
+            return runner.forward(batch)
+
+        kv_bytes = num_rows * sizes.context * sum(spec.elements_per_token for spec in runner.facts.kv_specs)
+        kv_bytes *= sizes.dtype.itemsize
+        floor_ms = (weight_bytes + kv_bytes) / BYTES_PER_S * 1e3
+        step_ms = setting.time_ms(run)
+        numbers: dict[str, float | str] = {
+            "ms": step_ms,
+            "floor ms": floor_ms,
+            "ratio": step_ms / floor_ms,
+            "host ms": setting.launch_ms(run),
+        }
+        yield Row(f"decode of {num_rows} rows, {sizes.context} context", numbers)
+    _allocate(runner, -(-sizes.prefill // BLOCK_SIZE) + 1)
+    prefill = batch_of(setting, sizes, [(0, sizes.prefill)])
+    prefill_ms = setting.time_ms(lambda: runner.forward(prefill), repeats=5)
+    numbers = {"ms": prefill_ms, "tokens/s": sizes.prefill / prefill_ms * 1e3}
+    yield Row(f"prefill of {sizes.prefill} tokens", numbers)
+
+
+def _allocate(runner: ModelRunner, num_blocks: int) -> None:
+    """Make a pool of zeros, because contexts are read that no step has written."""
+    runner.allocate_kv(num_blocks)
+    pool = runner.kv_pool
+    assert pool is not None
+    for tensor in (*pool.keys, *pool.values):
+        tensor.zero_()

@@ -1,0 +1,133 @@
+"""`python -m bench.gpu_paper`: what each kernel of a step on a GPU moves and computes, on paper, and for how long.
+
+The model is a llama of 8 billion weights in bfloat16. The time of a kernel is that of its bytes at the copy rate of the
+memory, or that of its operations at the rate of matrix products, whichever is longer. No launch costs anything here,
+and nothing is read twice, so that a measured time is judged against a floor.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+BYTES_PER_S = 4.3e12  # memory of an H200, as measured by copies
+OPERATIONS_PER_S = 780e12  # dense products in bfloat16, as measured by large products
+ITEM_BYTES, SCORE_BYTES = 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of the model: Llama 3.1 8B."""
+
+    layers: int = 32
+    hidden: int = 4096
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    mlp: int = 14_336
+    vocabulary: int = 128_256
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The sizes of a step. Each sequence has so many tokens in the step, the last of its context."""
+
+    name: str
+    sequences: int
+    tokens_each: int
+    context: int  # tokens, those of the step included
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.tokens_each
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One kernel in a step."""
+
+    kernel: str
+    launches: int
+    num_bytes: int  # of all launches
+    operations: int  # of all launches
+
+    @property
+    def expected_us(self) -> float:
+        return 1e6 * max(self.num_bytes / BYTES_PER_S, self.operations / OPERATIONS_PER_S)
+
+
+STEPS = (
+    Step("1 decode, 1,024 context", sequences=1, tokens_each=1, context=1024),
+    Step("64 decodes, 1,024 context", sequences=64, tokens_each=1, context=1024),
+    Step("prefill of 4,096", sequences=1, tokens_each=4096, context=4096),
+)
+
+
+def costs(shape: Shape, step: Step) -> list[Cost]:
+    """Return the kernels of a step in the order in which a layer launches them, then those around the layers."""
+    tokens, layers = step.tokens, shape.layers
+    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    # A token sees its own place and all places before it.
+    seen = sum(step.context - step.tokens_each + place + 1 for place in range(step.tokens_each)) * step.sequences
+    kv_places = step.sequences * step.context
+
+    def product(name: str, inputs: int, outputs: int, *, rows: int = tokens, launches: int = layers) -> Cost:
+        moved = (inputs * outputs + rows * (inputs + outputs)) * ITEM_BYTES
+        return Cost(name, launches, launches * moved, launches * 2 * rows * inputs * outputs)
+
+    def small(name: str, elements: int, *, operations_each: int, launches: int = layers) -> Cost:
+        return Cost(name, launches, launches * elements * ITEM_BYTES, launches * elements * operations_each)
+
+    sums = 2 * layers - 1
+    return [
+        small("sum and norm (`rms_norm` with a residual)", 4 * tokens * shape.hidden, operations_each=2, launches=sums),
+        product("q, k and v", shape.hidden, query + 2 * key),
+        small(
+            "`write_kv`, with the turn",
+            2 * tokens * (query + 2 * key) + 2 * tokens * shape.head_dim,
+            operations_each=2,
+        ),
+        Cost(
+            "`paged_attention`",
+            layers,
+            layers * (2 * kv_places * key + 2 * tokens * query) * ITEM_BYTES,
+            layers * 4 * seen * query,
+        ),
+        product("out", query, shape.hidden),
+        product("gate and up", shape.hidden, 2 * shape.mlp),
+        small("`gate_up`", 3 * tokens * shape.mlp, operations_each=2),
+        product("down", shape.mlp, shape.hidden),
+        product("head", shape.hidden, shape.vocabulary, rows=step.sequences, launches=1),
+        Cost(
+            "scores to fp32, and `scan_parts`",
+            2,
+            step.sequences * shape.vocabulary * (ITEM_BYTES + 2 * SCORE_BYTES),
+            step.sequences * shape.vocabulary * 4,
+        ),
+    ]
+
+
+def lines() -> Iterator[str]:
+    """Return the table for docs/benchmarks.md: bytes, operations and microseconds of all launches of a step."""
+    shape = Shape()
+    by_step = [costs(shape, step) for step in STEPS]
+    yield f"| Kernel | launches | {' | '.join(f'{step.name}: MB, GFLOP, us' for step in STEPS)} |"
+    yield "|---|---|" + "---|" * len(STEPS)
+    for kernels in zip(*by_step, strict=True):
+        cells = " | ".join(_cell(cost.num_bytes, cost.operations, cost.expected_us) for cost in kernels)
+        yield f"| {kernels[0].kernel} | {kernels[0].launches} | {cells} |"
+    totals = " | ".join(
+        _cell(
+            sum(cost.num_bytes for cost in kernels),
+            sum(cost.operations for cost in kernels),
+            sum(cost.expected_us for cost in kernels),
+        )
+        for kernels in by_step
+    )
+    yield f"| all | {sum(cost.launches for cost in by_step[0])} | {totals} |"
+
+
+def _cell(num_bytes: int, operations: int, expected_us: float) -> str:
+    return f"{num_bytes / 1e6:,.1f}, {operations / 1e9:,.1f}, {expected_us:,.0f}"
+
+
+if __name__ == "__main__":
+    print("\n".join(lines()))

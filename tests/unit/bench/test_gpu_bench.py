@@ -1,0 +1,89 @@
+"""A dry run of the benchmark of a GPU drives every part, and the paper figures are those of the document."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.gpu import kernel_checks
+from bench.gpu.__main__ import main
+from bench.gpu.report import Report, Row
+from bench.gpu_paper import STEPS, Shape, costs, lines
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "benchmarks.md"
+PARTS = [
+    "Machine",
+    "Kernels beside plain torch",
+    "Equal logits of a llama of random weights",
+    "Steps of a llama of random weights",
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.slow  # steps of a whole model in the interpreter take 20 s on a busy machine
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy warns of infinities, which the interpreter computes with
+def test_a_dry_run_drives_every_part_and_finds_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "report.json"
+    assert main(["--dry", "--report", str(file)]) == 0, capsys.readouterr()
+    report = json.loads(file.read_text())
+    assert list(report["parts"]) == PARTS
+    assert report["skipped"] == {}
+    kernels = {row["name"].partition(":")[0] for row in report["parts"][PARTS[1]]}
+    assert kernels == {"paged_attention", "write_kv", "rms_norm", "gate_up", "scan_parts"}
+    assert all(row["is_fine"] for row in (*report["parts"][PARTS[1]], *report["parts"][PARTS[2]]))
+    printed = capsys.readouterr().out
+    assert all(f"### {part}" in printed for part in PARTS)
+
+
+def test_a_kernel_that_errs_fails_the_run_and_the_other_parts_still_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernel_checks, "_error_of", lambda *_: 0.5)
+    monkeypatch.setattr("bench.gpu.steps.make_runner", lambda *_: 1 / 0)
+    file = tmp_path / "report.json"
+    assert main(["--dry", "--report", str(file)]) == 1
+    report = json.loads(file.read_text())
+    assert not any(row["is_fine"] for row in report["parts"][PARTS[1]])
+    assert set(report["skipped"]) == {PARTS[2], PARTS[3]}
+    assert "failed: ZeroDivisionError" in report["skipped"][PARTS[2]]
+    assert "not as demanded: Kernels beside plain torch: paged_attention" in capsys.readouterr().err
+
+
+def test_a_machine_without_a_gpu_is_told_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "--dry" in capsys.readouterr().err
+
+
+def test_a_report_is_whole_after_every_part(tmp_path: Path) -> None:
+    report = Report(tmp_path / "r.json")
+    report.add("one", Row("a", {"ms": 1.5}))
+    report.write()
+    report.add("two", Row("b", {"error": 0.5}, is_fine=False))
+    assert list(json.loads(report.file.read_text())["parts"]) == ["one"]
+    report.write()
+    assert report.faults == ["two: b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_paper_figures_of_the_document_are_those_of_the_formulas() -> None:
+    text = DOCUMENT.read_text()
+    assert "\n".join(lines()) in text, "paste the output of python -m bench.gpu_paper"
+
+
+def test_paper_figures_of_attention_and_of_a_product_by_hand() -> None:
+    by_kernel = {cost.kernel: cost for cost in costs(Shape(), STEPS[1])}
+    attention = by_kernel["`paged_attention`"]
+    # 64 sequences of 1,024 places, 8 heads of 128 dims, keys and values of 2 bytes; queries and results of 32 heads.
+    assert attention.num_bytes == 32 * (64 * 1024 * 8 * 128 * 2 * 2 + 64 * 32 * 128 * 2 * 2)
+    assert attention.operations == 32 * 64 * 1024 * 32 * 128 * 2 * 2  # a product and a sum, for keys and for values
+    assert attention.expected_us == pytest.approx(1e6 * attention.num_bytes / 4.3e12)
+    down = by_kernel["down"]
+    assert down.num_bytes == 32 * 2 * (14_336 * 4096 + 64 * (14_336 + 4096))
+    assert down.operations == 32 * 2 * 64 * 14_336 * 4096
+    prefill = {cost.kernel: cost for cost in costs(Shape(), STEPS[2])}["down"]
+    assert prefill.expected_us == pytest.approx(1e6 * prefill.operations / 780e12)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from textmill_router.metrics.specs import SPECS
 
-from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.fake_shard import FakeShardOptions, write_adapter
 from tests.fakes.running_router import RunningRouter
 
 # Prometheus adds these when it scrapes; `pod`, `service` and `namespace` come from a ServiceMonitor.
@@ -31,10 +31,12 @@ class ServerFacts:
 
 def ask_server(folder: Path, paths: set[str]) -> ServerFacts:
     """Start a router in front of a fake shard, send it some calls, read its metrics and try the paths without a key."""
-    with RunningRouter(folder, FakeShardOptions(), api_key=("k",), max_concurrent_requests=2) as router:
+    write_adapter(folder / "poet", "verses")
+    settings = {"api_key": ("k",), "max_concurrent_requests": 2, "lora_adapter": (f"poet={folder / 'poet'}",)}
+    with RunningRouter(folder, FakeShardOptions(), **settings) as router:
         headers = {"authorization": "Bearer k"}
         with router.client() as client:
-            for parameters in ({"max_new_tokens": 3}, {"top_k": 0}):
+            for parameters in ({"max_new_tokens": 3}, {"max_new_tokens": 3, "adapter_id": "poet"}, {"top_k": 0}):
                 client.post("/generate", json={"inputs": "hi", "parameters": parameters}, headers=headers)
             answering = frozenset(path for path in paths if client.get(path).status_code == 200)
             page = client.get("/metrics").text

@@ -22,7 +22,7 @@ from tests.deploy.planting import load_mistakes, plant
 from tests.deploy.running_prometheus import RunningPrometheus
 from tests.deploy.server_facts import PROBED_PATHS, ServerFacts, ask_server
 from tests.deploy.shell_blocks import commands
-from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.fake_shard import FakeShardOptions, write_adapter
 from tests.fakes.processes import wait_until
 from tests.fakes.running_router import RunningRouter
 
@@ -190,8 +190,10 @@ def test_every_panel_and_every_alert_has_data_in_a_real_prometheus(tmp_path: Pat
     expressions = [(where, text) for where, text in expressions if 'err="' not in text and "err=~" not in text]
     assert len(expressions) > 40
     body = {"inputs": "hello", "parameters": {"max_new_tokens": 4}}
+    adapted = {"inputs": "hello", "parameters": {"max_new_tokens": 4, "adapter_id": "poet"}}
+    write_adapter(tmp_path / "poet", "verses")
     with (
-        RunningRouter(tmp_path, FakeShardOptions()) as router,
+        RunningRouter(tmp_path, FakeShardOptions(), lora_adapter=(f"poet={tmp_path / 'poet'}",)) as router,
         router.client() as client,
         RunningPrometheus(tmp_path, router.port) as prometheus,
     ):
@@ -199,6 +201,7 @@ def test_every_panel_and_every_alert_has_data_in_a_real_prometheus(tmp_path: Pat
         def empty() -> list[tuple[str, str]]:
             for _ in range(5):
                 assert client.post("/generate", json=body).status_code == 200
+                assert client.post("/generate", json=adapted).status_code == 200
                 client.post("/generate", json={"inputs": "hi", "parameters": {"top_k": 0}})
             return [(where, text) for where, text in expressions if not prometheus.query(text)]
 

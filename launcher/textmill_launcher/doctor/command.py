@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from textmill_launcher.doctor.file_checks import check_files
 from textmill_launcher.doctor.finding import State
 from textmill_launcher.doctor.machine_checks import check_machine
+from textmill_launcher.doctor.outlet_checks import check_outlets
 from textmill_launcher.exit_codes import ExitCode
 from textmill_launcher.settings import read_start, serve_parser
 
@@ -24,7 +25,8 @@ def run(argv: Sequence[str]) -> int:
     start = read_start(parser, argv, os.environ)
     logging.getLogger("textmill_launcher").addHandler(logging.NullHandler())
     findings = []
-    for finding in (*check_machine(start.settings), *check_files(start.settings, os.environ)):
+    settings = start.settings
+    for finding in (*check_machine(settings), *check_outlets(settings), *check_files(settings, os.environ)):
         findings.append(finding)
         if not start.flags["json"]:
             print(finding.as_text(), flush=True)

@@ -138,12 +138,13 @@ def _open_files(settings: Settings) -> Finding:
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:
-    yield _port("port", settings.hostname, settings.port, "--port")
+    yield port_finding("port", settings.hostname, settings.port, "--port")
     if settings.master_port is not None and (settings.num_shard or 1) > 1:
-        yield _port("port of the ranks", settings.master_addr, settings.master_port, "--master-port")
+        yield port_finding("port of the ranks", settings.master_addr, settings.master_port, "--master-port")
 
 
-def _port(subject: str, host: str, port: int, flag: str) -> Finding:
+def port_finding(subject: str, host: str, port: int, flag: str) -> Finding:
+    """Say whether a port is free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -7,11 +7,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
+from textmill_launcher.doctor import outlet_checks
+from textmill_launcher.doctor.finding import State
 from textmill_launcher.exit_codes import ExitCode
+from textmill_launcher.settings import load_settings
 
 from tests.fakes.hub import Fault, running_hub
 from tests.fakes.processes import free_port
@@ -131,6 +135,37 @@ def test_taken_port_is_a_failure(tmp_path: Path, model: Path) -> None:
         code, found = doctor(tmp_path, "--model-id", str(model), "--device", "cpu", "--port", port)
     assert code == ExitCode.PORT_TAKEN
     assert found["port"]["to_do"] == "another --port"
+
+
+def test_traces_and_events_are_looked_at_where_flags_ask_for_them(tmp_path: Path, model: Path) -> None:
+    base = ("--model-id", str(model), "--device", "cpu")
+    _, found = doctor(tmp_path, *base)
+    assert not any("trace" in subject or "events" in subject for subject in found)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        taken = listener.getsockname()[1]
+        flags = ["--otlp-endpoint", f"http://127.0.0.1:{taken}", "--kv-events-port", str(free_port())]
+        code, found = doctor(tmp_path, *base, *flags, "--kv-events-replay-port", str(taken))
+    assert code == ExitCode.PORT_TAKEN
+    states = {name: found[name]["state"] for name in found if "of KV" in name or "trace" in name or "replay" in name}
+    assert states == {"collector of traces": "ok", "port of KV events": "ok", "port of the replay": "failure"}
+    assert found["packages of --otlp-endpoint"]["state"] == found["packages of --kv-events-port"]["state"] == "ok"
+    code, found = doctor(tmp_path, *base, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1")
+    assert (code, found["collector of traces"]["state"]) == (0, "warning")
+
+
+def test_packages_that_a_flag_needs_are_named_with_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(outlet_checks, "version", no_version)
+    settings = load_settings(["--kv-events-port", "5557", "--otlp-endpoint", "http://127.0.0.1:1"], {})
+    failures = [finding for finding in outlet_checks.check_outlets(settings) if finding.state is State.FAILURE]
+    assert [finding.to_do.split(",")[0] for finding in failures] == [
+        "pip install 'textmill[otel]'",
+        "pip install 'textmill[kv-events]'",
+    ]
 
 
 def test_few_open_files_are_a_warning_with_the_number_that_calls_need(tmp_path: Path, model: Path) -> None:

@@ -109,6 +109,7 @@ def test_the_dashboard_shows_all_numbers_of_replicas_and_recoveries() -> None:
     shown = {name for _, expression in panel_expressions(dashboard) for name in metrics_of(expression)}
     told = {spec.name for spec in SPECS if spec.name.startswith("textmill_replica_")}
     told |= {"textmill_shard_restarts_total", "textmill_recovery_seconds_bucket", "textmill_health_state"}
+    told |= {spec.name for spec in SPECS if spec.name.startswith("textmill_adapter_")}
     told |= {"textmill_moved_requests", "textmill_readmitted_requests", "textmill_recomputed_tokens"}
     assert told - shown == set()
 

@@ -107,9 +107,11 @@ def answer_to(router: RunningRouter, data: bytes) -> tuple[int, dict[str, str]]:
 def test_hostile_call_has_its_answer_and_its_neighbour_notices_nothing(
     router: RunningRouter, neighbour: Neighbour, data: bytes, status: int, error_type: str
 ) -> None:
+    num_before = len(neighbour.times_s)
     found, body = answer_to(router, data)
     assert (found, body.get("error_type", "")) == (status, error_type), body
-    neighbour.wait_for_calls(2)
+    neighbour.wait_for_calls(3)
+    assert statistics.median(neighbour.times_s[num_before:]) < 2 * neighbour.usual_s + SLACK_S
 
 
 def test_the_neighbour_of_all_these_calls_takes_at_most_twice_its_usual_time(

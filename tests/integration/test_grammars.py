@@ -299,12 +299,12 @@ class GatedFactory:
         self.gate = threading.Event()
         self.second_gate = threading.Event()
 
-    def build(self, grammar: Grammar, output_ids: Sequence[int] = ()) -> Matcher:
+    def build(self, grammar: Grammar, output_ids: Sequence[int] = (), *, caller: int = 0) -> Matcher:
         if grammar.text.startswith("start: /slow|"):
             assert self.gate.wait(WAIT_S)
         if grammar.text.startswith("start: /slower|"):
             assert self.second_gate.wait(WAIT_S)
-        return self._factory.build(grammar, output_ids)
+        return self._factory.build(grammar, output_ids, caller=caller)
 
 
 def test_rule_19_a_slot_prefills_while_its_grammar_compiles_and_holds_up_nobody(
@@ -353,8 +353,8 @@ class FaultyFactory:
     def __init__(self, factory: MatcherFactory) -> None:
         self._factory = factory
 
-    def build(self, grammar: Grammar, output_ids: Sequence[int] = ()) -> Any:
-        matcher: Any = self._factory.build(grammar, output_ids)
+    def build(self, grammar: Grammar, output_ids: Sequence[int] = (), *, caller: int = 0) -> Any:
+        matcher: Any = self._factory.build(grammar, output_ids, caller=caller)
         return BreakingMatcher(matcher, grammar.text) if "breaks" in grammar.text else matcher
 
 

@@ -166,7 +166,7 @@ def hostile(seconds: float, seed: int, folder: Path) -> Report:
     model = make_tiny_llama(folder / "model", max_position_embeddings=2048)
     flags = ["--model-id", str(model), "--dtype", "float32", "--kv-cache-bytes", str(16 << 20)]
     flags += ["--payload-limit", str(PAYLOAD_LIMIT), "--max-header-bytes", str(HEADER_LIMIT)]
-    flags += ["--header-timeout", "0.5", "--body-timeout", "0.5", "--stall-timeout", "2"]
+    flags += ["--header-timeout", "2", "--body-timeout", "2", "--stall-timeout", "2"]
     with launched(flags, folder, API_KEY="k") as server:
         server.wait_ready()
         asyncio.run(attack(server, int(server.base_url.rpartition(":")[2]), report))

@@ -84,7 +84,7 @@ class _Pool:
 
 
 class GrammarCompiler:
-    """Asks workers about grammars and keeps their verdicts by the digest of each grammar's text.
+    """Asks workers about grammars and keeps their verdicts by the digest of each grammar's text, for each salt apart.
 
     The backend has one compiler for its whole life, and all methods run in the event loop.
     """
@@ -115,8 +115,10 @@ class GrammarCompiler:
         self._running: dict[bytes, asyncio.Task[str | None]] = {}
         self._is_closed = False
 
-    async def check(self, grammar: Grammar, *, field: str = "grammar") -> None:
+    async def check(self, grammar: Grammar, *, field: str = "grammar", salt: bytes = b"") -> None:
         """Return when the grammar compiles. `field` is the part of the body that the grammar comes from.
+
+        `salt`, of at most 64 bytes, is that of the caller, so that the time tells nothing of the grammars of others.
 
         Raises ValidationFailed with the field and the reason, Overloaded when too many wait.
         """
@@ -132,7 +134,7 @@ class GrammarCompiler:
         if len(text) > self._max_bytes:
             message = f"`{field}` must have at most {self._max_bytes} bytes, found {len(text)}; make it smaller"
             raise ValidationFailed(message, field=field)
-        key = hashlib.blake2b(text, digest_size=16).digest()
+        key = hashlib.blake2b(text, digest_size=16, key=salt).digest()
         if key in self._verdicts:
             self._verdicts.move_to_end(key)
             reason = self._verdicts[key]

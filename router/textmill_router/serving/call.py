@@ -93,7 +93,7 @@ async def admitted(
         check_room(service, backend, num_sequences, terms)
     async with UntilClientLeaves(receive, service.metrics.on_abort):
         if grammar is not None:
-            await backend.grammars.check(grammar, field=grammar_field)
+            await backend.grammars.check(grammar, field=grammar_field, salt=terms.cache_salt)
             check_room(service, backend, num_sequences, terms)
         with service.permits.hold(num_sequences, terms.caller):
             try:

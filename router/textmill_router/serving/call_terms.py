@@ -19,9 +19,9 @@ _MAX_DIGITS = 9
 class CallTerms:
     """The facts that every request of a call carries to the scheduler.
 
-    `cache_salt` keeps the prefixes of callers apart; it is empty where all callers share them. `deadline_s` is the time
-    by which the answer must be complete, on the clock of `time.monotonic`; None: the client did not say. `adapter` is
-    held by the call, and None where the base model answers alone.
+    `cache_salt` keeps the prefixes and grammars of callers apart; it is empty where all callers share them.
+    `deadline_s` is the time by which the answer must be complete, on the clock of `time.monotonic`; None: the client
+    did not say. `adapter` is held by the call, and None where the base model answers alone.
     """
 
     caller: Caller = ANYBODY
@@ -29,6 +29,11 @@ class CallTerms:
     cache_salt: bytes = b""
     deadline_s: float | None = None
     adapter: Adapter | None = None
+
+
+def salt_of(caller: Caller, *, shares_prefixes: bool) -> bytes:
+    """Return what keeps a caller's cached work apart from that of others; empty where all callers share it."""
+    return b"" if shares_prefixes else caller.salt
 
 
 def terms_of(
@@ -49,7 +54,7 @@ def terms_of(
     return CallTerms(
         caller,
         Standing(caller.name, caller.weight, _priority(caller, headers, priority)),
-        b"" if shares_prefixes else caller.salt,
+        salt_of(caller, shares_prefixes=shares_prefixes),
         None if timeout_ms is None else call.arrival_s + timeout_ms / 1000,
         adapter,
     )

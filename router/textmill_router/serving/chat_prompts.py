@@ -61,15 +61,20 @@ def prepare_chat(
     return PreparedChat(chat, tools, content, grammar_field, form, grammar, add_special_tokens)
 
 
-async def take_chat(backend: Backend, prepared: PreparedChat, checked: CheckedParameters) -> TokenizedChat:
-    """Render and tokenise the conversation, and check the budget. Raises ValidationFailed and TemplateFailed."""
+async def take_chat(
+    backend: Backend, prepared: PreparedChat, checked: CheckedParameters, *, cache_salt: bytes
+) -> TokenizedChat:
+    """Render and tokenise the conversation, and check the budget. Raises ValidationFailed and TemplateFailed.
+
+    `cache_salt` keeps what is known of grammars apart by callers.
+    """
     prompt = await render(backend.chat_templates, backend.role_safety, prepared.chat, prepared.tools)
     tokens = await take_pieces(backend, prompt.pieces, checked, add_special_tokens=prepared.add_special_tokens)
     form, grammar = prepared.form.behind(prompt.text, prompt.begun), prepared.grammar
     if grammar is not None and form.reasoning is not None:
         grammar = _grammar(backend, prepared.content, prepared.tools, form)
         assert grammar is not None
-        await backend.grammars.check(grammar, field=prepared.grammar_field)
+        await backend.grammars.check(grammar, field=prepared.grammar_field, salt=cache_salt)
     shown_specials = backend.tokenizer.special_ids_of(form.markers)
     return TokenizedChat(tokens, sum(map(len, prompt.pieces)), form, grammar, shown_specials)
 

@@ -54,7 +54,8 @@ class Matcher:
 
 
 class MatcherFactory:
-    """Compiles grammars for one vocabulary and keeps those compiled last. Any thread may call `build`.
+    """Compiles grammars for one vocabulary and keeps those compiled last, for each caller apart, so that the time tells
+    a caller nothing of the grammars of others. Any thread may call `build`.
 
     Compiling reads the vocabulary's prefix tree and gives the GIL back. The limits are the library's defaults: the
     router has compiled the same text under the same ones before it was admitted.
@@ -70,20 +71,21 @@ class MatcherFactory:
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Grammar, Matcher] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, Grammar], Matcher] = OrderedDict()  # by the number of the caller
 
-    def build(self, grammar: Grammar, output_ids: Sequence[int] = ()) -> Matcher:
+    def build(self, grammar: Grammar, output_ids: Sequence[int] = (), *, caller: int = 0) -> Matcher:
         """Return a matcher that has consumed `output_ids`. Raises GrammarFault."""
+        key = (caller, grammar)
         with self._lock:
-            first = self._kept.get(grammar)
+            first = self._kept.get(key)
             if first is not None:
-                self._kept.move_to_end(grammar)
+                self._kept.move_to_end(key)
                 matcher = first.copy()
         if first is None:
             first = self._compile(grammar)
             matcher = first.copy()
             with self._lock:
-                self._kept[grammar] = first
+                self._kept[key] = first
                 if len(self._kept) > MAX_KEPT_GRAMMARS:
                     self._kept.popitem(last=False)
         if output_ids:

@@ -111,9 +111,10 @@ class GrammarSlots:
 
     def _compile(self, seat: _Seat, on_compiled: Callable[[], None]) -> None:
         assert self._factory is not None
-        assert seat.admit.grammar is not None
+        admit = seat.admit
+        assert admit.grammar is not None
         try:
-            seat.matcher = self._factory.build(seat.admit.grammar, seat.admit.output_ids.tolist())
+            seat.matcher = self._factory.build(admit.grammar, admit.output_ids.tolist(), caller=admit.caller)
         except GrammarFault as error:
             seat.fault = str(error)
         except BaseException as error:  # a panic of the library is no Exception; told as the slot's fault

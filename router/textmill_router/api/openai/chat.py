@@ -165,7 +165,7 @@ class _Work:
     async def _requests(self) -> list[GenerationRequest]:
         """Render and tokenise the conversation, and check the budget. Later steps refuse no call for its fields."""
         backend = self._backend
-        taken = await take_chat(backend, self._chat, self._checked)
+        taken = await take_chat(backend, self._chat, self._checked, cache_salt=self._record.terms.cache_salt)
         self._form, self._shown_specials = taken.form, taken.shown_specials
         self._record.note_validated(taken.num_characters, [taken.prompt])
         generation = replace(self._checked.generation, grammar=taken.grammar)

@@ -17,9 +17,11 @@ from textmill_router.api.openai.model_names import check_model
 from textmill_router.api.openai.types import OpenAIBody, reword
 from textmill_router.errors import RequestError, RuleBroken
 from textmill_router.exact_json import exact_decoder
+from textmill_router.http.call import call_of
 from textmill_router.http.json_body import ClientLeft, read_json
 from textmill_router.http.replies import send_error, send_reply
 from textmill_router.serving.call_options import ready_backend
+from textmill_router.serving.call_terms import salt_of
 from textmill_router.serving.chat_prompts import take_chat
 from textmill_router.serving.service import Backend, Service
 
@@ -38,8 +40,8 @@ class RenderedChat(msgspec.Struct, frozen=True, gc=False):
 
 
 Body = TypeVar("Body", bound=OpenAIBody)
-# Returns the answer to a body. Raises RequestError.
-Render = Callable[[Body, Service, Backend], Awaitable[Any]]
+# Returns the answer to a body; the bytes are the caller's cache salt. Raises RequestError.
+Render = Callable[[Body, Service, Backend, bytes], Awaitable[Any]]
 
 
 class RenderRoute(Generic[Body]):
@@ -57,8 +59,9 @@ class RenderRoute(Generic[Body]):
             body = await read_json(scope, receive, self._decoder, service.settings.payload_limit)
             check_model(body.model, service)
             backend = await ready_backend(service, scope, receive)
+            salt = salt_of(call_of(scope).caller, shares_prefixes=service.settings.shared_prefix_cache)
             try:
-                answer = await self._render(body, service, backend)
+                answer = await self._render(body, service, backend, salt)
             except RuleBroken as error:
                 reword(body, error)
                 raise
@@ -79,18 +82,20 @@ def completions_render_route(service: Service) -> RenderRoute[CompletionBody]:
     return RenderRoute(service, CompletionBody, _render_completion)
 
 
-async def _render_chat(body: ChatBody, service: Service, backend: Backend) -> RenderedChat:
+async def _render_chat(body: ChatBody, service: Service, backend: Backend, salt: bytes) -> RenderedChat:
     checked_chat = check_chat(body, service, backend)
     chat = checked_chat.chat
     if chat.grammar is not None:
-        await backend.grammars.check(chat.grammar, field=chat.grammar_field)
-    taken = await take_chat(backend, chat, checked_chat.checked)
+        await backend.grammars.check(chat.grammar, field=chat.grammar_field, salt=salt)
+    taken = await take_chat(backend, chat, checked_chat.checked, cache_salt=salt)
     return RenderedChat(list(taken.prompt.prompt_ids))
 
 
-async def _render_completion(body: CompletionBody, service: Service, backend: Backend) -> list[RenderedPrompt]:
+async def _render_completion(
+    body: CompletionBody, service: Service, backend: Backend, salt: bytes
+) -> list[RenderedPrompt]:
     call = check_completion(body, service, backend)
     grammar = call.checked.generation.grammar
     if grammar is not None:
-        await backend.grammars.check(grammar, field=call.grammar_field)
+        await backend.grammars.check(grammar, field=call.grammar_field, salt=salt)
     return [RenderedPrompt(list(prompt.intake.prompt_ids)) for prompt in await take_prompts(backend, call)]

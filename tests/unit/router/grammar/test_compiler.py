@@ -269,3 +269,24 @@ def test_half_a_surrogate_pair_is_refused_with_its_place() -> None:
 
 def test_null_is_no_grammar() -> None:
     assert tgi_grammar(None) is None
+
+
+def test_what_is_known_of_a_grammar_is_kept_apart_by_salts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verdict that one caller has paid for is not there for another one, and a caller has a verdict at once."""
+    asked: list[str] = []
+
+    async def scenario(compiler: GrammarCompiler) -> None:
+        ask_worker = compiler._ask_worker
+
+        async def counted(grammar: Grammar) -> tuple[str | None, bool]:
+            asked.append(grammar.text)
+            return await ask_worker(grammar)
+
+        monkeypatch.setattr(compiler, "_ask_worker", counted)
+        for salt, num_asked in ((b"one", 1), (b"one", 1), (b"two", 2), (b"two", 2), (b"", 3), (b"one", 3)):
+            await compiler.check(regex("[a-c]+"), salt=salt)
+            assert len(asked) == num_asked
+        await asyncio.gather(*(compiler.check(regex("d+"), salt=salt) for salt in (b"one", b"two")))
+        assert len(asked) == 5
+
+    run(tmp_path, scenario)

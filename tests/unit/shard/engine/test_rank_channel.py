@@ -8,10 +8,11 @@ from queue import SimpleQueue
 
 import numpy as np
 import pytest
+import torch
 from textmill_proto.v1 import shard_pb2 as pb
 from textmill_shard.engine.follower import Follower
 from textmill_shard.engine.rank_channel import RankEntry, pack_entry, unpack_entry
-from textmill_shard.engine.session import EndReason
+from textmill_shard.engine.session import EndReason, StreamEnd
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.grammar.matcher import MatcherFactory
@@ -155,6 +156,19 @@ def test_rule_24_ended_slots_are_told_before_the_plans_that_reuse_them() -> None
     ends = [index for index, (ended, _) in enumerate(entries) if ended == [0]]
     second_plan = [index for index, (_, num_plans) in enumerate(entries) if num_plans][1]
     assert ends[0] <= second_plan
+
+
+def test_a_step_of_several_ranks_without_memory_is_not_tried_again() -> None:
+    """The other ranks wait in a collective call, so that this rank ends and the group starts again."""
+    error = torch.OutOfMemoryError("none left")
+    with Shard(channel=QueueChannel()) as shard:
+        shard.runner.raises = error
+        message = pb.Plan(number=1, admits=[admit(0, [1, 2], request_id=1, max_new=2)])
+        shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
+        item = shard.next_item()
+        assert isinstance(item, StreamEnd)
+        assert item.reason is EndReason.FAILED
+    assert shard.error is error
 
 
 @pytest.mark.parametrize("num_plans", [1, 3])

@@ -13,6 +13,7 @@ import pytest
 from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.running_router import RunningRouter
 from tests.fakes.span_collector import CollectedSpan, SpanCollector
+from tests.fakes.task_router import task_router
 
 SERVER, INTERNAL = 2, 1  # SpanKind of the wire
 UNSET, ERROR = 0, 2  # StatusCode of the wire
@@ -180,6 +181,31 @@ def test_calls_that_do_not_generate_have_one_span(
     shown = [root.attributes.get(f"http.{name}") for name in ("route", "response.status_code")]
     assert shown == [route, status]
     assert (root.attributes.get("error.type"), root.attributes["url.path"], root.status) == (error_type, path, UNSET)
+
+
+def test_embeddings_tell_their_rows_and_tokens(tmp_path: Path, collector: SpanCollector) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    with task_router(folder, "feature-extraction", otlp_endpoint=collector.url) as router, router.client() as client:
+        answer = client.post("/", json={"inputs": ["a b", "c"]})
+        assert answer.status_code == 200
+        root, below = tree(collector.wait_for(1))
+    assert below == []
+    found = {
+        name: value
+        for name, value in root.attributes.items()
+        if name.startswith(("gen_ai", "textmill.r", "textmill.t"))
+    }
+    assert found.pop("gen_ai.latency.time_in_queue") >= 0
+    found.pop("textmill.request.id")
+    assert found == {
+        "gen_ai.operation.name": "embeddings",
+        "gen_ai.provider.name": "textmill",
+        "gen_ai.response.model": router.settings.model_names[0],
+        "gen_ai.usage.input_tokens": int(answer.headers["x-prompt-tokens"]),
+        "textmill.task": "feature-extraction",
+        "textmill.rows": 2,
+    }
 
 
 def test_failure_after_the_first_event_is_an_error(

@@ -94,3 +94,21 @@ def _num_cached_tokens(results: Sequence[GenerationResult], num_prompts: int) ->
     num_each = len(results) // num_prompts
     prompts = [results[start : start + num_each] for start in range(0, len(results), num_each)]
     return sum(min(result.num_cached_tokens for result in of_prompt) for of_prompt in prompts)
+
+
+EMBEDDING_TASKS = frozenset({"feature-extraction", "sentence-similarity"})
+
+
+def row_attributes(task: str, *, model: str, num_rows: int, num_tokens: int, queue_s: float) -> dict[str, Attribute]:
+    """Return what a complete call of a task without generation cost. The conventions name embeddings alone."""
+    attributes: dict[str, Attribute] = {
+        "gen_ai.provider.name": PROVIDER,
+        "gen_ai.response.model": model,
+        "gen_ai.usage.input_tokens": num_tokens,
+        "gen_ai.latency.time_in_queue": queue_s,
+        "textmill.task": task,
+        "textmill.rows": num_rows,
+    }
+    if task in EMBEDDING_TASKS:
+        attributes["gen_ai.operation.name"] = "embeddings"
+    return attributes

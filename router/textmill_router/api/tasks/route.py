@@ -26,6 +26,7 @@ from textmill_router.serving.reply_cache import cache_key
 from textmill_router.serving.response_cache import CachedAnswer
 from textmill_router.serving.row_call import RowTimes, compute_rows, ready_rows
 from textmill_router.serving.service import Service
+from textmill_router.serving.trace_notes import row_attributes
 from textmill_router.tasks.call import Answer, CallNotes, TaskCall
 from textmill_router.tasks.forms import FORMS, TaskForm, family_of
 from textmill_router.tasks.model import TaskModel
@@ -167,6 +168,14 @@ class TaskRoute:
     def _note(self, scope: Scope, call: TaskCall, times: RowTimes) -> None:
         one = call_of(scope)
         total_s = time.monotonic() - one.arrival_s
+        if one.trace is not None:
+            one.trace.attributes |= row_attributes(
+                call.task,
+                model=self._service.settings.model_names[0],
+                num_rows=call.num_rows,
+                num_tokens=times.num_tokens,
+                queue_s=times.queue_s,
+            )
         self._service.metrics.on_task(call.task, total_s=total_s, queue_s=times.queue_s, num_tokens=times.num_tokens)
         log.info(
             "Success",

@@ -167,6 +167,16 @@ def test_calls_get_503_while_the_model_loads_and_may_wait(tmp_path: Path) -> Non
         assert httpx.get(f"{router.url}/health", trust_env=False).status_code == 200
 
 
+def test_a_client_that_repeats_without_a_pause_is_told_once_at_once_and_then_each_second(tmp_path: Path) -> None:
+    with serving(tmp_path, is_loading=True) as router, Callers(router) as callers:
+        agent = {"user-agent": "@huggingface/inference/4.13.30"}
+        times = [callers.post({"inputs": "a dog"}, **agent).result() for _ in range(2)]
+        assert [answer.status_code for answer in times] == [503, 503]
+        assert times[0].elapsed.total_seconds() < 0.9 < times[1].elapsed.total_seconds()
+        patient = callers.post({"inputs": "a dog"}).result()
+        assert patient.elapsed.total_seconds() < 0.9
+
+
 def test_calls_are_refused_while_the_server_leaves_and_running_ones_end(tmp_path: Path) -> None:
     with serving(tmp_path) as router, Callers(router) as callers:
         router.shard.hold()

@@ -33,6 +33,8 @@ async def ready_backend(
 async def wait_if_asked(service: Service, scope: Scope, receive: Receive, wait_for_model: bool | None) -> None:
     """Wait while the model loads, if the header `x-wait-for-model`, else the body, says so.
 
+    A client that would repeat its call without a pause waits for a second.
+
     Raises ShuttingDown, ClientLeft, and Overloaded when too many calls wait.
     """
     asked = _header_truth(scope, b"x-wait-for-model")
@@ -40,6 +42,9 @@ async def wait_if_asked(service: Service, scope: Scope, receive: Receive, wait_f
         async with UntilClientLeaves(receive, service.metrics.on_abort):
             with service.permits.hold(1):
                 await _wait(service)
+    elif service.is_loading and (pause_s := service.loading_pace.pause_s(scope)):
+        async with UntilClientLeaves(receive, service.metrics.on_abort):
+            await asyncio.sleep(pause_s)
 
 
 async def _wait(service: Service) -> None:

@@ -28,6 +28,7 @@ from textmill_router.scheduler.stats import AdapterLoad
 from textmill_router.serving.access import Access
 from textmill_router.serving.adapters import Adapters
 from textmill_router.serving.limits import Limits, max_prefill_tokens, resolve_limits
+from textmill_router.serving.loading_pace import LoadingPace
 from textmill_router.serving.permits import Permits
 from textmill_router.serving.response_cache import ResponseCache
 from textmill_router.serving.row_backend import RowBackend
@@ -89,6 +90,7 @@ class Service:
         has_vllm_names = settings.metrics_alias == "vllm"
         self.metrics = Metrics(vllm_model_name=settings.model_names[0] if has_vllm_names else None)
         self.open_streams = OpenStreams()
+        self.loading_pace = LoadingPace()
         self._started_s = time.monotonic()
         self._engine: ReplicaSet | RowEngine | None = None
         self._tokenizer: Tokenizer | None = None

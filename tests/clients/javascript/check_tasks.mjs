@@ -1,0 +1,24 @@
+// Calls every task of @huggingface/inference. The argument is a JSON object of the URLs by task.
+import { InferenceClient } from "@huggingface/inference";
+const urls = JSON.parse(process.argv[2]);
+const client = new InferenceClient();
+const calls = [
+  ["sentence-similarity", "featureExtraction", { inputs: "the happy dog" }],
+  ["sentence-similarity", "featureExtraction", { inputs: ["a dog", "a cat"], parameters: { normalize: true } }],
+  ["sentence-similarity", "sentenceSimilarity", { inputs: { source_sentence: "a dog", sentences: ["a cat", "the day"] } }],
+  ["text-classification", "textClassification", { inputs: "a dog" }],
+  ["text-classification", "zeroShotClassification", { inputs: "a dog", parameters: { candidate_labels: ["dog", "cat"] } }],
+  ["token-classification", "tokenClassification", { inputs: "my name is sarah" }],
+  ["fill-mask", "fillMask", { inputs: "a [MASK] dog" }],
+  ["question-answering", "questionAnswering", { inputs: { question: "my name?", context: "Sarah is in London" } }],
+  ["summarization", "summarization", { inputs: "hi", parameters: { max_length: 8 } }],
+  ["translation", "translation", { inputs: "hi" }],
+];
+let failed = 0;
+for (const [kind, method, args] of calls) {
+  try { console.log(method, JSON.stringify(await client[method]({ endpointUrl: urls[kind], ...args })).slice(0, 140)); }
+  catch (error) { failed += 1; console.log("FAILED", method, error.message, JSON.stringify(error.httpResponse?.body ?? "")); }
+}
+try { await client.fillMask({ endpointUrl: urls["fill-mask"], inputs: "no mask" }); failed += 1; console.log("FAILED no error"); }
+catch (error) { console.log("error", error.constructor.name, error.message.slice(0, 160)); }
+process.exit(failed ? 1 : 0);

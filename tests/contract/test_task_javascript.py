@@ -1,0 +1,48 @@
+"""@huggingface/inference calls every task, and parses each answer."""
+
+import json
+import shutil
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.byte_tokenizer import write_byte_tokenizer
+from tests.fakes.fake_row_shard import RowShardOptions
+from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.running_router import RunningRouter
+from tests.fakes.task_router import task_router
+from tests.fakes.word_tokenizer import MASK_ID
+
+JAVASCRIPT = Path(__file__).parents[1] / "clients" / "javascript"
+ROWS = {
+    "sentence-similarity": RowShardOptions(),
+    "text-classification": RowShardOptions(
+        heads=("labels",), labels=("contradiction", "neutral", "entailment"), max_row_tokens=40
+    ),
+    "token-classification": RowShardOptions(heads=("token_labels",), labels=("O", "B-PER", "I-PER")),
+    "fill-mask": RowShardOptions(heads=("masks",), mask_token_id=MASK_ID),
+    "question-answering": RowShardOptions(heads=("spans",)),
+}
+WRITING = FakeShardOptions(decoder_prompt_ids=(257,), max_encoder_tokens=60, max_model_tokens=40)
+LIMIT_S = 60
+
+
+@pytest.mark.javascript
+def test_every_task_of_the_javascript_client(tmp_path_factory: pytest.TempPathFactory) -> None:
+    node = shutil.which("node")
+    assert node is not None
+    with ExitStack() as stack:
+        urls = {
+            task: stack.enter_context(task_router(tmp_path_factory.mktemp("rows"), task, options)).url
+            for task, options in ROWS.items()
+        }
+        for task in ("summarization", "translation"):
+            folder = tmp_path_factory.mktemp("writing")
+            model = write_byte_tokenizer(folder / "model")
+            router = stack.enter_context(RunningRouter(folder, WRITING, model=model, task=task))
+            urls[task] = router.url
+        command = [node, "check_tasks.mjs", json.dumps(urls)]
+        done = subprocess.run(command, cwd=JAVASCRIPT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -57,8 +57,8 @@ def run_attention(
     generator = torch.Generator().manual_seed(7)
     lens = [piece.before + piece.count for piece in pieces]
     num_blocks = [-(-length // shape.block_size) for length in lens]
-    scratch = sum(num_blocks)
-    tables = torch.randperm(scratch, generator=generator).split(num_blocks)
+    # The scratch block comes first, because a read with a wrong mask most likely reads from there.
+    tables = (torch.randperm(sum(num_blocks), generator=generator) + 1).split(num_blocks)
     rows = [
         SyntheticRow(
             ids_n=torch.zeros(piece.count, dtype=torch.int64),
@@ -68,11 +68,11 @@ def run_attention(
         )
         for piece, table in zip(pieces, tables, strict=True)
     ]
-    batch = synthetic_batch(rows, block_size=shape.block_size, scratch_block=scratch, num_padding=num_padding)
+    batch = synthetic_batch(rows, block_size=shape.block_size, scratch_block=0, num_padding=num_padding)
     # Places that no context owns hold NaN, because no result may depend on these places.
     pools = []
     for dim in (shape.key_dim, shape.value_dim):
-        pool = torch.full((scratch + 1, shape.block_size, shape.num_kv_heads, dim), torch.nan)
+        pool = torch.full((sum(num_blocks) + 1, shape.block_size, shape.num_kv_heads, dim), torch.nan)
         for length, table in zip(lens, tables, strict=True):
             positions = torch.arange(length)
             places = table[positions // shape.block_size] * shape.block_size + positions % shape.block_size

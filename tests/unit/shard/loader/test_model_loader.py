@@ -1,13 +1,14 @@
 """What a model folder must hold, and what is said when it does not."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from textmill_shard.distributed.parallel import TensorParallel
-from textmill_shard.errors import ModelError, ModelFilesError, UnsupportedModelError
+from textmill_shard.errors import BackendRefused, ModelError, ModelFilesError, UnsupportedModelError
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_config import pick_dtype
 from textmill_shard.loader.model_files import WeightFiles, find_tokenizer_digest
@@ -18,7 +19,8 @@ from textmill_shard.probing.probe import probe_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from tests.fakes.byte_tokenizer import END_ID
-from tests.fakes.tiny_models import make_tiny_llama, make_tiny_model
+from tests.fakes.native_cases import native_cache_folder, native_kernels
+from tests.fakes.tiny_models import make_random_model, make_tiny_llama, make_tiny_model
 
 WEIGHTS = "model.safetensors"
 
@@ -327,3 +329,29 @@ def test_code_of_the_folder_runs_only_when_it_is_trusted(house: Path) -> None:
 def test_known_model_type_needs_no_trust_in_the_code_beside_it(house: Path) -> None:
     change_json(house / "config.json", model_type="llama")
     assert load(house).facts.model_type == "llama"
+
+
+def test_a_model_with_attention_of_its_own_refuses_a_backend(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("bloom", vocab_size=300, hidden_size=32, n_layer=2, n_head=4)
+    make_random_model(config, tmp_path)
+    options = LoadOptions(model_dir=tmp_path, dtype="float32", attention_backend="reference")
+    with pytest.raises(BackendRefused, match="reference: models of type bloom attend in their own code"):
+        load_model(options, lambda phase, share: None)
+
+
+def test_plain_attention_that_is_asked_for_is_taken_in_place_of_native_steps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = LoadOptions(
+        model_dir=make_tiny_llama(tmp_path),
+        dtype="float32",
+        attention_backend="reference",
+        native_cache_dir=native_cache_folder(),
+    )
+    native_kernels()
+    with caplog.at_level(logging.INFO, "textmill_shard"):
+        load_model(options, lambda phase, share: None)
+    [loaded] = [record.__dict__ for record in caplog.records if record.message == "model loaded"]
+    assert loaded["attention"] == "reference"
+    assert loaded["native_decoder"] == "no: attention is computed by the backend reference"
+    assert "packed_linear" in loaded["module_swaps"]

@@ -83,11 +83,14 @@ def test_padding_behind_the_sequences_becomes_zeros(num_multiprocessors: int) ->
     assert torch.equal(out[-17:], torch.zeros(17, 8, 16))
 
 
-def test_large_scores_do_not_overflow() -> None:
+@pytest.mark.parametrize("num_multiprocessors", [1, 64])  # 64 make splits
+def test_large_scores_do_not_overflow(num_multiprocessors: int) -> None:
     """Scores of some thousands carry an absolute error of 1e-4, which the exponential makes relative."""
     shape = Shape(group=4, key_dim=64, value_dim=64)
     tile = attention_tile(itemsize=2, group=4, key_dim=64, value_dim=64, max_query_len=70)
-    assert error_of(run_attention(shape, tile, AttentionRule(scaling=40.0))) < 1e-3
+    rule = AttentionRule(scaling=40.0)
+    both = run_attention(shape, tile, rule, pieces=DECODES, num_multiprocessors=num_multiprocessors)
+    assert error_of(both) < 1e-3
 
 
 def test_splits_of_the_table_are_powers_of_two() -> None:

@@ -45,7 +45,8 @@ test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against 
 		else echo "test-clients: there is no npm, the JavaScript clients are left out"; fi
 	@$(BIN)/python -m tests.clients.run
 	@if command -v npm >/dev/null; then \
-		$(BIN)/python -m pytest --quiet -m javascript tests/integration tests/contract/test_agents.py && \
+		$(BIN)/python -m pytest --quiet -m javascript tests/integration tests/contract/test_agents.py \
+			tests/contract/test_task_javascript.py && \
 		$(MAKE) --no-print-directory test-playground; fi
 
 test-playground: $(STAMP) ## Try the playground and /docs in Chromium, which is installed as root if it is missing

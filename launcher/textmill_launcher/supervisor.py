@@ -119,7 +119,7 @@ class Supervisor:
                 await self._watch(guards, asyncio.gather(groups.wait_ready(), router.wait_ready()))
                 log.info("ready after %.1f s: %s on %s", time.monotonic() - began_s, model.model_id, url)
                 log.info("try: %s", self._example_call(url, model.task))
-                if not self._settings.disable_playground:
+                if choice.writes_text and not self._settings.disable_playground:
                     log.info("playground: %s/playground", url)
                 await self._watch(guards, None)
 

@@ -440,6 +440,14 @@ def test_the_document_shows_the_tasks_own_form(routers: dict[str, httpx.Client])
     assert json.dumps(document)
 
 
+def test_there_is_no_playground_for_prompts(routers: dict[str, httpx.Client]) -> None:
+    client = routers["masks"]
+    assert client.get("/playground").status_code == 404
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert "/playground" not in page.text
+
+
 def test_metrics_count_by_task(routers: dict[str, httpx.Client]) -> None:
     client = routers["masks"]
     before = client.get("/metrics").text

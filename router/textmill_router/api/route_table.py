@@ -132,7 +132,7 @@ def _detokenize_route(service: Service) -> ByShape:
 
 
 def _docs_loader(service: Service) -> Callable[[], StaticPage]:
-    return partial(load_docs, has_playground=not service.settings.disable_playground)
+    return partial(load_docs, has_playground=not (service.settings.disable_playground or service.is_of_rows))
 
 
 def _document_route(service: Service) -> OpenApiRoute:

@@ -206,7 +206,8 @@ def _wrong(row: RouteRow) -> RouteRow:
 def rows_for_task(task: str, general: tuple[RouteRow, ...]) -> list[RouteRow]:
     """Return the routes of a model without generation. `general` are the routes of a model that writes text.
 
-    Of those the ones that need such a model become refusals, unless the task has the same route.
+    Of those the ones that need such a model become refusals, unless the task has the same route. The playground writes
+    prompts, so there is none.
     """
     info = Operation(
         path="/info",
@@ -223,7 +224,9 @@ def rows_for_task(task: str, general: tuple[RouteRow, ...]) -> list[RouteRow]:
     else:
         own += [_wrong(row) for row in _CLASSIFICATION_ROWS if row.operation.path != "/predict"]
     taken = {(row.operation.method, row.operation.path) for row in own}
-    others = [row for row in general if (row.operation.method, row.operation.path) not in taken]
+    others = [
+        row for row in general if (row.operation.method, row.operation.path) not in taken and not row.is_playground
+    ]
     return [*own, *(_wrong(row) if row.writes else row for row in others)]
 
 

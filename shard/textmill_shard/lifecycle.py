@@ -13,8 +13,11 @@ from types import FrameType
 
 import torch
 
+from textmill_shard.adapters.reader import AdapterLimits, read_adapter
 from textmill_shard.device import DeviceError, pick_device
 from textmill_shard.distributed.parallel import TensorParallel
+from textmill_shard.engine.adapter_desk import AdapterDesk
+from textmill_shard.engine.adapter_reader import AdapterReader, GlooGroup, RankGroup, SoloGroup
 from textmill_shard.engine.engine import Engine
 from textmill_shard.engine.follower import Follower
 from textmill_shard.engine.rank_channel import GlooChannel, RankChannel, SoloChannel
@@ -27,6 +30,7 @@ from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.heap import trim_heap
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
+from textmill_shard.model.adapter import PreparedAdapter
 from textmill_shard.model.memory import KvMemoryOptions
 from textmill_shard.model.runner import ModelFacts, ModelRunner
 from textmill_shard.model.step_size import plan_fitting_step
@@ -103,11 +107,12 @@ def serve(settings: ServeSettings) -> int:
             service.set_loaded(task_facts, work)
             log.info("ready", extra={"task": task_facts.task, "max_batch_tokens": task_facts.max_batch_tokens})
         else:
-            facts, work, run = _start_steps(settings, device, status)
+            loaded, run = _start_steps(settings, device, status)
+            work = loaded.engine
             loop = _LoopThread(run)
             _freeze()
-            service.set_loaded(LoadedShard(facts=facts, engine=work))
-            log.info("ready", extra={"num_blocks": facts.num_blocks, "num_slots": facts.num_slots})
+            service.set_loaded(loaded)
+            log.info("ready", extra={"num_blocks": loaded.facts.num_blocks, "num_slots": loaded.facts.num_slots})
         loop.done.wait()
         if loop.error is not None:
             raise loop.error
@@ -135,33 +140,31 @@ def serve(settings: ServeSettings) -> int:
     return code
 
 
-def _start_steps(
-    settings: ServeSettings, device: str, status: ShardStatus
-) -> tuple[ShardFacts, Engine | None, Callable[[], None]]:
-    """Return the facts of the loaded model, the engine of rank 0, and the body of this rank's step loop."""
+def _start_steps(settings: ServeSettings, device: str, status: ShardStatus) -> tuple[LoadedShard, Callable[[], None]]:
+    """Return the loaded model, with an engine on rank 0, and the body of this rank's step loop."""
     parallel = _join_ranks(settings, device)
     runner, facts = _load(settings, device, parallel, status)
     matchers = _load_matchers(settings, facts) if settings.rank == 0 else None
     if matchers is not None:
         facts = replace(facts, features=(*facts.features, "grammar"))
     executor = StepExecutor(runner=runner, facts=facts)
-    channel: RankChannel = SoloChannel() if settings.world_size == 1 else GlooChannel()
+    is_alone = settings.world_size == 1
+    channel: RankChannel = SoloChannel() if is_alone else GlooChannel()
+    reader = _adapter_reader(settings, runner, facts, SoloGroup() if is_alone else GlooGroup(settings.world_size))
     if settings.rank != 0:
-        return (
-            facts,
-            None,
-            Follower(executor=executor, channel=channel, status=status, read_plan=plan_from_bytes).run,
-        )
+        follower = Follower(executor=executor, channel=channel, status=status, read_plan=plan_from_bytes, reader=reader)
+        return LoadedShard(facts=facts, engine=None, adapter_digests=lambda: executor.adapter_digests), follower.run
     engine = _build_engine(
         settings,
         executor=executor,
         facts=facts,
         channel=channel,
+        adapters=AdapterDesk(executor, reader, max_bytes=facts.adapter_bytes),
         status=status,
         matchers=matchers,
         scanner=_scanner(runner),
     )
-    return facts, engine, engine.run
+    return LoadedShard(facts=facts, engine=engine, adapter_digests=lambda: executor.adapter_digests), engine.run
 
 
 def _freeze() -> None:
@@ -208,7 +211,11 @@ def _load(
         num_threads=settings.num_threads,
         attention_backend=settings.attention_backend,
         native_decoder=not settings.no_native_decoder,
-        disabled_swaps=settings.disable_swaps,
+        # The gated MLP of a GPU has no layers of its own for gate and up, to which an adapter could add.
+        disabled_swaps=(
+            *settings.disable_swaps,
+            *(("gate_up",) if settings.lora_memory_bytes and device != "cpu" else ()),
+        ),
         trust_remote_code=settings.trust_remote_code,
         allow_pickle=settings.allow_pickle,
     )
@@ -288,12 +295,22 @@ def _scanner(runner: ModelRunner) -> RowScanner | None:
     return None if runner.device_scans is None else DeviceRowScanner(runner.device_scans)
 
 
+def _adapter_reader(settings: ServeSettings, runner: ModelRunner, facts: ShardFacts, group: RankGroup) -> AdapterReader:
+    limits = AdapterLimits(max_rank=settings.max_lora_rank, max_bytes=facts.adapter_bytes, base_model=settings.model_id)
+
+    def read(folder: Path) -> PreparedAdapter:
+        return runner.adapters.prepare(read_adapter(folder, runner.targets, limits))
+
+    return AdapterReader(read, group)
+
+
 def _build_engine(
     settings: ServeSettings,
     *,
     executor: StepExecutor,
     facts: ShardFacts,
     channel: RankChannel,
+    adapters: AdapterDesk,
     status: ShardStatus,
     matchers: MatcherFactory | None,
     scanner: RowScanner | None,
@@ -313,6 +330,7 @@ def _build_engine(
         grammars=grammars,
         finish_rules=finish_rules,
         channel=channel,
+        adapters=adapters,
         status=status,
         lease_s=settings.router_lease_s,
     )

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 
+from textmill_shard.engine.adapter_desk import AdapterDesk
+from textmill_shard.engine.adapter_reader import AdapterReader, SoloGroup
 from textmill_shard.engine.engine import Engine
 from textmill_shard.engine.rank_channel import RankChannel, SoloChannel
 from textmill_shard.engine.row_sampling import RowSampler
@@ -14,6 +16,8 @@ from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import ShardFacts
 
+from tests.fakes.formula_adapters import read_shift
+
 
 def make_engine(
     executor: StepExecutor,
@@ -21,12 +25,16 @@ def make_engine(
     *,
     status: ShardStatus,
     channel: RankChannel | None = None,
+    reader: AdapterReader | None = None,
     sampler: Sampler | None = None,
     matchers: MatcherFactory | None = None,
     lease_s: float = 60.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
-    """Return an engine that no thread runs yet. Without `matchers` no request can have a grammar."""
+    """Return an engine that no thread runs yet. Without `matchers` no request can have a grammar.
+
+    Without `reader` the adapters are those of `formula_adapters.py`.
+    """
     finish_rules = FinishRules(facts.eos_token_ids)
     grammars = GrammarSlots(matchers, finish_rules)
     sampler = sampler or Sampler(num_slots=facts.num_slots, device=executor.device)
@@ -36,6 +44,7 @@ def make_engine(
         grammars=grammars,
         finish_rules=finish_rules,
         channel=channel or SoloChannel(),
+        adapters=AdapterDesk(executor, reader or AdapterReader(read_shift, SoloGroup()), max_bytes=facts.adapter_bytes),
         status=status,
         lease_s=lease_s,
         clock=clock,

@@ -11,6 +11,7 @@ from types import TracebackType
 
 import numpy as np
 import torch
+from textmill_shard.engine.adapter_reader import AdapterReader
 from textmill_shard.engine.rank_channel import RankChannel
 from textmill_shard.engine.session import Outgoing, Session, StreamEnd
 from textmill_shard.engine.status import ShardStatus
@@ -32,6 +33,7 @@ from textmill_shard.slots.plan import (
 )
 from textmill_shard.slots.sampling_params import SamplingParams
 
+from tests.fakes.formula_adapters import FormulaAdapters
 from tests.fakes.shard_facts import shard_facts
 from tests.fakes.step_engine import make_engine
 
@@ -60,11 +62,11 @@ def next_token(tokens: Sequence[int]) -> int:
     return (sum((index + 1) * token for index, token in enumerate(tokens)) + 7 * len(tokens) + 3) % (VOCAB_SIZE - 1)
 
 
-def greedy(prompt: Sequence[int], num_new: int) -> list[int]:
-    """Return the output of a prompt that runs alone."""
+def greedy(prompt: Sequence[int], num_new: int, *, shift: int = 0) -> list[int]:
+    """Return the output of a prompt that runs alone, with an adapter of this shift."""
     tokens = list(prompt)
     for _ in range(num_new):
-        tokens.append(next_token(tokens))
+        tokens.append((next_token(tokens) + shift) % (VOCAB_SIZE - 1))
     return tokens[len(prompt) :]
 
 
@@ -89,6 +91,7 @@ class PrefixRunner:
         self.spoil: Callable[[Sequence[int]], bool] = lambda tokens: False  # rows whose logits become NaN
         self.raises: Exception | None = None
         self.refuse: Callable[[ForwardBatch], Exception | None] = lambda batch: None  # what a step raises
+        self.adapters = FormulaAdapters()
         self._gate = gate
 
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
@@ -104,20 +107,23 @@ class PrefixRunner:
             self.pool[place // BLOCK_SIZE][place % BLOCK_SIZE] = token
         logits_TV = torch.zeros(len(batch.input_ids_T), self._vocab_size)
         starts = batch.query_starts.tolist()
+        places = [0] * (len(starts) - 1) if batch.adapters_R is None else batch.adapters_R.tolist()
         for row, context_len in enumerate(batch.context_lens_R.tolist()):
             blocks = batch.block_tables_RB[row].tolist()
             context = [self.pool[blocks[at // BLOCK_SIZE]][at % BLOCK_SIZE] for at in range(context_len)]
             for index in range(starts[row], starts[row + 1]):
                 position = int(batch.position_ids_T[index])
                 seen = context[: position + 1]
-                logits_TV[index, self.say(seen)] = 5.0
+                said = self.say(seen)
+                shift = self.adapters.shifts[places[row]]
+                logits_TV[index, (said + shift) % (self._vocab_size - 1) if shift else said] = 5.0
                 if self.spoil(seen):
                     logits_TV[index] = torch.nan
         return ForwardOutput(
             logits_NV=logits_TV[batch.logit_rows_N], hidden_TD=2.0 * logits_TV if wants_hidden else None
         )
 
-    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
+    def project(self, hidden_nD: torch.Tensor, adapter: int = 0) -> torch.Tensor:
         return hidden_nD / 2.0
 
     def copy_places(self, *, source_block: int, target_block: int, num_places: int) -> None:
@@ -137,6 +143,7 @@ class Shard:
         facts: ShardFacts = FACTS,
         runner: Runner | None = None,
         channel: RankChannel | None = None,
+        reader: AdapterReader | None = None,
         sampler: Sampler | None = None,
         matchers: MatcherFactory | None = None,
         lease_s: float = 60.0,
@@ -151,6 +158,7 @@ class Shard:
             facts,
             status=self.status,
             channel=channel,
+            reader=reader,
             sampler=sampler,
             matchers=matchers,
             lease_s=lease_s,
@@ -298,6 +306,7 @@ def admit(
     prompt_top_n: int = 0,
     grammar: Grammar | None = None,
     copied: int | None = None,
+    adapter_digest: bytes = b"",
 ) -> Admit:
     """Return an admit, by default with blocks for all its tokens: slot s has blocks from 8 s to 8 s + 7."""
     if blocks is None:
@@ -318,6 +327,7 @@ def admit(
         prompt_top_n_tokens=prompt_top_n,
         grammar=grammar,
         copied_block_id=copied,
+        adapter_digest=adapter_digest,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
+from textmill_shard.model.adapter import AdapterHost
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.slots.plan import Admit, Budget, ShardFacts
@@ -65,8 +66,12 @@ class RecordingRunner:
             self.logits[first_block, int(batch.position_ids_T[row])] = logits_V
         return output
 
-    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
-        return self.runner.project(hidden_nD)
+    @property
+    def adapters(self) -> AdapterHost:
+        return self.runner.adapters
+
+    def project(self, hidden_nD: torch.Tensor, adapter: int = 0) -> torch.Tensor:
+        return self.runner.project(hidden_nD, adapter)
 
     def copy_places(self, *, source_block: int, target_block: int, num_places: int) -> None:
         self.runner.copy_places(source_block=source_block, target_block=target_block, num_places=num_places)

@@ -48,6 +48,8 @@ class BatchBuilder:
         `upload` may hold further arrays, which are sent to the device with those of the batch.
         """
         arrays = self._decode_arrays(table, step) if step.is_decode else self._mixed_arrays(table, step)
+        if table.num_adapted and (adapters_R := table.adapters[step.slots_R]).any():
+            arrays["adapters_R"] = adapters_R
         upload = upload or Upload(self._device)
         numbers = {name: upload.add(values) for name, values in arrays.items()}
         upload.send()

@@ -10,12 +10,25 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import numpy as np
 
-from textmill_shard.engine.events import EngineEvent, GrammarCompiled, PlanArrived, SessionClosed, SessionOpened, Stop
+from textmill_shard.engine.adapter_desk import AdapterDesk, LoadedAdapter, LoadWanted, UnloadWanted
+from textmill_shard.engine.adapter_reader import ReadOutcome
+from textmill_shard.engine.events import (
+    AdapterEvent,
+    AdapterRead,
+    Arrival,
+    EngineEvent,
+    GrammarCompiled,
+    PlanArrived,
+    SessionClosed,
+    SessionOpened,
+    Stop,
+)
 from textmill_shard.engine.memory_faults import NO_ROOM, free_device_memory, is_out_of_memory
 from textmill_shard.engine.rank_channel import RankChannel, RankEntry
 from textmill_shard.engine.result_builder import build_result, rate_prompts
@@ -54,8 +67,9 @@ class _LaunchedStep:
 class Engine:
     """Owns the epoch and the slots of rank 0.
 
-    Any thread may call `open_session`, `close_session`, `submit_plan` and `stop`. Their events take effect
-    in the thread of `run`, which runs all other code but `_on_grammar_compiled`.
+    Any thread may call `open_session`, `close_session`, `submit_plan`, `load_adapter`, `unload_adapter` and `stop`.
+    Their events take effect in the thread of `run`, which runs all other code but `_on_grammar_compiled` and
+    `_on_adapter_read`.
     """
 
     def __init__(
@@ -66,6 +80,7 @@ class Engine:
         grammars: GrammarSlots,
         finish_rules: FinishRules,
         channel: RankChannel,
+        adapters: AdapterDesk,
         status: ShardStatus,
         lease_s: float,
         clock: Callable[[], float] = time.monotonic,
@@ -75,6 +90,7 @@ class Engine:
         self._grammars = grammars
         self._finish_rules = finish_rules
         self._channel = channel
+        self._adapters = adapters
         self._status = status
         self._lease_s = lease_s
         self._clock = clock
@@ -117,12 +133,27 @@ class Engine:
         """
         self._inbox.put(PlanArrived(session, plan, data))
 
+    def load_adapter(self, folder: str, *, expected_digest: bytes) -> Future[LoadedAdapter]:
+        """Let every rank read an adapter. The future gets AdapterRefused with the reason, or is cancelled by a stop."""
+        wanted = LoadWanted(folder, expected_digest)
+        self._inbox.put(wanted)
+        return wanted.answer
+
+    def unload_adapter(self, digest: bytes) -> Future[None]:
+        """Free an adapter on every rank. The future gets AdapterHeld or UnknownAdapter, or is cancelled by a stop."""
+        wanted = UnloadWanted(digest)
+        self._inbox.put(wanted)
+        return wanted.answer
+
     def stop(self) -> None:
         """Let `run` return at the next step boundary."""
         self._inbox.put(Stop())
 
     def _on_grammar_compiled(self) -> None:
         self._inbox.put(GrammarCompiled())
+
+    def _on_adapter_read(self, outcomes: Sequence[ReadOutcome]) -> None:
+        self._inbox.put(AdapterRead(outcomes))
 
     @property
     def needs_plan_bytes(self) -> bool:
@@ -145,6 +176,8 @@ class Engine:
             # This process ends now, and the other ranks see their connection to it close.
             self._end_epoch(EndReason.FAILED, f"the step loop broke: {type(error).__name__}: {error}")
             raise
+        finally:
+            self._adapters.close()
         self._end_epoch(EndReason.STOPPING, "the shard is stopping")
         self._send_entry(is_stop=True)
 
@@ -161,9 +194,12 @@ class Engine:
             return True
         return False
 
-    def _handle(self, event: SessionOpened | SessionClosed | PlanArrived | GrammarCompiled) -> None:
+    def _handle(self, event: Arrival) -> None:
         if isinstance(event, GrammarCompiled):
             return  # the event has woken the loop, and `_turn` asks for the grammars that are ready
+        if isinstance(event, AdapterEvent):
+            self._handle_adapter(event)
+            return
         session = event.session
         if isinstance(event, SessionOpened):
             self._begin_epoch(session)
@@ -174,6 +210,14 @@ class Engine:
             self._end_epoch(event.reason, event.message)
         else:
             self._take_plan(session, event)
+
+    def _handle_adapter(self, event: AdapterEvent) -> None:
+        if isinstance(event, LoadWanted):
+            self._adapters.load(event, self._on_adapter_read)
+        elif isinstance(event, UnloadWanted):
+            self._adapters.unload(event)
+        else:
+            self._adapters.settle(event.outcomes, self._on_adapter_read)
 
     def _begin_epoch(self, session: Session) -> None:
         self._session = session
@@ -379,6 +423,7 @@ class Engine:
                 ended_slots=np.array(self._entry_ended, dtype=np.int64),
                 plans=tuple(self._entry_plans),
                 released_slots=np.array(released_slots, dtype=np.int64),
+                adapter_orders=self._adapters.take_orders(),
             )
         )
         self._is_entry_epoch_new = False

@@ -1,8 +1,11 @@
 """Events that other threads send to the step loop. One queue holds them, so that they take effect in their order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from textmill_shard.engine.adapter_desk import LoadWanted, UnloadWanted
+from textmill_shard.engine.adapter_reader import ReadOutcome
 from textmill_shard.engine.session import EndReason, Session
 from textmill_shard.slots.plan import Plan
 from textmill_shard.slots.plan_check import PlanRejected
@@ -39,8 +42,17 @@ class GrammarCompiled:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterRead:
+    """Every rank has read the adapter that is the first in the desk's queue."""
+
+    outcomes: Sequence[ReadOutcome]
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The loop returns at the next step boundary."""
 
 
-EngineEvent: TypeAlias = SessionOpened | SessionClosed | PlanArrived | GrammarCompiled | Stop
+AdapterEvent: TypeAlias = LoadWanted | UnloadWanted | AdapterRead
+Arrival: TypeAlias = SessionOpened | SessionClosed | PlanArrived | GrammarCompiled | AdapterEvent
+EngineEvent: TypeAlias = Arrival | Stop

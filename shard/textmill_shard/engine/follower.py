@@ -1,8 +1,10 @@
 """The step loop of a rank other than 0, which executes the entries of rank 0 and decides nothing (rule 24)."""
 
 from collections.abc import Callable
+from functools import partial
 
-from textmill_shard.engine.rank_channel import RankChannel, RankEntry
+from textmill_shard.engine.adapter_reader import AdapterReader
+from textmill_shard.engine.rank_channel import AdapterOrder, OrderKind, RankChannel, RankEntry
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.sampling.logprobs import prompt_logprobs
@@ -22,11 +24,13 @@ class Follower:
         channel: RankChannel,
         status: ShardStatus,
         read_plan: Callable[[bytes], Plan],
+        reader: AdapterReader,
     ) -> None:
         self._executor = executor
         self._channel = channel
         self._status = status
         self._read_plan = read_plan
+        self._reader = reader
 
     def run(self) -> None:
         """Execute entries until the last one. Raises when rank 0 has gone, and for an exception of the model."""
@@ -38,11 +42,24 @@ class Follower:
                 return
             self._execute(entry)
 
+    def _obey(self, order: AdapterOrder) -> None:
+        match order.kind:
+            case OrderKind.READ:
+                self._reader.begin(order.folder, lambda outcomes: None)
+            case OrderKind.PUT:
+                self._executor.put_adapter(self._reader.take())
+            case OrderKind.DISCARD:
+                self._reader.discard()
+            case OrderKind.REMOVE:
+                self._executor.remove_adapter(order.digest)
+
     def _execute(self, entry: RankEntry) -> None:
         executor = self._executor
         if entry.is_new_epoch:
             executor.begin_epoch()
         executor.end(entry.ended_slots.tolist())
+        for order in entry.adapter_orders:
+            self._obey(order)
         for data in entry.plans:
             executor.apply(self._read_plan(data))
         executor.release(entry.released_slots.tolist())
@@ -54,7 +71,8 @@ class Follower:
         for stretch in executor.prompt_stretches(step, output.hidden_TD):
             # Rank 0 needs this rank's part of the output head, so this rank makes the calls that rank 0 makes, in the
             # order of rank 0, and does not use the result.
-            prompt_logprobs(executor.project, stretch.hidden_TD, stretch.targets_T)
+            project = partial(executor.project, adapter=stretch.adapter)
+            prompt_logprobs(project, stretch.hidden_TD, stretch.targets_T)
         slots_N = step.slots_R[step.samples_R]
         executor.append(slots_N, self._channel.share_tokens(NO_IDS if not len(slots_N) else slots_N.copy()))
         self._status.finish_step(entry.step, executor.plan_applied)

@@ -5,10 +5,12 @@ since the last entry. All ranks then compose one and the same step, with `step_e
 a ring in shared memory, needs the members of `RankChannel` and nothing else.
 """
 
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import Enum
 from typing import Protocol
 
 import numpy as np
@@ -20,12 +22,33 @@ from textmill_shard.slots.plan import NO_IDS, IdArray
 CHANNEL_TIMEOUT_S = (
     600.0  # rank 0 sends an entry every second or sooner, and the connection of a dead rank closes at once
 )
-_HEADER_INTS = 6
+_HEADER_INTS = 7
+
+
+class OrderKind(Enum):
+    """What a rank does about adapters."""
+
+    READ = 1  # begin to read `folder`
+    PUT = 2  # what was read last may be named from now on
+    DISCARD = 3  # forget what was read last
+    REMOVE = 4  # free the adapter of `digest`
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterOrder:
+    """One thing that a rank does about adapters."""
+
+    kind: OrderKind
+    folder: str = ""
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class RankEntry:
-    """What a rank executes: first the new epoch, then the ended slots, the plans, the released slots and one step."""
+    """What a rank executes.
+
+    First the new epoch, then the ended slots, the orders about adapters, the plans, the released slots and one step.
+    """
 
     step: int  # number of the step, if the step has rows
     is_new_epoch: bool = False
@@ -35,6 +58,7 @@ class RankEntry:
     released_slots: IdArray = field(
         default_factory=lambda: NO_IDS
     )  # may sample from now on, because their grammars are ready
+    adapter_orders: tuple[AdapterOrder, ...] = ()
 
 
 class RankChannel(Protocol):
@@ -110,31 +134,45 @@ def pack_entry(entry: RankEntry) -> tuple[list[int], bytes]:
     """Return the header and the payload of an entry.
 
     The last number of the header is the length of the payload in bytes. The payload holds the slots as little-endian
-    u32, and then each plan after its own length.
+    u32, then each order about adapters and each plan after its own length.
     """
     parts = [np.concatenate([entry.ended_slots, entry.released_slots]).astype("<u4").tobytes()]
-    for plan in entry.plans:
-        parts += [struct.pack("<I", len(plan)), plan]
+    orders = [_pack_order(order) for order in entry.adapter_orders]
+    for piece in (*orders, *entry.plans):
+        parts += [struct.pack("<I", len(piece)), piece]
     payload = b"".join(parts)
     flags = (int(entry.is_new_epoch), int(entry.is_stop))
-    return [entry.step, *flags, len(entry.ended_slots), len(entry.released_slots), len(payload)], payload
+    counts = (len(entry.ended_slots), len(entry.released_slots), len(orders))
+    return [entry.step, *flags, *counts, len(payload)], payload
 
 
 def unpack_entry(header: Sequence[int], payload: bytes) -> RankEntry:
     """Return the entry that `pack_entry` has packed."""
-    step, is_new_epoch, is_stop, num_ended, num_released, _ = header
+    step, is_new_epoch, is_stop, num_ended, num_released, num_orders, _ = header
     place = 4 * (num_ended + num_released)
     slots = np.frombuffer(payload[:place], dtype="<u4").astype(np.int64)
-    plans = []
+    pieces = []
     while place < len(payload):
         (length,) = struct.unpack_from("<I", payload, place)
-        plans.append(payload[place + 4 : place + 4 + length])
+        pieces.append(payload[place + 4 : place + 4 + length])
         place += 4 + length
     return RankEntry(
         step=step,
         is_new_epoch=bool(is_new_epoch),
         is_stop=bool(is_stop),
         ended_slots=slots[:num_ended],
-        plans=tuple(plans),
+        plans=tuple(pieces[num_orders:]),
         released_slots=slots[num_ended:],
+        adapter_orders=tuple(_unpack_order(piece) for piece in pieces[:num_orders]),
     )
+
+
+def _pack_order(order: AdapterOrder) -> bytes:
+    return bytes([order.kind.value]) + (order.digest if order.kind is OrderKind.REMOVE else os.fsencode(order.folder))
+
+
+def _unpack_order(data: bytes) -> AdapterOrder:
+    kind, rest = OrderKind(data[0]), data[1:]
+    if kind is OrderKind.REMOVE:
+        return AdapterOrder(kind, digest=rest)
+    return AdapterOrder(kind, folder=os.fsdecode(rest))

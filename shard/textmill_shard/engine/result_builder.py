@@ -92,7 +92,7 @@ def _sampled_rows(
 
 
 def rate_prompts(
-    stretches: Sequence[PromptStretch], project: Callable[[torch.Tensor], torch.Tensor], *, is_alone: bool
+    stretches: Sequence[PromptStretch], project: Callable[[torch.Tensor, int], torch.Tensor], *, is_alone: bool
 ) -> tuple[list[SlotPromptLogprobs], list[SlotError]]:
     """Return the log-probabilities of the prompt tokens of `stretches`, and an error for each slot where they failed.
 
@@ -120,8 +120,10 @@ def rate_prompts(
     return pieces, errors
 
 
-def _rate_prompt(stretch: PromptStretch, project: Callable[[torch.Tensor], torch.Tensor]) -> SlotPromptLogprobs:
-    prompt = rate_tokens(project, stretch.hidden_TD, stretch.targets_T, stretch.top_n)
+def _rate_prompt(stretch: PromptStretch, project: Callable[[torch.Tensor, int], torch.Tensor]) -> SlotPromptLogprobs:
+    prompt = rate_tokens(
+        lambda hidden_nD: project(hidden_nD, stretch.adapter), stretch.hidden_TD, stretch.targets_T, stretch.top_n
+    )
     no_floats = np.zeros(0, dtype=np.float32)
     return SlotPromptLogprobs(
         slot=stretch.slot,

@@ -7,13 +7,15 @@ executor on rank 0, and `follower.py` on the other ranks.
 # T tokens of the step, R rows, N rows that sample, V vocabulary, D width of the hidden states
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Protocol
 
 import torch
 
 from textmill_shard.engine.batch_builder import BatchBuilder
 from textmill_shard.engine.upload import Upload
+from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, PreparedAdapter
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.slots.plan import Budget, IdArray, Plan, ShardFacts
 from textmill_shard.slots.plan_check import check_plan
@@ -29,7 +31,10 @@ class Runner(Protocol):
 
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput: ...
 
-    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor: ...
+    @property
+    def adapters(self) -> AdapterHost: ...
+
+    def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor: ...
 
     def copy_places(self, *, source_block: int, target_block: int, num_places: int) -> None: ...
 
@@ -44,6 +49,7 @@ class PromptStretch:
     targets_T: torch.Tensor  # int64, the token behind each position
     hidden_TD: torch.Tensor
     top_n: int
+    adapter: int  # place of the row's adapter, 0 = none
 
 
 class StepExecutor:
@@ -63,14 +69,37 @@ class StepExecutor:
         self._budget = self._widest
         self.table = SlotTable(num_slots=facts.num_slots, block_size=facts.block_size, num_blocks=facts.num_blocks)
         self.plan_applied = 0
+        self._place_of_digest: dict[bytes, int] = {}
 
     @property
     def device(self) -> torch.device:
         """The device of the model."""
         return self._runner.device
 
+    @property
+    def adapter_digests(self) -> tuple[bytes, ...]:
+        """The adapters that an admit may name. Any thread may ask."""
+        return self._facts.adapter_digests
+
+    def put_adapter(self, adapter: PreparedAdapter) -> None:
+        """Let admits name an adapter from now on. Equal calls give equal places on every rank."""
+        taken = set(self._place_of_digest.values())
+        place = next(place for place in count(NO_ADAPTER + 1) if place not in taken)
+        self._runner.adapters.put(place, adapter)
+        self._place_of_digest[adapter.digest] = place
+        self._facts = replace(self._facts, adapter_digests=tuple(self._place_of_digest))
+
+    def holds_adapter(self, digest: bytes) -> bool:
+        """Whether a slot has this loaded adapter."""
+        return bool((self.table.adapters == self._place_of_digest[digest]).any())
+
+    def remove_adapter(self, digest: bytes) -> None:
+        """Free an adapter that no slot has."""
+        self._runner.adapters.remove(self._place_of_digest.pop(digest))
+        self._facts = replace(self._facts, adapter_digests=tuple(self._place_of_digest))
+
     def begin_epoch(self) -> None:
-        """Free all slots and forget the plans. The weights stay (rule 21)."""
+        """Free all slots and forget the plans. The weights and the adapters stay (rule 21)."""
         self.table.reset()
         self._budget = self._widest
         self.plan_applied = 0
@@ -92,7 +121,9 @@ class StepExecutor:
             if table.is_occupant(extend.slot, extend.request_id):
                 table.grant(extend.slot, extend.block_ids)
         for admit in plan.admits:
-            table.admit(admit)
+            table.admit(
+                admit, adapter=self._place_of_digest[admit.adapter_digest] if admit.adapter_digest else NO_ADAPTER
+            )
             if admit.copied_block_id is not None:
                 num_blocks, num_places = divmod(admit.num_cached_tokens, self._facts.block_size)
                 self._runner.copy_places(
@@ -127,9 +158,12 @@ class StepExecutor:
         self.table.advance(step.slots_R, step.counts_R)
         return output
 
-    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
-        """Return the logits [n, V] of hidden states [n, D], for prompt log-probabilities. All ranks must call this."""
-        return self._runner.project(hidden_nD)
+    def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor:
+        """Return the logits [n, V] of hidden states [n, D], for prompt log-probabilities. All ranks must call this.
+
+        `adapter` is the place of the adapter that all these rows have.
+        """
+        return self._runner.project(hidden_nD, adapter)
 
     def prompt_stretches(self, step: ComposedStep, hidden_TD: torch.Tensor | None) -> list[PromptStretch]:
         """Return the prompt positions of this step whose log-probabilities a request asked for (rule 17), in row order.
@@ -140,14 +174,14 @@ class StepExecutor:
             return []
         stretches = []
         query_start = 0
-        for slot, start, count in zip(
+        for slot, start, length in zip(
             step.slots_R.tolist(), step.starts_R.tolist(), step.counts_R.tolist(), strict=True
         ):
             admit = self.table.admit_of(slot)
             if admit.prompt_logprobs_from is not None:
                 # The hidden state at position p gives the token at p + 1, so that the last prompt position gives none.
                 first = max(start, admit.prompt_logprobs_from - 1)
-                end = min(start + count, len(admit.prompt_ids) - 1)
+                end = min(start + length, len(admit.prompt_ids) - 1)
                 if first < end:
                     rows = slice(query_start + first - start, query_start + end - start)
                     stretches.append(
@@ -158,9 +192,10 @@ class StepExecutor:
                             targets_T=self._builder.to_device(admit.prompt_ids[first + 1 : end + 1]),
                             hidden_TD=hidden_TD[rows],
                             top_n=admit.prompt_top_n_tokens,
+                            adapter=int(self.table.adapters[slot]),
                         )
                     )
-            query_start += count
+            query_start += length
         return stretches
 
     def append(self, slots_N: IdArray, tokens_N: IdArray) -> None:

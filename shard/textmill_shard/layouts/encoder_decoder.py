@@ -10,6 +10,8 @@ import torch
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from textmill_shard.layers.adapted_modules import AdaptedModules
+from textmill_shard.layers.adapter_rows import AdapterRows
 from textmill_shard.layouts.cross_view import CrossStore, CrossView, DecoderCache
 from textmill_shard.layouts.padded_view import PaddedView
 from textmill_shard.layouts.row_positions import RowPositions
@@ -23,8 +25,17 @@ class EncoderDecoder:
 
     has_own_threads = False
 
-    def __init__(self, model: Any, positions: RowPositions, *, num_layers: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Any,
+        positions: RowPositions,
+        adapters: AdaptedModules,
+        *,
+        num_layers: int,
+        device: torch.device,
+    ) -> None:
         self._model = model
+        self._adapters = adapters
         self._positions = positions
         self._num_layers = num_layers
         self._device = device
@@ -39,20 +50,23 @@ class EncoderDecoder:
     def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
         """Compute the step. Hidden states are never returned, so that there are no prompt log-probabilities."""
         sub_batches = cut_into_sub_batches(batch)
-        found_NV = torch.cat(
-            [
-                self._encode(sub_batch) if bool(sub_batch.is_fresh_B[0]) else self._decode(sub_batch)
-                for sub_batch in sub_batches
-            ]
-        )
+        found_NV = torch.cat([self._run(sub_batch) for sub_batch in sub_batches])
         order_N = torch.tensor(
             [row for sub_batch in sub_batches for row in sub_batch.logit_rows], dtype=torch.int64, device=self._device
         )
         logits_NV = torch.empty_like(found_NV).index_copy_(0, order_N, found_NV)
         return ForwardOutput(logits_NV=logits_NV, hidden_TD=None)
 
-    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
+    def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor:
         raise AssertionError("no hidden states were handed out")
+
+    def _run(self, sub_batch: SubBatch) -> torch.Tensor:
+        compute = self._encode if bool(sub_batch.is_fresh_B[0]) else self._decode
+        rows = None if sub_batch.batch.adapters_R is None else AdapterRows.of_sequences(sub_batch.batch)
+        if rows is None:
+            return compute(sub_batch)
+        with self._adapters.running(rows):
+            return compute(sub_batch)
 
     def _encode(self, sub_batch: SubBatch) -> torch.Tensor:
         """Encode one text, store its keys and values for the decoder, and compute the text's decoder tokens."""

@@ -3,10 +3,13 @@
 from typing import Any
 
 from textmill_shard.errors import UnsupportedModelError
+from textmill_shard.layers.adapted_modules import AdaptedModules
+from textmill_shard.layouts.adaptable import adaptable_linears
 from textmill_shard.layouts.encoder_decoder import EncoderDecoder
 from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions, weight_bytes
 from textmill_shard.layouts.row_positions import RowPositions
 from textmill_shard.probing.cache_probe import probe_encoder_decoder
+from textmill_shard.probing.call_observer import CallObserver
 from textmill_shard.probing.start_check import CALL_ERRORS, PROBE_ENCODER_LENS
 
 
@@ -14,7 +17,10 @@ def arrange_encoder_decoder(filled: FilledModel, options: LayoutOptions) -> Layo
     """Return the layout. Raises UnsupportedModelError with the reason why the model cannot run so."""
     model = filled.model
     _check_reads_alone(model.config)
-    finding = probe_encoder_decoder(model, texts=filled.texts, encoder_lens=PROBE_ENCODER_LENS)
+    with CallObserver(model) as calls:
+        finding = probe_encoder_decoder(model, texts=filled.texts, encoder_lens=PROBE_ENCODER_LENS)
+    linears = adaptable_linears(filled, calls)
+    calls.forget()
     pad_id = getattr(model.config, "pad_token_id", None)
     try:
         positions = RowPositions(
@@ -28,8 +34,17 @@ def arrange_encoder_decoder(filled: FilledModel, options: LayoutOptions) -> Layo
             f"models of type {model.config.model_type} cannot be served yet: the positions of their decoders cannot be "
             f"told ({type(error).__name__}: {error})"
         ) from error
-    decoder = EncoderDecoder(model, positions, num_layers=len(finding.specs), device=filled.device)
-    return Layout("encoder_decoder", decoder, finding.specs, finding.logits_V_by_text, weight_bytes(model))
+    adapters = AdaptedModules(model, tuple(linears), device=filled.device, kernels=options.kernels)
+    decoder = EncoderDecoder(model, positions, adapters, num_layers=len(finding.specs), device=filled.device)
+    return Layout(
+        "encoder_decoder",
+        decoder,
+        finding.specs,
+        finding.logits_V_by_text,
+        weight_bytes(model),
+        adapters=adapters,
+        linears=linears,
+    )
 
 
 def _check_reads_alone(config: Any) -> None:

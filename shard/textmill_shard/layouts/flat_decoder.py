@@ -8,8 +8,11 @@ from typing import Any
 import torch
 
 from textmill_shard.attention.seam import StepContext
+from textmill_shard.layers.adapted_modules import AdaptedModules
+from textmill_shard.layers.adapter_rows import AdapterRows
 from textmill_shard.layouts.decoder_tap import DecoderTap
 from textmill_shard.layouts.position_cache import PositionCache
+from textmill_shard.model.adapter import NO_ADAPTER
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.kv_pool import KvPool
 
@@ -18,12 +21,20 @@ class TransformersDecoder:
     """A model whose attention layers stand attached to `context` and whose hidden states pass `tap`."""
 
     def __init__(
-        self, model: Any, context: StepContext, tap: DecoderTap, *, device: torch.device, has_own_threads: bool = False
+        self,
+        model: Any,
+        context: StepContext,
+        tap: DecoderTap,
+        adapters: AdaptedModules,
+        *,
+        device: torch.device,
+        has_own_threads: bool = False,
     ) -> None:
         self.has_own_threads = has_own_threads
         self._model = model
         self._context = context
         self._tap = tap
+        self._adapters = adapters
         self._device = device
         self._can_choose_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -32,6 +43,19 @@ class TransformersDecoder:
 
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
+        rows = None if batch.adapters_R is None else AdapterRows.of_tokens(batch)
+        if rows is None:
+            return self._forward(batch, wants_hidden)
+        with self._adapters.running(rows):
+            return self._forward(batch, wants_hidden)
+
+    def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor:
+        if adapter == NO_ADAPTER:
+            return self._project(hidden_nD)
+        with self._adapters.running(AdapterRows.of_one(adapter, self._device)):
+            return self._project(hidden_nD)
+
+    def _forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
         self._context.begin(batch)
         choice = {"logits_to_keep": batch.logit_rows_N} if self._can_choose_logits else {}
         output = self._model(
@@ -47,7 +71,7 @@ class TransformersDecoder:
         hidden_TD = self._tap.take_hidden() if wants_hidden else None
         return ForwardOutput(logits_NV=logits_NV.float(), hidden_TD=hidden_TD)
 
-    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
+    def _project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
         with self._tap.given(hidden_nD):
             output = self._model(
                 input_ids=torch.zeros(1, hidden_nD.shape[0], dtype=torch.int64, device=self._device), use_cache=False

@@ -9,8 +9,10 @@ from textmill_shard.attention.base import AttentionBackend
 from textmill_shard.attention.deferred_turn import DeferredTurn
 from textmill_shard.attention.seam import PAGED_ATTENTION, PagedLayer, StepContext, attach_layer, register_attention
 from textmill_shard.errors import UnsupportedModelError
+from textmill_shard.layers.adapted_modules import AdaptedModules
 from textmill_shard.layers.device_swaps import swap_for_device
 from textmill_shard.layers.module_swaps import swap_modules
+from textmill_shard.layouts.adaptable import adaptable_linears
 from textmill_shard.layouts.decoder_tap import DecoderTap
 from textmill_shard.layouts.flat_decoder import TransformersDecoder
 from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions, find_decoder, weight_bytes
@@ -19,6 +21,7 @@ from textmill_shard.layouts.rope_tables import choose_long_tables_by_token
 from textmill_shard.layouts.split_decoder import RunDecoder
 from textmill_shard.layouts.state_caller import StateCaller
 from textmill_shard.layouts.state_rows import StateRows
+from textmill_shard.model.adapter import LinearPart
 from textmill_shard.probing.probe import ProbeResult
 
 Turns: TypeAlias = Mapping[nn.Module, DeferredTurn]
@@ -33,7 +36,16 @@ def arrange_native(filled: FilledModel, options: LayoutOptions) -> Layout:
     probe, _ = filled.probe()
     native = NativeDecoder(filled.model, [layer.rule for layer in probe.layers], options.kernels)
     specs = tuple(layer.spec for layer in probe.layers)
-    return Layout("flat", native, specs, probe.logits_V_by_text, native.num_bytes, is_native=True)
+    return Layout(
+        "flat",
+        native,
+        specs,
+        probe.logits_V_by_text,
+        native.num_bytes,
+        adapters=native,
+        linears=filled.linears,
+        is_native=True,
+    )
 
 
 def arrange_swapped(filled: FilledModel, options: LayoutOptions) -> Layout:
@@ -42,6 +54,7 @@ def arrange_swapped(filled: FilledModel, options: LayoutOptions) -> Layout:
     Raises UnsupportedModelError where no layer can be swapped.
     """
     probe, calls = filled.probe()
+    linears = adaptable_linears(filled, calls)
     if options.kernels is None and options.device_kernels is None:
         raise UnsupportedModelError("there are no native kernels")
     find_decoder(filled.model)  # a refusal must come before a layer is swapped
@@ -58,34 +71,53 @@ def arrange_swapped(filled: FilledModel, options: LayoutOptions) -> Layout:
         swaps, turns = swapped.counts, swapped.turns
     if not swaps:
         raise UnsupportedModelError("no layer can be swapped")
-    return _arrange(filled, options, probe, swaps, turns)
+    return _arrange(filled, options, probe, linears, swaps, turns)
 
 
 def arrange_plain(filled: FilledModel, options: LayoutOptions) -> Layout:
     """Return a layout of transformers' code alone. Raises UnsupportedModelError with the reason."""
-    probe, _ = filled.probe()
-    return _arrange(filled, options, probe, {}, {})
+    probe, calls = filled.probe()
+    return _arrange(filled, options, probe, adaptable_linears(filled, calls), {}, {})
 
 
 def _arrange(
-    filled: FilledModel, options: LayoutOptions, probe: ProbeResult, swaps: dict[str, int], turns: Turns
+    filled: FilledModel,
+    options: LayoutOptions,
+    probe: ProbeResult,
+    linears: Mapping[str, LinearPart],
+    swaps: dict[str, int],
+    turns: Turns,
 ) -> Layout:
     model, device = filled.model, filled.device
+    modules = dict(model.named_modules())
+    linears = {path: part for path, part in linears.items() if path in modules}  # a swap may have taken layers away
+    adapters = AdaptedModules(model, tuple(linears), device=device, kernels=options.kernels)
     specs = tuple(layer.spec for layer in probe.layers)
     context = _attach(model, probe, options.attention, turns, rope_border=filled.rope_border)
     tap = DecoderTap(find_decoder(model))
     if not probe.states:
         has_own_threads = options.kernels is not None and bool(swaps)
-        flat = TransformersDecoder(model, context, tap, device=device, has_own_threads=has_own_threads)
-        return Layout("flat", flat, specs, probe.logits_V_by_text, weight_bytes(model), swaps=swaps)
+        flat = TransformersDecoder(model, context, tap, adapters, device=device, has_own_threads=has_own_threads)
+        return Layout(
+            "flat",
+            flat,
+            specs,
+            probe.logits_V_by_text,
+            weight_bytes(model),
+            adapters=adapters,
+            linears=linears,
+            swaps=swaps,
+        )
     rows = StateRows(probe.states, num_slots=options.num_slots, device=device)
     caller = StateCaller(model, context, rows, device=device)
     return Layout(
         "state",
-        RunDecoder(model, caller, tap, device=device),
+        RunDecoder(model, caller, tap, adapters, device=device),
         specs,
         probe.logits_V_by_text,
         weight_bytes(model),
+        adapters=adapters,
+        linears=linears,
         state_bytes=rows.num_bytes,
         swaps=swaps,
     )

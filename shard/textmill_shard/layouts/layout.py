@@ -1,6 +1,6 @@
 """A model with its weights, and the layout that computes the model's steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from textmill_shard.attention.base import AttentionBackend
 from textmill_shard.errors import UnsupportedModelError
+from textmill_shard.model.adapter import AdapterHost, LinearPart
 from textmill_shard.model.kv_pool import LayerKvSpec
 from textmill_shard.model.runner import StepDecoder
 from textmill_shard.native.kernels import Kernels
@@ -60,6 +61,7 @@ class FilledModel:
         rope_border: int | None,
         decoder_prompt_ids: tuple[int, ...] = (),
         max_encoder_tokens: int = 0,
+        linears: Mapping[str, LinearPart] | None = None,
         num_divided_layers: int = 0,
     ) -> None:
         self.model = model
@@ -69,6 +71,8 @@ class FilledModel:
         self.rope_border = rope_border
         self.decoder_prompt_ids = decoder_prompt_ids  # empty: the model has no encoder
         self.max_encoder_tokens = max_encoder_tokens
+        self.linears = linears or {}  # all linear layers, by their paths
+        self.adaptable: Mapping[str, LinearPart] | None = None  # of these, once `adaptable_linears` has looked
         self.num_divided_layers = num_divided_layers  # layers that are divided among the ranks
         self.probe: Once[ProbeResult] = Once(model, lambda: probe_model(model, texts=texts, max_tokens=max_tokens))
         self.padded_probe: Once[PaddedFinding] = Once(model, lambda: probe_padded(model, texts=texts))
@@ -100,6 +104,8 @@ class Layout:
     kv_specs: tuple[LayerKvSpec, ...]
     logits_V_by_text: tuple[torch.Tensor, ...]
     weight_bytes: int
+    adapters: AdapterHost
+    linears: Mapping[str, LinearPart]  # the layers that an adapter can change
     state_bytes: int = 0
     is_native: bool = False
     swaps: dict[str, int] = field(default_factory=dict)  # number of replaced layers, by swap

@@ -21,6 +21,8 @@ from torch import nn
 
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.heap import trim_heap
+from textmill_shard.layouts.native_adapters import NativeAdapters
+from textmill_shard.model.adapter import NO_ADAPTER, AdapterWeights, PreparedAdapter
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, HostScan
 from textmill_shard.model.kv_pool import KvPool
 from textmill_shard.native.kernels import (
@@ -86,6 +88,11 @@ def _turns_halves(attention: nn.Module) -> bool:
     return rotate is not None and rotate(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [-3.0, -4.0, 1.0, 2.0]
 
 
+def _linears_of(layer: Any) -> list[Any]:
+    """Return the linear layers of a decoder layer with their paths in the layer, as `named_modules` does."""
+    return [(path, module) for path, module in layer.named_modules() if isinstance(module, nn.Linear)]
+
+
 def _parts(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_children()}
 
@@ -109,6 +116,11 @@ class NativeDecoder:
         kv_heads = first.k_proj.weight.shape[0] // head_dim
         frequencies = decoder.rotary_emb.inv_freq
 
+        self._adapters = NativeAdapters(
+            num_layers=len(decoder.layers),
+            outputs_of_layer={path: linear.out_features for path, linear in _linears_of(decoder.layers[0])},
+            vocab_size=self.vocab_size,
+        )
         self._layers = (DecoderLayer * len(decoder.layers))()
         self._norm_epsilon = float(decoder.norm.variance_epsilon)
         for fields, layer, rule in zip(self._layers, decoder.layers, rules, strict=True):
@@ -173,6 +185,7 @@ class NativeDecoder:
         logits, best, best_score, log_mass, not_finite = rows.addresses
         hidden_TD = torch.empty(num_tokens, self.hidden_size, dtype=self.dtype) if wants_hidden else None
         block_tables_RB = batch.block_tables_RB.contiguous()
+        adapters = None if batch.adapters_R is None else self._adapters.of_step(batch)
         step = DecoderStep(
             num_tokens=num_tokens,
             num_sequences=block_tables_RB.shape[0],
@@ -193,12 +206,31 @@ class NativeDecoder:
             log_mass=log_mass,
             part_ns=address_of(part_ns),
         )
+        if adapters is not None:
+            adapters.fill(step)
         self._kernels.decode(self._decoder, step)
         return ForwardOutput(logits_NV=rows.logits(), hidden_TD=hidden_TD, scan=rows.scan())
 
-    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
-        """Give float32 logits `[n, V]` of rows of `hidden_TD`."""
-        return self._kernels.linear(hidden_nD, self._head, self._head_bias)
+    def project(self, hidden_nD: torch.Tensor, adapter: int = NO_ADAPTER) -> torch.Tensor:
+        """Return float32 logits `[n, V]` of rows of `hidden_TD`, which all have the adapter of this place."""
+        logits_nV = self._kernels.linear(hidden_nD, self._head, self._head_bias)
+        product = None if adapter == NO_ADAPTER else self._adapters.head_of(adapter)
+        if product is not None:
+            rows_n = torch.zeros(hidden_nD.shape[0], dtype=torch.int32)
+            self._kernels.add_low_rank(logits_nV, hidden_nD, [product], rows_n)
+        return logits_nV
+
+    def prepare(self, weights: AdapterWeights) -> PreparedAdapter:
+        """Pack an adapter. A thread beside the step loop may call this."""
+        return self._adapters.prepare(weights)
+
+    def put(self, place: int, adapter: PreparedAdapter) -> None:
+        """Let steps find the adapter under this place."""
+        self._adapters.put(place, adapter)
+
+    def remove(self, place: int) -> None:
+        """Free a place."""
+        self._adapters.remove(place)
 
     def _fill_layer(self, fields: DecoderLayer, layer: Any, rule: AttentionRule) -> None:
         attention, mlp = layer.self_attn, layer.mlp

@@ -9,8 +9,11 @@ from typing import Any, Protocol
 
 import torch
 
+from textmill_shard.layers.adapted_modules import AdaptedModules
+from textmill_shard.layers.adapter_rows import AdapterRows
 from textmill_shard.layouts.decoder_tap import DecoderTap
 from textmill_shard.layouts.sub_batches import SubBatch, cut_into_sub_batches
+from textmill_shard.model.adapter import NO_ADAPTER
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.kv_pool import KvPool
 
@@ -38,10 +41,13 @@ class RunDecoder:
 
     has_own_threads = False  # torch computes scans, convolutions and the models' own attention
 
-    def __init__(self, model: Any, caller: RunCaller, tap: DecoderTap, *, device: torch.device) -> None:
+    def __init__(
+        self, model: Any, caller: RunCaller, tap: DecoderTap, adapters: AdaptedModules, *, device: torch.device
+    ) -> None:
         self._model = model
         self._caller = caller
         self._tap = tap
+        self._adapters = adapters
         self._device = device
         self._first = torch.zeros(1, dtype=torch.int64, device=device)
         self._can_choose_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -68,7 +74,13 @@ class RunDecoder:
         self._caller.finish_step()
         return ForwardOutput(logits_NV=logits_NV, hidden_TD=hidden_TD)
 
-    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
+    def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor:
+        if adapter == NO_ADAPTER:
+            return self._project(hidden_nD)
+        with self._adapters.running(AdapterRows.of_one(adapter, self._device)):
+            return self._project(hidden_nD)
+
+    def _project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
         with self._tap.given(hidden_nD):
             ids = torch.zeros(1, hidden_nD.shape[0], dtype=torch.int64, device=self._device)
             logits_nV: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits[0]
@@ -84,6 +96,13 @@ class RunDecoder:
 
     def _run(self, sub_batch: SubBatch) -> torch.Tensor:
         """Return logits `[rows, V]` float32, in the order of `sub_batch.logit_rows`."""
+        rows = None if sub_batch.batch.adapters_R is None else AdapterRows.of_sequences(sub_batch.batch)
+        if rows is None:
+            return self._call(sub_batch)
+        with self._adapters.running(rows):
+            return self._call(sub_batch)
+
+    def _call(self, sub_batch: SubBatch) -> torch.Tensor:
         is_single = sub_batch.batch.max_query_len == 1
         rows = sub_batch.batch.logit_rows_N
         choice = {"logits_to_keep": self._first if is_single else rows} if self._can_choose_logits else {}

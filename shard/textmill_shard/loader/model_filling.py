@@ -16,6 +16,7 @@ from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import ModelFilesError, UnsupportedModelError
 from textmill_shard.layers.parallel_layers import divide_layer
 from textmill_shard.loader.library_errors import as_model_error
+from textmill_shard.loader.linears import find_linears
 from textmill_shard.loader.model_files import WeightFiles
 from textmill_shard.loader.stored_form import StoredForm, dequantising
 from textmill_shard.loader.weight_reader import (
@@ -26,6 +27,7 @@ from textmill_shard.loader.weight_reader import (
     move_buffers,
     read_weights,
 )
+from textmill_shard.model.adapter import LinearPart
 
 _KINDS: Mapping[Any, str] = {AutoModelForSeq2SeqLM: "text-to-text", AutoModelForCausalLM: "causal"}
 # Scales of the numbers between the layers: whoever computes with plain weights needs none of them.
@@ -62,16 +64,22 @@ def build_model(source: ModelSource) -> Any:
     return model.eval()
 
 
-def fill_model(model: Any, source: ModelSource, on_progress: Callable[[float], None]) -> tuple[Any, int]:
-    """Return the model with its weights on the device, and how many of its layers are divided among the ranks.
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """A model with its weights on the device."""
 
-    Raises ModelFilesError.
-    """
+    model: Any
+    linears: dict[str, LinearPart]  # all linear layers, by their paths
+    num_divided_layers: int  # layers that are divided among the ranks
+
+
+def fill_model(model: Any, source: ModelSource, on_progress: Callable[[float], None]) -> Filling:
+    """Return the model with its weights on the device. Raises ModelFilesError."""
     if source.form is StoredForm.DEQUANTISED:
-        return _fill_by_transformers(source), 0
+        return _whole(_fill_by_transformers(source))
     matching = match_names(model, source.files)
     if matching.missing and source.parallel.world_size == 1:
-        return _fill_by_transformers(source), 0
+        return _whole(_fill_by_transformers(source))
     check_matching(matching, folder=source.folder)
     plan = build_index_plan(model, source.config, source.parallel)
     read_weights(
@@ -84,8 +92,13 @@ def fill_model(model: Any, source: ModelSource, on_progress: Callable[[float], N
         on_progress=on_progress,
     )
     move_buffers(model, source.device)
+    linears = find_linears(model, plan)
     _divide(model, plan, source.parallel)
-    return model, len(plan.role_of_module)
+    return Filling(model=model, linears=linears, num_divided_layers=len(plan.role_of_module))
+
+
+def _whole(model: Any) -> Filling:
+    return Filling(model=model, linears=find_linears(model, IndexPlan()), num_divided_layers=0)
 
 
 def _why_not_built(source: ModelSource, said: str) -> str:

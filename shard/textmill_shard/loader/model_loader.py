@@ -13,6 +13,7 @@ from textmill_shard.layouts.attempts import DECODER_ATTEMPTS, ENCODER_ATTEMPTS
 from textmill_shard.layouts.attention_choice import choose_attention
 from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions
 from textmill_shard.layouts.rope_tables import find_rope_border, fix_dynamic_tables, longest_dynamic_total
+from textmill_shard.loader.adapter_targets import find_targets
 from textmill_shard.loader.encoder_facts import find_encoder_facts, reads_with_encoder
 from textmill_shard.loader.layout_choice import Choice, choose_layout
 from textmill_shard.loader.load_options import LoadOptions, OnProgress
@@ -118,9 +119,8 @@ def _fill(source: ModelSource, on_progress: OnProgress) -> FilledModel:
     """Return the model with its weights. Raises ModelError."""
     config = source.config
     on_progress("weights", 0.0)
-    model, num_divided_layers = fill_model(
-        build_model(source), source, on_progress=lambda share: on_progress("weights", share)
-    )
+    filling = fill_model(build_model(source), source, on_progress=lambda share: on_progress("weights", share))
+    model = filling.model
     on_progress("warmup", 0.0)
     encoder = find_encoder_facts(source.folder, config, model) if reads_with_encoder(config) else None
     max_tokens = longest_dynamic_total(config) or max_model_tokens(config)
@@ -136,7 +136,8 @@ def _fill(source: ModelSource, on_progress: OnProgress) -> FilledModel:
         rope_border=find_rope_border(config),
         decoder_prompt_ids=() if encoder is None else encoder.decoder_prompt_ids,
         max_encoder_tokens=0 if encoder is None else encoder.max_encoder_tokens,
-        num_divided_layers=num_divided_layers,
+        linears=filling.linears,
+        num_divided_layers=filling.num_divided_layers,
     )
 
 
@@ -184,6 +185,8 @@ def _make_runner(
         decoder=layout.decoder,
         facts=facts,
         parallel=source.parallel,
+        targets=find_targets(filled.model, layout.linears, dtype=source.dtype),
+        adapters=layout.adapters,
         kernels=kernels,
         device_scans=device_scans,
     )

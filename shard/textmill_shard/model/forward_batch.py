@@ -36,6 +36,9 @@ class ForwardBatch:
     max_context_len: int
     slots_R: torch.Tensor | None = None  # int64, slot of each sequence; None where only sizes matter (model/memory.py)
     is_long_rope_T: torch.Tensor | None = None  # bool; None for a model with one table (layouts/rope_tables.py)
+    adapters_R: torch.Tensor | None = (
+        None  # int32, place of each sequence's adapter, 0 = none; None: no sequence has one
+    )
     encoder_lens_R: torch.Tensor | None = None  # int64, number of first tokens that the encoder reads; None: no encoder
     on_host: "HostRows | None" = None  # None: who needs these numbers reads them from the tensors, and waits on a GPU
 
@@ -71,6 +74,7 @@ class ForwardBatch:
             max_context_len=self.max_context_len,
             slots_R=None if self.slots_R is None else self.slots_R[rows_R],
             is_long_rope_T=None if self.is_long_rope_T is None else self.is_long_rope_T[tokens],
+            adapters_R=None if self.adapters_R is None else self.adapters_R[rows_R],
             encoder_lens_R=None if self.encoder_lens_R is None else self.encoder_lens_R[rows_R],
             on_host=HostRows(
                 query_starts=(0, *accumulate(lengths)),

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from textmill_shard.distributed.parallel import TensorParallel
+from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, AdapterTargets
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, RowScan
 from textmill_shard.model.kv_pool import KvPool, LayerKvSpec, kv_bytes_per_block
 from textmill_shard.native.kernels import Kernels
@@ -50,7 +51,7 @@ class StepDecoder(Protocol):
         """Compute a step, in torch's inference mode where torch computes."""
         ...
 
-    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor: ...
+    def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor: ...
 
 
 class RowScans(Protocol):
@@ -72,12 +73,16 @@ class ModelRunner:
         decoder: StepDecoder,
         facts: ModelFacts,
         parallel: TensorParallel,
+        targets: AdapterTargets,
+        adapters: AdapterHost,
         kernels: Kernels | None = None,
         device_scans: RowScans | None = None,
     ) -> None:
         self.kernels = kernels  # native kernels, for the thread that runs the steps; None = plain torch
         self.device_scans = device_scans  # None = plain torch scans the scores
         self.facts = facts
+        self.targets = targets  # of adapters
+        self.adapters = adapters
         self.parallel = parallel
         self.dtype: torch.dtype = getattr(torch, facts.dtype)
         self.device = torch.device(facts.device)
@@ -130,6 +135,9 @@ class ModelRunner:
             tensor[target_block, :num_places] = tensor[source_block, :num_places]
 
     @torch.inference_mode()
-    def project(self, hidden_nD: torch.Tensor) -> torch.Tensor:
-        """Return float32 logits `[n, V]` of rows of `hidden_TD` by the model's own head, for prompt logprobs."""
-        return self._decoder.project(hidden_nD)
+    def project(self, hidden_nD: torch.Tensor, adapter: int = NO_ADAPTER) -> torch.Tensor:
+        """Return float32 logits `[n, V]` of rows of `hidden_TD` by the model's own head, for prompt logprobs.
+
+        `adapter` is the place of the adapter that all these rows have.
+        """
+        return self._decoder.project(hidden_nD, adapter)

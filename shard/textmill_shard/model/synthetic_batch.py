@@ -18,7 +18,7 @@ _Value = TypeVar("_Value")
 class SyntheticRow:
     """The part of one sequence that a synthetic step computes.
 
-    The last three fields are set in all rows of a batch or in none, because None leaves the tensor out of the batch.
+    The last four fields are set in all rows of a batch or in none, because None leaves the tensor out of the batch.
     """
 
     ids_n: torch.Tensor  # int64, the tokens that the step computes
@@ -28,6 +28,7 @@ class SyntheticRow:
     slot: int | None = None
     is_long_rope: bool | None = None
     num_encoder: int | None = None  # number of first tokens of the sequence that the encoder reads
+    adapter: int | None = None  # place of the sequence's adapter, 0 = none
 
 
 def synthetic_batch(
@@ -57,6 +58,7 @@ def synthetic_batch(
     slots = _given([row.slot for row in rows])
     is_long = _given([row.is_long_rope for row in rows])
     encoder_lens = _given([row.num_encoder for row in rows])
+    adapters = _given([row.adapter for row in rows])
     return ForwardBatch(
         input_ids_T=torch.cat([*(row.ids_n.to(device) for row in rows), padding.to(device)]),
         position_ids_T=torch.cat([*positions, padding]).to(device),
@@ -69,6 +71,7 @@ def synthetic_batch(
         max_context_len=max(context_lens),
         slots_R=None if slots is None else torch.tensor(slots, dtype=torch.int64, device=device),
         is_long_rope_T=None if is_long is None else _by_token(is_long, lens, num_padding).to(device),
+        adapters_R=None if adapters is None else torch.tensor(adapters, dtype=torch.int32, device=device),
         encoder_lens_R=None if encoder_lens is None else torch.tensor(encoder_lens, dtype=torch.int64, device=device),
     )
 

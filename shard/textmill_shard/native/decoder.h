@@ -33,6 +33,9 @@ typedef struct {
   int64_t *best;
   uint8_t *not_finite;
   float *log_mass, *best_score;
+  int64_t num_adapters;              // of the step's rows; 0: none has one
+  const low_rank *const *adapters;   // [num_adapters], each [num_layers * NUM_PRODUCTS + 1]: of each layer, and of the head
+  const int32_t *adapter_of_token;   // [num_tokens]; -1: none
   int64_t *part_ns;  // [num_layers, NUM_PARTS] and then NUM_PARTS_AROUND, or NULL: what each part took, waits included
 } decoder_step;
 
@@ -49,7 +52,15 @@ typedef struct {
   char *attention_scratch;
   int64_t attention_scratch_bytes, private_normed_words;
   uint32_t *private_normed;
+  int64_t z_words, num_runs, num_kept_runs;
+  uint32_t *z;
+  low_rank_run *runs, *kept_runs;  // of all tokens, and of the rows that give logits
+  int32_t *kept_adapters;
+  atomic_long *next_shrink;  // of each product
 } decoder_run;
+
+// The products of a layer that adapters can change.
+enum { PRODUCT_QKV, PRODUCT_ATTENTION_OUT, PRODUCT_GATE_UP, PRODUCT_DOWN, NUM_PRODUCTS };
 
 // The phases of a layer whose work is taken piece by piece: a thread that another program holds up takes less.
 enum { PHASE_QKV, PHASE_ATTEND, PHASE_ATTENTION_OUT, PHASE_GATE_UP, PHASE_DOWN, NUM_PHASES };

@@ -103,9 +103,32 @@ static const uint32_t *NAME(norm)(const decoder_run *r, int member, const float 
   return to;
 }
 
+// Computes z of all rows that have an adapter, and meets the others. Gives whether some adapter changes this product.
+static int NAME(shrink)(const decoder_run *r, int64_t number, int is_kept, const gemm *g, row_additions *added) {
+  const decoder_step *s = r->step;
+  const low_rank_run *runs = is_kept ? r->kept_runs : r->runs;
+  const int64_t num_runs = is_kept ? r->num_kept_runs : r->num_runs;
+  const int64_t groups = num_runs ? most_rank_groups(s->adapters, s->num_adapters, number) : 0;
+  if (!groups) return 0;
+  for (;;) {
+    const int64_t unit = atomic_fetch_add_explicit(r->next_shrink + number, 1, memory_order_relaxed);
+    if (unit >= num_runs * groups) break;
+    const low_rank_run *run = runs + unit / groups;
+    const low_rank *l = s->adapters[run->adapter] + number;
+    if (unit % groups < l->num_ranks / RANKS_AT_ONCE)
+      NAME(shrink_group)(l, unit % groups, run, g->rows, g->row_words, g->inner_words * PER_WORD, r->z, r->z_words);
+  }
+  team_barrier(r->team);
+  *added = (row_additions){.adapters = s->adapters, .product = number, .z = r->z, .z_words = r->z_words,
+                           .adapter_of_row = is_kept ? r->kept_adapters : s->adapter_of_token};
+  return 1;
+}
+
 // A piece is some panels of one block of rows. The pieces of a block follow each other, so that the threads read the same
 // rows at a time.
-static void NAME(product)(const decoder_run *r, atomic_long *next, gemm g) {
+static void NAME(product)(const decoder_run *r, atomic_long *next, int64_t number, int is_kept, gemm g) {
+  row_additions added;
+  if (r->step->num_adapters && NAME(shrink)(r, number, is_kept, &g, &added)) g.added = &added;
   const int64_t panels = num_panels(&g), blocks = num_row_blocks(&g), wanted = PIECES_PER_MEMBER * r->team->size;
   const int64_t least = panels_at_once(g.num_rows);
   int64_t width = panels * blocks / wanted;
@@ -165,7 +188,7 @@ static void NAME(decode)(void *argument, int member) {
     const int64_t part = index * NUM_PARTS;
     const uint32_t *normed = NAME(norm)(r, member, residual, layer->attention_norm, tokens);
     end_part(r, member, part + PART_ATTENTION_NORM, &last_ns);
-    NAME(product)(r, next + PHASE_QKV, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->qkv,
+    NAME(product)(r, next + PHASE_QKV, index * NUM_PRODUCTS + PRODUCT_QKV, 0, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->qkv,
                                     .inner_words = m->hidden / PER_WORD, .num_rows = tokens,
                                     .num_outputs = (m->heads + 2 * m->kv_heads) * m->head_dim, .bias = layer->qkv_bias,
                                     .out = r->qkv, .out_stride = r->qkv_stride, .end = STORE});
@@ -179,7 +202,8 @@ static void NAME(decode)(void *argument, int member) {
     NAME(attend)(r, member, index);
     team_barrier(r->team);
     end_part(r, member, part + PART_ATTEND, &last_ns);
-    if (index == m->num_layers - 1 && !s->hidden) {  // only rows that give logits go on
+    const int is_kept = index == m->num_layers - 1 && !s->hidden;
+    if (is_kept) {  // only rows that give logits go on
       tokens = s->num_rows;
       for (int64_t i = share(tokens, member, size); i < share(tokens, member + 1, size); i++) {
         memcpy(r->kept_residual + i * r->hidden_stride, residual + s->logit_rows[i] * r->hidden_stride, (size_t)r->hidden_stride * 4);
@@ -189,7 +213,7 @@ static void NAME(decode)(void *argument, int member) {
       attended = r->kept_attended;
       team_barrier(r->team);
     }
-    NAME(product)(r, next + PHASE_ATTENTION_OUT, (gemm){.rows = attended, .row_words = r->attended_words, .panels = layer->attention_out,
+    NAME(product)(r, next + PHASE_ATTENTION_OUT, index * NUM_PRODUCTS + PRODUCT_ATTENTION_OUT, is_kept, (gemm){.rows = attended, .row_words = r->attended_words, .panels = layer->attention_out,
                                     .inner_words = m->heads * m->head_dim / PER_WORD, .num_rows = tokens,
                                     .num_outputs = m->hidden, .bias = layer->attention_out_bias, .out = residual,
                                     .out_stride = r->hidden_stride, .end = ADD});
@@ -197,12 +221,12 @@ static void NAME(decode)(void *argument, int member) {
     end_part(r, member, part + PART_ATTENTION_OUT, &last_ns);
     normed = NAME(norm)(r, member, residual, layer->mlp_norm, tokens);
     end_part(r, member, part + PART_MLP_NORM, &last_ns);
-    NAME(product)(r, next + PHASE_GATE_UP, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->gate_up,
+    NAME(product)(r, next + PHASE_GATE_UP, index * NUM_PRODUCTS + PRODUCT_GATE_UP, is_kept, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->gate_up,
                                     .inner_words = m->hidden / PER_WORD, .num_rows = tokens, .num_outputs = 2 * round_up(m->mlp, 16),
                                     .bias = layer->gate_up_bias, .out = r->act, .out_stride = r->act_words * PER_WORD, .end = GATE});
     team_barrier(r->team);
     end_part(r, member, part + PART_GATE_UP, &last_ns);
-    NAME(product)(r, next + PHASE_DOWN, (gemm){.rows = r->act, .row_words = r->act_words, .panels = layer->down,
+    NAME(product)(r, next + PHASE_DOWN, index * NUM_PRODUCTS + PRODUCT_DOWN, is_kept, (gemm){.rows = r->act, .row_words = r->act_words, .panels = layer->down,
                                     .inner_words = m->mlp / PER_WORD, .num_rows = tokens, .num_outputs = m->hidden,
                                     .bias = layer->down_bias, .out = residual, .out_stride = r->hidden_stride, .end = ADD});
     team_barrier(r->team);
@@ -221,7 +245,7 @@ static void NAME(decode)(void *argument, int member) {
     team_barrier(r->team);
   }
   end_part(r, member, around + PART_LAST_NORM, &last_ns);
-  NAME(product)(r, r->next + m->num_layers * NUM_PHASES, (gemm){.rows = normed, .row_words = r->normed_words, .panels = m->head,
+  NAME(product)(r, r->next + m->num_layers * NUM_PHASES, m->num_layers * NUM_PRODUCTS, 1, (gemm){.rows = normed, .row_words = r->normed_words, .panels = m->head,
                                   .inner_words = m->hidden / PER_WORD, .num_rows = tokens, .num_outputs = m->vocabulary,
                                   .bias = m->head_bias, .out = s->logits, .out_stride = m->vocabulary, .end = STORE});
   if (s->part_ns) team_barrier(r->team);

@@ -4,6 +4,7 @@
 #undef PER_WORD
 #undef element
 #undef dot
+#undef dot_words
 #undef widen
 #undef narrow
 #if BFLOAT16
@@ -11,6 +12,7 @@
 #define PER_WORD 2
 #define element uint16_t
 #define dot dot_bf16
+#define dot_words dot_words_bf16
 #define widen widen_bf16
 #define narrow narrow_bf16
 #else
@@ -18,6 +20,7 @@
 #define PER_WORD 1
 #define element float
 #define dot dot_f32
+#define dot_words dot_words_f32
 #define widen load_f
 #define narrow store_f
 #endif

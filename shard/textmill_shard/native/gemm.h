@@ -16,6 +16,8 @@
 // out = x; x, narrowed; out += x; silu(first 16) * last 16, narrowed
 typedef enum { STORE, NARROW, ADD, GATE } gemm_end;
 
+struct row_additions;
+
 typedef struct {
   const uint32_t *rows;  // [num_rows, row_words] elements
   int64_t row_words;     // from row to row
@@ -27,6 +29,7 @@ typedef struct {
   void *out;            // float [num_rows, out_stride]; NARROW, GATE: elements; GATE: 16 per panel
   int64_t out_stride;
   gemm_end end;
+  const struct row_additions *added;  // products of adapters, see low_rank.h; NULL: none
 } gemm;
 
 // Rows are computed in blocks of about equal size.

@@ -97,7 +97,9 @@ static void NAME(sum_tile)(const gemm *g, int64_t row, int64_t panel, int64_t ti
 
 static void NAME(run_tile)(const gemm *g, int64_t row, int64_t panel, int64_t tile, int64_t width) {
   _Alignas(64) float sums[MAX_TILE * LANES];
+  if (g->added) NAME(await_tile)(g, row, panel, tile);
   NAME(sum_tile)(g, row, panel, tile, width, 0, sums);
+  if (g->added) NAME(expand_tile)(g, row, panel, tile, width, sums);
   for (int64_t i = 0; i < tile; i++)
     for (int64_t j = 0; j < width; j++) {
       const float *sum = sums + (i * width + j) * LANES;

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from textmill_shard.native.build import FLAGS, load_library
+from textmill_shard.native.low_rank import LowRankProduct, product_pointers
 
 PANEL_OUTPUTS = 32  # number of outputs that stand side by side in the packed layout
 DTYPES = (torch.bfloat16, torch.float32)
@@ -71,7 +72,10 @@ class DecoderStep(ctypes.Structure):
         *_fields(_I64, "num_tokens", "num_sequences", "num_rows", "table_stride"),
         *_fields(_PTR, "input_ids", "positions", "kv_places", "logit_rows"),
         *_fields(_PTR, "query_starts", "context_lens", "block_tables", "logits", "hidden"),
-        *_fields(_PTR, "best", "not_finite", "log_mass", "best_score", "part_ns"),
+        *_fields(_PTR, "best", "not_finite", "log_mass", "best_score"),
+        *_fields(_I64, "num_adapters"),
+        *_fields(_PTR, "adapters", "adapter_of_token"),
+        *_fields(_PTR, "part_ns"),
     )
 
 
@@ -113,6 +117,7 @@ class Kernels:
         library.textmill_rms_norm.argtypes = [_PTR, _PTR, _I64, _I64, _PTR, _F32, _I64, _PTR]
         library.textmill_attention.argtypes = [_PTR, _PTR, _I64, _I64]
         library.textmill_decode.argtypes = [_PTR, _PTR, _PTR]
+        library.textmill_low_rank.argtypes = [*(_PTR, _PTR, _I64, _I64, _PTR, _I64, _PTR, _I64, _I64, _PTR, _I64, _I64)]
         library.textmill_scan_rows.argtypes = [_PTR, _PTR, _I64, _I64, _I64, _PTR, _PTR, _PTR]
         self.features: str = library.textmill_features().decode()
         self.num_threads = num_threads
@@ -183,6 +188,39 @@ class Kernels:
             out_TO.data_ptr(),
         )
         return out_TO
+
+    def add_low_rank(
+        self,
+        out_TO: torch.Tensor,
+        x_TI: torch.Tensor,
+        products: Sequence[LowRankProduct],
+        adapter_of_row_T: torch.Tensor,
+    ) -> None:
+        """Add the products of adapters to rows that a linear layer has computed, in place.
+
+        `adapter_of_row_T` int32 has for each row an index into `products`, or -1. `out_TO` is float32 or of the dtype
+        of x, and its rows may stand apart. The matrices must be kept alive during the call.
+        """
+        assert out_TO.stride(1) == 1, out_TO.stride()
+        x_TI = x_TI.contiguous()
+        num_rows, inner = x_TI.shape
+        pointers = product_pointers(products)
+        failed = self._library.textmill_low_rank(
+            self._team,
+            x_TI.data_ptr(),
+            num_rows,
+            inner,
+            pointers,
+            len(products),
+            adapter_of_row_T.data_ptr(),
+            _is_bf16(x_TI),
+            out_TO.dtype == x_TI.dtype,
+            out_TO.data_ptr(),
+            out_TO.stride(0),
+            out_TO.shape[1],
+        )
+        if failed:
+            raise MemoryError(f"no memory for the adapters of {num_rows} rows")
 
     def rms_norm(self, x_TI: torch.Tensor, weight_I: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Return `[T, I]` in the dtype of x, rounded once. The weight is float32."""

@@ -121,6 +121,16 @@ INLINE v16f dot_bf16(v16f acc, v16u w, uint32_t x) {
   return acc + (v16f)(w & 0xffff0000u) * splat(high.value);
 #endif
 }
+// acc + w * x, word by word of both
+INLINE v16f dot_words_bf16(v16f acc, v16u w, v16u x) {
+#if defined(__AVX512BF16__)
+  return (v16f)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)x);
+#else
+  acc += (v16f)(w << 16) * (v16f)(x << 16);
+  return acc + (v16f)(w & 0xffff0000u) * (v16f)(x & 0xffff0000u);
+#endif
+}
+INLINE v16f dot_words_f32(v16f acc, v16u w, v16u x) { return acc + (v16f)w * (v16f)x; }
 INLINE v16f dot_f32(v16f acc, v16u w, uint32_t x) {
   union { uint32_t bits; float value; } scalar = {x};
   return acc + (v16f)w * splat(scalar.value);

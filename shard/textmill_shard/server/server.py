@@ -7,21 +7,25 @@ takes results out of the session. Calls of Health and Info have threads of their
 import os
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 from textmill_proto.v1 import shard_pb2 as pb
 from textmill_proto.v1 import shard_pb2_grpc
 
+from textmill_shard.engine.adapter_desk import AdapterHeld, UnknownAdapter
 from textmill_shard.engine.engine import Engine
 from textmill_shard.engine.session import EndReason, Session, StreamEnd
 from textmill_shard.engine.status import ShardStatus
+from textmill_shard.model.adapter import AdapterRefused, AdapterTooLarge
 from textmill_shard.server.calls import abort, health_report
 from textmill_shard.server.tcp import HANDSHAKE_TIMEOUT_MS, TcpPlace, open_tcp_port
 from textmill_shard.server.wire import (
+    adapter_to_wire,
     facts_to_wire,
     heartbeat_to_wire,
     hello_to_wire,
@@ -34,7 +38,10 @@ from textmill_shard.slots.plan_check import PlanRejected
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # rule 4
 HEARTBEAT_S = 1.0
-NUM_THREADS = 8  # one writes the stream, the others answer Health, Info and refused streams
+NUM_THREADS = 12  # one writes the stream, the others answer Health, Info, refused streams and calls about adapters
+MAX_ADAPTER_CALLS = 4  # loads that wait, each in a thread
+ADAPTER_TIMEOUT_S = 120.0  # of a load whose caller sets no deadline
+_Answer = TypeVar("_Answer")
 _END_CODES = {
     EndReason.LEASE: grpc.StatusCode.DEADLINE_EXCEEDED,
     EndReason.PLAN_REJECTED: grpc.StatusCode.INVALID_ARGUMENT,
@@ -53,6 +60,11 @@ class LoadedShard:
 
     facts: ShardFacts
     engine: Engine | None
+    adapter_digests: Callable[[], tuple[bytes, ...]] = tuple  # of the adapters that are loaded now
+
+    def present_facts(self) -> ShardFacts:
+        """Return the facts with the adapters that are loaded now."""
+        return replace(self.facts, adapter_digests=self.adapter_digests())
 
 
 class ShardService(shard_pb2_grpc.ShardServicer):
@@ -61,6 +73,7 @@ class ShardService(shard_pb2_grpc.ShardServicer):
     def __init__(self, status: ShardStatus) -> None:
         self._status = status
         self._loaded: LoadedShard | None = None
+        self._adapter_calls = threading.Semaphore(MAX_ADAPTER_CALLS)
 
     def set_loaded(self, loaded: LoadedShard) -> None:
         """Serve this model from now on. Called once."""
@@ -69,19 +82,44 @@ class ShardService(shard_pb2_grpc.ShardServicer):
 
     def Info(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.ShardInfo:
         """Answer with the facts of this rank; UNAVAILABLE while the model loads."""
-        return facts_to_wire(self._require_loaded(context).facts)
+        return facts_to_wire(self._require_loaded(context).present_facts())
 
     def Health(self, request: pb.HealthRequest, context: grpc.ServicerContext) -> pb.HealthReport:
         """Answer with the state of the start and the age of the last step."""
         return health_report(self._status)
 
     def LoadAdapter(self, request: pb.LoadAdapterRequest, context: grpc.ServicerContext) -> pb.AdapterInfo:
-        """Refuse every adapter, because this shard loads none."""
-        abort(context, grpc.StatusCode.UNIMPLEMENTED, "this shard loads no adapters")
+        """Let every rank read an adapter, and answer with its digest.
+
+        Ends with INVALID_ARGUMENT for a folder that is refused, with RESOURCE_EXHAUSTED for an adapter that does not
+        fit, and with UNAVAILABLE while many other calls wait.
+        """
+        engine = self._engine_of_adapters(context)
+        if not self._adapter_calls.acquire(blocking=False):
+            abort(context, grpc.StatusCode.UNAVAILABLE, "other adapters are being loaded; try again")
+        try:
+            answer = engine.load_adapter(request.folder, expected_digest=request.expected_digest)
+            return adapter_to_wire(_result_of(answer, context))
+        except AdapterTooLarge as refused:
+            abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(refused))
+        except AdapterRefused as refused:
+            abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(refused))
+        finally:
+            self._adapter_calls.release()
 
     def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: grpc.ServicerContext) -> pb.UnloadAdapterAnswer:
-        """Refuse, because this shard has loaded no adapter."""
-        abort(context, grpc.StatusCode.NOT_FOUND, f"no adapter {request.digest.hex()} is loaded")
+        """Free an adapter on every rank.
+
+        Ends with NOT_FOUND where no adapter of the digest is loaded, and with FAILED_PRECONDITION while a slot has it.
+        """
+        engine = self._engine_of_adapters(context)
+        try:
+            _result_of(engine.unload_adapter(request.digest), context)
+        except UnknownAdapter as error:
+            abort(context, grpc.StatusCode.NOT_FOUND, str(error))
+        except AdapterHeld as error:
+            abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return pb.UnloadAdapterAnswer()
 
     def Run(self, request_iterator: Iterator[pb.ToShard], context: grpc.ServicerContext) -> Iterator[pb.FromShard]:
         """Serve a stream to its end.
@@ -106,7 +144,7 @@ class ShardService(shard_pb2_grpc.ShardServicer):
             target=_read, args=(request_iterator, engine, session), name=f"reader-{session.epoch}", daemon=True
         )
         reader.start()
-        yield hello_to_wire(session.epoch, loaded.facts)
+        yield hello_to_wire(session.epoch, loaded.present_facts())
         yield from self._write(session, context)
 
     def TaskInfo(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.TaskFacts:
@@ -137,6 +175,12 @@ class ShardService(shard_pb2_grpc.ShardServicer):
                 next_beat_s = time.monotonic() + HEARTBEAT_S
                 yield heartbeat_to_wire(epoch, self._status.heartbeat())
 
+    def _engine_of_adapters(self, context: grpc.ServicerContext) -> Engine:
+        loaded = self._require_loaded(context)
+        if loaded.engine is None:
+            abort(context, grpc.StatusCode.FAILED_PRECONDITION, f"rank {loaded.facts.rank} loads nothing, rank 0 does")
+        return loaded.engine
+
     def _require_loaded(self, context: grpc.ServicerContext) -> LoadedShard:
         if self._loaded is None:
             abort(context, grpc.StatusCode.UNAVAILABLE, f"loading: {self._status.snapshot.phase}")
@@ -165,6 +209,16 @@ def _read(messages: Iterator[pb.ToShard], engine: Engine, session: Session) -> N
     except grpc.RpcError:
         pass  # the stream broke off, which also ends the session below and in the callback of the stream
     engine.close_session(session, EndReason.ROUTER_LEFT, "the router closed its side of the stream")
+
+
+def _result_of(answer: Future[_Answer], context: grpc.ServicerContext) -> _Answer:
+    """Wait for the step loop as long as the caller waits. Ends the call where the wait or the step loop ends."""
+    try:
+        return answer.result(min(context.time_remaining() or ADAPTER_TIMEOUT_S, ADAPTER_TIMEOUT_S))
+    except TimeoutError:
+        abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the adapter is still being read")
+    except CancelledError:
+        abort(context, grpc.StatusCode.UNAVAILABLE, "the shard is stopping")
 
 
 def start_server(service: shard_pb2_grpc.ShardServicer, socket_path: Path, tcp: TcpPlace | None = None) -> grpc.Server:

@@ -9,6 +9,7 @@ import numpy as np
 from textmill_proto import PROTOCOL_VERSION
 from textmill_proto.v1 import shard_pb2 as pb
 
+from textmill_shard.engine.adapter_desk import LoadedAdapter
 from textmill_shard.slots.plan import (
     NO_IDS,
     Admit,
@@ -190,6 +191,17 @@ def facts_to_wire(facts: ShardFacts) -> pb.ShardInfo:
         adapter_bytes=facts.adapter_bytes,
         max_adapter_rank=facts.max_adapter_rank,
         adapter_digests=facts.adapter_digests,
+    )
+
+
+def adapter_to_wire(adapter: LoadedAdapter) -> pb.AdapterInfo:
+    """Return the answer to a load."""
+    return pb.AdapterInfo(
+        digest=adapter.digest,
+        max_rank=adapter.max_rank,
+        num_bytes=max(adapter.bytes_by_rank),
+        num_modules=adapter.num_modules,
+        target_names=adapter.target_names,
     )
 
 

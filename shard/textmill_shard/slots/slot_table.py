@@ -53,6 +53,8 @@ class SlotTable:
         self.ignores_eos = np.zeros(num_slots, dtype=bool)
         self.has_stop_ids = np.zeros(num_slots, dtype=bool)
         self.is_long_rope = np.zeros(num_slots, dtype=bool)
+        self.adapters = np.zeros(num_slots, dtype=np.int32)  # place of the request's adapter, 0 = none
+        self.num_adapted = 0  # occupied slots with an adapter
         self.was_starved = np.zeros(num_slots, dtype=bool)  # reported since the last grant (rule 13)
         self.block_tables_SB = np.full((num_slots, _FIRST_TABLE_BLOCKS), self._scratch_block, dtype=np.int32)
         self.num_holders = np.zeros(self.num_blocks, dtype=np.int32)  # tables that name a block
@@ -63,8 +65,11 @@ class SlotTable:
         self._num_admitted = 0
         self.num_occupied = 0
 
-    def admit(self, admit: Admit) -> None:
-        """Put a request into a free slot. `plan_check.py` has checked the message."""
+    def admit(self, admit: Admit, *, adapter: int = 0) -> None:
+        """Put a request into a free slot. `plan_check.py` has checked the message.
+
+        `adapter` is the place of the adapter that the message names, 0 where the message names none.
+        """
         slot = admit.slot
         assert not self.is_occupied[slot], slot
         num_prompt = len(admit.prompt_ids)
@@ -97,6 +102,8 @@ class SlotTable:
         self.ignores_eos[slot] = admit.ignore_eos and not has_grammar
         self.has_stop_ids[slot] = bool(admit.stop_ids)
         self.is_long_rope[slot] = admit.is_long_rope
+        self.adapters[slot] = adapter
+        self.num_adapted += adapter > 0
         self.was_starved[slot] = False
         self.grant(slot, admit.block_ids)
 
@@ -120,11 +127,12 @@ class SlotTable:
         """Free a slot."""
         assert self.is_occupied[slot], slot
         self.num_occupied -= 1
+        self.num_adapted -= int(self.adapters[slot] > 0)
         blocks = self.blocks_of(slot)
         self.num_holders[blocks] -= 1
         self.writers[blocks[self.writers[blocks] == slot]] = NOBODY
         self.block_tables_SB[slot, : len(blocks)] = self._scratch_block
-        for row in (self.num_tokens, self.num_computed, self.num_places, self.last_tokens):
+        for row in (self.num_tokens, self.num_computed, self.num_places, self.last_tokens, self.adapters):
             row[slot] = 0
         self.request_ids[slot] = 0
         for mark in (self.is_occupied, self.is_prefilling, self.is_held, self.was_starved):

@@ -194,8 +194,7 @@ def _load_kernels(options: TaskOptions, source: ModelSource) -> Kernels | None:
 
 def _fill(source: ModelSource, on_progress: OnProgress) -> Any:
     on_progress("weights", 0.0)
-    model, _ = fill_model(build_model(source), source, on_progress=lambda share: on_progress("weights", share))
-    return model
+    return fill_model(build_model(source), source, on_progress=lambda share: on_progress("weights", share)).model
 
 
 def _arrange(

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from textmill_proto.v1 import shard_pb2 as pb
+from textmill_shard.engine.adapter_reader import AdapterReader, SoloGroup
 from textmill_shard.engine.follower import Follower
-from textmill_shard.engine.rank_channel import RankEntry, pack_entry, unpack_entry
+from textmill_shard.engine.rank_channel import AdapterOrder, OrderKind, RankEntry, pack_entry, unpack_entry
 from textmill_shard.engine.session import EndReason, StreamEnd
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
@@ -20,6 +21,7 @@ from textmill_shard.server.wire import plan_from_bytes, plan_from_wire
 from textmill_shard.slots.plan import IdArray
 
 from tests.fakes.byte_tokenizer import END_ID, write_byte_tokenizer
+from tests.fakes.formula_adapters import PairGroup, digest_of, read_shift
 from tests.fakes.step_harness import FACTS, WAIT_S, PrefixRunner, Shard, greedy
 
 
@@ -61,6 +63,12 @@ class QueueChannel:
 def test_an_entry_survives_the_way(
     ended: list[int], released: list[int], plans: tuple[bytes, ...], is_new_epoch: bool, is_stop: bool
 ) -> None:
+    orders = (
+        AdapterOrder(OrderKind.READ, folder="/a/\udcff b"),
+        AdapterOrder(OrderKind.PUT),
+        AdapterOrder(OrderKind.DISCARD),
+        AdapterOrder(OrderKind.REMOVE, digest=bytes(range(16))),
+    )[: len(plans) * 2]
     sent = RankEntry(
         step=2**40,
         is_new_epoch=is_new_epoch,
@@ -68,12 +76,14 @@ def test_an_entry_survives_the_way(
         ended_slots=np.array(ended, dtype=np.int64),
         plans=plans,
         released_slots=np.array(released, dtype=np.int64),
+        adapter_orders=orders,
     )
     header, payload = pack_entry(sent)
     assert header[-1] == len(payload)
     found = unpack_entry(header, payload)
     assert (found.step, found.is_new_epoch, found.is_stop) == (2**40, is_new_epoch, is_stop)
     assert (found.ended_slots.tolist(), found.released_slots.tolist(), found.plans) == (ended, released, plans)
+    assert found.adapter_orders == orders
 
 
 def admit(slot: int, prompt: list[int], *, request_id: int, max_new: int, num_blocks: int = 6) -> pb.Admit:
@@ -97,7 +107,11 @@ def test_rule_24_a_follower_composes_the_steps_of_rank_0() -> None:
     runner = PrefixRunner()
     status = ShardStatus()
     follower = Follower(
-        executor=StepExecutor(runner=runner, facts=FACTS), channel=channel, status=status, read_plan=plan_from_bytes
+        executor=StepExecutor(runner=runner, facts=FACTS),
+        channel=channel,
+        status=status,
+        read_plan=plan_from_bytes,
+        reader=AdapterReader(read_shift, SoloGroup()),
     )
     errors: list[Exception] = []
 
@@ -200,6 +214,7 @@ def test_rule_24_a_follower_holds_and_releases_the_slots_of_rank_0(tmp_path: Pat
         channel=channel,
         status=ShardStatus(),
         read_plan=plan_from_bytes,
+        reader=AdapterReader(read_shift, SoloGroup()),
     )
     thread = threading.Thread(target=follower.run, name="follower")
     with Shard(channel=channel, facts=facts, matchers=matchers, runner=leader_runner) as shard:
@@ -230,3 +245,37 @@ def test_rule_24_a_follower_holds_and_releases_the_slots_of_rank_0(tmp_path: Pat
     for mine, theirs in zip(leader_runner.batches, runner.batches, strict=True):
         assert mine.input_ids_T.tolist() == theirs.input_ids_T.tolist()
         assert mine.kv_places_T.tolist() == theirs.kv_places_T.tolist()
+
+
+def test_rule_24_a_follower_loads_and_unloads_the_adapters_of_rank_0() -> None:
+    channel, group = QueueChannel(), PairGroup()
+    runner = PrefixRunner()
+    facts = replace(FACTS, adapter_bytes=100)
+    follower = Follower(
+        executor=StepExecutor(runner=runner, facts=facts),
+        channel=channel,
+        status=ShardStatus(),
+        read_plan=plan_from_bytes,
+        reader=AdapterReader(read_shift, group.of_rank(1)),
+    )
+    thread = threading.Thread(target=follower.run, name="follower")
+    reader = AdapterReader(read_shift, group.of_rank(0))
+    with Shard(channel=channel, facts=facts, reader=reader) as shard:
+        thread.start()
+        for name in ("shift-2", "shift-3", "bad", "shift-3", "shift-20"):
+            answer = shard.engine.load_adapter(f"/adapters/{name}", expected_digest=b"")
+            assert (answer.exception(WAIT_S) is None) == (name in ("shift-2", "shift-3"))
+        shard.engine.unload_adapter(digest_of(2)).result(WAIT_S)
+        message = admit(0, [1, 2], request_id=1, max_new=4)
+        message.adapter_digest = digest_of(3)
+        plan = pb.Plan(number=1, admits=[message, admit(1, [5], request_id=2, max_new=4)])
+        shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())
+        tokens = shard.run_to_end(0, 1)
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    assert tokens[0] == greedy([1, 2], 4, shift=3)
+    assert tokens[1] == greedy([5], 4)
+    assert runner.adapters.shifts == shard.runner.adapters.shifts == {0: 0, 2: 3}
+    assert [batch.adapters_R.tolist() for batch in runner.batches if batch.adapters_R is not None] == [
+        batch.adapters_R.tolist() for batch in shard.runner.batches if batch.adapters_R is not None
+    ]

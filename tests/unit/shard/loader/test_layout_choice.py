@@ -50,8 +50,8 @@ class World:
             self.tried.append(number)
             if number in self.not_built:
                 raise UnsupportedModelError(f"{number} is not built")
-            decoder = cast(Any, None)
-            return Layout(str(number), decoder, (), (), 0, is_native=number == NATIVE)
+            nothing = cast(Any, None)
+            return Layout(str(number), nothing, (), (), 0, adapters=nothing, linears={}, is_native=number == NATIVE)
 
         return build
 

@@ -214,7 +214,7 @@ def _load(
         # The gated MLP of a GPU has no layers of its own for gate and up, to which an adapter could add.
         disabled_swaps=(
             *settings.disable_swaps,
-            *(("gate_up",) if settings.lora_memory_bytes and device != "cpu" else ()),
+            *(("gate_up",) if settings.lora_memory_bytes != 0 and device != "cpu" else ()),
         ),
         trust_remote_code=settings.trust_remote_code,
         allow_pickle=settings.allow_pickle,

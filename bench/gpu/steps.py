@@ -7,6 +7,7 @@ import torch
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.layouts.interface_layout import arrange_swapped
 from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions
+from textmill_shard.model.adapter import AdapterTargets
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.runner import ModelFacts, ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
@@ -87,6 +88,8 @@ def make_runner(setting: Setting, sizes: Sizes) -> ModelRunner:
         decoder=layout.decoder,
         facts=_facts(setting, sizes, layout),
         parallel=TensorParallel(),
+        targets=AdapterTargets(linears=layout.linears, module_names=frozenset()),
+        adapters=layout.adapters,
         device_scans=setting.kernels,
     )
     check_against_probe(runner, texts=texts, expected_V_by_text=layout.logits_V_by_text)

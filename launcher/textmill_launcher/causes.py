@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from textmill_launcher.child_name import ChildName
-from textmill_launcher.exit_codes import DISK_ADVICE, MEMORY_ADVICE, launcher_code, meaning_of, signal_name
+from textmill_launcher.exit_codes import DISK_ADVICE, MEMORY_ADVICE, ExitCode, launcher_code, meaning_of, signal_name
 
 HANG_ADVICE = (
     "py-spy dump --pid of a hung rank shows where it waits; on GPUs NCCL_DEBUG=INFO names the link that broke; a step "
@@ -32,6 +32,12 @@ class Ending:
     phase: str  # of the service at that time: "starting" or "serving"
     last_lines: tuple[str, ...]
     hang: str = ""  # why the launcher took the child for hung and killed it; empty for a child that ended by itself
+    at_s: float = 0.0  # when, on the monotonic clock of this machine
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the child ended by its own choice, so that it would do so again."""
+        return self.code >= 0
 
     @property
     def launcher_exit_code(self) -> int:
@@ -58,6 +64,44 @@ class Ending:
         if self.hang:
             return "hung"
         return "killed" if self.code < 0 else "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLoss:
+    """The loss of another node, or its wish to end the start."""
+
+    node: int
+    how: str  # in words that follow the name of the node
+    phase: str
+    at_s: float  # when, on the monotonic clock of this machine
+
+    @property
+    def gave_up(self) -> bool:
+        """False, because a node may come back."""
+        return False
+
+    @property
+    def launcher_exit_code(self) -> int:
+        """The launcher's exit code."""
+        return ExitCode.NODE_LOST.value
+
+    def describe(self) -> str:
+        """Return the node, the cause and the advice in one line."""
+        return f"{self.summary}; what to try: {meaning_of(ExitCode.NODE_LOST).advice}"
+
+    @property
+    def summary(self) -> str:
+        """The node and the cause, in one line."""
+        return f"node {self.node} {self.how} while {self.phase}"
+
+    @property
+    def reason(self) -> str:
+        """The kind of loss, in one word for metrics."""
+        return "node"
+
+
+Loss = Ending | NodeLoss
+"""Why a start of the shards has ended."""
 
 
 def describe_code(code: int) -> str:

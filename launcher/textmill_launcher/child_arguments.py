@@ -1,7 +1,7 @@
 """Command lines and environments of the children. Each option says in `Settings` which child reads its value."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,9 @@ SECRET_VARIABLES = ("API_KEY", *TOKEN_VARIABLES)
 _PLACE_VARIABLES = ("SHARD_UDS_PATH", "SHARD_ADDRESS", "SHARD_TLS_CERT", "SHARD_TLS_KEY", "SHARD_TLS_CA")
 
 _PLAIN_OUTPUT = {"PYTHONUNBUFFERED": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+# Options of shards that say something of one machine, so that the nodes of one model may differ in them.
+OF_ONE_MACHINE = frozenset({"memory_fraction", "kv_cache_bytes", "num_threads", "native_cache_dir", "json_output"})
 
 CONVERSION_DTYPE = "bfloat16"
 DECODE_ROOM_TOKENS = 256  # in a step beside the prefill budget, because each slot that decodes takes one token
@@ -50,6 +53,8 @@ class ShardPlace:
     master_addr: str
     master_port: int | None  # None with one shard, which meets no other
     replica: int = 0
+    local_rank: int = 0  # among the shards of this machine
+    local_world_size: int = 1
 
 
 def shard_command(settings: Settings, model: ModelFolder, place: ShardPlace) -> list[str]:
@@ -65,6 +70,7 @@ def shard_command(settings: Settings, model: ModelFolder, place: ShardPlace) -> 
         *(["--task", model.task] if model.task in ROW_TASKS else []),
         *("--uds-path", str(place.socket)),
         *("--rank", str(place.rank), "--world-size", str(place.world_size)),
+        *("--local-rank", str(place.local_rank), "--local-world-size", str(place.local_world_size)),
         *("--replica", str(place.replica), "--num-replicas", str(settings.num_replicas)),
         *meeting,
         *(_tcp_flags(settings, [place.replica]) if place.rank == 0 else []),
@@ -156,14 +162,15 @@ def download_environment(environ: Mapping[str, str], settings: Settings) -> dict
     return {**_without_secrets(environ), **_PLAIN_OUTPUT, **token}
 
 
-def child_environment(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
+def child_environment(environ: Mapping[str, str], settings: Settings, interface: str | None = None) -> dict[str, str]:
     """Return a child's environment, without secrets.
 
-    The child writes output at once and never asks the hub. Shards that meet on the loopback talk on the loopback only.
+    The child writes output at once and never asks the hub. Shards that meet on the loopback talk on the loopback only,
+    and shards of several machines on the `interface`.
     """
     kept = {name: value for name, value in _without_secrets(environ).items() if name not in _PLACE_VARIABLES}
     return {
-        **_loopback_variables(settings.master_addr),
+        **(_loopback_variables(settings.master_addr) if interface is None else _interface_variables(interface)),
         **kept,
         **_PLAIN_OUTPUT,
         "HF_HUB_OFFLINE": "1",
@@ -179,6 +186,10 @@ def _loopback_variables(master_addr: str) -> dict[str, str]:
     name = loopback_interface()
     if name is None or not is_loopback(master_addr):
         return {}
+    return _interface_variables(name)
+
+
+def _interface_variables(name: str) -> dict[str, str]:
     return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
 
 
@@ -190,6 +201,16 @@ def router_environment(environ: Mapping[str, str], settings: Settings) -> dict[s
 
 def _without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in SECRET_VARIABLES}
+
+
+def flags_of_all_nodes(settings: Settings) -> dict[str, str]:
+    """Return the flags and values of the shards in which the nodes of one model must not differ."""
+    words = [*_step_tokens(settings), *_forwarded(settings, Child.SHARD, leave_out=OF_ONE_MACHINE)]
+    flags: dict[str, str] = {}
+    for word, following in zip(words, [*words, "--"][1:], strict=True):
+        if word.startswith("--"):
+            flags[word] = "given" if following.startswith("--") else following
+    return flags
 
 
 def _step_tokens(settings: Settings) -> list[str]:
@@ -214,11 +235,11 @@ def _model_flags(model: ModelFolder) -> list[str]:
     return ["--model-dir", str(model.path), "--model-id", model.model_id, *sha]
 
 
-def _forwarded(settings: Settings, child: Child) -> Iterator[str]:
+def _forwarded(settings: Settings, child: Child, leave_out: Collection[str] = ()) -> Iterator[str]:
     """Yield flags and values for a child. Unset options are left out, because their defaults belong to the child."""
     for option in OPTIONS:
         flag, value = option.flag_for(child), getattr(settings, option.name)
-        if flag is None or value is None:
+        if flag is None or value is None or option.name in leave_out:
             continue
         if option.is_switch:
             yield from [flag] if value else []

@@ -19,8 +19,13 @@ def count_visible(visible_devices: str | None, count_all: Callable[[], int]) -> 
     return max(1, len([part for part in visible_devices.split(",") if part.strip()]))
 
 
+def num_ranks(settings: Settings, count_all: Callable[[], int]) -> int:
+    """Return the number of shards of each replica on all nodes. Raises as `num_shards` does."""
+    return settings.num_nodes * num_shards(settings, count_all)
+
+
 def num_shards(settings: Settings, count_all: Callable[[], int]) -> int:
-    """Return the number of shards of each replica, between which visible devices are divided.
+    """Return the number of shards of each replica on this machine, between which visible devices are divided.
 
     Raises `ConflictingSettings` when `--sharded true` finds fewer than two devices.
     """

@@ -39,6 +39,20 @@ class UnsupportedTask(LaunchError):
     exit_code = ExitCode.UNSUPPORTED_MODEL
 
 
+class NodeMissing(LaunchError):
+    """Another node of the model did not come, does not fit, or cannot be reached."""
+
+    exit_code: int = ExitCode.NODE_LOST
+
+
+class NodeFailed(LaunchError):
+    """Another node has ended with an error. `exit_code` is that of the other node."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class ChildDied(LaunchError):
     """A child has ended that should have gone on. `exit_code` follows from the child's own code."""
 

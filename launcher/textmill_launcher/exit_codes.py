@@ -31,6 +31,7 @@ class ExitCode(IntEnum):
     UNSUPPORTED_MODEL = 16
     OUT_OF_MEMORY = 17
     CHILD_DIED = 18
+    NODE_LOST = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,10 @@ MEANINGS = {
     ExitCode.OUT_OF_MEMORY: Meaning("memory ran out", MEMORY_ADVICE),
     ExitCode.CHILD_DIED: Meaning(
         "a process of the server ended unexpectedly", "its last lines name the reason; --log-level debug shows more"
+    ),
+    ExitCode.NODE_LOST: Meaning(
+        "one of several nodes did not come, does not fit or was lost",
+        "look at that node's log; all nodes need one version, one checkpoint, --master-addr and --master-port",
     ),
 }
 _BY_SIGNAL = {

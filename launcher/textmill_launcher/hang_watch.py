@@ -6,7 +6,7 @@ Exits are not the business of this file (`child_watch.py`).
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,12 +94,12 @@ class HangJudge:
 
 
 async def wait_for_hang(
-    child: ChildProcess, socket: Path, is_ready: asyncio.Event, followers: Sequence[ChildProcess] | None = None
+    child: ChildProcess, socket: Path, is_ready: asyncio.Event, are_others_busy: Callable[[], bool] | None = None
 ) -> str:
     """Return why the child hangs, once it does. From `is_ready` on the shard is asked for its health.
 
-    Rank 0 has `followers`, perhaps none, and is judged by its steps: a rank that hangs makes rank 0 wait, and a rank
-    that computes makes all of them busy. A follower is not judged by its steps, because a follower may wait for rank 0
+    Rank 0 comes with `are_others_busy` and is judged by its steps: a rank that hangs makes rank 0 wait, and a rank that
+    computes makes all of them busy. A follower is not judged by its steps, because a follower may wait for rank 0
     as long as rank 0 may take.
     """
     judge = HangJudge(time.monotonic())
@@ -114,10 +114,10 @@ async def wait_for_hang(
             is_busy = False
             if report is None:
                 is_busy = must_answer and is_process_busy(child.pid)
-            elif followers is None:
+            elif are_others_busy is None:
                 report.overdue_ms = 0
             elif report.overdue_ms > 0:
-                is_busy = any(is_process_busy(rank.pid) for rank in (child, *followers))
+                is_busy = is_process_busy(child.pid) or are_others_busy()
             sign = Sign(is_stopped, is_busy, report)
             reason = judge.judge(sign, time.monotonic(), must_answer=must_answer)
             if reason is not None:

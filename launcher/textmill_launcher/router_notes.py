@@ -6,14 +6,14 @@ group starts again.
 
 import json
 
-from textmill_launcher.causes import Ending
+from textmill_launcher.causes import Loss
 
 
-def shards_lost(replica: int, loss: Ending) -> str:
+def shards_lost(replica: int, loss: Loss) -> str:
     """Return the note of a group that is lost and starts again."""
     return json.dumps({"note": "shards_lost", "replica": replica, "reason": loss.reason, "cause": loss.summary})
 
 
-def shards_given_up(replica: int, loss: Ending) -> str:
+def shards_given_up(replica: int, loss: Loss) -> str:
     """Return the note of a group that does not start again."""
     return json.dumps({"note": "shards_given_up", "replica": replica, "cause": loss.summary})

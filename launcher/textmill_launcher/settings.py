@@ -50,6 +50,7 @@ from textmill_launcher.tgi_options import TGI_OPTIONS
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")
 LAST_PORT = 65_535
+NODE_PORT = 29500  # where launchers meet without --master-port; torch's own default for ranks of several machines
 MAX_SOCKET_PATH_BYTES = 104  # the kernel's 108 less the terminating zero and a rank of up to two digits and its dash
 
 # The first field of each section of `--help`. A new field belongs to the section in which it stands.
@@ -288,8 +289,29 @@ class Settings:
     max_restarts: int = option(integer(0), "restarts of the shards, and of the router, in --restart-window", 3)
     restart_window: float = option(seconds, "seconds after which a restart no longer counts", 600.0)
     shard_uds_path: str | None = option(text, "prefix of the shards' sockets; without it a private folder")
-    master_addr: str = option(text, "address where several shards meet", "127.0.0.1")
-    master_port: int | None = option(integer(1, 65535), "port where several shards meet; without it a free one")
+    num_nodes: int = option(
+        integer(1, 64),
+        "machines that share one model, each with a launcher and --num-shard shards",
+        1,
+        platform_variables=("LWS_GROUP_SIZE",),
+    )
+    node_rank: int = option(
+        integer(0, 63),
+        "number of this machine among --num-nodes; node 0 runs the router",
+        0,
+        platform_variables=("LWS_WORKER_INDEX",),
+    )
+    node_timeout: float = option(positive_seconds, "seconds that a node waits for one that is not there", 600.0)
+    master_addr: str = option(
+        text,
+        "address where several shards meet; with several nodes one of node 0 that all reach",
+        "127.0.0.1",
+        platform_variables=("LWS_LEADER_ADDRESS",),
+    )
+    master_port: int | None = option(
+        integer(1, 65535),
+        f"port where several shards meet, without it a free one; with several nodes {NODE_PORT}, where launchers meet",
+    )
     # Security
     api_key: tuple[str, ...] = option(
         lines,
@@ -414,6 +436,7 @@ def read_start(parser: FlagParser, argv: Sequence[str], environ: Mapping[str, st
         notes=reading.notes,
     )
     _check_together(settings)
+    _check_nodes(settings, has_address="master_addr" in reading.sources)
     return Start(settings, reading.sources, flags)
 
 
@@ -455,6 +478,32 @@ def _cache_folder(environ: Mapping[str, str]) -> Path:
             "HOME is not set and this user has no entry in the password file, so there is no folder for converted "
             "models: set HOME or XDG_CACHE_HOME, or give --conversion-cache and --native-cache-dir"
         ) from None
+
+
+def _check_nodes(settings: Settings, *, has_address: bool) -> None:
+    """Raise `ConflictingSettings` for a node that cannot be one of several."""
+    if settings.node_rank >= settings.num_nodes:
+        raise ConflictingSettings(
+            f"--node-rank is {settings.node_rank} and --num-nodes is {settings.num_nodes}: nodes count from 0, so the "
+            "rank must be smaller"
+        )
+    if settings.num_nodes == 1:
+        return
+    if not has_address:
+        raise ConflictingSettings(
+            f"--num-nodes is {settings.num_nodes}, and --master-addr is missing: give an address of node 0 that all "
+            "nodes reach"
+        )
+    if settings.num_replicas > 1:
+        raise ConflictingSettings(
+            f"--num-nodes is {settings.num_nodes} and --num-replicas is {settings.num_replicas}: several nodes serve "
+            "one copy of the model; start a group of nodes for each copy and a router in front (docs/deploy.md)"
+        )
+    if settings.lora_adapters or settings.lora_runtime_updates or settings.shard_address is not None:
+        raise ConflictingSettings(
+            f"--num-nodes is {settings.num_nodes}: adapters (--lora-adapters, --lora-runtime-updates) and a router on "
+            "another machine (--shard-address) go with one node only"
+        )
 
 
 def _check_together(settings: Settings) -> None:

@@ -7,10 +7,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from textmill_launcher.adapters import find_adapters
 from textmill_launcher.causes import advice, describe_code
@@ -28,13 +28,20 @@ from textmill_launcher.child_process import ChildProcess
 from textmill_launcher.devices import count_driver_devices, num_shards
 from textmill_launcher.errors import ConflictingSettings, LaunchError, ModelFilesError
 from textmill_launcher.exit_codes import launcher_code, meaning_of
+from textmill_launcher.hang_watch import is_process_busy
 from textmill_launcher.logs import ChildOutput
 from textmill_launcher.model_files import find_model
+from textmill_launcher.nodes.facts import facts_of
+from textmill_launcher.nodes.fingerprint import digests_of
+from textmill_launcher.nodes.follower import NodeFollower
+from textmill_launcher.nodes.interfaces import interface_of
+from textmill_launcher.nodes.leader import NodeLeader
+from textmill_launcher.nodes.meeting import Meeting, MeetingPoint, OneNode, StoppedByNode0
 from textmill_launcher.plan.comparison import PlanComparison
 from textmill_launcher.readiness import local_url
 from textmill_launcher.restart_budget import RestartBudget
 from textmill_launcher.router_keeper import RouterKeeper
-from textmill_launcher.settings import Settings
+from textmill_launcher.settings import NODE_PORT, Settings
 from textmill_launcher.shard_group import ShardGroup
 from textmill_launcher.shard_groups import ShardGroups
 from textmill_launcher.sockets import SocketPlaces, socket_places
@@ -45,6 +52,8 @@ REPORTING_ROLES = ("shard", "router")  # whose processes write what they do when
 SHARD_UMASK = 0o077  # keeps other users from a shard's socket since the socket exists
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class Stopped(Exception):
@@ -61,6 +70,8 @@ class Supervisor:
         self._stop_wanted = asyncio.Event()
         self._stop_at_once = asyncio.Event()
         self._children: list[ChildProcess] = []  # shards and routers, of which some may have ended
+        self._interface: str | None = None  # where the ranks of several nodes meet; None on one node
+        self._began_s = time.monotonic()
 
     async def run(self) -> None:
         """Serve until a signal comes. Raises `LaunchError` when the service cannot start or go on.
@@ -71,8 +82,8 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal, number)
         loop.add_signal_handler(signal.SIGUSR1, self._report)
-        with contextlib.suppress(Stopped):
-            await self._serve()
+        with contextlib.suppress(Stopped, StoppedByNode0):
+            await (self._serve() if self._settings.num_nodes == 1 else self._serve_on_nodes())
         log.info("stopped")
 
     def _on_signal(self, number: signal.Signals) -> None:
@@ -92,44 +103,147 @@ class Supervisor:
         faulthandler.dump_traceback(all_threads=True)
 
     async def _serve(self) -> None:
+        """Serve on this machine alone."""
+        settings = self._settings
+        num_local = num_shards(settings, count_driver_devices)
+        model, choice = await self._find_model()
+        num_local = self._check_world_size(num_local, choice)
+
+        def meeting_of(replica: int) -> Meeting:
+            port = None if settings.master_port is None else settings.master_port + replica
+            return OneNode(world_size=num_local, master_addr=settings.master_addr, master_port=port)
+
+        meetings = [meeting_of(replica) for replica in range(settings.num_replicas)]
+        await self._serve_model(model, choice, num_local, meetings)
+
+    async def _serve_on_nodes(self) -> None:
+        """Serve on several machines, of which this is one."""
+        settings = self._settings
+        num_local = num_shards(settings, count_driver_devices)
+        node = self._make_node(num_local)
+        try:
+            await self._unless_stopped(node.open())
+            failure = asyncio.create_task(node.wait_for_failure())
+            model, choice = await self._unless_stopped(self._find_model(), failure)
+            if not choice.writes_text:
+                raise ConflictingSettings(
+                    f"--num-nodes is {settings.num_nodes}, and this model's task is {choice.task}: several nodes "
+                    "divide models that write text; start one server for each machine instead"
+                )
+            node.offer(
+                await asyncio.to_thread(  # reads files, while signs of life must go out
+                    digests_of,
+                    model.path,
+                    with_code=settings.trust_remote_code,
+                    with_pickles=settings.allow_pickle,
+                )
+            )
+            self._interface = interface_of(node.address)
+            if isinstance(node, NodeLeader):
+                await self._serve_model(model, choice, num_local, [node])
+            else:
+                await self._follow(model, num_local, node)
+        except LaunchError as error:
+            await node.close(error)
+            raise
+        finally:
+            await node.close(None)
+
+    async def _find_model(self) -> tuple[ModelFolder, TaskChoice]:
+        """Return the model's folder, and its task."""
         began_s = time.monotonic()
-        world_size = num_shards(self._settings, count_driver_devices)
         model = await find_model(self._settings, self._environ, self._run_helper)
         log.info("model files: %s (%.1f s)", model.path, time.monotonic() - began_s)
         choice = choose_task(model.path, self._settings.task)
         log.info("task: %s (by %s)", choice.task, choice.source)
-        model = replace(model, task=choice.task)
-        world_size = self._check_world_size(world_size, choice)
+        return replace(model, task=choice.task), choice
+
+    def _make_node(self, num_local: int) -> NodeLeader | NodeFollower:
+        settings = self._settings
+        facts = facts_of(settings, num_local)
+        master = MeetingPoint(settings.master_addr, settings.master_port or NODE_PORT)
+        if settings.node_rank == 0:
+            return NodeLeader(facts=facts, master=master, node_timeout_s=settings.node_timeout)
+        return NodeFollower(
+            node=settings.node_rank,
+            facts=facts,
+            master=master,
+            node_timeout_s=settings.node_timeout,
+            is_busy=self._is_a_shard_busy,
+        )
+
+    def _is_a_shard_busy(self) -> bool:
+        shards = [child for child in self._children if child.name.role == "shard" and child.is_running]
+        return any(is_process_busy(shard.pid) for shard in shards)
+
+    async def _serve_model(
+        self, model: ModelFolder, choice: TaskChoice, num_local: int, meetings: Sequence[Meeting]
+    ) -> None:
+        """Run the router, and the shards of this machine for each of the replicas."""
+        num_replicas = len(meetings)
+        world_size = num_local * self._settings.num_nodes
         adapters = await self._find_adapters(model, choice)
         if choice.writes_text:
             self._output.read_by(PlanComparison(self._settings, model, world_size).on_line)
-        num_replicas = self._settings.num_replicas
-        with socket_places(self._settings.shard_uds_path, world_size * num_replicas) as all_sockets:
-            sockets = [all_sockets.of_replica(replica, world_size) for replica in range(num_replicas)]
+        with socket_places(self._settings.shard_uds_path, num_local * num_replicas) as all_sockets:
+            sockets = [all_sockets.of_replica(replica, num_local) for replica in range(num_replicas)]
             has_tls = self._settings.tls_cert is not None
             url = local_url(self._settings.hostname, self._settings.port, has_tls=has_tls)
             router = self._make_router(model, [places.of(0) for places in sockets], url, adapters)
             groups = ShardGroups(
                 [
-                    self._make_group(model, replica, sockets[replica], world_size, router)
-                    for replica in range(num_replicas)
+                    self._make_group(model, replica, sockets[replica], num_local, meeting, router.tell)
+                    for replica, meeting in enumerate(meetings)
                 ]
             )
-            async with self._running(groups, router) as guards:
+            async with self._running(groups, router, meetings) as guards:
                 await self._watch(guards, asyncio.gather(groups.wait_ready(), router.wait_ready()))
-                log.info("ready after %.1f s: %s on %s", time.monotonic() - began_s, model.model_id, url)
+                log.info("ready after %.1f s: %s on %s", time.monotonic() - self._began_s, model.model_id, url)
                 log.info("try: %s", self._example_call(url, model.task))
                 if choice.writes_text and not self._settings.disable_playground:
                     log.info("playground: %s/playground", url)
                 await self._watch(guards, None)
 
+    async def _follow(self, model: ModelFolder, num_local: int, node: NodeFollower) -> None:
+        """Run the shards of a machine other than node 0, which has the router."""
+        with socket_places(self._settings.shard_uds_path, num_local) as sockets:
+            groups = ShardGroups([self._make_group(model, 0, sockets, num_local, node)])
+            guard = asyncio.create_task(groups.run())
+            try:
+                await self._watch([guard], None)
+            except Stopped:
+                await self._stay(node, guard)
+                raise
+            finally:
+                await _cancel(guard)
+                await groups.stop(self._stop_at_once)
+
+    async def _stay(self, node: NodeFollower, guard: "asyncio.Task[None]") -> None:
+        """Serve on after a signal until node 0 stops, because requests that run there need the ranks of all nodes.
+
+        A cluster sends its signal to all nodes at once. This node stays no longer than node 0 may take.
+        """
+        patience_s = self._settings.shutdown_delay + self._settings.graceful_termination_timeout
+        if not node.is_at_work:
+            return
+        log.info("stays until node 0 stops, at most %.0f s; a second signal ends this node at once", patience_s)
+        hurry = asyncio.create_task(self._stop_at_once.wait())
+        await asyncio.wait([hurry, guard], timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        await asyncio.gather(hurry, return_exceptions=True)
+
     def _make_group(
-        self, model: ModelFolder, replica: int, sockets: SocketPlaces, world_size: int, router: RouterKeeper
+        self,
+        model: ModelFolder,
+        replica: int,
+        sockets: SocketPlaces,
+        num_local: int,
+        meeting: Meeting,
+        tell_router: Callable[[str], None] = lambda note: None,
     ) -> ShardGroup:
         settings = self._settings
         shown_replica = replica if settings.num_replicas > 1 else None
-        master_port = None if settings.master_port is None else settings.master_port + replica
-        environ = child_environment(self._environ, settings)
+        environ = child_environment(self._environ, settings, self._interface)
 
         def spawn_rank(place: ShardPlace) -> ChildProcess:
             command = shard_command(settings, model, place)
@@ -137,13 +251,13 @@ class Supervisor:
 
         return ShardGroup(
             replica=replica,
-            world_size=world_size,
+            ranks=range(settings.node_rank * num_local, (settings.node_rank + 1) * num_local),
+            world_size=settings.num_nodes * num_local,
             sockets=sockets,
-            master_addr=settings.master_addr,
-            master_port=master_port,
+            meeting=meeting,
             spawn_rank=spawn_rank,
             budget=RestartBudget(settings.max_restarts, settings.restart_window),
-            tell_router=router.tell,
+            tell_router=tell_router,
         )
 
     async def _find_adapters(self, model: ModelFolder, choice: TaskChoice) -> AdapterFolders:
@@ -170,22 +284,30 @@ class Supervisor:
         )
 
     @contextlib.asynccontextmanager
-    async def _running(self, groups: ShardGroups, router: RouterKeeper) -> AsyncIterator[list["asyncio.Task[None]"]]:
+    async def _running(
+        self, groups: ShardGroups, router: RouterKeeper, meetings: Sequence[Meeting]
+    ) -> AsyncIterator[list["asyncio.Task[None]"]]:
         """Start shards and router, and stop them when the block is left: first the router, then the shards.
 
         Gives the tasks that guard the two. The router starts at once, because it binds its port and tells clients the
-        phase of the shards. The shards are guarded until the router has ended, because its requests may need them.
+        phase of the shards. The shards are guarded until the router has ended, because its requests may need them. The
+        other nodes hear of the end before the shards do, or they would take the end of a rank for a loss.
         """
         group_guard = asyncio.create_task(groups.run())
         router_guard = asyncio.create_task(router.run())
+        failure: LaunchError | None = None
         try:
             yield [group_guard, router_guard]
+        except LaunchError as error:
+            failure = error
+            raise
         finally:
             await _cancel(router_guard)
             hurry = asyncio.create_task(self._wait_for_hurry())
             grace_s = self._settings.shutdown_delay + self._settings.graceful_termination_timeout
             await router.stop(grace_s=grace_s, hurry=[hurry, group_guard])
             await _cancel(group_guard)
+            await asyncio.gather(*(meeting.close(failure) for meeting in meetings))
             await groups.stop(self._stop_at_once)
             await _cancel(hurry)
 
@@ -226,6 +348,16 @@ class Supervisor:
             for task in own:
                 task.cancel()
             await asyncio.gather(*own, return_exceptions=True)
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, Result], *guards: "asyncio.Task[None]") -> Result:
+        """Return the result of `work`. Raises `Stopped` and the errors of guards as `_watch` does."""
+        task = asyncio.create_task(work)
+        try:
+            await self._watch(guards, task)
+            return task.result()
+        finally:
+            for own in (task, *guards):
+                await _cancel(own)
 
     async def _run_helper(self, name: ChildName, command: Sequence[str], environ: Mapping[str, str]) -> str:
         """Run a download or a conversion to its end, and return the last line of its output.
@@ -272,7 +404,7 @@ class Supervisor:
         return f"curl {url}{path} -H 'Content-Type: application/json'{key} -d '{body}'"
 
 
-async def _cancel(task: "asyncio.Task[None]") -> None:
+async def _cancel(task: "asyncio.Task[Any]") -> None:
     """End a task, whatever it has come to."""
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -10,10 +10,9 @@ class DeviceError(Exception):
 def pick_device(asked: str, *, number: int, num_shards: int) -> str:
     """Return `cpu` or `cuda:N` for what `--device` says, and make a CUDA device this process's own.
 
-    `number` is that of this process among the `num_shards` of this machine: rank r of replica i has the number
-    i * world size + r. `auto` is `cuda` where torch sees a GPU, and else `cpu`. `cuda` is the GPU of that number, and
-    `cuda:N` is GPU N. All ranks of a model decide alike, because all of them see the GPUs of one machine. Raises
-    DeviceError.
+    `number` is that of this process among the `num_shards` of this machine: local rank r of replica i has the number
+    i * local world size + r. `auto` is `cuda` where torch sees a GPU, and else `cpu`. `cuda` is the GPU of that number,
+    and `cuda:N` is GPU N. The ranks of one machine decide alike, because all of them see its GPUs. Raises DeviceError.
     """
     if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
         return "cpu"

@@ -96,8 +96,8 @@ def serve(settings: ServeSettings) -> int:
         torch.set_num_threads(settings.num_threads)
         device = pick_device(
             settings.device,
-            number=settings.replica * settings.world_size + settings.rank,
-            num_shards=settings.world_size * settings.num_replicas,
+            number=settings.replica * settings.local_world_size + settings.local_rank,
+            num_shards=settings.local_world_size * settings.num_replicas,
         )
         log.info("computing", extra={"device": device})
         if isinstance(service, RowService):
@@ -235,7 +235,7 @@ def _load(
             memory_fraction=settings.memory_fraction,
             max_kv_tokens=settings.max_kv_tokens,
             adapter_bytes=settings.lora_memory_bytes,
-            num_replicas=settings.num_replicas,
+            num_sharing=settings.local_world_size * settings.num_replicas,
         ),
         # More bytes for keys and values are not to be had from a smaller step.
         is_fixed=settings.max_step_tokens is not None or settings.kv_cache_bytes is not None,

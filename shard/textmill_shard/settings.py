@@ -74,6 +74,8 @@ class ServeSettings:
     )
     rank: int = option(integer(0), "index of this shard", 0)
     world_size: int = option(integer(1), "number of shards", 1)
+    local_rank: int = derived_option(integer(0), "index of this shard among those of its machine (default: --rank)")
+    local_world_size: int = derived_option(integer(1), "number of shards on this machine (default: --world-size)")
     replica: int = option(integer(0), "number of this copy of the model among those of this machine", 0)
     num_replicas: int = option(integer(1), "copies of the model that share this machine", 1)
     master_addr: str = option(text, "address where the ranks meet", "127.0.0.1")
@@ -179,8 +181,11 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ServeSetti
     if not is_serve:
         return ConvertSettings(**values)
     values["model_id"] = values["model_id"] or values["model_dir"].name
+    if values["local_rank"] is None:
+        values["local_rank"] = values["rank"]
+    values["local_world_size"] = values["local_world_size"] or values["world_size"]
     if values["num_threads"] is None:
-        num_shards = values["world_size"] * values["num_replicas"]
+        num_shards = values["local_world_size"] * values["num_replicas"]
         values["num_threads"] = default_num_threads(usable_cores(), num_shards)
     values["native_cache_dir"] = values["native_cache_dir"] or _user_cache_dir(environ) / "textmill" / "native"
     settings = ServeSettings(**values)
@@ -218,6 +223,15 @@ def _check_together(settings: ServeSettings) -> None:
         raise SettingsError(
             f"--world-size is {settings.world_size}, with --task {settings.task} it is 1: give each GPU a copy of the "
             "model instead (--num-replicas of the launcher)"
+        )
+    if settings.local_rank >= settings.local_world_size:
+        raise SettingsError(
+            f"--local-rank is {settings.local_rank}, with --local-world-size {settings.local_world_size} "
+            "it is below that"
+        )
+    if settings.local_world_size > settings.world_size:
+        raise SettingsError(
+            f"--local-world-size is {settings.local_world_size}, wanted at most --world-size {settings.world_size}"
         )
     if settings.replica >= settings.num_replicas:
         raise SettingsError(

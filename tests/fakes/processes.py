@@ -43,9 +43,9 @@ def wait_until(condition: Callable[[], bool], limit_s: float, what: str, seen: C
 class LaunchedServer:
     """One launcher process and its children."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", port: int, log_file: Path) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int, log_file: Path, host: str = "127.0.0.1") -> None:
         self.process = process
-        self.base_url = f"http://127.0.0.1:{port}"
+        self.base_url = f"http://{host}:{port}"
         self._log_file = log_file
 
     @property
@@ -93,24 +93,39 @@ class LaunchedServer:
         return self.wait_exit(limit_s)
 
 
-def start_launcher(arguments: Sequence[str], folder: Path, port: int | None = None, **environ: str) -> LaunchedServer:
-    """Start a launcher, by default on a free port, with its log in `folder`. The caller ends the launcher."""
+def start_launcher(
+    arguments: Sequence[str],
+    folder: Path,
+    port: int | None = None,
+    within: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    **environ: str,
+) -> LaunchedServer:
+    """Start a launcher, by default on a free port, with its log in `folder`. The caller ends the launcher.
+
+    `within` begins the command, as `ip netns exec NAME` does, and `host` is where the test reaches the server.
+    """
     port = free_port() if port is None else port
     folder.mkdir(parents=True, exist_ok=True)
     log_file = folder / f"launcher-{port}.log"
     kept = {name: value for name, value in os.environ.items() if name not in _KEPT_OUT}
-    command = [sys.executable, "-m", "textmill_launcher", "--hostname", "127.0.0.1", "--port", str(port), *arguments]
+    command = [*within, sys.executable, "-m", "textmill_launcher", "--hostname", host, "--port", str(port), *arguments]
     with log_file.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**kept, **environ})
-    return LaunchedServer(process, port, log_file)
+    return LaunchedServer(process, port, log_file, host)
 
 
 @contextlib.contextmanager
 def launched(
-    arguments: Sequence[str], folder: Path, port: int | None = None, **environ: str
+    arguments: Sequence[str],
+    folder: Path,
+    port: int | None = None,
+    within: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    **environ: str,
 ) -> Iterator[LaunchedServer]:
     """Start a launcher, and end the launcher with all its children when the block is left."""
-    server = start_launcher(arguments, folder, port, **environ)
+    server = start_launcher(arguments, folder, port, within, host, **environ)
     try:
         yield server
     finally:

@@ -20,6 +20,7 @@ from textmill_launcher.child_arguments import (
 from textmill_launcher.child_name import ChildName
 from textmill_launcher.child_process import ChildProcess
 from textmill_launcher.logs import ChildOutput
+from textmill_launcher.nodes.meeting import OneNode
 from textmill_launcher.restart_budget import RestartBudget
 from textmill_launcher.router_keeper import RouterKeeper
 from textmill_launcher.settings import load_settings
@@ -99,10 +100,10 @@ async def running_mill(model: Path, folder: Path, log_file: Path) -> AsyncIterat
 
             return ShardGroup(
                 replica=replica,
+                ranks=range(world_size),
                 world_size=world_size,
                 sockets=sockets[replica],
-                master_addr="127.0.0.1",
-                master_port=None,
+                meeting=OneNode(world_size=world_size, master_addr="127.0.0.1", master_port=None),
                 spawn_rank=spawn_rank,
                 budget=RestartBudget(1, 0.0),  # every restart is the first of its window
                 tell_router=router.tell,

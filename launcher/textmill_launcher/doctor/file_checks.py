@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from textmill_launcher.devices import count_driver_devices, num_shards
+from textmill_launcher.devices import count_driver_devices, num_ranks
 from textmill_launcher.doctor.finding import Finding, failure, ok, warning
 from textmill_launcher.errors import LaunchError
 from textmill_launcher.exit_codes import ExitCode
@@ -117,7 +117,7 @@ def _template(folder: Path) -> Finding:
 
 def _memory(settings: Settings, facts: ModelFacts) -> Finding:
     try:
-        plan = make_plan(settings, facts, num_shard=num_shards(settings, count_driver_devices))
+        plan = make_plan(settings, facts, num_shard=num_ranks(settings, count_driver_devices))
     except LaunchError as error:
         return warning("memory of the model", str(error), "see `launcher plan`")
     room = f"weights {size(plan.fit.needs.weight_bytes)}, room for {plan.fit.kv_tokens} tokens of keys and values"

@@ -15,7 +15,7 @@ from textmill_launcher.environment_report import driver_lines
 from textmill_launcher.exit_codes import ExitCode
 from textmill_launcher.plan.machine import cgroup_limit_bytes, ram_bytes
 from textmill_launcher.plan.report import size
-from textmill_launcher.settings import Settings
+from textmill_launcher.settings import NODE_PORT, Settings
 
 GIB = 1024**3
 LEAST_SHM_BYTES = {False: GIB // 16, True: GIB}  # by whether ranks share the machine
@@ -139,7 +139,10 @@ def _open_files(settings: Settings) -> Finding:
 
 def _ports(settings: Settings) -> Iterator[Finding]:
     yield port_finding("port", settings.hostname, settings.port, "--port")
-    if settings.master_port is not None and (settings.num_shard or 1) > 1:
+    if settings.num_nodes > 1 and settings.node_rank == 0:
+        port = settings.master_port or NODE_PORT
+        yield port_finding("port of the nodes", settings.master_addr, port, "--master-addr or --master-port")
+    elif settings.num_nodes == 1 and settings.master_port is not None and (settings.num_shard or 1) > 1:
         yield port_finding("port of the ranks", settings.master_addr, settings.master_port, "--master-port")
 
 

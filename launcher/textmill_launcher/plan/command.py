@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from textmill_launcher.devices import count_driver_devices, num_shards
+from textmill_launcher.devices import count_driver_devices, num_ranks
 from textmill_launcher.errors import SettingsError
 from textmill_launcher.exit_codes import ExitCode
 from textmill_launcher.options import BadValue, integer
@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     plan = make_plan(
         settings,
         find_facts(settings),
-        num_shard=num_shards(settings, count_driver_devices),
+        num_shard=num_ranks(settings, count_driver_devices),
         concurrency=1 if concurrency is None else _count(str(concurrency)),
         device_memory=None if memory is None else parse_bytes(str(memory)),
     )

@@ -38,6 +38,7 @@ class Plan:
     fit: Fit
     working_num_shards: tuple[int, ...]
     fitting_num_shards: tuple[int, ...]  # with which the whole wish fits
+    num_nodes: int = 1  # between which the shards are divided
     is_demo: bool = False  # no --model-id was given
     limits_context: bool = False  # the context was asked for or reduced
 
@@ -75,8 +76,9 @@ def make_plan(
         )
 
     def fit_with(num_ranks: int) -> Fit:
-        # Ranks on one CPU share its memory.
-        budget_bytes = int(memory_bytes * fraction) // (num_ranks if device == "cpu" else 1)
+        # Ranks on one CPU share its memory; each node has its part of the ranks.
+        num_sharing = -(-num_ranks // settings.num_nodes) if device == "cpu" else 1
+        budget_bytes = int(memory_bytes * fraction) // num_sharing
         return fit(
             wish,
             needs_for(num_ranks),
@@ -99,6 +101,7 @@ def make_plan(
         fit=found,
         working_num_shards=working,
         fitting_num_shards=fitting,
+        num_nodes=settings.num_nodes,
         is_demo=settings.model_id is None,
         limits_context=settings.max_total_tokens is not None or found.wish.context_tokens < wish.context_tokens,
     )
@@ -132,7 +135,9 @@ def suggested_flags(plan: Plan) -> list[str]:
     """Return a command line that starts the server as the plan has it."""
     wish, found = plan.fit.wish, plan.fit
     flags = ["launcher", *([] if plan.is_demo else ["--model-id", plan.model])]
-    flags += ["--device", plan.device, "--dtype", plan.dtype, "--num-shard", str(plan.num_shard)]
+    flags += ["--device", plan.device, "--dtype", plan.dtype, "--num-shard", str(plan.num_shard // plan.num_nodes)]
+    if plan.num_nodes > 1:
+        flags += ["--num-nodes", str(plan.num_nodes)]
     if found.fits and plan.limits_context:
         flags += ["--max-total-tokens", str(wish.context_tokens)]
     if wish.max_step_tokens != DEFAULT_STEP_TOKENS:

@@ -194,7 +194,8 @@ RECOVERY = _spec(
 SHARD_RESTARTS = _spec(
     "textmill_shard_restarts_total",
     _COUNTER,
-    "Times that the launcher started a lost group of shards again; reason is killed (by a signal), exited or hung",
+    "Times that the launcher started a lost group of shards again; reason is killed (by a signal), exited, hung or "
+    "node (another machine was lost)",
     labels=("reason",),
 )
 MEMORY_FAULTS = _spec(

@@ -36,7 +36,7 @@ class KvMemoryOptions:
     )
     max_kv_tokens: int | None = None  # the most places of the cache; None = no such limit
     adapter_bytes: int | None = 0  # set aside on this rank; None = ADAPTER_SHARE of the bytes for the cache
-    num_replicas: int = 1  # copies of the model that share the memory of a CPU
+    num_sharing: int = 1  # ranks that share the memory of a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
         kv_bytes, source = options.kv_cache_bytes, f"--kv-cache-bytes {options.kv_cache_bytes}"
         adapter_bytes = _adapter_bytes(runner, options, kv_bytes)
     else:
-        # The ranks of all replicas on one CPU share its memory, and each rank on GPUs has a GPU of its own.
-        num_sharing = runner.parallel.world_size * options.num_replicas if runner.device.type == "cpu" else 1
+        # The ranks on one CPU share its memory, and each rank on GPUs has a GPU of its own.
+        num_sharing = options.num_sharing if runner.device.type == "cpu" else 1
         fraction = options.memory_fraction or DEFAULT_MEMORY_FRACTIONS[runner.device.type]
         allowed = (
             int(memory_bytes * fraction) // num_sharing

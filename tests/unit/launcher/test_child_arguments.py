@@ -194,3 +194,10 @@ def test_download_is_told_revision_and_cache() -> None:
     command = download_command("org/m", settings)
     assert value_after(command, "--revision") == "v2"
     assert value_after(command, "--cache-dir") == "/data"
+
+
+def test_ranks_of_several_machines_talk_on_the_interface_between_them() -> None:
+    settings = load_settings(["--num-nodes", "2", "--master-addr", "10.0.0.1"], {})
+    environ = child_environment({}, settings, interface="eth3")
+    assert (environ["GLOO_SOCKET_IFNAME"], environ["NCCL_SOCKET_IFNAME"]) == ("eth3", "eth3")
+    assert child_environment({"GLOO_SOCKET_IFNAME": "ib0"}, settings, interface="eth3")["GLOO_SOCKET_IFNAME"] == "ib0"

@@ -167,7 +167,7 @@ def test_shard_that_is_stopped_while_it_is_asked_is_stopped_and_not_silent(
 
         monkeypatch.setattr(hang_watch, "_ask", stop_and_run_out)
         try:
-            assert "SIGSTOP" in await wait_for_hang(shard, tmp_path / "s", is_ready, [])
+            assert "SIGSTOP" in await wait_for_hang(shard, tmp_path / "s", is_ready, lambda: False)
         finally:
             await shard.stop(0.0)
 
@@ -187,7 +187,7 @@ def test_stopped_shard_is_found_within_two_looks_although_it_does_not_answer(tmp
         is_ready.set()
         try:
             await wait_for_shard(ChildName("shard", 0), tmp_path / "s")
-            hang = asyncio.create_task(wait_for_hang(shard, tmp_path / "s", is_ready, []))
+            hang = asyncio.create_task(wait_for_hang(shard, tmp_path / "s", is_ready, lambda: False))
             await asyncio.sleep(0)
             os.kill(shard.pid, signal.SIGSTOP)
             began_s = time.monotonic()
@@ -221,8 +221,8 @@ def test_late_rank_is_hung_only_as_rank_0_and_while_no_rank_computes(tmp_path: P
         other = ChildProcess.spawn(ChildName("shard", 1), [sys.executable, "-c", program], os.environ, output)
         is_ready = asyncio.Event()
         is_ready.set()
-        followers = None if kind == "follower" else [other]
-        hang = asyncio.create_task(wait_for_hang(rank_0, tmp_path / "s", is_ready, followers))
+        are_others_busy = None if kind == "follower" else lambda: is_process_busy(other.pid)
+        hang = asyncio.create_task(wait_for_hang(rank_0, tmp_path / "s", is_ready, are_others_busy))
         try:
             if kind == "rank 0":
                 assert "no step within 1.2 s" in await asyncio.wait_for(hang, LIMIT_S)

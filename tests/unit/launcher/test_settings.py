@@ -303,3 +303,24 @@ def test_shards_that_meet_outside_of_the_loopback_are_warned_of() -> None:
     [warning] = load_settings(["--master-addr", "10.0.0.7"], {}).warnings
     assert "--master-addr is 10.0.0.7" in warning
     assert "without encryption" in warning
+
+
+def test_nodes_are_known_by_flags_or_by_the_variables_of_a_leader_worker_set() -> None:
+    variables = {"LWS_GROUP_SIZE": "3", "LWS_WORKER_INDEX": "2", "LWS_LEADER_ADDRESS": "x-0.x.default"}
+    settings = load_settings([], variables)
+    assert (settings.num_nodes, settings.node_rank, settings.master_addr) == (3, 2, "x-0.x.default")
+    assert load_settings(["--node-rank", "1"], variables).node_rank == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--node-rank", "1"], "--node-rank is 1 and --num-nodes is 1"),
+        (["--num-nodes", "2"], "--master-addr is missing"),
+        (["--num-nodes", "2", "--master-addr", "10.0.0.1", "--num-replicas", "2"], "--num-replicas is 2"),
+        (["--num-nodes", "2", "--master-addr", "10.0.0.1", "--lora-adapters", "a=/x"], "adapters"),
+    ],
+)
+def test_node_that_cannot_be_is_refused(flags: list[str], words: str) -> None:
+    with pytest.raises(ConflictingSettings, match=words):
+        load_settings(flags, {})

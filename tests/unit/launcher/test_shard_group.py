@@ -17,6 +17,7 @@ from textmill_launcher.child_name import ChildName
 from textmill_launcher.child_process import ChildProcess
 from textmill_launcher.errors import ChildDied
 from textmill_launcher.logs import ChildOutput
+from textmill_launcher.nodes.meeting import OneNode
 from textmill_launcher.restart_budget import RestartBudget
 from textmill_launcher.shard_group import ShardGroup
 from textmill_launcher.sockets import SocketPlaces
@@ -46,10 +47,10 @@ class Group:
             return child
 
         self.group = ShardGroup(
+            ranks=range(world_size),
             world_size=world_size,
             sockets=SocketPlaces(str(folder / "s")),
-            master_addr="127.0.0.1",
-            master_port=None,
+            meeting=OneNode(world_size=world_size, master_addr="127.0.0.1", master_port=None),
             spawn_rank=spawn_rank,
             budget=RestartBudget(max_restarts, 600.0),
         )

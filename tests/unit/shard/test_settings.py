@@ -56,6 +56,8 @@ EXAMPLES = {
     "pooling": ("cls", "cls"),
     "max_batch_tokens": ("4096", 4096),
     "world_size": ("3", 3),
+    "local_rank": ("0", 0),
+    "local_world_size": ("2", 2),
     "replica": ("1", 1),
     "num_replicas": ("2", 2),
     "master_addr": ("::1", "::1"),

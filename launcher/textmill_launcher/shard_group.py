@@ -12,6 +12,7 @@ from textmill_launcher.child_process import ChildProcess
 from textmill_launcher.child_watch import wait_for_an_end
 from textmill_launcher.errors import ChildDied
 from textmill_launcher.hang_watch import is_process_busy, wait_for_hang
+from textmill_launcher.load_watch import wait_for_idle_load
 from textmill_launcher.nodes.meeting import Meeting, MeetingPoint
 from textmill_launcher.readiness import wait_for_shard
 from textmill_launcher.restart_budget import RestartBudget
@@ -126,11 +127,14 @@ class ShardGroup:
         ready = asyncio.gather(
             *(wait_for_shard(shard.name, self._sockets.of(number)) for number, shard in enumerate(self._shards))
         )
-        tasks: Sequence[asyncio.Future[Any]] = (loss, ready)
+        idle = asyncio.create_task(self._wait_for_idle_load())
+        tasks: Sequence[asyncio.Future[Any]] = (loss, ready, idle)
         try:
             await asyncio.wait(tasks, timeout=self._load_limit_s, return_when=asyncio.FIRST_COMPLETED)
             if loss.done():
                 return loss.result()
+            if not ready.done() and idle.done():
+                return await self._kill(self._shards[0], idle.result(), "starting")
             if not ready.done():
                 return await self._kill(
                     self._shards[0], f"has not loaded within {self._load_limit_s:.0f} s", "starting"
@@ -138,12 +142,19 @@ class ShardGroup:
             if ready.exception() is None:
                 self._become_ready(time.monotonic() - began_s)
                 is_ready.set()
+            idle.cancel()
             # A rank that has told its failure ends by itself.
             return await loss
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _wait_for_idle_load(self) -> str:
+        """Return why the ranks hang while they load. Waits for ever where a rank may wait for ranks of other nodes."""
+        if len(self._ranks) < self._world_size:
+            await asyncio.Event().wait()
+        return await wait_for_idle_load(self._shards)
 
     async def _wait_for_loss(self, is_ready: asyncio.Event) -> Loss:
         """Wait until a rank ends or hangs, or another node ends the start. A rank that hangs is killed."""

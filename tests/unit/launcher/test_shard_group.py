@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textmill_launcher import load_watch
 from textmill_launcher.child_arguments import ShardPlace
 from textmill_launcher.child_name import ChildName
 from textmill_launcher.child_process import ChildProcess
@@ -25,6 +26,7 @@ from textmill_launcher.sockets import SocketPlaces
 LIMIT_S = 60.0
 FAKE_SHARD = (sys.executable, "-m", "tests.fakes.fake_shard")
 GIVES_UP = (sys.executable, "-c", "raise SystemExit(3)")
+SLEEPS = (sys.executable, "-c", "import time; time.sleep(600)")
 KILLS_ITSELF = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
 
 
@@ -123,6 +125,23 @@ def test_used_up_restarts_are_named_with_their_flags(tmp_path: Path) -> None:
                 await guard
             assert caught.value.exit_code == 18
             assert len(group.children) == 2
+
+    run(main)
+
+
+def test_first_start_in_which_a_rank_does_nothing_is_ended_and_tried_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_watch, "LOOK_INTERVAL_S", 0.2)
+    monkeypatch.setattr(load_watch, "IDLE_LOAD_S", 1.0)
+
+    async def main() -> None:
+        group = Group(tmp_path, 1, 3, lambda number: SLEEPS)
+        async with running(group) as guard:
+            with pytest.raises(ChildDied, match="without computing or reading"):
+                await guard
+            assert len(group.children) == 2
+            assert not any(child.is_running for child in group.children)
 
     run(main)
 

@@ -252,6 +252,27 @@ def test_a_load_reaches_every_replica_and_a_replica_that_comes_back(tmp_path: Pa
     run(body())
 
 
+def test_requests_of_a_lost_replica_go_on_in_another_one_with_their_adapter(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    async def body() -> None:
+        paths = [tmp_path / "s0", tmp_path / "s1"]
+        async with AsyncExitStack() as stack:
+            with FakeShard(paths[0], SLOW) as first:
+                with FakeShard(paths[1], SLOW) as second:
+                    bench = await stack.enter_async_context(open_adapters(tmp_path, tokenizer, paths))
+                    digest = await bench.load("a", "one")
+                    calls = [asyncio.create_task(bench.answer("a", 150)) for _ in range(6)]
+                    await until(lambda: min(first.num_sampled, second.num_sampled) > 5)
+                    await bench.loads.unload("a")  # held by all six calls
+                assert await asyncio.gather(*calls) == [adapted_text(digest, 150)] * 6
+                assert bench.replicas.num_moved_requests > 0
+                assert len(first.history) == 1  # no plan was refused
+                await until(lambda: first.adapters == {})
+
+    run(body())
+
+
 def test_a_shard_that_dies_during_a_load_fails_the_load_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
     async def body() -> None:
         async with AsyncExitStack() as stack:

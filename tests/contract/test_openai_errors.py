@@ -229,5 +229,8 @@ def test_unknown_model_and_route_are_not_found(tmp_path: Path) -> None:
                     client.models.retrieve(name)
                 assert caught.value.code == "model_not_found"
             with pytest.raises(openai.NotFoundError) as caught:
-                client.embeddings.create(model="tgi", input="x")
+                client.moderations.create(input="x")
             assert caught.value.code == "not_found"
+            with pytest.raises(openai.UnprocessableEntityError) as refused:
+                client.embeddings.create(model="tgi", input="x")
+            assert refused.value.code == "task"

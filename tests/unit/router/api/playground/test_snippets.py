@@ -21,14 +21,22 @@ CLIENTS = {
 }
 
 
+def names_of(constant: str) -> set[str]:
+    """Return the names of a constant of snippets.js, with those of the constants that its text takes in."""
+    text = (FOLDER / "snippets.js").read_text()
+    found = re.search(rf"const {constant} = (?:names\()?[`\"]([^`\"]*)[`\"]", text)
+    assert found is not None
+    parts = found[1].split()
+    inner = [names_of(part[2:-1]) for part in parts if part.startswith("${")]
+    return set().union({part for part in parts if not part.startswith("${")}, *inner)
+
+
 @pytest.mark.parametrize("name", CLIENTS)
 def test_names_are_fields_of_the_route_that_the_client_takes(name: str) -> None:
-    found = re.search(rf"const {name} = names\(`([^`]*)`\)", (FOLDER / "snippets.js").read_text())
-    assert found is not None
     call: Callable[..., Any]
     call, schema = CLIENTS[name]
     taken = set(inspect.signature(call).parameters) - {"self", "extra_body"}
     fields = set(SCHEMAS[schema]["properties"]) | ({"stream"} if name == "HUB_GENERATE" else set())
-    names = set(found[1].split())
+    names = names_of(name)
     assert names - (taken & fields) == set()
     assert {"temperature", "stop", "seed"} <= names

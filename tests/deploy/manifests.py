@@ -1,7 +1,7 @@
 """The files of `deploy/` as Python objects, and the pods that they describe."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ OVERLAYS = (
     "kserve",
     "model-cache",
     "monitoring",
+    "multi-node",
     "replicas",
     "single-gpu",
     "tensor-parallel",
@@ -29,11 +30,20 @@ SERVER_CONTAINERS = ("textmill", "main")  # `main` is KServe's name for it
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod as an object describes it. `labels` are those of the pod, `spec` is the PodSpec."""
+    """A pod as an object describes it. `labels` are those of the pod, `spec` is the PodSpec.
+
+    `given` are the variables that a controller adds.
+    """
 
     owner: str  # kind and name of the object
     labels: dict[str, str]
     spec: Object
+    given: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_router(self) -> bool:
+        """Whether a router runs in it: a server, and no node other than node 0 of several."""
+        return self.is_server and self.given.get("LWS_WORKER_INDEX", "0") == "0"
 
     @property
     def container(self) -> Object:
@@ -82,12 +92,21 @@ def name_of(thing: Object) -> str:
 
 
 def pods_of(things: Sequence[Object]) -> Iterator[Pod]:
-    """Yield the pods of Deployments, Jobs and KServe's services."""
+    """Yield the pods of Deployments, Jobs, KServe's services, and node 0 and node 1 of LeaderWorkerSets."""
     for thing in things:
         match thing["kind"]:
             case "Deployment" | "Job":
                 template = thing["spec"]["template"]
                 yield Pod(name_of(thing), template["metadata"].get("labels", {}), template["spec"])
+            case "LeaderWorkerSet":
+                group = thing["spec"]["leaderWorkerTemplate"]
+                for index, key in enumerate(("leaderTemplate", "workerTemplate")):
+                    own = group[key]["metadata"].get("labels", {})
+                    prefix = "leaderworkerset.sigs.k8s.io"
+                    added = {f"{prefix}/name": thing["metadata"]["name"], f"{prefix}/worker-index": str(index)}
+                    given = {"LWS_LEADER_ADDRESS": "textmill-0.textmill", "LWS_GROUP_SIZE": str(group["size"])}
+                    given["LWS_WORKER_INDEX"] = str(index)
+                    yield Pod(f"{name_of(thing)} {key}", {**own, **added}, group[key]["spec"], given)
             case "LLMInferenceService":
                 yield Pod(name_of(thing), {}, thing["spec"]["template"])
 

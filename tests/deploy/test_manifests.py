@@ -42,6 +42,7 @@ def raw_problems(deploy: Path, facts: ServerFacts) -> list[str]:
     found += ties.whole_problems(base(deploy))
     found += ties.whole_problems([*base(deploy), *objects_of(folders["model-cache"])])
     found += ties.whole_problems(objects_of(folders["kserve"]))
+    found += ties.whole_problems(objects_of(folders["multi-node"]))
     for name, folder in folders.items():
         customs = [thing for thing in objects_of(folder) if custom_kinds.has_schema(thing)]
         found += [f"{name}: {problem}" for thing in customs for problem in custom_kinds.problems_of(thing)]

@@ -149,14 +149,14 @@ def whole_problems(things: Sequence[Object]) -> list[str]:
             found += [f"{pod.owner}: {problem}" for problem in server(pod, environ)]
         else:
             found += [f"{pod.owner}: {problem}" for problem in download(pod)]
-    for check_all in (selectors, references, strategies):
+    for check_all in (selectors, references, strategies, nodes):
         found += check_all(things)
     return found
 
 
 def environment(pod: Pod, things: Sequence[Object]) -> dict[str, str]:
     """Return the variables of a pod: those of its ConfigMaps, then its own. Secrets stand as the word `secret`."""
-    values: dict[str, str] = {}
+    values: dict[str, str] = dict(pod.given)
     for source in pod.container.get("envFrom", []):
         name = source["configMapRef"]["name"]
         maps = [thing for thing in things if thing["kind"] == "ConfigMap" and thing["metadata"]["name"] == name]
@@ -191,8 +191,8 @@ def server(pod: Pod, environ: Mapping[str, str]) -> Iterator[str]:
         yield f"the launcher refuses it: {settings}"
         return
     container, spec = pod.container, pod.spec
-    listening = [port["containerPort"] for port in container["ports"]]
-    if listening != [settings.port]:
+    listening = [port["containerPort"] for port in container.get("ports", [])]
+    if listening != ([settings.port] if pod.has_router else []):
         yield f"containerPort is {listening}, the launcher listens on {settings.port}"
     if settings.hostname != "0.0.0.0":
         yield f"listens on {settings.hostname}: nobody else reaches that"
@@ -205,10 +205,10 @@ def server(pod: Pod, environ: Mapping[str, str]) -> Iterator[str]:
         yield "no preStop sleep: balancers lose calls until they notice that the pod leaves"
     if environ.get("HF_HUB_OFFLINE") != "1":
         yield "HF_HUB_OFFLINE is not 1"
-    startup = container["startupProbe"]
-    if startup["periodSeconds"] * startup["failureThreshold"] < 600:
+    startup = container.get("startupProbe") if pod.has_router else None
+    if startup is not None and startup["periodSeconds"] * startup["failureThreshold"] < 600:
         yield "the startup probe gives a model less than ten minutes"
-    for name in ("startup", "readiness", "liveness"):
+    for name in ("startup", "readiness", "liveness") if pod.has_router else ():
         path = container[f"{name}Probe"]["httpGet"]["path"]
         if path != PROBES[name]:
             yield f"the {name} probe asks {path}, and {PROBES[name]} answers its question"
@@ -313,7 +313,7 @@ def ports(pod: Pod) -> Iterator[str]:
     named = {port["name"] for port in pod.container.get("ports", [])}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = pod.container.get(probe, {}).get("httpGet", {}).get("port")
-        if pod.is_server and asked not in named:
+        if pod.has_router and asked not in named:
             yield f"{probe} asks the port {asked}, there are {sorted(named)}"
 
 
@@ -421,6 +421,28 @@ def strategies(things: Sequence[Object]) -> Iterator[str]:
             yield f"{name_of(thing)}: wanted maxUnavailable 1 and AlwaysAllow"
         if thing["kind"] == "ServiceAccount" and thing.get("automountServiceAccountToken") is not False:
             yield f"{name_of(thing)}: mounts a token"
+
+
+def nodes(things: Sequence[Object]) -> Iterator[str]:
+    """All nodes of a model get the same arguments, and may talk to each other."""
+    for thing in things:
+        if thing["kind"] != "LeaderWorkerSet":
+            continue
+        group = thing["spec"]["leaderWorkerTemplate"]
+        first, other = (group[key]["spec"]["containers"][0] for key in ("leaderTemplate", "workerTemplate"))
+        for what in ("image", "args", "resources"):
+            if first[what] != other[what]:
+                yield f"{name_of(thing)}: {what} of node 0 differ from those of the others"
+        own = group["workerTemplate"]["metadata"]["labels"]
+        for policy in (entry for entry in things if entry["kind"] == "NetworkPolicy"):
+            for side, peers in (("ingress", "from"), ("egress", "to")):
+                is_open = any(
+                    not rule.get("ports") and peer.get("podSelector", {}).get("matchLabels") == own
+                    for rule in policy["spec"].get(side, [])
+                    for peer in rule.get(peers, [])
+                )
+                if not is_open:
+                    yield f"{name_of(policy)}: {side} keeps the nodes of {name_of(thing)} apart"
 
 
 def picker_configs(things: Sequence[Object]) -> list[Object]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,10 @@ from typing import Any
 
 import httpx
 import pytest
-from textmill_router.exit_codes import BAD_FILES, CHILD_DIED, PORT_TAKEN
+from textmill_router.exit_codes import BAD_FILES, CHILD_DIED, PORT_TAKEN, WRONG_SETTING
 
 from tests.fakes.byte_tokenizer import write_byte_tokenizer
-from tests.fakes.fake_shard import FakeShard, FakeShardOptions
+from tests.fakes.fake_shard import FakeShard, FakeShardOptions, write_adapter
 from tests.fakes.span_collector import SpanCollector
 
 LIMIT_S = 30.0
@@ -298,3 +299,26 @@ def test_files_of_keys_and_of_tls_that_cannot_be_used_end_the_start_without_a_ke
             assert word in last
         assert "sk-" not in json.dumps(process.lines)
         assert "listening" not in [line["message"] for line in process.lines]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ("--lora-adapter", "good=GOOD", "--lora-adapter", "bad=BAD"),
+            "the adapter 'bad' cannot be loaded: .* no module",
+        ),
+        (("--lora-adapter", "good=GOOD", "--lora-adapter", "good=GOOD"), "two adapters have the name 'good'"),
+        (("--lora-adapter", "fake/model=GOOD"), "name of the base model"),
+    ],
+)
+def test_an_adapter_that_is_refused_at_the_start_ends_the_process(
+    tmp_path: Path, flags: tuple[str, ...], words: str
+) -> None:
+    folders = {"GOOD": "verses", "BAD": "bad"}
+    for name, content in folders.items():
+        write_adapter(tmp_path / name, content)
+        flags = tuple(flag.replace(f"={name}", f"={tmp_path / name}") for flag in flags)
+    with FakeShard(tmp_path / "shard.sock", FakeShardOptions()), router_process(tmp_path, *flags) as process:
+        assert process.exit_status() == WRONG_SETTING
+    assert re.search(words, process.lines[-1]["message"])

@@ -72,27 +72,25 @@ class DeviceRmsNorm(nn.Module):
         return self.kernels.rms_norm(x, self.factor, self.variance_epsilon)
 
 
-class GatedMlp(nn.Module):
-    """An MLP whose activation of one product is multiplied by another product of the same input."""
+class GatedMlp:
+    """The forward of an MLP whose activation of one product is multiplied by another product of the same input.
 
-    gate_up_weight: torch.Tensor
-    gate_up_bias: torch.Tensor | None
+    The parts stay layers of their own, so that adapters find them.
+    """
 
-    def __init__(self, gate: Any, up: Any, down: nn.Module, activation: Activation, kernels: DeviceKernels) -> None:
-        super().__init__()
-        weight_OI, bias_O = join([gate, up])
-        self.register_buffer("gate_up_weight", weight_OI, persistent=False)
-        self.register_buffer("gate_up_bias", bias_O, persistent=False)
-        self.down = down
-        self._width = weight_OI.shape[0] // 2
+    def __init__(
+        self, gate: nn.Module, up: nn.Module, down: nn.Module, activation: Activation, kernels: DeviceKernels
+    ) -> None:
+        self._gate = gate
+        self._up = up
+        self._down = down
         self._activation: Activation = activation
         self._kernels = kernels
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        both = functional.linear(x, self.gate_up_weight, self.gate_up_bias)
-        gate, up = torch.split(both.flatten(0, -2), self._width, dim=-1)
-        hidden = self._kernels.gate_up(gate, up, self._activation)
-        out: torch.Tensor = self.down(hidden.view(*both.shape[:-1], self._width))
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self._gate(x), self._up(x)
+        hidden = self._kernels.gate_up(gate.flatten(0, -2), up.flatten(0, -2), self._activation)
+        out: torch.Tensor = self._down(hidden.view(gate.shape))
         return out
 
 

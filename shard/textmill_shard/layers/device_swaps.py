@@ -111,19 +111,20 @@ def _gate(parent: nn.Module, names: Sequence[str], kernels: DeviceKernels) -> bo
     if not torch.is_tensor(expected) or expected.shape[:-1] != x.shape[:-1]:
         return False
     for activation in ACTIVATIONS:
-        for gate, up in ((first, second), (second, first)):
-            mlp = GatedMlp(gate, up, others[0], activation, kernels)
-            if _is_close(mlp, x, expected):
-                for name in names:
-                    empty_layer(getattr(parent, name))
-                    delattr(parent, name)
-                parent.add_module("textmill_gated", mlp)
-                parent.forward = mlp.forward
-                return True
+        for order in ((0, 1), (1, 0)):
+            gate, up = (getattr(parent, names[place]) for place in order)
+            if not _is_close(GatedMlp(gate, up, others[0], activation, kernels), x, expected):
+                continue
+            joined = JoinedLinears([getattr(parent, name) for name in names])
+            for place, name in enumerate(names):
+                setattr(parent, name, JoinedLinear(joined, place))
+            gate, up = (getattr(parent, names[place]) for place in order)
+            parent.forward = GatedMlp(gate, up, others[0], activation, kernels)
+            return True
     return False
 
 
-def _is_close(layer: nn.Module, x: torch.Tensor, expected: torch.Tensor) -> bool:
+def _is_close(layer: GatedMlp, x: torch.Tensor, expected: torch.Tensor) -> bool:
     with torch.inference_mode():
         found = layer(x)
     if found.shape != expected.shape or found.dtype != expected.dtype:

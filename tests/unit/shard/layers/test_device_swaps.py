@@ -1,5 +1,6 @@
 """Layers of a GPU take the places of layers that compute the same, and of no others, and each swap can be left out."""
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,21 @@ def test_joined_products_may_be_called_in_any_order() -> None:
         found = layers[index]((x, y)[place])
         torch.testing.assert_close(found, expected[place][index])
     assert [(layer.in_features, layer.out_features) for layer in layers] == [(WIDTH, 3), (WIDTH, 5), (WIDTH, 2)]
+
+
+@pytest.mark.parametrize("name", ["a", "b", "down"])
+def test_an_adapter_of_a_part_of_an_mlp_reaches_its_result(name: str) -> None:
+    """Adapters replace the forward of a layer that they find by its path (`layers/adapted_modules.py`)."""
+    torch.manual_seed(0)
+    model = Model(Mlp(lambda a, b: functional.silu(a) * b))
+    plain = copy.deepcopy(model)
+    counts, _, _, _ = swap(model)
+    assert counts == {"gate_up": 2}
+    x = torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(2))
+    results = []
+    for either in (plain, model):
+        layer = either.get_submodule(f"layers.0.{name}")
+        forward = layer.forward
+        layer.__dict__["forward"] = lambda x, forward=forward: forward(x) + 0.25
+        results.append(either(x))
+    torch.testing.assert_close(results[1], results[0])

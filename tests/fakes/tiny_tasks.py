@@ -70,12 +70,14 @@ TASK_ARCHITECTURES: Mapping[str, Mapping[str, Any]] = {
         "encoder_ffn_dim": 48,
         "decoder_ffn_dim": 48,
     },
+    "t5": {"decoder_start_token_id": PAD_ID},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
     "llama": {"num_key_value_heads": 2},
 }
 
 
 _WITHOUT: Mapping[str, tuple[str, ...]] = {  # fields whose names these configs refuse
+    "t5": ("num_hidden_layers", "hidden_size", "num_attention_heads"),
     "xlnet": ("max_position_embeddings", "num_hidden_layers", "hidden_size", "num_attention_heads"),
 }
 

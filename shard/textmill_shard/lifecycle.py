@@ -101,11 +101,12 @@ def serve(settings: ServeSettings) -> int:
         )
         log.info("computing", extra={"device": device})
         if isinstance(service, RowService):
-            task_facts, work = start_rows(settings, device, status)
+            started = start_rows(settings, device, status)
+            work = started.loop
             loop = _LoopThread(work.run)
             _freeze()
-            service.set_loaded(task_facts, work)
-            log.info("ready", extra={"task": task_facts.task, "max_batch_tokens": task_facts.max_batch_tokens})
+            service.set_loaded(started.facts, work, started.reader)
+            log.info("ready", extra={"task": settings.task, "max_batch_tokens": started.facts.max_batch_tokens})
         else:
             loaded, run = _start_steps(settings, device, status)
             work = loaded.engine

@@ -21,7 +21,10 @@ ROW_TASKS = (  # see tasks/task_table.py
     *("feature-extraction", "sentence-similarity", "fill-mask", "text-classification", "zero-shot-classification"),
     *("rerank", "token-classification", "question-answering"),
 )
-TASKS = (*WRITING_TASKS, *ROW_TASKS)
+MEDIA_TASKS = (  # rows that are files, see tasks/media_loader.py
+    *("image-classification", "object-detection", "audio-classification", "automatic-speech-recognition"),
+)
+TASKS = (*WRITING_TASKS, *ROW_TASKS, *MEDIA_TASKS)
 POOLINGS = ("auto", "cls", "mean", "last", "max", "none")
 
 

@@ -1,8 +1,15 @@
 """Starts a shard of rows: the model of a task, the memory of its largest batch, and the loop that computes batches."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import torch
 
 from textmill_shard.engine.status import ShardStatus
+from textmill_shard.errors import UnsupportedModelError
+from textmill_shard.options import MEDIA_TASKS
 from textmill_shard.settings import ServeSettings
 from textmill_shard.tasks.row_forward import RowLayout
 from textmill_shard.tasks.row_loop import RowLoop
@@ -10,24 +17,42 @@ from textmill_shard.tasks.row_memory import RowMemoryOptions, plan_row_memory
 from textmill_shard.tasks.task_facts import TaskFacts
 from textmill_shard.tasks.task_loader import TaskOptions, load_task
 
+if TYPE_CHECKING:
+    from textmill_shard.tasks.media_rows import MediaReader
 
-def start_rows(settings: ServeSettings, device: str, status: ShardStatus) -> tuple[TaskFacts, RowLoop]:
-    """Load the model and return its facts with a loop that is ready to run. Raises ModelError."""
-    loaded = load_task(
-        TaskOptions(
-            model_dir=settings.model_dir,
-            task=settings.task,
-            dtype=settings.dtype,
-            device=device,
-            pooling=settings.pooling,
-            native_cache_dir=None if settings.no_native_kernels else settings.native_cache_dir,
-            num_threads=settings.num_threads,
-            trust_remote_code=settings.trust_remote_code,
-            allow_pickle=settings.allow_pickle,
-            disabled_swaps=settings.disable_swaps,
-        ),
-        status.report_loading,
+
+@dataclass(frozen=True, slots=True)
+class StartedRows:
+    """The facts of a loaded model, and the loop that is ready to run. A model of files has a reader of them."""
+
+    facts: TaskFacts
+    loop: RowLoop
+    reader: MediaReader | None = None
+
+
+def start_rows(settings: ServeSettings, device: str, status: ShardStatus) -> StartedRows:
+    """Load the model. Raises ModelError."""
+    options = TaskOptions(
+        model_dir=settings.model_dir,
+        task=settings.task,
+        dtype=settings.dtype,
+        device=device,
+        pooling=settings.pooling,
+        native_cache_dir=None if settings.no_native_kernels else settings.native_cache_dir,
+        num_threads=settings.num_threads,
+        trust_remote_code=settings.trust_remote_code,
+        allow_pickle=settings.allow_pickle,
+        disabled_swaps=settings.disable_swaps,
     )
+    return (
+        _start_files(settings, options, status)
+        if settings.task in MEDIA_TASKS
+        else _start_texts(settings, options, status)
+    )
+
+
+def _start_texts(settings: ServeSettings, options: TaskOptions, status: ShardStatus) -> StartedRows:
+    loaded = load_task(options, status.report_loading)
     status.report_loading("warmup", 0.5)
     plan = plan_row_memory(
         loaded.runner,
@@ -46,7 +71,7 @@ def start_rows(settings: ServeSettings, device: str, status: ShardStatus) -> tup
         model_sha=settings.model_sha,
         model_type=loaded.model_type,
         dtype=loaded.dtype,
-        device=torch.device(device).type,
+        device=torch.device(options.device).type,
         task=settings.task,
         heads=loaded.heads,
         labels=loaded.labels,
@@ -63,4 +88,32 @@ def start_rows(settings: ServeSettings, device: str, status: ShardStatus) -> tup
         tokenizer_digest=loaded.tokenizer_digest,
         weight_bytes=loaded.weight_bytes,
     )
-    return facts, RowLoop(loaded.runner, status, max_batch_tokens=plan.max_batch_tokens)
+    return StartedRows(facts, RowLoop(loaded.runner, status, max_batch_tokens=plan.max_batch_tokens))
+
+
+def _start_files(settings: ServeSettings, options: TaskOptions, status: ShardStatus) -> StartedRows:
+    """Start a model of images or audio. The packages that read files are imported here, because texts need none."""
+    try:
+        from textmill_shard.tasks.media_loader import MediaLimits, load_media
+    except ImportError as error:
+        raise UnsupportedModelError(
+            f"--task {settings.task} needs the package {error.name}: pip install 'textmill[tasks]'"
+        ) from error
+    limits = MediaLimits(max_pixels=settings.max_image_pixels, max_seconds=settings.max_audio_seconds)
+    loaded = load_media(options, limits, status.report_loading)
+    status.progress.measure_warm_up(loaded.batch_s)
+    facts = TaskFacts(
+        model_id=settings.model_id,
+        model_sha=settings.model_sha,
+        model_type=loaded.model_type,
+        dtype=loaded.dtype,
+        device=torch.device(options.device).type,
+        task=settings.task,
+        heads=(loaded.head,),
+        labels=loaded.labels,
+        problem_type=loaded.problem_type,
+        weight_bytes=loaded.weight_bytes,
+        media=loaded.media,
+        max_batch_files=loaded.max_batch_files,
+    )
+    return StartedRows(facts, RowLoop(loaded.runner, status, max_batch_tokens=1), loaded.runner.reader)

@@ -72,6 +72,8 @@ class ServeSettings:
     max_batch_tokens: int | None = option(
         integer(1), "most tokens of one batch of rows (default: 2048 on a CPU, 16384 on a GPU)"
     )
+    max_image_pixels: int = option(integer(1), "most pixels of an image, told before it is decoded", 50_000_000)
+    max_audio_seconds: float = option(seconds, "most seconds of audio, counted while it is decoded", 600.0)
     rank: int = option(integer(0), "index of this shard", 0)
     world_size: int = option(integer(1), "number of shards", 1)
     local_rank: int = derived_option(integer(0), "index of this shard among those of its machine (default: --rank)")

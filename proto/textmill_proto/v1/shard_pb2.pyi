@@ -74,6 +74,33 @@ SLOT_ERROR_CODE_INTERNAL: SlotErrorCode.ValueType  # 2
 """an exception that concerned this slot only"""
 Global___SlotErrorCode: _TypeAlias = SlotErrorCode  # noqa: Y015
 
+class _Timestamps:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TimestampsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Timestamps.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TIMESTAMPS_NONE: _Timestamps.ValueType  # 0
+    """the text alone"""
+    TIMESTAMPS_SEGMENTS: _Timestamps.ValueType  # 1
+    """chunks as the model divides speech (Whisper)"""
+    TIMESTAMPS_WORDS: _Timestamps.ValueType  # 2
+    """a chunk per word"""
+    TIMESTAMPS_CHARACTERS: _Timestamps.ValueType  # 3
+    """a chunk per character (CTC)"""
+
+class Timestamps(_Timestamps, metaclass=_TimestampsEnumTypeWrapper): ...
+
+TIMESTAMPS_NONE: Timestamps.ValueType  # 0
+"""the text alone"""
+TIMESTAMPS_SEGMENTS: Timestamps.ValueType  # 1
+"""chunks as the model divides speech (Whisper)"""
+TIMESTAMPS_WORDS: Timestamps.ValueType  # 2
+"""a chunk per word"""
+TIMESTAMPS_CHARACTERS: Timestamps.ValueType  # 3
+"""a chunk per character (CTC)"""
+Global___Timestamps: _TypeAlias = Timestamps  # noqa: Y015
+
 class _RowFailureCode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -87,6 +114,8 @@ class _RowFailureCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RowFai
     """the row alone did not fit the memory"""
     ROW_FAILURE_CODE_INTERNAL: _RowFailureCode.ValueType  # 3
     """an exception that concerned this row only"""
+    ROW_FAILURE_CODE_BAD_MEDIA: _RowFailureCode.ValueType  # 4
+    """the file cannot be read or is too large, which is the client's fault"""
 
 class RowFailureCode(_RowFailureCode, metaclass=_RowFailureCodeEnumTypeWrapper): ...
 
@@ -97,6 +126,8 @@ ROW_FAILURE_CODE_NO_MEMORY: RowFailureCode.ValueType  # 2
 """the row alone did not fit the memory"""
 ROW_FAILURE_CODE_INTERNAL: RowFailureCode.ValueType  # 3
 """an exception that concerned this row only"""
+ROW_FAILURE_CODE_BAD_MEDIA: RowFailureCode.ValueType  # 4
+"""the file cannot be read or is too large, which is the client's fault"""
 Global___RowFailureCode: _TypeAlias = RowFailureCode  # noqa: Y015
 
 @_typing.final
@@ -1168,6 +1199,9 @@ class TaskFacts(_message.Message):
     MASK_TOKEN_ID_FIELD_NUMBER: _builtins.int
     TOKENIZER_DIGEST_FIELD_NUMBER: _builtins.int
     WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
+    MEDIA_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_FILES_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """version number; router and shard must have the same one"""
     model_id: _builtins.str
@@ -1206,6 +1240,10 @@ class TaskFacts(_message.Message):
     """hex blake2b-16 of tokenizer.json, empty when the folder has none"""
     weight_bytes: _builtins.int
     """bytes of parameters that the shard holds"""
+    media: _builtins.str
+    """"" when rows are texts, "image" or "audio" when rows are files"""
+    max_batch_files: _builtins.int
+    """files of the largest batch, 0 when rows are texts"""
     @_builtins.property
     def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """names of the fields of RowBatch.head that the model serves, e.g. "labels" """
@@ -1213,6 +1251,10 @@ class TaskFacts(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """label of each id, in order of ids; empty for models without labels"""
+
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """codes of the languages that `TranscriptHead.languages` may name; empty = it stays empty"""
 
     def __init__(
         self,
@@ -1238,10 +1280,13 @@ class TaskFacts(_message.Message):
         mask_token_id: _builtins.int | None = ...,
         tokenizer_digest: _builtins.str = ...,
         weight_bytes: _builtins.int = ...,
+        media: _builtins.str = ...,
+        max_batch_files: _builtins.int = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "mask_token_id", b"mask_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "counts_padding", b"counts_padding", "device", b"device", "dtype", b"dtype", "heads", b"heads", "is_normalized", b"is_normalized", "labels", b"labels", "mask_token_id", b"mask_token_id", "max_batch_tokens", b"max_batch_tokens", "max_row_tokens", b"max_row_tokens", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_token_types", b"num_token_types", "problem_type", b"problem_type", "protocol_version", b"protocol_version", "task", b"task", "token_vector_width", b"token_vector_width", "tokenizer_digest", b"tokenizer_digest", "vector_width", b"vector_width", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "counts_padding", b"counts_padding", "device", b"device", "dtype", b"dtype", "heads", b"heads", "is_normalized", b"is_normalized", "labels", b"labels", "languages", b"languages", "mask_token_id", b"mask_token_id", "max_batch_files", b"max_batch_files", "max_batch_tokens", b"max_batch_tokens", "max_row_tokens", b"max_row_tokens", "media", b"media", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_token_types", b"num_token_types", "problem_type", b"problem_type", "protocol_version", b"protocol_version", "task", b"task", "token_vector_width", b"token_vector_width", "tokenizer_digest", b"tokenizer_digest", "vector_width", b"vector_width", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mask_token_id: _TypeAlias = _typing.Literal["mask_token_id"]  # noqa: Y015
     _WhichOneofArgType__mask_token_id: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id"]  # noqa: Y015
@@ -1259,6 +1304,7 @@ class RowBatch(_message.Message):
 
     NUMBER_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    MEDIA_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
     TOKEN_VECTORS_FIELD_NUMBER: _builtins.int
     SPARSE_VECTORS_FIELD_NUMBER: _builtins.int
@@ -1266,11 +1312,17 @@ class RowBatch(_message.Message):
     TOKEN_LABELS_FIELD_NUMBER: _builtins.int
     MASKS_FIELD_NUMBER: _builtins.int
     SPANS_FIELD_NUMBER: _builtins.int
+    BOXES_FIELD_NUMBER: _builtins.int
+    TRANSCRIPTS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number of the batch, chosen by the router and given back with the answers"""
     @_builtins.property
     def text(self) -> Global___TextRows:
         """texts as token ids"""
+
+    @_builtins.property
+    def media(self) -> Global___MediaRows:
+        """images or audio, as `media` of TaskFacts says"""
 
     @_builtins.property
     def vectors(self) -> Global___VectorHead:
@@ -1300,11 +1352,20 @@ class RowBatch(_message.Message):
     def spans(self) -> Global___SpanHead:
         """the best spans of a row"""
 
+    @_builtins.property
+    def boxes(self) -> Global___BoxHead:
+        """objects in an image"""
+
+    @_builtins.property
+    def transcripts(self) -> Global___TranscriptHead:
+        """the words of speech"""
+
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
         text: Global___TextRows | None = ...,
+        media: Global___MediaRows | None = ...,
         vectors: Global___VectorHead | None = ...,
         token_vectors: Global___TokenVectorHead | None = ...,
         sparse_vectors: Global___SparseVectorHead | None = ...,
@@ -1312,14 +1373,16 @@ class RowBatch(_message.Message):
         token_labels: Global___TokenLabelHead | None = ...,
         masks: Global___MaskHead | None = ...,
         spans: Global___SpanHead | None = ...,
+        boxes: Global___BoxHead | None = ...,
+        transcripts: Global___TranscriptHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "labels", b"labels", "masks", b"masks", "rows", b"rows", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "vectors", b"vectors"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "rows", b"rows", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "labels", b"labels", "masks", b"masks", "number", b"number", "rows", b"rows", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "number", b"number", "rows", b"rows", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_head: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans"]  # noqa: Y015
+    _WhichOneofReturnType_head: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts"]  # noqa: Y015
     _WhichOneofArgType_head: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
-    _WhichOneofReturnType_rows: _TypeAlias = _typing.Literal["text"]  # noqa: Y015
+    _WhichOneofReturnType_rows: _TypeAlias = _typing.Literal["text", "media"]  # noqa: Y015
     _WhichOneofArgType_rows: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_head) -> _WhichOneofReturnType_head | None: ...
@@ -1355,6 +1418,28 @@ class TextRows(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TextRows: _TypeAlias = TextRows  # noqa: Y015
+
+@_typing.final
+class MediaRows(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """one file per row, as the client sent it; the shard finds the format by the content"""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaRows: _TypeAlias = MediaRows  # noqa: Y015
 
 @_typing.final
 class VectorHead(_message.Message):
@@ -1516,6 +1601,72 @@ class SpanHead(_message.Message):
 Global___SpanHead: _TypeAlias = SpanHead  # noqa: Y015
 
 @_typing.final
+class BoxHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THRESHOLDS_FIELD_NUMBER: _builtins.int
+    thresholds: _builtins.bytes
+    """f32[] per row: least score of an object, 0 .. 1"""
+    def __init__(
+        self,
+        *,
+        thresholds: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["thresholds", b"thresholds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BoxHead: _TypeAlias = BoxHead  # noqa: Y015
+
+@_typing.final
+class TranscriptHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMESTAMPS_FIELD_NUMBER: _builtins.int
+    LANGUAGES_FIELD_NUMBER: _builtins.int
+    TRANSLATES_FIELD_NUMBER: _builtins.int
+    MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    CHUNK_LENGTHS_FIELD_NUMBER: _builtins.int
+    STRIDE_LENGTHS_FIELD_NUMBER: _builtins.int
+    translates: _builtins.bytes
+    """u8[] per row: 1 = translate into English, 0 = write what is said"""
+    max_new_tokens: _builtins.bytes
+    """u32[] per row: tokens of the longest transcript of a window, 0 = as the model's files say"""
+    chunk_lengths: _builtins.bytes
+    """f32[] per row: seconds of a chunk (CTC), 0 = 30"""
+    stride_lengths: _builtins.bytes
+    """f32[] per row: seconds that neighbouring chunks share on each side (CTC), 0 = a sixth"""
+    @_builtins.property
+    def timestamps(self) -> _containers.RepeatedScalarFieldContainer[Global___Timestamps.ValueType]:
+        """Languages, translation, tokens and segments are of models that generate; a CTC model refuses them.
+        per row
+        """
+
+    @_builtins.property
+    def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """per row: code of the language that is spoken, empty = the model finds out"""
+
+    def __init__(
+        self,
+        *,
+        timestamps: _abc.Iterable[Global___Timestamps.ValueType] | None = ...,
+        languages: _abc.Iterable[_builtins.str] | None = ...,
+        translates: _builtins.bytes = ...,
+        max_new_tokens: _builtins.bytes = ...,
+        chunk_lengths: _builtins.bytes = ...,
+        stride_lengths: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_lengths", b"chunk_lengths", "languages", b"languages", "max_new_tokens", b"max_new_tokens", "stride_lengths", b"stride_lengths", "timestamps", b"timestamps", "translates", b"translates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TranscriptHead: _TypeAlias = TranscriptHead  # noqa: Y015
+
+@_typing.final
 class RowAnswers(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1528,10 +1679,15 @@ class RowAnswers(_message.Message):
     TOKEN_LABELS_FIELD_NUMBER: _builtins.int
     MASKS_FIELD_NUMBER: _builtins.int
     SPANS_FIELD_NUMBER: _builtins.int
+    BOXES_FIELD_NUMBER: _builtins.int
+    TRANSCRIPTS_FIELD_NUMBER: _builtins.int
+    AUDIO_SECONDS_FIELD_NUMBER: _builtins.int
     WAIT_NS_FIELD_NUMBER: _builtins.int
     COMPUTE_NS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number of the batch"""
+    audio_seconds: _builtins.bytes
+    """f32[] seconds of audio per row, empty for rows of another kind"""
     wait_ns: _builtins.int
     """nanoseconds from the arrival of the batch until its turn"""
     compute_ns: _builtins.int
@@ -1554,6 +1710,10 @@ class RowAnswers(_message.Message):
     def masks(self) -> Global___MaskAnswers: ...
     @_builtins.property
     def spans(self) -> Global___SpanAnswers: ...
+    @_builtins.property
+    def boxes(self) -> Global___BoxAnswers: ...
+    @_builtins.property
+    def transcripts(self) -> Global___TranscriptAnswers: ...
     def __init__(
         self,
         *,
@@ -1566,14 +1726,17 @@ class RowAnswers(_message.Message):
         token_labels: Global___TokenLabelAnswers | None = ...,
         masks: Global___MaskAnswers | None = ...,
         spans: Global___SpanAnswers | None = ...,
+        boxes: Global___BoxAnswers | None = ...,
+        transcripts: Global___TranscriptAnswers | None = ...,
+        audio_seconds: _builtins.bytes = ...,
         wait_ns: _builtins.int = ...,
         compute_ns: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "labels", b"labels", "masks", b"masks", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "vectors", b"vectors"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "boxes", b"boxes", "labels", b"labels", "masks", b"masks", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "compute_ns", b"compute_ns", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "vectors", b"vectors", "wait_ns", b"wait_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio_seconds", b"audio_seconds", "boxes", b"boxes", "compute_ns", b"compute_ns", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "wait_ns", b"wait_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans"]  # noqa: Y015
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
 
@@ -1796,3 +1959,113 @@ class SpanAnswers(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SpanAnswers: _TypeAlias = SpanAnswers  # noqa: Y015
+
+@_typing.final
+class BoxAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    LABEL_IDS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    BOXES_FIELD_NUMBER: _builtins.int
+    counts: _builtins.bytes
+    """u32[] per row: number of its objects"""
+    label_ids: _builtins.bytes
+    """u32[] index into `labels` of TaskFacts, in the model's order, row after row"""
+    scores: _builtins.bytes
+    """f32[] parallel to label_ids"""
+    boxes: _builtins.bytes
+    """u32[] xmin, ymin, xmax, ymax in pixels of the turned image, per object"""
+    def __init__(
+        self,
+        *,
+        counts: _builtins.bytes = ...,
+        label_ids: _builtins.bytes = ...,
+        scores: _builtins.bytes = ...,
+        boxes: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "counts", b"counts", "label_ids", b"label_ids", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BoxAnswers: _TypeAlias = BoxAnswers  # noqa: Y015
+
+@_typing.final
+class TranscriptAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSCRIPTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transcripts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transcript]:
+        """per row"""
+
+    def __init__(
+        self,
+        *,
+        transcripts: _abc.Iterable[Global___Transcript] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transcripts", b"transcripts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TranscriptAnswers: _TypeAlias = TranscriptAnswers  # noqa: Y015
+
+@_typing.final
+class Transcript(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """all that was said"""
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TranscriptChunk]:
+        """parts with their times; none for TIMESTAMPS_NONE"""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        chunks: _abc.Iterable[Global___TranscriptChunk] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Transcript: _TypeAlias = Transcript  # noqa: Y015
+
+@_typing.final
+class TranscriptChunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    START_S_FIELD_NUMBER: _builtins.int
+    END_S_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """words of the part"""
+    start_s: _builtins.float
+    """seconds from the beginning of the audio"""
+    end_s: _builtins.float
+    """absent where the model gave no end"""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        start_s: _builtins.float = ...,
+        end_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end_s", b"_end_s", "end_s", b"end_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_s", b"_end_s", "end_s", b"end_s", "start_s", b"start_s", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__end_s: _TypeAlias = _typing.Literal["end_s"]  # noqa: Y015
+    _WhichOneofArgType__end_s: _TypeAlias = _typing.Literal["_end_s", b"_end_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end_s) -> _WhichOneofReturnType__end_s | None: ...
+
+Global___TranscriptChunk: _TypeAlias = TranscriptChunk  # noqa: Y015

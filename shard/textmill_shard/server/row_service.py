@@ -1,7 +1,8 @@
 """The gRPC side of a shard of rows: TaskInfo, Health and RunRows."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import grpc
 from textmill_proto.v1 import shard_pb2 as pb
@@ -12,12 +13,19 @@ from textmill_shard.server.calls import abort, health_report
 from textmill_shard.server.row_wire import answers_to_wire, batch_from_wire, task_facts_to_wire
 from textmill_shard.tasks.batch_check import BatchRejected, check_batch
 from textmill_shard.tasks.row_loop import LoopBusy, LoopEnded, RowLoop
+from textmill_shard.tasks.rows import MediaRow, RowBatch
 from textmill_shard.tasks.task_facts import TaskFacts
 
 log = logging.getLogger(__name__)
 
 CANCEL_CHECK_S = 0.5  # a call that has left while its batch waits is noticed this often
 _NO_STREAM = "the model of this shard computes rows: its calls are TaskInfo and RunRows"
+
+
+class FileReader(Protocol):
+    """Makes files ready for the model (`tasks/media_rows.py`). Any thread may call `read`."""
+
+    def read(self, rows: Sequence[MediaRow]) -> Sequence[Any]: ...
 
 
 class RowService(shard_pb2_grpc.ShardServicer):
@@ -27,10 +35,12 @@ class RowService(shard_pb2_grpc.ShardServicer):
         self._status = status
         self._facts: TaskFacts | None = None
         self._loop: RowLoop | None = None
+        self._reader: FileReader | None = None
 
-    def set_loaded(self, facts: TaskFacts, loop: RowLoop) -> None:
-        """Serve this model from now on. Called once."""
+    def set_loaded(self, facts: TaskFacts, loop: RowLoop, reader: FileReader | None = None) -> None:
+        """Serve this model from now on. Called once. A model of files has a reader of them."""
         self._loop = loop
+        self._reader = reader
         self._facts = facts
         self._status.report_ready()
 
@@ -65,7 +75,7 @@ class RowService(shard_pb2_grpc.ShardServicer):
         try:
             batch = batch_from_wire(request)
             check_batch(batch, facts)
-            waiting = loop.submit(batch)
+            waiting = loop.submit(batch, self._ready(batch))
         except BatchRejected as rejected:
             log.error("a batch breaks a rule", extra={"batch": request.number, "rule": str(rejected)})
             abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(rejected))
@@ -83,6 +93,11 @@ class RowService(shard_pb2_grpc.ShardServicer):
                 "the batch was not computed, because its call left or the shard stops",
             )
         return answers_to_wire(waiting.answers)
+
+    def _ready(self, batch: RowBatch) -> Sequence[Any] | None:
+        """Decode the files of a batch while the batch before it runs. None for texts."""
+        files = [row for row in batch.rows if isinstance(row, MediaRow)]
+        return None if self._reader is None else self._reader.read(files)
 
     def _require_facts(self, context: grpc.ServicerContext) -> TaskFacts:
         if self._facts is None:

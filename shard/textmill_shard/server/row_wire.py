@@ -10,12 +10,15 @@ from textmill_proto.v1 import shard_pb2 as pb
 from textmill_shard.tasks.batch_check import BatchRejected
 from textmill_shard.tasks.rows import (
     Answer,
+    Boxes,
+    BoxParams,
     FailureCode,
     Filling,
     FloatArray,
     HeadName,
     IdArray,
     MaskParams,
+    MediaRow,
     Params,
     Row,
     RowAnswers,
@@ -24,7 +27,10 @@ from textmill_shard.tasks.rows import (
     SpanParams,
     Spans,
     SparseVector,
+    Timestamps,
     TokenLabelParams,
+    Transcript,
+    TranscriptParams,
     VectorParams,
 )
 from textmill_shard.tasks.task_facts import TaskFacts
@@ -34,6 +40,13 @@ _CODES = {
     FailureCode.NOT_FINITE: pb.ROW_FAILURE_CODE_NOT_FINITE,
     FailureCode.NO_MEMORY: pb.ROW_FAILURE_CODE_NO_MEMORY,
     FailureCode.INTERNAL: pb.ROW_FAILURE_CODE_INTERNAL,
+    FailureCode.BAD_MEDIA: pb.ROW_FAILURE_CODE_BAD_MEDIA,
+}
+_TIMESTAMPS = {
+    pb.TIMESTAMPS_NONE: Timestamps.NONE,
+    pb.TIMESTAMPS_SEGMENTS: Timestamps.SEGMENTS,
+    pb.TIMESTAMPS_WORDS: Timestamps.WORDS,
+    pb.TIMESTAMPS_CHARACTERS: Timestamps.CHARACTERS,
 }
 
 
@@ -60,17 +73,67 @@ def task_facts_to_wire(facts: TaskFacts) -> pb.TaskFacts:
         mask_token_id=facts.mask_token_id,
         tokenizer_digest=facts.tokenizer_digest,
         weight_bytes=facts.weight_bytes,
+        media=facts.media,
+        max_batch_files=facts.max_batch_files,
+        languages=facts.languages,
     )
 
 
 def batch_from_wire(message: pb.RowBatch) -> RowBatch:
     """Read a batch. Raises BatchRejected where the lengths of the packed arrays do not fit together."""
-    if message.WhichOneof("rows") != "text":
-        raise BatchRejected("rows", "a batch holds texts")
     head_name = message.WhichOneof("head")
     if head_name is None:
         raise BatchRejected("head", "a batch asks for a head")
     head = HeadName(head_name)
+    match message.WhichOneof("rows"):
+        case "text":
+            rows: Sequence[Row | MediaRow] = _text_rows(head, message)
+        case "media":
+            rows = _media_rows(head, message)
+        case _:
+            raise BatchRejected("rows", "a batch holds texts or files")
+    return RowBatch(number=message.number, head=head, rows=rows)
+
+
+def _media_rows(head: HeadName, message: pb.RowBatch) -> list[MediaRow]:
+    files = message.media.files
+    if not files:
+        raise BatchRejected("media.files", "a batch has at least one row")
+    params = _media_params(head, message, len(files))
+    return [MediaRow(file, each) for file, each in zip(files, params, strict=True)]
+
+
+def _media_params(head: HeadName, message: pb.RowBatch, num_rows: int) -> Sequence[Params]:
+    if head is HeadName.BOXES:
+        return [BoxParams(float(value)) for value in _f32("boxes.thresholds", message.boxes.thresholds, size=num_rows)]
+    if head is not HeadName.TRANSCRIPTS:
+        return [None] * num_rows
+    asked = message.transcripts
+    for name in ("timestamps", "languages"):
+        if len(getattr(asked, name)) not in (0, num_rows):
+            raise BatchRejected(f"transcripts.{name}", f"{num_rows} elements are wanted")
+    kinds = list(asked.timestamps) or [pb.TIMESTAMPS_NONE] * num_rows
+    if any(kind not in _TIMESTAMPS for kind in kinds):
+        raise BatchRejected("transcripts.timestamps", f"{kinds} are not all known")
+    translates = _u8("transcripts.translates", asked.translates or b"\0" * num_rows, size=num_rows)
+    longest = _per_row("transcripts.max_new_tokens", asked.max_new_tokens, num_rows)
+    none = b"\0\0\0\0" * num_rows
+    chunks = _f32("transcripts.chunk_lengths", asked.chunk_lengths or none, size=num_rows)
+    strides = _f32("transcripts.stride_lengths", asked.stride_lengths or none, size=num_rows)
+    return [
+        TranscriptParams(
+            timestamps=_TIMESTAMPS[kinds[row]],
+            language=asked.languages[row] if asked.languages else "",
+            translates=bool(translates[row]),
+            max_new_tokens=int(longest[row]),
+            chunk_s=float(chunks[row]),
+            stride_s=float(strides[row]),
+        )
+        for row in range(num_rows)
+    ]
+
+
+def _text_rows(head: HeadName, message: pb.RowBatch) -> list[Row]:
     text = message.text
     lengths = _u32("text.lengths", text.lengths)
     num_rows = len(lengths)
@@ -81,12 +144,11 @@ def batch_from_wire(message: pb.RowBatch) -> RowBatch:
     types: Sequence[IdArray | None] = [None] * num_rows
     if text.token_types:
         types = _split(_u8("text.token_types", text.token_types, size=len(all_ids)).astype(np.int64), lengths)
-    params = _params(head, getattr(message, head_name), lengths)
-    rows = [
+    params = _params(head, getattr(message, head.value), lengths)
+    return [
         Row(token_ids=row_ids, token_types=row_types, params=row_params)
         for row_ids, row_types, row_params in zip(ids, types, params, strict=True)
     ]
-    return RowBatch(number=message.number, head=head, rows=rows)
 
 
 def _params(head: HeadName, message: Any, lengths: IdArray) -> Sequence[Params]:
@@ -136,6 +198,7 @@ def answers_to_wire(answers: RowAnswers) -> pb.RowAnswers:
     return pb.RowAnswers(
         number=answers.number,
         failures=failures,
+        audio_seconds=np.array(answers.audio_seconds, dtype="<f4").tobytes(),
         wait_ns=answers.wait_ns,
         compute_ns=answers.compute_ns,
         **{answers.head.value: _answer_to_wire(answers.head, whole)},
@@ -181,6 +244,22 @@ def _answer_to_wire(head: HeadName, answers: Sequence[Answer]) -> Any:
                 scores=_pack_floats([found.scores for found in spans]),
                 null_scores=np.array([found.null_score for found in spans], dtype="<f4").tobytes(),
             )
+        case HeadName.BOXES:
+            boxes = [answer for answer in answers if isinstance(answer, Boxes)]
+            return pb.BoxAnswers(
+                counts=_pack_counts([found.label_ids for found in boxes]),
+                label_ids=_pack_ids([found.label_ids for found in boxes]),
+                scores=_pack_floats([found.scores for found in boxes]),
+                boxes=_pack_ids([found.corners.reshape(-1) for found in boxes]),
+            )
+        case HeadName.TRANSCRIPTS:
+            found = [_transcript_to_wire(answer) for answer in answers if isinstance(answer, Transcript)]
+            return pb.TranscriptAnswers(transcripts=found)
+
+
+def _transcript_to_wire(found: Transcript) -> pb.Transcript:
+    chunks = [pb.TranscriptChunk(text=chunk.text, start_s=chunk.start_s, end_s=chunk.end_s) for chunk in found.chunks]
+    return pb.Transcript(text=found.text, chunks=chunks)
 
 
 def _floats(answer: Answer) -> FloatArray:
@@ -190,6 +269,15 @@ def _floats(answer: Answer) -> FloatArray:
 
 def _u32(field: str, data: bytes, *, size: int | None = None) -> IdArray:
     return _read(field, data, "<u4", size=size)
+
+
+def _f32(field: str, data: bytes, *, size: int) -> FloatArray:
+    if len(data) != 4 * size:
+        raise BatchRejected(field, f"{size} elements of 4 bytes are wanted, {len(data)} bytes came")
+    values = np.frombuffer(data, dtype="<f4").astype(np.float32)
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise BatchRejected(field, "numbers from 0 on are wanted")
+    return values
 
 
 def _u8(field: str, data: bytes, *, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:

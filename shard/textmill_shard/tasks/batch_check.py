@@ -1,6 +1,16 @@
 """Checks that a batch keeps to the rules of rows (rules 28 and 31 of docs/wire.md) before the batch is computed."""
 
-from textmill_shard.tasks.rows import MaskParams, Row, RowBatch, SpanParams, TokenLabelParams, VectorParams
+from textmill_shard.tasks.rows import (
+    MaskParams,
+    Params,
+    Row,
+    RowBatch,
+    SpanParams,
+    Timestamps,
+    TokenLabelParams,
+    TranscriptParams,
+    VectorParams,
+)
 from textmill_shard.tasks.task_facts import TaskFacts
 
 
@@ -17,16 +27,40 @@ def check_batch(batch: RowBatch, facts: TaskFacts) -> None:
     if batch.head not in facts.heads:
         served = ", ".join(head.value for head in facts.heads)
         raise BatchRejected("head", f"{batch.head.value} is asked for, this model serves {served}")
-    for index, row in enumerate(batch.rows):
+    rows = [row for row in batch.rows if isinstance(row, Row)]
+    if len(rows) != (0 if facts.media else len(batch.rows)):
+        raise BatchRejected("rows", f"this model reads {'files' if facts.media else 'texts'}")
+    if facts.media:
+        if len(batch.rows) > facts.max_batch_files:
+            raise BatchRejected("media.files", f"{len(batch.rows)} came, max_batch_files is {facts.max_batch_files}")
+        for index, file in enumerate(batch.rows):
+            _check_media_params(index, file.params, facts)
+        return
+    for index, row in enumerate(rows):
         _check_tokens(index, row, facts)
         _check_params(index, row, facts)
-    longest = max(row.num_tokens for row in batch.rows)
-    total = sum(row.num_tokens for row in batch.rows)
-    cost = longest * len(batch.rows) if facts.counts_padding else total
-    if len(batch.rows) > 1 and cost > facts.max_batch_tokens:
+    longest = max(row.num_tokens for row in rows)
+    total = sum(row.num_tokens for row in rows)
+    cost = longest * len(rows) if facts.counts_padding else total
+    if len(rows) > 1 and cost > facts.max_batch_tokens:
         raise BatchRejected(
             "text.lengths", f"the batch costs {cost} tokens, max_batch_tokens is {facts.max_batch_tokens}"
         )
+
+
+def _check_media_params(index: int, params: Params, facts: TaskFacts) -> None:
+    if isinstance(params, TranscriptParams) and params.language and params.language not in facts.languages:
+        raise BatchRejected("transcripts.languages", f"row {index} names {params.language!r}, which the model lacks")
+    generates = bool(facts.languages)
+    if isinstance(params, TranscriptParams) and not generates:
+        if params.translates or params.max_new_tokens:
+            raise BatchRejected(
+                "transcripts.translates", f"row {index} asks for generation, this model does not generate"
+            )
+        if params.timestamps is Timestamps.SEGMENTS:
+            raise BatchRejected("transcripts.timestamps", f"row {index} asks for segments, this model has none")
+    if isinstance(params, TranscriptParams) and params.stride_s and params.chunk_s <= 2 * params.stride_s:
+        raise BatchRejected("transcripts.stride_lengths", f"row {index} has strides that leave nothing of a chunk")
 
 
 def _check_tokens(index: int, row: Row, facts: TaskFacts) -> None:

@@ -4,16 +4,29 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from textmill_shard.engine.status import ShardStatus
-from textmill_shard.tasks.row_runner import RowRunner
-from textmill_shard.tasks.rows import Row, RowAnswers, RowBatch
+from textmill_shard.tasks.rows import Answer, HeadName, RowAnswers, RowBatch, RowFailure
 
 log = logging.getLogger(__name__)
 
 IDLE_SIGN_S = 0.5  # an idle loop gives a sign of progress this often
 MAX_WAITING = 1  # batches beside the batch that runs (rule 27)
+
+
+class BatchRunner(Protocol):
+    """Computes rows: texts (`row_runner.py`) or files (`media_runner.py`)."""
+
+    num_memory_faults: int  # forward passes that ran out of memory
+
+    def run(self, head: HeadName, rows: Sequence[Any], *, on_part: Callable[[int], None]) -> list[Answer | RowFailure]:
+        """Return the answers in the order of the rows.
+
+        `on_part` is called before each forward pass, with the tokens of its longest row (0: within the usual time).
+        """
+        ...
 
 
 class LoopBusy(Exception):
@@ -27,8 +40,9 @@ class LoopEnded(Exception):
 class WaitingBatch:
     """A batch on its way through the loop."""
 
-    def __init__(self, batch: RowBatch) -> None:
+    def __init__(self, batch: RowBatch, rows: Sequence[Any]) -> None:
         self.batch = batch
+        self.rows = rows  # as the runner reads them
         self.arrived_ns = time.monotonic_ns()
         self.is_cancelled = False  # set by any thread; a batch whose turn has come is computed all the same
         self.is_done = threading.Event()
@@ -38,7 +52,7 @@ class WaitingBatch:
 class RowLoop:
     """Owns the runner. `submit` and `stop` may be called by any thread, `run` is the body of the loop's own thread."""
 
-    def __init__(self, runner: RowRunner, status: ShardStatus, *, max_batch_tokens: int) -> None:
+    def __init__(self, runner: BatchRunner, status: ShardStatus, *, max_batch_tokens: int) -> None:
         self._runner = runner
         self._status = status
         self._max_batch_tokens = max_batch_tokens
@@ -48,9 +62,9 @@ class RowLoop:
         self._is_stopping = False
         self._num_batches = 0
 
-    def submit(self, batch: RowBatch) -> WaitingBatch:
-        """Queue a batch. Raises LoopBusy and LoopEnded."""
-        waiting = WaitingBatch(batch)
+    def submit(self, batch: RowBatch, rows: Sequence[Any] | None = None) -> WaitingBatch:
+        """Queue a batch, whose files `rows` holds ready to compute. Raises LoopBusy and LoopEnded."""
+        waiting = WaitingBatch(batch, batch.rows if rows is None else rows)
         with self._changed:
             if self._is_stopping:
                 raise LoopEnded("the shard stops")
@@ -101,7 +115,7 @@ class RowLoop:
         self._status.begin_step()
         num_faults = self._runner.num_memory_faults
         try:
-            answers = self._runner.run(waiting.batch.head, waiting.batch.rows, on_part=self._expect)
+            answers = self._runner.run(waiting.batch.head, waiting.rows, on_part=self._expect)
         except Exception:
             waiting.is_done.set()
             raise
@@ -112,16 +126,17 @@ class RowLoop:
             number=waiting.batch.number,
             head=waiting.batch.head,
             answers=answers,
+            audio_seconds=[row.seconds for row in waiting.rows if getattr(row, "seconds", 0.0)],
             wait_ns=began_ns - waiting.arrived_ns,
             compute_ns=time.monotonic_ns() - began_ns,
         )
         waiting.is_done.set()
 
-    def _expect(self, rows: Sequence[Row]) -> None:
+    def _expect(self, num_tokens: int) -> None:
         """Note a sign of progress before a forward pass.
 
         The limit is that of the largest batch. A single row may be longer, and attention grows with the square.
         """
-        ratio = max(row.num_tokens for row in rows) / self._max_batch_tokens
+        ratio = num_tokens / self._max_batch_tokens
         progress = self._status.progress
         progress.expect(max(0.0, ratio * ratio - 1.0) * progress.limit_s if ratio > 1.0 else 0.0)

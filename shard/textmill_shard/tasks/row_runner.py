@@ -29,9 +29,12 @@ class RowRunner:
 
     @torch.inference_mode()
     def run(
-        self, head: HeadName, rows: Sequence[Row], *, on_part: Callable[[Sequence[Row]], None] = lambda rows: None
+        self, head: HeadName, rows: Sequence[Row], *, on_part: Callable[[int], None] = lambda num_tokens: None
     ) -> list[Answer | RowFailure]:
-        """Return the answers in the order of the rows. `on_part` is told of each forward pass before it begins."""
+        """Return the answers in the order of the rows.
+
+        `on_part` is told the tokens of the longest row of each forward pass before the pass begins.
+        """
         order = sorted(range(len(rows)), key=lambda index: -rows[index].num_tokens)
         max_tokens = MAX_LOGITS // self._vocab_size if head is HeadName.SPARSE_VECTORS else None
         answers: dict[int, Answer | RowFailure] = {}
@@ -41,11 +44,9 @@ class RowRunner:
             answers.update(zip(indices, found, strict=True))
         return [answers[index] for index in range(len(rows))]
 
-    def _compute(
-        self, head: Head, rows: Sequence[Row], on_part: Callable[[Sequence[Row]], None]
-    ) -> list[Answer | RowFailure]:
+    def _compute(self, head: Head, rows: Sequence[Row], on_part: Callable[[int], None]) -> list[Answer | RowFailure]:
         """Compute the rows together. Where that fails, compute each half by itself, down to single rows."""
-        on_part(rows)
+        on_part(max(row.num_tokens for row in rows))
         try:
             return head.compute(self.forward, rows)
         except Exception as error:

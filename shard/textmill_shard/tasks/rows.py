@@ -22,6 +22,8 @@ class HeadName(Enum):
     TOKEN_LABELS = "token_labels"
     MASKS = "masks"
     SPANS = "spans"
+    BOXES = "boxes"
+    TRANSCRIPTS = "transcripts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,35 @@ class SpanParams:
     max_spans: int
 
 
-Params = VectorParams | TokenLabelParams | MaskParams | SpanParams | None
+@dataclass(frozen=True, slots=True)
+class BoxParams:
+    """The least score of an object."""
+
+    threshold: float
+
+
+class Timestamps(Enum):
+    """Which parts of a transcript have times."""
+
+    NONE = "none"
+    SEGMENTS = "segments"
+    WORDS = "words"
+    CHARACTERS = "characters"
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptParams:
+    """How speech is written down."""
+
+    timestamps: Timestamps = Timestamps.NONE
+    language: str = ""  # code of the language that is spoken, empty = the model finds out
+    translates: bool = False  # into English
+    max_new_tokens: int = 0  # 0 = as the model's files say
+    chunk_s: float = 0.0  # seconds of a chunk (CTC), 0 = 30
+    stride_s: float = 0.0  # seconds that neighbouring chunks share on each side (CTC), 0 = a sixth of a chunk
+
+
+Params = VectorParams | TokenLabelParams | MaskParams | SpanParams | BoxParams | TranscriptParams | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +105,20 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class MediaRow:
+    """One file, as the client sent it."""
+
+    file: bytes = field(repr=False)
+    params: Params = None
+
+
+@dataclass(frozen=True, slots=True)
 class RowBatch:
     """Rows that are computed together, under a number that the router has chosen."""
 
     number: int
     head: HeadName
-    rows: Sequence[Row]
+    rows: Sequence[Row | MediaRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +153,7 @@ class FailureCode(Enum):
     NOT_FINITE = "not_finite"
     NO_MEMORY = "no_memory"
     INTERNAL = "internal"
+    BAD_MEDIA = "bad_media"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +164,34 @@ class RowFailure:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """The objects of an image, in the model's order."""
+
+    label_ids: IdArray
+    scores: FloatArray
+    corners: IdArray  # `[objects, 4]`: xmin, ymin, xmax, ymax in pixels
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptChunk:
+    """A part of a transcript, with seconds from the beginning of the audio."""
+
+    text: str
+    start_s: float
+    end_s: float | None  # None = the model gave no end
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """The words of speech."""
+
+    text: str
+    chunks: tuple[TranscriptChunk, ...] = ()
+
+
 # vectors `[width]`, token vectors `[n, width]`, labels `[L]`, token labels `[wanted tokens, L]`; one Filling per mask
-Answer = FloatArray | SparseVector | tuple[Filling, ...] | Spans
+Answer = FloatArray | SparseVector | tuple[Filling, ...] | Spans | Boxes | Transcript
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,5 +201,6 @@ class RowAnswers:
     number: int
     head: HeadName
     answers: Sequence[Answer | RowFailure] = field(repr=False)
+    audio_seconds: Sequence[float] = ()  # per row; empty for rows of another kind
     wait_ns: int = 0  # from the arrival of the batch until its turn
     compute_ns: int = 0  # from its turn until the answers were on the host

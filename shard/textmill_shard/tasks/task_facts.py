@@ -18,14 +18,19 @@ class TaskFacts:
     heads: tuple[HeadName, ...]
     labels: tuple[str, ...]
     problem_type: str
-    max_row_tokens: int
-    max_batch_tokens: int
-    counts_padding: bool
-    vector_width: int
-    token_vector_width: int
-    is_normalized: bool
-    vocab_size: int
-    num_token_types: int
-    mask_token_id: int | None
-    tokenizer_digest: str
     weight_bytes: int
+    # Of models that read texts:
+    max_row_tokens: int = 0
+    max_batch_tokens: int = 0
+    counts_padding: bool = False
+    vector_width: int = 0
+    token_vector_width: int = 0
+    is_normalized: bool = False
+    vocab_size: int = 0
+    num_token_types: int = 0
+    mask_token_id: int | None = None
+    tokenizer_digest: str = ""
+    # Of models that read files:
+    media: str = ""  # "image" or "audio"
+    max_batch_files: int = 0
+    languages: tuple[str, ...] = ()

@@ -169,7 +169,7 @@ def _read(options: TaskOptions, folder: Path, head: HeadName) -> ModelSource:
             folder, allow_pickle=options.allow_pickle, named=getattr(config, "transformers_weights", None)
         ),
         form=find_stored_form(config, folder, num_ranks=1),
-        dtype=getattr(torch, _pick_dtype(options.dtype, config, device)),
+        dtype=getattr(torch, pick_row_dtype(options.dtype, config, device)),
         device=device,
         parallel=TensorParallel(),
         trust_remote_code=options.trust_remote_code,
@@ -178,7 +178,7 @@ def _read(options: TaskOptions, folder: Path, head: HeadName) -> ModelSource:
     )
 
 
-def _pick_dtype(asked: str, config: Any, device: torch.device) -> str:
+def pick_row_dtype(asked: str, config: Any, device: torch.device) -> str:
     """Return the dtype. `auto` is float32 on a CPU, because scores and vectors are compared, and else as stored."""
     if asked != "auto":
         return pick_dtype(asked, config=config, device=device)

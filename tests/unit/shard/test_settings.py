@@ -55,6 +55,8 @@ EXAMPLES = {
     "task": ("summarization", "summarization"),
     "pooling": ("cls", "cls"),
     "max_batch_tokens": ("4096", 4096),
+    "max_image_pixels": ("1000", 1000),
+    "max_audio_seconds": ("60", 60.0),
     "world_size": ("3", 3),
     "local_rank": ("0", 0),
     "local_world_size": ("2", 2),

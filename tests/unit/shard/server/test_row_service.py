@@ -37,7 +37,8 @@ def serve(settings: ServeSettings) -> Iterator[tuple[shard_pb2_grpc.ShardStub, R
     service = RowService(status)
     server = start_server(service, settings.uds_path)
     channel = grpc.insecure_channel(f"unix:{settings.uds_path}")
-    facts, loop = start_rows(settings, "cpu", status)
+    started = start_rows(settings, "cpu", status)
+    loop = started.loop
     thread = threading.Thread(target=loop.run)
     thread.start()
     try:
@@ -45,7 +46,7 @@ def serve(settings: ServeSettings) -> Iterator[tuple[shard_pb2_grpc.ShardStub, R
         with pytest.raises(grpc.RpcError) as caught:
             stub.TaskInfo(pb.InfoRequest(), timeout=WAIT_S)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        service.set_loaded(facts, loop)
+        service.set_loaded(started.facts, loop, started.reader)
         yield stub, service
     finally:
         loop.stop()

@@ -10,16 +10,23 @@ from textmill_proto.v1 import shard_pb2 as pb
 from textmill_shard.server.row_wire import answers_to_wire, batch_from_wire, task_facts_to_wire
 from textmill_shard.tasks.batch_check import BatchRejected, check_batch
 from textmill_shard.tasks.rows import (
+    Boxes,
+    BoxParams,
     FailureCode,
     Filling,
     HeadName,
     MaskParams,
+    MediaRow,
     RowAnswers,
     RowFailure,
     SpanParams,
     Spans,
     SparseVector,
+    Timestamps,
     TokenLabelParams,
+    Transcript,
+    TranscriptChunk,
+    TranscriptParams,
     VectorParams,
 )
 from textmill_shard.tasks.task_facts import TaskFacts
@@ -45,7 +52,11 @@ FACTS = TaskFacts(
     mask_token_id=3,
     tokenizer_digest="ff",
     weight_bytes=2**40,
+    media="image",
+    max_batch_files=2,
+    languages=("de", "en"),
 )
+TEXT_FACTS = replace(FACTS, media="", max_batch_files=0)
 
 
 def u32(*values: int) -> bytes:
@@ -166,15 +177,15 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 def test_rule_31_a_batch_that_breaks_a_rule_is_refused_by_field(name: str) -> None:
     fields, path = BROKEN[name]
     with pytest.raises(BatchRejected) as caught:
-        check_batch(batch_from_wire(pb.RowBatch(**fields)), FACTS)
+        check_batch(batch_from_wire(pb.RowBatch(**fields)), TEXT_FACTS)
     assert caught.value.field == path
 
 
 def test_rule_28_rows_behind_each_other_cost_their_own_tokens() -> None:
     batch = batch_from_wire(pb.RowBatch(text=texts((1,) * 5, (1,), (1,), (1,)), labels=pb.LabelHead()))
     with pytest.raises(BatchRejected):
-        check_batch(batch, FACTS)
-    check_batch(batch, replace(FACTS, counts_padding=False))
+        check_batch(batch, TEXT_FACTS)
+    check_batch(batch, replace(TEXT_FACTS, counts_padding=False))
 
 
 def floats(*values: float) -> Any:
@@ -224,3 +235,92 @@ def test_a_batch_whose_rows_all_failed_has_an_answer(head: HeadName) -> None:
     message = answers_to_wire(RowAnswers(number=1, head=head, answers=[FAILED]))
     assert message.WhichOneof("answer") == head.value
     assert len(message.failures) == 1
+
+
+TWO_FILES = pb.MediaRows(files=[b"a", b"b"])
+
+
+def floats32(*values: float) -> bytes:
+    return np.array(values, "<f4").tobytes()
+
+
+def test_files_are_read_with_their_parameters() -> None:
+    boxes = batch_from_wire(pb.RowBatch(media=TWO_FILES, boxes=pb.BoxHead(thresholds=floats32(0.5, 0.25))))
+    assert list(boxes.rows) == [MediaRow(b"a", BoxParams(0.5)), MediaRow(b"b", BoxParams(0.25))]
+    asked = pb.TranscriptHead(
+        timestamps=[pb.TIMESTAMPS_WORDS, pb.TIMESTAMPS_NONE],
+        languages=["de", ""],
+        translates=b"\1\0",
+        max_new_tokens=u32(9, 0),
+        chunk_lengths=floats32(20, 0),
+        stride_lengths=floats32(4, 0),
+    )
+    speech = batch_from_wire(pb.RowBatch(media=TWO_FILES, transcripts=asked))
+    assert [row.params for row in speech.rows] == [
+        TranscriptParams(Timestamps.WORDS, "de", True, 9, 20.0, 4.0),
+        TranscriptParams(),
+    ]
+    plain = batch_from_wire(pb.RowBatch(media=TWO_FILES, transcripts=pb.TranscriptHead()))
+    assert [row.params for row in plain.rows] == [TranscriptParams()] * 2
+
+
+BROKEN_FILES: dict[str, tuple[dict[str, Any], str]] = {
+    "no file": ({"media": pb.MediaRows(), "labels": pb.LabelHead()}, "media.files"),
+    "three files": ({"media": pb.MediaRows(files=[b"a"] * 3), "labels": pb.LabelHead()}, "media.files"),
+    "texts": ({"text": ROW, "labels": pb.LabelHead()}, "rows"),
+    "one threshold": ({"media": TWO_FILES, "boxes": pb.BoxHead(thresholds=floats32(0.5))}, "boxes.thresholds"),
+    "a threshold that is no number": (
+        {"media": TWO_FILES, "boxes": pb.BoxHead(thresholds=floats32(0.5, float("nan")))},
+        "boxes.thresholds",
+    ),
+    "one language": ({"media": TWO_FILES, "transcripts": pb.TranscriptHead(languages=["de"])}, "transcripts.languages"),
+    "a foreign language": (
+        {"media": TWO_FILES, "transcripts": pb.TranscriptHead(languages=["de", "xx"])},
+        "transcripts.languages",
+    ),
+    "strides that leave nothing": (
+        {
+            "media": TWO_FILES,
+            "transcripts": pb.TranscriptHead(chunk_lengths=floats32(8, 8), stride_lengths=floats32(4, 1)),
+        },
+        "transcripts.stride_lengths",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FILES)
+def test_rule_31_a_batch_of_files_that_breaks_a_rule_is_refused_by_field(name: str) -> None:
+    fields, path = BROKEN_FILES[name]
+    with pytest.raises(BatchRejected) as caught:
+        check_batch(batch_from_wire(pb.RowBatch(**fields)), FACTS)
+    assert caught.value.field == path
+
+
+@pytest.mark.parametrize(
+    ("asked", "path"),
+    [
+        (pb.TranscriptHead(translates=b"\1\0"), "transcripts.translates"),
+        (pb.TranscriptHead(max_new_tokens=u32(0, 5)), "transcripts.translates"),
+        (pb.TranscriptHead(timestamps=[pb.TIMESTAMPS_SEGMENTS] * 2), "transcripts.timestamps"),
+    ],
+)
+def test_a_model_that_does_not_generate_refuses_what_only_generation_gives(asked: pb.TranscriptHead, path: str) -> None:
+    batch = batch_from_wire(pb.RowBatch(media=TWO_FILES, transcripts=asked))
+    check_batch(batch, FACTS)
+    with pytest.raises(BatchRejected) as caught:
+        check_batch(batch, replace(FACTS, languages=()))
+    assert caught.value.field == path
+
+
+def test_answers_of_files_are_packed() -> None:
+    corners = np.array([[1, 2, 30, 40], [5, 6, 7, 8]])
+    boxes = [Boxes(ids(3, 1), floats(0.5, 0.25), corners), Boxes(ids(), floats(), np.zeros((0, 4), np.int64))]
+    message = answers_to_wire(RowAnswers(number=1, head=HeadName.BOXES, answers=boxes)).boxes
+    assert (message.counts, message.label_ids) == (u32(2, 0), u32(3, 1))
+    assert (f32(message.scores), message.boxes) == ([0.5, 0.25], u32(1, 2, 30, 40, 5, 6, 7, 8))
+    spoken = Transcript("a b", (TranscriptChunk("a", 0.0, 1.5), TranscriptChunk(" b", 1.5, None)))
+    answers = answers_to_wire(RowAnswers(number=1, head=HeadName.TRANSCRIPTS, answers=[spoken], audio_seconds=[2.5]))
+    (transcript,) = answers.transcripts.transcripts
+    assert (transcript.text, [chunk.text for chunk in transcript.chunks]) == ("a b", ["a", " b"])
+    assert [chunk.HasField("end_s") for chunk in transcript.chunks] == [True, False]
+    assert f32(answers.audio_seconds) == [2.5]

@@ -24,10 +24,8 @@ class HeldRunner:
         self.computed: list[int] = []
         self.error: Exception | None = None
 
-    def run(
-        self, head: HeadName, rows: Sequence[Row], *, on_part: Callable[[Sequence[Row]], None]
-    ) -> list[Answer | RowFailure]:
-        on_part(rows)
+    def run(self, head: HeadName, rows: Sequence[Row], *, on_part: Callable[[int], None]) -> list[Answer | RowFailure]:
+        on_part(rows[0].num_tokens)
         self.computed.append(rows[0].num_tokens)
         self.began.release()
         assert self.may_end.acquire(timeout=WAIT_S)

@@ -1,0 +1,32 @@
+"""Decodes files in a few helper threads, so that decoding takes bounded memory and never the thread of the model."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from textmill_shard.media.errors import MediaError
+
+NUM_HELPERS = 2
+Decoded = TypeVar("Decoded")
+
+
+class DecodingHelpers:
+    """The threads. Any thread may call `decode`, which waits for its own files."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=NUM_HELPERS, thread_name_prefix="decode")
+
+    def decode(self, files: Sequence[bytes], read: Callable[[bytes], Decoded]) -> list[Decoded | MediaError]:
+        """Return what `read` makes of each file, or the MediaError that it raised."""
+
+        def try_read(data: bytes) -> Decoded | MediaError:
+            try:
+                return read(data)
+            except MediaError as error:
+                return error
+
+        return list(self._pool.map(try_read, files))
+
+    def close(self) -> None:
+        """End the threads after the files that they read."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

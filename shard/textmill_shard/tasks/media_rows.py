@@ -1,0 +1,96 @@
+"""Files that are ready for the model, and the work that makes them ready outside of the model's thread."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from textmill_shard.media.audio_file import Samples, decode_audio
+from textmill_shard.media.decoder import DecodingHelpers
+from textmill_shard.media.errors import MediaError
+from textmill_shard.media.image_file import decode_image
+from textmill_shard.tasks.rows import FailureCode, MediaRow, Params, RowFailure
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyRow:
+    """One file as the tensors that the model reads, without the dimension of the batch."""
+
+    inputs: Mapping[str, torch.Tensor]
+    params: Params = None
+    size: tuple[int, int] = (0, 0)  # height and width of the image in pixels
+    samples: Samples | None = None  # of audio, at the model's rate
+    seconds: float = 0.0  # of audio
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Rows of equal shapes can run together."""
+        return tuple((name, tuple(tensor.shape)) for name, tensor in sorted(self.inputs.items()))
+
+
+Read = Callable[[bytes], ReadyRow]
+
+
+class MediaReader:
+    """Makes files ready for a model, in helper threads. Any thread may call `read`."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._helpers = DecodingHelpers()
+
+    def read(self, rows: Sequence[MediaRow]) -> list[ReadyRow | RowFailure]:
+        """Return each file ready, or why it cannot be read."""
+        found = self._helpers.decode([row.file for row in rows], self._read)
+        return [
+            RowFailure(FailureCode.BAD_MEDIA, str(each))
+            if isinstance(each, MediaError)
+            else replace(each, params=row.params)
+            for each, row in zip(found, rows, strict=True)
+        ]
+
+    def close(self) -> None:
+        """End the threads."""
+        self._helpers.close()
+
+
+def image_read(processor: Any, *, max_pixels: int) -> Read:
+    """Return a function from the bytes of an image to the model's input. The function raises MediaError."""
+
+    def read(data: bytes) -> ReadyRow:
+        image = decode_image(data, max_pixels=max_pixels)
+        try:
+            inputs = processor(images=image, return_tensors="pt")
+        except ValueError as error:
+            raise MediaError(f"an image of {image.width} x {image.height} pixels cannot be read: {error}") from error
+        return ReadyRow(_first(inputs), size=(image.height, image.width))
+
+    return read
+
+
+def audio_read(extractor: Any, *, max_seconds: float, min_samples: int, makes_inputs: bool) -> Read:
+    """Return a function from the bytes of audio to samples at the model's rate, and with `makes_inputs` to its input.
+
+    The function raises MediaError.
+    """
+    rate = int(extractor.sampling_rate)
+
+    def read(data: bytes) -> ReadyRow:
+        samples = decode_audio(data, rate=rate, max_seconds=max_seconds)
+        if len(samples) < min_samples:
+            raise MediaError(
+                f"the audio has {len(samples)} samples at {rate} Hz, the model reads {min_samples} and more"
+            )
+        inputs: Mapping[str, torch.Tensor] = {}
+        if makes_inputs:
+            try:
+                inputs = _first(extractor(samples, sampling_rate=rate, return_tensors="pt"))
+            except (ValueError, AssertionError) as error:
+                raise MediaError(f"audio of {len(samples)} samples at {rate} Hz cannot be read: {error}") from error
+        return ReadyRow(inputs, samples=samples, seconds=len(samples) / rate)
+
+    return read
+
+
+def _first(inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: value[0] for name, value in inputs.items() if torch.is_tensor(value)}

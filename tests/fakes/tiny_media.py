@@ -1,0 +1,131 @@
+"""Makes tiny random models of images and speech, in the folder layout of real models, and files for them."""
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+from transformers import AutoConfig
+
+RATE = 16_000
+_VISION: dict[str, Any] = {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_VISION |= {"intermediate_size": 48, "patch_size": 8}
+_SPEECH: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+_SPEECH |= {"conv_dim": [32] * 3, "conv_kernel": [10, 8, 4], "conv_stride": [5, 8, 4], "vocab_size": 32}
+_SPEECH |= {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "num_feat_extract_layers": 3}
+_SPEECH |= {"classifier_proj_size": 16}
+IMAGES: Mapping[str, Mapping[str, Any]] = {
+    "vit": _VISION,
+    "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
+    "swin": {
+        "image_size": 32,
+        "patch_size": 4,
+        "embed_dim": 16,
+        "depths": [1, 1],
+        "num_heads": [2, 4],
+        "window_size": 4,
+    },
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+    "mobilenet_v2": {"depth_multiplier": 0.25},
+}
+OBJECTS: Mapping[str, Mapping[str, Any]] = {
+    "yolos": {**_VISION, "image_size": [64, 96], "num_detection_tokens": 12},
+    "detr": {
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "num_queries": 12,
+        "use_timm_backbone": False,
+        "use_pretrained_backbone": False,
+        "backbone": None,
+        "backbone_config": {"model_type": "resnet", **IMAGES["resnet"], "out_features": ["stage2"]},
+    },
+}
+SOUNDS: Mapping[str, Mapping[str, Any]] = {
+    "wav2vec2": _SPEECH,
+    "hubert": _SPEECH,
+    "wavlm": _SPEECH,
+    "audio-spectrogram-transformer": {**_VISION, "max_length": 64, "num_mel_bins": 16, "patch_size": 8},
+}
+_PROCESSORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "vit": ("ViTImageProcessor", {"size": {"height": 32, "width": 32}}),
+    "convnext": ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}}),
+    "swin": ("ViTImageProcessor", {"size": {"height": 32, "width": 32}}),
+    "resnet": ("ConvNextImageProcessor", {"size": {"shortest_edge": 40}}),
+    "mobilenet_v2": (
+        "MobileNetV2ImageProcessor",
+        {"size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}},
+    ),
+    "yolos": ("YolosImageProcessor", {"size": {"shortest_edge": 64, "longest_edge": 96}}),
+    "detr": ("DetrImageProcessor", {"size": {"shortest_edge": 64, "longest_edge": 96}}),
+}
+
+
+def make_media_model(folder: Path, model_type: str, auto_class: Any, *, seed: int = 0, **changes: Any) -> Any:
+    """Write a tiny model with a head of a class of transformers and its processor, and return the model."""
+    fields = {**IMAGES, **OBJECTS, **SOUNDS}[model_type]
+    config = AutoConfig.for_model(model_type, **{**fields, **changes})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = auto_class.from_config(config)
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    model.eval().save_pretrained(folder)
+    if model_type in _PROCESSORS:
+        name, settings = _PROCESSORS[model_type]
+        write_json(folder / "preprocessor_config.json", {"image_processor_type": name, **settings})
+    elif model_type == "audio-spectrogram-transformer":
+        extractor = {"feature_extractor_type": "ASTFeatureExtractor", "num_mel_bins": 16, "max_length": 64}
+        write_json(folder / "preprocessor_config.json", {**extractor, "sampling_rate": RATE})
+    else:
+        extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": RATE, "do_normalize": True}
+        write_json(folder / "preprocessor_config.json", {**extractor, "return_attention_mask": False})
+    return model
+
+
+def write_character_tokenizer(folder: Path) -> None:
+    """Write a vocabulary of characters for CTC: the blank, the mark between words, and letters."""
+    letters = "abcdefghijklmnopqrstuvwxyz'"
+    vocabulary = {"<pad>": 0, "|": 1, "<unk>": 2, **{letter: index for index, letter in enumerate(letters, 3)}}
+    write_json(folder / "vocab.json", vocabulary)
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "word_delimiter_token": "|", "bos_token": None}
+    write_json(
+        folder / "tokenizer_config.json", {**special, "eos_token": None, "tokenizer_class": "Wav2Vec2CTCTokenizer"}
+    )
+
+
+def picture_file(width: int, height: int, *, seed: int = 0, kind: str = "PNG") -> bytes:
+    """Return a file of random pixels."""
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+    written = io.BytesIO()
+    Image.fromarray(pixels).save(written, kind)
+    return written.getvalue()
+
+
+def sound(seconds: float, *, seed: int = 0) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """Return samples of tones that change, at 16 kHz."""
+    random = np.random.default_rng(seed)
+    times = np.arange(round(seconds * RATE)) / RATE
+    tones = [np.sin(2 * np.pi * hertz * times + phase) for hertz, phase in random.uniform(1, 3000, size=(5, 2))]
+    found: np.ndarray[Any, np.dtype[np.float32]] = (sum(tones) / 10).astype(np.float32)
+    return found
+
+
+def sound_file(seconds: float, *, seed: int = 0) -> bytes:
+    """Return these samples as a WAV of floats, which loses nothing."""
+    written = io.BytesIO()
+    soundfile.write(written, sound(seconds, seed=seed), RATE, format="WAV", subtype="FLOAT")
+    return written.getvalue()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content))

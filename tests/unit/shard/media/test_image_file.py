@@ -1,0 +1,170 @@
+"""Pictures of each format come out as their pixels, and hostile files end with a sentence, soon and cheaply."""
+
+import io
+import random
+import struct
+import time
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from textmill_shard.media.errors import MediaError
+from textmill_shard.media.image_file import decode_image, prepare_images
+
+MAX_PIXELS = 50_000_000
+
+
+@pytest.fixture(autouse=True)
+def limits() -> Iterator[None]:
+    before = Image.MAX_IMAGE_PIXELS
+    prepare_images(max_pixels=MAX_PIXELS)
+    yield
+    Image.MAX_IMAGE_PIXELS = before
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> Image.Image:
+    """Return a picture whose pixels all differ."""
+    width, height = size
+    pixels = np.arange(width * height * 3, dtype=np.uint8).reshape(height, width, 3)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    written = io.BytesIO()
+    image.save(written, kind, **options)
+    return written.getvalue()
+
+
+def pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> "np.ndarray[Any, Any]":
+    return np.asarray(decode_image(data, max_pixels=max_pixels))
+
+
+def png(width: int, height: int, *, bits: int = 8, color: int = 2, body: bytes = b"") -> bytes:
+    """Write a PNG by hand, of any size, with this compressed body."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "TGA", "PCX", "QOI"])
+def test_a_format_without_loss_gives_its_pixels(kind: str) -> None:
+    np.testing.assert_array_equal(pixels(encode(picture(), kind)), np.asarray(picture()))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "AVIF", "JPEG2000", "ICO", "MPO"])
+def test_a_format_with_loss_gives_a_picture_of_its_size(kind: str) -> None:
+    assert pixels(encode(picture(size=(32, 16)), kind)).shape[2] == 3
+
+
+def test_a_file_that_lies_about_nothing_is_found_by_its_content() -> None:
+    np.testing.assert_array_equal(pixels(encode(picture(), "WEBP", lossless=True)), pixels(encode(picture(), "PNG")))
+
+
+def test_the_orientation_of_exif_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the picture has to be turned by 90 degrees, clockwise
+    turned = pixels(encode(picture(), "PNG", exif=exif))
+    np.testing.assert_array_equal(turned, np.rot90(np.asarray(picture()), k=-1))
+
+
+@pytest.mark.filterwarnings("ignore:Tag data larger than file")
+def test_damaged_exif_data_is_no_orientation() -> None:
+    data = encode(picture(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\xff\xff\xff\xff" * 40)
+    assert pixels(data).shape == (6, 8, 3)
+
+
+def test_transparent_pixels_become_black() -> None:
+    image = picture("RGBA")
+    image.putalpha(Image.fromarray(np.array([[0] * 4 + [255] * 4] * 6, dtype=np.uint8)))
+    found = pixels(encode(image, "PNG"))
+    assert (found[:, :4] == 0).all()
+    np.testing.assert_array_equal(found[:, 4:], np.asarray(picture())[:, 4:])
+
+
+def test_a_transparent_colour_of_a_palette_becomes_black() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putpixel((1, 0), 1)
+    assert pixels(encode(image, "PNG", transparency=0)).tolist() == [[[0, 0, 0], [0, 255, 0]]]
+
+
+def test_16_bits_are_scaled_and_not_cut() -> None:
+    image = Image.fromarray(np.array([[0, 257, 32896, 65535]], dtype=np.uint16))
+    assert pixels(encode(image, "PNG"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_cmyk_becomes_rgb() -> None:
+    assert pixels(encode(picture("CMYK", (32, 32)), "JPEG")).shape == (32, 32, 3)
+
+
+def test_one_pixel_is_a_picture() -> None:
+    assert pixels(encode(picture(size=(1, 1)), "PNG")).shape == (1, 1, 3)
+
+
+def test_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "green", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:] * 300)
+    assert pixels(data)[0, 0].tolist() == [255, 0, 0]
+
+
+HOSTILE = {
+    "40,000 x 40,000 told by the header": (png(40_000, 40_000), "more than 50000000 pixels"),
+    "a bomb of zeros": (png(30_000, 30_000, body=zlib.compress(bytes(30_000_000), 9)), "more than 50000000 pixels"),
+    "8,000 x 8,000": (png(8_000, 8_000), "8000 x 8000 pixels, the limit is 50000000|more than 50000000 pixels"),
+    "no width": (png(0, 10), "pixels|decoded|known format"),
+    "2 billion columns": (png(2**31 - 1, 2**31 - 1), "more than 50000000 pixels|decoded"),
+    "cut in the middle": (encode(picture(size=(300, 300)), "PNG")[:200], "cannot be decoded"),
+    "a JPEG without its end": (encode(picture(size=(300, 300)), "JPEG")[:900], "cannot be decoded"),
+    "a header alone": (b"\x89PNG\r\n\x1a\n", "no image of a known format"),
+    "a body that is no zlib": (png(4, 4, body=b"hello"), "cannot be decoded"),
+    "nothing": (b"", "no image of a known format"),
+    "a text": (b"hello", "no image of a known format"),
+    "SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "format SVG"),
+    "SVG behind a declaration": (b"<?xml version='1.0'?><svg/>", "format SVG"),
+    "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "format EPS"),
+    "PSD": (b"8BPS\0\1", "format PSD"),
+    "FITS": (b"SIMPLE  =                    T", "format FITS"),
+    "WMF": (b"\xd7\xcd\xc6\x9a\0\0", "format WMF"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_picture_ends_with_a_sentence(name: str) -> None:
+    data, message = HOSTILE[name]
+    tracemalloc.start()
+    began_s = time.monotonic()
+    with pytest.raises(MediaError, match=message):
+        pixels(data)
+    assert time.monotonic() - began_s < 1.0
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+
+
+def test_a_large_picture_inside_of_an_icon_is_refused() -> None:
+    inside = png(20_000, 20_000)
+    directory = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22)
+    with pytest.raises(MediaError, match=r"pixels|decoded"):
+        pixels(directory + inside)
+
+
+def test_noise_behind_any_beginning_is_refused_or_read_but_never_anything_else() -> None:
+    noise = random.Random(4)
+    kinds = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "ICO", "PPM", "TGA", "PCX", "QOI", "JPEG2000", "AVIF")
+    for kind in kinds:
+        whole = encode(picture(size=(40, 30)), kind)
+        for _ in range(25):
+            broken = bytearray(whole)
+            for _ in range(noise.randrange(1, 9)):
+                broken[noise.randrange(len(broken))] = noise.randrange(256)
+            try:
+                found = pixels(bytes(broken[: noise.randrange(8, len(broken) + 1)]), max_pixels=100_000)
+            except MediaError:
+                continue
+            assert found.size <= 300_000

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import openai
+import peft
 import pytest
 import torch
 from huggingface_hub import InferenceClient
@@ -22,9 +23,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.fakes.processes import LaunchedServer, launched, wait_until
 from tests.fakes.tiny_models import make_tiny_llama
-
-peft = pytest.importorskip("peft", reason="the adapters of this test are trained with PEFT")
-pytest.importorskip("textmill_shard.adapters", reason="this shard reads no adapters")
 
 # The server's processes import torch, and the adapter is trained for some seconds.
 pytestmark = pytest.mark.slow

@@ -206,6 +206,7 @@ def assert_ends_cleanly(rank: Rank, number: signal.Signals) -> None:
     rank.process.send_signal(number)
     assert rank.process.wait(WAIT_S) == 0, rank.log()
     assert not rank.socket.exists()
+    assert "leaked" not in rank.log()
 
 
 def test_sigterm_ends_the_shard_cleanly(alone: Rank) -> None:

@@ -132,7 +132,7 @@ class _Work:
 
     async def _take(self) -> tuple[GenerationRequest, TokenizedChat]:
         backend = self._call.backend
-        taken = await take_chat(backend, self.chat, self._checked)
+        taken = await take_chat(backend, self.chat, self._checked, cache_salt=self._call.record.terms.cache_salt)
         self._call.record.note_validated(taken.num_characters, [taken.prompt])
         parameters = replace(self._checked.generation, grammar=taken.grammar)
         wants_none: dict[str, Any] = {"wants_logprobs": False, "wants_prompt_logprobs": False, "top_n_tokens": 0}

@@ -212,11 +212,7 @@ def _load(
         num_threads=settings.num_threads,
         attention_backend=settings.attention_backend,
         native_decoder=not settings.no_native_decoder,
-        # The gated MLP of a GPU has no layers of its own for gate and up, to which an adapter could add.
-        disabled_swaps=(
-            *settings.disable_swaps,
-            *(("gate_up",) if settings.lora_memory_bytes != 0 and device != "cpu" else ()),
-        ),
+        disabled_swaps=settings.disable_swaps,
         trust_remote_code=settings.trust_remote_code,
         allow_pickle=settings.allow_pickle,
     )

@@ -25,13 +25,14 @@ class RealRowShard:
         settings = load_settings(["serve", *words, "--dtype", "float32", "--num-threads", "1", *flags], {})
         status = ShardStatus()
         self._service = RowService(status)
-        self._facts, self._loop = start_rows(settings, "cpu", status)
+        self._started = start_rows(settings, "cpu", status)
+        self._loop = self._started.loop
         self._thread = threading.Thread(target=self._loop.run)
 
     def __enter__(self) -> Self:
         self._server = start_server(self._service, self._uds_path)
         self._thread.start()
-        self._service.set_loaded(self._facts, self._loop)
+        self._service.set_loaded(self._started.facts, self._loop, self._started.reader)
         return self
 
     def __exit__(

@@ -1,13 +1,13 @@
 """/v1/embeddings: vectors in OpenAI's form."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
-from textmill_router.tasks.call import Answer, CallNotes, ClientShapes
+from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import Head, Row, RowResult
+from textmill_router.tasks.rows import Head, RowResult
+from textmill_router.tasks.vector_call import VectorCall
 from textmill_router.tasks.vectors import Encodings, Inputs, VectorFields, VectorRows, check_options, read_inputs
 
 TASK = "feature-extraction"
@@ -24,43 +24,21 @@ class EmbeddingsBody(msgspec.Struct, gc=False):
     prompt_name: str | None = None
 
 
-@dataclass(slots=True)
-class EmbeddingsCall:
-    """A call whose answer is OpenAI's list."""
-
-    source: VectorRows
-    model_name: str
-    task: str = TASK
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.source.texts)
-
-    @property
-    def num_characters(self) -> int:
-        return self.source.num_characters
-
-    @property
-    def notes(self) -> CallNotes:
-        return self.source.notes
-
-    async def rows(self) -> list[Row]:
-        return await self.source.rows()
-
-    def answer(self, results: Sequence[RowResult], num_tokens: int) -> Answer:
-        data = [
-            {"object": "embedding", "index": index, "embedding": vector}
-            for index, vector in enumerate(self.source.vectors(results))
-        ]
-        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-        return Answer({"object": "list", "data": data, "model": self.model_name, "usage": usage})
-
-
-def embeddings_call(body: EmbeddingsBody, model: TaskModel, shapes: ClientShapes) -> EmbeddingsCall:
+def embeddings_call(body: EmbeddingsBody, model: TaskModel, shapes: ClientShapes) -> VectorCall:
     """Apply the rules of /v1/embeddings. Raises ValidationFailed, TooManyRows and WrongTask."""
     texts, _ = read_inputs(body.input, model, "input")
     fields = VectorFields(
         dimensions=body.dimensions, encoding_format=body.encoding_format, prompt_name=body.prompt_name
     )
     options = check_options([fields], model, head=Head.VECTORS)
-    return EmbeddingsCall(VectorRows(model, texts, options), body.model or model.name)
+    source = VectorRows(model, texts, options)
+
+    def shape(results: Sequence[RowResult], num_tokens: int) -> object:
+        data = [
+            {"object": "embedding", "index": index, "embedding": vector}
+            for index, vector in enumerate(source.vectors(results))
+        ]
+        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+        return {"object": "list", "data": data, "model": body.model or model.name, "usage": usage}
+
+    return VectorCall(source, TASK, shape)

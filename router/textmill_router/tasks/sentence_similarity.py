@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import mul
 
 import msgspec
 
 from textmill_router.errors import ValidationFailed
-from textmill_router.tasks.call import Answer, CallNotes, ClientShapes
+from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import Head, Numbers, Row, RowResult
+from textmill_router.tasks.rows import Head, Numbers, RowResult
+from textmill_router.tasks.vector_call import VectorCall
 from textmill_router.tasks.vectors import Text, VectorFields, VectorRows, check_options
 
 TASK = "sentence-similarity"
@@ -31,34 +31,7 @@ class SimilarityBody(msgspec.Struct, gc=False):
     parameters: VectorFields | None = None
 
 
-@dataclass(slots=True)
-class SimilarityCall:
-    """A call whose first row is the sentence with which the other rows are compared."""
-
-    source: VectorRows
-    task: str = TASK
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.source.texts)
-
-    @property
-    def num_characters(self) -> int:
-        return self.source.num_characters
-
-    @property
-    def notes(self) -> CallNotes:
-        return self.source.notes
-
-    async def rows(self) -> list[Row]:
-        return await self.source.rows()
-
-    def answer(self, results: Sequence[RowResult], num_tokens: int) -> Answer:
-        first, *others = [_unit(result) for result in results]
-        return Answer([sum(map(mul, first, other)) for other in others])
-
-
-def similarity_call(body: SimilarityBody, model: TaskModel, shapes: ClientShapes) -> SimilarityCall:
+def similarity_call(body: SimilarityBody, model: TaskModel, shapes: ClientShapes) -> VectorCall:
     """Apply the rules of sentence-similarity. Raises ValidationFailed, TooManyRows and WrongTask."""
     inputs = body.inputs
     sentence = inputs.source_sentence if inputs.source_sentence is not None else inputs.sourceSentence
@@ -73,7 +46,13 @@ def similarity_call(body: SimilarityBody, model: TaskModel, shapes: ClientShapes
         assert isinstance(text.content, str)
         model.check_text(text.content, text.path)
     options = check_options([body.parameters], model, head=Head.VECTORS, normalize=True)
-    return SimilarityCall(VectorRows(model, texts, options))
+    return VectorCall(VectorRows(model, texts, options), TASK, lambda results, _: _cosines(results))
+
+
+def _cosines(results: Sequence[RowResult]) -> list[float]:
+    """Return the cosine between the first row and each other row."""
+    first, *others = [_unit(result) for result in results]
+    return [sum(map(mul, first, other)) for other in others]
 
 
 def _unit(result: RowResult) -> list[float]:

@@ -142,7 +142,7 @@ class RowQueue(Generic[Content]):
                 shorter -= 1
         if over_share and num_seen == len(lengths) and len({row.call for row in over_share}) == 1:
             for row in over_share:  # nobody else waits for what is left of the batch
-                if batch.fits(row):
+                if batch.fits(row) and batch.keeps_shares_of_others(row):
                     batch.take(row)
         return batch.rows
 
@@ -187,8 +187,15 @@ class _Batch(Generic[Content]):
 
     def keeps_shares(self, row: QueuedRow[Content]) -> bool:
         """Whether no call has more than half of what the limits allow, with one more row."""
-        most = max(1, self._limits.max_rows_of(max(self._longest, row.num_tokens)) // 2)
-        return max(self._largest_share, self._num_of_call[row.call] + 1) <= most
+        return max(self._largest_share, self._num_of_call[row.call] + 1) <= self._largest_share_beside(row)
+
+    def _largest_share_beside(self, row: QueuedRow[Content]) -> int:
+        return max(1, self._limits.max_rows_of(max(self._longest, row.num_tokens)) // 2)
+
+    def keeps_shares_of_others(self, row: QueuedRow[Content]) -> bool:
+        """Whether no other call has more than half of what the limits allow, with one more row."""
+        others = (count for call, count in self._num_of_call.items() if call != row.call)
+        return max(others, default=0) <= self._largest_share_beside(row)
 
     def take(self, row: QueuedRow[Content]) -> None:
         self.rows.append(row)

@@ -45,6 +45,13 @@ def test_a_call_has_half_of_a_batch_while_others_wait() -> None:
     assert Counter(row.call for row in queue.next_batch(LIMITS)) == {0: 8}  # nobody else is there any more
 
 
+def test_rows_beyond_a_share_make_no_other_share_too_large() -> None:
+    # Three rows of 11 tokens fit a batch, so no call may have two beside one of them, while rows of others are left.
+    queue = queue_of([5, 11, 11, 11], [5, 5])
+    batch = queue.next_batch(BatchLimits(40, 8, counts_padding=False))
+    assert contents(batch) == ["0.0", "1.0", "1.1"]
+
+
 def test_a_call_of_many_rows_holds_up_a_call_of_another_length_for_one_batch() -> None:
     queue = queue_of([4] * 1000, [39])
     queue.next_batch(LIMITS)

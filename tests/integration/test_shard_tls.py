@@ -13,9 +13,10 @@ from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 
 from tests.fakes.fault_calls import Answer, Call, ask_all, first_difference
 from tests.fakes.processes import free_port, launched
+from tests.fakes.reading import metric
 from tests.fakes.tiny_models import make_tiny_llama
 
-STORY = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 400, "ignore_eos": True}}
+STORY = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 1500, "ignore_eos": True}}
 LIMIT_S = 10.0
 
 
@@ -51,10 +52,11 @@ def test_streams_go_on_over_tcp_when_the_shard_is_killed_and_strangers_get_nowhe
         assert [(place.ip.removeprefix("::ffff:"), place.port) for place in listening] == [("127.0.0.1", port)]
 
         undisturbed = ask_all(server.base_url, calls)
-        killed: dict[str, Answer] = ask_all(server.base_url, calls, after=100, then=shard.kill)
+        killed: dict[str, Answer] = ask_all(server.base_url, calls, after=20, then=shard.kill)
         for name in calls:
             assert killed[name].status == 200
             assert first_difference(undisturbed[name].meaning, killed[name].meaning, name) is None
+        assert metric(server, "textmill_readmitted_requests") >= 1  # the shard was killed before the streams had ended
         assert server.children("textmill_shard")[0].pid != shard.pid
 
         for stranger in (

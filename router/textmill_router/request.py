@@ -7,6 +7,7 @@ from enum import Enum
 from typing import NewType, Protocol
 
 from textmill_router.bounds import MAX_I32, MAX_U32, real, whole
+from textmill_router.media.media_item import MediaItem, MediaSpan
 
 RequestId = NewType("RequestId", int)
 Slot = NewType("Slot", int)
@@ -124,6 +125,7 @@ class GenerationRequest:
     adapter_digest: bytes = b""  # 16 bytes that name a loaded adapter (rule 23); empty = the base model
     shares_prompt_of: RequestId | None = None  # the leader: this request waits until the leader has a token or ends
     adapter_name: str = ""  # by which the call asked for the adapter, for metrics; empty = the base model
+    media: tuple[MediaItem, ...] = ()  # the images of the prompt, whose spans do not overlap
 
     @property
     def priority(self) -> int:
@@ -134,6 +136,11 @@ class GenerationRequest:
     def num_input_tokens(self) -> int:
         """The number of tokens that the client sent, without the decoder's own first tokens."""
         return self.num_encoder_tokens or len(self.prompt_ids)
+
+    @property
+    def media_spans(self) -> tuple[MediaSpan, ...]:
+        """The spans of all images, in the order of the prompt."""
+        return tuple(sorted((span for item in self.media for span in item.spans), key=lambda span: span.start))
 
     @property
     def text_ids(self) -> "array[int]":
@@ -164,6 +171,7 @@ class FailureCode(Enum):
     NOT_FINITE = "not_finite"  # logits held NaN or infinity
     INTERNAL = "internal"  # an exception that concerned this request only
     PLAN_REJECTED = "plan_rejected"  # rule 20: the shard refused the plan that admitted the request
+    MEDIA = "media"  # rule 33: an image of the request cannot be made, sent or computed
     ADAPTER_LOST = "adapter_lost"  # rule 23: a shard that started again could not load the request's adapter
     SUSPECT = "suspect"  # rule 22: the shard died while this suspect was alone in prefill
     LATE = "late"  # the request could not be, or was not, on time (`deadline_s`)

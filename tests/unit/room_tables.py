@@ -18,12 +18,13 @@ ROUTER_FOLDERS = {
     "exit_codes": names(""),
     "bounds": names("errors"),
     "exact_json": names(""),
-    "request": names("bounds"),
+    "media": names(""),
+    "request": names("bounds media"),
     "cores": names(""),
     "file_watch": names(""),
     "log_lines": names(""),
     "logs": names("log_lines"),
-    "scheduler": names("request"),
+    "scheduler": names("media request"),
     "adapters": names("request"),
     "extras": names(""),
     "tracing": names("extras request"),
@@ -36,7 +37,7 @@ ROUTER_FOLDERS = {
     "health": names(""),
     "metrics": names("request scheduler text health"),
     "tasks": names("errors request text"),
-    "engine": names("errors request scheduler adapters health metrics tasks"),
+    "engine": names("errors media request scheduler adapters health metrics tasks"),
     "http": names("errors tracing"),
     "serving": names(
         "bounds errors exact_json file_watch request settings scheduler adapters tracing parsers text grammar chat "
@@ -61,6 +62,7 @@ ROUTER_FOLDERS = {
 
 ROUTER_LIBRARIES = {
     "exact_json": names("msgspec"),
+    "media": names(""),
     "scheduler": names(""),
     "tracing": names("opentelemetry"),
     "adapters": names(""),

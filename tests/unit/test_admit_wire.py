@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 from textmill_proto.v1 import shard_pb2
 from textmill_router.engine.wire import plan_to_proto
+from textmill_router.media.media_item import MediaItem, MediaSpan, TensorPart
 from textmill_router.request import (
     BlockId,
     GenerationParameters,
@@ -39,6 +40,24 @@ ROUTER_ONLY = {
 }
 
 
+async def no_tensors() -> tuple[TensorPart, ...]:
+    return ()
+
+
+# The first image has two spans, with the second image between them.
+MEDIA = (
+    MediaItem(
+        digest=b"a" * 16,
+        kind="qwen2_vl",
+        num_rows=2,
+        num_tensor_bytes=8,
+        spans=(MediaSpan(b"a" * 16, 0, 1, 0, (1, 2, 4)), MediaSpan(b"a" * 16, 2, 1, 1, (1, 2, 4))),
+        prepare=no_tensors,
+    ),
+    MediaItem(b"b" * 16, "qwen2_vl", 1, 8, (MediaSpan(b"b" * 16, 1, 1, 0),), no_tensors),
+)
+
+
 def unlike_default(value: Any, number: int, name: str, only: str) -> Any:
     """Return a value of the type of `value` that no other field has, exact in 32 bits.
 
@@ -50,6 +69,7 @@ def unlike_default(value: Any, number: int, name: str, only: str) -> Any:
         "prompt_logprobs_from": number,
         "copied_block_id": BlockId(number),
         "adapter_digest": bytes(15) + bytes([number % 256]),
+        "media": MEDIA,
         "bad_sequences": ((number, number + 1), (number + 2,)),
     }
     if name in known:
@@ -115,9 +135,11 @@ def shard_value(admit: ShardAdmit, name: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a value that can be compared across the rooms: a list of numbers, or the text of a grammar."""
+    """Return a value that can be compared across the rooms: numbers, lists of them, or the text of a grammar."""
     if isinstance(value, Grammar) or (is_dataclass(value) and hasattr(value, "text")):
         return value.text
+    if is_dataclass(value):  # the span of an image
+        return [plain(getattr(value, field.name) or ()) for field in fields(value)]
     if isinstance(value, array | np.ndarray | tuple | list):
         return [plain(one) for one in value]
     return value
@@ -142,6 +164,8 @@ def test_each_field_that_the_router_sends_is_read_by_the_shard(name: str) -> Non
     if name in BIAS:
         wanted = [pair[BIAS[name]] for pair in sent.request.parameters.sampling.logit_bias]
         found = [pair[BIAS[name]] for pair in read.sampling.logit_bias]
+    elif name == "media":
+        wanted, found = sent.request.media_spans, read.media
     else:
         wanted = router_value(sent, NAMES.get(name, name))
         found = shard_value(read, NAMES.get(name, name))

@@ -76,6 +76,11 @@ FACTS = ShardFacts(
     adapter_bytes=2**33,
     max_adapter_rank=64,
     adapter_digests=(b"\x01" * 16, b"\x02" * 16),
+    media_kinds=("llava", "gemma3"),
+    media_cache_bytes=2**28,
+    media_row_bytes=7168,
+    uncut_spans=True,
+    uncut_prompts=True,
 )
 
 
@@ -139,7 +144,7 @@ SENT: dict[str, Message] = {
     "HealthReport": failed_report(),
     "StepResult": result_to_wire(1, RESULT).result,
     "Heartbeat": heartbeat_to_wire(
-        1, Heartbeat(last_step=4, last_step_age_ms=20, plan_applied=2, overdue_ms=5, num_memory_faults=1)
+        1, Heartbeat(4, 20, plan_applied=2, overdue_ms=5, num_memory_faults=1, media_bytes=9, num_media_encodes=3)
     ).heartbeat,
     "PlanRejected": rejection_to_wire(1, PlanRejection(plan=6, slot=2, field="admits.slot", message="taken")).rejected,
     "Plan": plan_to_proto(PLAN, 1).plan,
@@ -198,7 +203,7 @@ def test_the_receiver_reads_every_field(name: str) -> None:
 
 
 def test_every_message_of_the_stream_is_walked() -> None:
-    """`Hello` holds only `ShardInfo`, and `shard_client.py` of the router reads two fields of a heartbeat."""
+    """`Hello` holds only `ShardInfo`, and `shard_client.py` of the router reads four fields of a heartbeat."""
     inside = {
         field.message_type.name
         for message in (pb.ToShard, pb.FromShard)

@@ -7,7 +7,9 @@ Words: a *slot* is a request's seat in the shard (0 .. num_slots-1); a *block* i
 a *place* is the room of one token's K and V inside a block. Packed arrays are little-endian and travel as `bytes`:
 an element of "u32[]" has 4 bytes, an element of "f32[]" 4 bytes (IEEE 754), an element of "u8[]" one byte.
 A *row* is one input of a model that does not generate: a text, a pair of texts or a window of a text, as token ids.
-docs/wire.md holds the rules of the stream and of rows.
+An *item* is an image (or later another medium) in a prompt; a tower of the model makes *rows* of the item, and each row
+stands in the place of the embedding of one placeholder token.
+docs/wire.md holds the rules of the stream, of rows without generation and of media.
 
 A field is never renumbered, and its number is never used again. A comment says what a reserved number is kept for.
 """
@@ -64,6 +66,8 @@ class _SlotErrorCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SlotErr
     """logits held NaN or infinity"""
     SLOT_ERROR_CODE_INTERNAL: _SlotErrorCode.ValueType  # 2
     """an exception that concerned this slot only"""
+    SLOT_ERROR_CODE_MEDIA: _SlotErrorCode.ValueType  # 3
+    """the tower failed on an item, an item is gone, or its rows are not as many as its header says"""
 
 class SlotErrorCode(_SlotErrorCode, metaclass=_SlotErrorCodeEnumTypeWrapper): ...
 
@@ -72,6 +76,8 @@ SLOT_ERROR_CODE_NOT_FINITE: SlotErrorCode.ValueType  # 1
 """logits held NaN or infinity"""
 SLOT_ERROR_CODE_INTERNAL: SlotErrorCode.ValueType  # 2
 """an exception that concerned this slot only"""
+SLOT_ERROR_CODE_MEDIA: SlotErrorCode.ValueType  # 3
+"""the tower failed on an item, an item is gone, or its rows are not as many as its header says"""
 Global___SlotErrorCode: _TypeAlias = SlotErrorCode  # noqa: Y015
 
 class _Timestamps:
@@ -172,9 +178,14 @@ class ShardInfo(_message.Message):
     ROPE_BORDER_FIELD_NUMBER: _builtins.int
     DECODER_PROMPT_IDS_FIELD_NUMBER: _builtins.int
     MAX_ENCODER_TOKENS_FIELD_NUMBER: _builtins.int
+    MEDIA_KINDS_FIELD_NUMBER: _builtins.int
+    MEDIA_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    UNCUT_SPANS_FIELD_NUMBER: _builtins.int
+    MEDIA_ROW_BYTES_FIELD_NUMBER: _builtins.int
     ADAPTER_BYTES_FIELD_NUMBER: _builtins.int
     MAX_ADAPTER_RANK_FIELD_NUMBER: _builtins.int
     ADAPTER_DIGESTS_FIELD_NUMBER: _builtins.int
+    UNCUT_PROMPTS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """version number; router and shard must have the same one"""
     model_id: _builtins.str
@@ -215,10 +226,18 @@ class ShardInfo(_message.Message):
     """with more tokens (prompt + max_new_tokens) a request takes the long rotary table; 0 = one table"""
     max_encoder_tokens: _builtins.int
     """tokens of the longest text that the encoder's positions allow, 0 = unbounded"""
+    media_cache_bytes: _builtins.int
+    """bytes set aside for items, 0 = the model takes none; a request may need half of them"""
+    uncut_spans: _builtins.bool
+    """the tokens of a span see one another, so a step computes a span whole (rule 16)"""
+    media_row_bytes: _builtins.int
+    """bytes of one row, with the rows for deeper layers"""
     adapter_bytes: _builtins.int
     """bytes that this rank has set aside for adapters, 0 = the shard loads none"""
     max_adapter_rank: _builtins.int
     """largest rank of an adapter that the shard loads"""
+    uncut_prompts: _builtins.bool
+    """the tokens of a prompt see one another, so a step computes a prompt whole (rule 16)"""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """token ids that end a request unless ignore_eos is set"""
@@ -230,6 +249,10 @@ class ShardInfo(_message.Message):
     @_builtins.property
     def decoder_prompt_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """token ids that the decoder begins with behind an encoder; empty = no encoder"""
+
+    @_builtins.property
+    def media_kinds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """kinds of items that prompts may hold; empty = text only"""
 
     @_builtins.property
     def adapter_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
@@ -261,13 +284,18 @@ class ShardInfo(_message.Message):
         rope_border: _builtins.int = ...,
         decoder_prompt_ids: _abc.Iterable[_builtins.int] | None = ...,
         max_encoder_tokens: _builtins.int = ...,
+        media_kinds: _abc.Iterable[_builtins.str] | None = ...,
+        media_cache_bytes: _builtins.int = ...,
+        uncut_spans: _builtins.bool = ...,
+        media_row_bytes: _builtins.int = ...,
         adapter_bytes: _builtins.int = ...,
         max_adapter_rank: _builtins.int = ...,
         adapter_digests: _abc.Iterable[_builtins.bytes] | None = ...,
+        uncut_prompts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_bytes", b"adapter_bytes", "adapter_digests", b"adapter_digests", "block_size", b"block_size", "decoder_prompt_ids", b"decoder_prompt_ids", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "features", b"features", "kv_bytes", b"kv_bytes", "layout", b"layout", "max_adapter_rank", b"max_adapter_rank", "max_encoder_tokens", b"max_encoder_tokens", "max_model_tokens", b"max_model_tokens", "max_step_tokens", b"max_step_tokens", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_blocks", b"num_blocks", "num_slots", b"num_slots", "protocol_version", b"protocol_version", "rank", b"rank", "rope_border", b"rope_border", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_bytes", b"adapter_bytes", "adapter_digests", b"adapter_digests", "block_size", b"block_size", "decoder_prompt_ids", b"decoder_prompt_ids", "device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "features", b"features", "kv_bytes", b"kv_bytes", "layout", b"layout", "max_adapter_rank", b"max_adapter_rank", "max_encoder_tokens", b"max_encoder_tokens", "max_model_tokens", b"max_model_tokens", "max_step_tokens", b"max_step_tokens", "media_cache_bytes", b"media_cache_bytes", "media_kinds", b"media_kinds", "media_row_bytes", b"media_row_bytes", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_blocks", b"num_blocks", "num_slots", b"num_slots", "protocol_version", b"protocol_version", "rank", b"rank", "rope_border", b"rope_border", "tokenizer_digest", b"tokenizer_digest", "uncut_prompts", b"uncut_prompts", "uncut_spans", b"uncut_spans", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -369,6 +397,142 @@ class UnloadAdapterAnswer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnloadAdapterAnswer: _TypeAlias = UnloadAdapterAnswer  # noqa: Y015
+
+@_typing.final
+class MediaDigests(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """16 bytes each, without repetition"""
+
+    def __init__(
+        self,
+        *,
+        digests: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaDigests: _TypeAlias = MediaDigests  # noqa: Y015
+
+@_typing.final
+class MediaPart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """next bytes of the tensors, in order of the header, without gaps; 1 MiB at most"""
+    @_builtins.property
+    def header(self) -> Global___MediaHeader:
+        """first message of the stream, and only that"""
+
+    def __init__(
+        self,
+        *,
+        header: Global___MediaHeader | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "data"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___MediaPart: _TypeAlias = MediaPart  # noqa: Y015
+
+@_typing.final
+class MediaHeader(_message.Message):
+    """What an item is. The shard checks the header before it makes room for anything."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    NUM_ROWS_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """16 bytes, blake2b over kind, original bytes and settings; names the item"""
+    kind: _builtins.str
+    """one of ShardInfo.media_kinds"""
+    num_rows: _builtins.int
+    """rows that the tower makes of the item"""
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorHeader]:
+        """tensors that the tower takes, as transformers' processor of the kind names them"""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        kind: _builtins.str = ...,
+        tensors: _abc.Iterable[Global___TensorHeader] | None = ...,
+        num_rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "kind", b"kind", "num_rows", b"num_rows", "tensors", b"tensors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaHeader: _TypeAlias = MediaHeader  # noqa: Y015
+
+@_typing.final
+class TensorHeader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """e.g. "pixel_values", "image_grid_thw" """
+    dtype: _builtins.str
+    """"float32", "bfloat16", "float16", "int64", "int32", "bool"; little-endian"""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """elements per dimension"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorHeader: _TypeAlias = TensorHeader  # noqa: Y015
+
+@_typing.final
+class PutAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAS_KEPT_FIELD_NUMBER: _builtins.int
+    was_kept: _builtins.bool
+    """the shard had the item already"""
+    def __init__(
+        self,
+        *,
+        was_kept: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["was_kept", b"was_kept"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutAnswer: _TypeAlias = PutAnswer  # noqa: Y015
 
 @_typing.final
 class HealthRequest(_message.Message):
@@ -630,6 +794,7 @@ class Admit(_message.Message):
     PROMPT_TOP_N_TOKENS_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
     ADAPTER_DIGEST_FIELD_NUMBER: _builtins.int
+    MEDIA_FIELD_NUMBER: _builtins.int
     LONG_ROPE_FIELD_NUMBER: _builtins.int
     WATERMARK_FIELD_NUMBER: _builtins.int
     NUM_ENCODER_TOKENS_FIELD_NUMBER: _builtins.int
@@ -688,6 +853,10 @@ class Admit(_message.Message):
     def grammar(self) -> Global___Grammar:
         """what the output must match; absent = anything"""
 
+    @_builtins.property
+    def media(self) -> _containers.RepeatedCompositeFieldContainer[Global___MediaSpan]:
+        """spans of items in the prompt, in order, without overlap (rule 33)"""
+
     def __init__(
         self,
         *,
@@ -708,6 +877,7 @@ class Admit(_message.Message):
         prompt_top_n_tokens: _builtins.int = ...,
         grammar: Global___Grammar | None = ...,
         adapter_digest: _builtins.bytes = ...,
+        media: _abc.Iterable[Global___MediaSpan] | None = ...,
         long_rope: _builtins.bool = ...,
         watermark: _builtins.bool = ...,
         num_encoder_tokens: _builtins.int = ...,
@@ -717,7 +887,7 @@ class Admit(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "prompt_logprobs_from", b"prompt_logprobs_from", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "adapter_digest", b"adapter_digest", "block_ids", b"block_ids", "caller", b"caller", "caller_weight", b"caller_weight", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "num_encoder_tokens", b"num_encoder_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "adapter_digest", b"adapter_digest", "block_ids", b"block_ids", "caller", b"caller", "caller_weight", b"caller_weight", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "media", b"media", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "num_encoder_tokens", b"num_encoder_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__copied_block_id: _TypeAlias = _typing.Literal["copied_block_id"]  # noqa: Y015
     _WhichOneofArgType__copied_block_id: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id"]  # noqa: Y015
@@ -729,6 +899,44 @@ class Admit(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs_from) -> _WhichOneofReturnType__prompt_logprobs_from | None: ...
 
 Global___Admit: _TypeAlias = Admit  # noqa: Y015
+
+@_typing.final
+class MediaSpan(_message.Message):
+    """Placeholder tokens of the prompt in a row that stand for rows of one item. An item may have several spans."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    FIRST_ROW_FIELD_NUMBER: _builtins.int
+    GRID_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """16 bytes: the item"""
+    start: _builtins.int
+    """prompt position of the first placeholder"""
+    num_tokens: _builtins.int
+    """number of placeholders, >= 1"""
+    first_row: _builtins.int
+    """row of the item that stands in the first placeholder"""
+    grid: _builtins.bytes
+    """u32[3] patches of the item in time, height and width, where positions follow from them; else empty"""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        start: _builtins.int = ...,
+        num_tokens: _builtins.int = ...,
+        first_row: _builtins.int = ...,
+        grid: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "first_row", b"first_row", "grid", b"grid", "num_tokens", b"num_tokens", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MediaSpan: _TypeAlias = MediaSpan  # noqa: Y015
 
 @_typing.final
 class Grammar(_message.Message):
@@ -855,6 +1063,8 @@ class Heartbeat(_message.Message):
     PLAN_APPLIED_FIELD_NUMBER: _builtins.int
     OVERDUE_MS_FIELD_NUMBER: _builtins.int
     NUM_MEMORY_FAULTS_FIELD_NUMBER: _builtins.int
+    MEDIA_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_MEDIA_ENCODES_FIELD_NUMBER: _builtins.int
     last_step: _builtins.int
     """shard only: number of the last finished step"""
     last_step_age_ms: _builtins.int
@@ -865,6 +1075,10 @@ class Heartbeat(_message.Message):
     """shard only: as in HealthReport"""
     num_memory_faults: _builtins.int
     """shard only: number of steps, and parts of steps, that ran out of memory since the process began"""
+    media_bytes: _builtins.int
+    """shard only: bytes of the items that are kept"""
+    num_media_encodes: _builtins.int
+    """shard only: number of items of which the tower made rows since the process began"""
     def __init__(
         self,
         *,
@@ -873,10 +1087,12 @@ class Heartbeat(_message.Message):
         plan_applied: _builtins.int = ...,
         overdue_ms: _builtins.int = ...,
         num_memory_faults: _builtins.int = ...,
+        media_bytes: _builtins.int = ...,
+        num_media_encodes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_step", b"last_step", "last_step_age_ms", b"last_step_age_ms", "num_memory_faults", b"num_memory_faults", "overdue_ms", b"overdue_ms", "plan_applied", b"plan_applied"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_step", b"last_step", "last_step_age_ms", b"last_step_age_ms", "media_bytes", b"media_bytes", "num_media_encodes", b"num_media_encodes", "num_memory_faults", b"num_memory_faults", "overdue_ms", b"overdue_ms", "plan_applied", b"plan_applied"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

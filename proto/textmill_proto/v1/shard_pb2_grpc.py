@@ -69,6 +69,16 @@ class ShardStub:
                 request_serializer=textmill__proto_dot_v1_dot_shard__pb2.RowBatch.SerializeToString,
                 response_deserializer=textmill__proto_dot_v1_dot_shard__pb2.RowAnswers.FromString,
                 _registered_method=True)
+        self.HasMedia = channel.unary_unary(
+                '/textmill.v1.Shard/HasMedia',
+                request_serializer=textmill__proto_dot_v1_dot_shard__pb2.MediaDigests.SerializeToString,
+                response_deserializer=textmill__proto_dot_v1_dot_shard__pb2.MediaDigests.FromString,
+                _registered_method=True)
+        self.Put = channel.stream_unary(
+                '/textmill.v1.Shard/Put',
+                request_serializer=textmill__proto_dot_v1_dot_shard__pb2.MediaPart.SerializeToString,
+                response_deserializer=textmill__proto_dot_v1_dot_shard__pb2.PutAnswer.FromString,
+                _registered_method=True)
 
 
 class ShardServicer:
@@ -123,7 +133,22 @@ class ShardServicer:
     def RunRows(self, request, context):
         """Computes a batch of rows and answers all of them. INVALID_ARGUMENT for a batch that breaks a rule, RESOURCE_EXHAUSTED
         when one batch runs and another one waits. A batch whose call is cancelled before its turn is never computed.
-        Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HasMedia(self, request, context):
+        """Which of the named items the shard keeps. Served by rank 0 only. Renews the lease of each item that is kept (rule 33).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Put(self, request_iterator, context):
+        """Gives the shard one item: a header, then the bytes of its tensors. Served by rank 0 only. INVALID_ARGUMENT: names, types or
+        shapes are not those of the kind, or the bytes do not fill the tensors; RESOURCE_EXHAUSTED: items that slots or leases hold
+        leave no room now; UNIMPLEMENTED: the model takes no items.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,6 +191,16 @@ def add_ShardServicer_to_server(servicer, server):
                     servicer.RunRows,
                     request_deserializer=textmill__proto_dot_v1_dot_shard__pb2.RowBatch.FromString,
                     response_serializer=textmill__proto_dot_v1_dot_shard__pb2.RowAnswers.SerializeToString,
+            ),
+            'HasMedia': grpc.unary_unary_rpc_method_handler(
+                    servicer.HasMedia,
+                    request_deserializer=textmill__proto_dot_v1_dot_shard__pb2.MediaDigests.FromString,
+                    response_serializer=textmill__proto_dot_v1_dot_shard__pb2.MediaDigests.SerializeToString,
+            ),
+            'Put': grpc.stream_unary_rpc_method_handler(
+                    servicer.Put,
+                    request_deserializer=textmill__proto_dot_v1_dot_shard__pb2.MediaPart.FromString,
+                    response_serializer=textmill__proto_dot_v1_dot_shard__pb2.PutAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -357,6 +392,60 @@ class Shard:
             '/textmill.v1.Shard/RunRows',
             textmill__proto_dot_v1_dot_shard__pb2.RowBatch.SerializeToString,
             textmill__proto_dot_v1_dot_shard__pb2.RowAnswers.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HasMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/textmill.v1.Shard/HasMedia',
+            textmill__proto_dot_v1_dot_shard__pb2.MediaDigests.SerializeToString,
+            textmill__proto_dot_v1_dot_shard__pb2.MediaDigests.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Put(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/textmill.v1.Shard/Put',
+            textmill__proto_dot_v1_dot_shard__pb2.MediaPart.SerializeToString,
+            textmill__proto_dot_v1_dot_shard__pb2.PutAnswer.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,7 +7,9 @@ Words: a *slot* is a request's seat in the shard (0 .. num_slots-1); a *block* i
 a *place* is the room of one token's K and V inside a block. Packed arrays are little-endian and travel as `bytes`:
 an element of "u32[]" has 4 bytes, an element of "f32[]" 4 bytes (IEEE 754), an element of "u8[]" one byte.
 A *row* is one input of a model that does not generate: a text, a pair of texts or a window of a text, as token ids.
-docs/wire.md holds the rules of the stream and of rows.
+An *item* is an image (or later another medium) in a prompt; a tower of the model makes *rows* of the item, and each row
+stands in the place of the embedding of one placeholder token.
+docs/wire.md holds the rules of the stream, of rows without generation and of media.
 
 A field is never renumbered, and its number is never used again. A comment says what a reserved number is kept for.
 """
@@ -63,7 +65,13 @@ class ShardStub:
     RunRows: _grpc.UnaryUnaryMultiCallable[_shard_pb2.RowBatch, _shard_pb2.RowAnswers]
     """Computes a batch of rows and answers all of them. INVALID_ARGUMENT for a batch that breaks a rule, RESOURCE_EXHAUSTED
     when one batch runs and another one waits. A batch whose call is cancelled before its turn is never computed.
-    Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
+    """
+    HasMedia: _grpc.UnaryUnaryMultiCallable[_shard_pb2.MediaDigests, _shard_pb2.MediaDigests]
+    """Which of the named items the shard keeps. Served by rank 0 only. Renews the lease of each item that is kept (rule 33)."""
+    Put: _grpc.StreamUnaryMultiCallable[_shard_pb2.MediaPart, _shard_pb2.PutAnswer]
+    """Gives the shard one item: a header, then the bytes of its tensors. Served by rank 0 only. INVALID_ARGUMENT: names, types or
+    shapes are not those of the kind, or the bytes do not fill the tensors; RESOURCE_EXHAUSTED: items that slots or leases hold
+    leave no room now; UNIMPLEMENTED: the model takes no items.
     """
 
 @_typing.type_check_only
@@ -92,7 +100,13 @@ class ShardAsyncStub(ShardStub):
     RunRows: _aio.UnaryUnaryMultiCallable[_shard_pb2.RowBatch, _shard_pb2.RowAnswers]  # type: ignore[assignment]
     """Computes a batch of rows and answers all of them. INVALID_ARGUMENT for a batch that breaks a rule, RESOURCE_EXHAUSTED
     when one batch runs and another one waits. A batch whose call is cancelled before its turn is never computed.
-    Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
+    """
+    HasMedia: _aio.UnaryUnaryMultiCallable[_shard_pb2.MediaDigests, _shard_pb2.MediaDigests]  # type: ignore[assignment]
+    """Which of the named items the shard keeps. Served by rank 0 only. Renews the lease of each item that is kept (rule 33)."""
+    Put: _aio.StreamUnaryMultiCallable[_shard_pb2.MediaPart, _shard_pb2.PutAnswer]  # type: ignore[assignment]
+    """Gives the shard one item: a header, then the bytes of its tensors. Served by rank 0 only. INVALID_ARGUMENT: names, types or
+    shapes are not those of the kind, or the bytes do not fill the tensors; RESOURCE_EXHAUSTED: items that slots or leases hold
+    leave no room now; UNIMPLEMENTED: the model takes no items.
     """
 
 class ShardServicer(metaclass=_abc_1.ABCMeta):
@@ -160,7 +174,25 @@ class ShardServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_shard_pb2.RowAnswers, _abc.Awaitable[_shard_pb2.RowAnswers]]:
         """Computes a batch of rows and answers all of them. INVALID_ARGUMENT for a batch that breaks a rule, RESOURCE_EXHAUSTED
         when one batch runs and another one waits. A batch whose call is cancelled before its turn is never computed.
-        Kept for later: Put(digest, bytes) (unary, answered when every rank has it).
+        """
+
+    @_abc_1.abstractmethod
+    def HasMedia(
+        self,
+        request: _shard_pb2.MediaDigests,
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.MediaDigests, _abc.Awaitable[_shard_pb2.MediaDigests]]:
+        """Which of the named items the shard keeps. Served by rank 0 only. Renews the lease of each item that is kept (rule 33)."""
+
+    @_abc_1.abstractmethod
+    def Put(
+        self,
+        request_iterator: _MaybeAsyncIterator[_shard_pb2.MediaPart],
+        context: _ServicerContext,
+    ) -> _typing.Union[_shard_pb2.PutAnswer, _abc.Awaitable[_shard_pb2.PutAnswer]]:
+        """Gives the shard one item: a header, then the bytes of its tensors. Served by rank 0 only. INVALID_ARGUMENT: names, types or
+        shapes are not those of the kind, or the bytes do not fill the tensors; RESOURCE_EXHAUSTED: items that slots or leases hold
+        leave no room now; UNIMPLEMENTED: the model takes no items.
         """
 
 def add_ShardServicer_to_server(servicer: ShardServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

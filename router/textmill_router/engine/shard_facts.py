@@ -35,6 +35,11 @@ class ShardFacts:
     adapter_bytes: int = 0
     max_adapter_rank: int = 0
     adapter_digests: tuple[bytes, ...] = ()
+    media_kinds: tuple[str, ...] = ()
+    media_cache_bytes: int = 0
+    media_row_bytes: int = 0
+    uncut_spans: bool = False
+    uncut_prompts: bool = False
 
     @property
     def has_encoder(self) -> bool:
@@ -78,6 +83,11 @@ def facts_from_proto(info: shard_pb2.ShardInfo) -> ShardFacts:
         adapter_bytes=info.adapter_bytes,
         max_adapter_rank=info.max_adapter_rank,
         adapter_digests=tuple(info.adapter_digests),
+        media_kinds=tuple(info.media_kinds),
+        media_cache_bytes=info.media_cache_bytes,
+        media_row_bytes=info.media_row_bytes,
+        uncut_spans=info.uncut_spans,
+        uncut_prompts=info.uncut_prompts,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from textmill_proto.v1 import shard_pb2
 
+from textmill_router.media.media_item import MediaSpan
 from textmill_router.request import (
     FailureCode,
     Grammar,
@@ -33,6 +34,7 @@ _IS_BIG_ENDIAN = sys.byteorder == "big"
 _FAILURE_CODES = {
     shard_pb2.SLOT_ERROR_CODE_NOT_FINITE: FailureCode.NOT_FINITE,
     shard_pb2.SLOT_ERROR_CODE_INTERNAL: FailureCode.INTERNAL,
+    shard_pb2.SLOT_ERROR_CODE_MEDIA: FailureCode.MEDIA,
 }
 
 
@@ -187,6 +189,17 @@ def _admit_to_proto(admit: Admit) -> shard_pb2.Admit:
         caller=admit.caller,
         adapter_digest=request.adapter_digest,
         caller_weight=admit.caller_weight,
+        media=[_span_to_proto(span) for span in request.media_spans] if request.media else None,
+    )
+
+
+def _span_to_proto(span: MediaSpan) -> shard_pb2.MediaSpan:
+    return shard_pb2.MediaSpan(
+        digest=span.digest,
+        start=span.start,
+        num_tokens=span.num_tokens,
+        first_row=span.first_row,
+        grid=b"" if span.grid is None else pack_ids(span.grid),
     )
 
 

@@ -13,5 +13,11 @@ def generation_error(failure: Failure) -> RequestError:
             return ShuttingDown(failure.message, retry_after_s=1)
         case FailureCode.PLAN_REJECTED:
             return InternalError(failure.message)
-        case FailureCode.NOT_FINITE | FailureCode.INTERNAL | FailureCode.SUSPECT | FailureCode.ADAPTER_LOST:
+        case (
+            FailureCode.NOT_FINITE
+            | FailureCode.INTERNAL
+            | FailureCode.SUSPECT
+            | FailureCode.ADAPTER_LOST
+            | FailureCode.MEDIA
+        ):
             return GenerationBroke(failure.message)

@@ -56,6 +56,14 @@ class RowService(shard_pb2_grpc.ShardServicer):
         """End with UNIMPLEMENTED, because adapters belong to models that write text."""
         abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_STREAM)
 
+    def HasMedia(self, request: pb.MediaDigests, context: grpc.ServicerContext) -> pb.MediaDigests:
+        """End with UNIMPLEMENTED, because rows without generation carry their files."""
+        abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_STREAM)
+
+    def Put(self, request_iterator: Iterator[pb.MediaPart], context: grpc.ServicerContext) -> pb.PutAnswer:
+        """End with UNIMPLEMENTED, because rows without generation carry their files."""
+        abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_STREAM)
+
     def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: grpc.ServicerContext) -> pb.UnloadAdapterAnswer:
         """End with UNIMPLEMENTED, because adapters belong to models that write text."""
         abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_STREAM)

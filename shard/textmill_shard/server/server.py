@@ -51,6 +51,7 @@ _END_CODES = {
     EndReason.FAILED: grpc.StatusCode.INTERNAL,
 }
 
+_NO_MEDIA = "the model of this shard takes text only"
 _NO_ROWS = "the model of this shard writes text: its calls are Info and Run"
 
 
@@ -120,6 +121,14 @@ class ShardService(shard_pb2_grpc.ShardServicer):
         except AdapterHeld as error:
             abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
         return pb.UnloadAdapterAnswer()
+
+    def HasMedia(self, request: pb.MediaDigests, context: grpc.ServicerContext) -> pb.MediaDigests:
+        """End with UNIMPLEMENTED, because the model takes no items."""
+        abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_MEDIA)
+
+    def Put(self, request_iterator: Iterator[pb.MediaPart], context: grpc.ServicerContext) -> pb.PutAnswer:
+        """End with UNIMPLEMENTED, because the model takes no items."""
+        abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_MEDIA)
 
     def Run(self, request_iterator: Iterator[pb.ToShard], context: grpc.ServicerContext) -> Iterator[pb.FromShard]:
         """Serve a stream to its end.

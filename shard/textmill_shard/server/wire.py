@@ -20,6 +20,7 @@ from textmill_shard.slots.plan import (
     Grammar,
     Heartbeat,
     IdArray,
+    MediaSpan,
     Plan,
     PlanRejection,
     ShardFacts,
@@ -36,6 +37,7 @@ NUM_KV_GROUPS = 1
 _ERROR_CODES = {
     SlotErrorCode.NOT_FINITE: pb.SLOT_ERROR_CODE_NOT_FINITE,
     SlotErrorCode.INTERNAL: pb.SLOT_ERROR_CODE_INTERNAL,
+    SlotErrorCode.MEDIA: pb.SLOT_ERROR_CODE_MEDIA,
 }
 
 
@@ -143,6 +145,16 @@ def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
         adapter_digest=admit.adapter_digest,
         caller_weight=admit.caller_weight or 1.0,
         grammar=Grammar(admit.grammar.text) if admit.HasField("grammar") else None,
+        media=tuple(
+            MediaSpan(
+                digest=span.digest,
+                start=span.start,
+                num_tokens=span.num_tokens,
+                first_row=span.first_row,
+                grid=tuple(ids("media.grid", span.grid).tolist()),
+            )
+            for span in admit.media
+        ),
     )
 
 
@@ -191,6 +203,11 @@ def facts_to_wire(facts: ShardFacts) -> pb.ShardInfo:
         adapter_bytes=facts.adapter_bytes,
         max_adapter_rank=facts.max_adapter_rank,
         adapter_digests=facts.adapter_digests,
+        media_kinds=facts.media_kinds,
+        media_cache_bytes=facts.media_cache_bytes,
+        media_row_bytes=facts.media_row_bytes,
+        uncut_spans=facts.uncut_spans,
+        uncut_prompts=facts.uncut_prompts,
     )
 
 
@@ -220,6 +237,8 @@ def heartbeat_to_wire(epoch: int, beat: Heartbeat) -> pb.FromShard:
             plan_applied=beat.plan_applied,
             overdue_ms=beat.overdue_ms,
             num_memory_faults=beat.num_memory_faults,
+            media_bytes=beat.media_bytes,
+            num_media_encodes=beat.num_media_encodes,
         ),
     )
 

@@ -42,6 +42,25 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True)
+class MediaSpan:
+    """Placeholder tokens of a prompt in a row, which stand for consecutive rows of one item.
+
+    `start` is the prompt position of the first placeholder, and `first_row` is the row of the item that stands there.
+    """
+
+    digest: bytes  # 16 bytes
+    start: int
+    num_tokens: int
+    first_row: int
+    grid: tuple[int, ...] = ()  # patches in time, height and width, where positions follow from them
+
+    @property
+    def end(self) -> int:
+        """The prompt position behind the last placeholder."""
+        return self.start + self.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Admit:
     """Puts a request into a slot. All state of the slot is a function of this message (rule 18)."""
 
@@ -64,11 +83,22 @@ class Admit:
     adapter_digest: bytes = b""  # names a loaded adapter (rule 23); empty = the base model
     caller: int = 0  # number of the caller; the callers share the prefills (rule 16)
     caller_weight: float = 1.0  # share of the caller beside that of others, above 0
+    media: tuple[MediaSpan, ...] = ()  # spans of the prompt whose embeddings are rows of items (rule 33)
 
     @property
     def num_tokens(self) -> int:
         """The number of prompt and output tokens known at admission."""
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def read_ids(self) -> IdArray:
+        """The prompt tokens whose own embeddings the model reads, which are all but the placeholders of items."""
+        if not self.media:
+            return self.prompt_ids
+        is_read = np.ones(len(self.prompt_ids), dtype=bool)
+        for span in self.media:
+            is_read[span.start : span.end] = False
+        return self.prompt_ids[is_read]
 
     @property
     def text_ids(self) -> IdArray:
@@ -107,6 +137,7 @@ class SlotErrorCode(Enum):
 
     NOT_FINITE = "not_finite"  # logits held NaN or infinity
     INTERNAL = "internal"  # an exception that concerned this slot only
+    MEDIA = "media"  # an item of the request is gone, or the tower made no rows of it (rule 33)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +219,8 @@ class Heartbeat:
     plan_applied: int
     overdue_ms: int = 0  # by so much the step loop is later than it may be; 0 = on time
     num_memory_faults: int = 0  # steps, and parts of steps, that ran out of memory since the process began
+    media_bytes: int = 0  # of the items that are kept
+    num_media_encodes: int = 0  # items of which the tower made rows since the process began
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,3 +252,8 @@ class ShardFacts:
     adapter_bytes: int = 0  # set aside for adapters; 0 = this shard loads none
     max_adapter_rank: int = 0
     adapter_digests: tuple[bytes, ...] = ()  # of the adapters that are loaded
+    media_kinds: tuple[str, ...] = ()  # kinds of items that prompts may hold; empty = text only
+    media_cache_bytes: int = 0  # set aside for items; 0 = the model takes none
+    media_row_bytes: int = 0  # of one row, with the rows for deeper layers
+    uncut_spans: bool = False  # the tokens of a span see one another: a span is computed whole (rule 16)
+    uncut_prompts: bool = False  # the tokens of a prompt see one another: a prompt is computed whole (rule 16)

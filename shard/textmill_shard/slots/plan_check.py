@@ -12,6 +12,8 @@ from textmill_shard.slots.slot_table import NOBODY, SlotTable
 # Blocks hold only a part of a request's past (layout state), or serve one request alone (layout encoder_decoder).
 LAYOUTS_WITHOUT_PREFIXES = ("state", "encoder_decoder")
 
+MEDIA_DIGEST_BYTES = 16
+
 # The text is also the status of the stream's end, and gRPC takes 8 KiB of it. A text can name all blocks of a plan.
 MAX_MESSAGE_CHARACTERS = 1000
 
@@ -56,6 +58,7 @@ class _PlanCheck:
             self._check_sampling(admit)
             self._check_rope(admit)
             self._check_encoder(admit)
+            self._check_media(admit)
             self._check_seat(admit, dropped_slots=dropped_slots, seated_requests=seated_requests)
             seated_requests[admit.slot] = admit.request_id
         if plan.budget is not None:
@@ -176,7 +179,7 @@ class _PlanCheck:
         slot, facts = admit.slot, self._facts
         num_prompt, num_output = len(admit.prompt_ids), len(admit.output_ids)
         self._require(num_prompt > 0, "admits.prompt_ids", "a prompt has at least one token, got none", slot)
-        self._check_vocabulary("admits.prompt_ids", slot, admit.prompt_ids.tolist())
+        self._check_vocabulary("admits.prompt_ids", slot, admit.read_ids.tolist())
         self._check_vocabulary("admits.output_ids", slot, admit.output_ids.tolist())
         self._check_vocabulary("admits.stop_ids", slot, admit.stop_ids)
         is_weight = 0.0 < admit.caller_weight < math.inf
@@ -207,6 +210,26 @@ class _PlanCheck:
         is_known = not digest or digest in self._facts.adapter_digests
         message = f"wanted the digest of a loaded adapter, or none, got {digest.hex()}"
         self._require(is_known, "admits.adapter_digest", message, admit.slot)
+
+    def _check_media(self, admit: Admit) -> None:
+        """Require spans in order, inside the prompt and without overlap, of a model that takes items (rule 33)."""
+        slot, num_prompt = admit.slot, len(admit.prompt_ids)
+        takes_media = not admit.media or bool(self._facts.media_kinds)
+        self._require(takes_media, "admits.media", "this model takes text only", slot)
+        least = 0
+        for span in admit.media:
+            is_digest = len(span.digest) == MEDIA_DIGEST_BYTES
+            message = f"wanted {MEDIA_DIGEST_BYTES} bytes, got {len(span.digest)}"
+            self._require(is_digest, "admits.media.digest", message, slot)
+            is_inside = least <= span.start and span.num_tokens > 0 and span.end <= num_prompt
+            message = f"wanted at least one token in {least} .. {num_prompt - 1}, got {span.start} .. {span.end - 1}"
+            self._require(is_inside, "admits.media.start", message, slot)
+            is_grid = len(span.grid) in (0, 3)
+            self._require(is_grid, "admits.media.grid", f"wanted 3 numbers or none, got {len(span.grid)}", slot)
+            is_whole = not self._facts.uncut_spans or span.num_tokens <= self._facts.max_step_tokens
+            message = f"wanted at most {self._facts.max_step_tokens} (one step), got {span.num_tokens}"
+            self._require(is_whole, "admits.media.num_tokens", message, slot)
+            least = span.end
 
     def _check_sampling(self, admit: Admit) -> None:
         slot, params = admit.slot, admit.sampling

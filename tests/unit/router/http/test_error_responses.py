@@ -12,6 +12,7 @@ STATUSES = {
     FailureCode.INTERNAL: (424, "generation"),
     FailureCode.SUSPECT: (424, "generation"),
     FailureCode.ADAPTER_LOST: (424, "generation"),
+    FailureCode.MEDIA: (424, "generation"),
     FailureCode.PLAN_REJECTED: (500, "internal"),
     FailureCode.LATE: (504, "timeout"),
     FailureCode.SHUTDOWN: (503, "shutting_down"),

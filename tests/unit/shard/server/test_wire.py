@@ -231,7 +231,9 @@ def test_a_result_that_only_acknowledges_is_nearly_empty() -> None:
 
 def test_heartbeat_rejection_and_hello_are_written() -> None:
     beat = Heartbeat(last_step=4, last_step_age_ms=20, plan_applied=2, overdue_ms=7, num_memory_faults=3)
+    beat = replace(beat, media_bytes=2**33, num_media_encodes=5)
     expected = pb.Heartbeat(last_step=4, last_step_age_ms=20, plan_applied=2, overdue_ms=7, num_memory_faults=3)
+    expected.MergeFrom(pb.Heartbeat(media_bytes=2**33, num_media_encodes=5))
     assert heartbeat_to_wire(3, beat) == pb.FromShard(epoch=3, heartbeat=expected)
     rejection = PlanRejection(plan=6, slot=2, field="admits.slot", message="taken")
     rejected = pb.PlanRejected(plan=6, slot=2, field="admits.slot", message="taken")
@@ -245,6 +247,8 @@ def test_the_facts_are_written() -> None:
     facts = replace(FACTS, model_sha="abc", tokenizer_digest="ff", weight_bytes=2**40, kv_bytes=2**35, rope_border=4096)
     facts = replace(facts, decoder_prompt_ids=(2, 0), max_encoder_tokens=1024)
     facts = replace(facts, adapter_bytes=2**33, max_adapter_rank=64, adapter_digests=(b"a" * 16, b"b" * 16))
+    facts = replace(facts, media_kinds=("llava",), media_cache_bytes=2**34, media_row_bytes=7168)
+    facts = replace(facts, uncut_spans=True, uncut_prompts=True)
     assert facts_to_wire(facts) == pb.ShardInfo(
         protocol_version=4,
         model_id="prefix",
@@ -272,6 +276,11 @@ def test_the_facts_are_written() -> None:
         adapter_bytes=2**33,
         max_adapter_rank=64,
         adapter_digests=[b"a" * 16, b"b" * 16],
+        media_kinds=["llava"],
+        media_cache_bytes=2**34,
+        media_row_bytes=7168,
+        uncut_spans=True,
+        uncut_prompts=True,
     )
 
 

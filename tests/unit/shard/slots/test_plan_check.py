@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
-from textmill_shard.slots.plan import Admit, Budget, Drop, Extend, Grammar, Plan
+from textmill_shard.slots.plan import Admit, Budget, Drop, Extend, Grammar, MediaSpan, Plan
 from textmill_shard.slots.plan_check import PlanRejected, check_plan
 from textmill_shard.slots.sampling_params import SamplingParams
 from textmill_shard.slots.slot_table import SlotTable
@@ -351,3 +351,47 @@ def test_rule_15_some_layouts_share_no_prefix(layout: str, num_encoder: int) -> 
         check_plan(plan, last_number=plan.number - 1, table=make_table(), facts=facts)
     plan = plan_of(admits=(replace(request, num_encoder_tokens=0),))
     check_plan(plan, last_number=plan.number - 1, table=make_table(), facts=FACTS)
+
+
+DIGEST = b"d" * 16
+MEDIA_FACTS = replace(FACTS, media_kinds=("llava",), max_step_tokens=16)
+PLACEHOLDER = VOCAB_SIZE  # an id that the logits do not cover, as the image id of PaliGemma
+
+
+def check_media(spans: tuple[MediaSpan, ...], **facts: bool) -> None:
+    """Check a prompt of 20 tokens, of which tokens 2 to 18 are placeholders beyond the vocabulary."""
+    request = replace(admit(1, [1, 1, *[PLACEHOLDER] * 17, 1]), media=spans)
+    check_plan(plan_of(admits=(request,)), last_number=4, table=make_table(), facts=replace(MEDIA_FACTS, **facts))
+
+
+def test_rule_33_spans_in_order_are_taken_and_their_ids_may_lie_outside_the_vocabulary() -> None:
+    check_media((MediaSpan(DIGEST, 2, 10, 0), MediaSpan(DIGEST, 12, 7, 10, (1, 4, 4))))
+
+
+@pytest.mark.parametrize(
+    ("spans", "field"),
+    [
+        ((MediaSpan(b"short", 2, 17, 0),), "admits.media.digest"),
+        ((MediaSpan(DIGEST, 2, 0, 0), MediaSpan(DIGEST, 2, 17, 0)), "admits.media.start"),
+        ((MediaSpan(DIGEST, 2, 17, 0), MediaSpan(DIGEST, 18, 1, 0)), "admits.media.start"),
+        ((MediaSpan(DIGEST, 2, 19, 0),), "admits.media.start"),
+        ((MediaSpan(DIGEST, 2, 17, 0, (1, 2)),), "admits.media.grid"),
+        ((MediaSpan(DIGEST, 2, 16, 0),), "admits.prompt_ids"),  # the last placeholder is in no span
+    ],
+)
+def test_rule_33_a_span_that_breaks_the_rule_is_named(spans: tuple[MediaSpan, ...], field: str) -> None:
+    with pytest.raises(PlanRejected) as caught:
+        check_media(spans)
+    assert caught.value.rejection.field == field
+
+
+def test_rule_16_a_span_that_is_not_cut_must_fit_a_step() -> None:
+    check_media((MediaSpan(DIGEST, 2, 10, 0), MediaSpan(DIGEST, 12, 7, 10)), uncut_spans=True)
+    with pytest.raises(PlanRejected, match=r"admits\.media\.num_tokens: wanted at most 16 \(one step\), got 17"):
+        check_media((MediaSpan(DIGEST, 2, 17, 0),), uncut_spans=True)
+
+
+def test_rule_33_spans_for_a_model_of_text_are_rejected() -> None:
+    request = replace(admit(1, [1, 1, 1]), media=(MediaSpan(DIGEST, 1, 1, 0),))
+    with pytest.raises(PlanRejected, match="this model takes text only"):
+        check(plan_of(admits=(request,)))

@@ -79,6 +79,18 @@ def attach_layer(module: nn.Module, layer: PagedLayer) -> None:
     setattr(module, _LAYER_ATTRIBUTE, layer)
 
 
+def set_text_attention(model: Any, name: str) -> None:
+    """Let the text layers attend by an implementation of transformers' registry.
+
+    The tower of a model with images keeps torch's own attention, because its patches are no tokens of a text.
+    """
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "vision_config", None) is None or config.get_text_config() is config:
+        model.set_attn_implementation(name)
+    else:
+        model.set_attn_implementation({"": "sdpa", "text_config": name, "vision_config": "sdpa"})
+
+
 def register_attention() -> None:
     """Make `PAGED_ATTENTION` known to transformers. A second call changes nothing."""
     AttentionInterface.register(PAGED_ATTENTION, paged_attention)

@@ -7,6 +7,8 @@ begins.
 
 # T tokens of the step, R rows, B blocks of the widest table, N rows that sample
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -58,8 +60,9 @@ class BatchBuilder:
         if self._has_host_rows:
             starts, rows = arrays["query_starts"].tolist(), arrays["logit_rows_N"].tolist()
             on_host = HostRows(query_starts=tuple(starts), logit_rows=tuple(rows))
+        tensors: dict[str, Any] = {name: upload.tensor(number) for name, number in numbers.items()}
         return ForwardBatch(
-            **{name: upload.tensor(number) for name, number in numbers.items()},
+            **tensors,
             max_query_len=1 if is_single else int(step.counts_R.max()),
             max_context_len=int(step.starts_R.max()) + 1 if is_single else int((step.starts_R + step.counts_R).max()),
             on_host=on_host,

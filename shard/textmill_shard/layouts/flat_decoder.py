@@ -11,6 +11,7 @@ from textmill_shard.attention.seam import StepContext
 from textmill_shard.layers.adapted_modules import AdaptedModules
 from textmill_shard.layers.adapter_rows import AdapterRows
 from textmill_shard.layouts.decoder_tap import DecoderTap
+from textmill_shard.layouts.media_inputs import MediaInputs
 from textmill_shard.layouts.position_cache import PositionCache
 from textmill_shard.model.adapter import NO_ADAPTER
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
@@ -29,13 +30,16 @@ class TransformersDecoder:
         *,
         device: torch.device,
         has_own_threads: bool = False,
+        media: MediaInputs | None = None,
     ) -> None:
+        """`media` is None for a model that takes no images."""
         self.has_own_threads = has_own_threads
         self._model = model
         self._context = context
         self._tap = tap
         self._adapters = adapters
         self._device = device
+        self._media = media
         self._can_choose_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def bind(self, pool: KvPool | None) -> None:
@@ -58,13 +62,19 @@ class TransformersDecoder:
     def _forward(self, batch: ForwardBatch, wants_hidden: bool) -> ForwardOutput:
         self._context.begin(batch)
         choice = {"logits_to_keep": batch.logit_rows_N} if self._can_choose_logits else {}
-        output = self._model(
-            input_ids=batch.input_ids_T.unsqueeze(0),
-            position_ids=batch.position_ids_T.unsqueeze(0),
-            past_key_values=PositionCache(batch.position_ids_T),
-            use_cache=False,
+        rope = batch.rope_positions_3T
+        inputs = {
+            "position_ids": batch.position_ids_T.unsqueeze(0) if rope is None else rope.unsqueeze(1),
+            "past_key_values": PositionCache(batch.position_ids_T),
+            "use_cache": False,
             **choice,
-        )
+        }
+        if batch.media is None:
+            output = self._model(input_ids=batch.input_ids_T.unsqueeze(0), **inputs)
+        else:
+            assert self._media is not None, "the model takes no images"
+            with self._media.added(batch.media):
+                output = self._model(inputs_embeds=self._media.embed(batch, batch.media), **inputs)
         logits_NV: torch.Tensor = output.logits[0]
         if not self._can_choose_logits:
             logits_NV = logits_NV.index_select(0, batch.logit_rows_N)

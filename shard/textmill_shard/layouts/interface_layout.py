@@ -7,7 +7,14 @@ from torch import nn
 
 from textmill_shard.attention.base import AttentionBackend
 from textmill_shard.attention.deferred_turn import DeferredTurn
-from textmill_shard.attention.seam import PAGED_ATTENTION, PagedLayer, StepContext, attach_layer, register_attention
+from textmill_shard.attention.seam import (
+    PAGED_ATTENTION,
+    PagedLayer,
+    StepContext,
+    attach_layer,
+    register_attention,
+    set_text_attention,
+)
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.layers.adapted_modules import AdaptedModules
 from textmill_shard.layers.device_swaps import swap_for_device
@@ -16,6 +23,7 @@ from textmill_shard.layouts.adaptable import adaptable_linears
 from textmill_shard.layouts.decoder_tap import DecoderTap
 from textmill_shard.layouts.flat_decoder import TransformersDecoder
 from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions, find_decoder, weight_bytes
+from textmill_shard.layouts.media_inputs import MediaInputs
 from textmill_shard.layouts.native_decoder import NativeDecoder, why_not_native
 from textmill_shard.layouts.rope_tables import choose_long_tables_by_token
 from textmill_shard.layouts.split_decoder import RunDecoder
@@ -96,8 +104,15 @@ def _arrange(
     context = _attach(model, probe, options.attention, turns, rope_border=filled.rope_border)
     tap = DecoderTap(find_decoder(model))
     if not probe.states:
-        has_own_threads = options.kernels is not None and bool(swaps)
-        flat = TransformersDecoder(model, context, tap, adapters, device=device, has_own_threads=has_own_threads)
+        flat = TransformersDecoder(
+            model,
+            context,
+            tap,
+            adapters,
+            device=device,
+            has_own_threads=options.kernels is not None and bool(swaps),
+            media=None if filled.tower is None else MediaInputs(model, find_decoder(model)),
+        )
         return Layout(
             "flat",
             flat,
@@ -131,7 +146,7 @@ def _attach(
     if rope_border is not None:
         choose_long_tables_by_token(model, context, border=rope_border)
     register_attention()
-    model.set_attn_implementation(PAGED_ATTENTION)
+    set_text_attention(model, PAGED_ATTENTION)
     for index, layer in enumerate(probe.layers):
         rule = backend.accept(layer.rule, layer.spec)
         paged = PagedLayer(context=context, index=index, rule=rule, turn=turns.get(layer.module))
@@ -149,6 +164,8 @@ def _why_not_native(filled: FilledModel, options: LayoutOptions) -> str | None:
         return f"attention is computed by the backend {options.attention.name}"
     if options.num_ranks > 1:
         return "the model is divided among ranks"
+    if filled.tower is not None:
+        return "the model takes images"
     if filled.rope_border is not None:
         return "there is a rotary table per request"
     probe, _ = filled.probe()

@@ -10,13 +10,14 @@ from transformers import PreTrainedModel
 
 from textmill_shard.attention.base import AttentionBackend
 from textmill_shard.errors import UnsupportedModelError
+from textmill_shard.layouts.image_tower import ImageTower
 from textmill_shard.model.adapter import AdapterHost, LinearPart
 from textmill_shard.model.kv_pool import LayerKvSpec
 from textmill_shard.model.runner import StepDecoder
 from textmill_shard.native.kernels import Kernels
 from textmill_shard.probing.cache_probe import PaddedFinding, probe_padded
 from textmill_shard.probing.call_observer import CallObserver
-from textmill_shard.probing.probe import ProbeResult, probe_model
+from textmill_shard.probing.probe import NO_MARKS, ProbeResult, probe_model
 from textmill_shard.triton_kernels.interface import DeviceKernels
 from textmill_shard.triton_kernels.paged_backend import PagedAttention
 
@@ -63,6 +64,8 @@ class FilledModel:
         max_encoder_tokens: int = 0,
         linears: Mapping[str, LinearPart] | None = None,
         num_divided_layers: int = 0,
+        tower: ImageTower | None = None,
+        text_marks: Mapping[str, int] = NO_MARKS,
     ) -> None:
         self.model = model
         self.texts = texts  # `[L]` int64 each, the texts of the probes
@@ -74,7 +77,10 @@ class FilledModel:
         self.linears = linears or {}  # all linear layers, by their paths
         self.adaptable: Mapping[str, LinearPart] | None = None  # of these, once `adaptable_linears` has looked
         self.num_divided_layers = num_divided_layers  # layers that are divided among the ranks
-        self.probe: Once[ProbeResult] = Once(model, lambda: probe_model(model, texts=texts, max_tokens=max_tokens))
+        self.tower = tower  # None: the model takes no images
+        self.probe: Once[ProbeResult] = Once(
+            model, lambda: probe_model(model, texts=texts, max_tokens=max_tokens, text_marks=text_marks)
+        )
         self.padded_probe: Once[PaddedFinding] = Once(model, lambda: probe_padded(model, texts=texts))
 
 

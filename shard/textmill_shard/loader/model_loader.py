@@ -11,6 +11,8 @@ from textmill_shard.errors import BackendRefused, ModelFilesError
 from textmill_shard.heap import trim_heap
 from textmill_shard.layouts.attempts import DECODER_ATTEMPTS, ENCODER_ATTEMPTS
 from textmill_shard.layouts.attention_choice import choose_attention
+from textmill_shard.layouts.image_families import family_of
+from textmill_shard.layouts.image_tower import ImageTower
 from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions
 from textmill_shard.layouts.rope_tables import find_rope_border, fix_dynamic_tables, longest_dynamic_total
 from textmill_shard.loader.adapter_targets import find_targets
@@ -25,6 +27,7 @@ from textmill_shard.loader.token_ids import EndIds, check_padding_id, find_end_i
 from textmill_shard.model.runner import ModelFacts, ModelRunner, RowScans
 from textmill_shard.native.kernels import DTYPES as NATIVE_DTYPES
 from textmill_shard.native.kernels import Kernels, load_kernels
+from textmill_shard.probing.probe import NO_MARKS
 from textmill_shard.probing.start_check import PROBE_TEXTS, can_project, check_against_probe
 from textmill_shard.triton_kernels.paged_backend import PagedAttention
 
@@ -128,6 +131,7 @@ def _fill(source: ModelSource, on_progress: OnProgress) -> FilledModel:
         max_tokens = encoder.max_decoder_tokens
     fix_dynamic_tables(model, max_tokens=max_tokens)
     vocab_size = int(config.get_text_config().vocab_size)
+    family = family_of(config)
     return FilledModel(
         model,
         texts=tuple(torch.tensor(text, device=source.device) % vocab_size for text in PROBE_TEXTS),
@@ -138,6 +142,8 @@ def _fill(source: ModelSource, on_progress: OnProgress) -> FilledModel:
         max_encoder_tokens=0 if encoder is None else encoder.max_encoder_tokens,
         linears=filling.linears,
         num_divided_layers=filling.num_divided_layers,
+        tower=None if family is None else ImageTower(model, family, device=source.device, dtype=source.dtype),
+        text_marks=NO_MARKS if family is None else family.text_marks,
     )
 
 
@@ -189,6 +195,7 @@ def _make_runner(
         adapters=layout.adapters,
         kernels=kernels,
         device_scans=device_scans,
+        tower=filled.tower,
     )
     check_against_probe(runner, texts=filled.texts, expected_V_by_text=layout.logits_V_by_text)
     return runner

@@ -5,7 +5,7 @@ fill the field.
 """
 
 # T tokens of the step, R sequences, B blocks of the widest table, N rows whose logits are wanted,
-# V vocabulary, D width of the hidden states
+# V vocabulary, D width of the hidden states, m tokens that take a row of an item, k layers that add rows
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +14,15 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 import torch
+
+
+@dataclass(frozen=True, slots=True)
+class MediaStep:
+    """The rows of images that take the place of embeddings in a step."""
+
+    places_m: torch.Tensor  # int64, rising: indices into T
+    rows_mD: torch.Tensor  # in the dtype of the model
+    deepstack_kmD: torch.Tensor | None = None  # added to the outputs of the first k layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,12 @@ class ForwardBatch:
         None  # int32, place of each sequence's adapter, 0 = none; None: no sequence has one
     )
     encoder_lens_R: torch.Tensor | None = None  # int64, number of first tokens that the encoder reads; None: no encoder
+    # The next three are None in a step without images, and in a model that takes none.
+    media: MediaStep | None = None
+    rope_positions_3T: torch.Tensor | None = None  # int64; None: `position_ids_T` three times
+    span_ends_T: torch.Tensor | None = (
+        None  # int32: a token sees all keys before this index of its context; 0 = no span
+    )
     on_host: "HostRows | None" = None  # None: who needs these numbers reads them from the tensors, and waits on a GPU
 
     def starts(self) -> list[int]:
@@ -76,12 +91,28 @@ class ForwardBatch:
             is_long_rope_T=None if self.is_long_rope_T is None else self.is_long_rope_T[tokens],
             adapters_R=None if self.adapters_R is None else self.adapters_R[rows_R],
             encoder_lens_R=None if self.encoder_lens_R is None else self.encoder_lens_R[rows_R],
+            media=None if self.media is None else _select_media(self.media, tokens, num_tokens=len(self.input_ids_T)),
+            rope_positions_3T=None if self.rope_positions_3T is None else self.rope_positions_3T[:, tokens],
+            span_ends_T=None if self.span_ends_T is None else self.span_ends_T[tokens],
             on_host=HostRows(
                 query_starts=(0, *accumulate(lengths)),
                 logit_rows=tuple(place_of_token[wanted[index]] for index in logit_rows),
             ),
         )
         return SelectedRows(batch=selected, tokens=tokens, logit_rows=logit_rows)
+
+
+def _select_media(media: MediaStep, tokens: torch.Tensor, *, num_tokens: int) -> MediaStep | None:
+    """Return the rows of the chosen `tokens` (int64), or None where no chosen token takes a row. Waits for a GPU."""
+    place_of_token = torch.full((num_tokens,), -1, dtype=torch.int64, device=tokens.device)
+    place_of_token[tokens] = torch.arange(len(tokens), device=tokens.device)
+    places_m = place_of_token[media.places_m]
+    kept = (places_m >= 0).nonzero().squeeze(1)
+    kept = kept[places_m[kept].argsort()]
+    if not len(kept):
+        return None
+    deepstack = media.deepstack_kmD
+    return MediaStep(places_m[kept], media.rows_mD[kept], None if deepstack is None else deepstack[:, kept])
 
 
 @dataclass(frozen=True, slots=True)

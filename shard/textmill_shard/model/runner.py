@@ -2,7 +2,7 @@
 
 # T tokens of the step, N rows whose logits are wanted, V vocabulary, D width of the hidden states, n rows handed in
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, AdapterTargets
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, RowScan
 from textmill_shard.model.kv_pool import KvPool, LayerKvSpec, kv_bytes_per_block
+from textmill_shard.model.media import MediaFacts, MediaRows, MediaTower, RopePositions, TokenSpan
 from textmill_shard.native.kernels import Kernels
 
 
@@ -77,10 +78,12 @@ class ModelRunner:
         adapters: AdapterHost,
         kernels: Kernels | None = None,
         device_scans: RowScans | None = None,
+        tower: MediaTower | None = None,
     ) -> None:
         self.kernels = kernels  # native kernels, for the thread that runs the steps; None = plain torch
         self.device_scans = device_scans  # None = plain torch scans the scores
         self.facts = facts
+        self._tower = tower
         self.targets = targets  # of adapters
         self.adapters = adapters
         self.parallel = parallel
@@ -89,6 +92,11 @@ class ModelRunner:
         self._model = model
         self._decoder = decoder
         self._pool: KvPool | None = None
+
+    @property
+    def media(self) -> MediaFacts | None:
+        """The facts of a model that takes images; None for a model that takes none."""
+        return None if self._tower is None else self._tower.facts
 
     @property
     def kv_pool(self) -> KvPool | None:
@@ -126,6 +134,25 @@ class ModelRunner:
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
         """Compute all tokens of the batch and write their keys and values. Logits are of `logit_rows_N` alone."""
         return self._decoder.forward(batch, wants_hidden)
+
+    def encode_media(self, tensors: Mapping[str, torch.Tensor]) -> MediaRows:
+        """Return the rows of one item. A thread beside the steps may call this, on rank 0, which alone has the weights.
+
+        `tensors` have the names of `media.tensor_names`. Raises MediaFault for tensors that the tower cannot compute.
+        """
+        assert self._tower is not None, "the model takes no images"
+        return self._tower.encode(tensors)
+
+    def rope_positions(
+        self, token_ids: Sequence[int], spans: Sequence[TokenSpan], facts: Sequence[Mapping[str, torch.Tensor]]
+    ) -> RopePositions:
+        """Return the rotary positions of a prompt, by the model's own rule. Any thread of any rank may call this.
+
+        Needs `media.has_rope_positions`. `facts` are, for each span, those tensors of its item that
+        `media.position_tensors` names. Raises MediaFault where spans and grids do not fit.
+        """
+        assert self._tower is not None, "the model takes no images"
+        return self._tower.rope_positions(token_ids, spans, facts)
 
     @torch.inference_mode()
     def copy_places(self, *, source_block: int, target_block: int, num_places: int) -> None:

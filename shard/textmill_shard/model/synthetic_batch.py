@@ -1,6 +1,6 @@
 """Builds the flat batch of a step without a slot table, for the checks at load, for tests and for benchmarks."""
 
-# n tokens of one row, T tokens of the step, R rows
+# n tokens of one row, T tokens of the step, R rows, m tokens that take a row of an image, D width of the embeddings
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.forward_batch import ForwardBatch, MediaStep
 
 _Value = TypeVar("_Value")
 
@@ -18,7 +18,8 @@ _Value = TypeVar("_Value")
 class SyntheticRow:
     """The part of one sequence that a synthetic step computes.
 
-    The last four fields are set in all rows of a batch or in none, because None leaves the tensor out of the batch.
+    The fields `slot` to `adapter` are set in all rows of a batch or in none, because None leaves the tensor out of the
+    batch. The fields behind them may be set in any row; the places of `media` count from the first token of the row.
     """
 
     ids_n: torch.Tensor  # int64, the tokens that the step computes
@@ -29,6 +30,9 @@ class SyntheticRow:
     is_long_rope: bool | None = None
     num_encoder: int | None = None  # number of first tokens of the sequence that the encoder reads
     adapter: int | None = None  # place of the sequence's adapter, 0 = none
+    media: MediaStep | None = None
+    rope_positions_3n: torch.Tensor | None = None  # int64
+    span_ends_n: torch.Tensor | None = None  # int32
 
 
 def synthetic_batch(
@@ -73,7 +77,48 @@ def synthetic_batch(
         is_long_rope_T=None if is_long is None else _by_token(is_long, lens, num_padding).to(device),
         adapters_R=None if adapters is None else torch.tensor(adapters, dtype=torch.int32, device=device),
         encoder_lens_R=None if encoder_lens is None else torch.tensor(encoder_lens, dtype=torch.int64, device=device),
+        media=_media(rows, starts=[0, *ends]),
+        rope_positions_3T=_rope_positions(rows, positions, num_padding, device),
+        span_ends_T=_span_ends(rows, lens, num_padding, device),
     )
+
+
+def _media(rows: Sequence[SyntheticRow], *, starts: Sequence[int]) -> MediaStep | None:
+    given = [(row.media, start) for row, start in zip(rows, starts, strict=False) if row.media is not None]
+    if not given:
+        return None
+    deepstack = [media.deepstack_kmD for media, _ in given if media.deepstack_kmD is not None]
+    return MediaStep(
+        places_m=torch.cat([media.places_m + start for media, start in given]),
+        rows_mD=torch.cat([media.rows_mD for media, _ in given]),
+        deepstack_kmD=torch.cat(deepstack, dim=1) if deepstack else None,
+    )
+
+
+def _rope_positions(
+    rows: Sequence[SyntheticRow], positions: Sequence[torch.Tensor], num_padding: int, device: torch.device | None
+) -> torch.Tensor | None:
+    """Return `[3, T]`, or None where no row has positions of its own."""
+    if all(row.rope_positions_3n is None for row in rows):
+        return None
+    parts = [
+        position_n.expand(3, -1) if row.rope_positions_3n is None else row.rope_positions_3n
+        for row, position_n in zip(rows, positions, strict=True)
+    ]
+    return torch.cat([*parts, torch.zeros(3, num_padding, dtype=torch.int64)], dim=1).to(device)
+
+
+def _span_ends(
+    rows: Sequence[SyntheticRow], lens: Sequence[int], num_padding: int, device: torch.device | None
+) -> torch.Tensor | None:
+    """Return int32 `[T]`, or None where no row has a span."""
+    if all(row.span_ends_n is None for row in rows):
+        return None
+    parts = [
+        torch.zeros(length, dtype=torch.int32) if row.span_ends_n is None else row.span_ends_n
+        for row, length in zip(rows, lens, strict=True)
+    ]
+    return torch.cat([*parts, torch.zeros(num_padding, dtype=torch.int32)]).to(device)
 
 
 def _given(values: Sequence[_Value | None]) -> list[_Value] | None:

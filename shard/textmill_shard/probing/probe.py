@@ -2,8 +2,9 @@
 
 # L tokens of the probe, H local query heads, K local key/value heads, D key width, E value width, V vocabulary
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import torch
@@ -12,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from textmill_shard.attention.base import AttentionRule
+from textmill_shard.attention.seam import set_text_attention
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.model.kv_pool import LayerKvSpec
 from textmill_shard.probing.mask_pattern import MaskPattern, MaskPredicate, UnknownMaskError, find_mask_pattern
@@ -21,6 +23,7 @@ PROBE_ATTENTION = "textmill_probe"
 _PREDICATE_ATTRIBUTE = "textmill_mask_predicate"
 # Tensors that layers pass to the attention function and that change no result.
 _HARMLESS_TENSORS = frozenset({"position_ids", "cache_position"})
+NO_MARKS: Mapping[str, int] = MappingProxyType({})
 # Exceptions of modelling code that is called in a way for which the code was not written.
 _CALL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
 
@@ -43,20 +46,25 @@ class ProbeResult:
     logits_V_by_text: tuple[torch.Tensor, ...]  # float32, of the last token of each text
 
 
-def probe_model(model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int) -> ProbeResult:
+def probe_model(
+    model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int, text_marks: Mapping[str, int] = NO_MARKS
+) -> ProbeResult:
     """Run each text (`[L]` int64) alone. Only one thread may probe at a time.
 
-    Raises UnsupportedModelError with the reason.
+    `text_marks` are arguments of the model that have a number for each token, by the number of a token of text. Raises
+    UnsupportedModelError with the reason.
     """
     model_type = model.config.model_type
     logits: list[torch.Tensor] = []
     findings: list[tuple[LayerFinding, ...]] = []
     with _Recorder(max_tokens=max_tokens) as recorder:
-        model.set_attn_implementation(PROBE_ATTENTION)
+        set_text_attention(model, PROBE_ATTENTION)
         for text_L in texts:
             try:
                 with torch.inference_mode():
-                    output = model(input_ids=text_L.unsqueeze(0), use_cache=False)
+                    ids_1L = text_L.unsqueeze(0)
+                    marks = {name: torch.full_like(ids_1L, mark) for name, mark in text_marks.items()}
+                    output = model(input_ids=ids_1L, use_cache=False, **marks)
             except (UnknownMaskError, *_CALL_ERRORS) as error:
                 raise UnsupportedModelError(f"models of type {model_type} cannot be served: {error}") from error
             logits.append(output.logits[0, -1].float())

@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from textmill_shard.attention.base import RotaryTables
 from textmill_shard.attention.deferred_turn import TURN_FUNCTION, can_replace_turn, replace_turn, restore_turn
 from textmill_shard.attention.kv_write import turn
+from textmill_shard.attention.seam import set_text_attention
 
 TURN_PROBE = "textmill_turn_probe"
 # Largest difference from the formula, relative to the largest value: modelling code rounds after each operation.
@@ -61,7 +62,7 @@ def find_turns(model: Any, attention_modules: Sequence[nn.Module], text_L: torch
 
     AttentionInterface.register(TURN_PROBE, attend)
     try:
-        model.set_attn_implementation(TURN_PROBE)
+        set_text_attention(model, TURN_PROBE)
         with torch.inference_mode():
             model(input_ids=text_L.unsqueeze(0), use_cache=False)
     finally:

@@ -1,10 +1,10 @@
 """A selection of a batch has each tensor as if the step had held the selected sequences only."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
-from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.forward_batch import ForwardBatch, MediaStep
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 
 ROWS = (
@@ -46,3 +46,32 @@ def test_tensors_that_a_batch_lacks_stay_absent() -> None:
     row = SyntheticRow(torch.tensor([1]), [0])
     selected = synthetic_batch([row, row], block_size=BLOCK_SIZE).select((1,)).batch
     assert selected.slots_R is selected.is_long_rope_T is selected.encoder_lens_R is None
+
+
+def test_the_rows_of_images_move_with_their_tokens() -> None:
+    """Rows 0 and 2 hold placeholders; rotary positions and span ends are those of each row."""
+
+    def of(places: list[int], first: float) -> MediaStep:
+        rows_mD = torch.arange(len(places) * 2.0).view(-1, 2) + first
+        return MediaStep(torch.tensor(places), rows_mD, torch.stack([rows_mD + 100, rows_mD + 200]))
+
+    rows = (
+        replace(ROWS[0], media=of([0, 2], 1.0), span_ends_n=torch.tensor([5, 0, 7], dtype=torch.int32)),
+        replace(ROWS[1], rope_positions_3n=torch.tensor([[7], [8], [9]])),
+        replace(ROWS[2], media=of([1], 50.0)),
+    )
+    step = synthetic_batch(rows, block_size=BLOCK_SIZE, num_padding=2)
+    assert step.media is not None
+    assert step.media.places_m.tolist() == [0, 2, 5]
+    selected = step.select((2, 0)).batch
+    alone = synthetic_batch([rows[2], rows[0]], block_size=BLOCK_SIZE)
+    assert selected.media is not None
+    assert alone.media is not None
+    for field in fields(MediaStep):
+        assert getattr(selected.media, field.name).tolist() == getattr(alone.media, field.name).tolist(), field.name
+    assert selected.span_ends_T is not None
+    assert selected.span_ends_T.tolist() == [0, 0, 5, 0, 7]
+    assert step.select((1,)).batch.media is None
+    only = step.select((1,)).batch.rope_positions_3T
+    assert only is not None
+    assert only.tolist() == [[7], [8], [9]]

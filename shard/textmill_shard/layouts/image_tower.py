@@ -1,0 +1,118 @@
+"""The tower of a model with images: encodes one image into rows, and gives prompts with images their positions."""
+
+# n rows of an image, D width of the embeddings, k layers that add rows, P tokens of a prompt
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from textmill_shard.layouts.image_families import ImageFamily
+from textmill_shard.model.media import (
+    MediaFacts,
+    MediaFault,
+    MediaRows,
+    RopePositions,
+    TensorRule,
+    TokenSpan,
+)
+
+# Exceptions of modelling code for tensors of shapes that do not fit each other.
+_CALL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
+_GRID = "image_grid_thw"
+_IMAGE = 1  # the mark of an image's token in `mm_token_type_ids`
+
+
+class ImageTower:
+    """Calls `get_image_features` and `get_rope_index` of the model. The weights may stand on rank 0 alone."""
+
+    def __init__(self, model: Any, family: ImageFamily, *, device: torch.device, dtype: torch.dtype) -> None:
+        self._model = model
+        self._inner = model.base_model
+        self._device = device
+        self._dtype = dtype
+        self._width = int(model.get_input_embeddings().embedding_dim)
+        self._get_rope_index = getattr(self._inner, "get_rope_index", None)
+        deepstack = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
+        self._num_deepstack = len(deepstack)
+        self._facts = MediaFacts(
+            kinds=(family.model_type,),
+            row_bytes=(1 + self._num_deepstack) * self._width * dtype.itemsize,
+            num_deepstack=self._num_deepstack,
+            uncut_spans=False,
+            has_rope_positions=self._get_rope_index is not None,
+            tensor_names=family.tensors,
+            position_tensors=() if self._get_rope_index is None else (_GRID,),
+        )
+
+    @property
+    def facts(self) -> MediaFacts:
+        return self._facts
+
+    @torch.inference_mode()
+    def encode(self, tensors: Mapping[str, torch.Tensor]) -> MediaRows:
+        """Return the rows of one image. Raises MediaFault for tensors that do not fit the rules or each other."""
+        check_tensors(tensors, self._facts.tensor_names)
+        inputs = {
+            name: tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
+            for name, tensor in tensors.items()
+        }
+        try:
+            features = self._inner.get_image_features(**inputs, return_dict=True)
+            rows_nD = self._flat(features.pooler_output)
+            layers = [self._flat(rows) for rows in getattr(features, "deepstack_features", None) or ()]
+        except _CALL_ERRORS as error:
+            shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+            raise MediaFault(f"the image cannot be encoded from {shapes} ({type(error).__name__}: {error})") from error
+        if len(layers) != self._num_deepstack or any(layer.shape != rows_nD.shape for layer in layers):
+            raise MediaFault(
+                f"{self._num_deepstack} layers of rows {list(rows_nD.shape)} are wanted, {len(layers)} came"
+            )
+        deepstack_knD = torch.stack(layers) if layers else None
+        for rows in (rows_nD, deepstack_knD):
+            if rows is not None and not torch.isfinite(rows).all():
+                raise MediaFault("the image gives embeddings that are not finite")
+        return MediaRows(rows_nD, deepstack_knD)
+
+    def rope_positions(
+        self, token_ids: Sequence[int], spans: Sequence[TokenSpan], facts: Sequence[Mapping[str, torch.Tensor]]
+    ) -> RopePositions:
+        """Return the positions by the model's own `get_rope_index`. Raises MediaFault where grids and spans differ."""
+        assert self._get_rope_index is not None, "the model has one position per token"
+        ids_1P = torch.as_tensor(token_ids, dtype=torch.int64).unsqueeze(0)
+        marks_1P = torch.zeros_like(ids_1P)
+        for span in spans:
+            marks_1P[0, span.start : span.start + span.num_tokens] = _IMAGE
+        grids = [each[_GRID] for each in facts]
+        try:
+            found, delta = self._get_rope_index(
+                ids_1P,
+                mm_token_type_ids=marks_1P,
+                image_grid_thw=torch.cat(grids).cpu() if grids else None,
+            )
+        except (*_CALL_ERRORS, StopIteration) as error:
+            raise MediaFault(
+                f"the grids of the images do not fit their {sum(span.num_tokens for span in spans)} tokens "
+                f"({type(error).__name__}: {error})"
+            ) from error
+        return RopePositions(positions_3P=found[:, 0], delta=int(delta.flatten()[0]))
+
+    def _flat(self, rows: Any) -> torch.Tensor:
+        """Return `[n, D]` of the rows that a model gives: a tensor per tile, or a list of them."""
+        joined = rows if torch.is_tensor(rows) else torch.cat([part.reshape(-1, part.shape[-1]) for part in rows])
+        return joined.reshape(-1, self._width).to(self._dtype)
+
+
+def check_tensors(tensors: Mapping[str, torch.Tensor], rules: Mapping[str, TensorRule]) -> None:
+    """Raises MediaFault for a tensor that is missing, unknown, or of another kind or number of dimensions."""
+    unknown = sorted(set(tensors) - set(rules))
+    missing = sorted(name for name, rule in rules.items() if rule.is_required and name not in tensors)
+    if unknown or missing:
+        raise MediaFault(f"an image of this model has {', '.join(rules)}; unknown: {unknown}, missing: {missing}")
+    for name, tensor in tensors.items():
+        rule, dtype = rules[name], str(tensor.dtype).removeprefix("torch.")
+        if dtype not in rule.dtypes or tensor.dim() != rule.num_dims:
+            raise MediaFault(
+                f"{name} has {tensor.dim()} dimensions of {dtype}, wanted are {rule.num_dims} of "
+                f"{' or '.join(rule.dtypes)}"
+            )

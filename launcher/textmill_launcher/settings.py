@@ -157,7 +157,18 @@ class Settings:
     max_queued_rows: int | None = option(
         integer(1), "rows in work or waiting of a task without generation; more get 429", to=ROUTER
     )
-    max_task_rows: int | None = option(integer(1), "rows of one call of a task without generation", to=ROUTER)
+    max_task_rows: int | None = option(
+        integer(1), "rows of one call of a task without generation; without it 1024, of files 32", to=ROUTER
+    )
+    media_payload_limit: int | None = option(
+        integer(1, 62_914_560), "bytes of a request body of a task of images or audio", to=ROUTER
+    )
+    max_image_pixels: int | None = option(
+        integer(1), "most pixels of an image, told before the image is decoded", to=SHARD
+    )
+    max_audio_seconds: float | None = option(
+        positive_seconds, "most seconds of audio, counted while the audio is decoded", to=SHARD
+    )
     max_queue_seconds: float | None = option(
         positive_seconds, "predicted seconds of waiting; more get 429; without it the wait is not bounded", to=ROUTER
     )

@@ -401,7 +401,7 @@ class Supervisor:
         has_key = self._settings.api_key or self._settings.api_key_file
         key = ' -H "Authorization: Bearer $API_KEY"' if has_key else ""
         path, body = example_of(task)
-        return f"curl {url}{path} -H 'Content-Type: application/json'{key} -d '{body}'"
+        return f"curl {url}{path}{key} {body}"
 
 
 async def _cancel(task: "asyncio.Task[Any]") -> None:

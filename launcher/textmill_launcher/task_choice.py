@@ -26,6 +26,10 @@ ROW_TASKS = (
     "token-classification",
     "fill-mask",
     "question-answering",
+    "image-classification",
+    "object-detection",
+    "audio-classification",
+    "automatic-speech-recognition",
 )
 TASKS = (*WRITING_TASKS, *ROW_TASKS)
 
@@ -94,6 +98,13 @@ _EXAMPLES = {
     "token-classification": '{"inputs":"My name is Sarah and I live in London"}',
     "fill-mask": '{"inputs":"The answer is [MASK]."}',
     "question-answering": '{"inputs":{"question":"What is my name?","context":"My name is Clara."}}',
+}
+# The bodies of these tasks are files.
+_FILE_EXAMPLES = {
+    "image-classification": "picture.jpg",
+    "object-detection": "picture.jpg",
+    "audio-classification": "speech.flac",
+    "automatic-speech-recognition": "speech.flac",
 }
 _BY_CLASS = {name: task for task, names in TASK_CLASSES.items() for name in names}
 
@@ -167,8 +178,11 @@ def choose_task(folder: Path, asked: str | None) -> TaskChoice:
 
 
 def example_of(task: str) -> tuple[str, str]:
-    """Return the path and the JSON body of a call that shows what the task does."""
-    return ("/", _EXAMPLES[task]) if task in _EXAMPLES else ("/generate", _WRITING_EXAMPLE)
+    """Return the path, and curl's words for the body, of a call that shows what the task does."""
+    if task in _FILE_EXAMPLES:
+        return "/", f"--data-binary @{_FILE_EXAMPLES[task]}"
+    path, body = ("/", _EXAMPLES[task]) if task in _EXAMPLES else ("/generate", _WRITING_EXAMPLE)
+    return path, f"-H 'Content-Type: application/json' -d '{body}'"
 
 
 def _told_task(folder: Path, config: Mapping[str, Any], asked: str | None) -> TaskChoice | None:

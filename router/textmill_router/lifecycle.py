@@ -33,6 +33,7 @@ from textmill_router.outlets import open_outlets
 from textmill_router.serving.service import Service, scheduler_config
 from textmill_router.settings import Settings, SettingsError
 from textmill_router.tasks.model import TaskModel, read_prompts
+from textmill_router.tasks.names import is_file_task
 from textmill_router.tasks.text_reader import TextReader
 from textmill_router.text.tokenization import Tokenizer
 
@@ -162,11 +163,16 @@ async def start_backend(service: Service) -> ReplicaSet | RowEngine:
 
 
 async def start_rows(service: Service) -> RowEngine:
-    """Load the tokenizer, connect to the shards of rows, wait for one replica. Raises SettingsError or BackendLost."""
+    """Load the tokenizer of a model of texts, connect to the shards of rows, and wait for one replica.
+
+    Raises SettingsError or BackendLost.
+    """
     settings = service.settings
-    reader = await asyncio.to_thread(TextReader.load, settings.model_dir, settings.validation_workers)
+    reader = None
+    if not is_file_task(settings.task):
+        reader = await asyncio.to_thread(TextReader.load, settings.model_dir, settings.validation_workers)
     options = [ShardClientOptions(link) for link in _shard_links(settings)]
-    engine = RowEngine(options, reader.digest, on_change=service.health.look)
+    engine = RowEngine(options, "" if reader is None else reader.digest, on_change=service.health.look)
     service.attach_rows(engine)
     await engine.start()
     try:
@@ -176,7 +182,7 @@ async def start_rows(service: Service) -> RowEngine:
             raise BackendLost(status.error or "the engine stopped")
         prompts = read_prompts(Path(settings.model_dir))
         service.become_ready_for_rows(
-            TaskModel(facts, reader, settings.model_names[0], prompts, max_rows=settings.max_task_rows)
+            TaskModel(facts, reader, settings.model_names[0], prompts, max_rows=service.max_task_rows)
         )
     except BaseException:
         await engine.stop()

@@ -20,6 +20,7 @@ LOG_LEVELS = {
 }
 METRICS_ALIASES = ("vllm",)
 TASK_SHAPES = ("client", "seed")
+MAX_MEDIA_PAYLOAD = 60 << 20  # a message to the shard has at most 64 MiB
 OTLP_PORT = 4317
 
 
@@ -223,7 +224,11 @@ class Settings:
     max_queued_rows: int = _option(
         _integer(1), "rows in work or waiting of a task without generation; more get 429", 4096
     )
-    max_task_rows: int = _option(_integer(1), "rows of one call of a task without generation", 1024)
+    max_task_rows: int | None = _option(
+        _integer(1),
+        "rows of one call of a task without generation; without it 1024, of files 32",
+        None,
+    )
     task_shapes: str = _option(
         _one_of(*TASK_SHAPES),
         "answers in the shape that the caller's client parses (client), or of one shape (seed)",
@@ -268,6 +273,9 @@ class Settings:
     tls_cert: str | None = _option(_text, "PEM file of the certificate chain; read again when it changes", None)
     tls_key: str | None = _option(_text, "PEM file of the certificate's key; read again when it changes", None)
     payload_limit: int = _option(_integer(1), "bytes of a request body", 2_000_000)
+    media_payload_limit: int = _option(
+        _integer(1, MAX_MEDIA_PAYLOAD), "bytes of a request body of a task of images or audio", 33_554_432
+    )
     max_header_bytes: int = _option(_integer(1024), "bytes of a request header", 65_536)
     max_header_fields: int = _option(_integer(8), "fields of a request header", 100)
     header_timeout: float = _option(_seconds, "seconds that a client has to send a header", 10.0)

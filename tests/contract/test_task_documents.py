@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from tests.fakes.fake_row_shard import RowShardOptions
 from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.running_router import RunningRouter
 from tests.fakes.task_router import task_router
+from tests.fakes.tiny_media import picture_file, sound_file
 from tests.fakes.word_tokenizer import MASK_ID
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
@@ -28,6 +30,10 @@ ROWS = {
     "token-classification": RowShardOptions(heads=("token_labels",), labels=("O", "B-PER")),
     "fill-mask": RowShardOptions(heads=("masks",), mask_token_id=MASK_ID),
     "question-answering": RowShardOptions(heads=("spans",), max_row_tokens=200, max_batch_tokens=400),
+    "image-classification": RowShardOptions(heads=("labels",), labels=LABELS, media="image"),
+    "object-detection": RowShardOptions(heads=("boxes",), labels=LABELS, media="image"),
+    "audio-classification": RowShardOptions(heads=("labels",), labels=LABELS, media="audio"),
+    "automatic-speech-recognition": RowShardOptions(heads=("transcripts",), media="audio", max_batch_files=1),
 }
 WRITING = {
     "summarization, translation, text2text-generation": (
@@ -36,6 +42,7 @@ WRITING = {
     ),
     "text-generation, conversational": ("text-generation", FakeShardOptions(eos_token_ids=(122,))),
 }
+FILES = {"@picture.jpg": picture_file(8, 8, kind="JPEG"), "@speech.flac": sound_file(0.1)}
 CALLS = [
     (title, snippet)
     for title, text in SECTIONS.items()
@@ -65,7 +72,8 @@ def test_every_task_has_a_section_with_a_call() -> None:
 @pytest.mark.parametrize(("title", "snippet"), CALLS, ids=[title for title, _ in CALLS])
 def test_a_call_of_the_page_is_answered(clients: dict[str, httpx.Client], title: str, snippet: str) -> None:
     words = shlex.split(snippet)
-    url, body = words[1], words[words.index("-d") + 1]
+    url = words[1]
+    body = FILES[words[words.index("--data-binary") + 1]] if "--data-binary" in words else words[words.index("-d") + 1]
     headers = {"content-type": "application/x-www-form-urlencoded"}  # as curl sends without -H
     if "-H" in words:
         name, _, value = words[words.index("-H") + 1].partition(":")
@@ -75,10 +83,22 @@ def test_a_call_of_the_page_is_answered(clients: dict[str, httpx.Client], title:
     assert answer.json()
 
 
-def test_the_python_of_the_page_runs(clients: dict[str, httpx.Client]) -> None:
-    [source] = re.findall(r"(?s)```python\n(.*?)\n```", PAGE)
-    base = str(clients["feature-extraction"].base_url).rstrip("/")
-    names: dict[str, object] = {}
+def run_python(clients: dict[str, httpx.Client], title: str) -> dict[str, Any]:
+    """Run the Python of a section against its server, and return the names that the section binds."""
+    [source] = re.findall(r"(?s)```python\n(.*?)\n```", SECTIONS[title])
+    base = str(clients[title].base_url).rstrip("/")
+    names: dict[str, Any] = {}
     exec(compile(source.replace("http://localhost:3000", base), "docs/tasks.md", "exec"), names)
-    vectors = names["vectors"]
-    assert len(vectors.data) == 2  # type: ignore[attr-defined]
+    return names
+
+
+def test_the_python_of_vectors_runs(clients: dict[str, httpx.Client]) -> None:
+    assert len(run_python(clients, "feature-extraction")["vectors"].data) == 2
+
+
+def test_the_python_of_images_runs(
+    clients: dict[str, httpx.Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "picture.jpg").write_bytes(FILES["@picture.jpg"])
+    monkeypatch.chdir(tmp_path)
+    assert {each.label for each in run_python(clients, "image-classification")["labels"]} == set(LABELS)

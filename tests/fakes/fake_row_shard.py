@@ -47,14 +47,17 @@ class RowShardOptions:
     vector: Callable[[Sequence[int]], list[float]] = plain_vector
     logits: Callable[[Sequence[int], int], list[float]] = plain_logits
     tokenizer_digest: str = ""
+    media: str = ""  # "image" or "audio" where rows are files
+    max_batch_files: int = 8
+    languages: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
 class SeenBatch:
-    """One batch as it came: the head, and the token ids and types of each row."""
+    """One batch as it came: the head, and the token ids and types of each row, or its file."""
 
     head: str
-    rows: list[list[int]]
+    rows: list[Any]
     types: bytes
     message: Any = field(repr=False, default=None)
 
@@ -143,6 +146,9 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
             vocab_size=one.vocab_size,
             num_token_types=2,
             tokenizer_digest=one.tokenizer_digest,
+            media=one.media,
+            max_batch_files=one.max_batch_files if one.media else 0,
+            languages=one.languages,
         )
         if one.mask_token_id is not None:
             facts.mask_token_id = one.mask_token_id
@@ -151,7 +157,8 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
     def RunRows(self, request: shard_pb2.RowBatch, context: Any) -> shard_pb2.RowAnswers:
         lengths = _read("I", request.text.lengths)
         ids = _read("I", request.text.token_ids)
-        rows, start = [], 0
+        rows: list[Any] = list(request.media.files)
+        start = 0
         for length in lengths:
             rows.append(list(ids[start : start + length]))
             start += length
@@ -166,10 +173,53 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
             context.abort(grpc.StatusCode.UNAVAILABLE, "scripted loss")
         answers = shard_pb2.RowAnswers(number=request.number, wait_ns=1000, compute_ns=2000)
         good = [index for index, row in enumerate(rows) if not self._is_poisoned(row)]
-        for index in sorted(set(range(len(rows))) - set(good)):
+        if request.WhichOneof("rows") == "media":
+            good = self._readable(answers, rows, good)
+        for index in sorted(set(range(len(rows))) - set(good) - {failure.row for failure in answers.failures}):
             answers.failures.add(row=index, code=shard_pb2.ROW_FAILURE_CODE_NOT_FINITE, message="a score is not finite")
         getattr(self, f"_{head}")(answers, request, rows, good)
         return answers
+
+    def _readable(self, answers: Any, rows: list[Any], good: list[int]) -> list[int]:
+        """Refuse files that begin with BAD. Others of audio have a second for each byte."""
+        bad = [index for index in good if rows[index].startswith(b"BAD")]
+        for index in bad:
+            answers.failures.add(row=index, code=shard_pb2.ROW_FAILURE_CODE_BAD_MEDIA, message="the file is bad")
+        if self._options.media == "audio":
+            seconds = array("f", [0.0 if index in bad else len(row) for index, row in enumerate(rows)])
+            answers.audio_seconds = seconds.tobytes()
+        return [index for index in good if index not in bad]
+
+    def _boxes(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
+        """Give each image an object for each of the scores 0.25, 0.5 and 0.75 above its threshold, in that order."""
+        thresholds = _read("f", request.boxes.thresholds)
+        counts, ids, scores, corners = array("I"), array("I"), array("f"), array("I")
+        for index in good:
+            found = [(label, score) for label, score in enumerate((0.25, 0.5, 0.75)) if score > thresholds[index]]
+            counts.append(len(found))
+            for label, score in found:
+                ids.append(label)
+                scores.append(score)
+                corners.extend((label, 10 + label, 20 + label, len(rows[index])))
+        arrays = {"counts": counts, "label_ids": ids, "scores": scores, "boxes": corners}
+        answers.boxes.CopyFrom(shard_pb2.BoxAnswers(**{name: each.tobytes() for name, each in arrays.items()}))
+
+    def _transcripts(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
+        """Say what was asked, and give two parts, of which the second has no end, where times were asked for."""
+        asked = request.transcripts
+        chunks, strides = _read("f", asked.chunk_lengths), _read("f", asked.stride_lengths)
+        tokens = _read("I", asked.max_new_tokens)
+        for index in good:
+            parts = []
+            if asked.timestamps[index]:
+                parts = [
+                    shard_pb2.TranscriptChunk(text="one", start_s=0.0, end_s=0.32),
+                    shard_pb2.TranscriptChunk(text="two", start_s=0.32),
+                ]
+            said = f"{asked.timestamps[index]} {asked.languages[index]!r} {asked.translates[index]} {tokens[index]}"
+            said += f" {chunks[index]:.3f} {strides[index]:.3f}"
+            answers.transcripts.transcripts.append(shard_pb2.Transcript(text=said, chunks=parts))
+        answers.transcripts.SetInParent()
 
     def _vectors(self, answers: Any, request: Any, rows: list[list[int]], good: list[int]) -> None:
         wanted = _read("I", request.vectors.dimensions) or array("I", [0] * len(rows))

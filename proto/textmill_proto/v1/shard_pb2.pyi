@@ -1903,7 +1903,7 @@ class RowAnswers(_message.Message):
     number: _builtins.int
     """number of the batch"""
     audio_seconds: _builtins.bytes
-    """f32[] seconds of audio per row, empty for rows of another kind"""
+    """f32[] seconds of audio per row, 0 for a row that failed; empty for rows of another kind"""
     wait_ns: _builtins.int
     """nanoseconds from the arrival of the batch until its turn"""
     compute_ns: _builtins.int

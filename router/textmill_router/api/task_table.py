@@ -35,6 +35,8 @@ class _Shown:
     example: dict[str, Any]
 
 
+# A PNG of one pixel in base64.
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 _SHOWN = {
     "feature-extraction": _Shown(
         "The vector of a text, or of each text of a list",
@@ -78,6 +80,26 @@ _SHOWN = {
         "The part of a context that answers a question",
         (shapes.AnswerSpan, list[shapes.AnswerSpan]),
         {"inputs": {"question": "What is my name?", "context": "My name is Clara and I live in Berkeley."}},
+    ),
+    "image-classification": _Shown(
+        "The labels of an image, or of each image of a list",
+        (list[shapes.LabelScore], list[list[shapes.LabelScore]]),
+        {"inputs": _PIXEL},
+    ),
+    "object-detection": _Shown(
+        "The objects of an image, or of each image of a list",
+        (list[shapes.DetectedObject], list[list[shapes.DetectedObject]]),
+        {"inputs": _PIXEL},
+    ),
+    "audio-classification": _Shown(
+        "The labels of audio, or of each file of a list",
+        (list[shapes.LabelScore], list[list[shapes.LabelScore]]),
+        {"inputs": "UklGRi4AAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQoAAAAAAAAAAAAAAAAA"},
+    ),
+    "automatic-speech-recognition": _Shown(
+        "The words of speech, or of each file of a list",
+        (shapes.TranscriptAnswer, list[shapes.TranscriptAnswer]),
+        {"inputs": "UklGRi4AAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQoAAAAAAAAAAAAAAAAA"},
     ),
 }
 
@@ -123,6 +145,7 @@ def _own_rows(task: str) -> list[RouteRow]:
             answer=answer,
             errors=_ERRORS,
             example=shown.example,
+            query=FORMS[task].parameters,
         )
         rows.append(RouteRow(_route(pick), operation))
     vertex = Operation(

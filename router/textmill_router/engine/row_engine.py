@@ -18,17 +18,26 @@ from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineSta
 from textmill_router.health.group_watch import GroupSigns
 from textmill_router.metrics.row_metrics import RowMetrics
 from textmill_router.tasks.row_queue import BatchLimits, CallNumber, QueuedRow, RowQueue
-from textmill_router.tasks.rows import Row, RowFault, RowResult, TaskFacts
+from textmill_router.tasks.rows import AnyRow, RowFault, RowResult, TaskFacts
 
 log = logging.getLogger(__name__)
 
 MAX_ROWS = 256  # of a batch
+MAX_BATCH_BYTES = 32 << 20  # of files; a message to the shard has at most 64 MiB, and one larger file goes alone
 MAX_SENT = 2  # batches: one that runs, and one that waits in the shard (rule 27)
 MAX_TRIES = 2  # of a row whose batch is lost with its shard
 
 
 class RowsFailed(Exception):
     """A row of the call has no answer. The text says why."""
+
+
+class FileRefused(Exception):
+    """The file of a row cannot be read. The text says why, and `index` is that of the row in its call."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
 
 
 class EngineEnded(Exception):
@@ -43,6 +52,7 @@ class _Call:
     num_missing: int
     done: "asyncio.Future[None]"
     first_sent_s: float = 0.0
+    audio_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,7 @@ class CallResults:
 
     rows: list[RowResult]
     times: CallTimes = field(default_factory=lambda: CallTimes(0.0, 0.0))
+    audio_s: float = 0.0  # seconds of audio in all rows
 
 
 class RowEngine:
@@ -79,7 +90,7 @@ class RowEngine:
         self._tell = on_change
         self._max_batch_tokens = max_batch_tokens
         self.metrics = RowMetrics()
-        self._queue: RowQueue[Row] = RowQueue()
+        self._queue: RowQueue[AnyRow] = RowQueue()
         self._calls: dict[CallNumber, _Call] = {}
         self._numbers = itertools.count(1)
         self._changed = asyncio.Event()
@@ -124,7 +135,7 @@ class RowEngine:
 
     @property
     def num_waiting_tokens(self) -> int:
-        return self._queue.num_tokens
+        return 0 if self.facts is not None and self.facts.media else self._queue.size
 
     async def start(self) -> None:
         """Begin to look for all shards, and return at once."""
@@ -146,12 +157,13 @@ class RowEngine:
         await asyncio.gather(*self._sends, return_exceptions=True)
         self._end_all()
 
-    async def compute(self, rows: Sequence[Row]) -> CallResults:
+    async def compute(self, rows: Sequence[AnyRow]) -> CallResults:
         """Return the answers of a call's rows, which ask for the same head.
 
         Rows whose shard is lost are computed again, once. A caller that is cancelled takes its waiting rows back.
 
-        Raises RowsFailed for a row without an answer, and EngineEnded where no shard serves any more.
+        Raises RowsFailed for a row without an answer, FileRefused for a file that cannot be read, and EngineEnded where
+        no shard serves any more.
         """
         if self.status.phase is EnginePhase.STOPPED:
             raise EngineEnded(self.status.error or "the engine has stopped")
@@ -159,7 +171,7 @@ class RowEngine:
         call = _Call([None] * len(rows), len(rows), asyncio.get_running_loop().create_future())
         self._calls[number] = call
         began_s = time.monotonic()
-        self._queue.add(number, rows[0].head, [(len(row.token_ids), row) for row in rows])
+        self._queue.add(number, rows[0].head, [(row.size, row) for row in rows])
         self._form_soon()
         try:
             await call.done
@@ -169,7 +181,8 @@ class RowEngine:
         ended_s = time.monotonic()
         results = [result for result in call.results if result is not None]
         assert len(results) == len(rows)
-        return CallResults(results, CallTimes(call.first_sent_s - began_s, ended_s - call.first_sent_s))
+        times = CallTimes(call.first_sent_s - began_s, ended_s - call.first_sent_s)
+        return CallResults(results, times, call.audio_s)
 
     # ---- Inner parts.
 
@@ -214,19 +227,21 @@ class RowEngine:
         return min(ready, key=lambda replica: replica.num_running, default=None)
 
     def _limits_of(self, facts: TaskFacts) -> BatchLimits:
+        if facts.media:
+            return BatchLimits(MAX_BATCH_BYTES, facts.max_batch_files, counts_padding=False)
         tokens = facts.max_batch_tokens
         if self._max_batch_tokens is not None:
             tokens = min(tokens, self._max_batch_tokens)
         return BatchLimits(tokens, MAX_ROWS, counts_padding=facts.counts_padding)
 
-    async def _run_batch(self, replica: RowReplica, number: int, batch: Sequence[QueuedRow[Row]]) -> None:
+    async def _run_batch(self, replica: RowReplica, number: int, batch: Sequence[QueuedRow[AnyRow]]) -> None:
         began_s = time.monotonic()
         for row in batch:
             call = self._calls.get(row.call)
             if call is not None and not call.first_sent_s:
                 call.first_sent_s = began_s
         try:
-            results = await replica.compute(number, [row.content for row in batch])
+            answers = await replica.compute(number, [row.content for row in batch])
         except ShardLost as error:
             self._on_lost_batch(batch, str(error))
         except BatchRefused as error:
@@ -234,14 +249,18 @@ class RowEngine:
             for row in batch:
                 self._fail(row, "the shard refused the batch")
         else:
-            self.metrics.on_batch(len(batch), sum(row.num_tokens for row in batch), time.monotonic() - began_s)
-            for row, result in zip(batch, results, strict=True):
+            num_tokens = sum(row.content.num_tokens for row in batch)
+            self.metrics.on_batch(len(batch), num_tokens, time.monotonic() - began_s)
+            for row, audio_s in zip(batch, answers.audio_seconds, strict=False):  # of other rows there are no seconds
+                if (call := self._calls.get(row.call)) is not None:
+                    call.audio_s += audio_s
+            for row, result in zip(batch, answers.results, strict=True):
                 self._deliver(row, result)
         finally:
             if len(self._queue):
                 self._form_soon()
 
-    def _on_lost_batch(self, batch: Sequence[QueuedRow[Row]], reason: str) -> None:
+    def _on_lost_batch(self, batch: Sequence[QueuedRow[AnyRow]], reason: str) -> None:
         again = []
         for row in batch:
             if row.call not in self._calls:
@@ -253,23 +272,31 @@ class RowEngine:
         self._queue.put_back(again)
         self.metrics.num_repeated_rows += len(again)
 
-    def _deliver(self, row: QueuedRow[Row], result: RowResult | RowFault) -> None:
+    def _deliver(self, row: QueuedRow[AnyRow], result: RowResult | RowFault) -> None:
         call = self._calls.get(row.call)
         if call is None or call.done.done():
             return  # the call has left, or another row of it has failed
         if isinstance(result, RowFault):
-            self._fail(row, result.message)
+            self._end(row, _error_of(result, row.index))
             return
         call.results[row.index] = result
         call.num_missing -= 1
         if not call.num_missing:
             call.done.set_result(None)
 
-    def _fail(self, row: QueuedRow[Row], message: str) -> None:
+    def _fail(self, row: QueuedRow[AnyRow], message: str) -> None:
+        self._end(row, RowsFailed(message))
+
+    def _end(self, row: QueuedRow[AnyRow], error: Exception) -> None:
+        """End the call of a row with an error."""
         call = self._calls.get(row.call)
         if call is not None and not call.done.done():
-            call.done.set_exception(RowsFailed(message))
+            call.done.set_exception(error)
             self._queue.drop(row.call)
+
+
+def _error_of(fault: RowFault, index: int) -> Exception:
+    return FileRefused(fault.message, index) if fault.is_of_client else RowsFailed(fault.message)
 
 
 def _rank_of(status: EngineStatus) -> tuple[int, int, float]:

@@ -16,11 +16,13 @@ from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineSta
 from textmill_router.engine.wire import WireError
 from textmill_router.health.group_watch import GroupSigns
 from textmill_router.metrics.histogram import Histogram
-from textmill_router.tasks.rows import Row, RowFault, RowResult, TaskFacts
+from textmill_router.tasks.rows import AnyRow, BatchAnswers, TaskFacts
 
 log = logging.getLogger(__name__)
 
 STALL_LIMIT_S = 60.0  # a batch that takes longer counts as hung; the shard itself says earlier that a batch is late
+# Of files, which may be an hour of speech. The shard notes a sign of life after each part of a file.
+FILE_STALL_LIMIT_S = 1800.0
 # Facts that may be others after a restart.
 _CHANGING_FACTS = ("max_batch_tokens",)
 
@@ -87,7 +89,7 @@ class RowReplica:
             is_linked=self.is_up,
             silent_s=now_s - self._heard_s,
             stepless_s=now_s - oldest,
-            step_limit_s=STALL_LIMIT_S,
+            step_limit_s=FILE_STALL_LIMIT_S if self.facts is not None and self.facts.media else STALL_LIMIT_S,
             is_overdue=self._is_overdue,
         )
 
@@ -97,7 +99,7 @@ class RowReplica:
         self._running_since[self._num_batches] = time.monotonic()
         return self._num_batches
 
-    async def compute(self, number: int, rows: Sequence[Row]) -> list[RowResult | RowFault]:
+    async def compute(self, number: int, rows: Sequence[AnyRow]) -> BatchAnswers:
         """Return the answer of each row. Raises ShardLost, and BatchRefused for a batch that broke the contract."""
         try:
             answers = await self._client.send(batch_to_proto(number, rows))

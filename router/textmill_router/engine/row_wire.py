@@ -12,6 +12,12 @@ from textmill_proto.v1 import shard_pb2
 
 from textmill_router.engine.wire import WireError
 from textmill_router.tasks.rows import (
+    AnyRow,
+    BatchAnswers,
+    Box,
+    BoxAnswer,
+    BoxWish,
+    FileRow,
     Head,
     MaskAnswer,
     MaskWish,
@@ -24,11 +30,21 @@ from textmill_router.tasks.rows import (
     SpanAnswer,
     SpanWish,
     TaskFacts,
+    Timestamps,
     TokenLabelWish,
+    TranscriptAnswer,
+    TranscriptPart,
+    TranscriptWish,
     VectorWish,
 )
 
 _IS_BIG_ENDIAN = sys.byteorder == "big"
+_TIMESTAMPS = {
+    Timestamps.NONE: shard_pb2.TIMESTAMPS_NONE,
+    Timestamps.SEGMENTS: shard_pb2.TIMESTAMPS_SEGMENTS,
+    Timestamps.WORDS: shard_pb2.TIMESTAMPS_WORDS,
+    Timestamps.CHARACTERS: shard_pb2.TIMESTAMPS_CHARACTERS,
+}
 
 
 def task_facts_from_proto(message: shard_pb2.TaskFacts) -> TaskFacts:
@@ -54,39 +70,55 @@ def task_facts_from_proto(message: shard_pb2.TaskFacts) -> TaskFacts:
         num_token_types=message.num_token_types,
         mask_token_id=message.mask_token_id if message.HasField("mask_token_id") else None,
         tokenizer_digest=message.tokenizer_digest,
+        media=message.media,
+        max_batch_files=message.max_batch_files,
+        languages=tuple(message.languages),
     )
 
 
-def batch_to_proto(number: int, rows: Sequence[Row]) -> shard_pb2.RowBatch:
+def batch_to_proto(number: int, rows: Sequence[AnyRow]) -> shard_pb2.RowBatch:
     """Return the message of a batch, whose rows ask for the same head."""
-    has_types = any(row.token_types for row in rows)
-    types = b"".join(row.token_types or bytes(len(row.token_ids)) for row in rows) if has_types else b""
-    text = shard_pb2.TextRows(
-        token_ids=b"".join(_packed(row.token_ids) for row in rows),
-        lengths=_u32(len(row.token_ids) for row in rows),
-        token_types=types,
-    )
     head = rows[0].head
-    message = shard_pb2.RowBatch(number=number, text=text)
+    files = [row.file for row in rows if isinstance(row, FileRow)]
+    if files:
+        message = shard_pb2.RowBatch(number=number, media=shard_pb2.MediaRows(files=files))
+    else:
+        message = shard_pb2.RowBatch(number=number, text=_text([row for row in rows if isinstance(row, Row)]))
     getattr(message, head.value).CopyFrom(_HEADS[head]([row.wish for row in rows]))
     return message
 
 
-def answers_from_proto(message: shard_pb2.RowAnswers, number: int, rows: Sequence[Row]) -> list[RowResult | RowFault]:
+def _text(rows: Sequence[Row]) -> shard_pb2.TextRows:
+    has_types = any(row.token_types for row in rows)
+    types = b"".join(row.token_types or bytes(len(row.token_ids)) for row in rows) if has_types else b""
+    return shard_pb2.TextRows(
+        token_ids=b"".join(_packed(row.token_ids) for row in rows),
+        lengths=_u32(len(row.token_ids) for row in rows),
+        token_types=types,
+    )
+
+
+def answers_from_proto(message: shard_pb2.RowAnswers, number: int, rows: Sequence[AnyRow]) -> BatchAnswers:
     """Return the answer of each row in order. Raises WireError for an answer that does not fit the batch."""
     head = rows[0].head
     if message.number != number or message.WhichOneof("answer") != head.value:
         raise WireError(f"answer {message.number} of {message.WhichOneof('answer')} to batch {number} of {head.value}")
-    faults = {failure.row: RowFault(failure.message) for failure in message.failures}
+    faults = {
+        failure.row: RowFault(failure.message, is_of_client=failure.code == shard_pb2.ROW_FAILURE_CODE_BAD_MEDIA)
+        for failure in message.failures
+    }
     answered = [row for index, row in enumerate(rows) if index not in faults]
     try:
         found = iter(list(_READERS[head](getattr(message, head.value), answered)))
         results = [faults[index] if index in faults else next(found) for index in range(len(rows))]
+        audio_seconds = _unpacked("f", message.audio_seconds)
     except (StopIteration, IndexError, ValueError) as error:
         raise WireError(f"the arrays of batch {number} do not have the lengths of its rows") from error
     if next(found, None) is not None:
         raise WireError(f"batch {number} has more answers than rows")
-    return results
+    if len(audio_seconds) not in (0, len(rows)):
+        raise WireError(f"batch {number} has {len(audio_seconds)} lengths of audio for {len(rows)} rows")
+    return BatchAnswers(results, audio_seconds)
 
 
 def _vectors(wishes: Sequence[Any]) -> shard_pb2.VectorHead:
@@ -125,6 +157,23 @@ def _spans(wishes: Sequence[Any]) -> shard_pb2.SpanHead:
     )
 
 
+def _boxes(wishes: Sequence[Any]) -> shard_pb2.BoxHead:
+    asked: Sequence[BoxWish] = wishes
+    return shard_pb2.BoxHead(thresholds=_f32(wish.threshold for wish in asked))
+
+
+def _transcripts(wishes: Sequence[Any]) -> shard_pb2.TranscriptHead:
+    asked: Sequence[TranscriptWish] = wishes
+    return shard_pb2.TranscriptHead(
+        timestamps=[_TIMESTAMPS[wish.timestamps] for wish in asked],
+        languages=[wish.language for wish in asked],
+        translates=bytes(wish.translates for wish in asked),
+        max_new_tokens=_u32(wish.max_new_tokens for wish in asked),
+        chunk_lengths=_f32(wish.chunk_s for wish in asked),
+        stride_lengths=_f32(wish.stride_s for wish in asked),
+    )
+
+
 _HEADS: dict[Head, Callable[[Sequence[Any]], Any]] = {
     Head.VECTORS: _vectors,
     Head.TOKEN_VECTORS: lambda wishes: shard_pb2.TokenVectorHead(),
@@ -133,6 +182,8 @@ _HEADS: dict[Head, Callable[[Sequence[Any]], Any]] = {
     Head.TOKEN_LABELS: _token_labels,
     Head.MASKS: _masks,
     Head.SPANS: _spans,
+    Head.BOXES: _boxes,
+    Head.TRANSCRIPTS: _transcripts,
 }
 
 
@@ -155,35 +206,35 @@ class _Reader:
             raise IndexError(self._place)
 
 
-def _read_vectors(answer: shard_pb2.VectorAnswers, rows: Sequence[Row]) -> Iterator[RowResult]:
+def _read_vectors(answer: shard_pb2.VectorAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
     values = _Reader("f", answer.values)
     for width in _unpacked("I", answer.widths):
         yield Numbers(width, values.take(width))
     values.check_end()
 
 
-def _read_token_vectors(answer: shard_pb2.TokenVectorAnswers, rows: Sequence[Row]) -> Iterator[RowResult]:
+def _read_token_vectors(answer: shard_pb2.TokenVectorAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
     values = _Reader("f", answer.values)
     for row in rows:
-        yield Numbers(answer.width, values.take(answer.width * len(row.token_ids)))
+        yield Numbers(answer.width, values.take(answer.width * row.num_tokens))
     values.check_end()
 
 
-def _read_sparse(answer: shard_pb2.SparseVectorAnswers, rows: Sequence[Row]) -> Iterator[RowResult]:
+def _read_sparse(answer: shard_pb2.SparseVectorAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
     ids, weights = _Reader("I", answer.ids), _Reader("f", answer.weights)
     for count in _unpacked("I", answer.counts):
         yield ScoredIds(ids.take(count), weights.take(count))
     ids.check_end()
 
 
-def _read_labels(answer: shard_pb2.LabelAnswers, rows: Sequence[Row]) -> Iterator[RowResult]:
+def _read_labels(answer: shard_pb2.LabelAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
     logits = _Reader("f", answer.logits)
     for _ in rows:
         yield Numbers(answer.num_labels, logits.take(answer.num_labels))
     logits.check_end()
 
 
-def _read_token_labels(answer: shard_pb2.TokenLabelAnswers, rows: Sequence[Row]) -> Iterator[RowResult]:
+def _read_token_labels(answer: shard_pb2.TokenLabelAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
     probabilities = _Reader("f", answer.probabilities)
     for row in rows:
         assert isinstance(row.wish, TokenLabelWish)
@@ -191,7 +242,7 @@ def _read_token_labels(answer: shard_pb2.TokenLabelAnswers, rows: Sequence[Row])
     probabilities.check_end()
 
 
-def _read_masks(answer: shard_pb2.MaskAnswers, rows: Sequence[Row]) -> Iterator[RowResult]:
+def _read_masks(answer: shard_pb2.MaskAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
     counts = _Reader("I", answer.counts)
     ids, probabilities = _Reader("I", answer.ids), _Reader("f", answer.probabilities)
     for row in rows:
@@ -203,7 +254,7 @@ def _read_masks(answer: shard_pb2.MaskAnswers, rows: Sequence[Row]) -> Iterator[
     ids.check_end()
 
 
-def _read_spans(answer: shard_pb2.SpanAnswers, rows: Sequence[Row]) -> Iterator[RowResult]:
+def _read_spans(answer: shard_pb2.SpanAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
     starts, ends, scores = _Reader("I", answer.starts), _Reader("I", answer.ends), _Reader("f", answer.scores)
     for count, null_score in zip(_unpacked("I", answer.counts), _unpacked("f", answer.null_scores), strict=True):
         spans = zip(starts.take(count), ends.take(count), scores.take(count), strict=True)
@@ -211,7 +262,25 @@ def _read_spans(answer: shard_pb2.SpanAnswers, rows: Sequence[Row]) -> Iterator[
     starts.check_end()
 
 
-_READERS: dict[Head, Callable[[Any, Sequence[Row]], Iterator[RowResult]]] = {
+def _read_boxes(answer: shard_pb2.BoxAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
+    labels, scores, corners = _Reader("I", answer.label_ids), _Reader("f", answer.scores), _Reader("I", answer.boxes)
+    for count in _unpacked("I", answer.counts):
+        found = zip(labels.take(count), scores.take(count), strict=True)
+        yield BoxAnswer(tuple(Box(label, score, corners.take(4)) for label, score in found))
+    labels.check_end()
+    corners.check_end()
+
+
+def _read_transcripts(answer: shard_pb2.TranscriptAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
+    for found in answer.transcripts:
+        parts = (
+            TranscriptPart(part.text, part.start_s, part.end_s if part.HasField("end_s") else None)
+            for part in found.chunks
+        )
+        yield TranscriptAnswer(found.text, tuple(parts))
+
+
+_READERS: dict[Head, Callable[[Any, Sequence[AnyRow]], Iterator[RowResult]]] = {
     Head.VECTORS: _read_vectors,
     Head.TOKEN_VECTORS: _read_token_vectors,
     Head.SPARSE_VECTORS: _read_sparse,
@@ -219,6 +288,8 @@ _READERS: dict[Head, Callable[[Any, Sequence[Row]], Iterator[RowResult]]] = {
     Head.TOKEN_LABELS: _read_token_labels,
     Head.MASKS: _read_masks,
     Head.SPANS: _read_spans,
+    Head.BOXES: _read_boxes,
+    Head.TRANSCRIPTS: _read_transcripts,
 }
 
 
@@ -226,7 +297,11 @@ def _u32(values: Iterator[int]) -> bytes:
     return _packed(array("I", values))
 
 
-def _packed(values: "array[int]") -> bytes:
+def _f32(values: Iterator[float]) -> bytes:
+    return _packed(array("f", values))
+
+
+def _packed(values: "array[Any]") -> bytes:
     if _IS_BIG_ENDIAN:
         values = values[:]
         values.byteswap()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope
 
-from textmill_router.engine.row_engine import EngineEnded, RowsFailed
+from textmill_router.engine.row_engine import EngineEnded, FileRefused, RowsFailed
 from textmill_router.errors import DeadlineMissed, GenerationBroke, ShuttingDown, ValidationFailed
 from textmill_router.http.disconnect import UntilClientLeaves
 from textmill_router.serving.call_options import wait_if_asked
@@ -16,16 +16,17 @@ from textmill_router.serving.call_terms import CallTerms
 from textmill_router.serving.row_backend import RowBackend
 from textmill_router.serving.service import Service
 from textmill_router.tasks.call import TaskCall
-from textmill_router.tasks.rows import RowResult
+from textmill_router.tasks.rows import FileRow, RowResult
 
 
 @dataclass(frozen=True, slots=True)
 class RowTimes:
-    """The tokens of a call's rows, and the seconds that the rows waited and were computed."""
+    """The tokens of a call's rows, the seconds that the rows waited and were computed, and their seconds of audio."""
 
     num_tokens: int
     queue_s: float
     inference_s: float
+    audio_s: float = 0.0
 
 
 async def ready_rows(service: Service, scope: Scope, receive: Receive, *, wait_for_model: bool | None) -> RowBackend:
@@ -67,9 +68,13 @@ async def _compute(backend: RowBackend, call: TaskCall, deadline_s: float | None
             found = await backend.engine.compute(rows)
     except TimeoutError:
         raise DeadlineMissed("the answer was not complete within the time of x-request-timeout-ms") from None
+    except FileRefused as error:
+        row = rows[error.index]
+        assert isinstance(row, FileRow)
+        raise ValidationFailed(f"`{row.path}`: {error}", field=row.path) from error
     except RowsFailed as error:
         raise GenerationBroke(str(error)) from error
     except EngineEnded as error:
         raise ShuttingDown(f"the engine has stopped: {error}", retry_after_s=1) from error
-    num_tokens = sum(len(row.token_ids) for row in rows)
-    return found.rows, RowTimes(num_tokens, found.times.queue_s, found.times.inference_s)
+    num_tokens = sum(row.num_tokens for row in rows)
+    return found.rows, RowTimes(num_tokens, found.times.queue_s, found.times.inference_s, found.audio_s)

@@ -34,12 +34,13 @@ from textmill_router.serving.response_cache import ResponseCache
 from textmill_router.serving.row_backend import RowBackend
 from textmill_router.settings import Settings
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.names import is_row_task
+from textmill_router.tasks.names import is_file_task, is_row_task
 from textmill_router.tasks.rows import TaskFacts
 from textmill_router.text.sequence_breakers import SequenceBreakers
 from textmill_router.text.tokenization import Tokenizer
 from textmill_router.tracing.call_trace import CallTracer
 
+MAX_TEXTS, MAX_FILES = 1024, 32  # of one call of a task
 CHUNKS_PER_PREFILL = 4  # so many prompts share the prefill tokens of a step before one prompt may take more
 _MAX_ESTIMATE_S = 600.0
 _START_OF = {
@@ -112,6 +113,17 @@ class Service:
         """Whether the model computes rows without generation."""
         return is_row_task(self.settings.task)
 
+    @property
+    def max_task_rows(self) -> int:
+        """The most rows of one call of a task."""
+        return self.settings.max_task_rows or (MAX_FILES if is_file_task(self.settings.task) else MAX_TEXTS)
+
+    @property
+    def task_payload_limit(self) -> int:
+        """The most bytes of the body of a call of a task."""
+        settings = self.settings
+        return settings.media_payload_limit if is_file_task(settings.task) else settings.payload_limit
+
     def _make_permits(self) -> Permits:
         if self.is_of_rows:
             return Permits(
@@ -180,7 +192,7 @@ class Service:
         if self._backend is not None:
             await self._backend.grammars.close()
         if self._row_backend is not None:
-            self._row_backend.model.reader.close()
+            self._row_backend.model.close()
 
     def open_backend(self) -> Backend:
         """Return the backend for a call that generates. Raises ModelLoading or ShuttingDown."""

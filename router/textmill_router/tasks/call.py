@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from textmill_router.tasks.rows import Row, RowResult
+from textmill_router.tasks.rows import AnyRow, RowResult
 
 
 @dataclass(slots=True)
@@ -46,8 +46,8 @@ class TaskCall(Protocol):
     @property
     def notes(self) -> CallNotes: ...
 
-    async def rows(self) -> list[Row]:
-        """Tokenise. Raises ValidationFailed."""
+    async def rows(self) -> Sequence[AnyRow]:
+        """Tokenise texts, or decode base64. Raises ValidationFailed."""
         ...
 
     def answer(self, results: Sequence[RowResult], num_tokens: int) -> Answer:

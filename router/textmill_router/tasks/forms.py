@@ -16,12 +16,22 @@ from textmill_router.tasks.feature_extraction import (
     embed_sparse_call,
     feature_call,
 )
+from textmill_router.tasks.file_classification import (
+    AUDIO_TASK,
+    IMAGE_TASK,
+    FileLabelBody,
+    FileLabelParameters,
+    audio_labels_call,
+    image_labels_call,
+)
 from textmill_router.tasks.fill_mask import FillMaskBody, fill_mask_call
 from textmill_router.tasks.model import TaskModel
+from textmill_router.tasks.object_detection import DetectionBody, DetectionParameters, detection_call
 from textmill_router.tasks.openai_embeddings import EmbeddingsBody, embeddings_call
 from textmill_router.tasks.question_answering import QuestionBody, question_call
 from textmill_router.tasks.rerank import RerankBody, rerank_call
 from textmill_router.tasks.sentence_similarity import SimilarityBody, similarity_call
+from textmill_router.tasks.speech_recognition import SpeechBody, SpeechParameters, speech_call
 from textmill_router.tasks.text_classification import (
     ClassificationBody,
     PredictBody,
@@ -34,11 +44,16 @@ from textmill_router.tasks.zero_shot_classification import ZeroShotBody, zero_sh
 
 @dataclass(frozen=True, slots=True)
 class TaskForm:
-    """A form of a body. `prepare` raises ValidationFailed, TooManyRows and WrongTask."""
+    """A form of a body. `prepare` raises ValidationFailed, TooManyRows and WrongTask.
+
+    `prepare` takes the decoded body. Where rows are files, the form has the struct of its `parameters`, because a body
+    that is a file brings them in the address of the call, and `prepare` takes a FileBody.
+    """
 
     task: str
     body: Any
     prepare: Callable[[Any, TaskModel, ClientShapes], TaskCall]
+    parameters: Any = None
 
 
 # The form of each task on `POST /` and at /pipeline/{task}.
@@ -53,6 +68,10 @@ FORMS = {
         TaskForm("token-classification", TokenClassificationBody, token_classification_call),
         TaskForm("fill-mask", FillMaskBody, fill_mask_call),
         TaskForm("question-answering", QuestionBody, question_call),
+        TaskForm(IMAGE_TASK, FileLabelBody, image_labels_call, FileLabelParameters),
+        TaskForm(AUDIO_TASK, FileLabelBody, audio_labels_call, FileLabelParameters),
+        TaskForm("object-detection", DetectionBody, detection_call, DetectionParameters),
+        TaskForm("automatic-speech-recognition", SpeechBody, speech_call, SpeechParameters),
     )
 }
 EMBED = TaskForm("feature-extraction", EmbedBody, embed_call)

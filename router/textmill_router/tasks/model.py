@@ -46,15 +46,26 @@ class TaskModel:
     """The model of a server of rows, and the limits of its calls."""
 
     facts: TaskFacts
-    reader: TextReader
+    text_reader: TextReader | None  # None where rows are files
     name: str  # under which the model is served
     prompts: Prompts = field(default_factory=Prompts)
     max_rows: int = 1024
 
     @property
+    def reader(self) -> TextReader:
+        """The reader of a model whose rows are texts."""
+        assert self.text_reader is not None
+        return self.text_reader
+
+    @property
     def max_row_tokens(self) -> int | None:
         """The tokens of the longest row, special tokens included; None where the model has no bound."""
         return self.facts.max_row_tokens or None
+
+    def close(self) -> None:
+        """End the threads of the reader."""
+        if self.text_reader is not None:
+            self.text_reader.close()
 
     def room(self, *, is_pair: bool = False) -> int | None:
         """Return how many tokens of text fit beside the special tokens of a row; None where there is no bound."""
@@ -64,7 +75,8 @@ class TaskModel:
     def check_count(self, count: int, path: str) -> None:
         """Raise TooManyRows for a call of more rows than a call may have, and ValidationFailed for none."""
         if count < 1:
-            raise ValidationFailed(f"`{path}` must hold at least one text, found an empty list", field=path)
+            what = "file" if self.facts.media else "text"
+            raise ValidationFailed(f"`{path}` must hold at least one {what}, found an empty list", field=path)
         if count > self.max_rows:
             raise TooManyRows(
                 f"`{path}` makes {count} rows, and a call has at most {self.max_rows} (--max-task-rows); send less",

@@ -2,7 +2,7 @@
 
 import re
 
-ROW_TASKS = (
+TEXT_TASKS = (
     "feature-extraction",
     "sentence-similarity",
     "text-classification",
@@ -12,6 +12,13 @@ ROW_TASKS = (
     "fill-mask",
     "question-answering",
 )
+FILE_TASKS = (  # rows are images or audio
+    "image-classification",
+    "object-detection",
+    "audio-classification",
+    "automatic-speech-recognition",
+)
+ROW_TASKS = (*TEXT_TASKS, *FILE_TASKS)
 _TRANSLATION = re.compile(r"translation_\w+_to_\w+")
 _ALIASES = {
     "ner": "token-classification",
@@ -25,6 +32,11 @@ _ALIASES = {
 def is_row_task(task: str | None) -> bool:
     """Whether a task is one of rows without generation."""
     return task in ROW_TASKS
+
+
+def is_file_task(task: str | None) -> bool:
+    """Whether the rows of a task are images or audio."""
+    return task in FILE_TASKS
 
 
 def canonical_task(name: str) -> str:

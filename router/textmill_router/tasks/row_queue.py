@@ -17,18 +17,18 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """The limits of a batch.
+    """The limits of a batch, in the unit of the rows' sizes: tokens of texts, or bytes of files.
 
-    A batch costs rows x tokens of its longest row where `counts_padding` is set, and else the sum of its tokens.
+    A batch costs rows x size of its longest row where `counts_padding` is set, and else the sum of the sizes.
     """
 
-    max_tokens: int
+    max_size: int
     max_rows: int
     counts_padding: bool = True
 
     def max_rows_of(self, longest: int) -> int:
-        """Return how many rows of so many tokens a batch may have; at least one."""
-        return max(1, min(self.max_rows, self.max_tokens // max(1, longest)))
+        """Return how many rows of this size a batch may have; at least one."""
+        return max(1, min(self.max_rows, self.max_size // max(1, longest)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class QueuedRow(Generic[Content]):
     call: CallNumber
     index: int  # of the row in its call
     kind: str
-    num_tokens: int
+    size: int
     content: Content
     order: int = 0
     num_tries: int = 0
@@ -53,10 +53,10 @@ class RowQueue(Generic[Content]):
     def __init__(self) -> None:
         self._num_added = 0
         self._rows_of: OrderedDict[CallNumber, dict[int, QueuedRow[Content]]] = OrderedDict()  # calls in turn
-        # The keys (tokens, order) of the rows of a kind, sorted, and the rows by their order.
+        # The keys (size, order) of the rows of a kind, sorted, and the rows by their order.
         self._lengths: dict[str, list[tuple[int, int]]] = {}
         self._by_order: dict[int, QueuedRow[Content]] = {}
-        self.num_tokens = 0
+        self.size = 0
 
     def __len__(self) -> int:
         return len(self._by_order)
@@ -67,18 +67,18 @@ class RowQueue(Generic[Content]):
         return len(self._rows_of)
 
     def add(self, call: CallNumber, kind: str, rows: Sequence[tuple[int, Content]]) -> None:
-        """Take all rows of a call, each as the number of its tokens and its content."""
+        """Take all rows of a call, each as its size and its content."""
         assert call not in self._rows_of
-        for index, (num_tokens, content) in enumerate(rows):
+        for index, (size, content) in enumerate(rows):
             self._num_added += 1
-            self._insert(QueuedRow(call, index, kind, num_tokens, content, self._num_added))
+            self._insert(QueuedRow(call, index, kind, size, content, self._num_added))
 
     def put_back(self, rows: Sequence[QueuedRow[Content]]) -> None:
         """Take the rows of a lost batch again, at the head of the queue, in their old order and one try older."""
         calls = []
         for row in rows:
             again = QueuedRow(
-                row.call, row.index, row.kind, row.num_tokens, row.content, row.order, num_tries=row.num_tries + 1
+                row.call, row.index, row.kind, row.size, row.content, row.order, num_tries=row.num_tries + 1
             )
             self._insert(again)
             calls.append(row.call)
@@ -94,7 +94,7 @@ class RowQueue(Generic[Content]):
 
     def fills_batch(self, limits: BatchLimits) -> bool:
         """Whether the waiting rows are enough for a whole batch."""
-        return len(self) >= limits.max_rows or self.num_tokens >= limits.max_tokens
+        return len(self) >= limits.max_rows or self.size >= limits.max_size
 
     def next_batch(self, limits: BatchLimits) -> list[QueuedRow[Content]]:
         """Take the rows of the next batch out of the queue: the oldest row of the call in turn, and rows like it.
@@ -116,14 +116,13 @@ class RowQueue(Generic[Content]):
     def _choose(self, anchor: QueuedRow[Content], limits: BatchLimits) -> list[QueuedRow[Content]]:
         lengths = self._lengths[anchor.kind]
         batch = _Batch(anchor, limits)
-        place = bisect_left(lengths, (anchor.num_tokens, anchor.order))
+        place = bisect_left(lengths, (anchor.size, anchor.order))
         shorter, longer = place - 1, place + 1
         over_share: list[QueuedRow[Content]] = []
         num_seen = 1
         while shorter >= 0 or longer < len(lengths):
             is_longer = shorter < 0 or (
-                longer < len(lengths)
-                and lengths[longer][0] - anchor.num_tokens < anchor.num_tokens - lengths[shorter][0]
+                longer < len(lengths) and lengths[longer][0] - anchor.size < anchor.size - lengths[shorter][0]
             )
             row = self._by_order[lengths[longer if is_longer else shorter][1]]
             if not batch.fits(row):
@@ -149,8 +148,8 @@ class RowQueue(Generic[Content]):
     def _insert(self, row: QueuedRow[Content]) -> None:
         self._rows_of.setdefault(row.call, {})[row.index] = row
         self._by_order[row.order] = row
-        insort(self._lengths.setdefault(row.kind, []), (row.num_tokens, row.order))
-        self.num_tokens += row.num_tokens
+        insort(self._lengths.setdefault(row.kind, []), (row.size, row.order))
+        self.size += row.size
 
     def _remove(self, row: QueuedRow[Content]) -> None:
         of_call = self._rows_of[row.call]
@@ -159,10 +158,10 @@ class RowQueue(Generic[Content]):
             del self._rows_of[row.call]
         del self._by_order[row.order]
         lengths = self._lengths[row.kind]
-        del lengths[bisect_left(lengths, (row.num_tokens, row.order))]
+        del lengths[bisect_left(lengths, (row.size, row.order))]
         if not lengths:
             del self._lengths[row.kind]
-        self.num_tokens -= row.num_tokens
+        self.size -= row.size
 
 
 class _Batch(Generic[Content]):
@@ -171,26 +170,24 @@ class _Batch(Generic[Content]):
     def __init__(self, anchor: QueuedRow[Content], limits: BatchLimits) -> None:
         self._limits = limits
         self.rows = [anchor]
-        self._longest = anchor.num_tokens
-        self._num_tokens = anchor.num_tokens
+        self._longest = anchor.size
+        self._size = anchor.size
         self._num_of_call = Counter([anchor.call])
         self._largest_share = 1
 
     def fits(self, row: QueuedRow[Content]) -> bool:
         """Whether the batch keeps to its limits with one more row."""
         count = len(self.rows) + 1
-        if self._limits.counts_padding:
-            cost = count * max(self._longest, row.num_tokens)
-        else:
-            cost = self._num_tokens + row.num_tokens
-        return count <= self._limits.max_rows and cost <= self._limits.max_tokens
+        longest = max(self._longest, row.size)
+        cost = count * longest if self._limits.counts_padding else self._size + row.size
+        return count <= self._limits.max_rows and cost <= self._limits.max_size
 
     def keeps_shares(self, row: QueuedRow[Content]) -> bool:
         """Whether no call has more than half of what the limits allow, with one more row."""
         return max(self._largest_share, self._num_of_call[row.call] + 1) <= self._largest_share_beside(row)
 
     def _largest_share_beside(self, row: QueuedRow[Content]) -> int:
-        return max(1, self._limits.max_rows_of(max(self._longest, row.num_tokens)) // 2)
+        return max(1, self._limits.max_rows_of(max(self._longest, row.size)) // 2)
 
     def keeps_shares_of_others(self, row: QueuedRow[Content]) -> bool:
         """Whether no other call has more than half of what the limits allow, with one more row."""
@@ -199,7 +196,7 @@ class _Batch(Generic[Content]):
 
     def take(self, row: QueuedRow[Content]) -> None:
         self.rows.append(row)
-        self._longest = max(self._longest, row.num_tokens)
-        self._num_tokens += row.num_tokens
+        self._longest = max(self._longest, row.size)
+        self._size += row.size
         self._num_of_call[row.call] += 1
         self._largest_share = max(self._largest_share, self._num_of_call[row.call])

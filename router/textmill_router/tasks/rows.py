@@ -1,11 +1,11 @@
-"""The words of rows: a text as token ids, what is asked of a row, and what comes back.
+"""The words of rows: a text as token ids or a file, what is asked of a row, and what comes back.
 
-A row is one input of a model that does not generate: a text, a pair of texts, or a window of a text.
+A row is one input of a model that does not generate: a text, a pair of texts, a window of a text, or a file.
 """
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -19,6 +19,8 @@ class Head(StrEnum):
     TOKEN_LABELS = "token_labels"
     MASKS = "masks"
     SPANS = "spans"
+    BOXES = "boxes"
+    TRANSCRIPTS = "transcripts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,45 @@ class SpanWish:
     max_spans: int
 
 
-Wish = VectorWish | TokenVectorWish | SparseVectorWish | LabelWish | TokenLabelWish | MaskWish | SpanWish
+@dataclass(frozen=True, slots=True)
+class BoxWish:
+    """The objects of an image whose scores are above `threshold`."""
+
+    threshold: float
+
+
+class Timestamps(StrEnum):
+    """Which parts of a transcript have times."""
+
+    NONE = "none"
+    SEGMENTS = "segments"
+    WORDS = "words"
+    CHARACTERS = "characters"
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptWish:
+    """The words of speech. Zeros and the empty language leave the choice to the model's files."""
+
+    timestamps: Timestamps = Timestamps.NONE
+    language: str = ""
+    translates: bool = False
+    max_new_tokens: int = 0
+    chunk_s: float = 0.0
+    stride_s: float = 0.0
+
+
+Wish = (
+    VectorWish
+    | TokenVectorWish
+    | SparseVectorWish
+    | LabelWish
+    | TokenLabelWish
+    | MaskWish
+    | SpanWish
+    | BoxWish
+    | TranscriptWish
+)
 
 HEAD_OF: dict[type[Wish], Head] = {
     VectorWish: Head.VECTORS,
@@ -83,6 +123,8 @@ HEAD_OF: dict[type[Wish], Head] = {
     TokenLabelWish: Head.TOKEN_LABELS,
     MaskWish: Head.MASKS,
     SpanWish: Head.SPANS,
+    BoxWish: Head.BOXES,
+    TranscriptWish: Head.TRANSCRIPTS,
 }
 
 
@@ -97,6 +139,40 @@ class Row:
     @property
     def head(self) -> Head:
         return HEAD_OF[type(self.wish)]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def size(self) -> int:
+        """The room that the row takes in a batch: tokens."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """An image or audio as the client sent it. `path` names the row in an error, as in `inputs[3]`."""
+
+    file: bytes = field(repr=False)
+    wish: Wish
+    path: str
+
+    @property
+    def head(self) -> Head:
+        return HEAD_OF[type(self.wish)]
+
+    @property
+    def num_tokens(self) -> int:
+        return 0
+
+    @property
+    def size(self) -> int:
+        """The room that the row takes in a batch: bytes."""
+        return len(self.file)
+
+
+AnyRow = Row | FileRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +224,56 @@ class SpanAnswer:
     null_score: float
 
 
-RowResult = Numbers | ScoredIds | MaskAnswer | SpanAnswer
+@dataclass(frozen=True, slots=True)
+class Box:
+    """An object of an image: the id of its label, its score, and xmin, ymin, xmax and ymax in pixels."""
+
+    label_id: int
+    score: float
+    corners: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class BoxAnswer:
+    """The objects of an image, in the model's order."""
+
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptPart:
+    """A part of a transcript, with seconds from the beginning; no end where the model gave none."""
+
+    text: str
+    start_s: float
+    end_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptAnswer:
+    """The words of speech, and their parts where times were asked for."""
+
+    text: str
+    parts: tuple[TranscriptPart, ...]
+
+
+RowResult = Numbers | ScoredIds | MaskAnswer | SpanAnswer | BoxAnswer | TranscriptAnswer
 
 
 @dataclass(frozen=True, slots=True)
 class RowFault:
-    """The reason why a row has no answer."""
+    """The reason why a row has no answer. `is_of_client` says that the client sent a file that cannot be read."""
 
     message: str
+    is_of_client: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BatchAnswers:
+    """The answer of each row of a batch, in order, and for rows of audio their seconds; else no seconds."""
+
+    results: Sequence[RowResult | RowFault]
+    audio_seconds: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,3 +300,6 @@ class TaskFacts:
     num_token_types: int
     mask_token_id: int | None
     tokenizer_digest: str
+    media: str  # "image" or "audio" where rows are files, else empty
+    max_batch_files: int
+    languages: tuple[str, ...]

@@ -126,7 +126,7 @@ class RowLoop:
             number=waiting.batch.number,
             head=waiting.batch.head,
             answers=answers,
-            audio_seconds=[row.seconds for row in waiting.rows if getattr(row, "seconds", 0.0)],
+            audio_seconds=_seconds_of(waiting.rows),
             wait_ns=began_ns - waiting.arrived_ns,
             compute_ns=time.monotonic_ns() - began_ns,
         )
@@ -140,3 +140,9 @@ class RowLoop:
         ratio = num_tokens / self._max_batch_tokens
         progress = self._status.progress
         progress.expect(max(0.0, ratio * ratio - 1.0) * progress.limit_s if ratio > 1.0 else 0.0)
+
+
+def _seconds_of(rows: Sequence[Any]) -> list[float]:
+    """Return the seconds of audio of each row, 0 for a row that could not be read; empty for rows of another kind."""
+    seconds = [float(getattr(row, "seconds", 0.0)) for row in rows]
+    return seconds if any(seconds) else []

@@ -165,6 +165,23 @@ FIELD_DESCRIPTIONS = {
     "TokenizeBody.parameters": "Taken for the sake of bodies of /generate; it changes nothing.",
 }
 TASK_DESCRIPTIONS = {
+    "DetectionBody.inputs": "The image in base64, or a list of images.",
+    "DetectionParameters.threshold": "The least score of an object; 0.5 if absent.",
+    "FileLabelBody.inputs": "The file in base64, or a list of files.",
+    "FileLabelParameters.function_to_apply": "What makes scores of the model's numbers; the model's files choose.",
+    "FileLabelParameters.top_k": "How many labels are returned; 5 if absent.",
+    "SpeechBody.inputs": "The audio in base64, or a list of files.",
+    "SpeechParameters.chunk_length_s": "Seconds of a chunk of long audio; 30 if absent. Of models without generation.",
+    "SpeechParameters.generate_kwargs": "Fields of generation, which win over those beside.",
+    "SpeechParameters.generation_parameters": "Fields of generation, which win over all others.",
+    "SpeechParameters.return_timestamps": 'Whether parts have times: true, "word", or "char" without generation.',
+    "SpeechParameters.stride_length_s": "Seconds that neighbouring chunks share; a sixth of a chunk if absent.",
+    "do_sample": "Must be false, because speech is written down greedily.",
+    "language": "The language that is spoken, as a code or an English name; the model finds out without the field.",
+    "max_new_tokens": "The most tokens of a window of 30 s.",
+    "num_beams": "Must be 1, because speech is written down greedily.",
+    "task": "`transcribe`, or `translate` into English.",
+    "temperature": "Must be 0 or absent, because speech is written down greedily.",
     "ClassificationBody.inputs": "The text, a text with a second text, or a list of them.",
     "ClassificationParameters.function_to_apply": "What makes scores of the model's numbers; the model's files choose.",
     "ClassificationParameters.top_k": "How many labels are returned; all without the field.",
@@ -238,6 +255,7 @@ _TASK_SCHEMAS = frozenset(
         *("FillMaskBody", "FillMaskParameters", "PredictBody", "QuestionBody", "QuestionParameters", "RerankBody"),
         *("SimilarityBody", "SimilarityInputs", "TokenClassificationBody", "TokenClassificationParameters"),
         *("VectorFields", "ZeroShotBody", "ZeroShotParameters", "OldInputs"),
+        *("DetectionBody", "FileLabelBody", "SpeechBody", "SpeechGeneration", "SpeechParameters"),
     }
 )
 
@@ -248,15 +266,15 @@ def describe(components: dict[str, dict[str, object]], names: set[str]) -> None:
         properties = components[name].get("properties", {})
         assert isinstance(properties, dict)
         for field, schema in properties.items():
-            own = f"{name}.{field}"
-            schema["description"] = _description(own, field)
+            schema["description"] = description_of(name, field)
 
 
-def _description(own: str, field: str) -> str:
+def description_of(schema: str, field: str) -> str:
     """Return the sentence of a field: first by schema and field, then by the field alone."""
+    own = f"{schema}.{field}"
     if own in TASK_DESCRIPTIONS:
         return TASK_DESCRIPTIONS[own]
     if own in FIELD_DESCRIPTIONS:
         return FIELD_DESCRIPTIONS[own]
-    is_of_task = own.partition(".")[0] in _TASK_SCHEMAS and field in TASK_DESCRIPTIONS
+    is_of_task = schema in _TASK_SCHEMAS and field in TASK_DESCRIPTIONS
     return TASK_DESCRIPTIONS[field] if is_of_task else FIELD_DESCRIPTIONS[field]

@@ -8,7 +8,7 @@ import msgspec
 
 from textmill_router.api.openai.chat_types import DeclaredTool
 from textmill_router.api.openapi import answer_types as answers
-from textmill_router.api.openapi.descriptions import PATH_PARAMETERS, describe
+from textmill_router.api.openapi.descriptions import PATH_PARAMETERS, describe, description_of
 from textmill_router.api.openapi.operation import Operation
 from textmill_router.api.openapi.ranges import add_ranges
 
@@ -41,6 +41,7 @@ COMPONENT_NAMES = {
 }
 _GRAMMARS = (answers.JsonGrammar, answers.RegexGrammar, answers.JsonSchemaGrammar)
 _JSON, _EVENTS, _TEXT = "application/json", "text/event-stream", "text/plain"
+_FILE = "application/octet-stream"  # for which Swagger UI shows a field that takes a dropped file
 _REF = "#/components/schemas/{name}"
 _DESCRIPTIONS = {
     200: "The answer",
@@ -183,7 +184,22 @@ def _operation(operation: Operation, schema_of: _Schemas) -> dict[str, Any]:
         if operation.example is not None:
             body["example"] = operation.example
         described["requestBody"] = {"required": True, "content": {_JSON: body}}
+    if operation.query is not None:
+        file = {_FILE: {"schema": {"type": "string", "format": "binary"}}}
+        described["requestBody"]["content"] = {**file, **described["requestBody"]["content"]}
+        described["parameters"] = [*described.get("parameters", []), *_query_parameters(operation.query)]
     return described
+
+
+def _query_parameters(struct: Any) -> list[dict[str, Any]]:
+    """Return the fields of a struct that may stand in the address: those that are no objects."""
+    name = struct.__name__
+    properties = msgspec.json.schema(struct)["$defs"][name]["properties"]
+    return [
+        {"name": field, "in": "query", "description": description_of(name, field), "schema": schema}
+        for field, schema in properties.items()
+        if "$ref" not in str(schema)
+    ]
 
 
 def _rename(value: Any) -> Any:

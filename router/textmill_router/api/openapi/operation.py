@@ -11,7 +11,8 @@ class Operation:
     """One method of one path. `events` is the type of one event of a stream; `text` says that the answer is text.
 
     The path may have a parameter in braces, and `{name:path}` takes slashes too. `is_shown` says that the document has
-    the operation. A type is one that msgspec can describe, or a tuple of types of which one holds.
+    the operation. With `query` the body may also be a file. A type is one that msgspec can describe, or a tuple of
+    types of which one holds.
     """
 
     path: str
@@ -27,3 +28,4 @@ class Operation:
     operation_id: str = ""
     parameters: tuple[str, ...] = ()  # in the path
     is_shown: bool = True
+    query: Any = None  # of a body that is a file: the struct whose plain fields may stand in the address

@@ -59,6 +59,37 @@ class AnswerSpan(msgspec.Struct):
     answer: str
 
 
+class BoxCorners(msgspec.Struct):
+    """The corners of an object in whole pixels of the image."""
+
+    xmin: int
+    ymin: int
+    xmax: int
+    ymax: int
+
+
+class DetectedObject(msgspec.Struct):
+    """An object of an image."""
+
+    score: float
+    label: str
+    box: BoxCorners
+
+
+class SpokenPart(msgspec.Struct):
+    """A part of a transcript with its first and last second, of which the last may be null."""
+
+    text: str
+    timestamp: list[float | None]
+
+
+class TranscriptAnswer(msgspec.Struct, omit_defaults=True):
+    """The words of speech; `chunks` where times were asked for."""
+
+    text: str
+    chunks: list[SpokenPart] = []
+
+
 class SparseWeight(msgspec.Struct):
     """The weight of an id of the vocabulary."""
 

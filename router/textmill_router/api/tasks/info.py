@@ -47,7 +47,7 @@ class TaskInfoRoute:
             model_device_type=facts.device,
             max_input_length=model.max_row_tokens,
             max_input_tokens=model.max_row_tokens,
-            max_client_batch_size=settings.max_task_rows,
+            max_client_batch_size=service.max_task_rows,
             max_batch_tokens=facts.max_batch_tokens,
             max_concurrent_requests=settings.max_queued_rows,
             vector_width=facts.vector_width or None,

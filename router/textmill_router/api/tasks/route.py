@@ -1,21 +1,24 @@
 """The way of every call of a task: from the body to the rows that answer it."""
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from textmill_router.api.openai.model_names import check_model
-from textmill_router.api.tasks.bodies import read_task_json
+from textmill_router.api.tasks.bodies import TaskBytes, read_task_file, read_task_json
 from textmill_router.api.tasks.client_shapes import shapes_for
 from textmill_router.api.tasks.wrong_task import wrong_task
 from textmill_router.errors import ValidationFailed
 from textmill_router.http.call import call_of
 from textmill_router.http.error_responses import Header
 from textmill_router.http.json_body import decode_json
+from textmill_router.http.json_shape import shape_error
 from textmill_router.http.path_style import ROOT_STYLE, PathStyle
 from textmill_router.http.replies import send_reply
 from textmill_router.http.unknown_fields import UnknownFields
@@ -28,9 +31,10 @@ from textmill_router.serving.row_call import RowTimes, compute_rows, ready_rows
 from textmill_router.serving.service import Service
 from textmill_router.serving.trace_notes import row_attributes
 from textmill_router.tasks.call import Answer, CallNotes, TaskCall
+from textmill_router.tasks.file_call import body_of_file, body_of_json
 from textmill_router.tasks.forms import FORMS, TaskForm, family_of
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.names import canonical_task
+from textmill_router.tasks.names import canonical_task, is_file_task
 from textmill_router.tasks.pick import pick_form
 
 log = logging.getLogger(__name__)
@@ -91,11 +95,12 @@ class TaskRoute:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, settings = self._service, self._service.settings
         service.permits.check_open()
-        data = await read_task_json(scope, receive, settings.payload_limit)
         assert settings.task is not None
-        form = self._pick(scope, settings.task, data)
-        body = self._decode(form, data, call_of(scope).route)
-        options = _read_options(data)
+        read = read_task_file if is_file_task(settings.task) else read_task_json
+        found = await read(scope, receive, service.task_payload_limit)
+        form = self._pick(scope, settings.task, found.data)
+        body = self._body(form, found, scope)
+        options = _WithOptions() if found.is_file else _read_options(found.data)
         self._check_model(scope, options)
         asked = options.options or _CallOptions()
         backend = await ready_rows(service, scope, receive, wait_for_model=asked.wait_for_model)
@@ -103,7 +108,9 @@ class TaskRoute:
         call = form.prepare(body, backend.model, shapes)
         key = None
         if service.response_cache.is_on and wants_cache(scope, asked.use_cache):
-            key = cache_key(scope, settings.model_id, call_of(scope).route, call.task, data.decode(), repr(shapes))
+            key = cache_key(
+                scope, settings.model_id, call_of(scope).route, call.task, _digest(scope, found), repr(shapes)
+            )
             kept = service.response_cache.get(key)
             if kept is not None:
                 await self._send_kept(scope, send, backend.model, call, kept)
@@ -118,6 +125,15 @@ class TaskRoute:
             headers = [*self._headers(scope, backend.model, call, times), *_vary(answer, settings.task_shapes)]
             await send_reply(scope, send, 200, content, headers=headers)
             self._note(scope, call, times)
+
+    def _body(self, form: TaskForm, found: TaskBytes, scope: Scope) -> object:
+        """Return what `prepare` of the form takes. Raises InvalidJson and ValidationFailed."""
+        if found.is_file:
+            return body_of_file(found.data, _query_parameters(form, scope))
+        body = self._decode(form, found.data, call_of(scope).route)
+        if form.parameters is None:
+            return body
+        return body_of_json(body.inputs, body.parameters)  # type: ignore[attr-defined]
 
     def _decode(self, form: TaskForm, data: bytes, route: str) -> object:
         decoder = self._decoders.get(form.body)
@@ -141,20 +157,19 @@ class TaskRoute:
     def _headers(self, scope: Scope, model: TaskModel, call: TaskCall, times: RowTimes) -> list[Header]:
         total_s = time.monotonic() - call_of(scope).arrival_s
         return [
-            *self._first_headers(model, call),
+            *self._first_headers(model, call, times),
             (b"x-compute-time", b"%.6f" % total_s),
             (b"x-total-time", b"%d" % (total_s * 1000)),
             (b"x-queue-time", b"%d" % (times.queue_s * 1000)),
             (b"x-inference-time", b"%d" % (times.inference_s * 1000)),
-            (b"x-prompt-tokens", b"%d" % times.num_tokens),
             *_note_headers(call.notes),
         ]
 
-    def _first_headers(self, model: TaskModel, call: TaskCall) -> list[Header]:
+    def _first_headers(self, model: TaskModel, call: TaskCall, times: RowTimes) -> list[Header]:
         compute_type = self._service.row_compute_type(model.facts).encode("latin-1", "replace")
         return [
             (b"x-compute-type", compute_type),
-            (b"x-compute-characters", b"%d" % call.num_characters),
+            *_amount_headers(model, call, times),
             (b"x-task", call.task.encode()),
         ]
 
@@ -207,6 +222,35 @@ async def _encode(answer: Answer) -> bytes:
 def _num_numbers(values: Sequence[object]) -> int:
     first = values[0]
     return len(values) * (len(first) if isinstance(first, list) else 1)
+
+
+def _query_parameters(form: TaskForm, scope: Scope) -> object:
+    """Return the parameters of a body that is a file, which stand in the address. Raises ValidationFailed."""
+    fields = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True))
+    try:
+        return msgspec.convert(fields, form.parameters, strict=False)
+    except msgspec.ValidationError as error:
+        raise shape_error(str(error), fields) from None
+
+
+def _digest(scope: Scope, found: TaskBytes) -> str:
+    """Return what stands for a body in the key of the cache: JSON itself, or of a file its digest and parameters."""
+    if not found.is_file:
+        return found.data.decode()
+    query = scope.get("query_string", b"").decode("latin-1")
+    return f"{hashlib.blake2b(found.data, digest_size=32).hexdigest()} {query}"
+
+
+def _amount_headers(model: TaskModel, call: TaskCall, times: RowTimes) -> list[Header]:
+    """Return how much a call has asked for, in the unit of its task."""
+    if model.facts.media == "image":
+        return [(b"x-compute-images", b"%d" % call.num_rows)]
+    if model.facts.media == "audio":  # nothing is known of the audio of a kept answer
+        return [(b"x-compute-audio-length", b"%.3f" % times.audio_s)] if times.audio_s else []
+    return [
+        (b"x-compute-characters", b"%d" % call.num_characters),
+        (b"x-prompt-tokens", b"%d" % times.num_tokens),
+    ]
 
 
 def _read_options(data: bytes) -> _WithOptions:

@@ -42,7 +42,7 @@ class VertexTaskRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            data = await read_body(scope, receive, self._service.settings.payload_limit)
+            data = await read_body(scope, receive, self._service.task_payload_limit)
             body = decode_json(data, _BODY)
             if not body.instances:
                 raise ValidationFailed("`instances` must hold at least one instance", field="instances")

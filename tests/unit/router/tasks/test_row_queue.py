@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textmill_router.tasks.row_queue import BatchLimits, CallNumber, QueuedRow, RowQueue
 
-LIMITS = BatchLimits(max_tokens=40, max_rows=8)
+LIMITS = BatchLimits(max_size=40, max_rows=8)
 
 
 def queue_of(*calls: list[int], kind: str = "labels") -> RowQueue[str]:
@@ -25,7 +25,7 @@ def test_rows_of_like_length_run_together_with_the_oldest_one() -> None:
     assert contents(queue.next_batch(LIMITS)) == ["0.0", "2.0", "3.0"]  # 3 x 11 tokens, and 4 x 11 are too many
     assert contents(queue.next_batch(LIMITS)) == ["1.0", "4.0"]
     assert queue.next_batch(LIMITS) == []
-    assert len(queue) == queue.num_tokens == 0
+    assert len(queue) == queue.size == 0
 
 
 def test_a_row_longer_than_a_batch_runs_alone() -> None:
@@ -78,7 +78,7 @@ def test_a_call_that_has_left_takes_its_rows_with_it() -> None:
     assert queue.drop(CallNumber(0)) == 2
     assert queue.drop(CallNumber(0)) == 0
     assert contents(queue.next_batch(LIMITS)) == ["1.0"]
-    assert (len(queue), queue.num_tokens, queue.num_calls) == (0, 0, 0)
+    assert (len(queue), queue.size, queue.num_calls) == (0, 0, 0)
 
 
 # Lengths of the rows of a call and its kind, a batch, a loss of the batch before, or the leaving of a call.
@@ -96,7 +96,7 @@ STEPS = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(steps=STEPS, counts_padding=st.booleans())
 def test_no_row_is_lost_or_taken_twice_and_no_call_starves(steps: list[tuple], counts_padding: bool) -> None:  # type: ignore[type-arg]
-    limits = BatchLimits(max_tokens=40, max_rows=8, counts_padding=counts_padding)
+    limits = BatchLimits(max_size=40, max_rows=8, counts_padding=counts_padding)
     queue: RowQueue[tuple[int, int]] = RowQueue()
     waiting: dict[tuple[int, int], tuple[int, str]] = {}
     running: list[QueuedRow[tuple[int, int]]] = []
@@ -109,12 +109,12 @@ def test_no_row_is_lost_or_taken_twice_and_no_call_starves(steps: list[tuple], c
         assert bool(running) == bool(waiting)
         kinds = {row.kind for row in running}
         for row in running:
-            assert waiting.pop(row.content) == (row.num_tokens, row.kind)
+            assert waiting.pop(row.content) == (row.size, row.kind)
         assert len(kinds) <= 1
         assert len(running) <= limits.max_rows
-        longest = max((row.num_tokens for row in running), default=0)
-        cost = longest * len(running) if counts_padding else sum(row.num_tokens for row in running)
-        assert cost <= limits.max_tokens or len(running) == 1
+        longest = max((row.size for row in running), default=0)
+        cost = longest * len(running) if counts_padding else sum(row.size for row in running)
+        assert cost <= limits.max_size or len(running) == 1
         counts = Counter(row.call for row in running)
         left = {call for (call, _), (_, kind) in waiting.items() if kind in kinds}
         for call, count in counts.items():
@@ -136,7 +136,7 @@ def test_no_row_is_lost_or_taken_twice_and_no_call_starves(steps: list[tuple], c
         elif what == "lose":
             queue.put_back(running)
             losses += 1
-            waiting.update({row.content: (row.num_tokens, row.kind) for row in running})
+            waiting.update({row.content: (row.size, row.kind) for row in running})
             running = []
         else:
             gone = [content for content in waiting if content[0] == value]
@@ -145,7 +145,7 @@ def test_no_row_is_lost_or_taken_twice_and_no_call_starves(steps: list[tuple], c
                 del waiting[content]
             running = [row for row in running if row.call != value]
         assert len(queue) == len(waiting)
-        assert queue.num_tokens == sum(length for length, _ in waiting.values())
+        assert queue.size == sum(length for length, _ in waiting.values())
     while waiting:
         take_batch()
     assert queue.next_batch(limits) == []

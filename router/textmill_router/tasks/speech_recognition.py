@@ -1,0 +1,182 @@
+"""automatic-speech-recognition."""
+
+from typing import Literal
+
+import msgspec
+
+from textmill_router.errors import ValidationFailed
+from textmill_router.tasks.call import ClientShapes
+from textmill_router.tasks.file_call import FileBody, FileCall, check_files
+from textmill_router.tasks.model import TaskModel
+from textmill_router.tasks.rows import RowResult, Timestamps, TranscriptAnswer, TranscriptWish
+
+TASK = "automatic-speech-recognition"
+MAX_CHUNK_S = 600.0
+DEFAULT_CHUNK_S = 30.0
+NO_STRIDE_S = 1e-6  # rounds to no sample; 0 would ask for the default
+_SEGMENT_WORDS = frozenset({True, "true", "True", "1"})
+_ENGLISH = frozenset({"en", "english"})
+_NO_WORDS = frozenset({None, False, "false", "False", "0"})
+
+
+class SpeechGeneration(msgspec.Struct, gc=False):
+    """How a model that generates writes speech down. Fields that nobody reads here are those of sampling."""
+
+    language: str | None = None
+    task: Literal["transcribe", "translate"] | None = None
+    max_new_tokens: int | None = None
+    num_beams: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+
+
+class SpeechParameters(SpeechGeneration, gc=False):
+    """The parameters of automatic-speech-recognition. `generation_parameters` and `generate_kwargs` win."""
+
+    return_timestamps: bool | str | None = None
+    chunk_length_s: float | None = None
+    stride_length_s: float | list[float] | None = None
+    generation_parameters: SpeechGeneration | None = None
+    generate_kwargs: SpeechGeneration | None = None
+
+
+class SpeechBody(msgspec.Struct, gc=False):
+    """The body of automatic-speech-recognition in JSON."""
+
+    inputs: str | list[str]
+    parameters: SpeechParameters | None = None
+
+
+def speech_call(body: FileBody, model: TaskModel, shapes: ClientShapes) -> FileCall:
+    """Apply the rules of automatic-speech-recognition. Raises ValidationFailed and TooManyRows."""
+    wish = wish_of(body.parameters or SpeechParameters(), model)
+    check_files(body, model)
+
+    def answer_of(result: RowResult) -> object:
+        assert isinstance(result, TranscriptAnswer)
+        answer: dict[str, object] = {"text": result.text}
+        if wish.timestamps is not Timestamps.NONE:
+            answer["chunks"] = [
+                {"text": part.text, "timestamp": [_seconds(part.start_s), _seconds(part.end_s)]}
+                for part in result.parts
+            ]
+        return answer
+
+    call = FileCall(TASK, body, wish, answer_of)
+    if model.facts.languages and body.parameters is not None and body.parameters.chunk_length_s:
+        call.notes.warnings.append("chunk_length_s changes nothing, because this model reads long audio in its windows")
+    return call
+
+
+def wish_of(parameters: SpeechParameters, model: TaskModel) -> TranscriptWish:
+    """Return what is asked of each file. Raises ValidationFailed."""
+    generates = bool(model.facts.languages)
+    timestamps = _timestamps(parameters.return_timestamps, generates=generates)
+    generation = _merged(parameters)
+    if generates:
+        return TranscriptWish(timestamps, *_generation(generation, model))
+    for name in ("language", "task", "max_new_tokens"):
+        if getattr(generation, name) is not None:
+            raise ValidationFailed(
+                f"`parameters.{name}` is of models that generate, and this one gives a character at each step; leave "
+                "the field out",
+                field=f"parameters.{name}",
+            )
+    chunk_s, stride_s = _chunks(parameters)
+    return TranscriptWish(timestamps, chunk_s=chunk_s, stride_s=stride_s)
+
+
+def _merged(parameters: SpeechParameters) -> SpeechGeneration:
+    """Return the fields of generation, of which those in an inner object win over those beside."""
+    merged = SpeechGeneration()
+    for source in (parameters, parameters.generate_kwargs, parameters.generation_parameters):
+        for name in SpeechGeneration.__struct_fields__:
+            value = None if source is None else getattr(source, name)
+            if value is not None:
+                setattr(merged, name, value)
+    if merged.num_beams is not None and merged.num_beams != 1:
+        raise ValidationFailed(
+            f"`parameters.num_beams` must be 1, found {merged.num_beams}: speech is written down greedily",
+            field="parameters.num_beams",
+        )
+    if merged.do_sample or merged.temperature:
+        name = "do_sample" if merged.do_sample else "temperature"
+        raise ValidationFailed(
+            f"`parameters.{name}` asks for sampling, and speech is written down greedily; leave the field out",
+            field=f"parameters.{name}",
+        )
+    return merged
+
+
+def _timestamps(asked: bool | str | None, *, generates: bool) -> Timestamps:
+    if asked in _NO_WORDS:
+        return Timestamps.NONE
+    if asked == "word":
+        return Timestamps.WORDS
+    wanted = 'true, false or "word"' if generates else 'false, "word" or "char"'
+    if asked in _SEGMENT_WORDS and generates:
+        return Timestamps.SEGMENTS
+    if asked == "char" and not generates:
+        return Timestamps.CHARACTERS
+    raise ValidationFailed(
+        f"`parameters.return_timestamps` must be {wanted} for this model, found {str(asked)[:32]!r}",
+        field="parameters.return_timestamps",
+    )
+
+
+def _generation(asked: SpeechGeneration, model: TaskModel) -> tuple[str, bool, int]:
+    """Return the language, whether to translate, and the most tokens of a window."""
+    language = "" if asked.language is None else _language(asked.language, model)
+    translates = asked.task == "translate"
+    if translates and set(model.facts.languages) <= _ENGLISH:
+        raise ValidationFailed(
+            "`parameters.task` must be transcribe, because this model knows English alone", field="parameters.task"
+        )
+    if asked.max_new_tokens is not None and asked.max_new_tokens < 1:
+        raise ValidationFailed(
+            f"`parameters.max_new_tokens` must be at least 1, found {asked.max_new_tokens}",
+            field="parameters.max_new_tokens",
+        )
+    return language, translates, min(asked.max_new_tokens or 0, 2**31)
+
+
+def _language(name: str, model: TaskModel) -> str:
+    """Return a code or an English name as the shard knows the language. Raises ValidationFailed."""
+    wanted = name.strip().lower().removeprefix("<|").removesuffix("|>")
+    if wanted in model.facts.languages:
+        return wanted
+    some = ", ".join(model.facts.languages[:20])
+    raise ValidationFailed(
+        f"`parameters.language` must be a language of this model, such as {some}; found {name[:32]!r}",
+        field="parameters.language",
+    )
+
+
+def _chunks(parameters: SpeechParameters) -> tuple[float, float]:
+    """Return the seconds of chunks and strides that are asked for."""
+    chunk_s, stride_s = parameters.chunk_length_s, parameters.stride_length_s
+    if isinstance(stride_s, list):
+        if len(stride_s) != 2 or stride_s[0] != stride_s[1]:
+            raise ValidationFailed(
+                "`parameters.stride_length_s` must be a number, or two equal ones", field="parameters.stride_length_s"
+            )
+        stride_s = stride_s[0]
+    if chunk_s is not None and not 0.0 <= chunk_s <= MAX_CHUNK_S:
+        raise ValidationFailed(
+            f"`parameters.chunk_length_s` must be from 0 to {MAX_CHUNK_S:g}, found {chunk_s}",
+            field="parameters.chunk_length_s",
+        )
+    most_s = (chunk_s or DEFAULT_CHUNK_S) / 2
+    if stride_s is not None and not 0.0 <= stride_s < most_s:
+        raise ValidationFailed(
+            f"`parameters.stride_length_s` must be less than half of a chunk, {most_s:g} s, found {stride_s}",
+            field="parameters.stride_length_s",
+        )
+    if stride_s is None:
+        return chunk_s or 0.0, 0.0
+    return chunk_s or DEFAULT_CHUNK_S, max(stride_s, NO_STRIDE_S)
+
+
+def _seconds(value: float | None) -> float | None:
+    """Return a time without the digits that 32-bit floats add; times have steps of 0.02 s or of less than 1 ms."""
+    return None if value is None else round(value, 4)

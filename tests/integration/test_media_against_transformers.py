@@ -1,0 +1,186 @@
+"""Every task of images and audio over HTTP with a tiny random model, against transformers' own pipeline, to 1e-5."""
+
+import base64
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForAudioClassification,
+    AutoModelForCTC,
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
+    pipeline,
+)
+
+from tests.fakes.real_row_shard import RealRowShard
+from tests.fakes.running_router import RunningRouter
+from tests.fakes.tiny_media import RATE, make_media_model, picture_file, sound, sound_file, write_character_tokenizer
+
+TOLERANCE = 1e-5
+# The class and the type of the model of each task.
+MODELS: dict[str, tuple[Any, str]] = {
+    "image-classification": (AutoModelForImageClassification, "vit"),
+    "object-detection": (AutoModelForObjectDetection, "yolos"),
+    "audio-classification": (AutoModelForAudioClassification, "hubert"),
+    "automatic-speech-recognition": (AutoModelForCTC, "wav2vec2"),
+}
+PICTURES = [picture_file(40, 30, seed=1), picture_file(64, 64, seed=2, kind="JPEG"), picture_file(33, 90, seed=3)]
+
+
+class Served:
+    """A model that is served, with the client of its server and its folder."""
+
+    def __init__(self, folder: Path, client: httpx.Client) -> None:
+        self.folder = folder
+        self.client = client
+
+    def post(self, body: Any, path: str = "/") -> Any:
+        answer = self.client.post(path, **({"content": body} if isinstance(body, bytes) else {"json": body}))
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def pipeline(self, task: str) -> Any:
+        return pipeline(task, model=str(self.folder), device="cpu", dtype=torch.float32)
+
+
+@contextmanager
+def serving(folder: Path, task: str) -> Iterator[Served]:
+    auto_class, model_type = MODELS[task]
+    model = folder / "model"
+    changes = {"pad_token_id": 0} if task == "automatic-speech-recognition" else {"num_labels": 4}
+    changes |= {"num_labels": 7} if task.endswith("classification") else {}
+    make_media_model(model, model_type, auto_class, **changes)
+    if task == "automatic-speech-recognition":
+        write_character_tokenizer(model)
+    with (
+        RunningRouter(
+            folder, model=model, make_shard=lambda socket, path: RealRowShard(socket, path, task), task=task
+        ) as router,
+        router.client() as client,
+    ):
+        yield Served(model, client)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Served]]:
+    with ExitStack() as stack:
+        yield {task: stack.enter_context(serving(tmp_path_factory.mktemp(task), task)) for task in MODELS}
+
+
+def coded(file: bytes) -> str:
+    return base64.b64encode(file).decode()
+
+
+def opened(file: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(file)).convert("RGB")
+
+
+def heard(seconds: float, seed: int) -> dict[str, Any]:
+    return {"raw": sound(seconds, seed=seed), "sampling_rate": RATE}
+
+
+def close(found: Any, expected: Any, path: str = "") -> None:
+    """Compare two answers: numbers to the tolerance, all else exactly."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), path
+        for key, value in expected.items():
+            close(found[key], value, f"{path}.{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), path
+        for index, value in enumerate(expected):
+            close(found[index], value, f"{path}[{index}]")
+    elif isinstance(expected, str | bool) or expected is None:
+        assert found == expected, path
+    else:
+        assert found == pytest.approx(float(expected), abs=TOLERANCE), path
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"top_k": 2}, {"function_to_apply": "sigmoid"}, {"function_to_apply": "none"}]
+)
+def test_image_classification(served: dict[str, Served], parameters: dict[str, Any]) -> None:
+    one = served["image-classification"]
+    pipe = one.pipeline("image-classification")
+    expected = [pipe(opened(file), **parameters) for file in PICTURES]
+    close(one.post({"inputs": [coded(file) for file in PICTURES], "parameters": parameters}), expected)
+    close(one.post({"inputs": coded(PICTURES[0]), "parameters": parameters}), expected[0])
+    query = "&".join(f"{name}={value}" for name, value in parameters.items())
+    close(one.post(PICTURES[1], f"/?{query}"), expected[1])
+    close(one.post({"inputs": [coded(PICTURES[2])], "parameters": parameters}), expected[2:])
+
+
+def test_sixteen_images_at_once_are_as_alone(served: dict[str, Served]) -> None:
+    one = served["image-classification"]
+    pipe = one.pipeline("image-classification")
+    files = [picture_file(20 + 5 * number, 40, seed=number) for number in range(16)]
+    expected = [pipe(opened(file)) for file in files]
+    with ThreadPoolExecutor(16) as pool:
+        close(list(pool.map(one.post, files)), expected)
+    close(one.post({"inputs": [coded(file) for file in files]}), expected)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.1, 0.2])
+def test_object_detection(served: dict[str, Served], threshold: float | None) -> None:
+    one = served["object-detection"]
+    pipe = one.pipeline("object-detection")
+    parameters = {} if threshold is None else {"threshold": threshold}
+    expected = []
+    for file in PICTURES:
+        picture = opened(file)
+        limits = {"xmin": picture.width, "xmax": picture.width, "ymin": picture.height, "ymax": picture.height}
+        found = pipe(picture, **parameters)
+        for each in found:  # the pipeline also gives corners outside of the image
+            each["box"] = {side: min(max(value, 0), limits[side]) for side, value in each["box"].items()}
+        expected.append(found)
+    close(one.post({"inputs": [coded(file) for file in PICTURES], "parameters": parameters}), expected)
+    assert threshold is None or all(expected)
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"top_k": 2}, {"function_to_apply": "sigmoid"}, {"function_to_apply": "none"}]
+)
+def test_audio_classification(served: dict[str, Served], parameters: dict[str, Any]) -> None:
+    one = served["audio-classification"]
+    pipe = one.pipeline("audio-classification")
+    lengths = (0.3, 1.0, 0.3, 0.7)
+    expected = [pipe(heard(seconds, seed), **{"top_k": 5, **parameters}) for seed, seconds in enumerate(lengths)]
+    files = [sound_file(seconds, seed=seed) for seed, seconds in enumerate(lengths)]
+    close(one.post({"inputs": [coded(file) for file in files], "parameters": parameters}), expected)
+    close(one.post({"inputs": coded(files[1]), "parameters": parameters}), expected[1])
+
+
+@pytest.mark.parametrize("timestamps", [None, "word", "char"])
+def test_speech_by_characters(served: dict[str, Served], timestamps: str | None) -> None:
+    one = served["automatic-speech-recognition"]
+    pipe = one.pipeline("automatic-speech-recognition")
+    asked = {} if timestamps is None else {"return_timestamps": timestamps}
+    for seconds, chunks in ((0.5, {}), (2.3, {"chunk_length_s": 0.5, "stride_length_s": 0.1})):
+        expected = pipe(heard(seconds, 0), **asked, **chunks)
+        found = one.post({"inputs": coded(sound_file(seconds)), "parameters": {**asked, **chunks}})
+        assert found["text"] == expected["text"]
+        # The pipeline's times are whole steps of 10 ms; ours have four digits.
+        close(
+            [[chunk["text"], *chunk["timestamp"]] for chunk in found.get("chunks", [])],
+            [[chunk["text"], *(round(time, 4) for time in chunk["timestamp"])] for chunk in expected.get("chunks", [])],
+        )
+        answer = one.client.post("/", content=sound_file(seconds))
+        assert float(answer.headers["x-compute-audio-length"]) == pytest.approx(seconds, abs=1e-3)
+
+
+def test_a_file_that_cannot_be_read_is_named_and_others_beside_it_are_answered(served: dict[str, Served]) -> None:
+    one = served["image-classification"]
+    pipe = one.pipeline("image-classification")
+    with ThreadPoolExecutor(8) as pool:
+        good = [pool.submit(one.post, file) for file in PICTURES]
+        bad = one.client.post("/", json={"inputs": [coded(PICTURES[0]), coded(b"<svg xmlns='x'></svg>")]})
+        close([answer.result() for answer in good], [pipe(opened(file)) for file in PICTURES])
+    assert (bad.status_code, bad.json()["error_type"]) == (422, "validation")
+    assert "`inputs[1]`: the file is of the format SVG" in bad.json()["error"]

@@ -89,8 +89,12 @@ def plain_attention(
     chunk_tokens: int | None = None,
     softcap: float | None = None,
     sinks_H: torch.Tensor | None = None,
+    span_ends_Q: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the attention of the last Q tokens of a context, computed head by head and query by query in float64."""
+    """Return the attention of the last Q tokens of a context, computed head by head and query by query in float64.
+
+    A query sees all tokens before the entry of `span_ends_Q` that is its own.
+    """
     num_queries, num_heads = query_QHD.shape[:2]
     num_places, num_kv_heads = key_CKD.shape[:2]
     out_QHE = torch.empty(num_queries, num_heads, value_CKE.shape[2], dtype=torch.float64)
@@ -99,14 +103,15 @@ def plain_attention(
         first = 0 if window_tokens is None else max(0, position - window_tokens + 1)
         if chunk_tokens is not None:
             first = max(first, position - position % chunk_tokens)
+        end = position + 1 if span_ends_Q is None else max(position + 1, int(span_ends_Q[row]))
         for head in range(num_heads):
             kv_head = head * num_kv_heads // num_heads
-            keys = key_CKD[first : position + 1, kv_head].double()
+            keys = key_CKD[first:end, kv_head].double()
             scores = keys @ query_QHD[row, head].double() * scaling
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
             if sinks_H is not None:
                 scores = torch.cat([scores, sinks_H[head : head + 1].double()])
             weights = scores.softmax(dim=0)[: len(keys)]
-            out_QHE[row, head] = weights @ value_CKE[first : position + 1, kv_head].double()
+            out_QHE[row, head] = weights @ value_CKE[first:end, kv_head].double()
     return out_QHE

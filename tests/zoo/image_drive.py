@@ -25,6 +25,7 @@ BLOCK_SIZE = 4
 BLOCKS_PER_TEXT = 32
 CHUNK_TOKENS = 5  # smaller than every image of the zoo, and no multiple of the block
 NUM_DECODED = 4
+NUM_DECODED_BESIDE = 12  # of a text without images
 LENGTHS_BETWEEN = (3, 2, 4)  # tokens of text before, between and behind the images
 
 
@@ -105,7 +106,7 @@ def make_text(entry: ImageEntry, runner: ModelRunner, *, num_images: int, seed: 
         text.images.append(PlacedImage(tensors, rows, tuple(spans)))
     write(LENGTHS_BETWEEN[-1])
     text.num_prompt = len(text.ids)
-    write(NUM_DECODED)
+    write(NUM_DECODED if num_images else NUM_DECODED_BESIDE)
     return text
 
 
@@ -115,7 +116,7 @@ def reference_logits(model: ImageModel, text: ImageText) -> torch.Tensor:
     names = text.images[0].tensors.keys() if text.images else ()
     joined = {
         name: torch.cat(
-            [image.tensors[name] for image in text.images], entry.joined_dim if name == "pixel_values" else 0
+            [image.tensors[name] for image in text.images], entry.joined_dim if name.startswith("pixel") else 0
         )
         for name in names
     }
@@ -143,32 +144,31 @@ class Part:
 def whole_then_decoded(texts: Sequence[ImageText]) -> list[list[Part]]:
     """Return steps that compute each prompt whole and alone, and then all texts token by token beside each other."""
     prompts = [[Part(index, 0, text.num_prompt)] for index, text in enumerate(texts)]
-    return prompts + _decoded(texts)
+    return prompts + _decoded(texts, [text.num_prompt for text in texts])
 
 
 def chunked_beside(texts: Sequence[ImageText], runner: ModelRunner) -> list[list[Part]]:
-    """Return steps that compute a chunk of each prompt beside a token of the last text, which is text alone."""
-    assert not texts[-1].images
-    done = [0] * len(texts)
-    last = len(texts) - 1
-    steps = [[Part(last, 0, 1)]]
-    done[last] = 1
-    while any(done[index] < text.num_prompt for index, text in enumerate(texts[:-1])):
+    """Return steps that compute a chunk of each prompt beside a token of the last text, which decodes and has no image.
+
+    Then all texts are computed token by token.
+    """
+    *prompts, neighbour = texts
+    assert not neighbour.images
+    last = len(prompts)
+    done = [*[0] * last, neighbour.num_prompt]
+    steps = [[Part(last, 0, neighbour.num_prompt)]]
+    while any(done[index] < text.num_prompt for index, text in enumerate(prompts)):
         parts = []
-        for index, text in enumerate(texts[:-1]):
+        for index, text in enumerate(prompts):
             if done[index] < text.num_prompt:
                 stop = _cut(text, runner, done[index], min(done[index] + CHUNK_TOKENS, text.num_prompt))
                 parts.append(Part(index, done[index], stop))
                 done[index] = stop
-        if done[last] < len(texts[last].ids) - NUM_DECODED:
+        if done[last] < len(neighbour.ids):
             parts.append(Part(last, done[last], done[last] + 1))
             done[last] += 1
         steps.append(parts)
-    return (
-        steps
-        + [[Part(last, done[last], texts[last].num_prompt)]] * (done[last] < texts[last].num_prompt)
-        + _decoded(texts)
-    )
+    return steps + _decoded(texts, done)
 
 
 def _cut(text: ImageText, runner: ModelRunner, start: int, stop: int) -> int:
@@ -183,10 +183,16 @@ def _cut(text: ImageText, runner: ModelRunner, start: int, stop: int) -> int:
     return stop
 
 
-def _decoded(texts: Sequence[ImageText]) -> list[list[Part]]:
+def _decoded(texts: Sequence[ImageText], done: Sequence[int]) -> list[list[Part]]:
+    """Return steps of one token of each text that has more tokens than are done."""
+    most = max(len(text.ids) - start for text, start in zip(texts, done, strict=True))
     return [
-        [Part(index, text.num_prompt + at, text.num_prompt + at + 1) for index, text in enumerate(texts)]
-        for at in range(NUM_DECODED)
+        [
+            Part(index, start + at, start + at + 1)
+            for index, (text, start) in enumerate(zip(texts, done, strict=True))
+            if start + at < len(text.ids)
+        ]
+        for at in range(most)
     ]
 
 

@@ -21,11 +21,16 @@ from tests.zoo.images import IMAGE_ZOO
 
 
 @pytest.mark.parametrize("entry", IMAGE_ZOO, ids=lambda entry: entry.name)
-def test_texts_with_images_have_the_logits_of_transformers(entry: ImageEntry, tmp_path: Path) -> None:
+def test_texts_with_images_have_the_logits_of_transformers(
+    entry: ImageEntry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = make_image_model(entry, tmp_path)
     expected = None
     for native_cache_dir in (native_cache_folder(), None):
-        runner = load_image_model(model, native_cache_dir=native_cache_dir)
+        with caplog.at_level("INFO"):
+            runner = load_image_model(model, native_cache_dir=native_cache_dir)
+        native = caplog.records[-1].__dict__["native_decoder"]
+        assert (native == "yes") == (entry.is_native and native_cache_dir is not None), native
         assert runner.media is not None
         assert runner.media.kinds == (entry.model_type,)
         assert runner.facts.layout == "flat"

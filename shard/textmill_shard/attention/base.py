@@ -20,6 +20,7 @@ class AttentionRule:
     chunk_tokens: int | None = None  # a token sees only keys of its own chunk of this many tokens; None = no chunks
     softcap: float | None = None  # a score becomes softcap * tanh(score / softcap)
     sinks_H: torch.Tensor | None = None  # one score per head, which takes a share of the weights and adds no value
+    sees_spans: bool = False  # the tokens of an image see each other (`span_ends_T` of the batch)
     slopes_H: torch.Tensor | None = None  # a score loses slope * distance in tokens (ALiBi, Press et al., 2022)
 
 

@@ -26,6 +26,7 @@ class CpuStep:
     query_starts: torch.Tensor
     context_lens_R: torch.Tensor
     kv_places_T: torch.Tensor  # int64
+    span_ends_T: torch.Tensor | None  # None: the step has no span
 
     def write(
         self,
@@ -53,6 +54,7 @@ class CpuStep:
             chunk_tokens=rule.chunk_tokens,
             softcap=rule.softcap,
             sinks_H=rule.sinks_H,
+            span_ends_T=self.span_ends_T if rule.sees_spans else None,
         )
         return out_THE.to(query_THD.dtype)
 
@@ -77,4 +79,5 @@ class CpuAttention:
             query_starts=batch.query_starts.contiguous(),
             context_lens_R=batch.context_lens_R.contiguous(),
             kv_places_T=batch.kv_places_T,
+            span_ends_T=None if batch.span_ends_T is None else batch.span_ends_T.contiguous(),
         )

@@ -77,6 +77,7 @@ class FlashAttention:
     def accept(self, rule: AttentionRule, spec: LayerKvSpec) -> AttentionRule:
         wanted = {
             "sinks": rule.sinks_H is not None,
+            "images whose tokens see each other": rule.sees_spans,
             "slopes (ALiBi)": rule.slopes_H is not None,
             "chunks": rule.chunk_tokens is not None and not self._call.takes_chunks,
             "keys and values of different width": spec.key_dim != spec.value_dim,

@@ -27,7 +27,7 @@ class DecodeRows:
 
     token_rows_R: torch.Tensor  # int64, row of the query in the flat batch
     block_tables_RB: torch.Tensor  # int64, cut to the longest context of these sequences
-    positions_R1: torch.Tensor  # int64, place of the query in its own context
+    positions_R1: torch.Tensor  # int64, place of the query in its own context; a single token is a whole span
     stale: torch.Tensor  # int64, indices of the gathered places (of R * C) beyond their sequence's context
 
 
@@ -39,6 +39,7 @@ class PrefillPiece:
     stop: int
     block_table_1B: torch.Tensor  # int64, cut to the blocks that the last of these queries sees
     positions_Q1: torch.Tensor  # int64
+    last_seen_Q1: torch.Tensor  # int64: the last place that a query sees where spans are seen
     stale: torch.Tensor  # int64, indices of the gathered places (of C) beyond what the last query sees
 
 
@@ -76,7 +77,7 @@ class ReferenceStep:
             query_RKGD = _group(query_THD[rows.token_rows_R], num_kv_heads)
             key_RKCD = _gather(key_pool, rows.block_tables_RB, rows.stale)
             value_RKCE = _gather(value_pool, rows.block_tables_RB, rows.stale)
-            mask_R11C = _may_see(rows.positions_R1, key_RKCD.shape[2], rule)[:, None, None, :]
+            mask_R11C = _may_see(rows.positions_R1, key_RKCD.shape[2], rule, rows.positions_R1)[:, None, None, :]
             sinks_KG1 = _sinks(rule, num_kv_heads, num_queries=1)
             losses = _losses(rows.positions_R1.unsqueeze(2), key_RKCD.shape[2], rule, num_kv_heads)
             out = _attend(query_RKGD, key_RKCD, value_RKCE, mask_R11C, sinks_KG1, losses, rule)
@@ -90,7 +91,9 @@ class ReferenceStep:
             )  # Q counts the queries of the first of the G heads, then those of the next
             key_1KCD = _gather(key_pool, piece.block_table_1B, piece.stale)
             value_1KCE = _gather(value_pool, piece.block_table_1B, piece.stale)
-            mask_QC = _may_see(piece.positions_Q1, key_1KCD.shape[2], rule).repeat(num_heads // num_kv_heads, 1)
+            last_seen_Q1 = piece.last_seen_Q1 if rule.sees_spans else piece.positions_Q1
+            mask_QC = _may_see(piece.positions_Q1, key_1KCD.shape[2], rule, last_seen_Q1)
+            mask_QC = mask_QC.repeat(num_heads // num_kv_heads, 1)
             sinks_KQ1 = _sinks(rule, num_kv_heads, num_queries=num_queries)
             losses = _losses(piece.positions_Q1.unsqueeze(0), key_1KCD.shape[2], rule, num_kv_heads)
             out = _attend(query_1KQD, key_1KCD, value_1KCE, mask_QC, sinks_KQ1, losses, rule)
@@ -135,14 +138,20 @@ class ReferenceAttention:
             first_position = context_lens[row] - length
             for offset in range(0, length, MAX_PIECE_QUERIES):
                 stop = min(offset + MAX_PIECE_QUERIES, length)
-                num_seen = first_position + stop
+                positions_Q1 = torch.arange(first_position + offset, first_position + stop, device=device).unsqueeze(1)
+                last_seen_Q1, num_seen = positions_Q1, first_position + stop
+                if batch.span_ends_T is not None:
+                    ends_Q = batch.span_ends_T[starts[row] + offset : starts[row] + stop].long()
+                    last_seen_Q1 = positions_Q1.maximum(ends_Q.unsqueeze(1) - 1).clamp(max=context_lens[row] - 1)
+                    num_seen = int(last_seen_Q1.max()) + 1
                 num_blocks = -(-num_seen // block_size)
                 pieces.append(
                     PrefillPiece(
                         start=starts[row] + offset,
                         stop=starts[row] + stop,
                         block_table_1B=tables_RB[row : row + 1, :num_blocks],
-                        positions_Q1=torch.arange(first_position + offset, num_seen, device=device).unsqueeze(1),
+                        positions_Q1=positions_Q1,
+                        last_seen_Q1=last_seen_Q1,
                         stale=torch.arange(num_seen, num_blocks * block_size, device=device),
                     )
                 )
@@ -171,10 +180,12 @@ def _gather(pool: torch.Tensor, block_tables_RB: torch.Tensor, stale: torch.Tens
     return gathered.view(num_sequences, num_blocks * pool.shape[1], pool.shape[2], pool.shape[3]).transpose(1, 2)
 
 
-def _may_see(positions_Q1: torch.Tensor, num_places: int, rule: AttentionRule) -> torch.Tensor:
+def _may_see(
+    positions_Q1: torch.Tensor, num_places: int, rule: AttentionRule, last_seen_Q1: torch.Tensor
+) -> torch.Tensor:
     """Return bool `[Q, C]`: whether a query at its position may look at a place of its context."""
     places_C = torch.arange(num_places, device=positions_Q1.device)
-    may_see = places_C <= positions_Q1
+    may_see = places_C <= last_seen_Q1
     if rule.window_tokens is not None:
         may_see &= places_C > positions_Q1 - rule.window_tokens
     if rule.chunk_tokens is not None:

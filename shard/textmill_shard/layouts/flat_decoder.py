@@ -11,11 +11,11 @@ from textmill_shard.attention.seam import StepContext
 from textmill_shard.layers.adapted_modules import AdaptedModules
 from textmill_shard.layers.adapter_rows import AdapterRows
 from textmill_shard.layouts.decoder_tap import DecoderTap
-from textmill_shard.layouts.media_inputs import MediaInputs
 from textmill_shard.layouts.position_cache import PositionCache
 from textmill_shard.model.adapter import NO_ADAPTER
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.kv_pool import KvPool
+from textmill_shard.model.media_inputs import MediaInputs
 
 
 class TransformersDecoder:
@@ -74,7 +74,7 @@ class TransformersDecoder:
         else:
             assert self._media is not None, "the model takes no images"
             with self._media.added(batch.media):
-                output = self._model(inputs_embeds=self._media.embed(batch, batch.media), **inputs)
+                output = self._model(inputs_embeds=self._media.embed(batch.input_ids_T, batch.media), **inputs)
         logits_NV: torch.Tensor = output.logits[0]
         if not self._can_choose_logits:
             logits_NV = logits_NV.index_select(0, batch.logit_rows_N)

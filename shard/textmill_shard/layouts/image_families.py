@@ -5,8 +5,7 @@ image, and how the family marks the tokens of an image.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any
 
 from textmill_shard.model.media import FLOATS, TensorRule
@@ -20,20 +19,48 @@ def _pixels(num_dims: int) -> TensorRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Marks:
+    """The argument of the model's forward that has a number for each token."""
+
+    name: str
+    of_text: int  # of a token that sees the tokens before it
+    of_span: int  # of tokens that see each other
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFamily:
     """One `model_type` of config.json."""
 
     model_type: str
-    tensors: Mapping[str, TensorRule] = field(default_factory=lambda: MappingProxyType({}))
-    # Arguments of the model's forward for a text of its own that is causal, by the value of each token.
-    text_marks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    tensors: Mapping[str, TensorRule]
+    marks: Marks | None = None  # None: the model needs none where it gets embeddings and positions
+    is_prompt_span: bool = False  # the tokens of the prompt see each other, text included
 
+
+_TILES = {"pixel_values": _pixels(5), "image_sizes": _SIZES}
+_PADDED_TILES = {
+    "pixel_values": _pixels(5),
+    "pixel_attention_mask": TensorRule(("int64", "bool"), 4, is_required=False),
+}
+_PATCHES = {"pixel_values": _pixels(2), "image_grid_thw": TensorRule(("int64",), 2)}
+_PLAIN = {"pixel_values": _pixels(4)}
 
 FAMILIES: Mapping[str, ImageFamily] = {
     family.model_type: family
     for family in (
         # `image_sizes` only where the tower is Pixtral's, which takes images of any size.
         ImageFamily("llava", {"pixel_values": _pixels(4), "image_sizes": _OPTIONAL_SIZES}),
+        ImageFamily("llava_next", _TILES),
+        ImageFamily("llava_onevision", _TILES),
+        ImageFamily("idefics3", _PADDED_TILES),
+        ImageFamily("smolvlm", _PADDED_TILES),
+        ImageFamily("qwen2_vl", _PATCHES),
+        ImageFamily("qwen2_5_vl", _PATCHES),
+        ImageFamily("qwen3_vl", _PATCHES),
+        ImageFamily("internvl", _PLAIN),
+        ImageFamily("mistral3", {"pixel_values": _pixels(4), "image_sizes": _SIZES}),
+        ImageFamily("paligemma", _PLAIN, marks=Marks("token_type_ids", of_text=1, of_span=0), is_prompt_span=True),
+        ImageFamily("gemma3", _PLAIN, marks=Marks("token_type_ids", of_text=0, of_span=1)),
     )
 }
 

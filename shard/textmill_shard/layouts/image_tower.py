@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from textmill_shard.attention.base import AttentionRule
 from textmill_shard.layouts.image_families import ImageFamily
 from textmill_shard.model.media import (
     MediaFacts,
@@ -16,6 +17,8 @@ from textmill_shard.model.media import (
     TensorRule,
     TokenSpan,
 )
+from textmill_shard.probing.image_probe import ImageProbe, make_image_probe
+from textmill_shard.probing.probe import NO_MARKS
 
 # Exceptions of modelling code for tensors of shapes that do not fit each other.
 _CALL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
@@ -27,32 +30,62 @@ class ImageTower:
     """Calls `get_image_features` and `get_rope_index` of the model. The weights may stand on rank 0 alone."""
 
     def __init__(self, model: Any, family: ImageFamily, *, device: torch.device, dtype: torch.dtype) -> None:
-        self._model = model
         self._inner = model.base_model
+        self._family = family
         self._device = device
         self._dtype = dtype
         self._width = int(model.get_input_embeddings().embedding_dim)
         self._get_rope_index = getattr(self._inner, "get_rope_index", None)
-        deepstack = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
-        self._num_deepstack = len(deepstack)
-        self._facts = MediaFacts(
-            kinds=(family.model_type,),
-            row_bytes=(1 + self._num_deepstack) * self._width * dtype.itemsize,
-            num_deepstack=self._num_deepstack,
-            uncut_spans=False,
-            has_rope_positions=self._get_rope_index is not None,
-            tensor_names=family.tensors,
-            position_tensors=() if self._get_rope_index is None else (_GRID,),
-        )
+        layers = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
+        self.num_deepstack = len(layers)
+        text = {id(parameter) for parameter in (*model.get_decoder().parameters(), *model.lm_head.parameters())}
+        tensors = (*self._inner.parameters(), *self._inner.buffers())
+        self.num_bytes = sum(tensor.nbytes for tensor in tensors if id(tensor) not in text)
 
     @property
-    def facts(self) -> MediaFacts:
-        return self._facts
+    def has_rope_positions(self) -> bool:
+        """Whether a token has three rotary positions."""
+        return self._get_rope_index is not None
+
+    @property
+    def text_marks(self) -> Mapping[str, int]:
+        """The argument of the model's forward that has a number per token, with the number of a token of text."""
+        marks = self._family.marks
+        return NO_MARKS if marks is None else {marks.name: marks.of_text}
+
+    def facts(self, rules: Sequence[AttentionRule]) -> MediaFacts:
+        """Return the facts of a model whose layers attend by these rules."""
+        windows = [rule.window_tokens or 0 for rule in rules if rule.sees_spans]
+        return MediaFacts(
+            kinds=(self._family.model_type,),
+            row_bytes=(1 + self.num_deepstack) * self._width * self._dtype.itemsize,
+            num_deepstack=self.num_deepstack,
+            uncut_spans=bool(windows),
+            has_rope_positions=self.has_rope_positions,
+            tensor_names=self._family.tensors,
+            position_tensors=(_GRID,) if self.has_rope_positions else (),
+            is_prompt_span=self._family.is_prompt_span,
+            max_span_tokens=min((window for window in windows if window), default=0),
+        )
+
+    def probe(self, model: Any) -> ImageProbe:
+        """Return the text by which the layers of the model are examined."""
+        marks = self._family.marks
+        return make_image_probe(
+            model,
+            mark=None if marks is None else marks.name,
+            of_text=0 if marks is None else marks.of_text,
+            of_span=0 if marks is None else marks.of_span,
+            is_prompt_span=self._family.is_prompt_span,
+            num_deepstack=self.num_deepstack,
+            has_rope_positions=self.has_rope_positions,
+            device=self._device,
+        )
 
     @torch.inference_mode()
     def encode(self, tensors: Mapping[str, torch.Tensor]) -> MediaRows:
         """Return the rows of one image. Raises MediaFault for tensors that do not fit the rules or each other."""
-        check_tensors(tensors, self._facts.tensor_names)
+        check_tensors(tensors, self._family.tensors)
         inputs = {
             name: tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
             for name, tensor in tensors.items()
@@ -64,9 +97,9 @@ class ImageTower:
         except _CALL_ERRORS as error:
             shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
             raise MediaFault(f"the image cannot be encoded from {shapes} ({type(error).__name__}: {error})") from error
-        if len(layers) != self._num_deepstack or any(layer.shape != rows_nD.shape for layer in layers):
+        if len(layers) != self.num_deepstack or any(layer.shape != rows_nD.shape for layer in layers):
             raise MediaFault(
-                f"{self._num_deepstack} layers of rows {list(rows_nD.shape)} are wanted, {len(layers)} came"
+                f"{self.num_deepstack} layers of rows {list(rows_nD.shape)} are wanted, {len(layers)} came"
             )
         deepstack_knD = torch.stack(layers) if layers else None
         for rows in (rows_nD, deepstack_knD):

@@ -23,13 +23,13 @@ from textmill_shard.layouts.adaptable import adaptable_linears
 from textmill_shard.layouts.decoder_tap import DecoderTap
 from textmill_shard.layouts.flat_decoder import TransformersDecoder
 from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions, find_decoder, weight_bytes
-from textmill_shard.layouts.media_inputs import MediaInputs
 from textmill_shard.layouts.native_decoder import NativeDecoder, why_not_native
 from textmill_shard.layouts.rope_tables import choose_long_tables_by_token
 from textmill_shard.layouts.split_decoder import RunDecoder
 from textmill_shard.layouts.state_caller import StateCaller
 from textmill_shard.layouts.state_rows import StateRows
 from textmill_shard.model.adapter import LinearPart
+from textmill_shard.model.media_inputs import MediaInputs
 from textmill_shard.probing.probe import ProbeResult
 
 Turns: TypeAlias = Mapping[nn.Module, DeferredTurn]
@@ -42,16 +42,21 @@ def arrange_native(filled: FilledModel, options: LayoutOptions) -> Layout:
         raise UnsupportedModelError(reason)
     assert options.kernels is not None
     probe, _ = filled.probe()
-    native = NativeDecoder(filled.model, [layer.rule for layer in probe.layers], options.kernels)
-    specs = tuple(layer.spec for layer in probe.layers)
+    tower = filled.tower
+    native = NativeDecoder(
+        filled.model,
+        [layer.rule for layer in probe.layers],
+        options.kernels,
+        has_rope_positions=tower is not None and tower.has_rope_positions,
+    )
     return Layout(
         "flat",
         native,
-        specs,
+        tuple(layer.spec for layer in probe.layers),
         probe.logits_V_by_text,
-        native.num_bytes,
+        native.num_bytes + (0 if tower is None else tower.num_bytes),
         adapters=native,
-        linears=filled.linears,
+        linears=native.linears_of(filled.linears),
         is_native=True,
     )
 
@@ -103,6 +108,8 @@ def _arrange(
     specs = tuple(layer.spec for layer in probe.layers)
     context = _attach(model, probe, options.attention, turns, rope_border=filled.rope_border)
     tap = DecoderTap(find_decoder(model))
+    if filled.tower is not None and probe.states:
+        raise UnsupportedModelError("its layers carry state from token to token, beside which images are not computed")
     if not probe.states:
         flat = TransformersDecoder(
             model,
@@ -111,7 +118,7 @@ def _arrange(
             adapters,
             device=device,
             has_own_threads=options.kernels is not None and bool(swaps),
-            media=None if filled.tower is None else MediaInputs(model, find_decoder(model)),
+            media=None if filled.tower is None else MediaInputs.of(model),
         )
         return Layout(
             "flat",
@@ -164,8 +171,6 @@ def _why_not_native(filled: FilledModel, options: LayoutOptions) -> str | None:
         return f"attention is computed by the backend {options.attention.name}"
     if options.num_ranks > 1:
         return "the model is divided among ranks"
-    if filled.tower is not None:
-        return "the model takes images"
     if filled.rope_border is not None:
         return "there is a rotary table per request"
     probe, _ = filled.probe()

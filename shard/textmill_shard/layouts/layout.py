@@ -65,7 +65,6 @@ class FilledModel:
         linears: Mapping[str, LinearPart] | None = None,
         num_divided_layers: int = 0,
         tower: ImageTower | None = None,
-        text_marks: Mapping[str, int] = NO_MARKS,
     ) -> None:
         self.model = model
         self.texts = texts  # `[L]` int64 each, the texts of the probes
@@ -79,7 +78,14 @@ class FilledModel:
         self.num_divided_layers = num_divided_layers  # layers that are divided among the ranks
         self.tower = tower  # None: the model takes no images
         self.probe: Once[ProbeResult] = Once(
-            model, lambda: probe_model(model, texts=texts, max_tokens=max_tokens, text_marks=text_marks)
+            model,
+            lambda: probe_model(
+                model,
+                texts=texts,
+                max_tokens=max_tokens,
+                text_marks=NO_MARKS if tower is None else tower.text_marks,
+                image=None if tower is None else tower.probe(model),
+            ),
         )
         self.padded_probe: Once[PaddedFinding] = Once(model, lambda: probe_padded(model, texts=texts))
 

@@ -50,8 +50,16 @@ class StepAdapters:
 class NativeAdapters:
     """Packs adapters, and finds them by their places."""
 
-    def __init__(self, *, num_layers: int, outputs_of_layer: Mapping[str, int], vocab_size: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        outputs_of_layer: Mapping[str, int],
+        vocab_size: int,
+        layers_path: str = "model.layers",
+    ) -> None:
         """`outputs_of_layer` has the widths of a layer's linear layers, by their paths in the layer."""
+        self._layers_path = layers_path
         self._num_layers = num_layers
         self._outputs_of_layer = outputs_of_layer
         self._vocab_size = vocab_size
@@ -63,7 +71,10 @@ class NativeAdapters:
         held: list[PackedLowRank] = []
         for layer in range(self._num_layers):
             for number, names in enumerate(_PRODUCTS):
-                parts = [_part(weights, f"model.layers.{layer}.{name}", self._outputs_of_layer[name]) for name in names]
+                parts = [
+                    _part(weights, f"{self._layers_path}.{layer}.{name}", self._outputs_of_layer[name])
+                    for name in names
+                ]
                 if any(part.a_rI is not None for part in parts):
                     packed = PackedLowRank(parts, is_gate=number == _GATE_UP)
                     products[layer * len(_PRODUCTS) + number] = packed.product

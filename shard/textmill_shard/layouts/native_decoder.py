@@ -10,7 +10,7 @@ transformers' own code.
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -22,8 +22,8 @@ from torch import nn
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.heap import trim_heap
 from textmill_shard.layouts.native_adapters import NativeAdapters
-from textmill_shard.model.adapter import NO_ADAPTER, AdapterWeights, PreparedAdapter
-from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, HostScan
+from textmill_shard.model.adapter import NO_ADAPTER, AdapterWeights, LinearPart, PreparedAdapter
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, HostScan, MediaStep
 from textmill_shard.model.kv_pool import KvPool
 from textmill_shard.native.kernels import (
     DTYPES,
@@ -45,9 +45,10 @@ _HEAD_NORMS = {"q_norm", "k_norm"}
 
 def why_not_native(model: Any, rules: Sequence[AttentionRule]) -> str | None:
     """Return the reason why a model does not have the shape of a llama-type decoder; None for a model of that shape."""
-    decoder = getattr(model, "model", None)
-    if decoder is None or _parts(model) != {"model", "lm_head"} or _parts(decoder) != _DECODER_PARTS:
+    path = _decoder_path(model)
+    if path is None:
         return "the model is not embedding, layers, norm and head"
+    decoder = model.get_submodule(path)
     if decoder.embed_tokens.weight.dtype not in DTYPES:
         return f"there are no kernels for {decoder.embed_tokens.weight.dtype}"
     if len(rules) != len(decoder.layers):
@@ -82,6 +83,22 @@ def why_not_native(model: Any, rules: Sequence[AttentionRule]) -> str | None:
     return None if len(epsilons) == 1 else "norms have different epsilons"
 
 
+def _decoder_path(model: Any) -> str | None:
+    """Return where the decoder stands in the model, beside a head alone or in a model with a tower for images."""
+    if _parts(model) != {"model", "lm_head"}:
+        return None
+    inner = ("", *(f".{name}" for name in _parts(model.model)))
+    paths = [f"model{name}" for name in inner if _parts(model.get_submodule(f"model{name}")) == _DECODER_PARTS]
+    return paths[0] if len(paths) == 1 else None
+
+
+def _rotary_axes(rotary: Any, num_frequencies: int) -> torch.Tensor:
+    """Return uint8 `[num_frequencies]`: which of three positions turns a frequency, found by one-hot positions."""
+    positions_3_1_3 = torch.eye(3, dtype=torch.int64).unsqueeze(1)
+    sines_13P: torch.Tensor = rotary(torch.zeros(1, 3, 1), positions_3_1_3)[1]
+    return (sines_13P[0, :, :num_frequencies] != 0).to(torch.uint8).argmax(dim=0).to(torch.uint8)
+
+
 def _turns_halves(attention: nn.Module) -> bool:
     """Ask the modelling code's own helper how it pairs dimensions."""
     rotate = getattr(sys.modules[type(attention).__module__], "rotate_half", None)
@@ -102,9 +119,17 @@ class NativeDecoder:
 
     has_own_threads = True
 
-    def __init__(self, model: Any, rules: Sequence[AttentionRule], kernels: Kernels) -> None:
-        """Pack the weights of a model that fits (`why_not_native`); its own are emptied one by one."""
-        decoder = model.model
+    def __init__(
+        self, model: Any, rules: Sequence[AttentionRule], kernels: Kernels, *, has_rope_positions: bool = False
+    ) -> None:
+        """Pack the weights of a model that fits (`why_not_native`); its own are emptied one by one.
+
+        `has_rope_positions`: steps may have three rotary positions per token.
+        """
+        path = _decoder_path(model)
+        assert path is not None, "why_not_native comes before"
+        self._layers_path = f"{path}.layers"
+        decoder = model.get_submodule(path)
         first = decoder.layers[0].self_attn
         self._kernels = kernels
         self._held: list[torch.Tensor] = []  # what the structures point to
@@ -115,11 +140,15 @@ class NativeDecoder:
         head_dim: int = first.head_dim
         kv_heads = first.k_proj.weight.shape[0] // head_dim
         frequencies = decoder.rotary_emb.inv_freq
+        axes = torch.zeros(len(frequencies), dtype=torch.uint8)
+        if has_rope_positions:
+            axes = _rotary_axes(decoder.rotary_emb, len(frequencies))
 
         self._adapters = NativeAdapters(
             num_layers=len(decoder.layers),
             outputs_of_layer={path: linear.out_features for path, linear in _linears_of(decoder.layers[0])},
             vocab_size=self.vocab_size,
+            layers_path=self._layers_path,
         )
         self._layers = (DecoderLayer * len(decoder.layers))()
         self._norm_epsilon = float(decoder.norm.variance_epsilon)
@@ -149,6 +178,7 @@ class NativeDecoder:
             embedding=address_of(embedding),
             last_norm=address_of(self._hold(decoder.norm.weight.detach().float())),
             inverse_frequencies=address_of(self._hold(frequencies.detach().float())),
+            axes=address_of(self._hold(axes)),
             norm_epsilon=self._norm_epsilon,
             rope_factor=float(decoder.rotary_emb.attention_scaling),
         )
@@ -157,6 +187,11 @@ class NativeDecoder:
     def num_bytes(self) -> int:
         """Bytes of all weights held."""
         return sum(tensor.nbytes for tensor in self._held)
+
+    def linears_of(self, linears: Mapping[str, LinearPart]) -> Mapping[str, LinearPart]:
+        """Return those of a model's linear layers that the native step computes."""
+        known = (f"{self._layers_path}.", "lm_head")
+        return {path: part for path, part in linears.items() if path.startswith(known)}
 
     def bind(self, pool: KvPool | None) -> None:
         """Read and write these K and V tensors from now on; None: forget the last ones."""
@@ -186,6 +221,8 @@ class NativeDecoder:
         hidden_TD = torch.empty(num_tokens, self.hidden_size, dtype=self.dtype) if wants_hidden else None
         block_tables_RB = batch.block_tables_RB.contiguous()
         adapters = None if batch.adapters_R is None else self._adapters.of_step(batch)
+        media = None if batch.media is None else _StepMedia(batch.media, num_tokens, self.dtype)
+        rope_positions_3T = None if batch.rope_positions_3T is None else batch.rope_positions_3T.contiguous()
         step = DecoderStep(
             num_tokens=num_tokens,
             num_sequences=block_tables_RB.shape[0],
@@ -204,8 +241,12 @@ class NativeDecoder:
             best_score=best_score,
             not_finite=not_finite,
             log_mass=log_mass,
+            rope_positions=address_of(rope_positions_3T),
+            span_ends=address_of(batch.span_ends_T),
             part_ns=address_of(part_ns),
         )
+        if media is not None:
+            media.fill(step)
         if adapters is not None:
             adapters.fill(step)
         self._kernels.decode(self._decoder, step)
@@ -252,6 +293,7 @@ class NativeDecoder:
         fields.sinks = address_of(None if rule.sinks_H is None else self._hold(rule.sinks_H.detach().float()))
         fields.window = rule.window_tokens or 0
         fields.chunk = rule.chunk_tokens or 0
+        fields.sees_spans = rule.sees_spans
         fields.has_rope = bool(getattr(attention, "use_rope", True))
         fields.scaling = rule.scaling
         fields.softcap = rule.softcap or 0.0
@@ -293,6 +335,24 @@ class NativeDecoder:
 def _empty(parameter: torch.Tensor) -> None:
     """Give its memory back; the packed form is the only one from now on."""
     parameter.data = torch.empty(0, dtype=parameter.dtype)
+
+
+class _StepMedia:
+    """The rows of images of one step, as the step reads them. The object must be kept alive during the call."""
+
+    def __init__(self, media: MediaStep, num_tokens: int, dtype: torch.dtype) -> None:
+        self._row_of_token_T = torch.full((num_tokens,), -1, dtype=torch.int32)
+        self._row_of_token_T[media.places_m] = torch.arange(len(media.places_m), dtype=torch.int32)
+        self._rows_mD = media.rows_mD.to(dtype).contiguous()
+        deepstack = media.deepstack_kmD
+        self._deepstack_kmD = None if deepstack is None else deepstack.to(dtype).contiguous()
+
+    def fill(self, step: DecoderStep) -> None:
+        step.num_media = len(self._rows_mD)
+        step.num_deepstack = 0 if self._deepstack_kmD is None else len(self._deepstack_kmD)
+        step.media_of_token = address_of(self._row_of_token_T)
+        step.media_rows = address_of(self._rows_mD)
+        step.deepstack = address_of(self._deepstack_kmD)
 
 
 class _Rows:

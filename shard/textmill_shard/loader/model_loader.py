@@ -27,8 +27,7 @@ from textmill_shard.loader.token_ids import EndIds, check_padding_id, find_end_i
 from textmill_shard.model.runner import ModelFacts, ModelRunner, RowScans
 from textmill_shard.native.kernels import DTYPES as NATIVE_DTYPES
 from textmill_shard.native.kernels import Kernels, load_kernels
-from textmill_shard.probing.probe import NO_MARKS
-from textmill_shard.probing.start_check import PROBE_TEXTS, can_project, check_against_probe
+from textmill_shard.probing.start_check import PROBE_TEXTS, can_project, check_against_probe, check_image_against_probe
 from textmill_shard.triton_kernels.paged_backend import PagedAttention
 
 log = logging.getLogger(__name__)
@@ -143,7 +142,6 @@ def _fill(source: ModelSource, on_progress: OnProgress) -> FilledModel:
         linears=filling.linears,
         num_divided_layers=filling.num_divided_layers,
         tower=None if family is None else ImageTower(model, family, device=source.device, dtype=source.dtype),
-        text_marks=NO_MARKS if family is None else family.text_marks,
     )
 
 
@@ -186,6 +184,10 @@ def _make_runner(
         decoder_prompt_ids=filled.decoder_prompt_ids,
         max_encoder_tokens=filled.max_encoder_tokens,
     )
+    image, media = None, None
+    if filled.tower is not None:
+        probe, _ = filled.probe()
+        image, media = probe, filled.tower.facts([layer.rule for layer in probe.layers])
     runner = ModelRunner(
         model=filled.model,
         decoder=layout.decoder,
@@ -195,9 +197,12 @@ def _make_runner(
         adapters=layout.adapters,
         kernels=kernels,
         device_scans=device_scans,
+        media=media,
         tower=filled.tower,
     )
     check_against_probe(runner, texts=filled.texts, expected_V_by_text=layout.logits_V_by_text)
+    if image is not None:
+        check_image_against_probe(runner, image)
     return runner
 
 

@@ -71,9 +71,6 @@ class RopePositions:
 class MediaTower(Protocol):
     """The parts of a model that make rows of items (`layouts/image_tower.py`)."""
 
-    @property
-    def facts(self) -> MediaFacts: ...
-
     def encode(self, tensors: Mapping[str, torch.Tensor]) -> MediaRows: ...
 
     def rope_positions(

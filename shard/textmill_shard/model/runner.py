@@ -78,11 +78,13 @@ class ModelRunner:
         adapters: AdapterHost,
         kernels: Kernels | None = None,
         device_scans: RowScans | None = None,
+        media: MediaFacts | None = None,
         tower: MediaTower | None = None,
     ) -> None:
         self.kernels = kernels  # native kernels, for the thread that runs the steps; None = plain torch
         self.device_scans = device_scans  # None = plain torch scans the scores
         self.facts = facts
+        self.media = media  # None: the model takes no images
         self._tower = tower
         self.targets = targets  # of adapters
         self.adapters = adapters
@@ -92,11 +94,6 @@ class ModelRunner:
         self._model = model
         self._decoder = decoder
         self._pool: KvPool | None = None
-
-    @property
-    def media(self) -> MediaFacts | None:
-        """The facts of a model that takes images; None for a model that takes none."""
-        return None if self._tower is None else self._tower.facts
 
     @property
     def kv_pool(self) -> KvPool | None:

@@ -18,6 +18,7 @@ typedef struct {
   float softcap;           // 0 = none
   int64_t window, chunk;   // 0 = none
   const float *sinks;      // [heads] or NULL
+  const int32_t *span_ends;  // [tokens]: a query sees all places before its entry, 0 = none; NULL: no query has one
 } attention;
 
 // A run of queries of one sequence that are attended together, for each key/value head.
@@ -52,6 +53,13 @@ INLINE int64_t first_seen(const attention *a, int64_t position) {
   if (a->window && position - a->window + 1 > first) first = position - a->window + 1;
   if (a->chunk && position / a->chunk * a->chunk > first) first = position / a->chunk * a->chunk;
   return first;
+}
+
+// One more than the last place that the query of a batch row sees, which stands at `position` of its sequence.
+INLINE int64_t end_seen(const attention *a, int64_t query_row, int64_t position, int64_t context_len) {
+  int64_t end = position + 1;
+  if (a->span_ends && a->span_ends[query_row] > end) end = a->span_ends[query_row];
+  return end < context_len ? end : context_len;  // what stands behind the context is another's
 }
 
 // An item for some of its key/value heads, side by side, so that the rows of a tile are read as they lie.
@@ -133,8 +141,13 @@ static int take_task(attention_queue *q, attention_task *task) {
   const int64_t heads = fitting < 1 ? 1 : fitting < left ? fitting : left;
   const int64_t begin = a->query_starts[q->item.sequence], length = a->query_starts[q->item.sequence + 1] - begin;
   const int64_t position = a->context_lens[q->item.sequence] - length + q->item.first_query;
-  *task = (attention_task){q->item, q->head, heads, begin + q->item.first_query, position, first_seen(a, position),
-                           position + q->item.num_queries};
+  int64_t end = position + q->item.num_queries;
+  const int64_t context_len = a->context_lens[q->item.sequence];
+  for (int64_t i = 0; a->span_ends && i < q->item.num_queries; i++) {
+    const int64_t seen = end_seen(a, begin + q->item.first_query + i, position + i, context_len);
+    if (seen > end) end = seen;
+  }
+  *task = (attention_task){q->item, q->head, heads, begin + q->item.first_query, position, first_seen(a, position), end};
   q->head += heads;
   return 1;
 }

@@ -93,7 +93,9 @@ static void NAME(attend_rows)(const attention *a, const attention_task *t, const
     const float *const scores[2] = {memory->scores + sum_place(tile, key_panels, i, 0),
                                     memory->scores + sum_place(tile, key_panels, i, key_panels - 1)};
     const int64_t position = t->first_position + (row + i) / group;
-    const int64_t low = first_seen(a, position) - start, high = position - start;
+    int64_t high = position - start;
+    if (a->span_ends) high = end_seen(a, t->query_row + (row + i) / group, position, t->end) - 1 - start;
+    const int64_t low = first_seen(a, position) - start;
     element *weights = (element *)memory->weights + i * TILE_PLACES;
     float *peak = memory->peaks + first_row + i, *totals = memory->totals + (first_row + i) * 16;
     float shrink;

@@ -8,7 +8,7 @@ typedef struct {
   const float *sinks;
   void *keys, *values;
   int64_t window, chunk;
-  int64_t has_rope;
+  int64_t has_rope, sees_spans;
   float scaling, softcap;
 } decoder_layer;
 
@@ -20,6 +20,7 @@ typedef struct {
   const void *embedding;  // [vocabulary, hidden], or NULL: rows are read from the packed head
   const float *last_norm;
   const float *inverse_frequencies;  // [rotary_dim / 2]
+  const uint8_t *axes;  // [rotary_dim / 2]: which of a token's three rotary positions a frequency takes
   float norm_epsilon, rope_factor;
 } decoder;
 
@@ -36,6 +37,12 @@ typedef struct {
   int64_t num_adapters;              // of the step's rows; 0: none has one
   const low_rank *const *adapters;   // [num_adapters], each [num_layers * NUM_PRODUCTS + 1]: of each layer, and of the head
   const int32_t *adapter_of_token;   // [num_tokens]; -1: none
+  const int64_t *rope_positions;     // [3, num_tokens], or NULL: `positions` turn queries and keys
+  const int32_t *span_ends;          // [num_tokens] as in attention.h, or NULL
+  int64_t num_media, num_deepstack;  // rows of images in the step, and the first layers that get rows of their own
+  const int32_t *media_of_token;     // [num_tokens]: the token's row; -1: none
+  const void *media_rows;            // elements [num_media, hidden], in place of embeddings
+  const void *deepstack;             // elements [num_deepstack, num_media, hidden], added to the outputs of the first layers
   int64_t *part_ns;  // [num_layers, NUM_PARTS] and then NUM_PARTS_AROUND, or NULL: what each part took, waits included
 } decoder_step;
 

@@ -17,17 +17,21 @@ INLINE void NAME(norm_row)(const float *x, const float *weight, float epsilon, i
   }
 }
 
+// `to` becomes the row, or with `is_added` the sum of both.
+static void NAME(widen_row)(const element *row, int64_t width, const int is_added, float *to) {
+  int64_t i = 0;
+  for (; i + 16 <= width; i += 16) store_f(to + i, is_added ? load_f(to + i) + widen(row + i) : widen(row + i));
+  for (; i < width; i++) {
+    element part[16] = {row[i]};
+    float wide[16];
+    store_f(wide, widen(part));
+    to[i] = is_added ? to[i] + wide[0] : wide[0];
+  }
+}
+
 static void NAME(embed)(const decoder *m, int64_t id, float *to) {
   if (m->embedding) {
-    const element *row = (const element *)m->embedding + id * m->hidden;
-    int64_t i = 0;
-    for (; i + 16 <= m->hidden; i += 16) store_f(to + i, widen(row + i));
-    for (; i < m->hidden; i++) {
-      element part[16] = {row[i]};
-      float wide[16];
-      store_f(wide, widen(part));
-      to[i] = wide[0];
-    }
+    NAME(widen_row)((const element *)m->embedding + id * m->hidden, m->hidden, 0, to);
     return;
   }
   const int64_t words = m->hidden / PER_WORD;
@@ -154,9 +158,22 @@ static void NAME(attend)(const decoder_run *r, int member, int64_t index) {
       .block_size = m->block_size, .block_tables = r->step->block_tables, .query_starts = r->step->query_starts,
       .context_lens = r->step->context_lens, .table_stride = r->step->table_stride,
       .num_sequences = r->step->num_sequences, .scaling = layer->scaling, .softcap = layer->softcap,
-      .window = layer->window, .chunk = layer->chunk, .sinks = layer->sinks};
+      .window = layer->window, .chunk = layer->chunk, .sinks = layer->sinks,
+      .span_ends = layer->sees_spans ? r->step->span_ends : NULL};
   NAME(attend_items)(&a, r->items, r->num_items, r->team->size, r->next + index * NUM_PHASES + PHASE_ATTEND,
                      r->attention_scratch + member * r->attention_scratch_bytes);
+}
+
+// Adds the rows of images for this layer to the layer's output, and meets the others.
+static void NAME(add_deepstack)(const decoder_run *r, int member, int64_t layer, int is_kept, int64_t tokens, float *residual) {
+  const decoder_step *s = r->step;
+  const int64_t hidden = r->model->hidden;
+  const element *rows = (const element *)s->deepstack + layer * s->num_media * hidden;
+  for (int64_t i = share(tokens, member, r->team->size); i < share(tokens, member + 1, r->team->size); i++) {
+    const int64_t media = s->media_of_token[is_kept ? s->logit_rows[i] : i];
+    if (media >= 0) NAME(widen_row)(rows + media * hidden, hidden, 1, residual + i * r->hidden_stride);
+  }
+  team_barrier(r->team);
 }
 
 static void NAME(decode)(void *argument, int member) {
@@ -171,10 +188,15 @@ static void NAME(decode)(void *argument, int member) {
   int64_t last_ns = s->part_ns && !member ? clock_ns(r) : 0;
 
   for (int64_t i = share(tokens, member, size); i < share(tokens, member + 1, size); i++) {
-    NAME(embed)(m, s->input_ids[i], residual + i * r->hidden_stride);
+    const int64_t media = s->num_media ? s->media_of_token[i] : -1;
+    if (media < 0)
+      NAME(embed)(m, s->input_ids[i], residual + i * r->hidden_stride);
+    else
+      NAME(widen_row)((const element *)s->media_rows + media * m->hidden, m->hidden, 0, residual + i * r->hidden_stride);
     float *cosine = r->rope + i * m->rotary_dim, *sine = cosine + m->rotary_dim / 2;
     for (int64_t j = 0; j < m->rotary_dim / 2; j++) {
-      const float angle = (float)s->positions[i] * m->inverse_frequencies[j];
+      const int64_t position = s->rope_positions ? s->rope_positions[m->axes[j] * s->num_tokens + i] : s->positions[i];
+      const float angle = (float)position * m->inverse_frequencies[j];
       cosine[j] = cosf(angle) * m->rope_factor;
       sine[j] = sinf(angle) * m->rope_factor;
     }
@@ -230,6 +252,7 @@ static void NAME(decode)(void *argument, int member) {
                                     .inner_words = m->mlp / PER_WORD, .num_rows = tokens, .num_outputs = m->hidden,
                                     .bias = layer->down_bias, .out = residual, .out_stride = r->hidden_stride, .end = ADD});
     team_barrier(r->team);
+    if (index < s->num_deepstack) NAME(add_deepstack)(r, member, index, is_kept, tokens, residual);
     end_part(r, member, part + PART_DOWN, &last_ns);
   }
 

@@ -37,7 +37,7 @@ class AttentionArguments(ctypes.Structure):
         *_fields(_I64, "table_stride", "num_sequences"),
         *_fields(_F32, "scaling", "softcap"),
         *_fields(_I64, "window", "chunk"),
-        *_fields(_PTR, "sinks"),
+        *_fields(_PTR, "sinks", "span_ends"),
     )
 
 
@@ -49,7 +49,7 @@ class DecoderLayer(ctypes.Structure):
         *_fields(_PTR, "qkv_bias", "attention_out_bias", "gate_up_bias", "down_bias"),
         *_fields(_PTR, "attention_norm", "mlp_norm", "query_norm", "key_norm", "sinks"),
         *_fields(_PTR, "keys", "values"),
-        *_fields(_I64, "window", "chunk", "has_rope"),
+        *_fields(_I64, "window", "chunk", "has_rope", "sees_spans"),
         *_fields(_F32, "scaling", "softcap"),
     )
 
@@ -60,7 +60,7 @@ class Decoder(ctypes.Structure):
     _fields_ = (
         *_fields(_I64, "num_layers", "hidden", "heads", "kv_heads", "head_dim", "mlp", "vocabulary"),
         *_fields(_I64, "rotary_dim", "block_size", "is_bf16"),
-        *_fields(_PTR, "layers", "head", "head_bias", "embedding", "last_norm", "inverse_frequencies"),
+        *_fields(_PTR, "layers", "head", "head_bias", "embedding", "last_norm", "inverse_frequencies", "axes"),
         *_fields(_F32, "norm_epsilon", "rope_factor"),
     )
 
@@ -75,6 +75,9 @@ class DecoderStep(ctypes.Structure):
         *_fields(_PTR, "best", "not_finite", "log_mass", "best_score"),
         *_fields(_I64, "num_adapters"),
         *_fields(_PTR, "adapters", "adapter_of_token"),
+        *_fields(_PTR, "rope_positions", "span_ends"),
+        *_fields(_I64, "num_media", "num_deepstack"),
+        *_fields(_PTR, "media_of_token", "media_rows", "deepstack"),
         *_fields(_PTR, "part_ns"),
     )
 
@@ -254,8 +257,9 @@ class Kernels:
         chunk_tokens: int | None = None,
         softcap: float | None = None,
         sinks_H: torch.Tensor | None = None,
+        span_ends_T: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return `[T, H, E]` in the query's dtype. Tables, starts and lengths are int32, and sinks are float32."""
+        """Return `[T, H, E]` in the query's dtype. Tables, starts, lengths, ends are int32, and sinks are float32."""
         if query_THD.stride(2) != 1:
             query_THD = query_THD.contiguous()
         num_tokens, num_heads, key_dim = query_THD.shape
@@ -285,6 +289,7 @@ class Kernels:
             window=window_tokens or 0,
             chunk=chunk_tokens or 0,
             sinks=None if sinks_H is None else sinks_H.data_ptr(),
+            span_ends=address_of(span_ends_T),
         )
         is_bf16 = _is_bf16(query_THD)
         if self._library.textmill_attention(self._team, ctypes.byref(arguments), num_tokens, is_bf16):

@@ -31,10 +31,28 @@ class MaskPattern:
             first = max(first, query // self.chunk_tokens * self.chunk_tokens)
         return first
 
+    def sees_span(self, mask_LL: torch.Tensor, span: range) -> bool | None:
+        """Return whether the tokens of a span see each other in a bool mask, beside what the pattern shows.
+
+        None: the mask shows something else.
+        """
+        queries = torch.arange(mask_LL.shape[0], device=mask_LL.device)
+        first_seen = torch.tensor([self.first_seen(query) for query in queries.tolist()], device=mask_LL.device)
+        causal_LL = (queries <= queries[:, None]) & (queries >= first_seen[:, None])
+        if torch.equal(mask_LL, causal_LL):
+            return False
+        is_span_L = (queries >= span.start) & (queries < span.stop)
+        return True if torch.equal(mask_LL, causal_LL | (is_span_L & is_span_L[:, None])) else None
+
+
+def num_asked(max_tokens: int) -> int:
+    """Return the length of the text about which predicates are asked. Texts have at most `max_tokens`; 0 = any."""
+    return min(max_tokens or MAX_PROBED_TOKENS, MAX_PROBED_TOKENS)
+
 
 def find_mask_pattern(predicate: MaskPredicate, *, max_tokens: int) -> MaskPattern:
     """Find the pattern by asking the predicate at queries spread over `max_tokens`. Raises UnknownMaskError."""
-    num_tokens = min(max_tokens or MAX_PROBED_TOKENS, MAX_PROBED_TOKENS)
+    num_tokens = num_asked(max_tokens)
     # Neighbours at the far end show a window, whose border moves from query to query, or a chunk, whose border stands.
     spread = {num_tokens * part // 16 for part in range(1, 16)}
     queries = sorted({0, 1, 2, 3, *spread, *range(max(0, num_tokens - 8), num_tokens)} & set(range(num_tokens)))

@@ -2,8 +2,8 @@
 
 # L tokens of the probe, H local query heads, K local key/value heads, D key width, E value width, V vocabulary
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -16,7 +16,15 @@ from textmill_shard.attention.base import AttentionRule
 from textmill_shard.attention.seam import set_text_attention
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.model.kv_pool import LayerKvSpec
-from textmill_shard.probing.mask_pattern import MaskPattern, MaskPredicate, UnknownMaskError, find_mask_pattern
+from textmill_shard.model.media_inputs import MediaInputs
+from textmill_shard.probing.image_probe import ImageProbe
+from textmill_shard.probing.mask_pattern import (
+    MaskPattern,
+    MaskPredicate,
+    UnknownMaskError,
+    find_mask_pattern,
+    num_asked,
+)
 from textmill_shard.probing.state_probe import StateSpec, find_states, layers_without_past
 
 PROBE_ATTENTION = "textmill_probe"
@@ -44,12 +52,19 @@ class ProbeResult:
     layers: tuple[LayerFinding, ...]
     states: tuple[StateSpec, ...]  # of layers that carry state from token to token
     logits_V_by_text: tuple[torch.Tensor, ...]  # float32, of the last token of each text
+    image: ImageProbe | None = None  # the text with an image, for a model that takes images
+    image_logits_V: torch.Tensor | None = None  # float32, of its last token
 
 
 def probe_model(
-    model: Any, *, texts: tuple[torch.Tensor, ...], max_tokens: int, text_marks: Mapping[str, int] = NO_MARKS
+    model: Any,
+    *,
+    texts: tuple[torch.Tensor, ...],
+    max_tokens: int,
+    text_marks: Mapping[str, int] = NO_MARKS,
+    image: ImageProbe | None = None,
 ) -> ProbeResult:
-    """Run each text (`[L]` int64) alone. Only one thread may probe at a time.
+    """Run each text (`[L]` int64) alone, and then the text with an image. Only one thread may probe at a time.
 
     `text_marks` are arguments of the model that have a number for each token, by the number of a token of text. Raises
     UnsupportedModelError with the reason.
@@ -57,19 +72,26 @@ def probe_model(
     model_type = model.config.model_type
     logits: list[torch.Tensor] = []
     findings: list[tuple[LayerFinding, ...]] = []
+    # The predicates of masks look marks up, and are asked about texts of this length.
+    num_marked = num_asked(max_tokens)
     with _Recorder(max_tokens=max_tokens) as recorder:
         set_text_attention(model, PROBE_ATTENTION)
         for text_L in texts:
             try:
                 with torch.inference_mode():
                     ids_1L = text_L.unsqueeze(0)
-                    marks = {name: torch.full_like(ids_1L, mark) for name, mark in text_marks.items()}
+                    marks = {name: ids_1L.new_full((1, num_marked), mark) for name, mark in text_marks.items()}
                     output = model(input_ids=ids_1L, use_cache=False, **marks)
             except (UnknownMaskError, *_CALL_ERRORS) as error:
                 raise UnsupportedModelError(f"models of type {model_type} cannot be served: {error}") from error
             logits.append(output.logits[0, -1].float())
             findings.append(recorder.take_layers())
         layers = findings[0]
+        image_logits_V = None
+        if image is not None:
+            recorder.keeps_masks = True
+            image_logits_V = _run_image(model, image)
+            layers = _with_spans(layers, recorder.masks, image, model_type)
         # Layers without attention would read the neighbours of a flat batch as their own past. With small weights no
         # logit would show that fault.
         num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None) or len(layers)
@@ -95,7 +117,48 @@ def probe_model(
         raise UnsupportedModelError(
             f"models of type {model_type} cannot be served yet: one attention layer runs several times in a step"
         )
-    return ProbeResult(layers=layers, states=states, logits_V_by_text=tuple(logits))
+    return ProbeResult(
+        layers=layers, states=states, logits_V_by_text=tuple(logits), image=image, image_logits_V=image_logits_V
+    )
+
+
+def _run_image(model: Any, image: ImageProbe) -> torch.Tensor:
+    try:
+        inputs = MediaInputs.of(model)
+        with torch.inference_mode(), inputs.added(image.media):
+            embedded_1LD = inputs.embed(image.ids_L, image.media)
+            output = model(inputs_embeds=embedded_1LD, use_cache=False, **image.arguments())
+    except (UnknownMaskError, *_CALL_ERRORS) as error:
+        raise UnsupportedModelError(
+            f"images of models of type {model.config.model_type} cannot be served: {type(error).__name__}: {error}"
+        ) from error
+    logits_V: torch.Tensor = output.logits[0, -1].float()
+    return logits_V
+
+
+def _with_spans(
+    layers: Sequence[LayerFinding], masks: Sequence[torch.Tensor], image: ImageProbe, model_type: str
+) -> tuple[LayerFinding, ...]:
+    """Return the layers with what they show of the tokens of an image, which see each other or do not.
+
+    Raises UnsupportedModelError for a layer that does something else.
+    """
+    if len(masks) != len(layers):
+        raise UnsupportedModelError(
+            f"images of models of type {model_type} cannot be served: {len(layers)} layers attend to a text, "
+            f"{len(masks)} to a text with an image"
+        )
+    found = []
+    for layer, mask_LL in zip(layers, masks, strict=True):
+        pattern = MaskPattern(layer.rule.window_tokens, layer.rule.chunk_tokens)
+        sees_spans = pattern.sees_span(mask_LL, image.span)
+        if sees_spans is None:
+            raise UnsupportedModelError(
+                f"images of models of type {model_type} cannot be served: their tokens see neither the tokens before "
+                "them alone nor each other besides"
+            )
+        found.append(replace(layer, rule=replace(layer.rule, sees_spans=sees_spans)))
+    return tuple(found)
 
 
 def _look_for_states(model: Any, text_L: torch.Tensor) -> tuple[StateSpec, ...]:
@@ -116,6 +179,8 @@ class _Recorder:
     def __init__(self, *, max_tokens: int) -> None:
         self._max_tokens = max_tokens
         self._layers: list[LayerFinding] = []
+        self.keeps_masks = False  # whether layers leave their masks here, and are not examined
+        self.masks: list[torch.Tensor] = []  # bool `[L, L]`, in the order in which the layers ran
         self._patterns: dict[MaskPredicate, MaskPattern] = {}
 
     def __enter__(self) -> Self:
@@ -127,6 +192,7 @@ class _Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._layers.clear()
+        self.masks = []
         self._patterns.clear()
 
     def take_layers(self) -> tuple[LayerFinding, ...]:
@@ -159,7 +225,11 @@ class _Recorder:
         strangers = [name for name, given in kwargs.items() if torch.is_tensor(given) and name not in _HARMLESS_TENSORS]
         if strangers:
             raise UnknownMaskError(f"an attention layer passes {', '.join(strangers)}, which this engine does not know")
-        pattern = self._pattern_of(predicate)
+        if self.keeps_masks:
+            self.masks.append(attention_mask[0, 0])
+            pattern = MaskPattern()
+        else:
+            pattern = self._pattern_of(predicate)
         scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         self._layers.append(
             LayerFinding(

@@ -10,6 +10,7 @@ from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
+from textmill_shard.probing.probe import ProbeResult
 
 # Two texts of uneven length. Their ids are taken modulo the size of the vocabulary.
 PROBE_TEXTS = ((11, 7, 202, 45, 98, 7, 13, 150), (64, 3, 77, 12, 190))
@@ -80,6 +81,51 @@ def check_against_probe(
                 f"text's logits differ from those computed alone by {difference:.2g} of their size "
                 f"(at most {tolerance:.2g} is rounding)"
             )
+
+
+def check_image_against_probe(runner: ModelRunner, probe: ProbeResult) -> None:
+    """Run the probe's text with an image, in two chunks where no span is cut, and beside another text.
+
+    Raises UnsupportedModelError where the logits differ from those of the model's own code.
+    """
+    image = probe.image
+    assert image is not None
+    assert probe.image_logits_V is not None
+    num_tokens, block_size = len(image.ids_L), runner.facts.block_size
+    num_blocks = -(-num_tokens // block_size)
+    runner.allocate_kv(2 * num_blocks)
+    cuts = [num_tokens] if image.is_prompt_span else [image.span.stop, num_tokens - 1, num_tokens]
+    ends_L = image.span_ends()
+    try:
+        start = 0
+        for stop in cuts:
+            is_first = start == 0
+            row = SyntheticRow(
+                ids_n=image.ids_L[start:stop],
+                blocks=range(num_blocks),
+                start=start,
+                media=image.media if is_first else None,
+                rope_positions_3n=None if image.positions_3L is None else image.positions_3L[:, start:stop],
+                span_ends_n=ends_L[start:stop] if is_first else None,
+            )
+            beside = SyntheticRow(
+                ids_n=image.ids_L[start : start + 1], blocks=range(num_blocks, 2 * num_blocks), start=0
+            )
+            output = runner.forward(synthetic_batch([beside, row], block_size=block_size, device=runner.device))
+            start = stop
+    except CALL_ERRORS as error:
+        raise UnsupportedModelError(
+            f"images of models of type {runner.facts.model_type} cannot be served yet: their code fails beside others "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    found_V, expected_V = output.logits_NV[1], probe.image_logits_V
+    difference = ((found_V - expected_V).abs().max() / expected_V.abs().max()).item()
+    if not difference <= TOLERANCE[runner.facts.dtype]:
+        raise UnsupportedModelError(
+            f"images of models of type {runner.facts.model_type} cannot be served yet: computed beside others in "
+            f"chunks, the logits differ from those computed alone by {difference:.2g} of their size (at most "
+            f"{TOLERANCE[runner.facts.dtype]:.2g} is rounding)"
+        )
 
 
 def can_project(runner: ModelRunner, *, texts: tuple[torch.Tensor, ...]) -> bool:

@@ -147,6 +147,7 @@ def test_what_cannot_be_had_is_refused(
         (AttentionRule(scaling=1.0, sinks_H=torch.zeros(6)), SPEC, "does not compute sinks"),
         (AttentionRule(scaling=1.0, slopes_H=torch.zeros(6)), SPEC, "does not compute slopes"),
         (AttentionRule(scaling=1.0, chunk_tokens=8), SPEC, "does not compute chunks"),
+        (AttentionRule(scaling=1.0, sees_spans=True), SPEC, "does not compute images whose tokens see each other"),
         (AttentionRule(scaling=1.0), LayerKvSpec(2, 192, 128), "keys and values of different width"),
         (AttentionRule(scaling=1.0), LayerKvSpec(2, 512, 512), "heads of more than 256 dims"),
     ],

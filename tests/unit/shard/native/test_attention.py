@@ -59,3 +59,19 @@ def test_one_thread_gives_the_same_as_three() -> None:
 def test_large_scores_do_not_overflow() -> None:
     # Scores of some thousands carry an absolute error of 1e-4, which the exponential makes relative.
     assert_close(run_both(scaling=40.0), tolerance=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [6, 100])  # some queries to an item, and one
+@pytest.mark.parametrize("rule", [{}, {"window_tokens": 64}, {"softcap": 1.5}], ids=str)
+def test_tokens_of_a_span_see_each_other(dtype: torch.dtype, heads: int, rule: dict[str, Any]) -> None:
+    """The spans lie within a chunk, at its ends, and over the border of a tile of 64 places."""
+    spans = {3: range(2, 70), 5: range(37, 64), 6: range(100, 128), 7: range(5, 7)}
+    assert_close(run_both(dtype=dtype, heads=heads, kv_heads=2, spans=spans, **rule), dtype)
+
+
+def test_a_span_of_one_sequence_leaves_the_others_alone() -> None:
+    with_span, _ = run_both(spans={3: range(20, 50)})
+    without, _ = run_both()
+    changed_T = (with_span != without).flatten(1).any(dim=1)
+    assert changed_T.nonzero().flatten().tolist() == [*range(3 + 20, 3 + 49)]  # the last token of a span sees no more

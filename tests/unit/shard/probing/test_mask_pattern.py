@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from textmill_shard.probing.mask_pattern import MaskPattern, UnknownMaskError, find_mask_pattern
+from textmill_shard.probing.mask_pattern import MaskPattern, MaskPredicate, UnknownMaskError, find_mask_pattern
 from transformers.masking_utils import (
     and_masks,
+    blockwise_overlay,
     causal_mask_function,
     chunked_causal_mask_function,
+    or_masks,
     sliding_window_causal_mask_function,
 )
 
@@ -50,3 +52,19 @@ def growing(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: t
 def test_anything_else_is_not_guessed(predicate: object) -> None:
     with pytest.raises(UnknownMaskError):
         find_mask_pattern(predicate, max_tokens=512)  # type: ignore[arg-type]
+
+
+def mask_of(predicate: MaskPredicate, length: int) -> torch.Tensor:
+    zero, places = torch.zeros(1, dtype=torch.int64), torch.arange(length)
+    return predicate(zero, zero, places[:, None], places[None, :])
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_span_shows_in_the_mask_of_transformers(window: int | None) -> None:
+    base = causal_mask_function if window is None else sliding_window_causal_mask_function(window)
+    pattern, span = MaskPattern(window_tokens=window), range(3, 6)
+    blocks = torch.tensor([[-1, -1, -1, 0, 0, 0, -1, -1]])
+    assert pattern.sees_span(mask_of(base, 8), span) is False
+    assert pattern.sees_span(mask_of(or_masks(base, blockwise_overlay(blocks)), 8), span) is True
+    assert pattern.sees_span(mask_of(or_masks(base, blockwise_overlay(blocks)), 8), range(3, 7)) is None
+    assert pattern.sees_span(mask_of(ahead, 8), span) is None

@@ -1,38 +1,41 @@
 """Puts the rows of images among the embeddings of a flat step, and adds the rows of the first decoder layers."""
 
-# T tokens of the step, D width of the embeddings
+# T tokens of the step, D width of the embeddings, m tokens that take a row
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from textmill_shard.model.forward_batch import ForwardBatch, MediaStep
+from textmill_shard.model.forward_batch import MediaStep
 
 
 class MediaInputs:
     """The embedding and the decoder layers of a model that takes images."""
 
-    def __init__(self, model: Any, decoder: Any) -> None:
-        self._embedding: nn.Module = model.get_input_embeddings()
-        self._decoder = decoder
+    def __init__(self, embedding: nn.Module, layers: Sequence[nn.Module]) -> None:
+        self._embedding = embedding
+        self._layers = layers
 
-    def embed(self, batch: ForwardBatch, media: MediaStep) -> torch.Tensor:
+    @staticmethod
+    def of(model: Any) -> "MediaInputs":
+        """Return the parts of an outer model of transformers."""
+        return MediaInputs(model.get_input_embeddings(), model.get_decoder().layers)
+
+    def embed(self, input_ids_T: torch.Tensor, media: MediaStep) -> torch.Tensor:
         """Return the embeddings `[1, T, D]`. The ids of placeholders are not looked up, because some have no row."""
-        ids_T = batch.input_ids_T.index_fill(0, media.places_m, 0)
-        embedded_TD: torch.Tensor = self._embedding(ids_T)
+        embedded_TD: torch.Tensor = self._embedding(input_ids_T.index_fill(0, media.places_m, 0))
         return embedded_TD.index_copy(0, media.places_m, media.rows_mD.to(embedded_TD.dtype)).unsqueeze(0)
 
     @contextmanager
     def added(self, media: MediaStep) -> Iterator[None]:
         """Within this context, the outputs of the first decoder layers get the step's rows for them."""
-        deepstack = media.deepstack_kmD
-        layers = () if deepstack is None else tuple(self._decoder.layers[: len(deepstack)])
+        rows_of_layers = () if media.deepstack_kmD is None else media.deepstack_kmD.unbind()
         handles = [
             layer.register_forward_hook(_adder(media.places_m, rows_mD))
-            for layer, rows_mD in zip(layers, () if deepstack is None else deepstack, strict=True)
+            for layer, rows_mD in zip(self._layers, rows_of_layers, strict=False)
         ]
         try:
             yield

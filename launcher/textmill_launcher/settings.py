@@ -373,6 +373,7 @@ class Settings:
         to=SHARD,
     )
     allow_pickle: bool = switch("serve pickled weights (*.bin) where there are no safetensors", to=SHARD)
+    text_only: bool = switch("serve texts alone with a model that also takes images", to=SHARD)
     # Logs
     json_output: bool = switch("log lines are JSON objects", to=ROUTER | SHARD)
     otlp_endpoint: str | None = option(

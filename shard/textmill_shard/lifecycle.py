@@ -215,6 +215,7 @@ def _load(
         disabled_swaps=settings.disable_swaps,
         trust_remote_code=settings.trust_remote_code,
         allow_pickle=settings.allow_pickle,
+        text_only=settings.text_only,
     )
     runner = load_model(options, status.report_loading, parallel)
     if runner.has_own_threads:

@@ -133,6 +133,7 @@ class ServeSettings:
     allow_pickle: bool = switch(
         "read *.bin where there are no safetensors; files that ask for more than tensors are refused"
     )
+    text_only: bool = switch("leave out the tower of a model that takes images, and serve texts alone")
     watermark_gamma: float = option(share, "part of the vocabulary that is green for the watermark", 0.5)
     watermark_delta: float = option(finite, "what the watermark adds to the logits of green tokens", 2.0)
     router_lease_s: float = option(seconds, "seconds of silence after which the router counts as gone", 5.0)

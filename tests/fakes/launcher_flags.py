@@ -26,6 +26,7 @@ GOOD_VALUES = {
     "no_native_decoder": ("true", True),
     "trust_remote_code": ("true", True),
     "allow_pickle": ("true", True),
+    "text_only": ("true", True),
     "attention_backend": ("reference", "reference"),
     "disable_swaps": ("qkv,rms_norm", "qkv,rms_norm"),
     "huggingface_hub_cache": ("/data", "/data"),

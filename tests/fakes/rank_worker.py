@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.layers.swapped_layers import FusedLinear, PackedLinear
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
+from textmill_shard.model.forward_batch import MediaStep
 from textmill_shard.model.memory import KvMemoryOptions, plan_kv_memory
+from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 
 from tests.fakes.native_cases import native_cache_folder
 from tests.fakes.paged_driver import PagedDriver
@@ -32,6 +35,42 @@ class RankSight:
     num_packed: int  # linears with packed weights
 
 
+@dataclass(slots=True)
+class ImageSight:
+    """The results that one rank has of a model with images."""
+
+    logits: torch.Tensor  # [tokens, V], of a prompt with an image in two chunks
+    weight_bytes: int
+
+
+def look_at_image(folder: Path, parallel: TensorParallel) -> ImageSight:
+    """Run a prompt whose image rank 0 has encoded."""
+    options = LoadOptions(model_dir=folder, dtype="float32", block_size=4)
+    runner = load_model(options, lambda phase, share: None, parallel)
+    rows_nD = torch.empty(16, 64)
+    if parallel.rank == 0:
+        pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+        rows_nD = runner.encode_media({"pixel_values": pixels}).rows_nD
+    if parallel.world_size > 1:
+        dist.broadcast(rows_nD, src=0)
+    runner.allocate_kv(6)
+    ids = torch.tensor([5, 99, 31, *[0] * 16, 7, 250])
+    places = torch.arange(3, 19)
+    logits = []
+    for start, stop in ((0, 12), (12, len(ids))):
+        inside = (places >= start) & (places < stop)
+        row = SyntheticRow(
+            ids[start:stop],
+            range(6),
+            start,
+            num_logits=stop - start,
+            media=MediaStep(places[inside] - start, rows_nD[inside]),
+        )
+        logits.append(runner.forward(synthetic_batch([row], block_size=4)).logits_NV)
+    return ImageSight(logits=torch.cat(logits), weight_bytes=runner.facts.weight_bytes)
+
+
+IMAGES = "llava"  # the name of the model with images
 NATIVE = ", native"  # stands behind the name of a model that runs with native kernels
 NATIVE_MODELS = ("llama", "tied", "biases")
 
@@ -76,8 +115,11 @@ def main() -> None:
     parallel = TensorParallel.join(
         rank=rank, world_size=world_size, master_addr="127.0.0.1", master_port=port, device="cpu"
     )
-    sights = {}
+    sights: dict[str, RankSight | ImageSight] = {}
     for folder in map(Path, folders):
+        if folder.name == IMAGES:
+            sights[IMAGES] = look_at_image(folder, parallel)
+            continue
         sights[folder.name] = look(folder, parallel)
         if folder.name in NATIVE_MODELS:
             sights[folder.name + NATIVE] = look(folder, parallel, is_native=True)

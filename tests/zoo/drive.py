@@ -106,9 +106,13 @@ def make_zoo_model(entry: ZooEntry, folder: Path, *, seed: int = 0) -> ZooModel:
     return ZooModel(folder=folder, reference=model)
 
 
-def load_zoo_model(model: ZooModel, *, native_cache_dir: Path | None) -> ModelRunner:
+def load_zoo_model(model: ZooModel, *, native_cache_dir: Path | None, text_only: bool = False) -> ModelRunner:
     options = LoadOptions(
-        model_dir=model.folder, dtype="float32", block_size=BLOCK_SIZE, native_cache_dir=native_cache_dir
+        model_dir=model.folder,
+        dtype="float32",
+        block_size=BLOCK_SIZE,
+        native_cache_dir=native_cache_dir,
+        text_only=text_only,
     )
     return load_model(options, lambda phase, share: None)
 

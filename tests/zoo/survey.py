@@ -42,7 +42,8 @@ from the names of the fields in its config, loaded as `--model-id` would load it
 more than {TOLERANCE:.0e} of the largest logit, or by more than transformers' own cached forward pass differs.
 *Refused*: the start ended with the sentence shown (shortened). *Not tried*: no tiny model could be made in this way.
 Such a model meets the same start check, and faults that this check does not notice are unknown. BERT-like types are
-made as decoders (`is_decoder`); types with images or sound run on text alone.
+made as decoders (`is_decoder`); types with images or sound run on text alone
+(`--text-only`).
 """
 
 
@@ -79,7 +80,7 @@ def survey(model_type: str) -> Verdict:
         except Exception as error:
             return Verdict(Outcome.NOT_TRIED, _shorten(f"{type(error).__name__}: {error}"))
         try:
-            runner = load_zoo_model(model, native_cache_dir=native_cache_folder())
+            runner = load_zoo_model(model, native_cache_dir=native_cache_folder(), text_only=True)
         except ModelError as refusal:
             return Verdict(Outcome.REFUSED, _shorten(str(refusal)))
         except Exception as error:

@@ -1,6 +1,6 @@
 """Decides which rows and columns of each tensor a rank owns, and which modules become divided layers for that."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -82,11 +82,13 @@ def even_range(size: int, parallel: TensorParallel) -> IndexRange:
     return IndexRange(size * parallel.rank // parallel.world_size, size * (parallel.rank + 1) // parallel.world_size)
 
 
-def build_index_plan(model: nn.Module, config: Any, parallel: TensorParallel) -> IndexPlan:
+def build_index_plan(
+    model: nn.Module, config: Any, parallel: TensorParallel, *, whole: Sequence[str] = ()
+) -> IndexPlan:
     """Build the cuts of this rank from the plan that transformers has for the model (`model.tp_plan`).
 
-    Raises UnsupportedModelError for a model without such a plan, for heads that the ranks cannot share, and for a rule
-    that has no divided layer here.
+    `whole` are paths of modules that are never divided, with all that is below them. Raises UnsupportedModelError for a
+    model without such a plan, for heads that the ranks cannot share, and for a rule that has no divided layer here.
     """
     if parallel.world_size == 1:
         return IndexPlan()
@@ -107,8 +109,10 @@ def build_index_plan(model: nn.Module, config: Any, parallel: TensorParallel) ->
     cuts: dict[str, Cut] = {}
     roles: dict[str, Role] = {}
     vocabulary = config.get_text_config().vocab_size
-    cuts_embedding = _embedding_share(model) > MAX_REPLICATED_EMBEDDING_SHARE
+    cuts_embedding = _embedding_share(model, whole) > MAX_REPLICATED_EMBEDDING_SHARE
     for name, module in model.named_modules():
+        if _is_below(name, whole):
+            continue
         rule = next((rule for pattern, rule in rules.items() if _matches(pattern, name)), None)
         if rule is None or rule in _WHOLE_RULES:
             continue
@@ -173,6 +177,14 @@ def _embedding_weight(model: nn.Module) -> Any:
     return model.get_input_embeddings().weight  # type: ignore[operator]
 
 
-def _embedding_share(model: nn.Module) -> float:
-    """Return the share of the model's parameters that the input embedding holds; tied tensors count once."""
-    return float(_embedding_weight(model).numel() / sum(parameter.numel() for parameter in model.parameters()))
+def _is_below(name: str, paths: Sequence[str]) -> bool:
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
+
+
+def _embedding_share(model: nn.Module, whole: Sequence[str]) -> float:
+    """Return the share of the parameters that the input embedding holds, without `whole`; tied tensors count once.
+
+    All ranks must find the same share, and one rank alone has the tower of a model with images.
+    """
+    counted = [parameter.numel() for name, parameter in model.named_parameters() if not _is_below(name, whole)]
+    return float(_embedding_weight(model).numel() / sum(counted))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.model.media import FLOATS, TensorRule
 
 _SIZES = TensorRule(("int64",), 2)
@@ -65,8 +66,28 @@ FAMILIES: Mapping[str, ImageFamily] = {
 }
 
 
-def family_of(config: Any) -> ImageFamily | None:
-    """Return the row of a config, or None for a model without images, or of a family that has no row."""
+# Why images of other families are not served.
+_REASONS = {
+    "mllama": "their layers look at an image by cross attention, for which this engine keeps no keys and values",
+    "llama4": "transformers has a processor of their images for torchvision alone",
+    "phi4_multimodal": "transformers has a processor of their images for torchvision alone",
+}
+_OTHER_REASON = "nobody has compared their images with transformers here"
+
+
+def family_of(config: Any, *, text_only: bool = False) -> ImageFamily | None:
+    """Return the row of a config, or None for a model without images.
+
+    Raises UnsupportedModelError for a family without a row, unless `text_only` asks for the model's texts alone.
+    """
     if getattr(config, "vision_config", None) is None:
         return None
-    return FAMILIES.get(str(config.model_type))
+    model_type = str(config.model_type)
+    family = FAMILIES.get(model_type)
+    if family is None and not text_only:
+        raise UnsupportedModelError(
+            f"models of type {model_type} take images, which are not served: "
+            f"{_REASONS.get(model_type, _OTHER_REASON)}. docs/models.md lists the families whose images are served; "
+            "with --text-only the model is served for texts alone, if transformers has a class for them"
+        )
+    return family

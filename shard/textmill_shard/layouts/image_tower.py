@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.layouts.image_families import ImageFamily
@@ -34,13 +35,13 @@ class ImageTower:
         self._family = family
         self._device = device
         self._dtype = dtype
-        self._width = int(model.get_input_embeddings().embedding_dim)
+        self._width = int(model.config.get_text_config().hidden_size)
         self._get_rope_index = getattr(self._inner, "get_rope_index", None)
         layers = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
         self.num_deepstack = len(layers)
-        text = {id(parameter) for parameter in (*model.get_decoder().parameters(), *model.lm_head.parameters())}
-        tensors = (*self._inner.parameters(), *self._inner.buffers())
-        self.num_bytes = sum(tensor.nbytes for tensor in tensors if id(tensor) not in text)
+        parts = tuple(f"{part}." for part in tower_parts(model))
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        self.num_bytes = sum(tensor.nbytes for name, tensor in tensors if f"{name}.".startswith(parts))
 
     @property
     def has_rope_positions(self) -> bool:
@@ -85,6 +86,7 @@ class ImageTower:
     @torch.inference_mode()
     def encode(self, tensors: Mapping[str, torch.Tensor]) -> MediaRows:
         """Return the rows of one image. Raises MediaFault for tensors that do not fit the rules or each other."""
+        assert self.num_bytes, "rank 0 alone has the tower"
         check_tensors(tensors, self._family.tensors)
         inputs = {
             name: tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
@@ -134,6 +136,25 @@ class ImageTower:
         """Return `[n, D]` of the rows that a model gives: a tensor per tile, or a list of them."""
         joined = rows if torch.is_tensor(rows) else torch.cat([part.reshape(-1, part.shape[-1]) for part in rows])
         return joined.reshape(-1, self._width).to(self._dtype)
+
+
+def tower_parts(model: Any) -> tuple[str, ...]:
+    """Return the paths of the modules and parameters that encode images, all beside the decoder and the head."""
+    inner, decoder = model.base_model, model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is inner)
+    modules = [name for name, module in inner.named_children() if module is not decoder]
+    return tuple(f"{prefix}.{name}" for name in (*modules, *inner._parameters))
+
+
+def leave_out(model: nn.Module, parts: Sequence[str]) -> None:
+    """Take parts away from a rank that encodes no images."""
+    for path in parts:
+        parent, _, name = path.rpartition(".")
+        owner = model.get_submodule(parent)
+        if name in owner._parameters:
+            owner._parameters[name] = None
+        else:
+            setattr(owner, name, nn.Module())
 
 
 def check_tensors(tensors: Mapping[str, torch.Tensor], rules: Mapping[str, TensorRule]) -> None:

@@ -22,4 +22,5 @@ class LoadOptions:
     native_decoder: bool = True  # a native call per step for llama-type models; needs the native kernels
     trust_remote_code: bool = False  # run modelling code that lies in the folder
     allow_pickle: bool = False  # read *.bin where there are no safetensors
+    text_only: bool = False  # leave the tower of a model with images out
     disabled_swaps: tuple[str, ...] = ()  # swaps (of options.SWAPS) that are not made

@@ -7,7 +7,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 from textmill_shard.errors import ModelError, ModelFilesError, UnsupportedModelError
-from textmill_shard.layouts.image_families import family_of
 from textmill_shard.loader.encoder_facts import reads_with_encoder
 from textmill_shard.loader.library_errors import as_model_error
 from textmill_shard.loader.model_files import find_weight_files, read_json, read_object
@@ -57,9 +56,9 @@ def _check_sizes(text_config: Any, path: Path) -> None:
             raise ModelFilesError(f"{path} has {size} as {field}")
 
 
-def auto_class_of(config: Any) -> Any:
+def auto_class_of(config: Any, *, takes_images: bool) -> Any:
     """Return the class of transformers that builds the model."""
-    if family_of(config) is not None:
+    if takes_images:
         return AutoModelForImageTextToText
     return AutoModelForSeq2SeqLM if reads_with_encoder(config) else AutoModelForCausalLM
 

@@ -15,6 +15,8 @@ from textmill_shard.distributed.index_plan import IndexPlan, build_index_plan
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import ModelFilesError, UnsupportedModelError
 from textmill_shard.layers.parallel_layers import divide_layer
+from textmill_shard.layouts.image_families import ImageFamily
+from textmill_shard.layouts.image_tower import leave_out, tower_parts
 from textmill_shard.loader.library_errors import as_model_error
 from textmill_shard.loader.linears import find_linears
 from textmill_shard.loader.model_files import WeightFiles
@@ -48,6 +50,9 @@ class ModelSource:
     trust_remote_code: bool
     auto_class: Any  # the class of transformers that builds the model, an AutoModel
     class_options: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the class
+    family: ImageFamily | None = None  # of a model whose images are served
+    text_only: bool = False
+    wants_tower: bool = True  # whether this rank encodes images; False: the weights of the tower are not read
 
 
 def build_model(source: ModelSource) -> Any:
@@ -80,8 +85,12 @@ def fill_model(model: Any, source: ModelSource, on_progress: Callable[[float], N
     matching = match_names(model, source.files)
     if matching.missing and source.parallel.world_size == 1:
         return _whole(_fill_by_transformers(source))
-    check_matching(matching, folder=source.folder)
-    plan = build_index_plan(model, source.config, source.parallel)
+    check_matching(matching, folder=source.folder, must_fit=source.family is not None)
+    tower = () if source.family is None else tower_parts(model)
+    if not source.wants_tower:
+        leave_out(model, tower)
+        matching = matching.within(model.state_dict())
+    plan = build_index_plan(model, source.config, source.parallel, whole=tower)
     read_weights(
         model,
         files=source.files,
@@ -138,9 +147,12 @@ def _fill_by_transformers(source: ModelSource) -> Any:
     left_over = sorted(loading["unexpected_keys"])
     if is_dequantised:
         left_over = [name for name in left_over if not name.endswith(_SCALES_OF_ACTIVATIONS)]
-    check_left_over(left_over, known=model.state_dict(), folder=source.folder)
+    must_fit = source.family is not None
+    check_left_over(left_over, known=model.state_dict(), folder=source.folder, must_fit=must_fit)
     if is_dequantised:
         cast_weights(model, source.dtype)
+    if source.family is not None and not source.wants_tower:
+        leave_out(model, tower_parts(model))
     return model.eval().to(source.device)
 
 

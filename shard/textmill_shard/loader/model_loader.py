@@ -88,6 +88,7 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
 def _read(options: LoadOptions, parallel: TensorParallel) -> ModelSource:
     config = read_config(options.model_dir, trust_remote_code=options.trust_remote_code)
     check_padding_id(config, options.model_dir)
+    family = family_of(config, text_only=options.text_only)
     device = torch.device(options.device)
     dtype: torch.dtype = getattr(torch, pick_dtype(options.dtype, config=config, device=device))
     form = find_stored_form(config, options.model_dir, num_ranks=parallel.world_size)
@@ -107,7 +108,10 @@ def _read(options: LoadOptions, parallel: TensorParallel) -> ModelSource:
         device=device,
         parallel=parallel,
         trust_remote_code=options.trust_remote_code,
-        auto_class=auto_class_of(config),
+        auto_class=auto_class_of(config, takes_images=family is not None),
+        text_only=options.text_only,
+        family=family,
+        wants_tower=parallel.rank == 0 and not options.text_only,
     )
 
 
@@ -130,7 +134,7 @@ def _fill(source: ModelSource, on_progress: OnProgress) -> FilledModel:
         max_tokens = encoder.max_decoder_tokens
     fix_dynamic_tables(model, max_tokens=max_tokens)
     vocab_size = int(config.get_text_config().vocab_size)
-    family = family_of(config)
+    family = source.family
     return FilledModel(
         model,
         texts=tuple(torch.tensor(text, device=source.device) % vocab_size for text in PROBE_TEXTS),
@@ -141,7 +145,9 @@ def _fill(source: ModelSource, on_progress: OnProgress) -> FilledModel:
         max_encoder_tokens=0 if encoder is None else encoder.max_encoder_tokens,
         linears=filling.linears,
         num_divided_layers=filling.num_divided_layers,
-        tower=None if family is None else ImageTower(model, family, device=source.device, dtype=source.dtype),
+        tower=None
+        if family is None or source.text_only
+        else ImageTower(model, family, device=source.device, dtype=source.dtype),
     )
 
 

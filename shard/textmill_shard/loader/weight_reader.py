@@ -2,13 +2,15 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from textmill_shard.distributed.index_plan import Cut, IndexPlan
 from textmill_shard.errors import ModelFilesError
@@ -29,14 +31,29 @@ class Matching:
     missing: tuple[str, ...]  # names of the model without a tensor
     unexpected: tuple[str, ...]  # tensors without a name in the model
 
+    def within(self, names: Container[str]) -> "Matching":
+        """Return the matching of a model that has these of the names alone."""
+        kept = {name: tensor for name, tensor in self.tensor_of_name.items() if name in names}
+        return replace(self, tensor_of_name=kept)
+
 
 def match_names(model: nn.Module, files: WeightFiles) -> Matching:
-    """Match names that agree, or that differ by the prefix of the base model.
+    """Match names that agree, that differ by the prefix of the base model, or that transformers renames.
 
-    The prefix differs for a checkpoint that was saved without the head, or for a model without the head.
+    The prefix differs for a checkpoint that was saved without the head, or for a model without the head. Models with a
+    tower for images had other names in older releases of transformers.
     """
+    found = _match(model, {name: name for name in files.file_of_tensor})
+    if not found.missing:
+        return found
+    renamed = _match(model, stored_by_new_name(model, files.file_of_tensor))
+    return renamed if len(renamed.missing) < len(found.missing) else found
+
+
+def _match(model: nn.Module, stored_of_name: Mapping[str, str]) -> Matching:
+    """Match a model with tensors, whose names in the files `stored_of_name` has by the names to compare."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    available = set(files.file_of_tensor)
+    available = set(stored_of_name)
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     tensor_of_name: dict[str, str] = {}
     missing: list[str] = []
@@ -44,7 +61,7 @@ def match_names(model: nn.Module, files: WeightFiles) -> Matching:
         candidates = [name, name.removeprefix(prefix), prefix + name]
         found = next((candidate for candidate in candidates if candidate in available), None)
         if found is not None:
-            tensor_of_name[name] = found
+            tensor_of_name[name] = stored_of_name[found]
         else:
             missing.append(name)
     # Of two tied names any one is enough.
@@ -52,25 +69,38 @@ def match_names(model: nn.Module, files: WeightFiles) -> Matching:
     missing = [name for name in missing if partners.get(name) not in tensor_of_name]
     ignored = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     temporary = {name for name, _ in model.named_buffers()} - set(model.state_dict())
+    used = set(tensor_of_name.values())
     unexpected = [
-        tensor
-        for tensor in sorted(available - set(tensor_of_name.values()))
-        if not any(pattern.search(tensor) for pattern in ignored)
+        stored_of_name[tensor]
+        for tensor in sorted(available)
+        if stored_of_name[tensor] not in used
+        and not any(pattern.search(tensor) for pattern in ignored)
         and tensor not in temporary
         and not tensor.endswith("rotary_emb.inv_freq")
     ]
     return Matching(tensor_of_name=tensor_of_name, missing=tuple(missing), unexpected=tuple(unexpected))
 
 
-def check_matching(matching: Matching, *, folder: Path) -> None:
-    """Raises ModelFilesError that names what is missing, or what is left over and changes what the others mean."""
+def stored_by_new_name(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return the names of tensors by the names that transformers gives them today."""
+    renamings = [change for change in get_model_conversion_mapping(model) if isinstance(change, WeightRenaming)]
+    return {rename_source_key(name, renamings, [])[0]: name for name in names}
+
+
+def check_matching(matching: Matching, *, folder: Path, must_fit: bool = False) -> None:
+    """Raises ModelFilesError that names what is missing, or what is left over and changes what the others mean.
+
+    `must_fit`: nothing may be left over.
+    """
     if matching.missing:
         raise ModelFilesError(f"{folder} lacks {_names(matching.missing)}; left over: {_names(matching.unexpected)}")
-    check_left_over(matching.unexpected, known=matching.tensor_of_name.values(), folder=folder)
+    check_left_over(matching.unexpected, known=matching.tensor_of_name.values(), folder=folder, must_fit=must_fit)
 
 
-def check_left_over(names: Sequence[str], *, known: Iterable[str], folder: Path) -> None:
-    """Log the tensors that the model has no place for. `known` are the tensors that it has a place for.
+def check_left_over(names: Sequence[str], *, known: Iterable[str], folder: Path, must_fit: bool = False) -> None:
+    """Log the tensors that the model has no place for, or with `must_fit` raise ModelFilesError.
+
+    `known` are the tensors that the model has a place for.
 
     Raises ModelFilesError where such a tensor stands beside a known one, in the same layer (a scale, zero points, a
     bias), or is named by a known one and a suffix: the layer would compute something else than it was trained for.
@@ -83,6 +113,11 @@ def check_left_over(names: Sequence[str], *, known: Iterable[str], folder: Path)
             f"{folder} holds {_names(beside)} beside weights of the same layer, and the model of config.json has no "
             "place for them: the weights are stored in a form that config.json does not name, or belong to another "
             "model"
+        )
+    if names and must_fit:
+        raise ModelFilesError(
+            f"{folder} holds {_names(tuple(names))}, and the model of config.json has no place for them: the tower for "
+            "images would compute something else than it was trained for"
         )
     if names:
         log.warning("the checkpoint holds tensors that the model has no place for: %s", _names(tuple(names)))

@@ -81,6 +81,7 @@ EXAMPLES = {
     "no_native_decoder": ("true", True),
     "trust_remote_code": ("true", True),
     "allow_pickle": ("true", True),
+    "text_only": ("true", True),
     "disable_swaps": ("qkv, rms_norm", ("qkv", "rms_norm")),
     "watermark_gamma": ("0.25", 0.25),
     "watermark_delta": ("-1.5", -1.5),

@@ -13,11 +13,15 @@ from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from tests.fakes.native_cases import native_kernels
-from tests.fakes.rank_worker import NATIVE, NATIVE_MODELS, RankSight, look
+from tests.fakes.rank_worker import IMAGES, NATIVE, NATIVE_MODELS, ImageSight, RankSight, look, look_at_image
 from tests.fakes.tiny_models import make_tiny_llama, make_tiny_model
+from tests.zoo.image_drive import make_image_model
+from tests.zoo.images import IMAGE_ZOO
 
+LLAVA = next(entry for entry in IMAGE_ZOO if entry.name == "Llava")
 REPOSITORY = Path(__file__).parents[4]
 RANKS_TIMEOUT_S = 240
 # Of the largest logit; the ranks' sums are added in another order than one rank adds them.
@@ -45,6 +49,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         make_tiny_model(root / "qwen3", "qwen3"),
         make_tiny_model(root / "biases", "llama", attention_bias=True, mlp_bias=True),
     ]
+    (root / IMAGES).mkdir()
+    made.append(make_image_model(LLAVA, root / IMAGES).folder)
     return {folder.name: folder for folder in made}
 
 
@@ -107,6 +113,23 @@ def test_two_ranks_with_packed_weights_give_the_logits_of_one_without(
         # Held once, in panels of 32 outputs; a tied head is held beside its look-up table.
         tied_bytes = folders[name].name == "tied" and 4 * 64 * 350
         assert swapped.weight_bytes <= 1.35 * rank[name].weight_bytes + tied_bytes
+
+
+@needs_ranks
+def test_one_rank_has_the_tower_and_both_compute_the_image(
+    folders: Mapping[str, Path], ranks: list[Mapping[str, ImageSight]]
+) -> None:
+    alone = look_at_image(folders[IMAGES], TensorParallel())
+    scale = alone.logits.abs().max()
+    with_tower, without = (rank[IMAGES] for rank in ranks)
+    for sight in (with_tower, without):
+        assert ((sight.logits - alone.logits).abs().max() / scale).item() <= TOLERANCE
+    config = AutoConfig.for_model(LLAVA.model_type, **LLAVA.config)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    tower = (*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters())
+    buffers = tuple(model.model.vision_tower.buffers())
+    assert with_tower.weight_bytes - without.weight_bytes == sum(part.nbytes for part in (*tower, *buffers))
 
 
 @needs_ranks

@@ -140,6 +140,12 @@ class Settings:
         "bytes of each shard for LoRA adapters; without it 5 % of those for the KV cache where adapters are asked for",
         to=SHARD,
     )
+    media_cache_bytes: int | None = option(
+        integer(1),
+        "bytes of the first shard for the images of a model with images; a request may need half of them "
+        "(default: 256 MiB on a CPU, 1 GiB on a GPU)",
+        to=SHARD,
+    )
     lora_runtime_updates: bool = switch(
         "let callers load and unload LoRA adapters; needs API keys, or a loopback address", to=ROUTER
     )

@@ -20,6 +20,10 @@ from textmill_shard.engine.adapter_desk import AdapterDesk
 from textmill_shard.engine.adapter_reader import AdapterReader, GlooGroup, RankGroup, SoloGroup
 from textmill_shard.engine.engine import Engine
 from textmill_shard.engine.follower import Follower
+from textmill_shard.engine.media_desk import MediaDesk
+from textmill_shard.engine.media_rope import rope_rule
+from textmill_shard.engine.media_rows import OwnRows, ReceivedRows, RowSource
+from textmill_shard.engine.media_store import MediaStore
 from textmill_shard.engine.rank_channel import GlooChannel, RankChannel, SoloChannel
 from textmill_shard.engine.row_sampling import RowSampler
 from textmill_shard.engine.status import ShardStatus
@@ -31,6 +35,7 @@ from textmill_shard.heap import trim_heap
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.adapter import PreparedAdapter
+from textmill_shard.model.media import MediaFacts
 from textmill_shard.model.memory import KvMemoryOptions
 from textmill_shard.model.runner import ModelFacts, ModelRunner
 from textmill_shard.model.step_size import plan_fitting_step
@@ -50,6 +55,7 @@ from textmill_shard.tasks.row_loop import RowLoop
 
 log = logging.getLogger(__name__)
 
+DEFAULT_MEDIA_CACHE_BYTES = {"cpu": 256 * 1024**2, "cuda": 1024**3}
 STOP_GRACE_S = 10.0  # time for the step under way to end
 STREAM_GRACE_S = 1.0  # time for the last messages of the stream
 
@@ -148,9 +154,12 @@ def _start_steps(settings: ServeSettings, device: str, status: ShardStatus) -> t
     matchers = _load_matchers(settings, facts) if settings.rank == 0 else None
     if matchers is not None:
         facts = replace(facts, features=(*facts.features, "grammar"))
-    executor = StepExecutor(runner=runner, facts=facts)
     is_alone = settings.world_size == 1
     channel: RankChannel = SoloChannel() if is_alone else GlooChannel()
+    desk = _media_desk(runner, facts, status) if settings.rank == 0 else None
+    executor = StepExecutor(
+        runner=runner, facts=facts, media=_row_source(runner, desk, channel), rope=rope_rule(runner)
+    )
     reader = _adapter_reader(settings, runner, facts, SoloGroup() if is_alone else GlooGroup(settings.world_size))
     if settings.rank != 0:
         follower = Follower(executor=executor, channel=channel, status=status, read_plan=plan_from_bytes, reader=reader)
@@ -164,6 +173,7 @@ def _start_steps(settings: ServeSettings, device: str, status: ShardStatus) -> t
         status=status,
         matchers=matchers,
         scanner=_scanner(runner),
+        media=desk,
     )
     return LoadedShard(facts=facts, engine=engine, adapter_digests=lambda: executor.adapter_digests), engine.run
 
@@ -233,6 +243,7 @@ def _load(
             memory_fraction=settings.memory_fraction,
             max_kv_tokens=settings.max_kv_tokens,
             adapter_bytes=settings.lora_memory_bytes,
+            media_bytes=_media_cache_bytes(settings, runner),
             num_sharing=settings.local_world_size * settings.num_replicas,
         ),
         # More bytes for keys and values are not to be had from a smaller step.
@@ -242,7 +253,7 @@ def _load(
     status.progress.measure_warm_up(memory.step_s)
     num_blocks = memory.num_blocks
     runner.allocate_kv(num_blocks)
-    facts = runner.facts
+    facts, media = runner.facts, runner.media
     return runner, ShardFacts(
         model_id=settings.model_id,
         model_sha=settings.model_sha,
@@ -259,7 +270,7 @@ def _load(
         eos_token_ids=facts.eos_token_ids,
         max_model_tokens=facts.max_model_tokens,
         layout=facts.layout,
-        features=_features(facts),
+        features=_features(facts, media),
         tokenizer_digest=facts.tokenizer_digest,
         weight_bytes=facts.weight_bytes,
         kv_bytes=memory.kv_bytes,
@@ -268,13 +279,52 @@ def _load(
         max_encoder_tokens=facts.max_encoder_tokens,
         adapter_bytes=memory.adapter_bytes,
         max_adapter_rank=settings.max_lora_rank,
+        media_kinds=() if media is None else media.kinds,
+        media_cache_bytes=_media_cache_bytes(settings, runner),
+        media_row_bytes=0 if media is None else media.row_bytes,
+        uncut_spans=media is not None and media.uncut_spans,
+        uncut_prompts=media is not None and media.is_prompt_span,
     )
 
 
-def _features(facts: ModelFacts) -> tuple[str, ...]:
-    # The blocks of a prefix do not hold its state rows, and an encoder also reads the tokens after a prefix.
-    prefix = () if facts.layout in LAYOUTS_WITHOUT_PREFIXES else ("prefix_cache",)
+def _features(facts: ModelFacts, media: MediaFacts | None) -> tuple[str, ...]:
+    # The blocks of a prefix do not hold its state rows, and an encoder, or a prompt whose tokens see one another, also
+    # reads the tokens after a prefix.
+    reads_behind = media is not None and media.is_prompt_span
+    prefix = () if facts.layout in LAYOUTS_WITHOUT_PREFIXES or reads_behind else ("prefix_cache",)
     return (*prefix, *(("prompt_logprobs",) if facts.can_project else ()))
+
+
+def _media_cache_bytes(settings: ServeSettings, runner: ModelRunner) -> int:
+    if runner.media is None:
+        return 0
+    return settings.media_cache_bytes or DEFAULT_MEDIA_CACHE_BYTES[runner.device.type]
+
+
+def _media_desk(runner: ModelRunner, facts: ShardFacts, status: ShardStatus) -> MediaDesk | None:
+    if runner.media is None:
+        return None
+    store = MediaStore(
+        max_bytes=facts.media_cache_bytes,
+        row_bytes=facts.media_row_bytes,
+        on_change=status.report_media_bytes,
+    )
+    return MediaDesk(
+        store,
+        runner.media,
+        runner.encode_media,
+        device=runner.device,
+        runs_beside_steps=runner.device.type == "cpu",
+        on_encoded=status.report_media_encode,
+    )
+
+
+def _row_source(runner: ModelRunner, desk: MediaDesk | None, channel: RankChannel) -> RowSource | None:
+    if desk is not None:
+        return OwnRows(desk.store, channel)
+    if runner.media is None:
+        return None
+    return ReceivedRows(runner.media, channel, dtype=runner.dtype, device=runner.device)
 
 
 def _load_matchers(settings: ServeSettings, facts: ShardFacts) -> MatcherFactory | None:
@@ -312,6 +362,7 @@ def _build_engine(
     status: ShardStatus,
     matchers: MatcherFactory | None,
     scanner: RowScanner | None,
+    media: MediaDesk | None,
 ) -> Engine:
     finish_rules = FinishRules(facts.eos_token_ids)
     grammars = GrammarSlots(matchers, finish_rules)
@@ -331,4 +382,5 @@ def _build_engine(
         adapters=adapters,
         status=status,
         lease_s=settings.router_lease_s,
+        media=media,
     )

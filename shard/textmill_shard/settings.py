@@ -102,6 +102,11 @@ class ServeSettings:
         0,
     )
     max_lora_rank: int = option(integer(1, MAX_LORA_RANK), "largest rank of a LoRA adapter that is loaded", 64)
+    media_cache_bytes: int | None = option(
+        integer(1),
+        "bytes that a model with images sets aside for images before the KV pool is sized; a request may need half of "
+        "them (default: 256 MiB on a CPU, 1 GiB on a GPU)",
+    )
     block_size: int = option(integer(1), "tokens per KV block", 16)
     num_slots: int = option(integer(1), "requests that can run at once", 64)
     max_step_tokens: int | None = option(

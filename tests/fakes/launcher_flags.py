@@ -9,6 +9,7 @@ GOOD_VALUES = {
     "lora_adapters": ("poet=/adapters/poet,org/clerk@main", ("poet=/adapters/poet", "org/clerk@main")),
     "max_lora_rank": ("16", 16),
     "lora_memory_bytes": ("1048576", 1_048_576),
+    "media_cache_bytes": ("2097152", 2_097_152),
     "lora_runtime_updates": ("true", True),
     "lora_dir": ("/adapters", "/adapters"),
     "lora_hub": ("org/clerk@main", ("org/clerk@main",)),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from textmill_shard.engine.adapter_desk import AdapterDesk
 from textmill_shard.engine.adapter_reader import AdapterReader, SoloGroup
 from textmill_shard.engine.engine import Engine
+from textmill_shard.engine.media_desk import MediaDesk
 from textmill_shard.engine.rank_channel import RankChannel, SoloChannel
 from textmill_shard.engine.row_sampling import RowSampler
 from textmill_shard.engine.status import ShardStatus
@@ -28,12 +29,13 @@ def make_engine(
     reader: AdapterReader | None = None,
     sampler: Sampler | None = None,
     matchers: MatcherFactory | None = None,
+    media: MediaDesk | None = None,
     lease_s: float = 60.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
     """Return an engine that no thread runs yet. Without `matchers` no request can have a grammar.
 
-    Without `reader` the adapters are those of `formula_adapters.py`.
+    Without `reader` the adapters are those of `formula_adapters.py`, and without `media` no prompt has images.
     """
     finish_rules = FinishRules(facts.eos_token_ids)
     grammars = GrammarSlots(matchers, finish_rules)
@@ -46,6 +48,7 @@ def make_engine(
         channel=channel or SoloChannel(),
         adapters=AdapterDesk(executor, reader or AdapterReader(read_shift, SoloGroup()), max_bytes=facts.adapter_bytes),
         status=status,
+        media=media,
         lease_s=lease_s,
         clock=clock,
     )

@@ -1,7 +1,8 @@
 """The real step loop over a model that is a formula: its next token follows from the tokens in its KV places.
 
 The pool of `PrefixRunner` keeps the token written to each place. A logit row reads its whole context back through the
-block table, so a wrong block, place, position or order gives another token than `next_token`.
+block table, so a wrong block, place, position or order gives another token than `next_token`. In the place of a
+placeholder the pool keeps the one number of the row that stands there, which the "tower" makes from a pixel.
 """
 
 import threading
@@ -12,7 +13,10 @@ from types import TracebackType
 import numpy as np
 import torch
 from textmill_shard.engine.adapter_reader import AdapterReader
-from textmill_shard.engine.rank_channel import RankChannel
+from textmill_shard.engine.media_desk import MediaDesk
+from textmill_shard.engine.media_rope import RopeRule
+from textmill_shard.engine.media_rows import OwnRows
+from textmill_shard.engine.rank_channel import RankChannel, SoloChannel
 from textmill_shard.engine.session import Outgoing, Session, StreamEnd
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import Runner, StepExecutor
@@ -103,7 +107,11 @@ class PrefixRunner:
         refusal = self.refuse(batch)
         if refusal is not None:
             raise refusal
-        for token, place in zip(batch.input_ids_T.tolist(), batch.kv_places_T.tolist(), strict=True):
+        tokens = batch.input_ids_T.tolist()
+        if batch.media is not None:
+            for index, row in zip(batch.media.places_m.tolist(), batch.media.rows_mD[:, 0].tolist(), strict=True):
+                tokens[index] = int(row)
+        for token, place in zip(tokens, batch.kv_places_T.tolist(), strict=True):
             self.pool[place // BLOCK_SIZE][place % BLOCK_SIZE] = token
         logits_TV = torch.zeros(len(batch.input_ids_T), self._vocab_size)
         starts = batch.query_starts.tolist()
@@ -146,13 +154,17 @@ class Shard:
         reader: AdapterReader | None = None,
         sampler: Sampler | None = None,
         matchers: MatcherFactory | None = None,
+        media: MediaDesk | None = None,
+        rope: RopeRule | None = None,
         lease_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`media` is the desk of a model with images, and `rope` its rule of rotary positions (`step_media.py`)."""
         self.gate = gate
         self.runner = PrefixRunner(num_blocks=facts.num_blocks, gate=gate)
         self.status = ShardStatus()
-        self.executor = StepExecutor(runner=runner or self.runner, facts=facts)
+        rows = None if media is None else OwnRows(media.store, channel or SoloChannel())
+        self.executor = StepExecutor(runner=runner or self.runner, facts=facts, media=rows, rope=rope)
         self.engine = make_engine(
             self.executor,
             facts,
@@ -161,6 +173,7 @@ class Shard:
             reader=reader,
             sampler=sampler,
             matchers=matchers,
+            media=media,
             lease_s=lease_s,
             clock=clock,
         )

@@ -5,7 +5,7 @@ state of a slot when a request takes the slot, and the mask of a grammar, which 
 begins.
 """
 
-# T tokens of the step, R rows, B blocks of the widest table, N rows that sample
+# T tokens of the step, R rows, B blocks of the widest table, N rows that sample, m tokens that take a row of an item
 
 from typing import Any
 
@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from textmill_shard.engine.media_rows import RowPiece, RowSource
 from textmill_shard.engine.upload import HostArray, Upload
-from textmill_shard.model.forward_batch import ForwardBatch, HostRows
+from textmill_shard.model.forward_batch import ForwardBatch, HostRows, MediaStep
 from textmill_shard.sampling.row_selection import Selection, StageRows, StepRows
-from textmill_shard.slots.plan import IdArray
+from textmill_shard.slots.plan import NO_IDS, IdArray
 from textmill_shard.slots.slot_table import SlotTable
 from textmill_shard.slots.step_composer import ComposedStep
 
@@ -32,12 +33,19 @@ class BatchBuilder:
         has_two_rope_tables: bool = False,
         has_encoder: bool = False,
         has_host_rows: bool = False,
+        media: RowSource | None = None,
+        has_span_ends: bool = False,
     ) -> None:
-        """`has_host_rows`: the layout cuts batches, and takes the numbers of the rows from the host (`HostRows`)."""
+        """`has_host_rows`: the layout cuts batches, and takes the numbers of the rows from the host (`HostRows`).
+
+        `media` is None for a model of text. `has_span_ends`: the tokens of an uncut range see one another.
+        """
         self._block_size = block_size
         self._has_two_rope_tables = has_two_rope_tables
         self._has_encoder = has_encoder
         self._has_host_rows = has_host_rows
+        self._media = media
+        self._has_span_ends = has_span_ends
         self._device = device
         self._row_numbers = np.arange(
             1
@@ -52,20 +60,34 @@ class BatchBuilder:
         arrays = self._decode_arrays(table, step) if step.is_decode else self._mixed_arrays(table, step)
         if table.num_adapted and (adapters_R := table.adapters[step.slots_R]).any():
             arrays["adapters_R"] = adapters_R
+        pieces: list[RowPiece] = []
+        if self._media is not None and not step.is_decode and table.num_with_media:
+            pieces, places_m = _find_pieces(table, step)
+            if pieces:
+                arrays["media_places_m"] = places_m
+        if table.num_roped:
+            arrays["rope_positions_3T"] = _rope_positions(table, step)
+        if self._has_span_ends and not step.is_decode and table.has_uncut[step.slots_R].any():
+            arrays["span_ends_T"] = _span_ends(table, step)
         upload = upload or Upload(self._device)
         numbers = {name: upload.add(values) for name, values in arrays.items()}
         upload.send()
+        media = None
+        if self._media is not None and pieces:
+            rows = self._media.take(pieces)
+            media = MediaStep(upload.tensor(numbers.pop("media_places_m")), rows.rows_nD, rows.deepstack_knD)
         is_single = step.is_decode
         on_host = None
         if self._has_host_rows:
-            starts, rows = arrays["query_starts"].tolist(), arrays["logit_rows_N"].tolist()
-            on_host = HostRows(query_starts=tuple(starts), logit_rows=tuple(rows))
+            starts, logit_rows = arrays["query_starts"].tolist(), arrays["logit_rows_N"].tolist()
+            on_host = HostRows(query_starts=tuple(starts), logit_rows=tuple(logit_rows))
         tensors: dict[str, Any] = {name: upload.tensor(number) for name, number in numbers.items()}
         return ForwardBatch(
             **tensors,
             max_query_len=1 if is_single else int(step.counts_R.max()),
             max_context_len=int(step.starts_R.max()) + 1 if is_single else int((step.starts_R + step.counts_R).max()),
             on_host=on_host,
+            media=media,
         )
 
     def _mixed_arrays(self, table: SlotTable, step: ComposedStep) -> dict[str, HostArray]:
@@ -167,3 +189,41 @@ def _gather_tokens(table: SlotTable, step: ComposedStep, query_starts_R: IdArray
         piece = table.tokens_of(int(step.slots_R[row]), start=start, end=start + count)
         input_ids_T[first : first + count] = piece
     return input_ids_T
+
+
+def _find_pieces(table: SlotTable, step: ComposedStep) -> tuple[list[RowPiece], IdArray]:
+    """Return the rows of items that the step reads, and the indices `[m]` into T of the tokens that take them."""
+    pieces: list[RowPiece] = []
+    places: list[IdArray] = [NO_IDS]
+    query_start = 0
+    for slot, start, count in zip(step.slots_R.tolist(), step.starts_R.tolist(), step.counts_R.tolist(), strict=True):
+        for span in table.admit_of(slot).media if start < table.num_prompt[slot] else ():
+            first, end = max(span.start, start), min(span.end, start + count)
+            if first < end:
+                pieces.append(RowPiece(span.digest, span.first_row + first - span.start, end - first))
+                places.append(np.arange(first, end) + (query_start - start))
+        query_start += count
+    return pieces, np.concatenate(places)
+
+
+def _rope_positions(table: SlotTable, step: ComposedStep) -> IdArray:
+    """Return the rotary positions `[3, T]` of a step with a slot whose positions are not its indices."""
+    if step.is_decode:
+        positions_R = step.starts_R + table.rope_deltas[step.slots_R]
+        return np.tile(positions_R, (3, 1))
+    rows = zip(step.slots_R.tolist(), step.starts_R.tolist(), step.counts_R.tolist(), strict=True)
+    parts = [table.rope_positions(slot, start=start, end=start + count) for slot, start, count in rows]
+    return np.concatenate(parts, axis=1)
+
+
+def _span_ends(table: SlotTable, step: ComposedStep) -> npt.NDArray[np.int32]:
+    """Return for each token `[T]` the end, in its request, of the uncut range that holds the token, or 0."""
+    ends_T = np.zeros(step.num_tokens, dtype=np.int32)
+    query_start = 0
+    for slot, start, count in zip(step.slots_R.tolist(), step.starts_R.tolist(), step.counts_R.tolist(), strict=True):
+        for tokens in table.uncut_of(slot):
+            first, end = max(tokens.start, start), min(tokens.end, start + count)
+            if first < end:
+                ends_T[query_start + first - start : query_start + end - start] = tokens.end
+        query_start += count
+    return ends_T

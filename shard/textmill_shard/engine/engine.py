@@ -9,7 +9,7 @@ step before.
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -24,11 +24,13 @@ from textmill_shard.engine.events import (
     Arrival,
     EngineEvent,
     GrammarCompiled,
+    ItemComputed,
     PlanArrived,
     SessionClosed,
     SessionOpened,
     Stop,
 )
+from textmill_shard.engine.media_desk import NOTHING, MediaDesk, MediaTurn
 from textmill_shard.engine.memory_faults import NO_ROOM, free_device_memory, is_out_of_memory
 from textmill_shard.engine.rank_channel import RankChannel, RankEntry
 from textmill_shard.engine.result_builder import build_result, rate_prompts
@@ -46,6 +48,7 @@ from textmill_shard.slots.step_composer import ComposedStep, split_step
 
 log = logging.getLogger(__name__)
 
+TOWER_LIMIT_S = 30.0  # in which the tower of a GPU computes an image
 IDLE_TURN_S = 0.5  # an idle loop wakes as often, to look at the lease and to send the other ranks a sign of life
 
 
@@ -68,8 +71,8 @@ class Engine:
     """Owns the epoch and the slots of rank 0.
 
     Any thread may call `open_session`, `close_session`, `submit_plan`, `load_adapter`, `unload_adapter` and `stop`.
-    Their events take effect in the thread of `run`, which runs all other code but `_on_grammar_compiled` and
-    `_on_adapter_read`.
+    Their events take effect in the thread of `run`, which runs all other code but `_on_grammar_compiled`,
+    `_on_item_computed` and `_on_adapter_read`. Any thread may use `media.store`.
     """
 
     def __init__(
@@ -83,8 +86,11 @@ class Engine:
         adapters: AdapterDesk,
         status: ShardStatus,
         lease_s: float,
+        media: MediaDesk | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`media` is None for a model of text."""
+        self.media = media
         self._executor = executor
         self._row_sampler = row_sampler
         self._grammars = grammars
@@ -115,6 +121,8 @@ class Engine:
                 return None
             self._epoch += 1
             session = self._live = Session(self._epoch, self._clock)
+            if self.media is not None:
+                self.media.store.end_leases()  # of the router before; the new one has heard no Hello yet
         self._inbox.put(SessionOpened(session))
         return session
 
@@ -152,6 +160,9 @@ class Engine:
     def _on_grammar_compiled(self) -> None:
         self._inbox.put(GrammarCompiled())
 
+    def _on_item_computed(self) -> None:
+        self._inbox.put(ItemComputed())
+
     def _on_adapter_read(self, outcomes: Sequence[ReadOutcome]) -> None:
         self._inbox.put(AdapterRead(outcomes))
 
@@ -178,6 +189,8 @@ class Engine:
             raise
         finally:
             self._adapters.close()
+            if self.media is not None:
+                self.media.close()
         self._end_epoch(EndReason.STOPPING, "the shard is stopping")
         self._send_entry(is_stop=True)
 
@@ -195,8 +208,8 @@ class Engine:
         return False
 
     def _handle(self, event: Arrival) -> None:
-        if isinstance(event, GrammarCompiled):
-            return  # the event has woken the loop, and `_turn` asks for the grammars that are ready
+        if isinstance(event, GrammarCompiled | ItemComputed):
+            return  # the event has woken the loop, and `_turn` asks for what is ready
         if isinstance(event, AdapterEvent):
             self._handle_adapter(event)
             return
@@ -223,6 +236,8 @@ class Engine:
         self._session = session
         self._executor.begin_epoch()
         self._grammars.reset()
+        if self.media is not None:
+            self.media.reset()
         self._status.begin_epoch()
         self._step_number = 0
         self._held_result = None
@@ -266,6 +281,8 @@ class Engine:
             self._row_sampler.admit(admit)
             if admit.grammar is not None:
                 self._grammars.begin(admit, self._on_grammar_compiled)
+            if self.media is not None and admit.media and admit.slot not in self._executor.media_faults:
+                self.media.admit(admit)
         self._status.report_plan(event.plan.number)
         self._is_plan_unacknowledged = True
         if self._channel.needs_plans:
@@ -281,11 +298,14 @@ class Engine:
         composed_ns = time.monotonic_ns()
         released_slots = self._grammars.take_compiled(self._executor.table)
         self._executor.release(released_slots)
-        self._send_entry(released_slots=released_slots)
+        media_turn = self._turn_media()
+        self._send_entry(released_slots=released_slots, ready=media_turn.ready)
         step = self._executor.compose()
         session = self._session
         if session is None:
             return False
+        if media_turn.faults:
+            self._fail_media(media_turn.faults, session)
         if step.is_empty:
             self._send_held()
             if self._is_plan_unacknowledged or len(step.starved_slots):
@@ -294,6 +314,28 @@ class Engine:
             return False
         self._run_step(step, session, composed_ns)
         return True
+
+    def _turn_media(self) -> MediaTurn:
+        """Let slots go on whose rows are ready, and return them, with the slots whose images have failed."""
+        if self.media is None:
+            return NOTHING
+        if self.media.runs_tower_here:
+            self._status.progress.expect(TOWER_LIMIT_S)
+        executor = self._executor
+        turn = self.media.turn(executor.table, reach=executor.max_step_tokens, wake=self._on_item_computed)
+        executor.set_ready(turn.ready.keys(), turn.ready.values())
+        return MediaTurn(turn.ready, (*turn.faults, *executor.take_media_faults())) if executor.media_faults else turn
+
+    def _fail_media(self, faults: Sequence[SlotError], session: Session) -> None:
+        """End the requests of slots whose images have failed, in a result of its own.
+
+        Such a slot is in no step, because it computes no token of the image. The entry that tells the other ranks of
+        its admission has been sent, and the next one tells them of its end.
+        """
+        self._send_held()
+        self._is_plan_unacknowledged = False
+        session.send(StepResult(step=0, plan_applied=self._executor.plan_applied, errors=tuple(faults)))
+        self._end_slots([fault.slot for fault in faults])
 
     def _run_step(self, step: ComposedStep, session: Session, composed_ns: int) -> None:
         """Run a step. A step that runs out of memory runs again in halves, down to the row that has no room alone."""
@@ -413,7 +455,9 @@ class Engine:
         self._executor.end(slots)
         self._entry_ended += slots
 
-    def _send_entry(self, *, released_slots: Sequence[int] = (), is_stop: bool = False) -> None:
+    def _send_entry(
+        self, *, released_slots: Sequence[int] = (), ready: Mapping[int, int] = NOTHING.ready, is_stop: bool = False
+    ) -> None:
         """Tell the other ranks what this rank is about to execute (rule 24)."""
         self._channel.send(
             RankEntry(
@@ -424,6 +468,8 @@ class Engine:
                 plans=tuple(self._entry_plans),
                 released_slots=np.array(released_slots, dtype=np.int64),
                 adapter_orders=self._adapters.take_orders(),
+                ready_slots=np.array([*ready], dtype=np.int64),
+                ready_until=np.array([*ready.values()], dtype=np.int64),
             )
         )
         self._is_entry_epoch_new = False

@@ -49,10 +49,15 @@ class AdapterRead:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemComputed:
+    """The tower has run, so that the loop looks which slot may go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """The loop returns at the next step boundary."""
 
 
 AdapterEvent: TypeAlias = LoadWanted | UnloadWanted | AdapterRead
-Arrival: TypeAlias = SessionOpened | SessionClosed | PlanArrived | GrammarCompiled | AdapterEvent
+Arrival: TypeAlias = SessionOpened | SessionClosed | PlanArrived | GrammarCompiled | ItemComputed | AdapterEvent
 EngineEvent: TypeAlias = Arrival | Stop

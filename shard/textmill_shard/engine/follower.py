@@ -63,6 +63,7 @@ class Follower:
         for data in entry.plans:
             executor.apply(self._read_plan(data))
         executor.release(entry.released_slots.tolist())
+        executor.set_ready(entry.ready_slots.tolist(), entry.ready_until.tolist())
         step = executor.compose()
         if step.is_empty:
             return

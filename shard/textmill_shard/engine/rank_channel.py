@@ -22,7 +22,7 @@ from textmill_shard.slots.plan import NO_IDS, IdArray
 CHANNEL_TIMEOUT_S = (
     600.0  # rank 0 sends an entry every second or sooner, and the connection of a dead rank closes at once
 )
-_HEADER_INTS = 7
+_HEADER_INTS = 8
 
 
 class OrderKind(Enum):
@@ -47,7 +47,8 @@ class AdapterOrder:
 class RankEntry:
     """What a rank executes.
 
-    First the new epoch, then the ended slots, the orders about adapters, the plans, the released slots and one step.
+    First the new epoch, then the ended slots, the orders about adapters, the plans, the released slots, the slots whose
+    rows are ready and one step.
     """
 
     step: int  # number of the step, if the step has rows
@@ -59,6 +60,8 @@ class RankEntry:
         default_factory=lambda: NO_IDS
     )  # may sample from now on, because their grammars are ready
     adapter_orders: tuple[AdapterOrder, ...] = ()
+    ready_slots: IdArray = field(default_factory=lambda: NO_IDS)  # may compute further, because rows of items are there
+    ready_until: IdArray = field(default_factory=lambda: NO_IDS)  # parallel: tokens that these slots may compute
 
 
 class RankChannel(Protocol):
@@ -84,6 +87,13 @@ class RankChannel(Protocol):
         """
         ...
 
+    def share_tensor(self, tensor: torch.Tensor) -> None:
+        """Give each follower the values that rank 0 has. A follower hands in a tensor of equal shape, type and device.
+
+        All ranks call this in equal order. The values of a follower's tensor are replaced.
+        """
+        ...
+
 
 class SoloChannel:
     """The channel of a rank without followers."""
@@ -99,9 +109,15 @@ class SoloChannel:
     def share_tokens(self, tokens_N: IdArray) -> IdArray:
         return tokens_N
 
+    def share_tensor(self, tensor: torch.Tensor) -> None:
+        """Do nothing, because there is no follower."""
+
 
 class GlooChannel:
-    """Broadcasts over a process group of CPUs: a header of fixed size, then the payload unless it is empty."""
+    """Broadcasts over a process group of CPUs: a header of fixed size, then the payload unless it is empty.
+
+    Tensors of a GPU go over the group of the model, which all ranks have joined.
+    """
 
     needs_plans = True
 
@@ -129,28 +145,34 @@ class GlooChannel:
         dist.broadcast(tokens, src=0, group=self._group)
         return tokens.numpy()
 
+    def share_tensor(self, tensor: torch.Tensor) -> None:
+        dist.broadcast(tensor, src=0, group=self._group if tensor.device.type == "cpu" else None)
+
 
 def pack_entry(entry: RankEntry) -> tuple[list[int], bytes]:
     """Return the header and the payload of an entry.
 
     The last number of the header is the length of the payload in bytes. The payload holds the slots as little-endian
-    u32, then each order about adapters and each plan after its own length.
+    u32, the bounds of the ready slots as i64, then each order about adapters and each plan after its own length.
     """
-    parts = [np.concatenate([entry.ended_slots, entry.released_slots]).astype("<u4").tobytes()]
+    parts = [np.concatenate([entry.ended_slots, entry.released_slots, entry.ready_slots]).astype("<u4").tobytes()]
+    parts.append(entry.ready_until.astype("<i8").tobytes())
     orders = [_pack_order(order) for order in entry.adapter_orders]
     for piece in (*orders, *entry.plans):
         parts += [struct.pack("<I", len(piece)), piece]
     payload = b"".join(parts)
     flags = (int(entry.is_new_epoch), int(entry.is_stop))
-    counts = (len(entry.ended_slots), len(entry.released_slots), len(orders))
+    counts = (len(entry.ended_slots), len(entry.released_slots), len(entry.ready_slots), len(orders))
     return [entry.step, *flags, *counts, len(payload)], payload
 
 
 def unpack_entry(header: Sequence[int], payload: bytes) -> RankEntry:
     """Return the entry that `pack_entry` has packed."""
-    step, is_new_epoch, is_stop, num_ended, num_released, num_orders, _ = header
-    place = 4 * (num_ended + num_released)
+    step, is_new_epoch, is_stop, num_ended, num_released, num_ready, num_orders, _ = header
+    place = 4 * (num_ended + num_released + num_ready)
     slots = np.frombuffer(payload[:place], dtype="<u4").astype(np.int64)
+    ready_until = np.frombuffer(payload[place : place + 8 * num_ready], dtype="<i8").astype(np.int64)
+    place += 8 * num_ready
     pieces = []
     while place < len(payload):
         (length,) = struct.unpack_from("<I", payload, place)
@@ -162,7 +184,9 @@ def unpack_entry(header: Sequence[int], payload: bytes) -> RankEntry:
         is_stop=bool(is_stop),
         ended_slots=slots[:num_ended],
         plans=tuple(pieces[num_orders:]),
-        released_slots=slots[num_ended:],
+        released_slots=slots[num_ended : num_ended + num_released],
+        ready_slots=slots[num_ended + num_released :],
+        ready_until=ready_until,
         adapter_orders=tuple(_unpack_order(piece) for piece in pieces[:num_orders]),
     )
 

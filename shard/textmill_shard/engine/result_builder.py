@@ -10,6 +10,7 @@ import torch
 
 from textmill_shard.engine.row_sampling import DrawnRows
 from textmill_shard.engine.step_executor import PromptStretch
+from textmill_shard.sampling.logprobs import PromptLogprobs
 from textmill_shard.sampling.logprobs import TopTokens as Alternatives
 from textmill_shard.sampling.logprobs import prompt_logprobs as rate_tokens
 from textmill_shard.slots.plan import (
@@ -23,6 +24,8 @@ from textmill_shard.slots.plan import (
     TopTokens,
 )
 from textmill_shard.slots.step_composer import ComposedStep
+
+NO_TOP = Alternatives(ids=np.zeros(0, dtype=np.uint32), logprobs=np.zeros(0, dtype=np.float32))
 
 
 def build_result(
@@ -112,7 +115,7 @@ def rate_prompts(
             message = f"prompt log-probabilities failed: {type(error).__name__}: {error}"
             errors.append(SlotError(stretch.slot, stretch.request_id, SlotErrorCode.INTERNAL, message))
             continue
-        if np.isfinite(piece.logprobs).all():
+        if np.isfinite(_rated(piece.logprobs, stretch)).all():
             pieces.append(piece)
         else:
             message = "the model gave logits that are not finite for the prompt"
@@ -124,6 +127,8 @@ def _rate_prompt(stretch: PromptStretch, project: Callable[[torch.Tensor, int], 
     prompt = rate_tokens(
         lambda hidden_nD: project(hidden_nD, stretch.adapter), stretch.hidden_TD, stretch.targets_T, stretch.top_n
     )
+    if stretch.is_placeholder_T is not None:
+        prompt = _without_placeholders(prompt, stretch.is_placeholder_T)
     no_floats = np.zeros(0, dtype=np.float32)
     return SlotPromptLogprobs(
         slot=stretch.slot,
@@ -134,3 +139,14 @@ def _rate_prompt(stretch: PromptStretch, project: Callable[[torch.Tensor, int], 
         top_ids=np.concatenate([NO_IDS, *(top.ids.astype(np.int64) for top in prompt.top)]),
         top_logprobs=np.concatenate([no_floats, *(top.logprobs for top in prompt.top)]),
     )
+
+
+def _rated(logprobs_T: FloatArray, stretch: PromptStretch) -> FloatArray:
+    """Return the log-probabilities of the targets that the model predicts."""
+    return logprobs_T if stretch.is_placeholder_T is None else logprobs_T[~stretch.is_placeholder_T]
+
+
+def _without_placeholders(found: PromptLogprobs, is_placeholder_T: npt.NDArray[np.bool_]) -> PromptLogprobs:
+    """Return NaN, and no alternatives, at the placeholders of images, which stand for no token of the vocabulary."""
+    top = tuple(NO_TOP if is_none else each for each, is_none in zip(found.top, is_placeholder_T, strict=False))
+    return PromptLogprobs(np.where(is_placeholder_T, np.float32(np.nan), found.logprobs), top)

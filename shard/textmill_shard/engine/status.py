@@ -40,6 +40,8 @@ class ShardStatus:
         self._snapshot = StatusSnapshot()
         self._step_began_s = 0.0
         self._num_memory_faults = 0
+        self._media_bytes = 0
+        self._num_media_encodes = 0
         self.progress = Progress(clock)
 
     @property
@@ -85,6 +87,14 @@ class ShardStatus:
         """Note that a step, or a part of one, ran out of memory."""
         self._num_memory_faults += 1
 
+    def report_media_bytes(self, num_bytes: int) -> None:
+        """Note the bytes of the images that are kept. Any thread may call this."""
+        self._media_bytes = num_bytes
+
+    def report_media_encode(self) -> None:
+        """Note that the tower has made the rows of an image."""
+        self._num_media_encodes += 1
+
     def heartbeat(self) -> Heartbeat:
         """Return the heartbeat for the router."""
         snapshot = self._snapshot
@@ -94,6 +104,8 @@ class ShardStatus:
             plan_applied=snapshot.plan_applied,
             overdue_ms=self.overdue_ms(),
             num_memory_faults=self._num_memory_faults,
+            media_bytes=self._media_bytes,
+            num_media_encodes=self._num_media_encodes,
         )
 
     @property

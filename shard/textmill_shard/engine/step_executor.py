@@ -6,20 +6,25 @@ executor on rank 0, and `follower.py` on the other ranks.
 
 # T tokens of the step, R rows, N rows that sample, V vocabulary, D width of the hidden states
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from textmill_shard.engine.batch_builder import BatchBuilder
+from textmill_shard.engine.media_rope import RopeRule
+from textmill_shard.engine.media_rows import RowSource
 from textmill_shard.engine.upload import Upload
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, PreparedAdapter
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
-from textmill_shard.slots.plan import Budget, IdArray, Plan, ShardFacts
+from textmill_shard.model.media import MediaFault
+from textmill_shard.slots.plan import Admit, Budget, IdArray, Plan, ShardFacts, SlotError, SlotErrorCode
 from textmill_shard.slots.plan_check import check_plan
-from textmill_shard.slots.slot_table import SlotTable
+from textmill_shard.slots.slot_table import RopeRow, SlotTable, TokenRange
 from textmill_shard.slots.step_composer import ComposedStep, compose_step
 
 
@@ -50,20 +55,28 @@ class PromptStretch:
     hidden_TD: torch.Tensor
     top_n: int
     adapter: int  # place of the row's adapter, 0 = none
+    is_placeholder_T: npt.NDArray[np.bool_] | None = None  # targets that stand for images, which nothing predicts
 
 
 class StepExecutor:
     """Slot table, budget and model of one rank. Only the thread of the step loop calls the executor."""
 
-    def __init__(self, *, runner: Runner, facts: ShardFacts) -> None:
+    def __init__(
+        self, *, runner: Runner, facts: ShardFacts, media: RowSource | None = None, rope: RopeRule | None = None
+    ) -> None:
+        """`media` gives the rows of images, None for a model of text. `rope` is None where positions are indices."""
         self._facts = facts
         self._runner = runner
+        self._rope = rope
+        self.media_faults: dict[int, str] = {}  # of slots admitted since the last look, which compute nothing
         self._builder = BatchBuilder(
             block_size=facts.block_size,
             device=runner.device,
             has_two_rope_tables=facts.rope_border > 0,
             has_encoder=bool(facts.decoder_prompt_ids),
             has_host_rows=facts.layout != "flat",
+            media=media,
+            has_span_ends=facts.uncut_spans or facts.uncut_prompts,
         )
         self._widest = Budget(facts.max_step_tokens, facts.max_step_tokens, facts.max_step_tokens)
         self._budget = self._widest
@@ -101,6 +114,7 @@ class StepExecutor:
     def begin_epoch(self) -> None:
         """Free all slots and forget the plans. The weights and the adapters stay (rule 21)."""
         self.table.reset()
+        self.media_faults.clear()
         self._budget = self._widest
         self.plan_applied = 0
 
@@ -122,8 +136,13 @@ class StepExecutor:
                 table.grant(extend.slot, extend.block_ids)
         for admit in plan.admits:
             table.admit(
-                admit, adapter=self._place_of_digest[admit.adapter_digest] if admit.adapter_digest else NO_ADAPTER
+                admit,
+                adapter=self._place_of_digest[admit.adapter_digest] if admit.adapter_digest else NO_ADAPTER,
+                uncut=self._uncut_of(admit),
+                rope=self._rope_of(admit),
             )
+            if admit.slot in self.media_faults:
+                table.set_ready(admit.slot, 0)
             if admit.copied_block_id is not None:
                 num_blocks, num_places = divmod(admit.num_cached_tokens, self._facts.block_size)
                 self._runner.copy_places(
@@ -143,6 +162,11 @@ class StepExecutor:
     def release(self, slots: Sequence[int]) -> None:
         """Let slots sample whose grammars are ready."""
         self.table.release(slots)
+
+    def set_ready(self, slots: Collection[int], until: Collection[int]) -> None:
+        """Let slots compute the tokens before `until`, because the rows of their items are there."""
+        for slot, bound in zip(slots, until, strict=True):
+            self.table.set_ready(slot, bound)
 
     def compose(self) -> ComposedStep:
         """Choose the rows of the next step."""
@@ -184,15 +208,20 @@ class StepExecutor:
                 end = min(start + length, len(admit.prompt_ids) - 1)
                 if first < end:
                     rows = slice(query_start + first - start, query_start + end - start)
+                    targets_T = admit.prompt_ids[first + 1 : end + 1]
+                    is_placeholder_T = admit.is_placeholder_P[first + 1 : end + 1] if admit.media else None
+                    if is_placeholder_T is not None:
+                        targets_T = np.where(is_placeholder_T, 0, targets_T)
                     stretches.append(
                         PromptStretch(
                             slot=slot,
                             request_id=admit.request_id,
                             start=first + 1,
-                            targets_T=self._builder.to_device(admit.prompt_ids[first + 1 : end + 1]),
+                            targets_T=self._builder.to_device(targets_T),
                             hidden_TD=hidden_TD[rows],
                             top_n=admit.prompt_top_n_tokens,
                             adapter=int(self.table.adapters[slot]),
+                            is_placeholder_T=is_placeholder_T,
                         )
                     )
             query_start += length
@@ -201,6 +230,34 @@ class StepExecutor:
     def append(self, slots_N: IdArray, tokens_N: IdArray) -> None:
         """Take in the tokens that rank 0 sampled."""
         self.table.append(slots_N, tokens_N)
+
+    def take_media_faults(self) -> list[SlotError]:
+        """Return the slots admitted since the last call whose images do not fit the prompt. They compute nothing."""
+        faults, self.media_faults = self.media_faults, {}
+        return [
+            SlotError(slot, self.table.admit_of(slot).request_id, SlotErrorCode.MEDIA, message)
+            for slot, message in faults.items()
+        ]
+
+    @property
+    def max_step_tokens(self) -> int:
+        """The most tokens of a step now."""
+        return self._budget.max_step_tokens
+
+    def _uncut_of(self, admit: Admit) -> tuple[TokenRange, ...]:
+        """Return the ranges of the prompt whose tokens see one another, so that a step computes all or none of them."""
+        if self._facts.uncut_prompts:
+            return (TokenRange(0, len(admit.prompt_ids)),)
+        return tuple(TokenRange(span.start, span.end) for span in admit.media) if self._facts.uncut_spans else ()
+
+    def _rope_of(self, admit: Admit) -> RopeRow | None:
+        if self._rope is None or not admit.media:
+            return None
+        try:
+            return self._rope(admit)
+        except MediaFault as fault:
+            self.media_faults[admit.slot] = str(fault)
+            return None
 
     def _wants_hidden(self, step: ComposedStep) -> bool:
         if step.is_decode:

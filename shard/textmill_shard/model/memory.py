@@ -36,6 +36,7 @@ class KvMemoryOptions:
     )
     max_kv_tokens: int | None = None  # the most places of the cache; None = no such limit
     adapter_bytes: int | None = 0  # set aside on this rank; None = ADAPTER_SHARE of the bytes for the cache
+    media_bytes: int = 0  # set aside for images, beside the cache that `memory_fraction` gives
     num_sharing: int = 1  # ranks that share the memory of a CPU
 
 
@@ -75,7 +76,7 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
             - runner.facts.state_bytes
             - step_bytes
         )
-        kv_bytes = min(allowed, free_memory_bytes(runner.device) // num_sharing - step_bytes)
+        kv_bytes = min(allowed, free_memory_bytes(runner.device) // num_sharing - step_bytes) - options.media_bytes
         adapter_bytes = _adapter_bytes(runner, options, kv_bytes)
         kv_bytes -= adapter_bytes
         source = f"--memory-fraction {fraction} of {memory_bytes} bytes"
@@ -90,7 +91,7 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
         raise NotEnoughMemory(
             f"{source} leaves {max(kv_bytes, 0)} bytes for the KV cache, two blocks take {2 * bytes_per_block} "
             f"(weights {runner.facts.weight_bytes}, a step of {options.max_step_tokens} tokens {step_bytes}, "
-            f"adapters {adapter_bytes})"
+            f"adapters {adapter_bytes}, images {options.media_bytes})"
         )
     plan = KvMemoryPlan(
         num_blocks=num_blocks,
@@ -111,6 +112,7 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
             "step_s": round(plan.step_s, 3),
             "kv_bytes": plan.kv_bytes,
             "adapter_bytes": plan.adapter_bytes,
+            "media_bytes": options.media_bytes,
         },
     )
     return plan

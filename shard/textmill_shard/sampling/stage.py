@@ -14,7 +14,8 @@ from textmill_shard.slots.sampling_params import SamplingParams
 class SlotText:
     """The ids of a request when a slot admits the request.
 
-    The prompt has at least one id. Where the model has an encoder, the ids that the encoder reads are not among these.
+    Where the model has an encoder, the ids that the encoder reads are not among these. Placeholders of images are not
+    among these either, so that a prompt of images alone has no id.
     """
 
     prompt_ids: IdArray

@@ -52,7 +52,7 @@ class Watermark:
         return params.watermark
 
     def admit(self, slot: int, params: SamplingParams, tokens: SlotText) -> None:
-        self._last_ids_S[slot] = int([*tokens.prompt_ids[-1:], *tokens.output_ids[-1:]][-1])
+        self._last_ids_S[slot] = int([0, *tokens.prompt_ids[-1:], *tokens.output_ids[-1:]][-1])
 
     def apply(self, scores_NV: Tensor, rows: StageRows) -> None:
         ids_1V = torch.arange(scores_NV.shape[-1], device=scores_NV.device).unsqueeze(0)

@@ -19,6 +19,9 @@ from textmill_proto.v1 import shard_pb2_grpc
 
 from textmill_shard.engine.adapter_desk import AdapterHeld, UnknownAdapter
 from textmill_shard.engine.engine import Engine
+from textmill_shard.engine.media_desk import MediaDesk
+from textmill_shard.engine.media_put import IncomingItem, MediaRefused, check_header
+from textmill_shard.engine.media_store import NoMediaRoom
 from textmill_shard.engine.session import EndReason, Session, StreamEnd
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.model.adapter import AdapterRefused, AdapterTooLarge
@@ -29,6 +32,7 @@ from textmill_shard.server.wire import (
     facts_to_wire,
     heartbeat_to_wire,
     hello_to_wire,
+    media_header_from_wire,
     plan_from_wire,
     rejection_to_wire,
     result_to_wire,
@@ -38,7 +42,8 @@ from textmill_shard.slots.plan_check import PlanRejected
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # rule 4
 HEARTBEAT_S = 1.0
-NUM_THREADS = 12  # one writes the stream, the others answer Health, Info, refused streams and calls about adapters
+# One writes the stream, the others answer Health, Info, refused streams and calls about adapters and images.
+NUM_THREADS = 16
 MAX_ADAPTER_CALLS = 4  # loads that wait, each in a thread
 ADAPTER_TIMEOUT_S = 120.0  # of a load whose caller sets no deadline
 _Answer = TypeVar("_Answer")
@@ -123,12 +128,23 @@ class ShardService(shard_pb2_grpc.ShardServicer):
         return pb.UnloadAdapterAnswer()
 
     def HasMedia(self, request: pb.MediaDigests, context: grpc.ServicerContext) -> pb.MediaDigests:
-        """End with UNIMPLEMENTED, because the model takes no items."""
-        abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_MEDIA)
+        """Answer with those of the digests whose items are kept, and renew their leases."""
+        desk = self._media_desk(context)
+        return pb.MediaDigests(digests=desk.store.kept(request.digests))
 
     def Put(self, request_iterator: Iterator[pb.MediaPart], context: grpc.ServicerContext) -> pb.PutAnswer:
-        """End with UNIMPLEMENTED, because the model takes no items."""
-        abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_MEDIA)
+        """Keep an item.
+
+        Ends with INVALID_ARGUMENT for what is no item of the model, and with RESOURCE_EXHAUSTED where other items that
+        are needed leave no room now.
+        """
+        desk = self._media_desk(context)
+        try:
+            return pb.PutAnswer(was_kept=take_item(request_iterator, desk))
+        except MediaRefused as refused:
+            abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(refused))
+        except NoMediaRoom as full:
+            abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(full))
 
     def Run(self, request_iterator: Iterator[pb.ToShard], context: grpc.ServicerContext) -> Iterator[pb.FromShard]:
         """Serve a stream to its end.
@@ -184,6 +200,14 @@ class ShardService(shard_pb2_grpc.ShardServicer):
                 next_beat_s = time.monotonic() + HEARTBEAT_S
                 yield heartbeat_to_wire(epoch, self._status.heartbeat())
 
+    def _media_desk(self, context: grpc.ServicerContext) -> MediaDesk:
+        loaded = self._require_loaded(context)
+        if loaded.engine is None and loaded.facts.media_kinds:
+            abort(context, grpc.StatusCode.FAILED_PRECONDITION, f"rank {loaded.facts.rank} keeps nothing, rank 0 does")
+        if loaded.engine is None or loaded.engine.media is None:
+            abort(context, grpc.StatusCode.UNIMPLEMENTED, _NO_MEDIA)
+        return loaded.engine.media
+
     def _engine_of_adapters(self, context: grpc.ServicerContext) -> Engine:
         loaded = self._require_loaded(context)
         if loaded.engine is None:
@@ -218,6 +242,30 @@ def _read(messages: Iterator[pb.ToShard], engine: Engine, session: Session) -> N
     except grpc.RpcError:
         pass  # the stream broke off, which also ends the session below and in the callback of the stream
     engine.close_session(session, EndReason.ROUTER_LEFT, "the router closed its side of the stream")
+
+
+def take_item(parts: Iterator[pb.MediaPart], desk: MediaDesk) -> bool:
+    """Keep the item whose header and bytes come, and return whether the desk had the item before.
+
+    Raises MediaRefused and NoMediaRoom.
+    """
+    first = next(parts, None)
+    if first is None or not first.HasField("header"):
+        raise MediaRefused("the first message of an item is its header")
+    header = media_header_from_wire(first.header)
+    check_header(header, desk.facts, max_bytes=desk.store.max_bytes // 2)
+    if desk.store.kept([header.digest]):
+        return True
+    item = IncomingItem(header, desk.store)
+    try:
+        for part in parts:
+            if not part.HasField("data"):
+                raise MediaRefused("an item has one header, and then bytes")
+            item.write(part.data)
+        item.finish()
+    finally:
+        item.abandon()
+    return False
 
 
 def _result_of(answer: Future[_Answer], context: grpc.ServicerContext) -> _Answer:

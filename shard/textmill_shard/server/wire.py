@@ -10,6 +10,7 @@ from textmill_proto import PROTOCOL_VERSION
 from textmill_proto.v1 import shard_pb2 as pb
 
 from textmill_shard.engine.adapter_desk import LoadedAdapter
+from textmill_shard.engine.media_put import MediaHeader, TensorHeader
 from textmill_shard.slots.plan import (
     NO_IDS,
     Admit,
@@ -209,6 +210,12 @@ def facts_to_wire(facts: ShardFacts) -> pb.ShardInfo:
         uncut_spans=facts.uncut_spans,
         uncut_prompts=facts.uncut_prompts,
     )
+
+
+def media_header_from_wire(message: pb.MediaHeader) -> MediaHeader:
+    """Read what an item is. The engine checks the header."""
+    tensors = (TensorHeader(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in message.tensors)
+    return MediaHeader(digest=message.digest, kind=message.kind, tensors=tuple(tensors), num_rows=message.num_rows)
 
 
 def adapter_to_wire(adapter: LoadedAdapter) -> pb.AdapterInfo:

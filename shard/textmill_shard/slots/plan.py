@@ -93,17 +93,20 @@ class Admit:
     @property
     def read_ids(self) -> IdArray:
         """The prompt tokens whose own embeddings the model reads, which are all but the placeholders of items."""
-        if not self.media:
-            return self.prompt_ids
-        is_read = np.ones(len(self.prompt_ids), dtype=bool)
+        return self.prompt_ids[~self.is_placeholder_P] if self.media else self.prompt_ids
+
+    @property
+    def is_placeholder_P(self) -> npt.NDArray[np.bool_]:
+        """For each token of the prompt, whether a row of an item stands in the place of its embedding."""
+        is_placeholder_P = np.zeros(len(self.prompt_ids), dtype=bool)
         for span in self.media:
-            is_read[span.start : span.end] = False
-        return self.prompt_ids[is_read]
+            is_placeholder_P[span.start : span.end] = True
+        return is_placeholder_P
 
     @property
     def text_ids(self) -> IdArray:
-        """The part of the prompt that the output continues, which is the prompt without the encoder's tokens."""
-        return self.prompt_ids[self.num_encoder_tokens :]
+        """The tokens of text that the output continues: the prompt without the encoder's tokens and placeholders."""
+        return self.read_ids[self.num_encoder_tokens :]
 
 
 @dataclass(frozen=True, slots=True)

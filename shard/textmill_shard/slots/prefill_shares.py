@@ -1,8 +1,12 @@
 """How the prefill tokens of a step are shared among several callers: by deficit round robin over tokens (rule 16)."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
+from typing import TypeAlias
+
+FitChunk: TypeAlias = Callable[[int, int, int, int], int]
+"""From row, tokens that the row has in this step already, tokens wanted and tokens free to the tokens of its chunk."""
 
 
 class PrefillShares:
@@ -24,16 +28,17 @@ class PrefillShares:
         callers: Sequence[int],
         weights: Sequence[float],
         num_open: Sequence[int],
-        num_least: Sequence[int],
         *,
         num_free: int,
         max_chunk_tokens: int,
+        fit: FitChunk | None = None,
     ) -> list[int]:
         """Return the tokens of each prefill in the next step. The sequences are parallel, in the order of admission.
 
-        `num_open` are the tokens that a prefill can compute, and `num_least` those that must come in one step, if any
-        come. Of `num_free` tokens each next chunk goes to the caller who has had least by weight, of equal callers to
-        the one whose first prefill came first, and there to the prefill that has fewest chunks of this step.
+        `num_open` are the tokens that a prefill can compute. `fit` is given where a prefill has tokens that must come
+        in one step, if any of them come. Of `num_free` tokens each next chunk goes to the caller who has had least by
+        weight, of equal callers to the one whose first prefill came first, and there to the prefill that has fewest
+        chunks of this step.
         """
         counts = [0] * len(callers)
         lines: dict[int, deque[int]] = {}
@@ -50,9 +55,10 @@ class PrefillShares:
             used, first_row, caller = heappop(turns)
             line = lines[caller]
             row = line.popleft()
-            chunk = max(max_chunk_tokens, num_least[row] - counts[row])
-            count = min(chunk, num_open[row] - counts[row], num_free)
-            if counts[row] + count >= num_least[row]:
+            count = min(max_chunk_tokens, num_open[row] - counts[row], num_free)
+            if fit is not None:
+                count = fit(row, counts[row], count, num_free)
+            if count:
                 counts[row] += count
                 num_free -= count
                 used += count / weights[row]

@@ -5,9 +5,10 @@ holds no sampling state and decides nothing. Other files read from it which toke
 where their K and V belong.
 """
 
-# S slots, B blocks of the widest table
+# S slots, B blocks of the widest table, P tokens of a prompt
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +16,24 @@ from textmill_shard.slots.plan import Admit, IdArray
 from textmill_shard.slots.prefill_shares import PrefillShares
 
 NOBODY = -1
+NO_BOUND = np.iinfo(np.int64).max
 _FIRST_TABLE_BLOCKS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRange:
+    """Tokens `start` to `end` - 1 of a request."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class RopeRow:
+    """The rotary positions of a prompt. The output token at index i has the position i + `delta` three times."""
+
+    positions_3P: IdArray
+    delta: int
 
 
 class SlotTable:
@@ -55,6 +73,11 @@ class SlotTable:
         self.is_long_rope = np.zeros(num_slots, dtype=bool)
         self.adapters = np.zeros(num_slots, dtype=np.int32)  # place of the request's adapter, 0 = none
         self.num_adapted = 0  # occupied slots with an adapter
+        self.num_with_media = 0  # occupied slots whose prompts have items
+        self.ready_until = np.full(num_slots, NO_BOUND)  # tokens whose rows are there may be computed (rule 33)
+        self.num_roped = 0  # occupied slots whose rotary positions are not their indices
+        self.rope_deltas = np.zeros(num_slots, dtype=np.int64)  # rotary position of an output token, less its index
+        self.has_uncut = np.zeros(num_slots, dtype=bool)  # has spans of tokens that one step computes (rule 16)
         self.was_starved = np.zeros(num_slots, dtype=bool)  # reported since the last grant (rule 13)
         self.block_tables_SB = np.full((num_slots, _FIRST_TABLE_BLOCKS), self._scratch_block, dtype=np.int32)
         self.num_holders = np.zeros(self.num_blocks, dtype=np.int32)  # tables that name a block
@@ -62,13 +85,24 @@ class SlotTable:
         self.write_indices = np.zeros(self.num_blocks, dtype=np.int64)  # index of the block in its writer's table
         self._tokens: list[IdArray | None] = [None] * num_slots
         self._admits: list[Admit | None] = [None] * num_slots
+        self._uncut: list[tuple[TokenRange, ...]] = [()] * num_slots
+        self._rope_positions: list[IdArray | None] = [None] * num_slots
         self._num_admitted = 0
         self.num_occupied = 0
 
-    def admit(self, admit: Admit, *, adapter: int = 0) -> None:
+    def admit(
+        self,
+        admit: Admit,
+        *,
+        adapter: int = 0,
+        uncut: tuple[TokenRange, ...] = (),
+        rope: RopeRow | None = None,
+    ) -> None:
         """Put a request into a free slot. `plan_check.py` has checked the message.
 
-        `adapter` is the place of the adapter that the message names, 0 where the message names none.
+        `adapter` is the place of the adapter that the message names, 0 where the message names none. `uncut` are the
+        ranges of tokens, in order, of which a step computes all or none. `rope` is None where rotary positions are
+        indices.
         """
         slot = admit.slot
         assert not self.is_occupied[slot], slot
@@ -104,6 +138,17 @@ class SlotTable:
         self.is_long_rope[slot] = admit.is_long_rope
         self.adapters[slot] = adapter
         self.num_adapted += adapter > 0
+        self.num_with_media += bool(admit.media)
+        self.ready_until[slot] = next(
+            (span.start for span in admit.media if span.end > admit.num_cached_tokens), NO_BOUND
+        )
+        if admit.num_encoder_tokens:
+            uncut = (TokenRange(0, admit.num_encoder_tokens), *uncut)
+        self.has_uncut[slot] = bool(uncut)
+        self._uncut[slot] = uncut
+        self.num_roped += rope is not None
+        self.rope_deltas[slot] = 0 if rope is None else rope.delta
+        self._rope_positions[slot] = None if rope is None else rope.positions_3P
         self.was_starved[slot] = False
         self.grant(slot, admit.block_ids)
 
@@ -128,6 +173,12 @@ class SlotTable:
         assert self.is_occupied[slot], slot
         self.num_occupied -= 1
         self.num_adapted -= int(self.adapters[slot] > 0)
+        self.num_with_media -= bool(self.admit_of(slot).media)
+        self.num_roped -= self._rope_positions[slot] is not None
+        self.ready_until[slot] = NO_BOUND
+        self.rope_deltas[slot] = 0
+        self._uncut[slot] = ()
+        self._rope_positions[slot] = None
         blocks = self.blocks_of(slot)
         self.num_holders[blocks] -= 1
         self.writers[blocks[self.writers[blocks] == slot]] = NOBODY
@@ -135,7 +186,7 @@ class SlotTable:
         for row in (self.num_tokens, self.num_computed, self.num_places, self.last_tokens, self.adapters):
             row[slot] = 0
         self.request_ids[slot] = 0
-        for mark in (self.is_occupied, self.is_prefilling, self.is_held, self.was_starved):
+        for mark in (self.is_occupied, self.is_prefilling, self.is_held, self.was_starved, self.has_uncut):
             mark[slot] = False
         self._tokens[slot] = None
         self._admits[slot] = None
@@ -155,6 +206,23 @@ class SlotTable:
         self.num_tokens[slots] += 1
         self.last_tokens[slots] = tokens
         self.is_prefilling[slots] = False
+
+    def set_ready(self, slot: int, until: int) -> None:
+        """Let a slot compute the tokens before `until`, because the rows of the items before are there (rule 33)."""
+        self.ready_until[slot] = until
+
+    def uncut_of(self, slot: int) -> tuple[TokenRange, ...]:
+        """Return the ranges of the occupant's tokens, in order, of which a step computes all or none (rule 16)."""
+        return self._uncut[slot]
+
+    def rope_positions(self, slot: int, *, start: int, end: int) -> IdArray:
+        """Return the rotary positions `[3, end - start]` of the occupant's tokens from `start` on."""
+        positions_3P = self._rope_positions[slot]
+        if positions_3P is None:
+            return np.broadcast_to(np.arange(start, end), (3, end - start))
+        num_prompt = positions_3P.shape[1]
+        behind = np.arange(max(start, num_prompt), max(end, num_prompt)) + self.rope_deltas[slot]
+        return np.concatenate([positions_3P[:, start:end], np.broadcast_to(behind, (3, len(behind)))], axis=1)
 
     def is_occupant(self, slot: int, request_id: int) -> bool:
         """Whether this request has this slot now."""

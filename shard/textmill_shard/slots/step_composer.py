@@ -4,8 +4,9 @@ Every slot that decodes has one token in the step. The prefills of one caller st
 pass gives each of them at most one chunk of the budget, a second pass gives away the rest. Several callers share the
 budget chunk by chunk (rule 16, `prefill_shares.py`). The last chunk of a prompt samples in its step. A slot whose
 places are used up is skipped, and reported once (rule 13). A slot whose grammar is not compiled yet leaves the last
-token of its prompt for a later step (rule 19). The tokens that an encoder reads are never cut: all of them are in one
-step, or the slot waits for the next step (rule 16).
+token of its prompt for a later step (rule 19). A slot computes up to the first image whose rows are not there yet (rule
+33). Some ranges of tokens, such as the text that an encoder reads, are never cut: all of a range is in one step, or the
+slot waits for a later step (rule 16).
 """
 
 # R rows of the step
@@ -18,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from textmill_shard.slots.plan import NO_IDS, Budget, IdArray
-from textmill_shard.slots.slot_table import SlotTable
+from textmill_shard.slots.prefill_shares import FitChunk
+from textmill_shard.slots.slot_table import SlotTable, TokenRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
     """Choose the rows of the next step. The table notes which starved slots are reported, and what callers have had."""
     has_places = table.num_computed < table.num_places
     is_runnable = table.is_occupied & has_places
+    if table.num_with_media:
+        is_runnable &= table.num_computed < table.ready_until
     starved_slots = NO_IDS
     runnable_slots = np.flatnonzero(is_runnable)
     if len(runnable_slots) < table.num_occupied:
@@ -122,22 +126,23 @@ def _share_of(table: SlotTable, slots: IdArray) -> Callable[..., IdArray]:
     if (callers != callers[0]).any():
         return _share_among_callers
     table.prefill_shares.clear()
-    return _share_whole if table.num_encoder[slots].any() else _share_budget
+    return _share_whole if table.has_uncut[slots].any() else _share_budget
 
 
 def _share_among_callers(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_tokens: int) -> IdArray:
     """Return the number of tokens for each of `slots`, which are in the order of admission, by their callers' shares.
 
-    The tokens that an encoder reads stay whole.
+    Ranges that are not cut stay whole.
     """
-    num_least = np.maximum(table.num_encoder[slots] - table.num_computed[slots], 0)
+    num_open = _num_open(table, slots).tolist()
+    fit = _fit(table, slots, num_open) if table.has_uncut[slots].any() else None
     counts = table.prefill_shares.give(
         table.callers[slots].tolist(),
         table.weights[slots].tolist(),
-        _num_open(table, slots).tolist(),
-        num_least.tolist(),
+        num_open,
         num_free=num_free,
         max_chunk_tokens=max_chunk_tokens,
+        fit=fit,
     )
     return np.array(counts, dtype=np.int64)
 
@@ -153,27 +158,54 @@ def _share_budget(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_
 
 
 def _share_whole(table: SlotTable, slots: IdArray, *, num_free: int, max_chunk_tokens: int) -> IdArray:
-    """Return the number of tokens for each of `slots` of a model with an encoder, by the rule of `_share_budget`.
+    """Return the number of tokens for each of `slots`, by the rule of `_share_budget`, but cut no range in two.
 
-    A slot gets at least the tokens that its encoder has yet to read, or none. The first slot in order always gets its
-    tokens, because a text that no step can hold is not admitted.
+    The first slot in order always gets tokens, because a range that no step can hold is not admitted.
     """
-    num_open = _num_open(table, slots)
-    least = np.maximum(table.num_encoder[slots] - table.num_computed[slots], 0)
-    counts = np.zeros(len(slots), dtype=np.int64)
-    for most in (np.maximum(np.minimum(num_open, max_chunk_tokens), least), num_open):
+    num_open = _num_open(table, slots).tolist()
+    fit = _fit(table, slots, num_open)
+    counts = [0] * len(slots)
+    for most in ([min(number, max_chunk_tokens) for number in num_open], num_open):
         for row in range(len(slots)):
-            count = min(int(most[row] - counts[row]), num_free)
-            if counts[row] + count >= least[row]:
-                counts[row] += count
-                num_free -= count
-    return counts
+            count = fit(row, counts[row], most[row] - counts[row], num_free)
+            counts[row] += count
+            num_free -= count
+    return np.array(counts, dtype=np.int64)
+
+
+def _fit(table: SlotTable, slots: IdArray, num_open: list[int]) -> FitChunk:
+    """Return the function that says how many of the wanted tokens of a row a step takes, without cutting a range."""
+    starts = table.num_computed[slots].tolist()
+    uncut = [table.uncut_of(slot) for slot in slots.tolist()]
+
+    def fit(row: int, num_had: int, num_wanted: int, num_free: int) -> int:
+        most = min(num_open[row] - num_had, num_free)
+        return fit_chunk(uncut[row], starts[row] + num_had, num_wanted, most)
+
+    return fit
+
+
+def fit_chunk(uncut: tuple[TokenRange, ...], start: int, num_wanted: int, most: int) -> int:
+    """Return the number of tokens from `start` on that cuts no range, at most `num_wanted`, or more for a whole range.
+
+    The number is never above `most`, and 0 where the range at `start` does not fit into `most`.
+    """
+    count = max(min(num_wanted, most), 0)
+    for tokens in uncut:
+        if tokens.start < start + count < tokens.end:
+            if tokens.start > start:
+                return tokens.start - start
+            return tokens.end - start if count and tokens.end - start <= most else 0
+    return count
 
 
 def _num_open(table: SlotTable, slots: IdArray) -> IdArray:
     """Return for each slot the number of tokens that are not computed yet and have a place."""
     num_tokens = table.num_tokens[slots] - table.is_held[slots]
-    num_open: IdArray = np.maximum(np.minimum(num_tokens, table.num_places[slots]) - table.num_computed[slots], 0)
+    bounds = np.minimum(num_tokens, table.num_places[slots])
+    if table.num_with_media:
+        bounds = np.minimum(bounds, table.ready_until[slots])
+    num_open: IdArray = np.maximum(bounds - table.num_computed[slots], 0)
     return num_open
 
 

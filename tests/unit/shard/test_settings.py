@@ -71,6 +71,7 @@ EXAMPLES = {
     "max_kv_tokens": ("4096", 4096),
     "lora_memory_bytes": ("auto", None),
     "max_lora_rank": ("512", 512),
+    "media_cache_bytes": ("4096", 4096),
     "block_size": ("32", 32),
     "num_slots": ("8", 8),
     "max_step_tokens": ("99", 99),

@@ -12,6 +12,7 @@ import torch
 from textmill_proto.v1 import shard_pb2 as pb
 from textmill_shard.engine.adapter_reader import AdapterReader, SoloGroup
 from textmill_shard.engine.follower import Follower
+from textmill_shard.engine.media_rows import ReceivedRows
 from textmill_shard.engine.rank_channel import AdapterOrder, OrderKind, RankEntry, pack_entry, unpack_entry
 from textmill_shard.engine.session import EndReason, StreamEnd
 from textmill_shard.engine.status import ShardStatus
@@ -23,6 +24,15 @@ from textmill_shard.slots.plan import IdArray
 from tests.fakes.byte_tokenizer import END_ID, write_byte_tokenizer
 from tests.fakes.formula_adapters import PairGroup, digest_of, read_shift
 from tests.fakes.step_harness import FACTS, WAIT_S, PrefixRunner, Shard, greedy
+from tests.fakes.step_media import (
+    FORMULA_FACTS,
+    PLACEHOLDER,
+    SHARD_FACTS,
+    FormulaTower,
+    image_digest,
+    media_desk,
+    put_image,
+)
 
 
 class QueueChannel:
@@ -32,7 +42,7 @@ class QueueChannel:
 
     def __init__(self) -> None:
         self.entries: list[RankEntry] = []
-        self._queue: SimpleQueue[RankEntry | IdArray] = SimpleQueue()
+        self._queue: SimpleQueue[RankEntry | IdArray | torch.Tensor] = SimpleQueue()
         self.is_follower: Callable[[], bool] = lambda: threading.current_thread().name == "follower"
 
     def send(self, entry: RankEntry) -> None:
@@ -49,9 +59,18 @@ class QueueChannel:
             self._queue.put(tokens_N.copy())
             return tokens_N
         tokens = self._queue.get(timeout=WAIT_S)
-        assert not isinstance(tokens, RankEntry)
+        assert isinstance(tokens, np.ndarray)
         assert len(tokens) == len(tokens_N)
         return tokens
+
+    def share_tensor(self, tensor: torch.Tensor) -> None:
+        if not self.is_follower():
+            self._queue.put(tensor.clone())
+            return
+        shared = self._queue.get(timeout=WAIT_S)
+        assert isinstance(shared, torch.Tensor)
+        assert (shared.shape, shared.dtype) == (tensor.shape, tensor.dtype)
+        tensor.copy_(shared)
 
 
 @pytest.mark.parametrize("is_new_epoch", [False, True])
@@ -77,6 +96,8 @@ def test_an_entry_survives_the_way(
         plans=plans,
         released_slots=np.array(released, dtype=np.int64),
         adapter_orders=orders,
+        ready_slots=np.array(released[:2], dtype=np.int64),
+        ready_until=np.array([2**63 - 1, 17][: len(released)], dtype=np.int64),
     )
     header, payload = pack_entry(sent)
     assert header[-1] == len(payload)
@@ -84,6 +105,8 @@ def test_an_entry_survives_the_way(
     assert (found.step, found.is_new_epoch, found.is_stop) == (2**40, is_new_epoch, is_stop)
     assert (found.ended_slots.tolist(), found.released_slots.tolist(), found.plans) == (ended, released, plans)
     assert found.adapter_orders == orders
+    assert found.ready_slots.tolist() == sent.ready_slots.tolist()
+    assert found.ready_until.tolist() == sent.ready_until.tolist()
 
 
 def admit(slot: int, prompt: list[int], *, request_id: int, max_new: int, num_blocks: int = 6) -> pb.Admit:
@@ -279,3 +302,53 @@ def test_rule_24_a_follower_loads_and_unloads_the_adapters_of_rank_0() -> None:
     assert [batch.adapters_R.tolist() for batch in runner.batches if batch.adapters_R is not None] == [
         batch.adapters_R.tolist() for batch in shard.runner.batches if batch.adapters_R is not None
     ]
+
+
+def test_rule_24_a_follower_waits_for_the_rows_of_rank_0_and_has_no_tower() -> None:
+    channel, runner = QueueChannel(), PrefixRunner()
+    rows = ReceivedRows(FORMULA_FACTS, channel, dtype=torch.float32, device=torch.device("cpu"))
+    follower = Follower(
+        executor=StepExecutor(runner=runner, facts=SHARD_FACTS, media=rows),
+        channel=channel,
+        status=ShardStatus(),
+        read_plan=plan_from_bytes,
+        reader=AdapterReader(read_shift, SoloGroup()),
+    )
+    thread = threading.Thread(target=follower.run, name="follower")
+    tower = FormulaTower()
+    bad, good = (3, 3, 3), (11, 12, 13, 14)
+    tower.raises = lambda pixels: RuntimeError("bad") if pixels == list(bad) else None
+    desk = media_desk(tower)
+
+    def with_image(message: pb.Admit, pixels: tuple[int, ...], start: int) -> pb.Admit:
+        message.media.append(pb.MediaSpan(digest=image_digest(pixels), start=start, num_tokens=len(pixels)))
+        return message
+
+    with Shard(channel=channel, facts=SHARD_FACTS, media=desk) as shard:
+        thread.start()
+        put_image(desk, bad)
+        put_image(desk, good)
+        prompt = [1, 2, *[PLACEHOLDER] * 4, 5]
+        plan = pb.Plan(
+            number=1,
+            admits=[
+                with_image(admit(0, prompt, request_id=1, max_new=4), good, 2),
+                with_image(admit(1, [*[PLACEHOLDER] * 3, 5], request_id=2, max_new=4), bad, 0),
+                with_image(admit(2, [PLACEHOLDER, PLACEHOLDER, 5], request_id=3, max_new=4), (1, 1), 0),  # never put
+                admit(3, [9], request_id=4, max_new=4),
+            ],
+            budget=pb.Budget(max_step_tokens=8, max_prefill_tokens=8, max_chunk_tokens=3),
+        )
+        shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())
+        tokens = shard.run_to_end(0, 1, 2, 3)
+        # The seats of the two that failed serve again.
+        plan = pb.Plan(number=2, admits=[admit(slot, [6, 7], request_id=20 + slot, max_new=3) for slot in (1, 2)])
+        shard.results.clear()
+        shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())
+        tokens_again = shard.run_to_end(1, 2)
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    assert tokens == {0: greedy([1, 2, *good, 5], 4), 3: greedy([9], 4)}
+    assert tokens_again == {1: greedy([6, 7], 3), 2: greedy([6, 7], 3)}
+    assert runner.pool == shard.runner.pool  # the rows of the images are in it, as they are on rank 0
+    assert len(runner.batches) == len(shard.runner.batches)

@@ -94,6 +94,14 @@ def test_memory_of_adapters_is_set_aside_before_the_blocks_are_counted(runner: M
     assert without.num_blocks - beside.num_blocks == pytest.approx(100, abs=noise)
 
 
+def test_memory_of_images_is_set_aside_before_the_blocks_are_counted(runner: ModelRunner) -> None:
+    share = KvMemoryOptions(max_step_tokens=64, num_slots=4, memory_fraction=0.01)
+    without = plan_kv_memory(runner, share)
+    beside = plan_kv_memory(runner, replace(share, media_bytes=100 * runner.kv_bytes_per_block()))
+    noise = abs(without.step_bytes - beside.step_bytes) / runner.kv_bytes_per_block() + 1
+    assert without.num_blocks - beside.num_blocks == pytest.approx(100, abs=noise)
+
+
 def test_a_twentieth_of_the_cache_is_set_aside_for_adapters_of_no_given_size(runner: ModelRunner) -> None:
     options = KvMemoryOptions(max_step_tokens=64, num_slots=4, memory_fraction=0.01, adapter_bytes=None)
     plan = plan_kv_memory(runner, options)

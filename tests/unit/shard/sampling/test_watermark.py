@@ -109,6 +109,12 @@ def test_the_watermark_raises_the_green_list_of_the_last_token() -> None:
     torch.testing.assert_close(found, expected_scores(logits, {0: 3, 2: 3}))
 
 
+def test_the_first_token_behind_a_prompt_of_images_alone_has_a_green_list_too() -> None:
+    logits = random_logits(1)
+    found = staged_scores(logits, [Seat(MARKED, [])], Watermark(num_slots=1, device=CPU, key=KEY))
+    torch.testing.assert_close(found, expected_scores(logits, {0: 0}))
+
+
 def test_the_token_that_was_sampled_last_is_the_next_key() -> None:
     logits = random_logits(2)
     stage = Watermark(num_slots=2, device=CPU, key=KEY)

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from textmill_shard.engine.batch_builder import BatchBuilder
-from textmill_shard.slots.plan import Budget, Grammar
-from textmill_shard.slots.slot_table import SlotTable
+from textmill_shard.slots.plan import Budget, Grammar, MediaSpan
+from textmill_shard.slots.slot_table import NO_BOUND, RopeRow, SlotTable, TokenRange
 from textmill_shard.slots.step_composer import ComposedStep, compose_step
 
 from tests.fakes.step_harness import BLOCK_SIZE, NUM_BLOCKS, NUM_SLOTS, admit, ids
@@ -346,3 +346,140 @@ def test_rule_19_a_prompt_of_one_token_waits_whole() -> None:
     table.end(0)
     table.admit(admit(0, [1, 2], request_id=5))  # the next occupant has no grammar
     assert rows(compose_step(table, WIDE)) == [[0, 0, 2]]
+
+
+DIGEST = b"d" * 16
+
+
+def spans(*ranges: tuple[int, int]) -> tuple[MediaSpan, ...]:
+    """Return spans of one image from the first to before the second number of each pair."""
+    found: list[MediaSpan] = []
+    for start, end in ranges:
+        found.append(MediaSpan(DIGEST, start, end - start, sum(span.num_tokens for span in found)))
+    return tuple(found)
+
+
+def test_rule_33_a_slot_computes_up_to_the_first_span_whose_rows_are_not_there() -> None:
+    table = decoding_table(3)
+    table.admit(replace(admit(0, [5] * 12, max_new=4), media=spans((2, 5), (7, 9))))
+    assert rows(compose_step(table, WIDE)) == [[3, 2, 1], [0, 0, 2]]
+    table.advance(ids([0]), ids([2]))
+    step = compose_step(table, WIDE)
+    assert rows(step) == [[3, 2, 1]]
+    assert step.is_decode  # a slot that waits costs the others nothing
+    assert not len(step.starved_slots)
+    table.set_ready(0, 7)
+    assert rows(compose_step(table, WIDE)) == [[3, 2, 1], [0, 2, 5]]
+    table.set_ready(0, NO_BOUND)
+    step = compose_step(table, WIDE)
+    assert rows(step) == [[3, 2, 1], [0, 2, 10]]
+    assert step.samples_R.tolist() == [True, True]
+
+
+@pytest.mark.parametrize(("cached", "bound"), [(0, 2), (4, 2), (8, NO_BOUND)])
+def test_rule_33_cached_spans_need_no_rows(cached: int, bound: int) -> None:
+    table = make_table()
+    table.admit(replace(admit(0, [5] * 12, max_new=4, cached=cached), media=spans((2, 8))))
+    assert table.ready_until[0] == bound
+    assert compose_step(table, WIDE).is_empty == (cached == 4)  # a hit that ends inside a span waits for the rest
+
+
+def uncut_prompts(table: SlotTable, *prompts: tuple[int, tuple[TokenRange, ...]]) -> None:
+    """Admit prompts of so many tokens, with these ranges, to the slots 0, 1 ..."""
+    for slot, (num_tokens, ranges) in enumerate(prompts):
+        table.admit(admit(slot, [5] * num_tokens, max_new=1), uncut=ranges)
+
+
+def test_rule_16_a_range_is_in_one_step_however_small_the_chunks() -> None:
+    table = make_table()
+    uncut_prompts(table, (12, (TokenRange(2, 9),)))
+    small = Budget(max_step_tokens=8, max_prefill_tokens=8, max_chunk_tokens=3)
+    assert rows(compose_step(table, small)) == [[0, 0, 2]]  # the range would not fit behind the two tokens
+    table.advance(ids([0]), ids([2]))
+    assert rows(compose_step(table, small)) == [[0, 2, 8]]  # the range and, in the second pass, one token more
+
+
+def test_rule_16_a_range_that_does_not_fit_waits_and_others_use_the_rest() -> None:
+    table = make_table()
+    uncut_prompts(table, (6, ()), (8, (TokenRange(0, 5),)), (4, ()))
+    step = compose_step(table, Budget(max_step_tokens=10, max_prefill_tokens=10, max_chunk_tokens=10))
+    assert rows(step) == [[0, 0, 6], [2, 0, 4]]
+
+
+def test_rule_16_the_rest_of_a_range_behind_a_hit_is_whole_too() -> None:
+    table = make_table()
+    table.admit(admit(0, [5] * 14, max_new=1, cached=4), uncut=(TokenRange(2, 10),))
+    step = compose_step(table, Budget(max_step_tokens=8, max_prefill_tokens=8, max_chunk_tokens=2))
+    assert rows(step) == [[0, 4, 8]]  # six tokens of the range, and two in the second pass
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    prompts=st.lists(
+        st.tuples(st.integers(1, 24), st.lists(st.integers(0, 24), max_size=4), st.integers(0, 2)),
+        min_size=1,
+        max_size=NUM_SLOTS,
+    ),
+    budget=st.integers(12, 30),
+    chunk=st.integers(1, 12),
+)
+def test_rule_16_no_step_cuts_a_range_and_every_prompt_ends(
+    prompts: list[tuple[int, list[int], int]], budget: int, chunk: int
+) -> None:
+    """Prompts of up to three callers with ranges of at most 12 tokens, which fit every budget here."""
+    table = make_table()
+    ranges: dict[int, list[tuple[int, int]]] = {}
+    for slot, (num_tokens, borders, caller) in enumerate(prompts):
+        ends = sorted({min(border, num_tokens) for border in borders})
+        ranges[slot] = [(a, min(b, a + 12)) for a, b in zip(ends[::2], ends[1::2], strict=False)]
+        admitted = replace(
+            admit(slot, [5] * num_tokens, max_new=1, blocks=range(8 * slot, 8 * slot + 7)), caller=caller
+        )
+        table.admit(admitted, uncut=tuple(TokenRange(a, b) for a, b in ranges[slot]))
+    wide = Budget(max_step_tokens=budget, max_prefill_tokens=budget, max_chunk_tokens=chunk)
+    for _ in range(200):
+        step = compose_step(table, wide)
+        if step.is_empty:
+            break
+        assert step.num_tokens <= budget
+        for slot, start, count in rows(step):
+            for first, end in ranges[slot]:
+                assert not first < start < end
+                assert not first < start + count < end
+        finish(table, step)
+        for slot in step.slots_R[step.samples_R].tolist():
+            table.end(slot)
+    assert not table.num_occupied
+
+
+def test_tensors_name_the_rotary_positions_and_the_ends_of_ranges() -> None:
+    table = decoding_table(3)
+    positions = np.stack([np.arange(6) + 10 * axis for axis in range(3)])
+    table.admit(
+        admit(0, [5] * 6, max_new=4), uncut=(TokenRange(1, 3), TokenRange(3, 5)), rope=RopeRow(positions, delta=-2)
+    )
+    builder = BatchBuilder(block_size=BLOCK_SIZE, device=torch.device("cpu"), has_span_ends=True)
+    batch = builder.build(table, compose_step(table, WIDE))
+    assert batch.rope_positions_3T is not None
+    assert batch.rope_positions_3T.tolist() == [[2, *(np.arange(6) + 10 * axis).tolist()] for axis in range(3)]
+    assert batch.span_ends_T is not None
+    assert batch.span_ends_T.tolist() == [0, 0, 3, 3, 5, 5, 0]
+    finish(table, compose_step(table, WIDE))
+    batch = builder.build(table, compose_step(table, WIDE))  # the output stands at its index and the delta
+    assert batch.rope_positions_3T is not None
+    # By slots: slot 0 computes its token 6, and slot 3 its token 3.
+    assert batch.rope_positions_3T.tolist() == [[4, 3]] * 3
+    assert batch.span_ends_T is None
+    table.end(0)
+    batch = builder.build(table, compose_step(table, WIDE))
+    assert batch.rope_positions_3T is None
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 3), (4, 8), (6, 9)])
+def test_rotary_positions_go_on_behind_the_prompt(start: int, end: int) -> None:
+    """A request that comes back has output, which one chunk may compute with the end of the prompt."""
+    table = make_table()
+    positions = np.stack([np.arange(6) * 2 + axis for axis in range(3)])
+    table.admit(admit(0, [5] * 6, output=[7] * 3, max_new=9), rope=RopeRow(positions, delta=4))
+    expected = [[index * 2 + axis if index < 6 else index + 4 for index in range(start, end)] for axis in range(3)]
+    assert table.rope_positions(0, start=start, end=end).tolist() == expected

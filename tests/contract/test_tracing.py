@@ -144,6 +144,22 @@ def test_callers_trace_goes_on_and_its_decision_not_to_sample_holds(
     assert root[0].attributes["gen_ai.operation.name"] == "text_completion"
 
 
+@pytest.mark.parametrize("parent", [None, "nonsense", f"00-{TRACE_ID}-{PARENT_ID}-01-more"])
+def test_log_line_has_the_trace_id_of_the_spans(
+    client: httpx.Client, collector: SpanCollector, caplog: pytest.LogCaptureFixture, parent: str | None
+) -> None:
+    headers = {} if parent is None else {"traceparent": parent}
+    with caplog.at_level("INFO", "textmill_router"):
+        for _ in range(2):
+            assert client.post("/v1/chat/completions", json=chat(), headers=headers).status_code == 200
+        assert client.post("/v1/chat/completions", json={}, headers=headers).status_code == 422
+        collector.wait_for(2 * 5 + 1)
+    logged = [vars(record)["trace"] for record in caplog.records if record.message in ("Success", "Refused")]
+    assert len(logged) == 3
+    assert {span.trace_id for span in collector.spans if span.kind == SERVER} == set(logged)
+    assert len(set(logged)) == (1 if parent is not None and TRACE_ID in parent else 3)
+
+
 def test_several_sequences_are_one_call(client: httpx.Client, collector: SpanCollector) -> None:
     body = {"prompt": ["a" * 40, "b"], "n": 2, "max_tokens": 3, "temperature": 1.0}
     usage = client.post("/v1/completions", json=body).json()["usage"]

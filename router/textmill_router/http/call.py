@@ -32,7 +32,7 @@ class Call:
     arrival_s: float = field(default_factory=time.monotonic)
     reply_headers: list[Header] = field(default_factory=list)
     route: str = NO_ROUTE  # path of the route, for metrics; never text of a client
-    trace_id: str | None = None  # of the caller's `traceparent`, for the log
+    trace_id: str | None = None  # of the caller's `traceparent`, else the id of the call's own trace, for the log
     status: int = 0
     error_style: ErrorStyle = TGI_ERRORS
     caller: Caller = ANYBODY  # the holder of the key that the call has shown

@@ -15,7 +15,7 @@ from textmill_router.http.error_responses import CLOSE, error_kind
 from textmill_router.http.key_headers import shown_keys
 from textmill_router.http.path_style import AUTHORIZATION, X_API_KEY, PathStyles
 from textmill_router.http.replies import send_error, send_reply
-from textmill_router.tracing.call_trace import CLIENT_LEFT, CallTrace, CallTracer, EndedCall
+from textmill_router.tracing.call_trace import CLIENT_LEFT, CallTrace, CallTracer, EndedCall, new_trace_id
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ class FrontDoor:
         trace = _TRACE_PARENT.fullmatch(_header(scope, b"traceparent") or b"")
         call.trace_id = None if trace is None else trace[1].decode()
         if self._tracer is not None and scope["method"] == "POST":
-            call.trace = CallTrace(_parent_in(scope))
+            call.trace_id = call.trace_id or new_trace_id()
+            call.trace = CallTrace(call.trace_id, _parent_in(scope))
         try:
             await self._app(scope, receive, send)
         except Exception:

@@ -1,5 +1,6 @@
 """What a call that is traced notes while it runs, and the phases in which its time went. No library is needed here."""
 
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,14 +22,20 @@ class TimedRequest(Protocol):
 class CallTrace:
     """The notes of one call. All times are on the clock of `time.monotonic`.
 
-    `parent` holds the headers `traceparent` and `tracestate` as the caller sent them. `validated_s` is None until the
+    `trace_id`, 32 hexadecimal digits, is the caller's or a new one, and stands in the log line of the call too. `parent` holds the headers `traceparent` and `tracestate` as the caller sent them. `validated_s` is None until the
     prompts obey all rules, and stays None for calls that do not generate.
     """
 
+    trace_id: str
     parent: dict[str, str]
     attributes: dict[str, Attribute] = field(default_factory=dict)
     validated_s: float | None = None
     requests: list[TimedRequest] = field(default_factory=list)
+
+
+def new_trace_id() -> str:
+    """Return a random id for the trace of a call whose caller names none."""
+    return secrets.token_hex(16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -27,7 +28,8 @@ class SpanWriter:
 
     def __init__(self, *, endpoint: str, service_name: str, version: str) -> None:
         resource = Resource.create({"service.name": service_name, "service.version": version})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._ids = _GivenTraceId()
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=self._ids)
         exporter = OTLPSpanExporter(endpoint=endpoint, insecure=urlsplit(endpoint).scheme == "http")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("textmill_router", version)
@@ -40,6 +42,7 @@ class SpanWriter:
         def epoch_ns(moment_s: float) -> int:
             return to_epoch_ns + round(moment_s * 1e9)
 
+        self._ids.trace_id = int(trace.trace_id, 16)
         span = self._tracer.start_span(
             call.method if call.route is None else f"{call.method} {call.route}",
             context=self._propagator.extract(trace.parent, Context()),
@@ -63,6 +66,15 @@ class SpanWriter:
         thread.start()
         thread.join(timeout_s)
         return not thread.is_alive()
+
+
+class _GivenTraceId(RandomIdGenerator):
+    """Gives a trace without a parent the id that the log line of its call shows. Ids of spans are random."""
+
+    trace_id = 0  # of the next span without a parent
+
+    def generate_trace_id(self) -> int:
+        return self.trace_id
 
 
 def _http_attributes(call: EndedCall) -> dict[str, str | int]:

@@ -13,7 +13,7 @@ class Timed:
 
 
 def shown(validated_s: float | None, *times: RequestTimes) -> list[tuple[str, float, float]]:
-    trace = CallTrace({}, validated_s=validated_s, requests=[Timed(one) for one in times])
+    trace = CallTrace("0" * 31 + "1", {}, validated_s=validated_s, requests=[Timed(one) for one in times])
     return [(phase.name, phase.start_s, phase.end_s) for phase in phases_of(trace, 1.0)]
 
 

@@ -9,7 +9,7 @@ from textmill_launcher import logs
 from textmill_launcher.config_print import print_config
 from textmill_launcher.environment_report import report_environment
 from textmill_launcher.errors import LaunchError
-from textmill_launcher.settings import read_start, serve_parser
+from textmill_launcher.settings import read_start, serve_parser, wants_json
 from textmill_launcher.shell_completion import PrintCompletion
 
 COMMANDS = {
@@ -40,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             download(words[1:])
         return _serve(words)
     except LaunchError as error:
-        print(f"launcher: {error}", file=sys.stderr)
+        if wants_json(words, os.environ):
+            logs.configure(json_output=True, level="ERROR", stream=sys.stderr)
+            log.error("%s", error)
+        else:
+            print(f"launcher: {error}", file=sys.stderr)
         return error.exit_code
 
 

@@ -20,6 +20,9 @@ class DownloadReport(Protocol):
     def tell(self, text: str) -> None:
         """Tell an event in words."""
 
+    def fail(self, text: str) -> None:
+        """Tell in one sentence why the download has failed."""
+
     def show(self, fetched_bytes: int, wanted_bytes: int, elapsed_s: float) -> None:
         """Show how far the download is. `wanted_bytes` is above 0. Called some times a second."""
 
@@ -56,6 +59,9 @@ class _Lines:
     def tell(self, text: str) -> None:
         print(f"download: {text}", file=self._stream, flush=True)
 
+    def fail(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
     def show(self, fetched_bytes: int, wanted_bytes: int, elapsed_s: float) -> None:
         if time.monotonic() - self._told_s >= TELL_EVERY_S:
             self._told_s = time.monotonic()
@@ -78,6 +84,10 @@ class _Bar:
         self._status.clear()
         self._lines.tell(text)
 
+    def fail(self, text: str) -> None:
+        self._status.clear()
+        self._lines.fail(text)
+
     def show(self, fetched_bytes: int, wanted_bytes: int, elapsed_s: float) -> None:
         phase = f"{_sizes(fetched_bytes, wanted_bytes)}, {_speed(fetched_bytes, elapsed_s)}"
         self._status.show("download", phase, fetched_bytes / wanted_bytes)
@@ -96,6 +106,9 @@ class _Json:
     def tell(self, text: str) -> None:
         self._write({"message": text})
 
+    def fail(self, text: str) -> None:
+        self._write({"message": text}, level="ERROR")
+
     def show(self, fetched_bytes: int, wanted_bytes: int, elapsed_s: float) -> None:
         if time.monotonic() - self._told_s >= TELL_EVERY_S:
             self._told_s = time.monotonic()
@@ -105,8 +118,8 @@ class _Json:
     def end(self) -> None:
         pass
 
-    def _write(self, fields: dict[str, object]) -> None:
-        line = {"timestamp": timestamp(time.time()), "level": "INFO", "fields": fields, "target": "download"}
+    def _write(self, fields: dict[str, object], level: str = "INFO") -> None:
+        line = {"timestamp": timestamp(time.time()), "level": level, "fields": fields, "target": "download"}
         print(json.dumps(line), file=self._stream, flush=True)
 
 
@@ -119,6 +132,9 @@ class _Shares:
 
     def tell(self, text: str) -> None:
         self._lines.tell(text)
+
+    def fail(self, text: str) -> None:
+        self._lines.fail(text)
 
     def show(self, fetched_bytes: int, wanted_bytes: int, elapsed_s: float) -> None:
         phase = f"{_sizes(fetched_bytes, wanted_bytes)}, {_speed(fetched_bytes, elapsed_s)}"

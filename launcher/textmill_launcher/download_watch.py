@@ -42,7 +42,7 @@ def watch(command: Sequence[str], folder: Path, report: DownloadReport, *, stall
         if attempt < MAX_ATTEMPTS:
             way = f"fetching goes on by plain HTTP (attempt {attempt + 1} of {MAX_ATTEMPTS})"
             report.tell(f"no byte came for {stall_s:g} s: {way}")
-    report.tell(f"no byte came for {stall_s:g} s, {MAX_ATTEMPTS} times: check the network")
+    report.fail(f"no byte came for {stall_s:g} s, {MAX_ATTEMPTS} times: check the network")
     return ExitCode.HUB_FAILED
 
 

@@ -77,18 +77,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fetch(arguments: argparse.Namespace) -> int:
     """Download in this process, and print the folder as the last line. Returns the exit code."""
+    report = new_report(arguments.show)
     try:
         folder = _fetch_all(arguments)
         if arguments.verify:
             damaged = _verify(arguments, folder)
             if damaged:
                 names = ", ".join(damaged)
-                print(f"{arguments.model_id}: not as the hub has them: {names}; they were removed", file=sys.stderr)
+                report.fail(f"{arguments.model_id}: not as the hub has them: {names}; they were removed")
                 return ExitCode.BAD_FILES
     except (HFValidationError, HttpError, LocalEntryNotFoundError, OSError, ValueError) as found:
         # The library hides what the hub said behind the sentence that the model is not in the cache.
         error = found.__cause__ if isinstance(found.__cause__, HfHubHTTPError) else found
-        print(f"{arguments.model_id}: {explain(error, arguments.revision)}", file=sys.stderr)
+        report.fail(f"{arguments.model_id}: {explain(error, arguments.revision)}")
         return exit_code_of(error)
     print(folder)
     return ExitCode.FINE

@@ -421,6 +421,14 @@ class Start:
     flags: Mapping[str, object]  # what the parser read, for the flags that a command has beside the options
 
 
+def wants_json(argv: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether log lines are JSON, by a look that also serves where the settings cannot be read."""
+    try:
+        return "--json-output" in argv or boolean(environ.get("JSON_OUTPUT") or "false")
+    except BadValue:
+        return False
+
+
 def serve_parser(prog: str = "launcher", description: str = SERVES) -> FlagParser:
     """Return a parser of all flags that the launcher has."""
     parser = FlagParser(prog, description, EPILOG)

@@ -58,6 +58,26 @@ def test_model_is_fetched_and_verified_and_its_folder_is_the_last_line(hub: Hub,
     assert "2.9 MiB to fetch" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (["org/absent"], ExitCode.NO_SUCH_MODEL, "org/absent"),
+        ([], ExitCode.WRONG_SETTING, "the model is missing"),
+        (["org/open", "--port", "no"], ExitCode.WRONG_SETTING, "--port"),
+    ],
+)
+def test_a_failure_is_json_where_the_log_is_json(
+    hub: Hub, tmp_path: Path, argv: list[str], code: ExitCode, words: str
+) -> None:
+    by_flag = download(hub.url, tmp_path, *argv, "--json-output")
+    by_variable = download(hub.url, tmp_path, *argv, JSON_OUTPUT="1")
+    for done in (by_flag, by_variable):
+        assert done.returncode == code
+        *_, line = map(json.loads, done.stderr.splitlines())
+        assert line["level"] == "ERROR"
+        assert words in line["fields"]["message"]
+
+
 def test_news_are_json_where_the_log_is_json(hub: Hub, tmp_path: Path) -> None:
     done = download(hub.url, tmp_path, "org/open", "--json-output")
     assert weights_of(done) == WEIGHTS

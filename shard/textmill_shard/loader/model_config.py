@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 from textmill_shard.errors import ModelError, ModelFilesError, UnsupportedModelError
 from textmill_shard.loader.encoder_facts import reads_with_encoder
-from textmill_shard.loader.library_errors import as_model_error
+from textmill_shard.loader.library_errors import as_model_error, in_one_line
 from textmill_shard.loader.model_files import find_weight_files, read_json, read_object
 from textmill_shard.probing.state_probe import carries_state
 
@@ -21,8 +22,8 @@ _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_
 def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     """Return the config of a folder as transformers reads the config.
 
-    Raises ModelFilesError for a folder without a config, and UnsupportedModelError for a config that transformers does
-    not understand.
+    Raises ModelFilesError for a folder without a config and for a field whose value is of a type that the field never
+    has, and UnsupportedModelError for a config that transformers does not understand.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -43,8 +44,11 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
         return UnsupportedModelError(f"{path} is not understood: {said}")
 
     with as_model_error(not_understood):
-        # Never None: transformers would ask on the terminal.
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        try:
+            # Never None: transformers would ask on the terminal.
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except StrictDataclassFieldValidationError as error:
+            raise ModelFilesError(f"{path} has a value of the wrong type: {in_one_line(error)}") from error
         _check_sizes(config.get_text_config(), path)
     return config
 

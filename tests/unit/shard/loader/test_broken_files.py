@@ -121,7 +121,7 @@ FOLDERS: dict[str, tuple[Break, str]] = {
         config(model_type="house", auto_map={"AutoConfig": "house.HouseConfig"}),
         r"brings modelling code of its own \(house\.HouseConfig\).*--trust-remote-code",
     ),
-    "end is a text": (config(eos_token_id="</s>"), r"config\.json is not understood.*eos_token_id"),
+    "end is a text": (config(eos_token_id="</s>"), r"config\.json has a value of the wrong type.*eos_token_id"),
     "text config is a list": (config(text_config=[], eos_token_id=None), r"config\.json"),
     "padding is beyond": (config(pad_token_id=99999), r"99999 as pad_token_id.*take pad_token_id out"),
     "awq": (config(quantization_config={"quant_method": "awq"}), "quantised by awq cannot be served"),
@@ -180,10 +180,9 @@ FOLDERS: dict[str, tuple[Break, str]] = {
 NOT_UNDERSTOOD = frozenset(
     {
         *("config without a type", "config of an unknown type", "config of a type that is a number"),
-        *("config of a model that does not generate", "width is a text", "width is null", "no heads"),
-        *("heads do not divide", "vocabulary is null", "activation is unknown", "positions are unknown"),
-        *("positions are a text", "longest text is a text", "head is odd", "dtype is unknown"),
-        *("own code is not trusted", "end is a text", "awq", "gptq", "a tensor is of whole numbers"),
+        *("config of a model that does not generate", "no heads", "heads do not divide", "activation is unknown"),
+        *("positions are unknown", "head is odd", "dtype is unknown"),
+        *("own code is not trusted", "awq", "gptq", "a tensor is of whole numbers"),
     }
 )
 

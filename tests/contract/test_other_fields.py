@@ -235,6 +235,38 @@ def test_fields_that_ask_for_nothing_are_taken(client: httpx.Client, route: str)
     assert answer.status_code == 200
 
 
+# What vllm-router 0.1.17 makes of each body that it hands on, as seen on its wire.
+ADDED_BY_VLLM_ROUTER: dict[str, dict[str, Any]] = {
+    COMPLETIONS: {
+        "stream": False,
+        "echo": False,
+        "no_stop_trim": False,
+        "ignore_eos": False,
+        "skip_special_tokens": True,
+        "return_hidden_states": False,
+    },
+    CHAT: {
+        "stream": False,
+        "logprobs": False,
+        "no_stop_trim": False,
+        "ignore_eos": False,
+        "continue_final_message": False,
+        "skip_special_tokens": True,
+        "separate_reasoning": True,
+        "stream_reasoning": True,
+        "return_hidden_states": False,
+        "include_reasoning": True,
+    },
+}
+
+
+@pytest.mark.parametrize("suffix", ["", "/render"])
+@pytest.mark.parametrize("route", PROMPTS)
+def test_bodies_that_vllm_router_has_filled_are_taken(client: httpx.Client, route: str, suffix: str) -> None:
+    answer = client.post(route + suffix, json={**PROMPTS[route], **ADDED_BY_VLLM_ROUTER[route]})
+    assert answer.status_code == 200, answer.text
+
+
 @pytest.mark.parametrize("route", PROMPTS)
 def test_stop_token_ids_reach_the_shard(router: RunningRouter, client: httpx.Client, route: str) -> None:
     assert client.post(route, json={**PROMPTS[route], "n": 2, "stop_token_ids": [7, 9, 7]}).status_code == 200

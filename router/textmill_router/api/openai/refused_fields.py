@@ -10,6 +10,7 @@ _OF_ALL: Mapping[str, tuple[object, str]] = {
     "custom_logit_processor": ("", "the server runs no code of clients"),
     "guided_whitespace_pattern": ("", "the blanks between two JSON tokens are fixed"),
     "logits_processors": ([], "the server runs no code of clients"),
+    "no_stop_trim": (False, "use `include_stop_str_in_output`"),
     "return_tokens_as_token_ids": (False, "use `logprobs`, whose entries have the text and the bytes of a token"),
     "skip_special_tokens": (True, "special tokens are never part of the answer"),
     "structural_tag": ("", "use `tools`, `response_format` or `grammar`"),

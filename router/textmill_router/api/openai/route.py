@@ -34,7 +34,6 @@ _REFUSED = {
     "lora_path": "name a loaded adapter in `model`",
     "max_new_tokens": "use `max_tokens`",
     "n_predict": "use `max_tokens`",
-    "no_stop_trim": "use `include_stop_str_in_output`",
     "prompt_embeds": "a prompt is text or token ids",
     "repeat_penalty": "use `repetition_penalty`",
 }

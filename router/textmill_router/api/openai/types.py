@@ -95,6 +95,7 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
     logits_processors: Any = None
     return_tokens_as_token_ids: Any = None
     skip_special_tokens: Any = None
+    no_stop_trim: Any = None
     structural_tag: Any = None
     use_beam_search: Any = None
 

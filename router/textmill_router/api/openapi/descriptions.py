@@ -101,6 +101,7 @@ FIELD_DESCRIPTIONS = {
     "regex": "A regular expression that the answer must match, as sglang takes it.",
     "return_token_ids": "Whether the answer has the ids of its tokens and of the prompt.",
     "return_tokens_as_token_ids": "Not supported: refused.",
+    "no_stop_trim": "Only false is supported: use `include_stop_str_in_output`.",
     "skip_special_tokens": "Only true is supported.",
     "stop_token_ids": "Ids of tokens that end the answer.",
     "structured_outputs": "What the answer must match: vLLM's `json`, `json_object`, `regex`, `choice` or `grammar`.",

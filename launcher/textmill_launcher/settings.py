@@ -21,6 +21,7 @@ from textmill_launcher.options import (
     TASK_SHAPES,
     TOOL_FORMATS,
     V1_ERRORS,
+    BadValue,
     Child,
     Choice,
     Group,

@@ -18,7 +18,7 @@ from tests.fakes.processes import LaunchedServer
 COMMANDS = list(commands())
 SHOWN_URL = "http://127.0.0.1:8080"
 NEEDS = {"a container engine", "a cluster", "a GPU", "a machine of its own", "an account", "several machines"}
-TOOLS = ("kubectl kustomize ", "promtool ")  # run by test_tools.py
+TOOLS = ("kubectl kustomize ", "promtool ", "serve run ", "vllm-router ")  # run by test_tools.py and others
 CURL = [command for command in COMMANDS if command.text.startswith("curl ")]
 VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
 

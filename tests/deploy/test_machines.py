@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from textmill_launcher.settings import Settings
 from textmill_launcher.shard_group import SHARD_GRACE_S
+from textmill_router.http.event_stream import KEEP_ALIVE_S
+from textmill_router.settings import Settings as RouterSettings
 
 from tests.deploy import ties
 from tests.deploy.manifests import DEPLOY, REPOSITORY, load
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+SHOWN_SHUTDOWN_DELAY_S = 5
 DOCKERFILES = ("Dockerfile", "Dockerfile.cpu")
 
 
@@ -111,6 +114,28 @@ def test_compose_mounts_files_that_are_there_and_pins_what_it_pulls() -> None:
     [provider] = load(DEPLOY / "monitoring/grafana/provisioning/dashboards/textmill.yml")[0]["providers"]
     mounts = [volume.split(":")[1] for volume in COMPOSE["services"]["grafana"]["volumes"]]
     assert any(Path(mount).is_relative_to(provider["options"]["path"]) for mount in mounts)
+
+
+def test_envoy_fits_the_server() -> None:
+    """The ties between the configuration and the server; `make test-proxies` runs the configuration."""
+    static = load(DEPLOY / "envoy/envoy.yaml")[0]["static_resources"]
+    [listener], [cluster] = static["listeners"], static["clusters"]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    [host] = manager["route_config"]["virtual_hosts"]
+    [route] = host["routes"]
+    assert seconds(manager["stream_idle_timeout"]) > 2 * KEEP_ALIVE_S
+    assert seconds(route["route"]["timeout"]) == 0
+    retries = route["route"]["retry_policy"]
+    assert set(retries["retry_on"].split(",")).isdisjoint({"5xx", "gateway-error", "reset", "envoy-ratelimited"})
+    assert retries["retriable_status_codes"] == [503]
+    settings = RouterSettings(model_dir="m", model_id="m")
+    assert host["request_body_buffer_limit"] > settings.payload_limit
+    protocol = next(iter(cluster["typed_extension_protocol_options"].values()))
+    assert seconds(protocol["common_http_protocol_options"]["idle_timeout"]) < settings.keep_alive_timeout
+    [check] = cluster["health_checks"]
+    assert check["http_health_check"]["path"] == "/health/ready"
+    assert 3 * seconds(check["interval"]) < SHOWN_SHUTDOWN_DELAY_S
+    assert f"--shutdown-delay {SHOWN_SHUTDOWN_DELAY_S}" in (DEPLOY / "envoy/envoy.yaml").read_text()
 
 
 def unit() -> dict[str, list[str]]:

@@ -22,7 +22,8 @@ class TimedRequest(Protocol):
 class CallTrace:
     """The notes of one call. All times are on the clock of `time.monotonic`.
 
-    `trace_id`, 32 hexadecimal digits, is the caller's or a new one, and stands in the log line of the call too. `parent` holds the headers `traceparent` and `tracestate` as the caller sent them. `validated_s` is None until the
+    `trace_id`, 32 hexadecimal digits, is the caller's or a new one, and stands in the log line of the call too.
+    `parent` holds the headers `traceparent` and `tracestate` as the caller sent them. `validated_s` is None until the
     prompts obey all rules, and stays None for calls that do not generate.
     """
 

@@ -1,0 +1,146 @@
+"""A real vllm-router in front of launchers of a tiny model: `make test-proxies`."""
+
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.deploy.fleet import Fleet, running_fleet
+from tests.deploy.shell_blocks import commands
+from tests.deploy.tool_process import running_tool
+from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.processes import free_port, wait_until
+from tests.fakes.running_router import RunningRouter
+
+pytestmark = pytest.mark.proxies
+
+LIMIT_S = 60
+NUM_CONVERSATIONS = 9
+NUM_TURNS = 5
+[SHOWN] = [command.text.split() for command in commands() if command.text.startswith("vllm-router ")]
+SHOWN_URLS = ["http://127.0.0.1:3001", "http://127.0.0.1:3002"]
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with running_fleet(tmp_path_factory.mktemp("fleet"), 2) as fleet:
+        yield fleet
+
+
+@contextmanager
+def running_router(folder: Path, servers: list[str], policy: str) -> Iterator[httpx.Client]:
+    """Start the router by the command of docs/deploy.md, with the addresses of this test and the policy."""
+    port = free_port()
+    urls = dict(zip(SHOWN_URLS, servers, strict=True))
+    command = [urls.get(word, word) for word in SHOWN]
+    command[command.index("--port") + 1] = str(port)
+    command[command.index("--policy") + 1] = policy
+    assert set(urls.values()) <= set(command)
+    command += ["--prometheus-port", str(free_port())]
+    url = f"http://127.0.0.1:{port}"
+    with (
+        running_tool(command, folder / f"{policy}.log", f"{url}/health"),
+        httpx.Client(base_url=url, timeout=LIMIT_S, trust_env=False) as client,
+    ):
+        yield client
+
+
+def ask(client: httpx.Client, prompt: str, num_tokens: int = 16) -> httpx.Response:
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": num_tokens, "temperature": 0, "ignore_eos": True}
+    return client.post("/v1/completions", json=body)
+
+
+def talk(client: httpx.Client, fleet: Fleet, name: str) -> float:
+    """Hold conversations whose turns come in a random order; return the share of prompt tokens found in a prefix cache.
+
+    No conversation begins as another does, so a share is found only on the server of the turn before.
+    """
+    shuffled = random.Random(name)
+    texts = [
+        f"{name} {number}: " + " ".join(shuffled.choices("abcdefgh", k=100)) for number in range(NUM_CONVERSATIONS)
+    ]
+    turns = [number for number in range(NUM_CONVERSATIONS) for _ in range(NUM_TURNS)]
+    shuffled.shuffle(turns)
+
+    def count(metric: str) -> float:
+        return sum(fleet.metric(port, metric) for port in fleet.ports)
+
+    found, read = count("textmill_prefix_cache_hit_tokens"), count("textmill_prompt_tokens")
+    for number in turns:
+        answer = ask(client, texts[number])
+        assert answer.status_code == 200, answer.text
+        texts[number] += answer.json()["choices"][0]["text"] + " and then? "
+    return (count("textmill_prefix_cache_hit_tokens") - found) / (count("textmill_prompt_tokens") - read)
+
+
+def test_a_router_that_knows_prefixes_finds_them_again(tmp_path: Path, fleet: Fleet) -> None:
+    with httpx.Client(base_url=fleet.url(fleet.ports[0]), timeout=LIMIT_S, trust_env=False) as one_server:
+        best = talk(one_server, fleet, "alone")
+    with running_router(tmp_path, fleet.urls, "round_robin") as client:
+        by_turns = talk(client, fleet, "turns")
+    with running_router(tmp_path, fleet.urls, "cache_aware") as client:
+        by_prefix = talk(client, fleet, "prefix")
+    print(f"\nshare of reused tokens: one server {best:.2f}, cache_aware {by_prefix:.2f}, round_robin {by_turns:.2f}")
+    assert best > 0.5
+    assert by_prefix > best - 0.05
+    assert by_turns < best - 0.15
+    counts = [fleet.metric(port, "tgi_request_count") for port in fleet.ports]
+    assert min(counts) > NUM_CONVERSATIONS, "each server got calls"
+
+
+def test_streams_and_refusals_come_through(tmp_path: Path, fleet: Fleet) -> None:
+    with running_router(tmp_path, fleet.urls, "cache_aware") as client:
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 40, "stream": True, "ignore_eos": True}
+        with client.stream("POST", "/v1/completions", json=body) as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            lines = [line for line in stream.iter_lines() if line.startswith("data:")]
+        assert lines[-1] == "data: [DONE]"
+        assert len(lines) > 3
+        bad = client.post("/v1/completions", json={"model": "tiny", "prompt": "a", "top_p": 7})
+        assert bad.status_code == 422
+
+
+def test_a_refusal_for_load_goes_to_the_client(tmp_path: Path) -> None:
+    with RunningRouter(tmp_path, FakeShardOptions(step_s=0.02), max_concurrent_requests=1) as server:
+        long = {"inputs": "a", "parameters": {"max_new_tokens": 2000, "ignore_eos": True}}
+        with running_router(tmp_path, [server.url] * 2, "cache_aware") as client, server.send("/generate", long):
+            server.wait_until_counts(running=1, waiting=0)
+            answer = ask(client, "a")
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.slow  # some 20 s: a server starts
+def test_calls_go_on_when_a_server_is_killed_and_when_it_is_back(tmp_path: Path, fleet: Fleet) -> None:
+    lost, kept = fleet.ports
+    statuses: list[int] = []
+    is_over = threading.Event()
+    with running_router(tmp_path, fleet.urls, "cache_aware") as client:
+
+        def call(number: int) -> None:
+            while not is_over.is_set():
+                statuses.append(ask(client, f"{number} the weather " * 5).status_code)
+
+        threads = [threading.Thread(target=call, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            wait_until(lambda: len(statuses) > 20, LIMIT_S, "calls are answered")
+            fleet.kill(lost)
+            num_at_loss = len(statuses)
+            wait_until(lambda: len(statuses) > num_at_loss + 40, LIMIT_S, "calls are answered by the other server")
+            fleet.start(lost)
+            fleet.wait_ready()
+            before = fleet.metric(lost, "tgi_request_count")
+            wait_until(lambda: fleet.metric(lost, "tgi_request_count") > before, LIMIT_S, "the new server gets calls")
+        finally:
+            is_over.set()
+            for thread in threads:
+                thread.join(LIMIT_S)
+    print(f"\n{len(statuses)} calls, by status: { {status: statuses.count(status) for status in set(statuses)} }")
+    assert set(statuses) == {200}
+    assert fleet.ports == [lost, kept]

@@ -246,6 +246,9 @@ class Settings:
     no_native_decoder: bool = switch(
         "llama-type models by transformers' code, for bisection", aliases=("--no-fast-decoder",), to=SHARD
     )
+    no_overlap: bool = switch(
+        "on a GPU, launch no step before the tokens of the step before are read, for bisection", to=SHARD
+    )
     disable_swaps: str | None = option(
         text,
         "comma-separated: qkv, gate_up, packed_linear, rms_norm, on a GPU rotary_turn, residual; for bisection",

@@ -28,6 +28,7 @@ from textmill_shard.engine.rank_channel import GlooChannel, RankChannel, SoloCha
 from textmill_shard.engine.row_sampling import RowSampler
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.engine.token_reader import TokenReader
 from textmill_shard.errors import WRONG_SETTING, exit_code_of
 from textmill_shard.grammar.matcher import MatcherFactory, load_matcher_factory
 from textmill_shard.grammar.slots import GrammarSlots
@@ -158,7 +159,11 @@ def _start_steps(settings: ServeSettings, device: str, status: ShardStatus) -> t
     channel: RankChannel = SoloChannel() if is_alone else GlooChannel()
     desk = _media_desk(runner, facts, status) if settings.rank == 0 else None
     executor = StepExecutor(
-        runner=runner, facts=facts, media=_row_source(runner, desk, channel), rope=rope_rule(runner)
+        runner=runner,
+        facts=facts,
+        media=_row_source(runner, desk, channel),
+        rope=rope_rule(runner),
+        has_overlap=runner.device.type == "cuda" and not settings.no_overlap,
     )
     reader = _adapter_reader(settings, runner, facts, SoloGroup() if is_alone else GlooGroup(settings.world_size))
     if settings.rank != 0:
@@ -375,7 +380,9 @@ def _build_engine(
     )
     return Engine(
         executor=executor,
-        row_sampler=RowSampler(sampler=sampler, finish_rules=finish_rules, grammars=grammars),
+        row_sampler=RowSampler(
+            sampler=sampler, finish_rules=finish_rules, grammars=grammars, has_overlap=executor.feed is not None
+        ),
         grammars=grammars,
         finish_rules=finish_rules,
         channel=channel,
@@ -383,4 +390,5 @@ def _build_engine(
         status=status,
         lease_s=settings.router_lease_s,
         media=media,
+        reader=None if executor.feed is None else TokenReader(executor.device),
     )

@@ -132,6 +132,9 @@ class ServeSettings:
         f"{','.join(SWAPS)}, and on a GPU {','.join(DEVICE_SWAPS)}",
         (),
     )
+    no_overlap: bool = switch(
+        "on a GPU, launch no step before the tokens of the step before are read, for bisection; a CPU never overlaps"
+    )
     trust_remote_code: bool = switch(
         "run the modelling code that the model's folder holds, with all the rights of this process"
     )

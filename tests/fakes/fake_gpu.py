@@ -81,7 +81,8 @@ class _Launches(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         name = function.overloadpacket.__name__
         first = result[0] if isinstance(result, tuple | list) and result else result
-        is_itself = any(first is given for given in args)  # as of `to` with the dtype that a tensor has
+        # As of `to` with the dtype that a tensor has. The name of an operation in place ends with an underscore.
+        is_itself = any(first is given for given in args) and not name.endswith("_")
         if torch.is_tensor(first) and first.device.type == "cuda" and name not in _VIEWS and not is_itself:
             self._counts[name] += 1
         return result

@@ -25,6 +25,7 @@ GOOD_VALUES = {
     "native_cache_dir": ("/kernels", "/kernels"),
     "no_native_kernels": ("true", True),
     "no_native_decoder": ("true", True),
+    "no_overlap": ("true", True),
     "trust_remote_code": ("true", True),
     "allow_pickle": ("true", True),
     "text_only": ("true", True),

@@ -11,6 +11,7 @@ from textmill_shard.engine.rank_channel import RankChannel, SoloChannel
 from textmill_shard.engine.row_sampling import RowSampler
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.engine.token_reader import TokenReader
 from textmill_shard.grammar.matcher import MatcherFactory
 from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.sampling.sampler import Sampler
@@ -32,17 +33,21 @@ def make_engine(
     media: MediaDesk | None = None,
     lease_s: float = 60.0,
     clock: Callable[[], float] = time.monotonic,
+    token_reader: TokenReader | None = None,
 ) -> Engine:
     """Return an engine that no thread runs yet. Without `matchers` no request can have a grammar.
 
-    Without `reader` the adapters are those of `formula_adapters.py`, and without `media` no prompt has images.
+    Without `reader` the adapters are those of `formula_adapters.py`, and without `media` no prompt has images. With
+    `token_reader` steps overlap.
     """
     finish_rules = FinishRules(facts.eos_token_ids)
     grammars = GrammarSlots(matchers, finish_rules)
     sampler = sampler or Sampler(num_slots=facts.num_slots, device=executor.device)
     return Engine(
         executor=executor,
-        row_sampler=RowSampler(sampler=sampler, finish_rules=finish_rules, grammars=grammars),
+        row_sampler=RowSampler(
+            sampler=sampler, finish_rules=finish_rules, grammars=grammars, has_overlap=token_reader is not None
+        ),
         grammars=grammars,
         finish_rules=finish_rules,
         channel=channel or SoloChannel(),
@@ -51,4 +56,5 @@ def make_engine(
         media=media,
         lease_s=lease_s,
         clock=clock,
+        reader=token_reader,
     )

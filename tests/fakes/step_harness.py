@@ -20,6 +20,7 @@ from textmill_shard.engine.rank_channel import RankChannel, SoloChannel
 from textmill_shard.engine.session import Outgoing, Session, StreamEnd
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import Runner, StepExecutor
+from textmill_shard.engine.token_reader import TokenReader
 from textmill_shard.grammar.matcher import MatcherFactory
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.sampling.sampler import Sampler
@@ -158,13 +159,19 @@ class Shard:
         rope: RopeRule | None = None,
         lease_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
+        token_reader: TokenReader | None = None,
     ) -> None:
-        """`media` is the desk of a model with images, and `rope` its rule of rotary positions (`step_media.py`)."""
+        """`media` is the desk of a model with images, and `rope` its rule of rotary positions (`step_media.py`).
+
+        With `token_reader` a step is launched before the tokens of the step before are on the host.
+        """
         self.gate = gate
         self.runner = PrefixRunner(num_blocks=facts.num_blocks, gate=gate)
         self.status = ShardStatus()
         rows = None if media is None else OwnRows(media.store, channel or SoloChannel())
-        self.executor = StepExecutor(runner=runner or self.runner, facts=facts, media=rows, rope=rope)
+        self.executor = StepExecutor(
+            runner=runner or self.runner, facts=facts, media=rows, rope=rope, has_overlap=token_reader is not None
+        )
         self.engine = make_engine(
             self.executor,
             facts,
@@ -176,6 +183,7 @@ class Shard:
             media=media,
             lease_s=lease_s,
             clock=clock,
+            token_reader=token_reader,
         )
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run)
@@ -239,6 +247,9 @@ class Shard:
         while len(self.runner.batches) == self._num_stepped:
             assert time.monotonic() < deadline_s, "no step was composed"
             time.sleep(0.0005)
+
+    def has_launched(self, num_steps: int) -> bool:
+        return len(self.runner.batches) == num_steps
 
     def step(self) -> StepResult:
         """Let one forward pass through the gate, and return the step's result."""

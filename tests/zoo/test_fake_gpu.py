@@ -81,7 +81,8 @@ def run_steps(gpu: FakeGpu, runner: ModelRunner, samplings: tuple[SamplingParams
     counts = []
     with gpu:
         runner.allocate_kv(NUM_BLOCKS)
-        executor = StepExecutor(runner=runner, facts=zoo_facts(runner))
+        executor = StepExecutor(runner=runner, facts=zoo_facts(runner), has_overlap=True)
+        assert executor.feed is not None
         assert runner.device_scans is not None
         sampler = Sampler(
             num_slots=NUM_SLOTS,
@@ -105,10 +106,11 @@ def run_steps(gpu: FakeGpu, runner: ModelRunner, samplings: tuple[SamplingParams
             output = executor.forward(step, executor.build(step, upload))
             if len(slots_N):
                 draft = sampler.draft(output.logits_NV, wishes.rows())
+                executor.feed.put(draft.sampled.tokens_N)
                 sampler.append(wishes.rows(), draft.sampled.tokens_N)
             counts.append(Counter(gpu.counts))
             gpu.counts.clear()
-            executor.append(slots_N, np.ones(len(slots_N), dtype=np.int64))
+            executor.fill(slots_N, executor.table.num_tokens[slots_N], np.ones(len(slots_N), dtype=np.int64))
             lengths = [len(prompts[slot]) + NUM_NEW for slot in slots_N.tolist()]
             executor.end(slots_N[executor.table.num_tokens[slots_N] >= lengths].tolist())
     return counts
@@ -176,8 +178,9 @@ NUM_LAYERS = 32
 # write of keys and values, and attention; the gate; two sums with the residual, each with the norm behind the sum.
 LAYER = 4 + 2 + 1 + 2
 # Around the layers: embedding, first and last norm, head and its rows; the tables of cosines and sines; the map of the
-# tiles of attention; the two parts of the scan of the scores; the mark of rows that are not finite.
-AROUND = 27
+# tiles of attention; the two parts of the scan of the scores; the mark of rows that are not finite; the ids of the
+# step before, which are read and replaced.
+AROUND = 29
 
 
 def test_launches_and_copies_of_a_decode_step_of_32_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from textmill_shard.engine.media_rows import RowPiece, RowSource
+from textmill_shard.engine.token_feed import TokenFeed
 from textmill_shard.engine.upload import HostArray, Upload
 from textmill_shard.model.forward_batch import ForwardBatch, HostRows, MediaStep
 from textmill_shard.sampling.row_selection import Selection, StageRows, StepRows
@@ -52,8 +53,10 @@ class BatchBuilder:
         )  # grows with the largest step; a batch takes a view of it and only reads the view
         self._row_numbers_i32 = self._row_numbers.astype(np.int32)
 
-    def build(self, table: SlotTable, step: ComposedStep, upload: Upload | None = None) -> ForwardBatch:
-        """Return the tensors of `step`. The table already holds each token that the step computes.
+    def build(
+        self, table: SlotTable, step: ComposedStep, upload: Upload | None = None, feed: TokenFeed | None = None
+    ) -> ForwardBatch:
+        """Return the tensors of `step`. The table already holds each token that the step computes, unless `feed` does.
 
         `upload` may hold further arrays, which are sent to the device with those of the batch.
         """
@@ -71,6 +74,8 @@ class BatchBuilder:
             arrays["span_ends_T"] = _span_ends(table, step)
         upload = upload or Upload(self._device)
         numbers = {name: upload.add(values) for name, values in arrays.items()}
+        if feed is not None:
+            feed.stage(table, step, upload)
         upload.send()
         media = None
         if self._media is not None and pieces:
@@ -82,6 +87,8 @@ class BatchBuilder:
             starts, logit_rows = arrays["query_starts"].tolist(), arrays["logit_rows_N"].tolist()
             on_host = HostRows(query_starts=tuple(starts), logit_rows=tuple(logit_rows))
         tensors: dict[str, Any] = {name: upload.tensor(number) for name, number in numbers.items()}
+        if feed is not None:
+            tensors["input_ids_T"] = feed.take(tensors["input_ids_T"], tensors["slots_R"])
         return ForwardBatch(
             **tensors,
             max_query_len=1 if is_single else int(step.counts_R.max()),

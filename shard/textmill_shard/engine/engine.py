@@ -1,9 +1,14 @@
 """The step loop of rank 0, in a thread of its own. The loop takes plans in and hands out one result per step.
 
 In each turn the loop takes in the events that arrived, tells the other ranks, composes a step, launches and collects
-it. To launch is to run the forward pass; to collect is to bring the tokens to the host, end requests and build the
-result. Launching and collecting are two functions, so that a later version can launch a step before it collects the
-step before.
+it. To launch is to run the forward pass and the draws; to collect is to take the tokens on the host, end requests and
+build the result.
+
+With overlap (on a GPU) the loop launches a step before it collects the step before. The ids of a step then stay on the
+device, where the next step finds them, and a reader brings them to the host. What the host learns too late is put
+right: a row whose request had ended is vain, and a row whose last token was drawn again is vain and is computed again
+with the right token. A step with a grammar waits for the tokens of the step before, behind its own forward pass
+(rule 25).
 """
 
 import logging
@@ -11,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 import numpy as np
@@ -28,23 +33,32 @@ from textmill_shard.engine.events import (
     PlanArrived,
     SessionClosed,
     SessionOpened,
+    StepArrived,
     Stop,
 )
+from textmill_shard.engine.launched_step import LaunchedStep, all_rows, seated_rows
 from textmill_shard.engine.media_desk import NOTHING, MediaDesk, MediaTurn
 from textmill_shard.engine.memory_faults import NO_ROOM, free_device_memory, is_out_of_memory
-from textmill_shard.engine.rank_channel import RankChannel, RankEntry
+from textmill_shard.engine.rank_channel import NO_REWINDS, RankChannel, RankEntry, Rewinds
 from textmill_shard.engine.result_builder import build_result, rate_prompts
-from textmill_shard.engine.row_sampling import RowSampler
+from textmill_shard.engine.row_sampling import DrawnRows, LaunchedDraw, RowSampler
 from textmill_shard.engine.session import EndReason, Session
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
-from textmill_shard.engine.upload import Upload
+from textmill_shard.engine.token_reader import TokenReader
+from textmill_shard.engine.upload import Upload, to_host
 from textmill_shard.grammar.slots import MASK_TIMEOUT_S, GrammarSlots
-from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.slots.finish_rules import FinishRules
-from textmill_shard.slots.plan import FLAG_FINISHED, NO_IDS, IdArray, Plan, SlotError, StepResult
+from textmill_shard.slots.plan import (
+    FLAG_FINISHED,
+    NO_IDS,
+    IdArray,
+    Plan,
+    SlotError,
+    StepResult,
+)
 from textmill_shard.slots.plan_check import PlanRejected
-from textmill_shard.slots.step_composer import ComposedStep, split_step
+from textmill_shard.slots.step_composer import ComposedStep, select_rows, split_step
 
 log = logging.getLogger(__name__)
 
@@ -52,27 +66,12 @@ TOWER_LIMIT_S = 30.0  # in which the tower of a GPU computes an image
 IDLE_TURN_S = 0.5  # an idle loop wakes as often, to look at the lease and to send the other ranks a sign of life
 
 
-@dataclass(frozen=True, slots=True)
-class _LaunchedStep:
-    """A step whose forward pass was started.
-
-    `composed_ns` is a time of the monotonic clock, and `device_ns` is a duration.
-    """
-
-    number: int
-    plan_applied: int
-    step: ComposedStep
-    output: ForwardOutput
-    composed_ns: int
-    device_ns: int
-
-
 class Engine:
     """Owns the epoch and the slots of rank 0.
 
     Any thread may call `open_session`, `close_session`, `submit_plan`, `load_adapter`, `unload_adapter` and `stop`.
-    Their events take effect in the thread of `run`, which runs all other code but `_on_grammar_compiled`,
-    `_on_item_computed` and `_on_adapter_read`. Any thread may use `media.store`.
+    Their events take effect in the thread of `run`, which runs all other code but the functions `_on_...`. Any thread
+    may use `media.store`.
     """
 
     def __init__(
@@ -88,8 +87,10 @@ class Engine:
         lease_s: float,
         media: MediaDesk | None = None,
         clock: Callable[[], float] = time.monotonic,
+        reader: TokenReader | None = None,
     ) -> None:
-        """`media` is None for a model of text."""
+        """`media` is None for a model of text. With a `reader` steps overlap, and the executor is made for that."""
+        assert (reader is None) == (executor.feed is None), "overlap concerns reader and executor"
         self.media = media
         self._executor = executor
         self._row_sampler = row_sampler
@@ -107,9 +108,15 @@ class Engine:
         self._session: Session | None = None  # the slots belong to its epoch
         self._step_number = 0
         self._is_plan_unacknowledged = False
+        self._reader = reader
+        self._in_flight: list[LaunchedStep] = []  # launched and not collected, at most two
+        self._rewound: dict[int, tuple[int, bool]] = {}  # by slot: its right token, and whether that was too late
+        self._collected_ns = 0  # when the last step was collected
+        self._starved_slots: list[int] = []  # to be told with the next result, because their step had no row
         self._held_result: StepResult | None = None  # of the last step, until the writer of the stream gets it
         self._entry_plans: list[bytes] = []
         self._entry_ended: list[int] = []
+        self._entry_rewinds = NO_REWINDS
         self._is_entry_epoch_new = False
 
     # ------------------------------------------------------------ other threads
@@ -166,6 +173,9 @@ class Engine:
     def _on_adapter_read(self, outcomes: Sequence[ReadOutcome]) -> None:
         self._inbox.put(AdapterRead(outcomes))
 
+    def _on_step_read(self) -> None:
+        self._inbox.put(StepArrived())
+
     @property
     def needs_plan_bytes(self) -> bool:
         """Whether `submit_plan` needs the serialised plan, because other ranks follow."""
@@ -191,12 +201,16 @@ class Engine:
             self._adapters.close()
             if self.media is not None:
                 self.media.close()
+        if self._session is not None:
+            self._drain()
         self._end_epoch(EndReason.STOPPING, "the shard is stopping")
         self._send_entry(is_stop=True)
+        if self._reader is not None:
+            self._reader.close()
 
     def _take_events(self, *, wait: bool) -> bool:
         """Handle all events that arrived. `wait` waits for the first event. Returns False after a Stop."""
-        if wait:
+        if wait and not self._in_flight:
             self._status.progress.expect(IDLE_TURN_S)
         try:
             event = self._inbox.get(timeout=min(IDLE_TURN_S, self._lease_s / 4)) if wait else self._inbox.get_nowait()
@@ -210,6 +224,11 @@ class Engine:
     def _handle(self, event: Arrival) -> None:
         if isinstance(event, GrammarCompiled | ItemComputed):
             return  # the event has woken the loop, and `_turn` asks for what is ready
+        if isinstance(event, StepArrived):
+            if self._in_flight and self._in_flight[0].is_read:
+                self._collect_first()
+                self._apply_rewinds()
+            return  # a step that a grammar waited for, or of an epoch that is over, is collected or forgotten
         if isinstance(event, AdapterEvent):
             self._handle_adapter(event)
             return
@@ -242,8 +261,12 @@ class Engine:
         self._step_number = 0
         self._held_result = None
         self._is_plan_unacknowledged = False
+        self._in_flight.clear()
+        self._rewound.clear()
+        self._starved_slots.clear()
         self._entry_plans.clear()
         self._entry_ended.clear()
+        self._entry_rewinds = NO_REWINDS
         self._is_entry_epoch_new = True
 
     def _end_epoch(self, reason: EndReason, message: str) -> None:
@@ -270,6 +293,7 @@ class Engine:
                 raise event.plan
             self._executor.check(event.plan)
         except PlanRejected as error:
+            self._drain()
             self._send_held()
             session.send(error.rejection)
             self._end_epoch(EndReason.PLAN_REJECTED, str(error))
@@ -295,10 +319,15 @@ class Engine:
 
     def _turn(self) -> bool:
         """Compose and run one step. Returns False when no row can run; the loop then waits for an event (rule 2)."""
+        if len(self._in_flight) > 1:
+            self._send_held()
+            return False  # the tokens of the first of these steps wake the loop
         composed_ns = time.monotonic_ns()
         released_slots = self._grammars.take_compiled(self._executor.table)
         self._executor.release(released_slots)
         media_turn = self._turn_media()
+        if media_turn.faults:
+            self._drain()  # the result that tells of the faults comes behind those of the steps under way
         self._send_entry(released_slots=released_slots, ready=media_turn.ready)
         step = self._executor.compose()
         session = self._session
@@ -308,11 +337,16 @@ class Engine:
             self._fail_media(media_turn.faults, session)
         if step.is_empty:
             self._send_held()
-            if self._is_plan_unacknowledged or len(step.starved_slots):
+            self._starved_slots += step.starved_slots.tolist()
+            # The acknowledgement of a plan comes behind the results of the steps that were composed before the plan.
+            if not self._in_flight and (self._is_plan_unacknowledged or self._starved_slots):
                 self._is_plan_unacknowledged = False
+                step = replace(step, starved_slots=self._take_starved())
                 session.send(build_result(step=0, plan_applied=self._executor.plan_applied, composed=step))
             return False
-        self._run_step(step, session, composed_ns)
+        if self._starved_slots:
+            step = replace(step, starved_slots=np.union1d(self._take_starved(), step.starved_slots))
+        self._run_step(step, composed_ns)
         return True
 
     def _turn_media(self) -> MediaTurn:
@@ -337,29 +371,58 @@ class Engine:
         session.send(StepResult(step=0, plan_applied=self._executor.plan_applied, errors=tuple(faults)))
         self._end_slots([fault.slot for fault in faults])
 
-    def _run_step(self, step: ComposedStep, session: Session, composed_ns: int) -> None:
+    def _take_starved(self) -> IdArray:
+        """Return the starved slots that no result has named yet, and that are still starved."""
+        table = self._executor.table
+        slots = [slot for slot in dict.fromkeys(self._starved_slots) if table.was_starved[slot]]
+        self._starved_slots.clear()
+        return np.array(slots, dtype=np.int64)
+
+    def _run_step(self, step: ComposedStep, composed_ns: int) -> None:
         """Run a step. A step that runs out of memory runs again in halves, down to the row that has no room alone."""
-        self._status.begin_step()
-        launched_step = self._launch(step, composed_ns)
-        if launched_step is not None:
-            self._collect(launched_step, session)
-            self._status.finish_step(launched_step.number, launched_step.plan_applied)
+        if not self._in_flight:
+            self._status.begin_step()
+        seats_R = self._executor.table.order[step.slots_R]
+        if self._launch(step, composed_ns):
+            if self._reader is None:
+                self._collect_first()
             return
         self._status.report_memory_fault()
+        self._drain()
         self._grammars.finish_masks()
         free_device_memory(self._executor.device)
         log.warning("a step ran out of memory", extra={"num_rows": len(step.slots_R), "num_tokens": step.num_tokens})
+        if self._reader is not None:
+            step = self._still_seated(step, seats_R)
+            if step.is_empty:
+                return
         if len(step.slots_R) == 1:
             self._fail_alone(step)
             return
         for half in split_step(step):
-            self._run_step(half, session, time.monotonic_ns())
+            self._run_step(half, time.monotonic_ns())
+            self._drain()
+
+    def _drain(self) -> None:
+        """Collect all steps in flight."""
+        while self._in_flight:
+            self._collect_first()
+        self._apply_rewinds()
+
+    def _still_seated(self, step: ComposedStep, seats_R: IdArray) -> ComposedStep:
+        """Return the rows of a step that was not launched, without those whose requests have ended since."""
+        table = self._executor.table
+        rows = np.flatnonzero(table.is_occupied[step.slots_R] & (table.order[step.slots_R] == seats_R))
+        if not len(rows):
+            self._starved_slots += step.starved_slots.tolist()
+        return select_rows(step, rows, starved_slots=step.starved_slots)
 
     def _fail_alone(self, step: ComposedStep) -> None:
         """End the request of the one row of a step, for which the memory has no room."""
         [slot] = step.slots_R.tolist()
         error = SlotError(slot, int(self._executor.table.request_ids[slot]), NO_ROOM.code, NO_ROOM.message)
         self._send_held()
+        self._is_plan_unacknowledged = False
         self._step_number += 1
         plan_applied = self._executor.plan_applied
         self._held_result = build_result(
@@ -368,59 +431,137 @@ class Engine:
         self._end_slots([slot])
         self._status.finish_step(self._step_number, plan_applied)
 
-    def _launch(self, step: ComposedStep, composed_ns: int) -> _LaunchedStep | None:
-        """Run the forward pass of a composed step. Returns None when memory ran out and the step may run again."""
-        self._is_plan_unacknowledged = False
+    def _launch(self, step: ComposedStep, composed_ns: int) -> bool:
+        """Launch a composed step. Returns False when memory ran out and the step may run again."""
+        executor, sampler, table = self._executor, self._row_sampler, self._executor.table
         forward_ns = time.monotonic_ns()
-        upload = Upload(self._executor.device)
-        self._row_sampler.prepare(self._executor.table, step.slots_R[step.samples_R], upload)
-        batch = self._executor.build(step, upload)
+        slots_N = step.slots_R if step.is_decode else step.slots_R[step.samples_R]
+        upload = Upload(executor.device)
+        sampler.prepare(slots_N, upload)
+        waits_for_tokens = bool(self._in_flight) and sampler.needs_masks  # rule 25
+        if not waits_for_tokens:
+            sampler.begin_masks(table, slots_N)
+        began = None if self._reader is None else self._reader.mark()
+        batch = executor.build(step, upload)
         self._send_held()
         try:
-            output = self._executor.forward(step, batch)
+            output = executor.forward(step, batch)
         except Exception as error:
             # With other ranks the calls of this rank and theirs no longer fit.
             if self._channel.needs_plans or not is_out_of_memory(error):
                 raise
-            return None
+            return False
+        self._is_plan_unacknowledged = False
         self._step_number += 1
-        return _LaunchedStep(
+        launched_step = LaunchedStep(
             number=self._step_number,
-            plan_applied=self._executor.plan_applied,
+            plan_applied=executor.plan_applied,
             step=step,
-            output=output,
             composed_ns=composed_ns,
             device_ns=time.monotonic_ns() - forward_ns,
+            num_tokens_N=table.num_tokens[slots_N],
+            seats_R=table.order[step.slots_R],
+            starved_seats=table.order[step.starved_slots],
+            began=began,
         )
-
-    def _collect(self, launched_step: _LaunchedStep, session: Session) -> None:
-        """Bring the tokens of a step to the host, build the result, and free the slots whose requests ended."""
-        executor, table, step = self._executor, self._executor.table, launched_step.step
-        pieces, prompt_errors = rate_prompts(
-            executor.prompt_stretches(step, launched_step.output.hidden_TD),
-            executor.project,
-            is_alone=not self._channel.needs_plans,
-        )
-        slots_N = step.slots_R[step.samples_R]
-        flags_N: IdArray = NO_IDS
-        drawn_rows = None
-        ended_slots: list[int] = []
-        row_errors: list[SlotError] = []
+        self._in_flight.append(launched_step)
+        # Every rank makes the calls of prompt log-probabilities here, behind the forward pass of the step.
+        stretches = executor.prompt_stretches(step, output.hidden_TD)
+        if stretches:
+            launched_step.pieces, launched_step.prompt_errors = rate_prompts(
+                stretches, executor.project, is_alone=not self._channel.needs_plans
+            )
+        if waits_for_tokens:
+            while len(self._in_flight) > 1:
+                self._collect_first()
+            sampler.begin_masks(table, slots_N)
+            self._send_held()
         if len(slots_N):
             if self._grammars.has_masks:
                 self._status.progress.expect(MASK_TIMEOUT_S)
-            drawn_rows = self._row_sampler.draw(table, slots_N, launched_step.output)
+            launched_step.draw = sampler.launch(table, slots_N, output)
+        self._begin_reading(launched_step)
+        self._apply_rewinds()
+        return True
+
+    def _begin_reading(self, launched_step: LaunchedStep) -> None:
+        """Feed the drawn ids to the next step, and let the reader bring them to the host (overlap)."""
+        reader, feed, draw = self._reader, self._executor.feed, launched_step.draw
+        if reader is None or feed is None:
+            return
+        assert launched_step.began is not None
+        if draw is None:
+            launched_step.reading = reader.begin([], launched_step.began, self._on_step_read)
+            return
+        tensors = draw.tensors
+        if draw.may_draw_again and not self._executor.can_rewind:
+            # The rows of this model keep states that no step can take back, so the tokens are settled first.
+            drawn_rows = self._row_sampler.finish(draw, to_host(*tensors))
+            draw = LaunchedDraw(None, draw.tokens_N, draw.rows, {}, replace(drawn_rows, redrawn_N=None))
+            launched_step.draw, tensors = draw, []
+        assert draw.tokens_N is not None
+        self._channel.share_tensor(draw.tokens_N)
+        feed.put(draw.tokens_N)
+        self._row_sampler.note(draw)
+        launched_step.reading = reader.begin(tensors, launched_step.began, self._on_step_read)
+
+    def _collect_first(self) -> None:
+        """Collect the step that was launched first of those in flight."""
+        session = self._session
+        assert session is not None, "the steps of an epoch are forgotten with its session"
+        launched_step = self._in_flight[0]
+        drawn_rows = self._read(launched_step)
+        del self._in_flight[0]
+        self._collect(launched_step, drawn_rows)
+        self._status.finish_step(launched_step.number, launched_step.plan_applied)
+        self._collected_ns = time.monotonic_ns()
+        if self._in_flight:
+            self._status.begin_step()
+
+    def _read(self, launched_step: LaunchedStep) -> DrawnRows | None:
+        """Return the tokens of a step on the host, which waits for the device. None: no row samples."""
+        draw = launched_step.draw
+        if launched_step.reading is not None:
+            step_read = launched_step.reading.result()
+            launched_step.device_ns = step_read.device_ns
+            return None if draw is None else self._row_sampler.finish(draw, step_read.arrays)
+        if draw is None:
+            return None
+        tensors = draw.tensors
+        drawn_rows = self._row_sampler.finish(draw, to_host(*tensors) if tensors else [])
+        self._row_sampler.note(draw)
+        self._channel.share_tokens(drawn_rows.tokens_N)
+        return drawn_rows
+
+    def _collect(self, launched_step: LaunchedStep, drawn_rows: DrawnRows | None) -> None:
+        """Take in the tokens of a step, build the result, and free the slots whose requests ended."""
+        executor, table = self._executor, self._executor.table
+        if self._reader is None:
+            rows = all_rows(launched_step, drawn_rows)
+        else:
+            rows = seated_rows(launched_step, drawn_rows, table)
+        step, drawn_rows = rows.step, rows.drawn_rows
+        slots_N = step.slots_R[step.samples_R]
+        flags_N: IdArray = NO_IDS
+        ended_slots: list[int] = []
+        row_errors: list[SlotError] = []
+        if drawn_rows is not None:
             row_errors = [
                 SlotError(int(slots_N[row]), int(table.request_ids[slots_N[row]]), fault.code, fault.message)
                 for row, fault in drawn_rows.faults.items()
             ]
-            executor.append(slots_N, self._channel.share_tokens(drawn_rows.tokens_N))
-            flags_N = self._finish_rules.flags(table, slots_N, drawn_rows.tokens_N)
-        errors = {error.slot: error for error in (*prompt_errors, *row_errors)}
+            executor.fill(slots_N, rows.num_tokens_N, drawn_rows.tokens_N)
+            flags_N = self._finish_rules.flags(table, slots_N, rows.num_tokens_N, drawn_rows.tokens_N)
+        errors = {error.slot: error for error in (*rows.prompt_errors, *row_errors)}
         if drawn_rows is not None:
             is_fine_N = ~np.isin(slots_N, list(errors)) if errors else np.ones(len(slots_N), dtype=bool)
-            self._row_sampler.append(slots_N[is_fine_N], drawn_rows.tokens_N[is_fine_N])
-            ended_slots = slots_N[is_fine_N & (flags_N & FLAG_FINISHED > 0)].tolist()
+            self._row_sampler.consume(slots_N[is_fine_N], drawn_rows.tokens_N[is_fine_N])
+            ends_N = is_fine_N & (flags_N & FLAG_FINISHED > 0)
+            ended_slots = slots_N[ends_N].tolist()
+            if drawn_rows.redrawn_N is not None and self._reader is not None:
+                goes_on_N = drawn_rows.redrawn_N & is_fine_N & ~ends_N
+                self._rewind(slots_N[goes_on_N], drawn_rows.tokens_N[goes_on_N])
+        now_ns = time.monotonic_ns()
         result = build_result(
             step=launched_step.number,
             plan_applied=launched_step.plan_applied,
@@ -428,12 +569,43 @@ class Engine:
             drawn_rows=drawn_rows,
             flags_N=flags_N,
             errors=errors,
-            prompt_logprobs=pieces,
-            step_ns=time.monotonic_ns() - launched_step.composed_ns,
+            prompt_logprobs=rows.pieces,
+            step_ns=now_ns - max(launched_step.composed_ns, self._collected_ns),
             device_ns=launched_step.device_ns,
         )
+        self._send_held()
         self._held_result = result
         self._end_slots([*errors, *ended_slots])
+
+    def _rewind(self, slots: IdArray, tokens: IdArray) -> None:
+        """Note that these slots have other tokens than those with which their next step may have been launched."""
+        for slot, token in zip(slots.tolist(), tokens.tolist(), strict=True):
+            later_steps = [later for later in self._in_flight if slot in later.step.slots_R]
+            for later in later_steps:
+                later.vain_slots = (*later.vain_slots, slot)
+            self._rewound[slot] = token, bool(later_steps)
+
+    def _apply_rewinds(self) -> None:
+        """Give slots the token that was drawn again. The draws of the vain steps have been launched before."""
+        if not self._rewound:
+            return
+        executor, table = self._executor, self._executor.table
+        slots = np.array(list(self._rewound), dtype=np.int64)
+        tokens = np.array([token for token, _ in self._rewound.values()], dtype=np.int64)
+        is_launched = np.array([was_launched for _, was_launched in self._rewound.values()], dtype=bool)
+        self._rewound.clear()
+        executor.rewind(slots, tokens, is_launched)
+        for slot in slots.tolist():
+            # The state of a slot is a function of its admit and of its tokens (rule 18).
+            admit, num_tokens = table.admit_of(slot), int(table.num_tokens[slot])
+            output_ids = table.tokens_of(slot, start=len(admit.prompt_ids), end=num_tokens).copy()
+            self._row_sampler.admit(replace(admit, output_ids=output_ids))
+        before = self._entry_rewinds
+        self._entry_rewinds = Rewinds(
+            slots=np.concatenate([before.slots, slots]),
+            tokens=np.concatenate([before.tokens, tokens]),
+            is_launched=np.concatenate([before.is_launched, is_launched]),
+        )
 
     def _send_held(self) -> None:
         """Hand the last result to the writer of the stream.
@@ -470,8 +642,10 @@ class Engine:
                 adapter_orders=self._adapters.take_orders(),
                 ready_slots=np.array([*ready], dtype=np.int64),
                 ready_until=np.array([*ready.values()], dtype=np.int64),
+                rewinds=self._entry_rewinds,
             )
         )
+        self._entry_rewinds = NO_REWINDS
         self._is_entry_epoch_new = False
         self._entry_ended.clear()
         self._entry_plans.clear()

@@ -42,6 +42,11 @@ class GrammarCompiled:
 
 
 @dataclass(frozen=True, slots=True)
+class StepArrived:
+    """The tokens of a step have reached the host, so that the loop looks for the steps to collect."""
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterRead:
     """Every rank has read the adapter that is the first in the desk's queue."""
 
@@ -59,5 +64,7 @@ class Stop:
 
 
 AdapterEvent: TypeAlias = LoadWanted | UnloadWanted | AdapterRead
-Arrival: TypeAlias = SessionOpened | SessionClosed | PlanArrived | GrammarCompiled | ItemComputed | AdapterEvent
+Arrival: TypeAlias = (
+    SessionOpened | SessionClosed | PlanArrived | GrammarCompiled | ItemComputed | StepArrived | AdapterEvent
+)
 EngineEvent: TypeAlias = Arrival | Stop

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
+
 from textmill_shard.engine.adapter_reader import AdapterReader
 from textmill_shard.engine.rank_channel import AdapterOrder, OrderKind, RankChannel, RankEntry
 from textmill_shard.engine.status import ShardStatus
@@ -57,6 +59,9 @@ class Follower:
         executor = self._executor
         if entry.is_new_epoch:
             executor.begin_epoch()
+        rewinds = entry.rewinds
+        if len(rewinds.slots):
+            executor.rewind(rewinds.slots, rewinds.tokens, rewinds.is_launched)
         executor.end(entry.ended_slots.tolist())
         for order in entry.adapter_orders:
             self._obey(order)
@@ -75,5 +80,13 @@ class Follower:
             project = partial(executor.project, adapter=stretch.adapter)
             prompt_logprobs(project, stretch.hidden_TD, stretch.targets_T)
         slots_N = step.slots_R[step.samples_R]
-        executor.append(slots_N, self._channel.share_tokens(NO_IDS if not len(slots_N) else slots_N.copy()))
+        if executor.feed is not None:
+            # Nothing on the host of this rank depends on the ids, so that the host never waits for them.
+            if len(slots_N):
+                tokens_N = torch.empty(len(slots_N), dtype=torch.int64, device=executor.device)
+                self._channel.share_tensor(tokens_N)
+                executor.feed.put(tokens_N)
+        else:
+            sampled_N = self._channel.share_tokens(NO_IDS if not len(slots_N) else slots_N.copy())
+            executor.fill(slots_N, executor.table.num_tokens[slots_N], sampled_N)
         self._status.finish_step(entry.step, executor.plan_applied)

@@ -1,7 +1,8 @@
 """How rank 0 tells the other ranks what to execute (rule 24).
 
 Rank 0 sends one entry per step: the number of the step, the plans to apply before the step, and the slots that ended
-since the last entry. All ranks then compose one and the same step, with `step_executor.py`. Another transport, such as
+since the last entry. Under overlap the entry also corrects tokens that the ranks took from rank 0 on the device. All
+ranks then compose one and the same step, with `step_executor.py`. Another transport, such as
 a ring in shared memory, needs the members of `RankChannel` and nothing else.
 """
 
@@ -14,6 +15,7 @@ from enum import Enum
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -44,11 +46,23 @@ class AdapterOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class Rewinds:
+    """Slots whose last token is another one than the token that their step drew at first (parallel arrays)."""
+
+    slots: IdArray
+    tokens: IdArray
+    is_launched: npt.NDArray[np.bool_]  # the next step of the slot was launched with the first token
+
+
+NO_REWINDS = Rewinds(NO_IDS, NO_IDS, np.zeros(0, dtype=bool))
+
+
+@dataclass(frozen=True, slots=True)
 class RankEntry:
     """What a rank executes.
 
-    First the new epoch, then the ended slots, the orders about adapters, the plans, the released slots, the slots whose
-    rows are ready and one step.
+    First the new epoch, then the rewinds, the ended slots, the orders about adapters, the plans, the released slots,
+    the slots whose rows are ready and one step.
     """
 
     step: int  # number of the step, if the step has rows
@@ -62,6 +76,7 @@ class RankEntry:
     adapter_orders: tuple[AdapterOrder, ...] = ()
     ready_slots: IdArray = field(default_factory=lambda: NO_IDS)  # may compute further, because rows of items are there
     ready_until: IdArray = field(default_factory=lambda: NO_IDS)  # parallel: tokens that these slots may compute
+    rewinds: Rewinds = field(default_factory=lambda: NO_REWINDS)
 
 
 class RankChannel(Protocol):
@@ -152,25 +167,31 @@ class GlooChannel:
 def pack_entry(entry: RankEntry) -> tuple[list[int], bytes]:
     """Return the header and the payload of an entry.
 
-    The last number of the header is the length of the payload in bytes. The payload holds the slots as little-endian
-    u32, the bounds of the ready slots as i64, then each order about adapters and each plan after its own length.
+    The last number of the header is the length of the payload in bytes. The payload holds slots and tokens as
+    little-endian u32, the bounds of the ready slots as i64, then each order about adapters and each plan after its own
+    length.
     """
-    parts = [np.concatenate([entry.ended_slots, entry.released_slots, entry.ready_slots]).astype("<u4").tobytes()]
-    parts.append(entry.ready_until.astype("<i8").tobytes())
+    rewinds = entry.rewinds
+    numbers = [entry.ended_slots, entry.released_slots, entry.ready_slots]
+    numbers += [rewinds.slots, rewinds.tokens, rewinds.is_launched.astype(np.int64)]
+    parts = [np.concatenate(numbers).astype("<u4").tobytes(), entry.ready_until.astype("<i8").tobytes()]
     orders = [_pack_order(order) for order in entry.adapter_orders]
     for piece in (*orders, *entry.plans):
         parts += [struct.pack("<I", len(piece)), piece]
     payload = b"".join(parts)
     flags = (int(entry.is_new_epoch), int(entry.is_stop))
-    counts = (len(entry.ended_slots), len(entry.released_slots), len(entry.ready_slots), len(orders))
+    num_slots = (len(entry.ended_slots), len(entry.released_slots), len(entry.ready_slots))
+    counts = (*num_slots, len(rewinds.slots), len(orders))
     return [entry.step, *flags, *counts, len(payload)], payload
 
 
 def unpack_entry(header: Sequence[int], payload: bytes) -> RankEntry:
     """Return the entry that `pack_entry` has packed."""
-    step, is_new_epoch, is_stop, num_ended, num_released, num_ready, num_orders, _ = header
-    place = 4 * (num_ended + num_released + num_ready)
-    slots = np.frombuffer(payload[:place], dtype="<u4").astype(np.int64)
+    step, is_new_epoch, is_stop, num_ended, num_released, num_ready, num_rewinds, num_orders, _ = header
+    lengths = (num_ended, num_released, num_ready, num_rewinds, num_rewinds, num_rewinds)
+    place = 4 * sum(lengths)
+    numbers = np.frombuffer(payload[:place], dtype="<u4").astype(np.int64)
+    ended, released, ready, slots, tokens, is_launched = np.split(numbers, np.cumsum(lengths)[:-1])
     ready_until = np.frombuffer(payload[place : place + 8 * num_ready], dtype="<i8").astype(np.int64)
     place += 8 * num_ready
     pieces = []
@@ -182,11 +203,12 @@ def unpack_entry(header: Sequence[int], payload: bytes) -> RankEntry:
         step=step,
         is_new_epoch=bool(is_new_epoch),
         is_stop=bool(is_stop),
-        ended_slots=slots[:num_ended],
+        ended_slots=ended,
         plans=tuple(pieces[num_orders:]),
-        released_slots=slots[num_ended : num_ended + num_released],
-        ready_slots=slots[num_ended + num_released :],
+        released_slots=released,
+        ready_slots=ready,
         ready_until=ready_until,
+        rewinds=Rewinds(slots, tokens, is_launched.astype(bool)),
         adapter_orders=tuple(_unpack_order(piece) for piece in pieces[:num_orders]),
     )
 

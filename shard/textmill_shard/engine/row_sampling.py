@@ -2,6 +2,7 @@
 
 # N rows that sample, V vocabulary
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,13 +10,13 @@ import numpy.typing as npt
 import torch
 
 from textmill_shard.engine.batch_builder import WishUpload, build_step_rows
-from textmill_shard.engine.upload import Upload, to_host
+from textmill_shard.engine.upload import HostArray, Upload, to_host
 from textmill_shard.grammar.matcher import GrammarFault
 from textmill_shard.grammar.slots import GrammarSlots
-from textmill_shard.model.forward_batch import ForwardOutput, HostScan, RowScan
+from textmill_shard.model.forward_batch import ForwardOutput, HostScan
 from textmill_shard.sampling.logprobs import TopTokens
 from textmill_shard.sampling.row_selection import SelectedRows, Selection, StepRows
-from textmill_shard.sampling.sampler import SampledRows, Sampler
+from textmill_shard.sampling.sampler import Draft, SampledRows, Sampler
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import Admit, FloatArray, IdArray, SlotErrorCode
@@ -38,23 +39,62 @@ class DrawnRows:
     logprobs_N: FloatArray | None  # NaN for a row that did not ask; None when no row asked
     top: tuple[TopTokens | None, ...]  # empty when no row asked
     faults: dict[int, RowFault] = field(default_factory=dict)  # by row
+    redrawn_N: npt.NDArray[np.bool_] | None = None  # rows whose token is not the one of the launch; None: no row
+
+    def select(self, rows: IdArray) -> "DrawnRows":
+        """Return some of the rows, in the order of `rows`."""
+        place_of_row = {row: place for place, row in enumerate(rows.tolist())}
+        return DrawnRows(
+            tokens_N=self.tokens_N[rows],
+            logprobs_N=None if self.logprobs_N is None else self.logprobs_N[rows],
+            top=tuple(self.top[row] for row in rows.tolist()) if self.top else (),
+            faults={place_of_row[row]: fault for row, fault in self.faults.items() if row in place_of_row},
+            redrawn_N=None if self.redrawn_N is None else self.redrawn_N[rows],
+        )
+
+
+@dataclass(slots=True)
+class LaunchedDraw:
+    """The draw of a step. `tokens_N` is what the rows drew, on the device; rows of `draft.open_N` may draw again."""
+
+    draft: Draft | None  # None: `drawn_rows` holds everything
+    tokens_N: torch.Tensor | None  # int64; None where no state needs the tokens on the device
+    rows: StepRows | None
+    grammar_faults: dict[int, RowFault]
+    drawn_rows: DrawnRows | None = None
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """What the host reads for `RowSampler.finish`."""
+        if self.draft is None:
+            return []
+        top = () if self.draft.top is None else self.draft.top.tensors
+        return [*_read_tensors(self.draft.sampled), *_given(self.draft.open_N), *top]
+
+    @property
+    def may_draw_again(self) -> bool:
+        """Whether a row may turn out to be open when the host reads the draw."""
+        return self.draft is not None and self.draft.open_N is not None
 
 
 class RowSampler:
     """Samples for the step loop. Only rank 0 has a row sampler.
 
     The state of a slot belongs to one Admit (rule 18). The next occupant of the slot gets a new state, and so does a
-    request that is admitted again. Each step calls `prepare`, `draw` and `append` once, in this order.
+    request that is admitted again. Each step calls `prepare`, `begin_masks`, `launch`, `note`, `finish` and `consume`
+    once. Without overlap `note` comes after `finish`. With overlap `finish` and `consume` may come after the launch of
+    the next step.
     """
 
-    def __init__(self, *, sampler: Sampler, finish_rules: FinishRules, grammars: GrammarSlots) -> None:
+    def __init__(
+        self, *, sampler: Sampler, finish_rules: FinishRules, grammars: GrammarSlots, has_overlap: bool = False
+    ) -> None:
         self._sampler = sampler
         self._grammars = grammars
         self._finish_rules = finish_rules
+        self._has_overlap = has_overlap
         self._selection: Selection = ()  # the selection of the step that `prepare` saw last
         self._wishes: WishUpload | None = None  # the selection on its way; None where every row takes the best id
-        self._rows: StepRows | None = None  # the selection on the device
-        self._tokens_N: torch.Tensor | None = None  # drawn in this step, on the device; None where no state needs them
 
     def admit(self, admit: Admit) -> None:
         """Write the sampling state of the request that takes a slot."""
@@ -62,78 +102,118 @@ class RowSampler:
         params = replace(admit.sampling, end_ids=end_ids, has_grammar=admit.grammar is not None)
         self._sampler.admit(admit.slot, params, SlotText(admit.text_ids, admit.output_ids))
 
-    def prepare(self, table: SlotTable, slots_N: IdArray, upload: Upload) -> None:
-        """Select the rows of each wish, and begin the masks that threads make beside the forward pass.
-
-        The rows go to the device with `upload`, which is sent before `draw`.
-        """
-        self._grammars.start_masks(table, slots_N)
+    def prepare(self, slots_N: IdArray, upload: Upload) -> None:
+        """Select the rows of each wish, which go to the device with `upload`, which is sent before `launch`."""
         self._selection = self._sampler.select(slots_N)
-        self._rows = self._wishes = None
-        is_on_gpu = self._sampler.device.type != "cpu"  # a CPU has a scan of the logits where all rows take the best id
-        if is_on_gpu or not self._sampler.takes_best(self._selection):
+        self._wishes = None
+        # A CPU has a scan of the logits where all rows take the best id. With overlap the next step needs the ids.
+        needs_rows = self._has_overlap or self._sampler.device.type != "cpu"
+        if needs_rows or not self._sampler.takes_best(self._selection):
             self._wishes = WishUpload(self._selection, upload)
 
-    def draw(self, table: SlotTable, slots_N: IdArray, output: ForwardOutput) -> DrawnRows:
-        """Draw one token per row of the logits. Waits for the device, because the host needs the tokens."""
+    @property
+    def needs_masks(self) -> bool:
+        """Whether a row of the prepared step has a grammar."""
+        return bool(self._selection) and self._sampler.grammar_rows(self._selection) is not None
+
+    def begin_masks(self, table: SlotTable, slots_N: IdArray) -> None:
+        """Let threads begin the masks of the rows. The tokens that came before are known to the matchers (rule 25)."""
+        self._grammars.start_masks(table, slots_N)
+
+    def launch(self, table: SlotTable, slots_N: IdArray, output: ForwardOutput) -> LaunchedDraw:
+        """Draw one token per row of the logits. Waits for masks, and for nothing on the device unless a draw fails."""
         selection, logits_NV = self._selection, output.logits_NV
-        self._tokens_N = None
         if self._wishes is not None:
-            self._rows = self._wishes.rows()
+            rows = self._wishes.rows()
         else:
             if output.scan is not None:
-                return _take_best(output.scan, self._sampler.logprob_rows(selection))
-            self._rows = build_step_rows(selection, self._sampler.device)
+                best_rows = _take_best(output.scan, self._sampler.logprob_rows(selection))
+                return LaunchedDraw(None, None, None, {}, best_rows)
+            rows = build_step_rows(selection, self._sampler.device)
         grammar_faults = self._take_masks(table, self._sampler.grammar_rows(selection))
         scan = None if output.scan is None else output.scan.as_row_scan()
         try:
-            drawn_rows, self._tokens_N = self._draw(logits_NV, self._rows, scan)
+            draft = self._sampler.draft(logits_NV, rows, scan)
         except torch.AcceleratorError:
             raise  # the device is gone, for every row
         except Exception:
-            drawn_rows, self._tokens_N = self._draw_alone(slots_N, logits_NV)
-        return replace(drawn_rows, faults={**drawn_rows.faults, **grammar_faults}) if grammar_faults else drawn_rows
+            drawn_rows, tokens_N = self._draw_alone(slots_N, logits_NV)
+            return LaunchedDraw(None, tokens_N, rows, grammar_faults, drawn_rows)
+        return LaunchedDraw(draft, draft.sampled.tokens_N, rows, grammar_faults)
 
-    def append(self, slots_N: IdArray, tokens_N: IdArray) -> None:
-        """Note the tokens of the rows of the last `draw` that have no fault. `slots_N` and `tokens_N` are parallel.
+    def note(self, launched: LaunchedDraw) -> None:
+        """Let the state of the rows take in their tokens.
 
-        The sampler notes the tokens of the other rows too. Nobody reads them, because the slots of these rows end with
-        this step.
+        The sampler notes the tokens of rows with a fault too. Nobody reads them, because the slots of these rows end
+        with this step.
         """
-        if self._tokens_N is not None and self._rows is not None:
-            self._sampler.append(self._rows, self._tokens_N)
+        if launched.tokens_N is not None and launched.rows is not None:
+            self._sampler.append(launched.rows, launched.tokens_N)
+
+    def finish(self, launched: LaunchedDraw, arrays: Sequence[HostArray]) -> DrawnRows:
+        """Return what the rows drew. `arrays` are the tensors of the draw on the host.
+
+        Open rows draw again, for which the host waits for the device; `tokens_N` of the draw then has their tokens.
+        """
+        drawn_rows = launched.drawn_rows
+        if drawn_rows is None:
+            assert launched.draft is not None
+            drawn_rows = self._finish_draft(launched, launched.draft, list(arrays))
+        faults = launched.grammar_faults
+        return replace(drawn_rows, faults={**drawn_rows.faults, **faults}) if faults else drawn_rows
+
+    def consume(self, slots_N: IdArray, tokens_N: IdArray) -> None:
+        """Let the grammars take in tokens that count as output. `slots_N` and `tokens_N` are parallel."""
         self._grammars.append(slots_N.tolist(), tokens_N.tolist())
 
     def _take_masks(self, table: SlotTable, rows: SelectedRows | None) -> dict[int, RowFault]:
-        """Give the sampler the mask of each row that has a grammar. Returns the rows whose matcher failed."""
+        """Give the sampler the mask of each row that has a grammar. Returns the rows whose matcher failed.
+
+        A row whose request has ended while its step was launched has no mask, and nobody reads its token.
+        """
         faults: dict[int, RowFault] = {}
         if rows is None:
             return faults
         for row, slot in zip(rows.rows_G.tolist(), rows.slots_G.tolist(), strict=True):
+            if not self._grammars.is_seated(table, slot):
+                continue
             try:
                 self._sampler.grammar_mask.set_allowed(slot, self._grammars.mask(table, slot))
             except GrammarFault as fault:
                 faults[row] = RowFault(SlotErrorCode.INTERNAL, str(fault))
         return faults
 
-    def _draw(
-        self, logits_NV: torch.Tensor, rows: StepRows, scan: RowScan | None = None
-    ) -> tuple[DrawnRows, torch.Tensor]:
-        """Draw the rows together. Returns what they drew on the host, and their tokens on the device."""
-        draft = self._sampler.draft(logits_NV, rows, scan)
-        sampled = draft.sampled
-        tokens_N, not_finite_N, *arrays = to_host(*_read_tensors(sampled), *_given(draft.open_N))
-        if draft.open_N is not None and arrays.pop().any():
-            sampled = self._sampler.settle(draft)
-            tokens_N, not_finite_N, *arrays = to_host(*_read_tensors(sampled))
-        logprobs_N = None if sampled.logprobs_N is None else arrays.pop(0)
-        faults = _not_finite_faults(not_finite_N)
+    def _finish_draft(self, launched: LaunchedDraw, draft: Draft, arrays: list[HostArray]) -> DrawnRows:
+        alternatives: tuple[TopTokens | None, ...] = ()
+        if draft.top is not None:
+            alternatives = self._sampler.alternatives(draft, *arrays[-3:])
+            del arrays[-3:]
+        is_open_N = None if draft.open_N is None else arrays.pop()
+        sampled, redrawn_N, open_faults = draft.sampled, None, {}
+        if is_open_N is not None and is_open_N.any():
+            drafted_N = arrays[0]
+            try:
+                sampled = self._sampler.settle(draft)
+                arrays = to_host(*_read_tensors(sampled))
+                launched.tokens_N = sampled.tokens_N
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:
+                fault = RowFault(SlotErrorCode.INTERNAL, f"sampling failed: {type(error).__name__}: {error}")
+                open_faults = dict.fromkeys(np.flatnonzero(is_open_N).tolist(), fault)
+            redrawn_N = arrays[0] != drafted_N
+        tokens_N, not_finite_N, *rest = arrays
+        logprobs_N = None if sampled.logprobs_N is None else rest.pop(0)
+        faults = {**open_faults, **_not_finite_faults(not_finite_N)}
         if sampled.stuck_N is not None:
-            faults = {**_stuck_faults(arrays.pop(0)), **faults}
-        drawn_rows = DrawnRows(
-            tokens_N=tokens_N.astype(np.int64), logprobs_N=logprobs_N, top=sampled.top, faults=faults
+            faults = {**_stuck_faults(rest.pop(0)), **faults}
+        return DrawnRows(
+            tokens_N=tokens_N.astype(np.int64),
+            logprobs_N=logprobs_N,
+            top=alternatives,
+            faults=faults,
+            redrawn_N=redrawn_N,
         )
-        return drawn_rows, sampled.tokens_N
 
     def _draw_alone(self, slots_N: IdArray, logits_NV: torch.Tensor) -> tuple[DrawnRows, torch.Tensor]:
         """Draw each row by itself, to find the row at fault. A draw does not depend on the other rows of the batch."""
@@ -146,12 +226,16 @@ class RowSampler:
             this = slice(row, row + 1)
             try:
                 rows = build_step_rows(self._sampler.select(slots_N[this]), self._sampler.device)
-                drawn_rows, tokens_N[this] = self._draw(logits_NV[this], rows)
+                draft = self._sampler.draft(logits_NV[this], rows)
+                launched = LaunchedDraw(draft, draft.sampled.tokens_N, rows, {})
+                drawn_rows = self._finish_draft(launched, draft, to_host(*launched.tensors))
             except torch.AcceleratorError:
                 raise
             except Exception as error:
                 faults[row] = RowFault(SlotErrorCode.INTERNAL, f"sampling failed: {type(error).__name__}: {error}")
                 continue
+            assert launched.tokens_N is not None
+            tokens_N[this] = launched.tokens_N
             if drawn_rows.logprobs_N is not None:
                 logprobs_N[row] = drawn_rows.logprobs_N[0]
             top[row] = drawn_rows.top[0] if drawn_rows.top else None

@@ -18,6 +18,7 @@ import torch
 from textmill_shard.engine.batch_builder import BatchBuilder
 from textmill_shard.engine.media_rope import RopeRule
 from textmill_shard.engine.media_rows import RowSource
+from textmill_shard.engine.token_feed import TokenFeed
 from textmill_shard.engine.upload import Upload
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, PreparedAdapter
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
@@ -62,13 +63,23 @@ class StepExecutor:
     """Slot table, budget and model of one rank. Only the thread of the step loop calls the executor."""
 
     def __init__(
-        self, *, runner: Runner, facts: ShardFacts, media: RowSource | None = None, rope: RopeRule | None = None
+        self,
+        *,
+        runner: Runner,
+        facts: ShardFacts,
+        media: RowSource | None = None,
+        rope: RopeRule | None = None,
+        has_overlap: bool = False,
     ) -> None:
-        """`media` gives the rows of images, None for a model of text. `rope` is None where positions are indices."""
+        """`media` gives the rows of images, None for a model of text. `rope` is None where positions are indices.
+
+        `has_overlap`: a step may be launched before the host has the tokens of the step before (rule 7).
+        """
         self._facts = facts
         self._runner = runner
         self._rope = rope
         self.media_faults: dict[int, str] = {}  # of slots admitted since the last look, which compute nothing
+        self.feed = TokenFeed(num_slots=facts.num_slots, device=runner.device) if has_overlap else None
         self._builder = BatchBuilder(
             block_size=facts.block_size,
             device=runner.device,
@@ -174,13 +185,29 @@ class StepExecutor:
 
     def build(self, step: ComposedStep, upload: Upload | None = None) -> ForwardBatch:
         """Return the tensors of a step. `upload` may hold further arrays, which are sent with those of the batch."""
-        return self._builder.build(self.table, step, upload)
+        return self._builder.build(self.table, step, upload, self.feed)
 
     def forward(self, step: ComposedStep, batch: ForwardBatch) -> ForwardOutput:
-        """Run the model on the step, and count K and V of the tokens of the step as stored."""
+        """Run the model on the step. Counts K and V of its tokens as stored, and the tokens that its rows sample."""
         output = self._runner.forward(batch, wants_hidden=self._wants_hidden(step))
         self.table.advance(step.slots_R, step.counts_R)
+        self.table.count_sampled(step.slots_R if step.is_decode else step.slots_R[step.samples_R])
         return output
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether a decode can be computed again with another token, as where all of its past stands in places."""
+        return self._facts.layout != "state"
+
+    def rewind(self, slots: IdArray, tokens: IdArray, is_launched: npt.NDArray[np.bool_]) -> None:
+        """Give slots another last token than the one that was drawn at first.
+
+        `is_launched` marks the slots whose next step was launched with the first token. That step counts for nothing.
+        """
+        for slot in slots[is_launched].tolist():
+            self.table.rewind(slot)
+        if self.feed is not None:
+            self.feed.correct(slots, tokens)
 
     def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor:
         """Return the logits [n, V] of hidden states [n, D], for prompt log-probabilities. All ranks must call this.
@@ -227,9 +254,9 @@ class StepExecutor:
             query_start += length
         return stretches
 
-    def append(self, slots_N: IdArray, tokens_N: IdArray) -> None:
-        """Take in the tokens that rank 0 sampled."""
-        self.table.append(slots_N, tokens_N)
+    def fill(self, slots_N: IdArray, num_tokens_N: IdArray, tokens_N: IdArray) -> None:
+        """Take in the tokens that rank 0 sampled. `num_tokens_N` counts the tokens of each slot up to this one."""
+        self.table.fill(slots_N, num_tokens_N, tokens_N)
 
     def take_media_faults(self) -> list[SlotError]:
         """Return the slots admitted since the last call whose images do not fit the prompt. They compute nothing."""

@@ -81,6 +81,11 @@ class GrammarSlots:
         begun = [seat.mask for seat in self._seats.values() if seat.mask is not None]
         wait(begun, MASK_TIMEOUT_S)
 
+    def is_seated(self, table: SlotTable, slot: int) -> bool:
+        """Whether the request with this slot's grammar still has the slot."""
+        seat = self._seats.get(slot)
+        return seat is not None and self._is_current(table, seat)
+
     def mask(self, table: SlotTable, slot: int) -> npt.NDArray[np.bool_]:
         """[V] ids that may be sampled now in a slot whose request has a grammar. Raises GrammarFault."""
         seat = self._seats[slot]

@@ -19,7 +19,7 @@ from textmill_shard.sampling import noise
 from textmill_shard.sampling.candidates import best_scores
 from textmill_shard.sampling.row_selection import StageRows
 from textmill_shard.sampling.stage import SlotText
-from textmill_shard.sampling.truncation import Filters, RowTotals, needs_row_mass, truncate
+from textmill_shard.sampling.truncation import Filters, Limits, RowTotals, needs_row_mass, truncate
 from textmill_shard.slots.sampling_params import SamplingParams
 
 SPARE_CANDIDATES = 16  # beyond the largest top-k, so that the cut and the ties at the cut lie among the candidates
@@ -35,7 +35,7 @@ class OpenRows:
     needs_tail_S: Tensor  # bool: the tail has won
     scores_SV: Tensor
     candidates_SC: Tensor  # int64
-    rows: StageRows
+    rows: "RowStates"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,31 @@ class DrawnIds:
 
     tokens_S: Tensor  # int64
     open_rows: OpenRows | None  # None: no row can be open
+
+
+@dataclass(frozen=True, slots=True)
+class RowStates:
+    """What the draws of some rows depend on beside the scores, on the device, as of the launch of their step."""
+
+    seed_words_S2: Tensor  # int64
+    positions_S: Tensor  # int64: output tokens before the drawn one
+    temperatures_S1: Tensor  # float32
+    limits: Limits
+    wants_entropy: bool  # whether a row may need the entropy of its scores
+
+    def at(self, places: Tensor) -> "RowStates":
+        """Return the states of some of the rows."""
+        return RowStates(
+            seed_words_S2=self.seed_words_S2[places],
+            positions_S=self.positions_S[places],
+            temperatures_S1=self.temperatures_S1[places],
+            limits=self.limits.at(places),
+            wants_entropy=self.wants_entropy,
+        )
+
+    def noise(self, ids_SC: Tensor) -> Tensor:
+        """Return Gumbel noise [S, C] float64 for these ids."""
+        return noise.gumbel(self.seed_words_S2, self.positions_S, ids_SC)
 
 
 class Draw:
@@ -94,38 +119,40 @@ class Draw:
         is_whole = num_candidates == vocab_size
         best_SC, ids_SC = best_scores(scores_SV, num_candidates)
         highest_S1 = best_SC[:, :1]
-        temperatures_S1 = self._temperatures_S1[rows.slots_G]
-        log_weights_SC = ((best_SC - highest_S1) / temperatures_S1).double()
-        totals = self._row_totals(scores_SV, highest_S1, temperatures_S1, rows, mass_rows)
-        limits = self._filters.limits(rows)
+        states = self._states(rows, mass_rows)
+        limits = states.limits
+        log_weights_SC = ((best_SC - highest_S1) / states.temperatures_S1).double()
+        totals = _row_totals(scores_SV, highest_S1, states, _places_of(mass_rows, rows))
         kept_scores = truncate(log_weights_SC, limits, totals, is_whole=is_whole)
-        noisy_SC = log_weights_SC + self._noise(rows, ids_SC)
+        noisy_SC = log_weights_SC + states.noise(ids_SC)
         noisy_SC = noisy_SC.masked_fill(~kept_scores.keep_RC, -torch.inf)
         winner_S = noisy_SC.argmax(-1, keepdim=True)
         tokens_S = ids_SC.gather(-1, winner_S).squeeze(-1)
         if is_whole:
             return DrawnIds(tokens_S, None)
-        tail_noise_S = self._noise(rows, torch.full_like(ids_SC[:, :1], noise.TAIL_ID)).squeeze(-1)
+        tail_noise_S = states.noise(torch.full_like(ids_SC[:, :1], noise.TAIL_ID)).squeeze(-1)
         # When the last candidate is impossible, the whole tail is. Rounding must not leave mass in such a tail.
         log_tail_S = _log_difference(totals.log_mass_R, log_weights_SC.logsumexp(-1))
         log_tail_S = log_tail_S.masked_fill(torch.isinf(log_weights_SC[:, -1]), -torch.inf)
         is_open_S = ~limits.is_truncated_R
         tail_wins_S = is_open_S & (log_tail_S + tail_noise_S > noisy_SC.gather(-1, winner_S).squeeze(-1))
-        return DrawnIds(tokens_S, OpenRows(~(is_open_S | kept_scores.fits_R), tail_wins_S, scores_SV, ids_SC, rows))
+        return DrawnIds(tokens_S, OpenRows(~(is_open_S | kept_scores.fits_R), tail_wins_S, scores_SV, ids_SC, states))
 
     def settle(self, drawn: DrawnIds) -> Tensor:
         """Return the ids, [S] int64, after a look at all scores of the open rows, which are mostly none.
 
-        The host reads which rows are open, and waits for the device.
+        The host reads which rows are open, and waits for the device. Later draws of the slots may have been launched
+        already, because the states of the rows are those of this draw.
         """
-        tokens_S, open_rows = drawn.tokens_S, drawn.open_rows
+        open_rows = drawn.open_rows
         if open_rows is None:
-            return tokens_S
+            return drawn.tokens_S
+        tokens_S = drawn.tokens_S.clone()
         scores_SV, ids_SC, rows = open_rows.scores_SV, open_rows.candidates_SC, open_rows.rows
         for places in _groups(open_rows.needs_all_S):
-            tokens_S[places] = self._choose_full(scores_SV[places], rows.at(places))
+            tokens_S[places] = _choose_full(scores_SV[places], rows.at(places))
         for places in _groups(open_rows.needs_tail_S):
-            tokens_S[places] = self._choose_beyond(scores_SV[places], ids_SC[places], rows.at(places))
+            tokens_S[places] = _choose_beyond(scores_SV[places], ids_SC[places], rows.at(places))
         return tokens_S
 
     def _width(self, rows: StageRows) -> int:
@@ -136,64 +163,68 @@ class Draw:
         """
         return min(self._num_candidates, int(self._widths_S[rows.on_host.slots_G].max()) + SPARE_CANDIDATES)
 
-    def _noise(self, rows: StageRows, ids_SC: Tensor) -> Tensor:
-        """Return Gumbel noise [S, C] float64 for these ids at the present positions of the rows."""
-        return noise.gumbel(self._seed_words_S2[rows.slots_G], self._positions_S[rows.slots_G], ids_SC)
+    def _states(self, rows: StageRows, mass_rows: StageRows | None) -> RowStates:
+        slots_S = rows.slots_G
+        wants_entropy = mass_rows is not None and bool(self._wants_entropy_S[mass_rows.on_host.slots_G].any())
+        return RowStates(
+            seed_words_S2=self._seed_words_S2[slots_S],
+            positions_S=self._positions_S[slots_S],
+            temperatures_S1=self._temperatures_S1[slots_S],
+            limits=self._filters.limits(rows),
+            wants_entropy=wants_entropy,
+        )
 
-    def _choose_full(self, scores_SV: Tensor, rows: StageRows) -> Tensor:
-        """Draw [S] ids from all scores of the rows, for filters that may keep more ids than the candidates."""
-        sorted_SV, ids_SV = scores_SV.sort(dim=-1, descending=True)
-        highest_S1 = sorted_SV[:, :1]
-        temperatures_S1 = self._temperatures_S1[rows.slots_G]
-        log_weights_SV = ((sorted_SV - highest_S1) / temperatures_S1).double()
-        limits = self._filters.limits(rows)
-        mass_rows = rows.at(limits.needs_row_mass_R.nonzero().flatten())
-        totals = self._row_totals(scores_SV, highest_S1, temperatures_S1, rows, mass_rows)
-        kept_scores = truncate(log_weights_SV, limits, totals, is_whole=True)
-        noisy_SV = log_weights_SV + self._noise(rows, ids_SV)
-        winner_S1 = noisy_SV.masked_fill(~kept_scores.keep_RC, -torch.inf).argmax(-1, keepdim=True)
-        return ids_SV.gather(-1, winner_S1).squeeze(-1)
 
-    def _choose_beyond(self, scores_SV: Tensor, candidates_SC: Tensor, rows: StageRows) -> Tensor:
-        """Draw [S] ids from the tails of rows whose tail has won.
+def _choose_full(scores_SV: Tensor, rows: RowStates) -> Tensor:
+    """Draw [S] ids from all scores of the rows, for filters that may keep more ids than the candidates."""
+    sorted_SV, ids_SV = scores_SV.sort(dim=-1, descending=True)
+    highest_S1 = sorted_SV[:, :1]
+    log_weights_SV = ((sorted_SV - highest_S1) / rows.temperatures_S1).double()
+    totals = _row_totals(scores_SV, highest_S1, rows, slice(None))
+    kept_scores = truncate(log_weights_SV, rows.limits, totals, is_whole=True)
+    noisy_SV = log_weights_SV + rows.noise(ids_SV)
+    winner_S1 = noisy_SV.masked_fill(~kept_scores.keep_RC, -torch.inf).argmax(-1, keepdim=True)
+    return ids_SV.gather(-1, winner_S1).squeeze(-1)
 
-        The ids of a tail have independent noise, because no draw has used the noise of these ids at this position.
-        """
-        rest_SV = scores_SV.scatter(-1, candidates_SC, -torch.inf)
-        temperatures_S1 = self._temperatures_S1[rows.slots_G]
-        log_weights_SV = ((rest_SV - rest_SV.amax(-1, keepdim=True)) / temperatures_S1).double()
-        ids_SV = torch.arange(scores_SV.shape[-1], device=scores_SV.device).expand_as(scores_SV)
-        return (log_weights_SV + self._noise(rows, ids_SV)).argmax(-1)
 
-    def _row_totals(
-        self,
-        scores_SV: Tensor,
-        highest_S1: Tensor,
-        temperatures_S1: Tensor,
-        rows: StageRows,
-        mass_rows: StageRows | None,
-    ) -> RowTotals:
-        """Return the totals of the whole rows for `mass_rows`, and 0 for the other rows."""
-        num_rows = len(scores_SV)
-        log_mass_S = torch.zeros(num_rows, dtype=torch.float64, device=scores_SV.device)
-        entropy_S = torch.zeros_like(log_mass_S)
-        if mass_rows is None or not len(mass_rows.on_host.rows_G):
-            return RowTotals(log_mass_R=log_mass_S, entropy_R=entropy_S)
-        is_all = len(mass_rows.on_host.rows_G) == num_rows
-        places = slice(None) if is_all else torch.searchsorted(rows.rows_G, mass_rows.rows_G)
-        # The second operation and the later ones work in place, because fresh memory for [S, V] costs more time than
-        # the arithmetic.
-        log_weights_SV = scores_SV[places] - highest_S1[places]
-        log_weights_SV /= temperatures_S1[places]
-        needs_entropy = bool(self._wants_entropy_S[mass_rows.on_host.slots_G].any())
-        weights_SV = log_weights_SV.exp() if needs_entropy else log_weights_SV.exp_()
-        mass_S = weights_SV.sum(-1).double()
-        log_mass_S[places] = mass_S.log()
-        if needs_entropy:
-            # A weight of 0 may have a score of minus infinity; the clamp makes their product 0 instead of NaN.
-            mean_score_S = weights_SV.mul_(log_weights_SV.clamp_(min=LEAST_SCORE)).sum(-1).double() / mass_S
-            entropy_S[places] = mass_S.log() - mean_score_S
+def _choose_beyond(scores_SV: Tensor, candidates_SC: Tensor, rows: RowStates) -> Tensor:
+    """Draw [S] ids from the tails of rows whose tail has won.
+
+    The ids of a tail have independent noise, because no draw has used the noise of these ids at this position.
+    """
+    rest_SV = scores_SV.scatter(-1, candidates_SC, -torch.inf)
+    log_weights_SV = ((rest_SV - rest_SV.amax(-1, keepdim=True)) / rows.temperatures_S1).double()
+    ids_SV = torch.arange(scores_SV.shape[-1], device=scores_SV.device).expand_as(scores_SV)
+    return (log_weights_SV + rows.noise(ids_SV)).argmax(-1)
+
+
+def _places_of(mass_rows: StageRows | None, rows: StageRows) -> slice | Tensor | None:
+    """Return where the rows that need the totals of the whole row stand among the rows; None where there is none."""
+    if mass_rows is None or not len(mass_rows.on_host.rows_G):
+        return None
+    if len(mass_rows.on_host.rows_G) == len(rows.on_host.rows_G):
+        return slice(None)
+    return torch.searchsorted(rows.rows_G, mass_rows.rows_G)
+
+
+def _row_totals(scores_SV: Tensor, highest_S1: Tensor, rows: RowStates, places: slice | Tensor | None) -> RowTotals:
+    """Return the totals of the whole rows for the rows at `places`, and 0 for the other rows."""
+    log_mass_S = torch.zeros(len(scores_SV), dtype=torch.float64, device=scores_SV.device)
+    entropy_S = torch.zeros_like(log_mass_S)
+    if places is None:
         return RowTotals(log_mass_R=log_mass_S, entropy_R=entropy_S)
+    # The second operation and the later ones work in place, because fresh memory for [S, V] costs more time than
+    # the arithmetic.
+    log_weights_SV = scores_SV[places] - highest_S1[places]
+    log_weights_SV /= rows.temperatures_S1[places]
+    weights_SV = log_weights_SV.exp() if rows.wants_entropy else log_weights_SV.exp_()
+    mass_S = weights_SV.sum(-1).double()
+    log_mass_S[places] = mass_S.log()
+    if rows.wants_entropy:
+        # A weight of 0 may have a score of minus infinity; the clamp makes their product 0 instead of NaN.
+        mean_score_S = weights_SV.mul_(log_weights_SV.clamp_(min=LEAST_SCORE)).sum(-1).double() / mass_S
+        entropy_S[places] = mass_S.log() - mean_score_S
+    return RowTotals(log_mass_R=log_mass_S, entropy_R=entropy_S)
 
 
 def _groups(is_marked_S: Tensor) -> list[Tensor]:

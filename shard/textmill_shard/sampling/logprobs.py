@@ -5,6 +5,7 @@ N rows, T prompt positions, D hidden width, V vocabulary. Natural logarithm, flo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,25 +46,60 @@ def chosen_logprobs(logits_NV: Tensor, tokens_N: Tensor, log_mass_N: Tensor) -> 
     return (logits_NV.gather(-1, tokens_N.unsqueeze(-1)).squeeze(-1) - log_mass_N).float()
 
 
-def top_tokens(logits_NV: Tensor, counts: Sequence[int], log_mass_N: Tensor) -> tuple[TopTokens, ...]:
-    """Return the `counts[row]` (>= 1) best ids of each row with their log-probabilities. Copies to the host."""
-    vocab_size = logits_NV.shape[-1]
-    num_best = min(max(counts) + SPARE_FOR_TIES, vocab_size)
+@dataclass(frozen=True, slots=True)
+class TopDraft:
+    """The best scores of N rows on the device, of which `finish_top` makes the alternatives on the host.
+
+    `values_NK` are the scores, the best first, and `logprobs_NK` their log-probabilities. Row r asked for `counts[r]`
+    alternatives (>= 1).
+    """
+
+    values_NK: Tensor
+    ids_NK: Tensor  # int64
+    logprobs_NK: Tensor
+    counts: Sequence[int]
+    logits_NV: Tensor
+    log_mass_N: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the host reads for `finish_top`."""
+        return self.values_NK, self.ids_NK, self.logprobs_NK
+
+
+def draft_top(logits_NV: Tensor, counts: Sequence[int], log_mass_N: Tensor) -> TopDraft:
+    """Find the best ids of each row. Waits for nothing on the device."""
+    num_best = min(max(counts) + SPARE_FOR_TIES, logits_NV.shape[-1])
     values_NK, ids_NK = best_scores(logits_NV, num_best)
-    logprobs_NK = (values_NK - log_mass_N.unsqueeze(-1)).float().cpu().numpy()
-    device_values_NK = values_NK
-    values_NK, ids_NK = values_NK.cpu(), ids_NK.cpu()
+    logprobs_NK = (values_NK - log_mass_N.unsqueeze(-1)).float()
+    return TopDraft(values_NK, ids_NK, logprobs_NK, counts, logits_NV, log_mass_N)
+
+
+def finish_top(
+    draft: TopDraft, values_NK: NDArray[Any], ids_NK: NDArray[np.int64], logprobs_NK: NDArray[np.float32]
+) -> tuple[TopTokens, ...]:
+    """Return the alternatives of each row, from the tensors of the draft on the host.
+
+    The host looks at the device again only for a row in which more ids tie at the cut than the draft holds.
+    """
+    vocab_size, num_best = draft.logits_NV.shape[-1], values_NK.shape[-1]
     alternatives = []
-    for row, count in enumerate(counts):
+    for row, count in enumerate(draft.counts):
         is_in_K = values_NK[row] >= values_NK[row, min(count, vocab_size) - 1]
-        if bool(is_in_K[-1]) and num_best < vocab_size:  # the ties go on behind the best scores: look at the whole row
-            ids_E = (logits_NV[row] >= device_values_NK[row, count - 1]).nonzero().flatten()
-            logprobs_E = (logits_NV[row, ids_E] - log_mass_N[row]).float().cpu().numpy()
+        if is_in_K[-1] and num_best < vocab_size:  # the ties go on behind the best scores: look at the whole row
+            ids_E = (draft.logits_NV[row] >= draft.values_NK[row, count - 1]).nonzero().flatten()
+            logprobs_E = (draft.logits_NV[row, ids_E] - draft.log_mass_N[row]).float().cpu().numpy()
             alternatives.append(_in_order(ids_E.cpu().numpy(), logprobs_E))
         else:
             size = int(is_in_K.sum())
-            alternatives.append(_in_order(ids_NK[row, :size].numpy(), logprobs_NK[row, :size]))
+            alternatives.append(_in_order(ids_NK[row, :size], logprobs_NK[row, :size]))
     return tuple(alternatives)
+
+
+def top_tokens(logits_NV: Tensor, counts: Sequence[int], log_mass_N: Tensor) -> tuple[TopTokens, ...]:
+    """Return the `counts[row]` (>= 1) best ids of each row with their log-probabilities. Copies to the host."""
+    draft = draft_top(logits_NV, counts, log_mass_N)
+    return finish_top(draft, *(tensor.cpu().numpy() for tensor in draft.tensors))
 
 
 def _in_order(ids_E: NDArray[np.int64], logprobs_E: NDArray[np.float32]) -> TopTokens:

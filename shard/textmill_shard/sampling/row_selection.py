@@ -37,12 +37,6 @@ class StageRows:
     slots_G: Tensor  # int64
     on_host: SelectedRows
 
-    def at(self, places: Tensor) -> "StageRows":
-        """Return the rows at some places of G (int64). Copies the places to the host."""
-        host_places = places.cpu().numpy()
-        on_host = SelectedRows(self.on_host.rows_G[host_places], self.on_host.slots_G[host_places], is_all=False)
-        return StageRows(self.rows_G[places], self.slots_G[places], on_host)
-
 
 # One entry per wish, in the order of the wishes; None where no row of the step has the wish.
 Selection: TypeAlias = Sequence[SelectedRows | None]

@@ -3,9 +3,11 @@
 N rows, V vocabulary, S slots.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from textmill_shard.sampling.allowed_ids import AllowedIds
 from textmill_shard.sampling.bad_sequences import BadSequences
 from textmill_shard.sampling.draw import Draw, DrawnIds
 from textmill_shard.sampling.grammar_mask import GrammarMask
-from textmill_shard.sampling.logprobs import TopTokens, chosen_logprobs, top_tokens
+from textmill_shard.sampling.logprobs import TopDraft, TopTokens, chosen_logprobs, draft_top, finish_top
 from textmill_shard.sampling.row_scan import RowScanner, TorchRowScanner
 from textmill_shard.sampling.row_selection import RowSelector, SelectedRows, Selection, StageRows, StepRows
 from textmill_shard.sampling.stage import SlotText
@@ -24,6 +26,7 @@ from textmill_shard.slots.plan import IdArray
 from textmill_shard.slots.sampling_params import SamplingParams
 
 DEFAULT_NUM_CANDIDATES = 1024
+HostArray: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,13 @@ class SampledRows:
 class Draft:
     """What a step samples when no row has to look at more scores than its candidates.
 
-    `open_N` (bool) marks rows that have to look, whose tokens mean nothing until `Sampler.settle`; None: no row can be
-    among them. The other fields are what `settle` needs.
+    `open_N` (bool) marks rows that have to look, whose tokens are no draws until `Sampler.settle`; None: no row can be
+    among them. The alternatives of `sampled` are missing, because the host makes them of `top`. The other fields are
+    what `settle` needs.
     """
 
     sampled: SampledRows
+    top: TopDraft | None  # of the rows that asked for alternatives, in their order; None when no row asked
     open_N: Tensor | None
     drawn: DrawnIds | None
     logits_NV: Tensor
@@ -139,7 +144,10 @@ class Sampler:
         """
         draft = self.draft(logits_NV, rows, scan)
         is_settled = draft.open_N is None or not bool(draft.open_N.any())
-        return draft.sampled if is_settled else self.settle(draft)
+        sampled = draft.sampled if is_settled else self.settle(draft)
+        if draft.top is None:
+            return sampled
+        return replace(sampled, top=self.alternatives(draft, *(tensor.cpu().numpy() for tensor in draft.top.tensors)))
 
     def draft(self, logits_NV: Tensor, rows: StepRows, scan: RowScan | None = None) -> Draft:
         """Launch the work of `sample` and wait for nothing. The caller reads `open_N` with the tokens."""
@@ -164,10 +172,14 @@ class Sampler:
             if not draw_rows.on_host.is_all:
                 open_N = torch.zeros_like(scan.not_finite_N).index_copy_(0, draw_rows.rows_G, is_open_S)
         sampled = self._rate(logits_NV, scores_NV, tokens_N, rows, scan)
-        return Draft(sampled, open_N, drawn, logits_NV, scores_NV, rows, scan)
+        top = None if top_rows is None else self._draft_top(logits_NV, scan, top_rows)
+        return Draft(sampled, top, open_N, drawn, logits_NV, scores_NV, rows, scan)
 
     def settle(self, draft: Draft) -> SampledRows:
-        """Return what the step samples, after a look at all scores of the open rows. Waits for the device."""
+        """Return what the step samples, after a look at all scores of the open rows. Waits for the device.
+
+        Steps that were launched after the step of the draft change nothing of the result.
+        """
         assert draft.drawn is not None
         tokens_S = self._draw.settle(draft.drawn)
         tokens_N = self._join(tokens_S, draft.sampled.tokens_N, draft.rows)
@@ -191,7 +203,7 @@ class Sampler:
         return SampledRows(
             tokens_N=tokens_N,
             logprobs_N=None if logprob_rows is None else _chosen(logits_NV, tokens_N, scan.log_mass_N, logprob_rows),
-            top=() if top_rows is None else self._alternatives(logits_NV, scan.log_mass_N, top_rows),
+            top=(),
             not_finite_N=scan.not_finite_N,
             stuck_N=stuck_N,
         )
@@ -248,14 +260,28 @@ class Sampler:
         assert others_N is not None
         return others_N.index_copy(0, draw_rows.rows_G, tokens_S)
 
-    def _alternatives(self, logits_NV: Tensor, log_mass_N: Tensor, top_rows: StageRows) -> tuple[TopTokens | None, ...]:
-        """Return for each row the alternatives that its request asked for, or None."""
-        counts = self._top_n_S[top_rows.on_host.slots_G].tolist()
+    def alternatives(
+        self, draft: Draft, values_NK: HostArray, ids_NK: HostArray, logprobs_NK: HostArray
+    ) -> tuple[TopTokens | None, ...]:
+        """Return for each row of a step the alternatives that its request asked for, or None.
+
+        The arrays are the tensors of `draft.top` on the host.
+        """
+        top_rows = draft.rows[self._top_place]
+        assert draft.top is not None
+        assert top_rows is not None
+        tops = finish_top(draft.top, values_NK, ids_NK, logprobs_NK)
         if top_rows.on_host.is_all:
-            return top_tokens(logits_NV, counts, log_mass_N)
-        tops = top_tokens(logits_NV[top_rows.rows_G], counts, log_mass_N[top_rows.rows_G])
+            return tops
         found = dict(zip(top_rows.on_host.rows_G.tolist(), tops, strict=True))
-        return tuple(found.get(row) for row in range(len(logits_NV)))
+        return tuple(found.get(row) for row in range(len(draft.logits_NV)))
+
+    def _draft_top(self, logits_NV: Tensor, scan: RowScan, top_rows: StageRows) -> TopDraft:
+        counts, log_mass_N = self._top_n_S[top_rows.on_host.slots_G].tolist(), scan.log_mass_N
+        assert log_mass_N is not None
+        if top_rows.on_host.is_all:
+            return draft_top(logits_NV, counts, log_mass_N)
+        return draft_top(logits_NV[top_rows.rows_G], counts, log_mass_N[top_rows.rows_G])
 
 
 def _wants_alternatives(params: SamplingParams) -> bool:

@@ -30,6 +30,19 @@ class Limits:
     uses_typical_p: bool
     uses_top_p: bool
 
+    def at(self, places: Tensor) -> "Limits":
+        """Return the filters of some of the rows."""
+        return Limits(
+            min_score_R=self.min_score_R[places],
+            top_k_R=self.top_k_R[places],
+            top_p_R=self.top_p_R[places],
+            typical_p_R=self.typical_p_R[places],
+            needs_row_mass_R=self.needs_row_mass_R[places],
+            is_truncated_R=self.is_truncated_R[places],
+            uses_typical_p=self.uses_typical_p,
+            uses_top_p=self.uses_top_p,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:

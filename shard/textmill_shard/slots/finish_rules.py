@@ -17,14 +17,15 @@ class FinishRules:
         self._eos_set = frozenset(eos_token_ids)
         self._eos_ids = np.array(sorted(eos_token_ids), dtype=np.int64)
 
-    def flags(self, table: SlotTable, slots_N: IdArray, tokens_N: IdArray) -> IdArray:
-        """Return the flags of each row as on the wire; 0 means that the request goes on. Call after `append`.
+    def flags(self, table: SlotTable, slots_N: IdArray, num_tokens_N: IdArray, tokens_N: IdArray) -> IdArray:
+        """Return the flags of each row as on the wire; 0 means that the request goes on.
+
+        `num_tokens_N` counts the tokens of each request up to its token of this step.
 
         A token may end its request in several ways at once, and then all these flags are set. EOS and stop ids do not
         end a request before `min_new_tokens`. The sampler has masked them, so the test here only guards against a wrong
         mask.
         """
-        num_tokens_N = table.num_tokens[slots_N]
         is_long_N = num_tokens_N >= table.max_tokens[slots_N]
         may_be_eos = not self._eos_set.isdisjoint(tokens_N.tolist())
         if not (may_be_eos or is_long_N.any() or table.has_stop_ids[slots_N].any()):

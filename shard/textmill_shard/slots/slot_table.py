@@ -39,7 +39,9 @@ class RopeRow:
 class SlotTable:
     """The slots of the shard. Only the executor writes them.
 
-    Arrays are indexed by slot, and rows of free slots hold zeros.
+    Arrays are indexed by slot, and rows of free slots hold zeros. A token counts from the launch of the step that
+    samples the token, and under overlap the host learns later which token that is. A slot whose tokens are all
+    counted is full, and is in no further step (rule 7).
     """
 
     def __init__(self, *, num_slots: int, block_size: int, num_blocks: int) -> None:
@@ -56,7 +58,7 @@ class SlotTable:
         self.is_occupied = np.zeros(num_slots, dtype=bool)
         self.is_prefilling = np.zeros(num_slots, dtype=bool)  # no token sampled since admission
         self.is_held = np.zeros(num_slots, dtype=bool)  # must not sample yet, because its grammar compiles (rule 19)
-        self.order = np.zeros(num_slots, dtype=np.int64)  # rank in the order of admission
+        self.order = np.zeros(num_slots, dtype=np.int64)  # rank in the order of admission, which no two admits share
         self.callers = np.zeros(num_slots, dtype=np.int64)  # number of the caller (rule 16)
         self.weights = np.ones(num_slots)  # of the caller: share of the prefills beside other callers (rule 16)
         self.prefill_shares = PrefillShares()
@@ -199,13 +201,27 @@ class SlotTable:
         """Note that K and V of the next `counts` tokens of `slots` are stored."""
         self.num_computed[slots] += counts
 
+    def count_sampled(self, slots: IdArray) -> IdArray:
+        """Count the token that each of `slots` samples in a step, and return the counts. `fill` brings the tokens."""
+        num_tokens = self.num_tokens[slots] + 1
+        self.num_tokens[slots] = num_tokens
+        self.is_prefilling[slots] = False
+        return num_tokens
+
+    def fill(self, slots: IdArray, num_tokens: IdArray, tokens: IdArray) -> None:
+        """Write the tokens of one step. `num_tokens` are the counts that `count_sampled` returned for the step."""
+        for slot, count, token in zip(slots.tolist(), num_tokens.tolist(), tokens.tolist(), strict=True):
+            self._row(slot)[count - 1] = token
+        self.last_tokens[slots] = tokens
+
     def append(self, slots: IdArray, tokens: IdArray) -> None:
         """Append one sampled token to each of `slots`."""
-        for slot, index, token in zip(slots.tolist(), self.num_tokens[slots].tolist(), tokens.tolist(), strict=True):
-            self._row(slot)[index] = token
-        self.num_tokens[slots] += 1
-        self.last_tokens[slots] = tokens
-        self.is_prefilling[slots] = False
+        self.fill(slots, self.count_sampled(slots), tokens)
+
+    def rewind(self, slot: int) -> None:
+        """Take back the last step of a slot that decodes: its token was computed, and the next one was counted."""
+        self.num_computed[slot] -= 1
+        self.num_tokens[slot] -= 1
 
     def set_ready(self, slot: int, until: int) -> None:
         """Let a slot compute the tokens before `until`, because the rows of the items before are there (rule 33)."""

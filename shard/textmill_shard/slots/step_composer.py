@@ -3,10 +3,11 @@
 Every slot that decodes has one token in the step. The prefills of one caller stand in the order of admission: a first
 pass gives each of them at most one chunk of the budget, a second pass gives away the rest. Several callers share the
 budget chunk by chunk (rule 16, `prefill_shares.py`). The last chunk of a prompt samples in its step. A slot whose
-places are used up is skipped, and reported once (rule 13). A slot whose grammar is not compiled yet leaves the last
-token of its prompt for a later step (rule 19). A slot computes up to the first image whose rows are not there yet (rule
-33). Some ranges of tokens, such as the text that an encoder reads, are never cut: all of a range is in one step, or the
-slot waits for a later step (rule 16).
+places are used up is skipped, and reported once (rule 13). A full slot is skipped, because its last token is on its
+way to the host (rule 7). A slot whose grammar is not compiled yet leaves the last token of its prompt for a later step
+(rule 19). A slot computes up to the first image whose rows are not there yet (rule 33). Some ranges of tokens, such as
+the text that an encoder reads, are never cut: all of a range is in one step, or the slot waits for a later step (rule
+16).
 """
 
 # R rows of the step
@@ -47,31 +48,34 @@ class ComposedStep:
 
 def split_step(step: ComposedStep) -> tuple[ComposedStep, ComposedStep]:
     """Return the first and the second half of the rows of a step that has two rows or more, each as a step."""
-    middle = len(step.slots_R) // 2
-    halves = [
-        ComposedStep(
-            slots_R=step.slots_R[rows],
-            starts_R=step.starts_R[rows],
-            counts_R=step.counts_R[rows],
-            samples_R=step.samples_R[rows],
-            starved_slots=starved_slots,
-            is_decode=step.is_decode,
-        )
-        for rows, starved_slots in ((slice(middle), step.starved_slots), (slice(middle, None), NO_IDS))
-    ]
-    return halves[0], halves[1]
+    rows_R = np.arange(len(step.slots_R))
+    first_rows, last_rows = np.array_split(rows_R, [len(rows_R) // 2])
+    return select_rows(step, first_rows, starved_slots=step.starved_slots), select_rows(step, last_rows)
+
+
+def select_rows(step: ComposedStep, rows: IdArray, *, starved_slots: IdArray = NO_IDS) -> ComposedStep:
+    """Return some of the rows of a step as a step, which reports `starved_slots`."""
+    return ComposedStep(
+        slots_R=step.slots_R[rows],
+        starts_R=step.starts_R[rows],
+        counts_R=step.counts_R[rows],
+        samples_R=step.samples_R[rows],
+        starved_slots=starved_slots,
+        is_decode=step.is_decode,
+    )
 
 
 def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
     """Choose the rows of the next step. The table notes which starved slots are reported, and what callers have had."""
     has_places = table.num_computed < table.num_places
-    is_runnable = table.is_occupied & has_places
+    goes_on = table.is_occupied & (table.num_tokens < table.max_tokens)
+    is_runnable = goes_on & has_places
     if table.num_with_media:
         is_runnable &= table.num_computed < table.ready_until
     starved_slots = NO_IDS
     runnable_slots = np.flatnonzero(is_runnable)
     if len(runnable_slots) < table.num_occupied:
-        starved_slots = np.flatnonzero(table.is_occupied & ~has_places & ~table.was_starved)
+        starved_slots = np.flatnonzero(goes_on & ~has_places & ~table.was_starved)
         table.was_starved[starved_slots] = True
     if not table.is_prefilling[runnable_slots].any():
         return _decode_step(table, runnable_slots, starved_slots)

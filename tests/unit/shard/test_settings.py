@@ -80,6 +80,7 @@ EXAMPLES = {
     "attention_backend": ("flash", "flash"),
     "no_native_kernels": ("true", True),
     "no_native_decoder": ("true", True),
+    "no_overlap": ("true", True),
     "trust_remote_code": ("true", True),
     "allow_pickle": ("true", True),
     "text_only": ("true", True),

@@ -1,10 +1,8 @@
 """Rule 24: followers execute what rank 0 sends, here over a queue; `test_shard_process.py` has the real groups."""
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -13,16 +11,18 @@ from textmill_proto.v1 import shard_pb2 as pb
 from textmill_shard.engine.adapter_reader import AdapterReader, SoloGroup
 from textmill_shard.engine.follower import Follower
 from textmill_shard.engine.media_rows import ReceivedRows
-from textmill_shard.engine.rank_channel import AdapterOrder, OrderKind, RankEntry, pack_entry, unpack_entry
+from textmill_shard.engine.rank_channel import AdapterOrder, OrderKind, RankEntry, Rewinds, pack_entry, unpack_entry
 from textmill_shard.engine.session import EndReason, StreamEnd
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.grammar.matcher import MatcherFactory
+from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.server.wire import plan_from_bytes, plan_from_wire
-from textmill_shard.slots.plan import IdArray
 
 from tests.fakes.byte_tokenizer import END_ID, write_byte_tokenizer
 from tests.fakes.formula_adapters import PairGroup, digest_of, read_shift
+from tests.fakes.late_tokens import late_reader
+from tests.fakes.queue_channel import QueueChannel
 from tests.fakes.step_harness import FACTS, WAIT_S, PrefixRunner, Shard, greedy
 from tests.fakes.step_media import (
     FORMULA_FACTS,
@@ -33,44 +33,6 @@ from tests.fakes.step_media import (
     media_desk,
     put_image,
 )
-
-
-class QueueChannel:
-    """A channel whose two ends are in one process. The channel keeps every entry for the test."""
-
-    needs_plans = True
-
-    def __init__(self) -> None:
-        self.entries: list[RankEntry] = []
-        self._queue: SimpleQueue[RankEntry | IdArray | torch.Tensor] = SimpleQueue()
-        self.is_follower: Callable[[], bool] = lambda: threading.current_thread().name == "follower"
-
-    def send(self, entry: RankEntry) -> None:
-        self.entries.append(entry)
-        self._queue.put(entry)
-
-    def receive(self) -> RankEntry:
-        entry = self._queue.get(timeout=WAIT_S)
-        assert isinstance(entry, RankEntry)
-        return entry
-
-    def share_tokens(self, tokens_N: IdArray) -> IdArray:
-        if not self.is_follower():
-            self._queue.put(tokens_N.copy())
-            return tokens_N
-        tokens = self._queue.get(timeout=WAIT_S)
-        assert isinstance(tokens, np.ndarray)
-        assert len(tokens) == len(tokens_N)
-        return tokens
-
-    def share_tensor(self, tensor: torch.Tensor) -> None:
-        if not self.is_follower():
-            self._queue.put(tensor.clone())
-            return
-        shared = self._queue.get(timeout=WAIT_S)
-        assert isinstance(shared, torch.Tensor)
-        assert (shared.shape, shared.dtype) == (tensor.shape, tensor.dtype)
-        tensor.copy_(shared)
 
 
 @pytest.mark.parametrize("is_new_epoch", [False, True])
@@ -98,6 +60,7 @@ def test_an_entry_survives_the_way(
         adapter_orders=orders,
         ready_slots=np.array(released[:2], dtype=np.int64),
         ready_until=np.array([2**63 - 1, 17][: len(released)], dtype=np.int64),
+        rewinds=Rewinds(np.array(ended), np.array(ended) + 70_000, np.array(ended) > 1),
     )
     header, payload = pack_entry(sent)
     assert header[-1] == len(payload)
@@ -107,6 +70,8 @@ def test_an_entry_survives_the_way(
     assert found.adapter_orders == orders
     assert found.ready_slots.tolist() == sent.ready_slots.tolist()
     assert found.ready_until.tolist() == sent.ready_until.tolist()
+    assert (found.rewinds.slots.tolist(), found.rewinds.tokens.tolist()) == (ended, [slot + 70_000 for slot in ended])
+    assert found.rewinds.is_launched.tolist() == [slot > 1 for slot in ended]
 
 
 def admit(slot: int, prompt: list[int], *, request_id: int, max_new: int, num_blocks: int = 6) -> pb.Admit:
@@ -352,3 +317,42 @@ def test_rule_24_a_follower_waits_for_the_rows_of_rank_0_and_has_no_tower() -> N
     assert tokens_again == {1: greedy([6, 7], 3), 2: greedy([6, 7], 3)}
     assert runner.pool == shard.runner.pool  # the rows of the images are in it, as they are on rank 0
     assert len(runner.batches) == len(shard.runner.batches)
+
+
+def test_rule_24_a_follower_of_overlapped_steps_reads_no_token_and_computes_what_rank_0_computes() -> None:
+    """Rows that draw again make rank 0 take steps back, and a delayed reader lets the two ranks know tokens apart."""
+    channel = QueueChannel()
+    facts = replace(FACTS, vocab_size=50)
+    runner = PrefixRunner()
+    follower = Follower(
+        executor=StepExecutor(runner=runner, facts=facts, has_overlap=True),
+        channel=channel,
+        status=ShardStatus(),
+        read_plan=plan_from_bytes,
+        reader=AdapterReader(read_shift, SoloGroup()),
+    )
+    thread = threading.Thread(target=follower.run, name="follower")
+    sampler = Sampler(num_slots=facts.num_slots, device=torch.device("cpu"), num_candidates=2)
+    with Shard(channel=channel, facts=facts, sampler=sampler, token_reader=late_reader(3)) as shard:
+        thread.start()
+        admits = [admit(slot, [4] * (3 + slot), request_id=slot, max_new=20 - slot, num_blocks=8) for slot in range(4)]
+        for slot, message in enumerate(admits[:3]):
+            message.sampling.CopyFrom(
+                pb.Sampling(
+                    do_sample=True, temperature=4.0, top_p=1.0, typical_p=1.0, repetition_penalty=1.3, seed=slot
+                )
+            )
+        plan = pb.Plan(
+            number=1, admits=admits, budget=pb.Budget(max_step_tokens=9, max_prefill_tokens=7, max_chunk_tokens=3)
+        )
+        shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())
+        tokens = shard.run_to_end(0, 1, 2, 3)
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    assert [len(tokens[slot]) for slot in range(4)] == [20, 19, 18, 17]
+    assert sum(len(entry.rewinds.slots) for entry in channel.entries) > 5
+    assert len(runner.batches) == len(shard.runner.batches)
+    for mine, theirs in zip(shard.runner.batches, runner.batches, strict=True):
+        for name in ("input_ids_T", "position_ids_T", "kv_places_T", "query_starts", "block_tables_RB", "slots_R"):
+            assert getattr(mine, name).tolist() == getattr(theirs, name).tolist()
+    assert runner.pool == shard.runner.pool

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from textmill_shard.engine.row_sampling import DrawnRows, RowSampler
-from textmill_shard.engine.upload import Upload
+from textmill_shard.engine.upload import Upload, to_host
 from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.model.forward_batch import ForwardOutput, HostScan
 from textmill_shard.sampling.sampler import Draft, SampledRows, Sampler
@@ -71,10 +71,11 @@ def draw(
         table.admit(seated)
         rows.admit(seated)
     upload = Upload(torch.device("cpu"))
-    rows.prepare(table, np.arange(len(params)), upload)
+    rows.prepare(np.arange(len(params)), upload)
     upload.send()
     output = ForwardOutput(logits_NV=logits_NV, hidden_TD=None, scan=scan_of(logits_NV) if has_scan else None)
-    return rows.draw(table, np.arange(len(params)), output)
+    launched = rows.launch(table, np.arange(len(params)), output)
+    return rows.finish(launched, to_host(*launched.tensors) if launched.tensors else [])
 
 
 def scan_of(logits_NV: torch.Tensor) -> HostScan:

@@ -16,7 +16,7 @@ def flags_after(token: int, *, output: list[int], max_new: int = 9, min_new: int
     sampling = SamplingParams(min_new_tokens=min_new)
     table.admit(admit(1, [1, 2], output=output, max_new=max_new, sampling=sampling, **changes))  # type: ignore[arg-type]
     table.append(ids([1]), ids([token]))
-    return int(RULES.flags(table, ids([1]), ids([token]))[0])
+    return int(RULES.flags(table, ids([1]), table.num_tokens[[1]], ids([token]))[0])
 
 
 @pytest.mark.parametrize(

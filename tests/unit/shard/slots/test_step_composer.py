@@ -288,7 +288,7 @@ def encoder_table(*prompts: tuple[int, int]) -> SlotTable:
     """Return a table with slots 0, 1 ..., each with (tokens for the encoder, tokens for the decoder)."""
     table = make_table()
     for slot, (num_encoder, num_decoder) in enumerate(prompts):
-        request = admit(slot, [5] * (num_encoder + num_decoder), max_new=2)
+        request = admit(slot, [5] * (num_encoder + num_decoder), max_new=9)
         table.admit(replace(request, num_encoder_tokens=num_encoder))
     return table
 

@@ -4,13 +4,14 @@
 
 PYTHON ?= python3
 PORT ?= 3000
-# Processes of `make test-fast`. The last test of DRAWN_CALLS counts the calls of the others, so that file stays in one process.
+# Processes of `make test` and `make test-fast`. The last test of DRAWN_CALLS counts the calls of the others, so that file
+# stays in one process.
 JOBS ?= 2
 # Length and random seed of `make soak` and `make hostile`.
 SECONDS ?= 300
 SEED ?= 1
 FAST_TESTS := tests/unit tests/contract tests/zoo tests/kernels
-# They start launchers and look at times, so they run one after the other.
+# They start launchers. The files of the real server go to one process (tests/conftest.py), so that one server runs.
 SYSTEM_TESTS := $(filter-out $(FAST_TESTS),$(patsubst %/,%,$(dir $(wildcard tests/*/__init__.py))))
 DRAWN_CALLS := tests/contract/test_schemathesis.py
 # Room for 46,000 tokens of the demo model; without a number the launcher fills a share of the memory.
@@ -27,7 +28,7 @@ run: $(STAMP) ## Serve the demo model on 127.0.0.1:3000 (PORT=... for another po
 	@$(BIN)/launcher --hostname 127.0.0.1 --port $(PORT) --kv-cache-bytes $(KV_BYTES)
 
 test: test-fast ## Run all tests that need no GPU
-	@$(BIN)/python -m pytest $(SYSTEM_TESTS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(SYSTEM_TESTS)
 
 test-fast: $(STAMP) ## Run the tests that start no launcher: unit, contract and zoo
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore $(DRAWN_CALLS) $(FAST_TESTS)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from textmill_launcher.model_files import find_demo_file
 from textmill_launcher.settings import load_settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from tests.fakes.processes import LaunchedServer, launched
 
@@ -17,11 +19,47 @@ CONVERT_LIMIT_S = 240
 # The demo model's KV cache takes 46,080 bytes a token in fp32, so these bytes hold 4,096 tokens.
 REAL_SERVER_KV_BYTES = 256 * 16 * 46_080
 
+# The tests of the real server stand in these files, because a process of `-n` gets whole files.
+REAL_SERVER_FILES = frozenset(
+    {
+        "tests/deploy/test_deploy_page.py",
+        "tests/integration/test_clients.py",
+        "tests/integration/test_completions_real.py",
+        "tests/integration/test_documented_clients.py",
+        "tests/integration/test_grammars_real.py",
+        "tests/integration/test_openai_client.py",
+        "tests/integration/test_openai_frameworks.py",
+        "tests/integration/test_playground.py",
+        "tests/integration/test_real_model.py",
+    }
+)
+
 # Without this, the import of litellm looks for a list of prices on the network.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 # Triton reads this when a kernel is defined: the tests run kernels in Triton's interpreter, on the CPU. The tests that
 # compile kernels do so in processes of their own.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+class OneRealServer(LoadFileScheduling):
+    """Gives the files of the real server to one process of `-n`, and each other file to the next free one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "real server" if file in REAL_SERVER_FILES else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneRealServer | None:
+    """Choose the scheduler of `--dist loadfile`."""
+    return OneRealServer(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a test of the real server in a file without a name, because a second server would start for the file."""
+    users = {item.nodeid.split("::")[0] for item in items if "real_server" in getattr(item, "fixturenames", ())}
+    if unnamed := users - REAL_SERVER_FILES:
+        raise pytest.UsageError(f"name the files with tests of real_server in REAL_SERVER_FILES: {sorted(unnamed)}")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ SECONDS = 60
 LIMIT_S = 420.0  # with the start, the last calls and the last restarts, on a machine with other work
 
 
+@pytest.mark.faults
 @pytest.mark.slow  # A minute of faults, because a lost replica of two ranks needs some seconds to come back.
 def test_a_minute_of_faults_loses_and_changes_nothing(tmp_path: Path) -> None:
     log_file = tmp_path / "log"

@@ -65,6 +65,7 @@ def run_attention(
             blocks=table.tolist(),
             start=piece.before,
             num_logits=min(1, piece.count),
+            span_ends_n=_span_ends(piece) if rule.sees_spans else None,
         )
         for piece, table in zip(pieces, tables, strict=True)
     ]
@@ -82,10 +83,17 @@ def run_attention(
     # The queries of a fused projection lie beside keys and values, and the heads come before the tokens.
     query_THD = torch.randn(num_heads, num_tokens, shape.key_dim + 3, generator=generator)[..., 3:].transpose(0, 1)
     expected_THE = ReferenceAttention().prepare(batch, block_size=shape.block_size).attend(query_THD, *pools, rule)
-    indices = PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB)
+    indices = PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB, batch.span_ends_T)
     tiles = map_tiles(batch.query_starts, tile, group=shape.group, num_tokens=num_tokens)
     out_THE = interpreted_kernels(num_multiprocessors).attention(query_THD, *pools, indices, tiles, rule)
     return out_THE, expected_THE
+
+
+def _span_ends(piece: Piece) -> torch.Tensor:
+    """Return int32 `[tokens]`: all tokens of a chunk but the first and the last are one span."""
+    ends_n = torch.zeros(piece.count, dtype=torch.int32)
+    ends_n[1:-1] = piece.before + piece.count - 1
+    return ends_n
 
 
 def error_of(both: tuple[torch.Tensor, torch.Tensor]) -> float:
@@ -105,4 +113,5 @@ def rule_of(scores: Sequence[str], shape: Shape) -> AttentionRule:
         softcap=1.5 if "softcap" in scores else None,
         sinks_H=torch.linspace(-20.0, 4.0, num_heads) if "sinks" in scores else None,
         slopes_H=torch.linspace(0.001, 0.5, num_heads) if "slopes" in scores else None,
+        sees_spans="spans" in scores,
     )

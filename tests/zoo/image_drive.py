@@ -24,6 +24,7 @@ from tests.zoo.image_entry import ImageEntry
 BLOCK_SIZE = 4
 BLOCKS_PER_TEXT = 32
 CHUNK_TOKENS = 5  # smaller than every image of the zoo, and no multiple of the block
+NUMS_IMAGES = (2, 1, 0)  # of each text
 NUM_DECODED = 4
 NUM_DECODED_BESIDE = 12  # of a text without images
 LENGTHS_BETWEEN = (3, 2, 4)  # tokens of text before, between and behind the images
@@ -79,6 +80,18 @@ def load_image_model(model: ImageModel, *, native_cache_dir: Path | None) -> Mod
         model_dir=model.folder, dtype="float32", block_size=BLOCK_SIZE, native_cache_dir=native_cache_dir
     )
     return load_model(options, lambda phase, share: None)
+
+
+def run_image_model(model: ImageModel, *, native_cache_dir: Path | None) -> float:
+    """Return the largest difference of a logit over all texts and both ways to cut them into steps."""
+    runner = load_image_model(model, native_cache_dir=native_cache_dir)
+    texts = [make_text(model.entry, runner, num_images=count, seed=seed) for seed, count in enumerate(NUMS_IMAGES)]
+    expected = [reference_logits(model, text) for text in texts]
+    return max(
+        difference(found_LV, expected_LV)
+        for steps in (whole_then_decoded(texts), chunked_beside(texts, runner))
+        for found_LV, expected_LV in zip(run_steps(runner, texts, steps), expected, strict=True)
+    )
 
 
 def make_text(entry: ImageEntry, runner: ModelRunner, *, num_images: int, seed: int) -> ImageText:

@@ -12,6 +12,9 @@ from transformers.utils.logging import disable_progress_bar
 from tests.fakes.native_cases import native_cache_folder
 from tests.zoo.drive import load_zoo_model, make_zoo_model, run_zoo_model
 from tests.zoo.entry import ZooEntry
+from tests.zoo.image_drive import make_image_model, run_image_model
+from tests.zoo.image_entry import ImageEntry
+from tests.zoo.images import IMAGE_ZOO
 from tests.zoo.table import ZOO
 
 HEAD = """# Models
@@ -55,6 +58,47 @@ computed and that is read nowhere, and a tokenizer that cuts texts in an unknown
 sentence.
 """
 
+IMAGES = """
+## Images
+
+The families of the second table take images. For each family a tiny random model computes prompts with two images,
+one image and none, first whole and alone, and then in chunks that end inside images, beside a request that decodes.
+The logits of all tokens, of the prompts and of the tokens decoded behind them, are compared with transformers' own
+forward pass of the same model with the pixels. *Native* says that the native decoder computes the steps on a CPU;
+other families run by transformers' code with native layers. Steps of text alone run as those of the text model.
+
+- Attention of Gemma3 and PaliGemma lets the tokens of an image see each other. A step computes such an image whole, and
+  an image of more tokens than the model's window is refused. PaliGemma's whole prompt is such a span, so that a prompt
+  is computed in one step and has no prefix cache.
+- Qwen's models give each token three rotary positions, and Qwen3-VL adds rows of the image to the first layers.
+- With several shards the first shard alone has the tower, whole, and the other shards get the rows.
+
+The shard refuses images of all other families at start, with the reason and exit code 16. The text layers of Mllama
+look at an image by cross attention, for which Textmill keeps no keys and values. transformers has processors of images
+for Llama 4 and Phi-4 multimodal that need torchvision. Images of the remaining types have not been compared.
+`--text-only` serves such a model for texts alone where transformers has a causal language model of that type
+([other_models.md](other_models.md)), and leaves out the tower of a family of the table. Each tensor of a checkpoint
+with a tower is used, or the start ends with the name of the tensor.
+"""
+
+
+def describe_images(entry: ImageEntry) -> str:
+    """Return the cells of a row of the second table that do not depend on a run."""
+    bound = f"{entry.tolerance:.0e}" + (f": {entry.reason}" if entry.reason else "")
+    native = "yes" if entry.is_native else "no"
+    return f"| {entry.name} | `{entry.model_type}` | {native} | {entry.known_for} | {bound} |"
+
+
+def render_images(entries: Sequence[ImageEntry], differences: Iterable[float]) -> str:
+    rows = [f"{describe_images(entry)} {found:.0e} |" for entry, found in zip(entries, differences, strict=True)]
+    head = ["| family | model_type | native | exercised | bound | difference |", "|---|---|---|---|---|---|"]
+    return IMAGES + "\n" + "\n".join([*head, *rows]) + "\n"
+
+
+def measure_images(entry: ImageEntry) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        return run_image_model(make_image_model(entry, Path(folder)), native_cache_dir=native_cache_folder())
+
 
 def describe(entry: ZooEntry) -> str:
     """Return the cells of a row that do not depend on a run."""
@@ -79,6 +123,7 @@ def main() -> None:
     disable_progress_bar()
     torch.set_num_threads(1)
     sys.stdout.write(render(ZOO, [measure(entry) for entry in ZOO]))
+    sys.stdout.write(render_images(IMAGE_ZOO, [measure_images(entry) for entry in IMAGE_ZOO]))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A row says what no model of transformers tells by its code: which tensors the pr
 image, and how the family marks the tokens of an image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ class ImageFamily:
     tensors: Mapping[str, TensorRule]
     marks: Marks | None = None  # None: the model needs none where it gets embeddings and positions
     is_prompt_span: bool = False  # the tokens of the prompt see each other, text included
+    # Where the tokens of an image see each other: the tokens that every image has.
+    num_span_tokens: Callable[[Any], int] = lambda config: 0
 
 
 _TILES = {"pixel_values": _pixels(5), "image_sizes": _SIZES}
@@ -60,8 +62,19 @@ FAMILIES: Mapping[str, ImageFamily] = {
         ImageFamily("qwen3_vl", _PATCHES),
         ImageFamily("internvl", _PLAIN),
         ImageFamily("mistral3", {"pixel_values": _pixels(4), "image_sizes": _SIZES}),
-        ImageFamily("paligemma", _PLAIN, marks=Marks("token_type_ids", of_text=1, of_span=0), is_prompt_span=True),
-        ImageFamily("gemma3", _PLAIN, marks=Marks("token_type_ids", of_text=0, of_span=1)),
+        ImageFamily(
+            "paligemma",
+            _PLAIN,
+            marks=Marks("token_type_ids", of_text=1, of_span=0),
+            is_prompt_span=True,
+            num_span_tokens=lambda config: (config.vision_config.image_size // config.vision_config.patch_size) ** 2,
+        ),
+        ImageFamily(
+            "gemma3",
+            _PLAIN,
+            marks=Marks("token_type_ids", of_text=0, of_span=1),
+            num_span_tokens=lambda config: int(config.mm_tokens_per_image),
+        ),
     )
 }
 

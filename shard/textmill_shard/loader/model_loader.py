@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from textmill_shard.distributed.parallel import TensorParallel
-from textmill_shard.errors import BackendRefused, ModelFilesError
+from textmill_shard.errors import BackendRefused, ModelFilesError, UnsupportedModelError
 from textmill_shard.heap import trim_heap
 from textmill_shard.layouts.attempts import DECODER_ATTEMPTS, ENCODER_ATTEMPTS
 from textmill_shard.layouts.attention_choice import choose_attention
@@ -24,6 +24,7 @@ from textmill_shard.loader.model_files import find_tokenizer_digest, find_weight
 from textmill_shard.loader.model_filling import ModelSource, build_model, fill_model
 from textmill_shard.loader.stored_form import find_stored_form
 from textmill_shard.loader.token_ids import EndIds, check_padding_id, find_end_ids, warn_of_suppressed
+from textmill_shard.model.media import MediaFacts
 from textmill_shard.model.runner import ModelFacts, ModelRunner, RowScans
 from textmill_shard.native.kernels import DTYPES as NATIVE_DTYPES
 from textmill_shard.native.kernels import Kernels, load_kernels
@@ -171,6 +172,11 @@ def _make_runner(
             f"{source.folder} holds a model whose logits for a plain text are no numbers (NaN): its weights are "
             f"damaged, or too large for {str(source.dtype).removeprefix('torch.')} (--dtype)"
         )
+    image, media = None, None
+    if filled.tower is not None:
+        image, _ = filled.probe()
+        media = filled.tower.facts([layer.rule for layer in image.layers])
+        _check_spans(media, source)
     vocab_size = int(layout.logits_V_by_text[0].shape[-1])
     facts = ModelFacts(
         model_type=str(source.config.model_type),
@@ -178,7 +184,7 @@ def _make_runner(
         device=source.device.type,
         vocab_size=vocab_size,
         eos_token_ids=end_ids.within(vocab_size),
-        max_model_tokens=filled.max_tokens,
+        max_model_tokens=_longest_text(filled.max_tokens, media),
         weight_bytes=layout.weight_bytes,
         tokenizer_digest=find_tokenizer_digest(source.folder),
         block_size=options.block_size,
@@ -190,10 +196,6 @@ def _make_runner(
         decoder_prompt_ids=filled.decoder_prompt_ids,
         max_encoder_tokens=filled.max_encoder_tokens,
     )
-    image, media = None, None
-    if filled.tower is not None:
-        probe, _ = filled.probe()
-        image, media = probe, filled.tower.facts([layer.rule for layer in probe.layers])
     runner = ModelRunner(
         model=filled.model,
         decoder=layout.decoder,
@@ -210,6 +212,24 @@ def _make_runner(
     if image is not None:
         check_image_against_probe(runner, image)
     return runner
+
+
+def _check_spans(media: MediaFacts, source: ModelSource) -> None:
+    """Raises UnsupportedModelError for images that reach beyond the window of a layer in which their tokens meet."""
+    assert source.family is not None
+    num_tokens = source.family.num_span_tokens(source.config)
+    if 0 < media.max_span_tokens < num_tokens:
+        raise UnsupportedModelError(
+            f"{source.folder / 'config.json'} gives each image {num_tokens} tokens, which see each other, and a layer "
+            f"a window of {media.max_span_tokens}: attention computes no longer image"
+        )
+
+
+def _longest_text(max_tokens: int, media: MediaFacts | None) -> int:
+    """Return the longest text in tokens, 0 = unbounded. A prompt that is one span is not longer than the window."""
+    if media is None or not media.is_prompt_span or not media.max_span_tokens:
+        return max_tokens
+    return min(max_tokens or media.max_span_tokens, media.max_span_tokens)
 
 
 def _log_loaded(choice: Choice, kernels: Kernels | None, attention: str, *, load_s: float) -> None:

@@ -20,6 +20,7 @@ class PagedIndices:
     query_starts: torch.Tensor  # [R + 1] int32
     context_lens_R: torch.Tensor  # int32
     block_tables_RB: torch.Tensor  # int32
+    span_ends_T: torch.Tensor | None = None  # int32, as in the batch
 
 
 @dataclass(frozen=True, slots=True)

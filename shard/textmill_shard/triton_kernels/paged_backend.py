@@ -78,7 +78,7 @@ class PagedAttention:
     def prepare(self, batch: ForwardBatch, *, block_size: int) -> PagedStep:
         return PagedStep(
             kernels=self.kernels,
-            indices=PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB),
+            indices=PagedIndices(batch.query_starts, batch.context_lens_R, batch.block_tables_RB, batch.span_ends_T),
             kv_places_T=batch.kv_places_T,
             max_query_len=batch.max_query_len,
         )

@@ -16,11 +16,13 @@ from textmill_shard.triton_kernels.interface import ACTIVATIONS, Activation
 from textmill_shard.triton_kernels.tiles import Tile, attention_tile, power_of_two
 
 Dtype = Literal["bf16", "fp16", "fp32"]
-Score = Literal["window", "chunk", "softcap", "sinks", "slopes"]
+Score = Literal["window", "chunk", "softcap", "sinks", "slopes", "spans"]
 Turn = Literal["none", "half", "interleaved"]
 
 ITEMSIZE: Mapping[Dtype, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+# Of text alone; a chunk may have spans too, alone and with a window.
 SCORES: tuple[Score, ...] = ("window", "chunk", "softcap", "sinks", "slopes")
+SPAN_SCORES: tuple[tuple[Score, ...], ...] = (("spans",), ("window", "spans"))
 # Fusing a product and a sum into one operation rounds once, and is Triton's choice up to version 3.9.
 COMPILE_OPTIONS = {"enable_fp_fusion": True}
 TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
@@ -130,6 +132,7 @@ def attention_constants(
     has_softcap: bool,
     has_sinks: bool,
     has_slopes: bool,
+    has_spans: bool,
     is_split: bool,
 ) -> dict[str, Any]:
     """Return the constants of `paged_attention`."""
@@ -147,6 +150,7 @@ def attention_constants(
         "HAS_SOFTCAP": has_softcap,
         "HAS_SINKS": has_sinks,
         "HAS_SLOPES": has_slopes,
+        "HAS_SPANS": has_spans,
         "IS_SPLIT": is_split,
     }
 
@@ -203,6 +207,7 @@ def _attention(case: AttentionCase, *, is_sample: bool = False, why_spills: str 
             *(pointer, pointer, pointer, "*fp32" if case.is_split else pointer, partial, partial),
             *("*i32", "*i32", "*i32", "*i32"),
             *("*fp32" if score in case.scores else None for score in ("sinks", "slopes")),
+            "*i32" if "spans" in case.scores else None,
             *("fp32", "fp32", "i32", "i32", "i32", "i32", "i32", "i32", "i32"),
         ),
         constants=attention_constants(
@@ -216,6 +221,7 @@ def _attention(case: AttentionCase, *, is_sample: bool = False, why_spills: str 
             has_softcap="softcap" in case.scores,
             has_sinks="sinks" in case.scores,
             has_slopes="slopes" in case.scores,
+            has_spans="spans" in case.scores,
             is_split=case.is_split,
         ),
         num_warps=tile.num_warps,
@@ -333,6 +339,7 @@ def _attention_rows() -> Sequence[Variant]:
     for scores, is_decode in product((*((score,) for score in SCORES), SCORES), (True, False)):
         case = AttentionCase("bf16", 4, 128, 128, is_decode, scores)
         rows.append(_attention(case, is_sample=len(scores) > 1))
+    rows += [_attention(AttentionCase("bf16", 4, 128, 128, False, scores)) for scores in SPAN_SCORES]
     rows += [_attention(AttentionCase("bf16", group, 128, 128, True)) for group in (1, 3, 7, 16, 50)]
     rows += [_attention(AttentionCase("bf16", group, 128, 128, False)) for group in (1, 7)]
     for key_dim, value_dim in _WIDTHS:

@@ -40,6 +40,7 @@ def paged_attention(
     block_tables,  # [R, B] int32
     sinks,  # [H] float32, or None
     slopes,  # [H] float32, or None
+    span_ends,  # [T] int32: a query sees all places before its entry, 0 = none; None where no query has one
     scaling,
     softcap,
     window_tokens,
@@ -62,6 +63,7 @@ def paged_attention(
     HAS_SOFTCAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_SLOPES: tl.constexpr,
+    HAS_SPANS: tl.constexpr,
     IS_SPLIT: tl.constexpr,
 ):
     tile = tl.program_id(0)
@@ -89,6 +91,10 @@ def paged_attention(
     is_row = (rows < QUERIES * GROUP) & (queries < num_queries)
     positions = num_before + queries
     tokens = (start + queries).to(tl.int64)
+    last_seen = positions
+    if HAS_SPANS:
+        ends = tl.load(span_ends + tokens, mask=is_row, other=0)
+        last_seen = tl.minimum(tl.maximum(positions, ends - 1), context_len - 1)
     key_dims = tl.arange(0, KEY_WIDTH)
     value_dims = tl.arange(0, VALUE_WIDTH)
 
@@ -112,6 +118,8 @@ def paged_attention(
     # The places that the queries of the tile see, cut into equal parts for the splits.
     first_position = num_before + first_query
     end = num_before + tl.minimum(first_query + QUERIES, num_queries)
+    if HAS_SPANS:
+        end = tl.maximum(end, tl.max(tl.where(is_row, last_seen, 0), axis=0) + 1)
     begin = 0
     if HAS_WINDOW:
         begin = tl.maximum(begin, first_position - window_tokens + 1)
@@ -142,7 +150,7 @@ def paged_attention(
             scores = softcap * tanh(scores / softcap)
         if HAS_SLOPES:
             scores += slope_of_row[:, None] * (places[None, :] - positions[:, None]).to(tl.float32)
-        sees = is_row[:, None] & (places[None, :] <= positions[:, None])
+        sees = is_row[:, None] & (places[None, :] <= last_seen[:, None])
         if HAS_WINDOW:
             sees &= places[None, :] > positions[:, None] - window_tokens
         if HAS_CHUNK:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from transformers import AutoConfig
 
 from tests.zoo.image_drive import ImageModel, make_image_model
+from tests.zoo.image_entry import ImageEntry
 from tests.zoo.images import IMAGE_ZOO
 
 ENTRIES = {entry.name: entry for entry in IMAGE_ZOO}
@@ -120,3 +122,27 @@ def test_every_tensor_under_the_names_of_the_hub_is_read_without_transformers(
 def test_tensors_that_are_no_image_are_a_fault_of_the_item(llava: ImageModel, tensors: Tensors, message: str) -> None:
     with pytest.raises(MediaFault, match=message):
         load(llava.folder).encode_media(tensors)
+
+
+def with_text(name: str, **fields: object) -> ImageEntry:
+    """Return an entry whose text config has other values."""
+    config = ENTRIES[name].config
+    return replace(ENTRIES[name], config={**config, "text_config": {**config["text_config"], **fields}})
+
+
+@pytest.mark.parametrize(("window", "is_refused"), [(4, False), (3, True)])
+def test_an_image_longer_than_a_window_is_refused_at_the_start(tmp_path: Path, window: int, is_refused: bool) -> None:
+    """Each image has 4 tokens, which see each other."""
+    make_image_model(with_text("Gemma3", sliding_window=window), tmp_path)
+    if not is_refused:
+        assert load(tmp_path).media is not None
+        return
+    with pytest.raises(UnsupportedModelError, match=r"each image 4 tokens.*a window of 3"):
+        load(tmp_path)
+
+
+def test_a_prompt_that_is_one_span_is_not_longer_than_a_window(tmp_path: Path) -> None:
+    runner = load(make_image_model(with_text("PaliGemma 2", sliding_window=40), tmp_path).folder)
+    assert runner.media is not None
+    assert runner.media.is_prompt_span
+    assert runner.facts.max_model_tokens == runner.media.max_span_tokens == 40

@@ -68,3 +68,6 @@ def test_a_span_shows_in_the_mask_of_transformers(window: int | None) -> None:
     assert pattern.sees_span(mask_of(or_masks(base, blockwise_overlay(blocks)), 8), span) is True
     assert pattern.sees_span(mask_of(or_masks(base, blockwise_overlay(blocks)), 8), range(3, 7)) is None
     assert pattern.sees_span(mask_of(ahead, 8), span) is None
+    # Gemma3 cuts a span that is longer than the window.
+    within = and_masks(or_masks(causal_mask_function, blockwise_overlay(blocks)), lambda b, h, q, k: k > q - 2)
+    assert MaskPattern(window_tokens=2).sees_span(mask_of(within, 8), span) is True

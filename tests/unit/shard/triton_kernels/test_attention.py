@@ -7,7 +7,7 @@ import pytest
 import torch
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.triton_kernels.tiles import attention_tile
-from textmill_shard.triton_kernels.variants import SCORES, VARIANTS, AttentionCase, MergeCase, Variant
+from textmill_shard.triton_kernels.variants import SCORES, SPAN_SCORES, VARIANTS, AttentionCase, MergeCase, Variant
 
 from tests.fakes.kernel_cases import (
     DECODES,
@@ -42,7 +42,7 @@ def test_each_variant_of_the_table_agrees_with_the_reference(variant: Variant) -
 
 def test_the_table_has_each_option_alone_and_all_together() -> None:
     found = {variant.case.scores for variant in ROWS if isinstance(variant.case, AttentionCase)}
-    assert found == {(), *((score,) for score in SCORES), SCORES}
+    assert found == {(), *((score,) for score in SCORES), SCORES, *SPAN_SCORES}
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -53,6 +53,15 @@ def test_each_option_changes_the_result(score: str) -> None:
     plain, _ = run_attention(shape, tile, rule_of((), shape), pieces=DECODES)
     changed, _ = run_attention(shape, tile, rule_of((score,), shape), pieces=DECODES)
     assert float((plain - changed).abs().max()) > 0.01
+
+
+def test_a_span_changes_the_result_of_chunks() -> None:
+    shape = Shape(group=2, key_dim=16, value_dim=16)
+    tile = attention_tile(itemsize=4, group=2, key_dim=16, value_dim=16, max_query_len=70)
+    plain, _ = run_attention(shape, tile, rule_of((), shape))
+    changed, expected = run_attention(shape, tile, rule_of(("spans",), shape))
+    assert float((plain - changed).abs().max()) > 0.01
+    assert error_of((changed, expected)) < TOLERANCE
 
 
 @pytest.mark.parametrize("num_multiprocessors", [1, H100_MULTIPROCESSORS])

@@ -168,11 +168,24 @@ class Settings:
         integer(1), "rows of one call of a task without generation; without it 1024, of files 32", to=ROUTER
     )
     media_payload_limit: int | None = option(
-        integer(1, 62_914_560), "bytes of a request body of a task of images or audio", to=ROUTER
+        integer(1, 62_914_560), "bytes of a request body with images or audio", to=ROUTER
     )
+    max_images: int | None = option(integer(1), "images of one call", to=ROUTER)
+    max_image_bytes: int | None = option(integer(1), "bytes of one image in a prompt, as it is encoded", to=ROUTER)
     max_image_pixels: int | None = option(
-        integer(1), "most pixels of an image, told before the image is decoded", to=SHARD
+        integer(1),
+        "most pixels of an image, told before the image is decoded; without it 25,000,000 in prompts",
+        to=SHARD | ROUTER,
     )
+    max_image_tokens: int | None = option(integer(1), "prompt tokens of one image", to=ROUTER)
+    image_domains: tuple[str, ...] = option(
+        word_list,
+        "hosts, such as a.com, *.b.org or *, from which the server fetches images; repeatable; without it none",
+        (),
+        is_repeatable=True,
+        to=ROUTER,
+    )
+    media_workers: int | None = option(integer(1, 64), "processes that read the images of prompts, at most", to=ROUTER)
     max_audio_seconds: float | None = option(
         positive_seconds, "most seconds of audio, counted while the audio is decoded", to=SHARD
     )
@@ -195,7 +208,11 @@ class Settings:
     max_client_batch_size: int | None = option(integer(1), "prompts of one call", to=ROUTER)
     max_stop_sequences: int | None = option(integer(0), "stop strings of a request", to=ROUTER)
     max_top_n_tokens: int | None = option(integer(0), "alternatives per token that a request may ask for", to=ROUTER)
-    payload_limit: int | None = option(integer(1), "bytes of a request's body", to=ROUTER)
+    payload_limit: int | None = option(
+        integer(1),
+        "bytes of a request's body; without it 2,000,000, or --media-payload-limit where the model takes images",
+        to=ROUTER,
+    )
     max_header_bytes: int | None = option(integer(1024), "bytes of a request's header", to=ROUTER)
     max_header_fields: int | None = option(integer(8), "fields of a request's header", to=ROUTER)
     disable_grammar_support: bool = switch("refuse requests with a grammar", to=ROUTER)

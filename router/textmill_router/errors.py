@@ -1,6 +1,7 @@
 """The errors that end a call, as one tree. `http/error_responses.py` gives each error its status."""
 
 from collections.abc import Mapping
+from enum import Enum
 
 
 class RequestError(Exception):
@@ -115,6 +116,23 @@ class OverBudget(RuleBroken):
         super().__init__(sentence, field=field, max_tokens=max_tokens, window_tokens=window_tokens, **facts)
         self.max_tokens = max_tokens
         self.found = found
+
+
+class ImageCode(Enum):
+    """Why an image is refused, in the words of `code` on /v1."""
+
+    INVALID = "invalid_image"
+    TOO_LARGE = "image_too_large"
+    URL_NOT_ALLOWED = "image_url_not_allowed"
+    FETCH_FAILED = "image_fetch_failed"
+
+
+class ImageRefused(ValidationFailed):
+    """An image of the call cannot be used. `field` is the path of its URL in the body."""
+
+    def __init__(self, message: str, *, field: str, code: ImageCode) -> None:
+        super().__init__(message, field=field)
+        self.code = code
 
 
 class BadAdapterCall(ValidationFailed):

@@ -214,7 +214,7 @@ async def start_generation(service: Service) -> ReplicaSet:
         if status.phase is EnginePhase.STOPPED:
             raise BackendLost(status.error or "the engine stopped")
         await load_adapters(service)
-        backend = service.become_ready()
+        backend = service.become_ready(await service.open_images())
     except BaseException:
         await engine.stop()
         raise

@@ -98,6 +98,12 @@ def _header_name(value: str) -> str:
     return value.strip().lower()
 
 
+def _domain(value: str) -> str:
+    if not re.fullmatch(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|\[?[0-9a-fA-F:.]+\]?", value.strip(), re.ASCII):
+        raise _BadValue("the name of a host without scheme and port, such as a.com, *.b.org or *")
+    return value.strip().strip("[]").lower()
+
+
 def _truth(value: str) -> bool:
     word = value.strip().lower()
     if word in ("true", "1", "yes", "on"):
@@ -272,10 +278,20 @@ class Settings:
     )
     tls_cert: str | None = _option(_text, "PEM file of the certificate chain; read again when it changes", None)
     tls_key: str | None = _option(_text, "PEM file of the certificate's key; read again when it changes", None)
-    payload_limit: int = _option(_integer(1), "bytes of a request body", 2_000_000)
     media_payload_limit: int = _option(
-        _integer(1, MAX_MEDIA_PAYLOAD), "bytes of a request body of a task of images or audio", 33_554_432
+        _integer(1, MAX_MEDIA_PAYLOAD), "bytes of a request body with images or audio", 33_554_432
     )
+    payload_limit: int | None = _option(
+        _integer(1), "bytes of a request body; without it 2,000,000, with images media-payload-limit", None
+    )
+    max_images: int = _option(_integer(1), "images of one call", 8)
+    max_image_bytes: int = _option(_integer(1), "bytes of one image as it is encoded", 20 << 20)
+    max_image_pixels: int = _option(_integer(1), "pixels of one image, width times height", 25_000_000)
+    max_image_tokens: int = _option(_integer(1), "prompt tokens of one image", 4096)
+    image_domains: tuple[str, ...] = _option(
+        _domain, "host, such as a.com, *.b.org or *, from which the server fetches images; repeatable", (), kind="list"
+    )
+    media_workers: int = _option(_integer(1, 64), "processes that read images, at most", 2)
     max_header_bytes: int = _option(_integer(1024), "bytes of a request header", 65_536)
     max_header_fields: int = _option(_integer(8), "fields of a request header", 100)
     header_timeout: float = _option(_seconds, "seconds that a client has to send a header", 10.0)

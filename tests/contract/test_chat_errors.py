@@ -95,11 +95,24 @@ def test_stream_options_without_a_stream_are_400(client: httpx.Client, route: st
         assert "stream: true" in error["message"]
 
 
-def test_image_is_422_that_says_text_only(client: httpx.Client) -> None:
-    parts = [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}]
+@pytest.mark.parametrize(
+    ("part", "words", "param"),
+    [
+        (
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}},
+            "this model takes no images",
+            ".image_url",
+        ),
+        ({"type": "input_image", "image_url": "https://a.com/x.png"}, "this model takes no images", ".image_url"),
+        ({"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}}, "text and images only", ""),
+        ({"type": "video_url", "video_url": {"url": "https://a.com/x"}}, "text and images only", ""),
+    ],
+)
+def test_parts_that_the_model_does_not_take_are_422(client: httpx.Client, part: Any, words: str, param: str) -> None:
+    parts = [{"type": "text", "text": "see"}, part]
     error = error_of(ask(client, messages=[{"role": "user", "content": parts}]), 422)
-    assert "takes text only" in error["message"]
-    assert error["param"] == "messages[0].content[1]"
+    assert words in error["message"]
+    assert error["param"] == f"messages[0].content[1]{param}"
 
 
 def test_window_is_told_as_frameworks_search_it(client: httpx.Client) -> None:

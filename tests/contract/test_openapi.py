@@ -36,8 +36,6 @@ DIFFERENCES = {
     "ToolCallMessage": "fields of OutputMessage",
     "ToolChoice": "any JSON in the schema: a word or an object",
     "FunctionName": "inside tool_choice",
-    "Url": "images are not built yet",
-    "MessageChunk.image_url": "images are not built yet",
     "ChatCompletionDelta.tool_call_id": "never sent by TGI either",
     "OutputMessage.tool_call_id": "never sent by TGI either",
     "ChatRequest.tool_choice has values [], TGI ['auto', 'none', 'required']": "a word, a tool's name or an object",

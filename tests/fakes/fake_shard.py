@@ -343,7 +343,10 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             adapter_digests=sorted(self.adapters),
         )
         for name, value in self._info_changes.items():
-            setattr(info, name, value)
+            if isinstance(value, list):
+                getattr(info, name)[:] = value
+            else:
+                setattr(info, name, value)
         return info
 
     def _new_epoch(self) -> _Epoch:

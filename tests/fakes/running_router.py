@@ -14,6 +14,7 @@ import httpx
 import uvloop
 from textmill_router.health.loop_watchdog import LoopWatchdog
 from textmill_router.lifecycle import bind, follow_files, make_server, start_backend
+from textmill_router.media.url_fetch import UrlFetcher
 from textmill_router.outlets import open_outlets
 from textmill_router.scheduler.scheduler import SchedulerStats
 from textmill_router.serving.service import Service
@@ -30,7 +31,8 @@ class RunningRouter:
     """A context manager that runs the router.
 
     With `is_loading` the shard is not ready at first. A `model` folder takes the place of the byte tokenizer's folder.
-    `make_shard` makes another shard in the place of the fake shard, from a socket and the model folder.
+    `make_shard` makes another shard in the place of the fake shard, from a socket and the model folder. A `fetcher`
+    gets the images of URLs in the place of the router's own.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class RunningRouter:
         is_loading: bool = False,
         model: Path | None = None,
         make_shard: Callable[[Path, Path], Any] | None = None,
+        fetcher: UrlFetcher | None = None,
         **settings: Any,
     ) -> None:
         socket_path = folder / "shard.sock"
@@ -49,6 +52,7 @@ class RunningRouter:
         if is_loading:
             self.shard.load("weights", 0.5)
         self._is_loading = is_loading
+        self._fetcher = fetcher
         self.settings = Settings(
             **{
                 "model_dir": str(model_dir),
@@ -153,7 +157,7 @@ class RunningRouter:
         self.loop = asyncio.get_running_loop()
         self._leave = asyncio.Event()
         self.outlets = open_outlets(self.settings)
-        self.service = Service(self.settings, self.outlets.spans, self.outlets.watcher_of)
+        self.service = Service(self.settings, self.outlets.spans, self.outlets.watcher_of, self._fetcher)
         server = make_server(self.service)
         listener = bind(self.settings)
         files = asyncio.create_task(follow_files(self.service, server))

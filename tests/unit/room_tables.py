@@ -18,7 +18,8 @@ ROUTER_FOLDERS = {
     "exit_codes": names(""),
     "bounds": names("errors"),
     "exact_json": names(""),
-    "media": names(""),
+    "media": names("errors"),
+    "media/worker": names("media"),
     "request": names("bounds media"),
     "cores": names(""),
     "file_watch": names(""),
@@ -33,17 +34,17 @@ ROUTER_FOLDERS = {
     "settings": names("parsers"),
     "text": names("cores errors request"),
     "grammar": names("errors exact_json request parsers"),
-    "chat": names("errors request parsers grammar text"),
+    "chat": names("errors media request parsers grammar text"),
     "health": names(""),
     "metrics": names("request scheduler text health"),
     "tasks": names("errors request text"),
     "engine": names("errors media request scheduler adapters health metrics tasks"),
     "http": names("errors tracing"),
     "serving": names(
-        "bounds errors exact_json file_watch request settings scheduler adapters tracing parsers text grammar chat "
-        "health metrics engine http tasks"
+        "bounds errors exact_json extras file_watch media request settings scheduler adapters tracing parsers text "
+        "grammar chat health metrics engine http tasks"
     ),
-    "api/openai": names("bounds errors exact_json request parsers adapters text grammar chat http serving"),
+    "api/openai": names("bounds errors exact_json media request parsers adapters text grammar chat http serving"),
     "api/tgi": names(
         "errors exact_json request text grammar chat http serving api/openai"
     ),  # openai: `chat_tokenize` alone
@@ -62,7 +63,8 @@ ROUTER_FOLDERS = {
 
 ROUTER_LIBRARIES = {
     "exact_json": names("msgspec"),
-    "media": names(""),
+    "media": names("httptools"),
+    "media/worker": names("numpy PIL transformers"),
     "scheduler": names(""),
     "tracing": names("opentelemetry"),
     "adapters": names(""),
@@ -95,6 +97,10 @@ PARTS = {
     "grammar/schema": "grammar",
     "triton_kernels/device": "triton_kernels",
 }
+
+# Folders whose files run in a process of their own, which no file of another folder imports. Their libraries change the
+# environment of a process at their import, and the router's own process has none of them.
+OWN_PROCESSES = {"router": names("media/worker")}
 
 # The files of a dialect that may import another dialect, with that dialect.
 DIALECTS = names("api/openai api/tgi api/platforms")

@@ -29,7 +29,7 @@ class ByShape:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await read_body(scope, receive, self._service.settings.payload_limit)
+            body = await read_body(scope, receive, self._service.payload_limit)
             shape = decode_json(body, self._decoder)
         except ClientLeft:
             return

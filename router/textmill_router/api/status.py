@@ -12,7 +12,7 @@ from textmill_router.errors import RequestError
 from textmill_router.health.states import StateRow
 from textmill_router.http.replies import send_error, send_reply
 from textmill_router.metrics.exposition import CONTENT_TYPE
-from textmill_router.serving.service import Service
+from textmill_router.serving.service import Backend, Service
 
 STATE_HEADER = b"x-health-state"
 
@@ -62,6 +62,13 @@ def _percent(service: Service) -> int | msgspec.UnsetType:
     return msgspec.UNSET if percent is None else percent
 
 
+def _pipeline_tag(backend: Backend, task: str | None) -> str:
+    """Return the hub's name of what the model does."""
+    if backend.takes_images and task in (None, "text-generation"):
+        return "image-text-to-text"
+    return task or ("text2text-generation" if backend.facts.has_encoder else "text-generation")
+
+
 class InfoRoute:
     """An ASGI endpoint, which shows the model and the limits in the fields of TGI 3 and those of TGI 2."""
 
@@ -80,7 +87,7 @@ class InfoRoute:
         return InfoAnswer(
             model_id=settings.model_id,
             model_sha=settings.model_sha or facts.model_sha or None,
-            model_pipeline_tag=settings.task or ("text2text-generation" if facts.has_encoder else "text-generation"),
+            model_pipeline_tag=_pipeline_tag(backend, settings.task),
             max_concurrent_requests=settings.max_concurrent_requests,
             max_best_of=limits.max_best_of,
             max_stop_sequences=limits.max_stop_sequences,

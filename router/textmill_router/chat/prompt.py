@@ -6,10 +6,11 @@ from typing import Any
 
 from textmill_router.chat.conversation import Conversation, Message
 from textmill_router.chat.marked_text import MARK
-from textmill_router.chat.message_content import last_text, text_of, with_more_text
+from textmill_router.chat.message_content import IMAGE_PART, last_text, text_of, with_more_text
 from textmill_router.chat.role_safety import RoleSafety
 from textmill_router.chat.template import ChatTemplate
 from textmill_router.errors import TemplateFailed, ValidationFailed
+from textmill_router.media.image_source import ImageSource
 
 # Roles that templates and clients are made for. Any other role must not look like a part of a special token.
 KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"})
@@ -24,12 +25,13 @@ _GOES_ON = "\ufdd1goes-on\ufdd1 "
 class ChatRequest:
     """A conversation to render. For `add_generation_prompt` and `continue_final_message` None is the default."""
 
-    messages: list[Message]  # without nulls; a content is a text or a list of text parts
+    messages: list[Message]  # without nulls; a content is a text or a list of parts
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    images: tuple[ImageSource, ...] = ()  # in the order of the messages' image parts
 
     @property
     def goes_on(self) -> bool:
@@ -118,7 +120,10 @@ def _guarded(message: Message, safety: RoleSafety) -> Message:
             keeps_markup = role in _MARKUP_ROLES and name in _MARKUP_FIELDS
             if name == "content" and isinstance(value, list):
                 guarded[name] = [
-                    {**part, "text": safety.guard(part["text"], keeps_markup=keeps_markup)} for part in value
+                    part
+                    if part is IMAGE_PART
+                    else {**part, "text": safety.guard(part["text"], keeps_markup=keeps_markup)}
+                    for part in value
                 ]
             else:
                 guarded[name] = safety.guard(value, keeps_markup=keeps_markup)

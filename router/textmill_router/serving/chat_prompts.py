@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from textmill_router.chat.answer_form import AnswerForm, FormatFlags, answer_form, grammar_for
-from textmill_router.chat.prompt import ChatRequest
+from textmill_router.chat.prompt import ChatPrompt, ChatRequest
 from textmill_router.chat.render import render
 from textmill_router.chat.tools import ToolChoice
 from textmill_router.grammar.request_forms import AskedGrammar
+from textmill_router.media.images import KnownImage
 from textmill_router.request import Grammar
 from textmill_router.serving.prompts import TokenizedPrompt, take_pieces
 from textmill_router.serving.service import Backend
@@ -27,7 +28,7 @@ class PreparedChat:
     grammar_field: str
     form: AnswerForm
     grammar: Grammar | None
-    add_special_tokens: bool  # around a prompt that may have them already
+    add_special_tokens: bool | None  # around a prompt that may have them already; None: as the model's kind has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def prepare_chat(
     tools: ToolChoice | None = None,
     content: AskedGrammar | None = None,
     grammar_field: str = "grammar",
-    add_special_tokens: bool = False,
+    add_special_tokens: bool | None = None,
 ) -> PreparedChat:
     """The grammar of the result is to be compiled before a permit is taken.
 
@@ -61,15 +62,52 @@ def prepare_chat(
     return PreparedChat(chat, tools, content, grammar_field, form, grammar, add_special_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class ShownChat:
+    """A rendered conversation. `pieces` are those of the prompt with the texts of the images in them.
+
+    `adds_special_tokens` says whether the tokenizer puts its own tokens around the prompt of this model.
+    """
+
+    prompt: ChatPrompt
+    pieces: tuple[str, ...]
+    images: tuple[KnownImage, ...]
+    adds_special_tokens: bool
+
+    def whole_pieces(self, backend: Backend) -> tuple[str, ...]:
+        """Return the pieces with a token for each row of the images, as a tokenizer needs them for all ids."""
+        if backend.images is None:
+            return self.pieces
+        return backend.images.fill(self.prompt.pieces, self.images, has_all_rows=True)
+
+
+async def show_chat(backend: Backend, chat: ChatRequest, tools: ToolChoice | None, *, cache_salt: bytes) -> ShownChat:
+    """Render a conversation and read its images. Raises ValidationFailed, TemplateFailed, Overloaded, ShuttingDown."""
+    prompt = await render(backend.chat_templates, backend.role_safety, chat, tools)
+    if backend.images is None:
+        return ShownChat(prompt, prompt.pieces, (), False)
+    images = await backend.images.read(chat.images, salt=cache_salt)
+    pieces = backend.images.fill(prompt.pieces, images)
+    return ShownChat(prompt, pieces, images, backend.images.adds_special_tokens(pieces[0], backend.tokenizer.bos_token))
+
+
 async def take_chat(
     backend: Backend, prepared: PreparedChat, checked: CheckedParameters, *, cache_salt: bytes
 ) -> TokenizedChat:
-    """Render and tokenise the conversation, and check the budget. Raises ValidationFailed and TemplateFailed.
+    """Render and tokenise the conversation with its images, and check the budget.
 
-    `cache_salt` keeps what is known of grammars apart by callers.
+    `cache_salt` keeps what is known of grammars and images apart by callers.
+
+    Raises ValidationFailed, TemplateFailed, and what the reading of images raises.
     """
-    prompt = await render(backend.chat_templates, backend.role_safety, prepared.chat, prepared.tools)
-    tokens = await take_pieces(backend, prompt.pieces, checked, add_special_tokens=prepared.add_special_tokens)
+    shown = await show_chat(backend, prepared.chat, prepared.tools, cache_salt=cache_salt)
+    prompt = shown.prompt
+    add_special_tokens = (
+        shown.adds_special_tokens if prepared.add_special_tokens is None else prepared.add_special_tokens
+    )
+    tokens = await take_pieces(
+        backend, shown.pieces, checked, add_special_tokens=add_special_tokens, images=shown.images
+    )
     form, grammar = prepared.form.behind(prompt.text, prompt.begun), prepared.grammar
     if grammar is not None and form.reasoning is not None:
         grammar = _grammar(backend, prepared.content, prepared.tools, form)

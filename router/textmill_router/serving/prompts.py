@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from textmill_router.bounds import MAX_U64
 from textmill_router.errors import RuleBroken
+from textmill_router.media.images import KnownImage
+from textmill_router.media.media_item import MediaItem
 from textmill_router.request import GenerationParameters, GenerationRequest, token_array
 from textmill_router.serving.budget import check_budget, prompt_too_long
 from textmill_router.serving.call_terms import CallTerms
@@ -25,23 +27,36 @@ class TokenizedPrompt:
 
     prompt_ids: "array[int]"
     max_new_tokens: int
+    media: tuple[MediaItem, ...] = ()  # the images in the prompt
 
 
 async def take_prompt(
-    backend: Backend, text: str, checked: CheckedParameters, *, add_special_tokens: bool = True
+    backend: Backend,
+    text: str,
+    checked: CheckedParameters,
+    *,
+    add_special_tokens: bool = True,
+    images: Sequence[KnownImage] = (),
 ) -> TokenizedPrompt:
-    """Tokenise a text, keep its last tokens where `truncate` is given, and check the budget. Raises RuleBroken."""
+    """Tokenise a text, keep its last tokens where `truncate` is given, and check the budget. Raises RuleBroken.
+
+    The text holds the texts of `images`.
+    """
     check_text(text)
     limits = backend.limits
     if checked.truncate is None and backend.tokenizer.cannot_fit(text, limits.max_input_tokens):
         raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
     encoding = await backend.tokenizer.encode(text, add_special_tokens)
-    prompt_ids = encoding.ids if checked.truncate is None else encoding.ids[-checked.truncate :]
-    return fit(backend, prompt_ids, checked)
+    return fit(backend, encoding.ids, checked, images)
 
 
 async def take_pieces(
-    backend: Backend, pieces: Sequence[str], checked: CheckedParameters, *, add_special_tokens: bool = False
+    backend: Backend,
+    pieces: Sequence[str],
+    checked: CheckedParameters,
+    *,
+    add_special_tokens: bool = False,
+    images: Sequence[KnownImage] = (),
 ) -> TokenizedPrompt:
     """Tokenise a prompt in pieces, as `take_prompt` does a text.
 
@@ -60,15 +75,26 @@ async def take_pieces(
     if add_special_tokens:
         before, after = backend.tokenizer.edge_ids()
         prompt_ids = before + prompt_ids + after
-    if checked.truncate is not None:
-        prompt_ids = prompt_ids[-checked.truncate :]
-    return fit(backend, prompt_ids, checked)
+    return fit(backend, prompt_ids, checked, images)
 
 
-def fit(backend: Backend, prompt_ids: "array[int]", checked: CheckedParameters) -> TokenizedPrompt:
-    """Return a prompt that fits the window and holds only tokens that the model has. Raises RuleBroken."""
+def fit(
+    backend: Backend, prompt_ids: "array[int]", checked: CheckedParameters, images: Sequence[KnownImage] = ()
+) -> TokenizedPrompt:
+    """Return a prompt that fits the window and holds only tokens that the model has, cut where `truncate` is given.
+
+    `prompt_ids` has one token for each run of rows of the `images`. Raises RuleBroken.
+    """
+    media: tuple[MediaItem, ...] = ()
+    if backend.images is not None:
+        placed = backend.images.place(prompt_ids, images)
+        prompt_ids, media = placed.ids, placed.items
+    if checked.truncate is not None and len(prompt_ids) > checked.truncate:
+        prompt_ids, media = _truncated(prompt_ids, media, checked.truncate)
     tokenizer, num_known = backend.tokenizer, backend.limits.vocab_size
-    intake = TokenizedPrompt(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, backend.limits))
+    intake = TokenizedPrompt(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, backend.limits), media)
+    if media:  # the ids of images may lie beyond the vocabulary, and rows stand in their places
+        return intake
     # Few tokenizers have ids that their model lacks (placeholders of images), and the shard would refuse the plan.
     if tokenizer.num_ids > num_known and (largest := max(prompt_ids, default=0)) >= num_known:
         raise RuleBroken(
@@ -80,6 +106,23 @@ def fit(backend: Backend, prompt_ids: "array[int]", checked: CheckedParameters) 
             last=num_known - 1,
         )
     return intake
+
+
+def _truncated(
+    prompt_ids: "array[int]", media: tuple[MediaItem, ...], num_tokens: int
+) -> "tuple[array[int], tuple[MediaItem, ...]]":
+    """Return the last tokens of a prompt. Raises RuleBroken where an image would be cut."""
+    num_cut = len(prompt_ids) - num_tokens
+    kept = []
+    for item in media:
+        if item.spans[0].start < num_cut:
+            raise RuleBroken(
+                "`{field}` is {num_tokens}, which would cut an image of the prompt; leave it out or let it be larger",
+                field="truncate",
+                num_tokens=num_tokens,
+            )
+        kept.append(replace(item, spans=tuple(replace(span, start=span.start - num_cut) for span in item.spans)))
+    return prompt_ids[num_cut:], tuple(kept)
 
 
 def make_request(
@@ -123,6 +166,7 @@ def make_request(
         cache_salt=terms.cache_salt,
         adapter_digest=b"" if terms.adapter is None else terms.adapter.digest,
         adapter_name="" if terms.adapter is None else terms.adapter.name,
+        media=intake.media,
     )
 
 

@@ -102,7 +102,7 @@ class GeneratingRoute(Generic[Body]):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
         service.permits.check_open()
-        data = await read_body(scope, receive, service.settings.payload_limit)
+        data = await read_body(scope, receive, service.payload_limit)
         body = decode_json(data, self._decoder)
         self._unknown_fields.note(data, call_of(scope).route)
         self._check_model(body, scope)

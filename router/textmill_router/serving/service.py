@@ -20,6 +20,7 @@ from textmill_router.grammar.compiler import GrammarCompiler
 from textmill_router.health.health import Health
 from textmill_router.health.states import HealthFacts, Start
 from textmill_router.http.event_stream import OpenStreams
+from textmill_router.media.url_fetch import UrlFetcher
 from textmill_router.metrics.adapter_metrics import AdapterNumbers, AllAdapters
 from textmill_router.metrics.metrics import CacheNumbers, EngineNumbers, Metrics, ReplicaNumbers, RowNumbers
 from textmill_router.scheduler.config import SchedulerConfig
@@ -27,9 +28,11 @@ from textmill_router.scheduler.plan import Budget
 from textmill_router.scheduler.stats import AdapterLoad
 from textmill_router.serving.access import Access
 from textmill_router.serving.adapters import Adapters
+from textmill_router.serving.image_start import open_images
 from textmill_router.serving.limits import Limits, max_prefill_tokens, resolve_limits
 from textmill_router.serving.loading_pace import LoadingPace
 from textmill_router.serving.permits import Permits
+from textmill_router.serving.prompt_images import PromptImages
 from textmill_router.serving.response_cache import ResponseCache
 from textmill_router.serving.row_backend import RowBackend
 from textmill_router.settings import Settings
@@ -42,6 +45,7 @@ from textmill_router.tracing.call_trace import CallTracer
 
 MAX_TEXTS, MAX_FILES = 1024, 32  # of one call of a task
 CHUNKS_PER_PREFILL = 4  # so many prompts share the prefill tokens of a step before one prompt may take more
+PAYLOAD_BYTES = 2_000_000  # of a body without images
 _MAX_ESTIMATE_S = 600.0
 _START_OF = {
     EnginePhase.CONFIG: Start.LOADING,
@@ -64,6 +68,11 @@ class Backend:
     role_safety: RoleSafety
     grammars: GrammarCompiler
     breakers: SequenceBreakers
+    images: PromptImages | None = None  # None: the model takes text only
+
+    @property
+    def takes_images(self) -> bool:
+        return self.images is not None
 
 
 class Service:
@@ -71,14 +80,19 @@ class Service:
 
     The service is made before anything is loaded, and its making raises SettingsError for a key file that cannot be
     used. `tracer` makes the spans of calls; None where there are no traces. `new_watcher` makes those who watch the
-    prefix index. `attach` is called when the engine looks
-    for its shard, and `become_ready` once when the shard is ready.
+    prefix index, and `fetcher` gets images by their URLs. `attach` is called when the engine looks for its shard, and
+    `become_ready` once when the shard is ready.
     """
 
     def __init__(
-        self, settings: Settings, tracer: CallTracer | None = None, new_watcher: NewWatcher = no_watcher
+        self,
+        settings: Settings,
+        tracer: CallTracer | None = None,
+        new_watcher: NewWatcher = no_watcher,
+        fetcher: UrlFetcher | None = None,
     ) -> None:
         self.settings = settings
+        self.fetcher = UrlFetcher(settings.image_domains) if fetcher is None else fetcher
         self.tracer = tracer
         self.new_watcher = new_watcher
         self.access = Access(settings)
@@ -122,7 +136,9 @@ class Service:
     def task_payload_limit(self) -> int:
         """The most bytes of the body of a call of a task."""
         settings = self.settings
-        return settings.media_payload_limit if is_file_task(settings.task) else settings.payload_limit
+        if is_file_task(settings.task):
+            return settings.media_payload_limit
+        return settings.payload_limit or PAYLOAD_BYTES
 
     def _make_permits(self) -> Permits:
         if self.is_of_rows:
@@ -147,7 +163,16 @@ class Service:
         self.health.look()
         return self._row_backend
 
-    def become_ready(self) -> Backend:
+    async def open_images(self) -> PromptImages | None:
+        """Return what reads images where the shard takes images. Raises SettingsError where they cannot be read."""
+        assert self._engine is not None
+        assert self._tokenizer is not None
+        assert self._chat_templates is not None
+        facts = self._engine.status.facts
+        assert facts is not None
+        return await open_images(self.settings, facts, self._tokenizer, self._chat_templates, self.fetcher)
+
+    def become_ready(self, images: PromptImages | None = None) -> Backend:
         """Fix the limits by the facts that the shard reports. Raises SettingsError for limits that cannot be met."""
         assert isinstance(self._engine, ReplicaSet)
         assert self._tokenizer is not None
@@ -163,9 +188,10 @@ class Service:
             facts,
             limits,
             self._chat_templates,
-            make_role_safety(tokenizer, self._chat_templates),
+            make_role_safety(tokenizer, self._chat_templates, frozenset() if images is None else images.token_texts),
             make_grammar_compiler(self.settings, facts),
             SequenceBreakers(tokenizer, num_ids=min(tokenizer.num_ids, facts.vocab_size)),
+            images,
         )
         self._settled.set()
         self.health.look()
@@ -191,6 +217,8 @@ class Service:
             await self.adapters.loads.close()
         if self._backend is not None:
             await self._backend.grammars.close()
+            if self._backend.images is not None:
+                await self._backend.images.close()
         if self._row_backend is not None:
             self._row_backend.model.close()
 
@@ -216,6 +244,20 @@ class Service:
             estimated_s=estimated_s,
             retry_after_s=max(1, round(estimated_s)),
         )
+
+    @property
+    def payload_limit(self) -> int:
+        """The most bytes of a body. Bodies with images are larger, and a model that loads may take images."""
+        settings = self.settings
+        if settings.payload_limit is not None:
+            return settings.payload_limit
+        may_take_images = not self.is_of_rows and (self._backend is None or self._backend.takes_images)
+        return settings.media_payload_limit if may_take_images else PAYLOAD_BYTES
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the model is ready and takes images in prompts."""
+        return self._backend is not None and self._backend.takes_images
 
     @property
     def max_model_tokens(self) -> int | None:
@@ -351,13 +393,19 @@ class Service:
         return round(min(_MAX_ESTIMATE_S, max(1.0, estimated_s)), 1)
 
 
-def make_role_safety(tokenizer: Tokenizer, templates: ChatTemplates) -> RoleSafety:
-    """Return the guard that keeps users' texts from becoming special tokens of this vocabulary and these templates."""
-    markup = markup_texts(tokenizer.plain_added_texts, templates.sources)
+def make_role_safety(
+    tokenizer: Tokenizer, templates: ChatTemplates, image_texts: frozenset[str] = frozenset()
+) -> RoleSafety:
+    """Return the guard that keeps users' texts from becoming special tokens of this vocabulary and these templates.
+
+    `image_texts` are the tokens that stand for images, special or not.
+    """
+    special = tokenizer.special_texts | image_texts
+    markup = markup_texts(tokenizer.plain_added_texts - image_texts, templates.sources)
     return RoleSafety(
-        tokenizer.special_texts,
+        special,
         markup,
-        normalized_special=tokenizer.normalized_tokens(tokenizer.special_texts),
+        normalized_special=tokenizer.normalized_tokens(special),
         normalized_markup=tokenizer.normalized_tokens(markup),
     )
 

@@ -78,6 +78,7 @@ class GenerationResult:
     num_preemptions: int = 0
     num_steps: int = 0  # forward passes that computed tokens of this request
     stopped_by: str | int | None = None  # the stop string, or the id that the client named, which ended the answer
+    num_image_tokens: int = 0  # prompt tokens that stand for rows of images
 
     @property
     def prefill_s(self) -> float:

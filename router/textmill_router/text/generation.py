@@ -348,6 +348,7 @@ class Generation:
             num_preemptions=self._effort.num_preemptions,
             num_steps=self._effort.num_chunk_steps + self._num_tokens,
             stopped_by=stopped_by,
+            num_image_tokens=sum(item.num_rows for item in self._request.media),
         )
 
     def _top_tokens(self, top: TopTokens) -> tuple[TopToken, ...]:

@@ -10,7 +10,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     settings = load_settings(NEEDED, {})
     assert (settings.max_concurrent_requests, settings.max_best_of, settings.max_stop_sequences) == (128, 2, 4)
     assert (settings.max_top_n_tokens, settings.max_client_batch_size, settings.validation_workers) == (5, 4, 2)
-    assert (settings.payload_limit, settings.port, settings.hostname) == (2_000_000, 3000, "0.0.0.0")
+    assert (settings.payload_limit, settings.port, settings.hostname) == (None, 3000, "0.0.0.0")
     assert settings.max_input_tokens is None
     assert settings.metrics_alias is None
     assert settings.max_total_tokens is None

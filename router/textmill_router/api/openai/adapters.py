@@ -48,7 +48,7 @@ class LoadAdapterRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._changes.check_allowed()
-            data = await read_body(scope, receive, self._service.settings.payload_limit)
+            data = await read_body(scope, receive, self._service.payload_limit)
             body = decode_json(data, _LOAD)
             self._unknown_fields.note(data, call_of(scope).route)
             await self._changes.load(body.lora_name, body.lora_path, in_place=bool(body.load_inplace))
@@ -70,7 +70,7 @@ class UnloadAdapterRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._changes.check_allowed()
-            body = decode_json(await read_body(scope, receive, self._service.settings.payload_limit), _UNLOAD)
+            body = decode_json(await read_body(scope, receive, self._service.payload_limit), _UNLOAD)
             waits = _waits(scope)
             async with UntilClientLeaves(receive, self._service.metrics.on_abort):
                 await self._changes.unload(body.lora_name, waits=waits)

@@ -77,11 +77,11 @@ def check_chat(body: ChatBody, service: Service, backend: Backend) -> CheckedCha
     chat = prepare_chat(
         backend,
         service.format_flags,
-        chat_request(body),
+        chat_request(body, takes_images=backend.takes_images),
         tools=tools,
         content=None if grammar is None else grammar.grammar,
         grammar_field="tools" if grammar is None else grammar.body_field,
-        add_special_tokens=bool(body.add_special_tokens),
+        add_special_tokens=body.add_special_tokens,
     )
     stop_ids = checked_stop_ids(body, backend.limits.vocab_size)
     return CheckedChat(replace(checked, best_of=num_choices), chat, stop_ids)

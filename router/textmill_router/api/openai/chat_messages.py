@@ -1,25 +1,34 @@
 """Messages and tools of a chat body as chat templates take them: plain JSON values, no nulls, content text or parts."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from textmill_router.api.openai.chat_types import CalledTool, ChatBody, ChatMessage, ContentPart
 from textmill_router.chat.conversation import Message
-from textmill_router.chat.message_content import Content
+from textmill_router.chat.message_content import IMAGE_PART, Content
 from textmill_router.chat.message_forms import SENT_ARGUMENTS
 from textmill_router.chat.prompt import ChatRequest
 from textmill_router.errors import ValidationFailed
 from textmill_router.http.json_depth import is_too_deep
+from textmill_router.media.image_source import DETAILS, ImageSource
 
 _OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
 _SPEAKERS = frozenset({"user", "system", "developer"})  # roles whose messages are nothing but their content
 TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", None})
+IMAGE_PARTS = frozenset({"image_url", "input_image"})
 
 
-def chat_request(body: ChatBody) -> ChatRequest:
+def chat_request(body: ChatBody, *, takes_images: bool = False) -> ChatRequest:
     """The conversation without its tools. Raises ValidationFailed."""
+    images = tuple(_images(body.messages))
+    if images and not takes_images:
+        raise ValidationFailed(
+            f"`{images[0].field}`: this model takes no images; leave the part out", field=images[0].field
+        )
     return ChatRequest(
+        images=images,
         messages=[_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)],
         documents=body.documents,
         add_generation_prompt=body.add_generation_prompt,
@@ -67,20 +76,46 @@ def _content(content: str | list[str | ContentPart] | None, path: str) -> Conten
     """Of parts their text; a refusal is what the assistant said."""
     if content is None or isinstance(content, str):
         return content
-    texts: list[str] = []
+    parts: list[dict[str, Any]] = []
     for index, part in enumerate(content):
         if isinstance(part, str):
-            texts.append(part)
+            parts.append(_text_part(part))
+        elif part.type in IMAGE_PARTS:
+            parts.append(IMAGE_PART)
         elif part.type not in TEXT_PARTS:
             raise ValidationFailed(
-                f"`{path}[{index}]` has type {part.type!r}: this model takes text only; leave the part out",
+                f"`{path}[{index}]` has type {part.type!r}: this server takes text and images only; leave the part out",
                 field=f"{path}[{index}]",
             )
         elif part.text is None and part.refusal is None:
             raise ValidationFailed(f"`{path}[{index}]` has no `text`", field=f"{path}[{index}]")
         else:
-            texts.append(part.text or part.refusal or "")
-    return [{"type": "text", "text": text} for text in texts]
+            parts.append(_text_part(part.text or part.refusal or ""))
+    return parts
+
+
+def _text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _images(messages: Iterable[ChatMessage]) -> Iterable[ImageSource]:
+    """Return the images of a conversation in order. Raises ValidationFailed for an image part without an image."""
+    for number, message in enumerate(messages):
+        for index, part in enumerate(message.content or ()):
+            if not isinstance(part, str) and part.type in IMAGE_PARTS:
+                yield _image(part, f"messages[{number}].content[{index}]")
+
+
+def _image(part: ContentPart, path: str) -> ImageSource:
+    image = part.image_url
+    if image is None:
+        raise ValidationFailed(f"`{path}` has no `image_url`", field=f"{path}.image_url")
+    url, detail = (image, part.detail) if isinstance(image, str) else (image.url, image.detail)
+    chosen = DETAILS.get(detail or "auto")
+    if chosen is None:
+        field = f"{path}.image_url.detail" if not isinstance(image, str) else f"{path}.detail"
+        raise ValidationFailed(f"`{field}` must be {', '.join(DETAILS)}, found {detail!r}", field=field)
+    return ImageSource(url, f"{path}.image_url", chosen)
 
 
 def _tool_call(call: CalledTool) -> dict[str, Any]:

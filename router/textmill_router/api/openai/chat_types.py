@@ -18,12 +18,21 @@ CHAT_NAMES: Mapping[str, str] = {
 _NEWER_CHAT_NAMES: Mapping[str, str] = {**CHAT_NAMES, "max_new_tokens": "max_completion_tokens"}
 
 
+class ImageUrl(msgspec.Struct, frozen=True, gc=False):
+    """The image of a part, which is a `data:` URL or one that the server may fetch."""
+
+    url: str
+    detail: str | None = None
+
+
 class ContentPart(msgspec.Struct, frozen=True, gc=False):
-    """A part of a message's content."""
+    """A part of a message's content. `detail` beside a URL that is a text belongs to the part."""
 
     type: str | None = None
     text: str | None = None
     refusal: str | None = None
+    image_url: ImageUrl | str | None = None
+    detail: str | None = None
 
 
 class CalledFunction(msgspec.Struct, frozen=True):

@@ -98,8 +98,6 @@ def spell_out(tokenizer: Tokenizer, ids: "array[int]") -> tuple[str, list[int]]:
 
 
 def _fit(ids: "array[int]", checked: CheckedParameters, backend: Backend) -> TokenizedPrompt:
-    if checked.truncate is not None:
-        ids = ids[-checked.truncate :]
     return fit(backend, ids, checked)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from textmill_router.errors import ModelLoading, OverBudget, Overloaded, RequestError, Unauthorized
+from textmill_router.errors import ImageRefused, ModelLoading, OverBudget, Overloaded, RequestError, Unauthorized
 from textmill_router.http.error_responses import TGI_ERRORS, ErrorStyle, error_event, error_kind
 
 # `type` and `code` of OpenAI's object, for classes that say more than their status.
@@ -28,6 +28,8 @@ def openai_error_body(error: RequestError) -> bytes:
     error_type, code = _CODES.get(type(error), (general, kind.error_type))
     if code in _NO_CODES:
         code = None
+    if isinstance(error, ImageRefused):
+        code = error.code.value
     field = getattr(error, "field", "") or None
     body: dict[str, Any] = {
         "error": {"message": str(error), "type": error_type, "param": field, "code": code},

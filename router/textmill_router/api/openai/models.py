@@ -40,6 +40,7 @@ class ModelsRoute:
     def _model(self, name: str) -> dict[str, Any]:
         service = self._service
         model_id = service.settings.model_id
+        modalities = {"input_modalities": ["text", "image"]} if service.takes_images else {}
         return {
             "id": name,
             "object": "model",
@@ -48,4 +49,5 @@ class ModelsRoute:
             "root": model_id,
             "parent": None,
             "max_model_len": service.max_model_tokens,
+            **modalities,
         }

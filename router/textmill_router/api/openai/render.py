@@ -56,7 +56,7 @@ class RenderRoute(Generic[Body]):
         service = self._service
         try:
             service.permits.check_open()
-            body = await read_json(scope, receive, self._decoder, service.settings.payload_limit)
+            body = await read_json(scope, receive, self._decoder, service.payload_limit)
             check_model(body.model, service)
             backend = await ready_backend(service, scope, receive)
             salt = salt_of(call_of(scope).caller, shares_prefixes=service.settings.shared_prefix_cache)

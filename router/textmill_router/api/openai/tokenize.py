@@ -12,12 +12,15 @@ from textmill_router.api.openai.chat_tools import tool_choice_of
 from textmill_router.api.openai.chat_types import ChatBody
 from textmill_router.api.openai.model_names import check_model
 from textmill_router.api.openai.refused_fields import check_refused_of_chat
-from textmill_router.chat.render import render
 from textmill_router.errors import RequestError, ValidationFailed
 from textmill_router.exact_json import exact_decoder
+from textmill_router.http.call import call_of
 from textmill_router.http.json_body import ClientLeft, read_json
 from textmill_router.http.replies import send_error, send_reply
+from textmill_router.request import token_array
 from textmill_router.serving.call_options import ready_backend
+from textmill_router.serving.call_terms import salt_of
+from textmill_router.serving.chat_prompts import show_chat
 from textmill_router.serving.service import Backend, Service
 from textmill_router.text.tokenization import Tokenizer
 
@@ -91,8 +94,8 @@ class TokensText(msgspec.Struct, frozen=True, gc=False):
 
 
 Body = TypeVar("Body")
-# Returns the answer to a body. Raises RequestError.
-Answer = Callable[[Body, Service, Backend], Awaitable[Any]]
+# Returns the answer to a body; the bytes are the caller's cache salt. Raises RequestError.
+Answer = Callable[[Body, Service, Backend, bytes], Awaitable[Any]]
 
 
 class TokensRoute(Generic[Body]):
@@ -106,9 +109,10 @@ class TokensRoute(Generic[Body]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service = self._service
         try:
-            body = await read_json(scope, receive, self._decoder, service.settings.payload_limit)
+            body = await read_json(scope, receive, self._decoder, service.payload_limit)
             backend = await ready_backend(service, scope, receive)
-            answer = await self._answer(body, service, backend)
+            salt = salt_of(call_of(scope).caller, shares_prefixes=service.settings.shared_prefix_cache)
+            answer = await self._answer(body, service, backend, salt)
             await send_reply(scope, send, 200, msgspec.json.encode(answer))
         except ClientLeft:
             return
@@ -136,21 +140,26 @@ def tokens_detokenize_route(service: Service) -> TokensRoute[TokensBody]:
     return TokensRoute(service, TokensBody, _detokenize)
 
 
-async def _tokenize_prompt(body: VllmTokenizeBody, service: Service, backend: Backend) -> VllmTokens:
+async def _tokenize_prompt(body: VllmTokenizeBody, service: Service, backend: Backend, salt: bytes) -> VllmTokens:
     check_model(body.model, service)
     encoding = await backend.tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
     return await _vllm_tokens(list(encoding.ids), body.return_token_strs, service, backend)
 
 
-async def _tokenize_messages(body: VllmChatTokenizeBody, service: Service, backend: Backend) -> VllmTokens:
+async def _tokenize_messages(body: VllmChatTokenizeBody, service: Service, backend: Backend, salt: bytes) -> VllmTokens:
     check_model(body.model, service)
     check_refused_of_chat(body)
-    prompt = await render(backend.chat_templates, backend.role_safety, chat_request(body), tool_choice_of(body))
-    ids = [one for encoding in await backend.tokenizer.encode_pieces(prompt.pieces) for one in encoding.ids]
-    if body.add_special_tokens:
+    chat = chat_request(body, takes_images=backend.takes_images)
+    shown = await show_chat(backend, chat, tool_choice_of(body), cache_salt=salt)
+    ids = token_array(())
+    for encoding in await backend.tokenizer.encode_pieces(shown.pieces):
+        ids.extend(encoding.ids)
+    if shown.adds_special_tokens if body.add_special_tokens is None else body.add_special_tokens:
         before, after = backend.tokenizer.edge_ids()
-        ids = [*before, *ids, *after]
-    return await _vllm_tokens(ids, body.return_token_strs, service, backend)
+        ids = before + ids + after
+    if backend.images is not None:
+        ids = backend.images.place(ids, shown.images).ids
+    return await _vllm_tokens(list(ids), body.return_token_strs, service, backend)
 
 
 async def _vllm_tokens(
@@ -162,7 +171,7 @@ async def _vllm_tokens(
     return VllmTokens(len(ids), service.max_model_tokens, ids, entries)
 
 
-async def _tokenize_content(body: LlamaTokenizeBody, service: Service, backend: Backend) -> LlamaTokens:
+async def _tokenize_content(body: LlamaTokenizeBody, service: Service, backend: Backend, salt: bytes) -> LlamaTokens:
     tokenizer, safety = backend.tokenizer, backend.role_safety
     if body.parse_special is False:
         encodings = await tokenizer.encode_pieces(safety.cut(safety.guard(body.content, keeps_markup=True)))
@@ -183,7 +192,7 @@ def _piece(tokenizer: Tokenizer, token_id: int) -> LlamaPiece:
         return LlamaPiece(token_id, list(data))
 
 
-async def _detokenize(body: TokensBody, service: Service, backend: Backend) -> TokensText:
+async def _detokenize(body: TokensBody, service: Service, backend: Backend, salt: bytes) -> TokensText:
     check_model(body.model, service)
     size = backend.tokenizer.vocab_size
     for index, token_id in enumerate(body.tokens):

@@ -130,9 +130,10 @@ class OpenAIBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True, gc=False):
-    """How many tokens of the prompt were found in the prefix cache."""
+    """How many tokens of the prompt were found in the prefix cache, and how many stand for images, if some do."""
 
     cached_tokens: int
+    image_tokens: int | UnsetType = UNSET
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -306,11 +307,14 @@ def usage_of(results: list[GenerationResult], num_prompts: int = 1) -> Usage:
     firsts = results[:: len(results) // num_prompts]
     num_prompt_tokens = sum(result.num_prompt_tokens for result in firsts)
     num_output_tokens = sum(result.num_output_tokens for result in results)
+    num_image_tokens = sum(result.num_image_tokens for result in firsts)
     return Usage(
         prompt_tokens=num_prompt_tokens,
         completion_tokens=num_output_tokens,
         total_tokens=num_prompt_tokens + num_output_tokens,
-        prompt_tokens_details=PromptTokensDetails(sum(result.num_cached_tokens for result in firsts)),
+        prompt_tokens_details=PromptTokensDetails(
+            sum(result.num_cached_tokens for result in firsts), num_image_tokens or UNSET
+        ),
     )
 
 

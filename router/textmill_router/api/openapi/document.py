@@ -24,6 +24,7 @@ COMPONENT_NAMES = {
     "CompletionChoice": "CompletionComplete",
     "CompletionChunk": "Chunk",
     "ContentPart": "MessageChunk",
+    "ImageUrl": "Url",
     "DeclaredFunction": "FunctionDefinition",
     "DeclaredTool": "Tool",
     "DetokenizeAnswer": "DetokenizeResponse",

@@ -37,7 +37,7 @@ class InvocationsRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await read_body(scope, receive, self._service.settings.payload_limit)
+            body = await read_body(scope, receive, self._service.payload_limit)
             name = self._pick(decode_json(body, _DECODER))
         except ClientLeft:
             return

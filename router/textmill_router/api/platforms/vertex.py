@@ -34,7 +34,7 @@ class VertexRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await read_json(scope, receive, _DECODER, self._service.settings.payload_limit)
+            body = await read_json(scope, receive, _DECODER, self._service.payload_limit)
             _check_instances(body.instances)
         except ClientLeft:
             return

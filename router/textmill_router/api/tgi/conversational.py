@@ -58,7 +58,7 @@ class ConversationalRoute:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._service.permits.check_open()
-            data = await read_body(scope, receive, self._service.settings.payload_limit)
+            data = await read_body(scope, receive, self._service.payload_limit)
             body = decode_json(data, _DECODER) if _HAS_OBJECT.search(data) else None
             chat = None if body is None else _chat_of(body)
         except (ClientLeft, RequestError) as error:

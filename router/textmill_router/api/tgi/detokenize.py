@@ -24,7 +24,7 @@ class DetokenizeRoute:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await read_json(scope, receive, _DECODER, self._service.settings.payload_limit)
+            body = await read_json(scope, receive, _DECODER, self._service.payload_limit)
             backend = await ready_backend(self._service, scope, receive)
             _check_ids(body.ids, backend)
             skips_special = body.skip_special_tokens is not False

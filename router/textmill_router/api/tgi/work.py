@@ -162,9 +162,22 @@ class TgiWork:
 
     async def _take_prompts(self) -> list[TokenizedPrompt]:
         """Tokenise the prompts and check the budget. Later steps refuse no call for its fields."""
-        intakes = [await take_prompt(self._backend, text, self._checked) for text in self._texts]
+        intakes = [await self._take_prompt(text) for text in self._texts]
         self._record.note_validated(sum(map(len, self._texts)), intakes)
         return intakes
+
+    async def _take_prompt(self, text: str) -> TokenizedPrompt:
+        backend, checked = self._backend, self._checked
+        if backend.images is None:
+            return await take_prompt(backend, text, checked)
+        found = await backend.images.in_text(text, field="inputs", salt=self._record.terms.cache_salt)
+        return await take_prompt(
+            backend,
+            "".join(backend.images.parts(found)),
+            checked,
+            add_special_tokens=found.adds_special_tokens,
+            images=found.images,
+        )
 
     def _requests(self, intake: TokenizedPrompt, *, wants_logprobs: bool) -> list[GenerationRequest]:
         """Return the requests of one prompt."""

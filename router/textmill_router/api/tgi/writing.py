@@ -76,7 +76,7 @@ class WritingOrStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._service.permits.check_open()
-            data = await read_body(scope, receive, self._service.settings.payload_limit)
+            data = await read_body(scope, receive, self._service.payload_limit)
         except (ClientLeft, RequestError) as error:
             await refuse(self._service, scope, send, error)
             return

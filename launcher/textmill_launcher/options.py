@@ -25,6 +25,14 @@ def text(value: str) -> str:
     return value
 
 
+def batch_sizes(value: str) -> str:
+    """Take a comma-separated list of numbers of requests, or 0, which is the empty list."""
+    parts = value.split(",")
+    if value != "0" and not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise BadValue("whole numbers >= 1 with commas between them, or 0 for none")
+    return value
+
+
 def integer(low: int, high: int | None = None) -> Parse:
     """Take a whole number of a closed range."""
     wanted = f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"

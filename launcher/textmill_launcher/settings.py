@@ -25,6 +25,7 @@ from textmill_launcher.options import (
     Child,
     Choice,
     Group,
+    batch_sizes,
     boolean,
     collector_url,
     derived_option,
@@ -263,6 +264,13 @@ class Settings:
     no_native_decoder: bool = switch(
         "llama-type models by transformers' code, for bisection", aliases=("--no-fast-decoder",), to=SHARD
     )
+    cuda_graphs: str | None = option(
+        batch_sizes,
+        "on a GPU, numbers of requests whose decode steps become CUDA graphs, with commas; 0: none; without it up to "
+        "--num-slots",
+        to=SHARD,
+    )
+    no_graphs: bool = switch("on a GPU, record no CUDA graphs, for bisection", to=SHARD)
     no_overlap: bool = switch(
         "on a GPU, launch no step before the tokens of the step before are read, for bisection", to=SHARD
     )

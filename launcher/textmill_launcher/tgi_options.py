@@ -48,7 +48,6 @@ TGI_OPTIONS = (
     _ignored(
         "max_batch_size", integer(1), "steps are bounded in tokens, and --num-slots bounds the requests of a step"
     ),
-    _ignored("cuda_graphs", text, "the server records no CUDA graphs"),
     _ignored("prometheus_port", integer(0, 65535), "metrics are under /metrics of the main port"),
     _ignored("usage_stats", Choice(("on", "no-stack", "off")), "nothing is ever sent"),
     _ignored(

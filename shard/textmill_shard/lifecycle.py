@@ -36,6 +36,7 @@ from textmill_shard.heap import trim_heap
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.adapter import PreparedAdapter
+from textmill_shard.model.decode_graphs import CudaGraphRecorder, default_buckets
 from textmill_shard.model.media import MediaFacts
 from textmill_shard.model.memory import KvMemoryOptions
 from textmill_shard.model.runner import ModelFacts, ModelRunner
@@ -250,6 +251,7 @@ def _load(
             adapter_bytes=settings.lora_memory_bytes,
             media_bytes=_media_cache_bytes(settings, runner),
             num_sharing=settings.local_world_size * settings.num_replicas,
+            num_graph_rows=max(_graph_buckets(settings, runner, settings.num_slots), default=0),
         ),
         # More bytes for keys and values are not to be had from a smaller step.
         is_fixed=settings.max_step_tokens is not None or settings.kv_cache_bytes is not None,
@@ -258,6 +260,10 @@ def _load(
     status.progress.measure_warm_up(memory.step_s)
     num_blocks = memory.num_blocks
     runner.allocate_kv(num_blocks)
+    # A request has at least one block, so that a step has no more rows than there are blocks.
+    buckets = _graph_buckets(settings, runner, min(settings.num_slots, num_blocks))
+    if buckets:
+        runner.record_graphs(CudaGraphRecorder(), buckets, lambda share: status.report_loading("warmup", share))
     facts, media = runner.facts, runner.media
     return runner, ShardFacts(
         model_id=settings.model_id,
@@ -290,6 +296,17 @@ def _load(
         uncut_spans=media is not None and media.uncut_spans,
         uncut_prompts=media is not None and media.is_prompt_span,
     )
+
+
+def _graph_buckets(settings: ServeSettings, runner: ModelRunner, max_rows: int) -> tuple[int, ...]:
+    """Return the numbers of rows whose decode steps become graphs; none where graphs are off or cannot be had."""
+    if runner.device.type != "cuda" or settings.no_graphs or settings.cuda_graphs == ():
+        return ()
+    if not runner.has_fixed_launches:
+        return ()
+    if settings.cuda_graphs is None:
+        return default_buckets(max_rows)
+    return tuple(min(size, max_rows) for size in settings.cuda_graphs)
 
 
 def _features(facts: ModelFacts, media: MediaFacts | None) -> tuple[str, ...]:

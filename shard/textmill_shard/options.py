@@ -138,6 +138,20 @@ def words(*allowed: str) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
+def batch_sizes(value: str) -> tuple[int, ...]:
+    """Take a comma-separated list of numbers of requests, or 0, which is the empty list."""
+    wanted = "whole numbers >= 1 with commas between them, or 0 for none"
+    try:
+        sizes = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise BadValue(wanted) from None
+    if sizes == (0,):
+        return ()
+    if min(sizes) < 1:
+        raise BadValue(wanted)
+    return sizes
+
+
 def boolean(value: str) -> bool:
     """Take true or false in the spellings that environment files use."""
     known = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}

@@ -24,6 +24,7 @@ from textmill_shard.options import (
     BadValue,
     Option,
     address,
+    batch_sizes,
     bytes_or_auto,
     choice,
     derived_option,
@@ -132,6 +133,12 @@ class ServeSettings:
         f"{','.join(SWAPS)}, and on a GPU {','.join(DEVICE_SWAPS)}",
         (),
     )
+    cuda_graphs: tuple[int, ...] | None = option(
+        batch_sizes,
+        "on a GPU, numbers of requests whose decode steps are recorded as CUDA graphs, with commas; 0: none (default: "
+        "up to --num-slots)",
+    )
+    no_graphs: bool = switch("on a GPU, record no CUDA graphs, for bisection")
     no_overlap: bool = switch(
         "on a GPU, launch no step before the tokens of the step before are read, for bisection; a CPU never overlaps"
     )

@@ -25,6 +25,8 @@ GOOD_VALUES = {
     "native_cache_dir": ("/kernels", "/kernels"),
     "no_native_kernels": ("true", True),
     "no_native_decoder": ("true", True),
+    "cuda_graphs": ("1,2,4", "1,2,4"),
+    "no_graphs": ("true", True),
     "no_overlap": ("true", True),
     "trust_remote_code": ("true", True),
     "allow_pickle": ("true", True),

@@ -73,7 +73,7 @@ OWN = {
 
 def as_text(value: object) -> str:
     """Return a value as text, because rooms keep lists and paths in types of their own."""
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def field_of(flag: str) -> str:

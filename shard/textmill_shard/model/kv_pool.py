@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+UNBOUNDED_TOKENS = 1 << 16  # longest request of a model whose positions have no end and take no memory
+
 
 @dataclass(frozen=True, slots=True)
 class LayerKvSpec:
@@ -36,6 +38,7 @@ class KvPool:
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.device = device
         self.keys = [
             torch.empty(num_blocks + 1, block_size, s.num_local_kv_heads, s.key_dim, dtype=dtype, device=device)
             for s in specs

@@ -11,6 +11,7 @@ import torch
 
 from textmill_shard.errors import NotEnoughMemory
 from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS
 from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.model.system_memory import free_memory_bytes, peak_bytes, total_memory_bytes
@@ -18,7 +19,6 @@ from textmill_shard.model.system_memory import free_memory_bytes, peak_bytes, to
 log = logging.getLogger(__name__)
 
 MAX_TRIAL_TOKENS_ON_CPU = 512
-UNBOUNDED_TOKENS = 1 << 16  # longest request of a model whose positions have no end and take no memory
 # A GPU belongs to its rank alone, and a machine's RAM also serves the router, the page cache and other programs.
 ADAPTER_SHARE = 0.05
 DEFAULT_MEMORY_FRACTIONS = {"cpu": 0.4, "cuda": 0.8}
@@ -38,6 +38,7 @@ class KvMemoryOptions:
     adapter_bytes: int | None = 0  # set aside on this rank; None = ADAPTER_SHARE of the bytes for the cache
     media_bytes: int = 0  # set aside for images, beside the cache that `memory_fraction` gives
     num_sharing: int = 1  # ranks that share the memory of a CPU
+    num_graph_rows: int = 0  # of the largest decode step that becomes a graph, whose memory stays taken; 0 = no graphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,12 @@ def _measure_largest_step(runner: ModelRunner, options: KvMemoryOptions) -> _Cos
     if runner.facts.decoder_prompt_ids:
         return _measure_longest_text(runner, options).plus(logits_bytes)
     if runner.device.type == "cuda":
-        return _cost_of_step(runner, _largest_batch(runner, options.max_step_tokens, options.num_slots))
+        largest = _cost_of_step(runner, _largest_batch(runner, options.max_step_tokens, options.num_slots))
+        if not options.num_graph_rows:
+            return largest
+        rows = [_scratch_row(runner, 1, num_logits=1) for _ in range(options.num_graph_rows)]
+        decode = synthetic_batch(rows, block_size=runner.facts.block_size, device=runner.device)
+        return largest.plus(_cost_of_step(runner, decode).num_bytes)
     # A CPU takes seconds for a large step, so a smaller step is run and its cost is scaled up. The logits are added.
     num_tokens = min(options.max_step_tokens, MAX_TRIAL_TOKENS_ON_CPU)
     measured = _cost_of_step(runner, _largest_batch(runner, num_tokens, 1))

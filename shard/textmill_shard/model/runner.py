@@ -2,7 +2,8 @@
 
 # T tokens of the step, N rows whose logits are wanted, V vocabulary, D width of the hidden states, n rows handed in
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,10 +12,13 @@ from torch import nn
 
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, AdapterTargets
+from textmill_shard.model.decode_graphs import DecodeGraphs, GraphRecorder
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, RowScan
-from textmill_shard.model.kv_pool import KvPool, LayerKvSpec, kv_bytes_per_block
+from textmill_shard.model.kv_pool import UNBOUNDED_TOKENS, KvPool, LayerKvSpec, kv_bytes_per_block
 from textmill_shard.model.media import MediaFacts, MediaRows, MediaTower, RopePositions, TokenSpan
 from textmill_shard.native.kernels import Kernels
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,7 @@ class ModelRunner:
         self._model = model
         self._decoder = decoder
         self._pool: KvPool | None = None
+        self._graphs: DecodeGraphs | None = None
 
     @property
     def kv_pool(self) -> KvPool | None:
@@ -113,6 +118,7 @@ class ModelRunner:
 
     def allocate_kv(self, num_blocks: int) -> None:
         """Make a new pool of `num_blocks` blocks and one scratch block. The contents of the pool before are lost."""
+        self._graphs = None  # graphs hold the addresses of the old pool
         self._decoder.bind(None)  # so that the old pool is freed before the new pool is made
         self._pool = None
         self._pool = KvPool(
@@ -130,7 +136,49 @@ class ModelRunner:
 
     def forward(self, batch: ForwardBatch, wants_hidden: bool = False) -> ForwardOutput:
         """Compute all tokens of the batch and write their keys and values. Logits are of `logit_rows_N` alone."""
+        if self._graphs is not None and not wants_hidden:
+            output = self._graphs.replay(batch)
+            if output is not None:
+                return output
         return self._decoder.forward(batch, wants_hidden)
+
+    @property
+    def has_fixed_launches(self) -> bool:
+        """Whether the launches of a decode step depend on its number of rows alone, as a graph of them needs."""
+        return self.facts.layout == "flat" and self.device_scans is not None
+
+    def record_graphs(
+        self, recorder: GraphRecorder, buckets: Sequence[int], on_progress: Callable[[float], None]
+    ) -> bool:
+        """Record decode steps of so many rows, over the present pool. Every rank calls this.
+
+        Returns False where that fails on a rank. Steps are then launched one by one, as before.
+        """
+        assert self._pool is not None
+        facts = self.facts
+        longest = min(facts.max_model_tokens or UNBOUNDED_TOKENS, self._pool.num_blocks * facts.block_size)
+        graphs = DecodeGraphs(
+            forward=lambda batch: self._decoder.forward(batch, False),
+            pool=self._pool,
+            buckets=buckets,
+            table_width=-(-longest // facts.block_size),
+            vocab_size=facts.vocab_size,
+            dtype=self.dtype,
+            has_two_rope_tables=facts.rope_border is not None,
+        )
+        reason = ""
+        try:
+            graphs.record(recorder, on_progress)
+        except Exception as error:  # whatever CUDA says of work that no graph can hold
+            reason = f"{type(error).__name__}: {error}"
+        if not self.parallel.min_int(int(not reason), self.device):
+            log.warning(
+                "decode steps are launched one by one, because no graph of them can be had: more time of the host",
+                extra={"reason": reason or "another rank has no graph"},
+            )
+            return False
+        self._graphs = graphs
+        return True
 
     def encode_media(self, tensors: Mapping[str, torch.Tensor]) -> MediaRows:
         """Return the rows of one item. A thread beside the steps may call this, on rank 0, which alone has the weights.

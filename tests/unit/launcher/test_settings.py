@@ -27,7 +27,6 @@ TGI_VALUES = {
     "waiting_served_ratio": "0.3",
     "max_waiting_tokens": "20",
     "max_batch_size": "8",
-    "cuda_graphs": "1,2,4",
     "prometheus_port": "9000",
     "usage_stats": "off",
     "max_image_fetch_size": "1000",

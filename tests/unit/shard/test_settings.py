@@ -80,6 +80,8 @@ EXAMPLES = {
     "attention_backend": ("flash", "flash"),
     "no_native_kernels": ("true", True),
     "no_native_decoder": ("true", True),
+    "cuda_graphs": ("1,2,8", (1, 2, 8)),
+    "no_graphs": ("true", True),
     "no_overlap": ("true", True),
     "trust_remote_code": ("true", True),
     "allow_pickle": ("true", True),

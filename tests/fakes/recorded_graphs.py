@@ -1,0 +1,105 @@
+"""A stand-in for CUDA graphs on a CPU: operations are recorded with their tensors, and a replay runs no other Python.
+
+As in a graph, a replay reads and writes the memory of the recording: numbers that Python has read are fixed, and a
+read of a value on the host while recording raises. Kernels count as operations.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from textmill_shard.model.decode_graphs import RecordedStep
+from textmill_shard.model.forward_batch import ForwardOutput
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_HOST_READS = frozenset({"item", "_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal"})
+
+
+class HostReadWhileRecording(Exception):
+    """The host asked for a value, for which a recording cannot wait."""
+
+
+class _Recording(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns: list[Callable[[], None]] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = function.overloadpacket.__name__
+        if name in _HOST_READS:
+            raise HostReadWhileRecording(name)
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        self.note(function, args, kwargs, result)
+        return result
+
+    def note(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Let a replay call the function, and write what it returns to the memory of `result`."""
+        inputs = {tensor.untyped_storage().data_ptr() for tensor in tree_leaves((args, kwargs)) if _is_full(tensor)}
+        fresh = [
+            _is_full(tensor) and tensor.untyped_storage().data_ptr() not in inputs for tensor in tree_leaves(result)
+        ]
+
+        def turn() -> None:
+            again = function(*args, **kwargs)
+            for target, source, is_fresh in zip(tree_leaves(result), tree_leaves(again), fresh, strict=True):
+                if is_fresh:
+                    target.copy_(source)
+
+        self.turns.append(turn)
+
+
+def _is_full(value: Any) -> bool:
+    return torch.is_tensor(value) and value.numel() > 0
+
+
+class RecordedKernels:
+    """Kernels of which each call is one operation of the recording under way."""
+
+    def __init__(self, kernels: Any) -> None:
+        self._kernels = kernels
+        self.recording: _Recording | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        kernel = getattr(self._kernels, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            recording = self.recording
+            if recording is None:
+                return kernel(*args, **kwargs)
+            with torch.utils._python_dispatch._disable_current_modes():
+                result = kernel(*args, **kwargs)
+            recording.note(kernel, args, kwargs, result)
+            return result
+
+        return call
+
+
+class FakeGraphRecorder:
+    """Implements `GraphRecorder`. Counts recordings, replays and their operations."""
+
+    def __init__(self, kernels: RecordedKernels) -> None:
+        self._kernels = kernels
+        self.num_operations: list[int] = []
+        self.num_replays = 0
+
+    def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
+        recording = _Recording()
+        self._kernels.recording = recording
+        try:
+            with recording:
+                output = run()
+        finally:
+            self._kernels.recording = None
+        self.num_operations.append(len(recording.turns))
+
+        @torch.inference_mode()
+        def replay() -> None:
+            self.num_replays += 1
+            for turn in recording.turns:
+                turn()
+
+        return RecordedStep(replay=replay, output=output)

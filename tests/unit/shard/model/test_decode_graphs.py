@@ -1,0 +1,197 @@
+"""Decode steps as graphs, with a recorder that runs no Python at a replay, as CUDA runs none."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from textmill_shard.loader.load_options import LoadOptions
+from textmill_shard.loader.model_loader import load_model
+from textmill_shard.model.decode_graphs import default_buckets
+from textmill_shard.model.forward_batch import ForwardBatch
+from textmill_shard.model.runner import ModelRunner
+from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
+from textmill_shard.slots.sampling_params import SamplingParams
+
+from tests.fakes.late_tokens import late_reader
+from tests.fakes.plain_kernels import PlainKernels, load_by
+from tests.fakes.recorded_graphs import FakeGraphRecorder, RecordedKernels
+from tests.fakes.shard_facts import facts_of
+from tests.fakes.step_harness import Shard, admit
+from tests.fakes.tiny_models import make_tiny_llama
+
+BLOCK_SIZE = 4
+NUM_BLOCKS = 32
+NUM_SLOTS = 4
+
+
+def load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModelRunner, FakeGraphRecorder]:
+    kernels: Any = RecordedKernels(PlainKernels())
+    load_by(monkeypatch, kernels)
+    options = LoadOptions(model_dir=folder, dtype="float32", block_size=BLOCK_SIZE, num_slots=NUM_SLOTS)
+    runner = load_model(options, lambda phase, share: None)
+    runner.allocate_kv(NUM_BLOCKS)
+    return runner, FakeGraphRecorder(kernels)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("graphs"), layers=2, seed=4)
+
+
+def decode(lengths: list[int], *, first_block: int = 0, adapter: int | None = None) -> ForwardBatch:
+    """Return a decode step in which row r has so many tokens, and two blocks of its own."""
+    rows = [
+        SyntheticRow(
+            ids_n=torch.tensor([7 + row]),
+            blocks=[first_block + 2 * row, first_block + 2 * row + 1],
+            start=length - 1,
+            adapter=adapter,
+        )
+        for row, length in enumerate(lengths)
+    ]
+    return synthetic_batch(rows, block_size=BLOCK_SIZE, scratch_block=NUM_BLOCKS)
+
+
+def filled(runner: ModelRunner) -> list[torch.Tensor]:
+    """Write known numbers to the pool, and return copies of its tensors."""
+    pool = runner.kv_pool
+    assert pool is not None
+    random = torch.Generator().manual_seed(8)
+    for tensor in (*pool.keys, *pool.values):
+        tensor.copy_(torch.randn(tensor.shape, generator=random))
+    return [tensor.clone() for tensor in (*pool.keys, *pool.values)]
+
+
+def test_graphs_give_what_steps_give_and_write_where_steps_write(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, recorder = load(folder, monkeypatch)
+    plain, _ = load(folder, monkeypatch)
+    shares: list[float] = []
+    with caplog.at_level("INFO"):
+        assert runner.record_graphs(recorder, (1, 2, 4), shares.append)
+    assert shares == [1 / 3, 2 / 3, 1.0]
+    assert "decode steps recorded as graphs" in caplog.text
+    filled(runner)
+    filled(plain)
+    num_replays = recorder.num_replays
+    # The second step is longer than the third, whose last row is padding in the place of an earlier row.
+    for lengths in ([3, 8, 1, 5], [4, 4], [2, 7, 6], [1]):
+        found, expected = runner.forward(decode(lengths)), plain.forward(decode(lengths))
+        assert torch.allclose(found.logits_NV, expected.logits_NV, atol=1e-5)
+        assert runner.kv_pool is not None
+        assert plain.kv_pool is not None
+        for mine, other in zip(
+            (*runner.kv_pool.keys, *runner.kv_pool.values), (*plain.kv_pool.keys, *plain.kv_pool.values), strict=True
+        ):
+            assert torch.allclose(mine[:NUM_BLOCKS], other[:NUM_BLOCKS], atol=1e-5)
+    assert recorder.num_replays == num_replays + 4
+
+
+def test_logits_of_a_step_outlive_the_next_replay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, recorder = load(folder, monkeypatch)
+    assert runner.record_graphs(recorder, (2,), lambda share: None)
+    first = runner.forward(decode([3, 5])).logits_NV
+    before = first.clone()
+    runner.forward(decode([1, 2], first_block=8))
+    assert torch.equal(first, before)
+
+
+def test_a_step_that_no_graph_holds_is_launched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, recorder = load(folder, monkeypatch)
+    assert runner.record_graphs(recorder, (1, 2), lambda share: None)
+    num_replays = recorder.num_replays
+    rows = [SyntheticRow(ids_n=torch.tensor([5, 6, 7]), blocks=[0])]
+    for batch in (
+        decode([3, 8, 1]),  # more rows than the largest bucket
+        decode([2], adapter=0),
+        synthetic_batch(rows, block_size=BLOCK_SIZE, scratch_block=NUM_BLOCKS),
+    ):
+        runner.forward(batch)
+    runner.forward(decode([2]), wants_hidden=True)
+    assert recorder.num_replays == num_replays
+    runner.allocate_kv(NUM_BLOCKS)  # the graphs know the addresses of the old pool
+    runner.forward(decode([2]))
+    assert recorder.num_replays == num_replays
+
+
+class _Counter:
+    """Adds the number of its calls, which a recording keeps for ever."""
+
+    def __init__(self, forward: Any) -> None:
+        self._forward = forward
+        self._num_calls = 0
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self._num_calls += 1
+        result: torch.Tensor = self._forward(x) + float(self._num_calls)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda forward: lambda x: forward(x) * (1.0 if x.sum().item() else 2.0), "HostReadWhileRecording"),
+        (_Counter, "GraphMismatch: a step of 2 rows gives other logits as a graph"),
+        (lambda forward: lambda x: forward(x) * torch.nan, "GraphMismatch"),
+    ],
+    ids=["read on the host", "number of Python", "NaN"],
+)
+def test_a_model_that_no_graph_holds_runs_launch_by_launch_and_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, spoil: Any, reason: str
+) -> None:
+    runner, recorder = load(folder, monkeypatch)
+    norm = next(module for module in runner.modules() if "Norm" in type(module).__name__)
+    norm.forward = spoil(norm.forward)
+    assert not runner.record_graphs(recorder, (1, 2), lambda share: None)
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "launched one by one" in warning.message
+    assert reason in vars(warning)["reason"]
+    num_replays = recorder.num_replays
+    runner.forward(decode([2]))
+    assert recorder.num_replays == num_replays
+
+
+@pytest.mark.parametrize("has_overlap", [False, True])
+def test_requests_have_the_tokens_that_they_have_without_graphs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, has_overlap: bool
+) -> None:
+    samplings = (
+        SamplingParams(),
+        SamplingParams(do_sample=True, seed=3, repetition_penalty=1.3),
+        SamplingParams(do_sample=True, temperature=2.0, seed=4, wants_logprobs=True),
+    )
+    found = []
+    for has_graphs in (False, True):
+        runner, recorder = load(folder, monkeypatch)
+        if has_graphs:
+            assert runner.record_graphs(recorder, (1, 2, 4), lambda share: None)
+        facts = facts_of(
+            runner,
+            block_size=BLOCK_SIZE,
+            num_blocks=NUM_BLOCKS,
+            num_slots=NUM_SLOTS,
+            max_step_tokens=32,
+            eos_token_ids=(),
+        )
+        num_replays = recorder.num_replays
+        with Shard(facts=facts, runner=runner, token_reader=late_reader() if has_overlap else None) as shard:
+            shard.send(
+                admits=[
+                    admit(slot, [5, 9, 2][: slot + 1], max_new=12 - 2 * slot, sampling=sampling)
+                    for slot, sampling in enumerate(samplings)
+                ]
+            )
+            found.append(shard.run_to_end(0, 1, 2))
+        assert shard.error is None
+        assert (recorder.num_replays > num_replays + 8) == has_graphs
+    assert found[0] == found[1]
+
+
+def test_buckets_leave_little_padding() -> None:
+    assert default_buckets(1) == (1,)
+    assert default_buckets(30) == (1, 2, 4, 8, 16, 24, 30)
+    assert default_buckets(64)[-2:] == (56, 64)
+    assert default_buckets(256)[-2:] == (240, 256)
+    assert default_buckets(300)[-3:] == (256, 288, 300)

@@ -1,0 +1,38 @@
+"""Decode steps of the models of the zoo become graphs, whose replays give the logits of steps that are launched anew.
+
+The recorder runs no Python at a replay and refuses reads on the host, as CUDA does. The kernels are stood in for by
+plain torch.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.plain_kernels import PlainKernels, load_by
+from tests.fakes.recorded_graphs import FakeGraphRecorder, RecordedKernels
+from tests.zoo.drive import NUM_BLOCKS, NUM_SLOTS, load_zoo_model, make_zoo_model
+from tests.zoo.entry import ZooEntry
+from tests.zoo.table import FLAT
+
+# Models whose steps are launched one by one on a GPU, with the reason.
+NO_GRAPHS = {
+    "gemma3n": "layers with sparse activations make a tensor on the host in every step",
+    "gpt2": "its code looks for the id of padding among the ids, which it skips while CUDA records",
+    "phimoe, long context": "its rotary layer compares the longest position with a number",
+}
+
+
+@pytest.mark.parametrize("entry", FLAT, ids=lambda entry: entry.name)
+def test_decode_steps_become_graphs(
+    entry: ZooEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernels: Any = RecordedKernels(PlainKernels())
+    load_by(monkeypatch, kernels)
+    runner = load_zoo_model(make_zoo_model(entry, tmp_path), native_cache_dir=None)
+    runner.allocate_kv(NUM_BLOCKS)
+    recorder = FakeGraphRecorder(kernels)
+    is_recorded = runner.record_graphs(recorder, (1, NUM_SLOTS), lambda share: None)
+    reasons = [vars(record)["reason"] for record in caplog.records if hasattr(record, "reason")]
+    assert is_recorded == (entry.name not in NO_GRAPHS), reasons
+    assert all("HostReadWhileRecording" in reason for reason in reasons)

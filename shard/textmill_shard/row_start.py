@@ -115,5 +115,6 @@ def _start_files(settings: ServeSettings, options: TaskOptions, status: ShardSta
         weight_bytes=loaded.weight_bytes,
         media=loaded.media,
         max_batch_files=loaded.max_batch_files,
+        languages=loaded.languages,
     )
     return StartedRows(facts, RowLoop(loaded.runner, status, max_batch_tokens=1), loaded.runner.reader)

@@ -244,16 +244,19 @@ def test_speech_by_characters(clients: dict[str, httpx.Client]) -> None:
         ({"stride_length_s": [1, 2]}, "stride_length_s"),
         ({"chunk_length_s": -1}, "chunk_length_s"),
         ({"generation_parameters": {"num_beams": 2}}, "num_beams"),
+        ({"generation_parameters": {"top_p": 0.5}}, "top_p"),
     ):
         assert f"`parameters.{name}`" in refused(client, {"inputs": coded(FILE), "parameters": wrong})[1]
 
 
-def test_speech_by_generation(clients: dict[str, httpx.Client]) -> None:
+def test_speech_by_generation(clients: dict[str, httpx.Client], routers: dict[str, RunningRouter]) -> None:
     client = clients["speech"]
     assert posted(client, FILE) == {"text": "0 '' 0 0 0.000 0.000"}
     assert posted(client, FILE, "/?return_timestamps=true&language=German")["text"] == "1 'german' 0 0 0.000 0.000"
     asked = {"return_timestamps": "word", "language": "<|de|>", "task": "translate", "max_new_tokens": 9}
     assert posted(client, {"inputs": coded(FILE), "parameters": asked})["text"] == "2 'de' 1 9 0.000 0.000"
+    posted(client, {"inputs": coded(FILE), "parameters": {"num_beams": 5, "temperature": 1.0, "do_sample": False}})
+    assert list(routers["speech"].shard.batches[-1].message.transcripts.num_beams) == [5, 0, 0, 0]
     inner = {"max_new_tokens": 9, "generate_kwargs": {"language": "de", "task": "translate"}}
     inner["generation_parameters"] = {"language": "en", "num_beams": 1, "do_sample": False}
     assert posted(client, {"inputs": coded(FILE), "parameters": inner})["text"] == "0 'en' 1 9 0.000 0.000"
@@ -266,6 +269,8 @@ def test_speech_by_generation(clients: dict[str, httpx.Client]) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"generate_kwargs": {"temperature": 0.5}}, "temperature"),
         ({"generate_kwargs": {"do_sample": True}}, "do_sample"),
+        ({"num_beams": 9}, "num_beams"),
+        ({"top_k": 50}, "top_k"),
     ):
         assert name in refused(client, {"inputs": coded(FILE), "parameters": wrong})[1]
 

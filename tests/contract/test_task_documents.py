@@ -102,3 +102,11 @@ def test_the_python_of_images_runs(
     (tmp_path / "picture.jpg").write_bytes(FILES["@picture.jpg"])
     monkeypatch.chdir(tmp_path)
     assert {each.label for each in run_python(clients, "image-classification")["labels"]} == set(LABELS)
+
+
+def test_the_python_of_speech_runs(
+    clients: dict[str, httpx.Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "speech.flac").write_bytes(FILES["@speech.flac"])
+    monkeypatch.chdir(tmp_path)
+    assert run_python(clients, "automatic-speech-recognition")["text"] == "0 '' 0 0 0.000 0.000"

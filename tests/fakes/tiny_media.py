@@ -10,7 +10,8 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image
-from transformers import AutoConfig
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForSpeechSeq2Seq
 
 RATE = 16_000
 _VISION: dict[str, Any] = {"image_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -90,6 +91,64 @@ def make_media_model(folder: Path, model_type: str, auto_class: Any, *, seed: in
         extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": RATE, "do_normalize": True}
         write_json(folder / "preprocessor_config.json", {**extractor, "return_attention_mask": False})
     return model
+
+
+WHISPER_LANGUAGES = ("en", "de", "fr")
+# Of each layer of the tiny decoder one head, whose attention tells when a word is said.
+ALIGNMENT_HEADS = [[0, 0], [1, 1]]
+
+
+def make_whisper(folder: Path, *, is_multilingual: bool = True, has_words: bool = True, seed: int = 0) -> None:
+    """Write a tiny random Whisper that reads windows of 2 s, with a tokenizer of bytes and generation_config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = _write_whisper_tokenizer(folder)
+    fields: dict[str, Any] = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "num_mel_bins": 16}
+    fields |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    fields |= {
+        "max_source_positions": 100,
+        "max_target_positions": 64,
+        "vocab_size": len(ids),
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+    fields |= {"bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|endoftext|>"]}
+    begin = {"decoder_start_token_id": ids["<|startoftranscript|>"]}
+    config = AutoConfig.for_model("whisper", **fields, **begin)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForSpeechSeq2Seq.from_config(config)
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
+    model.eval().save_pretrained(folder)
+    settings: dict[str, Any] = {**begin, "max_length": 48, "no_timestamps_token_id": ids["<|notimestamps|>"]}
+    settings |= {"eos_token_id": ids["<|endoftext|>"], "pad_token_id": ids["<|endoftext|>"]}
+    settings |= {"is_multilingual": is_multilingual, "max_initial_timestamp_index": 50}
+    settings |= {"prev_sot_token_id": ids["<|startofprev|>"], "suppress_tokens": [], "begin_suppress_tokens": []}
+    if is_multilingual:
+        settings["lang_to_id"] = {f"<|{code}|>": ids[f"<|{code}|>"] for code in WHISPER_LANGUAGES}
+        settings["task_to_id"] = {name: ids[f"<|{name}|>"] for name in ("transcribe", "translate")}
+    if has_words:
+        settings["alignment_heads"] = ALIGNMENT_HEADS
+    write_json(folder / "generation_config.json", settings)
+    extractor = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 16, "chunk_length": 2}
+    extractor |= {"sampling_rate": RATE, "hop_length": 160, "n_fft": 400, "padding_value": 0.0}
+    write_json(folder / "preprocessor_config.json", {**extractor, "processor_class": "WhisperProcessor"})
+
+
+def _write_whisper_tokenizer(folder: Path) -> dict[str, int]:
+    """Write tokenizer.json of bytes, and return the id of each special token."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    marks = ["endoftext", "startoftranscript", *WHISPER_LANGUAGES, "translate", "transcribe", "startoflm"]
+    special = [f"<|{mark}|>" for mark in (*marks, "startofprev", "nospeech", "notimestamps")]
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens([AddedToken(f"<|{step * 0.02:.2f}|>", special=False) for step in range(1501)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    end = "<|endoftext|>"
+    settings = {"tokenizer_class": "WhisperTokenizer", "bos_token": end, "eos_token": end, "unk_token": end}
+    write_json(folder / "tokenizer_config.json", {**settings, "pad_token": end, "extra_special_tokens": special})
+    return tokenizer.get_vocab()
 
 
 def write_character_tokenizer(folder: Path) -> None:

@@ -22,7 +22,15 @@ from transformers import (
 
 from tests.fakes.real_row_shard import RealRowShard
 from tests.fakes.running_router import RunningRouter
-from tests.fakes.tiny_media import RATE, make_media_model, picture_file, sound, sound_file, write_character_tokenizer
+from tests.fakes.tiny_media import (
+    RATE,
+    make_media_model,
+    make_whisper,
+    picture_file,
+    sound,
+    sound_file,
+    write_character_tokenizer,
+)
 
 TOLERANCE = 1e-5
 # The class and the type of the model of each task.
@@ -60,6 +68,14 @@ def serving(folder: Path, task: str) -> Iterator[Served]:
     make_media_model(model, model_type, auto_class, **changes)
     if task == "automatic-speech-recognition":
         write_character_tokenizer(model)
+    with running(folder, task) as served:
+        yield served
+
+
+@contextmanager
+def running(folder: Path, task: str) -> Iterator[Served]:
+    """Serve the model of a folder."""
+    model = folder / "model"
     with (
         RunningRouter(
             folder, model=model, make_shard=lambda socket, path: RealRowShard(socket, path, task), task=task
@@ -67,6 +83,14 @@ def serving(folder: Path, task: str) -> Iterator[Served]:
         router.client() as client,
     ):
         yield Served(model, client)
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("whisper")
+    make_whisper(folder / "model", seed=4)
+    with running(folder, "automatic-speech-recognition") as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +208,75 @@ def test_a_file_that_cannot_be_read_is_named_and_others_beside_it_are_answered(s
         close([answer.result() for answer in good], [pipe(opened(file)) for file in PICTURES])
     assert (bad.status_code, bad.json()["error_type"]) == (422, "validation")
     assert "`inputs[1]`: the file is of the format SVG" in bad.json()["error"]
+
+
+def spoken(expected: Any, *, has_times: bool) -> dict[str, Any]:
+    """Return the answer of the pipeline as ours is written: times as lists, none without a wish for them."""
+    if not has_times:
+        return {"text": expected["text"]}
+    chunks = [{"text": chunk["text"], "timestamp": list(chunk["timestamp"])} for chunk in expected["chunks"]]
+    return {"text": expected["text"], "chunks": chunks}
+
+
+@pytest.mark.filterwarnings("ignore:std\\(\\)")  # of transformers' times of words
+@pytest.mark.parametrize(
+    ("seconds", "timestamps", "num_beams"),
+    # The tiny model reads windows of 2 s, so the last files are read in several.
+    [
+        (0.4, None, 1),
+        (1.5, True, 1),
+        (1.5, "word", 1),
+        (1.5, True, 3),
+        (3.0, None, 1),
+        (3.0, True, 1),
+        (3.0, "word", 1),
+    ],
+)
+def test_speech_by_whisper(whisper: Served, seconds: float, timestamps: Any, num_beams: int) -> None:
+    pipe = whisper.pipeline("automatic-speech-recognition")
+    options = {"max_new_tokens": 8, "language": "de", "num_beams": num_beams}
+    # The pipeline refuses long audio without timestamps, which Whisper uses inside; the text is that with timestamps.
+    needed = True if seconds > 2 and timestamps is None else timestamps
+    asked = {} if needed is None else {"return_timestamps": needed}
+    expected = pipe(heard(seconds, 2), generate_kwargs=dict(options), **asked)
+    parameters: dict[str, Any] = {"generation_parameters": options}
+    if timestamps is not None:
+        parameters["return_timestamps"] = timestamps
+    found = whisper.post({"inputs": coded(sound_file(seconds, seed=2)), "parameters": parameters})
+    close(found, spoken(expected, has_times=timestamps is not None))
+    assert found["text"]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"language": "french"}, {"task": "translate"}, {"task": "transcribe", "language": "en"}]
+)
+def test_languages_and_translation_of_whisper(whisper: Served, options: dict[str, str]) -> None:
+    """Without a wish the pipeline leaves the task to the checkpoint's files; a call here means to transcribe."""
+    pipe = whisper.pipeline("automatic-speech-recognition")
+    expected = pipe(
+        heard(1.5, 4), generate_kwargs={"max_new_tokens": 8, "num_beams": 1, "task": "transcribe", **options}
+    )
+    parameters = {"generate_kwargs": {"max_new_tokens": 8, **options}}
+    found = whisper.post({"inputs": coded(sound_file(1.5, seed=4)), "parameters": parameters})
+    assert found == {"text": expected["text"]}
+
+
+def test_whisper_answers_files_beside_each_other(whisper: Served) -> None:
+    lengths = [0.5, 2.0, 1.0, 0.7]
+    pipe = whisper.pipeline("automatic-speech-recognition")
+    expected = [
+        {
+            "text": pipe(
+                heard(length, seed), generate_kwargs={"max_new_tokens": 8, "num_beams": 1, "task": "transcribe"}
+            )["text"]
+        }
+        for seed, length in enumerate(lengths)
+    ]
+    files = [coded(sound_file(length, seed=seed)) for seed, length in enumerate(lengths)]
+    assert whisper.post({"inputs": files, "parameters": {"max_new_tokens": 8}}) == expected
+
+
+def test_a_language_that_whisper_lacks_is_refused(whisper: Served) -> None:
+    answer = whisper.client.post("/", json={"inputs": coded(sound_file(1.0)), "parameters": {"language": "it"}})
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    assert "such as en, de, fr" in answer.json()["error"]

@@ -1846,6 +1846,7 @@ class TranscriptHead(_message.Message):
     MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
     CHUNK_LENGTHS_FIELD_NUMBER: _builtins.int
     STRIDE_LENGTHS_FIELD_NUMBER: _builtins.int
+    NUM_BEAMS_FIELD_NUMBER: _builtins.int
     translates: _builtins.bytes
     """u8[] per row: 1 = translate into English, 0 = write what is said"""
     max_new_tokens: _builtins.bytes
@@ -1854,9 +1855,11 @@ class TranscriptHead(_message.Message):
     """f32[] per row: seconds of a chunk (CTC), 0 = 30"""
     stride_lengths: _builtins.bytes
     """f32[] per row: seconds that neighbouring chunks share on each side (CTC), 0 = a sixth"""
+    num_beams: _builtins.bytes
+    """u32[] per row: beams of the search, 0 = as the model's files say; empty = 0 everywhere"""
     @_builtins.property
     def timestamps(self) -> _containers.RepeatedScalarFieldContainer[Global___Timestamps.ValueType]:
-        """Languages, translation, tokens and segments are of models that generate; a CTC model refuses them.
+        """Languages, translation, tokens, beams and segments are of models that generate; a CTC model refuses them.
         per row
         """
 
@@ -1873,10 +1876,11 @@ class TranscriptHead(_message.Message):
         max_new_tokens: _builtins.bytes = ...,
         chunk_lengths: _builtins.bytes = ...,
         stride_lengths: _builtins.bytes = ...,
+        num_beams: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_lengths", b"chunk_lengths", "languages", b"languages", "max_new_tokens", b"max_new_tokens", "stride_lengths", b"stride_lengths", "timestamps", b"timestamps", "translates", b"translates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_lengths", b"chunk_lengths", "languages", b"languages", "max_new_tokens", b"max_new_tokens", "num_beams", b"num_beams", "stride_lengths", b"stride_lengths", "timestamps", b"timestamps", "translates", b"translates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -169,6 +169,7 @@ def _transcripts(wishes: Sequence[Any]) -> shard_pb2.TranscriptHead:
         languages=[wish.language for wish in asked],
         translates=bytes(wish.translates for wish in asked),
         max_new_tokens=_u32(wish.max_new_tokens for wish in asked),
+        num_beams=_u32(wish.num_beams for wish in asked),
         chunk_lengths=_f32(wish.chunk_s for wish in asked),
         stride_lengths=_f32(wish.stride_s for wish in asked),
     )

@@ -99,6 +99,7 @@ class TranscriptWish:
     language: str = ""
     translates: bool = False
     max_new_tokens: int = 0
+    num_beams: int = 0
     chunk_s: float = 0.0
     stride_s: float = 0.0
 

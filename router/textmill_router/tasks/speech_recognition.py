@@ -12,6 +12,7 @@ from textmill_router.tasks.rows import RowResult, Timestamps, TranscriptAnswer, 
 
 TASK = "automatic-speech-recognition"
 MAX_CHUNK_S = 600.0
+MAX_TOKENS, MAX_BEAMS = 4096, 8
 DEFAULT_CHUNK_S = 30.0
 NO_STRIDE_S = 1e-6  # rounds to no sample; 0 would ask for the default
 _SEGMENT_WORDS = frozenset({True, "true", "True", "1"})
@@ -20,7 +21,7 @@ _NO_WORDS = frozenset({None, False, "false", "False", "0"})
 
 
 class SpeechGeneration(msgspec.Struct, gc=False):
-    """How a model that generates writes speech down. Fields that nobody reads here are those of sampling."""
+    """How a model that generates writes speech down. The fields of sampling stand here to be refused."""
 
     language: str | None = None
     task: Literal["transcribe", "translate"] | None = None
@@ -28,6 +29,8 @@ class SpeechGeneration(msgspec.Struct, gc=False):
     num_beams: int | None = None
     do_sample: bool | None = None
     temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
 
 
 class SpeechParameters(SpeechGeneration, gc=False):
@@ -74,8 +77,8 @@ def wish_of(parameters: SpeechParameters, model: TaskModel) -> TranscriptWish:
     timestamps = _timestamps(parameters.return_timestamps, generates=generates)
     generation = _merged(parameters)
     if generates:
-        return TranscriptWish(timestamps, *_generation(generation, model))
-    for name in ("language", "task", "max_new_tokens"):
+        return _generated(timestamps, generation, model)
+    for name in ("language", "task", "max_new_tokens", "num_beams"):
         if getattr(generation, name) is not None:
             raise ValidationFailed(
                 f"`parameters.{name}` is of models that generate, and this one gives a character at each step; leave "
@@ -94,15 +97,15 @@ def _merged(parameters: SpeechParameters) -> SpeechGeneration:
             value = None if source is None else getattr(source, name)
             if value is not None:
                 setattr(merged, name, value)
-    if merged.num_beams is not None and merged.num_beams != 1:
+    asked = {
+        "do_sample": merged.do_sample,
+        "temperature": merged.temperature not in (None, 0.0, 1.0),
+        "top_k": merged.top_k,
+        "top_p": merged.top_p not in (None, 1.0),
+    }
+    for name in (name for name, is_asked in asked.items() if is_asked):
         raise ValidationFailed(
-            f"`parameters.num_beams` must be 1, found {merged.num_beams}: speech is written down greedily",
-            field="parameters.num_beams",
-        )
-    if merged.do_sample or merged.temperature:
-        name = "do_sample" if merged.do_sample else "temperature"
-        raise ValidationFailed(
-            f"`parameters.{name}` asks for sampling, and speech is written down greedily; leave the field out",
+            f"`parameters.{name}` asks for sampling, and the words of speech are searched; leave the field out",
             field=f"parameters.{name}",
         )
     return merged
@@ -124,20 +127,30 @@ def _timestamps(asked: bool | str | None, *, generates: bool) -> Timestamps:
     )
 
 
-def _generation(asked: SpeechGeneration, model: TaskModel) -> tuple[str, bool, int]:
-    """Return the language, whether to translate, and the most tokens of a window."""
+def _generated(timestamps: Timestamps, asked: SpeechGeneration, model: TaskModel) -> TranscriptWish:
+    """Return what is asked of a model that generates."""
     language = "" if asked.language is None else _language(asked.language, model)
     translates = asked.task == "translate"
     if translates and set(model.facts.languages) <= _ENGLISH:
         raise ValidationFailed(
             "`parameters.task` must be transcribe, because this model knows English alone", field="parameters.task"
         )
-    if asked.max_new_tokens is not None and asked.max_new_tokens < 1:
+    return TranscriptWish(
+        timestamps,
+        language,
+        translates,
+        max_new_tokens=_whole("max_new_tokens", asked.max_new_tokens, MAX_TOKENS),
+        num_beams=_whole("num_beams", asked.num_beams, MAX_BEAMS),
+    )
+
+
+def _whole(name: str, value: int | None, most: int) -> int:
+    """Return a whole number from 1 on, 0 where there is none. Raises ValidationFailed."""
+    if value is not None and not 1 <= value <= most:
         raise ValidationFailed(
-            f"`parameters.max_new_tokens` must be at least 1, found {asked.max_new_tokens}",
-            field="parameters.max_new_tokens",
+            f"`parameters.{name}` must be from 1 to {most}, found {value}", field=f"parameters.{name}"
         )
-    return language, translates, min(asked.max_new_tokens or 0, 2**31)
+    return value or 0
 
 
 def _language(name: str, model: TaskModel) -> str:

@@ -118,6 +118,7 @@ def _media_params(head: HeadName, message: pb.RowBatch, num_rows: int) -> Sequen
     translates = _u8("transcripts.translates", asked.translates or b"\0" * num_rows, size=num_rows)
     longest = _per_row("transcripts.max_new_tokens", asked.max_new_tokens, num_rows)
     none = b"\0\0\0\0" * num_rows
+    beams = _per_row("transcripts.num_beams", asked.num_beams, num_rows)
     chunks = _f32("transcripts.chunk_lengths", asked.chunk_lengths or none, size=num_rows)
     strides = _f32("transcripts.stride_lengths", asked.stride_lengths or none, size=num_rows)
     return [
@@ -126,6 +127,7 @@ def _media_params(head: HeadName, message: pb.RowBatch, num_rows: int) -> Sequen
             language=asked.languages[row] if asked.languages else "",
             translates=bool(translates[row]),
             max_new_tokens=int(longest[row]),
+            num_beams=int(beams[row]),
             chunk_s=float(chunks[row]),
             stride_s=float(strides[row]),
         )

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCTC,
     AutoModelForImageClassification,
     AutoModelForObjectDetection,
+    AutoModelForSpeechSeq2Seq,
 )
 
 from textmill_shard.distributed.parallel import TensorParallel
@@ -35,6 +36,7 @@ from textmill_shard.tasks.media_runner import MAX_TOGETHER, MediaHead, MediaRunn
 from textmill_shard.tasks.rows import BoxParams, HeadName, MediaRow, Params, RowFailure, TranscriptParams
 from textmill_shard.tasks.speech_heads import CtcHead
 from textmill_shard.tasks.task_loader import TaskOptions, pick_row_dtype
+from textmill_shard.tasks.whisper_head import WhisperHead, read_generation_config
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class LoadedMedia:
     weight_bytes: int
     max_batch_files: int
     batch_s: float  # seconds of a batch of as many files
+    languages: tuple[str, ...] = ()  # that a call may name
 
 
 def load_media(options: TaskOptions, limits: MediaLimits, on_progress: OnProgress) -> LoadedMedia:
@@ -106,23 +109,25 @@ def load_media(options: TaskOptions, limits: MediaLimits, on_progress: OnProgres
         weight_bytes=weight_bytes,
         max_batch_files=max_batch_files,
         batch_s=batch_s,
+        languages=head.languages if isinstance(head, WhisperHead) else (),
     )
 
 
 def _read(options: TaskOptions) -> ModelSource:
     folder = options.model_dir
     config = read_config(folder, trust_remote_code=options.trust_remote_code)
-    if options.task == "automatic-speech-recognition" and config.is_encoder_decoder:
+    is_whisper = config.model_type == "whisper"
+    if options.task == "automatic-speech-recognition" and config.is_encoder_decoder and not is_whisper:
         raise UnsupportedModelError(
-            f"models of type {config.model_type} cannot be served as automatic-speech-recognition yet: speech is "
-            "written down by CTC models"
+            f"models of type {config.model_type} cannot be served as automatic-speech-recognition: speech is written "
+            "down by Whisper and by CTC models"
         )
     device = torch.device(options.device)
     auto_class: Any = {
         "image-classification": AutoModelForImageClassification,
         "object-detection": AutoModelForObjectDetection,
         "audio-classification": AutoModelForAudioClassification,
-        "automatic-speech-recognition": AutoModelForCTC,
+        "automatic-speech-recognition": AutoModelForSpeechSeq2Seq if is_whisper else AutoModelForCTC,
     }[options.task]
     return ModelSource(
         folder=folder,
@@ -169,7 +174,12 @@ def _audio_labels(model: Any, source: ModelSource, limits: MediaLimits) -> _Buil
 
 def _speech(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
     extractor, tokenizer = _extractor(source), find_tokenizer(source.folder)
-    head = CtcHead(model, extractor, tokenizer, device=source.device, dtype=source.dtype)
+    head: MediaHead
+    if source.config.model_type == "whisper":
+        read_generation_config(model, source.folder)
+        head = WhisperHead(model, extractor, tokenizer, device=source.device, dtype=source.dtype)
+    else:
+        head = CtcHead(model, extractor, tokenizer, device=source.device, dtype=source.dtype)
     read = audio_read(
         extractor,
         max_seconds=limits.max_seconds,

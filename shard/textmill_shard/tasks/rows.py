@@ -84,6 +84,7 @@ class TranscriptParams:
     language: str = ""  # code of the language that is spoken, empty = the model finds out
     translates: bool = False  # into English
     max_new_tokens: int = 0  # 0 = as the model's files say
+    num_beams: int = 0  # 0 = as the model's files say
     chunk_s: float = 0.0  # seconds of a chunk (CTC), 0 = 30
     stride_s: float = 0.0  # seconds that neighbouring chunks share on each side (CTC), 0 = a sixth of a chunk
 

@@ -252,12 +252,13 @@ def test_files_are_read_with_their_parameters() -> None:
         languages=["de", ""],
         translates=b"\1\0",
         max_new_tokens=u32(9, 0),
+        num_beams=u32(3, 0),
         chunk_lengths=floats32(20, 0),
         stride_lengths=floats32(4, 0),
     )
     speech = batch_from_wire(pb.RowBatch(media=TWO_FILES, transcripts=asked))
     assert [row.params for row in speech.rows] == [
-        TranscriptParams(Timestamps.WORDS, "de", True, 9, 20.0, 4.0),
+        TranscriptParams(Timestamps.WORDS, "de", True, max_new_tokens=9, num_beams=3, chunk_s=20.0, stride_s=4.0),
         TranscriptParams(),
     ]
     plain = batch_from_wire(pb.RowBatch(media=TWO_FILES, transcripts=pb.TranscriptHead()))

@@ -1,0 +1,151 @@
+"""The words of speech, by Whisper: transformers' generation, also for audio that is longer than one window."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+from textmill_shard.errors import ModelFilesError
+from textmill_shard.loader.library_errors import as_model_error
+from textmill_shard.tasks.heads import NOT_FINITE
+from textmill_shard.tasks.media_rows import ReadyRow
+from textmill_shard.tasks.rows import (
+    Answer,
+    FailureCode,
+    RowFailure,
+    Timestamps,
+    Transcript,
+    TranscriptChunk,
+    TranscriptParams,
+)
+
+GENERATION_FILE = "generation_config.json"
+ENGLISH = ("en", "english")
+_NO_WORDS = RowFailure(
+    FailureCode.BAD_MEDIA,
+    f"words of this model have no times, because its {GENERATION_FILE} has no `alignment_heads`; ask for "
+    "`return_timestamps` true",
+)
+
+
+class _NotFinite(Exception):
+    """A score of a token is no number."""
+
+
+class _Signs(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
+    """Gives a sign of life at each token, and ends the generation where a score is no number."""
+
+    def __init__(self, on_sign: Callable[[], None]) -> None:
+        self._on_sign = on_sign
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._on_sign()
+        if bool(scores.isnan().any()):
+            raise _NotFinite
+        return scores
+
+
+class WhisperHead:
+    """Writes speech down, greedily unless beams are asked for.
+
+    Audio beyond one window is read in windows that the model's timestamps divide.
+    """
+
+    def __init__(self, model: Any, extractor: Any, tokenizer: Any, *, device: torch.device, dtype: torch.dtype) -> None:
+        self._model = model
+        self._extractor = extractor
+        self._tokenizer = tokenizer
+        self._device = device
+        self._dtype = dtype
+        config = model.generation_config
+        self._is_multilingual = bool(getattr(config, "is_multilingual", False) and getattr(config, "lang_to_id", None))
+        self._has_words = bool(getattr(config, "alignment_heads", None))
+        self._is_timed = bool(getattr(config, "return_timestamps", False))
+        self.languages = self._find_languages()
+
+    def compute(self, rows: Sequence[ReadyRow], on_sign: Callable[[], None]) -> list[Answer | RowFailure]:
+        return [self._transcribe(row, on_sign) for row in rows]
+
+    def _find_languages(self) -> tuple[str, ...]:
+        """Return the codes of the languages that a call may name, and their English names."""
+        if not self._is_multilingual:
+            return ENGLISH
+        codes = [token.strip("<|>") for token in self._model.generation_config.lang_to_id]
+        return (*codes, *(name for name, code in TO_LANGUAGE_CODE.items() if code in codes))
+
+    def _transcribe(self, row: ReadyRow, on_sign: Callable[[], None]) -> Answer | RowFailure:
+        assert isinstance(row.params, TranscriptParams)
+        assert row.samples is not None
+        if row.params.timestamps is Timestamps.WORDS and not self._has_words:
+            return _NO_WORDS
+        is_long = len(row.samples) > self._extractor.n_samples
+        shape: dict[str, Any] = {"truncation": False, "padding": "longest"} if is_long else {}
+        inputs = self._extractor(
+            row.samples,
+            sampling_rate=self._extractor.sampling_rate,
+            return_tensors="pt",
+            return_attention_mask=True,
+            **shape,
+        )
+        asked = {Timestamps.NONE: None, Timestamps.WORDS: "word"}.get(row.params.timestamps, True)
+        try:
+            output = self._model.generate(
+                inputs["input_features"].to(self._device, self._dtype),
+                attention_mask=inputs["attention_mask"].to(self._device),
+                return_timestamps=is_long or asked is not None or self._is_timed,
+                logits_processor=LogitsProcessorList([_Signs(on_sign)]),
+                **self._options(row.params, asked=asked),
+            )
+        except _NotFinite:
+            return NOT_FINITE
+        spoken: dict[str, Any] = {"tokens": output if torch.is_tensor(output) else output["sequences"]}
+        if asked == "word":
+            parts = output["segments"][0]
+            spoken["token_timestamps"] = [torch.cat([part["token_timestamps"] for part in parts])] if parts else []
+        text, more = self._tokenizer._decode_asr(
+            [{name: _on_host(value) for name, value in spoken.items()}],
+            return_timestamps=asked,
+            return_language=None,
+            time_precision=self._extractor.chunk_length / self._model.config.max_source_positions,
+        )
+        return Transcript(text, tuple(_chunk(each) for each in more.get("chunks", ())))
+
+    def _options(self, params: TranscriptParams, *, asked: "bool | str | None") -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if self._is_multilingual:
+            options["task"] = "translate" if params.translates else "transcribe"
+            if params.language:
+                options["language"] = params.language
+        if params.max_new_tokens:
+            options["max_new_tokens"] = min(params.max_new_tokens, self._room())
+        if params.num_beams:
+            options["num_beams"] = params.num_beams
+        if asked == "word":
+            options |= {"return_token_timestamps": True, "return_segments": True}
+        return options
+
+    def _room(self) -> int:
+        """Return the tokens of a window beside the model's first ones: language, task and timestamps."""
+        return max(1, int(self._model.config.max_target_positions) - 4)
+
+
+def read_generation_config(model: Any, folder: Path) -> None:
+    """Give the model the settings of its folder's generation_config.json. Raises ModelFilesError without the file."""
+    path = folder / GENERATION_FILE
+    if not path.is_file():
+        raise ModelFilesError(f"{folder} has no {GENERATION_FILE}, which says how Whisper begins to write")
+    with as_model_error(lambda said: ModelFilesError(f"{path} cannot be read: {said}")):
+        model.generation_config = GenerationConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _on_host(value: Any) -> Any:
+    return value.cpu() if torch.is_tensor(value) else [each.cpu() for each in value]
+
+
+def _chunk(found: Any) -> TranscriptChunk:
+    start, end = found["timestamp"]
+    return TranscriptChunk(found["text"], float(start or 0.0), None if end is None else float(end))

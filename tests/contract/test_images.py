@@ -3,7 +3,8 @@
 import asyncio
 import base64
 import io
-import threading
+import os
+import signal
 from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,26 +54,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
-    """Hosts of the internet, served in a thread."""
-
     async def script(request: bytes, writer: asyncio.StreamWriter) -> None:
         body = b"<html>" if b"/page" in request else PICTURES[0]
         writer.write(answer(body, content_type="text/html" if b"/page" in request else "image/png"))
 
     found = Hosts(script, {"inside.com": [["10.0.0.1"]]})
-    is_up, end = threading.Event(), threading.Event()
-
-    async def serve() -> None:
-        async with found.listening():
-            is_up.set()
-            await asyncio.to_thread(end.wait)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    is_up.wait(10)
-    yield found
-    end.set()
-    thread.join()
+    with found.listening_in_thread():
+        yield found
 
 
 def with_images(**facts: Any) -> Any:
@@ -342,6 +330,22 @@ def test_parameters_come_before_images_and_images_before_the_budget(client: http
     assert error_of(ask(client, messages=[good]), 422)["code"] == "context_length_exceeded"
 
 
+def test_markdown_in_a_completion_is_an_image(router: RunningRouter, client: httpx.Client) -> None:
+    text = f"USER: ![]({URLS[0]})What?"
+    client.post("/generate", json={"inputs": text, "parameters": {"max_new_tokens": 1}})
+    expected = prompt_ids(router)
+    body = {"prompt": text, "max_tokens": 3}
+    found = client.post("/v1/completions", json={**body, "echo": True}).json()
+    assert prompt_ids(router) == expected
+    assert found["choices"][0]["text"] == f"{text}abc"
+    assert found["usage"]["prompt_tokens_details"]["image_tokens"] == ROWS
+    assert client.post("/v1/completions/render", json=body).json()[0]["token_ids"] == expected
+    error = error_of(client.post("/v1/completions", json={**body, "prompt": "![](file:///x)"}), 422)
+    assert (error["param"], error["code"]) == ("prompt", "image_url_not_allowed")
+    error = error_of(client.post("/v1/completions", json={**body, "echo": True, "logprobs": 1}), 422)
+    assert error["param"] == "echo"
+
+
 @pytest.mark.parametrize("route", ["/generate", "/v1/completions", "/tokenize"])
 def test_the_token_of_images_cannot_be_written(client: httpx.Client, route: str) -> None:
     body = {"prompt": "see <image>", "max_tokens": 1} if route.startswith("/v1") else {"inputs": "see <image>"}
@@ -371,6 +375,28 @@ def test_a_cut_prompt_keeps_whole_images(router: RunningRouter, client: httpx.Cl
     refused = client.post("/generate", json={"inputs": text, "parameters": parameters})
     assert refused.status_code == 422
     assert "would cut an image" in refused.json()["error"]
+
+
+def test_a_worker_killed_in_decode_harms_its_call_alone(router: RunningRouter, client: httpx.Client) -> None:
+    images = router.service.open_backend().images
+    assert images is not None
+    pool = images._images._pool
+    fresh = [user(image_part(url_of(picture(50, 40, seed=seed)))) for seed in (7, 8)]
+    answer_of(client, messages=[fresh[0]])  # so that a worker is there
+    pids = router.in_loop(lambda: list(pool.idle_pids))
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # each stays in the middle of its image
+    with ThreadPoolExecutor(4) as threads:
+        lost = threads.submit(ask, client, messages=[fresh[1]])
+        router.wait_until(lambda: len(pool.idle_pids) < len(pids), "a worker is at work")
+        [busy] = set(pids) - set(router.in_loop(lambda: list(pool.idle_pids)))
+        assert answer_of(client)["choices"]  # text goes on beside it
+        assert answer_of(client, messages=[fresh[0]])["choices"]  # and so do images that are known
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT if pid != busy else signal.SIGKILL)
+        assert error_of(lost.result(), 422)["code"] == "invalid_image"
+    assert answer_of(client, messages=[fresh[1]])["choices"]  # another try finds another worker
+    router.wait_until_free()
 
 
 def test_lists_of_models_tell_that_the_model_takes_images(client: httpx.Client) -> None:

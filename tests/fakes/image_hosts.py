@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 from textmill_router.media.url_fetch import Streams, UrlFetcher
 
@@ -67,6 +68,25 @@ class Hosts:
             yield
         finally:
             server.close()
+
+    @contextlib.contextmanager
+    def listening_in_thread(self, tls: ssl.SSLContext | None = None) -> Iterator[None]:
+        """Answer in a thread, for routers that run in another one."""
+        is_up, end = threading.Event(), threading.Event()
+
+        async def serve() -> None:
+            async with self.listening(tls):
+                is_up.set()
+                await asyncio.to_thread(end.wait)
+
+        thread = threading.Thread(target=lambda: asyncio.run(serve()))
+        thread.start()
+        try:
+            assert is_up.wait(10)
+            yield
+        finally:
+            end.set()
+            thread.join()
 
     def fetcher(self, *domains: str) -> UrlFetcher:
         """Return a fetcher that knows these hosts and no other network."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from textmill_router.api.openai.completion_types import PromptSource
 from textmill_router.errors import SuffixRefused, ValidationFailed
 from textmill_router.serving.budget import prompt_too_long
-from textmill_router.serving.prompts import TokenizedPrompt, fit
+from textmill_router.serving.prompts import TokenizedPrompt, fit, take_prompt
 from textmill_router.serving.service import Backend
 from textmill_router.serving.validation import CheckedParameters
 from textmill_router.text.fill_in_middle import MiddleTokens, find_middle_tokens
@@ -66,13 +66,31 @@ async def take_completion_prompt(
     *,
     wants_offsets: bool,
     add_special_tokens: bool,
+    cache_salt: bytes,
 ) -> CompletionPrompt:
-    """Tokenise a prompt and check the budget. Token ids are taken as they are. Raises ValidationFailed."""
+    """Tokenise a prompt and check the budget. Token ids are taken as they are.
+
+    In a text each `![](URL)` is an image where the model takes images, as on TGI's routes. Raises ValidationFailed, and
+    what the reading of images raises.
+    """
     limits, tokenizer = backend.limits, backend.tokenizer
     if source.text is None:
         assert source.ids is not None
         intake = _fit(source.ids, checked, backend)  # before the ids are spelt out, which takes a microsecond for each
         return CompletionPrompt(intake, *spell_out(tokenizer, source.ids))
+    if backend.images is not None:
+        found = await backend.images.in_text(source.text, field="prompt", salt=cache_salt)
+        if found.images:
+            if wants_offsets:
+                raise ValidationFailed("`echo` with `logprobs` takes no images in `prompt`", field="echo")
+            intake = await take_prompt(
+                backend,
+                "".join(backend.images.parts(found)),
+                checked,
+                add_special_tokens=add_special_tokens and found.adds_special_tokens,
+                images=found.images,
+            )
+            return CompletionPrompt(intake, source.text, [])
     if checked.truncate is None and tokenizer.cannot_fit(source.text, limits.max_input_tokens):
         raise prompt_too_long(f"more than {limits.max_input_tokens}", limits)
     encoding = await tokenizer.encode(source.text, add_special_tokens, wants_offsets)

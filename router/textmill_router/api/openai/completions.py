@@ -117,12 +117,18 @@ def check_completion(body: CompletionBody, service: Service, backend: Backend) -
     return CheckedCompletion(body, checked, sources, n, best_of, middle, stop_ids, grammar_field)
 
 
-async def take_prompts(backend: Backend, call: CheckedCompletion) -> list[CompletionPrompt]:
-    """Tokenise the prompts and check their budgets. Raises ValidationFailed."""
-    return [await _take_prompt(backend, call, source) for source in call.sources]
+async def take_prompts(backend: Backend, call: CheckedCompletion, *, cache_salt: bytes) -> list[CompletionPrompt]:
+    """Tokenise the prompts with their images, and check their budgets.
+
+    `cache_salt` keeps what is known of images apart by callers. Raises ValidationFailed, and what the reading of images
+    raises.
+    """
+    return [await _take_prompt(backend, call, source, cache_salt) for source in call.sources]
 
 
-async def _take_prompt(backend: Backend, call: CheckedCompletion, source: PromptSource) -> CompletionPrompt:
+async def _take_prompt(
+    backend: Backend, call: CheckedCompletion, source: PromptSource, cache_salt: bytes
+) -> CompletionPrompt:
     add_special_tokens = call.body.add_special_tokens is not False
     if call.middle is not None:
         assert source.text is not None
@@ -141,6 +147,7 @@ async def _take_prompt(backend: Backend, call: CheckedCompletion, source: Prompt
         call.checked,
         wants_offsets=call.body.echoes and call.body.wants_logprobs,
         add_special_tokens=add_special_tokens,
+        cache_salt=cache_salt,
     )
 
 
@@ -222,7 +229,7 @@ class _Work:
 
     async def _prompts(self) -> list[CompletionPrompt]:
         """Tokenise the prompts and check their budgets. Later steps refuse no call for its fields."""
-        prompts = await take_prompts(self._backend, self._checked_call)
+        prompts = await take_prompts(self._backend, self._checked_call, cache_salt=self._record.terms.cache_salt)
         self._record.note_validated(sum(len(prompt.text) for prompt in prompts), [prompt.intake for prompt in prompts])
         return prompts
 

@@ -98,4 +98,5 @@ async def _render_completion(
     grammar = call.checked.generation.grammar
     if grammar is not None:
         await backend.grammars.check(grammar, field=call.grammar_field, salt=salt)
-    return [RenderedPrompt(list(prompt.intake.prompt_ids)) for prompt in await take_prompts(backend, call)]
+    prompts = await take_prompts(backend, call, cache_salt=salt)
+    return [RenderedPrompt(list(prompt.intake.prompt_ids)) for prompt in prompts]

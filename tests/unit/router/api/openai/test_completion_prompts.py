@@ -33,5 +33,6 @@ def test_ids_that_do_not_fit_are_not_spelt_out() -> None:
                 check_parameters(RequestedParameters(), LIMITS),
                 wants_offsets=False,
                 add_special_tokens=True,
+                cache_salt=b"",
             )
         )

@@ -8,6 +8,7 @@ from textmill_router.api.openai.errors import V1_ERROR_STYLES
 from textmill_router.http.error_responses import TGI_ERRORS
 
 TOO_LONG = errors.OverBudget("m", field="max_tokens", max_tokens=1, window_tokens=2, found="3")
+BAD_IMAGE = errors.ImageRefused("m", field="messages[0].content[1].image_url", code=errors.ImageCode.TOO_LARGE)
 LOADING = errors.ModelLoading("m", phase="weights", estimated_s=2.5, retry_after_s=3)
 # Each row has an error, TGI's status and `error_type`, and OpenAI's status, type, code and param.
 STYLES: list[tuple[errors.RequestError, int, str, int, str, str | None, str | None]] = [
@@ -18,6 +19,7 @@ STYLES: list[tuple[errors.RequestError, int, str, int, str, str | None, str | No
     (errors.UnsupportedMediaType("m"), 415, "unsupported_media_type", 415, "invalid_request_error", None, None),
     (errors.ValidationFailed("m", field="n"), 422, "validation", 400, "invalid_request_error", None, "n"),
     (errors.ValidationFailed("m"), 422, "validation", 400, "invalid_request_error", None, None),
+    (BAD_IMAGE, 422, "validation", 400, "invalid_request_error", "image_too_large", "messages[0].content[1].image_url"),
     (TOO_LONG, 422, "validation", 400, "invalid_request_error", "context_length_exceeded", "max_tokens"),
     (errors.TemplateFailed("m"), 422, "template_error", 400, "invalid_request_error", "template_error", None),
     (errors.ToolError("m"), 422, "tool_error", 400, "invalid_request_error", "tool_error", "tools"),

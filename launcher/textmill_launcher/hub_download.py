@@ -7,7 +7,9 @@ process starts another one, which fetches, and watches that bytes come (`downloa
 import argparse
 import contextlib
 import logging
+import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from textmill_launcher.download_report import FORMS, LINES, new_report
+from textmill_launcher.download_report import FORMS, LINES, MIB, new_report
 from textmill_launcher.download_watch import ALL_THERE, TO_FETCH, end_with_parent, repository_folder, watch
 from textmill_launcher.exit_codes import ExitCode, code_of_os_error
 
@@ -70,14 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_with_parent()
         return fetch(arguments)
     command = [sys.executable, "-m", "textmill_launcher.hub_download", "--worker", *words]
-    cache = Path(arguments.cache_dir or constants.HF_HUB_CACHE)
-    folder, report = repository_folder(cache, arguments.model_id), new_report(arguments.show)
+    folder, report = repository_folder(_cache_of(arguments), arguments.model_id), new_report(arguments.show)
     return watch(command, folder, report, stall_s=arguments.stall_timeout)
+
+
+def _cache_of(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.cache_dir or constants.HF_HUB_CACHE)
 
 
 def fetch(arguments: argparse.Namespace) -> int:
     """Download in this process, and print the folder as the last line. Returns the exit code."""
     report = new_report(arguments.show)
+    warnings.filterwarnings("ignore", "Not enough free disk space")  # told by `_explain_full_disk`, as an error
     try:
         folder = _fetch_all(arguments)
         if arguments.verify:
@@ -89,8 +95,11 @@ def fetch(arguments: argparse.Namespace) -> int:
     except (HFValidationError, HttpError, LocalEntryNotFoundError, OSError, ValueError) as found:
         # The library hides what the hub said behind the sentence that the model is not in the cache.
         error = found.__cause__ if isinstance(found.__cause__, HfHubHTTPError) else found
-        report.fail(f"{arguments.model_id}: {explain(error, arguments.revision)}")
-        return exit_code_of(error)
+        code = exit_code_of(error)
+        is_full = code == ExitCode.DISK_FULL
+        reason = _explain_full_disk(_cache_of(arguments)) if is_full else explain(error, arguments.revision)
+        report.fail(f"{arguments.model_id}: {reason}")
+        return code
     print(folder)
     return ExitCode.FINE
 
@@ -182,6 +191,14 @@ def explain(error: Exception, revision: str | None) -> str:
             return f"not a hub id and not a local path ({error})"
         case _:
             return f"{type(error).__name__}: {error}"
+
+
+def _explain_full_disk(cache: Path) -> str:
+    free_mib = shutil.disk_usage(cache).free / MIB
+    return (
+        f"the disk of {cache} is full: {free_mib:.1f} MiB are free; make room, or give another "
+        "--huggingface-hub-cache; a later download goes on where this one ended"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """`deploy/envoy/envoy.yaml` in a real Envoy, in front of launchers of a tiny model: `make test-proxies`."""
 
 import json
+import re
+import socket
+import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +112,7 @@ def silent_streams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory, silent_streams: object) -> Iterator[Fleet]:
-    with running_fleet(tmp_path_factory.mktemp("fleet"), 2, "--shutdown-delay", "2") as fleet:
+    with running_fleet(tmp_path_factory.mktemp("fleet"), 2, "--shutdown-delay", "3") as fleet:
         yield fleet
 
 
@@ -246,6 +250,73 @@ def test_a_call_of_a_killed_server_is_not_generated_again(envoy: RunningEnvoy, f
     fleet.wait_ready()
     wait_until(lambda: envoy.is_used(lost), LIMIT_S, "Envoy uses the new server")
     assert fleet.ports == [lost, kept]
+
+
+class _Bad(BaseHTTPRequestHandler):
+    """A server that seems ready, and fails each call in the way of the test."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer(200)
+
+    def do_POST(self) -> None:
+        assert isinstance(self.server, BadServer)
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.num_calls += 1
+        if self.server.way == "cut":
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset
+        else:
+            self._answer(int(self.server.way))
+
+    def _answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+class BadServer(ThreadingHTTPServer):
+    """`way` is the status of each call, or `cut` for a connection that is reset when the call has been read."""
+
+    daemon_threads = True
+
+    def __init__(self, way: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Bad)
+        self.way = way
+        self.num_calls = 0
+
+    @contextmanager
+    def running(self) -> Iterator["BadServer"]:
+        thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.shutdown()
+            thread.join()
+            self.server_close()
+
+
+@pytest.mark.parametrize(("way", "seen"), [("503", 200), ("500", 500), ("502", 502), ("429", 429), ("cut", 503)])
+def test_only_a_call_that_no_server_has_begun_is_sent_again(tmp_path: Path, way: str, seen: int) -> None:
+    num_calls, statuses = 24, Counter[int]()
+    with (
+        RunningRouter(tmp_path, FakeShardOptions()) as good,
+        BadServer(way).running() as bad,
+        running_envoy(tmp_path, [good.port, bad.server_port]) as envoy,
+        httpx.Client(base_url=envoy.url, timeout=LIMIT_S, trust_env=False) as client,
+    ):
+        for _ in range(num_calls):
+            statuses[client.post("/generate", json=BODY).status_code] += 1
+        page = httpx.get(f"{good.url}/metrics", timeout=LIMIT_S, trust_env=False).text
+    num_generated = int(re.findall(r"^tgi_request_count (\d+)", page, re.MULTILINE)[0])
+    assert bad.num_calls > num_calls / 4, "Envoy gives calls to both servers"
+    assert statuses == Counter({200: num_generated, seen: bad.num_calls} if seen != 200 else {200: num_calls})
+    assert num_generated == (num_calls if seen == 200 else num_calls - bad.num_calls)
 
 
 def test_a_refusal_for_load_goes_to_the_client(tmp_path: Path) -> None:

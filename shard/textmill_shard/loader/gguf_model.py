@@ -4,6 +4,8 @@ transformers reads the values of the architectures that it imports, and `gguf_im
 """
 
 import math
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
@@ -31,7 +34,8 @@ _OF_THE_FILE = ("quantization_config", "_name_or_path", "_model_name_or_path", "
 def write_model(header: GgufHeader, folder: Path, *, dtype: torch.dtype) -> None:
     """Write weights, config.json and generation_config.json into the folder.
 
-    Raises ModelFilesError where the model lacks a tensor of the file or the file lacks a tensor of the model.
+    Raises ModelFilesError where the model lacks a tensor of the file or the file lacks a tensor of the model, and
+    OSError where the folder cannot be written, as on a full disk.
     """
     disable_progress_bar()
     settings = complete_config(_read_settings(header), header)
@@ -54,7 +58,16 @@ def write_model(header: GgufHeader, folder: Path, *, dtype: torch.dtype) -> None
         eos_token_id=ends if len(ends) > 1 else settings["eos_token_id"] if not ends else ends[0],
         pad_token_id=settings["pad_token_id"],
     )
-    fresh.save_pretrained(folder)
+    try:
+        fresh.save_pretrained(folder)
+    except SafetensorError as error:
+        raise _as_os_error(error, folder) from error
+
+
+def _as_os_error(error: SafetensorError, folder: Path) -> Exception:
+    """Return the error of the system that safetensors names by its number, as in "(os error 28)", else the error."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return error if number is None else OSError(int(number[1]), os.strerror(int(number[1])), str(folder))
 
 
 def _read_settings(header: GgufHeader) -> dict[str, Any]:

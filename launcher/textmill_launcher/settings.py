@@ -172,7 +172,9 @@ class Settings:
         integer(1, 62_914_560), "bytes of a request body with images or audio", to=ROUTER
     )
     max_images: int | None = option(integer(1), "images of one call", to=ROUTER)
-    max_image_bytes: int | None = option(integer(1), "bytes of one image in a prompt, as it is encoded", to=ROUTER)
+    max_image_bytes: int | None = option(
+        integer(1), "bytes of one image in a prompt, as it is encoded", aliases=("--max-image-fetch-size",), to=ROUTER
+    )
     max_image_pixels: int | None = option(
         integer(1),
         "most pixels of an image, told before the image is decoded; without it 25,000,000 in prompts",

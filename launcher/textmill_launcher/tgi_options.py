@@ -19,6 +19,7 @@ from textmill_launcher.options import (
 )
 
 _CHUNKS = "prompts are computed in chunks beside running requests, so no request waits for a batch"
+_ROCM_KERNELS = "the variable selects kernels for AMD's GPUs, which do not exist"
 _QUANTISED_KERNELS = "the variable selects kernels of quantised models, which are not served"
 _TUNNEL = "the server opens no tunnel (--ngrok is refused)"
 _ROPE = Refused(
@@ -105,11 +106,12 @@ TGI_OPTIONS = (
     _variable("otel_exporter_otlp_protocol", text, "traces go by gRPC, whichever protocol is named"),
     _variable("log_colorize", text, "the log has no colours"),
     _variable("hf_hub_enable_hf_transfer", boolean, "the hub's library downloads without hf_transfer"),
-    _variable("max_image_fetch_size", integer(0), "images are refused"),
     _variable("exllama_version", text, _QUANTISED_KERNELS),
     _variable("disable_exllama", text, _QUANTISED_KERNELS),
     _variable("use_cutlass_w8a8", text, _QUANTISED_KERNELS),
     _variable("ze_affinity_mask", text, "Intel's GPUs are not used"),
     _variable("xpu_memory_fraction", text, "Intel's GPUs are not used"),
     _variable("omp_num_threads", text, "--num-threads sets the threads of a shard"),
+    _variable("rocm_use_skinny_gemm", text, _ROCM_KERNELS),
+    _variable("rocm_use_custom_paged_attn", text, _ROCM_KERNELS),
 )

@@ -29,7 +29,7 @@ TGI_VALUES = {
     "max_batch_size": "8",
     "prometheus_port": "9000",
     "usage_stats": "off",
-    "max_image_fetch_size": "1000",
+    "rocm_use_skinny_gemm": "1",
     "speculate": "3",
 }
 

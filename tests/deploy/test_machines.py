@@ -9,6 +9,7 @@ import pytest
 from textmill_launcher.settings import Settings
 from textmill_launcher.shard_group import SHARD_GRACE_S
 from textmill_router.http.event_stream import KEEP_ALIVE_S
+from textmill_router.serving.service import PAYLOAD_BYTES
 from textmill_router.settings import Settings as RouterSettings
 
 from tests.deploy import ties
@@ -129,7 +130,7 @@ def test_envoy_fits_the_server() -> None:
     assert set(retries["retry_on"].split(",")).isdisjoint({"5xx", "gateway-error", "reset", "envoy-ratelimited"})
     assert retries["retriable_status_codes"] == [503]
     settings = RouterSettings(model_dir="m", model_id="m")
-    assert host["request_body_buffer_limit"] > settings.payload_limit
+    assert host["request_body_buffer_limit"] > settings.media_payload_limit > PAYLOAD_BYTES
     protocol = next(iter(cluster["typed_extension_protocol_options"].values()))
     assert seconds(protocol["common_http_protocol_options"]["idle_timeout"]) < settings.keep_alive_timeout
     [check] = cluster["health_checks"]

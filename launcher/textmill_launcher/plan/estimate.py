@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from textmill_launcher.plan.model_shape import ModelShape
 from textmill_launcher.plan.tensor_headers import TensorHeader
+from textmill_launcher.plan.tower import DEFAULT_MEDIA_CACHE_BYTES, split_tower
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NATIVE_DTYPES = ("float32", "bfloat16")  # of the kernels for CPUs
@@ -15,7 +16,12 @@ MAX_TRIAL_TOKENS = 512  # the shard measures a step of so many tokens and scales
 REPLICATED_EMBEDDING_SHARE = 0.05  # a smaller share of the weights stays whole on each rank
 
 # The types whose whole step is one native call on a CPU.
-NATIVE_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
+NATIVE_TYPES = frozenset(
+    {
+        *("llama", "mistral", "qwen2", "qwen3", "smollm3"),
+        *("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen3_vl_text"),
+    }
+)
 # How many numbers a step keeps per token at its peak, in multiples of 2 hidden + 2 mlp: measured with the shard on a
 # CPU, at several sizes. A native step needs its inputs and outputs alone, and always as many. Code in Python keeps what
 # it computes, and the memory that the allocator has not given back yet varies by a third from start to start.
@@ -45,7 +51,11 @@ class RankNeeds:
     kv_bytes_per_token: int
     state_bytes: int  # for all slots
     step_bytes: int
-    is_step_rough: bool  # whether code in Python runs the model, whose peak varies by a third from start to start
+    tower_bytes: int = 0  # of the weights: those that encode images, which the first rank alone has, whole
+    media_bytes: int = 0  # set aside on the first rank for images
+    is_step_rough: bool = (
+        False  # whether code in Python runs the model, whose peak varies by a third from start to start
+    )
 
 
 def estimate(
@@ -57,8 +67,13 @@ def estimate(
     num_shard: int,
     num_slots: int,
     max_step_tokens: int,
+    media_cache_bytes: int | None = None,
+    text_only: bool = False,
 ) -> RankNeeds:
-    """Return what one of `num_shard` ranks takes."""
+    """Return what the first of `num_shard` ranks takes."""
+    tower: list[TensorHeader] = []
+    if shape.takes_images:
+        tensors, tower = split_tower(tensors)
     element_bytes = ELEMENT_BYTES[dtype]
     is_native = device == "cpu" and dtype in NATIVE_DTYPES
     runs_natively = is_native and num_shard == 1 and shape.model_type in NATIVE_TYPES
@@ -69,8 +84,11 @@ def estimate(
     step_elements = peak * 2 * (shape.hidden + shape.mlp // num_shard)
     # Of each slot: logits in the model's type, in float32, and the sampler's copy in float32.
     logits_bytes = num_slots * shape.vocab * (element_bytes + 8)
+    takes_images = shape.takes_images and not text_only
+    tower_bytes = sum(tensor.loaded_bytes(element_bytes) for tensor in tower) if takes_images else 0
     return RankNeeds(
-        weight_bytes=_weight_bytes(
+        weight_bytes=tower_bytes
+        + _weight_bytes(
             shape,
             tensors,
             element_bytes=element_bytes,
@@ -80,6 +98,8 @@ def estimate(
         kv_bytes_per_token=shape.kv_elements_of_rank(num_shard) * element_bytes,
         state_bytes=(shape.state_elements_per_slot or 0) * (num_slots + 1) * element_bytes,
         step_bytes=int(num_tokens * step_elements * element_bytes) + logits_bytes,
+        tower_bytes=tower_bytes,
+        media_bytes=(media_cache_bytes or DEFAULT_MEDIA_CACHE_BYTES[device]) if takes_images else 0,
         is_step_rough=not runs_natively,
     )
 

@@ -76,7 +76,7 @@ def _measure(
     wish: Wish, needs_of: Callable[[Wish], RankNeeds], budget_bytes: int, max_model_tokens: int, given: int | None
 ) -> Fit:
     needs = needs_of(wish)
-    left = budget_bytes - needs.weight_bytes - needs.state_bytes - needs.step_bytes
+    left = budget_bytes - needs.weight_bytes - needs.state_bytes - needs.step_bytes - needs.media_bytes
     kv_bytes = left if given is None else given
     per_block = BLOCK_TOKENS * needs.kv_bytes_per_token
     num_blocks = kv_bytes // per_block - 1 if per_block else (wish.num_slots << 16 if left > 0 else 0)  # one is scratch

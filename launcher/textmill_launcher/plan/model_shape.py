@@ -38,6 +38,7 @@ class ModelShape:
     max_model_tokens: int  # 0: unbounded
     is_tied: bool  # the head is the embedding
     has_encoder: bool
+    takes_images: bool = False
 
     def kv_elements_of_rank(self, num_shard: int) -> int:
         """Return the elements per token of one rank. With fewer key/value heads than ranks, ranks share a head."""
@@ -82,6 +83,7 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         max_model_tokens=_size(config, "positions"),
         is_tied=bool(config.get("tie_word_embeddings", whole.get("tie_word_embeddings", False))),
         has_encoder=has_encoder,
+        takes_images=isinstance(whole.get("vision_config"), Mapping),
     )
 
 

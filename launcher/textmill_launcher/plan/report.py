@@ -73,6 +73,8 @@ def make_plan(
             num_shard=num_ranks,
             num_slots=wish.num_slots,
             max_step_tokens=wish.max_step_tokens,
+            media_cache_bytes=settings.media_cache_bytes,
+            text_only=settings.text_only,
         )
 
     def fit_with(num_ranks: int) -> Fit:
@@ -165,8 +167,10 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield ""
     rough = " (roughly)" if needs.is_step_rough else ""
     yield _row("one shard has", found.budget_bytes, f"{plan.memory_fraction:g} of {size(plan.memory_bytes)}")
-    yield _row("weights", needs.weight_bytes)
+    yield _row("weights", needs.weight_bytes, _tower_remark(needs, plan.num_shard))
     yield _row("largest step", needs.step_bytes, f"{wish.max_step_tokens} tokens, {wish.num_slots} slots{rough}")
+    if needs.media_bytes:
+        yield _row("images", needs.media_bytes, "their cache; the tower at work comes on top")
     if shape.state_elements_per_slot is None:
         yield _row("states", None, "this type of model keeps states of a size that the plan does not know")
     elif needs.state_bytes:
@@ -190,6 +194,13 @@ def _lines(plan: Plan) -> Iterator[str]:
     if found.fits:
         yield ""
         yield f"start: {shlex.join(suggested_flags(plan))}"
+
+
+def _tower_remark(needs: RankNeeds, num_shard: int) -> str:
+    if not needs.tower_bytes:
+        return ""
+    where = " on the first shard" if num_shard > 1 else ""
+    return f"{size(needs.tower_bytes)} of them encode images{where}"
 
 
 def _row(name: str, num_bytes: int | None, remark: str = "") -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.layouts.image_families import ImageFamily
+from textmill_shard.layouts.image_samples import sample_image
 from textmill_shard.model.media import (
     MediaFacts,
     MediaFault,
@@ -32,6 +33,7 @@ class ImageTower:
 
     def __init__(self, model: Any, family: ImageFamily, *, device: torch.device, dtype: torch.dtype) -> None:
         self._inner = model.base_model
+        self._config = model.config
         self._family = family
         self._device = device
         self._dtype = dtype
@@ -83,10 +85,19 @@ class ImageTower:
             device=self._device,
         )
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether this rank can encode."""
+        return bool(self.num_bytes > 0)
+
+    def sample(self, num_rows: int) -> Mapping[str, torch.Tensor]:
+        """Return the tensors of an image of about so many rows."""
+        return sample_image(self._config, self._family.tensors, num_rows=num_rows)
+
     @torch.inference_mode()
     def encode(self, tensors: Mapping[str, torch.Tensor]) -> MediaRows:
         """Return the rows of one image. Raises MediaFault for tensors that do not fit the rules or each other."""
-        assert self.num_bytes, "rank 0 alone has the tower"
+        assert self.has_weights, "rank 0 alone has the tower"
         check_tensors(tensors, self._family.tensors)
         inputs = {
             name: tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)

@@ -71,6 +71,11 @@ class RopePositions:
 class MediaTower(Protocol):
     """The parts of a model that make rows of items (`layouts/image_tower.py`)."""
 
+    @property
+    def has_weights(self) -> bool: ...
+
+    def sample(self, num_rows: int) -> Mapping[str, torch.Tensor]: ...
+
     def encode(self, tensors: Mapping[str, torch.Tensor]) -> MediaRows: ...
 
     def rope_positions(

@@ -5,6 +5,7 @@ Of a share the weights and the largest step take their part first.
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,8 @@ from textmill_shard.model.system_memory import free_memory_bytes, peak_bytes, to
 log = logging.getLogger(__name__)
 
 MAX_TRIAL_TOKENS_ON_CPU = 512
+LARGEST_IMAGE_ROWS = 4096  # tokens of an image; the router resizes larger images, or refuses them
+TRIAL_IMAGE_ROWS = 256
 # A GPU belongs to its rank alone, and a machine's RAM also serves the router, the page cache and other programs.
 ADAPTER_SHARE = 0.05
 DEFAULT_MEMORY_FRACTIONS = {"cpu": 0.4, "cuda": 0.8}
@@ -66,7 +69,7 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
     step_bytes = largest_step.num_bytes
     if options.kv_cache_bytes is not None:
         kv_bytes, source = options.kv_cache_bytes, f"--kv-cache-bytes {options.kv_cache_bytes}"
-        adapter_bytes = _adapter_bytes(runner, options, kv_bytes)
+        adapter_bytes, encode_bytes = _adapter_bytes(runner, options, kv_bytes), 0
     else:
         # The ranks on one CPU share its memory, and each rank on GPUs has a GPU of its own.
         num_sharing = options.num_sharing if runner.device.type == "cpu" else 1
@@ -77,7 +80,9 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
             - runner.facts.state_bytes
             - step_bytes
         )
-        kv_bytes = min(allowed, free_memory_bytes(runner.device) // num_sharing - step_bytes) - options.media_bytes
+        encode_bytes = _largest_encode_bytes(runner)
+        kv_bytes = min(allowed, free_memory_bytes(runner.device) // num_sharing - step_bytes)
+        kv_bytes -= options.media_bytes + encode_bytes
         adapter_bytes = _adapter_bytes(runner, options, kv_bytes)
         kv_bytes -= adapter_bytes
         source = f"--memory-fraction {fraction} of {memory_bytes} bytes"
@@ -92,7 +97,7 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
         raise NotEnoughMemory(
             f"{source} leaves {max(kv_bytes, 0)} bytes for the KV cache, two blocks take {2 * bytes_per_block} "
             f"(weights {runner.facts.weight_bytes}, a step of {options.max_step_tokens} tokens {step_bytes}, "
-            f"adapters {adapter_bytes}, images {options.media_bytes})"
+            f"adapters {adapter_bytes}, images {options.media_bytes}, the tower at work {encode_bytes})"
         )
     plan = KvMemoryPlan(
         num_blocks=num_blocks,
@@ -114,9 +119,27 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
             "kv_bytes": plan.kv_bytes,
             "adapter_bytes": plan.adapter_bytes,
             "media_bytes": options.media_bytes,
+            "encode_bytes": encode_bytes,
         },
     )
     return plan
+
+
+def _largest_encode_bytes(runner: ModelRunner) -> int:
+    """Return what the tower takes, beside its weights, for the largest image. 0 on a rank without a tower.
+
+    A CPU takes seconds for a large image, so a smaller image is encoded and the cost is scaled up.
+    """
+    if not runner.encodes_media:
+        return 0
+    largest = runner.sample_media(LARGEST_IMAGE_ROWS)
+    trial = largest if runner.device.type == "cuda" else runner.sample_media(TRIAL_IMAGE_ROWS)
+    num_bytes = peak_bytes(runner.device, lambda: runner.encode_media(trial))
+    return -(-num_bytes * _num_elements(largest) // _num_elements(trial))
+
+
+def _num_elements(tensors: Mapping[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def _adapter_bytes(runner: ModelRunner, options: KvMemoryOptions, kv_bytes: int) -> int:

@@ -180,6 +180,16 @@ class ModelRunner:
         self._graphs = graphs
         return True
 
+    @property
+    def encodes_media(self) -> bool:
+        """Whether this rank has a tower."""
+        return self._tower is not None and self._tower.has_weights
+
+    def sample_media(self, num_rows: int) -> Mapping[str, torch.Tensor]:
+        """Return the tensors of an item of about so many rows, to measure what `encode_media` takes."""
+        assert self._tower is not None, "the model takes no images"
+        return self._tower.sample(num_rows)
+
     def encode_media(self, tensors: Mapping[str, torch.Tensor]) -> MediaRows:
         """Return the rows of one item. A thread beside the steps may call this, on rank 0, which alone has the weights.
 

@@ -15,6 +15,8 @@ from textmill_shard.model.system_memory import total_memory_bytes
 from tests.fakes.tiny_models import make_tiny_llama
 from tests.zoo.drive import make_zoo_model
 from tests.zoo.encoders import ENCODERS
+from tests.zoo.image_drive import make_image_model
+from tests.zoo.images import IMAGE_ZOO
 from tests.zoo.states import STATE
 
 
@@ -109,3 +111,22 @@ def test_a_twentieth_of_the_cache_is_set_aside_for_adapters_of_no_given_size(run
     assert plan.adapter_bytes == pytest.approx((plan.kv_bytes + plan.adapter_bytes) / 20, abs=block)
     given = plan_kv_memory(runner, replace(options, kv_cache_bytes=10 * block))
     assert (given.num_blocks, given.adapter_bytes) == (9, block // 2)
+
+
+def test_the_tower_and_its_largest_image_are_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a model with images are those of its text part, less what tower, largest image and cache take."""
+    entry = next(entry for entry in IMAGE_ZOO if entry.name == "Qwen2-VL")
+    make_image_model(entry, tmp_path)
+    monkeypatch.setattr("textmill_shard.model.memory.peak_bytes", lambda device, run: (run(), 1000)[1])
+    monkeypatch.setattr("textmill_shard.model.memory.free_memory_bytes", lambda device: 1 << 40)
+    options = KvMemoryOptions(max_step_tokens=64, num_slots=4, memory_fraction=0.01)
+    plans = {}
+    for text_only in (True, False):
+        load = LoadOptions(model_dir=tmp_path, dtype="float32", block_size=4, text_only=text_only)
+        runner = load_model(load, lambda phase, share: None)
+        plans[text_only] = plan_kv_memory(runner, replace(options, media_bytes=0 if text_only else 5000))
+    tower = plans[False].weight_bytes - plans[True].weight_bytes
+    assert tower > 0
+    # The sample of 256 rows takes 1000 bytes, and the largest image has 4096 rows.
+    taken = tower + 5000 + 16 * 1000
+    assert abs(plans[True].kv_bytes - plans[False].kv_bytes - taken) <= runner.kv_bytes_per_block()

@@ -16,6 +16,8 @@ def adaptable_linears(filled: FilledModel, calls: CallObserver) -> Mapping[str, 
     """
     if filled.adaptable is None:
         lengths = [len(text) for text in filled.texts]
+        if filled.tower is not None:
+            lengths.append(filled.tower.num_probe_tokens)
         # An encoder reads the first tokens of each text, and the decoder the others.
         widths = set(range(1, max(lengths) + 1)) if filled.decoder_prompt_ids else {1, *lengths}
         filled.adaptable = {

@@ -19,7 +19,7 @@ from textmill_shard.model.media import (
     TensorRule,
     TokenSpan,
 )
-from textmill_shard.probing.image_probe import ImageProbe, make_image_probe
+from textmill_shard.probing.image_probe import NUM_PROBE_TOKENS, ImageProbe, make_image_probe
 from textmill_shard.probing.probe import NO_MARKS
 
 # Exceptions of modelling code for tensors of shapes that do not fit each other.
@@ -49,6 +49,11 @@ class ImageTower:
     def has_rope_positions(self) -> bool:
         """Whether a token has three rotary positions."""
         return self._get_rope_index is not None
+
+    @property
+    def num_probe_tokens(self) -> int:
+        """The tokens of the text with an image that the probe runs."""
+        return NUM_PROBE_TOKENS
 
     @property
     def text_marks(self) -> Mapping[str, int]:

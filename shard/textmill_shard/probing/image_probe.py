@@ -12,6 +12,7 @@ from textmill_shard.model.forward_batch import MediaStep
 
 # Ids are taken modulo the size of the vocabulary.
 _TEXT = (21, 5, 93, 40, 0, 0, 0, 0, 0, 0, 18, 77, 6, 31)
+NUM_PROBE_TOKENS = len(_TEXT)
 _SPAN = range(4, 10)
 _GRID_WIDTH = 3  # tokens of the image in a row
 _IDS_OF_ROWS = (3, 60, 14, 9, 81, 27)  # their embeddings, in another order for each layer, are the rows

@@ -17,6 +17,7 @@ from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from transformers import AutoConfig
 
+from tests.fakes.native_cases import native_cache_folder
 from tests.zoo.image_drive import ImageModel, make_image_model
 from tests.zoo.image_entry import ImageEntry
 from tests.zoo.images import IMAGE_ZOO
@@ -146,3 +147,15 @@ def test_a_prompt_that_is_one_span_is_not_longer_than_a_window(tmp_path: Path) -
     assert runner.media is not None
     assert runner.media.is_prompt_span
     assert runner.facts.max_model_tokens == runner.media.max_span_tokens == 40
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_adapters_reach_the_text_layers_and_not_the_tower(llava: ImageModel, native: bool) -> None:
+    cache = native_cache_folder() if native else None
+    options = LoadOptions(model_dir=llava.folder, dtype="float32", block_size=4, native_cache_dir=cache)
+    runner = load_model(options, lambda phase, share: None)
+    parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+    parts += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    layers = {f"model.language_model.layers.{layer}.{part}" for layer in range(2) for part in parts}
+    assert set(runner.targets.linears) == {*layers, "lm_head"}
+    assert runner.facts.can_project

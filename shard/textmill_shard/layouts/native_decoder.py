@@ -149,6 +149,7 @@ class NativeDecoder:
             outputs_of_layer={path: linear.out_features for path, linear in _linears_of(decoder.layers[0])},
             vocab_size=self.vocab_size,
             layers_path=self._layers_path,
+            allocate=kernels.allocate,
         )
         self._layers = (DecoderLayer * len(decoder.layers))()
         self._norm_epsilon = float(decoder.norm.variance_epsilon)

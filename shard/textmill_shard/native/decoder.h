@@ -35,6 +35,7 @@ typedef struct {
   uint8_t *not_finite;
   float *log_mass, *best_score;
   int64_t num_adapters;              // of the step's rows; 0: none has one
+  int64_t most_ranks;                // of a product of one of them
   const low_rank *const *adapters;   // [num_adapters], each [num_layers * NUM_PRODUCTS + 1]: of each layer, and of the head
   const int32_t *adapter_of_token;   // [num_tokens]; -1: none
   const int64_t *rope_positions;     // [3, num_tokens], or NULL: `positions` turn queries and keys
@@ -63,7 +64,6 @@ typedef struct {
   uint32_t *z;
   low_rank_run *runs, *kept_runs;  // of all tokens, and of the rows that give logits
   int32_t *kept_adapters;
-  atomic_long *next_shrink;  // of each product
 } decoder_run;
 
 // The products of a layer that adapters can change.

@@ -108,31 +108,46 @@ static const uint32_t *NAME(norm)(const decoder_run *r, int member, const float 
 }
 
 // Computes z of all rows that have an adapter, and meets the others. Gives whether some adapter changes this product.
-static int NAME(shrink)(const decoder_run *r, int64_t number, int is_kept, const gemm *g, row_additions *added) {
+static int NAME(shrink)(const decoder_run *r, int member, int64_t number, int is_kept, const gemm *g, row_additions *added) {
   const decoder_step *s = r->step;
   const low_rank_run *runs = is_kept ? r->kept_runs : r->runs;
   const int64_t num_runs = is_kept ? r->num_kept_runs : r->num_runs;
   const int64_t groups = num_runs ? most_rank_groups(s->adapters, s->num_adapters, number) : 0;
   if (!groups) return 0;
-  for (;;) {
-    const int64_t unit = atomic_fetch_add_explicit(r->next_shrink + number, 1, memory_order_relaxed);
-    if (unit >= num_runs * groups) break;
-    const low_rank_run *run = runs + unit / groups;
-    const low_rank *l = s->adapters[run->adapter] + number;
-    if (unit % groups < l->num_ranks / RANKS_AT_ONCE)
-      NAME(shrink_group)(l, unit % groups, run, g->rows, g->row_words, g->inner_words * PER_WORD, r->z, r->z_words);
-  }
+  NAME(shrink_share)(s->adapters, number, runs, num_runs, groups, member, r->team->size, g->rows, g->row_words,
+                     g->inner_words * PER_WORD, r->z, r->z_words);
   team_barrier(r->team);
   *added = (row_additions){.adapters = s->adapters, .product = number, .z = r->z, .z_words = r->z_words,
                            .adapter_of_row = is_kept ? r->kept_adapters : s->adapter_of_token};
   return 1;
 }
 
+// Fetches what this thread reads first when it shrinks the rows for the next product, while the others are still at work.
+INLINE void NAME(fetch_next)(const decoder_run *r, int member, int64_t number) {
+  const decoder_step *s = r->step;
+  const decoder *m = r->model;
+  const int64_t product = number % NUM_PRODUCTS, last = m->num_layers * NUM_PRODUCTS;
+  const int is_kept = number == last || (number / NUM_PRODUCTS == m->num_layers - 1 && product != PRODUCT_QKV && !s->hidden);
+  const int64_t num_runs = is_kept ? r->num_kept_runs : r->num_runs, groups = most_rank_groups(s->adapters, s->num_adapters, number);
+  const int64_t first = share(num_runs * groups, member, r->team->size);
+  if (first == share(num_runs * groups, member + 1, r->team->size)) return;
+  const shrink_piece piece = piece_of_shrink(is_kept ? r->kept_runs : r->runs, groups, first);
+  const low_rank *l = s->adapters[piece.run->adapter] + number;
+  if (piece.group >= l->num_ranks / RANKS_AT_ONCE) return;
+  const int64_t inner = number == last || product == PRODUCT_QKV || product == PRODUCT_GATE_UP ? m->hidden
+                        : product == PRODUCT_ATTENTION_OUT ? m->heads * m->head_dim : m->mlp;
+  const char *a = (const char *)NAME(ranks_of_piece)(l, piece.group, inner);
+  for (int64_t byte = 0; byte < AHEAD_BYTES; byte += 64) __builtin_prefetch(a + byte);
+}
+
 // A piece is some panels of one block of rows. The pieces of a block follow each other, so that the threads read the same
 // rows at a time.
-static void NAME(product)(const decoder_run *r, atomic_long *next, int64_t number, int is_kept, gemm g) {
+static void NAME(product)(const decoder_run *r, int member, atomic_long *next, int64_t number, int is_kept, gemm g) {
   row_additions added;
-  if (r->step->num_adapters && NAME(shrink)(r, number, is_kept, &g, &added)) g.added = &added;
+  if (r->step->num_adapters && NAME(shrink)(r, member, number, is_kept, &g, &added)) g.added = &added;
+  const int has_next = r->step->num_adapters && number < r->model->num_layers * NUM_PRODUCTS;
+  if (has_next)
+    for (int64_t i = 0; i < r->step->num_adapters; i++) fetch_product(r->step->adapters[i] + number + 1);
   const int64_t panels = num_panels(&g), blocks = num_row_blocks(&g), wanted = PIECES_PER_MEMBER * r->team->size;
   const int64_t least = panels_at_once(g.num_rows);
   int64_t width = panels * blocks / wanted;
@@ -141,10 +156,11 @@ static void NAME(product)(const decoder_run *r, atomic_long *next, int64_t numbe
   const int64_t per_block = (panels + width - 1) / width;
   for (;;) {
     const int64_t piece = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
-    if (piece >= blocks * per_block) return;
+    if (piece >= blocks * per_block) break;
     const int64_t from = piece % per_block * width;
     NAME(run_block)(&g, piece / per_block, blocks, from, from + width < panels ? from + width : panels);
   }
+  if (has_next) NAME(fetch_next)(r, member, number + 1);
 }
 
 static void NAME(attend)(const decoder_run *r, int member, int64_t index) {
@@ -210,7 +226,7 @@ static void NAME(decode)(void *argument, int member) {
     const int64_t part = index * NUM_PARTS;
     const uint32_t *normed = NAME(norm)(r, member, residual, layer->attention_norm, tokens);
     end_part(r, member, part + PART_ATTENTION_NORM, &last_ns);
-    NAME(product)(r, next + PHASE_QKV, index * NUM_PRODUCTS + PRODUCT_QKV, 0, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->qkv,
+    NAME(product)(r, member, next + PHASE_QKV, index * NUM_PRODUCTS + PRODUCT_QKV, 0, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->qkv,
                                     .inner_words = m->hidden / PER_WORD, .num_rows = tokens,
                                     .num_outputs = (m->heads + 2 * m->kv_heads) * m->head_dim, .bias = layer->qkv_bias,
                                     .out = r->qkv, .out_stride = r->qkv_stride, .end = STORE});
@@ -235,7 +251,7 @@ static void NAME(decode)(void *argument, int member) {
       attended = r->kept_attended;
       team_barrier(r->team);
     }
-    NAME(product)(r, next + PHASE_ATTENTION_OUT, index * NUM_PRODUCTS + PRODUCT_ATTENTION_OUT, is_kept, (gemm){.rows = attended, .row_words = r->attended_words, .panels = layer->attention_out,
+    NAME(product)(r, member, next + PHASE_ATTENTION_OUT, index * NUM_PRODUCTS + PRODUCT_ATTENTION_OUT, is_kept, (gemm){.rows = attended, .row_words = r->attended_words, .panels = layer->attention_out,
                                     .inner_words = m->heads * m->head_dim / PER_WORD, .num_rows = tokens,
                                     .num_outputs = m->hidden, .bias = layer->attention_out_bias, .out = residual,
                                     .out_stride = r->hidden_stride, .end = ADD});
@@ -243,12 +259,12 @@ static void NAME(decode)(void *argument, int member) {
     end_part(r, member, part + PART_ATTENTION_OUT, &last_ns);
     normed = NAME(norm)(r, member, residual, layer->mlp_norm, tokens);
     end_part(r, member, part + PART_MLP_NORM, &last_ns);
-    NAME(product)(r, next + PHASE_GATE_UP, index * NUM_PRODUCTS + PRODUCT_GATE_UP, is_kept, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->gate_up,
+    NAME(product)(r, member, next + PHASE_GATE_UP, index * NUM_PRODUCTS + PRODUCT_GATE_UP, is_kept, (gemm){.rows = normed, .row_words = r->normed_words, .panels = layer->gate_up,
                                     .inner_words = m->hidden / PER_WORD, .num_rows = tokens, .num_outputs = 2 * round_up(m->mlp, 16),
                                     .bias = layer->gate_up_bias, .out = r->act, .out_stride = r->act_words * PER_WORD, .end = GATE});
     team_barrier(r->team);
     end_part(r, member, part + PART_GATE_UP, &last_ns);
-    NAME(product)(r, next + PHASE_DOWN, index * NUM_PRODUCTS + PRODUCT_DOWN, is_kept, (gemm){.rows = r->act, .row_words = r->act_words, .panels = layer->down,
+    NAME(product)(r, member, next + PHASE_DOWN, index * NUM_PRODUCTS + PRODUCT_DOWN, is_kept, (gemm){.rows = r->act, .row_words = r->act_words, .panels = layer->down,
                                     .inner_words = m->mlp / PER_WORD, .num_rows = tokens, .num_outputs = m->hidden,
                                     .bias = layer->down_bias, .out = residual, .out_stride = r->hidden_stride, .end = ADD});
     team_barrier(r->team);
@@ -268,7 +284,7 @@ static void NAME(decode)(void *argument, int member) {
     team_barrier(r->team);
   }
   end_part(r, member, around + PART_LAST_NORM, &last_ns);
-  NAME(product)(r, r->next + m->num_layers * NUM_PHASES, m->num_layers * NUM_PRODUCTS, 1, (gemm){.rows = normed, .row_words = r->normed_words, .panels = m->head,
+  NAME(product)(r, member, r->next + m->num_layers * NUM_PHASES, m->num_layers * NUM_PRODUCTS, 1, (gemm){.rows = normed, .row_words = r->normed_words, .panels = m->head,
                                   .inner_words = m->hidden / PER_WORD, .num_rows = tokens, .num_outputs = m->vocabulary,
                                   .bias = m->head_bias, .out = s->logits, .out_stride = m->vocabulary, .end = STORE});
   if (s->part_ns) team_barrier(r->team);

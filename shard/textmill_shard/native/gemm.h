@@ -12,6 +12,9 @@
 // Rows whose inputs stay in the second-level cache while all panels pass by: 120 of a 576-wide model are 146 KB.
 #define BLOCK_ROWS 120
 #define BLOCK_BYTES (512 << 10)
+#define MOST_BLOCK_ROWS (BLOCK_ROWS > 2 * MAX_TILE ? BLOCK_ROWS : 2 * MAX_TILE)
+// How far ahead of the sums weights are fetched. With several rows a thread computes for longer than the processor looks ahead.
+#define FETCH_BYTES (8 << 10)
 
 // out = x; x, narrowed; out += x; silu(first 16) * last 16, narrowed
 typedef enum { STORE, NARROW, ADD, GATE } gemm_end;

@@ -38,7 +38,8 @@ INLINE void NAME(end_row)(const gemm *g, int64_t row, int64_t panel, v16f first,
 // The sums of `tile` rows by `width` panels, [tile][width * 32], added to what stands there if `is_more`. Tile and width are
 // constants where this is inlined. Every instance below is a function
 // of its own that does nothing else, since compilers that see more around it put some of the sums into memory.
-INLINE void NAME(tile_sums)(const gemm *g, int64_t row, int64_t panel, int is_more, float *to, const int tile, const int width) {
+INLINE void NAME(tile_sums)(const gemm *g, int64_t row, int64_t panel, int is_more, const expansion *added, float *to, const int tile,
+                            const int width) {
   v16f sums[MAX_TILE][8];
   const int64_t words = g->inner_words, stride = g->row_words;
   const uint32_t *w = g->panels + panel * words * LANES, *end = w + words * LANES;
@@ -53,6 +54,10 @@ INLINE void NAME(tile_sums)(const gemm *g, int64_t row, int64_t panel, int is_mo
     v16u lanes[8];
 #pragma GCC unroll 4
     for (int j = 0; j < width; j++) {
+      if (tile > 1) {  // what a row alone waits for, the processor fetches by itself
+        __builtin_prefetch(w + j * words * LANES + FETCH_BYTES / 4 / width);
+        __builtin_prefetch(w + j * words * LANES + FETCH_BYTES / 4 / width + 16);
+      }
       lanes[2 * j] = load_u(w + j * words * LANES);
       lanes[2 * j + 1] = load_u(w + j * words * LANES + 16);
     }
@@ -63,6 +68,23 @@ INLINE void NAME(tile_sums)(const gemm *g, int64_t row, int64_t panel, int is_mo
 #pragma GCC unroll 4
     for (int i = 0; i < tile; i += 3) x[i / 3]++;
   }
+#pragma GCC unroll 3
+  for (int p = 0; added && p < width; p++, added++) {
+    const int64_t apart = added->z_at[1] - added->z_at[0], z_stride = added->z_words;
+    const uint32_t *first = added->b[0], *second = added->b[1], *last = first + added->words[0] * 16;
+#pragma GCC unroll 4
+    for (int i = 0; i < tile; i += 3) x[i / 3] = added->z + added->z_at[0] + i * z_stride;
+    for (; first < last; first += 16, second += 16) {
+      const v16u lanes = load_u(first), more = load_u(second);
+#pragma GCC unroll 12
+      for (int i = 0; i < tile; i++) {
+        sums[i][2 * p] = dot(sums[i][2 * p], lanes, x[i / 3][i % 3 * z_stride]);
+        sums[i][2 * p + 1] = dot(sums[i][2 * p + 1], more, x[i / 3][i % 3 * z_stride + apart]);
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < tile; i += 3) x[i / 3]++;
+    }
+  }
 #pragma GCC unroll 12
   for (int i = 0; i < tile; i++)
 #pragma GCC unroll 8
@@ -70,8 +92,8 @@ INLINE void NAME(tile_sums)(const gemm *g, int64_t row, int64_t panel, int is_mo
 }
 
 #define TILE(tile, width) \
-  NOT_INLINE void NAME(sums_##tile##x##width)(const gemm *g, int64_t row, int64_t panel, int is_more, float *to) { \
-    NAME(tile_sums)(g, row, panel, is_more, to, tile, width); \
+  NOT_INLINE void NAME(sums_##tile##x##width)(const gemm *g, int64_t row, int64_t panel, int is_more, const expansion *added, float *to) { \
+    NAME(tile_sums)(g, row, panel, is_more, added, to, tile, width); \
   }
 TILE(1, 1) TILE(2, 1) TILE(3, 1)
 #if MAX_TILE == 12
@@ -80,11 +102,11 @@ TILE(1, 3) TILE(2, 2) TILE(3, 2) TILE(4, 2) TILE(5, 2) TILE(6, 2)
 #endif
 #undef TILE
 
-static void NAME(sum_tile)(const gemm *g, int64_t row, int64_t panel, int64_t tile, int64_t width, int is_more, float *to) {
+static void NAME(sum_tile)(const gemm *g, int64_t row, int64_t panel, int64_t tile, int64_t width, int is_more, const expansion *added, float *to) {
   switch (tile * 4 + width) {
 #define CASE(tile, width) \
   case tile * 4 + width: \
-    NAME(sums_##tile##x##width)(g, row, panel, is_more, to); \
+    NAME(sums_##tile##x##width)(g, row, panel, is_more, added, to); \
     break;
     CASE(1, 1) CASE(2, 1) CASE(3, 1)
 #if MAX_TILE == 12
@@ -95,11 +117,17 @@ static void NAME(sum_tile)(const gemm *g, int64_t row, int64_t panel, int64_t ti
   }
 }
 
-static void NAME(run_tile)(const gemm *g, int64_t row, int64_t panel, int64_t tile, int64_t width) {
+// `marks`: of the tile's rows, see low_rank.h; not read without additions.
+static void NAME(run_tile)(const gemm *g, int64_t row, int64_t panel, int64_t tile, int64_t width, const row_mark *marks) {
   _Alignas(64) float sums[MAX_TILE * LANES];
-  if (g->added) NAME(await_tile)(g, row, panel, tile);
-  NAME(sum_tile)(g, row, panel, tile, width, 0, sums);
-  if (g->added) NAME(expand_tile)(g, row, panel, tile, width, sums);
+  expansion whole[3];
+  const expansion *added = NULL;
+  if (g->added) {
+    NAME(await_tile)(g, row, panel, tile, width, marks);
+    if (marks->is_whole) added = NAME(expand_whole)(g, row, panel, width, whole);
+  }
+  NAME(sum_tile)(g, row, panel, tile, width, 0, added, sums);
+  if (g->added && !added) NAME(expand_tile)(g, row, panel, tile, width, marks, sums);
   for (int64_t i = 0; i < tile; i++)
     for (int64_t j = 0; j < width; j++) {
       const float *sum = sums + (i * width + j) * LANES;
@@ -112,7 +140,7 @@ static void NAME(sum_panels)(const gemm *g, int64_t row, int64_t tile, int64_t p
   const int64_t at_once = panels_at_once(tile);
   for (int64_t panel = 0, width; panel < panels; panel += width) {
     width = panel + at_once <= panels ? at_once : 1;
-    NAME(sum_tile)(g, row, panel, tile, width, is_more, to + panel * tile * LANES);
+    NAME(sum_tile)(g, row, panel, tile, width, is_more, NULL, to + panel * tile * LANES);
   }
 }
 
@@ -120,11 +148,14 @@ static void NAME(sum_panels)(const gemm *g, int64_t row, int64_t tile, int64_t p
 static void NAME(run_block)(const gemm *g, int64_t block, int64_t num_blocks, int64_t from, int64_t to) {
   const int64_t first = share(g->num_rows, block, num_blocks), rows = share(g->num_rows, block + 1, num_blocks) - first;
   const int64_t num_tiles = (rows + MAX_TILE - 1) / MAX_TILE, at_once = panels_at_once(rows);
+  row_mark marks[MOST_BLOCK_ROWS];
+  for (int64_t tile = 0; tile < (g->added ? num_tiles : 0); tile++)
+    mark_rows(g->added, first, share(rows, tile, num_tiles), share(rows, tile + 1, num_tiles), marks);
   for (int64_t panel = from, width; panel < to; panel += width) {
     width = panel + at_once <= to ? at_once : 1;
     for (int64_t tile = 0; tile < num_tiles; tile++) {
       const int64_t start = share(rows, tile, num_tiles), stop = share(rows, tile + 1, num_tiles);
-      NAME(run_tile)(g, first + start, panel, stop - start, width);
+      NAME(run_tile)(g, first + start, panel, stop - start, width, marks + start);
     }
   }
 }

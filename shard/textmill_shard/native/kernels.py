@@ -73,7 +73,7 @@ class DecoderStep(ctypes.Structure):
         *_fields(_PTR, "input_ids", "positions", "kv_places", "logit_rows"),
         *_fields(_PTR, "query_starts", "context_lens", "block_tables", "logits", "hidden"),
         *_fields(_PTR, "best", "not_finite", "log_mass", "best_score"),
-        *_fields(_I64, "num_adapters"),
+        *_fields(_I64, "num_adapters", "most_ranks"),
         *_fields(_PTR, "adapters", "adapter_of_token"),
         *_fields(_PTR, "rope_positions", "span_ends"),
         *_fields(_I64, "num_media", "num_deepstack"),

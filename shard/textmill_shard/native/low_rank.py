@@ -4,7 +4,7 @@
 # W words of 32 bits
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ RANKS_AT_ONCE = 8
 CHUNK = 32  # inner elements that stand side by side in A
 HALF_OUTPUTS = 16
 MAX_PARTS = 3
+ALIGNMENT = 64  # bytes
 
 _I64, _PTR = ctypes.c_int64, ctypes.c_void_p
 
@@ -31,6 +32,7 @@ class LowRankProduct(ctypes.Structure):
         ("first_rank", _I64 * MAX_PARTS),
         ("part_ranks", _I64 * MAX_PARTS),
         ("b", _PTR * MAX_PARTS),
+        ("half_words", _I64 * MAX_PARTS),
     )
 
 
@@ -62,9 +64,9 @@ class PackedLowRank:
         if not is_gate and any(start % HALF_OUTPUTS for start in starts):
             parts, starts = [_joined(parts)], [0]
         self.product = LowRankProduct(num_parts=len(parts), is_gate=is_gate)
-        self._held: list[torch.Tensor] = []
         scales: list[torch.Tensor] = []
         groups: list[torch.Tensor] = []
+        halves: dict[int, torch.Tensor] = {}  # B of each part that has one
         first_rank = 0
         for number, (part, start) in enumerate(zip(parts, starts, strict=True)):
             self.product.first_half[number] = start // HALF_OUTPUTS
@@ -76,21 +78,68 @@ class PackedLowRank:
             self.product.part_ranks[number] = padded
             groups.append(_pack_a(part.a_rI, padded))
             scales.append(torch.nn.functional.pad(_scales(part), (0, padded - rank)))
-            b = self._hold(_pack_b(part.b_Or, padded))
-            self.product.b[number] = b.data_ptr()
+            halves[number] = _pack_b(part.b_Or, padded)
             first_rank += padded
         self.product.num_ranks = first_rank
-        self.product.a = self._hold(torch.cat(groups)).data_ptr()
-        self.product.scales = self._hold(torch.cat(scales)).data_ptr()
+        self._b_starts = self._place_halves(halves, is_gate=is_gate)
+        joined = torch.cat(list(halves.values()), dim=1) if is_gate else _one_after_the_other(halves.values())
+        self._a, self._scales, self._b = torch.cat(groups), torch.cat(scales), joined
+        self._point()
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the matrices, with their padding."""
-        return sum(tensor.nbytes for tensor in self._held)
+        return self._a.nbytes + self._scales.nbytes + self._b.nbytes
 
-    def _hold(self, tensor: torch.Tensor) -> torch.Tensor:
-        self._held.append(tensor)
-        return tensor
+    @property
+    def room_bytes(self) -> int:
+        """Bytes that `move` needs."""
+        return sum(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in (self._a, self._scales, self._b))
+
+    def move(self, memory: torch.Tensor) -> None:
+        """Copy the matrices to the beginning of `memory`, uint8 and aligned to 64 bytes, and read them there."""
+        self._a, rest = _moved(self._a, memory)
+        self._b, rest = _moved(self._b, rest)
+        self._scales, _ = _moved(self._scales, rest)
+        self._point()
+
+    def _place_halves(self, halves: Mapping[int, torch.Tensor], *, is_gate: bool) -> dict[int, int]:
+        """Note how far apart half panels stand. Return the bytes before each part."""
+        starts, before = {}, 0
+        row_words = sum(half_HW.shape[1] for half_HW in halves.values())
+        for number, half_HW in halves.items():
+            starts[number] = before
+            self.product.half_words[number] = row_words if is_gate else half_HW.shape[1]
+            before += (half_HW.shape[1] if is_gate else half_HW.numel()) * half_HW.itemsize
+        return starts
+
+    def _point(self) -> None:
+        self.product.a, self.product.scales = self._a.data_ptr(), self._scales.data_ptr()
+        for number, start in self._b_starts.items():
+            self.product.b[number] = self._b.data_ptr() + start
+
+
+def pack_together(products: Sequence[PackedLowRank], allocate: Callable[[int], torch.Tensor]) -> None:
+    """Move the matrices of all products into one piece of memory, which `allocate` gives for a number of bytes.
+
+    On large pages each step needs fewer walks through page tables.
+    """
+    memory = allocate(sum(product.room_bytes for product in products))
+    start = 0
+    for product in products:
+        product.move(memory[start:])
+        start += product.room_bytes
+
+
+def _one_after_the_other(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _moved(tensor: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a copy of the tensor at the beginning of the memory, and the rest of the memory."""
+    copy = memory[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+    copy.copy_(tensor)
+    return copy, memory[-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT :]
 
 
 def _joined(parts: Sequence[LowRankPart]) -> LowRankPart:
@@ -131,7 +180,7 @@ def _pack_a(a_rI: torch.Tensor, num_ranks: int) -> torch.Tensor:
 
 
 def _pack_b(b_Or: torch.Tensor, num_ranks: int) -> torch.Tensor:
-    """Return int32 `[H, W, 16]` with zeros in the padding.
+    """Return int32 `[H, W * 16]` with zeros in the padding.
 
     H has one half panel more than the outputs fill, because the last panel of a product is always computed whole.
     """
@@ -139,7 +188,7 @@ def _pack_b(b_Or: torch.Tensor, num_ranks: int) -> torch.Tensor:
     num_halves = -(-num_outputs // HALF_OUTPUTS) + 1
     padded = b_Or.new_zeros(num_halves * HALF_OUTPUTS, num_ranks)
     padded[:num_outputs, :rank] = b_Or
-    return padded.view(torch.int32).view(num_halves, HALF_OUTPUTS, -1).permute(0, 2, 1).contiguous()
+    return padded.view(torch.int32).view(num_halves, HALF_OUTPUTS, -1).permute(0, 2, 1).reshape(num_halves, -1)
 
 
 def product_pointers(products: Sequence[Any]) -> Any:

@@ -45,6 +45,25 @@ INLINE float sum_lanes(v16f x) {
   return lane[0];
 #endif
 }
+// The sums of the lanes of eight vectors.
+INLINE void sum_lanes_of_8(const v16f x[8], float to[8]) {
+#if defined(__AVX512F__)
+  __m512 fours[2];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++) {  // lanes of 128 bits: what is left of four vectors
+    const __m512 a = (__m512)x[4 * i], b = (__m512)x[4 * i + 1], c = (__m512)x[4 * i + 2], d = (__m512)x[4 * i + 3];
+    const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+    const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+    fours[i] = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+  }
+  __m512 pairs = _mm512_add_ps(_mm512_unpacklo_ps(fours[0], fours[1]), _mm512_unpackhi_ps(fours[0], fours[1]));
+  pairs = _mm512_add_ps(pairs, _mm512_permute_ps(pairs, 0x4e));  // each lane of 128 bits: vector i and vector i + 4
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+  _mm256_storeu_ps(to, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, pairs)));
+#else
+  for (int i = 0; i < 8; i++) to[i] = sum_lanes(x[i]);
+#endif
+}
 INLINE float max_lanes(v16f x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)x);

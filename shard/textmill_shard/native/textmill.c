@@ -180,13 +180,7 @@ EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
   r.act_words = round_up(round_up(m->mlp, 16) / per_word, 16) + 16;
   r.private_normed_words = PRIVATE_NORM_TOKENS * r.normed_words;
   r.attention_scratch_bytes = round_up(attention_scratch_bytes(m->heads, m->kv_heads, m->head_dim, m->head_dim, NULL, NULL), 64);
-  int64_t most_ranks = 0;
-  const int64_t num_products = m->num_layers * NUM_PRODUCTS + 1;
-  for (int64_t product = 0; product < (s->num_adapters ? num_products : 0); product++) {
-    const int64_t ranks = most_rank_groups(s->adapters, s->num_adapters, product) * RANKS_AT_ONCE;
-    if (ranks > most_ranks) most_ranks = ranks;
-  }
-  r.z_words = most_ranks / per_word;
+  r.z_words = s->most_ranks / per_word;
   const int64_t run_room = s->num_adapters ? tokens : 0, kept_room = s->num_adapters ? kept : 0;
   const int64_t kept_words = r.attended_words > r.normed_words ? r.attended_words : r.normed_words;
   const int64_t sizes[] = {  // in bytes
@@ -195,7 +189,7 @@ EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
       t->size * r.attention_scratch_bytes, 4 * t->size * r.private_normed_words,
       (tokens + s->num_sequences) * (int64_t)sizeof(attention_item), (m->num_layers * NUM_PHASES + 1) * (int64_t)sizeof(atomic_long),
       4 * run_room * r.z_words, run_room * (int64_t)sizeof(low_rank_run), kept_room * (int64_t)sizeof(low_rank_run), 4 * kept_room,
-      8 * s->num_adapters, s->num_adapters ? num_products * (int64_t)sizeof(atomic_long) : 0};
+      8 * s->num_adapters};
   char *parts[sizeof sizes / sizeof *sizes];
   int64_t total = 0;
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) total += round_up(sizes[i], 64);
@@ -220,8 +214,6 @@ EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
     r.runs = (low_rank_run *)parts[13];
     r.kept_runs = (low_rank_run *)parts[14];
     r.kept_adapters = (int32_t *)parts[15];
-    r.next_shrink = (atomic_long *)parts[17];
-    for (int64_t i = 0; i < num_products; i++) atomic_init(r.next_shrink + i, 0);
     for (int64_t i = 0; i < rows; i++) r.kept_adapters[i] = s->adapter_of_token[s->logit_rows[i]];
     r.num_runs = list_low_rank_runs(s->adapter_of_token, tokens, s->num_adapters, (int64_t *)parts[16], r.runs);
     r.num_kept_runs = list_low_rank_runs(r.kept_adapters, rows, s->num_adapters, (int64_t *)parts[16], r.kept_runs);
@@ -236,7 +228,7 @@ typedef struct {
   team *team;
   row_additions added;
   const uint32_t *rows;
-  int64_t row_words, inner, num_runs, num_groups, num_halves, is_bf16, is_narrow;
+  int64_t row_words, inner, num_runs, num_groups, num_panels, is_bf16, is_narrow;
   const low_rank_run *runs;
   uint32_t *z;
   void *out;
@@ -244,25 +236,18 @@ typedef struct {
 } addition_run;
 
 static void shrink_share(const addition_run *r, int64_t member, int64_t size) {
-  const int64_t units = r->num_runs * r->num_groups;
-  for (int64_t unit = share(units, member, size); unit < share(units, member + 1, size); unit++) {
-    const low_rank_run *run = r->runs + unit / r->num_groups;
-    const low_rank *l = r->added.adapters[run->adapter];
-    const int64_t group = unit % r->num_groups;
-    if (group >= l->num_ranks / RANKS_AT_ONCE) continue;
-    if (r->is_bf16)
-      shrink_group_bf16(l, group, run, r->rows, r->row_words, r->inner, r->z, r->added.z_words);
-    else
-      shrink_group_f32(l, group, run, r->rows, r->row_words, r->inner, r->z, r->added.z_words);
-  }
+  if (r->is_bf16)
+    shrink_share_bf16(r->added.adapters, 0, r->runs, r->num_runs, r->num_groups, member, size, r->rows, r->row_words, r->inner, r->z, r->added.z_words);
+  else
+    shrink_share_f32(r->added.adapters, 0, r->runs, r->num_runs, r->num_groups, member, size, r->rows, r->row_words, r->inner, r->z, r->added.z_words);
 }
 
 static void add_share(const addition_run *r, int64_t member, int64_t size) {
-  const int64_t from = share(r->num_halves, member, size), to = share(r->num_halves, member + 1, size);
+  const int64_t from = share(r->num_panels, member, size), to = share(r->num_panels, member + 1, size);
   if (r->is_bf16)
-    add_halves_bf16(&r->added, r->runs, r->num_runs, from, to, r->out, r->out_stride, r->num_outputs, (int)r->is_narrow);
+    add_panels_bf16(&r->added, r->runs, r->num_runs, from, to, r->out, r->out_stride, r->num_outputs, (int)r->is_narrow);
   else
-    add_halves_f32(&r->added, r->runs, r->num_runs, from, to, r->out, r->out_stride, r->num_outputs, (int)r->is_narrow);
+    add_panels_f32(&r->added, r->runs, r->num_runs, from, to, r->out, r->out_stride, r->num_outputs, (int)r->is_narrow);
 }
 
 static void add_low_ranks(void *argument, int member) {
@@ -286,7 +271,7 @@ EXPORT int textmill_low_rank(team *t, const uint32_t *rows, int64_t num_rows, in
   char *memory = team_scratch(t, z_bytes + run_bytes + round_up(8 * num_adapters, 64));
   if (!memory) return -1;
   addition_run r = {.team = t, .rows = rows, .row_words = inner / per_word, .inner = inner, .num_groups = groups,
-                    .num_halves = (num_outputs + 15) / 16, .is_bf16 = is_bf16, .is_narrow = is_narrow, .z = (uint32_t *)memory,
+                    .num_panels = (num_outputs + LANES - 1) / LANES, .is_bf16 = is_bf16, .is_narrow = is_narrow, .z = (uint32_t *)memory,
                     .out = out, .out_stride = out_stride, .num_outputs = num_outputs,
                     .added = {.adapters = adapters, .adapter_of_row = adapter_of_row, .z = (uint32_t *)memory, .z_words = z_words}};
   low_rank_run *runs = (low_rank_run *)(memory + z_bytes);

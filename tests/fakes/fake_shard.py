@@ -7,6 +7,7 @@ to run the fake shard by hand.
 import argparse
 import hashlib
 import itertools
+import math
 import queue
 import threading
 import time
@@ -77,6 +78,9 @@ class FakeShardOptions:
     heartbeat_s: float = 1.0
     adapter_bytes: int = 1000  # of all adapters; the file of an adapter has as many bytes as the adapter takes
     max_adapter_rank: int = 64
+    media_kinds: tuple[str, ...] = ()  # where not empty, prompts may have images
+    media_cache_bytes: int = 1 << 20
+    media_row_bytes: int = 4
 
 
 class _Epoch:
@@ -130,6 +134,12 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self.num_sampled = 0  # tokens, over all epochs
         self.adapters: dict[bytes, int] = {}  # bytes by digest; a lost stream keeps them
         self.adapter_calls: list[str] = []  # "load NAME" with the folder's name, "unload DIGEST", as they came
+        self.media: dict[bytes, int] = {}  # rows of the images that are kept, by digest; a lost stream keeps them
+        self.media_calls: list[str] = []  # "has NUMBER", "put DIGEST", "admit" of a request with images
+        self.refuse_media: dict[bytes, tuple[grpc.StatusCode, str]] = {}  # how the next Put of a digest ends
+        self.forgets_media = False  # keeps no image that is put
+        self._may_put = threading.Event()
+        self._may_put.set()
         self._is_leaving = False
         self._may_load = threading.Event()
         self._may_load.set()
@@ -150,6 +160,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
         self._may_speak.set()
         self._is_leaving = True
         self._may_load.set()
+        self._may_put.set()
         self._server.stop(grace=0.2).wait(5)
         for thread in list(self._threads):
             thread.join(5)
@@ -188,6 +199,13 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
 
     def resume_loads(self) -> None:
         self._may_load.set()
+
+    def pause_puts(self) -> None:
+        """Answer no Put until `resume_puts`."""
+        self._may_put.clear()
+
+    def resume_puts(self) -> None:
+        self._may_put.set()
 
     def fail_slot(self, slot: int) -> None:
         """Let the next step report an error for the occupant of the slot."""
@@ -315,6 +333,28 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
                 context.abort(grpc.StatusCode.NOT_FOUND, "no such adapter")
         return shard_pb2.UnloadAdapterAnswer()
 
+    def HasMedia(self, request: shard_pb2.MediaDigests, context: grpc.ServicerContext) -> shard_pb2.MediaDigests:
+        self.media_calls.append(f"has {len(request.digests)}")
+        return shard_pb2.MediaDigests(digests=[digest for digest in request.digests if digest in self.media])
+
+    def Put(
+        self, request_iterator: Iterator[shard_pb2.MediaPart], context: grpc.ServicerContext
+    ) -> shard_pb2.PutAnswer:
+        header = next(request_iterator).header
+        num_bytes = sum(len(part.data) for part in request_iterator)
+        self.media_calls.append(f"put {header.digest.hex()}")
+        self._may_put.wait()
+        if self._is_leaving:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the shard is going away")
+        if header.digest in self.refuse_media:
+            context.abort(*self.refuse_media.pop(header.digest))
+        wanted = sum(math.prod(tensor.shape) * 4 for tensor in header.tensors)  # of float32
+        if num_bytes != wanted or header.kind not in self._options.media_kinds:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{num_bytes} bytes of {wanted}, kind {header.kind}")
+        if not self.forgets_media:
+            self.media[header.digest] = header.num_rows
+        return shard_pb2.PutAnswer()
+
     # ---- Inner parts.
 
     def _info(self) -> shard_pb2.ShardInfo:
@@ -341,6 +381,9 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             adapter_bytes=options.adapter_bytes,
             max_adapter_rank=options.max_adapter_rank,
             adapter_digests=sorted(self.adapters),
+            media_kinds=options.media_kinds,
+            media_cache_bytes=options.media_cache_bytes if options.media_kinds else 0,
+            media_row_bytes=options.media_row_bytes if options.media_kinds else 0,
         )
         for name, value in self._info_changes.items():
             if isinstance(value, list):
@@ -360,6 +403,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             script=self._options.script,
             logprob_of=self._options.logprob_of,
             adapters=self.adapters,
+            media=self.media,
         )
         self.history.append(table)
         return _Epoch(next(self._epochs), table)
@@ -385,6 +429,8 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
                     self.num_plans += 1
                     for admit in message.plan.admits:
                         self.last_admit = admit
+                        if admit.media:
+                            self.media_calls.append("admit")
                         self.prompts.append(bytes(byte for byte in admit.prompt_ids[::4] if byte))
                     epoch.plans.put(message.plan)
         except grpc.RpcError:

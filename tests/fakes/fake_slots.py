@@ -83,6 +83,8 @@ class SlotTable:
     failing_slots: set[int] = field(default_factory=set)
     last_admit: shard_pb2.Admit = field(default_factory=shard_pb2.Admit)
     adapters: dict[bytes, int] = field(default_factory=dict)  # loaded ones, by digest; the fake shard writes here
+    media: dict[bytes, int] = field(default_factory=dict)  # rows of kept images, by digest; the fake shard writes here
+    slots_without_media: set[int] = field(default_factory=set)  # slots whose images were not kept at their admission
 
     def __post_init__(self) -> None:
         self._max_step_tokens = self._max_prefill_tokens = self._max_chunk_tokens = self.max_step_tokens
@@ -165,6 +167,9 @@ class SlotTable:
             adapter_digest=admit.adapter_digest,
         )
         self.seats[seat.slot] = self.prefills[seat.slot] = seat
+        needed = [span for span in admit.media if span.start + span.num_tokens > admit.num_cached_tokens]
+        if any(span.first_row + span.num_tokens > self.media.get(span.digest, 0) for span in needed):
+            self.slots_without_media.add(seat.slot)
         self.num_admitted += 1
 
     def _leave(self, slot: int) -> None:
@@ -172,6 +177,7 @@ class SlotTable:
         self.prefills.pop(slot, None)
         self.decodes.pop(slot, None)
         self.failing_slots.discard(slot)
+        self.slots_without_media.discard(slot)
 
     # ---- Steps.
 
@@ -197,13 +203,14 @@ class SlotTable:
                 sampling.append(seat)
         if self.prefills:
             sampling += self._prefill(result, min(budget, self._max_prefill_tokens), starved)
-        for slot in self.failing_slots & self.seats.keys():
+        for slot in (self.failing_slots | self.slots_without_media) & self.seats.keys():
             seat = self.seats[slot]
+            lacks_media = slot in self.slots_without_media
             result.errors.add(
                 slot=slot,
                 request_id=seat.request_id,
-                code=shard_pb2.SLOT_ERROR_CODE_NOT_FINITE,
-                message="scripted fault",
+                code=shard_pb2.SLOT_ERROR_CODE_MEDIA if lacks_media else shard_pb2.SLOT_ERROR_CODE_NOT_FINITE,
+                message="an image is gone" if lacks_media else "scripted fault",
             )
             sampling = [other for other in sampling if other is not seat]
             self._leave(slot)

@@ -124,6 +124,8 @@ class InfoRoute:
                 )
                 for one in self._service.adapters.registry.listed()
             ],
+            media_kinds=list(facts.media_kinds),
+            media_cache_bytes=facts.media_cache_bytes,
         )
 
 

@@ -16,12 +16,14 @@ from textmill_proto import PROTOCOL_VERSION
 from textmill_router.adapters.registry import AdapterRegistry
 from textmill_router.engine.adapter_calls import ShardAway
 from textmill_router.engine.adapter_places import AdapterPlaces
+from textmill_router.engine.media_bringer import MediaBringer
 from textmill_router.engine.recovery import Recovery
 from textmill_router.engine.shard_client import ShardClient, ShardClientOptions
 from textmill_router.engine.shard_facts import ShardFacts, ShardHealth, pool_of
 from textmill_router.engine.status import LOADING_PHASES, EnginePhase, EngineStatus, EngineUnavailable
 from textmill_router.engine.wire import PlanRejected
 from textmill_router.health.group_watch import GroupSigns
+from textmill_router.metrics.media_metrics import MediaCounts
 from textmill_router.metrics.step_metrics import StepKind, StepMetrics
 from textmill_router.request import Failure, FailureCode, GenerationRequest, OutputSink, RequestId, RequestOutput
 from textmill_router.scheduler.cache_watch import CacheWatcher
@@ -108,6 +110,15 @@ class EngineLoop:
         self._has_broken = False
         self._heard_s = self.now()  # the last time that the shard said anything but a result
         self._moved_s = self.now()  # the last time that a step ended, or that nothing ran
+        self.media_counts = MediaCounts()
+        self._num_media_encodes = 0  # by the last heartbeat of the shard's process
+        self._media = MediaBringer(
+            self._client,
+            now=self.now,
+            on_ready=self._on_media_ready,
+            on_failed=self._on_media_failed,
+            counts=self.media_counts,
+        )
         self._num_memory_faults = 0  # by the last heartbeat of the shard's process, which counts from its start
         self._is_overdue = False  # whether the shard's last heartbeat called its step loop late
         self._warned_s = 0.0  # the last time that the log warned of a stall
@@ -204,6 +215,7 @@ class EngineLoop:
             return
         assert self._scheduler is not None
         self._scheduler.on_cancel(request_id)
+        self._media.cancel(request_id)
         self._tick_soon()
 
     def pause(self, request_id: RequestId, is_paused: bool) -> None:
@@ -265,6 +277,7 @@ class EngineLoop:
         decision = self._scheduler.begin_epoch(pool_of(facts), self._moved_s)
         self.steps.on_plans(decision.plans, self._scheduler.num_running, time.perf_counter() - began_s)
         self._client.send(decision.plans)
+        self._bring_media(self._scheduler)
         self.recovery.end()
         self._set_status(EngineStatus(EnginePhase.READY, 1.0, facts))
         self._deliver(decision.outputs)
@@ -286,6 +299,8 @@ class EngineLoop:
             self._has_broken = True
             self._client.cut(f"the shard broke a rule of the stream: {error}")
             return
+        if scheduler.has_wanted_media:
+            self._bring_media(scheduler)
         has_prefill = has_prefill or scheduler.counters.num_prefill_tokens > num_prefill_tokens
         kind = StepKind.PREFILL if has_prefill else StepKind.DECODE
         if decision.plans:
@@ -306,7 +321,9 @@ class EngineLoop:
         log.error("plan rejected", extra={"plan": rejected.plan_number, "reason": rejected.message})
         self._deliver(self._scheduler.on_plan_rejected(rejected.plan_number, rejected.message, self.now()))
 
-    def on_heartbeat(self, *, overdue_s: float, num_memory_faults: int = 0) -> None:
+    def on_heartbeat(
+        self, *, overdue_s: float, num_memory_faults: int = 0, media_bytes: int = 0, num_media_encodes: int = 0
+    ) -> None:
         """Note that the shard lives. Warn when requests run and no step has ended for `STALL_WARNING_S`.
 
         No request is ended here, because a large step may take minutes. The shard knows when a step takes too long
@@ -316,6 +333,11 @@ class EngineLoop:
         self._is_overdue = overdue_s > 0.0
         self.steps.num_memory_faults += max(0, num_memory_faults - self._num_memory_faults)
         self._num_memory_faults = num_memory_faults
+        self.media_counts.num_kept_bytes = media_bytes
+        # A shard that has started again counts from 0.
+        is_same_process = num_media_encodes >= self._num_media_encodes
+        self.media_counts.num_encodes += num_media_encodes - (self._num_media_encodes if is_same_process else 0)
+        self._num_media_encodes = num_media_encodes
         num_running = 0 if self._scheduler is None else self._scheduler.num_unpaused
         if not num_running:
             self._moved_s = now_s
@@ -329,6 +351,7 @@ class EngineLoop:
 
     def on_lost(self, reason: str) -> None:
         self.adapters.end()
+        self._media.end()
         if self._restoring is not None:
             self._restoring.cancel()
             self._restoring = None
@@ -343,6 +366,20 @@ class EngineLoop:
         self._set_status(EngineStatus(EnginePhase.LOST, 0.0, self._status.facts, reason))
 
     # ---- Inner parts.
+
+    def _bring_media(self, scheduler: Scheduler) -> None:
+        for request in scheduler.take_wanted_media():
+            self._media.bring(request)
+
+    def _on_media_ready(self, request_id: RequestId, lease_end_s: float) -> None:
+        if self._scheduler is not None:
+            self._scheduler.on_media(request_id, lease_end_s)
+            self._tick_soon()
+
+    def _on_media_failed(self, request_id: RequestId, message: str) -> None:
+        if self._scheduler is not None:
+            self._deliver(self._scheduler.fail_media(request_id, message))
+            self._tick_soon()
 
     async def _run(self) -> None:
         try:
@@ -374,6 +411,8 @@ class EngineLoop:
             began_s = time.perf_counter()
             plans = self._scheduler.on_tick(self.now())
             self._client.send(plans)
+            if self._scheduler.has_wanted_media:
+                self._bring_media(self._scheduler)
             self.steps.on_plans(plans, self._scheduler.num_running, time.perf_counter() - began_s)
             late = self._scheduler.take_late()
             if late:
@@ -441,6 +480,7 @@ class EngineLoop:
     def _end(self, reason: str) -> None:
         if self._status.phase is EnginePhase.STOPPED:
             return
+        self._media.end()
         self._deliver(())
         self._set_status(EngineStatus(EnginePhase.STOPPED, 0.0, self._status.facts, reason))
         failure = Failure(FailureCode.SHUTDOWN, reason)

@@ -58,7 +58,9 @@ class StreamHandler(Protocol):
     def on_hello(self, facts: ShardFacts, epoch: int) -> None: ...
     def on_result(self, result: StepResult) -> None: ...
     def on_rejected(self, rejected: PlanRejected) -> None: ...
-    def on_heartbeat(self, *, overdue_s: float, num_memory_faults: int) -> None: ...
+    def on_heartbeat(
+        self, *, overdue_s: float, num_memory_faults: int, media_bytes: int, num_media_encodes: int
+    ) -> None: ...
     def on_lost(self, reason: str) -> None:
         """The stream has ended after its Hello, and with the stream the epoch."""
 
@@ -195,7 +197,12 @@ class _Stream:
                 handler.on_rejected(rejected_from_proto(message.rejected))
             elif kind == "heartbeat":
                 beat = message.heartbeat
-                handler.on_heartbeat(overdue_s=beat.overdue_ms / 1000, num_memory_faults=beat.num_memory_faults)
+                handler.on_heartbeat(
+                    overdue_s=beat.overdue_ms / 1000,
+                    num_memory_faults=beat.num_memory_faults,
+                    media_bytes=beat.media_bytes,
+                    num_media_encodes=beat.num_media_encodes,
+                )
 
     async def close(self) -> None:
         self._call.cancel()

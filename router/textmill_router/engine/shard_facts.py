@@ -111,4 +111,8 @@ def pool_of(facts: ShardFacts) -> ShardPool:
         max_step_tokens=facts.max_step_tokens,
         rope_border=facts.rope_border,
         can_share_prefixes=PREFIX_FEATURE in facts.features,
+        media_cache_bytes=facts.media_cache_bytes,
+        media_row_bytes=facts.media_row_bytes,
+        uncut_spans=facts.uncut_spans,
+        uncut_prompts=facts.uncut_prompts,
     )

@@ -25,6 +25,7 @@ from textmill_router.metrics.exposition import (
     write_text,
 )
 from textmill_router.metrics.histogram import DURATION_BOUNDS_S, Histogram, linear_bounds
+from textmill_router.metrics.media_metrics import MediaCounts, media_families
 from textmill_router.metrics.row_metrics import RowMetrics
 from textmill_router.metrics.step_metrics import StepMetrics
 from textmill_router.metrics.vllm_names import vllm_families
@@ -48,6 +49,7 @@ class EngineNumbers:
     num_moved_requests: int = 0
     num_computed_by_caller: Mapping[str, int] = field(default_factory=dict)
     adapters: AllAdapters | None = None
+    media: Sequence[MediaCounts] | None = None  # of each replica, where the model takes images
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +268,8 @@ def _engine_families(engine: EngineNumbers) -> Iterator[Metric]:
     yield labelled_counters(specs.CALLER_TOKENS, [((caller,), count) for caller, count in by_caller])
     if engine.adapters is not None:
         yield from adapter_families(engine.adapters)
+    if engine.media is not None:
+        yield from media_families(engine.media)
     steps = engine.steps
     yield summary_family(specs.SKIPPED_TOKENS, steps.num_outputs_by_skipped)
     yield histogram_family(specs.BATCH_NEXT_SIZE, steps.next_size)

@@ -248,6 +248,15 @@ CALLER_TOKENS = _spec(
     "Tokens computed for a caller, who is the name of an API key or, without keys, empty; cached tokens do not count",
     labels=("caller",),
 )
+MEDIA_CACHE_BYTES = _spec(
+    "textmill_media_cache_bytes", _GAUGE, "Bytes of the images that the shards keep, by their last heartbeats"
+)
+MEDIA_ENCODES = _spec(
+    "textmill_media_encodes_total", _COUNTER, "Images that the shards have computed, by their heartbeats"
+)
+MEDIA_HITS = _spec("textmill_media_hits_total", _COUNTER, "Images that a shard kept when a request came with them")
+MEDIA_PUTS = _spec("textmill_media_puts_total", _COUNTER, "Images that were sent to a shard")
+MEDIA_PUT_BYTES = _spec("textmill_media_put_bytes_total", _COUNTER, "Bytes of images that were sent to a shard")
 _ADAPTER = ("adapter",)
 ADAPTER_REQUESTS = _spec(
     "textmill_adapter_requests_total",

@@ -9,6 +9,7 @@ from textmill_router.request import BlockId
 from textmill_router.scheduler.cache_watch import CacheWatcher
 from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.grants import Grants
+from textmill_router.scheduler.media_gate import MediaGate
 from textmill_router.scheduler.plan import Admit, Drop, Plan, ShardPool
 from textmill_router.scheduler.plan_builder import PlanBuilder
 from textmill_router.scheduler.prefix_cache import PrefixCache
@@ -55,6 +56,7 @@ class Epoch:
             ahead_tokens=config.grant_ahead_tokens,
             regrant_below_tokens=config.regrant_below_tokens,
         )
+        self.media = MediaGate(max_bytes=pool.media_cache_bytes, row_bytes=pool.media_row_bytes)
         self.num_running = 0
         self._builder = PlanBuilder(config.budget)
         self._max_chunk_tokens = config.budget.max_chunk_tokens
@@ -102,6 +104,8 @@ class Epoch:
         state.num_computed_tokens = num_cached_tokens
         state.num_indexed_blocks = len(hits)
         state.watch_at = 0  # look at the request when its first token comes
+        if state.media_spans:
+            self.media.seat(state)
         self.slots.seat(state)
         self.grants.admit(state, hits)
         self.cache.start_writing(state)
@@ -122,6 +126,10 @@ class Epoch:
                 caller_weight=1.0 if state.account is None else state.account.weight,
             )
         )
+
+    def num_cached_tokens(self, state: RequestState, hits: list[BlockId]) -> int:
+        """The tokens that a request would not compute if it were seated with these blocks."""
+        return len(hits) * self.pool.block_size + self._find_copy(state, hits)[1]
 
     def _find_copy(self, state: RequestState, hits: list[BlockId]) -> tuple[BlockId | None, int]:
         """The leader's block with the end of the prompt, and how many of its places to copy (rule 10).
@@ -145,11 +153,20 @@ class Epoch:
 
     def note_prefill(self, state: RequestState) -> None:
         """Count the tokens of the next chunk of a request whose prefill has advanced."""
-        # The text that an encoder reads is one chunk, however long.
-        least = max(state.request.num_encoder_tokens - state.num_computed_tokens, 0)
+        least = self._uncut_end(state) - state.num_computed_tokens
         share = max(min(state.num_tokens - state.num_computed_tokens, self._max_chunk_tokens), least)
         self._prefill_backlog += share - state.prefill_share
         state.prefill_share = share
+
+    def _uncut_end(self, state: RequestState) -> int:
+        """The token up to which the next chunk goes at least, however small chunks are (rule 16)."""
+        num_computed = state.num_computed_tokens
+        if self.pool.uncut_prompts:
+            return max(len(state.request.prompt_ids), num_computed)
+        if self.pool.uncut_spans:
+            ends = (span.end for span in state.media_spans if span.start <= num_computed < span.end)
+            return next(ends, num_computed)
+        return max(state.request.num_encoder_tokens, num_computed)  # the text that an encoder reads
 
     def end_prefill(self, state: RequestState) -> None:
         """Count no further chunk for a request that has a token or leaves."""
@@ -206,5 +223,7 @@ class Epoch:
         self.num_running -= 1
         state.charge_outputs()
         self.end_prefill(state)
+        if state.media_spans:
+            self.media.release(state.request_id)
         self.cache.stop_writing(state)
         self.grants.release(state)

@@ -131,3 +131,7 @@ class ShardPool:
     max_step_tokens: int
     rope_border: int = 0  # requests of more tokens, output included, take the long rotary table; 0 = one table
     can_share_prefixes: bool = True  # False: blocks do not hold a request's whole past (state rows)
+    media_cache_bytes: int = 0  # set aside for images; 0 = the model takes none
+    media_row_bytes: int = 0
+    uncut_spans: bool = False  # a step computes a media span whole (rule 16)
+    uncut_prompts: bool = False  # a step computes a prompt whole

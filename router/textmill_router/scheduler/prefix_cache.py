@@ -26,9 +26,13 @@ def root_hash(cache_salt: bytes, *, is_long_rope: bool = False, adapter_digest: 
     return blake2b(adapter_digest + cache_salt, digest_size=HASH_BYTES, person=person, salt=side).digest()
 
 
-def block_hash(parent: bytes, packed_ids: bytes) -> bytes:
-    """The hash of a full block and of all blocks before it, because the parent's hash goes into it."""
-    return blake2b(parent + packed_ids, digest_size=HASH_BYTES).digest()
+def block_hash(parent: bytes, content: bytes) -> bytes:
+    """The hash of a full block and of all blocks before it, because the parent's hash goes into it.
+
+    `content` holds the ids of the block and, behind them, what tells the images in the block apart
+    (`RequestState.packed_media`).
+    """
+    return blake2b(parent + content, digest_size=HASH_BYTES).digest()
 
 
 class PrefixCache:
@@ -69,7 +73,11 @@ class PrefixCache:
             packed = state.packed_ids(len(chain) * self.block_size, num_blocks * self.block_size)
             block_bytes = len(packed) // (num_blocks - len(chain))
             for start in range(0, len(packed), block_bytes):
-                parent = block_hash(parent, packed[start : start + block_bytes])
+                content = packed[start : start + block_bytes]
+                if state.media_spans:
+                    first = len(chain) * self.block_size
+                    content += state.packed_media(first, first + self.block_size)
+                parent = block_hash(parent, content)
                 chain.append(parent)
         return chain
 

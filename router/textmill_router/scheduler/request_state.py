@@ -38,6 +38,8 @@ class RequestState:
         "is_plain",
         "leader",
         "max_places",
+        "media_end",
+        "media_spans",
         "next_prompt_logprob",
         "num_charged_tokens",
         "num_computed_tokens",
@@ -77,6 +79,10 @@ class RequestState:
 
         self.account: Account | None = None  # of the caller, once a scheduler has the request
         self.num_charged_tokens = 0  # first tokens that the account was charged for, or that a cache held
+
+        self.media_spans = request.media_spans if request.media else ()
+        # The images are needed until so many tokens are computed.
+        self.media_end = self.media_spans[-1].end if self.media_spans else 0
 
         self.slot: Slot | None = None
         self.admit_plan = 0  # number of the plan that admitted the request
@@ -142,6 +148,18 @@ class RequestState:
         if start >= num_prompt:
             return self.output_ids[start - num_prompt : end - num_prompt].tobytes()
         return prompt_ids[start:].tobytes() + self.output_ids[: end - num_prompt].tobytes()
+
+    def packed_media(self, start: int, end: int) -> bytes:
+        """What tells the images apart whose placeholders are among tokens `start` .. `end` - 1.
+
+        For each span that has such placeholders: its digest, and the row that stands in the first of them, as u32.
+        """
+        packed = b""
+        for span in self.media_spans:
+            first = max(span.start, start)
+            if first < min(span.end, end):
+                packed += span.digest + (span.first_row + first - span.start).to_bytes(4, "little")
+        return packed
 
     def charge_prompt(self) -> None:
         """Charge the caller for the tokens that the slot just given has to compute."""

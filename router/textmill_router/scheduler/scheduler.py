@@ -104,7 +104,11 @@ class Scheduler:
         self._is_epoch_condemned = False
         outputs = []
         for state in list(self._queue):
-            if not self.can_ever_fit(state.max_places + 1):
+            if not self._epoch.media.can_ever_hold(state.request):
+                self._queue.remove(state)
+                message = f"the images do not fit the restarted shard, which sets {pool.media_cache_bytes} bytes aside"
+                outputs.append(self._fail(state, FailureCode.MEDIA, message))
+            elif not self.can_ever_fit(state.max_places + 1):
                 self._queue.remove(state)
                 message = (
                     f"{state.max_places + 1} tokens do not fit the restarted shard, which holds {pool.num_blocks} "
@@ -182,6 +186,8 @@ class Scheduler:
         assert request.max_new_tokens > 0, request.request_id
         if not self.can_ever_fit(num_total):
             raise DoesNotFit(f"prompt has {num_prompt} tokens, with max_new_tokens {num_total}: more than the KV pool")
+        if self._epoch is not None and request.media and not self._epoch.media.can_ever_hold(request):
+            raise DoesNotFit("the images take more bytes than the shard has set aside")
         self._queue.check_room(num_prompt)
         if state is None:
             state = RequestState(request)
@@ -242,6 +248,7 @@ class Scheduler:
             return
         if state.status is RequestStatus.WAITING:
             self._queue.remove(state)
+            self._forget_media(state)
         elif state.status is RequestStatus.RUNNING:
             assert self._epoch is not None
             self._epoch.leave(state, RequestStatus.CANCELLED)
@@ -253,6 +260,28 @@ class Scheduler:
         for state in lost:
             self.on_cancel(state.request_id)
         return tuple(failed(state, FailureCode.ADAPTER_LOST, message) for state in lost)
+
+    @property
+    def has_wanted_media(self) -> bool:
+        """Whether `take_wanted_media` has something to return. Look after each call that may make a plan."""
+        return self._epoch is not None and self._epoch.media.has_wanted
+
+    def take_wanted_media(self) -> list[GenerationRequest]:
+        """The requests whose images the engine must bring to the shard, or ask for, since the last call (rule 33)."""
+        return [] if self._epoch is None else self._epoch.media.take_wanted()
+
+    def on_media(self, request_id: RequestId, lease_end_s: float) -> None:
+        """Note that the shard holds all images of a request until this time; then call `on_tick`."""
+        if self._epoch is not None:
+            self._epoch.media.bring(request_id, lease_end_s)
+
+    def fail_media(self, request_id: RequestId, message: str) -> tuple[RequestOutput, ...]:
+        """Fail a request whose images cannot be brought to the shard. Unknown and ended ids are ignored."""
+        state = self._requests.get(request_id)
+        if state is None:
+            return ()
+        self.on_cancel(request_id)
+        return (failed(state, FailureCode.MEDIA, message),)
 
     def num_by_adapter(self) -> dict[str, AdapterLoad]:
         """The running and the waiting requests of each adapter, by the name that the requests gave. Walks them all."""
@@ -435,8 +464,13 @@ class Scheduler:
         state.order = (0, *state.place_order)
         self._queue.push(state)
 
+    def _forget_media(self, state: RequestState) -> None:
+        if self._epoch is not None:
+            self._epoch.media.release(state.request_id)
+
     def _fail(self, state: RequestState, code: FailureCode, message: str) -> RequestOutput:
         del self._requests[state.request_id]
+        self._forget_media(state)
         state.status = RequestStatus.CANCELLED
         return failed(state, code, message)
 
@@ -454,9 +488,10 @@ class Scheduler:
 
 def _has_same_places(one: GenerationRequest, other: GenerationRequest) -> bool:
     """Whether both prompts have the same K and V, and the same tenant may share them (rule 12)."""
-    return (one.prompt_ids, one.max_new_tokens, one.cache_salt, one.adapter_digest) == (
+    return (one.prompt_ids, one.max_new_tokens, one.cache_salt, one.adapter_digest, one.media_spans) == (
         other.prompt_ids,
         other.max_new_tokens,
         other.cache_salt,
         other.adapter_digest,
+        other.media_spans,
     )

@@ -1,5 +1,7 @@
 """Chooses which waiting requests get a slot now (rules 11, 14, 16, 22 in docs/wire.md)."""
 
+from itertools import islice
+
 from textmill_router.scheduler.account import Account
 from textmill_router.scheduler.epoch import Epoch
 from textmill_router.scheduler.fair_shares import FairShares
@@ -7,6 +9,8 @@ from textmill_router.scheduler.paces import Paces
 from textmill_router.scheduler.request_state import RequestState
 from textmill_router.scheduler.suspects import Suspects
 from textmill_router.scheduler.waiting_queue import WaitingQueue
+
+LOOK_AHEAD_REQUESTS = 8
 
 
 def admit_waiting(
@@ -16,11 +20,13 @@ def admit_waiting(
 
     Returns the requests that left the queue without a slot, because their prompts could not be read in time.
 
-    No request overtakes a request that lacks room. A request that is held may be overtaken (rule 11): it waits for a
-    running request to compute its prefix, or for the sequence that computes its prompt.
+    No request overtakes a request that lacks room. A request that is held may be overtaken: it waits for a running
+    request to compute its prefix, or for the sequence that computes its prompt (rule 11), or for its images to be on
+    the shard (rule 33).
     """
     if not len(queue):
         return []
+    epoch.media.begin_round()
     late: list[RequestState] = []
     admitted: list[RequestState] = []
     passed_over: set[Account | None] = set()
@@ -50,6 +56,8 @@ def admit_waiting(
         if state.request.deadline_s is not None and _is_too_late(state, len(hits) * epoch.pool.block_size, paces, now):
             late.append(state)
             continue
+        if state.media_spans and not epoch.media.may_seat(state, epoch.num_cached_tokens(state, hits), now):
+            continue
         if not epoch.grants.can_admit(state, hits, epoch.num_running):
             break
         epoch.seat(state, hits, now)
@@ -58,6 +66,8 @@ def admit_waiting(
             suspects.enter(state)
         admitted.append(state)
     num_tokens = 0
+    if queue.num_with_media:
+        _look_ahead(queue, epoch, now)
     for state in admitted:
         queue.remove(state)
         num_tokens += state.num_tokens
@@ -65,6 +75,14 @@ def admit_waiting(
         queue.remove(state)
     paces.queue.note(num_tokens, is_any_left=len(queue) > 0, now=now)
     return late
+
+
+def _look_ahead(queue: WaitingQueue, epoch: Epoch, now: float) -> None:
+    """Let the images of the requests that come next be brought to the shard while these requests wait for room."""
+    for state in islice(queue, LOOK_AHEAD_REQUESTS):
+        if state.media_spans and state.slot is None and not state.waits_for_leader:
+            hits = epoch.find_hits(state)
+            epoch.media.may_seat(state, epoch.num_cached_tokens(state, hits), now)
 
 
 def _is_too_late(state: RequestState, num_cached_tokens: int, paces: Paces, now: float) -> bool:

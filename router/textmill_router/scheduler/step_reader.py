@@ -92,6 +92,8 @@ class StepReader:
         if state.is_in_prefill:
             self._counters.num_prefill_tokens += num_computed - state.num_computed_tokens
             self._epoch.end_prefill(state)
+            if state.media_spans:
+                self._epoch.media.release(state.request_id)
         state.num_computed_tokens = num_computed
         if len(state.output_ids) > state.request.max_new_tokens:
             raise StreamBroken(f"request {state.request_id} has more than {state.request.max_new_tokens} tokens")
@@ -123,6 +125,8 @@ class StepReader:
             if state.status is RequestStatus.RUNNING:
                 self._epoch.cache.index_computed(state)
                 self._epoch.note_prefill(state)
+                if 0 < state.media_end <= num_computed:
+                    self._epoch.media.release(state.request_id)
 
     def _read_error(self, error: SlotError, outputs: list[RequestOutput]) -> None:
         """End the occupant of a slot that failed. The blocks that it wrote leave the prefix index (rule 19)."""

@@ -59,6 +59,7 @@ class WaitingQueue:
         self._num_requests = 0
         self._num_tokens = 0
         self._num_new_tokens = 0
+        self.num_with_media = 0  # waiting requests with images
 
     def __len__(self) -> int:
         return self._num_requests
@@ -146,6 +147,7 @@ class WaitingQueue:
         self._num_requests += 1
         self._num_tokens += state.num_tokens
         self._num_new_tokens += state.num_new_tokens
+        self.num_with_media += bool(state.media_spans)
 
     def remove(self, state: RequestState) -> None:
         """Take a waiting request out of the queue."""
@@ -159,6 +161,7 @@ class WaitingQueue:
         self._num_requests -= 1
         self._num_tokens -= state.num_tokens
         self._num_new_tokens -= state.num_new_tokens
+        self.num_with_media -= bool(state.media_spans)
 
 
 class _Cursor:

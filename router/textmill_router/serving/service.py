@@ -338,6 +338,7 @@ class Service:
                 engine.num_moved_requests,
                 engine.num_computed_by_caller(),
                 self._adapter_numbers(engine),
+                [one.media_counts for one in engine.replicas] if backend.facts.media_kinds else None,
             )
         rows = None
         if isinstance(self._engine, RowEngine):

@@ -125,6 +125,8 @@ class InfoAnswer(msgspec.Struct, frozen=True, gc=False):
     health_state: str
     replicas: list[ReplicaInfo]
     adapters: list[AdapterStatus]
+    media_kinds: list[str]
+    media_cache_bytes: int
     # Both are 0, because new prompts join the running batch at the next step.
     max_waiting_tokens: int = 0
     waiting_served_ratio: float = 0.0

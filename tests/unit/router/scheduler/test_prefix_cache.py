@@ -1,8 +1,12 @@
+from dataclasses import replace
 from hashlib import blake2b
 
+from textmill_router.media.media_item import MediaItem
 from textmill_router.request import GenerationRequest, RequestId, token_array
 from textmill_router.scheduler.prefix_cache import PrefixCache, block_hash, root_hash
 from textmill_router.scheduler.request_state import RequestState
+
+from tests.fakes.media_items import image_digest, make_image, with_spans
 
 
 def make_state(
@@ -218,3 +222,53 @@ def test_rule_19_what_was_computed_after_a_bad_block_is_forgotten_to_the_last():
     healthy = make_state([1, 2, 3, 4])
     compute(cache, healthy, 4)
     assert cache.lookup(make_state([1, 2, 3, 4, 5, 6, 7])) == healthy.block_ids
+
+
+IMAGE_ID = 9
+
+
+def pictured(ids: list[int], *images: MediaItem, block_size: int = 2) -> list[bytes]:
+    """Return the chain of all full blocks of a prompt with images."""
+    request = GenerationRequest(RequestId(1), token_array(ids), max_new_tokens=8, arrival_s=0.0, media=images)
+    cache = PrefixCache(num_blocks=8, block_size=block_size)
+    return cache.chain_of(RequestState(request), len(ids) // block_size)
+
+
+def test_rule_12_a_block_that_touches_images_is_hashed_with_their_digests_and_rows():
+    """Blocks [1, I], [I, I], [2, I], [3, 4]: the image `a` has rows 0 to 2, and `b` has row 0."""
+    ids = [1, *[IMAGE_ID] * 3, 2, IMAGE_ID, 3, 4]
+    chain = pictured(ids, make_image("a", 1, 3), make_image("b", 5, 1))
+    a, b = image_digest("a"), image_digest("b")
+    parent = root_hash(b"")
+    for number, media in enumerate((a + bytes([0, 0, 0, 0]), a + bytes([1, 0, 0, 0]), b + bytes(4), b"")):
+        parent = block_hash(parent, token_array(ids[2 * number : 2 * number + 2]).tobytes() + media)
+        assert chain[number] == parent
+
+
+def test_rule_12_two_images_one_pixel_apart_share_no_block():
+    ids = [1, 2, 3, *[IMAGE_ID] * 6, 4, 5, 6]
+    one, other = pictured(ids, make_image("a", 3, 6)), pictured(ids, make_image("a, one pixel apart", 3, 6))
+    assert one[0] == other[0]  # [1, 2] stands before the image
+    assert not set(one[1:]) & set(other[1:])  # blocks behind the image follow from the image too
+
+
+def test_rule_12_an_image_at_another_place_or_with_other_rows_is_another_block():
+    """Placeholders that stand alone in a block, as the tiles of an image do."""
+    ids = [IMAGE_ID, IMAGE_ID]
+    whole = make_image("a", 0, 2)
+    [first] = pictured(ids, whole)
+    [second] = pictured(ids, replace(whole, spans=(replace(whole.spans[0], first_row=2),)))
+    [two_spans] = pictured(ids, with_spans(whole, (0, 1), (1, 1)))
+    [text] = pictured(ids)
+    assert len({first, second, two_spans, text}) == 4
+
+
+def test_rule_12_the_output_behind_images_extends_the_chain():
+    request = GenerationRequest(
+        RequestId(1), token_array([IMAGE_ID, IMAGE_ID, 3]), 8, 0.0, media=(make_image("a", 0, 2),)
+    )
+    state = RequestState(request)
+    before = make_cache().chain_of(state, 1)[:]
+    state.output_ids.append(5)
+    state.num_tokens += 1
+    assert make_cache().chain_of(state, 2) == [*before, block_hash(before[0], token_array([3, 5]).tobytes())]

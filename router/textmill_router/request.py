@@ -44,6 +44,10 @@ class SamplingParameters:
     dry_breaker_ids: tuple[int, ...] = ()  # of `GenerationParameters.dry_sequence_breakers`
     allowed_ids: tuple[int, ...] = ()  # the only ids that the output may have; empty: every id
     bad_sequences: tuple[tuple[int, ...], ...] = ()  # no empty one; the output has none of these sequences
+    no_repeat_ngram_size: int = 0  # tokens in a row that stand in the text once at most; 0 = off
+    encoder_no_repeat_ngram_size: int = 0  # tokens in a row of the encoder's text that the output has not; 0 = off
+    forced_first_ids: tuple[int, ...] = ()  # the only ids of the first output token; empty: every id
+    forced_last_ids: tuple[int, ...] = ()  # the only ids of output token `max_new_tokens`; empty: every id
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,41 @@ class GenerationParameters:
     grammar: Grammar | None = None
     watermark: bool = False
     dry_sequence_breakers: tuple[str, ...] = ()  # `make_request` of `serving/prompts.py` makes ids of them
+
+
+class EarlyStopping(Enum):
+    """When a search by beams may end before its longest sequences."""
+
+    NO = "no"  # the best unfinished sequence, at its length now, scores less than each finished one
+    YES = "yes"  # `num_beams` sequences are finished
+    NEVER = "never"  # no unfinished sequence, at its most favourable length, could score better
+
+
+@dataclass(frozen=True, slots=True)
+class Beams:
+    """A search for the sequences with the best sum of log-probabilities (rule 34). The fields are those of `Beams`
+    in shard.proto.
+    """
+
+    num_beams: int  # sequences that are continued beside each other, at least 2
+    num_sequences: int  # finished sequences to answer with
+    length_penalty: float  # a finished sequence of n tokens scores its sum / n^length_penalty
+    early_stopping: EarlyStopping
+    max_ms: int = 0  # milliseconds after which each sequence counts as finished, 0 = no limit
+
+    def num_blocks(self, num_prompt_tokens: int, max_new_tokens: int, block_size: int) -> int:
+        """Return the blocks of the search: the full ones of the prompt, and the further ones of each sequence."""
+        num_shared = num_prompt_tokens // block_size
+        num_of_one = -(-(num_prompt_tokens + max_new_tokens - 1) // block_size)
+        return num_shared + self.num_beams * (num_of_one - num_shared)
+
+
+@dataclass(frozen=True, slots=True)
+class BeamSequence:
+    """A sequence that a search found: its output ids, and the score by which the sequences are in order."""
+
+    ids: "array[int]"
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +165,7 @@ class GenerationRequest:
     shares_prompt_of: RequestId | None = None  # the leader: this request waits until the leader has a token or ends
     adapter_name: str = ""  # by which the call asked for the adapter, for metrics; empty = the base model
     media: tuple[MediaItem, ...] = ()  # the images of the prompt, whose spans do not overlap
+    beams: Beams | None = None  # search the output by beams, with one output at the end
 
     @property
     def priority(self) -> int:
@@ -229,6 +269,7 @@ class RequestOutput:
     """The news of one step for one request. The tokens all count, because tokens of leaving requests are left out.
 
     A prefill chunk with prompt log-probabilities has no token. The last output of a request has `finish` or `failure`.
+    The tokens of a search by beams say only that the search goes on.
     """
 
     request_id: RequestId
@@ -239,6 +280,7 @@ class RequestOutput:
     finish: FinishReason | None = None
     failure: Failure | None = None
     effort: Effort = NO_EFFORT
+    sequences: tuple[BeamSequence, ...] = ()  # of a search that has finished, best first
 
 
 @dataclass(frozen=True, slots=True)

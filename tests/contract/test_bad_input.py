@@ -208,7 +208,7 @@ def test_values_that_nest_deep_are_400(client: httpx.Client, fields: dict[str, A
     assert "nested too deep: more than 128 levels" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("route", [*ROUTES, "/tokenize"])
+@pytest.mark.parametrize("route", [*(route for route in ROUTES if route != "/"), "/tokenize"])
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
 def test_other_content_type_is_415(client: httpx.Client, route: str, content_type: str | None) -> None:
     headers = {} if content_type is None else {"content-type": content_type}

@@ -1,6 +1,7 @@
 """summarization, translation, text2text-generation and conversations on `POST /`, and which model may do which."""
 
 import json
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import httpx
 import pytest
 from huggingface_hub import InferenceClient
+from textmill_proto.v1 import shard_pb2
+from textmill_router.engine.wire import unpack_ids
 
-from tests.fakes.byte_tokenizer import write_byte_tokenizer
-from tests.fakes.fake_shard import FakeShardOptions
+from tests.fakes.byte_tokenizer import BEGIN, BEGIN_ID, END, END_ID, write_byte_tokenizer
+from tests.fakes.fake_shard import FakeShardOptions, text_script
 from tests.fakes.running_router import RunningRouter
 
 # The decoder begins with two tokens of its own, and the shard writes abcdef ...
@@ -22,7 +25,10 @@ TASK_PARAMS = {
     "translation_en_to_de": {"prefix": "translate English to German: ", "max_length": 9},
     "translation_en_to_fr": {"prefix": "translate English to French: ", "max_length": 10},
 }
-GENERATION = {"max_length": 7, "do_sample": False, "eos_token_id": 1}
+GENERATION = {
+    **{"max_length": 7, "do_sample": False, "eos_token_id": 1, "no_repeat_ngram_size": 3, "forced_eos_token_id": 257},
+    **{"bad_words_ids": [[5], [6, 7]], "suppress_tokens": None, "early_stopping": True, "length_penalty": 1.5},
+}
 
 
 def model_folder(folder: Path) -> Path:
@@ -68,27 +74,122 @@ def test_the_prefix_of_the_task_stands_before_the_text(router: RunningRouter, cl
 
 
 def test_fields_of_the_call_win_and_the_inner_ones_over_those(client: httpx.Client) -> None:
+    # `max_new_tokens` counts the forced first token, as transformers counts.
     assert post(client, {"inputs": "hi", "parameters": {"max_length": 5}}) == [{"summary_text": "abc"}]
-    assert post(client, {"inputs": "hi", "parameters": {"max_new_tokens": 2}}) == [{"summary_text": "ab"}]
-    inner = {"max_new_tokens": 2, "generate_parameters": {"max_new_tokens": 4}}
+    assert post(client, {"inputs": "hi", "parameters": {"max_new_tokens": 3}}) == [{"summary_text": "ab"}]
+    inner = {"max_new_tokens": 3, "generate_parameters": {"max_new_tokens": 5}}
     assert post(client, {"inputs": "hi", "parameters": inner}) == [{"summary_text": "abcd"}]
 
 
-def test_what_the_checkpoint_wants_and_is_not_served_is_told(client: httpx.Client) -> None:
+def test_the_search_of_the_checkpoint_reaches_the_shard(router: RunningRouter, client: httpx.Client) -> None:
     answer = client.post("/", json={"inputs": "hi"})
-    assert "num_beams 4" in answer.headers["x-warnings"]
     assert answer.headers["x-task"] == "summarization"
+    assert "x-warnings" not in answer.headers
+    admit = router.shard.last_admit
+    assert (admit.beams.num_beams, admit.beams.num_sequences, admit.beams.length_penalty) == (4, 1, 1.5)
+    assert admit.beams.early_stopping == shard_pb2.EARLY_STOPPING_YES
+    assert (admit.sampling.no_repeat_ngram_size, admit.min_new_tokens) == (3, 2)
+    # The first id begins the decoder, and the second one is the first of the answer, as transformers counts.
+    assert (unpack_ids(admit.prompt_ids)[-1], unpack_ids(admit.sampling.forced_first_ids)) == (257, array("I", [256]))
+    assert unpack_ids(admit.sampling.forced_last_ids) == array("I", [257])
+    assert [unpack_ids(one) for one in admit.sampling.bad_sequences] == [array("I", [5]), array("I", [6, 7])]
+
+
+def test_fields_of_the_call_win_over_the_search_of_the_checkpoint(router: RunningRouter, client: httpx.Client) -> None:
+    parameters = {
+        **{"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5, "early_stopping": "never"},
+        **{"no_repeat_ngram_size": 2, "forced_eos_token_id": [9, 8], "forced_bos_token_id": 77, "max_time": 100},
+    }
+    found = post(client, {"inputs": ["hi", "ho"], "parameters": parameters})
+    assert found == [{"summary_text": "Mabcdef"}] * 4
+    admit = router.shard.last_admit
+    assert (admit.beams.num_beams, admit.beams.num_sequences, admit.beams.length_penalty) == (3, 2, 0.5)
+    assert admit.beams.early_stopping == shard_pb2.EARLY_STOPPING_NEVER
+    assert 50_000 < admit.beams.max_ms <= 100_000
+    assert unpack_ids(admit.sampling.forced_first_ids) == array("I", [77])
+    assert unpack_ids(admit.sampling.forced_last_ids) == array("I", [9, 8])
+    post(client, {"inputs": "hi", "parameters": {"num_beams": 1}})
+    assert not router.shard.last_admit.HasField("beams")
+    assert router.shard.last_admit.sampling.no_repeat_ngram_size == 3
+
+
+@pytest.mark.parametrize("parameters", [{"do_sample": True}, {"temperature": 0.7}, {"top_p": 0.9}])
+def test_a_call_that_samples_has_no_beams(
+    router: RunningRouter, client: httpx.Client, parameters: dict[str, Any]
+) -> None:
+    post(client, {"inputs": "hi", "parameters": parameters})
+    assert not router.shard.last_admit.HasField("beams")
+    assert router.shard.last_admit.sampling.do_sample
+    found = post(client, {"inputs": "hi", "parameters": {**parameters, "num_beams": 2}}, status=422)
+    assert "`parameters.num_beams`" in found["error"]
+
+
+def test_a_shard_that_searches_no_beams_is_told(tmp_path: Path) -> None:
+    with RunningRouter(
+        tmp_path, OPTIONS, is_loading=True, model=model_folder(tmp_path), task="summarization"
+    ) as router:
+        router.shard.change_info(features=["grammar"])
+        router.shard.load(None)
+        router.wait_until_healthy()
+        with router.client() as client:
+            answer = client.post("/", json={"inputs": "hi"})
+            assert "num_beams 4" in answer.headers["x-warnings"]
+            found = post(client, {"inputs": "hi", "parameters": {"num_beams": 2}}, status=422)
+            assert "a single shard" in found["error"]
+
+
+def test_blanks_before_punctuation_are_left_out_where_a_call_asks(tmp_path: Path) -> None:
+    options = FakeShardOptions(
+        decoder_prompt_ids=(257,), max_encoder_tokens=60, script=text_script("It is n't here , is it ?", 257)
+    )
+    with RunningRouter(tmp_path, options, task="text2text-generation") as router, router.client() as client:
+        assert post(client, {"inputs": "hi"}) == [{"generated_text": "It is n't here , is it ?"}]
+        found = post(client, {"inputs": "hi", "parameters": {"clean_up_tokenization_spaces": True}})
+        assert found == [{"generated_text": "It isn't here, is it?"}]
+
+
+def test_text_generation_on_post_begins_from_the_checkpoint_and_generate_does_not(tmp_path: Path) -> None:
+    model = write_byte_tokenizer(tmp_path / "model")
+    generation = {"max_length": 9, "no_repeat_ngram_size": 4, "num_beams": 2, "min_length": 3, "temperature": 0.1}
+    (model / "generation_config.json").write_text(json.dumps(generation))
+    with RunningRouter(tmp_path, model=model, task="text-generation") as router, router.client() as client:
+        own = {"do_sample": False, "return_full_text": False}
+        # A begin, two bytes and six more come to nine tokens.
+        assert post(client, {"inputs": "hi", "parameters": own}) == [{"generated_text": "abcdef"}]
+        assert router.shard.last_admit.beams.num_beams == 2
+        assert post(client, {"inputs": "hi", "parameters": {"do_sample": False}}) == [{"generated_text": "hiabcdef"}]
+        post(client, {"inputs": "hi"})  # without parameters a call samples, as in TGI
+        admit = router.shard.last_admit
+        assert (admit.sampling.do_sample, admit.HasField("beams"), admit.max_new_tokens) == (True, False, 6)
+        assert (admit.sampling.temperature, admit.sampling.no_repeat_ngram_size) == (1.0, 4)
+        # A prompt beyond the bound of the checkpoint is read nevertheless, one beyond the bound of the call is not.
+        post(client, {"inputs": "h" * 20, "parameters": {**own, "max_new_tokens": 2}})
+        found = post(client, {"inputs": "h" * 20, "parameters": {"max_length": 8}}, status=422)
+        assert "`max_length` must be larger than the prompt, which has 21 tokens" in found["error"]
+        streamed = client.post("/", json={"inputs": "hi", "stream": True, "parameters": {"do_sample": False}})
+        assert streamed.status_code == 200
+        assert not router.shard.last_admit.HasField("beams")
+        for field, value in (("stop", ["x"]), ("details", True), ("best_of", 2), ("frequency_penalty", 1.0)):
+            body = {"inputs": "hi", "parameters": {"num_beams": 2, field: value}}
+            assert post(client, body, status=422)["error_type"] == "validation"
+        post(client, {"inputs": "hi", "parameters": {"do_sample": False, "max_new_tokens": 3}}, "/generate")
+        admit = router.shard.last_admit
+        assert (admit.HasField("beams"), admit.sampling.no_repeat_ngram_size, admit.min_new_tokens) == (False, 0, 0)
 
 
 @pytest.mark.parametrize(
     ("parameters", "path"),
     [
-        ({"num_beams": 2}, "parameters.num_beams"),
+        ({"num_beams": 9}, "parameters.num_beams"),
+        ({"num_return_sequences": 5}, "parameters.num_return_sequences"),
+        ({"no_repeat_ngram_size": -1}, "parameters.no_repeat_ngram_size"),
+        ({"length_penalty": 1e9}, "parameters.length_penalty"),
+        ({"forced_bos_token_id": 258}, "parameters.forced_bos_token_id"),
         ({"max_length": 0}, "parameters.max_length"),
         ({"max_length": 5, "min_length": 9}, "parameters.min_length"),
         ({"top_p": 1.5}, "parameters.top_p"),
         ({"num_return_sequences": 11}, "parameters.num_return_sequences"),
-        ({"num_return_sequences": 2}, "parameters.num_return_sequences"),
+        ({"num_return_sequences": 2, "num_beams": 1}, "parameters.num_return_sequences"),
         ({"src_lang": "en"}, "parameters.src_lang"),
     ],
 )
@@ -119,7 +220,7 @@ def test_streams_and_details_stay_those_of_text_generation(client: httpx.Client)
 
 def test_the_hub_client_summarizes_and_translates(router: RunningRouter) -> None:
     client = InferenceClient(model=router.url)
-    assert client.summarization("hi", generate_parameters={"max_new_tokens": 3}).summary_text == "abc"
+    assert client.summarization("hi", generate_parameters={"max_new_tokens": 4}).summary_text == "abc"
     url = f"{router.url}/pipeline/translation"
     found = InferenceClient(model=url).translation("hi", src_lang="en", tgt_lang="de")
     assert found.translation_text == "abcdefg"
@@ -147,3 +248,51 @@ def test_conversations_become_chats(tmp_path: Path) -> None:
         assert (wrong["error_type"], "text-generation" in wrong["error"]) == ("task", True)
         named = post(client, {"inputs": "hi", "parameters": {"max_new_tokens": 2}}, "/models/x/y")
         assert named[0]["generated_text"].endswith("ab")
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "status"),
+    [
+        ({}, b'{"inputs": "hi", "parameters": {"max_new_tokens": 2}}', 200),
+        ({"content-type": "application/x-www-form-urlencoded"}, b' {"inputs": "hi"}', 200),
+        ({"content-type": "application/octet-stream"}, b'{"inputs": "hi"}', 200),
+        ({"content-type": "text/plain;charset=UTF-8"}, b'{"inputs": "hi"}', 200),
+        ({"content-type": "text/plain"}, b"hi", 200),
+        ({"content-type": "image/png"}, b"\x89PNG", 415),
+        ({}, b"hi", 415),
+        ({"content-type": "multipart/form-data; boundary=x"}, b"--x", 415),
+        ({"content-type": "text/plain"}, b"\xff", 422),
+        ({"content-type": "text/plain", "content-encoding": "gzip"}, b"hi", 415),
+        ({}, b'{"inputs": 5}', 422),
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/models/a/b", "/pipeline/summarization", "/predict"])
+def test_bytes_decide_what_a_body_is(
+    client: httpx.Client, path: str, headers: dict[str, str], content: bytes, status: int
+) -> None:
+    answer = client.post(path, content=content, headers=headers)
+    assert answer.status_code == status, answer.text
+    if status == 200:
+        assert answer.json()[0]["summary_text"].startswith("a")
+
+
+def test_routes_of_other_dialects_want_the_type(client: httpx.Client) -> None:
+    for path in ("/generate", "/invocations", "/v1/completions", "/tokenize"):
+        assert client.post(path, content=b'{"inputs": "hi"}').status_code == 415
+
+
+def test_a_conversation_without_a_template_is_its_turns(tmp_path: Path) -> None:
+    model = write_byte_tokenizer(tmp_path / "model")
+    (model / "tokenizer_config.json").write_text(json.dumps({"bos_token": BEGIN, "eos_token": END}))
+    with RunningRouter(tmp_path, model=model, task="text-generation") as router, router.client() as client:
+        inputs = {"text": "and now?", "past_user_inputs": ["hi"], "generated_responses": ["hello"]}
+        parameters = {"max_length": 4, "top_k": 0, "repetition_penalty": 0}
+        found = post(client, {"inputs": inputs, "parameters": parameters})
+        assert found == {
+            "generated_text": "abcd",
+            "conversation": {"past_user_inputs": ["hi", "and now?"], "generated_responses": ["hello", "abcd"]},
+            "warnings": [],
+        }
+        ids = list(unpack_ids(router.shard.last_admit.prompt_ids))
+        assert ids == [BEGIN_ID, *b"hi", END_ID, *b"hello", END_ID, *b"and now?", END_ID]
+        assert "equally many" in post(client, {"inputs": {"text": "a", "past_user_inputs": ["b"]}}, status=422)["error"]

@@ -373,7 +373,7 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             vocab_size=options.vocab_size,
             eos_token_ids=options.eos_token_ids,
             layout="flat",
-            features=["prefix_cache", "prompt_logprobs", "grammar"],
+            features=["prefix_cache", "prompt_logprobs", "grammar", "beams"],
             tokenizer_digest=options.tokenizer_digest,
             max_model_tokens=options.max_model_tokens,
             decoder_prompt_ids=options.decoder_prompt_ids,

@@ -52,11 +52,19 @@ class Seat:
     caller: int
     weight: float
     adapter_digest: bytes = b""
+    num_sequences: int = 0  # of a search by beams, whose sequences are all what the script says; 0 = no search
+    forced_first_ids: "array[int]" = field(default_factory=lambda: array("I"))  # the ids that the first token may be
     is_starved: bool = False
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + self.num_output
+
+    def says(self, script: Script, num_output: int) -> int:
+        """Return the next id by the script, which begins behind a forced first id."""
+        if not self.forced_first_ids:
+            return script(self.prompt_ids, num_output)
+        return script(self.prompt_ids, num_output - 1) if num_output else self.forced_first_ids[0]
 
 
 @dataclass
@@ -165,6 +173,8 @@ class SlotTable:
             caller=admit.caller,
             weight=admit.caller_weight or 1.0,
             adapter_digest=admit.adapter_digest,
+            num_sequences=admit.beams.num_sequences,
+            forced_first_ids=_ids(admit.sampling.forced_first_ids),
         )
         self.seats[seat.slot] = self.prefills[seat.slot] = seat
         needed = [span for span in admit.media if span.start + span.num_tokens > admit.num_cached_tokens]
@@ -298,7 +308,7 @@ class SlotTable:
         flags = bytearray()
         wants_logprobs = False
         for seat in seats:
-            token_id = script(seat.prompt_ids, seat.num_output)
+            token_id = seat.says(script, seat.num_output)
             if seat.adapter_digest:
                 token_id = adapted_byte(seat.adapter_digest, seat.num_output)
             seat.num_output += 1
@@ -315,6 +325,7 @@ class SlotTable:
             flags.append(flag)
             if flag:
                 self._leave(seat.slot)
+                self._report_found(result, seat)
         self.num_sampled += len(slots)
         result.slots = _packed(slots)
         result.tokens = _packed(tokens)
@@ -322,6 +333,16 @@ class SlotTable:
         if wants_logprobs:
             result.logprobs = _packed_floats(
                 [self.logprob_of(seat.request_id) if seat.wants_logprobs else math.nan for seat in seats]
+            )
+
+    def _report_found(self, result: shard_pb2.StepResult, seat: Seat) -> None:
+        if seat.num_sequences:
+            ids = [seat.says(self.script, index) for index in range(seat.num_output)]
+            result.found.add(
+                slot=seat.slot,
+                lengths=_packed([len(ids)] * seat.num_sequences),
+                tokens=_packed(ids * seat.num_sequences),
+                scores=_packed_floats([-0.5 * (index + 1) for index in range(seat.num_sequences)]),
             )
 
     def _report_top(self, result: shard_pb2.StepResult, row: int, token_id: int, top_n: int) -> None:

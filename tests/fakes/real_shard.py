@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.lifecycle import features_of
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.server.server import LoadedShard, ShardService, start_server
@@ -24,14 +25,19 @@ WAIT_S = 10.0
 class RealShard:
     """A context manager that serves the model in fp32, with one thread of torch."""
 
-    def __init__(self, uds_path: Path, model_dir: Path) -> None:
+    def __init__(self, uds_path: Path, model_dir: Path, *, num_blocks: int = NUM_BLOCKS) -> None:
         self._uds_path = uds_path
         torch.set_num_threads(1)
         options = LoadOptions(model_dir=model_dir, dtype="float32", block_size=BLOCK_SIZE)
         runner = load_model(options, lambda phase, part: None)
-        runner.allocate_kv(NUM_BLOCKS)
+        runner.allocate_kv(num_blocks)
         self._facts = facts_of(
-            runner, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS, num_slots=NUM_SLOTS, max_step_tokens=256
+            runner,
+            block_size=BLOCK_SIZE,
+            num_blocks=num_blocks,
+            num_slots=NUM_SLOTS,
+            max_step_tokens=256,
+            features=features_of(runner.facts, 1),
         )
         status = ShardStatus()
         self._service = ShardService(status)

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Sequence
 
 from textmill_router.request import (
+    BeamSequence,
     FailureCode,
     GenerationRequest,
     PromptLogprobs,
@@ -43,6 +44,7 @@ def make_result(
     errors: Sequence[SlotError] = (),
     pieces: Sequence[SlotPromptLogprobs] = (),
     logprobs: Sequence[float] | None = None,
+    found: dict[int, tuple[BeamSequence, ...]] | None = None,
 ) -> StepResult:
     """Return a result. A row is (slot, token, flags), and a prefill is (slot, tokens computed)."""
     return StepResult(
@@ -57,6 +59,7 @@ def make_result(
         errors=tuple(errors),
         prompt_logprobs=tuple(pieces),
         logprobs=None if logprobs is None else array("d", logprobs),
+        found=found,
     )
 
 
@@ -142,6 +145,7 @@ class Hand:
         errors: Sequence[SlotError] = (),
         pieces: Sequence[SlotPromptLogprobs] = (),
         logprobs: Sequence[float] | None = None,
+        found: dict[int, tuple[BeamSequence, ...]] | None = None,
     ) -> StepDecision:
         """Give the scheduler one result, by default after all plans, and check that no block is lost."""
         result = make_result(
@@ -152,6 +156,7 @@ class Hand:
             errors=errors,
             pieces=pieces,
             logprobs=logprobs,
+            found=found,
         )
         decision = self._keep(self.scheduler.on_step(result, 100.0))
         stats = self.scheduler.stats()

@@ -2,6 +2,7 @@
 
 from array import array
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from textmill_proto.v1 import shard_pb2
 from textmill_router.engine.wire import plan_to_proto
 from textmill_router.media.media_item import MediaItem, MediaSpan, TensorPart
 from textmill_router.request import (
+    Beams,
     BlockId,
+    EarlyStopping,
     GenerationParameters,
     GenerationRequest,
     Grammar,
@@ -70,6 +73,7 @@ def unlike_default(value: Any, number: int, name: str, only: str) -> Any:
         "copied_block_id": BlockId(number),
         "adapter_digest": bytes(15) + bytes([number % 256]),
         "media": MEDIA,
+        "beams": Beams(number, number + 1, number + 0.5, EarlyStopping.NEVER, number + 2),
         "bad_sequences": ((number, number + 1), (number + 2,)),
     }
     if name in known:
@@ -138,8 +142,10 @@ def plain(value: Any) -> Any:
     """Return a value that can be compared across the rooms: numbers, lists of them, or the text of a grammar."""
     if isinstance(value, Grammar) or (is_dataclass(value) and hasattr(value, "text")):
         return value.text
-    if is_dataclass(value):  # the span of an image
-        return [plain(getattr(value, field.name) or ()) for field in fields(value)]
+    if is_dataclass(value):
+        return [plain(() if (one := getattr(value, field.name)) is None else one) for field in fields(value)]
+    if isinstance(value, Enum):
+        return value.value
     if isinstance(value, array | np.ndarray | tuple | list):
         return [plain(one) for one in value]
     return value

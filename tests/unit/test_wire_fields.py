@@ -31,6 +31,7 @@ from textmill_shard.server.wire import (
     result_to_wire,
 )
 from textmill_shard.slots.plan import (
+    FoundSequences,
     Heartbeat,
     PlanRejection,
     ShardFacts,
@@ -115,6 +116,7 @@ RESULT = StepResult(
             top_logprobs=floats(-1.5, -2.5),
         ),
     ),
+    found=(FoundSequences(slot=4, sequences=(ids(70000, 8), ids(9)), scores=floats(-0.5, -1.5)),),
     step_ns=10**9,
     device_ns=7,
 )

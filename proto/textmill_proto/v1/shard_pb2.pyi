@@ -55,6 +55,29 @@ SHARD_STATE_FAILED: ShardState.ValueType  # 3
 """the rank ends, for the reason in `detail`"""
 Global___ShardState: _TypeAlias = ShardState  # noqa: Y015
 
+class _EarlyStopping:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EarlyStoppingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EarlyStopping.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EARLY_STOPPING_NO: _EarlyStopping.ValueType  # 0
+    """end when the best unfinished sequence, at its length now, scores less than each finished one"""
+    EARLY_STOPPING_YES: _EarlyStopping.ValueType  # 1
+    """end when `num_beams` sequences are finished"""
+    EARLY_STOPPING_NEVER: _EarlyStopping.ValueType  # 2
+    """end when no unfinished sequence, at its most favourable length, could score better"""
+
+class EarlyStopping(_EarlyStopping, metaclass=_EarlyStoppingEnumTypeWrapper): ...
+
+EARLY_STOPPING_NO: EarlyStopping.ValueType  # 0
+"""end when the best unfinished sequence, at its length now, scores less than each finished one"""
+EARLY_STOPPING_YES: EarlyStopping.ValueType  # 1
+"""end when `num_beams` sequences are finished"""
+EARLY_STOPPING_NEVER: EarlyStopping.ValueType  # 2
+"""end when no unfinished sequence, at its most favourable length, could score better"""
+Global___EarlyStopping: _TypeAlias = EarlyStopping  # noqa: Y015
+
 class _SlotErrorCode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -801,6 +824,7 @@ class Admit(_message.Message):
     COPIED_BLOCK_ID_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     CALLER_WEIGHT_FIELD_NUMBER: _builtins.int
+    BEAMS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
     """id of the request, unique in the life of the router"""
     slot: _builtins.int
@@ -857,6 +881,10 @@ class Admit(_message.Message):
     def media(self) -> _containers.RepeatedCompositeFieldContainer[Global___MediaSpan]:
         """spans of items in the prompt, in order, without overlap (rule 33)"""
 
+    @_builtins.property
+    def beams(self) -> Global___Beams:
+        """search the output by beams (rule 34); absent = sample token by token"""
+
     def __init__(
         self,
         *,
@@ -884,10 +912,11 @@ class Admit(_message.Message):
         copied_block_id: _builtins.int | None = ...,
         caller: _builtins.int = ...,
         caller_weight: _builtins.float = ...,
+        beams: Global___Beams | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "prompt_logprobs_from", b"prompt_logprobs_from", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "beams", b"beams", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "prompt_logprobs_from", b"prompt_logprobs_from", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "adapter_digest", b"adapter_digest", "block_ids", b"block_ids", "caller", b"caller", "caller_weight", b"caller_weight", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "media", b"media", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "num_encoder_tokens", b"num_encoder_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id", "_prompt_logprobs_from", b"_prompt_logprobs_from", "adapter_digest", b"adapter_digest", "beams", b"beams", "block_ids", b"block_ids", "caller", b"caller", "caller_weight", b"caller_weight", "copied_block_id", b"copied_block_id", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "logprobs", b"logprobs", "long_rope", b"long_rope", "max_new_tokens", b"max_new_tokens", "media", b"media", "min_new_tokens", b"min_new_tokens", "num_cached_tokens", b"num_cached_tokens", "num_encoder_tokens", b"num_encoder_tokens", "output_ids", b"output_ids", "prompt_ids", b"prompt_ids", "prompt_logprobs_from", b"prompt_logprobs_from", "prompt_top_n_tokens", b"prompt_top_n_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "stop_ids", b"stop_ids", "top_n_tokens", b"top_n_tokens", "watermark", b"watermark"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__copied_block_id: _TypeAlias = _typing.Literal["copied_block_id"]  # noqa: Y015
     _WhichOneofArgType__copied_block_id: _TypeAlias = _typing.Literal["_copied_block_id", b"_copied_block_id"]  # noqa: Y015
@@ -899,6 +928,46 @@ class Admit(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs_from) -> _WhichOneofReturnType__prompt_logprobs_from | None: ...
 
 Global___Admit: _TypeAlias = Admit  # noqa: Y015
+
+@_typing.final
+class Beams(_message.Message):
+    """A search for the sequences with the best sum of log-probabilities. `block_ids` of the Admit then holds the blocks of the whole
+    search: one for each full block of the prompt, and after these `num_beams` times the further blocks of one sequence.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_BEAMS_FIELD_NUMBER: _builtins.int
+    NUM_SEQUENCES_FIELD_NUMBER: _builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_FIELD_NUMBER: _builtins.int
+    MAX_MS_FIELD_NUMBER: _builtins.int
+    num_beams: _builtins.int
+    """sequences that are continued beside each other, 2 .. num_slots"""
+    num_sequences: _builtins.int
+    """finished sequences to answer with, 1 .. num_beams"""
+    length_penalty: _builtins.float
+    """a finished sequence of n tokens scores its sum / n^length_penalty"""
+    early_stopping: Global___EarlyStopping.ValueType
+    """when the search may end before the longest sequences"""
+    max_ms: _builtins.int
+    """milliseconds after the admission at which each sequence counts as finished, 0 = no limit"""
+    def __init__(
+        self,
+        *,
+        num_beams: _builtins.int = ...,
+        num_sequences: _builtins.int = ...,
+        length_penalty: _builtins.float = ...,
+        early_stopping: Global___EarlyStopping.ValueType = ...,
+        max_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["early_stopping", b"early_stopping", "length_penalty", b"length_penalty", "max_ms", b"max_ms", "num_beams", b"num_beams", "num_sequences", b"num_sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Beams: _TypeAlias = Beams  # noqa: Y015
 
 @_typing.final
 class MediaSpan(_message.Message):
@@ -982,6 +1051,10 @@ class Sampling(_message.Message):
     DRY_BREAKER_IDS_FIELD_NUMBER: _builtins.int
     ALLOWED_IDS_FIELD_NUMBER: _builtins.int
     BAD_SEQUENCES_FIELD_NUMBER: _builtins.int
+    NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _builtins.int
+    ENCODER_NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _builtins.int
+    FORCED_FIRST_IDS_FIELD_NUMBER: _builtins.int
+    FORCED_LAST_IDS_FIELD_NUMBER: _builtins.int
     do_sample: _builtins.bool
     """false = greedy"""
     temperature: _builtins.float
@@ -1018,6 +1091,14 @@ class Sampling(_message.Message):
     """u32[] token ids that no repetition reaches across"""
     allowed_ids: _builtins.bytes
     """u32[] the only token ids that the output may have; empty = every id"""
+    no_repeat_ngram_size: _builtins.int
+    """tokens in a row of which the text (without the encoder's part) has none twice, 0 = off"""
+    encoder_no_repeat_ngram_size: _builtins.int
+    """tokens in a row of the encoder's text that the output does not repeat, 0 = off"""
+    forced_first_ids: _builtins.bytes
+    """u32[] the only ids of the first output token; empty = every id"""
+    forced_last_ids: _builtins.bytes
+    """u32[] the only ids of the output token number max_new_tokens; empty = every id"""
     @_builtins.property
     def bad_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """each u32[], not empty: token ids that the output never has in a row"""
@@ -1043,10 +1124,14 @@ class Sampling(_message.Message):
         dry_breaker_ids: _builtins.bytes = ...,
         allowed_ids: _builtins.bytes = ...,
         bad_sequences: _abc.Iterable[_builtins.bytes] | None = ...,
+        no_repeat_ngram_size: _builtins.int = ...,
+        encoder_no_repeat_ngram_size: _builtins.int = ...,
+        forced_first_ids: _builtins.bytes = ...,
+        forced_last_ids: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_ids", b"allowed_ids", "bad_sequences", b"bad_sequences", "do_sample", b"do_sample", "dry_allowed_length", b"dry_allowed_length", "dry_base", b"dry_base", "dry_breaker_ids", b"dry_breaker_ids", "dry_multiplier", b"dry_multiplier", "frequency_penalty", b"frequency_penalty", "logit_bias_ids", b"logit_bias_ids", "logit_bias_values", b"logit_bias_values", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_ids", b"allowed_ids", "bad_sequences", b"bad_sequences", "do_sample", b"do_sample", "dry_allowed_length", b"dry_allowed_length", "dry_base", b"dry_base", "dry_breaker_ids", b"dry_breaker_ids", "dry_multiplier", b"dry_multiplier", "encoder_no_repeat_ngram_size", b"encoder_no_repeat_ngram_size", "forced_first_ids", b"forced_first_ids", "forced_last_ids", b"forced_last_ids", "frequency_penalty", b"frequency_penalty", "logit_bias_ids", b"logit_bias_ids", "logit_bias_values", b"logit_bias_values", "min_p", b"min_p", "no_repeat_ngram_size", b"no_repeat_ngram_size", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1220,6 +1305,7 @@ class StepResult(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     STEP_NS_FIELD_NUMBER: _builtins.int
     DEVICE_NS_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """number of the step: 1, 2, 3 ... in an epoch; 0 for a result that only acknowledges"""
     plan_applied: _builtins.int
@@ -1258,6 +1344,10 @@ class StepResult(_message.Message):
     def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PromptLogprobs]:
         """of the prompt tokens that this step computed"""
 
+    @_builtins.property
+    def found(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundSequences]:
+        """what searches by beams found whose rows are flagged as finished"""
+
     def __init__(
         self,
         *,
@@ -1275,14 +1365,49 @@ class StepResult(_message.Message):
         prompt_logprobs: _abc.Iterable[Global___PromptLogprobs] | None = ...,
         step_ns: _builtins.int = ...,
         device_ns: _builtins.int = ...,
+        found: _abc.Iterable[Global___FoundSequences] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_ns", b"device_ns", "errors", b"errors", "flags", b"flags", "logprobs", b"logprobs", "plan_applied", b"plan_applied", "prefill_computed", b"prefill_computed", "prefill_slots", b"prefill_slots", "prompt_logprobs", b"prompt_logprobs", "slots", b"slots", "starved_slots", b"starved_slots", "step", b"step", "step_ns", b"step_ns", "tokens", b"tokens", "top_tokens", b"top_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_ns", b"device_ns", "errors", b"errors", "flags", b"flags", "found", b"found", "logprobs", b"logprobs", "plan_applied", b"plan_applied", "prefill_computed", b"prefill_computed", "prefill_slots", b"prefill_slots", "prompt_logprobs", b"prompt_logprobs", "slots", b"slots", "starved_slots", b"starved_slots", "step", b"step", "step_ns", b"step_ns", "tokens", b"tokens", "top_tokens", b"top_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepResult: _TypeAlias = StepResult  # noqa: Y015
+
+@_typing.final
+class FoundSequences(_message.Message):
+    """The best finished sequences of a search, best first. The tokens that the rows of its slot had before count for nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLOT_FIELD_NUMBER: _builtins.int
+    LENGTHS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    slot: _builtins.int
+    """slot number"""
+    lengths: _builtins.bytes
+    """u32[] tokens per sequence, EOS included"""
+    tokens: _builtins.bytes
+    """u32[] output token ids, sequence after sequence"""
+    scores: _builtins.bytes
+    """f32[] sum of log-probabilities / n^length_penalty per sequence"""
+    def __init__(
+        self,
+        *,
+        slot: _builtins.int = ...,
+        lengths: _builtins.bytes = ...,
+        tokens: _builtins.bytes = ...,
+        scores: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lengths", b"lengths", "scores", b"scores", "slot", b"slot", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundSequences: _TypeAlias = FoundSequences  # noqa: Y015
 
 @_typing.final
 class SlotError(_message.Message):

@@ -4,21 +4,54 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from textmill_router.api.openai.chat import chat_route
 from textmill_router.api.openai.model_names import check_model
+from textmill_router.api.tasks.bodies import is_said_json, read_task_json
 from textmill_router.api.tasks.wrong_task import wrong_task
 from textmill_router.api.tgi.conversational import ConversationalRoute
 from textmill_router.api.tgi.generate import generate_route
 from textmill_router.api.tgi.work import GenerateMode
 from textmill_router.api.tgi.writing import WRITING_TASKS, WritingOrStream, writing_route
 from textmill_router.errors import RequestError
+from textmill_router.http.inner_calls import replay
+from textmill_router.http.json_body import ClientLeft
 from textmill_router.http.replies import send_error
+from textmill_router.serving.call import refuse
 from textmill_router.serving.service import Service
 from textmill_router.tasks.names import canonical_task
 
 _TEXT_GENERATION = ("text-generation", "conversational")
 
 
+class AnyTypeRoute:
+    """An ASGI endpoint. Of a body that is not said to be JSON the bytes decide, as on the routes of other tasks.
+
+    The clients of the Inference API send JSON as a form, as a text or without a type.
+    """
+
+    def __init__(self, service: Service, endpoint: ASGIApp) -> None:
+        self._service = service
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if is_said_json(scope):
+            await self._endpoint(scope, receive, send)
+            return
+        try:
+            self._service.permits.check_open()
+            body = await read_task_json(scope, receive, self._service.payload_limit)
+        except (ClientLeft, RequestError) as error:
+            await refuse(self._service, scope, send, error)
+            return
+        kept = [one for one in scope["headers"] if one[0] not in (b"content-type", b"content-length", b"expect")]
+        part = {**scope, "headers": [*kept, (b"content-type", b"application/json")]}
+        await self._endpoint(part, replay(body.data, receive), send)
+
+
 def compat_route(service: Service) -> ASGIApp:
     """Return the ASGI endpoint of `POST /` for a model that writes text."""
+    return AnyTypeRoute(service, _json_route(service))
+
+
+def _json_route(service: Service) -> ASGIApp:
     text: ASGIApp = generate_route(service, GenerateMode.COMPAT)
     if service.settings.task in WRITING_TASKS:
         text = WritingOrStream(service, whole=writing_route(service), stream=text)
@@ -34,7 +67,7 @@ class TaskPathRoute:
         compat = compat_route(service)
         self._by_task: dict[str, ASGIApp] = dict.fromkeys(_TEXT_GENERATION, compat)
         if task in WRITING_TASKS:
-            self._by_task = {name: writing_route(service, name) for name in WRITING_TASKS}
+            self._by_task = {name: AnyTypeRoute(service, writing_route(service, name)) for name in WRITING_TASKS}
         self._compat = compat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,6 +6,7 @@ from textmill_proto.v1 import shard_pb2
 
 from textmill_router.scheduler.plan import ShardPool
 
+BEAM_FEATURE = "beams"  # an entry of `ShardInfo.features`, which says that requests may search by beams
 PREFIX_FEATURE = "prefix_cache"  # an entry of `ShardInfo.features`, which says that equal prefixes may share blocks
 
 
@@ -45,6 +46,11 @@ class ShardFacts:
     def has_encoder(self) -> bool:
         """Whether an encoder reads the prompt, and a decoder continues first tokens of its own."""
         return bool(self.decoder_prompt_ids)
+
+    @property
+    def can_search_beams(self) -> bool:
+        """Whether requests may search their output by beams."""
+        return BEAM_FEATURE in self.features
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ from textmill_proto.v1 import shard_pb2
 
 from textmill_router.media.media_item import MediaSpan
 from textmill_router.request import (
+    Beams,
+    BeamSequence,
+    EarlyStopping,
     FailureCode,
     Grammar,
     PromptLogprobs,
@@ -35,6 +38,11 @@ _FAILURE_CODES = {
     shard_pb2.SLOT_ERROR_CODE_NOT_FINITE: FailureCode.NOT_FINITE,
     shard_pb2.SLOT_ERROR_CODE_INTERNAL: FailureCode.INTERNAL,
     shard_pb2.SLOT_ERROR_CODE_MEDIA: FailureCode.MEDIA,
+}
+_EARLY_STOPPING = {
+    EarlyStopping.NO: shard_pb2.EARLY_STOPPING_NO,
+    EarlyStopping.YES: shard_pb2.EARLY_STOPPING_YES,
+    EarlyStopping.NEVER: shard_pb2.EARLY_STOPPING_NEVER,
 }
 
 
@@ -103,6 +111,7 @@ def result_from_proto(message: shard_pb2.StepResult) -> StepResult:
         prompt_logprobs=tuple(_prompt_logprobs_from_proto(piece) for piece in message.prompt_logprobs),
         step_s=message.step_ns * 1e-9,
         device_s=message.device_ns * 1e-9,
+        found={one.slot: _sequences_of(one) for one in message.found} if message.found else None,
     )
 
 
@@ -190,6 +199,7 @@ def _admit_to_proto(admit: Admit) -> shard_pb2.Admit:
         adapter_digest=request.adapter_digest,
         caller_weight=admit.caller_weight,
         media=[_span_to_proto(span) for span in request.media_spans] if request.media else None,
+        beams=None if request.beams is None else _beams_to_proto(request.beams),
     )
 
 
@@ -200,6 +210,16 @@ def _span_to_proto(span: MediaSpan) -> shard_pb2.MediaSpan:
         num_tokens=span.num_tokens,
         first_row=span.first_row,
         grid=b"" if span.grid is None else pack_ids(span.grid),
+    )
+
+
+def _beams_to_proto(beams: Beams) -> shard_pb2.Beams:
+    return shard_pb2.Beams(
+        num_beams=beams.num_beams,
+        num_sequences=beams.num_sequences,
+        length_penalty=beams.length_penalty,
+        early_stopping=_EARLY_STOPPING[beams.early_stopping],
+        max_ms=beams.max_ms,
     )
 
 
@@ -227,12 +247,28 @@ def _sampling_to_proto(sampling: SamplingParameters) -> shard_pb2.Sampling:
         dry_breaker_ids=pack_ids(sampling.dry_breaker_ids),
         allowed_ids=pack_ids(sampling.allowed_ids),
         bad_sequences=[pack_ids(sequence) for sequence in sampling.bad_sequences],
+        no_repeat_ngram_size=sampling.no_repeat_ngram_size,
+        encoder_no_repeat_ngram_size=sampling.encoder_no_repeat_ngram_size,
+        forced_first_ids=pack_ids(sampling.forced_first_ids),
+        forced_last_ids=pack_ids(sampling.forced_last_ids),
     )
 
 
 def _slot_error_from_proto(error: shard_pb2.SlotError) -> SlotError:
     code = _FAILURE_CODES.get(error.code, FailureCode.INTERNAL)
     return SlotError(Slot(error.slot), RequestId(error.request_id), code, error.message)
+
+
+def _sequences_of(message: shard_pb2.FoundSequences) -> tuple[BeamSequence, ...]:
+    lengths, ids, scores = unpack_ids(message.lengths), unpack_ids(message.tokens), unpack_floats(message.scores)
+    if sum(lengths) != len(ids) or len(lengths) != len(scores):
+        raise WireError(f"{len(lengths)} sequences of {sum(lengths)} tokens, {len(ids)} tokens, {len(scores)} scores")
+    sequences = []
+    start = 0
+    for length, score in zip(lengths, scores, strict=True):
+        sequences.append(BeamSequence(ids[start : start + length], score))
+        start += length
+    return tuple(sequences)
 
 
 def _top_tokens(ids: "array[int]", logprobs: "array[float]") -> TopTokens:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from textmill_router.request import BlockId
 from textmill_router.scheduler.plan import Extend
 from textmill_router.scheduler.prefix_cache import PrefixCache
-from textmill_router.scheduler.request_state import RequestState, RequestStatus
+from textmill_router.scheduler.request_state import NEVER, RequestState, RequestStatus
 
 # A slot with fewer places left than steps that may be under way would starve before its extend arrives.
 PREEMPT_BELOW_PLACES = 2
@@ -44,6 +44,9 @@ class Grants:
 
     def watch(self, state: RequestState) -> None:
         """Set the number of tokens at which to look at a request again, and note a request whose places run short."""
+        if state.request.beams is not None:
+            state.watch_at = NEVER  # has all its blocks, and only those of the prompt have lasting content
+            return
         num_places = len(state.block_ids) * self._block_size
         watch_at = state.max_places + 2  # one token more than it may ever have
         if num_places < state.max_places:
@@ -86,6 +89,8 @@ class Grants:
         return extends
 
     def _num_blocks_wanted(self, state: RequestState) -> int:
+        if state.request.beams is not None:
+            return state.num_blocks_at_most(self._block_size)
         num_places = min(state.num_tokens + self._ahead_tokens, state.max_places)
         return -(-num_places // self._block_size)
 

@@ -36,7 +36,7 @@ class Placement:
         prices: list[tuple[bool, int, int, int]] = []
         num_replicas = len(schedulers)
         for replica, scheduler in enumerate(schedulers):
-            if scheduler is None or not scheduler.can_ever_fit(state.max_places + 1):
+            if scheduler is None or not scheduler.can_ever_hold(state):
                 continue
             turn = (replica - self._next) % num_replicas
             prices.append((replica != leader_at, self._price(state, scheduler, replica), turn, replica))

@@ -4,6 +4,7 @@ from array import array
 from dataclasses import dataclass
 
 from textmill_router.request import (
+    BeamSequence,
     BlockId,
     FailureCode,
     GenerationRequest,
@@ -119,6 +120,7 @@ class StepResult:
     prompt_logprobs: tuple[SlotPromptLogprobs, ...] = ()
     step_s: float = 0.0
     device_s: float = 0.0
+    found: "dict[int, tuple[BeamSequence, ...]] | None" = None  # slot of a finished search -> sequences, best first
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ MAX_PLAN_BYTES = 1 << 20
 # Upper bounds of the encoded size without packed arrays: tags, lengths, varints, the sampling parameters of an admit.
 _DROP_BYTES = 24
 _EXTEND_BYTES = 40
-_ADMIT_BYTES = 256
+_ADMIT_BYTES = 320
 _BUDGET_BYTES = 32
 _ITEM_BYTES = 4  # a token id, a block id
 _BIAS_BYTES = 8  # an id and a value
@@ -26,6 +26,7 @@ def _size_bytes(change: Drop | Extend | Admit) -> int:
     bias_bytes = _BIAS_BYTES * len(parameters.sampling.logit_bias)
     sampling = parameters.sampling
     num_items += len(sampling.dry_breaker_ids) + len(sampling.allowed_ids) + sum(map(len, sampling.bad_sequences))
+    num_items += len(sampling.forced_first_ids) + len(sampling.forced_last_ids)
     sequence_bytes = _SEQUENCE_BYTES * len(sampling.bad_sequences)
     return _ADMIT_BYTES + _ITEM_BYTES * num_items + bias_bytes + sequence_bytes + grammar_bytes
 

@@ -73,7 +73,7 @@ class RequestState:
         # The last token needs no place, because no further token is computed from it.
         self.max_places = len(request.prompt_ids) + request.max_new_tokens - 1
         self.is_paused = False  # the reader is far behind, so the request gets no further blocks for now
-        self.is_plain = not (request.wants_logprobs or request.top_n_tokens)
+        self.is_plain = not (request.wants_logprobs or request.top_n_tokens or request.beams)
         self.place_order = (request.priority, request.arrival_s, request.request_id)
         self.order = (1, *self.place_order)  # becomes 0, and so goes first, once the request has run (rules 6, 22)
 
@@ -170,11 +170,22 @@ class RequestState:
     def charge_outputs(self) -> None:
         """Charge the caller for the output tokens that were computed since the last charge."""
         if self.account is not None and self.num_tokens > self.num_charged_tokens:
-            self.account.charge(self.num_tokens - self.num_charged_tokens)
+            num_beams = 1 if self.request.beams is None else self.request.beams.num_beams
+            self.account.charge((self.num_tokens - self.num_charged_tokens) * num_beams)
             self.num_charged_tokens = self.num_tokens
 
+    def num_blocks_at_most(self, block_size: int) -> int:
+        """The blocks that the request may come to hold."""
+        request = self.request
+        if request.beams is not None:
+            return request.beams.num_blocks(len(request.prompt_ids), request.max_new_tokens, block_size)
+        return -(-(self.max_places + 1) // block_size)
+
     def forget_shard(self) -> None:
-        """Reset the fields that describe a slot. Tokens and delivered outputs stay."""
+        """Reset the fields that describe a slot. Tokens and delivered outputs stay, but a search begins anew."""
+        if self.request.beams is not None:
+            self.output_ids = array("I")
+            self.num_tokens = len(self.request.prompt_ids)
         self.slot = None
         self.drop_plan = NEVER
         self.block_ids = []

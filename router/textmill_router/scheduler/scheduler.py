@@ -108,7 +108,7 @@ class Scheduler:
                 self._queue.remove(state)
                 message = f"the images do not fit the restarted shard, which sets {pool.media_cache_bytes} bytes aside"
                 outputs.append(self._fail(state, FailureCode.MEDIA, message))
-            elif not self.can_ever_fit(state.max_places + 1):
+            elif not self.can_ever_hold(state):
                 self._queue.remove(state)
                 message = (
                     f"{state.max_places + 1} tokens do not fit the restarted shard, which holds {pool.num_blocks} "
@@ -184,13 +184,13 @@ class Scheduler:
         num_prompt, num_total = len(request.prompt_ids), len(request.prompt_ids) + request.max_new_tokens
         assert num_prompt > 0, request.request_id
         assert request.max_new_tokens > 0, request.request_id
-        if not self.can_ever_fit(num_total):
+        if state is None:
+            state = RequestState(request)
+        if not self.can_ever_hold(state):
             raise DoesNotFit(f"prompt has {num_prompt} tokens, with max_new_tokens {num_total}: more than the KV pool")
         if self._epoch is not None and request.media and not self._epoch.media.can_ever_hold(request):
             raise DoesNotFit("the images take more bytes than the shard has set aside")
         self._queue.check_room(num_prompt)
-        if state is None:
-            state = RequestState(request)
         if request.shares_prompt_of is not None:
             state.leader = self._requests.get(request.shares_prompt_of)
             assert state.leader is None or _has_same_places(request, state.leader.request), request.request_id
@@ -235,7 +235,7 @@ class Scheduler:
         """
         assert state.request_id not in self._requests, state.request_id
         assert state.status is RequestStatus.WAITING, state
-        assert self.can_ever_fit(state.max_places + 1), state
+        assert self.can_ever_hold(state), state
         state.epoch = 0  # its number is one of the other shard's epochs
         if state.leader is not None and state.leader.request_id not in self._requests:
             state.leader = None
@@ -372,6 +372,11 @@ class Scheduler:
         """Whether a request of so many tokens, prompt and output, fits the pool alone. True while no epoch was live."""
         pool = self._pool
         return pool is None or num_tokens <= pool.num_blocks * pool.block_size
+
+    def can_ever_hold(self, state: RequestState) -> bool:
+        """Whether the blocks of this request fit the pool alone. True while no epoch was live."""
+        pool = self._pool
+        return pool is None or state.num_blocks_at_most(pool.block_size) <= pool.num_blocks
 
     def has(self, request_id: RequestId) -> bool:
         """Whether the request expects a further output of this scheduler."""

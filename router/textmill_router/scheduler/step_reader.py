@@ -1,6 +1,6 @@
 """Turns a step result into outputs, and advances the requests that it names (rules 3, 6, 7, 9, 13, 17, 19)."""
 
-from textmill_router.request import Failure, FailureCode, FinishReason, RequestOutput
+from textmill_router.request import BeamSequence, Failure, FailureCode, FinishReason, RequestOutput
 from textmill_router.scheduler.epoch import Epoch
 from textmill_router.scheduler.plan import (
     FLAG_EOS,
@@ -84,6 +84,8 @@ class StepReader:
             output = RequestOutput(state.request_id, (token,), (), (), None, finish, None, state.effort)
             if not state.is_plain:
                 _add_logprobs(output, state, row, result)
+                if finish is not None and state.request.beams is not None:
+                    output.sequences = _found_sequences(slot, state, result)
             outputs.append(output)
         self._counters.num_output_tokens += len(outputs) - num_before
 
@@ -163,6 +165,12 @@ class StepReader:
 def failed(state: RequestState, code: FailureCode, message: str) -> RequestOutput:
     """The last output of a request that fails."""
     return RequestOutput(state.request_id, failure=Failure(code, message), effort=state.effort)
+
+
+def _found_sequences(slot: int, state: RequestState, result: StepResult) -> tuple[BeamSequence, ...]:
+    if result.found is None or slot not in result.found:
+        raise StreamBroken(f"step {result.step} ends the search of request {state.request_id} without its sequences")
+    return result.found[slot]
 
 
 def _add_logprobs(output: RequestOutput, state: RequestState, row: int, result: StepResult) -> None:

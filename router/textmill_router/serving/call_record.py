@@ -18,8 +18,10 @@ from textmill_router.serving.room import check_prompts_fit
 from textmill_router.serving.service import Backend, Service
 from textmill_router.serving.timings import timings_header, timings_of
 from textmill_router.serving.trace_notes import request_attributes, result_attributes
+from textmill_router.text.beam_generation import BeamGeneration, start_beam_generation
 from textmill_router.text.events import GenerationResult, TextOptions
 from textmill_router.text.generation import Generation, start_generation
+from textmill_router.tracing.call_trace import TimedRequest
 
 log = logging.getLogger(__name__)
 
@@ -87,14 +89,24 @@ class CallRecord:
         Raises the errors of `EngineLoop.submit`.
         """
         generation = start_generation(self._backend.engine, self._backend.tokenizer, request, options)
-        trace = self._call.trace
-        if trace is not None:
-            if not trace.requests:
-                trace.attributes |= request_attributes(
-                    request, options.stop_strings, num_sequences=self.num_sequences // self._num_prompts
-                )
-            trace.requests.append(generation)
+        self._trace_request(request, options.stop_strings, generation)
         return generation
+
+    def start_search(self, request: GenerationRequest) -> BeamGeneration:
+        """Submit a request of the call that searches by beams, as `start` submits others."""
+        backend = self._backend
+        eos_ids = frozenset(backend.facts.eos_token_ids)
+        generation = start_beam_generation(backend.engine, backend.tokenizer, request, eos_ids)
+        self._trace_request(request, (), generation)
+        return generation
+
+    def _trace_request(self, request: GenerationRequest, stop: tuple[str, ...], timed: TimedRequest) -> None:
+        trace = self._call.trace
+        if trace is None:
+            return
+        if not trace.requests:
+            trace.attributes |= request_attributes(request, stop, num_sequences=self.num_sequences // self._num_prompts)
+        trace.requests.append(timed)
 
     def note_success(self, results: Sequence[GenerationResult], *, seed: int | None = None) -> None:
         """Note that the call is complete.

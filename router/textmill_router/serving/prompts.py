@@ -9,9 +9,10 @@ from textmill_router.bounds import MAX_U64
 from textmill_router.errors import RuleBroken
 from textmill_router.media.images import KnownImage
 from textmill_router.media.media_item import MediaItem
-from textmill_router.request import GenerationParameters, GenerationRequest, token_array
+from textmill_router.request import Beams, GenerationParameters, GenerationRequest, token_array
 from textmill_router.serving.budget import check_budget, prompt_too_long
 from textmill_router.serving.call_terms import CallTerms
+from textmill_router.serving.limits import Limits
 from textmill_router.serving.service import Backend
 from textmill_router.serving.validation import (
     CheckedParameters,
@@ -28,6 +29,7 @@ class TokenizedPrompt:
     prompt_ids: "array[int]"
     max_new_tokens: int
     media: tuple[MediaItem, ...] = ()  # the images in the prompt
+    min_new_tokens: int | None = None  # None: as the parameters of the call say
 
 
 async def take_prompt(
@@ -92,7 +94,10 @@ def fit(
     if checked.truncate is not None and len(prompt_ids) > checked.truncate:
         prompt_ids, media = _truncated(prompt_ids, media, checked.truncate)
     tokenizer, num_known = backend.tokenizer, backend.limits.vocab_size
-    intake = TokenizedPrompt(prompt_ids, check_budget(len(prompt_ids), checked.max_new_tokens, backend.limits), media)
+    wanted, least = checked.max_new_tokens, None
+    if checked.whole_lengths is not None:
+        wanted, least = _bound_whole(len(prompt_ids), checked, backend.limits)
+    intake = TokenizedPrompt(prompt_ids, check_budget(len(prompt_ids), wanted, backend.limits), media, least)
     if media:  # the ids of images may lie beyond the vocabulary, and rows stand in their places
         return intake
     # Few tokenizers have ids that their model lacks (placeholders of images), and the shard would refuse the plan.
@@ -125,6 +130,31 @@ def _truncated(
     return prompt_ids[num_cut:], tuple(kept)
 
 
+def _bound_whole(num_prompt_tokens: int, checked: CheckedParameters, limits: Limits) -> tuple[int | None, int | None]:
+    """Return the most and the fewest new tokens of a prompt, where a bound counts its tokens too. Raises RuleBroken."""
+    whole = checked.whole_lengths
+    assert whole is not None
+    wanted = checked.max_new_tokens
+    if wanted is None and whole.max_tokens is not None:
+        wanted = whole.max_tokens - num_prompt_tokens
+        if wanted < 1:
+            raise RuleBroken(
+                "`{field}` must be larger than the prompt, which has {num_prompt} tokens, found {found}",
+                field="max_length",
+                num_prompt=num_prompt_tokens,
+                found=whole.max_tokens,
+            )
+    elif wanted is None:
+        room = min(limits.max_total_tokens - num_prompt_tokens, limits.max_output_tokens or limits.max_total_tokens)
+        whole_bound = None if whole.default_tokens is None else whole.default_tokens - num_prompt_tokens
+        bounds = [one for one in (whole.default_new_tokens, whole_bound) if one is not None and one > 0]
+        wanted = min(*bounds, room) if bounds and room > 0 else None
+    if whole.min_tokens is None:
+        return wanted, None
+    least = max(checked.generation.min_new_tokens, whole.min_tokens - num_prompt_tokens)
+    return wanted, least if wanted is None else min(least, wanted)
+
+
 def make_request(
     backend: Backend,
     intake: TokenizedPrompt,
@@ -135,15 +165,21 @@ def make_request(
     top_n_tokens: int,
     terms: CallTerms,
     stop_ids: tuple[int, ...] = (),
+    decoder_prompt_ids: tuple[int, ...] | None = None,
+    beams: Beams | None = None,
 ) -> GenerationRequest:
     """Return the request of one sequence. The tokens that an encoder reads are followed by the decoder's first tokens.
 
-    `top_n_tokens` counts only with `wants_logprobs`.
+    `top_n_tokens` counts only with `wants_logprobs`. `decoder_prompt_ids` are other first tokens of the decoder than
+    the model's own.
     """
     prompt_ids, num_encoder_tokens = intake.prompt_ids, 0
     if backend.facts.has_encoder:
         num_encoder_tokens = len(prompt_ids)
-        prompt_ids = prompt_ids + token_array(backend.facts.decoder_prompt_ids)
+        own_ids = backend.facts.decoder_prompt_ids if decoder_prompt_ids is None else decoder_prompt_ids
+        prompt_ids = prompt_ids + token_array(own_ids)
+    if intake.min_new_tokens is not None:
+        parameters = replace(parameters, min_new_tokens=intake.min_new_tokens)
     if parameters.min_new_tokens > intake.max_new_tokens:  # the window leaves less than was asked for
         parameters = replace(parameters, min_new_tokens=intake.max_new_tokens)
     sampling = parameters.sampling
@@ -167,6 +203,7 @@ def make_request(
         adapter_digest=b"" if terms.adapter is None else terms.adapter.digest,
         adapter_name="" if terms.adapter is None else terms.adapter.name,
         media=intake.media,
+        beams=beams,
     )
 
 

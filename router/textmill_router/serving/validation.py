@@ -76,6 +76,21 @@ class CheckedParameters:
     stop: tuple[str, ...]
     truncate: int | None
     top_n_tokens: int
+    whole_lengths: "WholeLengths | None" = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeLengths:
+    """Lengths in tokens that count where the call does not bound the answer itself.
+
+    `max_tokens` and `min_tokens` are of prompt and answer together. The call asks for `max_tokens`; `default_tokens`
+    and `default_new_tokens` (of the answer alone) are the checkpoint's bounds, which refuse no prompt.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    default_tokens: int | None = None
+    default_new_tokens: int | None = None
 
 
 def numbers_of(body: object, names: Mapping[str, str] | None = None) -> dict[str, float]:

@@ -7,6 +7,7 @@ begins.
 
 # T tokens of the step, R rows, B blocks of the widest table, N rows that sample, m tokens that take a row of an item
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,16 @@ from textmill_shard.sampling.row_selection import Selection, StageRows, StepRows
 from textmill_shard.slots.plan import NO_IDS, IdArray
 from textmill_shard.slots.slot_table import SlotTable
 from textmill_shard.slots.step_composer import ComposedStep
+
+
+@dataclass(frozen=True, slots=True)
+class ApartRows:
+    """Sequences of which each computes one token in blocks of its own. The arrays are parallel."""
+
+    slots_R: IdArray  # slot to which the sequence belongs
+    starts_R: IdArray  # position of the token
+    tokens_R: IdArray
+    tables: tuple[npt.NDArray[np.int32], ...]  # block tables of the sequences, one array for those of one slot
 
 
 class BatchBuilder:
@@ -97,6 +108,31 @@ class BatchBuilder:
             media=media,
         )
 
+    def build_apart(self, table: SlotTable, rows: ApartRows) -> ForwardBatch:
+        """Return the tensors of one token of each of these sequences, which lie beside the tables of their slots."""
+        max_context_len = int(rows.starts_R.max()) + 1
+        num_blocks = -(-max_context_len // self._block_size)
+        block_tables_RB = np.full((len(rows.slots_R), num_blocks), table.num_blocks, dtype=np.int32)
+        start = 0
+        for tables_WB in rows.tables:
+            width = min(num_blocks, tables_WB.shape[1])
+            block_tables_RB[start : start + len(tables_WB), :width] = tables_WB[:, :width]
+            start += len(tables_WB)
+        arrays = self._single_arrays(table, rows.slots_R, rows.starts_R, rows.tokens_R, block_tables_RB)
+        if table.num_adapted and (adapters_R := table.adapters[rows.slots_R]).any():
+            arrays["adapters_R"] = adapters_R
+        if table.num_roped:
+            arrays["rope_positions_3T"] = np.tile(rows.starts_R + table.rope_deltas[rows.slots_R], (3, 1))
+        upload = Upload(self._device)
+        numbers = {name: upload.add(values) for name, values in arrays.items()}
+        upload.send()
+        on_host = None
+        if self._has_host_rows:
+            starts, logit_rows = arrays["query_starts"].tolist(), arrays["logit_rows_N"].tolist()
+            on_host = HostRows(query_starts=tuple(starts), logit_rows=tuple(logit_rows))
+        tensors: dict[str, Any] = {name: upload.tensor(number) for name, number in numbers.items()}
+        return ForwardBatch(**tensors, max_query_len=1, max_context_len=max_context_len, on_host=on_host)
+
     def _mixed_arrays(self, table: SlotTable, step: ComposedStep) -> dict[str, HostArray]:
         """Return the arrays of a step of any rows, by the field of the batch."""
         counts_R = step.counts_R
@@ -127,16 +163,27 @@ class BatchBuilder:
     def _decode_arrays(self, table: SlotTable, step: ComposedStep) -> dict[str, HostArray]:
         """Return the arrays of a step of one token per row, in fewer operations than `_mixed_arrays` takes."""
         slots_R, starts_R = step.slots_R, step.starts_R
+        num_blocks = -(-(int(starts_R.max()) + 1) // self._block_size)
+        tables_RB = table.block_tables_SB[slots_R, :num_blocks]
+        return self._single_arrays(table, slots_R, starts_R, table.last_tokens[slots_R], tables_RB)
+
+    def _single_arrays(
+        self,
+        table: SlotTable,
+        slots_R: IdArray,
+        starts_R: IdArray,
+        tokens_R: IdArray,
+        block_tables_RB: npt.NDArray[np.int32],
+    ) -> dict[str, HostArray]:
+        """Return the arrays of one token per row. `block_tables_RB` reaches as far as the longest context."""
         num_rows, block_size = len(slots_R), self._block_size
         if len(self._row_numbers) <= num_rows:
             self._row_numbers = np.arange(2 * num_rows + 1)
             self._row_numbers_i32 = self._row_numbers.astype(np.int32)
         rows_R = self._row_numbers[:num_rows]
         block_R, offset_R = np.divmod(starts_R, block_size)
-        max_context_len = int(starts_R.max()) + 1
-        block_tables_RB = table.block_tables_SB[slots_R, : -(-max_context_len // block_size)]
-        arrays = {
-            "input_ids_T": table.last_tokens[slots_R],
+        arrays: dict[str, HostArray] = {
+            "input_ids_T": tokens_R,
             "position_ids_T": starts_R,
             "kv_places_T": block_tables_RB[rows_R, block_R] * np.int64(block_size) + offset_R,
             "query_starts": self._row_numbers_i32[: num_rows + 1],

@@ -20,9 +20,11 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 import numpy as np
+import torch
 
 from textmill_shard.engine.adapter_desk import AdapterDesk, LoadedAdapter, LoadWanted, UnloadWanted
 from textmill_shard.engine.adapter_reader import ReadOutcome
+from textmill_shard.engine.beam_desk import BeamDesk, BeamNews
 from textmill_shard.engine.events import (
     AdapterEvent,
     AdapterRead,
@@ -48,6 +50,7 @@ from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.engine.token_reader import TokenReader
 from textmill_shard.engine.upload import Upload, to_host
 from textmill_shard.grammar.slots import MASK_TIMEOUT_S, GrammarSlots
+from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import (
     FLAG_FINISHED,
@@ -98,6 +101,7 @@ class Engine:
         self._finish_rules = finish_rules
         self._channel = channel
         self._adapters = adapters
+        self._beams = BeamDesk(executor, finish_rules, clock)
         self._status = status
         self._lease_s = lease_s
         self._clock = clock
@@ -257,6 +261,7 @@ class Engine:
         self._grammars.reset()
         if self.media is not None:
             self.media.reset()
+        self._beams.clear()
         self._status.begin_epoch()
         self._step_number = 0
         self._held_result = None
@@ -303,6 +308,7 @@ class Engine:
             _log_seats(event.plan)
         for admit in event.plan.admits:
             self._row_sampler.admit(admit)
+            self._beams.admit(admit)
             if admit.grammar is not None:
                 self._grammars.begin(admit, self._on_grammar_compiled)
             if self.media is not None and admit.media and admit.slot not in self._executor.media_faults:
@@ -343,11 +349,61 @@ class Engine:
                 self._is_plan_unacknowledged = False
                 step = replace(step, starved_slots=self._take_starved())
                 session.send(build_result(step=0, plan_applied=self._executor.plan_applied, composed=step))
-            return False
-        if self._starved_slots:
-            step = replace(step, starved_slots=np.union1d(self._take_starved(), step.starved_slots))
-        self._run_step(step, composed_ns)
+        else:
+            if self._starved_slots:
+                step = replace(step, starved_slots=np.union1d(self._take_starved(), step.starved_slots))
+            self._run_step(step, composed_ns)
+        if not self._beams.is_searching:
+            return not step.is_empty
+        self._search()
         return True
+
+    def _search(self) -> None:
+        """Let each search by beams go on by one token, in a step of their own, which overlaps with no other."""
+        self._drain()
+        if not self._beams.is_searching:
+            return
+        self._status.begin_step()
+        begun_ns = time.monotonic_ns()
+        self._send_held()
+        news = self._beams.advance()
+        self._step_number += 1
+        self._is_plan_unacknowledged = False
+        duration_ns = time.monotonic_ns() - begun_ns
+        self._held_result = StepResult(
+            step=self._step_number,
+            plan_applied=self._executor.plan_applied,
+            slots=np.array(news.slots, dtype=np.int64),
+            tokens=np.array(news.tokens, dtype=np.int64),
+            flags=np.array(news.flags, dtype=np.int64),
+            errors=tuple(news.errors),
+            found=tuple(news.found),
+            step_ns=duration_ns,
+            device_ns=duration_ns,
+        )
+        self._end_slots(news.ended_slots)
+        self._status.finish_step(self._step_number, self._executor.plan_applied)
+
+    def _set_apart(self, slots_N: IdArray, output: ForwardOutput) -> dict[int, torch.Tensor]:
+        """Keep the slots whose searches begin with this step out of the next ones. Returns their logits."""
+        first_logits = {}
+        for row, slot in enumerate(slots_N.tolist()):
+            if self._beams.awaits(slot):
+                self._executor.table.set_apart(slot)
+                first_logits[slot] = output.logits_NV[row].clone()
+        return first_logits
+
+    def _begin_searches(
+        self, first_logits: Mapping[int, torch.Tensor], slots_N: IdArray, drawn_rows: DrawnRows
+    ) -> tuple[DrawnRows, dict[int, BeamNews]]:
+        """Begin the searches of rows without a fault. Returns the rows with their tokens, and the news by row."""
+        tokens_N = drawn_rows.tokens_N.copy()
+        begun: dict[int, BeamNews] = {}
+        for row, slot in enumerate(slots_N.tolist()):
+            if slot in first_logits and row not in drawn_rows.faults:
+                begun[row] = self._beams.begin(slot, first_logits[slot])
+                tokens_N[row] = begun[row].tokens[0]
+        return replace(drawn_rows, tokens_N=tokens_N), begun
 
     def _turn_media(self) -> MediaTurn:
         """Let slots go on whose rows are ready, and return them, with the slots whose images have failed."""
@@ -480,6 +536,8 @@ class Engine:
             if self._grammars.has_masks:
                 self._status.progress.expect(MASK_TIMEOUT_S)
             launched_step.draw = sampler.launch(table, slots_N, output)
+            if self._beams.awaits_prompts:
+                launched_step.first_logits = self._set_apart(slots_N, output)
         self._begin_reading(launched_step)
         self._apply_rewinds()
         return True
@@ -545,13 +603,18 @@ class Engine:
         flags_N: IdArray = NO_IDS
         ended_slots: list[int] = []
         row_errors: list[SlotError] = []
+        begun: dict[int, BeamNews] = {}
         if drawn_rows is not None:
+            if launched_step.first_logits:
+                drawn_rows, begun = self._begin_searches(launched_step.first_logits, slots_N, drawn_rows)
             row_errors = [
                 SlotError(int(slots_N[row]), int(table.request_ids[slots_N[row]]), fault.code, fault.message)
                 for row, fault in drawn_rows.faults.items()
             ]
             executor.fill(slots_N, rows.num_tokens_N, drawn_rows.tokens_N)
             flags_N = self._finish_rules.flags(table, slots_N, rows.num_tokens_N, drawn_rows.tokens_N)
+            for row, news in begun.items():
+                flags_N[row] = news.flags[0]
         errors = {error.slot: error for error in (*rows.prompt_errors, *row_errors)}
         if drawn_rows is not None:
             is_fine_N = ~np.isin(slots_N, list(errors)) if errors else np.ones(len(slots_N), dtype=bool)
@@ -570,6 +633,7 @@ class Engine:
             flags_N=flags_N,
             errors=errors,
             prompt_logprobs=rows.pieces,
+            found=tuple(found for news in begun.values() for found in news.found),
             step_ns=now_ns - max(launched_step.composed_ns, self._collected_ns),
             device_ns=launched_step.device_ns,
         )

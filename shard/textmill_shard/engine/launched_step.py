@@ -2,11 +2,12 @@
 
 # R rows of the step, N rows that sample
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from textmill_shard.engine.row_sampling import DrawnRows, LaunchedDraw
 from textmill_shard.engine.token_reader import Mark, StepRead
@@ -37,6 +38,7 @@ class LaunchedStep:
     vain_slots: tuple[int, ...] = ()  # slots whose row counts for nothing, because its last token was drawn again
     pieces: Sequence[SlotPromptLogprobs] = ()
     prompt_errors: Sequence[SlotError] = ()
+    first_logits: Mapping[int, torch.Tensor] = field(default_factory=dict)  # [V] float32 of slots that begin a search
 
     @property
     def is_read(self) -> bool:

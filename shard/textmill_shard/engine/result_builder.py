@@ -16,6 +16,7 @@ from textmill_shard.sampling.logprobs import prompt_logprobs as rate_tokens
 from textmill_shard.slots.plan import (
     NO_IDS,
     FloatArray,
+    FoundSequences,
     IdArray,
     SlotError,
     SlotErrorCode,
@@ -37,6 +38,7 @@ def build_result(
     flags_N: IdArray = NO_IDS,
     errors: Mapping[int, SlotError] | None = None,
     prompt_logprobs: Sequence[SlotPromptLogprobs] = (),
+    found: tuple[FoundSequences, ...] = (),
     step_ns: int = 0,
     device_ns: int = 0,
 ) -> StepResult:
@@ -52,6 +54,7 @@ def build_result(
             flags=flags_N,
             starved_slots=composed.starved_slots,
             logprobs=drawn_rows.logprobs_N,
+            found=found,
             step_ns=step_ns,
             device_ns=device_ns,
         )
@@ -72,6 +75,7 @@ def build_result(
         logprobs=logprobs,
         top_tokens=top_tokens,
         prompt_logprobs=tuple(piece for piece in prompt_logprobs if piece.slot not in errors),
+        found=found,
         step_ns=step_ns,
         device_ns=device_ns,
     )

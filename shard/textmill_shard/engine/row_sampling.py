@@ -20,6 +20,7 @@ from textmill_shard.sampling.sampler import Draft, SampledRows, Sampler
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import Admit, FloatArray, IdArray, SlotErrorCode
+from textmill_shard.slots.sampling_params import SamplingParams
 from textmill_shard.slots.slot_table import SlotTable
 
 
@@ -99,8 +100,16 @@ class RowSampler:
     def admit(self, admit: Admit) -> None:
         """Write the sampling state of the request that takes a slot."""
         end_ids = self._finish_rules.ending_ids(admit.stop_ids, ignore_eos=admit.ignore_eos)
-        params = replace(admit.sampling, end_ids=end_ids, has_grammar=admit.grammar is not None)
-        self._sampler.admit(admit.slot, params, SlotText(admit.text_ids, admit.output_ids))
+        params = replace(
+            admit.sampling,
+            end_ids=end_ids,
+            max_new_tokens=admit.max_new_tokens,
+            has_grammar=admit.grammar is not None,
+        )
+        if admit.beams is not None:
+            params = SamplingParams()  # the search itself looks at the scores
+        encoder_ids = admit.prompt_ids[: admit.num_encoder_tokens]
+        self._sampler.admit(admit.slot, params, SlotText(admit.text_ids, admit.output_ids, encoder_ids))
 
     def prepare(self, slots_N: IdArray, upload: Upload) -> None:
         """Select the rows of each wish, which go to the device with `upload`, which is sent before `launch`."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from textmill_shard.engine.batch_builder import BatchBuilder
+from textmill_shard.engine.batch_builder import ApartRows, BatchBuilder
 from textmill_shard.engine.media_rope import RopeRule
 from textmill_shard.engine.media_rows import RowSource
 from textmill_shard.engine.token_feed import TokenFeed
@@ -23,6 +23,7 @@ from textmill_shard.engine.upload import Upload
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterHost, PreparedAdapter
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.media import MediaFault
+from textmill_shard.slots.beam_blocks import BlockCopy
 from textmill_shard.slots.plan import Admit, Budget, IdArray, Plan, ShardFacts, SlotError, SlotErrorCode
 from textmill_shard.slots.plan_check import check_plan
 from textmill_shard.slots.slot_table import RopeRow, SlotTable, TokenRange
@@ -208,6 +209,16 @@ class StepExecutor:
             self.table.rewind(slot)
         if self.feed is not None:
             self.feed.correct(slots, tokens)
+
+    def forward_apart(self, rows: ApartRows) -> torch.Tensor:
+        """Run the model on one token of each sequence of slots that are set apart, and return the logits [R, V]."""
+        return self._runner.forward(self._builder.build_apart(self.table, rows)).logits_NV
+
+    def copy_block(self, copy: BlockCopy) -> None:
+        """Copy the first places of a block of a slot into another block of the slot."""
+        self._runner.copy_places(
+            source_block=copy.source_block, target_block=copy.target_block, num_places=copy.num_places
+        )
 
     def project(self, hidden_nD: torch.Tensor, adapter: int) -> torch.Tensor:
         """Return the logits [n, V] of hidden states [n, D], for prompt log-probabilities. All ranks must call this.

@@ -17,6 +17,7 @@ from textmill_shard.sampling.bad_sequences import BadSequences
 from textmill_shard.sampling.draw import Draw, DrawnIds
 from textmill_shard.sampling.grammar_mask import GrammarMask
 from textmill_shard.sampling.logprobs import TopDraft, TopTokens, chosen_logprobs, draft_top, finish_top
+from textmill_shard.sampling.repeated_ngrams import RepeatedNgrams
 from textmill_shard.sampling.row_scan import RowScanner, TorchRowScanner
 from textmill_shard.sampling.row_selection import RowSelector, SelectedRows, Selection, StageRows, StepRows
 from textmill_shard.sampling.stage import SlotText
@@ -36,8 +37,8 @@ class SampledRows:
     `tokens_N` is int64. `logprobs_N` is float32, NaN for rows that did not ask, and None when no row asked. `top` has
     None for rows that did not ask for alternatives, and is empty when no row asked. `not_finite_N` (bool) marks the
     rows whose logits held a NaN or an infinity; the token of such a row is 0 and means nothing. `stuck_N` (bool) marks
-    the rows in which no id is possible, whose tokens mean nothing either; None when no row asked for `allowed_ids` or
-    `bad_sequences`.
+    the rows in which no id is possible, whose tokens mean nothing either; None when no row asked for `allowed_ids`,
+    `bad_sequences` or n-grams that are not repeated.
     """
 
     tokens_N: Tensor
@@ -102,7 +103,9 @@ class Sampler:
         num_stages = len(self._stages)
         self._mask_place = self._stages.index(self.grammar_mask)
         self._limit_places = [
-            place for place, stage in enumerate(self._stages) if isinstance(stage, AllowedIds | BadSequences)
+            place
+            for place, stage in enumerate(self._stages)
+            if isinstance(stage, AllowedIds | BadSequences | RepeatedNgrams)
         ]
         self._draw_place, self._row_mass_place, self._top_place, self._logprob_place = range(num_stages, len(wishes))
         self._selector = RowSelector(wishes, num_slots=num_slots)

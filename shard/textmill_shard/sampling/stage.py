@@ -14,12 +14,13 @@ from textmill_shard.slots.sampling_params import SamplingParams
 class SlotText:
     """The ids of a request when a slot admits the request.
 
-    Where the model has an encoder, the ids that the encoder reads are not among these. Placeholders of images are not
-    among these either, so that a prompt of images alone has no id.
+    Where the model has an encoder, the ids that the encoder reads are in `encoder_ids` alone. Placeholders of images
+    are not among these ids, so that a prompt of images alone has no id.
     """
 
     prompt_ids: IdArray
     output_ids: IdArray = field(default_factory=lambda: NO_IDS)
+    encoder_ids: IdArray = field(default_factory=lambda: NO_IDS)
 
 
 class Stage(Protocol):

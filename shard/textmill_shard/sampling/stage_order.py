@@ -7,8 +7,10 @@ from textmill_shard.sampling.bad_sequences import BadSequences
 from textmill_shard.sampling.bias import Bias
 from textmill_shard.sampling.count_penalties import CountPenalties
 from textmill_shard.sampling.dry import Dry
+from textmill_shard.sampling.forced_ids import ForcedIds
 from textmill_shard.sampling.grammar_mask import GrammarMask
 from textmill_shard.sampling.min_new_tokens import MinNewTokens
+from textmill_shard.sampling.repeated_ngrams import RepeatedNgrams
 from textmill_shard.sampling.repetition_penalty import RepetitionPenalty
 from textmill_shard.sampling.stage import Stage
 from textmill_shard.sampling.watermark import Watermark, WatermarkKey
@@ -28,8 +30,10 @@ def build_stages(
         Dry(num_slots=num_slots, device=device),
         Bias(num_slots=num_slots, device=device),
         AllowedIds(num_slots=num_slots, device=device),
+        RepeatedNgrams(num_slots=num_slots, device=device),
         BadSequences(num_slots=num_slots, device=device),
         MinNewTokens(num_slots=num_slots, device=device),
+        ForcedIds(num_slots=num_slots),
         grammar_mask,
         Watermark(num_slots=num_slots, device=device, key=watermark),
     )

@@ -14,10 +14,13 @@ from textmill_shard.engine.media_put import MediaHeader, TensorHeader
 from textmill_shard.slots.plan import (
     NO_IDS,
     Admit,
+    Beams,
     Budget,
     Drop,
+    EarlyStopping,
     Extend,
     FloatArray,
+    FoundSequences,
     Grammar,
     Heartbeat,
     IdArray,
@@ -39,6 +42,11 @@ _ERROR_CODES = {
     SlotErrorCode.NOT_FINITE: pb.SLOT_ERROR_CODE_NOT_FINITE,
     SlotErrorCode.INTERNAL: pb.SLOT_ERROR_CODE_INTERNAL,
     SlotErrorCode.MEDIA: pb.SLOT_ERROR_CODE_MEDIA,
+}
+_EARLY_STOPPING = {
+    pb.EARLY_STOPPING_NO: EarlyStopping.NO,
+    pb.EARLY_STOPPING_YES: EarlyStopping.YES,
+    pb.EARLY_STOPPING_NEVER: EarlyStopping.NEVER,
 }
 
 
@@ -125,6 +133,10 @@ def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
             dry_allowed_length=sampling.dry_allowed_length,
             dry_breaker_ids=tuple(ids("sampling.dry_breaker_ids", sampling.dry_breaker_ids).tolist()),
             allowed_ids=tuple(ids("sampling.allowed_ids", sampling.allowed_ids).tolist()),
+            no_repeat_ngram_size=sampling.no_repeat_ngram_size,
+            encoder_no_repeat_ngram_size=sampling.encoder_no_repeat_ngram_size,
+            forced_first_ids=tuple(ids("sampling.forced_first_ids", sampling.forced_first_ids).tolist()),
+            forced_last_ids=tuple(ids("sampling.forced_last_ids", sampling.forced_last_ids).tolist()),
             bad_sequences=tuple(
                 tuple(ids("sampling.bad_sequences", sequence).tolist()) for sequence in sampling.bad_sequences
             ),
@@ -156,6 +168,22 @@ def _admit_from_wire(plan: int, admit: pb.Admit) -> Admit:
             )
             for span in admit.media
         ),
+        beams=_beams_from_wire(plan, admit) if admit.HasField("beams") else None,
+    )
+
+
+def _beams_from_wire(plan: int, admit: pb.Admit) -> Beams:
+    beams = admit.beams
+    early_stopping = _EARLY_STOPPING.get(beams.early_stopping)
+    if early_stopping is None:
+        message = f"wanted a value of EarlyStopping, got {beams.early_stopping}"
+        raise _rejected(plan, admit.slot, "admits.beams.early_stopping", message)
+    return Beams(
+        num_beams=beams.num_beams,
+        num_sequences=beams.num_sequences,
+        length_penalty=beams.length_penalty,
+        early_stopping=early_stopping,
+        max_ms=beams.max_ms,
     )
 
 
@@ -275,8 +303,18 @@ def result_to_wire(epoch: int, result: StepResult) -> pb.FromShard:
         prompt_logprobs=[_prompt_logprobs_to_wire(piece) for piece in result.prompt_logprobs],
         step_ns=result.step_ns,
         device_ns=result.device_ns,
+        found=[_found_to_wire(found) for found in result.found],
     )
     return pb.FromShard(epoch=epoch, result=message)
+
+
+def _found_to_wire(found: FoundSequences) -> pb.FoundSequences:
+    return pb.FoundSequences(
+        slot=found.slot,
+        lengths=pack_u32(np.array([len(sequence) for sequence in found.sequences], dtype=np.int64)),
+        tokens=pack_u32(np.concatenate([NO_IDS, *found.sequences])),
+        scores=pack_f32(found.scores),
+    )
 
 
 def _error_to_wire(error: SlotError) -> pb.SlotError:

@@ -41,6 +41,25 @@ class Grammar:
     text: str
 
 
+class EarlyStopping(Enum):
+    """When a search by beams may end before its longest sequences."""
+
+    NO = "no"  # the best unfinished sequence, at its length now, scores less than each finished one
+    YES = "yes"  # `num_beams` sequences are finished
+    NEVER = "never"  # no unfinished sequence, at its most favourable length, could score better
+
+
+@dataclass(frozen=True, slots=True)
+class Beams:
+    """A search for the sequences with the best sum of log-probabilities (rule 34)."""
+
+    num_beams: int  # sequences that are continued beside each other
+    num_sequences: int  # finished sequences to answer with
+    length_penalty: float  # a finished sequence of n tokens scores its sum / n^length_penalty
+    early_stopping: EarlyStopping
+    max_ms: int = 0  # milliseconds after which each sequence counts as finished, 0 = no limit
+
+
 @dataclass(frozen=True, slots=True)
 class MediaSpan:
     """Placeholder tokens of a prompt in a row, which stand for consecutive rows of one item.
@@ -84,6 +103,7 @@ class Admit:
     caller: int = 0  # number of the caller; the callers share the prefills (rule 16)
     caller_weight: float = 1.0  # share of the caller beside that of others, above 0
     media: tuple[MediaSpan, ...] = ()  # spans of the prompt whose embeddings are rows of items (rule 33)
+    beams: Beams | None = None  # search the output by beams; `block_ids` then holds the blocks of the whole search
 
     @property
     def num_tokens(self) -> int:
@@ -180,6 +200,15 @@ class SlotPromptLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundSequences:
+    """The best sequences of a search by beams that has ended, best first. `scores` is parallel to `sequences`."""
+
+    slot: int
+    sequences: tuple[IdArray, ...]
+    scores: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """The news of one step for the router.
 
@@ -199,6 +228,7 @@ class StepResult:
     logprobs: FloatArray | None = None
     top_tokens: tuple[TopTokens, ...] = ()
     prompt_logprobs: tuple[SlotPromptLogprobs, ...] = ()
+    found: tuple[FoundSequences, ...] = ()  # of searches whose rows are flagged as finished
     step_ns: int = 0  # from the choice of the rows until the tokens are on the host
     device_ns: int = 0  # of the forward pass
 

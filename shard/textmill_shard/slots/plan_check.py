@@ -6,11 +6,13 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from textmill_shard.slots.beam_blocks import num_search_blocks
 from textmill_shard.slots.plan import Admit, Budget, IdArray, Plan, PlanRejection, ShardFacts
 from textmill_shard.slots.slot_table import NOBODY, SlotTable
 
 # Blocks hold only a part of a request's past (layout state), or serve one request alone (layout encoder_decoder).
 LAYOUTS_WITHOUT_PREFIXES = ("state", "encoder_decoder")
+BEAMS = "beams"  # an entry of `ShardFacts.features`
 
 MEDIA_DIGEST_BYTES = 16
 
@@ -59,6 +61,7 @@ class _PlanCheck:
             self._check_rope(admit)
             self._check_encoder(admit)
             self._check_media(admit)
+            self._check_beams(admit)
             self._check_seat(admit, dropped_slots=dropped_slots, seated_requests=seated_requests)
             seated_requests[admit.slot] = admit.request_id
         if plan.budget is not None:
@@ -168,6 +171,30 @@ class _PlanCheck:
         message = f"wanted {least} .. {most} tokens for the encoder, got {num_encoder}"
         self._require(is_right, "admits.num_encoder_tokens", message, admit.slot)
 
+    def _check_beams(self, admit: Admit) -> None:
+        """Require a search that the shard can do, with the blocks of the whole search (rule 34)."""
+        beams, facts, slot = admit.beams, self._facts, admit.slot
+        if beams is None:
+            return
+        can_search = BEAMS in facts.features
+        self._require(can_search, "admits.beams", "this shard searches no beams", slot)
+        most = facts.num_slots
+        is_right = 2 <= beams.num_beams <= most
+        self._require(is_right, "admits.beams.num_beams", f"wanted 2 .. {most}, got {beams.num_beams}", slot)
+        is_right = 1 <= beams.num_sequences <= beams.num_beams
+        message = f"wanted 1 .. {beams.num_beams}, got {beams.num_sequences}"
+        self._require(is_right, "admits.beams.num_sequences", message, slot)
+        is_right = math.isfinite(beams.length_penalty)
+        message = f"wanted a finite number, got {beams.length_penalty}"
+        self._require(is_right, "admits.beams.length_penalty", message, slot)
+        is_plain = not (len(admit.output_ids) or admit.grammar or admit.sampling.do_sample or admit.media)
+        self._require(
+            is_plain, "admits.beams", "a search begins anew, draws nothing, has no grammar and no items", slot
+        )
+        wanted = num_search_blocks(admit, block_size=facts.block_size)
+        message = f"the search needs {wanted} blocks, got {len(admit.block_ids)}"
+        self._require(len(admit.block_ids) == wanted, "admits.block_ids", message, slot)
+
     def _check_block_ids(self, field: str, slot: int, blocks: IdArray) -> None:
         num_blocks = self._facts.num_blocks
         outside = blocks[blocks >= num_blocks]
@@ -256,6 +283,8 @@ class _PlanCheck:
         self._check_vocabulary("admits.sampling.logit_bias_ids", slot, [token for token, _ in params.logit_bias])
         self._check_vocabulary("admits.sampling.dry_breaker_ids", slot, params.dry_breaker_ids)
         self._check_vocabulary("admits.sampling.allowed_ids", slot, params.allowed_ids)
+        self._check_vocabulary("admits.sampling.forced_first_ids", slot, params.forced_first_ids)
+        self._check_vocabulary("admits.sampling.forced_last_ids", slot, params.forced_last_ids)
         for sequence in params.bad_sequences:
             self._require(bool(sequence), "admits.sampling.bad_sequences", "wanted at least one id, got none", slot)
             self._check_vocabulary("admits.sampling.bad_sequences", slot, sequence)

@@ -80,6 +80,8 @@ class SlotTable:
         self.num_roped = 0  # occupied slots whose rotary positions are not their indices
         self.rope_deltas = np.zeros(num_slots, dtype=np.int64)  # rotary position of an output token, less its index
         self.has_uncut = np.zeros(num_slots, dtype=bool)  # has spans of tokens that one step computes (rule 16)
+        self.is_apart = np.zeros(num_slots, dtype=bool)  # searches by beams behind its prompt, in steps of its own
+        self.num_apart = 0
         self.was_starved = np.zeros(num_slots, dtype=bool)  # reported since the last grant (rule 13)
         self.block_tables_SB = np.full((num_slots, _FIRST_TABLE_BLOCKS), self._scratch_block, dtype=np.int32)
         self.num_holders = np.zeros(self.num_blocks, dtype=np.int32)  # tables that name a block
@@ -181,6 +183,7 @@ class SlotTable:
         self.rope_deltas[slot] = 0
         self._uncut[slot] = ()
         self._rope_positions[slot] = None
+        self.num_apart -= int(self.is_apart[slot])
         blocks = self.blocks_of(slot)
         self.num_holders[blocks] -= 1
         self.writers[blocks[self.writers[blocks] == slot]] = NOBODY
@@ -188,7 +191,14 @@ class SlotTable:
         for row in (self.num_tokens, self.num_computed, self.num_places, self.last_tokens, self.adapters):
             row[slot] = 0
         self.request_ids[slot] = 0
-        for mark in (self.is_occupied, self.is_prefilling, self.is_held, self.was_starved, self.has_uncut):
+        for mark in (
+            self.is_occupied,
+            self.is_prefilling,
+            self.is_held,
+            self.is_apart,
+            self.was_starved,
+            self.has_uncut,
+        ):
             mark[slot] = False
         self._tokens[slot] = None
         self._admits[slot] = None
@@ -196,6 +206,13 @@ class SlotTable:
     def release(self, slots: Sequence[int]) -> None:
         """Let slots sample whose grammars are ready."""
         self.is_held[list(slots)] = False
+
+    def set_apart(self, slot: int) -> None:
+        """Leave the slot out of the steps, because the tokens behind its prompt are computed elsewhere (rule 34)."""
+        assert self.is_occupied[slot], slot
+        assert not self.is_apart[slot], slot
+        self.is_apart[slot] = True
+        self.num_apart += 1
 
     def advance(self, slots: IdArray, counts: IdArray) -> None:
         """Note that K and V of the next `counts` tokens of `slots` are stored."""

@@ -72,6 +72,8 @@ def compose_step(table: SlotTable, budget: Budget) -> ComposedStep:
     is_runnable = goes_on & has_places
     if table.num_with_media:
         is_runnable &= table.num_computed < table.ready_until
+    if table.num_apart:
+        is_runnable &= ~table.is_apart
     starved_slots = NO_IDS
     runnable_slots = np.flatnonzero(is_runnable)
     if len(runnable_slots) < table.num_occupied:

@@ -19,6 +19,7 @@ COMPONENT_NAMES = {
     "ChatBody": "ChatRequest",
     "ChatMessage": "Message",
     "CompatBody": "CompatGenerateRequest",
+    "CompatParameters": "CompatGenerateParameters",
     "Completion": "CompletionFinal",
     "CompletionBody": "CompletionRequest",
     "CompletionChoice": "CompletionComplete",
@@ -71,7 +72,7 @@ def build_document(operations: Sequence[Operation]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path.replace(":path}", "}"), {})[operation.method] = _operation(operation, schema_of)
-    for name in {"TgiParameters", "V2Parameters"} & components.keys():
+    for name in {"TgiParameters", "CompatParameters", "V2Parameters"} & components.keys():
         components[name]["properties"]["grammar"] = {
             "anyOf": [*({"$ref": _REF.format(name=kind.__name__)} for kind in _GRAMMARS), {"type": "null"}],
             "default": None,

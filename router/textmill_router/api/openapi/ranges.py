@@ -8,6 +8,7 @@ from textmill_router.api.openai.chat_types import CHAT_NAMES
 from textmill_router.api.openai.completion_types import COMPLETION_BOUNDS, COMPLETION_NAMES
 from textmill_router.api.openai.prompt_logprobs import MAX_ALTERNATIVES
 from textmill_router.api.openai.types import OPENAI_BOUNDS
+from textmill_router.api.tgi.writing_wish import MAX_BEAMS, MAX_LENGTH_PENALTY
 from textmill_router.bounds import Bounds
 from textmill_router.http.key_file import MAX_PRIORITY, MIN_PRIORITY
 from textmill_router.serving.validation import PARAMETER_BOUNDS, SIGNED_SEED
@@ -18,12 +19,19 @@ _BODIES: Mapping[str, tuple[Mapping[str, str], Mapping[str, Bounds]]] = {
     "ChatBody": (CHAT_NAMES, _OPENAI),
     "CompletionBody": (COMPLETION_NAMES, {**_OPENAI, **COMPLETION_BOUNDS}),
     "TgiParameters": ({}, {}),
+    "CompatParameters": ({}, {}),
     "V2Parameters": ({}, {}),
 }
 # Without `logprobs` a completion has none, so 0 alternatives are no default.
 _WITHOUT_DEFAULT = frozenset({("CompletionBody", "logprobs")})
 # Numbers whose checks stand outside of the table. An API key may narrow the range of `priority`.
 _PRIORITY = {"minimum": MIN_PRIORITY, "maximum": MAX_PRIORITY}
+_TGI: Mapping[str, Mapping[str, float]] = {
+    "best_of": {"minimum": 1},
+    "max_time": {"exclusiveMinimum": 0},
+    "num_return_sequences": {"minimum": 1},
+    "priority": _PRIORITY,
+}
 _OTHERS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "ChatBody": {
         "max_completion_tokens": {"minimum": 1},
@@ -40,11 +48,15 @@ _OTHERS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
         "prompt_logprobs": {"minimum": 0, "maximum": MAX_ALTERNATIVES},
         "truncate_prompt_tokens": {"minimum": -1},
     },
-    "TgiParameters": {
-        "best_of": {"minimum": 1},
-        "max_time": {"exclusiveMinimum": 0},
-        "num_return_sequences": {"minimum": 1},
-        "priority": _PRIORITY,
+    "TgiParameters": _TGI,
+    "CompatParameters": {
+        **_TGI,
+        "encoder_no_repeat_ngram_size": {"minimum": 0},
+        "length_penalty": {"minimum": -MAX_LENGTH_PENALTY, "maximum": MAX_LENGTH_PENALTY},
+        "max_length": {"minimum": 1},
+        "min_length": {"minimum": 0},
+        "no_repeat_ngram_size": {"minimum": 0},
+        "num_beams": {"minimum": 1, "maximum": MAX_BEAMS},
     },
     "V2Parameters": {
         "max_time": {"exclusiveMinimum": 0},

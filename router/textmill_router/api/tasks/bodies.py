@@ -26,6 +26,11 @@ class TaskBytes:
     is_file: bool = False
 
 
+def is_said_json(scope: Scope) -> bool:
+    """Whether the headers of a call say that its body is JSON."""
+    return _JSON_TYPE.fullmatch(_kind_of(scope)) is not None
+
+
 async def read_task_file(scope: Scope, receive: Receive, max_bytes: int) -> TaskBytes:
     """Return the body of a task of images or audio.
 

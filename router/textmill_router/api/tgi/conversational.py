@@ -61,6 +61,7 @@ class ConversationalRoute:
             data = await read_body(scope, receive, self._service.payload_limit)
             body = decode_json(data, _DECODER) if _HAS_OBJECT.search(data) else None
             chat = None if body is None else _chat_of(body)
+            joined = None if body is None else self._joined_turns(body)
         except (ClientLeft, RequestError) as error:
             await refuse(self._service, scope, send, error)
             return
@@ -70,13 +71,18 @@ class ConversationalRoute:
         part = {**scope, "extensions": {}}
         part["headers"] = [header for header in scope["headers"] if header[0] not in (b"content-length", b"expect")]
         answer = InnerAnswer()
-        await self._chat(part, replay(msgspec.json.encode(chat), receive), answer.send)
+        if joined is None:
+            await self._chat(part, replay(msgspec.json.encode(chat), receive), answer.send)
+        else:
+            await self._text(part, replay(msgspec.json.encode(joined), receive), answer.send)
         if answer.status != 200:
             if answer.status:
                 kept = [header for header in answer.headers if header[0] in (b"retry-after", b"connection")]
                 await send_reply(scope, send, answer.status, answer.body, headers=kept)
             return
-        text = msgspec.json.decode(answer.body)["choices"][0]["message"]["content"] or ""
+        found = msgspec.json.decode(answer.body)
+        # A task of texts answers with a list, under a key that follows the task.
+        text = next(iter(found[0].values())) if joined is not None else found["choices"][0]["message"]["content"] or ""
         inputs = body.inputs
         content: dict[str, object] = {
             "generated_text": text,
@@ -88,6 +94,34 @@ class ConversationalRoute:
         }
         headers = [header for header in answer.headers if header[0].startswith(b"x-compute") or header[0] == b"vary"]
         await send_reply(scope, send, 200, msgspec.json.encode(content), headers=headers)
+
+    def _joined_turns(self, body: ConversationBody) -> dict[str, Any] | None:
+        """Return the body of a text for a model without a template: the turns, each with the end of text behind it.
+
+        None for a model with a template, while the model loads, and where the tokenizer has no end of text.
+        """
+        if self._service.is_loading:
+            return None
+        backend = self._service.open_backend()
+        if backend.chat_templates.usable or backend.tokenizer.eos_token is None:
+            return None
+        inputs = body.inputs
+        turns = [
+            turn for pair in zip(inputs.past_user_inputs, inputs.generated_responses, strict=True) for turn in pair
+        ]
+        end = backend.tokenizer.eos_token
+        parameters = msgspec.to_builtins(body.parameters or ConversationParameters())
+        given = {name: value for name, value in parameters.items() if value is not None}
+        # As in a chat, `max_length` is of the answer, and 0 switches these numbers off.
+        longest = given.pop("max_length", None)
+        if longest is not None:
+            given.setdefault("max_new_tokens", longest)
+        for name in ("top_k", "repetition_penalty"):
+            if not given.get(name, 1):
+                del given[name]
+        if not backend.facts.has_encoder:
+            given["return_full_text"] = False
+        return {"inputs": "".join(turn + end for turn in (*turns, inputs.text)), "parameters": given}
 
 
 def _chat_of(body: ConversationBody) -> dict[str, Any]:

@@ -1,16 +1,22 @@
 """POST /generate, /generate_stream and /: the rules of TGI's own routes, and which of their answers are kept."""
 
 from functools import partial
+from pathlib import Path
 
 import msgspec
 from starlette.types import Scope
 
+from textmill_router.api.tgi.compat_wish import read_compat_wish
 from textmill_router.api.tgi.types import NO_OPTIONS, CompatBody, GenerateBody, requested_parameters
 from textmill_router.api.tgi.work import GenerateMode, TgiWork, check_batch
+from textmill_router.api.tgi.writing_types import TextAnswer
+from textmill_router.api.tgi.writing_wish import Wish
+from textmill_router.api.tgi.writing_work import WritingForm, WritingWork
 from textmill_router.exact_json import exact_decoder
 from textmill_router.http.path_style import ROOT_STYLE
 from textmill_router.serving.adapters import AskedAdapter
 from textmill_router.serving.call_options import wants_cache
+from textmill_router.serving.checkpoint_defaults import CheckpointWriting, read_checkpoint_writing
 from textmill_router.serving.reply_cache import CacheSlot, cache_key
 from textmill_router.serving.route import GeneratingRoute, IncomingCall, PreparedCall
 from textmill_router.serving.service import Service
@@ -40,10 +46,12 @@ def generate_route(service: Service, mode: GenerateMode) -> GeneratingRoute[Gene
     # `stream` is a field of `POST /` only; elsewhere it is unknown and so ignored, whatever it holds.
     body_type = CompatBody if mode is GenerateMode.COMPAT else GenerateBody
     decoder: msgspec.json.Decoder[GenerateBody] = exact_decoder(body_type)
+    # The checkpoint's own values count on `POST /` alone.
+    files = read_checkpoint_writing(Path(service.settings.model_dir)) if mode is GenerateMode.COMPAT else None
     return GeneratingRoute(
         service,
         decoder,
-        partial(_prepare, mode),
+        partial(_prepare, mode, files),
         ROOT_STYLE,
         wait_for_model=_waits_for_model,
         priority_of=lambda body: None if body.parameters is None else body.parameters.priority,
@@ -61,10 +69,17 @@ def _waits_for_model(body: GenerateBody) -> bool | None:
     return (body.options or NO_OPTIONS).wait_for_model
 
 
-def _prepare(mode: GenerateMode, body: GenerateBody, call: IncomingCall) -> PreparedCall:
+def _prepare(
+    mode: GenerateMode, files: CheckpointWriting | None, body: GenerateBody, call: IncomingCall
+) -> PreparedCall:
     service = call.service
     streams = mode is GenerateMode.STREAM or (isinstance(body, CompatBody) and bool(body.stream))
     checked = check_parameters(requested_parameters(body.parameters, streams=streams), call.backend.limits)
+    if files is not None and isinstance(body, CompatBody):
+        asked = read_compat_wish(body, checked, files, call.backend, streams=streams)
+        if asked.beams is not None:
+            return _prepare_search(body, asked, call)
+        checked = asked.checked
     num_sequences = check_batch(body, checked, streams=streams, limit=service.settings.max_client_batch_size)
     slot = None
     if _is_kept(service, call.scope, body, checked):
@@ -80,6 +95,20 @@ def _prepare(mode: GenerateMode, body: GenerateBody, call: IncomingCall) -> Prep
         grammar=checked.generation.grammar,
         cache_slot=slot,
     )
+
+
+def _prepare_search(body: CompatBody, wish: Wish, call: IncomingCall) -> PreparedCall:
+    """Return the call of a search by beams, whose answer has the form of text generation."""
+    texts = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+    check_batch(body, wish.checked, streams=False, limit=call.service.settings.max_client_batch_size)
+    asked = None if body.parameters is None else body.parameters.return_full_text
+    is_whole = asked if asked is not None else not call.backend.facts.has_encoder
+
+    def answer(text: str, written: str) -> TextAnswer:
+        return TextAnswer(text + written if is_whole else written)
+
+    work = WritingWork(WritingForm("text-generation", answer, strips=False), texts, wish, call)
+    return PreparedCall(work, num_sequences=len(texts), streams=False)
 
 
 def _is_kept(service: Service, scope: Scope, body: GenerateBody, checked: CheckedParameters) -> bool:

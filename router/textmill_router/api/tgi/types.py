@@ -75,9 +75,24 @@ class TokenizeBody(msgspec.Struct, frozen=True, gc=False):
     options: RequestOptions | None = None
 
 
+class CompatParameters(TgiParameters, frozen=True, gc=False):
+    """The `parameters` of `POST /`, where those of transformers' `generate` count too."""
+
+    early_stopping: bool | Literal["never"] | None = None
+    encoder_no_repeat_ngram_size: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | list[int] | None = None
+    length_penalty: float | None = None
+    max_length: int | None = None
+    min_length: int | None = None
+    no_repeat_ngram_size: int | None = None
+    num_beams: int | None = None
+
+
 class CompatBody(GenerateBody, frozen=True, gc=False):
     """The body of `POST /`, in which `stream` asks for events."""
 
+    parameters: CompatParameters | None = None
     stream: bool | None = None
 
 

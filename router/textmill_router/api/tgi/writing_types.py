@@ -9,12 +9,24 @@ from textmill_router.api.tgi.types import RequestOptions
 Truncation = bool | Literal["do_not_truncate", "longest_first", "only_first", "only_second"]
 
 
-class WritingFields(msgspec.Struct, kw_only=True, frozen=True, gc=False):
+class SearchFields(msgspec.Struct, kw_only=True, frozen=True, gc=False):
+    """How `generate` of transformers searches. Fields that are absent have the values of the checkpoint's files."""
+
+    max_length: int | None = None
+    min_length: int | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    no_repeat_ngram_size: int | None = None
+    encoder_no_repeat_ngram_size: int | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | list[int] | None = None
+
+
+class WritingFields(SearchFields, kw_only=True, frozen=True, gc=False):
     """How the text is written. Fields that are absent have the values of the checkpoint's files."""
 
     max_new_tokens: int | None = None
-    max_length: int | None = None
-    min_length: int | None = None
     min_new_tokens: int | None = None
     do_sample: bool | None = None
     temperature: float | None = None
@@ -24,7 +36,6 @@ class WritingFields(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     repetition_penalty: float | None = None
     max_time: float | None = None
     num_return_sequences: int | None = None
-    num_beams: int | None = None
     seed: int | None = None
 
 

@@ -1,0 +1,198 @@
+"""The searches by beams of rank 0: between two steps, each search gets a forward pass of its sequences (rule 34).
+
+A search has one slot. The slot's prompt is computed by the ordinary steps. From then on the slot is set apart, and the
+desk computes the sequences in the blocks of the slot, and chooses among them.
+"""
+
+# W sequences of a search, R sequences of all searches of a pass, V vocabulary
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from textmill_shard.engine.batch_builder import ApartRows
+from textmill_shard.engine.memory_faults import NO_ROOM, free_device_memory, is_out_of_memory
+from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.sampling.beam_search import BeamChoice, BeamSearch
+from textmill_shard.sampling.stage import SlotText
+from textmill_shard.slots.beam_blocks import BeamBlocks
+from textmill_shard.slots.finish_rules import FinishRules
+from textmill_shard.slots.plan import (
+    FLAG_FINISHED,
+    FLAG_LENGTH,
+    Admit,
+    FoundSequences,
+    SlotError,
+    SlotErrorCode,
+)
+
+
+@dataclass(slots=True)
+class _Search:
+    """One search behind its prompt. `num_computed` tokens of each sequence are stored."""
+
+    admit: Admit
+    search: BeamSearch
+    blocks: BeamBlocks
+    num_computed: int
+    late_s: float  # on the desk's clock
+    tokens_W: Sequence[int] = ()
+
+
+@dataclass(slots=True)
+class BeamNews:
+    """What a pass tells of the searches. The lists `slots`, `tokens` and `flags` are parallel.
+
+    A token is that of the best sequence, and tells the router that the search goes on.
+    """
+
+    slots: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    flags: list[int] = field(default_factory=list)
+    found: list[FoundSequences] = field(default_factory=list)
+    errors: list[SlotError] = field(default_factory=list)
+
+    @property
+    def ended_slots(self) -> list[int]:
+        """The slots whose searches are over or have failed."""
+        return [*(one.slot for one in self.found), *(error.slot for error in self.errors)]
+
+
+class BeamDesk:
+    """Owner of the searches. The thread of the step loop alone calls the desk."""
+
+    def __init__(
+        self, executor: StepExecutor, finish_rules: FinishRules, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._executor = executor
+        self._finish_rules = finish_rules
+        self._clock = clock
+        self._awaited: dict[int, float] = {}  # slots whose prompts are not computed, with the time of the admission
+        self._searches: dict[int, _Search] = {}  # by slot
+
+    def clear(self) -> None:
+        """Forget all searches, because a new epoch begins."""
+        self._awaited.clear()
+        self._searches.clear()
+
+    def admit(self, admit: Admit) -> None:
+        """Note the new occupant of a slot, whether or not the occupant searches."""
+        self._searches.pop(admit.slot, None)
+        self._awaited.pop(admit.slot, None)
+        if admit.beams is not None:
+            self._awaited[admit.slot] = self._clock()
+
+    @property
+    def awaits_prompts(self) -> bool:
+        """Whether the prompt of a search is not computed yet."""
+        return bool(self._awaited)
+
+    def awaits(self, slot: int) -> bool:
+        """Whether this slot searches, and its prompt is not computed yet."""
+        return slot in self._awaited
+
+    def begin(self, slot: int, logits_V: torch.Tensor) -> BeamNews:
+        """Begin the search of a slot with the logits (float32) of the last token of its prompt."""
+        table = self._executor.table
+        admit = table.admit_of(slot)
+        beams = admit.beams
+        assert beams is not None, slot
+        admitted_s = self._awaited.pop(slot)
+        params = replace(
+            admit.sampling,
+            end_ids=self._finish_rules.ending_ids(admit.stop_ids, ignore_eos=admit.ignore_eos),
+            max_new_tokens=admit.max_new_tokens,
+        )
+        text = SlotText(admit.text_ids, encoder_ids=admit.prompt_ids[: admit.num_encoder_tokens])
+        one = _Search(
+            admit=admit,
+            search=BeamSearch(beams, params, text, self._executor.device),
+            blocks=BeamBlocks(admit, block_size=table.block_size),
+            num_computed=len(admit.prompt_ids),
+            late_s=admitted_s + beams.max_ms / 1000 if beams.max_ms else float("inf"),
+        )
+        news = BeamNews()
+        self._choose(one, logits_V.expand(beams.num_beams, -1), news)
+        return news
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether a search waits for its next forward pass. Forgets the searches whose slots were dropped."""
+        if self._searches:
+            self._searches = {
+                slot: one
+                for slot, one in self._searches.items()
+                if self._executor.table.is_occupant(slot, one.admit.request_id)
+            }
+        return bool(self._searches)
+
+    def advance(self) -> BeamNews:
+        """Let each search go on by one token. Call only if `is_searching`. Raises the faults of the device."""
+        news = BeamNews()
+        passes: list[list[_Search]] = [[]]
+        num_rows = 0
+        for one in self._searches.values():
+            num_rows += len(one.tokens_W)
+            if num_rows > self._executor.table.num_slots:  # the memory has room for so many rows of logits
+                passes.append([])
+                num_rows = len(one.tokens_W)
+            passes[-1].append(one)
+        for searches in passes:
+            if searches:
+                self._advance(searches, news)
+        return news
+
+    def _advance(self, searches: list[_Search], news: BeamNews) -> None:
+        """Compute the last tokens of some searches in one pass. A pass without room runs again search by search."""
+        rows = ApartRows(
+            slots_R=np.repeat([one.admit.slot for one in searches], [len(one.tokens_W) for one in searches]),
+            starts_R=np.repeat([one.num_computed for one in searches], [len(one.tokens_W) for one in searches]),
+            tokens_R=np.array([token for one in searches for token in one.tokens_W], dtype=np.int64),
+            tables=tuple(one.blocks.tables_WB for one in searches),
+        )
+        try:
+            logits_RV = self._executor.forward_apart(rows)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            free_device_memory(self._executor.device)
+            if len(searches) == 1:
+                self._fail(searches[0], NO_ROOM.code, NO_ROOM.message, news)
+                return
+            for one in searches:
+                self._advance([one], news)
+            return
+        start = 0
+        for one in searches:
+            logits_WV = logits_RV[start : start + len(one.tokens_W)]
+            start += len(one.tokens_W)
+            one.num_computed += 1
+            if bool(torch.isfinite(logits_WV).all()):
+                self._choose(one, logits_WV, news)
+            else:
+                self._fail(one, SlotErrorCode.NOT_FINITE, "the model gave logits that are not finite", news)
+
+    def _choose(self, one: _Search, logits_WV: torch.Tensor, news: BeamNews) -> None:
+        """Let the search choose, and give each chosen sequence its blocks."""
+        slot = one.admit.slot
+        choice: BeamChoice = one.search.advance(logits_WV, is_late=self._clock() >= one.late_s)
+        news.slots.append(slot)
+        news.tokens.append(choice.tokens_W[0])
+        if choice.is_over:
+            news.flags.append(FLAG_FINISHED | FLAG_LENGTH)
+            sequences, scores = one.search.best()
+            news.found.append(FoundSequences(slot, sequences, np.array(scores, dtype=np.float32)))
+            self._searches.pop(slot, None)
+            return
+        news.flags.append(0)
+        for copy in one.blocks.fork(choice.parents_W, one.num_computed):
+            self._executor.copy_block(copy)
+        one.tokens_W = choice.tokens_W
+        self._searches[slot] = one
+
+    def _fail(self, one: _Search, code: SlotErrorCode, message: str, news: BeamNews) -> None:
+        self._searches.pop(one.admit.slot, None)
+        news.errors.append(SlotError(one.admit.slot, one.admit.request_id, code, message))

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_parts(setting: "Setting", report: "Report") -> None:
     """Run the parts in their order while there is time, and write the report after each of them."""
-    from bench.gpu import kernel_checks, steps
+    from bench.gpu import kernel_checks, loop_checks, server_check, steps, streams
 
     made: list[ModelRunner] = []
 
@@ -60,8 +60,11 @@ def run_parts(setting: "Setting", report: "Report") -> None:
     parts: dict[str, Callable[[], Iterator[Row]]] = {
         "Machine": lambda: _machine(setting),
         "Kernels beside plain torch": lambda: kernel_checks.check_kernels(setting),
+        "Tokens of the step loop": lambda: loop_checks.check_loop(setting),
+        "A server": lambda: server_check.check_server(setting),
         "Equal logits of a llama of random weights": lambda: steps.check_equalities(setting, runner()),
         "Steps of a llama of random weights": lambda: steps.time_steps(setting, runner()),
+        "Streams": lambda: streams.time_streams(setting, runner(), report.file.with_suffix(".trace.json")),
     }
     for name, part in parts.items():
         if setting.left_s < LEAST_LEFT_S and not setting.is_dry:
@@ -94,11 +97,13 @@ def _machine(setting: "Setting") -> "Iterator[Row]":
     source = torch.zeros(size, dtype=torch.bfloat16, device=setting.device)
     target = torch.empty_like(source)
     copy_ms = setting.time_ms(lambda: target.copy_(source))
-    yield Row("copy of memory", {"GB/s": 2 * source.nbytes / copy_ms / 1e6})
+    setting.rates["copy"] = 2 * source.nbytes / copy_ms * 1e3
+    yield Row("copy of memory", {"GB/s": setting.rates["copy"] / 1e9})
     width = 64 if setting.is_dry else 8192
     a = torch.zeros(width, width, dtype=torch.bfloat16, device=setting.device)
     product_ms = setting.time_ms(lambda: a @ a)
-    yield Row("product of matrices in bfloat16", {"TFLOP/s": 2 * width**3 / product_ms / 1e9})
+    setting.rates["product"] = 2 * width**3 / product_ms * 1e3
+    yield Row("product of matrices in bfloat16", {"TFLOP/s": setting.rates["product"] / 1e12})
 
 
 if __name__ == "__main__":

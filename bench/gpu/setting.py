@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from textmill_shard.model.decode_graphs import CudaGraphRecorder, GraphRecorder, RecordedStep
+from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.triton_kernels.kernels import TritonKernels
 
 NUM_WARM_UPS = 3
@@ -19,10 +21,15 @@ class Setting:
     is_dry: bool
     ends_at: float  # time.monotonic()
     kernels: TritonKernels
+    rates: dict[str, float] = field(default_factory=dict)  # measured: "copy" in bytes/s, "product" in operations/s
 
     @property
     def left_s(self) -> float:
         return self.ends_at - time.monotonic()
+
+    def graph_recorder(self) -> GraphRecorder:
+        """Return what records graphs. A dry run only drives the code around them."""
+        return _RunAgain() if self.is_dry else CudaGraphRecorder()
 
     def synchronize(self) -> None:
         """Wait until the device has nothing to do."""
@@ -54,6 +61,19 @@ class Setting:
             best_s = min(best_s, time.perf_counter() - started)
         self.synchronize()
         return best_s * 1e3
+
+
+class _RunAgain:
+    """Stands in for a recorder on a CPU: a replay runs the step again, and writes to the same output."""
+
+    def record(self, run: Callable[[], ForwardOutput]) -> RecordedStep:
+        output = run()
+
+        @torch.inference_mode()
+        def replay() -> None:
+            output.logits_NV.copy_(run().logits_NV)
+
+        return RecordedStep(replay=replay, output=output)
 
 
 def make_setting(*, is_dry: bool, budget_s: float) -> Setting:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from textmill_shard.distributed.parallel import TensorParallel
@@ -17,7 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.gpu.report import Row
 from bench.gpu.setting import Setting
-from bench.gpu_paper import BYTES_PER_S, Shape
+from bench.gpu_paper import BYTES_PER_S, OPERATIONS_PER_S, Shape, costs
+from bench.gpu_paper import Step as PaperStep
 
 BLOCK_SIZE = 16
 NUM_SLOTS = 256
@@ -52,11 +54,8 @@ def sizes_of(setting: Setting) -> Sizes:
     return DRY if setting.is_dry else REAL
 
 
-def make_runner(setting: Setting, sizes: Sizes) -> ModelRunner:
-    """Return a runner with weights from a seed.
-
-    Raises UnsupportedModelError where the logits differ from those of transformers' code alone.
-    """
+def make_model(setting: Setting, sizes: Sizes) -> Any:
+    """Return a llama of transformers on the device, with weights from a seed."""
     shape = sizes.shape
     config = LlamaConfig(
         hidden_size=shape.hidden,
@@ -76,6 +75,15 @@ def make_runner(setting: Setting, sizes: Sizes) -> ModelRunner:
             model = LlamaForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(before)
+    return model
+
+
+def make_runner(setting: Setting, sizes: Sizes) -> ModelRunner:
+    """Return a runner of `make_model`.
+
+    Raises UnsupportedModelError where the logits differ from those of transformers' code alone.
+    """
+    shape, model = sizes.shape, make_model(setting, sizes)
     texts = tuple(torch.tensor(text, device=setting.device) % shape.vocabulary for text in PROBE_TEXTS)
     filled = FilledModel(model, texts=texts, device=setting.device, max_tokens=0, rope_border=None)
     attention = PagedAttention(setting.kernels)
@@ -140,36 +148,45 @@ def check_equalities(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
 
 
 def time_steps(setting: Setting, runner: ModelRunner) -> Iterator[Row]:
-    """Time decode steps beside the floor of weights and KV over the memory's rate, and one prefill."""
+    """Time decode steps, and one prefill, beside what the measured rates of the device allow.
+
+    The floor of a decode step is weights and KV over the rate of copies. A prefill is judged by its products over the
+    rate of a large product.
+    """
     sizes = sizes_of(setting)
     shape = sizes.shape
     weight_bytes = runner.facts.weight_bytes - shape.vocabulary * shape.hidden * sizes.dtype.itemsize  # embedding
     for num_rows in sizes.decode_rows:
         batch = batch_of(setting, sizes, [(sizes.context - 1, 1)] * num_rows)
-        _allocate(runner, num_rows * -(-sizes.context // BLOCK_SIZE) + 1)
+        zero_pool(runner, num_rows * -(-sizes.context // BLOCK_SIZE) + 1)
 
         def run(batch: ForwardBatch = batch) -> object:
             return runner.forward(batch)
 
         kv_bytes = num_rows * sizes.context * sum(spec.elements_per_token for spec in runner.facts.kv_specs)
         kv_bytes *= sizes.dtype.itemsize
-        floor_ms = (weight_bytes + kv_bytes) / BYTES_PER_S * 1e3
-        step_ms = setting.time_ms(run)
-        numbers: dict[str, float | str] = {
-            "ms": step_ms,
-            "floor ms": floor_ms,
-            "ratio": step_ms / floor_ms,
-            "host ms": setting.launch_ms(run),
-        }
+        floor_ms = (weight_bytes + kv_bytes) / setting.rates.get("copy", BYTES_PER_S) * 1e3
+        numbers: dict[str, float | str] = {"ms": setting.time_ms(run), "host ms": setting.launch_ms(run)}
+        if runner.record_graphs(setting.graph_recorder(), (num_rows,), lambda share: None):
+            numbers |= {"graph ms": setting.time_ms(run), "graph host ms": setting.launch_ms(run)}
+        best_ms = min(float(numbers[name]) for name in ("ms", "graph ms") if name in numbers)
+        numbers |= {"floor ms": floor_ms, "ratio": best_ms / floor_ms}
         yield Row(f"decode of {num_rows} rows, {sizes.context} context", numbers)
-    _allocate(runner, -(-sizes.prefill // BLOCK_SIZE) + 1)
+    zero_pool(runner, -(-sizes.prefill // BLOCK_SIZE) + 1)
     prefill = batch_of(setting, sizes, [(0, sizes.prefill)])
     prefill_ms = setting.time_ms(lambda: runner.forward(prefill), repeats=5)
-    numbers = {"ms": prefill_ms, "tokens/s": sizes.prefill / prefill_ms * 1e3}
+    operations = sum(cost.operations for cost in costs(shape, PaperStep("prefill", 1, sizes.prefill, sizes.prefill)))
+    rate = operations / prefill_ms * 1e3
+    numbers = {
+        "ms": prefill_ms,
+        "tokens/s": sizes.prefill / prefill_ms * 1e3,
+        "TFLOP/s": rate / 1e12,
+        "share of a product": rate / setting.rates.get("product", OPERATIONS_PER_S),
+    }
     yield Row(f"prefill of {sizes.prefill} tokens", numbers)
 
 
-def _allocate(runner: ModelRunner, num_blocks: int) -> None:
+def zero_pool(runner: ModelRunner, num_blocks: int) -> None:
     """Make a pool of zeros, because contexts are read that no step has written."""
     runner.allocate_kv(num_blocks)
     pool = runner.kv_pool

@@ -15,9 +15,13 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "benchmarks.md"
 PARTS = [
     "Machine",
     "Kernels beside plain torch",
+    "Tokens of the step loop",
+    "A server",
     "Equal logits of a llama of random weights",
     "Steps of a llama of random weights",
+    "Streams",
 ]
+CHECKS = slice(1, 5)  # the parts whose rows demand something
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +29,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.mark.slow  # steps of a whole model in the interpreter take 20 s on a busy machine
+@pytest.mark.slow  # steps of whole models in the interpreter, and a server, take a minute on a busy machine
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy warns of infinities, which the interpreter computes with
 def test_a_dry_run_drives_every_part_and_finds_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "report.json"
@@ -35,7 +39,8 @@ def test_a_dry_run_drives_every_part_and_finds_no_fault(tmp_path: Path, capsys: 
     assert report["skipped"] == {}
     kernels = {row["name"].partition(":")[0] for row in report["parts"][PARTS[1]]}
     assert kernels == {"paged_attention", "write_kv", "rms_norm", "gate_up", "scan_parts"}
-    assert all(row["is_fine"] for row in (*report["parts"][PARTS[1]], *report["parts"][PARTS[2]]))
+    assert all(row["is_fine"] for part in PARTS[CHECKS] for row in report["parts"][part])
+    assert file.with_suffix(".trace.json").stat().st_size > 1000
     printed = capsys.readouterr().out
     assert all(f"### {part}" in printed for part in PARTS)
 
@@ -45,12 +50,15 @@ def test_a_kernel_that_errs_fails_the_run_and_the_other_parts_still_run(
 ) -> None:
     monkeypatch.setattr(kernel_checks, "_error_of", lambda *_: 0.5)
     monkeypatch.setattr("bench.gpu.steps.make_runner", lambda *_: 1 / 0)
+    monkeypatch.setattr("bench.gpu.loop_checks.check_loop", lambda *_: iter([Row("loop", {}, is_fine=True)]))
+    monkeypatch.setattr("bench.gpu.server_check.check_server", lambda *_: iter([Row("server", {}, is_fine=True)]))
     file = tmp_path / "report.json"
     assert main(["--dry", "--report", str(file)]) == 1
     report = json.loads(file.read_text())
     assert not any(row["is_fine"] for row in report["parts"][PARTS[1]])
-    assert set(report["skipped"]) == {PARTS[2], PARTS[3]}
-    assert "failed: ZeroDivisionError" in report["skipped"][PARTS[2]]
+    assert set(report["skipped"]) == set(PARTS[4:])
+    assert "failed: ZeroDivisionError" in report["skipped"][PARTS[4]]
+    assert set(report["parts"]) == set(PARTS[:4])
     assert "not as demanded: Kernels beside plain torch: paged_attention" in capsys.readouterr().err
 
 

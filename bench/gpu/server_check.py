@@ -1,0 +1,71 @@
+"""Starts the whole server on the device and compares an answer over HTTP with transformers' own greedy text."""
+
+import importlib.util
+import json
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from bench.gpu.loop_checks import DRY_SMALL, SMALL
+from bench.gpu.report import Row
+from bench.gpu.setting import Setting
+from bench.gpu.steps import make_model
+from bench.servers import Server, free_port
+
+ROUTER_PACKAGES = ("starlette", "uvicorn", "msgspec", "tokenizers", "jinja2", "prometheus_client")
+PROMPT = "w5 w9 w2 w7 w1"
+NUM_NEW = 12
+
+
+def check_server(setting: Setting) -> Iterator[Row]:
+    """Yield whether the tokens of `POST /generate` are those of transformers. Needs the packages of the router."""
+    missing = [name for name in ROUTER_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        yield Row("a call over HTTP", {"left out": f"these packages are missing: {', '.join(missing)}"})
+        return
+    sizes = DRY_SMALL if setting.is_dry else SMALL
+    device = "cpu" if setting.is_dry else "cuda"
+    model = make_model(setting, sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        model.save_pretrained(path / "model")
+        _write_tokenizer(path / "model", sizes.shape.vocabulary)
+        ids = torch.tensor([[int(word[1:]) for word in PROMPT.split()]], device=setting.device)
+        expected = model.generate(ids, max_new_tokens=NUM_NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
+        port = free_port()
+        command = [sys.executable, "-m", "textmill_launcher", "--model-id", str(path / "model"), "--device", device]
+        command += ["--dtype", "float32", "--hostname", "127.0.0.1", "--port", str(port), "--max-restarts", "0"]
+        command += ["--kv-cache-bytes", str(64 << 20), "--shard-uds-path", str(path / "s")]
+        with Server(command, path / "server.log") as server:
+            server.wait_for_http(f"http://127.0.0.1:{port}/health", min(120.0, max(setting.left_s, 30.0)))
+            found = _generate(port)
+    wanted = expected[0, ids.shape[1] :].tolist()
+    num_other = sum(mine != theirs for mine, theirs in zip(found, wanted, strict=True))
+    yield Row(
+        f"launcher --device {device}: greedy tokens", {"tokens": NUM_NEW, "other tokens": num_other}, num_other == 0
+    )
+
+
+def _write_tokenizer(folder: Path, vocabulary: int) -> None:
+    """Write a tokenizer whose words are w0, w1, ... with the ids 0, 1, ..."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {f"w{number}": number for number in range(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+
+
+def _generate(port: int) -> list[int]:
+    parameters = {"max_new_tokens": NUM_NEW, "details": True, "ignore_eos_token": True}
+    body = json.dumps({"inputs": PROMPT, "parameters": parameters}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/generate", data=body, headers={"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return [token["id"] for token in json.load(answer)["details"]["tokens"]]

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from random import Random
 
-from textmill_router.request import FailureCode, PromptLogprobs
+from textmill_router.request import FailureCode, GenerationRequest, PromptLogprobs
 from textmill_router.scheduler.plan import (
     FLAG_EOS,
     FLAG_FINISHED,
@@ -68,6 +68,16 @@ def undisturbed_text(prompt: list[int], max_new_tokens: int, stop_ids: tuple[int
     return output
 
 
+def as_read(request: GenerationRequest) -> list[int]:
+    """Return the prompt as the model reads it: in the place of each placeholder stands the row of an image."""
+    tokens = [*request.prompt_ids]
+    for span in request.media_spans:
+        image = int.from_bytes(span.digest[:4], "little")
+        for number in range(span.num_tokens):
+            tokens[span.start + number] = VOCAB_SIZE + 1 + image * 1000 + span.first_row + number
+    return tokens
+
+
 class PlanRefused(Exception):
     """A plan breaks a rule, and no part of the plan was applied (rule 20)."""
 
@@ -88,6 +98,16 @@ class Occupant:
     has_sampled: bool = False
     has_ended: bool = False  # as the host knows it
     is_starved: bool = False
+    ready_until: int = 1 << 30  # tokens before the first image whose rows are not there (rule 33)
+
+    def num_whole(self, start: int, num_wanted: int, most: int, is_uncut: bool) -> int:
+        """Return the tokens of a chunk from `start` on, which cuts no image where `is_uncut` (rule 16)."""
+        end = start + min(num_wanted, most)
+        for span in self.admit.request.media_spans if is_uncut and end > start else ():
+            if span.start < end < span.end:
+                whole = span.end - start if span.start <= start else span.start - start
+                return whole if whole <= most else 0
+        return end - start
 
     @property
     def num_left(self) -> int:
@@ -149,6 +169,8 @@ class ModelShard:
         self._num_steps = 0
         self._launched: deque[LaunchedStep] = deque()
         self._clock = 0
+        self.images: dict[bytes, int] = {}  # bytes of the images that are kept, that used longest ago first
+        self.leases: dict[bytes, int] = {}  # turn at which the lease of an image ends
         self._plans: deque[tuple[int, Plan]] = deque()
         self._results: deque[tuple[int, StepResult]] = deque()
 
@@ -174,9 +196,41 @@ class ModelShard:
         """Return the next result that has reached the router, or None."""
         return self._results.popleft()[1] if self._results and self._results[0][0] <= self._clock else None
 
+    def keeps(self, digest: bytes, lease_turns: int) -> bool:
+        """Return whether an image is kept, and renew its lease."""
+        if digest in self.images:
+            self.images[digest] = self.images.pop(digest)
+            self.leases[digest] = self._clock + lease_turns
+        return digest in self.images
+
+    def put(self, digest: bytes, num_bytes: int, lease_turns: int) -> bool:
+        """Keep an image, and return whether those that are needed leave room for it (rule 33)."""
+        needed = {digest for occupant in self._seats.values() for digest in self._needed(occupant)}
+        for other in list(self.images):
+            if sum(self.images.values()) + num_bytes <= self.pool.media_cache_bytes:
+                break
+            if other not in needed and self.leases[other] <= self._clock:
+                del self.images[other], self.leases[other]
+        if sum(self.images.values()) + num_bytes > self.pool.media_cache_bytes:
+            return False
+        self.images[digest] = num_bytes
+        self.leases[digest] = self._clock + lease_turns
+        return True
+
+    def _needed(self, occupant: Occupant) -> list[bytes]:
+        return [span.digest for span in occupant.admit.request.media_spans if span.end > occupant.num_computed]
+
+    def _run_tower(self) -> None:
+        """Make the rows of some images that slots wait for."""
+        for occupant in self._seats.values():
+            spans = [span for span in occupant.admit.request.media_spans if span.end > occupant.ready_until]
+            if spans and self._rng.random() < 0.4:
+                occupant.ready_until = spans[1].start if len(spans) > 1 else 1 << 30
+
     def turn(self) -> None:
         """Do one turn: apply the plans that have come, launch a step, and report the step before."""
         self._clock += 1
+        self._run_tower()
         while self._plans and self._plans[0][0] <= self._clock:
             self._apply(self._plans.popleft()[1])
         step = self._compose()
@@ -221,13 +275,19 @@ class ModelShard:
                 self._places[admit.block_ids[num_whole], place] = content
 
     def _occupant_of(self, admit: Admit) -> Occupant:
-        tokens = [*admit.request.prompt_ids, *admit.output_ids]
+        tokens = [*as_read(admit.request), *admit.output_ids]
         digests = []
         digest = 1
         for token in tokens:
             digest = extend_digest(digest, token)
             digests.append(digest)
-        return Occupant(admit, tokens, digests, admit.num_cached_tokens, list(admit.block_ids))
+        occupant = Occupant(admit, tokens, digests, admit.num_cached_tokens, list(admit.block_ids))
+        for digest in self._needed(occupant):
+            assert digest in self.images, f"request {admit.request_id} is admitted without an image that it needs"
+        needed = [span.start for span in admit.request.media_spans if span.end > admit.num_cached_tokens]
+        if needed:
+            occupant.ready_until = needed[0]
+        return occupant
 
     def _check(self, plan: Plan) -> None:
         """Check all of a plan (rule 20), also that no block gets a second writer (rules 8 and 10)."""
@@ -306,24 +366,31 @@ class ModelShard:
             self._had = {}
             for limit in (max_chunk, num_left):
                 for slot, most in wanted.items():
-                    more = min(most - takes[slot], limit, num_left)
+                    more = self._chunk(slot, takes[slot], limit, min(most - takes[slot], num_left))
                     takes[slot] += more
                     num_left -= more
             return takes
         least = min((had for caller, had in self._had.items() if caller in callers), default=0.0)
         self._had = {caller: self._had.get(caller, least) for caller in callers}
         chunks = dict.fromkeys(wanted, 0)
+        wanted = dict(wanted)
         while num_left and (open_slots := [slot for slot, most in wanted.items() if takes[slot] < most]):
             caller = min(
                 (admits[slot].caller for slot in open_slots), key=lambda one: (self._had[one], callers.index(one))
             )
             slot = min((slot for slot in open_slots if admits[slot].caller == caller), key=lambda one: chunks[one])
-            more = min(wanted[slot] - takes[slot], max_chunk, num_left)
+            more = self._chunk(slot, takes[slot], max_chunk, min(wanted[slot] - takes[slot], num_left))
+            if not more:  # an image does not fit into the rest of the step
+                wanted[slot] = takes[slot]
             takes[slot] += more
             chunks[slot] += 1
             num_left -= more
             self._had[caller] += more / admits[slot].caller_weight
         return takes
+
+    def _chunk(self, slot: int, num_had: int, num_wanted: int, most: int) -> int:
+        occupant = self._seats[slot]
+        return occupant.num_whole(occupant.num_computed + num_had, num_wanted, most, self.pool.uncut_spans)
 
     def _compose(self) -> LaunchedStep | None:
         """Choose the rows of a step by the fixed rule.
@@ -355,7 +422,8 @@ class ModelShard:
         for slot in prefills:
             occupant = self._seats[slot]
             num_places = len(occupant.table) * self.pool.block_size
-            wanted[slot] = min(len(occupant.tokens), num_places) - occupant.num_computed
+            end = min(len(occupant.tokens), num_places, occupant.ready_until)
+            wanted[slot] = max(end - occupant.num_computed, 0)
         shares = self._share(wanted, num_left, budget.max_chunk_tokens)
         takes |= {slot: take for slot, take in shares.items() if take}
         for slot, take in takes.items():

@@ -1,8 +1,12 @@
 """A small world in which the scheduler drives the model shard, with arrivals, cancels and deaths from one seed."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from random import Random
+from types import MappingProxyType
+from typing import Any
 
+from textmill_router.media.media_item import MediaItem
 from textmill_router.request import (
     FailureCode,
     FinishReason,
@@ -17,7 +21,7 @@ from textmill_router.scheduler.config import SchedulerConfig
 from textmill_router.scheduler.plan import Budget, Plan, ShardPool
 from textmill_router.scheduler.scheduler import QueueFull, Scheduler
 
-from tests.fakes.model_shard import ModelShard, prompt_logprob, undisturbed_text
+from tests.fakes.model_shard import ModelShard, as_read, prompt_logprob, undisturbed_text
 from tests.fakes.model_shard import digest_of as digest_of_prefix
 
 BLOCK_SIZE = 4
@@ -80,6 +84,7 @@ class World:
 
     scheduler_type: type[Scheduler] = Scheduler
     shard_type: type[ModelShard] = ModelShard
+    more_facts: Mapping[str, Any] = MappingProxyType({})  # of the pool
 
     def __init__(self, seed: int, *, num_arrivals: int = 30, death_rate: float = 0.004, num_callers: int = 1) -> None:
         self.num_callers = num_callers
@@ -120,11 +125,14 @@ class World:
 
     def _births(self) -> None:
         self.num_epochs += 1
-        pool = ShardPool(
-            num_slots=self.num_slots,
-            num_blocks=self.num_blocks + self.rng.choice([0, 0, 3]),
-            block_size=BLOCK_SIZE,
-            max_step_tokens=24,
+        pool = replace(
+            ShardPool(
+                num_slots=self.num_slots,
+                num_blocks=self.num_blocks + self.rng.choice([0, 0, 3]),
+                block_size=BLOCK_SIZE,
+                max_step_tokens=24,
+            ),
+            **self.more_facts,
         )
         self.shard = self.shard_type(
             pool,
@@ -153,16 +161,20 @@ class World:
         alive = [client for client in self.clients.values() if not client.is_over and not client.is_poisoned]
         kind = rng.random()
         salt = b""
+        earlier_request: GenerationRequest | None = None
         if kind < 0.35 and finished:  # a follow-up turn: an earlier prompt, its output, a few tokens more
             earlier = rng.choice(finished)
             prompt = [*earlier.prompt, *earlier.tokens, *(rng.randrange(1, 24) for _ in range(rng.randint(0, 3)))]
             salt = earlier.request.cache_salt
+            earlier_request = earlier.request
             self.counts.follow_ups += 1
         elif kind < 0.6 and alive:  # an equal prompt, or one that begins alike
             other = rng.choice(alive)
             prompt = [*other.prompt[: rng.choice([len(other.prompt), 9, 13])], *([7] * rng.randint(0, 2))]
             salt = other.request.cache_salt
-            if rng.random() < 0.2:  # another first token before equal blocks, which makes another prefix
+            earlier_request = other.request
+            # Another first token before equal blocks makes another prefix.
+            if rng.random() < 0.2 and not other.request.media:
                 prompt[0] = 1 + prompt[0] % 23
             self.counts.equal_prompts += 1
         else:
@@ -183,6 +195,8 @@ class World:
             prompt, max_new, salt = leader.prompt, leader.request.max_new_tokens, leader.request.cache_salt
             is_poisoned = False
             self.counts.followers += 1
+        source = leader.request if leader is not None else earlier_request
+        prompt, media = self._picture(prompt, source)
         request = GenerationRequest(
             request_id=RequestId(request_id),
             prompt_ids=token_array(prompt),
@@ -194,11 +208,12 @@ class World:
             standing=leader.request.standing if leader is not None else self._standing_of(request_id),
             cache_salt=salt,
             shares_prompt_of=None if leader is None else leader.request.request_id,
+            media=media,
         )
         client = Client(
             request,
             prompt,
-            undisturbed_text(prompt, max_new, stop_ids, ignore_eos),
+            undisturbed_text(as_read(request), max_new, stop_ids, ignore_eos),
             is_poisoned,
             submitted_at=self.turn,
         )
@@ -212,6 +227,13 @@ class World:
             self.poisoned.add(request_id)
             if self.shard is not None:
                 self.shard.poison(request_id)
+
+    def _picture(self, prompt: list[int], source: GenerationRequest | None) -> tuple[list[int], tuple[MediaItem, ...]]:
+        """Return the prompt with images, and the images. `source` is the request from which the prompt was made."""
+        return prompt, ()
+
+    def _after_plan(self) -> None:
+        """Do what the scheduler asks for beside plans."""
 
     def _standing_of(self, request_id: int) -> Standing:
         """Callers take turns, and the weight of the second is 3."""
@@ -291,7 +313,7 @@ class World:
         assert client.tokens == client.expected
         assert not client.is_poisoned
         if client.request.wants_prompt_logprobs:
-            prompt = client.prompt
+            prompt = as_read(client.request)
             wanted = [prompt_logprob(digest_of_prefix(prompt[:at]), prompt[at]) for at in range(1, len(prompt))]
             assert client.prompt_logprobs == wanted
 
@@ -312,6 +334,7 @@ class World:
         elif rng.random() < self.death_rate:
             self._dies()
         self._send(self.scheduler.on_tick(float(self.turn)))
+        self._after_plan()
         self._check_state()
         if self.shard is not None and rng.random() < 0.9:
             self.shard.turn()
@@ -319,6 +342,7 @@ class World:
             decision = self.scheduler.on_step(result, float(self.turn))
             self._send(decision.plans)
             self._deliver(decision.outputs)
+            self._after_plan()
             self._check_state()
 
     def _check_state(self) -> None:

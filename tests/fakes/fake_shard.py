@@ -25,6 +25,7 @@ from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 from tests.fakes.fake_slots import BadPlan, Script, SlotTable, adapted_byte
 
 MAX_MESSAGE_BYTES = 64 << 20
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "bool": 1}
 IDLE_POLL_S = 0.05  # between two looks of an idle shard whether it must end and whether the lease has run out
 
 
@@ -348,8 +349,8 @@ class FakeShard(shard_pb2_grpc.ShardServicer):
             context.abort(grpc.StatusCode.UNAVAILABLE, "the shard is going away")
         if header.digest in self.refuse_media:
             context.abort(*self.refuse_media.pop(header.digest))
-        wanted = sum(math.prod(tensor.shape) * 4 for tensor in header.tensors)  # of float32
-        if num_bytes != wanted or header.kind not in self._options.media_kinds:
+        wanted = sum(math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype] for tensor in header.tensors)
+        if num_bytes != wanted or header.kind not in self._info().media_kinds:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{num_bytes} bytes of {wanted}, kind {header.kind}")
         if not self.forgets_media:
             self.media[header.digest] = header.num_rows

@@ -13,6 +13,7 @@ from textmill_launcher.doctor.finding import Finding, failure, ok, warning
 from textmill_launcher.errors import LaunchError
 from textmill_launcher.exit_codes import ExitCode
 from textmill_launcher.model_files import ModelSource, SourceKind, locate_model
+from textmill_launcher.plan.model_shape import WrongConfigValue
 from textmill_launcher.plan.report import make_plan, size
 from textmill_launcher.plan.source import ModelFacts, read_folder
 from textmill_launcher.plan.tensor_headers import read_local_headers
@@ -118,6 +119,8 @@ def _template(folder: Path) -> Finding:
 def _memory(settings: Settings, facts: ModelFacts) -> Finding:
     try:
         plan = make_plan(settings, facts, num_shard=num_ranks(settings, count_driver_devices))
+    except WrongConfigValue as error:
+        return failure("memory of the model", str(error), "repair config.json", ExitCode.BAD_FILES)
     except LaunchError as error:
         return warning("memory of the model", str(error), "see `launcher plan`")
     room = f"weights {size(plan.fit.needs.weight_bytes)}, room for {plan.fit.kv_tokens} tokens of keys and values"

@@ -59,8 +59,15 @@ class ModelShape:
         )
 
 
+class WrongConfigValue(ModelFilesError):
+    """A text stands where config.json has a number, so that no model can be built."""
+
+
 def read_shape(config: Mapping[str, Any]) -> ModelShape:
-    """Return the sizes of the text part of a config. Raises `ModelFilesError` where a size is missing."""
+    """Return the sizes of the text part of a config.
+
+    Raises `ModelFilesError` where a size is missing, and `WrongConfigValue` where a size is a text.
+    """
     whole, config = config, config.get("text_config") or config
     layers, heads, hidden = (_size(config, name) for name in ("layers", "heads", "hidden"))
     has_encoder = bool(config.get("is_encoder_decoder"))
@@ -90,6 +97,8 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
 def _size(config: Mapping[str, Any], name: str) -> int:
     for key in _NAMES[name]:
         value = config.get(key)
+        if isinstance(value, str):
+            raise WrongConfigValue(f"config.json has {value!r} as {key}, where a whole number is wanted")
         if isinstance(value, list) and value:
             value = max(value)
         if isinstance(value, int) and value > 0:

@@ -100,6 +100,15 @@ def test_fault_of_the_model_is_a_failure_with_its_exit_code(
     assert "memory of the model" not in found
 
 
+def test_size_that_is_a_text_is_a_failure(tmp_path: Path, model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "hidden_size": "64"}))
+    code, found = doctor(tmp_path, "--model-id", str(model), "--device", "cpu")
+    assert code == ExitCode.BAD_FILES
+    assert found["memory of the model"]["state"] == "failure"
+    assert "has '64' as hidden_size" in found["memory of the model"]["found"]
+
+
 def test_model_that_does_not_fit_is_a_failure(tmp_path: Path, model: Path) -> None:
     code, found = doctor(tmp_path, "--model-id", str(model), "--device", "cpu", "--kv-cache-bytes", "1")
     assert code == ExitCode.OUT_OF_MEMORY

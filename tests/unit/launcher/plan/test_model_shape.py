@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from textmill_launcher.errors import ModelFilesError
-from textmill_launcher.plan.model_shape import read_shape
+from textmill_launcher.plan.model_shape import WrongConfigValue, read_shape
 
 LLAMA_3_8B = {
     "model_type": "llama",
@@ -86,3 +86,9 @@ def test_experts_of_a_token_count_together() -> None:
 def test_config_without_a_size_is_refused(missing: str) -> None:
     with pytest.raises(ModelFilesError, match="does not say"):
         read_shape({name: value for name, value in LLAMA_3_8B.items() if name != missing})
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "num_attention_heads", "max_position_embeddings"])
+def test_size_that_is_a_text_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(WrongConfigValue, match=f"has 'many' as {name}, where a whole number is wanted"):
+        read_shape({**LLAMA_3_8B, name: "many"})

@@ -60,7 +60,7 @@ def compare(plan: Plan, measured: Mapping[str, int]) -> None:
 
     The step of a model that code in Python runs varies from start to start, so that a difference there means nothing.
     """
-    needs = plan.fit.needs
+    needs = plan.start_needs
     per_token = measured["kv_bytes"] // max(1, measured["num_kv_tokens"])
     rows = (
         ("weights", needs.weight_bytes, measured["weight_bytes"]),
@@ -75,7 +75,7 @@ def compare(plan: Plan, measured: Mapping[str, int]) -> None:
             continue
         if abs(planned - found) > TOLERANCE * found:
             log.warning(
-                "memory: %s differ by %.0f %% from the plan: `launcher plan` is wrong for this model by as much",
-                name,
+                "memory: `launcher plan` is %.0f %% off for this model: %s",
                 100 * abs(planned - found) / max(1, found),
+                name,
             )

@@ -57,7 +57,8 @@ def fit(
     `needs_of` estimates what a rank takes for a wish.
     """
     found = whole = _measure(wish, needs_of, budget_bytes, max_model_tokens, kv_cache_bytes)
-    for reduce in _STEPS:
+    # A smaller step frees memory, which bytes that are given for keys and values do not take.
+    for reduce in _STEPS if kv_cache_bytes is None else _STEPS_OF_GIVEN_BYTES:
         while not _is_met(found) and (smaller := reduce(found.wish, found)) is not None:
             found = _measure(smaller, needs_of, budget_bytes, max_model_tokens, kv_cache_bytes)
     if not _is_met(found):
@@ -123,3 +124,4 @@ _STEPS: tuple[Callable[[Wish, Fit], Wish | None], ...] = (
     _smaller_step,
     _shorter(BLOCK_TOKENS),
 )
+_STEPS_OF_GIVEN_BYTES = (_shorter(SHORT_CONTEXT), _fewer, _shorter(BLOCK_TOKENS))

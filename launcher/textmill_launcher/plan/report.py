@@ -35,6 +35,7 @@ class Plan:
     num_shard: int
     memory_bytes: int  # of the device, or of the machine that the ranks share
     memory_fraction: float
+    start_needs: RankNeeds  # of a server that starts with these settings, which reduces nothing
     fit: Fit
     working_num_shards: tuple[int, ...]
     fitting_num_shards: tuple[int, ...]  # with which the whole wish fits
@@ -100,6 +101,7 @@ def make_plan(
         num_shard=num_shard,
         memory_bytes=memory_bytes,
         memory_fraction=fraction,
+        start_needs=needs_for(num_shard)(wish),
         fit=found,
         working_num_shards=working,
         fitting_num_shards=fitting,

@@ -49,7 +49,7 @@ def test_lines_of_both_forms_are_read_alike() -> None:
 
 
 def test_measurement_as_planned_is_told_without_a_warning(model: ModelFolder, told: pytest.LogCaptureFixture) -> None:
-    needs = make_plan(SETTINGS, read_folder(model.path, "tiny"), num_shard=1).fit.needs
+    needs = make_plan(SETTINGS, read_folder(model.path, "tiny"), num_shard=1).start_needs
     per_token = needs.kv_bytes_per_token
     numbers = {"weight_bytes": needs.weight_bytes, "step_bytes": needs.step_bytes}
     line = line_of({**MEASURED, **numbers, "kv_bytes": 160 * per_token})
@@ -67,7 +67,7 @@ def test_measurement_as_planned_is_told_without_a_warning(model: ModelFolder, to
 def test_measurement_that_differs_by_more_than_a_tenth_is_a_warning(
     model: ModelFolder, told: pytest.LogCaptureFixture
 ) -> None:
-    needs = make_plan(SETTINGS, read_folder(model.path, "tiny"), num_shard=1).fit.needs
+    needs = make_plan(SETTINGS, read_folder(model.path, "tiny"), num_shard=1).start_needs
     numbers = {
         "weight_bytes": int(needs.weight_bytes / 0.88),
         "step_bytes": int(needs.step_bytes / 0.95),
@@ -75,7 +75,24 @@ def test_measurement_that_differs_by_more_than_a_tenth_is_a_warning(
     }
     PlanComparison(SETTINGS, model, 1).on_line(RANK_0, line_of({**MEASURED, **numbers}))
     [warning] = [record.getMessage() for record in told.records if record.levelno == logging.WARNING]
-    assert warning.startswith("memory: weights differ by 12 % from the plan")
+    assert warning == "memory: `launcher plan` is 12 % off for this model: weights"
+
+
+def test_plan_that_reduces_the_context_is_compared_with_the_step_that_the_server_starts_with(
+    model: ModelFolder, told: pytest.LogCaptureFixture
+) -> None:
+    """The server keeps its step, whatever `launcher plan` would take from a step to make room."""
+    short = load_settings(["--device", "cpu", "--dtype", "float32", "--kv-cache-bytes", "20000"], {"HOME": "/h"})
+    plan = make_plan(short, read_folder(model.path, "tiny"), num_shard=1)
+    assert plan.fit.reductions
+    whole = make_plan(SETTINGS, read_folder(model.path, "tiny"), num_shard=1).fit.needs
+    numbers = {
+        "weight_bytes": whole.weight_bytes,
+        "step_bytes": whole.step_bytes,
+        "kv_bytes": 160 * whole.kv_bytes_per_token,
+    }
+    PlanComparison(short, model, 1).on_line(RANK_0, line_of({**MEASURED, **numbers}))
+    assert [record for record in told.records if record.levelno == logging.WARNING] == []
 
 
 def test_other_lines_and_other_ranks_say_nothing(model: ModelFolder, told: pytest.LogCaptureFixture) -> None:

@@ -50,6 +50,17 @@ def test_then_the_step_and_what_it_frees_is_used() -> None:
     assert found.num_at_once >= 2
 
 
+def test_step_stays_where_bytes_are_given_for_keys_and_values() -> None:
+    """A smaller step would free memory, and none of that memory would go to keys and values."""
+    wish = Wish(context_tokens=4096, num_requests=2, max_step_tokens=1024, num_slots=64)
+    found = fit(wish, needs_of, budget_bytes=10**9, max_model_tokens=0, kv_cache_bytes=1_024 + 16)
+    assert found.wish.max_step_tokens == 1024
+    assert found.reductions == (
+        "the context (--max-total-tokens) from 4096 to 1024",
+        "the requests at once (--max-concurrent-requests) from 2 to 1",
+    )
+
+
 def test_at_last_the_context_again() -> None:
     found = fitted(500, context=4096, requests=1, step=128)
     assert found.fits

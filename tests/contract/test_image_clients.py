@@ -14,7 +14,7 @@ import pytest
 import trustme
 from huggingface_hub import InferenceClient
 
-from tests.fakes.fake_shard import FakeShard, FakeShardOptions
+from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.image_families import write_image_family
 from tests.fakes.image_hosts import Hosts, answer
 from tests.fakes.pictures import picture
@@ -23,6 +23,7 @@ from tests.fakes.running_router import RunningRouter
 JAVASCRIPT = Path(__file__).parents[1] / "clients" / "javascript"
 RABBIT = "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/transformers/rabbit.png"
 PICTURE = picture(70, 45)
+OPTIONS = FakeShardOptions(vocab_size=300, media_kinds=("llava",))
 LIMIT_S = 60
 
 
@@ -46,11 +47,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     async def script(request: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(answer(PICTURE))
 
-    def make_shard(socket: Path, model: Path) -> FakeShard:
-        shard = FakeShard(socket, FakeShardOptions(vocab_size=300))
-        shard.change_info(media_kinds=["llava"], media_cache_bytes=1 << 20, media_row_bytes=64)
-        return shard
-
     hosts = Hosts(script)
     authority = trustme.CA()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -61,7 +57,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     model = write_image_family(folder / "model", "llava")
     with (
         hosts.listening_in_thread(tls),
-        RunningRouter(folder, model=model, make_shard=make_shard, fetcher=fetcher) as router,
+        RunningRouter(folder, OPTIONS, model=model, fetcher=fetcher) as router,
     ):
         yield Server(router, hosts)
 

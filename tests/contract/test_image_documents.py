@@ -8,24 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.fake_shard import FakeShard, FakeShardOptions
+from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.image_families import write_image_family
 from tests.fakes.pictures import picture
 from tests.fakes.running_router import RunningRouter
 
 PAGE = (Path(__file__).parents[2] / "docs" / "images.md").read_text()
+OPTIONS = FakeShardOptions(vocab_size=300, media_kinds=("llava",))
 URL = "http://localhost:3000"
 
 
 @pytest.fixture(scope="module")
 def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRouter]:
-    def make(socket: Path, model: Path) -> FakeShard:
-        shard = FakeShard(socket, FakeShardOptions(vocab_size=300))
-        shard.change_info(media_kinds=["llava"], media_cache_bytes=1 << 20, media_row_bytes=64)
-        return shard
-
     folder = tmp_path_factory.mktemp("documents")
-    with RunningRouter(folder, model=write_image_family(folder / "model", "llava"), make_shard=make) as running:
+    with RunningRouter(folder, OPTIONS, model=write_image_family(folder / "model", "llava")) as running:
         yield running
 
 

@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 
 from tests.fakes.chat_calls import answer_of, ask, chunks_of, error_of
-from tests.fakes.fake_shard import FakeShard, FakeShardOptions
+from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.image_families import own_processor, row_id_of, write_image_family
 from tests.fakes.image_hosts import Hosts, answer
 from tests.fakes.pictures import picture, png_of_zeros, png_that_lies
 from tests.fakes.running_router import RunningRouter
 
-OPTIONS = FakeShardOptions(num_slots=8, num_blocks=512, vocab_size=300)
+OPTIONS = FakeShardOptions(num_slots=8, num_blocks=512, vocab_size=300, media_kinds=("llava",))
 PICTURES = tuple(picture(*size, seed=seed) for seed, size in enumerate(((70, 45), (31, 90), (20, 20))))
 ROWS = 16  # of an image of the tiny Llava: 4 x 4 patches
 
@@ -63,24 +63,13 @@ def hosts() -> Iterator[Hosts]:
         yield found
 
 
-def with_images(**facts: Any) -> Any:
-    """Return what makes a shard that takes the images of the tiny Llava."""
-
-    def make(socket: Path, model: Path) -> FakeShard:
-        shard = FakeShard(socket, OPTIONS)
-        shard.change_info(**{"media_kinds": ["llava"], "media_cache_bytes": 1 << 20, "media_row_bytes": 64, **facts})
-        return shard
-
-    return make
-
-
 @pytest.fixture(scope="module")
 def router(tmp_path_factory: pytest.TempPathFactory, folder: Path, hosts: Hosts) -> Iterator[RunningRouter]:
     limits = {"max_images": 4, "max_image_bytes": 300_000, "max_total_tokens": 2048}
     made = RunningRouter(
         tmp_path_factory.mktemp("router"),
+        OPTIONS,
         model=folder,
-        make_shard=with_images(),
         fetcher=hosts.fetcher("a.com", "*.b.org", "inside.com"),
         **limits,
     )

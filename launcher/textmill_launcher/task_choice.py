@@ -106,6 +106,21 @@ _FILE_EXAMPLES = {
     "audio-classification": "speech.flac",
     "automatic-speech-recognition": "speech.flac",
 }
+# Why tasks that the hub knows are not served.
+_NOT_SERVED = {
+    **dict.fromkeys(
+        ("text-to-image", "image-to-image", "text-to-video", "image-to-video", "unconditional-image-generation"),
+        "such models are pipelines of diffusers, which make pictures step by step",
+    ),
+    **dict.fromkeys(
+        ("tabular-classification", "tabular-regression"),
+        "such models are pickled objects of scikit-learn, which run any code when they are loaded",
+    ),
+    "audio-to-audio": "no class of transformers maps sound to sound",
+    "document-question-answering": "the words of the picture would have to be read first",
+    "table-question-answering": "the rows of the table are laid out by code of the tokenizer, not by tokenizer.json",
+    "video-classification": "videos are not decoded",
+}
 _BY_CLASS = {name: task for task, names in TASK_CLASSES.items() for name in names}
 
 
@@ -171,8 +186,10 @@ def choose_task(folder: Path, asked: str | None) -> TaskChoice:
             f"{choice.source} says {choice.task}, and the class {class_name} is made for {of_class}; give --task"
         )
     if choice.task not in TASKS:
+        reason = _NOT_SERVED.get(choice.task)
+        because = f", because {reason}" if reason else ""
         raise UnsupportedTask(
-            f"the task {choice.task} ({choice.source}) is not served; the tasks are {', '.join(TASKS)}"
+            f"the task {choice.task} ({choice.source}) is not served{because}; the tasks are {', '.join(TASKS)}"
         )
     return choice
 

@@ -129,9 +129,26 @@ def test_a_class_without_a_task_is_refused_with_its_name_and_the_tasks(tmp_path:
         choose_task(folder_with(tmp_path, "BertForNextSentencePrediction"), None)
 
 
-def test_a_task_that_is_not_served_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedTask, match=r"video-classification .* is not served"):
-        choose_task(folder_with(tmp_path, "VivitForVideoClassification"), None)
+@pytest.mark.parametrize(
+    ("class_name", "task", "reason"),
+    [
+        ("VivitForVideoClassification", "video-classification", "videos are not decoded"),
+        ("TapasForQuestionAnswering", "table-question-answering", "laid out by code of the tokenizer"),
+        ("LayoutLMForQuestionAnswering", "document-question-answering", "words of the picture"),
+    ],
+)
+def test_a_task_that_is_not_served_is_refused_with_the_reason(
+    tmp_path: Path, class_name: str, task: str, reason: str
+) -> None:
+    with pytest.raises(UnsupportedTask, match=rf"{task} .*is not served, because .*{reason}"):
+        choose_task(folder_with(tmp_path, class_name), None)
+
+
+@pytest.mark.parametrize("tag", ["text-to-image", "image-to-video", "tabular-regression", "audio-to-audio"])
+def test_a_tag_that_is_not_served_is_refused_with_the_reason(tmp_path: Path, tag: str) -> None:
+    folder = folder_with(tmp_path, "SomethingElse", readme=f"pipeline_tag: {tag}")
+    with pytest.raises(UnsupportedTask, match=rf"{tag} .*is not served, because "):
+        choose_task(folder, None)
 
 
 def test_encoders_with_a_masked_head_give_vectors_when_a_file_says_so(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from textmill_shard.slots.plan import NO_IDS, IdArray
 CHANNEL_TIMEOUT_S = (
     600.0  # rank 0 sends an entry every second or sooner, and the connection of a dead rank closes at once
 )
-_HEADER_INTS = 8
+_HEADER_INTS = 9
 
 
 class OrderKind(Enum):
@@ -182,7 +182,9 @@ def pack_entry(entry: RankEntry) -> tuple[list[int], bytes]:
     flags = (int(entry.is_new_epoch), int(entry.is_stop))
     num_slots = (len(entry.ended_slots), len(entry.released_slots), len(entry.ready_slots))
     counts = (*num_slots, len(rewinds.slots), len(orders))
-    return [entry.step, *flags, *counts, len(payload)], payload
+    header = [entry.step, *flags, *counts, len(payload)]
+    assert len(header) == _HEADER_INTS, header  # the followers receive as many numbers
+    return header, payload
 
 
 def unpack_entry(header: Sequence[int], payload: bytes) -> RankEntry:

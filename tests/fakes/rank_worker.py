@@ -4,21 +4,38 @@ The start of a process takes long, so one pair of ranks goes through all the mod
 """
 
 import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from textmill_proto.v1 import shard_pb2 as pb
 from textmill_shard.distributed.parallel import TensorParallel
+from textmill_shard.engine.adapter_reader import AdapterReader, SoloGroup
+from textmill_shard.engine.follower import Follower
+from textmill_shard.engine.rank_channel import GlooChannel, SoloChannel
+from textmill_shard.engine.status import ShardStatus
+from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.layers.swapped_layers import FusedLinear, PackedLinear
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.forward_batch import MediaStep
 from textmill_shard.model.memory import KvMemoryOptions, plan_kv_memory
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
+from textmill_shard.sampling.sampler import Sampler
+from textmill_shard.server.wire import plan_from_bytes, plan_from_wire
 
+from tests.fakes.formula_adapters import read_shift
+from tests.fakes.late_tokens import late_reader
 from tests.fakes.native_cases import native_cache_folder
 from tests.fakes.paged_driver import PagedDriver
+from tests.fakes.shard_facts import facts_of
+from tests.fakes.step_harness import Shard
 
 
 @dataclass(slots=True)
@@ -33,6 +50,7 @@ class RankSight:
     num_local_kv_heads: int
     layer_kinds: set[str]
     num_packed: int  # linears with packed weights
+    exchanges: Counter[str]  # between the ranks, in a decode step
 
 
 @dataclass(slots=True)
@@ -73,6 +91,8 @@ def look_at_image(folder: Path, parallel: TensorParallel) -> ImageSight:
 IMAGES = "llava"  # the name of the model with images
 NATIVE = ", native"  # stands behind the name of a model that runs with native kernels
 NATIVE_MODELS = ("llama", "tied", "biases")
+LOOP = ", step loop"  # stands behind the name of a model that runs in the step loops of the ranks
+LOOP_MODELS = ("llama", "one-kv-head")
 
 
 def look(folder: Path, parallel: TensorParallel, *, is_native: bool = False) -> RankSight:
@@ -88,6 +108,8 @@ def look(folder: Path, parallel: TensorParallel, *, is_native: bool = False) -> 
     driver.step([(sequence, 6), (neighbour, 3)])
     driver.step([(sequence, 5)])
     driver.decode_greedily([sequence, neighbour], 6)
+    with _counted() as exchanges:
+        runner.forward(driver.build([(sequence, 1), (neighbour, 1)]))
     hidden_TD = runner.forward(driver.build([(sequence, 1)]), wants_hidden=True).hidden_TD
     assert hidden_TD is not None
     return RankSight(
@@ -99,7 +121,85 @@ def look(folder: Path, parallel: TensorParallel, *, is_native: bool = False) -> 
         num_local_kv_heads=runner.facts.kv_specs[0].num_local_kv_heads,
         layer_kinds={type(module).__name__ for module in runner.modules()},
         num_packed=sum(isinstance(module, (PackedLinear, FusedLinear)) for module in runner.modules()),
+        exchanges=exchanges,
     )
+
+
+@contextmanager
+def _counted() -> Iterator[Counter[str]]:
+    """Count the calls by which ranks exchange tensors."""
+    counts: Counter[str] = Counter()
+    before = {name: getattr(dist, name) for name in ("all_reduce", "all_gather", "broadcast")}
+
+    def counting(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return before[name](*args, **kwargs)
+
+        return call
+
+    for name in before:
+        setattr(dist, name, counting(name))
+    try:
+        yield counts
+    finally:
+        for name, function in before.items():
+            setattr(dist, name, function)
+
+
+def run_loop(folder: Path, parallel: TensorParallel, *, has_overlap: bool) -> dict[int, list[int]]:
+    """Run requests of several kinds through the step loop of each rank, and return the tokens by slot on rank 0.
+
+    With overlap the tokens reach the host of rank 0 after random times, and the hosts of the other ranks never.
+    """
+    options = LoadOptions(model_dir=folder, dtype="float32", block_size=4)
+    runner = load_model(options, lambda phase, share: None, parallel)
+    num_blocks, num_slots = 64, 4
+    runner.allocate_kv(num_blocks)
+    facts = facts_of(
+        runner, block_size=4, num_blocks=num_blocks, num_slots=num_slots, max_step_tokens=16, eos_token_ids=()
+    )
+    channel = SoloChannel() if parallel.world_size == 1 else GlooChannel()
+    if parallel.rank:
+        Follower(
+            executor=StepExecutor(runner=runner, facts=facts, has_overlap=has_overlap),
+            channel=channel,
+            status=ShardStatus(),
+            read_plan=plan_from_bytes,
+            reader=AdapterReader(read_shift, SoloGroup()),
+        ).run()
+        return {}
+    samplings = (
+        pb.Sampling(),
+        pb.Sampling(do_sample=True, seed=5),
+        pb.Sampling(do_sample=True, seed=6, presence_penalty=1.0),
+        pb.Sampling(do_sample=True, seed=7, top_k=3),
+    )
+    admits = []
+    for slot, sampling in enumerate(samplings):
+        sampling.MergeFrom(pb.Sampling(temperature=2.0, top_p=1.0, typical_p=1.0, repetition_penalty=1.0))
+        prompt = np.arange(3 + 4 * slot, dtype="<u4") + 7 * slot
+        blocks = np.arange(16 * slot, 16 * slot + 16, dtype="<u4")
+        admits.append(
+            pb.Admit(
+                request_id=slot,
+                slot=slot,
+                prompt_ids=prompt.tobytes(),
+                block_ids=[blocks.tobytes()],
+                max_new_tokens=24 - slot,
+                ignore_eos=True,
+                sampling=sampling,
+            )
+        )
+    budget = pb.Budget(max_step_tokens=16, max_prefill_tokens=9, max_chunk_tokens=5)
+    message = pb.Plan(number=1, admits=admits, budget=budget)
+    sampler = Sampler(num_slots=num_slots, device=runner.device, num_candidates=8)
+    reader = late_reader(parallel.world_size) if has_overlap else None
+    with Shard(facts=facts, runner=runner, channel=channel, sampler=sampler, token_reader=reader) as shard:
+        shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
+        tokens = shard.run_to_end(*range(num_slots))
+    assert shard.error is None, shard.error
+    return tokens
 
 
 def main() -> None:
@@ -115,7 +215,7 @@ def main() -> None:
     parallel = TensorParallel.join(
         rank=rank, world_size=world_size, master_addr="127.0.0.1", master_port=port, device="cpu"
     )
-    sights: dict[str, RankSight | ImageSight] = {}
+    sights: dict[str, RankSight | ImageSight | dict[int, list[int]]] = {}
     for folder in map(Path, folders):
         if folder.name == IMAGES:
             sights[IMAGES] = look_at_image(folder, parallel)
@@ -123,5 +223,7 @@ def main() -> None:
         sights[folder.name] = look(folder, parallel)
         if folder.name in NATIVE_MODELS:
             sights[folder.name + NATIVE] = look(folder, parallel, is_native=True)
+        if folder.name in LOOP_MODELS:
+            sights[folder.name + LOOP] = run_loop(folder, parallel, has_overlap=True)
     torch.save(sights, out)
     parallel.leave()

@@ -24,7 +24,7 @@ from textmill_shard.slots.plan import NO_IDS, IdArray
 CHANNEL_TIMEOUT_S = (
     600.0  # rank 0 sends an entry every second or sooner, and the connection of a dead rank closes at once
 )
-_HEADER_INTS = 9
+HEADER_INTS = 9
 
 
 class OrderKind(Enum):
@@ -146,7 +146,7 @@ class GlooChannel:
             dist.broadcast(torch.frombuffer(bytearray(payload), dtype=torch.uint8), src=0, group=self._group)
 
     def receive(self) -> RankEntry:
-        header = torch.zeros(_HEADER_INTS, dtype=torch.int64)
+        header = torch.zeros(HEADER_INTS, dtype=torch.int64)
         dist.broadcast(header, src=0, group=self._group)
         payload = torch.empty(int(header[-1]), dtype=torch.uint8)
         if len(payload):
@@ -183,7 +183,7 @@ def pack_entry(entry: RankEntry) -> tuple[list[int], bytes]:
     num_slots = (len(entry.ended_slots), len(entry.released_slots), len(entry.ready_slots))
     counts = (*num_slots, len(rewinds.slots), len(orders))
     header = [entry.step, *flags, *counts, len(payload)]
-    assert len(header) == _HEADER_INTS, header  # the followers receive as many numbers
+    assert len(header) == HEADER_INTS, header  # the followers receive as many numbers
     return header, payload
 
 

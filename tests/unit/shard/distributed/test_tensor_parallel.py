@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,18 @@ from textmill_shard.loader.model_loader import load_model
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from tests.fakes.native_cases import native_kernels
-from tests.fakes.rank_worker import IMAGES, NATIVE, NATIVE_MODELS, ImageSight, RankSight, look, look_at_image
+from tests.fakes.rank_worker import (
+    IMAGES,
+    LOOP,
+    LOOP_MODELS,
+    NATIVE,
+    NATIVE_MODELS,
+    ImageSight,
+    RankSight,
+    look,
+    look_at_image,
+    run_loop,
+)
 from tests.fakes.tiny_models import make_tiny_llama, make_tiny_model
 from tests.zoo.image_drive import make_image_model
 from tests.zoo.images import IMAGE_ZOO
@@ -57,13 +69,24 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 @pytest.fixture(scope="module")
 def ranks(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Mapping[str, RankSight]]:
     """The findings of each of two ranks, by model."""
-    port, scratch = free_port(), tmp_path_factory.mktemp("sights")
-    outs = [scratch / f"{rank}.pt" for rank in range(2)]
+    return look_by_ranks(2, list(folders.values()), tmp_path_factory.mktemp("sights"))
+
+
+@pytest.fixture(scope="module")
+def four_ranks(folders: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Mapping[str, RankSight]]:
+    """The findings of each of four ranks, of which two share a key/value head or all four have one."""
+    wanted = [folders[name] for name in ("llama", "one-kv-head", "qwen3")]
+    return look_by_ranks(4, wanted, tmp_path_factory.mktemp("four"))
+
+
+def look_by_ranks(num_ranks: int, folders: list[Path], scratch: Path) -> list[Mapping[str, RankSight]]:
+    port = free_port()
+    outs = [scratch / f"{rank}.pt" for rank in range(num_ranks)]
     # Not `-m`: what it saves must carry the module's name, not `__main__`.
     command = [sys.executable, "-c", "from tests.fakes.rank_worker import main; main()"]
     processes = [
         subprocess.Popen(
-            [*command, str(rank), "2", str(port), str(out), *map(str, folders.values())],
+            [*command, str(rank), str(num_ranks), str(port), str(out), *map(str, folders)],
             cwd=REPOSITORY,
             stderr=subprocess.PIPE,
             text=True,
@@ -94,6 +117,39 @@ def test_two_ranks_give_the_logits_of_one(
         assert ((rank[name].projected - alone.projected).abs().max() / scale).item() <= TOLERANCE
         assert rank[name].weight_bytes <= 0.6 * alone.weight_bytes
         assert {"ColumnParallelLinear", "RowParallelLinear"} <= rank[name].layer_kinds
+
+
+@needs_ranks
+@pytest.mark.parametrize("name", ["llama", "one-kv-head", "qwen3"])
+def test_four_ranks_give_the_logits_of_one(
+    folders: Mapping[str, Path], four_ranks: list[Mapping[str, RankSight]], name: str
+) -> None:
+    alone = look(folders[name], TensorParallel())
+    scale = alone.logits.abs().max()
+    for rank in four_ranks:
+        assert rank[name].tokens == alone.tokens
+        assert ((rank[name].logits - alone.logits).abs().max() / scale).item() <= TOLERANCE
+        assert rank[name].weight_bytes <= 0.4 * alone.weight_bytes
+
+
+@needs_ranks
+@pytest.mark.parametrize("name", ["llama", "small-table", "qwen3", "biases"])
+def test_a_step_reduces_once_per_attention_and_once_per_mlp(ranks: list[Mapping[str, RankSight]], name: str) -> None:
+    num_layers = 2
+    for rank in ranks:
+        is_table_cut = "VocabularyParallelEmbedding" in rank[name].layer_kinds
+        assert rank[name].exchanges == {"all_reduce": 2 * num_layers + is_table_cut, "all_gather": 1}
+
+
+@needs_ranks
+@pytest.mark.parametrize("name", LOOP_MODELS)
+def test_ranks_whose_steps_overlap_give_the_tokens_of_one_rank_without(
+    folders: Mapping[str, Path], ranks: list[Any], four_ranks: list[Any], name: str
+) -> None:
+    alone = run_loop(folders[name], TensorParallel(), has_overlap=False)
+    assert {slot: len(tokens) for slot, tokens in alone.items()} == {slot: 24 - slot for slot in range(4)}
+    assert ranks[0][name + LOOP] == alone
+    assert four_ranks[0][name + LOOP] == alone
 
 
 @needs_ranks

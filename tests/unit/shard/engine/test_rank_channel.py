@@ -11,7 +11,15 @@ from textmill_proto.v1 import shard_pb2 as pb
 from textmill_shard.engine.adapter_reader import AdapterReader, SoloGroup
 from textmill_shard.engine.follower import Follower
 from textmill_shard.engine.media_rows import ReceivedRows
-from textmill_shard.engine.rank_channel import AdapterOrder, OrderKind, RankEntry, Rewinds, pack_entry, unpack_entry
+from textmill_shard.engine.rank_channel import (
+    HEADER_INTS,
+    AdapterOrder,
+    OrderKind,
+    RankEntry,
+    Rewinds,
+    pack_entry,
+    unpack_entry,
+)
 from textmill_shard.engine.session import EndReason, StreamEnd
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
@@ -63,7 +71,7 @@ def test_an_entry_survives_the_way(
         rewinds=Rewinds(np.array(ended), np.array(ended) + 70_000, np.array(ended) > 1),
     )
     header, payload = pack_entry(sent)
-    assert header[-1] == len(payload)
+    assert (len(header), header[-1]) == (HEADER_INTS, len(payload))  # as many numbers as a follower receives
     found = unpack_entry(header, payload)
     assert (found.step, found.is_new_epoch, found.is_stop) == (2**40, is_new_epoch, is_stop)
     assert (found.ended_slots.tolist(), found.released_slots.tolist(), found.plans) == (ended, released, plans)

@@ -4,6 +4,7 @@ The start of a process takes long, so one pair of ranks goes through all the mod
 """
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,11 @@ from textmill_proto.v1 import shard_pb2 as pb
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.engine.adapter_reader import AdapterReader, SoloGroup
 from textmill_shard.engine.follower import Follower
-from textmill_shard.engine.rank_channel import GlooChannel, SoloChannel
+from textmill_shard.engine.media_desk import MediaDesk
+from textmill_shard.engine.media_rope import rope_rule
+from textmill_shard.engine.media_rows import OwnRows, ReceivedRows
+from textmill_shard.engine.media_store import MediaStore
+from textmill_shard.engine.rank_channel import GlooChannel, RankChannel, SoloChannel
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.layers.swapped_layers import FusedLinear, PackedLinear
@@ -26,16 +31,20 @@ from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.forward_batch import MediaStep
 from textmill_shard.model.memory import KvMemoryOptions, plan_kv_memory
+from textmill_shard.model.runner import ModelRunner
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.server.wire import plan_from_bytes, plan_from_wire
+from textmill_shard.slots.plan import StepResult
 
 from tests.fakes.formula_adapters import read_shift
 from tests.fakes.late_tokens import late_reader
 from tests.fakes.native_cases import native_cache_folder
 from tests.fakes.paged_driver import PagedDriver
 from tests.fakes.shard_facts import facts_of
-from tests.fakes.step_harness import Shard
+from tests.fakes.step_engine import make_engine
+from tests.fakes.step_harness import WAIT_S, Shard
+from tests.zoo.image_engine import MEDIA_BYTES, image_facts, media_of, put_tensors
 
 
 @dataclass(slots=True)
@@ -59,6 +68,7 @@ class ImageSight:
 
     logits: torch.Tensor  # [tokens, V], of a prompt with an image in two chunks
     weight_bytes: int
+    tokens: list[int]  # behind a prompt with the image, through the step loop; empty on other ranks than 0
 
 
 def look_at_image(folder: Path, parallel: TensorParallel) -> ImageSight:
@@ -85,7 +95,66 @@ def look_at_image(folder: Path, parallel: TensorParallel) -> ImageSight:
             media=MediaStep(places[inside] - start, rows_nD[inside]),
         )
         logits.append(runner.forward(synthetic_batch([row], block_size=4)).logits_NV)
-    return ImageSight(logits=torch.cat(logits), weight_bytes=runner.facts.weight_bytes)
+    return ImageSight(
+        logits=torch.cat(logits),
+        weight_bytes=runner.facts.weight_bytes,
+        tokens=write_behind_image(runner, parallel, ids.tolist()),
+    )
+
+
+NUM_WRITTEN = 6
+
+
+def write_behind_image(runner: ModelRunner, parallel: TensorParallel, ids: list[int]) -> list[int]:
+    """Run a prompt with an image at the tokens 3 to 18 through the step loop, of which every rank has its part."""
+    facts = image_facts(runner)
+    media = media_of(runner)
+    runner.allocate_kv(facts.num_blocks)
+    channel: RankChannel = SoloChannel() if parallel.world_size == 1 else GlooChannel()
+    if parallel.rank:
+        rows = ReceivedRows(media, channel, dtype=runner.dtype, device=runner.device)
+        executor = StepExecutor(runner=runner, facts=facts, media=rows, rope=rope_rule(runner))
+        reader = AdapterReader(read_shift, SoloGroup())
+        Follower(
+            executor=executor, channel=channel, status=ShardStatus(), read_plan=plan_from_bytes, reader=reader
+        ).run()
+        return []
+    store = MediaStore(max_bytes=MEDIA_BYTES, row_bytes=media.row_bytes)
+    desk = MediaDesk(store, media, runner.encode_media, device=runner.device, runs_beside_steps=True)
+    executor = StepExecutor(runner=runner, facts=facts, media=OwnRows(store, channel), rope=rope_rule(runner))
+    engine = make_engine(executor, facts, status=ShardStatus(), channel=channel, media=desk)
+    thread = threading.Thread(target=engine.run)
+    thread.start()
+    session = engine.open_session()
+    assert session is not None
+    pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    put_tensors(desk, bytes(16), {"pixel_values": pixels}, num_rows=16)
+    plan = pb.Plan(
+        number=1,
+        admits=[
+            pb.Admit(
+                request_id=1,
+                slot=0,
+                prompt_ids=np.array(ids, dtype="<u4").tobytes(),
+                block_ids=[np.arange(8, dtype="<u4").tobytes()],
+                max_new_tokens=NUM_WRITTEN,
+                ignore_eos=True,
+                sampling=pb.Sampling(temperature=1.0, top_p=1.0, typical_p=1.0, repetition_penalty=1.0),
+                media=[pb.MediaSpan(digest=bytes(16), start=3, num_tokens=16)],
+            )
+        ],
+        budget=pb.Budget(max_step_tokens=8, max_prefill_tokens=8, max_chunk_tokens=8),
+    )
+    engine.submit_plan(session, plan_from_wire(plan), plan.SerializeToString())
+    tokens: list[int] = []
+    while len(tokens) < NUM_WRITTEN:
+        result = session.next_item(WAIT_S)
+        assert isinstance(result, StepResult), result
+        assert not result.errors, result.errors
+        tokens += result.tokens.tolist()
+    engine.stop()
+    thread.join(WAIT_S)
+    return tokens
 
 
 IMAGES = "llava"  # the name of the model with images

@@ -23,6 +23,7 @@ from tests.fakes.rank_worker import (
     LOOP_MODELS,
     NATIVE,
     NATIVE_MODELS,
+    NUM_WRITTEN,
     ImageSight,
     RankSight,
     look,
@@ -171,6 +172,18 @@ def test_two_ranks_with_packed_weights_give_the_logits_of_one_without(
         assert swapped.weight_bytes <= 1.35 * rank[name].weight_bytes + tied_bytes
 
 
+def expected_tokens(folder: Path) -> list[int]:
+    """Return what transformers' full forward writes behind the prompt of `look_at_image`, token by token."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    ids = [5, 99, 31, *[model.config.image_token_id] * 16, 7, 250]
+    for _ in range(NUM_WRITTEN):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([ids]), pixel_values=pixels, use_cache=False).logits
+        ids.append(int(logits[0, -1].argmax()))
+    return ids[-NUM_WRITTEN:]
+
+
 @needs_ranks
 def test_one_rank_has_the_tower_and_both_compute_the_image(
     folders: Mapping[str, Path], ranks: list[Mapping[str, ImageSight]]
@@ -178,6 +191,8 @@ def test_one_rank_has_the_tower_and_both_compute_the_image(
     alone = look_at_image(folders[IMAGES], TensorParallel())
     scale = alone.logits.abs().max()
     with_tower, without = (rank[IMAGES] for rank in ranks)
+    assert with_tower.tokens == alone.tokens == expected_tokens(folders[IMAGES])
+    assert without.tokens == []
     for sight in (with_tower, without):
         assert ((sight.logits - alone.logits).abs().max() / scale).item() <= TOLERANCE
     config = AutoConfig.for_model(LLAVA.model_type, **LLAVA.config)

@@ -137,6 +137,8 @@ class WorkerPool:
         self._setup = setup
         self._timeout_s = timeout_s
         self._seats = _Seats(asyncio.Semaphore(num_workers), ThreadPoolExecutor(num_workers, "images"))
+        self._num_workers = num_workers
+        self._num_alive = 0
         self._num_waiting = 0
         self._running: set[asyncio.Task[Any]] = set()
         self._is_closed = False
@@ -147,9 +149,10 @@ class WorkerPool:
         return [worker.pid for worker in self._seats.idle]
 
     async def start(self) -> ProcessorFacts:
-        """Start the first worker. Raises WorkersUnusable."""
+        """Start the first worker; the others start beside the first images. Raises WorkersUnusable."""
         worker, facts = await self._start()
         self._seats.idle.append(worker)
+        self._fill()
         return facts
 
     async def read(self, data: bytes, detail: Detail) -> ReadImage | ImageRefusal:
@@ -195,10 +198,28 @@ class WorkerPool:
             try:
                 found = await self._in_thread(worker, lambda: worker.read(data, detail), self._timeout_s)
             except (_WorkerDied, TimeoutError):
+                self._fill()
                 memory = f"{self._setup.memory_bytes >> 20} MiB"
                 return ImageRefusal(f"reading it takes more than {self._timeout_s:g} s or {memory}", is_final=False)
             self._seats.idle.append(worker)
             return found
+
+    def _fill(self) -> None:
+        """Start workers in the background until there are as many as images may be read at a time."""
+        task = asyncio.create_task(self._start_missing())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _start_missing(self) -> None:
+        while self._num_alive < self._num_workers:
+            async with self._seats.has_room:
+                if self._num_alive >= self._num_workers:  # an image has started one
+                    return
+                try:
+                    worker, _ = await self._start()
+                except WorkersUnusable:
+                    return  # the next image tries again, and tells
+                self._seats.idle.append(worker)
 
     async def _take(self) -> _Worker:
         """Return an idle worker, or a new one. Raises Overloaded where none starts."""
@@ -207,6 +228,7 @@ class WorkerPool:
             if worker.is_alive:
                 return worker
             worker.reap()
+            self._num_alive -= 1
         try:
             return (await self._start())[0]
         except WorkersUnusable as error:
@@ -214,6 +236,7 @@ class WorkerPool:
 
     async def _start(self) -> tuple[_Worker, ProcessorFacts]:
         worker = _Worker(self._command)
+        self._num_alive += 1
         try:
             return worker, await self._in_thread(worker, lambda: worker.start(self._setup), START_TIMEOUT_S)
         except (_WorkerDied, TimeoutError):
@@ -230,4 +253,5 @@ class WorkerPool:
             with contextlib.suppress(_WorkerDied, WorkersUnusable):
                 await answer
             worker.reap()
+            self._num_alive -= 1
             raise

@@ -127,11 +127,14 @@ def test_a_client_that_leaves_does_not_spoil_the_worker() -> None:
     with_quick_workers(work)
 
 
-def test_no_more_processes_than_allowed_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_processes_work_as_are_allowed() -> None:
     async def work(pool: WorkerPool) -> None:
+        while len(pool.idle_pids) < 2:  # noqa: ASYNC110 - the second one starts beside the first images
+            await asyncio.sleep(0.001)
+        os.kill(pool.idle_pids[0], signal.SIGKILL)  # the next image, or the one after it, finds it dead
         found = await asyncio.gather(*(pool.read(b"x" * 1000, Detail.HIGH) for _ in range(20)))
         assert all(isinstance(one, ReadImage) for one in found)
-        assert len(pool.idle_pids) == 2
+        assert len(pool.idle_pids) <= 2
 
     with_quick_workers(work, num_workers=2)
 

@@ -8,7 +8,7 @@ from textmill_router.media.limits import ImageLimits
 from textmill_router.media.url_fetch import UrlFetcher
 from textmill_router.media.worker_messages import ProcessorFacts, WorkerSetup
 from textmill_router.media.worker_pool import READ_TIMEOUT_S, WORKER_MEMORY_BYTES, WorkerPool, WorkersUnusable
-from textmill_router.serving.limits import max_prefill_tokens
+from textmill_router.serving.limits import max_whole_tokens
 from textmill_router.serving.prompt_images import PromptImages, media_bounds
 from textmill_router.settings import Settings, SettingsError
 from textmill_router.text.tokenization import Tokenizer
@@ -53,7 +53,7 @@ async def open_images(
     except BaseException:
         await pool.close()
         raise
-    bounds = media_bounds(facts, max_prefill_tokens(settings, facts))
+    bounds = media_bounds(facts, max_whole_tokens(settings, facts))
     return PromptImages(Images(pool, processor), fetcher, limits, bounds, templates)
 
 

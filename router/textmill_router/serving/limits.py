@@ -59,7 +59,12 @@ def resolve_limits(settings: Settings, facts: ShardFacts, engine: ReplicaSet) ->
         vocab_size=facts.vocab_size,
         closes_objects=not settings.open_objects,
     )
-    return _encoder_limits(limits, settings, facts) if facts.has_encoder else limits
+    if facts.has_encoder:
+        return _encoder_limits(limits, settings, facts)
+    if facts.uncut_prompts:
+        reason = "--max-batch-prefill-tokens: this model reads a prompt in one step"
+        return _whole_prompt_limits(limits, settings, facts, max_whole_tokens(settings, facts), reason)
+    return limits
 
 
 def _longest_by_positions(facts: ShardFacts) -> int:
@@ -73,18 +78,23 @@ def _longest_by_positions(facts: ShardFacts) -> int:
 
 def _encoder_limits(limits: Limits, settings: Settings, facts: ShardFacts) -> Limits:
     """Narrow the limits for an encoder, which reads a prompt in one step beside a token of every slot (rule 16)."""
-    most = min(max_prefill_tokens(settings, facts), facts.max_step_tokens - facts.num_slots)
+    most = max_whole_tokens(settings, facts)
     reason = "--max-batch-prefill-tokens: the encoder reads a prompt in one step"
     if 0 < facts.max_encoder_tokens < most:
         most, reason = facts.max_encoder_tokens, "where the positions of the encoder end"
+    if facts.max_model_tokens:
+        limits = replace(limits, max_output_tokens=facts.max_model_tokens - len(facts.decoder_prompt_ids))
+    return _whole_prompt_limits(limits, settings, facts, most, reason)
+
+
+def _whole_prompt_limits(limits: Limits, settings: Settings, facts: ShardFacts, most: int, reason: str) -> Limits:
+    """Bound the tokens of a prompt that one step reads. `reason` says what the bound follows from."""
     if most < 1:
         raise SettingsError(
             f"{facts.num_slots} slots leave a step of {facts.max_step_tokens} tokens no room for a prompt"
         )
     if settings.max_input_tokens is not None and settings.max_input_tokens > most:
         raise SettingsError(f"--max-input-tokens is {settings.max_input_tokens}, wanted at most {most} ({reason})")
-    if facts.max_model_tokens:
-        limits = replace(limits, max_output_tokens=facts.max_model_tokens - len(facts.decoder_prompt_ids))
     if limits.max_input_tokens <= most:
         return limits
     return replace(limits, max_input_tokens=most, input_limit=reason)
@@ -97,6 +107,11 @@ def _largest_fitting(engine: ReplicaSet, facts: ShardFacts) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if engine.can_ever_fit(middle) else (low, middle - 1)
     return low
+
+
+def max_whole_tokens(settings: Settings, facts: ShardFacts) -> int:
+    """Return the most tokens of one request that a step computes beside a token of every slot (rule 16)."""
+    return min(max_prefill_tokens(settings, facts), facts.max_step_tokens - facts.num_slots)
 
 
 def max_prefill_tokens(settings: Settings, facts: ShardFacts) -> int:

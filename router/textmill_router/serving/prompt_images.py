@@ -38,13 +38,13 @@ class MediaBounds:
     max_prompt_tokens: int = 0
 
 
-def media_bounds(facts: ShardFacts, max_prefill_tokens: int) -> MediaBounds:
-    """Read the bounds from what the shard reports; `max_prefill_tokens` are those of one step."""
+def media_bounds(facts: ShardFacts, max_whole_tokens: int) -> MediaBounds:
+    """Read the bounds from what the shard reports; a step computes at most `max_whole_tokens` of one request whole."""
     return MediaBounds(
         cache_bytes=facts.media_cache_bytes,
         row_bytes=facts.media_row_bytes,
-        max_span_tokens=max_prefill_tokens if facts.uncut_spans else 0,
-        max_prompt_tokens=max_prefill_tokens if facts.uncut_prompts else 0,
+        max_span_tokens=max_whole_tokens if facts.uncut_spans else 0,
+        max_prompt_tokens=max_whole_tokens if facts.uncut_prompts else 0,
     )
 
 

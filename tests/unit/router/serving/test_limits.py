@@ -1,9 +1,10 @@
-"""The token limits of a model whose encoder reads the prompt, and whose decoder has positions of its own."""
+"""The token limits of a model that reads a prompt in one step, and of a decoder that has positions of its own."""
 
 from typing import Any
 
 import pytest
-from textmill_router.serving.limits import Limits, resolve_limits
+from textmill_router.serving.limits import Limits, max_whole_tokens, resolve_limits
+from textmill_router.serving.prompt_images import media_bounds
 from textmill_router.settings import Settings, SettingsError
 
 from tests.fakes.router_facts import router_facts
@@ -72,3 +73,20 @@ def test_what_is_not_possible_stops_the_start(settings: dict[str, Any], words: s
 def test_slots_that_fill_a_step_leave_no_room_for_a_prompt() -> None:
     with pytest.raises(SettingsError, match="no room for a prompt"):
         limits(num_slots=100)
+
+
+def test_a_prompt_whose_tokens_see_one_another_fits_one_step_too() -> None:
+    whole = {"decoder_prompt_ids": [], "uncut_prompts": True}
+    found = limits(**whole)
+    assert (found.max_input_tokens, found.max_total_tokens) == (92, 400)
+    assert "this model reads a prompt in one step" in found.input_limit
+    with pytest.raises(SettingsError, match="--max-input-tokens is 93, wanted at most 92"):
+        limits({"max_input_tokens": 93}, **whole)
+    assert limits(decoder_prompt_ids=[], uncut_spans=True).max_input_tokens == 399
+
+
+def test_an_image_that_is_not_cut_leaves_a_token_for_every_slot() -> None:
+    facts = router_facts(num_slots=8, max_step_tokens=100, uncut_spans=True)
+    settings = Settings(model_dir="m", model_id="m", shard_uds_path=("s",))
+    bounds = media_bounds(facts, max_whole_tokens(settings, facts))
+    assert (bounds.max_span_tokens, bounds.max_prompt_tokens) == (92, 0)

@@ -75,16 +75,14 @@ def make_image_model(entry: ImageEntry, folder: Path, *, seed: int = 0) -> Image
     return ImageModel(entry, folder, model)
 
 
-def load_image_model(model: ImageModel, *, native_cache_dir: Path | None) -> ModelRunner:
-    options = LoadOptions(
-        model_dir=model.folder, dtype="float32", block_size=BLOCK_SIZE, native_cache_dir=native_cache_dir
-    )
+def load_image_model(model: ImageModel, *, native_cache_dir: Path | None, dtype: str = "float32") -> ModelRunner:
+    options = LoadOptions(model_dir=model.folder, dtype=dtype, block_size=BLOCK_SIZE, native_cache_dir=native_cache_dir)
     return load_model(options, lambda phase, share: None)
 
 
-def run_image_model(model: ImageModel, *, native_cache_dir: Path | None) -> float:
+def run_image_model(model: ImageModel, *, native_cache_dir: Path | None, dtype: str = "float32") -> float:
     """Return the largest difference of a logit over all texts and both ways to cut them into steps."""
-    runner = load_image_model(model, native_cache_dir=native_cache_dir)
+    runner = load_image_model(model, native_cache_dir=native_cache_dir, dtype=dtype)
     texts = [make_text(model.entry, runner, num_images=count, seed=seed) for seed, count in enumerate(NUMS_IMAGES)]
     expected = [reference_logits(model, text) for text in texts]
     return max(
@@ -211,12 +209,13 @@ def _decoded(texts: Sequence[ImageText], done: Sequence[int]) -> list[list[Part]
 
 def run_steps(runner: ModelRunner, texts: Sequence[ImageText], steps: Sequence[Sequence[Part]]) -> list[torch.Tensor]:
     """Return the logits `[L, V]` of each text, computed in these steps with shuffled blocks."""
-    runner.allocate_kv(len(texts) * BLOCKS_PER_TEXT)
-    blocks = np.random.default_rng(6).permutation(len(texts) * BLOCKS_PER_TEXT).reshape(len(texts), -1).tolist()
+    num_blocks = len(texts) * BLOCKS_PER_TEXT
+    runner.allocate_kv(num_blocks)
+    blocks = np.random.default_rng(6).permutation(num_blocks).reshape(len(texts), -1).tolist()
     found: list[list[torch.Tensor]] = [[] for _ in texts]
     for parts in steps:
         rows = [_row(runner, texts[part.text], part, blocks[part.text]) for part in parts]
-        output = runner.forward(synthetic_batch(rows, block_size=BLOCK_SIZE, num_padding=2))
+        output = runner.forward(synthetic_batch(rows, block_size=BLOCK_SIZE, scratch_block=num_blocks, num_padding=2))
         for part, logits_nV in zip(
             parts, output.logits_NV.split([part.stop - part.start for part in parts]), strict=True
         ):

@@ -26,5 +26,14 @@ def test_texts_with_images_have_the_logits_of_transformers(
         assert found <= entry.tolerance
 
 
+@pytest.mark.parametrize("name", ["Llava", "Qwen3-VL", "Gemma3"])  # native, with rows for layers, with spans
+def test_images_in_sixteen_bits_differ_from_fp32_by_rounding(name: str, tmp_path: Path) -> None:
+    """The reference computes in fp32. bfloat16 keeps 8 bits of each number, and fp16 11 bits."""
+    entry = next(entry for entry in IMAGE_ZOO if entry.name == name)
+    model = make_image_model(entry, tmp_path)
+    assert run_image_model(model, native_cache_dir=native_cache_folder(), dtype="bfloat16") <= 0.1
+    assert run_image_model(model, native_cache_dir=None, dtype="float16") <= 0.02
+
+
 def test_a_looser_tolerance_of_images_has_a_reason() -> None:
     assert [entry.name for entry in IMAGE_ZOO if (entry.tolerance > TOLERANCE) != bool(entry.reason)] == []

@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page task-classes flags-page kernels kernels-page test-clients test-playground test-deploy test-ray test-proxies image-test bench clean
+.PHONY: help run demo-vision test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page task-classes flags-page kernels kernels-page test-clients test-playground test-deploy test-ray test-proxies image-test bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -26,6 +26,9 @@ help: ## Show these lines
 
 run: $(STAMP) ## Serve the demo model on 127.0.0.1:3000 (PORT=... for another port); Ctrl-C ends it
 	@$(BIN)/launcher --hostname 127.0.0.1 --port $(PORT) --kv-cache-bytes $(KV_BYTES)
+
+demo-vision: $(STAMP) ## Train a small model that names the colour and the shape in a picture, for some minutes
+	@$(BIN)/python -m bench.demo_vision
 
 test: test-fast ## Run all tests that need no GPU
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(SYSTEM_TESTS)

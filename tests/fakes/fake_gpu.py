@@ -41,6 +41,7 @@ class FakeGpu:
     def __init__(self) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=False)
         self.counts: Counter[str] = Counter()
+        self.num_waits = 0  # copies to the GPU for which the host waits
         self._modes = (self.mode, _Launches(self.counts), _Brackets(self))
 
     def __enter__(self) -> Self:
@@ -127,6 +128,7 @@ class _Brackets(TorchFunctionMode):
         if function is torch.Tensor.__getitem__ and _is_on_gpu(args[0]):
             return _get(args[0], args[1])
         if function is torch.Tensor.__setitem__ and _is_on_gpu(args[0]):
+            self._gpu.num_waits += torch.is_tensor(args[2]) and args[2].device.type == "cpu"
             return _set(*args)
         if function in (torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.cuda):
             return self._to(function, args, kwargs)
@@ -155,6 +157,8 @@ class _Brackets(TorchFunctionMode):
             device = torch.device("cpu")
         if (device.type, dtype) == (tensor.device.type, tensor.dtype):
             return tensor
+        if device.type == "cuda" and tensor.device.type == "cpu" and not kwargs.get("non_blocking"):
+            self._gpu.num_waits += 1
         if device.type != tensor.device.type:
             self._gpu.counts["copy to the GPU" if device.type == "cuda" else "copy to the host"] += 1
         return torch.ops.aten._to_copy.default(tensor, device=device, dtype=dtype)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from textmill_shard.engine.batch_builder import WishUpload
 from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.engine.token_feed import TokenFeed
 from textmill_shard.engine.upload import Upload
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
@@ -47,6 +48,8 @@ KNOWN_COPIES = {
     "gemma3n": 2,  # layers with sparse activations make a tensor of a number each
     "phimoe": 1,  # the choice of the experts makes a tensor of a number
 }
+# Some models with experts.
+GROUPED = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3")
 # Few candidates, so that a row may have to look at more of its scores.
 NUM_CANDIDATES = 16
 BUDGET = Budget(max_step_tokens=24, max_prefill_tokens=20, max_chunk_tokens=11)
@@ -135,6 +138,31 @@ def test_a_step_reads_no_value_mixes_no_devices_and_copies_once(
         assert {count["copy to the GPU"] for count in counts} == {1}
     num_layers = len(runner.facts.kv_specs)
     assert all(count["paged_attention"] >= num_layers for count in counts)
+    if entry.name in GROUPED:
+        # Experts are products of groups of rows, without a loop over the experts, for which the host would wait.
+        assert counts[-1]["_grouped_mm"] >= 2
+
+
+def test_an_admission_and_a_correction_do_not_let_the_host_wait() -> None:
+    """Each stage writes the state of a slot behind the steps under way, and so does a token that was drawn again."""
+    samplings = (
+        SamplingParams(do_sample=True, min_p=0.1, top_k=3, seed=3, logit_bias=((5, 1.0),), allowed_ids=(1, 2)),
+        SamplingParams(repetition_penalty=1.2, frequency_penalty=0.5, bad_sequences=((1,), (2, 3, 4))),
+        SamplingParams(dry_multiplier=1.0, dry_breaker_ids=(3,), min_new_tokens=2, end_ids=(0,), watermark=True),
+        SamplingParams(has_grammar=True),
+    )
+    gpu = FakeGpu()
+    with gpu:
+        device = torch.device("cuda:0")
+        sampler = Sampler(num_slots=len(samplings), device=device)
+        feed = TokenFeed(num_slots=len(samplings), device=device)
+        for slot, sampling in enumerate(samplings):
+            sampler.admit(slot, sampling, SlotText(np.array([5, 6, 7]), np.array([8, 8])))
+        feed.correct(np.array([1, 2]), np.array([9, 9]))
+        assert gpu.counts["copy to the GPU"] > 10
+        assert gpu.num_waits == 0
+        torch.zeros(3).to(device)
+        assert gpu.num_waits == 1
 
 
 def plant(runner: ModelRunner, do: Callable[[torch.Tensor], Any]) -> None:

@@ -49,5 +49,7 @@ class TokenFeed:
 
     def correct(self, slots: IdArray, tokens: IdArray) -> None:
         """Replace the ids of some slots, whose draw had to look at more scores than its step could."""
-        device = self._last_ids_S.device
-        self._last_ids_S.index_copy_(0, torch.from_numpy(slots).to(device), torch.from_numpy(tokens).to(device))
+        upload = Upload(self._last_ids_S.device)
+        numbers = upload.add(slots), upload.add(tokens)
+        upload.send()
+        self._last_ids_S.index_copy_(0, upload.tensor(numbers[0]), upload.tensor(numbers[1]))

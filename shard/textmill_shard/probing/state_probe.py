@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DummyLayer, LinearAttentionCacheLayerMixin
+from transformers import DynamicCache, cache_utils
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+_DUMMY_LAYER: Any = getattr(cache_utils, "DummyLayer", None)  # None before transformers 5.23
+_TYPES_WITHOUT_PAST = frozenset({"mlp", "moe"})  # in configs
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,14 @@ def layers_without_past(config: Any) -> frozenset[int]:
 
     Such layers are MLPs and experts between the others, and attention that reads the keys and values of another layer.
     """
-    cache = DynamicCache(config=config.get_text_config(decoder=True))
-    return frozenset(index for index, layer in enumerate(cache.layers) if isinstance(layer, DummyLayer))
+    text_config = config.get_text_config(decoder=True)
+    cache = DynamicCache(config=text_config)
+    if _DUMMY_LAYER is not None:
+        return frozenset(index for index, layer in enumerate(cache.layers) if isinstance(layer, _DUMMY_LAYER))
+    # Earlier versions leave out the last layers where these read what others store, and name the others by their types.
+    types = getattr(text_config, "layer_types", None) or ()
+    without = {index for index, kind in enumerate(types) if kind in _TYPES_WITHOUT_PAST}
+    return frozenset(without | set(range(len(cache.layers), int(text_config.num_hidden_layers))))
 
 
 def find_states(model: Any, text_1L: torch.Tensor) -> tuple[StateSpec, ...]:

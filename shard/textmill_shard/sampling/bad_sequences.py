@@ -8,9 +8,11 @@ S slots, G rows, W sequences of the request that has the most, L ids before the 
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from textmill_shard.sampling.device_copy import to_device
 from textmill_shard.sampling.row_selection import StageRows
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.plan import NO_IDS, IdArray
@@ -38,9 +40,15 @@ class BadSequences:
         length = self._recent_SL.shape[1]
         beginnings = [_padded(sequence[:-1], length, _ANY) for sequence in sequences]
         self._beginnings_SWL[slot] = _NEVER
-        self._beginnings_SWL[slot, : len(sequences)] = torch.tensor(beginnings)
-        self._ends_SW[slot, : len(sequences)] = torch.tensor([sequence[-1] for sequence in sequences])
-        self._recent_SL[slot] = torch.tensor(_padded(tokens.output_ids.tolist(), length, _NONE))
+        device = self._ends_SW.device
+        ends = [sequence[-1] for sequence in sequences]
+        recent = _padded(tokens.output_ids.tolist(), length, _NONE)
+        shape = (len(sequences), length)  # also where each sequence has one id alone
+        self._beginnings_SWL[slot, : len(sequences)] = to_device(
+            np.array(beginnings).reshape(shape), dtype=torch.int64, device=device
+        )
+        self._ends_SW[slot, : len(sequences)] = to_device(ends, dtype=torch.int64, device=device)
+        self._recent_SL[slot] = to_device(recent, dtype=torch.int64, device=device)
 
     def apply(self, scores_NV: Tensor, rows: StageRows) -> None:
         beginnings_GWL, recent_G1L = self._beginnings_SWL[rows.slots_G], self._recent_SL[rows.slots_G].unsqueeze(1)

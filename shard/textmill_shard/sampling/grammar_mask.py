@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from textmill_shard.sampling.device_copy import to_device
 from textmill_shard.sampling.row_selection import StageRows
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.plan import NO_IDS, IdArray
@@ -41,7 +42,8 @@ class GrammarMask:
         if self._forbidden_SV is None:
             shape = (self._num_slots, len(allowed_V))
             self._forbidden_SV = torch.zeros(shape, dtype=torch.bool, device=self._device)
-        torch.logical_not(torch.from_numpy(allowed_V).to(self._device), out=self._forbidden_SV[slot])
+        allowed = to_device(allowed_V, dtype=torch.bool, device=self._device)
+        torch.logical_not(allowed, out=self._forbidden_SV[slot])
 
     def apply(self, scores_NV: Tensor, rows: StageRows) -> None:
         if self._forbidden_SV is None:

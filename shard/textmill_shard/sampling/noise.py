@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from textmill_shard.sampling.device_copy import to_device
+
 TAIL_ID = 0xFFFFFFFF  # the word that stands for "all other tokens"; never a token id
 
 _MASK = 0xFFFFFFFF
@@ -47,7 +49,7 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Te
 
 def seed_words(seeds: Sequence[int], device: torch.device) -> Tensor:
     """Return the low and the high 32-bit word of each unsigned 64-bit seed, [R, 2] int64."""
-    return torch.tensor([[seed & _MASK, seed >> 32] for seed in seeds], dtype=torch.int64, device=device)
+    return to_device([[seed & _MASK, seed >> 32] for seed in seeds], dtype=torch.int64, device=device)
 
 
 def uniform(seed_words_R2: Tensor, positions_R: Tensor, ids_RC: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from textmill_shard.sampling.device_copy import to_device
 from textmill_shard.sampling.row_selection import StageRows
 
 FIRST_WIDTH = 64
@@ -26,7 +27,7 @@ class SlotLists:
 
     def write(self, slot: int, values_E: npt.ArrayLike, *, filling: float = 0) -> None:
         """Replace the list and the filling of a slot. Copies to the device, so only `admit` of a stage may call it."""
-        values = torch.as_tensor(np.asarray(values_E)).to(self.values_SE.device, self.values_SE.dtype)
+        values = to_device(values_E, dtype=self.values_SE.dtype, device=self.values_SE.device)
         self.make_room(len(values))
         self.values_SE[slot, : len(values)] = values
         self.values_SE[slot, len(values) :] = filling

@@ -11,7 +11,7 @@ from textmill_shard.sampling.slot_lists import SlotLists
 from textmill_shard.slots.plan import IdArray
 
 NO_ID = -1
-RECOUNT_APPENDS = 256  # appends between two reads of the true sizes from the device
+RECOUNT_APPENDS = 256  # appends between two reads of the true sizes
 
 
 class TokenSet:
@@ -42,7 +42,8 @@ class TokenSet:
         """Take in one id for each row. Returns the places, [G] int64, where the ids stand in their lists.
 
         Only the device knows whether an id is new. The host needs the sizes to cut the lists that a step reads, so the
-        host counts each id as new, and reads the true sizes from the device once in RECOUNT_APPENDS calls.
+        host counts each id as new. On a CPU the host reads the true sizes once in RECOUNT_APPENDS calls. On a GPU the
+        host would wait for them, and a list is cut at the length of the text at most.
         """
         sizes_S, slots_G = self._ids.sizes_S, rows.slots_G
         sizes_S[rows.on_host.slots_G] += 1
@@ -53,6 +54,6 @@ class TokenSet:
         self._ids.values_SE[slots_G, places_G] = tokens_G
         self._num_ids_S[slots_G] = num_ids_G + (1 - is_known_G)
         self._num_appends += 1
-        if self._num_appends % RECOUNT_APPENDS == 0:
+        if self._num_appends % RECOUNT_APPENDS == 0 and slots_G.device.type == "cpu":
             sizes_S[:] = self._num_ids_S.cpu().numpy()
         return places_G

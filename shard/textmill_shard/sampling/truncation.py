@@ -100,7 +100,7 @@ class Filters:
 
     def admit(self, slot: int, params: SamplingParams) -> None:
         """Write the filters of the request that takes the slot."""
-        self._min_scores_S[slot] = torch.tensor(params.min_p, dtype=torch.float64).log()
+        self._min_scores_S[slot] = float(torch.tensor(params.min_p, dtype=torch.float64).log())
         self._top_k_S[slot] = params.top_k or OFF_TOP_K
         self._top_p_S[slot] = _share(params.top_p)
         self._typical_p_S[slot] = _share(params.typical_p)

@@ -348,6 +348,7 @@ def run_requests(requests: Sequence[Wanted], shard: Shard, random: Random, *, di
     request_of: dict[int, int] = {}  # by slot, of the requests that are not leaving
     leaving: dict[int, tuple[int, int]] = {}  # by slot: its request, and the plan of its drop
     granted: dict[int, int] = {}
+    starved: set[int] = set()  # slots that wait for blocks
     while waiting or request_of or leaving:
         admits, drops, extends = [], [], []
         for slot in list(request_of):
@@ -357,7 +358,8 @@ def run_requests(requests: Sequence[Wanted], shard: Shard, random: Random, *, di
             else:
                 wanted = requests[request_of[slot]]
                 num_needed = -(-(len(wanted.prompt) + wanted.max_new) // BLOCK_SIZE)
-                if granted[slot] < num_needed and random.random() < 0.5:
+                if granted[slot] < num_needed and (slot in starved or random.random() < 0.5):
+                    starved.discard(slot)
                     extends.append(extend(slot, [8 * slot + granted[slot]], request_id=request_of[slot]))
                     granted[slot] += 1
         for slot in range(FACTS.num_slots):
@@ -368,10 +370,14 @@ def run_requests(requests: Sequence[Wanted], shard: Shard, random: Random, *, di
                 blocks = range(8 * slot, 8 * slot + granted[slot])
                 admits.append(wanted.admit(slot, request_id, blocks, output))
                 request_of[slot] = request_id
+                starved.discard(slot)
         if admits or drops or extends:
             number = shard.send(admits=admits, drops=drops, extends=extends)
             leaving = {slot: (one, number if plan < 0 else plan) for slot, (one, plan) in leaving.items()}
+        if not (request_of or leaving):
+            continue  # no request was let in, so that the shard has nothing to say
         result = shard.next_result()
+        starved.update(result.starved_slots.tolist())
         before = {slot: request for slot, (request, plan) in leaving.items() if result.plan_applied < plan}
         ended = note(seen, result, {**request_of, **before})
         for slot in ended:

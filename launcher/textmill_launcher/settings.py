@@ -304,7 +304,9 @@ class Settings:
     kv_events_replay_port: int | None = option(
         integer(1, 65535), "port where missed events are given again; without it the next one", to=ROUTER
     )
-    kv_events_topic: str | None = option(text, "topic of the events; without it kv@MACHINE@MODEL", to=ROUTER)
+    kv_events_topic: str | None = option(
+        text, "topic of the events, none: an empty one; without it kv@MACHINE@MODEL", to=ROUTER
+    )
     v1_errors: str | None = option(Choice(V1_ERRORS), "form of errors on /v1", to=ROUTER)
     task_shapes: str | None = option(
         Choice(TASK_SHAPES), "answers in the shape that the caller's client parses, or of one shape", to=ROUTER

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NO_TOPIC = "none"  # of --kv-events-topic: the first frame is empty, as vllm-router wants
 LAST_NEWS_S = 2.0  # in which the last spans and events may leave
 
 
@@ -54,6 +55,8 @@ class Outlets:
 def open_outlets(settings: Settings) -> Outlets:
     """Return the outlets. Raises SettingsError for a missing extra, and CannotListen for a taken port."""
     topic = settings.kv_events_topic or f"kv@{socket.gethostname()}@{settings.model_names[0]}"
+    if topic == NO_TOPIC:
+        topic = ""
     addresses = EventSettings(settings.hostname, settings.kv_events_port, settings.kv_events_replay_port, topic)
     try:
         spans = start_tracing(settings.otlp_endpoint, settings.otlp_service_name)

@@ -340,7 +340,7 @@ class Settings:
         _integer(0, 65535), "port where missed events are given again; without it the port behind kv-events-port", None
     )
     kv_events_topic: str | None = _option(
-        _text, "topic of the events; without it kv@<name of the machine>@<name of the model>", None
+        _text, "topic of the events, none: an empty one; without it kv@<name of the machine>@<name of the model>", None
     )
     json_output: bool = _option(_truth, "log lines are JSON objects", False, kind="switch")
     log_level: str = _option(_log_level, "trace, debug, info, warn or error", "INFO")

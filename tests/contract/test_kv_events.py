@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +230,24 @@ def test_taken_port_ends_the_start_with_the_flags(tmp_path: Path) -> None:
         )
         with pytest.raises(CannotListen, match=rf"tcp://127.0.0.1:{port}: .*in use.*--kv-events-port"):
             open_outlets(settings)
+
+
+def test_topic_none_is_an_empty_frame(tmp_path: Path) -> None:
+    """As vllm-router 0.1.17 wants: it passes over messages with any other topic."""
+    with (
+        RunningRouter(tmp_path, OPTIONS, kv_events_port=0, kv_events_topic="none") as router,
+        router.client() as client,
+    ):
+        publisher = router.outlets.events
+        assert publisher is not None
+        with zmq.Context() as context, context.socket(zmq.SUB) as news:
+            news.connect(f"tcp://127.0.0.1:{publisher.port}")
+            news.subscribe(b"")
+            news.rcvtimeo = 50
+            end_s, frames = time.monotonic() + LIMIT_S, []
+            while not frames and time.monotonic() < end_s:
+                generate(client, f"{time.monotonic()} {'hello' * 4}")
+                with suppress(zmq.Again):
+                    frames = news.recv_multipart()
+    assert len(frames) == 3
+    assert frames[0] == b""

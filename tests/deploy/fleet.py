@@ -24,16 +24,18 @@ class Fleet:
         self._stack = stack
         model = make_tiny_llama(folder / "model", max_position_embeddings=4096)
         self._arguments = ["--model-id", str(model), "--dtype", "float32", "--kv-cache-bytes", str(16 << 20), *flags]
+        self._flags: dict[int, Sequence[str]] = {}
         self._num_started = 0
         self._logs: list[LaunchedServer] = []
         self.servers: dict[int, LaunchedServer] = {}
 
-    def start(self, port: int | None = None) -> int:
-        """Start a launcher, without a wait, and return its port."""
+    def start(self, port: int | None = None, flags: Sequence[str] = ()) -> int:
+        """Start a launcher, without a wait, and return its port. A port that was used before keeps its flags."""
         port = free_port() if port is None else port
+        self._flags.setdefault(port, flags)
         self._num_started += 1
         folder = self._folder / f"launcher-{self._num_started}"
-        server = self._stack.enter_context(launched(self._arguments, folder, port=port))
+        server = self._stack.enter_context(launched([*self._arguments, *self._flags[port]], folder, port=port))
         self.servers[port] = server
         self._logs.append(server)
         return port
@@ -42,11 +44,6 @@ class Fleet:
     def ports(self) -> list[int]:
         """The ports of the servers that were started last."""
         return list(self.servers)
-
-    @property
-    def urls(self) -> list[str]:
-        """The addresses of these servers."""
-        return [self.url(port) for port in self.ports]
 
     def url(self, port: int) -> str:
         """Return the address of the server."""
@@ -82,11 +79,11 @@ class Fleet:
 
 
 @contextmanager
-def running_fleet(folder: Path, size: int, *flags: str) -> Iterator[Fleet]:
-    """Start servers, and wait until all of them serve."""
+def running_fleet(folder: Path, flags_of_each: Sequence[Sequence[str]], *flags: str) -> Iterator[Fleet]:
+    """Start servers with flags of all and flags of each, and wait until all of them serve."""
     with ExitStack() as stack:
         fleet = Fleet(folder, stack, flags)
-        for _ in range(size):
-            fleet.start()
+        for flags_of_one in flags_of_each:
+            fleet.start(flags=flags_of_one)
         fleet.wait_ready()
         yield fleet

@@ -112,7 +112,7 @@ def silent_streams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory, silent_streams: object) -> Iterator[Fleet]:
-    with running_fleet(tmp_path_factory.mktemp("fleet"), 2, "--shutdown-delay", "3") as fleet:
+    with running_fleet(tmp_path_factory.mktemp("fleet"), [(), ()], "--shutdown-delay", "3") as fleet:
         yield fleet
 
 

@@ -1,5 +1,7 @@
 """Rule 33 through the step loop: slots wait for the rows of their images, and the tower runs when a slot gets there."""
 
+import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -339,6 +341,19 @@ def test_a_text_beside_images_and_after_them_is_that_of_a_model_without_images()
     assert tokens_by_slot(shard.results)[0] == greedy(AS_READ, 4)
     plain = [batch for batch in shard.runner.batches if batch.media is None]
     assert all(batch.rope_positions_3T is None and batch.span_ends_T is None for batch in plain)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no niceness of their own")
+def test_the_thread_of_the_tower_gives_way_to_the_steps() -> None:
+    """Niceness is relative, because nobody but root may lower the niceness of a process that has been started nice."""
+    found: list[int] = []
+    tower = FormulaTower()
+    tower.raises = lambda pixels: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    with shard_with(tower) as (shard, desk):
+        put_image(desk, IMAGE)
+        shard.send(admits=[admit_image(0)])
+        assert shard.run_to_end(0)[0] == greedy(AS_READ, 4)
+    assert found == [min(os.getpriority(os.PRIO_PROCESS, 0) + 5, 19)]
 
 
 def test_a_loop_that_ends_waits_for_no_tower() -> None:

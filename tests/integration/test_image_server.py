@@ -92,6 +92,25 @@ def test_two_images_and_text_beside_give_the_tokens_of_transformers(target: Targ
     assert answers == [target.write("Some text.", 60)] * 3
 
 
+def test_placeholders_have_no_log_probability_and_the_text_around_has_that_of_transformers(target: Target) -> None:
+    data = picture(25, 35, seed=8)
+    prompt = told(data, "What is this?")
+    body = {"inputs": prompt, "parameters": {"max_new_tokens": 1, "decoder_input_details": True, "details": True}}
+    prefill = target.post("/generate", body)["details"]["prefill"]
+    ids = [token["id"] for token in prefill]
+    image_id = target.model.config.image_token_id
+    assert [token["logprob"] is None for token in prefill] == [at == 0 or ids[at] == image_id for at in range(len(ids))]
+    pixels = own_processor(target.folder, "llava").image_processor(
+        images=[Image.open(io.BytesIO(data)).convert("RGB")], return_tensors="pt"
+    )["pixel_values"]
+    with torch.inference_mode():
+        logits = target.model(input_ids=torch.tensor([ids]), pixel_values=pixels.to(torch.float32)).logits[0]
+    for at in range(1, len(ids)):
+        if ids[at] != image_id:
+            expected = float(logits[at - 1].log_softmax(-1)[ids[at]])
+            assert prefill[at]["logprob"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_one_pixel_makes_another_image(target: Target) -> None:
     """The blocks of the first image are cached, and the second image has the same form and the same text around."""
     one = Image.open(io.BytesIO(picture(16, 16, seed=4)))

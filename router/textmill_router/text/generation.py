@@ -5,6 +5,7 @@ and a future connect the two sides.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -361,12 +362,14 @@ class Generation:
     def _prompt_tokens(self) -> list[PromptToken]:
         """Return the prompt's tokens. Position 0 has no probability.
 
-        A position that no piece covers, such as a decoder's own first tokens, has none either.
+        A position that no piece covers, such as a decoder's own first tokens, has none either, and neither has a
+        placeholder of an image, for which the shard reports NaN.
         """
         logprobs: dict[int, float] = {}
         top: dict[int, TopTokens] = {}
         for piece in self._prompt_logprobs:
-            logprobs.update(enumerate(piece.logprobs, piece.start))
+            known = enumerate(piece.logprobs, piece.start)
+            logprobs.update((position, logprob) for position, logprob in known if not math.isnan(logprob))
             top.update(enumerate(piece.top, piece.start))
         return [
             PromptToken(

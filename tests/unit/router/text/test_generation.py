@@ -322,6 +322,21 @@ def test_logprobs_top_tokens_and_prompt_tokens(tokenizer: Tokenizer) -> None:
     run_with(tokenizer, TextOptions(), body, wants_logprobs=True, top_n_tokens=2, wants_prompt_logprobs=True)
 
 
+def test_a_placeholder_of_an_image_has_no_logprob(tokenizer: Tokenizer) -> None:
+    async def body(engine: HandEngine, generation: Generation) -> None:
+        none = TopTokens(array("I"), array("f"))
+        piece = PromptLogprobs(
+            1, array("f", [float("nan"), -0.75]), (none, TopTokens(array("I", [66]), array("f", [-1])))
+        )
+        last = RequestOutput(RequestId(7), tokens=(97,), prompt_logprobs=piece, finish=FinishReason.LENGTH)
+        generation.on_output(last)
+        tokens = (await generation.result()).prompt_tokens
+        assert [token.logprob for token in tokens] == [None, None, -0.75]
+        assert [len(token.top_tokens) for token in tokens] == [0, 0, 1]
+
+    run_with(tokenizer, TextOptions(), body, wants_prompt_logprobs=True, prompt_top_n_tokens=1)
+
+
 def test_logprob_that_nobody_asked_for_is_nan(tokenizer: Tokenizer) -> None:
     async def body(engine: HandEngine, generation: Generation) -> None:
         push(generation, 97)

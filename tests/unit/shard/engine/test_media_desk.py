@@ -92,7 +92,7 @@ def test_a_slot_prefills_up_to_its_image_while_the_tower_runs_and_others_go_on()
         put_image(desk, IMAGE)
         shard.send(admits=[admit_image(0), admit(1, [9, 9], max_new=6)])
         assert shard.run_to_end(1) == {1: greedy([9, 9], 6)}
-        assert tower.began.is_set()
+        assert tower.began.wait(WAIT_S)
         computed = [
             count
             for result in shard.results

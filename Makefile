@@ -43,6 +43,10 @@ test-faults: $(STAMP) ## Kill and hang processes in every state, and replace ins
 test-clients: $(STAMP) ## Try the heavy clients, in venvs of their own, against the demo model
 	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
 	@.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	@test -x .venv-task-clients/bin/python || $(PYTHON) -m venv .venv-task-clients
+	@.venv-task-clients/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/tasks/requirements.txt
+	@test -x .venv-old-hub/bin/python || $(PYTHON) -m venv .venv-old-hub
+	@.venv-old-hub/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/tasks/old_hub_requirements.txt
 	@test -x .venv-lm-eval/bin/python || $(PYTHON) -m venv .venv-lm-eval
 	@.venv-lm-eval/bin/python -m pip install --quiet --disable-pip-version-check -r tests/clients/lm_eval/requirements.txt
 	@if command -v npm >/dev/null; then npm --prefix tests/clients/javascript ci --silent --no-audit --no-fund; \

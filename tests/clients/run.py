@@ -1,5 +1,6 @@
 """Starts the demo model and runs each client of this folder against it: `python -m tests.clients.run`."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,10 +12,12 @@ from textmill_launcher.model_files import find_demo_file
 from textmill_launcher.settings import load_settings
 
 from tests.clients.lm_eval.compare import compare
+from tests.clients.tasks.servers import task_servers
 from tests.fakes.processes import launched
 
 FOLDER = Path(__file__).parent
-CLIENTS_PYTHON = FOLDER.parents[1] / ".venv-clients" / "bin" / "python"
+ROOT = FOLDER.parents[1]
+CLIENTS_PYTHON = ROOT / ".venv-clients" / "bin" / "python"
 JAVASCRIPT = FOLDER / "javascript"  # its packages are there where npm is
 KV_BYTES = 256 * 16 * 46_080  # 4,096 tokens of the demo model in fp32
 LIMIT_S = 300
@@ -28,8 +31,22 @@ def main() -> None:
         for script in sorted(FOLDER.glob("check_*.py")):
             subprocess.run([str(CLIENTS_PYTHON), str(script), server.base_url], check=True, timeout=LIMIT_S)
         compare(server.base_url, _model_folder())
+        _run_task_clients(Path(folder))
         if shutil.which("npm") is not None:  # else the Makefile has said that these are left out
             subprocess.run(["node", "check_clients.mjs", server.base_url], cwd=JAVASCRIPT, check=True, timeout=LIMIT_S)
+
+
+def _run_task_clients(folder: Path) -> None:
+    """Run the clients of text tasks against a server for each task."""
+    with task_servers(folder) as urls:
+        for environment, script in (
+            (".venv-task-clients", "check_vectors.py"),
+            (".venv-old-hub", "check_langchain_vectors.py"),
+            (".venv-old-hub", "check_hub.py"),
+        ):
+            python = ROOT / environment / "bin" / "python"
+            command = [str(python), str(FOLDER / "tasks" / script), json.dumps(urls)]
+            subprocess.run(command, check=True, timeout=LIMIT_S)
 
 
 def _model_folder() -> Path:

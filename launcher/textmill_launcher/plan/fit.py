@@ -15,6 +15,7 @@ DEFAULT_STEP_TOKENS = 1024  # of the shard
 DEFAULT_SLOTS = 64  # of the shard
 SHORT_CONTEXT = 2048
 LEAST_STEP_TOKENS = 128
+ADAPTER_SHARE = 0.05  # of the shard: of the bytes for keys and values, where adapters are asked for
 USUAL_CONTEXT = 4096  # of a request, where nobody says how long requests are
 
 
@@ -36,6 +37,7 @@ class Fit:
     wish: Wish  # after the reductions
     needs: RankNeeds
     budget_bytes: int  # the share of memory that a rank may fill
+    adapter_bytes: int  # set aside for adapters
     kv_bytes: int  # what is left for keys and values; negative where even the weights do not fit
     kv_tokens: int
     longest_context: int
@@ -51,16 +53,21 @@ def fit(
     budget_bytes: int,
     max_model_tokens: int,
     kv_cache_bytes: int | None = None,
+    adapter_bytes: int | None = 0,
 ) -> Fit:
     """Return how a wish fits after the reductions that it needs, or how the whole wish fails to fit.
 
-    `needs_of` estimates what a rank takes for a wish.
+    `needs_of` estimates what a rank takes for a wish. Without `adapter_bytes`, adapters get `ADAPTER_SHARE`.
     """
-    found = whole = _measure(wish, needs_of, budget_bytes, max_model_tokens, kv_cache_bytes)
+
+    def measure(wish: Wish) -> Fit:
+        return _measure(wish, needs_of(wish), budget_bytes, max_model_tokens, kv_cache_bytes, adapter_bytes)
+
+    found = whole = measure(wish)
     # A smaller step frees memory, which bytes that are given for keys and values do not take.
     for reduce in _STEPS if kv_cache_bytes is None else _STEPS_OF_GIVEN_BYTES:
         while not _is_met(found) and (smaller := reduce(found.wish, found)) is not None:
-            found = _measure(smaller, needs_of, budget_bytes, max_model_tokens, kv_cache_bytes)
+            found = measure(smaller)
     if not _is_met(found):
         return whole
     if found.wish.num_requests < wish.num_requests:  # later reductions may have made room again
@@ -74,18 +81,38 @@ def fit(
 
 
 def _measure(
-    wish: Wish, needs_of: Callable[[Wish], RankNeeds], budget_bytes: int, max_model_tokens: int, given: int | None
+    wish: Wish,
+    needs: RankNeeds,
+    budget_bytes: int,
+    max_model_tokens: int,
+    given_bytes: int | None,
+    adapter_bytes: int | None,
 ) -> Fit:
-    needs = needs_of(wish)
     left = budget_bytes - needs.weight_bytes - needs.state_bytes - needs.step_bytes - needs.media_bytes
-    kv_bytes = left if given is None else given
+    kv_bytes = left if given_bytes is None else given_bytes
+    if adapter_bytes is None:
+        adapter_bytes = int(max(kv_bytes, 0) * ADAPTER_SHARE)
+    if given_bytes is None:
+        kv_bytes -= adapter_bytes
     per_block = BLOCK_TOKENS * needs.kv_bytes_per_token
     num_blocks = kv_bytes // per_block - 1 if per_block else (wish.num_slots << 16 if left > 0 else 0)  # one is scratch
     kv_tokens = max(0, num_blocks) * BLOCK_TOKENS
     longest = min(kv_tokens, max_model_tokens or kv_tokens)
     blocks_of_request = -(-wish.context_tokens // BLOCK_TOKENS)
     at_once = min(wish.num_slots, max(0, num_blocks) // blocks_of_request)
-    return Fit(False, wish, needs, budget_bytes, kv_bytes, kv_tokens, longest, max_model_tokens, at_once, ())
+    return Fit(
+        fits=False,
+        wish=wish,
+        needs=needs,
+        budget_bytes=budget_bytes,
+        adapter_bytes=adapter_bytes,
+        kv_bytes=kv_bytes,
+        kv_tokens=kv_tokens,
+        longest_context=longest,
+        max_model_tokens=max_model_tokens,
+        num_at_once=at_once,
+        reductions=(),
+    )
 
 
 def _is_met(found: Fit) -> bool:

@@ -42,6 +42,7 @@ class Plan:
     num_nodes: int = 1  # between which the shards are divided
     is_demo: bool = False  # no --model-id was given
     limits_context: bool = False  # the context was asked for or reduced
+    adapter_flags: tuple[str, ...] = ()  # as they were given
 
 
 def make_plan(
@@ -88,6 +89,7 @@ def make_plan(
             budget_bytes=budget_bytes,
             max_model_tokens=shape.max_model_tokens,
             kv_cache_bytes=settings.kv_cache_bytes,
+            adapter_bytes=_adapter_bytes(settings),
         )
 
     found = fit_with(num_shard)
@@ -108,7 +110,21 @@ def make_plan(
         num_nodes=settings.num_nodes,
         is_demo=settings.model_id is None,
         limits_context=settings.max_total_tokens is not None or found.wish.context_tokens < wish.context_tokens,
+        adapter_flags=_adapter_flags(settings),
     )
+
+
+def _adapter_bytes(settings: Settings) -> int | None:
+    """Return the bytes that a shard sets aside for adapters, or None where the shard takes its share."""
+    asks = bool(settings.lora_adapters) or settings.lora_runtime_updates
+    return settings.lora_memory_bytes if asks else settings.lora_memory_bytes or 0
+
+
+def _adapter_flags(settings: Settings) -> tuple[str, ...]:
+    flags = ["--lora-adapters", ",".join(settings.lora_adapters)] if settings.lora_adapters else []
+    if settings.lora_memory_bytes is not None:
+        flags += ["--lora-memory-bytes", str(settings.lora_memory_bytes)]
+    return (*flags, *(["--lora-runtime-updates"] if settings.lora_runtime_updates else []))
 
 
 def _device(settings: Settings) -> str:
@@ -148,7 +164,7 @@ def suggested_flags(plan: Plan) -> list[str]:
         flags += ["--max-step-tokens", str(wish.max_step_tokens)]
     if wish.num_slots != DEFAULT_SLOTS:
         flags += ["--num-slots", str(wish.num_slots)]
-    return flags
+    return [*flags, *plan.adapter_flags]
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -177,6 +193,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield _row("states", None, "this type of model keeps states of a size that the plan does not know")
     elif needs.state_bytes:
         yield _row("states", needs.state_bytes, f"of {wish.num_slots} slots")
+    if found.adapter_bytes:
+        yield _row("adapters", found.adapter_bytes, "set aside for LoRA adapters (--lora-memory-bytes)")
     yield _row(
         "keys and values",
         max(0, found.kv_bytes),

@@ -63,15 +63,19 @@ def test_plan_of_a_folder_has_the_numbers_of_the_model(folder: Path) -> None:
 
 
 def test_text_says_the_same_and_its_command_line_is_one_of_the_launcher(folder: Path) -> None:
-    done = plan("--model-id", str(folder), "--device-memory", "100MiB", "--max-total-tokens", "500")
+    adapters = ("--lora-adapters", "poet=/adapters/poet,org/clerk@v2", "--lora-memory-bytes", str(8 * MIB))
+    done = plan("--model-id", str(folder), "--device-memory", "100MiB", "--max-total-tokens", "500", *adapters)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == f"{folder}: llama, float32 on cpu, 1 shard"
     for words in ("  weights ", "  largest step ", "  keys and values ", "longest context: 512 tokens", "fits"):
         assert any(line.startswith(words) for line in lines), done.stdout
+    assert [line.split()[:3] for line in lines if line.startswith("  adapters ")] == [["adapters", "8.0", "MiB"]]
     [command] = [line.removeprefix("start: ") for line in lines if line.startswith("start: ")]
     settings = load_settings(shlex.split(command)[1:], {"HOME": "/h"})
     assert (settings.model_id, settings.max_total_tokens) == (str(folder), 500)
+    assert settings.lora_adapters == ("poet=/adapters/poet", "org/clerk@v2")
+    assert settings.lora_memory_bytes == 8 * MIB
 
 
 def test_what_does_not_fit_is_reduced_and_at_last_refused(folder: Path) -> None:

@@ -82,3 +82,29 @@ def test_positions_bound_the_context() -> None:
 def test_slots_bound_the_requests_at_once(slots: int, at_once: int) -> None:
     wish = Wish(context_tokens=16, num_requests=1, max_step_tokens=128, num_slots=slots)
     assert fit(wish, needs_of, budget_bytes=1_000_000, max_model_tokens=0).num_at_once == at_once
+
+
+@pytest.mark.parametrize(
+    ("kv_cache_bytes", "asked", "adapter_bytes", "kv_bytes"),
+    [
+        (None, 0, 0, 100_000),
+        (None, 30_000, 30_000, 70_000),
+        (None, None, 5_000, 95_000),  # a twentieth, as the shard takes
+        (40_000, 30_000, 30_000, 40_000),
+        (40_000, None, 2_000, 40_000),
+    ],
+)
+def test_adapters_get_their_bytes_before_keys_and_values(
+    kv_cache_bytes: int | None, asked: int | None, adapter_bytes: int, kv_bytes: int
+) -> None:
+    wish = Wish(context_tokens=16, num_requests=1, max_step_tokens=128, num_slots=64)
+    budget = WEIGHTS + 128 * STEP_PER_TOKEN + 100_000
+    found = fit(
+        wish,
+        needs_of,
+        budget_bytes=budget,
+        max_model_tokens=0,
+        kv_cache_bytes=kv_cache_bytes,
+        adapter_bytes=asked,
+    )
+    assert (found.adapter_bytes, found.kv_bytes) == (adapter_bytes, kv_bytes)

@@ -18,11 +18,13 @@ from tests.fakes.processes import LaunchedServer, launched
 CONVERT_LIMIT_S = 240
 # The demo model's KV cache takes 46,080 bytes a token in fp32, so these bytes hold 4,096 tokens.
 REAL_SERVER_KV_BYTES = 256 * 16 * 46_080
+REAL_SERVER_ADAPTER_BYTES = 16 << 20
 
 # The tests of the real server stand in these files, because a process of `-n` gets whole files.
 REAL_SERVER_FILES = frozenset(
     {
         "tests/deploy/test_deploy_page.py",
+        "tests/integration/test_adapters_real.py",
         "tests/integration/test_clients.py",
         "tests/integration/test_completions_real.py",
         "tests/integration/test_documented_clients.py",
@@ -83,8 +85,18 @@ def demo_model_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_server(demo_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedServer]:
-    """One ready launcher with the demo model in fp32, for the whole session."""
+def real_adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder from which the real server loads adapters."""
+    return tmp_path_factory.mktemp("real_adapters")
+
+
+@pytest.fixture(scope="session")
+def real_server(
+    demo_model_folder: Path, real_adapters: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LaunchedServer]:
+    """One ready launcher with the demo model in fp32, for the whole session. Callers may load adapters."""
     arguments = ["--dtype", "float32", "--kv-cache-bytes", str(REAL_SERVER_KV_BYTES)]
+    arguments += ["--lora-runtime-updates", "--lora-dir", str(real_adapters)]
+    arguments += ["--lora-memory-bytes", str(REAL_SERVER_ADAPTER_BYTES)]
     with launched(arguments, tmp_path_factory.mktemp("real_server")) as server:
         yield server.wait_ready()

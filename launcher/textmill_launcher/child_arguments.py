@@ -85,8 +85,13 @@ def router_command(
     model: ModelFolder,
     rank0_sockets: Sequence[Path],
     adapters: AdapterFolders = AdapterFolders(),
+    adapters_file: Path | None = None,
 ) -> list[str]:
-    """Return the command line of the router, with the socket of rank 0 of each replica in order."""
+    """Return the command line of the router, with the socket of rank 0 of each replica in order.
+
+    In `adapters_file` a router leaves the adapters that callers have loaded for the router that starts after it.
+    """
+    kept = [] if adapters_file is None else ["--lora-state-file", str(adapters_file)]
     return [
         *(sys.executable, "-m", "textmill_router"),
         *_model_flags(model),
@@ -94,6 +99,7 @@ def router_command(
         *(_tcp_flags(settings, range(len(rank0_sockets))) or _socket_flags(rank0_sockets)),
         *(word for name, folder in adapters.start for word in ("--lora-adapter", f"{name}={folder}")),
         *(word for name, folder in adapters.hub for word in ("--lora-hub-folder", f"{name}={folder}")),
+        *kept,
         "--launcher-notes",
         *("--drain-timeout", str(drain_timeout_s(settings.graceful_termination_timeout))),
         *_forwarded(settings, Child.ROUTER),

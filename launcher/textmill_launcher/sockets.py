@@ -1,4 +1,4 @@
-"""The Unix sockets of the shards, which only this user can reach."""
+"""The Unix sockets of the shards, which only this user can reach, and a file of the router beside them."""
 
 import contextlib
 import os
@@ -23,6 +23,11 @@ class SocketPlaces:
     def of(self, rank: int) -> Path:
         """Return the path of a rank's socket."""
         return Path(f"{self.prefix}-{self.first + rank}")
+
+    @property
+    def adapters_file(self) -> Path:
+        """The file in which a router leaves the names of adapters for the router that starts after it."""
+        return Path(f"{self.prefix}-adapters.json")
 
     def of_replica(self, replica: int, world_size: int) -> "SocketPlaces":
         """Return the places of a replica, whose numbers follow those of the replica before."""
@@ -83,3 +88,4 @@ def _remove_sockets(places: SocketPlaces, num_shards: int) -> None:
     for rank in range(num_shards):
         if places.of(rank).is_socket():
             places.of(rank).unlink()
+    places.adapters_file.unlink(missing_ok=True)

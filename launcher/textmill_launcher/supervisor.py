@@ -189,7 +189,7 @@ class Supervisor:
             sockets = [all_sockets.of_replica(replica, num_local) for replica in range(num_replicas)]
             has_tls = self._settings.tls_cert is not None
             url = local_url(self._settings.hostname, self._settings.port, has_tls=has_tls)
-            router = self._make_router(model, [places.of(0) for places in sockets], url, adapters)
+            router = self._make_router(model, [places.of(0) for places in sockets], url, adapters, all_sockets)
             groups = ShardGroups(
                 [
                     self._make_group(model, replica, sockets[replica], num_local, meeting, router.tell)
@@ -272,11 +272,17 @@ class Supervisor:
         return await find_adapters(settings, names, self._environ, self._run_helper)
 
     def _make_router(
-        self, model: ModelFolder, rank0_sockets: Sequence[Path], url: str, adapters: AdapterFolders
+        self,
+        model: ModelFolder,
+        rank0_sockets: Sequence[Path],
+        url: str,
+        adapters: AdapterFolders,
+        places: SocketPlaces,
     ) -> RouterKeeper:
         settings = self._settings
         environ = router_environment(self._environ, settings)
-        command = router_command(settings, model, rank0_sockets, adapters)
+        adapters_file = places.adapters_file if settings.lora_runtime_updates else None
+        command = router_command(settings, model, rank0_sockets, adapters, adapters_file)
         return RouterKeeper(
             url=url,
             spawn=lambda: self._spawn(ChildName("router"), command, environ, has_input=True),

@@ -196,6 +196,9 @@ class Settings:
     lora_hub_folder: tuple[str, ...] = _option(
         _adapter, "adapter of the hub that callers may load, as OWNER/NAME=FOLDER; repeatable", (), kind="list"
     )
+    lora_state_file: str | None = _option(
+        _text, "file with the names of adapters, which a router leaves for the one that starts after it", None
+    )
     model_sha: str | None = _option(_text, "revision hash of the model, shown in /info", None)
     shard_uds_path: tuple[str, ...] = _option(
         _text, "Unix socket of the shard with rank 0; repeated, one for each replica", (), kind="list"

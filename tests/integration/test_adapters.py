@@ -3,6 +3,7 @@
 Calls with two adapters and with none run beside each other while other adapters come and go and a shard is killed.
 """
 
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from huggingface_hub import InferenceClient
 
 from tests.fakes.lora import PeftReference, make_adapter
-from tests.fakes.processes import LaunchedServer, launched
+from tests.fakes.processes import LaunchedServer, launched, wait_until
 from tests.fakes.reading import TIMEOUT_S, generate, metric
 from tests.fakes.tiny_models import make_tiny_llama
 
@@ -26,6 +27,7 @@ NUM_NEW = 12
 KV_BYTES = str(8 * 1024 * 1024)
 PROMPTS = ("Hello", "The quick brown fox jumps over the lazy dog. " * 2, "1 2 3", "x" * 40)
 NAMES = ("poet", "clerk")
+WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "poet": make_adapter(model, folder / "poet", seed=1, target_modules="all-linear"),
         "clerk": make_adapter(model, folder / "clerk", seed=2, target_modules=["q_proj", "down_proj"], r=3),
     }
+    shutil.copytree(adapters["clerk"], folder / "shelf" / "clerk")
     for name in ("late", "other"):
         adapters[name] = make_adapter(model, folder / "shelf" / name, seed=len(name), target_modules="all-linear", r=4)
     return World(
@@ -179,6 +182,28 @@ def test_adapters_come_and_go_while_calls_run(server: LaunchedServer, world: Wor
         )
         assert gone.status_code == 422
     assert metric(server, "textmill_adapters_loaded") >= len(NAMES)
+
+
+@pytest.mark.faults
+def test_killed_router_comes_back_with_the_adapters_of_now(server: LaunchedServer, world: World) -> None:
+    assert change(server, "load_lora_adapter", lora_name="late", lora_path="late").status_code == 200
+    assert change(server, "load_lora_adapter", lora_name="brief", lora_path="other").status_code == 200
+    assert change(server, "unload_lora_adapter", lora_name="clerk").status_code == 200
+    shutil.copytree(world.folder / "other", world.folder / "torn")
+    assert change(server, "load_lora_adapter", lora_name="torn", lora_path="torn").status_code == 200
+    shutil.copy(world.folder / "late" / WEIGHTS, world.folder / "torn" / WEIGHTS)  # other weights than were loaded
+    [router] = server.children("textmill_router")
+    router.kill()
+    router.wait(TIMEOUT_S)
+    wait_until(lambda: server.health() == 200, TIMEOUT_S, "the router serves again")
+    names = [one["id"] for one in httpx.get(f"{server.base_url}/info", trust_env=False).json()["adapters"]]
+    assert names == ["poet", "late", "brief"]
+    for name, weights in ((None, None), ("poet", "poet"), ("late", "late"), ("brief", "other")):
+        assert ids_of(server, "Hello", name) == world.greedy("Hello", weights)
+    for name in ("late", "brief"):
+        assert change(server, "unload_lora_adapter", lora_name=name).status_code == 200
+    clerk = change(server, "load_lora_adapter", lora_name="clerk", lora_path="clerk")
+    assert clerk.status_code == 200, clerk.text
 
 
 @pytest.mark.faults

@@ -315,3 +315,29 @@ def test_registered_adapters_wait_for_shards_that_are_away(tmp_path: Path, token
                 await bench.loads.load_registered()
 
     run(body())
+
+
+def test_adapters_of_a_router_before_go_where_their_folder_has_changed(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def body() -> None:
+        changes: list[list[str]] = []
+
+        async with AsyncExitStack() as stack:
+            stack.enter_context(FakeShard(tmp_path / "s", FakeShardOptions()))
+            bench = await stack.enter_async_context(open_adapters(tmp_path, tokenizer, [tmp_path / "s"]))
+
+            async def note() -> None:
+                changes.append([name for name, _, _ in bench.registry.loaded()])
+
+            loads = AdapterLoads(bench.registry, bench.replicas, on_change=note)
+            for name in ("torn", "same"):
+                digest = write_adapter(tmp_path / name, name)
+                bench.registry.register(name, replace(bench.source(name), expected_digest=digest))
+            write_adapter(tmp_path / "torn", "other weights")
+            await loads.load_registered()
+            assert changes == [["same"]]
+            assert await bench.answer("same") == adapted_text(digest, 40)
+            assert bench.registry.find("torn") is None
+            await loads.unload("same", waits=True)
+            assert changes == [["same"], []]
+
+    run(body())

@@ -26,6 +26,7 @@ class AdapterSource:
 
     folder: str
     root: str
+    expected_digest: bytes = b""  # of weights that were loaded from the folder before; empty: any
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +272,14 @@ class AdapterRegistry:
             (name, entry.source)
             for name, entry in self._entries.items()
             if entry.digest is None and not entry.is_in_work
+        ]
+
+    def loaded(self) -> list[tuple[str, str, bytes]]:
+        """Return the name, the folder and the digest of each adapter that calls can ask for."""
+        return [
+            (name, entry.source.folder, entry.digest)
+            for name, entry in self._entries.items()
+            if entry.digest is not None
         ]
 
     def find(self, name: str) -> ListedAdapter | None:

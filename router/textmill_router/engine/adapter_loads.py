@@ -7,7 +7,7 @@ too, because the digest of a load is known only afterwards, and an unload under 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from textmill_router.adapters.registry import AdapterFacts, AdapterRegistry, AdapterSource
@@ -26,9 +26,13 @@ LOSS_TIMEOUT_S = 15.0  # until a stream whose shard does not answer counts as lo
 class AdapterLoads:
     """The loads and unloads of one engine. The owner calls `close` before the engine stops."""
 
-    def __init__(self, registry: AdapterRegistry, engine: ReplicaSet) -> None:
+    def __init__(
+        self, registry: AdapterRegistry, engine: ReplicaSet, *, on_change: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """`on_change` is awaited whenever a name has got weights, or has gone."""
         self._registry = registry
         self._engine = engine
+        self._on_change = on_change
         self._shards = asyncio.Lock()  # held while shards load or unload
         self._changed = asyncio.Event()
         self._unloading: asyncio.Task[None] | None = None
@@ -65,10 +69,14 @@ class AdapterLoads:
                 "targets": facts.target_names,
             },
         )
+        await self._note_change()
         return facts
 
     async def load_registered(self) -> None:
-        """Load the adapters that are registered at the start. Waits for shards that are away. Raises AdapterRefused."""
+        """Load the adapters that are registered at the start. Waits for shards that are away.
+
+        Raises AdapterRefused, but not for weights that were loaded before: their name goes, with a log line.
+        """
         for listed, source in self._registry.registered():
             while True:
                 try:
@@ -81,6 +89,9 @@ class AdapterLoads:
                     if status.phase is EnginePhase.STOPPED:
                         raise
                 except AdapterRefused as error:
+                    if source.expected_digest:
+                        log.warning("adapter withdrawn", extra={"adapter": listed, "reason": str(error)})
+                        break
                     raise AdapterRefused(f"the adapter {listed!r} cannot be loaded: {error}") from error
 
     async def unload(self, name: str, *, waits: bool = False) -> None:
@@ -93,6 +104,7 @@ class AdapterLoads:
         log.info("adapter unloaded", extra={"adapter": name, "digest": digest.hex()})
         self._changed.set()
         self._unload_soon()
+        await self._note_change()
         if waits:
             await self._until(lambda: not self._registry.is_leaving(digest))
 
@@ -119,13 +131,17 @@ class AdapterLoads:
                     raise ShardAway("no shard serves now")
                 return found[0]
             try:
-                facts = await replica.adapters.load(source.folder, found[0].digest if found else b"")
+                facts = await replica.adapters.load(source.folder, found[0].digest if found else source.expected_digest)
             except ShardAway as error:
                 await self._wait_for_loss(replica, error)
                 continue
             if not found:
                 self._registry.note_loaded(facts, source.folder)
                 found.append(facts)
+
+    async def _note_change(self) -> None:
+        if self._on_change is not None:
+            await self._on_change()
 
     def _lacks(self, replica: EngineLoop, found: list[AdapterFacts]) -> bool:
         is_ready = replica.status.phase is EnginePhase.READY

@@ -1,9 +1,10 @@
 """The adapters of a server as calls see them: what a name means, and a hold on its weights while a call runs."""
 
+import asyncio
 import os.path
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from textmill_router.adapters.names import name_fault
@@ -12,6 +13,7 @@ from textmill_router.engine.adapter_loads import AdapterLoads
 from textmill_router.engine.replica_set import ReplicaSet
 from textmill_router.errors import ModelNotFound, RequestError, RuleBroken
 from textmill_router.request import Adapter
+from textmill_router.serving.kept_adapters import KeptAdapter, read_kept, write_kept
 from textmill_router.settings import Settings, SettingsError
 
 MAX_SHOWN_NAMES = 20
@@ -34,6 +36,13 @@ class Adapters:
         self.registry = AdapterRegistry()
         self.loads: AdapterLoads | None = None
         self._base_names = (*settings.model_names, settings.model_id)
+        self._file = None if settings.lora_state_file is None else Path(settings.lora_state_file)
+        self._writing = asyncio.Lock()
+        kept = None if self._file is None else read_kept(self._file)
+        if kept is not None:  # this process stands in for one that has died
+            for one in kept:
+                self.registry.register(one.name, replace(adapter_source(one.folder), expected_digest=one.digest))
+            return
         for entry in settings.lora_adapter:
             name, _, folder = entry.partition("=")
             fault = name_fault(name, self._base_names)
@@ -46,7 +55,15 @@ class Adapters:
 
     def attach(self, engine: ReplicaSet) -> None:
         """Take the engine whose shards load the adapters."""
-        self.loads = AdapterLoads(self.registry, engine)
+        self.loads = AdapterLoads(self.registry, engine, on_change=self._keep)
+
+    async def _keep(self) -> None:
+        """Leave the names of now for the router that would follow this one."""
+        if self._file is None:
+            return
+        async with self._writing:  # the last write has the last names
+            loaded = [KeptAdapter(name, folder, digest) for name, folder, digest in self.registry.loaded()]
+            await asyncio.to_thread(write_kept, self._file, loaded)
 
     def is_base(self, name: str) -> bool:
         """Whether a text names the base model."""

@@ -45,8 +45,11 @@ def test_folder_is_removed_after_an_error(tmp_path: Path) -> None:
 def test_stale_sockets_of_a_prefix_are_removed_before_and_after(tmp_path: Path) -> None:
     listen(tmp_path / "mill-1")
     (tmp_path / "mill-0").write_text("no socket: not ours to remove")
+    (tmp_path / "mill-adapters.json").write_text("names of an earlier run")
     with socket_places(str(tmp_path / "mill"), num_shards=2) as places:
         assert not places.of(1).exists()
+        assert not places.adapters_file.exists()
+        places.adapters_file.write_text("names of this run")
         listen(places.of(1))
     assert sorted(os.listdir(tmp_path)) == ["mill-0"]
 

@@ -36,6 +36,8 @@ class ImageFamily:
     tensors: Mapping[str, TensorRule]
     marks: Marks | None = None  # None: the model needs none where it gets embeddings and positions
     is_prompt_span: bool = False  # the tokens of the prompt see each other, text included
+    # Whether the model's code fails for an image of one row, whose only dimension it takes for that of the batch.
+    fails_for_one_row: bool = False
     # Where the tokens of an image see each other: the tokens that every image has.
     num_span_tokens: Callable[[Any], int] = lambda config: 0
 
@@ -61,7 +63,7 @@ FAMILIES: Mapping[str, ImageFamily] = {
         ImageFamily("qwen2_5_vl", _PATCHES),
         ImageFamily("qwen3_vl", _PATCHES),
         ImageFamily("internvl", _PLAIN),
-        ImageFamily("mistral3", {"pixel_values": _pixels(4), "image_sizes": _SIZES}),
+        ImageFamily("mistral3", {"pixel_values": _pixels(4), "image_sizes": _SIZES}, fails_for_one_row=True),
         ImageFamily(
             "paligemma",
             _PLAIN,

@@ -109,8 +109,11 @@ class ImageTower:
             for name, tensor in tensors.items()
         }
         try:
+            has_companion = self._family.fails_for_one_row and self._has_one_row(inputs)
+            if has_companion:
+                inputs = {name: torch.cat([tensor, tensor]) for name, tensor in inputs.items()}
             features = self._inner.get_image_features(**inputs, return_dict=True)
-            rows_nD = self._flat(features.pooler_output)
+            rows_nD = self._flat(features.pooler_output[0] if has_companion else features.pooler_output)
             layers = [self._flat(rows) for rows in getattr(features, "deepstack_features", None) or ()]
         except _CALL_ERRORS as error:
             shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
@@ -147,6 +150,11 @@ class ImageTower:
                 f"({type(error).__name__}: {error})"
             ) from error
         return RopePositions(positions_3P=found[:, 0], delta=int(delta.flatten()[0]))
+
+    def _has_one_row(self, inputs: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the sides of the image, in pixels, hold one square of merged patches."""
+        side = int(self._config.vision_config.patch_size) * int(self._config.spatial_merge_size)
+        return int((inputs["image_sizes"] // side).prod()) == 1
 
     def _flat(self, rows: Any) -> torch.Tensor:
         """Return `[n, D]` of the rows that a model gives: a tensor per tile, or a list of them."""

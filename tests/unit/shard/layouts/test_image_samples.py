@@ -18,7 +18,7 @@ from tests.zoo.images import IMAGE_ZOO
 def test_the_tower_of_each_family_takes_its_sample(entry: ImageEntry, tmp_path: Path) -> None:
     make_image_model(entry, tmp_path)
     runner = load_model(LoadOptions(model_dir=tmp_path, dtype="float32", block_size=4), lambda phase, share: None)
-    small, large = (len(runner.encode_media(runner.sample_media(count)).rows_nD) for count in (4, 48))
+    small, large = (len(runner.encode_media(runner.sample_media(count)).rows_nD) for count in (1, 48))
     assert small <= large <= 96
     assert small >= 1
 

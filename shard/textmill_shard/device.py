@@ -8,7 +8,7 @@ class DeviceError(Exception):
 
 
 def pick_device(asked: str, *, number: int, num_shards: int) -> str:
-    """Return `cpu` or `cuda:N` for what `--device` says, and make a CUDA device this process's own.
+    """Return `cpu` or `cuda:N` for what `--device` says, and make a CUDA device the calling thread's own.
 
     `number` is that of this process among the `num_shards` of this machine: local rank r of replica i has the number
     i * local world size + r. `auto` is `cuda` where torch sees a GPU, and else `cpu`. `cuda` is the GPU of that number,
@@ -26,5 +26,15 @@ def pick_device(asked: str, *, number: int, num_shards: int) -> str:
             f"--device {asked} with {num_shards} shard(s) needs {num_wanted} CUDA device(s), torch sees {num_seen}: "
             "fewer shards (--num-shard, --num-replicas), more devices (CUDA_VISIBLE_DEVICES), or --device cpu"
         )
-    torch.cuda.set_device(index)  # NCCL and allocations without a device use the current device
-    return f"cuda:{index}"
+    device = f"cuda:{index}"
+    claim_device(device)
+    return device
+
+
+def claim_device(device: str) -> None:
+    """Make a CUDA device the current one of the calling thread, of which each thread has its own.
+
+    NCCL, allocations without a device, Triton's launches and events use the current device.
+    """
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)

@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from textmill_shard.grammar.slots import GrammarSlots
 from textmill_shard.heap import trim_heap
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
+from textmill_shard.loop_thread import LoopThread
 from textmill_shard.model.adapter import PreparedAdapter
 from textmill_shard.model.decode_graphs import CudaGraphRecorder, default_buckets
 from textmill_shard.model.media import MediaFacts
@@ -66,25 +66,6 @@ class _Stopped(BaseException):
     """A signal asked the process to end."""
 
 
-class _LoopThread:
-    """The step loop in a thread of its own, and the exception that ended the loop."""
-
-    def __init__(self, run: Callable[[], None]) -> None:
-        self._run = run
-        self.done = threading.Event()
-        self.error: Exception | None = None
-        self._thread = threading.Thread(target=self._body, name="step-loop", daemon=True)
-        self._thread.start()
-
-    def _body(self) -> None:
-        try:
-            self._run()
-        except Exception as error:  # handed to the main thread, which ends the process
-            self.error = error
-        finally:
-            self.done.set()
-
-
 def serve(settings: ServeSettings) -> int:
     """Serve until SIGTERM or SIGINT, and return 0, or until a fault, and return its exit code (`exit_code_of`)."""
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -98,7 +79,7 @@ def serve(settings: ServeSettings) -> int:
         return WRONG_SETTING
     log.info("listening", extra={"uds_path": str(settings.uds_path), "address": settings.shard_address})
     work: Engine | RowLoop | None = None
-    loop: _LoopThread | None = None
+    loop: LoopThread | None = None
     code = 0
     try:
         torch.set_num_threads(settings.num_threads)
@@ -111,14 +92,14 @@ def serve(settings: ServeSettings) -> int:
         if isinstance(service, RowService):
             started = start_rows(settings, device, status)
             work = started.loop
-            loop = _LoopThread(work.run)
+            loop = LoopThread(work.run, device)
             _freeze()
             service.set_loaded(started.facts, work, started.reader)
             log.info("ready", extra={"task": settings.task, "max_batch_tokens": started.facts.max_batch_tokens})
         else:
             loaded, run = _start_steps(settings, device, status)
             work = loaded.engine
-            loop = _LoopThread(run)
+            loop = LoopThread(run, device)
             _freeze()
             service.set_loaded(loaded)
             log.info("ready", extra={"num_blocks": loaded.facts.num_blocks, "num_slots": loaded.facts.num_slots})

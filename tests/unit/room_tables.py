@@ -134,6 +134,7 @@ SHARD_FOLDERS = {
     "media": names(""),
     "tasks": names("errors heap media layers probing model native distributed loader engine"),
     "server": names("engine slots model tasks"),
+    "loop_thread": names("device"),
     "row_start": EVERYTHING,
     "lifecycle": EVERYTHING,
     "__main__": EVERYTHING,

@@ -95,6 +95,8 @@ class ModelRunner:
         self.parallel = parallel
         self.dtype: torch.dtype = getattr(torch, facts.dtype)
         self.device = torch.device(facts.device)
+        if self.device.type == "cuda":  # with its number, because threads may have other current devices
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self._model = model
         self._decoder = decoder
         self._pool: KvPool | None = None

@@ -28,6 +28,7 @@ ROW_TASKS = (
     "question-answering",
     "image-classification",
     "object-detection",
+    "image-segmentation",
     "audio-classification",
     "automatic-speech-recognition",
 )
@@ -103,6 +104,7 @@ _EXAMPLES = {
 _FILE_EXAMPLES = {
     "image-classification": "picture.jpg",
     "object-detection": "picture.jpg",
+    "image-segmentation": "picture.jpg",
     "audio-classification": "speech.flac",
     "automatic-speech-recognition": "speech.flac",
 }

@@ -22,7 +22,8 @@ ROW_TASKS = (  # see tasks/task_table.py
     *("rerank", "token-classification", "question-answering"),
 )
 MEDIA_TASKS = (  # rows that are files, see tasks/media_loader.py
-    *("image-classification", "object-detection", "audio-classification", "automatic-speech-recognition"),
+    *("image-classification", "object-detection", "image-segmentation"),
+    *("audio-classification", "automatic-speech-recognition"),
 )
 TASKS = (*WRITING_TASKS, *ROW_TASKS, *MEDIA_TASKS)
 POOLINGS = ("auto", "cls", "mean", "last", "max", "none")

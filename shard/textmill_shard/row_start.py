@@ -116,5 +116,6 @@ def _start_files(settings: ServeSettings, options: TaskOptions, status: ShardSta
         media=loaded.media,
         max_batch_files=loaded.max_batch_files,
         languages=loaded.languages,
+        subtasks=loaded.subtasks,
     )
     return StartedRows(facts, RowLoop(loaded.runner, status, max_batch_tokens=1), loaded.runner.reader)

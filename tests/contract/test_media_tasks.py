@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fakes.fake_row_shard import FakeRowShard, RowShardOptions, plain_logits
+from tests.fakes.fake_row_shard import MASK, FakeRowShard, RowShardOptions, plain_logits
 from tests.fakes.running_router import RunningRouter
 from tests.fakes.task_router import task_router
 
@@ -19,6 +19,12 @@ LABELS = ("cat", "dog", "bird", "fish", "cow", "horse")
 KINDS = {
     "images": ("image-classification", RowShardOptions(heads=("labels",), labels=LABELS, media="image")),
     "objects": ("object-detection", RowShardOptions(heads=("boxes",), labels=LABELS, media="image")),
+    "segments": (
+        "image-segmentation",
+        RowShardOptions(
+            heads=("segments",), labels=LABELS, media="image", max_batch_files=1, subtasks=("panoptic", "semantic")
+        ),
+    ),
     "sounds": (
         "audio-classification",
         RowShardOptions(heads=("labels",), labels=LABELS, media="audio", problem_type="multi_label_classification"),
@@ -224,6 +230,26 @@ def test_objects_of_an_image(clients: dict[str, httpx.Client]) -> None:
     body = {"inputs": [coded(FILE)] * 2, "parameters": {"threshold": 0.9}}
     assert posted(client, body) == [[], []]
     assert "from 0 to 1" in refused(client, {"inputs": coded(FILE), "parameters": {"threshold": 1.5}})[1]
+
+
+def test_segments_of_an_image(clients: dict[str, httpx.Client]) -> None:
+    client = clients["segments"]
+
+    def segments(*scores: float) -> list[dict[str, Any]]:
+        masks = (coded(MASK), coded(b"mask"))
+        found = [{"label": label, "mask": mask} for label, mask in zip(("cat", "bird"), masks, strict=True)]
+        if scores:
+            found = [{**one, "score": pytest.approx(score)} for one, score in zip(found, scores, strict=True)]
+        return found
+
+    assert posted(client, FILE) == segments(0.9, 0.5)
+    asked = {"threshold": 0.25, "mask_threshold": 0.75, "overlap_mask_area_threshold": 0.125, "subtask": "panoptic"}
+    assert posted(client, {"inputs": [coded(FILE)] * 2, "parameters": asked}) == [segments(0.25, 0.125)] * 2
+    assert posted(client, FILE, "/?subtask=semantic") == segments()
+    for name, value in (("threshold", -1), ("mask_threshold", 2), ("overlap_mask_area_threshold", 1.1)):
+        assert f"`parameters.{name}`" in refused(client, {"inputs": coded(FILE), "parameters": {name: value}})[1]
+    error = refused(client, {"inputs": coded(FILE), "parameters": {"subtask": "instance"}})[1]
+    assert "`parameters.subtask` must be one of those of this model (panoptic, semantic)" in error
 
 
 def test_speech_by_characters(clients: dict[str, httpx.Client]) -> None:

@@ -32,6 +32,7 @@ ROWS = {
     "question-answering": RowShardOptions(heads=("spans",), max_row_tokens=200, max_batch_tokens=400),
     "image-classification": RowShardOptions(heads=("labels",), labels=LABELS, media="image"),
     "object-detection": RowShardOptions(heads=("boxes",), labels=LABELS, media="image"),
+    "image-segmentation": RowShardOptions(heads=("segments",), labels=LABELS, media="image", subtasks=("panoptic",)),
     "audio-classification": RowShardOptions(heads=("labels",), labels=LABELS, media="audio"),
     "automatic-speech-recognition": RowShardOptions(heads=("transcripts",), media="audio", max_batch_files=1),
 }

@@ -3,6 +3,7 @@
 A test writes `with FakeRowShard(folder / "shard.sock", options) as shard: ...`.
 """
 
+import base64
 import threading
 from array import array
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from textmill_proto.v1 import shard_pb2, shard_pb2_grpc
 
 WIDTH = 3
 WAIT_S = 10.0
+# A PNG of one gray pixel.
+MASK = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 
 
 def plain_vector(ids: Sequence[int]) -> list[float]:
@@ -50,6 +53,7 @@ class RowShardOptions:
     media: str = ""  # "image" or "audio" where rows are files
     max_batch_files: int = 8
     languages: tuple[str, ...] = ()
+    subtasks: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -149,6 +153,7 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
             media=one.media,
             max_batch_files=one.max_batch_files if one.media else 0,
             languages=one.languages,
+            subtasks=one.subtasks,
         )
         if one.mask_token_id is not None:
             facts.mask_token_id = one.mask_token_id
@@ -203,6 +208,26 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
                 corners.extend((label, 10 + label, 20 + label, len(rows[index])))
         arrays = {"counts": counts, "label_ids": ids, "scores": scores, "boxes": corners}
         answers.boxes.CopyFrom(shard_pb2.BoxAnswers(**{name: each.tobytes() for name, each in arrays.items()}))
+
+    def _segments(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
+        """Give each image two segments, whose scores are two of its thresholds; semantic ones have none.
+
+        The masks are a PNG of one pixel, and a text.
+        """
+        asked = request.segments
+        thresholds, overlaps = _read("f", asked.thresholds), _read("f", asked.overlap_thresholds)
+        scores = array("f")
+        for index in good:
+            if asked.subtasks[index] != "semantic":
+                scores.extend((thresholds[index], overlaps[index]))
+        found = shard_pb2.SegmentAnswers(
+            counts=array("I", [2] * len(good)).tobytes(),
+            label_ids=array("I", [0, 2] * len(good)).tobytes(),
+            scores=scores.tobytes(),
+            has_scores=bytes(asked.subtasks[index] != "semantic" for index in good),
+            masks=[MASK, b"mask"] * len(good),
+        )
+        answers.segments.CopyFrom(found)
 
     def _transcripts(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
         """Say what was asked, and give two parts, of which the second has no end, where times were asked for."""

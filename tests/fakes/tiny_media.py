@@ -51,6 +51,44 @@ OBJECTS: Mapping[str, Mapping[str, Any]] = {
         "backbone_config": {"model_type": "resnet", **IMAGES["resnet"], "out_features": ["stage2"]},
     },
 }
+_RESNET4: dict[str, Any] = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16, 16, 32]}
+_RESNET4 |= {"depths": [1] * 4, "layer_type": "basic", "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+_SWIN: dict[str, Any] = {"model_type": "swin", "image_size": 64, "patch_size": 4, "embed_dim": 16, "window_size": 4}
+_SWIN |= {"depths": [1] * 4, "num_heads": [2] * 4, "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+_DECODER: dict[str, Any] = {"model_type": "detr", "d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
+_DECODER |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+SEGMENTS: Mapping[str, Mapping[str, Any]] = {
+    "segformer": {
+        "hidden_sizes": [8, 8, 16, 16],
+        "depths": [1] * 4,
+        "num_attention_heads": [1, 1, 2, 2],
+        "decoder_hidden_size": 16,
+    },
+    "maskformer": {
+        "fpn_feature_size": 32,
+        "mask_feature_size": 32,
+        "backbone_config": _SWIN,
+        "decoder_config": {**_DECODER, "num_queries": 12},
+    },
+    "mask2former": {
+        "feature_size": 32,
+        "mask_feature_size": 32,
+        "hidden_dim": 32,
+        "encoder_feedforward_dim": 24,
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "num_attention_heads": 2,
+        "dim_feedforward": 24,
+        "num_queries": 12,
+        "backbone_config": _SWIN,
+    },
+    "detr": {
+        **OBJECTS["detr"],
+        "encoder_attention_heads": 8,
+        "decoder_attention_heads": 8,
+        "backbone_config": _RESNET4,
+    },
+}
 SOUNDS: Mapping[str, Mapping[str, Any]] = {
     "wav2vec2": _SPEECH,
     "hubert": _SPEECH,
@@ -68,12 +106,19 @@ _PROCESSORS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "yolos": ("YolosImageProcessor", {"size": {"shortest_edge": 64, "longest_edge": 96}}),
     "detr": ("DetrImageProcessor", {"size": {"shortest_edge": 64, "longest_edge": 96}}),
+    "segformer": ("SegformerImageProcessor", {"size": {"height": 64, "width": 64}}),
+    "maskformer": ("MaskFormerImageProcessor", {"size": {"shortest_edge": 64, "longest_edge": 96}, "size_divisor": 32}),
+    "mask2former": (
+        "Mask2FormerImageProcessor",
+        {"size": {"shortest_edge": 64, "longest_edge": 96}, "size_divisor": 32},
+    ),
 }
 
 
 def make_media_model(folder: Path, model_type: str, auto_class: Any, *, seed: int = 0, **changes: Any) -> Any:
     """Write a tiny model with a head of a class of transformers and its processor, and return the model."""
-    fields = {**IMAGES, **OBJECTS, **SOUNDS}[model_type]
+    is_segmented = "Segmentation" in auto_class.__name__
+    fields = (SEGMENTS if is_segmented else {**IMAGES, **OBJECTS, **SOUNDS})[model_type]
     config = AutoConfig.for_model(model_type, **{**fields, **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

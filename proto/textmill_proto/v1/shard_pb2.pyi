@@ -1543,6 +1543,7 @@ class TaskFacts(_message.Message):
     MEDIA_FIELD_NUMBER: _builtins.int
     MAX_BATCH_FILES_FIELD_NUMBER: _builtins.int
     LANGUAGES_FIELD_NUMBER: _builtins.int
+    SUBTASKS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """version number; router and shard must have the same one"""
     model_id: _builtins.str
@@ -1597,6 +1598,10 @@ class TaskFacts(_message.Message):
     def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """codes of the languages that `TranscriptHead.languages` may name; empty = it stays empty"""
 
+    @_builtins.property
+    def subtasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """that `SegmentHead.subtasks` may name, the one first that an empty name means"""
+
     def __init__(
         self,
         *,
@@ -1624,10 +1629,11 @@ class TaskFacts(_message.Message):
         media: _builtins.str = ...,
         max_batch_files: _builtins.int = ...,
         languages: _abc.Iterable[_builtins.str] | None = ...,
+        subtasks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "mask_token_id", b"mask_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "counts_padding", b"counts_padding", "device", b"device", "dtype", b"dtype", "heads", b"heads", "is_normalized", b"is_normalized", "labels", b"labels", "languages", b"languages", "mask_token_id", b"mask_token_id", "max_batch_files", b"max_batch_files", "max_batch_tokens", b"max_batch_tokens", "max_row_tokens", b"max_row_tokens", "media", b"media", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_token_types", b"num_token_types", "problem_type", b"problem_type", "protocol_version", b"protocol_version", "task", b"task", "token_vector_width", b"token_vector_width", "tokenizer_digest", b"tokenizer_digest", "vector_width", b"vector_width", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "counts_padding", b"counts_padding", "device", b"device", "dtype", b"dtype", "heads", b"heads", "is_normalized", b"is_normalized", "labels", b"labels", "languages", b"languages", "mask_token_id", b"mask_token_id", "max_batch_files", b"max_batch_files", "max_batch_tokens", b"max_batch_tokens", "max_row_tokens", b"max_row_tokens", "media", b"media", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_token_types", b"num_token_types", "problem_type", b"problem_type", "protocol_version", b"protocol_version", "subtasks", b"subtasks", "task", b"task", "token_vector_width", b"token_vector_width", "tokenizer_digest", b"tokenizer_digest", "vector_width", b"vector_width", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mask_token_id: _TypeAlias = _typing.Literal["mask_token_id"]  # noqa: Y015
     _WhichOneofArgType__mask_token_id: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id"]  # noqa: Y015
@@ -1655,6 +1661,7 @@ class RowBatch(_message.Message):
     SPANS_FIELD_NUMBER: _builtins.int
     BOXES_FIELD_NUMBER: _builtins.int
     TRANSCRIPTS_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number of the batch, chosen by the router and given back with the answers"""
     @_builtins.property
@@ -1701,6 +1708,10 @@ class RowBatch(_message.Message):
     def transcripts(self) -> Global___TranscriptHead:
         """the words of speech"""
 
+    @_builtins.property
+    def segments(self) -> Global___SegmentHead:
+        """parts of an image"""
+
     def __init__(
         self,
         *,
@@ -1716,12 +1727,13 @@ class RowBatch(_message.Message):
         spans: Global___SpanHead | None = ...,
         boxes: Global___BoxHead | None = ...,
         transcripts: Global___TranscriptHead | None = ...,
+        segments: Global___SegmentHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "rows", b"rows", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "number", b"number", "rows", b"rows", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "number", b"number", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_head: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts"]  # noqa: Y015
+    _WhichOneofReturnType_head: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments"]  # noqa: Y015
     _WhichOneofArgType_head: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
     _WhichOneofReturnType_rows: _TypeAlias = _typing.Literal["text", "media"]  # noqa: Y015
     _WhichOneofArgType_rows: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
@@ -2012,6 +2024,40 @@ class TranscriptHead(_message.Message):
 Global___TranscriptHead: _TypeAlias = TranscriptHead  # noqa: Y015
 
 @_typing.final
+class SegmentHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THRESHOLDS_FIELD_NUMBER: _builtins.int
+    MASK_THRESHOLDS_FIELD_NUMBER: _builtins.int
+    OVERLAP_THRESHOLDS_FIELD_NUMBER: _builtins.int
+    SUBTASKS_FIELD_NUMBER: _builtins.int
+    thresholds: _builtins.bytes
+    """f32[] per row: least score of a segment, 0 .. 1"""
+    mask_thresholds: _builtins.bytes
+    """f32[] per row: least value of a mask where a pixel belongs to its segment, 0 .. 1"""
+    overlap_thresholds: _builtins.bytes
+    """f32[] per row: least part of a mask that other segments leave, 0 .. 1"""
+    @_builtins.property
+    def subtasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """per row: a name of `subtasks` of TaskFacts, empty = the first"""
+
+    def __init__(
+        self,
+        *,
+        thresholds: _builtins.bytes = ...,
+        mask_thresholds: _builtins.bytes = ...,
+        overlap_thresholds: _builtins.bytes = ...,
+        subtasks: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mask_thresholds", b"mask_thresholds", "overlap_thresholds", b"overlap_thresholds", "subtasks", b"subtasks", "thresholds", b"thresholds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SegmentHead: _TypeAlias = SegmentHead  # noqa: Y015
+
+@_typing.final
 class RowAnswers(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2026,6 +2072,7 @@ class RowAnswers(_message.Message):
     SPANS_FIELD_NUMBER: _builtins.int
     BOXES_FIELD_NUMBER: _builtins.int
     TRANSCRIPTS_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
     AUDIO_SECONDS_FIELD_NUMBER: _builtins.int
     WAIT_NS_FIELD_NUMBER: _builtins.int
     COMPUTE_NS_FIELD_NUMBER: _builtins.int
@@ -2059,6 +2106,8 @@ class RowAnswers(_message.Message):
     def boxes(self) -> Global___BoxAnswers: ...
     @_builtins.property
     def transcripts(self) -> Global___TranscriptAnswers: ...
+    @_builtins.property
+    def segments(self) -> Global___SegmentAnswers: ...
     def __init__(
         self,
         *,
@@ -2073,15 +2122,16 @@ class RowAnswers(_message.Message):
         spans: Global___SpanAnswers | None = ...,
         boxes: Global___BoxAnswers | None = ...,
         transcripts: Global___TranscriptAnswers | None = ...,
+        segments: Global___SegmentAnswers | None = ...,
         audio_seconds: _builtins.bytes = ...,
         wait_ns: _builtins.int = ...,
         compute_ns: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "boxes", b"boxes", "labels", b"labels", "masks", b"masks", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "boxes", b"boxes", "labels", b"labels", "masks", b"masks", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio_seconds", b"audio_seconds", "boxes", b"boxes", "compute_ns", b"compute_ns", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "wait_ns", b"wait_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio_seconds", b"audio_seconds", "boxes", b"boxes", "compute_ns", b"compute_ns", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "wait_ns", b"wait_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts"]  # noqa: Y015
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
 
@@ -2336,6 +2386,44 @@ class BoxAnswers(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BoxAnswers: _TypeAlias = BoxAnswers  # noqa: Y015
+
+@_typing.final
+class SegmentAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    LABEL_IDS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    HAS_SCORES_FIELD_NUMBER: _builtins.int
+    MASKS_FIELD_NUMBER: _builtins.int
+    counts: _builtins.bytes
+    """u32[] per row: number of its segments"""
+    label_ids: _builtins.bytes
+    """u32[] index into `labels` of TaskFacts, per segment, row after row"""
+    scores: _builtins.bytes
+    """f32[] per segment of a row with scores"""
+    has_scores: _builtins.bytes
+    """u8[] per row: 1 = its segments have scores, 0 = they have none (semantic)"""
+    @_builtins.property
+    def masks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """per segment: a PNG of 8 bits of gray, as large as the turned image, 255 where the segment is"""
+
+    def __init__(
+        self,
+        *,
+        counts: _builtins.bytes = ...,
+        label_ids: _builtins.bytes = ...,
+        scores: _builtins.bytes = ...,
+        has_scores: _builtins.bytes = ...,
+        masks: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "has_scores", b"has_scores", "label_ids", b"label_ids", "masks", b"masks", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SegmentAnswers: _TypeAlias = SegmentAnswers  # noqa: Y015
 
 @_typing.final
 class TranscriptAnswers(_message.Message):

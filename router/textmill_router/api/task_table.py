@@ -91,6 +91,11 @@ _SHOWN = {
         (list[shapes.DetectedObject], list[list[shapes.DetectedObject]]),
         {"inputs": _PIXEL},
     ),
+    "image-segmentation": _Shown(
+        "The segments of an image with their masks, or of each image of a list",
+        (list[shapes.ImageSegment], list[list[shapes.ImageSegment]]),
+        {"inputs": _PIXEL},
+    ),
     "audio-classification": _Shown(
         "The labels of audio, or of each file of a list",
         (list[shapes.LabelScore], list[list[shapes.LabelScore]]),

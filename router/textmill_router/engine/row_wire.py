@@ -26,6 +26,9 @@ from textmill_router.tasks.rows import (
     RowFault,
     RowResult,
     ScoredIds,
+    Segment,
+    SegmentAnswer,
+    SegmentWish,
     Span,
     SpanAnswer,
     SpanWish,
@@ -73,6 +76,7 @@ def task_facts_from_proto(message: shard_pb2.TaskFacts) -> TaskFacts:
         media=message.media,
         max_batch_files=message.max_batch_files,
         languages=tuple(message.languages),
+        subtasks=tuple(message.subtasks),
     )
 
 
@@ -175,6 +179,16 @@ def _transcripts(wishes: Sequence[Any]) -> shard_pb2.TranscriptHead:
     )
 
 
+def _segments(wishes: Sequence[Any]) -> shard_pb2.SegmentHead:
+    asked: Sequence[SegmentWish] = wishes
+    return shard_pb2.SegmentHead(
+        thresholds=_f32(wish.threshold for wish in asked),
+        mask_thresholds=_f32(wish.mask_threshold for wish in asked),
+        overlap_thresholds=_f32(wish.overlap_threshold for wish in asked),
+        subtasks=[wish.subtask for wish in asked],
+    )
+
+
 _HEADS: dict[Head, Callable[[Sequence[Any]], Any]] = {
     Head.VECTORS: _vectors,
     Head.TOKEN_VECTORS: lambda wishes: shard_pb2.TokenVectorHead(),
@@ -185,6 +199,7 @@ _HEADS: dict[Head, Callable[[Sequence[Any]], Any]] = {
     Head.SPANS: _spans,
     Head.BOXES: _boxes,
     Head.TRANSCRIPTS: _transcripts,
+    Head.SEGMENTS: _segments,
 }
 
 
@@ -281,6 +296,16 @@ def _read_transcripts(answer: shard_pb2.TranscriptAnswers, rows: Sequence[AnyRow
         yield TranscriptAnswer(found.text, tuple(parts))
 
 
+def _read_segments(answer: shard_pb2.SegmentAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
+    labels, scores, masks = _Reader("I", answer.label_ids), _Reader("f", answer.scores), iter(answer.masks)
+    for count, has_scores in zip(_unpacked("I", answer.counts), answer.has_scores, strict=True):
+        own_scores = scores.take(count) if has_scores else [None] * count
+        found = zip(labels.take(count), own_scores, strict=True)
+        yield SegmentAnswer(tuple(Segment(label, score, next(masks)) for label, score in found))
+    labels.check_end()
+    scores.check_end()
+
+
 _READERS: dict[Head, Callable[[Any, Sequence[AnyRow]], Iterator[RowResult]]] = {
     Head.VECTORS: _read_vectors,
     Head.TOKEN_VECTORS: _read_token_vectors,
@@ -291,6 +316,7 @@ _READERS: dict[Head, Callable[[Any, Sequence[AnyRow]], Iterator[RowResult]]] = {
     Head.SPANS: _read_spans,
     Head.BOXES: _read_boxes,
     Head.TRANSCRIPTS: _read_transcripts,
+    Head.SEGMENTS: _read_segments,
 }
 
 

@@ -25,6 +25,7 @@ from textmill_router.tasks.file_classification import (
     image_labels_call,
 )
 from textmill_router.tasks.fill_mask import FillMaskBody, fill_mask_call
+from textmill_router.tasks.image_segmentation import SegmentationBody, SegmentationParameters, segmentation_call
 from textmill_router.tasks.model import TaskModel
 from textmill_router.tasks.object_detection import DetectionBody, DetectionParameters, detection_call
 from textmill_router.tasks.openai_embeddings import EmbeddingsBody, embeddings_call
@@ -71,6 +72,7 @@ FORMS = {
         TaskForm(IMAGE_TASK, FileLabelBody, image_labels_call, FileLabelParameters),
         TaskForm(AUDIO_TASK, FileLabelBody, audio_labels_call, FileLabelParameters),
         TaskForm("object-detection", DetectionBody, detection_call, DetectionParameters),
+        TaskForm("image-segmentation", SegmentationBody, segmentation_call, SegmentationParameters),
         TaskForm("automatic-speech-recognition", SpeechBody, speech_call, SpeechParameters),
     )
 }

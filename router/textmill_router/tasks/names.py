@@ -15,6 +15,7 @@ TEXT_TASKS = (
 FILE_TASKS = (  # rows are images or audio
     "image-classification",
     "object-detection",
+    "image-segmentation",
     "audio-classification",
     "automatic-speech-recognition",
 )

@@ -21,6 +21,7 @@ class Head(StrEnum):
     SPANS = "spans"
     BOXES = "boxes"
     TRANSCRIPTS = "transcripts"
+    SEGMENTS = "segments"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,16 @@ class TranscriptWish:
     stride_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class SegmentWish:
+    """The segments of an image; the shares are from 0 to 1, and an empty subtask is the model's first."""
+
+    threshold: float
+    mask_threshold: float
+    overlap_threshold: float
+    subtask: str = ""
+
+
 Wish = (
     VectorWish
     | TokenVectorWish
@@ -114,6 +125,7 @@ Wish = (
     | SpanWish
     | BoxWish
     | TranscriptWish
+    | SegmentWish
 )
 
 HEAD_OF: dict[type[Wish], Head] = {
@@ -126,6 +138,7 @@ HEAD_OF: dict[type[Wish], Head] = {
     SpanWish: Head.SPANS,
     BoxWish: Head.BOXES,
     TranscriptWish: Head.TRANSCRIPTS,
+    SegmentWish: Head.SEGMENTS,
 }
 
 
@@ -258,7 +271,23 @@ class TranscriptAnswer:
     parts: tuple[TranscriptPart, ...]
 
 
-RowResult = Numbers | ScoredIds | MaskAnswer | SpanAnswer | BoxAnswer | TranscriptAnswer
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of an image: the id of its label, its score where the subtask has scores, and a PNG of its pixels."""
+
+    label_id: int
+    score: float | None
+    mask: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentAnswer:
+    """The segments of an image."""
+
+    segments: tuple[Segment, ...]
+
+
+RowResult = Numbers | ScoredIds | MaskAnswer | SpanAnswer | BoxAnswer | TranscriptAnswer | SegmentAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,3 +333,4 @@ class TaskFacts:
     media: str  # "image" or "audio" where rows are files, else empty
     max_batch_files: int
     languages: tuple[str, ...]
+    subtasks: tuple[str, ...]

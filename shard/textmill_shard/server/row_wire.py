@@ -24,6 +24,8 @@ from textmill_shard.tasks.rows import (
     RowAnswers,
     RowBatch,
     RowFailure,
+    SegmentParams,
+    Segments,
     SpanParams,
     Spans,
     SparseVector,
@@ -76,6 +78,7 @@ def task_facts_to_wire(facts: TaskFacts) -> pb.TaskFacts:
         media=facts.media,
         max_batch_files=facts.max_batch_files,
         languages=facts.languages,
+        subtasks=facts.subtasks,
     )
 
 
@@ -106,6 +109,8 @@ def _media_rows(head: HeadName, message: pb.RowBatch) -> list[MediaRow]:
 def _media_params(head: HeadName, message: pb.RowBatch, num_rows: int) -> Sequence[Params]:
     if head is HeadName.BOXES:
         return [BoxParams(float(value)) for value in _f32("boxes.thresholds", message.boxes.thresholds, size=num_rows)]
+    if head is HeadName.SEGMENTS:
+        return _segment_params(message.segments, num_rows)
     if head is not HeadName.TRANSCRIPTS:
         return [None] * num_rows
     asked = message.transcripts
@@ -133,6 +138,17 @@ def _media_params(head: HeadName, message: pb.RowBatch, num_rows: int) -> Sequen
         )
         for row in range(num_rows)
     ]
+
+
+def _segment_params(asked: pb.SegmentHead, num_rows: int) -> list[Params]:
+    if len(asked.subtasks) not in (0, num_rows):
+        raise BatchRejected("segments.subtasks", f"{num_rows} elements are wanted")
+    thresholds, masks, overlaps = (
+        _f32(f"segments.{name}", getattr(asked, name), size=num_rows).tolist()
+        for name in ("thresholds", "mask_thresholds", "overlap_thresholds")
+    )
+    subtasks = list(asked.subtasks) or [""] * num_rows
+    return [SegmentParams(thresholds[row], masks[row], overlaps[row], subtasks[row]) for row in range(num_rows)]
 
 
 def _text_rows(head: HeadName, message: pb.RowBatch) -> list[Row]:
@@ -253,6 +269,15 @@ def _answer_to_wire(head: HeadName, answers: Sequence[Answer]) -> Any:
                 label_ids=_pack_ids([found.label_ids for found in boxes]),
                 scores=_pack_floats([found.scores for found in boxes]),
                 boxes=_pack_ids([found.corners.reshape(-1) for found in boxes]),
+            )
+        case HeadName.SEGMENTS:
+            segments = [answer for answer in answers if isinstance(answer, Segments)]
+            return pb.SegmentAnswers(
+                counts=_pack_counts([found.label_ids for found in segments]),
+                label_ids=_pack_ids([np.array(found.label_ids, dtype=np.int64) for found in segments]),
+                scores=np.array([score for found in segments for score in found.scores or ()], dtype="<f4").tobytes(),
+                has_scores=bytes(found.scores is not None for found in segments),
+                masks=[mask for found in segments for mask in found.masks],
             )
         case HeadName.TRANSCRIPTS:
             found = [_transcript_to_wire(answer) for answer in answers if isinstance(answer, Transcript)]

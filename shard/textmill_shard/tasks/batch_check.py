@@ -5,6 +5,7 @@ from textmill_shard.tasks.rows import (
     Params,
     Row,
     RowBatch,
+    SegmentParams,
     SpanParams,
     Timestamps,
     TokenLabelParams,
@@ -51,6 +52,8 @@ def check_batch(batch: RowBatch, facts: TaskFacts) -> None:
 def _check_media_params(index: int, params: Params, facts: TaskFacts) -> None:
     if isinstance(params, TranscriptParams) and params.language and params.language not in facts.languages:
         raise BatchRejected("transcripts.languages", f"row {index} names {params.language!r}, which the model lacks")
+    if isinstance(params, SegmentParams) and params.subtask and params.subtask not in facts.subtasks:
+        raise BatchRejected("segments.subtasks", f"row {index} names {params.subtask!r}, which the model lacks")
     generates = bool(facts.languages)
     if isinstance(params, TranscriptParams) and not generates:
         if params.translates or params.max_new_tokens or params.num_beams:

@@ -33,13 +33,25 @@ from textmill_shard.tasks.file_facts import find_tokenizer, read_labels, read_pr
 from textmill_shard.tasks.media_heads import BoxHead, MediaLabelHead
 from textmill_shard.tasks.media_rows import MediaReader, audio_read, image_read
 from textmill_shard.tasks.media_runner import MAX_TOGETHER, MediaHead, MediaRunner
-from textmill_shard.tasks.rows import BoxParams, HeadName, MediaRow, Params, RowFailure, TranscriptParams
+from textmill_shard.tasks.rows import (
+    BoxParams,
+    HeadName,
+    MediaRow,
+    Params,
+    RowFailure,
+    SegmentParams,
+    TranscriptParams,
+)
+from textmill_shard.tasks.segment_head import SegmentHead, segmentation_class
 from textmill_shard.tasks.speech_heads import CtcHead
 from textmill_shard.tasks.task_loader import TaskOptions, pick_row_dtype
 from textmill_shard.tasks.whisper_head import WhisperHead, read_generation_config
 
 log = logging.getLogger(__name__)
 
+_IMAGE_TASKS = ("image-classification", "object-detection", "image-segmentation")
+# Heads whose files run alone: speech of any length, and masks as large as the image.
+_ALONE = (HeadName.TRANSCRIPTS, HeadName.SEGMENTS)
 _TRIAL_PIXELS = 640
 _TRIAL_SECONDS = 5
 
@@ -67,6 +79,7 @@ class LoadedMedia:
     max_batch_files: int
     batch_s: float  # seconds of a batch of as many files
     languages: tuple[str, ...] = ()  # that a call may name
+    subtasks: tuple[str, ...] = ()  # of segmentation, the first without a wish
 
 
 def load_media(options: TaskOptions, limits: MediaLimits, on_progress: OnProgress) -> LoadedMedia:
@@ -81,13 +94,14 @@ def load_media(options: TaskOptions, limits: MediaLimits, on_progress: OnProgres
     build = {
         "image-classification": _image_labels,
         "object-detection": _image_boxes,
+        "image-segmentation": _image_segments,
         "audio-classification": _audio_labels,
         "automatic-speech-recognition": _speech,
     }[options.task]
     head_name, head, reader = build(model, source, limits)
     runner = MediaRunner({head_name: head}, reader, device=source.device)
-    media = "image" if options.task in ("image-classification", "object-detection") else "audio"
-    max_batch_files = 1 if head_name is HeadName.TRANSCRIPTS else MAX_TOGETHER
+    media = "image" if options.task in _IMAGE_TASKS else "audio"
+    max_batch_files = 1 if head_name in _ALONE else MAX_TOGETHER
     batch_s = _warm_up(runner, head_name, media) * max_batch_files
     trim_heap()
     weight_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
@@ -110,6 +124,7 @@ def load_media(options: TaskOptions, limits: MediaLimits, on_progress: OnProgres
         max_batch_files=max_batch_files,
         batch_s=batch_s,
         languages=head.languages if isinstance(head, WhisperHead) else (),
+        subtasks=head.subtasks if isinstance(head, SegmentHead) else (),
     )
 
 
@@ -126,6 +141,7 @@ def _read(options: TaskOptions) -> ModelSource:
     auto_class: Any = {
         "image-classification": AutoModelForImageClassification,
         "object-detection": AutoModelForObjectDetection,
+        "image-segmentation": segmentation_class(config),
         "audio-classification": AutoModelForAudioClassification,
         "automatic-speech-recognition": AutoModelForSpeechSeq2Seq if is_whisper else AutoModelForCTC,
     }[options.task]
@@ -160,6 +176,12 @@ def _image_boxes(model: Any, source: ModelSource, limits: MediaLimits) -> _Built
         )
     head = BoxHead(model, processor, device=source.device, dtype=source.dtype)
     return HeadName.BOXES, head, MediaReader(image_read(processor, max_pixels=limits.max_pixels))
+
+
+def _image_segments(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
+    processor = _image_processor(source)
+    head = SegmentHead(model, processor, device=source.device, dtype=source.dtype)
+    return HeadName.SEGMENTS, head, MediaReader(image_read(processor, max_pixels=limits.max_pixels))
 
 
 def _audio_labels(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
@@ -222,6 +244,8 @@ def _warm_up(runner: MediaRunner, head: HeadName, media: str) -> float:
     params: Params = None
     if head is HeadName.BOXES:
         params = BoxParams(0.5)
+    elif head is HeadName.SEGMENTS:
+        params = SegmentParams(0.9, 0.5, 0.5)
     elif head is HeadName.TRANSCRIPTS:
         params = TranscriptParams(max_new_tokens=8)
     data = _gray_picture() if media == "image" else _quiet_sound()

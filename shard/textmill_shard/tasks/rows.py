@@ -24,6 +24,7 @@ class HeadName(Enum):
     SPANS = "spans"
     BOXES = "boxes"
     TRANSCRIPTS = "transcripts"
+    SEGMENTS = "segments"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,17 @@ class TranscriptParams:
     stride_s: float = 0.0  # seconds that neighbouring chunks share on each side (CTC), 0 = a sixth of a chunk
 
 
-Params = VectorParams | TokenLabelParams | MaskParams | SpanParams | BoxParams | TranscriptParams | None
+@dataclass(frozen=True, slots=True)
+class SegmentParams:
+    """Which segments of an image count."""
+
+    threshold: float
+    mask_threshold: float
+    overlap_threshold: float
+    subtask: str = ""  # empty = the model's first
+
+
+Params = VectorParams | TokenLabelParams | MaskParams | SpanParams | BoxParams | TranscriptParams | SegmentParams | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +202,17 @@ class Transcript:
     chunks: tuple[TranscriptChunk, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """The segments of an image: a label and a mask each, and scores where the subtask has some."""
+
+    label_ids: Sequence[int]
+    scores: Sequence[float] | None
+    masks: Sequence[bytes] = field(repr=False)  # files of PNG
+
+
 # vectors `[width]`, token vectors `[n, width]`, labels `[L]`, token labels `[wanted tokens, L]`; one Filling per mask
-Answer = FloatArray | SparseVector | tuple[Filling, ...] | Spans | Boxes | Transcript
+Answer = FloatArray | SparseVector | tuple[Filling, ...] | Spans | Boxes | Transcript | Segments
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,3 +34,4 @@ class TaskFacts:
     media: str = ""  # "image" or "audio"
     max_batch_files: int = 0
     languages: tuple[str, ...] = ()
+    subtasks: tuple[str, ...] = ()  # of segmentation

@@ -12,7 +12,13 @@ from textmill_launcher.task_choice import TASKS, choose_task, example_of, task_o
 
 from tests.task_classes import NO_TASK, tasks_of_classes
 
-FILE_TASKS = ("image-classification", "object-detection", "audio-classification", "automatic-speech-recognition")
+FILE_TASKS = (
+    "image-segmentation",
+    "image-classification",
+    "object-detection",
+    "audio-classification",
+    "automatic-speech-recognition",
+)
 
 
 def folder_with(folder: Path, class_name: str | None = None, *, readme: str = "", **config: Any) -> Path:

@@ -188,6 +188,11 @@ TASK_DESCRIPTIONS = {
     "SpeechGeneration.top_p": "Must be absent, because the words of speech are searched and not drawn.",
     "SpeechParameters.top_k": "Must be absent, because the words of speech are searched and not drawn.",
     "SpeechParameters.top_p": "Must be absent, because the words of speech are searched and not drawn.",
+    "SegmentationBody.inputs": "The image in base64, or a list of images.",
+    "SegmentationParameters.mask_threshold": "Where a mask is above this value, a pixel belongs to the segment; 0.5.",
+    "SegmentationParameters.overlap_mask_area_threshold": "The least part of a mask that others leave; 0.5 if absent.",
+    "SegmentationParameters.subtask": "panoptic, instance or semantic, as the model allows; the first that it knows.",
+    "SegmentationParameters.threshold": "The least score of a segment; 0.9 if absent.",
     "SpeechBody.inputs": "The audio in base64, or a list of files.",
     "SpeechParameters.chunk_length_s": "Seconds of a chunk of long audio; 30 if absent. Of models without generation.",
     "SpeechParameters.generate_kwargs": "Fields of generation, which win over those beside.",
@@ -273,6 +278,7 @@ _TASK_SCHEMAS = frozenset(
         *("FillMaskBody", "FillMaskParameters", "PredictBody", "QuestionBody", "QuestionParameters", "RerankBody"),
         *("SimilarityBody", "SimilarityInputs", "TokenClassificationBody", "TokenClassificationParameters"),
         *("VectorFields", "ZeroShotBody", "ZeroShotParameters", "OldInputs"),
+        *("SegmentationBody", "SegmentationParameters"),
         *("DetectionBody", "FileLabelBody", "SpeechBody", "SpeechGeneration", "SpeechParameters"),
     }
 )

@@ -76,6 +76,14 @@ class DetectedObject(msgspec.Struct):
     box: BoxCorners
 
 
+class ImageSegment(msgspec.Struct, omit_defaults=True):
+    """A part of an image; `mask` is a PNG in base64, as large as the image. Semantic segments have no score."""
+
+    label: str
+    mask: str
+    score: float | None = None
+
+
 class SpokenPart(msgspec.Struct):
     """A part of a transcript with its first and last second, of which the last may be null."""
 

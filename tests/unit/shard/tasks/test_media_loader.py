@@ -17,6 +17,8 @@ from textmill_shard.tasks.rows import (
     MediaRow,
     Params,
     RowFailure,
+    SegmentParams,
+    Segments,
     Timestamps,
     Transcript,
     TranscriptParams,
@@ -26,7 +28,10 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForCTC,
     AutoModelForImageClassification,
+    AutoModelForImageSegmentation,
     AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
+    AutoModelForUniversalSegmentation,
     pipeline,
 )
 
@@ -83,6 +88,59 @@ def test_objects_are_those_of_the_pipeline(tmp_path: Path, model_type: str) -> N
             for each in expected
         ]
         assert found.corners.tolist() == inside
+
+
+SEGMENTERS = {
+    "segformer": AutoModelForSemanticSegmentation,
+    "maskformer": AutoModelForUniversalSegmentation,
+    "mask2former": AutoModelForUniversalSegmentation,
+    "detr": AutoModelForImageSegmentation,
+}
+
+
+@pytest.mark.parametrize("model_type", SEGMENTERS)
+def test_segments_are_those_of_the_pipeline(tmp_path: Path, model_type: str) -> None:
+    make_media_model(tmp_path, model_type, SEGMENTERS[model_type], num_labels=4)
+    loaded = load(tmp_path, "image-segmentation")
+    subtasks = ("semantic",) if model_type == "segformer" else ("panoptic", "instance", "semantic")
+    assert (loaded.subtasks, loaded.max_batch_files) == (subtasks, 1)
+    peer = pipeline("image-segmentation", model=str(tmp_path))
+    num_segments = 0
+    for subtask in ("", *subtasks):
+        # Random models are sure of nothing, and their masks overlap.
+        params = SegmentParams(0.3, 0.45, 0.1, subtask)
+        for file, found in zip(FILES, compute(loaded, FILES, params), strict=True):
+            options = {"threshold": 0.3, "mask_threshold": 0.45, "overlap_mask_area_threshold": 0.1}
+            picture = Image.open(io.BytesIO(file)).convert("RGB")
+            expected = peer(picture, subtask=subtask or None, **options)
+            assert isinstance(found, Segments)
+            assert [loaded.labels[label] for label in found.label_ids] == [each["label"] for each in expected]
+            if (subtask or subtasks[0]) == "semantic":
+                assert found.scores is None
+            else:
+                np.testing.assert_allclose(found.scores or [], [each["score"] for each in expected], atol=TOLERANCE)
+            for mask, each in zip(found.masks, expected, strict=True):
+                opened = Image.open(io.BytesIO(mask))
+                assert (opened.mode, opened.format, opened.size) == ("L", "PNG", picture.size)
+                np.testing.assert_array_equal(np.asarray(opened), np.asarray(each["mask"]))
+            num_segments += len(expected)
+    assert num_segments
+
+
+def test_masks_of_an_image_above_the_memory_of_its_maps_are_enlarged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_media_model(tmp_path, "segformer", AutoModelForSemanticSegmentation, num_labels=4)
+    loaded = load(tmp_path, "image-segmentation")
+    params, file = SegmentParams(0.9, 0.5, 0.5), picture_file(200, 100, seed=4)
+    (whole,) = compute(loaded, [file], params)
+    monkeypatch.setattr("textmill_shard.tasks.segment_head.MAX_MAP_NUMBERS", 4 * 50 * 100)
+    (small,) = compute(loaded, [file], params)
+    assert small.label_ids == whole.label_ids
+    masks = [[np.asarray(Image.open(io.BytesIO(mask))) for mask in found.masks] for found in (whole, small)]
+    assert all(mask.shape == (100, 200) for found in masks for mask in found)
+    agreed = np.mean([first == second for first, second in zip(*masks, strict=True)])
+    assert 0.9 < agreed < 1.0
 
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")

@@ -236,8 +236,7 @@ def test_segments_of_an_image(clients: dict[str, httpx.Client]) -> None:
     client = clients["segments"]
 
     def segments(*scores: float) -> list[dict[str, Any]]:
-        masks = (coded(MASK), coded(b"mask"))
-        found = [{"label": label, "mask": mask} for label, mask in zip(("cat", "bird"), masks, strict=True)]
+        found: list[dict[str, Any]] = [{"label": label, "mask": coded(MASK)} for label in ("cat", "bird")]
         if scores:
             found = [{**one, "score": pytest.approx(score)} for one, score in zip(found, scores, strict=True)]
         return found

@@ -24,6 +24,13 @@ ROWS = {
     "token-classification": RowShardOptions(heads=("token_labels",), labels=("O", "B-PER", "I-PER")),
     "fill-mask": RowShardOptions(heads=("masks",), mask_token_id=MASK_ID),
     "question-answering": RowShardOptions(heads=("spans",)),
+    "image-classification": RowShardOptions(heads=("labels",), labels=("cat", "dog"), media="image"),
+    "object-detection": RowShardOptions(heads=("boxes",), labels=("cat", "dog", "cow"), media="image"),
+    "image-segmentation": RowShardOptions(
+        heads=("segments",), labels=("cat", "dog", "cow"), media="image", subtasks=("panoptic",)
+    ),
+    "audio-classification": RowShardOptions(heads=("labels",), labels=("cat", "dog"), media="audio"),
+    "automatic-speech-recognition": RowShardOptions(heads=("transcripts",), media="audio"),
 }
 WRITING = FakeShardOptions(decoder_prompt_ids=(257,), max_encoder_tokens=60, max_model_tokens=40)
 LIMIT_S = 60

@@ -212,7 +212,7 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
     def _segments(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
         """Give each image two segments, whose scores are two of its thresholds; semantic ones have none.
 
-        The masks are a PNG of one pixel, and a text.
+        The masks are a PNG of one pixel.
         """
         asked = request.segments
         thresholds, overlaps = _read("f", asked.thresholds), _read("f", asked.overlap_thresholds)
@@ -225,7 +225,7 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
             label_ids=array("I", [0, 2] * len(good)).tobytes(),
             scores=scores.tobytes(),
             has_scores=bytes(asked.subtasks[index] != "semantic" for index in good),
-            masks=[MASK, b"mask"] * len(good),
+            masks=[MASK, MASK] * len(good),
         )
         answers.segments.CopyFrom(found)
 

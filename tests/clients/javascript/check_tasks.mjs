@@ -2,6 +2,9 @@
 import { InferenceClient } from "@huggingface/inference";
 const urls = JSON.parse(process.argv[2]);
 const client = new InferenceClient();
+const bytes = new Uint8Array([137, 80, 78, 71, 13, 10, 26, 10, 1, 2, 3]);
+const picture = new Blob([bytes], { type: "image/png" });
+const sound = new Blob([bytes]);
 const calls = [
   ["sentence-similarity", "featureExtraction", { inputs: "the happy dog" }],
   ["sentence-similarity", "featureExtraction", { inputs: ["a dog", "a cat"], parameters: { normalize: true } }],
@@ -13,6 +16,12 @@ const calls = [
   ["question-answering", "questionAnswering", { inputs: { question: "my name?", context: "Sarah is in London" } }],
   ["summarization", "summarization", { inputs: "hi", parameters: { max_length: 8 } }],
   ["translation", "translation", { inputs: "hi" }],
+  ["image-classification", "imageClassification", { data: picture }],
+  ["image-classification", "imageClassification", { data: picture, parameters: { top_k: 2 } }],
+  ["object-detection", "objectDetection", { data: picture }],
+  ["image-segmentation", "imageSegmentation", { data: picture }],
+  ["audio-classification", "audioClassification", { data: sound }],
+  ["automatic-speech-recognition", "automaticSpeechRecognition", { data: sound }],
 ];
 let failed = 0;
 for (const [kind, method, args] of calls) {

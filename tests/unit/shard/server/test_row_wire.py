@@ -55,6 +55,7 @@ FACTS = TaskFacts(
     media="image",
     max_batch_files=2,
     languages=("de", "en"),
+    subtasks=("semantic",),
 )
 TEXT_FACTS = replace(FACTS, media="", max_batch_files=0)
 

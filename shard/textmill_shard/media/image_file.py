@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from textmill_shard.media.errors import MediaError
+from textmill_shard.media.png_rows import has_all_rows
 
 # Formats whose readers are complete, and run no other program; the reader of JPEG reads MPO too. The last two have no
 # mark at their beginning.
@@ -49,6 +50,8 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
             width, height = opened.size
             _check_size(width, height, max_pixels)
             opened.load()
+            if opened.format == "PNG" and _may_lack_rows(opened) and not has_all_rows(data):
+                raise MediaError("the image cannot be decoded (its rows end too early)")
             return _to_rgb(_turn(opened))
     except MediaError:
         raise
@@ -58,6 +61,12 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
         raise MediaError(f"the file is no image of a known format: {', '.join(FORMATS)}") from error
     except Exception as error:  # each reader raises exceptions of its own at damaged files
         raise MediaError(f"the image cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _may_lack_rows(image: Image.Image) -> bool:
+    """Whether one of the last two rows is zeros throughout, as Pillow leaves the rows that a PNG lacks."""
+    rows = range(max(0, image.height - 2), image.height)
+    return any(not any(image.crop((0, row, image.width, row + 1)).tobytes()) for row in rows)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

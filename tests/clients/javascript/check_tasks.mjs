@@ -19,7 +19,7 @@ const calls = [
   ["image-classification", "imageClassification", { data: picture }],
   ["image-classification", "imageClassification", { data: picture, parameters: { top_k: 2 } }],
   ["object-detection", "objectDetection", { data: picture }],
-  ["image-segmentation", "imageSegmentation", { data: picture }],
+  ["image-segmentation", "imageSegmentation", { inputs: picture }],
   ["audio-classification", "audioClassification", { data: sound }],
   ["automatic-speech-recognition", "automaticSpeechRecognition", { data: sound }],
 ];

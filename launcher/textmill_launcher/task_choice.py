@@ -196,6 +196,17 @@ def choose_task(folder: Path, asked: str | None) -> TaskChoice:
     return choice
 
 
+def reads_texts(folder: Path, asked: str | None) -> bool:
+    """Whether the model of a folder reads texts, for which the folder must have a tokenizer.
+
+    A folder whose task is not known or not served is refused by `choose_task` for a better reason.
+    """
+    try:
+        return choose_task(folder, asked).task not in _FILE_EXAMPLES
+    except UnsupportedTask:
+        return False
+
+
 def example_of(task: str) -> tuple[str, str]:
     """Return the path, and curl's words for the body, of a call that shows what the task does."""
     if task in _FILE_EXAMPLES:

@@ -67,6 +67,15 @@ def test_shard_that_cannot_start_ends_the_launcher_with_the_code_of_the_cause(
     assert all(word in first for word in words)
 
 
+def test_several_shards_of_a_model_without_generation_are_refused_with_advice(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    with launched(["--model-id", str(tmp_path / "model"), "--num-shard", "2"], tmp_path) as server:
+        assert server.wait_exit(START_LIMIT_S) == ExitCode.WRONG_SETTING
+        assert "a model of the task image-classification has one shard: give --num-replicas 2" in server.log_text
+
+
 def test_taken_port_has_a_code_of_its_own(model: Path, tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -21,13 +21,11 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
 
+from tests.fakes.hostile_pictures import HOSTILE_PICTURES, encode, picture, png
+from tests.fakes.hostile_sounds import HOSTILE_SOUNDS, wav
 from tests.fakes.real_row_shard import RealRowShard
 from tests.fakes.running_router import RunningRouter
 from tests.fakes.tiny_media import make_media_model, picture_file, sound_file
-from tests.unit.shard.media.test_audio_file import HOSTILE as HOSTILE_SOUNDS
-from tests.unit.shard.media.test_audio_file import wav
-from tests.unit.shard.media.test_image_file import HOSTILE as HOSTILE_PICTURES
-from tests.unit.shard.media.test_image_file import encode, picture, png
 
 MAX_GROWTH_BYTES = 400 << 20  # of the whole process, with the copies of the body in router and shard
 LIMIT_S = 1.0

@@ -18,6 +18,7 @@ from textmill_launcher.plan.report import make_plan, size
 from textmill_launcher.plan.source import ModelFacts, read_folder
 from textmill_launcher.plan.tensor_headers import read_local_headers
 from textmill_launcher.settings import Settings
+from textmill_launcher.task_choice import reads_texts
 
 GIB = 1024**3
 LITTLE_ROOM_BYTES = 10 * GIB
@@ -84,7 +85,8 @@ def _native_cache(settings: Settings, environ: Mapping[str, str]) -> Iterator[Fi
 def _folder(settings: Settings, source: ModelSource) -> Iterator[Finding]:
     folder = source.path
     found_all = True
-    for name in ("config.json", "tokenizer.json"):
+    names = ("config.json", "tokenizer.json") if reads_texts(folder, settings.task) else ("config.json",)
+    for name in names:
         try:
             json.loads((folder / name).read_text(encoding="utf-8"))
             yield ok(name, f"{folder / name}")

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import time
 import wave
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ _IMAGE_TASKS = ("image-classification", "object-detection", "image-segmentation"
 # Heads whose files run alone: speech of any length, and masks as large as the image.
 _ALONE = (HeadName.TRANSCRIPTS, HeadName.SEGMENTS)
 _TRIAL_PIXELS = 640
-_TRIAL_SECONDS = 5
+_TRIAL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def load_media(options: TaskOptions, limits: MediaLimits, on_progress: OnProgres
     runner = MediaRunner({head_name: head}, reader, device=source.device)
     media = "image" if options.task in _IMAGE_TASKS else "audio"
     max_batch_files = 1 if head_name in _ALONE else MAX_TOGETHER
-    batch_s = _warm_up(runner, head_name, media) * max_batch_files
+    batch_s = _warm_up(runner, head_name, _trial_file(media, limits), media) * max_batch_files
     trim_heap()
     weight_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     dtype = str(source.dtype).removeprefix("torch.")
@@ -239,7 +240,14 @@ def _min_samples(config: Any) -> int:
     return num_samples
 
 
-def _warm_up(runner: MediaRunner, head: HeadName, media: str) -> float:
+def _trial_file(media: str, limits: MediaLimits) -> bytes:
+    """Return a file within the limits that every model can read."""
+    if media == "image":
+        return _plain_picture(min(_TRIAL_PIXELS, math.isqrt(limits.max_pixels)))
+    return _quiet_sound(min(_TRIAL_SECONDS, limits.max_seconds))
+
+
+def _warm_up(runner: MediaRunner, head: HeadName, data: bytes, media: str) -> float:
     """Compute one file twice, and return the seconds of the second time. Raises UnsupportedModelError."""
     params: Params = None
     if head is HeadName.BOXES:
@@ -248,7 +256,6 @@ def _warm_up(runner: MediaRunner, head: HeadName, media: str) -> float:
         params = SegmentParams(0.9, 0.5, 0.5)
     elif head is HeadName.TRANSCRIPTS:
         params = TranscriptParams(max_new_tokens=8)
-    data = _gray_picture() if media == "image" else _quiet_sound()
     seconds = 0.0
     for _ in range(2):
         began_s = time.monotonic()
@@ -259,17 +266,17 @@ def _warm_up(runner: MediaRunner, head: HeadName, media: str) -> float:
     return seconds
 
 
-def _gray_picture() -> bytes:
+def _plain_picture(side: int) -> bytes:
     written = io.BytesIO()
-    Image.new("RGB", (_TRIAL_PIXELS, _TRIAL_PIXELS), (99, 120, 140)).save(written, "PNG")
+    Image.new("RGB", (side, side), (99, 120, 140)).save(written, "PNG")
     return written.getvalue()
 
 
-def _quiet_sound() -> bytes:
+def _quiet_sound(seconds: float) -> bytes:
     written = io.BytesIO()
     with wave.open(written, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(16_000)
-        file.writeframes(b"\x05\x00\xfb\xff" * (8_000 * _TRIAL_SECONDS))
+        file.writeframes(b"\x05\x00\xfb\xff" * math.floor(8_000 * seconds))
     return written.getvalue()

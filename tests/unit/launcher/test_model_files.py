@@ -1,6 +1,7 @@
 """The folder or file that each kind of name means, and the names that are refused."""
 
 import asyncio
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,17 @@ def test_folder_that_lacks_something_is_refused(tmp_path: Path, names: list[str]
     folder = make_model_folder(tmp_path / "model", *names)
     with pytest.raises(ModelFilesError, match=words):
         asyncio.run(find_model(load_settings(["--model-id", str(folder)], {}), {}, no_helper))
+
+
+@pytest.mark.parametrize(
+    ("class_name", "flags"),
+    [("ViTForImageClassification", []), ("Wav2Vec2ForCTC", []), ("X", ["--task", "object-detection"])],
+)
+def test_a_model_of_images_or_audio_needs_no_tokenizer(tmp_path: Path, class_name: str, flags: list[str]) -> None:
+    folder = make_model_folder(tmp_path / "model", "config.json", "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architectures": [class_name]}))
+    found = asyncio.run(find_model(load_settings(["--model-id", str(folder), *flags], {}), {}, no_helper))
+    assert found.path == folder
 
 
 def test_pickled_weights_are_taken_only_when_they_are_allowed(tmp_path: Path) -> None:

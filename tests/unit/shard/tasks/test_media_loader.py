@@ -220,6 +220,21 @@ def test_files_of_one_shape_run_together(tmp_path: Path) -> None:
     assert len(passes) == 2  # at most eight together
 
 
+@pytest.mark.parametrize(
+    ("task", "model_type", "auto_class"),
+    [
+        ("image-classification", "vit", AutoModelForImageClassification),
+        ("audio-classification", "hubert", AutoModelForAudioClassification),
+    ],
+)
+def test_the_file_of_the_warm_up_keeps_to_small_limits(
+    tmp_path: Path, task: str, model_type: str, auto_class: Any
+) -> None:
+    make_media_model(tmp_path, model_type, auto_class)
+    limits = MediaLimits(max_pixels=1000, max_seconds=0.5)
+    assert load_media(TaskOptions(tmp_path, task), limits, lambda phase, share: None).batch_s > 0
+
+
 def test_a_model_of_another_task_is_refused(tmp_path: Path) -> None:
     make_media_model(tmp_path, "vit", AutoModelForImageClassification)
     with pytest.raises(UnsupportedModelError, match="AutoModelForObjectDetection"):

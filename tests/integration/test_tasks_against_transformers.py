@@ -259,42 +259,167 @@ def test_fill_mask(served: dict[str, Served]) -> None:
     close(one.post({"inputs": texts[0], "parameters": {"targets": targets}}), pipe(texts[0], targets=targets))
 
 
-def spans_by_formula(one: Served, question: str, context: str, max_answer_len: int) -> list[tuple[float, str]]:
-    """Return the score and the text of each span of a context that fits one row, from the raw logits."""
+def spans_by_formula(
+    one: Served,
+    question: str,
+    context: str,
+    max_answer_len: int,
+    *,
+    top_k: int = 1,
+    stride: int = 24,
+    aligns: bool = True,
+) -> tuple[list[tuple[float, str]], float]:
+    """Return the score and the text of each span of a context, from the raw logits of its windows.
+
+    The last number is the least score of "no answer" among the windows.
+    """
     tokenizer = AutoTokenizer.from_pretrained(one.folder)
     model = AutoModelForQuestionAnswering.from_pretrained(one.folder, dtype=torch.float32).eval()
-    whole = tokenizer(question, context, return_offsets_mapping=True, return_tensors="pt")
-    offsets = whole.pop("offset_mapping")[0].tolist()
-    with torch.inference_mode():
-        logits = model(**whole)
-    inside = [place for place, sequence in enumerate(whole.sequence_ids(0)) if sequence == 1]
-    counted = [0, *inside]
-    start, end = (row[0][counted].softmax(-1).tolist() for row in (logits.start_logits, logits.end_logits))
+    windows = tokenizer(
+        question,
+        context,
+        truncation="only_second",
+        max_length=48,
+        stride=stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
     scores: dict[str, list[Any]] = {}
-    spans = [
-        (start[1 + first] * end[1 + last], first, last)
-        for first in range(len(inside))
-        for last in range(first, min(first + max_answer_len, len(inside)))
-    ]
-    for score, first, last in sorted(spans, reverse=True)[:12]:
-        left = whole.word_to_chars(0, whole.token_to_word(0, inside[first]), 1).start
-        right = whole.word_to_chars(0, whole.token_to_word(0, inside[last]), 1).end
-        assert left <= offsets[inside[first]][0]
-        text = context[left:right]
-        entry = scores.setdefault(text.lower(), [0.0, text])
-        entry[0] += score
-    return sorted(((score, text) for score, text in scores.values()), reverse=True)
+    nothing = []
+    for window, ids in enumerate(windows["input_ids"]):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([ids]))
+        inside = [place for place, sequence in enumerate(windows.sequence_ids(window)) if sequence == 1]
+        counted = [0, *inside]
+        start, end = (row[0][counted].softmax(-1).tolist() for row in (logits.start_logits, logits.end_logits))
+        nothing.append(start[0] * end[0])
+        spans = [
+            (start[1 + first] * end[1 + last], first, last)
+            for first in range(len(inside))
+            for last in range(first, min(first + max_answer_len, len(inside)))
+        ]
+        offsets = windows["offset_mapping"][window]
+        for score, first, last in sorted(spans, reverse=True)[: 2 * top_k + 10]:
+            left, right = offsets[inside[first]][0], offsets[inside[last]][1]
+            if aligns:
+                left = windows.word_to_chars(window, windows.token_to_word(window, inside[first]), 1).start
+                right = windows.word_to_chars(window, windows.token_to_word(window, inside[last]), 1).end
+            text = context[left:right]
+            entry = scores.setdefault(text.lower(), [0.0, text])
+            entry[0] += score
+    return sorted(((score, text) for score, text in scores.values()), reverse=True), min(nothing)
 
 
 def test_question_answering(served: dict[str, Served]) -> None:
     one = served["question-answering"]
     question, context = "what is my name?", "My name is Sarah and I live in London, the sunny day"
-    expected = spans_by_formula(one, question, context, 15)
+    expected, _ = spans_by_formula(one, question, context, 15)
     found = one.post({"inputs": {"question": question, "context": context}})
     close((found["score"], found["answer"]), expected[0])
     assert context[found["start"] : found["end"]] == found["answer"]
     listed = one.post({"inputs": [{"question": question, "context": context}]})
     close(listed, [found])
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"top_k": 3},
+        {"top_k": 2, "max_answer_len": 1},
+        {"top_k": 4, "doc_stride": 8},
+        {"top_k": 2, "align_to_words": False},
+        {"top_k": 2, "max_seq_len": 48, "max_question_len": 64},
+        {"top_k": 30, "handle_impossible_answer": True},
+    ],
+    ids=lambda one: "-".join(one),
+)
+def test_question_answering_reads_long_contexts_in_windows(
+    served: dict[str, Served], parameters: dict[str, Any]
+) -> None:
+    one = served["question-answering"]
+    question = "what is my name?"
+    context = " ".join(["My name is Sarah and I live in London, the sunny day naïve 🎉 день"] * 6)
+    top_k = parameters["top_k"]
+    expected, nothing = spans_by_formula(
+        one,
+        question,
+        context,
+        parameters.get("max_answer_len", 15),
+        top_k=top_k,
+        stride=parameters.get("doc_stride", 24),
+        aligns=parameters.get("align_to_words", True),
+    )
+    if parameters.get("handle_impossible_answer"):
+        expected = sorted([*expected, (nothing, "")], reverse=True)
+    found = one.post({"inputs": {"question": question, "context": context}, "parameters": parameters})
+    close([entry["score"] for entry in found], [score for score, _ in expected[:top_k]])
+    for entry in found:
+        assert context[entry["start"] : entry["end"]] == entry["answer"]
+
+
+def test_the_parameters_of_vectors(served: dict[str, Served]) -> None:
+    one = served["feature-extraction"]
+    tokenizer = AutoTokenizer.from_pretrained(one.folder)
+    model = AutoModel.from_pretrained(one.folder, dtype=torch.float32).eval()
+    text = " ".join(["the sunny day and my happy cat in london"] * 9)
+
+    def mean(ids: list[int]) -> Any:
+        with torch.inference_mode():
+            return model(input_ids=torch.tensor([ids])).last_hidden_state[0].mean(dim=0)
+
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+    first, last = mean([2, *whole[:46], 3]), mean([2, *whole[-46:], 3])
+    close(one.post({"inputs": text}), (first / first.norm()).tolist())
+    close(one.post({"inputs": text, "normalize": False}), first.tolist())
+    close(one.post({"inputs": text, "truncation_direction": "left"}), (last / last.norm()).tolist())
+    close(one.post({"inputs": [text], "dimensions": 8}), [(first[:8] / first[:8].norm()).tolist()])
+    close(one.post({"inputs": text, "parameters": {"normalize": False, "dimensions": 8}}), first[:8].tolist())
+    for body in (
+        {"inputs": text, "truncate": False},
+        {"inputs": ""},
+        {"inputs": []},
+        {"inputs": text, "dimensions": 99},
+    ):
+        assert one.client.post("/", json=body).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("task", "parameters"),
+    [("text-classification", {}), ("token-classification", {"ignore_labels": []}), ("fill-mask", {"top_k": 3})],
+)
+def test_sixty_four_calls_of_mixed_lengths_are_as_alone(
+    served: dict[str, Served], task: str, parameters: dict[str, Any]
+) -> None:
+    one = served[task]
+    words = ["dog", "cat", "day", "name", "sarah", "london", "happy", "sunny"]
+    texts = [" ".join(words[(start + step) % 8] for step in range(1 + start % 40)) for start in range(64)]
+    if task == "fill-mask":
+        texts = [f"{text} [MASK]" for text in texts]
+    pipe = one.pipeline(task)
+    how = {"top_k": None} if task == "text-classification" else dict(parameters)
+    if task == "token-classification":
+        how["aggregation_strategy"] = "simple"
+    expected = [pipe(text, **how) for text in texts]
+    with ThreadPoolExecutor(64) as pool:
+        found = list(pool.map(lambda text: one.post({"inputs": text, "parameters": parameters}), texts))
+    close([answer[0] for answer in found] if task == "text-classification" else found, expected)
+    listed = one.post({"inputs": texts[:1], "parameters": parameters})
+    close(listed, expected[:1])
+
+
+def test_texts_that_are_too_long_or_empty(served: dict[str, Served]) -> None:
+    text = " ".join(["the sunny day and my happy cat"] * 20)
+    one = served["text-classification"]
+    assert one.client.post("/", json={"inputs": text}).status_code == 422
+    cut = one.pipeline("text-classification")(text, top_k=None, truncation=True, max_length=48)
+    close(one.post({"inputs": text, "parameters": {"truncation": True}}), [cut])
+    assert served["fill-mask"].client.post("/", json={"inputs": f"{text} [MASK]"}).status_code == 422
+    for task in ("text-classification", "token-classification", "fill-mask"):
+        for inputs in ("", [], ["dog", ""]):
+            answer = served[task].client.post("/", json={"inputs": inputs})
+            assert answer.status_code == 422, (task, inputs)
+    for empty in ({"question": "", "context": "a dog"}, {"question": "what?", "context": ""}):
+        assert served["question-answering"].client.post("/", json={"inputs": empty}).status_code == 422
 
 
 def test_architectures_that_write_text_or_none_are_refused_at_the_right_place(served: dict[str, Served]) -> None:

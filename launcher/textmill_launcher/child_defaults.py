@@ -1,6 +1,7 @@
 """The defaults of router and shard, for `--help`. `make flags-page` writes this file."""
 
 CHILD_DEFAULTS: dict[str, str] = {
+    "batch_window_ms": "0",
     "block_size": "16",
     "body_timeout": "30.0",
     "cors_max_age": "600",

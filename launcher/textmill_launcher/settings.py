@@ -165,6 +165,9 @@ class Settings:
     max_queued_rows: int | None = option(
         integer(1), "rows in work or waiting of a task without generation; more get 429", to=ROUTER
     )
+    batch_window_ms: int | None = option(
+        integer(0, 1000), "milliseconds that rows of a task wait for more rows while no batch runs", to=ROUTER
+    )
     max_task_rows: int | None = option(
         integer(1), "rows of one call of a task without generation; without it 1024, of files 32", to=ROUTER
     )

@@ -172,7 +172,12 @@ async def start_rows(service: Service) -> RowEngine:
     if not is_file_task(settings.task):
         reader = await asyncio.to_thread(TextReader.load, settings.model_dir, settings.validation_workers)
     options = [ShardClientOptions(link) for link in _shard_links(settings)]
-    engine = RowEngine(options, "" if reader is None else reader.digest, on_change=service.health.look)
+    engine = RowEngine(
+        options,
+        "" if reader is None else reader.digest,
+        batch_window_s=service.settings.batch_window_ms / 1000,
+        on_change=service.health.look,
+    )
     service.attach_rows(engine)
     await engine.start()
     try:

@@ -233,6 +233,9 @@ class Settings:
     max_queued_rows: int = _option(
         _integer(1), "rows in work or waiting of a task without generation; more get 429", 4096
     )
+    batch_window_ms: int = _option(
+        _integer(0, 1000), "milliseconds that rows of a task wait for more rows while no batch runs", 0
+    )
     max_task_rows: int | None = _option(
         _integer(1),
         "rows of one call of a task without generation; without it 1024, of files 32",

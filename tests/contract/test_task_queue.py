@@ -1,6 +1,7 @@
 """The queue of rows over HTTP: batches, losses, faults, callers that leave, limits and the end of a server."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -54,6 +55,23 @@ class Callers:
 
     def post(self, body: Any, **headers: str) -> "Future[httpx.Response]":
         return self._pool.submit(self._client.post, "/", json=body, headers=headers)
+
+
+def test_a_window_lets_the_first_row_wait_for_others(tmp_path: Path) -> None:
+    with serving(tmp_path, batch_window_ms=1000) as router, Callers(router) as callers:
+        answers = [callers.post({"inputs": text}) for text in ("a dog", "my cat", "the sunny day")]
+        assert [answer.result().status_code for answer in answers] == [200] * 3
+        assert isinstance(router.shard, FakeRowShard)
+        assert [len(batch.rows) for batch in router.shard.batches] == [3]
+
+
+def test_a_whole_batch_waits_for_no_window(tmp_path: Path) -> None:
+    options = RowShardOptions(max_batch_tokens=8)
+    with serving(tmp_path, options, batch_window_ms=1000) as router, router.client() as client:
+        began_s = time.monotonic()
+        for _ in range(5):
+            assert client.post("/", json={"inputs": ["a dog", "my cat"]}).status_code == 200
+        assert time.monotonic() - began_s < 5.0  # five windows
 
 
 def test_rows_that_wait_run_together_sorted_by_length(tmp_path: Path) -> None:

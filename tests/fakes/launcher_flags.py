@@ -94,6 +94,7 @@ GOOD_VALUES = {
     "max_queued_rows": ("9", 9),
     "pooling": ("cls", "cls"),
     "max_batch_tokens": ("512", 512),
+    "batch_window_ms": ("7", 7),
     "max_task_rows": ("10", 10),
     "media_payload_limit": ("1000", 1000),
     "max_image_pixels": ("2000", 2000),

@@ -76,7 +76,8 @@ class RowEngine:
     """The engine between the HTTP side and the shards of rows, with the calls that the service makes of an engine.
 
     The owner calls `start`, then `compute` from the same asyncio loop, then `stop`. `max_batch_tokens` narrows the
-    limit of the shards. `on_change` is called after each change of a status.
+    limit of the shards. While no batch runs, rows wait `batch_window_s` for more rows. `on_change` is called after each
+    change of a status.
     """
 
     def __init__(
@@ -85,10 +86,13 @@ class RowEngine:
         tokenizer_digest: str,
         *,
         max_batch_tokens: int | None = None,
+        batch_window_s: float = 0.0,
         on_change: Callable[[], object] = lambda: None,
     ) -> None:
         self._tell = on_change
         self._max_batch_tokens = max_batch_tokens
+        self._batch_window_s = batch_window_s
+        self._window_ends_s: float | None = None  # on the loop's clock; None while no row waits
         self.metrics = RowMetrics()
         self._queue: RowQueue[AnyRow] = RowQueue()
         self._calls: dict[CallNumber, _Call] = {}
@@ -172,6 +176,7 @@ class RowEngine:
         self._calls[number] = call
         began_s = time.monotonic()
         self._queue.add(number, rows[0].head, [(row.size, row) for row in rows])
+        self._open_window()
         self._form_soon()
         try:
             await call.done
@@ -200,6 +205,18 @@ class RowEngine:
             if not call.done.done():
                 call.done.set_exception(error)
 
+    def _open_window(self) -> None:
+        """Let the first row that waits wait for others, if the operator wants that."""
+        if self._batch_window_s > 0.0 and self._window_ends_s is None:
+            loop = asyncio.get_running_loop()
+            self._window_ends_s = loop.time() + self._batch_window_s
+            loop.call_at(self._window_ends_s, self._form_soon)
+
+    def _waits_for_rows(self, limits: BatchLimits) -> bool:
+        """Whether the window of the waiting rows is open, and they are no whole batch."""
+        ends_s = self._window_ends_s
+        return ends_s is not None and asyncio.get_running_loop().time() < ends_s and not self._queue.fills_batch(limits)
+
     def _form_soon(self) -> None:
         """Form batches once, after this turn of the loop, for all that the turn submits or brings back."""
         if not self._is_due:
@@ -216,10 +233,13 @@ class RowEngine:
             limits = self._limits_of(replica.facts)
             if replica.num_running and not self._queue.fills_batch(limits):
                 return
+            if self._waits_for_rows(limits):
+                return
             batch = self._queue.next_batch(limits)
             task = asyncio.create_task(self._run_batch(replica, replica.begin_batch(), batch))
             self._sends.add(task)
             task.add_done_callback(self._sends.discard)
+        self._window_ends_s = None
 
     def _free_replica(self) -> RowReplica | None:
         """Return the replica that has the least to do, or None where each has as many batches as it may have."""

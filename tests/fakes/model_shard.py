@@ -170,7 +170,7 @@ class ModelShard:
         self._launched: deque[LaunchedStep] = deque()
         self._clock = 0
         self.images: dict[bytes, int] = {}  # bytes of the images that are kept, that used longest ago first
-        self.leases: dict[bytes, int] = {}  # turn at which the lease of an image ends
+        self.leases: dict[bytes, list[int]] = {}  # turns at which the leases of an image end
         self._plans: deque[tuple[int, Plan]] = deque()
         self._results: deque[tuple[int, StepResult]] = deque()
 
@@ -200,7 +200,7 @@ class ModelShard:
         """Return whether an image is kept, and renew its lease."""
         if digest in self.images:
             self.images[digest] = self.images.pop(digest)
-            self.leases[digest] = self._clock + lease_turns
+            self.leases[digest].append(self._clock + lease_turns)
         return digest in self.images
 
     def put(self, digest: bytes, num_bytes: int, lease_turns: int) -> bool:
@@ -209,12 +209,12 @@ class ModelShard:
         for other in list(self.images):
             if sum(self.images.values()) + num_bytes <= self.pool.media_cache_bytes:
                 break
-            if other not in needed and self.leases[other] <= self._clock:
+            if other not in needed and all(end <= self._clock for end in self.leases[other]):
                 del self.images[other], self.leases[other]
         if sum(self.images.values()) + num_bytes > self.pool.media_cache_bytes:
             return False
         self.images[digest] = num_bytes
-        self.leases[digest] = self._clock + lease_turns
+        self.leases[digest] = [self._clock + lease_turns]
         return True
 
     def _needed(self, occupant: Occupant) -> list[bytes]:
@@ -282,8 +282,9 @@ class ModelShard:
             digest = extend_digest(digest, token)
             digests.append(digest)
         occupant = Occupant(admit, tokens, digests, admit.num_cached_tokens, list(admit.block_ids))
-        for digest in self._needed(occupant):
+        for digest in dict.fromkeys(self._needed(occupant)):
             assert digest in self.images, f"request {admit.request_id} is admitted without an image that it needs"
+            del self.leases[digest][:1]
         needed = [span.start for span in admit.request.media_spans if span.end > admit.num_cached_tokens]
         if needed:
             occupant.ready_until = needed[0]

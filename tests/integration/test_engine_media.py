@@ -110,6 +110,8 @@ def test_texts_go_on_while_an_image_is_on_its_way_and_an_image_is_put_once(
             shard.resume_puts()
             assert [(await task).text for task in (first, second)] == [alphabet(10)] * 2
             assert shard.media_calls.count(A_PUT) == 1
+            # Each request has asked once for itself, and the one that did not put the image has a lease of its own.
+            assert shard.media_calls.count("has 1") == 3
 
     run(body())
 

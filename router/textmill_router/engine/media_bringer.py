@@ -108,18 +108,20 @@ class MediaBringer:
                 self._counts.num_hits += len(kept)
             num_asked += 1
             missing = [item for digest, item in items.items() if digest not in kept]
-            for item in missing:
-                await self._put_once(item)
-            if not missing or self._now() - began_s < ASK_AGAIN_S:
+            own_puts = [await self._put_once(item) for item in missing]
+            # An image that another request has put has a lease of that request alone.
+            if all(own_puts) and (not missing or self._now() - began_s < ASK_AGAIN_S):
                 return began_s
 
-    async def _put_once(self, item: MediaItem) -> None:
-        """Put an image, or wait for another request that puts the image now."""
+    async def _put_once(self, item: MediaItem) -> bool:
+        """Put an image, or wait for another request that puts the image now, and return whether this request put it."""
         task = self._puts.get(item.digest)
+        is_own = task is None
         if task is None:
             task = self._puts[item.digest] = asyncio.create_task(self._put(item))
             task.add_done_callback(lambda done: self._forget_put(item.digest, done))
         await asyncio.shield(task)
+        return is_own
 
     def _forget_put(self, digest: bytes, task: "asyncio.Task[None]") -> None:
         if self._puts.get(digest) is task:

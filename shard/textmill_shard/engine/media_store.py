@@ -1,7 +1,8 @@
 """Keeps images on rank 0: first their tensors, then, once the tower has run, their rows (rule 33).
 
-The store holds at most a number of bytes. An item that is needed is not given up: a slot has pinned it, or its lease
-runs, which begins when the router puts the item or asks for it. Of the others, the item used longest ago goes first.
+The store holds at most a number of bytes. An item that is needed is not given up: a slot has pinned it, or a lease of
+it runs. A lease begins each time that the router puts the item or asks for it. The lease ends with the pin of the
+request for which the router did so, or after some seconds. Of the others, the item used longest ago goes first.
 """
 
 import threading
@@ -32,8 +33,12 @@ class KeptItem:
     num_rows: int  # by the header
     tensors: Mapping[str, torch.Tensor] | None
     rows: MediaRows | None
-    lease_end_s: float
+    lease_ends_s: list[float]  # rising
     num_pins: int = 0
+
+    def is_needed(self, now_s: float) -> bool:
+        """Whether a pin or a lease holds the item."""
+        return self.num_pins > 0 or (bool(self.lease_ends_s) and self.lease_ends_s[-1] > now_s)
 
 
 class MediaStore:
@@ -67,11 +72,11 @@ class MediaStore:
         return max(num_tensor_bytes, num_rows * self._row_bytes)
 
     def kept(self, digests: Iterable[bytes]) -> tuple[bytes, ...]:
-        """Return those of the digests whose items are kept, and renew their leases."""
+        """Return those of the digests whose items are kept, and begin a lease of each."""
         with self._lock:
             found = tuple(digest for digest in digests if digest in self._items)
             for digest in found:
-                self._items[digest].lease_end_s = self._clock() + self._lease_s
+                self._begin_lease(self._items[digest])
                 self._items.move_to_end(digest)
         return found
 
@@ -84,7 +89,7 @@ class MediaStore:
             for digest, item in self._items.items():
                 if free_bytes >= num_bytes:
                     break
-                if not item.num_pins and item.lease_end_s <= now_s:
+                if not item.is_needed(now_s):
                     unneeded.append(digest)
                     free_bytes += item.num_bytes
             if free_bytes < num_bytes:
@@ -105,21 +110,23 @@ class MediaStore:
         """Keep an item in the room that was reserved for it. An item that is kept already stays as it is."""
         with self._lock:
             self._reserved_bytes -= num_bytes
-            lease_end_s = self._clock() + self._lease_s
             item = self._items.get(digest)
             if item is None:
-                self._items[digest] = KeptItem(num_bytes, num_rows, tensors, None, lease_end_s)
+                item = self._items[digest] = KeptItem(num_bytes, num_rows, tensors, None, [])
                 self._num_bytes += num_bytes
-            else:
-                item.lease_end_s = lease_end_s
+            self._begin_lease(item)
             self._tell()
 
     def pin(self, digest: bytes) -> KeptItem | None:
-        """Keep an item until `unpin` of what is returned, which is None where the item is not there."""
+        """Keep an item until `unpin` of what is returned, which is None where the item is not there.
+
+        The pin takes the place of the oldest lease.
+        """
         with self._lock:
             item = self._items.get(digest)
             if item is not None:
                 item.num_pins += 1
+                del item.lease_ends_s[:1]
                 self._items.move_to_end(digest)
             return item
 
@@ -133,7 +140,7 @@ class MediaStore:
         """Let no item be held by a lease, because the router that wanted them has gone."""
         with self._lock:
             for item in self._items.values():
-                item.lease_end_s = 0.0
+                item.lease_ends_s.clear()
 
     def tensors_of(self, digest: bytes) -> Mapping[str, torch.Tensor] | None:
         """Return the tensors of an item whose rows are not there, and None of any other."""
@@ -176,6 +183,11 @@ class MediaStore:
     def num_bytes(self) -> int:
         """The bytes that all items count for."""
         return self._num_bytes
+
+    def _begin_lease(self, item: KeptItem) -> None:
+        now_s = self._clock()
+        item.lease_ends_s = [end_s for end_s in item.lease_ends_s if end_s > now_s]
+        item.lease_ends_s.append(now_s + self._lease_s)
 
     def _forget(self, digest: bytes) -> None:
         self._num_bytes -= self._items.pop(digest).num_bytes

@@ -277,6 +277,18 @@ def test_a_slot_keeps_its_image_until_the_image_is_computed_or_the_slot_is_dropp
         put_image(desk, IMAGE)  # the image is computed, so that its room is free
 
 
+def test_images_that_are_computed_leave_their_room_at_once() -> None:
+    """Ten images come one after the other, of which the store holds two, in less time than a lease."""
+    desk = media_desk(FormulaTower(), max_bytes=40, clock=lambda: 0.0)
+    with Shard(facts=SHARD_FACTS, media=desk) as shard:
+        for number in range(10):
+            image = (number, 1, 2, 3, 4)
+            put_image(desk, image)
+            shard.results.clear()
+            shard.send(admits=[with_images(admit(0, PROMPT, max_new=2), (3, image))])
+            assert shard.run_to_end(0)[0] == greedy([1, 2, 3, *image, 4], 2)
+
+
 def test_rule_21_a_new_epoch_ends_leases_and_pins_and_keeps_the_images() -> None:
     tower = FormulaTower()
     with shard_with(tower) as (shard, desk):

@@ -60,6 +60,21 @@ def test_a_lease_keeps_an_item_for_its_time_and_a_question_renews_the_lease() ->
     assert world.kept() == "cd"
 
 
+def test_a_pin_takes_the_place_of_one_lease() -> None:
+    """Two requests want the image. The first has computed it, and the second is not admitted yet."""
+    world = World()
+    world.put("a", 100)
+    assert world.store.kept([b"a"]) == (b"a",)
+    for is_last in (False, True):
+        pin = world.store.pin(b"a")
+        assert pin is not None
+        world.store.unpin(pin)
+        if not is_last:
+            with pytest.raises(NoMediaRoom):
+                world.store.reserve(1)
+    world.store.reserve(100)  # long before the leases would end
+
+
 def test_a_pin_keeps_an_item_until_the_last_pin_ends() -> None:
     world = World()
     world.put("a", 100)

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.proxies
 LIMIT_S = 60
 NUM_CONVERSATIONS = 9
 NUM_TURNS = 5
+TGI_ROUTES = ("/generate", "/generate_stream", "/tokenize")
 SHOWN = {
     words[words.index("--policy") + 1]: words
     for words in (command.text.split() for command in commands() if command.text.startswith("vllm-router "))
@@ -149,6 +150,9 @@ def test_streams_and_refusals_come_through(tmp_path: Path, fleet: Fleet) -> None
             lines = [line for line in stream.iter_lines() if line.startswith("data:")]
         assert lines[-1] == "data: [DONE]"
         assert len(lines) > 3
+        # As docs/deploy.md says: the router drops `inputs` of /generate, and hands other routes on as they are.
+        body_of_tgi = {"inputs": "a", "parameters": {"max_new_tokens": 2}}
+        assert [client.post(path, json=body_of_tgi).status_code for path in TGI_ROUTES] == [422, 200, 200]
         bad = client.post("/v1/completions", json={"model": "tiny", "prompt": "a", "top_p": 7})
         assert bad.status_code == 422
 

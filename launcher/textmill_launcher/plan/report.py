@@ -43,6 +43,7 @@ class Plan:
     is_demo: bool = False  # no --model-id was given
     limits_context: bool = False  # the context was asked for or reduced
     adapter_flags: tuple[str, ...] = ()  # as they were given
+    given: tuple[str, ...] = ()  # flags of the memory that were given, which the start needs too
 
 
 def make_plan(
@@ -111,6 +112,7 @@ def make_plan(
         is_demo=settings.model_id is None,
         limits_context=settings.max_total_tokens is not None or found.wish.context_tokens < wish.context_tokens,
         adapter_flags=_adapter_flags(settings),
+        given=_given_memory(settings),
     )
 
 
@@ -125,6 +127,11 @@ def _adapter_flags(settings: Settings) -> tuple[str, ...]:
     if settings.lora_memory_bytes is not None:
         flags += ["--lora-memory-bytes", str(settings.lora_memory_bytes)]
     return (*flags, *(["--lora-runtime-updates"] if settings.lora_runtime_updates else []))
+
+
+def _given_memory(settings: Settings) -> tuple[str, ...]:
+    values = {"--memory-fraction": settings.memory_fraction, "--kv-cache-bytes": settings.kv_cache_bytes}
+    return tuple(word for flag, value in values.items() if value is not None for word in (flag, str(value)))
 
 
 def _device(settings: Settings) -> str:
@@ -164,7 +171,7 @@ def suggested_flags(plan: Plan) -> list[str]:
         flags += ["--max-step-tokens", str(wish.max_step_tokens)]
     if wish.num_slots != DEFAULT_SLOTS:
         flags += ["--num-slots", str(wish.num_slots)]
-    return [*flags, *plan.adapter_flags]
+    return [*flags, *plan.given, *plan.adapter_flags]
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -209,7 +216,8 @@ def _lines(plan: Plan) -> Iterator[str]:
     else:
         yield "fits" if not found.reductions else "fits after these reductions"
     yield f"longest context: {found.longest_context} tokens"
-    yield f"at once: {found.num_at_once} requests of {wish.context_tokens} tokens"
+    requests = "1 request" if found.num_at_once == 1 else f"{found.num_at_once} requests"
+    yield f"at once: {requests} of {wish.context_tokens} tokens"
     yield f"--num-shard can be: {', '.join(map(str, plan.working_num_shards))}"
     if found.fits:
         yield ""

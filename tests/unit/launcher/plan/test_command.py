@@ -78,6 +78,13 @@ def test_text_says_the_same_and_its_command_line_is_one_of_the_launcher(folder: 
     assert settings.lora_memory_bytes == 8 * MIB
 
 
+def test_command_line_keeps_the_flags_of_the_memory(folder: Path) -> None:
+    given = ("--kv-cache-bytes", "3000000", "--memory-fraction", "0.3")
+    shown = as_json("--model-id", str(folder), *given)
+    settings = load_settings(shown["suggested_flags"], {"HOME": "/h"})
+    assert (settings.kv_cache_bytes, settings.memory_fraction) == (3_000_000, 0.3)
+
+
 def test_what_does_not_fit_is_reduced_and_at_last_refused(folder: Path) -> None:
     tight = ("--model-id", str(folder), "--memory-fraction", "1", "--max-total-tokens", "512", "--concurrency", "64")
     shown = as_json(*tight, "--device-memory", "40MiB")

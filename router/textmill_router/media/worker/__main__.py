@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from textmill_router.media.worker.image_reader import ImageReader
 
 
+NICENESS = 10  # on a machine with few cores the steps of text and their delivery come before images
+
+
 def run(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Answer requests until the input ends."""
     head = read_head(requests)
@@ -72,6 +75,7 @@ def main() -> None:
     """Leave signals of the terminal to the router: the end of the input is the end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit(resource.RLIMIT_CORE, 0)
+    os.nice(NICENESS)
     # Libraries write warnings to the standard output of the process; answers go where nothing else does.
     answers = os.fdopen(os.dup(1), "wb", buffering=1 << 16)
     os.dup2(2, 1)

@@ -1,6 +1,7 @@
 """Any bytes that are a plan are taken or refused by name (rule 20), and change nothing where they are refused."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textmill_proto.v1 import shard_pb2 as pb
 from textmill_shard.server.wire import plan_from_wire
-from textmill_shard.slots.plan import PlanRejection
+from textmill_shard.slots.plan import PlanRejection, ShardFacts
 from textmill_shard.slots.plan_check import MAX_MESSAGE_CHARACTERS, PlanRejected, check_plan
 from textmill_shard.slots.slot_table import SlotTable
 
 from tests.fakes.step_harness import BLOCK_SIZE, FACTS, NUM_BLOCKS, NUM_SLOTS
 
+WITH_IMAGES = replace(FACTS, media_kinds=("llava",), uncut_spans=True)
 NUMBERS = st.integers(0, 2**32 - 1) | st.integers(0, 40)
 IDS = st.lists(NUMBERS, max_size=6).map(lambda values: np.array(values, dtype="<u4").tobytes()) | st.binary(max_size=9)
 REALS = st.floats(width=32)
@@ -29,6 +31,17 @@ ADMITS = st.builds(
     max_new_tokens=NUMBERS,
     stop_ids=IDS,
     num_encoder_tokens=NUMBERS,
+    media=st.lists(
+        st.builds(
+            pb.MediaSpan,
+            digest=st.just(bytes(16)) | st.binary(max_size=17),
+            start=NUMBERS,
+            num_tokens=NUMBERS,
+            first_row=NUMBERS,
+            grid=IDS,
+        ),
+        max_size=3,
+    ),
     sampling=st.builds(
         pb.Sampling,
         temperature=REALS,
@@ -52,12 +65,12 @@ PLANS = st.builds(
 )
 
 
-def judge(message: pb.Plan) -> None:
+def judge(message: pb.Plan, facts: ShardFacts = FACTS) -> None:
     """Check the plan against an empty table. Only PlanRejected, with a short text, may come out."""
     table = SlotTable(num_slots=NUM_SLOTS, block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS)
     rejection = PlanRejection(plan=0, slot=0, field="none", message="")
     try:
-        check_plan(plan_from_wire(message), last_number=0, table=table, facts=FACTS)
+        check_plan(plan_from_wire(message), last_number=0, table=table, facts=facts)
     except PlanRejected as rejected:
         rejection = rejected.rejection
     assert rejection.field
@@ -66,9 +79,9 @@ def judge(message: pb.Plan) -> None:
 
 
 @settings(max_examples=250, deadline=None, derandomize=True, database=None)
-@given(message=PLANS)
-def test_any_plan_is_taken_or_refused_by_name(message: pb.Plan) -> None:
-    judge(message)
+@given(message=PLANS, facts=st.sampled_from([FACTS, WITH_IMAGES]))
+def test_any_plan_is_taken_or_refused_by_name(message: pb.Plan, facts: ShardFacts) -> None:
+    judge(message, facts)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -53,6 +53,7 @@ class PlainKernels:
             logit_rows_N=nothing,
             max_query_len=num_tokens,
             max_context_len=int(indices.context_lens_R.max()),
+            span_ends_T=indices.span_ends_T,
         )
         step = ReferenceAttention().prepare(batch, block_size=key_pool.shape[1])
         return step.attend(query_THD, key_pool, value_pool, rule)

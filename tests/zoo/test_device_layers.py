@@ -13,6 +13,9 @@ from tests.fakes.kernel_cases import interpreted_kernels
 from tests.fakes.plain_kernels import PlainKernels, load_by
 from tests.zoo.drive import ZooModel, load_zoo_model, make_zoo_model, run_zoo_model
 from tests.zoo.entry import ZooEntry
+from tests.zoo.image_drive import make_image_model, run_image_model
+from tests.zoo.image_entry import ImageEntry
+from tests.zoo.images import IMAGE_ZOO
 from tests.zoo.table import FLAT, STATE
 
 # Models whose layers turn queries and keys in their own code, or not at all, with the reason. In all others the write
@@ -88,3 +91,16 @@ def test_logits_by_the_kernels_in_the_interpreter(
     assert "rotary_turn 2" in swaps
     assert "gate_up 4" in swaps
     assert run_zoo_model(model, runner).difference <= entry.tolerance
+
+
+@pytest.mark.parametrize("entry", IMAGE_ZOO, ids=lambda entry: entry.name)
+def test_logits_of_texts_with_images_are_those_of_transformers(
+    entry: ImageEntry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_by(monkeypatch, PlainKernels())
+    model = make_image_model(entry, tmp_path)
+    with caplog.at_level(logging.INFO, "textmill_shard"):
+        difference = run_image_model(model, native_cache_dir=None)
+    [swaps] = [getattr(r, "module_swaps", r.message) for r in caplog.records if r.name.startswith("textmill")]
+    assert "rotary_turn" in swaps
+    assert difference <= entry.tolerance

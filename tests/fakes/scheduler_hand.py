@@ -186,10 +186,13 @@ def make_piece(admit: Admit, start: int, logprobs: Sequence[float]) -> SlotPromp
     return SlotPromptLogprobs(admit.slot, admit.request_id, PromptLogprobs(start=start, logprobs=array("d", logprobs)))
 
 
-def preempted(hand: Hand) -> tuple[int, int]:
-    """Run two requests until the plan that extends the first preempts the second. Return their ids."""
+def preempted(hand: Hand, **wishes: object) -> tuple[int, int]:
+    """Run two requests until the plan that extends the first preempts the second. Return their ids.
+
+    `wishes` are fields of the second request.
+    """
     first = hand.admit([1, 2, 3, 4], max_new=20)
-    second = hand.admit([5, 6, 7, 8], max_new=20)
+    second = hand.admit([5, 6, 7, 8], max_new=20, **wishes)
     for token in range(10, 30):
         decision = hand.step([(first.slot, token, 0), (second.slot, token, 0)])
         drops = [drop for plan in decision.plans for drop in plan.drops]

@@ -189,7 +189,7 @@ def test_killed_router_comes_back_with_the_adapters_of_now(server: LaunchedServe
     assert change(server, "load_lora_adapter", lora_name="late", lora_path="late").status_code == 200
     assert change(server, "load_lora_adapter", lora_name="brief", lora_path="other").status_code == 200
     assert change(server, "unload_lora_adapter", lora_name="clerk").status_code == 200
-    shutil.copytree(world.folder / "other", world.folder / "torn")
+    shutil.copytree(world.folder / "other", world.folder / "torn", dirs_exist_ok=True)
     assert change(server, "load_lora_adapter", lora_name="torn", lora_path="torn").status_code == 200
     shutil.copy(world.folder / "late" / WEIGHTS, world.folder / "torn" / WEIGHTS)  # other weights than were loaded
     [router] = server.children("textmill_router")

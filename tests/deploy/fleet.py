@@ -1,6 +1,7 @@
 """Several launchers of a tiny model on one machine, as a proxy or a router has them behind it."""
 
 import re
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -66,10 +67,13 @@ class Fleet:
             member.kill()
         self.servers[port].process.wait(STOP_LIMIT_S)
         psutil.wait_procs(family, STOP_LIMIT_S)
+        for folder in set(re.findall(r"uds_path=([^\s'(]+)/shard-0", self.servers[port].log_text)):
+            shutil.rmtree(folder)  # of its sockets, which a killed launcher leaves
 
-    def answered_ids(self) -> list[str]:
-        """Return the id of each call that a server has answered whole, once for each answer; also of ended servers."""
-        return [name for server in self._logs for name in ANSWERED.findall(server.log_text)]
+    def answered_ids(self, port: int | None = None) -> list[str]:
+        """Return the id of each call that was answered whole, once for each answer: by one server, or by all so far."""
+        servers = self._logs if port is None else [self.servers[port]]
+        return [name for server in servers for name in ANSWERED.findall(server.log_text)]
 
     def metric(self, port: int, name: str) -> float:
         """Return the value of a metric of a server, over all labels."""

@@ -69,6 +69,7 @@ def running_serve(command: str, folder: Path, environ: Mapping[str, str]) -> Ite
         **kept,
         "PATH": os.pathsep.join(paths),
         "RAY_TMPDIR": str(home),
+        "TMPDIR": str(home),  # a launcher that is killed leaves the folder of its sockets there
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),

@@ -132,6 +132,11 @@ def test_prompt_tokens_of_images_have_no_probability(client: httpx.Client) -> No
     of_image = [one["logprob"] for one in prefill if one["text"] == "<image>"]
     assert of_image == [None] * 16
     assert all(one["logprob"] < 0 for one in prefill[1:] if one["text"] != "<image>")
+    found = chat(client, [{"role": "user", "content": [image(PICTURES[0]), text("hello")]}], prompt_logprobs=1)
+    rated = found["prompt_logprobs"]
+    assert rated.count(None) == 17  # the first token, which follows nothing, and the image
+    numbers = [one["logprob"] for entry in rated if entry is not None for one in entry.values()]
+    assert all(-9000 < logprob < 0 for logprob in numbers)
 
 
 def test_text_goes_on_beside_bad_images_and_a_killed_worker(server: LaunchedServer, client: httpx.Client) -> None:

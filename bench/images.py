@@ -1,7 +1,8 @@
 """`python -m bench.images`: images a second of a classifier of ViT-base's shape over HTTP, beside the pipeline.
 
-The pipeline is that of transformers, and the weights are random. Both have the same threads, the same JPEG files and
-the same run; the pipeline runs alone, one image at a time, after the server has ended.
+The pipeline is that of transformers, and the weights are random. Both have the same threads and the same JPEG files.
+They take turns, the server with all callers and the pipeline one image at a time, so that other work on the machine
+slows both.
 """
 
 import argparse
@@ -27,7 +28,8 @@ NUM_LABELS = 1000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=64, help="images of a run")
+    parser.add_argument("--images", type=int, default=32, help="images of a turn")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each")
     parser.add_argument("--callers", type=int, default=16, help="calls beside each other")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     arguments = parser.parse_args()
@@ -36,11 +38,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_model(folder / "model")
-        served_s = _serve(folder, files, num_callers=arguments.callers, num_threads=arguments.threads)
-        alone_s = _run_pipeline(folder / "model", files)
-    print(f"server, {arguments.callers} callers: {len(files) / served_s:.2f} images/s")
-    print(f"transformers' pipeline, one by one: {len(files) / alone_s:.2f} images/s")
-    print(f"ratio: {alone_s / served_s:.2f}")
+        served_s, alone_s = _measure(folder, files, arguments)
+    for number, (served, alone) in enumerate(zip(served_s, alone_s, strict=True), 1):
+        print(f"turn {number}: server {len(files) / served:.2f}, pipeline {len(files) / alone:.2f} images/s")
+    print(f"ratio of all turns: {sum(alone_s) / sum(served_s):.2f}")
 
 
 def _write_model(folder: Path) -> None:
@@ -59,38 +60,36 @@ def _picture(seed: int) -> bytes:
     return written.getvalue()
 
 
-def _serve(folder: Path, files: list[bytes], *, num_callers: int, num_threads: int) -> float:
-    """Return the seconds in which a server answers all files, after one round that does not count."""
+def _measure(folder: Path, files: list[bytes], arguments: argparse.Namespace) -> tuple[list[float], list[float]]:
+    """Return the seconds of each turn of the server and of the pipeline, after a round of each that does not count."""
     port = free_port()
     command = [sys.executable, "-m", "textmill_launcher", "--model-id", str(folder / "model"), "--port", str(port)]
-    command += ["--dtype", "float32", "--device", "cpu", "--num-threads", str(num_threads)]
-    with Server(command, folder / "server.log") as server:
+    command += ["--dtype", "float32", "--device", "cpu", "--num-threads", str(arguments.threads)]
+    pipe = pipeline("image-classification", model=str(folder / "model"), device="cpu", dtype=torch.float32)
+
+    def ask(file: bytes) -> None:
+        connection = HTTPConnection("127.0.0.1", port, timeout=300)
+        connection.request("POST", "/", file)
+        answer = connection.getresponse()
+        found = json.loads(answer.read())
+        connection.close()
+        if answer.status != 200 or len(found) != 5:
+            raise SystemExit(f"{answer.status}: {found}")
+
+    served_s, alone_s = [], []
+    with Server(command, folder / "server.log") as server, ThreadPoolExecutor(arguments.callers) as pool:
         server.wait_for_http(f"http://127.0.0.1:{port}/health", START_LIMIT_S)
-
-        def ask(file: bytes) -> None:
-            connection = HTTPConnection("127.0.0.1", port, timeout=300)
-            connection.request("POST", "/", file)
-            answer = connection.getresponse()
-            found = json.loads(answer.read())
-            connection.close()
-            if answer.status != 200 or len(found) != 5:
-                raise SystemExit(f"{answer.status}: {found}")
-
-        with ThreadPoolExecutor(num_callers) as pool:
-            list(pool.map(ask, files[:num_callers]))
+        list(pool.map(ask, files[:8]))
+        pipe(Image.open(io.BytesIO(files[0])))
+        for _ in range(arguments.turns):
             began_s = time.monotonic()
             list(pool.map(ask, files))
-            return time.monotonic() - began_s
-
-
-def _run_pipeline(folder: Path, files: list[bytes]) -> float:
-    """Return the seconds in which the pipeline answers all files, one by one, with their decoding."""
-    pipe = pipeline("image-classification", model=str(folder), device="cpu", dtype=torch.float32)
-    pipe(Image.open(io.BytesIO(files[0])))
-    began_s = time.monotonic()
-    for file in files:
-        pipe(Image.open(io.BytesIO(file)))
-    return time.monotonic() - began_s
+            served_s.append(time.monotonic() - began_s)
+            began_s = time.monotonic()
+            for file in files:
+                pipe(Image.open(io.BytesIO(file)))
+            alone_s.append(time.monotonic() - began_s)
+    return served_s, alone_s
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ ADAPTERS: Sequence[Mapping[str, int]] = (
     {"self_attn.v_proj": 5, "mlp.up_proj": 2},
 )
 LENGTHS = (30, 1, 3, 27, 5, 14, 1, 2)
-PLACES = (1, 1, 0, 2, 3, 0, 2, 1)
+PLACES = {"base rows": (1, 1, 0, 2, 3, 0, 2, 1), "no base rows": (1, 2, 3, 3, 1, 2, 3, 1)}
 
 
 def make_model(sizes: str, dtype: torch.dtype) -> Any:
@@ -123,33 +123,39 @@ def num_blocks_of(contexts: Sequence[torch.Tensor]) -> int:
 
 
 @pytest.mark.parametrize("wants_hidden", [False, True], ids=["logits", "hidden"])
+@pytest.mark.parametrize("places", PLACES.values(), ids=PLACES)
 @pytest.mark.parametrize("sizes", SIZES)
 @torch.inference_mode()
-def test_rows_equal_models_with_the_product_in_their_weights(sizes: str, wants_hidden: bool) -> None:
+def test_rows_equal_models_with_the_product_in_their_weights(
+    sizes: str, places: Sequence[int], wants_hidden: bool
+) -> None:
     model = make_model(sizes, torch.float32)
     adapters = [make_weights(model, ranks, has_head=number == 1) for number, ranks in enumerate(ADAPTERS)]
     models = [model, *(merged(model, weights) for weights in adapters)]
     contexts = make_contexts()
     wanted = [
         models[place](input_ids=context[None], use_cache=False).logits[0, -1]
-        for context, place in zip(contexts, PLACES, strict=True)
+        for context, place in zip(contexts, places, strict=True)
     ]
     served = Served(deepcopy(model), adapters, num_blocks_of(contexts))
-    found = served.run(contexts, PLACES, wants_hidden=wants_hidden)
+    found = served.run(contexts, places, wants_hidden=wants_hidden)
     for row, wanted_V in enumerate(wanted):
         assert float((found[row] - wanted_V).abs().max() / wanted_V.abs().max()) < TOLERANCE, row
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("places", PLACES.values(), ids=PLACES)
 @pytest.mark.parametrize("sizes", SIZES)
-def test_a_row_gives_the_same_bits_alone_and_beside_any_rows(sizes: str, dtype: torch.dtype) -> None:
+def test_a_row_gives_the_same_bits_alone_and_beside_any_rows(
+    sizes: str, places: Sequence[int], dtype: torch.dtype
+) -> None:
     model = make_model(sizes, dtype)
     adapters = [make_weights(model, ranks, has_head=number == 1) for number, ranks in enumerate(ADAPTERS)]
     contexts = make_contexts()
     served = Served(model, adapters, num_blocks_of(contexts))
-    together = served.run(contexts, PLACES)
-    of_one = {place: served.run(contexts, [place] * len(contexts)) for place in sorted(set(PLACES))}
-    for row, place in enumerate(PLACES):
+    together = served.run(contexts, places)
+    of_one = {place: served.run(contexts, [place] * len(contexts)) for place in sorted(set(places))}
+    for row, place in enumerate(places):
         assert torch.equal(served.run([contexts[row]], [place])[0], together[row]), row
         assert torch.equal(of_one[place][row], together[row]), row
         assert all(torch.equal(together[row], of_one[other][row]) == (other == place) for other in of_one)

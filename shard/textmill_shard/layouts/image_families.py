@@ -8,6 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.model.media import FLOATS, TensorRule
 
@@ -91,7 +96,7 @@ _OTHER_REASON = "nobody has compared their images with transformers here"
 
 
 def family_of(config: Any, *, text_only: bool = False) -> ImageFamily | None:
-    """Return the row of a config, or None for a model without images.
+    """Return the row of a config, or None for a model without images and for one that does not generate text.
 
     Raises UnsupportedModelError for a family without a row, unless `text_only` asks for the model's texts alone.
     """
@@ -99,7 +104,10 @@ def family_of(config: Any, *, text_only: bool = False) -> ImageFamily | None:
         return None
     model_type = str(config.model_type)
     family = FAMILIES.get(model_type)
-    if family is None and not text_only:
+    generates = (
+        model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    )
+    if family is None and generates and not text_only:
         raise UnsupportedModelError(
             f"models of type {model_type} take images, which are not served: "
             f"{_REASONS.get(model_type, _OTHER_REASON)}. docs/models.md lists the families whose images are served; "

@@ -22,6 +22,7 @@ CHILD_DEFAULTS: dict[str, str] = {
     "max_images": "8",
     "max_lora_rank": "64",
     "max_n": "16",
+    "max_queued_file_bytes": "536870912",
     "max_queued_requests": "4096",
     "max_queued_rows": "4096",
     "max_queued_tokens": "8000000",

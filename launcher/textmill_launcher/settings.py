@@ -165,6 +165,11 @@ class Settings:
     max_queued_rows: int | None = option(
         integer(1), "rows in work or waiting of a task without generation; more get 429", to=ROUTER
     )
+    max_queued_file_bytes: int | None = option(
+        integer(1),
+        "bytes of bodies with files, in work or waiting, of a task of images or audio; more get 429",
+        to=ROUTER,
+    )
     batch_window_ms: int | None = option(
         integer(0, 1000), "milliseconds that rows of a task wait for more rows while no batch runs", to=ROUTER
     )

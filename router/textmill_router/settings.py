@@ -233,6 +233,11 @@ class Settings:
     max_queued_rows: int = _option(
         _integer(1), "rows in work or waiting of a task without generation; more get 429", 4096
     )
+    max_queued_file_bytes: int = _option(
+        _integer(1),
+        "bytes of bodies with files, in work or waiting, of a task of images or audio; more get 429",
+        512 << 20,
+    )
     batch_window_ms: int = _option(
         _integer(0, 1000), "milliseconds that rows of a task wait for more rows while no batch runs", 0
     )

@@ -434,3 +434,42 @@ def test_files_beyond_the_limit_get_429(tmp_path: Any) -> None:
         assert int(answer.headers["retry-after"]) >= 1
         router.shard.release()
         assert [one.result() for one in kept] == [best(FILE, 5)] * 2
+
+
+def test_files_beyond_the_bound_in_bytes_get_429_until_a_call_ends(tmp_path: Any) -> None:
+    task, options = KINDS["images"]
+    large, rest = b"x" * 600, b"y" * 400
+    with (
+        task_router(tmp_path, task, options, max_queued_file_bytes=1000) as router,
+        router.client() as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        shard: FakeRowShard = router.shard
+        # Each of these calls needs most of the room, so that each proves that the one before has given its bytes back.
+        shard.lose_batches(2)
+        assert refused(client, large, status=424)[0] == "generation"
+        assert refused(client, {"inputs": "x" * 601})[0] == "validation"  # no base64
+        assert refused(client, b"")[0] == "validation"
+        assert posted(client, large) == best(large, 5)  # the shard is back
+        shard.hold()
+        late = client.post("/", content=large, headers={"x-request-timeout-ms": "50"})
+        assert late.status_code == 504
+
+        connection = router.send("/", {"inputs": coded(large[:450])})  # 600 characters
+        router.wait_until(lambda: router.service.permits.held == 1, "a call is in work")
+        answer = client.post("/", content=large)
+        assert (answer.status_code, answer.json()["error_type"]) == (429, "overloaded")
+        assert "600 more (--max-queued-file-bytes)" in answer.json()["error"]
+        assert int(answer.headers["retry-after"]) >= 1
+        connection.close()
+        router.wait_until(lambda: router.service.file_bytes.held == 0, "the client that left has given its bytes back")
+
+        kept = [pool.submit(posted, client, file) for file in (large, rest)]
+        router.wait_until(lambda: router.service.file_bytes.held == 1000, "as many bytes as the bound are in work")
+        assert refused(client, b"z", status=429)[0] == "overloaded"
+        shard.release()
+        assert [one.result() for one in kept] == [best(large, 5), best(rest, 5)]
+        assert posted(client, large) == best(large, 5)
+        error_type, error = refused(client, b"x" * 1001)
+        assert error_type == "validation"
+        assert "1001 bytes, and the most is 1000 (--max-queued-file-bytes)" in error

@@ -92,6 +92,7 @@ GOOD_VALUES = {
     "served_model_name": ("gpt-9,best", ("gpt-9", "best")),
     "max_queued_requests": ("11", 11),
     "max_queued_rows": ("9", 9),
+    "max_queued_file_bytes": ("5000", 5000),
     "pooling": ("cls", "cls"),
     "max_batch_tokens": ("512", 512),
     "batch_window_ms": ("7", 7),

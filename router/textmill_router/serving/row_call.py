@@ -2,20 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from starlette.types import Receive, Scope
 
 from textmill_router.engine.row_engine import EngineEnded, FileRefused, RowsFailed
 from textmill_router.errors import DeadlineMissed, GenerationBroke, ShuttingDown, ValidationFailed
+from textmill_router.http.api_keys import Caller
 from textmill_router.http.disconnect import UntilClientLeaves
 from textmill_router.serving.call_options import wait_if_asked
 from textmill_router.serving.call_terms import CallTerms
 from textmill_router.serving.row_backend import RowBackend
 from textmill_router.serving.service import Service
 from textmill_router.tasks.call import TaskCall
+from textmill_router.tasks.names import is_file_task
 from textmill_router.tasks.rows import FileRow, RowResult
 
 
@@ -27,6 +29,25 @@ class RowTimes:
     queue_s: float
     inference_s: float
     audio_s: float = 0.0
+
+
+@contextmanager
+def hold_files(service: Service, body: bytes, caller: Caller) -> Iterator[None]:
+    """Hold room for the bytes of a body with files until the block is left. A body of texts needs no such room.
+
+    Raises Overloaded and Recovering when the bodies of other calls leave too little room, and ValidationFailed for a
+    body that has more bytes than there is room at all.
+    """
+    if not is_file_task(service.settings.task):
+        yield
+        return
+    most = service.file_bytes.most_for(caller)
+    if len(body) > most:
+        raise ValidationFailed(
+            f"the body has {len(body)} bytes, and the most is {most} ({service.file_bytes.flag}); send smaller files"
+        )
+    with service.file_bytes.hold(max(1, len(body)), caller):  # an empty body is refused later, by its path
+        yield
 
 
 async def ready_rows(service: Service, scope: Scope, receive: Receive, *, wait_for_model: bool | None) -> RowBackend:

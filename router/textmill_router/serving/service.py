@@ -100,6 +100,12 @@ class Service:
         self.format_flags = FormatFlags(settings.tool_call_parser, settings.reasoning_parser)
         self._settled = asyncio.Event()  # set when the model is ready or the server leaves
         self.permits = self._make_permits()
+        self.file_bytes = Permits(  # one permit for each byte of a body
+            settings.max_queued_file_bytes,
+            back_in_s=self._back_in_s,
+            unit="bytes of files",
+            flag="--max-queued-file-bytes",
+        )
         self.is_leaving = False
         self.response_cache = ResponseCache(settings.response_cache_bytes)
         has_vllm_names = settings.metrics_alias == "vllm"

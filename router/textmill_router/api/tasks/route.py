@@ -27,7 +27,7 @@ from textmill_router.serving.call_options import wants_cache
 from textmill_router.serving.call_terms import terms_of
 from textmill_router.serving.reply_cache import cache_key
 from textmill_router.serving.response_cache import CachedAnswer
-from textmill_router.serving.row_call import RowTimes, compute_rows, ready_rows
+from textmill_router.serving.row_call import RowTimes, compute_rows, hold_files, ready_rows
 from textmill_router.serving.service import Service
 from textmill_router.serving.trace_notes import row_attributes
 from textmill_router.tasks.call import Answer, CallNotes, TaskCall
@@ -102,7 +102,20 @@ class TaskRoute:
         body = self._body(form, found, scope)
         options = _WithOptions() if found.is_file else _read_options(found.data)
         self._check_model(scope, options)
-        asked = options.options or _CallOptions()
+        with hold_files(service, found.data, call_of(scope).caller):
+            await self._answer_body(scope, receive, send, form, found, body, options.options or _CallOptions())
+
+    async def _answer_body(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        form: TaskForm,
+        found: TaskBytes,
+        body: object,
+        asked: _CallOptions,
+    ) -> None:
+        service, settings = self._service, self._service.settings
         backend = await ready_rows(service, scope, receive, wait_for_model=asked.wait_for_model)
         shapes = shapes_for(scope, settings.task_shapes)
         call = form.prepare(body, backend.model, shapes)

@@ -1,8 +1,11 @@
 """Permits are counted, given back, and refused while the server stops."""
 
 import asyncio
+from contextlib import ExitStack
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from textmill_router.errors import Overloaded, Recovering, ShuttingDown
 from textmill_router.http.api_keys import Caller
 from textmill_router.serving.permits import Permits
@@ -130,3 +133,49 @@ def test_one_caller_may_have_all_permits() -> None:
     assert permits.most_for(alone) == 8
     with permits.hold(8, alone):
         pass
+
+
+ERRORS = (None, ValueError, asyncio.CancelledError, TimeoutError)
+# The bytes of a body that comes; or the place of a call that ends, and the error that ends the call.
+CALLS = st.lists(
+    st.one_of(
+        st.tuples(st.just("come"), st.integers(1, 60), st.none()),
+        st.tuples(st.just("end"), st.integers(0, 20), st.sampled_from(ERRORS)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(calls=CALLS)
+def test_bytes_of_calls_that_wait_never_pass_the_bound_and_all_come_back(
+    calls: list[tuple[str, int, type[BaseException] | None]],
+) -> None:
+    permits = Permits(100, unit="bytes of files", flag="--max-queued-file-bytes")
+    waiting: list[tuple[int, ExitStack]] = []
+
+    def end(place: int, error: type[BaseException] | None) -> None:
+        _, call = waiting.pop(place)
+        raised = None if error is None else error()
+        call.__exit__(error, raised, None)
+
+    for what, number, error in calls:
+        held = sum(size for size, _ in waiting)
+        if what == "end":
+            if number < len(waiting):
+                end(number, error)
+        elif held + number <= 100:
+            call = ExitStack()
+            call.enter_context(permits.hold(number))
+            waiting.append((number, call))
+        else:
+            bound = rf"{held} of 100 bytes of files .*\(--max-queued-file-bytes\)"
+            with pytest.raises(Overloaded, match=bound) as refusal:
+                permits.hold(number).__enter__()
+            assert refusal.value.retry_after_s >= 1
+        assert permits.held == sum(size for size, _ in waiting)
+    while waiting:
+        end(0, None)
+    assert permits.held == 0
+    with permits.hold(100):
+        assert permits.is_full

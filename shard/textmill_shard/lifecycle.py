@@ -133,13 +133,13 @@ def serve(settings: ServeSettings) -> int:
 def _start_steps(settings: ServeSettings, device: str, status: ShardStatus) -> tuple[LoadedShard, Callable[[], None]]:
     """Return the loaded model, with an engine on rank 0, and the body of this rank's step loop."""
     parallel = _join_ranks(settings, device)
-    runner, facts = _load(settings, device, parallel, status)
+    runner, facts, encode_s_per_element = _load(settings, device, parallel, status)
     matchers = _load_matchers(settings, facts) if settings.rank == 0 else None
     if matchers is not None:
         facts = replace(facts, features=(*facts.features, "grammar"))
     is_alone = settings.world_size == 1
     channel: RankChannel = SoloChannel() if is_alone else GlooChannel()
-    desk = _media_desk(runner, facts, status) if settings.rank == 0 else None
+    desk = _media_desk(runner, facts, status, encode_s_per_element) if settings.rank == 0 else None
     executor = StepExecutor(
         runner=runner,
         facts=facts,
@@ -198,7 +198,8 @@ def _join_ranks(settings: ServeSettings, device: str) -> TensorParallel:
 
 def _load(
     settings: ServeSettings, device: str, parallel: TensorParallel, status: ShardStatus
-) -> tuple[ModelRunner, ShardFacts]:
+) -> tuple[ModelRunner, ShardFacts, float]:
+    """Return the runner with its blocks, the facts, and the seconds of the tower for each element of an image."""
     options = LoadOptions(
         model_dir=settings.model_dir,
         dtype=settings.dtype,
@@ -246,7 +247,7 @@ def _load(
     if buckets:
         runner.record_graphs(CudaGraphRecorder(), buckets, lambda share: status.report_loading("warmup", share))
     facts, media = runner.facts, runner.media
-    return runner, ShardFacts(
+    shard_facts = ShardFacts(
         model_id=settings.model_id,
         model_sha=settings.model_sha,
         model_type=facts.model_type,
@@ -277,6 +278,7 @@ def _load(
         uncut_spans=media is not None and media.uncut_spans,
         uncut_prompts=media is not None and media.is_prompt_span,
     )
+    return runner, shard_facts, memory.encode_s_per_element
 
 
 def _graph_buckets(settings: ServeSettings, runner: ModelRunner, max_rows: int) -> tuple[int, ...]:
@@ -307,7 +309,9 @@ def _media_cache_bytes(settings: ServeSettings, runner: ModelRunner) -> int:
     return settings.media_cache_bytes or DEFAULT_MEDIA_CACHE_BYTES[runner.device.type]
 
 
-def _media_desk(runner: ModelRunner, facts: ShardFacts, status: ShardStatus) -> MediaDesk | None:
+def _media_desk(
+    runner: ModelRunner, facts: ShardFacts, status: ShardStatus, encode_s_per_element: float
+) -> MediaDesk | None:
     if runner.media is None:
         return None
     store = MediaStore(
@@ -322,6 +326,7 @@ def _media_desk(runner: ModelRunner, facts: ShardFacts, status: ShardStatus) -> 
         device=runner.device,
         runs_beside_steps=runner.device.type == "cpu",
         on_encoded=status.report_media_encode,
+        encode_s_per_element=encode_s_per_element,
     )
 
 

@@ -58,8 +58,10 @@ def media_desk(
     clock: Callable[[], float] = time.monotonic,
     on_encoded: Callable[[], object] = lambda: None,
     runs_beside_steps: bool = True,
+    encode_s_per_element: float = 0.0,
+    tower_clock: Callable[[], float] = time.monotonic,
 ) -> MediaDesk:
-    """Return a desk with an empty store, whose tower is the formula."""
+    """Return a desk with an empty store, whose tower is the formula. The desk has `tower_clock`, the store `clock`."""
     store = MediaStore(max_bytes=max_bytes, row_bytes=ROW_BYTES, clock=clock)
     return MediaDesk(
         store,
@@ -68,6 +70,8 @@ def media_desk(
         device=torch.device("cpu"),
         runs_beside_steps=runs_beside_steps,
         on_encoded=on_encoded,
+        encode_s_per_element=encode_s_per_element,
+        clock=tower_clock,
     )
 
 

@@ -1,13 +1,15 @@
 """Lets slots wait for the rows of their images, and runs the tower (rule 33). Only rank 0 has a desk.
 
 On a GPU the tower runs between two steps, one image at a time. On a CPU it takes long, so it runs in a thread beside
-the steps.
+the steps. A thread cannot be ended from outside. So a tower that does not come back fails the requests of its image,
+and the shard ends when another image needs the tower, because only a new process has a new tower.
 """
 
 import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +27,25 @@ log = logging.getLogger(__name__)
 # Added to that of the process. The thread of the tower gets a quarter of a core that a step wants too, so that a step
 # takes a third longer at most.
 TOWER_NICENESS = 5
+# The limit of the thread. A share of a core that steps leave, and attention, which grows with the square of an image,
+# make an image take longer than its size and the image of the warm-up let expect.
+TOWER_SLACK_S = 60.0
+TOWER_FACTOR = 30.0
 Encode = Callable[[Mapping[str, torch.Tensor]], MediaRows]
+
+
+class TowerHangs(Exception):
+    """The tower does not come back from an image, and another image needs the tower."""
+
+
+@dataclass(slots=True)
+class _Work:
+    """The item that the thread computes."""
+
+    digest: bytes
+    limit_s: float
+    due_s: float  # when the limit is over, on the clock of the desk
+    is_late: bool = False
 
 
 @dataclass(slots=True)
@@ -61,22 +81,27 @@ class MediaDesk:
         device: torch.device,
         runs_beside_steps: bool,
         on_encoded: Callable[[], object] = lambda: None,
+        encode_s_per_element: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`encode` is the tower, which runs beside the steps in a thread, or else between two steps.
 
-        `on_encoded` is called for each item of which the tower has made rows.
+        `on_encoded` is called for each item of which the tower has made rows. `encode_s_per_element` are the seconds
+        that the tower took at warm-up for each element of an item's tensors; `clock` gives seconds.
         """
         self.store = store
         self.facts = facts
         self._encode = encode
         self._on_encoded = on_encoded
         self._device = device
+        self._encode_s_per_element = encode_s_per_element
+        self._clock = clock
         self._seats: dict[int, _Seat] = {}  # by slot
         self._faults: dict[bytes, str] = {}  # of items on which the tower failed, until their slots have ended
         self._thread = ThreadPoolExecutor(1, "tower", initializer=_give_way) if runs_beside_steps else None
         self._lock = threading.Lock()  # guards `_outcomes`
         self._outcomes: list[tuple[bytes, MediaRows | str]] = []  # of the thread, since the last look
-        self._in_work: bytes | None = None  # the item that the thread computes
+        self._in_work: _Work | None = None
 
     @property
     def runs_tower_here(self) -> bool:
@@ -107,11 +132,12 @@ class MediaDesk:
         """Look which slots may go on and which have failed, and let the tower run where a slot has reached an item.
 
         A slot has reached an item that lies within the next `reach` tokens. `wake` is called when the tower has
-        run, on a CPU by another thread.
+        run, on a CPU by another thread. Raises TowerHangs, which ends the process.
         """
         if not (self._seats or self._outcomes):
             return NOTHING
         self._take_outcomes()
+        self._watch_tower()
         ready: dict[int, int] = {}
         faults: list[SlotError] = []
         wanted: bytes | None = None
@@ -180,13 +206,36 @@ class MediaDesk:
             self._compute(digest)
             wake()
         elif self._in_work is None:
-            self._in_work = digest
+            limit_s = self._limit_s(digest)
+            self._in_work = _Work(digest, limit_s, self._clock() + limit_s)
 
             def work() -> None:
                 self._compute(digest)
                 wake()
 
             self._thread.submit(work)
+        elif self._in_work.is_late:
+            raise TowerHangs(
+                f"the image {self._in_work.digest.hex()} is in work for longer than {self._in_work.limit_s:.0f} s, "
+                "and another image waits"
+            )
+
+    def _limit_s(self, digest: bytes) -> float:
+        tensors = self.store.tensors_of(digest) or {}
+        num_elements = sum(tensor.numel() for tensor in tensors.values())
+        return TOWER_SLACK_S + TOWER_FACTOR * self._encode_s_per_element * num_elements
+
+    def _watch_tower(self) -> None:
+        """Let no request wait any longer for an item that the thread computes for longer than its limit."""
+        work = self._in_work
+        if work is None or self._clock() <= work.due_s:
+            return
+        fault = f"the model has not computed an image within {work.limit_s:.0f} s"
+        if not work.is_late:
+            work.is_late = True
+            log.warning("the tower hangs", extra={"digest": work.digest.hex(), "limit_s": round(work.limit_s, 1)})
+            self.store.forget(work.digest)
+        self._faults[work.digest] = fault
 
     def _compute(self, digest: bytes) -> None:
         """Run the tower and keep the outcome. Raises only what ends the process."""

@@ -54,6 +54,7 @@ class KvMemoryPlan:
     step_s: float  # seconds of the largest step
     kv_bytes: int
     adapter_bytes: int  # set aside for adapters, equal on every rank
+    encode_s_per_element: float  # of the tower, for each element of an image's tensors; 0 where none was measured
     memory_bytes: int  # memory of the machine or device
 
 
@@ -70,6 +71,8 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
     if options.kv_cache_bytes is not None:
         kv_bytes, source = options.kv_cache_bytes, f"--kv-cache-bytes {options.kv_cache_bytes}"
         adapter_bytes, encode_bytes = _adapter_bytes(runner, options, kv_bytes), 0
+        # The tower of a GPU runs between two steps, whose limit is fixed, so that its seconds are not needed.
+        encode_s = _largest_encode(runner).seconds_per_element if runner.device.type == "cpu" else 0.0
     else:
         # The ranks on one CPU share its memory, and each rank on GPUs has a GPU of its own.
         num_sharing = options.num_sharing if runner.device.type == "cpu" else 1
@@ -80,7 +83,8 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
             - runner.facts.state_bytes
             - step_bytes
         )
-        encode_bytes = _largest_encode_bytes(runner)
+        encoding = _largest_encode(runner)
+        encode_bytes, encode_s = encoding.num_bytes, encoding.seconds_per_element
         kv_bytes = min(allowed, free_memory_bytes(runner.device) // num_sharing - step_bytes)
         kv_bytes -= options.media_bytes + encode_bytes
         adapter_bytes = _adapter_bytes(runner, options, kv_bytes)
@@ -106,6 +110,7 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
         step_s=largest_step.seconds,
         kv_bytes=(num_blocks + 1) * bytes_per_block,
         adapter_bytes=adapter_bytes,
+        encode_s_per_element=encode_s,
         memory_bytes=memory_bytes,
     )
     log.info(
@@ -125,17 +130,27 @@ def plan_kv_memory(runner: ModelRunner, options: KvMemoryOptions) -> KvMemoryPla
     return plan
 
 
-def _largest_encode_bytes(runner: ModelRunner) -> int:
-    """Return what the tower takes, beside its weights, for the largest image. 0 on a rank without a tower.
+@dataclass(frozen=True, slots=True)
+class _EncodeCost:
+    """The bytes of the tower at the largest image, and its seconds for each element of an image's tensors."""
+
+    num_bytes: int = 0
+    seconds_per_element: float = 0.0
+
+
+def _largest_encode(runner: ModelRunner) -> _EncodeCost:
+    """Return what the tower takes, beside its weights, for the largest image. Both are 0 on a rank without a tower.
 
     A CPU takes seconds for a large image, so a smaller image is encoded and the cost is scaled up.
     """
     if not runner.encodes_media:
-        return 0
+        return _EncodeCost()
     largest = runner.sample_media(LARGEST_IMAGE_ROWS)
     trial = largest if runner.device.type == "cuda" else runner.sample_media(TRIAL_IMAGE_ROWS)
+    began_s = time.monotonic()
     num_bytes = peak_bytes(runner.device, lambda: runner.encode_media(trial))
-    return -(-num_bytes * _num_elements(largest) // _num_elements(trial))
+    seconds = (time.monotonic() - began_s) / _num_elements(trial)
+    return _EncodeCost(-(-num_bytes * _num_elements(largest) // _num_elements(trial)), seconds)
 
 
 def _num_elements(tensors: Mapping[str, torch.Tensor]) -> int:

@@ -3,16 +3,16 @@
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from textmill_shard.engine.media_desk import MediaDesk
+from textmill_shard.engine.media_desk import MediaDesk, TowerHangs
 from textmill_shard.engine.media_store import NoMediaRoom
-from textmill_shard.engine.session import EndReason
+from textmill_shard.engine.session import EndReason, StreamEnd
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.media import MediaFault
 from textmill_shard.slots.plan import Admit, Budget, SlotErrorCode, StepResult
@@ -378,3 +378,68 @@ def test_a_loop_that_ends_waits_for_no_tower() -> None:
         assert tower.began.wait(WAIT_S)
     assert FORMULA_FACTS.kinds == desk.facts.kinds
     tower.gate.set()
+
+
+@contextmanager
+def shard_with_a_stuck_tower(
+    now_s: list[float], on_encoded: Callable[[], object] = lambda: None
+) -> Iterator[tuple[Shard, MediaDesk, FormulaTower]]:
+    """The tower is at IMAGE, for which slot 0 waits. Five numbers have a limit of 60 + 30 x 5 x 2 seconds."""
+    tower = FormulaTower()
+    tower.gate.clear()
+    desk = media_desk(tower, tower_clock=lambda: now_s[0], encode_s_per_element=2.0, on_encoded=on_encoded)
+    with Shard(facts=SHARD_FACTS, media=desk) as shard:
+        try:
+            put_image(desk, IMAGE)
+            shard.send(admits=[admit_image(0)])
+            assert tower.began.wait(WAIT_S)
+            yield shard, desk, tower
+        finally:
+            tower.gate.set()
+
+
+def test_a_tower_that_hangs_fails_the_requests_of_its_image_behind_a_limit_that_grows_with_the_image() -> None:
+    now_s = [0.0]
+    with shard_with_a_stuck_tower(now_s) as (shard, desk, tower):
+        now_s[0] = 360.0
+        shard.send(admits=[admit(1, [9, 9])])
+        assert shard.run_to_end(1) == {1: greedy([9, 9], 4)}
+        assert errors_of(shard.results) == []
+        now_s[0] = 360.5
+        shard.run_to_end(0)
+        fault = (SlotErrorCode.MEDIA, "the model has not computed an image within 360 s")
+        assert errors_of(shard.results) == [(0, *fault)]
+        # The image that hangs may come again and fails at once; text goes on.
+        put_image(desk, IMAGE)
+        shard.results.clear()
+        shard.send(admits=[admit_image(0, request_id=7), admit(1, [8], request_id=8)])
+        assert shard.run_to_end(0, 1) == {1: greedy([8], 4)}
+        assert errors_of(shard.results) == [(0, *fault)]
+        assert tower.encoded == []
+
+
+def test_a_shard_whose_tower_hangs_ends_when_another_image_needs_the_tower() -> None:
+    now_s = [0.0]
+    with shard_with_a_stuck_tower(now_s) as (shard, desk, _):
+        now_s[0] = 361.0
+        shard.run_to_end(0)
+        put_image(desk, (7, 8))
+        shard.send(admits=[with_images(admit(1, [PLACEHOLDER, PLACEHOLDER, 6]), (0, (7, 8)))])
+        while not isinstance(item := shard.next_item(), StreamEnd):
+            assert not isinstance(item, StepResult) or not item.errors
+        assert item.reason is EndReason.FAILED
+        assert "another image waits" in item.message
+    assert isinstance(shard.error, TowerHangs)
+
+
+def test_a_tower_that_comes_back_late_computes_the_next_image() -> None:
+    now_s, came_back = [0.0], threading.Event()
+    with shard_with_a_stuck_tower(now_s, on_encoded=came_back.set) as (shard, desk, tower):
+        now_s[0] = 361.0
+        shard.run_to_end(0)
+        tower.gate.set()
+        assert came_back.wait(WAIT_S)
+        put_image(desk, (7, 8))
+        shard.send(admits=[with_images(admit(2, [PLACEHOLDER, PLACEHOLDER, 6]), (0, (7, 8)))])
+        assert shard.run_to_end(2)[2] == greedy([7, 8, 6], 4)
+    assert shard.error is None

@@ -1,5 +1,6 @@
 """The number of KV blocks follows from the limits that the operator sets."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,3 +131,21 @@ def test_the_tower_and_its_largest_image_are_set_aside(tmp_path: Path, monkeypat
     # The sample of 256 rows takes 1000 bytes, and the largest image has 4096 rows.
     taken = tower + 5000 + 16 * 1000
     assert abs(plans[True].kv_bytes - plans[False].kv_bytes - taken) <= runner.kv_bytes_per_block()
+
+
+@pytest.mark.parametrize("kv_cache_bytes", [None, 1 << 20])
+def test_the_tower_of_a_cpu_is_timed_for_each_element_of_an_image(
+    kv_cache_bytes: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_image_model(next(entry for entry in IMAGE_ZOO if entry.name == "Qwen2-VL"), tmp_path)
+    runner = load_model(LoadOptions(model_dir=tmp_path, dtype="float32", block_size=4), lambda phase, share: None)
+    now_s = [0.0]
+
+    def encode(tensors: Mapping[str, torch.Tensor]) -> None:
+        now_s[0] += 0.5 * sum(tensor.numel() for tensor in tensors.values())
+
+    monkeypatch.setattr(runner, "encode_media", encode)
+    monkeypatch.setattr("textmill_shard.model.memory.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("textmill_shard.model.memory.free_memory_bytes", lambda device: 1 << 40)
+    options = KvMemoryOptions(max_step_tokens=64, num_slots=4, kv_cache_bytes=kv_cache_bytes)
+    assert plan_kv_memory(runner, options).encode_s_per_element == 0.5

@@ -43,6 +43,8 @@ def test_info_has_the_fields_of_both_versions(client: httpx.Client) -> None:
         "health_state": "ready",
         "replicas": [{"replica": 0, "phase": "ready", "num_slots": 8, "num_blocks": 512}],
         "adapters": [],
+        "media_kinds": [],
+        "media_cache_bytes": 0,
         "max_waiting_tokens": 0,
         "waiting_served_ratio": 0.0,
     }

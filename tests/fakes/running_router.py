@@ -25,6 +25,7 @@ from tests.fakes.fake_shard import FakeShard, FakeShardOptions
 
 START_TIMEOUT_S = 20.0
 WAIT_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 60.0  # the processes that read images import transformers first, at a low priority
 
 
 class RunningRouter:
@@ -134,21 +135,21 @@ class RunningRouter:
 
         return asyncio.run_coroutine_threadsafe(call(), self.loop).result(WAIT_TIMEOUT_S)
 
-    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, *, timeout_s: float = WAIT_TIMEOUT_S) -> None:
         """Wait until the condition holds, by looks in the server's loop."""
 
         async def watch() -> None:
-            async with asyncio.timeout(WAIT_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 while not condition():  # noqa: ASYNC110 - no code that makes the condition true could set an event
                     await asyncio.sleep(0.002)
 
         try:
-            asyncio.run_coroutine_threadsafe(watch(), self.loop).result(WAIT_TIMEOUT_S + 1)
+            asyncio.run_coroutine_threadsafe(watch(), self.loop).result(timeout_s + 1)
         except TimeoutError:
-            raise AssertionError(f"not within {WAIT_TIMEOUT_S} s: {what}") from None
+            raise AssertionError(f"not within {timeout_s} s: {what}") from None
 
     def wait_until_healthy(self) -> None:
-        self.wait_until(lambda: self.service.is_healthy, "the router is ready")
+        self.wait_until(lambda: self.service.is_healthy, "the router is ready", timeout_s=READY_TIMEOUT_S)
 
     def _serve(self) -> None:
         uvloop.run(self._run())

@@ -1,9 +1,7 @@
 """The published examples of images, by URL and in base64, with huggingface_hub and openai in Python and JavaScript."""
 
-import asyncio
 import base64
 import shutil
-import ssl
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +9,11 @@ from pathlib import Path
 
 import openai
 import pytest
-import trustme
 from huggingface_hub import InferenceClient
 
 from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.image_families import write_image_family
-from tests.fakes.image_hosts import Hosts, answer
+from tests.fakes.image_hosts import Hosts, picture_by_tls
 from tests.fakes.pictures import picture
 from tests.fakes.running_router import RunningRouter
 
@@ -43,20 +40,9 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("clients")
-
-    async def script(request: bytes, writer: asyncio.StreamWriter) -> None:
-        writer.write(answer(PICTURE))
-
-    hosts = Hosts(script)
-    authority = trustme.CA()
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("huggingface.co").configure_cert(tls)
-    fetcher = hosts.fetcher("huggingface.co")
-    assert fetcher._tls is not None
-    authority.configure_trust(fetcher._tls)
     model = write_image_family(folder / "model", "llava")
     with (
-        hosts.listening_in_thread(tls),
+        picture_by_tls("huggingface.co", PICTURE) as (hosts, fetcher),
         RunningRouter(folder, OPTIONS, model=model, fetcher=fetcher) as router,
     ):
         yield Server(router, hosts)

@@ -6,6 +6,7 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
+import trustme
 from textmill_router.media.url_fetch import Streams, UrlFetcher
 
 IMAGE = bytes(range(256)) * 40
@@ -91,6 +92,20 @@ class Hosts:
     def fetcher(self, *domains: str) -> UrlFetcher:
         """Return a fetcher that knows these hosts and no other network."""
         return UrlFetcher(domains, resolve=self.resolve, connect=self.connect)
+
+
+@contextlib.contextmanager
+def picture_by_tls(host: str, data: bytes) -> Iterator[tuple[Hosts, UrlFetcher]]:
+    """Let a public host answer each request over TLS with a picture. The fetcher trusts the authority of the host."""
+    hosts = Hosts(saying(answer(data)))
+    authority = trustme.CA()
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(host).configure_cert(tls)
+    fetcher = hosts.fetcher(host)
+    assert fetcher._tls is not None
+    authority.configure_trust(fetcher._tls)
+    with hosts.listening_in_thread(tls):
+        yield hosts, fetcher
 
 
 def redirecting(*locations: str) -> Script:

@@ -113,6 +113,18 @@ def test_fields_of_the_call_win_over_the_search_of_the_checkpoint(router: Runnin
     assert router.shard.last_admit.sampling.no_repeat_ngram_size == 3
 
 
+def test_a_token_that_begins_the_answer_takes_room_of_the_answer(tmp_path: Path) -> None:
+    options = FakeShardOptions(num_slots=8, num_blocks=8, decoder_prompt_ids=(257,), max_model_tokens=0)
+    with RunningRouter(tmp_path, options, task="text2text-generation") as router, router.client() as client:
+        post(client, {"inputs": "hi"})
+        longest = router.shard.last_admit.max_new_tokens
+        post(client, {"inputs": "hi", "parameters": {"forced_bos_token_id": 77}})
+        assert router.shard.last_admit.max_new_tokens == longest - 1
+        prompt = "h" * (client.get("/info").json()["max_input_tokens"] - 1)  # a token begins it
+        found = post(client, {"inputs": prompt, "parameters": {"forced_bos_token_id": 77}}, status=422)
+        assert "leaves no room for an answer behind the 1 tokens" in found["error"]
+
+
 @pytest.mark.parametrize("parameters", [{"do_sample": True}, {"temperature": 0.7}, {"top_p": 0.9}])
 def test_a_call_that_samples_has_no_beams(
     router: RunningRouter, client: httpx.Client, parameters: dict[str, Any]
@@ -238,6 +250,8 @@ def test_conversations_become_chats(tmp_path: Path) -> None:
         assert router.shard.prompts[-1].endswith(b"user: hi\nassistant: hello\nuser: and now?\nassistant: ")
         uneven = {"inputs": {"text": "a", "past_user_inputs": ["b"]}}
         assert "equally many" in post(client, uneven, status=422)["error"]
+        pictured = {"inputs": {"text": "What is in the picture?", "image": "iVBORw0KGgo="}}
+        assert "`inputs.image` is not taken" in post(client, pictured, status=422)["error"]
         assert post(client, {"inputs": "hi", "parameters": {"max_new_tokens": 2, "return_full_text": False}}) == [
             {"generated_text": "ab"}
         ]

@@ -18,7 +18,8 @@ from textmill_router.media.media_item import TensorPart
 from textmill_router.media.worker_messages import ImageAnswer, ImageRefusal, ProcessorFacts, WorkerSetup
 
 WORKER_COMMAND = (sys.executable, "-m", "textmill_router.media.worker")
-READ_TIMEOUT_S = 10.0
+READ_CPU_S = 10  # CPU time of one image
+READ_TIMEOUT_S = 30.0  # the time of the clock, which other work on the machine makes longer than the CPU time
 WORKER_MEMORY_BYTES = 2 << 30  # address space
 MAX_WAITING = 64  # images in work or before it; more get 429
 START_TIMEOUT_S = 60.0
@@ -158,7 +159,7 @@ class WorkerPool:
     async def read(self, data: bytes, detail: Detail) -> ReadImage | ImageRefusal:
         """Return what an image becomes.
 
-        Raises Overloaded where too many images wait, and ShuttingDown.
+        Raises Overloaded where too many images wait or the machine is too busy to read this one, and ShuttingDown.
         """
         if self._is_closed:
             raise ShuttingDown("the server is stopping", retry_after_s=1)
@@ -197,10 +198,15 @@ class WorkerPool:
             worker = await self._take()
             try:
                 found = await self._in_thread(worker, lambda: worker.read(data, detail), self._timeout_s)
-            except (_WorkerDied, TimeoutError):
+            except _WorkerDied:
                 self._fill()
-                memory = f"{self._setup.memory_bytes >> 20} MiB"
-                return ImageRefusal(f"reading it takes more than {self._timeout_s:g} s or {memory}", is_final=False)
+                limits = f"{self._setup.cpu_s} s of a core or {self._setup.memory_bytes >> 20} MiB"
+                return ImageRefusal(f"reading it takes more than {limits}", is_final=False)
+            except TimeoutError:  # an image that works for so long is ended by its CPU time before
+                self._fill()
+                raise Overloaded(
+                    f"Model is overloaded: an image was not read within {self._timeout_s:g} s", retry_after_s=1
+                ) from None
             self._seats.idle.append(worker)
             return found
 

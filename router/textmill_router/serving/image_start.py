@@ -7,7 +7,7 @@ from textmill_router.media.images import Images
 from textmill_router.media.limits import ImageLimits
 from textmill_router.media.url_fetch import UrlFetcher
 from textmill_router.media.worker_messages import ProcessorFacts, WorkerSetup
-from textmill_router.media.worker_pool import READ_TIMEOUT_S, WORKER_MEMORY_BYTES, WorkerPool, WorkersUnusable
+from textmill_router.media.worker_pool import READ_CPU_S, WORKER_MEMORY_BYTES, WorkerPool, WorkersUnusable
 from textmill_router.serving.limits import max_whole_tokens
 from textmill_router.serving.prompt_images import PromptImages, media_bounds
 from textmill_router.settings import Settings, SettingsError
@@ -40,7 +40,7 @@ async def open_images(
         dtype=facts.dtype,
         max_pixels=limits.max_pixels,
         max_tokens=limits.max_tokens,
-        cpu_s=round(READ_TIMEOUT_S),
+        cpu_s=READ_CPU_S,
         memory_bytes=WORKER_MEMORY_BYTES,
     )
     pool = WorkerPool(setup, settings.media_workers)

@@ -171,17 +171,29 @@ def make_request(
     """Return the request of one sequence. The tokens that an encoder reads are followed by the decoder's first tokens.
 
     `top_n_tokens` counts only with `wants_logprobs`. `decoder_prompt_ids` are other first tokens of the decoder than
-    the model's own.
+    the model's own; where there are more, the answer has room for fewer. Raises RuleBroken where none is left.
     """
     prompt_ids, num_encoder_tokens = intake.prompt_ids, 0
+    max_new_tokens = intake.max_new_tokens
     if backend.facts.has_encoder:
         num_encoder_tokens = len(prompt_ids)
         own_ids = backend.facts.decoder_prompt_ids if decoder_prompt_ids is None else decoder_prompt_ids
+        num_more = len(own_ids) - len(backend.facts.decoder_prompt_ids)
+        if num_more > 0:
+            limits = backend.limits
+            room = min(limits.max_total_tokens - len(prompt_ids), limits.max_output_tokens or limits.max_total_tokens)
+            if room <= num_more:
+                raise RuleBroken(
+                    "`{field}` leaves no room for an answer behind the {num_forced} tokens that begin it; send less",
+                    field="inputs",
+                    num_forced=num_more,
+                )
+            max_new_tokens = min(max_new_tokens, room - num_more)
         prompt_ids = prompt_ids + token_array(own_ids)
     if intake.min_new_tokens is not None:
         parameters = replace(parameters, min_new_tokens=intake.min_new_tokens)
-    if parameters.min_new_tokens > intake.max_new_tokens:  # the window leaves less than was asked for
-        parameters = replace(parameters, min_new_tokens=intake.max_new_tokens)
+    if parameters.min_new_tokens > max_new_tokens:  # the window leaves less than was asked for
+        parameters = replace(parameters, min_new_tokens=max_new_tokens)
     sampling = parameters.sampling
     if sampling.dry_multiplier > 0:
         breaker_ids = backend.breakers.ids_of(parameters.dry_sequence_breakers)
@@ -190,7 +202,7 @@ def make_request(
         request_id=backend.engine.next_request_id(),
         prompt_ids=prompt_ids,
         num_encoder_tokens=num_encoder_tokens,
-        max_new_tokens=intake.max_new_tokens,
+        max_new_tokens=max_new_tokens,
         arrival_s=time.monotonic(),
         parameters=parameters,
         stop_ids=stop_ids,

@@ -21,6 +21,7 @@ class Conversation(msgspec.Struct, gc=False):
     """The new turn of the user, and the turns before it."""
 
     text: str
+    image: Any = None  # refused, because a turn of a conversation is a text
     past_user_inputs: list[str] = []
     generated_responses: list[str] = []
 
@@ -132,6 +133,12 @@ def _chat_of(body: ConversationBody) -> dict[str, Any]:
             f"`inputs.past_user_inputs` has {len(inputs.past_user_inputs)} turns and `inputs.generated_responses` "
             f"{len(inputs.generated_responses)}; they must be equally many",
             field="inputs.generated_responses",
+        )
+    if inputs.image is not None:
+        raise ValidationFailed(
+            "`inputs.image` is not taken beside `inputs.text`: send a chat to /v1/chat/completions, or write the image "
+            "as ![](data:...) into a text in `inputs`",
+            field="inputs.image",
         )
     if not inputs.text:
         raise ValidationFailed("`inputs.text` must not be empty", field="inputs.text")

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from textmill_launcher.errors import ModelFilesError
+from textmill_launcher.errors import ModelFilesError, UnsupportedTask
 from textmill_launcher.model_files import SourceKind, locate_model
 from textmill_launcher.plan.tensor_headers import TensorHeader, read_local_headers
 from textmill_launcher.settings import Settings
+from textmill_launcher.task_choice import choose_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,12 @@ def find_facts(settings: Settings) -> ModelFacts:
     source = locate_model(settings.model_id)
     match source.kind:
         case SourceKind.FOLDER:
+            task = choose_task(source.path, settings.task)
+            if not task.writes_text:
+                raise UnsupportedTask(
+                    f"{source.model_id} is a model of the task {task.task}, which keeps no keys and values and has one "
+                    "shard: a plan is of models that write text. Start it, with --num-replicas for several devices"
+                )
             return read_folder(source.path, source.model_id)
         case SourceKind.GGUF:
             return read_folder(_converted(source.path, Path(settings.conversion_cache)), source.model_id)

@@ -105,8 +105,8 @@ async def read_bytes(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(
-        f"the body must have at most {max_bytes} bytes (--payload-limit); send a shorter prompt, or smaller images, whose "
-        "limit is --media-payload-limit"
+        f"the body must have at most {max_bytes} bytes (--payload-limit); send a shorter prompt, or smaller images, "
+        "whose limit is --media-payload-limit"
     )
 
 

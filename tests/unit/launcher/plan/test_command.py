@@ -133,6 +133,16 @@ def test_mistakes_are_named(argv: list[str], code: ExitCode, words: str, folder:
     assert words in done.stderr
 
 
+def test_a_model_that_writes_no_text_is_refused_with_its_task(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["BertForSequenceClassification"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = plan("--model-id", str(tmp_path), "--num-shard", "2")
+    assert done.returncode == ExitCode.UNSUPPORTED_MODEL
+    assert "text-classification" in done.stderr
+    assert "--num-replicas" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "num_bytes"),
     [("80GiB", 80 * 1024**3), ("24G", 24 * 10**9), ("1.5 GiB", 1536 * MIB), ("512mib", 512 * MIB), ("1000", 1000)],

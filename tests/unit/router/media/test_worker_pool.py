@@ -132,7 +132,8 @@ def test_as_many_processes_work_as_are_allowed() -> None:
             await asyncio.sleep(0.001)
         killed = pool.idle_pids[0]
         os.kill(killed, signal.SIGKILL)
-        os.waitid(os.P_PID, killed, os.WEXITED | os.WNOWAIT)  # the next image, or the one after it, finds it dead
+        # The next image, or the one after it, finds it dead.
+        await asyncio.to_thread(os.waitid, os.P_PID, killed, os.WEXITED | os.WNOWAIT)
         found = await asyncio.gather(*(pool.read(b"x" * 1000, Detail.HIGH) for _ in range(20)))
         assert all(isinstance(one, ReadImage) for one in found)
         assert len(pool.idle_pids) <= 2

@@ -124,10 +124,20 @@ def test_states_of_processes_are_read_from_the_system() -> None:
 
 @pytest.mark.parametrize("does_answer", [True, False])
 def test_router_that_does_not_answer_is_hung(does_answer: bool) -> None:
+    answering: set[asyncio.Task[Any]] = set()
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while await reader.readuntil(b"\r\n\r\n"):
-            if does_answer:
-                writer.write(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
+        task = asyncio.current_task()
+        assert task is not None
+        answering.add(task)
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                if does_answer:
+                    writer.write(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
+        except asyncio.IncompleteReadError:
+            pass  # the caller has left
+        finally:
+            writer.transport.abort()
 
     async def main() -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
@@ -148,6 +158,10 @@ def test_router_that_does_not_answer_is_hung(does_answer: bool) -> None:
             hang.cancel()
             await router.stop(0.0)
             server.close()
+            for task in answering:
+                task.cancel()
+            await asyncio.gather(*answering, return_exceptions=True)
+            await asyncio.sleep(0)  # an aborted connection closes its socket in the next turn of the loop
 
     asyncio.run(asyncio.wait_for(main(), LIMIT_S))
 

@@ -46,8 +46,10 @@ class FaultyForCausalLM(LlamaForCausalLM):
         )
         if b"#NAN" in text and torch.is_tensor(logits_to_keep):
             for row, index in enumerate(logits_to_keep.tolist()):
-                start = index - int(position_ids[0, index])
-                if b"#NAN" in text[max(start, 0) : index + 1]:
+                start = index  # of the row, whose first tokens may have come from the prefix cache
+                while start and position_ids[0, start - 1] == position_ids[0, start] - 1:
+                    start -= 1
+                if b"#NAN" in text[start : index + 1]:
                     output.logits[0, row] = torch.nan
         return output
 

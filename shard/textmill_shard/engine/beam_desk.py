@@ -7,7 +7,7 @@ desk computes the sequences in the blocks of the slot, and chooses among them.
 # W sequences of a search, R sequences of all searches of a pass, V vocabulary
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +15,9 @@ import torch
 
 from textmill_shard.engine.batch_builder import ApartRows
 from textmill_shard.engine.memory_faults import NO_ROOM, free_device_memory, is_out_of_memory
+from textmill_shard.engine.row_sampling import DrawnRows
 from textmill_shard.engine.step_executor import StepExecutor
+from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.sampling.beam_search import BeamChoice, BeamSearch
 from textmill_shard.sampling.stage import SlotText
 from textmill_shard.slots.beam_blocks import BeamBlocks
@@ -25,8 +27,10 @@ from textmill_shard.slots.plan import (
     FLAG_LENGTH,
     Admit,
     FoundSequences,
+    IdArray,
     SlotError,
     SlotErrorCode,
+    StepResult,
 )
 
 
@@ -60,6 +64,20 @@ class BeamNews:
         """The slots whose searches are over or have failed."""
         return [*(one.slot for one in self.found), *(error.slot for error in self.errors)]
 
+    def as_result(self, *, step: int, plan_applied: int, duration_ns: int) -> StepResult:
+        """Return the result of the step that the searches had for themselves."""
+        return StepResult(
+            step=step,
+            plan_applied=plan_applied,
+            slots=np.array(self.slots, dtype=np.int64),
+            tokens=np.array(self.tokens, dtype=np.int64),
+            flags=np.array(self.flags, dtype=np.int64),
+            errors=tuple(self.errors),
+            found=tuple(self.found),
+            step_ns=duration_ns,
+            device_ns=duration_ns,
+        )
+
 
 class BeamDesk:
     """Owner of the searches. The thread of the step loop alone calls the desk."""
@@ -90,11 +108,28 @@ class BeamDesk:
         """Whether the prompt of a search is not computed yet."""
         return bool(self._awaited)
 
-    def awaits(self, slot: int) -> bool:
-        """Whether this slot searches, and its prompt is not computed yet."""
-        return slot in self._awaited
+    def set_apart(self, slots_N: IdArray, output: ForwardOutput) -> dict[int, torch.Tensor]:
+        """Keep the slots whose searches begin with this step out of the next ones. Returns their logits."""
+        first_logits = {}
+        for row, slot in enumerate(slots_N.tolist()):
+            if slot in self._awaited:
+                self._executor.table.set_apart(slot)
+                first_logits[slot] = output.logits_NV[row].clone()
+        return first_logits
 
-    def begin(self, slot: int, logits_V: torch.Tensor) -> BeamNews:
+    def begin_all(
+        self, first_logits: Mapping[int, torch.Tensor], slots_N: IdArray, drawn_rows: DrawnRows
+    ) -> tuple[DrawnRows, dict[int, BeamNews]]:
+        """Begin the searches of rows without a fault. Returns the rows with their tokens, and the news by row."""
+        tokens_N = drawn_rows.tokens_N.copy()
+        begun: dict[int, BeamNews] = {}
+        for row, slot in enumerate(slots_N.tolist()):
+            if slot in first_logits and row not in drawn_rows.faults:
+                begun[row] = self._begin(slot, first_logits[slot])
+                tokens_N[row] = begun[row].tokens[0]
+        return replace(drawn_rows, tokens_N=tokens_N), begun
+
+    def _begin(self, slot: int, logits_V: torch.Tensor) -> BeamNews:
         """Begin the search of a slot with the logits (float32) of the last token of its prompt."""
         table = self._executor.table
         admit = table.admit_of(slot)

@@ -20,11 +20,11 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 import numpy as np
-import torch
 
 from textmill_shard.engine.adapter_desk import AdapterDesk, LoadedAdapter, LoadWanted, UnloadWanted
 from textmill_shard.engine.adapter_reader import ReadOutcome
 from textmill_shard.engine.beam_desk import BeamDesk, BeamNews
+from textmill_shard.engine.entry_draft import EntryDraft
 from textmill_shard.engine.events import (
     AdapterEvent,
     AdapterRead,
@@ -41,8 +41,9 @@ from textmill_shard.engine.events import (
 from textmill_shard.engine.launched_step import LaunchedStep, all_rows, seated_rows
 from textmill_shard.engine.media_desk import NOTHING, MediaDesk, MediaTurn
 from textmill_shard.engine.memory_faults import NO_ROOM, free_device_memory, is_out_of_memory
-from textmill_shard.engine.rank_channel import NO_REWINDS, RankChannel, RankEntry, Rewinds
+from textmill_shard.engine.rank_channel import RankChannel
 from textmill_shard.engine.result_builder import build_result, rate_prompts
+from textmill_shard.engine.rewinder import Rewinder
 from textmill_shard.engine.row_sampling import DrawnRows, LaunchedDraw, RowSampler
 from textmill_shard.engine.session import EndReason, Session
 from textmill_shard.engine.status import ShardStatus
@@ -50,7 +51,6 @@ from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.engine.token_reader import TokenReader
 from textmill_shard.engine.upload import Upload, to_host
 from textmill_shard.grammar.slots import MASK_TIMEOUT_S, GrammarSlots
-from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import (
     FLAG_FINISHED,
@@ -114,14 +114,11 @@ class Engine:
         self._is_plan_unacknowledged = False
         self._reader = reader
         self._in_flight: list[LaunchedStep] = []  # launched and not collected, at most two
-        self._rewound: dict[int, tuple[int, bool]] = {}  # by slot: its right token, and whether that was too late
+        self._rewinder = Rewinder(executor, row_sampler)
         self._collected_ns = 0  # when the last step was collected
         self._starved_slots: list[int] = []  # to be told with the next result, because their step had no row
         self._held_result: StepResult | None = None  # of the last step, until the writer of the stream gets it
-        self._entry_plans: list[bytes] = []
-        self._entry_ended: list[int] = []
-        self._entry_rewinds = NO_REWINDS
-        self._is_entry_epoch_new = False
+        self._entry = EntryDraft()
 
     # ------------------------------------------------------------ other threads
 
@@ -231,7 +228,7 @@ class Engine:
         if isinstance(event, StepArrived):
             if self._in_flight and self._in_flight[0].is_read:
                 self._collect_first()
-                self._apply_rewinds()
+                self._entry.add_rewinds(self._rewinder.apply())
             return  # a step that a grammar waited for, or of an epoch that is over, is collected or forgotten
         if isinstance(event, AdapterEvent):
             self._handle_adapter(event)
@@ -267,12 +264,9 @@ class Engine:
         self._held_result = None
         self._is_plan_unacknowledged = False
         self._in_flight.clear()
-        self._rewound.clear()
+        self._rewinder.clear()
         self._starved_slots.clear()
-        self._entry_plans.clear()
-        self._entry_ended.clear()
-        self._entry_rewinds = NO_REWINDS
-        self._is_entry_epoch_new = True
+        self._entry.begin_epoch()
 
     def _end_epoch(self, reason: EndReason, message: str) -> None:
         """Free all slots and end the stream. The weights stay, and the loop waits for the next stream (rule 21)."""
@@ -316,7 +310,7 @@ class Engine:
         self._status.report_plan(event.plan.number)
         self._is_plan_unacknowledged = True
         if self._channel.needs_plans:
-            self._entry_plans.append(event.data)
+            self._entry.add_plan(event.data)
 
     def _watch_lease(self) -> None:
         session = self._session
@@ -369,41 +363,13 @@ class Engine:
         news = self._beams.advance()
         self._step_number += 1
         self._is_plan_unacknowledged = False
-        duration_ns = time.monotonic_ns() - begun_ns
-        self._held_result = StepResult(
+        self._held_result = news.as_result(
             step=self._step_number,
             plan_applied=self._executor.plan_applied,
-            slots=np.array(news.slots, dtype=np.int64),
-            tokens=np.array(news.tokens, dtype=np.int64),
-            flags=np.array(news.flags, dtype=np.int64),
-            errors=tuple(news.errors),
-            found=tuple(news.found),
-            step_ns=duration_ns,
-            device_ns=duration_ns,
+            duration_ns=time.monotonic_ns() - begun_ns,
         )
         self._end_slots(news.ended_slots)
         self._status.finish_step(self._step_number, self._executor.plan_applied)
-
-    def _set_apart(self, slots_N: IdArray, output: ForwardOutput) -> dict[int, torch.Tensor]:
-        """Keep the slots whose searches begin with this step out of the next ones. Returns their logits."""
-        first_logits = {}
-        for row, slot in enumerate(slots_N.tolist()):
-            if self._beams.awaits(slot):
-                self._executor.table.set_apart(slot)
-                first_logits[slot] = output.logits_NV[row].clone()
-        return first_logits
-
-    def _begin_searches(
-        self, first_logits: Mapping[int, torch.Tensor], slots_N: IdArray, drawn_rows: DrawnRows
-    ) -> tuple[DrawnRows, dict[int, BeamNews]]:
-        """Begin the searches of rows without a fault. Returns the rows with their tokens, and the news by row."""
-        tokens_N = drawn_rows.tokens_N.copy()
-        begun: dict[int, BeamNews] = {}
-        for row, slot in enumerate(slots_N.tolist()):
-            if slot in first_logits and row not in drawn_rows.faults:
-                begun[row] = self._beams.begin(slot, first_logits[slot])
-                tokens_N[row] = begun[row].tokens[0]
-        return replace(drawn_rows, tokens_N=tokens_N), begun
 
     def _turn_media(self) -> MediaTurn:
         """Let slots go on whose rows are ready, and return them, with the slots whose images have failed."""
@@ -463,7 +429,7 @@ class Engine:
         """Collect all steps in flight."""
         while self._in_flight:
             self._collect_first()
-        self._apply_rewinds()
+        self._entry.add_rewinds(self._rewinder.apply())
 
     def _still_seated(self, step: ComposedStep, seats_R: IdArray) -> ComposedStep:
         """Return the rows of a step that was not launched, without those whose requests have ended since."""
@@ -537,9 +503,9 @@ class Engine:
                 self._status.progress.expect(MASK_TIMEOUT_S)
             launched_step.draw = sampler.launch(table, slots_N, output)
             if self._beams.awaits_prompts:
-                launched_step.first_logits = self._set_apart(slots_N, output)
+                launched_step.first_logits = self._beams.set_apart(slots_N, output)
         self._begin_reading(launched_step)
-        self._apply_rewinds()
+        self._entry.add_rewinds(self._rewinder.apply())
         return True
 
     def _begin_reading(self, launched_step: LaunchedStep) -> None:
@@ -606,7 +572,7 @@ class Engine:
         begun: dict[int, BeamNews] = {}
         if drawn_rows is not None:
             if launched_step.first_logits:
-                drawn_rows, begun = self._begin_searches(launched_step.first_logits, slots_N, drawn_rows)
+                drawn_rows, begun = self._beams.begin_all(launched_step.first_logits, slots_N, drawn_rows)
             row_errors = [
                 SlotError(int(slots_N[row]), int(table.request_ids[slots_N[row]]), fault.code, fault.message)
                 for row, fault in drawn_rows.faults.items()
@@ -623,7 +589,7 @@ class Engine:
             ended_slots = slots_N[ends_N].tolist()
             if drawn_rows.redrawn_N is not None and self._reader is not None:
                 goes_on_N = drawn_rows.redrawn_N & is_fine_N & ~ends_N
-                self._rewind(slots_N[goes_on_N], drawn_rows.tokens_N[goes_on_N])
+                self._rewinder.note(slots_N[goes_on_N], drawn_rows.tokens_N[goes_on_N], self._in_flight)
         now_ns = time.monotonic_ns()
         result = build_result(
             step=launched_step.number,
@@ -640,36 +606,6 @@ class Engine:
         self._send_held()
         self._held_result = result
         self._end_slots([*errors, *ended_slots])
-
-    def _rewind(self, slots: IdArray, tokens: IdArray) -> None:
-        """Note that these slots have other tokens than those with which their next step may have been launched."""
-        for slot, token in zip(slots.tolist(), tokens.tolist(), strict=True):
-            later_steps = [later for later in self._in_flight if slot in later.step.slots_R]
-            for later in later_steps:
-                later.vain_slots = (*later.vain_slots, slot)
-            self._rewound[slot] = token, bool(later_steps)
-
-    def _apply_rewinds(self) -> None:
-        """Give slots the token that was drawn again. The draws of the vain steps have been launched before."""
-        if not self._rewound:
-            return
-        executor, table = self._executor, self._executor.table
-        slots = np.array(list(self._rewound), dtype=np.int64)
-        tokens = np.array([token for token, _ in self._rewound.values()], dtype=np.int64)
-        is_launched = np.array([was_launched for _, was_launched in self._rewound.values()], dtype=bool)
-        self._rewound.clear()
-        executor.rewind(slots, tokens, is_launched)
-        for slot in slots.tolist():
-            # The state of a slot is a function of its admit and of its tokens (rule 18).
-            admit, num_tokens = table.admit_of(slot), int(table.num_tokens[slot])
-            output_ids = table.tokens_of(slot, start=len(admit.prompt_ids), end=num_tokens).copy()
-            self._row_sampler.admit(replace(admit, output_ids=output_ids))
-        before = self._entry_rewinds
-        self._entry_rewinds = Rewinds(
-            slots=np.concatenate([before.slots, slots]),
-            tokens=np.concatenate([before.tokens, tokens]),
-            is_launched=np.concatenate([before.is_launched, is_launched]),
-        )
 
     def _send_held(self) -> None:
         """Hand the last result to the writer of the stream.
@@ -689,30 +625,21 @@ class Engine:
                 request_id = int(self._executor.table.request_ids[slot])
                 log.debug("request ends", extra={"request_id": request_id, "slot": slot, "step": self._step_number})
         self._executor.end(slots)
-        self._entry_ended += slots
+        self._entry.add_ended(slots)
 
     def _send_entry(
         self, *, released_slots: Sequence[int] = (), ready: Mapping[int, int] = NOTHING.ready, is_stop: bool = False
     ) -> None:
         """Tell the other ranks what this rank is about to execute (rule 24)."""
         self._channel.send(
-            RankEntry(
+            self._entry.take(
                 step=self._step_number + 1,
-                is_new_epoch=self._is_entry_epoch_new,
                 is_stop=is_stop,
-                ended_slots=np.array(self._entry_ended, dtype=np.int64),
-                plans=tuple(self._entry_plans),
-                released_slots=np.array(released_slots, dtype=np.int64),
+                released_slots=released_slots,
                 adapter_orders=self._adapters.take_orders(),
-                ready_slots=np.array([*ready], dtype=np.int64),
-                ready_until=np.array([*ready.values()], dtype=np.int64),
-                rewinds=self._entry_rewinds,
+                ready=ready,
             )
         )
-        self._entry_rewinds = NO_REWINDS
-        self._is_entry_epoch_new = False
-        self._entry_ended.clear()
-        self._entry_plans.clear()
 
 
 def _log_seats(plan: Plan) -> None:

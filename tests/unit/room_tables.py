@@ -15,10 +15,11 @@ def names(text: str) -> frozenset[str]:
 # The rows stand from the bottom up, so each row names only rows above it.
 ROUTER_FOLDERS = {
     "errors": names(""),
+    "worker_process": names(""),
     "exit_codes": names(""),
     "bounds": names("errors"),
     "exact_json": names(""),
-    "media": names("errors"),
+    "media": names("errors worker_process"),
     "media/worker": names("media"),
     "request": names("bounds media"),
     "cores": names(""),
@@ -33,7 +34,7 @@ ROUTER_FOLDERS = {
     "parsers": names("errors request"),
     "settings": names("parsers"),
     "text": names("cores errors request"),
-    "grammar": names("errors exact_json request parsers"),
+    "grammar": names("errors exact_json request parsers worker_process"),
     "chat": names("errors media request parsers grammar text"),
     "health": names(""),
     "metrics": names("request scheduler text health"),

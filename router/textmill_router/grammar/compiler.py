@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from textmill_router.errors import Overloaded, ShuttingDown, ValidationFailed
 from textmill_router.grammar.worker import WorkerSetup
 from textmill_router.request import Grammar
+from textmill_router.worker_process import WorkerProcess
 
 MAX_GRAMMAR_BYTES = 128 * 1024
 COMPILE_TIMEOUT_S = 5.0
@@ -22,7 +21,6 @@ MAX_WAITING = 64  # grammars in work or before it; more get 429
 MAX_KEPT_VERDICTS = 1024
 WORKER_MEMORY_BYTES = 4 << 30  # address space, most of it never touched
 START_TIMEOUT_S = 60.0
-SECRET_VARIABLES = ("API_KEY",)  # what compiles users' text has no business with
 
 
 class _WorkerDied(Exception):
@@ -33,45 +31,25 @@ class _CannotStart(Exception):
     """The worker cannot read the tokenizer; the text of the exception says why."""
 
 
-class _Worker:
+class _Worker(WorkerProcess):
     """A process that has read the tokenizer and answers one question at a time. Threads of the pool ask."""
 
     def __init__(self) -> None:
-        # The event loop would start the process by a fork, and gRPC's threads complain of every fork.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "textmill_router.grammar.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES},
-        )
+        super().__init__([sys.executable, "-m", "textmill_router.grammar.worker"])
 
     def ask(self, line: bytes) -> str | None:
         """Return the reason of a refusal, or None where the grammar compiles. The call blocks.
 
         Raises _WorkerDied, at once after `kill`.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # dead: the answer says so
-            self._process.stdin.write(line + b"\n")
-            self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+            self.stdin.write(line + b"\n")
+            self.stdin.flush()
+        answer = self.stdout.readline()
         if not answer.endswith(b"\n"):
             raise _WorkerDied
         reason: str | None = json.loads(answer)["reason"]
         return reason
-
-    def kill(self) -> None:
-        """End the process whatever the process does."""
-        self._process.kill()
-
-    def reap(self) -> None:
-        """Kill the process, close its pipes and wait for its end."""
-        with self._process as process:
-            process.kill()
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
 
 
 @dataclass(slots=True)

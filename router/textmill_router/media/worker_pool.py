@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +14,7 @@ from textmill_router.media.frames import NUM_BYTES, BrokenFrame, read_bytes, rea
 from textmill_router.media.image_source import Detail
 from textmill_router.media.media_item import TensorPart
 from textmill_router.media.worker_messages import ImageAnswer, ImageRefusal, ProcessorFacts, WorkerSetup
+from textmill_router.worker_process import WorkerProcess
 
 WORKER_COMMAND = (sys.executable, "-m", "textmill_router.media.worker")
 READ_CPU_S = 10  # CPU time of one image
@@ -23,7 +22,6 @@ READ_TIMEOUT_S = 30.0  # the time of the clock, which other work on the machine 
 WORKER_MEMORY_BYTES = 2 << 30  # address space
 MAX_WAITING = 64  # images in work or before it; more get 429
 START_TIMEOUT_S = 60.0
-SECRET_VARIABLES = ("API_KEY",)  # what decodes users' images has no business with
 # One thread for each library of numbers, because an image is read by one process and processes are counted.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -46,18 +44,11 @@ class ReadImage:
     tensors: tuple[TensorPart, ...]
 
 
-class _Worker:
+class _Worker(WorkerProcess):
     """A process that has read the checkpoint's processor and reads one image at a time. Threads of the pool ask."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        # The event loop would start the process by a fork, and gRPC's threads complain of every fork.
-        kept = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**kept, **_ONE_THREAD},
-        )
+        super().__init__(command, _ONE_THREAD)
 
     def start(self, setup: WorkerSetup) -> ProcessorFacts:
         """Wait until the process has read the checkpoint's files. Raises WorkersUnusable and _WorkerDied."""
@@ -71,11 +62,10 @@ class _Worker:
         head = self._ask({"detail": detail.value}, data)
         if "refusal" in head:
             return ImageRefusal(**head["refusal"])
-        assert self._process.stdout is not None
         tensors = []
         try:
             for one in head["tensors"]:
-                blob = read_bytes(self._process.stdout, one["num_bytes"])
+                blob = read_bytes(self.stdout, one["num_bytes"])
                 tensors.append(TensorPart(one["name"], one["dtype"], tuple(one["shape"]), blob))
         except BrokenFrame:
             raise _WorkerDied from None
@@ -84,35 +74,11 @@ class _Worker:
         return ReadImage(ImageAnswer(answer["text"], grid, answer["num_tensor_bytes"]), tuple(tensors))
 
     def _ask(self, head: dict[str, Any], data: bytes = b"") -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            write_frame(self._process.stdin, head, [data])
-            return read_head(self._process.stdout)
+            write_frame(self.stdin, head, [data])
+            return read_head(self.stdout)
         except (OSError, BrokenFrame, json.JSONDecodeError):
             raise _WorkerDied from None
-
-    def kill(self) -> None:
-        """End the process whatever the process does."""
-        self._process.kill()
-
-    @property
-    def pid(self) -> int:
-        """The id of the process."""
-        return self._process.pid
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the process has not ended by itself."""
-        return self._process.poll() is None
-
-    def reap(self) -> None:
-        """Kill the process, close its pipes and wait for its end."""
-        with self._process as process:
-            process.kill()
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ import torch
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.memory import KvMemoryOptions, plan_kv_memory
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from tests.fakes.native_cases import native_cache_folder
 from tests.fakes.tiny_models import make_random_model
@@ -36,8 +36,24 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 }
 
 
+# Models whose encoder and decoder differ in all sizes, because a plan is of the decoder alone.
+ENCODER_DECODERS: Mapping[str, Mapping[str, int]] = {
+    "bart": {
+        **{"vocab_size": 6000, "d_model": 384, "encoder_layers": 4, "decoder_layers": 2, "encoder_attention_heads": 6},
+        **{"decoder_attention_heads": 4, "encoder_ffn_dim": 900, "decoder_ffn_dim": 1280},
+        **{"max_position_embeddings": 256, "decoder_start_token_id": 2},
+    },
+    "t5": {
+        **{"vocab_size": 6000, "d_model": 384, "d_kv": 96, "d_ff": 1280, "num_layers": 4, "num_decoder_layers": 2},
+        **{"num_heads": 6, "decoder_start_token_id": 0},
+    },
+}
+
+
 def config_of(name: str, size: str) -> dict[str, Any]:
-    """Return the config of a zoo entry with the fields that it has made larger."""
+    """Return the config of a zoo entry with the fields that it has made larger, or of an encoder with a decoder."""
+    if name in ENCODER_DECODERS:
+        return {"type": name, **ENCODER_DECODERS[name]}
     entry = next(entry for entry in ZOO if entry.name == name)
     config = dict(entry.config)
     has_groups = config.get("num_key_value_heads") != config.get("num_attention_heads")
@@ -52,7 +68,8 @@ def config_of(name: str, size: str) -> dict[str, Any]:
 
 def _make(folder: Path, config: dict[str, Any]) -> None:
     kind = config.pop("type")
-    make_random_model(AutoConfig.for_model(kind, **config), folder)
+    auto_class = AutoModelForSeq2SeqLM if kind in ENCODER_DECODERS else AutoModelForCausalLM
+    make_random_model(AutoConfig.for_model(kind, **config), folder, auto_class=auto_class)
 
 
 def _measure(folder: Path, name: str) -> None:

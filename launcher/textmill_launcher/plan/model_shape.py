@@ -6,12 +6,13 @@ from typing import Any
 
 from textmill_launcher.errors import ModelFilesError
 
-# Names of one size in the configs of different families, the usual name first.
+# Names of one size in the configs of different families, the usual name first. Behind an encoder only the decoder keeps
+# keys and values, so the names of a decoder's sizes come before those of the whole model, which may be the encoder's.
 _NAMES = {
-    "layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
-    "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "layers": ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "heads": ("decoder_attention_heads", "num_attention_heads", "n_head", "n_heads", "num_heads"),
     "hidden": ("hidden_size", "n_embd", "d_model"),
-    "mlp": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
+    "mlp": ("decoder_ffn_dim", "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size"),
     "kv_heads": ("num_key_value_heads", "num_kv_heads"),
     "positions": (
         *("max_position_embeddings", "n_positions", "max_seq_len"),
@@ -119,7 +120,7 @@ def _kv_elements(config: Mapping[str, Any], hidden: int, heads: int, kv_heads: i
     if config.get("kv_lora_rank"):  # keys and values are kept as the heads see them
         key = int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"])
         return heads * (key + int(config["v_head_dim"]))
-    head_dim = int(config.get("head_dim") or config.get("kv_channels") or hidden // heads)
+    head_dim = int(config.get("head_dim") or config.get("kv_channels") or config.get("d_kv") or hidden // heads)
     return 2 * kv_heads * head_dim
 
 

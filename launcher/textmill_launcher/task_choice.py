@@ -185,7 +185,8 @@ def choose_task(folder: Path, asked: str | None) -> TaskChoice:
         choice = TaskChoice(of_class, f"the class {class_name}")
     elif of_class is not None and not _can_do(of_class, choice.task):
         raise UnsupportedTask(
-            f"{choice.source} says {choice.task}, and the class {class_name} is made for {of_class}; give --task"
+            f"{choice.source} says {choice.task}, and the class {class_name} is made for {of_class}: give "
+            f"--task {of_class}"
         )
     if choice.task not in TASKS:
         reason = _NOT_SERVED.get(choice.task)

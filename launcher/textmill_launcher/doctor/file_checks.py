@@ -10,7 +10,7 @@ from pathlib import Path
 
 from textmill_launcher.devices import count_driver_devices, num_ranks
 from textmill_launcher.doctor.finding import Finding, failure, ok, warning
-from textmill_launcher.errors import LaunchError
+from textmill_launcher.errors import LaunchError, UnsupportedTask
 from textmill_launcher.exit_codes import ExitCode
 from textmill_launcher.model_files import ModelSource, SourceKind, locate_model
 from textmill_launcher.plan.model_shape import WrongConfigValue
@@ -18,7 +18,7 @@ from textmill_launcher.plan.report import make_plan, size
 from textmill_launcher.plan.source import ModelFacts, read_folder
 from textmill_launcher.plan.tensor_headers import read_local_headers
 from textmill_launcher.settings import Settings
-from textmill_launcher.task_choice import reads_texts
+from textmill_launcher.task_choice import choose_task, reads_texts
 
 GIB = 1024**3
 LITTLE_ROOM_BYTES = 10 * GIB
@@ -99,8 +99,16 @@ def _folder(settings: Settings, source: ModelSource) -> Iterator[Finding]:
     except LaunchError as error:
         found_all = False
         yield failure("weights", str(error), "copy the file again, or `launcher download`", ExitCode.BAD_FILES)
-    yield _template(folder)
-    if found_all:
+    if not found_all:
+        return
+    try:
+        task = choose_task(folder, settings.task)
+    except UnsupportedTask as error:
+        yield failure("task", str(error), "give --task, or another --model-id", ExitCode(error.exit_code))
+        return
+    yield ok("task", f"{task.task} ({task.source})")
+    if task.writes_text:
+        yield _template(folder)
         yield _memory(settings, read_folder(folder, source.model_id))
 
 

@@ -60,7 +60,7 @@ def test_sound_machine_and_model_are_ok_in_every_line(tmp_path: Path, model: Pat
     assert code == 0
     subjects = {"packages", "device", "torch", "compiler", "memory", "/dev/shm", "cores", "open files", "port"}
     subjects |= {"cache of the hub", "cache of conversions", "cache of kernels", "hub"}
-    subjects |= {"config.json", "tokenizer.json", "weights", "chat template", "memory of the model"}
+    subjects |= {"config.json", "tokenizer.json", "weights", "task", "chat template", "memory of the model"}
     assert set(found) >= subjects
     assert [finding for finding in found.values() if finding["state"] == "failure"] == []
     assert found["weights"]["state"] == "ok"
@@ -107,6 +107,24 @@ def test_size_that_is_a_text_is_a_failure(tmp_path: Path, model: Path) -> None:
     assert code == ExitCode.BAD_FILES
     assert found["memory of the model"]["state"] == "failure"
     assert "has '64' as hidden_size" in found["memory of the model"]["found"]
+
+
+@pytest.mark.parametrize(
+    ("class_name", "argv", "code", "words"),
+    [
+        ("LlamaForSequenceClassification", [], 0, "text-classification"),
+        ("LlamaForCausalLM", ["--task", "fill-mask"], ExitCode.UNSUPPORTED_MODEL, "is made for text-generation"),
+    ],
+)
+def test_task_decides_what_is_looked_at(
+    class_name: str, argv: list[str], code: int, words: str, tmp_path: Path, model: Path
+) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "architectures": [class_name]}))
+    found_code, found = doctor(tmp_path, "--model-id", str(model), "--device", "cpu", *argv)
+    assert found_code == code
+    assert words in found["task"]["found"]
+    assert not {"chat template", "memory of the model"} & set(found)
 
 
 def test_model_that_does_not_fit_is_a_failure(tmp_path: Path, model: Path) -> None:

@@ -184,9 +184,9 @@ def choose_task(folder: Path, asked: str | None) -> TaskChoice:
             )
         choice = TaskChoice(of_class, f"the class {class_name}")
     elif of_class is not None and not _can_do(of_class, choice.task):
+        to_do = f"give --task {of_class}" if of_class in TASKS else "which is not served"
         raise UnsupportedTask(
-            f"{choice.source} says {choice.task}, and the class {class_name} is made for {of_class}: give "
-            f"--task {of_class}"
+            f"{choice.source} says {choice.task}, and the class {class_name} is made for {of_class}: {to_do}"
         )
     if choice.task not in TASKS:
         reason = _NOT_SERVED.get(choice.task)

@@ -126,7 +126,10 @@ def test_a_tag_that_the_class_cannot_do_is_refused_with_both_names(tmp_path: Pat
     with pytest.raises(UnsupportedTask, match=r"README.md says summarization.*made for token-classification") as error:
         choose_task(folder, None)
     assert error.value.exit_code == 16
-    with pytest.raises(UnsupportedTask, match="--task says fill-mask"):
+    with pytest.raises(UnsupportedTask, match=r"--task says fill-mask.*: give --task token-classification"):
+        choose_task(folder, "fill-mask")
+    folder = folder_with(tmp_path, "TapasForQuestionAnswering")
+    with pytest.raises(UnsupportedTask, match=r"made for table-question-answering: which is not served"):
         choose_task(folder, "fill-mask")
 
 

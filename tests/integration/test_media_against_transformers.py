@@ -21,6 +21,7 @@ from transformers import (
     pipeline,
 )
 
+from tests.fakes.close_answers import close
 from tests.fakes.real_row_shard import RealRowShard
 from tests.fakes.running_router import RunningRouter
 from tests.fakes.tiny_media import (
@@ -33,7 +34,6 @@ from tests.fakes.tiny_media import (
     write_character_tokenizer,
 )
 
-TOLERANCE = 1e-5
 # The class and the type of the model of each task.
 MODELS: dict[str, tuple[Any, str]] = {
     "image-classification": (AutoModelForImageClassification, "vit"),
@@ -111,22 +111,6 @@ def opened(file: bytes) -> Image.Image:
 
 def heard(seconds: float, seed: int) -> dict[str, Any]:
     return {"raw": sound(seconds, seed=seed), "sampling_rate": RATE}
-
-
-def close(found: Any, expected: Any, path: str = "") -> None:
-    """Compare two answers: numbers to the tolerance, all else exactly."""
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), path
-        for key, value in expected.items():
-            close(found[key], value, f"{path}.{key}")
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected), path
-        for index, value in enumerate(expected):
-            close(found[index], value, f"{path}[{index}]")
-    elif isinstance(expected, str | bool) or expected is None:
-        assert found == expected, path
-    else:
-        assert found == pytest.approx(float(expected), abs=TOLERANCE), path
 
 
 @pytest.mark.parametrize(

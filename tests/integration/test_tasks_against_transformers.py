@@ -21,11 +21,11 @@ from transformers import (
     pipeline,
 )
 
+from tests.fakes.close_answers import close
 from tests.fakes.real_row_shard import RealRowShard
 from tests.fakes.running_router import RunningRouter
 from tests.fakes.word_tokenizer import vocabulary, write_word_tokenizer
 
-TOLERANCE = 1e-5
 TEXTS = [
     "the happy dog",
     "My name is Sarah, and I live in London.",
@@ -106,22 +106,6 @@ def serving(folder: Path, task: str) -> Iterator[Served]:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Served]]:
     with ExitStack() as stack:
         yield {task: stack.enter_context(serving(tmp_path_factory.mktemp(task), task)) for task in MODELS}
-
-
-def close(found: Any, expected: Any, path: str = "") -> None:
-    """Compare two answers: numbers to the tolerance, all else exactly."""
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), path
-        for key, value in expected.items():
-            close(found[key], value, f"{path}.{key}")
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected), path
-        for index, value in enumerate(expected):
-            close(found[index], value, f"{path}[{index}]")
-    elif isinstance(expected, str | bool) or expected is None:
-        assert found == expected, path
-    else:
-        assert found == pytest.approx(float(expected), abs=TOLERANCE), path
 
 
 def vectors(folder: Path, texts: list[str]) -> list[list[float]]:

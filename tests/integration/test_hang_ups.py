@@ -142,7 +142,7 @@ def test_those_who_stay_get_what_they_get_alone(crowded_server: LaunchedServer) 
     answers = asyncio.run(visit_all(crowded_server, visits))
     assert metric(crowded_server, "textmill_preemptions") > 0
     num_hung_up = sum(ids is None for ids in answers)
-    num_at_once = sum(wish.hang_up is HangUp.QUEUED for wish in visits)
+    num_soon = sum(wish.hang_up in (HangUp.QUEUED, HangUp.PREFILL) for wish in visits)
     assert num_hung_up >= 8
 
     def num_dropped() -> float:
@@ -151,9 +151,11 @@ def test_those_who_stay_get_what_they_get_alone(crowded_server: LaunchedServer) 
     def num_ended() -> float:
         return num_dropped() + metric(crowded_server, "tgi_request_success")
 
-    # On a busy machine a client that leaves at once may leave before the server has its request.
     wait_until(lambda: num_ended() == metric(crowded_server, "tgi_request_count"), 30, "every call has ended")
-    assert num_hung_up - num_at_once <= num_dropped() <= num_hung_up
+    # On a busy machine a client that leaves soon may leave before the server has its request.
+    num_unheard = NUM_STREAMS - metric(crowded_server, "tgi_request_count")
+    assert 0 <= num_unheard <= num_soon
+    assert num_hung_up - num_unheard <= num_dropped() <= num_hung_up
     wait_until(lambda: metric(crowded_server, "textmill_requests_running") == 0, 30, "no request runs")
     wait_until(
         lambda: metric(crowded_server, "textmill_slots_free") == metric(crowded_server, "textmill_slots_size"),

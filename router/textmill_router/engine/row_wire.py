@@ -83,13 +83,21 @@ def task_facts_from_proto(message: shard_pb2.TaskFacts) -> TaskFacts:
 def batch_to_proto(number: int, rows: Sequence[AnyRow]) -> shard_pb2.RowBatch:
     """Return the message of a batch, whose rows ask for the same head."""
     head = rows[0].head
-    files = [row.file for row in rows if isinstance(row, FileRow)]
+    files = [row for row in rows if isinstance(row, FileRow)]
     if files:
-        message = shard_pb2.RowBatch(number=number, media=shard_pb2.MediaRows(files=files))
+        message = shard_pb2.RowBatch(number=number, media=_media(files))
     else:
         message = shard_pb2.RowBatch(number=number, text=_text([row for row in rows if isinstance(row, Row)]))
     getattr(message, head.value).CopyFrom(_HEADS[head]([row.wish for row in rows]))
     return message
+
+
+def _media(rows: Sequence[FileRow]) -> shard_pb2.MediaRows:
+    has_texts = any(row.texts for row in rows)
+    return shard_pb2.MediaRows(
+        files=[row.file for row in rows],
+        texts=[shard_pb2.RowTexts(texts=row.texts) for row in rows] if has_texts else [],
+    )
 
 
 def _text(rows: Sequence[Row]) -> shard_pb2.TextRows:

@@ -166,11 +166,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """An image or audio as the client sent it. `path` names the row in an error, as in `inputs[3]`."""
+    """An image or audio as the client sent it. `path` names the row in an error, as in `inputs[3]`.
+
+    `texts` are about the file, for example a question or labels; the shard reads the texts together with the file.
+    """
 
     file: bytes = field(repr=False)
     wish: Wish
     path: str
+    texts: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def head(self) -> Head:
@@ -183,7 +187,7 @@ class FileRow:
     @property
     def size(self) -> int:
         """The room that the row takes in a batch: bytes."""
-        return len(self.file)
+        return len(self.file) + sum(len(text.encode()) for text in self.texts)
 
 
 AnyRow = Row | FileRow

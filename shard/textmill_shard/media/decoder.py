@@ -7,6 +7,7 @@ from typing import TypeVar
 from textmill_shard.media.errors import MediaError
 
 NUM_HELPERS = 2
+File = TypeVar("File")
 Decoded = TypeVar("Decoded")
 
 
@@ -16,12 +17,12 @@ class DecodingHelpers:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=NUM_HELPERS, thread_name_prefix="decode")
 
-    def decode(self, files: Sequence[bytes], read: Callable[[bytes], Decoded]) -> list[Decoded | MediaError]:
+    def decode(self, files: Sequence[File], read: Callable[[File], Decoded]) -> list[Decoded | MediaError]:
         """Return what `read` makes of each file, or the MediaError that it raised."""
 
-        def try_read(data: bytes) -> Decoded | MediaError:
+        def try_read(file: File) -> Decoded | MediaError:
             try:
-                return read(data)
+                return read(file)
             except MediaError as error:
                 return error
 

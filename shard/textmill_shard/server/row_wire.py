@@ -102,8 +102,11 @@ def _media_rows(head: HeadName, message: pb.RowBatch) -> list[MediaRow]:
     files = message.media.files
     if not files:
         raise BatchRejected("media.files", "a batch has at least one row")
+    if len(message.media.texts) not in (0, len(files)):
+        raise BatchRejected("media.texts", f"{len(files)} elements are wanted, {len(message.media.texts)} came")
+    texts = [tuple(each.texts) for each in message.media.texts] or [()] * len(files)
     params = _media_params(head, message, len(files))
-    return [MediaRow(file, each) for file, each in zip(files, params, strict=True)]
+    return [MediaRow(*row) for row in zip(files, params, texts, strict=True)]
 
 
 def _media_params(head: HeadName, message: pb.RowBatch, num_rows: int) -> Sequence[Params]:

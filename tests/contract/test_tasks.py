@@ -419,6 +419,27 @@ def test_paths_of_models_and_pipelines(routers: dict[str, httpx.Client]) -> None
     assert vertex == {"predictions": [found, found]}
 
 
+@pytest.mark.parametrize(
+    "path", ["/", "/models/org/name", "/models/org/name/pipeline/text-classification", "/invocations"]
+)
+def test_errors_have_one_shape_at_each_path(routers: dict[str, httpx.Client], path: str) -> None:
+    kind, message = refused(routers["classes"], path, {"inputs": 7})
+    assert kind == "validation"
+    assert "`inputs" in message
+
+
+def test_instances_of_vertex_share_parameters_and_an_error_names_its_instance(routers: dict[str, httpx.Client]) -> None:
+    client = routers["classes"]
+    best, all_labels = (posted(client, "/", {"inputs": "a dog", "parameters": {"top_k": k}}) for k in (1, 3))
+    own = {"inputs": "a dog", "parameters": {"top_k": 3}}
+    instances = ["a dog", {"inputs": "a dog"}, {"inputs": "a dog", "parameters": None}, own]
+    found = posted(client, "/vertex", {"instances": instances, "parameters": {"top_k": 1}})
+    assert found == {"predictions": [best, best, best, all_labels]}
+    kind, message = refused(client, "/vertex", {"instances": ["a dog", {"inputs": 7}]})
+    assert kind == "validation"
+    assert message.startswith("instances[1]: ")
+
+
 def test_info_names_task_family_and_labels(routers: dict[str, httpx.Client]) -> None:
     info = routers["classes"].get("/info").json()
     assert (info["task"], info["model_pipeline_tag"]) == ("text-classification", "text-classification")

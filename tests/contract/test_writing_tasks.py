@@ -288,6 +288,8 @@ def test_bytes_decide_what_a_body_is(
     assert answer.status_code == status, answer.text
     if status == 200:
         assert answer.json()[0]["summary_text"].startswith("a")
+    else:
+        assert isinstance(answer.json()["error"], str)  # not the object of the dialect of `GET /models/{id}`
 
 
 def test_routes_of_other_dialects_want_the_type(client: httpx.Client) -> None:

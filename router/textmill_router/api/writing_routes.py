@@ -11,8 +11,10 @@ from textmill_router.api.tgi.generate import generate_route
 from textmill_router.api.tgi.work import GenerateMode
 from textmill_router.api.tgi.writing import WRITING_TASKS, WritingOrStream, writing_route
 from textmill_router.errors import RequestError
+from textmill_router.http.call import call_of
 from textmill_router.http.inner_calls import replay
 from textmill_router.http.json_body import ClientLeft
+from textmill_router.http.path_style import ROOT_STYLE
 from textmill_router.http.replies import send_error
 from textmill_router.serving.call import refuse
 from textmill_router.serving.service import Service
@@ -71,6 +73,8 @@ class TaskPathRoute:
         self._compat = compat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The style of the path alone would be that of `GET /models/{id}`, which speaks another dialect.
+        call_of(scope).error_style = ROOT_STYLE.errors
         named = scope["path_params"].get("task")
         endpoint = self._compat if named is None else self._by_task.get(canonical_task(named))
         try:

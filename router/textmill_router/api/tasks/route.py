@@ -90,6 +90,8 @@ class TaskRoute:
         self._unknown: dict[object, UnknownFields] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The style of the path alone would be that of `GET /models/{id}`, which speaks another dialect.
+        call_of(scope).error_style = self.style.errors
         await serve(self._service, scope, send, lambda: self._answer(scope, receive, send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:

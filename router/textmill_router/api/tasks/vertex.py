@@ -24,13 +24,9 @@ class _Body(msgspec.Struct, gc=False):
     parameters: msgspec.Raw = _ABSENT
 
 
-class _Instance(msgspec.Struct, gc=False):
-    inputs: msgspec.Raw = _ABSENT
-    query: msgspec.Raw = _ABSENT
-
-
 _BODY = msgspec.json.Decoder(_Body)
-_INSTANCE = msgspec.json.Decoder(_Instance)
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_REFUSAL = msgspec.json.Decoder(dict[str, Any])
 
 
 class VertexTaskRoute:
@@ -55,13 +51,13 @@ class VertexTaskRoute:
         found = await asyncio.gather(
             *(self._predict(scope, receive, content, index) for index, content in enumerate(contents))
         )
-        failed = next((answer for answer in found if answer.status != 200), None)
+        index, failed = next(((index, answer) for index, answer in enumerate(found) if answer.status != 200), (0, None))
         if failed is None:
             predictions = [msgspec.Raw(answer.body) for answer in found]
             await send_reply(scope, send, 200, msgspec.json.encode({"predictions": predictions}))
         elif failed.status:
             kept = [header for header in failed.headers if header[0] in _KEPT_HEADERS]
-            await send_reply(scope, send, failed.status, failed.body, headers=kept)
+            await send_reply(scope, send, failed.status, _named(failed.body, index), headers=kept)
 
     async def _predict(self, scope: Scope, receive: Receive, content: bytes, index: int) -> InnerAnswer:
         part = {**scope, "extensions": {}}
@@ -77,11 +73,17 @@ class VertexTaskRoute:
 
 def _call_body(instance: msgspec.Raw, parameters: msgspec.Raw) -> bytes:
     """Return the body of the call of an instance, which is a body itself if it has `inputs` or `query`."""
+    body: dict[str, msgspec.Raw] = {}
     if bytes(instance).lstrip()[:1] == b"{":
-        fields = _INSTANCE.decode(instance)
-        if bytes(fields.inputs) != b"null" or bytes(fields.query) != b"null":
-            return bytes(instance)
-    body: dict[str, Any] = {"inputs": instance}
-    if bytes(parameters) != b"null":
+        body = _FIELDS.decode(instance)
+    if all(bytes(body.get(name, _ABSENT)) == b"null" for name in ("inputs", "query")):
+        body = {"inputs": instance}
+    if bytes(body.get("parameters", _ABSENT)) == b"null":
         body["parameters"] = parameters
     return msgspec.json.encode(body)
+
+
+def _named(refusal: bytes, index: int) -> bytes:
+    """Return the body of an error, whose message names the instance that failed."""
+    fields = _REFUSAL.decode(refusal)
+    return msgspec.json.encode({**fields, "error": f"instances[{index}]: {fields['error']}"})

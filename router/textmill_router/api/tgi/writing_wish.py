@@ -301,9 +301,10 @@ def encoder_lengths(given: Given, defaults: Given, *, num_forced: int) -> Length
 
     most, least = new_tokens("max", given), new_tokens("min", given)
     if most is not None and least is not None and least > most:
+        name = "parameters.min_length" if given.get("min_new_tokens") is None else "parameters.min_new_tokens"
         raise ValidationFailed(
-            f"`parameters.min_length` must not be larger than the longest answer, {most} new tokens, found {least}",
-            field="parameters.min_length",
+            f"`{name}` must not be larger than the longest answer, {most} new tokens, found {least} new tokens",
+            field=name,
         )
     default = new_tokens("max", defaults) if most is None else None
     least = new_tokens("min", defaults) if least is None else least

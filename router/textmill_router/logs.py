@@ -11,7 +11,10 @@ def configure_logging(*, json_output: bool, level: str, stream: TextIO = sys.std
     """Send the router's lines from a level up, and the warnings of web server and tracing, to one stream."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter(_place) if json_output else TextFormatter(lambda record: record.name))
-    for name, least in (("textmill_router", level), ("uvicorn", "WARNING"), ("opentelemetry", "WARNING")):
+    for name, least in (
+        *(("textmill_router", level), ("uvicorn", "WARNING"), ("opentelemetry", "WARNING")),
+        ("python_multipart", "ERROR"),  # which warns of each form that a client has broken
+    ):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(least)

@@ -74,22 +74,31 @@ def test_every_task_has_a_section_with_a_call() -> None:
 def test_a_call_of_the_page_is_answered(clients: dict[str, httpx.Client], title: str, snippet: str) -> None:
     words = shlex.split(snippet)
     url = words[1]
+    path = url.removeprefix("http://localhost:3000")
+    if "-F" in words:
+        pairs = [words[place + 1].partition("=") for place, word in enumerate(words) if word == "-F"]
+        form = {name: (value[1:], FILES[value]) if value in FILES else (None, value) for name, _, value in pairs}
+        answer = clients[title].post(path, files=form)
+        assert answer.status_code == 200, answer.text
+        assert answer.content
+        return
     body = FILES[words[words.index("--data-binary") + 1]] if "--data-binary" in words else words[words.index("-d") + 1]
     headers = {"content-type": "application/x-www-form-urlencoded"}  # as curl sends without -H
     if "-H" in words:
         name, _, value = words[words.index("-H") + 1].partition(":")
         headers = {name.strip(): value.strip()}
-    answer = clients[title].post(url.removeprefix("http://localhost:3000"), content=body, headers=headers)
+    answer = clients[title].post(path, content=body, headers=headers)
     assert answer.status_code == 200, answer.text
     assert answer.json()
 
 
 def run_python(clients: dict[str, httpx.Client], title: str) -> dict[str, Any]:
     """Run the Python of a section against its server, and return the names that the section binds."""
-    [source] = re.findall(r"(?s)```python\n(.*?)\n```", SECTIONS[title])
+    sources = re.findall(r"(?s)```python\n(.*?)\n```", SECTIONS[title])
     base = str(clients[title].base_url).rstrip("/")
     names: dict[str, Any] = {}
-    exec(compile(source.replace("http://localhost:3000", base), "docs/tasks.md", "exec"), names)
+    for source in sources:
+        exec(compile(source.replace("http://localhost:3000", base), "docs/tasks.md", "exec"), names)
     return names
 
 
@@ -110,4 +119,6 @@ def test_the_python_of_speech_runs(
 ) -> None:
     (tmp_path / "speech.flac").write_bytes(FILES["@speech.flac"])
     monkeypatch.chdir(tmp_path)
-    assert run_python(clients, "automatic-speech-recognition")["text"] == "0 '' 0 0 0.000 0.000"
+    names = run_python(clients, "automatic-speech-recognition")
+    assert names["text"] == "0 '' 0 0 0.000 0.000"
+    assert [word.word for word in names["words"]] == ["one", "two"]

@@ -230,7 +230,10 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
         answers.segments.CopyFrom(found)
 
     def _transcripts(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
-        """Say what was asked, and give two parts, of which the second has no end, where times were asked for."""
+        """Say what was asked, and give two parts, of which the second has no end, where times were asked for.
+
+        A model with languages hears German, and gives one segment beside words.
+        """
         asked = request.transcripts
         chunks, strides = _read("f", asked.chunk_lengths), _read("f", asked.stride_lengths)
         tokens = _read("I", asked.max_new_tokens)
@@ -243,7 +246,19 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
                 ]
             said = f"{asked.timestamps[index]} {asked.languages[index]!r} {asked.translates[index]} {tokens[index]}"
             said += f" {chunks[index]:.3f} {strides[index]:.3f}"
-            answers.transcripts.transcripts.append(shard_pb2.Transcript(text=said, chunks=parts))
+            if asked.prompts and asked.prompts[index]:
+                said += f" after {asked.prompts[index]!r}"
+            is_whisper, has_words = bool(self._options.languages), asked.timestamps[index] == shard_pb2.TIMESTAMPS_WORDS
+            answers.transcripts.transcripts.append(
+                shard_pb2.Transcript(
+                    text=said,
+                    chunks=parts,
+                    language="german" if is_whisper else "",
+                    segments=[shard_pb2.TranscriptChunk(text="one two", start_s=0.0)]
+                    if is_whisper and has_words
+                    else [],
+                )
+            )
         answers.transcripts.SetInParent()
 
     def _vectors(self, answers: Any, request: Any, rows: list[list[int]], good: list[int]) -> None:

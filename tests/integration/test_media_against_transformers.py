@@ -285,3 +285,48 @@ def test_a_language_that_whisper_lacks_is_refused(whisper: Served) -> None:
     answer = whisper.client.post("/", json={"inputs": coded(sound_file(1.0)), "parameters": {"language": "it"}})
     assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
     assert "such as en, de, fr" in answer.json()["error"]
+
+
+def transcribed(served: Served, seconds: float, seed: int, path: str = "transcriptions", **fields: Any) -> Any:
+    answer = served.client.post(
+        f"/v1/audio/{path}", data=fields, files={"file": ("a.wav", sound_file(seconds, seed=seed))}
+    )
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize("seconds", [1.5, 3.0])
+def test_a_prompt_of_openai_comes_before_the_speech(whisper: Served, seconds: float) -> None:
+    """The ids are those of Whisper's own processor, of which the end alone fits: half of 64 places, less two."""
+    pipe = whisper.pipeline("automatic-speech-recognition")
+    options = {"num_beams": 1, "task": "transcribe", "language": "de"}
+    texts = set()
+    for prompt in ("", "Textmill", "a long text " * 10):
+        ids = pipe.tokenizer.get_prompt_ids(prompt, return_tensors="pt")
+        given = {"prompt_ids": torch.cat([ids[:1], ids[1:][-30:]])} if prompt else {}
+        asked = {"return_timestamps": True} if seconds > 2 else {}
+        expected = pipe(heard(seconds, 6), generate_kwargs={**options, **given}, **asked)["text"]
+        assert transcribed(whisper, seconds, 6, language="de", prompt=prompt)["text"] == expected.strip()
+        texts.add(expected)
+    assert len(texts) > 1  # a prompt changes the words
+
+
+@pytest.mark.parametrize("seconds", [1.5, 3.0])
+def test_words_and_segments_of_openai(whisper: Served, seconds: float) -> None:
+    pipe = whisper.pipeline("automatic-speech-recognition")
+    options = {"num_beams": 1, "task": "transcribe", "language": "fr"}
+    words = pipe(heard(seconds, 3), generate_kwargs=dict(options), return_timestamps="word")["chunks"]
+    parts = pipe(heard(seconds, 3), generate_kwargs=dict(options), return_timestamps=True)["chunks"]
+    both = {"response_format": "verbose_json", "timestamp_granularities[]": ["word", "segment"]}
+    found = transcribed(whisper, seconds, 3, language="fr", **both)
+    assert (found["language"], found["duration"]) == ("french", seconds)
+
+    def spans(chunks: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+        ends = [seconds if one["timestamp"][1] is None else one["timestamp"][1] for one in chunks]
+        return [
+            (one["text"].strip(), pytest.approx(one["timestamp"][0]), pytest.approx(end))
+            for one, end in zip(chunks, ends, strict=True)
+        ]
+
+    assert [(one["word"], one["start"], one["end"]) for one in found["words"]] == spans(words)
+    assert [(one["text"].strip(), one["start"], one["end"]) for one in found["segments"]] == spans(parts)

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+from openai import OpenAI
 
 from tests.fakes.real_row_shard import RealRowShard
 from tests.fakes.real_whisper import speak, write_whisper
@@ -68,6 +69,30 @@ def test_words_have_times_in_their_order(client: httpx.Client) -> None:
     starts = [chunk["timestamp"][0] for chunk in answer["chunks"]]
     assert starts == sorted(starts)
     assert starts[-1] <= len(samples) / rate
+
+
+def test_the_route_of_openai_hears_the_words(client: httpx.Client) -> None:
+    """OpenAI's client sends the file in a form. Subtitles and words have times within the audio, in their order."""
+    samples, rate = speak(SENTENCES[3])
+    file = ("speech.wav", recorded(samples, rate, "WAV"))
+    openai = OpenAI(base_url=f"{client.base_url}/v1", api_key="-", timeout=120)
+    subtitles = openai.audio.transcriptions.create(model="any", file=file, response_format="srt")
+    assert words_of(subtitles) == words_of(SENTENCES[3])
+    verbose = openai.audio.transcriptions.create(
+        model="any",
+        file=file,
+        language="en",
+        prompt="A lesson about football.",
+        response_format="verbose_json",
+        timestamp_granularities=["word", "segment"],
+    )
+    assert (verbose.language, verbose.duration) == ("english", pytest.approx(len(samples) / rate, abs=0.01))
+    assert verbose.words is not None
+    assert verbose.segments is not None
+    assert [words_of(one.word)[0] for one in verbose.words] == words_of(SENTENCES[3])
+    assert words_of("".join(one.text for one in verbose.segments)) == words_of(SENTENCES[3])
+    times = [time for one in verbose.words for time in (one.start, one.end)]
+    assert times == sorted(times)
 
 
 def test_long_speech_is_heard_to_its_end(client: httpx.Client) -> None:

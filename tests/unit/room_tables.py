@@ -78,7 +78,7 @@ ROUTER_LIBRARIES = {
     "metrics": names("prometheus_client"),
     "tasks": names("msgspec tokenizers"),
     "engine": names("grpc textmill_proto"),
-    "http": names("starlette uvicorn msgspec"),
+    "http": names("starlette uvicorn msgspec"),  # python-multipart by way of starlette
     "serving": names("starlette msgspec"),
     "api/openai": names("starlette msgspec"),
     "api/tgi": names("starlette msgspec"),

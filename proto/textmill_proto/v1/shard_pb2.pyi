@@ -2014,6 +2014,7 @@ class TranscriptHead(_message.Message):
     CHUNK_LENGTHS_FIELD_NUMBER: _builtins.int
     STRIDE_LENGTHS_FIELD_NUMBER: _builtins.int
     NUM_BEAMS_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
     translates: _builtins.bytes
     """u8[] per row: 1 = translate into English, 0 = write what is said"""
     max_new_tokens: _builtins.bytes
@@ -2034,6 +2035,10 @@ class TranscriptHead(_message.Message):
     def languages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """per row: code of the language that is spoken, empty = the model finds out"""
 
+    @_builtins.property
+    def prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """per row: text that comes before the audio, empty = none; no element = none everywhere"""
+
     def __init__(
         self,
         *,
@@ -2044,10 +2049,11 @@ class TranscriptHead(_message.Message):
         chunk_lengths: _builtins.bytes = ...,
         stride_lengths: _builtins.bytes = ...,
         num_beams: _builtins.bytes = ...,
+        prompts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_lengths", b"chunk_lengths", "languages", b"languages", "max_new_tokens", b"max_new_tokens", "num_beams", b"num_beams", "stride_lengths", b"stride_lengths", "timestamps", b"timestamps", "translates", b"translates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_lengths", b"chunk_lengths", "languages", b"languages", "max_new_tokens", b"max_new_tokens", "num_beams", b"num_beams", "prompts", b"prompts", "stride_lengths", b"stride_lengths", "timestamps", b"timestamps", "translates", b"translates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2483,21 +2489,31 @@ class Transcript(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    SEGMENTS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """all that was said"""
+    language: _builtins.str
+    """English name of the language that is spoken, empty where the model knows none"""
     @_builtins.property
     def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TranscriptChunk]:
         """parts with their times; none for TIMESTAMPS_NONE"""
+
+    @_builtins.property
+    def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___TranscriptChunk]:
+        """TIMESTAMPS_WORDS of a model that generates: the parts of TIMESTAMPS_SEGMENTS too"""
 
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         chunks: _abc.Iterable[Global___TranscriptChunk] | None = ...,
+        language: _builtins.str = ...,
+        segments: _abc.Iterable[Global___TranscriptChunk] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "language", b"language", "segments", b"segments", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,15 +11,27 @@ from textmill_router.api.openapi import answer_types as answers
 from textmill_router.api.openapi.operation import Operation
 from textmill_router.api.route_row import RouteRow
 from textmill_router.api.tasks import answer_types as shapes
+from textmill_router.api.tasks.call_bodies import AudioFormBody, PickedBody, PickForm
 from textmill_router.api.tasks.info import TaskInfoRoute
-from textmill_router.api.tasks.route import PickForm, TaskRoute, always, form_of_path, form_of_shape
+from textmill_router.api.tasks.route import TaskRoute, always, form_of_path, form_of_shape
 from textmill_router.api.tasks.vertex import VertexTaskRoute
 from textmill_router.api.tasks.wrong_task import WrongTaskRoute
 from textmill_router.api.tgi.types import VertexAnswer, VertexBody
 from textmill_router.api.writing_routes import TaskPathRoute, compat_route
 from textmill_router.http.path_style import ROOT_STYLE, PathStyle
 from textmill_router.serving.service import Service
-from textmill_router.tasks.forms import EMBED, EMBED_ALL, EMBED_SPARSE, EMBEDDINGS, FORMS, PREDICT, TaskForm, family_of
+from textmill_router.tasks.forms import (
+    EMBED,
+    EMBED_ALL,
+    EMBED_SPARSE,
+    EMBEDDINGS,
+    FORMS,
+    PREDICT,
+    TRANSCRIPTION,
+    TaskForm,
+    family_of,
+)
+from textmill_router.tasks.transcription import FILE_FIELD, TranscriptionFields
 
 _ERRORS = (400, 401, 404, 408, 413, 415, 422, 424, 429, 500, 503, 504)
 _VECTORS = ("feature-extraction", "sentence-similarity")
@@ -115,7 +127,7 @@ def _v1_style(service: Service) -> PathStyle:
 
 def _route(pick: PickForm, *, is_v1: bool = False) -> Callable[[Service], ASGIApp]:
     def make(service: Service) -> ASGIApp:
-        return TaskRoute(service, pick, _v1_style(service) if is_v1 else ROOT_STYLE)
+        return TaskRoute(service, PickedBody(pick), _v1_style(service) if is_v1 else ROOT_STYLE)
 
     return make
 
@@ -169,7 +181,7 @@ def _own_rows(task: str) -> list[RouteRow]:
 
 def vertex_task_route(service: Service) -> ASGIApp:
     """Return the ASGI endpoint of /vertex, which also serves the path that Vertex AI names."""
-    return VertexTaskRoute(service, TaskRoute(service, form_of_shape))
+    return VertexTaskRoute(service, TaskRoute(service, PickedBody(form_of_shape)))
 
 
 def _form_row(path: str, form: TaskForm, summary: str, answer: Any, example: Any) -> RouteRow:
@@ -215,7 +227,34 @@ _CLASSIFICATION_ROWS = (
         "/v1/rerank", FORMS["rerank"], _SHOWN["rerank"].summary, _SHOWN["rerank"].answer, _SHOWN["rerank"].example
     ),
 )
-TASK_ALIASES = {"/embeddings": "/v1/embeddings"}
+
+
+def _audio_row(path: str, summary: str, *, translates: bool) -> RouteRow:
+    operation = Operation(
+        path=path,
+        method="post",
+        summary=summary,
+        form=TranscriptionFields,
+        form_file=FILE_FIELD,
+        answer=(shapes.TranscriptionAnswer, shapes.VerboseTranscription),
+        text=True,
+        errors=_ERRORS,
+        operation_id=path.removeprefix("/").replace("/", "_"),
+        error=answers.OpenAIErrorResponse,
+    )
+    return RouteRow(
+        lambda service: TaskRoute(service, AudioFormBody(translates=translates), _v1_style(service)), operation
+    )
+
+
+_AUDIO_ROWS = (
+    _audio_row("/v1/audio/transcriptions", "The words of speech, in OpenAI's form", translates=False),
+    _audio_row("/v1/audio/translations", "The words of speech in English, in OpenAI's form", translates=True),
+)
+TASK_ALIASES = {
+    "/embeddings": "/v1/embeddings",
+    **{row.operation.path.removeprefix("/v1"): row.operation.path for row in _AUDIO_ROWS},
+}
 
 
 def _wrong(row: RouteRow) -> RouteRow:
@@ -251,6 +290,7 @@ def rows_for_task(task: str, general: tuple[RouteRow, ...]) -> list[RouteRow]:
         own += _CLASSIFICATION_ROWS
     else:
         own += [_wrong(row) for row in _CLASSIFICATION_ROWS if row.operation.path != "/predict"]
+    own += _AUDIO_ROWS if task == TRANSCRIPTION.task else [_wrong(row) for row in _AUDIO_ROWS]
     taken = {(row.operation.method, row.operation.path) for row in own}
     others = [
         row for row in general if (row.operation.method, row.operation.path) not in taken and not row.is_playground
@@ -269,5 +309,6 @@ def rows_beside_writing() -> tuple[RouteRow, ...]:
             ("/predict", compat_route),
         )
     ]
-    refusals = [_wrong(row) for row in (*_VECTOR_ROWS, *_CLASSIFICATION_ROWS) if row.operation.path != "/predict"]
+    of_tasks = (*_VECTOR_ROWS, *_CLASSIFICATION_ROWS, *_AUDIO_ROWS)
+    refusals = [_wrong(row) for row in of_tasks if row.operation.path != "/predict"]
     return (*rows, *refusals)

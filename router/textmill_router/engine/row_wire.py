@@ -5,7 +5,8 @@ Packed arrays are little-endian on the wire.
 
 import sys
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from textmill_proto.v1 import shard_pb2
@@ -130,7 +131,14 @@ def answers_from_proto(message: shard_pb2.RowAnswers, number: int, rows: Sequenc
         raise WireError(f"batch {number} has more answers than rows")
     if len(audio_seconds) not in (0, len(rows)):
         raise WireError(f"batch {number} has {len(audio_seconds)} lengths of audio for {len(rows)} rows")
-    return BatchAnswers(results, audio_seconds)
+    return BatchAnswers(
+        [_timed(*each) for each in zip(results, audio_seconds or [0.0] * len(rows), strict=True)], audio_seconds
+    )
+
+
+def _timed(result: RowResult | RowFault, seconds: float) -> RowResult | RowFault:
+    """Return a result that tells how long its audio is, where the answer to the call may say so."""
+    return replace(result, seconds=seconds) if isinstance(result, TranscriptAnswer) else result
 
 
 def _vectors(wishes: Sequence[Any]) -> shard_pb2.VectorHead:
@@ -184,6 +192,7 @@ def _transcripts(wishes: Sequence[Any]) -> shard_pb2.TranscriptHead:
         num_beams=_u32(wish.num_beams for wish in asked),
         chunk_lengths=_f32(wish.chunk_s for wish in asked),
         stride_lengths=_f32(wish.stride_s for wish in asked),
+        prompts=[wish.prompt for wish in asked] if any(wish.prompt for wish in asked) else [],
     )
 
 
@@ -297,11 +306,13 @@ def _read_boxes(answer: shard_pb2.BoxAnswers, rows: Sequence[AnyRow]) -> Iterato
 
 def _read_transcripts(answer: shard_pb2.TranscriptAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
     for found in answer.transcripts:
-        parts = (
-            TranscriptPart(part.text, part.start_s, part.end_s if part.HasField("end_s") else None)
-            for part in found.chunks
-        )
-        yield TranscriptAnswer(found.text, tuple(parts))
+        yield TranscriptAnswer(found.text, _parts(found.chunks), found.language, _parts(found.segments))
+
+
+def _parts(chunks: Iterable[shard_pb2.TranscriptChunk]) -> tuple[TranscriptPart, ...]:
+    return tuple(
+        TranscriptPart(chunk.text, chunk.start_s, chunk.end_s if chunk.HasField("end_s") else None) for chunk in chunks
+    )
 
 
 def _read_segments(answer: shard_pb2.SegmentAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:

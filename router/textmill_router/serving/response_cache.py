@@ -14,6 +14,7 @@ class CachedAnswer:
     num_characters: int
     num_prompt_tokens: int
     num_output_tokens: int
+    media_type: bytes = b"application/json"
 
 
 class ResponseCache:

@@ -9,18 +9,23 @@ from textmill_router.tasks.rows import AnyRow, RowResult
 
 @dataclass(slots=True)
 class CallNotes:
-    """What headers of the answer tell of a call. `num_truncated` counts texts whose end was cut."""
+    """What headers of the answer tell of a call. `num_truncated` counts texts whose end was cut.
+
+    `is_repeatable` says that an equal call gets an equal answer.
+    """
 
     num_truncated: int = 0
     warnings: list[str] = field(default_factory=list)
+    is_repeatable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A JSON value. `varies_by_client` says that another client gets another shape."""
+    """A JSON value, or the bytes of another media type. `varies_by_client`: another client gets another shape."""
 
     value: object
     varies_by_client: bool = False
+    media_type: bytes = b"application/json"
 
 
 @dataclass(frozen=True, slots=True)

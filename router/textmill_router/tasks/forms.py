@@ -40,6 +40,7 @@ from textmill_router.tasks.text_classification import (
     predict_call,
 )
 from textmill_router.tasks.token_classification import TokenClassificationBody, token_classification_call
+from textmill_router.tasks.transcription import TranscriptionFields, transcription_call, translation_call
 from textmill_router.tasks.zero_shot_classification import ZeroShotBody, zero_shot_call
 
 
@@ -80,6 +81,8 @@ EMBED = TaskForm("feature-extraction", EmbedBody, embed_call)
 EMBED_ALL = TaskForm("feature-extraction", EmbedBody, embed_all_call)
 EMBED_SPARSE = TaskForm("feature-extraction", EmbedBody, embed_sparse_call)
 EMBEDDINGS = TaskForm("feature-extraction", EmbeddingsBody, embeddings_call)
+TRANSCRIPTION = TaskForm("automatic-speech-recognition", TranscriptionFields, transcription_call)
+TRANSLATION = TaskForm("automatic-speech-recognition", TranscriptionFields, translation_call)
 PREDICT = TaskForm("text-classification", PredictBody, predict_call)
 
 # The tasks that a call may ask of a model of one of them.

@@ -103,6 +103,7 @@ class TranscriptWish:
     num_beams: int = 0
     chunk_s: float = 0.0
     stride_s: float = 0.0
+    prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +270,17 @@ class TranscriptPart:
 
 @dataclass(frozen=True, slots=True)
 class TranscriptAnswer:
-    """The words of speech, and their parts where times were asked for."""
+    """The words of speech, and their parts where times were asked for.
+
+    `segments` stand beside words, of a model that divides speech into segments. `language` is an English
+    name, empty where the model knows none, and `seconds` is the length of the audio.
+    """
 
     text: str
     parts: tuple[TranscriptPart, ...]
+    language: str = ""
+    segments: tuple[TranscriptPart, ...] = ()
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

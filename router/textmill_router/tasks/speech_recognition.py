@@ -60,7 +60,10 @@ def speech_call(body: FileBody, model: TaskModel, shapes: ClientShapes) -> FileC
         answer: dict[str, object] = {"text": result.text}
         if wish.timestamps is not Timestamps.NONE:
             answer["chunks"] = [
-                {"text": part.text, "timestamp": [_seconds(part.start_s), _seconds(part.end_s)]}
+                {
+                    "text": part.text,
+                    "timestamp": [seconds_of(part.start_s), None if part.end_s is None else seconds_of(part.end_s)],
+                }
                 for part in result.parts
             ]
         return answer
@@ -129,12 +132,10 @@ def _timestamps(asked: bool | str | None, *, generates: bool) -> Timestamps:
 
 def _generated(timestamps: Timestamps, asked: SpeechGeneration, model: TaskModel) -> TranscriptWish:
     """Return what is asked of a model that generates."""
-    language = "" if asked.language is None else _language(asked.language, model)
+    language = "" if asked.language is None else language_of(asked.language, model, field="parameters.language")
     translates = asked.task == "translate"
-    if translates and set(model.facts.languages) <= _ENGLISH:
-        raise ValidationFailed(
-            "`parameters.task` must be transcribe, because this model knows English alone", field="parameters.task"
-        )
+    if translates:
+        check_translates(model, field="parameters.task")
     return TranscriptWish(
         timestamps,
         language,
@@ -153,15 +154,22 @@ def _whole(name: str, value: int | None, most: int) -> int:
     return value or 0
 
 
-def _language(name: str, model: TaskModel) -> str:
+def check_translates(model: TaskModel, *, field: str) -> None:
+    """Raise ValidationFailed for a model that knows no other language than English."""
+    if set(model.facts.languages) <= _ENGLISH:
+        what = f"`{field}` must be transcribe" if field else "nothing can be translated"
+        raise ValidationFailed(f"{what}, because this model knows English alone", field=field)
+
+
+def language_of(name: str, model: TaskModel, *, field: str) -> str:
     """Return a code or an English name as the shard knows the language. Raises ValidationFailed."""
     wanted = name.strip().lower().removeprefix("<|").removesuffix("|>")
     if wanted in model.facts.languages:
         return wanted
     some = ", ".join(model.facts.languages[:20])
     raise ValidationFailed(
-        f"`parameters.language` must be a language of this model, such as {some}; found {name[:32]!r}",
-        field="parameters.language",
+        f"`{field}` must be a language of this model, such as {some}; found {name[:32]!r}",
+        field=field,
     )
 
 
@@ -190,6 +198,6 @@ def _chunks(parameters: SpeechParameters) -> tuple[float, float]:
     return chunk_s or DEFAULT_CHUNK_S, max(stride_s, NO_STRIDE_S)
 
 
-def _seconds(value: float | None) -> float | None:
+def seconds_of(value: float) -> float:
     """Return a time without the digits that 32-bit floats add; times have steps of 0.02 s or of less than 1 ms."""
-    return None if value is None else round(value, 4)
+    return round(value, 4)

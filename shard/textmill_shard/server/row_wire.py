@@ -32,6 +32,7 @@ from textmill_shard.tasks.rows import (
     Timestamps,
     TokenLabelParams,
     Transcript,
+    TranscriptChunk,
     TranscriptParams,
     VectorParams,
 )
@@ -117,7 +118,7 @@ def _media_params(head: HeadName, message: pb.RowBatch, num_rows: int) -> Sequen
     if head is not HeadName.TRANSCRIPTS:
         return [None] * num_rows
     asked = message.transcripts
-    for name in ("timestamps", "languages"):
+    for name in ("timestamps", "languages", "prompts"):
         if len(getattr(asked, name)) not in (0, num_rows):
             raise BatchRejected(f"transcripts.{name}", f"{num_rows} elements are wanted")
     kinds = list(asked.timestamps) or [pb.TIMESTAMPS_NONE] * num_rows
@@ -138,6 +139,7 @@ def _media_params(head: HeadName, message: pb.RowBatch, num_rows: int) -> Sequen
             num_beams=int(beams[row]),
             chunk_s=float(chunks[row]),
             stride_s=float(strides[row]),
+            prompt=asked.prompts[row] if asked.prompts else "",
         )
         for row in range(num_rows)
     ]
@@ -288,8 +290,16 @@ def _answer_to_wire(head: HeadName, answers: Sequence[Answer]) -> Any:
 
 
 def _transcript_to_wire(found: Transcript) -> pb.Transcript:
-    chunks = [pb.TranscriptChunk(text=chunk.text, start_s=chunk.start_s, end_s=chunk.end_s) for chunk in found.chunks]
-    return pb.Transcript(text=found.text, chunks=chunks)
+    return pb.Transcript(
+        text=found.text,
+        chunks=_chunks_to_wire(found.chunks),
+        language=found.language,
+        segments=_chunks_to_wire(found.segments),
+    )
+
+
+def _chunks_to_wire(chunks: Sequence[TranscriptChunk]) -> list[pb.TranscriptChunk]:
+    return [pb.TranscriptChunk(text=chunk.text, start_s=chunk.start_s, end_s=chunk.end_s) for chunk in chunks]
 
 
 def _floats(answer: Answer) -> FloatArray:

@@ -56,7 +56,7 @@ def _check_media_params(index: int, params: Params, facts: TaskFacts) -> None:
         raise BatchRejected("segments.subtasks", f"row {index} names {params.subtask!r}, which the model lacks")
     generates = bool(facts.languages)
     if isinstance(params, TranscriptParams) and not generates:
-        if params.translates or params.max_new_tokens or params.num_beams:
+        if params.translates or params.max_new_tokens or params.num_beams or params.prompt:
             raise BatchRejected(
                 "transcripts.translates", f"row {index} asks for generation, this model does not generate"
             )

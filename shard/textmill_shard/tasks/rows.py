@@ -88,6 +88,7 @@ class TranscriptParams:
     num_beams: int = 0  # 0 = as the model's files say
     chunk_s: float = 0.0  # seconds of a chunk (CTC), 0 = 30
     stride_s: float = 0.0  # seconds that neighbouring chunks share on each side (CTC), 0 = a sixth of a chunk
+    prompt: str = ""  # text that comes before the audio
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,8 @@ class Transcript:
 
     text: str
     chunks: tuple[TranscriptChunk, ...] = ()
+    language: str = ""  # English name of the language that is spoken, empty where the model knows none
+    segments: tuple[TranscriptChunk, ...] = ()  # beside words, of a model that divides speech into segments
 
 
 @dataclass(frozen=True, slots=True)

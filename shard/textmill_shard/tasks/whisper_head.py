@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.library_errors import as_model_error
@@ -25,6 +25,7 @@ from textmill_shard.tasks.rows import (
 
 GENERATION_FILE = "generation_config.json"
 ENGLISH = ("en", "english")
+_BEFORE = "<|startofprev|>"  # stands before a prompt
 _NO_WORDS = RowFailure(
     FailureCode.BAD_MEDIA,
     f"words of this model have no times, because its {GENERATION_FILE} has no `alignment_heads`; ask for "
@@ -92,13 +93,15 @@ class WhisperHead:
             **shape,
         )
         asked = {Timestamps.NONE: None, Timestamps.WORDS: "word"}.get(row.params.timestamps, True)
+        features = inputs["input_features"].to(self._device, self._dtype)
+        language = self._language(row.params, features)
         try:
             output = self._model.generate(
-                inputs["input_features"].to(self._device, self._dtype),
+                features,
                 attention_mask=inputs["attention_mask"].to(self._device),
                 return_timestamps=is_long or asked is not None or self._is_timed,
                 logits_processor=LogitsProcessorList([_Signs(on_sign)]),
-                **self._options(row.params, asked=asked),
+                **self._options(row.params, asked=asked, language=language),
             )
         except _NotFinite:
             return NOT_FINITE
@@ -106,27 +109,59 @@ class WhisperHead:
         if asked == "word":
             parts = output["segments"][0]
             spoken["token_timestamps"] = [torch.cat([part["token_timestamps"] for part in parts])] if parts else []
+        text, chunks = self._read(spoken, asked)
+        segments = self._read({"tokens": spoken["tokens"]}, True)[1] if asked == "word" else ()
+        return Transcript(text, chunks, LANGUAGES.get(language, language), segments)
+
+    def _read(self, spoken: dict[str, Any], asked: "bool | str | None") -> "tuple[str, tuple[TranscriptChunk, ...]]":
+        """Return the text of tokens, and its parts where times are asked for."""
         text, more = self._tokenizer._decode_asr(
             [{name: _on_host(value) for name, value in spoken.items()}],
             return_timestamps=asked,
             return_language=None,
             time_precision=self._extractor.chunk_length / self._model.config.max_source_positions,
         )
-        return Transcript(text, tuple(_chunk(each) for each in more.get("chunks", ())))
+        return text, tuple(_chunk(each) for each in more.get("chunks", ()))
 
-    def _options(self, params: TranscriptParams, *, asked: "bool | str | None") -> dict[str, Any]:
+    def _language(self, params: TranscriptParams, features: torch.Tensor) -> str:
+        """Return the code of the language that is asked for, or that the model hears in the first window.
+
+        `generate` would find the language in the same way, and would not tell.
+        """
+        if not self._is_multilingual:
+            return ENGLISH[0]
+        if params.language:
+            return str(TO_LANGUAGE_CODE.get(params.language, params.language))
+        (found,) = self._model.detect_language(
+            input_features=features, num_segment_frames=self._extractor.nb_max_frames
+        ).tolist()
+        codes = {number: token.strip("<|>") for token, number in self._model.generation_config.lang_to_id.items()}
+        return str(codes[found])
+
+    def _options(self, params: TranscriptParams, *, asked: "bool | str | None", language: str) -> dict[str, Any]:
         options: dict[str, Any] = {}
         if self._is_multilingual:
             options["task"] = "translate" if params.translates else "transcribe"
-            if params.language:
-                options["language"] = params.language
+            options["language"] = language
+        prompt = self._prompt_ids(params.prompt)
+        if prompt:
+            options["prompt_ids"] = torch.tensor(prompt, device=self._device)
         if params.max_new_tokens:
-            options["max_new_tokens"] = min(params.max_new_tokens, self._room())
+            options["max_new_tokens"] = min(params.max_new_tokens, self._room() - len(prompt))
         if params.num_beams:
             options["num_beams"] = params.num_beams
         if asked == "word":
             options |= {"return_token_timestamps": True, "return_segments": True}
         return options
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        """Return the ids of a prompt, of which the end alone fits the half of the room that Whisper keeps for it."""
+        words = prompt.strip()
+        if not words:
+            return []
+        most = int(self._model.config.max_target_positions) // 2 - 2
+        ids = self._tokenizer(" " + words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [self._tokenizer.convert_tokens_to_ids(_BEFORE), *ids[-most:]]
 
     def _room(self) -> int:
         """Return the tokens of a window beside the model's first ones: language, task and timestamps."""

@@ -1,5 +1,6 @@
 // Calls every task of @huggingface/inference. The argument is a JSON object of the URLs by task.
 import { InferenceClient } from "@huggingface/inference";
+import OpenAI, { toFile } from "openai";
 const urls = JSON.parse(process.argv[2]);
 const client = new InferenceClient();
 const bytes = new Uint8Array([137, 80, 78, 71, 13, 10, 26, 10, 1, 2, 3]);
@@ -28,6 +29,19 @@ for (const [kind, method, args] of calls) {
   try { console.log(method, JSON.stringify(await client[method]({ endpointUrl: urls[kind], ...args })).slice(0, 140)); }
   catch (error) { failed += 1; console.log("FAILED", method, error.message, JSON.stringify(error.httpResponse?.body ?? "")); }
 }
+try {
+  const openai = new OpenAI({ baseURL: urls["automatic-speech-recognition"] + "/v1", apiKey: "-", maxRetries: 0 });
+  const file = await toFile(bytes, "speech.wav");
+  const plain = await openai.audio.transcriptions.create({ model: "any", file });
+  const form = { model: "any", file, response_format: "verbose_json", timestamp_granularities: ["word"] };
+  const verbose = await openai.audio.transcriptions.create(form);
+  const text = await openai.audio.transcriptions.create({ model: "any", file, response_format: "text" });
+  console.log("transcriptions", JSON.stringify([plain, verbose, text]));
+  if (!plain.text || verbose.words[1].word !== "two" || !text.startsWith(plain.text)) failed += 1;
+  const refused = openai.audio.transcriptions.create({ model: "any", file, temperature: 0.5 });
+  const error = await refused.then(() => null, (found) => found);
+  if (error?.status !== 422 || error.param !== "temperature") { failed += 1; console.log("FAILED", error); }
+} catch (error) { failed += 1; console.log("FAILED transcriptions", error.message); }
 try { await client.fillMask({ endpointUrl: urls["fill-mask"], inputs: "no mask" }); failed += 1; console.log("FAILED no error"); }
 catch (error) { console.log("error", error.constructor.name, error.message.slice(0, 160)); }
 process.exit(failed ? 1 : 0);

@@ -43,6 +43,7 @@ COMPONENT_NAMES = {
 }
 _GRAMMARS = (answers.JsonGrammar, answers.RegexGrammar, answers.JsonSchemaGrammar)
 _JSON, _EVENTS, _TEXT = "application/json", "text/event-stream", "text/plain"
+_FORM = "multipart/form-data"
 _FILE = "application/octet-stream"  # for which Swagger UI shows a field that takes a dropped file
 _REF = "#/components/schemas/{name}"
 _DESCRIPTIONS = {
@@ -186,11 +187,25 @@ def _operation(operation: Operation, schema_of: _Schemas) -> dict[str, Any]:
         if operation.example is not None:
             body["example"] = operation.example
         described["requestBody"] = {"required": True, "content": {_JSON: body}}
+    if operation.form is not None:
+        form = {"schema": _form_schema(operation.form, operation.form_file)}
+        described["requestBody"] = {"required": True, "content": {_FORM: form}}
     if operation.query is not None:
         file = {_FILE: {"schema": {"type": "string", "format": "binary"}}}
         described["requestBody"]["content"] = {**file, **described["requestBody"]["content"]}
         described["parameters"] = [*described.get("parameters", []), *_query_parameters(operation.query)]
     return described
+
+
+def _form_schema(struct: Any, file_field: str) -> dict[str, Any]:
+    """Return the schema of a form whose fields are those of a struct, beside a file."""
+    name = struct.__name__
+    properties: dict[str, Any] = {
+        file_field: {"type": "string", "format": "binary", "description": description_of(name, file_field)}
+    }
+    for field, schema in msgspec.json.schema(struct)["$defs"][name]["properties"].items():
+        properties[field] = {**schema, "description": description_of(name, field)}
+    return {"type": "object", "properties": properties, "required": [file_field]}
 
 
 def _query_parameters(struct: Any) -> list[dict[str, Any]]:

@@ -29,3 +29,5 @@ class Operation:
     parameters: tuple[str, ...] = ()  # in the path
     is_shown: bool = True
     query: Any = None  # of a body that is a file: the struct whose plain fields may stand in the address
+    form: Any = None  # of a body that is a form: the struct of the fields beside the file
+    form_file: str = ""  # the field of the file

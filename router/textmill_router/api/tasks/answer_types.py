@@ -98,6 +98,50 @@ class TranscriptAnswer(msgspec.Struct, omit_defaults=True):
     chunks: list[SpokenPart] = []
 
 
+class AudioUsage(msgspec.Struct):
+    """The seconds of audio of a call, rounded up; `type` is duration."""
+
+    type: str
+    seconds: int
+
+
+class TranscriptionAnswer(msgspec.Struct):
+    """The words of speech, in OpenAI's form."""
+
+    text: str
+    usage: AudioUsage
+
+
+class TranscribedSegment(msgspec.Struct):
+    """A part of a transcript as the model divides speech, with its seconds from the beginning."""
+
+    id: int
+    start: float
+    end: float
+    text: str
+    temperature: float
+
+
+class TranscribedWord(msgspec.Struct):
+    """A word with its seconds from the beginning."""
+
+    word: str
+    start: float
+    end: float
+
+
+class VerboseTranscription(msgspec.Struct, omit_defaults=True):
+    """The words of speech with their language and their times, for response_format verbose_json."""
+
+    text: str
+    usage: AudioUsage
+    task: str
+    language: str
+    duration: float
+    segments: list[TranscribedSegment] = []
+    words: list[TranscribedWord] = []
+
+
 class SparseWeight(msgspec.Struct):
     """The weight of an id of the vocabulary."""
 

@@ -1,27 +1,22 @@
 """The way of every call of a task: from the body to the rows that answer it."""
 
 import asyncio
-import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
-from urllib.parse import parse_qsl
+from collections.abc import Sequence
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from textmill_router.api.openai.model_names import check_model
-from textmill_router.api.tasks.bodies import TaskBytes, read_task_file, read_task_json
+from textmill_router.api.tasks.call_bodies import CallBody, PickForm, ReadBody
 from textmill_router.api.tasks.client_shapes import shapes_for
 from textmill_router.api.tasks.wrong_task import wrong_task
 from textmill_router.errors import ValidationFailed
 from textmill_router.http.call import call_of
 from textmill_router.http.error_responses import Header
-from textmill_router.http.json_body import decode_json
-from textmill_router.http.json_shape import shape_error
 from textmill_router.http.path_style import ROOT_STYLE, PathStyle
 from textmill_router.http.replies import send_reply
-from textmill_router.http.unknown_fields import UnknownFields
 from textmill_router.serving.call import serve
 from textmill_router.serving.call_options import wants_cache
 from textmill_router.serving.call_terms import terms_of
@@ -31,32 +26,15 @@ from textmill_router.serving.row_call import RowTimes, compute_rows, hold_files,
 from textmill_router.serving.service import Service
 from textmill_router.serving.trace_notes import row_attributes
 from textmill_router.tasks.call import Answer, CallNotes, TaskCall
-from textmill_router.tasks.file_call import body_of_file, body_of_json
 from textmill_router.tasks.forms import FORMS, TaskForm, family_of
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.names import canonical_task, is_file_task
+from textmill_router.tasks.names import canonical_task
 from textmill_router.tasks.pick import pick_form
 
 log = logging.getLogger(__name__)
 
 MAX_WARNING_BYTES = 1000  # of the header
-
-
-class _CallOptions(msgspec.Struct, gc=False):
-    use_cache: bool | None = None
-    wait_for_model: bool | None = None
-
-
-class _WithOptions(msgspec.Struct, gc=False):
-    """The part of a body that says how the call wants to be served."""
-
-    options: _CallOptions | None = None
-    model: msgspec.Raw = msgspec.Raw(b"null")
-
-
-_OPTIONS = msgspec.json.Decoder(_WithOptions)
 _ENCODER = msgspec.json.Encoder()
-PickForm = Callable[[Scope, str, bytes], TaskForm]
 
 
 def form_of_shape(scope: Scope, task: str, body: bytes) -> TaskForm:
@@ -80,14 +58,12 @@ def always(form: TaskForm) -> PickForm:
 
 
 class TaskRoute:
-    """An ASGI endpoint. `pick` chooses the form of a body, and `style` is the style of the dialect's paths."""
+    """An ASGI endpoint. `read` reads the body of a call, and `style` is the style of the dialect's paths."""
 
-    def __init__(self, service: Service, pick: PickForm, style: PathStyle = ROOT_STYLE) -> None:
+    def __init__(self, service: Service, read: ReadBody, style: PathStyle = ROOT_STYLE) -> None:
         self.style = style
         self._service = service
-        self._pick = pick
-        self._decoders: dict[object, msgspec.json.Decoder[object]] = {}
-        self._unknown: dict[object, UnknownFields] = {}
+        self._read = read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The style of the path alone would be that of `GET /models/{id}`, which speaks another dialect.
@@ -95,37 +71,21 @@ class TaskRoute:
         await serve(self._service, scope, send, lambda: self._answer(scope, receive, send))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, settings = self._service, self._service.settings
+        service = self._service
         service.permits.check_open()
-        assert settings.task is not None
-        read = read_task_file if is_file_task(settings.task) else read_task_json
-        found = await read(scope, receive, service.task_payload_limit)
-        form = self._pick(scope, settings.task, found.data)
-        body = self._body(form, found, scope)
-        options = _WithOptions() if found.is_file else _read_options(found.data)
-        self._check_model(scope, options)
-        with hold_files(service, found.data, call_of(scope).caller):
-            await self._answer_body(scope, receive, send, form, found, body, options.options or _CallOptions())
+        body = await self._read(service, scope, receive)
+        self._check_model(scope, body)
+        with hold_files(service, body.data, call_of(scope).caller):
+            await self._answer_body(scope, receive, send, body)
 
-    async def _answer_body(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        form: TaskForm,
-        found: TaskBytes,
-        body: object,
-        asked: _CallOptions,
-    ) -> None:
+    async def _answer_body(self, scope: Scope, receive: Receive, send: Send, body: CallBody) -> None:
         service, settings = self._service, self._service.settings
-        backend = await ready_rows(service, scope, receive, wait_for_model=asked.wait_for_model)
+        backend = await ready_rows(service, scope, receive, wait_for_model=body.options.wait_for_model)
         shapes = shapes_for(scope, settings.task_shapes)
-        call = form.prepare(body, backend.model, shapes)
+        call = body.form.prepare(body.content, backend.model, shapes)
         key = None
-        if service.response_cache.is_on and wants_cache(scope, asked.use_cache):
-            key = cache_key(
-                scope, settings.model_id, call_of(scope).route, call.task, _digest(scope, found), repr(shapes)
-            )
+        if service.response_cache.is_on and call.notes.is_repeatable and wants_cache(scope, body.options.use_cache):
+            key = cache_key(scope, settings.model_id, call_of(scope).route, call.task, body.identity(), repr(shapes))
             kept = service.response_cache.get(key)
             if kept is not None:
                 await self._send_kept(scope, send, backend.model, call, kept)
@@ -135,36 +95,18 @@ class TaskRoute:
             answer = call.answer(results, times.num_tokens)
             content = await _encode(answer)
             if key is not None:
-                kept = CachedAnswer(content, call.num_characters, times.num_tokens, 0)
+                kept = CachedAnswer(content, call.num_characters, times.num_tokens, 0, answer.media_type)
                 service.response_cache.put(key, kept)
             headers = [*self._headers(scope, backend.model, call, times), *_vary(answer, settings.task_shapes)]
-            await send_reply(scope, send, 200, content, headers=headers)
+            await send_reply(scope, send, 200, content, content_type=answer.media_type, headers=headers)
             self._note(scope, call, times)
 
-    def _body(self, form: TaskForm, found: TaskBytes, scope: Scope) -> object:
-        """Return what `prepare` of the form takes. Raises InvalidJson and ValidationFailed."""
-        if found.is_file:
-            return body_of_file(found.data, _query_parameters(form, scope))
-        body = self._decode(form, found.data, call_of(scope).route)
-        if form.parameters is None:
-            return body
-        return body_of_json(body.inputs, body.parameters)  # type: ignore[attr-defined]
-
-    def _decode(self, form: TaskForm, data: bytes, route: str) -> object:
-        decoder = self._decoders.get(form.body)
-        if decoder is None:
-            decoder = self._decoders[form.body] = msgspec.json.Decoder(form.body)
-            self._unknown[form.body] = UnknownFields(form.body)
-        body = decode_json(data, decoder)
-        self._unknown[form.body].note(data, route)
-        return body
-
-    def _check_model(self, scope: Scope, options: _WithOptions) -> None:
+    def _check_model(self, scope: Scope, body: CallBody) -> None:
         """Raise ModelNotFound for a model in the path, or on /v1 in the body, that --strict-model does not let pass."""
         name = scope.get("path_params", {}).get("model")
         if name is None and self.style is not ROOT_STYLE:
             try:
-                name = msgspec.json.decode(options.model, type=str | None)
+                name = msgspec.json.decode(body.model, type=str | None)
             except msgspec.ValidationError:
                 raise ValidationFailed("`model` must be a text", field="model") from None
         check_model(name, self._service)
@@ -193,7 +135,7 @@ class TaskRoute:
         self._service.metrics.on_cache_hit()
         times = RowTimes(kept.num_prompt_tokens, 0.0, 0.0)
         headers = [(b"x-cache", b"hit"), *self._headers(scope, model, call, times)]
-        await send_reply(scope, send, 200, kept.body, headers=headers)
+        await send_reply(scope, send, 200, kept.body, content_type=kept.media_type, headers=headers)
 
     def _note(self, scope: Scope, call: TaskCall, times: RowTimes) -> None:
         one = call_of(scope)
@@ -230,6 +172,8 @@ LONG_ANSWER_NUMBERS = 200_000  # an answer of more numbers is written by a threa
 
 async def _encode(answer: Answer) -> bytes:
     value = answer.value
+    if isinstance(value, bytes):
+        return value
     is_long = isinstance(value, list) and len(value) > 1 and _num_numbers(value) > LONG_ANSWER_NUMBERS
     return await asyncio.to_thread(_ENCODER.encode, value) if is_long else _ENCODER.encode(value)
 
@@ -237,23 +181,6 @@ async def _encode(answer: Answer) -> bytes:
 def _num_numbers(values: Sequence[object]) -> int:
     first = values[0]
     return len(values) * (len(first) if isinstance(first, list) else 1)
-
-
-def _query_parameters(form: TaskForm, scope: Scope) -> object:
-    """Return the parameters of a body that is a file, which stand in the address. Raises ValidationFailed."""
-    fields = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True))
-    try:
-        return msgspec.convert(fields, form.parameters, strict=False)
-    except msgspec.ValidationError as error:
-        raise shape_error(str(error), fields) from None
-
-
-def _digest(scope: Scope, found: TaskBytes) -> str:
-    """Return what stands for a body in the key of the cache: JSON itself, or of a file its digest and parameters."""
-    if not found.is_file:
-        return found.data.decode()
-    query = scope.get("query_string", b"").decode("latin-1")
-    return f"{hashlib.blake2b(found.data, digest_size=32).hexdigest()} {query}"
 
 
 def _amount_headers(model: TaskModel, call: TaskCall, times: RowTimes) -> list[Header]:
@@ -266,12 +193,6 @@ def _amount_headers(model: TaskModel, call: TaskCall, times: RowTimes) -> list[H
         (b"x-compute-characters", b"%d" % call.num_characters),
         (b"x-prompt-tokens", b"%d" % times.num_tokens),
     ]
-
-
-def _read_options(data: bytes) -> _WithOptions:
-    if b'"options"' not in data and b'"model"' not in data:
-        return _WithOptions()
-    return decode_json(data, _OPTIONS)
 
 
 def _note_headers(notes: CallNotes) -> list[Header]:

@@ -6,12 +6,13 @@ from textmill_router.errors import WrongTask
 from textmill_router.http.path_style import PathStyle
 from textmill_router.http.replies import send_error
 from textmill_router.serving.service import Service
-from textmill_router.tasks.forms import FAMILIES
+from textmill_router.tasks.forms import FAMILIES, TRANSCRIPTION
 from textmill_router.tasks.names import is_row_task
 
 _WRITING = "POST /, /generate, /generate_stream, /v1/chat/completions, /v1/completions"
 _VECTORS = "POST /, /embed, /embed_all, /embed_sparse, /similarity, /v1/embeddings"
 _CLASSIFICATION = "POST /, /predict, /rerank, /v1/rerank"
+_SPEECH = "POST /, /v1/audio/transcriptions, /v1/audio/translations"
 
 
 def routes_of(task: str | None) -> str:
@@ -21,7 +22,9 @@ def routes_of(task: str | None) -> str:
     vectors, classification = FAMILIES
     if task in vectors:
         return _VECTORS
-    return _CLASSIFICATION if task in classification else "POST /"
+    if task in classification:
+        return _CLASSIFICATION
+    return _SPEECH if task == TRANSCRIPTION.task else "POST /"
 
 
 def wrong_task(task: str | None, what: str) -> WrongTask:

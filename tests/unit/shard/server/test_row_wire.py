@@ -256,10 +256,11 @@ def test_files_are_read_with_their_parameters() -> None:
         num_beams=u32(3, 0),
         chunk_lengths=floats32(20, 0),
         stride_lengths=floats32(4, 0),
+        prompts=["Textmill", ""],
     )
     speech = batch_from_wire(pb.RowBatch(media=TWO_FILES, transcripts=asked))
     assert [row.params for row in speech.rows] == [
-        TranscriptParams(Timestamps.WORDS, "de", True, max_new_tokens=9, num_beams=3, chunk_s=20.0, stride_s=4.0),
+        TranscriptParams(Timestamps.WORDS, "de", True, 9, 3, 20.0, 4.0, "Textmill"),
         TranscriptParams(),
     ]
     plain = batch_from_wire(pb.RowBatch(media=TWO_FILES, transcripts=pb.TranscriptHead()))
@@ -286,6 +287,7 @@ BROKEN_FILES: dict[str, tuple[dict[str, Any], str]] = {
         "boxes.thresholds",
     ),
     "one language": ({"media": TWO_FILES, "transcripts": pb.TranscriptHead(languages=["de"])}, "transcripts.languages"),
+    "one prompt": ({"media": TWO_FILES, "transcripts": pb.TranscriptHead(prompts=["a"])}, "transcripts.prompts"),
     "a foreign language": (
         {"media": TWO_FILES, "transcripts": pb.TranscriptHead(languages=["de", "xx"])},
         "transcripts.languages",
@@ -313,6 +315,7 @@ def test_rule_31_a_batch_of_files_that_breaks_a_rule_is_refused_by_field(name: s
     [
         (pb.TranscriptHead(translates=b"\1\0"), "transcripts.translates"),
         (pb.TranscriptHead(max_new_tokens=u32(0, 5)), "transcripts.translates"),
+        (pb.TranscriptHead(prompts=["", "a"]), "transcripts.translates"),
         (pb.TranscriptHead(timestamps=[pb.TIMESTAMPS_SEGMENTS] * 2), "transcripts.timestamps"),
     ],
 )
@@ -330,9 +333,12 @@ def test_answers_of_files_are_packed() -> None:
     message = answers_to_wire(RowAnswers(number=1, head=HeadName.BOXES, answers=boxes)).boxes
     assert (message.counts, message.label_ids) == (u32(2, 0), u32(3, 1))
     assert (f32(message.scores), message.boxes) == ([0.5, 0.25], u32(1, 2, 30, 40, 5, 6, 7, 8))
-    spoken = Transcript("a b", (TranscriptChunk("a", 0.0, 1.5), TranscriptChunk(" b", 1.5, None)))
+    words = (TranscriptChunk("a", 0.0, 1.5), TranscriptChunk(" b", 1.5, None))
+    spoken = Transcript("a b", words, "german", (TranscriptChunk("a b", 0.5, 2.0),))
     answers = answers_to_wire(RowAnswers(number=1, head=HeadName.TRANSCRIPTS, answers=[spoken], audio_seconds=[2.5]))
     (transcript,) = answers.transcripts.transcripts
     assert (transcript.text, [chunk.text for chunk in transcript.chunks]) == ("a b", ["a", " b"])
     assert [chunk.HasField("end_s") for chunk in transcript.chunks] == [True, False]
+    assert transcript.language == "german"
+    assert [(part.text, part.start_s, part.end_s) for part in transcript.segments] == [("a b", 0.5, 2.0)]
     assert f32(answers.audio_seconds) == [2.5]

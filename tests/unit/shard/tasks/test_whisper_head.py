@@ -8,8 +8,9 @@ from textmill_shard.errors import ModelFilesError
 from textmill_shard.tasks.media_loader import LoadedMedia, MediaLimits, load_media
 from textmill_shard.tasks.rows import FailureCode, MediaRow, RowFailure, Timestamps, Transcript, TranscriptParams
 from textmill_shard.tasks.task_loader import TaskOptions
+from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq
 
-from tests.fakes.tiny_media import make_whisper, sound_file
+from tests.fakes.tiny_media import RATE, make_whisper, sound, sound_file
 
 SHORT = 6
 
@@ -32,6 +33,32 @@ def test_languages_are_those_of_the_files(tmp_path: Path) -> None:
     english = load(tmp_path / "english")
     assert english.languages == ("en", "english")
     assert isinstance(transcribe(english, language="en"), Transcript)
+
+
+def test_the_language_is_the_one_that_the_model_hears(tmp_path: Path) -> None:
+    """The expected language has the best of the scores after the first token, by transformers' class alone."""
+    names = {"<|en|>": "english", "<|de|>": "german", "<|fr|>": "french"}
+    heard = set()
+    for seed in (0, 4):
+        folder = tmp_path / str(seed)
+        make_whisper(folder, seed=seed)
+        model = AutoModelForSpeechSeq2Seq.from_pretrained(folder)
+        extractor = AutoFeatureExtractor.from_pretrained(folder)
+        features = extractor(sound(0.5), sampling_rate=RATE, return_tensors="pt")["input_features"]
+        start = torch.tensor([[model.generation_config.decoder_start_token_id]])
+        with torch.inference_mode():
+            scores = model(input_features=features, decoder_input_ids=start).logits[0, -1]
+        ids = model.generation_config.lang_to_id
+        expected = names[max(ids, key=lambda name: float(scores[ids[name]]))]
+        loaded = load(folder)
+        found = [transcribe(loaded), transcribe(loaded, language="fr"), transcribe(loaded, timestamps=Timestamps.WORDS)]
+        assert [one.language for one in found if isinstance(one, Transcript)] == [expected, "french", expected]
+        heard.add(expected)
+    assert len(heard) == 2
+    make_whisper(tmp_path / "english", is_multilingual=False)
+    told = transcribe(load(tmp_path / "english"))
+    assert isinstance(told, Transcript)
+    assert told.language == "english"
 
 
 def test_words_without_alignment_heads_are_refused_by_name(tmp_path: Path) -> None:

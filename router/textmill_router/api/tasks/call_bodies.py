@@ -1,0 +1,179 @@
+"""What the body of a call of a task holds, and the readers of bodies: JSON or a file, and forms of audio."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+import msgspec
+from starlette.types import Receive, Scope
+
+from textmill_router.api.tasks.bodies import TaskBytes, read_task_file, read_task_json
+from textmill_router.errors import PayloadTooLarge, ValidationFailed
+from textmill_router.http.call import call_of
+from textmill_router.http.form_body import read_form
+from textmill_router.http.json_body import decode_json, read_bytes
+from textmill_router.http.json_shape import shape_error
+from textmill_router.http.unknown_fields import UnknownFields
+from textmill_router.serving.service import Service
+from textmill_router.tasks.file_call import body_of_file, body_of_json
+from textmill_router.tasks.file_input import FileInput
+from textmill_router.tasks.forms import TRANSCRIPTION, TRANSLATION, TaskForm
+from textmill_router.tasks.names import is_file_task
+from textmill_router.tasks.transcription import FILE_FIELD, TranscriptionBody, TranscriptionFields
+
+_NO_MODEL = msgspec.Raw(b"null")
+PickForm = Callable[[Scope, str, bytes], TaskForm]
+
+
+class CallOptions(msgspec.Struct, gc=False):
+    """How a call wants to be served."""
+
+    use_cache: bool | None = None
+    wait_for_model: bool | None = None
+
+
+class _WithOptions(msgspec.Struct, gc=False):
+    """The part of a body that says how the call wants to be served."""
+
+    options: CallOptions | None = None
+    model: msgspec.Raw = _NO_MODEL
+
+
+_OPTIONS = msgspec.json.Decoder(_WithOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class CallBody:
+    """The body of a call: its form, and the value that `prepare` of the form takes.
+
+    `data` are the bytes as they came. `identity` returns a text that is equal for equal bodies, and `model` is the
+    JSON of the name of a model.
+    """
+
+    form: TaskForm
+    content: object = field(repr=False)
+    data: bytes = field(repr=False)
+    identity: Callable[[], str]
+    options: CallOptions = field(default_factory=CallOptions)
+    model: msgspec.Raw = field(default_factory=lambda: _NO_MODEL)
+
+
+class ReadBody(Protocol):
+    """Reads the body of a call of one route.
+
+    Raises PayloadTooLarge, UnsupportedMediaType, InvalidJson, ValidationFailed, WrongTask and ClientLeft.
+    """
+
+    async def __call__(self, service: Service, scope: Scope, receive: Receive) -> CallBody: ...
+
+
+class PickedBody:
+    """Reads JSON, or for a task of images or audio a file. `pick` chooses the form of a body."""
+
+    def __init__(self, pick: PickForm) -> None:
+        self._pick = pick
+        self._decoders: dict[object, msgspec.json.Decoder[Any]] = {}
+        self._unknown: dict[object, UnknownFields] = {}
+
+    async def __call__(self, service: Service, scope: Scope, receive: Receive) -> CallBody:
+        task = service.settings.task
+        assert task is not None
+        read = read_task_file if is_file_task(task) else read_task_json
+        found = await read(scope, receive, service.task_payload_limit)
+        form = self._pick(scope, task, found.data)
+        content = self._content(form, found, scope)
+        asked = _WithOptions() if found.is_file else _read_options(found.data)
+        return CallBody(
+            form,
+            content,
+            found.data,
+            lambda: _identity(scope, found),
+            asked.options or CallOptions(),
+            asked.model,
+        )
+
+    def _content(self, form: TaskForm, found: TaskBytes, scope: Scope) -> object:
+        if found.is_file:
+            return body_of_file(found.data, _query_parameters(form, scope))
+        body = self._decode(form, found.data, call_of(scope).route)
+        if form.parameters is None:
+            return body
+        return body_of_json(body.inputs, body.parameters)
+
+    def _decode(self, form: TaskForm, data: bytes, route: str) -> Any:
+        decoder = self._decoders.get(form.body)
+        if decoder is None:
+            decoder = self._decoders[form.body] = msgspec.json.Decoder(form.body)
+            self._unknown[form.body] = UnknownFields(form.body)
+        body = decode_json(data, decoder)
+        self._unknown[form.body].note(data, route)
+        return body
+
+
+class AudioFormBody:
+    """Reads the form of OpenAI's routes of audio: fields, and a file. `translates` says which of the two routes."""
+
+    def __init__(self, *, translates: bool) -> None:
+        self._form = TRANSLATION if translates else TRANSCRIPTION
+
+    async def __call__(self, service: Service, scope: Scope, receive: Receive) -> CallBody:
+        most = service.task_payload_limit
+        try:
+            data = await read_bytes(scope, receive, most)
+        except PayloadTooLarge:
+            raise PayloadTooLarge(
+                f"the body must have at most {most} bytes (--media-payload-limit); send a smaller file"
+            ) from None
+        found = await read_form(scope, data, FILE_FIELD)
+        fields = _converted(found.fields)
+        file = found.file
+        if file is None:
+            shown = "a text without a file name" if FILE_FIELD in found.fields else "none"
+            raise ValidationFailed(f"`{FILE_FIELD}` must be a file of audio, found {shown}", field=FILE_FIELD)
+        content = TranscriptionBody(FileInput(file, FILE_FIELD), fields)
+
+        def identity() -> str:
+            return f"{hashlib.blake2b(file, digest_size=32).hexdigest()} {fields!r}"
+
+        return CallBody(self._form, content, data, identity, model=msgspec.Raw(msgspec.json.encode(fields.model)))
+
+
+def _converted(values: Mapping[str, list[str]]) -> TranscriptionFields:
+    """Return the fields of a form as their types. A field with brackets at its end is a list.
+
+    Raises ValidationFailed.
+    """
+    known = {
+        name: found if name.endswith("[]") else found[-1]
+        for name, found in values.items()
+        if name.endswith("[]") or name != FILE_FIELD
+    }
+    try:
+        return msgspec.convert(known, TranscriptionFields, strict=False)
+    except msgspec.ValidationError as error:
+        raise shape_error(str(error), known) from None
+
+
+def _query_parameters(form: TaskForm, scope: Scope) -> object:
+    """Return the parameters of a body that is a file, which stand in the address. Raises ValidationFailed."""
+    fields = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True))
+    try:
+        return msgspec.convert(fields, form.parameters, strict=False)
+    except msgspec.ValidationError as error:
+        raise shape_error(str(error), fields) from None
+
+
+def _identity(scope: Scope, found: TaskBytes) -> str:
+    """Return JSON itself, or of a file its digest and parameters."""
+    if not found.is_file:
+        return found.data.decode()
+    query = scope.get("query_string", b"").decode("latin-1")
+    return f"{hashlib.blake2b(found.data, digest_size=32).hexdigest()} {query}"
+
+
+def _read_options(data: bytes) -> _WithOptions:
+    if b'"options"' not in data and b'"model"' not in data:
+        return _WithOptions()
+    return decode_json(data, _OPTIONS)

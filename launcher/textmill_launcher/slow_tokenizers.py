@@ -7,6 +7,8 @@ TOKENIZER_FILE = "tokenizer.json"
 _VOCABULARIES = (
     ("vocab.txt",),
     ("vocab.json", "merges.txt"),
+    ("vocab.json", "source.spm", "target.spm"),
+    ("vocab.json", "sentencepiece.bpe.model"),
     ("spiece.model",),
     ("sentencepiece.bpe.model",),
     ("tokenizer.model",),

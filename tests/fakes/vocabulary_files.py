@@ -34,12 +34,27 @@ TEXTS = (
     "",
 )
 
+# The languages of facebook/m2m100_418M, in the order of its files.
+_CODES = (
+    "af am ar ast az ba be bg bn br bs ca ceb cs cy da de el en es et fa ff fi fr fy ga gd gl gu ha he hi hr ht hu "
+    "hy id ig ilo is it ja jv ka kk km kn ko lb lg ln lo lt lv mg mk ml mn mr ms my ne nl no ns oc or pa pl ps pt "
+    "ro ru sd si sk sl so sq sr ss su sv sw ta th tl tn tr uk ur uz vi wo xh yi yo zh zu"
+)
+M2M100_CODES = tuple(_CODES.split())
 
-def train_sentencepiece(path: Path, kind: str = "unigram", *, vocab_size: int = 320, **settings: Any) -> Path:
+
+def train_sentencepiece(
+    path: Path,
+    kind: str = "unigram",
+    *,
+    sentences: tuple[str, ...] = SENTENCES,
+    vocab_size: int = 320,
+    **settings: Any,
+) -> Path:
     """Write a SentencePiece model, and return its path."""
     with path.open("wb") as stream:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(SENTENCES * 8),
+            sentence_iterator=iter(sentences * 8),
             model_writer=stream,
             model_type=kind,
             vocab_size=vocab_size,
@@ -72,11 +87,48 @@ def write_byte_pieces(folder: Path, special: tuple[str, ...], *, vocab_size: int
     library.model.save(str(folder))
 
 
+def write_marian(folder: Path) -> int:
+    """Write the files of a Marian tokenizer, and return the number of its ids.
+
+    The vocabulary has the pieces of both languages in an order of its own, codes of languages, and not every piece.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces: set[str] = set()
+    for name, sentences in (("source.spm", SENTENCES[:4]), ("target.spm", SENTENCES[3:])):
+        path = train_sentencepiece(folder / name, sentences=sentences, vocab_size=150)
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        found = [model.id_to_piece(number) for number in range(3, model.get_piece_size())]
+        pieces.update(piece for number, piece in enumerate(found) if number % 29 != 7)
+    texts = ["</s>", "<unk>", *sorted(pieces, key=lambda piece: (piece[::-1], piece)), ">>de<<", ">>el<<", "<pad>"]
+    _write_json(folder / "vocab.json", {text: number for number, text in enumerate(texts)})
+    return len(texts)
+
+
+def write_m2m100(folder: Path) -> int:
+    """Write the files of an M2M100 tokenizer, and return the number of its ids with those of languages and no use."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = train_sentencepiece(folder / "sentencepiece.bpe.model", "bpe")
+    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    pieces = [model.id_to_piece(number) for number in range(3, model.get_piece_size())]
+    texts = ["<s>", "<pad>", "</s>", "<unk>", *(piece for number, piece in enumerate(pieces) if number % 31 != 5)]
+    _write_json(folder / "vocab.json", {text: number for number, text in enumerate(texts)})
+    named = {
+        "additional_special_tokens": [f"__{code}__" for code in M2M100_CODES],
+        "tokenizer_class": "M2M100Tokenizer",
+    }
+    _write_json(folder / "tokenizer_config.json", named)
+    return len(texts) + len(M2M100_CODES) + 8
+
+
 def write_family(folder: Path, family: str) -> Path:
     """Write the config and the vocabulary of a family, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"model_type": {"nllb": "m2m_100"}.get(family, family)}
     match family:
+        case "marian":
+            write_marian(folder)
+        case "m2m_100":
+            write_m2m100(folder)
         case "bert":
             write_word_pieces(folder / "vocab.txt")
         case "roberta":
@@ -95,5 +147,9 @@ def write_family(folder: Path, family: str) -> Path:
             train_sentencepiece(folder / "sentencepiece.bpe.model", "bpe")
         case _:
             raise AssertionError(family)
-    (folder / "config.json").write_text(json.dumps(config))
+    _write_json(folder / "config.json", config)
     return folder
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Translation between the languages of tiny NLLB, mBART and mBART-50 models, against transformers' own tokenizers."""
+"""Translation by tiny NLLB, mBART, mBART-50, M2M100 and Marian models, against transformers' own tokenizers."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,19 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, MBart50Tokenizer, MBartTokenizer, NllbTokenizer
+from textmill_shard.loader.tokenizer_convert import convert_tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    MBart50Tokenizer,
+    MBartTokenizer,
+    NllbTokenizer,
+)
 
 from tests.fakes.real_shard import RealShard
 from tests.fakes.running_router import RunningRouter
+from tests.fakes.vocabulary_files import write_m2m100, write_marian
 
 LETTERS = [chr(code) for code in range(97, 123)]
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁", *LETTERS, *(f"▁{letter}" for letter in LETTERS)]
@@ -93,3 +102,72 @@ def test_translations_are_those_of_transformers(tmp_path: Path, name: str) -> No
         assert second in error
         assert "belong together" in post(422, src_lang=first)["error"]
         assert len(post()) == 2  # the tokenizer's own language, and no target
+
+
+def make_model_of_pieces(folder: Path, name: str) -> tuple[Any, Any]:
+    """Write a model whose tokenizer has no tokenizer.json, and return model and tokenizer."""
+    if name == "marian":
+        vocab_size = write_marian(folder)
+        ends = {"pad_token_id": vocab_size - 1, "eos_token_id": 0, "decoder_start_token_id": vocab_size - 1}
+        config = AutoConfig.for_model("marian", vocab_size=vocab_size, forced_eos_token_id=0, **ends, **SIZES)
+        forbidden = [vocab_size - 1]
+    else:
+        vocab_size = write_m2m100(folder)
+        ends = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+        config = AutoConfig.for_model("m2m_100", vocab_size=vocab_size, **ends, **SIZES)
+        forbidden = [0, 1, 3, *range(vocab_size - 108, vocab_size)]
+    torch.manual_seed(4)
+    model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32).eval()
+    model.generation_config.update(num_beams=3, max_length=24, bad_words_ids=[[one] for one in forbidden], **ends)
+    model.save_pretrained(folder)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+@pytest.mark.parametrize("name", ["marian", "m2m_100"])
+def test_translations_by_pieces_are_those_of_transformers(tmp_path: Path, name: str) -> None:
+    model, tokenizer = make_model_of_pieces(tmp_path / "model", name)
+    folder = convert_tokenizer(tmp_path / "model", tmp_path / "cache")
+    with RunningRouter(tmp_path, model=folder, make_shard=RealShard, task="translation") as router:
+
+        def post(text: str, status: int = 200, **parameters: Any) -> Any:
+            body = {"inputs": text, "parameters": parameters}
+            answer = httpx.post(f"{router.url}/", json=body, timeout=60, trust_env=False)
+            assert answer.status_code == status, answer.text
+            return answer.json()
+
+        found, wanted = [], []
+        if name == "marian":
+            for text in (">>de<< The fox and the market", ">>el<< The fox and the market", "no code: naïve  cafés"):
+                found.append(post(text))
+                with torch.inference_mode():
+                    [ids] = model.generate(**tokenizer(text, return_tensors="pt"))
+                wanted.append(str(tokenizer.decode(ids, skip_special_tokens=True)))
+            assert "one pair, which its card names" in post("a", 422, src_lang="en", tgt_lang="de")["error"]
+        else:
+            for source, target in (("en", "de"), ("en", "fr"), ("de", "en")):
+                found.append(post("The fox and the market", src_lang=source, tgt_lang=target))
+                wanted.append(expected(model, tokenizer, "The fox and the market", source, target))
+            assert "one of the 100 codes" in post("a", 422, src_lang="en", tgt_lang="xx")["error"]
+        assert found == [[{"translation_text": text}] for text in wanted]
+        assert len(set(wanted)) == 3, "the languages make no difference"
+        body = {
+            "inputs": "The fox",
+            "parameters": {"max_new_tokens": 5, "details": True, "decoder_input_details": True},
+        }
+        details = httpx.post(f"{router.url}/generate", json=body, timeout=60, trust_env=False).json()
+        assert details["details"]["generated_tokens"] == 5
+        told = httpx.post(f"{router.url}/tokenize", json={"inputs": "The fox"}, timeout=60, trust_env=False).json()
+        if name == "m2m_100":
+            tokenizer.src_lang = "en"  # the language of the folder, which the last translation changed
+        ids = tokenizer("The fox").input_ids
+        assert [token["id"] for token in told] == ids
+        assert "".join(token["text"] for token in told if token["text"] not in ("</s>", "__en__")).strip() == "The fox"
+        grammar = {"type": "regex", "value": "[a-z]+"}
+        refused = httpx.post(
+            f"{router.url}/generate",
+            json={"inputs": "The fox", "parameters": {"grammar": grammar, "max_new_tokens": 5}},
+            timeout=60,
+            trust_env=False,
+        )
+        assert refused.status_code == 422, refused.text

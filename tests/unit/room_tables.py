@@ -71,7 +71,7 @@ ROUTER_LIBRARIES = {
     "adapters": names(""),
     "kv_events": names("msgspec zmq"),
     "parsers": names(""),
-    "text": names("tokenizers"),
+    "text": names("tokenizers sentencepiece"),
     "grammar": names("llguidance msgspec jsonschema jsonschema_specifications referencing regex"),
     "chat": names("jinja2"),
     "health": names(""),

@@ -34,6 +34,59 @@ def test_ids_and_texts_are_those_of_transformers(tmp_path: Path, family: str) ->
         reader.close()
 
 
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+@pytest.mark.parametrize("family", ["marian", "m2m_100"])
+def test_ids_and_texts_of_pieces_are_those_of_the_class_in_python(tmp_path: Path, family: str) -> None:
+    """The class takes spaces away from both ends of a text, and a stream of tokens only one at the start."""
+    folder = write_family(tmp_path / "model", family)
+    expected: Any = AutoTokenizer.from_pretrained(folder)
+    made = Tokenizer.load(convert_tokenizer(folder, tmp_path / "cache"))
+    codes = (
+        ">>de<< The fox",
+        ">>xx<<The fox",
+        ">>de<<",
+        ">> no",
+        "a >>de<< b",
+        "</s>>>el<< x",
+        "__en__ so __de__",
+        "<<",
+    )
+    try:
+        for text in (*TEXTS, *SENTENCES, *codes):
+            ids = expected(text).input_ids
+            encoding = asyncio.run(made.encode(text))
+            assert list(encoding.ids) == ids, text
+            assert len(encoding.byte_offsets) == len(ids)
+            read = expected.decode(ids, skip_special_tokens=True)
+            assert made.decode(ids, skip_special_tokens=True).strip() == read, text
+            detokenizer = made.new_detokenizer(encoding.ids[:0])
+            assert ("".join(map(detokenizer.step, ids)) + detokenizer.flush()).strip() == read, text
+        assert made.token_to_id(expected.pad_token) == expected.pad_token_id
+        assert made.eos_token == expected.eos_token
+    finally:
+        made.close()
+
+
+def test_long_texts_and_pieces_that_follow_one_another_are_read_alike(tmp_path: Path) -> None:
+    made = Tokenizer.load(convert_tokenizer(write_family(tmp_path / "model", "m2m_100"), tmp_path / "cache"))
+    text = " ".join(SENTENCES * 20)  # long enough for a thread
+    try:
+        long = asyncio.run(made.encode(text, add_special_tokens=False, wants_offsets=True))
+        model = sentencepiece.SentencePieceProcessor(
+            model_file=str(tmp_path / "model" / "sentencepiece.bpe.model")
+        ).encode(text, out_type=str)
+        assert list(long.ids) == [made.token_to_id(piece) or made.token_to_id("<unk>") for piece in model]
+        data = text.encode()
+        told = [data[start:stop].decode() for start, stop in long.byte_offsets]
+        assert "".join(told).replace(" ", "") == text.replace(" ", "")
+        pieces = asyncio.run(made.encode_pieces(["The fox", " and the dog"]))
+        assert [list(one.ids) for one in pieces] == [
+            list(made.encode_plain(one)) for one in ("The fox", " and the dog")
+        ]
+    finally:
+        made.close()
+
+
 def test_ids_of_xlm_r_are_those_of_its_sentencepiece_model_moved_by_one(tmp_path: Path) -> None:
     """fairseq puts `<s> <pad> </s> <unk>` before the pieces, and SentencePiece `<unk> <s> </s>`."""
     folder = write_family(tmp_path / "model", "xlm-roberta")

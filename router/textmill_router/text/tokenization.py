@@ -22,6 +22,7 @@ from textmill_router.text.detokenizer import (
     byte_level_bytes,
 )
 from textmill_router.text.normalized_tokens import NormalizedTokens
+from textmill_router.text.piece_encoder import EncodedText, Encoder
 from textmill_router.text.tokenizer_files import read_tokenizer_files
 
 # A text of at most so many characters is encoded at once, in under 0.6 ms; a longer text goes to a thread.
@@ -36,7 +37,7 @@ class Encoding:
 
     ids: "array[int]"
     _text: str
-    _library: tokenizers.Encoding | None
+    _library: EncodedText | None
     _num_lead_tokens: int = 0  # tokens of a line break that was put before the text in order to encode it
 
     @property
@@ -55,7 +56,7 @@ class Encoding:
 
 
 class Tokenizer:
-    """A `tokenizers.Tokenizer` that nothing changes after load, and the tables made from it."""
+    """A `tokenizers.Tokenizer` that nothing changes after load, its encoder, and the tables made from it."""
 
     def __init__(
         self,
@@ -64,8 +65,10 @@ class Tokenizer:
         bos_token: str | None,
         eos_token: str | None,
         num_threads: int | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         self._library = library
+        self._encoder: Encoder = library if encoder is None else encoder
         self.digest = digest  # hex blake2b-16 of tokenizer.json
         self.bos_token = bos_token
         self.eos_token = eos_token
@@ -76,7 +79,7 @@ class Tokenizer:
             token_id: token.content for token_id, token in library.get_added_tokens_decoder().items() if token.special
         }
         self.special_ids = frozenset(self._special_texts)
-        self._newline_lead = _newline_lead(library)
+        self._newline_lead = _newline_lead(self._encoder)
         self._table = build_piece_table(library, self.special_ids)
         self.longest_token_bytes = _longest_token_bytes(library)
         # Two or more texts are encoded side by side; the library gives the GIL back while it works.
@@ -91,7 +94,7 @@ class Tokenizer:
         # The library reads this at each call. A batch of one text needs no second pool of threads inside the library.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         files = read_tokenizer_files(Path(folder))
-        return cls(files.library, files.digest, files.bos_token, files.eos_token, num_threads)
+        return cls(files.library, files.digest, files.bos_token, files.eos_token, num_threads, files.encoder)
 
     def close(self) -> None:
         """End the threads. Texts that still wait for a thread are not encoded."""
@@ -100,18 +103,18 @@ class Tokenizer:
     async def encode(self, text: str, add_special_tokens: bool = True, wants_offsets: bool = False) -> Encoding:
         """Encode a short text at once and a long text in a thread, first come, first served."""
         if len(text) <= INLINE_CHARACTERS:
-            encoding = self._library.encode(text, add_special_tokens=add_special_tokens)
+            encoding = self._encoder.encode(text, add_special_tokens=add_special_tokens)
             return Encoding(token_array(encoding.ids), text, encoding)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, self._encode_long, text, add_special_tokens, wants_offsets)
 
     def encode_plain(self, text: str) -> "array[int]":
         """Encodes a text of a few characters at once, without special tokens."""
-        return token_array(self._library.encode(text, add_special_tokens=False).ids)
+        return token_array(self._encoder.encode(text, add_special_tokens=False).ids)
 
     def _encode_long(self, text: str, add_special_tokens: bool, wants_offsets: bool) -> Encoding:
         # The library's calls for batches release the GIL, its `encode` does not.
-        encode = self._library.encode_batch if wants_offsets else self._library.encode_batch_fast
+        encode = self._encoder.encode_batch if wants_offsets else self._encoder.encode_batch_fast
         encoding = encode([text], add_special_tokens=add_special_tokens)[0]
         return Encoding(token_array(encoding.ids), text, encoding if wants_offsets else None)
 
@@ -127,7 +130,7 @@ class Tokenizer:
     def _encode_followers(self, pieces: Sequence[str]) -> list[Encoding]:
         """Encode texts that begin inside a line, without the space that some tokenizers put before a text."""
         lead = self._newline_lead or []
-        encode = self._library.encode_batch
+        encode = self._encoder.encode_batch
         encodings = []
         after_newline = encode(["\n" * bool(lead) + piece for piece in pieces], add_special_tokens=False)
         for piece, found in zip(pieces, after_newline, strict=True):
@@ -140,8 +143,8 @@ class Tokenizer:
 
     def edge_ids(self) -> tuple["array[int]", "array[int]"]:
         """Return the ids that are put before a prompt and behind a prompt."""
-        plain: list[int] = self._library.encode("a", add_special_tokens=False).ids
-        whole: list[int] = self._library.encode("a").ids
+        plain: list[int] = self._encoder.encode("a", add_special_tokens=False).ids
+        whole: list[int] = self._encoder.encode("a").ids
         start = next(start for start in range(len(whole)) if whole[start : start + len(plain)] == plain)
         return token_array(whole[:start]), token_array(whole[start + len(plain) :])
 
@@ -216,11 +219,11 @@ def default_tokenize_threads(num_cores: int) -> int:
     return min(MAX_THREADS, max(1, num_cores // 2))
 
 
-def _newline_lead(library: tokenizers.Tokenizer) -> list[int] | None:
-    """Return the ids of a line break, or None for a library that encodes start and middle of a text alike."""
-    newline: list[int] = library.encode("\n", add_special_tokens=False).ids
-    alone: list[int] = library.encode("a", add_special_tokens=False).ids
-    after: list[int] = library.encode("\na", add_special_tokens=False).ids
+def _newline_lead(encoder: Encoder) -> list[int] | None:
+    """Return the ids of a line break, or None for an encoder that encodes start and middle of a text alike."""
+    newline: list[int] = encoder.encode("\n", add_special_tokens=False).ids
+    alone: list[int] = encoder.encode("a", add_special_tokens=False).ids
+    after: list[int] = encoder.encode("\na", add_special_tokens=False).ids
     return newline if after[: len(newline)] == newline and after[len(newline) :] != alone else None
 
 

@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from textmill_router.text.added_tokens import add_tokens, named_tokens
+from textmill_router.text.piece_encoder import Encoder, read_encoder
 
 CONFIG_NAME = "tokenizer_config.json"
 SPECIAL_MAP_NAME = "special_tokens_map.json"
@@ -29,6 +30,7 @@ class TokenizerFiles:
     """A tokenizer with all tokens of its files; `digest` is the hexadecimal blake2b-16 of tokenizer.json alone."""
 
     library: tokenizers.Tokenizer
+    encoder: Encoder  # turns texts into ids: the library itself, but for a few classes
     digest: str
     bos_token: str | None
     eos_token: str | None
@@ -56,7 +58,11 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     bos_token = named.texts.get("bos_token")
     _fit_post_processor(library, _class_with_own_ends(folder, config), bos_token)
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    return TokenizerFiles(library, digest, bos_token, named.texts.get("eos_token"))
+    try:
+        encoder = read_encoder(folder, library)
+    except (OSError, ValueError, KeyError) as error:
+        raise TokenizerError(f"the tokenizer files of {folder}: {error}") from error
+    return TokenizerFiles(library, encoder, digest, bos_token, named.texts.get("eos_token"))
 
 
 def read_json_object(path: Path, *, must_exist: bool = False) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from transformers import AutoTokenizer
 
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.library_errors import as_model_error
+from textmill_shard.loader.piece_tokenizer import PIECE_CLASSES, write_piece_tokenizer
 
 log = logging.getLogger(__name__)
 
 # Part of the cache's key: raise it when the same files would convert to something else.
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 TOKENIZER_FILE = "tokenizer.json"
 # Files whose contents go into tokenizer.json and tokenizer_config.json, and which would say the same once more.
 _FOLDED_IN = frozenset({"special_tokens_map.json", "added_tokens.json"})
@@ -91,9 +93,17 @@ def _is_whole(target: Path) -> bool:
 
 def _write_tokenizer(folder: Path, made: Path, *, trust_remote_code: bool) -> str:
     """Write tokenizer.json and tokenizer_config.json, and return the name of the class. Raises ModelFilesError."""
-    with as_model_error(lambda said: ModelFilesError(f"no {TOKENIZER_FILE} can be made for {folder}: {said}")):
+    with (
+        as_model_error(lambda said: ModelFilesError(f"no {TOKENIZER_FILE} can be made for {folder}: {said}")),
+        warnings.catch_warnings(),
+    ):
+        # Marian's class loads the package at its making, and uses the package nowhere.
+        warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     name = type(tokenizer).__name__
+    if name in PIECE_CLASSES:
+        write_piece_tokenizer(folder, made, tokenizer)
+        return name
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise ModelFilesError(

@@ -15,6 +15,8 @@ from textmill_launcher.slow_tokenizers import has_tokenizer, vocabulary_of
         (["merges.txt"], None),
         (["spiece.model"], ("spiece.model",)),
         (["sentencepiece.bpe.model", "tokenizer_config.json"], ("sentencepiece.bpe.model",)),
+        (["vocab.json", "source.spm", "target.spm"], ("vocab.json", "source.spm", "target.spm")),
+        (["vocab.json", "sentencepiece.bpe.model"], ("vocab.json", "sentencepiece.bpe.model")),
         (["tokenizer.model"], ("tokenizer.model",)),
         (["tokenizer_config.json"], None),
     ],

@@ -15,8 +15,9 @@ def name_fault(name: str, base_names: tuple[str, ...]) -> str | None:
         return f"must have 1 to {MAX_NAME_CHARACTERS} characters, found {len(name)}"
     if name.strip() != name or not name.isprintable():
         return f"must have no control characters and no blanks at its ends, found {name!r}"
-    if ".." in name or name.startswith("/"):
-        return f"must not begin with `/` and must not hold `..`, found {name!r}"
+    # Clients resolve `.` and `..` in the path of an address, so that `/v1/models/.` never reaches the server.
+    if ".." in name or name.startswith("/") or "." in name.split("/"):
+        return f"must not begin with `/`, hold `..` or have `.` between slashes, found {name!r}"
     if name in base_names:
         return f"is {name!r}, which is the name of the base model; choose another name"
     if is_placeholder(name):

@@ -21,6 +21,8 @@ def test_good_names(name: str):
         ("../a", "`..`"),
         ("a..b", "`..`"),
         ("/a", "begin with `/`"),
+        (".", "between slashes"),
+        ("a/./b", "between slashes"),
         ("org/base", "name of the base model"),
         ("tgi", "stands for the base model"),
         ("http://x", "stands for the base model"),

@@ -8,7 +8,10 @@ from tests.fakes.fake_row_shard import RowShardOptions, plain_vector
 from tests.fakes.task_router import task_router
 from tests.fakes.word_tokenizer import make_word_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the library and its dependencies
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of the library and its dependencies
+    pytest.mark.usefixtures("thread_loop"),
+]
 DOCUMENTS = ["a dog", "my name"]
 
 

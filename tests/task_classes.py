@@ -44,6 +44,7 @@ DECIDED = {
     "MvpForConditionalGeneration": "text2text-generation",
     "Blip2ForConditionalGeneration": "visual-question-answering",
     "BlipForConditionalGeneration": "image-to-text",
+    "GitForCausalLM": "image-to-text",
     "Pix2StructForConditionalGeneration": "image-to-text",
     "VisionEncoderDecoderModel": "image-to-text",
 }

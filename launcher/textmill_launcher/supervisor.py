@@ -5,6 +5,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import shlex
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -407,7 +408,7 @@ class Supervisor:
         has_key = self._settings.api_key or self._settings.api_key_file
         key = ' -H "Authorization: Bearer $API_KEY"' if has_key else ""
         path, body = example_of(task)
-        return f"curl {url}{path}{key} {body}"
+        return f"curl {shlex.quote(url + path)}{key} {body}"
 
 
 async def _cancel(task: "asyncio.Task[Any]") -> None:

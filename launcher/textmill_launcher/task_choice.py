@@ -29,6 +29,9 @@ ROW_TASKS = (
     "image-classification",
     "object-detection",
     "image-segmentation",
+    "image-to-text",
+    "visual-question-answering",
+    "document-question-answering",
     "audio-classification",
     "automatic-speech-recognition",
 )
@@ -56,6 +59,8 @@ _FAMILIES = (
 _MORE_OF = {
     "fill-mask": ("feature-extraction", "sentence-similarity"),
     "text-generation": ("feature-extraction", "sentence-similarity"),
+    # Donut reads pages, and GIT writes on behind a question.
+    "image-to-text": ("visual-question-answering", "document-question-answering"),
 }
 # The ends of the names of classes, the more special end first.
 _SUFFIXES = (
@@ -105,6 +110,9 @@ _FILE_EXAMPLES = {
     "image-classification": "picture.jpg",
     "object-detection": "picture.jpg",
     "image-segmentation": "picture.jpg",
+    "image-to-text": "picture.jpg",
+    "visual-question-answering": "picture.jpg",
+    "document-question-answering": "page.png",
     "audio-classification": "speech.flac",
     "automatic-speech-recognition": "speech.flac",
 }
@@ -119,7 +127,6 @@ _NOT_SERVED = {
         "such models are pickled objects of scikit-learn, which run any code when they are loaded",
     ),
     "audio-to-audio": "no class of transformers maps sound to sound",
-    "document-question-answering": "the words of the picture would have to be read first",
     "table-question-answering": "the rows of the table are laid out by code of the tokenizer, not by tokenizer.json",
     "video-classification": "videos are not decoded",
 }
@@ -211,7 +218,8 @@ def reads_texts(folder: Path, asked: str | None) -> bool:
 def example_of(task: str) -> tuple[str, str]:
     """Return the path, and curl's words for the body, of a call that shows what the task does."""
     if task in _FILE_EXAMPLES:
-        return "/", f"--data-binary @{_FILE_EXAMPLES[task]}"
+        question = "?question=What%20is%20it" if "question" in task else ""
+        return f"/{question}", f"--data-binary @{_FILE_EXAMPLES[task]}"
     path, body = ("/", _EXAMPLES[task]) if task in _EXAMPLES else ("/generate", _WRITING_EXAMPLE)
     return path, f"-H 'Content-Type: application/json' -d '{body}'"
 

@@ -360,6 +360,7 @@ TASK_CLASSES = {
     ),
     "image-to-text": (
         "BlipForConditionalGeneration",
+        "GitForCausalLM",
         "Pix2StructForConditionalGeneration",
         "VisionEncoderDecoderModel",
     ),

@@ -23,6 +23,7 @@ ROW_TASKS = (  # see tasks/task_table.py
 )
 MEDIA_TASKS = (  # rows that are files, see tasks/media_loader.py
     *("image-classification", "object-detection", "image-segmentation"),
+    *("image-to-text", "visual-question-answering", "document-question-answering"),
     *("audio-classification", "automatic-speech-recognition"),
 )
 TASKS = (*WRITING_TASKS, *ROW_TASKS, *MEDIA_TASKS)

@@ -117,5 +117,6 @@ def _start_files(settings: ServeSettings, options: TaskOptions, status: ShardSta
         max_batch_files=loaded.max_batch_files,
         languages=loaded.languages,
         subtasks=loaded.subtasks,
+        max_row_tokens=loaded.max_row_tokens,
     )
     return StartedRows(facts, RowLoop(loaded.runner, status, max_batch_tokens=1), loaded.runner.reader)

@@ -21,11 +21,15 @@ KINDS = {
     "image-segmentation": RowShardOptions(
         heads=("segments",), labels=LABELS, media="image", max_batch_files=1, subtasks=("panoptic", "semantic")
     ),
+    "image-to-text": RowShardOptions(heads=("writings",), media="image"),
+    "visual-question-answering": RowShardOptions(heads=("labels",), labels=LABELS, media="image"),
+    "document-question-answering": RowShardOptions(heads=("documents",), media="image", max_row_tokens=512),
     "audio-classification": RowShardOptions(heads=("labels",), labels=LABELS, media="audio"),
     "automatic-speech-recognition": RowShardOptions(
         heads=("transcripts",), media="audio", max_batch_files=1, languages=("en", "english", "de", "german")
     ),
 }
+WORD_BOXES = [["Total:", [10, 20, 30, 40]], ["9", [40, 20, 50, 40]], ["euros", [55, 20, 80, 40]]]
 # A picture is sent as bytes and a sound by its path; without parameters the client sends the file, else JSON.
 CALLS: list[tuple[str, dict[str, Any]]] = [
     ("image-classification", {}),
@@ -35,6 +39,21 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("image-segmentation", {}),
     ("image-segmentation", {"threshold": 0.3, "subtask": "panoptic", "mask_threshold": 0.5}),
     ("image-segmentation", {"subtask": "semantic", "overlap_mask_area_threshold": 0.5}),
+    ("image-to-text", {}),
+    ("visual-question-answering", {"question": "What is it?"}),
+    ("visual-question-answering", {"question": "What is it?", "top_k": 2}),
+    ("document-question-answering", {"question": "How much?", "word_boxes": WORD_BOXES}),
+    (
+        "document-question-answering",
+        {
+            "question": "How much?",
+            "word_boxes": WORD_BOXES,
+            "top_k": 2,
+            "max_answer_len": 4,
+            "doc_stride": 8,
+            "lang": "eng",
+        },
+    ),
     ("audio-classification", {}),
     ("audio-classification", {"top_k": 3, "function_to_apply": "none"}),
     ("automatic-speech-recognition", {}),
@@ -80,6 +99,15 @@ def check(task: str, arguments: dict[str, Any], found: Any) -> None:
             assert (found[0].mask.format, found[0].mask.mode, found[0].mask.size) == ("PNG", "L", (1, 1))
             is_semantic = arguments.get("subtask") == "semantic"
             assert found[0].score == (None if is_semantic else pytest.approx(arguments.get("threshold", 0.9)))
+        case "image-to-text":
+            assert found.generated_text == ""
+        case "visual-question-answering":
+            assert len(found) == arguments.get("top_k", 5)
+            assert found[0].answer in LABELS
+            assert found[0].score >= found[-1].score
+        case "document-question-answering":
+            spans = [("9 euros", 1, 2), ("Total:", 0, 0)][: arguments.get("top_k", 1)]
+            assert [(one.answer, one.start, one.end) for one in found] == spans
         case "automatic-speech-recognition":
             assert found.text.startswith("2 'de'" if arguments else "0 ''")
             assert [chunk.text for chunk in found.chunks or []] == (["one", "two"] if arguments else [])

@@ -33,6 +33,9 @@ ROWS = {
     "image-classification": RowShardOptions(heads=("labels",), labels=LABELS, media="image"),
     "object-detection": RowShardOptions(heads=("boxes",), labels=LABELS, media="image"),
     "image-segmentation": RowShardOptions(heads=("segments",), labels=LABELS, media="image", subtasks=("panoptic",)),
+    "image-to-text": RowShardOptions(heads=("writings",), media="image"),
+    "visual-question-answering": RowShardOptions(heads=("labels",), labels=LABELS, media="image"),
+    "document-question-answering": RowShardOptions(heads=("documents",), media="image", max_row_tokens=512),
     "audio-classification": RowShardOptions(heads=("labels",), labels=LABELS, media="audio"),
     "automatic-speech-recognition": RowShardOptions(heads=("transcripts",), media="audio", max_batch_files=1),
 }
@@ -112,6 +115,17 @@ def test_the_python_of_images_runs(
     (tmp_path / "picture.jpg").write_bytes(FILES["@picture.jpg"])
     monkeypatch.chdir(tmp_path)
     assert {each.label for each in run_python(clients, "image-classification")["labels"]} == set(LABELS)
+
+
+def test_the_python_of_words_about_images_runs(
+    clients: dict[str, httpx.Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "picture.jpg").write_bytes(FILES["@picture.jpg"])
+    monkeypatch.chdir(tmp_path)
+    assert run_python(clients, "image-to-text")["text"] == ""
+    assert {each.answer for each in run_python(clients, "visual-question-answering")["answers"]} < set(LABELS)
+    [found] = run_python(clients, "document-question-answering")["answers"]
+    assert (found.answer, found.start, found.end) == ("Total: $9.90", 0, 1)
 
 
 def test_the_python_of_speech_runs(

@@ -16,6 +16,7 @@ from tests.fakes.task_router import task_router
 from tests.fakes.word_tokenizer import MASK_ID
 
 JAVASCRIPT = Path(__file__).parents[1] / "clients" / "javascript"
+# The options of the shard by the task, and behind a colon by the kind of the model.
 ROWS = {
     "sentence-similarity": RowShardOptions(),
     "text-classification": RowShardOptions(
@@ -29,6 +30,10 @@ ROWS = {
     "image-segmentation": RowShardOptions(
         heads=("segments",), labels=("cat", "dog", "cow"), media="image", subtasks=("panoptic",)
     ),
+    "image-to-text": RowShardOptions(heads=("writings",), media="image"),
+    "visual-question-answering": RowShardOptions(heads=("labels",), labels=("cat", "dog"), media="image"),
+    "document-question-answering": RowShardOptions(heads=("documents",), media="image", max_row_tokens=512),
+    "document-question-answering:written": RowShardOptions(heads=("writings",), media="image"),
     "audio-classification": RowShardOptions(heads=("labels",), labels=("cat", "dog"), media="audio"),
     "automatic-speech-recognition": RowShardOptions(heads=("transcripts",), media="audio"),
 }
@@ -42,8 +47,8 @@ def test_every_task_of_the_javascript_client(tmp_path_factory: pytest.TempPathFa
     assert node is not None
     with ExitStack() as stack:
         urls = {
-            task: stack.enter_context(task_router(tmp_path_factory.mktemp("rows"), task, options)).url
-            for task, options in ROWS.items()
+            kind: stack.enter_context(task_router(tmp_path_factory.mktemp("rows"), kind.partition(":")[0], options)).url
+            for kind, options in ROWS.items()
         }
         for task in ("summarization", "translation"):
             folder = tmp_path_factory.mktemp("writing")

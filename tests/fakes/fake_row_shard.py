@@ -179,17 +179,21 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
         answers = shard_pb2.RowAnswers(number=request.number, wait_ns=1000, compute_ns=2000)
         good = [index for index, row in enumerate(rows) if not self._is_poisoned(row)]
         if request.WhichOneof("rows") == "media":
-            good = self._readable(answers, rows, good)
+            good = self._readable(answers, request, rows, good)
         for index in sorted(set(range(len(rows))) - set(good) - {failure.row for failure in answers.failures}):
             answers.failures.add(row=index, code=shard_pb2.ROW_FAILURE_CODE_NOT_FINITE, message="a score is not finite")
         getattr(self, f"_{head}")(answers, request, rows, good)
         return answers
 
-    def _readable(self, answers: Any, rows: list[Any], good: list[int]) -> list[int]:
-        """Refuse files that begin with BAD. Others of audio have a second for each byte."""
+    def _readable(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> list[int]:
+        """Refuse files and texts that begin with BAD. Other files of audio have a second for each byte."""
+        texts = [each.texts for each in request.media.texts] if request.media.texts else [[]] * len(rows)
         bad = [index for index in good if rows[index].startswith(b"BAD")]
         for index in bad:
             answers.failures.add(row=index, code=shard_pb2.ROW_FAILURE_CODE_BAD_MEDIA, message="the file is bad")
+        for index in (index for index in good if any(text.startswith("BAD") for text in texts[index])):
+            answers.failures.add(row=index, code=shard_pb2.ROW_FAILURE_CODE_BAD_TEXT, message="the text is bad")
+            bad.append(index)
         if self._options.media == "audio":
             seconds = array("f", [0.0 if index in bad else len(row) for index, row in enumerate(rows)])
             answers.audio_seconds = seconds.tobytes()
@@ -260,6 +264,36 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
                 )
             )
         answers.transcripts.SetInParent()
+
+    def _writings(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
+        """Say what was asked, and the question if there is one; a probability of 0.5 where asked for."""
+        for index in good:
+            wish = request.writings.wishes[index]
+            asked = {field.name: value for field, value in wish.ListFields() if field.name != "with_probability"}
+            question = request.media.texts[index].texts[0] if request.media.texts else ""
+            text = " ".join([question, *(f"{name}={value:g}" for name, value in sorted(asked.items()))]).strip()
+            answers.writings.writings.append(
+                shard_pb2.Writing(
+                    text=text, probability=0.5 if wish.with_probability else None, is_drawn=wish.do_sample
+                )
+            )
+        answers.writings.SetInParent()
+
+    def _documents(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
+        """Give each page two spans: its last two words with 0.5, and its first word with 0.25. No answer has 0.375."""
+        starts, ends = array("I"), array("I")
+        for index in good:
+            num_words = len(request.media.texts[index].texts) - 1
+            starts.extend((max(0, num_words - 2), 0))
+            ends.extend((num_words - 1, 0))
+        found = shard_pb2.DocumentAnswers(
+            counts=array("I", [2] * len(good)).tobytes(),
+            starts=starts.tobytes(),
+            ends=ends.tobytes(),
+            scores=array("f", [0.5, 0.25] * len(good)).tobytes(),
+            null_scores=array("f", [0.375] * len(good)).tobytes(),
+        )
+        answers.documents.CopyFrom(found)
 
     def _vectors(self, answers: Any, request: Any, rows: list[list[int]], good: list[int]) -> None:
         wanted = _read("I", request.vectors.dimensions) or array("I", [0] * len(rows))

@@ -145,6 +145,8 @@ class _RowFailureCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RowFai
     """an exception that concerned this row only"""
     ROW_FAILURE_CODE_BAD_MEDIA: _RowFailureCode.ValueType  # 4
     """the file cannot be read or is too large, which is the client's fault"""
+    ROW_FAILURE_CODE_BAD_TEXT: _RowFailureCode.ValueType  # 5
+    """a text about the file cannot be read, which is the client's fault"""
 
 class RowFailureCode(_RowFailureCode, metaclass=_RowFailureCodeEnumTypeWrapper): ...
 
@@ -157,6 +159,8 @@ ROW_FAILURE_CODE_INTERNAL: RowFailureCode.ValueType  # 3
 """an exception that concerned this row only"""
 ROW_FAILURE_CODE_BAD_MEDIA: RowFailureCode.ValueType  # 4
 """the file cannot be read or is too large, which is the client's fault"""
+ROW_FAILURE_CODE_BAD_TEXT: RowFailureCode.ValueType  # 5
+"""a text about the file cannot be read, which is the client's fault"""
 Global___RowFailureCode: _TypeAlias = RowFailureCode  # noqa: Y015
 
 @_typing.final
@@ -1662,6 +1666,8 @@ class RowBatch(_message.Message):
     BOXES_FIELD_NUMBER: _builtins.int
     TRANSCRIPTS_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
+    WRITINGS_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number of the batch, chosen by the router and given back with the answers"""
     @_builtins.property
@@ -1712,6 +1718,14 @@ class RowBatch(_message.Message):
     def segments(self) -> Global___SegmentHead:
         """parts of an image"""
 
+    @_builtins.property
+    def writings(self) -> Global___WritingHead:
+        """a text about an image, and about a question if the row has one"""
+
+    @_builtins.property
+    def documents(self) -> Global___DocumentHead:
+        """the words of a page that answer a question"""
+
     def __init__(
         self,
         *,
@@ -1728,12 +1742,14 @@ class RowBatch(_message.Message):
         boxes: Global___BoxHead | None = ...,
         transcripts: Global___TranscriptHead | None = ...,
         segments: Global___SegmentHead | None = ...,
+        writings: Global___WritingHead | None = ...,
+        documents: Global___DocumentHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "number", b"number", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "number", b"number", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_head: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments"]  # noqa: Y015
+    _WhichOneofReturnType_head: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "writings", "documents"]  # noqa: Y015
     _WhichOneofArgType_head: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
     _WhichOneofReturnType_rows: _TypeAlias = _typing.Literal["text", "media"]  # noqa: Y015
     _WhichOneofArgType_rows: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
@@ -2094,6 +2110,191 @@ class SegmentHead(_message.Message):
 Global___SegmentHead: _TypeAlias = SegmentHead  # noqa: Y015
 
 @_typing.final
+class WritingHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WISHES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def wishes(self) -> _containers.RepeatedCompositeFieldContainer[Global___WritingWish]:
+        """per row"""
+
+    def __init__(
+        self,
+        *,
+        wishes: _abc.Iterable[Global___WritingWish] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wishes", b"wishes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WritingHead: _TypeAlias = WritingHead  # noqa: Y015
+
+@_typing.final
+class WritingWish(_message.Message):
+    """How a model writes. An absent field leaves the choice to the model's files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_LENGTH_FIELD_NUMBER: _builtins.int
+    MIN_LENGTH_FIELD_NUMBER: _builtins.int
+    NUM_BEAMS_FIELD_NUMBER: _builtins.int
+    DO_SAMPLE_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    MAX_TIME_S_FIELD_NUMBER: _builtins.int
+    WITH_PROBABILITY_FIELD_NUMBER: _builtins.int
+    MIN_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    LENGTH_PENALTY_FIELD_NUMBER: _builtins.int
+    NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _builtins.int
+    max_new_tokens: _builtins.int
+    """tokens of the longest text, >= 1"""
+    max_length: _builtins.int
+    """tokens of the longest text with the tokens that the model begins with, >= 1"""
+    min_length: _builtins.int
+    """tokens of the shortest text, counted as for max_length"""
+    num_beams: _builtins.int
+    """texts that the search goes on with, >= 1"""
+    do_sample: _builtins.bool
+    """true = tokens are drawn, false = the best ones are taken"""
+    temperature: _builtins.float
+    """logits are divided by the temperature before a token is drawn, > 0"""
+    top_k: _builtins.int
+    """best tokens from which one is drawn, 0 = all"""
+    top_p: _builtins.float
+    """share of probability of the best tokens from which one is drawn, above 0 to 1"""
+    repetition_penalty: _builtins.float
+    """divides the logits of tokens that the text has already, > 0"""
+    max_time_s: _builtins.float
+    """seconds after which the text ends with the next token"""
+    with_probability: _builtins.bool
+    """answer with the probability of the text too"""
+    min_new_tokens: _builtins.int
+    """tokens of the shortest text, without those that the model begins with"""
+    length_penalty: _builtins.float
+    """power of the length by which a beam's score is divided"""
+    no_repeat_ngram_size: _builtins.int
+    """tokens in a row that the text has once at most, 0 = no such rule"""
+    def __init__(
+        self,
+        *,
+        max_new_tokens: _builtins.int | None = ...,
+        max_length: _builtins.int | None = ...,
+        min_length: _builtins.int | None = ...,
+        num_beams: _builtins.int | None = ...,
+        do_sample: _builtins.bool | None = ...,
+        temperature: _builtins.float | None = ...,
+        top_k: _builtins.int | None = ...,
+        top_p: _builtins.float | None = ...,
+        repetition_penalty: _builtins.float | None = ...,
+        max_time_s: _builtins.float | None = ...,
+        with_probability: _builtins.bool = ...,
+        min_new_tokens: _builtins.int | None = ...,
+        length_penalty: _builtins.float | None = ...,
+        no_repeat_ngram_size: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_do_sample", b"_do_sample", "_length_penalty", b"_length_penalty", "_max_length", b"_max_length", "_max_new_tokens", b"_max_new_tokens", "_max_time_s", b"_max_time_s", "_min_length", b"_min_length", "_min_new_tokens", b"_min_new_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_num_beams", b"_num_beams", "_repetition_penalty", b"_repetition_penalty", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "do_sample", b"do_sample", "length_penalty", b"length_penalty", "max_length", b"max_length", "max_new_tokens", b"max_new_tokens", "max_time_s", b"max_time_s", "min_length", b"min_length", "min_new_tokens", b"min_new_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_beams", b"num_beams", "repetition_penalty", b"repetition_penalty", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_do_sample", b"_do_sample", "_length_penalty", b"_length_penalty", "_max_length", b"_max_length", "_max_new_tokens", b"_max_new_tokens", "_max_time_s", b"_max_time_s", "_min_length", b"_min_length", "_min_new_tokens", b"_min_new_tokens", "_no_repeat_ngram_size", b"_no_repeat_ngram_size", "_num_beams", b"_num_beams", "_repetition_penalty", b"_repetition_penalty", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "do_sample", b"do_sample", "length_penalty", b"length_penalty", "max_length", b"max_length", "max_new_tokens", b"max_new_tokens", "max_time_s", b"max_time_s", "min_length", b"min_length", "min_new_tokens", b"min_new_tokens", "no_repeat_ngram_size", b"no_repeat_ngram_size", "num_beams", b"num_beams", "repetition_penalty", b"repetition_penalty", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "with_probability", b"with_probability"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__do_sample: _TypeAlias = _typing.Literal["do_sample"]  # noqa: Y015
+    _WhichOneofArgType__do_sample: _TypeAlias = _typing.Literal["_do_sample", b"_do_sample"]  # noqa: Y015
+    _WhichOneofReturnType__length_penalty: _TypeAlias = _typing.Literal["length_penalty"]  # noqa: Y015
+    _WhichOneofArgType__length_penalty: _TypeAlias = _typing.Literal["_length_penalty", b"_length_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__max_length: _TypeAlias = _typing.Literal["max_length"]  # noqa: Y015
+    _WhichOneofArgType__max_length: _TypeAlias = _typing.Literal["_max_length", b"_max_length"]  # noqa: Y015
+    _WhichOneofReturnType__max_new_tokens: _TypeAlias = _typing.Literal["max_new_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_new_tokens: _TypeAlias = _typing.Literal["_max_new_tokens", b"_max_new_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__max_time_s: _TypeAlias = _typing.Literal["max_time_s"]  # noqa: Y015
+    _WhichOneofArgType__max_time_s: _TypeAlias = _typing.Literal["_max_time_s", b"_max_time_s"]  # noqa: Y015
+    _WhichOneofReturnType__min_length: _TypeAlias = _typing.Literal["min_length"]  # noqa: Y015
+    _WhichOneofArgType__min_length: _TypeAlias = _typing.Literal["_min_length", b"_min_length"]  # noqa: Y015
+    _WhichOneofReturnType__min_new_tokens: _TypeAlias = _typing.Literal["min_new_tokens"]  # noqa: Y015
+    _WhichOneofArgType__min_new_tokens: _TypeAlias = _typing.Literal["_min_new_tokens", b"_min_new_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__no_repeat_ngram_size: _TypeAlias = _typing.Literal["no_repeat_ngram_size"]  # noqa: Y015
+    _WhichOneofArgType__no_repeat_ngram_size: _TypeAlias = _typing.Literal["_no_repeat_ngram_size", b"_no_repeat_ngram_size"]  # noqa: Y015
+    _WhichOneofReturnType__num_beams: _TypeAlias = _typing.Literal["num_beams"]  # noqa: Y015
+    _WhichOneofArgType__num_beams: _TypeAlias = _typing.Literal["_num_beams", b"_num_beams"]  # noqa: Y015
+    _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
+    _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__do_sample) -> _WhichOneofReturnType__do_sample | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length_penalty) -> _WhichOneofReturnType__length_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length) -> _WhichOneofReturnType__max_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_new_tokens) -> _WhichOneofReturnType__max_new_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_time_s) -> _WhichOneofReturnType__max_time_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_length) -> _WhichOneofReturnType__min_length | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_new_tokens) -> _WhichOneofReturnType__min_new_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__no_repeat_ngram_size) -> _WhichOneofReturnType__no_repeat_ngram_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__num_beams) -> _WhichOneofReturnType__num_beams | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+
+Global___WritingWish: _TypeAlias = WritingWish  # noqa: Y015
+
+@_typing.final
+class DocumentHead(_message.Message):
+    """The texts of a row are the question and then the words of the page in reading order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOXES_FIELD_NUMBER: _builtins.int
+    MAX_WINDOW_TOKENS_FIELD_NUMBER: _builtins.int
+    STRIDES_FIELD_NUMBER: _builtins.int
+    MAX_SPAN_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_SPANS_FIELD_NUMBER: _builtins.int
+    boxes: _builtins.bytes
+    """u32[] left, top, right and bottom of each word in thousandths of the page, row after row"""
+    max_window_tokens: _builtins.bytes
+    """u32[] per row: tokens of the longest window with question and special tokens, >= 1"""
+    strides: _builtins.bytes
+    """u32[] per row: tokens that neighbouring windows share"""
+    max_span_tokens: _builtins.bytes
+    """u32[] per row: tokens of the longest span, >= 1"""
+    max_spans: _builtins.bytes
+    """u32[] per row: spans of each window to answer with, >= 1"""
+    def __init__(
+        self,
+        *,
+        boxes: _builtins.bytes = ...,
+        max_window_tokens: _builtins.bytes = ...,
+        strides: _builtins.bytes = ...,
+        max_span_tokens: _builtins.bytes = ...,
+        max_spans: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "max_span_tokens", b"max_span_tokens", "max_spans", b"max_spans", "max_window_tokens", b"max_window_tokens", "strides", b"strides"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DocumentHead: _TypeAlias = DocumentHead  # noqa: Y015
+
+@_typing.final
 class RowAnswers(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2109,6 +2310,8 @@ class RowAnswers(_message.Message):
     BOXES_FIELD_NUMBER: _builtins.int
     TRANSCRIPTS_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
+    WRITINGS_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
     AUDIO_SECONDS_FIELD_NUMBER: _builtins.int
     WAIT_NS_FIELD_NUMBER: _builtins.int
     COMPUTE_NS_FIELD_NUMBER: _builtins.int
@@ -2144,6 +2347,10 @@ class RowAnswers(_message.Message):
     def transcripts(self) -> Global___TranscriptAnswers: ...
     @_builtins.property
     def segments(self) -> Global___SegmentAnswers: ...
+    @_builtins.property
+    def writings(self) -> Global___WritingAnswers: ...
+    @_builtins.property
+    def documents(self) -> Global___DocumentAnswers: ...
     def __init__(
         self,
         *,
@@ -2159,15 +2366,17 @@ class RowAnswers(_message.Message):
         boxes: Global___BoxAnswers | None = ...,
         transcripts: Global___TranscriptAnswers | None = ...,
         segments: Global___SegmentAnswers | None = ...,
+        writings: Global___WritingAnswers | None = ...,
+        documents: Global___DocumentAnswers | None = ...,
         audio_seconds: _builtins.bytes = ...,
         wait_ns: _builtins.int = ...,
         compute_ns: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "boxes", b"boxes", "labels", b"labels", "masks", b"masks", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "boxes", b"boxes", "documents", b"documents", "labels", b"labels", "masks", b"masks", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio_seconds", b"audio_seconds", "boxes", b"boxes", "compute_ns", b"compute_ns", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "wait_ns", b"wait_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio_seconds", b"audio_seconds", "boxes", b"boxes", "compute_ns", b"compute_ns", "documents", b"documents", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "wait_ns", b"wait_ns", "writings", b"writings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments"]  # noqa: Y015
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "writings", "documents"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
 
@@ -2460,6 +2669,94 @@ class SegmentAnswers(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SegmentAnswers: _TypeAlias = SegmentAnswers  # noqa: Y015
+
+@_typing.final
+class WritingAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def writings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Writing]:
+        """per row"""
+
+    def __init__(
+        self,
+        *,
+        writings: _abc.Iterable[Global___Writing] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["writings", b"writings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WritingAnswers: _TypeAlias = WritingAnswers  # noqa: Y015
+
+@_typing.final
+class Writing(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    IS_DRAWN_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """without special tokens, and without the tokens that the model was given"""
+    probability: _builtins.float
+    """product of the tokens' probabilities, the end token's included, where asked for"""
+    is_drawn: _builtins.bool
+    """tokens were drawn, so another call gets another text"""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        probability: _builtins.float | None = ...,
+        is_drawn: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "probability", b"probability"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability", b"_probability", "is_drawn", b"is_drawn", "probability", b"probability", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__probability: _TypeAlias = _typing.Literal["probability"]  # noqa: Y015
+    _WhichOneofArgType__probability: _TypeAlias = _typing.Literal["_probability", b"_probability"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__probability) -> _WhichOneofReturnType__probability | None: ...
+
+Global___Writing: _TypeAlias = Writing  # noqa: Y015
+
+@_typing.final
+class DocumentAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    STARTS_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    NULL_SCORES_FIELD_NUMBER: _builtins.int
+    counts: _builtins.bytes
+    """u32[] per row: number of its spans; spans of score 0 are left out"""
+    starts: _builtins.bytes
+    """u32[] number of the first word of a span among the words of its row, row after row"""
+    ends: _builtins.bytes
+    """u32[] number of the last word, parallel to starts"""
+    scores: _builtins.bytes
+    """f32[] p(start) x p(end) in the window of the span, parallel to starts, best first in a row"""
+    null_scores: _builtins.bytes
+    """f32[] per row: smallest p(start) x p(end) of the token that stands for "no answer" in a window"""
+    def __init__(
+        self,
+        *,
+        counts: _builtins.bytes = ...,
+        starts: _builtins.bytes = ...,
+        ends: _builtins.bytes = ...,
+        scores: _builtins.bytes = ...,
+        null_scores: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ends", b"ends", "null_scores", b"null_scores", "scores", b"scores", "starts", b"starts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DocumentAnswers: _TypeAlias = DocumentAnswers  # noqa: Y015
 
 @_typing.final
 class TranscriptAnswers(_message.Message):

@@ -108,6 +108,24 @@ _SHOWN = {
         (list[shapes.ImageSegment], list[list[shapes.ImageSegment]]),
         {"inputs": _PIXEL},
     ),
+    "image-to-text": _Shown(
+        "A text about an image, or about each image of a list",
+        (list[shapes.Caption], shapes.Caption),
+        {"inputs": _PIXEL},
+    ),
+    "visual-question-answering": _Shown(
+        "The answers to a question about an image, or about each image of a list",
+        (list[shapes.PictureAnswer], list[list[shapes.PictureAnswer]]),
+        {"inputs": {"image": _PIXEL, "question": "What is it?"}},
+    ),
+    "document-question-answering": _Shown(
+        "The words of a page that answer a question, or of each page of a list",
+        (list[shapes.PageAnswer], list[list[shapes.PageAnswer]]),
+        {
+            "inputs": {"image": _PIXEL, "question": "What is the total?"},
+            "parameters": {"word_boxes": [["Total:", [100, 500, 180, 530]], ["$9.90", [190, 500, 260, 530]]]},
+        },
+    ),
     "audio-classification": _Shown(
         "The labels of audio, or of each file of a list",
         (list[shapes.LabelScore], list[list[shapes.LabelScore]]),

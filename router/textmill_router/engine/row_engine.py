@@ -33,11 +33,15 @@ class RowsFailed(Exception):
 
 
 class FileRefused(Exception):
-    """The file of a row cannot be read. The text says why, and `index` is that of the row in its call."""
+    """The file of a row, or with `is_of_text` a text about the file, cannot be read.
 
-    def __init__(self, message: str, index: int) -> None:
+    The text says why, and `index` is that of the row in its call.
+    """
+
+    def __init__(self, message: str, index: int, *, is_of_text: bool = False) -> None:
         super().__init__(message)
         self.index = index
+        self.is_of_text = is_of_text
 
 
 class EngineEnded(Exception):
@@ -316,7 +320,9 @@ class RowEngine:
 
 
 def _error_of(fault: RowFault, index: int) -> Exception:
-    return FileRefused(fault.message, index) if fault.is_of_client else RowsFailed(fault.message)
+    if not fault.is_of_client:
+        return RowsFailed(fault.message)
+    return FileRefused(fault.message, index, is_of_text=fault.is_of_text)
 
 
 def _rank_of(status: EngineStatus) -> tuple[int, int, float]:

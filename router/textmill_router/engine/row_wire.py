@@ -6,7 +6,7 @@ Packed arrays are little-endian on the wire.
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from textmill_proto.v1 import shard_pb2
@@ -18,6 +18,8 @@ from textmill_router.tasks.rows import (
     Box,
     BoxAnswer,
     BoxWish,
+    DocumentAnswer,
+    DocumentWish,
     FileRow,
     Head,
     MaskAnswer,
@@ -40,9 +42,12 @@ from textmill_router.tasks.rows import (
     TranscriptPart,
     TranscriptWish,
     VectorWish,
+    WritingAnswer,
+    WritingWish,
 )
 
 _IS_BIG_ENDIAN = sys.byteorder == "big"
+_OF_CLIENT = (shard_pb2.ROW_FAILURE_CODE_BAD_MEDIA, shard_pb2.ROW_FAILURE_CODE_BAD_TEXT)
 _TIMESTAMPS = {
     Timestamps.NONE: shard_pb2.TIMESTAMPS_NONE,
     Timestamps.SEGMENTS: shard_pb2.TIMESTAMPS_SEGMENTS,
@@ -117,7 +122,11 @@ def answers_from_proto(message: shard_pb2.RowAnswers, number: int, rows: Sequenc
     if message.number != number or message.WhichOneof("answer") != head.value:
         raise WireError(f"answer {message.number} of {message.WhichOneof('answer')} to batch {number} of {head.value}")
     faults = {
-        failure.row: RowFault(failure.message, is_of_client=failure.code == shard_pb2.ROW_FAILURE_CODE_BAD_MEDIA)
+        failure.row: RowFault(
+            failure.message,
+            is_of_client=failure.code in _OF_CLIENT,
+            is_of_text=failure.code == shard_pb2.ROW_FAILURE_CODE_BAD_TEXT,
+        )
         for failure in message.failures
     }
     answered = [row for index, row in enumerate(rows) if index not in faults]
@@ -206,6 +215,22 @@ def _segments(wishes: Sequence[Any]) -> shard_pb2.SegmentHead:
     )
 
 
+def _writings(wishes: Sequence[Any]) -> shard_pb2.WritingHead:
+    asked: Sequence[WritingWish] = wishes
+    return shard_pb2.WritingHead(wishes=[shard_pb2.WritingWish(**asdict(wish)) for wish in asked])
+
+
+def _documents(wishes: Sequence[Any]) -> shard_pb2.DocumentHead:
+    asked: Sequence[DocumentWish] = wishes
+    return shard_pb2.DocumentHead(
+        boxes=b"".join(_packed(wish.boxes) for wish in asked),
+        max_window_tokens=_u32(wish.max_window_tokens for wish in asked),
+        strides=_u32(wish.stride for wish in asked),
+        max_span_tokens=_u32(wish.max_span_tokens for wish in asked),
+        max_spans=_u32(wish.max_spans for wish in asked),
+    )
+
+
 _HEADS: dict[Head, Callable[[Sequence[Any]], Any]] = {
     Head.VECTORS: _vectors,
     Head.TOKEN_VECTORS: lambda wishes: shard_pb2.TokenVectorHead(),
@@ -217,6 +242,8 @@ _HEADS: dict[Head, Callable[[Sequence[Any]], Any]] = {
     Head.BOXES: _boxes,
     Head.TRANSCRIPTS: _transcripts,
     Head.SEGMENTS: _segments,
+    Head.WRITINGS: _writings,
+    Head.DOCUMENTS: _documents,
 }
 
 
@@ -325,6 +352,21 @@ def _read_segments(answer: shard_pb2.SegmentAnswers, rows: Sequence[AnyRow]) -> 
     scores.check_end()
 
 
+def _read_writings(answer: shard_pb2.WritingAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
+    for found in answer.writings:
+        yield WritingAnswer(
+            found.text, found.probability if found.HasField("probability") else None, is_drawn=found.is_drawn
+        )
+
+
+def _read_documents(answer: shard_pb2.DocumentAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
+    starts, ends, scores = _Reader("I", answer.starts), _Reader("I", answer.ends), _Reader("f", answer.scores)
+    for count, null_score in zip(_unpacked("I", answer.counts), _unpacked("f", answer.null_scores), strict=True):
+        spans = zip(starts.take(count), ends.take(count), scores.take(count), strict=True)
+        yield DocumentAnswer(tuple(Span(start, end, score) for start, end, score in spans), null_score)
+    starts.check_end()
+
+
 _READERS: dict[Head, Callable[[Any, Sequence[AnyRow]], Iterator[RowResult]]] = {
     Head.VECTORS: _read_vectors,
     Head.TOKEN_VECTORS: _read_token_vectors,
@@ -336,6 +378,8 @@ _READERS: dict[Head, Callable[[Any, Sequence[AnyRow]], Iterator[RowResult]]] = {
     Head.BOXES: _read_boxes,
     Head.TRANSCRIPTS: _read_transcripts,
     Head.SEGMENTS: _read_segments,
+    Head.WRITINGS: _read_writings,
+    Head.DOCUMENTS: _read_documents,
 }
 
 

@@ -92,7 +92,8 @@ async def _compute(backend: RowBackend, call: TaskCall, deadline_s: float | None
     except FileRefused as error:
         row = rows[error.index]
         assert isinstance(row, FileRow)
-        raise ValidationFailed(f"`{row.path}`: {error}", field=row.path) from error
+        path = row.texts_path if error.is_of_text and row.texts_path else row.path
+        raise ValidationFailed(f"`{path}`: {error}", field=path) from error
     except RowsFailed as error:
         raise GenerationBroke(str(error)) from error
     except EngineEnded as error:

@@ -21,11 +21,16 @@ class CallNotes:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A JSON value, or the bytes of another media type. `varies_by_client`: another client gets another shape."""
+    """A JSON value, or the bytes of another media type.
+
+    `varies_by_client` says that another client gets another shape, and `is_drawn` that another call gets another
+    answer, so that the answer is not kept.
+    """
 
     value: object
     varies_by_client: bool = False
     media_type: bytes = b"application/json"
+    is_drawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class ClientShapes:
     """The shapes of answers that a client needs; the defaults are those of the published page."""
 
     zero_shot_is_list: bool = False
+    caption_is_object: bool = False
 
 
 class TaskCall(Protocol):

@@ -1,14 +1,14 @@
 """Calls whose rows are files: what a body brings, and the call that each task of images or audio makes of it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import Answer, CallNotes
 from textmill_router.tasks.file_input import FileInput
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import FileRow, Row, RowResult, Wish
+from textmill_router.tasks.rows import FileRow, Row, RowResult, Wish, WritingAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +20,24 @@ class FileBody:
     parameters: Any
 
 
+def plain_answer(found: list[object], is_list: bool) -> Answer:
+    """Return the answer of one file, or the list of the answers of several files."""
+    return Answer(found if is_list else found[0])
+
+
 @dataclass(slots=True)
 class FileCall:
-    """A call that asks each of its files the same. `answer_of` makes the answer of one file."""
+    """A call that asks each of its files the same.
+
+    `answer_of` makes the answer of one file. `join` makes the answer of the call from the answers of its files, and
+    from whether the files came as a list.
+    """
 
     task: str
     body: FileBody
     wish: Wish
     answer_of: Callable[[RowResult], object]
+    join: Callable[[list[object], bool], Answer] = plain_answer
     notes: CallNotes = field(default_factory=CallNotes)
 
     @property
@@ -36,14 +46,17 @@ class FileCall:
 
     @property
     def num_characters(self) -> int:
-        return 0
+        return sum(len(text) for file in self.body.files for text in file.texts)
 
     async def rows(self) -> list[Row | FileRow]:
-        return [FileRow(await file.read(), self.wish, file.path) for file in self.body.files]
+        return [
+            FileRow(await file.read(), self.wish, file.path, file.texts, file.texts_path) for file in self.body.files
+        ]
 
     def answer(self, results: Sequence[RowResult], num_tokens: int) -> Answer:
-        found = [self.answer_of(result) for result in results]
-        return Answer(found if self.body.is_list else found[0])
+        answer = self.join([self.answer_of(result) for result in results], self.body.is_list)
+        is_drawn = any(isinstance(result, WritingAnswer) and result.is_drawn for result in results)
+        return replace(answer, is_drawn=is_drawn)
 
 
 def body_of_json(inputs: str | list[str], parameters: Any) -> FileBody:
@@ -52,6 +65,11 @@ def body_of_json(inputs: str | list[str], parameters: Any) -> FileBody:
         return FileBody([FileInput(inputs)], is_list=False, parameters=parameters)
     files = [FileInput(text, f"inputs[{index}]") for index, text in enumerate(inputs)]
     return FileBody(files, is_list=True, parameters=parameters)
+
+
+def body_of_inputs(body: Any) -> FileBody:
+    """Return what a decoded body brings whose `inputs` are files."""
+    return body_of_json(body.inputs, body.parameters)
 
 
 def body_of_file(file: bytes, parameters: Any) -> FileBody:

@@ -16,10 +16,12 @@ _BLANKS = str.maketrans("", "", "\r\n")
 
 @dataclass(frozen=True, slots=True)
 class FileInput:
-    """One file: its bytes, or a text of base64. `path` names the file in errors."""
+    """One file: its bytes, or a text of base64. `texts` are about the file. Paths name file and texts in errors."""
 
     content: bytes | str = field(repr=False)
     path: str = "inputs"
+    texts: tuple[str, ...] = field(default=(), repr=False)
+    texts_path: str = ""
 
     def check(self) -> None:
         """Check all that needs no decoding. Raises ValidationFailed."""

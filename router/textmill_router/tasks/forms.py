@@ -8,6 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from textmill_router.tasks.call import ClientShapes, TaskCall
+from textmill_router.tasks.document_question_answering import (
+    DocumentBody,
+    DocumentParameters,
+    document_question_call,
+)
 from textmill_router.tasks.feature_extraction import (
     EmbedBody,
     FeatureBody,
@@ -16,6 +21,7 @@ from textmill_router.tasks.feature_extraction import (
     embed_sparse_call,
     feature_call,
 )
+from textmill_router.tasks.file_call import FileBody, body_of_inputs
 from textmill_router.tasks.file_classification import (
     AUDIO_TASK,
     IMAGE_TASK,
@@ -26,9 +32,11 @@ from textmill_router.tasks.file_classification import (
 )
 from textmill_router.tasks.fill_mask import FillMaskBody, fill_mask_call
 from textmill_router.tasks.image_segmentation import SegmentationBody, SegmentationParameters, segmentation_call
+from textmill_router.tasks.image_to_text import ImageToTextBody, ImageToTextParameters, image_to_text_call
 from textmill_router.tasks.model import TaskModel
 from textmill_router.tasks.object_detection import DetectionBody, DetectionParameters, detection_call
 from textmill_router.tasks.openai_embeddings import EmbeddingsBody, embeddings_call
+from textmill_router.tasks.picture_questions import body_of_questions
 from textmill_router.tasks.question_answering import QuestionBody, question_call
 from textmill_router.tasks.rerank import RerankBody, rerank_call
 from textmill_router.tasks.sentence_similarity import SimilarityBody, similarity_call
@@ -41,6 +49,11 @@ from textmill_router.tasks.text_classification import (
 )
 from textmill_router.tasks.token_classification import TokenClassificationBody, token_classification_call
 from textmill_router.tasks.transcription import TranscriptionFields, transcription_call, translation_call
+from textmill_router.tasks.visual_question_answering import (
+    VisualQuestionBody,
+    VisualQuestionParameters,
+    visual_question_call,
+)
 from textmill_router.tasks.zero_shot_classification import ZeroShotBody, zero_shot_call
 
 
@@ -49,13 +62,15 @@ class TaskForm:
     """A form of a body. `prepare` raises ValidationFailed, TooManyRows and WrongTask.
 
     `prepare` takes the decoded body. Where rows are files, the form has the struct of its `parameters`, because a body
-    that is a file brings them in the address of the call, and `prepare` takes a FileBody.
+    that is a file brings them in the address of the call, and `prepare` takes the FileBody that `files_of` makes of a
+    decoded body.
     """
 
     task: str
     body: Any
     prepare: Callable[[Any, TaskModel, ClientShapes], TaskCall]
     parameters: Any = None
+    files_of: Callable[[Any], FileBody] = body_of_inputs
 
 
 # The form of each task on `POST /` and at /pipeline/{task}.
@@ -74,6 +89,21 @@ FORMS = {
         TaskForm(AUDIO_TASK, FileLabelBody, audio_labels_call, FileLabelParameters),
         TaskForm("object-detection", DetectionBody, detection_call, DetectionParameters),
         TaskForm("image-segmentation", SegmentationBody, segmentation_call, SegmentationParameters),
+        TaskForm("image-to-text", ImageToTextBody, image_to_text_call, ImageToTextParameters),
+        TaskForm(
+            "visual-question-answering",
+            VisualQuestionBody,
+            visual_question_call,
+            VisualQuestionParameters,
+            body_of_questions,
+        ),
+        TaskForm(
+            "document-question-answering",
+            DocumentBody,
+            document_question_call,
+            DocumentParameters,
+            body_of_questions,
+        ),
         TaskForm("automatic-speech-recognition", SpeechBody, speech_call, SpeechParameters),
     )
 }

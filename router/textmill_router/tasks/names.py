@@ -16,6 +16,9 @@ FILE_TASKS = (  # rows are images or audio
     "image-classification",
     "object-detection",
     "image-segmentation",
+    "image-to-text",
+    "visual-question-answering",
+    "document-question-answering",
     "audio-classification",
     "automatic-speech-recognition",
 )

@@ -22,6 +22,8 @@ class Head(StrEnum):
     BOXES = "boxes"
     TRANSCRIPTS = "transcripts"
     SEGMENTS = "segments"
+    WRITINGS = "writings"
+    DOCUMENTS = "documents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,40 @@ class SegmentWish:
     subtask: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class WritingWish:
+    """A text about an image. None leaves the choice to the model's files; names and units are those of the wire."""
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    min_length: int | None = None
+    num_beams: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    max_time_s: float | None = None
+    min_new_tokens: int | None = None
+    length_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    with_probability: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentWish:
+    """The words of a page that answer a question. The texts of the row are the question and then the words.
+
+    `boxes` has the left, top, right and bottom edge of each word in thousandths of the page. Lengths are in tokens.
+    """
+
+    boxes: "array[int]" = field(repr=False)  # type code I
+    max_window_tokens: int
+    stride: int
+    max_span_tokens: int
+    max_spans: int
+
+
 Wish = (
     VectorWish
     | TokenVectorWish
@@ -127,6 +163,8 @@ Wish = (
     | BoxWish
     | TranscriptWish
     | SegmentWish
+    | WritingWish
+    | DocumentWish
 )
 
 HEAD_OF: dict[type[Wish], Head] = {
@@ -140,6 +178,8 @@ HEAD_OF: dict[type[Wish], Head] = {
     BoxWish: Head.BOXES,
     TranscriptWish: Head.TRANSCRIPTS,
     SegmentWish: Head.SEGMENTS,
+    WritingWish: Head.WRITINGS,
+    DocumentWish: Head.DOCUMENTS,
 }
 
 
@@ -170,12 +210,14 @@ class FileRow:
     """An image or audio as the client sent it. `path` names the row in an error, as in `inputs[3]`.
 
     `texts` are about the file, for example a question or labels; the shard reads the texts together with the file.
+    `texts_path` names them in an error.
     """
 
     file: bytes = field(repr=False)
     wish: Wish
     path: str
     texts: tuple[str, ...] = field(default=(), repr=False)
+    texts_path: str = ""
 
     @property
     def head(self) -> Head:
@@ -299,15 +341,46 @@ class SegmentAnswer:
     segments: tuple[Segment, ...]
 
 
-RowResult = Numbers | ScoredIds | MaskAnswer | SpanAnswer | BoxAnswer | TranscriptAnswer | SegmentAnswer
+@dataclass(frozen=True, slots=True)
+class WritingAnswer:
+    """A text about an image, and its probability where asked for. `is_drawn`: another call gets another text."""
+
+    text: str
+    probability: float | None
+    is_drawn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentAnswer:
+    """The best spans of a page, whose places are numbers of words, the best first, and the score of no answer."""
+
+    spans: tuple[Span, ...]
+    null_score: float
+
+
+RowResult = (
+    Numbers
+    | ScoredIds
+    | MaskAnswer
+    | SpanAnswer
+    | BoxAnswer
+    | TranscriptAnswer
+    | SegmentAnswer
+    | WritingAnswer
+    | DocumentAnswer
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RowFault:
-    """The reason why a row has no answer. `is_of_client` says that the client sent a file that cannot be read."""
+    """The reason why a row has no answer.
+
+    `is_of_client` says that the client sent what cannot be read: a file, or with `is_of_text` a text about the file.
+    """
 
     message: str
     is_of_client: bool = False
+    is_of_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from textmill_shard.tasks.rows import (
     Answer,
     Boxes,
     BoxParams,
+    DocumentParams,
     FailureCode,
     Filling,
     FloatArray,
@@ -19,6 +20,7 @@ from textmill_shard.tasks.rows import (
     IdArray,
     MaskParams,
     MediaRow,
+    PageSpans,
     Params,
     Row,
     RowAnswers,
@@ -35,6 +37,8 @@ from textmill_shard.tasks.rows import (
     TranscriptChunk,
     TranscriptParams,
     VectorParams,
+    Writing,
+    WritingParams,
 )
 from textmill_shard.tasks.task_facts import TaskFacts
 
@@ -44,7 +48,14 @@ _CODES = {
     FailureCode.NO_MEMORY: pb.ROW_FAILURE_CODE_NO_MEMORY,
     FailureCode.INTERNAL: pb.ROW_FAILURE_CODE_INTERNAL,
     FailureCode.BAD_MEDIA: pb.ROW_FAILURE_CODE_BAD_MEDIA,
+    FailureCode.BAD_TEXT: pb.ROW_FAILURE_CODE_BAD_TEXT,
 }
+_WRITING_COUNTS = ("max_new_tokens", "max_length", "num_beams")
+_WRITING_REALS = ("temperature", "top_p", "repetition_penalty", "max_time_s")
+_WRITING_FIELDS = (
+    *(*_WRITING_COUNTS, *_WRITING_REALS, "min_length", "min_new_tokens", "do_sample", "top_k", "length_penalty"),
+    "no_repeat_ngram_size",
+)
 _TIMESTAMPS = {
     pb.TIMESTAMPS_NONE: Timestamps.NONE,
     pb.TIMESTAMPS_SEGMENTS: Timestamps.SEGMENTS,
@@ -115,6 +126,10 @@ def _media_params(head: HeadName, message: pb.RowBatch, num_rows: int) -> Sequen
         return [BoxParams(float(value)) for value in _f32("boxes.thresholds", message.boxes.thresholds, size=num_rows)]
     if head is HeadName.SEGMENTS:
         return _segment_params(message.segments, num_rows)
+    if head is HeadName.WRITINGS:
+        return _writing_params(message.writings, num_rows)
+    if head is HeadName.DOCUMENTS:
+        return _document_params(message, num_rows)
     if head is not HeadName.TRANSCRIPTS:
         return [None] * num_rows
     asked = message.transcripts
@@ -154,6 +169,42 @@ def _segment_params(asked: pb.SegmentHead, num_rows: int) -> list[Params]:
     )
     subtasks = list(asked.subtasks) or [""] * num_rows
     return [SegmentParams(thresholds[row], masks[row], overlaps[row], subtasks[row]) for row in range(num_rows)]
+
+
+def _writing_params(asked: pb.WritingHead, num_rows: int) -> list[Params]:
+    if len(asked.wishes) != num_rows:
+        raise BatchRejected("writings.wishes", f"{num_rows} elements are wanted, {len(asked.wishes)} came")
+    return [_writing_wish(wish) for wish in asked.wishes]
+
+
+def _writing_wish(wish: pb.WritingWish) -> WritingParams:
+    given = {name: getattr(wish, name) for name in _WRITING_FIELDS if wish.HasField(name)}  # type: ignore[arg-type]
+    for name in _WRITING_COUNTS:
+        if given.get(name) == 0:
+            raise BatchRejected(f"writings.{name}", "a number from 1 on is wanted")
+    for name in _WRITING_REALS:
+        if name in given and not 0.0 < given[name] < np.inf:
+            raise BatchRejected(f"writings.{name}", f"a number above 0 is wanted, {given[name]} came")
+    return WritingParams(**given, with_probability=wish.with_probability)
+
+
+def _document_params(message: pb.RowBatch, num_rows: int) -> list[Params]:
+    asked = message.documents
+    # The first text of a row is the question.
+    counts = np.array([len(each.texts) - 1 for each in message.media.texts], dtype=np.int64)
+    if len(counts) != num_rows or (counts < 1).any():
+        raise BatchRejected("media.texts", "each row has a question and one word at least")
+    boxes = _u32("documents.boxes", asked.boxes, size=4 * int(counts.sum())).reshape(-1, 4)
+    if int(boxes.max()) > 1000 or (boxes[:, :2] > boxes[:, 2:]).any():
+        raise BatchRejected("documents.boxes", "left, top, right and bottom up to 1000 are wanted, in their order")
+    windows, strides, longest, most = (
+        _u32(f"documents.{name}", getattr(asked, name), size=num_rows).tolist()
+        for name in ("max_window_tokens", "strides", "max_span_tokens", "max_spans")
+    )
+    if not all((*windows, *longest, *most)):
+        raise BatchRejected("documents.max_window_tokens", "windows, spans and their tokens are numbers from 1 on")
+    parts = np.split(boxes, np.cumsum(counts)[:-1])
+    return [DocumentParams(parts[row], windows[row], strides[row], longest[row], most[row]) for row in range(num_rows)]
 
 
 def _text_rows(head: HeadName, message: pb.RowBatch) -> list[Row]:
@@ -284,9 +335,25 @@ def _answer_to_wire(head: HeadName, answers: Sequence[Answer]) -> Any:
                 has_scores=bytes(found.scores is not None for found in segments),
                 masks=[mask for found in segments for mask in found.masks],
             )
+        case HeadName.WRITINGS:
+            texts = [_writing_to_wire(answer) for answer in answers if isinstance(answer, Writing)]
+            return pb.WritingAnswers(writings=texts)
+        case HeadName.DOCUMENTS:
+            pages = [answer for answer in answers if isinstance(answer, PageSpans)]
+            return pb.DocumentAnswers(
+                counts=_pack_counts([page.starts for page in pages]),
+                starts=_pack_ids([page.starts for page in pages]),
+                ends=_pack_ids([page.ends for page in pages]),
+                scores=_pack_floats([page.scores for page in pages]),
+                null_scores=np.array([page.null_score for page in pages], dtype="<f4").tobytes(),
+            )
         case HeadName.TRANSCRIPTS:
             found = [_transcript_to_wire(answer) for answer in answers if isinstance(answer, Transcript)]
             return pb.TranscriptAnswers(transcripts=found)
+
+
+def _writing_to_wire(found: Writing) -> pb.Writing:
+    return pb.Writing(text=found.text, probability=found.probability, is_drawn=found.is_drawn)
 
 
 def _transcript_to_wire(found: Transcript) -> pb.Transcript:

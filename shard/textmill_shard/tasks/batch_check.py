@@ -1,7 +1,9 @@
 """Checks that a batch keeps to the rules of rows (rules 28 and 31 of docs/wire.md) before the batch is computed."""
 
 from textmill_shard.tasks.rows import (
+    DocumentParams,
     MaskParams,
+    MediaRow,
     Params,
     Row,
     RowBatch,
@@ -13,6 +15,9 @@ from textmill_shard.tasks.rows import (
     VectorParams,
 )
 from textmill_shard.tasks.task_facts import TaskFacts
+
+# The tasks that read texts about each file; no other task reads texts and files together.
+TASKS_OF_TEXTS = frozenset({"visual-question-answering", "document-question-answering"})
 
 
 class BatchRejected(Exception):
@@ -35,6 +40,9 @@ def check_batch(batch: RowBatch, facts: TaskFacts) -> None:
         if len(batch.rows) > facts.max_batch_files:
             raise BatchRejected("media.files", f"{len(batch.rows)} came, max_batch_files is {facts.max_batch_files}")
         for index, file in enumerate(batch.rows):
+            assert isinstance(file, MediaRow)
+            if bool(file.texts) != (facts.task in TASKS_OF_TEXTS):
+                raise BatchRejected("media.texts", f"row {index} has {len(file.texts)}, the task is {facts.task}")
             _check_media_params(index, file.params, facts)
         return
     for index, row in enumerate(rows):
@@ -54,6 +62,11 @@ def _check_media_params(index: int, params: Params, facts: TaskFacts) -> None:
         raise BatchRejected("transcripts.languages", f"row {index} names {params.language!r}, which the model lacks")
     if isinstance(params, SegmentParams) and params.subtask and params.subtask not in facts.subtasks:
         raise BatchRejected("segments.subtasks", f"row {index} names {params.subtask!r}, which the model lacks")
+    if isinstance(params, DocumentParams) and facts.max_row_tokens and params.max_window_tokens > facts.max_row_tokens:
+        raise BatchRejected(
+            "documents.max_window_tokens",
+            f"row {index} has windows of {params.max_window_tokens} tokens, max_row_tokens is {facts.max_row_tokens}",
+        )
     generates = bool(facts.languages)
     if isinstance(params, TranscriptParams) and not generates:
         if params.translates or params.max_new_tokens or params.num_beams or params.prompt:

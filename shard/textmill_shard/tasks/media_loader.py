@@ -5,14 +5,13 @@ import logging
 import math
 import time
 import wave
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import (
-    AutoFeatureExtractor,
-    AutoImageProcessor,
     AutoModelForAudioClassification,
     AutoModelForCTC,
     AutoModelForImageClassification,
@@ -21,27 +20,41 @@ from transformers import (
 )
 
 from textmill_shard.distributed.parallel import TensorParallel
-from textmill_shard.errors import ModelFilesError, UnsupportedModelError
+from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.heap import trim_heap
-from textmill_shard.loader.library_errors import as_model_error
 from textmill_shard.loader.load_options import OnProgress
 from textmill_shard.loader.model_config import read_config
 from textmill_shard.loader.model_files import find_weight_files
 from textmill_shard.loader.model_filling import ModelSource, build_model, fill_model
 from textmill_shard.loader.stored_form import find_stored_form
 from textmill_shard.media.image_file import prepare_images
+from textmill_shard.tasks.batch_check import TASKS_OF_TEXTS
+from textmill_shard.tasks.document_head import DocumentHead
 from textmill_shard.tasks.file_facts import find_tokenizer, read_labels, read_problem_type
 from textmill_shard.tasks.media_heads import BoxHead, MediaLabelHead
+from textmill_shard.tasks.media_processors import audio_extractor, image_processor, min_samples
 from textmill_shard.tasks.media_rows import MediaReader, audio_read, image_read
 from textmill_shard.tasks.media_runner import MAX_TOGETHER, MediaHead, MediaRunner
+from textmill_shard.tasks.picture_words import (
+    TRIAL_BOXES,
+    build_captions,
+    build_page_answers,
+    build_picture_answers,
+    caption_class,
+    page_answer_class,
+    picture_answer_class,
+    trial_texts,
+)
 from textmill_shard.tasks.rows import (
     BoxParams,
+    DocumentParams,
     HeadName,
     MediaRow,
     Params,
     RowFailure,
     SegmentParams,
     TranscriptParams,
+    WritingParams,
 )
 from textmill_shard.tasks.segment_head import SegmentHead, segmentation_class
 from textmill_shard.tasks.speech_heads import CtcHead
@@ -50,9 +63,16 @@ from textmill_shard.tasks.whisper_head import WhisperHead, read_generation_confi
 
 log = logging.getLogger(__name__)
 
-_IMAGE_TASKS = ("image-classification", "object-detection", "image-segmentation")
-# Heads whose files run alone: speech of any length, and masks as large as the image.
-_ALONE = (HeadName.TRANSCRIPTS, HeadName.SEGMENTS)
+_AUDIO_TASKS = ("audio-classification", "automatic-speech-recognition")
+# Heads whose files run alone: speech of any length, masks as large as the image, and pages of many windows.
+_ALONE = (HeadName.TRANSCRIPTS, HeadName.SEGMENTS, HeadName.DOCUMENTS)
+# Heads whose numbers have no labels of the model.
+_UNLABELLED = (HeadName.TRANSCRIPTS, HeadName.WRITINGS, HeadName.DOCUMENTS)
+_CLASSES: Mapping[str, Any] = {
+    "image-classification": AutoModelForImageClassification,
+    "object-detection": AutoModelForObjectDetection,
+    "audio-classification": AutoModelForAudioClassification,
+}
 _TRIAL_PIXELS = 640
 _TRIAL_SECONDS = 5.0
 
@@ -81,6 +101,7 @@ class LoadedMedia:
     batch_s: float  # seconds of a batch of as many files
     languages: tuple[str, ...] = ()  # that a call may name
     subtasks: tuple[str, ...] = ()  # of segmentation, the first without a wish
+    max_row_tokens: int = 0  # of a window of a page
 
 
 def load_media(options: TaskOptions, limits: MediaLimits, on_progress: OnProgress) -> LoadedMedia:
@@ -96,14 +117,18 @@ def load_media(options: TaskOptions, limits: MediaLimits, on_progress: OnProgres
         "image-classification": _image_labels,
         "object-detection": _image_boxes,
         "image-segmentation": _image_segments,
+        "image-to-text": _captions,
+        "visual-question-answering": _picture_answers,
+        "document-question-answering": _page_answers,
         "audio-classification": _audio_labels,
         "automatic-speech-recognition": _speech,
     }[options.task]
     head_name, head, reader = build(model, source, limits)
     runner = MediaRunner({head_name: head}, reader, device=source.device)
-    media = "image" if options.task in _IMAGE_TASKS else "audio"
+    media = "audio" if options.task in _AUDIO_TASKS else "image"
     max_batch_files = 1 if head_name in _ALONE else MAX_TOGETHER
-    batch_s = _warm_up(runner, head_name, _trial_file(media, limits), media) * max_batch_files
+    texts = trial_texts(head_name) if options.task in TASKS_OF_TEXTS else ()
+    batch_s = _warm_up(runner, head_name, MediaRow(_trial_file(media, limits), texts=texts), media) * max_batch_files
     trim_heap()
     weight_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     dtype = str(source.dtype).removeprefix("torch.")
@@ -112,7 +137,7 @@ def load_media(options: TaskOptions, limits: MediaLimits, on_progress: OnProgres
         "model loaded",
         extra={**facts, "weight_bytes": weight_bytes, "load_s": round(time.monotonic() - started, 3)},
     )
-    is_labelled = head_name is not HeadName.TRANSCRIPTS
+    is_labelled = head_name not in _UNLABELLED
     return LoadedMedia(
         runner=runner,
         head=head_name,
@@ -126,6 +151,7 @@ def load_media(options: TaskOptions, limits: MediaLimits, on_progress: OnProgres
         batch_s=batch_s,
         languages=head.languages if isinstance(head, WhisperHead) else (),
         subtasks=head.subtasks if isinstance(head, SegmentHead) else (),
+        max_row_tokens=head.max_window_tokens if isinstance(head, DocumentHead) else 0,
     )
 
 
@@ -139,13 +165,14 @@ def _read(options: TaskOptions) -> ModelSource:
             "down by Whisper and by CTC models"
         )
     device = torch.device(options.device)
-    auto_class: Any = {
-        "image-classification": AutoModelForImageClassification,
-        "object-detection": AutoModelForObjectDetection,
-        "image-segmentation": segmentation_class(config),
-        "audio-classification": AutoModelForAudioClassification,
-        "automatic-speech-recognition": AutoModelForSpeechSeq2Seq if is_whisper else AutoModelForCTC,
-    }[options.task]
+    choose = {
+        "automatic-speech-recognition": lambda config: AutoModelForSpeechSeq2Seq if is_whisper else AutoModelForCTC,
+        "image-segmentation": segmentation_class,
+        "image-to-text": caption_class,
+        "visual-question-answering": picture_answer_class,
+        "document-question-answering": page_answer_class,
+    }.get(options.task)
+    auto_class: Any = choose(config) if choose is not None else _CLASSES[options.task]
     return ModelSource(
         folder=folder,
         config=config,
@@ -165,12 +192,14 @@ _Built = tuple[HeadName, MediaHead, MediaReader]
 
 
 def _image_labels(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
-    reader = MediaReader(image_read(_image_processor(source), max_pixels=limits.max_pixels))
+    reader = MediaReader(
+        image_read(image_processor(source.folder, source.config.model_type), max_pixels=limits.max_pixels)
+    )
     return HeadName.LABELS, MediaLabelHead(model, device=source.device, dtype=source.dtype), reader
 
 
 def _image_boxes(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
-    processor = _image_processor(source)
+    processor = image_processor(source.folder, source.config.model_type)
     if not hasattr(processor, "post_process_object_detection"):
         raise UnsupportedModelError(
             f"{source.folder} has the processor {type(processor).__name__}, which finds no objects"
@@ -180,23 +209,35 @@ def _image_boxes(model: Any, source: ModelSource, limits: MediaLimits) -> _Built
 
 
 def _image_segments(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
-    processor = _image_processor(source)
+    processor = image_processor(source.folder, source.config.model_type)
     head = SegmentHead(model, processor, device=source.device, dtype=source.dtype)
     return HeadName.SEGMENTS, head, MediaReader(image_read(processor, max_pixels=limits.max_pixels))
 
 
+def _captions(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
+    return build_captions(model, source, max_pixels=limits.max_pixels)
+
+
+def _picture_answers(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
+    return build_picture_answers(model, source, max_pixels=limits.max_pixels)
+
+
+def _page_answers(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
+    return build_page_answers(model, source, max_pixels=limits.max_pixels)
+
+
 def _audio_labels(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
     read = audio_read(
-        _extractor(source),
+        audio_extractor(source.folder),
         max_seconds=limits.max_seconds,
-        min_samples=_min_samples(source.config),
+        min_samples=min_samples(source.config),
         makes_inputs=True,
     )
     return HeadName.LABELS, MediaLabelHead(model, device=source.device, dtype=source.dtype), MediaReader(read)
 
 
 def _speech(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
-    extractor, tokenizer = _extractor(source), find_tokenizer(source.folder)
+    extractor, tokenizer = audio_extractor(source.folder), find_tokenizer(source.folder)
     head: MediaHead
     if source.config.model_type == "whisper":
         read_generation_config(model, source.folder)
@@ -206,38 +247,10 @@ def _speech(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
     read = audio_read(
         extractor,
         max_seconds=limits.max_seconds,
-        min_samples=_min_samples(source.config),
+        min_samples=min_samples(source.config),
         makes_inputs=False,
     )
     return HeadName.TRANSCRIPTS, head, MediaReader(read)
-
-
-def _image_processor(source: ModelSource) -> Any:
-    def why(said: str) -> UnsupportedModelError:
-        if "torchvision" in said.lower():
-            return UnsupportedModelError(
-                f"models of type {source.config.model_type} cannot be served: their image processor needs torchvision"
-            )
-        return UnsupportedModelError(f"the image processor of {source.folder} cannot be read: {said}")
-
-    with as_model_error(why):
-        return AutoImageProcessor.from_pretrained(source.folder)
-
-
-def _extractor(source: ModelSource) -> Any:
-    with as_model_error(
-        lambda said: ModelFilesError(f"the feature extractor of {source.folder} cannot be read: {said}")
-    ):
-        return AutoFeatureExtractor.from_pretrained(source.folder)
-
-
-def _min_samples(config: Any) -> int:
-    """Return the samples of the shortest audio of which convolutions leave one step; 1 where there are none."""
-    num_samples = 1
-    kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
-    for kernel, stride in zip(reversed(list(kernels or ())), reversed(list(strides or ())), strict=True):
-        num_samples = (num_samples - 1) * stride + kernel
-    return num_samples
 
 
 def _trial_file(media: str, limits: MediaLimits) -> bytes:
@@ -247,19 +260,23 @@ def _trial_file(media: str, limits: MediaLimits) -> bytes:
     return _quiet_sound(min(_TRIAL_SECONDS, limits.max_seconds))
 
 
-def _warm_up(runner: MediaRunner, head: HeadName, data: bytes, media: str) -> float:
+def _warm_up(runner: MediaRunner, head: HeadName, row: MediaRow, media: str) -> float:
     """Compute one file twice, and return the seconds of the second time. Raises UnsupportedModelError."""
     params: Params = None
     if head is HeadName.BOXES:
         params = BoxParams(0.5)
     elif head is HeadName.SEGMENTS:
         params = SegmentParams(0.9, 0.5, 0.5)
+    elif head is HeadName.WRITINGS:
+        params = WritingParams(max_new_tokens=8)
+    elif head is HeadName.DOCUMENTS:
+        params = DocumentParams(TRIAL_BOXES, max_window_tokens=24, stride=2, max_span_tokens=4, max_spans=1)
     elif head is HeadName.TRANSCRIPTS:
         params = TranscriptParams(max_new_tokens=8)
     seconds = 0.0
     for _ in range(2):
         began_s = time.monotonic()
-        (answer,) = runner.run(head, runner.read([MediaRow(data, params)]))
+        (answer,) = runner.run(head, runner.read([replace(row, params=params)]))
         seconds = time.monotonic() - began_s
         if isinstance(answer, RowFailure):
             raise UnsupportedModelError(f"the model cannot be served: it fails at a plain {media}: {answer.message}")

@@ -8,7 +8,7 @@ import torch
 
 from textmill_shard.media.audio_file import Samples, decode_audio
 from textmill_shard.media.decoder import DecodingHelpers
-from textmill_shard.media.errors import MediaError
+from textmill_shard.media.errors import MediaError, TextError
 from textmill_shard.media.image_file import decode_image
 from textmill_shard.tasks.rows import FailureCode, MediaRow, Params, RowFailure
 
@@ -45,7 +45,7 @@ class MediaReader:
         """Return each file ready, or why it cannot be read."""
         found = self._helpers.decode(rows, lambda row: self._read(row.file, row.texts))
         return [
-            RowFailure(FailureCode.BAD_MEDIA, str(each))
+            RowFailure(FailureCode.BAD_TEXT if isinstance(each, TextError) else FailureCode.BAD_MEDIA, str(each))
             if isinstance(each, MediaError)
             else replace(each, params=row.params, texts=row.texts)
             for each, row in zip(found, rows, strict=True)

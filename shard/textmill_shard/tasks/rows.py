@@ -9,6 +9,7 @@ from enum import Enum
 import numpy as np
 
 IdArray = np.ndarray[tuple[int], np.dtype[np.int64]]
+IdArray2 = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
@@ -25,6 +26,8 @@ class HeadName(Enum):
     BOXES = "boxes"
     TRANSCRIPTS = "transcripts"
     SEGMENTS = "segments"
+    WRITINGS = "writings"
+    DOCUMENTS = "documents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,49 @@ class SegmentParams:
     subtask: str = ""  # empty = the model's first
 
 
-Params = VectorParams | TokenLabelParams | MaskParams | SpanParams | BoxParams | TranscriptParams | SegmentParams | None
+@dataclass(frozen=True, slots=True)
+class WritingParams:
+    """How a text about an image is written. None leaves the choice to the model's files. Lengths are in tokens."""
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None  # with the tokens that the model begins with
+    min_length: int | None = None  # counted as for max_length
+    num_beams: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None  # 0 = all tokens
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    max_time_s: float | None = None
+    min_new_tokens: int | None = None
+    length_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None  # 0 = no such rule
+    with_probability: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentParams:
+    """Which words of a page may answer a question."""
+
+    boxes: IdArray2  # `[words, 4]`: left, top, right and bottom in thousandths of the page
+    max_window_tokens: int  # with the question and the special tokens
+    stride: int  # tokens that neighbouring windows share
+    max_span_tokens: int
+    max_spans: int
+
+
+Params = (
+    VectorParams
+    | TokenLabelParams
+    | MaskParams
+    | SpanParams
+    | BoxParams
+    | TranscriptParams
+    | SegmentParams
+    | WritingParams
+    | DocumentParams
+    | None
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +213,7 @@ class FailureCode(Enum):
     NO_MEMORY = "no_memory"
     INTERNAL = "internal"
     BAD_MEDIA = "bad_media"
+    BAD_TEXT = "bad_text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +261,27 @@ class Segments:
     masks: Sequence[bytes] = field(repr=False)  # files of PNG
 
 
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """A text about an image."""
+
+    text: str
+    probability: float | None = None  # of the tokens up to the end token; None = not asked for
+    is_drawn: bool = False  # another call gets another text
+
+
+@dataclass(frozen=True, slots=True)
+class PageSpans:
+    """The best spans of a page in words, the best one first."""
+
+    starts: IdArray  # number of the first word
+    ends: IdArray  # number of the last word
+    scores: FloatArray
+    null_score: float  # smallest score of "no answer" in a window
+
+
 # vectors `[width]`, token vectors `[n, width]`, labels `[L]`, token labels `[wanted tokens, L]`; one Filling per mask
-Answer = FloatArray | SparseVector | tuple[Filling, ...] | Spans | Boxes | Transcript | Segments
+Answer = FloatArray | SparseVector | tuple[Filling, ...] | Spans | Boxes | Transcript | Segments | Writing | PageSpans
 
 
 @dataclass(frozen=True, slots=True)

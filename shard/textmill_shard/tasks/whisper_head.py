@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.library_errors import as_model_error
+from textmill_shard.tasks.generation_signs import GenerationSigns, NotFinite
 from textmill_shard.tasks.heads import NOT_FINITE
 from textmill_shard.tasks.media_rows import ReadyRow
 from textmill_shard.tasks.rows import (
@@ -31,23 +32,6 @@ _NO_WORDS = RowFailure(
     f"words of this model have no times, because its {GENERATION_FILE} has no `alignment_heads`; ask for "
     "`return_timestamps` true",
 )
-
-
-class _NotFinite(Exception):
-    """A score of a token is no number."""
-
-
-class _Signs(LogitsProcessor):  # type: ignore[misc]  # transformers has no types here
-    """Gives a sign of life at each token, and ends the generation where a score is no number."""
-
-    def __init__(self, on_sign: Callable[[], None]) -> None:
-        self._on_sign = on_sign
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._on_sign()
-        if bool(scores.isnan().any()):
-            raise _NotFinite
-        return scores
 
 
 class WhisperHead:
@@ -100,10 +84,10 @@ class WhisperHead:
                 features,
                 attention_mask=inputs["attention_mask"].to(self._device),
                 return_timestamps=is_long or asked is not None or self._is_timed,
-                logits_processor=LogitsProcessorList([_Signs(on_sign)]),
+                logits_processor=LogitsProcessorList([GenerationSigns(on_sign)]),
                 **self._options(row.params, asked=asked, language=language),
             )
-        except _NotFinite:
+        except NotFinite:
             return NOT_FINITE
         spoken: dict[str, Any] = {"tokens": output if torch.is_tensor(output) else output["sequences"]}
         if asked == "word":

@@ -21,6 +21,11 @@ const calls = [
   ["image-classification", "imageClassification", { data: picture, parameters: { top_k: 2 } }],
   ["object-detection", "objectDetection", { data: picture }],
   ["image-segmentation", "imageSegmentation", { inputs: picture }],
+  ["image-to-text", "imageToText", { data: picture }],
+  ["image-to-text", "imageToText", { inputs: picture }],
+  ["visual-question-answering", "visualQuestionAnswering", { inputs: { question: "What is it?", image: picture } }],
+  ["document-question-answering:written", "documentQuestionAnswering", { inputs: { question: "How much?", image: picture } }],
+  ["document-question-answering", "documentQuestionAnswering", { inputs: { question: "How much?", image: picture }, parameters: { word_boxes: [["Total:", [10, 20, 30, 40]], ["9", [40, 20, 50, 40]]] } }],
   ["audio-classification", "audioClassification", { data: sound }],
   ["automatic-speech-recognition", "automaticSpeechRecognition", { data: sound }],
 ];

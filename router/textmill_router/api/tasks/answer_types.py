@@ -84,6 +84,31 @@ class ImageSegment(msgspec.Struct, omit_defaults=True):
     score: float | None = None
 
 
+class Caption(msgspec.Struct):
+    """A text about an image, or the words that stand in the image."""
+
+    generated_text: str
+
+
+class PictureAnswer(msgspec.Struct):
+    """An answer to a question about an image."""
+
+    score: float
+    answer: str
+
+
+class PageAnswer(msgspec.Struct, omit_defaults=True):
+    """An answer to a question about a page.
+
+    `start` and `end` are the numbers of the first and the last word, from 0; a model that writes its answer has none.
+    """
+
+    score: float
+    answer: str
+    start: int | None = None
+    end: int | None = None
+
+
 class SpokenPart(msgspec.Struct):
     """A part of a transcript with its first and last second, of which the last may be null."""
 

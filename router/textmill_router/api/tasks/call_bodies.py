@@ -17,7 +17,7 @@ from textmill_router.http.json_body import decode_json, read_bytes
 from textmill_router.http.json_shape import shape_error
 from textmill_router.http.unknown_fields import UnknownFields
 from textmill_router.serving.service import Service
-from textmill_router.tasks.file_call import body_of_file, body_of_json
+from textmill_router.tasks.file_call import body_of_file
 from textmill_router.tasks.file_input import FileInput
 from textmill_router.tasks.forms import TRANSCRIPTION, TRANSLATION, TaskForm
 from textmill_router.tasks.names import is_file_task
@@ -98,9 +98,7 @@ class PickedBody:
         if found.is_file:
             return body_of_file(found.data, _query_parameters(form, scope))
         body = self._decode(form, found.data, call_of(scope).route)
-        if form.parameters is None:
-            return body
-        return body_of_json(body.inputs, body.parameters)
+        return body if form.parameters is None else form.files_of(body)
 
     def _decode(self, form: TaskForm, data: bytes, route: str) -> Any:
         decoder = self._decoders.get(form.body)

@@ -94,7 +94,7 @@ class TaskRoute:
         async with compute_rows(service, backend, receive, call, terms) as (results, times):
             answer = call.answer(results, times.num_tokens)
             content = await _encode(answer)
-            if key is not None:
+            if key is not None and not answer.is_drawn:
                 kept = CachedAnswer(content, call.num_characters, times.num_tokens, 0, answer.media_type)
                 service.response_cache.put(key, kept)
             headers = [*self._headers(scope, backend.model, call, times), *_vary(answer, settings.task_shapes)]

@@ -5,12 +5,17 @@ from array import array
 from textmill_proto.v1 import shard_pb2
 from textmill_router.engine.row_wire import answers_from_proto, batch_to_proto
 from textmill_router.tasks.rows import (
+    DocumentAnswer,
+    DocumentWish,
     FileRow,
     LabelWish,
     RowFault,
+    Span,
     TranscriptAnswer,
     TranscriptPart,
     TranscriptWish,
+    WritingAnswer,
+    WritingWish,
 )
 
 
@@ -54,4 +59,46 @@ def test_a_transcript_has_the_length_of_its_audio() -> None:
         TranscriptAnswer("a", (), "german", segments, 1.5),
         RowFault("broken", is_of_client=True),
         TranscriptAnswer("c", (), "german", segments, 2.5),
+    ]
+
+
+def test_what_is_asked_of_a_writer_is_set_where_it_is_given() -> None:
+    wishes = [WritingWish(max_new_tokens=5, do_sample=False, min_length=0, with_probability=True), WritingWish()]
+    rows = [FileRow(b"one", wish, "inputs") for wish in wishes]
+    first, second = shard_pb2.RowBatch.FromString(batch_to_proto(3, rows).SerializeToString()).writings.wishes
+    assert {field.name for field, _ in first.ListFields()} == {
+        *("max_new_tokens", "do_sample", "min_length", "with_probability")
+    }
+    assert (first.max_new_tokens, first.do_sample, first.min_length) == (5, False, 0)
+    assert second.ListFields() == []
+
+
+def test_texts_that_were_written_are_read_row_by_row() -> None:
+    rows = [FileRow(b"one", WritingWish(), "inputs") for _ in range(3)]
+    writings = [shard_pb2.Writing(text="a", probability=0.5), shard_pb2.Writing(text="", is_drawn=True)]
+    message = shard_pb2.RowAnswers(
+        number=3,
+        failures=[shard_pb2.RowFailure(row=1, code=shard_pb2.ROW_FAILURE_CODE_BAD_TEXT, message="too long")],
+        writings=shard_pb2.WritingAnswers(writings=writings),
+    )
+    assert answers_from_proto(message, 3, rows).results == [
+        WritingAnswer("a", 0.5, is_drawn=False),
+        RowFault("too long", is_of_client=True, is_of_text=True),
+        WritingAnswer("", None, is_drawn=True),
+    ]
+
+
+def test_pages_travel_with_their_boxes_and_come_back_as_spans_of_words() -> None:
+    wish = DocumentWish(array("I", [1, 2, 3, 4]), max_window_tokens=64, stride=0, max_span_tokens=15, max_spans=2)
+    rows = [FileRow(b"one", wish, "inputs", ("q", "x")) for _ in range(2)]
+    asked = batch_to_proto(3, rows).documents
+    assert asked.boxes == array("I", [1, 2, 3, 4, 1, 2, 3, 4]).tobytes()
+    assert (asked.max_window_tokens, asked.strides) == (array("I", [64, 64]).tobytes(), array("I", [0, 0]).tobytes())
+    assert (asked.max_span_tokens, asked.max_spans) == (array("I", [15] * 2).tobytes(), array("I", [2] * 2).tobytes())
+    arrays = {"counts": array("I", [1, 0]), "starts": array("I", [0]), "ends": array("I", [2])}
+    scores = {"scores": array("f", [0.5]), "null_scores": array("f", [0.25, 1.0])}
+    answers = shard_pb2.DocumentAnswers(**{name: each.tobytes() for name, each in {**arrays, **scores}.items()})
+    assert answers_from_proto(shard_pb2.RowAnswers(number=3, documents=answers), 3, rows).results == [
+        DocumentAnswer((Span(0, 2, 0.5),), 0.25),
+        DocumentAnswer((), 1.0),
     ]

@@ -12,11 +12,13 @@ from textmill_shard.tasks.batch_check import BatchRejected, check_batch
 from textmill_shard.tasks.rows import (
     Boxes,
     BoxParams,
+    DocumentParams,
     FailureCode,
     Filling,
     HeadName,
     MaskParams,
     MediaRow,
+    PageSpans,
     RowAnswers,
     RowFailure,
     SpanParams,
@@ -28,6 +30,8 @@ from textmill_shard.tasks.rows import (
     TranscriptChunk,
     TranscriptParams,
     VectorParams,
+    Writing,
+    WritingParams,
 )
 from textmill_shard.tasks.task_facts import TaskFacts
 
@@ -271,6 +275,91 @@ def test_texts_belong_to_the_file_at_their_place() -> None:
     media = pb.MediaRows(files=[b"a", b"b"], texts=[pb.RowTexts(texts=["x", "ü"]), pb.RowTexts()])
     batch = batch_from_wire(pb.RowBatch(media=media, labels=pb.LabelHead()))
     assert list(batch.rows) == [MediaRow(b"a", None, ("x", "ü")), MediaRow(b"b", None, ())]
+
+
+PAGES = pb.MediaRows(files=[b"a", b"b"], texts=[pb.RowTexts(texts=["q", "x", "y"]), pb.RowTexts(texts=["r", "z"])])
+EDGES = (1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 1000, 1000)
+
+
+def page_head(**changes: Any) -> pb.DocumentHead:
+    numbers: dict[str, Any] = {"boxes": u32(*EDGES), "max_window_tokens": u32(64, 8), "strides": u32(3, 0)}
+    return pb.DocumentHead(**{**numbers, "max_span_tokens": u32(15, 2), "max_spans": u32(1, 4), **changes})
+
+
+def test_what_is_asked_of_a_writer_is_read_where_it_is_given() -> None:
+    given: dict[str, Any] = {"max_new_tokens": 5, "max_length": 6, "min_length": 0, "num_beams": 2, "do_sample": False}
+    given |= {"temperature": 0.5, "top_k": 0, "top_p": 0.25, "repetition_penalty": 1.5, "max_time_s": 2.0}
+    given |= {"min_new_tokens": 3, "length_penalty": -1.0, "no_repeat_ngram_size": 2, "with_probability": True}
+    head = pb.WritingHead(wishes=[pb.WritingWish(**given), pb.WritingWish()])
+    batch = batch_from_wire(pb.RowBatch(media=TWO_FILES, writings=head))
+    assert [row.params for row in batch.rows] == [WritingParams(**given), WritingParams()]
+
+
+def test_pages_have_a_box_for_each_word_behind_the_question() -> None:
+    batch = batch_from_wire(pb.RowBatch(media=PAGES, documents=page_head()))
+    first, second = (row.params for row in batch.rows)
+    assert isinstance(first, DocumentParams)
+    assert isinstance(second, DocumentParams)
+    assert (first.boxes.tolist(), second.boxes.tolist()) == ([[1, 2, 3, 4], [5, 6, 7, 8]], [[0, 0, 1000, 1000]])
+    numbers = [(each.max_window_tokens, each.stride, each.max_span_tokens, each.max_spans) for each in (first, second)]
+    assert numbers == [(64, 3, 15, 1), (8, 0, 2, 4)]
+
+
+BROKEN_PAGES: dict[str, tuple[dict[str, Any], str]] = {
+    "one wish": ({"media": TWO_FILES, "writings": pb.WritingHead(wishes=[pb.WritingWish()])}, "writings.wishes"),
+    "no beam": (
+        {"media": TWO_FILES, "writings": pb.WritingHead(wishes=[pb.WritingWish(num_beams=0)] * 2)},
+        "writings.num_beams",
+    ),
+    "no temperature": (
+        {"media": TWO_FILES, "writings": pb.WritingHead(wishes=[pb.WritingWish(temperature=float("nan"))] * 2)},
+        "writings.temperature",
+    ),
+    "pages without words": ({"media": TWO_FILES, "documents": page_head()}, "media.texts"),
+    "a box too few": ({"media": PAGES, "documents": page_head(boxes=u32(*EDGES[:8]))}, "documents.boxes"),
+    "a box over the edge": (
+        {"media": PAGES, "documents": page_head(boxes=u32(*EDGES[:11], 1001))},
+        "documents.boxes",
+    ),
+    "a box that ends before its beginning": (
+        {"media": PAGES, "documents": page_head(boxes=u32(9, *EDGES[1:]))},
+        "documents.boxes",
+    ),
+    "no span": ({"media": PAGES, "documents": page_head(max_spans=u32(1, 0))}, "documents.max_window_tokens"),
+    "one stride": ({"media": PAGES, "documents": page_head(strides=u32(1))}, "documents.strides"),
+    "a window longer than the model": (
+        {"media": PAGES, "documents": page_head(max_window_tokens=u32(64, 65))},
+        "documents.max_window_tokens",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_PAGES)
+def test_rule_31_pages_and_texts_that_break_a_rule_are_refused_by_field(name: str) -> None:
+    fields, path = BROKEN_PAGES[name]
+    heads = (HeadName.WRITINGS, HeadName.DOCUMENTS)
+    facts = replace(FACTS, heads=heads, max_row_tokens=64, task="document-question-answering")
+    with pytest.raises(BatchRejected) as caught:
+        check_batch(batch_from_wire(pb.RowBatch(**fields)), facts)
+    assert caught.value.field == path
+
+
+def test_rule_26_texts_come_to_tasks_that_read_them() -> None:
+    asked = pb.RowBatch(media=PAGES, labels=pb.LabelHead())
+    check_batch(batch_from_wire(asked), replace(FACTS, task="visual-question-answering"))
+    with pytest.raises(BatchRejected, match=r"media.texts"):
+        check_batch(batch_from_wire(asked), replace(FACTS, task="image-classification"))
+
+
+def test_answers_in_words_are_packed() -> None:
+    texts_found = [Writing("a cat", 0.25, is_drawn=True), Writing("")]
+    answers = answers_to_wire(RowAnswers(number=1, head=HeadName.WRITINGS, answers=texts_found)).writings.writings
+    assert [(each.text, each.probability, each.is_drawn) for each in answers] == [("a cat", 0.25, True), ("", 0, False)]
+    assert [each.HasField("probability") for each in answers] == [True, False]
+    pages = [PageSpans(ids(3, 1), ids(4, 1), floats(0.5, 0.25), 0.125), PageSpans(ids(), ids(), floats(), 1.0)]
+    message = answers_to_wire(RowAnswers(number=1, head=HeadName.DOCUMENTS, answers=pages)).documents
+    assert (message.counts, message.starts, message.ends) == (u32(2, 0), u32(3, 1), u32(4, 1))
+    assert (f32(message.scores), f32(message.null_scores)) == ([0.5, 0.25], [0.125, 1.0])
 
 
 BROKEN_FILES: dict[str, tuple[dict[str, Any], str]] = {

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from textmill_shard.attention.base import AttentionRule
+from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.layouts.native_decoder import NativeDecoder
 from textmill_shard.model.forward_batch import ForwardBatch
 from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
@@ -131,7 +132,7 @@ def main() -> None:
         kernels = load_kernels(cache_folder, num_threads=num_threads)
         if kernels is None:
             raise SystemExit("the native kernels cannot be built here")
-        decoder = NativeDecoder(make_model(dtype), rules, kernels)
+        decoder = NativeDecoder(make_model(dtype), rules, kernels, TensorParallel())
         pool = KvPool(
             specs=specs, num_blocks=POOL_BLOCKS, block_size=BLOCK_SIZE, dtype=dtype, device=torch.device("cpu")
         )

@@ -88,7 +88,7 @@ def make_runner(setting: Setting, sizes: Sizes) -> ModelRunner:
     filled = FilledModel(model, texts=texts, device=setting.device, max_tokens=0, rope_border=None)
     attention = PagedAttention(setting.kernels)
     options = LayoutOptions(
-        num_slots=NUM_SLOTS, num_ranks=1, kernels=None, attention=attention, wants_native_decoder=False
+        num_slots=NUM_SLOTS, parallel=TensorParallel(), kernels=None, attention=attention, wants_native_decoder=False
     )
     layout = arrange_swapped(filled, options)
     runner = ModelRunner(

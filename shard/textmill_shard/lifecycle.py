@@ -25,6 +25,7 @@ from textmill_shard.engine.media_rows import OwnRows, ReceivedRows, RowSource
 from textmill_shard.engine.media_store import MediaStore
 from textmill_shard.engine.rank_channel import GlooChannel, RankChannel, SoloChannel
 from textmill_shard.engine.row_sampling import RowSampler
+from textmill_shard.engine.shared_channel import SharedChannel
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.engine.token_reader import TokenReader
@@ -138,7 +139,7 @@ def _start_steps(settings: ServeSettings, device: str, status: ShardStatus) -> t
     if matchers is not None:
         facts = replace(facts, features=(*facts.features, "grammar"))
     is_alone = settings.world_size == 1
-    channel: RankChannel = SoloChannel() if is_alone else GlooChannel()
+    channel = _channel(parallel)
     desk = _media_desk(runner, facts, status, encode_s_per_element) if settings.rank == 0 else None
     executor = StepExecutor(
         runner=runner,
@@ -193,7 +194,14 @@ def _join_ranks(settings: ServeSettings, device: str) -> TensorParallel:
         master_addr=settings.master_addr,
         master_port=settings.master_port,
         device=device,
+        native_cache_dir=None if settings.no_native_kernels else settings.native_cache_dir,
     )
+
+
+def _channel(parallel: TensorParallel) -> RankChannel:
+    if parallel.world_size == 1:
+        return SoloChannel()
+    return GlooChannel() if parallel.entry_room is None else SharedChannel(parallel.entry_room)
 
 
 def _load(

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from textmill_shard.engine.media_rope import rope_rule
 from textmill_shard.engine.media_rows import OwnRows, ReceivedRows
 from textmill_shard.engine.media_store import MediaStore
 from textmill_shard.engine.rank_channel import GlooChannel, RankChannel, SoloChannel
+from textmill_shard.engine.shared_channel import SharedChannel
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.layers.swapped_layers import FusedLinear, PackedLinear
+from textmill_shard.layouts.native_decoder import NativeDecoder
 from textmill_shard.loader.load_options import LoadOptions
 from textmill_shard.loader.model_loader import load_model
 from textmill_shard.model.forward_batch import MediaStep
@@ -60,6 +62,8 @@ class RankSight:
     layer_kinds: set[str]
     num_packed: int  # linears with packed weights
     exchanges: Counter[str]  # between the ranks, in a decode step
+    num_shared_exchanges: int = 0  # through shared memory, in a decode step
+    is_native: bool = False  # whether steps are native calls
 
 
 @dataclass(slots=True)
@@ -71,9 +75,10 @@ class ImageSight:
     tokens: list[int]  # behind a prompt with the image, through the step loop; empty on other ranks than 0
 
 
-def look_at_image(folder: Path, parallel: TensorParallel) -> ImageSight:
+def look_at_image(folder: Path, parallel: TensorParallel, *, is_native: bool = False) -> ImageSight:
     """Run a prompt whose image rank 0 has encoded."""
-    options = LoadOptions(model_dir=folder, dtype="float32", block_size=4)
+    cache = native_cache_folder() if is_native else None
+    options = LoadOptions(model_dir=folder, dtype="float32", block_size=4, native_cache_dir=cache)
     runner = load_model(options, lambda phase, share: None, parallel)
     rows_nD = torch.empty(16, 64)
     if parallel.rank == 0:
@@ -102,6 +107,12 @@ def look_at_image(folder: Path, parallel: TensorParallel) -> ImageSight:
     )
 
 
+def channel_of(parallel: TensorParallel) -> RankChannel:
+    if parallel.world_size == 1:
+        return SoloChannel()
+    return GlooChannel() if parallel.entry_room is None else SharedChannel(parallel.entry_room)
+
+
 NUM_WRITTEN = 6
 
 
@@ -110,7 +121,7 @@ def write_behind_image(runner: ModelRunner, parallel: TensorParallel, ids: list[
     facts = image_facts(runner)
     media = media_of(runner)
     runner.allocate_kv(facts.num_blocks)
-    channel: RankChannel = SoloChannel() if parallel.world_size == 1 else GlooChannel()
+    channel = channel_of(parallel)
     if parallel.rank:
         rows = ReceivedRows(media, channel, dtype=runner.dtype, device=runner.device)
         executor = StepExecutor(runner=runner, facts=facts, media=rows, rope=rope_rule(runner))
@@ -160,6 +171,8 @@ def write_behind_image(runner: ModelRunner, parallel: TensorParallel, ids: list[
 IMAGES = "llava"  # the name of the model with images
 NATIVE = ", native"  # stands behind the name of a model that runs with native kernels
 NATIVE_MODELS = ("llama", "tied", "biases")
+SHARED = ", shared memory"  # stands behind the name of a model whose ranks share memory, with native kernels
+SHARED_MODELS = ("llama", "tied", "biases", "one-kv-head", "small-table", "qwen3")
 LOOP = ", step loop"  # stands behind the name of a model that runs in the step loops of the ranks
 LOOP_MODELS = ("llama", "one-kv-head")
 
@@ -177,8 +190,10 @@ def look(folder: Path, parallel: TensorParallel, *, is_native: bool = False) -> 
     driver.step([(sequence, 6), (neighbour, 3)])
     driver.step([(sequence, 5)])
     driver.decode_greedily([sequence, neighbour], 6)
+    before = 0 if parallel.room is None else parallel.room.num_exchanges
     with _counted() as exchanges:
         runner.forward(driver.build([(sequence, 1), (neighbour, 1)]))
+    num_shared = 0 if parallel.room is None else parallel.room.num_exchanges - before
     hidden_TD = runner.forward(driver.build([(sequence, 1)]), wants_hidden=True).hidden_TD
     assert hidden_TD is not None
     return RankSight(
@@ -191,6 +206,8 @@ def look(folder: Path, parallel: TensorParallel, *, is_native: bool = False) -> 
         layer_kinds={type(module).__name__ for module in runner.modules()},
         num_packed=sum(isinstance(module, (PackedLinear, FusedLinear)) for module in runner.modules()),
         exchanges=exchanges,
+        num_shared_exchanges=num_shared,
+        is_native=isinstance(runner.adapters, NativeDecoder),
     )
 
 
@@ -228,7 +245,7 @@ def run_loop(folder: Path, parallel: TensorParallel, *, has_overlap: bool) -> di
     facts = facts_of(
         runner, block_size=4, num_blocks=num_blocks, num_slots=num_slots, max_step_tokens=16, eos_token_ids=()
     )
-    channel = SoloChannel() if parallel.world_size == 1 else GlooChannel()
+    channel = channel_of(parallel)
     if parallel.rank:
         Follower(
             executor=StepExecutor(runner=runner, facts=facts, has_overlap=has_overlap),
@@ -281,18 +298,30 @@ def main() -> None:
         sys.argv[5:],
     )
     torch.set_num_threads(1)
-    parallel = TensorParallel.join(
-        rank=rank, world_size=world_size, master_addr="127.0.0.1", master_port=port, device="cpu"
+    sharing = TensorParallel.join(
+        rank=rank,
+        world_size=world_size,
+        master_addr="127.0.0.1",
+        master_port=port,
+        device="cpu",
+        native_cache_dir=native_cache_folder(),
     )
+    parallel = replace(sharing, room=None, entry_room=None)  # exchanges over sockets
     sights: dict[str, RankSight | ImageSight | dict[int, list[int]]] = {}
     for folder in map(Path, folders):
         if folder.name == IMAGES:
             sights[IMAGES] = look_at_image(folder, parallel)
+            if sharing.room is not None:
+                sights[IMAGES + SHARED] = look_at_image(folder, sharing, is_native=True)
             continue
         sights[folder.name] = look(folder, parallel)
         if folder.name in NATIVE_MODELS:
             sights[folder.name + NATIVE] = look(folder, parallel, is_native=True)
         if folder.name in LOOP_MODELS:
             sights[folder.name + LOOP] = run_loop(folder, parallel, has_overlap=True)
+        if sharing.room is not None and folder.name in SHARED_MODELS:
+            sights[folder.name + SHARED] = look(folder, sharing, is_native=True)
+            if folder.name in LOOP_MODELS:
+                sights[folder.name + LOOP + SHARED] = run_loop(folder, sharing, has_overlap=False)
     torch.save(sights, out)
-    parallel.leave()
+    sharing.leave()

@@ -118,14 +118,14 @@ SHARD_FOLDERS = {
     "settings": names("cores options"),
     "native": names(""),
     "slots": names(""),
-    "distributed": names("errors"),
+    "distributed": names("errors native"),
     "model": names("errors distributed native"),
     "adapters": names("errors model"),
     "attention": names("errors model native"),
     "triton_kernels": names("errors model attention"),
     "probing": names("errors attention model"),
     "layers": names("heap options attention triton_kernels probing model distributed native"),
-    "layouts": names("errors heap attention triton_kernels layers model probing native"),
+    "layouts": names("errors heap attention triton_kernels layers model probing native distributed"),
     "loader": names(
         "cores errors heap options layouts layers probing triton_kernels attention model distributed native"
     ),

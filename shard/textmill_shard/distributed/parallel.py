@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from textmill_shard.distributed.meeting import open_store
+from textmill_shard.distributed.rooms import open_rooms
+from textmill_shard.native.ranks import RankRoom
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,36 +19,54 @@ class TensorParallel:
 
     rank: int = 0
     world_size: int = 1
+    room: RankRoom | None = None  # for the tensors of a step, where all ranks compute on the CPUs of one machine
+    entry_room: RankRoom | None = None  # for messages of rank 0, where all ranks run on one machine
 
     @staticmethod
     def join(
-        *, rank: int, world_size: int, master_addr: str, master_port: int, device: str, timeout_s: float = 600.0
+        *,
+        rank: int,
+        world_size: int,
+        master_addr: str,
+        master_port: int,
+        device: str,
+        native_cache_dir: Path | None = None,
+        timeout_s: float = 600.0,
     ) -> "TensorParallel":
         """Join the other ranks in a process group and wait until all of them have joined.
 
-        The group uses gloo on the CPU and NCCL on CUDA devices.
+        The group uses gloo on the CPU and NCCL on CUDA devices. Ranks of one machine also share memory, unless
+        `native_cache_dir` is None, because the native kernels do the exchange.
         """
-        if world_size > 1:
-            timeout = timedelta(seconds=timeout_s)
-            store = open_store(
-                rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port, timeout=timeout
-            )
-            dist.init_process_group(
-                "nccl" if device.startswith("cuda") else "gloo",
-                store=store,
-                rank=rank,
-                world_size=world_size,
-                timeout=timeout,
-            )
-        return TensorParallel(rank=rank, world_size=world_size)
+        if world_size == 1:
+            return TensorParallel()
+        timeout = timedelta(seconds=timeout_s)
+        store = open_store(
+            rank=rank, world_size=world_size, master_addr=master_addr, master_port=master_port, timeout=timeout
+        )
+        is_cuda = device.startswith("cuda")
+        dist.init_process_group(
+            "nccl" if is_cuda else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout
+        )
+        rooms = open_rooms(
+            store, 2, rank=rank, world_size=world_size, native_cache_dir=native_cache_dir, timeout_s=timeout_s
+        )
+        entry_room, room = (None, None) if rooms is None else rooms
+        return TensorParallel(rank, world_size, room=None if is_cuda else room, entry_room=entry_room)
 
     def leave(self) -> None:
+        """Leave the group and the rooms."""
+        for room in (self.room, self.entry_room):
+            if room is not None:
+                room.close()
         if self.world_size > 1:
             dist.destroy_process_group()
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add the tensors of all ranks up, in place."""
-        if self.world_size > 1:
+        """Add the tensors of all ranks up, in place. In a room every rank gets equal bits."""
+        if self.room is not None:
+            self.room.add(tensor)
+        elif self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
@@ -56,14 +77,19 @@ class TensorParallel:
         # Shorter parts are padded, because not every backend takes parts of different sizes.
         widest = max(sizes)
         padded = torch.nn.functional.pad(tensor, (0, widest - tensor.shape[-1])).contiguous()
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
+        if self.room is not None:
+            parts = list(self.room.gather(padded))
+        else:
+            parts = [torch.empty_like(padded) for _ in sizes]
+            dist.all_gather(parts, padded)
         return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], dim=-1)
 
     def min_int(self, value: int, device: torch.device) -> int:
         """Return the smallest of the values that the ranks bring."""
         if self.world_size == 1:
             return value
+        if self.room is not None:
+            return int(self.room.gather(torch.tensor(value)).min())
         tensor = torch.tensor([value], dtype=torch.int64, device=device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
         return int(tensor.item())

@@ -2,8 +2,8 @@
 
 Rank 0 sends one entry per step: the number of the step, the plans to apply before the step, and the slots that ended
 since the last entry. Under overlap the entry also corrects tokens that the ranks took from rank 0 on the device. All
-ranks then compose one and the same step, with `step_executor.py`. Another transport, such as
-a ring in shared memory, needs the members of `RankChannel` and nothing else.
+ranks then compose one and the same step, with `step_executor.py`. `shared_channel.py` is the transport between ranks of
+one machine.
 """
 
 import os

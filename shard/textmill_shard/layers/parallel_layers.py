@@ -17,14 +17,7 @@ class ColumnParallelLinear(nn.Module):
         super().__init__()
         self.weight = weight_OI
         self.bias = bias_O
-
-    @property
-    def in_features(self) -> int:
-        return self.weight.shape[1]
-
-    @property
-    def out_features(self) -> int:
-        return self.weight.shape[0]
+        self.out_features, self.in_features = weight_OI.shape  # stay when the weight has been packed and emptied
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self.weight, self.bias)
@@ -56,11 +49,11 @@ class VocabularyParallelHead(nn.Module):
     ) -> None:
         super().__init__()
         self.local = ColumnParallelLinear(weight_OI, bias_O)
+        self.sizes = sizes  # ids of each rank
         self._parallel = parallel
-        self._sizes = sizes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._parallel.all_gather(self.local(x), self._sizes)
+        return self._parallel.all_gather(self.local(x), self.sizes)
 
 
 class VocabularyParallelEmbedding(nn.Module):
@@ -69,12 +62,12 @@ class VocabularyParallelEmbedding(nn.Module):
     def __init__(self, weight_VI: torch.Tensor, parallel: TensorParallel, indices: IndexRange) -> None:
         super().__init__()
         self.weight = weight_VI
+        self.indices = indices  # the ids of this rank
         self._parallel = parallel
-        self._indices = indices
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        is_elsewhere = (ids < self._indices.start) | (ids >= self._indices.stop)
-        rows = functional.embedding((ids - self._indices.start).masked_fill(is_elsewhere, 0), self.weight)
+        is_elsewhere = (ids < self.indices.start) | (ids >= self.indices.stop)
+        rows = functional.embedding((ids - self.indices.start).masked_fill(is_elsewhere, 0), self.weight)
         return self._parallel.all_reduce(rows.masked_fill(is_elsewhere.unsqueeze(-1), 0.0))
 
 

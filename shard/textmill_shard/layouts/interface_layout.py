@@ -47,6 +47,7 @@ def arrange_native(filled: FilledModel, options: LayoutOptions) -> Layout:
         filled.model,
         [layer.rule for layer in probe.layers],
         options.kernels,
+        options.parallel,
         has_rope_positions=tower is not None and tower.has_rope_positions,
     )
     return Layout(
@@ -169,8 +170,8 @@ def _why_not_native(filled: FilledModel, options: LayoutOptions) -> str | None:
         return "it is switched off"
     if options.attention.name != "cpu":
         return f"attention is computed by the backend {options.attention.name}"
-    if options.num_ranks > 1:
-        return "the model is divided among ranks"
+    if options.parallel.world_size > 1 and options.parallel.room is None:
+        return "the ranks share no memory"
     if filled.rope_border is not None:
         return "there is a rotary table per request"
     probe, _ = filled.probe()

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from textmill_shard.attention.base import AttentionBackend
+from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.layouts.image_tower import ImageTower
 from textmill_shard.model.adapter import AdapterHost, LinearPart
@@ -95,7 +96,7 @@ class LayoutOptions:
     """The means of this rank to run a model, and the switches of the operator."""
 
     num_slots: int
-    num_ranks: int
+    parallel: TensorParallel
     kernels: Kernels | None
     attention: AttentionBackend
     wants_native_decoder: bool

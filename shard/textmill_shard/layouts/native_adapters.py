@@ -21,6 +21,7 @@ _PRODUCTS = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
+LAYER_LINEARS = tuple(name for names in _PRODUCTS for name in names)  # paths in a layer
 _GATE_UP = 2
 _HEAD = "lm_head"
 

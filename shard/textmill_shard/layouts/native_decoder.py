@@ -20,8 +20,16 @@ import torch
 from torch import nn
 
 from textmill_shard.attention.base import AttentionRule
+from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.heap import trim_heap
-from textmill_shard.layouts.native_adapters import NativeAdapters
+from textmill_shard.layers.parallel_layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabularyParallelEmbedding,
+    VocabularyParallelHead,
+)
+from textmill_shard.layouts.joined_scans import join_scans
+from textmill_shard.layouts.native_adapters import LAYER_LINEARS, NativeAdapters
 from textmill_shard.model.adapter import NO_ADAPTER, AdapterWeights, LinearPart, PreparedAdapter
 from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput, HostScan, MediaStep
 from textmill_shard.model.kv_pool import KvPool
@@ -41,6 +49,7 @@ _LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 _ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
+_LINEARS = (nn.Linear, ColumnParallelLinear)
 
 
 def why_not_native(model: Any, rules: Sequence[AttentionRule]) -> str | None:
@@ -63,8 +72,14 @@ def why_not_native(model: Any, rules: Sequence[AttentionRule]) -> str | None:
             return "an attention layer has unknown parts"
         if not isinstance(mlp.act_fn, nn.SiLU) and type(mlp.act_fn).__name__ != "SiLUActivation":
             return "the activation is not SiLU"
-        linears = [mlp.gate_proj, mlp.up_proj, mlp.down_proj, *(getattr(attention, n) for n in _ATTENTION_PARTS)]
-        if any(type(linear) is not nn.Linear or linear.weight.shape[1] % 2 for linear in linears):
+        linears = [
+            mlp.gate_proj,
+            mlp.up_proj,
+            mlp.down_proj,
+            *(getattr(attention, n) for n in sorted(_ATTENTION_PARTS)),
+        ]
+        shapes = [_local(linear).weight.shape for linear in linears if isinstance(_local(linear), _LINEARS)]
+        if len(shapes) < len(linears) or any(num_inputs % 2 for _, num_inputs in shapes):
             return "a linear is not a plain one of even width"
         norms = [layer.input_layernorm, layer.post_attention_layernorm, decoder.norm]
         norms += [getattr(attention, name) for name in _HEAD_NORMS if hasattr(attention, name)]
@@ -75,7 +90,10 @@ def why_not_native(model: Any, rules: Sequence[AttentionRule]) -> str | None:
             return "the rotation of positions does not pair the two halves of a head"
         if hasattr(attention, "q_norm") and attention.q_norm.weight.shape[0] != attention.head_dim:
             return "a query norm does not go over one head"
-        sizes.add((attention.head_dim, *(linear.weight.shape for linear in linears)))
+        divided = isinstance(attention.o_proj, RowParallelLinear), isinstance(mlp.down_proj, RowParallelLinear)
+        sizes.add((attention.head_dim, *divided, *shapes))
+        if len(set(divided)) != 1:
+            return "the ranks share only some of the layers"
     # The native step has one set of sizes for all layers: it would read and write beyond the smaller ones.
     if len(sizes) != 1:
         return "layers are not of one size"
@@ -105,9 +123,11 @@ def _turns_halves(attention: nn.Module) -> bool:
     return rotate is not None and rotate(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [-3.0, -4.0, 1.0, 2.0]
 
 
-def _linears_of(layer: Any) -> list[Any]:
-    """Return the linear layers of a decoder layer with their paths in the layer, as `named_modules` does."""
-    return [(path, module) for path, module in layer.named_modules() if isinstance(module, nn.Linear)]
+def _local(layer: Any) -> Any:
+    """Return the layer that holds this rank's part of the weight. A subclass of a linear layer is left out by None."""
+    if isinstance(layer, RowParallelLinear | VocabularyParallelHead):
+        return layer.local
+    return None if isinstance(layer, nn.Linear) and type(layer) is not nn.Linear else layer
 
 
 def _parts(module: nn.Module) -> set[str]:
@@ -120,11 +140,17 @@ class NativeDecoder:
     has_own_threads = True
 
     def __init__(
-        self, model: Any, rules: Sequence[AttentionRule], kernels: Kernels, *, has_rope_positions: bool = False
+        self,
+        model: Any,
+        rules: Sequence[AttentionRule],
+        kernels: Kernels,
+        parallel: TensorParallel,
+        *,
+        has_rope_positions: bool = False,
     ) -> None:
         """Pack the weights of a model that fits (`why_not_native`); its own are emptied one by one.
 
-        `has_rope_positions`: steps may have three rotary positions per token.
+        Ranks share memory (`parallel.room`). `has_rope_positions`: steps may have three rotary positions per token.
         """
         path = _decoder_path(model)
         assert path is not None, "why_not_native comes before"
@@ -132,13 +158,22 @@ class NativeDecoder:
         decoder = model.get_submodule(path)
         first = decoder.layers[0].self_attn
         self._kernels = kernels
+        self._parallel = parallel
         self._held: list[torch.Tensor] = []  # what the structures point to
         self._pool: KvPool | None = None
         self.dtype: torch.dtype = decoder.embed_tokens.weight.dtype
-        self.vocab_size: int = model.lm_head.weight.shape[0]
-        self.hidden_size: int = decoder.embed_tokens.weight.shape[1]
+        head_layer, table = _local(model.lm_head), decoder.embed_tokens
+        self._vocabulary_sizes: tuple[int, ...] | None = None  # ids of each rank, where the ranks share the head
+        if isinstance(model.lm_head, VocabularyParallelHead):
+            self._vocabulary_sizes = model.lm_head.sizes
+        self._num_local_ids: int = head_layer.weight.shape[0]
+        self.vocab_size = self._num_local_ids if self._vocabulary_sizes is None else sum(self._vocabulary_sizes)
+        self.hidden_size: int = table.weight.shape[1]
         head_dim: int = first.head_dim
-        kv_heads = first.k_proj.weight.shape[0] // head_dim
+        kv_heads = _local(first.k_proj).weight.shape[0] // head_dim
+        room = parallel.room if isinstance(first.o_proj, RowParallelLinear) else None
+        first_id = table.indices.start if isinstance(table, VocabularyParallelEmbedding) else 0
+        num_embedded: int = table.weight.shape[0]
         frequencies = decoder.rotary_emb.inv_freq
         axes = torch.zeros(len(frequencies), dtype=torch.uint8)
         if has_rope_positions:
@@ -146,8 +181,10 @@ class NativeDecoder:
 
         self._adapters = NativeAdapters(
             num_layers=len(decoder.layers),
-            outputs_of_layer={path: linear.out_features for path, linear in _linears_of(decoder.layers[0])},
-            vocab_size=self.vocab_size,
+            outputs_of_layer={
+                path: _local(decoder.layers[0].get_submodule(path)).out_features for path in LAYER_LINEARS
+            },
+            vocab_size=self._num_local_ids,
             layers_path=self._layers_path,
             allocate=kernels.allocate,
         )
@@ -156,21 +193,21 @@ class NativeDecoder:
         for fields, layer, rule in zip(self._layers, decoder.layers, rules, strict=True):
             self._fill_layer(fields, layer, rule)
             trim_heap()  # a layer's originals go before the next one is packed
-        is_tied = model.lm_head.weight.data_ptr() == decoder.embed_tokens.weight.data_ptr()
-        head = self._pack(model.lm_head.weight)
-        embedding = None if is_tied else self._hold(decoder.embed_tokens.weight.detach())
-        _empty(model.lm_head.weight)
-        _empty(decoder.embed_tokens.weight)
+        is_tied = head_layer.weight.data_ptr() == table.weight.data_ptr()
+        head = self._pack(head_layer.weight)
+        embedding = None if is_tied else self._hold(table.weight.detach())
+        _empty(head_layer.weight)
+        _empty(table.weight)
         self._head = head
-        self._head_bias = self._hold_bias([model.lm_head])
+        self._head_bias = self._hold_bias([head_layer])
         self._decoder = Decoder(
             num_layers=len(decoder.layers),
             hidden=self.hidden_size,
-            heads=first.q_proj.out_features // head_dim,
+            heads=_local(first.q_proj).out_features // head_dim,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            mlp=decoder.layers[0].mlp.down_proj.in_features,
-            vocabulary=self.vocab_size,
+            mlp=_local(decoder.layers[0].mlp.down_proj).in_features,
+            vocabulary=self._num_local_ids,
             rotary_dim=2 * frequencies.shape[0],
             is_bf16=self.dtype == torch.bfloat16,
             layers=ctypes.addressof(self._layers),
@@ -182,6 +219,10 @@ class NativeDecoder:
             axes=address_of(self._hold(axes)),
             norm_epsilon=self._norm_epsilon,
             rope_factor=float(decoder.rotary_emb.attention_scaling),
+            first_id=first_id,
+            num_embedded=num_embedded,
+            adds_embeddings=isinstance(table, VocabularyParallelEmbedding),
+            room=None if room is None else room.address,
         )
 
     @property
@@ -217,7 +258,7 @@ class NativeDecoder:
         """
         assert self._pool is not None, "bind comes before forward"
         num_tokens, num_rows = batch.input_ids_T.shape[0], batch.logit_rows_N.shape[0]
-        rows = _Rows(num_rows, self.vocab_size)
+        rows = _Rows(num_rows, self._num_local_ids)
         logits, best, best_score, log_mass, not_finite = rows.addresses
         hidden_TD = torch.empty(num_tokens, self.hidden_size, dtype=self.dtype) if wants_hidden else None
         block_tables_RB = batch.block_tables_RB.contiguous()
@@ -251,7 +292,15 @@ class NativeDecoder:
         if adapters is not None:
             adapters.fill(step)
         self._kernels.decode(self._decoder, step)
-        return ForwardOutput(logits_NV=rows.logits(), hidden_TD=hidden_TD, scan=rows.scan())
+        logits_NV, scan = rows.logits(), rows.scan()
+        if self._parallel.room is not None:
+            self._parallel.room.check()
+        if self._vocabulary_sizes is not None and num_rows:
+            logits_NV = self._parallel.all_gather(logits_NV, self._vocabulary_sizes)
+            assert self._parallel.room is not None, "a divided head without shared memory"
+            first_ids = tuple(accumulate(self._vocabulary_sizes[:-1], initial=0))
+            scan = join_scans(scan, self._parallel.room, first_ids)
+        return ForwardOutput(logits_NV=logits_NV, hidden_TD=hidden_TD, scan=scan)
 
     def project(self, hidden_nD: torch.Tensor, adapter: int = NO_ADAPTER) -> torch.Tensor:
         """Return float32 logits `[n, V]` of rows of `hidden_TD`, which all have the adapter of this place."""
@@ -260,6 +309,8 @@ class NativeDecoder:
         if product is not None:
             rows_n = torch.zeros(hidden_nD.shape[0], dtype=torch.int32)
             self._kernels.add_low_rank(logits_nV, hidden_nD, [product], rows_n)
+        if self._vocabulary_sizes is not None:
+            logits_nV = self._parallel.all_gather(logits_nV, self._vocabulary_sizes)
         return logits_nV
 
     def prepare(self, weights: AdapterWeights) -> PreparedAdapter:
@@ -283,9 +334,9 @@ class NativeDecoder:
         fields.gate_up = self._pack_joined(gate_up, is_gate_up=True)
         fields.down = self._pack_joined([mlp.down_proj])
         fields.qkv_bias = address_of(self._hold_bias(qkv))
-        fields.attention_out_bias = address_of(self._hold_bias([attention.o_proj]))
+        fields.attention_out_bias = address_of(self._hold_sum_bias(attention.o_proj))
         fields.gate_up_bias = address_of(self._hold_bias(gate_up, is_gate_up=True))
-        fields.down_bias = address_of(self._hold_bias([mlp.down_proj]))
+        fields.down_bias = address_of(self._hold_sum_bias(mlp.down_proj))
         fields.attention_norm = address_of(self._hold_norm(layer.input_layernorm))
         fields.mlp_norm = address_of(self._hold_norm(layer.post_attention_layernorm))
         if hasattr(attention, "q_norm"):
@@ -300,9 +351,10 @@ class NativeDecoder:
         fields.softcap = rule.softcap or 0.0
 
     def _pack_joined(self, linears: Sequence[nn.Linear], *, is_gate_up: bool = False) -> int:
-        weight_OI = torch.cat([linear.weight.detach() for linear in linears])
-        for linear in linears:
-            _empty(linear.weight)
+        weights = [_local(linear).weight for linear in linears]
+        weight_OI = torch.cat([weight.detach() for weight in weights])
+        for weight in weights:
+            _empty(weight)
         return self._pack(weight_OI, is_gate_up=is_gate_up).address
 
     def _pack(self, weight_OI: torch.Tensor, *, is_gate_up: bool = False) -> PackedWeight:
@@ -318,6 +370,10 @@ class NativeDecoder:
     def _hold_norm(self, norm: Any) -> torch.Tensor:
         assert float(norm.variance_epsilon) == self._norm_epsilon, "norms with different epsilon"
         return self._hold(norm.weight.detach().float())
+
+    def _hold_sum_bias(self, linear: Any) -> torch.Tensor | None:
+        """Hold the bias of a layer whose outputs the ranks add up: on rank 0 alone."""
+        return None if linear.bias is None or self._parallel.rank else self._hold(pad_bias(linear.bias.detach()))
 
     def _hold_bias(self, linears: Sequence[nn.Linear], *, is_gate_up: bool = False) -> torch.Tensor | None:
         if all(linear.bias is None for linear in linears):

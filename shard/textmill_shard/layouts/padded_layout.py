@@ -39,7 +39,7 @@ def arrange_padded(filled: FilledModel, options: LayoutOptions) -> Layout:
 
 
 def _check_can_be_padded(filled: FilledModel, options: LayoutOptions) -> None:
-    if options.num_ranks > 1:
+    if options.parallel.world_size > 1:
         raise UnsupportedModelError("it cannot be divided among shards; use --num-shard 1")
     if filled.rope_border is not None:
         raise UnsupportedModelError("its rotary tables would depend on the other requests of a step")

@@ -54,7 +54,7 @@ def load_model(options: LoadOptions, on_progress: OnProgress, parallel: TensorPa
         ENCODER_ATTEMPTS if reads_with_encoder(source.config) else DECODER_ATTEMPTS,
         LayoutOptions(
             num_slots=options.num_slots,
-            num_ranks=source.parallel.world_size,
+            parallel=source.parallel,
             kernels=kernels,
             attention=attention,
             wants_native_decoder=options.native_decoder,

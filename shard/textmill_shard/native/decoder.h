@@ -22,6 +22,9 @@ typedef struct {
   const float *inverse_frequencies;  // [rotary_dim / 2]
   const uint8_t *axes;  // [rotary_dim / 2]: which of a token's three rotary positions a frequency takes
   float norm_epsilon, rope_factor;
+  int64_t first_id, num_embedded;  // ids whose embeddings this rank has: all, unless the ranks add their rows up
+  int64_t adds_embeddings;
+  rank_room *room;  // of the ranks that have a part of each layer; NULL: this rank has the whole layers
 } decoder;
 
 typedef struct {
@@ -91,6 +94,34 @@ INLINE void end_part(const decoder_run *r, int member, int64_t part, int64_t *la
   const int64_t now = clock_ns(r);
   r->step->part_ns[part] = now - *last_ns;
   *last_ns = now;
+}
+
+// Of the ranks' products one is added to the residual, and the others become what is added to that one.
+static inline gemm_end end_of_part(const decoder *m) { return m->room && m->room->rank ? STORE : ADD; }
+
+static void sum_banks_f32(const rank_room *r, uint32_t number, int64_t from, int64_t until, float *to);  // ranks_typed.h
+
+// The residual of all ranks, whose parts the threads have written and not yet met about, becomes the sum of the parts.
+// The threads lay and add up a share each, and the first one speaks to the other ranks.
+static void add_ranks(const decoder_run *r, int member, float *residual, int64_t tokens) {
+  team_barrier(r->team);
+  rank_room *room = r->model->room;
+  if (!room) return;
+  const int64_t count = tokens * r->hidden_stride, per_bank = room->bank_bytes / 4;
+  for (int64_t from = 0; from < count; from += per_bank) {
+    const int64_t vectors = ((count - from < per_bank ? count - from : per_bank) + 15) / 16;
+    const int64_t low = 16 * share(vectors, member, r->team->size), high = 16 * share(vectors, member + 1, r->team->size);
+    const uint32_t number = room->num_laid;
+    memcpy((float *)room_bank(room, room->rank, number) + low, residual + from + low, (size_t)(high - low) * 4);
+    team_barrier(r->team);
+    if (!member) {
+      if (!from) room->num_exchanges++;
+      room_meet(room);  // a failure stays, and ends the step at its end
+    }
+    team_barrier(r->team);
+    sum_banks_f32(room, number, low, high, residual + from);
+  }
+  team_barrier(r->team);
 }
 
 // With few tokens every thread norms all of them for itself: cheaper than meeting once more.

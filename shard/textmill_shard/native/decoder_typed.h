@@ -30,6 +30,11 @@ static void NAME(widen_row)(const element *row, int64_t width, const int is_adde
 }
 
 static void NAME(embed)(const decoder *m, int64_t id, float *to) {
+  id -= m->first_id;
+  if (id < 0 || id >= m->num_embedded) {  // another rank has the row
+    memset(to, 0, (size_t)m->hidden * 4);
+    return;
+  }
   if (m->embedding) {
     NAME(widen_row)((const element *)m->embedding + id * m->hidden, m->hidden, 0, to);
     return;
@@ -207,6 +212,8 @@ static void NAME(decode)(void *argument, int member) {
     const int64_t media = s->num_media ? s->media_of_token[i] : -1;
     if (media < 0)
       NAME(embed)(m, s->input_ids[i], residual + i * r->hidden_stride);
+    else if (m->adds_embeddings && m->room->rank)
+      memset(residual + i * r->hidden_stride, 0, (size_t)m->hidden * 4);  // the row of rank 0 counts
     else
       NAME(widen_row)((const element *)s->media_rows + media * m->hidden, m->hidden, 0, residual + i * r->hidden_stride);
     float *cosine = r->rope + i * m->rotary_dim, *sine = cosine + m->rotary_dim / 2;
@@ -217,7 +224,10 @@ static void NAME(decode)(void *argument, int member) {
       sine[j] = sinf(angle) * m->rope_factor;
     }
   }
-  team_barrier(r->team);
+  if (m->adds_embeddings)
+    add_ranks(r, member, residual, tokens);
+  else
+    team_barrier(r->team);
   end_part(r, member, around + PART_EMBED, &last_ns);
 
   for (int64_t index = 0; index < m->num_layers; index++) {
@@ -254,8 +264,8 @@ static void NAME(decode)(void *argument, int member) {
     NAME(product)(r, member, next + PHASE_ATTENTION_OUT, index * NUM_PRODUCTS + PRODUCT_ATTENTION_OUT, is_kept, (gemm){.rows = attended, .row_words = r->attended_words, .panels = layer->attention_out,
                                     .inner_words = m->heads * m->head_dim / PER_WORD, .num_rows = tokens,
                                     .num_outputs = m->hidden, .bias = layer->attention_out_bias, .out = residual,
-                                    .out_stride = r->hidden_stride, .end = ADD});
-    team_barrier(r->team);
+                                    .out_stride = r->hidden_stride, .end = end_of_part(m)});
+    add_ranks(r, member, residual, tokens);
     end_part(r, member, part + PART_ATTENTION_OUT, &last_ns);
     normed = NAME(norm)(r, member, residual, layer->mlp_norm, tokens);
     end_part(r, member, part + PART_MLP_NORM, &last_ns);
@@ -266,8 +276,8 @@ static void NAME(decode)(void *argument, int member) {
     end_part(r, member, part + PART_GATE_UP, &last_ns);
     NAME(product)(r, member, next + PHASE_DOWN, index * NUM_PRODUCTS + PRODUCT_DOWN, is_kept, (gemm){.rows = r->act, .row_words = r->act_words, .panels = layer->down,
                                     .inner_words = m->mlp / PER_WORD, .num_rows = tokens, .num_outputs = m->hidden,
-                                    .bias = layer->down_bias, .out = residual, .out_stride = r->hidden_stride, .end = ADD});
-    team_barrier(r->team);
+                                    .bias = layer->down_bias, .out = residual, .out_stride = r->hidden_stride, .end = end_of_part(m)});
+    add_ranks(r, member, residual, tokens);
     if (index < s->num_deepstack) NAME(add_deepstack)(r, member, index, is_kept, tokens, residual);
     end_part(r, member, part + PART_DOWN, &last_ns);
   }

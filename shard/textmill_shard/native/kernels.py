@@ -62,6 +62,8 @@ class Decoder(ctypes.Structure):
         *_fields(_I64, "rotary_dim", "block_size", "is_bf16"),
         *_fields(_PTR, "layers", "head", "head_bias", "embedding", "last_norm", "inverse_frequencies", "axes"),
         *_fields(_F32, "norm_epsilon", "rope_factor"),
+        *_fields(_I64, "first_id", "num_embedded", "adds_embeddings"),
+        *_fields(_PTR, "room"),
     )
 
 
@@ -297,8 +299,11 @@ class Kernels:
         return out_THE
 
     def decode(self, decoder: Decoder, step: DecoderStep) -> None:
-        """Run a whole step. The pointers in both structures must stay valid during the call."""
-        if self._library.textmill_decode(self._team, ctypes.byref(decoder), ctypes.byref(step)):
+        """Run a whole step. The pointers in both structures must stay valid during the call.
+
+        After a step with a room the caller asks the room whether an exchange with another rank failed.
+        """
+        if self._library.textmill_decode(self._team, ctypes.byref(decoder), ctypes.byref(step)) == -1:
             raise MemoryError(f"no memory for a step of {step.num_tokens} tokens")
 
     def scan_rows(

@@ -1,6 +1,8 @@
-// The shard's native kernels: packed linears, paged attention, a whole decoder step, scans of scores. See build.py for how it is built.
+// The shard's native kernels: packed linears, paged attention, a whole decoder step, scans of scores, exchanges between
+// ranks. See build.py for how it is built.
 #include "simd.h"
 #include "team.h"
+#include "ranks.h"
 #include "gemm.h"
 #include "low_rank.h"
 #include "attention.h"
@@ -10,6 +12,7 @@
 #define BFLOAT16 1
 #include "element.h"
 #include "low_rank_typed.h"
+#include "ranks_typed.h"
 #include "gemm_typed.h"
 #include "attention_typed.h"
 #include "decoder_typed.h"
@@ -18,12 +21,12 @@
 #define BFLOAT16 0
 #include "element.h"
 #include "low_rank_typed.h"
+#include "ranks_typed.h"
 #include "gemm_typed.h"
 #include "attention_typed.h"
 #include "decoder_typed.h"
 #include "norm_typed.h"
 
-#include <sys/mman.h>
 #define EXPORT __attribute__((visibility("default")))
 
 EXPORT const char *textmill_features(void) {
@@ -167,7 +170,7 @@ static void run_step(void *argument, int member) {
   scan_share(&s->scan, member, s->run.team->size);
 }
 
-// 0, or -1 when memory is short.
+// 0, -1 when memory is short, or -2 when an exchange with the other ranks failed.
 EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
   const int64_t per_word = m->is_bf16 ? 2 : 1, tokens = s->num_tokens, rows = s->num_rows;
   const int64_t kept = rows > 0 ? rows : 1;
@@ -221,7 +224,7 @@ EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
   r.num_items = list_items(s->query_starts, s->num_sequences, queries_per_item(m->heads, m->kv_heads), r.items);
   step_run both = {r, {s->logits, rows, m->vocabulary, m->vocabulary, s->best, s->not_finite, s->log_mass, s->best_score}};
   team_run(t, run_step, &both);
-  return 0;
+  return m->room && m->room->failure ? -2 : 0;
 }
 
 typedef struct {
@@ -346,3 +349,20 @@ EXPORT void textmill_rms_norm(team *t, const void *rows, int64_t num_rows, int64
   else
     team_run(t, rms_norm, &r);
 }
+
+EXPORT int64_t textmill_room_bytes(int64_t num_ranks, int64_t bank_bytes) { return room_bytes(num_ranks, bank_bytes); }
+EXPORT rank_room *textmill_room_new(int file, int rank, int num_ranks, int64_t bank_bytes, int64_t timeout_ns) {
+  return room_new(file, rank, num_ranks, bank_bytes, timeout_ns);
+}
+EXPORT void textmill_room_free(rank_room *r) { room_free(r); }
+EXPORT int64_t textmill_room_num_exchanges(const rank_room *r) { return r->num_exchanges; }
+EXPORT int textmill_room_failure(const rank_room *r) { return r->failure; }
+EXPORT int textmill_room_add(rank_room *r, void *numbers, int64_t count, int64_t is_bf16) {
+  return is_bf16 ? room_add_bf16(r, numbers, count) : room_add_f32(r, numbers, count);
+}
+EXPORT int textmill_room_gather(rank_room *r, const void *part, int64_t num_bytes, void *out) {
+  return room_gather(r, part, num_bytes, out);
+}
+EXPORT int textmill_room_send(rank_room *r, const void *message, int64_t num_bytes) { return room_send(r, message, num_bytes); }
+EXPORT int textmill_room_await(rank_room *r, int64_t *num_bytes) { return room_await(r, num_bytes); }
+EXPORT int textmill_room_take(rank_room *r, void *message, int64_t num_bytes) { return room_take(r, message, num_bytes); }

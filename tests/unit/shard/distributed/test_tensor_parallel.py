@@ -24,6 +24,8 @@ from tests.fakes.rank_worker import (
     NATIVE,
     NATIVE_MODELS,
     NUM_WRITTEN,
+    SHARED,
+    SHARED_MODELS,
     ImageSight,
     RankSight,
     look,
@@ -143,6 +145,48 @@ def test_a_step_reduces_once_per_attention_and_once_per_mlp(ranks: list[Mapping[
 
 
 @needs_ranks
+@pytest.mark.parametrize("name", SHARED_MODELS)
+def test_ranks_that_share_memory_give_the_logits_of_one_by_native_steps(
+    folders: Mapping[str, Path], ranks: list[Mapping[str, RankSight]], name: str
+) -> None:
+    native_kernels()
+    alone = look(folders[name], TensorParallel())
+    scale = alone.logits.abs().max()
+    sights = [rank[name + SHARED] for rank in ranks]
+    for sight in sights:
+        assert sight.is_native
+        assert sight.tokens == alone.tokens
+        assert ((sight.logits - alone.logits).abs().max() / scale).item() <= TOLERANCE
+        assert ((sight.projected - alone.projected).abs().max() / scale).item() <= TOLERANCE
+        assert not sight.exchanges, "a step of ranks that share memory uses no socket"
+    assert torch.equal(sights[0].logits, sights[1].logits), "all ranks add up in one order"
+
+
+@needs_ranks
+@pytest.mark.parametrize("name", ["llama", "small-table", "qwen3", "biases"])
+def test_a_native_step_reduces_once_per_attention_and_once_per_mlp(
+    ranks: list[Mapping[str, RankSight]], name: str
+) -> None:
+    native_kernels()
+    num_layers = 2
+    for rank in ranks:
+        is_table_cut = "VocabularyParallelEmbedding" in rank[name + SHARED].layer_kinds
+        num_of_the_head = 2  # the logits, and what is known of each row
+        assert rank[name + SHARED].num_shared_exchanges == 2 * num_layers + is_table_cut + num_of_the_head
+
+
+@needs_ranks
+@pytest.mark.parametrize("name", LOOP_MODELS)
+def test_step_loops_that_share_memory_give_the_tokens_of_one_rank(
+    folders: Mapping[str, Path], ranks: list[Any], four_ranks: list[Any], name: str
+) -> None:
+    native_kernels()
+    alone = run_loop(folders[name], TensorParallel(), has_overlap=False)
+    assert ranks[0][name + LOOP + SHARED] == alone
+    assert four_ranks[0][name + LOOP + SHARED] == alone
+
+
+@needs_ranks
 @pytest.mark.parametrize("name", LOOP_MODELS)
 def test_ranks_whose_steps_overlap_give_the_tokens_of_one_rank_without(
     folders: Mapping[str, Path], ranks: list[Any], four_ranks: list[Any], name: str
@@ -188,10 +232,22 @@ def expected_tokens(folder: Path) -> list[int]:
 def test_one_rank_has_the_tower_and_both_compute_the_image(
     folders: Mapping[str, Path], ranks: list[Mapping[str, ImageSight]]
 ) -> None:
-    alone = look_at_image(folders[IMAGES], TensorParallel())
+    check_image(folders[IMAGES], [rank[IMAGES] for rank in ranks])
+
+
+@needs_ranks
+def test_ranks_that_share_memory_compute_the_image(
+    folders: Mapping[str, Path], ranks: list[Mapping[str, ImageSight]]
+) -> None:
+    native_kernels()
+    check_image(folders[IMAGES], [rank[IMAGES + SHARED] for rank in ranks])
+
+
+def check_image(folder: Path, sights: list[ImageSight]) -> None:
+    alone = look_at_image(folder, TensorParallel())
     scale = alone.logits.abs().max()
-    with_tower, without = (rank[IMAGES] for rank in ranks)
-    assert with_tower.tokens == alone.tokens == expected_tokens(folders[IMAGES])
+    with_tower, without = sights
+    assert with_tower.tokens == alone.tokens == expected_tokens(folder)
     assert without.tokens == []
     for sight in (with_tower, without):
         assert ((sight.logits - alone.logits).abs().max() / scale).item() <= TOLERANCE

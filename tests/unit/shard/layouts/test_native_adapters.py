@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from textmill_shard.attention.base import AttentionRule
+from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.layouts.native_decoder import NativeDecoder
 from textmill_shard.model.adapter import AdapterWeights, LowRank
 from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
@@ -75,7 +76,7 @@ class Served:
             device=torch.device("cpu"),
         )
         rules = [AttentionRule(layer.self_attn.scaling) for layer in layers]
-        self._decoder = NativeDecoder(model, rules, native_kernels())
+        self._decoder = NativeDecoder(model, rules, native_kernels(), TensorParallel())
         self._decoder.bind(self._pool)
         for place, weights in enumerate(adapters, start=1):
             self._decoder.put(place, self._decoder.prepare(weights))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from textmill_shard.attention.base import AttentionRule
+from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.layouts.native_decoder import NativeDecoder, why_not_native
 from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
@@ -69,7 +70,7 @@ def make_native(model: Any) -> NativeDecoder:
     """Takes the model's weights: compute what is expected of it before."""
     rules = rules_of(model)
     assert why_not_native(model, rules) is None
-    return NativeDecoder(model, rules, native_kernels())
+    return NativeDecoder(model, rules, native_kernels(), TensorParallel())
 
 
 def make_pool(model: Any, num_blocks: int) -> KvPool:
@@ -207,7 +208,7 @@ def test_hidden_states_give_the_logits_of_each_position(dtype: torch.dtype) -> N
 def test_profile_tells_the_time_of_each_part_of_each_layer(num_threads: int) -> None:
     model = make_model("llama")
     context = make_contexts(model)[2]
-    fast = NativeDecoder(model, rules_of(model), native_kernels(num_threads))
+    fast = NativeDecoder(model, rules_of(model), native_kernels(num_threads), TensorParallel())
     fast.bind(make_pool(model, num_blocks_of([context])))
     batch, _ = make_batch([Piece(0, len(context))], ids=[context], block_size=BLOCK_SIZE)
     part_ns = torch.full((len(model.model.layers) * len(LAYER_PARTS) + len(PARTS_AROUND),), -1)

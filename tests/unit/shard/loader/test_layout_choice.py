@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 from textmill_shard.attention.reference import ReferenceAttention
+from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.errors import UnsupportedModelError
 from textmill_shard.layouts.attempts import DECODER_ATTEMPTS, ENCODER_ATTEMPTS, Attempt
 from textmill_shard.layouts.layout import FilledModel, Layout, LayoutOptions
@@ -17,7 +18,7 @@ from textmill_shard.model.runner import ModelRunner
 from torch import nn
 
 OPTIONS = LayoutOptions(
-    num_slots=1, num_ranks=1, kernels=None, attention=ReferenceAttention(), wants_native_decoder=True
+    num_slots=1, parallel=TensorParallel(), kernels=None, attention=ReferenceAttention(), wants_native_decoder=True
 )
 NATIVE, SWAPPED, PLAIN, PADDED_SWAPPED, PADDED = range(5)
 

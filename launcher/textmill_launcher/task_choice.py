@@ -29,6 +29,9 @@ ROW_TASKS = (
     "image-classification",
     "object-detection",
     "image-segmentation",
+    "zero-shot-image-classification",
+    "zero-shot-object-detection",
+    "depth-estimation",
     "image-to-text",
     "visual-question-answering",
     "document-question-answering",
@@ -77,6 +80,7 @@ _SUFFIXES = (
     ("ForInstanceSegmentation", "image-segmentation"),
     ("ForUniversalSegmentation", "image-segmentation"),
     ("ForSegmentation", "image-segmentation"),
+    ("ForImageTextRetrieval", "zero-shot-image-classification"),
     ("ForDepthEstimation", "depth-estimation"),
     ("ForVideoClassification", "video-classification"),
     ("ForTextToSpeech", "text-to-audio"),
@@ -110,11 +114,23 @@ _FILE_EXAMPLES = {
     "image-classification": "picture.jpg",
     "object-detection": "picture.jpg",
     "image-segmentation": "picture.jpg",
+    "zero-shot-image-classification": "picture.jpg",
+    "zero-shot-object-detection": "picture.jpg",
+    "depth-estimation": "picture.jpg",
     "image-to-text": "picture.jpg",
     "visual-question-answering": "picture.jpg",
     "document-question-answering": "page.png",
     "audio-classification": "speech.flac",
     "automatic-speech-recognition": "speech.flac",
+}
+# The texts about a file stand in the address.
+_LABELS_PATH = "/?candidate_labels=cat,dog"
+_QUESTION_PATH = "/?question=What%20is%20it"
+_PATHS = {
+    "zero-shot-image-classification": _LABELS_PATH,
+    "zero-shot-object-detection": _LABELS_PATH,
+    "visual-question-answering": _QUESTION_PATH,
+    "document-question-answering": _QUESTION_PATH,
 }
 # Why tasks that the hub knows are not served.
 _NOT_SERVED = {
@@ -218,8 +234,7 @@ def reads_texts(folder: Path, asked: str | None) -> bool:
 def example_of(task: str) -> tuple[str, str]:
     """Return the path, and curl's words for the body, of a call that shows what the task does."""
     if task in _FILE_EXAMPLES:
-        question = "?question=What%20is%20it" if "question" in task else ""
-        return f"/{question}", f"--data-binary @{_FILE_EXAMPLES[task]}"
+        return _PATHS.get(task, "/"), f"--data-binary @{_FILE_EXAMPLES[task]}"
     path, body = ("/", _EXAMPLES[task]) if task in _EXAMPLES else ("/generate", _WRITING_EXAMPLE)
     return path, f"-H 'Content-Type: application/json' -d '{body}'"
 

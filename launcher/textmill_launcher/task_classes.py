@@ -481,7 +481,6 @@ TASK_CLASSES = {
     "zero-shot-image-classification": (
         "AlignModel",
         "AltCLIPModel",
-        "Blip2ForImageTextRetrieval",
         "BlipModel",
         "CLIPModel",
         "CLIPSegModel",

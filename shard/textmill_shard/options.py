@@ -22,7 +22,8 @@ ROW_TASKS = (  # see tasks/task_table.py
     *("rerank", "token-classification", "question-answering"),
 )
 MEDIA_TASKS = (  # rows that are files, see tasks/media_loader.py
-    *("image-classification", "object-detection", "image-segmentation"),
+    *("image-classification", "object-detection", "image-segmentation", "zero-shot-image-classification"),
+    *("zero-shot-object-detection", "depth-estimation"),
     *("image-to-text", "visual-question-answering", "document-question-answering"),
     *("audio-classification", "automatic-speech-recognition"),
 )

@@ -21,6 +21,7 @@ KINDS = {
     "image-segmentation": RowShardOptions(
         heads=("segments",), labels=LABELS, media="image", max_batch_files=1, subtasks=("panoptic", "semantic")
     ),
+    "zero-shot-image-classification": RowShardOptions(heads=("pair_scores",), media="image"),
     "image-to-text": RowShardOptions(heads=("writings",), media="image"),
     "visual-question-answering": RowShardOptions(heads=("labels",), labels=LABELS, media="image"),
     "document-question-answering": RowShardOptions(heads=("documents",), media="image", max_row_tokens=512),
@@ -39,6 +40,8 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("image-segmentation", {}),
     ("image-segmentation", {"threshold": 0.3, "subtask": "panoptic", "mask_threshold": 0.5}),
     ("image-segmentation", {"subtask": "semantic", "overlap_mask_area_threshold": 0.5}),
+    ("zero-shot-image-classification", {"candidate_labels": ["cat", "a dog"]}),
+    ("zero-shot-image-classification", {"candidate_labels": ["cat", "a dog"], "hypothesis_template": "{}, seen"}),
     ("image-to-text", {}),
     ("visual-question-answering", {"question": "What is it?"}),
     ("visual-question-answering", {"question": "What is it?", "top_k": 2}),
@@ -99,6 +102,12 @@ def check(task: str, arguments: dict[str, Any], found: Any) -> None:
             assert (found[0].mask.format, found[0].mask.mode, found[0].mask.size) == ("PNG", "L", (1, 1))
             is_semantic = arguments.get("subtask") == "semantic"
             assert found[0].score == (None if is_semantic else pytest.approx(arguments.get("threshold", 0.9)))
+        case "zero-shot-image-classification":
+            length = len(arguments.get("hypothesis_template", "This is a photo of {}.")) - 2
+            assert [(one.label, one.score) for one in found] == [
+                ("a dog", (length + 5) / 64),
+                ("cat", (length + 3) / 64),
+            ]
         case "image-to-text":
             assert found.generated_text == ""
         case "visual-question-answering":

@@ -33,6 +33,9 @@ ROWS = {
     "image-classification": RowShardOptions(heads=("labels",), labels=LABELS, media="image"),
     "object-detection": RowShardOptions(heads=("boxes",), labels=LABELS, media="image"),
     "image-segmentation": RowShardOptions(heads=("segments",), labels=LABELS, media="image", subtasks=("panoptic",)),
+    "zero-shot-image-classification": RowShardOptions(heads=("pair_scores",), media="image"),
+    "zero-shot-object-detection": RowShardOptions(heads=("boxes",), media="image", max_batch_files=1),
+    "depth-estimation": RowShardOptions(heads=("depths",), media="image", max_batch_files=1),
     "image-to-text": RowShardOptions(heads=("writings",), media="image"),
     "visual-question-answering": RowShardOptions(heads=("labels",), labels=LABELS, media="image"),
     "document-question-answering": RowShardOptions(heads=("documents",), media="image", max_row_tokens=512),
@@ -126,6 +129,24 @@ def test_the_python_of_words_about_images_runs(
     assert {each.answer for each in run_python(clients, "visual-question-answering")["answers"]} < set(LABELS)
     [found] = run_python(clients, "document-question-answering")["answers"]
     assert (found.answer, found.start, found.end) == ("Total: $9.90", 0, 1)
+
+
+def test_the_python_of_labels_of_the_call_runs(
+    clients: dict[str, httpx.Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "picture.jpg").write_bytes(FILES["@picture.jpg"])
+    monkeypatch.chdir(tmp_path)
+    found = run_python(clients, "zero-shot-image-classification")["labels"]
+    assert {each.label for each in found} == {"a cat", "a dog"}
+
+
+def test_the_python_of_depths_runs(
+    clients: dict[str, httpx.Client], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "picture.jpg").write_bytes(FILES["@picture.jpg"])
+    monkeypatch.chdir(tmp_path)
+    names = run_python(clients, "depth-estimation")
+    assert (names["picture"].size, len(names["depths"])) == ((1, 1), 2)
 
 
 def test_the_python_of_speech_runs(

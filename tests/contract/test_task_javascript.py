@@ -30,6 +30,7 @@ ROWS = {
     "image-segmentation": RowShardOptions(
         heads=("segments",), labels=("cat", "dog", "cow"), media="image", subtasks=("panoptic",)
     ),
+    "zero-shot-image-classification": RowShardOptions(heads=("pair_scores",), media="image"),
     "image-to-text": RowShardOptions(heads=("writings",), media="image"),
     "visual-question-answering": RowShardOptions(heads=("labels",), labels=("cat", "dog"), media="image"),
     "document-question-answering": RowShardOptions(heads=("documents",), media="image", max_row_tokens=512),

@@ -200,18 +200,44 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
         return [index for index in good if index not in bad]
 
     def _boxes(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
-        """Give each image an object for each of the scores 0.25, 0.5 and 0.75 above its threshold, in that order."""
+        """Give each image an object for each of the scores 0.25, 0.5 and 0.75 above its threshold, in that order.
+
+        Where rows have texts, the best object comes first, and the labels are those of the texts in turn.
+        """
         thresholds = _read("f", request.boxes.thresholds)
         counts, ids, scores, corners = array("I"), array("I"), array("f"), array("I")
         for index in good:
             found = [(label, score) for label, score in enumerate((0.25, 0.5, 0.75)) if score > thresholds[index]]
             counts.append(len(found))
-            for label, score in found:
-                ids.append(label)
+            num_texts = len(request.media.texts[index].texts) if request.media.texts else 0
+            for label, score in reversed(found) if num_texts else found:
+                ids.append(label % num_texts if num_texts else label)
                 scores.append(score)
                 corners.extend((label, 10 + label, 20 + label, len(rows[index])))
         arrays = {"counts": counts, "label_ids": ids, "scores": scores, "boxes": corners}
         answers.boxes.CopyFrom(shard_pb2.BoxAnswers(**{name: each.tobytes() for name, each in arrays.items()}))
+
+    def _pair_scores(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
+        """Give each text about an image its length divided by 64."""
+        texts = [request.media.texts[index].texts for index in good]
+        answers.pair_scores.CopyFrom(
+            shard_pb2.PairScoreAnswers(
+                counts=array("I", map(len, texts)).tobytes(),
+                scores=array("f", [len(text) / 64 for of_row in texts for text in of_row]).tobytes(),
+            )
+        )
+
+    def _depths(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
+        """Give each image two rows of three pixels, whose depths count from the number of bytes in quarters."""
+        depths = array("f", [len(rows[index]) + place / 4 for index in good for place in range(6)])
+        answers.depths.CopyFrom(
+            shard_pb2.DepthAnswers(
+                heights=array("I", [2] * len(good)).tobytes(),
+                widths=array("I", [3] * len(good)).tobytes(),
+                depths=depths.tobytes(),
+                pictures=[MASK] * len(good),
+            )
+        )
 
     def _segments(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
         """Give each image two segments, whose scores are two of its thresholds; semantic ones have none.

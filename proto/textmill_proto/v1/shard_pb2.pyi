@@ -1666,6 +1666,8 @@ class RowBatch(_message.Message):
     BOXES_FIELD_NUMBER: _builtins.int
     TRANSCRIPTS_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
+    PAIR_SCORES_FIELD_NUMBER: _builtins.int
+    DEPTHS_FIELD_NUMBER: _builtins.int
     WRITINGS_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
@@ -1719,6 +1721,14 @@ class RowBatch(_message.Message):
         """parts of an image"""
 
     @_builtins.property
+    def pair_scores(self) -> Global___PairScoreHead:
+        """how well each text about an image fits the image"""
+
+    @_builtins.property
+    def depths(self) -> Global___DepthHead:
+        """the depth of each pixel of an image"""
+
+    @_builtins.property
     def writings(self) -> Global___WritingHead:
         """a text about an image, and about a question if the row has one"""
 
@@ -1742,14 +1752,16 @@ class RowBatch(_message.Message):
         boxes: Global___BoxHead | None = ...,
         transcripts: Global___TranscriptHead | None = ...,
         segments: Global___SegmentHead | None = ...,
+        pair_scores: Global___PairScoreHead | None = ...,
+        depths: Global___DepthHead | None = ...,
         writings: Global___WritingHead | None = ...,
         documents: Global___DocumentHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "depths", b"depths", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "pair_scores", b"pair_scores", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "number", b"number", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "depths", b"depths", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "number", b"number", "pair_scores", b"pair_scores", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_head: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "writings", "documents"]  # noqa: Y015
+    _WhichOneofReturnType_head: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "pair_scores", "depths", "writings", "documents"]  # noqa: Y015
     _WhichOneofArgType_head: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
     _WhichOneofReturnType_rows: _TypeAlias = _typing.Literal["text", "media"]  # noqa: Y015
     _WhichOneofArgType_rows: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
@@ -2001,6 +2013,8 @@ Global___SpanHead: _TypeAlias = SpanHead  # noqa: Y015
 
 @_typing.final
 class BoxHead(_message.Message):
+    """Where rows have texts, the objects that each text describes are looked for."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     THRESHOLDS_FIELD_NUMBER: _builtins.int
@@ -2108,6 +2122,36 @@ class SegmentHead(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SegmentHead: _TypeAlias = SegmentHead  # noqa: Y015
+
+@_typing.final
+class PairScoreHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PairScoreHead: _TypeAlias = PairScoreHead  # noqa: Y015
+
+@_typing.final
+class DepthHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DepthHead: _TypeAlias = DepthHead  # noqa: Y015
 
 @_typing.final
 class WritingHead(_message.Message):
@@ -2310,6 +2354,8 @@ class RowAnswers(_message.Message):
     BOXES_FIELD_NUMBER: _builtins.int
     TRANSCRIPTS_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
+    PAIR_SCORES_FIELD_NUMBER: _builtins.int
+    DEPTHS_FIELD_NUMBER: _builtins.int
     WRITINGS_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     AUDIO_SECONDS_FIELD_NUMBER: _builtins.int
@@ -2348,6 +2394,10 @@ class RowAnswers(_message.Message):
     @_builtins.property
     def segments(self) -> Global___SegmentAnswers: ...
     @_builtins.property
+    def pair_scores(self) -> Global___PairScoreAnswers: ...
+    @_builtins.property
+    def depths(self) -> Global___DepthAnswers: ...
+    @_builtins.property
     def writings(self) -> Global___WritingAnswers: ...
     @_builtins.property
     def documents(self) -> Global___DocumentAnswers: ...
@@ -2366,17 +2416,19 @@ class RowAnswers(_message.Message):
         boxes: Global___BoxAnswers | None = ...,
         transcripts: Global___TranscriptAnswers | None = ...,
         segments: Global___SegmentAnswers | None = ...,
+        pair_scores: Global___PairScoreAnswers | None = ...,
+        depths: Global___DepthAnswers | None = ...,
         writings: Global___WritingAnswers | None = ...,
         documents: Global___DocumentAnswers | None = ...,
         audio_seconds: _builtins.bytes = ...,
         wait_ns: _builtins.int = ...,
         compute_ns: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "boxes", b"boxes", "documents", b"documents", "labels", b"labels", "masks", b"masks", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "boxes", b"boxes", "depths", b"depths", "documents", b"documents", "labels", b"labels", "masks", b"masks", "pair_scores", b"pair_scores", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio_seconds", b"audio_seconds", "boxes", b"boxes", "compute_ns", b"compute_ns", "documents", b"documents", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "wait_ns", b"wait_ns", "writings", b"writings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio_seconds", b"audio_seconds", "boxes", b"boxes", "compute_ns", b"compute_ns", "depths", b"depths", "documents", b"documents", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "pair_scores", b"pair_scores", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "wait_ns", b"wait_ns", "writings", b"writings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "writings", "documents"]  # noqa: Y015
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "pair_scores", "depths", "writings", "documents"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
 
@@ -2611,9 +2663,11 @@ class BoxAnswers(_message.Message):
     counts: _builtins.bytes
     """u32[] per row: number of its objects"""
     label_ids: _builtins.bytes
-    """u32[] index into `labels` of TaskFacts, in the model's order, row after row"""
+    """u32[] index into `labels` of TaskFacts, in the model's order, row after row; where rows have"""
     scores: _builtins.bytes
-    """f32[] parallel to label_ids"""
+    """texts, index of the text in its row, the best score first
+    f32[] parallel to label_ids
+    """
     boxes: _builtins.bytes
     """u32[] xmin, ymin, xmax, ymax in pixels of the turned image, per object"""
     def __init__(
@@ -2669,6 +2723,64 @@ class SegmentAnswers(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SegmentAnswers: _TypeAlias = SegmentAnswers  # noqa: Y015
+
+@_typing.final
+class PairScoreAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    counts: _builtins.bytes
+    """u32[] per row: number of its texts"""
+    scores: _builtins.bytes
+    """f32[] probability of each text, in the order of the texts, row after row"""
+    def __init__(
+        self,
+        *,
+        counts: _builtins.bytes = ...,
+        scores: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PairScoreAnswers: _TypeAlias = PairScoreAnswers  # noqa: Y015
+
+@_typing.final
+class DepthAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEIGHTS_FIELD_NUMBER: _builtins.int
+    WIDTHS_FIELD_NUMBER: _builtins.int
+    DEPTHS_FIELD_NUMBER: _builtins.int
+    PICTURES_FIELD_NUMBER: _builtins.int
+    heights: _builtins.bytes
+    """u32[] per row: rows of pixels of the turned image"""
+    widths: _builtins.bytes
+    """u32[] per row: columns of pixels"""
+    depths: _builtins.bytes
+    """f32[] depth of each pixel in the model's unit, image after image, row after row"""
+    @_builtins.property
+    def pictures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """per row: a PNG of 8 bits of gray, 0 at the least and 255 at the largest depth"""
+
+    def __init__(
+        self,
+        *,
+        heights: _builtins.bytes = ...,
+        widths: _builtins.bytes = ...,
+        depths: _builtins.bytes = ...,
+        pictures: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depths", b"depths", "heights", b"heights", "pictures", b"pictures", "widths", b"widths"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DepthAnswers: _TypeAlias = DepthAnswers  # noqa: Y015
 
 @_typing.final
 class WritingAnswers(_message.Message):

@@ -108,6 +108,21 @@ _SHOWN = {
         (list[shapes.ImageSegment], list[list[shapes.ImageSegment]]),
         {"inputs": _PIXEL},
     ),
+    "zero-shot-image-classification": _Shown(
+        "How well labels of the call fit an image, or each image of a list",
+        (list[shapes.LabelScore], list[list[shapes.LabelScore]]),
+        {"inputs": _PIXEL, "parameters": {"candidate_labels": ["cat", "dog"]}},
+    ),
+    "zero-shot-object-detection": _Shown(
+        "The objects of an image, or of each image of a list, that labels of the call describe",
+        (list[shapes.DetectedObject], list[list[shapes.DetectedObject]]),
+        {"inputs": _PIXEL, "parameters": {"candidate_labels": ["cat", "dog"]}},
+    ),
+    "depth-estimation": _Shown(
+        "The depth of each pixel of an image, or of each image of a list",
+        (shapes.DepthMap, list[shapes.DepthMap]),
+        {"inputs": _PIXEL},
+    ),
     "image-to-text": _Shown(
         "A text about an image, or about each image of a list",
         (list[shapes.Caption], shapes.Caption),

@@ -18,9 +18,11 @@ from textmill_router.tasks.rows import (
     Box,
     BoxAnswer,
     BoxWish,
+    DepthAnswer,
     DocumentAnswer,
     DocumentWish,
     FileRow,
+    Grid,
     Head,
     MaskAnswer,
     MaskWish,
@@ -242,6 +244,8 @@ _HEADS: dict[Head, Callable[[Sequence[Any]], Any]] = {
     Head.BOXES: _boxes,
     Head.TRANSCRIPTS: _transcripts,
     Head.SEGMENTS: _segments,
+    Head.PAIR_SCORES: lambda wishes: shard_pb2.PairScoreHead(),
+    Head.DEPTHS: lambda wishes: shard_pb2.DepthHead(),
     Head.WRITINGS: _writings,
     Head.DOCUMENTS: _documents,
 }
@@ -352,6 +356,22 @@ def _read_segments(answer: shard_pb2.SegmentAnswers, rows: Sequence[AnyRow]) -> 
     scores.check_end()
 
 
+def _read_pair_scores(answer: shard_pb2.PairScoreAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
+    scores = _Reader("f", answer.scores)
+    for count, row in zip(_unpacked("I", answer.counts), rows, strict=True):
+        if not isinstance(row, FileRow) or count != len(row.texts):
+            raise IndexError(count)
+        yield Numbers(count, scores.take(count))
+    scores.check_end()
+
+
+def _read_depths(answer: shard_pb2.DepthAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
+    depths, heights, widths = _Reader("f", answer.depths), _unpacked("I", answer.heights), _unpacked("I", answer.widths)
+    for height, width, picture in zip(heights, widths, answer.pictures, strict=True):
+        yield DepthAnswer(Grid(width, depths.take(height * width)), picture)
+    depths.check_end()
+
+
 def _read_writings(answer: shard_pb2.WritingAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
     for found in answer.writings:
         yield WritingAnswer(
@@ -378,6 +398,8 @@ _READERS: dict[Head, Callable[[Any, Sequence[AnyRow]], Iterator[RowResult]]] = {
     Head.BOXES: _read_boxes,
     Head.TRANSCRIPTS: _read_transcripts,
     Head.SEGMENTS: _read_segments,
+    Head.PAIR_SCORES: _read_pair_scores,
+    Head.DEPTHS: _read_depths,
     Head.WRITINGS: _read_writings,
     Head.DOCUMENTS: _read_documents,
 }

@@ -21,16 +21,17 @@ class CallNotes:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A JSON value, or the bytes of another media type.
+    """A JSON value, where a Grid stands for its rows as lists, or the bytes of another media type.
 
-    `varies_by_client` says that another client gets another shape, and `is_drawn` that another call gets another
-    answer, so that the answer is not kept.
+    `varies_by_client` says that another client gets another shape, `is_drawn` that another call gets another answer, so
+    that the answer is not kept, and `is_long` that writing the value takes long.
     """
 
     value: object
     varies_by_client: bool = False
     media_type: bytes = b"application/json"
     is_drawn: bool = False
+    is_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import Answer, CallNotes
 from textmill_router.tasks.file_input import FileInput
 from textmill_router.tasks.model import TaskModel
 from textmill_router.tasks.rows import FileRow, Row, RowResult, Wish, WritingAnswer
+
+
+class ImageInputs(msgspec.Struct, gc=False):
+    """An image as @huggingface/inference sends it beside texts."""
+
+    image: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +67,10 @@ class FileCall:
         return replace(answer, is_drawn=is_drawn)
 
 
-def body_of_json(inputs: str | list[str], parameters: Any) -> FileBody:
+def body_of_json(inputs: str | ImageInputs | list[str], parameters: Any) -> FileBody:
     """Return what a body in JSON brings."""
+    if isinstance(inputs, ImageInputs):
+        return FileBody([FileInput(inputs.image, "inputs.image")], is_list=False, parameters=parameters)
     if isinstance(inputs, str):
         return FileBody([FileInput(inputs)], is_list=False, parameters=parameters)
     files = [FileInput(text, f"inputs[{index}]") for index, text in enumerate(inputs)]
@@ -75,6 +85,11 @@ def body_of_inputs(body: Any) -> FileBody:
 def body_of_file(file: bytes, parameters: Any) -> FileBody:
     """Return what a body brings that is a file."""
     return FileBody([FileInput(file)], is_list=False, parameters=parameters)
+
+
+def with_texts(body: FileBody, texts: tuple[str, ...], path: str) -> FileBody:
+    """Return the body with texts of the call about each of its files; `path` names the texts in an error."""
+    return replace(body, files=[replace(file, texts=texts, texts_path=path) for file in body.files])
 
 
 def check_files(body: FileBody, model: TaskModel) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from textmill_router.tasks.call import ClientShapes, TaskCall
+from textmill_router.tasks.depth_estimation import DepthBody, DepthParameters, depth_call
 from textmill_router.tasks.document_question_answering import (
     DocumentBody,
     DocumentParameters,
@@ -55,6 +56,16 @@ from textmill_router.tasks.visual_question_answering import (
     visual_question_call,
 )
 from textmill_router.tasks.zero_shot_classification import ZeroShotBody, zero_shot_call
+from textmill_router.tasks.zero_shot_image_classification import (
+    ImageLabelsBody,
+    ImageLabelsParameters,
+    image_labels_of_call,
+)
+from textmill_router.tasks.zero_shot_object_detection import (
+    DescribedObjectsBody,
+    DescribedObjectsParameters,
+    described_objects_call,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +100,11 @@ FORMS = {
         TaskForm(AUDIO_TASK, FileLabelBody, audio_labels_call, FileLabelParameters),
         TaskForm("object-detection", DetectionBody, detection_call, DetectionParameters),
         TaskForm("image-segmentation", SegmentationBody, segmentation_call, SegmentationParameters),
+        TaskForm("zero-shot-image-classification", ImageLabelsBody, image_labels_of_call, ImageLabelsParameters),
+        TaskForm(
+            "zero-shot-object-detection", DescribedObjectsBody, described_objects_call, DescribedObjectsParameters
+        ),
+        TaskForm("depth-estimation", DepthBody, depth_call, DepthParameters),
         TaskForm("image-to-text", ImageToTextBody, image_to_text_call, ImageToTextParameters),
         TaskForm(
             "visual-question-answering",

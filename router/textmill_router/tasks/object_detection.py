@@ -1,12 +1,14 @@
 """object-detection."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.file_call import FileBody, FileCall, check_files
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.rows import BoxAnswer, BoxWish, RowResult
+from textmill_router.tasks.rows import Box, BoxAnswer, BoxWish, RowResult
 
 TASK = "object-detection"
 DEFAULT_THRESHOLD = 0.5
@@ -35,12 +37,14 @@ def detection_call(body: FileBody, model: TaskModel, shapes: ClientShapes) -> Fi
 
     def answer_of(result: RowResult) -> object:
         assert isinstance(result, BoxAnswer)
-        return [
-            {"score": box.score, "label": labels[box.label_id], "box": dict(zip(_SIDES, box.corners, strict=True))}
-            for box in result.boxes
-        ]
+        return [shown_box(box, labels) for box in result.boxes]
 
     return FileCall(TASK, body, BoxWish(threshold), answer_of)
+
+
+def shown_box(box: Box, labels: Sequence[str]) -> dict[str, object]:
+    """Return an object as the answer shows it."""
+    return {"score": box.score, "label": labels[box.label_id], "box": dict(zip(_SIDES, box.corners, strict=True))}
 
 
 def share_of(value: float | None, name: str, default: float) -> float:

@@ -22,6 +22,8 @@ class Head(StrEnum):
     BOXES = "boxes"
     TRANSCRIPTS = "transcripts"
     SEGMENTS = "segments"
+    PAIR_SCORES = "pair_scores"
+    DEPTHS = "depths"
     WRITINGS = "writings"
     DOCUMENTS = "documents"
 
@@ -119,6 +121,16 @@ class SegmentWish:
 
 
 @dataclass(frozen=True, slots=True)
+class PairScoreWish:
+    """The probability of each text about an image."""
+
+
+@dataclass(frozen=True, slots=True)
+class DepthWish:
+    """The depth of each pixel of an image."""
+
+
+@dataclass(frozen=True, slots=True)
 class WritingWish:
     """A text about an image. None leaves the choice to the model's files; names and units are those of the wire."""
 
@@ -163,6 +175,8 @@ Wish = (
     | BoxWish
     | TranscriptWish
     | SegmentWish
+    | PairScoreWish
+    | DepthWish
     | WritingWish
     | DocumentWish
 )
@@ -178,6 +192,8 @@ HEAD_OF: dict[type[Wish], Head] = {
     BoxWish: Head.BOXES,
     TranscriptWish: Head.TRANSCRIPTS,
     SegmentWish: Head.SEGMENTS,
+    PairScoreWish: Head.PAIR_SCORES,
+    DepthWish: Head.DEPTHS,
     WritingWish: Head.WRITINGS,
     DocumentWish: Head.DOCUMENTS,
 }
@@ -341,6 +357,27 @@ class SegmentAnswer:
     segments: tuple[Segment, ...]
 
 
+class Grid:
+    """Numbers row after row, each row of the grid `width` numbers. `values` have the type code f.
+
+    The class is no dataclass, because msgspec would write one as an object, and asks for the rows of any other class.
+    """
+
+    __slots__ = ("values", "width")
+
+    def __init__(self, width: int, values: "array[float]") -> None:
+        self.width = width
+        self.values = values
+
+
+@dataclass(frozen=True, slots=True)
+class DepthAnswer:
+    """The depth of each pixel of an image in the model's unit, and a PNG of the depths."""
+
+    depths: Grid
+    picture: bytes = field(repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class WritingAnswer:
     """A text about an image, and its probability where asked for. `is_drawn`: another call gets another text."""
@@ -368,6 +405,7 @@ RowResult = (
     | SegmentAnswer
     | WritingAnswer
     | DocumentAnswer
+    | DepthAnswer
 )
 
 

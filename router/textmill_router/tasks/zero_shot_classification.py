@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from textmill_router.errors import ValidationFailed, WrongTask
+from textmill_router.errors import WrongTask
 from textmill_router.tasks.call import Answer, CallNotes, ClientShapes
+from textmill_router.tasks.candidate_labels import checked_labels, checked_template
 from textmill_router.tasks.label_rows import LabelRows, LabelText
 from textmill_router.tasks.model import TaskModel
 from textmill_router.tasks.rows import Row, RowResult, TaskFacts
@@ -14,7 +15,6 @@ from textmill_router.tasks.scores import logits_of, softmax
 
 TASK = "zero-shot-classification"
 DEFAULT_TEMPLATE = "This example is {}."
-MAX_LABELS = 256
 
 
 class OldInputs(msgspec.Struct, gc=False):
@@ -123,8 +123,8 @@ def zero_shot_call(body: ZeroShotBody, model: TaskModel, shapes: ClientShapes) -
     given = parameters.candidate_labels if parameters.candidate_labels is not None else parameters.candidateLabels
     if given is None and old is not None:
         given = old.candidateLabels
-    labels = _checked_labels(given)
-    template = _checked_template(parameters.hypothesis_template)
+    labels = checked_labels(given)
+    template = checked_template(parameters.hypothesis_template)
     inputs = old.text if old is not None else body.inputs
     texts = inputs if isinstance(inputs, list) else [str(inputs)]
     paths = [f"inputs[{index}]" for index in range(len(texts))] if isinstance(inputs, list) else ["inputs"]
@@ -146,34 +146,3 @@ def zero_shot_call(body: ZeroShotBody, model: TaskModel, shapes: ClientShapes) -
         is_single=not isinstance(inputs, list),
         as_list=shapes.zero_shot_is_list,
     )
-
-
-def _checked_labels(given: list[str] | str | None) -> list[str]:
-    path = "parameters.candidate_labels"
-    if given is None:
-        raise ValidationFailed(f"`{path}` is missing; send a list of labels", field=path)
-    labels = [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
-    if not 1 <= len(labels) <= MAX_LABELS:
-        raise ValidationFailed(f"`{path}` must hold 1 to {MAX_LABELS} labels, found {len(labels)}", field=path)
-    seen: set[str] = set()
-    for index, label in enumerate(labels):
-        if not label.strip():
-            raise ValidationFailed(f"`{path}[{index}]` must not be empty", field=path)
-        if label in seen:
-            raise ValidationFailed(f"`{path}[{index}]` stands there twice: {label[:64]!r}; send each once", field=path)
-        seen.add(label)
-    return labels
-
-
-def _checked_template(template: str) -> str:
-    """Return a template whose one `{}` is replaced as text, so that no other field of it is ever read."""
-    path = "parameters.hypothesis_template"
-    rest = template.replace("{}", "", 1)
-    if "{}" not in template or "{" in rest or "}" in rest:
-        raise ValidationFailed(
-            f"`{path}` must have {{}} once, where the label goes, and no other brace, found {template[:64]!r}",
-            field=path,
-        )
-    if len(template) > 2000:
-        raise ValidationFailed(f"`{path}` must have at most 2000 characters, found {len(template)}", field=path)
-    return template

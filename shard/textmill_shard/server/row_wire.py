@@ -12,6 +12,7 @@ from textmill_shard.tasks.rows import (
     Answer,
     Boxes,
     BoxParams,
+    Depth,
     DocumentParams,
     FailureCode,
     Filling,
@@ -334,6 +335,17 @@ def _answer_to_wire(head: HeadName, answers: Sequence[Answer]) -> Any:
                 scores=np.array([score for found in segments for score in found.scores or ()], dtype="<f4").tobytes(),
                 has_scores=bytes(found.scores is not None for found in segments),
                 masks=[mask for found in segments for mask in found.masks],
+            )
+        case HeadName.PAIR_SCORES:
+            scores = [_floats(answer) for answer in answers]
+            return pb.PairScoreAnswers(counts=_pack_counts(scores), scores=_pack_floats(scores))
+        case HeadName.DEPTHS:
+            depths = [answer for answer in answers if isinstance(answer, Depth)]
+            return pb.DepthAnswers(
+                heights=np.array([each.depths_HW.shape[0] for each in depths], dtype="<u4").tobytes(),
+                widths=np.array([each.depths_HW.shape[1] for each in depths], dtype="<u4").tobytes(),
+                depths=_pack_floats([each.depths_HW for each in depths]),
+                pictures=[each.picture for each in depths],
             )
         case HeadName.WRITINGS:
             texts = [_writing_to_wire(answer) for answer in answers if isinstance(answer, Writing)]

@@ -17,7 +17,14 @@ from textmill_shard.tasks.rows import (
 from textmill_shard.tasks.task_facts import TaskFacts
 
 # The tasks that read texts about each file; no other task reads texts and files together.
-TASKS_OF_TEXTS = frozenset({"visual-question-answering", "document-question-answering"})
+TASKS_OF_TEXTS = frozenset(
+    {
+        "zero-shot-image-classification",
+        "zero-shot-object-detection",
+        "visual-question-answering",
+        "document-question-answering",
+    }
+)
 
 
 class BatchRejected(Exception):

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import (
     AutoModelForAudioClassification,
     AutoModelForCTC,
+    AutoModelForDepthEstimation,
     AutoModelForImageClassification,
     AutoModelForObjectDetection,
     AutoModelForSpeechSeq2Seq,
@@ -29,6 +30,7 @@ from textmill_shard.loader.model_filling import ModelSource, build_model, fill_m
 from textmill_shard.loader.stored_form import find_stored_form
 from textmill_shard.media.image_file import prepare_images
 from textmill_shard.tasks.batch_check import TASKS_OF_TEXTS
+from textmill_shard.tasks.depth_head import DepthHead
 from textmill_shard.tasks.document_head import DocumentHead
 from textmill_shard.tasks.file_facts import find_tokenizer, read_labels, read_problem_type
 from textmill_shard.tasks.media_heads import BoxHead, MediaLabelHead
@@ -40,9 +42,6 @@ from textmill_shard.tasks.picture_words import (
     build_captions,
     build_page_answers,
     build_picture_answers,
-    caption_class,
-    page_answer_class,
-    picture_answer_class,
     trial_texts,
 )
 from textmill_shard.tasks.rows import (
@@ -59,18 +58,27 @@ from textmill_shard.tasks.rows import (
 from textmill_shard.tasks.segment_head import SegmentHead, segmentation_class
 from textmill_shard.tasks.speech_heads import CtcHead
 from textmill_shard.tasks.task_loader import TaskOptions, pick_row_dtype
+from textmill_shard.tasks.text_box_head import TextBoxHead
 from textmill_shard.tasks.whisper_head import WhisperHead, read_generation_config
+from textmill_shard.tasks.zero_shot_models import build_text_boxes, build_text_match, text_box_class, text_match_class
 
 log = logging.getLogger(__name__)
 
 _AUDIO_TASKS = ("audio-classification", "automatic-speech-recognition")
-# Heads whose files run alone: speech of any length, masks as large as the image, and pages of many windows.
-_ALONE = (HeadName.TRANSCRIPTS, HeadName.SEGMENTS, HeadName.DOCUMENTS)
+# Heads whose files run alone: speech of any length, masks and depths as large as the image, and pages of many windows.
+_ALONE = (HeadName.TRANSCRIPTS, HeadName.SEGMENTS, HeadName.DEPTHS, HeadName.DOCUMENTS)
 # Heads whose numbers have no labels of the model.
-_UNLABELLED = (HeadName.TRANSCRIPTS, HeadName.WRITINGS, HeadName.DOCUMENTS)
+_UNLABELLED = (
+    HeadName.TRANSCRIPTS,
+    HeadName.PAIR_SCORES,
+    HeadName.DEPTHS,
+    HeadName.WRITINGS,
+    HeadName.DOCUMENTS,
+)
 _CLASSES: Mapping[str, Any] = {
     "image-classification": AutoModelForImageClassification,
     "object-detection": AutoModelForObjectDetection,
+    "depth-estimation": AutoModelForDepthEstimation,
     "audio-classification": AutoModelForAudioClassification,
 }
 _TRIAL_PIXELS = 640
@@ -117,6 +125,9 @@ def load_media(options: TaskOptions, limits: MediaLimits, on_progress: OnProgres
         "image-classification": _image_labels,
         "object-detection": _image_boxes,
         "image-segmentation": _image_segments,
+        "zero-shot-image-classification": _text_matches,
+        "zero-shot-object-detection": _text_boxes,
+        "depth-estimation": _image_depths,
         "image-to-text": _captions,
         "visual-question-answering": _picture_answers,
         "document-question-answering": _page_answers,
@@ -126,7 +137,7 @@ def load_media(options: TaskOptions, limits: MediaLimits, on_progress: OnProgres
     head_name, head, reader = build(model, source, limits)
     runner = MediaRunner({head_name: head}, reader, device=source.device)
     media = "audio" if options.task in _AUDIO_TASKS else "image"
-    max_batch_files = 1 if head_name in _ALONE else MAX_TOGETHER
+    max_batch_files = 1 if head_name in _ALONE or isinstance(head, TextBoxHead) else MAX_TOGETHER
     texts = trial_texts(head_name) if options.task in TASKS_OF_TEXTS else ()
     batch_s = _warm_up(runner, head_name, MediaRow(_trial_file(media, limits), texts=texts), media) * max_batch_files
     trim_heap()
@@ -137,7 +148,7 @@ def load_media(options: TaskOptions, limits: MediaLimits, on_progress: OnProgres
         "model loaded",
         extra={**facts, "weight_bytes": weight_bytes, "load_s": round(time.monotonic() - started, 3)},
     )
-    is_labelled = head_name not in _UNLABELLED
+    is_labelled = head_name not in _UNLABELLED and not isinstance(head, TextBoxHead)
     return LoadedMedia(
         runner=runner,
         head=head_name,
@@ -165,14 +176,6 @@ def _read(options: TaskOptions) -> ModelSource:
             "down by Whisper and by CTC models"
         )
     device = torch.device(options.device)
-    choose = {
-        "automatic-speech-recognition": lambda config: AutoModelForSpeechSeq2Seq if is_whisper else AutoModelForCTC,
-        "image-segmentation": segmentation_class,
-        "image-to-text": caption_class,
-        "visual-question-answering": picture_answer_class,
-        "document-question-answering": page_answer_class,
-    }.get(options.task)
-    auto_class: Any = choose(config) if choose is not None else _CLASSES[options.task]
     return ModelSource(
         folder=folder,
         config=config,
@@ -184,8 +187,22 @@ def _read(options: TaskOptions) -> ModelSource:
         device=device,
         parallel=TensorParallel(),
         trust_remote_code=options.trust_remote_code,
-        auto_class=auto_class,
+        auto_class=_auto_class(options.task, config),
     )
+
+
+def _auto_class(task: str, config: Any) -> Any:
+    """Return the class of transformers that builds the model. Raises UnsupportedModelError."""
+    match task:
+        case "automatic-speech-recognition":
+            return AutoModelForSpeechSeq2Seq if config.model_type == "whisper" else AutoModelForCTC
+        case "image-segmentation":
+            return segmentation_class(config)
+        case "zero-shot-image-classification":
+            return text_match_class(config)
+        case "zero-shot-object-detection":
+            return text_box_class(config)
+    return _CLASSES[task]
 
 
 _Built = tuple[HeadName, MediaHead, MediaReader]
@@ -212,6 +229,20 @@ def _image_segments(model: Any, source: ModelSource, limits: MediaLimits) -> _Bu
     processor = image_processor(source.folder, source.config.model_type)
     head = SegmentHead(model, processor, device=source.device, dtype=source.dtype)
     return HeadName.SEGMENTS, head, MediaReader(image_read(processor, max_pixels=limits.max_pixels))
+
+
+def _text_matches(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
+    return build_text_match(model, source, max_pixels=limits.max_pixels)
+
+
+def _text_boxes(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
+    return build_text_boxes(model, source, max_pixels=limits.max_pixels)
+
+
+def _image_depths(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:
+    processor = image_processor(source.folder, source.config.model_type)
+    head = DepthHead(model, processor, device=source.device, dtype=source.dtype)
+    return HeadName.DEPTHS, head, MediaReader(image_read(processor, max_pixels=limits.max_pixels))
 
 
 def _captions(model: Any, source: ModelSource, limits: MediaLimits) -> _Built:

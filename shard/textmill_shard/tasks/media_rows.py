@@ -56,10 +56,16 @@ class MediaReader:
         self._helpers.close()
 
 
-def image_read(processor: Any, *, max_pixels: int) -> Read:
-    """Return a function from the bytes of an image to the model's input. The function raises MediaError."""
+def image_read(
+    processor: Any, *, max_pixels: int, check_texts: Callable[[tuple[str, ...]], object] = lambda texts: None
+) -> Read:
+    """Return a function from the bytes of an image to the model's input.
+
+    The function raises MediaError, and what `check_texts` raises for the texts about the image.
+    """
 
     def read(data: bytes, texts: tuple[str, ...]) -> ReadyRow:
+        check_texts(texts)
         image = decode_image(data, max_pixels=max_pixels)
         try:
             inputs = processor(images=image, return_tensors="pt")

@@ -26,6 +26,8 @@ class HeadName(Enum):
     BOXES = "boxes"
     TRANSCRIPTS = "transcripts"
     SEGMENTS = "segments"
+    PAIR_SCORES = "pair_scores"
+    DEPTHS = "depths"
     WRITINGS = "writings"
     DOCUMENTS = "documents"
 
@@ -262,6 +264,14 @@ class Segments:
 
 
 @dataclass(frozen=True, slots=True)
+class Depth:
+    """The depth of each pixel of an image, in the model's unit, and a picture of the depths as a PNG."""
+
+    depths_HW: FloatArray = field(repr=False)
+    picture: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Writing:
     """A text about an image."""
 
@@ -280,8 +290,20 @@ class PageSpans:
     null_score: float  # smallest score of "no answer" in a window
 
 
-# vectors `[width]`, token vectors `[n, width]`, labels `[L]`, token labels `[wanted tokens, L]`; one Filling per mask
-Answer = FloatArray | SparseVector | tuple[Filling, ...] | Spans | Boxes | Transcript | Segments | Writing | PageSpans
+# vectors `[width]`, token vectors `[n, width]`, labels `[L]`, token labels `[wanted tokens, L]`; one Filling per mask;
+# pair scores `[texts]`
+Answer = (
+    FloatArray
+    | SparseVector
+    | tuple[Filling, ...]
+    | Spans
+    | Boxes
+    | Transcript
+    | Segments
+    | Depth
+    | Writing
+    | PageSpans
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ const calls = [
   ["image-classification", "imageClassification", { data: picture, parameters: { top_k: 2 } }],
   ["object-detection", "objectDetection", { data: picture }],
   ["image-segmentation", "imageSegmentation", { inputs: picture }],
+  ["zero-shot-image-classification", "zeroShotImageClassification", { inputs: { image: picture }, parameters: { candidate_labels: ["cat", "a dog"] } }],
   ["image-to-text", "imageToText", { data: picture }],
   ["image-to-text", "imageToText", { inputs: picture }],
   ["visual-question-answering", "visualQuestionAnswering", { inputs: { question: "What is it?", image: picture } }],

@@ -12,6 +12,7 @@ from textmill_launcher.task_choice import TASKS, choose_task, example_of, task_o
 
 from tests.task_classes import NO_TASK, tasks_of_classes
 
+TASKS_OF_LABELS = ("zero-shot-image-classification", "zero-shot-object-detection")  # that a call brings
 FILE_TASKS = (
     "image-segmentation",
     "image-to-text",
@@ -19,6 +20,8 @@ FILE_TASKS = (
     "document-question-answering",
     "image-classification",
     "object-detection",
+    *TASKS_OF_LABELS,
+    "depth-estimation",
     "audio-classification",
     "automatic-speech-recognition",
 )
@@ -54,6 +57,8 @@ def test_every_class_of_transformers_has_the_task_of_its_first_mapping() -> None
         ("YolosForObjectDetection", "object-detection"),
         ("DetrForSegmentation", "image-segmentation"),
         ("CLIPModel", "zero-shot-image-classification"),
+        ("BlipForImageTextRetrieval", "zero-shot-image-classification"),
+        ("DPTForDepthEstimation", "depth-estimation"),
         ("DeiTForImageClassificationWithTeacher", "image-classification"),
         ("VitsModel", "text-to-audio"),
         ("RobertaForTokenClassification", "token-classification"),
@@ -177,6 +182,7 @@ def test_each_task_has_an_example_call() -> None:
     for task in TASKS:
         path, words = example_of(task)
         assert path.partition("?")[0] in ("/", "/generate")
+        assert ("candidate_labels" in path) == (task in TASKS_OF_LABELS)
         if words.startswith("--data-binary"):
             assert task in FILE_TASKS
         else:

@@ -84,6 +84,16 @@ class ImageSegment(msgspec.Struct, omit_defaults=True):
     score: float | None = None
 
 
+class DepthMap(msgspec.Struct):
+    """The depth of each pixel of an image, row after row in the model's unit, and a picture of the depths.
+
+    The picture is a PNG in base64, as large as the image: 0 where the depth is least, 255 where the depth is most.
+    """
+
+    predicted_depth: list[list[float]]
+    depth: str
+
+
 class Caption(msgspec.Struct):
     """A text about an image, or the words that stand in the image."""
 

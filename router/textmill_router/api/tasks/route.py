@@ -30,11 +30,12 @@ from textmill_router.tasks.forms import FORMS, TaskForm, family_of
 from textmill_router.tasks.model import TaskModel
 from textmill_router.tasks.names import canonical_task
 from textmill_router.tasks.pick import pick_form
+from textmill_router.tasks.rows import Grid
 
 log = logging.getLogger(__name__)
 
 MAX_WARNING_BYTES = 1000  # of the header
-_ENCODER = msgspec.json.Encoder()
+_ROW_ENCODER = msgspec.json.Encoder()
 
 
 def form_of_shape(scope: Scope, task: str, body: bytes) -> TaskForm:
@@ -167,6 +168,15 @@ class TaskRoute:
         )
 
 
+def _rows_of_grid(value: object) -> msgspec.Raw:
+    """Return the lists of a grid in JSON. They are written row by row, so that other threads have turns."""
+    if not isinstance(value, Grid):
+        raise NotImplementedError(f"an answer holds {type(value).__name__}, which is no JSON")
+    rows = (value.values[start : start + value.width].tolist() for start in range(0, len(value.values), value.width))
+    return msgspec.Raw(b"[" + b",".join(map(_ROW_ENCODER.encode, rows)) + b"]")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_rows_of_grid)
 LONG_ANSWER_NUMBERS = 200_000  # an answer of more numbers is written by a thread, because it would hold up other calls
 
 
@@ -174,7 +184,9 @@ async def _encode(answer: Answer) -> bytes:
     value = answer.value
     if isinstance(value, bytes):
         return value
-    is_long = isinstance(value, list) and len(value) > 1 and _num_numbers(value) > LONG_ANSWER_NUMBERS
+    is_long = answer.is_long or (
+        isinstance(value, list) and len(value) > 1 and _num_numbers(value) > LONG_ANSWER_NUMBERS
+    )
     return await asyncio.to_thread(_ENCODER.encode, value) if is_long else _ENCODER.encode(value)
 
 

@@ -1,14 +1,19 @@
-"""The message of a batch of files (rules 26 and 31 of docs/wire.md)."""
+"""Batches of files and their answers on the wire (rules 26, 30 and 31 of docs/wire.md)."""
 
 from array import array
 
+import pytest
 from textmill_proto.v1 import shard_pb2
 from textmill_router.engine.row_wire import answers_from_proto, batch_to_proto
+from textmill_router.engine.wire import WireError
 from textmill_router.tasks.rows import (
+    DepthAnswer,
+    DepthWish,
     DocumentAnswer,
     DocumentWish,
     FileRow,
     LabelWish,
+    PairScoreWish,
     RowFault,
     Span,
     TranscriptAnswer,
@@ -18,12 +23,20 @@ from textmill_router.tasks.rows import (
     WritingWish,
 )
 
+TEXTS = ("a cat", "ein Hündchen 🐕")
+PAIRS = [FileRow(b"one", PairScoreWish(), "inputs[0]", TEXTS), FileRow(b"two", PairScoreWish(), "inputs[1]", ("x",))]
+
+
+def f32(*values: float) -> bytes:
+    return array("f", values).tobytes()
+
+
+def u32(*values: int) -> bytes:
+    return array("I", values).tobytes()
+
 
 def test_texts_about_a_file_travel_with_the_file() -> None:
-    rows = [
-        FileRow(b"one", LabelWish(), "inputs[0]", ("a cat", "ein Hündchen 🐕")),
-        FileRow(b"two", LabelWish(), "inputs[1]"),
-    ]
+    rows = [FileRow(b"one", LabelWish(), "inputs[0]", TEXTS), FileRow(b"two", LabelWish(), "inputs[1]")]
     message = shard_pb2.RowBatch.FromString(batch_to_proto(3, rows).SerializeToString())
     assert list(message.media.files) == [b"one", b"two"]
     assert [list(each.texts) for each in message.media.texts] == [["a cat", "ein Hündchen 🐕"], []]
@@ -101,4 +114,49 @@ def test_pages_travel_with_their_boxes_and_come_back_as_spans_of_words() -> None
     assert answers_from_proto(shard_pb2.RowAnswers(number=3, documents=answers), 3, rows).results == [
         DocumentAnswer((Span(0, 2, 0.5),), 0.25),
         DocumentAnswer((), 1.0),
+    ]
+
+
+def test_scores_of_texts_are_read_row_by_row() -> None:
+    assert batch_to_proto(3, PAIRS).WhichOneof("head") == "pair_scores"
+    scores = shard_pb2.PairScoreAnswers(counts=u32(2, 1), scores=f32(0.5, 0.25, 1.0))
+    found = answers_from_proto(shard_pb2.RowAnswers(number=3, pair_scores=scores), 3, PAIRS).results
+    assert [list(each.values) for each in found] == [[0.5, 0.25], [1.0]]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("counts", "scores"),
+    [((2, 1), (0.5, 0.25)), ((2, 1), (0.5, 0.25, 1.0, 1.0)), ((1, 2), (0.5, 0.25, 1.0)), ((2,), (0.5, 0.25))],
+)
+def test_scores_that_do_not_fit_the_texts_break_the_wire(counts: tuple[int, ...], scores: tuple[float, ...]) -> None:
+    answer = shard_pb2.PairScoreAnswers(counts=u32(*counts), scores=f32(*scores))
+    with pytest.raises(WireError, match="do not have the lengths of its rows"):
+        answers_from_proto(shard_pb2.RowAnswers(number=3, pair_scores=answer), 3, PAIRS)
+
+
+def test_depths_are_read_image_by_image() -> None:
+    rows = [FileRow(b"one", DepthWish(), "inputs[0]"), FileRow(b"two", DepthWish(), "inputs[1]")]
+    assert batch_to_proto(3, rows).WhichOneof("head") == "depths"
+    answer = shard_pb2.DepthAnswers(
+        heights=u32(2, 1), widths=u32(2, 3), depths=f32(1, 2, 3, 4, 5, 6, 7), pictures=[b"p", b"q"]
+    )
+    found = answers_from_proto(shard_pb2.RowAnswers(number=3, depths=answer), 3, rows).results
+    assert all(isinstance(each, DepthAnswer) for each in found)
+    assert [
+        (each.depths.width, list(each.depths.values), each.picture) for each in found if isinstance(each, DepthAnswer)
+    ] == [(2, [1, 2, 3, 4], b"p"), (3, [5, 6, 7], b"q")]
+    answer.depths += f32(8)
+    with pytest.raises(WireError):
+        answers_from_proto(shard_pb2.RowAnswers(number=3, depths=answer), 3, rows)
+
+
+def test_a_text_that_cannot_be_read_is_a_fault_of_the_client_and_of_the_texts() -> None:
+    failures = [
+        shard_pb2.RowFailure(row=0, code=shard_pb2.ROW_FAILURE_CODE_BAD_TEXT, message="long"),
+        shard_pb2.RowFailure(row=1, code=shard_pb2.ROW_FAILURE_CODE_BAD_MEDIA, message="bad"),
+    ]
+    answer = shard_pb2.RowAnswers(number=3, failures=failures, pair_scores=shard_pb2.PairScoreAnswers())
+    assert list(answers_from_proto(answer, 3, PAIRS).results) == [
+        RowFault("long", is_of_client=True, is_of_text=True),
+        RowFault("bad", is_of_client=True),
     ]

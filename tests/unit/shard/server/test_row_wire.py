@@ -12,6 +12,7 @@ from textmill_shard.tasks.batch_check import BatchRejected, check_batch
 from textmill_shard.tasks.rows import (
     Boxes,
     BoxParams,
+    Depth,
     DocumentParams,
     FailureCode,
     Filling,
@@ -269,6 +270,32 @@ def test_files_are_read_with_their_parameters() -> None:
     ]
     plain = batch_from_wire(pb.RowBatch(media=TWO_FILES, transcripts=pb.TranscriptHead()))
     assert [row.params for row in plain.rows] == [TranscriptParams()] * 2
+
+
+def test_texts_about_files_are_wanted_by_the_tasks_that_read_them_alone() -> None:
+    two_texts = pb.MediaRows(files=[b"a", b"b"], texts=[pb.RowTexts(texts=["x"]), pb.RowTexts(texts=["y", "z"])])
+    one_text = pb.MediaRows(files=[b"a", b"b"], texts=[pb.RowTexts(texts=["x"]), pb.RowTexts()])
+    for task, good, bad in (
+        ("zero-shot-image-classification", two_texts, (TWO_FILES, one_text)),
+        ("depth-estimation", TWO_FILES, (two_texts, one_text)),
+    ):
+        facts = replace(FACTS, task=task)
+        check_batch(batch_from_wire(pb.RowBatch(media=good, pair_scores=pb.PairScoreHead())), facts)
+        for media in bad:
+            with pytest.raises(BatchRejected) as caught:
+                check_batch(batch_from_wire(pb.RowBatch(media=media, pair_scores=pb.PairScoreHead())), facts)
+            assert caught.value.field == "media.texts"
+
+
+def test_scores_and_depths_of_images_are_packed() -> None:
+    answers = answers_to_wire(
+        RowAnswers(number=1, head=HeadName.PAIR_SCORES, answers=[floats(0.5, 0.25), FAILED, floats(1)])
+    )
+    assert (answers.pair_scores.counts, f32(answers.pair_scores.scores)) == (u32(2, 1), [0.5, 0.25, 1])
+    depths = [Depth(floats(1, 2, 3, 4, 5, 6).reshape(2, 3), b"one"), Depth(floats(7).reshape(1, 1), b"two")]
+    message = answers_to_wire(RowAnswers(number=1, head=HeadName.DEPTHS, answers=depths)).depths
+    assert (message.heights, message.widths) == (u32(2, 1), u32(3, 1))
+    assert (f32(message.depths), list(message.pictures)) == ([1, 2, 3, 4, 5, 6, 7], [b"one", b"two"])
 
 
 def test_texts_belong_to_the_file_at_their_place() -> None:

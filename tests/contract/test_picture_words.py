@@ -343,3 +343,21 @@ def test_vertex_and_paths_of_the_task(clients: dict[str, httpx.Client], kind: st
     for instances in ({"instances": [body]}, bare):
         found = clients[kind].post("/vertex", json=instances)
         assert found.json() == {"predictions": [alone]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_document_describes_each_field_and_its_example_is_taken(
+    clients: dict[str, httpx.Client], kind: str
+) -> None:
+    document = clients[kind].get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    content = document["paths"]["/"]["post"]["requestBody"]["content"]
+    [body] = content["application/json"]["schema"]["anyOf"]
+    name = body["$ref"].rpartition("/")[2]
+    fields = schemas[name]["properties"]
+    if kind != "captions":
+        assert set(fields) == {"inputs", "question", "image", "parameters"}
+        fields = {**fields, **schemas["PictureQuestion"]["properties"]}
+    assert all(len(field["description"]) > 10 for field in fields.values())
+    assert list(content) == ["application/octet-stream", "application/json"]
+    assert posted(clients[kind], content["application/json"]["example"])

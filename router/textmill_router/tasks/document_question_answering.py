@@ -9,7 +9,7 @@ from textmill_router.errors import ValidationFailed
 from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.file_call import FileBody, FileCall
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.picture_questions import QuestionBody, check_questions
+from textmill_router.tasks.picture_questions import PictureQuestionFields, check_questions
 from textmill_router.tasks.rows import DocumentAnswer, DocumentWish, Head, RowResult, Span, WritingWish
 from textmill_router.tasks.visual_question_answering import written_answers
 from textmill_router.tasks.word_boxes import Page, WordBoxes, read_page
@@ -39,7 +39,7 @@ class DocumentParameters(msgspec.Struct, gc=False):
     question: str | None = None
 
 
-class DocumentBody(QuestionBody, gc=False):
+class DocumentBody(PictureQuestionFields, gc=False):
     """The body of document-question-answering in JSON."""
 
     parameters: DocumentParameters | None = None

@@ -18,7 +18,7 @@ class PictureQuestion(msgspec.Struct, gc=False):
     question: str | None = None
 
 
-class QuestionBody(msgspec.Struct, gc=False):
+class PictureQuestionFields(msgspec.Struct, gc=False):
     """The fields of a body of questions but its parameters.
 
     The client of huggingface_hub sends `question` and `image` beside `inputs`, and the picture in `inputs` too.

@@ -5,7 +5,7 @@ import msgspec
 from textmill_router.tasks.call import ClientShapes
 from textmill_router.tasks.file_call import FileBody, FileCall, check_top_k
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.picture_questions import QuestionBody, check_questions
+from textmill_router.tasks.picture_questions import PictureQuestionFields, check_questions
 from textmill_router.tasks.rows import Head, LabelWish, RowResult, WritingAnswer, WritingWish
 from textmill_router.tasks.scores import best_first, logits_of, sigmoid
 
@@ -19,7 +19,7 @@ class VisualQuestionParameters(msgspec.Struct, gc=False):
     question: str | None = None
 
 
-class VisualQuestionBody(QuestionBody, gc=False):
+class VisualQuestionBody(PictureQuestionFields, gc=False):
     """The body of visual-question-answering in JSON. The picture and the question may also stand beside `inputs`."""
 
     parameters: VisualQuestionParameters | None = None

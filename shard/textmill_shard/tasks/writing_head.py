@@ -12,6 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from textmill_shard.errors import ModelFilesError
 from textmill_shard.loader.library_errors import as_model_error
 from textmill_shard.loader.model_config import max_model_tokens
+from textmill_shard.loader.model_files import read_json
 from textmill_shard.tasks.generation_signs import GenerationSigns, NotFinite
 from textmill_shard.tasks.heads import NOT_FINITE
 from textmill_shard.tasks.media_rows import ReadyRow
@@ -121,12 +122,18 @@ def writer_of(model: Any) -> Any:
 
 
 def read_settings(model: Any, folder: Path) -> None:
-    """Give the model the settings of generation_config.json, where its folder has one. Raises ModelFilesError."""
+    """Give the model the settings of generation_config.json, or of config.json, where older folders have them.
+
+    Raises ModelFilesError.
+    """
     path = folder / GENERATION_FILE
-    if not path.is_file():
+    if path.is_file():
+        with as_model_error(lambda said: ModelFilesError(f"{path} cannot be read: {said}")):
+            writer_of(model).generation_config = GenerationConfig.from_pretrained(folder)
         return
-    with as_model_error(lambda said: ModelFilesError(f"{path} cannot be read: {said}")):
-        writer_of(model).generation_config = GenerationConfig.from_pretrained(folder)
+    path = folder / "config.json"
+    with as_model_error(lambda said: ModelFilesError(f"{path} has settings of generation that are no such: {said}")):
+        writer_of(model).generation_config = GenerationConfig.from_model_config(dict(read_json(path)))
 
 
 def text_probabilities(

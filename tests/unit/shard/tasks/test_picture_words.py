@@ -1,5 +1,6 @@
 """Models of pictures and words as the shard runs them, against formulas written apart, in fp32."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from textmill_shard.tasks.rows import (
     WritingParams,
 )
 from textmill_shard.tasks.task_loader import TaskOptions
-from transformers import GenerationConfig
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from tests.fakes import answer_formulas as formulas
 from tests.fakes.tiny_answers import ANSWERS, MAX_PAGE_TOKENS, make_answering_model
@@ -85,6 +86,31 @@ def test_captions_begin_from_the_settings_of_the_folder(tmp_path: Path) -> None:
     (longer,) = ran(loaded, MediaRow(FILES[0], WritingParams(max_length=9)))
     assert longer.text == formulas.caption(model, tmp_path, FILES[0], max_length=9)
     assert len(longer.text) > len(found.text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [("vit-gpt2", None), ("vit-gpt2", "decoder"), ("trocr", "decoder"), ("git", None), ("pix2struct", "text_config")],
+)
+def test_folders_without_settings_keep_them_in_config_json(tmp_path: Path, kind: str, part: str | None) -> None:
+    make_answering_model(tmp_path, kind, CAPTIONS, seed=8)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (config if part is None else config[part]).update({"num_beams": 3, "max_length": 7, "no_repeat_ngram_size": 2})
+    write_json(tmp_path / "config.json", config)
+    peer = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    (found,) = ran(load(tmp_path, CAPTIONS), MediaRow(FILES[0], WritingParams()))
+    assert found.text == formulas.caption(peer, tmp_path, FILES[0])
+
+
+def test_blip_obeys_the_settings_that_its_wrapper_in_transformers_drops(tmp_path: Path) -> None:
+    settings = {"num_beams": 3, "max_length": 7, "no_repeat_ngram_size": 2}
+    model = make_answering_model(tmp_path, "blip", CAPTIONS, seed=8)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"].update(settings)
+    write_json(tmp_path / "config.json", config)
+    (found,) = ran(load(tmp_path, CAPTIONS), MediaRow(FILES[0], WritingParams()))
+    assert found.text == formulas.caption(model, tmp_path, FILES[0], **settings)
+    assert found.text != formulas.caption(model, tmp_path, FILES[0], max_new_tokens=6)
 
 
 def test_a_text_without_a_length_has_the_pipelines_256_tokens_or_the_positions(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ ROW_TASKS = (
     "token-classification",
     "fill-mask",
     "question-answering",
+    "table-question-answering",
     "image-classification",
     "object-detection",
     "image-segmentation",
@@ -108,6 +109,9 @@ _EXAMPLES = {
     "token-classification": '{"inputs":"My name is Sarah and I live in London"}',
     "fill-mask": '{"inputs":"The answer is [MASK]."}',
     "question-answering": '{"inputs":{"question":"What is my name?","context":"My name is Clara."}}',
+    "table-question-answering": (
+        '{"inputs":{"query":"Who has a cat?","table":{"Name":["Ann","Bob"],"Pet":["a cat","a dog"]}}}'
+    ),
 }
 # The bodies of these tasks are files.
 _FILE_EXAMPLES = {
@@ -143,7 +147,6 @@ _NOT_SERVED = {
         "such models are pickled objects of scikit-learn, which run any code when they are loaded",
     ),
     "audio-to-audio": "no class of transformers maps sound to sound",
-    "table-question-answering": "the rows of the table are laid out by code of the tokenizer, not by tokenizer.json",
     "video-classification": "videos are not decoded",
 }
 _BY_CLASS = {name: task for task, names in TASK_CLASSES.items() for name in names}
@@ -221,12 +224,12 @@ def choose_task(folder: Path, asked: str | None) -> TaskChoice:
 
 
 def reads_texts(folder: Path, asked: str | None) -> bool:
-    """Whether the model of a folder reads texts, for which the folder must have a tokenizer.
+    """Whether the model of a folder reads texts by a tokenizer.json, as models of files and of tables do not.
 
     A folder whose task is not known or not served is refused by `choose_task` for a better reason.
     """
     try:
-        return choose_task(folder, asked).task not in _FILE_EXAMPLES
+        return choose_task(folder, asked).task not in (*_FILE_EXAMPLES, "table-question-answering")
     except UnsupportedTask:
         return False
 

@@ -33,7 +33,7 @@ from textmill_router.outlets import open_outlets
 from textmill_router.serving.service import Service, scheduler_config
 from textmill_router.settings import Settings, SettingsError
 from textmill_router.tasks.model import TaskModel, read_prompts
-from textmill_router.tasks.names import is_file_task
+from textmill_router.tasks.names import is_text_task
 from textmill_router.tasks.text_reader import TextReader
 from textmill_router.text.tokenization import Tokenizer
 
@@ -169,7 +169,7 @@ async def start_rows(service: Service) -> RowEngine:
     """
     settings = service.settings
     reader = None
-    if not is_file_task(settings.task):
+    if is_text_task(settings.task):
         reader = await asyncio.to_thread(TextReader.load, settings.model_dir, settings.validation_workers)
     options = [ShardClientOptions(link) for link in _shard_links(settings)]
     engine = RowEngine(

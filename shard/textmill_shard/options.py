@@ -27,7 +27,8 @@ MEDIA_TASKS = (  # rows that are files, see tasks/media_loader.py
     *("image-to-text", "visual-question-answering", "document-question-answering"),
     *("audio-classification", "automatic-speech-recognition"),
 )
-TASKS = (*WRITING_TASKS, *ROW_TASKS, *MEDIA_TASKS)
+TABLE_TASK = "table-question-answering"  # see tasks/table_loader.py
+TASKS = (*WRITING_TASKS, *ROW_TASKS, *MEDIA_TASKS, TABLE_TASK)
 POOLINGS = ("auto", "cls", "mean", "last", "max", "none")
 
 

@@ -9,25 +9,27 @@ import torch
 
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.errors import UnsupportedModelError
-from textmill_shard.options import MEDIA_TASKS
+from textmill_shard.options import MEDIA_TASKS, TABLE_TASK
 from textmill_shard.settings import ServeSettings
 from textmill_shard.tasks.row_forward import RowLayout
 from textmill_shard.tasks.row_loop import RowLoop
 from textmill_shard.tasks.row_memory import RowMemoryOptions, plan_row_memory
+from textmill_shard.tasks.rows import HeadName
 from textmill_shard.tasks.task_facts import TaskFacts
 from textmill_shard.tasks.task_loader import TaskOptions, load_task
 
 if TYPE_CHECKING:
     from textmill_shard.tasks.media_rows import MediaReader
+    from textmill_shard.tasks.table_reader import TableReader
 
 
 @dataclass(frozen=True, slots=True)
 class StartedRows:
-    """The facts of a loaded model, and the loop that is ready to run. A model of files has a reader of them."""
+    """The facts of a loaded model, and the loop that is ready to run. A model of files or tables has a reader."""
 
     facts: TaskFacts
     loop: RowLoop
-    reader: MediaReader | None = None
+    reader: MediaReader | TableReader | None = None
 
 
 def start_rows(settings: ServeSettings, device: str, status: ShardStatus) -> StartedRows:
@@ -44,11 +46,11 @@ def start_rows(settings: ServeSettings, device: str, status: ShardStatus) -> Sta
         allow_pickle=settings.allow_pickle,
         disabled_swaps=settings.disable_swaps,
     )
-    return (
-        _start_files(settings, options, status)
-        if settings.task in MEDIA_TASKS
-        else _start_texts(settings, options, status)
-    )
+    if settings.task == TABLE_TASK:
+        return _start_tables(settings, options, status)
+    if settings.task in MEDIA_TASKS:
+        return _start_files(settings, options, status)
+    return _start_texts(settings, options, status)
 
 
 def _start_texts(settings: ServeSettings, options: TaskOptions, status: ShardStatus) -> StartedRows:
@@ -120,3 +122,31 @@ def _start_files(settings: ServeSettings, options: TaskOptions, status: ShardSta
         max_row_tokens=loaded.max_row_tokens,
     )
     return StartedRows(facts, RowLoop(loaded.runner, status, max_batch_tokens=1), loaded.runner.reader)
+
+
+def _start_tables(settings: ServeSettings, options: TaskOptions, status: ShardStatus) -> StartedRows:
+    """Start a model of tables. pandas is imported here, because no other task needs the package."""
+    try:
+        from textmill_shard.tasks.table_loader import load_tables
+    except ImportError as error:
+        raise UnsupportedModelError(
+            f"--task {settings.task} needs the package {error.name}: pip install 'textmill[tables]'"
+        ) from error
+    loaded = load_tables(options, status.report_loading)
+    status.progress.measure_warm_up(loaded.batch_s)
+    facts = TaskFacts(
+        model_id=settings.model_id,
+        model_sha=settings.model_sha,
+        model_type=loaded.model_type,
+        dtype=loaded.dtype,
+        device=torch.device(options.device).type,
+        task=settings.task,
+        heads=(HeadName.CELLS,),
+        labels=loaded.labels,
+        problem_type="",
+        weight_bytes=loaded.weight_bytes,
+        max_row_tokens=loaded.max_row_tokens,
+        media="table",
+        max_batch_files=1,
+    )
+    return StartedRows(facts, RowLoop(loaded.runner, status, max_batch_tokens=1), loaded.reader)

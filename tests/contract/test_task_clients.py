@@ -21,6 +21,7 @@ KINDS = {
     "token-classification": RowShardOptions(heads=("token_labels",), labels=("O", "B-PER", "I-PER")),
     "fill-mask": RowShardOptions(heads=("masks",), mask_token_id=MASK_ID),
     "question-answering": RowShardOptions(heads=("spans",)),
+    "table-question-answering": RowShardOptions(heads=("cells",), labels=("NONE", "SUM"), media="table"),
 }
 # The calls of each task: the kind of model, the method, its arguments.
 CALLS: list[tuple[str, str, dict[str, Any]]] = [
@@ -58,6 +59,11 @@ CALLS: list[tuple[str, str, dict[str, Any]]] = [
         "question_answering",
         {"question": "my name?", "context": "Sarah is in London", "top_k": 2, "handle_impossible_answer": True},
     ),
+    (
+        "table-question-answering",
+        "table_question_answering",
+        {"table": {"Name": ["Ann", "Bob"], "Pet": ["a cat", "a dog"]}, "query": "who?", "sequential": True},
+    ),
 ]
 IDS = [f"{method}-{number}" for number, (_, method, _) in enumerate(CALLS)]
 
@@ -94,6 +100,9 @@ def check(method: str, arguments: dict[str, Any], found: Any) -> None:
         case "question_answering":
             first = found[0] if isinstance(found, list) else found
             assert (first.answer, first.start, first.end) == ("Sarah", 0, 5)
+        case "table_question_answering":
+            assert (found.answer, found.cells, found.aggregator) == ("Ann, a dog", ["Ann", "a dog"], "NONE")
+            assert found.coordinates == [[0, 0], [1, 1]]
 
 
 @pytest.mark.parametrize(("kind", "method", "arguments"), CALLS, ids=IDS)

@@ -30,6 +30,7 @@ ROWS = {
     "token-classification": RowShardOptions(heads=("token_labels",), labels=("O", "B-PER")),
     "fill-mask": RowShardOptions(heads=("masks",), mask_token_id=MASK_ID),
     "question-answering": RowShardOptions(heads=("spans",), max_row_tokens=200, max_batch_tokens=400),
+    "table-question-answering": RowShardOptions(heads=("cells",), labels=("NONE", "SUM"), media="table"),
     "image-classification": RowShardOptions(heads=("labels",), labels=LABELS, media="image"),
     "object-detection": RowShardOptions(heads=("boxes",), labels=LABELS, media="image"),
     "image-segmentation": RowShardOptions(heads=("segments",), labels=LABELS, media="image", subtasks=("panoptic",)),

@@ -25,6 +25,7 @@ ROWS = {
     "token-classification": RowShardOptions(heads=("token_labels",), labels=("O", "B-PER", "I-PER")),
     "fill-mask": RowShardOptions(heads=("masks",), mask_token_id=MASK_ID),
     "question-answering": RowShardOptions(heads=("spans",)),
+    "table-question-answering": RowShardOptions(heads=("cells",), media="table"),
     "image-classification": RowShardOptions(heads=("labels",), labels=("cat", "dog"), media="image"),
     "object-detection": RowShardOptions(heads=("boxes",), labels=("cat", "dog", "cow"), media="image"),
     "image-segmentation": RowShardOptions(

@@ -50,7 +50,7 @@ class RowShardOptions:
     vector: Callable[[Sequence[int]], list[float]] = plain_vector
     logits: Callable[[Sequence[int], int], list[float]] = plain_logits
     tokenizer_digest: str = ""
-    media: str = ""  # "image" or "audio" where rows are files
+    media: str = ""  # "image" or "audio" where rows are files, "table" where they are tables
     max_batch_files: int = 8
     languages: tuple[str, ...] = ()
     subtasks: tuple[str, ...] = ()
@@ -162,7 +162,7 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
     def RunRows(self, request: shard_pb2.RowBatch, context: Any) -> shard_pb2.RowAnswers:
         lengths = _read("I", request.text.lengths)
         ids = _read("I", request.text.token_ids)
-        rows: list[Any] = list(request.media.files)
+        rows: list[Any] = [*request.media.files, *request.tables.tables]
         start = 0
         for length in lengths:
             rows.append(list(ids[start : start + length]))
@@ -238,6 +238,27 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
                 pictures=[MASK] * len(good),
             )
         )
+
+    def _cells(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
+        """Choose the first and the last cell of each table, and for question n the label n; the label 0 is plain.
+
+        A table of more than three rows loses the others.
+        """
+        found = answers.cells
+        arrays = {name: array("I") for name in ("counts", "rows", "columns", "label_ids", "num_kept")}
+        for index in good:
+            table = rows[index]
+            width = len(table.columns)
+            num_kept = min(3, len(table.cells) // width)
+            for number, _ in enumerate(table.questions):
+                label = number % len(self._options.labels) + 1 if self._options.labels else 0
+                arrays["counts"].append(2)
+                arrays["rows"].extend((0, num_kept - 1))
+                arrays["columns"].extend((0, width - 1))
+                arrays["label_ids"].append(label)
+                arrays["num_kept"].append(num_kept)
+                found.is_plain += bytes([label < 2])
+        found.MergeFrom(shard_pb2.CellAnswers(**{name: each.tobytes() for name, each in arrays.items()}))
 
     def _segments(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
         """Give each image two segments, whose scores are two of its thresholds; semantic ones have none.

@@ -158,7 +158,7 @@ SHARD_LIBRARIES = {
     "sampling": names("torch numpy"),
     "engine": names("torch numpy"),
     "media": names("numpy PIL soundfile soxr"),
-    "tasks": names("torch numpy transformers PIL"),
+    "tasks": names("torch numpy pandas transformers PIL"),
     "server": names("grpc numpy textmill_proto"),
     "row_start": names("torch"),
     "lifecycle": names("torch"),

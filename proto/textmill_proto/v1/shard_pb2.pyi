@@ -144,7 +144,7 @@ class _RowFailureCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RowFai
     ROW_FAILURE_CODE_INTERNAL: _RowFailureCode.ValueType  # 3
     """an exception that concerned this row only"""
     ROW_FAILURE_CODE_BAD_MEDIA: _RowFailureCode.ValueType  # 4
-    """the file cannot be read or is too large, which is the client's fault"""
+    """the file or table cannot be read or is too large, which is the client's fault"""
     ROW_FAILURE_CODE_BAD_TEXT: _RowFailureCode.ValueType  # 5
     """a text about the file cannot be read, which is the client's fault"""
 
@@ -158,7 +158,7 @@ ROW_FAILURE_CODE_NO_MEMORY: RowFailureCode.ValueType  # 2
 ROW_FAILURE_CODE_INTERNAL: RowFailureCode.ValueType  # 3
 """an exception that concerned this row only"""
 ROW_FAILURE_CODE_BAD_MEDIA: RowFailureCode.ValueType  # 4
-"""the file cannot be read or is too large, which is the client's fault"""
+"""the file or table cannot be read or is too large, which is the client's fault"""
 ROW_FAILURE_CODE_BAD_TEXT: RowFailureCode.ValueType  # 5
 """a text about the file cannot be read, which is the client's fault"""
 Global___RowFailureCode: _TypeAlias = RowFailureCode  # noqa: Y015
@@ -1587,9 +1587,9 @@ class TaskFacts(_message.Message):
     weight_bytes: _builtins.int
     """bytes of parameters that the shard holds"""
     media: _builtins.str
-    """"" when rows are texts, "image" or "audio" when rows are files"""
+    """"" when rows are texts, "image" or "audio" when rows are files, "table" for tables"""
     max_batch_files: _builtins.int
-    """files of the largest batch, 0 when rows are texts"""
+    """files or tables of the largest batch, 0 when rows are texts"""
     @_builtins.property
     def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """names of the fields of RowBatch.head that the model serves, e.g. "labels" """
@@ -1656,6 +1656,7 @@ class RowBatch(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     MEDIA_FIELD_NUMBER: _builtins.int
+    TABLES_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
     TOKEN_VECTORS_FIELD_NUMBER: _builtins.int
     SPARSE_VECTORS_FIELD_NUMBER: _builtins.int
@@ -1670,6 +1671,7 @@ class RowBatch(_message.Message):
     DEPTHS_FIELD_NUMBER: _builtins.int
     WRITINGS_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number of the batch, chosen by the router and given back with the answers"""
     @_builtins.property
@@ -1679,6 +1681,10 @@ class RowBatch(_message.Message):
     @_builtins.property
     def media(self) -> Global___MediaRows:
         """images or audio, as `media` of TaskFacts says"""
+
+    @_builtins.property
+    def tables(self) -> Global___TableRows:
+        """tables with questions"""
 
     @_builtins.property
     def vectors(self) -> Global___VectorHead:
@@ -1736,12 +1742,17 @@ class RowBatch(_message.Message):
     def documents(self) -> Global___DocumentHead:
         """the words of a page that answer a question"""
 
+    @_builtins.property
+    def cells(self) -> Global___CellHead:
+        """cells of a table"""
+
     def __init__(
         self,
         *,
         number: _builtins.int = ...,
         text: Global___TextRows | None = ...,
         media: Global___MediaRows | None = ...,
+        tables: Global___TableRows | None = ...,
         vectors: Global___VectorHead | None = ...,
         token_vectors: Global___TokenVectorHead | None = ...,
         sparse_vectors: Global___SparseVectorHead | None = ...,
@@ -1756,14 +1767,15 @@ class RowBatch(_message.Message):
         depths: Global___DepthHead | None = ...,
         writings: Global___WritingHead | None = ...,
         documents: Global___DocumentHead | None = ...,
+        cells: Global___CellHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "depths", b"depths", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "pair_scores", b"pair_scores", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "cells", b"cells", "depths", b"depths", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "pair_scores", b"pair_scores", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "tables", b"tables", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "depths", b"depths", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "number", b"number", "pair_scores", b"pair_scores", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "cells", b"cells", "depths", b"depths", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "number", b"number", "pair_scores", b"pair_scores", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "tables", b"tables", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_head: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "pair_scores", "depths", "writings", "documents"]  # noqa: Y015
+    _WhichOneofReturnType_head: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "pair_scores", "depths", "writings", "documents", "cells"]  # noqa: Y015
     _WhichOneofArgType_head: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
-    _WhichOneofReturnType_rows: _TypeAlias = _typing.Literal["text", "media"]  # noqa: Y015
+    _WhichOneofReturnType_rows: _TypeAlias = _typing.Literal["text", "media", "tables"]  # noqa: Y015
     _WhichOneofArgType_rows: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_head) -> _WhichOneofReturnType_head | None: ...
@@ -1851,6 +1863,66 @@ class RowTexts(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RowTexts: _TypeAlias = RowTexts  # noqa: Y015
+
+@_typing.final
+class TableRows(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TABLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___Table]:
+        """one per row"""
+
+    def __init__(
+        self,
+        *,
+        tables: _abc.Iterable[Global___Table] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tables", b"tables"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TableRows: _TypeAlias = TableRows  # noqa: Y015
+
+@_typing.final
+class Table(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
+    QUESTIONS_FIELD_NUMBER: _builtins.int
+    IS_SEQUENTIAL_FIELD_NUMBER: _builtins.int
+    is_sequential: _builtins.bool
+    """each question follows the one before, and is read with the cells of its answer"""
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names, at least one"""
+
+    @_builtins.property
+    def cells(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """row after row, as many in a row as there are columns, at least one row"""
+
+    @_builtins.property
+    def questions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """at least one"""
+
+    def __init__(
+        self,
+        *,
+        columns: _abc.Iterable[_builtins.str] | None = ...,
+        cells: _abc.Iterable[_builtins.str] | None = ...,
+        questions: _abc.Iterable[_builtins.str] | None = ...,
+        is_sequential: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cells", b"cells", "columns", b"columns", "is_sequential", b"is_sequential", "questions", b"questions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Table: _TypeAlias = Table  # noqa: Y015
 
 @_typing.final
 class VectorHead(_message.Message):
@@ -2339,6 +2411,21 @@ class DocumentHead(_message.Message):
 Global___DocumentHead: _TypeAlias = DocumentHead  # noqa: Y015
 
 @_typing.final
+class CellHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CellHead: _TypeAlias = CellHead  # noqa: Y015
+
+@_typing.final
 class RowAnswers(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2358,6 +2445,7 @@ class RowAnswers(_message.Message):
     DEPTHS_FIELD_NUMBER: _builtins.int
     WRITINGS_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
     AUDIO_SECONDS_FIELD_NUMBER: _builtins.int
     WAIT_NS_FIELD_NUMBER: _builtins.int
     COMPUTE_NS_FIELD_NUMBER: _builtins.int
@@ -2401,6 +2489,8 @@ class RowAnswers(_message.Message):
     def writings(self) -> Global___WritingAnswers: ...
     @_builtins.property
     def documents(self) -> Global___DocumentAnswers: ...
+    @_builtins.property
+    def cells(self) -> Global___CellAnswers: ...
     def __init__(
         self,
         *,
@@ -2420,15 +2510,16 @@ class RowAnswers(_message.Message):
         depths: Global___DepthAnswers | None = ...,
         writings: Global___WritingAnswers | None = ...,
         documents: Global___DocumentAnswers | None = ...,
+        cells: Global___CellAnswers | None = ...,
         audio_seconds: _builtins.bytes = ...,
         wait_ns: _builtins.int = ...,
         compute_ns: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "boxes", b"boxes", "depths", b"depths", "documents", b"documents", "labels", b"labels", "masks", b"masks", "pair_scores", b"pair_scores", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "boxes", b"boxes", "cells", b"cells", "depths", b"depths", "documents", b"documents", "labels", b"labels", "masks", b"masks", "pair_scores", b"pair_scores", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio_seconds", b"audio_seconds", "boxes", b"boxes", "compute_ns", b"compute_ns", "depths", b"depths", "documents", b"documents", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "pair_scores", b"pair_scores", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "wait_ns", b"wait_ns", "writings", b"writings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio_seconds", b"audio_seconds", "boxes", b"boxes", "cells", b"cells", "compute_ns", b"compute_ns", "depths", b"depths", "documents", b"documents", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "pair_scores", b"pair_scores", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "wait_ns", b"wait_ns", "writings", b"writings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "pair_scores", "depths", "writings", "documents"]  # noqa: Y015
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "pair_scores", "depths", "writings", "documents", "cells"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
 
@@ -2869,6 +2960,48 @@ class DocumentAnswers(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DocumentAnswers: _TypeAlias = DocumentAnswers  # noqa: Y015
+
+@_typing.final
+class CellAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    LABEL_IDS_FIELD_NUMBER: _builtins.int
+    IS_PLAIN_FIELD_NUMBER: _builtins.int
+    NUM_KEPT_FIELD_NUMBER: _builtins.int
+    counts: _builtins.bytes
+    """u32[] per question of each row: number of cells of its answer"""
+    rows: _builtins.bytes
+    """u32[] row of a cell in its table, from 0 on, question after question, ascending in a question"""
+    columns: _builtins.bytes
+    """u32[] column of a cell, parallel to rows"""
+    label_ids: _builtins.bytes
+    """u32[] per question: 1 + index into `labels` of TaskFacts of what to do with the cells, 0 = the model"""
+    is_plain: _builtins.bytes
+    """says nothing
+    u8[] per question: 1 = the label stands for the cells themselves, or there is no label
+    """
+    num_kept: _builtins.bytes
+    """u32[] per question: rows of the table that fit beside the question; the others were dropped"""
+    def __init__(
+        self,
+        *,
+        counts: _builtins.bytes = ...,
+        rows: _builtins.bytes = ...,
+        columns: _builtins.bytes = ...,
+        label_ids: _builtins.bytes = ...,
+        is_plain: _builtins.bytes = ...,
+        num_kept: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "counts", b"counts", "is_plain", b"is_plain", "label_ids", b"label_ids", "num_kept", b"num_kept", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CellAnswers: _TypeAlias = CellAnswers  # noqa: Y015
 
 @_typing.final
 class TranscriptAnswers(_message.Message):

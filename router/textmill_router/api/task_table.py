@@ -93,6 +93,16 @@ _SHOWN = {
         (shapes.AnswerSpan, list[shapes.AnswerSpan]),
         {"inputs": {"question": "What is my name?", "context": "My name is Clara and I live in Berkeley."}},
     ),
+    "table-question-answering": _Shown(
+        "The cells of a table that answer a question",
+        (shapes.TableAnswer, list[shapes.TableAnswer]),
+        {
+            "inputs": {
+                "query": "How many stars does the transformers repository have?",
+                "table": {"Repository": ["Transformers", "Datasets"], "Stars": ["36542", "4512"]},
+            }
+        },
+    ),
     "image-classification": _Shown(
         "The labels of an image, or of each image of a list",
         (list[shapes.LabelScore], list[list[shapes.LabelScore]]),

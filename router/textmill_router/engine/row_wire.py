@@ -18,6 +18,8 @@ from textmill_router.tasks.rows import (
     Box,
     BoxAnswer,
     BoxWish,
+    CellAnswer,
+    CellChoice,
     DepthAnswer,
     DocumentAnswer,
     DocumentWish,
@@ -37,6 +39,7 @@ from textmill_router.tasks.rows import (
     Span,
     SpanAnswer,
     SpanWish,
+    TableRow,
     TaskFacts,
     Timestamps,
     TokenLabelWish,
@@ -92,8 +95,11 @@ def batch_to_proto(number: int, rows: Sequence[AnyRow]) -> shard_pb2.RowBatch:
     """Return the message of a batch, whose rows ask for the same head."""
     head = rows[0].head
     files = [row for row in rows if isinstance(row, FileRow)]
+    tables = [row for row in rows if isinstance(row, TableRow)]
     if files:
         message = shard_pb2.RowBatch(number=number, media=_media(files))
+    elif tables:
+        message = shard_pb2.RowBatch(number=number, tables=_tables(tables))
     else:
         message = shard_pb2.RowBatch(number=number, text=_text([row for row in rows if isinstance(row, Row)]))
     getattr(message, head.value).CopyFrom(_HEADS[head]([row.wish for row in rows]))
@@ -105,6 +111,17 @@ def _media(rows: Sequence[FileRow]) -> shard_pb2.MediaRows:
     return shard_pb2.MediaRows(
         files=[row.file for row in rows],
         texts=[shard_pb2.RowTexts(texts=row.texts) for row in rows] if has_texts else [],
+    )
+
+
+def _tables(rows: Sequence[TableRow]) -> shard_pb2.TableRows:
+    return shard_pb2.TableRows(
+        tables=[
+            shard_pb2.Table(
+                columns=row.columns, cells=row.cells, questions=row.questions, is_sequential=row.is_sequential
+            )
+            for row in rows
+        ]
     )
 
 
@@ -248,6 +265,7 @@ _HEADS: dict[Head, Callable[[Sequence[Any]], Any]] = {
     Head.DEPTHS: lambda wishes: shard_pb2.DepthHead(),
     Head.WRITINGS: _writings,
     Head.DOCUMENTS: _documents,
+    Head.CELLS: lambda wishes: shard_pb2.CellHead(),
 }
 
 
@@ -387,6 +405,42 @@ def _read_documents(answer: shard_pb2.DocumentAnswers, rows: Sequence[AnyRow]) -
     starts.check_end()
 
 
+def _read_cells(answer: shard_pb2.CellAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
+    in_rows, in_columns = _Reader("I", answer.rows), _Reader("I", answer.columns)
+    questions = zip(
+        _unpacked("I", answer.counts),
+        _unpacked("I", answer.label_ids),
+        answer.is_plain,
+        _unpacked("I", answer.num_kept),
+        strict=True,
+    )
+    choices = iter(
+        [
+            CellChoice(
+                tuple(zip(in_rows.take(count), in_columns.take(count), strict=True)),
+                label_id - 1 if label_id else None,
+                bool(is_plain),
+                num_kept,
+            )
+            for count, label_id, is_plain, num_kept in questions
+        ]
+    )
+    for row in rows:
+        assert isinstance(row, TableRow)
+        yield CellAnswer(tuple(_following(choices) for _ in row.questions))
+    in_rows.check_end()
+    in_columns.check_end()
+    if next(choices, None) is not None:
+        raise IndexError("more questions than the rows have")
+
+
+def _following(choices: Iterator[CellChoice]) -> CellChoice:
+    found = next(choices, None)
+    if found is None:
+        raise IndexError("fewer questions than the rows have")
+    return found
+
+
 _READERS: dict[Head, Callable[[Any, Sequence[AnyRow]], Iterator[RowResult]]] = {
     Head.VECTORS: _read_vectors,
     Head.TOKEN_VECTORS: _read_token_vectors,
@@ -402,6 +456,7 @@ _READERS: dict[Head, Callable[[Any, Sequence[AnyRow]], Iterator[RowResult]]] = {
     Head.DEPTHS: _read_depths,
     Head.WRITINGS: _read_writings,
     Head.DOCUMENTS: _read_documents,
+    Head.CELLS: _read_cells,
 }
 
 

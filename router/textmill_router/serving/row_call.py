@@ -18,7 +18,7 @@ from textmill_router.serving.row_backend import RowBackend
 from textmill_router.serving.service import Service
 from textmill_router.tasks.call import TaskCall
 from textmill_router.tasks.names import is_file_task
-from textmill_router.tasks.rows import FileRow, RowResult
+from textmill_router.tasks.rows import FileRow, RowResult, TableRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,10 @@ async def _compute(backend: RowBackend, call: TaskCall, deadline_s: float | None
         raise DeadlineMissed("the answer was not complete within the time of x-request-timeout-ms") from None
     except FileRefused as error:
         row = rows[error.index]
-        assert isinstance(row, FileRow)
-        path = row.texts_path if error.is_of_text and row.texts_path else row.path
+        assert isinstance(row, FileRow | TableRow)
+        path = row.path
+        if isinstance(row, FileRow) and error.is_of_text and row.texts_path:
+            path = row.texts_path
         raise ValidationFailed(f"`{path}`: {error}", field=path) from error
     except RowsFailed as error:
         raise GenerationBroke(str(error)) from error

@@ -37,7 +37,7 @@ from textmill_router.serving.response_cache import ResponseCache
 from textmill_router.serving.row_backend import RowBackend
 from textmill_router.settings import Settings
 from textmill_router.tasks.model import TaskModel
-from textmill_router.tasks.names import is_file_task, is_row_task
+from textmill_router.tasks.names import is_file_task, is_row_task, is_text_task
 from textmill_router.tasks.rows import TaskFacts
 from textmill_router.text.sequence_breakers import SequenceBreakers
 from textmill_router.text.tokenization import Tokenizer
@@ -136,7 +136,7 @@ class Service:
     @property
     def max_task_rows(self) -> int:
         """The most rows of one call of a task."""
-        return self.settings.max_task_rows or (MAX_FILES if is_file_task(self.settings.task) else MAX_TEXTS)
+        return self.settings.max_task_rows or (MAX_TEXTS if is_text_task(self.settings.task) else MAX_FILES)
 
     @property
     def task_payload_limit(self) -> int:

@@ -42,6 +42,7 @@ from textmill_router.tasks.question_answering import QuestionBody, question_call
 from textmill_router.tasks.rerank import RerankBody, rerank_call
 from textmill_router.tasks.sentence_similarity import SimilarityBody, similarity_call
 from textmill_router.tasks.speech_recognition import SpeechBody, SpeechParameters, speech_call
+from textmill_router.tasks.table_question_answering import TableBody, table_call
 from textmill_router.tasks.text_classification import (
     ClassificationBody,
     PredictBody,
@@ -96,6 +97,7 @@ FORMS = {
         TaskForm("token-classification", TokenClassificationBody, token_classification_call),
         TaskForm("fill-mask", FillMaskBody, fill_mask_call),
         TaskForm("question-answering", QuestionBody, question_call),
+        TaskForm("table-question-answering", TableBody, table_call),
         TaskForm(IMAGE_TASK, FileLabelBody, image_labels_call, FileLabelParameters),
         TaskForm(AUDIO_TASK, FileLabelBody, audio_labels_call, FileLabelParameters),
         TaskForm("object-detection", DetectionBody, detection_call, DetectionParameters),

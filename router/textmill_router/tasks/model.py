@@ -75,7 +75,7 @@ class TaskModel:
     def check_count(self, count: int, path: str) -> None:
         """Raise TooManyRows for a call of more rows than a call may have, and ValidationFailed for none."""
         if count < 1:
-            what = "file" if self.facts.media else "text"
+            what = {"": "text", "table": "table"}.get(self.facts.media, "file")
             raise ValidationFailed(f"`{path}` must hold at least one {what}, found an empty list", field=path)
         if count > self.max_rows:
             raise TooManyRows(

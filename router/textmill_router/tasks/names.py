@@ -25,7 +25,8 @@ FILE_TASKS = (  # rows are images or audio
     "audio-classification",
     "automatic-speech-recognition",
 )
-ROW_TASKS = (*TEXT_TASKS, *FILE_TASKS)
+TABLE_TASK = "table-question-answering"  # rows are tables, which the shard lays out
+ROW_TASKS = (*TEXT_TASKS, *FILE_TASKS, TABLE_TASK)
 _TRANSLATION = re.compile(r"translation_\w+_to_\w+")
 _ALIASES = {
     "ner": "token-classification",
@@ -44,6 +45,11 @@ def is_row_task(task: str | None) -> bool:
 def is_file_task(task: str | None) -> bool:
     """Whether the rows of a task are images or audio."""
     return task in FILE_TASKS
+
+
+def is_text_task(task: str | None) -> bool:
+    """Whether the rows of a task are texts, which the router tokenises."""
+    return task in TEXT_TASKS
 
 
 def canonical_task(name: str) -> str:

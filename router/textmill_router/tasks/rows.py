@@ -26,6 +26,7 @@ class Head(StrEnum):
     DEPTHS = "depths"
     WRITINGS = "writings"
     DOCUMENTS = "documents"
+    CELLS = "cells"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,11 @@ class DocumentWish:
     max_spans: int
 
 
+@dataclass(frozen=True, slots=True)
+class CellWish:
+    """The cells of a table that answer its questions."""
+
+
 Wish = (
     VectorWish
     | TokenVectorWish
@@ -179,6 +185,7 @@ Wish = (
     | DepthWish
     | WritingWish
     | DocumentWish
+    | CellWish
 )
 
 HEAD_OF: dict[type[Wish], Head] = {
@@ -196,6 +203,7 @@ HEAD_OF: dict[type[Wish], Head] = {
     DepthWish: Head.DEPTHS,
     WritingWish: Head.WRITINGS,
     DocumentWish: Head.DOCUMENTS,
+    CellWish: Head.CELLS,
 }
 
 
@@ -249,7 +257,35 @@ class FileRow:
         return len(self.file) + sum(len(text.encode()) for text in self.texts)
 
 
-AnyRow = Row | FileRow
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A table by the names of its columns and its cells, row after row, with questions about the table.
+
+    `path` names the row in an error, as in `inputs[3]`. `is_sequential`: each question follows the one before.
+    """
+
+    columns: tuple[str, ...] = field(repr=False)
+    cells: tuple[str, ...] = field(repr=False)
+    questions: tuple[str, ...] = field(repr=False)
+    is_sequential: bool
+    wish: Wish
+    path: str
+
+    @property
+    def head(self) -> Head:
+        return HEAD_OF[type(self.wish)]
+
+    @property
+    def num_tokens(self) -> int:
+        return 0
+
+    @property
+    def size(self) -> int:
+        """The room that the row takes in a batch: about its bytes."""
+        return sum(map(len, (*self.columns, *self.cells, *self.questions)))
+
+
+AnyRow = Row | FileRow | TableRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +431,26 @@ class DocumentAnswer:
     null_score: float
 
 
+@dataclass(frozen=True, slots=True)
+class CellChoice:
+    """The cells of an answer, as row and column, and the id of the label that says what to do with the cells.
+
+    `is_plain`: the label stands for the cells themselves. `num_kept` are the rows of the table that the model has read.
+    """
+
+    cells: tuple[tuple[int, int], ...]
+    label_id: int | None
+    is_plain: bool
+    num_kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellAnswer:
+    """The choice of each question of a table."""
+
+    choices: tuple[CellChoice, ...]
+
+
 RowResult = (
     Numbers
     | ScoredIds
@@ -406,6 +462,7 @@ RowResult = (
     | WritingAnswer
     | DocumentAnswer
     | DepthAnswer
+    | CellAnswer
 )
 
 
@@ -453,7 +510,7 @@ class TaskFacts:
     num_token_types: int
     mask_token_id: int | None
     tokenizer_digest: str
-    media: str  # "image" or "audio" where rows are files, else empty
+    media: str  # "image" or "audio" where rows are files, "table" where they are tables, else empty
     max_batch_files: int
     languages: tuple[str, ...]
     subtasks: tuple[str, ...]

@@ -12,6 +12,7 @@ from textmill_shard.tasks.rows import (
     Answer,
     Boxes,
     BoxParams,
+    CellAnswer,
     Depth,
     DocumentParams,
     FailureCode,
@@ -32,6 +33,7 @@ from textmill_shard.tasks.rows import (
     SpanParams,
     Spans,
     SparseVector,
+    TableRow,
     Timestamps,
     TokenLabelParams,
     Transcript,
@@ -103,11 +105,13 @@ def batch_from_wire(message: pb.RowBatch) -> RowBatch:
     head = HeadName(head_name)
     match message.WhichOneof("rows"):
         case "text":
-            rows: Sequence[Row | MediaRow] = _text_rows(head, message)
+            rows: Sequence[Row | MediaRow | TableRow] = _text_rows(head, message)
         case "media":
             rows = _media_rows(head, message)
+        case "tables":
+            rows = _table_rows(message.tables)
         case _:
-            raise BatchRejected("rows", "a batch holds texts or files")
+            raise BatchRejected("rows", "a batch holds texts, files or tables")
     return RowBatch(number=message.number, head=head, rows=rows)
 
 
@@ -120,6 +124,20 @@ def _media_rows(head: HeadName, message: pb.RowBatch) -> list[MediaRow]:
     texts = [tuple(each.texts) for each in message.media.texts] or [()] * len(files)
     params = _media_params(head, message, len(files))
     return [MediaRow(*row) for row in zip(files, params, texts, strict=True)]
+
+
+def _table_rows(message: pb.TableRows) -> list[TableRow]:
+    if not message.tables:
+        raise BatchRejected("tables.tables", "a batch has at least one row")
+    for table in message.tables:
+        if not table.columns or not table.cells or len(table.cells) % len(table.columns):
+            raise BatchRejected("tables.cells", f"{len(table.cells)} came for {len(table.columns)} columns")
+        if not table.questions:
+            raise BatchRejected("tables.questions", "a table has at least one question")
+    return [
+        TableRow(tuple(table.columns), tuple(table.cells), tuple(table.questions), table.is_sequential)
+        for table in message.tables
+    ]
 
 
 def _media_params(head: HeadName, message: pb.RowBatch, num_rows: int) -> Sequence[Params]:
@@ -358,6 +376,17 @@ def _answer_to_wire(head: HeadName, answers: Sequence[Answer]) -> Any:
                 ends=_pack_ids([page.ends for page in pages]),
                 scores=_pack_floats([page.scores for page in pages]),
                 null_scores=np.array([page.null_score for page in pages], dtype="<f4").tobytes(),
+            )
+        case HeadName.CELLS:
+            choices = [choice for answer in answers if isinstance(answer, CellAnswer) for choice in answer.choices]
+            cells = [np.array(choice.cells, dtype=np.int64).reshape(-1, 2) for choice in choices]
+            return pb.CellAnswers(
+                counts=_pack_counts(cells),
+                rows=_pack_ids([places[:, 0] for places in cells]),
+                columns=_pack_ids([places[:, 1] for places in cells]),
+                label_ids=_pack_ids([np.array([0 if one.label is None else 1 + one.label for one in choices])]),
+                is_plain=bytes(one.is_plain for one in choices),
+                num_kept=_pack_ids([np.array([one.num_kept for one in choices])]),
             )
         case HeadName.TRANSCRIPTS:
             found = [_transcript_to_wire(answer) for answer in answers if isinstance(answer, Transcript)]

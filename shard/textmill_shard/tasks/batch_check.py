@@ -9,6 +9,7 @@ from textmill_shard.tasks.rows import (
     RowBatch,
     SegmentParams,
     SpanParams,
+    TableRow,
     Timestamps,
     TokenLabelParams,
     TranscriptParams,
@@ -25,6 +26,7 @@ TASKS_OF_TEXTS = frozenset(
         "document-question-answering",
     }
 )
+_KIND_OF = {"": "texts", "table": "tables"}
 
 
 class BatchRejected(Exception):
@@ -42,12 +44,15 @@ def check_batch(batch: RowBatch, facts: TaskFacts) -> None:
         raise BatchRejected("head", f"{batch.head.value} is asked for, this model serves {served}")
     rows = [row for row in batch.rows if isinstance(row, Row)]
     if len(rows) != (0 if facts.media else len(batch.rows)):
-        raise BatchRejected("rows", f"this model reads {'files' if facts.media else 'texts'}")
+        raise BatchRejected("rows", f"this model reads {_KIND_OF.get(facts.media, 'files')}")
+    if any(isinstance(row, TableRow) != (facts.media == "table") for row in batch.rows):
+        raise BatchRejected("rows", f"this model reads {_KIND_OF.get(facts.media, 'files')}")
     if facts.media:
         if len(batch.rows) > facts.max_batch_files:
             raise BatchRejected("media.files", f"{len(batch.rows)} came, max_batch_files is {facts.max_batch_files}")
         for index, file in enumerate(batch.rows):
-            assert isinstance(file, MediaRow)
+            if not isinstance(file, MediaRow):
+                continue  # a table asks for nothing of its own
             if bool(file.texts) != (facts.task in TASKS_OF_TEXTS):
                 raise BatchRejected("media.texts", f"row {index} has {len(file.texts)}, the task is {facts.task}")
             _check_media_params(index, file.params, facts)

@@ -30,6 +30,7 @@ class HeadName(Enum):
     DEPTHS = "depths"
     WRITINGS = "writings"
     DOCUMENTS = "documents"
+    CELLS = "cells"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +175,23 @@ class MediaRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TableRow:
+    """A table, and questions about the table."""
+
+    columns: tuple[str, ...] = field(repr=False)
+    cells: tuple[str, ...] = field(repr=False)  # row after row
+    questions: tuple[str, ...] = field(repr=False)
+    is_sequential: bool = False  # each question follows the one before
+    params: Params = None
+
+
+@dataclass(frozen=True, slots=True)
 class RowBatch:
     """Rows that are computed together, under a number that the router has chosen."""
 
     number: int
     head: HeadName
-    rows: Sequence[Row | MediaRow]
+    rows: Sequence[Row | MediaRow | TableRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +302,27 @@ class PageSpans:
     null_score: float  # smallest score of "no answer" in a window
 
 
+@dataclass(frozen=True, slots=True)
+class CellChoice:
+    """The cells of an answer by row and column, and the label of what is to be done with the cells.
+
+    `label` is an index into the labels of the model, None where the model has none. `is_plain` says that the label
+    stands for the cells themselves. `num_kept` are the rows of the table that the model has read.
+    """
+
+    cells: Sequence[tuple[int, int]]
+    label: int | None
+    is_plain: bool
+    num_kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellAnswer:
+    """The choice of each question."""
+
+    choices: Sequence[CellChoice]
+
+
 # vectors `[width]`, token vectors `[n, width]`, labels `[L]`, token labels `[wanted tokens, L]`; one Filling per mask;
 # pair scores `[texts]`
 Answer = (
@@ -303,6 +336,7 @@ Answer = (
     | Depth
     | Writing
     | PageSpans
+    | CellAnswer
 )
 
 

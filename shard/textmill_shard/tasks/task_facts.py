@@ -30,8 +30,8 @@ class TaskFacts:
     num_token_types: int = 0
     mask_token_id: int | None = None
     tokenizer_digest: str = ""
-    # Of models that read files:
-    media: str = ""  # "image" or "audio"
+    # Of models that read files or tables:
+    media: str = ""  # "image", "audio" or "table"
     max_batch_files: int = 0
     languages: tuple[str, ...] = ()
     subtasks: tuple[str, ...] = ()  # of segmentation

@@ -15,6 +15,7 @@ const calls = [
   ["token-classification", "tokenClassification", { inputs: "my name is sarah" }],
   ["fill-mask", "fillMask", { inputs: "a [MASK] dog" }],
   ["question-answering", "questionAnswering", { inputs: { question: "my name?", context: "Sarah is in London" } }],
+  ["table-question-answering", "tableQuestionAnswering", { inputs: { query: "who?", table: { Name: ["Ann", "Bob"] } } }],
   ["summarization", "summarization", { inputs: "hi", parameters: { max_length: 8 } }],
   ["translation", "translation", { inputs: "hi" }],
   ["image-classification", "imageClassification", { data: picture }],

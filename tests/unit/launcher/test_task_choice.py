@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from textmill_launcher.errors import UnsupportedTask
 from textmill_launcher.settings import load_settings
-from textmill_launcher.task_choice import TASKS, choose_task, example_of, task_of_class
+from textmill_launcher.task_choice import TASKS, choose_task, example_of, reads_texts, task_of_class
 
 from tests.task_classes import NO_TASK, tasks_of_classes
 
@@ -136,9 +136,26 @@ def test_a_tag_that_the_class_cannot_do_is_refused_with_both_names(tmp_path: Pat
     assert error.value.exit_code == 16
     with pytest.raises(UnsupportedTask, match=r"--task says fill-mask.*: give --task token-classification"):
         choose_task(folder, "fill-mask")
-    folder = folder_with(tmp_path, "TapasForQuestionAnswering")
-    with pytest.raises(UnsupportedTask, match=r"made for table-question-answering: which is not served"):
+    folder = folder_with(tmp_path, "VivitForVideoClassification")
+    with pytest.raises(UnsupportedTask, match=r"made for video-classification: which is not served"):
         choose_task(folder, "fill-mask")
+
+
+def test_a_tapex_checkpoint_is_refused_with_what_its_class_can_do(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "BartForConditionalGeneration")
+    (folder / "README.md").write_text("---\npipeline_tag: table-question-answering\n---\n")
+    words = (
+        r"says table-question-answering, and the class BartForConditionalGeneration is made for text2text-generation"
+    )
+    with pytest.raises(UnsupportedTask, match=words + ": give --task text2text-generation"):
+        choose_task(folder, None)
+
+
+def test_a_model_of_tables_needs_no_tokenizer_json(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "TapasForQuestionAnswering")
+    assert choose_task(folder, None).task == "table-question-answering"
+    assert not choose_task(folder, None).writes_text
+    assert not reads_texts(folder, None)
 
 
 def test_a_class_without_a_task_is_refused_with_its_name_and_the_tasks(tmp_path: Path) -> None:
@@ -150,7 +167,6 @@ def test_a_class_without_a_task_is_refused_with_its_name_and_the_tasks(tmp_path:
     ("class_name", "task", "reason"),
     [
         ("VivitForVideoClassification", "video-classification", "videos are not decoded"),
-        ("TapasForQuestionAnswering", "table-question-answering", "laid out by code of the tokenizer"),
     ],
 )
 def test_a_task_that_is_not_served_is_refused_with_the_reason(

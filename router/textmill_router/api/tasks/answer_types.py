@@ -59,6 +59,15 @@ class AnswerSpan(msgspec.Struct):
     answer: str
 
 
+class TableAnswer(msgspec.Struct):
+    """The cells of a table that answer a question, each as row and column, and what is to be done with the cells."""
+
+    answer: str
+    coordinates: list[list[int]]
+    cells: list[str]
+    aggregator: str
+
+
 class BoxCorners(msgspec.Struct):
     """The corners of an object in whole pixels of the image."""
 

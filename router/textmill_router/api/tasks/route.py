@@ -201,6 +201,8 @@ def _amount_headers(model: TaskModel, call: TaskCall, times: RowTimes) -> list[H
         return [(b"x-compute-images", b"%d" % call.num_rows)]
     if model.facts.media == "audio":  # nothing is known of the audio of a kept answer
         return [(b"x-compute-audio-length", b"%.3f" % times.audio_s)] if times.audio_s else []
+    if model.facts.media:  # tables, whose tokens the shard alone knows
+        return [(b"x-compute-characters", b"%d" % call.num_characters)]
     return [
         (b"x-compute-characters", b"%d" % call.num_characters),
         (b"x-prompt-tokens", b"%d" % times.num_tokens),

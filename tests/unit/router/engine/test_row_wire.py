@@ -1,4 +1,4 @@
-"""Batches of files and their answers on the wire (rules 26, 30 and 31 of docs/wire.md)."""
+"""Batches of files and of tables and their answers on the wire (rules 26, 30 and 31 of docs/wire.md)."""
 
 from array import array
 
@@ -7,6 +7,9 @@ from textmill_proto.v1 import shard_pb2
 from textmill_router.engine.row_wire import answers_from_proto, batch_to_proto
 from textmill_router.engine.wire import WireError
 from textmill_router.tasks.rows import (
+    CellAnswer,
+    CellChoice,
+    CellWish,
     DepthAnswer,
     DepthWish,
     DocumentAnswer,
@@ -16,6 +19,7 @@ from textmill_router.tasks.rows import (
     PairScoreWish,
     RowFault,
     Span,
+    TableRow,
     TranscriptAnswer,
     TranscriptPart,
     TranscriptWish,
@@ -160,3 +164,51 @@ def test_a_text_that_cannot_be_read_is_a_fault_of_the_client_and_of_the_texts() 
         RowFault("long", is_of_client=True, is_of_text=True),
         RowFault("bad", is_of_client=True),
     ]
+
+
+TABLES = [
+    TableRow(("a", "b"), ("1", "2", "3", "4"), ("who?", "and what?"), True, CellWish(), "inputs[0]"),
+    TableRow(("ü",), ("",), ("",), False, CellWish(), "inputs[1]"),
+]
+
+
+def _cells(**changes: bytes) -> shard_pb2.RowAnswers:
+    whole = {
+        "counts": array("I", [2, 0, 1]).tobytes(),
+        "rows": array("I", [0, 1, 0]).tobytes(),
+        "columns": array("I", [1, 0, 0]).tobytes(),
+        "label_ids": array("I", [3, 0, 1]).tobytes(),
+        "is_plain": b"\0\1\1",
+        "num_kept": array("I", [2, 1, 1]).tobytes(),
+    }
+    return shard_pb2.RowAnswers(number=3, cells=shard_pb2.CellAnswers(**{**whole, **changes}))
+
+
+def test_tables_travel_as_texts() -> None:
+    message = shard_pb2.RowBatch.FromString(batch_to_proto(3, TABLES).SerializeToString())
+    assert message.WhichOneof("head") == "cells"
+    first, second = message.tables.tables
+    assert (list(first.columns), list(first.cells)) == (["a", "b"], ["1", "2", "3", "4"])
+    assert (list(first.questions), first.is_sequential) == (["who?", "and what?"], True)
+    assert (list(second.columns), list(second.cells), second.is_sequential) == (["ü"], [""], False)
+
+
+def test_cells_belong_to_the_questions_in_their_order() -> None:
+    assert answers_from_proto(_cells(), 3, TABLES).results == [
+        CellAnswer((CellChoice(((0, 1), (1, 0)), 2, False, 2), CellChoice((), None, True, 1))),
+        CellAnswer((CellChoice(((0, 0),), 0, True, 1),)),
+    ]
+
+
+@pytest.mark.parametrize("name", ["counts", "rows", "columns", "label_ids", "is_plain", "num_kept"])
+def test_cells_of_other_lengths_are_a_fault_of_the_wire(name: str) -> None:
+    whole = getattr(_cells().cells, name)
+    size = 1 if name == "is_plain" else 4
+    for part in (whole[:-size], whole + whole[:size]):
+        with pytest.raises(WireError):
+            answers_from_proto(_cells(**{name: part}), 3, TABLES)
+
+
+def test_answers_to_more_questions_than_were_asked_are_a_fault_of_the_wire() -> None:
+    with pytest.raises(WireError):
+        answers_from_proto(_cells(), 3, TABLES[:1])

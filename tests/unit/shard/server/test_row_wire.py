@@ -12,6 +12,8 @@ from textmill_shard.tasks.batch_check import BatchRejected, check_batch
 from textmill_shard.tasks.rows import (
     Boxes,
     BoxParams,
+    CellAnswer,
+    CellChoice,
     Depth,
     DocumentParams,
     FailureCode,
@@ -25,6 +27,7 @@ from textmill_shard.tasks.rows import (
     SpanParams,
     Spans,
     SparseVector,
+    TableRow,
     Timestamps,
     TokenLabelParams,
     Transcript,
@@ -458,3 +461,62 @@ def test_answers_of_files_are_packed() -> None:
     assert transcript.language == "german"
     assert [(part.text, part.start_s, part.end_s) for part in transcript.segments] == [("a b", 0.5, 2.0)]
     assert f32(answers.audio_seconds) == [2.5]
+
+
+TABLE_FACTS = replace(FACTS, task="table-question-answering", heads=(HeadName.CELLS,), media="table", max_batch_files=1)
+
+
+def _table(**changes: Any) -> pb.Table:
+    return pb.Table(**{"columns": ["a", "b"], "cells": ["1", "2", "3", "4"], "questions": ["who?"], **changes})
+
+
+def test_tables_are_read_with_their_questions() -> None:
+    tables = pb.TableRows(tables=[_table(questions=["who?", "what?"], is_sequential=True)])
+    batch = batch_from_wire(pb.RowBatch(number=4, tables=tables, cells=pb.CellHead()))
+    check_batch(batch, TABLE_FACTS)
+    assert batch.head is HeadName.CELLS
+    assert list(batch.rows) == [TableRow(("a", "b"), ("1", "2", "3", "4"), ("who?", "what?"), is_sequential=True)]
+
+
+@pytest.mark.parametrize(
+    ("tables", "path"),
+    [
+        ([], "tables.tables"),
+        ([_table(columns=[])], "tables.cells"),
+        ([_table(cells=[])], "tables.cells"),
+        ([_table(cells=["1", "2", "3"])], "tables.cells"),
+        ([_table(questions=[])], "tables.questions"),
+        ([_table(), _table()], "media.files"),
+    ],
+)
+def test_rule_31_a_batch_of_tables_that_breaks_a_rule_is_refused_by_field(tables: list[pb.Table], path: str) -> None:
+    with pytest.raises(BatchRejected) as refused:
+        check_batch(
+            batch_from_wire(pb.RowBatch(number=4, tables=pb.TableRows(tables=tables), cells=pb.CellHead())), TABLE_FACTS
+        )
+    assert refused.value.field == path
+
+
+def test_rule_31_tables_and_files_are_not_taken_for_each_other() -> None:
+    tables = batch_from_wire(pb.RowBatch(number=4, tables=pb.TableRows(tables=[_table()]), cells=pb.CellHead()))
+    with pytest.raises(BatchRejected, match="reads files"):
+        check_batch(tables, replace(TABLE_FACTS, media="image"))
+    files = batch_from_wire(pb.RowBatch(number=4, media=pb.MediaRows(files=[b"one"]), cells=pb.CellHead()))
+    with pytest.raises(BatchRejected, match="reads tables"):
+        check_batch(files, TABLE_FACTS)
+
+
+def test_cells_of_all_questions_are_packed() -> None:
+    choices = [CellChoice([(0, 1), (1, 0)], 2, False, 2), CellChoice([], None, True, 1)]
+    answers = [CellAnswer(choices), RowFailure(FailureCode.BAD_MEDIA, "too wide"), CellAnswer([choices[0]])]
+    message = answers_to_wire(RowAnswers(number=4, head=HeadName.CELLS, answers=answers))
+    found = message.cells
+
+    def read(data: bytes) -> list[int]:
+        return np.frombuffer(data, dtype="<u4").tolist()
+
+    assert read(found.counts) == [2, 0, 2]
+    assert (read(found.rows), read(found.columns)) == ([0, 1, 0, 1], [1, 0, 1, 0])
+    assert (read(found.label_ids), list(found.is_plain)) == ([3, 0, 3], [0, 1, 0])
+    assert read(found.num_kept) == [2, 1, 2]
+    assert [(failure.row, failure.code) for failure in message.failures] == [(1, pb.ROW_FAILURE_CODE_BAD_MEDIA)]

@@ -1,7 +1,8 @@
 """Measures images of one megapixel with a tiny random Llava, and prints the figures as JSON.
 
 Time to first token of an image that the server has not seen, beside transformers in this process with the same weights;
-of the same image in a further turn; and the times between tokens of text streams, alone and beside images.
+of the same image in a further turn; and the times between tokens of text streams, alone and beside images in turns, so
+that other work on the machine slows both.
 """
 
 import argparse
@@ -87,10 +88,8 @@ def own_first_token_ms(folder: Path, rounds: int) -> list[float]:
 
 async def gaps_ms(url: str, num_streams: int, num_tokens: int, images: Sequence[str]) -> tuple[list[float], int]:
     """Return the times between tokens of text streams, and how many images were answered beside them."""
-    streams = [
-        asyncio.create_task(stream_once(url, TgiDialect(), GenerationWish(f"{number} words", num_tokens)))
-        for number in range(num_streams)
-    ]
+    wishes = [GenerationWish(f"{number} words", num_tokens, ignore_eos=True) for number in range(num_streams)]
+    streams = [asyncio.create_task(stream_once(url, TgiDialect(), wish)) for wish in wishes]
     num_images = 0
     for prompt in images:
         if all(stream.done() for stream in streams):
@@ -122,9 +121,14 @@ def measure(url: str, folder: Path, arguments: argparse.Namespace) -> dict[str, 
         again.append(first_token_ms(streamed(url, prompt_of(data, "What is this? " * 3 + "And its colour?"), 4)))
         after = counters(url)
         changes = {name: changes[name] + after[name] - before[name] for name in COUNTERS}
-    images = [prompt_of(photo(500 + seed), "What?") for seed in range(arguments.images)]
-    alone, _ = uvloop.run(gaps_ms(url, arguments.streams, arguments.tokens, []))
-    beside, num_beside = uvloop.run(gaps_ms(url, arguments.streams, arguments.tokens, images))
+    alone, beside, num_beside = [], [], 0
+    for turn in range(arguments.turns):
+        seeds = range(500 + turn * arguments.images, 500 + (turn + 1) * arguments.images)
+        images = [prompt_of(photo(seed), "What?") for seed in seeds]
+        alone += uvloop.run(gaps_ms(url, arguments.streams, arguments.tokens, []))[0]
+        gaps, num_images = uvloop.run(gaps_ms(url, arguments.streams, arguments.tokens, images))
+        beside += gaps
+        num_beside += num_images
     p99_alone, p99_beside = percentile(alone, 0.99), percentile(beside, 0.99)
     beside_transformers = {}
     if arguments.model is None:
@@ -150,7 +154,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--streams", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=400, help="output tokens of each text stream")
-    parser.add_argument("--images", type=int, default=60, help="most images beside the text streams")
+    parser.add_argument("--images", type=int, default=60, help="most images beside the text streams of a turn")
+    parser.add_argument("--turns", type=int, default=5, help="turns of text streams alone and then beside images")
     parser.add_argument("--kv-cache-bytes", type=int, default=16_000_000)
     arguments = parser.parse_args()
     with ExitStack() as stack:

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import pytest
@@ -461,11 +462,17 @@ def test_the_document_shows_the_tasks_own_form(routers: dict[str, httpx.Client])
     assert json.dumps(document)
 
 
-def test_there_is_no_playground_for_prompts(routers: dict[str, httpx.Client]) -> None:
+def test_the_playground_of_prompts_leads_to_the_page_that_sends_calls_of_the_task(
+    routers: dict[str, httpx.Client],
+) -> None:
     client = routers["masks"]
-    assert client.get("/playground").status_code == 404
-    page = client.get("/docs")
-    assert page.status_code == 200
+    answer = client.get("/playground")
+    assert (answer.status_code, answer.headers["location"], answer.content) == (307, "docs", b"")
+    assert urljoin("https://host/prefix/playground", answer.headers["location"]) == "https://host/prefix/docs"
+    assert client.get("/playground/main.js").status_code == 404
+    page = client.get("/playground", follow_redirects=True)
+    assert (page.status_code, page.url.path) == (200, "/docs")
+    assert "swagger" in page.text
     assert "/playground" not in page.text
 
 

@@ -96,6 +96,23 @@ def test_rule_33_an_image_is_asked_for_then_put_then_admitted(tmp_path: Path, to
     run(body())
 
 
+def test_rule_33_an_image_that_was_read_just_now_is_put_unasked(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def body() -> None:
+        async with open_images(tokenizer, tmp_path, [replace(PICTURED, step_s=0.005)]) as (bench, [shard]):
+            new = replace(bench.image("a"), is_new=True)
+            shard.cut_when(lambda table: table.num_sampled >= 5)
+            await bench.generate(bench.request(PROMPT, 20, media=(new,)))
+            # The second epoch asks, because the shard has heard of the image.
+            assert shard.media_calls == [A_PUT, "admit", "has 1", "admit"]
+            both = (new, replace(make_image("b", 32, 4), is_new=True))
+            await bench.generate(bench.request(b"xy" + PROMPT[2:], 5, media=both))
+            assert shard.media_calls[4] == "has 1"
+            assert [call for call in shard.media_calls[5:] if call != "admit"] == ["put " + image_digest("b").hex()]
+            assert bench.replicas.replicas[0].media_counts.num_hits == 2
+
+    run(body())
+
+
 def test_texts_go_on_while_an_image_is_on_its_way_and_an_image_is_put_once(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:

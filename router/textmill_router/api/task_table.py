@@ -19,6 +19,7 @@ from textmill_router.api.tasks.wrong_task import WrongTaskRoute
 from textmill_router.api.tgi.types import VertexAnswer, VertexBody
 from textmill_router.api.writing_routes import TaskPathRoute, compat_route
 from textmill_router.http.path_style import ROOT_STYLE, PathStyle
+from textmill_router.http.static_pages import PageElsewhere
 from textmill_router.serving.service import Service
 from textmill_router.tasks.forms import (
     EMBED,
@@ -317,7 +318,7 @@ def rows_for_task(task: str, general: tuple[RouteRow, ...]) -> list[RouteRow]:
     """Return the routes of a model without generation. `general` are the routes of a model that writes text.
 
     Of those the ones that need such a model become refusals, unless the task has the same route. The playground writes
-    prompts, so there is none.
+    prompts, so that its address leads to /docs, which sends calls of the task.
     """
     info = Operation(
         path="/info",
@@ -327,7 +328,12 @@ def rows_for_task(task: str, general: tuple[RouteRow, ...]) -> list[RouteRow]:
         errors=(401, 503),
         operation_id="get_model_info",
     )
-    own = [*_own_rows(task), RouteRow(TaskInfoRoute, info)]
+    playground = Operation(path="/playground", method="get", summary="Leads to /docs", is_shown=False)
+    own = [
+        *_own_rows(task),
+        RouteRow(TaskInfoRoute, info),
+        RouteRow(lambda _: PageElsewhere("docs"), playground, needs_key=False, is_playground=True),
+    ]
     own += _VECTOR_ROWS if task in _VECTORS else [_wrong(row) for row in _VECTOR_ROWS]
     if task in _CLASSIFICATION:
         own += _CLASSIFICATION_ROWS

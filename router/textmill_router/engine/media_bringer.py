@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from textmill_router.engine.adapter_calls import ShardAway
@@ -22,6 +22,7 @@ ASK_AGAIN_S = 5.0  # when the images took longer, the first of them are asked fo
 FULL_TIMEOUT_S = 60.0  # until the request fails, because leases of a router before this one end after 30 s
 AWAY_TIMEOUT_S = 60.0  # until the request fails where calls fail and the stream lives
 AWAY_RETRY_S = 0.5
+MAX_HEARD = 4096  # images, some 100 bytes each
 MAX_PUTS = 2  # at once, because the tensors of an image lie in memory meanwhile
 _FIRST_RETRY_S = 0.05
 _MAX_RETRY_S = 1.0
@@ -51,6 +52,7 @@ class MediaBringer:
         self._counts = counts
         self._requests: dict[RequestId, asyncio.Task[None]] = {}
         self._puts: dict[bytes, asyncio.Task[None]] = {}  # by digest, shared by the requests that have the image
+        self._heard: dict[bytes, None] = {}  # the last images that were to be brought: the shard may keep them
         self._turns = asyncio.Semaphore(MAX_PUTS)
 
     def bring(self, request: GenerationRequest) -> None:
@@ -103,7 +105,9 @@ class MediaBringer:
         num_asked = 0
         while True:
             began_s = self._now()
-            kept = await ask_for_media(self._stub(), items.keys())
+            doubtful = [digest for digest, item in items.items() if not item.is_new or digest in self._heard]
+            kept = await ask_for_media(self._stub(), doubtful) if doubtful else frozenset()
+            self._hear(items)
             if not num_asked:
                 self._counts.num_hits += len(kept)
             num_asked += 1
@@ -112,6 +116,13 @@ class MediaBringer:
             # An image that another request has put has a lease of that request alone.
             if all(own_puts) and (not missing or self._now() - began_s < ASK_AGAIN_S):
                 return began_s
+
+    def _hear(self, digests: Iterable[bytes]) -> None:
+        for digest in digests:
+            self._heard.pop(digest, None)
+            self._heard[digest] = None
+        while len(self._heard) > MAX_HEARD:
+            del self._heard[next(iter(self._heard))]
 
     async def _put_once(self, item: MediaItem) -> bool:
         """Put an image, or wait for another request that puts the image now, and return whether this request put it."""

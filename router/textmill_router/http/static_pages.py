@@ -52,6 +52,20 @@ class PageRoute:
         await send_reply(scope, send, 200, page.body(), content_type=b"text/html; charset=utf-8", headers=headers)
 
 
+class PageElsewhere:
+    """An ASGI endpoint that sends a browser to another page.
+
+    `place` is relative to the path, so that a prefix that a proxy adds to the path reaches the other page too.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers: list[Header] = [(b"location", self._place.encode()), (b"cache-control", b"no-cache")]
+        await send_reply(scope, send, 307, b"", headers=headers)
+
+
 class AssetRoute:
     """An ASGI endpoint of the assets of a page; the path has the name of the asset as its parameter `asset`."""
 

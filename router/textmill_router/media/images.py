@@ -26,13 +26,15 @@ class ImageLost(Exception):
 class KnownImage:
     """An image that has been read. `field` is its path in the body.
 
-    `text` stands for the image in a prompt, with one token for each run of rows.
+    `text` stands for the image in a prompt, with one token for each run of rows. `is_new` says that the image was read
+    for this call, because nothing was known of it.
     """
 
     digest: bytes
     field: str
     facts: ImageFacts
     prepare: Callable[[], Awaitable[tuple[TensorPart, ...]]]
+    is_new: bool
 
     @property
     def text(self) -> str:
@@ -58,6 +60,7 @@ class Images:
         self.facts = facts
         self._pool = pool
         self._shelf = ImageShelf() if shelf is None else shelf
+        self._readings: dict[bytes, asyncio.Task[ImageFacts | ImageRefusal]] = {}  # under way, by digest
 
     async def read(self, data: bytes, detail: Detail, *, field: str, salt: bytes = b"") -> KnownImage:
         """Return what an image becomes. `field` is the path of the image in the body.
@@ -68,12 +71,13 @@ class Images:
         """
         digest = await self._digest(data, detail, salt)
         verdict = self._shelf.verdict(digest)
+        is_new = verdict is None
         if verdict is None:
-            verdict = await self._ask(digest, data, detail)
+            verdict = await self._read_once(digest, data, detail)
         if isinstance(verdict, ImageRefusal):
             code = ImageCode.TOO_LARGE if verdict.is_too_large else ImageCode.INVALID
             raise ImageRefused(f"`{field}`: the image cannot be used: {verdict.reason}", field=field, code=code)
-        return KnownImage(digest, field, verdict, partial(self._tensors, digest, data, detail))
+        return KnownImage(digest, field, verdict, partial(self._tensors, digest, data, detail), is_new)
 
     def place(self, ids: "array[int]", images: Sequence[KnownImage]) -> ImagePrompt | None:
         """Return a prompt in which each run of rows has its tokens, or None where the ids have other runs."""
@@ -88,6 +92,7 @@ class Images:
                 num_tensor_bytes=image.facts.num_tensor_bytes,
                 spans=spans,
                 prepare=image.prepare,
+                is_new=image.is_new,
             )
             for image, spans in zip(images, expanded.spans, strict=True)
         ]
@@ -101,6 +106,19 @@ class Images:
         """Return the name of an image: equal bytes with other settings, or of another caller, have another name."""
         head = "\0".join((self.facts.kind, self.facts.settings, detail.value, "")).encode()
         return await asyncio.to_thread(_hash, head, data, salt) if len(data) > 1 << 18 else _hash(head, data, salt)
+
+    async def _read_once(self, digest: bytes, data: bytes, detail: Detail) -> ImageFacts | ImageRefusal:
+        """Read an image, or wait for another call that reads an equal image now."""
+        task = self._readings.get(digest)
+        if task is None:
+            task = self._readings[digest] = asyncio.create_task(self._ask(digest, data, detail))
+            task.add_done_callback(lambda done: self._forget(digest, done))
+        return await asyncio.shield(task)  # for the others, when this call's client leaves
+
+    def _forget(self, digest: bytes, task: "asyncio.Task[ImageFacts | ImageRefusal]") -> None:
+        del self._readings[digest]
+        if not task.cancelled():
+            task.exception()  # those who wait have it
 
     async def _ask(self, digest: bytes, data: bytes, detail: Detail) -> ImageFacts | ImageRefusal:
         found = await self._pool.read(data, detail)

@@ -51,7 +51,8 @@ class MediaItem:
     Equal digests name equal items, also in other requests: blake2b-16 over the kind, the original bytes and all
     settings that decide the tensors. `spans` cover the rows 0 .. num_rows - 1 in order. `num_tensor_bytes` counts the
     data of all tensors that `prepare` returns. `prepare` returns equal tensors each time, may be called several times,
-    and raises when the tensors cannot be made.
+    and raises when the tensors cannot be made. `is_new` says that the item was read for this request, so that a shard
+    keeps the item only where another request has brought it since.
     """
 
     digest: bytes  # 16 bytes
@@ -60,6 +61,7 @@ class MediaItem:
     num_tensor_bytes: int
     spans: tuple[MediaSpan, ...]
     prepare: Callable[[], Awaitable[tuple[TensorPart, ...]]]
+    is_new: bool = False
 
     def num_bytes(self, row_bytes: int) -> int:
         """Return the bytes that the item takes in a shard, which keeps the tensors or the rows, whichever are more."""

@@ -170,8 +170,23 @@ static void run_step(void *argument, int member) {
   scan_share(&s->scan, member, s->run.team->size);
 }
 
+// A step of less is over before another thread is awake. A thread that waits for a thread without a core waits for a
+// time slice of milliseconds, so that the caller of such a step works alone.
+#define LEAST_SHARED_PRODUCTS (1 << 20)
+
+static int64_t num_products(const decoder *m, const decoder_step *s) {
+  const int64_t wide = m->heads * m->head_dim;
+  const int64_t of_token = m->hidden * (2 * wide + 2 * m->kv_heads * m->head_dim + 3 * m->mlp);
+  int64_t pairs = 0;  // of queries and keys, a mask left out
+  for (int64_t i = 0; i < s->num_sequences; i++)
+    pairs += (int64_t)(s->query_starts[i + 1] - s->query_starts[i]) * s->context_lens[i];
+  return m->num_layers * (s->num_tokens * of_token + 2 * wide * pairs) + s->num_rows * m->hidden * m->vocabulary;
+}
+
 // 0, -1 when memory is short, or -2 when an exchange with the other ranks failed.
-EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
+EXPORT int textmill_decode(team *all, const decoder *m, const decoder_step *s) {
+  static team caller = {.size = 1};
+  team *t = num_products(m, s) < LEAST_SHARED_PRODUCTS ? &caller : all;
   const int64_t per_word = m->is_bf16 ? 2 : 1, tokens = s->num_tokens, rows = s->num_rows;
   const int64_t kept = rows > 0 ? rows : 1;
   decoder_run r = {.team = t, .model = m, .step = s};
@@ -196,7 +211,7 @@ EXPORT int textmill_decode(team *t, const decoder *m, const decoder_step *s) {
   char *parts[sizeof sizes / sizeof *sizes];
   int64_t total = 0;
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) total += round_up(sizes[i], 64);
-  char *memory = team_scratch(t, total), *next = memory;
+  char *memory = team_scratch(all, total), *next = memory;
   if (!memory) return -1;
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; next += round_up(sizes[i], 64), i++) parts[i] = next;
   r.residual = (float *)parts[0];

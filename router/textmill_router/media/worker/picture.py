@@ -28,7 +28,8 @@ def open_picture(data: bytes, max_pixels: int) -> Image.Image:
         raise PictureRefused(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from error
     _check_size(image.width, image.height, max_pixels)
     try:
-        return _flat(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)  # upright images are not copied
+        return _flat(image)
     except MemoryError:
         raise PictureRefused("it needs too much memory", is_too_large=True) from None
     except Exception as error:

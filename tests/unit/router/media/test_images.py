@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from textmill_router.errors import ImageCode, ImageRefused
+from textmill_router.errors import ImageCode, ImageRefused, Overloaded
 from textmill_router.media.image_shelf import ImageShelf
 from textmill_router.media.image_source import Detail
 from textmill_router.media.images import ImageLost, Images
@@ -46,6 +46,52 @@ def test_an_image_is_read_once() -> None:
         assert (first.text, first.rows.run_lengths) == ("(r)", (3,))
         assert await again.prepare() is await first.prepare()
         assert pool.num_reads == 1
+
+    asyncio.run(work())
+
+
+def test_equal_images_of_calls_at_a_time_are_read_once() -> None:
+    async def work() -> None:
+        pool, may_answer = Pool(), asyncio.Event()
+        read = pool.read
+
+        async def read_slowly(data: bytes, detail: Detail) -> ReadImage | ImageRefusal:
+            found = await read(data, detail)
+            await may_answer.wait()
+            return found
+
+        pool.read = read_slowly  # type: ignore[method-assign]
+        images = images_of(pool)
+        leaving, staying = [asyncio.create_task(images.read(b"abc", Detail.HIGH, field=name)) for name in "fg"]
+        other = asyncio.create_task(images.read(b"abc", Detail.HIGH, field="h", salt=b"caller"))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        may_answer.set()
+        assert [(image.field, image.is_new) for image in await asyncio.gather(staying, other)] == [
+            ("g", True),
+            ("h", True),
+        ]
+        assert pool.num_reads == 2  # another caller's image has another name
+        assert not (await images.read(b"abc", Detail.HIGH, field="f")).is_new
+
+    asyncio.run(work())
+
+
+def test_a_reading_that_fails_fails_for_all_who_wait_and_is_tried_again() -> None:
+    async def work() -> None:
+        pool = Pool()
+        read = pool.read
+
+        async def fail(data: bytes, detail: Detail) -> ReadImage | ImageRefusal:
+            await asyncio.sleep(0)
+            raise Overloaded("too much", retry_after_s=1)
+
+        pool.read = fail  # type: ignore[method-assign]
+        images = images_of(pool)
+        calls = [images.read(b"abc", Detail.HIGH, field="f") for _ in range(2)]
+        assert [type(found) for found in await asyncio.gather(*calls, return_exceptions=True)] == [Overloaded] * 2
+        pool.read = read  # type: ignore[method-assign]
+        assert (await images.read(b"abc", Detail.HIGH, field="f")).is_new
 
     asyncio.run(work())
 

@@ -1,6 +1,8 @@
 """The native decoder against transformers' own models: tiny random ones of each family, in chunks and mixed batches."""
 
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from textmill_shard.attention.base import AttentionRule
 from textmill_shard.distributed.parallel import TensorParallel
 from textmill_shard.layouts.native_decoder import NativeDecoder, why_not_native
-from textmill_shard.model.forward_batch import ForwardOutput
+from textmill_shard.model.forward_batch import ForwardBatch, ForwardOutput
 from textmill_shard.model.kv_pool import KvPool, LayerKvSpec
 from textmill_shard.model.synthetic_batch import SyntheticRow, synthetic_batch
 from textmill_shard.native.kernels import LAYER_PARTS, PARTS_AROUND
@@ -16,6 +18,7 @@ from textmill_shard.sampling.row_scan import TorchRowScanner
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.fakes.native_cases import Piece, make_batch, native_kernels
+from tests.fakes.processes import wait_until
 from tests.fakes.tiny_models import ARCHITECTURES, SMALL
 
 # Relative to the largest logit. In bfloat16 transformers rounds after each operation and we after each product, so
@@ -202,6 +205,38 @@ def test_hidden_states_give_the_logits_of_each_position(dtype: torch.dtype) -> N
     assert float((projected - expected).abs().max() / expected.abs().max()) < tolerance
     assert torch.equal(projected[-1], output.logits_NV[0])
     assert torch.equal(output.logits_NV, fast.forward(batch).logits_NV)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what the system counts of each thread")
+def test_a_step_of_little_work_wakes_no_thread() -> None:
+    before = {path.name for path in Path("/proc/self/task").iterdir()}
+    kernels = native_kernels(2)
+    [member] = {path.name for path in Path("/proc/self/task").iterdir()} - before
+
+    def sleeps() -> bool:
+        return "State:\tS" in Path(f"/proc/self/task/{member}/status").read_text()
+
+    def num_rests() -> int:
+        lines = Path(f"/proc/self/task/{member}/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+
+    def steps(batch: ForwardBatch) -> int:
+        """Return how often the other thread has gone to sleep in ten steps, before each of which the thread sleeps."""
+        first = num_rests()
+        for _ in range(10):
+            wait_until(sleeps, 10.0, "the other thread sleeps")
+            fast.forward(batch)
+        wait_until(sleeps, 10.0, "the other thread sleeps")
+        return num_rests() - first
+
+    model = make_model("llama")
+    context = make_contexts(model)[2]
+    fast = NativeDecoder(model, rules_of(model), kernels)
+    fast.bind(make_pool(model, num_blocks_of([context])))
+    whole, _ = make_batch([Piece(0, len(context))], ids=[context], block_size=BLOCK_SIZE)
+    one, _ = make_batch([Piece(len(context) - 1, 1)], ids=[context], block_size=BLOCK_SIZE)
+    assert steps(whole) >= 10
+    assert steps(one) == 0
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])

@@ -1,11 +1,18 @@
-"""The published examples with the URL of an image, answered by a tiny Llava: the log-probabilities are transformers'.
+"""The published examples with an image, answered by a tiny Llava: the log-probabilities are transformers'.
+
+The image comes by URL, and to the clients in JavaScript also in base64.
 
 Router and shard run in the test's process, so that the router gets a fetcher for which one local listener is the
 internet. The fetcher's guard is that of a server: only `huggingface.co` is allowed, and the name has a public address.
 """
 
+import json
+import shutil
+import subprocess
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -21,6 +28,8 @@ from tests.fakes.tiny_llava import transformers_answer, write_tiny_llava
 # Sums of the same products in another order; a tower of 3 layers and a decoder of 2.
 TOLERANCE = 1e-4
 NUM_TOKENS = 12
+JAVASCRIPT = Path(__file__).parents[1] / "clients" / "javascript"
+LIMIT_S = 120
 HOST = "huggingface.co"
 RABBIT = f"https://{HOST}/datasets/huggingface/documentation-images/resolve/main/transformers/rabbit.png"
 WORDS = "Whats in this image?"
@@ -67,6 +76,23 @@ def test_the_published_example_by_url_gets_the_answer_of_transformers(target: Ta
     assert logprobs == pytest.approx(target.logprobs, abs=TOLERANCE)
     assert len(target.hosts.requests) == num_requests + 1
     assert target.hosts.connected[-1] == (PUBLIC, 443)
+
+
+@pytest.mark.javascript
+@pytest.mark.parametrize("form", ["url", "base64"])
+def test_the_published_examples_in_javascript_get_the_answer_of_transformers(target: Target, form: str) -> None:
+    node = shutil.which("node")
+    assert node is not None
+    num_requests = len(target.hosts.requests)
+    image = RABBIT if form == "url" else f"data:image/png;base64,{b64encode(PICTURE).decode()}"
+    command = [node, "ask_images.mjs", target.url, image, WORDS, str(NUM_TOKENS)]
+    done = subprocess.run(command, cwd=JAVASCRIPT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"openai", "openai, stream", "huggingface", "huggingface, stream"}
+    for client, logprobs in found.items():
+        assert logprobs == pytest.approx(target.logprobs, abs=TOLERANCE), client
+    assert len(target.hosts.requests) - num_requests == (len(found) if form == "url" else 0)
 
 
 def test_a_host_that_is_not_allowed_is_not_asked(target: Target) -> None:

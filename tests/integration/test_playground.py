@@ -7,22 +7,29 @@ import json
 import os
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.clients import vendor
 from tests.fakes.hostile_text import HOSTILE_TEXT
+from tests.fakes.pictures import saved
 from tests.fakes.processes import LaunchedServer
+from tests.fakes.real_shard import RealShard
 from tests.fakes.running_router import RunningRouter
 from tests.fakes.speaking_router import speaking_router
+from tests.fakes.tiny_llava import write_tiny_llava
 
 FOLDER = Path(__file__).parents[1] / "clients" / "playground"
 SCENARIOS = sorted(path.name.partition(".")[0] for path in (FOLDER / "scenarios").glob("*.test.mjs"))
 LIMIT_S = 280
+COLOURS = ("red", "green", "blue")
 THOUGHT = (
     "<think>\nThe user wants the weather.\n</think>\n\nLet me look.\n"
     '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
@@ -40,8 +47,11 @@ def run_node(*arguments: str, **environ: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def servers(real_server: LaunchedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The addresses of the demo model, of models that say one text, and of a server with a key behind a prefix."""
+def servers(real_server: LaunchedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """The addresses of the scenarios' servers: the demo model and others, named by what each is for.
+
+    `seeing` is a tiny Llava of random weights, and `pictures` are PNG files in base64.
+    """
     with ExitStack() as stack:
 
         def speaks(name: str, text: str, **settings: str) -> str:
@@ -50,11 +60,16 @@ def servers(real_server: LaunchedServer, tmp_path_factory: pytest.TempPathFactor
 
         folder = tmp_path_factory.mktemp("locked")
         locked = stack.enter_context(RunningRouter(folder, api_key=("s3cret",), root_path="/llm"))
+        folder = tmp_path_factory.mktemp("seeing")
+        llava = write_tiny_llava(folder / "model")
+        seeing = stack.enter_context(RunningRouter(folder, model=llava, make_shard=RealShard))
         yield {
             "demo": real_server.base_url,
             "hostile": speaks("hostile", HOSTILE_TEXT),
             "thinking": speaks("thinking", THOUGHT),
             "locked": locked.url,
+            "seeing": seeing.url,
+            "pictures": [b64encode(saved(Image.new("RGB", (24, 24), name), "PNG")).decode() for name in COLOURS],
         }
 
 
@@ -81,5 +96,5 @@ def test_vendored_files_are_those_of_npm() -> None:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_scenario(servers: dict[str, str], scenario: str) -> None:
+def test_scenario(servers: dict[str, Any], scenario: str) -> None:
     run_node(f"scenarios/{scenario}.test.mjs", PLAYGROUND_SERVERS=json.dumps(servers), PYTHON=sys.executable)

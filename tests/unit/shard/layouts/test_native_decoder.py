@@ -231,7 +231,7 @@ def test_a_step_of_little_work_wakes_no_thread() -> None:
 
     model = make_model("llama")
     context = make_contexts(model)[2]
-    fast = NativeDecoder(model, rules_of(model), kernels)
+    fast = NativeDecoder(model, rules_of(model), kernels, TensorParallel())
     fast.bind(make_pool(model, num_blocks_of([context])))
     whole, _ = make_batch([Piece(0, len(context))], ids=[context], block_size=BLOCK_SIZE)
     one, _ = make_batch([Piece(len(context) - 1, 1)], ids=[context], block_size=BLOCK_SIZE)

@@ -382,7 +382,7 @@ def test_too_many_rows_are_refused_before_they_are_tokenised(routers: dict[str, 
 
 
 @pytest.mark.parametrize(
-    "path", ["/generate", "/generate_stream", "/v1/chat/completions", "/v1/completions", "/tokenize"]
+    "path", ["/generate", "/generate_stream", "/v1/chat/completions", "/v1/completions", "/detokenize"]
 )
 def test_generation_on_a_model_without_it_names_the_task_and_its_routes(
     routers: dict[str, httpx.Client], path: str

@@ -22,16 +22,20 @@ from textmill_router.http.path_style import ROOT_STYLE, PathStyle
 from textmill_router.http.static_pages import PageElsewhere
 from textmill_router.serving.service import Service
 from textmill_router.tasks.forms import (
+    DECODE,
     EMBED,
     EMBED_ALL,
     EMBED_SPARSE,
     EMBEDDINGS,
     FORMS,
     PREDICT,
+    TOKENIZE,
     TRANSCRIPTION,
     TaskForm,
     family_of,
 )
+from textmill_router.tasks.names import is_text_task
+from textmill_router.tasks.text_tokens import TextToken
 from textmill_router.tasks.transcription import FILE_FIELD, TranscriptionFields
 
 _ERRORS = (400, 401, 404, 408, 413, 415, 422, 424, 429, 500, 503, 504)
@@ -273,6 +277,18 @@ _CLASSIFICATION_ROWS = (
 )
 
 
+_TOKEN_ROWS = (
+    _form_row(
+        "/tokenize",
+        TOKENIZE,
+        "The tokens of texts and the characters where they stand, as embedding servers give them",
+        list[list[TextToken]],
+        _TEXT,
+    ),
+    _form_row("/decode", DECODE, "The texts of token ids", list[str], {"ids": [1, 2, 3]}),
+)
+
+
 def _audio_row(path: str, summary: str, *, translates: bool) -> RouteRow:
     operation = Operation(
         path=path,
@@ -339,6 +355,7 @@ def rows_for_task(task: str, general: tuple[RouteRow, ...]) -> list[RouteRow]:
         own += _CLASSIFICATION_ROWS
     else:
         own += [_wrong(row) for row in _CLASSIFICATION_ROWS if row.operation.path != "/predict"]
+    own += _TOKEN_ROWS if is_text_task(task) else ()
     own += _AUDIO_ROWS if task == TRANSCRIPTION.task else [_wrong(row) for row in _AUDIO_ROWS]
     taken = {(row.operation.method, row.operation.path) for row in own}
     others = [

@@ -49,6 +49,7 @@ from textmill_router.tasks.text_classification import (
     classification_call,
     predict_call,
 )
+from textmill_router.tasks.text_tokens import DecodeBody, TextTokensBody, decode_call, tokenize_call
 from textmill_router.tasks.token_classification import TokenClassificationBody, token_classification_call
 from textmill_router.tasks.transcription import TranscriptionFields, transcription_call, translation_call
 from textmill_router.tasks.visual_question_answering import (
@@ -131,6 +132,9 @@ EMBED_SPARSE = TaskForm("feature-extraction", EmbedBody, embed_sparse_call)
 EMBEDDINGS = TaskForm("feature-extraction", EmbeddingsBody, embeddings_call)
 TRANSCRIPTION = TaskForm("automatic-speech-recognition", TranscriptionFields, transcription_call)
 TRANSLATION = TaskForm("automatic-speech-recognition", TranscriptionFields, translation_call)
+# Of every task of texts; the calls have the name of the model's task.
+TOKENIZE = TaskForm("tokenize", TextTokensBody, tokenize_call)
+DECODE = TaskForm("decode", DecodeBody, decode_call)
 PREDICT = TaskForm("text-classification", PredictBody, predict_call)
 
 # The tasks that a call may ask of a model of one of them.

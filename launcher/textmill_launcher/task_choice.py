@@ -38,6 +38,7 @@ ROW_TASKS = (
     "document-question-answering",
     "audio-classification",
     "automatic-speech-recognition",
+    "text-to-audio",
 )
 TASKS = (*WRITING_TASKS, *ROW_TASKS)
 
@@ -112,6 +113,7 @@ _EXAMPLES = {
     "table-question-answering": (
         '{"inputs":{"query":"Who has a cat?","table":{"Name":["Ann","Bob"],"Pet":["a cat","a dog"]}}}'
     ),
+    "text-to-audio": '{"inputs":"Good morning everybody"}',
 }
 # The bodies of these tasks are files.
 _FILE_EXAMPLES = {
@@ -224,12 +226,12 @@ def choose_task(folder: Path, asked: str | None) -> TaskChoice:
 
 
 def reads_texts(folder: Path, asked: str | None) -> bool:
-    """Whether the model of a folder reads texts by a tokenizer.json, as models of files and of tables do not.
+    """Whether the model of a folder reads texts by a tokenizer.json, as those of files, tables and speech do not.
 
     A folder whose task is not known or not served is refused by `choose_task` for a better reason.
     """
     try:
-        return choose_task(folder, asked).task not in (*_FILE_EXAMPLES, "table-question-answering")
+        return choose_task(folder, asked).task not in (*_FILE_EXAMPLES, "table-question-answering", "text-to-audio")
     except UnsupportedTask:
         return False
 
@@ -238,6 +240,8 @@ def example_of(task: str) -> tuple[str, str]:
     """Return the path, and curl's words for the body, of a call that shows what the task does."""
     if task in _FILE_EXAMPLES:
         return _PATHS.get(task, "/"), f"--data-binary @{_FILE_EXAMPLES[task]}"
+    if task == "text-to-audio":
+        return "/", f"-o speech.flac -d '{_EXAMPLES[task]}'"
     path, body = ("/", _EXAMPLES[task]) if task in _EXAMPLES else ("/generate", _WRITING_EXAMPLE)
     return path, f"-H 'Content-Type: application/json' -d '{body}'"
 

@@ -28,7 +28,8 @@ MEDIA_TASKS = (  # rows that are files, see tasks/media_loader.py
     *("audio-classification", "automatic-speech-recognition"),
 )
 TABLE_TASK = "table-question-answering"  # see tasks/table_loader.py
-TASKS = (*WRITING_TASKS, *ROW_TASKS, *MEDIA_TASKS, TABLE_TASK)
+STRING_TASKS = ("text-to-audio",)  # rows that are strings, see tasks/speaking_loader.py
+TASKS = (*WRITING_TASKS, *ROW_TASKS, *MEDIA_TASKS, TABLE_TASK, *STRING_TASKS)
 POOLINGS = ("auto", "cls", "mean", "last", "max", "none")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from textmill_shard.engine.status import ShardStatus
 from textmill_shard.errors import UnsupportedModelError
-from textmill_shard.options import MEDIA_TASKS, TABLE_TASK
+from textmill_shard.options import MEDIA_TASKS, STRING_TASKS, TABLE_TASK
 from textmill_shard.settings import ServeSettings
 from textmill_shard.tasks.row_forward import RowLayout
 from textmill_shard.tasks.row_loop import RowLoop
@@ -20,16 +20,18 @@ from textmill_shard.tasks.task_loader import TaskOptions, load_task
 
 if TYPE_CHECKING:
     from textmill_shard.tasks.media_rows import MediaReader
+    from textmill_shard.tasks.string_rows import StringReader
     from textmill_shard.tasks.table_reader import TableReader
 
 
 @dataclass(frozen=True, slots=True)
 class StartedRows:
-    """The facts of a loaded model, and the loop that is ready to run. A model of files or tables has a reader."""
+    """The facts of a loaded model, and the loop that is ready to run. A model of files, tables or strings has a
+    reader."""
 
     facts: TaskFacts
     loop: RowLoop
-    reader: MediaReader | TableReader | None = None
+    reader: MediaReader | StringReader | TableReader | None = None
 
 
 def start_rows(settings: ServeSettings, device: str, status: ShardStatus) -> StartedRows:
@@ -48,6 +50,8 @@ def start_rows(settings: ServeSettings, device: str, status: ShardStatus) -> Sta
     )
     if settings.task == TABLE_TASK:
         return _start_tables(settings, options, status)
+    if settings.task in STRING_TASKS:
+        return _start_speaker(settings, options, status)
     if settings.task in MEDIA_TASKS:
         return _start_files(settings, options, status)
     return _start_texts(settings, options, status)
@@ -148,5 +152,33 @@ def _start_tables(settings: ServeSettings, options: TaskOptions, status: ShardSt
         max_row_tokens=loaded.max_row_tokens,
         media="table",
         max_batch_files=1,
+    )
+    return StartedRows(facts, RowLoop(loaded.runner, status, max_batch_tokens=1), loaded.reader)
+
+
+def _start_speaker(settings: ServeSettings, options: TaskOptions, status: ShardStatus) -> StartedRows:
+    """Start a model that speaks. The packages that write audio are imported here, because texts need none."""
+    try:
+        from textmill_shard.tasks.speaking_loader import load_speaker
+    except ImportError as error:
+        raise UnsupportedModelError(
+            f"--task {settings.task} needs the package {error.name}: pip install 'textmill[tasks]'"
+        ) from error
+    loaded = load_speaker(options, settings.max_audio_seconds, status.report_loading)
+    status.progress.measure_warm_up(loaded.batch_s)
+    facts = TaskFacts(
+        model_id=settings.model_id,
+        model_sha=settings.model_sha,
+        model_type=loaded.model_type,
+        dtype=loaded.dtype,
+        device=torch.device(options.device).type,
+        task=settings.task,
+        heads=(HeadName.SOUNDS,),
+        labels=(),
+        problem_type="",
+        weight_bytes=loaded.weight_bytes,
+        media="text",
+        max_batch_files=1,
+        num_speakers=loaded.num_speakers,
     )
     return StartedRows(facts, RowLoop(loaded.runner, status, max_batch_tokens=1), loaded.reader)

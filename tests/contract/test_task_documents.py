@@ -42,6 +42,7 @@ ROWS = {
     "document-question-answering": RowShardOptions(heads=("documents",), media="image", max_row_tokens=512),
     "audio-classification": RowShardOptions(heads=("labels",), labels=LABELS, media="audio"),
     "automatic-speech-recognition": RowShardOptions(heads=("transcripts",), media="audio", max_batch_files=1),
+    "text-to-audio": RowShardOptions(heads=("sounds",), media="text", max_batch_files=1, num_speakers=1),
 }
 WRITING = {
     "summarization, translation, text2text-generation": (
@@ -93,10 +94,16 @@ def test_a_call_of_the_page_is_answered(clients: dict[str, httpx.Client], title:
     headers = {"content-type": "application/x-www-form-urlencoded"}  # as curl sends without -H
     if "-H" in words:
         name, _, value = words[words.index("-H") + 1].partition(":")
-        headers = {name.strip(): value.strip()}
+        headers |= {name.strip().lower(): value.strip()}
     answer = clients[title].post(path, content=body, headers=headers)
     assert answer.status_code == 200, answer.text
-    assert answer.json()
+    if title == "text-to-audio":
+        assert (answer.headers["content-type"], answer.content) == (
+            "audio/wav",
+            b"1 7 0 1 -1 -1 -1 Good morning everybody",
+        )
+    else:
+        assert answer.json()
 
 
 def run_python(clients: dict[str, httpx.Client], title: str) -> dict[str, Any]:
@@ -158,3 +165,8 @@ def test_the_python_of_speech_runs(
     names = run_python(clients, "automatic-speech-recognition")
     assert names["text"] == "0 '' 0 0 0.000 0.000"
     assert [word.word for word in names["words"]] == ["one", "two"]
+
+
+def test_the_python_of_spoken_texts_runs(clients: dict[str, httpx.Client]) -> None:
+    names = run_python(clients, "text-to-audio")
+    assert [names[name].split(b" ", 1)[0] for name in ("flac", "mp3")] == [b"0", b"3"]

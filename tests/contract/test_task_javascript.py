@@ -38,6 +38,7 @@ ROWS = {
     "document-question-answering:written": RowShardOptions(heads=("writings",), media="image"),
     "audio-classification": RowShardOptions(heads=("labels",), labels=("cat", "dog"), media="audio"),
     "automatic-speech-recognition": RowShardOptions(heads=("transcripts",), media="audio"),
+    "text-to-audio": RowShardOptions(heads=("sounds",), media="text", max_batch_files=1, num_speakers=1),
 }
 WRITING = FakeShardOptions(decoder_prompt_ids=(257,), max_encoder_tokens=60, max_model_tokens=40)
 LIMIT_S = 60

@@ -50,10 +50,11 @@ class RowShardOptions:
     vector: Callable[[Sequence[int]], list[float]] = plain_vector
     logits: Callable[[Sequence[int], int], list[float]] = plain_logits
     tokenizer_digest: str = ""
-    media: str = ""  # "image" or "audio" where rows are files, "table" where they are tables
+    media: str = ""  # "image" or "audio" where rows are files, "table" or "text" where they are tables or strings
     max_batch_files: int = 8
     languages: tuple[str, ...] = ()
     subtasks: tuple[str, ...] = ()
+    num_speakers: int = 0
 
 
 @dataclass(slots=True)
@@ -154,6 +155,7 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
             max_batch_files=one.max_batch_files if one.media else 0,
             languages=one.languages,
             subtasks=one.subtasks,
+            num_speakers=one.num_speakers,
         )
         if one.mask_token_id is not None:
             facts.mask_token_id = one.mask_token_id
@@ -162,7 +164,7 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
     def RunRows(self, request: shard_pb2.RowBatch, context: Any) -> shard_pb2.RowAnswers:
         lengths = _read("I", request.text.lengths)
         ids = _read("I", request.text.token_ids)
-        rows: list[Any] = [*request.media.files, *request.tables.tables]
+        rows: list[Any] = [*request.media.files, *request.tables.tables, *request.strings.texts]
         start = 0
         for length in lengths:
             rows.append(list(ids[start : start + length]))
@@ -178,7 +180,7 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
             context.abort(grpc.StatusCode.UNAVAILABLE, "scripted loss")
         answers = shard_pb2.RowAnswers(number=request.number, wait_ns=1000, compute_ns=2000)
         good = [index for index, row in enumerate(rows) if not self._is_poisoned(row)]
-        if request.WhichOneof("rows") == "media":
+        if request.WhichOneof("rows") in ("media", "strings"):
             good = self._readable(answers, request, rows, good)
         for index in sorted(set(range(len(rows))) - set(good) - {failure.row for failure in answers.failures}):
             answers.failures.add(row=index, code=shard_pb2.ROW_FAILURE_CODE_NOT_FINITE, message="a score is not finite")
@@ -186,15 +188,15 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
         return answers
 
     def _readable(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> list[int]:
-        """Refuse files and texts that begin with BAD. Other files of audio have a second for each byte."""
+        """Refuse files and texts that begin with BAD. Other audio has a second for each byte, or character to speak."""
         texts = [each.texts for each in request.media.texts] if request.media.texts else [[]] * len(rows)
-        bad = [index for index in good if rows[index].startswith(b"BAD")]
+        bad = [index for index in good if rows[index][:3] in (b"BAD", "BAD")]
         for index in bad:
             answers.failures.add(row=index, code=shard_pb2.ROW_FAILURE_CODE_BAD_MEDIA, message="the file is bad")
         for index in (index for index in good if any(text.startswith("BAD") for text in texts[index])):
             answers.failures.add(row=index, code=shard_pb2.ROW_FAILURE_CODE_BAD_TEXT, message="the text is bad")
             bad.append(index)
-        if self._options.media == "audio":
+        if self._options.media in ("audio", "text"):
             seconds = array("f", [0.0 if index in bad else len(row) for index, row in enumerate(rows)])
             answers.audio_seconds = seconds.tobytes()
         return [index for index in good if index not in bad]
@@ -341,6 +343,17 @@ class FakeRowShard(shard_pb2_grpc.ShardServicer):
             null_scores=array("f", [0.375] * len(good)).tobytes(),
         )
         answers.documents.CopyFrom(found)
+
+    def _sounds(self, answers: Any, request: Any, rows: list[Any], good: list[int]) -> None:
+        """Answer with a file that says what was asked."""
+        for index in good:
+            wish = request.sounds.wishes[index]
+            numbers = [wish.speed]
+            for name in ("speaking_rate", "noise_scale", "noise_scale_duration"):
+                numbers.append(getattr(wish, name) if wish.HasField(name) else -1)
+            said = " ".join(f"{number:g}" for number in numbers)
+            answers.sounds.files.append(f"{wish.format} {wish.seed} {wish.speaker} {said} {rows[index]}".encode())
+        answers.sounds.SetInParent()
 
     def _vectors(self, answers: Any, request: Any, rows: list[list[int]], good: list[int]) -> None:
         wanted = _read("I", request.vectors.dimensions) or array("I", [0] * len(rows))

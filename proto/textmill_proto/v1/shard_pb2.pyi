@@ -130,6 +130,39 @@ TIMESTAMPS_CHARACTERS: Timestamps.ValueType  # 3
 """a chunk per character (CTC)"""
 Global___Timestamps: _TypeAlias = Timestamps  # noqa: Y015
 
+class _SoundFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SoundFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SoundFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SOUND_FORMAT_FLAC: _SoundFormat.ValueType  # 0
+    """16 bits"""
+    SOUND_FORMAT_WAV: _SoundFormat.ValueType  # 1
+    """PCM of 16 bits"""
+    SOUND_FORMAT_OGG: _SoundFormat.ValueType  # 2
+    """Vorbis"""
+    SOUND_FORMAT_MP3: _SoundFormat.ValueType  # 3
+    SOUND_FORMAT_OPUS: _SoundFormat.ValueType  # 4
+    """in an OGG file, at 24 kHz"""
+    SOUND_FORMAT_PCM: _SoundFormat.ValueType  # 5
+    """samples of 16 bits, little-endian, at 24 kHz, without a header"""
+
+class SoundFormat(_SoundFormat, metaclass=_SoundFormatEnumTypeWrapper): ...
+
+SOUND_FORMAT_FLAC: SoundFormat.ValueType  # 0
+"""16 bits"""
+SOUND_FORMAT_WAV: SoundFormat.ValueType  # 1
+"""PCM of 16 bits"""
+SOUND_FORMAT_OGG: SoundFormat.ValueType  # 2
+"""Vorbis"""
+SOUND_FORMAT_MP3: SoundFormat.ValueType  # 3
+SOUND_FORMAT_OPUS: SoundFormat.ValueType  # 4
+"""in an OGG file, at 24 kHz"""
+SOUND_FORMAT_PCM: SoundFormat.ValueType  # 5
+"""samples of 16 bits, little-endian, at 24 kHz, without a header"""
+Global___SoundFormat: _TypeAlias = SoundFormat  # noqa: Y015
+
 class _RowFailureCode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1548,6 +1581,7 @@ class TaskFacts(_message.Message):
     MAX_BATCH_FILES_FIELD_NUMBER: _builtins.int
     LANGUAGES_FIELD_NUMBER: _builtins.int
     SUBTASKS_FIELD_NUMBER: _builtins.int
+    NUM_SPEAKERS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """version number; router and shard must have the same one"""
     model_id: _builtins.str
@@ -1587,9 +1621,11 @@ class TaskFacts(_message.Message):
     weight_bytes: _builtins.int
     """bytes of parameters that the shard holds"""
     media: _builtins.str
-    """"" when rows are texts, "image" or "audio" when rows are files, "table" for tables"""
+    """what rows are: "" token ids, "image" or "audio" files, "table" tables, "text" strings"""
     max_batch_files: _builtins.int
-    """files or tables of the largest batch, 0 when rows are texts"""
+    """files, tables or strings of the largest batch, 0 when rows are token ids"""
+    num_speakers: _builtins.int
+    """voices of a model that speaks, 0 = the model does not speak"""
     @_builtins.property
     def heads(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """names of the fields of RowBatch.head that the model serves, e.g. "labels" """
@@ -1634,10 +1670,11 @@ class TaskFacts(_message.Message):
         max_batch_files: _builtins.int = ...,
         languages: _abc.Iterable[_builtins.str] | None = ...,
         subtasks: _abc.Iterable[_builtins.str] | None = ...,
+        num_speakers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "mask_token_id", b"mask_token_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "counts_padding", b"counts_padding", "device", b"device", "dtype", b"dtype", "heads", b"heads", "is_normalized", b"is_normalized", "labels", b"labels", "languages", b"languages", "mask_token_id", b"mask_token_id", "max_batch_files", b"max_batch_files", "max_batch_tokens", b"max_batch_tokens", "max_row_tokens", b"max_row_tokens", "media", b"media", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_token_types", b"num_token_types", "problem_type", b"problem_type", "protocol_version", b"protocol_version", "subtasks", b"subtasks", "task", b"task", "token_vector_width", b"token_vector_width", "tokenizer_digest", b"tokenizer_digest", "vector_width", b"vector_width", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id", "counts_padding", b"counts_padding", "device", b"device", "dtype", b"dtype", "heads", b"heads", "is_normalized", b"is_normalized", "labels", b"labels", "languages", b"languages", "mask_token_id", b"mask_token_id", "max_batch_files", b"max_batch_files", "max_batch_tokens", b"max_batch_tokens", "max_row_tokens", b"max_row_tokens", "media", b"media", "model_id", b"model_id", "model_sha", b"model_sha", "model_type", b"model_type", "num_speakers", b"num_speakers", "num_token_types", b"num_token_types", "problem_type", b"problem_type", "protocol_version", b"protocol_version", "subtasks", b"subtasks", "task", b"task", "token_vector_width", b"token_vector_width", "tokenizer_digest", b"tokenizer_digest", "vector_width", b"vector_width", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mask_token_id: _TypeAlias = _typing.Literal["mask_token_id"]  # noqa: Y015
     _WhichOneofArgType__mask_token_id: _TypeAlias = _typing.Literal["_mask_token_id", b"_mask_token_id"]  # noqa: Y015
@@ -1657,6 +1694,7 @@ class RowBatch(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     MEDIA_FIELD_NUMBER: _builtins.int
     TABLES_FIELD_NUMBER: _builtins.int
+    STRINGS_FIELD_NUMBER: _builtins.int
     VECTORS_FIELD_NUMBER: _builtins.int
     TOKEN_VECTORS_FIELD_NUMBER: _builtins.int
     SPARSE_VECTORS_FIELD_NUMBER: _builtins.int
@@ -1672,6 +1710,7 @@ class RowBatch(_message.Message):
     WRITINGS_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     CELLS_FIELD_NUMBER: _builtins.int
+    SOUNDS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number of the batch, chosen by the router and given back with the answers"""
     @_builtins.property
@@ -1685,6 +1724,10 @@ class RowBatch(_message.Message):
     @_builtins.property
     def tables(self) -> Global___TableRows:
         """tables with questions"""
+
+    @_builtins.property
+    def strings(self) -> Global___StringRows:
+        """texts as strings, where `media` of TaskFacts is "text" """
 
     @_builtins.property
     def vectors(self) -> Global___VectorHead:
@@ -1746,6 +1789,10 @@ class RowBatch(_message.Message):
     def cells(self) -> Global___CellHead:
         """cells of a table"""
 
+    @_builtins.property
+    def sounds(self) -> Global___SoundHead:
+        """a text, spoken"""
+
     def __init__(
         self,
         *,
@@ -1753,6 +1800,7 @@ class RowBatch(_message.Message):
         text: Global___TextRows | None = ...,
         media: Global___MediaRows | None = ...,
         tables: Global___TableRows | None = ...,
+        strings: Global___StringRows | None = ...,
         vectors: Global___VectorHead | None = ...,
         token_vectors: Global___TokenVectorHead | None = ...,
         sparse_vectors: Global___SparseVectorHead | None = ...,
@@ -1768,14 +1816,15 @@ class RowBatch(_message.Message):
         writings: Global___WritingHead | None = ...,
         documents: Global___DocumentHead | None = ...,
         cells: Global___CellHead | None = ...,
+        sounds: Global___SoundHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "cells", b"cells", "depths", b"depths", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "pair_scores", b"pair_scores", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "tables", b"tables", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "cells", b"cells", "depths", b"depths", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "pair_scores", b"pair_scores", "rows", b"rows", "segments", b"segments", "sounds", b"sounds", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "strings", b"strings", "tables", b"tables", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "cells", b"cells", "depths", b"depths", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "number", b"number", "pair_scores", b"pair_scores", "rows", b"rows", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "tables", b"tables", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "cells", b"cells", "depths", b"depths", "documents", b"documents", "head", b"head", "labels", b"labels", "masks", b"masks", "media", b"media", "number", b"number", "pair_scores", b"pair_scores", "rows", b"rows", "segments", b"segments", "sounds", b"sounds", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "strings", b"strings", "tables", b"tables", "text", b"text", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_head: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "pair_scores", "depths", "writings", "documents", "cells"]  # noqa: Y015
+    _WhichOneofReturnType_head: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "pair_scores", "depths", "writings", "documents", "cells", "sounds"]  # noqa: Y015
     _WhichOneofArgType_head: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
-    _WhichOneofReturnType_rows: _TypeAlias = _typing.Literal["text", "media", "tables"]  # noqa: Y015
+    _WhichOneofReturnType_rows: _TypeAlias = _typing.Literal["text", "media", "tables", "strings"]  # noqa: Y015
     _WhichOneofArgType_rows: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_head) -> _WhichOneofReturnType_head | None: ...
@@ -1923,6 +1972,28 @@ class Table(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Table: _TypeAlias = Table  # noqa: Y015
+
+@_typing.final
+class StringRows(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """one text per row, which the shard's own tokenizer reads"""
+
+    def __init__(
+        self,
+        *,
+        texts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["texts", b"texts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StringRows: _TypeAlias = StringRows  # noqa: Y015
 
 @_typing.final
 class VectorHead(_message.Message):
@@ -2426,6 +2497,84 @@ class CellHead(_message.Message):
 Global___CellHead: _TypeAlias = CellHead  # noqa: Y015
 
 @_typing.final
+class SoundHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WISHES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def wishes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SoundWish]:
+        """per row"""
+
+    def __init__(
+        self,
+        *,
+        wishes: _abc.Iterable[Global___SoundWish] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wishes", b"wishes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SoundHead: _TypeAlias = SoundHead  # noqa: Y015
+
+@_typing.final
+class SoundWish(_message.Message):
+    """How a text is spoken. Numbers that are absent are those of the model's files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    SPEAKER_FIELD_NUMBER: _builtins.int
+    SPEAKING_RATE_FIELD_NUMBER: _builtins.int
+    NOISE_SCALE_FIELD_NUMBER: _builtins.int
+    NOISE_SCALE_DURATION_FIELD_NUMBER: _builtins.int
+    SPEED_FIELD_NUMBER: _builtins.int
+    format: Global___SoundFormat.ValueType
+    seed: _builtins.int
+    """key of the row's noise: what torch.manual_seed takes"""
+    speaker: _builtins.int
+    """number of the voice, 0 .. num_speakers-1"""
+    speaking_rate: _builtins.float
+    """> 0; 2 speaks in half of the time of 1"""
+    noise_scale: _builtins.float
+    """>= 0, how much the sound varies"""
+    noise_scale_duration: _builtins.float
+    """>= 0, how much the lengths of the sounds vary"""
+    speed: _builtins.float
+    """> 0, times the speaking rate"""
+    def __init__(
+        self,
+        *,
+        format: Global___SoundFormat.ValueType = ...,
+        seed: _builtins.int = ...,
+        speaker: _builtins.int = ...,
+        speaking_rate: _builtins.float | None = ...,
+        noise_scale: _builtins.float | None = ...,
+        noise_scale_duration: _builtins.float | None = ...,
+        speed: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_noise_scale", b"_noise_scale", "_noise_scale_duration", b"_noise_scale_duration", "_speaking_rate", b"_speaking_rate", "noise_scale", b"noise_scale", "noise_scale_duration", b"noise_scale_duration", "speaking_rate", b"speaking_rate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_noise_scale", b"_noise_scale", "_noise_scale_duration", b"_noise_scale_duration", "_speaking_rate", b"_speaking_rate", "format", b"format", "noise_scale", b"noise_scale", "noise_scale_duration", b"noise_scale_duration", "seed", b"seed", "speaker", b"speaker", "speaking_rate", b"speaking_rate", "speed", b"speed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__noise_scale: _TypeAlias = _typing.Literal["noise_scale"]  # noqa: Y015
+    _WhichOneofArgType__noise_scale: _TypeAlias = _typing.Literal["_noise_scale", b"_noise_scale"]  # noqa: Y015
+    _WhichOneofReturnType__noise_scale_duration: _TypeAlias = _typing.Literal["noise_scale_duration"]  # noqa: Y015
+    _WhichOneofArgType__noise_scale_duration: _TypeAlias = _typing.Literal["_noise_scale_duration", b"_noise_scale_duration"]  # noqa: Y015
+    _WhichOneofReturnType__speaking_rate: _TypeAlias = _typing.Literal["speaking_rate"]  # noqa: Y015
+    _WhichOneofArgType__speaking_rate: _TypeAlias = _typing.Literal["_speaking_rate", b"_speaking_rate"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__noise_scale) -> _WhichOneofReturnType__noise_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__noise_scale_duration) -> _WhichOneofReturnType__noise_scale_duration | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__speaking_rate) -> _WhichOneofReturnType__speaking_rate | None: ...
+
+Global___SoundWish: _TypeAlias = SoundWish  # noqa: Y015
+
+@_typing.final
 class RowAnswers(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2446,13 +2595,14 @@ class RowAnswers(_message.Message):
     WRITINGS_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     CELLS_FIELD_NUMBER: _builtins.int
+    SOUNDS_FIELD_NUMBER: _builtins.int
     AUDIO_SECONDS_FIELD_NUMBER: _builtins.int
     WAIT_NS_FIELD_NUMBER: _builtins.int
     COMPUTE_NS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """number of the batch"""
     audio_seconds: _builtins.bytes
-    """f32[] seconds of audio per row, 0 for a row that failed; empty for rows of another kind"""
+    """f32[] seconds of audio per row, read or spoken, 0 for a row that failed; empty for rows of another kind"""
     wait_ns: _builtins.int
     """nanoseconds from the arrival of the batch until its turn"""
     compute_ns: _builtins.int
@@ -2491,6 +2641,8 @@ class RowAnswers(_message.Message):
     def documents(self) -> Global___DocumentAnswers: ...
     @_builtins.property
     def cells(self) -> Global___CellAnswers: ...
+    @_builtins.property
+    def sounds(self) -> Global___SoundAnswers: ...
     def __init__(
         self,
         *,
@@ -2511,15 +2663,16 @@ class RowAnswers(_message.Message):
         writings: Global___WritingAnswers | None = ...,
         documents: Global___DocumentAnswers | None = ...,
         cells: Global___CellAnswers | None = ...,
+        sounds: Global___SoundAnswers | None = ...,
         audio_seconds: _builtins.bytes = ...,
         wait_ns: _builtins.int = ...,
         compute_ns: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "boxes", b"boxes", "cells", b"cells", "depths", b"depths", "documents", b"documents", "labels", b"labels", "masks", b"masks", "pair_scores", b"pair_scores", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "boxes", b"boxes", "cells", b"cells", "depths", b"depths", "documents", b"documents", "labels", b"labels", "masks", b"masks", "pair_scores", b"pair_scores", "segments", b"segments", "sounds", b"sounds", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "writings", b"writings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio_seconds", b"audio_seconds", "boxes", b"boxes", "cells", b"cells", "compute_ns", b"compute_ns", "depths", b"depths", "documents", b"documents", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "pair_scores", b"pair_scores", "segments", b"segments", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "wait_ns", b"wait_ns", "writings", b"writings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "audio_seconds", b"audio_seconds", "boxes", b"boxes", "cells", b"cells", "compute_ns", b"compute_ns", "depths", b"depths", "documents", b"documents", "failures", b"failures", "labels", b"labels", "masks", b"masks", "number", b"number", "pair_scores", b"pair_scores", "segments", b"segments", "sounds", b"sounds", "spans", b"spans", "sparse_vectors", b"sparse_vectors", "token_labels", b"token_labels", "token_vectors", b"token_vectors", "transcripts", b"transcripts", "vectors", b"vectors", "wait_ns", b"wait_ns", "writings", b"writings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "pair_scores", "depths", "writings", "documents", "cells"]  # noqa: Y015
+    _WhichOneofReturnType_answer: _TypeAlias = _typing.Literal["vectors", "token_vectors", "sparse_vectors", "labels", "token_labels", "masks", "spans", "boxes", "transcripts", "segments", "pair_scores", "depths", "writings", "documents", "cells", "sounds"]  # noqa: Y015
     _WhichOneofArgType_answer: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_answer) -> _WhichOneofReturnType_answer | None: ...
 
@@ -3002,6 +3155,28 @@ class CellAnswers(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CellAnswers: _TypeAlias = CellAnswers  # noqa: Y015
+
+@_typing.final
+class SoundAnswers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """per row: the audio in the format of its wish"""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SoundAnswers: _TypeAlias = SoundAnswers  # noqa: Y015
 
 @_typing.final
 class TranscriptAnswers(_message.Message):

@@ -29,12 +29,14 @@ from textmill_router.tasks.forms import (
     EMBEDDINGS,
     FORMS,
     PREDICT,
+    SPEECH,
     TOKENIZE,
     TRANSCRIPTION,
     TaskForm,
     family_of,
 )
 from textmill_router.tasks.names import is_text_task
+from textmill_router.tasks.text_to_audio import SpeechRequest
 from textmill_router.tasks.text_tokens import TextToken
 from textmill_router.tasks.transcription import FILE_FIELD, TranscriptionFields
 
@@ -50,6 +52,7 @@ class _Shown:
     summary: str
     answer: Any
     example: dict[str, Any]
+    answer_types: tuple[str, ...] = ()  # of an answer that is a file
 
 
 # A PNG of one pixel in base64.
@@ -166,6 +169,12 @@ _SHOWN = {
         (shapes.TranscriptAnswer, list[shapes.TranscriptAnswer]),
         {"inputs": "UklGRi4AAABXQVZFZm10IBAAAAABAAEAQB8AAIA+AAACABAAZGF0YQoAAAAAAAAAAAAAAAAA"},
     ),
+    "text-to-audio": _Shown(
+        "A text, spoken",
+        None,
+        {"inputs": "Good morning everybody"},
+        ("audio/flac", "audio/wav", "audio/ogg", "audio/mpeg"),
+    ),
 }
 
 
@@ -188,6 +197,7 @@ def _own_rows(task: str) -> list[RouteRow]:
         one
         for member in family
         for one in (_SHOWN[member].answer if isinstance(_SHOWN[member].answer, tuple) else (_SHOWN[member].answer,))
+        if one is not None
     )
     shown = _SHOWN[task]
     rows = []
@@ -207,7 +217,8 @@ def _own_rows(task: str) -> list[RouteRow]:
             parameters=parameters,
             operation_id=operation_id,
             body=body,
-            answer=answer,
+            answer=answer or None,
+            answer_types=shown.answer_types,
             errors=_ERRORS,
             example=shown.example,
             query=FORMS[task].parameters,
@@ -311,9 +322,23 @@ _AUDIO_ROWS = (
     _audio_row("/v1/audio/transcriptions", "The words of speech, in OpenAI's form", translates=False),
     _audio_row("/v1/audio/translations", "The words of speech in English, in OpenAI's form", translates=True),
 )
+_SPEECH_ROW = RouteRow(
+    _route(always(SPEECH), is_v1=True),
+    Operation(
+        path="/v1/audio/speech",
+        method="post",
+        summary="A text, spoken, in OpenAI's form",
+        body=SpeechRequest,
+        answer_types=("audio/mpeg", "audio/opus", "audio/flac", "audio/wav", "audio/pcm"),
+        errors=_ERRORS,
+        example={"input": "Good morning everybody", "model": "any", "voice": "0"},
+        operation_id="v1_audio_speech",
+        error=answers.OpenAIErrorResponse,
+    ),
+)
 TASK_ALIASES = {
-    "/embeddings": "/v1/embeddings",
-    **{row.operation.path.removeprefix("/v1"): row.operation.path for row in _AUDIO_ROWS},
+    path.removeprefix("/v1"): path
+    for path in ("/v1/embeddings", "/v1/audio/speech", *(row.operation.path for row in _AUDIO_ROWS))
 }
 
 
@@ -356,6 +381,7 @@ def rows_for_task(task: str, general: tuple[RouteRow, ...]) -> list[RouteRow]:
     else:
         own += [_wrong(row) for row in _CLASSIFICATION_ROWS if row.operation.path != "/predict"]
     own += _TOKEN_ROWS if is_text_task(task) else ()
+    own.append(_SPEECH_ROW if task == SPEECH.task else _wrong(_SPEECH_ROW))
     own += _AUDIO_ROWS if task == TRANSCRIPTION.task else [_wrong(row) for row in _AUDIO_ROWS]
     taken = {(row.operation.method, row.operation.path) for row in own}
     others = [
@@ -375,6 +401,6 @@ def rows_beside_writing() -> tuple[RouteRow, ...]:
             ("/predict", compat_route),
         )
     ]
-    of_tasks = (*_VECTOR_ROWS, *_CLASSIFICATION_ROWS, *_AUDIO_ROWS)
+    of_tasks = (*_VECTOR_ROWS, *_CLASSIFICATION_ROWS, *_AUDIO_ROWS, _SPEECH_ROW)
     refusals = [_wrong(row) for row in of_tasks if row.operation.path != "/predict"]
     return (*rows, *refusals)

@@ -36,9 +36,13 @@ from textmill_router.tasks.rows import (
     Segment,
     SegmentAnswer,
     SegmentWish,
+    SoundAnswer,
+    SoundFormat,
+    SoundWish,
     Span,
     SpanAnswer,
     SpanWish,
+    StringRow,
     TableRow,
     TaskFacts,
     Timestamps,
@@ -53,6 +57,14 @@ from textmill_router.tasks.rows import (
 
 _IS_BIG_ENDIAN = sys.byteorder == "big"
 _OF_CLIENT = (shard_pb2.ROW_FAILURE_CODE_BAD_MEDIA, shard_pb2.ROW_FAILURE_CODE_BAD_TEXT)
+_SOUND_FORMATS = {
+    SoundFormat.FLAC: shard_pb2.SOUND_FORMAT_FLAC,
+    SoundFormat.WAV: shard_pb2.SOUND_FORMAT_WAV,
+    SoundFormat.OGG: shard_pb2.SOUND_FORMAT_OGG,
+    SoundFormat.MP3: shard_pb2.SOUND_FORMAT_MP3,
+    SoundFormat.OPUS: shard_pb2.SOUND_FORMAT_OPUS,
+    SoundFormat.PCM: shard_pb2.SOUND_FORMAT_PCM,
+}
 _TIMESTAMPS = {
     Timestamps.NONE: shard_pb2.TIMESTAMPS_NONE,
     Timestamps.SEGMENTS: shard_pb2.TIMESTAMPS_SEGMENTS,
@@ -88,6 +100,7 @@ def task_facts_from_proto(message: shard_pb2.TaskFacts) -> TaskFacts:
         max_batch_files=message.max_batch_files,
         languages=tuple(message.languages),
         subtasks=tuple(message.subtasks),
+        num_speakers=message.num_speakers,
     )
 
 
@@ -96,10 +109,13 @@ def batch_to_proto(number: int, rows: Sequence[AnyRow]) -> shard_pb2.RowBatch:
     head = rows[0].head
     files = [row for row in rows if isinstance(row, FileRow)]
     tables = [row for row in rows if isinstance(row, TableRow)]
+    strings = [row.text for row in rows if isinstance(row, StringRow)]
     if files:
         message = shard_pb2.RowBatch(number=number, media=_media(files))
     elif tables:
         message = shard_pb2.RowBatch(number=number, tables=_tables(tables))
+    elif strings:
+        message = shard_pb2.RowBatch(number=number, strings=shard_pb2.StringRows(texts=strings))
     else:
         message = shard_pb2.RowBatch(number=number, text=_text([row for row in rows if isinstance(row, Row)]))
     getattr(message, head.value).CopyFrom(_HEADS[head]([row.wish for row in rows]))
@@ -250,6 +266,24 @@ def _documents(wishes: Sequence[Any]) -> shard_pb2.DocumentHead:
     )
 
 
+def _sounds(wishes: Sequence[Any]) -> shard_pb2.SoundHead:
+    asked: Sequence[SoundWish] = wishes
+    return shard_pb2.SoundHead(
+        wishes=[
+            shard_pb2.SoundWish(
+                format=_SOUND_FORMATS[wish.sound_format],
+                seed=wish.seed,
+                speaker=wish.speaker,
+                speaking_rate=wish.speaking_rate,
+                noise_scale=wish.noise_scale,
+                noise_scale_duration=wish.noise_scale_duration,
+                speed=wish.speed,
+            )
+            for wish in asked
+        ]
+    )
+
+
 _HEADS: dict[Head, Callable[[Sequence[Any]], Any]] = {
     Head.VECTORS: _vectors,
     Head.TOKEN_VECTORS: lambda wishes: shard_pb2.TokenVectorHead(),
@@ -266,6 +300,7 @@ _HEADS: dict[Head, Callable[[Sequence[Any]], Any]] = {
     Head.WRITINGS: _writings,
     Head.DOCUMENTS: _documents,
     Head.CELLS: lambda wishes: shard_pb2.CellHead(),
+    Head.SOUNDS: _sounds,
 }
 
 
@@ -441,6 +476,11 @@ def _following(choices: Iterator[CellChoice]) -> CellChoice:
     return found
 
 
+def _read_sounds(answer: shard_pb2.SoundAnswers, rows: Sequence[AnyRow]) -> Iterator[RowResult]:
+    for file in answer.files:
+        yield SoundAnswer(file)
+
+
 _READERS: dict[Head, Callable[[Any, Sequence[AnyRow]], Iterator[RowResult]]] = {
     Head.VECTORS: _read_vectors,
     Head.TOKEN_VECTORS: _read_token_vectors,
@@ -457,6 +497,7 @@ _READERS: dict[Head, Callable[[Any, Sequence[AnyRow]], Iterator[RowResult]]] = {
     Head.WRITINGS: _read_writings,
     Head.DOCUMENTS: _read_documents,
     Head.CELLS: _read_cells,
+    Head.SOUNDS: _read_sounds,
 }
 
 

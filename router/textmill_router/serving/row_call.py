@@ -18,7 +18,7 @@ from textmill_router.serving.row_backend import RowBackend
 from textmill_router.serving.service import Service
 from textmill_router.tasks.call import TaskCall
 from textmill_router.tasks.names import is_file_task
-from textmill_router.tasks.rows import FileRow, RowResult, TableRow
+from textmill_router.tasks.rows import FileRow, RowResult, StringRow, TableRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ async def _compute(backend: RowBackend, call: TaskCall, deadline_s: float | None
         raise DeadlineMissed("the answer was not complete within the time of x-request-timeout-ms") from None
     except FileRefused as error:
         row = rows[error.index]
-        assert isinstance(row, FileRow | TableRow)
+        assert isinstance(row, FileRow | TableRow | StringRow)
         path = row.path
         if isinstance(row, FileRow) and error.is_of_text and row.texts_path:
             path = row.texts_path

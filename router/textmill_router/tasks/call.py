@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from textmill_router.tasks.rows import AnyRow, RowResult
+from textmill_router.tasks.rows import AnyRow, RowResult, SoundFormat
 
 
 @dataclass(slots=True)
@@ -40,6 +40,7 @@ class ClientShapes:
 
     zero_shot_is_list: bool = False
     caption_is_object: bool = False
+    sound_format: SoundFormat | None = SoundFormat.FLAC  # None: the client takes no format that is written here
 
 
 class TaskCall(Protocol):

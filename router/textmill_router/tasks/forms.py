@@ -49,6 +49,7 @@ from textmill_router.tasks.text_classification import (
     classification_call,
     predict_call,
 )
+from textmill_router.tasks.text_to_audio import SpeechRequest, SpokenBody, speech_request_call, text_to_audio_call
 from textmill_router.tasks.text_tokens import DecodeBody, TextTokensBody, decode_call, tokenize_call
 from textmill_router.tasks.token_classification import TokenClassificationBody, token_classification_call
 from textmill_router.tasks.transcription import TranscriptionFields, transcription_call, translation_call
@@ -124,6 +125,7 @@ FORMS = {
             body_of_questions,
         ),
         TaskForm("automatic-speech-recognition", SpeechBody, speech_call, SpeechParameters),
+        TaskForm("text-to-audio", SpokenBody, text_to_audio_call),
     )
 }
 EMBED = TaskForm("feature-extraction", EmbedBody, embed_call)
@@ -135,6 +137,7 @@ TRANSLATION = TaskForm("automatic-speech-recognition", TranscriptionFields, tran
 # Of every task of texts; the calls have the name of the model's task.
 TOKENIZE = TaskForm("tokenize", TextTokensBody, tokenize_call)
 DECODE = TaskForm("decode", DecodeBody, decode_call)
+SPEECH = TaskForm("text-to-audio", SpeechRequest, speech_request_call)
 PREDICT = TaskForm("text-classification", PredictBody, predict_call)
 
 # The tasks that a call may ask of a model of one of them.

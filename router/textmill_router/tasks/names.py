@@ -26,7 +26,8 @@ FILE_TASKS = (  # rows are images or audio
     "automatic-speech-recognition",
 )
 TABLE_TASK = "table-question-answering"  # rows are tables, which the shard lays out
-ROW_TASKS = (*TEXT_TASKS, *FILE_TASKS, TABLE_TASK)
+STRING_TASKS = ("text-to-audio",)  # rows are strings, which the tokenizer of the shard reads
+ROW_TASKS = (*TEXT_TASKS, *FILE_TASKS, TABLE_TASK, *STRING_TASKS)
 _TRANSLATION = re.compile(r"translation_\w+_to_\w+")
 _ALIASES = {
     "ner": "token-classification",
@@ -34,6 +35,7 @@ _ALIASES = {
     "sentence-embeddings": "feature-extraction",
     "text-ranking": "rerank",
     "sentence-ranking": "rerank",
+    "text-to-speech": "text-to-audio",
 }
 
 

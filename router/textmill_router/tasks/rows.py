@@ -27,6 +27,7 @@ class Head(StrEnum):
     WRITINGS = "writings"
     DOCUMENTS = "documents"
     CELLS = "cells"
+    SOUNDS = "sounds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,30 @@ class CellWish:
     """The cells of a table that answer its questions."""
 
 
+class SoundFormat(StrEnum):
+    """The formats of a file of speech. The values are those of OpenAI's `response_format`."""
+
+    FLAC = "flac"
+    WAV = "wav"
+    OGG = "ogg"
+    MP3 = "mp3"
+    OPUS = "opus"
+    PCM = "pcm"
+
+
+@dataclass(frozen=True, slots=True)
+class SoundWish:
+    """How a text is spoken. None leaves a number to the model's files; `speed` is a factor."""
+
+    sound_format: SoundFormat
+    seed: int
+    speaker: int = 0
+    speaking_rate: float | None = None
+    noise_scale: float | None = None
+    noise_scale_duration: float | None = None
+    speed: float = 1.0
+
+
 Wish = (
     VectorWish
     | TokenVectorWish
@@ -186,6 +211,7 @@ Wish = (
     | WritingWish
     | DocumentWish
     | CellWish
+    | SoundWish
 )
 
 HEAD_OF: dict[type[Wish], Head] = {
@@ -204,6 +230,7 @@ HEAD_OF: dict[type[Wish], Head] = {
     WritingWish: Head.WRITINGS,
     DocumentWish: Head.DOCUMENTS,
     CellWish: Head.CELLS,
+    SoundWish: Head.SOUNDS,
 }
 
 
@@ -285,7 +312,29 @@ class TableRow:
         return sum(map(len, (*self.columns, *self.cells, *self.questions)))
 
 
-AnyRow = Row | FileRow | TableRow
+@dataclass(frozen=True, slots=True)
+class StringRow:
+    """A text that the tokenizer of the shard reads. `path` names the row in an error."""
+
+    text: str
+    wish: Wish
+    path: str
+
+    @property
+    def head(self) -> Head:
+        return HEAD_OF[type(self.wish)]
+
+    @property
+    def num_tokens(self) -> int:
+        return 0
+
+    @property
+    def size(self) -> int:
+        """The room that the row takes in a batch: characters."""
+        return len(self.text)
+
+
+AnyRow = Row | FileRow | TableRow | StringRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,6 +500,13 @@ class CellAnswer:
     choices: tuple[CellChoice, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SoundAnswer:
+    """A text, spoken: a file in the format that was asked for."""
+
+    file: bytes = field(repr=False)
+
+
 RowResult = (
     Numbers
     | ScoredIds
@@ -463,6 +519,7 @@ RowResult = (
     | DocumentAnswer
     | DepthAnswer
     | CellAnswer
+    | SoundAnswer
 )
 
 
@@ -510,7 +567,8 @@ class TaskFacts:
     num_token_types: int
     mask_token_id: int | None
     tokenizer_digest: str
-    media: str  # "image" or "audio" where rows are files, "table" where they are tables, else empty
+    media: str  # "image" or "audio" where rows are files, "table" or "text" (strings) where they are those, else empty
     max_batch_files: int
     languages: tuple[str, ...]
     subtasks: tuple[str, ...]
+    num_speakers: int

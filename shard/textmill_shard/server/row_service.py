@@ -13,7 +13,7 @@ from textmill_shard.server.calls import abort, health_report
 from textmill_shard.server.row_wire import answers_to_wire, batch_from_wire, task_facts_to_wire
 from textmill_shard.tasks.batch_check import BatchRejected, check_batch
 from textmill_shard.tasks.row_loop import LoopBusy, LoopEnded, RowLoop
-from textmill_shard.tasks.rows import MediaRow, RowBatch, TableRow
+from textmill_shard.tasks.rows import RowBatch
 from textmill_shard.tasks.task_facts import TaskFacts
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ _NO_STREAM = "the model of this shard computes rows: its calls are TaskInfo and 
 
 
 class FileReader(Protocol):
-    """Makes files or tables ready for the model (`tasks/media_rows.py`, `tasks/table_reader.py`).
+    """Makes files, tables (`tasks/table_reader.py`) or strings ready for the model (`tasks/media_rows.py`).
 
     Any thread may call `read`.
     """
@@ -41,7 +41,7 @@ class RowService(shard_pb2_grpc.ShardServicer):
         self._reader: FileReader | None = None
 
     def set_loaded(self, facts: TaskFacts, loop: RowLoop, reader: FileReader | None = None) -> None:
-        """Serve this model from now on. Called once. A model of files or tables has a reader of them."""
+        """Serve this model from now on. Called once. A model of files, tables or strings has a reader of them."""
         self._loop = loop
         self._reader = reader
         self._facts = facts
@@ -106,9 +106,8 @@ class RowService(shard_pb2_grpc.ShardServicer):
         return answers_to_wire(waiting.answers)
 
     def _ready(self, batch: RowBatch) -> Sequence[Any] | None:
-        """Decode the files or tables of a batch while the batch before it runs. None for texts."""
-        rows = [row for row in batch.rows if isinstance(row, MediaRow | TableRow)]
-        return None if self._reader is None else self._reader.read(rows)
+        """Decode files, lay out tables or tokenise strings, while the batch before runs. None for token ids."""
+        return None if self._reader is None else self._reader.read(batch.rows)
 
     def _require_facts(self, context: grpc.ServicerContext) -> TaskFacts:
         if self._facts is None:

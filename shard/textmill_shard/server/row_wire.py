@@ -30,9 +30,13 @@ from textmill_shard.tasks.rows import (
     RowFailure,
     SegmentParams,
     Segments,
+    Sound,
+    SoundFormat,
+    SoundParams,
     SpanParams,
     Spans,
     SparseVector,
+    StringRow,
     TableRow,
     Timestamps,
     TokenLabelParams,
@@ -59,6 +63,14 @@ _WRITING_FIELDS = (
     *(*_WRITING_COUNTS, *_WRITING_REALS, "min_length", "min_new_tokens", "do_sample", "top_k", "length_penalty"),
     "no_repeat_ngram_size",
 )
+_SOUND_FORMATS = {
+    pb.SOUND_FORMAT_FLAC: SoundFormat.FLAC,
+    pb.SOUND_FORMAT_WAV: SoundFormat.WAV,
+    pb.SOUND_FORMAT_OGG: SoundFormat.OGG,
+    pb.SOUND_FORMAT_MP3: SoundFormat.MP3,
+    pb.SOUND_FORMAT_OPUS: SoundFormat.OPUS,
+    pb.SOUND_FORMAT_PCM: SoundFormat.PCM,
+}
 _TIMESTAMPS = {
     pb.TIMESTAMPS_NONE: Timestamps.NONE,
     pb.TIMESTAMPS_SEGMENTS: Timestamps.SEGMENTS,
@@ -94,6 +106,7 @@ def task_facts_to_wire(facts: TaskFacts) -> pb.TaskFacts:
         max_batch_files=facts.max_batch_files,
         languages=facts.languages,
         subtasks=facts.subtasks,
+        num_speakers=facts.num_speakers,
     )
 
 
@@ -105,13 +118,15 @@ def batch_from_wire(message: pb.RowBatch) -> RowBatch:
     head = HeadName(head_name)
     match message.WhichOneof("rows"):
         case "text":
-            rows: Sequence[Row | MediaRow | TableRow] = _text_rows(head, message)
+            rows: Sequence[Row | MediaRow | TableRow | StringRow] = _text_rows(head, message)
         case "media":
             rows = _media_rows(head, message)
         case "tables":
             rows = _table_rows(message.tables)
+        case "strings":
+            rows = _string_rows(head, message)
         case _:
-            raise BatchRejected("rows", "a batch holds texts, files or tables")
+            raise BatchRejected("rows", "a batch holds texts, files, tables or strings")
     return RowBatch(number=message.number, head=head, rows=rows)
 
 
@@ -224,6 +239,32 @@ def _document_params(message: pb.RowBatch, num_rows: int) -> list[Params]:
         raise BatchRejected("documents.max_window_tokens", "windows, spans and their tokens are numbers from 1 on")
     parts = np.split(boxes, np.cumsum(counts)[:-1])
     return [DocumentParams(parts[row], windows[row], strides[row], longest[row], most[row]) for row in range(num_rows)]
+
+
+def _string_rows(head: HeadName, message: pb.RowBatch) -> list[StringRow]:
+    texts = message.strings.texts
+    if not texts:
+        raise BatchRejected("strings.texts", "a batch has at least one row")
+    if head is not HeadName.SOUNDS:
+        return [StringRow(text) for text in texts]
+    if len(message.sounds.wishes) != len(texts):
+        raise BatchRejected("sounds.wishes", f"{len(texts)} elements are wanted")
+    wishes = (_sound_params(index, wish) for index, wish in enumerate(message.sounds.wishes))
+    return [StringRow(text, params) for text, params in zip(texts, wishes, strict=True)]
+
+
+def _sound_params(index: int, wish: pb.SoundWish) -> SoundParams:
+    if wish.format not in _SOUND_FORMATS:
+        raise BatchRejected("sounds.wishes.format", f"row {index} has {wish.format}, which is not known")
+    numbers = {
+        name: float(getattr(wish, name)) if wish.HasField(name) else None
+        for name in ("speaking_rate", "noise_scale", "noise_scale_duration")
+    }
+    positive = (wish.speed, *([] if numbers["speaking_rate"] is None else [numbers["speaking_rate"]]))
+    known = [number for number in numbers.values() if number is not None]
+    if not all(number > 0 for number in positive) or not all(0 <= number < np.inf for number in (wish.speed, *known)):
+        raise BatchRejected("sounds.wishes", f"row {index} has a number that is out of its range")
+    return SoundParams(_SOUND_FORMATS[wish.format], wish.seed, wish.speaker, speed=float(wish.speed), **numbers)
 
 
 def _text_rows(head: HeadName, message: pb.RowBatch) -> list[Row]:
@@ -388,6 +429,8 @@ def _answer_to_wire(head: HeadName, answers: Sequence[Answer]) -> Any:
                 is_plain=bytes(one.is_plain for one in choices),
                 num_kept=_pack_ids([np.array([one.num_kept for one in choices])]),
             )
+        case HeadName.SOUNDS:
+            return pb.SoundAnswers(files=[answer.file for answer in answers if isinstance(answer, Sound)])
         case HeadName.TRANSCRIPTS:
             found = [_transcript_to_wire(answer) for answer in answers if isinstance(answer, Transcript)]
             return pb.TranscriptAnswers(transcripts=found)

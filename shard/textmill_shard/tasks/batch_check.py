@@ -8,7 +8,9 @@ from textmill_shard.tasks.rows import (
     Row,
     RowBatch,
     SegmentParams,
+    SoundParams,
     SpanParams,
+    StringRow,
     TableRow,
     Timestamps,
     TokenLabelParams,
@@ -26,7 +28,12 @@ TASKS_OF_TEXTS = frozenset(
         "document-question-answering",
     }
 )
-_KIND_OF = {"": "texts", "table": "tables"}
+# The rows of a model by `media` of its facts; all others are files.
+_KINDS: dict[str, tuple[type, str]] = {
+    "": (Row, "texts"),
+    "table": (TableRow, "tables"),
+    "text": (StringRow, "strings"),
+}
 
 
 class BatchRejected(Exception):
@@ -43,17 +50,14 @@ def check_batch(batch: RowBatch, facts: TaskFacts) -> None:
         served = ", ".join(head.value for head in facts.heads)
         raise BatchRejected("head", f"{batch.head.value} is asked for, this model serves {served}")
     rows = [row for row in batch.rows if isinstance(row, Row)]
-    if len(rows) != (0 if facts.media else len(batch.rows)):
-        raise BatchRejected("rows", f"this model reads {_KIND_OF.get(facts.media, 'files')}")
-    if any(isinstance(row, TableRow) != (facts.media == "table") for row in batch.rows):
-        raise BatchRejected("rows", f"this model reads {_KIND_OF.get(facts.media, 'files')}")
+    kind, what = _KINDS.get(facts.media, (MediaRow, "files"))
+    if not all(isinstance(row, kind) for row in batch.rows):
+        raise BatchRejected("rows", f"this model reads {what}")
     if facts.media:
         if len(batch.rows) > facts.max_batch_files:
             raise BatchRejected("media.files", f"{len(batch.rows)} came, max_batch_files is {facts.max_batch_files}")
         for index, file in enumerate(batch.rows):
-            if not isinstance(file, MediaRow):
-                continue  # a table asks for nothing of its own
-            if bool(file.texts) != (facts.task in TASKS_OF_TEXTS):
+            if isinstance(file, MediaRow) and bool(file.texts) != (facts.task in TASKS_OF_TEXTS):
                 raise BatchRejected("media.texts", f"row {index} has {len(file.texts)}, the task is {facts.task}")
             _check_media_params(index, file.params, facts)
         return
@@ -79,6 +83,8 @@ def _check_media_params(index: int, params: Params, facts: TaskFacts) -> None:
             "documents.max_window_tokens",
             f"row {index} has windows of {params.max_window_tokens} tokens, max_row_tokens is {facts.max_row_tokens}",
         )
+    if isinstance(params, SoundParams) and params.speaker >= facts.num_speakers:
+        raise BatchRejected("sounds.wishes.speaker", f"row {index} names {params.speaker}, of {facts.num_speakers}")
     generates = bool(facts.languages)
     if isinstance(params, TranscriptParams) and not generates:
         if params.translates or params.max_new_tokens or params.num_beams or params.prompt:

@@ -1,4 +1,4 @@
-"""Computes batches of files: files whose tensors have one shape run together."""
+"""Computes batches of files, or of strings: rows whose tensors have one shape run together."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -8,24 +8,28 @@ import torch
 from textmill_shard.engine.memory_faults import free_device_memory, is_out_of_memory
 from textmill_shard.probing.start_check import CALL_ERRORS
 from textmill_shard.tasks.media_rows import MediaReader, ReadyRow
-from textmill_shard.tasks.rows import Answer, FailureCode, HeadName, MediaRow, RowFailure
+from textmill_shard.tasks.rows import Answer, FailureCode, HeadName, RowFailure
+from textmill_shard.tasks.string_rows import StringReader
 
 MAX_TOGETHER = 8  # files of one forward pass
 
 
 class MediaHead(Protocol):
-    """Computes the answers of some files of one shape, in their order. `on_sign` is called while that goes on."""
+    """Computes the answers of some rows of one shape, in their order. `on_sign` is called while that goes on."""
 
     def compute(self, rows: Sequence[ReadyRow], on_sign: Callable[[], None]) -> list[Answer | RowFailure]: ...
 
 
 class MediaRunner:
-    """The heads of a model of images or audio. One thread calls `run`."""
+    """The heads of a model of images, audio or strings. One thread calls `run`."""
 
-    def __init__(self, heads: Mapping[HeadName, MediaHead], reader: MediaReader, *, device: torch.device) -> None:
+    def __init__(
+        self, heads: Mapping[HeadName, MediaHead], reader: MediaReader | StringReader, *, device: torch.device
+    ) -> None:
         self.reader = reader
         self._heads = heads
         self._device = device
+        self._what = "text" if isinstance(reader, StringReader) else "file"
         self.num_memory_faults = 0
 
     @torch.inference_mode()
@@ -47,8 +51,8 @@ class MediaRunner:
                 answers.update(zip(part, found, strict=True))
         return [answers[index] for index in range(len(rows))]
 
-    def read(self, rows: Sequence[MediaRow]) -> list[ReadyRow | RowFailure]:
-        """Decode files. Any thread may call this."""
+    def read(self, rows: Sequence[Any]) -> list[ReadyRow | RowFailure]:
+        """Decode files, or tokenise strings. Any thread may call this."""
         return self.reader.read(rows)
 
     def _compute(
@@ -65,7 +69,7 @@ class MediaRunner:
             self.num_memory_faults += has_no_memory
             failure = RowFailure(
                 FailureCode.NO_MEMORY if has_no_memory else FailureCode.INTERNAL,
-                f"the model cannot read this file ({type(error).__name__}: {error})",
+                f"the model cannot read this {self._what} ({type(error).__name__}: {error})",
             )
         if len(rows) == 1:
             return [failure]

@@ -126,7 +126,7 @@ class RowLoop:
             number=waiting.batch.number,
             head=waiting.batch.head,
             answers=answers,
-            audio_seconds=_seconds_of(waiting.rows),
+            audio_seconds=_seconds_of(waiting.rows) or _seconds_of(answers),
             wait_ns=began_ns - waiting.arrived_ns,
             compute_ns=time.monotonic_ns() - began_ns,
         )
@@ -143,6 +143,6 @@ class RowLoop:
 
 
 def _seconds_of(rows: Sequence[Any]) -> list[float]:
-    """Return the seconds of audio of each row, 0 for a row that could not be read; empty for rows of another kind."""
+    """Return the seconds of audio of each row or answer, 0 for a row that failed; empty for those of another kind."""
     seconds = [float(getattr(row, "seconds", 0.0)) for row in rows]
     return seconds if any(seconds) else []

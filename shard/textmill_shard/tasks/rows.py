@@ -31,6 +31,7 @@ class HeadName(Enum):
     WRITINGS = "writings"
     DOCUMENTS = "documents"
     CELLS = "cells"
+    SOUNDS = "sounds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,30 @@ class DocumentParams:
     max_spans: int
 
 
+class SoundFormat(Enum):
+    """The formats of a file of speech."""
+
+    FLAC = "flac"
+    WAV = "wav"
+    OGG = "ogg"
+    MP3 = "mp3"
+    OPUS = "opus"
+    PCM = "pcm"
+
+
+@dataclass(frozen=True, slots=True)
+class SoundParams:
+    """How a text is spoken. None stands for the number of the model's files."""
+
+    sound_format: SoundFormat = SoundFormat.FLAC
+    seed: int = 0  # of the noise
+    speaker: int = 0
+    speaking_rate: float | None = None
+    noise_scale: float | None = None
+    noise_scale_duration: float | None = None
+    speed: float = 1.0  # times the speaking rate
+
+
 Params = (
     VectorParams
     | TokenLabelParams
@@ -148,6 +173,7 @@ Params = (
     | SegmentParams
     | WritingParams
     | DocumentParams
+    | SoundParams
     | None
 )
 
@@ -186,12 +212,20 @@ class TableRow:
 
 
 @dataclass(frozen=True, slots=True)
+class StringRow:
+    """One text as a string, which the tokenizer of the shard reads."""
+
+    text: str
+    params: Params = None
+
+
+@dataclass(frozen=True, slots=True)
 class RowBatch:
     """Rows that are computed together, under a number that the router has chosen."""
 
     number: int
     head: HeadName
-    rows: Sequence[Row | MediaRow | TableRow]
+    rows: Sequence[Row | MediaRow | TableRow | StringRow]
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +357,14 @@ class CellAnswer:
     choices: Sequence[CellChoice]
 
 
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A text, spoken."""
+
+    file: bytes = field(repr=False)  # in the format that was asked for
+    seconds: float
+
+
 # vectors `[width]`, token vectors `[n, width]`, labels `[L]`, token labels `[wanted tokens, L]`; one Filling per mask;
 # pair scores `[texts]`
 Answer = (
@@ -337,6 +379,7 @@ Answer = (
     | Writing
     | PageSpans
     | CellAnswer
+    | Sound
 )
 
 

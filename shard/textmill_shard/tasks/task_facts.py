@@ -30,8 +30,9 @@ class TaskFacts:
     num_token_types: int = 0
     mask_token_id: int | None = None
     tokenizer_digest: str = ""
-    # Of models that read files or tables:
-    media: str = ""  # "image", "audio" or "table"
+    # Of models that read files, tables or strings:
+    media: str = ""  # "image", "audio", "table", or "text" of strings
     max_batch_files: int = 0
     languages: tuple[str, ...] = ()
     subtasks: tuple[str, ...] = ()  # of segmentation
+    num_speakers: int = 0  # voices of a model that speaks

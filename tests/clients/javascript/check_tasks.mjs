@@ -49,6 +49,16 @@ try {
   const error = await refused.then(() => null, (found) => found);
   if (error?.status !== 422 || error.param !== "temperature") { failed += 1; console.log("FAILED", error); }
 } catch (error) { failed += 1; console.log("FAILED transcriptions", error.message); }
+try {
+  const spoken = await client.textToSpeech({ endpointUrl: urls["text-to-audio"], inputs: "hi", parameters: { seed: 3 } });
+  const text = await spoken.text();
+  console.log("textToSpeech", spoken.type, text);
+  if (spoken.type !== "audio/flac" || !text.startsWith("0 3 0") || !text.endsWith(" hi")) failed += 1;
+  const openai = new OpenAI({ baseURL: urls["text-to-audio"] + "/v1", apiKey: "-", maxRetries: 0 });
+  const speech = await openai.audio.speech.create({ model: "any", voice: "alloy", input: "hi", response_format: "wav" });
+  const file = Buffer.from(await speech.arrayBuffer()).toString();
+  if (!file.startsWith("1 ") || !file.endsWith(" hi")) { failed += 1; console.log("FAILED speech", file); }
+} catch (error) { failed += 1; console.log("FAILED textToSpeech", error.message); }
 try { await client.fillMask({ endpointUrl: urls["fill-mask"], inputs: "no mask" }); failed += 1; console.log("FAILED no error"); }
 catch (error) { console.log("error", error.constructor.name, error.message.slice(0, 160)); }
 process.exit(failed ? 1 : 0);

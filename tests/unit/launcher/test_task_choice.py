@@ -194,6 +194,14 @@ def test_variables_and_aliases_of_the_flag() -> None:
     assert load_settings([], {"HF_TASK": "text-ranking"}).task == "rerank"
 
 
+def test_a_model_that_speaks_brings_its_own_tokenizer(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "VitsModel")
+    assert choose_task(folder, None).task == "text-to-audio"
+    assert choose_task(folder, "text-to-speech").task == "text-to-audio"
+    assert not reads_texts(folder, None)
+    assert reads_texts(folder_with(tmp_path, "BertForMaskedLM"), None)
+
+
 def test_each_task_has_an_example_call() -> None:
     for task in TASKS:
         path, words = example_of(task)

@@ -156,6 +156,8 @@ def _operation(operation: Operation, schema_of: _Schemas) -> dict[str, Any]:
         content[_EVENTS] = {"schema": schema_of[operation.events]}
     if operation.text:
         content[_TEXT] = {"schema": {"type": "string"}}
+    for media_type in operation.answer_types:
+        content[media_type] = {"schema": {"type": "string", "format": "binary"}}
     ok: dict[str, Any] = {"description": _DESCRIPTIONS[200]}
     if content:
         ok["content"] = content

@@ -31,3 +31,4 @@ class Operation:
     query: Any = None  # of a body that is a file: the struct whose plain fields may stand in the address
     form: Any = None  # of a body that is a form: the struct of the fields beside the file
     form_file: str = ""  # the field of the file
+    answer_types: tuple[str, ...] = ()  # media types of an answer that is a file

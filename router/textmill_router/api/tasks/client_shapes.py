@@ -6,9 +6,11 @@ client, and sends `Origin`.
 """
 
 import re
+from dataclasses import replace
 
 from starlette.types import Scope
 
+from textmill_router.api.tasks.sound_accept import sound_format_of
 from textmill_router.http.json_body import header_of
 from textmill_router.tasks.call import ClientShapes
 
@@ -21,10 +23,12 @@ _FIRST_OBJECT_VERSION = (4, 13, 15)
 
 def shapes_for(scope: Scope, task_shapes: str) -> ClientShapes:
     """Return the shapes for the client of a call. `task_shapes` is the setting --task-shapes."""
+    shapes = ClientShapes(sound_format=sound_format_of(scope))
     if task_shapes != "client":
-        return ClientShapes()
+        return shapes
     agent = header_of(scope, b"user-agent") or b""
-    return ClientShapes(
+    return replace(
+        shapes,
         zero_shot_is_list=_is_from(_HUB, agent, _FIRST_LIST_VERSION),
         caption_is_object=_is_from(_JAVASCRIPT, agent, _FIRST_OBJECT_VERSION)
         or header_of(scope, b"origin") is not None,

@@ -199,6 +199,9 @@ def _amount_headers(model: TaskModel, call: TaskCall, times: RowTimes) -> list[H
     """Return how much a call has asked for, in the unit of its task."""
     if model.facts.media == "image":
         return [(b"x-compute-images", b"%d" % call.num_rows)]
+    if model.facts.media == "text":
+        amount = [(b"x-compute-characters", b"%d" % call.num_characters)]
+        return amount + ([(b"x-compute-audio-length", b"%.3f" % times.audio_s)] if times.audio_s else [])
     if model.facts.media == "audio":  # nothing is known of the audio of a kept answer
         return [(b"x-compute-audio-length", b"%.3f" % times.audio_s)] if times.audio_s else []
     if model.facts.media:  # tables, whose tokens the shard alone knows

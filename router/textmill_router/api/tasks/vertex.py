@@ -10,7 +10,7 @@ from textmill_router.errors import RequestError, ValidationFailed
 from textmill_router.http.call import call_of, open_call
 from textmill_router.http.inner_calls import InnerAnswer, replay
 from textmill_router.http.json_body import ClientLeft, decode_json, read_body
-from textmill_router.http.replies import send_error, send_reply
+from textmill_router.http.replies import JSON, send_error, send_reply
 from textmill_router.serving.service import Service
 
 _KEPT_HEADERS = frozenset({b"retry-after", b"connection"})
@@ -53,7 +53,7 @@ class VertexTaskRoute:
         )
         index, failed = next(((index, answer) for index, answer in enumerate(found) if answer.status != 200), (0, None))
         if failed is None:
-            predictions = [msgspec.Raw(answer.body) for answer in found]
+            predictions = [_prediction(answer) for answer in found]
             await send_reply(scope, send, 200, msgspec.json.encode({"predictions": predictions}))
         elif failed.status:
             kept = [header for header in failed.headers if header[0] in _KEPT_HEADERS]
@@ -81,6 +81,12 @@ def _call_body(instance: msgspec.Raw, parameters: msgspec.Raw) -> bytes:
     if bytes(body.get("parameters", _ABSENT)) == b"null":
         body["parameters"] = parameters
     return msgspec.json.encode(body)
+
+
+def _prediction(answer: InnerAnswer) -> msgspec.Raw | bytes:
+    """Return an answer as a part of JSON: JSON itself, and a file as bytes, which are written in base64."""
+    is_json = (b"content-type", JSON) in answer.headers
+    return msgspec.Raw(answer.body) if is_json else answer.body
 
 
 def _named(refusal: bytes, index: int) -> bytes:

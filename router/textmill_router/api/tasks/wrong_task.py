@@ -6,13 +6,13 @@ from textmill_router.errors import WrongTask
 from textmill_router.http.path_style import PathStyle
 from textmill_router.http.replies import send_error
 from textmill_router.serving.service import Service
-from textmill_router.tasks.forms import FAMILIES, TRANSCRIPTION
+from textmill_router.tasks.forms import FAMILIES, SPEECH, TRANSCRIPTION
 from textmill_router.tasks.names import is_row_task
 
 _WRITING = "POST /, /generate, /generate_stream, /v1/chat/completions, /v1/completions"
 _VECTORS = "POST /, /embed, /embed_all, /embed_sparse, /similarity, /v1/embeddings"
 _CLASSIFICATION = "POST /, /predict, /rerank, /v1/rerank"
-_SPEECH = "POST /, /v1/audio/transcriptions, /v1/audio/translations"
+_TRANSCRIPTION = "POST /, /v1/audio/transcriptions, /v1/audio/translations"
 
 
 def routes_of(task: str | None) -> str:
@@ -24,7 +24,8 @@ def routes_of(task: str | None) -> str:
         return _VECTORS
     if task in classification:
         return _CLASSIFICATION
-    return _SPEECH if task == TRANSCRIPTION.task else "POST /"
+    by_task = {TRANSCRIPTION.task: _TRANSCRIPTION, SPEECH.task: "POST /, /v1/audio/speech"}
+    return "POST /" if task is None else by_task.get(task, "POST /")
 
 
 def wrong_task(task: str | None, what: str) -> WrongTask:

@@ -18,7 +18,11 @@ from textmill_router.tasks.rows import (
     LabelWish,
     PairScoreWish,
     RowFault,
+    SoundAnswer,
+    SoundFormat,
+    SoundWish,
     Span,
+    StringRow,
     TableRow,
     TranscriptAnswer,
     TranscriptPart,
@@ -212,3 +216,37 @@ def test_cells_of_other_lengths_are_a_fault_of_the_wire(name: str) -> None:
 def test_answers_to_more_questions_than_were_asked_are_a_fault_of_the_wire() -> None:
     with pytest.raises(WireError):
         answers_from_proto(_cells(), 3, TABLES[:1])
+
+
+def test_strings_travel_with_their_wishes() -> None:
+    rows = [
+        StringRow("one", SoundWish(SoundFormat.PCM, 2**64 - 1, 2, 0.5, 0.0, 2.0, 1.5), "input"),
+        StringRow("zwei 🐕", SoundWish(SoundFormat.FLAC, 7), "inputs"),
+    ]
+    message = shard_pb2.RowBatch.FromString(batch_to_proto(3, rows).SerializeToString())
+    assert list(message.strings.texts) == ["one", "zwei 🐕"]
+    full, plain = message.sounds.wishes
+    assert full == shard_pb2.SoundWish(
+        format=shard_pb2.SOUND_FORMAT_PCM,
+        seed=2**64 - 1,
+        speaker=2,
+        speaking_rate=0.5,
+        noise_scale=0.0,
+        noise_scale_duration=2.0,
+        speed=1.5,
+    )
+    assert plain == shard_pb2.SoundWish(format=shard_pb2.SOUND_FORMAT_FLAC, seed=7, speed=1.0)
+    assert not plain.HasField("noise_scale")
+    assert (rows[1].size, rows[1].num_tokens) == (6, 0)
+
+
+def test_each_format_of_speech_has_its_number() -> None:
+    for sound_format in SoundFormat:
+        (wish,) = batch_to_proto(1, [StringRow("a", SoundWish(sound_format, 0), "input")]).sounds.wishes
+        assert shard_pb2.SoundFormat.Name(wish.format) == f"SOUND_FORMAT_{sound_format.name}"
+
+
+def test_files_of_speech_come_back_in_order() -> None:
+    rows = [StringRow("a", SoundWish(SoundFormat.FLAC, 0), "input") for _ in range(2)]
+    message = shard_pb2.RowAnswers(number=3, sounds=shard_pb2.SoundAnswers(files=[b"x", b"y"]))
+    assert answers_from_proto(message, 3, rows).results == [SoundAnswer(b"x"), SoundAnswer(b"y")]

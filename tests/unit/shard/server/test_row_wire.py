@@ -24,9 +24,13 @@ from textmill_shard.tasks.rows import (
     PageSpans,
     RowAnswers,
     RowFailure,
+    Sound,
+    SoundFormat,
+    SoundParams,
     SpanParams,
     Spans,
     SparseVector,
+    StringRow,
     TableRow,
     Timestamps,
     TokenLabelParams,
@@ -64,6 +68,7 @@ FACTS = TaskFacts(
     max_batch_files=2,
     languages=("de", "en"),
     subtasks=("semantic",),
+    num_speakers=2,
 )
 TEXT_FACTS = replace(FACTS, media="", max_batch_files=0)
 
@@ -392,6 +397,50 @@ def test_answers_in_words_are_packed() -> None:
     assert (f32(message.scores), f32(message.null_scores)) == ([0.5, 0.25], [0.125, 1.0])
 
 
+def wish(**fields: Any) -> pb.SoundWish:
+    return pb.SoundWish(**{"speed": 1.0, **fields})
+
+
+def strings(*wishes: pb.SoundWish, texts: tuple[str, ...] = ("one", "zwei 🐕")) -> pb.RowBatch:
+    return pb.RowBatch(strings=pb.StringRows(texts=texts), sounds=pb.SoundHead(wishes=wishes))
+
+
+STRING_FACTS = replace(FACTS, media="text", num_speakers=3)
+
+
+def test_strings_have_their_wishes() -> None:
+    numbers = {"speaking_rate": 0.5, "noise_scale": 0.0, "noise_scale_duration": 2.0, "speed": 1.5}
+    asked = wish(format=pb.SOUND_FORMAT_OPUS, seed=2**64 - 1, speaker=2, **numbers)
+    batch = batch_from_wire(strings(asked, wish()))
+    assert list(batch.rows) == [
+        StringRow("one", SoundParams(SoundFormat.OPUS, 2**64 - 1, 2, 0.5, 0.0, 2.0, 1.5)),
+        StringRow("zwei 🐕", SoundParams()),
+    ]
+    check_batch(batch, STRING_FACTS)
+
+
+@pytest.mark.parametrize(
+    ("message", "path"),
+    [
+        (strings(texts=()), "strings.texts"),
+        (strings(wish()), "sounds.wishes"),
+        (strings(wish(format=99), wish()), "sounds.wishes.format"),
+        (strings(wish(speed=0.0), wish()), "sounds.wishes"),
+        (strings(wish(speed=float("nan")), wish()), "sounds.wishes"),
+        (strings(wish(speaking_rate=0.0), wish()), "sounds.wishes"),
+        (strings(wish(), wish(noise_scale=-1.0)), "sounds.wishes"),
+        (strings(wish(), wish(noise_scale_duration=float("nan"))), "sounds.wishes"),
+        (strings(wish(), wish(speaker=3)), "sounds.wishes.speaker"),
+        (strings(*[wish()] * 3, texts=("a", "b", "c")), "media.files"),
+        (pb.RowBatch(text=texts(*TWO), sounds=pb.SoundHead()), "rows"),
+    ],
+)
+def test_rule_31_a_batch_of_strings_that_breaks_a_rule_is_refused_by_field(message: pb.RowBatch, path: str) -> None:
+    with pytest.raises(BatchRejected) as caught:
+        check_batch(batch_from_wire(message), STRING_FACTS)
+    assert caught.value.field == path
+
+
 BROKEN_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "texts of one file": (
         {"media": pb.MediaRows(files=[b"a", b"b"], texts=[pb.RowTexts(texts=["x"])]), "labels": pb.LabelHead()},
@@ -444,6 +493,13 @@ def test_a_model_that_does_not_generate_refuses_what_only_generation_gives(asked
     with pytest.raises(BatchRejected) as caught:
         check_batch(batch, replace(FACTS, languages=()))
     assert caught.value.field == path
+
+
+def test_files_of_speech_are_sent_with_their_seconds() -> None:
+    answers = [Sound(b"flac", 1.5), RowFailure(FailureCode.BAD_MEDIA, "no letter")]
+    message = answers_to_wire(RowAnswers(number=1, head=HeadName.SOUNDS, answers=answers, audio_seconds=[1.5, 0.0]))
+    assert (list(message.sounds.files), f32(message.audio_seconds)) == ([b"flac"], [1.5, 0.0])
+    assert [failure.row for failure in message.failures] == [1]
 
 
 def test_answers_of_files_are_packed() -> None:

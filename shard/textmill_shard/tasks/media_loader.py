@@ -42,6 +42,9 @@ from textmill_shard.tasks.picture_words import (
     build_captions,
     build_page_answers,
     build_picture_answers,
+    caption_class,
+    page_answer_class,
+    picture_answer_class,
     trial_texts,
 )
 from textmill_shard.tasks.rows import (
@@ -176,6 +179,7 @@ def _read(options: TaskOptions) -> ModelSource:
             "down by Whisper and by CTC models"
         )
     device = torch.device(options.device)
+    auto_class = _auto_class(options.task, config)
     return ModelSource(
         folder=folder,
         config=config,
@@ -187,7 +191,7 @@ def _read(options: TaskOptions) -> ModelSource:
         device=device,
         parallel=TensorParallel(),
         trust_remote_code=options.trust_remote_code,
-        auto_class=_auto_class(options.task, config),
+        auto_class=auto_class,
     )
 
 
@@ -202,6 +206,12 @@ def _auto_class(task: str, config: Any) -> Any:
             return text_match_class(config)
         case "zero-shot-object-detection":
             return text_box_class(config)
+        case "image-to-text":
+            return caption_class(config)
+        case "visual-question-answering":
+            return picture_answer_class(config)
+        case "document-question-answering":
+            return page_answer_class(config)
     return _CLASSES[task]
 
 

@@ -178,6 +178,7 @@ def _read(options: TaskOptions) -> ModelSource:
             f"models of type {config.model_type} cannot be served as automatic-speech-recognition: speech is written "
             "down by Whisper and by CTC models"
         )
+    auto_class = _auto_class(options.task, config)
     device = torch.device(options.device)
     auto_class = _auto_class(options.task, config)
     return ModelSource(

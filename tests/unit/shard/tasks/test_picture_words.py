@@ -25,6 +25,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 from tests.fakes import answer_formulas as formulas
 from tests.fakes.tiny_answers import ANSWERS, MAX_PAGE_TOKENS, make_answering_model
 from tests.fakes.tiny_media import picture_file, write_json
+from tests.fakes.word_tokenizer import write_word_tokenizer
 
 CAPTIONS, QUESTIONS, PAGES = "image-to-text", "visual-question-answering", "document-question-answering"
 FILES = [picture_file(40, 30, seed=1), picture_file(64, 64, seed=2, kind="JPEG"), picture_file(33, 90, seed=3)]
@@ -306,7 +307,16 @@ def test_models_that_cannot_do_the_task_are_refused(
         load(tmp_path, task)
 
 
-def test_models_of_detectron_and_without_marks_are_refused(tmp_path: Path) -> None:
+def test_a_donut_that_knows_no_questions_is_refused(tmp_path: Path) -> None:
+    make_answering_model(tmp_path, "donut", CAPTIONS)
+    write_word_tokenizer(tmp_path)  # without the marks of questions
+    with pytest.raises(
+        ModelError, match=r"its tokenizer has no marks of questions .* serve the model as image-to-text"
+    ):
+        load(tmp_path, PAGES)
+
+
+def test_models_of_detectron_are_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"model_type": "layoutlmv2"})
     with pytest.raises(ModelError, match=r"layoutlmv2 cannot be served .* because they look at the page by detectron2"):
         load(tmp_path, PAGES)

@@ -271,7 +271,7 @@ def _load(
         eos_token_ids=facts.eos_token_ids,
         max_model_tokens=facts.max_model_tokens,
         layout=facts.layout,
-        features=features_of(facts, settings.world_size, media),
+        features=features_of(facts, media),
         tokenizer_digest=facts.tokenizer_digest,
         weight_bytes=facts.weight_bytes,
         kv_bytes=memory.kv_bytes,
@@ -300,14 +300,14 @@ def _graph_buckets(settings: ServeSettings, runner: ModelRunner, max_rows: int) 
     return tuple(min(size, max_rows) for size in settings.cuda_graphs)
 
 
-def features_of(facts: ModelFacts, world_size: int, media: MediaFacts | None = None) -> tuple[str, ...]:
+def features_of(facts: ModelFacts, media: MediaFacts | None = None) -> tuple[str, ...]:
     """Return what the model can do, as the router reads it in the facts of the shard."""
     # The blocks of a prefix do not hold its state rows, and an encoder, or a prompt whose tokens see one another, also
     # reads the tokens after a prefix.
     reads_behind = media is not None and media.is_prompt_span
     prefix = () if facts.layout in LAYOUTS_WITHOUT_PREFIXES or reads_behind else ("prefix_cache",)
-    # State rows belong to a slot, and the other ranks are told nothing of a search.
-    beams = (BEAMS,) if world_size == 1 and facts.layout != "state" else ()
+    # State rows belong to a slot, and the sequences of a search would need rows of their own.
+    beams = () if facts.layout == "state" else (BEAMS,)
     return (*prefix, *(("prompt_logprobs",) if facts.can_project else ()), *beams)
 
 

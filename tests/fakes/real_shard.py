@@ -45,7 +45,7 @@ class RealShard:
             num_blocks=num_blocks,
             num_slots=NUM_SLOTS,
             max_step_tokens=256,
-            features=features_of(runner.facts, 1, media),
+            features=features_of(runner.facts, media),
             media_kinds=() if media is None else media.kinds,
             media_cache_bytes=0 if media is None else MEDIA_BYTES,
             media_row_bytes=0 if media is None else media.row_bytes,

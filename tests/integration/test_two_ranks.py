@@ -77,6 +77,25 @@ def test_two_ranks_give_the_tokens_of_one(
     assert together.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
 
 
+@pytest.mark.parametrize("num_beams", [2, 5])
+def test_two_ranks_find_by_beams_what_one_finds(
+    one_rank: LaunchedServer, two_ranks: LaunchedServer, num_beams: int
+) -> None:
+    def ask(server: LaunchedServer) -> list[str]:
+        parameters = {"num_beams": num_beams, "num_return_sequences": 2, "max_new_tokens": NUM_NEW_TOKENS}
+        found = []
+        for prompt in PROMPTS:
+            body = {"inputs": prompt, "parameters": {**parameters, "return_full_text": False}}
+            answer = httpx.post(f"{server.base_url}/", json=body, timeout=60, trust_env=False)
+            assert answer.status_code == 200, answer.text
+            found += [one["generated_text"] for one in answer.json()]
+        return found
+
+    assert ask(two_ranks) == ask(one_rank)
+    together = generate(two_ranks, PROMPTS[0], max_new_tokens=NUM_NEW_TOKENS)
+    assert together.ids == generate(one_rank, PROMPTS[0], max_new_tokens=NUM_NEW_TOKENS).ids
+
+
 def test_ranks_that_meet_on_the_loopback_listen_nowhere_else(two_ranks: LaunchedServer) -> None:
     listening = [
         connection.laddr.ip

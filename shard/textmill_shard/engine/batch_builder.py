@@ -7,13 +7,13 @@ begins.
 
 # T tokens of the step, R rows, B blocks of the widest table, N rows that sample, m tokens that take a row of an item
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from textmill_shard.engine.apart_pass import ApartRows
 from textmill_shard.engine.media_rows import RowPiece, RowSource
 from textmill_shard.engine.token_feed import TokenFeed
 from textmill_shard.engine.upload import HostArray, Upload
@@ -22,16 +22,6 @@ from textmill_shard.sampling.row_selection import Selection, StageRows, StepRows
 from textmill_shard.slots.plan import NO_IDS, IdArray
 from textmill_shard.slots.slot_table import SlotTable
 from textmill_shard.slots.step_composer import ComposedStep
-
-
-@dataclass(frozen=True, slots=True)
-class ApartRows:
-    """Sequences of which each computes one token in blocks of its own. The arrays are parallel."""
-
-    slots_R: IdArray  # slot to which the sequence belongs
-    starts_R: IdArray  # position of the token
-    tokens_R: IdArray
-    tables: tuple[npt.NDArray[np.int32], ...]  # block tables of the sequences, one array for those of one slot
 
 
 class BatchBuilder:

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from textmill_shard.engine.batch_builder import ApartRows
+from textmill_shard.engine.apart_pass import ApartPass, ApartRows
 from textmill_shard.engine.memory_faults import NO_ROOM, free_device_memory, is_out_of_memory
 from textmill_shard.engine.row_sampling import DrawnRows
 from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.model.forward_batch import ForwardOutput
 from textmill_shard.sampling.beam_search import BeamChoice, BeamSearch
 from textmill_shard.sampling.stage import SlotText
-from textmill_shard.slots.beam_blocks import BeamBlocks
+from textmill_shard.slots.beam_blocks import BeamBlocks, BlockCopy
 from textmill_shard.slots.finish_rules import FinishRules
 from textmill_shard.slots.plan import (
     FLAG_FINISHED,
@@ -44,6 +44,7 @@ class _Search:
     num_computed: int
     late_s: float  # on the desk's clock
     tokens_W: Sequence[int] = ()
+    copies: tuple[BlockCopy, ...] = ()  # made since the last pass
 
 
 @dataclass(slots=True)
@@ -83,11 +84,17 @@ class BeamDesk:
     """Owner of the searches. The thread of the step loop alone calls the desk."""
 
     def __init__(
-        self, executor: StepExecutor, finish_rules: FinishRules, clock: Callable[[], float] = time.monotonic
+        self,
+        executor: StepExecutor,
+        finish_rules: FinishRules,
+        clock: Callable[[], float] = time.monotonic,
+        tell: Callable[[ApartPass], None] | None = None,
     ) -> None:
+        """`tell` tells the other ranks of a pass before the pass begins; None for a rank alone."""
         self._executor = executor
         self._finish_rules = finish_rules
         self._clock = clock
+        self._tell = tell
         self._awaited: dict[int, float] = {}  # slots whose prompts are not computed, with the time of the admission
         self._searches: dict[int, _Search] = {}  # by slot
 
@@ -188,10 +195,13 @@ class BeamDesk:
             tokens_R=np.array([token for one in searches for token in one.tokens_W], dtype=np.int64),
             tables=tuple(one.blocks.tables_WB for one in searches),
         )
+        if self._tell is not None:
+            self._tell(ApartPass(tuple(copy for one in searches for copy in one.copies), rows))
         try:
             logits_RV = self._executor.forward_apart(rows)
         except Exception as error:
-            if not is_out_of_memory(error):
+            # With other ranks the calls of this rank and theirs no longer fit.
+            if self._tell is not None or not is_out_of_memory(error):
                 raise
             free_device_memory(self._executor.device)
             if len(searches) == 1:
@@ -223,7 +233,8 @@ class BeamDesk:
             self._searches.pop(slot, None)
             return
         news.flags.append(0)
-        for copy in one.blocks.fork(choice.parents_W, one.num_computed):
+        one.copies = tuple(one.blocks.fork(choice.parents_W, one.num_computed))
+        for copy in one.copies:
             self._executor.copy_block(copy)
         one.tokens_W = choice.tokens_W
         self._searches[slot] = one

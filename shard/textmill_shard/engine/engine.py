@@ -23,6 +23,7 @@ import numpy as np
 
 from textmill_shard.engine.adapter_desk import AdapterDesk, LoadedAdapter, LoadWanted, UnloadWanted
 from textmill_shard.engine.adapter_reader import ReadOutcome
+from textmill_shard.engine.apart_pass import ApartPass
 from textmill_shard.engine.beam_desk import BeamDesk, BeamNews
 from textmill_shard.engine.entry_draft import EntryDraft
 from textmill_shard.engine.events import (
@@ -101,7 +102,7 @@ class Engine:
         self._finish_rules = finish_rules
         self._channel = channel
         self._adapters = adapters
-        self._beams = BeamDesk(executor, finish_rules, clock)
+        self._beams = BeamDesk(executor, finish_rules, clock, self._tell_apart if channel.needs_plans else None)
         self._status = status
         self._lease_s = lease_s
         self._clock = clock
@@ -626,6 +627,14 @@ class Engine:
                 log.debug("request ends", extra={"request_id": request_id, "slot": slot, "step": self._step_number})
         self._executor.end(slots)
         self._entry.add_ended(slots)
+
+    def _tell_apart(self, one: ApartPass) -> None:
+        """Tell the other ranks of a pass of searches, behind all that has ended since the last entry."""
+        self._channel.send(
+            self._entry.take(
+                step=self._step_number + 1, is_stop=False, released_slots=(), adapter_orders=(), ready={}, apart=one
+            )
+        )
 
     def _send_entry(
         self, *, released_slots: Sequence[int] = (), ready: Mapping[int, int] = NOTHING.ready, is_stop: bool = False

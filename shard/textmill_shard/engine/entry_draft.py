@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from textmill_shard.engine.apart_pass import ApartPass
 from textmill_shard.engine.rank_channel import NO_REWINDS, AdapterOrder, RankEntry, Rewinds
 
 
@@ -48,6 +49,7 @@ class EntryDraft:
         released_slots: Sequence[int],
         adapter_orders: tuple[AdapterOrder, ...],
         ready: Mapping[int, int],
+        apart: ApartPass | None = None,
     ) -> RankEntry:
         """Return the entry, and begin the next draft. `ready` has the tokens that slots may compute, by slot."""
         entry = RankEntry(
@@ -61,6 +63,7 @@ class EntryDraft:
             ready_slots=np.array([*ready], dtype=np.int64),
             ready_until=np.array([*ready.values()], dtype=np.int64),
             rewinds=self._rewinds,
+            apart=apart,
         )
         self._clear()
         return entry

@@ -69,6 +69,11 @@ class Follower:
             executor.apply(self._read_plan(data))
         executor.release(entry.released_slots.tolist())
         executor.set_ready(entry.ready_slots.tolist(), entry.ready_until.tolist())
+        if entry.apart is not None:
+            self._status.begin_step()
+            executor.follow_apart(entry.apart)
+            self._status.finish_step(entry.step, executor.plan_applied)
+            return
         step = executor.compose()
         if step.is_empty:
             return
@@ -80,6 +85,9 @@ class Follower:
             project = partial(executor.project, adapter=stretch.adapter)
             prompt_logprobs(project, stretch.hidden_TD, stretch.targets_T)
         slots_N = step.slots_R[step.samples_R]
+        for slot in slots_N.tolist():
+            if executor.table.admit_of(slot).beams is not None:
+                executor.table.set_apart(slot)  # its prompt is computed, and rank 0 searches from now on
         if executor.feed is not None:
             # Nothing on the host of this rank depends on the ids, so that the host never waits for them.
             if len(slots_N):

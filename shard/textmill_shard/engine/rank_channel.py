@@ -19,12 +19,13 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from textmill_shard.engine.apart_pass import ApartPass, pack_pass, unpack_pass
 from textmill_shard.slots.plan import NO_IDS, IdArray
 
 CHANNEL_TIMEOUT_S = (
     600.0  # rank 0 sends an entry every second or sooner, and the connection of a dead rank closes at once
 )
-HEADER_INTS = 9
+HEADER_INTS = 10
 
 
 class OrderKind(Enum):
@@ -62,7 +63,7 @@ class RankEntry:
     """What a rank executes.
 
     First the new epoch, then the rewinds, the ended slots, the orders about adapters, the plans, the released slots,
-    the slots whose rows are ready and one step.
+    the slots whose rows are ready and one step, or a pass of searches by beams.
     """
 
     step: int  # number of the step, if the step has rows
@@ -77,6 +78,7 @@ class RankEntry:
     ready_slots: IdArray = field(default_factory=lambda: NO_IDS)  # may compute further, because rows of items are there
     ready_until: IdArray = field(default_factory=lambda: NO_IDS)  # parallel: tokens that these slots may compute
     rewinds: Rewinds = field(default_factory=lambda: NO_REWINDS)
+    apart: ApartPass | None = None  # computed in the place of the step
 
 
 class RankChannel(Protocol):
@@ -168,20 +170,21 @@ def pack_entry(entry: RankEntry) -> tuple[list[int], bytes]:
     """Return the header and the payload of an entry.
 
     The last number of the header is the length of the payload in bytes. The payload holds slots and tokens as
-    little-endian u32, the bounds of the ready slots as i64, then each order about adapters and each plan after its own
-    length.
+    little-endian u32, the bounds of the ready slots as i64, then each order about adapters, the pass of searches and
+    each plan after its own length.
     """
     rewinds = entry.rewinds
     numbers = [entry.ended_slots, entry.released_slots, entry.ready_slots]
     numbers += [rewinds.slots, rewinds.tokens, rewinds.is_launched.astype(np.int64)]
     parts = [np.concatenate(numbers).astype("<u4").tobytes(), entry.ready_until.astype("<i8").tobytes()]
     orders = [_pack_order(order) for order in entry.adapter_orders]
-    for piece in (*orders, *entry.plans):
+    passes = [] if entry.apart is None else [pack_pass(entry.apart)]
+    for piece in (*orders, *passes, *entry.plans):
         parts += [struct.pack("<I", len(piece)), piece]
     payload = b"".join(parts)
     flags = (int(entry.is_new_epoch), int(entry.is_stop))
     num_slots = (len(entry.ended_slots), len(entry.released_slots), len(entry.ready_slots))
-    counts = (*num_slots, len(rewinds.slots), len(orders))
+    counts = (*num_slots, len(rewinds.slots), len(orders), len(passes))
     header = [entry.step, *flags, *counts, len(payload)]
     assert len(header) == HEADER_INTS, header  # the followers receive as many numbers
     return header, payload
@@ -189,7 +192,8 @@ def pack_entry(entry: RankEntry) -> tuple[list[int], bytes]:
 
 def unpack_entry(header: Sequence[int], payload: bytes) -> RankEntry:
     """Return the entry that `pack_entry` has packed."""
-    step, is_new_epoch, is_stop, num_ended, num_released, num_ready, num_rewinds, num_orders, _ = header
+    step, is_new_epoch, is_stop, *counts, _ = header
+    num_ended, num_released, num_ready, num_rewinds, num_orders, num_passes = counts
     lengths = (num_ended, num_released, num_ready, num_rewinds, num_rewinds, num_rewinds)
     place = 4 * sum(lengths)
     numbers = np.frombuffer(payload[:place], dtype="<u4").astype(np.int64)
@@ -206,12 +210,13 @@ def unpack_entry(header: Sequence[int], payload: bytes) -> RankEntry:
         is_new_epoch=bool(is_new_epoch),
         is_stop=bool(is_stop),
         ended_slots=ended,
-        plans=tuple(pieces[num_orders:]),
+        plans=tuple(pieces[num_orders + num_passes :]),
         released_slots=released,
         ready_slots=ready,
         ready_until=ready_until,
         rewinds=Rewinds(slots, tokens, is_launched.astype(bool)),
         adapter_orders=tuple(_unpack_order(piece) for piece in pieces[:num_orders]),
+        apart=unpack_pass(pieces[num_orders]) if num_passes else None,
     )
 
 

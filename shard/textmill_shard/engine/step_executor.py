@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from textmill_shard.engine.batch_builder import ApartRows, BatchBuilder
+from textmill_shard.engine.apart_pass import ApartPass, ApartRows
+from textmill_shard.engine.batch_builder import BatchBuilder
 from textmill_shard.engine.media_rope import RopeRule
 from textmill_shard.engine.media_rows import RowSource
 from textmill_shard.engine.token_feed import TokenFeed
@@ -213,6 +214,12 @@ class StepExecutor:
     def forward_apart(self, rows: ApartRows) -> torch.Tensor:
         """Run the model on one token of each sequence of slots that are set apart, and return the logits [R, V]."""
         return self._runner.forward(self._builder.build_apart(self.table, rows)).logits_NV
+
+    def follow_apart(self, one: ApartPass) -> None:
+        """Make the copies and the forward pass that rank 0 makes for its searches."""
+        for copy in one.copies:
+            self.copy_block(copy)
+        self.forward_apart(one.rows)
 
     def copy_block(self, copy: BlockCopy) -> None:
         """Copy the first places of a block of a slot into another block of the slot."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from textmill_proto.v1 import shard_pb2 as pb
 from textmill_shard.engine.adapter_reader import AdapterReader, SoloGroup
+from textmill_shard.engine.apart_pass import ApartPass, ApartRows
 from textmill_shard.engine.follower import Follower
 from textmill_shard.engine.media_rows import ReceivedRows
 from textmill_shard.engine.rank_channel import (
@@ -26,6 +27,7 @@ from textmill_shard.engine.step_executor import StepExecutor
 from textmill_shard.grammar.matcher import MatcherFactory
 from textmill_shard.sampling.sampler import Sampler
 from textmill_shard.server.wire import plan_from_bytes, plan_from_wire
+from textmill_shard.slots.beam_blocks import BlockCopy
 
 from tests.fakes.byte_tokenizer import END_ID, write_byte_tokenizer
 from tests.fakes.formula_adapters import PairGroup, digest_of, read_shift
@@ -364,3 +366,100 @@ def test_rule_24_a_follower_of_overlapped_steps_reads_no_token_and_computes_what
         for name in ("input_ids_T", "position_ids_T", "kv_places_T", "query_starts", "block_tables_RB", "slots_R"):
             assert getattr(mine, name).tolist() == getattr(theirs, name).tolist()
     assert runner.pool == shard.runner.pool
+
+
+@pytest.mark.parametrize("num_copies", [0, 3])
+def test_a_pass_of_searches_survives_the_way_beside_plans(num_copies: int) -> None:
+    copies = tuple(BlockCopy(number, 70_000 + number, 3) for number in range(num_copies))
+    tables = (np.arange(6, dtype=np.int32).reshape(2, 3), np.zeros((1, 0), dtype=np.int32))
+    rows = ApartRows(np.array([4, 4, 9]), np.array([7, 7, 2**33]), np.array([1, 2, 150_000]), tables)
+    sent = RankEntry(
+        step=3, plans=(b"abc",), adapter_orders=(AdapterOrder(OrderKind.PUT),), apart=ApartPass(copies, rows)
+    )
+    found = unpack_entry(*pack_entry(sent))
+    assert (found.plans, found.adapter_orders) == (sent.plans, sent.adapter_orders)
+    assert found.apart is not None
+    assert found.apart.copies == copies
+    for name in ("slots_R", "starts_R", "tokens_R"):
+        assert getattr(found.apart.rows, name).tolist() == getattr(rows, name).tolist()
+    assert [table.tolist() for table in found.apart.rows.tables] == [[[0, 1, 2], [3, 4, 5]], [[]]]
+    assert unpack_entry(*pack_entry(RankEntry(step=3, plans=(b"abc",)))).apart is None
+
+
+def search(slot: int, prompt: list[int], *, request_id: int, first_block: int, num_beams: int = 3) -> pb.Admit:
+    """Return the admit of a search of 9 tokens, whose blocks lie one behind the other."""
+    made = admit(slot, prompt, request_id=request_id, max_new=9)
+    made.ClearField("prompt_logprobs_from")
+    made.ignore_eos = False
+    made.beams.CopyFrom(pb.Beams(num_beams=num_beams, num_sequences=1, length_penalty=1.0))
+    num_full = len(prompt) // FACTS.block_size
+    count = num_full + num_beams * (-(-(len(prompt) + 8) // FACTS.block_size) - num_full)
+    made.block_ids[:] = [np.arange(first_block, first_block + count, dtype="<u4").tobytes()]
+    return made
+
+
+@pytest.mark.parametrize("has_overlap", [False, True])
+def test_rule_34_a_follower_computes_the_searches_of_rank_0(has_overlap: bool) -> None:
+    channel = QueueChannel()
+    facts = replace(FACTS, features=(*FACTS.features, "beams"))
+    runner = PrefixRunner()
+    follower = Follower(
+        executor=StepExecutor(runner=runner, facts=facts, has_overlap=has_overlap),
+        channel=channel,
+        status=ShardStatus(),
+        read_plan=plan_from_bytes,
+        reader=AdapterReader(read_shift, SoloGroup()),
+    )
+    thread = threading.Thread(target=follower.run, name="follower")
+    searches = [search(0, [5, 3, 8, 1, 9], request_id=1, first_block=0)]
+    searches += [search(2, [7, 7], request_id=2, first_block=12, num_beams=2)]
+    plain = admit(1, [6, 2], request_id=3, max_new=12)
+    plain.block_ids[:] = [np.arange(20, 24, dtype="<u4").tobytes()]
+    expected = []
+    with Shard(facts=facts) as alone:
+        plan = pb.Plan(number=1, admits=[*searches, plain])
+        alone.engine.submit_plan(alone.session, plan_from_wire(plan), plan.SerializeToString())
+        alone.run_to_end(0, 1, 2)
+        expected = sorted(
+            (found.slot, found.sequences[0].tolist()) for result in alone.results for found in result.found
+        )
+    token_reader = late_reader() if has_overlap else None
+    with Shard(channel=channel, facts=facts, token_reader=token_reader) as shard:
+        thread.start()
+        plan = pb.Plan(number=1, admits=[*searches, plain])
+        shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())
+        tokens = shard.run_to_end(0, 1, 2)
+        assert tokens[1] == greedy([6, 2], 12)
+        # The slot of a search takes an ordinary request, whose blocks are those of the search.
+        again = admit(0, [9, 4], request_id=4, max_new=6, num_blocks=4)
+        plan = pb.Plan(number=2, admits=[again])
+        shard.engine.submit_plan(shard.session, plan_from_wire(plan), plan.SerializeToString())
+        found = sorted((one.slot, one.sequences[0].tolist()) for result in shard.results for one in result.found)
+        assert found == expected
+        shard.results.clear()
+        assert shard.run_to_end(0)[0] == greedy([9, 4], 6)
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    assert sum(entry.apart is not None for entry in channel.entries) > 7
+    assert any(entry.apart.copies for entry in channel.entries if entry.apart is not None)
+    assert len(runner.batches) == len(shard.runner.batches)
+    for mine, theirs in zip(shard.runner.batches, runner.batches, strict=True):
+        for name in ("input_ids_T", "position_ids_T", "kv_places_T", "query_starts", "block_tables_RB", "slots_R"):
+            assert getattr(mine, name).tolist() == getattr(theirs, name).tolist()
+    assert runner.pool == shard.runner.pool
+
+
+def test_a_pass_of_searches_of_several_ranks_without_memory_is_not_tried_again() -> None:
+    error = torch.OutOfMemoryError("none left")
+    facts = replace(FACTS, features=(*FACTS.features, "beams"))
+    gate = threading.Semaphore(0)
+    with Shard(channel=QueueChannel(), facts=facts, gate=gate) as shard:
+        message = pb.Plan(number=1, admits=[search(0, [1, 2], request_id=1, first_block=0)])
+        shard.engine.submit_plan(shard.session, plan_from_wire(message), message.SerializeToString())
+        shard.step()  # the prompt
+        shard.runner.raises = error
+        gate.release(10)
+        while not isinstance(item := shard.next_item(), StreamEnd):
+            pass
+        assert item.reason is EndReason.FAILED
+    assert shard.error is error

@@ -9,6 +9,7 @@ import huggingface_hub
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.utils import HfHubHTTPError
 
+PICTURE = b"\x89PNG and so on"  # the servers' shards read no format, and take the bytes for sounds too
 # Task of the server, method, arguments, and an attribute or a length by which the answer is known to be parsed.
 CALLS: list[tuple[str, str, dict[str, Any]]] = [
     ("sentence-similarity", "feature_extraction", {"text": "the happy dog"}),
@@ -19,6 +20,24 @@ CALLS: list[tuple[str, str, dict[str, Any]]] = [
     ("fill-mask", "fill_mask", {"text": "a [MASK] dog"}),
     ("question-answering", "question_answering", {"question": "my name?", "context": "Sarah is in London"}),
     ("summarization", "summarization", {"text": "a long text"}),
+    ("table-question-answering", "table_question_answering", {"query": "how many?", "table": {"name": ["a", "b"]}}),
+    ("image-classification", "image_classification", {"image": PICTURE}),
+    ("object-detection", "object_detection", {"image": PICTURE, "threshold": 0.3}),
+    (
+        "zero-shot-image-classification",
+        "zero_shot_image_classification",
+        {"image": PICTURE, "candidate_labels": ["cat", "dog"]},
+    ),
+    ("audio-classification", "audio_classification", {"audio": PICTURE}),
+    ("automatic-speech-recognition", "automatic_speech_recognition", {"audio": PICTURE}),
+    ("text-to-audio", "text_to_speech", {"text": "hello"}),
+    ("image-to-text", "image_to_text", {"image": PICTURE}),
+    ("visual-question-answering", "visual_question_answering", {"image": PICTURE, "question": "What is it?"}),
+    (
+        "document-question-answering",
+        "document_question_answering",
+        {"image": PICTURE, "question": "How much?", "word_boxes": [["Total:", [1, 2, 3, 4]], ["9", [5, 2, 8, 4]]]},
+    ),
 ]
 
 
@@ -39,6 +58,22 @@ def check(method: str, found: Any) -> None:
             assert found[0].score == 0.5
         case "question_answering":
             assert (found.answer, found.start, found.end) == ("Sarah", 0, 5)
+        case "table_question_answering":
+            assert isinstance(found.answer, str)
+        case "image_classification" | "audio_classification" | "zero_shot_image_classification":
+            assert {one.label for one in found} == {"cat", "dog"}
+        case "object_detection":
+            assert [one.label for one in found] == ["dog", "cow"]
+        case "automatic_speech_recognition":
+            assert found.text.startswith("0 ''")
+        case "text_to_speech":
+            assert found
+        case "image_to_text":
+            assert found.generated_text == ""
+        case "visual_question_answering":
+            assert (found[0].answer, found[0].score) == ("What is it?", 0.5)
+        case "document_question_answering":
+            assert (found[0].answer, found[0].start, found[0].end) == ("Total: 9", 0, 1)
         case "summarization":
             assert found.summary_text.startswith("abc")
 

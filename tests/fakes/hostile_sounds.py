@@ -52,9 +52,9 @@ HOSTILE_SOUNDS: dict[str, tuple[bytes, str]] = {
     "a FLAC that is cut": (encode(tone(), "FLAC")[:60], "decoded|no sample"),
     "an OGG of noise": (b"OggS" + noise(50_000), "decoded"),
     "an MP3 of noise": (b"\xff\xfb\x90\x00" + noise(200_000), "decoded|no sample"),
-    "WebM": (b"\x1a\x45\xdf\xa3" + bytes(50), "format WebM"),
-    "MP4": (b"\0\0\0\x20ftypM4A " + bytes(50), "format MP4"),
-    "AMR": (b"#!AMR\n" + bytes(50), "format AMR"),
+    "WebM": (b"\x1a\x45\xdf\xa3" + bytes(50), "decoded"),
+    "MP4": (b"\0\0\0\x20ftypM4A " + bytes(50), "decoded"),
+    "AMR": (b"#!AMR\n" + bytes(50), "decoded|no sample"),
     "too long": (encode(np.zeros(RATE * 700, np.float32), subtype="PCM_U8"), "longer than 600 seconds"),
     "a FLAC of much silence": (encode(np.zeros(8_000 * 3_000, np.float32), "FLAC", rate=8_000), "longer than 600"),
 }

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForAudioClassification, AutoModelForImageClassification
 
+from tests.fakes.av_sounds import hostile_av_sounds
 from tests.fakes.hostile_pictures import HOSTILE_PICTURES, encode, picture, png
 from tests.fakes.hostile_sounds import HOSTILE_SOUNDS, wav
 from tests.fakes.real_row_shard import RealRowShard
@@ -129,9 +130,12 @@ def test_a_hostile_picture_is_422(clients: dict[str, httpx.Client], name: str) -
     assert "`inputs`" in answer.json()["error"]
 
 
-@pytest.mark.parametrize("name", HOSTILE_SOUNDS)
+ALL_SOUNDS = {**HOSTILE_SOUNDS, **hostile_av_sounds()}
+
+
+@pytest.mark.parametrize("name", ALL_SOUNDS)
 def test_hostile_audio_is_422(clients: dict[str, httpx.Client], name: str) -> None:
-    answer = answer_beside_normal_calls(clients["audio"], HOSTILE_SOUNDS[name][0], sound_file(0.5))
+    answer = answer_beside_normal_calls(clients["audio"], ALL_SOUNDS[name][0], sound_file(0.5))
     assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
     assert "`inputs`" in answer.json()["error"]
 

@@ -157,7 +157,7 @@ SHARD_LIBRARIES = {
     "grammar": names("numpy llguidance"),
     "sampling": names("torch numpy"),
     "engine": names("torch numpy"),
-    "media": names("numpy PIL soundfile soxr"),
+    "media": names("numpy PIL soundfile soxr av"),
     "tasks": names("torch numpy pandas transformers PIL"),
     "server": names("grpc numpy textmill_proto"),
     "row_start": names("torch"),

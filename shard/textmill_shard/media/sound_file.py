@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from textmill_shard.media.audio_file import Samples
+from textmill_shard.media.mono import Samples
 
 FORMATS = ("flac", "wav", "ogg", "mp3", "opus", "pcm")
 PLAIN_RATE = 24_000  # Hz, of Opus and of samples without a header, which do not tell their rate

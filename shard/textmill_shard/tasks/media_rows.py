@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from textmill_shard.media.audio_file import Samples, decode_audio
+from textmill_shard.media.audio_file import decode_audio
 from textmill_shard.media.decoder import DecodingHelpers
 from textmill_shard.media.errors import MediaError, TextError
 from textmill_shard.media.image_file import decode_image
+from textmill_shard.media.mono import Samples
 from textmill_shard.tasks.rows import FailureCode, MediaRow, Params, RowFailure
 
 

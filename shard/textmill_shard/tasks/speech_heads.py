@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from textmill_shard.media.audio_file import Samples
+from textmill_shard.media.mono import Samples
 from textmill_shard.tasks.heads import NOT_FINITE
 from textmill_shard.tasks.media_rows import ReadyRow
 from textmill_shard.tasks.rows import (

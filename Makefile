@@ -4,15 +4,15 @@
 
 PYTHON ?= python3
 PORT ?= 3000
-# Processes of `make test` and `make test-fast`. The last test of DRAWN_CALLS counts the calls of the others, so that file
-# stays in one process.
-JOBS ?= 2
+# Processes of `make test` and `make test-fast`, which run whole files. Three keep two cores busy, because many tests wait.
+JOBS ?= 3
 # Length and random seed of `make soak` and `make hostile`.
 SECONDS ?= 300
 SEED ?= 1
 FAST_TESTS := tests/unit tests/contract tests/zoo tests/kernels
 # They start launchers. The files of the real server go to one process (tests/conftest.py), so that one server runs.
 SYSTEM_TESTS := $(filter-out $(FAST_TESTS),$(patsubst %/,%,$(dir $(wildcard tests/*/__init__.py))))
+# Its tests have one name, with which -n would lose all but one of them.
 DRAWN_CALLS := tests/contract/test_schemathesis.py
 # Room for 46,000 tokens of the demo model; without a number the launcher fills a share of the memory.
 KV_BYTES := 1073741824

@@ -4,6 +4,7 @@ Inside a room a folder imports only the folders and libraries that `room_tables.
 """
 
 import ast
+import functools
 import shutil
 import subprocess
 import sys
@@ -66,8 +67,14 @@ def module_names(room: str) -> list[str]:
     return names
 
 
+@functools.cache
+def imports_in(source: str) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """Return the imports in the text of a file."""
+    return tuple(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom))
+
+
 def imported_names(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in imports_in(path.read_text()):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -78,7 +85,7 @@ def imported_names(path: Path) -> Iterator[str]:
 def imports_among(path: Path, modules: set[str]) -> set[str]:
     """Return the modules that a file imports, by `import m`, `from m import x` or `from package import m`."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in imports_in(path.read_text()):
         if isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return (found | set(imported_names(path))) & modules

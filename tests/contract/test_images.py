@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import os
 import signal
 from array import array
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fakes.byte_tokenizer import BEGIN_ID
 from tests.fakes.chat_calls import answer_of, ask, chunks_of, error_of
 from tests.fakes.fake_shard import FakeShardOptions
 from tests.fakes.image_families import own_processor, row_id_of, write_image_family
@@ -233,6 +235,9 @@ def test_tokenize_gives_the_expanded_prompt(router: RunningRouter, client: httpx
     # Both bytes of a letter have the place of the letter.
     others = dict.fromkeys((one["start"], one["stop"]) for one in tokens if one not in of_image and one["text"])
     assert b"".join(data[start:stop] for start, stop in others) == data.replace(image, b"")
+    # vLLM's form counts the text that it gets.
+    counted = client.post("/tokenize", json={"prompt": text, "add_special_tokens": False}).json()
+    assert counted["count"] == len(data)
 
 
 def test_chat_tokenize_gives_the_expanded_prompt(router: RunningRouter, client: httpx.Client) -> None:
@@ -286,6 +291,30 @@ def test_a_bad_image_is_422_with_field_and_code(
     assert native.json()["error_type"] == "validation"
     assert words in native.json()["error"]
     router.wait_until_free()
+
+
+def test_under_openai_errors_a_bad_image_is_400_and_templates_never_see_the_data(tmp_path: Path, folder: Path) -> None:
+    shown = "{% if p.type == 'image' %}<image>{{ p | tojson }}{% else %}{{ p.text }}{% endif %}"
+    template = "{% for m in messages %}{% for p in m.content %}" + shown + "{% endfor %}{% endfor %}"
+    (tmp_path / "config.json").write_text(json.dumps({"chat_template": template}))
+    settings = {"v1_errors": "openai", "tokenizer_config_path": str(tmp_path / "config.json")}
+    with RunningRouter(tmp_path, OPTIONS, model=folder, **settings) as router, router.client() as client:
+        for part, code, _ in (REFUSED[0], REFUSED[7], REFUSED[9]):
+            error = error_of(ask(client, messages=[user(part)]), 400)
+            assert (error["param"], error["code"]) == ("messages[0].content[0].image_url", code)
+        native = client.post("/generate", json={"inputs": "![](data:image/png;base64,AAAA)"})
+        assert (native.status_code, native.json()["error_type"]) == (422, "validation")
+        body = {"messages": [user(image_part(URLS[0], detail="low"), text_part("x"))]}
+        found = client.post("/chat_tokenize", json=body).json()["templated_text"]
+        assert found == "<image>" * ROWS + '{"type": "image", "image": true}x'
+
+
+def test_markdown_of_images_is_text_for_a_model_of_text(tmp_path: Path) -> None:
+    text = f"Look: ![]({URLS[0][:200]}) and ![](http://a.com/x.png)"
+    with RunningRouter(tmp_path) as router, router.client() as client:
+        found = client.post("/generate", json={"inputs": text, "parameters": {"max_new_tokens": 2}})
+        assert found.status_code == 200, found.text
+        assert prompt_ids(router) == [BEGIN_ID, *text.encode()]
 
 
 @pytest.mark.parametrize(
